@@ -18,11 +18,11 @@ from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.models.vit import ViT, vit
 from glora_jax.runs.config import RunSettings
+from glora_jax.runs.context import Context
 from glora_jax.runs.planning.costs import cost_of
 from glora_jax.runs.planning.machine import Machine
 from glora_jax.runs.planning.plan import plan_of
 from glora_jax.runs.programs import program, shape_of_run
-from glora_jax.runs.run import Run
 from glora_jax.runs.sections import SpaceSettings
 from glora_jax.training.recipe import Recipe
 
@@ -31,7 +31,7 @@ COUNTS = {'train': 800, 'val': 200, 'test': 1000, 'train+val': 1000}
 HOST = Machine('host', 1, 1, 2**45, 1e12, True, 'cpu')
 
 
-def shape_of(model: ViT, size: int, batch: int) -> Run:
+def shape_of(model: ViT, size: int, batch: int) -> Context:
   """A search with the gradient's structure beside it, by batches of a size."""
   recipe = Recipe(batch_size=batch)
   space = SpaceSettings(ranks=(8,))

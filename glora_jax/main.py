@@ -21,7 +21,7 @@ were ready have their results; `--check` with 1 unless all are ready.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import ml_collections
@@ -69,14 +69,11 @@ def main(config: ml_collections.ConfigDict) -> None:
   stop = catch_signals()  # first of all, so that an early signal is heard, too
   from glora_jax import mesh
   from glora_jax.reports import page
-  from glora_jax.runs.config import check_config
-  from glora_jax.runs.used_fields import warn_of_unused
-  from glora_jax.runs.workdir import Stopped, is_finished
+  from glora_jax.runs.workdir import Stopped
 
-  if not is_finished(workdir):
-    warn_of_unused(check_config(config), given_fields())
   try:
-    summary, code = dispatch(config, workdir, stop, RUNNER.value, RESOURCES.value)
+    flags = RUNNER.value, RESOURCES.value, given_fields()
+    summary, code = dispatch(config, workdir, stop, *flags)
   except Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(STOPPED)
@@ -103,22 +100,24 @@ def dispatch(
   stop: Callable[[], bool],
   runner: str = RUNNER.default,
   resources: str | None = None,
+  given: Sequence[str] = (),
 ) -> tuple[str, int]:
   """Runs a comparison, a suite or a single run; returns its summary and the exit code."""
   from glora_jax.reports import comparison_page
   from glora_jax.runs import comparison, experiment, runners, suite
 
   if config.get('job') == 'compare':
-    result = comparison.run(config, workdir, stop, chosen_runner(config, runner, resources))
+    chosen = chosen_runner(config, runner, resources)
+    result = comparison.run(config, workdir, stop, chosen, given=given)
     return comparison_page.summary(result, workdir), 0
   tasks = suite.task_configs(config)
   if len(tasks) == 1:
     require_process(runner, resources)
     [config] = tasks.values()
-    return experiment.summary(experiment.run(config, workdir, stop), workdir), 0
+    return experiment.summary(experiment.run(config, workdir, stop, given=given), workdir), 0
   chosen = chosen_runner(config, runner, resources)
   runners.keep_compiled(workdir)
-  board = suite.run(config, workdir, stop, chosen)
+  board = suite.run(config, workdir, stop, chosen, given=given)
   return suite.summary(board, workdir), 1 if board.failed else 0
 
 

@@ -52,7 +52,7 @@ def test_the_first_pages_of_the_command_load_no_jax():
 
 
 def test_runs_load_no_library_of_a_single_task():
-  loaded = run('import sys, glora_jax.runs.lifecycle; print(*sys.modules)').split()
+  loaded = run('import sys, glora_jax.runs.job; print(*sys.modules)').split()
   assert 'glora_jax.data.tasks.digits' in loaded
   assert not {'sklearn', 'pandas', 'matplotlib'} & {*loaded}
 

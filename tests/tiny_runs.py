@@ -9,7 +9,9 @@ import jax
 from places import ROOT
 
 from glora_jax.files import read_json
-from glora_jax.runs.config import default_config
+from glora_jax.runs import comparison, experiment
+from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.context import make_context
 
 
 def make_config(weights):
@@ -91,3 +93,14 @@ def wait_for(process, *paths):
   """Waits until a process has made one of some paths, or has ended."""
   while process.poll() is None and not any(path.exists() for path in paths):
     time.sleep(0.01)
+
+
+def stages_of(config):
+  """The stages of a config's job."""
+  settings = check_config(config)
+  return (comparison if settings.job == 'compare' else experiment).stages_of(settings)
+
+
+def context_of(config, workdir):
+  """The context of a config's job, in a workdir."""
+  return make_context(check_config(config), stages_of(config), str(workdir))

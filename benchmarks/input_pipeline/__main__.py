@@ -30,7 +30,8 @@ from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.costs import cost_of
 from glora_jax.runs.planning.machine import CHIPS, images_per_core
 from glora_jax.runs.planning.plan import SHARES
-from glora_jax.runs.programs import Workload, shape_of_run
+from glora_jax.runs.programs import shape_of_run
+from glora_jax.runs.stage import Workload
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
 CHIP = 'v5e'
@@ -73,7 +74,7 @@ def chip_rates() -> dict[str, tuple[float, ...]]:
   run = shape_of_run(RunSettings(), model, 224, COUNTS)
   operations = {
     'supernet': cost_of('supernet', run).operations,
-    'lora': cost_of('subnet', run, Workload(subnet='lora')).operations,
+    'lora': cost_of('subnet', run, Workload(structure='lora')).operations,
   }
   return {
     name: tuple(CHIPS[CHIP].peak * share / number for share in SHARES)

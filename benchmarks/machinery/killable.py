@@ -120,7 +120,7 @@ class Killable:
   def _wait(self, processes: Sequence[subprocess.Popen], kill: Kill, before: int) -> bool:
     """Waits for the moment of a kill; whether it came before a process ended."""
     moment = None if kill.stage else time.monotonic() + kill.after
-    begins = re.compile(rf'^{re.escape(kill.stage)}: begins', re.M)
+    begins = re.compile(rf'^{re.escape(kill.stage)}(/[^:]*)?: begins', re.M)
     while all(process.poll() is None for process in processes):
       now = time.monotonic()
       if moment is None and begins.search(self.log, before):
@@ -147,7 +147,7 @@ class Killable:
 
   def stage(self) -> str:
     """The stage that the last start was in."""
-    marks = re.findall(r'^(\w+): (begins|done)', self.log, re.M)
+    marks = re.findall(r'^(\w+)(?:/.*)?: (begins|done)', self.log, re.M)
     if not marks:
       return 'preparing'
     name, state = marks[-1]
@@ -155,7 +155,7 @@ class Killable:
 
   def seconds(self) -> dict[str, float]:
     """The time of every stage, of the first task of a suite."""
-    return read_json(sorted(self.workdir.rglob('seconds.json'))[0], 'seconds')
+    return read_json(sorted(self.workdir.rglob('result.json'))[0], 'result')['seconds']
 
   def contents(self) -> Contents:
     """All that must be identical, by name, without times."""

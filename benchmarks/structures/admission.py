@@ -25,7 +25,7 @@ from glora_jax.data.pipeline import Split
 from glora_jax.files import read_json, write_json
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
-from glora_jax.runs.stages.many_starts import FullFineTuning
+from glora_jax.runs.stages.training import FullFineTuning
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 

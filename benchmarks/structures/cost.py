@@ -45,7 +45,7 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import vit
 from glora_jax.runs.sections import RANKS_OTHERWISE, AllocationSettings
-from glora_jax.runs.stages.structures import fold_indices
+from glora_jax.runs.stages.allocation import fold_indices
 from glora_jax.search.allocate import allocate, compile_ahead
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices, in_rows

@@ -11,6 +11,7 @@ import time
 from typing import Any, Literal, NamedTuple
 
 import jax
+from glora_jax.runs.stages.many_starts import FullFineTuning
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.tpu_programs import decoder
@@ -21,11 +22,9 @@ from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.planning.costs import Line, bytes_by_kind, count
 from glora_jax.runs.planning.machine import find_slice
-from glora_jax.runs.programs import MAKERS, Program, Workload, program, shape_of_run, training_of
-from glora_jax.runs.run import Stream
+from glora_jax.runs.programs import MAKERS, Program, program, shape_of_run, training_of
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
-from glora_jax.runs.stages.many_starts import FullFineTuning, loss_of_finetuning
-from glora_jax.runs.stages.training import TrainingStage
+from glora_jax.runs.stage import Workload
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
@@ -101,10 +100,8 @@ def build(case: Case) -> Program:
   run = shape_of_run(settings, model, image_size, counts, mesh=mesh)
   if case.name == FINETUNING:
     # All weights by the supernet's recipe, with its augmentation and drop path.
-    stage = TrainingStage(FINETUNING, recipe, Stream.SUPERNET, run.train_split)
     learner = FullFineTuning.of(run.adapted)
-    loss_fn = loss_of_finetuning(run, learner)
-    made = Program(FINETUNING, *training_of(run, stage, run.variables, learner, loss_fn))
+    made = Program(FINETUNING, *training_of(run, learner, recipe, run.variables))
   else:
     made = program(case.name, run, Workload(chunk=case.chunk))
   return made.on(devices[0]) if mesh is None else made

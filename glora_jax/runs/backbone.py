@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -19,15 +20,63 @@ from glora_jax.method import sharding
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import spec_of
+from glora_jax.method.presets import parse_preset_name
+from glora_jax.method.space import Spec
 from glora_jax.models import weights
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.metadata import require_normalization
 from glora_jax.models.translate import fit_to_format
-from glora_jax.runs import early_checks
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.origins import find_weights
-from glora_jax.runs.run import Stream, is_beside, stream_key
-from glora_jax.runs.sections import GRADIENT, SEARCH, ModelSettings
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, ModelSettings
+
+
+class Stream(enum.IntEnum):
+  """What a random key is for.
+
+  Equal numbers would make equal draws; other numbers would make a resumed run another one.
+  """
+
+  INIT = 0
+  SUPERNET = 1
+  BASELINE = 2
+  SEARCH = 3
+  FINETUNE_CHOICE = 4
+  FINETUNE = 5
+  HEAD = 6
+  STRUCTURE = 7
+  TRAINING = 8
+  PRIOR = 9
+
+
+def stream_key(seed: int, stream: Stream) -> jax.Array:
+  """The random key of a seed for one purpose."""
+  return jax.random.fold_in(jax.random.key(seed), int(stream))
+
+
+class Place(NamedTuple):
+  """A space of subnets: the backbone adapted with it, and what training starts from.
+
+  Attributes:
+    adapted: the adapted backbone.
+    variables: its variables before any training.
+  """
+
+  adapted: Adapted
+  variables: Any
+
+
+def is_beside(spec: Spec, name: str) -> bool:
+  """Whether a row of the table needs another space than the one that is searched.
+
+  Args:
+    spec: the layers, with the alleles that the search has.
+    name: 'gradient', 'search', 'finetuning', or a preset's name.
+  """
+  if name in NO_PRESETS:
+    return name == GRADIENT
+  rank = parse_preset_name(name).rank
+  return rank is not None and any(rank not in layer.space.ranks for layer in spec)
 
 
 def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
@@ -121,7 +170,8 @@ def adapt_spaces(
   space = settings.space.search_space(settings.structure)
   adapted = on_devices(adapt(model, sample, space=space), settings, mesh)
   is_searched = settings.structure == SEARCH
-  if is_searched and any(is_beside(adapted.spec, name) for name in early_checks.rows(settings)):
+  rows = settings.compare.methods if settings.job == 'compare' else settings.presets
+  if is_searched and any(is_beside(adapted.spec, name) for name in rows):
     space = settings.space.search_space(GRADIENT)
     groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
     return adapted, dataclasses.replace(adapted, groups=groups, spec=spec_of(groups))

@@ -1,11 +1,10 @@
 """Methods side by side on one task: presets, full fine-tuning and the search, on equal terms.
 
-All have the same steps, the same tuning and the same seeds. Stages, each with its files in the
-workdir, so that the same command resumes: every method's learning rate is chosen on the validation
-images, with a seed that the table does not use; every method is trained with every seed, side by
-side (`fit`); the search looks in each seed's supernet for a subnet within each budget, which
-is finetuned; the list is frozen to disk; the test images are read; table and picture are drawn.
-`config.supernet` is the recipe of all; of its epochs a searched subnet spends `finetune.epochs` on
+All have the same steps, the same tuning and the same seeds. Every method's learning rate is chosen
+on the validation images, with a seed that the table does not use; every method is trained with
+every seed, side by side; the search looks in each seed's supernet for a structure within each
+budget, which is finetuned; the list is frozen to disk; the test images are read; table and picture
+are drawn. One recipe is that of all; of its epochs a searched structure spends `finetune.epochs` on
 itself, the others on the supernet.
 """
 
@@ -15,8 +14,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -26,27 +23,26 @@ import numpy as np
 from glora_jax import tree
 from glora_jax.data.catalog import require_apart
 from glora_jax.files import write_json
-from glora_jax.method.presets import preset_label
+from glora_jax.method.presets import file_name, preset_label
 from glora_jax.reports import comparison_page
-from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import carry_out, never, prepare, read_seconds, rehearse
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.context import Candidate, Context, make_context, never
+from glora_jax.runs.fields import warn_of_unread
+from glora_jax.runs.job import claimed, prepared, run_job
 from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
-from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner, ThisProcess
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS
-from glora_jax.runs.stages.many_starts import Trial
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
+from glora_jax.runs.stage import Call, Stage, Workload, read_by, walk
 from glora_jax.runs.stages.methods import (
   TrainedSubnet,
-  choose_rate,
-  choose_rates,
   measure,
+  rate_of,
   seeds_of,
-  train_method,
+  stages_of_methods,
 )
 from glora_jax.runs.stages.results import freeze
 from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
-from glora_jax.runs.used_fields import warn_of_unread
-from glora_jax.runs.workdir import changes_of, claim, claim_workdir, is_finished
+from glora_jax.runs.workdir import is_finished, write_config
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +69,22 @@ class Result(TypedDict):
 
 
 def run(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
   stop: Callable[[], bool] = never,
   runner: Runner = THIS_PROCESS,
+  *,
+  given: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Runs, or resumes, a comparison.
 
   Args:
-    config: a config with the fields of `config.default_config` and `job='compare'`.
-    workdir: folder for everything that is written; one config each.
-    stop: asked before every training and after every generation; where it says True the comparison
-      ends, and all that was finished is kept.
+    config: a config with the fields of `config.default_config` and `job='compare'`, or what
+      `check_config` made of one.
+    workdir: folder for everything that is written; one task each.
+    stop: see `experiment.run`.
     runner: does the methods, each with all of its seeds, and then the test of all of them.
+    given: see `experiment.run`.
 
   Returns:
     The content of `result.json`.
@@ -97,41 +96,73 @@ def run(
   settings = check_config(config)
   if (job := settings.job) != 'compare':
     raise ValueError(f"job={job!r} is no comparison; give job='compare', or call experiment.run.")
-  finished = is_finished(workdir)
-  if not finished:
-    warn_of_unread(settings)
-  rest = functools.partial(carry_out, config, workdir, stages=_run_stages, shape=Result)
-  if isinstance(runner, ThisProcess) or finished:
-    return rest(stop)
-  train_methods(config, workdir, stop, runner)
+  stages = stages_of(settings)
+  if isinstance(runner, ThisProcess) or is_finished(workdir):
+    return run_job(settings, stages, workdir, stop, Result, given)
+  warn_of_unread(settings, read_by(stages), given)
+  _train_methods(settings, workdir, stop, runner)
+  rest = functools.partial(_run_rest, settings, workdir)
   return _do_alone(runner, rest, workdir, stop)
 
 
-def _run_stages(run: Run) -> dict[str, Any]:
-  settings, compare = run.settings, run.settings.compare
+def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages of a comparison, in their order."""
+  methods = stages_of_methods(settings)
+  names = tuple(stage.name for stage in methods)
+  trained = tuple(name for name in names if name.startswith('training/'))
+  test = Stage('test', _test, after=trained, calls=_calls_of_test, has_folder=False)
+  run = functools.partial(_report, names)
+  reads, after = ('compare.methods',), ('test', *names)
+  return (*methods, test, Stage('report', run, reads, after, has_folder=False))
+
+
+def _calls_of_test(context: Context) -> list[Call]:
+  compare, tested = context.settings.compare, 0
+  for name in compare.methods:
+    rows = len(compare.budgets) if name in (SEARCH, GRADIENT) else 1
+    inherited = 2 if name == SEARCH else 1  # searched ones are tested before finetuning, too
+    tested += inherited * compare.seeds * rows
+  images = tested * (context.counts['val'] + context.counts['test'])
+  return [Call('evaluation', Workload(), 0, images)]
+
+
+def _test(context: Context, *trained: dict[str, list[TrainedSubnet]]) -> Any:
+  return freeze_and_evaluate(context, {name: row for rows in trained for name, row in rows.items()})
+
+
+def _report(
+  names: Sequence[str], context: Context, tested: dict[str, Any], *results: Any
+) -> dict[str, Any]:
+  """Writes the chosen learning rates and the page; the content of `result.json`."""
+  settings, compare = context.settings, context.settings.compare
+  found = dict(zip(names, results, strict=True))
+  tried = {method: found.get(f'tuning/{file_name(method)}', []) for method in compare.methods}
+  rates = {method: rate_of(settings, method, tried[method]) for method in compare.methods}
+  rows = {
+    row: subnets
+    for method in compare.methods
+    for row, subnets in found[f'training/{file_name(method)}'].items()
+  }
+  record = {
+    'rate': rates,
+    'seed': settings.seed + TUNING_SEED,
+    'tried': {method: rows for method, rows in tried.items() if rows},
+  }
+  write_json(context.path('rates.json'), record, 'rates')
   seeds = seeds_of(settings)
-  with run.stage('tuning'):
-    rates = choose_rates(run)
-  with run.stage('training'):
-    rows = {}
-    for method in compare.methods:
-      trials = [Trial(seed, rates[method]) for seed in seeds]
-      rows |= train_method(run, method, trials, compare.budgets, 'trained')
-  with run.stage('test'):
-    tested = freeze_and_evaluate(run, rows)
   read_off = {name: subnets for name, subnets in rows.items() if name.startswith(GRADIENT)}
   result = {
-    'task': run.task.name,
-    'data': {'origin': run.task.origin, 'notes': list(run.task.notes)},
+    'task': context.task.name,
+    'data': {'origin': context.task.origin, 'notes': list(context.task.notes)},
     'weights': settings.model.weights,
-    **recorded_weights(run.workdir),
+    **recorded_weights(context.workdir),
     'seeds': seeds,
-    'epochs': settings.supernet.epochs,
-    'finetune_epochs': settings.finetune.epochs,
+    'epochs': settings.recipe.epochs,
+    'finetune_epochs': settings.finetuning.epochs,
     'rates': list(compare.rates),
     'rate': rates,
     'labels': {
-      method: preset_label(run.place(method).adapted.spec, method)
+      method: preset_label(context.place(method).adapted.spec, method)
       for method in compare.methods
       if method not in NO_PRESETS
     },
@@ -143,12 +174,11 @@ def _run_stages(run: Run) -> dict[str, Any]:
     },
     'methods': tested,
     'diverged': _by_seed(seeds, rows, tested, _diverged),
-    'learned_nothing': _by_seed(seeds, rows, tested, _teller_of_guessing(run)),
-    'seconds': dict(run.seconds),
+    'learned_nothing': _by_seed(seeds, rows, tested, _teller_of_guessing(context)),
+    'seconds': dict(context.seconds),
   }
-  with run.stage('report'):
-    spec = run.place(GRADIENT).adapted.spec
-    comparison_page.write(run.workdir, result, spec, recorded_processes(run.workdir))
+  spec = context.place(GRADIENT).adapted.spec
+  comparison_page.write(context.workdir, result, spec, recorded_processes(context.workdir))
   return result
 
 
@@ -173,11 +203,11 @@ def _diverged(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
   return subnet.trouble or ('' if is_finite else 'Its loss is not finite.')
 
 
-def _teller_of_guessing(run: Run) -> Callable[[TrainedSubnet, Mapping[str, Any]], str]:
+def _teller_of_guessing(context: Context) -> Callable[[TrainedSubnet, Mapping[str, Any]], str]:
   """What says so of subnets that end in guessing, unless so few steps may well teach nothing."""
-  labels = np.asarray(run.data('val').labels)
-  recipe = run.settings.supernet
-  steps_per_epoch = recipe.steps_per_epoch(len(run.task.open('train').labels))
+  labels = np.asarray(context.data('val').labels)
+  recipe = context.settings.recipe
+  steps_per_epoch = recipe.steps_per_epoch(len(context.task.open('train').labels))
 
   def tell(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
     accuracy = values['val_accuracy']
@@ -193,12 +223,12 @@ def _teller_of_guessing(run: Run) -> Callable[[TrainedSubnet, Mapping[str, Any]]
 
 
 def freeze_and_evaluate(
-  run: Run, rows: dict[str, list[TrainedSubnet]]
+  context: Context, rows: dict[str, list[TrainedSubnet]]
 ) -> dict[str, list[dict[str, Any]]]:
   """Freezes all subnets with their weights to disk, and only then reads the test images.
 
   Args:
-    run: the run.
+    context: the context.
     rows: the subnets by row of the table, one for each seed.
 
   Returns:
@@ -212,7 +242,7 @@ def freeze_and_evaluate(
       {
         'params': subnet.params,
         'seconds': round(subnet.seconds, 2),
-        **_measure_both(run, subnet, 'val'),
+        **_measure_both(context, subnet, 'val'),
       }
       for subnet in subnets
     ]
@@ -229,54 +259,43 @@ def freeze_and_evaluate(
     ]
     for name, subnets in rows.items()
   }
-  freeze(run, frozen)
+  freeze(context, frozen)
   for name, subnets in rows.items():
     for values, subnet in zip(measured[name], subnets, strict=True):
-      values.update(_measure_both(run, subnet, 'test'))
+      values.update(_measure_both(context, subnet, 'test'))
   return measured
 
 
-def _measure_both(run: Run, subnet: TrainedSubnet, split: str) -> dict[str, float]:
+def _measure_both(context: Context, subnet: TrainedSubnet, split: str) -> dict[str, float]:
   """A subnet's accuracy and loss on a split, and those with the weights that it inherited."""
-  own = measure(run, subnet.candidate, split)
+  own = measure(context, subnet.candidate, split)
   if not subnet.inherited:
     return own
-  inherited = measure(run, Candidate(subnet.inherited, subnet.genome), split)
+  inherited = measure(context, Candidate(subnet.inherited, subnet.genome), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 
-def train_methods(
-  config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool], runner: Runner
+def _train_methods(
+  settings: RunSettings, workdir: str, stop: Callable[[], bool], runner: Runner
 ) -> None:
   """Tunes and trains every method of a comparison that is not finished; tests none.
 
-  Args:
-    config: see `comparison.run`.
-    workdir: see `comparison.run`; this process holds it meanwhile.
-    stop: see `comparison.run`.
-    runner: does the methods.
+  This process holds the workdir meanwhile.
 
   Raises:
     ValueError, OSError: what can be known before: a wrong field, file or workdir, or one in use.
     RuntimeError: a method failed; what the others have trained is kept.
     Stopped: `stop` asked for it.
   """
-  settings = check_config(config)
   require_apart(settings.task, workdir)
-  with claim(workdir):
-    changes_of(config, workdir)
-    _do_alone(runner, functools.partial(_rehearse, config, workdir), workdir, stop)
-    claim_workdir(config, workdir)
+  with claimed(workdir, stages_of(settings)):
+    _do_alone(runner, functools.partial(_rehearse, settings, workdir), workdir, stop)
+    write_config(settings, workdir)
     methods = settings.compare.methods
-    jobs = {method: functools.partial(_train_method, config, workdir, method) for method in methods}
+    jobs = {name: functools.partial(_train_one, settings, workdir, name) for name in methods}
     with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
       for number, (method, outcome) in enumerate(outcomes, 1):
-        spent, made = outcome()
-        note_process(workdir, made)
-        seconds = read_seconds(workdir)
-        for stage in spent:
-          seconds[stage] = round(seconds.get(stage, 0.0) + spent[stage], 2)
-        write_json(os.path.join(workdir, 'seconds.json'), seconds, 'seconds')
+        note_process(workdir, outcome())
         log.info('%s is trained, %d of %d methods', method, number, len(methods))
 
 
@@ -287,22 +306,20 @@ def _do_alone(runner: Runner, job: Job, workdir: str, stop: Callable[[], bool]) 
   return outcome()
 
 
-def _rehearse(config: ml_collections.ConfigDict, workdir: str, stop: Callable[[], bool]) -> None:
-  """Checks all that the comparison needs, and leaves in the workdir what preparing writes."""
+def _rehearse(settings: RunSettings, workdir: str, stop: Callable[[], bool]) -> None:
+  """Checks all that the comparison needs, and leaves in the workdir what a context does."""
   del stop
-  rehearse(config, workdir)
+  prepared(settings, stages_of(settings), workdir)
 
 
-def _train_method(
-  config: ml_collections.ConfigDict, workdir: str, method: str, stop: Callable[[], bool]
-) -> tuple[dict[str, float], Made]:
-  """Trains a method with every seed; the seconds by stage, and with what it was made."""
-  settings = check_config(config)
-  run = prepare(settings, workdir, stop)
-  start = time.perf_counter()
-  rate = choose_rate(run, method).rate
-  tuned = time.perf_counter()
-  trials = [Trial(seed, rate) for seed in seeds_of(settings)]
-  train_method(run, method, trials, settings.compare.budgets, 'trained')
-  seconds = {'tuning': tuned - start, 'training': time.perf_counter() - tuned}
-  return seconds, current()
+def _train_one(settings: RunSettings, workdir: str, method: str, stop: Callable[[], bool]) -> Made:
+  """Tunes and trains a method with every seed; with what it was made."""
+  stages = stages_of(settings)
+  context = make_context(settings, stages, workdir, stop)
+  walk(context, stages, until=f'training/{file_name(method)}')
+  return current()
+
+
+def _run_rest(settings: RunSettings, workdir: str, stop: Callable[[], bool]) -> dict[str, Any]:
+  """Tests what was trained, and writes the result."""
+  return run_job(settings, stages_of(settings), workdir, stop, Result, None)

@@ -123,6 +123,16 @@ class RunSettings:
       self.allocation.shortened(self.recipe_alone)
 
   @property
+  def recipe(self) -> Recipe:
+    """How a job trains."""
+    return self.recipe_alone
+
+  @property
+  def finetuning(self) -> Recipe:
+    """How a searched structure is trained on."""
+    return self.finetune
+
+  @property
   def recipe_alone(self) -> Recipe:
     """How a structure is trained by itself, from the pretrained model."""
     return getattr(self, self.section_alone)
@@ -233,11 +243,11 @@ def default_config() -> ml_collections.ConfigDict:
   return schema.to_config_dict(RunSettings())
 
 
-def check_config(config: ml_collections.ConfigDict) -> RunSettings:
+def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings:
   """Reads a config.
 
   Args:
-    config: a config with all fields of `default_config`.
+    config: a config with all fields of `default_config`; settings are returned as they are.
 
   Returns:
     Its values, by section.
@@ -246,6 +256,8 @@ def check_config(config: ml_collections.ConfigDict) -> RunSettings:
     ValueError: a field is unknown or missing, or has a value that cannot be; the sentence names it.
     ImportError: a field needs a package that is not installed.
   """
+  if isinstance(config, RunSettings):
+    return config
   settings = schema.build(RunSettings, config.to_dict())
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(

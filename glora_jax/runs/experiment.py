@@ -1,54 +1,54 @@
-"""One run, stage by stage: the structure, its training, the test, folding and report.
+"""One run: a structure is found and trained, tested, and folded into the plain model.
 
-A structure is searched (supernet, baselines, search, finetuning), read off one gradient (head,
-structure, baselines, training), or given (structure, baselines, training).
-
-Every stage leaves its result in the workdir and is skipped when it is there, so the same command
-resumes. The stage `test` comes last: it evaluates a list that was frozen to disk before, and only
-the report reads what it finds.
+It is searched (supernet, search, finetuning), read off one gradient (head, structure, training), or
+given (structure, training); baselines are trained alone. The test comes last, on a list that was
+frozen to disk before, and only the report reads what it finds.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from glora_jax.method.draws import check_budget
 from glora_jax.models import folder
 from glora_jax.reports import run_page
-from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import carry_out, never
-from glora_jax.runs.run import Candidate, Run, Stream
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.context import Candidate, Context, never
+from glora_jax.runs.job import run_job
 from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stages import structures
+from glora_jax.runs.stage import Call, Stage, Workload
 from glora_jax.runs.stages.results import Result, freeze_and_evaluate, write_results
-from glora_jax.runs.stages.search import run_search
-from glora_jax.runs.stages.structures import Structure
-from glora_jax.runs.stages.training import finetune, train_supernet
-from glora_jax.runs.used_fields import warn_of_unread
-from glora_jax.runs.workdir import is_finished
+from glora_jax.runs.stages.search import stages_of_search
+from glora_jax.runs.stages.structures import (
+  rows_of,
+  stage_of_row,
+  stage_of_winner,
+  stages_of_structure,
+)
 
 LEFT = ('report.html', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
 
 def run(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
   stop: Callable[[], bool] = never,
   *,
-  is_alone: bool = True,
+  given: Sequence[str] | None = (),
 ) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
   Args:
-    config: a config with the fields of `config.default_config`.
-    workdir: folder for everything that is written; one config each.
+    config: a config with the fields of `config.default_config`, or what `check_config` made of one.
+    workdir: folder for everything that is written; one task each.
     stop: asked after every dispatch and generation and before every stage; where it says True,
       everything is saved and the run ends. No signal handlers are installed.
-    is_alone: whether it is no task of a suite, which names fields that do nothing once for all.
+    given: fields that a command line gives; those that nothing reads are named. None names none,
+      since a suite has done so for all of its runs.
 
   Returns:
     The content of `result.json`.
@@ -61,48 +61,84 @@ def run(
   settings = check_config(config)
   if (job := settings.job) != 'adapt':
     raise ValueError(f"job={job!r} is no run; give job='adapt', or call comparison.run.")
-  if is_alone and not is_finished(workdir):
-    warn_of_unread(settings)
-  return carry_out(config, workdir, stop, _run_stages, Result)
+  return run_job(settings, stages_of(settings), workdir, stop, Result, given)
 
 
-def _run_stages(run: Run) -> dict[str, Any]:
-  structure = structures.find(run)
-  if run.settings.structure == SEARCH:
-    candidates, found = _search(run, structure)
+def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages of a run, in their order."""
+  structure = stages_of_structure(settings)
+  alone = {name: stage_of_row(settings, name) for name in rows_of(settings)}
+  rows = {stage.name: name for name, stage in alone.items()}
+  if settings.structure == SEARCH:
+    first, last = stages_of_search(settings)
   else:
-    assert structure is not None  # only a search may do without
-    candidates, found = _train_structure(run, structure)
-  with run.stage('test'):
-    tested, answers = freeze_and_evaluate(run, candidates)
-  with run.stage('report'):
-    result = write_results(run, candidates, tested, answers, **found)
-  return result
+    first, last = (), (stage_of_winner(settings),)
+  before = (*structure, *first, *alone.values(), *last)
+  # What is tested, and what the report tells of how it was found.
+  names = tuple(stage.name for stage in before if stage.name not in ('head', 'finetune_choice'))
+  test = Stage(
+    'test',
+    functools.partial(_test, rows, names),
+    after=names,
+    calls=functools.partial(_calls_of_test, len(rows) + 1 + (settings.structure == SEARCH)),
+    has_folder=False,
+  )
+  report = Stage(
+    'report',
+    functools.partial(_report, rows, names),
+    reads=('presets',),
+    after=('test', *names),
+    check=_check_folded,
+    has_folder=False,
+  )
+  return (*before, test, report)
 
 
-def _search(run: Run, beside: Structure | None) -> tuple[dict[str, Candidate], dict[str, Any]]:
-  """Supernet, rows beside the winner, search and finetuning."""
-  with run.stage('supernet'):
-    supernet = train_supernet(run)
-  with run.stage('baselines'):
-    rows = structures.train_rows(run, beside)
-  with run.stage('search'):
-    budget = check_budget(run.settings.budget)
-    archive = run_search(run, supernet, budget=budget, key=run.key(Stream.SEARCH))
-  with run.stage('finetune'):
-    winner = archive.best(run.settings.search.fitness)
-    candidates = {**rows, **finetune(run, supernet, winner)}
-  allocation = beside.allocation if beside else None
-  return candidates, {'archive': archive, 'supernet': supernet, 'allocation': allocation}
+def _calls_of_test(tested: int, context: Context) -> list[Call]:
+  splits = context.counts.keys() - {'train', 'train+val'}
+  images = sum(context.counts[split] for split in splits)
+  return [Call('evaluation', Workload(), 0, tested * images)]
 
 
-def _train_structure(run: Run, structure: Structure) -> tuple[dict[str, Candidate], dict[str, Any]]:
-  """Rows beside the winner, and the structure, trained alone."""
-  with run.stage('baselines'):
-    rows = structures.train_rows(run, structure)
-  with run.stage('training'):
-    winner = structures.train_alone(run, structure)
-  return {**rows, 'winner': winner}, {'allocation': structure.allocation}
+def _candidates(
+  rows: Mapping[str, str], found: Mapping[str, Any], fitness: str
+) -> dict[str, Candidate]:
+  """What is tested, by name: the rows, and the winner, if searched also with inherited weights."""
+  candidates = {row: found[stage] for stage, row in rows.items()}
+  if 'search' not in found:
+    return {**candidates, 'winner': found['training']}
+  inherited = Candidate(found['supernet'], found['search'].best(fitness))
+  winner = found.get('finetune', inherited)
+  return {**candidates, 'winner_supernet': inherited, 'winner': winner}
+
+
+def _test(rows: Mapping[str, str], names: Sequence[str], context: Context, *results: Any) -> Any:
+  found = dict(zip(names, results, strict=True))
+  return freeze_and_evaluate(context, _candidates(rows, found, context.settings.search.fitness))
+
+
+def _report(
+  rows: Mapping[str, str], names: Sequence[str], context: Context, tested: Any, *results: Any
+) -> dict[str, Any]:
+  found = dict(zip(names, results, strict=True))
+  structure = found.get('structure')
+  return write_results(
+    context,
+    _candidates(rows, found, context.settings.search.fitness),
+    *tested,
+    archive=found.get('search'),
+    supernet=found.get('supernet'),
+    allocation=structure and structure.allocation,
+  )
+
+
+def _check_folded(context: Context) -> None:
+  """Raises ValueError where the folder of the folded model holds another checkpoint."""
+  path = context.path('folded')
+  if context.workdir and os.path.isdir(path):
+    source = context.metadata.get('source')
+    container = 'safetensors' if source is None else source.container
+    folder.require_no_other(path, folder.FILE_NAMES[container])
 
 
 def summary(result: dict[str, Any], workdir: str) -> str:

@@ -23,7 +23,6 @@ from glora_jax.models.fetch import fetch
 from glora_jax.models.folder import locate
 from glora_jax.records import read_record
 from glora_jax.runs.sections import ModelSettings
-from glora_jax.runs.used_fields import EVERY_STAGE, last_begun
 
 WEIGHTS = 'weights.json'
 PROVENANCE = 'provenance.json'
@@ -86,8 +85,7 @@ def _find_on_hub(settings: ModelSettings, workdir: Path, record: Mapping[str, st
 
 
 def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
-  # Of a run that has begun without a record, nobody knows what it began with.
-  if primary() and last_begun(EVERY_STAGE, [workdir]) is None:
+  if primary():
     with writing(workdir):
       os.makedirs(workdir, exist_ok=True)
     record = _Weights(weights=name, revision=revision, sha256=sha256)

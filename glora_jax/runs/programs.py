@@ -7,6 +7,7 @@ hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import (
+  Place,
   adapt_spaces,
   on_devices,
   placed,
@@ -28,18 +30,24 @@ from glora_jax.runs.backbone import (
   shapes_before_training,
 )
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.lifecycle import never
-from glora_jax.runs.run import STREAMED_BLOCK, Place, Run, Stream
+from glora_jax.runs.context import STREAMED_BLOCK, Context
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
-from glora_jax.runs.stages.many_starts import FullFineTuning, loss_of_finetuning
-from glora_jax.runs.stages.structures import head_stage, loss_of, named_genome, shape_of_folds
-from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, TrainingStage, learner_of
+from glora_jax.runs.stage import Workload
+from glora_jax.runs.stages.allocation import (
+  gradient_loss,
+  head_learner,
+  head_recipe,
+  shape_of_folds,
+)
+from glora_jax.runs.stages.structures import named_genome
+from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, FullFineTuning, loss_of
 from glora_jax.search.allocate import passes_of
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
+from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn, initial_state, make_steps
-from glora_jax.training.recipe import prepare
+from glora_jax.training.recipe import Recipe, prepare
 
 Shape = jax.ShapeDtypeStruct
 KEY = jax.eval_shape(jax.random.key, 0)
@@ -52,11 +60,15 @@ class Program(NamedTuple):
     name: key of `MAKERS`.
     function: what `jax.jit` returned.
     arguments: arrays' shapes, types and, on a mesh, places.
+    images: how many a call goes through, for each candidate.
+    streamed: those of the arguments that are read for each call anew.
   """
 
   name: str
   function: Any
   arguments: tuple[Any, ...]
+  images: int
+  streamed: Any = ()
 
   def lowered(self) -> Any:
     """The program for the devices that its arguments are on, lowered."""
@@ -74,26 +86,6 @@ class Program(NamedTuple):
     return self._replace(arguments=jax.tree.map(place, self.arguments))
 
 
-class Workload(NamedTuple):
-  """How much a run's programs are given at once.
-
-  Attributes:
-    chunk: candidates side by side, on each device of the mesh's candidate axis.
-    block: images of a candidate that are evaluated at a time, on all devices together.
-    side_by_side: trainings side by side.
-    subnet: what is trained alone: a preset's name, a genome's file, or 'gradient' or 'search',
-      whose subnet is not known yet and counts as the largest. Of trainings side by side also
-      'finetuning', of the whole base, and None, for supernets.
-    section: section of the config that it is trained by; None for that of `recipe_alone`.
-  """
-
-  chunk: int = 8
-  block: int = 256
-  side_by_side: int = 2
-  subnet: str | None = 'lora'
-  section: str | None = None
-
-
 def shape_of_run(
   settings: RunSettings,
   model: nn.Module,
@@ -101,7 +93,7 @@ def shape_of_run(
   counts: Mapping[str, int],
   normalization: Any = 'inception',
   mesh: jax.sharding.Mesh | None = None,
-) -> Run:
+) -> Context:
   """A run of which only shapes are known: a model without weights, no task, no workdir.
 
   Args:
@@ -121,32 +113,32 @@ def shape_of_run(
   variables = shapes_before_training(adapted, params, settings, mesh)
   metadata = {'image_size': image_size, 'normalization': normalization}
   no_task: Any = None
-  run = Run(settings, '', no_task, adapted, variables, metadata, {}, never, mesh=mesh)
+  context = Context(settings, '', no_task, adapted, variables, metadata, counts=counts, mesh=mesh)
   if beside is not None:
-    run.beside = Place(beside, shapes_before_training(beside, params, settings, mesh))
+    context.beside = Place(beside, shapes_before_training(beside, params, settings, mesh))
   for split, number in counts.items():
-    run.splits[split] = Split(_images(run, number), Shape((number,), jnp.int32))
-  return run
+    context.splits[split] = Split(_images(context, number), Shape((number,), jnp.int32))
+  return context
 
 
-def on_mesh(run: Run, mesh: jax.sharding.Mesh | None) -> Run:
+def on_mesh(context: Context, mesh: jax.sharding.Mesh | None) -> Context:
   """A run of which only shapes are known, on other devices."""
-  adapted = on_devices(run.adapted, run.settings, mesh)
-  variables = placed(adapted, run.variables, run.settings, mesh)
-  run = dataclasses.replace(run, adapted=adapted, variables=variables, mesh=mesh)
-  if run.beside is not None:
-    adapted, variables = run.beside
-    adapted = on_devices(adapted, run.settings, mesh)
-    run.beside = Place(adapted, placed(adapted, variables, run.settings, mesh))
-  return run
+  adapted = on_devices(context.adapted, context.settings, mesh)
+  variables = placed(adapted, context.variables, context.settings, mesh)
+  moved = dataclasses.replace(context, adapted=adapted, variables=variables, mesh=mesh)
+  if context.beside is not None:
+    adapted, variables = context.beside
+    adapted = on_devices(adapted, context.settings, mesh)
+    moved.beside = Place(adapted, placed(adapted, variables, context.settings, mesh))
+  return moved
 
 
-def program(name: str, run: Run, workload: Workload = Workload()) -> Program:
-  """A program of a run.
+def program(name: str, context: Context, workload: Workload = Workload()) -> Program:
+  """A program of a context.
 
   Args:
     name: key of `MAKERS`.
-    run: the run; of its variables shapes are enough.
+    context: the context; of its variables shapes are enough.
     workload: sizes of what it is given.
 
   Raises:
@@ -163,192 +155,203 @@ def program(name: str, run: Run, workload: Workload = Workload()) -> Program:
   """
   if name not in MAKERS:
     raise ValueError(f'program {name!r} is unknown; the programs are {", ".join(MAKERS)}.')
-  return Program(name, *MAKERS[name](run, workload))
+  return Program(name, *MAKERS[name](context, workload))
 
 
-_Made = tuple[Any, tuple[Any, ...]]
-
-
-def _training(run: Run, stage: TrainingStage, place: Place) -> _Made:
-  return training_of(run, stage, place.variables, *learner_of(run, stage))
+_Made = tuple[Any, tuple[Any, ...], int, Any]  # fields of a program but for its name
 
 
 def training_of(
-  run: Run, stage: TrainingStage, variables: Any, learner: Adapted, loss_fn: LossFn
-) -> tuple[Any, tuple[Any, ...]]:
-  """The steps of a training stage, as `loop.fit` compiles them.
+  context: Context,
+  learner: Adapted,
+  recipe: Recipe,
+  variables: Any,
+  loss_fn: LossFn | None = None,
+) -> _Made:
+  """The steps of a training, as `loop.fit` compiles them.
 
   Args:
-    run: the run.
-    stage: what to train on, and how.
-    variables: shapes of the variables to start from.
+    context: the context.
     learner: what is trained.
-    loss_fn: its loss.
+    recipe: how.
+    variables: shapes of the variables to start from.
+    loss_fn: what is minimized; None for the job's loss of the learner.
 
   Returns:
-    (compiled function, what it is called with).
+    (compiled function, what it is called with, images of a call, what of them is streamed).
   """
-  number = _number(run, stage.split)
+  number = _number(context, context.train_split)
   trainable, frozen = jax.eval_shape(learner.split, variables)
-  if run.mesh is not None:
-    trainable, frozen = placed_halves(trainable, frozen, run.settings, run.mesh)
-  loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
-  state = _replicate(run, jax.eval_shape(optimizer.init, trainable))
-  if stage.head is None:
-    data = _data(run, stage, number)
+  if context.mesh is not None:
+    trainable, frozen = placed_halves(trainable, frozen, context.settings, context.mesh)
+  loss_fn, optimizer = prepare(loss_fn or loss_of(context, learner), recipe, trainable, number)
+  state = _replicate(context, jax.eval_shape(optimizer.init, trainable))
+  if isinstance(learner, HeadAlone):
+    body = learner.body_of(variables)
+    images = _images(context, learner.batch_size)
+    features = jax.eval_shape(learner.features_program(), body, images)
+    shape = Shape((number, *features.shape[1:]), features.dtype)
+    data = _resident(context, recipe, shape, recipe.steps_per_epoch(number))
   else:
-    body = stage.head.body_of(variables)
-    images = _images(run, stage.head.batch_size)
-    features = jax.eval_shape(stage.head.features_program(), body, images)
-    data = _resident(run, stage, Shape((number, *features.shape[1:]), features.dtype), number)
-  steps = make_steps(loss_fn, optimizer, stage.recipe.accumulate, run.mesh)
-  return steps, (trainable, state, 0, frozen, *data, KEY, None)
+    data = _data(context, recipe, number)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate, context.mesh)
+  images, labels, indices = data
+  streamed = (images, labels) if indices is None else ()
+  number = math.prod(images.shape[:2] if indices is None else indices.shape)
+  return steps, (trainable, state, 0, frozen, *data, KEY, None), number, streamed
 
 
-def _replicate(run: Run, shapes: Any) -> Any:
-  return meshes.replicate(run.mesh, shapes)
+def _replicate(context: Context, shapes: Any) -> Any:
+  return meshes.replicate(context.mesh, shapes)
 
 
-def _images(run: Run, *axes: int) -> Shape:
-  size = run.metadata['image_size']
+def _images(context: Context, *axes: int) -> Shape:
+  size = context.metadata['image_size']
   return Shape((*axes, size, size, 3), jnp.uint8)
 
 
-def _data(run: Run, stage: TrainingStage, number: int) -> tuple[Any, Any, Any]:
+def _data(context: Context, recipe: Recipe, number: int) -> tuple[Any, Any, Any]:
   """Images, labels and indices of a dispatch: a `batches.Block`."""
-  if run.is_resident(number):
-    return _resident(run, stage, _images(run, number), number)
-  size = stage.recipe.batch_size
+  if context.is_resident(number):
+    return _resident(context, recipe, _images(context, number))
+  size = recipe.batch_size
   steps = min(STEPS_PER_DISPATCH, MOST_STREAMED_STEPS)
-  steps = steps_per_call(stage.recipe.steps_per_epoch(number), steps)
-  batches: Any = _images(run, steps, size), Shape((steps, size), jnp.int32)
-  if run.mesh is not None:
-    sharding = meshes.dealt(run.mesh, axis=1)
+  steps = steps_per_call(recipe.steps_per_epoch(number), steps)
+  batches: Any = _images(context, steps, size), Shape((steps, size), jnp.int32)
+  if context.mesh is not None:
+    sharding = meshes.dealt(context.mesh, axis=1)
     batches = tuple(meshes.put(leaf, sharding) for leaf in batches)
   return *batches, None
 
 
 def _resident(
-  run: Run, stage: TrainingStage, images: Shape, number: int
+  context: Context, recipe: Recipe, images: Shape, most: int = STEPS_PER_DISPATCH
 ) -> tuple[Shape, Shape, Shape]:
-  per_epoch = stage.recipe.steps_per_epoch(number)
-  most = STEPS_PER_DISPATCH if stage.head is None else per_epoch
-  indices = Shape((steps_per_call(per_epoch, most), stage.recipe.batch_size), jnp.int32)
-  return *_held(run, images, number), _replicate(run, indices)
+  number = images.shape[0]
+  steps = steps_per_call(recipe.steps_per_epoch(number), most)
+  indices = Shape((steps, recipe.batch_size), jnp.int32)
+  return *_held(context, images, number), _replicate(context, indices)
 
 
-def _supernet(run: Run, workload: Workload) -> _Made:
-  stage = TrainingStage('supernet', run.settings.supernet, Stream.SUPERNET, run.train_split)
-  return _training(run, stage, run.place(SEARCH))
+def _supernet(context: Context, workload: Workload) -> _Made:
+  recipe = workload.recipe or context.settings.recipe
+  return training_of(context, context.adapted, recipe, context.variables)
 
 
-def _stage_alone(run: Run, workload: Workload) -> tuple[TrainingStage, Place]:
-  """The training of `Workload.subnet`, and the space that it is in."""
-  place = run.place(workload.subnet or SEARCH)
-  genome = _genome(run, place, workload)
-  recipe = getattr(run.settings, workload.section or run.settings.section_alone)
-  key, split = Stream.BASELINE, run.train_split
-  return TrainingStage('subnet', recipe, key, split, genome, adapted=place.adapted), place
-
-
-def _genome(run: Run, place: Place, workload: Workload) -> np.ndarray | None:
-  """What `Workload.subnet` names; None for a supernet."""
-  name, spec = workload.subnet, place.adapted.spec
+def _learner(context: Context, workload: Workload) -> tuple[Adapted, Place]:
+  """What a workload trains, and the space that it is in."""
+  name = workload.structure
+  place = context.place(name or SEARCH)
+  adapted = place.adapted
   if name is None:
-    return None
+    return adapted, place
+  if name == 'finetuning':
+    return FullFineTuning.of(context.adapted), place
   if name.endswith(GENOME_ENDING):
-    return named_genome(spec, name, check_budget(run.settings.budget))
-  return preset(spec, 'full' if name in NO_PRESETS else name)
+    genome = named_genome(adapted.spec, name, check_budget(context.settings.budget))
+    return adapted.fix(genome), place
+  return adapted.fix(preset(adapted.spec, 'full' if name in NO_PRESETS else name)), place
 
 
-def _subnet(run: Run, workload: Workload) -> _Made:
-  return _training(run, *_stage_alone(run, workload))
+def _subnet(context: Context, workload: Workload) -> _Made:
+  learner, place = _learner(context, workload)
+  recipe = workload.recipe or context.settings.recipe
+  return training_of(context, learner, recipe, place.variables)
 
 
-def _train_many(run: Run, workload: Workload) -> _Made:
-  """The same training several times side by side, as `loop.fit` compiles it."""
-  stage, place = _stage_alone(run, workload)
-  if workload.subnet == 'finetuning':
-    learner = FullFineTuning.of(run.adapted)
-    loss_fn = loss_of_finetuning(run, learner)
-  else:
-    learner, loss_fn = learner_of(run, stage)
-  number, runs = _number(run, stage.split), workload.side_by_side
+def _train_many(context: Context, workload: Workload) -> _Made:
+  """The same training several times side by side."""
+  learner, place = _learner(context, workload)
+  recipe = workload.recipe or context.settings.recipe
+  number, runs = _number(context, context.train_split), workload.side_by_side
   trainable, frozen = jax.eval_shape(learner.split, place.variables)
-  loss_fn, optimizer = prepare(loss_fn, stage.recipe, trainable, number)
+  loss_fn, optimizer = prepare(loss_of(context, learner), recipe, trainable, number)
   many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
   state = jax.eval_shape(lambda trainable: initial_state(trainable, optimizer, runs), many)
-  images, labels, indices = _resident(run, stage, _images(run, number), number)
-  indices = Shape((len(indices), runs, stage.recipe.batch_size), jnp.int32)
+  images, labels, indices = _resident(context, recipe, _images(context, number))
+  indices = Shape((len(indices), runs, recipe.batch_size), jnp.int32)
   keys, rates = Shape((runs,), KEY.dtype), Shape((runs,), jnp.float32)
-  steps = make_steps(loss_fn, optimizer, stage.recipe.accumulate)
-  return steps, (*state, frozen, images, labels, indices, keys, rates)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate)
+  arguments = *state, frozen, images, labels, indices, keys, rates
+  return steps, arguments, math.prod(indices.shape), ()
 
 
-def _number(run: Run, split: str) -> int:
-  return len(run.data(split).labels)
+def _number(context: Context, split: str) -> int:
+  return len(context.data(split).labels)
 
 
-def _scored(run: Run, split: str) -> tuple[Shape, Shape]:
+def _scored(context: Context, split: str) -> tuple[Shape, Shape]:
   """Images and labels that are scored at once: a split, or a block of a streamed one."""
-  number = _number(run, split)
-  if run.is_resident(number):
-    return _held(run, _images(run, number), number)
+  number = _number(context, split)
+  if context.is_resident(number):
+    return _held(context, _images(context, number), number)
   number = min(number, STREAMED_BLOCK)
-  return _replicate(run, (_images(run, number), Shape((number,), jnp.int32)))
+  return _replicate(context, (_images(context, number), Shape((number,), jnp.int32)))
 
 
-def _held(run: Run, images: Shape, number: int) -> tuple[Shape, Shape]:
+def _held(context: Context, images: Shape, number: int) -> tuple[Shape, Shape]:
   """So many images that stay on the devices, and their labels."""
-  return meshes.hold(run.mesh, (images, Shape((number,), jnp.int32)))
+  return meshes.hold(context.mesh, (images, Shape((number,), jnp.int32)))
 
 
-def _genomes(run: Run, *axes: int) -> Shape:
-  return _replicate(run, Shape((*axes, len(run.adapted.spec), 5), jnp.int8))
+def _genomes(context: Context, *axes: int) -> Shape:
+  return _replicate(context, Shape((*axes, len(context.adapted.spec), 5), jnp.int8))
 
 
-def _scoring(run: Run, workload: Workload) -> _Made:
+def _scoring(context: Context, workload: Workload) -> _Made:
   options = {'chunk': workload.chunk, 'block': workload.block}
-  scorer: Any = make_scorer(run.adapted, run.preprocess, mesh=run.mesh, **options)
-  genomes = _genomes(run, run.settings.search.population)
-  return scorer.compiled, (run.variables, genomes, *_scored(run, run.search_split))
+  scorer: Any = make_scorer(context.adapted, context.preprocess, mesh=context.mesh, **options)
+  population = context.settings.search.population
+  images, labels = _scored(context, context.search_split)
+  arguments = context.variables, _genomes(context, population), images, labels
+  return scorer.compiled, arguments, population * len(images), ()
 
 
-def _allocation(run: Run, workload: Workload) -> _Made:
-  place, settings = run.place(GRADIENT), run.settings.allocation
-  devices = 1 if run.mesh is None else run.mesh.size
-  number, batch = _number(run, run.train_split), run.settings.recipe_alone.batch_size
+def _allocation(context: Context, workload: Workload) -> _Made:
+  place, settings = context.place(GRADIENT), context.settings.allocation
+  devices = 1 if context.mesh is None else context.mesh.size
+  number, batch = _number(context, context.train_split), context.settings.recipe.batch_size
   _, size = shape_of_folds(number, settings.folds, batch, devices)
-  shapes = meshes.deal(run.mesh, (_images(run, size), Shape((size,), jnp.int32)))
-  measured = Settings(settings.folds, settings.max_rank, run.mesh)
-  return passes_of(place.adapted, place.variables, loss_of(run), (), measured).program(shapes)
+  shapes = meshes.deal(context.mesh, (_images(context, size), Shape((size,), jnp.int32)))
+  measured = Settings(settings.folds, settings.max_rank, context.mesh)
+  passes = passes_of(place.adapted, place.variables, gradient_loss(context), (), measured)
+  return *passes.program(shapes), size, ()
 
 
-def _fold(run: Run, workload: Workload) -> _Made:
-  return jax.jit(run.adapted.fold), (run.variables, _genomes(run))
+def _fold(context: Context, workload: Workload) -> _Made:
+  return jax.jit(context.adapted.fold), (context.variables, _genomes(context)), 1, ()
 
 
-def _features(run: Run, workload: Workload) -> _Made:
+def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
+  """The head that is warmed before a gradient is taken, its recipe, and where it starts."""
+  place, settings = context.place(GRADIENT), context.settings
+  recipe = head_recipe(settings.recipe, settings.allocation.head_epochs)
+  learner = head_learner(context, place, recipe)
+  assert learner is not None
+  return learner, recipe, place.variables
+
+
+def _features(context: Context, workload: Workload) -> _Made:
   """The frozen body, once for every image, before a head is trained alone."""
-  place = run.place(GRADIENT)
-  stage = head_stage(run, place)
-  assert stage.head is not None
-  batch = meshes.deal(run.mesh, _images(run, stage.head.batch_size))
-  return stage.head.features_program(run.mesh), (stage.head.body_of(place.variables), batch)
+  learner, _, variables = _head_alone(context)
+  batch = meshes.deal(context.mesh, _images(context, learner.batch_size))
+  arguments = learner.body_of(variables), batch
+  return learner.features_program(context.mesh), arguments, learner.batch_size, ()
 
 
-def _head(run: Run, workload: Workload) -> _Made:
-  place = run.place(GRADIENT)
-  return _training(run, head_stage(run, place), place)
+def _head(context: Context, workload: Workload) -> _Made:
+  return training_of(context, *_head_alone(context))
 
 
-def _evaluation(run: Run, workload: Workload) -> _Made:
-  predictor = make_predictor(run.adapted, run.preprocess, block=workload.block, mesh=run.mesh)
-  images, _ = _scored(run, 'test')
-  return predictor, (run.variables, _genomes(run), images)
+def _evaluation(context: Context, workload: Workload) -> _Made:
+  predictor = make_predictor(
+    context.adapted, context.preprocess, block=workload.block, mesh=context.mesh
+  )
+  images, _ = _scored(context, 'test')
+  return predictor, (context.variables, _genomes(context), images), len(images), ()
 
 
-MAKERS: Mapping[str, Callable[[Run, Workload], _Made]] = {
+MAKERS: Mapping[str, Callable[[Context, Workload], _Made]] = {
   'supernet': _supernet,
   'subnet': _subnet,
   'train_many': _train_many,

@@ -15,7 +15,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,17 +28,19 @@ from glora_jax.reports import page, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
 from glora_jax.runs.config import apply_settings, check_config, check_settings
-from glora_jax.runs.lifecycle import never, rehearse
+from glora_jax.runs.context import never
+from glora_jax.runs.fields import warn_of_unread
+from glora_jax.runs.job import claimed, prepared
 from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
+from glora_jax.runs.stage import read_by
 from glora_jax.runs.terminal import MISTAKES, sentence
-from glora_jax.runs.used_fields import warn_of_unread
 from glora_jax.runs.workdir import (
   InUseError,
   Stopped,
   changes_of,
   claim,
-  claim_workdir,
   is_finished,
+  write_config,
 )
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ def run(
   workdir: str,
   stop: Callable[[], bool] = never,
   runner: Runner = THIS_PROCESS,
+  *,
+  given: Sequence[str] = (),
 ) -> Board:
   """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
 
@@ -83,6 +87,7 @@ def run(
     workdir: folder for everything that is written; one config each.
     stop: see `experiment.run`; also asked before every task.
     runner: does the runs, and the checks before them.
+    given: see `experiment.run`.
 
   Returns:
     What is done, missing and failed, as the table has it.
@@ -92,10 +97,12 @@ def run(
     Stopped: `stop` asked for it.
   """
   configs = task_configs(config)
+  settings = check_config(config)
   meshes.initialize(**config.distributed)
   folders = [_folder(workdir, name) for name in configs]
   with claim(workdir, folders) if meshes.primary() else contextlib.nullcontext():
-    changes_of(config, workdir, folders)
+    read = read_by(experiment.stages_of(settings))
+    changes_of(settings, workdir, read, folders)
     board = Board(config.task, tuple(configs))
     for name, folder in zip(configs, folders, strict=True):
       if is_finished(folder):
@@ -103,7 +110,7 @@ def run(
     _list_missing(board, configs, workdir, config.suite.prepare)
     _write(board, workdir)
     if board.waiting:
-      warn_of_unread(check_config(config))
+      warn_of_unread(settings, read, given)
     _check(board, configs, workdir, stop, runner)
     if not board.results and not board.waiting:
       raise ValueError(
@@ -111,7 +118,7 @@ def run(
         'what each of them lacks.'
       )
     if meshes.primary():
-      claim_workdir(config, workdir, folders)
+      write_config(settings, workdir)
     jobs = _jobs(_run, 'Task', board, configs, workdir)
     with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
       for name, outcome in outcomes:
@@ -146,7 +153,7 @@ def _run(
 ) -> dict[str, Any]:
   """Runs a task."""
   log.info(title)
-  return experiment.run(config, folder, stop, is_alone=False)
+  return experiment.run(config, folder, stop, given=None)
 
 
 def _rehearse(
@@ -159,8 +166,10 @@ def _rehearse(
   del stop
   log.info(title)
   try:
-    with claim(folder) if meshes.primary() else contextlib.nullcontext():
-      rehearse(config, folder)
+    settings = check_config(config)
+    stages = experiment.stages_of(settings)
+    with claimed(folder, stages) if meshes.primary() else contextlib.nullcontext():
+      prepared(settings, stages, folder)
   except InUseError as error:
     if jax.process_count() > 1:
       raise

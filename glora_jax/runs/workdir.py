@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import logging
-import operator
 import os
 import pathlib
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 try:
@@ -18,59 +15,28 @@ try:
 except ImportError:  # Windows has no such locks
   fcntl = None
 
-import flax
-import ml_collections
 
-from glora_jax.data.catalog import canonical
 from glora_jax.data.task import require_printable
 from glora_jax.files import (
   STAMP,
   Path,
-  damaged,
   is_partial,
-  json_default,
   load_json,
   write_json,
   writing,
 )
 from glora_jax.limits import printable, shown
-from glora_jax.mesh import primary
 from glora_jax.records import read_record
-from glora_jax.runs import schema
-from glora_jax.runs.config import RunSettings, default_config
-from glora_jax.runs.used_fields import (
-  COMMON_FIELDS,
-  EVERY_STAGE,
-  FREE_FIELDS,
-  Stage,
-  is_among,
-  last_begun,
-  stages_of,
-  used_by,
-)
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.fields import as_json, by_name, is_among, values_of
 
 log = logging.getLogger(__name__)
 
-# Folders that a run, a comparison or a suite writes into; files are written in the workdir itself.
-FOLDERS = (
-  'baselines',
-  'compiled',
-  'finetune',
-  'finetune_choice',
-  'folded',
-  'head',
-  'profile',
-  'search',
-  'structure',
-  'supernet',
-  'tensorboard',
-  'trained',
-  'training',
-  'tuning',
-)
+# Folders that a job or a suite writes into beside those of its stages.
+WRITTEN = ('compiled', 'folded', 'profile', 'tensorboard')
 
 LOCK = 'lock'
-_FREE_NAMES = ('compare.rate.', 'suite.settings.')  # sections that may have any names
+TEST_LIST = 'test_list.json'  # written before the test images are read
 _REMEDY = 'put the right one back, or choose another --workdir'
 _HOLDER = b'process '  # how a lock begins
 _LONGEST_HOLDER = 200
@@ -107,136 +73,69 @@ class Change(NamedTuple):
 
 
 def changes_of(
-  config: ml_collections.ConfigDict, workdir: str, tasks: Sequence[str] = ()
+  settings: RunSettings, workdir: Path, read: Iterable[str], tasks: Sequence[Path] = ()
 ) -> tuple[Change, ...]:
-  """What a config has otherwise than the `config.json` of its workdir, where that may be.
+  """What a config has otherwise than the `config.json` of its workdir.
 
-  Fields that change no result may always have other values, `used_fields.FREE_FIELDS`; they are
-  not listed. All others may as long as no stage that has left something in the workdir has used
-  them.
+  Fields that change no result, `fields.FREE`, are not listed. What a stage reads may be corrected
+  until the test images were read: the stage runs again. The job may not.
 
   Args:
-    config: the config that is given.
-    workdir: folder of the run.
-    tasks: folders of the runs of a suite, in which stages count, too.
+    settings: the config that is given.
+    workdir: folder of the job.
+    read: fields and sections that its stages read.
+    tasks: folders of the runs of a suite, whose tests count, too.
 
   Raises:
-    ValueError: the workdir belongs to another config; the sentence has the differences. Or nobody
-      knows to which: stages have begun, and there is no `config.json`.
+    ValueError: the workdir belongs to another config; the sentence has the differences.
   """
-  path = os.path.join(workdir, 'config.json')
-  if not os.path.exists(path):
-    if last := last_begun(EVERY_STAGE, [workdir]):
-      raise ValueError(
-        f'{path} is gone, and stage {last.name} has left something there that was made by it; put '
-        'it back, or choose another --workdir.'
-      )
+  if not os.path.exists(os.path.join(workdir, 'config.json')):
     return ()
-  old, new = _by_name(_read(path)), _by_name(_as_json(config))
+  old, new = read_values(workdir), values_of(settings)
   changes = tuple(
     Change(name, old.get(name), new.get(name))
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and not is_among(name, FREE_FIELDS)
+    if old.get(name) != new.get(name)
   )
-  stages = stages_of(old)
-  last = last_begun(stages, [workdir, *tasks])
-  fixed = used_by(stages, last)
-  if refused := [
-    change for change in changes if is_among(change.name, fixed) or not _is_known(change.name, new)
-  ]:
-    used = '' if last is None else f': its stage {last.name} depends on what has changed'
+  was_tested = any(os.path.exists(os.path.join(x, TEST_LIST)) for x in (workdir, *tasks))
+  fixed = tuple(read) if was_tested else ('job',)
+  if refused := [change for change in changes if is_among(change.name, fixed)]:
+    reason = ' Its test images were read.' if was_tested else ''
     raise ValueError(
-      f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}. '
-      f'Choose another --workdir, or remove that one{used}.'
-      f'{_way_back(stages, refused, new, workdir)}'
+      f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}.{reason} '
+      'Choose another --workdir, or remove that one.'
     )
   return changes
 
 
-def _way_back(
-  stages: tuple[Stage, ...], refused: Sequence[Change], config: Mapping[str, Any], workdir: str
-) -> str:
-  """What to remove for the stages that have used refused fields to begin anew; empty where all."""
-  names = [change.name for change in refused]
-  if not all(_is_known(name, config) for name in names) or any(
-    is_among(name, COMMON_FIELDS) for name in names
-  ):
-    return ''
-  using = [any(is_among(name, stage.fields) for name in names) for stage in stages]
-  later = stages[using.index(True) :]
-  traces = [os.path.join(workdir, trace) for stage in later for trace in stage.traces]
-  left = [trace for trace in traces if os.path.exists(trace)]
-  return f' Without {", ".join(left)} the stage {later[0].name} begins anew.' if left else ''
-
-
-def _is_known(name: str, config: Mapping[str, Any]) -> bool:
-  """Whether a config has a field of this name."""
-  return name in config or is_among(name, _FREE_NAMES)
-
-
-def claim_workdir(
-  config: ml_collections.ConfigDict, workdir: str, tasks: Sequence[str] = ()
-) -> None:
-  """Writes `config.json`, or compares it where there is one already, and logs what changes in it.
-
-  Args:
-    config: the config that is given.
-    workdir: folder of the run.
-    tasks: see `changes_of`.
+def write_config(settings: RunSettings, workdir: Path) -> None:
+  """Writes `config.json`, unless it says the same already.
 
   Raises:
-    ValueError: see `changes_of`.
     OSError: it cannot be written.
   """
-  changes = changes_of(config, workdir, tasks)
   path = os.path.join(workdir, 'config.json')
-  if not primary() or (os.path.exists(path) and not changes):
-    return
-  write_json(path, _as_json(config), 'config')
-  for change in changes:
-    log.info('%s, which no stage has used yet.', change)
+  content = as_json(settings)
+  if not os.path.exists(path) or _read(path) != content:
+    write_json(path, content, 'config')
 
 
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
-  """The config of a workdir.
+def read_values(workdir: Path) -> dict[str, Any]:
+  """The fields of a workdir's config that can change a result, by dotted name.
 
   Raises:
     OSError: there is no `config.json`, or it cannot be read.
     ValueError: it is damaged, or of a later version.
   """
-  path = os.path.join(workdir, 'config.json')
-  config = default_config()
-  try:
-    config.update(_read(path))
-  except (KeyError, TypeError, AttributeError, OverflowError) as error:
-    raise damaged(path, error.args[0] if error.args else error, _REMEDY) from error
-  return config
+  return by_name(_read(os.path.join(workdir, 'config.json')))
 
 
 def _read(path: str) -> dict[str, Any]:
   return read_record(path, 'config', dict[str, Any], _REMEDY)
 
 
-def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A config's values as its file has them.
-
-  They are of Python's own types, and the task means the same from every directory.
-  """
-  values = config.to_dict()
-  for name, setting in schema.walk(RunSettings()):
-    *sections, last = name.split('.')
-    section = functools.reduce(operator.getitem, sections, values)
-    section[last] = setting.domain.check(section[last], name)
-  values['task'] = canonical(values['task'])
-  return json.loads(json.dumps(values, default=json_default))
-
-
-def _by_name(config: Mapping[str, Any]) -> dict[str, Any]:
-  return flax.traverse_util.flatten_dict(dict(config), sep='.')
-
-
 @contextlib.contextmanager
-def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
+def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) -> Iterator[None]:
   """Holds a folder for this process alone, and makes it where it is missing.
 
   The system lets go of it when the process ends, however it ends. What `whole` could not move into
@@ -246,6 +145,7 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
   Args:
     folder: path of the folder.
     tasks: folders in it that are workdirs of a suite's runs.
+    names: folders in it that are written into, beside `WRITTEN`.
 
   Raises:
     InUseError: another process holds it.
@@ -259,7 +159,8 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise ValueError(f'{printable(folder)} is no folder; choose another --workdir.')
   before = names_in(folder)
-  _refuse_links(folder, tasks)
+  inside = [os.path.join(folder, name) for name in (*WRITTEN, *names)]
+  _refuse_links(folder, inside, tasks)
   _refuse_strangers(folder, tasks)
   with writing(folder):
     os.makedirs(folder, exist_ok=True)
@@ -270,7 +171,7 @@ def claim(folder: Path, tasks: Sequence[str] = ()) -> Iterator[None]:
       file.seek(0)
       file.write(_HOLDER + f'{os.getpid()} on {socket.gethostname()}\n'.encode())
       file.truncate()  # at last: an empty lock says nothing, and a kill may come in between
-      _remove_partial_files(folder)
+      _remove_partial_files(folder, inside)
     try:
       yield
     except BaseException:
@@ -351,13 +252,12 @@ def abandon(folder: Path, before: set[str] | None) -> None:
       os.rmdir(folder)
 
 
-def _refuse_links(folder: Path, tasks: Sequence[str]) -> None:
+def _refuse_links(folder: Path, written: Sequence[str], tasks: Sequence[str]) -> None:
   """Raises ValueError where a folder that a run writes into is a link, which leads out of it."""
-  paths = [os.path.join(folder, name) for name in FOLDERS]
   # 'WORKDIR/food101/4/0' lies in folders of the suite.
   above = [str(path) for task in tasks for path in (task, *pathlib.PurePath(task).parents)]
   inside = [path for path in above if len(path) > len(os.fspath(folder))]
-  if links := [path for path in (*paths, *inside) if os.path.islink(path)]:
+  if links := [path for path in (*written, *inside) if os.path.islink(path)]:
     raise ValueError(
       f'{links[0]} is a link; a run writes into no folder outside of its workdir. Remove the link, '
       'or choose another --workdir.'
@@ -393,9 +293,9 @@ def _is_workdir(folder: Path) -> bool:
   return isinstance(stamp, dict) and stamp.get('kind') == 'config'
 
 
-def _remove_partial_files(folder: Path) -> None:
+def _remove_partial_files(folder: Path, written: Sequence[str]) -> None:
   """Removes what `whole` has left in a folder and in those below it that a run writes into."""
-  below = [os.walk(os.path.join(folder, name)) for name in FOLDERS]
+  below = map(os.walk, written)
   parents = [folder, *(parent for walk in below for parent, _, _ in walk)]
   for parent in parents:
     for item in list(os.scandir(parent)):

@@ -47,7 +47,6 @@ def test_results_are_compared_without_their_times(tmp_path):
     (task / 'folded').mkdir(parents=True)
     rows = [{'accuracy': 0.5, 'seconds': seconds}]
     write_json(task / 'result.json', {'seconds': {'test': seconds}, 'rows': rows}, 'result')
-    write_json(task / 'seconds.json', {'test': seconds}, 'seconds')
     (task / 'folded' / 'model').write_bytes(b'1')
     found.append(job.contents())
     assert job.seconds() == {'test': seconds}

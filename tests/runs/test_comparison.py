@@ -6,15 +6,16 @@ import shutil
 
 import flax
 import html_pages
+import jax
 import numpy as np
 import pytest
-from tiny_runs import changed
+from tiny_runs import changed, context_of, stages_of
 
-from glora_jax.files import read_arrays, read_json, write_json
+from glora_jax.files import read_json, write_json
 from glora_jax.runs import comparison
-from glora_jax.runs.config import check_config, default_config
-from glora_jax.runs.lifecycle import prepare
+from glora_jax.runs.config import default_config
 from glora_jax.runs.runners import ThisProcess
+from glora_jax.runs.stage import walk
 from glora_jax.runs.workdir import Stopped
 
 METHODS = ('linear', 'lora', 'finetuning', 'search')
@@ -55,16 +56,16 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize('runner', [ThisProcess(), Elsewhere()])
-def test_fields_that_a_comparison_does_not_read_are_named_once(
-  runner, monkeypatch, caplog, tmp_path
-):
-  monkeypatch.setattr(comparison, 'carry_out', lambda *_, **__: {})
-  monkeypatch.setattr(comparison, 'train_methods', lambda *_: None)
+def test_fields_that_a_comparison_does_not_read_are_named_once(runner, caplog, tmp_path):
+  """Before anything starts: this one ends where its workdir is no folder."""
   config = default_config()
-  config.job, config.finetune.learning_rate = 'compare', 0.5
-  comparison.run(config, str(tmp_path), runner=runner)
-  [named] = caplog.messages
-  assert named.startswith('finetune.learning_rate=0.5 does nothing in a comparison')
+  config.job, config.watch.tensorboard = 'compare', True
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match='is no folder'):
+    comparison.run(config, str(tmp_path / 'file'), runner=runner, given=['budget'])
+  first, second = caplog.messages
+  assert first.startswith('watch.tensorboard=True does nothing in a comparison: ')
+  assert second.startswith('--config.budget does nothing in a comparison')
 
 
 def without_seconds(result):
@@ -120,19 +121,23 @@ def test_every_method_and_budget_has_a_row_for_each_seed_and_the_table_says_so(c
 @pytest.mark.slow
 def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ(compared, config):
   workdir, result = compared
-  run = prepare(check_config(config), str(workdir))
-  before = flax.traverse_util.flatten_dict(run.variables['params'], sep='/')
-  lora, finetuning = (read_arrays(workdir / 'trained' / f'{x}.npz') for x in ('lora', 'finetuning'))
-  moved = {name.removeprefix('0/params/') for name in finetuning if name.startswith('0/params/')}
-  assert moved == set(before)
+  context = context_of(config, workdir)
+  before = flax.traverse_util.flatten_dict(context.variables['params'], sep='/')
+  stages = stages_of(config)
+  [lora] = walk(context, stages, until='training/lora').values()
+  [finetuning] = walk(context, stages, until='training/finetuning').values()
+  moved = flax.traverse_util.flatten_dict(finetuning[0].variables['params'], sep='/')
   for name, value in before.items():
-    assert not np.array_equal(finetuning[f'0/params/{name}'], value)
-  assert {name.split('/')[2] for name in lora if '/params/' in name} == {'head'}
+    assert not np.array_equal(moved[name], value)
+  still = flax.traverse_util.flatten_dict(lora[0].variables['params'], sep='/')
+  assert {
+    name.split('/')[0] for name, x in still.items() if not np.array_equal(x, before[name])
+  } == {'head'}
   assert result['methods']['finetuning'][0]['params'] == sum(
     value.size for name, value in before.items() if not name.startswith('head/')
   )
-  name = next(name for name in lora if name.startswith('0/glora'))
-  assert not np.allclose(lora[name], lora[name.replace('0/', '1/', 1)], atol=1e-4)
+  one, other = (jax.tree.leaves(subnet.variables['glora']) for subnet in lora)
+  assert not all(np.allclose(x, y, atol=1e-4) for x, y in zip(one, other, strict=True))
 
 
 @pytest.mark.slow
@@ -152,11 +157,12 @@ def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
 
 @pytest.mark.slow
 def test_what_is_lost_is_made_again_to_the_same_result(compared, copy, config):
-  lost = ['rates.json', 'tuning/lora.json', 'trained/finetuning.npz', 'trained/supernet.npz']
-  lost += ['trained/search-900-0/archive.npz', 'trained/search-900-1.npz']
+  lost = ['tuning/lora', 'training/finetuning', 'training/search/supernets']
+  lost += ['training/search/900-0', 'training/search/900-1/states']
   for names in ([], lost):
-    for name in ['result.json', *names]:
-      os.remove(copy / name)
+    os.remove(copy / 'result.json')
+    for name in names:
+      shutil.rmtree(copy / name)
     assert without_seconds(comparison.run(config, str(copy))) == without_seconds(compared[1])
 
 

@@ -1,7 +1,6 @@
 """What a later stage needs is checked before the first; a start that fails leaves nothing."""
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
@@ -11,19 +10,29 @@ import pytest
 from disks import mounting_is_allowed, small_disk
 from label_lists import write_images
 from places import FIXTURES, ROOT
-from tiny_runs import changed
+from tiny_runs import changed, context_of, stages_of
 
 from glora_jax import mesh as meshes
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
-from glora_jax.runs import comparison, experiment, lifecycle
+from glora_jax.runs import comparison, experiment, job
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.early_checks import fit_batches, used_recipes
+from glora_jax.runs.context import fit_batches
 from glora_jax.runs.sections import AllocationSettings, ModelSettings
-from glora_jax.runs.workdir import Stopped, claim_workdir
+from glora_jax.runs.workdir import Stopped, write_config
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
+
+
+def prepared(config, workdir):
+  return job.prepared(check_config(config), stages_of(config), str(workdir))
+
+
+def fitted(settings, counts=None, mesh=None):
+  """Settings with batches that images fill."""
+  return fit_batches(settings, experiment.stages_of(settings), counts or COUNTS, mesh)
+
 
 COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
@@ -31,15 +40,15 @@ COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
 def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
   caplog.set_level(logging.INFO)
-  fitted = fit_batches(RunSettings(), COUNTS, None)
-  assert (fitted.supernet.batch_size, fitted.finetune.batch_size) == (18, 18)
-  assert fitted.training.batch_size == 64  # a search does not use it
+  found = fitted(RunSettings())
+  assert (found.supernet.batch_size, found.finetune.batch_size) == (18, 18)
+  assert found.training.batch_size == 64  # a search does not use it
   assert 'supernet.batch_size=64 is more than the 18 training images: a' in caplog.text
   accumulating = RunSettings(supernet=Recipe(accumulate=4))
-  assert fit_batches(accumulating, COUNTS, None).supernet.batch_size == 16
+  assert fitted(accumulating).supernet.batch_size == 16
   paths = RunSettings(sampling=Sampling(paths=5))
-  assert fit_batches(paths, COUNTS, None).supernet.batch_size == 15
-  assert fit_batches(RunSettings(), {**COUNTS, 'train': 64}, None) == RunSettings()
+  assert fitted(paths).supernet.batch_size == 15
+  assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
 
 
 @pytest.mark.parametrize(
@@ -55,28 +64,10 @@ def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
   few = RunSettings(
     structure='gradient', allocation=allocation, training=Recipe(batch_size=devices)
   )
-  fitted = fit_batches(few, {**COUNTS, 'train': images}, mesh)
-  assert fitted.allocation == AllocationSettings(folds=folds)
+  found = fitted(few, {**COUNTS, 'train': images}, mesh)
+  assert found.allocation == AllocationSettings(folds=folds)
   assert ('instead of allocation.folds=8' in caplog.text) == (folds < given)
-  assert fit_batches(RunSettings(), COUNTS, None).allocation.folds == 8  # a search does not use it
-
-
-def test_recipes_that_a_job_does_not_use_are_not_asked():
-  finetuning = RunSettings().finetune
-  none = dataclasses.replace(finetuning, epochs=0, warmup_epochs=0)
-  on_both = dataclasses.replace(finetuning, on='train+val')
-  compare = dataclasses.replace(RunSettings().compare, methods=('linear',))
-  supernet, finetune = ('supernet', ('train',), 1), ('finetune', ('train',), 1)
-  for fields, expected in (
-    ({}, (supernet, finetune)),
-    ({'finetune': none}, (supernet,)),
-    ({'protocol': 'paper'}, (('supernet', ('train+val',), 1),)),
-    ({'finetune': on_both}, (supernet, ('finetune', ('train', 'train+val'), 1))),
-    ({'structure': 'lora'}, (('training', ('train',), 1),)),
-    ({'job': 'compare', 'compare': compare}, (supernet,)),
-    ({'job': 'compare', 'finetune': none}, (supernet, finetune)),
-  ):
-    assert used_recipes(RunSettings(**fields)) == expected
+  assert fitted(RunSettings()).allocation.folds == 8  # a search does not use it
 
 
 @pytest.mark.parametrize(
@@ -165,7 +156,7 @@ def test_a_broken_test_image_is_found_before_anything_trains(run_config, tmp_pat
   config = changed(run_config, task=f'folder:{photos}', data__skip_broken=skips)
   workdir = tmp_path / 'run'
   if skips:
-    found = lifecycle.prepare(check_config(config), str(workdir))
+    found = context_of(config, workdir)
     counts = {split: len(found.data(split).labels) for split in ('train', 'val', 'test')}
     assert counts == {'train': 16, 'val': 4, 'test': 3}
   else:
@@ -183,7 +174,7 @@ def test_images_may_lie_on_a_read_only_disk_and_one_that_vanishes_is_named(run_c
     if mounting:
       remount('ro')
     config = changed(run_config, task=f'folder:{photos}')
-    found = lifecycle.prepare(check_config(config), str(tmp_path / 'run'))
+    found = context_of(config, tmp_path / 'run')
     if mounting:
       remount('rw')
     examples = found.task.open('val')
@@ -213,7 +204,7 @@ def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path,
 
 
 def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tmp_path):
-  claim_workdir(run_config, str(tmp_path))
+  write_config(check_config(run_config), tmp_path)
   weights.save(tmp_path / 'folded' / 'other.safetensors', *weights.load(weights.EMBEDDED_FILE))
   with pytest.raises(ValueError, match=r'another checkpoint already \(other.safetensors'):
     experiment.run(run_config, str(tmp_path), stop=always)
@@ -221,13 +212,17 @@ def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tm
 
 @pytest.mark.parametrize(
   'name, content, named',
-  [('seconds', {'supernet': 'fast'}, "'fast'"), ('result', {'task': 'digits'}, 'result.json')],
+  [
+    ('supernet/stage', {'key': '', 'whole': True, 'seconds': 'fast'}, "'fast'"),
+    ('result', {'task': 'digits'}, 'result.json'),
+  ],
 )
 def test_records_of_another_shape_are_named(name, content, named, run_config, tmp_path):
-  claim_workdir(run_config, str(tmp_path))
-  write_json(tmp_path / f'{name}.json', content, name)
+  write_config(check_config(run_config), tmp_path)
+  (tmp_path / 'supernet').mkdir()
+  write_json(tmp_path / f'{name}.json', content, name.rpartition('/')[2])
   with pytest.raises(ValueError, match=named):
-    experiment.run(run_config, str(tmp_path), stop=always)
+    experiment.run(run_config, str(tmp_path))
 
 
 def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
@@ -237,7 +232,7 @@ def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
   workdir = tmp_path / 'run'
   workdir.mkdir()
   (workdir / 'split.json').write_text('{"identity": "of other images"}')
-  run = lifecycle.rehearse(changed(run_config, task=f'folder:{photos}'), str(workdir))
+  run = prepared(changed(run_config, task=f'folder:{photos}'), workdir)
   assert read_json(workdir / 'split.json')['identity'] != 'of other images'
   assert len(run.task.open('train').labels) == 16
 
@@ -245,22 +240,22 @@ def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
 def test_folds_are_of_the_images_that_are_left(run_config, photos, tmp_path):
   options = {'structure': 'gradient', 'presets': (), 'data__skip_broken': True}
   config = changed(run_config, task=f'folder:{photos}', allocation__folds=16, **options)
-  run = lifecycle.rehearse(config, str(tmp_path / 'whole'))
+  run = prepared(config, tmp_path / 'whole')
   path = run.task.open('train').name(0)
   with open(path, 'wb') as file:
     file.write(b'no image')
   with pytest.raises(ValueError, match=r'allocation\.folds=16 is more than the 15 training images'):
-    lifecycle.rehearse(config, str(tmp_path / 'without'))
+    prepared(config, tmp_path / 'without')
 
 
 def test_what_a_finished_run_records_no_more_is_named(run_config, tmp_path, caplog):
   workdir = str(tmp_path / 'run')
   os.makedirs(os.path.join(workdir, 'profile'))
-  claim_workdir(run_config, workdir)
+  write_config(check_config(run_config), workdir)
   write_json(os.path.join(workdir, 'result.json'), {'task': 'digits', 'sha256': {}}, 'result')
   config = changed(run_config, watch__profile='search')
   for _ in range(2):
-    found = lifecycle.carry_out(config, workdir, stop=lifecycle.never, stages=None, shape=dict)
+    found = job.run_job(check_config(config), stages_of(config), workdir, always, dict)
     assert found['task'] == 'digits'
     (tmp_path / 'run' / 'profile' / 'trace').write_text('')
   assert len(caplog.messages) == 1

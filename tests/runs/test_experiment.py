@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from places import FIXTURES
-from tiny_runs import changed, contents, without_seconds
+from tiny_runs import changed, contents, context_of, without_seconds
 
 import glora_jax
 from glora_jax import main, predict
@@ -28,10 +28,9 @@ from glora_jax.records import read_lines
 from glora_jax.reports import run_page
 from glora_jax.reports.verdict import tell_verdict
 from glora_jax.runs import experiment
-from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import never, prepare
-from glora_jax.runs.run import Stream
-from glora_jax.runs.stages.training import TrainingStage, train
+from glora_jax.runs.backbone import Stream
+from glora_jax.runs.context import never
+from glora_jax.runs.stages.training import Training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError
 
@@ -41,7 +40,6 @@ FILES = {
   'weights.json',
   'lock',
   'metrics.jsonl',
-  'seconds.json',
   'provenance.json',
   'supernet',
   'baselines',
@@ -196,7 +194,7 @@ def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
   for settings, stop, place in (
     (watched, polls(3), 'supernet at step 100'),
-    (run_config, polls(11), 'search after generation 0'),
+    (run_config, polls(12), 'search after generation 0'),
   ):
     sentence = f'Stopped {place}. Everything is saved in .*run, and the same command goes on'
     with pytest.raises(Stopped, match=sentence):
@@ -234,10 +232,10 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
 
 def train_head(config, workdir):
   """Trains the smallest subnet as the stage `one`."""
-  run = prepare(check_config(config), str(workdir))
-  genome = smallest_genome(run.adapted.spec)
-  stage = TrainingStage('one', run.settings.supernet, Stream.BASELINE, 'train', genome)
-  train(run, stage, run.variables)
+  context = context_of(config, workdir)
+  learner = context.adapted.fix(smallest_genome(context.adapted.spec))
+  starts, keys = [context.variables], [context.key(Stream.BASELINE)]
+  train(context, Training('one', learner, context.settings.recipe, 'train', starts, keys))
 
 
 def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_config, tmp_path):

@@ -11,8 +11,6 @@ from places import ROOT
 
 from glora_jax.data import catalog
 from glora_jax.runs import command_line, terminal
-from glora_jax.runs.config import RunSettings
-from glora_jax.runs.run import stage_names
 from glora_jax.runs.terminal import Painter, painted
 
 
@@ -54,21 +52,6 @@ def test_colours_are_for_terminals_where_nobody_forbids_them(monkeypatch):
   assert Painter(io.StringIO()).format(record) == 'search: begins'
   monkeypatch.setenv('NO_COLOR', '1')
   assert Painter(Terminal()).format(record) == 'search: begins'
-
-
-SEARCHED = ('supernet', 'baselines', 'search', 'finetune')
-JOBS = [
-  (RunSettings(), SEARCHED),
-  (RunSettings(presets=('gradient',)), ('head', 'structure', *SEARCHED)),
-  (RunSettings(structure='gradient'), ('head', 'structure', 'baselines', 'training')),
-  (RunSettings(structure='lora:2'), ('structure', 'baselines', 'training')),
-  (RunSettings(job='compare'), ('tuning', 'training')),
-]
-
-
-@pytest.mark.parametrize('settings, stages', JOBS)
-def test_stages_are_counted_for_every_job(settings, stages):
-  assert stage_names(settings) == (*stages, 'test', 'report')
 
 
 def test_ctrl_c_ends_without_a_traceback(monkeypatch):

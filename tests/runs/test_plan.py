@@ -24,10 +24,9 @@ from glora_jax.runs.planning.machine import (
   images_per_core,
   machine_of,
 )
-from glora_jax.runs.planning.stages import stages_of, stages_of_comparison
-from glora_jax.runs.programs import Workload, shape_of_run
-from glora_jax.runs.run import stage_names
+from glora_jax.runs.programs import shape_of_run
 from glora_jax.runs.sections import Comparison
+from glora_jax.runs.stage import Workload
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}
@@ -97,19 +96,24 @@ def test_what_a_backward_pass_reads_again_is_held_for_every_round():
 
 def test_a_plan_has_the_steps_and_images_of_every_stage(planned):
   steps = {stage.name: stage.steps for stage in planned.stages}
-  assert steps == {'baselines': 40, 'training': 40, 'test': 0}
+  assert steps == {'baselines/linear': 40, 'training': 40, 'test': 0}
   assert planned.stages[-1].images == 2 * 360
   fast, slow = planned.seconds
   assert fast == pytest.approx(sum(s.operations for s in planned.stages) / 0.45e9)
   assert slow == pytest.approx(fast * 0.45 / 0.2)
 
 
+def calls_of(settings):
+  """What the stages of a job call, by stage."""
+  return plans._calls(shape_of_run(settings, MODEL, 8, COUNTS))
+
+
 def test_a_searched_run_has_its_stages_in_order():
-  settings = RunSettings(presets=('gradient',), supernet=RECIPE)
-  stages = {stage.name: stage for stage in stages_of(settings, COUNTS)}
-  assert tuple(stages) == stage_names(settings)[:-1]  # without the report
-  assert stages['baselines'].steps == 10 * 1  # three epochs were the gradient's
-  assert stages['search'].images == 50 * 21 * 160
+  calls = calls_of(RunSettings(presets=('gradient',), supernet=RECIPE))
+  before = ['head', 'structure', 'supernet', 'baselines/linear', 'baselines/gradient']
+  assert list(calls) == [*before, 'search', 'finetune', 'test']
+  assert calls['baselines/gradient'][0].steps == 10 * 1  # three epochs were the gradient's
+  assert calls['search'][0].images == 50 * 21 * 160
 
 
 def test_more_devices_hold_less_each_and_take_less_time(planned):
@@ -136,7 +140,7 @@ def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
 
 def test_what_fits_no_device_is_refused_with_what_would_fit(planned):
   test = planned.stages[-1]._replace(held=2**40)
-  many = planned.stages[0]._replace(name='training, lora:2', program='train_many', held=2**40)
+  many = planned.stages[0]._replace(name='training/lora:2', program='train_many', held=2**40)
   for changes, settings, advice in (
     ({'machine': machine(1), 'batch': 0}, GIVEN, 'not one image fits: lower training.batch_size'),
     ({'machine': machine(1), 'batch': 63}, GIVEN, 'images fit: lower training.batch_size=64'),
@@ -174,21 +178,22 @@ def test_every_structure_has_its_own_price():
   settings = dataclasses.replace(GIVEN, training=Recipe(batch_size=8))
   run = shape_of_run(settings, MODEL, 8, COUNTS)
   costs = [
-    cost_of('subnet', run, Workload(subnet=name)).operations
+    cost_of('subnet', run, Workload(structure=name)).operations
     for name in ('linear', 'lora:2@qkv', 'full')
   ]
   assert costs == sorted(set(costs))
-  parts = stages_of(dataclasses.replace(GIVEN, presets=('bitfit',)), COUNTS)
-  assert [part.workload.subnet for part in parts][:3] == ['linear', 'bitfit', 'lora']
+  calls = calls_of(dataclasses.replace(GIVEN, presets=('bitfit',))).values()
+  names = [call.workload.structure for of_stage in calls for call in of_stage]
+  assert names[:3] == ['linear', 'bitfit', 'lora']
 
 
-def test_a_subnet_is_priced_by_its_own_section():
+def test_a_structure_is_priced_by_its_own_recipe():
   finetune = dataclasses.replace(RunSettings().finetune, batch_size=16)
   settings = RunSettings(supernet=RECIPE, finetune=finetune)
   run = shape_of_run(settings, MODEL, 8, COUNTS)
   tuned, alone = (
-    cost_of('subnet', run, Workload(subnet='search', section=section)).held
-    for section in ('finetune', 'supernet')
+    cost_of('subnet', run, Workload(structure='search', recipe=recipe)).held
+    for recipe in (settings.finetuning, settings.recipe)
   )
   assert tuned < alone
 
@@ -236,19 +241,20 @@ def test_a_plan_of_a_config_writes_nothing_and_deals_batches(run_config, tmp_pat
 def sums(settings, attribute='images'):
   """Steps or images by stage and program."""
   found = {}
-  for part in stages_of_comparison(settings, COUNTS):
-    key = part.name, part.program
-    found[key] = found.get(key, 0) + getattr(part, attribute)
+  for name, calls in calls_of(settings).items():
+    for call in calls:
+      key = name, call.program
+      found[key] = found.get(key, 0) + getattr(call, attribute)
   return found
 
 
 def test_every_method_is_tuned_unless_its_rate_is_given_and_trained_from_every_seed():
   steps, images = sums(COMPARING, 'steps'), sums(COMPARING)
-  assert steps['tuning, lora:2', 'train_many'] == 60
-  assert images['tuning, lora:2', 'train_many'] == 60 * 64 * 2
-  assert images['training, lora:2', 'train_many'] == 60 * 64 * 3
-  assert ('tuning, finetuning', 'train_many') not in steps
-  assert ('training, finetuning', 'train_many') in steps
+  assert steps['tuning/lora:2', 'train_many'] == 60
+  assert images['tuning/lora:2', 'train_many'] == 60 * 64 * 2
+  assert images['training/lora:2', 'train_many'] == 60 * 64 * 3
+  assert ('tuning/finetuning', 'train_many') not in steps
+  assert ('training/finetuning', 'train_many') in steps
   rows = 1 + 1 + 2 * 2 + 2  # a searched subnet is tested before its finetuning, too
   assert images['test', 'evaluation'] == rows * 3 * 360
 
@@ -258,21 +264,21 @@ def test_a_search_is_made_in_every_supernet_and_budget():
   candidates = search.population * (search.generations + 1)
   for stage, trials, budgets in (('tuning', 2, 1), ('training', 3, 2)):
     supernets, finetuned = trials * 40 * 64, trials * budgets * 20 * 64
-    assert images[f'{stage}, search', 'train_many'] == supernets + finetuned
-    assert images[f'{stage}, search', 'scoring'] == trials * budgets * candidates * 160
+    assert images[f'{stage}/search', 'train_many'] == supernets + finetuned
+    assert images[f'{stage}/search', 'scoring'] == trials * budgets * candidates * 160
 
 
 def test_a_gradient_is_read_for_every_seed_and_budget():
   images = sums(COMPARING)
   left = 6 - COMPARING.allocation.epochs()
   for stage, seeds, rates, budgets in (('tuning', 1, 2, 1), ('training', 3, 1, 2)):
-    name = f'{stage}, gradient'
+    name = f'{stage}/gradient'
     assert images[name, 'features'] == seeds * 2 * 640  # and as many that are shifted
     assert images[name, 'allocation'] == seeds * 2 * (budgets + 1) * 640
     assert images[name, 'train_many'] == seeds * budgets * rates * left * 10 * 64
   alone = dataclasses.replace(COMPARING.allocation, prior=None)
   images = sums(dataclasses.replace(COMPARING, allocation=alone))
-  assert images['training, gradient', 'features'] == 3 * 640
+  assert images['training/gradient', 'features'] == 3 * 640
 
 
 @pytest.mark.full
@@ -281,7 +287,7 @@ def test_what_is_trained_side_by_side_has_its_memory_together_and_its_operations
   operations = {}
   for subnet in (None, 'lora:2', 'finetuning'):
     alone, together = (
-      cost_of('train_many', run, Workload(subnet=subnet, section='supernet', side_by_side=number))
+      cost_of('train_many', run, Workload(structure=subnet, side_by_side=number))
       for number in (1, 4)
     )
     assert together.operations == pytest.approx(alone.operations, rel=0.05)
@@ -289,5 +295,5 @@ def test_what_is_trained_side_by_side_has_its_memory_together_and_its_operations
     operations[subnet] = alone.operations
   assert operations['finetuning'] > operations['lora:2']
   planned = plans.plan_of(run, 'digits', machine())
-  assert planned.stages[0].name == 'tuning, lora:2'
+  assert planned.stages[0].name == 'tuning/lora:2'
   assert planned.batch > 64

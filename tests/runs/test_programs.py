@@ -8,16 +8,15 @@ import jax
 import numpy as np
 import pytest
 from called import Called, raise_arguments, shapes
-from tiny_runs import changed
+from tiny_runs import changed, context_of, stages_of
 
 from glora_jax.models.vit import ViT
-from glora_jax.runs import early_checks, lifecycle, programs
-from glora_jax.runs import run as run_module
-from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs import context as contexts
+from glora_jax.runs import programs
+from glora_jax.runs.config import RunSettings
 from glora_jax.runs.sections import SpaceSettings
-from glora_jax.runs.stages.many_starts import Trial
-from glora_jax.runs.stages.methods import train_method
-from glora_jax.runs.stages.training import train_supernet
+from glora_jax.runs.stage import Workload, walk
+from glora_jax.runs.stages.methods import Task, Trial, train_method
 from glora_jax.training import loop
 from glora_jax.training.recipe import Recipe
 
@@ -47,7 +46,7 @@ def run():
 
 @pytest.mark.parametrize('name', programs.MAKERS)
 def test_every_program_lowers_for_every_accelerator(name, run):
-  program = programs.program(name, run, programs.Workload(chunk=2, subnet='bitfit'))
+  program = programs.program(name, run, Workload(chunk=2, structure='bitfit'))
   assert not hindrances(exported(program.function, *program.arguments))
 
 
@@ -67,22 +66,23 @@ def test_a_run_of_two_spaces_says_once_what_is_not_adapted(caplog):
   assert run.adapted.spec != expected.spec
 
 
-def arguments_of(run, name, workload=programs.Workload()):
+def arguments_of(run, name, workload=Workload()):
   """What the program of a plan is called with."""
   model, size = run.adapted.model, run.metadata['image_size']
-  of_shapes = programs.shape_of_run(run.settings, model, size, early_checks.count_images(run.task))
+  of_shapes = programs.shape_of_run(run.settings, model, size, run.counts)
   return programs.program(name, of_shapes, workload).arguments
 
 
 @pytest.mark.slow
 def test_programs_have_the_arguments_that_a_run_calls_them_with(run_config, tmp_path, monkeypatch):
-  run = lifecycle.prepare(check_config(changed(run_config, presets=())), str(tmp_path))
+  config = changed(run_config, presets=())
+  run = context_of(config, tmp_path)
   for name in ('make_scorer', 'make_predictor'):
-    monkeypatch.setattr(run_module, name, lambda *args, **options: raise_arguments)
+    monkeypatch.setattr(contexts, name, lambda *args, **options: raise_arguments)
   monkeypatch.setattr(loop, 'make_steps', lambda *args: raise_arguments)
   genomes = np.zeros((run.settings.search.population, len(run.adapted.spec), 5), np.int8)
   for name, call in (
-    ('supernet', lambda: train_supernet(run)),
+    ('supernet', lambda: walk(run, stages_of(config), until='supernet')),
     ('scoring', lambda: run.score(run.variables, genomes, 'val')),
     ('evaluation', lambda: run.predict(run.variables, genomes[0], 'test')),
   ):
@@ -93,18 +93,17 @@ def test_programs_have_the_arguments_that_a_run_calls_them_with(run_config, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'method, subnet', [('lora:2', 'lora:2'), ('finetuning', 'finetuning'), ('search', None)]
+  'method, structure', [('lora:2', 'lora:2'), ('finetuning', 'finetuning'), ('search', None)]
 )
 def test_programs_side_by_side_are_those_of_a_comparison(
-  run_config, tmp_path, monkeypatch, method, subnet
+  run_config, tmp_path, monkeypatch, method, structure
 ):
   fields = {'presets': (), 'budget': None, 'compare.methods': (method,), 'compare.budgets': (900,)}
-  settings = check_config(changed(run_config, job='compare', **fields))
-  run = lifecycle.prepare(settings, str(tmp_path))
+  run = context_of(changed(run_config, job='compare', **fields), tmp_path)
   monkeypatch.setattr(loop, 'make_steps', lambda *args: raise_arguments)
   with pytest.raises(Called) as called:
-    train_method(run, method, [Trial(0, 1e-3), Trial(1, 1e-3)], (900,), 'trained')
-  workload = programs.Workload(subnet=subnet, section='supernet', side_by_side=2)
+    train_method(run, method, Task('trained', [Trial(0, 1e-3), Trial(1, 1e-3)], (900,)))
+  workload = Workload(structure=structure, side_by_side=2)
   *before, indices, keys, rates = called.value.args
   *shapes_before, most, of_keys, of_rates = arguments_of(run, 'train_many', workload)
   assert shapes((before, keys, rates)) == shapes((shapes_before, of_keys, of_rates))

@@ -20,7 +20,7 @@ from benchmarks.machinery.cores import Cores
 from benchmarks.structures.jobs import Job, Store, run_jobs
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
-from glora_jax.runs.lifecycle import never
+from glora_jax.runs.context import never
 
 ray = pytest.importorskip('ray', reason='needs the extra ray')
 cluster_utils = pytest.importorskip('ray.cluster_utils')

@@ -4,14 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_runs import changed
+from tiny_runs import changed, context_of
 from trees import randomized
 
 from glora_jax.data import pipeline
 from glora_jax.data.examples import OpenedSplit, Part
-from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import prepare
-from glora_jax.runs.run import Stream
+from glora_jax.runs.backbone import Stream
 
 
 @pytest.fixture(scope='module')
@@ -19,8 +17,8 @@ def runs(run_config, tmp_path_factory):
   """Runs whose images are on the device, and streamed; both with a test set of four classes."""
   prepared = {}
   for name, most in (('resident', 2**30), ('streamed', 0)):
-    settings = check_config(changed(run_config, data__max_resident=most))
-    run = prepare(settings, str(tmp_path_factory.mktemp(name)))
+    config = changed(run_config, data__max_resident=most)
+    run = context_of(config, tmp_path_factory.mktemp(name))
     examples = run.task.open('test')
     few = Part(examples, np.flatnonzero(examples.labels < 4))
     splits = {**run.task.splits, 'few': OpenedSplit(few)}

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 
 from glora_jax.runs import runners
-from glora_jax.runs.lifecycle import never
+from glora_jax.runs.context import never
 from glora_jax.runs.workdir import Stopped
 
 

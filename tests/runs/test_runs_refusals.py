@@ -5,6 +5,7 @@ import re
 
 import jax
 import pytest
+from glora_jax.runs.early_checks import fit_batches
 from places import get_config
 from tiny_runs import changed
 
@@ -19,10 +20,9 @@ from glora_jax.runs.config import (
   parse_arguments,
   with_settings,
 )
-from glora_jax.runs.early_checks import fit_batches
-from glora_jax.runs.lifecycle import never
+from glora_jax.runs.context import never
 from glora_jax.runs.planning.machine import find_slice
-from glora_jax.runs.stages.structures import fold_indices
+from glora_jax.runs.stages.allocation import fold_indices
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 

@@ -5,34 +5,27 @@ import os
 import pathlib
 import types
 
+import chex
 import numpy as np
 import pytest
+from tiny_runs import context_of
 
 from glora_jax.files import write_arrays, write_json
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.presets import preset
-from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import prepare
-from glora_jax.runs.run import Place, Stream
-from glora_jax.runs.stages import (
-  many_starts,
-  methods,
-  results,
-  structures,
-  training,
-)
-from glora_jax.runs.stages.many_starts import TrainedBatch, Trial
+from glora_jax.runs.backbone import Place
+from glora_jax.runs.stages import allocation, methods, results, search, training
+from glora_jax.runs.stages.methods import Trial
 from glora_jax.runs.stages.search import read_archive
-from glora_jax.runs.stages.training import TrainingStage
+from glora_jax.runs.stages.training import Trained
 from glora_jax.search.archive import Archive
 from glora_jax.search.checked import NoGradientError, NonFiniteError
-from glora_jax.training.recipe import Recipe
 
 
 @pytest.fixture(scope='module')
 def run(run_config, tmp_path_factory):
-  return prepare(check_config(run_config), str(tmp_path_factory.mktemp('prepared')))
+  return context_of(run_config, tmp_path_factory.mktemp('prepared'))
 
 
 def archive_of(spec, **changes):
@@ -65,63 +58,54 @@ def test_an_archive_that_cannot_be_is_named(changes, reason, run, tmp_path):
 def test_an_allocation_of_another_model_is_one_sentence(run, tmp_path):
   place = Place(run.adapted, run.variables)
   with pytest.raises(ValueError, match='The genome has shape'):
-    structures.from_arrays({'genome': np.zeros((3, 5), np.int8)}, place)
+    allocation.from_arrays({'genome': np.zeros((3, 5), np.int8)}, place)
   genome = smallest_genome(run.adapted.spec)
   with pytest.raises(ValueError, match='it lacks borrowed'):
-    structures.from_arrays({'genome': genome}, place)
-
-
-@pytest.mark.parametrize(
-  'changes, named',
-  [
-    ({'seconds': np.array(np.nan)}, 'seconds is float64'),
-    ({'0/x': np.ones((2, 9))}, r'0/x is float64 \[2, 9\]'),
-    ({'diverged': np.array([True, False])}, r'diverged is bool \[2\]'),
-    ({'1/x': np.ones(1)}, 'it has 1/x'),
-  ],
-)
-def test_trained_arrays_of_another_model_are_named(changes, named, tmp_path):
-  path, templates = str(tmp_path / 'lora.npz'), {'0/x': np.ones((2, 3))}
-  about = {'seconds': np.array(1.0), 'diverged': np.array([True])}
-  diverged = {'0/x': np.full((2, 3), np.nan), **about}
-  write_arrays(path, diverged, 'trained')
-  assert many_starts._read(path, templates).keys() == diverged.keys()
-  write_arrays(path, {**templates, **about, **changes}, 'trained')
-  with pytest.raises(ValueError, match=rf'lora.npz is damaged \({named}'):
-    many_starts._read(path, templates)
+    allocation.from_arrays({'genome': genome}, place)
 
 
 def test_a_rate_that_diverged_wins_no_tie(run):
-  os.makedirs(run.path('tuning'), exist_ok=True)
   losses = {0.1: None, 0.05: -np.inf, 0.03: np.nan, 0.01: 2.0}
   rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
-  write_json(run.path('tuning', 'lora.json'), {'rows': rows}, 'tuning')
-  assert methods.choose_rate(run, 'lora').rate == 0.01
+  os.makedirs(run.path('tuning/lora'))
+  write_json(run.path('tuning/lora/rates.json'), {'rows': rows}, 'tuning')
+  tried = methods._choose_rate('lora', run)
+  assert methods.rate_of(run.settings, 'lora', tried) == 0.01
 
 
 def test_a_curve_that_lacks_epochs_chooses_none(run):
-  stage = TrainingStage('choice', Recipe(epochs=2, warmup_epochs=0), Stream.FINETUNE, 'train')
-  line = b'{"stage": "choice", "step": 50, "val_accuracy": 0.5, "val_loss": 1.0, "epoch": %d}\n'
+  line = (
+    b'{"stage": "finetune_choice", "step": 5, "val_accuracy": 0.5, "val_loss": 1, "epoch": %d}\n'
+  )
   path = pathlib.Path(run.path('metrics.jsonl'))
   path.write_bytes(line % 1 + b'\xff\n' + line.replace(b'0.5', b'0.7') % 2)
-  assert training._best_of_curve(run, stage)['epoch'] == 2
+  assert search._best_of_curve(run, 2)['epoch'] == 2
   path.write_bytes(line % 1 + b'\xff\n')
-  with pytest.raises(ValueError, match=r'metrics.jsonl has 1 of the 2 epochs of choice'):
-    training._best_of_curve(run, stage)
-  write_json(run.path('epochs.json'), {'epochs': 3}, 'epochs')
-  with pytest.raises(ValueError, match=r'epochs=3 is not from 1 to finetune.epochs=2'):
-    training._read_epochs(run.path('epochs.json'), stage.recipe)
+  with pytest.raises(ValueError, match=r'metrics.jsonl has 1 of the 2 epochs of finetune_choice'):
+    search._best_of_curve(run, 2)
+  os.makedirs(run.path('finetune_choice'))
+  write_json(run.path('finetune_choice/epochs.json'), {'epochs': 3}, 'epochs')
+  genome = smallest_genome(run.adapted.spec)
+  archive = types.SimpleNamespace(best=lambda fitness: genome)
+  with pytest.raises(ValueError, match=r'epochs=3 is not from 1 to finetune.epochs=1'):
+    search._choose_epochs(run, run.variables, archive)
 
 
 def test_a_training_that_diverged_is_told_from_the_others_when_it_is_read_again(run):
-  learner, recipe = run.adapted.fix(smallest_genome(run.adapted.spec)), run.settings.supernet
-  trials = [Trial(0, 1e-2), Trial(1, 1e30)]
-  batch = many_starts.from_pretrained(run, 'trained/linear', learner, recipe, trials)
-  assert many_starts.train_batch(run, batch).diverged == [False, True]
-  assert many_starts.train_batch(run, batch).diverged == [False, True]
-  good, bad = methods._train(run, learner, 'linear', trials, 'trained')
-  assert good.trouble == ''
-  assert bad.trouble.startswith('Its training stopped at its last good state')
+  task = methods.Task('training/linear', [Trial(0, 1e-2), Trial(1, 1e30)], ())
+  for _ in range(2):
+    [(good, bad)] = methods.train_method(run, 'linear', task).values()
+    assert good.trouble == ''
+    assert bad.trouble.startswith('Its training stopped at its last good state')
+
+
+def test_many_trainings_are_trained_in_parts_to_the_same_result(run, monkeypatch):
+  trials = [Trial(seed, 1e-2) for seed in range(3)]
+  [together] = methods.train_method(run, 'linear', methods.Task('a', trials, ())).values()
+  monkeypatch.setattr(training, 'MOST_SIDE_BY_SIDE', 2)
+  [parts] = methods.train_method(run, 'linear', methods.Task('b', trials, ())).values()
+  for one, other in zip(together, parts, strict=True):
+    chex.assert_trees_all_close(one.variables, other.variables, atol=1e-6)
 
 
 def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
@@ -130,9 +114,8 @@ def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeyp
   scores = np.zeros(population), np.full(population, np.nan)
   run = dataclasses.replace(run)
   monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
-  finetuned = TrainedBatch([run.variables], 1.0, [False])
-  monkeypatch.setattr(methods, 'train_batch', lambda run, batch: finetuned)
-  name = 'tuning/search-0'
+  monkeypatch.setattr(methods, 'train', lambda run, training: [Trained(run.variables)])
+  name = 'tuning/search/900-0'
   found = methods._search_one(run, name, run.variables, Trial(0, 0.1), 900)
   assert (found.params, found.genome.any()) == (0, False)
   assert f'{name}: {found.trouble}' in caplog.text
@@ -150,22 +133,17 @@ def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
       return types.SimpleNamespace(genome=lora, variables=place.variables, borrowed=0.0)
     raise kind('The loss of batch 0 is nan; it must be finite.')
 
-  def train_batch(run, batch):
-    number = len(batch.starts)
-    return TrainedBatch(list(batch.starts), 1.0, [False] * number)
-
   longer = dataclasses.replace(run.settings.supernet, epochs=20)
   run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, supernet=longer))
   lora = preset(run.place('gradient').adapted.spec, 'lora')
   monkeypatch.setattr(methods, 'allocate_once', allocate_once)
-  monkeypatch.setattr(methods, 'train_batch', train_batch)
+  monkeypatch.setattr(methods, 'train', lambda run, training: [*map(Trained, training.starts)])
   monkeypatch.setattr(methods, 'start_compiling', lambda *_: None)
-  trials = [Trial(0, 0.1), Trial(1, 0.1)]
-  os.makedirs(run.path('tuning'), exist_ok=True)
-  [(good, bad)] = methods.train_method(run, 'gradient', trials, (900,), 'tuning').values()
+  task = methods.Task('tuning/gradient', [Trial(0, 0.1), Trial(1, 0.1)], (900,))
+  [(good, bad)] = methods.train_method(run, 'gradient', task).values()
   assert (good.trouble, bad.params) == ('', 0)
   assert good.params > 0
-  assert f'tuning/gradient-900-1: {bad.trouble}' in caplog.text
+  assert f'tuning/gradient/900-1: {bad.trouble}' in caplog.text
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):

@@ -10,7 +10,7 @@ import html_pages
 import jax
 import numpy as np
 import pytest
-from tiny_runs import changed, without_seconds
+from tiny_runs import changed, context_of, without_seconds
 
 from glora_jax.files import read_arrays, read_json
 from glora_jax.method.genomes import genome_to_json
@@ -19,11 +19,11 @@ from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines
 from glora_jax.reports import run_page, scoreboard, suite_page
 from glora_jax.runs import comparison, experiment
+from glora_jax.runs.backbone import Stream
 from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import prepare
-from glora_jax.runs.run import Place, Stream
-from glora_jax.runs.stages import results, structures
-from glora_jax.runs.stages.structures import allocate_shifts
+from glora_jax.runs.stage import walk
+from glora_jax.runs.stages import allocation, results
+from glora_jax.runs.stages.allocation import allocate_shifts
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
 
@@ -44,12 +44,17 @@ def gradient_run(config, tmp_path_factory):
   return workdir, experiment.run(config, str(workdir))
 
 
+def found_by(context):
+  """The structure of a run."""
+  return walk(context, experiment.stages_of(context.settings), until='structure')
+
+
 @pytest.fixture
 def prepared(config, gradient_run, tmp_path):
   """The run up to its structure, in a workdir of its own that has the same warm head."""
   workdir = tmp_path / 'prepared'
   shutil.copytree(gradient_run[0] / 'head', workdir / 'head')
-  return prepare(check_config(config), str(workdir))
+  return context_of(config, workdir)
 
 
 def test_the_result_has_all_keys_and_null_for_what_only_a_search_has(gradient_run):
@@ -114,10 +119,10 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(structures, 'write_arrays', be_killed)
+    patched.setattr(allocation, 'write_arrays', be_killed)
     with pytest.raises(KeyboardInterrupt):
-      structures.find(prepared)
-  found = structures.find(prepared)
+      found_by(prepared)
+  found = found_by(prepared)
   expected = read_arrays(workdir / 'structure' / 'allocation.npz')
   written = read_arrays(prepared.path('structure', 'allocation.npz'))
   assert found.genome.tolist() == expected['genome'].tolist()
@@ -128,7 +133,7 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
 
 def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepared, config):
   config = changed(config, allocation__prior='shifts')
-  run = prepare(check_config(config), prepared.path('..', 'borrowing'))
+  run = context_of(config, prepared.path('..', 'borrowing'))
   place = run.place('gradient')
   prior = allocate_shifts(run, place, budget=1000, key=run.key(Stream.PRIOR))
   again = allocate_shifts(run, place, budget=1000, key=run.key(Stream.PRIOR))
@@ -136,10 +141,10 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   assert prior.values.B_lora.shape[:2] == (4, len(place.adapted.spec))
   clear = dataclasses.replace(prior, signal=0.5)
   options = {'budget': 1000, 'key': run.key(Stream.STRUCTURE), 'folder': 'structure'}
-  warm = Place(place.adapted, structures.train_head(run, place))
-  found = structures.allocate_once(run, warm, **options, prior=clear)
+  warm = allocation.train_head(run, place)
+  found = allocation.allocate_once(run, warm, **options, prior=clear)
   assert 0 < found.borrowed <= 1
-  read = structures.allocate_once(run, warm, **options)
+  read = allocation.allocate_once(run, warm, **options)
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
 
@@ -151,8 +156,8 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   shutil.copytree(workdir / 'structure', prepared.path('structure'))
   monkeypatch.setattr(HeadAlone, 'features', None)
   for name in ('compile_ahead', 'allocate'):
-    monkeypatch.setattr(structures, name, None)
-  found = structures.find(prepared)
+    monkeypatch.setattr(allocation, name, None)
+  found = found_by(prepared)
   written = read_json(workdir / 'genome.json')
   assert found.genome.tolist() == written['genome']
   assert found.allocation.count_params() == written['params']
@@ -180,21 +185,22 @@ def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
 def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
   config, tmp_path, monkeypatch
 ):
-  narrow = check_config(changed(config, structure='lora', space__ranks=(2,), budget=None))
-  spec = prepare(narrow, f'{tmp_path}/narrow').adapted.spec
+  narrow = changed(config, structure='lora', space__ranks=(2,), budget=None)
+  spec = context_of(narrow, tmp_path / 'narrow').adapted.spec
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps(genome_to_json(spec, preset(spec, 'lora:2@qkv'))))
   monkeypatch.setenv('HOME', str(tmp_path))
-  run = prepare(check_config(changed(config, structure='~/mine.json')), str(tmp_path / 'run'))
+  config = changed(config, structure='~/mine.json')
+  run = context_of(config, tmp_path / 'run')
   expected = preset(run.adapted.spec, 'lora:2@qkv').tolist()
-  assert structures.find(run).genome.tolist() == expected
+  assert found_by(run).genome.tolist() == expected
   os.remove(path)
-  assert structures.find(run).genome.tolist() == expected
+  assert found_by(run).genome.tolist() == expected
 
 
 @pytest.mark.parametrize('number, folds, batch, devices', [(800, 8, 64, 1), (101, 4, 7, 2)])
 def test_folds_are_equal_and_share_no_image(number, folds, batch, devices):
-  indices = structures.fold_indices(jax.random.key(0), number, folds, batch, devices)
+  indices = allocation.fold_indices(jax.random.key(0), number, folds, batch, devices)
   assert len(np.unique(indices)) == indices.size
   assert indices.size > 0.8 * number
   assert len(indices) % folds == 0
@@ -214,7 +220,7 @@ def test_rows_beside_a_search_have_a_space_of_their_own_and_do_not_change_it(run
   assert rows['lora:2@qkv']['params'] == 2 * 2 * (16 + 48)
   described = read_json(tmp_path / 'rows' / 'structure' / 'genome.json')
   assert described['params'] == rows['gradient']['params']
-  alone = experiment.run(changed(config, presets=('lora',)), str(tmp_path / 'alone'))
+  alone = experiment.run(changed(config, presets=('lora',)), str(tmp_path / 'subnet'))
   for name in ('winner', 'winner_supernet', 'linear', 'hypervolume', 'evaluations'):
     assert alone[name] == result[name]
   assert alone['presets']['lora'] == rows['lora']

@@ -15,8 +15,8 @@ from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
 from glora_jax.runs import command_line, experiment, suite
-from glora_jax.runs.config import check_config
-from glora_jax.runs.lifecycle import never
+from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.context import never
 from glora_jax.runs.workdir import Stopped, claim
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
@@ -50,7 +50,7 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   (folder / 'images' / 't11.png').write_bytes(b'broken')
   config = few_shot(run_config, folder.parent, budget=None)
   config.supernet.batch_size = config.finetune.batch_size = 2
-  monkeypatch.setattr(suite, 'claim_workdir', end)
+  monkeypatch.setattr(suite, 'write_config', end)
   with pytest.raises(RuntimeError, match='all are checked'):
     suite.run(config, str(workdir))
   text = html_pages.read(workdir).text
@@ -65,10 +65,10 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
 def test_a_field_that_does_nothing_is_named_once_for_all_tasks(
   run_config, monkeypatch, tmp_path, caplog
 ):
-  def carry_out(*_):
+  def run_job(*_):
     raise ValueError('It ends here.')
 
-  monkeypatch.setattr(experiment, 'carry_out', carry_out)
+  monkeypatch.setattr(experiment, 'run_job', run_job)
   monkeypatch.setattr(suite, '_check', lambda *_: None)
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
   config = few_shot(run_config, tmp_path / 'lists', budget=None, mesh__fsdp=4)
@@ -81,12 +81,13 @@ def test_a_field_that_does_nothing_is_named_once_for_all_tasks(
 
 def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, tmp_path):
   """It may be writing what a check would remove; and it may be finished when its turn comes."""
-  monkeypatch.setattr(suite, 'rehearse', lambda config, folder: pytest.fail('it is checked'))
+  monkeypatch.setattr(suite, 'prepared', lambda *_: pytest.fail('it is checked'))
+  config = default_config()
   folder = str(tmp_path / 'cifar100')
   with claim(folder):
-    suite._rehearse(None, folder, 'Checking task 1 of 2', never)
+    suite._rehearse(config, folder, 'Checking task 1 of 2', never)
   with pytest.raises(pytest.fail.Exception, match='it is checked'):
-    suite._rehearse(None, folder, 'Checking task 1 of 2', never)
+    suite._rehearse(config, folder, 'Checking task 1 of 2', never)
 
 
 @pytest.mark.full

@@ -14,11 +14,10 @@ import time
 import pytest
 from disks import mounting_is_allowed, small_disk
 from label_lists import write_images
-from tiny_runs import all_fields, changed, contents, overrides, start_command, wait_for
+from tiny_runs import all_fields, changed, contents, overrides, stages_of, start_command, wait_for
 
-from glora_jax.runs import command_line, experiment
+from glora_jax.runs import command_line, experiment, stage
 from glora_jax.runs.config import check_config
-from glora_jax.runs.run import Run
 from glora_jax.runs.workdir import Stopped, claim
 
 
@@ -118,19 +117,19 @@ def test_a_command_that_is_stopped_for_a_while_holds_its_workdir_and_goes_on(
 def test_a_disk_that_fills_at_any_stage_is_a_sentence_and_loses_nothing(
   run_config, finished_run, undisturbed, tmp_path, monkeypatch
 ):
-  stages, stage, full = finished_run[1]['seconds'], Run.stage, set()
+  stages, timed, full = stages_of(run_config), stage._timed, set()
 
   @contextlib.contextmanager
-  def filled(run, name):
-    with stage(run, name):
-      if name in full:
+  def filled(context, one, key):
+    with timed(context, one, key):
+      if one.name in full:
         fill(tmp_path / 'filler')
       yield
 
-  monkeypatch.setattr(Run, 'stage', filled)
+  monkeypatch.setattr(stage, '_timed', filled)
   with small_disk(tmp_path, '64m'):
-    for name in stages:
-      full.add(name)
+    for one in stages:
+      full.add(one.name)
       with pytest.raises(OSError, match='No space left on device'):
         experiment.run(run_config, str(tmp_path / 'run'))
       os.remove(tmp_path / 'filler')

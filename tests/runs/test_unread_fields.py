@@ -1,16 +1,18 @@
 """Fields that are given and do nothing are named, and no others."""
 
 import pytest
+from tiny_runs import stages_of
 
 from glora_jax.runs.config import check_config, default_config
-from glora_jax.runs.used_fields import warn_of_unread, warn_of_unused
+from glora_jax.runs.fields import warn_of_unread
+from glora_jax.runs.stage import read_by
 
 
-def named_by(caplog, warn, fields, *given):
+def named_by(caplog, fields, given=()):
   """What is named of a config with other values."""
   config = default_config()
   config.update_from_flattened_dict(fields)
-  warn(check_config(config), *given)
+  warn_of_unread(check_config(config), read_by(stages_of(config)), given)
   return [str(record.args[0]) for record in caplog.records]
 
 
@@ -25,7 +27,7 @@ def named_by(caplog, warn, fields, *given):
   ],
 )
 def test_what_a_config_file_gives_and_does_nothing_is_named(fields, named, caplog):
-  assert named_by(caplog, warn_of_unread, fields) == named
+  assert named_by(caplog, fields) == named
 
 
 PAPER, COMPARE = {'protocol': 'paper'}, {'job': 'compare'}
@@ -53,24 +55,10 @@ PAPER, COMPARE = {'protocol': 'paper'}, {'job': 'compare'}
     ),
     (
       {**COMPARE, 'compare.methods': ('lora',), 'compare.rate.lora': 1e-3},
-      ('compare.rates', 'finetune.learning_rate'),  # the latter is named in any case
-      ['compare.rates'],
+      ('compare.rates', 'finetune.learning_rate'),
+      ['compare.rates', 'finetune.learning_rate'],
     ),
   ],
 )
 def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, given, unused, caplog):
-  assert named_by(caplog, warn_of_unused, fields, given) == unused
-
-
-@pytest.mark.parametrize(
-  'fields, given, job',
-  [
-    (PAPER, 'finetune.epochs', "a run of protocol='paper'"),
-    (PAPER, 'training.epochs', "a run of structure='search'"),
-    ({**COMPARE, 'compare.methods': ('lora',)}, 'search.mode', "without the method 'search'"),
-    ({**COMPARE, 'compare.methods': ('lora',)}, 'compare.budgets', 'that fill no budget'),
-  ],
-)
-def test_the_sentence_says_what_about_the_job_leaves_a_field_unread(fields, given, job, caplog):
-  named_by(caplog, warn_of_unused, fields, [given])
-  assert job in caplog.text
+  assert named_by(caplog, fields, given) == unused

@@ -1,11 +1,9 @@
-"""A workdir belongs to one config."""
+"""A workdir belongs to one config from when its test images were read, and to one process."""
 
-import logging
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
 
 import jax.numpy as jnp
 import ml_collections
@@ -15,9 +13,10 @@ import tiny_runs
 from places import digests
 
 from glora_jax.files import read_json, write_json
-from glora_jax.runs import experiment, schema, used_fields
+from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import RunSettings, check_config, default_config
-from glora_jax.runs.workdir import claim, claim_workdir, read_config
+from glora_jax.runs.stage import read_by
+from glora_jax.runs.workdir import TEST_LIST, changes_of, claim, write_config
 
 
 def changed(**fields):
@@ -25,11 +24,15 @@ def changed(**fields):
   return tiny_runs.changed(default_config(), **fields)
 
 
-def leave(workdir, traces):
-  for trace in traces:
-    path = workdir / trace
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir() if trace.endswith('/') else path.write_text('')
+def change(workdir, tested=False, tasks=(), **fields):
+  """What a config changes in a workdir."""
+  settings = check_config(changed(**fields))
+  if tested:
+    (pathlib.Path(tasks[0] if tasks else workdir) / TEST_LIST).touch()
+  read = read_by(experiment.stages_of(settings))
+  changes = changes_of(settings, workdir, read, tasks)
+  write_config(settings, workdir)
+  return {change.name: change.new for change in changes}
 
 
 def test_a_path_of_images_means_the_same_however_and_from_wherever_it_is_given(
@@ -39,79 +42,44 @@ def test_a_path_of_images_means_the_same_however_and_from_wherever_it_is_given(
   for folder in ('run', 'a', 'b'):
     (tmp_path / folder).mkdir()
   monkeypatch.chdir(tmp_path / 'a')
-  claim_workdir(changed(task='folder:photos/'), str(workdir))
-  leave(workdir, ['test_list.json'])
+  change(workdir, task='folder:photos/')
   monkeypatch.chdir(tmp_path)
   for same in ('a/photos', './a/photos', f'{tmp_path}/a/photos', f'{tmp_path}/run/../a/photos//'):
-    claim_workdir(changed(task=f'folder:{same}'), str(workdir))
+    assert not change(workdir, tested=True, task=f'folder:{same}')
   monkeypatch.chdir(tmp_path / 'b')
   with pytest.raises(ValueError, match='belongs to another config: task was'):
-    claim_workdir(changed(task='folder:photos'), str(workdir))
+    change(workdir, task='folder:photos')
 
 
-def test_a_field_that_changes_no_result_may_change(tmp_path):
-  claim_workdir(changed(), str(tmp_path))
-  leave(tmp_path, ['test_list.json'])
+def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
+  change(tmp_path)
+  assert change(tmp_path, supernet__epochs=20, seed=7) == {'seed': 7, 'supernet.epochs': 20}
   free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__cache': 'cache'}
-  claim_workdir(changed(**free, data__workers=2, checkpoint_epochs=3), str(tmp_path))
-
-
-@pytest.mark.parametrize(
-  'traces, fields',
-  [
-    ((), {'seed': 7, 'task': 'tfds:beans', 'supernet__epochs': 20}),
-    (('supernet/',), {'supernet__epochs': 20}),  # made, but without a state
-    (
-      ('supernet/50/',),
-      {'search__mode': 'random', 'budget': 100, 'presets': ('lora',), 'allocation__folds': 4},
-    ),
-    (('search/archive.npz',), {'finetune__batch_size': 5000, 'training__epochs': 20}),
-    (('search/archive.npz.host.3.glora_jax.partial',), {'search__parents': 2}),
-  ],
-)
-def test_what_no_stage_has_used_may_change_and_the_log_says_so(traces, fields, tmp_path, caplog):
-  claim_workdir(default_config(), str(tmp_path))
-  leave(tmp_path, traces)
-  caplog.set_level(logging.INFO)
-  claim_workdir(changed(**fields), str(tmp_path))
-  for name in fields:
-    assert f'{name.replace("__", ".")} was ' in caplog.text
-  assert len(caplog.messages) == len(fields)
-  assert check_config(read_config(tmp_path)) == check_config(changed(**fields))
-
-
-@pytest.mark.parametrize(
-  'given, trace, fields, stage',
-  [
-    ({}, 'supernet/50/', {'seed': 7}, 'supernet'),
-    ({}, 'baselines/lora/50/', {'presets': ('ssf',)}, 'baselines'),
-    ({}, 'search/archive.npz', {'augment__flip': True}, 'search'),  # by the supernet before it
-    ({}, 'finetune/50/', {'finetune__batch_size': 5000}, 'finetune'),
-    ({}, 'result.json', {'finetune__batch_size': 5000}, 'test'),
-    ({'presets': ('gradient',)}, 'head/50/', {'allocation__folds': 4}, 'head'),
-    ({'structure': 'lora:2'}, 'structure/genome.json', {'budget': 10}, 'structure'),
-    ({'job': 'compare'}, 'rates.json', {'compare__rate__prompt': 0.1}, 'tuning'),
-  ],
-)
-def test_what_a_stage_has_used_is_refused_and_the_stage_named(
-  given, trace, fields, stage, tmp_path
-):
-  claim_workdir(changed(**given), str(tmp_path))
-  leave(tmp_path, [trace])
+  fields = {'supernet__epochs': 20, 'seed': 7, **free, 'data__workers': 2}
+  assert not change(tmp_path, tested=True, **fields, checkpoint_epochs=3)
+  assert change(tmp_path, **fields, training__epochs=30) == {'training.epochs': 30}  # unread
   before = digests(tmp_path)
-  [name] = fields
-  sentence = f'another config: {name.replace("__", ".")} was .* its stage {stage} depends on what'
-  with pytest.raises(ValueError, match=sentence):
-    claim_workdir(changed(**given, **fields), str(tmp_path))
+  with pytest.raises(
+    ValueError, match=r'search.parents was 10 and is now 2\. Its test images were'
+  ):
+    change(tmp_path, **fields, search__parents=2)
   assert digests(tmp_path) == before
 
 
-@pytest.mark.parametrize('trace, stage', [('training/50/', 'training'), ('rates.json', 'tuning')])
-def test_what_stages_left_belongs_to_nobody_without_its_config(trace, stage, tmp_path):
-  leave(tmp_path, [trace])
-  with pytest.raises(ValueError, match=f'config.json is gone, and stage {stage} has left'):
-    claim_workdir(default_config(), str(tmp_path))
-  assert not (tmp_path / 'config.json').exists()
+def test_a_workdir_is_of_one_job(tmp_path):
+  change(tmp_path)
+  settings = check_config(changed(job='compare'))
+  with pytest.raises(ValueError, match="job was 'adapt' and is now 'compare'"):
+    changes_of(settings, tmp_path, read_by(comparison.stages_of(settings)))
+
+
+def test_a_suite_s_config_is_fixed_by_what_its_tasks_have_tested(tmp_path):
+  folders = [tmp_path / 'dtd', tmp_path / 'cifar100']
+  folders[0].mkdir()
+  change(tmp_path, tasks=folders, task='vtab/all')
+  change(tmp_path, tasks=folders, task='vtab/all', finetune__batch_size=32)
+  with pytest.raises(ValueError, match=r'supernet.epochs was 500 and is now 20'):
+    change(tmp_path, True, folders, task='vtab/all', finetune__batch_size=32, supernet__epochs=20)
 
 
 def test_a_config_of_scalars_and_arrays_is_one_of_numbers(tmp_path):
@@ -120,72 +88,25 @@ def test_a_config_of_scalars_and_arrays_is_one_of_numbers(tmp_path):
   content['space']['ranks'] = jnp.array([1, 2, 4])
   content['compare']['rates'] = (np.float32(0.5),)
   config = ml_collections.ConfigDict(content)
-  claim_workdir(config, str(tmp_path))
   numbers = {'supernet__learning_rate': 0.5, 'supernet__epochs': 30, 'compare__rates': (0.5,)}
   plain = changed(**numbers, space__ranks=(1, 2, 4))
   assert repr(check_config(config)) == repr(check_config(plain))
-  claim_workdir(plain, str(tmp_path))
-
-
-def test_a_refused_config_leaves_no_lock(tmp_path):
-  claim_workdir(changed(), str(tmp_path))
-  leave(tmp_path, ['supernet/50/'])
-  before = set(os.listdir(tmp_path))
-  with pytest.raises(ValueError, match='belongs to another config: seed was 42'):
-    experiment.run(changed(seed=7), str(tmp_path))
-  assert set(os.listdir(tmp_path)) == before
-
-
-def test_what_to_remove_for_a_stage_to_begin_anew_is_said(tmp_path):
-  claim_workdir(default_config(), str(tmp_path))
-  leave(tmp_path, ('supernet/50/', 'search/archive.npz', 'finetune/50/', 'test_list.json'))
-  with pytest.raises(ValueError) as caught:
-    claim_workdir(changed(search__parents=2, finetune__epochs=30), str(tmp_path))
-  kept = [tmp_path / name for name in ('search', 'finetune', 'test_list.json')]
-  assert str(caught.value).endswith(
-    f' Without {", ".join(map(str, kept))} the stage search begins anew.'
-  )
-  for path in kept:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-  claim_workdir(changed(search__parents=2, finetune__epochs=30), str(tmp_path))
-
-
-def test_a_suite_s_config_is_fixed_by_what_its_tasks_have_used(tmp_path):
-  claim_workdir(changed(task='vtab/all'), str(tmp_path))
-  leave(tmp_path, ['dtd/supernet/50/'])
-  folders = [str(tmp_path / 'cifar100'), str(tmp_path / 'dtd')]
-  claim_workdir(changed(task='vtab/all', finetune__epochs=3), str(tmp_path), folders)
-  with pytest.raises(ValueError, match=r'supernet.epochs was 500 and is now 20'):
-    claim_workdir(changed(task='vtab/all', supernet__epochs=20), str(tmp_path), folders)
-
-
-def test_every_field_is_free_or_used_by_a_stage():
-  ways = (used_fields.SEARCHED, used_fields.GIVEN, used_fields.COMPARED)
-  known = (
-    *used_fields.FREE_FIELDS,
-    *(field for stages in ways for field in used_fields.used_by(stages, stages[-1])),
-  )
-  for name, setting in schema.walk(RunSettings()):
-    dotted = f'{name}.' if isinstance(setting.default, Mapping) else name
-    assert used_fields.is_among(dotted, known), name
+  write_config(check_config(config), tmp_path)
+  assert not changes_of(check_config(plain), tmp_path, ['search.'])
 
 
 @pytest.mark.parametrize(
   'content, named',
   [
-    ({'seed': {'a': 1}}, 'seed.a was 1 and is now None'),
+    ({'seed': {'a': 1}}, 'seed was None and is now 42'),
     ({'presets': 3}, 'presets was 3 and is now'),
     ({'space': 3, 'supernet': [], 'structure': None}, 'structure was None and is now'),
-    ({'momentum': 0.9}, 'momentum was 0.9 and is now None'),
   ],
 )
 def test_a_config_json_that_somebody_has_edited_is_another_config(content, named, tmp_path):
   write_json(tmp_path / 'config.json', content, 'config')
-  leave(tmp_path, ['test_list.json'])
   with pytest.raises(ValueError, match=f'another config: .*{named}'):
-    claim_workdir(default_config(), str(tmp_path))
-  with pytest.raises(ValueError, match=r'config.json|momentum'):
-    check_config(read_config(tmp_path))
+    change(tmp_path, tested=True)
 
 
 @pytest.mark.parametrize(
@@ -217,12 +138,12 @@ def scatter(folder, *names):
 
 
 def test_a_run_removes_its_own_half_written_files_and_nobody_elses(short, tmp_path):
-  claim_workdir(short, str(tmp_path))
+  write_config(check_config(short), tmp_path)
   others = scatter(
     tmp_path,
     'download.123.partial',
     'head/deep/y.4.partial',
-    'training/x.json.host.5.partial',
+    'training.5.partial',
     'folded/6.glora_jax.partial',
     'folded/x.json.host.glora_jax.partial',
     'folded/x.json.host.6.glora_jax.partial.gz',
@@ -230,7 +151,7 @@ def test_a_run_removes_its_own_half_written_files_and_nobody_elses(short, tmp_pa
   both = scatter(
     tmp_path,
     'result.json.host.name.of.it.7.glora_jax.partial',
-    'baselines/deep/x.json..8.glora_jax.partial',  # of a machine without a name
+    'training/x.json..8.glora_jax.partial',  # of a machine without a name
   )
   experiment.run(short, str(tmp_path))
   left = digests(tmp_path)
@@ -269,7 +190,7 @@ def test_a_workdir_is_one_by_its_lock_or_its_config(tmp_path):
   scatter(killed, 'split.json')
   (killed / 'lock').write_text(2 * 'process 1 on host\n')
   scatter(moved, 'metrics.jsonl', 'notes.txt')
-  claim_workdir(default_config(), str(moved))
+  write_config(RunSettings(), moved)
   for folder in (killed, moved):
     with claim(folder):
       assert (folder / 'lock').read_text().count('\n') == 1

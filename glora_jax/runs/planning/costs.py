@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from glora_jax.runs.programs import Program, Workload, program
-from glora_jax.runs.run import Run
+from glora_jax.runs.context import Context
+from glora_jax.runs.programs import program
+from glora_jax.runs.stage import Workload
 
 _MOVES = frozenset(
   """
@@ -280,47 +281,26 @@ class Cost(NamedTuple):
     return self.arguments + self.temporaries
 
 
-def cost_of(name: str, run: Run, workload: Workload = Workload()) -> Cost:
+def cost_of(name: str, context: Context, workload: Workload = Workload()) -> Cost:
   """The cost of a program on one device.
 
   Args:
     name: key of `programs.MAKERS`.
-    run: a run of one device; shapes are enough.
+    context: a job of one device; shapes are enough.
     workload: see `programs.program`.
   """
-  made = program(name, run, workload)
+  made = program(name, context, workload)
   traced = made.function.trace(*made.arguments)
   is_training = name in (*TRAININGS, MANY)
   results = 0 if is_training else bytes_of(traced.out_info)  # in the place of arguments
-  batches = _streamed(made)
+  batches = bytes_of(made.streamed)
   return Cost(
-    count(traced.jaxpr).total / _images(made, run),
+    count(traced.jaxpr).total / made.images,
     bytes_of(made.arguments) + batches,  # the next call's come while this one runs
     temporaries(traced.jaxpr) + results,
     equations(traced.jaxpr),
     2 * batches,
   )
-
-
-def _streamed(made: Program) -> int:
-  """Bytes of the batches of a training that streams its images."""
-  if made.name not in TRAININGS:
-    return 0
-  images, labels, indices = made.arguments[4:7]
-  return bytes_of((images, labels)) if indices is None else 0
-
-
-def _images(made: Program, run: Run) -> int:
-  """Images that a call of a program goes through, for each candidate."""
-  arguments = made.arguments
-  if made.name in (*TRAININGS, MANY):
-    images, _, indices = arguments[4:7]
-    return math.prod(images.shape[:2] if indices is None else indices.shape)
-  if made.name == 'scoring':
-    return run.settings.search.population * len(arguments[2])
-  if made.name == 'allocation':
-    return len(arguments[3][0])
-  return len(arguments[-1])
 
 
 def bytes_by_kind(executable: Any) -> dict[str, int]:
@@ -351,43 +331,37 @@ class Line(NamedTuple):
     return max(0, int((memory - self.fixed) // max(1.0, self.each)))
 
 
-def memory_by_batch(once: Cost, name: str, workload: Workload, run: Run) -> Line:
+def memory_by_batch(once: Cost, name: str, workload: Workload, context: Context) -> Line:
   """Memory of a training program by the images of a batch on a device, by two of its sizes.
 
   Args:
-    once: its cost by the run's recipe.
+    once: its cost by its recipe.
     name: 'supernet', 'subnet' or 'train_many'.
-    workload: what it trains, by which section of the config.
-    run: a run of one device.
+    workload: what it trains, and how.
+    context: a job of one device.
   """
-  section = workload.section or run.settings.section_alone
-  recipe = getattr(run.settings, section)
+  recipe = workload.recipe or context.settings.recipe
   size = recipe.batch_size // recipe.accumulate
   double = dataclasses.replace(recipe, batch_size=2 * recipe.batch_size)
-  twice = cost_of(name, _with(run, section, double), workload)
-  # Streamed batches grow, too; resident images are as many as before.
-  grown = twice.temporaries - once.temporaries + once.streamed
-  return Line.through(size, once.held, 2 * size, once.held + grown)
-
-
-def _with(run: Run, section: str, recipe: Any) -> Run:
-  """The run by another recipe, with as many images as its batch needs."""
 
   def grown(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    number = max(recipe.batch_size, len(shape))
+    number = max(double.batch_size, len(shape))
     return jax.ShapeDtypeStruct((number, *shape.shape[1:]), shape.dtype)
 
-  settings = dataclasses.replace(run.settings, **{section: recipe})
-  return dataclasses.replace(run, settings=settings, splits=jax.tree.map(grown, run.splits))
+  larger = dataclasses.replace(context, splits=jax.tree.map(grown, context.splits))
+  twice = cost_of(name, larger, workload._replace(recipe=double))
+  # Streamed batches grow, too; resident images are as many as before.
+  grown_by = twice.temporaries - once.temporaries + once.streamed
+  return Line.through(size, once.held, 2 * size, once.held + grown_by)
 
 
-def memory_by_chunk(single: Cost, run: Run, block: int) -> Line:
+def memory_by_chunk(single: Cost, context: Context, block: int) -> Line:
   """Memory of scoring by the candidates side by side on a device, by one and two of them.
 
   Args:
     single: the cost of one.
-    run: a run of one device.
+    context: a job of one device.
     block: images that a device evaluates at a time.
   """
-  double = cost_of('scoring', run, Workload(chunk=2, block=block))
+  double = cost_of('scoring', context, Workload(chunk=2, block=block))
   return Line.through(1, single.held, 2, double.held)

@@ -11,7 +11,6 @@ compiler's own account (`--plan.compile`).
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import operator
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +23,17 @@ from glora_jax import mesh as meshes
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.equation import made_for
 from glora_jax.method.supports import COLLECTION
-from glora_jax.runs import early_checks
+from glora_jax.runs import comparison, experiment
 from glora_jax.runs.backbone import fetch_task, load_backbone
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.lifecycle import count
+from glora_jax.runs.context import (
+  Context,
+  check,
+  check_ranks,
+  count,
+  count_images,
+  fit_batches,
+)
 from glora_jax.runs.planning.costs import (
   MANY,
   Cost,
@@ -46,9 +52,8 @@ from glora_jax.runs.planning.machine import (
   images_per_core,
   machine_of,
 )
-from glora_jax.runs.planning.stages import Stage, stages_of, stages_of_comparison
-from glora_jax.runs.programs import Workload, on_mesh, program, shape_of_run
-from glora_jax.runs.run import Run
+from glora_jax.runs.programs import on_mesh, program, shape_of_run
+from glora_jax.runs.stage import Call, Stage, Workload, section_of
 
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))
@@ -237,83 +242,87 @@ def plan(
     raise ValueError('The TPU compiler compiles for a slice; give a topology, as v5e:2x4.')
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   machine = machine_of(topology, settings.mesh.devices, settings.model.dtype)
-  early_checks.check_devices(settings, are_several=machine.devices > 1)
   with made_for(machine.platform):
-    name, run = _shape_of(settings, machine)
-    planned = plan_of(run, name, machine)
-    _require_room(planned, run.settings)
-    planned = dataclasses.replace(planned, reading=_reading_of(planned, run))
+    name, context = _shape_of(settings, machine)
+    planned = plan_of(context, name, machine)
+    _require_room(planned, context.settings)
+    planned = dataclasses.replace(planned, reading=_reading_of(planned, context))
     if compiled and topology is not None:
-      planned = _with_compiled(planned, run, topology)
-      _require_room(planned, run.settings)
+      planned = _with_compiled(planned, context, topology)
+      _require_room(planned, context.settings)
   return planned
 
 
-def _shape_of(settings: RunSettings, machine: Machine) -> tuple[str, Run]:
-  """(task and model in words, the run as shapes), checked as the run itself would be."""
+def _shape_of(settings: RunSettings, machine: Machine) -> tuple[str, Context]:
+  """(task and model in words, the job as shapes), checked as the job itself would be."""
+  stages = _stages(settings)
   with tempfile.TemporaryDirectory() as folder:
     task, path = fetch_task(settings, folder)
-    counts = early_checks.count_images(task)
+    counts = count_images(task)
+  # Batches must be dealt to these devices, which need not be here.
+  mesh: Any = None
+  if machine.devices > 1:
+    mesh = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
+  settings = fit_batches(settings, stages, counts, mesh)
   model, _, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   settings.augment.check_size(size)
-  # Batches must be dealt to these devices, which need not be here.
-  mesh: Any = jax.sharding.AbstractMesh((1, machine.devices), meshes.AXES)
-  settings = early_checks.fit_batches(settings, counts, mesh)
-  run = shape_of_run(settings, model, size, counts)
-  early_checks.check_ranks(run.adapted)
-  require_feasible(run.adapted.spec, settings.budget)
-  early_checks.check_shapes(dataclasses.replace(run, mesh=mesh), counts)
+  context = shape_of_run(settings, model, size, counts)
+  check_ranks(context.adapted)
+  require_feasible(context.adapted.spec, settings.budget)
+  check(dataclasses.replace(context, mesh=mesh), stages)
   name = (
     f'{task.name}, {task.num_classes} classes: a {type(model).__name__} of {model.depth} blocks, '
     f'width {model.width}, {size} pixels, computed in {settings.model.dtype}'
   )
-  return name, dataclasses.replace(run, task=task)
+  return name, dataclasses.replace(context, task=task)
 
 
-def _reading_of(planned: Plan, run: Run) -> Reading | None:
+def _reading_of(planned: Plan, context: Context) -> Reading | None:
   """What the fastest training takes where its images are streamed; None where they are not."""
-  examples = run.task.open(run.train_split)
+  examples = context.task.open(context.train_split)
   trainings = [stage for stage in planned.stages if stage.steps]
-  if run.is_resident(len(examples.labels)) or not trainings:
+  if context.is_resident(len(examples.labels)) or not trainings:
     return None
-  per_core = images_per_core(examples, run.metadata['image_size'], run.settings.data.resize)
+  per_core = images_per_core(examples, context.metadata['image_size'], context.settings.data.resize)
   if per_core is None:
     return None
   rates = (stage.rates for stage in trainings)
   return Reading(max(rates), per_core)
 
 
-def plan_of(run: Run, name: str, machine: Machine) -> Plan:
+def plan_of(context: Context, name: str, machine: Machine) -> Plan:
   """The plan of a run by estimates, a function of shapes alone.
 
   Args:
-    run: the run as shapes, with batches that the images fill and the devices divide.
+    context: the job as shapes, with batches that the images fill and the devices divide.
     name: task and model, in words.
     machine: the devices.
   """
-  settings, share = run.settings, _share_of(run, machine.devices)
-  parts = _parts(run)
-  costs = {
-    part: cost_of(part.program, share, _workload(part, machine)) for part in dict.fromkeys(parts)
-  }
+  settings = context.settings
+  calls = _calls(context)
+  every = list(dict.fromkeys(call for of_stage in calls.values() for call in of_stage))
+  workloads = {call: _workload(call, machine) for call in every}
+  costs = {call: cost_of(call.program, context, workloads[call]) for call in every}
   # What each device holds of the base once, and what it keeps a part of.
-  trainable, frozen = run.adapted.split(run.variables)
+  trainable, frozen = context.adapted.split(context.variables)
   spared = 0
   if settings.mesh.base == 'sharded':
     spared = bytes_of(frozen) - bytes_of(frozen) // (settings.mesh.fsdp or machine.devices)
   memory = machine.memory + spared
-  held = {part: cost.held - spared for part, cost in costs.items()}
+  held = {call: cost.held - spared for call, cost in costs.items()}
   chunk = side_by_side = None
-  for part in parts:
-    if part.program == 'scoring':
-      line = memory_by_chunk(costs[part], share, _workload(part, machine).block)
+  for call in every:
+    if call.program == 'scoring':
+      line = memory_by_chunk(costs[call], context, workloads[call].block)
       chunk = min(line.most(memory), settings.search.population)
       side_by_side = _side_by_side(line, memory, settings.search.population, machine)
-      held[part] = int(line.fixed + side_by_side * line.each) - spared
-  alone = [part for part in parts if part.workload.section == settings.section_alone]
-  worst = max(alone, key=held.__getitem__)
-  most = memory_by_batch(costs[worst], worst.program, worst.workload, share).most(memory)
+      held[call] = int(line.fixed + side_by_side * line.each) - spared
+  sections = _sections(context)
+  names = [name for name in calls if sections.get(name) == section_of(settings, 'recipe')]
+  trained = [call for name in names for call in calls[name] if call.steps]
+  worst = max(trained, key=held.__getitem__)
+  line = memory_by_batch(costs[worst], worst.program, workloads[worst], context)
   # A slice's compiler is not at hand.
   traced = 0 if machine.is_published else sum(cost.equations for cost in costs.values())
   moments = 3 * bytes_of(trainable)  # the parameters, and two moments of Adam
@@ -321,8 +330,8 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
     model=name,
     machine=machine,
     stages=tuple(
-      _planned(tuple(group), costs, held, machine)
-      for _, group in itertools.groupby(parts, key=operator.attrgetter('name'))
+      _planned(name, sections.get(name), of_stage, costs, held, machine)
+      for name, of_stage in calls.items()
     ),
     parameters={
       'of the base': count(frozen),
@@ -330,40 +339,43 @@ def plan_of(run: Run, name: str, machine: Machine) -> Plan:
       'in heads': count(trainable['params']),
     },
     states={'the base': bytes_of(frozen), 'what is trained, with its moments': moments},
-    batch=most * settings.recipe_alone.accumulate * machine.devices,
+    batch=line.most(memory) * settings.recipe.accumulate * machine.devices,
     chunk=chunk,
     side_by_side=side_by_side,
     compiling=(COMPILING[0] * traced, COMPILING[1] * traced),
   )
 
 
-def _parts(run: Run) -> tuple[Stage, ...]:
-  """The parts of a run's stages."""
-  counts = {split: len(data.labels) for split, data in run.splits.items()}
-  compares = run.settings.job == 'compare'
-  return tuple((stages_of_comparison if compares else stages_of)(run.settings, counts))
+def _stages(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages of a config's job."""
+  return (comparison if settings.job == 'compare' else experiment).stages_of(settings)
 
 
-def _workload(part: Stage, machine: Machine) -> Workload:
-  """What a device is given: a part of a block, dealt to a host's in scoring, to all in a test."""
-  block = part.workload.block
-  if part.program == 'scoring':
-    block = -(-block // (machine.devices // machine.hosts))
-    return part.workload._replace(chunk=1, block=block)
-  if part.program == 'evaluation':
-    return part.workload._replace(block=-(-block // machine.devices))
-  return part.workload
+def _calls(context: Context) -> dict[str, tuple[Call, ...]]:
+  """The programs that the stages of a job call, by stage."""
+  stages = _stages(context.settings)
+  return {stage.name: tuple(stage.calls(context)) for stage in stages if stage.calls is not None}
 
 
-def _share_of(run: Run, devices: int) -> Run:
-  """What one device does of a run: the same with its share of every batch."""
-  settings = run.settings
-  shares = {
-    name: dataclasses.replace(recipe, batch_size=recipe.batch_size // devices)
-    for name in ('supernet', 'finetune', 'training')
-    if not (recipe := getattr(settings, name)).batch_size % (devices * recipe.accumulate)
-  }
-  return dataclasses.replace(run, settings=dataclasses.replace(settings, **shares))
+def _sections(context: Context) -> dict[str, str]:
+  """The section of the config that stages train by, by stage."""
+  settings = context.settings
+  stages = [stage for stage in _stages(settings) if stage.batches and stage.draws]
+  return {stage.name: section_of(settings, stage.batches[0].recipe) for stage in stages}
+
+
+def _workload(call: Call, machine: Machine) -> Workload:
+  """What a device is given: its share of a batch, of a block in scoring a host's, of a test's."""
+  workload, devices = call.workload, machine.devices
+  recipe = workload.recipe
+  if recipe is not None and not recipe.batch_size % (devices * recipe.accumulate):
+    recipe = dataclasses.replace(recipe, batch_size=recipe.batch_size // devices)
+    return workload._replace(recipe=recipe)
+  if call.program == 'scoring':
+    return workload._replace(chunk=1, block=-(-workload.block // (devices // machine.hosts)))
+  if call.program == 'evaluation':
+    return workload._replace(block=-(-workload.block // devices))
+  return workload
 
 
 def _side_by_side(line: Line, memory: float, population: int, machine: Machine) -> int:
@@ -375,35 +387,40 @@ def _side_by_side(line: Line, memory: float, population: int, machine: Machine) 
 
 
 def _planned(
-  parts: Sequence[Stage], costs: Mapping[Stage, Cost], held: Mapping[Stage, int], machine: Machine
+  name: str,
+  section: str | None,
+  calls: Sequence[Call],
+  costs: Mapping[Call, Cost],
+  held: Mapping[Call, int],
+  machine: Machine,
 ) -> PlannedStage:
-  """A stage from its parts, which run one after another."""
-  operations = sum(costs[part].operations * part.images for part in parts)
+  """A stage from the programs that it calls, which run one after another."""
+  operations = sum(costs[call].operations * call.images for call in calls)
   rate = machine.peak * machine.devices
-  first = parts[0]
   return PlannedStage(
-    name=first.name,
-    program=first.program,
-    section=first.workload.section,
-    steps=sum(part.steps for part in parts),
-    images=sum(part.images for part in parts),
+    name=name,
+    program=calls[0].program,
+    section=section,
+    steps=sum(call.steps for call in calls),
+    images=sum(call.images for call in calls),
     operations=operations,
-    held=max(held[part] for part in parts),
+    held=max(held[call] for call in calls),
     seconds=tuple(operations / (rate * share) for share in SHARES),
   )
 
 
-def _with_compiled(planned: Plan, run: Run, topology: str) -> Plan:
+def _with_compiled(planned: Plan, context: Context, topology: str) -> Plan:
   """The plan with the TPU compiler's account of every program."""
   devices = find_slice(topology).devices()
-  mesh = meshes.over(devices[: planned.machine.devices], run.settings.mesh.fsdp)
-  run = on_mesh(run, mesh)
+  mesh = meshes.over(devices[: planned.machine.devices], context.settings.mesh.fsdp)
+  context = on_mesh(context, mesh)
   held: dict[str, int] = {}
-  for part in _parts(run):
-    workload = part.workload._replace(chunk=planned.side_by_side or 1)
-    made = program(part.program, run, workload)
-    executable = (made if mesh else made.on(devices[0])).lowered().compile()
-    held[part.name] = max(held.get(part.name, 0), sum(bytes_by_kind(executable).values()))
+  for name, calls in _calls(context).items():
+    for call in calls:
+      workload = call.workload._replace(chunk=planned.side_by_side or 1)
+      made = program(call.program, context, workload)
+      executable = (made if mesh else made.on(devices[0])).lowered().compile()
+      held[name] = max(held.get(name, 0), sum(bytes_by_kind(executable).values()))
   stages = tuple(stage._replace(held=held[stage.name]) for stage in planned.stages)
   return dataclasses.replace(planned, stages=stages, is_compiled=True)
 
@@ -415,7 +432,7 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
   if worst.held <= machine.memory:
     return
   fits = ''
-  if worst.section == settings.section_alone:
+  if worst.section == section_of(settings, 'recipe'):
     fits = f' at most {planned.batch:,} images fit:' if planned.batch else ' not one image fits:'
   *others, last = _advice(worst, settings)
   advice = f'{", ".join(others)}, or {last}' if others else last
@@ -436,7 +453,8 @@ def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
 def _smaller(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
   model = settings.model
   if section := stage.section:
-    yield f'lower {section}.batch_size={getattr(settings, section).batch_size}'
+    recipe = settings.recipe if section == section_of(settings, 'recipe') else settings.finetuning
+    yield f'lower {section}.batch_size={recipe.batch_size}'
     yield f'raise {section}.accumulate'
     if stage.program == MANY:
       yield 'give fewer compare.seeds or compare.rates'
@@ -444,7 +462,7 @@ def _smaller(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
       yield "give model.remat='nothing_saveable'"
     return
   if stage.program in ('features', 'allocation'):
-    yield f'lower {settings.section_alone}.batch_size={settings.recipe_alone.batch_size}'
+    yield f'lower {section_of(settings, "recipe")}.batch_size={settings.recipe.batch_size}'
   yield f'lower data.max_resident={settings.data.max_resident}'
   if model.base_dtype == 'float32':
     yield "give model.base_dtype='bfloat16'"

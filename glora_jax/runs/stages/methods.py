@@ -6,53 +6,68 @@ The learning rate of each is chosen on the validation images.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-import jax
 import numpy as np
 
 from glora_jax.files import write_json
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import file_name
+from glora_jax.method.presets import file_name, preset
 from glora_jax.records import read_record
+from glora_jax.runs.backbone import Place, Stream, stream_key
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.run import Candidate, Place, Run, Stream, stream_key
-from glora_jax.runs.sections import GRADIENT, SEARCH, TUNING_SEED
-from glora_jax.runs.stages.many_starts import (
-  Batch,
-  FullFineTuning,
-  TrainedBatch,
-  Trial,
-  from_pretrained,
-  train_batch,
+from glora_jax.runs.context import Candidate, Context
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED, has_budget
+from glora_jax.runs.stage import (
+  LOSS,
+  Batches,
+  Call,
+  Stage,
+  Workload,
+  clocked,
+  read_mark,
+  recipe_fields,
 )
-from glora_jax.runs.stages.results import in_the_runs_space
-from glora_jax.runs.stages.search import run_search
-from glora_jax.runs.stages.structures import (
+from glora_jax.runs.stages.allocation import (
+  MOST_IMAGES,
   allocate_once,
+  check_gradient,
   head_learner,
   head_recipe,
   is_allocated,
   prior_of,
   start_compiling,
 )
-from glora_jax.runs.stages.training import best_on_val
+from glora_jax.runs.stages.results import in_the_runs_space
+from glora_jax.runs.stages.search import run_search
+from glora_jax.runs.stages.structures import PASSES
+from glora_jax.runs.stages.training import FullFineTuning, Trained, Training, best_on_val, train
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.checked import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
+from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched subnet
+FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched structure
 _STOPPED = 'stopped at its last good state: the loss or its gradient was not finite any more.'
+# What a method reads beside the recipe and the loss of all.
+_READS = {
+  SEARCH: ('finetune.', 'sampling.', 'search.', 'compare.budgets'),
+  GRADIENT: ('allocation.', 'compare.budgets'),
+}
 
 
-class _Duration(TypedDict):
-  seconds: float
+class Trial(NamedTuple):
+  """A method is trained once for each trial."""
+
+  seed: int
+  learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,71 +100,190 @@ class TrainedSubnet:
     return Candidate(self.variables, self.genome, self.adapted)
 
 
-@dataclasses.dataclass
-class _Timed:
-  """A function without arguments, and the seconds of its calls so far."""
+class Task(NamedTuple):
+  """What a method is trained for.
 
-  function: Callable[[], Any]
-  seconds: float = 0.0
-
-  def __call__(self) -> Any:
-    start = time.perf_counter()
-    try:
-      return self.function()
-    finally:
-      self.seconds += time.perf_counter() - start
-
-
-def train_method(
-  run: Run, method: str, trials: Sequence[Trial], budgets: Sequence[int], folder: str
-) -> dict[str, list[TrainedSubnet]]:
-  """Trains one method once for each trial; what is in the folder is read.
-
-  Args:
-    run: the run.
-    method: a preset's name, 'finetuning', 'search' or 'gradient'.
+  Attributes:
+    folder: folder in the workdir; what was left there is read.
     trials: seeds and learning rates.
     budgets: most trained parameters of what is searched or read off a gradient.
-    folder: folder in the workdir.
+  """
+
+  folder: str
+  trials: Sequence[Trial]
+  budgets: Sequence[int]
+
+
+def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages of a comparison that tune and train its methods."""
+  tuning, training = [], []
+  for method in settings.compare.methods:
+    name = file_name(method)
+    batches = (Batches('recipe', ('train',)),)
+    if method == SEARCH:  # it finetunes for no epoch, too, where a run leaves the stage out
+      paths = settings.sampling.paths
+      batches = (Batches('recipe', ('train',), paths), Batches('finetuning', ('train',)))
+    rate = f'compare.rate.{method}'
+    options = {
+      'reads': (rate, *recipe_fields(settings), *LOSS, *_READS.get(method, ())),
+      'batches': batches,
+      'draws': True,
+    }
+    is_tuned = settings.compare.rate.get(method) is None
+    if is_tuned:
+      tune = Stage(
+        f'tuning/{name}',
+        functools.partial(_choose_rate, method),
+        calls=functools.partial(_calls, method, is_tuning=True),
+        **{**options, 'reads': (*options['reads'], 'compare.rates')},
+      )
+      tuning.append(tune)
+    trained = Stage(
+      f'training/{name}',
+      functools.partial(_train_seeds, method),
+      after=(f'tuning/{name}',) if is_tuned else (),
+      check=functools.partial(_check, method),
+      calls=functools.partial(_calls, method, is_tuning=False),
+      **{**options, 'reads': (*options['reads'], 'compare.seeds')},
+    )
+    training.append(trained)
+  return (*tuning, *training)
+
+
+def _check(method: str, context: Context) -> None:
+  """Raises ValueError where a method cannot be trained side by side on this model and machine."""
+  if context.mesh is not None:
+    raise ValueError(
+      'A comparison trains side by side on one device; give --config.mesh.devices=one.'
+    )
+  number, most = context.counts['train'], context.settings.data.max_resident
+  if not context.is_resident(number):
+    raise ValueError(
+      f'A comparison trains on resident images, and data.max_resident={most} streams the {number} '
+      'training images; raise it.'
+    )
+  if method == GRADIENT:
+    check_gradient(context)
+  elif method not in NO_PRESETS:
+    preset(context.place(method).adapted.spec, method)
+
+
+def _choose_rate(method: str, context: Context) -> list[TriedRate]:
+  """Validation accuracy and loss of a method at every learning rate of the list.
+
+  A searched structure is judged within the largest budget.
+  """
+  folder = f'tuning/{file_name(method)}'
+  path = context.path(folder, 'rates.json')
+  if not os.path.exists(path):
+    compare, seed = context.settings.compare, context.settings.seed + TUNING_SEED
+    trials = [Trial(seed, rate) for rate in compare.rates]
+    task = Task(folder, trials, _budgets(context.settings, method)[-1:])
+    [subnets] = train_method(context, method, task).values()
+    rows = [
+      {'rate': trial.learning_rate, **measure(context, subnet.candidate, 'val')}
+      for trial, subnet in zip(trials, subnets, strict=True)
+    ]
+    write_json(path, {'rows': rows}, 'tuning')
+  return read_record(path, 'tuning', _Tried)['rows']
+
+
+def _train_seeds(
+  method: str, context: Context, tried: list[TriedRate] | None = None
+) -> dict[str, list[TrainedSubnet]]:
+  """A method, trained with every seed at its learning rate."""
+  rate = rate_of(context.settings, method, tried)
+  log.info('%s: learning rate %g', method, rate)
+  trials = [Trial(seed, rate) for seed in seeds_of(context.settings)]
+  folder = f'training/{file_name(method)}'
+  return train_method(context, method, Task(folder, trials, _budgets(context.settings, method)))
+
+
+def _budgets(settings: RunSettings, method: str) -> Sequence[int]:
+  """The budgets that a method has a row for each of; none for other methods."""
+  return settings.compare.budgets if has_budget(method) else ()
+
+
+def rate_of(settings: RunSettings, method: str, tried: list[TriedRate] | None) -> float:
+  """A method's learning rate: the config's, or the best on the validation images, ties by loss."""
+  rate = settings.compare.rate.get(method)
+  return best_on_val(tried or ())['rate'] if rate is None else rate
+
+
+def seeds_of(settings: RunSettings) -> list[int]:
+  """The seeds that every method of a comparison is trained with."""
+  return [settings.seed + number for number in range(settings.compare.seeds)]
+
+
+def train_method(context: Context, method: str, task: Task) -> dict[str, list[TrainedSubnet]]:
+  """Trains one method once for each trial.
+
+  Args:
+    context: the context.
+    method: a preset's name, 'finetuning', 'search' or 'gradient'.
+    task: folder, trials and budgets.
 
   Returns:
     The subnets by row of the table, one for each trial: one row, or one for each budget where the
     method is the search or the gradient.
   """
   if method == SEARCH:
-    return _search(run, trials, budgets, folder)
+    return _search(context, task)
   if method == GRADIENT:
-    return _read_off_gradients(run, trials, budgets, folder)
+    return _read_off_gradients(context, task)
   if method == 'finetuning':
-    return {method: _train(run, FullFineTuning.of(run.adapted), method, trials, folder)}
-  return {method: _train(run, run.place(method).adapted.fix(method), method, trials, folder)}
+    learner: Adapted = FullFineTuning.of(context.adapted)
+  else:
+    learner = context.place(method).adapted.fix(method)
+  recipe = context.settings.recipe
+  trained = _train(context, from_pretrained(context, task, learner, recipe))
+  return {method: _subnets(context, learner, trained)}
 
 
-def _train(
-  run: Run, learner: Adapted, row: str, trials: Sequence[Trial], folder: str
-) -> list[TrainedSubnet]:
-  """Trains a learner from the pretrained base once for each trial."""
-  name = f'{folder}/{file_name(row)}'
-  trained = train_batch(run, from_pretrained(run, name, learner, run.settings.supernet, trials))
-  return _subnets(run, learner, trained)
+def from_pretrained(
+  context: Context, task: Task, learner: Adapted, recipe: Recipe, name: str = 'states'
+) -> Training:
+  """The trainings of a learner from the pretrained base, for each trial."""
+  base, adapted = context.variables['params'], learner.fix(None)
+  return Training(
+    f'{task.folder}/{name}',
+    learner,
+    recipe,
+    'train',
+    [adapted.init(stream_key(trial.seed, Stream.INIT), base) for trial in task.trials],
+    [stream_key(trial.seed, Stream.SUPERNET) for trial in task.trials],
+    [trial.learning_rate for trial in task.trials],
+  )
+
+
+def _train(context: Context, training: Training) -> tuple[list[Trained], float]:
+  """What became of trainings, and the seconds of each."""
+  with clocked(context.path(training.name)) as clock:
+    trained = train(context, training)
+  return trained, clock['seconds'] / len(trained)
 
 
 def _subnets(
-  run: Run, learner: Adapted, trained: TrainedBatch, training: str = 'Its training', **more: Any
+  context: Context,
+  learner: Adapted,
+  trained: tuple[list[Trained], float],
+  training: str = 'Its training',
+  **more: Any,
 ) -> list[TrainedSubnet]:
-  """What became of each training of a batch; `more` are fields of all of them."""
+  """What became of each of some trainings; `more` are fields of all of them."""
   assert learner.genome is not None
+  results, seconds = trained
   return [
     TrainedSubnet(
       learner.genome,
       learner.count_params(),
-      variables,
-      trained.seconds_each,
-      adapted=None if learner.spec is run.adapted.spec else learner.fix(None),
-      trouble=_trouble(training, diverged),
+      result.variables,
+      seconds,
+      adapted=None if learner.spec is context.adapted.spec else learner.fix(None),
+      trouble=_trouble(training, result.diverged),
       **more,
     )
-    for variables, diverged in zip(trained.variables, trained.diverged, strict=True)
+    for result in results
   ]
 
 
@@ -158,98 +292,96 @@ def _trouble(training: str, diverged: bool) -> str:
   return f'{training} {_STOPPED}' if diverged else ''
 
 
-def _read_off_gradients(
-  run: Run, trials: Sequence[Trial], budgets: Sequence[int], folder: str
-) -> dict[str, list[TrainedSubnet]]:
+def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
   """Trains a structure of each seed's gradient for each budget.
 
   Heads are warmed at the recipe's learning rate, whatever the trial's, so that the structure is the
   seed's.
   """
-  place, recipe = run.place(GRADIENT), run.settings.supernet
-  adapted = place.adapted
-  seeds = dict.fromkeys(trial.seed for trial in trials)
-  names = {
-    (seed, budget): f'{folder}/{GRADIENT}-{budget}-{seed}' for seed in seeds for budget in budgets
-  }
-  is_done = all(is_allocated(run, name) for name in names.values())
-  ahead = None if is_done else start_compiling(run, place)  # one program for all of them
-  warming = head_recipe(recipe, run.settings.allocation.head_epochs)
-  head = head_learner(run, place, warming)
+  place, settings = context.place(GRADIENT), context.settings
+  adapted, budgets = place.adapted, task.budgets
+  seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
+  names = [f'{task.folder}/{budget}-{seed}' for seed in seeds for budget in budgets]
+  is_done = all(is_allocated(context, name) for name in names)
+  ahead = None if is_done else start_compiling(context, place)  # one program for all of them
+  warming = head_recipe(settings.recipe, settings.allocation.head_epochs)
+  head = head_learner(context, place, warming)
   if head is None:
     head = adapted.fix(genomes.smallest_genome(adapted.spec))
-  starts = [Trial(seed, warming.learning_rate) for seed in seeds]
-  heads = train_batch(run, from_pretrained(run, f'{folder}/head', head, warming, starts))
-  rows = {f'{GRADIENT}-{budget}': [] for budget in budgets}
-  for seed, warm, diverged in zip(seeds, heads.variables, heads.diverged, strict=True):
-    fresh = adapted.init(stream_key(seed, Stream.INIT), run.variables['params'])
-    start = Place(adapted, {**fresh, 'params': warm['params']})
-    of_seed = [trial for trial in trials if trial.seed == seed]
+  starts = task._replace(trials=[Trial(seed, warming.learning_rate) for seed in seeds])
+  heads, seconds = _train(context, from_pretrained(context, starts, head, warming, 'heads'))
+  rows: dict[str, list[TrainedSubnet]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
+  for seed, warm in zip(seeds, heads, strict=True):
+    fresh = adapted.init(stream_key(seed, Stream.INIT), context.variables['params'])
+    start = Place(adapted, {**fresh, 'params': warm.variables['params']})
+    of_seed = task._replace(trials=[trial for trial in task.trials if trial.seed == seed])
     key = stream_key(seed, Stream.PRIOR)
-    find = prior_of(run, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
-    prior = _Timed(find) if find else None
+    find = prior_of(context, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
+    prior = _Prior(find, context.path(f'{task.folder}/prior-{seed}')) if find else None
     for budget in budgets:
-      trained = _train_structure(
-        run, names[seed, budget], start, of_seed, budget=budget, ahead=ahead, prior=prior
-      )
-      shared = heads.seconds_each + _seconds_of(prior, run.path(f'{folder}/prior-{seed}.json'))
-      before = _trouble('The training of its head', diverged)
+      name = f'{task.folder}/{budget}-{seed}'
+      options = {'budget': budget, 'ahead': ahead, 'prior': prior}
+      trained = _train_structure(context, name, start, of_seed, **options)
+      shared = seconds + (prior.seconds if prior else 0.0)
+      before = _trouble('The training of its head', warm.diverged)
       rows[f'{GRADIENT}-{budget}'] += [_after(subnet, shared, before) for subnet in trained]
   return rows
 
 
+class _Prior(NamedTuple):
+  """What finds a prior, and the folder that keeps how long that took."""
+
+  find: Callable[[], Allocation | None]
+  folder: str
+
+  def __call__(self) -> Allocation | None:
+    with clocked(self.folder):
+      return self.find()
+
+  @property
+  def seconds(self) -> float:
+    """The seconds that it took; 0 where nobody asked for it."""
+    mark = read_mark(self.folder)
+    return mark['seconds'] if mark else 0.0
+
+
 def _train_structure(
-  run: Run,
-  name: str,
-  place: Place,
-  trials: Sequence[Trial],
-  *,
-  budget: int,
-  prior: _Timed | None,
-  **options: Any,
+  context: Context, name: str, place: Place, task: Task, *, prior: _Prior | None, **options: Any
 ) -> list[TrainedSubnet]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate.
 
   Its seconds are without those of the prior, which the structures of all budgets share.
-  """
-  before = prior.seconds if prior else 0.0
-  start = time.perf_counter()
-  options |= {'budget': budget, 'prior': prior, 'folder': name}
-  key = stream_key(trials[0].seed, Stream.STRUCTURE)
-  genome, variables, has_borrowed, trouble = _find_structure(run, place, key, options)
-  of_prior = prior.seconds - before if prior else 0.0
-  seconds = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start - of_prior)
-  subnet = place.adapted.fix(genome)
-  recipe = run.settings.supernet
-  batch = Batch(
-    name=name,
-    learner=subnet,
-    recipe=run.settings.allocation.shortened(recipe, has_borrowed),
-    starts=[variables] * len(trials),
-    keys=[stream_key(trial.seed, Stream.SUPERNET) for trial in trials],
-    learning_rates=[trial.learning_rate for trial in trials],
-  )
-  trained = train_batch(run, batch)
-  spared = recipe.epochs - batch.recipe.epochs
-  subnets = _subnets(run, subnet, trained, spared_epochs=spared)
-  return [_after(subnet, seconds, trouble) for subnet in subnets]
 
-
-def _find_structure(
-  run: Run, place: Place, key: jax.Array, options: Mapping[str, Any]
-) -> tuple[np.ndarray, Any, bool, str]:
-  """(genome, variables to train from, whether a prior had a part in it, trouble).
-
-  It is the smallest one, and the trouble says why, where the gradient is not finite, or there is
+  It is the smallest one, and its trouble says why, where the gradient is not finite, or there is
   none. So a head that has diverged ends the comparison as little as a supernet that has, and as one
   does that is certain of every label.
   """
-  try:
-    found = allocate_once(run, place, key=key, **options)
-  except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
-    genome = genomes.smallest_genome(place.adapted.spec)
-    return genome, place.variables, False, _stands_for(options['folder'], error)
-  return found.genome, found.variables, found.borrowed > 0, ''
+  key = stream_key(task.trials[0].seed, Stream.STRUCTURE)
+  before = prior.seconds if prior else 0.0
+  trouble, has_borrowed = '', False
+  with clocked(context.path(name)) as clock:
+    try:
+      found = allocate_once(context, place, key=key, folder=name, prior=prior, **options)
+      genome, variables, has_borrowed = found.genome, found.variables, found.borrowed > 0
+    except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
+      genome = genomes.smallest_genome(place.adapted.spec)
+      variables, trouble = place.variables, _stands_for(name, error)
+    if not clock['whole'] and prior:
+      clock['seconds'] -= prior.seconds - before
+  subnet, recipe = place.adapted.fix(genome), context.settings.recipe
+  shorter = context.settings.allocation.shortened(recipe, has_borrowed)
+  training = Training(
+    f'{name}/states',
+    subnet,
+    shorter,
+    'train',
+    [variables] * len(task.trials),
+    [stream_key(trial.seed, Stream.SUPERNET) for trial in task.trials],
+    [trial.learning_rate for trial in task.trials],
+  )
+  spared = recipe.epochs - shorter.epochs
+  subnets = _subnets(context, subnet, _train(context, training), spared_epochs=spared)
+  return [_after(subnet, clock['seconds'], trouble) for subnet in subnets]
 
 
 def _stands_for(name: str, error: Exception) -> str:
@@ -265,148 +397,103 @@ def _after(subnet: TrainedSubnet, seconds: float, trouble: str) -> TrainedSubnet
   return dataclasses.replace(subnet, seconds=seconds + subnet.seconds, trouble=told)
 
 
-def _search(
-  run: Run, trials: Sequence[Trial], budgets: Sequence[int], folder: str
-) -> dict[str, list[TrainedSubnet]]:
+def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
   """Trains a supernet for each trial, and searches and finetunes a subnet in it for each budget."""
-  recipe = run.settings.supernet
-  shorter = dataclasses.replace(recipe, epochs=recipe.epochs - run.settings.finetune.epochs)
-  batch = from_pretrained(run, f'{folder}/supernet', run.adapted, shorter, trials)
-  supernets = train_batch(run, batch)
+  settings = context.settings
+  epochs = settings.recipe.epochs - settings.finetuning.epochs
+  shorter = dataclasses.replace(settings.recipe, epochs=epochs)
+  training = from_pretrained(context, task, context.adapted, shorter, 'supernets')
+  supernets, seconds = _train(context, training)
   rows = {}
-  for budget in budgets:
-    row = rows[f'search-{budget}'] = []
-    for number, trial in enumerate(trials):
-      name = f'{folder}/search-{budget}-{number}'
-      found = _search_one(run, name, supernets.variables[number], trial, budget)
-      before = _trouble('The training of its supernet', supernets.diverged[number])
-      row.append(_after(found, supernets.seconds_each, before))
+  for budget in task.budgets:
+    row = rows[f'{SEARCH}-{budget}'] = []
+    for number, (supernet, trial) in enumerate(zip(supernets, task.trials, strict=True)):
+      name = f'{task.folder}/{budget}-{number}'
+      found = _search_one(context, name, supernet.variables, trial, budget)
+      before = _trouble('The training of its supernet', supernet.diverged)
+      row.append(_after(found, seconds, before))
   return rows
 
 
-def _search_one(run: Run, name: str, supernet: Any, trial: Trial, budget: int) -> TrainedSubnet:
+def _search_one(
+  context: Context, name: str, supernet: Any, trial: Trial, budget: int
+) -> TrainedSubnet:
   """Searches a subnet within a budget, and finetunes it from the supernet's weights.
 
   A supernet that has diverged cannot be searched; its smallest subnet is what
   the trial has come to, and ends the comparison as little as any other training that diverges.
   """
-  start = time.perf_counter()
-  key = stream_key(trial.seed, Stream.SEARCH)
-  trouble = ''
-  try:
-    archive = run_search(run, supernet, budget=budget, key=key, folder=name)
-    genome = archive.best(run.settings.search.fitness)
-  except NonFiniteError as error:
-    trouble = _stands_for(name, error)
-    genome = genomes.smallest_genome(run.adapted.spec)
-  searching = _first_seconds(run.path(f'{name}.json'), time.perf_counter() - start)
-  subnet = run.adapted.fix(genome)
-  batch = Batch(
-    name=name,
-    learner=subnet,
-    # The schedule's ends are those of the supernet's learning rate.
-    recipe=dataclasses.replace(
-      run.settings.finetune, learning_rate=run.settings.supernet.learning_rate
-    ),
-    starts=[supernet],
-    keys=[stream_key(trial.seed, Stream.FINETUNE)],
-    learning_rates=[FINETUNING_SHARE * trial.learning_rate],
+  key, trouble = stream_key(trial.seed, Stream.SEARCH), ''
+  with clocked(context.path(name)) as clock:
+    try:
+      archive = run_search(context, supernet, budget=budget, key=key, folder=name)
+      genome = archive.best(context.settings.search.fitness)
+    except NonFiniteError as error:
+      trouble = _stands_for(name, error)
+      genome = genomes.smallest_genome(context.adapted.spec)
+  subnet = context.adapted.fix(genome)
+  # The schedule's ends are those of the supernet's learning rate.
+  rate = context.settings.recipe.learning_rate
+  training = Training(
+    f'{name}/states',
+    subnet,
+    dataclasses.replace(context.settings.finetuning, learning_rate=rate),
+    'train',
+    [supernet],
+    [stream_key(trial.seed, Stream.FINETUNE)],
+    [FINETUNING_SHARE * trial.learning_rate],
   )
-  finetuned = train_batch(run, batch)
-  [found] = _subnets(run, subnet, finetuned, 'Its finetuning', inherited=supernet)
-  return _after(found, searching, trouble)
+  trained = _train(context, training)
+  [found] = _subnets(context, subnet, trained, 'Its finetuning', inherited=supernet)
+  return _after(found, clock['seconds'], trouble)
 
 
-def _seconds_of(prior: _Timed | None, path: str) -> float:
-  """The seconds of a prior where one was looked for, now or in an earlier start; else none."""
-  seconds = prior.seconds if prior else 0.0
-  return _first_seconds(path, seconds) if seconds or os.path.exists(path) else 0.0
+class TriedRate(TypedDict):
+  """What a method came to at a learning rate."""
 
-
-def _first_seconds(path: str, seconds: float) -> float:
-  """The seconds of the call that first came to its end, which are kept in a file."""
-  if not os.path.exists(path):
-    write_json(path, {'seconds': round(seconds, 2)}, 'duration')
-  return read_record(path, 'duration', _Duration)['seconds']
-
-
-class _TriedRate(TypedDict):
   rate: float
   val_accuracy: float
   val_loss: float | None  # null where a training diverged
 
 
 class _Tried(TypedDict):
-  rows: list[_TriedRate]
+  rows: list[TriedRate]
 
 
-class Choice(NamedTuple):
-  """The learning rate of a method.
-
-  Attributes:
-    rate: the one that it is trained with.
-    tried: accuracy and loss of all that were tried; empty where the config gives the rate.
-  """
-
-  rate: float
-  tried: list[_TriedRate]
-
-
-def seeds_of(settings: RunSettings) -> list[int]:
-  """The seeds that every method of a comparison is trained with."""
-  return [settings.seed + number for number in range(settings.compare.seeds)]
-
-
-def choose_rates(run: Run) -> dict[str, float]:
-  """The learning rate of every method, by its name; written to `rates.json` with what was tried."""
-  choices = {method: choose_rate(run, method) for method in run.settings.compare.methods}
-  chosen = {method: choice.rate for method, choice in choices.items()}
-  record = {
-    'rate': chosen,
-    'seed': run.settings.seed + TUNING_SEED,
-    'tried': {method: choice.tried for method, choice in choices.items() if choice.tried},
-  }
-  write_json(run.path('rates.json'), record, 'rates')
-  return chosen
-
-
-def choose_rate(run: Run, method: str) -> Choice:
-  """The learning rate of a method, and what was tried.
-
-  It is the one that the config gives, or the best of its list by validation accuracy, ties by loss.
-  A searched subnet is judged within the largest budget.
-  """
-  given = run.settings.compare.rate.get(method)
-  if given is not None:
-    return Choice(given, [])
-  tried = _try_rates(run, method)
-  best = best_on_val(tried)
-  log.info('%s: learning rate %g', method, best['rate'])
-  return Choice(best['rate'], tried)
-
-
-def _try_rates(run: Run, method: str) -> list[_TriedRate]:
-  """Validation accuracy and loss of a method at every learning rate of the list."""
-  path = run.path('tuning', f'{file_name(method)}.json')
-  if not os.path.exists(path):
-    compare, seed = run.settings.compare, run.settings.seed + TUNING_SEED
-    trials = [Trial(seed, rate) for rate in compare.rates]
-    [subnets] = train_method(run, method, trials, compare.budgets[-1:], 'tuning').values()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    rows = [
-      {'rate': trial.learning_rate, **measure(run, subnet.candidate, 'val')}
-      for trial, subnet in zip(trials, subnets, strict=True)
-    ]
-    write_json(path, {'rows': rows}, 'tuning')
-  return read_record(path, 'tuning', _Tried)['rows']
-
-
-def measure(run: Run, candidate: Candidate, split: str) -> dict[str, float]:
+def measure(context: Context, candidate: Candidate, split: str) -> dict[str, float]:
   """Accuracy and mean loss of a subnet on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-  variables, genome = in_the_runs_space(run, candidate)
-  correct, loss = run.score(variables, np.asarray(genome)[None], split)
-  images = len(run.data(split).labels)
+  variables, genome = in_the_runs_space(context, candidate)
+  correct, loss = context.score(variables, np.asarray(genome)[None], split)
+  images = len(context.data(split).labels)
   return {
     f'{split}_accuracy': int(correct[0]) / images,
     f'{split}_loss': float(loss[0]) / images,
   }
+
+
+def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
+  """The programs that a method calls: tuned with one seed, trained at one rate."""
+  settings, number = context.settings, context.counts['train']
+  compare, recipe = settings.compare, settings.recipe
+  seeds, rates = (1, len(compare.rates)) if is_tuning else (compare.seeds, 1)
+  trials = seeds * rates
+  rows = 1 if is_tuning else max(1, len(_budgets(settings, method)))
+  if method == SEARCH:
+    shorter = dataclasses.replace(recipe, epochs=recipe.epochs - settings.finetuning.epochs)
+    supernets = Workload(structure=None, recipe=shorter, side_by_side=trials)
+    yield Call.training('train_many', supernets, number)
+    times = trials * rows
+    images = times * settings.search.evaluations * context.counts['val']
+    yield Call('scoring', Workload(), 0, images)
+    alone = Workload(structure=SEARCH, recipe=settings.finetuning, side_by_side=1)
+    yield Call.training('train_many', alone, number, times)
+  elif method == GRADIENT:
+    borrowed = 0 if settings.allocation.prior is None else min(number, MOST_IMAGES)
+    yield Call('features', Workload(), 0, seeds * (number + borrowed))
+    yield Call('allocation', Workload(), 0, PASSES * seeds * (number * rows + borrowed))
+    shorter = settings.allocation.shortened(recipe)
+    workload = Workload(structure=GRADIENT, recipe=shorter, side_by_side=rates)
+    yield Call.training('train_many', workload, number, seeds * rows)
+  else:
+    workload = Workload(structure=method, recipe=recipe, side_by_side=trials)
+    yield Call.training('train_many', workload, number)

@@ -29,8 +29,8 @@ from glora_jax.reports import run_page
 from glora_jax.reports.errors import Outcome
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.verdict import PAIRED
+from glora_jax.runs.context import Candidate, Context
 from glora_jax.runs.origins import recorded_processes, recorded_weights
-from glora_jax.runs.run import Candidate, Run
 from glora_jax.runs.sections import GRADIENT
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
@@ -39,12 +39,12 @@ from glora_jax.search.scoring import Predictions
 
 
 def freeze_and_evaluate(
-  run: Run, candidates: dict[str, Candidate]
+  context: Context, candidates: dict[str, Candidate]
 ) -> tuple[dict[str, dict[str, Any]], Predictions]:
   """Freezes the list of candidates to disk, and only then evaluates it on the test split.
 
   Args:
-    run: the run.
+    context: the context.
     candidates: what to test, by name; 'winner' is among them.
 
   Returns:
@@ -54,25 +54,29 @@ def freeze_and_evaluate(
   Raises:
     ValueError: another list was frozen before.
   """
-  scored = {name: in_the_runs_space(run, candidate) for name, candidate in candidates.items()}
+  scored = {name: in_the_runs_space(context, candidate) for name, candidate in candidates.items()}
   rows = {
     name: {
-      'params': (candidate.adapted or run.adapted).count_params(candidate.genome),
-      'val_accuracy': None if _trained_on_val(run, name) else run.accuracy(*scored[name], 'val'),
+      'params': (candidate.adapted or context.adapted).count_params(candidate.genome),
+      'val_accuracy': None
+      if _trained_on_val(context, name)
+      else context.accuracy(*scored[name], 'val'),
       'genome': candidate.genome.tolist(),
-      'weights': tree.fingerprint(run.adapted.split(candidate.variables)[0]),
+      'weights': tree.fingerprint(context.adapted.split(candidate.variables)[0]),
     }
     for name, candidate in candidates.items()
   }
-  freeze(run, rows)
-  labels = np.asarray(run.data('test').labels)
+  freeze(context, rows)
+  labels = np.asarray(context.data('test').labels)
   answers, is_right = {}, {}
   for name, row in rows.items():
-    answers[name] = run.predict(*scored[name], 'test')
+    answers[name] = context.predict(*scored[name], 'test')
     is_right[name] = answers[name].are(labels)
     row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
-    if others := run.task.tests[1:]:
-      row['other_test_accuracies'] = {split: run.accuracy(*scored[name], split) for split in others}
+    if others := context.task.tests[1:]:
+      row['other_test_accuracies'] = {
+        split: context.accuracy(*scored[name], split) for split in others
+      }
   for name in rows.keys() - {'winner'}:
     rows[name][PAIRED] = {
       'winner_only': int((is_right['winner'] & ~is_right[name]).sum()),
@@ -81,31 +85,31 @@ def freeze_and_evaluate(
   return rows, answers['winner']
 
 
-def in_the_runs_space(run: Run, candidate: Candidate) -> tuple[Any, np.ndarray]:
+def in_the_runs_space(context: Context, candidate: Candidate) -> tuple[Any, np.ndarray]:
   """(variables, genome) for the run's own scorers; what is of another space is folded before."""
   if candidate.adapted is None:
     return candidate.variables, candidate.genome
   folded = jax.jit(candidate.adapted.fold)(candidate.variables, candidate.genome)
-  return {**run.variables, 'params': folded}, np.zeros((len(run.adapted.spec), 5), np.int8)
+  return {**context.variables, 'params': folded}, np.zeros((len(context.adapted.spec), 5), np.int8)
 
 
-def _trained_on_val(run: Run, name: str) -> bool:
+def _trained_on_val(context: Context, name: str) -> bool:
   """Whether a candidate was trained on the validation images, which then say nothing of it."""
-  finetuning = run.settings.finetune
-  if run.settings.protocol == 'paper':
+  finetuning = context.settings.finetune
+  if context.settings.protocol == 'paper':
     return True
-  if run.settings.structure != 'search':
+  if context.settings.structure != 'search':
     return False
   return name == 'winner' and finetuning.on == 'train+val' and finetuning.epochs > 0
 
 
-def freeze(run: Run, rows: dict[str, Any]) -> None:
+def freeze(context: Context, rows: dict[str, Any]) -> None:
   """Writes the list of what will be tested, with fingerprints of the weights, to `test_list.json`.
 
   Raises:
     ValueError: another list was frozen before.
   """
-  path = run.path('test_list.json')
+  path = context.path('test_list.json')
   if os.path.exists(path):
     remedy = 'use a new workdir, since what this one tests is no longer known'
     frozen = read_record(path, 'test list', dict[str, Any], remedy)
@@ -160,7 +164,7 @@ class Result(TypedDict):
 
 
 def write_results(
-  run: Run,
+  context: Context,
   candidates: dict[str, Candidate],
   tested: dict[str, dict[str, Any]],
   answers: Predictions,
@@ -172,7 +176,7 @@ def write_results(
   """Folds the winner, and writes adapter, plain checkpoint and page.
 
   Args:
-    run: the run.
+    context: the context.
     candidates: what was tested, by name; 'winner' is among them.
     tested: what `freeze_and_evaluate` returned of the candidates.
     answers: what the winner answered for the test images.
@@ -183,18 +187,19 @@ def write_results(
   Returns:
     The content of `result.json` but for the seconds of the last stage.
   """
-  config, adapted = run.settings, run.adapted
+  config, adapted = context.settings, context.adapted
   variables, genome = candidates['winner'][:2]
-  _save_models(run, variables, genome)
-  difference = _difference_to_folded(run, variables, genome)
+  _save_models(context, variables, genome)
+  difference = _difference_to_folded(context, variables, genome)
   images = {
-    split: len(run.data(split).labels) for split in (run.train_split, run.search_split, 'test')
+    split: len(context.data(split).labels)
+    for split in (context.train_split, context.search_split, 'test')
   }
   shown = {name: _shown(name, row) for name, row in tested.items()}
   # Where the structure is 'linear', the probe is the winner, and was not trained a second time.
   shown.setdefault('linear', _shown('linear', tested['winner']))
   result = {
-    'task': run.task.name,
+    'task': context.task.name,
     'protocol': config.protocol,
     'seed': config.seed,
     'budget': check_budget(config.budget),
@@ -202,59 +207,59 @@ def write_results(
     'winner_supernet': shown.pop('winner_supernet', None),
     'winner': shown.pop('winner'),
     'presets': shown,  # what is left
-    **_of_search(run, archive, images[run.search_split]),
+    **_of_search(context, archive, images[context.search_split]),
     'fold_max_abs_diff': difference,
     'data': {
-      'origin': run.task.origin,
-      'notes': list(run.task.notes),
+      'origin': context.task.origin,
+      'notes': list(context.task.notes),
       'resize': config.data.resize,
       'images': images,
     },
-    'normalization': run.metadata['normalization'],
+    'normalization': context.metadata['normalization'],
     'weights': config.model.weights,
-    **recorded_weights(run.workdir),
-    'seconds': dict(run.seconds),
-    **_of_structure(run, allocation),
+    **recorded_weights(context.workdir),
+    'seconds': dict(context.seconds),
+    **_of_structure(context, allocation),
   }
   for name, row in shown.items():
     spec = (candidates[name].adapted or adapted).spec
     row['label'] = name if name == GRADIENT else preset_label(spec, name)
-  inherited = _inherited(run, supernet)
+  inherited = _inherited(context, supernet)
   if meshes.primary():
     outcome = Outcome(
-      np.asarray(run.data('test').labels), *answers, functools.partial(run.pixels, 'test')
+      np.asarray(context.data('test').labels), *answers, functools.partial(context.pixels, 'test')
     )
     findings = Findings(
       result,
-      run.task,
+      context.task,
       adapted.spec,
       outcome,
       archive=archive,
       fitness=config.search.fitness,
       presets=inherited,
       allocation=allocation,
-      backbone=_backbone(run),
-      made=recorded_processes(run.workdir),
+      backbone=_backbone(context),
+      made=recorded_processes(context.workdir),
     )
-    run_page.write(run.workdir, findings)
+    run_page.write(context.workdir, findings)
   return result
 
 
-def _backbone(run: Run) -> dict[str, Any]:
+def _backbone(context: Context) -> dict[str, Any]:
   """How the run's base is loaded again, beside its weights: what the config gave, and the size."""
-  model = run.settings.model
+  model = context.settings.model
   names = ('sha256', 'num_heads', 'activation', 'patch_size')
   given = {name: getattr(model, name) for name in names}
   chosen = {name: value for name, value in given.items() if value is not None}
-  return {**chosen, 'image_size': run.metadata['image_size']}
+  return {**chosen, 'image_size': context.metadata['image_size']}
 
 
-def _of_search(run: Run, archive: Archive | None, num_images: int) -> dict[str, Any]:
+def _of_search(context: Context, archive: Archive | None, num_images: int) -> dict[str, Any]:
   """What the result holds of the search; null of each where there was none."""
   if archive is None:
     return dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
-  finetuned = run.settings.protocol == 'honest' and run.settings.finetune.epochs > 0
-  volumes = hypervolume_by_generation(archive, run.adapted.spec, num_images)
+  finetuned = context.settings.protocol == 'honest' and context.settings.finetune.epochs > 0
+  volumes = hypervolume_by_generation(archive, context.adapted.spec, num_images)
   return {
     'finetuned': finetuned,
     'evaluations': len(archive),
@@ -262,66 +267,68 @@ def _of_search(run: Run, archive: Archive | None, num_images: int) -> dict[str, 
   }
 
 
-def _of_structure(run: Run, allocation: Allocation | None) -> dict[str, Any]:
+def _of_structure(context: Context, allocation: Allocation | None) -> dict[str, Any]:
   """What the result holds of a structure that was not searched; nothing where all was."""
   content: dict[str, Any] = {}
-  if run.settings.structure != 'search':
-    content['structure'] = run.settings.structure
+  if context.settings.structure != 'search':
+    content['structure'] = context.settings.structure
   if allocation is not None:
-    settings = run.settings.allocation
+    settings = context.settings.allocation
     content['allocation'] = {
       'params': allocation.count_params(),
       'budget': allocation.budget,
       'proposed': allocation.proposed,
       'head_epochs': settings.head_epochs,
-      'epochs': settings.spared(run.settings.recipe_alone, allocation.borrowed > 0),
+      'epochs': settings.spared(context.settings.recipe, allocation.borrowed > 0),
       'borrowed': allocation.borrowed,
     }
   return content
 
 
-def _inherited(run: Run, supernet: Any) -> dict[str, dict[str, float]]:
+def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
   """Parameters and accuracy of each preset with the supernet's weights; none without one."""
   if supernet is None:
     return {}
   return {
     name: {
-      'params': run.adapted.count_params(preset),
-      'accuracy': run.accuracy(supernet, preset, run.search_split),
+      'params': context.adapted.count_params(preset),
+      'accuracy': context.accuracy(supernet, preset, context.search_split),
     }
-    for name, preset in presets.presets(run.adapted.spec).items()
+    for name, preset in presets.presets(context.adapted.spec).items()
   }
 
 
-def _save_models(run: Run, variables: Any, genome: np.ndarray) -> None:
+def _save_models(context: Context, variables: Any, genome: np.ndarray) -> None:
   """Writes the winner as an adapter, a genome and a plain model in the weights' own format."""
-  folded = jax.jit(run.adapted.fold)(variables, genome)
-  if run.mesh is not None:
+  folded = jax.jit(context.adapted.fold)(variables, genome)
+  if context.mesh is not None:
     variables, folded = meshes.on_host((variables, folded))
   with meshes.primary_first('folded'):
     if not meshes.primary():
       return
-    path = run.path('adapter.safetensors')
-    save_adapter(path, run.adapted, variables, genome, task=run.task.name)
-    write_json(run.path('genome.json'), genome_to_json(run.adapted.spec, genome), 'genome')
+    path = context.path('adapter.safetensors')
+    save_adapter(path, context.adapted, variables, genome, task=context.task.name)
+    write_json(context.path('genome.json'), genome_to_json(context.adapted.spec, genome), 'genome')
     metadata = {
-      'image_size': run.metadata['image_size'],
-      'normalization': run.metadata['normalization'],
-      'resize': run.settings.data.resize,
-      'classes': run.task.classes,
+      'image_size': context.metadata['image_size'],
+      'normalization': context.metadata['normalization'],
+      'resize': context.settings.data.resize,
+      'classes': context.task.classes,
     }
-    source = run.metadata.get('source')
-    weights.save(run.path('folded'), run.adapted.model, folded, metadata, source)
+    source = context.metadata.get('source')
+    weights.save(context.path('folded'), context.adapted.model, folded, metadata, source)
 
 
-def _difference_to_folded(run: Run, variables: Any, genome: np.ndarray) -> float:
+def _difference_to_folded(context: Context, variables: Any, genome: np.ndarray) -> float:
   """The largest difference of a logit between the adapted winner and the folded file."""
-  plain, params, _ = weights.load(run.path('folded'))
-  images = run.data('train').images
+  plain, params, _ = weights.load(context.path('folded'))
+  images = context.data('train').images
   if isinstance(images, pipeline.Stream):
     images = next(images.blocks(COMPARED_IMAGES)).images
-  inputs = run.preprocess(images[:COMPARED_IMAGES])
-  adapted_logits = jax.jit(lambda v, x: run.adapted.apply(v, x, genome=genome))(variables, inputs)
+  inputs = context.preprocess(images[:COMPARED_IMAGES])
+  adapted_logits = jax.jit(lambda v, x: context.adapted.apply(v, x, genome=genome))(
+    variables, inputs
+  )
   plain_logits = jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)
   return float(jnp.max(jnp.abs(adapted_logits - plain_logits)))
 

@@ -1,33 +1,121 @@
-"""The stage that searches a subnet."""
+"""The stages of a run that searches: supernet, search, and the finetuning of what was found."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, read_arrays, write_arrays
+from glora_jax.files import damaged, read_arrays, write_arrays, write_json
+from glora_jax.method.draws import check_budget
 from glora_jax.method.space import Spec
-from glora_jax.runs.monitoring import profiled
-from glora_jax.runs.run import Run
+from glora_jax.records import read_lines, read_record
+from glora_jax.runs.backbone import Stream
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.context import Candidate, Context, train_split_of
+from glora_jax.runs.monitoring import Line, profiled
+from glora_jax.runs.sections import SEARCH
+from glora_jax.runs.stage import LOSS, Batches, Call, Stage, Workload, recipe_fields
+from glora_jax.runs.stages.training import Training, best_on_val, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
 
 log = logging.getLogger(__name__)
 
+CHOICE = 'finetune_choice'
+
+
+class _Epochs(TypedDict):
+  epochs: int
+
+
+def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+  """The stages that come before what is trained alone, and those after it.
+
+  The supernet is trained with fresh genomes for every step (section 3.3 of the paper).
+  """
+  recipe, finetune = recipe_fields(settings), settings.finetune
+  supernet = Stage(
+    'supernet',
+    _train_supernet,
+    reads=('sampling.', *recipe, *LOSS),
+    calls=lambda context: [
+      Call.training(
+        'supernet',
+        Workload(recipe=context.settings.recipe),
+        context.counts[context.train_split],
+      )
+    ],
+    batches=(Batches('recipe', (train_split_of(settings),), settings.sampling.paths),),
+    draws=True,
+  )
+  search = Stage(
+    'search',
+    _search,
+    reads=('budget', 'search.'),
+    after=('supernet',),
+    calls=_calls_of_search,
+  )
+  if settings.protocol == 'paper' or not finetune.epochs:
+    return (supernet,), (search,)
+  splits = tuple(dict.fromkeys(('train', finetune.on)))
+  chosen = (CHOICE,) if finetune.on == 'train+val' else ()
+  options = {
+    'reads': ('finetune.', *recipe, *LOSS, 'search.fitness'),
+    'batches': (Batches('finetuning', splits),),
+    'draws': True,
+  }
+  before = ('supernet', 'search')
+  on_train, on_split = (
+    functools.partial(_calls_of_finetuning, split=x) for x in ('train', finetune.on)
+  )
+  choice = Stage(CHOICE, _choose_epochs, after=before, calls=on_train, **options)
+  tuned = Stage('finetune', _finetune, after=(*before, *chosen), calls=on_split, **options)
+  return (supernet,), (search, *((choice,) if chosen else ()), tuned)
+
+
+def _calls_of_search(context: Context) -> list[Call]:
+  images = context.settings.search.evaluations * context.counts[context.search_split]
+  return [Call('scoring', Workload(), 0, images)]
+
+
+def _calls_of_finetuning(context: Context, split: str) -> list[Call]:
+  workload = Workload(structure=SEARCH, recipe=context.settings.finetuning)
+  return [Call.training('subnet', workload, context.counts[split])]
+
+
+def _train_supernet(context: Context) -> Any:
+  """The variables of the trained supernet."""
+  training = Training(
+    'supernet',
+    context.adapted,
+    context.settings.recipe,
+    context.train_split,
+    [context.variables],
+    [context.key(Stream.SUPERNET)],
+  )
+  [(variables, _)] = train(context, training)
+  return variables
+
+
+def _search(context: Context, supernet: Any) -> Archive:
+  budget = check_budget(context.settings.budget)
+  return run_search(context, supernet, budget=budget, key=context.key(Stream.SEARCH))
+
 
 def run_search(
-  run: Run, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search'
+  context: Context, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search'
 ) -> Archive:
   """Searches on the search split, with the supernet's weights.
 
   Args:
-    run: the run.
+    context: the context.
     variables: the trained supernet's variables.
     budget: most trained parameters; None for no limit.
     key: random key.
@@ -37,34 +125,98 @@ def run_search(
     All subnets that were scored.
 
   Raises:
-    Stopped: the run was asked to stop.
+    Stopped: the job was asked to stop.
   """
-  path = run.path(folder, 'archive.npz')
-  os.makedirs(run.path(folder), exist_ok=True)
+  path = context.path(folder, 'archive.npz')
+  os.makedirs(context.path(folder), exist_ok=True)
   archive = None
   if os.path.exists(path):
-    archive = read_archive(path, run.adapted.spec)
+    archive = read_archive(path, context.adapted.spec)
     log.info('search: resumed after generation %d', archive.generation[-1])
-  profiling = profiled(run.path('profile'), run.settings.watch.profile == 'search')
+  profiling = profiled(context.path('profile'), context.settings.watch.profile == 'search')
   with profiling as dispatched:
 
     def on_generation(archive: Archive) -> None:
       if meshes.primary():
         write_arrays(path, archive.arrays(), 'archive')
       dispatched()
-      if run.stop():
-        raise Stopped(f'search after generation {archive.generation[-1]}', run.workdir)
+      if context.stop():
+        raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
 
     return evolution.evolve(
-      run.adapted.spec,
-      functools.partial(run.score, variables, split=run.search_split),
+      context.adapted.spec,
+      functools.partial(context.score, variables, split=context.search_split),
       key,
-      settings=run.settings.search,
+      settings=context.settings.search,
       budget=budget,
       archive=archive,
       on_generation=on_generation,
       progress=meshes.primary(),
     )
+
+
+def _finetune(
+  context: Context, supernet: Any, archive: Archive, epochs: int | None = None
+) -> Candidate:
+  """The best structure, trained on from the supernet's weights."""
+  genome = archive.best(context.settings.search.fitness)
+  recipe, on = context.settings.finetuning, context.settings.finetune.on
+  training = Training(
+    'finetune',
+    context.adapted.fix(genome),
+    recipe,
+    on,
+    [supernet],
+    [context.key(Stream.FINETUNE)],
+    stop_epoch=epochs,
+  )
+  [(variables, _)] = train(context, training)
+  return Candidate(variables, genome)
+
+
+def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int:
+  """The number of epochs after which a finetuning on 'train' is best on 'val', ties by loss."""
+  genome = archive.best(context.settings.search.fitness)
+  recipe = context.settings.finetuning
+  path = context.path(CHOICE, 'epochs.json')
+  if not os.path.exists(path):
+    num_images = len(context.data('val').labels)
+
+    def evaluate(variables: Any) -> dict[str, float]:
+      correct, loss = context.score(variables, jnp.asarray(genome)[None], 'val')
+      return {
+        'val_accuracy': float(correct[0]) / num_images,
+        'val_loss': float(loss[0]) / num_images,
+      }
+
+    learner, key = context.adapted.fix(genome), context.key(Stream.FINETUNE_CHOICE)
+    train(context, Training(CHOICE, learner, recipe, 'train', [supernet], [key]), evaluate)
+    with meshes.primary_first(CHOICE):
+      if meshes.primary():
+        best = _best_of_curve(context, recipe.epochs)
+        content = {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']}
+        write_json(path, content, 'epochs')
+  epochs = read_record(path, 'epochs', _Epochs)['epochs']
+  if not 0 < epochs <= recipe.epochs:
+    raise damaged(path, f'epochs={epochs} is not from 1 to finetune.epochs={recipe.epochs}')
+  return epochs
+
+
+def _best_of_curve(context: Context, epochs: int) -> dict[str, float]:
+  """The line of `metrics.jsonl` about the epoch that was best on 'val'.
+
+  Raises:
+    ValueError: there is not one for every epoch.
+  """
+  path = context.path('metrics.jsonl')
+  lines = [line for line in read_lines(path, 'metrics', Line) if line['stage'] == CHOICE]
+  curve = [line for line in lines if 'val_accuracy' in line]
+  if len(curve) != epochs:
+    raise ValueError(
+      f'{path} has {len(curve)} of the {epochs} epochs of {CHOICE}, so the best cannot be told; '
+      f'remove {context.path(CHOICE)}, and it is trained again.'
+    )
+  return best_on_val(curve)
 
 
 def read_archive(path: str, spec: Spec) -> Archive:

@@ -1,407 +1,56 @@
 """What a run trains alone: the structure that its config names, and the rows beside the winner.
 
 A structure comes from one gradient, from a preset's name or from a file. It is trained from the
-pretrained model by one recipe: `config.training`, or the supernet's where it stands beside a
-search. What was paid for a gradient, the training has less (`AllocationSettings.epochs`).
-
-The gradient is taken with a head that is warm, of training images alone, as they are stored,
-without augmentation; no validation image. A hard task's may borrow from a prior: what the images
-ask for when they are shifted.
+pretrained model by one recipe; what was paid for a gradient, the training has less
+(`AllocationSettings.epochs`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypedDict
 
-import flax
-import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.data.pipeline import Split
-from glora_jax.data.shifts import shifted
 from glora_jax.files import (
   damaged,
-  read_arrays,
-  write_arrays,
   write_json,
 )
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import (
-  check_genome,
   count_params,
   genome_from_json,
   genome_to_json,
-  smallest_genome,
 )
 from glora_jax.method.presets import file_name, preset
 from glora_jax.method.space import Spec
 from glora_jax.method.structures import genome_of
-from glora_jax.records import Array, mismatch_of_arrays, read_record
-from glora_jax.runs.run import Candidate, Place, Run, Stream
-from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, SEARCH
-from glora_jax.runs.stages.training import TrainingStage, train
-from glora_jax.search.allocate import Prior, allocate, compile_ahead
+from glora_jax.records import read_record
+from glora_jax.runs.backbone import Place, Stream
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.context import Candidate, Context, train_split_of
+from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
+from glora_jax.runs.stage import LOSS, Batches, Call, Stage, Workload, recipe_fields
+from glora_jax.runs.stages.allocation import (
+  MOST_IMAGES,
+  allocate_once,
+  check_gradient,
+  is_allocated,
+  prior_of,
+  start_compiling,
+  train_head,
+)
+from glora_jax.runs.stages.training import Training, train
 from glora_jax.search.allocated import Allocation
-from glora_jax.search.allocation import Values
-from glora_jax.search.choice import Curve
-from glora_jax.search.fold_gradients import Ahead, Loss
-from glora_jax.training.batches import ImageStream, in_rows
-from glora_jax.training.head_alone import HeadAlone, step_shape, warm_head
-from glora_jax.training.losses import cross_entropy
-from glora_jax.training.recipe import Recipe
+from glora_jax.search.fold_gradients import Ahead
 
-HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
-log = logging.getLogger(__name__)
-ALLOCATION = 'allocation.npz'
-MOST_IMAGES = 4096  # a task that has more needs no other's gradient
+PASSES = 2  # over the images for a gradient, at most
 FOLDER = 'structure'
-
-
-def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
-  """How a head is warmed for so many epochs before a structure is trained by a recipe.
-
-  A head alone takes twice the learning rate (BitFit's and the linear probe's tuned ones are twice
-  LoRA's, `configs/compare_rates.json`).
-  """
-  return dataclasses.replace(
-    recipe,
-    epochs=epochs,
-    warmup_epochs=min(1, epochs - 1),
-    learning_rate=HEAD_RATE * recipe.learning_rate,
-  )
-
-
-def head_learner(run: Run, place: Place, recipe: Recipe) -> HeadAlone | None:
-  """The head of a model, to be trained by a recipe on features that its body gives once.
-
-  The body sees the images as the gradient does: as they are stored, and whole. None where the model
-  has no such head.
-  """
-  images = step_shape(run.data(run.train_split).images, recipe)
-  return HeadAlone.find(place.adapted, place.variables, run.preprocess, images)
-
-
-def head_stage(run: Run, place: Place) -> TrainingStage:
-  """The training of a head for a few epochs, on features where that can be."""
-  recipe = head_recipe(run.settings.recipe_alone, run.settings.allocation.head_epochs)
-  return TrainingStage(
-    'head',
-    recipe,
-    Stream.HEAD,
-    run.train_split,
-    smallest_genome(place.adapted.spec),
-    adapted=place.adapted,
-    head=head_learner(run, place, recipe),
-  )
-
-
-def train_head(run: Run, place: Place) -> Any:
-  """The variables with a head that was trained alone."""
-  trained = train(run, head_stage(run, place), place.variables)
-  return {**place.variables, 'params': trained['params']}
-
-
-def fold_indices(
-  key: jax.Array, num_examples: int, folds: int, batch_size: int, devices: int = 1
-) -> np.ndarray:
-  """Equal batches for cross-fitted gradients; batch i is of fold i % folds.
-
-  Args:
-    key: random key of the order.
-    num_examples: number of images.
-    folds: number of folds.
-    batch_size: most images in a batch.
-    devices: number of devices that a batch is dealt to.
-
-  Returns:
-    Indices, int32 [batches, batch]; none occurs twice, and a few may not occur.
-
-  Raises:
-    ValueError: there are too few images.
-
-  Example:
-    >>> fold_indices(jax.random.key(0), num_examples=100, folds=4, batch_size=16).shape
-    (8, 12)
-  """
-  rows, size = shape_of_folds(num_examples, folds, batch_size, devices)
-  # On the host: a permutation compiles for longer than all batches are read.
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  order = rng.permutation(num_examples).astype(np.int32)
-  return order[: rows * size].reshape(rows, size)
-
-
-def shape_of_folds(
-  num_examples: int, folds: int, batch_size: int, devices: int = 1
-) -> tuple[int, int]:
-  """(batches, images in each) of `fold_indices`.
-
-  Raises:
-    ValueError: there are too few images.
-  """
-  per_fold = num_examples // folds
-  if not per_fold:
-    raise ValueError(
-      f'allocation.folds={folds} is more than the {num_examples} training images; lower it.'
-    )
-  batches = -(-per_fold // batch_size)
-  size = per_fold // batches // devices * devices
-  if not size:
-    raise ValueError(
-      f'The {per_fold} images of a fold cannot be dealt to {devices} devices; lower '
-      "allocation.folds, or use fewer devices (mesh.devices='one')."
-    )
-  return folds * batches, size
-
-
-def loss_of(run: Run) -> Loss:
-  """What the gradient is taken of."""
-
-  def loss(forward, batch, key):
-    del key
-    images, labels = batch
-    return cross_entropy(forward(run.preprocess(images)), labels)[0]
-
-  return loss
-
-
-def _batches_of(
-  run: Run, key: jax.Array, split: Split | None = None
-) -> Callable[[], Iterator[Any]]:
-  """The batches that the gradient is taken of, again at every call."""
-  images, labels = split or run.data(run.train_split)
-  devices = 1 if run.mesh is None else run.mesh.size
-  folds, batch_size = run.settings.allocation.folds, run.settings.recipe_alone.batch_size
-  indices = fold_indices(key, len(labels), folds, batch_size, devices)
-  return lambda: in_rows(images, labels, indices, run.mesh)
-
-
-def start_compiling(run: Run, place: Place) -> Ahead | None:
-  """Compiles in the background what `read_off_gradient` will run; None on a mesh.
-
-  Args:
-    run: the run.
-    place: the model and its variables, with any head.
-  """
-  if run.mesh is not None:
-    return None
-  settings = run.settings.allocation
-  batches = _batches_of(run, jax.random.key(0))
-  sizes = {'folds': settings.folds, 'max_rank': settings.max_rank}
-  return compile_ahead(place.adapted, place.variables, loss_of(run), batches, **sizes)
-
-
-def read_off_gradient(
-  run: Run,
-  place: Place,
-  *,
-  budget: int | None,
-  key: jax.Array,
-  ahead: Ahead | None = None,
-  split: Split | None = None,
-  prior: Prior | None = None,
-) -> Allocation:
-  """The structure that the gradient of the training images asks for, or that of others.
-
-  Args:
-    run: the run.
-    place: the model and its variables, with a warm head.
-    budget: most trained parameters; None for the knee of the curve.
-    key: random key of folds and directions.
-    ahead: what `start_compiling` returned.
-    split: images and labels in place of the run's for training.
-    prior: see `allocate`.
-
-  Raises:
-    ValueError: the budget fits no unit, there are too few images, or a loss is not finite.
-  """
-  fold_key, sketch_key = jax.random.split(key)
-  return allocate(
-    place.adapted,
-    place.variables,
-    loss_of(run),
-    _batches_of(run, fold_key, split),
-    budget=budget,
-    key=sketch_key,
-    folds=run.settings.allocation.folds,
-    max_rank=run.settings.allocation.max_rank,
-    mesh=run.mesh,
-    prior=prior,
-    progress=meshes.primary(),
-    ahead=ahead,
-  )
-
-
-def is_allocated(run: Run, folder: str) -> bool:
-  """Whether an earlier `allocate_once` came to its end in a folder of the workdir."""
-  return os.path.exists(run.path(folder, ALLOCATION))
-
-
-def allocate_once(
-  run: Run,
-  place: Place,
-  *,
-  budget: int | None,
-  key: jax.Array,
-  folder: str,
-  ahead: Ahead | None = None,
-  prior: Prior | None = None,
-) -> Allocation:
-  """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
-
-  The folder has `allocation.npz`, with genome, starting values, values and curve, and
-  `genome.json`, the genome for people.
-  """
-  path = run.path(folder, ALLOCATION)
-  if not is_allocated(run, folder):
-    options = {'budget': budget, 'key': key, 'ahead': ahead, 'prior': prior}
-    allocation = read_off_gradient(run, place, **options)
-    trainable, _ = place.adapted.fix(allocation.genome).split(allocation.variables)
-    trainable = meshes.on_host(trainable)
-    if meshes.primary():
-      os.makedirs(run.path(folder), exist_ok=True)
-      described = genome_to_json(place.adapted.spec, allocation.genome)
-      write_json(run.path(folder, 'genome.json'), described, 'genome')
-      write_arrays(path, to_arrays(allocation, trainable), 'allocation')
-    meshes.barrier(f'{folder}/allocation')
-  else:
-    log.info('%s: read from %s', folder, path)
-  arrays = read_arrays(path, 'allocation')
-  try:
-    return from_arrays(arrays, place)
-  except ValueError as error:
-    raise damaged(path, error) from error
-
-
-def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
-  """An allocation as arrays by name; of its variables the trainable ones of its subnet."""
-  parts = {
-    'start': flax.traverse_util.flatten_dict(trainable, sep='/'),
-    'values': allocation.values._asdict(),
-    'curve': allocation.curve._asdict(),
-  }
-  return {
-    'genome': allocation.genome,
-    'budget': np.array(allocation.budget),
-    'proposed': np.array(allocation.proposed),
-    'unjudged': np.array(allocation.unjudged),
-    'borrowed': np.array(allocation.borrowed),
-    'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
-    **{
-      f'{part}/{name}': np.asarray(value)
-      for part, content in parts.items()
-      for name, value in content.items()
-    },
-  }
-
-
-def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
-  """The inverse of `to_arrays`.
-
-  Args:
-    arrays: the arrays by name.
-    place: the model, and the variables that hold all that is not in the arrays.
-
-  Raises:
-    ValueError: they are not the allocation of such a model; the reason.
-  """
-  _check_arrays(arrays, place)
-  tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  adapted, genome = place.adapted, tree['genome']
-  _, frozen = adapted.fix(genome).split(place.variables)
-  curve = tree['curve']
-  return Allocation(
-    genome=genome,
-    variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
-    spec=adapted.spec,
-    values=Values(**tree['values']),
-    curve=Curve(curve['params'], curve['values'], int(curve['knee'])),
-    signal=None if np.isnan(tree['signal']) else float(tree['signal']),
-    budget=int(tree['budget']),
-    proposed=bool(tree['proposed']),
-    unjudged=int(tree['unjudged']),
-    borrowed=float(tree['borrowed']),
-  )
-
-
-def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
-  """Raises ValueError unless arrays are what `to_arrays` makes of an allocation."""
-  spec = place.adapted.spec
-  genome = arrays.get('genome', np.zeros(0, np.int8))
-  check_genome(spec, genome)
-  trainable, _ = place.adapted.fix(genome).split(place.variables)
-  starts: dict[str, Any] = flax.traverse_util.flatten_dict(trainable, sep='/')
-  rows, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
-  expected = {
-    'genome': Array('i', (len(spec), 5)),
-    'budget': Array('i'),
-    'proposed': Array('b'),
-    'unjudged': Array('i'),
-    'borrowed': Array('f'),
-    'signal': Array('f', finite=False),
-    **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
-    'values/A_vector': Array('f', rows),
-    'values/A_lora': Array('f', parts),
-    'values/B_lora': Array('f', parts),
-    'values/C_vector': Array('f', rows),
-    'values/E_vector': Array('f', rows),
-    'curve/params': Array('i', ('purchase',)),
-    'curve/values': Array('f', ('purchase',)),
-    'curve/knee': Array('i'),
-  }
-  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
-    raise ValueError(reason)
-  if not 0 <= arrays['curve/knee'] < len(arrays['curve/params']):
-    raise ValueError('the knee of its curve lies beyond it')
-
-
-def allocate_shifts(
-  run: Run, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
-) -> Allocation | None:
-  """What shifts of some training images ask for, with a head that tells them apart.
-
-  Which layers pay is mostly the backbone's doing. Which way an image was shifted can be asked of
-  any images, and its gradient is clear where a hard task's is noise.
-
-  Args:
-    run: the run.
-    place: the model and its variables before any training.
-    budget: that of the structure; what a prior gives depends on none.
-    key: random key.
-    ahead: what `start_compiling` returned.
-
-  Returns:
-    The allocation, which `glora_jax.allocate` takes as prior; None where the images do not lie on
-    the device.
-  """
-  images, labels = run.data(run.train_split)
-  if isinstance(images, ImageStream):
-    log.info('The training images are streamed; their gradient has no prior.')
-    return None
-  head_key, shift_key, key = jax.random.split(key, 3)
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(shift_key)))
-  most = max(MOST_IMAGES, run.settings.recipe_alone.batch_size)
-  chosen = np.sort(rng.permutation(len(labels))[:most])
-  found = shifted(np.asarray(images)[chosen], rng, run.task.num_classes)
-  split = Split(*meshes.hold(run.mesh, tuple(found)))
-  recipe = head_recipe(run.settings.recipe_alone, run.settings.allocation.head_epochs)
-  options = {'preprocess': run.preprocess, 'mesh': run.mesh, 'progress': meshes.primary()}
-  variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
-  warm = Place(place.adapted, variables)
-  return read_off_gradient(run, warm, budget=budget, key=key, ahead=ahead, split=split)
-
-
-def prior_of(run: Run, place: Place, **options: Any) -> Callable[[], Allocation | None] | None:
-  """What `allocate` takes as prior, as the config says, found once; see `allocate_shifts`."""
-  if run.settings.allocation.prior is None:
-    return None
-  return functools.cache(functools.partial(allocate_shifts, run, place, **options))
 
 
 class _Genome(TypedDict):
@@ -411,7 +60,7 @@ class _Genome(TypedDict):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:
-  """A subnet that is trained alone.
+  """A structure that is trained alone.
 
   Attributes:
     place: the space that it is of.
@@ -426,50 +75,13 @@ class Structure:
   allocation: Allocation | None = None
 
 
-def find(run: Run) -> Structure | None:
-  """The structure that the config names, or the gradient's where it stands beside a search.
-
-  What an earlier call found is read from the workdir.
-
-  Returns:
-    The structure; None where the run does nothing but search.
-
-  Raises:
-    ValueError: it cannot be had, or has more parameters than the budget; nothing was trained yet.
-    Stopped: the run was asked to stop.
-  """
-  settings = run.settings
-  if settings.has_gradient:
-    return _of_gradient(run)
-  if settings.structure == SEARCH:
-    return None
-  with run.stage('structure'):
-    place = run.place(settings.structure)
-    return Structure(place, _given_genome(run, place.adapted.spec), place.variables)
-
-
-def _of_gradient(run: Run) -> Structure:
-  """The structure that the gradient asks for, with the head that it was taken with."""
-  place = run.place(GRADIENT)
-  budget = check_budget(run.settings.budget)
-  key = run.key(Stream.STRUCTURE)
-  with run.stage('head'):
-    ahead = None if is_allocated(run, FOLDER) else start_compiling(run, place)
-    warm = Place(place.adapted, train_head(run, place))
-  with run.stage('structure'):
-    options = {'budget': budget, 'ahead': ahead}
-    prior = prior_of(run, place, key=run.key(Stream.PRIOR), **options)
-    allocation = allocate_once(run, warm, key=key, folder=FOLDER, prior=prior, **options)
-  return Structure(place, allocation.genome, allocation.variables, allocation)
-
-
-def _given_genome(run: Run, spec: Spec) -> np.ndarray:
-  """The genome of a preset or a file; the one in the workdir where the run has begun."""
-  path = run.path(FOLDER, 'genome.json')
+def _given_genome(context: Context, spec: Spec) -> np.ndarray:
+  """The genome of a preset or a file; the one in the workdir where the job has begun."""
+  path = context.path(FOLDER, 'genome.json')
   with meshes.primary_first(FOLDER):
     if not os.path.exists(path):
-      genome = named_genome(spec, run.settings.structure, check_budget(run.settings.budget))
-      os.makedirs(run.path(FOLDER), exist_ok=True)
+      settings = context.settings
+      genome = named_genome(spec, settings.structure, check_budget(settings.budget))
       write_json(path, genome_to_json(spec, genome), 'genome')
   content = read_record(path, 'genome', _Genome)
   try:
@@ -511,42 +123,146 @@ def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
   return genome
 
 
-def train_alone(
-  run: Run, structure: Structure, name: str = 'training', stream: Stream = Stream.TRAINING
-) -> Candidate:
+def train_alone(context: Context, structure: Structure, name: str, stream: Stream) -> Candidate:
   """A structure, trained; for fewer epochs by what a gradient has cost.
 
   Args:
-    run: the run.
+    context: the context.
     structure: what is trained.
     name: folder of its training states in the workdir.
     stream: purpose of its random key.
   """
-  recipe = run.settings.recipe_alone
+  recipe = context.settings.recipe
   if structure.allocation is not None:
-    recipe = run.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
+    recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
   adapted, genome = structure.place.adapted, structure.genome
-  stage = TrainingStage(name, recipe, stream, run.train_split, genome, adapted=adapted)
-  trained = train(run, stage, structure.variables)
-  return Candidate(trained, genome, None if adapted is run.adapted else adapted)
+  training = Training(
+    name,
+    adapted.fix(genome),
+    recipe,
+    context.train_split,
+    [structure.variables],
+    [context.key(stream)],
+  )
+  [(variables, _)] = train(context, training)
+  return Candidate(variables, genome, None if adapted is context.adapted else adapted)
 
 
-def train_rows(run: Run, structure: Structure | None) -> dict[str, Candidate]:
-  """The linear probe and what the config names beside the winner, each trained alone, by name.
+def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages that find the structure of a run which does not search one, or stands beside it."""
+  if settings.has_gradient:
+    reads = (*recipe_fields(settings), 'allocation.')
+    head = Stage(
+      'head',
+      _warm_head,
+      reads=(*reads, *LOSS),
+      check=check_gradient,
+      calls=lambda context: [Call('features', Workload(), 0, _seen(context))],
+      batches=(Batches('recipe', (train_split_of(settings),)),),
+    )
+    structure = Stage(
+      'structure',
+      _read_off,
+      reads=(*reads, 'budget'),
+      after=('head',),
+      calls=lambda context: [Call('allocation', Workload(), 0, PASSES * _seen(context))],
+    )
+    return head, structure
+  if settings.structure == SEARCH:
+    return ()
+  return (Stage('structure', _given, reads=('budget',), check=_check_given),)
 
-  Args:
-    run: the run.
-    structure: the gradient's, where it is one of the rows.
-  """
-  settings = run.settings
-  candidates = {}
-  for name in dict.fromkeys(('linear', *settings.presets)):
-    if name == settings.structure:  # the winner
-      continue
-    row = structure
-    if row is None or name != GRADIENT:
-      place = run.place(name)
-      row = Structure(place, preset(place.adapted.spec, name), place.variables)
-    folder = os.path.join('baselines', file_name(name))
-    candidates[name] = train_alone(run, row, folder, Stream.BASELINE)
-  return candidates
+
+def rows_of(settings: RunSettings) -> list[str]:
+  """What is trained beside the winner of a run: the linear probe, and what the config names."""
+  names = dict.fromkeys(('linear', *settings.presets))
+  return [name for name in names if name != settings.structure]
+
+
+def stage_of_row(settings: RunSettings, name: str) -> Stage:
+  """The stage that trains a preset or the gradient's structure beside the winner."""
+  run = functools.partial(_train_row, name)
+  return _alone(settings, f'baselines/{file_name(name)}', name, run)
+
+
+def stage_of_winner(settings: RunSettings) -> Stage:
+  """The stage that trains the structure of a run that does not search one."""
+  return _alone(settings, 'training', settings.structure, _train_winner)
+
+
+def _alone(settings: RunSettings, folder: str, name: str, run: Callable[..., Any]) -> Stage:
+  """A stage that trains a preset, a genome's file or the gradient's structure."""
+  takes_structure = folder == 'training' or name == GRADIENT
+
+  def calls(context: Context) -> list[Call]:
+    recipe = context.settings.recipe
+    if name == GRADIENT:
+      recipe = context.settings.allocation.shortened(recipe)
+    workload = Workload(structure=name, recipe=recipe)
+    return [Call.training('subnet', workload, context.counts[context.train_split])]
+
+  def check(context: Context) -> None:
+    if name not in NO_PRESETS and folder != 'training':
+      preset(context.place(name).adapted.spec, name)
+
+  return Stage(
+    folder,
+    run,
+    reads=(*recipe_fields(settings), *LOSS, *(('allocation.',) if name == GRADIENT else ())),
+    after=('structure',) if takes_structure else (),
+    check=check,
+    calls=calls,
+    batches=(Batches('recipe', (train_split_of(settings),)),),
+    draws=True,
+  )
+
+
+def _seen(context: Context) -> int:
+  """Images that head and gradient see: the task's, and those of the prior."""
+  number = context.counts[context.train_split]
+  has_prior = context.settings.allocation.prior is not None
+  return number + (min(number, MOST_IMAGES) if has_prior else 0)
+
+
+def _warm_head(context: Context) -> tuple[Place, Ahead | None]:
+  """The gradient's space with a warm head, and what its programs are compiled by meanwhile."""
+  place = context.place(GRADIENT)
+  ahead = None if is_allocated(context, FOLDER) else start_compiling(context, place)
+  return train_head(context, place), ahead
+
+
+def _read_off(context: Context, warmed: tuple[Place, Ahead | None]) -> Structure:
+  """The structure that the gradient asks for, with the head that it was taken with."""
+  warm, ahead = warmed
+  options = {'budget': check_budget(context.settings.budget), 'ahead': ahead}
+  place = context.place(GRADIENT)
+  prior = prior_of(context, place, key=context.key(Stream.PRIOR), **options)
+  key = context.key(Stream.STRUCTURE)
+  allocation = allocate_once(context, warm, key=key, folder=FOLDER, prior=prior, **options)
+  return Structure(warm, allocation.genome, allocation.variables, allocation)
+
+
+def _given(context: Context) -> Structure:
+  """The structure that the config names."""
+  place = context.place(context.settings.structure)
+  return Structure(place, _given_genome(context, place.adapted.spec), place.variables)
+
+
+def _check_given(context: Context) -> None:
+  """Raises ValueError or FileNotFoundError where the structure that the config names cannot be."""
+  settings = context.settings
+  if not (context.workdir and os.path.exists(context.path(FOLDER, 'genome.json'))):
+    spec = context.place(settings.structure).adapted.spec
+    named_genome(spec, settings.structure, check_budget(settings.budget))
+
+
+def _train_row(name: str, context: Context, structure: Structure | None = None) -> Candidate:
+  """What a preset or the gradient comes to, trained alone."""
+  if structure is None:
+    place = context.place(name)
+    structure = Structure(place, preset(place.adapted.spec, name), place.variables)
+  return train_alone(context, structure, f'baselines/{file_name(name)}', Stream.BASELINE)
+
+
+def _train_winner(context: Context, structure: Structure) -> Candidate:
+  return train_alone(context, structure, 'training', Stream.TRAINING)

@@ -1,0 +1,485 @@
+"""What all stages of a job share, made once and checked once before the first of them runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.data import augment, normalization, pipeline
+from glora_jax.data.augment import Augmentation
+from glora_jax.data.image_check import with_readable_images
+from glora_jax.data.task import Task
+from glora_jax.files import sha256_of
+from glora_jax.limits import MOST_COUNTED
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.draws import require_feasible
+from glora_jax.method.supports import COLLECTION
+from glora_jax.runs.backbone import (
+  Place,
+  Stream,
+  adapt_spaces,
+  fetch_task,
+  is_beside,
+  load_backbone,
+  stream_key,
+  variables_before_training,
+)
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.origins import WEIGHTS
+from glora_jax.runs.sections import AllocationSettings
+from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
+from glora_jax.training.recipe import Recipe
+
+if TYPE_CHECKING:
+  from glora_jax.runs.stage import Stage
+
+log = logging.getLogger(__name__)
+
+STREAMED_BLOCK = 1024  # images of a stream that are scored at once
+DEFAULT_BATCH = Recipe().batch_size
+DEFAULT_FOLDS = AllocationSettings().folds
+SPLIT = 'split.json'  # of a user's own images, as `data.tasks.own` writes it
+
+
+def never() -> bool:
+  """A `stop` that never asks for one."""
+  return False
+
+
+def train_split_of(settings: RunSettings) -> str:
+  """The split that everything but a finetuning is trained on."""
+  return 'train' if settings.protocol == 'honest' else 'train+val'
+
+
+class Candidate(NamedTuple):
+  """A subnet that will be tested.
+
+  Attributes:
+    variables: the model's variables that it is tested with.
+    genome: its alleles, int8 [layer, 5].
+    adapted: the adapted backbone that these are of; None for the run's own.
+  """
+
+  variables: Any
+  genome: np.ndarray
+  adapted: Adapted | None = None
+
+
+@dataclasses.dataclass
+class Context:
+  """What all stages of a job share.
+
+  Attributes:
+    settings: the config, checked.
+    workdir: folder for everything that is written.
+    task: the images and labels.
+    adapted: the adapted backbone.
+    variables: its variables before any training.
+    metadata: what the weights' file says of itself: 'image_size', 'normalization' and more.
+    stop: asked wherever everything is saved; where it says True, the job ends.
+    counts: number of images by split, 'train+val' too.
+    facts: what else all results depend on: images by split, and digests of a split and of weights.
+    beside: the space of what is trained beside a search; None where all is in the search's.
+    mesh: the devices; None on a single one.
+    splits: the splits that were read.
+    scorers: compiled scores, by masked split; None for all others.
+    predictors: compiled predictions, likewise.
+    seconds: time of the stages so far, by title.
+  """
+
+  settings: RunSettings
+  workdir: str
+  task: Task
+  adapted: Adapted
+  variables: dict[str, Any]
+  metadata: dict[str, Any]
+  stop: Callable[[], bool] = never
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  beside: Place | None = None
+  mesh: jax.sharding.Mesh | None = None
+  splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
+  scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
+  predictors: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def train_split(self) -> str:
+    """The split that the supernet and the baselines are trained on."""
+    return train_split_of(self.settings)
+
+  @property
+  def search_split(self) -> str:
+    """The split that the search scores subnets on."""
+    return 'val' if self.settings.protocol == 'honest' else 'test'
+
+  @property
+  def shards(self) -> int:
+    """Parts of a batch that draw by themselves what is drawn for each image or pass."""
+    settings = self.settings
+    undrawn = (settings.augment, settings.consistency.weight, settings.model.drop_path)
+    if self.mesh is None or settings.mesh.base == 'sharded' or undrawn == (Augmentation(), 0, 0):
+      return 1
+    return self.mesh.size
+
+  @property
+  def loss_options(self) -> dict[str, Any]:
+    """What every training loss of the run has in common."""
+    alpha = self.settings.augment.mixup
+    return {
+      'mix': functools.partial(augment.mixup, alpha=alpha) if alpha else None,
+      'consistency': self.settings.consistency,
+      # A ViT's images know nothing of each other; sharded weights want the whole batch at once.
+      'independent_images': self.settings.mesh.base == 'replicated',
+      'train': True,
+    }
+
+  def place(self, name: str) -> Place:
+    """The space of a row of the table, by its name."""
+    if self.beside is not None and is_beside(self.adapted.spec, name):
+      return self.beside
+    return Place(self.adapted, self.variables)
+
+  def path(self, *names: str) -> str:
+    """A path within the workdir."""
+    return os.path.join(self.workdir, *names)
+
+  def key(self, stream: Stream) -> jax.Array:
+    """The random key of the run's seed for one purpose."""
+    return stream_key(self.settings.seed, stream)
+
+  def data(self, split: str) -> pipeline.Split:
+    """A split, read once: on the device where it is small, else a stream with its labels."""
+    if split in self.splits:
+      return self.splits[split]
+    data, size = self.settings.data, self.metadata['image_size']
+    examples = self.task.open(split)
+    options = {'rule': data.resize, 'title': split}  # broken images were found before the run
+    if self.is_resident(len(examples.labels)):
+      loaded = pipeline.load(examples, size, cache=data.cache, **options)
+      found = pipeline.Split(*meshes.hold(self.mesh, tuple(loaded)))
+    else:
+      stream = pipeline.Stream(examples, size, workers=data.workers, **options)
+      found = pipeline.Split(stream, stream.labels)
+    self.splits[split] = found
+    return found
+
+  def is_resident(self, number: int) -> bool:
+    """Whether a split of so many images stays on the device."""
+    size = self.metadata['image_size']
+    return number * size * size * 3 <= self.settings.data.max_resident
+
+  def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
+    del key
+    return normalization.normalize(images, self.metadata['normalization'])
+
+  def augmented(self, images: jax.Array, key: jax.Array) -> jax.Array:
+    """`preprocess` for a batch in training: augmented, then normalized."""
+    return self.settings.augment.apply(
+      key, images, self.metadata['image_size'], self.metadata['normalization']
+    )
+
+  def score(self, variables: Any, genomes: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores a population on a split.
+
+    Args:
+      variables: the model's variables.
+      genomes: int8 [candidate, layer, 5].
+      split: name of the split.
+
+    Returns:
+      (correct answers [candidate], summed loss [candidate]).
+    """
+    scorer = self._compiled(self.scorers, make_scorer, split)
+    images, labels = self.data(split)
+    if not isinstance(images, pipeline.Stream):
+      return scorer(variables, genomes, images, labels)
+    correct: Any = 0
+    loss: Any = 0.0
+    for block in meshes.blocks(self.mesh, images, STREAMED_BLOCK):
+      block_correct, block_loss = scorer(variables, genomes, *block)
+      correct = correct + np.asarray(block_correct)
+      loss = loss + np.asarray(block_loss, np.float64)
+    return correct, loss
+
+  def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
+    """Share of a split's images that a single subnet gets right."""
+    correct, _ = self.score(variables, jnp.asarray(genome)[None], split)
+    return int(correct[0]) / len(self.data(split).labels)
+
+  def predict(self, variables: Any, genome: np.ndarray, split: str) -> Predictions:
+    """What a single subnet answers for every image of a split, as NumPy arrays [image]."""
+    predictor = self._compiled(self.predictors, make_predictor, split)
+    images = self.data(split).images
+    blocks = [images]
+    if isinstance(images, pipeline.Stream):
+      blocks = (block for block, _ in meshes.blocks(self.mesh, images, STREAMED_BLOCK))
+    parts = [predictor(variables, jnp.asarray(genome), block) for block in blocks]
+    return Predictions(
+      *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
+    )
+
+  def pixels(self, split: str, indices: np.ndarray) -> np.ndarray:
+    """The images of a split at indices [image], uint8 [image, size, size, 3].
+
+    A process may ask alone: resident images are whole on every device.
+    """
+    images = self.data(split).images
+    if isinstance(images, pipeline.Stream):
+      return next(images.batches(np.asarray(indices)[None])).images
+    return np.asarray(images.addressable_data(0)[np.asarray(indices)])
+
+  def _compiled(self, made: dict[str | None, Callable], make: Callable, split: str) -> Callable:
+    """The scorer or predictor of a split; splits without a mask share theirs."""
+    masked = split if split in self.task.masked else None
+    if masked not in made:
+      made[masked] = make(
+        self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh
+      )
+    return made[masked]
+
+
+def make_context(
+  given: RunSettings,
+  stages: Sequence[Stage],
+  workdir: str,
+  stop: Callable[[], bool] = never,
+) -> Context:
+  """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
+
+  Args:
+    given: the config; the context has batches that the images fill.
+    stages: all stages of the job.
+    workdir: folder of the job; nothing is written but a split of the user's own images, which of
+      them can be decoded, and which weights the job began with.
+    stop: see `experiment.run`.
+
+  Raises:
+    ValueError, OSError: what any stage would stumble over, as far as it can be known before.
+  """
+  mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
+  task, path = fetch_task(given, workdir)
+  counts = count_images(task)
+  settings = fit_batches(given, stages, counts, mesh)
+  model, params, metadata = load_backbone(settings.model, path, task.num_classes)
+  size = metadata['image_size']
+  settings.augment.check_size(size)
+  if settings.data.cache is not None:
+    pipeline.require_writable(settings.data.cache)
+  adapted, other = adapt_spaces(settings, model, size, mesh)
+  check_ranks(adapted)
+  require_feasible(adapted.spec, settings.budget)
+  variables = variables_before_training(adapted, params, settings, mesh)
+  beside = None
+  if other is not None:
+    beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
+  largest = adapted.count_params(adapted.spec.num_codes - 1)
+  log.info(
+    '%s: %d adapted layers of a %s, structures of up to %s parameters',
+    task.name,
+    len(adapted.spec),
+    type(model).__name__,
+    f'{largest:,}',
+  )
+  log.info('%s', describe(adapted, variables, mesh))
+  context = Context(
+    settings=settings,
+    workdir=workdir,
+    task=task,
+    adapted=adapted,
+    variables=variables,
+    metadata=metadata,
+    stop=lambda: meshes.on_any(stop()),
+    counts=counts,
+    beside=beside,
+    mesh=mesh,
+  )
+  check(context, stages)
+  task = _open_images(context, stages)
+  left = count_images(task)  # fewer, where broken ones are left out
+  files = {name: os.path.join(workdir, name) for name in (SPLIT, WEIGHTS)}
+  facts = {name: sha256_of(path) for name, path in files.items() if os.path.isfile(path)}
+  context = dataclasses.replace(context, task=task, counts=left, facts={'images': left, **facts})
+  if left != counts:
+    context.settings = fit_batches(given, stages, left, mesh)
+    check(context, stages)
+  return context
+
+
+def check(context: Context, stages: Sequence[Stage]) -> None:
+  """Checks what stages need of their model and images; of variables shapes are enough.
+
+  Raises:
+    ValueError, OSError: what a stage would stumble over.
+  """
+  for stage in stages:
+    if stage.check is not None:
+      stage.check(context)
+
+
+def _open_images(context: Context, stages: Sequence[Stage]) -> Task:
+  """The task, after each of its images was opened once; without those that can be left out.
+
+  Which can be decoded is remembered in the workdir.
+  """
+  from glora_jax.runs.stage import has_begun
+
+  record = context.path('images.npz') if context.workdir else None
+  with meshes.primary_first('images'):
+    if record and meshes.primary():
+      os.makedirs(context.workdir, exist_ok=True)
+    return with_readable_images(
+      context.task,
+      record,
+      skip_broken=context.settings.data.skip_broken,
+      write=meshes.primary(),
+      has_begun=bool(record) and has_begun(context.workdir, stages),
+    )
+
+
+def count_images(task: Task) -> dict[str, int]:
+  """The number of images of every split of a task, and of 'train+val'.
+
+  Raises:
+    ValueError, OSError: a split cannot be opened.
+  """
+  counts = {split: len(task.open(split).labels) for split in task.splits}
+  return {**counts, 'train+val': counts['train'] + counts['val']}
+
+
+def check_ranks(adapted: Adapted) -> None:
+  """Checks that LoRA ranks on offer are not beyond the size of every layer.
+
+  Raises:
+    ValueError: a rank is larger than the smaller side of each layer.
+  """
+  largest = max((min(layer.in_features, layer.out_features) for layer in adapted.spec), default=0)
+  ranks = sorted({rank for layer in adapted.spec for rank in layer.space.ranks})
+  if beyond := [rank for rank in ranks if rank > largest]:
+    raise ValueError(
+      f'space.ranks has {beyond[0]}, and no layer of the model is larger than {largest} in both '
+      'directions; lower it.'
+    )
+
+
+def fit_batches(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  counts: Mapping[str, int],
+  mesh: jax.sharding.Mesh | None,
+) -> RunSettings:
+  """The settings with batches and folds that the images fill; defaults shrink where they are few.
+
+  Args:
+    settings: the config.
+    stages: all stages of the job.
+    counts: number of images by split.
+    mesh: the devices that batches are dealt to.
+
+  Raises:
+    ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
+      devices, or there are more steps than can be counted.
+  """
+  from glora_jax.runs.stage import section_of
+
+  trainings = [batches for stage in stages for batches in stage.batches]
+  fitted: dict[str, Any] = {}
+  for name in dict.fromkeys(training.recipe for training in trainings):
+    used = [training for training in trainings if training.recipe == name]
+    sizes = [counts[split] for training in used for split in training.splits]
+    paths = max(training.paths for training in used)
+    section = section_of(settings, name)
+    fitted[section] = _fit(getattr(settings, name), section, sizes, paths, mesh)
+  if settings.has_gradient:
+    images = counts[trainings[0].splits[0]]  # which every job trains on
+    folds = _fit_folds(settings.allocation.folds, images, 1 if mesh is None else mesh.size)
+    fitted['allocation'] = dataclasses.replace(settings.allocation, folds=folds)
+  return dataclasses.replace(settings, **fitted)
+
+
+def _fit(
+  recipe: Recipe,
+  section: str,
+  sizes: Sequence[int],
+  paths: int,
+  mesh: jax.sharding.Mesh | None,
+) -> Recipe:
+  """A recipe with a batch that so many images fill; see `fit_batches`."""
+  fewest = min(sizes)
+  if recipe.batch_size > fewest:
+    parts = recipe.accumulate * math.lcm(paths, 1 if mesh is None else mesh.size)
+    largest = fewest // parts * parts
+    if recipe.batch_size != DEFAULT_BATCH or not largest:
+      raise ValueError(
+        f'{section}.batch_size={recipe.batch_size} is larger than the {fewest} training images; '
+        'lower it.'
+      )
+    log.info(
+      '%s.batch_size=%d is more than the %d training images: a batch has %d.',
+      section,
+      recipe.batch_size,
+      fewest,
+      largest,
+    )
+    recipe = dataclasses.replace(recipe, batch_size=largest)
+  part = recipe.batch_size // recipe.accumulate
+  if part % paths:
+    raise ValueError(
+      f'sampling.paths={paths} must divide the {part} images of a step of the supernet '
+      f'({section}.batch_size, and its part by accumulate); give a multiple.'
+    )
+  meshes.require_divisible(mesh, part)
+  steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
+  if steps > MOST_COUNTED:
+    raise ValueError(
+      f'{section}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
+    )
+  return recipe
+
+
+def _fit_folds(folds: int, images: int, devices: int) -> int:
+  """The number of folds, smaller where the default is more than the images fill."""
+  most = max(2, images // devices)
+  if folds <= most or folds != DEFAULT_FOLDS:
+    return folds
+  log.info(
+    'Using %d folds instead of allocation.folds=%d: there are only %d training images.',
+    most,
+    folds,
+    images,
+  )
+  return most
+
+
+def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:
+  """One line on devices, mesh, precision, and how many parameters of which kind there are."""
+  trainable, frozen = adapted.split(variables)
+  axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items()) if mesh else 'none'
+  computed = getattr(adapted.model, 'dtype', None)
+  precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
+  return (
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}, mesh: {axes}; '
+    f'parameters: {count(trainable[COLLECTION]):,} in supports, '
+    f'{count(trainable["params"]):,} in heads ({_dtypes(trainable)}), '
+    f'{count(frozen):,} frozen ({_dtypes(frozen)}); computed in {precision}'
+  )
+
+
+def count(tree: Any) -> int:
+  """Number of parameters in a tree, or in its shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _dtypes(tree: Any) -> str:
+  return ', '.join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}))

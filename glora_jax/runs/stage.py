@@ -1,0 +1,315 @@
+"""A stage of a job, and the walk that runs a list of them.
+
+All that is known of a stage stands in its `Stage`. What follows from the list is written nowhere
+else: what a start resumes and what a corrected field runs again, fields that nothing reads, what
+`--plan` compiles, and the order, titles, seconds, profiles and folders of a job.
+
+The key of a stage is a digest of the fields that it reads and of the keys of the stages before it.
+`stage.json` in its folder has the key that the folder was made with. A folder of another key is
+kept as `NAME.old` until the new one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from glora_jax import mesh as meshes
+from glora_jax.files import write_json
+from glora_jax.records import read_record
+from glora_jax.runs.fields import COMMON, is_among, values_of
+from glora_jax.runs.workdir import Stopped
+
+if TYPE_CHECKING:
+  from glora_jax.runs.config import RunSettings
+  from glora_jax.runs.context import Context
+  from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+MARK = 'stage.json'
+LOSS = ('augment.', 'consistency.')  # what every training loss reads
+
+
+def recipe_fields(settings: RunSettings) -> tuple[str, ...]:
+  """The section of the recipe that a job trains by."""
+  return (f'{section_of(settings, "recipe")}.',)
+
+
+def section_of(settings: RunSettings, recipe: str) -> str:
+  """The section of the config that a recipe of the settings is made of."""
+  return settings.section_alone if recipe == 'recipe' else 'finetune'
+
+
+class Workload(NamedTuple):
+  """How much a program is given at once, and what it trains.
+
+  Attributes:
+    chunk: candidates side by side, on each device of the mesh's candidate axis.
+    block: images of a candidate that are evaluated at a time, on all devices together.
+    side_by_side: trainings side by side.
+    structure: what is trained alone: a preset's name, a genome's file, or 'gradient' or 'search',
+      whose structure is not known yet and counts as the largest. Of trainings side by side also
+      'finetuning', of the whole base, and None, for supernets.
+    recipe: how it is trained; None where nothing is, and for the job's own.
+  """
+
+  chunk: int = 8
+  block: int = 256
+  side_by_side: int = 2
+  structure: str | None = 'lora'
+  recipe: Recipe | None = None
+
+
+class Call(NamedTuple):
+  """A compiled program that a stage calls, and how often.
+
+  Attributes:
+    program: key of `programs.MAKERS`.
+    workload: what the program is given.
+    steps: steps of training; 0 where nothing is trained.
+    images: images that go through the program, for each step and each candidate.
+  """
+
+  program: str
+  workload: Workload
+  steps: int
+  images: int
+
+  @classmethod
+  def training(cls, program: str, workload: Workload, images: int, times: int = 1) -> Call:
+    """A training on so many images, so many times, as many side by side as the workload says."""
+    recipe = workload.recipe
+    assert recipe is not None
+    steps = times * recipe.epochs * recipe.steps_per_epoch(images)
+    each = workload.side_by_side if program == 'train_many' else 1
+    return cls(program, workload, steps, steps * recipe.batch_size * each)
+
+
+class Batches(NamedTuple):
+  """What a stage trains on.
+
+  Attributes:
+    recipe: how; one of the settings' recipes.
+    splits: the splits that are trained on.
+    paths: equal parts of a batch, each with a structure of its own.
+  """
+
+  recipe: str
+  splits: tuple[str, ...]
+  paths: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of a job.
+
+  Attributes:
+    name: its name, and that of its folder in the workdir. A part before a '/' is the title that
+      its seconds and its profile go by.
+    run: `(context, *results) -> result`, where results are those of `after`. It goes on from
+      whatever an earlier start left in the folder, and reads all of it where that is whole.
+    reads: config fields that it reads beside `fields.COMMON`; 'search.' stands for a section.
+    after: names of the stages whose results it takes.
+    check: raises ValueError or OSError for what can be known before anything runs.
+    calls: the programs that it calls.
+    batches: what it trains on.
+    draws: whether what it draws depends on the number of devices that a batch is dealt to.
+    has_folder: whether it has a folder and a key. The test and the report have none: the test is
+      of its frozen list, the report comes last.
+  """
+
+  name: str
+  run: Callable[..., Any]
+  reads: tuple[str, ...] = ()
+  after: tuple[str, ...] = ()
+  check: Callable[[Context], None] | None = None
+  calls: Callable[[Context], Iterable[Call]] | None = None
+  batches: tuple[Batches, ...] = ()
+  draws: bool = False
+  has_folder: bool = True
+
+  @property
+  def title(self) -> str:
+    """What its seconds and its profile go by."""
+    return self.name.partition('/')[0]
+
+
+class Mark(TypedDict):
+  """What `stage.json` says of a stage's folder.
+
+  Attributes:
+    key: digest of what the stage read.
+    whole: whether the stage came to its end.
+    seconds: that it took, interrupted starts included.
+  """
+
+  key: str
+  whole: bool
+  seconds: float
+
+
+def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
+  """The key of every stage, by name: equal ones mean equal results."""
+  values = values_of(context.settings)
+  keys: dict[str, str] = {}
+  for stage in stages:
+    content = {
+      'stage': stage.name,
+      'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
+      'before': [keys[name] for name in stage.after],
+      'facts': context.facts,
+      'shards': context.shards if stage.draws else 1,
+    }
+    keys[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  return keys
+
+
+def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
+  """The fields and sections that some stages read."""
+  return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
+
+
+def readers(stages: Sequence[Stage], names: Iterable[str]) -> list[str]:
+  """The stages that read some fields, and those that take their results, by name."""
+  names = list(names)
+  found: list[str] = []
+  for stage in stages:
+    fields = COMMON + stage.reads
+    if any(is_among(name, fields) for name in names) or not set(found).isdisjoint(stage.after):
+      found.append(stage.name)
+  return found
+
+
+def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:
+  """Whether a stage has left something in a workdir."""
+  return any(os.path.exists(os.path.join(workdir, stage.name, MARK)) for stage in stages)
+
+
+def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
+  """Runs the stages of a job in their order; what is whole is read.
+
+  Args:
+    context: what they share.
+    stages: all stages of the job.
+    until: name of the last stage to run, with those that it needs; None for all of them.
+
+  Returns:
+    The result of the last one.
+
+  Raises:
+    Stopped: the job was asked to stop.
+  """
+  keys = keys_of(context, stages)
+  wanted = list(stages) if until is None else _needed(stages, until)
+  results: dict[str, Any] = {}
+  for number, stage in enumerate(wanted, 1):
+    if context.stop():
+      raise Stopped(f'before the stage {stage.name}', context.workdir)
+    log.info('%s: begins, stage %d of %d', stage.name, number, len(wanted))
+    with _timed(context, stage, keys[stage.name]):
+      results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
+    log.info('%s: done, %.1f s', stage.name, context.seconds[stage.title])
+  return results[wanted[-1].name]
+
+
+def _needed(stages: Sequence[Stage], until: str) -> list[Stage]:
+  """A stage and all that it needs, in their order."""
+  needed = {until}
+  for stage in reversed(stages):
+    if stage.name in needed:
+      needed.update(stage.after)
+  return [stage for stage in stages if stage.name in needed]
+
+
+@contextlib.contextmanager
+def _timed(context: Context, stage: Stage, key: str) -> Iterator[None]:
+  """Counts the seconds of a stage under its title, and keeps its folder of the right key."""
+  if stage.has_folder:
+    _make_ready(context, stage.name, key)
+    clock = clocked(context.path(stage.name))
+  else:
+    clock = clocked(None)
+  try:
+    with clock as mark:
+      yield
+  finally:
+    seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']
+    context.seconds[stage.title] = round(seconds, 2)
+  if stage.has_folder and meshes.primary():
+    _remove(context.path(f'{stage.name}.old'))
+
+
+@contextlib.contextmanager
+def clocked(folder: str | None) -> Iterator[Mark]:
+  """Keeps in a folder how long a stage or a part of one took, and whether it came to its end.
+
+  What an interrupted start spent on it counts, too; reading what is whole does not.
+
+  Args:
+    folder: the folder; None keeps nothing.
+  """
+  mark = (folder and read_mark(folder)) or Mark(key='', whole=False, seconds=0.0)
+  if mark['whole']:
+    yield mark
+    return
+  start = time.perf_counter()
+  try:
+    yield mark
+    mark['whole'] = True
+  finally:
+    mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
+    if folder and meshes.primary():
+      # On a full disk what went wrong first is what matters.
+      with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        write_json(os.path.join(folder, MARK), mark, 'stage')
+
+
+def read_mark(folder: str) -> Mark | None:
+  """What the folder of a stage says of itself; None where there is none."""
+  path = os.path.join(folder, MARK)
+  if not os.path.exists(path):
+    return None
+  return read_record(path, 'stage', Mark, f'remove {folder}, and the stage runs again')
+
+
+def _make_ready(context: Context, name: str, key: str) -> None:
+  """Puts the folder of a key in its place, and one of another key out of the way."""
+  folder, old = context.path(name), context.path(f'{name}.old')
+  with meshes.primary_first(name):
+    if not meshes.primary():
+      return
+    shutil.rmtree(f'{folder}.gone', ignore_errors=True)
+    found, kept = read_mark(folder), read_mark(old)
+    if found is None and os.path.isdir(folder) and os.listdir(folder):
+      raise ValueError(
+        f'{folder} has no {MARK}, so nobody knows what it is of; remove it, or choose another '
+        '--workdir.'
+      )
+    if found is None or found['key'] != key:
+      if kept is not None:
+        _remove(folder)
+        if kept['key'] == key:  # what was corrected is as it was before
+          os.rename(old, folder)
+      elif found is not None:
+        os.rename(folder, old)
+    if read_mark(folder) is None:
+      os.makedirs(folder, exist_ok=True)
+      mark = Mark(key=key, whole=False, seconds=0.0)
+      write_json(os.path.join(folder, MARK), mark, 'stage')
+
+
+def _remove(folder: str) -> None:
+  """Removes a folder; a kill leaves it whole, or under a name that nobody reads."""
+  if os.path.isdir(folder):
+    os.rename(folder, f'{folder}.gone')
+    shutil.rmtree(f'{folder}.gone')

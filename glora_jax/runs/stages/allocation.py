@@ -1,0 +1,411 @@
+"""The structure that one gradient asks for: its head, its folds, its prior, and its file.
+
+The gradient is taken with a head that is warm, of training images alone, as they are stored,
+without augmentation; no validation image. A hard task's may borrow from a prior: what the images
+ask for when they are shifted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.data.pipeline import Split
+from glora_jax.data.shifts import shifted
+from glora_jax.files import (
+  damaged,
+  read_arrays,
+  write_arrays,
+  write_json,
+)
+from glora_jax.method.draws import check_budget
+from glora_jax.method.genomes import (
+  check_genome,
+  genome_to_json,
+  smallest_genome,
+)
+from glora_jax.records import Array, mismatch_of_arrays
+from glora_jax.runs.backbone import Place, Stream
+from glora_jax.runs.context import Context
+from glora_jax.runs.sections import GRADIENT
+from glora_jax.runs.stages.training import Training, train
+from glora_jax.search.allocate import Prior, allocate, compile_ahead
+from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Values
+from glora_jax.search.choice import Curve, require_something
+from glora_jax.search.fold_gradients import Ahead, Loss
+from glora_jax.training.batches import ImageStream, in_rows
+from glora_jax.training.head_alone import HeadAlone, step_shape, warm_head
+from glora_jax.training.losses import cross_entropy
+from glora_jax.training.recipe import Recipe
+
+HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
+ALLOCATION = 'allocation.npz'
+MOST_IMAGES = 4096  # a task that has more needs no other's gradient
+
+log = logging.getLogger(__name__)
+
+
+def check_gradient(context: Context) -> None:
+  """Raises ValueError where there is nothing to buy, or a fold would have no images."""
+  settings = context.settings
+  compares = settings.job == 'compare'
+  for budget in settings.compare.budgets if compares else (check_budget(settings.budget),):
+    require_something(context.place(GRADIENT).adapted.spec, budget)
+  shape_of_folds(
+    context.counts[context.train_split],
+    settings.allocation.folds,
+    settings.recipe.batch_size,
+    1 if context.mesh is None else context.mesh.size,
+  )
+
+
+def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
+  """How a head is warmed for so many epochs before a structure is trained by a recipe.
+
+  A head alone takes twice the learning rate (BitFit's and the linear probe's tuned ones are twice
+  LoRA's, `configs/compare_rates.json`).
+  """
+  return dataclasses.replace(
+    recipe,
+    epochs=epochs,
+    warmup_epochs=min(1, epochs - 1),
+    learning_rate=HEAD_RATE * recipe.learning_rate,
+  )
+
+
+def head_learner(context: Context, place: Place, recipe: Recipe) -> HeadAlone | None:
+  """The head of a model, to be trained by a recipe on features that its body gives once.
+
+  The body sees the images as the gradient does: as they are stored, and whole. None where the model
+  has no such head.
+  """
+  images = step_shape(context.data(context.train_split).images, recipe)
+  return HeadAlone.find(place.adapted, place.variables, context.preprocess, images)
+
+
+def train_head(context: Context, place: Place) -> Place:
+  """The space with a head that was trained alone, on features where that can be."""
+  recipe = head_recipe(context.settings.recipe, context.settings.allocation.head_epochs)
+  learner = head_learner(context, place, recipe)
+  if learner is None:
+    learner = place.adapted.fix(smallest_genome(place.adapted.spec))
+  [(variables, _)] = train(
+    context,
+    Training(
+      'head',
+      learner,
+      recipe,
+      context.train_split,
+      [place.variables],
+      [context.key(Stream.HEAD)],
+    ),
+  )
+  return Place(place.adapted, {**place.variables, 'params': variables['params']})
+
+
+def fold_indices(
+  key: jax.Array, num_examples: int, folds: int, batch_size: int, devices: int = 1
+) -> np.ndarray:
+  """Equal batches for cross-fitted gradients; batch i is of fold i % folds.
+
+  Args:
+    key: random key of the order.
+    num_examples: number of images.
+    folds: number of folds.
+    batch_size: most images in a batch.
+    devices: number of devices that a batch is dealt to.
+
+  Returns:
+    Indices, int32 [batches, batch]; none occurs twice, and a few may not occur.
+
+  Raises:
+    ValueError: there are too few images.
+
+  Example:
+    >>> fold_indices(jax.random.key(0), num_examples=100, folds=4, batch_size=16).shape
+    (8, 12)
+  """
+  rows, size = shape_of_folds(num_examples, folds, batch_size, devices)
+  # On the host: a permutation compiles for longer than all batches are read.
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  order = rng.permutation(num_examples).astype(np.int32)
+  return order[: rows * size].reshape(rows, size)
+
+
+def shape_of_folds(
+  num_examples: int, folds: int, batch_size: int, devices: int = 1
+) -> tuple[int, int]:
+  """(batches, images in each) of `fold_indices`.
+
+  Raises:
+    ValueError: there are too few images.
+  """
+  per_fold = num_examples // folds
+  if not per_fold:
+    raise ValueError(
+      f'allocation.folds={folds} is more than the {num_examples} training images; lower it.'
+    )
+  batches = -(-per_fold // batch_size)
+  size = per_fold // batches // devices * devices
+  if not size:
+    raise ValueError(
+      f'The {per_fold} images of a fold cannot be dealt to {devices} devices; lower '
+      "allocation.folds, or use fewer devices (mesh.devices='one')."
+    )
+  return folds * batches, size
+
+
+def gradient_loss(context: Context) -> Loss:
+  """What the gradient is taken of."""
+
+  def loss(forward, batch, key):
+    del key
+    images, labels = batch
+    return cross_entropy(forward(context.preprocess(images)), labels)[0]
+
+  return loss
+
+
+def _batches_of(
+  context: Context, key: jax.Array, split: Split | None = None
+) -> Callable[[], Iterator[Any]]:
+  """The batches that the gradient is taken of, again at every call."""
+  images, labels = split or context.data(context.train_split)
+  devices = 1 if context.mesh is None else context.mesh.size
+  folds, batch_size = context.settings.allocation.folds, context.settings.recipe.batch_size
+  indices = fold_indices(key, len(labels), folds, batch_size, devices)
+  return lambda: in_rows(images, labels, indices, context.mesh)
+
+
+def start_compiling(context: Context, place: Place) -> Ahead | None:
+  """Compiles in the background what `read_off_gradient` will run; None on a mesh.
+
+  Args:
+    context: the context.
+    place: the model and its variables, with any head.
+  """
+  if context.mesh is not None:
+    return None
+  settings = context.settings.allocation
+  batches = _batches_of(context, jax.random.key(0))
+  sizes = {'folds': settings.folds, 'max_rank': settings.max_rank}
+  return compile_ahead(place.adapted, place.variables, gradient_loss(context), batches, **sizes)
+
+
+def read_off_gradient(
+  context: Context,
+  place: Place,
+  *,
+  budget: int | None,
+  key: jax.Array,
+  ahead: Ahead | None = None,
+  split: Split | None = None,
+  prior: Prior | None = None,
+) -> Allocation:
+  """The structure that the gradient of the training images asks for, or that of others.
+
+  Args:
+    context: the context.
+    place: the model and its variables, with a warm head.
+    budget: most trained parameters; None for the knee of the curve.
+    key: random key of folds and directions.
+    ahead: what `start_compiling` returned.
+    split: images and labels in place of the run's for training.
+    prior: see `allocate`.
+
+  Raises:
+    ValueError: the budget fits no unit, there are too few images, or a loss is not finite.
+  """
+  fold_key, sketch_key = jax.random.split(key)
+  return allocate(
+    place.adapted,
+    place.variables,
+    gradient_loss(context),
+    _batches_of(context, fold_key, split),
+    budget=budget,
+    key=sketch_key,
+    folds=context.settings.allocation.folds,
+    max_rank=context.settings.allocation.max_rank,
+    mesh=context.mesh,
+    prior=prior,
+    progress=meshes.primary(),
+    ahead=ahead,
+  )
+
+
+def is_allocated(context: Context, folder: str) -> bool:
+  """Whether an earlier `allocate_once` came to its end in a folder of the workdir."""
+  return os.path.exists(context.path(folder, ALLOCATION))
+
+
+def allocate_once(
+  context: Context,
+  place: Place,
+  *,
+  budget: int | None,
+  key: jax.Array,
+  folder: str,
+  ahead: Ahead | None = None,
+  prior: Prior | None = None,
+) -> Allocation:
+  """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
+
+  The folder has `allocation.npz`, with genome, starting values, values and curve, and
+  `genome.json`, the genome for people.
+  """
+  path = context.path(folder, ALLOCATION)
+  if not is_allocated(context, folder):
+    options = {'budget': budget, 'key': key, 'ahead': ahead, 'prior': prior}
+    allocation = read_off_gradient(context, place, **options)
+    trainable, _ = place.adapted.fix(allocation.genome).split(allocation.variables)
+    trainable = meshes.on_host(trainable)
+    if meshes.primary():
+      os.makedirs(context.path(folder), exist_ok=True)
+      described = genome_to_json(place.adapted.spec, allocation.genome)
+      write_json(context.path(folder, 'genome.json'), described, 'genome')
+      write_arrays(path, to_arrays(allocation, trainable), 'allocation')
+    meshes.barrier(f'{folder}/allocation')
+  else:
+    log.info('%s: read from %s', folder, path)
+  arrays = read_arrays(path, 'allocation')
+  try:
+    return from_arrays(arrays, place)
+  except ValueError as error:
+    raise damaged(path, error) from error
+
+
+def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
+  """An allocation as arrays by name; of its variables the trainable ones of its subnet."""
+  parts = {
+    'start': flax.traverse_util.flatten_dict(trainable, sep='/'),
+    'values': allocation.values._asdict(),
+    'curve': allocation.curve._asdict(),
+  }
+  return {
+    'genome': allocation.genome,
+    'budget': np.array(allocation.budget),
+    'proposed': np.array(allocation.proposed),
+    'unjudged': np.array(allocation.unjudged),
+    'borrowed': np.array(allocation.borrowed),
+    'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
+    **{
+      f'{part}/{name}': np.asarray(value)
+      for part, content in parts.items()
+      for name, value in content.items()
+    },
+  }
+
+
+def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
+  """The inverse of `to_arrays`.
+
+  Args:
+    arrays: the arrays by name.
+    place: the model, and the variables that hold all that is not in the arrays.
+
+  Raises:
+    ValueError: they are not the allocation of such a model; the reason.
+  """
+  _check_arrays(arrays, place)
+  tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
+  adapted, genome = place.adapted, tree['genome']
+  _, frozen = adapted.fix(genome).split(place.variables)
+  curve = tree['curve']
+  return Allocation(
+    genome=genome,
+    variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
+    spec=adapted.spec,
+    values=Values(**tree['values']),
+    curve=Curve(curve['params'], curve['values'], int(curve['knee'])),
+    signal=None if np.isnan(tree['signal']) else float(tree['signal']),
+    budget=int(tree['budget']),
+    proposed=bool(tree['proposed']),
+    unjudged=int(tree['unjudged']),
+    borrowed=float(tree['borrowed']),
+  )
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
+  """Raises ValueError unless arrays are what `to_arrays` makes of an allocation."""
+  spec = place.adapted.spec
+  genome = arrays.get('genome', np.zeros(0, np.int8))
+  check_genome(spec, genome)
+  trainable, _ = place.adapted.fix(genome).split(place.variables)
+  starts: dict[str, Any] = flax.traverse_util.flatten_dict(trainable, sep='/')
+  rows, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
+  expected = {
+    'genome': Array('i', (len(spec), 5)),
+    'budget': Array('i'),
+    'proposed': Array('b'),
+    'unjudged': Array('i'),
+    'borrowed': Array('f'),
+    'signal': Array('f', finite=False),
+    **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
+    'values/A_vector': Array('f', rows),
+    'values/A_lora': Array('f', parts),
+    'values/B_lora': Array('f', parts),
+    'values/C_vector': Array('f', rows),
+    'values/E_vector': Array('f', rows),
+    'curve/params': Array('i', ('purchase',)),
+    'curve/values': Array('f', ('purchase',)),
+    'curve/knee': Array('i'),
+  }
+  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
+    raise ValueError(reason)
+  if not 0 <= arrays['curve/knee'] < len(arrays['curve/params']):
+    raise ValueError('the knee of its curve lies beyond it')
+
+
+def allocate_shifts(
+  context: Context, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
+) -> Allocation | None:
+  """What shifts of some training images ask for, with a head that tells them apart.
+
+  Which layers pay is mostly the backbone's doing. Which way an image was shifted can be asked of
+  any images, and its gradient is clear where a hard task's is noise.
+
+  Args:
+    context: the context.
+    place: the model and its variables before any training.
+    budget: that of the structure; what a prior gives depends on none.
+    key: random key.
+    ahead: what `start_compiling` returned.
+
+  Returns:
+    The allocation, which `glora_jax.allocate` takes as prior; None where the images do not lie on
+    the device.
+  """
+  images, labels = context.data(context.train_split)
+  if isinstance(images, ImageStream):
+    log.info('The training images are streamed; their gradient has no prior.')
+    return None
+  head_key, shift_key, key = jax.random.split(key, 3)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(shift_key)))
+  most = max(MOST_IMAGES, context.settings.recipe.batch_size)
+  chosen = np.sort(rng.permutation(len(labels))[:most])
+  found = shifted(np.asarray(images)[chosen], rng, context.task.num_classes)
+  split = Split(*meshes.hold(context.mesh, tuple(found)))
+  recipe = head_recipe(context.settings.recipe, context.settings.allocation.head_epochs)
+  options = {'preprocess': context.preprocess, 'mesh': context.mesh, 'progress': meshes.primary()}
+  variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
+  warm = Place(place.adapted, variables)
+  return read_off_gradient(context, warm, budget=budget, key=key, ahead=ahead, split=split)
+
+
+def prior_of(
+  context: Context, place: Place, **options: Any
+) -> Callable[[], Allocation | None] | None:
+  """What `allocate` takes as prior, as the config says, found once; see `allocate_shifts`."""
+  if context.settings.allocation.prior is None:
+    return None
+  return functools.cache(functools.partial(allocate_shifts, context, place, **options))

@@ -1,0 +1,285 @@
+"""A list of stages: what is read, what runs again, and what a kill or a correction leaves."""
+
+import contextlib
+import dataclasses
+import functools
+import operator
+import os
+import shutil
+import types
+
+import pytest
+from tiny_runs import changed, stages_of
+
+from glora_jax.runs import comparison, experiment, fields, stage
+from glora_jax.runs.config import RunSettings, check_config, default_config
+from glora_jax.runs.stage import MARK, Stage, read_mark, walk
+from glora_jax.runs.workdir import Stopped
+
+
+class Job:
+  """Three stages, of which the last takes the results of both others, and what was run of them."""
+
+  def __init__(self, folder):
+    self.folder, self.ran = folder, []
+    last = ('second', 'parts/third')
+    self.stages = (
+      self.make('first', 'search.parents'),
+      self.make('second', 'budget', draws=True),
+      self.make('parts/third', 'search.mode', after=('first',)),
+      Stage('last', lambda _, *results: results, after=last, has_folder=False),
+    )
+
+  def make(self, name, field, **options):
+    """A stage that leaves a file with what it read, unless it is there."""
+
+    def run(context, *results):
+      path = context.path(name, 'result')
+      if not os.path.exists(path):
+        self.ran.append(name)
+        value = operator.attrgetter(field)(context.settings)
+        with open(path, 'w') as file:
+          file.write(f'{value}, {context.facts}, {context.settings.seed}, {results}')
+      with open(path) as file:
+        return file.read()
+
+    return Stage(name, run, (field,), **options)
+
+  def start(self, stop=lambda: False, facts=(), shards=1, until=None, **values):
+    """Walks the stages with other values of the config; (result, what was run)."""
+    context = types.SimpleNamespace(
+      settings=check_config(changed(default_config(), **values)),
+      workdir=str(self.folder),
+      path=lambda *names: os.path.join(self.folder, *names),
+      stop=stop,
+      facts=dict(facts),
+      shards=shards,
+      seconds={},
+    )
+    self.ran.clear()
+    return walk(context, self.stages, until), list(self.ran)
+
+
+@pytest.fixture
+def job(tmp_path):
+  return Job(tmp_path)
+
+
+def test_what_is_whole_is_read_and_not_run(job):
+  result, ran = job.start()
+  assert ran == ['first', 'second', 'parts/third']
+  assert job.start() == (result, [])
+  assert not list(job.folder.rglob('*.old'))
+
+
+@pytest.mark.parametrize(
+  'changes, again',
+  [
+    ({'search__parents': 5}, ['first', 'parts/third']),
+    ({'budget': 5}, ['second']),
+    ({'search__mode': 'random'}, ['parts/third']),
+    ({'search__generations': 5}, []),  # nobody reads it
+    ({'checkpoint_epochs': 5, 'mesh__devices': 'one', 'data__workers': 2}, []),
+    ({'seed': 5}, ['first', 'second', 'parts/third']),
+    ({'facts': {'weights': 'others'}}, ['first', 'second', 'parts/third']),
+    ({'shards': 4}, ['second']),
+  ],
+)
+def test_a_corrected_field_runs_again_what_reads_it_and_nothing_more(changes, again, job, tmp_path):
+  before, _ = job.start()
+  after, ran = job.start(**changes)
+  assert ran == again
+  assert after == Job(tmp_path / 'anew').start(**changes)[0]
+  assert job.start(**changes) == (after, [])
+  # What nobody corrected back is gone.
+  assert job.start() == (before, again)
+
+
+def test_the_old_folder_is_kept_until_the_new_one_is_whole(job):
+  result, _ = job.start()
+  asked = iter([False, True])
+  with pytest.raises(Stopped, match='before the stage second'):
+    job.start(lambda: next(asked), search__parents=5, budget=5)
+  assert not (job.folder / 'first.old').exists()
+
+  def fail(context):
+    raise OSError('no space left')
+
+  second = job.stages[1]
+  job.stages = (job.stages[0], dataclasses.replace(second, run=fail), *job.stages[2:])
+  with pytest.raises(OSError, match='no space'):
+    job.start(budget=5)
+  assert read_mark(str(job.folder / 'second.old'))['whole']
+  assert not read_mark(str(job.folder / 'second'))['whole']
+  job.stages = (job.stages[0], second, *job.stages[2:])
+  assert job.start() == (result, [])  # corrected back: what was made at first is there
+  assert not list(job.folder.rglob('*.old'))
+
+
+class Killed(BaseException):
+  """What a process that is killed does no more than this."""
+
+
+def or_die(function, left, *arguments, **options):
+  """Calls a function while a process that was killed after so many calls is alive."""
+  if next(left, None) is None:
+    raise Killed
+  return function(*arguments, **options)
+
+
+def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monkeypatch):
+  """Before every file that is written, and every folder that is moved or removed."""
+  values = {'search__parents': 5, 'budget': 5}
+  expected, _ = Job(tmp_path / 'whole').start(**values)
+  writes = {stage: 'write_json', os: 'rename', shutil: 'rmtree'}
+  for moment in range(100):
+    job, left = Job(tmp_path / str(moment)), iter(range(moment))
+    job.start()
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+      for module, name in writes.items():
+        patched.setattr(module, name, functools.partial(or_die, getattr(module, name), left))
+      assert job.start(**values)[0] == expected
+      break
+    assert job.start(**values)[0] == expected
+    assert not list(job.folder.rglob('*.old')), moment
+  assert 10 < moment < 99
+
+
+def test_a_part_of_a_job_runs_what_it_needs(job):
+  assert job.start(until='parts/third')[1] == ['first', 'parts/third']
+  assert job.start()[1] == ['second']
+
+
+def test_seconds_are_those_of_all_starts_and_go_by_titles(job):
+  job.start()
+  folder = job.folder / 'parts' / 'third'
+  mark = read_mark(str(folder))
+  stage.write_json(folder / MARK, {**mark, 'seconds': 7.0}, 'stage')
+  context = types.SimpleNamespace(seconds={}, path=lambda name: str(job.folder / name))
+  with stage._timed(context, job.stages[2], mark['key']):
+    pass
+  assert context.seconds == {'parts': 7.0}
+
+
+SEARCH = ('supernet', 'baselines/linear', 'search', 'finetune')
+TUNED = ('tuning/search', 'training/lora:2', 'training/search')
+
+
+@pytest.mark.parametrize(
+  'values, names',
+  [
+    ({}, SEARCH),
+    ({'protocol': 'paper'}, SEARCH[:3]),
+    ({'finetune__epochs': 0, 'finetune__warmup_epochs': 0}, SEARCH[:3]),
+    ({'finetune__on': 'train+val'}, (*SEARCH[:3], 'finetune_choice', 'finetune')),
+    (
+      {'presets': ('gradient',)},
+      ('head', 'structure', *SEARCH[:2], 'baselines/gradient', *SEARCH[2:]),
+    ),
+    ({'structure': 'gradient'}, ('head', 'structure', 'baselines/linear', 'training')),
+    ({'structure': 'lora:2'}, ('structure', 'baselines/linear', 'training')),
+    ({'structure': 'linear', 'presets': ('ssf',)}, ('structure', 'baselines/ssf', 'training')),
+    (
+      {
+        'job': 'compare',
+        'compare__methods': ('lora:2', 'search'),
+        'rate': {'lora:2': 0.1},
+      },
+      TUNED,
+    ),
+  ],
+)
+def test_a_config_names_the_stages_of_its_job(values, names):
+  config = default_config()
+  config.compare.rate.update(values.get('rate', {}))
+  values = {name: value for name, value in values.items() if name != 'rate'}
+  stages = stages_of(changed(config, **values))
+  assert tuple(one.name for one in stages) == (*names, 'test', 'report')
+
+
+def test_every_field_is_free_or_read_by_a_stage():
+  jobs = [
+    {'presets': ('gradient', 'lora'), 'finetune__on': 'train+val'},
+    {'structure': 'gradient'},
+    {'job': 'compare', 'compare__methods': ('lora', 'search', 'gradient')},
+  ]
+  read = [*fields.FREE]
+  for values in jobs:
+    read += stage.read_by(stages_of(changed(default_config(), **values)))
+  for name in fields.values_of(RunSettings()):
+    if not name.startswith('compare.rate.'):  # of methods that are not compared
+      assert fields.is_among(name, read), name
+
+
+def recorded(settings, prefix, note):
+  """Settings that note which of their fields are read, by dotted name."""
+  kind = type(settings)
+  names = {field.name for field in dataclasses.fields(kind)}
+
+  class Recorded(kind):
+    def __getattribute__(self, name):
+      value = super().__getattribute__(name)
+      if name in names and not dataclasses.is_dataclass(value):
+        note(prefix + name)
+      return value
+
+  copy = object.__new__(Recorded)
+  for name in names:
+    value = getattr(settings, name)
+    is_section = dataclasses.is_dataclass(value)
+    object.__setattr__(
+      copy, name, recorded(value, f'{prefix}{name}.', note) if is_section else value
+    )
+  return copy
+
+
+SHORT = {
+  'allocation__head_epochs': 1,
+  'allocation__folds': 2,
+  'supernet__epochs': 6,
+  'training__epochs': 6,
+  'training__warmup_epochs': 0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'presets': ('gradient', 'lora'), 'finetune__on': 'train+val', **SHORT},
+    {'structure': 'gradient', 'presets': (), **SHORT},
+    {'structure': 'lora:2', 'presets': (), 'budget': None, **SHORT},
+    {'job': 'compare', 'budget': None, 'presets': (), **SHORT},
+  ],
+)
+def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_path, monkeypatch):
+  """So no result can depend on a field that is not in its key."""
+  config = changed(run_config, **values)
+  if config.job == 'compare':
+    config.compare.update(methods=('lora', 'search', 'gradient'), budgets=(900,), seeds=1)
+    config.compare.update(rates=(1e-3,))
+  current, unnamed = [], []
+
+  def note(name):
+    if not current:
+      return
+    named = (*fields.FREE, *fields.COMMON, *current[0].reads, 'compare.rate')  # one of its entries
+    if not fields.is_among(name, named):
+      unnamed.append((current[0].name, name))
+
+  def noted_run(one, context, *results):
+    context.settings = recorded(context.settings, '', note)
+    current.append(one)
+    try:
+      return one.run(context, *results)
+    finally:
+      current.clear()
+
+  job = comparison if config.job == 'compare' else experiment
+  stages = [
+    dataclasses.replace(one, run=functools.partial(noted_run, one)) if one.has_folder else one
+    for one in stages_of(config)
+  ]
+  monkeypatch.setattr(job, 'stages_of', lambda settings: tuple(stages))
+  job.run(config, str(tmp_path / 'run'))
+  assert not unnamed
