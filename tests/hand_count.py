@@ -23,7 +23,7 @@ class Kernel(NamedTuple):
   """A parameter that rows of a genome stand for.
 
   Attributes:
-    axes: a letter for each axis: 's' stack, 'i' in, 'o' out.
+    axes: a letter for each axis: 's' stack ('S' around those of 's'), 'i' in, 'o' out.
     bias: path of the bias; None without one.
     bias_axes: a letter for each axis of the bias; by default its stack leads.
   """
@@ -208,7 +208,7 @@ def fold_by_hand(
     vectors, put_bias_back = (
       (None, None) if kernel.bias is None else _ordered(folded[kernel.bias], bias_axes)
     )
-    for index in np.ndindex(matrices.shape[: kernel.axes.count('s')]):
+    for index in np.ndindex(matrices.shape[: kernel.axes.lower().count('s')]):
       row = name + (f'[{",".join(map(str, index))}]' if index else '')
       slices = {support: value[index] for support, value in own.items()}
       matrices[index], bias = equation(
@@ -224,9 +224,9 @@ def fold_by_hand(
 
 def _ordered(value: np.ndarray, axes: str):
   """An array with its axes in the order 's', 'i', 'o', those of 'i' and of 'o' joined, and back."""
-  dims = sorted(range(value.ndim), key=lambda dim: 'sio'.index(axes[dim]))
+  dims = sorted(range(value.ndim), key=lambda dim: 'Ssio'.index(axes[dim]))
   moved = value.transpose(dims)
-  stack, inputs = axes.count('s'), axes.count('i')
+  stack, inputs = axes.lower().count('s'), axes.count('i')
   sizes = [math.prod(moved.shape[stack:][:inputs])] * (inputs > 0)
   joined = moved.reshape(*moved.shape[:stack], *sizes, -1).copy()
 

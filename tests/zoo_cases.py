@@ -30,7 +30,8 @@ def as_at_start(supports):
   """Supports with zeros where fresh ones have them."""
 
   def value(path, leaf):
-    return leaf if SUPPORTS[path[-1].key].drawn else jnp.zeros_like(leaf)
+    name = next(part.key for part in reversed(path) if hasattr(part, 'key'))  # the last is a box's
+    return leaf if SUPPORTS[name].drawn else jnp.zeros_like(leaf)
 
   return jax.tree_util.tree_map_with_path(value, supports)
 
@@ -51,11 +52,12 @@ class Case:
     adapted: the adapted model.
     params: its parameters.
     plain: compiled, gives the outputs for parameters, as a vector.
+    kernels: its kernels counted by hand; by default the example has them.
   """
 
-  def __init__(self, example, adapted, params, plain):
+  def __init__(self, example, adapted, params, plain, kernels=None):
     self.example, self.adapted, self.params = example, adapted, params
-    self.plain = plain
+    self.plain, self.kernels = plain, kernels or example.kernels
     self.variables = random_variables(adapted, params)
     self.start = {'params': params, 'glora': as_at_start(self.variables['glora'])}
     spec = adapted.spec
@@ -78,37 +80,46 @@ class Case:
     gradients, outputs = jax.grad(loss, has_aux=True)(variables['glora'])
     return Results(outputs, gradients, self.adapted.fold(variables, genome))
 
+  def compute(self, variables) -> list[Results]:
+    """Of each genome."""
+    return [self._one(variables, genome) for genome in self.genomes]
+
   @functools.cached_property
   def results(self) -> list[Results]:
     """Of each genome, with random supports."""
-    return [self._one(self.variables, genome) for genome in self.genomes]
+    return self.compute(self.variables)
 
   def check_rows(self):
     """Kernels, axes, biases and the number of rows are those that were counted by hand."""
-    kernels = self.example.kernels
-    assert found(self.adapted) == expected(kernels)
-    assert len(self.adapted.spec) == self.example.rows == count_rows(kernels, by_name(self.params))
+    assert found(self.adapted) == expected(self.kernels)
+    rows = count_rows(self.kernels, by_name(self.params))
+    assert len(self.adapted.spec) == self.example.rows == rows
 
   def check_identity(self):
     """Every subnet of fresh supports is the model itself."""
     base = self.plain(self.params)
-    for genome in self.genomes:
-      outputs = self._one(self.start, genome).outputs
-      assert distance(outputs, base) <= self.example.tolerance
+    for results in self.compute(self.start):
+      assert distance(results.outputs, base) <= self.example.tolerance
 
   def check_fold(self):
-    """Folded parameters are the equation along the axes counted by hand, and `apply` says so."""
+    """Folded parameters are the equation along the axes counted by hand, and `apply` says so.
+
+    All others are what they were, and structure, boxes and types are.
+    """
+    params = unboxed(self.params)
     for genome, results in zip(self.genomes, self.results, strict=True):
       rows = {layer.name: genome[row] for row, layer in enumerate(self.adapted.spec)}
       supports = unboxed(self.variables['glora'])
-      by_hand = fold_by_hand(
-        self.example.kernels, by_name(self.params), supports, rows, SPACE.ranks
-      )
+      by_hand = fold_by_hand(self.kernels, params, supports, rows, SPACE.ranks)
       assert jax.tree.structure(results.folded) == jax.tree.structure(self.params)
-      for path, value in by_name(results.folded).items():
-        eps = float(jnp.finfo(by_name(self.params)[path].dtype).eps)
+      for path, value in unboxed(results.folded).items():
+        assert value.dtype == params[path].dtype
+        eps = float(jnp.finfo(value.dtype).eps)
         assert np.abs(value - by_hand[path]).max() <= max(1e-5, 2 * eps) * np.abs(value).max(), path
       assert distance(results.outputs, self.plain(results.folded)) <= self.example.tolerance
+    adapted = {*self.kernels, *(kernel.bias for kernel in self.kernels.values())}
+    for path, value in unboxed(self.results[0].folded).items():
+      assert np.array_equal(value, params[path]) != (path in adapted), path
 
   def check_gradients(self):
     """Every support of every row gets a gradient."""

@@ -1,24 +1,21 @@
 """GLoRA on models of many kinds, none of which knows of it: what holds whatever the model."""
 
 import functools
-import re
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_variables, vector
-from hand_count import equation
+from hand_count import Kernel, unboxed
+from zoo_cases import SPACE, Case
 
-from glora_jax import SearchSpace, preset, random_genomes
+from glora_jax import SearchSpace
 from glora_jax.method.adapt import adapt
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
-
-SPACE = SearchSpace(ranks=(2, 4))
 
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
 
@@ -33,99 +30,59 @@ def cache_of_small_programs():
   jax.config.update(name, before)
 
 
-class Session:
-  """An example, adapted, with random supports, and its compiled functions. All tests share it."""
+class LinenCase(Case):
+  """A linen model with all its collections, whose genomes are computed side by side."""
 
   def __init__(self, example, space=SPACE):
-    self.example, model = example, example.model
     base = example.variables()
-    self.rest = {name: value for name, value in base.items() if name != 'params'}
-    self.adapted = adapt(model, *example.inputs, space=space, **example.kwargs)
-    self.start = {**self.rest, **self.adapted.init(jax.random.key(0), base['params'])}
-    self.variables = {**self.start, **random_variables(self.adapted, base['params'], seed=0)}
-    # The largest form of everything, then anything.
-    spec = self.adapted.spec
-    self.genomes = np.stack(
-      [preset(spec, 'full'), *random_genomes(np.random.default_rng(0), spec, 3)]
+    params = base.pop('params')
+    adapted = adapt(example.model, *example.inputs, space=space, **example.kwargs)
+
+    @jax.jit
+    def plain(params):
+      variables = {**base, 'params': params}
+      return vector(example.model.apply(variables, *example.inputs, **example.kwargs))
+
+    super().__init__(example, adapted, params, plain, kernels_of(example, adapted, params))
+    self.rest = base
+    self.variables = {**base, **random_variables(adapted, params, seed=0)}
+    self.start = {**base, **adapted.init(jax.random.key(0), params)}
+    self._many = jax.jit(jax.vmap(self._compute, (None, 0)))
+    self.fold = jax.jit(adapted.fold)
+
+  def compute(self, variables):
+    whole = self._many(variables, self.genomes)
+    return [jax.tree.map(lambda leaf: leaf[row], whole) for row in range(len(self.genomes))]  # noqa: B023
+
+
+def kernels_of(example, adapted, params):
+  """An example's kernels, as `hand_count` writes them, from rows and stack axes counted by hand."""
+  arrays, kernels = unboxed(params), {}
+  layers = {layer.name: layer for layer in adapted.spec}
+  for row in example.rows:
+    path, _, index = row.partition('[')
+    leading = tuple(range(len(index.split(',')) if index else 0))
+    stack, bias_stack = next(
+      (axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)),
+      (leading, leading),
     )
-    call = functools.partial(model.apply, **example.kwargs)
-    self.plain = jax.jit(
-      lambda params: vector(call({**self.rest, 'params': params}, *example.inputs))
-    )
-    self.fold = jax.jit(self.adapted.fold)
-    self.alone = jax.jit(self._apply)
-    self.many = jax.jit(functools.partial(self._many, self._apply))
-    self.many_folded = jax.jit(functools.partial(self._many, self._apply_folded))
-
-  def _apply(self, variables, genome):
-    inputs, kwargs = self.example.inputs, self.example.kwargs
-    return vector(self.adapted.apply(variables, *inputs, genome=genome, **kwargs))
-
-  def _apply_folded(self, variables, genome):
-    return self.plain(self.adapted.fold(variables, genome))
-
-  def _many(self, apply, variables, genomes):
-    """Outputs of a population, [genome, number], and gradients of a sum of them by the supports."""
-
-    def loss(supports, genome):
-      outputs = apply({**variables, 'glora': supports}, genome)
-      return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
-
-    gradients, outputs = jax.vmap(jax.grad(loss, has_aux=True), (None, 0))(
-      variables['glora'], genomes
-    )
-    return outputs, gradients
-
-  @functools.cached_property
-  def folded(self):
-    return [self.fold(self.variables, genome) for genome in self.genomes]
-
-  @functools.cached_property
-  def expected(self):
-    """What the untouched model says with folded params."""
-    return np.stack([self.plain(params) for params in self.folded])
-
-  @functools.cached_property
-  def population(self):
-    """Outputs and gradients of all genomes."""
-    return jax.tree.map(np.asarray, self.many(self.variables, self.genomes))
-
-  def supports(self, tree, row):
-    """One row's slice of a tree like the supports."""
-    path, index = address(self.adapted.spec.layers[row].name)
-    return {name: np.asarray(value)[index] for name, value in nn.meta.unbox(at(tree, path)).items()}
-
-
-def at(tree, path):
-  return functools.reduce(lambda node, name: node[name], path.split('/'), tree)
-
-
-def address(row_name):
-  """'blocks/fc1[2,0]' to ('blocks/fc1', (2, 0))."""
-  path, _, index = row_name.removesuffix(']').partition('[')
-  return path, tuple(int(i) for i in index.split(',')) if index else ()
+    size, axes = 1, ''
+    for axis, length in enumerate(arrays[f'{path}/kernel'].shape):
+      is_input = size < layers[row].in_features
+      axes += 'Ss'[stack.index(axis) :][0] if axis in stack else 'i' if is_input else 'o'
+      size *= 1 if axis in stack else length
+    bias = f'{path}/bias'
+    letters = [
+      'Ss'[bias_stack.index(axis)] if axis in bias_stack else 'o'
+      for axis in range(arrays[bias].ndim if bias in arrays else 0)
+    ]
+    kernels[f'{path}/kernel'] = Kernel(axes, bias if letters else None, ''.join(letters))
+  return kernels
 
 
 @functools.cache
 def session(name):
-  return Session(model_zoo.EXAMPLES[name]())
-
-
-def matrix_of(example, params, layer):
-  """Kernel [in, out] and bias [out] of a row, cut out of the params along the axes in the zoo."""
-  path, index = address(layer.name)
-  module = nn.meta.unbox(at(params, path))
-  leading = tuple(range(len(index)))
-  axes = next(
-    (axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)),
-    (leading, leading),
-  )
-
-  def cut(value, axes):
-    return np.moveaxis(np.asarray(value, np.float64), axes, leading)[index]
-
-  bias = cut(module['bias'], axes[1]).ravel() if 'bias' in module else None
-  return cut(module['kernel'], axes[0]).reshape(layer.in_features, layer.out_features), bias
+  return LinenCase(model_zoo.EXAMPLES[name]())
 
 
 @every_model
@@ -134,6 +91,8 @@ def test_rows_are_the_linear_layers_in_execution_order(name):
   assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
   sizes = {layer.name: (layer.in_features, layer.out_features) for layer in case.adapted.spec}
   assert {row: sizes[row] for row in case.example.sizes} == case.example.sizes
+  for layer in case.adapted.spec:
+    assert layer.bias == (case.kernels[f'{layer.name.partition("[")[0]}/kernel'].bias is not None)
 
 
 @every_model
@@ -144,50 +103,17 @@ def test_no_matrix_is_left_that_is_used_like_a_linear_layer(name):
 
 @every_model
 def test_every_subnet_is_the_base_model_at_initialization(name):
-  case = session(name)
-  base = case.plain(case.start['params'])
-  for outputs in case.many(case.start, case.genomes)[0]:
-    assert_close(outputs, base, case.example.tolerance)
+  session(name).check_identity()
 
 
 @every_model
-def test_fold_is_the_equation_on_every_layers_own_slice(name):
-  case = session(name)
-  dtype = jax.tree.leaves(case.start['params'])[0].dtype
-  tolerance = max(1e-5, float(jnp.finfo(dtype).eps))  # one rounding to the parameters' own dtype
-  for genome, folded in zip(case.genomes, case.folded, strict=True):
-    for row, (layer, alleles) in enumerate(zip(case.adapted.spec, genome, strict=True)):
-      supports = case.supports(case.variables['glora'], row)
-      expected = equation(
-        *matrix_of(case.example, case.variables['params'], layer), supports, alleles, SPACE.ranks
-      )
-      actual = matrix_of(case.example, folded, layer)
-      assert_close(actual[0], expected[0], tolerance)
-      assert layer.bias == (actual[1] is not None)
-      if layer.bias:
-        assert_close(actual[1], expected[1], tolerance)
+def test_fold_is_the_equation_on_every_layers_own_slice_and_gives_what_a_population_gives(name):
+  session(name).check_fold()
 
 
 @every_model
-def test_fold_keeps_structure_boxes_and_every_other_parameter(name):
-  case = session(name)
-  params, folded = case.variables['params'], case.folded[0]
-  assert jax.tree.structure(folded) == jax.tree.structure(params)
-  assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(folded)] == [
-    (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)
-  ]
-  adapted = {
-    f'{address(row)[0]}/{name}' for row in case.example.rows for name in ('kernel', 'bias')
-  }
-  for path, value in flax.traverse_util.flatten_dict(nn.meta.unbox(folded), sep='/').items():
-    assert np.array_equal(value, at(nn.meta.unbox(params), path)) != (path in adapted), path
-
-
-@every_model
-def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name):
-  case = session(name)
-  outputs, _ = case.population
-  assert_close(outputs, case.expected, case.example.tolerance)
+def test_every_support_of_every_layer_gets_a_gradient(name):
+  session(name).check_gradients()
 
 
 @pytest.mark.parametrize(
@@ -195,37 +121,24 @@ def test_folded_params_in_the_untouched_model_give_what_a_population_gives(name)
 )
 def test_a_genome_alone_gives_what_it_gives_in_a_population(name):
   case = session(name)
-  for genome, outputs in zip(case.genomes, case.population[0], strict=True):
-    assert_close(case.alone(case.variables, genome), outputs)
-
-
-@every_model
-def test_every_support_of_every_layer_gets_a_gradient(name):
-  case = session(name)
-  _, gradients = case.population
-  gradients = jax.tree.map(lambda leaf: leaf[0], gradients)  # of the genome with the largest forms
-  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
-  assert np.isfinite(largest)
-  for row, layer in enumerate(case.adapted.spec):
-    for support, gradient in case.supports(gradients, row).items():
-      if support[0] in 'CDE' and re.search(case.example.blind, layer.name):
-        assert np.abs(gradient).max() < 1e-5 * largest, (layer.name, support)
-      else:
-        assert np.abs(gradient).max() > 1e-5 * largest, (layer.name, support)
+  for found, expected in zip(Case.compute(case, case.variables), case.results, strict=True):
+    assert_close(found.outputs, expected.outputs)
 
 
 @pytest.mark.parametrize('name', model_zoo.FAMILIES)
 def test_gradients_are_those_of_folded_params_in_the_untouched_model(name):
   case = session(name)
-  gradients, expected = case.population[1], case.many_folded(case.variables, case.genomes)[1]
-  assert jax.tree.structure(gradients) == jax.tree.structure(expected)
 
-  def by_genome(tree):
-    leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate(leaves, axis=1)
+  @jax.jit
+  @jax.grad
+  def gradients(supports, genome):
+    outputs = case.plain(case.adapted.fold({**case.variables, 'glora': supports}, genome))
+    return jnp.cos(jnp.arange(len(outputs))) @ outputs
 
-  for pair in zip(by_genome(gradients), by_genome(expected), strict=True):
-    assert_close(*pair, case.example.tolerance)
+  for genome, results in zip(case.genomes, case.results, strict=True):
+    expected = gradients(case.variables['glora'], genome)
+    assert jax.tree.structure(results.gradients) == jax.tree.structure(expected)
+    assert_close(vector(results.gradients), vector(expected), case.example.tolerance)
 
 
 @every_model
@@ -258,16 +171,18 @@ def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
 
 
 @pytest.mark.parametrize('axis', [0, 1, -1])
-def test_a_scanned_and_an_unscanned_model_have_equal_rows_and_start_from_equal_supports(axis):
-  models = model_zoo.Chain(model_zoo.Block, 2), model_zoo.Scanned(axis, 2)
-  unscanned, scanned = (Session(model_zoo.Example(model, ())) for model in models)
-  names = [layer.name for layer in unscanned.adapted.spec]
-  assert names == ['block_0/fc1', 'block_0/fc2', 'block_1/fc1', 'block_1/fc2']
-  names = [layer.name for layer in scanned.adapted.spec]
-  assert names == ['blocks/fc1[0]', 'blocks/fc2[0]', 'blocks/fc1[1]', 'blocks/fc2[1]']
-  blocks = (unscanned.start['glora'][f'block_{i}'] for i in range(2))
+def test_a_scanned_and_an_unscanned_model_start_from_equal_supports(axis):
+  x = model_zoo.normal(2, model_zoo.WIDTH)
+  unscanned, scanned = (
+    adapted.init(jax.random.key(0), model_zoo.Example(adapted.model, ()).variables()['params'])
+    for adapted in (
+      adapt(model_zoo.Chain(model_zoo.Block, 2), x, space=SPACE),
+      adapt(model_zoo.Scanned(axis, 2), x, space=SPACE),
+    )
+  )
+  blocks = (unscanned['glora'][f'block_{i}'] for i in range(2))
   stacked = {'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
-  assert_trees_close(scanned.start['glora'], stacked, 0)
+  assert_trees_close(scanned['glora'], stacked, 0)
 
 
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
@@ -310,45 +225,43 @@ def test_what_comes_back_has_the_models_own_structure_and_values(name):
     )(variables, *case.example.inputs)
 
   actual = run(case.adapted.apply, case.variables, genome=case.genomes[1])
-  expected = run(case.example.model.apply, {**case.rest, 'params': case.folded[1]})
+  expected = run(case.example.model.apply, {**case.rest, 'params': case.results[1].folded})
   if kwargs.get('mutable') is True:
     # Merged values are no update of the base's params.
-    assert_trees_close(actual[1].pop('params'), case.variables['params'], 0)
+    assert_trees_close(actual[1].pop('params'), case.params, 0)
     expected[1].pop('params')
   assert_trees_close(actual, expected)
 
 
 def test_other_methods_run_with_the_same_supports():
   case = session('other_method')
-  (x, _), genome = case.example.inputs, case.genomes[1]
-  expected = case.example.model.apply({'params': case.folded[1]}, x, method='embed')
-  embed = jax.jit(
-    lambda genome: case.adapted.apply(case.variables, x, genome=genome, method='embed')
-  )
-  assert_close(embed(genome), expected)
-  alone = adapt(case.example.model, x, method=model_zoo.TwoTower.embed)
+  model, (x, _) = case.example.model, case.example.inputs
+  expected = model.apply({'params': case.results[1].folded}, x, method='embed')
+  found = case.adapted.apply(case.variables, x, genome=case.genomes[1], method='embed')
+  assert_close(found, expected)
+  alone = adapt(model, x, method=model_zoo.TwoTower.embed)
   assert [layer.name for layer in alone.spec] == ['left']
 
 
 def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome():
-  case = Session(model_zoo.EXAMPLES['scan_axis_last'](), SearchSpace(ranks=(2, 4), tied=False))
+  space = SearchSpace(ranks=(2, 4), tied=False)
+  case = LinenCase(model_zoo.EXAMPLES['scan_axis_last'](), space)
   spec = case.adapted.spec
   everywhere = [np.full((len(spec), 5), code) for code in range(int(spec.num_codes.max()))]
-  genomes = [np.minimum(genome, spec.num_codes - 1).astype(np.int8) for genome in everywhere]
-  outputs, gradients = case.many(case.variables, np.stack(genomes))
-  for output, genome in zip(outputs, genomes, strict=True):
-    assert_close(output, case.plain(case.fold(case.variables, genome)))
-  sizes = jax.tree.map(lambda leaf: np.abs(leaf).max(axis=0), gradients)
-  names = ('constant', 'vector')
-  for row in range(len(spec)):
-    leaves = case.supports(sizes, row)
-    assert {f'{tensor}_{name}' for tensor in 'AB' for name in names} <= leaves.keys()
-    assert all(leaf.max() > 1e-5 for leaf in leaves.values())
+  case.genomes = np.stack([np.minimum(g, spec.num_codes - 1).astype(np.int8) for g in everywhere])
+  gradients = [results.gradients for results in case.results]
+  sizes = unboxed(jax.tree.map(lambda *leaves: np.abs(leaves).max(0), *gradients))
+  names = {path.rpartition('/')[2] for path in sizes}
+  assert {f'{tensor}_{name}' for tensor in 'AB' for name in ('constant', 'vector')} <= names
+  for size in sizes.values():
+    assert size.reshape(len(size), -1).max(1).min() > 1e-5  # in every layer
+  for results in case.results:
+    assert_close(results.outputs, case.plain(results.folded))
 
 
 def test_frozen_dictionaries_stay_frozen():
   case = session('called_twice')
-  frozen, genome = flax.core.freeze(case.start['params']), case.genomes[1]
+  frozen, genome = flax.core.freeze(case.params), case.genomes[1]
   variables = {**case.adapted.init(jax.random.key(0), frozen), 'glora': case.variables['glora']}
   assert jax.tree.structure(case.fold(variables, genome)) == jax.tree.structure(frozen)
-  assert_close(case.alone(variables, genome), case.expected[1])
+  assert_close(case._one(variables, genome).outputs, case.plain(case.results[1].folded))
