@@ -11,7 +11,6 @@ import pytest
 from comparing import random_params, random_variables
 
 import glora_jax
-from glora_jax.method import draws
 from glora_jax.models.vit import ViT
 
 
@@ -22,10 +21,6 @@ def small():
   images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
   adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace(ranks=(2, 4)))
   return adapted, random_variables(adapted, random_params(model, images)), images
-
-
-def random_genomes(spec, number, seed=0):
-  return draws.random_genomes(np.random.default_rng(seed), spec, number)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])
@@ -72,15 +67,3 @@ def test_an_object_that_holds_a_linen_model_is_adapted_as_that(small):
   assert held.spec == adapted.spec
   assert held.model is adapted.model
   held.init(jax.random.key(0), holder.params)
-
-
-def test_one_compilation_serves_all_genomes(small):
-  adapted, variables, images = small
-
-  @jax.jit
-  @chex.assert_max_traces(n=1)
-  def apply(genome):
-    return adapted.apply(variables, images, genome=genome)
-
-  for genome in random_genomes(adapted.spec, 4):
-    apply(genome)

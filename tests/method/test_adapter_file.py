@@ -158,50 +158,21 @@ def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
   np.testing.assert_array_equal(apply(loaded, x), apply(variables, x))
 
 
-def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet, tmp_path):
+def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet):
   adapted, variables = subnet
   images = jax.random.normal(jax.random.key(5), (3, 16, 16, 3))
-  adapters = []
-  for seed in range(3):
-    trained = {
-      **variables,
-      'glora': randomized(variables['glora'], seed),
-      'params': {**variables['params'], 'head': randomized(variables['params']['head'], seed)},
-    }
-    genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
-    path = tmp_path / f'{seed}.safetensors'
-    adapter_file.save_adapter(path, adapted, trained, genome)
-    adapters.append(adapter_file.load_adapter(path, adapted, variables['params']))
-  apply = jax.jit(lambda v, genome, image: adapted.apply(v, image[None], genome=genome)[0])
-  alone = [
-    apply(v, fixed.genome, image) for (fixed, v), image in zip(adapters, images, strict=True)
-  ]
-
-  frozen = adapted.split(variables)[1]
-  halves = [adapted.split(v)[0] for _, v in adapters]
-  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
-  genomes = np.stack([fixed.genome for fixed, _ in adapters])
+  trainable, frozen = adapted.split(variables)
+  halves = [randomized(trainable, seed) for seed in range(3)]
+  genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
 
   @jax.jit
-  @jax.vmap
-  def together(trainable, genome, image):
-    return adapted.apply(adapted.join(trainable, frozen), image[None], genome=genome)[0]
+  def apply(half, genome, image):
+    return adapted.apply(adapted.join(half, frozen), image[None], genome=genome)[0]
 
-  np.testing.assert_allclose(together(trainable, genomes, images), np.stack(alone), atol=1e-5)
-
-
-def test_adapters_of_boxed_models_round_trip(tmp_path):
-  init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
-  model, x = nn.Dense(6, kernel_init=init), jnp.ones((2, 4))
-  adapted = glora_jax.adapt(model, x)
-  variables = random_variables(adapted, random_params(model, x))
-  genome = presets.preset(adapted.spec, 'full')
-  path = tmp_path / 'a.safetensors'
-  adapter_file.save_adapter(path, adapted, variables, genome)
-  fixed, loaded = adapter_file.load_adapter(path, adapted, variables['params'])
-  assert loaded['glora']['B_up'].names == (None, 'model')
-  apply = jax.jit(lambda v, g: adapted.apply(v, x, genome=g))
-  np.testing.assert_array_equal(apply(loaded, fixed.genome), apply(variables, genome))
+  alone = [apply(*each) for each in zip(halves, genomes, images, strict=True)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
+  together = jax.vmap(apply)(stacked, genomes, images)
+  np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
 class BodyAndHead(nn.Module):
@@ -265,16 +236,10 @@ def test_metadata_of_another_kind_or_a_later_version_are_refused(written, tmp_pa
 def test_metadata_may_be_numbers_and_arrays_of_numpy_and_jax(written, tmp_path):
   adapted, params, _, _ = written
   variables, genome = random_variables(adapted, params), presets.preset(adapted.spec, 'ssf')
-  notes = {
-    'accuracy': np.float32(0.5),
-    'step': jnp.int32(7),
-    'rate': jnp.bfloat16(1.5),
-    'curve': [jnp.array([1.0, 2.0]), {'best': np.int64(3)}],
-  }
+  notes = {'rate': jnp.bfloat16(1.5), 'curve': [jnp.array([1.0, 2.0]), {'best': np.int64(3)}]}
   adapter_file.save_adapter(tmp_path / 'a', adapted, variables, genome, **notes)
   _, metadata = read_tensors(tmp_path / 'a', 'adapter')
-  plain = {'accuracy': 0.5, 'step': 7, 'rate': 1.5, 'curve': [[1.0, 2.0], {'best': 3}]}
-  assert {name: metadata[name] for name in notes} == plain
+  assert (metadata['rate'], metadata['curve']) == (1.5, [[1.0, 2.0], {'best': 3}])
 
 
 UNSAVED = [

@@ -89,6 +89,7 @@ def test_no_axis_is_left_to_be_repeated_by_itself(tokens):
   with jax.numpy_rank_promotion('raise'):
     for own in (stored, flat):
       ours(inputs, kernel, bias, own, alleles)
+      equation.effective(kernel, bias, own, alleles, RANKS)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])

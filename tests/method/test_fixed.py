@@ -132,25 +132,6 @@ def test_a_live_model_is_attached_with_one_structure_and_a_scale():
   assert_close(adapted.apply(variables, X), model(X), 1e-5)
 
 
-def test_a_training_of_a_lora_is_a_few_lines_and_learns():
-  labels = (X[:, 0] > 0).astype(int)
-  adapted = glora_jax.adapt(Mlp(), X, structure='lora:2')
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), PARAMS))
-  recipe = glora_jax.Recipe(epochs=60, batch_size=5, warmup_epochs=1, learning_rate=0.03)
-  state = glora_jax.fit(
-    glora_jax.make_loss(adapted),
-    trainable,
-    frozen,
-    X,
-    labels,
-    recipe,
-    jax.random.key(1),
-    progress=False,
-  )
-  folded = adapted.fold(adapted.join(state.trainable, frozen))
-  np.testing.assert_array_equal(function(folded, X).argmax(-1), labels)
-
-
 def test_an_adapted_model_is_told_in_one_line():
   adapted = glora_jax.adapt(Mlp(), X)
   assert repr(adapted) == '<Adapted Mlp: 1 layer, free structure>'

@@ -26,38 +26,29 @@ def spec_of(names, space=SPACE):
   [
     # this project's ViT, scanned and not
     ('blocks/attn/qkv[3]', 'qkv'),
-    ('blocks/mlp/fc1[3]', 'mlp'),
     # vision_transformer and big_vision
     ('Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query', 'qkv'),
     ('Transformer/encoderblock_3/MultiHeadDotProductAttention_0/out', 'proj'),
     ('Transformer/encoderblock_3/MlpBlock_0/Dense_0', 'mlp'),
-    ('Transformer/encoderblock_3/MlpBlock_0/Dense_1', 'mlp'),
     # transformers: ViT, BERT, GPT-2, Llama
     ('vit/encoder/layer/3/attention/attention/key', 'qkv'),
     ('vit/encoder/layer/3/attention/output/dense', 'proj'),
     ('vit/encoder/layer/3/intermediate/dense', 'mlp'),
     ('vit/encoder/layer/3/output/dense', 'mlp'),
-    ('h/3/attn/c_attn', 'qkv'),
     ('h/3/attn/c_proj', 'proj'),
-    ('h/3/mlp/c_fc', 'mlp'),
     ('h/3/mlp/c_proj', 'mlp'),
-    ('layers/3/self_attn/v_proj', 'qkv'),
     ('layers/3/self_attn/o_proj', 'proj'),
-    ('layers/3/mlp/gate_proj', 'mlp'),
     ('layers_3/down_proj', 'mlp'),
     ('layers_3/feed_forward/w2', 'mlp'),
     # gemma
     ('layer_3/attn/q_einsum', 'qkv'),
     ('layer_3/attn/attn_vec_einsum', 'proj'),
-    ('layer_3/mlp/gating_einsum', 'mlp'),
     # DETR's and T5's
     ('block_0/SelfAttention/wo', 'proj'),
     ('block_0/DenseReluDense/wo', 'mlp'),
-    ('block_0/out_proj', 'proj'),
     # ties, and what is in none of them
     ('blocks_1/attn/query+key+value', 'qkv'),
     ('patch_embed/proj', None),
-    ('head', None),
     ('Dense_0', None),
   ],
 )

@@ -1,4 +1,4 @@
-"""A function's kernels are merged where its program uses them, and no sooner than they must be."""
+"""Kernels are merged, and weights that lie in parts gathered, where a program uses them."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from trees import randomized
 
 import glora_jax
+from glora_jax.method import program
 from glora_jax.method.equation import made_for
 from glora_jax.method.space import SearchSpace
 
@@ -20,7 +21,7 @@ PARAMS = {
   'up': jax.random.normal(jax.random.key(1), (DEPTH, WIDTH, HIDDEN)) / 3,
   'down': jax.random.normal(jax.random.key(2), (DEPTH, HIDDEN, WIDTH)) / 3,
 }
-DOTS = jax.checkpoint_policies.dots_saveable
+EVERYTHING = jax.checkpoint_policies.everything_saveable
 
 
 def block(x, layer):
@@ -32,7 +33,7 @@ def scanned(params, x, block=block):
 
 
 def computed_again(params, x):
-  return scanned(params, x, jax.checkpoint(block, policy=DOTS))
+  return scanned(params, x, jax.checkpoint(block, policy=EVERYTHING))
 
 
 def of_items(params, number):
@@ -157,3 +158,80 @@ def test_a_merged_kernel_is_that_of_one_layer_and_no_policy_keeps_it(function):
   assert {(WIDTH, HIDDEN), (HIDDEN, WIDTH)} <= {*shapes}
   whole = {(DEPTH, WIDTH, HIDDEN), (DEPTH, HIDDEN, WIDTH)}
   assert whole.isdisjoint(shapes)
+
+
+def unrolled(params, x):
+  for number in range(DEPTH):
+    x = jax.jit(block)(x, of_items(params, number))
+  return x
+
+
+def looked_up(params, x):
+  return x + params['down'][0][jnp.array([3, 1, 7])]
+
+
+def of_unknown_length(params, x):
+  """It uses a weight in the condition, too."""
+  first = of_items(params, 0)
+
+  def goes_on(state):
+    return (state[0] < 5) & (jnp.abs(state[1] @ first['up']).max() > 1e-3)
+
+  return jax.lax.while_loop(goes_on, lambda s: (s[0] + 1, block(s[1], first)), (0, x))[1]
+
+
+MESH = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def gathered(function):
+  return lambda params, x: program.call(function, params, x, MESH, lays_gradients=True)
+
+
+def squares(function, params, x):
+  return jnp.square(function(params, x)).sum()
+
+
+@pytest.mark.parametrize('function', [*FUNCTIONS, unrolled, looked_up])
+def test_gathered_weights_give_what_whole_ones_give_with_their_gradients(function):
+  found, expected = (
+    jax.jit(jax.value_and_grad(functools.partial(squares, run), argnums=(0, 1)))(PARAMS, X)
+    for run in (gathered(function), function)
+  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_a_loop_of_unknown_length_gathers_what_its_condition_reads_and_leaves_what_is_no_array():
+  outputs = gathered(of_unknown_length)({**PARAMS, 'note': 'no array'}, X)
+  np.testing.assert_allclose(outputs, of_unknown_length(PARAMS, X), rtol=1e-6)
+
+
+def gathers(jaxpr, inside=()):
+  """The programs, from the outermost, in which something is gathered."""
+  found = []
+  for equation in jaxpr.eqns:
+    name = equation.primitive.name
+    if name == 'sharding_constraint' and equation.params['sharding'].spec == WHOLE:
+      found.append((*inside, equation.outvars[0].aval.shape))
+    for called in jaxprs_in_params(equation.params):
+      found += gathers(called, (*inside, name) if name == 'scan' else inside)
+  return found
+
+
+WHOLE = jax.sharding.PartitionSpec()
+
+
+@pytest.mark.parametrize('function', [scanned, computed_again])
+def test_a_scanned_layer_is_gathered_in_the_scan_and_again_on_the_way_back(function):
+  total = functools.partial(squares, gathered(function))
+  once = [('scan', (WIDTH, HIDDEN)), ('scan', (HIDDEN, WIDTH))]
+  assert gathers(jax.make_jaxpr(total)(PARAMS, X).jaxpr) == once
+  assert sorted(gathers(jax.make_jaxpr(jax.grad(total))(PARAMS, X).jaxpr)) == sorted(2 * once)
+
+
+def test_what_is_made_of_a_weight_item_by_item_is_made_in_parts_and_then_gathered():
+  def changed(stack):
+    kernel = stack[0].astype(jnp.float16) * 2 + jnp.ones((WIDTH, HIDDEN))
+    return X @ kernel.astype(jnp.float32)
+
+  made = jax.make_jaxpr(lambda stack: program.gathering(changed, stack, MESH))(PARAMS['up'])
+  assert gathers(made.jaxpr) == [((WIDTH, HIDDEN),)]

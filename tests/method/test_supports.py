@@ -1,13 +1,11 @@
 """The table of supports: shapes, initial values, and which numbers an allele reads."""
 
-import functools
 import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from glora_jax.method.equation import effective
 from glora_jax.method.space import Layer, SearchSpace
 from glora_jax.method.supports import SUPPORTS, init_supports, read, support_shapes, used_parts
 
@@ -22,31 +20,6 @@ def layer_of(ranks, tied):
 
 def all_genomes(layer):
   return list(itertools.product(*(range(len(layer.space.names(t))) for t in 'ABCDE')))
-
-
-@STORAGES
-def test_numbers_that_no_form_reads_change_nothing(ranks, tied):
-  """`used_parts` names exactly what an adapter file must hold."""
-  rng = np.random.default_rng(0)
-  full = {
-    name: rng.normal(size=shape).astype(np.float32)
-    for name, shape in support_shapes(5, 7, ranks, tied=tied).items()
-  }
-  genomes = all_genomes(layer_of(ranks, tied))[::3]
-  everything = {name: np.stack([value] * len(genomes)) for name, value in full.items()}
-  kept = {name: np.zeros_like(stacked) for name, stacked in everything.items()}
-  for index, alleles in enumerate(genomes):
-    for name, part in used_parts(alleles, ranks, tied=tied).items():
-      kept[name][(index, *part)] = full[name][part]
-  kernel = rng.normal(size=(5, 7)).astype(np.float32)
-  bias = rng.normal(size=7).astype(np.float32)
-  layers = jax.jit(jax.vmap(functools.partial(effective, ranks=ranks), (None, None, 0, 0)))
-  for a, b in zip(
-    layers(kernel, bias, everything, np.array(genomes)),
-    layers(kernel, bias, kept, np.array(genomes)),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
 
 
 @STORAGES
