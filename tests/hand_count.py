@@ -259,6 +259,27 @@ def unboxed(tree: Any) -> dict[str, Any]:
   return by_name(nn.meta.unbox(tree))
 
 
+def registry() -> tuple[dict[str, Callable[[], Any]], Callable[..., Any]]:
+  """(The examples of a zoo by name, a decorator that adds one)."""
+  examples = {}
+
+  def example(function):
+    examples[function.__name__] = function
+    return function
+
+  return examples, example
+
+
+def attend(q, k, v, causal=True):
+  """Attention of [batch, time, heads, channels]; fewer heads of keys than of queries will do."""
+  repeats = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(each, repeats, axis=2) for each in (k, v))
+  logits = jnp.einsum('btnh,bsnh->bnts', q, k) / np.sqrt(q.shape[-1])
+  if causal:
+    logits = jnp.where(jnp.tri(q.shape[1], dtype=bool), logits, -1e9)
+  return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(logits), v)
+
+
 def normal(*shape: int, seed: int = 0) -> jax.Array:
   """Normal numbers, float32."""
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

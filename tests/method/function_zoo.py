@@ -9,24 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import FunctionExample, Kernel, beside, normal
+from hand_count import FunctionExample, Kernel, attend, beside, normal, registry
 from trees import randomized
 
 BATCH, TIME, WIDTH, HIDDEN, HEADS, CHANNELS, DEPTH, EXPERTS = 2, 3, 6, 10, 2, 4, 3, 4
 
 
-EXAMPLES: dict[str, Callable[[], FunctionExample]] = {}
-
-
-def example(function: Callable[[], FunctionExample]) -> Callable[[], FunctionExample]:
-  EXAMPLES[function.__name__] = function
-  return function
+EXAMPLES, example = registry()
 
 
 def weights(*shape: int, seed: int = 1) -> jax.Array:
@@ -142,12 +136,6 @@ def gpt2_kernels():
 # Attention with kernels of three and four axes, and its biases.
 
 
-def attend(q, k, v):
-  """[batch, time, heads, channels] of each."""
-  logits = jnp.einsum('btnh,bsnh->bnts', q, k) / np.sqrt(CHANNELS)
-  return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(logits), v)
-
-
 @example
 def attention_kernels():
   """Separate queries, and keys and values stacked in one kernel, which is one row."""
@@ -161,7 +149,7 @@ def attention_kernels():
     q = jnp.einsum('btd,ndh->btnh', x, params['q']['w']) + params['q']['b']
     kv = jnp.einsum('bsd,cdkh->cbskh', x, params['kv']['w'])
     k, v = kv + params['kv']['b'][:, None, None]
-    y = jnp.einsum('btnh,nhd->btd', attend(q, k, v), params['out']['w'])
+    y = jnp.einsum('btnh,nhd->btd', attend(q, k, v, causal=False), params['out']['w'])
     return x + (y + params['out']['b'])
 
   kernels = {
@@ -193,7 +181,7 @@ def fused_projection():
     qkv = params['qkv'].astype(jnp.float32).reshape(WIDTH, 3, HEADS, CHANNELS)
     q, k, v = jnp.moveaxis(jnp.einsum('btd,dcnh->btcnh', x, qkv), 2, 0)
     out = params['out'].T.reshape(HEADS, CHANNELS, WIDTH).astype(jnp.float32)
-    return jnp.einsum('btnh,nhd->btd', attend(q, k, v), out)
+    return jnp.einsum('btnh,nhd->btd', attend(q, k, v, causal=False), out)
 
   kernels = {'qkv': Kernel('io'), 'out': Kernel('oi')}
   return of_activations(apply, params, kernels, 2, tolerance=2e-2)
@@ -437,7 +425,7 @@ class OwnLayer(nn.Module):
   @nn.compact
   def __call__(self, x, _):
     q, k, v = (OwnDense((HEADS, CHANNELS), name=name)(x) for name in ('query', 'key', 'value'))
-    x = x + OwnDense((WIDTH,), 2, name='out')(attend(q, k, v))
+    x = x + OwnDense((WIDTH,), 2, name='out')(attend(q, k, v, causal=False))
     return x + OwnDense((WIDTH,), name='wo')(nn.silu(OwnDense((HIDDEN,), name='wi')(x))), None
 
 
@@ -495,7 +483,7 @@ class GPT2(nn.Module):
     x = wte(tokens) + nn.Embed(TIME, WIDTH, name='wpe')(jnp.arange(tokens.shape[-1]))
     y = Conv1D(3 * HEADS * CHANNELS, name='c_attn')(nn.LayerNorm(name='ln_1')(x))
     q, k, v = (each.reshape(*each.shape[:-1], HEADS, CHANNELS) for each in jnp.split(y, 3, axis=-1))
-    x = x + Conv1D(WIDTH, name='c_proj')(attend(q, k, v).reshape(*x.shape[:-1], -1))
+    x = x + Conv1D(WIDTH, name='c_proj')(attend(q, k, v, causal=False).reshape(*x.shape[:-1], -1))
     y = nn.gelu(Conv1D(HIDDEN, name='c_fc')(nn.LayerNorm(name='ln_2')(x)))
     return wte.attend(x + Conv1D(WIDTH, name='c_out')(y))
 

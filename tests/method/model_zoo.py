@@ -17,13 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hand_count import normal, registry
 
 WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +66,7 @@ class Example:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-EXAMPLES: dict[str, Callable[[], Example]] = {}
-
-
-def example(function: Callable[[], Example]) -> Callable[[], Example]:
-  EXAMPLES[function.__name__] = function
-  return function
+EXAMPLES, example = registry()
 
 
 def tokens() -> jax.Array:

@@ -10,15 +10,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from hand_count import normal
 from trees import randomized
 
 import glora_jax
 from glora_jax import tree
-
-
-def normal(*shape, seed=1):
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
 
 D, H, C = 4, 6, 3
 X, W1, W2, W3 = normal(5, D, seed=0), normal(D, H), normal(H, H), normal(H, C)

@@ -15,18 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from hand_count import Kernel, Kernels, NnxExample, beside, normal
+from hand_count import Kernel, Kernels, NnxExample, attend, beside, normal, registry
 
 VOCABULARY, WIDTH, HIDDEN, HEADS, CHANNELS, CLASSES, EXPERTS = 11, 8, 14, 2, 6, 3, 4
 BATCH, TIME = 2, 5
 
 
-EXAMPLES: dict[str, Callable[[], NnxExample]] = {}
-
-
-def example(function: Callable[[], NnxExample]) -> Callable[[], NnxExample]:
-  EXAMPLES[function.__name__] = function
-  return function
+EXAMPLES, example = registry()
 
 
 def tokens() -> jax.Array:
@@ -77,16 +72,6 @@ FLAX_ATTENTION = {
   'out/kernel': beside('iio', 'out/kernel'),
 }
 BLIND_KEYS = r'(^|/)key$'  # a bias of keys adds to every logit alike, which softmax does not see
-
-
-def attend(q, k, v, causal=True):
-  """Attention of [batch, time, heads, channels]; fewer heads of keys than of queries will do."""
-  repeats = q.shape[2] // k.shape[2]
-  k, v = (jnp.repeat(each, repeats, axis=2) for each in (k, v))
-  logits = jnp.einsum('btnh,bsnh->bnts', q, k) / np.sqrt(q.shape[-1])
-  if causal:
-    logits = jnp.where(jnp.tri(q.shape[1], dtype=bool), logits, -1e9)
-  return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(logits), v)
 
 
 # tunix: an Einsum of its own with `self.w`, an embedding read and transposed, layers in a list.

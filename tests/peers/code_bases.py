@@ -6,22 +6,16 @@ Each function imports its code base, so that a missing one skips its own tests a
 import importlib.util
 import sys
 import types
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from hand_count import FunctionExample, Kernel, NnxExample, by_name, normal
+from hand_count import FunctionExample, Kernel, NnxExample, by_name, normal, registry
 from trees import randomized
 
 DEPTH, WIDTH, HIDDEN, HEADS, KV_HEADS, CHANNELS, VOCABULARY = 2, 8, 14, 2, 1, 6, 17
 
-EXAMPLES: dict[str, Callable] = {}
-
-
-def example(function: Callable) -> Callable:
-  EXAMPLES[function.__name__] = function
-  return function
+EXAMPLES, example = registry()
 
 
 # tunix, whose package as a whole loads trainers and what these need; its models need less.
