@@ -183,16 +183,3 @@ def test_a_genome_is_no_parameter(pair):
   spec = live.spec(attached)
   summary = glora_jax.nnx.summary(attached)
   assert f'trains {glora_jax.count_params(spec, genome):,} parameters' in summary
-
-
-def test_every_product_of_a_fixed_subnet_has_the_precision_of_its_layer():
-  model = nnx.Linear(4, 6, precision='highest', rngs=nnx.Rngs(0))
-  x = jnp.ones((2, 4))
-  attached = glora_jax.nnx.attach(model, x, heads=None, space=glora_jax.SearchSpace((3,)))
-  spec = glora_jax.nnx.as_adapted(attached)[0].spec
-  subnet = glora_jax.nnx.fix(attached, glora_jax.preset(spec, 'lora'))
-  graphdef, state = nnx.split(subnet)
-  program = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, x).as_text()
-  products = [line for line in program.splitlines() if 'stablehlo.dot_general' in line]
-  assert len(products) == 3
-  assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from live_models import call, genomes, randomize, variables
+from live_models import call, genomes, randomize
 from odd_models import MODELS, Matrix, X
 
 import glora_jax
-from glora_jax.nnx import Genome, Head, Support, live
+from glora_jax.nnx import Head, live
 
 SPACE = glora_jax.SearchSpace((1, 2))
 
@@ -36,12 +36,7 @@ def attached_model(name):
   return model, glora_jax.nnx.attach(model, X, space=SPACE, **options)
 
 
-def some_slow(slow):
-  """All models, some of which are left to the slow tests."""
-  return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in MODELS]
-
-
-@pytest.mark.parametrize('name', some_slow({'vmapped'}))
+@pytest.mark.parametrize('name', MODELS)
 def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
   model, attached = attached_model(name)
   assert {layer.name for layer in live.spec(attached)} == set(MODELS[name][2])
@@ -58,29 +53,8 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
     folded = glora_jax.nnx.fold(attached)
     assert nnx.graphdef(folded) == nnx.graphdef(model)
     np.testing.assert_allclose(call(folded, X), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize('name', some_slow(MODELS.keys() - {'scanned along another axis'}))
-def test_fixed_subnets_are_the_same_functions_with_gradients(name):
-  _, attached = attached_model(name)
-  randomize(attached)
-  spec = live.spec(attached)
-  for variable in variables(attached, nnx.All(nnx.Param, nnx.Not(Genome))):  # biases start at zero
-    variable.set_value(variable.get_value() + 0.1)
-  # Without a LoRA for A some layers need no merged kernel.
-  genome = glora_jax.preset(spec, 'full')
-  genome[: len(spec) // 2, 0] = 2
-  fixed = glora_jax.nnx.fix(attached, genome)
-
-  def loss(model):
-    output = model(X)
-    return (output**2).sum(), output
-
-  trained = nnx.DiffState(0, Support)
-  gradients, output = nnx.jit(nnx.grad(loss, argnums=trained, has_aux=True))(fixed)
-  np.testing.assert_allclose(output, outputs(*nnx.split(attached), genome[None])[0], atol=1e-4)
-  assert len(jax.tree.leaves(gradients)) == len(variables(fixed, Support))
-  assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+    fixed = glora_jax.nnx.fix(attached, genome)
+    np.testing.assert_allclose(call(fixed, X), expected, atol=1e-4)
 
 
 class WithSlashes(nnx.Module):
@@ -98,20 +72,16 @@ class WithSlashes(nnx.Module):
 def test_names_in_dictionaries_may_have_slashes(tmp_path):
   model = WithSlashes(nnx.Rngs(0))
   attached = glora_jax.nnx.attach(model, X, space=SPACE)
-  names = [layer.name for layer in live.spec(attached)]
-  assert names == ['mlp/mlp/~/up', 'raw/mix/w']
+  assert [layer.name for layer in live.spec(attached)] == ['mlp/mlp/~/up', 'raw/mix/w']
   assert type(attached.mlp['mlp/~/head'].kernel) is Head
-  by_class = glora_jax.nnx.adapt(model)
-  assert [layer.name for layer in by_class.spec] == names[:1]
-
+  [layer] = glora_jax.nnx.adapt(model).spec  # by the classes of its modules
+  assert layer.name == 'mlp/mlp/~/up'
   randomize(attached)
   glora_jax.nnx.save_adapter(tmp_path / 'adapter', attached)
   another = glora_jax.nnx.attach(model, X, space=SPACE)
   glora_jax.nnx.load_adapter(tmp_path / 'adapter', another)
-  expected = attached(X)
-  assert np.abs(expected - model(X)).max() > 1e-3
-  np.testing.assert_allclose(another(X), expected, atol=1e-6)
-  np.testing.assert_allclose(glora_jax.nnx.fold(another)(X), expected, atol=1e-5)
+  assert np.abs(attached(X) - model(X)).max() > 1e-3
+  np.testing.assert_allclose(another(X), attached(X), atol=1e-6)
 
 
 class WithOwnPrefix(Matrix):
@@ -180,16 +150,14 @@ def test_a_base_need_not_be_told_of_what_is_attached(base, arguments):
 
 
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
-  make, _, _ = MODELS['bridged']
-  model = make()
+  model = MODELS['bridged'][0]()
   attached = glora_jax.nnx.attach(model, X, space=SPACE)
-  assert isinstance(vars(attached.inner)['head']['kernel'], Head)
-  assert attached.inner.hidden['kernel'].shape == (4, 6)
   before = attached.inner.norm['mean'][...]
   call(model, X)
   call(attached, X)
-  np.testing.assert_allclose(attached.inner.norm['mean'][...], model.inner.norm['mean'][...])
-  assert np.abs(attached.inner.norm['mean'][...] - before).max() > 1e-3
+  mean = attached.inner.norm['mean'][...]
+  np.testing.assert_allclose(mean, model.inner.norm['mean'][...])
+  assert np.abs(mean - before).max() > 1e-3
   with pytest.raises(TypeError, match='unexpected keyword'):  # a failed call leaves it as it was
     attached.inner(X, mutable=['batch_stats'], wrong=1)
   assert isinstance(vars(attached.inner)['head']['kernel'], Head)
@@ -197,4 +165,4 @@ def test_a_linen_model_inside_keeps_its_state_and_its_head():
   folded = glora_jax.nnx.fold(attached)
   assert type(folded.inner) is nnx.bridge.ToNNX
   assert type(folded.inner.head['kernel']) is nnx.Param
-  np.testing.assert_allclose(folded.inner.norm['mean'][...], attached.inner.norm['mean'][...])
+  np.testing.assert_allclose(folded.inner.norm['mean'][...], mean)
