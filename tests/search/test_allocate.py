@@ -30,11 +30,12 @@ SPACE = glora_jax.SearchSpace.distinct((1, 2))
 
 
 class Mixed(nn.Module):
-  """A convolution, three tied layers, and one that is stacked."""
+  """A convolution whose kernel is in a box, three tied layers, and one that is stacked."""
 
   @nn.compact
   def __call__(self, images):
-    x = nn.relu(nn.Conv(6, (2, 2), strides=(2, 2), name='conv')(images))
+    boxed = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None, 'in', 'out'))
+    x = nn.relu(nn.Conv(6, (2, 2), strides=(2, 2), kernel_init=boxed, name='conv')(images))
     x = x.reshape(len(x), -1, 6)
     query, key, value = (
       nn.Dense(size, name=name)(x) for name, size in [('q', 5), ('k', 5), ('v', 7)]
@@ -62,20 +63,20 @@ BATCHES = [(INPUTS[i : i + 4], jnp.arange(4)) for i in range(0, 24, 4)]
 
 
 @functools.cache
-def mixed(dtype=jnp.float32):
+def mixed():
   images = jax.random.normal(jax.random.key(0), (24, 4, 4, 3))
   labels = jax.random.randint(jax.random.key(1), (24,), 0, 4)
   model = Mixed()
   adapted = glora_jax.adapt(model, images, space=SPACE, ties=[('q', 'k', 'v')], convs=True)
-  return prepared(adapted, model, images, labels, dtype)
+  return prepared(adapted, model, images, labels)
 
 
 @functools.cache
-def scanned(space=SPACE):
+def scanned():
   images = jax.random.normal(jax.random.key(0), (24, 8, 8, 3))
   labels = jax.random.randint(jax.random.key(1), (24,), 0, 4)
   model = ViT(4, patch_size=4, width=12, depth=2, num_heads=2)
-  return prepared(glora_jax.adapt(model, images, space=space), model, images, labels)
+  return prepared(glora_jax.adapt(model, images, space=SPACE), model, images, labels)
 
 
 def live():
@@ -84,9 +85,9 @@ def live():
   return adapted, adapted.init(jax.random.key(1), functional.params(model)), BATCHES
 
 
-def prepared(adapted, model, images, labels, dtype=jnp.float32):
+def prepared(adapted, model, images, labels):
   """(adapted, variables, batches) with random params."""
-  params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(model, images))
+  params = random_params(model, images)
   batches = [(images[start : start + 4], labels[start : start + 4]) for start in range(0, 24, 4)]
   return adapted, adapted.init(jax.random.key(3), params), batches
 
@@ -114,7 +115,7 @@ def slow_gradients(adapted, variables, batches):
     folds.append(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found))
   by_row = {}
   for group in adapted.groups:
-    weights, *kernels = (slow_kernels(group, x) for x in (params, *folds))
+    weights, *kernels = (slow_kernels(group, nn.meta.unbox(x)) for x in (params, *folds))
     kernels, biases = np.stack(kernels, 1), np.stack([slow_biases(group, x) for x in folds], 1)
     for row, matrix, kernel, bias in zip(group.rows, weights, kernels, biases, strict=True):
       scaled, prompt = matrix * kernel, bias @ matrix.T
@@ -180,23 +181,6 @@ def test_two_passes_measure_the_gradient_along_the_directions_that_they_find(mak
       assert_close(found, same)
 
 
-def test_a_gradient_of_low_rank_is_valued_as_if_it_had_been_stored(monkeypatch):
-  inputs = jax.random.normal(jax.random.key(0), (24, 12))
-  model, batches = nn.Dense(20), [inputs[start : start + 1] for start in range(FOLDS)]
-  adapted = glora_jax.adapt(model, inputs, space=SPACE)
-  params = {'kernel': jnp.ones((12, 20)), 'bias': jnp.arange(20.0)}
-  problem = adapted, adapted.init(jax.random.key(3), params), batches
-
-  def square(forward, batch, key):
-    return jnp.square(forward(batch)).mean()
-
-  stored = allocated(problem, loss=square, budget=100)
-  narrow(monkeypatch, 2)
-  sketched = allocated(problem, loss=square, budget=100)
-  jax.tree.map(assert_close, sketched.values, stored.values)
-  np.testing.assert_array_equal(sketched.genome, stored.genome)
-
-
 @pytest.mark.parametrize('sketched', [False, True])
 def test_starting_values_lie_on_the_mean_gradients_and_change_no_output(sketched, monkeypatch):
   if sketched:
@@ -205,7 +189,7 @@ def test_starting_values_lie_on_the_mean_gradients_and_change_no_output(sketched
   found = allocated((adapted, variables, batches))
   full = slow_gradients(adapted, variables, batches)[0]
   for name, matrices in (('B_down', full.kernel), ('A_down', full.scaled_kernel)):
-    factor = found.variables['glora']['conv'][name]
+    factor = nn.meta.unbox(found.variables['glora']['conv'][name])
     left = np.linalg.svd(matrices.mean(0))[0][:, 0]
     norm = allocation.xavier_norm(len(left), 2)
     np.testing.assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
@@ -236,16 +220,6 @@ def test_without_a_budget_the_knee_is_proposed():
   found = allocated(mixed(), budget=None)
   assert found.proposed
   assert found.budget == found.curve.params[found.curve.knee]
-
-
-def test_a_base_in_bfloat16_is_measured_within_its_precision():
-  adapted, variables, batches = mixed(jnp.bfloat16)
-  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
-  found, expected = (
-    allocated((adapted, base, batches)).values.mean() for base in (variables, wide)
-  )
-  for name in ('A_vector', 'E_vector'):
-    assert_close(getattr(found, name), getattr(expected, name), 0.1)
 
 
 def test_batches_may_be_a_function_that_gives_them_again_and_a_short_list_has_fewer_folds(
@@ -293,13 +267,6 @@ def test_units_are_those_on_offer_with_their_values_and_costs():
   assert first.part == 1
 
 
-def test_a_space_of_b_alone_gives_every_layer_its_rank():
-  space = glora_jax.SearchSpace((1, 2, 3), A='none', B=(0, 3, 4, 5), C='none', D='none', E='none')
-  found = allocated(scanned(space), budget=200, max_rank=8)
-  assert not found.genome[:, [0, 2, 3, 4]].any()
-  assert len(set(found.genome[:, 1].tolist())) > 1
-
-
 def test_what_folds_have_not_in_common_is_worth_nothing():
   adapted, variables, batches = mixed()
 
@@ -321,41 +288,17 @@ def test_eight_devices_measure_as_one():
   assert ran.returncode == 0, ran.stderr[-3000:]
 
 
-def test_layers_without_bias_get_no_shift():
-  found = allocated(live(), max_rank=1)
-  assert found.genome[:, 0].any()
-  assert found.genome[1:, 4].any()
-  assert not found.genome[0, 2:].any()
-
-
-def test_boxed_parameters_keep_their_boxes():
-  class Boxed(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      init = nn.with_partitioning(nn.initializers.lecun_normal(), ('in', 'out'))
-      x = nn.Dense(6, kernel_init=init, name='hidden')(x)
-      return nn.Dense(4, name='head')(nn.relu(x))
-
-  adapted = glora_jax.adapt(Boxed(), INPUTS, space=SPACE)
-  variables = adapted.init(jax.random.key(1), Boxed().init(jax.random.key(3), INPUTS)['params'])
-  found = allocated((adapted, variables, BATCHES), budget=40)
-  assert found.genome.any()
-  assert jax.tree.structure(found.variables) == jax.tree.structure(variables)
-
-
 def test_clear_priors_choose_where_the_own_gradient_is_noise():
   problem = mixed()
-  adapted, budget = problem[0], 150
-  own = allocated(problem, budget=budget)
+  own = allocated(problem)
   assert own.signal < 0.05  # labels are random
-  vectors = own.values._replace(A_lora=0 * own.values.A_lora, B_lora=0 * own.values.B_lora)
   first, second = (
     dataclasses.replace(own, signal=signal, values=allocation.Values(*map(abs, values)))
-    for signal, values in ((0.2, own.values), (0.4, vectors))
+    for signal, values in ((0.2, own.values), (0.4, own.values._replace(A_lora=own.values.B_lora)))
   )
-  for prior, given in ((first, [first]), ([first, second], [first, second])):
-    found = allocated(problem, budget=budget, prior=prior)
-    assert found.borrowed == pytest.approx(share_of(own.signal, 0.3))
+  for given in ([first], [first, second]):
+    found = allocated(problem, prior=given)
+    assert found.borrowed == pytest.approx(share_of(own.signal, 0.2))
     assert 'prior' in found.summary()
     means = [one.values.mean() for one in given]
     sizes = [sum(part.sum() for part in mean) for mean in means]
@@ -364,11 +307,10 @@ def test_clear_priors_choose_where_the_own_gradient_is_noise():
     )
     expected = pooled(own.values, other, found.borrowed)
     jax.tree.map(np.testing.assert_allclose, found.values, expected)
-  lazily = allocated(problem, budget=budget, prior=lambda: [first, second])
+  lazily = allocated(problem, prior=lambda: [first, second])
   np.testing.assert_array_equal(lazily.genome, found.genome)
-  nothing = allocated(problem, budget=budget, prior=lambda: None)
+  nothing = allocated(problem, prior=lambda: None)
   np.testing.assert_array_equal(nothing.genome, own.genome)
-  positive = allocated(problem, budget=budget, prior=first)  # all values are above 0
-  np.testing.assert_array_equal(
-    positive.genome, choice.choose(adapted.spec, positive.values.mean(), budget)
-  )
+  positive = allocated(problem, prior=first)  # all values are above 0
+  expected = choice.choose(problem[0].spec, positive.values.mean(), positive.budget)
+  np.testing.assert_array_equal(positive.genome, expected)

@@ -79,12 +79,6 @@ def test_values_are_those_of_a_slow_loop_over_units_and_folds(measure):
     np.testing.assert_allclose(found.A_lora[:, part], expected, rtol=1e-6)
 
 
-def test_squares_part_what_is_common_from_noise():
-  folds = gradients().kernel
-  common = sum(slow_values(list(folds), 'squared'))
-  np.testing.assert_allclose(allocation.squares(folds), [common, np.square(folds).sum()])
-
-
 @pytest.mark.parametrize('shape', [(5, 9), (9, 5), (6, 6)])
 def test_left_vectors_are_those_of_the_full_decomposition(shape):
   matrices = np.random.default_rng(0).normal(size=(2, *shape))

@@ -3,7 +3,6 @@
 import functools
 import subprocess
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,19 +60,6 @@ def test_where_jax_counts_in_64_bits_scores_are_the_same(chunk):
     found = scoring.make_scorer(adapted, chunk=chunk, block=8)(*arguments)
   assert_same_scores(found, reference_scores('mlp'))
   assert (found.correct.dtype, found.loss.dtype) == (jnp.int32, jnp.float32)
-
-
-def test_one_compilation_serves_every_population_of_a_size():
-  adapted, variables, genomes, images, labels = problem('mlp')
-
-  @chex.assert_max_traces(n=1)
-  def unchanged(images, key):
-    return images
-
-  score = glora_jax.make_scorer(adapted, unchanged)
-  for _ in range(3):
-    score(variables, genomes, images, labels)
-    genomes = genomes[::-1].copy()
 
 
 @pytest.mark.parametrize('kind', ['scores', 'predictions'])
