@@ -25,17 +25,16 @@ LISTS = {'vtab/cifar100': 'noah', 'fewshot/food101/4/0': 'lists', 'generalizatio
     *(
       (name, {}, name.partition(':')[2] or name.rpartition('/')[2])
       for name in (
-        *('digit', 'vtab/cifar10', 'fewshot/food', 'fewshot/food101/four/0', 'fewshot/food101/0/0'),
-        *('generalization/zero', 'folder:/no/one', 'tfds:clevr', 'tfds:chexpert', 'tfds:../x'),
-        *('tfds:mnist/none', 'csv:/no/labels.csv'),
+        *('digit', 'vtab/cifar10', 'fewshot/food', 'fewshot/food101/four/0', 'generalization/zero'),
+        *('folder:/no/one', 'tfds:clevr', 'tfds:chexpert', 'tfds:../x', 'tfds:mnist/none'),
+        'csv:/no/labels.csv',
       )
     ),
     ('fewshot/fgvc_aircraft/4/0', {}, 'fgvc_aircraft'),
     ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
-    *(('tfds:mnist', {'version': x}, x) for x in ('1', '../x')),
+    ('tfds:mnist', {'version': '../x'}, '../x'),
     ('vtab/cifar100', {'source': 'noah', 'root': '/no'}, '/no/cifar'),
-    ('fewshot/food101/4/0', {'source': 'lists', 'root': '/no'}, '/no/food-101'),
-    *((task, {'source': 'x'}, "'x'") for task in LISTS),
+    ('vtab/cifar100', {'source': 'x'}, "'x'"),
     *((task, {'source': source}, 'data.root') for task, source in LISTS.items()),
     # Other images than those in the folder would be trained on.
     *((task, {'source': 'tfds', 'root': '/data'}, "data.root='/data'") for task in LISTS),
@@ -206,24 +205,13 @@ def test_what_is_no_file_or_longer_than_memory_is_not_read(tmp_path, make, named
 
 
 @pytest.mark.parametrize(
-  'field, value',
-  [
-    *(('flip', 2), ('crop_scale', (0.5, 0.1)), ('crop_scale', 0.08), ('shift', 1.5)),
-    *(('magnitude', 11.0), ('mixup', float('nan'))),
-  ],
-)
-def test_a_field_of_the_augmentation(field, value):
-  with pytest.raises(ValueError, match=f'^{field}.*={re.escape(str(value))}'):
-    augment.Augmentation(**{field: value})
-
-
-@pytest.mark.parametrize(
   'call, named',
   [
+    (lambda: augment.Augmentation(crop_scale=(0.5, 0.1)), 'crop_scale=(0.5, 0.1)'),
     (lambda: augment.Augmentation(flip=True).apply(None, IMAGES, 9, 'unit'), '8 x 8'),
     (lambda: augment.Augmentation(shift=8).apply(None, IMAGES, 8, 'unit'), 'shift=8'),
     (lambda: image.resize(GREY, 8, 'fill'), "'fill'"),
-    *((lambda x=x: normalization.normalize(IMAGES, x), f'={x!r}') for x in ('none', [0.5, 0.5])),
+    (lambda: normalization.normalize(IMAGES, [0.5, 0.5]), '=[0.5, 0.5]'),
   ],
 )
 def test_an_argument(call, named):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from label_lists import write_images
 
-from glora_jax import files
 from glora_jax.data import image_check
 from glora_jax.data.examples import Files, OpenedSplit
 from glora_jax.data.image_check import with_readable_images
@@ -147,17 +146,6 @@ def test_a_damaged_record_is_made_again(task, tmp_path, opened, content):
   with_readable_images(task, str(record))
   with_readable_images(task, str(record))
   assert len(opened) == 24
-
-
-def test_a_record_of_a_later_version_is_refused_and_kept(task, tmp_path, monkeypatch):
-  record = tmp_path / 'images.npz'
-  with monkeypatch.context() as later:
-    later.setattr(files, 'FORMATS', {image_check.KIND: 2})
-    with_readable_images(task, str(record))
-  content = record.read_bytes()
-  with pytest.raises(files.LaterVersionError, match=r'images.npz was written by a later version'):
-    with_readable_images(task, str(record))
-  assert record.read_bytes() == content
 
 
 def test_many_images_are_remembered_even_where_one_is_broken(task, tmp_path, opened, monkeypatch):

@@ -127,21 +127,22 @@ def test_images_that_are_left_aside_are_said(photos, tmp_path, caplog):
   assert re.search(r'what they hold is left aside: .*/cat/more', caplog.text)
 
 
+def write_csv(photos, header, row, number, splits=('',) * 3):
+  """A CSV of so many dogs and as many cats, beside the photos."""
+  rows = [
+    row.format(path=f'photos/{name}/{n:03d}.png', label=name, split=splits[n // 3])
+    for name in ('dog', 'cat')
+    for n in range(number)
+  ]
+  (photos.parent / 'labels.csv').write_text(''.join([header, *rows]))
+  return find(f'csv:{photos.parent}/labels.csv')
+
+
 @pytest.mark.parametrize(
-  'header, row',
-  [
-    ('label,id,path\n', '{label},7,{path}\n'),
-    ('', '{path},{label}\n'),
-  ],
+  'header, row', [('label,id,path\n', '{label},7,{path}\n'), ('', '{path},{label}\n')]
 )
 def test_a_csv_is_read_by_its_columns(photos, header, row):
-  lines = [
-    row.format(path=f'photos/{name}/{n:03d}.png', label=name)
-    for name in ('dog', 'cat')
-    for n in range(5)
-  ]
-  (photos.parent / 'labels.csv').write_text(header + ''.join(lines))
-  task = find(f'csv:{photos.parent}/labels.csv')
+  task = write_csv(photos, header, row, 5)
   assert task.classes == ('cat', 'dog')
   everything = task.open('train+val+test')
   assert len(everything.labels) == 10
@@ -154,16 +155,13 @@ def test_a_csv_is_read_by_its_columns(photos, header, row):
   [(('training', 'Val', 'test'), [6, 6, 6]), (('train', 'train', 'test'), [10, 2, 6])],
 )
 def test_a_csv_that_says_the_split_is_split_so(photos, splits, sizes):
-  rows = [(name, n) for name in ('dog', 'cat') for n in range(9)]
-  lines = [f'photos/{name}/{n:03d}.png,{name},{splits[n // 3]}\n' for name, n in rows]
-  (photos.parent / 'labels.csv').write_text('path,label,Split\n' + ''.join(lines))
-  task = find(f'csv:{photos.parent}/labels.csv')
+  task = write_csv(photos, 'path,label,Split\n', '{path},{label},{split}\n', 9, splits)
   assert len(task.notes) == (sizes[1] == 2)
   opened = [names(part) for part in open_all(task).values()]
   assert [len(part) for part in opened] == sizes
   assert len(set.union(*opened)) == 18
   for part, split in zip(opened, splits, strict=True):
-    assert part <= {f'{photos}/{name}/{n:03d}.png' for name, n in rows if splits[n // 3] == split}
+    assert {splits[int(name[-7:-4]) // 3] for name in part} == {split}
 
 
 @pytest.mark.parametrize('splits', ['', 'train test', 'train val test'])

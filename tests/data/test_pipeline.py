@@ -1,5 +1,6 @@
 """Arrays and streams: the same pixels in the same order, also after a restart."""
 
+import functools
 import json
 import os
 import subprocess
@@ -39,22 +40,20 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
 
 
 def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeypatch, caplog):
-  read = []
-  read_image = Files.image
+  read, read_image = [], Files.image
 
   def count_and_read(self, index, **options):
     read.append(index)
     return read_image(self, index, **options)
 
   monkeypatch.setattr(Files, 'image', count_and_read)
-  cache = {'cache': str(tmp_path)}
-  first = pipeline.load(examples, 8, **cache)
+  load = functools.partial(pipeline.load, cache=str(tmp_path))
+  first = load(examples, 8)
+  np.testing.assert_array_equal(load(examples, 8).images, first.images)
   assert len(read) == 70
-  np.testing.assert_array_equal(pipeline.load(examples, 8, **cache).images, first.images)
-  assert len(read) == 70
-  pipeline.load(examples, 10, **cache)
-  pipeline.load(examples, 8, rule='crop', **cache)
-  pipeline.load(Part(examples, np.arange(5)), 8, **cache)
+  load(examples, 10)
+  load(examples, 8, rule='crop')
+  load(Part(examples, np.arange(5)), 8)
   assert len(read) == 70 * 3 + 5
   two = {'images': np.zeros((2, 8, 8, 3), np.uint8), 'labels': np.array([0, 1], np.int32)}
   for damage in (
@@ -65,7 +64,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
     caplog.clear()
     for path in tmp_path.iterdir():
       damage(path)
-    np.testing.assert_array_equal(pipeline.load(examples, 8, **cache).images, first.images)
+    np.testing.assert_array_equal(load(examples, 8).images, first.images)
     assert 'is damaged; its images are read again' in caplog.text
 
 
@@ -75,14 +74,12 @@ def test_a_writer_killed_in_the_middle_leaves_no_cache(examples, tmp_path):
   assert not list(tmp_path.glob('*.npz'))
 
 
-def test_an_image_that_changes_is_read_again(examples, tmp_path):
-  copy = str(tmp_path / 'copy.png')
-  Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(copy)
-  files = Files([copy], [0])
-  assert pipeline.load(files, 4, cache=str(tmp_path / 'cache')).images.max() == 0
-  Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(copy)
-  os.utime(copy, ns=(1, 1))
-  assert pipeline.load(files, 4, cache=str(tmp_path / 'cache')).images.max() == 9
+def test_an_image_that_changes_is_read_again(tmp_path):
+  path, cache = tmp_path / 'image.png', str(tmp_path / 'cache')
+  for value in (0, 9):
+    Image.new('L', (4, 4), value).save(path)
+    os.utime(path, ns=(value, value))
+    assert pipeline.load(Files([str(path)], [0]), 4, cache=cache).images.max() == value
 
 
 def test_the_order_is_the_same_after_a_restart_and_on_eight_devices():

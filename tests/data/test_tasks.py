@@ -86,12 +86,18 @@ def test_versions_that_tfds_no_longer_builds_are_noted(tmp_path):
   assert find('vtab/cifar100', Source(dir=str(tmp_path))).notes == ()
 
 
+def write_list(path, images, labelled):
+  """A list of images with their labels, and the images in a folder."""
+  write_images(images, labelled)
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(''.join(f'{name} {label}\n' for name, label in labelled.items()))
+
+
 def test_noahs_vtab_folder_is_read(tmp_path):
   folder = tmp_path / 'vtab-1k' / 'clevr_count'
   for split, count in (('train800', 5), ('val200', 3), ('test', 4)):
-    names = [f'images/{split}/{n:06d}.jpg' for n in range(count)]
-    write_images(folder, names)
-    (folder / f'{split}.txt').write_text(''.join(f'{name} {n}\n' for n, name in enumerate(names)))
+    labelled = {f'images/{split}/{n:06d}.jpg': n for n in range(count)}
+    write_list(folder / f'{split}.txt', folder, labelled)
   task = find('vtab/clevr_count', Source(source='noah', root=str(tmp_path)))
   assert "NOAH's folder" in task.origin
   assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [5, 3, 4]
@@ -163,22 +169,15 @@ def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same
 
 def test_noahs_lists_of_few_shots_are_read(tmp_path):
   folder = tmp_path / 'oxford_pets'
-  names = [f'{n}.jpg' for n in range(6)]
-  write_images(folder / 'images', names)
-  lists = {
-    'train_meta.list.num_shot_2.seed_1': names[:2],
-    'val_meta.list': names[2:4],
-    'test_meta.list': names[4:],
-  }
-  (folder / 'annotations').mkdir()
-  for list_name, chosen in lists.items():
-    lines = [f'{path} {label}' for label, path in enumerate(chosen)]
-    (folder / 'annotations' / list_name).write_text('\n'.join(lines))
+  lists = ('train_meta.list.num_shot_2.seed_1', 'val_meta.list', 'test_meta.list')
+  for number, name in enumerate(lists):
+    labelled = {f'{2 * number + label}.jpg': label for label in range(2)}
+    write_list(folder / 'annotations' / name, folder / 'images', labelled)
   task = find('fewshot/oxford_pets/2/1', Source(source='lists', root=str(tmp_path)))
-  for split, first in {'train': 0, 'val': 2, 'test': 4}.items():
+  for number, split in enumerate(SPLITS):
     opened = task.open(split)
     assert opened.labels.tolist() == [0, 1]
-    assert opened.name(1).endswith(f'/images/{first + 1}.jpg')
+    assert opened.name(1).endswith(f'/images/{2 * number + 1}.jpg')
 
 
 def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):
@@ -196,12 +195,12 @@ def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):
 def test_noahs_lists_of_imagenets_are_read(tmp_path):
   for test_set in generalization.TESTS:
     folder = tmp_path / test_set.folder
-    write_images(folder / 'images', ['x/0.jpg', 'x/1.jpg'])
-    (folder / 'annotations').mkdir()
-    (folder / 'annotations' / 'val_meta.list').write_text('x/0.jpg 7\nx/1.jpg 12\n')
-  annotations = tmp_path / 'imagenet' / 'annotations'
-  (annotations / 'train_meta.list.num_shot_16.seed_2').write_text('x/0.jpg 3\n')
-  (annotations / 'unofficial_val_list_4_shot16seed0').write_text('x/1.jpg 3\n')
+    lists = {'val_meta.list': {'x/0.jpg': 7, 'x/1.jpg': 12}}
+    if test_set.folder == 'imagenet':
+      lists['train_meta.list.num_shot_16.seed_2'] = {'x/0.jpg': 3}
+      lists['unofficial_val_list_4_shot16seed0'] = {'x/1.jpg': 3}
+    for name, labelled in lists.items():
+      write_list(folder / 'annotations' / name, folder / 'images', labelled)
   task = find('generalization/2', Source(source='lists', root=str(tmp_path)))
   assert [task.open(split).labels.tolist() for split in task.splits] == [[3], [3], *[[7, 12]] * 5]
   assert np.flatnonzero(task.mask('r')).tolist() == [7, 12]
