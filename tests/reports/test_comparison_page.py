@@ -48,24 +48,6 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(resu
   assert comparison_page.verdicts(result) == []
 
 
-def test_the_most_accurate_row_is_the_smallest_of_those_that_are_as_accurate(result):
-  assert 'all of GLoRA is the most accurate: 95.0 ± 0.0%' in comparison_page.tell_best(result)
-  result['methods']['lora'] = runs(180, 0.95, 0.95)
-  assert 'LoRA is the most accurate, as is one other: 95.0' in comparison_page.tell_best(result)
-  result['methods']['linear'] = runs(0, 0.95, 0.95)
-  told = comparison_page.tell_best(result)
-  assert 'linear probe is the most accurate, as are 2 others: 95.0' in told
-
-
-def test_presets_are_called_by_their_rank_and_place(result):
-  result['labels'] = {'lora': 'lora:4', 'hira:2@qkv': 'hira:2@qkv'}
-  result['methods']['hira:2@qkv'] = runs(90, 0.8, 0.8)
-  result['rate']['hira:2@qkv'] = 2e-3
-  shown = {row['title']: row['rate'] for row in comparison_page.rows(result)}
-  assert shown['lora:4'] == 1e-3
-  assert shown['hira:2@qkv'] == 2e-3
-
-
 def test_what_markdown_would_read_in_a_name_is_shown_as_it_is(result):
   name = 'lora:1@(qkv|fc1)'
   result['methods'][name] = runs(150, 0.97, 0.97)
@@ -87,41 +69,28 @@ def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
 
 
 def test_a_single_seed_has_no_spread(result, tmp_path):
-  result['seeds'] = [0]
   result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
-  result['diverged'] = {'lora': {'0': 'Its loss is not finite.'}}
-  assert '±' not in comparison_page.summary(result, str(tmp_path))
-  assert '| LoRA (diverged) | 180 |' in str(comparison_page.accuracies(result))
-  rows = written(tmp_path, result).values()
+  assert '±' not in comparison_page.summary({**result, 'seeds': [0]}, str(tmp_path))
+  rows = written(tmp_path, {**result, 'seeds': [0]}).values()
   assert {row['test_accuracy_spread'] for row in rows} == {''}
   assert [float(row['test_accuracy']) for row in rows] == [0.80, 0.91, 0.90, 0.95]
-
-
-def test_everything_that_was_measured_is_written(result, tmp_path):
-  rows = written(tmp_path, result)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['report.html', 'table.csv']
-  assert float(rows['linear']['test_accuracy']) == pytest.approx(0.81)
-  assert rows['lora']['inherited_test_accuracy'] == ''
-  assert float(rows['search-200']['inherited_test_accuracy']) == pytest.approx(0.85)
-  shown = comparison_page.accuracy_plot(result).rows
-  assert [dots.marks[0].color for dots in shown] == ['purple', 'red', 'purple', 'purple']
 
 
 def test_a_row_says_how_many_of_its_seeds_diverged_or_learned_nothing_and_how(result, tmp_path):
   result['diverged'] = {'lora': {'1': 'Its loss is not finite.'}}
   result['learned_nothing'] = {'lora': {'0': 'It guesses.'}, 'full': dict.fromkeys('01', 'Too.')}
   title = 'LoRA (1 of 2 seeds diverged, 1 of 2 seeds learned nothing)'
-  assert f'| {title} | 180 |' in str(comparison_page.accuracies(result))
   assert title in [dots.label for dots in comparison_page.accuracy_plot(result).rows]
   told, others, _ = comparison_page.troubles(result)
   assert told.endswith('Seed 1: Its loss is not finite. Seed 0: It guesses.')
   assert others.endswith('Seeds 0, 1: Too.')
-  numbers = {
-    name: (row['diverged'], row['learned_nothing'])
-    for name, row in written(tmp_path, result).items()
-  }
-  expected = {'lora': ('1', '1'), 'full': ('0', '2')}
-  assert numbers == dict.fromkeys(('linear', 'search-200'), ('0', '0')) | expected
+  rows = written(tmp_path, result)
+  assert [(rows[name]['diverged'], rows[name]['learned_nothing']) for name in ('lora', 'full')] == [
+    ('1', '1'),
+    ('0', '2'),
+  ]
+  assert rows['linear']['diverged'] == '0'
+  assert float(rows['search-200']['inherited_test_accuracy']) == pytest.approx(0.85)
 
 
 @pytest.mark.parametrize('loss', [float('nan'), None])

@@ -1,7 +1,5 @@
 """What a report says of a structure that was read off a gradient, from values made by hand."""
 
-import numpy as np
-
 from glora_jax.reports import structure
 
 
@@ -19,11 +17,3 @@ def test_the_papers_protocol_is_not_said_to_leave_validation_images_alone(alloca
     result = {'protocol': protocol, 'allocation': {'head_epochs': 6}}
     text = structure.tell_choice(allocation, result)
     assert ('No validation image was used' in text) == (protocol == 'honest')
-
-
-def test_little_agreement_is_called_little():
-  first, second = np.zeros((2, 4, 5), np.int8)
-  first[0, 1], second[2, 1] = 3, 3
-  assert 'another trains 0% in the same form' in structure.tell_agreement([first, second])
-  assert 'That is little' in structure.tell_agreement([first, second])
-  assert 'That is little' not in structure.tell_agreement([first, first])
