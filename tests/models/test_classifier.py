@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glora_jax.models import weights
 from glora_jax.models.classifier import Classifier, find_images
 
 
@@ -39,9 +38,3 @@ def test_the_size_of_batches_changes_no_answer(backbone, photos):
   for size in (1, 3):
     for path, probabilities in classifier(images, batch_size=size):
       np.testing.assert_allclose(probabilities, together[path], atol=1e-6)
-
-
-def test_a_resize_rule_that_is_left_open_is_the_default(tmp_path):
-  model, params, metadata = weights.load(weights.EMBEDDED_FILE)
-  weights.save(tmp_path / 'open', model, params, {**metadata, 'resize': None})
-  assert Classifier(tmp_path / 'open').rule == 'squash'

@@ -61,6 +61,11 @@ def npy(shape):
   return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + bytes(16)
 
 
+def of_header(**spec):
+  header = json.dumps({'a': {'dtype': 'F32', **spec}}).encode()
+  return struct.pack('<Q', len(header)) + header + bytes(16)
+
+
 def archive(name, content):
   file = io.BytesIO()
   with zipfile.ZipFile(file, 'w') as opened:
@@ -74,6 +79,9 @@ def archive(name, content):
     (b'', 'is empty'),
     (b'GIF89a' + bytes(100), 'no npz, safetensors or PyTorch file'),
     (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
+    (of_header(shape=[-2, 2], data_offsets=[0, 16]), 'file'),
+    (of_header(shape=[4], data_offsets=[0, 2**40]), 'file'),
+    (of_header(shape=[4], data_offsets=[0, 16], dtype='X'), 'file'),
     (archive('photo.jpg', b''), 'photo.jpg'),
     (archive('a.npy', npy((-1, 4))), '(-1, 4)'),
     (archive('a.npy', npy((2**40,))), ['(1099511627776,)', '16 bytes']),
@@ -83,20 +91,6 @@ def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content
   (tmp_path / 'file').write_bytes(content)
   assert_refused(named, open_tensors, tmp_path / 'file')
   assert_refused('none', open_tensors, tmp_path / 'none', kind=FileNotFoundError)
-
-
-@pytest.mark.parametrize(
-  'spec',
-  [
-    {'shape': [-2, 2], 'data_offsets': [0, 16]},
-    {'shape': [4], 'data_offsets': [0, 2**40]},
-    {'shape': [4], 'data_offsets': [0, 16], 'dtype': 'X'},
-  ],
-)
-def test_hostile_safetensors_headers_are_refused(spec, tmp_path):
-  header = json.dumps({'a': {'dtype': 'F32', **spec}}).encode()
-  (tmp_path / 'file').write_bytes(struct.pack('<Q', len(header)) + header + bytes(16))
-  assert_refused(str(tmp_path / 'file'), open_tensors, tmp_path / 'file')
 
 
 def test_pickled_arrays_are_not_executed(tmp_path):

@@ -32,15 +32,11 @@ SPOILT = [  # tensors that are put into a timm file, or taken out, and what is n
   ),
   ({'dist_token': numbers(2)}, ['DeiT with a distillation token', 'dist_token']),
   ({'norm.weight': np.full(16, -np.inf)}, 'norm.weight'),
-  ({'norm.weight': np.full(16, 1e300)}, 'norm.weight'),  # no float32
-  ({'norm.weight': np.zeros(16, np.int64)}, 'norm.weight'),
-  ({'blocks.0.mlp.fc1.weight': None}, 'blocks.0.mlp.fc1.weight'),
   ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few sides'),
   ({'blocks.3000000.norm1.weight': numbers(16)}, 'block 3000000'),
 ]
 SAID = [  # of a timm file
-  *(({'image_size': size}, 'image_size=') for size in (-8, 1.5, (8, 8, 8))),
-  ({'patch_size': 0}, 'patch_size=0'),
+  ({'image_size': (8, 8, 8)}, 'image_size='),
   ({'num_heads': None}, 'give num_heads'),
   ({'image_size': 24}, ['17 position embeddings', '24 x 24']),
 ]
@@ -64,8 +60,6 @@ def test_what_is_wrong_with_another_file_is_named(changes, fields, named, timm):
     ({'num_heads': 3}, ['num_heads=2', 'num_heads=3']),
     ({'pool': 'token'}, ["'gap'", "'token'"]),
     ({'depth': 7}, ['blocks/', '(7, ']),
-    ({'drop_path': 2}, 'drop_path=2'),
-    ({'image_size': 56}, 'image_size'),
     ({'no_such': 1}, 'no_such'),
   ],
 )
@@ -78,7 +72,6 @@ def test_what_a_caller_says_of_a_file_of_ours_is_named(fields, named, own):
   [
     ({'normalization': [[0, 0, 0], [0, 1, 1]]}, 'normalization='),
     ({'classes': ['a'] * 50}, '50 names'),
-    ({'classes': 'abcde'}, "classes='abcde'"),
     ({'resize': 'stretch'}, "resize='stretch'"),
   ],
 )
@@ -95,8 +88,7 @@ def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(
 @pytest.mark.parametrize(
   'metadata, named',
   [
-    *((text, 'no vit file') for text in ('nothing', '{"kind": "adapter"}')),
-    ('{"kind": "vit", "model": {"depth": "x"}}', 'no vit file'),
+    ('{"kind": "adapter"}', 'no vit file'),
     ('{"kind": "vit", "model": {"depth": 2}, "notes": [1e999]}', 'damaged'),
   ],
 )
@@ -115,10 +107,8 @@ def spoilt(scale):
 @pytest.mark.parametrize(
   'model, params, named',
   [
-    (None, params_of(OURS), 'model=None'),
     (OURS, None, 'params=None'),
     (OURS, spoilt(np.full(12, np.nan)), 'norm/scale'),
-    (OURS, spoilt(np.zeros(12, np.int32)), ['norm/scale', 'int32']),
     (OURS.clone(num_classes=3), params_of(OURS), ['head/bias is (5,)', '(3,)']),
   ],
 )
@@ -154,7 +144,6 @@ def test_an_odd_config_beside_the_file_is_named(text, timm):
 @pytest.mark.parametrize(
   'file, text, named',
   [
-    ('preprocessor_config.json', '[1]', ''),
     ('preprocessor_config.json', '{"image_mean": [0.5, 0.5, 0.5]}', 'image_std'),
     ('config.json', {'id2label': {'cat': 'a'}}, "'cat'"),
     ('config.json', {'id2label': {str(number): 'cat' for number in range(1, 6)}}, '1, 2, 3, 4, 5'),
@@ -191,17 +180,10 @@ GRID = np.zeros((1, 196, 2), np.float32)
   [
     ("'XL'", vit, ('XL', 10)),
     (['196 tokens', '13 x 13'], resize_pos_embed, (GRID, (13, 13), (7, 7), 'bicubic')),
-    ("'nearest'", resize_pos_embed, (GRID, (14, 14), (7, 7), 'nearest')),
     ('None', Classifier, (None,)),
     ('./photos', find_images, ('./photos',)),
-    *(
-      (next(iter(fields)), lambda x: params_of(OURS.clone(**x)), (fields,))
-      for fields in (
-        {'num_heads': 5},
-        {'pool': 'token', 'class_token': False},
-        {'patch_size': 7},
-      )
-    ),
+    ('num_heads', lambda: params_of(OURS.clone(num_heads=5)), ()),
+    ('pool', lambda: params_of(OURS.clone(pool='token', class_token=False)), ()),
   ],
 )
 def test_arguments_that_cannot_be_are_named(named, call, arguments):

@@ -50,7 +50,6 @@ def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits():
   assert 'pre_logits' not in new
   assert new['head']['kernel'].shape == (12, 3)
   assert not np.any(new['head']['kernel'])
-  assert not np.any(new['head']['bias'])
   assert 'pre_logits' in params  # what was given is left alone
 
 
