@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks.structures import admission, scenes, tasks
+from benchmarks.structures import scenes, tasks
 
 
 class Unwanted:
@@ -76,12 +76,6 @@ def plain(monkeypatch):
   monkeypatch.setattr(scenes, 'finish', lambda rng, picture, noise=0: picture[..., 0])
 
 
-@pytest.fixture
-def black(plain, monkeypatch):
-  """Scenes without noise, clutter and colors."""
-  monkeypatch.setattr(scenes, 'clutter', lambda *_, **__: np.zeros((28, 28, 3)))
-
-
 def shapes(picture):
   """Connected components of what is brighter than half."""
   marked, number = ndimage.label(picture > 0.5, np.ones((3, 3)))
@@ -114,37 +108,3 @@ def test_the_ring_is_in_the_cell_that_the_label_says(uncluttered, label):
     row, column = ((ring.mean(0) + 0.5) // (28 / 3)).astype(int)
     assert 3 * row + column == label
     assert len(parts) == 3
-
-
-@pytest.mark.parametrize(
-  'shape, area',
-  [
-    (scenes.disc, np.pi * 36),
-    (scenes.triangle, 3 * np.sqrt(3) * (0.6 * 6) ** 2),
-    (scenes.cross, 2 * 12 * 3 - 9),
-    (scenes.ring, np.pi * (36 - 4.8**2)),
-  ],
-)
-def test_a_shape_covers_its_area_wherever_it_is_and_however_turned(shape, area):
-  for center, angle in [((13.5, 13.5), 0.0), ((12.2, 14.9), 0.7)]:
-    assert scenes.coverage(shape, center, 6.0, angle).sum() == pytest.approx(area, rel=0.05)
-
-
-@pytest.mark.parametrize(
-  'linear, finetuning, full, admitted',
-  [(50, 70, 69, True), (50, 59.9, 60, False), (80, 97.5, 96, False)],
-)
-def test_admission_asks_for_headroom(linear, finetuning, full, admitted):
-  accuracy = {'linear': linear, 'finetuning': finetuning, 'full': full}
-  assert admission.is_admitted(accuracy) == admitted
-
-
-@pytest.mark.parametrize('label', range(6))
-def test_discs_stand_in_the_order_that_the_label_says(black, label):
-  picture = scenes.order(np.random.default_rng(0), label)
-  columns = np.array_split(np.arange(28), 3)
-  brightness = [picture[:, part].max() for part in columns]
-  assert (
-    np.argsort(np.argsort(brightness)).tolist()
-    == np.argsort(np.argsort(scenes._ORDERS[label])).tolist()
-  )

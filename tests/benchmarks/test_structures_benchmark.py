@@ -3,19 +3,18 @@
 import base64
 import dataclasses
 import json
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.structures import gate, plan, training
 from benchmarks.structures import laboratory as lab
+from benchmarks.structures import plan
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import Model
 from benchmarks.structures.methods import fixed_genome
-from benchmarks.structures.statistics import difference, headroom, rank_correlation
+from benchmarks.structures.statistics import difference, headroom
 from benchmarks.structures.tables import Row, best_of, budget_table
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
@@ -76,41 +75,6 @@ def test_the_bar_is_the_best_of_all_that_have_our_seeds():
   assert best_of(rows, 3).method[0] == 'best'
   assert best_of(rows, 4).method[0] == best_of(rows, 9).method[0] == 'longest'
   assert best_of(rows, 1).method[0] == 'lucky'
-
-
-def test_rank_correlation_is_positive_where_value_lowers_the_loss():
-  values = np.arange(30.0)
-  rho, low, _ = rank_correlation(values, -values)
-  assert rho == pytest.approx(1)
-  assert low > 0.9
-
-
-def test_the_gate_is_reported_without_what_broke_down_too_and_with_bounded_gradients(tmp_path):
-  """Of twelve structures whose values order them the two that are worth most break down."""
-  store = Store(str(tmp_path / 'gate.jsonl'))
-  store.results[gate.jobs(['bars'], 0.032)[0]] = {'test': [0.5, 1.0], 'values': {'squared': 1.0}}
-  assert gate.correlations(store, 'bars')['structures'] == 0  # the second seed is not there yet
-  for job in gate.jobs(['discs'], 0.032):
-    number = int(re.search(r'\d+', job.method)[0])
-    if number >= 12:
-      continue
-    bounded = job.method.endswith('+bounded')
-    broken = number >= 10 and job.seed == 1 and not bounded
-    accuracy = 0.6 + number / 100 + 0.02 * bounded
-    test = [0.1, 9.0] if broken else [accuracy, 1 - number / 100]
-    values = {} if bounded else {'values': {'squared': number + job.seed / 10}}
-    store.results[job] = {'test': test, **values}
-  found = gate.correlations(store, 'discs')
-  assert (found['structures'], found['trained']['structures']) == (12, 10)
-  assert found['broken_worth_more'] == {'squared': 1.0}
-  assert found['squared'][0] < 0.5
-  assert (found['trained']['squared'][0], found['trained']['ceiling']) == (1.0, 1.0)
-  bounded = found['bounded']
-  assert (bounded['structures'], bounded['squared'][0], bounded['ceiling']) == (12, 1.0, 1.0)
-  assert bounded['broken_worth_more'] == {}
-  changes = bounded['changes']
-  assert (changes['recovered_to'], changes['newly_broken']) == ([72.0, 73.0], 0)
-  assert changes['others_gain'] == {'mean': 2.0, 'median': 2.0}
 
 
 def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
@@ -206,22 +170,3 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   folded = [adapted.fold(variables, genome) for variables in (shared, fixed)]
   for first, second in zip(*map(jax.tree.leaves, folded), strict=True):
     np.testing.assert_allclose(first, second, atol=2e-5)
-
-
-@pytest.mark.full
-def test_a_search_finds_a_subnet_within_the_budget_and_finetunes_it(monkeypatch):
-  small = dataclasses.replace(
-    training.SEARCH, population=4, generations=1, parents=2, mutations=2, crossovers=2
-  )
-  monkeypatch.setattr(training, 'SEARCH', small)
-  job = Job('digits', 'search', 9_216, 1.6e-2, 0, 4)
-  setting = lab.setting(job.task, job.seed, ranks=training.RANKS)
-  genome, searched = training.search(job, setting, [])
-  adapted = setting.adapted
-  assert 0 < count_params(adapted.spec, genome) <= 9_216
-  scorer = lab.scorer(setting.model)
-  data = lab.splits(job.task, job.seed)['val']
-  tuned, warm = (
-    scorer(variables, genome[None], *data)[1].mean() for variables in (searched, setting.variables)
-  )
-  assert tuned < warm

@@ -91,16 +91,6 @@ def test_what_fits_is_on_the_line_through_two_compilations():
   assert largest(record(64, 6400), {'error': 'out of memory'}, memory=16_100) is None
 
 
-def test_compilations_are_kept_and_a_line_that_was_cut_off_is_left_out(tmp_path):
-  path = tmp_path / 'kept.jsonl'
-  Kept(str(path)).add({'hash': 'a', 'seconds': 1})
-  with open(path, 'a') as file:
-    file.write('{"hash": "b", "sec')
-  kept = Kept(str(path))
-  assert kept.get('a') == {'hash': 'a', 'seconds': 1}
-  assert kept.get('b') is None
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'

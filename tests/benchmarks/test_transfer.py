@@ -58,50 +58,6 @@ def test_the_folder_is_a_task_with_the_same_pixels_labels_and_classes(tmp_path):
   assert tasks.digest(str(tmp_path / 'task')) == before
 
 
-def exported(tensors):
-  """A graph that names tensors as the exporter of the wheel did.
-
-  Kernels and positions are anonymous, known by their nodes alone.
-  """
-  onnx = pytest.importorskip('onnx')
-  from onnx import helper, numpy_helper
-
-  initializers, nodes = {}, []
-  for number, (name, value) in enumerate(tensors.items()):
-    if name.endswith('.weight') and value.ndim == 2:
-      initializers[f'onnx::MatMul_{number}'] = value.T
-      path = name.removesuffix('.weight').replace('.', '/').replace('layer/', 'layer.')
-      nodes.append(
-        helper.make_node(
-          'MatMul', ['x', f'onnx::MatMul_{number}'], [f'y{number}'], name=f'/backbone/{path}/MatMul'
-        )
-      )
-    elif name == 'embeddings.position_embeddings':
-      initializers |= {'onnx::Concat_1': value[:, :1], 'onnx::Reshape_2': value[:, 1:]}
-      nodes.append(
-        helper.make_node(
-          'Reshape', ['onnx::Reshape_2', 'shape'], ['grid'], name='/backbone/embeddings/Reshape_1'
-        )
-      )
-      nodes.append(
-        helper.make_node(
-          'Concat',
-          ['onnx::Concat_1', 'grid'],
-          ['positions'],
-          name='/backbone/embeddings/Concat_6',
-          axis=1,
-        )
-      )
-    else:
-      initializers[f'backbone.{name}'] = value
-  initializers['decoder.final_conv.weight'] = np.ones((1, 4, 1, 1), np.float32)
-  arrays = [
-    numpy_helper.from_array(np.ascontiguousarray(value), name)
-    for name, value in initializers.items()
-  ]
-  return onnx.helper.make_graph(nodes, 'exported', [], [], arrays)
-
-
 @pytest.fixture(scope='module')
 def small():
   """(model, params, tensors under Hugging Face's names) of three blocks."""
@@ -114,14 +70,6 @@ def small():
   origin = translate.Origin('hf_dinov2', 'safetensors', Variant())
   _, tensors = translate.to_tensors(model, flat, origin)
   return model, flax.traverse_util.unflatten_dict(flat, sep='/'), tensors
-
-
-def test_the_tensors_of_a_graph_are_those_that_it_was_exported_from(small):
-  *_, tensors = small
-  read = onnx_weights.dinov2_tensors(exported(tensors))
-  assert read.keys() == tensors.keys()
-  for name, value in tensors.items():
-    np.testing.assert_array_equal(read[name], value, err_msg=name)
 
 
 def test_our_loader_reads_the_first_blocks_from_the_folder(small, tmp_path):
