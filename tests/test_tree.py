@@ -40,39 +40,21 @@ TREES = {
 }
 
 
-@pytest.fixture(params=TREES)
-def case(request):
-  whole, name = TREES[request.param]
-  return whole, tuple(name.split('/')) if name else ()
-
-
-def test_a_leaf_is_read_by_its_path(case):
-  whole, path = case
-  np.testing.assert_array_equal(nn.meta.unbox(tree.flatten(whole)[path]), 1)
-  np.testing.assert_array_equal(nn.meta.unbox(tree.get(whole, path)), 1)
-
-
-@pytest.mark.parametrize('change', ['replace', 'update'])
-def test_a_replaced_leaf_is_all_that_changes(case, change):
-  whole, path = case
-  value = 2 * nn.meta.unbox(tree.get(whole, path))
-  changed = (
-    tree.replace(whole, path, value) if change == 'replace' else tree.update(whole, {path: value})
-  )
-  assert jax.tree.structure(changed) == jax.tree.structure(whole)
-  for other, leaf in tree.flatten(changed).items():
-    expected = nn.meta.unbox(tree.flatten(whole)[other])
-    np.testing.assert_array_equal(nn.meta.unbox(leaf), expected * (1 + (other == path)))
-
-
-def test_the_halves_of_a_partition_make_the_whole(case):
-  whole, path = case
+@pytest.mark.parametrize('whole, name', TREES.values(), ids=TREES)
+def test_a_leaf_is_read_replaced_and_parted_by_its_path(whole, name):
+  path = tuple(name.split('/')) if name else ()
+  leaf = nn.meta.unbox(tree.get(whole, path))
+  np.testing.assert_array_equal(leaf, 1)
+  for changed in (tree.replace(whole, path, 2 * leaf), tree.update(whole, {path: 2 * leaf})):
+    assert jax.tree.structure(changed) == jax.tree.structure(whole)
+    for other, value in tree.flatten(changed).items():
+      expected = nn.meta.unbox(tree.flatten(whole)[other])
+      np.testing.assert_array_equal(nn.meta.unbox(value), expected * (1 + (other == path)))
   first, second = tree.partition(whole, path.__eq__)
   assert list(tree.flatten(first)) == [path]
   assert set(tree.flatten(second)) == set(tree.flatten(whole)) - {path}
-  if isinstance(whole, flax.core.FrozenDict):
-    whole = whole.unfreeze()
-  chex.assert_trees_all_equal(tree.union(first, second), whole)
+  plain = whole.unfreeze() if isinstance(whole, flax.core.FrozenDict) else whole
+  chex.assert_trees_all_equal(tree.union(first, second), plain)
 
 
 def test_the_second_of_a_union_decides():
@@ -93,17 +75,17 @@ def test_two_leaves_may_not_have_one_path():
 
 
 def test_fingerprints_see_every_change_and_go_by_paths_and_numbers():
-  params = {'a': {'0': np.arange(6.0)}, 'c': np.zeros(2), 'eps': 1e-5}
+  numbers = np.arange(6.0)
+  params = {'a': {'0': numbers}, 'c': np.zeros(2), 'eps': 1e-5}
   same = [
-    {'eps': 1e-5, 'c': np.zeros(2), 'a': [np.arange(6.0), None]},
+    {'eps': 1e-5, 'c': np.zeros(2), 'a': [numbers, None]},
     {**params, 'act': lambda x: x},
   ]
-  changed = [
-    {**params, 'a': {'0': np.arange(6.0)[::-1]}},
-    {**params, 'a': {'0': np.arange(6.0).reshape(2, 3)}},
-    {**params, 'a': {'x': np.arange(6.0)}},
-    {**params, 'a': {'0': np.arange(6.0).astype(np.float32)}},
+  changed = (numbers[::-1], numbers.reshape(2, 3), numbers.astype(np.float32))
+  others = [
+    *({**params, 'a': {'0': value}} for value in changed),
+    {**params, 'a': {'x': numbers}},
     {**params, 'eps': 1e-6},
   ]
   assert {tree.fingerprint(params) for params in same} == {tree.fingerprint(params)}
-  assert len({tree.fingerprint(params) for params in (params, *changed)}) == 6
+  assert len({tree.fingerprint(params) for params in (params, *others)}) == 6

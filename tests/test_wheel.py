@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 
@@ -33,29 +32,17 @@ def sources():
   }
 
 
-def test_the_packages_are_all_folders_with_code():
-  folders = {
-    str(path.parent.relative_to(ROOT)).replace(os.sep, '.')
-    for path in (ROOT / 'glora_jax').rglob('*.py')
-  }
-  assert {*PROJECT['tool']['setuptools']['packages']} == folders | {'glora_jax.configs'}
-
-
-def test_every_file_that_is_no_code_is_named_as_data_of_a_package():
-  patterns = PROJECT['tool']['setuptools']['package-data']
+def test_every_folder_with_code_is_a_package_and_every_other_file_is_named_as_data():
+  setuptools, names = PROJECT['tool']['setuptools'], sources()
+  folders = {os.path.dirname(name).replace('/', '.') for name in names if name.endswith('.py')}
+  assert {*setuptools['packages']} == folders
   named = {
     f'{package.replace(".", "/")}/{path.relative_to(folder)}'
     for package, folder in (('glora_jax', ROOT / 'glora_jax'), ('glora_jax.configs', CONFIGS))
-    for pattern in patterns[package]
+    for pattern in setuptools['package-data'][package]
     for path in folder.glob(pattern)
   }
-  assert {name for name in sources() if not name.endswith('.py')} == named
-
-
-@pytest.mark.parametrize('command', PROJECT['project']['scripts'].values())
-def test_a_console_command_is_a_function_without_arguments(command):
-  entry_point = importlib.metadata.EntryPoint('command', command, 'console_scripts')
-  assert callable(entry_point.load())
+  assert {name for name in names if not name.endswith('.py')} == named
 
 
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
@@ -103,16 +90,6 @@ def test_a_wheel_holds_the_package_with_weights_and_configs_and_nothing_else(bui
   assert {'glora_jax/py.typed', 'glora_jax/configs/compare_rates.json'} <= package.keys()
   [metadata] = [content for name, content in files.items() if name.endswith('/METADATA')]
   assert b'License-Expression: Apache-2.0' in metadata
-
-
-@pytest.mark.slow
-def test_a_source_distribution_holds_what_a_wheel_is_made_of_and_no_tests(built):
-  [path] = built.glob('*.tar.gz')
-  with tarfile.open(path) as archive:
-    names = {name.partition('/')[2] for name in archive.getnames()}
-  expected = {name.replace('glora_jax/configs/', 'configs/') for name in sources()}
-  assert expected | {'README.md', 'LICENSE', 'CITATION.cff', 'requirements.txt'} <= names
-  assert not [name for name in names if name.startswith(('tests', 'benchmarks'))]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from live_models import call, genomes, randomize, variables
+from live_models import call, randomize, variables
 from places import ROOT, environment, program
 
 import glora_jax
@@ -41,24 +41,6 @@ def attached():
   model.eval()
   randomize(model)
   return model
-
-
-def score(model, population, images, labels, **options):
-  adapted, values = glora_jax.nnx.as_adapted(model)
-  return glora_jax.make_scorer(adapted, **options)(values, population, images, labels)
-
-
-def test_scores_are_those_of_each_subnet_alone(attached):
-  population = genomes(attached, 3)
-  scores = score(attached, population, X, LABELS, block=4)
-  side_by_side = score(attached, population, X, LABELS, chunk=2)
-  for row, genome in enumerate(population):
-    glora_jax.nnx.set_genome(attached, genome)
-    logits = call(attached, X)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
-    for found in (scores, side_by_side):
-      assert found.correct[row] == (logits.argmax(-1) == LABELS).sum()
-      np.testing.assert_allclose(found.loss[row], losses.sum(), rtol=1e-5)
 
 
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):

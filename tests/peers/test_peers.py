@@ -182,43 +182,41 @@ def test_pytorch_files_in_and_out(name, wrapper, tmp_path):
 
 
 def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, capsys):
-  theirs = families.build('timm_vit')
-  state = theirs.state_dict()
+  state = families.build('timm_vit').state_dict()
   ema = {name: value + 1 for name, value in state.items()}
-  path, back, heads = str(tmp_path / 'in.pth'), str(tmp_path / 'ema.pth'), ['--num-heads', '4']
+  path, back, picture = (str(tmp_path / name) for name in ('in.pth', 'ema.pth', 'a.png'))
   torch.save({'model_ema': ema, 'model': state, 'epoch': 3}, path)
-  sentence = 'in.pth holds several state dicts, model_ema, model; choose one with --key'
-  picture = str(tmp_path / 'a.png')
   Image.new('L', (28, 28)).save(picture)
   for main, arguments in (
     (convert.main, [path, back]),
     (predict.main, [picture, '--model', path]),
   ):
-    with pytest.raises(SystemExit, match=sentence):
-      main([*arguments, *heads])
+    arguments += ['--num-heads', '4']
+    with pytest.raises(SystemExit, match='several state dicts, model_ema, model; choose one'):
+      main(arguments)
     with pytest.raises(SystemExit, match="no state dict at the key 'epoch'; its state dicts are"):
-      main([*arguments, *heads, '--key', 'epoch'])
-    main([*arguments, *heads, '--key', 'model_ema'])
-  for name, expected in ((back, ema), (path, state)):
-    key = None if name == back else 'model'
-    _, params, _ = weights.load(name, num_heads=4, key=key)
+      main([*arguments, '--key', 'epoch'])
+    main([*arguments, '--key', 'model_ema'])
+  for name, key, expected in ((back, None, ema), (path, 'model', state)):
+    params = weights.load(name, num_heads=4, key=key).params
     np.testing.assert_array_equal(params['norm']['bias'], expected['norm.bias'])
 
 
 def test_buffers_of_a_loss_are_no_second_model(tmp_path):
-  state = families.build('timm_vit').state_dict()
+  path, state = tmp_path / 'in.pth', families.build('timm_vit').state_dict()
   loss, moments = {'center': torch.ones(1, 5)}, {'state': {0: {'step': torch.tensor(3)}}}
-  for wrapped in ({'teacher': state}, {'ema': state}):
-    torch.save({'loss': loss, 'optimizer': moments, **wrapped}, tmp_path / 'in.pth')
-    _, params, metadata = weights.load(tmp_path / 'in.pth', num_heads=4)
-    assert metadata['source'].wrapper in wrapped
+  for wrapper, saved in (
+    ('teacher', {'loss': loss, 'optimizer': moments, 'teacher': state}),
+    (None, {**state, 'loss': loss}),
+  ):
+    torch.save(saved, path)
+    _, params, metadata = weights.load(path, num_heads=4)
+    assert metadata['source'].wrapper == wrapper
     np.testing.assert_array_equal(params['norm']['bias'], state['norm.bias'])
-  torch.save({**state, 'loss': loss}, tmp_path / 'in.pth')
-  assert weights.load(tmp_path / 'in.pth', num_heads=4).metadata['source'].wrapper is None
   with pytest.raises(
     ValueError, match="no state dict at the key 'model'; its state dicts are loss"
   ):
-    weights.load(tmp_path / 'in.pth', key='model')
+    weights.load(path, key='model')
 
 
 def test_swiglu_models_are_refused_by_name(tmp_path):
@@ -242,31 +240,34 @@ def test_pickles_are_not_executed(tmp_path):
   assert not (tmp_path / 'executed').exists()
 
 
-def test_damaged_pytorch_files_are_refused(tmp_path):
-  torch.save(families.build('timm_vit').state_dict(), tmp_path / 'whole.pth')
-  whole = (tmp_path / 'whole.pth').read_bytes()
-  (tmp_path / 'cut.pth').write_bytes(whole[:200] + b'\xff' * 300 + whole[500:])
-  with pytest.raises(ValueError, match=r'cut\.pth'):
-    weights.load(tmp_path / 'cut.pth', num_heads=4)
+@pytest.mark.parametrize(
+  'value, named',
+  [
+    (torch.zeros(1).expand(10**9, 16), r'norm\.weight declares shape'),
+    (torch.full((16,), torch.nan), r'norm\.weight is not finite'),
+    (torch.ones(16), r'odd\.pth'),  # and then some bytes are others
+  ],
+)
+def test_files_that_are_damaged_or_hold_less_than_they_say_are_refused(value, named, tmp_path):
+  path = tmp_path / 'odd.pth'
+  torch.save({**families.build('timm_vit').state_dict(), 'norm.weight': value}, path)
+  if named == r'odd\.pth':
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + b'\xff' * 300 + whole[500:])
+  with pytest.raises(ValueError, match=named):
+    weights.load(path, num_heads=4)
 
 
 @pytest.mark.parametrize('new', [(7, 7), (3, 4), (14, 9)])
 def test_position_embeddings_are_resized_as_timm_and_pytorch_do(new):
   old = np.random.default_rng(0).normal(size=(1, 26, 8)).astype(np.float32)
-  theirs = resample_abs_pos_embed(torch.tensor(old), list(new), [5, 5]).numpy()
-  np.testing.assert_allclose(
-    resize_pos_embed(old, (5, 5), new, 'bicubic_antialias'), theirs, atol=1e-5
-  )
+  of_timm = resample_abs_pos_embed(torch.tensor(old), list(new), [5, 5])
+  found = resize_pos_embed(old, (5, 5), new, 'bicubic_antialias')
+  np.testing.assert_allclose(found, of_timm, atol=1e-5)
   grid = torch.tensor(old[:, 1:]).reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
-  theirs = (
-    F.interpolate(grid, size=new, mode='bicubic', align_corners=False)
-    .permute(0, 2, 3, 1)
-    .reshape(1, -1, 8)
-    .numpy()
-  )
-  np.testing.assert_allclose(
-    resize_pos_embed(old, (5, 5), new, 'bicubic')[:, 1:], theirs, atol=1e-5
-  )
+  of_torch = F.interpolate(grid, size=new, mode='bicubic', align_corners=False)
+  found = resize_pos_embed(old, (5, 5), new, 'bicubic')[:, 1:]
+  np.testing.assert_allclose(found, of_torch.flatten(2).permute(0, 2, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [6, 12, 16])
@@ -278,12 +279,3 @@ def test_patch_embeddings_are_resized_as_timm_does(size):
     .transpose(2, 3, 1, 0)
   )
   np.testing.assert_allclose(resize_patch_embed(kernel, size), theirs, atol=1e-4)
-
-
-@pytest.mark.parametrize('value', [torch.zeros(1).expand(10**9, 16), torch.full((16,), torch.nan)])
-def test_tensors_that_are_larger_than_their_file_or_not_finite_are_refused(value, tmp_path):
-  torch.save(
-    {**families.build('timm_vit').state_dict(), 'norm.weight': value}, tmp_path / 'odd.pth'
-  )
-  with pytest.raises(ValueError, match=r'norm\.weight (declares shape|is not finite)'):
-    weights.load(tmp_path / 'odd.pth', num_heads=4)

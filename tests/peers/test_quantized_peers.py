@@ -160,24 +160,6 @@ def test_the_lines_of_the_page_run(ready):
   assert {leaf.dtype for leaf in jax.tree.leaves(names['folded'])} == {np.dtype(np.float32)}
 
 
-def test_a_structure_is_read_off_the_gradient_of_a_quantized_base(ready):
-  *_, adapted, variables = ready
-
-  def loss(forward, batch, key):
-    return jnp.mean(forward(batch) ** 2)
-
-  space = glora_jax.SearchSpace.distinct((1, 2))
-  adapted = glora_jax.adapt(Model(), X, space=space)
-  variables = adapted.init(jax.random.key(0), variables['params'])
-  batches = [X + shift for shift in range(8)]
-  found = glora_jax.allocate(
-    adapted, variables, loss, batches, budget=40, key=jax.random.key(0), progress=False
-  )
-  assert 0 < found.count_params() <= 40
-  outputs = adapted.fix(found.genome).apply(found.variables, X)
-  assert np.isfinite(outputs).all()
-
-
 def test_asymmetric_quantization_has_its_zero_points_back():
   params = glora_jax.nnx.params(NnxModel(nnx.Rngs(0)))
   kernel = params['fc']['kernel'] + 1
