@@ -1,19 +1,14 @@
 """What all benchmarks share: clocks, the table, the last line, jobs on cores."""
 
 import functools
-import json
 import os
 
-import jax.numpy as jnp
 import pytest
 
 from benchmarks.machinery.cores import Cores
 from benchmarks.machinery.measuring import (
   in_turn,
   median_ratio,
-  print_result,
-  print_table,
-  rounded,
 )
 
 
@@ -29,17 +24,6 @@ def test_a_ratio_is_the_median_of_the_ratios_within_repeats():
   times = {'ours': [1.0, 10.0, 3.0], 'theirs': [2.0, 10.0, 1.0]}
   assert median_ratio(times, 'ours', 'theirs') == 1.0
   assert median_ratio(times, 'ours', 'not installed') is None
-
-
-def test_the_last_line_is_json_with_name_machine_and_null_for_what_was_not_run(capsys):
-  print_table(('', 'seconds'), [('ours', '1.00'), ('a peer', '10.00')])
-  print_result('example', {'ratio': rounded(jnp.float32(1.23456)), 'over_peer': rounded(None)})
-  *table, last = capsys.readouterr().out.splitlines()
-  assert table == ['        seconds', 'ours       1.00', 'a peer    10.00']
-  result = json.loads(last)
-  assert result['benchmark'] == 'example'
-  assert result['machine'].keys() == {'cpu', 'cores', 'device', 'jax'}
-  assert (result['ratio'], result['over_peer']) == (1.235, None)
 
 
 def work(number, stop):

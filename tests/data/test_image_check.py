@@ -59,14 +59,6 @@ def test_every_image_of_every_split_is_opened_once_and_remembered(task, tmp_path
   assert opened[12:] == ['val/1.png']
 
 
-def test_splits_that_share_a_file_are_named_once(task, tmp_path, caplog):
-  record = str(tmp_path / 'images.npz')
-  for _ in range(2):  # the second time nothing is opened any more
-    with_readable_images(task, record)
-  assert caplog.text.count('pets: 3 images of val are in train, too, byte for byte') == 1
-  assert caplog.text.count('pets: 4 images of test are in train, too, byte for byte') == 1
-
-
 def break_images(tmp_path):
   """One that is cut off, a pipe, and a link to nowhere."""
   (tmp_path / 'test' / '2.png').write_bytes((tmp_path / 'test' / '2.png').read_bytes()[:45])

@@ -78,12 +78,6 @@ def test_classes_of_test_folders_are_those_of_train(tmp_path):
   assert task.notes == ('val has no images of a.', 'test has no images of c.')
 
 
-def test_names_of_files_may_be_of_any_bytes(photos, tmp_path):
-  os.rename(photos / 'cat' / '000.png', os.fsencode(photos) + b'/cat/\xff.png')
-  task = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
-  assert len(task.open('train+val+test').labels) == 33
-
-
 @pytest.mark.parametrize(
   'edit',
   [

@@ -342,28 +342,6 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows(vit):
   assert 'this structure trains 324 parameters' in chosen
 
 
-class Restless(nn.Dense):
-  """A linear layer with a random stream, and with statistics beside its parameters."""
-
-  @nn.compact
-  def __call__(self, inputs):
-    outputs = nn.Dropout(0.5, deterministic=False)(super().__call__(inputs))
-    mean = self.variable('statistics', 'mean', jnp.zeros, (self.features,))
-    mean.value = outputs.mean((0, 1))
-    return outputs
-
-
-def test_a_layer_keeps_statistics_and_random_streams_of_its_own():
-  model = nn.Sequential([Restless(6), nn.Dense(3)])
-  adapted, variables = ready(model)
-  statistics = {'statistics': {'layers_0': {'mean': jnp.zeros(6)}}}
-  genome = presets.preset(adapted.spec, 'full')
-  call = {'rngs': {'dropout': jax.random.key(1)}, 'mutable': ['statistics']}
-  folded = {'params': adapted.fold(variables, genome), **statistics}
-  found = adapted.apply({**variables, **statistics}, X, genome=genome, **call)
-  assert_trees_close(found, model.apply(folded, X, **call))
-
-
 def doubled(next_function, args, kwargs, context):
   """An interceptor by which every linear layer returns twice as much."""
   outputs = next_function(*args, **kwargs)

@@ -110,17 +110,6 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
   }
 
 
-def test_an_einsum_that_was_refused_and_left_out_is_not_selected():
-  class Model(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      x = nn.Dense(4, name='fc')(x)
-      return nn.Einsum((4, 4), 'bi,ii->bi', use_bias=False, name='diagonal')(x)
-
-  adapted = glora_jax.adapt(Model(), X, select='fc')
-  assert uncovered(adapted) == {'diagonal/kernel': NOT_SELECTED}
-
-
 def test_without_sample_inputs_every_other_matrix_is_listed():
   class Model(nnx.Module):
     def __init__(self, rngs):

@@ -64,21 +64,6 @@ def test_a_function_is_trained_written_read_and_folded(name, tmp_path):
   np.testing.assert_allclose(fixed.apply(loaded, x), outputs, atol=1e-6)
 
 
-def test_the_losses_of_supernets_and_subnets_take_functions():
-  example, adapted, variables = ready()
-  subnet = adapted.fix('bitfit')
-  (x,), key = example.inputs, jax.random.key(0)
-  labels = jnp.ones(x.shape[:-1], int)
-  logits = example.apply(example.params, x)
-  expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-  for loss_fn, halves in (
-    (glora_jax.make_loss(adapted, sample=lambda key: subnet.genome), adapted),
-    (glora_jax.make_loss(subnet), subnet),
-  ):
-    loss, _ = loss_fn(*halves.split(variables), x, labels, key)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-
-
 def activated(layers, x):
   (layer,) = layers.values() if isinstance(layers, dict) else layers
   return layer['activation'](x @ layer['w']) * (1 + layer['eps'])

@@ -225,13 +225,5 @@ def test_what_cannot_be_is_refused_by_name(call, named):
   assert_refused(named, call)
 
 
-def test_supports_without_axes_are_refused_before_their_ranks_are_read():
-  wrong = variables_with(glora={**variables()['glora'], 'A_down': jnp.zeros(())})
-  subnet = dense().fix(GENOME)
-  for call in (lambda: apply(wrong), lambda: subnet.split(wrong), lambda: subnet.apply(wrong, X)):
-    with pytest.raises(ValueError, match=r'A_down is \(\)'):
-      call()
-
-
 def test_a_linear_probe_needs_no_supports():
   assert dense().split({'params': PARAMS}, supports=False)[0] == {'params': {}}

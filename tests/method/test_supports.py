@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glora_jax.method.space import Layer, SearchSpace
-from glora_jax.method.supports import SUPPORTS, init_supports, read, support_shapes, used_parts
+from glora_jax.method.supports import SUPPORTS, init_supports, support_shapes, used_parts
 
 STORAGES = pytest.mark.parametrize(
   'ranks, tied', list(itertools.product([(4,), (2, 3)], [True, False]))
@@ -33,33 +33,9 @@ def test_used_parts_hold_as_many_numbers_as_are_counted(ranks, tied, bias):
     assert used == sum(layer.costs(t)[code] for t, code in zip('ABCDE', alleles, strict=True))
 
 
-def test_a_layer_stores_what_the_paper_lists():
-  assert support_shapes(5, 7, (2, 4)) == {
-    'A_down': (5, 4),
-    'A_up': (4, 7),
-    'B_down': (5, 4),
-    'B_up': (4, 7),
-    'C_down': (5, 4),
-    'C_up': (4, 1),
-    'D': (7,),
-    'E': (7,),
-  }
-  assert support_shapes(5, 7, (4,), bias=False).keys() == {'A_down', 'A_up', 'B_down', 'B_up'}
-
-
 def test_one_factor_of_every_lora_is_drawn_and_all_else_is_zero():
   supports = init_supports(jax.random.key(0), 5, 7, tied=False)
   drawn = {name for name, value in supports.items() if np.any(value)}
   assert drawn == {'A_down', 'B_down', 'C_up'} == {n for n, s in SUPPORTS.items() if s.drawn}
   limit = np.sqrt(6 / (5 + 4))  # Glorot's, of 5 inputs and rank 4
   assert 0.5 * limit < np.abs(supports['A_down']).max() < limit
-
-
-def test_constants_and_vectors_are_read_from_shared_storage_and_from_their_own():
-  stack = 3  # leading axes may be there
-  shared = {'A_up': np.arange(stack * 8.0).reshape(stack, 2, 4), 'D': np.ones((stack, 4))}
-  assert read(shared, 'A', 'vector').tolist() == shared['A_up'][:, 0].tolist()
-  assert read(shared, 'A', 'constant').tolist() == shared['A_up'][:, 0, :1].tolist()
-  assert read(shared, 'D', 'constant').shape == (stack, 1)
-  own = {**shared, 'A_constant': np.full((stack, 1), 9.0)}
-  assert read(own, 'A', 'constant').tolist() == [[9.0]] * stack

@@ -3,9 +3,7 @@
 import subprocess
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
@@ -18,7 +16,6 @@ from glora_jax.nnx import Support, Trained, live
 from glora_jax.nnx import functional as glora_nnx
 
 X = jax.random.normal(jax.random.key(0), (10, 6))
-LABELS = jnp.arange(10) % 3
 SPACE = glora_jax.SearchSpace((1, 2))
 
 
@@ -53,29 +50,6 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
   assert count == glora_jax.nnx.as_adapted(fixed)[0].count_params() == 14
   assert len(variables(fixed, Trained)) == 4
-
-
-def test_a_structure_read_off_a_gradient_is_trained_from_where_it_says():
-  model = glora_jax.nnx.attach(Mlp(), X, space=glora_jax.SearchSpace.distinct((1, 2)))
-  model.eval()
-
-  def loss(forward, batch, key):
-    inputs, labels = batch
-    logits = forward(inputs)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-  batches = [(X[i : i + 2], LABELS[i : i + 2]) for i in range(0, 10, 2)]
-  adapted, values = glora_jax.nnx.as_adapted(model)
-  allocation = glora_jax.allocate(
-    adapted, values, loss, batches, budget=30, key=jax.random.key(0), folds=5, progress=False
-  )
-  glora_jax.nnx.set_variables(model, allocation.variables)
-  model = glora_jax.nnx.fix(model, allocation.genome)
-  assert 0 < glora_jax.nnx.as_adapted(model)[0].count_params() <= 30
-  np.testing.assert_array_equal(live.get_genome(model), allocation.genome)
-  plain = Mlp()
-  plain.eval()
-  np.testing.assert_allclose(call(model, X), call(plain, X), atol=1e-5)
 
 
 def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_path):

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from hand_count import expected, found
-from live_models import Projection
 from trees import randomized
 
 import glora_jax
 from glora_jax.method import presets
-from glora_jax.method.draws import random_genomes
 from glora_jax.nnx import functional as glora_nnx
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 8))
@@ -37,36 +35,6 @@ def test_linear_layers_are_found_by_class_as_with_sample_inputs_and_the_head_is_
   by_use = glora_nnx.adapt(model, IMAGES, space=glora_jax.SearchSpace((2, 4)))
   assert by_use.spec == adapted.spec
   assert by_use.head_paths == adapted.head_paths
-
-
-class OwnAttention(nnx.Module):
-  def __init__(self, rngs):
-    self.conv = nnx.Conv(8, 8, 3, rngs=rngs)
-    self.q, self.k = (Projection('btd,ndh->btnh', (2, 8, 4), rngs) for _ in range(2))
-    self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-  def __call__(self, x):
-    x = self.dropout(self.conv(x))
-    return jnp.einsum('btnh,bsnh->bnts', self.q(x), self.k(x))
-
-
-def test_sample_inputs_show_layers_of_any_module_and_ties_and_convolutions(caplog):
-  adapted = glora_nnx.adapt(OwnAttention(nnx.Rngs(0)), X, ties=[('q/w', 'k/w')], convs=True)
-  assert [layer.name for layer in adapted.spec] == ['conv', 'q/w+k/w']
-  assert [layer.in_features for layer in adapted.spec] == [24, 8]
-  assert '1 RngKey' in caplog.text  # which stays what it is now
-
-
-def test_folded_parameters_in_the_untouched_class_equal_apply(problem):
-  model, adapted, variables = problem
-  before = model(IMAGES)
-  for genome in random_genomes(np.random.default_rng(0), adapted.spec, 4):
-    plain = glora_nnx.with_params(model, adapted.fold(variables, genome))
-    assert type(plain) is type(model)
-    outputs = adapted.apply(variables, IMAGES, genome=genome)
-    np.testing.assert_allclose(plain(IMAGES), outputs, atol=1e-5)
-  assert np.abs(outputs - before).max() > 1e-3
-  np.testing.assert_array_equal(model(IMAGES), before)
 
 
 class WithStatistics(nn.Module):

@@ -131,15 +131,6 @@ def test_a_name_of_timms_tells_the_activation_of_its_model(name, tmp_path):
   np.testing.assert_allclose(ours(values.numpy()), activation(values), atol=1e-6)
 
 
-@pytest.mark.parametrize('activation', ['gelu_tanh', 'quick_gelu'])
-def test_timm_is_told_of_the_activation(activation, tmp_path):
-  families.write(families.build('timm_clip'), tmp_path / 'in')
-  model, params, metadata = weights.load(tmp_path / 'in', activation=activation)
-  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
-  opened = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
-  assert_same_logits(opened, model, params)
-
-
 @pytest.mark.parametrize('rule', image.RULES)
 def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
   model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2)

@@ -206,13 +206,6 @@ def test_only_what_is_on_offer_is_chosen():
     assert count_params(spec, genome) <= 60
 
 
-def test_the_vector_of_a_layer_with_one_output_counts_as_bought():
-  space = SearchSpace(A='none', B='none', C='none', D='none', E=('none', 'vector'))
-  spec = Spec((Layer('one', 4, 1, space=space), Layer('bare', 4, 1, bias=False, space=space)))
-  genome = choice.choose(spec, random_worth(0, spec, positive=True), 1)
-  assert choice.bought(spec, genome, 1).E_vector.tolist() == [True, False]
-
-
 def test_the_curve_rises_from_nothing_to_all_that_pays():
   worth = random_worth(0)
   curve = choice.trace_curve(SPEC, worth)

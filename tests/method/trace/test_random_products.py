@@ -97,13 +97,11 @@ def letters_at(product, axes):
 def test_a_layer_is_found_if_no_axis_of_its_parameter_is_two_things(product):
   params, x = random_arrays(product)
   found = find(product, params, (x,), {})
-  if not product.is_expressible:
-    assert ('w',) in found.uncovered
-    return
-  (site,) = found.sites
-  layout = site.layout
-  for role, axes in (('stack', layout.stack), ('in', layout.inputs), ('out', layout.outputs)):
-    assert {ROLE_OF[letter] for letter in letters_at(product, axes)} <= {role}
+  assert product.is_expressible == bool(found.sites) != (('w',) in found.uncovered)
+  for site in found.sites:
+    parts = (site.layout.stack, site.layout.inputs, site.layout.outputs)
+    for role, axes in zip(('stack', 'in', 'out'), parts, strict=True):
+      assert {ROLE_OF[letter] for letter in letters_at(product, axes)} <= {role}
 
 
 @settings(max_examples=60, deadline=None)
