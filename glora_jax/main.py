@@ -131,7 +131,7 @@ def chosen_runner(config: ml_collections.ConfigDict, name: str, resources: str |
   from glora_jax.runs.config import check_config
 
   check_config(config)
-  if name != runners.PROCESS and set(config.distributed.values()) != {None}:
+  if name != RUNNER.default and set(config.distributed.values()) != {None}:
     raise ValueError(
       f'config.distributed makes several processes one run, and with --runner={name} each '
       'process has a run of its own; leave one of them out.'

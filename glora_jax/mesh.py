@@ -76,6 +76,19 @@ def initialize(
   require_devices()
 
 
+def stay_alone() -> None:
+  """Makes `initialize` join nobody, in whichever cluster this process was started."""
+  for name in (
+    'JAX_COORDINATOR_ADDRESS',
+    'JAX_NUM_PROCESSES',
+    'JAX_PROCESS_ID',
+    'OMPI_COMM_WORLD_SIZE',
+    'SLURM_STEP_NODELIST',
+    'TPU_WORKER_HOSTNAMES',
+  ):
+    os.environ.pop(name, None)
+
+
 def require_devices() -> None:
   """Checks that JAX has a device to compute on.
 

@@ -3,11 +3,11 @@
 import concurrent.futures
 import multiprocessing
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from glora_jax.runs import runners
-from glora_jax.runs.runners import Job, Outcome, Stop
+from glora_jax.runs.runners import Job, Outcomes
 
 
 class Cores(NamedTuple):
@@ -15,10 +15,8 @@ class Cores(NamedTuple):
 
   number: int = 2
 
-  def outcomes(
-    self, jobs: Mapping[str, Job], workdir: str, stop: Stop
-  ) -> Generator[Outcome, None, None]:
-    """See `Runner.outcomes`; a job, which is pickled, is never asked to stop in its middle."""
+  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
+    """See `ThisProcess.outcomes`; a job, which is pickled, is never asked to stop in its middle."""
     del stop
     context = multiprocessing.get_context('spawn')
     cores = sorted(os.sched_getaffinity(0))

@@ -50,7 +50,7 @@ def main() -> None:
   parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
   parser.add_argument('--seeds', type=int, help='most seeds of a table')
   parser.add_argument('--methods', nargs='+', help='some of the methods')
-  parser.add_argument('--runner', default=runners.PROCESS, help='ray, or ray:ADDRESS')
+  parser.add_argument('--runner', default='process', help='ray, or ray:ADDRESS')
   parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
   arguments = parser.parse_args()
   try:

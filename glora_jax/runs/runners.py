@@ -1,417 +1,194 @@
 """Who does jobs that do not depend on each other: this process, or the nodes of a Ray cluster.
 
-A job is a run of a suite, a method of a comparison: a function of `stop` that keeps all it does in
-a folder that the nodes share. So a job can be killed anywhere and begun again anywhere else, and
-whoever hands jobs out needs no more than their names and what they return.
+A job is a function of `stop` that keeps all it does in a folder, which the nodes share: a run of a
+suite, a method of a comparison. So it can be killed anywhere and begun again anywhere else.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import gc
 import importlib.util
 import logging
-import math
 import os
+import re
 import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
-from glora_jax import mesh as meshes
+from glora_jax import mesh
 from glora_jax.files import first_line
 from glora_jax.limits import shown
 from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.workdir import InUseError, Stopped
 
-log = logging.getLogger(__name__)
-
-Stop = Callable[[], bool]
-Job = Callable[[Stop], Any]
-Outcome = tuple[str, Callable[[], Any]]
-
-PROCESS, RAY = 'process', 'ray'
-_RETRIES = 3  # of a job whose node or process dies, as Ray has it
-_POLL_SECONDS = 0.5
-# The process of a dead node outlives it for a moment, and holds its workdir until then.
-_RELEASE_SECONDS = 60
-ACCELERATORS = ('TPU', 'GPU')  # as Ray calls them; the first that a cluster has is what runs take
-# Of others than Ray, that say to `mesh.initialize` that a process is one of several.
-_MEMBERSHIPS = (
-  'JAX_COORDINATOR_ADDRESS',
-  'JAX_NUM_PROCESSES',
-  'JAX_PROCESS_ID',
-  'OMPI_COMM_WORLD_SIZE',
-  'SLURM_STEP_NODELIST',
-  'TPU_WORKER_HOSTNAMES',
-)
-_PORT_SECONDS, _CONNECTING_SECONDS, _STARTING_SECONDS = 5, 30, 300
-
-
-class Runner(Protocol):
-  """Does jobs that do not depend on each other."""
-
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Generator[Outcome]:
-    """The jobs' names as they end, each with a function that returns or raises what it did.
-
-    Args:
-      jobs: functions of `stop`, see `experiment.run`, by name.
-      workdir: folder, already there, in which the jobs keep what they do.
-      stop: where it says True, what is running saves and ends.
-
-    Raises:
-      Stopped: `stop` asked for it.
-    """
-    ...
+Job = Callable[[Callable[[], bool]], Any]  # where `stop` says True, it saves and ends
+Outcomes = Generator[tuple[str, Callable[[], Any]]]
+_SECONDS = 60  # for a cluster to answer
 
 
 class ThisProcess:
-  """Does jobs in this process, in their order, each when its outcome is asked for.
+  """Does jobs in this process, in their order, each when its outcome is asked for."""
 
-  Example:
-    >>> jobs = {'one': lambda stop: 1, 'two': lambda stop: 2}
-    >>> never = lambda: False
-    >>> [(name, outcome()) for name, outcome in ThisProcess().outcomes(jobs, 'runs', never)]
-    [('one', 1), ('two', 2)]
-  """
+  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
+    """The names of jobs as they end, each with a function that returns or raises what it did.
 
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Generator[Outcome]:
-    """See `Runner.outcomes`."""
+    The jobs keep what they do in the folder `workdir`. Where `stop` says True, those that run save
+    and end, the others do not begin, and it raises Stopped.
+
+    Example:
+      >>> jobs = {'one': lambda stop: 1, 'two': lambda stop: 2}
+      >>> [(name, get()) for name, get in THIS_PROCESS.outcomes(jobs, 'runs', lambda: False)]
+      [('one', 1), ('two', 2)]
+    """
     for name, job in jobs.items():
-      if meshes.on_any(stop()):
+      if mesh.on_any(stop()):
         raise Stopped(f'before {name}', workdir)
       yield name, functools.partial(job, stop)
 
 
-def named(name: str, resources: str | None = None) -> Runner:
-  """The runner that a command line names.
+class OnRay(NamedTuple):
+  """Does jobs as tasks of the Ray cluster that was joined, each a process; `options` are Ray's."""
 
-  Args:
-    name: 'process', or 'ray:ADDRESS' of a cluster; 'ray' alone is the cluster of RAY_ADDRESS or the
-      one that runs on this machine, which is started, until this process ends, where there is none.
-    resources: what each job takes of a node, as 'GPU=1,CPU=8'; None for one TPU chip or GPU of a
-      cluster that has some, and else for all cores of a node, of the smallest where they differ.
+  options: Mapping[str, Any]
 
-  Raises:
-    ValueError: an unknown runner, resources that cannot be read, or that no node has.
-    ImportError: Ray is not installed.
-    OSError: nobody answers at the address.
-    RuntimeError: the cluster cannot be joined.
-
-  Example:
-    >>> named('slurm')
-    Traceback (most recent call last):
-    ValueError: --runner='slurm' is unknown; it is process, or ray[:ADDRESS].
-  """
-  kind, _, address = name.partition(':')
-  if kind != RAY and name != PROCESS:
-    raise ValueError(f'--runner={shown(name)} is unknown; it is process, or ray[:ADDRESS].')
-  asked = parse_resources(resources)
-  if name == PROCESS:
-    if asked:
-      raise ValueError(f'--runner.resources={resources} is for --runner ray; give that, too.')
-    return THIS_PROCESS
-  if importlib.util.find_spec('ray') is None:
-    raise ImportError(f"--runner={name} needs Ray, which is not there; pip install 'ray'.")
-  # A process that hands out jobs computes nothing, and leaves the accelerators to them.
-  jax.config.update('jax_platforms', 'cpu')
-  leave_others()
-  connect(address)
-  needed = {'CPU': 1.0, **(asked or default_resources(nodes()))}
-  if not fits_somewhere(needed):
-    raise ValueError(f'{lacking(needed)} Ask for less by --runner.resources, or add such a node.')
-  return OnRay(needed)
-
-
-@dataclasses.dataclass(frozen=True)
-class OnRay:
-  """Does jobs as tasks of the Ray cluster that this process is connected to, see `named`.
-
-  A job whose node dies begins again on another one, three times at most. Where this process is
-  asked to stop, running jobs save and end, and waiting ones do not begin.
-
-  Attributes:
-    resources: what each job takes of a node, by Ray's name.
-  """
-
-  resources: Mapping[str, float]
-
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Generator[Outcome]:
-    """See `Runner.outcomes`; jobs end in any order."""
+  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
+    """See `ThisProcess.outcomes`; jobs end in any order, those of a dead node on another."""
     import ray
 
-    caller = _Caller(sys.orig_argv, os.getcwd(), os.path.abspath(workdir))
-    task = ray.remote(**self._options())(_work)
-    names = {task.options(name=name).remote(job, caller): name for name, job in jobs.items()}
-    running = list(names)
-    was_stuck = False
+    # The process of a dead node may hold the workdir for some seconds more.
+    retries = {'max_retries': 3, 'retry_exceptions': [InUseError]}
+    task = ray.remote(max_calls=1, **retries, **self.options)(_work)
+    caller = os.getcwd(), os.path.abspath(workdir), sys.orig_argv
+    running = {task.options(name=name).remote(job, *caller): name for name, job in jobs.items()}
     try:
       while running:
         if stop():
           raise Stopped('on the Ray cluster', workdir)
-        ended, running = ray.wait(running, timeout=_POLL_SECONDS)
-        for reference in ended:
-          yield names[reference], functools.partial(_result, names[reference], reference)
-        is_stuck = not ended and not fits_somewhere(self.resources)
-        if is_stuck and not was_stuck:
-          log.warning('%s What is left waits for one to come back.', lacking(self.resources))
-        was_stuck = is_stuck
+        for ended in ray.wait(list(running), timeout=0.5)[0]:
+          name = running.pop(ended)
+          yield name, functools.partial(_result, name, ended)
     finally:
       for reference in running:
         ray.cancel(reference)
       if running:
-        ray.wait(running, num_returns=len(running))
-
-  def _options(self) -> dict[str, Any]:
-    """What Ray is told of every job."""
-    has_accelerator = any(self.resources.get(name) for name in ACCELERATORS)
-    return {
-      'num_cpus': self.resources['CPU'],
-      'num_gpus': self.resources.get('GPU', 0),
-      'resources': {
-        name: amount for name, amount in self.resources.items() if name not in ('CPU', 'GPU')
-      },
-      'max_retries': _RETRIES,
-      # A process keeps the memory of its accelerator until it ends.
-      'max_calls': 1 if has_accelerator else 0,
-    }
+        ray.wait(list(running), num_returns=len(running))
 
 
 THIS_PROCESS = ThisProcess()
+Runner = ThisProcess | OnRay
 
 
-class _Failure(NamedTuple):
-  """What a node sends in place of a result: the sentence that a job has failed with."""
-
-  sentence: str
-
-
-class _Caller(NamedTuple):
-  """What a job takes over from the process that hands it out.
-
-  Attributes:
-    words: of its command line.
-    folder: that it works in.
-    workdir: absolute path of the folder in which jobs keep what they do.
-  """
-
-  words: Sequence[str]
-  folder: str
-  workdir: str
-
-
-def _work(job: Job, caller: _Caller) -> Any:
-  """Does a job in a process of a node, as the caller would."""
-  leave_others()
+def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
+  """Does a job in a process of a node, with the folder and the words of the command."""
+  for path in (folder, workdir):
+    if not os.path.isdir(path):
+      raise ValueError(f'{path} is not there on {socket.gethostname()}; all nodes must share it.')
+  os.chdir(folder)
+  sys.orig_argv = words  # which provenance keeps
+  mesh.stay_alone()
   logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)
-  sys.orig_argv = list(caller.words)  # which provenance keeps
+  keep_compiled(workdir)
   asked = threading.Event()
-  # Ray cancels a task by the signal of Ctrl-C.
-  handler = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
-  try:
-    _enter(caller)
-    keep_compiled(caller.workdir)
-    return _once_free(job, asked.is_set)
-  except MISTAKES as error:
-    return _Failure(sentence(error))
-  finally:
-    signal.signal(signal.SIGINT, handler)
-    jax.clear_caches()
-    gc.collect()
-
-
-def _enter(caller: _Caller) -> None:
-  """Makes relative paths mean what they mean to the caller.
-
-  Raises:
-    ValueError: the caller's folders are not there.
-  """
-  for path in (caller.folder, caller.workdir):
-    if not os.path.isdir(path):
-      raise ValueError(
-        f'{path} is not there on the node {socket.gethostname()}; the nodes must share the file '
-        'system with the process that hands out the runs.'
-      )
-  os.chdir(caller.folder)
-
-
-def _once_free(job: Job, stop: Stop) -> Any:
-  """Does a job, once a process that was killed with its node has let go of the workdir."""
-  last = time.monotonic() + _RELEASE_SECONDS
-  while True:
-    try:
-      return job(stop)
-    except InUseError:
-      if stop() or time.monotonic() > last:
-        raise
-      time.sleep(1)
+  signal.signal(signal.SIGINT, lambda number, frame: asked.set())  # so Ray cancels a task
+  return job(asked.is_set)
 
 
 def _result(name: str, reference: Any) -> Any:
-  """What a job returned.
-
-  Raises:
-    RuntimeError: it failed; the sentence says how.
-  """
+  """What a job returned; a RuntimeError says in a sentence how it failed."""
   import ray
 
   try:
-    result = ray.get(reference)
+    return ray.get(reference)
   except ray.exceptions.RayError as error:
-    is_rays_own = isinstance(error, ray.exceptions.RaySystemError)
-    if isinstance(error, ray.exceptions.RayTaskError) and not is_rays_own:
+    cause = getattr(error, 'cause', error)
+    if isinstance(cause, MISTAKES):
+      raise RuntimeError(sentence(cause)) from error
+    if not isinstance(cause, ray.exceptions.RayError):
       raise  # a fault of this package, with its traceback
-    reason = first_line(getattr(error, 'cause', error))
-    raise RuntimeError(
-      f'{name} was lost on the Ray cluster ({reason}); the same command goes on with it.'
-    ) from error
-  if isinstance(result, _Failure):
-    raise RuntimeError(result.sentence)
-  return result
+    lost = f'{name} was lost on the Ray cluster ({first_line(cause)})'
+    raise RuntimeError(f'{lost}; the same command goes on with it.') from error
 
 
 def keep_compiled(workdir: str) -> None:
-  """Makes JAX keep what it compiles in the workdir, unless it keeps it elsewhere.
-
-  It serves runs of equal shapes, and a restart.
-  """
+  """Makes JAX keep compiled programs in the workdir, unless it already keeps them elsewhere."""
   if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
 
 
-def leave_others() -> None:
-  """Makes this process stay alone, in whichever cluster it was started; before JAX is used."""
-  for name in _MEMBERSHIPS:
-    os.environ.pop(name, None)
-
-
-def connect(address: str) -> None:
-  """Connects this process to a Ray cluster.
+def named(name: str, resources: str | None = None) -> Runner:
+  """The runner of a command line: 'process', 'ray' or 'ray:ADDRESS', see docs/howto/many_runs.md.
 
   Raises:
-    OSError: nobody answers at the address.
-    RuntimeError: the cluster cannot be joined.
+    ValueError, ImportError, OSError: an unknown name or resource, no Ray, no answer.
   """
+  if name == 'process' and resources is not None:
+    raise ValueError(f'--runner.resources={resources} is for --runner ray; give that, too.')
+  if name == 'process':
+    return THIS_PROCESS
+  if not re.fullmatch(r'ray(:.*)?', name):
+    raise ValueError(f'--runner={shown(name)} is unknown; it is process, or ray[:ADDRESS].')
+  amounts = {}
+  for part in () if resources is None else resources.split(','):
+    found = re.fullmatch(r'(.+)=(\d*\.?\d+)', part)
+    if found is None or not float(found[2]):
+      raise ValueError(f'--runner.resources: {shown(part)} must be like GPU=1 or TPU=4,CPU=8.')
+    amounts[found[1]] = float(found[2])
+  if importlib.util.find_spec('ray') is None:
+    raise ImportError(f"--runner={name} needs Ray, which is not there; pip install 'ray'.")
+  # A process that hands out jobs computes nothing, and leaves the accelerators to them.
+  jax.config.update('jax_platforms', 'cpu')
+  mesh.stay_alone()
+  nodes = _join(name[len('ray:') :] or os.environ.get('RAY_ADDRESS', ''))
+  return OnRay(_options(amounts, nodes))
+
+
+def _join(address: str) -> list[dict[str, float]]:
+  """Joins the cluster at an address, or of this machine; returns the resources of its nodes."""
   os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # of a cluster that is started
   os.environ.setdefault('RAY_DEDUP_LOGS', '0')  # runs say the same, each of itself
   import ray
 
-  logging.getLogger('ray').setLevel(logging.ERROR)
-  if ray.is_initialized():
-    return
-  address = address or os.environ.get('RAY_ADDRESS', '')
-  _require_port(address)
-  errors: list[Exception] = []
+  reasons = ['no answer']
 
   def join() -> None:
     try:
-      ray.init(address or None, configure_logging=False, logging_level=logging.ERROR)
+      host, _, port = address.rpartition(':')
+      if host and '/' not in host:  # Ray would ask for minutes
+        socket.create_connection((host.strip('[]'), int(port)), 5).close()
+      ray.init(address or None, ignore_reinit_error=True, logging_level=logging.ERROR)
+      reasons.clear()
     except Exception as error:
-      errors.append(error)
+      reasons[:] = [first_line(error)]
 
-  # In a thread, since Ray waits for minutes, and takes the handlers of signals in the main one.
+  # In a thread, since Ray may wait for long, and takes the handlers of signals in the main one.
   thread = threading.Thread(target=join, daemon=True)
   thread.start()
-  seconds = _CONNECTING_SECONDS if address else _STARTING_SECONDS
-  thread.join(seconds)
-  if thread.is_alive():
-    raise _no_answer(address or 'this machine', f'nothing in {seconds} seconds')
-  if errors:
-    where = f' at {shown(address)}' if address else ''
-    raise RuntimeError(
-      f'The Ray cluster{where} cannot be joined: {first_line(errors[0])}'
-    ) from errors[0]
-
-
-def _require_port(address: str) -> None:
-  """Raises OSError where nobody listens at 'HOST:PORT'; other forms are left to Ray."""
-  host, _, port = address.rpartition(':')
-  if not host or not port.isdigit() or '/' in host:
-    return
-  try:
-    socket.create_connection((host.strip('[]'), int(port)), _PORT_SECONDS).close()
-  except (OSError, OverflowError) as error:
-    raise _no_answer(address, first_line(error)) from error
-
-
-def _no_answer(address: str, reason: str) -> OSError:
-  return OSError(
-    f'No Ray cluster answers at {shown(address)} ({reason}); `ray start --head` prints the address '
-    'of the one that it starts.'
-  )
-
-
-def parse_resources(text: str | None) -> dict[str, float]:
-  """Amounts by name.
-
-  Raises:
-    ValueError: the text has another form.
-
-  Example:
-    >>> parse_resources('GPU=0.5,CPU=8')
-    {'GPU': 0.5, 'CPU': 8.0}
-  """
-  if text is None:
-    return {}
-  amounts = {}
-  for part in text.split(','):
-    name, _, amount = part.partition('=')
-    try:
-      amounts[name] = float(amount)
-    except ValueError:
-      amounts[name] = math.nan
-    if not name or not 0 < amounts[name] < math.inf:
-      raise ValueError(
-        f'--runner.resources={shown(text)}: {shown(part)} is no NAME=NUMBER above 0, as GPU=1 or '
-        'TPU=4,CPU=8.'
-      )
-  return amounts
-
-
-def nodes() -> list[dict[str, float]]:
-  """The resources of every node that is alive."""
-  import ray
-
+  thread.join(_SECONDS)
+  if reasons:
+    where = shown(address or 'this machine')
+    raise OSError(
+      f'No Ray cluster answers at {where} ({reasons[0]}); `ray start --head` makes one.'
+    )
   return [node['Resources'] for node in ray.nodes() if node['Alive']]
 
 
-def default_resources(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  """What a job takes where nothing is given.
-
-  Example:
-    >>> default_resources([{'CPU': 8.0}, {'CPU': 64.0, 'GPU': 8.0}])
-    {'GPU': 1.0}
-    >>> default_resources([{'CPU': 8.0}, {'CPU': 64.0}])
-    {'CPU': 8.0}
-  """
-  for name in ACCELERATORS:
-    if any(node.get(name) for node in nodes):
-      return {name: 1.0}
-  return {'CPU': min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)}
-
-
-def fits_somewhere(needed: Mapping[str, float]) -> bool:
-  """Whether a node that is alive has all that a job takes."""
-  return any(
-    all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes()
-  )
-
-
-def lacking(needed: Mapping[str, float]) -> str:
-  """The sentence where no node has what a job takes."""
-  has = sorted({_amounts(node) for node in nodes()})
-  return f'No node of the Ray cluster has {_amounts(needed)}; they have {" or ".join(has)}.'
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-  """Amounts in words, without those that Ray gives to every node."""
-  hidden = ('memory', 'object_store_memory')
-  shown_names = [name for name in resources if name not in hidden and ':' not in name]
-  return ', '.join(f'{name}={resources[name]:g}' for name in shown_names) or 'no cores'
+def _options(amounts: dict[str, float], nodes: list[dict[str, float]]) -> dict[str, Any]:
+  """What a job takes of a node as Ray's options: amounts, or by default a device or all cores."""
+  if not amounts:
+    devices = [name for name in ('TPU', 'GPU') if any(node.get(name) for node in nodes)]
+    cores = min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)
+    amounts = {devices[0]: 1.0} if devices else {'CPU': cores}
+  needed = {'CPU': 1.0, **amounts}
+  has = [{name: node.get(name, 0.0) for name in needed} for node in nodes]
+  if not any(all(node[name] >= needed[name] for name in needed) for node in has):
+    raise ValueError(
+      f'No node of the Ray cluster has {needed}, which a job takes; they have {has}.'
+    )
+  others = {name: amount for name, amount in needed.items() if name not in ('CPU', 'GPU')}
+  return {'num_cpus': needed['CPU'], 'num_gpus': needed.get('GPU', 0), 'resources': others}

@@ -21,6 +21,7 @@ from benchmarks.structures.jobs import Job, Store, run_jobs
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.context import never
+from glora_jax.runs.workdir import InUseError
 
 ray = pytest.importorskip('ray', reason='needs the extra ray')
 cluster_utils = pytest.importorskip('ray.cluster_utils')
@@ -137,21 +138,39 @@ def test_a_comparison_on_ray_has_the_rows_of_one_process(cluster, config, tmp_pa
   assert (tmp_path / 'ray' / 'report.html').exists()
 
 
-def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster):
+def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster, tmp_path):
   runner = runners.named(f'ray:{cluster.address}')
 
   def fail(stop):
     raise ValueError('there is too little of it')
 
-  jobs = {'good': lambda stop: 2 - stop(), 'bad': fail, 'lost': known_here_alone}
+  def held(stop):
+    """The first time by a process that is about to end."""
+    if not (tmp_path / 'tried').exists():
+      (tmp_path / 'tried').touch()
+      raise InUseError('it is in use')
+    return 3
+
+  jobs = {
+    'good': lambda stop: 2 - stop(),
+    'held': held,
+    'bad': fail,
+    'fault': lambda stop: stop.nothing,
+    'lost': known_here_alone,
+  }
   outcomes = dict(runner.outcomes(jobs, '.', never))
-  assert outcomes['good']() == 2
+  assert (outcomes['good'](), outcomes['held']()) == (2, 3)
   with pytest.raises(RuntimeError, match=r'^there is too little of it$'):
     outcomes['bad']()
+  with pytest.raises(AttributeError, match='nothing'):
+    outcomes['fault']()
   with pytest.raises(RuntimeError, match=r'^lost was lost on the Ray .*No module named .*; the '):
     outcomes['lost']()
+  [(_, elsewhere)] = runner.outcomes({'good': jobs['good']}, str(tmp_path / 'not_shared'), never)
+  with pytest.raises(RuntimeError, match=r'not_shared is not there on .*; all nodes must share it'):
+    elsewhere()
   with pytest.raises(
-    ValueError, match=r'^No node of the Ray cluster has CPU=1, TPU=4; they have CPU=1\. Ask for'
+    ValueError, match=r"^No node of the Ray cluster has .*'TPU': 4\.0.*; they have .*'TPU': 0"
   ):
     runners.named(f'ray:{cluster.address}', 'TPU=4')
 
@@ -160,27 +179,26 @@ def known_here_alone(stop):
   """A job of a module that the nodes cannot import."""
 
 
-ADDRESS = r"No Ray cluster answers at '127\.0\.0\.1:{}' \({}.*\); `ray start --head` prints"
+ADDRESS = r"No Ray cluster answers at '127\.0\.0\.1:{}' \({}.*\); `ray start --head` makes one"
 
 
-def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_time(monkeypatch):
+def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_time():
   """In a process of its own, as a connection that Ray waits for cannot be called off."""
   program = (
     'from glora_jax.runs import runners\n'
-    'runners._CONNECTING_SECONDS = 2\n'
-    'try: runners.connect("127.0.0.1:{}")\n'
+    'runners._SECONDS = 2\n'
+    'try: runners.named("ray:127.0.0.1:{}")\n'
     'except OSError as error: print(error)'
   )
   with socket.socket() as silent:
     silent.bind(('127.0.0.1', 0))
     port = silent.getsockname()[1]
-    monkeypatch.setattr(ray, 'is_initialized', lambda: False)
     with pytest.raises(OSError, match=ADDRESS.format(port, '.*refused')):
-      runners.connect(f'127.0.0.1:{port}')
+      runners.named(f'ray:127.0.0.1:{port}')
     silent.listen()
     code = [sys.executable, '-c', program.format(port)]
     printed = subprocess.run(code, capture_output=True, text=True, check=True).stdout
-  assert re.match(ADDRESS.format(port, 'nothing in 2 seconds'), printed)
+  assert re.match(ADDRESS.format(port, 'no answer'), printed)
   assert printed.count('\n') == 1
 
 
