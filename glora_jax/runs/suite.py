@@ -15,7 +15,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +31,9 @@ from glora_jax.runs.config import apply_settings, check_config, check_settings
 from glora_jax.runs.context import never
 from glora_jax.runs.fields import warn_of_unread
 from glora_jax.runs.job import claimed, prepared
-from glora_jax.runs.runners import THIS_PROCESS, Job, Runner
-from glora_jax.runs.stage import read_by
+from glora_jax.runs.runners import THIS_PROCESS, Runner
 from glora_jax.runs.terminal import MISTAKES, sentence
+from glora_jax.runs.stage import read_by
 from glora_jax.runs.workdir import (
   InUseError,
   Stopped,
@@ -96,22 +96,37 @@ def run(
     ValueError, OSError: a wrong field or workdir, one in use, or no task is ready.
     Stopped: `stop` asked for it.
   """
-  configs = task_configs(config)
-  settings = check_config(config)
+  configs, settings = task_configs(config), check_config(config)
+  read = read_by(experiment.stages_of(settings))
   meshes.initialize(**config.distributed)
-  folders = [_folder(workdir, name) for name in configs]
-  with claim(workdir, folders) if meshes.primary() else contextlib.nullcontext():
-    read = read_by(experiment.stages_of(settings))
-    changes_of(settings, workdir, read, folders)
-    board = Board(config.task, tuple(configs))
-    for name, folder in zip(configs, folders, strict=True):
+  folders = {name: _folder(workdir, name) for name in configs}
+  board = Board(config.task, tuple(configs))
+
+  def do(job: Callable[..., Any], beginning: str) -> None:
+    jobs = {
+      name: functools.partial(
+        job, configs[name], folder, f'{beginning} {number} of {len(configs)}: {name}'
+      )
+      for number, (name, folder) in enumerate(folders.items(), 1)
+      if board.state(name) == 'waiting'
+    }
+    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
+      for name, outcome in outcomes:
+        attempt(board, name, outcome)
+        _write(board, workdir)
+        jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
+        gc.collect()  # and its arrays leave the device before the next one's come
+
+  with claim(workdir, list(folders.values())) if meshes.primary() else contextlib.nullcontext():
+    changes_of(settings, workdir, read, list(folders.values()))
+    for name, folder in folders.items():
       if is_finished(folder):
         attempt(board, name, functools.partial(experiment.run, configs[name], folder))
     _list_missing(board, configs, workdir, config.suite.prepare)
     _write(board, workdir)
     if board.waiting:
       warn_of_unread(settings, read, given)
-    _check(board, configs, workdir, stop, runner)
+    do(_rehearse, 'Checking task')
     if not board.results and not board.waiting:
       raise ValueError(
         f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/report.html says '
@@ -119,33 +134,8 @@ def run(
       )
     if meshes.primary():
       write_config(settings, workdir)
-    jobs = _jobs(_run, 'Task', board, configs, workdir)
-    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
-      for name, outcome in outcomes:
-        attempt(board, name, outcome)
-        _write(board, workdir)
-        jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
-        gc.collect()  # and its arrays leave the device before the next one's come
+    do(_run, 'Task')
   return board
-
-
-def _jobs(
-  function: Callable[..., Any],
-  beginning: str,
-  board: Board,
-  configs: dict[str, ml_collections.ConfigDict],
-  workdir: str,
-) -> dict[str, Job]:
-  """A function's calls for all tasks that are waiting, each with what it says of itself first."""
-  return {
-    name: functools.partial(
-      function,
-      configs[name],
-      _folder(workdir, name),
-      f'{beginning} {board.tasks.index(name) + 1} of {len(board.tasks)}: {name}',
-    )
-    for name in board.waiting
-  }
 
 
 def _run(
@@ -176,22 +166,15 @@ def _rehearse(
     log.info('%s', error)
 
 
-def attempt(board: Board, name: str, job: Callable[[], dict[str, Any]]) -> None:
-  """Notes the result of a task's job, or the sentence that it failed with.
+def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -> None:
+  """Notes the result of a task's job, where it has one, or the sentence that it failed with.
 
   Raises:
     Stopped: the job was asked to stop.
     Exception: its failure, where other processes may be waiting for this one amid the task.
   """
-  with _noting_failure(board, name):
-    board.results[name] = job()
-
-
-@contextlib.contextmanager
-def _noting_failure(board: Board, name: str) -> Iterator[None]:
-  """Notes the sentence that a task fails with; see `attempt`."""
   try:
-    yield
+    result = job()
   except Stopped:
     raise
   except MISTAKES as error:
@@ -199,6 +182,9 @@ def _noting_failure(board: Board, name: str) -> Iterator[None]:
       raise
     board.failed[name] = sentence(error)
     log.warning('%s failed: %s', name, board.failed[name])
+  else:
+    if result is not None:
+      board.results[name] = result
 
 
 def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> str | None:
@@ -252,26 +238,6 @@ def _list_missing(
       if lacking := missing(configs[name], _folder(workdir, name), prepare):
         board.missing[name] = lacking
         log.info('%s is not ready: %s', name, lacking)
-
-
-def _check(
-  board: Board,
-  configs: dict[str, ml_collections.ConfigDict],
-  workdir: str,
-  stop: Callable[[], bool],
-  runner: Runner,
-) -> None:
-  """Checks what all tasks that are waiting need, their images included, before the first begins.
-
-  Raises:
-    Stopped: `stop` asked for it.
-  """
-  jobs = _jobs(_rehearse, 'Checking task', board, configs, workdir)
-  with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
-    for name, outcome in outcomes:
-      with _noting_failure(board, name):
-        outcome()
-  _write(board, workdir)
 
 
 def _write(board: Board, workdir: str) -> None:

@@ -69,7 +69,7 @@ def test_a_field_that_does_nothing_is_named_once_for_all_tasks(
     raise ValueError('It ends here.')
 
   monkeypatch.setattr(experiment, 'run_job', run_job)
-  monkeypatch.setattr(suite, '_check', lambda *_: None)
+  monkeypatch.setattr(suite, 'prepared', lambda *_: None)
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
   config = few_shot(run_config, tmp_path / 'lists', budget=None, mesh__fsdp=4)
   config.suite.settings = {'oxford_pets': {'budget': 5000}}
