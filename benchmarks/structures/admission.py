@@ -5,8 +5,9 @@
 A task is admitted where full fine-tuning is at least 10 points above the linear probe, and both it
 and all of GLoRA are below 97%. One seed that the tables do not use, 36 epochs. Learning rates are
 chosen on the 200 validation images; the accuracy is that on 1,000 further ones. No test image is
-looked at. Results are kept in `admission.json` beside this file, and what is there is not trained
-again; a task whose pictures have changed is. The last line is JSON.
+looked at. Results are kept in `admission.json` beside this file, with the version of the method
+that made them, if it is known, and what is there is not trained again; a task whose pictures have
+changed is, and one that another version left unfinished. The last line is JSON.
 """
 
 import functools
@@ -20,11 +21,13 @@ import numpy as np
 
 from benchmarks.machinery.embedded_task import Backbone, on_device
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
-from benchmarks.structures.tasks import TASKS, Pool, draw, load_pool, more_validation
+from benchmarks.structures.jobs import UNKNOWN, results_of, version
+from benchmarks.structures.tasks import TASKS, draw, load_pool, more_validation
 from glora_jax.data.pipeline import Split
 from glora_jax.files import read_json, write_json
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
+from glora_jax.runs.runners import THIS_PROCESS
 from glora_jax.runs.stages.training import FullFineTuning
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
@@ -96,8 +99,9 @@ def accuracy_percent(method: str, variables: Any, data: Split) -> float:
   return round(100 * float(np.mean(np.concatenate(parts) == data.labels)), 1)
 
 
-def measure(pool: Pool, method: str, epochs: int) -> dict[str, float]:
+def measure(task: str, method: str, epochs: int) -> dict[str, float]:
   """Accuracy of a method at the rate that is best on the validation images, and that rate."""
+  pool = load_pool(task)
   splits, more = draw(pool, SEED), more_validation(pool, SEED)
   tried = []
   for rate in RATES[method]:
@@ -109,41 +113,52 @@ def measure(pool: Pool, method: str, epochs: int) -> dict[str, float]:
 
 
 def print_tasks(results: Mapping[str, Any]) -> None:
-  """A line for each task."""
-  rows = []
-  for name, result in results.items():
-    cells = [f'{result[method]["accuracy"]:.1f}' for method in RATES]
-    rows.append([name, *cells, 'yes' if result['admitted'] else 'no'])
-  print_table(['task', *RATES, 'admitted'], rows)
+  """A table for each version, with a line for each task."""
+  for made_by in dict.fromkeys(result['version'] for result in results.values()):
+    rows = []
+    for name, result in results.items():
+      if result['version'] == made_by:
+        cells = [f'{result[method]["accuracy"]:.1f}' for method in RATES]
+        rows.append([name, *cells, 'yes' if result['admitted'] else 'no'])
+    print_table([f'task, version {made_by}', *RATES, 'admitted'], rows)
+
+
+def begun(known: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """What is known of a task's pictures as they are, by one version, which may go on with it."""
+  pool = load_pool(name)
+  pictures = hashlib.sha256(pool.images.tobytes() + pool.labels.tobytes()).hexdigest()[:16]
+  made_by = known.get('version', UNKNOWN)
+  whole = all(method in known for method in RATES)
+  if known.get('pictures') != pictures or not (whole or made_by == version()):
+    return {'pictures': pictures, 'version': version()}
+  return {**known, 'version': made_by}
 
 
 def main() -> None:
-  """Measures task by task, and prints."""
+  """Measures all tasks, and prints."""
   parser = make_parser(__doc__, 'two epochs, and nothing is kept')
   rendered = [name for name, task in TASKS.items() if task.set != 'development']
   parser.add_argument('--tasks', nargs='+', choices=TASKS, default=rendered, metavar='TASK')
   arguments = parser.parse_args()
   epochs = QUICK_EPOCHS if arguments.quick else EPOCHS
-  results = read_json(RESULTS) if os.path.exists(RESULTS) and not arguments.quick else {}
-
-  def keep():
+  kept = read_json(RESULTS) if os.path.exists(RESULTS) and not arguments.quick else {}
+  asked = {name: begun(kept.get(name, {}), name) for name in arguments.tasks}
+  places = {
+    f'admission {name} {method} {epochs} {asked[name]["pictures"]}': (name, method)
+    for name in asked
+    for method in RATES
+    if method not in asked[name]
+  }
+  works = {job: functools.partial(measure, *place, epochs) for job, place in places.items()}
+  for job, result in results_of(works, THIS_PROCESS, 'admission'):
+    name, method = places[job]
+    asked[name][method] = {key: value for key, value in result.items() if key != 'version'}
     if not arguments.quick:
-      write_json(RESULTS, results)
-
-  for name in arguments.tasks:
-    pool, known = load_pool(name), results.setdefault(name, {})
-    pictures = hashlib.sha256(pool.images.tobytes() + pool.labels.tobytes()).hexdigest()[:16]
-    if known.get('pictures') != pictures:
-      known.clear()
-      known['pictures'] = pictures
-    for method in RATES:
-      if method not in known:
-        known[method] = measure(pool, method, epochs)
-        keep()
-    known['admitted'] = is_admitted({method: known[method]['accuracy'] for method in RATES})
-    keep()
-    print_tasks({name: results[name]})
-  asked = {name: results[name] for name in arguments.tasks}
+      write_json(RESULTS, kept | asked)
+  for result in asked.values():
+    result['admitted'] = is_admitted({method: result[method]['accuracy'] for method in RATES})
+  if not arguments.quick:
+    write_json(RESULTS, kept | asked)
   print_tasks(asked)
   print_result('admission', {'epochs': epochs, 'tasks': asked})
 

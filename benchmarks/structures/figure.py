@@ -1,6 +1,6 @@
 """Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
 
-  python -m benchmarks.structures.figure [--budgets 5184 9216 18432 36864]
+  python -m benchmarks.structures.figure [--budgets 5184 9216 18432 36864] [--version VERSION]
 
 A panel for each budget, by default those whose fixed methods all have results; a line for each task
 that has some. The fixed method is the best of all of at most the budget, by the means of the tests
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.machinery.measuring import make_parser
 from benchmarks.structures import plan
 from benchmarks.structures.__main__ import read_rates, store_of
-from benchmarks.structures.tables import budget_table
+from benchmarks.structures.tables import budget_table, print_others
 from benchmarks.structures.tasks import TASKS
 from glora_jax.reports.page import PALETTES
 
@@ -28,12 +28,18 @@ def main() -> None:
   """Draws all budgets of which there are results."""
   parser = make_parser(__doc__)
   parser.add_argument('--budgets', type=int, nargs='+', default=plan.BUDGETS)
+  parser.add_argument('--version', help='of the lines; by default the present one')
+  arguments = parser.parse_args()
+  stores = {part: store_of(part, arguments.version) for part in ('final', 'confirming')}
+  print_others(stores)
   rates, found = read_rates(), {}
-  for budget in parser.parse_args().budgets:
-    lines = budget_table(store_of('final'), plan.tasks('final'), rates, budget)
-    lines |= budget_table(store_of('confirming'), plan.confirming(), rates, budget)
+  for budget in arguments.budgets:
+    lines = budget_table(stores['final'], plan.tasks('final'), rates, budget)
+    lines |= budget_table(stores['confirming'], plan.confirming(), rates, budget)
     if lines:
       found[budget] = lines
+  if not found:
+    raise SystemExit('There is nothing to draw.')
   lines = list(found.values())
   rows = [  # the tasks of which a row of panels has a line
     list(dict.fromkeys(task for tables in lines[at : at + COLUMNS] for task in tables))

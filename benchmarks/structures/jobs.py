@@ -1,20 +1,34 @@
-"""Jobs, and the lines of JSON that keep their results.
+"""Jobs, what they keep, and the lines of JSON that tables are made of.
 
-A job is one training. Results are appended to a file, a line each, as soon as they are there:
-whatever is killed goes on where it was.
+A runner of `glora_jax.runs.runners` does jobs, here or on a Ray cluster. Each keeps its result in a
+file of its own, so that what was done is not done again. A result says which version of the method
+made it, and tables are made of one version.
 """
 
+import ast
+import collections
 import functools
+import glob
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from glora_jax.files import read_json, write_json
+from glora_jax.runs import runners
 from glora_jax.runs.runners import Runner
 
-COMPILED = 'runs/structures'  # where processes keep programs that they compiled
+FOLDER = os.path.join('runs', 'structures')  # where jobs keep results and compiled programs
+UNKNOWN = 'unknown'  # of lines that several versions made, before lines had one
+_HERE = os.path.dirname(__file__)
+_SOURCES = (
+  *(f'../../glora_jax/{room}/**/*.py' for room in ('method', 'search', 'training')),
+  *(f'{name}.py' for name in ('laboratory', 'methods', 'rising', 'scenes', 'tasks', 'training')),
+)
 
 
 class Job(NamedTuple):
@@ -39,34 +53,62 @@ class Job(NamedTuple):
   backbone: str = 'embedded'
 
 
+@functools.cache
+def version() -> str:
+  """The version of the method: a digest of the code that finds, trains and tests structures."""
+  patterns = (os.path.join(_HERE, source) for source in _SOURCES)
+  return digest_of([path for each in patterns for path in sorted(glob.glob(each, recursive=True))])
+
+
+def digest_of(paths: Sequence[str]) -> str:
+  """A digest of Python files that comments, docstrings and layout do not change."""
+  digest = hashlib.sha256()
+  for path in paths:
+    with open(path) as file:
+      tree = ast.parse(file.read())
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        node.body[0] = ast.Pass()
+    digest.update(f'{os.path.basename(path)}\n{ast.unparse(tree)}\n'.encode())
+  return digest.hexdigest()[:10]
+
+
 class Store:
-  """Results by job, in a file of JSON lines.
+  """Results of one version by job, in a file of JSON lines that has those of others, too.
 
   Attributes:
     path: of the file.
-    results: what it holds.
+    version: of the results.
+    results: what the file holds of it.
+    others: the number of lines that it holds of each other version.
   """
 
-  def __init__(self, path: str) -> None:
+  def __init__(self, path: str, wanted: str | None = None) -> None:
     """Reads the file, if there is one; a last line that was cut off is removed."""
-    self.path = path
+    self.path, self.version = path, wanted or version()
     self.results: dict[Job, dict[str, Any]] = {}
+    self.others: collections.Counter[str] = collections.Counter()
     if not os.path.exists(path):
       return
     with open(path, 'rb+') as file:
       whole, newline, _ = file.read().rpartition(b'\n')
       file.truncate(len(whole + newline))
     for line in whole.splitlines():
-      result = json.loads(line)
-      self.results[Job(*result.pop('job'))] = result
+      self._note(**json.loads(line))
+
+  def _note(self, job: Sequence[Any], version: str = UNKNOWN, **result: Any) -> None:
+    if version == self.version:
+      self.results[Job(*job)] = result
+    else:
+      self.others[version] += 1
 
   def add(self, job: Job, result: Mapping[str, Any]) -> None:
-    """Appends a result to the file."""
+    """Appends a result to the file, with its version."""
     os.makedirs(os.path.dirname(self.path) or '.', exist_ok=True)
-    line = json.dumps({'job': list(job), **result}, separators=(',', ':'))
+    content = {'job': list(job), 'version': self.version, **result}
     with open(self.path, 'a') as file:
-      file.write(line + '\n')
-    self.results[job] = dict(result)
+      file.write(json.dumps(content, separators=(',', ':')) + '\n')
+    self._note(**content)
 
 
 def run_jobs(
@@ -89,22 +131,49 @@ def run_jobs(
     RuntimeError: a job failed; the sentence has it.
   """
   missing = {' '.join(map(str, job)): job for job in jobs if job not in store.results}
-  tasks = {name: functools.partial(_train, job) for name, job in missing.items()}
-  if not tasks:
-    return
-  os.makedirs(COMPILED, exist_ok=True)
-  outcomes = runner.outcomes(tasks, COMPILED, lambda: False)
-  for name, outcome in tqdm(outcomes, desc=title, total=len(tasks)):
+  works = {name: functools.partial(_train, job) for name, job in missing.items()}
+  for name, result in results_of(works, runner, title):
+    store.add(missing[name], {**result, **(notes or {})})
+
+
+def results_of(
+  works: Mapping[str, Callable[[], dict[str, Any]]], runner: Runner, title: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The results of what a runner does, with their versions, as they are there.
+
+  Args:
+    works: functions that return results, JSON types, by a name that says all that they depend on.
+    runner: who does them.
+    title: of the progress.
+
+  Raises:
+    RuntimeError: one failed; the sentence has its name.
+  """
+  folder = os.path.join(FOLDER, version())
+  os.makedirs(folder, exist_ok=True)
+  runners.keep_compiled(FOLDER)
+  jobs = {
+    name: functools.partial(_keep, work, f'{folder}/{urllib.parse.quote(name, "")}.json')
+    for name, work in works.items()
+  }
+  outcomes = runner.outcomes(jobs, FOLDER, lambda: False)
+  for name, outcome in tqdm(outcomes, desc=title, total=len(jobs), disable=not jobs):
     try:
       result = outcome()
     except Exception as error:
       raise RuntimeError(f'The job {name} failed.') from error
-    store.add(missing[name], {**result, **(notes or {})})
+    yield name, result
 
 
-def _train(job: Job, stop: Callable[[], bool]) -> dict[str, Any]:
-  """Does a job, which is too short to be stopped in the middle."""
+def _keep(work: Callable[[], dict[str, Any]], path: str, stop: Callable[[], bool]) -> Any:
+  """What is kept of a piece of work, which is done where nothing is; too short to be stopped."""
   del stop
+  if not os.path.exists(path):
+    write_json(path, {'version': version(), **work()})
+  return read_json(path)
+
+
+def _train(job: Job) -> dict[str, Any]:
   from benchmarks.structures.training import run  # which imports this module
 
   return run(job)

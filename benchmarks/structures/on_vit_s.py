@@ -2,7 +2,8 @@
 
   pip install onnx onnxruntime mlxtend
   python -m benchmarks.transfer prepare --blocks 12
-  python -m benchmarks.structures.on_vit_s [tune|final|tables] [--workers 2] [--quick]
+  python -m benchmarks.structures.on_vit_s [tune|final|tables] [--quick] [--version VERSION]
+                                           [--runner ray[:ADDRESS]]
 
 The twelve blocks of the ViT-S/14 of `benchmarks.transfer` (DINOv2's, tuned for saliency) on images
 of 56 x 56 pixels, 18 epochs of a structure alone. A layer's sizes are four times, and there are
@@ -12,7 +13,7 @@ was written before the first training here. Rates are chosen on one development 
 tasks are the first, and the next after it that leaves this backbone anything to gain: of angles and
 positions BitFit answers 99% right, and a final task is one where less than 97% are. Everything else
 is as in `python -m benchmarks.structures`, and so are the files, in `results/vit_s/`. A training
-takes six minutes of a CPU's core, and all of them nine hours; on an accelerator take `--workers 1`.
+takes six minutes of a CPU's core, and all of them nine hours.
 `--quick`: one epoch of two methods. The last line is JSON.
 """
 
@@ -21,10 +22,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.machinery.cores import Cores
 from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.structures import plan
-from benchmarks.structures.__main__ import FOLDER, committed
+from benchmarks.structures.__main__ import FOLDER, add_runner, committed, runner_of
 from benchmarks.structures.jobs import Job, Store, run_jobs
 from benchmarks.structures.laboratory import VIT_S
 from benchmarks.structures.plan import Method
@@ -32,6 +32,7 @@ from benchmarks.structures.tables import (
   line_of,
   print_beside,
   print_final,
+  print_others,
   print_rates,
   rows_of,
 )
@@ -57,9 +58,9 @@ def filling(budget: int) -> list[Method]:
   return [(plan.OURS, budget), ('random(0)', budget)]
 
 
-def store_of(part: str) -> Store:
-  """The results of a part."""
-  return Store(os.path.join(FOLDER, VIT_S, f'{part}.jsonl'))
+def store_of(part: str, version: str | None = None) -> Store:
+  """The results of a part by a version, by default the present one."""
+  return Store(os.path.join(FOLDER, VIT_S, f'{part}.jsonl'), version)
 
 
 def methods() -> list[Method]:
@@ -77,14 +78,14 @@ def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.
   return Job(task, *method, rate, seed, epochs, VIT_S)
 
 
-def tune(runner: Cores) -> None:
+def tune(arguments) -> None:
   """Chooses the rates of all methods."""
   store = store_of('tuning')
-  run = functools.partial(run_jobs, store=store, runner=runner, title='tuning')
+  run = functools.partial(run_jobs, store=store, runner=arguments.runner, title='tuning')
   plan.write_rates(RATES, plan.tune(list(map(plan.tuned_as, methods())), store, TRIALS, run))
 
 
-def final(runner: Cores) -> None:
+def final(arguments) -> None:
   """Trains all methods on the final tasks."""
   rates = read_rates()
   notes = {'commit': committed(os.path.dirname(FOLDER))}
@@ -94,14 +95,15 @@ def final(runner: Cores) -> None:
     for task in TASKS
     for method in methods()
   ]
-  run_jobs(jobs, store_of('final'), runner, 'final', notes)
+  run_jobs(jobs, store_of('final'), arguments.runner, 'final', notes)
 
 
-def tables(runner: Cores) -> None:
+def tables(arguments) -> None:
   """Prints what is there."""
-  del runner
-  rates, store = read_rates(), store_of('final')
-  print_rates(store_of('tuning'), rates, TRIALS)
+  rates = read_rates()
+  tuning, store = (store_of(part, arguments.version) for part in ('tuning', 'final'))
+  print_others({'tuning': tuning, 'final': store})
+  print_rates(tuning, rates, TRIALS)
   found: dict[int, dict[str, Any]] = {budget: {} for budget in BUDGETS}
   for budget, table in found.items():
     for task in TASKS:
@@ -114,26 +116,27 @@ def tables(runner: Cores) -> None:
   print_result('structures.on_vit_s', found)
 
 
-def quick(runner: Cores) -> None:
+def quick(arguments) -> None:
   """A short training of two methods whose results are not kept."""
   store = Store(os.path.join('runs', 'structures', 'quick_vit_s.jsonl'))
   short = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
   jobs = [job(TASKS[0], method, plan.TUNING_SEED, 1e-3, epochs=1) for method in short]
-  run_jobs(jobs, store, runner, 'quick')
+  run_jobs(jobs, store, arguments.runner, 'quick')
   print_result('structures.on_vit_s', {each.method: store.results[each]['test'] for each in jobs})
 
 
-DO: dict[str, Callable[[Cores], None]] = {'tune': tune, 'final': final, 'tables': tables}
+DO: dict[str, Callable[[Any], None]] = {'tune': tune, 'final': final, 'tables': tables}
 
 
 def main() -> None:
   """Does what the command line asks for."""
   parser = make_parser(__doc__, 'one epoch of two methods on one task; nothing is kept')
   parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
-  parser.add_argument('--workers', type=int, default=2, help='processes, one on a core each')
+  add_runner(parser)
   arguments = parser.parse_args()
+  arguments.runner = runner_of(arguments)
   for do in [quick] if arguments.quick else [DO[part] for part in arguments.parts or DO]:
-    do(Cores(arguments.workers))
+    do(arguments)
 
 
 if __name__ == '__main__':

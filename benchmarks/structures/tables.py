@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.machinery.measuring import print_result, print_table
 from benchmarks.structures import gate, plan
-from benchmarks.structures.jobs import Job, Store
+from benchmarks.structures.jobs import UNKNOWN, Job, Store
 from benchmarks.structures.plan import Method
 from benchmarks.structures.statistics import Difference, answers, broken_down, difference, headroom
 from benchmarks.structures.tasks import TASKS
@@ -133,6 +133,7 @@ def _rounded(found: Difference) -> list[float]:
 
 def print_all(stores: Mapping[str, Store], rates: Rates, budgets: Sequence[int]) -> None:
   """Prints every table of which there are results."""
+  print_others(stores)
   print_rates(stores['tuning'], rates, plan.Trials())
   development = {}
   for budget in budgets:
@@ -150,6 +151,18 @@ def print_all(stores: Mapping[str, Store], rates: Rates, budgets: Sequence[int])
   for part in sets:
     print_breakdowns(part, stores[part])
   print_result('structures', {'development': development, 'gate': gates, **found})
+
+
+def print_others(stores: Mapping[str, Store]) -> None:
+  """Names the versions whose lines are in no table."""
+  for part, store in stores.items():
+    for version, lines in store.others.items():
+      print(
+        f'{part}: {lines:,} lines of version {version} are left out; the tables are of version '
+        f'{store.version}, and --version {version} makes them of the others.'
+      )
+  if any(store.version == UNKNOWN and store.results for store in stores.values()):
+    print('Lines of version unknown were made by several versions; some name a commit.')
 
 
 def print_bar(

@@ -3,23 +3,25 @@
 import base64
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.structures import jobs, plan
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures import plan
-from benchmarks.structures.jobs import Job, Store
+from benchmarks.structures.jobs import UNKNOWN, Job, Store, digest_of
 from benchmarks.structures.laboratory import Model
 from benchmarks.structures.methods import fixed_genome
 from benchmarks.structures.statistics import difference, headroom
-from benchmarks.structures.tables import Row, best_of, budget_table
+from benchmarks.structures.tables import Row, best_of, budget_table, print_others
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.runs.runners import THIS_PROCESS
 from glora_jax.training import loop
 from glora_jax.training.losses import make_loss
 
@@ -100,6 +102,39 @@ def test_results_survive_a_line_that_was_cut_off(tmp_path):
   assert again.results == {first: result}
   again.add(second, result)
   assert Store(str(path)).results == {first: result, second: result}
+
+
+def test_a_store_has_the_results_of_one_version_and_counts_the_others(tmp_path, capsys):
+  path = str(tmp_path / 'results.jsonl')
+  job, result = TRIALS.jobs(('lora:1', 0), 0.1)[0], {'test': [0.5, 1.0]}
+  (tmp_path / 'results.jsonl').write_text(json.dumps({'job': job[:-1], **result}) + '\n')
+  old, new = Store(path, UNKNOWN), Store(path)
+  assert (old.results, new.results, new.others) == ({job: result}, {}, {UNKNOWN: 1})
+  new.add(job, {'test': [0.75, 1.0]})
+  Store(path).add(job, {'test': [0.25, 1.0], 'version': 'another'})
+  again = Store(path)
+  assert again.results == {job: {'test': [0.75, 1.0]}}
+  assert again.others == {UNKNOWN: 1, 'another': 1}
+  print_others({'final': again})
+  assert re.findall(r'1 lines of version (\w+)', capsys.readouterr().out) == [UNKNOWN, 'another']
+
+
+def test_a_version_is_another_where_code_changes_and_not_by_words_about_it(tmp_path):
+  def digest(text):
+    (tmp_path / 'method.py').write_text(text)
+    return digest_of([str(tmp_path / 'method.py')])
+
+  first = digest('def f(x):\n  """One."""\n  return x + 1\n')
+  assert digest('def f( x ):\n  """Two."""\n  return x + 1  # one more\n') == first
+  assert digest('def f(x):\n  """One."""\n  return x + 2\n') != first
+
+
+def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(jobs, 'FOLDER', str(tmp_path))
+  done = []
+  works = {'lora:1@qkv/aligned': lambda: {'number': done.append(1) or len(done)}}
+  results = [dict(jobs.results_of(works, THIS_PROCESS, 'jobs')) for _ in range(2)]
+  assert results == [{'lora:1@qkv/aligned': {'number': 1, 'version': jobs.version()}}] * 2
 
 
 def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure():

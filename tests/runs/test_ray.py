@@ -16,8 +16,7 @@ from few_shot_lists import write_few_shot_lists
 from places import ROOT
 from tiny_runs import all_fields, changed, overrides, start_command, wait_for, without_seconds
 
-from benchmarks.machinery.cores import Cores
-from benchmarks.structures.jobs import Job, Store, run_jobs
+from benchmarks.structures import jobs as benchmark
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.context import never
@@ -208,12 +207,14 @@ def test_without_the_flag_ray_is_not_imported():
   assert printed.stdout.strip() == 'False'
 
 
-def test_trainings_of_a_benchmark_on_ray_are_those_of_a_worker(cluster, tmp_path, monkeypatch):
+def test_trainings_of_a_benchmark_on_ray_are_those_of_this_process(cluster, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  jobs = [Job('digits', name, 0, 1.6e-2, 1000, 1) for name in ('bitfit', 'lora:1@qkv')]
+  jobs = [benchmark.Job('digits', name, 0, 1.6e-2, 1000, 1) for name in ('bitfit', 'lora:1@qkv')]
   found = []
-  for runner in (Cores(1), runners.named(f'ray:{cluster.address}', 'CPU=1')):
-    store = Store(str(tmp_path / f'{type(runner).__name__}.jsonl'))
-    run_jobs(jobs, store, runner)
+  for runner in (runners.THIS_PROCESS, runners.named(f'ray:{cluster.address}', 'CPU=1')):
+    folder = tmp_path / type(runner).__name__
+    monkeypatch.setattr(benchmark, 'FOLDER', str(folder))
+    store = benchmark.Store(str(folder / 'results.jsonl'))
+    benchmark.run_jobs(jobs, store, runner)
     found.append({job: store.results[job]['test'][0] for job in jobs})
   assert found[0] == pytest.approx(found[1], abs=5e-3)
