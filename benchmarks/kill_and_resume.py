@@ -32,9 +32,8 @@ from benchmarks.machinery.measuring import make_parser, print_result
 
 KILLS, QUICK_KILLS = 20, 6
 QUICK_FIELDS = {
-  'supernet.epochs': 8,
-  'finetune.epochs': 4,
   'training.epochs': 8,
+  'finetune.epochs': 4,
   'search.generations': 2,
   'search.population': 10,
   'search.mutations': 5,

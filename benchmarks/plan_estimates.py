@@ -9,7 +9,6 @@ seconds, of all cores, that a whole plan of each model takes. Targets: within 30
 `--quick` takes the embedded ViT. The last line is JSON.
 """
 
-import dataclasses
 import time
 
 import jax
@@ -35,9 +34,8 @@ def shape_of(model: ViT, size: int, batch: int) -> Context:
   """A search with the gradient's structure beside it, by batches of a size."""
   recipe = Recipe(batch_size=batch)
   space = SpaceSettings(ranks=(8,))
-  settings = RunSettings(presets=('gradient',), supernet=recipe, space=space)
-  finetune = dataclasses.replace(settings.finetune, batch_size=batch)
-  return shape_of_run(dataclasses.replace(settings, finetune=finetune), model, size, COUNTS)
+  settings = RunSettings(presets=('gradient',), training=recipe, space=space)
+  return shape_of_run(settings, model, size, COUNTS)
 
 
 def main() -> None:

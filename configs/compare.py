@@ -41,7 +41,7 @@ def get_config(arguments=''):
   config.seed = 0
   config.model.remat = 'dots_saveable'
   config.sampling.largest = 0.5
-  config.supernet.update(
+  config.training.update(
     epochs=36,
     warmup_epochs=3,
     batch_size=64,
@@ -50,7 +50,7 @@ def get_config(arguments=''):
     weight_decay=1e-4,
   )
   config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
-  config.finetune.update(epochs=9, warmup_epochs=1, batch_size=64, final_learning_rate=1e-5)
+  config.finetune.update(epochs=9, warmup_epochs=1)
   config.compare.seeds = 1
   config.compare.budgets = (20_000, 40_000)
   config.compare.methods = (

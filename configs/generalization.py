@@ -29,12 +29,12 @@ def get_config(arguments='all'):
   config.protocol = 'honest'
   config.structure = 'search'
   config.data.update(source=given['source'], root=given['root'], resize='crop')
-  config.augment.update(crop=True, flip=True, rand_augment=True, color_jitter=0.4, erasing=0.25)
+  config.augment.update(crop=0.08, flip=True, rand_augment=9.0, color_jitter=0.4, erasing=0.25)
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
   # Fewer epochs than the official recipe, whose training sets have 1,000 images; all else is its.
-  config.supernet.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
+  config.training.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
-  config.finetune.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
+  config.finetune.epochs = 100
   config = with_settings(config, given['settings'])
   return shrink(config) if given['tiny'] else config

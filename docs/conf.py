@@ -1,7 +1,7 @@
 """Builds the documentation: `pip install -e '.[docs]' && python -m sphinx -W docs docs/_build`.
 
 Pages with code are executed while they are built, from a cache where they have not changed; the
-page of config fields is written from the schema that checks them.
+page of config fields is written from the declarations that check them.
 """
 
 import os

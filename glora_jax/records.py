@@ -1,20 +1,18 @@
 """Files of ours read back: JSON and npz of the kind, the format and the shape that were written.
 
-The shape of JSON is an annotation: `dict[str, float]`, a `TypedDict`, `list[int] | None`. That of
-arrays is an `Array` for each name. What does not fit is one sentence that names the file, the place
-in it and what to do; a bug of ours in reading cannot hide behind it, since nothing is caught.
+The shape of JSON is an annotation, which pydantic checks: `dict[str, float]`, `list[int] | None`, a
+`TypedDict` (of `typing_extensions`, which pydantic asks for). That of arrays is an `Array` for each
+name. What does not fit is one sentence that names the file, the place in it and what to do.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-import math
 import os
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,19 +28,10 @@ from glora_jax.files import (
   read_json,
   write_json,
 )
-from glora_jax.limits import shown
 
 log = logging.getLogger(__name__)
 
 FORMAT_FILE = 'format.json'  # in which a folder says its kind and format
-
-_NOUNS = {
-  bool: 'true or false',
-  int: 'a whole number',
-  float: 'a finite number',
-  str: 'a text',
-  types.NoneType: 'null',
-}
 
 
 class Array(NamedTuple):
@@ -83,8 +72,10 @@ def read_record(path: Path, kind: str, shape: Any, remedy: str = AGAIN) -> Any:
     {'test': 1.5}
   """
   content = read_json(path, kind, remedy)
-  if (reason := mismatch(content, shape)) is not None:
-    raise damaged(path, reason, remedy)
+  try:
+    check_shape(content, shape)
+  except ValueError as error:
+    raise damaged(path, error, remedy) from None
   return content
 
 
@@ -104,8 +95,10 @@ def read_array_record(
     ValueError: the file is damaged, of another kind, of a later version, or holds something else.
   """
   arrays = read_arrays(path, kind, remedy)
-  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
-    raise damaged(path, reason, remedy)
+  try:
+    check_arrays(arrays, expected)
+  except ValueError as error:
+    raise damaged(path, error, remedy) from None
   return arrays
 
 
@@ -129,18 +122,21 @@ def check_folder(folder: Path, kind: str) -> None:
     read_record(path, kind, dict[str, Any], 'remove it')
 
 
-def read_if_whole(path: Path, kind: str) -> dict[str, np.ndarray] | None:
+def read_if_whole(
+  path: Path, kind: str, expected: Mapping[str, Array]
+) -> dict[str, np.ndarray] | None:
   """The arrays of an npz file that can be made again; None where it is missing or damaged.
 
   Args:
     path: path of the file.
     kind: kind that the file must be of.
+    expected: the arrays that it must hold.
 
   Raises:
     LaterVersionError: a later version wrote it.
   """
   try:
-    return read_arrays(path, kind)
+    return read_array_record(path, kind, expected)
   except LaterVersionError:
     raise
   except (OSError, ValueError):
@@ -167,73 +163,74 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
     for text in file:
       try:
         content = json.loads(text)
+        is_stamp = isinstance(content, dict) and content.keys() == {STAMP}
+        if not is_stamp:
+          check_shape(content, shape)
       except (ValueError, RecursionError):
-        content = None
-      if isinstance(content, dict) and content.keys() == {STAMP}:
+        damaged_lines += text.endswith(b'\n')
+        continue
+      if is_stamp:
         check_stamp(path, content[STAMP], kind)
-      elif mismatch(content, shape) is None:
+      else:
         lines.append(content)
-      elif text.endswith(b'\n'):
-        damaged_lines += 1
   if damaged_lines:
     log.warning('%s: %d lines are damaged and left out.', path, damaged_lines)
   return lines
 
 
-def mismatch(value: Any, shape: Any, where: str = '') -> str | None:
-  """Why a value of JSON does not fit an annotation; None where it does.
+def check_shape(value: Any, shape: Any, where: str = '') -> None:
+  """Checks what `json` read.
 
   Args:
     value: what `json` read.
-    shape: bool, int, float, str, None, `Any`, `Literal`, a union, list, dict or `TypedDict`.
+    shape: see `read_record`.
     where: what the sentence calls the value.
 
+  Raises:
+    ValueError: it is of another shape.
+
   Example:
-    >>> mismatch({'test': [1, 'two']}, dict[str, list[int]])
-    "'two' at test[1] is not a whole number"
+    >>> check_shape({'test': [1, 'two']}, dict[str, list[int]])
+    Traceback (most recent call last):
+    ValueError: test[1]='two' should be a valid integer
   """
-  if shape is Any:
-    return None
-  if typing.is_typeddict(shape):
-    return _mismatch_of_typed_dict(value, shape, where)
-  origin, arguments = typing.get_origin(shape), typing.get_args(shape)
-  if origin in (typing.Union, types.UnionType):
-    reasons = [mismatch(value, member, where) for member in arguments]
-    return None if None in reasons else reasons[0]
-  if origin is Literal:
-    return None if value in arguments else _is_not(value, where, f'one of {arguments}')
-  if origin is list:
-    if not isinstance(value, list):
-      return _is_not(value, where, 'a list')
-    return _first(mismatch(item, arguments[0], f'{where}[{n}]') for n, item in enumerate(value))
-  if origin is dict:
-    if not isinstance(value, dict):
-      return _is_not(value, where, 'an object')
-    return _first(mismatch(item, arguments[1], _joined(where, key)) for key, item in value.items())
-  shape = types.NoneType if shape is None else shape
-  return None if _is_a(value, shape) else _is_not(value, where, _NOUNS[shape])
+  import pydantic
+
+  from glora_jax.settings import sentences
+
+  try:
+    _adapter(shape).validate_python((value,))
+  except pydantic.ValidationError as error:
+    raise ValueError(sentences(error, (where,)).partition('\n')[0].rstrip('.')) from None
 
 
-def mismatch_of_arrays(
-  arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
-) -> str | None:
-  """Why arrays are not those that are expected; None where they are.
+@functools.cache
+def _adapter(shape: Any) -> Any:
+  """What validates a tuple of one value: a `TypedDict` itself takes no settings of pydantic's."""
+  import pydantic  # not above, since `adapt` imports this module
+
+  config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+  return pydantic.TypeAdapter(tuple[shape], config=config)
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]) -> None:
+  """Raises ValueError with the reason where arrays are not those that are expected.
 
   Example:
     >>> arrays = {'genomes': np.zeros((3, 7, 5), np.int8), 'loss': np.zeros(2)}
-    >>> expected = {'genomes': Array('i', ('subnet', 7, 5)), 'loss': Array('f', ('subnet',))}
-    >>> mismatch_of_arrays(arrays, expected)
-    'loss is float64 [2] and not [3]'
+    >>> check_arrays(arrays, {'genomes': Array('i', ('n', 7, 5)), 'loss': Array('f', ('n',))})
+    Traceback (most recent call last):
+    ValueError: loss is float64 [2] and not [3]
   """
-  if arrays.keys() != expected.keys():
-    lacking, unknown = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
-    return f'it lacks {min(lacking)}' if lacking else f'it has {min(unknown)}, which is unknown'
+  if lacking := expected.keys() - arrays.keys():
+    raise ValueError(f'it lacks {min(lacking)}')
+  if unknown := arrays.keys() - expected.keys():
+    raise ValueError(f'it has {min(unknown)}, which is unknown')
   lengths: dict[str, int] = {}
   for name, array in arrays.items():
     reason = _mismatch_of_array(array, expected[name], lengths)
     if reason is not None:
-      return f'{name} {reason}'
-  return None
+      raise ValueError(f'{name} {reason}')
 
 
 def _mismatch_of_array(array: np.ndarray, expected: Array, lengths: dict[str, int]) -> str | None:
@@ -252,37 +249,3 @@ def _mismatch_of_array(array: np.ndarray, expected: Array, lengths: dict[str, in
   if expected.finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
     return f'{described} with numbers that are not finite'
   return None
-
-
-def _mismatch_of_typed_dict(value: Any, shape: Any, where: str) -> str | None:
-  if not isinstance(value, dict):
-    return _is_not(value, where, 'an object')
-  if lacking := shape.__required_keys__ - value.keys():
-    return f'{_joined(where, min(lacking))} is missing'
-  hints = typing.get_type_hints(shape)
-  return _first(
-    mismatch(value[name], hint, _joined(where, name))
-    for name, hint in hints.items()
-    if name in value
-  )
-
-
-def _first(reasons: Any) -> str | None:
-  return next((reason for reason in reasons if reason is not None), None)
-
-
-def _joined(where: str, name: str) -> str:
-  return f'{where}.{name}' if where else name
-
-
-def _is_not(value: Any, where: str, wanted: str) -> str:
-  place = f' at {where}' if where else ''
-  return f'{shown(value)}{place} is not {wanted}'
-
-
-def _is_a(value: Any, kind: type) -> bool:
-  """Whether a value of JSON is of a type; a whole number is a number, true is none."""
-  if kind is float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and (isinstance(value, int) or math.isfinite(value))
-  return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

@@ -18,7 +18,7 @@ README = ROOT / 'README.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 BUILT = ('config.md', 'notebooks/', '_build/')  # by docs/conf.py, and not committed
 PAGES = [page for page in PAGES if not any(part in str(page) for part in BUILT)]
-FIELDS = {name for name, _ in schema.walk(config.RunSettings())}
+FIELDS = {name for name, *_ in schema.walk(config.RunSettings())}
 
 
 def name_of(page):

@@ -113,17 +113,16 @@ def start(backbone, tmp_path_factory):
   fields = {
     'model.weights': backbone,
     'budget': 1000,
-    'supernet.epochs': 2,
-    'supernet.warmup_epochs': 1,
-    'supernet.accumulate': 2,
-    'supernet.learning_rate': 1e-2,
+    'training.epochs': 2,
+    'training.warmup_epochs': 1,
+    'training.accumulate': 2,
+    'training.learning_rate': 1e-2,
     'search.population': 6,
     'search.generations': 1,
     'search.parents': 3,
     'search.mutations': 3,
     'search.crossovers': 3,
     'finetune.epochs': 0,
-    'finetune.warmup_epochs': 0,
   }
 
   def start(workdir, devices, *more):

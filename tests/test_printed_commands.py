@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 from places import ROOT
 
-from glora_jax.runs import command_line, schema, terminal
-from glora_jax.runs.config import RunSettings
+from glora_jax.runs import command_line, terminal
+from glora_jax.runs.config import check_config
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 PAGES = [page for page in PAGES if not {'_build', 'notebooks'} & {*page.parts}]
@@ -42,4 +42,4 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
   for name in {*terminal.own_flags()} - {'config'}:
     values[name] = copy.deepcopy(flags.FLAGS[name])
   assert values(command_line.with_paths(['main', *words])) == ['main']
-  schema.build(RunSettings, values.config.to_dict())
+  check_config(values.config)

@@ -219,8 +219,7 @@ def fields_of(kind: str, shared: pathlib.Path) -> dict[str, Any]:
       'task': f'fewshot/{_SUITE}/16/all',
       'data.source': 'lists',
       'data.root': str(root),
-      'finetune.batch_size': 32,
-      'supernet.batch_size': 32,
+      'training.batch_size': 32,
     }
   return {}
 

@@ -28,17 +28,14 @@ SHORT = {
   'model.remat': 'dots_saveable',
   'budget': 20_000,
   'presets': ('lora', 'gradient'),
-  'supernet.epochs': 5,
-  'supernet.warmup_epochs': 1,
-  'supernet.learning_rate': 4e-3,
+  'training.epochs': 5,
+  'training.warmup_epochs': 1,
+  'training.learning_rate': 4e-3,
   'search.population': 8,
   'search.generations': 2,
   'search.parents': 3,
   'search.mutations': 4,
   'search.crossovers': 3,
-  'training.epochs': 5,
-  'training.warmup_epochs': 0,
-  'training.learning_rate': 2e-3,
   'finetune.epochs': 1,
   'finetune.warmup_epochs': 0,
   'finetune.learning_rate': 2e-3,
@@ -103,7 +100,11 @@ def _sha256(path: pathlib.Path) -> str:
 def _runs() -> dict[str, Values]:
   return {
     'search': {},
-    'gradient': {'structure': 'gradient'},
+    'gradient': {
+      'structure': 'gradient',
+      'training.warmup_epochs': 0,
+      'training.learning_rate': 2e-3,
+    },
     'pareto, augmented': {
       'search.mode': 'pareto',
       'augment.flip': True,

@@ -89,7 +89,7 @@ def build(case: Case) -> Program:
   recipe = Recipe(batch_size=case.batch * chips)
   settings = RunSettings(
     presets=('gradient',),
-    supernet=recipe,
+    training=recipe,
     space=SpaceSettings(ranks=(rank,)),
     model=ModelSettings(dtype='bfloat16', base_dtype='bfloat16'),
     mesh=MeshSettings(base=case.base),

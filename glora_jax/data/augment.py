@@ -5,26 +5,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from glora_jax.data import operations, rand_augment
 from glora_jax.data.normalization import Normalization, normalize
-from glora_jax.limits import Limits, check_fields
+from glora_jax.settings import Flag, Number, Whole, declared
 
-RANGES: Mapping[str, Limits] = {
-  'crop_scale': Limits(above=0, at_most=1),
-  'shift': Limits(at_least=0),
-  'color_jitter': Limits(at_least=0),
-  'magnitude': Limits(at_least=0, at_most=rand_augment.MAX_MAGNITUDE),
-  'erasing': Limits(at_least=0, at_most=1),
-  'mixup': Limits(at_least=0),
-}
+_MAX_MAGNITUDE = rand_augment.MAX_MAGNITUDE
 _DRAWS_PER_BOX = 10  # as torchvision and timm
 _ERASED_AREA = (0.02, 1 / 3)  # as timm
 _ERASED_RATIO = (0.3, 1 / 0.3)
@@ -275,22 +267,9 @@ def mixup(
   return mix(images), mix(labels)
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class Augmentation:
   """What is done to training images, in the order of the fields; all of it is off by default.
-
-  Attributes:
-    crop: whether `random_resized_crop` is applied, to shares of the area within `crop_scale`; of
-      the squares that images are kept as, so that it sees neither more pixels than these have nor
-      what `data.resize` has cut off.
-    crop_scale: least and largest share of the area.
-    flip: whether `random_flip` is applied.
-    shift: most pixels of `random_shift`.
-    color_jitter: strength of `color_jitter`.
-    rand_augment: whether `rand_augment` is applied, with `magnitude`.
-    magnitude: magnitude of `rand_augment` on timm's scale of 0 to 10.
-    erasing: probability of `random_erasing`.
-    mixup: alpha of `mixup`, which needs the labels: `apply` leaves it to its caller.
 
   Raises:
     ValueError: a value cannot be.
@@ -302,20 +281,29 @@ class Augmentation:
     dtype('float32')
   """
 
-  crop: bool = False
-  crop_scale: tuple[float, float] = (0.08, 1.0)
-  flip: bool = False
-  shift: int = 0
-  color_jitter: float = 0.0
-  rand_augment: bool = False
-  magnitude: float = 9.0
-  erasing: float = 0.0
-  mixup: float = 0.0
-
-  def __post_init__(self):
-    check_fields(self, RANGES)
-    if self.crop_scale[0] > self.crop_scale[1]:
-      raise ValueError(f'crop_scale={self.crop_scale} must be the smallest share and the largest.')
+  crop: Number = Field(
+    default=0.0,
+    ge=0,
+    le=1,
+    description='least share of the area that `random_resized_crop` takes, 0.08 for instance, of '
+    'the squares that images are kept as, so that it sees neither more pixels than these have nor '
+    'what `data.resize` has cut off; 0 for no crops',
+  )
+  flip: Flag = Field(default=False, description='whether `random_flip` is applied')
+  shift: Whole = Field(default=0, ge=0, description='most pixels of `random_shift`')
+  color_jitter: Number = Field(default=0.0, ge=0, description='strength of `color_jitter`')
+  rand_augment: Number = Field(
+    default=0.0,
+    ge=0,
+    le=_MAX_MAGNITUDE,
+    description="magnitude of `rand_augment` on timm's scale of 0 to 10, mostly 9; 0 for none",
+  )
+  erasing: Number = Field(default=0.0, ge=0, le=1, description='probability of `random_erasing`')
+  mixup: Number = Field(
+    default=0.0,
+    ge=0,
+    description='alpha of `mixup`, which needs the labels: `apply` leaves it to its caller',
+  )
 
   def check_size(self, size: int) -> None:
     """Checks that images of a size can be augmented.
@@ -353,13 +341,12 @@ class Augmentation:
     height, width = images.shape[1:3]
     if not self.crop and (height, width) != (size, size):
       raise ValueError(
-        f'Images of {height} x {width} pixels are not of size={size}, '
-        'and only crop=True resizes them.'
+        f'Images of {height} x {width} pixels are not of size={size}, and only a crop resizes them.'
       )
     keys = jax.random.split(key, 6)
     crop_key, flip_key, shift_key, color_key, operations_key, erasing_key = keys
     if self.crop:
-      images = random_resized_crop(crop_key, images, size, self.crop_scale)
+      images = random_resized_crop(crop_key, images, size, (self.crop, 1.0))
     if self.flip:
       images = random_flip(flip_key, images)
     if self.shift:
@@ -367,7 +354,7 @@ class Augmentation:
     if self.color_jitter:
       images = color_jitter(color_key, images, self.color_jitter)
     if self.rand_augment:
-      images = rand_augment.rand_augment(operations_key, images, self.magnitude)
+      images = rand_augment.rand_augment(operations_key, images, self.rand_augment)
     images = normalize(images, normalization)
     if self.erasing:
       images = random_erasing(erasing_key, images, self.erasing)

@@ -24,7 +24,7 @@ from glora_jax.data.pipeline import (
 from glora_jax.data.task import Task, require_measurable
 from glora_jax.files import write_arrays
 from glora_jax.limits import listed, printable
-from glora_jax.records import Array, mismatch_of_arrays, read_if_whole
+from glora_jax.records import Array, read_if_whole
 
 KIND = 'checked images'  # of the file that remembers
 _ADVICE = 'Put them back as they were, or take a new workdir.'
@@ -160,8 +160,7 @@ def _look_at(
 
 def _read(path: str) -> tuple[np.ndarray, np.ndarray | None]:
   """The keys of readable images, and which were left out; none where the file is damaged."""
-  arrays = read_if_whole(path, KIND) or {}
   expected = {'readable': Array('u', ('known',)), 'is_left_out': Array('b', ('image',))}
-  if mismatch_of_arrays(arrays, expected) is not None:
+  if (arrays := read_if_whole(path, KIND, expected)) is None:
     return np.zeros(0, np.uint64), None
   return arrays['readable'], arrays['is_left_out']

@@ -24,7 +24,7 @@ from glora_jax.data.examples import Examples, Part
 from glora_jax.data.image import ResizeRule, resize
 from glora_jax.files import write_arrays, writing
 from glora_jax.limits import printable
-from glora_jax.records import Array, mismatch_of_arrays, read_if_whole
+from glora_jax.records import Array, read_if_whole
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +128,7 @@ def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bo
   """The arrays in a file of the cache; None where they are not what was written for the key."""
   side = image_size
   expected = {'images': Array('u', ('image', side, side, 3)), 'labels': Array('i', ('image',))}
-  arrays = read_if_whole(path, 'images') or {}
-  if mismatch_of_arrays(arrays, expected) is not None:
+  if (arrays := read_if_whole(path, 'images', expected)) is None:
     return None
   split = Split(**arrays)
   return split if skip_broken or np.array_equal(split.labels, labels) else None

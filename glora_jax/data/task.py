@@ -10,23 +10,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from glora_jax.data.examples import Examples, Joined, OpenedSplit, Split
 from glora_jax.limits import shown
+from glora_jax.settings import Text, declared
 
 SourceKind = Literal['tfds', 'noah', 'lists']
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class Source:
   """Where a task's images come from.
-
-  Attributes:
-    dir: folder of TFDS; None for its default.
-    source: 'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot lists);
-      None for the first kind that the task has.
-    root: folder that holds what 'noah' and 'lists' read.
-    version: version of the TFDS data set, in place of the benchmark's.
 
   The user's home, `~`, is filled in where a folder begins with it.
 
@@ -37,10 +32,18 @@ class Source:
     'tfds'
   """
 
-  dir: str | None = None
-  source: SourceKind | None = None
-  root: str | None = None
-  version: str | None = None
+  dir: Text | None = Field(default=None, description='folder of TFDS; None for its default')
+  source: SourceKind | None = Field(
+    default=None,
+    description="'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot "
+    'lists); None for the first kind that the task has',
+  )
+  root: Text | None = Field(
+    default=None, description="folder that holds what 'noah' and 'lists' read"
+  )
+  version: Text | None = Field(
+    default=None, description="version of the TFDS data set, in place of the benchmark's"
+  )
 
   def __post_init__(self):
     for name in ('dir', 'root'):

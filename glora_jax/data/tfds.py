@@ -23,7 +23,7 @@ from glora_jax.data.image import decode, from_array
 from glora_jax.data.task import Task
 from glora_jax.files import write_arrays
 from glora_jax.limits import shown
-from glora_jax.records import read_if_whole
+from glora_jax.records import Array, read_if_whole
 
 log = logging.getLogger(__name__)
 
@@ -220,9 +220,9 @@ class TfdsExamples:
     number = len(self.source)
     if self.record is None or number < FEWEST_REMEMBERED:
       return self._read_labels()
-    labels = (read_if_whole(self.record, _LABELS) or {}).get('labels')
-    if labels is not None and labels.dtype == np.int32 and labels.shape == (number,):
-      return labels
+    remembered = read_if_whole(self.record, _LABELS, {'labels': Array('i', (number,))})
+    if remembered is not None:
+      return remembered['labels']
     labels = self._read_labels()
     try:
       write_arrays(self.record, {'labels': labels}, _LABELS)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import TypedDict
 
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.limits import check_path, check_type, printable
@@ -25,7 +26,7 @@ from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import split_arrays
 from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
-from glora_jax.records import mismatch
+from glora_jax.records import check_shape
 from glora_jax.tree import differences, fingerprint, flatten, path_name, replace
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
@@ -254,8 +255,10 @@ def _rescale(adapted: Adapted, supports: Any, scales: Sequence[float]) -> None:
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   """Raises ValueError unless metadata say what those of an adapter must, of each row."""
-  if (reason := mismatch(metadata, _Metadata)) is not None:
-    raise damaged(path, f'of its metadata {reason}', _AGAIN)
+  try:
+    check_shape(metadata, _Metadata)
+  except ValueError as error:
+    raise damaged(path, f'of its metadata {error}', _AGAIN) from None
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
     raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)

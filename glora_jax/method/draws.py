@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import Domain, Limits, shown, whole_number
+from glora_jax.limits import check_whole, plain, shown, whole_number
 from glora_jax.method.genomes import (
   alleles_at,
   count_params,
@@ -23,8 +23,6 @@ from glora_jax.method.genomes import (
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec, check_spec
 
-_NUMBER = Domain(int, limits=Limits(at_least=0))
-_SHARE = Domain(float, limits=Limits(at_least=0, at_most=1))
 _ROUNDS = 8  # of rejection, after which genomes are repaired instead
 
 
@@ -55,7 +53,9 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     >>> genome.shape, genome[0, :4].tolist(), int(genome[0, 4]) in (0, 1, 2)
     ((1, 5), [0, 3, 0, 0], True)
   """
-  largest = _SHARE.check(largest, 'largest')
+  largest = plain(largest)
+  if type(largest) not in (int, float) or not 0 <= largest <= 1:
+    raise ValueError(f'largest={shown(largest)} must be a probability, from 0 to 1.')
   check_spec(spec)
   check_key(key)
   choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
@@ -135,7 +135,7 @@ def random_genomes(
     >>> population.shape, bool(count_params(spec, population).max() <= 200)
     ((100, 2, 5), True)
   """
-  number = _NUMBER.check(number, 'number')
+  number = check_whole(number, 'number')
   if not isinstance(rng, np.random.Generator):
     raise ValueError(f'rng={shown(rng)} must be a NumPy generator, as np.random.default_rng(0).')
   budget = require_feasible(spec, budget)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import TypedDict
 
 from glora_jax.files import first_line
 from glora_jax.limits import listed, shown
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor, check_spec
-from glora_jax.records import mismatch
+from glora_jax.records import check_shape
 
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
@@ -381,8 +382,11 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
       ) from error
   if isinstance(codes, Mapping):
     names, codes = codes.get('layers'), codes.get('genome')
-  if names is not None and (reason := mismatch(names, list[NamedAlleles], 'layers')) is not None:
-    raise ValueError(f'The genome cannot be read: {reason}; {_EXPECTED}.')
+  if names is not None:
+    try:
+      check_shape(names, list[NamedAlleles], 'layers')
+    except ValueError as error:
+      raise ValueError(f'The genome cannot be read: {error}; {_EXPECTED}.') from None
   if names is not None and len(names) == len(spec):
     ordered = _in_order(spec, names)
     codes = [_codes_of_names(layer, row) for layer, row in zip(spec, ordered, strict=True)]

@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glora_jax.files import first_line
-from glora_jax.limits import Domain, shown
+from glora_jax.limits import check_flag, shown
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.validation import check_spaces
 from glora_jax.tree import Path, path_name
 
 Pattern = str | re.Pattern[str]
 Selector = Pattern | Sequence[Pattern] | Callable[[str], bool]
-_CONVS = Domain.of_annotation(bool)
 
 
 def matches(selector: Selector, name: str) -> bool:
@@ -109,7 +108,7 @@ class Selection:
         )
     if not _is_list(self.ties, object) or not all(_is_list(tie, str) for tie in self.ties):
       raise ValueError(f'ties={shown(self.ties)} must be a list of lists of names.')
-    object.__setattr__(self, 'convs', _CONVS.check(self.convs, 'convs'))
+    object.__setattr__(self, 'convs', check_flag(self.convs, 'convs'))
 
   @property
   def spaces(self) -> Mapping[str, SearchSpace]:

@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.limits import MOST_COUNTED, Domain, Limits, listed, plain, shown, whole_number
+from glora_jax.limits import (
+  MOST_COUNTED,
+  check_flag,
+  check_type,
+  check_whole,
+  is_finite,
+  listed,
+  plain,
+  shown,
+  whole_number,
+)
 
 Tensor = Literal['A', 'B', 'C', 'D', 'E']
 
@@ -28,10 +38,7 @@ FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
 LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 # Genomes are int8, and the codes of ranks follow those of the flat forms.
 MOST_RANKS = int(np.iinfo(np.int8).max) + 1 - max(len(FLAT_FORMS[t]) for t in LORA_TENSORS)
-_IS = Domain(bool)
-_SCALE = Domain(float, limits=Limits(above=0))
-_SIDE = Domain(int, limits=Limits(at_least=1, at_most=2**24))
-_NAME = Domain(str)
+_MOST_FEATURES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +84,11 @@ class SearchSpace:
   def __post_init__(self):
     object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
     for name in ('tied', 'one_shift'):
-      object.__setattr__(self, name, _IS.check(getattr(self, name), name))
-    object.__setattr__(self, 'scale', _SCALE.check(self.scale, 'scale'))
+      object.__setattr__(self, name, check_flag(getattr(self, name), name))
+    scale = plain(self.scale)
+    if type(scale) not in (int, float) or not is_finite(scale) or scale <= 0:
+      raise ValueError(f'scale={shown(scale)} must be a finite number above 0.')
+    object.__setattr__(self, 'scale', scale)
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
     if self.one_shift and not all(0 in getattr(self, tensor) for tensor in ('C', 'E')):
@@ -196,13 +206,13 @@ class Layer:
   space: SearchSpace = SearchSpace()
 
   def __post_init__(self):
-    _NAME.check(self.name, 'name')
+    check_type(self.name, str, 'name')
     for name in ('in_features', 'out_features'):
-      side = _SIDE.check(getattr(self, name), f'{listed([self.name])}: {name}')
+      label = f'{listed([self.name])}: {name}'
+      side = check_whole(getattr(self, name), label, 1, _MOST_FEATURES)
       object.__setattr__(self, name, side)
-    object.__setattr__(self, 'bias', _IS.check(self.bias, 'bias'))
-    if not isinstance(self.space, SearchSpace):
-      raise ValueError(f'space={shown(self.space)} must be a SearchSpace.')
+    object.__setattr__(self, 'bias', check_flag(self.bias, 'bias'))
+    check_type(self.space, SearchSpace, 'space')
 
   def offered(self, tensor: Tensor) -> tuple[int, ...]:
     """Codes on offer; only 'none' for C, D and E without bias, and for C where E is smaller."""

@@ -13,7 +13,6 @@ import flax
 
 from glora_jax.data.normalization import Normalization
 from glora_jax.files import Path, check_metadata
-from glora_jax.limits import Domain
 from glora_jax.models import hub
 from glora_jax.models.containers import (
   Container,
@@ -41,6 +40,7 @@ from glora_jax.models.metadata import (
 from glora_jax.models.resize import find_grid
 from glora_jax.models.translate import Origin, PlainNames, read_params, stack
 from glora_jax.models.vit import ViT, describe, expected_params
+from glora_jax.settings import Text, taken
 
 log = logging.getLogger(__name__)
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
@@ -109,7 +109,7 @@ def load(
     )
   check_vit_fields(fields)
   check_facts({'image_size': image_size, 'normalization': normalization})
-  Domain(str, optional=True).check(key, 'key')
+  taken(key, 'key', Text | None)
   tensors = open_tensors(locate(hub.local(path)), key)
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from glora_jax.files import Path, first_line, write_json, write_safetensors
-from glora_jax.limits import Domain, check_path, check_type, shown
+from glora_jax.limits import check_path, check_type, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
 from glora_jax.method.groups import check_storage
@@ -32,6 +32,7 @@ from glora_jax.models.peft_names import (
   naming_to_read,
   naming_to_write,
 )
+from glora_jax.settings import Text, taken
 from glora_jax.tree import flatten, path_name, replace
 
 CONFIG = 'adapter_config.json'
@@ -117,7 +118,7 @@ def save_peft(
     (['layers.0.fc'], 4, 8)
   """
   folder = check_path(folder)
-  Domain(str, optional=True).check(base, 'base')
+  taken(base, 'base', Text | None)
   check_type(adapted, Adapted, 'adapted')
   adapted, genome = adapted.fixed(genome, 'save_peft')
   adapted.check_variables(variables)

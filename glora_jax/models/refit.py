@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.limits import Domain, Limits
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.load import Checkpoint
 from glora_jax.models.metadata import check_facts, shortest, sides
 from glora_jax.models.resize import check_patches, resize_patch_embed, resize_pos_embed
 from glora_jax.models.vit import ViT
+from glora_jax.settings import Whole, taken
 
 # Resizing takes a matrix of the pixels of both patches.
-_PATCH = Domain.of_annotation(int | None, Limits(at_least=1, at_most=256))
-_CLASSES = Domain.of_annotation(int | None, Limits(at_least=0))
 
 
 def refit(
@@ -56,8 +54,8 @@ def refit(
     ((96, 3), 56)
   """
   check_facts({'image_size': image_size})
-  patch_size = _PATCH.check(patch_size, 'patch_size')
-  num_classes = _CLASSES.check(num_classes, 'num_classes')
+  patch_size = taken(patch_size, 'patch_size', Whole | None, ge=1, le=256)
+  num_classes = taken(num_classes, 'num_classes', Whole | None, ge=0)
   params = dict(params)
   metadata = dict(metadata)
   old_size = sides(metadata['image_size'])

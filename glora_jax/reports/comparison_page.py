@@ -41,8 +41,8 @@ COLORS = {'search': 'red', 'gradient': 'teal'}
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}
 _REMEDY = (
   'Such a method may train, in a new workdir, at a lower rate (compare.rate, compare.rates), with '
-  'bounded gradients (supernet.max_grad_norm=1, and finetune.max_grad_norm=1 for what is searched) '
-  'or for more epochs (supernet.epochs).'
+  'bounded gradients (training.max_grad_norm=1) '
+  'or for more epochs (training.epochs).'
 )
 
 

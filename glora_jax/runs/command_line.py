@@ -19,7 +19,7 @@ import textwrap
 import threading
 import urllib.parse
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import ml_collections
@@ -97,11 +97,28 @@ class PageFlag(flags.BooleanFlag):
       show(self._text())
 
 
-def fields_page() -> str:
-  """Every field of a config: name, default, type, range and meaning."""
+class FieldsFlag(PageFlag):
+  """A page of the fields that people need, and with `=all` of all fields."""
+
+  def parse(self, argument: Any) -> None:
+    """Prints the page where the flag is given."""
+    if argument == 'all':
+      show(fields_page(()))
+    super().parse(argument)
+
+
+def fields_page(only: Collection[str] | None = None) -> str:
+  """Fields of a config: name, default, type, range and meaning.
+
+  Args:
+    only: dotted names; empty for all fields, None for those that people need.
+  """
   from glora_jax.runs import config, schema
 
-  return schema.describe(config.RunSettings())
+  settings = config.RunSettings()
+  page = schema.describe(settings, config.NEEDED if only is None else only)
+  rest = '' if only is not None else '\n\n--help_config=all shows all fields.'
+  return f'{page}{rest}'
 
 
 def inventory_page() -> str:
@@ -149,7 +166,9 @@ LIST = flags.DEFINE_flag(
   )
 )
 HELP_CONFIG = flags.DEFINE_flag(
-  PageFlag('help_config', fields_page, 'Show every field of a config, and end.')
+  FieldsFlag(
+    'help_config', fields_page, 'Show the fields of a config that people need, =all all, and end.'
+  )
 )
 
 
@@ -242,7 +261,7 @@ def _given_config() -> ml_collections.ConfigDict:
   if CONFIG.value is None and not paths:
     raise ValueError(
       'A config is needed; give --config NAME_OR_FILE, --config quickstart for instance. '
-      '--help_config lists its fields.'
+      '--help_config shows its fields.'
     )
   # ml_collections keeps an OSError that the file raised until a field is asked for.
   if isinstance(error := getattr(CONFIG.value, '_error', None), OSError):

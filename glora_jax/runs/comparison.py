@@ -15,10 +15,11 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import ml_collections
 import numpy as np
+from typing_extensions import TypedDict
 
 from glora_jax import tree
 from glora_jax.data.catalog import require_apart
@@ -157,7 +158,7 @@ def _report(
     'weights': settings.model.weights,
     **recorded_weights(context.workdir),
     'seeds': seeds,
-    'epochs': settings.recipe.epochs,
+    'epochs': settings.training.epochs,
     'finetune_epochs': settings.finetuning.epochs,
     'rates': list(compare.rates),
     'rate': rates,
@@ -206,7 +207,7 @@ def _diverged(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
 def _teller_of_guessing(context: Context) -> Callable[[TrainedSubnet, Mapping[str, Any]], str]:
   """What says so of subnets that end in guessing, unless so few steps may well teach nothing."""
   labels = np.asarray(context.data('val').labels)
-  recipe = context.settings.recipe
+  recipe = context.settings.training
   steps_per_epoch = recipe.steps_per_epoch(len(context.task.open('train').labels))
 
   def tell(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:

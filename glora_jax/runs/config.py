@@ -4,7 +4,7 @@
 `default_config` made from it; `check_config` turns one back into `RunSettings` before anything
 starts. All fields with types, defaults, ranges and meanings are printed by
 
-    python -m glora_jax.main --help_config
+    python -m glora_jax.main --help_config=all
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
+import pydantic
+from pydantic import AfterValidator, Field
 
-from glora_jax.data.augment import RANGES as AUGMENTATION_RANGES
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import expand
 from glora_jax.files import first_line
@@ -27,7 +28,6 @@ from glora_jax.limits import plain, shown
 from glora_jax.method import draws
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.runs import schema
-from glora_jax.runs.schema import field, subsection
 from glora_jax.runs.sections import (
   GRADIENT,
   LEAST_SEED,
@@ -47,21 +47,44 @@ from glora_jax.runs.sections import (
   check_row,
   check_structure,
 )
-from glora_jax.search.evolution import RANGES as EVOLUTION_RANGES
 from glora_jax.search.evolution import Evolution
-from glora_jax.training.consistency import RANGES as CONSISTENCY_RANGES
+from glora_jax.settings import (
+  Integer,
+  Number,
+  Several,
+  Text,
+  Whole,
+  declared,
+  passing,
+  sentences,
+)
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.recipe import RANGES as RECIPE_RANGES
 from glora_jax.training.recipe import Recipe
-from glora_jax.training.sampling import RANGES as SAMPLING_RANGES
 from glora_jax.training.sampling import Sampling
 
+NEEDED = (  # by people; `--help_config` shows these
+  'job',
+  'task',
+  'protocol',
+  'structure',
+  'seed',
+  'budget',
+  'presets',
+  'model.weights',
+  'model.image_size',
+  'model.dtype',
+  'augment.flip',
+  'training.epochs',
+  'training.batch_size',
+  'training.learning_rate',
+  'finetune.epochs',
+)
 _BOOLEANS = {'True': True, 'False': False}
 _BY_TASK = ('budget', 'learning_rate')
 _MOST_NAMES = 30  # that a sentence lists in full
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class RunSettings:
   """All that a config says of a run, a comparison or a suite.
 
@@ -69,45 +92,51 @@ class RunSettings:
   come with the package.
   """
 
-  job: Literal['adapt', 'compare'] = field(
-    'adapt', "'adapt' searches a subnet for the task, 'compare' puts methods side by side on it"
+  job: Literal['adapt', 'compare'] = Field(
+    default='adapt',
+    description="'adapt' searches a structure for the task, 'compare' puts methods side by side "
+    'on it',
   )
-  task: str = field('digits', "name of the task; 'vtab/all' and the like stand for several")
+  task: Text = Field(
+    default='digits', description="name of the task; 'vtab/all' and the like stand for several"
+  )
   data: DataSettings = DataSettings()
-  protocol: Literal['honest', 'paper'] = field(
-    'honest',
-    "images that are searched on: 'honest' takes the validation images; 'paper' trains on "
-    'train+val, searches on test, and says so wherever its numbers appear',
+  protocol: Literal['honest', 'paper'] = Field(
+    default='honest',
+    description="images that are searched on: 'honest' takes the validation images; 'paper' trains "
+    'on train+val, searches on test, and says so wherever its numbers appear',
   )
-  structure: str = field(
-    SEARCH,
-    "where the structure comes from: 'search' (a supernet is trained and searched), 'gradient' "
-    "(read off one gradient, `allocation`), a preset ('lora:2@qkv', see `glora_jax.preset`), or "
-    'the path of a genome.json; all but the first are trained alone by `training`',
-    check=check_structure,
+  structure: Annotated[Text, passing(check_structure)] = Field(
+    default=SEARCH,
+    description="where the structure comes from: 'search' (a supernet is trained and searched), "
+    "'gradient' (read off one gradient, `allocation`), a preset ('lora:2@qkv', see "
+    '`glora_jax.preset`), or the path of a genome.json',
   )
-  seed: int = field(42, 'seed of all randomness', at_least=LEAST_SEED, at_most=MOST_SEED)
+  seed: Integer = Field(
+    default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
+  )
   model: ModelSettings = ModelSettings()
   space: SpaceSettings = SpaceSettings()
-  budget: float | None = field(
-    None, 'most trained parameters, head not counted, a whole number; None for no limit'
+  budget: Annotated[Number, AfterValidator(draws.check_budget)] | None = Field(
+    default=None,
+    description='most trained parameters, head not counted, a whole number; None for no limit',
   )
-  augment: Augmentation = subsection(Augmentation(), **AUGMENTATION_RANGES)
-  supernet: Recipe = subsection(Recipe(), **RECIPE_RANGES)
-  sampling: Sampling = subsection(Sampling(), **SAMPLING_RANGES)
-  consistency: Consistency = subsection(Consistency(), **CONSISTENCY_RANGES)
-  search: Evolution = subsection(Evolution(), **EVOLUTION_RANGES)
-  finetune: Finetuning = subsection(Finetuning(), **RECIPE_RANGES)
+  augment: Augmentation = Augmentation()
+  training: Recipe = Recipe()
+  sampling: Sampling = Sampling()
+  consistency: Consistency = Consistency()
+  search: Evolution = Evolution()
+  finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()
-  training: Recipe = subsection(Recipe(), **RECIPE_RANGES)
-  presets: Sequence[str] = field(
-    (),
-    "baselines beside the linear probe, each trained alone by the supernet's recipe, where none is "
-    "searched by `training`: 'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and "
-    "beside a search 'gradient'",
-    check=check_row,
+  presets: Several[Annotated[Text, passing(check_row)]] = Field(
+    default=(),
+    description='baselines beside the linear probe, each trained alone by the same recipe: '
+    "'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and beside a search "
+    "'gradient'",
   )
-  checkpoint_epochs: int = field(10, 'epochs between two saved training states', at_least=1)
+  checkpoint_epochs: Whole = Field(
+    default=10, ge=1, description='epochs between two saved training states'
+  )
   mesh: MeshSettings = MeshSettings()
   compare: Comparison = Comparison()
   distributed: DistributedSettings = DistributedSettings()
@@ -115,33 +144,23 @@ class RunSettings:
   watch: WatchSettings = WatchSettings()
 
   def __post_init__(self):
-    draws.check_budget(self.budget)
-    for holds, sentence in _relations(self):
-      if not holds:
-        raise ValueError(sentence)
+    mistakes = [sentence for holds, sentence in _relations(self) if not holds]
+    try:
+      self.finetuning  # noqa: B018, whose fields may not fit together
+    except ValueError as error:
+      mistakes.append(f'finetune.{error}')
     if self.has_gradient:
-      self.allocation.shortened(self.recipe_alone)
-
-  @property
-  def recipe(self) -> Recipe:
-    """How a job trains."""
-    return self.recipe_alone
+      try:
+        self.allocation.shortened(self.training)
+      except ValueError as error:
+        mistakes.append(f'training.{error}')
+    if mistakes:
+      raise ValueError('\n'.join(mistakes))
 
   @property
   def finetuning(self) -> Recipe:
-    """How a searched structure is trained on."""
-    return self.finetune
-
-  @property
-  def recipe_alone(self) -> Recipe:
-    """How a structure is trained by itself, from the pretrained model."""
-    return getattr(self, self.section_alone)
-
-  @property
-  def section_alone(self) -> str:
-    """The section of `recipe_alone`: the supernet's where there is one."""
-    searches = self.job == 'compare' or self.structure == SEARCH
-    return 'supernet' if searches else 'training'
+    """The recipe by which a searched structure is trained on, from the supernet's weights."""
+    return self.finetune.recipe(self.training)
 
   @property
   def has_gradient(self) -> bool:
@@ -171,7 +190,7 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
   """Whether fields get what they demand of each other, and the sentence for where not."""
   alone = settings.job != 'compare'
   profile, traceable = settings.watch.profile, settings.traceable
-  own_epochs, epochs = settings.finetune.epochs, settings.supernet.epochs
+  own_epochs, epochs = settings.finetune.epochs, settings.training.epochs
   yield from (
     (
       alone or settings.protocol == 'honest',
@@ -207,14 +226,14 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
     ),
     (
       alone or own_epochs < epochs,
-      f'finetune.epochs={own_epochs} are a part of supernet.epochs={epochs} in a comparison, and '
+      f'finetune.epochs={own_epochs} are a part of training.epochs={epochs} in a comparison, and '
       'must be fewer.',
     ),
     (
       alone
       or SEARCH not in settings.compare.methods
-      or settings.supernet.warmup_epochs <= epochs - own_epochs,
-      f'supernet.warmup_epochs={settings.supernet.warmup_epochs} is more than the '
+      or settings.training.warmup_epochs <= epochs - own_epochs,
+      f'training.warmup_epochs={settings.training.warmup_epochs} is more than the '
       f'{epochs - own_epochs} epochs that finetune.epochs={own_epochs} leave to the supernet in a '
       'comparison; lower one of the two.',
     ),
@@ -236,8 +255,8 @@ def default_config() -> ml_collections.ConfigDict:
 
   Example:
     >>> config = default_config()
-    >>> config.supernet.epochs = 100
-    >>> check_config(config).supernet.epochs
+    >>> config.training.epochs = 100
+    >>> check_config(config).training.epochs
     100
   """
   return schema.to_config_dict(RunSettings())
@@ -253,17 +272,36 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
     Its values, by section.
 
   Raises:
-    ValueError: a field is unknown or missing, or has a value that cannot be; the sentence names it.
+    ValueError: fields are unknown or missing, or have values that cannot be: a line for each.
     ImportError: a field needs a package that is not installed.
   """
   if isinstance(config, RunSettings):
     return config
-  settings = schema.build(RunSettings, config.to_dict())
+  values = config.to_dict()
+  missing = [
+    f'{name} is missing; start from config.default_config().'
+    for name in _missing(RunSettings(), values)
+  ]
+  try:
+    settings = pydantic.TypeAdapter(RunSettings).validate_python(values)
+  except pydantic.ValidationError as error:
+    raise ValueError('\n'.join([*missing, sentences(error)])) from None
+  if missing:
+    raise ValueError('\n'.join(missing))
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(
       'watch.tensorboard=True needs a package that is not there; pip install tensorboardX.'
     )
   return settings
+
+
+def _missing(section: Any, values: Mapping[str, Any], prefix: str = '') -> Iterator[str]:
+  """Dotted names of the fields and sections that a config lacks."""
+  for name, value in vars(section).items():
+    if name not in values:
+      yield prefix + name
+    elif dataclasses.is_dataclass(value) and isinstance(values[name], Mapping):
+      yield from _missing(value, values[name], f'{prefix}{name}.')
 
 
 def parse_arguments(
@@ -349,13 +387,12 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     The same config.
 
   Example:
-    >>> check_config(shrink(default_config())).supernet.epochs
+    >>> check_config(shrink(default_config())).training.epochs
     4
   """
   config.model.weights = EMBEDDED
   config.data.cache = None
-  for recipe in (config.supernet, config.training):
-    recipe.update(epochs=4, warmup_epochs=0)  # head and gradient count as three
+  config.training.update(epochs=4, warmup_epochs=0)  # head and gradient count as three
   config.allocation.update(head_epochs=1, folds=2)
   config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
   config.finetune.update(epochs=1, warmup_epochs=0)
@@ -435,9 +472,8 @@ def apply_settings(config: ml_collections.ConfigDict, settings: Mapping[str, Any
   task = config.task.partition('/')[2]
   for name in sorted((name for name in settings if _stands_for(name, task)), key=len):
     config.budget = plain(settings[name].get('budget', config.budget))
-    for recipe in (config.supernet, config.finetune, config.training):
-      rate = settings[name].get('learning_rate', recipe.learning_rate)
-      recipe.learning_rate = float(rate)
+    if (rate := settings[name].get('learning_rate')) is not None:
+      config.training.learning_rate = config.finetune.learning_rate = float(rate)
 
 
 def _stands_for(name: str, task: str) -> bool:

@@ -391,44 +391,40 @@ def fit_batches(
     ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
       devices, or there are more steps than can be counted.
   """
-  from glora_jax.runs.stage import section_of
-
-  trainings = [batches for stage in stages for batches in stage.batches]
-  fitted: dict[str, Any] = {}
-  for name in dict.fromkeys(training.recipe for training in trainings):
-    used = [training for training in trainings if training.recipe == name]
-    sizes = [counts[split] for training in used for split in training.splits]
-    paths = max(training.paths for training in used)
-    section = section_of(settings, name)
-    fitted[section] = _fit(getattr(settings, name), section, sizes, paths, mesh)
-  if settings.has_gradient:
-    images = counts[trainings[0].splits[0]]  # which every job trains on
-    folds = _fit_folds(settings.allocation.folds, images, 1 if mesh is None else mesh.size)
-    fitted['allocation'] = dataclasses.replace(settings.allocation, folds=folds)
-  return dataclasses.replace(settings, **fitted)
+  trainings = [stage.batches for stage in stages if stage.batches is not None]
+  sizes = [counts[split] for training in trainings for split in training.splits]
+  paths = max(training.paths for training in trainings)
+  fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
+  for name, recipe in (('training', fitted.training), ('finetune', fitted.finetuning)):
+    steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
+    if steps > MOST_COUNTED:
+      raise ValueError(
+        f'{name}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
+      )
+  if not settings.has_gradient:
+    return fitted
+  images = counts[trainings[0].splits[0]]  # which every job trains on
+  folds = _fit_folds(settings.allocation.folds, images, 1 if mesh is None else mesh.size)
+  return dataclasses.replace(
+    fitted, allocation=dataclasses.replace(settings.allocation, folds=folds)
+  )
 
 
 def _fit(
-  recipe: Recipe,
-  section: str,
-  sizes: Sequence[int],
-  paths: int,
-  mesh: jax.sharding.Mesh | None,
+  recipe: Recipe, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
 ) -> Recipe:
   """A recipe with a batch that so many images fill; see `fit_batches`."""
-  fewest = min(sizes)
-  if recipe.batch_size > fewest:
+  size, fewest = recipe.batch_size, min(sizes)
+  if size > fewest:
     parts = recipe.accumulate * math.lcm(paths, 1 if mesh is None else mesh.size)
     largest = fewest // parts * parts
-    if recipe.batch_size != DEFAULT_BATCH or not largest:
+    if size != DEFAULT_BATCH or not largest:
       raise ValueError(
-        f'{section}.batch_size={recipe.batch_size} is larger than the {fewest} training images; '
-        'lower it.'
+        f'training.batch_size={size} is larger than the {fewest} training images; lower it.'
       )
     log.info(
-      '%s.batch_size=%d is more than the %d training images: a batch has %d.',
-      section,
-      recipe.batch_size,
+      'training.batch_size=%d is more than the %d training images: a batch has %d.',
+      size,
       fewest,
       largest,
     )
@@ -437,14 +433,9 @@ def _fit(
   if part % paths:
     raise ValueError(
       f'sampling.paths={paths} must divide the {part} images of a step of the supernet '
-      f'({section}.batch_size, and its part by accumulate); give a multiple.'
+      '(training.batch_size, and its part by accumulate); give a multiple.'
     )
   meshes.require_divisible(mesh, part)
-  steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
-  if steps > MOST_COUNTED:
-    raise ValueError(
-      f'{section}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
-    )
   return recipe
 
 

@@ -12,9 +12,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import jax
+from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax.files import STAMP, Path, stamp_of, to_json, whole, writing

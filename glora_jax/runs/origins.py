@@ -11,9 +11,9 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 import jax
+from typing_extensions import TypedDict
 
 import glora_jax
 from glora_jax.files import Path, sha256_of, write_json, writing

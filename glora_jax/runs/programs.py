@@ -234,7 +234,7 @@ def _resident(
 
 
 def _supernet(context: Context, workload: Workload) -> _Made:
-  recipe = workload.recipe or context.settings.recipe
+  recipe = workload.recipe or context.settings.training
   return training_of(context, context.adapted, recipe, context.variables)
 
 
@@ -255,14 +255,14 @@ def _learner(context: Context, workload: Workload) -> tuple[Adapted, Place]:
 
 def _subnet(context: Context, workload: Workload) -> _Made:
   learner, place = _learner(context, workload)
-  recipe = workload.recipe or context.settings.recipe
+  recipe = workload.recipe or context.settings.training
   return training_of(context, learner, recipe, place.variables)
 
 
 def _train_many(context: Context, workload: Workload) -> _Made:
   """The same training several times side by side."""
   learner, place = _learner(context, workload)
-  recipe = workload.recipe or context.settings.recipe
+  recipe = workload.recipe or context.settings.training
   number, runs = _number(context, context.train_split), workload.side_by_side
   trainable, frozen = jax.eval_shape(learner.split, place.variables)
   loss_fn, optimizer = prepare(loss_of(context, learner), recipe, trainable, number)
@@ -310,7 +310,7 @@ def _scoring(context: Context, workload: Workload) -> _Made:
 def _allocation(context: Context, workload: Workload) -> _Made:
   place, settings = context.place(GRADIENT), context.settings.allocation
   devices = 1 if context.mesh is None else context.mesh.size
-  number, batch = _number(context, context.train_split), context.settings.recipe.batch_size
+  number, batch = _number(context, context.train_split), context.settings.training.batch_size
   _, size = shape_of_folds(number, settings.folds, batch, devices)
   shapes = meshes.deal(context.mesh, (_images(context, size), Shape((size,), jnp.int32)))
   measured = Settings(settings.folds, settings.max_rank, context.mesh)
@@ -325,7 +325,7 @@ def _fold(context: Context, workload: Workload) -> _Made:
 def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
   """The head that is warmed before a gradient is taken, its recipe, and where it starts."""
   place, settings = context.place(GRADIENT), context.settings
-  recipe = head_recipe(settings.recipe, settings.allocation.head_epochs)
+  recipe = head_recipe(settings.training, settings.allocation.head_epochs)
   learner = head_learner(context, place, recipe)
   assert learner is not None
   return learner, recipe, place.variables

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from glora_jax.data import image, normalization
 from glora_jax.data.task import Source
@@ -23,10 +25,23 @@ from glora_jax.method.presets import (
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ACTIVATIONS
-from glora_jax.runs.schema import field
+from glora_jax.settings import (
+  FILLED,
+  Flag,
+  Integer,
+  Name,
+  Number,
+  Several,
+  Text,
+  Whole,
+  declared,
+  passing,
+)
 from glora_jax.training.recipe import Recipe
 
 DType = Literal['float32', 'bfloat16']
+NormalizationName = Literal[*normalization.NORMALIZATIONS]  # pyrefly: ignore
+ActivationName = Literal[*ACTIVATIONS]  # pyrefly: ignore
 RematPolicy = Literal[
   'everything_saveable',
   'nothing_saveable',
@@ -105,94 +120,99 @@ def check_structure(name: str) -> None:
   )
 
 
-@dataclasses.dataclass(frozen=True)
+Rates = Mapping[Annotated[Name, passing(check_method)], Annotated[Number, Field(gt=0)] | None]
+
+
+@declared
 class DataSettings(Source):
   """Where the images come from, and how they are read."""
 
-  resize: image.ResizeRule = field(
-    'squash',
-    "how an image becomes square: 'crop' keeps the aspect ratio and takes the middle",
+  resize: image.ResizeRule = Field(
+    default='squash',
+    description="how an image becomes square: 'crop' keeps the aspect ratio and takes the middle",
   )
-  skip_broken: bool = field(False, 'whether images that cannot be decoded are left out')
-  cache: str | None = field(None, 'folder for decoded images; None keeps none')
-  max_resident: int = field(
-    4 * 2**30,
-    'bytes of images of a split that stay on the device; larger splits are streamed',
-    at_least=0,
-    at_most=2**62,
+  skip_broken: Flag = Field(
+    default=False, description='whether images that cannot be decoded are left out'
   )
-  workers: int = field(
-    0, 'processes that decode what is streamed; 0 for threads', at_least=0, at_most=1024
+  cache: Text | None = Field(default=None, description='folder for decoded images; None keeps none')
+  max_resident: Integer = Field(
+    default=4 * 2**30,
+    ge=0,
+    le=2**62,
+    description='bytes of images of a split that stay on the device; larger splits are streamed',
+  )
+  workers: Whole = Field(
+    default=0, ge=0, le=1024, description='processes that decode what is streamed; 0 for threads'
   )
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class ModelSettings:
   """The pretrained backbone, and how it computes."""
 
-  weights: str = field(
-    weights.EMBEDDED,
-    "'embedded', a path (a run's folder will do), an address, 'hf:owner/name[@revision]' on the "
-    'Hugging Face hub, or a shortcut (`fetch.SHORTCUTS`)',
-    nonempty=True,
+  weights: Annotated[Text, FILLED] = Field(
+    default=weights.EMBEDDED,
+    description="'embedded', a path (a run's folder will do), an address, "
+    "'hf:owner/name[@revision]' on the Hugging Face hub, or a shortcut (`fetch.SHORTCUTS`)",
   )
-  sha256: str | None = field(
-    None, 'checksum of the weights, 64 hexadecimal digits', check=check_sha256
+  sha256: Annotated[Text, passing(check_sha256)] | None = Field(
+    default=None, description='checksum of the weights, 64 hexadecimal digits'
   )
-  image_size: int | None = field(
-    None,
-    'pixels of a side; None for what the weights were trained with',
-    at_least=1,
-    at_most=MOST_PIXELS,
+  image_size: Whole | None = Field(
+    default=None,
+    ge=1,
+    le=MOST_PIXELS,
+    description='pixels of a side; None for what the weights were trained with',
   )
-  patch_size: int | None = field(
-    None,
-    'pixels of a patch; None for what the weights were trained with',
-    at_least=1,
-    at_most=MOST_PIXELS,
+  patch_size: Whole | None = Field(
+    default=None,
+    ge=1,
+    le=MOST_PIXELS,
+    description='pixels of a patch; None for what the weights were trained with',
   )
-  normalization: str | None = field(
-    None,
-    'how pixels become numbers; None for what the weights were trained with',
-    choices=tuple(normalization.NORMALIZATIONS),
+  normalization: NormalizationName | None = Field(
+    default=None,
+    description='how pixels become numbers; None for what the weights were trained with',
   )
-  num_heads: int | None = field(
-    None, 'attention heads, where the file does not say', at_least=1, at_most=MOST_PIXELS
+  num_heads: Whole | None = Field(
+    default=None, ge=1, le=MOST_PIXELS, description='attention heads, where the file does not say'
   )
-  activation: str | None = field(
-    None,
-    "activation of the MLPs, where the file does not say; None for that of the weights' code base",
-    choices=tuple(ACTIVATIONS),
+  activation: ActivationName | None = Field(
+    default=None,
+    description='activation of the MLPs, where the file does not say; None for that of the code '
+    'base of the weights',
   )
-  drop_path: float = field(
-    0.1, 'largest probability that training drops a residual branch', at_least=0, below=1
+  drop_path: Number = Field(
+    default=0.1, ge=0, lt=1, description='largest probability that training drops a residual branch'
   )
-  dtype: DType = field(
-    'float32',
-    "type of the computation; 'bfloat16' keeps supports, heads and the merging of both in float32",
+  dtype: DType = Field(
+    default='float32',
+    description="type of the computation; 'bfloat16' keeps supports, heads and the merging of both "
+    'in float32',
   )
-  base_dtype: DType = field('float32', 'type that the frozen weights are kept and saved in')
-  remat: RematPolicy | None = field(
-    None,
-    'policy of `jax.checkpoint_policies` for activations; None keeps all of them',
+  base_dtype: DType = Field(
+    default='float32', description='type that the frozen weights are kept and saved in'
   )
-  unroll: int = field(
-    1,
-    'blocks in a step of the scan over them; the depth is fastest on CPU, and compiles longest',
-    at_least=1,
+  remat: RematPolicy | None = Field(
+    default=None,
+    description='policy of `jax.checkpoint_policies` for activations; None keeps all of them',
+  )
+  unroll: Whole = Field(
+    default=1,
+    ge=1,
+    description='blocks in a step of the scan over them; the depth is fastest on CPU, and compiles '
+    'longest',
   )
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class SpaceSettings:
   """The alleles on offer, the same for every layer."""
 
-  ranks: tuple[int, ...] | None = field(
-    None,
-    'LoRA ranks on offer, ascending; None for (4,) where a supernet is searched, and for 1 to 8 '
-    'otherwise',
-    at_least=1,
-    nonempty=True,
+  ranks: Annotated[Several[Annotated[Whole, Field(ge=1)]], FILLED] | None = Field(
+    default=None,
+    description='LoRA ranks on offer, ascending; None for (4,) where a supernet is searched, and '
+    'for 1 to 8 otherwise',
   )
 
   def __post_init__(self):
@@ -215,36 +235,67 @@ class SpaceSettings:
     return SearchSpace.distinct(ranks) if structure == 'gradient' else SearchSpace(ranks=ranks)
 
 
-@dataclasses.dataclass(frozen=True)
-class Finetuning(Recipe):
-  """How the winner of the search is trained on, from the supernet's weights."""
+@declared
+class Finetuning:
+  """What is different from `training` where a searched structure is trained on."""
 
-  epochs: int = field(100, 'passes over the training images; 0 for no finetuning', at_least=0)
-  on: Literal['train', 'train+val'] = field(
-    'train',
-    "images to finetune on; 'train+val' with the number of epochs that was best on 'val' after "
-    "training on 'train'",
+  epochs: Whole = Field(
+    default=100, ge=0, description='passes over the training images; 0 for no finetuning'
+  )
+  warmup_epochs: Whole | None = Field(
+    default=None,
+    ge=0,
+    description="epochs of linear warm-up; None for training's, as far as there are as many",
+  )
+  learning_rate: Number | None = Field(
+    default=None, gt=0, description="peak of the schedule; None for training's"
+  )
+  on: Literal['train', 'train+val'] = Field(
+    default='train',
+    description="images to finetune on; 'train+val' with the number of epochs that was best on "
+    "'val' after training on 'train'",
   )
 
+  def recipe(self, training: Recipe) -> Recipe:
+    """The whole recipe.
 
-@dataclasses.dataclass(frozen=True)
+    Example:
+      >>> Finetuning(epochs=5).recipe(Recipe(epochs=50, warmup_epochs=10)).warmup_epochs
+      5
+    """
+    warmup, rate = self.warmup_epochs, self.learning_rate
+    return dataclasses.replace(
+      training,
+      epochs=self.epochs,
+      warmup_epochs=min(training.warmup_epochs, self.epochs) if warmup is None else warmup,
+      learning_rate=training.learning_rate if rate is None else rate,
+    )
+
+
+@declared
 class AllocationSettings:
   """How a structure is read off a gradient (`glora_jax.allocate`)."""
 
-  head_epochs: int = field(
-    6, 'epochs for which the head is trained alone before the gradient is taken', at_least=1
+  head_epochs: Whole = Field(
+    default=6,
+    ge=1,
+    description='epochs for which the head is trained alone before the gradient is taken',
   )
-  folds: int = field(
-    8, 'parts of the training images, each of which judges what the others choose', at_least=2
+  folds: Whole = Field(
+    default=8,
+    ge=2,
+    description='parts of the training images, each of which judges what the others choose',
   )
-  max_rank: int = field(
-    8, 'most rank-one parts that a layer can get of A or of B', at_least=1, at_most=MOST_PARTS
+  max_rank: Whole = Field(
+    default=8,
+    ge=1,
+    le=MOST_PARTS,
+    description='most rank-one parts that a layer can get of A or of B',
   )
-
-  prior: Literal['shifts'] | None = field(
-    'shifts',
-    'what a gradient that is mostly noise borrows from: the one of telling which way the same '
-    'images were shifted; None for nothing',
+  prior: Literal['shifts'] | None = Field(
+    default='shifts',
+    description='what a gradient that is mostly noise borrows from: the one of telling which way '
+    'the same images were shifted; None for nothing',
   )
 
   def epochs(self, borrowed: bool = False) -> int:
@@ -283,50 +334,50 @@ class AllocationSettings:
     return recipe.epochs - self.shortened(recipe, borrowed).epochs
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class MeshSettings:
   """The devices of a run."""
 
-  devices: Literal['all', 'one'] = field('all', "devices to use; 'one' leaves the others alone")
-  base: Literal['replicated', 'sharded'] = field(
-    'replicated', "place of the frozen weights; 'sharded' keeps a part of them on each device"
+  devices: Literal['all', 'one'] = Field(
+    default='all', description="devices to use; 'one' leaves the others alone"
   )
-  fsdp: int | None = field(
-    None,
-    "devices of a process that share one copy of the weights with base='sharded'; None for one "
-    'copy for all devices',
-    at_least=1,
+  base: Literal['replicated', 'sharded'] = Field(
+    default='replicated',
+    description="place of the frozen weights; 'sharded' keeps a part of them on each device",
+  )
+  fsdp: Whole | None = Field(
+    default=None,
+    ge=1,
+    description='devices of a process that share one copy of the weights with '
+    "base='sharded'; None for one copy for all devices",
   )
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class Comparison:
   """What a comparison compares (`comparison.run`)."""
 
-  methods: Sequence[str] = field(
-    METHODS,
-    "names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full fine-tuning), "
-    "'search' and 'gradient'; these two and one with ranks that rise have a row for each budget",
-    check=check_method,
-    nonempty=True,
+  methods: Annotated[Several[Annotated[Text, passing(check_method)]], FILLED] = Field(
+    default=METHODS,
+    description="names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full "
+    "fine-tuning), 'search' and 'gradient'; these two have a row for each budget",
   )
-  budgets: Sequence[int] = field(
-    (20_000, 40_000),
-    'most trained parameters of a structure that is chosen, ascending; a row of the table each',
-    at_least=0,
+  budgets: Several[Annotated[Whole, Field(ge=0)]] = Field(
+    default=(20_000, 40_000),
+    description='most trained parameters of a structure that is chosen, ascending; a row of the '
+    'table each',
   )
-  seeds: int = field(5, "number of seeds, from the config's on", at_least=1, at_most=TUNING_SEED)
-  rates: Sequence[float] = field(
-    (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    'learning rates that each method chooses from',
-    above=0,
-    nonempty=True,
+  seeds: Whole = Field(
+    default=5, ge=1, le=TUNING_SEED, description="number of seeds, from the config's on"
   )
-  rate: Mapping[str, float | None] = field(
-    dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)),
-    'learning rate of each method where it is chosen already; None, or no entry, to choose',
-    above=0,
-    check=check_method,
+  rates: Annotated[Several[Annotated[Number, Field(gt=0)]], FILLED] = Field(
+    default=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    description='learning rates that each method chooses from',
+  )
+  rate: Rates = Field(
+    default=dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)),
+    description='learning rate of each method where it is chosen already; None, or no entry, to '
+    'choose',
   )
 
   def __post_init__(self):
@@ -334,42 +385,45 @@ class Comparison:
       return
     if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
       raise ValueError(
-        f'compare.budgets={tuple(self.budgets)} must be ascending numbers of parameters, '
-        'at least one.'
+        f'budgets={self.budgets} must be ascending numbers of parameters, at least one.'
       )
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class DistributedSettings:
   """Several processes as one run; None for what the environment says."""
 
-  coordinator: str | None = field(None, 'HOST:PORT of process 0')
-  num_processes: int | None = field(None, 'number of processes', at_least=1)
-  process_id: int | None = field(None, 'number of this process, from 0 on', at_least=0)
+  coordinator: Text | None = Field(default=None, description='HOST:PORT of process 0')
+  num_processes: Whole | None = Field(default=None, ge=1, description='number of processes')
+  process_id: Whole | None = Field(
+    default=None, ge=0, description='number of this process, from 0 on'
+  )
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class SuiteSettings:
   """A task that stands for several, as 'vtab/all'."""
 
-  settings: Mapping[str, Any] = field(
-    {}, "a task's own 'budget' and 'learning_rate', by task (`config.with_settings`)"
+  settings: Mapping[Name, Any] = Field(
+    default={},
+    description="a task's own 'budget' and 'learning_rate', by task (`config.with_settings`)",
   )
-  prepare: bool = field(
-    False,
-    'whether data that needs no manual download is fetched and prepared; otherwise tasks whose '
-    'data is missing are left out',
+  prepare: Flag = Field(
+    default=False,
+    description='whether data that needs no manual download is fetched and prepared; otherwise '
+    'tasks whose data is missing are left out',
   )
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class WatchSettings:
   """What is recorded of a run beside its results; a resumed run may have other values."""
 
-  tensorboard: bool = field(
-    False,
-    'whether the metrics are written as events to WORKDIR/tensorboard, too; needs tensorboardX',
+  tensorboard: Flag = Field(
+    default=False,
+    description='whether the metrics are written as events to WORKDIR/tensorboard, too; needs '
+    'tensorboardX',
   )
-  profile: ProfiledStage | None = field(
-    None, 'stage of which dispatches are traced into WORKDIR/profile'
+  profile: ProfiledStage | None = Field(
+    default=None, description='stage of which dispatches are traced into WORKDIR/profile'
   )

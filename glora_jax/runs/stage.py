@@ -20,7 +20,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax.files import write_json
@@ -29,24 +31,13 @@ from glora_jax.runs.fields import COMMON, is_among, values_of
 from glora_jax.runs.workdir import Stopped
 
 if TYPE_CHECKING:
-  from glora_jax.runs.config import RunSettings
   from glora_jax.runs.context import Context
   from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 MARK = 'stage.json'
-LOSS = ('augment.', 'consistency.')  # what every training loss reads
-
-
-def recipe_fields(settings: RunSettings) -> tuple[str, ...]:
-  """The section of the recipe that a job trains by."""
-  return (f'{section_of(settings, "recipe")}.',)
-
-
-def section_of(settings: RunSettings, recipe: str) -> str:
-  """The section of the config that a recipe of the settings is made of."""
-  return settings.section_alone if recipe == 'recipe' else 'finetune'
+TRAINING = ('training.', 'augment.', 'consistency.')  # what every training reads
 
 
 class Workload(NamedTuple):
@@ -95,15 +86,13 @@ class Call(NamedTuple):
 
 
 class Batches(NamedTuple):
-  """What a stage trains on.
+  """What a stage takes batches of.
 
   Attributes:
-    recipe: how; one of the settings' recipes.
-    splits: the splits that are trained on.
+    splits: the splits that it trains on.
     paths: equal parts of a batch, each with a structure of its own.
   """
 
-  recipe: str
   splits: tuple[str, ...]
   paths: int = 1
 
@@ -121,7 +110,7 @@ class Stage:
     after: names of the stages whose results it takes.
     check: raises ValueError or OSError for what can be known before anything runs.
     calls: the programs that it calls.
-    batches: what it trains on.
+    batches: what it trains on; None where nothing is trained.
     draws: whether what it draws depends on the number of devices that a batch is dealt to.
     has_folder: whether it has a folder and a key. The test and the report have none: the test is
       of its frozen list, the report comes last.
@@ -133,7 +122,7 @@ class Stage:
   after: tuple[str, ...] = ()
   check: Callable[[Context], None] | None = None
   calls: Callable[[Context], Iterable[Call]] | None = None
-  batches: tuple[Batches, ...] = ()
+  batches: Batches | None = None
   draws: bool = False
   has_folder: bool = True
 

@@ -32,8 +32,8 @@ from glora_jax.runs.context import never
 from glora_jax.runs.fields import warn_of_unread
 from glora_jax.runs.job import claimed, prepared
 from glora_jax.runs.runners import THIS_PROCESS, Runner
-from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.stage import read_by
+from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.workdir import (
   InUseError,
   Stopped,
@@ -54,7 +54,7 @@ def task_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.
 
   Returns:
     The configs by the task's name. The settings of a task have gone into its `budget`, and into the
-    learning rates of `supernet`, `finetune` and `training`.
+    learning rates of `training` and `finetune`.
 
   Raises:
     ValueError: a field that cannot be, those of `config.suite.settings` included.

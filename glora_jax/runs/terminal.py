@@ -38,8 +38,8 @@ GREETING = """Parameter-efficient fine-tuning for JAX and Flax by GLoRA. Five th
   see what else there is          python -m glora_jax.main --list
   adapt your own model            import glora_jax; help(glora_jax.adapt)
 
-FOLDER has a subfolder of images for each class. --help shows all flags, --help_config every field
-of a config."""
+FOLDER has a subfolder of images for each class. --help shows all flags, --help_config the
+fields of a config."""
 USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
 # Flags by what they are for; those that no group has come last.
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -128,9 +128,9 @@ def explain(error: BaseException, config_files: Sequence[str]) -> str | None:
     return _wrong_value(str(error))
   if isinstance(error, AttributeError | KeyError):
     name = re.match(r"\W*'(\w+)\W*'", str(error))
-    return name and f"The config has no field '{name[1]}'. --help_config lists all of them."
+    return name and f"The config has no field '{name[1]}'. --help_config=all shows all of them."
   if isinstance(error, flags.UnrecognizedFlagError):
-    return f'{_last_line(error)} (--help shows all flags, --help_config all fields).'
+    return f'{_last_line(error)} (--help shows all flags, --help_config=all all fields).'
   if isinstance(error, OSError):
     return explain_os(error)
   return _last_line(error) if isinstance(error, flags.Error | TypeError | ValueError) else None
@@ -173,13 +173,13 @@ def _wrong_value(text: str) -> str:
     return _last_line(text)
   # It imports JAX, for which a command line without mistakes does not wait.
   from glora_jax.runs import config, schema
+  from glora_jax.settings import expected
 
-  known = dict(schema.walk(config.RunSettings()))
+  known = {name: info for name, info, _ in schema.walk(config.RunSettings())}
   if given[2] not in known:
     return f'{given[1]}: {given[2]} is a section; give its fields, --config.{given[2]}.FIELD=VALUE.'
-  setting = known[given[2]]
-  end = '' if setting.help.endswith(('.', ')')) else '.'
-  return f'{given[1]} must be {setting.domain}: {setting.help}{end}'
+  info = known[given[2]]
+  return f'{given[1]} must be {expected(info)}: {info.description}.'
 
 
 def _last_line(reason: object) -> str:

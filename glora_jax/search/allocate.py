@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from glora_jax.limits import Domain, Limits, shown
+from glora_jax.limits import check_flag, check_whole, shown
 from glora_jax.mesh import on_host, require_mesh, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
@@ -52,6 +52,7 @@ from glora_jax.search.choice import (
 )
 from glora_jax.search.fold_gradients import Ahead, Batches, Loss, Passes, Settings, measure
 from glora_jax.search.row_gradients import RowGradients
+from glora_jax.settings import Number, taken
 from glora_jax.tree import replace
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,6 @@ Priors = Allocation | Sequence[Allocation]
 Prior = Priors | Callable[[], Priors | None]
 
 _DEFAULT_FOLDS = 8
-_MEASURE = Domain.of_annotation(Measure)
-_FOLDS = Domain.of_annotation(int, Limits(at_least=2))
-_MAX_RANK = Domain.of_annotation(int, Limits(at_least=1))
-_RHO = Domain.of_annotation(float, Limits(above=0))
-_FLOOR = Domain.of_annotation(bool)
 
 
 def allocate(
@@ -158,10 +154,10 @@ def allocate(
     True
     >>> subnet = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
-  _MEASURE.check(value, 'value')
+  taken(value, 'value', Measure)
   folds, max_rank = _counts(folds, max_rank, batches)
-  rho = _RHO.check(rho, 'rho')
-  _FLOOR.check(floor, 'floor')
+  rho = taken(rho, 'rho', Number, gt=0)
+  check_flag(floor, 'floor')
   _check_devices(mesh, ahead)
   check_key(key)
   _check_model(adapted, variables, loss)
@@ -388,7 +384,7 @@ def _counts(folds: Any, max_rank: Any, batches: Batches) -> tuple[int, int]:
     number = len(batches) if isinstance(batches, Sized) else _DEFAULT_FOLDS
     folds = number if 2 <= number < _DEFAULT_FOLDS else _DEFAULT_FOLDS
   # One fold judges what the others choose.
-  return _FOLDS.check(folds, 'folds'), _MAX_RANK.check(max_rank, 'max_rank')
+  return check_whole(folds, 'folds', 2), check_whole(max_rank, 'max_rank', 1)
 
 
 def _check_devices(mesh: Any, ahead: Any) -> None:

@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glora_jax.limits import Domain
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome, count_params
 from glora_jax.method.space import Spec
-from glora_jax.records import Array, mismatch_of_arrays
+from glora_jax.records import Array, check_arrays
+from glora_jax.settings import taken
 
 Fitness = Literal['accuracy', 'loss']
-_FITNESS = Domain.of_annotation(Fitness)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,8 +72,7 @@ class Archive:
       'loss': Array('f', subnets),
       'generation': Array('i', subnets),
     }
-    if (reason := mismatch_of_arrays(arrays, expected)) is not None:
-      raise ValueError(reason)
+    check_arrays(arrays, expected)
     check_genome(spec, arrays['genomes'])
     if not len(arrays['genomes']) or arrays['correct'].min() < 0:
       raise ValueError('it holds no subnet, or one with less than no right answer')
@@ -121,7 +119,7 @@ class Archive:
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     """
-    _FITNESS.check(fitness, 'fitness')
+    taken(fitness, 'fitness', Fitness)
     return np.lexsort((self.loss,) if fitness == 'loss' else (self.loss, -self.correct))
 
   def cost(self, fitness: Fitness = 'accuracy') -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
+from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.mesh import require_mesh
 from glora_jax.method.adapted import Adapted, Call
 from glora_jax.method.equation import platform
@@ -23,7 +23,6 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_logits, check_scored, is_known, right_answers
 
 CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
-_COUNT = Domain.of_annotation(int, Limits(at_least=1))
 
 
 class Batch(NamedTuple):
@@ -121,7 +120,7 @@ class Evaluator:
   def __post_init__(self):
     check_type(self.adapted, Adapted, 'adapted')
     check_callable(self.preprocess, 'preprocess')
-    object.__setattr__(self, 'block', _COUNT.check(self.block, 'block'))
+    object.__setattr__(self, 'block', check_whole(self.block, 'block', 1))
     object.__setattr__(self, 'classes', _as_mask(self.classes))
     if self.mesh is not None:
       require_mesh(self.mesh)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from pydantic import Field
 from tqdm.auto import tqdm
 
-from glora_jax.limits import Limits, check_callable, check_fields, check_type, shown
+from glora_jax.limits import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible, shrink
 from glora_jax.method.genomes import canonicalize, count_params, linked
 from glora_jax.method.sample import check_key
@@ -25,38 +26,17 @@ from glora_jax.method.validation import as_numbers, check_population
 from glora_jax.search.archive import Archive, Fitness
 from glora_jax.search.checked import NonFiniteError
 from glora_jax.search.pareto import nondominated_order
+from glora_jax.settings import Number, Whole, declared
 
 Mode = Literal['paper', 'pareto', 'random']
 
 MOST_SCORED = 10**6  # subnets in a generation; the archive of more would not fit a machine's memory
-RANGES: Mapping[str, Limits] = {
-  'population': Limits(at_least=1, at_most=MOST_SCORED),
-  'generations': Limits(at_least=0, at_most=MOST_SCORED),
-  'parents': Limits(at_least=1),
-  'mutations': Limits(at_least=0),
-  'crossovers': Limits(at_least=0),
-  'mutation_probability': Limits(at_least=0, at_most=1),
-}
 _TRIES = 10  # rounds of draws before a brood is content with fewer new children
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class Evolution:
   """The numbers of a search. The defaults are the paper's: 50 + 20 x 50 evaluations.
-
-  Attributes:
-    population: number of subnets scored in each generation.
-    generations: number of generations after the random one, which is generation 0.
-    parents: number of the best subnets so far from which the next generation comes.
-    mutations: number of mutated children in a generation.
-    crossovers: number of crossed children in a generation. What mutations and crossovers leave of
-      the population is drawn at random.
-    mutation_probability: probability that a gene of a mutated child is drawn anew.
-    fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
-    mode: 'paper' looks for the fittest subnet (GLoRA section 3.4). 'pareto' looks for subnets that
-      nothing beats in both fitness and trained parameters, by NSGA-II's selection (Deb et al.
-      2002), so that any budget can be read off afterwards. 'random' draws every generation at
-      random, for comparison.
 
   Raises:
     ValueError: a value is of another type, out of its range, or no choice.
@@ -68,17 +48,44 @@ class Evolution:
     120
   """
 
-  population: int = 50
-  generations: int = 20
-  parents: int = 10
-  mutations: int = 25
-  crossovers: int = 25
-  mutation_probability: float = 0.2
-  fitness: Fitness = 'accuracy'
-  mode: Mode = 'paper'
+  population: Whole = Field(
+    default=50, ge=1, le=MOST_SCORED, description='number of structures scored in each generation'
+  )
+  generations: Whole = Field(
+    default=20,
+    ge=0,
+    le=MOST_SCORED,
+    description='number of generations after the random one, which is generation 0',
+  )
+  parents: Whole = Field(
+    default=10,
+    ge=1,
+    description='number of the best structures so far from which the next generation comes',
+  )
+  mutations: Whole = Field(
+    default=25, ge=0, description='number of mutated children in a generation'
+  )
+  crossovers: Whole = Field(
+    default=25,
+    ge=0,
+    description='number of crossed children in a generation; what mutations and crossovers leave '
+    'of the population is drawn at random',
+  )
+  mutation_probability: Number = Field(
+    default=0.2, ge=0, le=1, description='probability that a gene of a mutated child is drawn anew'
+  )
+  fitness: Fitness = Field(
+    default='accuracy', description="'accuracy' (ties are broken by the loss) or 'loss'"
+  )
+  mode: Mode = Field(
+    default='paper',
+    description="'paper' looks for the fittest structure (GLoRA section 3.4); 'pareto' looks for "
+    'structures that nothing beats in both fitness and trained parameters, by the selection of '
+    "NSGA-II (Deb et al. 2002), so that any budget can be read off afterwards; 'random' draws "
+    'every generation at random, for comparison',
+  )
 
   def __post_init__(self):
-    check_fields(self, RANGES)
     if self.mutations + self.crossovers > self.population:
       raise ValueError(
         f'mutations={self.mutations} and crossovers={self.crossovers} are more than '

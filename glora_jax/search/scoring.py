@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from glora_jax.limits import Domain, Limits
 from glora_jax.mesh import least_of_all
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.sample import Preprocess, unchanged
@@ -20,9 +19,8 @@ from glora_jax.search.evaluator import (
   Scores,
   ceil_div,
 )
+from glora_jax.settings import Number, Whole, taken
 
-CHUNK = Domain.of_annotation(int | None, Limits(at_least=1))
-_MEMORY = Domain.of_annotation(float | None, Limits(at_least=0))  # 1e9 is a number of bytes, too
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
 
 
@@ -85,8 +83,8 @@ def make_scorer(
     [3, 3, 3, 3]
   """
   evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, mesh, apply_kwargs)
-  chunk = CHUNK.check(chunk, 'chunk')
-  memory = _MEMORY.check(memory, 'memory')
+  chunk = taken(chunk, 'chunk', Whole | None, ge=1)
+  memory = taken(memory, 'memory', Number | None, ge=0)  # 1e9 is a number of bytes, too
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
   if chunk is None:
@@ -190,7 +188,7 @@ def make_image_scorer(
     ValueError: see `make_scorer`.
   """
   evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, apply_kwargs=apply_kwargs)
-  chunk = CHUNK.check(chunk, 'chunk')
+  chunk = taken(chunk, 'chunk', Whole | None, ge=1)
   chunk = default_chunk() if chunk is None else chunk
   return Checked(evaluator, jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
 

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
+from pydantic import Field
 
-from glora_jax.limits import Limits, check_fields
 from glora_jax.method.supports import SUPPORTS
+from glora_jax.settings import Number, declared
 
-RANGES: Mapping[str, Limits] = {'weight': Limits(at_least=0), 'sigma': Limits(at_least=0)}
 
-
-@dataclasses.dataclass(frozen=True)
+@declared
 class Consistency:
   """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
 
   Two passes, whose supports are multiplied by different noise, should answer alike.
-
-  Attributes:
-    weight: weight of the squared difference between the logits of both, summed over classes; with
-      0 there is one pass without noise.
-    sigma: standard deviation of the noise around 1. There is one number for each output of a
-      layer, the same for all its supports.
 
   Raises:
     ValueError: a value is no number, not finite or negative.
@@ -38,11 +29,18 @@ class Consistency:
     (0.0, True)
   """
 
-  weight: float = 0.0
-  sigma: float = 0.2
-
-  def __post_init__(self):
-    check_fields(self, RANGES)
+  weight: Number = Field(
+    default=0.0,
+    ge=0,
+    description='weight of the squared difference between the logits of both, summed over classes; '
+    'with 0 there is one pass without noise',
+  )
+  sigma: Number = Field(
+    default=0.2,
+    ge=0,
+    description='standard deviation of the noise around 1; there is one number for each output of '
+    'a layer, the same for all its supports',
+  )
 
   def perturb(self, key: jax.Array, supports: Any) -> Any:
     """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""

@@ -21,7 +21,7 @@ import optax
 from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
-from glora_jax.limits import Domain, Limits, check_callable, check_type, shown
+from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_only_arrays
 from glora_jax.training.batches import ImageStream, deal, make_feeder
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
 # (trainable, frozen, images, labels, key) -> (loss, metrics), all scalars.
 LossFn = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
-
-DISPATCHED = Domain.of_annotation(int, Limits(at_least=1))  # steps in a compiled call
 
 
 class TrainState(NamedTuple):
@@ -427,10 +425,9 @@ def fit(
   if tx is not None:
     check_type(tx, optax.GradientTransformation, 'tx')
   check_only_arrays('arrays to train with', (trainable, frozen))
-  steps_per_dispatch = DISPATCHED.check(steps_per_dispatch, 'steps_per_dispatch')
-  stop_epoch = Domain.of_annotation(int | None, Limits(at_least=0, at_most=recipe.epochs)).check(
-    stop_epoch, 'stop_epoch'
-  )
+  steps_per_dispatch = check_whole(steps_per_dispatch, 'steps_per_dispatch', 1)
+  if stop_epoch is not None:
+    stop_epoch = check_whole(stop_epoch, 'stop_epoch', 0, recipe.epochs)
   if mesh is not None:
     meshes.require_mesh(mesh)
   labels = as_numbers('labels', labels)

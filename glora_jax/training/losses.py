@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glora_jax.limits import Domain, check_callable, check_type
+from glora_jax.limits import check_callable, check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import right_answers
-from glora_jax.training import recipe
+from glora_jax.settings import Number, taken
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.gradient_by_parts import Part, PartedLoss
 from glora_jax.training.loop import LossFn, Metrics
+from glora_jax.training.recipe import AdapterLoss
 from glora_jax.training.sampling import Sampling
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
@@ -30,8 +31,6 @@ DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)
 COMPONENT_STREAM = 6
-
-_DROPOUT = Domain.of_annotation(float, recipe.RANGES['component_dropout'])
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -145,7 +144,7 @@ class _Keys(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Loss(recipe.AdapterLoss, PartedLoss):
+class _Loss(AdapterLoss, PartedLoss):
   """Cross-entropy, with what may be added to it.
 
   Attributes:
@@ -167,7 +166,7 @@ class _Loss(recipe.AdapterLoss, PartedLoss):
   def __post_init__(self):
     check_callable(self.preprocess, 'preprocess')
     check_type(self.consistency, Consistency, 'consistency')
-    probability = _DROPOUT.check(self.component_dropout, 'component_dropout')
+    probability = taken(self.component_dropout, 'component_dropout', Number, ge=0, lt=1)
     object.__setattr__(self, 'component_dropout', probability)
     if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
       raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')

@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from pydantic import Field
 
-from glora_jax.limits import Limits, check_fields, listed
+from glora_jax.limits import listed
 from glora_jax.method.validation import check_whole_numbers, is_known
+from glora_jax.settings import Flag, Number, Whole, declared
 
 log = logging.getLogger(__name__)
 
-RANGES: Mapping[str, Limits] = {
-  'epochs': Limits(at_least=0),
-  'batch_size': Limits(at_least=1),
-  'learning_rate': Limits(above=0),
-  'initial_learning_rate': Limits(at_least=0),
-  'final_learning_rate': Limits(at_least=0),
-  'warmup_epochs': Limits(at_least=0),
-  'weight_decay': Limits(at_least=0),
-  'accumulate': Limits(at_least=1),
-  'max_grad_norm': Limits(at_least=0),
-  'component_dropout': Limits(at_least=0, below=1),
-}
 
-
-@dataclasses.dataclass(frozen=True)
+@declared
 class Recipe:
   """How to train. The defaults are those of the official GLoRA code.
-
-  Attributes:
-    epochs: passes over the training images; each drops its last partial batch.
-    batch_size: number of images in a step.
-    learning_rate: peak of the schedule, reached after the warm-up. From there a cosine leads down
-      to `final_learning_rate` at the last step.
-    initial_learning_rate: where the warm-up starts.
-    final_learning_rate: where the cosine ends.
-    warmup_epochs: epochs of linear warm-up.
-    weight_decay: AdamW's decoupled weight decay.
-    update_used_only: leave a number alone in a step whose subnet does not use it (its gradient is
-      zero): no decay, no moments. The official optimizer decays and moves all of them.
-    accumulate: number of equal parts that a batch is taken in, one after the other, which bounds
-      memory; their gradients are averaged. Each part draws its own subnet.
-    max_grad_norm: the longest gradient of a step, as the norm of all trained numbers together; a
-      longer one is shortened to it, before the optimizer sees it. 0 for no bound, as official.
-    component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
-      others count for more, so that the mean stays (MLAE, arXiv 2405.18897).
 
   Raises:
     ValueError: a value is of another type, not finite or out of its range.
@@ -63,20 +32,48 @@ class Recipe:
     6
   """
 
-  epochs: int = 500
-  batch_size: int = 64
-  learning_rate: float = 1e-4
-  initial_learning_rate: float = 1e-6
-  final_learning_rate: float = 1e-5
-  warmup_epochs: int = 10
-  weight_decay: float = 1e-4
-  update_used_only: bool = False
-  accumulate: int = 1
-  max_grad_norm: float = 0.0
-  component_dropout: float = 0.0
+  epochs: Whole = Field(
+    default=500,
+    ge=0,
+    description='passes over the training images; each drops its last partial batch',
+  )
+  batch_size: Whole = Field(default=64, ge=1, description='number of images in a step')
+  learning_rate: Number = Field(
+    default=1e-4,
+    gt=0,
+    description='peak of the schedule, reached after the warm-up; from there a cosine leads down '
+    'to `final_learning_rate` at the last step',
+  )
+  initial_learning_rate: Number = Field(default=1e-6, ge=0, description='where the warm-up starts')
+  final_learning_rate: Number = Field(default=1e-5, ge=0, description='where the cosine ends')
+  warmup_epochs: Whole = Field(default=10, ge=0, description='epochs of linear warm-up')
+  weight_decay: Number = Field(default=1e-4, ge=0, description="AdamW's decoupled weight decay")
+  update_used_only: Flag = Field(
+    default=False,
+    description='leave a number alone in a step whose structure does not use it (its gradient is '
+    'zero): no decay, no moments; the official optimizer decays and moves all of them',
+  )
+  accumulate: Whole = Field(
+    default=1,
+    ge=1,
+    description='number of equal parts that a batch is taken in, one after the other, which bounds '
+    'memory; their gradients are averaged, and each part draws its own structure',
+  )
+  max_grad_norm: Number = Field(
+    default=0.0,
+    ge=0,
+    description='the longest gradient of a step, as the norm of all trained numbers together; a '
+    'longer one is shortened to it, before the optimizer sees it; 0 for no bound, as official',
+  )
+  component_dropout: Number = Field(
+    default=0.0,
+    ge=0,
+    lt=1,
+    description='probability that a step leaves out a rank-one part of a LoRA of A or B; the '
+    'others count for more, so that the mean stays (MLAE, arXiv 2405.18897)',
+  )
 
   def __post_init__(self):
-    check_fields(self, RANGES)
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'accumulate={self.accumulate} must divide batch_size={self.batch_size}; give a multiple.'

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-
 import jax
+from pydantic import Field
 
-from glora_jax.limits import Limits, check_fields
 from glora_jax.method import space
 from glora_jax.method.draws import sample_genome
-
-RANGES: Mapping[str, Limits] = {
-  'largest': Limits(at_least=0, at_most=1),
-  'paths': Limits(at_least=1),
-}
+from glora_jax.settings import Number, Whole, declared
 
 
-@dataclasses.dataclass(frozen=True)
+@declared
 class Sampling:
   """Which subnets a step of the supernet's training takes.
 
   `Sampling(largest=0)` is the paper's: one subnet, uniform over all genomes.
-
-  Attributes:
-    largest: probability that a gene takes its largest allele, and is not drawn uniformly.
-    paths: number of groups that every batch is cut into, each with a genome of its own.
 
   Raises:
     ValueError: a value is of another type, not finite or out of its range.
@@ -39,11 +28,17 @@ class Sampling:
     (4, 1, 5) [[3, 3, 2, 2, 2]]
   """
 
-  largest: float = 0.0
-  paths: int = 1
-
-  def __post_init__(self):
-    check_fields(self, RANGES)
+  largest: Number = Field(
+    default=0.0,
+    ge=0,
+    le=1,
+    description='probability that a gene takes its largest allele, and is not drawn uniformly',
+  )
+  paths: Whole = Field(
+    default=1,
+    ge=1,
+    description='number of groups that every batch is cut into, each with a genome of its own',
+  )
 
   def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
     """The genomes of one step.

@@ -26,7 +26,6 @@ SMALLER = {
   ),
   'finetune.update(epochs=4': 'finetune.update(epochs=1',
   'REAL_EPOCHS, warmup_epochs': 'REAL_EPOCHS, batch_size=4, warmup_epochs',
-  'REAL_EPOCHS // 4), warmup_epochs': 'REAL_EPOCHS // 4), batch_size=4, warmup_epochs',
 }
 
 

@@ -24,7 +24,7 @@ color_jitter = jax.jit(augment.color_jitter)
 STRENGTH = 0.4
 random_erasing = jax.jit(augment.random_erasing)
 TOGETHER = augment.Augmentation(
-  crop=True, flip=True, shift=2, color_jitter=STRENGTH, rand_augment=True, erasing=0.5
+  crop=0.08, flip=True, shift=2, color_jitter=STRENGTH, rand_augment=9, erasing=0.5
 )
 
 
@@ -142,12 +142,6 @@ def test_nothing_is_done_unless_asked_for():
   images = photographs((SIZE, SIZE))
   result = augment.Augmentation().apply(jax.random.key(0), images, SIZE, 'inception')
   np.testing.assert_array_equal(result, normalization.normalize(images, 'inception'))
-
-
-def test_a_list_of_a_config_is_hashable_all_the_same():
-  assert hash(augment.Augmentation(crop_scale=[0.3, 1.0])) == hash(
-    augment.Augmentation(crop_scale=(0.3, 1.0))
-  )
 
 
 @pytest.mark.parametrize('num_classes', [2, 4, 100])

@@ -114,13 +114,16 @@ def _within_time(function):
 
 
 def is_line_of_ours(error):
-  """Whether a `raise` of the package, or the system, says in one line what a user can change."""
+  """Whether a `raise` of the package, or the system, says in a line what a user can change."""
   frame = traceback.extract_tb(error.__traceback__)[-1]
   is_ours = frame.filename.startswith(PACKAGE) and frame.line.startswith('raise')
+  lines = [sentence(error)]
+  if frame.filename.endswith(('config.py', 'settings.py')):  # a line for each mistake
+    lines = lines[0].split('\n')
   return (
     (is_mistake(error) or isinstance(error, TypeError))
     and (is_ours or isinstance(error, MemoryError | OSError))
-    and not flaw_of(sentence(error))
+    and not any(map(flaw_of, lines))
   )
 
 

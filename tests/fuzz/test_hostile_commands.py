@@ -19,8 +19,8 @@ CONFIGS = (
   *('def get_config():\n  return {}', 'def get_config():\n  1 / 0', '\0'),
 )
 FIELDS = (
-  *('seed=x', 'nothing=1', 'supernet=1', 'model.image_size=99995', 'task=folder:/nothing'),
-  *('model.weights=/dev/null', 'budget=10k', 'supernet.batch_size=5000'),
+  *('seed=x', 'nothing=1', 'training=1', 'model.image_size=99995', 'task=folder:/nothing'),
+  *('model.weights=/dev/null', 'budget=10k', 'training.batch_size=5000'),
 )
 # Flags and words of each command; `MODEL` and `GIVEN` are a checkpoint and the strangers' folder.
 WORDS = {

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import hypothesis.strategies as st
 import ml_collections
@@ -16,8 +17,9 @@ from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.fields import values_of
 from glora_jax.runs.schema import walk
 from glora_jax.runs.workdir import Stopped, changes_of, read_values, write_config
+from glora_jax.settings import bounds, expected
 
-FIELDS = dict(walk(RunSettings()))
+FIELDS = {name: info for name, info, _ in walk(RunSettings())}
 DEFAULTS = default_config().to_dict()
 SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, dict))
 TEXTS = ('lora:2@qkv', 'hira@(', 'x.json', '~', 'folder:', 'hf:a/b', '0' * 64)
@@ -28,7 +30,7 @@ STARTS = {
   'model.weights': ('hf:', 'http://x', '/dev/null', '\0', 'x' * 300),
   'space.ranks': ((1, 2, 3), (17,), (10**6,)),
   'budget': (0, 1e15, 1.5, 200),
-  'supernet.batch_size': (1, 5000),
+  'training.batch_size': (1, 5000),
   'data.dir': ('/proc', '~nouser'),
   'task': ('folder:', 'folder:/no', 'csv:/dev/null', 'folder:\0'),
   'structure': ('gradient', 'lora:2@no', 'x.json'),
@@ -54,10 +56,9 @@ def value_of(draw, name):
   """A value for a field: any, one at the edges of its range, a text that means something."""
   if name in SECTIONS or draw(st.integers(0, 2)) == 2:
     return draw(st.sampled_from(NASTY))
-  limits = FIELDS[name].domain.limits
-  bounds = (limits.at_least, limits.at_most, limits.above, limits.below)
-  edges = [bound + step for bound in bounds if bound is not None for step in (0, 1, -1)]
-  value = draw(st.sampled_from([*edges, *edges, *TEXTS, *limits.choices]))
+  edges = [bound + step for bound in bounds(FIELDS[name]).values() for step in (0, 1, -1)]
+  choices = re.findall("'(\\w+)'", expected(FIELDS[name]))
+  value = draw(st.sampled_from([*edges, *edges, *TEXTS, *choices]))
   return draw(st.sampled_from([value] * 7 + [(value,)]))
 
 
@@ -96,8 +97,8 @@ def test_a_run_starts_or_is_refused_before_its_first_stage(data, backbone):
     values = copy.deepcopy(DEFAULTS)
     values.update(task=f'folder:{place.given / "photos"}', budget=1000)
     values['model']['weights'] = backbone
-    for stage in ('supernet', 'finetune', 'training'):
-      values[stage].update(epochs=6, warmup_epochs=1, batch_size=4)
+    values['training'].update(epochs=6, warmup_epochs=1, batch_size=4)
+    values['finetune']['epochs'] = 6
     values['search'].update(population=4, generations=2, parents=2, mutations=2, crossovers=2)
     for name in data.draw(st.lists(st.sampled_from(sorted(STARTS)), max_size=3)):
       put(values, name, data.draw(st.sampled_from(STARTS[name])))

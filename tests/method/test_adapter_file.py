@@ -204,7 +204,7 @@ SPOILT = [
   ({'params': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
   ({'params/head/bias/x': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
   ({}, {'spec': None}, 'spec is missing'),
-  ({}, {'base': 3}, '3 at base'),
+  ({}, {'base': 3}, 'base=3 should be'),
   ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
   ({}, {'layers': [{'A': 'none'}]}, r'layers\[0\].B is missing'),
   ({}, {'parameters': [[]]}, 'belongs to another model'),

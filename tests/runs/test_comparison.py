@@ -28,7 +28,7 @@ def config(backbone):
   config.model.weights = backbone
   config.compare.update(methods=METHODS, budgets=(900,), seeds=2, rates=(1e-3, 1e-2))
   config.compare.rate.update(linear=5e-3, finetuning=1e-3, search=1e-2)
-  config.supernet.update(epochs=2, warmup_epochs=0)
+  config.training.update(epochs=2, warmup_epochs=0)
   config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
   config.finetune.update(epochs=1, warmup_epochs=0)
   return config
@@ -88,7 +88,7 @@ def test_seeds_that_diverge_or_end_in_guessing_are_named(
   weights, epochs, rate, named, config, tmp_path
 ):
   """A head learns nothing on a backbone of random weights."""
-  fields = {'compare__methods': ('linear',), 'compare__seeds': 1, 'supernet__epochs': epochs}
+  fields = {'compare__methods': ('linear',), 'compare__seeds': 1, 'training__epochs': epochs}
   config = changed(config, **fields, compare__rate__linear=rate)
   if weights == 'embedded':
     config.model.weights = weights

@@ -1,28 +1,22 @@
 """Every config of the project loads, is complete, and understands its arguments."""
 
 import dataclasses
+import re
+import typing
 
 import pytest
 from absl import flags
 from places import CONFIGS, get_config
 
-from glora_jax.data.augment import Augmentation
 from glora_jax.method.space import SearchSpace
 from glora_jax.runs import command_line, schema
 from glora_jax.runs.config import (
-  AUGMENTATION_RANGES,
-  CONSISTENCY_RANGES,
-  EVOLUTION_RANGES,
-  RECIPE_RANGES,
-  SAMPLING_RANGES,
+  NEEDED,
   RunSettings,
   check_config,
   default_config,
 )
-from glora_jax.search.evolution import Evolution
-from glora_jax.training.consistency import Consistency
-from glora_jax.training.recipe import Recipe
-from glora_jax.training.sampling import Sampling
+from glora_jax.settings import bounds
 
 
 @pytest.mark.parametrize(
@@ -59,7 +53,6 @@ def test_configs_are_complete_and_know_their_task(name, arguments, task):
 def test_a_task_of_ones_own_takes_its_structure_from_a_gradient(arguments, structure, ranks):
   settings = check_config(get_config('own', *arguments))
   assert (settings.structure, settings.space.ranks) == (structure, ranks)
-  assert settings.training == settings.supernet
 
 
 @pytest.mark.parametrize('epochs, warmup', [(4, 0), (12, 1), (20, 10)])
@@ -83,6 +76,21 @@ def test_a_home_is_found(tmp_path, monkeypatch):
   assert get_config('own', '~/photos').task == f'folder:{tmp_path}/photos'
 
 
+def test_finetuning_is_the_training_but_for_what_finetune_says():
+  config = default_config()
+  config.training.update(epochs=40, warmup_epochs=8, weight_decay=0.5, learning_rate=0.1)
+  config.finetune.epochs = 5
+  training = check_config(config).training
+  expected = dataclasses.replace(training, epochs=5, warmup_epochs=5)
+  assert check_config(config).finetuning == expected
+  config.finetune.update(warmup_epochs=2, learning_rate=0.2)
+  expected = dataclasses.replace(training, epochs=5, warmup_epochs=2, learning_rate=0.2)
+  assert check_config(config).finetuning == expected
+  config.finetune.warmup_epochs = 6
+  with pytest.raises(ValueError, match=r'finetune\.warmup_epochs=6 is more than epochs=5'):
+    check_config(config)
+
+
 def test_the_defaults_are_those_of_the_settings():
   assert check_config(default_config()) == RunSettings()
 
@@ -96,7 +104,7 @@ def test_the_defaults_are_those_of_the_settings():
     ({'structure': 'lora'}, ('baselines', 'training')),
     ({'structure': 'linear'}, ('training',)),
     ({'protocol': 'paper'}, ('supernet', 'baselines', 'search')),
-    ({'finetune.epochs': 0, 'finetune.warmup_epochs': 0}, ('supernet', 'baselines', 'search')),
+    ({'finetune.epochs': 0}, ('supernet', 'baselines', 'search')),
     ({'job': 'compare'}, ('search',)),
   ],
 )
@@ -133,38 +141,17 @@ def test_open_ranks_are_those_of_the_structure():
 
 
 @pytest.mark.parametrize(
-  'section, ranges',
-  [
-    (Recipe, RECIPE_RANGES),
-    (Sampling, SAMPLING_RANGES),
-    (Consistency, CONSISTENCY_RANGES),
-    (Evolution, EVOLUTION_RANGES),
-    (Augmentation, AUGMENTATION_RANGES),
-  ],
+  'given, names', [('true', NEEDED), ('all', [name for name, *_ in schema.walk(RunSettings())])]
 )
-def test_the_ranges_of_the_help_are_those_that_a_section_checks(section, ranges):
-  for name, limits in ranges.items():
-    bounds = {
-      limits.at_least: lambda bound: bound - 1,
-      limits.above: lambda bound: bound,
-      limits.at_most: lambda bound: bound + 1,
-    }
-    for bound, beyond in bounds.items():
-      if bound is not None:
-        value = beyond(bound)
-        with pytest.raises(ValueError, match=name):
-          section(**{name: (value, value) if name == 'crop_scale' else value})
-
-
-def test_the_help_flag_prints_every_field_and_ends(capsys):
+def test_the_help_flag_prints_its_fields_and_ends(given, names, capsys):
   flag = flags.FLAGS[command_line.HELP_CONFIG.name]
   flag.parse('false')
   with pytest.raises(SystemExit):
-    flag.parse('true')
-  text = capsys.readouterr().out
-  for name, setting in schema.walk(RunSettings()):
-    assert f'--config.{name}=' in text
-    assert setting.help, name
+    flag.parse(given)
+  page = capsys.readouterr().out
+  assert sorted(re.findall(r'^  --config\.([\w.]+)=', page, re.M)) == sorted(names)
+  assert all(info.description for _, info, _ in schema.walk(RunSettings()))
+  assert page.endswith('--help_config=all shows all fields.\n') == (given == 'true')
 
 
 def test_arguments_reach_the_fields():
@@ -180,7 +167,39 @@ def test_every_number_of_a_config_has_a_range():
   """What has none takes any finite number, which for a rate or a count is hardly ever meant."""
   open_ended = [
     name
-    for name, setting in schema.walk(RunSettings())
-    if setting.domain.kind in (int, float) and not setting.domain.limits.range()
+    for name, info, _ in schema.walk(RunSettings())
+    if {int, float} & {info.annotation, *typing.get_args(info.annotation)} and not bounds(info)
   ]
-  assert open_ended == ['budget']  # `draws.check_budget` refuses what cannot be
+  assert open_ended == []
+
+
+def test_a_config_dict_takes_other_values_of_a_fields_type_alone():
+  config = default_config()
+  config.budget, config.compare.rate.lora = 1e4, 1
+  assert (config.budget, config.compare.rate.lora) == (1e4, 1.0)
+  for section, name, value in (
+    (config, 'budget', 'half'),
+    (config.model, 'image_size', 1.5),
+    (config.search, 'population', 1.5),
+  ):
+    with pytest.raises(TypeError):
+      section[name] = value
+
+
+def test_all_mistakes_of_a_config_are_said_at_once():
+  config = default_config()
+  config.update_from_flattened_dict({'training.epochs': 5, 'sampling.paths': 0, 'budget': 0.5})
+  with config.unlocked(), config.ignore_type():
+    config.search = 3
+    config.finetune.momentum = 0.9
+    del config.mesh
+  with pytest.raises(ValueError) as caught:
+    check_config(config)
+  assert [line.partition(' ')[0] for line in str(caught.value).split('\n')] == [
+    'mesh',
+    'budget=0.5',
+    'training.warmup_epochs=10',
+    'sampling.paths=0',
+    'search=3',
+    'finetune.momentum=0.9',
+  ]

@@ -35,19 +35,19 @@ def fitted(settings, counts=None, mesh=None):
 
 
 COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
+READ_OFF = {'structure': 'gradient', 'presets': (), 'training__epochs': 5}
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
 
 def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
   caplog.set_level(logging.INFO)
   found = fitted(RunSettings())
-  assert (found.supernet.batch_size, found.finetune.batch_size) == (18, 18)
-  assert found.training.batch_size == 64  # a search does not use it
-  assert 'supernet.batch_size=64 is more than the 18 training images: a' in caplog.text
-  accumulating = RunSettings(supernet=Recipe(accumulate=4))
-  assert fitted(accumulating).supernet.batch_size == 16
+  assert (found.training.batch_size, found.finetuning.batch_size) == (18, 18)
+  assert 'training.batch_size=64 is more than the 18 training images: a' in caplog.text
+  accumulating = RunSettings(training=Recipe(accumulate=4))
+  assert fitted(accumulating).training.batch_size == 16
   paths = RunSettings(sampling=Sampling(paths=5))
-  assert fitted(paths).supernet.batch_size == 15
+  assert fitted(paths).training.batch_size == 15
   assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
 
 
@@ -74,7 +74,7 @@ def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
   'fields, error, named',
   [
     ({'task': 'digit'}, ValueError, "'digit'"),
-    ({'finetune__batch_size': 5000}, ValueError, 'finetune.batch_size=5000'),
+    ({'training__batch_size': 5000}, ValueError, 'training.batch_size=5000'),
     ({'model__weights': 'typo'}, FileNotFoundError, "model.weights='typo'"),
     ({'model__image_size': 9}, ValueError, 'image_size=9'),
     ({'augment__shift': 8}, ValueError, 'shift=8'),
@@ -84,12 +84,8 @@ def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
     ({'structure': '/no/genome.json'}, FileNotFoundError, "structure='/no/genome.json'"),
     ({'structure': 'lora:9'}, ValueError, 'rank 9'),
     ({'structure': 'lora:8'}, ValueError, "structure='lora:8' has 4,096 parameters"),
-    ({'structure': 'gradient', 'presets': (), 'budget': 3}, ValueError, 'budget=3'),
-    (
-      {'structure': 'gradient', 'presets': (), 'allocation__folds': 900},
-      ValueError,
-      'allocation.folds=900',
-    ),
+    ({**READ_OFF, 'budget': 3}, ValueError, 'budget=3'),
+    ({**READ_OFF, 'allocation__folds': 900}, ValueError, 'allocation.folds=900'),
     ({**COMPARED, 'data__max_resident': 0}, ValueError, 'data.max_resident=0'),
     (
       {**COMPARED, 'compare__methods': ('linear', 'lora:5'), 'space__ranks': (4,)},
@@ -238,7 +234,7 @@ def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
 
 
 def test_folds_are_of_the_images_that_are_left(run_config, photos, tmp_path):
-  options = {'structure': 'gradient', 'presets': (), 'data__skip_broken': True}
+  options = {**READ_OFF, 'training__batch_size': 8, 'data__skip_broken': True}
   config = changed(run_config, task=f'folder:{photos}', allocation__folds=16, **options)
   run = prepared(config, tmp_path / 'whole')
   path = run.task.open('train').name(0)

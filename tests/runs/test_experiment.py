@@ -215,7 +215,7 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
     model__image_size=16,
     presets=(),
     finetune__epochs=0,
-    supernet__epochs=1,
+    training__epochs=1,
     search__generations=1,
   )
   folded = tmp_path / 'run' / 'folded'
@@ -235,11 +235,11 @@ def train_head(config, workdir):
   context = context_of(config, workdir)
   learner = context.adapted.fix(smallest_genome(context.adapted.spec))
   starts, keys = [context.variables], [context.key(Stream.BASELINE)]
-  train(context, Training('one', learner, context.settings.recipe, 'train', starts, keys))
+  train(context, Training('one', learner, context.settings.training, 'train', starts, keys))
 
 
 def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_config, tmp_path):
-  wild = changed(run_config, supernet__learning_rate=1e30, supernet__warmup_epochs=0)
+  wild = changed(run_config, training__learning_rate=1e30, training__warmup_epochs=0)
   sentence = r'not finite at step (\d+), with learning_rate=1e\+30\. Lower the learning rate'
   with pytest.raises(NonFiniteLossError, match=sentence) as caught:
     train_head(wild, tmp_path)
@@ -251,7 +251,7 @@ def test_a_diverging_training_names_the_step_and_keeps_the_last_good_state(run_c
 @pytest.mark.parametrize('pretrained', [False, True])
 def test_a_training_that_ends_in_guessing_says_so(pretrained, run_config, tmp_path, caplog):
   """A head learns nothing on a backbone of random numbers, and digits on a pretrained one."""
-  config = changed(run_config, supernet__epochs=2)
+  config = changed(run_config, training__epochs=2)
   if pretrained:
     config.model.weights = 'embedded'
   train_head(config, tmp_path)
@@ -274,7 +274,7 @@ def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_p
   assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
   chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))['epoch']
   tuned = [line for line in lines if line['stage'] == 'finetune']
-  assert tuned[-1]['step'] == chosen * (1000 // config.finetune.batch_size)
+  assert tuned[-1]['step'] == chosen * (1000 // config.training.batch_size)
 
 
 @pytest.mark.slow

@@ -62,17 +62,6 @@ def test_a_path_whose_weights_changed_since_is_refused(tmp_path, is_folder):
   assert find_weights(settings, workdir) == settings.weights
 
 
-def test_a_run_that_has_begun_without_a_record_gets_none(repository, tmp_path):
-  file, workdir = tmp_path / 'vit.npz', tmp_path / 'run'
-  file.write_text('weights')
-  (workdir / 'supernet').mkdir(parents=True)
-  (workdir / 'supernet' / '50').touch()
-  assert find_weights(ModelSettings(weights=str(file)), workdir) == str(file)
-  assert not (workdir / 'weights.json').exists()
-  find_weights(ModelSettings(weights='hf:me/vit'), workdir)
-  assert recorded_weights(workdir) == {}
-
-
 def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):
   cache, branches = repository
   find_weights(ModelSettings(weights='hf:me/vit@main'), tmp_path)

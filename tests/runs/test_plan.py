@@ -25,7 +25,7 @@ from glora_jax.runs.planning.machine import (
   machine_of,
 )
 from glora_jax.runs.programs import shape_of_run
-from glora_jax.runs.sections import Comparison
+from glora_jax.runs.sections import Comparison, Finetuning
 from glora_jax.runs.stage import Workload
 from glora_jax.training.recipe import Recipe
 
@@ -34,7 +34,7 @@ RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=64)
 GIVEN = RunSettings(structure='lora', training=RECIPE)
 MODEL = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
 SIX = dataclasses.replace(RECIPE, epochs=6)  # 10 steps each
-FINETUNE = dataclasses.replace(RunSettings().finetune, epochs=2, warmup_epochs=1, batch_size=64)
+FINETUNE = Finetuning(epochs=2, warmup_epochs=1)
 COMPARE = Comparison(
   methods=('lora:2', 'finetuning', 'search', 'gradient'),
   budgets=(400, 800),
@@ -42,7 +42,7 @@ COMPARE = Comparison(
   rates=(1e-3, 4e-3),
   rate={'finetuning': 1e-3},
 )
-COMPARING = RunSettings(job='compare', compare=COMPARE, supernet=SIX, finetune=FINETUNE, presets=())
+COMPARING = RunSettings(job='compare', compare=COMPARE, training=SIX, finetune=FINETUNE, presets=())
 
 
 def plan_of(settings=GIVEN, **of_machine):
@@ -109,7 +109,7 @@ def calls_of(settings):
 
 
 def test_a_searched_run_has_its_stages_in_order():
-  calls = calls_of(RunSettings(presets=('gradient',), supernet=RECIPE))
+  calls = calls_of(RunSettings(presets=('gradient',), training=RECIPE))
   before = ['head', 'structure', 'supernet', 'baselines/linear', 'baselines/gradient']
   assert list(calls) == [*before, 'search', 'finetune', 'test']
   assert calls['baselines/gradient'][0].steps == 10 * 1  # three epochs were the gradient's
@@ -187,17 +187,6 @@ def test_every_structure_has_its_own_price():
   assert names[:3] == ['linear', 'bitfit', 'lora']
 
 
-def test_a_structure_is_priced_by_its_own_recipe():
-  finetune = dataclasses.replace(RunSettings().finetune, batch_size=16)
-  settings = RunSettings(supernet=RECIPE, finetune=finetune)
-  run = shape_of_run(settings, MODEL, 8, COUNTS)
-  tuned, alone = (
-    cost_of('subnet', run, Workload(structure='search', recipe=recipe)).held
-    for recipe in (settings.finetuning, settings.recipe)
-  )
-  assert tuned < alone
-
-
 def test_streamed_batches_grow_with_the_batch():
   data = dataclasses.replace(GIVEN.data, max_resident=0)
   lines = []
@@ -219,7 +208,7 @@ def test_options_of_a_plan_ask_for_one(monkeypatch, capsys, run_config, topology
 @pytest.mark.slow
 def test_a_run_scores_as_many_side_by_side_as_half_of_free_memory_holds():
   memory = 2**22
-  settings = RunSettings(presets=(), supernet=RECIPE)
+  settings = RunSettings(presets=(), training=RECIPE)
   found = plan_of(settings, memory=memory)
   search = next(stage for stage in found.stages if stage.name == 'search')
   assert 1 <= found.side_by_side < found.chunk

@@ -24,7 +24,7 @@ PLATFORMS = ('tpu', 'cuda', 'rocm')
 COUNTS = {'train': 64, 'val': 32, 'test': 32}
 RECIPE = Recipe(batch_size=16)
 SPACE = SpaceSettings(ranks=(2,))
-SETTINGS = RunSettings(structure='gradient', space=SPACE, supernet=RECIPE, training=RECIPE)
+SETTINGS = RunSettings(structure='gradient', space=SPACE, training=RECIPE)
 
 
 def exported(function, *arguments):

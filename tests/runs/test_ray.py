@@ -121,8 +121,7 @@ def test_a_comparison_on_ray_has_the_rows_of_one_process(cluster, config, tmp_pa
   config.mesh.devices = 'one'
   config.compare.update(methods=('linear', 'lora'), seeds=2, rates=(1e-3, 1e-2))
   config.compare.rate.linear = 5e-3
-  config.supernet.update(batch_size=2, epochs=2, warmup_epochs=0)
-  config.finetune.batch_size = 2
+  config.training.update(batch_size=2, epochs=2, warmup_epochs=0)
   runner = runners.named(f'ray:{cluster.address}')
   results = [
     comparison.run(config, str(tmp_path / 'process')),

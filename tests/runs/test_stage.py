@@ -236,7 +236,6 @@ def recorded(settings, prefix, note):
 SHORT = {
   'allocation__head_epochs': 1,
   'allocation__folds': 2,
-  'supernet__epochs': 6,
   'training__epochs': 6,
   'training__warmup_epochs': 0,
 }

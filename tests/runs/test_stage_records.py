@@ -133,8 +133,8 @@ def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
       return types.SimpleNamespace(genome=lora, variables=place.variables, borrowed=0.0)
     raise kind('The loss of batch 0 is nan; it must be finite.')
 
-  longer = dataclasses.replace(run.settings.supernet, epochs=20)
-  run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, supernet=longer))
+  longer = dataclasses.replace(run.settings.training, epochs=20)
+  run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, training=longer))
   lora = preset(run.place('gradient').adapted.spec, 'lora')
   monkeypatch.setattr(methods, 'allocate_once', allocate_once)
   monkeypatch.setattr(methods, 'train', lambda run, training: [*map(Trained, training.starts)])

@@ -210,7 +210,7 @@ def test_folds_are_equal_and_share_no_image(number, folds, batch, devices):
 
 @pytest.mark.full
 def test_rows_beside_a_search_have_a_space_of_their_own_and_do_not_change_it(run_config, tmp_path):
-  config = changed(run_config, presets=('gradient', 'lora:2@qkv', 'lora'), supernet__epochs=5)
+  config = changed(run_config, presets=('gradient', 'lora:2@qkv', 'lora'), training__epochs=5)
   config.allocation.update(head_epochs=1, folds=4, prior=None)
   result = experiment.run(config, str(tmp_path / 'rows'))
   rows = result['presets']
@@ -228,7 +228,7 @@ def test_rows_beside_a_search_have_a_space_of_their_own_and_do_not_change_it(run
 
 @pytest.mark.slow
 def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_config, tmp_path):
-  config = changed(run_config, job='compare', budget=None, presets=(), supernet__epochs=5)
+  config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)
   config.compare.update(methods=('gradient', 'lora:1@qkv'), budgets=(600, 900), seeds=2)
   config.compare.rate.update(gradient=1e-2)
   config.compare.rates = (1e-2,)

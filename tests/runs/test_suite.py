@@ -49,7 +49,7 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   write_few_shot_lists(folder)
   (folder / 'images' / 't11.png').write_bytes(b'broken')
   config = few_shot(run_config, folder.parent, budget=None)
-  config.supernet.batch_size = config.finetune.batch_size = 2
+  config.training.batch_size = 2
   monkeypatch.setattr(suite, 'write_config', end)
   with pytest.raises(RuntimeError, match='all are checked'):
     suite.run(config, str(workdir))
@@ -124,8 +124,8 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
   (tmp_path / 'lists' / 'oxford_pets' / 'images' / 't20.png').write_bytes(b'broken')
   config = few_shot(run_config, tmp_path / 'lists', budget=5000)
-  for recipe in (config.supernet, config.finetune):
-    recipe.update(batch_size=2, epochs=12, warmup_epochs=0)
+  config.training.update(batch_size=2, epochs=12, warmup_epochs=0)
+  config.finetune.epochs = 12
   workdir, flags = tmp_path / 'run', overrides(all_fields(config))
   for number, stage in ((signal.SIGKILL, 'supernet'), (signal.SIGTERM, 'search')):
     process = start_command('configs/quickstart.py', workdir, flags)
@@ -189,7 +189,7 @@ def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(tmp_path, monkeypatch
     alone = get_config('vtab', f'{name},settings=~/settings.json')
     assert json.loads(every[f'vtab/{name}'].to_json()) == json.loads(alone.to_json())
   of_cifar = check_config(every['vtab/cifar100'])
-  assert of_cifar.supernet.learning_rate == of_cifar.finetune.learning_rate == 1e-3
+  assert of_cifar.training.learning_rate == of_cifar.finetuning.learning_rate == 1e-3
   assert of_cifar.budget == 860_000
 
 
@@ -200,4 +200,4 @@ def test_the_longest_name_in_the_settings_counts(tmp_path):
   own = suite.task_configs(get_config('fewshot', f'all,seed=all,settings={path}'))
   names = ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')
   assert [own[f'fewshot/{name}'].budget for name in names] == [1, 2, 3, None]
-  assert own['fewshot/food101/4/0'].supernet.learning_rate == 0.5
+  assert own['fewshot/food101/4/0'].training.learning_rate == 0.5

@@ -36,16 +36,16 @@ PAPER, COMPARE = {'protocol': 'paper'}, {'job': 'compare'}
 @pytest.mark.parametrize(
   'fields, given, unused',
   [
-    ({}, ('supernet.epochs', 'search.mode', 'finetune.on', 'watch.profile'), []),
-    ({}, ('training.epochs', 'compare.budgets'), ['training.epochs', 'compare.budgets']),
+    ({}, ('training.epochs', 'search.mode', 'finetune.on', 'watch.profile'), []),
+    ({}, ('training.epochs', 'compare.budgets'), ['compare.budgets']),
     ({'presets': ('gradient',)}, ('allocation.folds',), []),
-    ({'structure': 'lora'}, ('training.epochs', 'budget', 'supernet.epochs'), ['supernet.epochs']),
+    ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
     ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ['sampling.largest']),
     (PAPER, ('finetune.epochs', 'search.mode'), ['finetune.epochs']),
-    (COMPARE, ('compare.rate.lora', 'compare.rates', 'training.epochs'), ['training.epochs']),
+    (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
     (
       {**COMPARE, 'compare.methods': ('lora', 'search')},
-      ('search.mode', 'sampling.largest', 'supernet.epochs', 'allocation.folds'),
+      ('search.mode', 'sampling.largest', 'training.epochs', 'allocation.folds'),
       ['allocation.folds'],
     ),
     (

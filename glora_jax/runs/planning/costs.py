@@ -340,7 +340,7 @@ def memory_by_batch(once: Cost, name: str, workload: Workload, context: Context)
     workload: what it trains, and how.
     context: a job of one device.
   """
-  recipe = workload.recipe or context.settings.recipe
+  recipe = workload.recipe or context.settings.training
   size = recipe.batch_size // recipe.accumulate
   double = dataclasses.replace(recipe, batch_size=2 * recipe.batch_size)
 

@@ -53,7 +53,7 @@ from glora_jax.runs.planning.machine import (
   machine_of,
 )
 from glora_jax.runs.programs import on_mesh, program, shape_of_run
-from glora_jax.runs.stage import Call, Stage, Workload, section_of
+from glora_jax.runs.stage import Call, Stage, Workload
 
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))
@@ -70,7 +70,7 @@ class PlannedStage(NamedTuple):
   Attributes:
     name: its name.
     program: key of `programs.MAKERS` of what takes its time.
-    section: section of the config that it is trained by; None where nothing is.
+    trains: whether anything is trained.
     steps: steps of training; 0 where nothing is trained.
     images: images that it goes through, for each step and each candidate.
     operations: floating-point operations, of all devices together.
@@ -80,7 +80,7 @@ class PlannedStage(NamedTuple):
 
   name: str
   program: str
-  section: str | None
+  trains: bool
   steps: int
   images: int
   operations: float
@@ -318,9 +318,7 @@ def plan_of(context: Context, name: str, machine: Machine) -> Plan:
       chunk = min(line.most(memory), settings.search.population)
       side_by_side = _side_by_side(line, memory, settings.search.population, machine)
       held[call] = int(line.fixed + side_by_side * line.each) - spared
-  sections = _sections(context)
-  names = [name for name in calls if sections.get(name) == section_of(settings, 'recipe')]
-  trained = [call for name in names for call in calls[name] if call.steps]
+  trained = [call for call in every if call.workload.recipe not in (None, settings.finetuning)]
   worst = max(trained, key=held.__getitem__)
   line = memory_by_batch(costs[worst], worst.program, workloads[worst], context)
   # A slice's compiler is not at hand.
@@ -330,8 +328,7 @@ def plan_of(context: Context, name: str, machine: Machine) -> Plan:
     model=name,
     machine=machine,
     stages=tuple(
-      _planned(name, sections.get(name), of_stage, costs, held, machine)
-      for name, of_stage in calls.items()
+      _planned(name, of_stage, costs, held, machine) for name, of_stage in calls.items()
     ),
     parameters={
       'of the base': count(frozen),
@@ -339,7 +336,7 @@ def plan_of(context: Context, name: str, machine: Machine) -> Plan:
       'in heads': count(trainable['params']),
     },
     states={'the base': bytes_of(frozen), 'what is trained, with its moments': moments},
-    batch=line.most(memory) * settings.recipe.accumulate * machine.devices,
+    batch=line.most(memory) * settings.training.accumulate * machine.devices,
     chunk=chunk,
     side_by_side=side_by_side,
     compiling=(COMPILING[0] * traced, COMPILING[1] * traced),
@@ -355,13 +352,6 @@ def _calls(context: Context) -> dict[str, tuple[Call, ...]]:
   """The programs that the stages of a job call, by stage."""
   stages = _stages(context.settings)
   return {stage.name: tuple(stage.calls(context)) for stage in stages if stage.calls is not None}
-
-
-def _sections(context: Context) -> dict[str, str]:
-  """The section of the config that stages train by, by stage."""
-  settings = context.settings
-  stages = [stage for stage in _stages(settings) if stage.batches and stage.draws]
-  return {stage.name: section_of(settings, stage.batches[0].recipe) for stage in stages}
 
 
 def _workload(call: Call, machine: Machine) -> Workload:
@@ -388,7 +378,6 @@ def _side_by_side(line: Line, memory: float, population: int, machine: Machine) 
 
 def _planned(
   name: str,
-  section: str | None,
   calls: Sequence[Call],
   costs: Mapping[Call, Cost],
   held: Mapping[Call, int],
@@ -400,7 +389,7 @@ def _planned(
   return PlannedStage(
     name=name,
     program=calls[0].program,
-    section=section,
+    trains=any(call.steps for call in calls),
     steps=sum(call.steps for call in calls),
     images=sum(call.images for call in calls),
     operations=operations,
@@ -432,7 +421,7 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
   if worst.held <= machine.memory:
     return
   fits = ''
-  if worst.section == section_of(settings, 'recipe'):
+  if worst.trains:
     fits = f' at most {planned.batch:,} images fit:' if planned.batch else ' not one image fits:'
   *others, last = _advice(worst, settings)
   advice = f'{", ".join(others)}, or {last}' if others else last
@@ -451,18 +440,17 @@ def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
 
 
 def _smaller(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
-  model = settings.model
-  if section := stage.section:
-    recipe = settings.recipe if section == section_of(settings, 'recipe') else settings.finetuning
-    yield f'lower {section}.batch_size={recipe.batch_size}'
-    yield f'raise {section}.accumulate'
+  model, lower = settings.model, f'lower training.batch_size={settings.training.batch_size}'
+  if stage.trains:
+    yield lower
+    yield 'raise training.accumulate'
     if stage.program == MANY:
       yield 'give fewer compare.seeds or compare.rates'
     if model.remat != 'nothing_saveable':
       yield "give model.remat='nothing_saveable'"
     return
   if stage.program in ('features', 'allocation'):
-    yield f'lower {section_of(settings, "recipe")}.batch_size={settings.recipe.batch_size}'
+    yield lower
   yield f'lower data.max_resident={settings.data.max_resident}'
   if model.base_dtype == 'float32':
     yield "give model.base_dtype='bfloat16'"

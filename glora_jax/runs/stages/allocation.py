@@ -33,7 +33,7 @@ from glora_jax.method.genomes import (
   genome_to_json,
   smallest_genome,
 )
-from glora_jax.records import Array, mismatch_of_arrays
+from glora_jax.records import Array, check_arrays
 from glora_jax.runs.backbone import Place, Stream
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import GRADIENT
@@ -64,7 +64,7 @@ def check_gradient(context: Context) -> None:
   shape_of_folds(
     context.counts[context.train_split],
     settings.allocation.folds,
-    settings.recipe.batch_size,
+    settings.training.batch_size,
     1 if context.mesh is None else context.mesh.size,
   )
 
@@ -95,7 +95,7 @@ def head_learner(context: Context, place: Place, recipe: Recipe) -> HeadAlone | 
 
 def train_head(context: Context, place: Place) -> Place:
   """The space with a head that was trained alone, on features where that can be."""
-  recipe = head_recipe(context.settings.recipe, context.settings.allocation.head_epochs)
+  recipe = head_recipe(context.settings.training, context.settings.allocation.head_epochs)
   learner = head_learner(context, place, recipe)
   if learner is None:
     learner = place.adapted.fix(smallest_genome(place.adapted.spec))
@@ -182,7 +182,7 @@ def _batches_of(
   """The batches that the gradient is taken of, again at every call."""
   images, labels = split or context.data(context.train_split)
   devices = 1 if context.mesh is None else context.mesh.size
-  folds, batch_size = context.settings.allocation.folds, context.settings.recipe.batch_size
+  folds, batch_size = context.settings.allocation.folds, context.settings.training.batch_size
   indices = fold_indices(key, len(labels), folds, batch_size, devices)
   return lambda: in_rows(images, labels, indices, context.mesh)
 
@@ -360,8 +360,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
     'curve/values': Array('f', ('purchase',)),
     'curve/knee': Array('i'),
   }
-  if (reason := mismatch_of_arrays(arrays, expected)) is not None:
-    raise ValueError(reason)
+  check_arrays(arrays, expected)
   if not 0 <= arrays['curve/knee'] < len(arrays['curve/params']):
     raise ValueError('the knee of its curve lies beyond it')
 
@@ -391,11 +390,11 @@ def allocate_shifts(
     return None
   head_key, shift_key, key = jax.random.split(key, 3)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(shift_key)))
-  most = max(MOST_IMAGES, context.settings.recipe.batch_size)
+  most = max(MOST_IMAGES, context.settings.training.batch_size)
   chosen = np.sort(rng.permutation(len(labels))[:most])
   found = shifted(np.asarray(images)[chosen], rng, context.task.num_classes)
   split = Split(*meshes.hold(context.mesh, tuple(found)))
-  recipe = head_recipe(context.settings.recipe, context.settings.allocation.head_epochs)
+  recipe = head_recipe(context.settings.training, context.settings.allocation.head_epochs)
   options = {'preprocess': context.preprocess, 'mesh': context.mesh, 'progress': meshes.primary()}
   variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
   warm = Place(place.adapted, variables)

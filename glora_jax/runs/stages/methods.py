@@ -10,9 +10,10 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from glora_jax.files import write_json
 from glora_jax.method import genomes
@@ -23,16 +24,7 @@ from glora_jax.runs.backbone import Place, Stream, stream_key
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED, has_budget
-from glora_jax.runs.stage import (
-  LOSS,
-  Batches,
-  Call,
-  Stage,
-  Workload,
-  clocked,
-  read_mark,
-  recipe_fields,
-)
+from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
   MOST_IMAGES,
   allocate_once,
@@ -119,14 +111,11 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
   tuning, training = [], []
   for method in settings.compare.methods:
     name = file_name(method)
-    batches = (Batches('recipe', ('train',)),)
-    if method == SEARCH:  # it finetunes for no epoch, too, where a run leaves the stage out
-      paths = settings.sampling.paths
-      batches = (Batches('recipe', ('train',), paths), Batches('finetuning', ('train',)))
+    paths = settings.sampling.paths if method == SEARCH else 1
     rate = f'compare.rate.{method}'
     options = {
-      'reads': (rate, *recipe_fields(settings), *LOSS, *_READS.get(method, ())),
-      'batches': batches,
+      'reads': (rate, *TRAINING, *_READS.get(method, ())),
+      'batches': Batches(('train',), paths),
       'draws': True,
     }
     is_tuned = settings.compare.rate.get(method) is None
@@ -235,7 +224,7 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
     learner: Adapted = FullFineTuning.of(context.adapted)
   else:
     learner = context.place(method).adapted.fix(method)
-  recipe = context.settings.recipe
+  recipe = context.settings.training
   trained = _train(context, from_pretrained(context, task, learner, recipe))
   return {method: _subnets(context, learner, trained)}
 
@@ -304,7 +293,7 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   names = [f'{task.folder}/{budget}-{seed}' for seed in seeds for budget in budgets]
   is_done = all(is_allocated(context, name) for name in names)
   ahead = None if is_done else start_compiling(context, place)  # one program for all of them
-  warming = head_recipe(settings.recipe, settings.allocation.head_epochs)
+  warming = head_recipe(settings.training, settings.allocation.head_epochs)
   head = head_learner(context, place, warming)
   if head is None:
     head = adapted.fix(genomes.smallest_genome(adapted.spec))
@@ -368,7 +357,7 @@ def _train_structure(
       variables, trouble = place.variables, _stands_for(name, error)
     if not clock['whole'] and prior:
       clock['seconds'] -= prior.seconds - before
-  subnet, recipe = place.adapted.fix(genome), context.settings.recipe
+  subnet, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
   training = Training(
     f'{name}/states',
@@ -400,8 +389,8 @@ def _after(subnet: TrainedSubnet, seconds: float, trouble: str) -> TrainedSubnet
 def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
   """Trains a supernet for each trial, and searches and finetunes a subnet in it for each budget."""
   settings = context.settings
-  epochs = settings.recipe.epochs - settings.finetuning.epochs
-  shorter = dataclasses.replace(settings.recipe, epochs=epochs)
+  epochs = settings.training.epochs - settings.finetuning.epochs
+  shorter = dataclasses.replace(settings.training, epochs=epochs)
   training = from_pretrained(context, task, context.adapted, shorter, 'supernets')
   supernets, seconds = _train(context, training)
   rows = {}
@@ -433,7 +422,7 @@ def _search_one(
       genome = genomes.smallest_genome(context.adapted.spec)
   subnet = context.adapted.fix(genome)
   # The schedule's ends are those of the supernet's learning rate.
-  rate = context.settings.recipe.learning_rate
+  rate = context.settings.training.learning_rate
   training = Training(
     f'{name}/states',
     subnet,
@@ -474,7 +463,7 @@ def measure(context: Context, candidate: Candidate, split: str) -> dict[str, flo
 def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
   """The programs that a method calls: tuned with one seed, trained at one rate."""
   settings, number = context.settings, context.counts['train']
-  compare, recipe = settings.compare, settings.recipe
+  compare, recipe = settings.compare, settings.training
   seeds, rates = (1, len(compare.rates)) if is_tuning else (compare.seeds, 1)
   trials = seeds * rates
   rows = 1 if is_tuning else max(1, len(_budgets(settings, method)))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax import tree
@@ -279,7 +280,7 @@ def _of_structure(context: Context, allocation: Allocation | None) -> dict[str, 
       'budget': allocation.budget,
       'proposed': allocation.proposed,
       'head_epochs': settings.head_epochs,
-      'epochs': settings.spared(context.settings.recipe, allocation.borrowed > 0),
+      'epochs': settings.spared(context.settings.training, allocation.borrowed > 0),
       'borrowed': allocation.borrowed,
     }
   return content

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_arrays, write_arrays, write_json
@@ -20,7 +21,7 @@ from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context, train_split_of
 from glora_jax.runs.monitoring import Line, profiled
 from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stage import LOSS, Batches, Call, Stage, Workload, recipe_fields
+from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
 from glora_jax.runs.stages.training import Training, best_on_val, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
@@ -40,19 +41,19 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
 
   The supernet is trained with fresh genomes for every step (section 3.3 of the paper).
   """
-  recipe, finetune = recipe_fields(settings), settings.finetune
+  finetune = settings.finetune
   supernet = Stage(
     'supernet',
     _train_supernet,
-    reads=('sampling.', *recipe, *LOSS),
+    reads=('sampling.', *TRAINING),
     calls=lambda context: [
       Call.training(
         'supernet',
-        Workload(recipe=context.settings.recipe),
+        Workload(recipe=context.settings.training),
         context.counts[context.train_split],
       )
     ],
-    batches=(Batches('recipe', (train_split_of(settings),), settings.sampling.paths),),
+    batches=Batches((train_split_of(settings),), settings.sampling.paths),
     draws=True,
   )
   search = Stage(
@@ -67,8 +68,8 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   splits = tuple(dict.fromkeys(('train', finetune.on)))
   chosen = (CHOICE,) if finetune.on == 'train+val' else ()
   options = {
-    'reads': ('finetune.', *recipe, *LOSS, 'search.fitness'),
-    'batches': (Batches('finetuning', splits),),
+    'reads': ('finetune.', 'search.fitness', *TRAINING),
+    'batches': Batches(splits),
     'draws': True,
   }
   before = ('supernet', 'search')
@@ -95,7 +96,7 @@ def _train_supernet(context: Context) -> Any:
   training = Training(
     'supernet',
     context.adapted,
-    context.settings.recipe,
+    context.settings.training,
     context.train_split,
     [context.variables],
     [context.key(Stream.SUPERNET)],

@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax.files import (
@@ -35,7 +36,7 @@ from glora_jax.runs.backbone import Place, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context, train_split_of
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
-from glora_jax.runs.stage import LOSS, Batches, Call, Stage, Workload, recipe_fields
+from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
 from glora_jax.runs.stages.allocation import (
   MOST_IMAGES,
   allocate_once,
@@ -132,7 +133,7 @@ def train_alone(context: Context, structure: Structure, name: str, stream: Strea
     name: folder of its training states in the workdir.
     stream: purpose of its random key.
   """
-  recipe = context.settings.recipe
+  recipe = context.settings.training
   if structure.allocation is not None:
     recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
   adapted, genome = structure.place.adapted, structure.genome
@@ -151,19 +152,18 @@ def train_alone(context: Context, structure: Structure, name: str, stream: Strea
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   """The stages that find the structure of a run which does not search one, or stands beside it."""
   if settings.has_gradient:
-    reads = (*recipe_fields(settings), 'allocation.')
     head = Stage(
       'head',
       _warm_head,
-      reads=(*reads, *LOSS),
+      reads=('allocation.', *TRAINING),
       check=check_gradient,
       calls=lambda context: [Call('features', Workload(), 0, _seen(context))],
-      batches=(Batches('recipe', (train_split_of(settings),)),),
+      batches=Batches((train_split_of(settings),)),
     )
     structure = Stage(
       'structure',
       _read_off,
-      reads=(*reads, 'budget'),
+      reads=('allocation.', 'budget', 'training.'),
       after=('head',),
       calls=lambda context: [Call('allocation', Workload(), 0, PASSES * _seen(context))],
     )
@@ -195,7 +195,7 @@ def _alone(settings: RunSettings, folder: str, name: str, run: Callable[..., Any
   takes_structure = folder == 'training' or name == GRADIENT
 
   def calls(context: Context) -> list[Call]:
-    recipe = context.settings.recipe
+    recipe = context.settings.training
     if name == GRADIENT:
       recipe = context.settings.allocation.shortened(recipe)
     workload = Workload(structure=name, recipe=recipe)
@@ -208,11 +208,11 @@ def _alone(settings: RunSettings, folder: str, name: str, run: Callable[..., Any
   return Stage(
     folder,
     run,
-    reads=(*recipe_fields(settings), *LOSS, *(('allocation.',) if name == GRADIENT else ())),
+    reads=(*TRAINING, *(('allocation.',) if name == GRADIENT else ())),
     after=('structure',) if takes_structure else (),
     check=check,
     calls=calls,
-    batches=(Batches('recipe', (train_split_of(settings),)),),
+    batches=Batches((train_split_of(settings),)),
     draws=True,
   )
 

@@ -1,0 +1,167 @@
+"""Settings: which values a field takes, and the line about each that it does not take."""
+
+import dataclasses
+import math
+import operator
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from glora_jax.data.augment import Augmentation
+from glora_jax.limits import check_path
+from glora_jax.search.evolution import Evolution
+from glora_jax.settings import (
+  FILLED,
+  Flag,
+  Number,
+  Several,
+  Text,
+  Whole,
+  bounds,
+  declared,
+  expected,
+  taken,
+)
+from glora_jax.training.consistency import Consistency
+from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
+
+
+@declared
+class Settings:
+  """Some fields of every type."""
+
+  steps: Whole = Field(default=1, ge=1, description='steps to take')
+  rate: Number = Field(default=0.5, ge=0, lt=9, description='size of a step')
+  sizes: Annotated[Several[Annotated[Whole, Field(gt=0)]], FILLED] = (4,)
+  kind: Literal['small', 'large'] = 'small'
+  by_name: Mapping[Text, Number | None] = Field(default={})
+  ready: Flag = False
+  share: Number | None = Field(default=None, le=1)
+  name: Text = 'run'
+
+  def __post_init__(self):
+    if self.steps > 100 * self.rate:
+      raise ValueError(f'steps={self.steps} are too many for rate={self.rate}.')
+
+
+WRONG_TYPES = [
+  ('steps', np.float32(2.5), 'steps=2.5 should be a valid integer'),
+  ('steps', np.bool_(True), 'steps=True should be a valid integer'),
+  ('steps', '1', "steps='1' should be a valid integer"),
+  ('rate', '1', "rate='1' should be a valid number"),
+  ('rate', True, 'rate=True should be a valid number'),
+  ('rate', 10**400, f'rate=1{"0" * 79}... should be a valid number'),
+  ('ready', 0, 'ready=0 should be a valid boolean'),
+  ('share', '½', "share='½' should be a valid number"),
+  ('name', b'x', "name=b'x' should be an instance of str"),
+  ('sizes', 'ab', "sizes='ab' should be a valid tuple"),
+  ('sizes', jnp.array([[1, 2]]), 'sizes[0]=[1, 2] should be a valid integer'),
+  ('by_name', 3, 'by_name=3 should be a valid dictionary'),
+]
+OUT_OF_RANGE = [
+  ('steps', 0, 'steps=0 should be greater than or equal to 1'),
+  ('steps', 10**5000, 'steps=a whole number of 16610 bits: it must be at most 2147483647.'),
+  ('rate', np.float32(np.inf), 'rate=inf should be a finite number'),
+  ('rate', 9, 'rate=9 should be less than 9'),
+  ('share', 1.5, 'share=1.5 should be less than or equal to 1'),
+  ('sizes', (1, -1), 'sizes[1]=-1 should be greater than 0'),
+  ('sizes', (), 'sizes=(): it must not be empty.'),
+  ('kind', 'huge', "kind='huge' should be 'small' or 'large'"),
+  ('by_name', {'a': math.inf}, 'by_name.a=inf should be a finite number'),
+]
+
+
+@pytest.mark.parametrize('case', [*WRONG_TYPES, *OUT_OF_RANGE], ids=operator.itemgetter(2))
+def test_a_field_that_cannot_be_is_one_line(case):
+  name, value, sentence = case
+  with pytest.raises(ValueError) as caught:
+    Settings(**{name: value})
+  assert str(caught.value).startswith(sentence)
+  assert '\n' not in str(caught.value)
+
+
+def test_all_mistakes_are_said_at_once_and_then_what_fields_demand_of_each_other():
+  with pytest.raises(ValueError) as caught:
+    Settings(0, kind='huge', colour='red')
+  assert [line.partition(' ')[0] for line in str(caught.value).split('\n')] == [
+    'steps=0',
+    "kind='huge'",
+    "colour='red'",
+  ]
+  with pytest.raises(ValueError, match=r'^steps=51 are too many for rate=0\.5\.$'):
+    dataclasses.replace(Settings(), steps=51)
+
+
+@pytest.mark.parametrize('array', [np, jnp], ids=['numpy', 'jax'])
+def test_scalars_and_arrays_are_python_numbers_once_they_are_taken(array):
+  settings = Settings(
+    steps=array.float32(3),
+    rate=array.float32(0.5),
+    sizes=array.asarray([1, 2]),
+    by_name={'a': None, 'b': jnp.bfloat16(1.5)},
+    ready=array.array(True),
+    share=array.array(0.25),
+  )
+  same = Settings(3, 0.5, (1, 2), by_name={'a': None, 'b': 1.5}, ready=True, share=0.25)
+  assert repr(settings) == repr(same)
+  assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@given(
+  st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.floats())),
+  st.sampled_from([Whole, Number, Flag, Whole | None, Text]),
+)
+def test_whatever_is_given_is_taken_or_refused_in_one_line(value, kind):
+  found = sentence = None
+  try:
+    found = taken(value, 'x', kind)
+  except ValueError as error:
+    sentence = str(error)
+  if sentence is None:
+    assert found == value
+    assert (type(found) is bool) == (type(value) is bool)
+  else:
+    assert re.fullmatch(r'x=.*\.', sentence)
+
+
+@pytest.mark.parametrize('section', [Recipe, Sampling, Consistency, Evolution, Augmentation])
+def test_a_range_that_the_help_shows_is_checked(section):
+  assert hash(section()) == hash(section())
+  for name, info in section.__pydantic_fields__.items():
+    assert info.description
+    if info.annotation in (int, float):
+      assert bounds(info), name
+    for word, bound in bounds(info).items():
+      value = bound + {'ge': -1, 'gt': 0, 'le': 1, 'lt': 0}[word]
+      with pytest.raises(ValueError, match=rf'^{name}'):
+        section(**{name: value})
+
+
+RANGES = {
+  'epochs': 'int, at least 0',
+  'batch_size': 'int, at least 1',
+  'learning_rate': 'float, above 0',
+  'component_dropout': 'float, at least 0, below 1',
+}
+
+
+def test_a_range_is_said_in_words():
+  fields = Recipe.__pydantic_fields__
+  assert {name: expected(fields[name]) for name in RANGES} == RANGES
+  assert expected(Settings.__pydantic_fields__['sizes']) == 'tuple[int, ...], above 0'
+  assert expected(Settings.__pydantic_fields__['kind']) == "'small' | 'large'"
+
+
+@pytest.mark.parametrize('path', [None, 3, b'x', [], 1e308, '', 'a\0b'])
+def test_what_is_no_path_is_refused(path):
+  with pytest.raises(ValueError, match=r'is no path; give a text or a pathlib\.Path'):
+    check_path(path)
