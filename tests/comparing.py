@@ -20,6 +20,20 @@ def random_variables(adapted, params, seed=2):
   return {'params': params, 'glora': randomized(shapes['glora'], seed)}
 
 
+def trained_variables(adapted, params, scale=0.3):
+  """Variables as after a training: supports and heads are nowhere as they began."""
+  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
+  trainable, frozen = adapted.split({**shapes, 'params': params})
+  return adapted.join(randomized(trainable, scale=scale), frozen)
+
+
+def mixed_loras(spec):
+  """LoRAs of B: none, the first and the second rank in turn; the MLPs of a block differ."""
+  genome = np.zeros((len(spec), 5), np.int8)
+  genome[:, 1] = np.resize([3, 0, 4, 4, 3], len(spec))
+  return genome
+
+
 def vector(outputs):
   """All numbers of a model's output as one float32 vector."""
   return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)])

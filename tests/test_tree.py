@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.testing import assert_array_equal
 
 from glora_jax import tree
 
@@ -44,12 +45,12 @@ TREES = {
 def test_a_leaf_is_read_replaced_and_parted_by_its_path(whole, name):
   path = tuple(name.split('/')) if name else ()
   leaf = nn.meta.unbox(tree.get(whole, path))
-  np.testing.assert_array_equal(leaf, 1)
+  assert_array_equal(leaf, 1)
   for changed in (tree.replace(whole, path, 2 * leaf), tree.update(whole, {path: 2 * leaf})):
     assert jax.tree.structure(changed) == jax.tree.structure(whole)
     for other, value in tree.flatten(changed).items():
       expected = nn.meta.unbox(tree.flatten(whole)[other])
-      np.testing.assert_array_equal(nn.meta.unbox(value), expected * (1 + (other == path)))
+      assert_array_equal(nn.meta.unbox(value), expected * (1 + (other == path)))
   first, second = tree.partition(whole, path.__eq__)
   assert list(tree.flatten(first)) == [path]
   assert set(tree.flatten(second)) == set(tree.flatten(whole)) - {path}
@@ -61,7 +62,7 @@ def test_the_second_of_a_union_decides():
   whole, path = TREES['dataclass'][0], ('1', 'w')
   first, second = tree.partition(whole, path.__eq__)
   changed = tree.union(second, tree.replace(first, path, np.full(2, 5.0)))
-  np.testing.assert_array_equal(tree.get(changed, path), 5)
+  assert_array_equal(tree.get(changed, path), 5)
 
 
 def test_other_trees_refuse_a_path_that_is_not_there():

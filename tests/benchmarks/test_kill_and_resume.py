@@ -1,32 +1,14 @@
 """The benchmark that kills: where the kills come, and what it compares."""
 
-import random
 import signal
 import sys
 
-from benchmarks.kill_and_resume import Undisturbed, differences, plan_kills
+from benchmarks.kill_and_resume import differences
 from benchmarks.machinery import killable
 from benchmarks.machinery.killable import Kill, Killable
 from glora_jax.files import write_json
 
 STAGES = {'supernet': 30.0, 'search': 9.0, 'report': 1.0}
-
-
-def test_kills_are_spread_over_time_stages_signals_and_processes():
-  whole, rng = Undisturbed({}, 50.0, STAGES), random.Random(0)
-  planned = [plan_kills(number, 40, whole, rng, 60.0, 2) for number in range(40)]
-  first = [kills[0] for kills in planned]
-  in_stages = [kill for kill in first if kill.stage]
-  assert len(in_stages) == 20
-  assert {kill.stage for kill in in_stages} == STAGES.keys()
-  assert all(kill.after <= STAGES[kill.stage] for kill in in_stages)
-  moments = [kill.after for kill in first if not kill.stage]
-  assert all(2 * n * 50 / 40 <= moment <= 50 for n, moment in enumerate(moments))
-  assert {kill.signal for kill in first} == {signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP}
-  assert {(bool(kill.stage), kill.process) for kill in first} == {
-    (stage, process) for stage in (True, False) for process in (0, 1)
-  }
-  assert sum(len(kills) == 2 for kills in planned) == 10
 
 
 def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monkeypatch):

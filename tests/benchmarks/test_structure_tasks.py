@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from numpy.testing import assert_array_equal
 
 from benchmarks.structures import scenes, tasks
 
@@ -45,16 +45,16 @@ def test_splits_of_a_seed_are_disjoint_and_classes_have_equal_shares_while_there
 
 def test_no_seed_learns_from_a_test_image_and_the_test_images_stay(pool):
   first, second = tasks.draw(pool, 0), tasks.draw(pool, 1)
-  np.testing.assert_array_equal(first['test'].images, second['test'].images)
+  assert_array_equal(first['test'].images, second['test'].images)
   assert not pictures(first['test']) & (pictures(second['train']) | pictures(second['val']))
   assert pictures(first['train']) != pictures(second['train'])
-  np.testing.assert_array_equal(tasks.draw(pool, 1)['train'].labels, second['train'].labels)
+  assert_array_equal(tasks.draw(pool, 1)['train'].labels, second['train'].labels)
 
 
 def test_a_pickle_of_an_array_is_read_and_nothing_else():
   array = np.arange(6, dtype=np.uint8).reshape(2, 3)
   written = pickle.dumps(array, protocol=3).replace(b'numpy._core', b'numpy.core')
-  np.testing.assert_array_equal(tasks._read_array(gzip.compress(written)), array)
+  assert_array_equal(tasks._read_array(gzip.compress(written)), array)
   with pytest.raises(pickle.UnpicklingError, match='Unwanted; only plain arrays are read'):
     tasks._read_array(gzip.compress(pickle.dumps(Unwanted())))
 
@@ -63,48 +63,5 @@ def test_rendered_pictures_are_the_same_every_time_and_their_labels_take_turns(m
   monkeypatch.setattr(tasks, 'RENDERED', 10)
   images, labels = tasks.render(scenes.discs, 4, 7)
   assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-  np.testing.assert_array_equal(images, tasks.render(scenes.discs, 4, 7)[0])
+  assert_array_equal(images, tasks.render(scenes.discs, 4, 7)[0])
   assert (images != tasks.render(scenes.discs, 4, 8)[0]).any(axis=(1, 2, 3)).all()
-
-
-@pytest.fixture
-def plain(monkeypatch):
-  """Scenes whose background is black and whose colors are white, without noise and clutter."""
-  black = np.zeros((28, 28, 3))
-  monkeypatch.setattr(scenes, 'gradient', lambda *_: black)
-  monkeypatch.setattr(scenes, 'tint', lambda *_: np.ones(3))
-  monkeypatch.setattr(scenes, 'finish', lambda rng, picture, noise=0: picture[..., 0])
-
-
-def shapes(picture):
-  """Connected components of what is brighter than half."""
-  marked, number = ndimage.label(picture > 0.5, np.ones((3, 3)))
-  return [np.argwhere(marked == index + 1) for index in range(number)]
-
-
-@pytest.fixture
-def uncluttered(plain, monkeypatch):
-  """As `plain`, for the final scenes: no clouds and no lines either."""
-  monkeypatch.setattr(scenes, 'smooth_field', lambda *_: np.zeros((28, 28, 3)))
-  monkeypatch.setattr(scenes, 'stroke', lambda picture, *_: picture)
-
-
-def is_ring(points):
-  """Whether a shape does not cover its own middle."""
-  return np.hypot(*(points - points.mean(0)).T).min() > 0.75
-
-
-@pytest.mark.parametrize('draw, label', [(scenes.discs, 4), (scenes.count, 0), (scenes.count, 5)])
-def test_a_picture_has_as_many_parts_as_the_label_says(uncluttered, draw, label):
-  for seed in range(5):
-    assert len(shapes(draw(np.random.default_rng(seed), label))) == label + 1
-
-
-@pytest.mark.parametrize('label', range(9))
-def test_the_ring_is_in_the_cell_that_the_label_says(uncluttered, label):
-  for seed in range(5):
-    parts = shapes(scenes.position(np.random.default_rng(seed), label))
-    (ring,) = [points for points in parts if is_ring(points)]
-    row, column = ((ring.mean(0) + 0.5) // (28 / 3)).astype(int)
-    assert 3 * row + column == label
-    assert len(parts) == 3

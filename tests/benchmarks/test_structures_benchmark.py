@@ -1,6 +1,5 @@
 """The structures' benchmark: its statistics, its choice of rates, its jobs and its programs."""
 
-import base64
 import dataclasses
 import json
 import re
@@ -12,13 +11,10 @@ import pytest
 
 from benchmarks.structures import jobs, plan
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures.jobs import UNKNOWN, Job, Store, digest_of
+from benchmarks.structures.jobs import UNKNOWN, Store, digest_of
 from benchmarks.structures.laboratory import Model
-from benchmarks.structures.methods import fixed_genome
 from benchmarks.structures.statistics import difference, headroom
-from benchmarks.structures.tables import Row, best_of, budget_table, print_others
-from benchmarks.structures.tasks import TASKS
-from glora_jax.method.genomes import count_params
+from benchmarks.structures.tables import Row, best_of, print_others
 from glora_jax.method.presets import preset
 from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.runs.runners import THIS_PROCESS
@@ -33,20 +29,6 @@ BLOCKS = Spec(
     for name in ('qkv', 'proj', 'fc1', 'fc2')
   )
 )
-
-
-def test_interval_of_known_parts():
-  rng = np.random.default_rng(0)
-  ours = rng.random((10, 4000)) < 0.85
-  theirs = rng.random((10, 4000)) < 0.80
-  found = difference(ours, theirs)
-  assert found.verdict == 'win'
-  assert found.low < 5 < found.high
-  reverse = difference(theirs, ours)
-  assert np.allclose([reverse.low, reverse.high], [-found.high, -found.low])
-  same = difference(ours, ours)
-  assert same == (0, 0, 0)
-  assert same.verdict == 'tie'
 
 
 def test_intervals_cover_the_truth():
@@ -135,47 +117,6 @@ def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
   works = {'lora:1@qkv/aligned': lambda: {'number': done.append(1) or len(done)}}
   results = [dict(jobs.results_of(works, THIS_PROCESS, 'jobs')) for _ in range(2)]
   assert results == [{'lora:1@qkv/aligned': {'number': 1, 'version': jobs.version()}}] * 2
-
-
-def test_a_table_holds_ours_against_twice_its_size_and_another_tasks_structure():
-  budget, rates = 9_216, {('gradient', 9_216): 0.1, ('lora:1', 0): 0.2, ('lora:2', 0): 0.3}
-  store = Store('')
-  for task in ('count', 'angle'):
-    right = {plan.OURS: 0.5, 'lora:1': 0.25, 'lora:2': 0.75, plan.controls(budget, task)[2][0]: 0.5}
-    for name, share in right.items():
-      method = plan.sized(name, budget)
-      job = Job(task, *method, rates[plan.tuned_as(method)], 0, plan.EPOCHS)
-      bits = np.arange(TASKS[task].tests) < share * TASKS[task].tests
-      answers = base64.b85encode(np.packbits(bits).tobytes()).decode()
-      store.results[job] = {'params': 9, 'test': [share, 1.0], 'answers': answers}
-  for line in budget_table(store, ['count', 'angle'], rates, budget).values():
-    assert line['best_fixed'] == ['lora:1', 9, 25.0]
-    assert line['difference'][0] == 25.0
-    differences = {name: found[1][0] for name, found in line['beside'].items()}
-    assert differences == {'lora:2': -25.0, 'gradient(of another task)': 0.0}
-
-
-def test_fixed_methods_fit_and_none_is_listed_twice():
-  spec = lab.backbone(Model(10)).adapted.spec
-  found = plan.fixed_up_to(9_216)
-  assert len(set(found)) == len(found)
-  for name, budget in found:
-    assert 0 < count_params(spec, fixed_genome(spec, name, budget)) <= 9_216
-  assert {('lora:1', 0), ('hira:1', 0), ('bitfit', 0), ('lora:4@qkv', 0)} <= set(found)
-
-
-@pytest.mark.parametrize('name, column', [('lora:rising', 1), ('hira:rising', 0)])
-@pytest.mark.parametrize('budget', [100, 384, 1000])
-def test_rising_ranks_never_fall_with_depth_and_leave_nothing_that_fits(name, column, budget):
-  genome = fixed_genome(BLOCKS, name, budget)
-  ranks = np.maximum(genome[:, column].astype(int) - 2, 0).reshape(3, 4)
-  assert (np.diff(ranks, axis=0) >= 0).all()
-  spent = count_params(BLOCKS, genome)
-  assert spent <= budget
-  assert budget - spent < 16 or (ranks == 3).all()  # each step of a rank costs 16
-  assert not np.delete(genome, column, axis=1).any()
-  if budget == 384:
-    assert ranks.tolist() == [[1] * 4, [2] * 4, [3] * 4]
 
 
 @pytest.mark.slow

@@ -1,16 +1,12 @@
 """The transfer benchmark's own parts: splits, image folders, names in an ONNX graph."""
 
-import flax
-import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from benchmarks.structures import tasks as structures_tasks
-from benchmarks.transfer import onnx_check, onnx_weights, tasks
+from benchmarks.transfer import tasks
 from glora_jax.data.catalog import find
-from glora_jax.models import translate, weights
-from glora_jax.models.formats.format import Variant
-from glora_jax.models.vit import ViT, expected_params
 
 
 def pictures(count, seed=0):
@@ -33,7 +29,7 @@ def test_splits_are_disjoint_stratified_and_the_same_every_time():
   assert len(set(everyone.tolist())) == len(everyone) == 75
   for name, count in counts.items():
     assert np.bincount(labels[parts[name]]).tolist() == [count] * 3
-    np.testing.assert_array_equal(parts[name], again[name])
+    assert_array_equal(parts[name], again[name])
   assert parts['train'].tolist() != tasks.split(labels, counts, seed=1)['train'].tolist()
 
 
@@ -49,41 +45,8 @@ def test_the_folder_is_a_task_with_the_same_pixels_labels_and_classes(tmp_path):
   ]
   for split, indices in parts.items():
     examples = task.open(split)
-    np.testing.assert_array_equal(examples.labels, labels[indices])
+    assert_array_equal(examples.labels, labels[indices])
     for place in range(len(indices)):
-      np.testing.assert_array_equal(
-        np.asarray(examples.image(place))[..., 0], images[indices[place]]
-      )
+      assert_array_equal(np.asarray(examples.image(place))[..., 0], images[indices[place]])
   tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
   assert tasks.digest(str(tmp_path / 'task')) == before
-
-
-@pytest.fixture(scope='module')
-def small():
-  """(model, params, tensors under Hugging Face's names) of three blocks."""
-  model = ViT(0, patch_size=4, width=8, depth=3, num_heads=2, layer_scale=1.0)
-  rng = np.random.default_rng(0)
-  flat = {
-    name: rng.normal(0, 0.3, spec.shape).astype(np.float32)
-    for name, spec in expected_params(model, 8).items()
-  }
-  origin = translate.Origin('hf_dinov2', 'safetensors', Variant())
-  _, tensors = translate.to_tensors(model, flat, origin)
-  return model, flax.traverse_util.unflatten_dict(flat, sep='/'), tensors
-
-
-def test_our_loader_reads_the_first_blocks_from_the_folder(small, tmp_path):
-  _, params, tensors = small
-  onnx_weights.write_folder(str(tmp_path), onnx_weights.first_blocks(tensors, 2), num_heads=2)
-  loaded, read, metadata = weights.load(tmp_path)
-  assert (loaded.depth, loaded.num_heads, loaded.patch_size, loaded.layer_scale) == (2, 2, 4, 1.0)
-  assert (metadata['image_size'], metadata['normalization']) == (8, 'imagenet')
-  expected = {**params, 'blocks': jax.tree.map(lambda x: x[:2], params['blocks'])}
-  jax.tree.map(np.testing.assert_array_equal, read, expected)
-  images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-  features = jax.jit(loaded.apply)(
-    {'params': expected}, images
-  )  # of the class token, after the last LayerNorm
-  np.testing.assert_allclose(
-    onnx_check.our_tokens(str(tmp_path), images)[:, 0], features, atol=1e-6
-  )

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from photographs import photographs
 from PIL import Image
 
@@ -41,7 +42,7 @@ TOGETHER = augment.Augmentation(
 def test_the_key_decides_and_every_image_has_its_own_draw(function):
   images = np.repeat(photographs(LARGE)[:1], 16, 0)
   first, again, other = (np.asarray(function(jax.random.key(seed), images)) for seed in (0, 0, 1))
-  np.testing.assert_array_equal(first, again)
+  assert_array_equal(first, again)
   assert (first != other).any()
   assert len({image.tobytes() for image in first}) == len(first)
 
@@ -78,10 +79,10 @@ def test_crops_are_within_the_image_and_uniform_in_area_and_log_ratio():
   assert (places >= 0).all()
   assert (places + sizes <= 480).all()
   shares = np.quantile(sizes.prod(1) / 480**2, FIVE)
-  np.testing.assert_allclose(shares, np.linspace(0.08, 0.5, 5), atol=0.01)
+  assert_allclose(shares, np.linspace(0.08, 0.5, 5), atol=0.01)
   log_ratios = np.log(sizes[:, 1] / sizes[:, 0]) / np.log(4 / 3)
-  np.testing.assert_allclose(np.quantile(log_ratios, FIVE), np.linspace(-1, 1, 5), atol=0.03)
-  np.testing.assert_allclose(np.mean(places / (480 - sizes), axis=0), 0.5, atol=0.01)
+  assert_allclose(np.quantile(log_ratios, FIVE), np.linspace(-1, 1, 5), atol=0.03)
+  assert_allclose(np.mean(places / (480 - sizes), axis=0), 0.5, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +111,12 @@ def test_what_is_erased_is_a_box_of_noise():
   number, *image_sides, _ = PLAIN.shape
   result = np.asarray(random_erasing(jax.random.key(0), PLAIN, 0.25))
   changed = (result != 100).all(-1)
-  np.testing.assert_array_equal(changed, (result != 100).any(-1))
+  assert_array_equal(changed, (result != 100).any(-1))
   hit = changed.any((1, 2))
   assert hit.mean() == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / number))
   sides = np.stack([changed[hit].any(axis).sum(1) for axis in (2, 1)])
   areas = changed[hit].sum((1, 2))
-  np.testing.assert_array_equal(areas, sides.prod(0))
+  assert_array_equal(areas, sides.prod(0))
   assert (sides.max(1) < image_sides).all()
   assert np.abs(np.log(sides[1] / sides[0])).max() < np.log(1 / 0.3) + 0.2
   shares = areas / np.prod(image_sides)
@@ -135,13 +136,13 @@ def test_mixup_is_a_convex_combination_with_the_reversed_batch():
   assert shares.var() == pytest.approx(variance, abs=0.01)
   for found, values in zip(mixed, (images, labels), strict=True):
     share = shares[:5].reshape(-1, *[1] * values.ndim)
-    np.testing.assert_allclose(found[:5], share * values + (1 - share) * values[::-1], atol=1e-6)
+    assert_allclose(found[:5], share * values + (1 - share) * values[::-1], atol=1e-6)
 
 
 def test_nothing_is_done_unless_asked_for():
   images = photographs((SIZE, SIZE))
   result = augment.Augmentation().apply(jax.random.key(0), images, SIZE, 'inception')
-  np.testing.assert_array_equal(result, normalization.normalize(images, 'inception'))
+  assert_array_equal(result, normalization.normalize(images, 'inception'))
 
 
 @pytest.mark.parametrize('num_classes', [2, 4, 100])
@@ -154,7 +155,7 @@ def test_an_image_is_shifted_as_its_label_says(num_classes):
   assert set(labels) == set(range(min(num_classes, len(DIRECTIONS))))
   for image, found, label in zip(images, moved, labels, strict=True):
     down, right = DIRECTIONS[label]
-    np.testing.assert_array_equal(found, np.roll(image, (3 * down, 4 * right), (0, 1)))
+    assert_array_equal(found, np.roll(image, (3 * down, 4 * right), (0, 1)))
 
 
 PIXELS = np.array([[[[0, 128, 255]]]], np.uint8)
@@ -174,5 +175,5 @@ LISTS = [[0.1, 0.2, 0.3], [1, 2, 4]]  # as in a config
   ],
 )
 def test_normalizations_are_what_they_say(given, expected):
-  np.testing.assert_allclose(normalize(PIXELS, given)[0, 0, 0], expected, atol=1e-5)
+  assert_allclose(normalize(PIXELS, given)[0, 0, 0], expected, atol=1e-5)
   assert hash(statistics(given))

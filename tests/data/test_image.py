@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image, PngImagePlugin
 
 from glora_jax.data import image
@@ -38,7 +39,7 @@ ALPHA = np.concatenate([PIXELS, RNG.integers(0, 256, (9, 13, 1), np.uint8)], -1)
   ids=['rgb', 'grey', 'bits', 'palette', 'transparent palette', 'transparent', 'cmyk'],
 )
 def test_every_kind_of_image_comes_out_as_what_it_looks_like(picture, options, expected):
-  np.testing.assert_array_equal(image.decode(encoded(picture, **options)), expected)
+  assert_array_equal(image.decode(encoded(picture, **options)), expected)
 
 
 @pytest.mark.parametrize('highest', [65535, 255, 1])
@@ -51,14 +52,14 @@ def test_sixteen_bit_grey_keeps_its_upper_bits(format, highest, monkeypatch):
   expected = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
   written = values.astype(np.int32) if format == 'ppm' else values  # of which Pillow writes 16 bits
   content = encoded(Image.fromarray(written), format[:4].strip())
-  np.testing.assert_array_equal(image.decode(content), expected)
+  assert_array_equal(image.decode(content), expected)
 
 
 def test_float_images_between_zero_and_one_are_scaled():
   values = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
   for rounded in (values, values * np.float32(1.000001) - np.float32(1e-7)):
     found = np.asarray(image.decode(encoded(Image.fromarray(rounded), 'tiff')))
-    np.testing.assert_array_equal(found[..., 0], (values * 255).astype(np.uint8))
+    assert_array_equal(found[..., 0], (values * 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -68,16 +69,14 @@ def test_float_images_between_zero_and_one_are_scaled():
 def test_exif_rotations_are_undone(orientation, expected):
   exif = Image.Exif()
   exif[274] = orientation
-  np.testing.assert_array_equal(
-    image.decode(encoded(Image.fromarray(PIXELS), 'png', exif=exif)), expected
-  )
+  assert_array_equal(image.decode(encoded(Image.fromarray(PIXELS), 'png', exif=exif)), expected)
 
 
 @pytest.mark.parametrize('format', ['png', 'webp', 'jpeg'])
 def test_an_image_with_odd_exif_data_is_taken_as_it_lies(format):
   plain = Image.fromarray(PIXELS)
   odd = encoded(plain, format, exif=b'nonsense')
-  np.testing.assert_array_equal(image.decode(odd), image.decode(encoded(plain, format)))
+  assert_array_equal(image.decode(odd), image.decode(encoded(plain, format)))
 
 
 def test_cropping_keeps_the_aspect_ratio_and_the_middle():
@@ -89,7 +88,7 @@ def test_cropping_keeps_the_aspect_ratio_and_the_middle():
   picture = Image.fromarray(RNG.integers(0, 256, (100, 150, 3), np.uint8))
   # As torchvision's Resize and CenterCrop.
   reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop((22, 4, 86, 68))
-  np.testing.assert_array_equal(image.resize(picture, 64, 'crop'), reference)
+  assert_array_equal(image.resize(picture, 64, 'crop'), reference)
 
 
 def test_an_image_file_starts_no_program(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image
 from places import program
 
@@ -32,11 +33,11 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
   whole, stream = pipeline.load(examples, 8), pipeline.Stream(examples, 8, workers=workers)
   indices = np.random.default_rng(1).permutation(70)[:60].reshape(-1, 12)
   for rows, batch in zip(indices, stream.batches(indices), strict=True):
-    np.testing.assert_array_equal(batch.images, whole.images[rows])
-    np.testing.assert_array_equal(batch.labels, whole.labels[rows])
+    assert_array_equal(batch.images, whole.images[rows])
+    assert_array_equal(batch.labels, whole.labels[rows])
   blocks = list(stream.blocks(32))
   assert [len(block.labels) for block in blocks] == [32, 32, 6]
-  np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]), whole.images)
+  assert_array_equal(np.concatenate([block.images for block in blocks]), whole.images)
 
 
 def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeypatch, caplog):
@@ -49,7 +50,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
   monkeypatch.setattr(Files, 'image', count_and_read)
   load = functools.partial(pipeline.load, cache=str(tmp_path))
   first = load(examples, 8)
-  np.testing.assert_array_equal(load(examples, 8).images, first.images)
+  assert_array_equal(load(examples, 8).images, first.images)
   assert len(read) == 70
   load(examples, 10)
   load(examples, 8, rule='crop')
@@ -64,7 +65,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
     caplog.clear()
     for path in tmp_path.iterdir():
       damage(path)
-    np.testing.assert_array_equal(load(examples, 8).images, first.images)
+    assert_array_equal(load(examples, 8).images, first.images)
     assert 'is damaged; its images are read again' in caplog.text
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from photographs import photographs
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -76,7 +77,7 @@ def test_every_operation_gives_what_pillow_gives(name):
     assert difference.max() <= 1, argument
     assert (difference > 0).mean() <= share, argument
     if argument and argument is arguments[0]:
-      np.testing.assert_array_equal(result, images)
+      assert_array_equal(result, images)
 
 
 def argument(name, magnitude, sign=1, increasing=True):
@@ -131,7 +132,7 @@ def test_each_layer_applies_one_operation_or_none(monkeypatch):
   found = np.bincount(np.asarray(result)[:, 0, 0, 0], minlength=33) / number
   # Of two layers, each none with probability 1/2, either operation with 1/4.
   expected = {0: 1 / 4, 1: 1 / 4, 16: 1 / 4, 2: 1 / 16, 32: 1 / 16, 17: 1 / 8}
-  np.testing.assert_allclose(found[list(expected)], list(expected.values()), atol=0.03)
+  assert_allclose(found[list(expected)], list(expected.values()), atol=0.03)
   assert found[list(expected)].sum() == pytest.approx(1)
 
 
@@ -144,4 +145,4 @@ def test_levels_are_cut_off_and_signs_are_even():
   assert np.median(levels) == pytest.approx(0.9, abs=0.002)
   assert np.mean(signs) == pytest.approx(0, abs=0.03)
   without_deviation, _ = sample(jax.random.key(0), (20_000,), 3, 0)
-  np.testing.assert_array_equal(without_deviation, np.float32(0.3))
+  assert_array_equal(without_deviation, np.float32(0.3))

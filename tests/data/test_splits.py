@@ -3,6 +3,7 @@
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+from numpy.testing import assert_array_equal
 
 from glora_jax.data.splits import deal, shots
 
@@ -12,7 +13,7 @@ SHARES = (0.8, 0.1, 0.1)
 def test_dealing_is_stratified_and_complete():
   labels = np.repeat(np.arange(5), [3, 10, 40, 100, 7])
   parts = deal(labels, SHARES, seed=0)
-  np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+  assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
   for part, share in zip(parts, SHARES, strict=True):
     counts = np.bincount(labels[part], minlength=5)
     assert counts.min() >= 1
@@ -30,7 +31,5 @@ def test_shots_are_as_many_as_there_are_and_do_not_overlap_when_skipped(labels, 
   before = shots(labels, skip, seed=0)
   assert not set(drawn) & set(before)
   counts = np.bincount(labels, minlength=4)
-  np.testing.assert_array_equal(
-    np.bincount(labels[drawn], minlength=4), np.clip(counts - skip, 0, number)
-  )
-  np.testing.assert_array_equal(drawn, np.sort(drawn))
+  assert_array_equal(np.bincount(labels[drawn], minlength=4), np.clip(counts - skip, 0, number))
+  assert_array_equal(drawn, np.sort(drawn))

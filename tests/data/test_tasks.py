@@ -10,6 +10,7 @@ import pytest
 from digits_folder import Digits, prepared_digits
 from label_lists import write_images
 from mocked_tfds import dataset_of, example, mocked, pixels, resolve  # noqa: F401
+from numpy.testing import assert_array_equal
 from PIL import Image
 
 from glora_jax.data import pipeline
@@ -60,11 +61,11 @@ def test_every_task_is_read_end_to_end(mocked, vtab_task):
     stored, positions = resolve(dataset, expression)
     loaded = pipeline.load(task.open(split), 8)
     labels = [vtab_task.label(example(dataset, stored, position, False)) for position in positions]
-    np.testing.assert_array_equal(loaded.labels, labels)
+    assert_array_equal(loaded.labels, labels)
     for index in (0, len(labels) - 1):
       picture = Image.fromarray(pixels(dataset, stored, positions[index]))
       expected = picture.resize((8, 8), Image.Resampling.BICUBIC)
-      np.testing.assert_array_equal(loaded.images[index], expected)
+      assert_array_equal(loaded.images[index], expected)
   assert len(task.splits['test'].open().source) == vtab_task.splits.num_test
 
 
@@ -103,7 +104,7 @@ def test_noahs_vtab_folder_is_read(tmp_path):
   assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [5, 3, 4]
   opened = task.open('train+val')
   assert opened.name(4) == str(folder / 'images/train800/000004.jpg')
-  np.testing.assert_array_equal(opened.labels, [0, 1, 2, 3, 4, 0, 1, 2])
+  assert_array_equal(opened.labels, [0, 1, 2, 3, 4, 0, 1, 2])
 
 
 DISTANCES = [(0, 8), (8, 8.5), (8.5, 9), (9, 9.5), (9.5, 10), (10, 100)]
@@ -150,8 +151,8 @@ def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
     assert 'not those of NOAH' in task.notes[0]
     train = task.open('train')
     val = task.open('val')
-    np.testing.assert_array_equal(np.bincount(train.labels, minlength=101), shots)
-    np.testing.assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
+    assert_array_equal(np.bincount(train.labels, minlength=101), shots)
+    assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
     assert not set(train.indices) & set(val.indices)
     drawn.append(train.indices.tolist())
   first, again, other = drawn
@@ -184,12 +185,12 @@ def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):
   task = find('generalization/0')
   assert task.tests == ('test', 'v2', 'sketch', 'a', 'r')
   train = task.open('train')
-  np.testing.assert_array_equal(np.bincount(train.labels), 16)
+  assert_array_equal(np.bincount(train.labels), 16)
   assert not set(train.indices) & set(task.open('val').indices)
   for split in ('test', 'v2', 'sketch'):
     assert task.mask(split) is None
   for split in ('a', 'r'):
-    np.testing.assert_array_equal(np.flatnonzero(task.mask(split)), np.arange(0, 1000, 5))
+    assert_array_equal(np.flatnonzero(task.mask(split)), np.arange(0, 1000, 5))
 
 
 def test_noahs_lists_of_imagenets_are_read(tmp_path):
@@ -224,5 +225,5 @@ def test_pixels_order_and_splits_stay_those_of_the_first_results(split):
   assert found == DIGESTS[split]
   builder = Digits(data_dir=prepared_digits(), file_format='array_record')
   stored = pipeline.load(tfds_lib.TfdsSplit(builder, STORED[split]).open(), 8)
-  np.testing.assert_array_equal(small.images, stored.images)
-  np.testing.assert_array_equal(small.labels, stored.labels)
+  assert_array_equal(small.images, stored.images)
+  assert_array_equal(small.labels, stored.labels)

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from digits_folder import Digits, copy_digits, prepared_digits
+from numpy.testing import assert_array_equal
 from places import program
 
 from glora_jax.data import pipeline, tfds
@@ -69,8 +70,8 @@ def test_splits_and_their_examples_can_be_pickled(split):
   examples = split.open()
   for opened in (copy.open(), pickle.loads(pickle.dumps(examples))):
     assert opened.identity == examples.identity
-    np.testing.assert_array_equal(opened.labels, examples.labels)
-    np.testing.assert_array_equal(opened.image(7), examples.image(7))
+    assert_array_equal(opened.labels, examples.labels)
+    assert_array_equal(opened.image(7), examples.image(7))
 
 
 def test_looking_for_a_data_set_leaves_no_temporary_file(tmp_path, monkeypatch):
@@ -118,13 +119,13 @@ def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
   monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
   read.clear()
   for _ in range(2):
-    np.testing.assert_array_equal(copied.open().labels, labels)
+    assert_array_equal(copied.open().labels, labels)
     assert read == list(range(797))
   assert os.path.dirname(copied.open().record) == str(copied.builder.data_path)
   others = (LabelFeature(bin_size=2), lambda example: int(example['label']) // 2)
   for label_of in others:  # from another feature, and by a function that may change
     examples = tfds.read(copied.builder, 'test', label_of)
-    np.testing.assert_array_equal(examples.labels, labels // 2)
+    assert_array_equal(examples.labels, labels // 2)
   assert tfds.read(copied.builder, 'test', others[1]).record is None
 
 
@@ -141,7 +142,7 @@ def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeyp
     record.unlink()
     record.mkdir()
   read.clear()
-  np.testing.assert_array_equal(copied.open().labels, labels)
+  assert_array_equal(copied.open().labels, labels)
   assert read == list(range(797))
 
 

@@ -340,21 +340,3 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows(vit):
   assert 'and the heads 65' in vit[0].summary()
   chosen = vit[0].summary(presets.preset(vit[0].spec, 'bitfit'))
   assert 'this structure trains 324 parameters' in chosen
-
-
-def doubled(next_function, args, kwargs, context):
-  """An interceptor by which every linear layer returns twice as much."""
-  outputs = next_function(*args, **kwargs)
-  is_linear = context.method_name == '__call__' and isinstance(context.module, nn.Dense)
-  return 2 * outputs if is_linear else outputs
-
-
-@pytest.mark.parametrize('name', ['full', 'scale_shift_lora:2'])
-def test_other_interceptors_see_one_call_of_a_layer(name):
-  model = nn.Sequential([nn.Dense(6), nn.Dense(3)])
-  adapted, variables = ready(model)
-  genome = presets.preset(adapted.spec, name)
-  with nn.intercept_methods(doubled):
-    expected = model.apply({'params': adapted.fold(variables, genome)}, X)
-    assert_close(adapted.apply(variables, X, genome=genome), expected)
-    assert_close(adapted.fix(genome).apply(variables, X), expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from comparing import random_params, random_variables
+from numpy.testing import assert_allclose, assert_array_equal
 from trees import randomized
 
 import glora_jax
@@ -37,8 +38,8 @@ def test_an_adapter_holds_the_trained_numbers_and_heads_and_gives_the_same_logit
     genome = random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0]
     adapter_file.save_adapter(path, adapted, variables, genome, task='x')
     fixed, loaded = adapter_file.load_adapter(path, adapted, base)
-    np.testing.assert_array_equal(fixed.genome, canonicalize(adapted.spec, genome))
-    np.testing.assert_array_equal(apply(loaded, fixed.genome), apply(variables, genome))
+    assert_array_equal(fixed.genome, canonicalize(adapted.spec, genome))
+    assert_array_equal(apply(loaded, fixed.genome), apply(variables, genome))
     tensors = safetensors.numpy.load_file(path)
     supports = {name for name in tensors if name.startswith('glora/')}
     assert tensors.keys() - supports == set(heads)
@@ -72,7 +73,7 @@ def test_an_adapter_goes_onto_its_base_in_fewer_bits_and_from_there_onto_the_lon
     adapter_file.save_adapter(tmp_path / 'a', adapted, trained, genome)
     _, own = adapter_file.load_adapter(tmp_path / 'a', adapted, trained_on)
     _, loaded = adapter_file.load_adapter(tmp_path / 'a', adapted, loaded_onto)
-    jax.tree.map(np.testing.assert_array_equal, loaded['glora'], own['glora'])
+    jax.tree.map(assert_array_equal, loaded['glora'], own['glora'])
     assert loaded['params']['cls'] is loaded_onto['cls']
     with pytest.raises(ValueError, match=r'other base weights; .* pass strict=False'):
       adapter_file.load_adapter(tmp_path / 'a', adapted, other)
@@ -87,7 +88,7 @@ def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fi
   _, loaded = adapter_file.load_adapter(tmp_path / 'a', adapted, other, strict=False)
   assert loaded['params']['body']['bias'] is other['body']['bias']
   _, own = adapter_file.load_adapter(tmp_path / 'a', adapted, params)
-  jax.tree.map(np.testing.assert_array_equal, loaded['glora'], own['glora'])
+  jax.tree.map(assert_array_equal, loaded['glora'], own['glora'])
   with pytest.raises(ValueError, match='These params are not those of the adapted BodyAndHead'):
     adapter_file.load_adapter(tmp_path / 'a', adapted, {'body': other['body']}, strict=False)
   wider = {'body': other['body'], 'head': {'kernel': jnp.zeros((3, 5)), 'bias': jnp.zeros(5)}}
@@ -118,13 +119,13 @@ def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path):
   genome = np.array([[2, 4, 0, 0, 0], [3, 0, 0, 0, 0]])
   adapter_file.save_adapter(path, adapted, variables, genome)
   other, loaded = adapter_file.load_adapter(path, other, SQUARES)
-  np.testing.assert_array_equal(other.genome, genome[::-1])
+  assert_array_equal(other.genome, genome[::-1])
   for saved, read in zip(
     jax.tree.leaves(adapted.fold(variables, genome)),
     jax.tree.leaves(other.fold(loaded)),
     strict=True,
   ):
-    np.testing.assert_allclose(saved, read, atol=1e-6)
+    assert_allclose(saved, read, atol=1e-6)
 
 
 def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
@@ -153,9 +154,9 @@ def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
   variables |= jax.jit(train)(variables, x)[1]
   adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
   fixed, loaded = adapter_file.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
-  np.testing.assert_array_equal(fixed.genome, genome)
+  assert_array_equal(fixed.genome, genome)
   apply = jax.jit(functools.partial(adapted.apply, genome=genome))
-  np.testing.assert_array_equal(apply(loaded, x), apply(variables, x))
+  assert_array_equal(apply(loaded, x), apply(variables, x))
 
 
 def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet):
@@ -172,7 +173,7 @@ def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(sub
   alone = [apply(*each) for each in zip(halves, genomes, images, strict=True)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
   together = jax.vmap(apply)(stacked, genomes, images)
-  np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+  assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
 class BodyAndHead(nn.Module):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from numpy.testing import assert_allclose
 from trees import randomized
 
 from glora_jax import SearchSpace, adapt
@@ -61,9 +62,7 @@ def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, withou
     for b in range(1 if 'B' in without else 3 + len(RANKS)):
       alleles = jnp.array([a, b, 0, 0, 0])
       found, expected = (function(arguments, alleles) for function in compiled)
-      jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
-      )
+      jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 @pytest.mark.parametrize('near', [-1.0, -0.999, -0.7, 0.4])
@@ -78,7 +77,7 @@ def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without, near):
     jax.jit(functools.partial(with_gradients, function))(arguments, alleles)
     for function in (ours, through_merged_kernel)
   )
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+  jax.tree.map(functools.partial(assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
@@ -115,7 +114,7 @@ def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side(without)
     jax.vmap(functools.partial(with_gradients, function))(several, alleles)
     for function in (ours, through_merged_kernel)
   )
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+  jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def kernel_gradients(function, tokens):
@@ -208,4 +207,4 @@ def test_small_changes_of_a_narrow_kernel_are_not_rounded_away():
   inputs, kernel = (value.astype(jnp.bfloat16) for value in (inputs, kernel))
   outputs = ours(inputs, kernel, None, stored, jnp.array([0, 4, 0, 0, 0]))
   assert outputs.dtype == jnp.bfloat16
-  np.testing.assert_allclose(outputs.astype(jnp.float32), IN * 3e-4, rtol=2e-2)
+  assert_allclose(outputs.astype(jnp.float32), IN * 3e-4, rtol=2e-2)

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 import glora_jax
 from glora_jax import SearchSpace
@@ -17,7 +16,6 @@ from glora_jax.method.trace.events import (
   ITEM_BY_ITEM,
   LOOKED_UP,
   NO_MODULE,
-  NO_SAMPLE,
   NOT_SELECTED,
 )
 
@@ -108,15 +106,6 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
     'positions': ITEM_BY_ITEM,
     'fc/kernel': NOT_SELECTED,
   }
-
-
-def test_without_sample_inputs_every_other_matrix_is_listed():
-  class Model(nnx.Module):
-    def __init__(self, rngs):
-      self.fc, self.w = nnx.Linear(4, 4, rngs=rngs), nnx.Param(jnp.ones((4, 4)))
-
-  adapted = glora_jax.nnx.adapt(Model(nnx.Rngs(0)))
-  assert uncovered(adapted) == {'w': NO_SAMPLE}
 
 
 @pytest.mark.parametrize(

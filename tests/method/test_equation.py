@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from numpy.testing import assert_allclose
 
 from glora_jax.method import equation, supports
 
@@ -106,8 +107,8 @@ def test_nested_ranks_and_untied_storage_equal_a_plain_reading(fan_in, fan_out, 
   assert kernels.dtype == np.float64
   for index, alleles in enumerate(genomes):
     expected = hand_count.equation(kernel, bias, layer_supports, alleles, ranks)
-    np.testing.assert_allclose(kernels[index], expected[0], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(biases[index], expected[1], rtol=1e-12, atol=1e-12)
+    assert_allclose(kernels[index], expected[0], rtol=1e-12, atol=1e-12)
+    assert_allclose(biases[index], expected[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('rank', [1, equation.LOW_RANK, equation.LOW_RANK + 1])
@@ -124,7 +125,7 @@ def test_a_product_of_factors_and_its_derivatives_are_a_matrix_product_s(rank):
 
   with jax.enable_x64(True):
     jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
+      functools.partial(assert_allclose, rtol=1e-12, atol=1e-12),
       everything(equation.low_rank_product),
       everything(jnp.matmul),
     )

@@ -5,10 +5,10 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables, randomized
 from flax import nnx
+from numpy.testing import assert_array_equal
 
 import glora_jax
 from glora_jax import SearchSpace
@@ -52,8 +52,8 @@ def test_variables_hold_what_the_structure_reads_and_nothing_needs_a_genome(stru
     assert_close(function(plain, X), adapted.apply(variables, X), 1e-4)
     glora_jax.save_adapter(tmp_path / 'a.safetensors', adapted, variables)
     again, read = glora_jax.load_adapter(tmp_path / 'a.safetensors', adapted, params)
-    np.testing.assert_array_equal(again.genome, adapted.genome)
-    jax.tree.map(np.testing.assert_array_equal, read['glora'], variables['glora'])
+    assert_array_equal(again.genome, adapted.genome)
+    jax.tree.map(assert_array_equal, read['glora'], variables['glora'])
     assert f'trains {adapted.count_params():,} parameters' in adapted.summary()
 
 
@@ -63,7 +63,7 @@ def test_a_fixed_structure_starts_with_the_numbers_of_the_free_one():
   key = jax.random.key(2)
   expected, _ = fixed.split(free.init(key, PARAMS))
   found, _ = fixed.split(fixed.init(key, PARAMS))
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  jax.tree.map(assert_array_equal, found, expected)
 
 
 def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
@@ -83,7 +83,7 @@ def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
     {'fc': 'scale_shift_lora:2'},
   ):
     other = glora_jax.adapt(Mlp(), X, structure=structure)
-    np.testing.assert_array_equal(other.genome, adapted.genome)
+    assert_array_equal(other.genome, adapted.genome)
     assert other.spec == adapted.spec
   space = SearchSpace((1, 2))
   of_codes = glora_jax.adapt(Mlp(), X, structure=[[2, 4, 0, 0, 2]], space=space)
@@ -92,7 +92,7 @@ def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
 
 def test_what_a_file_says_besides_its_structure_is_not_trusted():
   adapted = glora_jax.adapt(Mlp(), X, structure={**NAMED, 'tied': 5, 'scale': 'x'})
-  np.testing.assert_array_equal(adapted.genome, FIXED.genome)
+  assert_array_equal(adapted.genome, FIXED.genome)
 
 
 def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
@@ -108,7 +108,7 @@ def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
     of_plain, of_scaled = (
       adapted.fix(None).fix(structure).apply(variables, X) for adapted in (plain, scaled)
     )
-    np.testing.assert_array_equal(of_plain, of_scaled)
+    assert_array_equal(of_plain, of_scaled)
   path = tmp_path / 'a.safetensors'
   glora_jax.save_adapter(path, scaled, variables)
   for adapted in (plain, scaled, glora_jax.adapt(Mlp(), X, structure=path)):

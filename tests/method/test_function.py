@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from hand_count import normal
+from numpy.testing import assert_allclose, assert_array_equal
 from trees import randomized
 
 import glora_jax
@@ -57,11 +58,11 @@ def test_a_function_is_trained_written_read_and_folded(name, tmp_path):
   assert np.abs(outputs - example.apply(example.params, x)).max() > 0.01
   folded = adapted.fold(trained, genome)
   assert jax.tree.structure(folded) == jax.tree.structure(example.params)
-  np.testing.assert_allclose(example.apply(folded, x), outputs, atol=1e-5)
-  np.testing.assert_allclose(adapted.fix(genome).apply(trained, x), outputs, atol=1e-5)
+  assert_allclose(example.apply(folded, x), outputs, atol=1e-5)
+  assert_allclose(adapted.fix(genome).apply(trained, x), outputs, atol=1e-5)
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, trained, genome)
   fixed, loaded = glora_jax.load_adapter(tmp_path / 'adapter', adapted, example.params)
-  np.testing.assert_allclose(fixed.apply(loaded, x), outputs, atol=1e-6)
+  assert_allclose(fixed.apply(loaded, x), outputs, atol=1e-6)
 
 
 def activated(layers, x):
@@ -78,7 +79,7 @@ def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_pa
   path, genome = tmp_path / 'adapter', glora_jax.preset(adapted.spec, 'lora')
   glora_jax.save_adapter(path, adapted, variables, genome)
   fixed, loaded = glora_jax.load_adapter(path, adapted, params)
-  np.testing.assert_array_equal(fixed.apply(loaded, X), fixed.apply(variables, X))
+  assert_array_equal(fixed.apply(loaded, X), fixed.apply(variables, X))
   other = wrap({'activation': jnp.tanh, 'eps': 1e-3, 'w': W1})
   with pytest.raises(ValueError, match='was trained on other base weights'):
     glora_jax.load_adapter(path, adapted, other)
@@ -135,4 +136,4 @@ def test_params_of_numpys_own_type_are_adapted_without_a_warning():
     warnings.simplefilter('error')
     variables = adapted.init(jax.random.key(0), params)
     folded = adapted.fold(variables, glora_jax.preset(adapted.spec, 'full'))
-  np.testing.assert_allclose(affine(folded, x), affine(params, x), rtol=1e-6)
+  assert_allclose(affine(folded, x), affine(params, x), rtol=1e-6)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 
 from glora_jax.method.draws import check_budget, random_genomes, sample_genome, shrink
 from glora_jax.method.genomes import (
@@ -66,7 +67,7 @@ def test_counts_are_vectorized_over_any_leading_axes_and_across_block_borders():
 def test_canonical_genomes_are_idempotent_and_never_cost_more(genome):
   canonical = canonicalize(LAYERS, genome)
   assert canonical.dtype == np.int8
-  np.testing.assert_array_equal(canonicalize(LAYERS, canonical), canonical)
+  assert_array_equal(canonicalize(LAYERS, canonical), canonical)
   assert count_params(LAYERS, canonical) <= count_params(LAYERS, genome)
   assert not canonical[2, 2:].any()  # no bias: nothing for C, D, E to act on
 
@@ -76,7 +77,7 @@ def test_one_output_makes_vector_and_constant_one_subnet():
   vector, constant = genome.copy(), genome.copy()
   vector[1] = [2, 2, 0, 2, 2]
   constant[1] = [1, 1, 0, 1, 1]
-  np.testing.assert_array_equal(canonicalize(LAYERS, vector), constant)
+  assert_array_equal(canonicalize(LAYERS, vector), constant)
 
 
 @settings(deadline=None)
@@ -134,7 +135,7 @@ def test_shrinking_only_ever_makes_genes_cheaper(genome, budget):
   )
   assert (shrunk_costs <= costs).all()
   if count_params(LAYERS, genome) <= budget:
-    np.testing.assert_array_equal(shrunk, genome)
+    assert_array_equal(shrunk, genome)
 
 
 def test_a_budget_beyond_all_numbers_is_none():
@@ -144,7 +145,7 @@ def test_a_budget_beyond_all_numbers_is_none():
 @given(genome=genomes)
 def test_json_round_trips(genome):
   text = json.dumps(genome_to_json(LAYERS, genome))
-  np.testing.assert_array_equal(genome_from_json(LAYERS, text), genome)
+  assert_array_equal(genome_from_json(LAYERS, text), genome)
 
 
 def test_json_means_the_same_in_a_space_with_other_ranks():

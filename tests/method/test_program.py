@@ -5,9 +5,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from numpy.testing import assert_allclose
 from trees import randomized
 
 import glora_jax
@@ -132,7 +132,7 @@ def test_outputs_and_gradients_are_those_of_folded_kernels(function, preset):
   )
   tolerance = 2e-2 if function is turned else 1e-5
   for found in (first, second):
-    close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    close = functools.partial(assert_allclose, rtol=tolerance, atol=tolerance)
     jax.tree.map(close, found, expected)
 
 
@@ -197,12 +197,12 @@ def test_gathered_weights_give_what_whole_ones_give_with_their_gradients(functio
     jax.jit(jax.value_and_grad(functools.partial(squares, run), argnums=(0, 1)))(PARAMS, X)
     for run in (gathered(function), function)
   )
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+  jax.tree.map(functools.partial(assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
 def test_a_loop_of_unknown_length_gathers_what_its_condition_reads_and_leaves_what_is_no_array():
   outputs = gathered(of_unknown_length)({**PARAMS, 'note': 'no array'}, X)
-  np.testing.assert_allclose(outputs, of_unknown_length(PARAMS, X), rtol=1e-6)
+  assert_allclose(outputs, of_unknown_length(PARAMS, X), rtol=1e-6)
 
 
 def gathers(jaxpr, inside=()):

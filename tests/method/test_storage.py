@@ -9,6 +9,7 @@ import model_zoo
 import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables, vector
+from numpy.testing import assert_array_equal
 
 from glora_jax import SearchSpace, adapt, load_adapter, preset, random_genomes, save_adapter
 from glora_jax.method.genomes import canonicalize
@@ -62,7 +63,7 @@ def test_storage_is_cut_to_the_largest_rank_of_each_tensor():
   assert frozen['glora']['fc1']['C_up'].shape == (1, 1)
   assert frozen['glora']['fc2']['B_down'].shape == (6, 1)
   whole = variables['glora']['fc1']['B_down']
-  np.testing.assert_array_equal(trainable['glora']['fc1']['B_down'], whole[:, :2])
+  assert_array_equal(trainable['glora']['fc1']['B_down'], whole[:, :2])
 
 
 def test_what_needs_no_cut_is_the_same_array():
@@ -123,7 +124,7 @@ def test_splitting_cut_storage_again_changes_nothing():
   [genome] = genomes_of(adapted.spec, 1)
   subnet = adapted.fix(genome)
   narrow = rejoined(subnet, variables)
-  jax.tree.map(np.testing.assert_array_equal, rejoined(subnet, narrow), narrow)
+  jax.tree.map(assert_array_equal, rejoined(subnet, narrow), narrow)
 
 
 def test_a_subnet_with_a_higher_rank_is_refused_in_cut_storage(tmp_path):
@@ -151,6 +152,6 @@ def test_an_adapter_of_cut_storage_is_that_of_the_whole(tmp_path):
     contents.append((tmp_path / name).read_bytes())
   assert contents[0] == contents[1]
   fixed, loaded = load_adapter(tmp_path / 'narrow', adapted, variables['params'])
-  np.testing.assert_array_equal(fixed.genome, genome)
+  assert_array_equal(fixed.genome, genome)
   assert_close(adapted.apply(loaded, X, genome=genome), adapted.apply(narrow, X, genome=genome))
   assert shapes(loaded['glora']) == shapes(variables['glora'])

@@ -14,10 +14,6 @@ STORAGES = pytest.mark.parametrize(
 )
 
 
-def layer_of(ranks, tied):
-  return Layer('layer', 5, 7, space=SearchSpace(ranks, tied=tied))
-
-
 def all_genomes(layer):
   return list(itertools.product(*(range(len(layer.space.names(t))) for t in 'ABCDE')))
 

@@ -19,6 +19,7 @@ from checkpoints import (
   params_of,
 )
 from flax_vit import FlaxViT
+from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.files import write_arrays
 from glora_jax.models import weights
@@ -38,12 +39,12 @@ def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(folder, t
     expected = dict(file)
   model, params, metadata = weights.load(folder)
   logits = logits_of(model, params, expected['images'])
-  np.testing.assert_allclose(logits, expected['logits'], atol=1e-4)
+  assert_allclose(logits, expected['logits'], atol=1e-4)
   if 'large_images' in expected:
     images = expected['large_images']
     large, resized, _ = weights.refit(model, params, metadata, image_size=images.shape[1])
     logits = logits_of(large, resized, images)
-    np.testing.assert_allclose(logits, expected['large_logits'], atol=1e-4)
+    assert_allclose(logits, expected['large_logits'], atol=1e-4)
   weights.save(tmp_path / 'back', model, params, metadata, metadata['source'])
   assert_equal_files(folder / 'model.safetensors', tmp_path / 'back' / 'model.safetensors')
   again, same, _ = weights.load(tmp_path / 'back')
@@ -74,7 +75,7 @@ def test_npz_files_give_the_logits_of_their_code_and_are_written_back(layout, tm
   assert (model.num_heads, model.width, model.depth) == (3, 12, 2)
   assert (model.patch_size, model.mlp_dim, metadata['image_size']) == (8, 20, 24)
   logits = jax.jit(module.apply)({'params': wrote}, IMAGES)
-  np.testing.assert_allclose(logits_of(model, params, IMAGES), logits, atol=1e-5)
+  assert_allclose(logits_of(model, params, IMAGES), logits, atol=1e-5)
   weights.save(tmp_path / 'back.npz', model, params, metadata, metadata['source'])
   assert_equal_files(tmp_path / 'in.npz', tmp_path / 'back.npz')
 
@@ -94,7 +95,7 @@ def test_parameters_are_found_in_the_middle_of_a_training_state(big_vision, pref
   parameters = {prefix + name: value for name, value in tensors.items()}
   np.savez(tmp_path / 'state.npz', **moments, **others, **parameters)  # moments first
   model, loaded, metadata = weights.load(tmp_path / 'state.npz')
-  np.testing.assert_allclose(logits_of(model, loaded, IMAGES), logits, atol=1e-5)
+  assert_allclose(logits_of(model, loaded, IMAGES), logits, atol=1e-5)
   assert metadata['source'].prefix == prefix
 
 
@@ -129,9 +130,9 @@ def test_computed_positions_are_computed_again_and_those_of_an_oblong_are_part_o
   model, params, metadata = weights.refit(*checkpoint, image_size=image_size)
   rows, columns = image_size[0] // 8, image_size[1] // 8
   expected = square['pos_embed'].reshape(5, 5, 12)[:rows, :columns].reshape(1, -1, 12)
-  np.testing.assert_array_equal(params['pos_embed'], expected)
+  assert_array_equal(params['pos_embed'], expected)
   _, again, _ = weights.refit(model, params, metadata, image_size=24)
-  np.testing.assert_array_equal(again['pos_embed'], checkpoint.params['pos_embed'])
+  assert_array_equal(again['pos_embed'], checkpoint.params['pos_embed'])
 
 
 MODELS = st.fixed_dictionaries(
@@ -166,6 +167,4 @@ def test_any_model_in_any_format_computes_the_same_or_is_refused(tmp_path_factor
   loaded, converted, metadata = weights.load(folder)
   assert metadata['source'].format == format
   assert metadata['normalization'] == 'unit'
-  np.testing.assert_allclose(
-    logits_of(loaded, converted, IMAGES), logits_of(model, params, IMAGES), atol=1e-4
-  )
+  assert_allclose(logits_of(loaded, converted, IMAGES), logits_of(model, params, IMAGES), atol=1e-4)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import CLASSES, assert_equal_files, assert_equal_params, timm  # noqa: F401, a fixture
+from numpy.testing import assert_allclose, assert_array_equal
 from places import FIXTURES
 
 from glora_jax.data import image
@@ -26,8 +27,8 @@ def test_tensors_of_both_16_bit_types_become_one_of_32_bits(timm):
   timm.tensors[names[1]] = second.astype(ml_dtypes.bfloat16)
   kernel = timm.load().params['blocks']['attn']['qkv']['kernel']
   assert kernel.dtype == np.float32
-  np.testing.assert_array_equal(kernel[0].T, first.astype(np.float16))
-  np.testing.assert_array_equal(kernel[1].T, second.astype(ml_dtypes.bfloat16).astype(np.float32))
+  assert_array_equal(kernel[0].T, first.astype(np.float16))
+  assert_array_equal(kernel[1].T, second.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_files_of_other_things_are_refused(tmp_path):
@@ -169,7 +170,7 @@ def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
   assert metadata['classes'] == CLASSES
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
   *_, again = weights.load(tmp_path / 'out')
-  np.testing.assert_allclose(again['normalization'], metadata['normalization'])
+  assert_allclose(again['normalization'], metadata['normalization'])
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from comparing import assert_refused
+from comparing import assert_refused, mixed_loras, trained_variables
+from numpy.testing import assert_allclose, assert_array_equal
 from places import FIXTURES
-from trees import randomized
 
 from glora_jax import SearchSpace, adapt, preset
 from glora_jax.files import read_json
@@ -35,24 +35,10 @@ def trained(name, ranks=(1, 3)):
     params=params,
     metadata=metadata,
     adapted=adapted,
-    variables=random_variables(adapted, params),
+    variables=trained_variables(adapted, params),
     genome=mixed_loras(adapted.spec),
     fold=jax.jit(adapted.fold),
   )
-
-
-def random_variables(adapted, params):
-  """Variables as after a training: supports and heads are nowhere as they began."""
-  shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
-  trainable, frozen = adapted.split({**shapes, 'params': params})
-  return adapted.join(randomized(trainable), frozen)
-
-
-def mixed_loras(spec):
-  """None, the first and the second rank in turn; the MLPs of a block differ."""
-  genome = np.zeros((len(spec), 5), np.int8)
-  genome[:, 1] = np.resize([3, 0, 4, 4, 3], len(spec))
-  return genome
 
 
 def contents(folder):
@@ -82,9 +68,9 @@ def test_what_was_written_is_read_back(name, transformers, tmp_path):
   source = case.metadata['source']
   save_peft(tmp_path, case.adapted, case.variables, source, case.genome, transformers=transformers)
   fixed, variables = load_peft(tmp_path, case.adapted, case.params)
-  np.testing.assert_array_equal(fixed.genome, case.genome)
+  assert_array_equal(fixed.genome, case.genome)
   jax.tree.map(
-    np.testing.assert_array_equal,
+    assert_array_equal,
     case.fold(variables, fixed.genome),
     case.fold(case.variables, case.genome),
   )
@@ -99,18 +85,16 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   kernel = wide['head']['kernel']
   params = {**wide, 'head': {**wide['head'], 'kernel': kernel[half]}}
   adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
-  variables, images = random_variables(adapted, params), numbers(2, 32, 32, 3)
+  variables, images = trained_variables(adapted, params), numbers(2, 32, 32, 3)
   save_peft(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
   written = contents(tmp_path)[1]['classifier.weight'].T
   assert written.shape == kernel.shape
   fixed, of_torch = load_peft(tmp_path, case.adapted, wide)
   expected = adapted.apply(variables, images, genome=case.genome)
   found = fixed.apply(of_torch, images)
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert_allclose(found, expected, atol=1e-4)
   _, read = load_peft(tmp_path, adapted, params)
-  np.testing.assert_array_equal(
-    read['params']['head']['kernel'], variables['params']['head']['kernel']
-  )
+  assert_array_equal(read['params']['head']['kernel'], variables['params']['head']['kernel'])
   save_peft(tmp_path, case.adapted, case.variables, 'hf_dinov2', case.genome)
   assert_refused(['head/kernel', f'({2 * width}, '], load_peft, tmp_path, adapted, params)
 
@@ -141,7 +125,7 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
   adapted = adapt(
     Stacked(), inputs, space=SearchSpace((2,)), heads=heads, ties=[('query', 'value')]
   )
-  variables = random_variables(adapted, params)
+  variables = trained_variables(adapted, params)
   genome = canonicalize(adapted.spec, preset(adapted.spec, 'lora:2'))
   names = {
     'layers/(query|value)': r'model.layers.{}.\1',
@@ -155,17 +139,17 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
   layers = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('query', 'value')]
   for module in layers:
     shared = tensors[f'{module[:-5]}query.lora_A.weight']
-    np.testing.assert_array_equal(tensors[f'{module}.lora_A.weight'], shared)
+    assert_array_equal(tensors[f'{module}.lora_A.weight'], shared)
   halves = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('left', 'right')]
   assert set(config['target_modules']) == {*layers, *halves}
   assert tensors['model.layers.1.left.lora_B.weight'].shape == (2, 2)
   assert config['modules_to_save'] == ['model.head', 'model.norm']
   head = variables['params']['head']['kernel']
-  np.testing.assert_array_equal(tensors['model.head.weight'], head.T)
+  assert_array_equal(tensors['model.head.weight'], head.T)
   fixed, read = load_peft(tmp_path, adapted, params, names)
-  np.testing.assert_array_equal(fixed.genome, genome)
+  assert_array_equal(fixed.genome, genome)
   fold = jax.jit(adapted.fold)
-  jax.tree.map(np.testing.assert_array_equal, fold(read, fixed.genome), fold(variables, genome))
+  jax.tree.map(assert_array_equal, fold(read, fixed.genome), fold(variables, genome))
 
 
 FC1 = 'vit.layers.0.mlp.fc1'
@@ -219,7 +203,7 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
     (adapt(case.model, IMAGES, heads='embed'), case.params, 'timm', 'embed/'),
     (adapt(case.model, IMAGES, heads='norm1'), case.params, 'timm', 'norm1/'),
   ):
-    variables, genome = random_variables(adapted, params), preset(adapted.spec, 'lora')
+    variables, genome = trained_variables(adapted, params), preset(adapted.spec, 'lora')
     assert_refused(named, save_peft, 'never', adapted, variables, names, genome)
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from checkpoints import CLASSES, OURS, assert_equal_params, own, params_of  # noqa: F401, a fixture
+from numpy.testing import assert_allclose, assert_array_equal
 from places import FIXTURES, program
 
 from glora_jax.data.normalization import normalize
@@ -27,7 +28,7 @@ def test_a_checkpoint_is_the_same_model_here_and_in_a_fresh_process(own, tmp_pat
   ran = subprocess.run(command, check=True, capture_output=True, text=True)
   logits, metadata = json.loads(ran.stdout)
   expected = jax.jit(OURS.apply)({'params': params}, images)
-  np.testing.assert_array_equal(np.float32(logits), expected)
+  assert_array_equal(np.float32(logits), expected)
   assert metadata == {'image_size': 16, 'normalization': 'unit', 'classes': CLASSES}
 
 
@@ -107,5 +108,5 @@ def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):
   ran = subprocess.run(command, check=True, capture_output=True, text=True)
   assert ran.stdout.strip() == 'uint8[batch,32,32,3]'
   expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))
-  np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
-  np.testing.assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)
+  assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
+  assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from hand_count import by_name
 from live_models import SPACE, TOKENS, Classifier, call, genomes, randomize, variables
+from numpy.testing import assert_allclose, assert_array_equal
 
 import glora_jax
 from glora_jax.nnx import Genome, Head, Trained, live
@@ -39,25 +40,25 @@ def test_folded_it_is_a_plain_model_that_says_the_same(pair):
     folded = fold(attached)
     assert nnx.graphdef(folded) == nnx.graphdef(model)  # nothing that was compiled is traced again
     outputs = call(attached, TOKENS)
-    np.testing.assert_allclose(call(folded, TOKENS), outputs, atol=2e-5)
+    assert_allclose(call(folded, TOKENS), outputs, atol=2e-5)
     assert np.abs(outputs - model(TOKENS)).max() > 1e-3
 
 
 def test_submodules_and_other_methods_are_merged_too(pair):
   _, attached = pair
   folded = glora_jax.nnx.fold(attached)
-  np.testing.assert_allclose(attached.features(TOKENS), folded.features(TOKENS), atol=1e-5)
-  np.testing.assert_allclose(attached.block(TOKENS), folded.block(TOKENS), atol=1e-5)
-  np.testing.assert_allclose(attached.block.up.w[...], folded.block.up.w[...], atol=1e-6)
+  assert_allclose(attached.features(TOKENS), folded.features(TOKENS), atol=1e-5)
+  assert_allclose(attached.block(TOKENS), folded.block(TOKENS), atol=1e-5)
+  assert_allclose(attached.block.up.w[...], folded.block.up.w[...], atol=1e-6)
   part = glora_jax.nnx.fold(attached.block)
-  np.testing.assert_allclose(part(TOKENS), folded.block(TOKENS), atol=1e-5)
+  assert_allclose(part(TOKENS), folded.block(TOKENS), atol=1e-5)
 
 
 def test_dropout_draws_new_masks_and_eval_ends_it():
   attached = fresh()
   assert np.abs(call(attached, TOKENS) - call(attached, TOKENS)).max() > 1e-3
   attached.eval()
-  np.testing.assert_array_equal(call(attached, TOKENS), call(attached, TOKENS))
+  assert_array_equal(call(attached, TOKENS), call(attached, TOKENS))
   attached.train()
   assert np.abs(call(attached, TOKENS) - call(attached, TOKENS)).max() > 1e-3
 
@@ -69,9 +70,9 @@ def test_batch_statistics_move_as_in_the_model_and_stay_moved_when_folded():
     call(attached, TOKENS)
   start = Classifier().norm.mean[...]
   assert np.abs(model.norm.mean[...] - start).max() > 1e-2
-  np.testing.assert_allclose(attached.norm.mean[...], model.norm.mean[...], atol=1e-5)
+  assert_allclose(attached.norm.mean[...], model.norm.mean[...], atol=1e-5)
   folded = glora_jax.nnx.fold(attached)
-  np.testing.assert_array_equal(folded.norm.mean[...], attached.norm.mean[...])
+  assert_array_equal(folded.norm.mean[...], attached.norm.mean[...])
   call(folded, TOKENS)
   assert np.abs(folded.norm.mean[...] - attached.norm.mean[...]).max() > 1e-3
 
@@ -91,11 +92,11 @@ def test_a_decoding_cache_is_filled_step_by_step():
   attached = glora_jax.nnx.attach(model, TOKENS[:, :1], space=SPACE)
   for step in range(2):
     x = TOKENS[:, step : step + 1]
-    np.testing.assert_allclose(call(attached, x), call(model, x), atol=1e-5)
+    assert_allclose(call(attached, x), call(model, x), atol=1e-5)
   randomize(attached)
   folded = glora_jax.nnx.fold(attached)  # with the cache as it stands
   x = TOKENS[:, 2:]
-  np.testing.assert_allclose(call(attached, x), call(folded, x), atol=1e-5)
+  assert_allclose(call(attached, x), call(folded, x), atol=1e-5)
   assert folded.attention.cache_index[...] == 3
 
 
@@ -137,7 +138,7 @@ def test_split_and_merge_clone_and_deepcopy_keep_it_whole(pair):
     copy.deepcopy(attached),
     jax.tree.unflatten(jax.tree.structure(attached), jax.tree.leaves(attached)),
   ):
-    np.testing.assert_array_equal(other(TOKENS), attached(TOKENS))
+    assert_array_equal(other(TOKENS), attached(TOKENS))
     assert nnx.graphdef(other) == nnx.graphdef(attached)
 
 
@@ -162,7 +163,7 @@ def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
   assert isinstance(other.head, Scale)
   assert type(glora_jax.nnx.fold(other).head) is Scale
   assert nnx.graphdef(other) == nnx.graphdef(attached)
-  np.testing.assert_array_equal(other(TOKENS), attached(TOKENS))
+  assert_array_equal(other(TOKENS), attached(TOKENS))
 
 
 def test_a_genome_is_no_parameter(pair):
@@ -170,7 +171,7 @@ def test_a_genome_is_no_parameter(pair):
   assert not any(isinstance(variable, Genome) for variable in variables(attached, nnx.Param))
   genome = genomes(attached, 1)[0]
   glora_jax.nnx.set_genome(attached, genome)
-  np.testing.assert_array_equal(live.get_genome(attached), genome)
+  assert_array_equal(live.get_genome(attached), genome)
   spec = live.spec(attached)
   summary = glora_jax.nnx.summary(attached)
   assert f'trains {glora_jax.count_params(spec, genome):,} parameters' in summary

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from live_models import call, genomes, randomize
+from numpy.testing import assert_allclose
 from odd_models import MODELS, Matrix, X
 
 import glora_jax
@@ -43,7 +44,7 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
   population = genomes(attached, 2)
   base = call(nnx.clone(model), X)
   start = outputs(*nnx.split(attached), population)
-  np.testing.assert_allclose(start, np.broadcast_to(base, start.shape), atol=1e-5)
+  assert_allclose(start, np.broadcast_to(base, start.shape), atol=1e-5)
 
   randomize(attached)
   moved = outputs(*nnx.split(attached), population)
@@ -52,9 +53,9 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
     glora_jax.nnx.set_genome(attached, genome)
     folded = glora_jax.nnx.fold(attached)
     assert nnx.graphdef(folded) == nnx.graphdef(model)
-    np.testing.assert_allclose(call(folded, X), expected, atol=1e-4)
+    assert_allclose(call(folded, X), expected, atol=1e-4)
     fixed = glora_jax.nnx.fix(attached, genome)
-    np.testing.assert_allclose(call(fixed, X), expected, atol=1e-4)
+    assert_allclose(call(fixed, X), expected, atol=1e-4)
 
 
 class WithSlashes(nnx.Module):
@@ -81,7 +82,7 @@ def test_names_in_dictionaries_may_have_slashes(tmp_path):
   another = glora_jax.nnx.attach(model, X, space=SPACE)
   glora_jax.nnx.load_adapter(tmp_path / 'adapter', another)
   assert np.abs(attached(X) - model(X)).max() > 1e-3
-  np.testing.assert_allclose(another(X), attached(X), atol=1e-6)
+  assert_allclose(another(X), attached(X), atol=1e-6)
 
 
 class WithOwnPrefix(Matrix):
@@ -100,7 +101,7 @@ def test_a_parameter_of_the_model_may_be_called_as_supports_are():
   attached = glora_jax.nnx.attach(model, X, space=SPACE)
   folded = glora_jax.nnx.fold(attached)
   assert nnx.graphdef(folded) == nnx.graphdef(model)
-  np.testing.assert_allclose(folded(X), model(X), atol=1e-5)
+  assert_allclose(folded(X), model(X), atol=1e-5)
 
 
 class Registered(nnx.Module):
@@ -146,7 +147,7 @@ def test_a_base_need_not_be_told_of_what_is_attached(base, arguments):
   assert np.abs(outputs - model(X)).max() > 1e-3
   folded = glora_jax.nnx.fold(attached)
   assert type(folded) is Own
-  np.testing.assert_allclose(folded(X), outputs, atol=1e-5)
+  assert_allclose(folded(X), outputs, atol=1e-5)
 
 
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
@@ -156,7 +157,7 @@ def test_a_linen_model_inside_keeps_its_state_and_its_head():
   call(model, X)
   call(attached, X)
   mean = attached.inner.norm['mean'][...]
-  np.testing.assert_allclose(mean, model.inner.norm['mean'][...])
+  assert_allclose(mean, model.inner.norm['mean'][...])
   assert np.abs(mean - before).max() > 1e-3
   with pytest.raises(TypeError, match='unexpected keyword'):  # a failed call leaves it as it was
     attached.inner(X, mutable=['batch_stats'], wrong=1)
@@ -165,4 +166,4 @@ def test_a_linen_model_inside_keeps_its_state_and_its_head():
   folded = glora_jax.nnx.fold(attached)
   assert type(folded.inner) is nnx.bridge.ToNNX
   assert type(folded.inner.head['kernel']) is nnx.Param
-  np.testing.assert_allclose(folded.inner.norm['mean'][...], mean)
+  assert_allclose(folded.inner.norm['mean'][...], mean)

@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from live_models import call, randomize, variables
+from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT, environment, program
 
 import glora_jax
@@ -44,7 +45,7 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   genome = glora_jax.preset(live.spec(attached), 'lora:1')
   glora_jax.nnx.set_genome(attached, genome)
   fixed = glora_jax.nnx.fix(attached, genome)
-  np.testing.assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
+  assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
   shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
@@ -62,7 +63,7 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   other = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
   other.eval()
   glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', other)
-  np.testing.assert_allclose(call(other, X), expected, atol=1e-6)
+  assert_allclose(call(other, X), expected, atol=1e-6)
 
   plain = Mlp()
   plain.eval()
@@ -71,7 +72,7 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   fixed, values = glora_jax.load_adapter(
     tmp_path / 'live.safetensors', adapted, glora_nnx.params(plain)
   )
-  np.testing.assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
+  assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
 
   lora = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
   lora = glora_jax.nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
@@ -86,12 +87,12 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   cut = subnet.join(*subnet.split(values))
   with pytest.raises(ValueError, match=r'stores rank 2 for A in hidden, and .* rank 1: they we'):
     glora_jax.nnx.set_variables(attached, cut)
-  jax.tree.map(np.testing.assert_array_equal, glora_jax.nnx.as_adapted(attached)[1], values)
+  jax.tree.map(assert_array_equal, glora_jax.nnx.as_adapted(attached)[1], values)
   fixed = glora_jax.nnx.fix(attached, genome)
   expected = call(fixed, X)
   randomize(fixed)
   glora_jax.nnx.set_variables(fixed, cut)
-  np.testing.assert_array_equal(call(fixed, X), expected)
+  assert_array_equal(call(fixed, X), expected)
 
 
 def test_statistics_that_are_left_out_stay_as_they_are(attached):
@@ -112,7 +113,7 @@ def test_mere_shapes_of_a_model_are_attached_and_get_their_values_later():
   for attached in (late, at_once):
     randomize(attached)
   assert nnx.graphdef(late) == nnx.graphdef(at_once)
-  np.testing.assert_array_equal(late(X), at_once(X))
+  assert_array_equal(late(X), at_once(X))
 
 
 def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
@@ -124,7 +125,7 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
     other = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
-  np.testing.assert_array_equal(call(other, X), call(attached, X))
+  assert_array_equal(call(other, X), call(attached, X))
 
 
 def test_a_model_that_cannot_be_sharded_stays_as_it_was(attached, monkeypatch):
@@ -143,7 +144,7 @@ def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
   glora_jax.save_adapter(tmp_path / 'other.safetensors', adapted, values, genome)
   with pytest.raises(ValueError, match='are not those of this model'):
     glora_jax.nnx.load_adapter(tmp_path / 'other.safetensors', attached)
-  np.testing.assert_array_equal(live.get_genome(attached), before)
+  assert_array_equal(live.get_genome(attached), before)
 
 
 def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path):
@@ -155,7 +156,7 @@ def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path)
     glora_jax.nnx.load_adapter(tmp_path / 'a', other)
   glora_jax.nnx.load_adapter(tmp_path / 'a', other, strict=False)
   supports = (model.hidden.glora_kernel.A_up[...] for model in (attached, other))
-  np.testing.assert_array_equal(*supports)
+  assert_array_equal(*supports)
 
 
 def test_the_table_shows_the_genome_and_the_matrices_that_no_row_stands_for():

@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import nnx_zoo
-import numpy as np
 import pytest
 from flax import nnx
 from hand_count import expected, found
+from numpy.testing import assert_allclose
 from trees import randomized
 
 import glora_jax
@@ -52,7 +52,7 @@ def test_a_bridged_linen_model_takes_folded_parameters_and_gives_its_outputs_alo
   genome = presets.preset(adapted.spec, 'full')
   outputs = adapted.apply(variables, X, genome=genome, **call)
   folded = glora_nnx.with_params(bridged, adapted.fold(variables, genome))
-  np.testing.assert_allclose(outputs, folded(X, **call), atol=1e-5)
+  assert_allclose(outputs, folded(X, **call), atol=1e-5)
 
 
 def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting(problem):
@@ -61,12 +61,12 @@ def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting
   folded = glora_nnx.with_params(model, adapted.fold(variables, genome))
   linen = nnx.bridge.ToLinen(lambda rngs: glora_nnx.with_params(folded, glora_nnx.params(folded)))
   start = linen.init(jax.random.key(0), IMAGES)
-  np.testing.assert_allclose(linen.apply(start, IMAGES), folded(IMAGES), atol=1e-5)
+  assert_allclose(linen.apply(start, IMAGES), folded(IMAGES), atol=1e-5)
   again = glora_jax.adapt(linen, IMAGES)
   assert {layer.name for layer in again.spec} == {layer.name for layer in adapted.spec}
   start |= again.init(jax.random.key(0), start['params'])
   outputs = again.apply(start, IMAGES, genome=presets.preset(again.spec, 'full'))
-  np.testing.assert_allclose(outputs, folded(IMAGES), atol=1e-5)
+  assert_allclose(outputs, folded(IMAGES), atol=1e-5)
 
 
 class Twice(nnx.Module):
@@ -89,4 +89,4 @@ def test_a_parameter_of_two_modules_is_adapted_once_without_sample_inputs(shared
   variables['glora'] = jax.tree.map(lambda leaf: leaf + 0.1, variables['glora'])
   genome = glora_jax.preset(adapted.spec, 'full')
   folded = glora_nnx.with_params(model, adapted.fold(variables, genome))
-  np.testing.assert_allclose(adapted.apply(variables, x, genome=genome), folded(x), atol=1e-5)
+  assert_allclose(adapted.apply(variables, x, genome=genome), folded(x), atol=1e-5)

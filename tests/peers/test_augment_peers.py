@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sklearn.datasets
+from photographs import parts
 from PIL import Image
 
 pytest.importorskip('torch', reason='needs the peers extra')
@@ -53,20 +53,8 @@ TIMM = {
 
 @functools.cache
 def photographs(size=32):
-  """Parts of scikit-learn's two photographs, uint8 [photograph * repeat, size, size, 3].
-
-  The repeats of a photograph stand side by side.
-  """
-  rng = np.random.default_rng(0)
-  parts = []
-  sources = [Image.fromarray(image) for image in sklearn.datasets.load_sample_images().images]
-  for index in range(PHOTOGRAPHS):
-    side = int(rng.integers(60, 400))
-    left, top = (int(rng.integers(0, limit - side)) for limit in sources[index % 2].size)
-    box = (left, top, left + side, top + side)
-    part = sources[index % 2].resize((size, size), Image.Resampling.BICUBIC, box)
-    parts.append(np.asarray(part))
-  return np.repeat(np.stack(parts), REPEATS, 0)
+  """uint8 [photograph * repeat, size, size, 3]; the repeats of a photograph stand side by side."""
+  return np.repeat(parts(PHOTOGRAPHS, (size, size)), REPEATS, 0)
 
 
 @pytest.fixture(autouse=True)

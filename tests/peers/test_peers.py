@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 pytest.importorskip('torch', reason='needs the peers extra')
 pytest.importorskip('timm', reason='needs the peers extra')
@@ -54,12 +55,12 @@ def test_other_pretrainings_of_the_same_model_give_their_features(name, tmp_path
   with torch.no_grad():
     expected = theirs(torch.tensor(IMAGES).permute(0, 3, 1, 2)).last_hidden_state[:, 0]
   model, params, _ = weights.load(tmp_path)
-  np.testing.assert_allclose(model.apply({'params': params}, IMAGES), expected, atol=1e-4)
+  assert_allclose(model.apply({'params': params}, IMAGES), expected, atol=1e-4)
 
 
 def assert_same_logits(theirs, model, params, images=IMAGES):
   expected = families.logits(theirs, images)
-  np.testing.assert_allclose(model.apply({'params': params}, images), expected, atol=1e-4)
+  assert_allclose(model.apply({'params': params}, images), expected, atol=1e-4)
 
 
 def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(peer, tmp_path):
@@ -87,7 +88,7 @@ def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tm
     tmp_path / 'folded', model, adapted.fold(variables, genome), metadata, metadata['source']
   )
   expected = adapted.apply(variables, IMAGES, genome=genome)
-  np.testing.assert_allclose(
+  assert_allclose(
     families.logits(families.strict_copy(name, tmp_path / 'folded'), IMAGES), expected, atol=1e-4
   )
   assert np.abs(expected - model.apply({'params': params}, IMAGES)).max() > 0.01
@@ -128,7 +129,7 @@ def test_a_name_of_timms_tells_the_activation_of_its_model(name, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   values = torch.linspace(-3, 3, 50)
   ours = ACTIVATIONS[weights.load(tmp_path).model.activation]
-  np.testing.assert_allclose(ours(values.numpy()), activation(values), atol=1e-6)
+  assert_allclose(ours(values.numpy()), activation(values), atol=1e-6)
 
 
 @pytest.mark.parametrize('rule', image.RULES)
@@ -147,7 +148,7 @@ def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
   expected = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(
     picture
   ).permute(1, 2, 0)
-  np.testing.assert_allclose(
+  assert_allclose(
     normalization.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6
   )
   assert weights.load(tmp_path / 'model')[2]['resize'] == rule
@@ -190,7 +191,7 @@ def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, capsys):
     main([*arguments, '--key', 'model_ema'])
   for name, key, expected in ((back, None, ema), (path, 'model', state)):
     params = weights.load(name, num_heads=4, key=key).params
-    np.testing.assert_array_equal(params['norm']['bias'], expected['norm.bias'])
+    assert_array_equal(params['norm']['bias'], expected['norm.bias'])
 
 
 def test_buffers_of_a_loss_are_no_second_model(tmp_path):
@@ -203,7 +204,7 @@ def test_buffers_of_a_loss_are_no_second_model(tmp_path):
     torch.save(saved, path)
     _, params, metadata = weights.load(path, num_heads=4)
     assert metadata['source'].wrapper == wrapper
-    np.testing.assert_array_equal(params['norm']['bias'], state['norm.bias'])
+    assert_array_equal(params['norm']['bias'], state['norm.bias'])
   with pytest.raises(
     ValueError, match="no state dict at the key 'model'; its state dicts are loss"
   ):
@@ -254,11 +255,11 @@ def test_position_embeddings_are_resized_as_timm_and_pytorch_do(new):
   old = np.random.default_rng(0).normal(size=(1, 26, 8)).astype(np.float32)
   of_timm = resample_abs_pos_embed(torch.tensor(old), list(new), [5, 5])
   found = resize_pos_embed(old, (5, 5), new, 'bicubic_antialias')
-  np.testing.assert_allclose(found, of_timm, atol=1e-5)
+  assert_allclose(found, of_timm, atol=1e-5)
   grid = torch.tensor(old[:, 1:]).reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
   of_torch = F.interpolate(grid, size=new, mode='bicubic', align_corners=False)
   found = resize_pos_embed(old, (5, 5), new, 'bicubic')[:, 1:]
-  np.testing.assert_allclose(found, of_torch.flatten(2).permute(0, 2, 1), atol=1e-5)
+  assert_allclose(found, of_torch.flatten(2).permute(0, 2, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [6, 12, 16])
@@ -269,4 +270,4 @@ def test_patch_embeddings_are_resized_as_timm_does(size):
     .numpy()
     .transpose(2, 3, 1, 0)
   )
-  np.testing.assert_allclose(resize_patch_embed(kernel, size), theirs, atol=1e-4)
+  assert_allclose(resize_patch_embed(kernel, size), theirs, atol=1e-4)

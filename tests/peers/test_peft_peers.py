@@ -3,10 +3,9 @@
 Skipped where the `peers` extra is not installed (`.ci/run` installs it).
 """
 
-import jax
 import numpy as np
 import pytest
-from trees import randomized
+from comparing import mixed_loras, trained_variables
 
 pytest.importorskip('torch', reason='needs the peers extra')
 pytest.importorskip('timm', reason='needs the peers extra')
@@ -38,25 +37,11 @@ def loaded(name, tmp_path, ranks=(1, 3)):
   return theirs, params, adapted, metadata['source']
 
 
-def trained(adapted, params):
-  """Variables as after a training: supports and heads far from where they began."""
-  variables = adapted.init(jax.random.key(0), jax.tree.map(np.asarray, params))
-  trainable, frozen = adapted.split(variables)
-  return adapted.join(randomized(trainable, scale=0.1), frozen)
-
-
-def loras_of_all_ranks(spec):
-  """A genome with none, the first and the second rank in turn."""
-  genome = np.zeros((len(spec), 5), np.int8)
-  genome[:, 1] = np.resize([0, 3, 4], len(spec))
-  return genome
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   theirs, params, adapted, source = loaded(name, tmp_path)
-  variables = trained(adapted, params)
-  genome = loras_of_all_ranks(adapted.spec)
+  variables = trained_variables(adapted, params, 0.1)
+  genome = mixed_loras(adapted.spec)
   save_peft(tmp_path / 'adapter', adapted, variables, source, genome, transformers=TRANSFORMERS)
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT
 
 pytest.importorskip('qwix', reason='needs the peers extra')
@@ -88,7 +89,7 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(kernels, base, 
   assert is_quantized(loaded['params']['fc']['w'])
   outputs = fixed.apply(loaded, X)
   plain = {name: {'w': qwix.dequantize(layer['w'])} for name, layer in base.items()}
-  np.testing.assert_allclose(outputs, two_layers(plain, X), rtol=1e-5, atol=1e-6)
+  assert_allclose(outputs, two_layers(plain, X), rtol=1e-5, atol=1e-6)
 
 
 def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(kernels, base, tmp_path):
@@ -107,9 +108,7 @@ def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(kernels, base,
 
   head = jax.grad(loss)(trainable)['params']['head']['w']
   assert np.abs(head).max() > 0
-  np.testing.assert_array_equal(
-    trainable['params']['head']['w'], qwix.dequantize(base['head']['w'])
-  )
+  assert_array_equal(trainable['params']['head']['w'], qwix.dequantize(base['head']['w']))
 
 
 def shape_and_type(leaf):
@@ -121,7 +120,7 @@ def test_a_quantized_base_stays_quantized_and_starts_as_qwix_runs_it(ready):
   assert is_quantized(variables['params']['attention']['query']['kernel'])
   genome = glora_jax.preset(adapted.spec, 'full')
   ours = adapted.apply(variables, X, genome=genome)
-  np.testing.assert_allclose(ours, theirs.apply({'params': params}, X), atol=1e-5)
+  assert_allclose(ours, theirs.apply({'params': params}, X), atol=1e-5)
 
 
 def test_a_quantized_base_passes_the_check_which_reports_what_rounding_costs(ready):
@@ -145,7 +144,7 @@ def test_fold_is_full_precision_and_requantized_as_it_was(ready):
   assert jax.tree.map(shape_and_type, again) == jax.tree.map(shape_and_type, params)
   pairs = zip(*map(jax.tree.leaves, (adapted.full_precision(again), folded)), strict=True)
   for rounded, exact in pairs:
-    np.testing.assert_allclose(rounded, exact, atol=2.0**-7 * np.abs(exact).max())
+    assert_allclose(rounded, exact, atol=2.0**-7 * np.abs(exact).max())
 
 
 def test_the_lines_of_the_page_run(ready):
@@ -168,7 +167,7 @@ def test_asymmetric_quantization_has_its_zero_points_back():
   assert jax.tree.map(shape_and_type, again) == jax.tree.map(shape_and_type, old)
   assert again.zero_point is not None
   exact = qwix.dequantize(old)
-  np.testing.assert_allclose(qwix.dequantize(again), exact, atol=2.0**-7 * np.abs(exact).max())
+  assert_allclose(qwix.dequantize(again), exact, atol=2.0**-7 * np.abs(exact).max())
 
 
 def test_models_that_are_quantized_themselves_are_refused():

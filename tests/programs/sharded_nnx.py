@@ -7,6 +7,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose
 
 import glora_jax
 from glora_jax.nnx import Trained, live
@@ -96,13 +97,13 @@ def main():
   assert len(folded.up.kernel.get_value().addressable_shards) == jax.device_count()
 
   _, expected_losses, _, expected = run_named((1, 1), x)
-  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-  np.testing.assert_allclose(outputs, expected, atol=1e-5)
+  assert_allclose(losses, expected_losses, rtol=1e-5)
+  assert_allclose(outputs, expected, atol=1e-5)
 
   x = jax.random.normal(jax.random.key(1), (8, 8))
   mesh = mesh_of((2, 4), 'data', 'fsdp')
   expected, found = run_plain(x, np.arange(8)), run_plain(x, np.arange(8), mesh)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+  jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
   print('equal on', jax.device_count())
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 
 import jax
-import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'search'))
@@ -27,15 +27,15 @@ def check_scores(score, arguments, expected):
   """Three calls give the scores of one device, and compile once."""
   for _ in range(3):
     found = score(*arguments)
-    np.testing.assert_array_equal(found.correct, expected.correct)
-    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+    assert_array_equal(found.correct, expected.correct)
+    assert_allclose(found.loss, expected.loss, rtol=1e-5)
   assert score.compiled._cache_size() == 1
 
 
 def check_predictions(found, expected):
   """The predictions are those of one device, and whole on every one."""
-  np.testing.assert_array_equal(found.classes, expected.classes)
-  np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+  assert_array_equal(found.classes, expected.classes)
+  assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
   assert found.classes.sharding.is_fully_replicated
 
 

@@ -1,7 +1,6 @@
 """Colours that everybody can tell apart, light and dark."""
 
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -80,12 +79,3 @@ def test_what_is_drawn_stands_out_from_the_paper(palette):
   least |= {name: 2 for name in palette if 'series' in name}
   for name, ratio in least.items():
     assert contrast(rgb(palette[name]), rgb(palette['paper'])) > ratio
-
-
-@THEMES
-def test_counts_can_be_read_on_every_shade_of_a_confusion_matrix(palette):
-  most = int(re.search(r'var\(--s\) \* (\d+)%', page.stylesheet())[1]) / 100
-  ink, blank = rgb(palette['ink']), rgb(palette['blank'])
-  for hue in (rgb(palette['teal']), rgb(palette['red'])):
-    for strength in np.linspace(0, most, 11):
-      assert contrast(ink, (1 - strength) * blank + strength * hue) >= 4.5

@@ -38,17 +38,6 @@ def test_errors_are_told_in_names_and_those_of_many_classes_in_pairs_without_a_m
   assert not errors.facts([f'class {n}' for n in range(41)], found)['rows']
 
 
-def test_right_answers_and_errors_are_shaded_each_by_the_share_of_their_class():
-  matrix = np.array([[6, 2, 0], [0, 10, 0], [0, 0, 0]])
-  rows = errors.confusion_rows(['a', 'b', 'c'], matrix)
-  assert [row.recall for row in rows] == ['75%', '100%', 'none']
-  assert [row.cells for row in rows] == [
-    [(6, 0.75), (2, 1), (0, 0)],
-    [(0, 0), (10, 1), (0, 0)],
-    [(0, 0), (0, 0), (0, 0)],
-  ]
-
-
 def test_the_table_has_a_column_for_every_further_test_set(allocation):
   result = pages.make_findings(allocation).result
   further = pages.row(1234, 0.5, other_test_accuracies={'v2': 0.25, 'sketch': 0.125})

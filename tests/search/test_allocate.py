@@ -12,6 +12,7 @@ import optax
 import pytest
 from comparing import random_params
 from flax import nnx
+from numpy.testing import assert_allclose, assert_array_equal
 from places import environment, program
 
 import glora_jax
@@ -142,7 +143,7 @@ def allocated(problem, *, loss=loss, **options):
 
 
 def assert_close(found, expected, tolerance=1e-4):
-  np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max() + 1e-7)
+  assert_allclose(found, expected, atol=tolerance * np.abs(expected).max() + 1e-7)
 
 
 @pytest.mark.parametrize('make', [mixed, scanned, live])
@@ -156,7 +157,7 @@ def test_values_are_those_of_full_gradients(make):
     for values, same in zip(found.values, expected, strict=True):
       assert_close(values[:, row], same, 4e-4)
   common, whole = sum(allocation.squares(gradients.kernel) for gradients in slow.values())
-  np.testing.assert_allclose(found.signal, common / whole, rtol=1e-4)
+  assert_allclose(found.signal, common / whole, rtol=1e-4)
 
 
 def narrow(monkeypatch, size):
@@ -192,12 +193,12 @@ def test_starting_values_lie_on_the_mean_gradients_and_change_no_output(sketched
     factor = nn.meta.unbox(found.variables['glora']['conv'][name])
     left = np.linalg.svd(matrices.mean(0))[0][:, 0]
     norm = allocation.xavier_norm(len(left), 2)
-    np.testing.assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
+    assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
     assert abs(left @ factor[:, 0]) > norm * (0.8 if sketched else 0.999)
   assert jax.tree.map(jnp.shape, found.variables) == jax.tree.map(jnp.shape, variables)
   outputs = adapted.apply(found.variables, batches[0][0], genome=found.genome)
   expected = adapted.model.apply({'params': variables['params']}, batches[0][0])
-  np.testing.assert_allclose(outputs, expected, atol=1e-5)
+  assert_allclose(outputs, expected, atol=1e-5)
 
 
 def test_the_genome_is_what_the_values_choose_and_then_the_mean_gradient_of_all_folds():
@@ -207,7 +208,7 @@ def test_the_genome_is_what_the_values_choose_and_then_the_mean_gradient_of_all_
     found, seen = (allocated(problem, budget=budget, value=by) for by in ('squared', 'seen'))
     judged = choice.choose(spec, found.values.mean(), budget)
     filled = choice.choose(spec, found.values.mean(), budget, rest=seen.values.mean())
-    np.testing.assert_array_equal(found.genome, filled)
+    assert_array_equal(found.genome, filled)
     assert found.unjudged == count_params(spec, filled) - count_params(spec, judged)
     assert found.count_params() <= budget == found.budget
     assert not found.proposed
@@ -230,7 +231,7 @@ def test_batches_may_be_a_function_that_gives_them_again_and_a_short_list_has_fe
   listed = allocated((adapted, variables, batches), folds=None)
   generated = allocated((adapted, variables, lambda: (batch for batch in batches)), folds=6)
   assert len(batches) == len(listed.values.E_vector) == 6
-  jax.tree.map(np.testing.assert_array_equal, listed.values, generated.values)
+  jax.tree.map(assert_array_equal, listed.values, generated.values)
 
 
 class Untraceable:
@@ -247,9 +248,9 @@ def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
   ahead = compile_ahead(adapted, cold, loss, batches, folds=FOLDS, max_rank=2)
   monkeypatch.setattr(Passes, '_gradient', Untraceable())
   found = allocated((adapted, variables, batches), ahead=ahead)
-  np.testing.assert_array_equal(found.genome, expected.genome)
-  jax.tree.map(np.testing.assert_array_equal, found.values, expected.values)
-  jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+  assert_array_equal(found.genome, expected.genome)
+  jax.tree.map(assert_array_equal, found.values, expected.values)
+  jax.tree.map(assert_array_equal, found.variables, expected.variables)
   half = [jax.tree.map(lambda array: array[:2], batch) for batch in batches]
   with pytest.raises(AssertionError, match='compiled again'):  # for the other shape
     allocated((adapted, variables, half), ahead=ahead)
@@ -263,7 +264,7 @@ def test_units_are_those_on_offer_with_their_values_and_costs():
   assert sum(unit.cost for unit in units if unit.bought) == found.count_params()
   assert {unit.form for unit in units} == {'A.vector', 'A.lora', 'B.lora', 'C.vector', 'E.vector'}
   first = next(unit for unit in units if unit.form == 'B.lora')
-  np.testing.assert_allclose(first.value, found.values.B_lora[:, 0, 0].mean())
+  assert_allclose(first.value, found.values.B_lora[:, 0, 0].mean())
   assert first.part == 1
 
 
@@ -306,11 +307,11 @@ def test_clear_priors_choose_where_the_own_gradient_is_noise():
       *(sum(map(np.divide, parts, sizes)) for parts in zip(*means, strict=True))
     )
     expected = pooled(own.values, other, found.borrowed)
-    jax.tree.map(np.testing.assert_allclose, found.values, expected)
+    jax.tree.map(assert_allclose, found.values, expected)
   lazily = allocated(problem, prior=lambda: [first, second])
-  np.testing.assert_array_equal(lazily.genome, found.genome)
+  assert_array_equal(lazily.genome, found.genome)
   nothing = allocated(problem, prior=lambda: None)
-  np.testing.assert_array_equal(nothing.genome, own.genome)
+  assert_array_equal(nothing.genome, own.genome)
   positive = allocated(problem, prior=first)  # all values are above 0
   expected = choice.choose(problem[0].spec, positive.values.mean(), positive.budget)
-  np.testing.assert_array_equal(positive.genome, expected)
+  assert_array_equal(positive.genome, expected)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.search.allocated import NOISE, agreement, pooled, share_of
 from glora_jax.search.allocation import Values
@@ -35,16 +36,16 @@ def test_the_other_losss_scale_does_not_matter(seed, scale, share):
   found = pooled(own, other, share)
   scaled = pooled(own, Values(*(scale * part for part in other)), share)
   for part, same in zip(found, scaled, strict=True):
-    np.testing.assert_allclose(part, same, rtol=1e-9, atol=1e-9)
+    assert_allclose(part, same, rtol=1e-9, atol=1e-9)
 
 
 def test_shares_of_nothing_and_of_all_are_the_two_themselves():
   own, other = values(0, 4), values(1)
   for part, same in zip(pooled(own, other, 0.0), own, strict=True):
-    np.testing.assert_array_equal(part, same)
+    assert_array_equal(part, same)
   size, other_size = (sum(np.abs(part).sum() for part in all_) for all_ in (own.mean(), other))
   for part, same in zip(pooled(own, other, 1.0).mean(), other, strict=True):
-    np.testing.assert_allclose(part, same * size / other_size)
+    assert_allclose(part, same * size / other_size)
 
 
 def genome(**columns):

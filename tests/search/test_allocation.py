@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Layer, SearchSpace, Spec
@@ -69,14 +70,14 @@ def slow_part(folds, part, norm, measure):
 def test_values_are_those_of_a_slow_loop_over_units_and_folds(measure):
   layer, norm = gradients(), 1.3
   found = allocation.layer_values(layer, PARTS, norm, measure)
-  np.testing.assert_allclose(found.E_vector, slow_values(layer.bias, measure))
-  np.testing.assert_allclose(found.A_vector, slow_values(layer.scale, measure))
-  np.testing.assert_allclose(found.C_vector, slow_values(layer.prompt, measure))
+  assert_allclose(found.E_vector, slow_values(layer.bias, measure))
+  assert_allclose(found.A_vector, slow_values(layer.scale, measure))
+  assert_allclose(found.C_vector, slow_values(layer.prompt, measure))
   for part in range(PARTS):
     expected = slow_part(layer.kernel, part, norm, measure)
-    np.testing.assert_allclose(found.B_lora[:, part], expected, rtol=1e-6)
+    assert_allclose(found.B_lora[:, part], expected, rtol=1e-6)
     expected = slow_part(layer.scaled_kernel, part, norm, measure)
-    np.testing.assert_allclose(found.A_lora[:, part], expected, rtol=1e-6)
+    assert_allclose(found.A_lora[:, part], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(5, 9), (9, 5), (6, 6)])
@@ -85,14 +86,14 @@ def test_left_vectors_are_those_of_the_full_decomposition(shape):
   found = allocation.left_vectors(matrices, 3)
   for matrix, vectors in zip(matrices, found, strict=True):
     expected = np.linalg.svd(matrix)[0][:, :3]
-    np.testing.assert_allclose(np.abs(vectors.T @ expected), np.eye(3), atol=1e-8)
+    assert_allclose(np.abs(vectors.T @ expected), np.eye(3), atol=1e-8)
     assert (vectors.max(0) == np.abs(vectors).max(0)).all()
 
 
 def test_xavier_norm_is_that_of_drawn_columns():
   drawn = jax.nn.initializers.glorot_uniform()(jax.random.key(0), (400, 8))
   norms = np.linalg.norm(drawn, axis=0)
-  np.testing.assert_allclose(norms.mean(), allocation.xavier_norm(400, 8), rtol=0.02)
+  assert_allclose(norms.mean(), allocation.xavier_norm(400, 8), rtol=0.02)
 
 
 def random_worth(seed, spec=SPEC, positive=False):
@@ -147,10 +148,10 @@ def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   worth = random_worth(seed)
   found = choice.choose(SPEC, worth, budget, floor=False)
   cap = choice.most_rank(SPEC, budget, 2.0)
-  np.testing.assert_array_equal(found, slow_greedy(SPEC, worth, budget, cap))
+  assert_array_equal(found, slow_greedy(SPEC, worth, budget, cap))
   has = choice.bought(SPEC, found, PARTS)
   total = sum(np.sum(part * mask) for part, mask in zip(worth, has, strict=True))
-  np.testing.assert_allclose(total, slow_worth(SPEC, worth, found))
+  assert_allclose(total, slow_worth(SPEC, worth, found))
 
 
 @pytest.mark.parametrize('seed, budget', list(itertools.product(range(4), (40, 120, 300))))
@@ -175,7 +176,7 @@ def test_the_floor_comes_first_where_the_budget_is_ample():
   tight, without = (
     choice.choose(SPEC, worth, int(1.5 * floor_cost) - 1, floor=floor) for floor in (True, False)
   )
-  np.testing.assert_array_equal(tight, without)
+  assert_array_equal(tight, without)
 
 
 def test_ranks_are_capped_at_twice_the_rank_of_all_rows():
@@ -214,7 +215,7 @@ def test_the_curve_rises_from_nothing_to_all_that_pays():
   assert (np.diff(curve.params) > 0).all()
   assert (np.diff(curve.values) > 0).all()
   assert curve.params[-1] == count_params(SPEC, everything)
-  np.testing.assert_allclose(curve.values[-1], slow_worth(SPEC, worth, everything))
+  assert_allclose(curve.values[-1], slow_worth(SPEC, worth, everything))
 
 
 def test_the_knee_is_where_a_curve_bends():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 from toy_search import GENES, SMALL, SPEC, TARGET, Judge, assert_same, search
 
 from glora_jax.method.draws import random_genomes
@@ -17,7 +18,7 @@ from glora_jax.search.pareto import hypervolume
 def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_once():
   archive, judge = search()
   assert len({genome.tobytes() for genome in archive.genomes}) == len(archive) == 140
-  np.testing.assert_array_equal(canonicalize(SPEC, archive.genomes), archive.genomes)
+  assert_array_equal(canonicalize(SPEC, archive.genomes), archive.genomes)
   assert [asked.shape for asked in judge.asked] == [(20, 4, 5)] * 7
   assert archive.generation.tolist() == [g for g in range(7) for _ in range(20)]
   assert (archive.best() == TARGET).sum() == archive.correct.max()
@@ -41,7 +42,7 @@ def test_initial_genomes_within_the_budget_come_first_and_copies_count_once():
   archive, _ = search(initial=np.stack([first] * 50 + others), budget=budget)
   within = canonicalize(SPEC, np.stack([first, *others])[params <= budget])
   assert 0 < len(within) < 8
-  np.testing.assert_array_equal(archive.genomes[: len(within)], within)
+  assert_array_equal(archive.genomes[: len(within)], within)
 
 
 @pytest.mark.parametrize('mode', ['paper', 'pareto', 'random'])
@@ -87,7 +88,7 @@ def test_mutation_draws_genes_anew_with_its_probability():
   mutated = mutate(rng, SPEC, parent, 2000, 0.2)
   drawn_anew = 0.2 * (1 - 1 / SPEC.num_offered)  # a fresh draw may hit the old allele
   assert np.abs((mutated != 0).mean(0) - drawn_anew).max() < 0.05
-  np.testing.assert_array_equal(mutate(rng, SPEC, parent, 3, 0.0), np.zeros((3, 4, 5)))
+  assert_array_equal(mutate(rng, SPEC, parent, 3, 0.0), np.zeros((3, 4, 5)))
 
 
 def test_defaults_are_the_papers():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from places import environment, program
 from tiny_models import problem, reference_scores
 
@@ -17,8 +18,8 @@ from glora_jax.search import scoring
 
 
 def assert_same_scores(found, expected):
-  np.testing.assert_array_equal(found[0], expected[0])
-  np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+  assert_array_equal(found[0], expected[0])
+  assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize('model', ['mlp', 'vit'])
@@ -37,7 +38,7 @@ def test_scores_are_those_of_the_folded_models(model):
     logits = logits_of(genome)
     assert right == np.sum(logits.argmax(-1) == labels)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    np.testing.assert_allclose(total, losses.sum(), rtol=1e-5)
+    assert_allclose(total, losses.sum(), rtol=1e-5)
   assert len(set(correct.tolist())) > 1
 
 
@@ -108,8 +109,8 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(platform, b
     predict = scoring.make_predictor(adapted, block=block, classes=classes)
     with made_for(platform):
       found = predict(variables, genome.tolist(), images)
-    np.testing.assert_array_equal(found.classes, logits.argmax(-1))
-    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
+    assert_array_equal(found.classes, logits.argmax(-1))
+    assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
     if classes is None:
       correct = reference_scores('mlp').correct[1]
     else:
@@ -135,7 +136,7 @@ def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
     right.sum(1),
     [scoring.make_predictor(adapted)(variables, g, images).are(labels).sum() for g in genomes],
   ):
-    np.testing.assert_array_equal(correct, of_finite.correct)
+    assert_array_equal(correct, of_finite.correct)
 
 
 def test_the_chunk_is_the_largest_that_fits_into_memory():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.method.trace.find import find
 
@@ -126,9 +127,9 @@ def test_matrices_and_vectors_of_a_layout_are_what_the_product_multiplies_and_ad
   whole = params['w'].transpose([''.join(product.groups).index(x) for x in product.kernel])
   expected = np.einsum(f'{product.inputs},{product.kernel}->{product.result}', x, whole)
   expected += product.repeated_bias(params['b'])
-  np.testing.assert_allclose(result, expected, atol=1e-4)
+  assert_allclose(result, expected, atol=1e-4)
 
   kernel = site.layout.kernel(site.layout.matrices(params['w']), params['w'].shape)
   bias = site.layout.bias(site.layout.vectors(params['b']), params['b'].shape)
-  np.testing.assert_array_equal(kernel, params['w'])
-  np.testing.assert_array_equal(bias, params['b'])
+  assert_array_equal(kernel, params['w'])
+  assert_array_equal(bias, params['b'])
