@@ -8,8 +8,6 @@ from benchmarks.machinery import killable
 from benchmarks.machinery.killable import Kill, Killable
 from glora_jax.files import write_json
 
-STAGES = {'supernet': 30.0, 'search': 9.0, 'report': 1.0}
-
 
 def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monkeypatch):
   program = 'import sys, time; print("search: begins", file=sys.stderr, flush=True); time.sleep(60)'

@@ -80,30 +80,6 @@ def test_every_operation_gives_what_pillow_gives(name):
       assert_array_equal(result, images)
 
 
-def argument(name, magnitude, sign=1, increasing=True):
-  level = np.float32(magnitude / rand_augment.MAX_MAGNITUDE)
-  return float(OPERATIONS[name].argument(level, sign, increasing))
-
-
-def test_arguments_are_on_the_scale_of_timm():
-  bits = [argument('posterize', magnitude) for magnitude in (0, 4.9, 5, 9, 10)]
-  assert bits == [4, 3, 2, 1, 0]
-  assert [argument('solarize', magnitude) for magnitude in (0, 9, 10)] == [256, 26, 0]
-  assert argument('solarize_add', 9) == 99
-  assert [argument('color', 9, sign) for sign in (-1, 1)] == pytest.approx([0.19, 1.81])
-  found = [
-    argument(*each) for each in (('rotate', 9, -1), ('shear_y', 10), ('translate_x', 10, -1))
-  ]
-  assert found == pytest.approx([-27, 0.3, -0.45])
-
-
-def test_arguments_of_the_paper_do_not_all_increase_the_effect():
-  bits = [argument('posterize', magnitude, increasing=False) for magnitude in (0, 4.9, 5, 9, 10)]
-  assert bits == [0, 1, 2, 3, 4]
-  assert argument('solarize', 9, increasing=False) == 230
-  assert argument('brightness', 5, -1, increasing=False) == pytest.approx(1.0)
-
-
 def test_the_loop_and_the_vectorized_form_agree(monkeypatch):
   images = np.repeat(photographs((24, 24))[:1], 16, 0)
   by_loop = jax.jit(rand_augment.rand_augment)(jax.random.key(0), images).astype(int)

@@ -199,15 +199,11 @@ def written(tmp_path_factory):
 SPOILT = [
   ({'glora/body/E': np.full(3, np.nan, np.float32)}, {}, 'body/E has numbers that are not finite'),
   ({'glora/body/E': np.zeros((1, 1), np.float32)}, {}, r'glora/body/E is \(1, 1\) and should be'),
-  ({'glora/body/E': np.zeros(3, np.int32)}, {}, 'glora/body/E is int32'),
   ({'glora/body/B_up': np.zeros(3, np.float32)}, {}, 'unexpected: glora/body/B_up'),
   ({'glora/body/E': None}, {}, 'missing: glora/body/E'),
   ({'params': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
-  ({'params/head/bias/x': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
   ({}, {'spec': None}, 'spec is missing'),
-  ({}, {'base': 3}, 'base=3 should be'),
   ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
-  ({}, {'layers': [{'A': 'none'}]}, r'layers\[0\].B is missing'),
   ({}, {'parameters': [[]]}, 'belongs to another model'),
 ]
 
@@ -244,9 +240,7 @@ def test_metadata_may_be_numbers_and_arrays_of_numpy_and_jax(written, tmp_path):
 
 
 UNSAVED = [
-  (lambda variables, genome: {'note': b'x'}, 'Metadata must be what JSON can say'),
   (lambda variables, genome: {'note': np.ones(2) * 1j}, 'Metadata must be what JSON can say'),
-  (lambda variables, genome: {'note': float('nan')}, 'Metadata must be what JSON can say'),
   (lambda variables, genome: {'base': 'x'}, "'base'"),
   (lambda variables, genome: {'genome': genome[None]}, r'\(1, 1, 5\)'),
   (

@@ -50,19 +50,25 @@ def with_gradients(function, arguments, alleles):
   return outputs, gradients
 
 
+COMPILED = [
+  jax.jit(functools.partial(with_gradients, function)) for function in (ours, through_merged_kernel)
+]
+
+
+def assert_merged(arguments, alleles, tolerance=1e-4, wrap=lambda function: function):
+  """Outputs and all gradients are those of the merged kernel."""
+  found, expected = (wrap(function)(arguments, alleles) for function in COMPILED)
+  close = functools.partial(assert_allclose, rtol=tolerance, atol=tolerance)
+  jax.tree.map(close, found, expected)
+
+
 @pytest.mark.parametrize('tokens', [MANY, FEW])
 @pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
 def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, without):
   arguments = layer(tokens, without)
-  compiled = [
-    jax.jit(functools.partial(with_gradients, function))
-    for function in (ours, through_merged_kernel)
-  ]
   for a in range(1 if 'A' in without else 3):
     for b in range(1 if 'B' in without else 3 + len(RANKS)):
-      alleles = jnp.array([a, b, 0, 0, 0])
-      found, expected = (function(arguments, alleles) for function in compiled)
-      jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+      assert_merged(arguments, jnp.array([a, b, 0, 0, 0]))
 
 
 @pytest.mark.parametrize('near', [-1.0, -0.999, -0.7, 0.4])
@@ -73,11 +79,7 @@ def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without, near):
   row = stored['A_up'][0].at[2].set(near)
   arguments = inputs, kernel, bias, stored | {'A_up': stored['A_up'].at[0].set(row)}
   alleles = jnp.array([2, 0 if 'B' in without else 4, 0, 0, 0])
-  found, expected = (
-    jax.jit(functools.partial(with_gradients, function))(arguments, alleles)
-    for function in (ours, through_merged_kernel)
-  )
-  jax.tree.map(functools.partial(assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+  assert_merged(arguments, alleles, 1e-5)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
@@ -110,11 +112,7 @@ def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side(without)
   several = jax.tree.map(lambda value: jnp.stack([value, -value, 2 * value]), arguments)
   alleles = jnp.array([[0, 4, 0, 0, 0], [2, 0, 0, 0, 0], [2, 2, 0, 0, 0]])
   alleles = alleles * jnp.array([1, 'B' not in without, 1, 1, 1])
-  found, expected = (
-    jax.vmap(functools.partial(with_gradients, function))(several, alleles)
-    for function in (ours, through_merged_kernel)
-  )
-  jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+  assert_merged(several, alleles, wrap=jax.vmap)
 
 
 def kernel_gradients(function, tokens):

@@ -40,22 +40,6 @@ def test_tensors_round_trip_with_their_types(write, container, tmp_path):
       np.testing.assert_array_equal(value, TENSORS[name])
 
 
-@pytest.mark.parametrize('write, container', WRITERS)
-@pytest.mark.parametrize(
-  'damage', [lambda b: b[: len(b) // 2], lambda b: b[:20] + b'\xff' * 60 + b[80:]]
-)
-def test_damaged_files_are_refused_in_one_sentence(write, container, damage, tmp_path):
-  path = tmp_path / 'file'
-  write(path, TENSORS)
-  path.write_bytes(damage(path.read_bytes()))
-
-  def read_all():
-    opened = open_tensors(path)
-    return [opened.read(name) for name in opened.specs]
-
-  assert_refused(str(path), read_all)
-
-
 def npy(shape):
   header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape!r}, }}".ljust(117) + '\n'
   return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + bytes(16)
