@@ -45,7 +45,8 @@ def lora_cost(shapes: Shapes, rank: int) -> Cost:
   variables = jax.eval_shape(adapted.init, jax.random.key(0), shapes.params)
   trainable, frozen = jax.eval_shape(subnet.split, variables)
 
-  def loss_fn(trainable, frozen, images, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    images, labels = batch
     del key
     logits = subnet.apply(subnet.join(trainable, frozen), images)
     return losses.cross_entropy(logits, labels)

@@ -68,7 +68,8 @@ def pretrain(folder: str, output: str, recipe: Recipe = RECIPE) -> dict[str, flo
   init_key, train_key = jax.random.split(jax.random.key(SEED))
   params = model.init(init_key, jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3)))['params']
 
-  def loss_fn(params, frozen, images, labels, key):
+  def loss_fn(params, frozen, batch, key):
+    images, labels = batch
     flip_key, shift_key, drop_key = jax.random.split(key, 3)
     images = augment.random_flip(flip_key, images)
     images = augment.random_shift(shift_key, images, SHIFT)

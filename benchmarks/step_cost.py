@@ -138,8 +138,8 @@ def host_share(repeats: int) -> float:
   data = embedded_task.on_device(embedded_task.digits()['train'])
   variables = backbone.adapted.init(jax.random.key(0), backbone.params)
 
-  def idle_loss(trainable, frozen, images, labels, key):
-    del frozen, images, labels, key
+  def idle_loss(trainable, frozen, batch, key):
+    del frozen, batch, key
     return trainable['number'] ** 2, {'loss': trainable['number']}
 
   idle = dispatch_seconds(idle_loss, {'number': jnp.ones(())}, {}, data, repeats)

@@ -360,6 +360,25 @@ def local_rows(mesh: Mesh, number: int) -> np.ndarray:
   return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
 
+def own_key(key: jax.Array) -> jax.Array:
+  """A device's own random key, for what is drawn for images, within the loss of a `fit` on a mesh.
+
+  The loss is called on every device with the same key. Elsewhere the key stays as it is.
+
+  Example:
+    >>> bool(own_key(jax.random.key(0)) == jax.random.key(0))
+    True
+  """
+  axes = jax.sharding.get_abstract_mesh().manual_axes
+  return jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key
+
+
+def are_whole(tree: Any) -> bool:
+  """Whether no array of a tree, which may be of shapes, lies in parts on several devices."""
+  shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree)]
+  return all(sharding is None or sharding.is_fully_replicated for sharding in shardings)
+
+
 def from_hosts(mesh: Mesh, local: np.ndarray, axis: int = 0) -> jax.Array:
   """An array that is dealt out along an axis, of the `local_rows` that every process holds."""
   return jax.make_array_from_process_local_data(dealt(mesh, axis), local)

@@ -112,6 +112,7 @@ def start(backbone, tmp_path_factory):
   config.write_text('from glora_jax.runs.config import default_config as get_config\n')
   fields = {
     'model.weights': backbone,
+    'model.drop_path': 0.0,  # which each device would draw by itself
     'budget': 1000,
     'training.epochs': 2,
     'training.warmup_epochs': 1,

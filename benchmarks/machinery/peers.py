@@ -42,7 +42,8 @@ def qwix_lora_row(problem: Problem) -> Row:
     is_trained = path[0] == 'head' or path[-1].endswith(('_lora_a', '_lora_b'))
     (trainable if is_trained else frozen)[path] = value
 
-  def loss_fn(trainable, frozen, images, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    images, labels = batch
     del key
     logits = model.apply({'params': unflatten({**trainable, **frozen})}, images)
     return losses.cross_entropy(logits, labels)

@@ -147,7 +147,8 @@ class Cost(NamedTuple):
 def full_row(problem: Problem) -> Row:
   """Full fine-tuning of the plain model, the yardstick."""
 
-  def loss_fn(params, frozen, images, labels, key):
+  def loss_fn(params, frozen, batch, key):
+    images, labels = batch
     del frozen, key
     return losses.cross_entropy(problem.shape.model.apply({'params': params}, images), labels)
 
@@ -174,7 +175,8 @@ def structure_row(problem: Problem, adapted: Adapted, structure: Any) -> Row:
   subnet = adapted.fix(structure)
   trainable, frozen = subnet.split(adapted.init(jax.random.key(2), problem.params))
 
-  def loss_fn(trainable, frozen, images, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    images, labels = batch
     del key
     logits = subnet.apply(subnet.join(trainable, frozen), images)
     return losses.cross_entropy(logits, labels)

@@ -73,9 +73,8 @@ class Problem:
   def fixed(self, preset: str, **options: Any) -> Values:
     """A training of one structure."""
     subnet = self.adapted.fix(glora_jax.preset(self.adapted.spec, preset))
-    recipe = dataclasses.replace(RECIPE, **options.pop('recipe', {}))
     loss = glora_jax.make_loss(subnet, unchanged, train=True, **options)
-    return self.fit(subnet, loss, recipe)
+    return self.fit(subnet, loss)
 
 
 def unchanged(images: jax.Array, key: jax.Array) -> jax.Array:
@@ -124,7 +123,7 @@ def _trainings(problem: Problem) -> dict[str, Callable[[], Values]]:
     'fixed, bitfit': fixed('bitfit'),
     'fixed, full': fixed('full'),
     'fixed, scale_shift_lora:2': fixed('scale_shift_lora:2'),
-    'fixed, component dropout': fixed('lora:4', recipe={'component_dropout': 0.3}),
+    'fixed, component dropout': fixed('lora:4', component_dropout=0.3),
     'fixed, consistency': fixed('lora:4', consistency=glora_jax.Consistency(weight=0.5)),
   }
 
@@ -133,8 +132,7 @@ def _sharded(problem: Problem) -> dict[str, Callable[[], Values]]:
   """The supernet over eight devices: images dealt, and with them the frozen weights."""
 
   def replicated() -> Values:
-    loss = problem.supernet(independent_images=True)
-    return problem.fit(problem.adapted, loss, mesh=meshes.over_devices())
+    return problem.fit(problem.adapted, problem.supernet(), mesh=meshes.over_devices())
 
   def fsdp() -> Values:
     mesh = meshes.over_devices(fsdp=4)

@@ -152,7 +152,8 @@ def program(
   base = backbone(model)
   adapted = base.adapted
 
-  def loss_fn(trainable, frozen, images, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    images, labels = batch
     variables = adapted.join(trainable, frozen)
     genome = variables.pop('genome')
     _, _, model_key = jax.random.split(key, 3)  # as `make_loss` takes it

@@ -135,7 +135,8 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   is_supernet = name == 'supernet'
   learner = adapted if is_supernet else adapted.fix(lora)
 
-  def loss_fn(trainable, frozen, tokens, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    tokens, labels = batch
     variables = learner.join(trainable, frozen)
     if is_supernet:
       genome = glora_jax.sample_genome(key, adapted.spec)
@@ -148,6 +149,6 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   optimizer = optax.adamw(1e-3)
   texts = Shape((STEPS, batch, size.length), jnp.int32, sharding=meshes.dealt(mesh, axis=1))
   trainable, state = meshes.replicate(mesh, (trainable, jax.eval_shape(optimizer.init, trainable)))
-  steps = make_steps(loss_fn, optimizer, mesh=mesh)
+  steps = make_steps(loss_fn, optimizer, mesh=mesh, whole=base != 'sharded')
   key = jax.eval_shape(jax.random.key, 0)
   return Program(name, steps, (trainable, state, 0, frozen, texts, texts, None, key))

@@ -136,6 +136,8 @@ def gather_over(mesh: Mesh, lays_gradients: bool = False) -> Callable[[jax.Array
 
   @jax.custom_jvp
   def gather(array):
+    if jax.sharding.get_abstract_mesh().manual_axes:  # within shard_map, which is given whole ones
+      return array
     return jax.lax.with_sharding_constraint(array, replicated(mesh))
 
   @gather.defjvp

@@ -125,6 +125,13 @@ class RunSettings:
   training: Recipe = Recipe()
   sampling: Sampling = Sampling()
   consistency: Consistency = Consistency()
+  component_dropout: Number = Field(
+    default=0.0,
+    ge=0,
+    lt=1,
+    description='probability that a step leaves out a rank-one part of a LoRA of A or B; the '
+    'others count for more, so that the mean stays (MLAE, arXiv 2405.18897)',
+  )
   search: Evolution = Evolution()
   finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()

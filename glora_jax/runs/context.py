@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,10 +126,10 @@ class Context:
   def shards(self) -> int:
     """Parts of a batch that draw by themselves what is drawn for each image or pass."""
     settings = self.settings
-    undrawn = (settings.augment, settings.consistency.weight, settings.model.drop_path)
-    if self.mesh is None or settings.mesh.base == 'sharded' or undrawn == (Augmentation(), 0, 0):
+    drawn = (settings.augment, settings.model.drop_path, settings.sampling.paths)
+    if self.mesh is None or drawn == (Augmentation(), 0, 1):
       return 1
-    return self.mesh.size
+    return self.mesh.size if meshes.are_whole(self.variables) else 1  # else the compiler's batch
 
   @property
   def loss_options(self) -> dict[str, Any]:
@@ -139,8 +138,7 @@ class Context:
     return {
       'mix': functools.partial(augment.mixup, alpha=alpha) if alpha else None,
       'consistency': self.settings.consistency,
-      # A ViT's images know nothing of each other; sharded weights want the whole batch at once.
-      'independent_images': self.settings.mesh.base == 'replicated',
+      'component_dropout': self.settings.component_dropout,
       'train': True,
     }
 
@@ -414,9 +412,9 @@ def _fit(
   recipe: Recipe, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
 ) -> Recipe:
   """A recipe with a batch that so many images fill; see `fit_batches`."""
-  size, fewest = recipe.batch_size, min(sizes)
+  size, fewest, devices = recipe.batch_size, min(sizes), 1 if mesh is None else mesh.size
   if size > fewest:
-    parts = recipe.accumulate * math.lcm(paths, 1 if mesh is None else mesh.size)
+    parts = recipe.accumulate * paths * devices
     largest = fewest // parts * parts
     if size != DEFAULT_BATCH or not largest:
       raise ValueError(
@@ -430,12 +428,12 @@ def _fit(
     )
     recipe = dataclasses.replace(recipe, batch_size=largest)
   part = recipe.batch_size // recipe.accumulate
-  if part % paths:
+  meshes.require_divisible(mesh, part)
+  if (part := part // devices) % paths:
     raise ValueError(
       f'sampling.paths={paths} must divide the {part} images of a step of the supernet '
-      '(training.batch_size, and its part by accumulate); give a multiple.'
+      '(training.batch_size, and its part by accumulate and device); give a multiple.'
     )
-  meshes.require_divisible(mesh, part)
   return recipe
 
 

@@ -47,7 +47,7 @@ from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
 from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn, initial_state, make_steps
-from glora_jax.training.recipe import Recipe, prepare
+from glora_jax.training.recipe import Recipe
 
 Shape = jax.ShapeDtypeStruct
 KEY = jax.eval_shape(jax.random.key, 0)
@@ -184,7 +184,7 @@ def training_of(
   trainable, frozen = jax.eval_shape(learner.split, variables)
   if context.mesh is not None:
     trainable, frozen = placed_halves(trainable, frozen, context.settings, context.mesh)
-  loss_fn, optimizer = prepare(loss_fn or loss_of(context, learner), recipe, trainable, number)
+  loss_fn, optimizer = loss_fn or loss_of(context, learner), recipe.optimizer(number)
   state = _replicate(context, jax.eval_shape(optimizer.init, trainable))
   if isinstance(learner, HeadAlone):
     body = learner.body_of(variables)
@@ -194,7 +194,8 @@ def training_of(
     data = _resident(context, recipe, shape, recipe.steps_per_epoch(number))
   else:
     data = _data(context, recipe, number)
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate, context.mesh)
+  whole = meshes.are_whole(frozen)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate, context.mesh, whole)
   images, labels, indices = data
   streamed = (images, labels) if indices is None else ()
   number = math.prod(images.shape[:2] if indices is None else indices.shape)
@@ -265,7 +266,7 @@ def _train_many(context: Context, workload: Workload) -> _Made:
   recipe = workload.recipe or context.settings.training
   number, runs = _number(context, context.train_split), workload.side_by_side
   trainable, frozen = jax.eval_shape(learner.split, place.variables)
-  loss_fn, optimizer = prepare(loss_of(context, learner), recipe, trainable, number)
+  loss_fn, optimizer = loss_of(context, learner), recipe.optimizer(number)
   many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
   state = jax.eval_shape(lambda trainable: initial_state(trainable, optimizer, runs), many)
   images, labels, indices = _resident(context, recipe, _images(context, number))

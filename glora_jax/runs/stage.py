@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARK = 'stage.json'
-TRAINING = ('training.', 'augment.', 'consistency.')  # what every training reads
+# What every training reads.
+TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 
 
 class Workload(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,11 +38,11 @@ class HeadAlone(Adapted):
   as for a test, so nothing is random here that a model does at random in training.
 
   Attributes:
-    halves: the base model, cut where the head begins, for batches of `batch_size`.
+    halves: of a number of images, the base model cut where the head begins.
     batch_size: number of images in a step, or in a part of it.
   """
 
-  halves: Halves
+  halves: Callable[[int], Halves]
   batch_size: int
 
   @classmethod
@@ -69,12 +69,17 @@ class HeadAlone(Adapted):
       call = functools.partial(_apply, adapted.model, rest, preprocess(images, None), apply_kwargs)
       return call(params) if adapted.mesh is None else gathering(call, params, adapted.mesh)
 
-    halves = halve(outputs, *_head_and_rest(adapted, variables), images)
-    if halves is None:
+    head, rest = jax.eval_shape(functools.partial(_head_and_rest, adapted), variables)
+
+    @functools.cache
+    def halves(number: int) -> Any:
+      rows = jax.ShapeDtypeStruct((number, *images.shape[1:]), images.dtype)
+      return halve(outputs, head, rest, rows)
+
+    if halves(len(images)) is None:
       return None
-    return cls(
-      **vars(adapted.fix(smallest_genome(adapted.spec))), halves=halves, batch_size=len(images)
-    )
+    smallest = adapted.fix(smallest_genome(adapted.spec))
+    return cls(**vars(smallest), halves=halves, batch_size=len(images))
 
   def split(
     self, variables: Mapping[str, Any], *, supports: bool = True
@@ -87,7 +92,7 @@ class HeadAlone(Adapted):
   def apply(self, variables: Mapping[str, Any], features: jax.Array, **unused: Any) -> Any:
     """The model's outputs for the features of a batch; a head alone does nothing at random."""
     del unused
-    return self.halves.head(*_head_and_rest(self, variables), features)
+    return self.halves(len(features)).head(*_head_and_rest(self, variables), features)
 
   def loss(self) -> LossFn:
     """What training minimizes; its images are features."""
@@ -125,7 +130,7 @@ class HeadAlone(Adapted):
   def features_program(self, mesh: jax.sharding.Mesh | None = None) -> Any:  # a compiled function
     """The compiled `(body_of(variables), images) -> features` of a batch."""
     return jax.jit(
-      self.halves.body,
+      self.halves(self.batch_size).body,
       out_shardings=None if mesh is None else meshes.replicated(mesh),
       compiler_options=meshes.options_of_one_pass(),
     )

@@ -1,9 +1,8 @@
 """One training step, many steps as one compiled call, and the loop over them.
 
-`fit` knows neither models nor GLoRA: it minimizes a `loss_fn(trainable, frozen, images, labels,
-key)`, in one run or in several side by side. Everything random is a function of the key and the
-step number, so that a run that is resumed from a saved state ends exactly where the undisturbed one
-ends.
+`fit` knows neither models nor GLoRA: it minimizes a `loss_fn(trainable, frozen, batch, key)`, in
+one run or in several side by side. Everything random is a function of the key and the step number,
+so that a run that is resumed from a saved state ends exactly where the undisturbed one ends.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_only_arrays
 from glora_jax.training.batches import ImageStream, deal, make_feeder
-from glora_jax.training.gradient_by_parts import PartedLoss, accumulated, make_gradient
-from glora_jax.training.recipe import Recipe, check_targets, prepare
+from glora_jax.training.gradient import by_device, part_by_part
+from glora_jax.training.recipe import Recipe, warn_of_rounding
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, jax.Array]
-# (trainable, frozen, images, labels, key) -> (loss, metrics), all scalars.
-LossFn = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+# (trainable, frozen, (images, labels), key) -> (loss, metrics), all scalars.
+LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -92,6 +91,7 @@ def make_step(
   optimizer: optax.GradientTransformation,
   accumulate: int = 1,
   mesh: jax.sharding.Mesh | None = None,
+  whole: bool = True,
 ) -> Callable[..., tuple[Carry, Metrics]]:
   """Makes one training step, not compiled.
 
@@ -100,22 +100,26 @@ def make_step(
     optimizer: what makes updates of gradients.
     accumulate: see `Recipe`.
     mesh: see `fit`.
+    whole: whether the frozen arrays are whole on every device of the mesh, so that each takes the
+      gradient of its own images. Where some lie in parts, the compiler deals the batch.
 
   Returns:
-    `step_fn(carry, frozen, images, labels, key, rate=None) -> (carry, metrics)`; the rate is a
-    factor on the updates. From the first loss or gradient on that is not finite nothing is updated
-    any more: the carry stays the last good state.
+    `step_fn(carry, frozen, batch, key, rate=None) -> (carry, metrics)`; the rate is a factor on the
+    updates. From the first loss or gradient on that is not finite nothing is updated any more: the
+    carry stays the last good state.
   """
-  if not isinstance(loss_fn, PartedLoss):
-    loss_fn = functools.partial(_checked_result, loss_fn)
-  gradient_fn = make_gradient(loss_fn, mesh)
+  gradient_fn = jax.value_and_grad(functools.partial(_checked_result, loss_fn), has_aux=True)
+  if accumulate > 1:
+    gradient_fn = part_by_part(gradient_fn, accumulate)
+  if mesh is not None and whole:
+    gradient_fn = by_device(gradient_fn, mesh, axis=int(accumulate > 1))
 
-  def step_fn(carry, frozen, images, labels, key, rate=None):
-    batch_gradient_fn = functools.partial(gradient_fn, carry.trainable, frozen)
+  def step_fn(carry, frozen, batch, key, rate=None):
     if accumulate > 1:
-      batch_gradient_fn = accumulated(batch_gradient_fn, accumulate, mesh)
+      cut = (rows.reshape(accumulate, -1, *rows.shape[1:]) for rows in batch)
+      batch = tuple(deal(mesh, rows, axis=1) for rows in cut)
     step_key = jax.random.fold_in(key, carry.step)
-    (loss, metrics), grads = batch_gradient_fn(images, labels, step_key)
+    (loss, metrics), grads = gradient_fn(carry.trainable, frozen, batch, step_key)
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
     if rate is not None:
       updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
@@ -161,6 +165,7 @@ def make_steps(
   optimizer: optax.GradientTransformation,
   accumulate: int = 1,
   mesh: jax.sharding.Mesh | None = None,
+  whole: bool = True,
 ) -> Callable[..., tuple[Any, Any, jax.Array, Metrics]]:
   """Makes many training steps as one compiled function.
 
@@ -169,6 +174,7 @@ def make_steps(
     optimizer: what makes updates of gradients.
     accumulate: see `Recipe`.
     mesh: see `fit`.
+    whole: see `make_step`.
 
   Returns:
     `steps(trainable, opt_state, step, frozen, images, labels, indices, key, rates=None)`, which
@@ -179,12 +185,11 @@ def make_steps(
     Of n runs side by side, rates are float [n], keys [n], indices [step, n, batch] and metrics
     [step, n]; a run that is behind the others has stopped.
   """
-  step_fn = make_step(loss_fn, optimizer, accumulate, mesh)
+  step_fn = make_step(loss_fn, optimizer, accumulate, mesh, whole)
   replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
 
   def streamed_step(carry, batch, frozen, key, rate=None):
-    images, labels = batch
-    return step_fn(carry, frozen, deal(mesh, images), deal(mesh, labels), key, rate)
+    return step_fn(carry, frozen, tuple(deal(mesh, rows) for rows in batch), key, rate)
 
   def resident_step(carry, index, images, labels, frozen, key, rate):
     index = deal(mesh, index)  # each device takes its own rows of what it holds whole
@@ -344,8 +349,8 @@ def fit(
   than one, where these are small; on CPU nothing is gained.
 
   Args:
-    loss_fn: `(trainable, frozen, images, labels, key) -> (loss, metrics)`, scalars; it is given
-      batches.
+    loss_fn: `(trainable, frozen, batch, key) -> (loss, metrics)`, scalars, the loss a mean over the
+      batch, which is (images, labels).
     trainable: tree of arrays; these alone get gradients and optimizer state. Of several runs every
       array has an axis [n] first.
     frozen: tree of arrays, which several runs share.
@@ -370,8 +375,11 @@ def fit(
     title: what stands before the progress bar.
     progress: whether to show the bar.
     mesh: devices, of all processes, that every batch is dealt to; the trained state is whole on
-      each of them. What of `frozen` lies on the mesh already stays as it is (`glora_jax.shard`),
-      the rest is replicated. None for one device, and for several runs.
+      each of them. The loss is called on every device, with its images and the same key (see
+      `mesh.own_key`), and the means of losses, metrics and gradients count. What of `frozen` lies
+      on the mesh already stays as it is; where some of it lies in parts (`glora_jax.shard`), the
+      loss is called once, with the whole batch. The rest is replicated. None for one device, and
+      for several runs.
 
   Returns:
     The final state. One of several runs whose loss or gradient was not finite stops at its last
@@ -380,13 +388,13 @@ def fit(
   Raises:
     ValueError: an argument is of another type or out of range; there is not one label for each
       image, or one that is no class; the loss is no number; the batch size does not fit the images
-      or the mesh; several runs have no start or rate each, or a stream or mesh; or the recipe asks
-      of the loss what it does not know (`recipe.prepare`).
+      or the mesh; or several runs have no start or rate each, or a stream or mesh.
     NonFiniteLossError: the loss or its gradient of a single run became NaN or infinite; the last
       good state is in its `.state`.
 
   Example:
-    >>> def loss_fn(trainable, frozen, images, labels, key):
+    >>> def loss_fn(trainable, frozen, batch, key):
+    ...   images, labels = batch
     ...   errors = images @ trainable['slope'] - labels
     ...   return jnp.mean(errors**2), {'largest_error': jnp.abs(errors).max()}
     >>> images = jnp.linspace(-1, 1, 8)[:, None]
@@ -432,12 +440,12 @@ def fit(
     meshes.require_mesh(mesh)
   labels = as_numbers('labels', labels)
   images = images if isinstance(images, ImageStream) else as_numbers('images', images)
-  check_targets(loss_fn, labels)
+  getattr(loss_fn, 'check_labels', lambda labels: None)(labels)
   runs, rates = _checked_runs(key, trainable, rates, state, images, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
-  loss_fn, optimizer = prepare(loss_fn, recipe, trainable, len(labels))
-  optimizer = optimizer if tx is None else tx
+  warn_of_rounding(trainable)
+  optimizer = recipe.optimizer(len(labels)) if tx is None else tx
   epochs = recipe.epochs if stop_epoch is None else stop_epoch
   last = epochs * recipe.steps_per_epoch(len(labels))
   meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
@@ -449,7 +457,7 @@ def fit(
   if 0 < first < last:
     log.info('%s: resumed at step %d', title, first)
 
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen))
   show = progress and meshes.primary()
   with Progress(title, first, last, recipe.batch_size * (runs or 1), show) as bar:
     blocks = feeder.blocks(first, last, steps_per_dispatch)

@@ -1,28 +1,31 @@
-"""What training minimizes, for a fixed structure or for those that a supernet draws."""
+"""What training minimizes: functions of (trainable, frozen, batch, key), composed of others.
+
+Each function of logits takes `(variables, inputs, genomes, key)` and gives [batch, class]; what is
+put around one takes and gives the same.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from glora_jax.limits import check_callable, check_type
+from glora_jax.mesh import own_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import right_answers
+from glora_jax.method.validation import check_whole_numbers, is_known, right_answers
 from glora_jax.settings import Number, taken
 from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.gradient_by_parts import Part, PartedLoss
 from glora_jax.training.loop import LossFn, Metrics
-from glora_jax.training.recipe import AdapterLoss
 from glora_jax.training.sampling import Sampling
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
@@ -33,6 +36,7 @@ PASS_STREAMS = (4, 5)
 COMPONENT_STREAM = 6
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Logits = Callable[[Any, Any, jax.Array, jax.Array], jax.Array]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -67,36 +71,34 @@ def make_loss(
   mix: Mix | None = None,
   consistency: Consistency = Consistency(),
   component_dropout: float = 0.0,
-  independent_images: bool = False,
   **apply_kwargs: Any,
 ) -> LossFn:
   """The cross-entropy of a training step.
 
   Of a fixed structure only the terms that it has are computed. Of a free one every step draws
-  structures anew: weight-sharing training of a supernet (GLoRA, section 3.3).
+  structures anew: weight-sharing training of a supernet (GLoRA, section 3.3). Where `fit` deals a
+  batch to several devices, all of them train the structures of the step, as the paper has one for
+  all images of a step, and drop the same components; what `preprocess`, `mix` and the model draw is
+  each device's own.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: `(images, key) -> inputs` of the model; normalization and augmentation. None for
       images that are inputs already.
     sample: of a free structure, `key -> genome` [layer, 5], or genomes [path, layer, 5], for as
-      many equal groups of the batch, each through its own structure. None draws one uniformly, as
-      `Sampling().draw` does.
+      many equal groups of the batch, each through its own structure; of a batch that is dealt to
+      devices, for as many groups on each. None draws one uniformly, as `Sampling().draw` does.
     mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]; mixup for
       instance.
     consistency: see `Consistency`.
-    component_dropout: see `Recipe`; for a loop of one's own, as `fit` takes the recipe's where it
-      is above 0.
-    independent_images: whether the model answers every image by itself, with no statistics or
-      capacity that a batch shares, and draws at random arrays whose first axis is the images. The
-      steps of `fit` on several devices then send gradients by supports, and none by merged
-      kernels; the result is the same. Several paths are not taken so.
+    component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
+      others count for more, so that the mean stays (MLAE, arXiv 2405.18897).
     **apply_kwargs: further arguments of the model, `train=True` for instance.
 
   Returns:
-    `loss_fn(trainable, frozen, images, labels, key) -> (loss, metrics)`, with labels int [batch],
-    and the halves of `adapted.split`. It raises a ValueError where a batch cannot be cut into
-    equal paths.
+    `loss_fn(trainable, frozen, batch, key) -> (loss, metrics)`, with the halves of `adapted.split`
+    and a batch (images, labels), labels int [batch]. It raises a ValueError where a batch cannot be
+    cut into equal paths.
 
   Raises:
     ValueError: an argument is of another type or out of range.
@@ -111,7 +113,7 @@ def make_loss(
     >>> trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
     >>> list(trainable['glora'])
     ['E']
-    >>> loss, metrics = jax.jit(loss_fn)(trainable, frozen, images, labels, jax.random.key(2))
+    >>> loss, metrics = jax.jit(loss_fn)(trainable, frozen, (images, labels), jax.random.key(2))
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
@@ -121,113 +123,87 @@ def make_loss(
       'sample draws structures, and this one is fixed; leave sample out, or free the structure '
       'with adapted.fix(None).'
     )
-  if sample is None:
-    sample = functools.partial(Sampling().draw, spec=adapted.spec)
+  sample = functools.partial(Sampling().draw, spec=adapted.spec) if sample is None else sample
   check_callable(sample, 'sample')
   preprocess = unchanged if preprocess is None else preprocess
-  options = preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs
-  return _Loss(adapted, sample, *options)
+  check_callable(preprocess, 'preprocess')
+  check_type(consistency, Consistency, 'consistency')
+  component_dropout = taken(component_dropout, 'component_dropout', Number, ge=0, lt=1)
+  if 'rngs' in apply_kwargs and isinstance(adapted.model, nn.Module):
+    raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
 
+  logits_fn = _of_structure(adapted, apply_kwargs)
+  if component_dropout:
+    logits_fn = _with_component_dropout(logits_fn, adapted, component_dropout)
+  logits_fn = _by_paths(logits_fn)
+  entropy_fn = _consistent(logits_fn, consistency) if consistency.weight else _plain(logits_fn)
 
-class _Keys(NamedTuple):
-  """What is random for all images of a batch.
-
-  Attributes:
-    genome: random key that the subnets are drawn by.
-    model: random key of everything else that happens between inputs and logits.
-    part: the part of the batch that the inputs are; None for all of it.
-  """
-
-  genome: jax.Array
-  model: jax.Array
-  part: Part | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Loss(AdapterLoss, PartedLoss):
-  """Cross-entropy, with what may be added to it.
-
-  Attributes:
-    adapted: the adapted model.
-    sample: draws the genomes of a free structure.
-    preprocess, mix, consistency, component_dropout, independent_images, apply_kwargs: see
-      `make_loss`.
-  """
-
-  adapted: Adapted
-  sample: Callable[[jax.Array], Any]
-  preprocess: Preprocess
-  mix: Mix | None
-  consistency: Consistency
-  component_dropout: float
-  independent_images: bool
-  apply_kwargs: Mapping[str, Any]
-
-  def __post_init__(self):
-    check_callable(self.preprocess, 'preprocess')
-    check_type(self.consistency, Consistency, 'consistency')
-    probability = taken(self.component_dropout, 'component_dropout', Number, ge=0, lt=1)
-    object.__setattr__(self, 'component_dropout', probability)
-    if 'rngs' in self.apply_kwargs and isinstance(self.adapted.model, nn.Module):
-      raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
-
-  def with_component_dropout(self, probability):
-    return dataclasses.replace(self, component_dropout=probability)
-
-  @property
-  def has_parts(self):
-    genomes = jax.eval_shape(self._genomes, jax.eval_shape(jax.random.key, 0))
-    return self.independent_images and genomes.ndim == 2
-
-  def __call__(self, trainable, frozen, images, labels, key):
-    drawn = self.draw(trainable, frozen, images, labels, key)
-    return self.of_part(trainable, frozen, *drawn, part=None)
-
-  def draw(self, trainable, frozen, images, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    images, labels = batch
     genome_key, image_key, model_key = jax.random.split(key, 3)
-    keys = _Keys(genome_key, model_key)
-    inputs = self.preprocess(images, image_key)
-    targets = labels
-    if self.mix is not None:
-      variables = self.adapted.join(trainable, frozen)
-      logits = jax.eval_shape(self._logits, variables, inputs, keys)
+    image_key = own_key(image_key)
+    variables = adapted.join(trainable, frozen)
+    genomes = sample(genome_key) if adapted.genome is None else jnp.asarray(adapted.genome)
+    inputs, targets = preprocess(images, image_key), labels
+    if mix is not None:
+      logits = jax.eval_shape(logits_fn, variables, inputs, genomes, model_key)
       mix_key = jax.random.fold_in(image_key, MIX_STREAM)
-      inputs, targets = self.mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
-    return (inputs, targets), keys
+      inputs, targets = mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
+    return entropy_fn(variables, inputs, targets, genomes, model_key)
 
-  def of_part(self, trainable, frozen, rows, common, part):
-    inputs, targets = rows
-    keys = common._replace(part=part)
-    variables = self.adapted.join(trainable, frozen)
-    if self.consistency.weight:
-      return self._two_passes(variables, inputs, targets, keys)
-    return cross_entropy(self._logits(variables, inputs, keys), targets)
+  loss_fn.check_labels = _check_labels  # pyrefly: ignore
+  return loss_fn
 
-  def _two_passes(self, variables, inputs, targets, keys):
-    """The mean (loss, metrics) of two noisy passes, regularized."""
-    passes = []
-    for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
-      noise_key = jax.random.fold_in(keys.model, noise_stream)
-      supports = self.consistency.perturb(noise_key, variables[COLLECTION])
-      pass_keys = keys._replace(model=jax.random.fold_in(keys.model, pass_stream))
-      noisy = {**variables, COLLECTION: supports}
-      passes.append(self._logits(noisy, inputs, pass_keys))
-    first, second = passes
-    loss, metrics = jax.tree.map(
-      lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)
+
+def _check_labels(labels: Any) -> None:
+  """Raises ValueError unless labels, where there is one for each image, are classes.
+
+  How many classes there are is known once the model is traced; a label above them makes the loss
+  NaN, and one below 0 would be counted from the last class.
+  """
+  if np.ndim(labels) != 1:
+    return
+  check_whole_numbers(labels)
+  below = np.flatnonzero(np.asarray(labels) < 0) if is_known(labels) else np.zeros(0, int)
+  if len(below):
+    raise ValueError(
+      f'The label {labels[below[0]]} of image {below[0]} is no class; labels are whole numbers '
+      'from 0 on.'
     )
-    difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
-    return loss + self.consistency.weight * difference, metrics
 
-  def _genomes(self, key):
-    """What the batch goes through: the genome of a fixed structure, or what is drawn."""
-    return self.sample(key) if self.adapted.genome is None else jnp.asarray(self.adapted.genome)
 
-  def _logits(self, variables, inputs, keys):
-    """The logits [batch, class], of several paths each with its part of the batch."""
-    genomes = self._genomes(keys.genome)
+def _of_structure(adapted: Adapted, apply_kwargs: dict[str, Any]) -> Logits:
+  """The logits of one structure, the fixed one or a genome [layer, 5]."""
+
+  def logits_fn(variables, inputs, genome, key):
+    kwargs = dict(apply_kwargs)
+    if isinstance(adapted.model, nn.Module):  # a function or an NNX model takes no streams
+      key = own_key(key)
+      kwargs['rngs'] = {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}
+    if adapted.genome is None:
+      kwargs['genome'] = genome
+    return adapted.apply(variables, inputs, **kwargs)
+
+  return logits_fn
+
+
+def _with_component_dropout(logits_fn: Logits, adapted: Adapted, probability: float) -> Logits:
+  """The logits without some rank-one parts of LoRAs."""
+
+  def dropped_fn(variables, inputs, genome, key):
+    drop_key = jax.random.fold_in(key, COMPONENT_STREAM)
+    supports = drop_components(drop_key, variables[COLLECTION], adapted.groups, genome, probability)
+    return logits_fn({**variables, COLLECTION: supports}, inputs, genome, key)
+
+  return dropped_fn
+
+
+def _by_paths(logits_fn: Logits) -> Logits:
+  """The logits of one genome, or of several [path, layer, 5], each with its part of the batch."""
+
+  def paths_fn(variables, inputs, genomes, key):
     if genomes.ndim == 2:
-      return self._logits_of(genomes, variables, inputs, keys)
+      return logits_fn(variables, inputs, genomes, key)
     paths = len(genomes)
     if not paths or len(inputs) % paths:
       raise ValueError(
@@ -235,26 +211,38 @@ class _Loss(AdapterLoss, PartedLoss):
         'change batch_size or sampling.paths.'
       )
     groups = inputs.reshape(paths, -1, *inputs.shape[1:])
-    path_keys = jax.random.split(keys.model, paths)
-
-    def of_path(genome, group, path_key):
-      return self._logits_of(genome, variables, group, keys._replace(model=path_key))
-
-    by_path = jax.vmap(of_path)(genomes, groups, path_keys)
+    keys = jax.random.split(key, paths)
+    by_path = jax.vmap(logits_fn, in_axes=(None, 0, 0, 0))(variables, groups, genomes, keys)
     return jax.tree.map(lambda part: part.reshape(len(inputs), *part.shape[2:]), by_path)
 
-  def _logits_of(self, genome, variables, inputs, keys):
-    """The logits of one structure."""
-    adapted, kwargs = self.adapted, dict(self.apply_kwargs)
-    if self.component_dropout:
-      key = jax.random.fold_in(keys.model, COMPONENT_STREAM)
-      supports, probability = variables[COLLECTION], self.component_dropout
-      supports = drop_components(key, supports, adapted.groups, genome, probability)
-      variables = {**variables, COLLECTION: supports}
-    if isinstance(adapted.model, nn.Module):  # a function or an NNX model takes no streams
-      key = keys.model if keys.part is None else keys.part.key(keys.model)
-      dropout_key = jax.random.fold_in(key, DROPOUT_STREAM)
-      kwargs['rngs'] = {'drop_path': key, 'dropout': dropout_key}
-    if adapted.genome is None:
-      kwargs['genome'] = genome
-    return adapted.apply(variables, inputs, **kwargs)
+  return paths_fn
+
+
+def _plain(logits_fn: Logits) -> Callable[..., tuple[jax.Array, Metrics]]:
+  """The cross-entropy of one pass."""
+
+  def entropy_fn(variables, inputs, targets, genomes, key):
+    return cross_entropy(logits_fn(variables, inputs, genomes, key), targets)
+
+  return entropy_fn
+
+
+def _consistent(
+  logits_fn: Logits, consistency: Consistency
+) -> Callable[..., tuple[jax.Array, Metrics]]:
+  """The mean cross-entropy of two noisy passes, regularized."""
+
+  def entropy_fn(variables, inputs, targets, genomes, key):
+    passes = []
+    for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
+      noise_key = jax.random.fold_in(key, noise_stream)
+      noisy = {**variables, COLLECTION: consistency.perturb(noise_key, variables[COLLECTION])}
+      passes.append(logits_fn(noisy, inputs, genomes, jax.random.fold_in(key, pass_stream)))
+    first, second = passes
+    loss, metrics = jax.tree.map(
+      lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)
+    )
+    difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
+    return loss + consistency.weight * difference, metrics
+
+  return entropy_fn

@@ -93,7 +93,8 @@ def allocate(budget):
 
 
 def fit(**fields):
-  def loss(trainable, frozen, images, labels, key):
+  def loss(trainable, frozen, batch, key):
+    images, labels = batch
     return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
 
   recipe = Recipe(**fields, warmup_epochs=0)

@@ -1,5 +1,6 @@
 """Trains and scores on eight devices, with the base replicated and sharded, as one device does."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -22,7 +23,7 @@ from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
 from glora_jax.search import scoring
 from glora_jax.training import loop
-from glora_jax.training.gradient_by_parts import make_gradient
+from glora_jax.training.gradient import by_device
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
@@ -65,14 +66,16 @@ def noisy(x, key):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
 
-def loss_of(adapted, **options):
-  return make_loss(adapted, noisy, lambda key: sample_genome(key, adapted.spec), **options)
+def loss_of(adapted, drawn=False):
+  """The loss of a supernet, of which but for the structure nothing is drawn unless asked for."""
+  preprocess = noisy if drawn else None
+  return make_loss(adapted, preprocess, lambda key: sample_genome(key, adapted.spec), train=drawn)
 
 
-def fit(frozen, images=images, adapted=adapted, by_device=False, **options):
+def fit(frozen, images=images, adapted=adapted, drawn=False, **options):
   """The final state, and the mean loss of every dispatch."""
   losses = []
-  loss_fn = loss_of(adapted, independent_images=by_device, train=True)
+  loss_fn = loss_of(adapted, drawn)
   recipe = options.pop('recipe', RECIPE)
   arguments = loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4)
   state = loop.fit(
@@ -110,39 +113,72 @@ assert total / 8 <= bytes_per_device(sharded) < total / 7, (bytes_per_device(sha
 assert bytes_per_device(meshes.replicate(MESH, frozen)) == total
 jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
 
-# Training.
+# Training, where nothing is drawn but structures: eight devices do what one does.
 on_one_device = fit(frozen)
-on_mesh = fit(frozen, mesh=MESH, by_device=True)
+on_mesh = fit(frozen, mesh=MESH)
 assert_replicated(on_mesh[0][:2])
 assert_trained_alike(on_mesh, on_one_device)
+in_parts = dataclasses.replace(RECIPE, accumulate=2)
+assert_trained_alike(fit(frozen, mesh=MESH, recipe=in_parts), fit(frozen, recipe=in_parts))
+
+# What is drawn for images depends on the number of devices, each of which draws for its own; the
+# same devices draw it again. With sharded weights the batch is one, and so is what is drawn.
+drawn_on_one = fit(frozen, drawn=True)
+drawn_on_mesh = fit(frozen, drawn=True, mesh=MESH)
+assert not np.allclose(drawn_on_mesh[1], drawn_on_one[1], rtol=1e-3)
 gathering, on_fsdp = glora_jax.shard(adapted, variables, FSDP, min_bytes=MIN_BYTES)
-options = {'adapted': gathering, 'mesh': FSDP}
-assert_trained_alike(fit(gathering.split(on_fsdp)[1], Stream(), **options), on_one_device)
-half, _ = fit(frozen, mesh=MESH, by_device=True, stop_epoch=1)
-resumed, _ = fit(frozen, mesh=MESH, by_device=True, state=half)
-np.testing.assert_array_equal(flat(resumed.trainable), flat(on_mesh[0].trainable))
+options = {'adapted': gathering, 'mesh': FSDP, 'drawn': True}
+assert_trained_alike(fit(gathering.split(on_fsdp)[1], Stream(), **options), drawn_on_one)
+half, _ = fit(frozen, mesh=MESH, drawn=True, stop_epoch=1)
+resumed, _ = fit(frozen, mesh=MESH, drawn=True, state=half)
+np.testing.assert_array_equal(flat(resumed.trainable), flat(drawn_on_mesh[0].trainable))
+
+
+def draw(trainable, frozen, batch, key):
+  return jax.numpy.sum(trainable), {'own': jax.random.uniform(meshes.own_key(key))}
+
+
+draws = []
+loop.fit(
+  draw,
+  jax.numpy.zeros(2),
+  {},
+  images[:16],
+  labels[:16],
+  Recipe(epochs=1, batch_size=16, warmup_epochs=0),
+  jax.random.key(4),
+  on_dispatch=lambda _, means: draws.append(means['own']),
+  progress=False,
+  mesh=MESH,
+)
+step_key = jax.random.fold_in(jax.random.split(jax.random.key(4))[1], 0)
+own_keys = [jax.random.fold_in(step_key, device) for device in range(8)]
+np.testing.assert_allclose(draws, np.mean([*map(jax.random.uniform, own_keys)]), rtol=1e-6)
+
+# Weights that are too small to be sharded are whole on every device, and each takes its images.
+whole, on_devices = glora_jax.shard(adapted, variables, MESH)
+assert_trained_alike(fit(whole.split(on_devices)[1], adapted=whole, mesh=MESH), on_one_device)
 with pytest.raises(ValueError, match='A batch of 12 images cannot be dealt to 8 devices'):
   fit(frozen, mesh=MESH, recipe=Recipe(batch_size=12))
 
 
-def bytes_reduced(**options):
+def bytes_reduced(around):
   """Bytes that a device gets for the gradient of a dense layer with thin supports."""
   rows, dense = np.ones((16, 64), np.float32), nn.Dense(64)
   layer = glora_jax.adapt(dense, rows, space=glora_jax.SearchSpace((1,)))
   params = dense.init(jax.random.key(0), rows)['params']
-  gradient = jax.jit(
-    make_gradient(loss_of(layer, **options), MESH), out_shardings=meshes.replicated(MESH)
-  )
+  gradient = around(jax.value_and_grad(make_loss(layer), has_aux=True))
+  gradient = jax.jit(gradient, out_shardings=meshes.replicated(MESH))
   half, rest = meshes.replicate(MESH, layer.split(layer.init(jax.random.key(0), params)))
   batch = meshes.deal(MESH, (rows, np.zeros(16, np.int32)))
-  program = gradient.lower(half, rest, *batch, jax.random.key(1)).compile()
+  program = gradient.lower(half, rest, batch, jax.random.key(1)).compile()
   return collectives(program.as_text())['all-reduce']['bytes'], flat(half).nbytes
 
 
 # What is sent: gradients by supports, and not by the merged kernel.
-reduced, trained = bytes_reduced(independent_images=True)
+reduced, trained = bytes_reduced(functools.partial(by_device, mesh=MESH))
 assert trained <= reduced <= trained + 64, (reduced, trained)
-assert bytes_reduced()[0] > 64 * 64 * 4
+assert bytes_reduced(lambda gradient: gradient)[0] > 64 * 64 * 4
 
 
 # Resident images, laid as on a TPU.
@@ -151,7 +187,7 @@ meshes._HALF_A_ROW = 8
 held = meshes.hold(MESH, images)
 assert held.format.layout.major_to_minor == (0, 3, 1, 2)
 assert held.sharding.is_fully_replicated
-assert_trained_alike(fit(frozen, held, mesh=MESH, by_device=True), on_one_device)
+assert_trained_alike(fit(frozen, held, mesh=MESH), on_one_device)
 meshes.is_on_tpus = is_on_tpus
 
 

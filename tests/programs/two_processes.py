@@ -69,7 +69,8 @@ class Counted(Files):
     return super().image(index, **options)
 
 
-def loss_fn(trainable, frozen, images, labels, key):
+def loss_fn(trainable, frozen, batch, key):
+  images, labels = batch
   del frozen, key
   errors = images.astype(jnp.float32).mean((1, 2)) @ trainable / 255 - labels
   return jnp.mean(errors**2), {}

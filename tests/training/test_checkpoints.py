@@ -126,7 +126,8 @@ RECIPE = Recipe(epochs=6, batch_size=8, warmup_epochs=1)
 INPUTS = jax.random.normal(jax.random.key(0), (32, 5))
 
 
-def noisy_loss(w, frozen, x, y, key):
+def noisy_loss(w, frozen, batch, key):
+  x, y = batch
   noise = jnp.mean(w * jax.random.normal(key, w.shape))
   return jnp.mean((x @ w - y) ** 2) + noise, {}
 

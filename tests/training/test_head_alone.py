@@ -91,7 +91,7 @@ def of_a_head_with_more(model=nn.jit(Capped)(), images=None):
   return adapted, adapted.init(KEY, randomized(shapes, 1))
 
 
-IN_PARTS = dataclasses.replace(RECIPE, accumulate=2, component_dropout=0.2)
+IN_PARTS = dataclasses.replace(RECIPE, accumulate=2)
 
 
 @pytest.mark.parametrize(

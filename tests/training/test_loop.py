@@ -11,6 +11,7 @@ import optax
 import pytest
 from tiny import NUM_IMAGES, Stream, flat, problem, unchanged
 
+from glora_jax import mesh as meshes
 from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
@@ -58,7 +59,8 @@ def minimized(loss, start, labels=jnp.zeros(4), images=jnp.ones((4, 3)), **optio
   """The state after training with a loss(trainable, images, labels) -> (value, metrics)."""
   recipe = Recipe(**{'epochs': 1, 'batch_size': 4, 'warmup_epochs': 0} | options.pop('fields', {}))
 
-  def loss_fn(trainable, frozen, images, labels, key):
+  def loss_fn(trainable, frozen, batch, key):
+    images, labels = batch
     return loss(trainable, images, labels)
 
   return loop.fit(loss_fn, start, {}, images, labels, recipe, KEY, progress=False, **options)
@@ -84,14 +86,14 @@ def test_a_step_is_adamw_on_the_sampled_subnet(loss_fn, first_epoch):
   opt_state = optimizer.init(trainable)
 
   @jax.jit
-  def step(trainable, opt_state, images, labels, key):
-    grads, _ = jax.grad(loss_fn, has_aux=True)(trainable, frozen, images, labels, key)
+  def step(trainable, opt_state, batch, key):
+    grads, _ = jax.grad(loss_fn, has_aux=True)(trainable, frozen, batch, key)
     updates, opt_state = optimizer.update(grads, opt_state, trainable)
     return optax.apply_updates(trainable, updates), opt_state
 
   for number, index in enumerate(batch_indices(order_key, 0, STEPS_PER_EPOCH, NUM_IMAGES, 6)):
     batch = problem().images[index], problem().labels[index]
-    trainable, opt_state = step(trainable, opt_state, *batch, jax.random.fold_in(step_key, number))
+    trainable, opt_state = step(trainable, opt_state, batch, jax.random.fold_in(step_key, number))
   np.testing.assert_allclose(flat(first_epoch.trainable), flat(trainable), rtol=1e-3, atol=1e-5)
 
 
@@ -174,8 +176,9 @@ def test_any_optimizer_takes_the_place_of_the_recipes_and_its_state_resumes():
 
 @pytest.mark.parametrize('accumulate, epochs', [(2, 1), (1, 2)])
 def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(accumulate, epochs):
-  def distance(trainable, frozen, images, labels, key):
+  def distance(trainable, frozen, batch, key):
     """Is finite, 0 from `w` = 0 on, where its gradient is NaN: that of the root of 0."""
+    images, labels = batch
     return jnp.sqrt(jnp.sum((images @ trainable['w'] - labels) ** 2)), {}
 
   recipe = Recipe(epochs=epochs, batch_size=4, warmup_epochs=0, accumulate=accumulate)
@@ -187,6 +190,23 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
   starts = jax.tree.map(lambda leaf: leaf[None], start)
   found = loop.fit(distance, starts, {}, images, labels, recipe, KEY[None], progress=False)
   chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[0], found), state)
+
+
+def test_on_a_mesh_a_loss_has_the_key_of_the_step_and_draws_for_images_by_the_devices_own():
+  def loss_fn(trainable, frozen, batch, key):
+    own = jax.random.uniform(meshes.own_key(key))
+    return jnp.sum(trainable), {'same': jax.random.uniform(key), 'own': own}
+
+  def means(mesh):
+    found = []
+    data = jnp.ones((4, 3)), jnp.zeros(4), Recipe(epochs=1, batch_size=4, warmup_epochs=0), KEY
+    options = {'on_dispatch': lambda _, means: found.append(means), 'progress': False}
+    loop.fit(loss_fn, jnp.zeros(2), {}, *data, mesh=mesh, **options)
+    return found[0]
+
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), meshes.AXES)
+  of_one, on_mesh = means(None), means(mesh)
+  assert of_one['same'] == on_mesh['same'] == of_one['own'] != on_mesh['own']
 
 
 def test_metrics_of_any_type_are_the_means_of_the_parts_of_a_batch():
@@ -209,14 +229,14 @@ def test_metrics_of_any_type_are_the_means_of_the_parts_of_a_batch():
 
 
 def test_a_gradient_of_16_bits_keeps_its_type_and_no_part_is_rounded_away():
-  def loss_fn(trainable, frozen, images, labels, key):
-    return jnp.sum(trainable.astype(jnp.float32) * labels.mean()), {}
+  def loss_fn(trainable, frozen, batch, key):
+    return jnp.sum(trainable.astype(jnp.float32) * batch[1].mean()), {}
 
   optimizer = optax.sgd(1.0)
   start, labels = jnp.zeros(2, jnp.bfloat16), jnp.array([256.0] + [1.0] * 255)
   carry = loop.Carry(start, optimizer.init(start), 0, True)
   step = loop.make_step(loss_fn, optimizer, accumulate=256)
-  carry, _ = step(carry, {}, jnp.ones((256, 3)), labels, KEY)
+  carry, _ = step(carry, {}, (jnp.ones((256, 3)), labels), KEY)
   assert carry.trainable.dtype == jnp.bfloat16
   assert (carry.trainable == jnp.bfloat16(-labels.mean())).all()
 

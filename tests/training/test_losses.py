@@ -57,7 +57,7 @@ def loss_at(trainable, images, labels, genomes, consistency=Consistency()):
     train=True,
   )
   _, frozen = problem().split()
-  loss, _ = loss_fn(trainable, frozen, images, labels, KEY)
+  loss, _ = loss_fn(trainable, frozen, (images, labels), KEY)
   return loss
 
 
@@ -79,7 +79,7 @@ def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
   adapted, _, images, labels = problem()
   genome = largest_genome(adapted.spec)
   loss_fn = make_loss(adapted, preprocess, lambda key: genome, mix=mix, train=True)
-  loss_fn.draw(*problem().split(), images, labels, KEY)
+  loss_fn(*problem().split(), (images, labels), KEY)
   split = jax.random.split(keys['augmentation'], 1000)
   assert not (jax.random.key_data(split) == jax.random.key_data(keys['mixing'])).all(-1).any()
 
@@ -99,6 +99,7 @@ def test_genes_take_their_largest_allele_as_often_as_asked(largest):
   spec = problem().adapted.spec
   draw = functools.partial(Sampling(largest=largest).draw, spec=spec)
   genomes = jax.jit(jax.vmap(draw))(jax.random.split(KEY, 500))
+  assert genomes.shape == (500, len(spec), 5)
   share = np.mean(np.asarray(genomes) == spec.num_codes - 1, axis=(0, 1))
   np.testing.assert_allclose(share, largest + (1 - largest) / spec.num_codes[0], atol=0.03)
 
@@ -125,7 +126,7 @@ def test_paths_keep_the_axes_between_images_and_classes():
   halves = adapted.split(adapted.init(KEY, randomized(shapes)))
   genomes = jnp.zeros((2, 1, 5), jnp.int8)
   whole, cut = (
-    make_loss(adapted, unchanged, lambda key, drawn=drawn: drawn)(*halves, texts, labels, KEY)
+    make_loss(adapted, unchanged, lambda key, drawn=drawn: drawn)(*halves, (texts, labels), KEY)
     for drawn in (genomes[0], genomes)
   )
   np.testing.assert_allclose(whole[0], cut[0], rtol=1e-6)
@@ -138,7 +139,7 @@ def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome():
   trainable, frozen = subnet.split(variables)
   loss_fn = make_loss(subnet, unchanged, train=True)
   value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-  (loss, _), gradient = value_and_grad(trainable, frozen, images, labels, KEY)
+  (loss, _), gradient = value_and_grad(trainable, frozen, (images, labels), KEY)
   whole, _ = problem().split()
   expected, expected_gradient = loss_and_gradient(whole, images, labels, genome)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -168,7 +169,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch():
   loss_fn, optimizer = make_loss(subnet, unchanged, train=True), optax.sgd(1.0)
   carry = loop.Carry(trainable, optimizer.init(trainable), 0, True)
   whole, parts = (
-    jax.jit(loop.make_step(loss_fn, optimizer, accumulate))(carry, frozen, images, labels, KEY)
+    jax.jit(loop.make_step(loss_fn, optimizer, accumulate))(carry, frozen, (images, labels), KEY)
     for accumulate in (1, 3)
   )
   chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,6 @@ def test_defaults_are_the_official_recipe():
     update_used_only=False,
     accumulate=1,
     max_grad_norm=0.0,
-    component_dropout=0.0,
   )
 
 

@@ -16,7 +16,6 @@ from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(4)
 RECIPE = Recipe(epochs=2, batch_size=10, warmup_epochs=0)
-DROPPING = Recipe(batch_size=10, component_dropout=0.5)
 SHARED = {'recipe': RECIPE, 'progress': False}
 
 
@@ -63,7 +62,7 @@ def together(**arguments):
     (lambda: Recipe(warmup_epochs=501), 'more than epochs=500'),
     (lambda: Recipe(learning_rate=0), 'learning_rate=0'),
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
-    (lambda: Recipe(component_dropout=1.0), 'component_dropout=1.0'),
+    (lambda: supernet(component_dropout=1.0), 'component_dropout=1.0'),
     (lambda: Recipe().steps_per_epoch(10), 'batch_size=64 is larger than the 10'),
     (lambda: list(given(Partial(-1, None), np.ones((3, 10), int))), '2 batches for 3 rows'),
     (lambda: list(given(Partial(None, -1), np.ones((3, 10), int))), '9 images and 9 labels'),
@@ -75,7 +74,6 @@ def together(**arguments):
       lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
       '10 images cannot be cut',
     ),
-    (lambda: fit(loss_fn=lambda *_: None, recipe=DROPPING), 'component_dropout=0.5'),
     (lambda: fit(state={'step': 3}), "state={'step': 3}"),
     (lambda: fit(labels=[0, 1, -1, 2]), 'label -1 of image 2'),
     (lambda: fit(labels=[0.0, 1.0]), 'labels are float'),

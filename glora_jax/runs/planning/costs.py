@@ -80,6 +80,8 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
       total = total.plus(max(inner, key=lambda operations: operations.total))
       continue
     times = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    if equation.primitive.name == 'shard_map':
+      times = equation.params['mesh'].size
     for operations in inner:
       total = total.plus(operations, times)
     if not inner:
