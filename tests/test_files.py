@@ -18,14 +18,15 @@ from glora_jax.runs import workdir
 
 
 def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):
-  files.write_json(tmp_path / 'x.json', {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
-  assert files.read_json(tmp_path / 'x.json', 'tuning') == {'a': [1, None], 'b': None}
-  files.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
-  np.testing.assert_array_equal(files.read_arrays(tmp_path / 'x.npz')['a'], np.arange(3))
-  for name, read in (('x.json', files.read_json), ('x.npz', files.read_arrays)):
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:10])
-    with pytest.raises(ValueError, match=f'{name} is damaged'):
-      read(tmp_path / name)
+  texts, arrays = tmp_path / 'x.json', tmp_path / 'x.npz'
+  files.write_json(texts, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
+  assert files.read_json(texts, 'tuning') == {'a': [1, None], 'b': None}
+  files.write_arrays(arrays, {'a': np.arange(3)})
+  np.testing.assert_array_equal(files.read_arrays(arrays)['a'], np.arange(3))
+  for path, read in ((texts, files.read_json), (arrays, files.read_arrays)):
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match=f'{path.name} is damaged'):
+      read(path)
   assert {path.name for path in tmp_path.iterdir()} == {'x.json', 'x.npz'}
 
 

@@ -14,21 +14,13 @@ from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import UNKNOWN, Store, digest_of
 from benchmarks.structures.laboratory import Model
 from benchmarks.structures.statistics import difference, headroom
-from benchmarks.structures.tables import Row, best_of, print_others
+from benchmarks.structures.tables import print_others
 from glora_jax.method.presets import preset
-from glora_jax.method.space import Layer, SearchSpace, Spec
 from glora_jax.runs.runners import THIS_PROCESS
 from glora_jax.training import loop
 from glora_jax.training.losses import make_loss
 
 TRIALS = plan.Trials()
-BLOCKS = Spec(
-  tuple(
-    Layer(f'blocks/{name}[{block}]', 8, 8, space=SearchSpace((1, 2, 3)))
-    for block in range(3)
-    for name in ('qkv', 'proj', 'fc1', 'fc2')
-  )
-)
 
 
 def test_intervals_cover_the_truth():
@@ -51,14 +43,6 @@ def test_headroom_is_the_structures_spread_without_the_seeds_noise():
   true = rng.normal(0, 2, (50, 1))
   assert headroom(true + seeds + noise) == pytest.approx(true.std(ddof=1), rel=0.05)
   assert headroom(seeds + noise) < 0.1
-
-
-def test_the_bar_is_the_best_of_all_that_have_our_seeds():
-  measured = {'longest': [60.0, 60.0, 60.0, 90.0], 'best': [64.0, 66.0, 65.0], 'lucky': [99.0]}
-  rows = [Row((name, 0), 9, found, np.zeros((1, 1), bool)) for name, found in measured.items()]
-  assert best_of(rows, 3).method[0] == 'best'
-  assert best_of(rows, 4).method[0] == best_of(rows, 9).method[0] == 'longest'
-  assert best_of(rows, 1).method[0] == 'lucky'
 
 
 def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):

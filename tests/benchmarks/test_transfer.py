@@ -1,4 +1,4 @@
-"""The transfer benchmark's own parts: splits, image folders, names in an ONNX graph."""
+"""The transfer benchmark draws each picture once, into disjoint splits."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ from numpy.testing import assert_array_equal
 
 from benchmarks.structures import tasks as structures_tasks
 from benchmarks.transfer import tasks
-from glora_jax.data.catalog import find
 
 
 def pictures(count, seed=0):
@@ -31,22 +30,3 @@ def test_splits_are_disjoint_stratified_and_the_same_every_time():
     assert np.bincount(labels[parts[name]]).tolist() == [count] * 3
     assert_array_equal(parts[name], again[name])
   assert parts['train'].tolist() != tasks.split(labels, counts, seed=1)['train'].tolist()
-
-
-def test_the_folder_is_a_task_with_the_same_pixels_labels_and_classes(tmp_path):
-  images, labels = pictures(30), np.arange(30) % 10
-  parts = {'train': np.arange(10), 'val': np.arange(10, 20), 'test': np.arange(20, 30)}
-  classes = tasks.CLASSES['fashion']
-  tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
-  before = tasks.digest(str(tmp_path / 'task'))
-  task = find(f'folder:{tmp_path / "task"}')
-  assert [name.split('_', 1)[1] for name in task.classes] == [
-    name.replace('/', '_').replace(' ', '_') for name in classes
-  ]
-  for split, indices in parts.items():
-    examples = task.open(split)
-    assert_array_equal(examples.labels, labels[indices])
-    for place in range(len(indices)):
-      assert_array_equal(np.asarray(examples.image(place))[..., 0], images[indices[place]])
-  tasks.write_task(str(tmp_path / 'task'), images, labels, classes, parts)
-  assert tasks.digest(str(tmp_path / 'task')) == before

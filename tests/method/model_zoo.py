@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import normal, registry
+from hand_count import attend, normal, registry
 
 WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
@@ -272,11 +272,7 @@ class GroupedQueryAttention(nn.Module):
     q = rotary(project((self.num_heads, channels), name='q_proj')(x))
     k = rotary(project((self.num_kv_heads, channels), name='k_proj')(x))
     v = project((self.num_kv_heads, channels), name='v_proj')(x)
-    k, v = (jnp.repeat(each, self.num_heads // self.num_kv_heads, axis=2) for each in (k, v))
-    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k) / np.sqrt(channels)
-    logits = jnp.where(jnp.tri(x.shape[1], dtype=bool), logits, -1e9)
-    y = jnp.einsum('bhqk,bkhd->bqhd', nn.softmax(logits), v)
-    return project(x.shape[-1], axis=(-2, -1), name='o_proj')(y)
+    return project(x.shape[-1], axis=(-2, -1), name='o_proj')(attend(q, k, v))
 
 
 class SwiGLU(nn.Module):

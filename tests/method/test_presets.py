@@ -1,18 +1,149 @@
-"""Presets and genomes from a short dictionary."""
+"""Presets, places in a model by the names that code bases give, genomes from a short dictionary."""
 
 import numpy as np
 import pytest
 
-from glora_jax.method import presets
 from glora_jax.method.genomes import count_params
+from glora_jax.method.presets import (
+  block_numbers,
+  custom_genome,
+  file_name,
+  placed_rows,
+  preset,
+  preset_label,
+  presets,
+  role,
+)
 from glora_jax.method.space import Layer, SearchSpace, Spec
+
+SPACE = SearchSpace((1, 2, 3))
+
+
+def spec_of(names, space=SPACE):
+  return Spec(tuple(Layer(name, 8, 8, 'fc1' not in name, space) for name in names))
+
+
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    # this project's ViT, scanned and not
+    ('blocks/attn/qkv[3]', 'qkv'),
+    # vision_transformer and big_vision
+    ('Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query', 'qkv'),
+    ('Transformer/encoderblock_3/MultiHeadDotProductAttention_0/out', 'proj'),
+    ('Transformer/encoderblock_3/MlpBlock_0/Dense_0', 'mlp'),
+    # transformers: ViT, BERT, GPT-2, Llama
+    ('vit/encoder/layer/3/attention/attention/key', 'qkv'),
+    ('vit/encoder/layer/3/attention/output/dense', 'proj'),
+    ('vit/encoder/layer/3/intermediate/dense', 'mlp'),
+    ('vit/encoder/layer/3/output/dense', 'mlp'),
+    ('h/3/attn/c_proj', 'proj'),
+    ('h/3/mlp/c_proj', 'mlp'),
+    ('layers/3/self_attn/o_proj', 'proj'),
+    ('layers_3/down_proj', 'mlp'),
+    ('layers_3/feed_forward/w2', 'mlp'),
+    # gemma
+    ('layer_3/attn/q_einsum', 'qkv'),
+    ('layer_3/attn/attn_vec_einsum', 'proj'),
+    # DETR's and T5's
+    ('block_0/SelfAttention/wo', 'proj'),
+    ('block_0/DenseReluDense/wo', 'mlp'),
+    # ties, and what is in none of them
+    ('blocks_1/attn/query+key+value', 'qkv'),
+    ('patch_embed/proj', None),
+    ('Dense_0', None),
+  ],
+)
+def test_names_tell_attention_from_mlp(name, expected):
+  assert role(name) == expected
+
+
+@pytest.mark.parametrize(
+  'names, expected',
+  [
+    (['blocks/qkv[0]', 'blocks/fc1[0]', 'blocks/qkv[1]', 'blocks/fc1[11]'], [0, 0, 1, 2]),
+    (['T/encoderblock_10/MlpBlock_0/Dense_1', 'T/encoderblock_9/MlpBlock_0/Dense_0'], [1, 0]),
+    (['layers/0/attn/q', 'layers/0/mlp/up', 'layers/1/attn/q', 'embed'], [0, 0, 1, None]),
+    (['Encoder_0/block_0/q', 'Encoder_0/block_1/q'], [0, 1]),
+    (['layers_0/blocks_0/q', 'layers_0/blocks_1/q', 'layers_1/blocks_0/q'], [0, 1, 2]),
+    (['steps/mlp/up[0,0]', 'steps/mlp/up[0,1]', 'steps/mlp/up[1,0]'], [0, 1, 2]),
+    (['Dense_0', 'Dense_1', 'Dense_2'], [0, 1, 2]),
+    (['encoder', 'decoder'], [None, None]),
+    (['block_0/fc1', 'block_0/fc2'], [None, None]),
+  ],
+)  # fmt: skip
+def test_blocks_are_counted_by_the_numbers_that_vary(names, expected):
+  assert block_numbers(names) == expected
+
+
+BLOCKS = spec_of(f'blocks/{name}[{n}]' for n in range(3) for name in ('qkv', 'proj', 'fc1', 'fc2'))
+
+
+@pytest.mark.parametrize(
+  'place, rows',
+  [
+    ('qkv', [0, 4, 8]),
+    ('attn', [0, 1, 4, 5, 8, 9]),
+    ('mlp', [2, 3, 6, 7, 10, 11]),
+    ('last_half', [8, 9, 10, 11]),
+    (r'fc1\[[01]\]', [2, 6]),
+    (None, list(range(12))),
+  ],
+)
+def test_places_are_found_in_a_transformer(place, rows):
+  assert np.flatnonzero(placed_rows(BLOCKS, place)).tolist() == rows
+
+
+def test_a_place_gets_the_preset_and_other_layers_nothing():
+  genome = preset(BLOCKS, 'scale_shift_lora:2@qkv')
+  assert genome[[0, 4, 8]].tolist() == [[2, 4, 0, 0, 2]] * 3
+  assert not np.delete(genome, [0, 4, 8], axis=0).any()
+  assert preset(BLOCKS, 'hira:1@last_half')[8].tolist() == [3, 0, 0, 0, 0]
+  np.testing.assert_array_equal(preset(BLOCKS, 'lora:3'), preset(BLOCKS, 'lora'))
+
+
+def test_every_base_is_a_preset_whatever_the_space_offers():
+  distinct = spec_of(('qkv', 'proj'), SearchSpace.distinct((1, 2)))
+  assert presets(distinct)['ssf'].tolist() == [[2, 0, 0, 2, 2]] * 2
+  assert presets(distinct)['scale_shift_lora'].tolist() == [[2, 4, 0, 0, 2]] * 2
+
+
+@pytest.mark.parametrize(
+  'spec, name, message',
+  [
+    (BLOCKS, 'lorra', "'lorra' is unknown; the presets are linear, bitfit"),
+    (BLOCKS, 'lora:', "has the rank ''; it must be a whole number"),
+    (BLOCKS, 'lora:rising', "has the rank 'rising'"),
+    (BLOCKS, 'ssf:2', 'ssf has no LoRA'),
+    (BLOCKS, 'lora@', 'has nothing behind its @'),
+    (BLOCKS, 'lora@(', r"'\(', which is no regular expression"),
+    (BLOCKS, 'lora:5', r'needs rank 5, .* blocks/qkv\[0\] has the ranks 1, 2, 3'),
+    (spec_of(('a', 'b')), 'lora@qkv', "No adapted layer is in the place 'qkv'.* are a, b"),
+    (spec_of(('a', 'b')), 'lora@last_half', "in the place 'last_half'"),
+  ],
+)
+def test_presets_that_there_are_not_or_that_a_model_cannot_have_are_explained(spec, name, message):
+  with pytest.raises(ValueError, match=message):
+    preset(spec, name)
+
+
+def test_labels_say_the_rank_and_files_have_safe_names():
+  assert preset_label(BLOCKS, 'lora') == 'lora:3'
+  assert preset_label(BLOCKS, 'hira@attn') == 'hira:3@attn'
+  qkv, fc1 = (spec_of([name], SearchSpace(rank)) for name, rank in (('qkv', 4), ('fc1', 8)))
+  mixed = Spec((*qkv, *fc1))
+  assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['lora:4/8', 'lora:4@qkv']
+  for name in ('lora:2', 'bitfit', 'ssf@qkv'):
+    assert preset_label(BLOCKS, name) == name
+  assert '/' not in file_name('lora@blocks/../x')
+  assert file_name('lora:2@qkv') == 'lora:2@qkv'
 
 
 def test_presets_cost_what_their_methods_cost():
   spec = Spec(
     (Layer('a', 6, 9, True, SearchSpace((2, 4))), Layer('b', 9, 3, True, SearchSpace((2, 4))))
   )
-  counts = {name: count_params(spec, genome) for name, genome in presets.presets(spec).items()}
+  counts = {name: count_params(spec, genome) for name, genome in presets(spec).items()}
   assert counts == {
     'linear': 0,
     'bitfit': 9 + 3,
@@ -27,41 +158,25 @@ def test_presets_cost_what_their_methods_cost():
 
 
 def test_custom_genomes_read_their_dictionary():
-  space = SearchSpace((2, 4))
-  names = [f'{layer}[{block}]' for block in range(2) for layer in ('qkv', 'proj', 'mlp/1', 'mlp/2')]
-  spec = Spec(tuple(Layer(name, 12, 12, space=space) for name in names))
-  genome = presets.custom_genome(
-    spec, {r'qkv\[0\]': {'A': 'constant', 'C': 1}, 'qkv': 'lora', 'mlp': 'bitfit'}
-  )
+  choices = {r'qkv\[0\]': {'A': 'constant', 'C': 1}, 'qkv': 'lora', 'fc': 'bitfit'}
+  genome = custom_genome(BLOCKS, choices)
   assert genome[0].tolist() == [1, 0, 1, 0, 0]
-  assert genome[4].tolist() == [0, 4, 0, 0, 0]
-  assert genome[2].tolist() == genome[3].tolist() == [0, 0, 0, 0, 2]
-  assert genome[1].tolist() == [0, 0, 0, 0, 0]
-  for choices, message in (
-    ({'qkv': {'F': 1}}, 'no such tensor'),
-    ({'qkv': {'D': 'lora'}}, 'none, constant, vector'),
-  ):
+  assert genome[4].tolist() == [0, 5, 0, 0, 0]
+  assert genome[3].tolist() == [0, 0, 0, 0, 2]
+  assert not genome[[1, 2]].any()  # fc1 has no bias
+  for alleles, message in (({'F': 1}, 'no such tensor'), ({'D': 'lora'}, 'none, constant, vector')):
     with pytest.raises(ValueError, match=message):
-      presets.custom_genome(spec, choices)
-
-
-BLOCKS = Spec(
-  tuple(
-    Layer(f'blocks/{block}/{name}', 12, 12, bias=name != 'fc1')
-    for block in range(4)
-    for name in ('qkv', 'fc1')
-  )
-)
+      custom_genome(BLOCKS, {'qkv': alleles})
 
 
 @pytest.mark.parametrize('name', ['bitfit', 'prompt', 'lora@qkv', 'lora@last_half', 'ssf@fc1'])
 def test_a_custom_genome_of_all_layers_by_a_presets_name_is_the_preset(name):
-  genome = presets.custom_genome(BLOCKS, {'blocks': name})
-  np.testing.assert_array_equal(genome, presets.preset(BLOCKS, name))
+  genome = custom_genome(BLOCKS, {'blocks': name})
+  np.testing.assert_array_equal(genome, preset(BLOCKS, name))
   assert genome.any()
 
 
 def test_a_preset_of_a_pattern_is_that_of_the_layers_that_the_pattern_decides():
-  genome = presets.custom_genome(BLOCKS, {'blocks/[01]': 'lora@last_half', 'blocks': 'bitfit'})
-  assert [row for row, alleles in enumerate(genome) if alleles[1]] == [2, 3]  # block 1 of 0 and 1
-  assert [row for row, alleles in enumerate(genome) if alleles[4]] == [4, 6]
+  genome = custom_genome(BLOCKS, {r'\[[01]\]': 'lora@last_half', 'blocks': 'bitfit'})
+  assert np.flatnonzero(genome[:, 1]).tolist() == [4, 5, 6, 7]  # block 1 of 0 and 1
+  assert np.flatnonzero(genome[:, 4]).tolist() == [8, 9, 11]

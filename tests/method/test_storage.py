@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_trees_close, random_params, random_variables, vector
+from comparing import assert_trees_close, random_params, random_variables, vector
 from numpy.testing import assert_array_equal
 
 from glora_jax import SearchSpace, adapt, load_adapter, preset, random_genomes, save_adapter
@@ -146,12 +146,9 @@ def test_an_adapter_of_cut_storage_is_that_of_the_whole(tmp_path):
   adapted, variables = mlp()
   [genome] = genomes_of(adapted.spec, 1)
   narrow = rejoined(adapted.fix(genome), variables)
-  contents = []
   for name, content in (('whole', variables), ('narrow', narrow)):
     save_adapter(tmp_path / name, adapted, content, genome)
-    contents.append((tmp_path / name).read_bytes())
-  assert contents[0] == contents[1]
+  assert (tmp_path / 'narrow').read_bytes() == (tmp_path / 'whole').read_bytes()
   fixed, loaded = load_adapter(tmp_path / 'narrow', adapted, variables['params'])
   assert_array_equal(fixed.genome, genome)
-  assert_close(adapted.apply(loaded, X, genome=genome), adapted.apply(narrow, X, genome=genome))
   assert shapes(loaded['glora']) == shapes(variables['glora'])

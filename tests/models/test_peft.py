@@ -79,22 +79,18 @@ def test_what_was_written_is_read_back(name, transformers, tmp_path):
 @pytest.mark.parametrize('pool', ['token', 'gap'])
 def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_path):
   case = trained('hf_dinov2')
-  wide, width = case.params, case.model.width
+  wide, width = case.params['head'], case.model.width
   half = slice(width) if pool == 'token' else slice(width, None)
-  model = case.model.clone(pool=pool)
-  kernel = wide['head']['kernel']
-  params = {**wide, 'head': {**wide['head'], 'kernel': kernel[half]}}
-  adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
+  params = {**case.params, 'head': {**wide, 'kernel': wide['kernel'][half]}}
+  adapted = adapt(case.model.clone(pool=pool), IMAGES, space=SearchSpace((1, 3)))
   variables, images = trained_variables(adapted, params), numbers(2, 32, 32, 3)
   save_peft(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
-  written = contents(tmp_path)[1]['classifier.weight'].T
-  assert written.shape == kernel.shape
-  fixed, of_torch = load_peft(tmp_path, case.adapted, wide)
+  assert contents(tmp_path)[1]['classifier.weight'].T.shape == wide['kernel'].shape
+  fixed, of_torch = load_peft(tmp_path, case.adapted, case.params)
   expected = adapted.apply(variables, images, genome=case.genome)
-  found = fixed.apply(of_torch, images)
-  assert_allclose(found, expected, atol=1e-4)
+  assert_allclose(fixed.apply(of_torch, images), expected, atol=1e-4)
   _, read = load_peft(tmp_path, adapted, params)
-  assert_array_equal(read['params']['head']['kernel'], variables['params']['head']['kernel'])
+  jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
   save_peft(tmp_path, case.adapted, case.variables, 'hf_dinov2', case.genome)
   assert_refused(['head/kernel', f'({2 * width}, '], load_peft, tmp_path, adapted, params)
 

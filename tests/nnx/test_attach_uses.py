@@ -12,7 +12,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT, environment, program
 
 import glora_jax
-from glora_jax.method import sharding
 from glora_jax.nnx import Support, Trained, live
 from glora_jax.nnx import functional as glora_nnx
 
@@ -126,14 +125,6 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
   assert_array_equal(call(other, X), call(attached, X))
-
-
-def test_a_model_that_cannot_be_sharded_stays_as_it_was(attached, monkeypatch):
-  monkeypatch.setattr(sharding, 'sharded_axis', lambda shape, devices: None)
-  mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-  with pytest.raises(ValueError, match='divide no axis of the frozen weights'):
-    glora_jax.nnx.shard(attached, mesh, min_bytes=1)
-  assert glora_jax.nnx.as_adapted(attached)[0].mesh is None
 
 
 def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):

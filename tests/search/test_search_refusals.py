@@ -71,10 +71,6 @@ def with_a_wider_layer(own):
   return dataclasses.replace(own, spec=spec)
 
 
-def with_one_part(own):
-  return dataclasses.replace(own, values=own.values._replace(B_lora=own.values.B_lora[..., :1]))
-
-
 def scored_function(activation=np.ones(4), answer=lambda logits: logits):
   params, images = {'w': jnp.ones((4, 4)), 'activation': activation}, jnp.eye(4)
   adapted = glora_jax.adapt_function(lambda p, x: answer(x @ p['w']), params, images)
@@ -117,7 +113,6 @@ CALLS = {
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
     (with_a_wider_layer, '99 x'),
-    (with_one_part, '1 rank-one parts'),
   ],
   evolved: [
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),

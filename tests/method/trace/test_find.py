@@ -212,18 +212,6 @@ def two_layers(params, x):
   return jnp.tanh(x @ params['a']) @ params['b']
 
 
-def test_layers_of_a_scan_are_numbered_slice_by_slice():
-  params = {'a': zeros(L, D, F), 'b': zeros(L, F, D), 'last': zeros(D, D)}
-
-  def function(params, x):
-    body = {name: params[name] for name in 'ab'}
-    x, _ = jax.lax.scan(lambda x, layer: (two_layers(layer, x), None), x, body)
-    return x @ params['last']
-
-  rows = {site.name: site.rows for site in found_in(function, params).sites}
-  assert rows == {'a': (0, 2), 'b': (1, 3), 'last': (4,)}
-
-
 def test_layers_of_a_python_loop_are_numbered_as_they_run_and_then_those_that_do_not():
   params = {'a': zeros(3, D, F), 'b': zeros(3, F, D)}
 
