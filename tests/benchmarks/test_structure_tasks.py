@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from benchmarks.structures import scenes, tasks
+from benchmarks.structures import tasks
 
 
 class Unwanted:
@@ -57,11 +57,3 @@ def test_a_pickle_of_an_array_is_read_and_nothing_else():
   assert_array_equal(tasks._read_array(gzip.compress(written)), array)
   with pytest.raises(pickle.UnpicklingError, match='Unwanted; only plain arrays are read'):
     tasks._read_array(gzip.compress(pickle.dumps(Unwanted())))
-
-
-def test_rendered_pictures_are_the_same_every_time_and_their_labels_take_turns(monkeypatch):
-  monkeypatch.setattr(tasks, 'RENDERED', 10)
-  images, labels = tasks.render(scenes.discs, 4, 7)
-  assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-  assert_array_equal(images, tasks.render(scenes.discs, 4, 7)[0])
-  assert (images != tasks.render(scenes.discs, 4, 8)[0]).any(axis=(1, 2, 3)).all()

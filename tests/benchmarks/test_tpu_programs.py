@@ -11,7 +11,7 @@ import pytest
 from trees import randomized
 
 from benchmarks.tpu_programs import decoder
-from benchmarks.tpu_programs.cases import Case, Kept, compiled, largest
+from benchmarks.tpu_programs.cases import Case, Kept, compiled
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
 from glora_jax.runs.planning.machine import find_slice
@@ -76,19 +76,6 @@ ENTRY %main (a: f32[4]) -> f32[4] {{
 }}
 """
   assert collectives(hlo) == {'all-gather': {'calls': 1, 'bytes': 16}}
-
-
-def record(batch, temporaries):
-  """A compilation that holds little but temporaries."""
-  case = Case('supernet', 'embedded', 'v5e:1x1', batch)
-  kinds = {'arguments': 100, 'temporaries': temporaries, 'outputs': 0, 'code': 0}
-  return {**case._asdict(), **kinds}
-
-
-def test_what_fits_is_on_the_line_through_two_compilations():
-  assert largest(record(64, 6400), record(32, 3200), memory=16_100) == 160
-  assert largest(record(64, 6400), None, memory=16_100) is None
-  assert largest(record(64, 6400), {'error': 'out of memory'}, memory=16_100) is None
 
 
 @pytest.mark.slow

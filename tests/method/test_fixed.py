@@ -119,13 +119,10 @@ def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
 def test_a_live_model_is_attached_with_one_structure_and_a_scale():
   linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
   model = glora_jax.nnx.attach(linear, X, structure='lora:2', scale=2.0)
-  trained = nnx.state(model, glora_jax.nnx.Trained)['glora_kernel']
-  assert {name: value.shape for name, value in trained.items()} == {
-    'B_down': (4, 2),
-    'B_up': (2, 3),
-  }
-  model.glora_kernel.B_up[...] = jnp.ones((2, 3))
-  low_rank = model.glora_kernel.B_down.get_value() @ jnp.ones((2, 3))
+  supports = model.glora_kernel
+  supports.B_up[...] = jnp.ones((2, 3))
+  low_rank = supports.B_down.get_value() @ jnp.ones((2, 3))
+  assert low_rank.shape == (4, 3)
   assert_close(model(X), linear(X) + 2 * X @ low_rank, 1e-5)
   assert_close(glora_jax.nnx.fold(model)(X), model(X), 1e-5)
   adapted, variables = glora_jax.nnx.as_adapted(model)

@@ -58,33 +58,6 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
     assert_allclose(call(fixed, X), expected, atol=1e-4)
 
 
-class WithSlashes(nnx.Module):
-  """Layers, a head and a parameter by names like those that Haiku gives."""
-
-  def __init__(self, rngs):
-    up, head = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
-    self.mlp = nnx.Dict({'mlp/~/up': up, 'mlp/~/head': head})
-    self.raw = nnx.Dict({'mix/w': nnx.Param(0.3 * jax.random.normal(rngs.params(), (6, 6)))})
-
-  def __call__(self, x):
-    return self.mlp['mlp/~/head'](self.mlp['mlp/~/up'](x) @ self.raw['mix/w'][...])
-
-
-def test_names_in_dictionaries_may_have_slashes(tmp_path):
-  model = WithSlashes(nnx.Rngs(0))
-  attached = glora_jax.nnx.attach(model, X, space=SPACE)
-  assert [layer.name for layer in live.spec(attached)] == ['mlp/mlp/~/up', 'raw/mix/w']
-  assert type(attached.mlp['mlp/~/head'].kernel) is Head
-  [layer] = glora_jax.nnx.adapt(model).spec  # by the classes of its modules
-  assert layer.name == 'mlp/mlp/~/up'
-  randomize(attached)
-  glora_jax.nnx.save_adapter(tmp_path / 'adapter', attached)
-  another = glora_jax.nnx.attach(model, X, space=SPACE)
-  glora_jax.nnx.load_adapter(tmp_path / 'adapter', another)
-  assert np.abs(attached(X) - model(X)).max() > 1e-3
-  assert_allclose(another(X), attached(X), atol=1e-6)
-
-
 class WithOwnPrefix(Matrix):
   """A parameter whose name begins as those of what is attached do."""
 

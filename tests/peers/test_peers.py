@@ -22,9 +22,7 @@ import transformers
 from PIL import Image
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
-from trees import randomized
 
-import glora_jax
 from glora_jax import convert, predict
 from glora_jax.data import image, normalization
 from glora_jax.models import weights
@@ -77,23 +75,6 @@ def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(peer, tmp
   assert all(torch.equal(value, ours[key]) for key, value in theirs.state_dict().items())
 
 
-def test_a_trained_and_folded_subnet_goes_back_into_the_untouched_model(peer, tmp_path):
-  name, _, folder = peer
-  model, params, metadata = weights.load(folder)
-  adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace((2,)))
-  genome = adapted.spec.num_codes - 1
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  variables = adapted.join(randomized(trainable, scale=0.1), frozen)
-  weights.save(
-    tmp_path / 'folded', model, adapted.fold(variables, genome), metadata, metadata['source']
-  )
-  expected = adapted.apply(variables, IMAGES, genome=genome)
-  assert_allclose(
-    families.logits(families.strict_copy(name, tmp_path / 'folded'), IMAGES), expected, atol=1e-4
-  )
-  assert np.abs(expected - model.apply({'params': params}, IMAGES)).max() > 0.01
-
-
 @pytest.mark.parametrize(
   'name, format',
   [
@@ -136,21 +117,13 @@ def test_a_name_of_timms_tells_the_activation_of_its_model(name, tmp_path):
 def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
   model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))['params']
-  weights.save(
-    tmp_path / 'model',
-    model,
-    params,
-    {'image_size': 28, 'normalization': 'inception', 'resize': rule},
-    'timm',
-  )
+  metadata = {'image_size': 28, 'normalization': 'inception', 'resize': rule}
+  weights.save(tmp_path / 'model', model, params, metadata, 'timm')
   theirs = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+  prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8))
-  expected = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(
-    picture
-  ).permute(1, 2, 0)
-  assert_allclose(
-    normalization.normalize(image.resize(picture, 28, rule), 'inception'), expected, atol=1e-6
-  )
+  found = normalization.normalize(image.resize(picture, 28, rule), 'inception')
+  assert_allclose(found, prepare(picture).permute(1, 2, 0), atol=1e-6)
   assert weights.load(tmp_path / 'model')[2]['resize'] == rule
 
 

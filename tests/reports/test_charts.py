@@ -43,21 +43,6 @@ def test_the_search_shows_mean_and_best_of_every_generation(allocation):
   assert values_of(best) == pytest.approx([80, 90])
 
 
-@pytest.mark.parametrize('budget', [None, 60])
-def test_the_front_shows_winner_presets_and_budget(allocation, budget):
-  findings = pages.make_findings(allocation)
-  findings.result['budget'] = budget
-  _, cloud = run_charts.search_charts(findings)
-  assert [mark.title for mark in cloud.marks] == [
-    '16 parameters, 40.0% wrong',
-    '40 parameters, 10.0% wrong',
-    'lora: 24 parameters, 40.0% wrong',
-    'the winner: 40 parameters, 20.0% wrong',
-    'the winner: 40 parameters, 10.0% wrong',
-  ]
-  assert [rule.label for rule in cloud.rules] == ([] if budget is None else ['budget, 60'])
-
-
 def test_a_long_curve_of_values_reaches_its_end(allocation):
   params = np.arange(1000)
   curve = allocation.curve._replace(params=params, values=np.sqrt(params), knee=500)

@@ -48,17 +48,6 @@ def test_the_verdict_is_the_paired_difference_to_the_best_within_the_budget(resu
   assert comparison_page.verdicts(result) == []
 
 
-def test_what_markdown_would_read_in_a_name_is_shown_as_it_is(result):
-  name = 'lora:1@(qkv|fc1)'
-  result['methods'][name] = runs(150, 0.97, 0.97)
-  result['rate'][name] = 1e-3
-  line = next(
-    line for line in str(comparison_page.accuracies(result)).splitlines() if 'fc1' in line
-  )
-  assert line.startswith(r'| lora:1@(qkv\|fc1) | 150 |')
-  assert r'beside lora:1@(qkv\|fc1), the best' in comparison_page.verdicts(result)[0]
-
-
 def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
   assert str(comparison_page.accuracies(result)).splitlines()[2:] == [
     '| linear probe | 0 | 0.001 | 50.0 ± 0.0 | 81.0 ± 1.4 |  | 1 |',

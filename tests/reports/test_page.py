@@ -108,22 +108,6 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
     assert snippet in text
 
 
-def test_a_structure_is_drawn_to_scale_with_its_numbers_on_hover(tmp_path, allocation):
-  findings = pages.make_findings(allocation)
-  root = pages.write_run(tmp_path, findings)
-  layers = [svg for svg in root.all('svg') if svg.attributes.get('class') == 'layer']
-  winner = layers[: len(findings.spec)]
-  told = [title.words() for layer in winner for title in layer.all('title')]
-  assert 'mlp/fc2 B, shift W: LoRA of rank 2, 24 parameters' in told
-  params = [int(re.search(r'([\d,]+) parameters$', title)[1].replace(',', '')) for title in told]
-  assert sum(params) == findings.result['winner']['params']
-  widths = [
-    sum(float(bar.attributes['width']) for bar in layer.all('rect') if 'rx' not in bar.attributes)
-    for layer in winner
-  ]
-  assert widths == pytest.approx([100 * 16 / 24, 100], abs=0.02)
-
-
 def test_a_run_without_errors_search_and_presets_has_a_page(tmp_path, allocation):
   findings = pages.make_findings(allocation, [f'class {number}' for number in range(41)])
   findings.outcome.classes[:] = findings.outcome.labels
