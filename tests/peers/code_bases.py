@@ -3,6 +3,7 @@
 Each function imports its code base, so that a missing one skips its own tests alone.
 """
 
+import functools
 import importlib.util
 import sys
 import types
@@ -53,73 +54,50 @@ EXPERTS = {
 }
 
 
-def _decoder(model_class, config, layer, rows):
+def _decoder(module, rows, layer, fields):
+  """`fields` are those of the config beside `SIZES`."""
+  code = _tunix(module)
+  config = code.ModelConfig(**SIZES, **fields(code))
   positions = jnp.broadcast_to(jnp.arange(3), (2, 3))
   mask = jnp.broadcast_to(jnp.tri(3, dtype=bool), (2, 3, 3))
   tokens = jnp.array([[1, 5, 10], [3, 0, 2]])
-  kernels = {f'layers/{i}/{path}': kernel for i in range(DEPTH) for path, kernel in layer.items()}
-
-  def make():
-    return model_class(config, rngs=nnx.Rngs(0))
-
-  uncovered = ('embedder/input_embedding',)
   return NnxExample(
-    make,
+    lambda: getattr(code, module.capitalize())(config, rngs=nnx.Rngs(0)),
     (tokens, positions, None, mask),
-    kernels,
+    {f'layers/{i}/{path}': kernel for i in range(DEPTH) for path, kernel in layer.items()},
     rows,
-    uncovered=uncovered,
+    uncovered=('embedder/input_embedding',),
     tolerance=1e-4,
     source='google-tunix',
   )
 
 
-@example
-def tunix_qwen3():
-  code = _tunix('qwen3')
-  config = code.ModelConfig(vocab_size=VOCABULARY, rope_theta=10000, norm_eps=1e-6, **SIZES)
-  return _decoder(code.Qwen3, config, ATTENTION | GATED, 14)
+PLAIN = {'vocab_size': VOCABULARY, 'rope_theta': 10000, 'norm_eps': 1e-6}
+ROUTED = {**PLAIN, 'num_experts': 4, 'num_experts_per_tok': 2}
+GEMMA_ATTENTION = {  # keys and values lie in one parameter, which is one row
+  'attn/q_einsum/w': Kernel('oio'),
+  'attn/kv_einsum/w': Kernel('ooio'),
+  'attn/attn_vec_einsum/w': Kernel('iio'),
+}
 
 
-@example
-def tunix_qwen3_with_experts():
-  code = _tunix('qwen3')
-  config = code.ModelConfig(
-    vocab_size=VOCABULARY,
-    rope_theta=10000,
-    norm_eps=1e-6,
-    num_experts=4,
-    num_experts_per_tok=2,
-    **SIZES,
-  )
-  return _decoder(code.Qwen3, config, ATTENTION | EXPERTS, 34)
-
-
-@example
-def tunix_llama3():
-  code = _tunix('llama3')
-  config = code.ModelConfig(vocab_size=VOCABULARY, rope_theta=10000, norm_eps=1e-6, **SIZES)
-  return _decoder(code.Llama3, config, ATTENTION | GATED, 14)
-
-
-@example
-def tunix_gemma():
-  """Keys and values lie in one parameter, which is one row: 6 a layer."""
-  code = _tunix('gemma')
-  config = code.ModelConfig(
-    num_embed=VOCABULARY,
-    final_logit_softcap=30.0,
-    use_post_attn_norm=True,
-    use_post_ffw_norm=True,
-    attention_types=(code.AttentionType.GLOBAL,) * DEPTH,
-    **SIZES,
-  )
-  attention = {
-    'attn/q_einsum/w': Kernel('oio'),
-    'attn/kv_einsum/w': Kernel('ooio'),
-    'attn/attn_vec_einsum/w': Kernel('iio'),
+def _of_gemma(code):
+  return {
+    'num_embed': VOCABULARY,
+    'final_logit_softcap': 30.0,
+    'use_post_attn_norm': True,
+    'use_post_ffw_norm': True,
+    'attention_types': (code.AttentionType.GLOBAL,) * DEPTH,
   }
-  return _decoder(code.Gemma, config, attention | GATED, 12)
+
+
+for _name, _arguments in {
+  'qwen3': ('qwen3', 14, ATTENTION | GATED, lambda _: PLAIN),
+  'qwen3_with_experts': ('qwen3', 34, ATTENTION | EXPERTS, lambda _: ROUTED),
+  'llama3': ('llama3', 14, ATTENTION | GATED, lambda _: PLAIN),
+  'gemma': ('gemma', 12, GEMMA_ATTENTION | GATED, _of_gemma),
+}.items():
+  EXAMPLES[f'tunix_{_name}'] = functools.partial(_decoder, *_arguments)
 
 
 # Equinox: modules are trees, called on one example; kernels are [out, in].

@@ -49,15 +49,10 @@ def refusal(parse):
   return refuse
 
 
-@pytest.mark.parametrize(
-  'words, values',
-  [(('None', 'None', 'None'), (None, None, None)), (('1000', 'None/', '32'), (1000, 'None/', 32))],
-)
-def test_none_unsets_a_field_and_other_values_are_read_as_before(words, values, parse):
-  names = ('budget', 'data.cache', 'model.image_size')
-  pairs = zip(names, words, strict=True)
-  config = parse(QUICKSTART, *(f'--config.{name}={word}' for name, word in pairs))
-  assert (config.budget, config.data.cache, config.model.image_size) == values
+def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
+  fields = ('budget=None', 'data.cache=None/', 'model.image_size=32')
+  config = parse(QUICKSTART, *(f'--config.{field}' for field in fields))
+  assert (config.budget, config.data.cache, config.model.image_size) == (None, 'None/', 32)
 
 
 OWN = f'--config={ROOT}/configs/own.py'
@@ -68,7 +63,6 @@ OWN = f'--config={ROOT}/configs/own.py'
   [
     ([], '--config NAME_OR_FILE'),
     (['--config'], 'Missing value for flag --config'),
-    (['--config='], 'no config file without a name'),
     (['--config=configs'], 'no config file configs'),
     ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet'"),
     ([QUICKSTART, '--config.budget=10k'], '--config.budget=10k must be float | None: most'),
@@ -78,7 +72,6 @@ OWN = f'--config={ROOT}/configs/own.py'
     ([f'{QUICKSTART}:x'], "'x' behind the config's name is unknown"),
     ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny is True or False"),
     ([f'{OWN}:beans,rank=1000000000'], 'rank=1000000000'),
-    ([f'{OWN}:no/'], "no folder 'no/'"),
     ([f'{OWN}:no/', '--config.seed=1'], "no folder 'no/'"),
     ([QUICKSTART, QUICKSTART], '--config is there 2 times'),
   ],
@@ -90,45 +83,32 @@ def test_a_wrong_command_line_is_one_sentence(words, named, refusal):
   assert '\\n' not in text
 
 
+GIVES = 'def get_config():\n  return '
+
+
 @pytest.mark.parametrize(
   'program, expected',
   [
     ('def f(:', ', line 1, is no Python (invalid syntax)'),
     ('\n\nimport no_such_package', 'wrong.py, line 3, fails with ModuleNotFoundError'),
-    ('def get_config():\n  return undefined', ', line 2, fails with NameError'),
     ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
     ('get_config = 3', 'has no function get_config'),
-    ('def get_config():\n  return {"a": 1}', 'returned a dict'),
+    *((GIVES + value, 'wrong.py returned ') for value in ('{}', 'None', '3')),
     ('import sys\nsys.exit(0)', 'wrong.py, line 2, fails with SystemExit (0)'),
-    (
-      'from ml_collections import FrozenConfigDict as F\ndef get_config():\n  return F({})',
-      'wrong.py returned a FrozenConfigDict',
-    ),
+    (f'from ml_collections import FrozenConfigDict as F\n{GIVES}F()', 'a FrozenConfigDict'),
     ('\x00', 'wrong.py is no Python'),
   ],
 )
-def test_a_wrong_config_file_is_one_sentence(program, expected, refusal, tmp_path):
+@pytest.mark.parametrize('fields', [[], ['--config.model.weights=x']])
+def test_a_wrong_config_file_is_one_sentence(program, expected, fields, refusal, tmp_path):
   path = tmp_path / 'wrong.py'
   path.write_text(program)
-  text = refusal(f'--config={path}')
+  text = refusal(f'--config={path}', *fields)
   assert expected in text
   assert '\n' not in text
   assert 'Traceback' not in text
-
-
-@pytest.mark.parametrize(
-  'returned, words, named',
-  [
-    ('{}', ':', 'wrong.py takes no such arguments behind its name'),
-    *((value, '', 'wrong.py returned ') for value in ('{}', 'None', '3')),
-  ],
-)
-def test_arguments_and_fields_of_what_is_no_config_are_one_sentence(
-  returned, words, named, refusal, tmp_path
-):
-  path = tmp_path / 'wrong.py'
-  path.write_text(f'def get_config():\n  return {returned}')
-  assert named in refusal(f'--config={path}{words}', '--config.model.weights=x')
+  if program.startswith(GIVES):
+    assert 'wrong.py takes no such arguments behind its name' in refusal(f'--config={path}:')
 
 
 def test_a_fault_of_this_package_keeps_its_traceback(monkeypatch):

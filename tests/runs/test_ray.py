@@ -200,12 +200,6 @@ def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_ti
   assert printed.count('\n') == 1
 
 
-def test_without_the_flag_ray_is_not_imported():
-  code = 'import sys, glora_jax.runs.suite, glora_jax.runs.comparison; print("ray" in sys.modules)'
-  printed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert printed.stdout.strip() == 'False'
-
-
 def test_trainings_of_a_benchmark_on_ray_are_those_of_this_process(cluster, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   jobs = [benchmark.Job('digits', name, 0, 1.6e-2, 1000, 1) for name in ('bitfit', 'lora:1@qkv')]
