@@ -18,7 +18,6 @@ from test_hostile_files import INPUTS, LORA, METADATA, SPEC, attached, dense, vi
 import glora_jax
 from glora_jax import Evolution, Layer, Recipe, Sampling, SearchSpace, Spec
 from glora_jax.data.augment import Augmentation
-from glora_jax.method import genomes, presets, supports
 from glora_jax.method.draws import check_budget
 from glora_jax.models import weights
 from glora_jax.nnx import live
@@ -124,12 +123,7 @@ def attach(**options):
 SELECTED = {'space': SearchSpace(), 'select': None, 'heads': None}
 CALLS = {
   'preset': (glora_jax.preset, {'spec': SPEC, 'name': 'lora'}),
-  'custom_genome': (
-    presets.custom_genome,
-    {'spec': SPEC, 'choices': {'qkv': 'lora', '.*': {'A': 'vector'}}},
-  ),
   'count_params': (count, {'spec': DENSE, 'genome': LORA}),
-  'canonicalize': (genomes.canonicalize, {'spec': DENSE, 'genomes': LORA}),
   'genome_to_json': (to_json, {'spec': DENSE, 'genome': LORA}),
   'random_genomes': (
     lambda **options: glora_jax.random_genomes(np.random.default_rng(0), **options),
@@ -142,13 +136,9 @@ CALLS = {
   'SearchSpace': (SearchSpace, {'ranks': (2, 4), 'A': 'none', 'E': ('none',)}),
   'Layer': (Layer, {'name': 'a', 'in_features': 4, 'out_features': 3, 'space': SearchSpace()}),
   **{kind.__name__: (kind, vars(kind())) for kind in (Recipe, Sampling, Evolution, Augmentation)},
-  'init_supports': (
-    functools.partial(supports.init_supports, KEY),
-    {'in_features': 4, 'out_features': 3, 'ranks': (1, 2), 'bias': True},
-  ),
   'adapt': (
     lambda **options: glora_jax.adapt(nn.Dense(3), INPUTS, **options).spec,
-    {**SELECTED, 'convs': False},
+    {**SELECTED, 'convs': False, 'structure': {'.*': {'A': 'vector'}}},
   ),
   'init': (
     lambda **params: dense()[0].init(KEY, params),
