@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
     return True
 
 
-def test_the_help_is_one_page_with_every_flag(monkeypatch):
+def test_the_help_is_one_page_with_every_flag():
   lines = terminal.help_page().splitlines()
   assert len(lines) <= 40
   assert max(map(len, lines)) <= 100
@@ -28,8 +28,6 @@ def test_the_help_is_one_page_with_every_flag(monkeypatch):
   assert starts == own | {'--help', '--config.FIELD=VALUE'}
   defined = [value for value in vars(command_line).values() if isinstance(value, flags.FlagHolder)]
   assert {f'--{flag.name}' for flag in defined} == own
-  monkeypatch.setattr(terminal, 'GROUPS', {'What is run': ('config',)})
-  assert '--workdir FOLDER' in terminal.help_page().partition('\nMore\n')[2]
 
 
 def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
