@@ -15,8 +15,10 @@ if importlib.metadata.version('jaxlib') < '0.11':
 import hypothesis
 import jax
 import jax.numpy as jnp
+import numpy as np
 import official
 import pytest
+from PIL import Image
 from places import ROOT
 from trees import randomized
 
@@ -86,6 +88,22 @@ def backbone(tmp_path_factory):
   path = tmp_path_factory.mktemp('backbone') / 'tiny.safetensors'
   weights.save(path, model, params, {'image_size': 8, 'normalization': 'unit'})
   return str(path)
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+  """Seven images in a folder and its subfolders, none of them square, and what is none."""
+  folder = tmp_path_factory.mktemp('data') / 'photos'
+  rng = np.random.default_rng(0)
+  (folder / 'inside' / 'deeper').mkdir(parents=True)
+  inside = ('inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')
+  for number, name in enumerate(('b.png', 'a.JPG', 'c.webp', *inside, 'z.tif')):
+    colour = rng.choice([0, 255], 3) // 4 * 3
+    pixels = colour + rng.integers(0, 64, (3, 2 + number, 3), np.uint8)
+    Image.fromarray(pixels.astype(np.uint8)).resize((30 + 9 * number, 21)).save(folder / name)
+  for name in ('notes.txt', '.hidden.png'):
+    (folder / name).write_text('no image')
+  return folder
 
 
 @pytest.fixture(scope='session')

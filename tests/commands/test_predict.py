@@ -26,7 +26,6 @@ from glora_jax.models.classifier import find_images
 from glora_jax.models.vit import ViT
 
 CLASSES = ['a cat', 'a dog', '100 % "other", über']
-NAMES = ('b.png', 'a.JPG', 'c.webp', 'inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp', 'z.tif')
 
 
 @pytest.fixture(scope='module')
@@ -44,21 +43,6 @@ def problem():
     return jax.nn.softmax(adapted.apply(variables, images))
 
   return model, jax.jit(adapted.fold)(variables), probabilities
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-  """Seven images in a folder and its subfolders, none of them square, and what is none."""
-  folder = tmp_path_factory.mktemp('data') / 'photos'
-  rng = np.random.default_rng(0)
-  (folder / 'inside' / 'deeper').mkdir(parents=True)
-  for number, name in enumerate(NAMES):
-    colour = rng.choice([0, 255], 3) // 4 * 3
-    pixels = colour + rng.integers(0, 64, (3, 2 + number, 3), np.uint8)
-    Image.fromarray(pixels.astype(np.uint8)).resize((30 + 9 * number, 21)).save(folder / name)
-  for name in ('notes.txt', '.hidden.png'):
-    (folder / name).write_text('no image')
-  return folder
 
 
 def save(path, problem, format=None, **metadata):

@@ -1,25 +1,8 @@
 """Image files to classes."""
 
 import numpy as np
-import pytest
-from PIL import Image
 
 from glora_jax.models.classifier import Classifier, find_images
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-  """Images in a folder and its subfolders, and files that are none."""
-  folder = tmp_path_factory.mktemp('photos')
-  rng = np.random.default_rng(0)
-  (folder / 'inside' / 'deeper').mkdir(parents=True)
-  names = ('b.png', 'a.JPG', 'c.webp', 'inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')
-  for name in (*names, 'z.tif'):
-    pixels = rng.integers(0, 256, (21, 30, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / name)
-  (folder / 'notes.txt').write_text('no image')
-  (folder / '.hidden.png').write_text('no image')
-  return folder
 
 
 def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(photos):

@@ -16,10 +16,12 @@ from glora_jax.runs.backbone import image_size_here
 from glora_jax.runs.config import default_config
 from glora_jax.runs.sections import ModelSettings
 
+IMAGES = [f'{name}/{n}.png' for name in ('cat $x_', 'dog') for n in range(5)]
+
 
 @pytest.fixture
 def config(tmp_path):
-  write_images(tmp_path, [f'{name}/{n}.png' for name in ('cat $x_', 'dog') for n in range(5)])
+  write_images(tmp_path, IMAGES)
   config = default_config()
   config.task = f'folder:{tmp_path}'
   config.model.image_size = 16
@@ -55,9 +57,9 @@ def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
 
 
 def test_the_command_replaces_a_file_only_when_asked_and_an_image_of_the_task_never(tmp_path):
-  write_images(tmp_path, [f'{name}/{n}.png' for name in ('cat', 'dog') for n in range(5)])
+  write_images(tmp_path, IMAGES)
   os.symlink(tmp_path / 'dog', tmp_path / '.link')
-  os.link(tmp_path / 'cat' / '1.png', tmp_path / 'hard.png')
+  os.link(tmp_path / IMAGES[1], tmp_path / 'hard.png')
   (tmp_path / 'batch.png').write_bytes(b"a stranger's")
   before = digests(tmp_path)
 
@@ -77,13 +79,11 @@ def test_the_command_replaces_a_file_only_when_asked_and_an_image_of_the_task_ne
   assert {path.name for path in after if after[path] != before.get(path)} == {'batch.png'}
 
 
-@pytest.mark.parametrize('name', ['cat/0.png', 'dog/../cat/0.png', 'link.png', 'labels.csv'])
+@pytest.mark.parametrize('name', [IMAGES[0], f'dog/../{IMAGES[0]}', 'link.png', 'labels.csv'])
 def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
-  images = [f'{name}/{n}.png' for name in ('cat', 'dog') for n in range(5)]
-  write_images(tmp_path, images)
-  lines = ['path,label', *(f'{image},{image[:3]}' for image in images)]
+  lines = ['path,label', *(f'{image},{image[:3]}' for image in IMAGES)]
   (tmp_path / 'labels.csv').write_text('\n'.join(lines))
-  os.symlink(tmp_path / 'cat' / '0.png', tmp_path / 'link.png')
+  os.symlink(tmp_path / IMAGES[0], tmp_path / 'link.png')
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
   with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):
