@@ -33,6 +33,8 @@ from glora_jax.method.trace.events import parts_of_scan, shape_of
 from glora_jax.method.trace.primitives import moved
 from glora_jax.method.trace.view import Atom
 
+CALLS = ('jit', 'pjit')  # primitives that do no more than call a jaxpr
+
 
 def call(
   function: Callable[[Any, Any], Any],
@@ -225,8 +227,8 @@ class _Program:
     """What an equation gives, of values of which some may be deferred."""
     name = equation.primitive.name
     if not any(map(_is_deferred, values)):
-      return _alone(equation, values)
-    if name in ('jit', 'pjit', 'closed_call'):
+      return result_of(equation, values)
+    if name in (*CALLS, 'closed_call'):
       return self._run(equation.params['jaxpr'], values)
     if name in _CONTROL:
       return _CONTROL[name](self, equation, values)
@@ -244,7 +246,7 @@ class _Program:
           return [found]
 
     def use(*values: Any) -> Sequence[Any]:
-      return _alone(equation, list(map(self._whole, values)))
+      return result_of(equation, list(map(self._whole, values)))
 
     return use(*values) if self._gather is None else jax.checkpoint(use)(*values)
 
@@ -328,7 +330,7 @@ def _passed_on(equation: core.JaxprEqn, values: Sequence[Any]) -> Deferred | InP
     and all(isinstance(v, InParts) and v.shape == shape for v in values if _is_deferred(v))
   )
   arrays = [value.array if isinstance(value, InParts) else value for value in values]
-  return InParts(*_alone(equation, arrays)) if is_in_parts else None
+  return InParts(*result_of(equation, arrays)) if is_in_parts else None
 
 
 def _passed(
@@ -362,8 +364,8 @@ def _is_kept(policy: Callable[..., bool], primitive: Any, *args: Any, **params: 
   return not is_gathered and policy(primitive, *args, **params)
 
 
-def _alone(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-  """What an equation gives of arrays."""
+def result_of(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+  """What an equation gives of arrays, a result for each of its outputs."""
   arguments = {
     atom: value
     for atom, value in zip(equation.invars, values, strict=True)

@@ -6,10 +6,9 @@ lies on the device and for one that is streamed to it, from the first step on or
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -50,111 +49,94 @@ class Block(NamedTuple):
   indices: np.ndarray | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Resident:
-  """A training set that lies on the device as a whole; steps take their images by index.
-
-  Attributes:
-    images: [n, ...].
-    labels: int [n].
-    key: random key of the order, or a list of those of several runs.
-    batch_size: number of images in a step.
-  """
-
-  images: jax.Array | np.ndarray
-  labels: jax.Array | np.ndarray
-  key: jax.Array | list[jax.Array]
-  batch_size: int
-
-  def blocks(self, first: int, last: int, most_steps: int) -> Iterator[Block]:
-    """The steps `first` to `last - 1` in blocks of at most `most_steps`."""
-    num_examples = len(self.labels)
-    block_size = steps_per_call(num_examples // self.batch_size, most_steps)
-    limits = first, last, num_examples, self.batch_size
-    if isinstance(self.key, list):
-      steps = zip(*(_in_order(key, *limits) for key in self.key), strict=True)
-    else:
-      steps = _in_order(self.key, *limits)
-    for start in range(first, last, block_size):
-      stop = min(start + block_size, last)
-      indices = np.stack([*itertools.islice(steps, stop - start)])
-      yield Block(stop, self.images, self.labels, indices)
-
-
-@dataclasses.dataclass(frozen=True)
-class Streamed:
-  """A training set that is read batch by batch, in the order of a `Resident` one.
-
-  Attributes:
-    stream: where images and labels come from.
-    num_examples: number of images in it.
-    key: random key of the order.
-    batch_size: number of images in a step.
-    mesh: devices that batches are dealt to. Each process reads the images of its own devices.
-  """
-
-  stream: ImageStream
-  num_examples: int
-  key: jax.Array
-  batch_size: int
-  mesh: jax.sharding.Mesh | None = None
-
-  def blocks(self, first: int, last: int, most_steps: int) -> Iterator[Block]:
-    """The steps `first` to `last - 1` in blocks of at most `most_steps`.
-
-    A block that is shorter than an epoch ends where the epoch does, at the latest.
-    """
-    most_steps = min(most_steps, MOST_STREAMED_STEPS)
-    steps_per_epoch = self.num_examples // self.batch_size
-    block_size = steps_per_call(steps_per_epoch, most_steps)
-    batches = self._batches(first, last)
-    while first < last:
-      left_of_epoch = steps_per_epoch - first % steps_per_epoch
-      num_steps = min(block_size, left_of_epoch) if block_size < steps_per_epoch else block_size
-      stop = min(first + num_steps, last)
-      images, labels = zip(*itertools.islice(batches, stop - first), strict=True)
-      yield Block(stop, self._stack(images), self._stack(labels), None)
-      first = stop
-
-  def _batches(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of steps `first` to `last - 1`, asked of the stream many at a time."""
-    rows = slice(None) if self.mesh is None else meshes.local_rows(self.mesh, self.batch_size)
-    steps = _in_order(self.key, first, last, self.num_examples, self.batch_size)
-    while asked := [*itertools.islice(steps, max(1, _ASKED_AT_ONCE // self.batch_size))]:
-      yield from given(self.stream, np.stack(asked)[:, rows])
-
-  def _stack(self, batches: Sequence[np.ndarray]) -> jax.Array:
-    """Batches on their way to the device; nothing waits for them to be there."""
-    stacked = np.stack(batches)
-    if self.mesh is None:
-      return jax.device_put(stacked)
-    return meshes.from_hosts(self.mesh, stacked, axis=1)
-
-
-def make_feeder(
+def feed(
   images: jax.Array | np.ndarray | ImageStream,
   labels: jax.Array | np.ndarray,
   key: Any,
   batch_size: int,
+  steps: tuple[int, int],
+  most_steps: int,
   mesh: jax.sharding.Mesh | None = None,
-) -> Resident | Streamed:
-  """What feeds a training loop, by where its images are.
+) -> Iterator[Block]:
+  """What feeds a training loop, in blocks of steps.
 
   Args:
-    images: the whole training set [n, ...], or a stream.
+    images: the whole training set [n, ...], or a stream, of which each process reads the images of
+      its own devices.
     labels: int [n].
-    key: random key of the order; for images that are no stream also a list, see `Resident`.
+    key: random key of the order; for images that are no stream also a list, of several runs.
     batch_size: number of images in a step.
+    steps: the first step, and the one after the last.
+    most_steps: most steps of a block.
     mesh: devices that every batch is dealt to. A resident training set lies on each as a whole.
 
   Raises:
     ValueError: there are no images, or not one label for each.
   """
   if isinstance(images, ImageStream):
-    return Streamed(images, len(labels), key, batch_size, mesh)
+    return _streamed(images, len(labels), key, batch_size, steps, most_steps, mesh)
   check_labelled(images, labels)
   images, labels = meshes.hold(mesh, (images, labels))
-  return Resident(images, labels, key, batch_size)
+  return _resident(images, labels, key, batch_size, steps, most_steps)
+
+
+def _resident(
+  images: Any, labels: Any, key: Any, batch_size: int, steps: tuple[int, int], most_steps: int
+) -> Iterator[Block]:
+  """Blocks of a training set that lies on the device; steps take their images by index."""
+  first, last = steps
+  block_size = steps_per_call(len(labels) // batch_size, most_steps)
+  in_order = functools.partial(
+    _in_order, first=first, last=last, num_examples=len(labels), batch_size=batch_size
+  )
+  rows = zip(*map(in_order, key), strict=True) if isinstance(key, list) else in_order(key)
+  for start in range(first, last, block_size):
+    stop = min(start + block_size, last)
+    yield Block(stop, images, labels, np.stack([*itertools.islice(rows, stop - start)]))
+
+
+def _streamed(
+  stream: ImageStream,
+  num_examples: int,
+  key: jax.Array,
+  batch_size: int,
+  steps: tuple[int, int],
+  most_steps: int,
+  mesh: jax.sharding.Mesh | None,
+) -> Iterator[Block]:
+  """Blocks of batches that are read, in the order of a resident training set.
+
+  A block that is shorter than an epoch ends where the epoch does, at the latest.
+  """
+  first, last = steps
+  steps_per_epoch = num_examples // batch_size
+  block_size = steps_per_call(steps_per_epoch, min(most_steps, MOST_STREAMED_STEPS))
+  in_order = _in_order(key, first, last, num_examples, batch_size)
+  batches = _read(stream, in_order, batch_size, mesh)
+  while first < last:
+    left_of_epoch = steps_per_epoch - first % steps_per_epoch
+    num_steps = min(block_size, left_of_epoch) if block_size < steps_per_epoch else block_size
+    stop = min(first + num_steps, last)
+    stacks = map(np.stack, zip(*itertools.islice(batches, stop - first), strict=True))
+    # On their way to the device; nothing waits for them to be there.
+    if mesh is None:
+      images, labels = map(jax.device_put, stacks)
+    else:
+      images, labels = (meshes.from_hosts(mesh, stack, axis=1) for stack in stacks)
+    yield Block(stop, images, labels, None)
+    first = stop
+
+
+def _read(
+  stream: ImageStream,
+  in_order: Iterator[np.ndarray],
+  batch_size: int,
+  mesh: jax.sharding.Mesh | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """The batches of some steps, asked of the stream many at a time."""
+  rows = slice(None) if mesh is None else meshes.local_rows(mesh, batch_size)
+  while asked := [*itertools.islice(in_order, max(1, _ASKED_AT_ONCE // batch_size))]:
+    yield from given(stream, np.stack(asked)[:, rows])
 
 
 def in_rows(
@@ -224,21 +206,10 @@ def rows_in_order(num_examples: int, batch_size: int) -> np.ndarray:
   return (np.arange(rows * batch_size, dtype=np.int32) % num_examples).reshape(rows, batch_size)
 
 
-def _in_order(
-  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
-) -> Iterator[np.ndarray]:
-  """The rows of `batch_indices` one by one, with the order of every epoch drawn once."""
-  steps_per_epoch = num_examples // batch_size
-  while first < last:
-    stop = min((first // steps_per_epoch + 1) * steps_per_epoch, last)
-    yield from batch_indices(key, first, stop, num_examples, batch_size)
-    first = stop
-
-
 def batch_indices(
   key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
 ) -> np.ndarray:
-  """The images of the steps `first` to `last - 1`.
+  """The images of the steps `first` to `last - 1`, int32 [steps, batch].
 
   Every epoch is its own permutation, a function of the key and the epoch alone; the partial batch
   at its end is dropped.
@@ -249,17 +220,20 @@ def batch_indices(
     last: the step after the last.
     num_examples: number of images in the training set.
     batch_size: number of images in a step.
-
-  Returns:
-    Indices, int32 [steps, batch].
   """
-  steps_per_epoch = num_examples // batch_size
-  epochs = range(first // steps_per_epoch, -(-last // steps_per_epoch))
-  orders = [np.asarray(_permutation(key, epoch, num_examples)) for epoch in epochs]
-  full_batches = [order[: steps_per_epoch * batch_size] for order in orders]
-  steps = np.concatenate(full_batches).reshape(-1, batch_size)
-  offset = first - epochs.start * steps_per_epoch
-  return steps[offset : offset + last - first].astype(np.int32)
+  return np.stack([*_in_order(key, first, last, num_examples, batch_size)])
+
+
+def _in_order(
+  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
+) -> Iterator[np.ndarray]:
+  """The rows of `batch_indices` one by one, with the order of every epoch drawn once."""
+  per_epoch = num_examples // batch_size
+  for epoch in range(first // per_epoch, -(-last // per_epoch)):
+    order = np.asarray(_permutation(key, epoch, num_examples))[: per_epoch * batch_size]
+    rows = order.reshape(per_epoch, batch_size).astype(np.int32)
+    start = epoch * per_epoch
+    yield from rows[max(first - start, 0) : last - start]
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -1,20 +1,25 @@
-"""A head that is trained alone, on features that the frozen body gives once for every image."""
+"""A head that is trained alone, on features that the frozen body gives once for every image.
+
+Where to cut is read off the traced function (its jaxpr): that works for any model, and what a model
+does behind its head is in the second half, too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from glora_jax import mesh as meshes
 from glora_jax.limits import check_callable, check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
-from glora_jax.method.program import gathering
+from glora_jax.method.program import CALLS, gathering, result_of
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
@@ -24,10 +29,136 @@ from glora_jax.method.validation import (
   check_only_arrays,
 )
 from glora_jax.training.batches import ImageStream, given, in_rows, rows_in_order
-from glora_jax.training.halves import Halves, halve
 from glora_jax.training.loop import LossFn, fit
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Halves:
+  """A function of trained arrays, frozen arrays and a batch, in two halves; see `halve`.
+
+  Attributes:
+    first: jaxpr of the first half, of frozen arrays and a batch.
+    second: jaxpr of the second half, of trained arrays, frozen arrays and features.
+    consts: what both jaxprs hold besides.
+    outputs: structure of what the function returns.
+  """
+
+  first: Jaxpr
+  second: Jaxpr
+  consts: Sequence[Any]
+  outputs: Any
+
+  def body(self, frozen: Any, batch: Any) -> jax.Array:
+    """The features of a batch, [batch, ...]: what the second half reads of the first."""
+    leaves = jax.tree.leaves((frozen, batch))
+    (features,) = jax.core.eval_jaxpr(self.first, self.consts, *leaves)
+    return features
+
+  def head(self, trained: Any, frozen: Any, features: jax.Array) -> Any:
+    """What the function returns, by the features of its batch."""
+    leaves = jax.tree.leaves((trained, frozen, features))
+    return jax.tree.unflatten(self.outputs, jax.core.eval_jaxpr(self.second, self.consts, *leaves))
+
+
+def halve(
+  function: Callable[[Any, Any, Any], Any], trained: Any, frozen: Any, batch: Any
+) -> Halves | None:
+  """Cuts a function in two where what is trained comes in.
+
+  Args:
+    function: `(trained, frozen, batch) -> outputs`, trees of arrays.
+    trained: tree of arrays or shapes.
+    frozen: likewise.
+    batch: likewise; the arrays' first axis is that of the examples.
+
+  Returns:
+    The halves, for batches of this very size: `function(trained, frozen, batch)` is
+    `head(trained, frozen, body(frozen, batch))`. None where the second half reads anything of the
+    batch but one array with a row for every example.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> def model(head, body, images):
+    ...   return jnp.tanh(images @ body) @ head
+    >>> head, body, images = jnp.ones((3, 2)), jnp.ones((8, 3)), jnp.ones((4, 8))
+    >>> halves = halve(model, head, body, images)
+    >>> features = halves.body(body, images)
+    >>> features.shape, halves.head(head, body, features).shape
+    ((4, 3), (4, 2))
+  """
+
+  def twice_as_long(leaf: Any) -> jax.ShapeDtypeStruct:
+    number, *rest = np.shape(leaf)
+    return jax.ShapeDtypeStruct((2 * number, *rest), leaf.dtype)
+
+  number = np.shape(jax.tree.leaves(batch)[0])[0]
+  halves, shapes = _cut(function, trained, frozen, batch)
+  if [shape[:1] for shape in shapes] != [(number,)]:
+    return None
+  # The first axis may be another that is as long as the batch, that of a sequence for instance.
+  try:
+    _, shapes_of_twice = _cut(function, trained, frozen, jax.tree.map(twice_as_long, batch))
+  except Exception:  # whatever a model says to a batch that it was not made for
+    return None
+  return halves if shapes_of_twice == [(2 * number, *shapes[0][1:])] else None
+
+
+def _cut(
+  function: Callable[[Any, Any, Any], Any], trained: Any, frozen: Any, batch: Any
+) -> tuple[Halves, list[tuple[int, ...]]]:
+  """The halves, and the shapes of what the second reads of the first but for frozen arrays."""
+  arguments = trained, frozen, batch
+  closed, outputs = jax.make_jaxpr(function, return_shape=True)(*arguments)
+  closed = jax.make_jaxpr(functools.partial(_flat, closed))(*jax.tree.leaves(arguments))
+  jaxpr = closed.jaxpr
+  num_trained, num_frozen = (len(jax.tree.leaves(tree)) for tree in (trained, frozen))
+  of_trained, rest = jaxpr.invars[:num_trained], jaxpr.invars[num_trained:]
+  after = _dependents(jaxpr, of_trained)
+  of_batch = _dependents(jaxpr, rest[num_frozen:]) - after
+  # What depends on frozen arrays alone stands in both; a compiler drops what is not read.
+  early = [equation for equation in jaxpr.eqns if after.isdisjoint(equation.outvars)]
+  late = [equation for equation in jaxpr.eqns if of_batch.isdisjoint(equation.outvars)]
+  read = [variable for equation in late for variable in _variables(equation.invars)]
+  across = list(of_batch.intersection([*read, *_variables(jaxpr.outvars)]))
+  halves = Halves(
+    jaxpr.replace(invars=rest, outvars=across, eqns=early),
+    jaxpr.replace(invars=[*of_trained, *rest[:num_frozen], *across], eqns=late),
+    closed.consts,
+    jax.tree.structure(outputs),
+  )
+  return halves, [getattr(variable.aval, 'shape', ()) for variable in across]
+
+
+def _flat(program: ClosedJaxpr, *arguments: Any) -> list[Any]:
+  """What a program gives, without a call of another, so that these can be cut as well."""
+  jaxpr = program.jaxpr
+  values: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
+  values |= zip(jaxpr.invars, arguments, strict=True)
+
+  def read(atoms: Iterable[Any]) -> list[Any]:
+    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in atoms]
+
+  for equation in jaxpr.eqns:
+    inputs = read(equation.invars)
+    is_call = equation.primitive.name in CALLS
+    results = _flat(equation.params['jaxpr'], *inputs) if is_call else result_of(equation, inputs)
+    values |= zip(equation.outvars, results, strict=True)
+  return read(jaxpr.outvars)
+
+
+def _variables(atoms: Iterable[Any]) -> Iterator[Var]:
+  return (atom for atom in atoms if not isinstance(atom, Literal))
+
+
+def _dependents(jaxpr: Jaxpr, sources: Iterable[Var]) -> set[Var]:
+  """All variables that depend on some."""
+  found = set(sources)
+  for equation in jaxpr.eqns:
+    if not found.isdisjoint(_variables(equation.invars)):
+      found.update(equation.outvars)
+  return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)

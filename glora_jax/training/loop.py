@@ -23,7 +23,7 @@ from glora_jax import mesh as meshes
 from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_only_arrays
-from glora_jax.training.batches import ImageStream, deal, make_feeder
+from glora_jax.training.batches import ImageStream, deal, feed
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
 
@@ -450,17 +450,17 @@ def fit(
   last = epochs * recipe.steps_per_epoch(len(labels))
   meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
 
-  feeder = make_feeder(images, labels, order_key, recipe.batch_size, mesh)
   frozen = meshes.settle(mesh, frozen)
   state = _own_state(trainable, state, optimizer, mesh, runs)
   first = int(np.max(state.step))
   if 0 < first < last:
     log.info('%s: resumed at step %d', title, first)
 
+  size, limits = recipe.batch_size, (first, last)
+  blocks = feed(images, labels, order_key, size, limits, steps_per_dispatch, mesh)
   steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen))
   show = progress and meshes.primary()
-  with Progress(title, first, last, recipe.batch_size * (runs or 1), show) as bar:
-    blocks = feeder.blocks(first, last, steps_per_dispatch)
+  with Progress(title, first, last, size * (runs or 1), show) as bar:
     block = next(blocks, None)
     while block is not None:
       trainable, opt_state, done, metrics = steps(

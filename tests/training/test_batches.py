@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from glora_jax.training.batches import batch_indices, make_feeder, steps_per_call
+from glora_jax.training.batches import batch_indices, feed, steps_per_call
 
 KEY = jax.random.key(0)
 
@@ -40,9 +40,8 @@ class Stream:
 @pytest.mark.parametrize('first', [0, 3, 7])
 def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
   images, labels = 10 * np.arange(32), np.arange(32) % 3
-  resident = make_feeder(images, labels, KEY, batch_size=10)
-  streamed = make_feeder(Stream(), labels, KEY, batch_size=10)
-  pairs = itertools.zip_longest(resident.blocks(first, 8, 4), streamed.blocks(first, 8, 4))
+  resident, streamed = (feed(data, labels, KEY, 10, (first, 8), 4) for data in (images, Stream()))
+  pairs = itertools.zip_longest(resident, streamed)
   stops = []
   for resident_block, streamed_block in pairs:
     assert streamed_block.indices is None
@@ -61,8 +60,7 @@ def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
 def test_a_streams_blocks_end_where_an_epoch_does():
   """Of eleven steps, which no whole number of blocks of at most eight is."""
   labels = np.arange(110) % 3
-  feeder = make_feeder(Stream(), labels, KEY, batch_size=10)
-  stops = [block.stop for block in feeder.blocks(3, 40, 11)]
+  stops = [block.stop for block in feed(Stream(), labels, KEY, 10, (3, 40), 11)]
   assert {11, 22, 33} < set(stops)
   assert stops == sorted(stops)
   assert stops[-1] == 40

@@ -14,8 +14,7 @@ from trees import randomized
 import glora_jax
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.training import head_alone
-from glora_jax.training.halves import halve
-from glora_jax.training.head_alone import HeadAlone, warm_head
+from glora_jax.training.head_alone import HeadAlone, halve, warm_head
 from glora_jax.training.loop import fit
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
