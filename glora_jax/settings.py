@@ -159,7 +159,7 @@ def _sentence(mistake: Any, fields: tuple[str, ...], name: str) -> str:
     return text
   if isinstance(value, Mapping):  # what fields of a section demand of each other
     return f'{name}.{text}'
-  return f'{name}: {text}' if mistake['loc'][-1:] == ('[key]',) else f'{given}: {text}'
+  return f'{name}: {text}' if '[key]' in mistake['loc'] else f'{given}: {text}'
 
 
 def bounds(info: FieldInfo) -> dict[str, float]:

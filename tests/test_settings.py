@@ -11,13 +11,11 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from glora_jax.data.augment import Augmentation
 from glora_jax.limits import check_path
-from glora_jax.search.evolution import Evolution
 from glora_jax.settings import (
   FILLED,
   Flag,
@@ -25,14 +23,10 @@ from glora_jax.settings import (
   Several,
   Text,
   Whole,
-  bounds,
   declared,
-  expected,
   taken,
 )
-from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
-from glora_jax.training.sampling import Sampling
 
 
 @declared
@@ -114,8 +108,10 @@ def test_scalars_and_arrays_are_python_numbers_once_they_are_taken(array):
   same = Settings(3, 0.5, (1, 2), by_name={'a': None, 'b': 1.5}, ready=True, share=0.25)
   assert repr(settings) == repr(same)
   assert pickle.loads(pickle.dumps(settings)) == settings
+  assert hash(Recipe(epochs=array.float32(500))) == hash(Recipe())
 
 
+@example(2**31, Whole)
 @given(
   st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.floats())),
   st.sampled_from([Whole, Number, Flag, Whole | None, Text]),
@@ -131,34 +127,6 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(value, kind):
     assert (type(found) is bool) == (type(value) is bool)
   else:
     assert re.fullmatch(r'x=.*\.', sentence)
-
-
-@pytest.mark.parametrize('section', [Recipe, Sampling, Consistency, Evolution, Augmentation])
-def test_a_range_that_the_help_shows_is_checked(section):
-  assert hash(section()) == hash(section())
-  for name, info in section.__pydantic_fields__.items():
-    assert info.description
-    if info.annotation in (int, float):
-      assert bounds(info), name
-    for word, bound in bounds(info).items():
-      value = bound + {'ge': -1, 'gt': 0, 'le': 1, 'lt': 0}[word]
-      with pytest.raises(ValueError, match=rf'^{name}'):
-        section(**{name: value})
-
-
-RANGES = {
-  'epochs': 'int, at least 0',
-  'batch_size': 'int, at least 1',
-  'learning_rate': 'float, above 0',
-  'component_dropout': 'float, at least 0, below 1',
-}
-
-
-def test_a_range_is_said_in_words():
-  fields = Recipe.__pydantic_fields__
-  assert {name: expected(fields[name]) for name in RANGES} == RANGES
-  assert expected(Settings.__pydantic_fields__['sizes']) == 'tuple[int, ...], above 0'
-  assert expected(Settings.__pydantic_fields__['kind']) == "'small' | 'large'"
 
 
 @pytest.mark.parametrize('path', [None, 3, b'x', [], 1e308, '', 'a\0b'])

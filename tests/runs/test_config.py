@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import typing
 
 import pytest
 from absl import flags
@@ -16,7 +15,7 @@ from glora_jax.runs.config import (
   check_config,
   default_config,
 )
-from glora_jax.settings import bounds
+from glora_jax.settings import bounds, expected
 
 
 @pytest.mark.parametrize(
@@ -163,14 +162,87 @@ def test_arguments_reach_the_fields():
   assert config.allocation.max_rank == 16
 
 
-def test_every_number_of_a_config_has_a_range():
-  """What has none takes any finite number, which for a rate or a count is hardly ever meant."""
-  open_ended = [
-    name
+RANGES = """
+seed: int, at least -2147483648, at most 4294967295
+budget: float | None
+checkpoint_epochs: int, at least 1
+data.max_resident: int, at least 0, at most 4611686018427387904
+data.workers: int, at least 0, at most 1024
+model.image_size: int | None, at least 1, at most 4096
+model.patch_size: int | None, at least 1, at most 4096
+model.num_heads: int | None, at least 1, at most 4096
+model.drop_path: float, at least 0, below 1
+model.dtype: 'float32' | 'bfloat16'
+model.base_dtype: 'float32' | 'bfloat16'
+model.unroll: int, at least 1
+space.ranks: tuple[int, ...] | None, at least 1
+augment.crop: float, at least 0, at most 1
+augment.shift: int, at least 0
+augment.color_jitter: float, at least 0
+augment.rand_augment: float, at least 0, at most 10.0
+augment.erasing: float, at least 0, at most 1
+augment.mixup: float, at least 0
+training.epochs: int, at least 0
+training.batch_size: int, at least 1
+training.learning_rate: float, above 0
+training.initial_learning_rate: float, at least 0
+training.final_learning_rate: float, at least 0
+training.warmup_epochs: int, at least 0
+training.weight_decay: float, at least 0
+training.accumulate: int, at least 1
+training.max_grad_norm: float, at least 0
+training.component_dropout: float, at least 0, below 1
+sampling.largest: float, at least 0, at most 1
+sampling.paths: int, at least 1
+consistency.weight: float, at least 0
+consistency.sigma: float, at least 0
+search.population: int, at least 1, at most 1000000
+search.generations: int, at least 0, at most 1000000
+search.parents: int, at least 1
+search.mutations: int, at least 0
+search.crossovers: int, at least 0
+search.mutation_probability: float, at least 0, at most 1
+finetune.epochs: int, at least 0
+finetune.warmup_epochs: int | None, at least 0
+finetune.learning_rate: float | None, above 0
+allocation.head_epochs: int, at least 1
+allocation.folds: int, at least 2
+allocation.max_rank: int, at least 1, at most 1024
+mesh.fsdp: int | None, at least 1
+compare.budgets: tuple[int, ...], at least 0
+compare.seeds: int, at least 1, at most 1000
+compare.rates: tuple[float, ...], above 0
+compare.rate: Mapping[str, float | None], above 0
+distributed.num_processes: int | None, at least 1
+distributed.process_id: int | None, at least 0
+"""
+
+
+def test_every_number_of_a_config_has_its_range():
+  said = [f'{name}: {expected(info)}' for name, info, _ in schema.walk(RunSettings())]
+  assert [line for line in said if re.search('int|float', line)] == RANGES.split('\n')[1:-1]
+
+
+BEYOND = {'ge': -1, 'gt': 0, 'le': 1, 'lt': 0}
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    (name, bound + BEYOND[word])
     for name, info, _ in schema.walk(RunSettings())
-    if {int, float} & {info.annotation, *typing.get_args(info.annotation)} and not bounds(info)
-  ]
-  assert open_ended == []
+    for word, bound in bounds(info).items()
+  ],
+)
+def test_a_range_is_checked(name, value):
+  config = default_config()
+  if name == 'compare.rate':
+    name += '.lora'
+  elif name in ('space.ranks', 'compare.budgets', 'compare.rates'):
+    value = (value,)
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=rf'^{name}(\[0\])?=\S+ should be (greater|less) than '):
+    check_config(config)
 
 
 def test_a_config_dict_takes_other_values_of_a_fields_type_alone():

@@ -125,7 +125,6 @@ CALLS = {
   ],
   Evolution: [
     ({'mutations': 40}, 'mutations=40'),
-    ({'mode': 'greedy'}, "mode='greedy'"),
   ],
   allocating: [
     ({'adapted': Mixed()}, 'Mixed'),
