@@ -151,7 +151,7 @@ def _sentence(mistake: Any, fields: tuple[str, ...], name: str) -> str:
   if mistake['type'] == 'missing':
     return f'{name} is missing.'
   if mistake['type'] == 'unexpected_keyword_argument':
-    return f'{given} is unknown.'
+    return f'{given} is unknown; leave it out, or correct its name.'
   if mistake['type'] != 'value_error':
     return f'{given} {text[max(text.find("should"), 0) :]}.'
   text = str(mistake['ctx']['error'])

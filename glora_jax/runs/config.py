@@ -13,7 +13,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -50,6 +49,7 @@ from glora_jax.runs.sections import (
 from glora_jax.search.evolution import Evolution
 from glora_jax.settings import (
   Integer,
+  Name,
   Number,
   Several,
   Text,
@@ -57,6 +57,7 @@ from glora_jax.settings import (
   declared,
   passing,
   sentences,
+  taken,
 )
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
@@ -80,8 +81,18 @@ NEEDED = (  # by people; `--help_config` shows these
   'finetune.epochs',
 )
 _BOOLEANS = {'True': True, 'False': False}
-_BY_TASK = ('budget', 'learning_rate')
 _MOST_NAMES = 30  # that a sentence lists in full
+
+
+Budget = Annotated[Number, AfterValidator(draws.check_budget)]
+
+
+@declared
+class OwnSettings:
+  """What a task of a suite can have of its own."""
+
+  budget: Budget | None = Field(default=None, description='as `budget`')
+  learning_rate: Number = Field(default=1e-4, gt=0, description='as `training.learning_rate`')
 
 
 @declared
@@ -117,7 +128,7 @@ class RunSettings:
   )
   model: ModelSettings = ModelSettings()
   space: SpaceSettings = SpaceSettings()
-  budget: Annotated[Number, AfterValidator(draws.check_budget)] | None = Field(
+  budget: Budget | None = Field(
     default=None,
     description='most trained parameters, head not counted, a whole number; None for no limit',
   )
@@ -453,17 +464,12 @@ def check_settings(settings: Any, task: str, where: str) -> None:
     where: the beginning of the sentence: path of the file, or name of the config's field.
 
   Raises:
-    ValueError: the first name, type or value that cannot be.
+    ValueError: a name, type or value cannot be.
   """
   benchmark = task.partition('/')[0]
   names = dict.fromkeys((*expand(f'{benchmark}/all'), *expand(task)))
   known = [name.partition('/')[2] for name in names]
-  if not isinstance(settings, Mapping):
-    raise ValueError(
-      f'{where} holds a {type(settings).__name__}; an object of tasks is expected, as '
-      f'{{"{known[0]}": {{"budget": 100000}}}}.'
-    )
-  for name, chosen in settings.items():
+  for name in taken(settings, where, Mapping[Name, OwnSettings]):
     if not any(_stands_for(name, task) for task in known):
       listed = known
       if len(known) >= _MOST_NAMES:
@@ -471,7 +477,6 @@ def check_settings(settings: Any, task: str, where: str) -> None:
       raise ValueError(
         f"{where}: '{name}' is no task of {benchmark}; there are {', '.join(listed)}."
       )
-    _check_chosen(chosen, f"{where}: '{name}'")
 
 
 def apply_settings(config: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
@@ -485,27 +490,3 @@ def apply_settings(config: ml_collections.ConfigDict, settings: Mapping[str, Any
 
 def _stands_for(name: str, task: str) -> bool:
   return task == name or task.startswith(f'{name}/')
-
-
-def _check_chosen(chosen: Any, where: str) -> None:
-  """Checks the settings of one name."""
-  if not isinstance(chosen, Mapping):
-    raise ValueError(f'{where} has {chosen!r}; an object with {" or ".join(_BY_TASK)} is expected.')
-  for name, value in chosen.items():
-    if name not in _BY_TASK:
-      raise ValueError(
-        f"{where} has '{name}'; only {' and '.join(_BY_TASK)} can be given for each task."
-      )
-    if name == 'budget':
-      try:
-        draws.check_budget(value)
-      except ValueError as error:
-        raise ValueError(f'{where}: {error}') from error
-      continue
-    rate = plain(value)
-    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if not (is_number and 0 < rate <= sys.float_info.max):  # a whole number may be beyond it
-      raise ValueError(
-        f'{where}: learning_rate={shown(value)} must be a number above 0, and at most '
-        f'{sys.float_info.max:.2g}.'
-      )
