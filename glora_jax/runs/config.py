@@ -187,27 +187,10 @@ class RunSettings:
       return GRADIENT in self.compare.methods
     return self.structure == GRADIENT or GRADIENT in self.presets
 
-  @property
-  def traceable(self) -> tuple[str, ...]:
-    """The stages of the job that `watch.profile` can name; of a comparison, its search alone."""
-    if self.job == 'compare':
-      return ('search',) if SEARCH in self.compare.methods else ()
-    finetunes = self.protocol == 'honest' and self.finetune.epochs > 0
-    present = {
-      'head': self.has_gradient,
-      'supernet': self.structure == SEARCH,
-      'baselines': {'linear', *self.presets} != {self.structure},
-      'search': self.structure == SEARCH,
-      'finetune': self.structure == SEARCH and finetunes,
-      'training': self.structure != SEARCH,
-    }
-    return tuple(stage for stage, is_present in present.items() if is_present)
-
 
 def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
   """Whether fields get what they demand of each other, and the sentence for where not."""
   alone = settings.job != 'compare'
-  profile, traceable = settings.watch.profile, settings.traceable
   own_epochs, epochs = settings.finetune.epochs, settings.training.epochs
   yield from (
     (
@@ -259,11 +242,6 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
       alone or settings.seed + TUNING_SEED + settings.compare.seeds <= MOST_SEED,
       f'seed={settings.seed} leaves no room for the {settings.compare.seeds} seeds of a '
       'comparison; lower it.',
-    ),
-    (
-      profile is None or profile in traceable,
-      f'watch.profile={profile!r} is no stage of this run that can be traced; give '
-      f'{" or ".join(map(repr, (*traceable, None)))}.',
     ),
   )
 

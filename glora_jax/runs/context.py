@@ -19,7 +19,7 @@ from glora_jax.data.augment import Augmentation
 from glora_jax.data.image_check import with_readable_images
 from glora_jax.data.task import Task
 from glora_jax.files import sha256_of
-from glora_jax.limits import MOST_COUNTED
+from glora_jax.limits import MOST_COUNTED, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
@@ -94,6 +94,7 @@ class Context:
     scorers: compiled scores, by masked split; None for all others.
     predictors: compiled predictions, likewise.
     seconds: time of the stages so far, by title.
+    dispatched: to be called after every dispatch; a profiler hears it in a stage that is traced.
   """
 
   settings: RunSettings
@@ -111,6 +112,7 @@ class Context:
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
   predictors: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  dispatched: Callable[[], None] = lambda: None
 
   @property
   def train_split(self) -> str:
@@ -266,6 +268,11 @@ def make_context(
   Raises:
     ValueError, OSError: what any stage would stumble over, as far as it can be known before.
   """
+  titles = dict.fromkeys(stage.title for stage in stages if stage.has_folder)
+  if (profile := given.watch.profile) not in (None, *titles):
+    raise ValueError(
+      f'watch.profile={shown(profile)} is no stage of this job; give one of {", ".join(titles)}.'
+    )
   mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
   counts = count_images(task)

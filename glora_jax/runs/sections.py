@@ -48,7 +48,6 @@ RematPolicy = Literal[
   'dots_saveable',
   'dots_with_no_batch_dims_saveable',
 ]
-ProfiledStage = Literal['supernet', 'baselines', 'search', 'finetune', 'head', 'training']
 
 # What a structure comes from, where it is neither a preset nor a file.
 SEARCH = 'search'  # or GRADIENT
@@ -424,6 +423,7 @@ class WatchSettings:
     description='whether the metrics are written as events to WORKDIR/tensorboard, too; needs '
     'tensorboardX',
   )
-  profile: ProfiledStage | None = Field(
-    default=None, description='stage of which dispatches are traced into WORKDIR/profile'
+  profile: Text | None = Field(
+    default=None,
+    description="stage of which dispatches are traced into WORKDIR/profile, as 'supernet'",
   )

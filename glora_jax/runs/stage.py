@@ -28,6 +28,7 @@ from glora_jax import mesh as meshes
 from glora_jax.files import write_json
 from glora_jax.records import read_record
 from glora_jax.runs.fields import COMMON, is_among, values_of
+from glora_jax.runs.monitoring import profiled
 from glora_jax.runs.workdir import Stopped
 
 if TYPE_CHECKING:
@@ -205,7 +206,10 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     if context.stop():
       raise Stopped(f'before the stage {stage.name}', context.workdir)
     log.info('%s: begins, stage %d of %d', stage.name, number, len(wanted))
-    with _timed(context, stage, keys[stage.name]):
+    profiling = profiled(
+      context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
+    )
+    with _timed(context, stage, keys[stage.name]), profiling as context.dispatched:
       results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
     log.info('%s: done, %.1f s', stage.name, context.seconds[stage.title])
   return results[wanted[-1].name]

@@ -94,28 +94,6 @@ def test_the_defaults_are_those_of_the_settings():
   assert check_config(default_config()) == RunSettings()
 
 
-@pytest.mark.parametrize(
-  'changes, stages',
-  [
-    ({}, ('supernet', 'baselines', 'search', 'finetune')),
-    ({'presets': ('gradient',)}, ('head', 'supernet', 'baselines', 'search', 'finetune')),
-    ({'structure': 'gradient'}, ('head', 'baselines', 'training')),
-    ({'structure': 'lora'}, ('baselines', 'training')),
-    ({'structure': 'linear'}, ('training',)),
-    ({'protocol': 'paper'}, ('supernet', 'baselines', 'search')),
-    ({'finetune.epochs': 0}, ('supernet', 'baselines', 'search')),
-    ({'job': 'compare'}, ('search',)),
-  ],
-)
-def test_every_stage_of_a_job_can_be_traced(changes, stages):
-  config = default_config()
-  config.update_from_flattened_dict(changes)
-  assert check_config(config).traceable == stages
-  for stage in stages:
-    config.watch.profile = stage
-    check_config(config)
-
-
 def test_a_rate_may_be_of_any_preset_with_its_rank():
   config = default_config()
   with config.compare.rate.unlocked():
@@ -165,6 +143,7 @@ def test_arguments_reach_the_fields():
 RANGES = """
 seed: int, at least -2147483648, at most 4294967295
 budget: float | None
+component_dropout: float, at least 0, below 1
 checkpoint_epochs: int, at least 1
 data.max_resident: int, at least 0, at most 4611686018427387904
 data.workers: int, at least 0, at most 1024
@@ -191,7 +170,6 @@ training.warmup_epochs: int, at least 0
 training.weight_decay: float, at least 0
 training.accumulate: int, at least 1
 training.max_grad_norm: float, at least 0
-training.component_dropout: float, at least 0, below 1
 sampling.largest: float, at least 0, at most 1
 sampling.paths: int, at least 1
 consistency.weight: float, at least 0

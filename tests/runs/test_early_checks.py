@@ -83,6 +83,8 @@ def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
     ({'structure': str(ROOT / 'tests/golden/mutants.json')}, ValueError, 'mutants.json'),
     ({'structure': '/no/genome.json'}, FileNotFoundError, "structure='/no/genome.json'"),
     ({'structure': 'lora:9'}, ValueError, 'rank 9'),
+    ({'protocol': 'paper', 'watch__profile': 'finetune'}, ValueError, "watch.profile='finetune'"),
+    ({**COMPARED, 'watch__profile': 'search'}, ValueError, "watch.profile='search'"),
     ({'structure': 'lora:8'}, ValueError, "structure='lora:8' has 4,096 parameters"),
     ({**READ_OFF, 'budget': 3}, ValueError, 'budget=3'),
     ({**READ_OFF, 'allocation__folds': 900}, ValueError, 'allocation.folds=900'),

@@ -33,7 +33,6 @@ ADAPTING = [
   ({'augment.crop': 1.5}, 'augment.crop=1.5'),
   ({'space.ranks': (4, 2)}, 'space.ranks=(4, 2)'),
   ({'budget': 0.5}, 'budget=0.5'),
-  ({'watch.profile': 'train'}, "watch.profile='train'"),
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
   ({'structure': 'lorra'}, "structure='lorra'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
@@ -42,7 +41,6 @@ ADAPTING = [
     {'structure': 'gradient', 'training.epochs': 3, 'training.warmup_epochs': 0},
     'training.epochs=3 leave too little',
   ),
-  ({'protocol': 'paper', 'watch.profile': 'finetune'}, "watch.profile='finetune'"),
 ]
 COMPARING = [
   ({'compare.methods': ('lora@',)}, "compare.methods[0]='lora@'"),
@@ -57,7 +55,6 @@ COMPARING = [
   ({'finetune.epochs': 500}, 'finetune.epochs=500'),
   ({'training.warmup_epochs': 450}, 'training.warmup_epochs=450'),
   ({'seed': 2**32 - 1}, 'seed=4294967295'),
-  ({'compare.methods': ('lora',), 'watch.profile': 'search'}, "watch.profile='search'"),
 ]
 
 

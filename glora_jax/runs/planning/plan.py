@@ -235,7 +235,7 @@ def plan(
     >>> config.structure = 'lora'
     >>> planned = glora_jax.plan(config, 'v5e:1x1')
     >>> [(stage.name, stage.steps) for stage in planned.stages]
-    [('baselines', 6000), ('training', 6000), ('test', 0)]
+    [('baselines/linear', 6000), ('training', 6000), ('test', 0)]
   """
   settings = check_config(config)
   if compiled and topology is None:

@@ -19,7 +19,7 @@ from glora_jax.records import read_lines, read_record
 from glora_jax.runs.backbone import Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context, train_split_of
-from glora_jax.runs.monitoring import Line, profiled
+from glora_jax.runs.monitoring import Line
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
 from glora_jax.runs.stages.training import Training, best_on_val, train
@@ -134,26 +134,24 @@ def run_search(
   if os.path.exists(path):
     archive = read_archive(path, context.adapted.spec)
     log.info('search: resumed after generation %d', archive.generation[-1])
-  profiling = profiled(context.path('profile'), context.settings.watch.profile == 'search')
-  with profiling as dispatched:
 
-    def on_generation(archive: Archive) -> None:
-      if meshes.primary():
-        write_arrays(path, archive.arrays(), 'archive')
-      dispatched()
-      if context.stop():
-        raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
+  def on_generation(archive: Archive) -> None:
+    if meshes.primary():
+      write_arrays(path, archive.arrays(), 'archive')
+    context.dispatched()
+    if context.stop():
+      raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
 
-    return evolution.evolve(
-      context.adapted.spec,
-      functools.partial(context.score, variables, split=context.search_split),
-      key,
-      settings=context.settings.search,
-      budget=budget,
-      archive=archive,
-      on_generation=on_generation,
-      progress=meshes.primary(),
-    )
+  return evolution.evolve(
+    context.adapted.spec,
+    functools.partial(context.score, variables, split=context.search_split),
+    key,
+    settings=context.settings.search,
+    budget=budget,
+    archive=archive,
+    on_generation=on_generation,
+    progress=meshes.primary(),
+  )
 
 
 def _finetune(

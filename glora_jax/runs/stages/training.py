@@ -20,7 +20,7 @@ from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs.context import Context
-from glora_jax.runs.monitoring import Metrics, profiled
+from glora_jax.runs.monitoring import Metrics
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
@@ -155,18 +155,12 @@ def _train(
   last = epochs * per_epoch
   is_head = isinstance(learner, HeadAlone)
   by_epoch = evaluate is not None or is_head
-  watch = context.settings.watch
-  wanted = watch.profile == training.name.partition('/')[0]
-  profiling = profiled(context.path('profile'), wanted)
-  with (
-    TrainingCheckpoints(context.path(training.name)) as checkpoints,
-    profiling as dispatched,
-  ):
+  with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     state = checkpoints.latest(_initial_state(context, training, trainable, len(labels)))
     saved = int(np.max(state.step)) if state else 0
     if is_head and saved < last:
       images = learner.features(training.starts[0], images, labels, context.mesh)
-    board = context.path('tensorboard') if watch.tensorboard else None
+    board = context.path('tensorboard') if context.settings.watch.tensorboard else None
     path = context.path('metrics.jsonl')
     bookkeeper = Bookkeeper(
       context=context,
@@ -175,7 +169,6 @@ def _train(
       metrics=Metrics(path, training.name, saved, board) if rates is None else None,
       steps_per_epoch=per_epoch,
       saved=saved,
-      dispatched=dispatched,
       evaluate=evaluate and (lambda state: evaluate(learner.join(state.trainable, frozen))),
     )
     try:
@@ -260,7 +253,6 @@ class Bookkeeper:
     metrics: where its metrics are written; None for nowhere.
     steps_per_epoch: number of steps.
     saved: step of the newest saved state.
-    dispatched: called after every dispatch, for the profiler.
     evaluate: further metrics of a state at the end of an epoch; None for none.
     accuracies: on training images, of every dispatch.
   """
@@ -271,7 +263,6 @@ class Bookkeeper:
   metrics: Metrics | None
   steps_per_epoch: int
   saved: int
-  dispatched: Callable[[], None]
   evaluate: Callable[[TrainState], dict[str, float]] | None
   accuracies: list[float] = dataclasses.field(default_factory=list)
 
@@ -283,7 +274,7 @@ class Bookkeeper:
       ends_epoch = step % self.steps_per_epoch == 0
       evaluated = self.evaluate(state) if self.evaluate and ends_epoch else {}
       self.metrics.write(step, {'epoch': step / self.steps_per_epoch, **means, **evaluated})
-    self.dispatched()
+    self.context.dispatched()
     stop = self.context.stop()
     due = self.saved + self.context.settings.checkpoint_epochs * self.steps_per_epoch
     if stop or step >= due:
