@@ -145,18 +145,14 @@ VARIABLES = FREE.init(jax.random.key(0), PARAMS)
   'call, sentence',
   [
     (lambda: FREE.apply(VARIABLES, X), 'apply needs a genome, since the structure is free'),
-    (lambda: FREE.fold(VARIABLES), 'fold needs a genome'),
-    (lambda: FREE.count_params(), 'count_params needs a genome'),
     (lambda: FIXED.apply(VARIABLES, X, genome=FIXED.genome), 'apply takes no genome'),
     (lambda: FREE.fix('lora:8'), 'needs rank 8, and the space of fc has the ranks 4'),
     (lambda: glora_jax.adapt(Mlp(), X, structure={**NAMED, 'tied': ['x']}), "tied='x'"),
-    (lambda: FREE.fix('lra'), "'lra' is unknown"),
     (
       lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'),
       "structure='./no.json' does not exist",
     ),
     (lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0), 'scale=0.0 must be above 0'),
-    (lambda: glora_jax.adapt(Mlp(), X, structure=[[0, 9, 0, 0, 0]]), 'says 9 for B'),
   ],
 )
 def test_what_a_structure_cannot_be_asked_is_one_sentence(call, sentence):

@@ -12,7 +12,7 @@ from flax import nnx
 
 import glora_jax
 from glora_jax import Layer, SearchSpace, Spec
-from glora_jax.method import equation, presets, sharding, supports
+from glora_jax.method import presets, sharding
 from glora_jax.method.genomes import check_genome, genome_from_json
 from glora_jax.method.space import MOST_RANKS
 
@@ -108,12 +108,6 @@ def random(budget=None, number=3, rng=None, spec=LAYERS):
   return glora_jax.random_genomes(rng, spec, number, budget)
 
 
-def effective(kernel, alleles):
-  return equation.effective(
-    jnp.ones(kernel), None, supports.init_supports(KEY, 4, 5), np.zeros(alleles, int)
-  )
-
-
 REFUSED = [
   # spaces and layers
   (lambda: SearchSpace(ranks=()), 'ranks=()'),
@@ -202,8 +196,6 @@ REFUSED = [
   (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
   (lambda: presets.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
   # the equation, checks and devices
-  (lambda: effective((4, 5), 3), '(3,)'),
-  (lambda: effective((3, 4, 5), 5), '(3, 4, 5)', 'jax.vmap'),
   (lambda: glora_jax.check(dense(), jax.eval_shape(variables), X), 'variables'),
   (check_outputs, 'floating-point'),
   (lambda: glora_jax.shard(dense(), variables(), 8), 'mesh=8'),

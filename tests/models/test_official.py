@@ -42,17 +42,15 @@ def test_supports_and_head_find_their_places(golden_vit, saved):
   jax.tree.map(np.testing.assert_array_equal, variables['params'], golden_vit['params'])
 
 
-def test_what_a_file_lacks_is_named(golden_vit, saved, tmp_path):
-  tensors, _, model, images = saved
+def test_what_a_file_lacks_is_named_and_only_a_tied_vit_with_a_head_takes_it(
+  golden_vit, saved, tmp_path
+):
+  tensors, path, model, images = saved
   lacking = {name: value for name, value in tensors.items() if not name.endswith('mlp.fc1.D')}
   np.savez(tmp_path / 'lacking.npz', **lacking)
-  with pytest.raises(ValueError, match=r'missing: blocks\.\{0-\d\}\.mlp\.fc1\.D'):
-    glora_jax.load_official_supernet(
-      tmp_path / 'lacking.npz', adapt(model, images), golden_vit['params']
-    )
-
-
-def test_only_a_tied_vit_with_a_head_takes_it(golden_vit, saved):
-  _, path, model, images = saved
-  with pytest.raises(ValueError, match='tied SearchSpace'):
-    glora_jax.load_official_supernet(path, adapt(model, images, tied=False), golden_vit['params'])
+  for file, tied, named in (
+    (tmp_path / 'lacking.npz', True, r'missing: blocks\.\{0-\d\}\.mlp\.fc1\.D'),
+    (path, False, 'tied SearchSpace'),
+  ):
+    with pytest.raises(ValueError, match=named):
+      glora_jax.load_official_supernet(file, adapt(model, images, tied=tied), golden_vit['params'])

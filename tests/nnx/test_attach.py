@@ -14,6 +14,7 @@ from live_models import SPACE, TOKENS, Classifier, call, genomes, randomize, var
 from numpy.testing import assert_allclose, assert_array_equal
 
 import glora_jax
+from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Genome, Head, Trained, live
 
 
@@ -21,7 +22,7 @@ from glora_jax.nnx import Genome, Head, Trained, live
 def pair():
   """A model, and the same attached, in evaluation mode, with supports that are not zero."""
   model = Classifier()
-  attached = glora_jax.nnx.attach(model, TOKENS, space=SPACE)
+  attached = glora_nnx.attach(model, TOKENS, space=SPACE)
   model.eval()
   attached.eval()
   randomize(attached)
@@ -29,14 +30,14 @@ def pair():
 
 
 def fresh(**options):
-  return glora_jax.nnx.attach(Classifier(), TOKENS, space=SPACE, **options)
+  return glora_nnx.attach(Classifier(), TOKENS, space=SPACE, **options)
 
 
 def test_folded_it_is_a_plain_model_that_says_the_same(pair):
   model, attached = pair
-  fold = nnx.jit(glora_jax.nnx.fold)
+  fold = nnx.jit(glora_nnx.fold)
   for genome in genomes(attached, 3):
-    glora_jax.nnx.set_genome(attached, genome)
+    glora_nnx.set_genome(attached, genome)
     folded = fold(attached)
     assert nnx.graphdef(folded) == nnx.graphdef(model)  # nothing that was compiled is traced again
     outputs = call(attached, TOKENS)
@@ -46,11 +47,11 @@ def test_folded_it_is_a_plain_model_that_says_the_same(pair):
 
 def test_submodules_and_other_methods_are_merged_too(pair):
   _, attached = pair
-  folded = glora_jax.nnx.fold(attached)
+  folded = glora_nnx.fold(attached)
   assert_allclose(attached.features(TOKENS), folded.features(TOKENS), atol=1e-5)
   assert_allclose(attached.block(TOKENS), folded.block(TOKENS), atol=1e-5)
   assert_allclose(attached.block.up.w[...], folded.block.up.w[...], atol=1e-6)
-  part = glora_jax.nnx.fold(attached.block)
+  part = glora_nnx.fold(attached.block)
   assert_allclose(part(TOKENS), folded.block(TOKENS), atol=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_batch_statistics_move_as_in_the_model_and_stay_moved_when_folded():
   start = Classifier().norm.mean[...]
   assert np.abs(model.norm.mean[...] - start).max() > 1e-2
   assert_allclose(attached.norm.mean[...], model.norm.mean[...], atol=1e-5)
-  folded = glora_jax.nnx.fold(attached)
+  folded = glora_nnx.fold(attached)
   assert_array_equal(folded.norm.mean[...], attached.norm.mean[...])
   call(folded, TOKENS)
   assert np.abs(folded.norm.mean[...] - attached.norm.mean[...]).max() > 1e-3
@@ -89,12 +90,12 @@ class Decoder(nnx.Module):
 def test_a_decoding_cache_is_filled_step_by_step():
   model = Decoder(nnx.Rngs(0))
   model.attention.init_cache((4, 3, 8))
-  attached = glora_jax.nnx.attach(model, TOKENS[:, :1], space=SPACE)
+  attached = glora_nnx.attach(model, TOKENS[:, :1], space=SPACE)
   for step in range(2):
     x = TOKENS[:, step : step + 1]
     assert_allclose(call(attached, x), call(model, x), atol=1e-5)
   randomize(attached)
-  folded = glora_jax.nnx.fold(attached)  # with the cache as it stands
+  folded = glora_nnx.fold(attached)  # with the cache as it stands
   x = TOKENS[:, 2:]
   assert_allclose(call(attached, x), call(folded, x), atol=1e-5)
   assert folded.attention.cache_index[...] == 3
@@ -113,7 +114,7 @@ def test_an_optimizer_trains_supports_and_heads_and_compiles_once():
   @nnx.jit
   def step(model, optimizer, x, key):
     traces.append(1)
-    glora_jax.nnx.set_genome(model, glora_jax.sample_genome(key, layers))
+    glora_nnx.set_genome(model, glora_jax.sample_genome(key, layers))
     value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, Trained))(model, x)
     optimizer.update(model, gradients)
     return value
@@ -155,13 +156,13 @@ class OwnTypes(nnx.Module):
 
 
 def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
-  attached = glora_jax.nnx.attach(OwnTypes(), TOKENS, space=SPACE)
+  attached = glora_nnx.attach(OwnTypes(), TOKENS, space=SPACE)
   randomize(attached)
   other = pickle.loads(pickle.dumps(attached))
   assert type(other.head) is type(attached.head)
   assert isinstance(other.head, Head)
   assert isinstance(other.head, Scale)
-  assert type(glora_jax.nnx.fold(other).head) is Scale
+  assert type(glora_nnx.fold(other).head) is Scale
   assert nnx.graphdef(other) == nnx.graphdef(attached)
   assert_array_equal(other(TOKENS), attached(TOKENS))
 
@@ -170,8 +171,8 @@ def test_a_genome_is_no_parameter(pair):
   _, attached = pair
   assert not any(isinstance(variable, Genome) for variable in variables(attached, nnx.Param))
   genome = genomes(attached, 1)[0]
-  glora_jax.nnx.set_genome(attached, genome)
+  glora_nnx.set_genome(attached, genome)
   assert_array_equal(live.get_genome(attached), genome)
   spec = live.spec(attached)
-  summary = glora_jax.nnx.summary(attached)
+  summary = glora_nnx.summary(attached)
   assert f'trains {glora_jax.count_params(spec, genome):,} parameters' in summary

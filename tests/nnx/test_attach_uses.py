@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT, environment, program
 
 import glora_jax
-from glora_jax.nnx import Support, Trained, live
-from glora_jax.nnx import functional as glora_nnx
+from glora_jax import nnx as glora_nnx
+from glora_jax.nnx import Support, Trained, functional, live
 
 X = jax.random.normal(jax.random.key(0), (10, 6))
 SPACE = glora_jax.SearchSpace((1, 2))
@@ -34,7 +34,7 @@ class Mlp(nnx.Module):
 @pytest.fixture
 def attached():
   """A small classifier whose supports are not zero, in evaluation mode."""
-  model = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+  model = glora_nnx.attach(Mlp(), X, space=SPACE)
   model.eval()
   randomize(model)
   return model
@@ -42,13 +42,13 @@ def attached():
 
 def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attached):
   genome = glora_jax.preset(live.spec(attached), 'lora:1')
-  glora_jax.nnx.set_genome(attached, genome)
-  fixed = glora_jax.nnx.fix(attached, genome)
+  glora_nnx.set_genome(attached, genome)
+  fixed = glora_nnx.fix(attached, genome)
   assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
   shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
-  assert count == glora_jax.nnx.as_adapted(fixed)[0].count_params() == 14
+  assert count == glora_nnx.as_adapted(fixed)[0].count_params() == 14
   assert len(variables(fixed, Trained)) == 4
 
 
@@ -56,47 +56,47 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   attached.norm.mean[...] += 0.5
   attached.head.bias[...] += 0.5
   genome = glora_jax.preset(live.spec(attached), 'full')
-  glora_jax.nnx.set_genome(attached, genome)
+  glora_nnx.set_genome(attached, genome)
   expected = call(attached, X)
-  glora_jax.nnx.save_adapter(tmp_path / 'live.safetensors', attached, note='kept')
-  other = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+  glora_nnx.save_adapter(tmp_path / 'live.safetensors', attached, note='kept')
+  other = glora_nnx.attach(Mlp(), X, space=SPACE)
   other.eval()
-  glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', other)
+  glora_nnx.load_adapter(tmp_path / 'live.safetensors', other)
   assert_allclose(call(other, X), expected, atol=1e-6)
 
   plain = Mlp()
   plain.eval()
-  adapted = glora_nnx.adapt(plain, X, space=SPACE)
+  adapted = functional.adapt(plain, X, space=SPACE)
   assert adapted.spec == live.spec(attached)
   fixed, values = glora_jax.load_adapter(
-    tmp_path / 'live.safetensors', adapted, glora_nnx.params(plain)
+    tmp_path / 'live.safetensors', adapted, functional.params(plain)
   )
   assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
 
-  lora = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
-  lora = glora_jax.nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
+  lora = glora_nnx.attach(Mlp(), X, space=SPACE)
+  lora = glora_nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
   with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
-    glora_jax.nnx.load_adapter(tmp_path / 'live.safetensors', lora)
+    glora_nnx.load_adapter(tmp_path / 'live.safetensors', lora)
 
 
 def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_no_other(attached):
-  adapted, values = glora_jax.nnx.as_adapted(attached)
+  adapted, values = glora_nnx.as_adapted(attached)
   genome = glora_jax.preset(adapted.spec, 'lora:1')
   subnet = adapted.fix(genome)
   cut = subnet.join(*subnet.split(values))
   with pytest.raises(ValueError, match=r'stores rank 2 for A in hidden, and .* rank 1: they we'):
-    glora_jax.nnx.set_variables(attached, cut)
-  jax.tree.map(assert_array_equal, glora_jax.nnx.as_adapted(attached)[1], values)
-  fixed = glora_jax.nnx.fix(attached, genome)
+    glora_nnx.set_variables(attached, cut)
+  jax.tree.map(assert_array_equal, glora_nnx.as_adapted(attached)[1], values)
+  fixed = glora_nnx.fix(attached, genome)
   expected = call(fixed, X)
   randomize(fixed)
-  glora_jax.nnx.set_variables(fixed, cut)
+  glora_nnx.set_variables(fixed, cut)
   assert_array_equal(call(fixed, X), expected)
 
 
 def test_statistics_that_are_left_out_stay_as_they_are(attached):
-  _, values = glora_jax.nnx.as_adapted(attached)
-  glora_jax.nnx.set_variables(attached, {**values, 'batch_stats': {'norm': {'mean': np.ones(8)}}})
+  _, values = glora_nnx.as_adapted(attached)
+  glora_nnx.set_variables(attached, {**values, 'batch_stats': {'norm': {'mean': np.ones(8)}}})
   assert attached.norm.mean.tolist() == [1] * 8
   assert attached.norm.var.tolist() == values['batch_stats']['norm']['var'].tolist()
 
@@ -106,9 +106,9 @@ def test_mere_shapes_of_a_model_are_attached_and_get_their_values_later():
   model.eval()
   shapes = nnx.eval_shape(Mlp)
   shapes.eval()
-  late = glora_jax.nnx.attach(shapes, X, space=SPACE)
+  late = glora_nnx.attach(shapes, X, space=SPACE)
   nnx.update(late, nnx.state(model))
-  at_once = glora_jax.nnx.attach(model, X, space=SPACE)
+  at_once = glora_nnx.attach(model, X, space=SPACE)
   for attached in (late, at_once):
     randomize(attached)
   assert nnx.graphdef(late) == nnx.graphdef(at_once)
@@ -121,41 +121,41 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', nnx.state(attached))
     checkpointer.wait_until_finished()
-    other = glora_jax.nnx.attach(Mlp(), X, space=SPACE)
+    other = glora_nnx.attach(Mlp(), X, space=SPACE)
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
   assert_array_equal(call(other, X), call(attached, X))
 
 
 def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
-  adapted, values = glora_jax.nnx.as_adapted(attached)
+  adapted, values = glora_nnx.as_adapted(attached)
   before = live.get_genome(attached)
   values['batch_stats'] = jax.tree.map(lambda x: x[:-1], values['batch_stats'])
   genome = glora_jax.preset(adapted.spec, 'bitfit')
   glora_jax.save_adapter(tmp_path / 'other.safetensors', adapted, values, genome)
   with pytest.raises(ValueError, match='are not those of this model'):
-    glora_jax.nnx.load_adapter(tmp_path / 'other.safetensors', attached)
+    glora_nnx.load_adapter(tmp_path / 'other.safetensors', attached)
   assert_array_equal(live.get_genome(attached), before)
 
 
 def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path):
   other = Mlp()
   other.hidden.bias[...] += 0.5
-  other = glora_jax.nnx.attach(other, X, space=SPACE)
-  glora_jax.nnx.save_adapter(tmp_path / 'a', attached)
+  other = glora_nnx.attach(other, X, space=SPACE)
+  glora_nnx.save_adapter(tmp_path / 'a', attached)
   with pytest.raises(ValueError, match=r'other base weights; .* pass strict=False'):
-    glora_jax.nnx.load_adapter(tmp_path / 'a', other)
-  glora_jax.nnx.load_adapter(tmp_path / 'a', other, strict=False)
+    glora_nnx.load_adapter(tmp_path / 'a', other)
+  glora_nnx.load_adapter(tmp_path / 'a', other, strict=False)
   supports = (model.hidden.glora_kernel.A_up[...] for model in (attached, other))
   assert_array_equal(*supports)
 
 
 def test_the_table_shows_the_genome_and_the_matrices_that_no_row_stands_for():
-  model = glora_jax.nnx.attach(Mlp(), X, heads=None, select='hidden')
-  summary = glora_jax.nnx.summary(nnx.clone(model))
+  model = glora_nnx.attach(Mlp(), X, heads=None, select='hidden')
+  summary = glora_nnx.summary(nnx.clone(model))
   assert '1 of 2 weight matrices is not adapted' in summary
   assert summary.splitlines()[-1].split()[:2] == ['head/kernel', '8x3']
-  assert 'glora_uncovered' not in vars(glora_jax.nnx.fold(model))
+  assert 'glora_uncovered' not in vars(glora_nnx.fold(model))
 
 
 @pytest.mark.full

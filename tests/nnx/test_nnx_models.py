@@ -12,7 +12,7 @@ from flax import nnx
 from hand_count import randomized_model
 from zoo_cases import SPACE, Case, Results
 
-import glora_jax
+from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Support, live
 
 # Small, and unlike each other; the others are computed by `.ci/full`, here and for the record.
@@ -45,7 +45,7 @@ def compute(model, inputs, kwargs):
     outputs = vector(model(*inputs, **kwargs))
     return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
 
-  folded = glora_jax.nnx.params(glora_jax.nnx.fold(model))
+  folded = glora_nnx.params(glora_nnx.fold(model))
   return *nnx.grad(loss, argnums=nnx.DiffState(0, Support), has_aux=True)(model), folded
 
 
@@ -60,14 +60,14 @@ def base(name):
 def case(name):
   """The model as a pure function."""
   example, model = base(name)
-  adapted = glora_jax.nnx.adapt(
+  adapted = glora_nnx.adapt(
     model, *example.inputs, space=SPACE, **example.options, **example.kwargs
   )
 
   def plain(params):
-    return call(glora_jax.nnx.with_params(model, params), example.inputs, example.kwargs)
+    return call(glora_nnx.with_params(model, params), example.inputs, example.kwargs)
 
-  return Case(example, adapted, glora_jax.nnx.params(model), plain)
+  return Case(example, adapted, glora_nnx.params(model), plain)
 
 
 @every_model
@@ -100,16 +100,16 @@ class LiveCase(Case):
 
   def __init__(self, name):
     example, model = base(name)
-    self.attached = glora_jax.nnx.attach(
+    self.attached = glora_nnx.attach(
       model, *example.inputs, space=SPACE, **example.options, **example.kwargs
     )
-    adapted, variables = glora_jax.nnx.as_adapted(self.attached)
-    super().__init__(example, adapted, glora_jax.nnx.params(model), case(name).plain)
+    adapted, variables = glora_nnx.as_adapted(self.attached)
+    super().__init__(example, adapted, glora_nnx.params(model), case(name).plain)
     self.genomes = [live.get_genome(self.attached)]
     self.variables, self.start = variables | self.variables, variables | self.start
 
   def compute(self, variables):
-    glora_jax.nnx.set_variables(self.attached, variables)
+    glora_nnx.set_variables(self.attached, variables)
     gradients, outputs, folded = compute(self.attached, self.example.inputs, self.example.kwargs)
     return [Results(outputs, gradients, folded)]
 
@@ -123,4 +123,4 @@ def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients
   sizes = [float(np.abs(leaf).max()) for leaf in jax.tree.leaves(alive.results[0].gradients)]
   assert min(sizes) > 1e-6 * max(sizes) or example.blind != r'(?!)'
   assert isinstance(alive.attached, type(model))
-  assert type(nnx.eval_shape(glora_jax.nnx.fold, alive.attached)) is type(model)
+  assert type(nnx.eval_shape(glora_nnx.fold, alive.attached)) is type(model)

@@ -71,14 +71,6 @@ def with_a_wider_layer(own):
   return dataclasses.replace(own, spec=spec)
 
 
-def scored_function(activation=np.ones(4), answer=lambda logits: logits):
-  params, images = {'w': jnp.ones((4, 4)), 'activation': activation}, jnp.eye(4)
-  adapted = glora_jax.adapt_function(lambda p, x: answer(x @ p['w']), params, images)
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  variables = adapted.init(jax.random.key(0), params)
-  glora_jax.make_scorer(adapted)(variables, genome[None], images, jnp.arange(4))
-
-
 def called(function):
   function()
 
@@ -105,10 +97,6 @@ CALLS = {
     (lambda p: {'genome': p.genomes}, r'\(7, 2, 5\)'),
     (lambda p: {'images': p.images[:0]}, r'\[0, 4, 4, 3\]'),
     (with_smaller_storage, 'rank 1'),
-  ],
-  scored_function: [
-    ({'activation': jax.nn.relu}, 'activation'),
-    ({'answer': lambda logits: (logits, logits)}, 'a tuple'),
   ],
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),

@@ -168,14 +168,7 @@ BIASES = {
     (F,),
     None,
   ),
-  'of part of the outputs': (
-    lambda w, b, x: jnp.einsum('bd,dhk->bhk', x, w) + b,
-    (D, 2, 3),
-    (3,),
-    None,
-  ),
   'in one of two products': (lambda w, b, x: x @ w + b + x @ w, (D, F), (F,), None),
-  'after something else': (lambda w, b, x: jnp.sin(x @ w) + b, (D, F), (F,), None),
 }
 
 
