@@ -11,7 +11,6 @@ import time
 from typing import Any, Literal, NamedTuple
 
 import jax
-from glora_jax.runs.stages.many_starts import FullFineTuning
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.tpu_programs import decoder
@@ -25,6 +24,7 @@ from glora_jax.runs.planning.machine import find_slice
 from glora_jax.runs.programs import MAKERS, Program, program, shape_of_run, training_of
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
 from glora_jax.runs.stage import Workload
+from glora_jax.runs.stages.training import FullFineTuning
 from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
