@@ -124,30 +124,11 @@ def train(
     NonFiniteLossError: a training that is alone diverged; its last good state is saved.
     Stopped: the job was asked to stop; the newest state is saved.
   """
-  number = len(training.starts)
-  if number <= MOST_SIDE_BY_SIDE:
-    return _train(context, training, evaluate)
-  assert training.rates is not None
-  trained = []
-  for first in range(0, number, MOST_SIDE_BY_SIDE):
-    part = slice(first, first + MOST_SIDE_BY_SIDE)
-    some = dataclasses.replace(
-      training,
-      name=f'{training.name}/{first}',
-      starts=training.starts[part],
-      keys=training.keys[part],
-      rates=training.rates[part],
-    )
-    trained += _train(context, some, None)
-  return trained
-
-
-def _train(
-  context: Context,
-  training: Training,
-  evaluate: Callable[[Any], dict[str, float]] | None,
-) -> list[Trained]:
   learner, recipe, rates = training.learner, training.recipe, training.rates
+  if rates is not None and len(rates) > MOST_SIDE_BY_SIDE:
+    first, rest = slice(MOST_SIDE_BY_SIDE), slice(MOST_SIDE_BY_SIDE, None)
+    parts = [_part(training, 'first', first), _part(training, 'rest', rest)]
+    return [trained for part in parts for trained in train(context, part)]
   trainable, frozen = start_of(training)
   images, labels = context.data(training.split)
   per_epoch = recipe.steps_per_epoch(len(labels))
@@ -203,6 +184,17 @@ def _train(
   if newest and state.step >= ENOUGH_STEPS and meshes.primary():
     _warn_of_guessing(training.name, max(newest), np.asarray(labels))
   return [Trained(learner.join(state.trainable, frozen))]
+
+
+def _part(training: Training, name: str, part: slice) -> Training:
+  """Some of several trainings, with a folder of their own."""
+  return dataclasses.replace(
+    training,
+    name=f'{training.name}/{name}',
+    starts=training.starts[part],
+    keys=training.keys[part],
+    rates=(training.rates or ())[part],
+  )
 
 
 def start_of(training: Training) -> tuple[Any, Any]:
