@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from comparing import random_variables, vector
+from flax import nnx
 from hand_count import by_name, count_rows, expected, fold_by_hand, found, unboxed
 
+import glora_jax
 from glora_jax import SearchSpace, preset, random_genomes
+from glora_jax import nnx as glora_nnx
 from glora_jax.method.supports import SUPPORTS
 from glora_jax.method.trace.events import HEAD
 from glora_jax.tree import path_name
@@ -142,3 +145,24 @@ class Case:
     assert {matrix.name for matrix in matrices} - heads == set(self.example.uncovered)
     for matrix in matrices:
       assert (matrix.reason == HEAD) if matrix.name in heads else matrix.reason
+
+
+@nnx.jit
+def call(model, inputs, kwargs):
+  """The outputs of an NNX model as a vector; compiled once, whatever its parameters."""
+  return vector(model(*inputs, **kwargs))
+
+
+def case_of(example, model=None, **options):
+  """A `Case` of a function, or of an NNX model as a function of its parameters."""
+  inputs, options = example.inputs, {'space': SPACE, **example.options, **options}
+  if model is None:
+    adapted = glora_jax.adapt_function(example.apply, example.params, *inputs, **options)
+    plain = jax.jit(lambda params: vector(example.apply(params, *inputs)))
+    return Case(example, adapted, example.params, plain)
+  adapted = glora_nnx.adapt(model, *inputs, **options, **example.kwargs)
+
+  def plain(params):
+    return call(glora_nnx.with_params(model, params), inputs, example.kwargs)
+
+  return Case(example, adapted, glora_nnx.params(model), plain)

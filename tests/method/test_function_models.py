@@ -3,10 +3,8 @@
 import functools
 
 import function_zoo
-import jax
 import pytest
-from comparing import vector
-from zoo_cases import SPACE, Case
+from zoo_cases import SPACE, Case, case_of
 
 import glora_jax
 
@@ -15,16 +13,7 @@ every_function = pytest.mark.parametrize('name', function_zoo.EXAMPLES)
 
 @functools.cache
 def case(name):
-  example = function_zoo.EXAMPLES[name]()
-  adapted = glora_jax.adapt_function(
-    example.apply, example.params, *example.inputs, space=SPACE, heads=None, **example.options
-  )
-
-  @jax.jit
-  def plain(params):
-    return vector(example.apply(params, *example.inputs))
-
-  return Case(example, adapted, example.params, plain)
+  return case_of(function_zoo.EXAMPLES[name](), heads=None)
 
 
 @every_function

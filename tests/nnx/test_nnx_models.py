@@ -10,7 +10,7 @@ import pytest
 from comparing import vector
 from flax import nnx
 from hand_count import randomized_model
-from zoo_cases import SPACE, Case, Results
+from zoo_cases import SPACE, Case, Results, case_of
 
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Support, live
@@ -29,12 +29,6 @@ computed = pytest.mark.parametrize(
     pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in nnx_zoo.EXAMPLES
   ],
 )
-
-
-@nnx.jit
-def call(model, inputs, kwargs):
-  """Compiled once for a model, whatever its parameters."""
-  return vector(model(*inputs, **kwargs))
 
 
 @nnx.jit
@@ -59,15 +53,7 @@ def base(name):
 @functools.cache
 def case(name):
   """The model as a pure function."""
-  example, model = base(name)
-  adapted = glora_nnx.adapt(
-    model, *example.inputs, space=SPACE, **example.options, **example.kwargs
-  )
-
-  def plain(params):
-    return call(glora_nnx.with_params(model, params), example.inputs, example.kwargs)
-
-  return Case(example, adapted, glora_nnx.params(model), plain)
+  return case_of(*base(name))
 
 
 @every_model

@@ -2,13 +2,10 @@
 
 import functools
 
-import jax
 import pytest
-from comparing import vector
-from hand_count import NnxExample, randomized_model
-from zoo_cases import SPACE, Case
+from hand_count import FunctionExample, randomized_model
+from zoo_cases import case_of
 
-import glora_jax
 from tests.peers import code_bases
 
 
@@ -18,23 +15,8 @@ def case(name):
     example = code_bases.EXAMPLES[name]()
   except ImportError as error:
     pytest.skip(f'needs the peers extra: {error}')
-  if isinstance(example, NnxExample):
-    model = randomized_model(example.make)
-    params = glora_jax.nnx.params(model)
-    adapted = glora_jax.nnx.adapt(model, *example.inputs, space=SPACE, **example.options)
-  else:
-    params = example.params
-    adapted = glora_jax.adapt_function(
-      example.apply, params, *example.inputs, space=SPACE, **example.options
-    )
-
-  @jax.jit
-  def plain(params):
-    if isinstance(example, NnxExample):
-      return vector(glora_jax.nnx.with_params(model, params)(*example.inputs))
-    return vector(example.apply(params, *example.inputs))
-
-  return Case(example, adapted, params, plain)
+  is_function = isinstance(example, FunctionExample)
+  return case_of(example, None if is_function else randomized_model(example.make))
 
 
 @pytest.mark.parametrize('name', code_bases.EXAMPLES)

@@ -188,14 +188,9 @@ def test_ranks_are_capped_at_twice_the_rank_of_all_rows():
     assert choice.choose(SPEC, worth, budget, floor=False)[:, 1].max() == 2 + cap
 
 
-def test_the_smallest_rank_on_offer_may_always_be_had():
-  spec = spec_of((4, 8), (8, 4), space=SearchSpace((3,), A='none', C='none', D='none', E='none'))
-  genome = choice.choose(spec, random_worth(0, spec, positive=True), 36)
-  assert genome[:, 1].tolist().count(3) == 1
-
-
-def test_only_what_is_on_offer_is_chosen():
+def test_only_what_is_on_offer_is_chosen_and_the_smallest_rank_always():
   for offer in (
+    SearchSpace((3,), A='none', C='none', D='none', E='none'),
     SearchSpace((1, 2, 3), A='none', C='none', D='none', E='none', B=(0, 3, 5)),
     SearchSpace((2,), A=('none', 'vector'), B='none', C='none', D=('vector',), E='none'),
   ):
