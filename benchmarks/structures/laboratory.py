@@ -26,8 +26,7 @@ from glora_jax.models import weights
 from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
-from glora_jax.training.component_dropout import drop_components
-from glora_jax.training.losses import cross_entropy, make_loss
+from glora_jax.training.losses import cross_entropy, drop_components, make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 

@@ -273,12 +273,9 @@ def _own_state(
   runs: int | None,
 ) -> TrainState:
   """Where training starts; the steps reuse its arrays' memory, and the caller's stay alive."""
-  given = trainable if state is None else (state.trainable, state.opt_state)
-  own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, given))
-  if state is not None:
-    return state._replace(trainable=own[0], opt_state=own[1])
-  start = initial_state(own, optimizer, runs)
-  return start._replace(opt_state=meshes.replicate(mesh, start.opt_state))
+  start = initial_state(trainable, optimizer, runs) if state is None else state
+  own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, start[:2]))
+  return TrainState(own[0], own[1], start.step)
 
 
 def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
@@ -299,7 +296,8 @@ def _checked_runs(
   key: Any, trainable: Any, rates: Any, state: TrainState | None, images: Any, mesh: Any
 ) -> tuple[int | None, jax.Array | None]:
   """The number of runs side by side and their rates, float [n]; None for one run alone."""
-  is_one = np.ndim(key) != 1 or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  is_typed = hasattr(key, 'dtype') and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  is_one = not (is_typed and np.ndim(key) == 1 and len(key))
   check_key(key if is_one else key[0])
   runs = None if is_one else len(key)
   if state is not None:

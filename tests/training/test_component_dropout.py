@@ -13,9 +13,8 @@ from trees import randomized
 from glora_jax.method import presets
 from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
-from glora_jax.training.component_dropout import drop_components
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.losses import make_loss
+from glora_jax.training.losses import drop_components, make_loss
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(5)

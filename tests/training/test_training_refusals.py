@@ -93,6 +93,7 @@ def together(**arguments):
     (lambda: fit(rates=[1.0]), 'rates=[1.0]'),
     (lambda: fit(tx=optax.sgd), 'tx=<function sgd'),
     (lambda: fit(key=None), 'key=None'),
+    (lambda: fit(key=jax.random.split(KEY, 0)), 'one random key'),
   ],
 )
 def test_training_refuses_what_it_cannot_use(call, named, monkeypatch):
