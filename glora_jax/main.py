@@ -46,6 +46,7 @@ from glora_jax.runs.command_line import (
 from glora_jax.runs.terminal import GREETING, run_program, show
 
 if TYPE_CHECKING:
+  from glora_jax.runs.config import RunSettings
   from glora_jax.runs.runners import Runner
 
 
@@ -86,10 +87,12 @@ def main(config: ml_collections.ConfigDict) -> None:
 def plan_of_first(config: ml_collections.ConfigDict) -> str:
   """The plan of a run, or of the first of a suite."""
   from glora_jax.runs import suite
+  from glora_jax.runs.config import check_config
   from glora_jax.runs.planning.plan import plan
 
-  configs = suite.task_configs(config) if config.get('job') == 'adapt' else {'': config}
-  (name, first), *others = configs.items()
+  settings = check_config(config)
+  tasks = suite.tasks_of(settings) if settings.job == 'adapt' else {'': settings}
+  (name, first), *others = tasks.items()
   page = str(plan(first, TOPOLOGY.value, compiled=COMPILE.value))
   return f'{page}\nThis is {name}; {len(others)} tasks more are not planned.' if others else page
 
@@ -105,33 +108,34 @@ def dispatch(
   """Runs a comparison, a suite or a single run; returns its summary and the exit code."""
   from glora_jax.reports import comparison_page
   from glora_jax.runs import comparison, experiment, runners, suite
+  from glora_jax.runs.config import check_config
 
-  if config.get('job') == 'compare':
-    chosen = chosen_runner(config, runner, resources)
-    result = comparison.run(config, workdir, stop, chosen, given=given)
+  settings = check_config(config)
+  if settings.job == 'compare':
+    chosen = chosen_runner(settings, runner, resources)
+    result = comparison.run(settings, workdir, stop, chosen, given=given)
     return comparison_page.summary(result, workdir), 0
-  tasks = suite.task_configs(config)
+  tasks = suite.tasks_of(settings)
   if len(tasks) == 1:
     require_process(runner, resources)
-    [config] = tasks.values()
-    return experiment.summary(experiment.run(config, workdir, stop, given=given), workdir), 0
-  chosen = chosen_runner(config, runner, resources)
+    [settings] = tasks.values()
+    return experiment.summary(experiment.run(settings, workdir, stop, given=given), workdir), 0
+  chosen = chosen_runner(settings, runner, resources)
   runners.keep_compiled(workdir)
-  board = suite.run(config, workdir, stop, chosen, given=given)
+  board = suite.run(settings, workdir, stop, chosen, given=given)
   return suite.summary(board, workdir), 1 if board.failed else 0
 
 
-def chosen_runner(config: ml_collections.ConfigDict, name: str, resources: str | None) -> Runner:
+def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Runner:
   """The runner of a name, ready for what a config describes.
 
   Raises:
     ValueError, ImportError, OSError, RuntimeError: see `runners.named`.
   """
   from glora_jax.runs import runners
-  from glora_jax.runs.config import check_config
+  from glora_jax.runs.sections import DistributedSettings
 
-  check_config(config)
-  if name != RUNNER.default and set(config.distributed.values()) != {None}:
+  if name != RUNNER.default and settings.distributed != DistributedSettings():
     raise ValueError(
       f'config.distributed makes several processes one run, and with --runner={name} each '
       'process has a run of its own; leave one of them out.'

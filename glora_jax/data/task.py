@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -49,17 +49,6 @@ class Source:
     for name in ('dir', 'root'):
       if (path := getattr(self, name)) is not None:
         object.__setattr__(self, name, os.path.expanduser(path))
-
-  @classmethod
-  def from_config(cls, settings: Mapping[str, Any]) -> Source:
-    """The source that the section `data` of a config describes; its other fields are not read.
-
-    Example:
-      >>> settings = {'dir': None, 'source': 'noah', 'root': '/data', 'version': None}
-      >>> Source.from_config(settings)
-      Source(dir=None, source='noah', root='/data', version=None)
-    """
-    return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
   def kind(self, known: Sequence[SourceKind], user: str) -> SourceKind:
     """The kind of source that a task reads from.

@@ -427,7 +427,10 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
       raise ValueError(f'{path} is no JSON ({first_line(error)}).') from error
   check_settings(settings, config.task, path)
   if expand(config.task) == [config.task]:
-    apply_settings(config, settings)
+    own = settings_of(settings, config.task)
+    config.budget = plain(own.get('budget', config.budget))
+    if (rate := own.get('learning_rate')) is not None:
+      config.training.learning_rate = config.finetune.learning_rate = float(rate)
   else:
     config.suite.settings = ml_collections.ConfigDict(settings)
   return config
@@ -457,13 +460,13 @@ def check_settings(settings: Any, task: str, where: str) -> None:
       )
 
 
-def apply_settings(config: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
-  """Gives the config of a single task the budget and learning rate that settings have for it."""
-  task = config.task.partition('/')[2]
-  for name in sorted((name for name in settings if _stands_for(name, task)), key=len):
-    config.budget = plain(settings[name].get('budget', config.budget))
-    if (rate := settings[name].get('learning_rate')) is not None:
-      config.training.learning_rate = config.finetune.learning_rate = float(rate)
+def settings_of(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
+  """The budget and learning rate that settings have for a single task; the longest name counts."""
+  name = task.partition('/')[2]
+  own: dict[str, Any] = {}
+  for given in sorted((given for given in settings if _stands_for(given, name)), key=len):
+    own |= settings[given]
+  return own
 
 
 def _stands_for(name: str, task: str) -> bool:

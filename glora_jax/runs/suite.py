@@ -11,6 +11,7 @@ one goes on, a failed one is tried again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -23,15 +24,15 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
-from glora_jax.data.task import Source
 from glora_jax.reports import page, scoreboard, suite_page
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
-from glora_jax.runs.config import apply_settings, check_config, check_settings
+from glora_jax.runs.config import RunSettings, check_config, check_settings, settings_of
 from glora_jax.runs.context import never
 from glora_jax.runs.fields import warn_of_unread
 from glora_jax.runs.job import claimed, prepared
 from glora_jax.runs.runners import THIS_PROCESS, Runner
+from glora_jax.runs.sections import SuiteSettings
 from glora_jax.runs.stage import read_by
 from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.workdir import (
@@ -46,34 +47,34 @@ from glora_jax.runs.workdir import (
 log = logging.getLogger(__name__)
 
 
-def task_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-  """The config of every task that a config's task stands for: that of a run of the task alone.
+def tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
+  """The settings of every task that a task stands for: those of a run of the task alone.
 
   Args:
-    config: whose task stands for several, as 'vtab/all', or for itself.
+    settings: whose task stands for several, as 'vtab/all', or for itself.
 
   Returns:
-    The configs by the task's name. The settings of a task have gone into its `budget`, and into the
-    learning rates of `training` and `finetune`.
+    Settings by the task's name. What the suite has for a task has gone into its budget, and into
+    the learning rates of `training` and `finetune`.
 
   Raises:
-    ValueError: a field that cannot be, those of `config.suite.settings` included.
+    ValueError: what the suite has for a task cannot be.
   """
-  check_config(config)
-  settings = config.suite.settings.to_dict()
-  check_settings(settings, config.task, 'suite.settings')
-  configs = {}
-  for name in expand(config.task):
-    own = config.copy_and_resolve_references()
-    own.task = name
-    own.suite = ml_collections.ConfigDict({'settings': {}, 'prepare': False})
-    apply_settings(own, settings)
-    configs[name] = own
-  return configs
+  by_task = settings.suite.settings
+  check_settings(by_task, settings.task, 'suite.settings')
+  found = {}
+  for name in expand(settings.task):
+    own = settings_of(by_task, name)
+    fields: dict[str, Any] = {'budget': own['budget']} if 'budget' in own else {}
+    if (rate := own.get('learning_rate')) is not None:
+      for section in ('training', 'finetune'):
+        fields[section] = dataclasses.replace(getattr(settings, section), learning_rate=rate)
+    found[name] = dataclasses.replace(settings, task=name, suite=SuiteSettings(), **fields)
+  return found
 
 
 def run(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
   stop: Callable[[], bool] = never,
   runner: Runner = THIS_PROCESS,
@@ -83,7 +84,7 @@ def run(
   """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
 
   Args:
-    config: a config whose task stands for several, as 'vtab/all'.
+    config: a config whose task stands for several, as 'vtab/all', or what `check_config` made of it.
     workdir: folder for everything that is written; one config each.
     stop: see `experiment.run`; also asked before every task.
     runner: does the runs, and the checks before them.
@@ -96,16 +97,17 @@ def run(
     ValueError, OSError: a wrong field or workdir, one in use, or no task is ready.
     Stopped: `stop` asked for it.
   """
-  configs, settings = task_configs(config), check_config(config)
+  settings = check_config(config)
+  tasks = tasks_of(settings)
   read = read_by(experiment.stages_of(settings))
-  meshes.initialize(**config.distributed)
-  folders = {name: _folder(workdir, name) for name in configs}
-  board = Board(config.task, tuple(configs))
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  folders = {name: _folder(workdir, name) for name in tasks}
+  board = Board(settings.task, tuple(tasks))
 
   def do(job: Callable[..., Any], beginning: str) -> None:
     jobs = {
       name: functools.partial(
-        job, configs[name], folder, f'{beginning} {number} of {len(configs)}: {name}'
+        job, tasks[name], folder, f'{beginning} {number} of {len(tasks)}: {name}'
       )
       for number, (name, folder) in enumerate(folders.items(), 1)
       if board.state(name) == 'waiting'
@@ -121,15 +123,15 @@ def run(
     changes_of(settings, workdir, read, list(folders.values()))
     for name, folder in folders.items():
       if is_finished(folder):
-        attempt(board, name, functools.partial(experiment.run, configs[name], folder))
-    _list_missing(board, configs, workdir, config.suite.prepare)
+        attempt(board, name, functools.partial(experiment.run, tasks[name], folder))
+    _list_missing(board, tasks, workdir, settings.suite.prepare)
     _write(board, workdir)
     if board.waiting:
       warn_of_unread(settings, read, given)
     do(_rehearse, 'Checking task')
     if not board.results and not board.waiting:
       raise ValueError(
-        f'None of the {len(configs)} tasks of {config.task} can run; {workdir}/report.html says '
+        f'None of the {len(tasks)} tasks of {settings.task} can run; {workdir}/report.html says '
         'what each of them lacks.'
       )
     if meshes.primary():
@@ -139,16 +141,14 @@ def run(
 
 
 def _run(
-  config: ml_collections.ConfigDict, folder: str, title: str, stop: Callable[[], bool]
+  settings: RunSettings, folder: str, title: str, stop: Callable[[], bool]
 ) -> dict[str, Any]:
   """Runs a task."""
   log.info(title)
-  return experiment.run(config, folder, stop, given=None)
+  return experiment.run(settings, folder, stop, given=None)
 
 
-def _rehearse(
-  config: ml_collections.ConfigDict, folder: str, title: str, stop: Callable[[], bool]
-) -> None:
+def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[], bool]) -> None:
   """Checks what a task needs; its arrays leave the device with the end of it.
 
   Where another process runs the task meanwhile, that has checked it.
@@ -156,7 +156,6 @@ def _rehearse(
   del stop
   log.info(title)
   try:
-    settings = check_config(config)
     stages = experiment.stages_of(settings)
     with claimed(folder, stages) if meshes.primary() else contextlib.nullcontext():
       prepared(settings, stages, folder)
@@ -187,11 +186,11 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -
       board.results[name] = result
 
 
-def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> str | None:
-  """What the data of a config's task lacks.
+def missing(settings: RunSettings, workdir: str, prepare: bool) -> str | None:
+  """What the data of a task lacks.
 
   Args:
-    config: the config of a single task.
+    settings: the settings of a single task.
     workdir: folder of its run.
     prepare: whether what can be fetched is fetched before.
 
@@ -199,7 +198,7 @@ def missing(config: ml_collections.ConfigDict, workdir: str, prepare: bool) -> s
     What is missing and how to get it; None where everything is ready.
   """
   try:
-    task = find(config.task, Source.from_config(config.data), workdir)
+    task = find(settings.task, settings.data, workdir)
     if prepare:
       task.open('train')
     return task.missing()
@@ -229,13 +228,11 @@ def _folder(workdir: str, task: str) -> str:
   return os.path.join(workdir, *task.split('/')[1:])
 
 
-def _list_missing(
-  board: Board, configs: dict[str, ml_collections.ConfigDict], workdir: str, prepare: bool
-) -> None:
+def _list_missing(board: Board, tasks: dict[str, RunSettings], workdir: str, prepare: bool) -> None:
   """Notes what the tasks that are waiting lack."""
   with meshes.primary_first('suite/prepare'):
     for name in board.waiting:
-      if lacking := missing(configs[name], _folder(workdir, name), prepare):
+      if lacking := missing(tasks[name], _folder(workdir, name), prepare):
         board.missing[name] = lacking
         log.info('%s is not ready: %s', name, lacking)
 

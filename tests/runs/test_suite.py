@@ -15,7 +15,7 @@ from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
 from glora_jax.runs import command_line, experiment, suite
-from glora_jax.runs.config import check_config, default_config
+from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import never
 from glora_jax.runs.workdir import Stopped, claim
 from glora_jax.training.loop import NonFiniteLossError, TrainState
@@ -82,12 +82,12 @@ def test_a_field_that_does_nothing_is_named_once_for_all_tasks(
 def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, tmp_path):
   """It may be writing what a check would remove; and it may be finished when its turn comes."""
   monkeypatch.setattr(suite, 'prepared', lambda *_: pytest.fail('it is checked'))
-  config = default_config()
+  settings = RunSettings()
   folder = str(tmp_path / 'cifar100')
   with claim(folder):
-    suite._rehearse(config, folder, 'Checking task 1 of 2', never)
+    suite._rehearse(settings, folder, 'Checking task 1 of 2', never)
   with pytest.raises(pytest.fail.Exception, match='it is checked'):
-    suite._rehearse(config, folder, 'Checking task 1 of 2', never)
+    suite._rehearse(settings, folder, 'Checking task 1 of 2', never)
 
 
 @pytest.mark.full
@@ -97,7 +97,7 @@ def test_a_task_that_was_run_alone_in_its_folder_is_one_of_the_suite(run_config,
   every = few_shot(run_config, tmp_path / 'lists', structure='lora')
   every.training.update(batch_size=2, epochs=1, warmup_epochs=0)
   every.suite.settings = {'oxford_pets': {'budget': 5000}}
-  [alone] = suite.task_configs(changed(every, task='fewshot/oxford_pets/1/1')).values()
+  [alone] = suite.tasks_of(check_config(changed(every, task='fewshot/oxford_pets/1/1'))).values()
   workdir = tmp_path / 'run'
   experiment.run(alone, str(workdir / 'oxford_pets' / '1' / '1'))
   with pytest.raises(Stopped, match='before fewshot/oxford_pets/1/0'):
@@ -167,7 +167,7 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
     raise OSError(tfds_lib.instructions(builder))
 
   monkeypatch.setattr(tfds_lib, 'prepare', prepare)
-  own = suite.task_configs(config)
+  own = suite.tasks_of(check_config(config))
   assert 'at its first use' in suite.missing(own['vtab/dtd'], 'unused', prepare=False)
   assert not asked
   assert 'needs a manual download' in suite.missing(own['vtab/resisc45'], 'unused', prepare=True)
@@ -183,12 +183,12 @@ def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(tmp_path, monkeypatch
   monkeypatch.setenv('HOME', str(tmp_path))
   settings = {'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}}
   path = settings_file(tmp_path, settings)
-  every = suite.task_configs(get_config('vtab', f'all,settings={path}'))
+  every = suite.tasks_of(check_config(get_config('vtab', f'all,settings={path}')))
   assert list(every) == [f'vtab/{name}' for name in vtab.NAMES]
   for name in ('cifar100', 'svhn', 'kitti'):
     alone = get_config('vtab', f'{name},settings=~/settings.json')
-    assert json.loads(every[f'vtab/{name}'].to_json()) == json.loads(alone.to_json())
-  of_cifar = check_config(every['vtab/cifar100'])
+    assert every[f'vtab/{name}'] == check_config(alone)
+  of_cifar = every['vtab/cifar100']
   assert of_cifar.training.learning_rate == of_cifar.finetuning.learning_rate == 1e-3
   assert of_cifar.budget == 860_000
 
@@ -197,7 +197,7 @@ def test_the_longest_name_in_the_settings_counts(tmp_path):
   first = {'budget': 1, 'learning_rate': 0.5}
   settings = {'food101/4': {'budget': 2}, 'food101': first, 'food101/4/0': {'budget': 3}}
   path = settings_file(tmp_path, settings)
-  own = suite.task_configs(get_config('fewshot', f'all,seed=all,settings={path}'))
+  own = suite.tasks_of(check_config(get_config('fewshot', f'all,seed=all,settings={path}')))
   names = ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')
   assert [own[f'fewshot/{name}'].budget for name in names] == [1, 2, 3, None]
   assert own['fewshot/food101/4/0'].training.learning_rate == 0.5

@@ -208,7 +208,10 @@ def _time(seconds: float) -> str:
 
 
 def plan(
-  config: ml_collections.ConfigDict, topology: str | None = None, *, compiled: bool = False
+  config: ml_collections.ConfigDict | RunSettings,
+  topology: str | None = None,
+  *,
+  compiled: bool = False,
 ) -> Plan:
   """What a run will take, before any of it runs.
 
