@@ -209,9 +209,9 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     profiling = profiled(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )
-    with _timed(context, stage, keys[stage.name]), profiling as context.dispatched:
+    with profiling as context.dispatched, _timed(context, stage, keys[stage.name]) as mark:
       results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
-    log.info('%s: done, %.1f s', stage.name, context.seconds[stage.title])
+    log.info('%s: done, %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
 
 
@@ -225,7 +225,7 @@ def _needed(stages: Sequence[Stage], until: str) -> list[Stage]:
 
 
 @contextlib.contextmanager
-def _timed(context: Context, stage: Stage, key: str) -> Iterator[None]:
+def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
   """Counts the seconds of a stage under its title, and keeps its folder of the right key."""
   if stage.has_folder:
     _make_ready(context, stage.name, key)
@@ -234,7 +234,7 @@ def _timed(context: Context, stage: Stage, key: str) -> Iterator[None]:
     clock = clocked(None)
   try:
     with clock as mark:
-      yield
+      yield mark
   finally:
     seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']
     context.seconds[stage.title] = round(seconds, 2)
@@ -282,7 +282,8 @@ def _make_ready(context: Context, name: str, key: str) -> None:
   with meshes.primary_first(name):
     if not meshes.primary():
       return
-    shutil.rmtree(f'{folder}.gone', ignore_errors=True)
+    for gone in (folder, old):
+      shutil.rmtree(f'{gone}.gone', ignore_errors=True)
     found, kept = read_mark(folder), read_mark(old)
     if found is None and os.path.isdir(folder) and os.listdir(folder):
       raise ValueError(
@@ -303,7 +304,7 @@ def _make_ready(context: Context, name: str, key: str) -> None:
 
 
 def _remove(folder: str) -> None:
-  """Removes a folder; a kill leaves it whole, or under a name that nobody reads."""
+  """Removes a folder; a kill leaves it whole, or as `NAME.gone`, which the next start removes."""
   if os.path.isdir(folder):
     os.rename(folder, f'{folder}.gone')
     shutil.rmtree(f'{folder}.gone')

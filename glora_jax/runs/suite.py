@@ -84,7 +84,7 @@ def run(
   """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
 
   Args:
-    config: a config whose task stands for several, as 'vtab/all', or what `check_config` made of it.
+    config: a config whose task stands for several, as 'vtab/all', or settings.
     workdir: folder for everything that is written; one config each.
     stop: see `experiment.run`; also asked before every task.
     runner: does the runs, and the checks before them.
