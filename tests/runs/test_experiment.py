@@ -181,6 +181,26 @@ def polls(number):
   return lambda: next(asked) == number
 
 
+def test_a_corrected_field_ends_in_the_result_of_a_run_that_had_it_from_the_first(
+  run_config, finished_run, tmp_path, caplog
+):
+  workdir = tmp_path / 'run'
+  wrong = changed(run_config, finetune__learning_rate=0.5)
+  mark = workdir / 'finetune' / 'stage.json'
+  with pytest.raises(Stopped, match='before the stage test'):
+    experiment.run(wrong, str(workdir), lambda: mark.exists() and read_json(mark)['whole'])
+  caplog.set_level('INFO', 'glora_jax')
+  before = read_json(workdir / 'supernet' / 'stage.json')
+  experiment.run(run_config, str(workdir))
+  again = 'finetune.learning_rate was 0.5 and is now 0.001; run again: finetune, test, report.'
+  assert again in caplog.text
+  assert contents(workdir) == contents(finished_run[0])
+  assert read_json(workdir / 'supernet' / 'stage.json') == before
+  assert not (workdir / 'finetune.old').exists()
+  with pytest.raises(ValueError, match=r'is now 0\.5\. Its test images were read'):
+    experiment.run(wrong, str(workdir))
+
+
 @pytest.mark.full
 def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
   run_config, finished_run, tmp_path, caplog
