@@ -278,8 +278,3 @@ def attend(q, k, v, causal=True):
   if causal:
     logits = jnp.where(jnp.tri(q.shape[1], dtype=bool), logits, -1e9)
   return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(logits), v)
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-  """Normal numbers, float32."""
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import FunctionExample, Kernel, attend, beside, normal, registry
-from trees import randomized
+from hand_count import FunctionExample, Kernel, attend, beside, registry
+from trees import normal, randomized
 
 BATCH, TIME, WIDTH, HIDDEN, HEADS, CHANNELS, DEPTH, EXPERTS = 2, 3, 6, 10, 2, 4, 3, 4
 

@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import attend, normal, registry
+from hand_count import attend, registry
+from trees import normal
 
 WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import random_params, random_variables
+from trees import normal
 
 import glora_jax
 from glora_jax.models.vit import ViT
@@ -18,7 +19,7 @@ from glora_jax.models.vit import ViT
 def small():
   """(adapted with two ranks, variables with random supports, images) of a small ViT."""
   model = ViT(5, patch_size=8, width=12, depth=3, num_heads=2)
-  images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+  images = normal(4, 16, 16, 3)
   adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace(ranks=(2, 4)))
   return adapted, random_variables(adapted, random_params(model, images)), images
 

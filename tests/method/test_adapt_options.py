@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables
 from places import ROOT, environment, program
+from trees import normal
 
 import glora_jax
 from glora_jax import SearchSpace
@@ -19,7 +20,7 @@ from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize
 from glora_jax.models.vit import ViT
 
-X = jax.random.normal(jax.random.key(0), (3, 5, 12))
+X = normal(3, 5, 12)
 
 
 def ready(model, inputs=X, **options):
@@ -233,7 +234,7 @@ def test_convolutions_are_an_option_those_of_a_derived_class_too():
       )
       return nn.Dense(3, name='head')(x.mean((1, 2)))
 
-  images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  images = normal(2, 8, 8, 3)
   with pytest.raises(ValueError, match=r'patches/kernel 4x4x3x8 \(convolution; use convs=True\)'):
     glora_jax.adapt(Convs(), images)
   adapted, variables = ready(Convs(), images, convs=True)
@@ -296,7 +297,7 @@ def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
 
 @pytest.fixture(scope='module')
 def vit():
-  images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+  images = normal(4, 16, 16, 3)
   adapted, variables = ready(ViT(5, patch_size=8, width=12, depth=3, num_heads=2), images)
   return adapted, variables, images
 

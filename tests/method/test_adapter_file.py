@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from comparing import random_params, random_variables
 from numpy.testing import assert_allclose, assert_array_equal
-from trees import randomized
+from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
@@ -19,7 +19,7 @@ from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize
 from glora_jax.models.vit import ViT
 
-IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+IMAGES = normal(2, 16, 16, 3)
 
 
 @pytest.fixture(scope='module', params=[True, False], ids=['tied', 'untied'])
@@ -145,7 +145,7 @@ class WithStatistics(nn.Module):
 
 
 def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
-  model, x = WithStatistics(), jax.random.normal(jax.random.key(0), (8, 4))
+  model, x = WithStatistics(), normal(8, 4)
   adapted = glora_jax.adapt(model, x)
   start = jax.jit(model.init)(jax.random.key(1), x)
   variables = random_variables(adapted, start['params']) | {'batch_stats': start['batch_stats']}
@@ -161,7 +161,7 @@ def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
 
 def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet):
   adapted, variables = subnet
-  images = jax.random.normal(jax.random.key(5), (3, 16, 16, 3))
+  images = normal(3, 16, 16, 3, seed=5)
   trainable, frozen = adapted.split(variables)
   halves = [randomized(trainable, seed) for seed in range(3)]
   genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)

@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from trees import normal
 
 import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.check import check_genomes
 
-X = jax.random.normal(jax.random.key(0), (5, 4))
+X = normal(5, 4)
 ROWS = [
   'identity at start',
   'fold against apply',

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from trees import normal
 
 import glora_jax
 from glora_jax import SearchSpace
@@ -20,7 +21,7 @@ from glora_jax.method.trace.events import (
 )
 
 TOKENS = jnp.zeros((2, 5), int)
-X = jax.random.normal(jax.random.key(0), (2, 4))
+X = normal(2, 4)
 
 
 class Decoder(nn.Module):

@@ -9,11 +9,12 @@ import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables, randomized
 from flax import nnx
 from numpy.testing import assert_array_equal
+from trees import normal
 
 import glora_jax
 from glora_jax import SearchSpace
 
-X = jax.random.normal(jax.random.key(0), (5, 4))
+X = normal(5, 4)
 
 
 class Mlp(nn.Module):

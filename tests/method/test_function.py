@@ -10,9 +10,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from hand_count import normal
 from numpy.testing import assert_allclose, assert_array_equal
-from trees import randomized
+from trees import normal, randomized
 
 import glora_jax
 from glora_jax import tree

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 from numpy.testing import assert_allclose
-from trees import randomized
+from trees import normal, randomized
 
 import glora_jax
 from glora_jax.method import program
@@ -16,10 +16,10 @@ from glora_jax.method.equation import made_for
 from glora_jax.method.space import SearchSpace
 
 TOKENS, WIDTH, HIDDEN, DEPTH = 3, 6, 10, 4
-X = jax.random.normal(jax.random.key(0), (TOKENS, WIDTH))
+X = normal(TOKENS, WIDTH)
 PARAMS = {
-  'up': jax.random.normal(jax.random.key(1), (DEPTH, WIDTH, HIDDEN)) / 3,
-  'down': jax.random.normal(jax.random.key(2), (DEPTH, HIDDEN, WIDTH)) / 3,
+  'up': normal(DEPTH, WIDTH, HIDDEN, seed=1) / 3,
+  'down': normal(DEPTH, HIDDEN, WIDTH, seed=2) / 3,
 }
 EVERYTHING = jax.checkpoint_policies.everything_saveable
 

@@ -20,13 +20,14 @@ from checkpoints import (
 )
 from flax_vit import FlaxViT
 from numpy.testing import assert_allclose, assert_array_equal
+from trees import normal
 
 from glora_jax.files import write_arrays
 from glora_jax.models import weights
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 
-IMAGES = np.random.default_rng(0).normal(size=(2, 24, 24, 3)).astype(np.float32)
+IMAGES = normal(2, 24, 24, 3)
 
 
 def test_fixtures_are_present():

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import randomized
+from trees import normal, randomized
 
 from glora_jax.models import blocks, vit
 from glora_jax.models.vit import ViT
 
-IMAGES = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
+IMAGES = normal(3, 16, 16, 3)
 SHAPE = {'patch_size': 8, 'width': 12, 'depth': 2, 'num_heads': 3}
 
 

@@ -10,6 +10,7 @@ import pytest
 from checkpoints import CLASSES, OURS, assert_equal_params, own, params_of  # noqa: F401, a fixture
 from numpy.testing import assert_allclose, assert_array_equal
 from places import FIXTURES, program
+from trees import normal
 
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
@@ -22,7 +23,7 @@ def test_a_checkpoint_is_the_same_model_here_and_in_a_fresh_process(own, tmp_pat
   model, loaded, _ = weights.load(path)
   assert_equal_params(loaded, params)
   assert describe(model) == describe(OURS)
-  images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+  images = normal(2, 16, 16, 3)
   np.save(tmp_path / 'images.npy', images)
   command = [*program('load_checkpoint'), path, tmp_path / 'images.npy']
   ran = subprocess.run(command, check=True, capture_output=True, text=True)

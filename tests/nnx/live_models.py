@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from trees import normal
 
 import glora_jax
 from glora_jax.nnx import live
 
 RANKS = (2, 4)
 SPACE = glora_jax.SearchSpace(RANKS)
-TOKENS = jax.random.normal(jax.random.key(0), (4, 3, 8))
+TOKENS = normal(4, 3, 8)
 
 
 class Projection(nnx.Module):

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from hand_count import Kernel, Kernels, NnxExample, attend, beside, normal, registry
+from hand_count import Kernel, Kernels, NnxExample, attend, beside, registry
+from trees import normal
 
 VOCABULARY, WIDTH, HIDDEN, HEADS, CHANNELS, CLASSES, EXPERTS = 11, 8, 14, 2, 6, 3, 4
 BATCH, TIME = 2, 5

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from trees import normal
 
-X = jax.random.normal(jax.random.key(0), (5, 4))
+X = normal(5, 4)
 
 
 class Layer(nnx.Module):

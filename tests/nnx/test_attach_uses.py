@@ -10,12 +10,13 @@ from flax import nnx
 from live_models import call, randomize, variables
 from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT, environment, program
+from trees import normal
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Support, Trained, functional, live
 
-X = jax.random.normal(jax.random.key(0), (10, 6))
+X = normal(10, 6)
 SPACE = glora_jax.SearchSpace((1, 2))
 
 

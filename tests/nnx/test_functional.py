@@ -8,13 +8,13 @@ import pytest
 from flax import nnx
 from hand_count import expected, found
 from numpy.testing import assert_allclose
-from trees import randomized
+from trees import normal, randomized
 
 import glora_jax
 from glora_jax.method import presets
 from glora_jax.nnx import functional as glora_nnx
 
-X = jax.random.normal(jax.random.key(0), (3, 5, 8))
+X = normal(3, 5, 8)
 VIT = nnx_zoo.EXAMPLES['vit_without_its_convolution']()
 (IMAGES,) = VIT.inputs
 

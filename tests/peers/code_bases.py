@@ -11,8 +11,8 @@ import types
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from hand_count import FunctionExample, Kernel, NnxExample, by_name, normal, registry
-from trees import randomized
+from hand_count import FunctionExample, Kernel, NnxExample, by_name, registry
+from trees import normal, randomized
 
 DEPTH, WIDTH, HIDDEN, HEADS, KV_HEADS, CHANNELS, VOCABULARY = 2, 8, 14, 2, 1, 6, 17
 

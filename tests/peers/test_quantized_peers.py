@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT
+from trees import normal
 
 pytest.importorskip('qwix', reason='needs the peers extra')
 
@@ -22,7 +23,7 @@ import glora_jax
 from glora_jax.method.quantized import is_quantized, requantize
 from glora_jax.models.peft import load_peft, save_peft
 
-X = jax.random.normal(jax.random.key(0), (2, 4, 8))
+X = normal(2, 4, 8)
 
 
 class Model(nn.Module):
