@@ -34,6 +34,7 @@ LISTS = {'vtab/cifar100': 'noah', 'fewshot/food101/4/0': 'lists', 'generalizatio
     ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
     ('tfds:mnist', {'version': '../x'}, '../x'),
     ('vtab/cifar100', {'source': 'noah', 'root': '/no'}, '/no/cifar'),
+    ('fewshot/food101/4/0', {'source': 'lists', 'root': '/no'}, '/no/food-101'),
     ('vtab/cifar100', {'source': 'x'}, "'x'"),
     *((task, {'source': source}, 'data.root') for task, source in LISTS.items()),
     # Other images than those in the folder would be trained on.

@@ -32,6 +32,8 @@ SPOILT = [  # tensors that are put into a timm file, or taken out, and what is n
   ),
   ({'dist_token': numbers(2)}, ['DeiT with a distillation token', 'dist_token']),
   ({'norm.weight': np.full(16, -np.inf)}, 'norm.weight'),
+  ({'norm.weight': np.zeros(16, np.int64)}, 'norm.weight'),
+  ({'blocks.0.mlp.fc1.weight': None}, 'blocks.0.mlp.fc1.weight'),
   ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few sides'),
   ({'blocks.3000000.norm1.weight': numbers(16)}, 'block 3000000'),
 ]
@@ -60,6 +62,7 @@ def test_what_is_wrong_with_another_file_is_named(changes, fields, named, timm):
     ({'num_heads': 3}, ['num_heads=2', 'num_heads=3']),
     ({'pool': 'token'}, ["'gap'", "'token'"]),
     ({'depth': 7}, ['blocks/', '(7, ']),
+    ({'image_size': 56}, 'image_size'),
     ({'no_such': 1}, 'no_such'),
   ],
 )
@@ -88,7 +91,7 @@ def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(
 @pytest.mark.parametrize(
   'metadata, named',
   [
-    ('{"kind": "adapter"}', 'no vit file'),
+    *((text, 'no vit file') for text in ('nothing', '{"kind": "vit", "model": {"depth": "x"}}')),
     ('{"kind": "vit", "model": {"depth": 2}, "notes": [1e999]}', 'damaged'),
   ],
 )
@@ -109,6 +112,7 @@ def spoilt(scale):
   [
     (OURS, None, 'params=None'),
     (OURS, spoilt(np.full(12, np.nan)), 'norm/scale'),
+    (OURS, spoilt(np.zeros(12, np.int32)), ['norm/scale', 'int32']),
     (OURS.clone(num_classes=3), params_of(OURS), ['head/bias is (5,)', '(3,)']),
   ],
 )
@@ -182,7 +186,9 @@ GRID = np.zeros((1, 196, 2), np.float32)
     (['196 tokens', '13 x 13'], resize_pos_embed, (GRID, (13, 13), (7, 7), 'bicubic')),
     ('None', Classifier, (None,)),
     ('./photos', find_images, ('./photos',)),
+    ("'nearest'", resize_pos_embed, (GRID, (14, 14), (7, 7), 'nearest')),
     ('num_heads', lambda: params_of(OURS.clone(num_heads=5)), ()),
+    ('patch_size', lambda: params_of(OURS.clone(patch_size=7)), ()),
     ('pool', lambda: params_of(OURS.clone(pool='token', class_token=False)), ()),
   ],
 )

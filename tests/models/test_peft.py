@@ -161,6 +161,7 @@ FIVE = {'blocks/.*': [f'{letter}.{{}}' for letter in 'abcde'], 'head': 'b'}
     ('hf_vit', 'hf_vit', [3, 2, 0, 0, 0], ['attn/qkv[0]', 'A=lora:1, B=vector', 'fold']),
     ('hf_vit', 'hf_vit', None, 'adapted.fold'),  # no LoRA at all
     ('hf_vit', 'vit_jax', [], ["'vit_jax'", 'hf_vit_modules']),
+    ('hf_vit', ['timm'], [], "names=['timm']"),
     ('timm_deit3', 'hf_vit', [], ['LayerScale', 'blocks/attn/proj']),
     ('hf_vit', {'head': 'classifier'}, [], "'blocks/attn/qkv'"),
     ('hf_vit', {'blocks/.*': 'a', 'head': 'b'}, [], ["'a'", 'blocks/attn/qkv', '1 times']),
@@ -208,6 +209,9 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
   [
     (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
     (LORA, {'use_dora': True}, 'use_dora=True'),
+    (LORA, {'alpha_pattern': {'(': 2}}, FC1),
+    (LORA, {'lora_alpha': 1e308}, [FC1, '1e+308']),
+    ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 16, 1, 1)}, {}, [FC1, '(3, 16, 1, 1)']),
     (LORA, {'rank_pattern': {'fc1': 4}}, [FC1, 'rank 4', 'rank 3']),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, '(x)'),
     ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 15)}, {}, ['(15, 48)', '(16, 48)']),
