@@ -77,8 +77,11 @@ def test_on_one_device_there_is_no_mesh():
 
 
 @pytest.mark.slow
-def test_eight_devices_with_the_base_replicated_or_sharded_train_and_score_as_one():
-  ran = subprocess.run(program('eight_devices'), env=environment(8), capture_output=True, text=True)
+@pytest.mark.parametrize(
+  'name', ['eight_devices', 'sharded_params', 'sharded_nnx', 'sharded_allocation']
+)
+def test_eight_devices_train_score_allocate_and_fold_as_one(name):
+  ran = subprocess.run(program(name), env=environment(8), capture_output=True, text=True, cwd=ROOT)
   assert ran.returncode == 0, ran.stderr[-3000:]
 
 

@@ -1,7 +1,6 @@
 """Ties, spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, the summary."""
 
 import functools
-import subprocess
 
 import flax.linen as nn
 import jax
@@ -10,7 +9,6 @@ import model_zoo
 import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_params, random_variables
-from places import ROOT, environment, program
 from trees import normal
 
 import glora_jax
@@ -285,14 +283,6 @@ def test_boxed_kernels_get_supports_in_matching_boxes_which_an_adapter_file_brin
     'D': ('layers', 'mlp'),
     'E': ('layers', 'mlp'),
   }
-
-
-@pytest.mark.slow
-def test_on_eight_devices_init_apply_and_fold_give_what_one_device_gives():
-  run = subprocess.run(
-    program('sharded_params'), capture_output=True, text=True, env=environment(devices=8), cwd=ROOT
-  )
-  assert run.stdout.strip() == 'equal on 8', run.stderr
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,5 @@
 """What is done with an attached model: fixed, scored, searched, allocated, saved and loaded."""
 
-import subprocess
-
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -9,7 +7,6 @@ import pytest
 from flax import nnx
 from live_models import call, randomize, variables
 from numpy.testing import assert_allclose, assert_array_equal
-from places import ROOT, environment, program
 from trees import normal
 
 import glora_jax
@@ -157,11 +154,3 @@ def test_the_table_shows_the_genome_and_the_matrices_that_no_row_stands_for():
   assert '1 of 2 weight matrices is not adapted' in summary
   assert summary.splitlines()[-1].split()[:2] == ['head/kernel', '8x3']
   assert 'glora_uncovered' not in vars(glora_nnx.fold(model))
-
-
-@pytest.mark.full
-def test_on_eight_devices_training_and_folding_give_what_one_device_gives():
-  run = subprocess.run(
-    program('sharded_nnx'), capture_output=True, text=True, env=environment(devices=8), cwd=ROOT
-  )
-  assert run.stdout.strip() == 'equal on 8', run.stderr

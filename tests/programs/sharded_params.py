@@ -52,7 +52,7 @@ def main():
   np.testing.assert_allclose(sharded, expected, atol=1e-5)
   plain = jax.jit(Mlp().apply)({'params': folded}, x)
   np.testing.assert_allclose(plain, expected, atol=1e-5)
-  print('equal on', jax.device_count())
+  assert jax.device_count() == 8
 
 
 if __name__ == '__main__':

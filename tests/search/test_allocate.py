@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import subprocess
 
 import flax.linen as nn
 import jax
@@ -13,7 +12,6 @@ import pytest
 from comparing import random_params
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
-from places import environment, program
 
 import glora_jax
 from glora_jax import tree
@@ -279,14 +277,6 @@ def test_what_folds_have_not_in_common_is_worth_nothing():
   assert not allocated((adapted, variables, batches), **options).genome.any()
   with pytest.raises(ValueError, match='budget=None'):
     allocated((adapted, variables, batches), **options, budget=None)
-
-
-@pytest.mark.slow
-def test_eight_devices_measure_as_one():
-  ran = subprocess.run(
-    program('sharded_allocation'), env=environment(8), capture_output=True, text=True
-  )
-  assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def test_clear_priors_choose_where_the_own_gradient_is_noise():
