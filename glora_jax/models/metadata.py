@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
 from glora_jax.data.image import CROP, RULES
 from glora_jax.data.normalization import NORMALIZATIONS, Normalization, statistics
 from glora_jax.files import Path, load_json
-from glora_jax.limits import MOST_COUNTED, is_finite, shown
+from glora_jax.limits import MOST_COUNTED, shown
 from glora_jax.models.blocks import ACTIVATIONS, POOLS
+from glora_jax.settings import Several, Text, passing, taken
 
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
@@ -94,85 +96,57 @@ def read_json(path: Path) -> Any:
   return load_json(path, 'get it again, or take it away')
 
 
-class _Fact(NamedTuple):
-  """Whether a value is one of a fact's, and the same in words."""
-
-  can_be: Callable[[Any], bool]
-  expected: str
-
-
-def _is_count(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_COUNTED
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
-
-
-def _is_image_size(value: Any) -> bool:
-  is_pair = isinstance(value, list | tuple) and len(value) == 2
-  return all(_is_count(side) and side <= MOST_PIXELS for side in (value if is_pair else [value]))
-
-
-def _are_names(value: Any) -> bool:
-  return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-
-
-def _is_normalization(value: Any) -> bool:
-  try:
-    statistics(value)
-  except (ValueError, TypeError):
-    return False
-  return True
-
-
-def _is_dtype(value: Any) -> bool:
-  try:
-    return jnp.issubdtype(jnp.dtype(value), jnp.floating)
-  except (TypeError, ValueError):
-    return False
-
-
-def _one_of(names: Iterable[str]) -> _Fact:
-  return _Fact(
-    lambda value: isinstance(value, str) and value in names, f'one of {", ".join(names)}'
-  )
-
-
 MOST_PIXELS = 2**16  # of a side
-_COUNT = _Fact(_is_count, f'a whole number, 1 to {MOST_COUNTED:,}')
-_TRUTH = _Fact(lambda value: isinstance(value, bool), 'True or False')
-_FACTS: Mapping[str, _Fact] = {
+
+
+def _check_image_size(value: Any) -> None:
+  is_pair = isinstance(value, list | tuple) and len(value) == 2
+  for side in value if is_pair else [value]:
+    if type(side) is not int or not 0 < side <= MOST_PIXELS:
+      raise ValueError(f'it must be 1 to {MOST_PIXELS:,} pixels, or height and width.')
+
+
+def _check_dtype(value: Any) -> None:
+  try:
+    is_float = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+  except (TypeError, ValueError):
+    is_float = False
+  if not is_float:
+    raise ValueError('it must be a floating-point type.')
+
+
+def _check_policy(name: str) -> None:
+  if not hasattr(jax.checkpoint_policies, name):
+    raise ValueError('it must be the name of a policy in jax.checkpoint_policies.')
+
+
+# Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
+_STRICT = Field(strict=True, allow_inf_nan=False)
+_COUNT = Annotated[int, Field(strict=True, ge=1, le=MOST_COUNTED)]
+_FACTS: Mapping[str, Any] = {
   'num_heads': _COUNT,
-  'norm_eps': _Fact(lambda x: isinstance(x, float) and 0 < x < 1, 'a number between 0 and 1'),
-  'activation': _one_of(ACTIVATIONS),
-  'pool': _one_of(POOLS),
+  'norm_eps': Annotated[float, _STRICT, Field(gt=0, lt=1)],
+  'activation': Literal[*ACTIVATIONS],  # pyrefly: ignore
+  'pool': Literal[*POOLS],  # pyrefly: ignore
   'patch_size': _COUNT,
-  'image_size': _Fact(_is_image_size, f'1 to {MOST_PIXELS:,} pixels, or height and width'),
-  'classes': _Fact(_are_names, 'a list of names'),
-  'normalization': _Fact(
-    _is_normalization,
-    f'one of {", ".join(NORMALIZATIONS)}, or mean and deviation, three finite numbers each, the '
-    'deviation above 0',
-  ),
-  'resize': _one_of(RULES),
-  'crop': _Fact(lambda x: _is_number(x) and 0.01 < x <= 1, 'above 0.01 and at most 1'),
+  'image_size': Annotated[Any, passing(_check_image_size)],
+  'classes': Several[Text],
+  'normalization': Annotated[Any, passing(statistics)],
+  'resize': Literal[*RULES],  # pyrefly: ignore
+  'crop': Annotated[float, _STRICT, Field(gt=0.01, le=1)],
 }
 # What else a caller may say of the ViT.
-_FIELDS: Mapping[str, _Fact] = {
+_FIELDS: Mapping[str, Any] = {
   **_FACTS,
   **dict.fromkeys(('width', 'depth', 'mlp_dim', 'pre_logits', 'unroll'), _COUNT),
-  **dict.fromkeys(('class_token', 'pre_norm', 'norm_after_pool'), _TRUTH),
-  'num_classes': _Fact(
-    lambda x: _is_count(x) or (type(x) is int and x == 0), 'a whole number of 0 or more'
+  **dict.fromkeys(
+    ('class_token', 'pre_norm', 'norm_after_pool'), Annotated[bool, Field(strict=True)]
   ),
-  'layer_scale': _Fact(_is_number, 'a finite number'),
-  'drop_path': _Fact(lambda x: isinstance(x, int | float) and 0 <= x < 1, 'at least 0 and below 1'),
-  'dtype': _Fact(_is_dtype, 'a floating-point type'),
-  'remat': _Fact(
-    lambda x: isinstance(x, str) and hasattr(jax.checkpoint_policies, x),
-    'the name of a policy in jax.checkpoint_policies',
-  ),
+  'num_classes': Annotated[int, Field(strict=True, ge=0, le=MOST_COUNTED)],
+  'layer_scale': Annotated[float, _STRICT],
+  'drop_path': Annotated[float, _STRICT, Field(ge=0, lt=1)],
+  'dtype': Annotated[Any, passing(_check_dtype)],
+  'remat': Annotated[Text, passing(_check_policy)],
 }
 
 
@@ -189,7 +163,7 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     >>> check_facts({'image_size': [28, 14], 'resize': 'squash'})
     >>> check_facts({'resize': 'stretch'})
     Traceback (most recent call last):
-    ValueError: resize='stretch' cannot be; it must be one of squash, crop.
+    ValueError: resize='stretch' should be 'squash' or 'crop'.
   """
   _check(facts, _FACTS)
 
@@ -203,10 +177,10 @@ def check_vit_fields(fields: Mapping[str, Any]) -> None:
   _check(fields, _FIELDS)
 
 
-def _check(facts: Mapping[str, Any], known: Mapping[str, _Fact]) -> None:
+def _check(facts: Mapping[str, Any], known: Mapping[str, Any]) -> None:
   for name, value in facts.items():
-    if value is not None and name in known and not known[name].can_be(value):
-      raise ValueError(f'{name}={shown(value)} cannot be; it must be {known[name].expected}.')
+    if value is not None and name in known:
+      taken(value, name, known[name])
 
 
 # Facts that have more than one form.
