@@ -159,6 +159,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       check=check_gradient,
       calls=lambda context: [Call('features', Workload(), 0, _seen(context))],
       batches=Batches((train_split_of(settings),)),
+      draws=True,
     )
     structure = Stage(
       'structure',
@@ -251,9 +252,12 @@ def _given(context: Context) -> Structure:
 def _check_given(context: Context) -> None:
   """Raises ValueError or FileNotFoundError where the structure that the config names cannot be."""
   settings = context.settings
-  if not (context.workdir and os.path.exists(context.path(FOLDER, 'genome.json'))):
-    spec = context.place(settings.structure).adapted.spec
+  spec = context.place(settings.structure).adapted.spec
+  try:
     named_genome(spec, settings.structure, check_budget(settings.budget))
+  except FileNotFoundError:  # a job that has begun keeps the genome
+    if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
+      raise
 
 
 def _train_row(name: str, context: Context, structure: Structure | None = None) -> Candidate:
