@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from digits_folder import prepared_digits
 from label_lists import write_images
+from numpy.testing import assert_array_equal
 
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
@@ -199,9 +200,8 @@ def test_undecodable_images_are_listed_and_left_out_only_on_request(photos, capl
   with pytest.raises(OSError, match=r'cat/\d+\.png.*skip_broken'):
     list(pipeline.Stream(examples, 8).blocks(10))
   kept = pipeline.load(examples, 8, skip_broken=True)
-  assert len(kept.images) == len(kept.labels) == 31
+  assert len(kept.labels) == 31
   assert '2 of 33 images' in caplog.text
-  stream = pipeline.Stream(examples, 8, skip_broken=True)
-  blocks = list(stream.blocks(10))
-  np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]), kept.images)
-  np.testing.assert_array_equal(np.concatenate([block.labels for block in blocks]), kept.labels)
+  blocks = pipeline.Stream(examples, 8, skip_broken=True).blocks(10)
+  for whole, parts in zip((kept.images, kept.labels), zip(*blocks, strict=True), strict=True):
+    assert_array_equal(np.concatenate(parts), whole)
