@@ -200,6 +200,7 @@ SPOILT = [
   ({'glora/body/E': np.full(3, np.nan, np.float32)}, {}, 'body/E has numbers that are not finite'),
   ({'glora/body/E': np.zeros((1, 1), np.float32)}, {}, r'glora/body/E is \(1, 1\) and should be'),
   ({'glora/body/B_up': np.zeros(3, np.float32)}, {}, 'unexpected: glora/body/B_up'),
+  ({'glora/body/E': np.zeros(3, np.int32)}, {}, 'glora/body/E is int32'),
   ({'glora/body/E': None}, {}, 'missing: glora/body/E'),
   ({'params': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
   ({}, {'spec': None}, 'spec is missing'),

@@ -12,7 +12,7 @@ from flax import nnx
 
 import glora_jax
 from glora_jax import Layer, SearchSpace, Spec
-from glora_jax.method import presets, sharding
+from glora_jax.method import equation, presets, sharding
 from glora_jax.method.genomes import check_genome, genome_from_json
 from glora_jax.method.space import MOST_RANKS
 
@@ -126,6 +126,7 @@ REFUSED = [
   (lambda: adapt(heads=[3]), 'heads=[3]'),
   (lambda: adapt(ties=['ab']), "ties=['ab']"),
   (lambda: chain(select='conv'), "select='conv'", 'first, second'),
+  (lambda: chain(select=['first', 'conv']), 'conv', 'first, second'),
   (lambda: chain(heads='last'), "heads='last'", 'first, second'),
   (lambda: chain(space={'first': SearchSpace(), 'conv': SearchSpace()}), "'conv'"),
   (lambda: chain(ties=[('first', 'nothing')]), 'nothing'),
@@ -160,6 +161,7 @@ REFUSED = [
   (lambda: adapt_function(split={'q': 0}), "'q'"),
   # parameters, variables and genomes of an adapted model
   (lambda: dense().init(KEY, WHOLE_NUMBERS), 'bias is int32, kernel is int32'),
+  (lambda: dense().init(KEY, EIGHT_BITS), 'bias is float8_e4m3fn'),
   (
     lambda: dense().init(KEY, {'kernel': jnp.ones((4, 6)), 'extra': X}),
     'missing: bias; unexpected: extra; misshaped: kernel is (4, 6)',
@@ -178,6 +180,7 @@ REFUSED = [
   (lambda: check_genome(LAYERS, np.zeros((3, 5))), 'dtype float'),
   (lambda: check_genome(LAYERS, [[0], []]), '[[0], []]'),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),
+  (lambda: glora_jax.genome_to_json(dense().spec, GENOME[None]), '(1, 1, 5)'),
   (lambda: genome_from_json(LAYERS, None), 'None'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'layers[0].A'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': []}), '0 layers'),
@@ -195,7 +198,9 @@ REFUSED = [
   (lambda: custom(a=3), 'a=3'),
   (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
   (lambda: presets.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
+  (lambda: presets.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
   # the equation, checks and devices
+  (lambda: equation.effective(jnp.ones((4, 5)), None, {}, np.zeros(3, int)), '(3,)'),
   (lambda: glora_jax.check(dense(), jax.eval_shape(variables), X), 'variables'),
   (check_outputs, 'floating-point'),
   (lambda: glora_jax.shard(dense(), variables(), 8), 'mesh=8'),
