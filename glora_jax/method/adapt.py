@@ -202,7 +202,8 @@ def _log_heads(
   adapted: Adapted, selector: Selector, heads: Heads, sites: Sequence[Site], outputs: Sequence[Path]
 ) -> None:
   """Says what is trained in full, and which layer might have to be."""
-  name, is_default = name_of(adapted.model), selector == DEFAULT_HEADS
+  name = name_of(adapted.model)
+  is_default = isinstance(selector, str) and selector == DEFAULT_HEADS
   if not is_default and not heads.modules:
     raise ValueError(
       f'heads={shown(selector)} matches no module and no parameter of {name}; its linear layers '

@@ -64,7 +64,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     shifts = jax.random.randint(shift_key, (len(spec),), 0, num_shifts(spec))
     choice = drawn_apart(spec, choice, shifts)
   if largest:
-    takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), largest, choice.shape)
+    takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), float(largest), choice.shape)
     takes_largest = linked(spec, takes_largest)
     choice = jnp.where(takes_largest, largest_places(spec), choice)
   return jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]

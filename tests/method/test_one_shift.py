@@ -67,7 +67,7 @@ def test_the_largest_genome_keeps_the_larger_shift():
   assert largest[:, [C, E]].tolist() == [[0, 2], [0, 2], [0, 2], [0, 0], [2, 0]]
   assert_distinct(largest)
   assert_distinct(smallest_genome(SPEC))
-  always = draw(jax.random.key(0), SPEC, 1.0)
+  always = draw(jax.random.key(0), SPEC, 1)
   np.testing.assert_array_equal(always, largest)
 
 
