@@ -157,7 +157,7 @@ def compiled(case: Case, kept: Kept) -> Record:
     'hash': key,
     **case._asdict(),
     'products': operations.products,
-    'operations': operations.total,
+    'operations': sum(operations),
   }
   start, cpu_start = time.perf_counter(), time.process_time()
   try:
@@ -193,5 +193,5 @@ def largest(record: Record, half: Record | None, memory: int) -> int | None:
   if half is None or 'error' in record or 'error' in half:
     return None
   amount = Case(*(record[name] for name in Case._fields)).amount
-  line = Line.through(amount // 2, held(half), amount, held(record))
+  line = Line.through(amount // 2, held(half), held(record))
   return line.most(memory) if line.each > 0 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import os
 from typing import Any, NamedTuple
 
@@ -196,21 +195,6 @@ def variables_before_training(
     return adapted.init(key, jax.tree.map(jnp.asarray, params))
   # From the host to their places: a large base need not fit one device.
   return placed(adapted, adapted.init(key, params), settings, mesh)
-
-
-def shapes_before_training(
-  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """Shapes of the variables before any training, in their types and on their devices.
-
-  Args:
-    adapted: the adapted backbone.
-    params: shapes of its parameters.
-    settings: the config.
-    mesh: devices, which need not be at hand.
-  """
-  start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
-  return placed(adapted, jax.eval_shape(start, params), settings, mesh)
 
 
 def placed(

@@ -7,6 +7,7 @@ hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.data.pipeline import Split
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.draws import check_budget
 from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import (
   Place,
@@ -27,7 +27,7 @@ from glora_jax.runs.backbone import (
   on_devices,
   placed,
   placed_halves,
-  shapes_before_training,
+  variables_before_training,
 )
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import STREAMED_BLOCK, Context
@@ -107,30 +107,35 @@ def shape_of_run(
   Returns:
     A run for `program`, whose variables are `jax.ShapeDtypeStruct`.
   """
-  adapted, beside = adapt_spaces(settings, model, image_size, mesh)
   images = Shape((1, image_size, image_size, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  variables = shapes_before_training(adapted, params, settings, mesh)
+
+  def start(adapted: Adapted) -> Place:
+    shapes = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
+    return Place(adapted, jax.eval_shape(shapes, params))
+
+  own, other = adapt_spaces(settings, model, image_size)
+  beside = None if other is None else start(other)
   metadata = {'image_size': image_size, 'normalization': normalization}
   no_task: Any = None
-  context = Context(settings, '', no_task, adapted, variables, metadata, counts=counts, mesh=mesh)
-  if beside is not None:
-    context.beside = Place(beside, shapes_before_training(beside, params, settings, mesh))
+  context = Context(settings, '', no_task, *start(own), metadata, counts=counts, beside=beside)
   for split, number in counts.items():
     context.splits[split] = Split(_images(context, number), Shape((number,), jnp.int32))
-  return context
+  return on_mesh(context, mesh)
 
 
 def on_mesh(context: Context, mesh: jax.sharding.Mesh | None) -> Context:
   """A run of which only shapes are known, on other devices."""
-  adapted = on_devices(context.adapted, context.settings, mesh)
-  variables = placed(adapted, context.variables, context.settings, mesh)
-  moved = dataclasses.replace(context, adapted=adapted, variables=variables, mesh=mesh)
-  if context.beside is not None:
-    adapted, variables = context.beside
+
+  def moved(adapted: Adapted, variables: Any) -> Place:
     adapted = on_devices(adapted, context.settings, mesh)
-    moved.beside = Place(adapted, placed(adapted, variables, context.settings, mesh))
-  return moved
+    return Place(adapted, placed(adapted, variables, context.settings, mesh))
+
+  adapted, variables = moved(context.adapted, context.variables)
+  beside = context.beside and moved(*context.beside)
+  return dataclasses.replace(
+    context, adapted=adapted, variables=variables, beside=beside, mesh=mesh
+  )
 
 
 def program(name: str, context: Context, workload: Workload = Workload()) -> Program:
@@ -235,8 +240,7 @@ def _resident(
 
 
 def _supernet(context: Context, workload: Workload) -> _Made:
-  recipe = workload.recipe or context.settings.training
-  return training_of(context, context.adapted, recipe, context.variables)
+  return _alone(context, workload._replace(structure=None))
 
 
 def _learner(context: Context, workload: Workload) -> tuple[Adapted, Place]:
@@ -249,12 +253,11 @@ def _learner(context: Context, workload: Workload) -> tuple[Adapted, Place]:
   if name == 'finetuning':
     return FullFineTuning.of(context.adapted), place
   if name.endswith(GENOME_ENDING):
-    genome = named_genome(adapted.spec, name, check_budget(context.settings.budget))
-    return adapted.fix(genome), place
+    return adapted.fix(named_genome(adapted.spec, name, context.settings.budget)), place
   return adapted.fix(preset(adapted.spec, 'full' if name in NO_PRESETS else name)), place
 
 
-def _subnet(context: Context, workload: Workload) -> _Made:
+def _alone(context: Context, workload: Workload) -> _Made:
   learner, place = _learner(context, workload)
   recipe = workload.recipe or context.settings.training
   return training_of(context, learner, recipe, place.variables)
@@ -354,7 +357,7 @@ def _evaluation(context: Context, workload: Workload) -> _Made:
 
 MAKERS: Mapping[str, Callable[[Context, Workload], _Made]] = {
   'supernet': _supernet,
-  'subnet': _subnet,
+  'subnet': _alone,
   'train_many': _train_many,
   'scoring': _scoring,
   'allocation': _allocation,

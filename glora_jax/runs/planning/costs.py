@@ -38,8 +38,7 @@ _BARRIERS = frozenset(
   """.split()  # noqa: SIM905, more readable than a list
 )
 _LOOPS = ('scan', 'while', 'cond')
-TRAININGS = ('supernet', 'subnet', 'head')
-MANY = 'train_many'
+_TRAININGS = ('supernet', 'subnet', 'head', 'train_many')
 
 
 class Operations(NamedTuple):
@@ -53,15 +52,6 @@ class Operations(NamedTuple):
   products: int = 0
   others: int = 0
 
-  @property
-  def total(self) -> int:
-    """All of them."""
-    return self.products + self.others
-
-  def plus(self, more: Operations, times: int = 1) -> Operations:
-    """These, and others so many times."""
-    return Operations(self.products + times * more.products, self.others + times * more.others)
-
 
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
   """The operations of a jaxpr, all that it calls included.
@@ -73,20 +63,19 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
     >>> count(jax.make_jaxpr(power)(jnp.ones((4, 4)))).products
     1280
   """
-  total = Operations()
+  products = others = 0
   for equation in jaxpr.eqns:
-    inner = [count(called) for called in called_by(equation)]
-    if equation.primitive.name == 'cond':
-      total = total.plus(max(inner, key=lambda operations: operations.total))
-      continue
-    times = equation.params['length'] if equation.primitive.name == 'scan' else 1
-    if equation.primitive.name == 'shard_map':
+    found = [count(called) for called in called_by(equation)] or [_alone(equation)]
+    name, times = equation.primitive.name, 1
+    if name == 'cond':
+      found = [max(found, key=sum)]
+    elif name == 'scan':
+      times = equation.params['length']
+    elif name == 'shard_map':
       times = equation.params['mesh'].size
-    for operations in inner:
-      total = total.plus(operations, times)
-    if not inner:
-      total = total.plus(_alone(equation))
-  return total
+    products += times * sum(each.products for each in found)
+    others += times * sum(each.others for each in found)
+  return Operations(products, others)
 
 
 def equations(jaxpr: Jaxpr | ClosedJaxpr) -> int:
@@ -175,7 +164,7 @@ class _Graph:
     name = equation.primitive.name
     if inner and name not in _LOOPS and len(inner[0].invars) == len(atoms):
       return self.read(inner[0], atoms)
-    makes = [self.add(_bytes(variable.aval)) for variable in equation.outvars]
+    makes = [self.add(bytes_of(variable.aval)) for variable in equation.outvars]
     inside = max((_peak(body, are_results_counted=True) for body in inner), default=0)
     reads = tuple(atom for atom in atoms if atom is not None)
     is_barrier = bool(inner) or name in _BARRIERS
@@ -246,12 +235,6 @@ def _last_reads(graph: _Graph, results: set[int], stored: set[int]) -> dict[int,
   return last
 
 
-def _bytes(aval: Any) -> int:
-  dtype = getattr(aval, 'dtype', None)
-  itemsize = getattr(dtype, 'itemsize', 4) if dtype is not None else 0
-  return _size(aval) * itemsize
-
-
 def bytes_of(tree: Any) -> int:
   """The bytes of all arrays of a tree, or of their shapes."""
   return sum(
@@ -293,11 +276,11 @@ def cost_of(name: str, context: Context, workload: Workload = Workload()) -> Cos
   """
   made = program(name, context, workload)
   traced = made.function.trace(*made.arguments)
-  is_training = name in (*TRAININGS, MANY)
-  results = 0 if is_training else bytes_of(traced.out_info)  # in the place of arguments
+  # What is trained comes back in the place of arguments.
+  results = 0 if name in _TRAININGS else bytes_of(traced.out_info)
   batches = bytes_of(made.streamed)
   return Cost(
-    count(traced.jaxpr).total / made.images,
+    sum(count(traced.jaxpr)) / made.images,
     bytes_of(made.arguments) + batches,  # the next call's come while this one runs
     temporaries(traced.jaxpr) + results,
     equations(traced.jaxpr),
@@ -323,10 +306,9 @@ class Line(NamedTuple):
   each: float
 
   @classmethod
-  def through(cls, number: int, held: float, more: int, held_by_more: float) -> Line:
-    """The line through what two numbers take."""
-    each = (held_by_more - held) / (more - number)
-    return cls(held - each * number, each)
+  def through(cls, number: int, once: float, twice: float) -> Line:
+    """The line through what a number takes, and twice as many."""
+    return cls(2 * once - twice, (twice - once) / number)
 
   def most(self, memory: float) -> int:
     """How much fits into so many bytes; 0 where nothing does."""
@@ -354,7 +336,7 @@ def memory_by_batch(once: Cost, name: str, workload: Workload, context: Context)
   twice = cost_of(name, larger, workload._replace(recipe=double))
   # Streamed batches grow, too; resident images are as many as before.
   grown_by = twice.temporaries - once.temporaries + once.streamed
-  return Line.through(size, once.held, 2 * size, once.held + grown_by)
+  return Line.through(size, once.held, once.held + grown_by)
 
 
 def memory_by_chunk(single: Cost, context: Context, block: int) -> Line:
@@ -366,4 +348,4 @@ def memory_by_chunk(single: Cost, context: Context, block: int) -> Line:
     block: images that a device evaluates at a time.
   """
   double = cost_of('scoring', context, Workload(chunk=2, block=block))
-  return Line.through(1, single.held, 2, double.held)
+  return Line.through(1, single.held, double.held)

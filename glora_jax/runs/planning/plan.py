@@ -35,7 +35,6 @@ from glora_jax.runs.context import (
   fit_batches,
 )
 from glora_jax.runs.planning.costs import (
-  MANY,
   Cost,
   Line,
   bytes_by_kind,
@@ -436,24 +435,19 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
 
 
 def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
-  """What would make a stage smaller, or its part of a device."""
-  yield from _smaller(stage, settings)
-  if settings.job != 'compare':  # which has one device
-    yield 'take more devices'
-
-
-def _smaller(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
-  model, lower = settings.model, f'lower training.batch_size={settings.training.batch_size}'
+  """What makes a stage smaller, or its part on a device."""
+  model = settings.model
+  if stage.trains or stage.program in ('features', 'allocation'):
+    yield f'lower training.batch_size={settings.training.batch_size}'
   if stage.trains:
-    yield lower
     yield 'raise training.accumulate'
-    if stage.program == MANY:
+    if stage.program == 'train_many':
       yield 'give fewer compare.seeds or compare.rates'
     if model.remat != 'nothing_saveable':
       yield "give model.remat='nothing_saveable'"
-    return
-  if stage.program in ('features', 'allocation'):
-    yield lower
-  yield f'lower data.max_resident={settings.data.max_resident}'
-  if model.base_dtype == 'float32':
-    yield "give model.base_dtype='bfloat16'"
+  else:
+    yield f'lower data.max_resident={settings.data.max_resident}'
+    if model.base_dtype == 'float32':
+      yield "give model.base_dtype='bfloat16'"
+  if settings.job != 'compare':  # which has one device
+    yield 'take more devices'

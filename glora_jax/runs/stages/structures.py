@@ -91,7 +91,7 @@ def _given_genome(context: Context, spec: Spec) -> np.ndarray:
     raise damaged(path, error) from error
 
 
-def named_genome(spec: Spec, name: str, budget: int | None) -> np.ndarray:
+def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
   """The genome of a structure that is given.
 
   Args:
