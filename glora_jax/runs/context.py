@@ -94,6 +94,7 @@ class Context:
     scorers: compiled scores, by masked split; None for all others.
     predictors: compiled predictions, likewise.
     seconds: time of the stages so far, by title.
+    begun: names of the stages before the one that runs.
     dispatched: to be called after every dispatch; a profiler hears it in a stage that is traced.
   """
 
@@ -112,6 +113,7 @@ class Context:
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
   predictors: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  begun: Sequence[str] = ()
   dispatched: Callable[[], None] = lambda: None
 
   @property

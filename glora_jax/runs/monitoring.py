@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -36,31 +36,47 @@ class Line(TypedDict):
   step: int
 
 
+METRICS = 'metrics.jsonl'
+
+
 class Metrics:
-  """Appends lines to `metrics.jsonl`.
+  """Appends lines to `metrics.jsonl`: that of a stage's folder, and that of all stages so far.
 
   What an interrupted run wrote after the step it resumes from is dropped first. The first line says
   kind and format. No line holds what varies between equal runs, so no times: those are in
   TensorBoard's events and on the progress bar.
 
   Args:
-    path: path of the file.
-    stage: stage that the lines are about.
+    workdir: folder of the job.
+    stage: stage that the lines are about, and its folder.
     step: step that the stage goes on from.
+    before: the stages before it, whose lines come first.
     board: folder for the same values as TensorBoard's events, in a folder for each stage; None
       writes none.
   """
 
-  def __init__(self, path: Path, stage: str, step: int, board: str | None = None):
-    self.path = path
+  def __init__(
+    self,
+    workdir: Path,
+    stage: str,
+    step: int,
+    before: Iterable[str] = (),
+    board: str | None = None,
+  ):
+    folder = os.path.join(workdir, stage)
+    self.paths = os.path.join(folder, METRICS), os.path.join(workdir, METRICS)
     self.stage = stage
     self.step = step
     self.board = board and os.path.join(board, stage)
     if meshes.primary():
+      with writing(folder):
+        os.makedirs(folder, exist_ok=True)
+      own = [line for line in _lines_of(folder) if line['step'] <= step]
+      earlier = [line for name in before for line in _lines_of(os.path.join(workdir, name))]
       stamp = json.dumps({STAMP: stamp_of('metrics')})
-      lines = self._lines_to_keep()
-      with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-        file.writelines([stamp + '\n', *lines])
+      for path, lines in zip(self.paths, (own, earlier + own), strict=True):
+        with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+          file.writelines([stamp + '\n', *(to_json(line) + '\n' for line in lines)])
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
@@ -69,21 +85,12 @@ class Metrics:
     """
     if not meshes.primary():
       return
-    with writing(self.path), open(self.path, 'a', encoding='utf-8') as file:
-      file.write(to_json({'stage': self.stage, 'step': step, **values}) + '\n')
+    for path in self.paths:
+      with writing(path), open(path, 'a', encoding='utf-8') as file:
+        file.write(to_json({'stage': self.stage, 'step': step, **values}) + '\n')
     if self.board:
       with writing(self.board):
         self._write_events(step, values)
-
-  def _lines_to_keep(self) -> list[str]:
-    """The lines of other stages, and those of this one up to the step it goes on from."""
-    if not os.path.exists(self.path):
-      return []
-    return [
-      to_json(line) + '\n'
-      for line in read_lines(self.path, 'metrics', Line)
-      if line['stage'] != self.stage or line['step'] <= self.step
-    ]
 
   def _write_events(self, step: int, values: dict[str, float]) -> None:
     from tensorboardX.proto.event_pb2 import Event
@@ -114,6 +121,12 @@ class Metrics:
     start = SessionLog(status=SessionLog.START)
     events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=start))
     return events
+
+
+def _lines_of(folder: str) -> list[Line]:
+  """The lines in the folder of a stage; none where it leaves no metrics."""
+  path = os.path.join(folder, METRICS)
+  return read_lines(path, 'metrics', Line) if os.path.exists(path) else []
 
 
 @contextlib.contextmanager

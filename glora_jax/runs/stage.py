@@ -206,6 +206,7 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     if context.stop():
       raise Stopped(f'before the stage {stage.name}', context.workdir)
     log.info('%s: begins, stage %d of %d', stage.name, number, len(wanted))
+    context.begun = tuple(results)
     profiling = profiled(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )

@@ -77,13 +77,13 @@ def test_a_curve_that_lacks_epochs_chooses_none(run):
   line = (
     b'{"stage": "finetune_choice", "step": 5, "val_accuracy": 0.5, "val_loss": 1, "epoch": %d}\n'
   )
-  path = pathlib.Path(run.path('metrics.jsonl'))
+  path = pathlib.Path(run.path('finetune_choice/metrics.jsonl'))
+  path.parent.mkdir()
   path.write_bytes(line % 1 + b'\xff\n' + line.replace(b'0.5', b'0.7') % 2)
   assert search._best_of_curve(run, 2)['epoch'] == 2
   path.write_bytes(line % 1 + b'\xff\n')
   with pytest.raises(ValueError, match=r'metrics.jsonl has 1 of the 2 epochs of finetune_choice'):
     search._best_of_curve(run, 2)
-  os.makedirs(run.path('finetune_choice'))
   write_json(run.path('finetune_choice/epochs.json'), {'epochs': 3}, 'epochs')
   genome = smallest_genome(run.adapted.spec)
   archive = types.SimpleNamespace(best=lambda fitness: genome)

@@ -19,7 +19,7 @@ from glora_jax.records import read_lines, read_record
 from glora_jax.runs.backbone import Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context, train_split_of
-from glora_jax.runs.monitoring import Line
+from glora_jax.runs.monitoring import METRICS, Line
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
 from glora_jax.runs.stages.training import Training, best_on_val, train
@@ -202,14 +202,13 @@ def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int:
 
 
 def _best_of_curve(context: Context, epochs: int) -> dict[str, float]:
-  """The line of `metrics.jsonl` about the epoch that was best on 'val'.
+  """The line of the stage's metrics about the epoch that was best on 'val'.
 
   Raises:
     ValueError: there is not one for every epoch.
   """
-  path = context.path('metrics.jsonl')
-  lines = [line for line in read_lines(path, 'metrics', Line) if line['stage'] == CHOICE]
-  curve = [line for line in lines if 'val_accuracy' in line]
+  path = context.path(CHOICE, METRICS)
+  curve = [line for line in read_lines(path, 'metrics', Line) if 'val_accuracy' in line]
   if len(curve) != epochs:
     raise ValueError(
       f'{path} has {len(curve)} of the {epochs} epochs of {CHOICE}, so the best cannot be told; '

@@ -142,12 +142,14 @@ def train(
     if is_head and saved < last:
       images = learner.features(training.starts[0], images, labels, context.mesh)
     board = context.path('tensorboard') if context.settings.watch.tensorboard else None
-    path = context.path('metrics.jsonl')
+    metrics = None
+    if rates is None:
+      metrics = Metrics(context.workdir, training.name, saved, context.begun, board)
     bookkeeper = Bookkeeper(
       context=context,
       name=training.name,
       checkpoints=checkpoints,
-      metrics=Metrics(path, training.name, saved, board) if rates is None else None,
+      metrics=metrics,
       steps_per_epoch=per_epoch,
       saved=saved,
       evaluate=evaluate and (lambda state: evaluate(learner.join(state.trainable, frozen))),
