@@ -31,7 +31,7 @@ from glora_jax.runs.context import Candidate, Context, make_context, never
 from glora_jax.runs.fields import warn_of_unread
 from glora_jax.runs.job import claimed, prepared, run_job
 from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
-from glora_jax.runs.runners import THIS_PROCESS, Job, Runner, ThisProcess
+from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import Call, Stage, Workload, read_by, walk
 from glora_jax.runs.stages.methods import (
@@ -92,6 +92,7 @@ def run(
 
   Raises:
     ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
+    RuntimeError: a method failed on another machine; what the others have trained is kept.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
@@ -101,9 +102,20 @@ def run(
   if isinstance(runner, ThisProcess) or is_finished(workdir):
     return run_job(settings, stages, workdir, stop, Result, given)
   warn_of_unread(settings, read_by(stages), given)
-  _train_methods(settings, workdir, stop, runner)
-  rest = functools.partial(_run_rest, settings, workdir)
-  return _do_alone(runner, rest, workdir, stop)
+  require_apart(settings.task, workdir)
+  with claimed(workdir, stages):
+    prepared(settings, stages, workdir)
+    write_config(settings, workdir)
+    methods = settings.compare.methods
+    jobs = {name: functools.partial(_train_one, settings, workdir, name) for name in methods}
+    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
+      for number, (method, outcome) in enumerate(outcomes, 1):
+        note_process(workdir, outcome())
+        log.info('%s is trained, %d of %d methods', method, number, len(methods))
+  rest = functools.partial(run_job, settings, stages, workdir, shape=Result, given=None)
+  with contextlib.closing(runner.outcomes({'comparison': rest}, workdir, stop)) as outcomes:
+    [(_, outcome)] = outcomes
+  return outcome()
 
 
 def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
@@ -150,14 +162,14 @@ def _report(
     'tried': {method: rows for method, rows in tried.items() if rows},
   }
   write_json(context.path('rates.json'), record, 'rates')
-  seeds = seeds_of(settings)
+  diverged, guessing = _troubles(context, rows, tested)
   read_off = {name: subnets for name, subnets in rows.items() if name.startswith(GRADIENT)}
   result = {
     'task': context.task.name,
     'data': {'origin': context.task.origin, 'notes': list(context.task.notes)},
     'weights': settings.model.weights,
     **recorded_weights(context.workdir),
-    'seeds': seeds,
+    'seeds': seeds_of(settings),
     'epochs': settings.training.epochs,
     'finetune_epochs': settings.finetuning.epochs,
     'rates': list(compare.rates),
@@ -174,8 +186,8 @@ def _report(
       name: [subnet.genome.tolist() for subnet in subnets] for name, subnets in read_off.items()
     },
     'methods': tested,
-    'diverged': _by_seed(seeds, rows, tested, _diverged),
-    'learned_nothing': _by_seed(seeds, rows, tested, _teller_of_guessing(context)),
+    'diverged': diverged,
+    'learned_nothing': guessing,
     'seconds': dict(context.seconds),
   }
   spec = context.place(GRADIENT).adapted.spec
@@ -183,44 +195,32 @@ def _report(
   return result
 
 
-def _by_seed(
-  seeds: Sequence[int],
+def _troubles(
+  context: Context,
   rows: Mapping[str, Sequence[TrainedSubnet]],
   tested: Mapping[str, Sequence[Mapping[str, Any]]],
-  tell: Callable[[TrainedSubnet, Mapping[str, Any]], str],
-) -> dict[str, dict[str, str]]:
-  """What is told of subnets and their numbers, by row and seed; only of those that it tells of."""
-  found: dict[str, dict[str, str]] = {}
-  for name, subnets in rows.items():
-    for seed, subnet, values in zip(seeds, subnets, tested[name], strict=True):
-      if sentences := tell(subnet, values):
-        found.setdefault(name, {})[str(seed)] = sentences
-  return found
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+  """What diverged, and what ended in guessing: sentences by row and seed.
 
-
-def _diverged(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
-  """What diverged on the way to a subnet with such numbers, in sentences."""
-  is_finite = math.isfinite(values['val_loss'] + values['test_loss'])
-  return subnet.trouble or ('' if is_finite else 'Its loss is not finite.')
-
-
-def _teller_of_guessing(context: Context) -> Callable[[TrainedSubnet, Mapping[str, Any]], str]:
-  """What says so of subnets that end in guessing, unless so few steps may well teach nothing."""
-  labels = np.asarray(context.data('val').labels)
-  recipe = context.settings.training
+  So few steps that they may well teach nothing are no trouble.
+  """
+  labels, recipe = np.asarray(context.data('val').labels), context.settings.training
   steps_per_epoch = recipe.steps_per_epoch(len(context.task.open('train').labels))
-
-  def tell(subnet: TrainedSubnet, values: Mapping[str, Any]) -> str:
-    accuracy = values['val_accuracy']
-    steps = (recipe.epochs - subnet.spared_epochs) * steps_per_epoch
-    if steps < ENOUGH_STEPS or _diverged(subnet, values) or not is_guessing(accuracy, labels):
-      return ''
-    return (
-      f'{accuracy:.1%} of the validation images are right, where naming one class for all of them '
-      f'gets {share_of_largest_class(labels):.1%}.'
-    )
-
-  return tell
+  diverged: dict[str, dict[str, str]] = {}
+  guessing: dict[str, dict[str, str]] = {}
+  for name, subnets in rows.items():
+    for seed, subnet, values in zip(seeds_of(context.settings), subnets, tested[name], strict=True):
+      accuracy = values['val_accuracy']
+      steps = (recipe.epochs - subnet.spared_epochs) * steps_per_epoch
+      if subnet.trouble or not math.isfinite(values['val_loss'] + values['test_loss']):
+        sentence = subnet.trouble or 'Its loss is not finite.'
+        diverged.setdefault(name, {})[str(seed)] = sentence
+      elif steps >= ENOUGH_STEPS and is_guessing(accuracy, labels):
+        guessing.setdefault(name, {})[str(seed)] = (
+          f'{accuracy:.1%} of the validation images are right, where naming one class for all of '
+          f'them gets {share_of_largest_class(labels):.1%}.'
+        )
+  return diverged, guessing
 
 
 def freeze_and_evaluate(
@@ -238,28 +238,20 @@ def freeze_and_evaluate(
   Raises:
     ValueError: another list was frozen before.
   """
-  measured = {
-    name: [
-      {
-        'params': subnet.params,
-        'seconds': round(subnet.seconds, 2),
-        **_measure_both(context, subnet, 'val'),
-      }
-      for subnet in subnets
-    ]
-    for name, subnets in rows.items()
-  }
-  frozen = {
-    name: [
-      {
+  measured: dict[str, list[dict[str, Any]]] = {}
+  frozen: dict[str, list[dict[str, Any]]] = {}
+  for name, subnets in rows.items():
+    measured[name], frozen[name] = [], []
+    for subnet in subnets:
+      values = _measure_both(context, subnet, 'val')
+      seconds = round(subnet.seconds, 2)
+      measured[name].append({'params': subnet.params, 'seconds': seconds, **values})
+      row = {
         'genome': subnet.genome.tolist(),
         'val_accuracy': values['val_accuracy'],
         'weights': tree.fingerprint(subnet.variables),
       }
-      for subnet, values in zip(subnets, measured[name], strict=True)
-    ]
-    for name, subnets in rows.items()
-  }
+      frozen[name].append(row)
   freeze(context, frozen)
   for name, subnets in rows.items():
     for values, subnet in zip(measured[name], subnets, strict=True):
@@ -276,51 +268,9 @@ def _measure_both(context: Context, subnet: TrainedSubnet, split: str) -> dict[s
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 
-def _train_methods(
-  settings: RunSettings, workdir: str, stop: Callable[[], bool], runner: Runner
-) -> None:
-  """Tunes and trains every method of a comparison that is not finished; tests none.
-
-  This process holds the workdir meanwhile.
-
-  Raises:
-    ValueError, OSError: what can be known before: a wrong field, file or workdir, or one in use.
-    RuntimeError: a method failed; what the others have trained is kept.
-    Stopped: `stop` asked for it.
-  """
-  require_apart(settings.task, workdir)
-  with claimed(workdir, stages_of(settings)):
-    _do_alone(runner, functools.partial(_rehearse, settings, workdir), workdir, stop)
-    write_config(settings, workdir)
-    methods = settings.compare.methods
-    jobs = {name: functools.partial(_train_one, settings, workdir, name) for name in methods}
-    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
-      for number, (method, outcome) in enumerate(outcomes, 1):
-        note_process(workdir, outcome())
-        log.info('%s is trained, %d of %d methods', method, number, len(methods))
-
-
-def _do_alone(runner: Runner, job: Job, workdir: str, stop: Callable[[], bool]) -> Any:
-  """What a single job returns."""
-  with contextlib.closing(runner.outcomes({'comparison': job}, workdir, stop)) as outcomes:
-    [(_, outcome)] = outcomes
-  return outcome()
-
-
-def _rehearse(settings: RunSettings, workdir: str, stop: Callable[[], bool]) -> None:
-  """Checks all that the comparison needs, and leaves in the workdir what a context does."""
-  del stop
-  prepared(settings, stages_of(settings), workdir)
-
-
 def _train_one(settings: RunSettings, workdir: str, method: str, stop: Callable[[], bool]) -> Made:
   """Tunes and trains a method with every seed; with what it was made."""
   stages = stages_of(settings)
   context = make_context(settings, stages, workdir, stop)
   walk(context, stages, until=f'training/{file_name(method)}')
   return current()
-
-
-def _run_rest(settings: RunSettings, workdir: str, stop: Callable[[], bool]) -> dict[str, Any]:
-  """Tests what was trained, and writes the result."""
-  return run_job(settings, stages_of(settings), workdir, stop, Result, None)

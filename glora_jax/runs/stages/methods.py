@@ -224,25 +224,31 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
     learner: Adapted = FullFineTuning.of(context.adapted)
   else:
     learner = context.place(method).adapted.fix(method)
-  recipe = context.settings.training
-  trained = _train(context, from_pretrained(context, task, learner, recipe))
-  return {method: _subnets(context, learner, trained)}
+  training = _from_pretrained(context, task, learner, context.settings.training)
+  return {method: _subnets(context, training)}
 
 
-def from_pretrained(
+def _from_pretrained(
   context: Context, task: Task, learner: Adapted, recipe: Recipe, name: str = 'states'
 ) -> Training:
   """The trainings of a learner from the pretrained base, for each trial."""
   base, adapted = context.variables['params'], learner.fix(None)
-  return Training(
-    f'{task.folder}/{name}',
-    learner,
-    recipe,
-    'train',
-    [adapted.init(stream_key(trial.seed, Stream.INIT), base) for trial in task.trials],
-    [stream_key(trial.seed, Stream.SUPERNET) for trial in task.trials],
-    [trial.learning_rate for trial in task.trials],
-  )
+  starts = [adapted.init(stream_key(trial.seed, Stream.INIT), base) for trial in task.trials]
+  return _training(f'{task.folder}/{name}', learner, recipe, starts, task.trials)
+
+
+def _training(
+  name: str,
+  learner: Adapted,
+  recipe: Recipe,
+  starts: list[Any],
+  trials: Sequence[Trial],
+  stream: Stream = Stream.SUPERNET,
+) -> Training:
+  """The trainings of a learner from some variables, for each trial."""
+  keys = [stream_key(trial.seed, stream) for trial in trials]
+  rates = [trial.learning_rate for trial in trials]
+  return Training(name, learner, recipe, 'train', starts, keys, rates)
 
 
 def _train(context: Context, training: Training) -> tuple[list[Trained], float]:
@@ -253,15 +259,12 @@ def _train(context: Context, training: Training) -> tuple[list[Trained], float]:
 
 
 def _subnets(
-  context: Context,
-  learner: Adapted,
-  trained: tuple[list[Trained], float],
-  training: str = 'Its training',
-  **more: Any,
+  context: Context, training: Training, title: str = 'Its training', **more: Any
 ) -> list[TrainedSubnet]:
-  """What became of each of some trainings; `more` are fields of all of them."""
+  """What becomes of each of some trainings; `more` are fields of all of them."""
+  learner = training.learner
   assert learner.genome is not None
-  results, seconds = trained
+  results, seconds = _train(context, training)
   return [
     TrainedSubnet(
       learner.genome,
@@ -269,7 +272,7 @@ def _subnets(
       result.variables,
       seconds,
       adapted=None if learner.spec is context.adapted.spec else learner.fix(None),
-      trouble=_trouble(training, result.diverged),
+      trouble=_trouble(title, result.diverged),
       **more,
     )
     for result in results
@@ -298,7 +301,7 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   if head is None:
     head = adapted.fix(genomes.smallest_genome(adapted.spec))
   starts = task._replace(trials=[Trial(seed, warming.learning_rate) for seed in seeds])
-  heads, seconds = _train(context, from_pretrained(context, starts, head, warming, 'heads'))
+  heads, seconds = _train(context, _from_pretrained(context, starts, head, warming, 'heads'))
   rows: dict[str, list[TrainedSubnet]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, warm in zip(seeds, heads, strict=True):
     fresh = adapted.init(stream_key(seed, Stream.INIT), context.variables['params'])
@@ -359,17 +362,9 @@ def _train_structure(
       clock['seconds'] -= prior.seconds - before
   subnet, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
-  training = Training(
-    f'{name}/states',
-    subnet,
-    shorter,
-    'train',
-    [variables] * len(task.trials),
-    [stream_key(trial.seed, Stream.SUPERNET) for trial in task.trials],
-    [trial.learning_rate for trial in task.trials],
-  )
-  spared = recipe.epochs - shorter.epochs
-  subnets = _subnets(context, subnet, _train(context, training), spared_epochs=spared)
+  starts = [variables] * len(task.trials)
+  training = _training(f'{name}/states', subnet, shorter, starts, task.trials)
+  subnets = _subnets(context, training, spared_epochs=recipe.epochs - shorter.epochs)
   return [_after(subnet, clock['seconds'], trouble) for subnet in subnets]
 
 
@@ -391,7 +386,7 @@ def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
   settings = context.settings
   epochs = settings.training.epochs - settings.finetuning.epochs
   shorter = dataclasses.replace(settings.training, epochs=epochs)
-  training = from_pretrained(context, task, context.adapted, shorter, 'supernets')
+  training = _from_pretrained(context, task, context.adapted, shorter, 'supernets')
   supernets, seconds = _train(context, training)
   rows = {}
   for budget in task.budgets:
@@ -423,17 +418,10 @@ def _search_one(
   subnet = context.adapted.fix(genome)
   # The schedule's ends are those of the supernet's learning rate.
   rate = context.settings.training.learning_rate
-  training = Training(
-    f'{name}/states',
-    subnet,
-    dataclasses.replace(context.settings.finetuning, learning_rate=rate),
-    'train',
-    [supernet],
-    [stream_key(trial.seed, Stream.FINETUNE)],
-    [FINETUNING_SHARE * trial.learning_rate],
-  )
-  trained = _train(context, training)
-  [found] = _subnets(context, subnet, trained, 'Its finetuning', inherited=supernet)
+  recipe = dataclasses.replace(context.settings.finetuning, learning_rate=rate)
+  slower = trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)
+  training = _training(f'{name}/states', subnet, recipe, [supernet], [slower], Stream.FINETUNE)
+  [found] = _subnets(context, training, 'Its finetuning', inherited=supernet)
   return _after(found, clock['seconds'], trouble)
 
 
