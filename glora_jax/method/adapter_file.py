@@ -14,7 +14,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
-from glora_jax.limits import check_path, check_type, printable
+from glora_jax.limits import check_path, check_type, printable, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import (
   NamedAlleles,
@@ -262,6 +262,8 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
     raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)
+  if not all(scale > 0 for scale in metadata['scale']):
+    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0', _AGAIN)
 
 
 def _check_tensors(

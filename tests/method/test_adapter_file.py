@@ -205,6 +205,7 @@ SPOILT = [
   ({'params': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
   ({}, {'spec': None}, 'spec is missing'),
   ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
+  ({}, {'scale': [-0.0]}, r'scale=\[-0.0\] are not all above 0'),
   ({}, {'parameters': [[]]}, 'belongs to another model'),
 ]
 
