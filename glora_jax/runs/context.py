@@ -48,6 +48,7 @@ STREAMED_BLOCK = 1024  # images of a stream that are scored at once
 DEFAULT_BATCH = Recipe().batch_size
 DEFAULT_FOLDS = AllocationSettings().folds
 SPLIT = 'split.json'  # of a user's own images, as `data.tasks.own` writes it
+IMAGES = 'images.npz'  # which can be decoded, and which of a job that has begun are left out
 
 
 def never() -> bool:
@@ -342,7 +343,7 @@ def _open_images(context: Context, stages: Sequence[Stage]) -> Task:
   """
   from glora_jax.runs.stage import has_begun
 
-  record = context.path('images.npz') if context.workdir else None
+  record = context.path(IMAGES) if context.workdir else None
   with meshes.primary_first('images'):
     if record and meshes.primary():
       os.makedirs(context.workdir, exist_ok=True)

@@ -18,7 +18,7 @@ from glora_jax.models.folder import EXTENSIONS
 from glora_jax.records import read_record
 from glora_jax.runs import origins
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.context import SPLIT, Context, make_context, never
+from glora_jax.runs.context import IMAGES, SPLIT, Context, make_context, never
 from glora_jax.runs.fields import is_among, warn_of_unread
 from glora_jax.runs.sections import WatchSettings
 from glora_jax.runs.stage import Stage, read_by, readers, walk
@@ -121,8 +121,10 @@ def prepared(
     ValueError, OSError: what a stage would stumble over, as far as it can be known before.
   """
   changes = changes_of(settings, workdir, read_by(stages))
-  with _undone_where_it_fails(workdir):
-    _forget(workdir, changes)
+  # That of which images were opened is only made better, by a start that fails, too.
+  others = [IMAGES] if any(is_among(x.name, PREPARED[SPLIT]) for x in changes) else []
+  with _undone_where_it_fails(workdir, [*PREPARED, *others]):
+    _forget(workdir, changes, others)
     context = make_context(settings, stages, workdir, stop)
   for change in changes:
     again = readers(stages, [change.name])
@@ -177,10 +179,10 @@ def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _undone_where_it_fails(workdir: str) -> Iterator[None]:
-  """Leaves a workdir as it was before, where preparing fails."""
+def _undone_where_it_fails(workdir: str, names: Sequence[str]) -> Iterator[None]:
+  """Leaves a workdir and some files in it as they were before, where preparing fails."""
   before = names_in(workdir)
-  paths = [os.path.join(workdir, name) for name in PREPARED]
+  paths = [os.path.join(workdir, name) for name in names]
   contents = {path: _read_bytes(path) for path in paths}
   try:
     yield
@@ -210,14 +212,16 @@ def _restore(contents: dict[str, bytes | None]) -> None:
         file.write(content)
 
 
-def _forget(workdir: str, changes: tuple[Change, ...]) -> None:
-  """Removes a split of other images and a record of other weights, which no stage has used.
+def _forget(workdir: str, changes: tuple[Change, ...], others: Sequence[str]) -> None:
+  """Removes other files, a split of other images and a record of other weights.
 
   What a start left that was killed before it had claimed the workdir is of nobody knows what.
   """
   is_unclaimed = not os.path.exists(os.path.join(workdir, 'config.json'))
+  gone = list(others)
   for name, fields in PREPARED.items():
-    path = os.path.join(workdir, name)
-    is_of_others = is_unclaimed or any(is_among(change.name, fields) for change in changes)
-    if is_of_others and meshes.primary() and os.path.exists(path):
+    if is_unclaimed or any(is_among(change.name, fields) for change in changes):
+      gone.append(name)
+  for path in (os.path.join(workdir, name) for name in gone):
+    if meshes.primary() and os.path.exists(path):
       os.remove(path)

@@ -235,6 +235,26 @@ def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
   assert len(run.task.open('train').labels) == 16
 
 
+def test_images_of_another_task_are_not_left_out_for_those_of_the_first(run_config, tmp_path):
+  numbers = {'first': 20, 'same': 20, 'more': 21}
+  for name, number in numbers.items():
+    write_images(tmp_path / name, [f'{label}/{n}.png' for label in 'ab' for n in range(number)])
+  (tmp_path / 'first' / 'a' / '1.png').write_bytes(b'no image')
+  workdir = tmp_path / 'run'
+  for name, number in numbers.items():
+    config = changed(run_config, task=f'folder:{tmp_path}/{name}', data__skip_broken=True)
+    run = prepared(config, workdir)
+    assert sum(run.counts[split] for split in run.task.splits) == 2 * number - (name == 'first')
+    write_config(check_config(config), workdir)
+    (workdir / 'supernet').mkdir(exist_ok=True)
+    mark = {'key': '', 'whole': False, 'seconds': 0.0}
+    write_json(workdir / 'supernet' / 'stage.json', mark, 'stage')
+  before = (workdir / 'images.npz').read_bytes()
+  with pytest.raises(ValueError, match='has the rank 1000, and no layer'):
+    prepared(changed(run_config, space__ranks=(1000,)), workdir)
+  assert (workdir / 'images.npz').read_bytes() == before
+
+
 def test_folds_are_of_the_images_that_are_left(run_config, photos, tmp_path):
   options = {**READ_OFF, 'training__batch_size': 8, 'data__skip_broken': True}
   config = changed(run_config, task=f'folder:{photos}', allocation__folds=16, **options)
