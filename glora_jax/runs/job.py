@@ -21,7 +21,7 @@ from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import IMAGES, SPLIT, Context, make_context, never
 from glora_jax.runs.fields import is_among, warn_of_unread
 from glora_jax.runs.sections import WatchSettings
-from glora_jax.runs.stage import Stage, read_by, readers, walk
+from glora_jax.runs.stage import Stage, read_by, readers, require_tested, walk
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -126,6 +126,7 @@ def prepared(
   with _undone_where_it_fails(workdir, [*PREPARED, *others]):
     _forget(workdir, changes, others)
     context = make_context(settings, stages, workdir, stop)
+    require_tested(context, stages)
   for change in changes:
     again = readers(stages, [change.name])
     which = f'run again: {", ".join(again)}' if again else 'no stage reads it'

@@ -29,7 +29,7 @@ from glora_jax.files import write_json
 from glora_jax.records import read_record
 from glora_jax.runs.fields import COMMON, is_among, values_of
 from glora_jax.runs.monitoring import profiled
-from glora_jax.runs.workdir import Stopped
+from glora_jax.runs.workdir import TEST_LIST, Stopped
 
 if TYPE_CHECKING:
   from glora_jax.runs.context import Context
@@ -183,6 +183,23 @@ def readers(stages: Sequence[Stage], names: Iterable[str]) -> list[str]:
 def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:
   """Whether a stage has left something in a workdir."""
   return any(os.path.exists(os.path.join(workdir, stage.name, MARK)) for stage in stages)
+
+
+def require_tested(context: Context, stages: Sequence[Stage]) -> None:
+  """Raises ValueError where the test images were read, and a stage would run on something else.
+
+  Fields that differ are named before, where `config.json` has them.
+  """
+  if not os.path.exists(context.path(TEST_LIST)):
+    return
+  for name, key in keys_of(context, stages).items():
+    mark = read_mark(context.path(name))
+    if mark is not None and mark['key'] != key:
+      raise ValueError(
+        f'{context.path(name)} was made with other fields, images, weights or devices than this '
+        'start has, and the test images were read since; start with the same as before, or choose '
+        'another --workdir.'
+      )
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:

@@ -47,7 +47,13 @@ class Job:
 
   def start(self, stop=lambda: False, facts=(), shards=1, until=None, **values):
     """Walks the stages with other values of the config; (result, what was run)."""
-    context = types.SimpleNamespace(
+    self.ran.clear()
+    result = walk(self.context(stop, facts, shards, **values), self.stages, until)
+    return result, list(self.ran)
+
+  def context(self, stop=lambda: False, facts=(), shards=1, **values):
+    """What the stages are given."""
+    return types.SimpleNamespace(
       settings=check_config(changed(default_config(), **values)),
       workdir=str(self.folder),
       path=lambda *names: os.path.join(self.folder, *names),
@@ -56,8 +62,6 @@ class Job:
       shards=shards,
       seconds={},
     )
-    self.ran.clear()
-    return walk(context, self.stages, until), list(self.ran)
 
 
 @pytest.fixture
@@ -114,6 +118,19 @@ def test_the_old_folder_is_kept_until_the_new_one_is_whole(job):
   job.stages = (job.stages[0], second, *job.stages[2:])
   assert job.start() == (result, [])  # corrected back: what was made at first is there
   assert not list(job.folder.rglob('*.old'))
+
+
+def test_after_the_test_no_stage_runs_on_something_else(job):
+  """Images and devices are in no `config.json`."""
+  job.start()
+  stage.require_tested(job.context(shards=4), job.stages)
+  (job.folder / 'test_list.json').touch()
+  stage.require_tested(job.context(), job.stages)
+  shutil.rmtree(job.folder / 'first')
+  stage.require_tested(job.context(), job.stages)  # what is gone is made again
+  for values in ({'shards': 4}, {'facts': {'images': 3}}, {'search__mode': 'random'}):
+    with pytest.raises(ValueError, match='the test images were read since; start with the same'):
+      stage.require_tested(job.context(**values), job.stages)
 
 
 class Killed(BaseException):
