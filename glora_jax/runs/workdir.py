@@ -16,6 +16,7 @@ except ImportError:  # Windows has no such locks
   fcntl = None
 
 
+from glora_jax.data.catalog import expand
 from glora_jax.data.task import require_printable
 from glora_jax.files import (
   STAMP,
@@ -78,7 +79,7 @@ def changes_of(
   """What a config has otherwise than the `config.json` of its workdir.
 
   Fields that change no result, `fields.FREE`, are not listed. What a stage reads may be corrected
-  until the test images were read: the stage runs again. The job may not.
+  until the test images were read: the stage runs again. The job may not, nor the tasks of a suite.
 
   Args:
     settings: the config that is given.
@@ -98,7 +99,8 @@ def changes_of(
     if old.get(name) != new.get(name)
   )
   was_tested = any(os.path.exists(os.path.join(x, TEST_LIST)) for x in (workdir, *tasks))
-  fixed = tuple(read) if was_tested else ('job',)
+  is_suite = any(len(expand(str(values.get('task')))) > 1 for values in (old, new))
+  fixed = ('job', *(['task'] if is_suite else []), *(read if was_tested else []))
   if refused := [change for change in changes if is_among(change.name, fixed)]:
     reason = ' Its test images were read.' if was_tested else ''
     raise ValueError(

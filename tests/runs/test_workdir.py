@@ -82,6 +82,15 @@ def test_a_suite_s_config_is_fixed_by_what_its_tasks_have_tested(tmp_path):
     change(tmp_path, True, folders, task='vtab/all', finetune__epochs=30, training__epochs=20)
 
 
+@pytest.mark.parametrize('before, after', [('vtab/all', 'digits'), ('digits', 'vtab/all')])
+def test_a_workdir_is_of_one_suite_or_of_one_run(before, after, tmp_path):
+  """Each writes the page of its own; the tasks of another list have nothing of the first."""
+  change(tmp_path, task=before)
+  for task in (after, 'fewshot/all'):
+    with pytest.raises(ValueError, match=f"task was '{before}' and is now '{task}'"):
+      change(tmp_path, task=task)
+
+
 def test_a_config_of_scalars_and_arrays_is_one_of_numbers(tmp_path):
   content = changed().to_dict()
   content['training'] |= {'learning_rate': jnp.float32(0.5), 'epochs': np.float32(30)}
