@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import operator
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -192,28 +193,16 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
   """Whether fields get what they demand of each other, and the sentence for where not."""
   alone = settings.job != 'compare'
   own_epochs, epochs = settings.finetune.epochs, settings.training.epochs
+  for name, only, reason in (
+    ('protocol', 'honest', 'a comparison tests last'),
+    ('finetune.on', 'train', 'all methods learn from the same images'),
+    ('budget', None, 'a comparison has compare.budgets'),
+    ('presets', (), 'a comparison has compare.methods'),
+    ('structure', SEARCH, 'a comparison has compare.methods'),
+  ):
+    value = operator.attrgetter(name)(settings)
+    yield alone or value == only, f'{name}={value!r} must be {only!r}: {reason}.'
   yield from (
-    (
-      alone or settings.protocol == 'honest',
-      f"protocol={settings.protocol!r} must be 'honest': a comparison tests last.",
-    ),
-    (
-      alone or settings.finetune.on == 'train',
-      f"finetune.on={settings.finetune.on!r} must be 'train': all methods learn from the same "
-      'images.',
-    ),
-    (
-      alone or settings.budget is None,
-      f'budget={settings.budget!r} must be None: a comparison has compare.budgets.',
-    ),
-    (
-      alone or not settings.presets,
-      f'presets={settings.presets!r} must be (): a comparison has compare.methods.',
-    ),
-    (
-      alone or settings.structure == SEARCH,
-      f"structure={settings.structure!r} must be 'search': a comparison has compare.methods.",
-    ),
     (
       settings.structure == SEARCH or settings.protocol == 'honest',
       f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "

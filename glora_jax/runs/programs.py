@@ -328,11 +328,10 @@ def _fold(context: Context, workload: Workload) -> _Made:
 
 def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
   """The head that is warmed before a gradient is taken, its recipe, and where it starts."""
-  place, settings = context.place(GRADIENT), context.settings
-  recipe = head_recipe(settings.training, settings.allocation.head_epochs)
-  learner = head_learner(context, place, recipe)
-  assert learner is not None
-  return learner, recipe, place.variables
+  place = context.place(GRADIENT)
+  learner = head_learner(context, place)
+  assert isinstance(learner, HeadAlone)
+  return learner, head_recipe(context.settings), place.variables
 
 
 def _features(context: Context, workload: Workload) -> _Made:

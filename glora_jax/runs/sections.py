@@ -318,15 +318,13 @@ class AllocationSettings:
     Raises:
       ValueError: nothing is left for the training.
     """
-    spent = self.epochs()
-    left = recipe.epochs - spent
-    if left < max(1, recipe.warmup_epochs):
+    spent, least = self.epochs(), max(1, recipe.warmup_epochs)
+    if recipe.epochs - spent < least:
       raise ValueError(
         f'epochs={recipe.epochs} leave too little to a structure from a gradient: head and '
         f'gradient count as {spent}, {recipe.warmup_epochs} warm up; give more epochs.'
       )
-    more = self.epochs(borrowed) - spent
-    return dataclasses.replace(recipe, epochs=max(left - more, recipe.warmup_epochs, 1))
+    return dataclasses.replace(recipe, epochs=max(recipe.epochs - self.epochs(borrowed), least))
 
   def spared(self, recipe: Recipe, borrowed: bool = False) -> int:
     """The epochs by which `shortened` makes a recipe shorter: fewer than `epochs` where few are."""

@@ -287,7 +287,7 @@ def _shift_options(layer: Layer, base: Sequence[int]) -> tuple[Option, ...]:
   return tuple(options)
 
 
-def require_something(spec: Spec, budget: int | None) -> None:
+def require_something(spec: Spec, budget: float | None) -> None:
   """Checks that there is a unit on offer, and one that fits a budget, whatever it is worth.
 
   Raises:

@@ -241,7 +241,7 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
   assert all(len(genomes) == 2 for genomes in result['structures'].values())
   assert 'Of the tensors that one of 2 seeds trains' in html_pages.read(tmp_path).words()
   os.remove(tmp_path / 'result.json')
-  os.remove(tmp_path / 'trained' / 'gradient-600-42.npz')
+  os.remove(tmp_path / 'training' / 'gradient' / '600-42' / 'allocation.npz')
   again = comparison.run(config, str(tmp_path))
   assert again['structures'] == result['structures']
   found = [again['methods'], rows]

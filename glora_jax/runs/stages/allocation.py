@@ -27,7 +27,7 @@ from glora_jax.files import (
   write_arrays,
   write_json,
 )
-from glora_jax.method.draws import check_budget
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import (
   check_genome,
   genome_to_json,
@@ -35,6 +35,7 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.records import Array, check_arrays
 from glora_jax.runs.backbone import Place, Stream
+from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import GRADIENT
 from glora_jax.runs.stages.training import Training, train
@@ -50,6 +51,7 @@ from glora_jax.training.recipe import Recipe
 
 HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.npz'
+_NUMBERS = {'budget': 'i', 'proposed': 'b', 'unjudged': 'i', 'borrowed': 'f'}  # of an allocation
 MOST_IMAGES = 4096  # a task that has more needs no other's gradient
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def check_gradient(context: Context) -> None:
   """Raises ValueError where there is nothing to buy, or a fold would have no images."""
   settings = context.settings
   compares = settings.job == 'compare'
-  for budget in settings.compare.budgets if compares else (check_budget(settings.budget),):
+  for budget in settings.compare.budgets if compares else (settings.budget,):
     require_something(context.place(GRADIENT).adapted.spec, budget)
   shape_of_folds(
     context.counts[context.train_split],
@@ -69,12 +71,13 @@ def check_gradient(context: Context) -> None:
   )
 
 
-def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
-  """How a head is warmed for so many epochs before a structure is trained by a recipe.
+def head_recipe(settings: RunSettings) -> Recipe:
+  """How a head is warmed before a structure is read off a gradient.
 
   A head alone takes twice the learning rate (BitFit's and the linear probe's tuned ones are twice
   LoRA's, `configs/compare_rates.json`).
   """
+  recipe, epochs = settings.training, settings.allocation.head_epochs
   return dataclasses.replace(
     recipe,
     epochs=epochs,
@@ -83,33 +86,23 @@ def head_recipe(recipe: Recipe, epochs: int) -> Recipe:
   )
 
 
-def head_learner(context: Context, place: Place, recipe: Recipe) -> HeadAlone | None:
-  """The head of a model, to be trained by a recipe on features that its body gives once.
+def head_learner(context: Context, place: Place) -> Adapted:
+  """The head of a model, to be trained alone.
 
-  The body sees the images as the gradient does: as they are stored, and whole. None where the model
-  has no such head.
+  It is trained on features, where it can be told from a body, which gives them once. The body sees
+  the images as the gradient does: as they are stored, and whole.
   """
-  images = step_shape(context.data(context.train_split).images, recipe)
-  return HeadAlone.find(place.adapted, place.variables, context.preprocess, images)
+  images = step_shape(context.data(context.train_split).images, head_recipe(context.settings))
+  alone = HeadAlone.find(place.adapted, place.variables, context.preprocess, images)
+  return alone or place.adapted.fix(smallest_genome(place.adapted.spec))
 
 
 def train_head(context: Context, place: Place) -> Place:
-  """The space with a head that was trained alone, on features where that can be."""
-  recipe = head_recipe(context.settings.training, context.settings.allocation.head_epochs)
-  learner = head_learner(context, place, recipe)
-  if learner is None:
-    learner = place.adapted.fix(smallest_genome(place.adapted.spec))
-  [(variables, _)] = train(
-    context,
-    Training(
-      'head',
-      learner,
-      recipe,
-      context.train_split,
-      [place.variables],
-      [context.key(Stream.HEAD)],
-    ),
-  )
+  """The space with a head that was trained alone."""
+  learner, recipe = head_learner(context, place), head_recipe(context.settings)
+  starts, keys = [place.variables], [context.key(Stream.HEAD)]
+  training = Training('head', learner, recipe, context.train_split, starts, keys)
+  [(variables, _)] = train(context, training)
   return Place(place.adapted, {**place.variables, 'params': variables['params']})
 
 
@@ -293,10 +286,7 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
   }
   return {
     'genome': allocation.genome,
-    'budget': np.array(allocation.budget),
-    'proposed': np.array(allocation.proposed),
-    'unjudged': np.array(allocation.unjudged),
-    'borrowed': np.array(allocation.borrowed),
+    **{name: np.array(getattr(allocation, name)) for name in _NUMBERS},
     'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
     **{
       f'{part}/{name}': np.asarray(value)
@@ -328,10 +318,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
     values=Values(**tree['values']),
     curve=Curve(curve['params'], curve['values'], int(curve['knee'])),
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
-    budget=int(tree['budget']),
-    proposed=bool(tree['proposed']),
-    unjudged=int(tree['unjudged']),
-    borrowed=float(tree['borrowed']),
+    **{name: tree[name].item() for name in _NUMBERS},
   )
 
 
@@ -345,17 +332,13 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
   rows, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
   expected = {
     'genome': Array('i', (len(spec), 5)),
-    'budget': Array('i'),
-    'proposed': Array('b'),
-    'unjudged': Array('i'),
-    'borrowed': Array('f'),
+    **{name: Array(kind) for name, kind in _NUMBERS.items()},
     'signal': Array('f', finite=False),
     **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
-    'values/A_vector': Array('f', rows),
-    'values/A_lora': Array('f', parts),
-    'values/B_lora': Array('f', parts),
-    'values/C_vector': Array('f', rows),
-    'values/E_vector': Array('f', rows),
+    **{
+      f'values/{name}': Array('f', parts if name.endswith('lora') else rows)
+      for name in Values._fields
+    },
     'curve/params': Array('i', ('purchase',)),
     'curve/values': Array('f', ('purchase',)),
     'curve/knee': Array('i'),
@@ -394,7 +377,7 @@ def allocate_shifts(
   chosen = np.sort(rng.permutation(len(labels))[:most])
   found = shifted(np.asarray(images)[chosen], rng, context.task.num_classes)
   split = Split(*meshes.hold(context.mesh, tuple(found)))
-  recipe = head_recipe(context.settings.training, context.settings.allocation.head_epochs)
+  recipe = head_recipe(context.settings)
   options = {'preprocess': context.preprocess, 'mesh': context.mesh, 'progress': meshes.primary()}
   variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
   warm = Place(place.adapted, variables)

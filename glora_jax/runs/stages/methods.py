@@ -290,16 +290,13 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   Heads are warmed at the recipe's learning rate, whatever the trial's, so that the structure is the
   seed's.
   """
-  place, settings = context.place(GRADIENT), context.settings
+  place = context.place(GRADIENT)
   adapted, budgets = place.adapted, task.budgets
   seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
   names = [f'{task.folder}/{budget}-{seed}' for seed in seeds for budget in budgets]
   is_done = all(is_allocated(context, name) for name in names)
   ahead = None if is_done else start_compiling(context, place)  # one program for all of them
-  warming = head_recipe(settings.training, settings.allocation.head_epochs)
-  head = head_learner(context, place, warming)
-  if head is None:
-    head = adapted.fix(genomes.smallest_genome(adapted.spec))
+  head, warming = head_learner(context, place), head_recipe(context.settings)
   starts = task._replace(trials=[Trial(seed, warming.learning_rate) for seed in seeds])
   heads, seconds = _train(context, _from_pretrained(context, starts, head, warming, 'heads'))
   rows: dict[str, list[TrainedSubnet]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}

@@ -21,7 +21,6 @@ from glora_jax.data import pipeline
 from glora_jax.files import write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
-from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset_label
 from glora_jax.models import weights
@@ -203,7 +202,7 @@ def write_results(
     'task': context.task.name,
     'protocol': config.protocol,
     'seed': config.seed,
-    'budget': check_budget(config.budget),
+    'budget': config.budget,
     'linear': shown.pop('linear'),
     'winner_supernet': shown.pop('winner_supernet', None),
     'winner': shown.pop('winner'),
