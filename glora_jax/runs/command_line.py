@@ -15,7 +15,6 @@ import os
 import pathlib
 import signal
 import sys
-import textwrap
 import threading
 import urllib.parse
 import webbrowser
@@ -31,6 +30,7 @@ from glora_jax.limits import check_path
 from glora_jax.runs.terminal import (
   MISTAKES,
   Painter,
+  entry,
   explain,
   help_page,
   is_mistake,
@@ -47,7 +47,6 @@ _PACKAGE = os.path.dirname(os.path.abspath(glora_jax.__file__))
 # A wheel has them in the package; a checkout, installed as it lies or not, at its top.
 _PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
 FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
-_COLUMN, _WIDTH = 28, 100
 
 
 class OrNone(flags.ArgumentParser):
@@ -418,11 +417,7 @@ def inventory() -> str:
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
-  lines = []
-  for name, meaning in rows:
-    first, *further = textwrap.wrap(meaning, _WIDTH - _COLUMN)
-    lines += [f'  {name}'.ljust(_COLUMN) + first, *(' ' * _COLUMN + line for line in further)]
-  return lines
+  return [line for name, meaning in rows for line in entry(f'  {name}', meaning, 28)]
 
 
 def _configs() -> Iterator[tuple[str, str]]:

@@ -36,6 +36,7 @@ from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import Call, Stage, Workload, read_by, walk
 from glora_jax.runs.stages.methods import (
   TrainedSubnet,
+  budgets_of,
   measure,
   rate_of,
   seeds_of,
@@ -132,7 +133,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
 def _calls_of_test(context: Context) -> list[Call]:
   compare, tested = context.settings.compare, 0
   for name in compare.methods:
-    rows = len(compare.budgets) if name in (SEARCH, GRADIENT) else 1
+    rows = max(1, len(budgets_of(context.settings, name)))
     inherited = 2 if name == SEARCH else 1  # searched ones are tested before finetuning, too
     tested += inherited * compare.seeds * rows
   images = tested * (context.counts['val'] + context.counts['test'])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import operator
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,12 +22,13 @@ from pydantic import AfterValidator, Field
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import expand
-from glora_jax.files import first_line
+from glora_jax.files import load_json
 from glora_jax.limits import plain, shown
 from glora_jax.method import draws
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.runs import schema
 from glora_jax.runs.sections import (
+  FOUND,
   GRADIENT,
   LEAST_SEED,
   MOST_SEED,
@@ -209,7 +209,7 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
       "paper's searches on the test set.",
     ),
     (
-      settings.structure in (SEARCH, GRADIENT) or GRADIENT not in settings.presets,
+      settings.structure in FOUND or GRADIENT not in settings.presets,
       f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
       f'structure={settings.structure!r} is given; leave it out of presets, or give '
       "structure='gradient' and the other one as a preset.",
@@ -409,11 +409,7 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
       f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by "
       'task.'
     )
-  with open(path, encoding='utf-8') as file:
-    try:
-      settings = json.load(file)
-    except (ValueError, RecursionError) as error:
-      raise ValueError(f'{path} is no JSON ({first_line(error)}).') from error
+  settings = load_json(path, 'settings= takes JSON')
   check_settings(settings, config.task, path)
   if expand(config.task) == [config.task]:
     own = settings_of(settings, config.task)

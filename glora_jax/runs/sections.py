@@ -51,10 +51,11 @@ RematPolicy = Literal[
 
 # What a structure comes from, where it is neither a preset nor a file.
 SEARCH = 'search'  # or GRADIENT
+FOUND = (SEARCH, GRADIENT)  # in a comparison they have a row for each budget
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
-NO_PRESETS = ('finetuning', SEARCH, GRADIENT)
+NO_PRESETS = ('finetuning', *FOUND)
 
 MOST_PIXELS = 4096  # of a side
 MOST_PARTS = 1024  # of rank one, in a layer
@@ -75,11 +76,6 @@ def check_method(name: str) -> None:
   """
   if name not in NO_PRESETS:
     check_preset_name(name)
-
-
-def has_budget(method: str) -> bool:
-  """Whether a method of a comparison is what a budget makes of it, and has a row for each."""
-  return method in (SEARCH, GRADIENT)
 
 
 def check_row(name: str) -> None:
@@ -108,7 +104,7 @@ def check_structure(name: str) -> None:
   Raises:
     ValueError: it is neither 'search' nor 'gradient' nor a preset's name nor the path of a genome.
   """
-  if name in (SEARCH, GRADIENT) or name.endswith(GENOME_ENDING):
+  if name in FOUND or name.endswith(GENOME_ENDING):
     return
   if begins_as_preset(name):
     check_preset_name(name)
@@ -378,7 +374,7 @@ class Comparison:
   )
 
   def __post_init__(self):
-    if not any(map(has_budget, self.methods)):
+    if set(FOUND).isdisjoint(self.methods):
       return
     if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
       raise ValueError(

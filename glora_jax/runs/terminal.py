@@ -7,7 +7,6 @@ Colours are where a person sees them: on a terminal, unless NO_COLOR (no-color.o
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
@@ -51,13 +50,13 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 OTHERS = 'More'
 _SHAPES = {
-  'config': 'NAME_OR_FILE[:ARGUMENTS]',
-  'config.FIELD': 'VALUE',
-  'workdir': 'FOLDER',
-  'output': 'FILE',
-  'plan.topology': 'SLICE',
-  'runner': 'ray[:ADDRESS]',
-  'runner.resources': 'GPU=1,CPU=8',
+  'config': ' NAME_OR_FILE[:ARGUMENTS]',
+  'config.FIELD': '=VALUE',
+  'workdir': ' FOLDER',
+  'output': ' FILE',
+  'plan.topology': ' SLICE',
+  'runner': ' ray[:ADDRESS]',
+  'runner.resources': ' GPU=1,CPU=8',
 }
 _WITHOUT_FLAG = {
   'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',
@@ -280,7 +279,8 @@ def help_page() -> str:
   lines = [f'{program} {USAGE}']
   for title, names in groups.items():
     lines += ['', painted(title, 'bold', sys.stdout)]
-    lines += itertools.chain.from_iterable(_rows(name, helps[name]) for name in names)
+    for name in names:
+      lines += entry(f'  --{name}{_SHAPES.get(name, "")}', helps[name], _COLUMN)
   lines += ['', 'The same command resumes a run. Exit codes: 0, done; 1, a mistake, in a sentence;']
   return '\n'.join([*lines, '75, stopped by a signal, and the same command goes on.'])
 
@@ -295,13 +295,14 @@ def own_flags() -> list[str]:
   )
 
 
-def _rows(name: str, text: str) -> list[str]:
-  """A flag with its meaning beside it, or below where it is long."""
-  shape = _SHAPES.get(name)
-  flag = (
-    f'  --{name}{"=" if name.startswith("config.") else " "}{shape}' if shape else f'  --{name}'
-  )
-  lines = [' ' * _COLUMN + line for line in textwrap.wrap(text, _WIDTH - _COLUMN)]
-  if len(flag) >= _COLUMN:
-    return [flag, *lines]
-  return [flag + lines[0][len(flag) :], *lines[1:]]
+def entry(name: str, meaning: str, column: int) -> list[str]:
+  """The lines of a name with its meaning from a column on, in the next line if the name is long.
+
+  Example:
+    >>> entry('lora', 'low rank', 8)
+    ['lora    low rank']
+  """
+  lines = [' ' * column + line for line in textwrap.wrap(meaning, _WIDTH - column)]
+  if len(name) >= column:
+    return [name, *lines]
+  return [name + lines[0][len(name) :], *lines[1:]]

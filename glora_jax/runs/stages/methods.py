@@ -23,7 +23,7 @@ from glora_jax.records import read_record
 from glora_jax.runs.backbone import Place, Stream, stream_key
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED, has_budget
+from glora_jax.runs.sections import FOUND, GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
   MOST_IMAGES,
@@ -167,7 +167,7 @@ def _choose_rate(method: str, context: Context) -> list[TriedRate]:
   if not os.path.exists(path):
     compare, seed = context.settings.compare, context.settings.seed + TUNING_SEED
     trials = [Trial(seed, rate) for rate in compare.rates]
-    task = Task(folder, trials, _budgets(context.settings, method)[-1:])
+    task = Task(folder, trials, budgets_of(context.settings, method)[-1:])
     [subnets] = train_method(context, method, task).values()
     rows = [
       {'rate': trial.learning_rate, **measure(context, subnet.candidate, 'val')}
@@ -185,12 +185,12 @@ def _train_seeds(
   log.info('%s: learning rate %g', method, rate)
   trials = [Trial(seed, rate) for seed in seeds_of(context.settings)]
   folder = f'training/{file_name(method)}'
-  return train_method(context, method, Task(folder, trials, _budgets(context.settings, method)))
+  return train_method(context, method, Task(folder, trials, budgets_of(context.settings, method)))
 
 
-def _budgets(settings: RunSettings, method: str) -> Sequence[int]:
+def budgets_of(settings: RunSettings, method: str) -> Sequence[int]:
   """The budgets that a method has a row for each of; none for other methods."""
-  return settings.compare.budgets if has_budget(method) else ()
+  return settings.compare.budgets if method in FOUND else ()
 
 
 def rate_of(settings: RunSettings, method: str, tried: list[TriedRate] | None) -> float:
@@ -451,7 +451,7 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
   compare, recipe = settings.compare, settings.training
   seeds, rates = (1, len(compare.rates)) if is_tuning else (compare.seeds, 1)
   trials = seeds * rates
-  rows = 1 if is_tuning else max(1, len(_budgets(settings, method)))
+  rows = 1 if is_tuning else max(1, len(budgets_of(settings, method)))
   if method == SEARCH:
     shorter = dataclasses.replace(recipe, epochs=recipe.epochs - settings.finetuning.epochs)
     supernets = Workload(structure=None, recipe=shorter, side_by_side=trials)
