@@ -236,39 +236,36 @@ def _resident(
   number = images.shape[0]
   steps = steps_per_call(recipe.steps_per_epoch(number), most)
   indices = Shape((steps, recipe.batch_size), jnp.int32)
-  return *_held(context, images, number), _replicate(context, indices)
+  labels = Shape((number,), jnp.int32)
+  return *meshes.hold(context.mesh, (images, labels)), _replicate(context, indices)
 
 
 def _supernet(context: Context, workload: Workload) -> _Made:
   return _alone(context, workload._replace(structure=None))
 
 
-def _learner(context: Context, workload: Workload) -> tuple[Adapted, Place]:
-  """What a workload trains, and the space that it is in."""
+def _learner(context: Context, workload: Workload) -> tuple[Adapted, Recipe, Any]:
+  """What a workload trains, how, and shapes of the variables that it starts from."""
   name = workload.structure
-  place = context.place(name or SEARCH)
-  adapted = place.adapted
-  if name is None:
-    return adapted, place
+  learner, variables = context.place(name or SEARCH)
   if name == 'finetuning':
-    return FullFineTuning.of(context.adapted), place
-  if name.endswith(GENOME_ENDING):
-    return adapted.fix(named_genome(adapted.spec, name, context.settings.budget)), place
-  return adapted.fix(preset(adapted.spec, 'full' if name in NO_PRESETS else name)), place
+    learner = FullFineTuning.of(context.adapted)
+  elif name is not None and name.endswith(GENOME_ENDING):
+    learner = learner.fix(named_genome(learner.spec, name, context.settings.budget))
+  elif name is not None:
+    learner = learner.fix(preset(learner.spec, 'full' if name in NO_PRESETS else name))
+  return learner, workload.recipe or context.settings.training, variables
 
 
 def _alone(context: Context, workload: Workload) -> _Made:
-  learner, place = _learner(context, workload)
-  recipe = workload.recipe or context.settings.training
-  return training_of(context, learner, recipe, place.variables)
+  return training_of(context, *_learner(context, workload))
 
 
 def _train_many(context: Context, workload: Workload) -> _Made:
   """The same training several times side by side."""
-  learner, place = _learner(context, workload)
-  recipe = workload.recipe or context.settings.training
+  learner, recipe, variables = _learner(context, workload)
   number, runs = _number(context, context.train_split), workload.side_by_side
-  trainable, frozen = jax.eval_shape(learner.split, place.variables)
+  trainable, frozen = jax.eval_shape(learner.split, variables)
   loss_fn, optimizer = loss_of(context, learner), recipe.optimizer(number)
   many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
   state = jax.eval_shape(lambda trainable: initial_state(trainable, optimizer, runs), many)
@@ -287,15 +284,10 @@ def _number(context: Context, split: str) -> int:
 def _scored(context: Context, split: str) -> tuple[Shape, Shape]:
   """Images and labels that are scored at once: a split, or a block of a streamed one."""
   number = _number(context, split)
-  if context.is_resident(number):
-    return _held(context, _images(context, number), number)
-  number = min(number, STREAMED_BLOCK)
-  return _replicate(context, (_images(context, number), Shape((number,), jnp.int32)))
-
-
-def _held(context: Context, images: Shape, number: int) -> tuple[Shape, Shape]:
-  """So many images that stay on the devices, and their labels."""
-  return meshes.hold(context.mesh, (images, Shape((number,), jnp.int32)))
+  is_resident = context.is_resident(number)
+  number = number if is_resident else min(number, STREAMED_BLOCK)
+  place = meshes.hold if is_resident else meshes.replicate
+  return place(context.mesh, (_images(context, number), Shape((number,), jnp.int32)))
 
 
 def _genomes(context: Context, *axes: int) -> Shape:

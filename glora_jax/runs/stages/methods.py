@@ -112,30 +112,29 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
   for method in settings.compare.methods:
     name = file_name(method)
     paths = settings.sampling.paths if method == SEARCH else 1
-    rate = f'compare.rate.{method}'
-    options = {
-      'reads': (rate, *TRAINING, *_READS.get(method, ())),
-      'batches': Batches(('train',), paths),
-      'draws': True,
-    }
-    is_tuned = settings.compare.rate.get(method) is None
-    if is_tuned:
+    reads = (f'compare.rate.{method}', *TRAINING, *_READS.get(method, ()))
+    options = {'batches': Batches(('train',), paths), 'draws': True}
+    after = ()
+    if settings.compare.rate.get(method) is None:
       tune = Stage(
         f'tuning/{name}',
         functools.partial(_choose_rate, method),
+        reads=(*reads, 'compare.rates'),
         calls=functools.partial(_calls, method, is_tuning=True),
-        **{**options, 'reads': (*options['reads'], 'compare.rates')},
+        **options,
       )
       tuning.append(tune)
-    trained = Stage(
+      after = (tune.name,)
+    train_all = Stage(
       f'training/{name}',
       functools.partial(_train_seeds, method),
-      after=(f'tuning/{name}',) if is_tuned else (),
+      reads=(*reads, 'compare.seeds'),
+      after=after,
       check=functools.partial(_check, method),
       calls=functools.partial(_calls, method, is_tuning=False),
-      **{**options, 'reads': (*options['reads'], 'compare.seeds')},
+      **options,
     )
-    training.append(trained)
+    training.append(train_all)
   return (*tuning, *training)
 
 
@@ -259,20 +258,34 @@ def _train(context: Context, training: Training) -> tuple[list[Trained], float]:
 
 
 def _subnets(
-  context: Context, training: Training, title: str = 'Its training', **more: Any
+  context: Context,
+  training: Training,
+  title: str = 'Its training',
+  seconds: float = 0.0,
+  troubles: Sequence[str] = (),
+  **more: Any,
 ) -> list[TrainedSubnet]:
-  """What becomes of each of some trainings; `more` are fields of all of them."""
+  """What becomes of each of some trainings.
+
+  Args:
+    context: the context.
+    training: the trainings, of one structure.
+    title: what a sentence calls one of them.
+    seconds: of what came before it.
+    troubles: likewise.
+    **more: fields of all of them.
+  """
   learner = training.learner
   assert learner.genome is not None
-  results, seconds = _train(context, training)
+  results, own = _train(context, training)
   return [
     TrainedSubnet(
       learner.genome,
       learner.count_params(),
       result.variables,
-      seconds,
+      seconds + own,
       adapted=None if learner.spec is context.adapted.spec else learner.fix(None),
-      trouble=_trouble(title, result.diverged),
+      trouble=' '.join(filter(None, (*troubles, _trouble(title, result.diverged)))),
       **more,
     )
     for result in results
@@ -307,13 +320,12 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
     key = stream_key(seed, Stream.PRIOR)
     find = prior_of(context, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
     prior = _Prior(find, context.path(f'{task.folder}/prior-{seed}')) if find else None
+    trouble = _trouble('The training of its head', warm.diverged)
     for budget in budgets:
       name = f'{task.folder}/{budget}-{seed}'
-      options = {'budget': budget, 'ahead': ahead, 'prior': prior}
-      trained = _train_structure(context, name, start, of_seed, **options)
-      shared = seconds + (prior.seconds if prior else 0.0)
-      before = _trouble('The training of its head', warm.diverged)
-      rows[f'{GRADIENT}-{budget}'] += [_after(subnet, shared, before) for subnet in trained]
+      options = {'budget': budget, 'ahead': ahead}
+      trained = _train_structure(context, name, start, of_seed, prior, seconds, trouble, **options)
+      rows[f'{GRADIENT}-{budget}'] += trained
   return rows
 
 
@@ -335,11 +347,19 @@ class _Prior(NamedTuple):
 
 
 def _train_structure(
-  context: Context, name: str, place: Place, task: Task, *, prior: _Prior | None, **options: Any
+  context: Context,
+  name: str,
+  place: Place,
+  task: Task,
+  prior: _Prior | None,
+  seconds: float,
+  trouble: str,
+  **options: Any,
 ) -> list[TrainedSubnet]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate.
 
-  Its seconds are without those of the prior, which the structures of all budgets share.
+  Its folder keeps its seconds without those of the prior, which the structures of all budgets
+  share; `seconds` and `trouble` are those of the head.
 
   It is the smallest one, and its trouble says why, where the gradient is not finite, or there is
   none. So a head that has diverged ends the comparison as little as a supernet that has, and as one
@@ -347,22 +367,24 @@ def _train_structure(
   """
   key = stream_key(task.trials[0].seed, Stream.STRUCTURE)
   before = prior.seconds if prior else 0.0
-  trouble, has_borrowed = '', False
+  troubles, has_borrowed = [trouble], False
   with clocked(context.path(name)) as clock:
     try:
       found = allocate_once(context, place, key=key, folder=name, prior=prior, **options)
       genome, variables, has_borrowed = found.genome, found.variables, found.borrowed > 0
     except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
       genome = genomes.smallest_genome(place.adapted.spec)
-      variables, trouble = place.variables, _stands_for(name, error)
+      variables = place.variables
+      troubles.append(_stands_for(name, error))
     if not clock['whole'] and prior:
       clock['seconds'] -= prior.seconds - before
   subnet, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
   starts = [variables] * len(task.trials)
   training = _training(f'{name}/states', subnet, shorter, starts, task.trials)
-  subnets = _subnets(context, training, spared_epochs=recipe.epochs - shorter.epochs)
-  return [_after(subnet, clock['seconds'], trouble) for subnet in subnets]
+  seconds += clock['seconds'] + (prior.seconds if prior else 0.0)
+  spared = recipe.epochs - shorter.epochs
+  return _subnets(context, training, seconds=seconds, troubles=troubles, spared_epochs=spared)
 
 
 def _stands_for(name: str, error: Exception) -> str:
@@ -370,12 +392,6 @@ def _stands_for(name: str, error: Exception) -> str:
   trouble = f'{error} The smallest subnet stands for it.'
   log.warning('%s: %s', name, trouble)
   return trouble
-
-
-def _after(subnet: TrainedSubnet, seconds: float, trouble: str) -> TrainedSubnet:
-  """A subnet with the seconds and the trouble of what it shares with others and came before it."""
-  told = ' '.join(filter(None, (trouble, subnet.trouble)))
-  return dataclasses.replace(subnet, seconds=seconds + subnet.seconds, trouble=told)
 
 
 def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
@@ -390,36 +406,35 @@ def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
     row = rows[f'{SEARCH}-{budget}'] = []
     for number, (supernet, trial) in enumerate(zip(supernets, task.trials, strict=True)):
       name = f'{task.folder}/{budget}-{number}'
-      found = _search_one(context, name, supernet.variables, trial, budget)
-      before = _trouble('The training of its supernet', supernet.diverged)
-      row.append(_after(found, seconds, before))
+      row += _search_one(context, name, supernet, seconds, trial, budget)
   return rows
 
 
 def _search_one(
-  context: Context, name: str, supernet: Any, trial: Trial, budget: int
-) -> TrainedSubnet:
+  context: Context, name: str, supernet: Trained, seconds: float, trial: Trial, budget: int
+) -> list[TrainedSubnet]:
   """Searches a subnet within a budget, and finetunes it from the supernet's weights.
 
   A supernet that has diverged cannot be searched; its smallest subnet is what
   the trial has come to, and ends the comparison as little as any other training that diverges.
   """
-  key, trouble = stream_key(trial.seed, Stream.SEARCH), ''
+  key, start = stream_key(trial.seed, Stream.SEARCH), supernet.variables
+  troubles = [_trouble('The training of its supernet', supernet.diverged)]
   with clocked(context.path(name)) as clock:
     try:
-      archive = run_search(context, supernet, budget=budget, key=key, folder=name)
+      archive = run_search(context, start, budget=budget, key=key, folder=name)
       genome = archive.best(context.settings.search.fitness)
     except NonFiniteError as error:
-      trouble = _stands_for(name, error)
+      troubles.append(_stands_for(name, error))
       genome = genomes.smallest_genome(context.adapted.spec)
   subnet = context.adapted.fix(genome)
   # The schedule's ends are those of the supernet's learning rate.
   rate = context.settings.training.learning_rate
   recipe = dataclasses.replace(context.settings.finetuning, learning_rate=rate)
   slower = trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)
-  training = _training(f'{name}/states', subnet, recipe, [supernet], [slower], Stream.FINETUNE)
-  [found] = _subnets(context, training, 'Its finetuning', inherited=supernet)
-  return _after(found, clock['seconds'], trouble)
+  training = _training(f'{name}/states', subnet, recipe, [start], [slower], Stream.FINETUNE)
+  seconds += clock['seconds']
+  return _subnets(context, training, 'Its finetuning', seconds, troubles, inherited=start)
 
 
 class TriedRate(TypedDict):
