@@ -116,7 +116,7 @@ def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeyp
   monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
   monkeypatch.setattr(methods, 'train', lambda run, training: [Trained(run.variables)])
   name = 'tuning/search/900-0'
-  found = methods._search_one(run, name, run.variables, Trial(0, 0.1), 900)
+  [found] = methods._search_one(run, name, Trained(run.variables), 0.0, Trial(0, 0.1), 900)
   assert (found.params, found.genome.any()) == (0, False)
   assert f'{name}: {found.trouble}' in caplog.text
   assert found.trouble.startswith('score gave a loss of nan for subnet 0')
