@@ -392,15 +392,22 @@ def inventory() -> str:
   """What there is, and what of it is ready on this machine; nothing is fetched or prepared."""
   # It imports JAX, for which a command line does not wait.
   from glora_jax.data.task import Source
-  from glora_jax.method.presets import PLACES, PRESETS
+  from glora_jax.method.presets import GENOME_ENDING, GRADIENT, PLACES, PRESETS
+  from glora_jax.runs.sections import SEARCH
 
+  structures = (
+    (SEARCH, 'a supernet of all forms is trained and searched'),
+    (GRADIENT, 'what to train is read off one gradient'),
+    ('a preset', 'see below'),
+    (f'PATH{GENOME_ENDING}', 'what an earlier run found'),
+  )
   return '\n'.join(
     [
       'Configs: --config NAME[:ARGUMENTS]',
       *_rows(_configs()),
       '',
       'Structures: --config.structure=NAME',
-      *_rows(_structures()),
+      *_rows(structures),
       '',
       'Presets: --config.structure=NAME, or as rows beside it --config.presets="(\'NAME\',)"',
       f'  {", ".join(PRESETS)}',
@@ -425,15 +432,6 @@ def _configs() -> Iterator[tuple[str, str]]:
     with open(path_of(name), encoding='utf-8') as file:
       docstring = ast.get_docstring(ast.parse(file.read())) or ''
     yield name, docstring.partition('\n')[0]
-
-
-def _structures() -> Iterator[tuple[str, str]]:
-  from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, SEARCH
-
-  yield SEARCH, 'a supernet of all forms is trained and searched'
-  yield GRADIENT, 'what to train is read off one gradient'
-  yield 'a preset', 'see below'
-  yield f'PATH{GENOME_ENDING}', 'what an earlier run found'
 
 
 def _tasks(source: Any) -> Iterator[tuple[str, str]]:

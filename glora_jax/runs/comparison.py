@@ -35,7 +35,7 @@ from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import Call, Stage, Workload, read_by, walk
 from glora_jax.runs.stages.methods import (
-  TrainedSubnet,
+  TrainedStructure,
   budgets_of,
   measure,
   rate_of,
@@ -140,7 +140,7 @@ def _calls_of_test(context: Context) -> list[Call]:
   return [Call('evaluation', Workload(), 0, images)]
 
 
-def _test(context: Context, *trained: dict[str, list[TrainedSubnet]]) -> Any:
+def _test(context: Context, *trained: dict[str, list[TrainedStructure]]) -> Any:
   return freeze_and_evaluate(context, {name: row for rows in trained for name, row in rows.items()})
 
 
@@ -153,9 +153,9 @@ def _report(
   tried = {method: found.get(f'tuning/{file_name(method)}', []) for method in compare.methods}
   rates = {method: rate_of(settings, method, tried[method]) for method in compare.methods}
   rows = {
-    row: subnets
+    row: structures
     for method in compare.methods
-    for row, subnets in found[f'training/{file_name(method)}'].items()
+    for row, structures in found[f'training/{file_name(method)}'].items()
   }
   record = {
     'rate': rates,
@@ -164,7 +164,7 @@ def _report(
   }
   write_json(context.path('rates.json'), record, 'rates')
   diverged, guessing = _troubles(context, rows, tested)
-  read_off = {name: subnets for name, subnets in rows.items() if name.startswith(GRADIENT)}
+  read_off = {name: structures for name, structures in rows.items() if name.startswith(GRADIENT)}
   result = {
     'task': context.task.name,
     'data': {'origin': context.task.origin, 'notes': list(context.task.notes)},
@@ -181,10 +181,12 @@ def _report(
       if method not in NO_PRESETS
     },
     'allocation_epochs': {
-      name: [subnet.spared_epochs for subnet in subnets] for name, subnets in read_off.items()
+      name: [structure.spared_epochs for structure in structures]
+      for name, structures in read_off.items()
     },
     'structures': {
-      name: [subnet.genome.tolist() for subnet in subnets] for name, subnets in read_off.items()
+      name: [structure.genome.tolist() for structure in structures]
+      for name, structures in read_off.items()
     },
     'methods': tested,
     'diverged': diverged,
@@ -198,7 +200,7 @@ def _report(
 
 def _troubles(
   context: Context,
-  rows: Mapping[str, Sequence[TrainedSubnet]],
+  rows: Mapping[str, Sequence[TrainedStructure]],
   tested: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
   """What diverged, and what ended in guessing: sentences by row and seed.
@@ -209,12 +211,14 @@ def _troubles(
   steps_per_epoch = recipe.steps_per_epoch(len(context.task.open('train').labels))
   diverged: dict[str, dict[str, str]] = {}
   guessing: dict[str, dict[str, str]] = {}
-  for name, subnets in rows.items():
-    for seed, subnet, values in zip(seeds_of(context.settings), subnets, tested[name], strict=True):
+  for name, structures in rows.items():
+    for seed, structure, values in zip(
+      seeds_of(context.settings), structures, tested[name], strict=True
+    ):
       accuracy = values['val_accuracy']
-      steps = (recipe.epochs - subnet.spared_epochs) * steps_per_epoch
-      if subnet.trouble or not math.isfinite(values['val_loss'] + values['test_loss']):
-        sentence = subnet.trouble or 'Its loss is not finite.'
+      steps = (recipe.epochs - structure.spared_epochs) * steps_per_epoch
+      if structure.trouble or not math.isfinite(values['val_loss'] + values['test_loss']):
+        sentence = structure.trouble or 'Its loss is not finite.'
         diverged.setdefault(name, {})[str(seed)] = sentence
       elif steps >= ENOUGH_STEPS and is_guessing(accuracy, labels):
         guessing.setdefault(name, {})[str(seed)] = (
@@ -225,13 +229,13 @@ def _troubles(
 
 
 def freeze_and_evaluate(
-  context: Context, rows: dict[str, list[TrainedSubnet]]
+  context: Context, rows: dict[str, list[TrainedStructure]]
 ) -> dict[str, list[dict[str, Any]]]:
-  """Freezes all subnets with their weights to disk, and only then reads the test images.
+  """Freezes all structures with their weights to disk, and only then reads the test images.
 
   Args:
     context: the context.
-    rows: the subnets by row of the table, one for each seed.
+    rows: the structures by row of the table, one for each seed.
 
   Returns:
     Parameters, seconds, accuracies and losses, in the order of `rows`.
@@ -241,31 +245,31 @@ def freeze_and_evaluate(
   """
   measured: dict[str, list[dict[str, Any]]] = {}
   frozen: dict[str, list[dict[str, Any]]] = {}
-  for name, subnets in rows.items():
+  for name, structures in rows.items():
     measured[name], frozen[name] = [], []
-    for subnet in subnets:
-      values = _measure_both(context, subnet, 'val')
-      seconds = round(subnet.seconds, 2)
-      measured[name].append({'params': subnet.params, 'seconds': seconds, **values})
+    for structure in structures:
+      values = _measure_both(context, structure, 'val')
+      seconds = round(structure.seconds, 2)
+      measured[name].append({'params': structure.params, 'seconds': seconds, **values})
       row = {
-        'genome': subnet.genome.tolist(),
+        'genome': structure.genome.tolist(),
         'val_accuracy': values['val_accuracy'],
-        'weights': tree.fingerprint(subnet.variables),
+        'weights': tree.fingerprint(structure.variables),
       }
       frozen[name].append(row)
   freeze(context, frozen)
-  for name, subnets in rows.items():
-    for values, subnet in zip(measured[name], subnets, strict=True):
-      values.update(_measure_both(context, subnet, 'test'))
+  for name, structures in rows.items():
+    for values, structure in zip(measured[name], structures, strict=True):
+      values.update(_measure_both(context, structure, 'test'))
   return measured
 
 
-def _measure_both(context: Context, subnet: TrainedSubnet, split: str) -> dict[str, float]:
+def _measure_both(context: Context, structure: TrainedStructure, split: str) -> dict[str, float]:
   """A subnet's accuracy and loss on a split, and those with the weights that it inherited."""
-  own = measure(context, subnet.candidate, split)
-  if not subnet.inherited:
+  own = measure(context, structure.candidate, split)
+  if not structure.inherited:
     return own
-  inherited = measure(context, Candidate(subnet.inherited, subnet.genome), split)
+  inherited = measure(context, Candidate(structure.inherited, structure.genome), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 

@@ -183,5 +183,5 @@ def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   frozen = read_json(copy / 'test_list.json', 'test list')
   frozen['lora'][0]['weights'] = 'others'
   write_json(copy / 'test_list.json', frozen, 'test list')
-  with pytest.raises(ValueError, match='was frozen with other subnets'):
+  with pytest.raises(ValueError, match='was frozen with other structures'):
     comparison.run(config, str(copy))

@@ -151,5 +151,5 @@ def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path)
   subnet = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
   results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.905}})
   results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.900}})
-  with pytest.raises(ValueError, match='was frozen with other subnets'):
+  with pytest.raises(ValueError, match='was frozen with other structures'):
     results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.9, 'weights': 'others'}})

@@ -69,7 +69,6 @@ class PlannedStage(NamedTuple):
   Attributes:
     name: its name.
     program: key of `programs.MAKERS` of what takes its time.
-    trains: whether anything is trained.
     steps: steps of training; 0 where nothing is trained.
     images: images that it goes through, for each step and each candidate.
     operations: floating-point operations, of all devices together.
@@ -79,7 +78,6 @@ class PlannedStage(NamedTuple):
 
   name: str
   program: str
-  trains: bool
   steps: int
   images: int
   operations: float
@@ -391,7 +389,6 @@ def _planned(
   return PlannedStage(
     name=name,
     program=calls[0].program,
-    trains=any(call.steps for call in calls),
     steps=sum(call.steps for call in calls),
     images=sum(call.images for call in calls),
     operations=operations,
@@ -423,7 +420,7 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
   if worst.held <= machine.memory:
     return
   fits = ''
-  if worst.trains:
+  if worst.steps:
     fits = f' at most {planned.batch:,} images fit:' if planned.batch else ' not one image fits:'
   *others, last = _advice(worst, settings)
   advice = f'{", ".join(others)}, or {last}' if others else last
@@ -437,9 +434,9 @@ def _require_room(planned: Plan, settings: RunSettings) -> None:
 def _advice(stage: PlannedStage, settings: RunSettings) -> Iterator[str]:
   """What makes a stage smaller, or its part on a device."""
   model = settings.model
-  if stage.trains or stage.program in ('features', 'allocation'):
+  if stage.steps or stage.program in ('features', 'allocation'):
     yield f'lower training.batch_size={settings.training.batch_size}'
-  if stage.trains:
+  if stage.steps:
     yield 'raise training.accumulate'
     if stage.program == 'train_many':
       yield 'give fewer compare.seeds or compare.rates'

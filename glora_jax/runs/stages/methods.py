@@ -63,7 +63,7 @@ class Trial(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedSubnet:
+class TrainedStructure:
   """What a method made of one trial.
 
   Attributes:
@@ -71,7 +71,7 @@ class TrainedSubnet:
     params: number of trained parameters, head not counted.
     variables: the model's variables.
     seconds: time of training, and of the search where there was one.
-    inherited: the variables before finetuning, of a searched subnet; None for the others.
+    inherited: the variables before finetuning, of a searched structure; None for the others.
     adapted: the adapted backbone that these are of; None for the run's own.
     spared_epochs: by how many its training was shorter, for what its structure cost.
     trouble: what diverged on the way to it, in sentences; empty where nothing did.
@@ -167,10 +167,10 @@ def _choose_rate(method: str, context: Context) -> list[TriedRate]:
     compare, seed = context.settings.compare, context.settings.seed + TUNING_SEED
     trials = [Trial(seed, rate) for rate in compare.rates]
     task = Task(folder, trials, budgets_of(context.settings, method)[-1:])
-    [subnets] = train_method(context, method, task).values()
+    [structures] = train_method(context, method, task).values()
     rows = [
-      {'rate': trial.learning_rate, **measure(context, subnet.candidate, 'val')}
-      for trial, subnet in zip(trials, subnets, strict=True)
+      {'rate': trial.learning_rate, **measure(context, structure.candidate, 'val')}
+      for trial, structure in zip(trials, structures, strict=True)
     ]
     write_json(path, {'rows': rows}, 'tuning')
   return read_record(path, 'tuning', _Tried)['rows']
@@ -178,7 +178,7 @@ def _choose_rate(method: str, context: Context) -> list[TriedRate]:
 
 def _train_seeds(
   method: str, context: Context, tried: list[TriedRate] | None = None
-) -> dict[str, list[TrainedSubnet]]:
+) -> dict[str, list[TrainedStructure]]:
   """A method, trained with every seed at its learning rate."""
   rate = rate_of(context.settings, method, tried)
   log.info('%s: learning rate %g', method, rate)
@@ -203,7 +203,7 @@ def seeds_of(settings: RunSettings) -> list[int]:
   return [settings.seed + number for number in range(settings.compare.seeds)]
 
 
-def train_method(context: Context, method: str, task: Task) -> dict[str, list[TrainedSubnet]]:
+def train_method(context: Context, method: str, task: Task) -> dict[str, list[TrainedStructure]]:
   """Trains one method once for each trial.
 
   Args:
@@ -212,8 +212,8 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
     task: folder, trials and budgets.
 
   Returns:
-    The subnets by row of the table, one for each trial: one row, or one for each budget where the
-    method is the search or the gradient.
+    The structures by row of the table, one for each trial: one row, or one for each budget where
+    the method is the search or the gradient.
   """
   if method == SEARCH:
     return _search(context, task)
@@ -224,7 +224,7 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
   else:
     learner = context.place(method).adapted.fix(method)
   training = _from_pretrained(context, task, learner, context.settings.training)
-  return {method: _subnets(context, training)}
+  return {method: _trained(context, training)}
 
 
 def _from_pretrained(
@@ -257,14 +257,14 @@ def _train(context: Context, training: Training) -> tuple[list[Trained], float]:
   return trained, clock['seconds'] / len(trained)
 
 
-def _subnets(
+def _trained(
   context: Context,
   training: Training,
   title: str = 'Its training',
   seconds: float = 0.0,
   troubles: Sequence[str] = (),
   **more: Any,
-) -> list[TrainedSubnet]:
+) -> list[TrainedStructure]:
   """What becomes of each of some trainings.
 
   Args:
@@ -279,7 +279,7 @@ def _subnets(
   assert learner.genome is not None
   results, own = _train(context, training)
   return [
-    TrainedSubnet(
+    TrainedStructure(
       learner.genome,
       learner.count_params(),
       result.variables,
@@ -297,7 +297,7 @@ def _trouble(training: str, diverged: bool) -> str:
   return f'{training} {_STOPPED}' if diverged else ''
 
 
-def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
+def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
   """Trains a structure of each seed's gradient for each budget.
 
   Heads are warmed at the recipe's learning rate, whatever the trial's, so that the structure is the
@@ -312,7 +312,7 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   head, warming = head_learner(context, place), head_recipe(context.settings)
   starts = task._replace(trials=[Trial(seed, warming.learning_rate) for seed in seeds])
   heads, seconds = _train(context, _from_pretrained(context, starts, head, warming, 'heads'))
-  rows: dict[str, list[TrainedSubnet]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
+  rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, warm in zip(seeds, heads, strict=True):
     fresh = adapted.init(stream_key(seed, Stream.INIT), context.variables['params'])
     start = Place(adapted, {**fresh, 'params': warm.variables['params']})
@@ -355,7 +355,7 @@ def _train_structure(
   seconds: float,
   trouble: str,
   **options: Any,
-) -> list[TrainedSubnet]:
+) -> list[TrainedStructure]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate.
 
   Its folder keeps its seconds without those of the prior, which the structures of all budgets
@@ -378,24 +378,24 @@ def _train_structure(
       troubles.append(_stands_for(name, error))
     if not clock['whole'] and prior:
       clock['seconds'] -= prior.seconds - before
-  subnet, recipe = place.adapted.fix(genome), context.settings.training
+  structure, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
   starts = [variables] * len(task.trials)
-  training = _training(f'{name}/states', subnet, shorter, starts, task.trials)
+  training = _training(f'{name}/states', structure, shorter, starts, task.trials)
   seconds += clock['seconds'] + (prior.seconds if prior else 0.0)
   spared = recipe.epochs - shorter.epochs
-  return _subnets(context, training, seconds=seconds, troubles=troubles, spared_epochs=spared)
+  return _trained(context, training, seconds=seconds, troubles=troubles, spared_epochs=spared)
 
 
 def _stands_for(name: str, error: Exception) -> str:
-  """The sentences about a method's result that the smallest subnet stands for, which are logged."""
-  trouble = f'{error} The smallest subnet stands for it.'
+  """The sentences about a result that the smallest structure stands for, which are logged."""
+  trouble = f'{error} The smallest structure stands for it.'
   log.warning('%s: %s', name, trouble)
   return trouble
 
 
-def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
-  """Trains a supernet for each trial, and searches and finetunes a subnet in it for each budget."""
+def _search(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
+  """Trains a supernet for each trial, and finds and finetunes a structure in it for each budget."""
   settings = context.settings
   epochs = settings.training.epochs - settings.finetuning.epochs
   shorter = dataclasses.replace(settings.training, epochs=epochs)
@@ -412,10 +412,10 @@ def _search(context: Context, task: Task) -> dict[str, list[TrainedSubnet]]:
 
 def _search_one(
   context: Context, name: str, supernet: Trained, seconds: float, trial: Trial, budget: int
-) -> list[TrainedSubnet]:
-  """Searches a subnet within a budget, and finetunes it from the supernet's weights.
+) -> list[TrainedStructure]:
+  """Searches a structure within a budget, and finetunes it from the supernet's weights.
 
-  A supernet that has diverged cannot be searched; its smallest subnet is what
+  A supernet that has diverged cannot be searched; its smallest structure is what
   the trial has come to, and ends the comparison as little as any other training that diverges.
   """
   key, start = stream_key(trial.seed, Stream.SEARCH), supernet.variables
@@ -427,14 +427,14 @@ def _search_one(
     except NonFiniteError as error:
       troubles.append(_stands_for(name, error))
       genome = genomes.smallest_genome(context.adapted.spec)
-  subnet = context.adapted.fix(genome)
+  structure = context.adapted.fix(genome)
   # The schedule's ends are those of the supernet's learning rate.
   rate = context.settings.training.learning_rate
   recipe = dataclasses.replace(context.settings.finetuning, learning_rate=rate)
   slower = trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)
-  training = _training(f'{name}/states', subnet, recipe, [start], [slower], Stream.FINETUNE)
+  training = _training(f'{name}/states', structure, recipe, [start], [slower], Stream.FINETUNE)
   seconds += clock['seconds']
-  return _subnets(context, training, 'Its finetuning', seconds, troubles, inherited=start)
+  return _trained(context, training, 'Its finetuning', seconds, troubles, inherited=start)
 
 
 class TriedRate(TypedDict):
@@ -450,7 +450,7 @@ class _Tried(TypedDict):
 
 
 def measure(context: Context, candidate: Candidate, split: str) -> dict[str, float]:
-  """Accuracy and mean loss of a subnet on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
   variables, genome = in_the_runs_space(context, candidate)
   correct, loss = context.score(variables, np.asarray(genome)[None], split)
   images = len(context.data(split).labels)

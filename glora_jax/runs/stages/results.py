@@ -115,7 +115,7 @@ def freeze(context: Context, rows: dict[str, Any]) -> None:
     frozen = read_record(path, 'test list', dict[str, Any], remedy)
     if _without_accuracies(frozen) != _without_accuracies(rows):
       raise ValueError(
-        f'{path} was frozen with other subnets than this run has now; use a new workdir.'
+        f'{path} was frozen with other structures than this run has now; use a new workdir.'
       )
   if meshes.primary():
     write_json(path, rows, 'test list')
