@@ -331,3 +331,32 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows(vit):
   assert 'and the heads 65' in vit[0].summary()
   chosen = vit[0].summary(presets.preset(vit[0].spec, 'bitfit'))
   assert 'this structure trains 324 parameters' in chosen
+
+
+class Restless(nn.Dense):
+  """A linear layer with a random stream, and with statistics beside its parameters."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    outputs = nn.Dropout(0.5, deterministic=False)(super().__call__(inputs))
+    self.variable('statistics', 'mean', jnp.zeros, self.features).value = outputs.mean((0, 1))
+    return outputs
+
+
+def doubled(next_function, args, kwargs, context):
+  """An interceptor by which every linear layer returns twice as much."""
+  outputs = next_function(*args, **kwargs)
+  is_linear = context.method_name == '__call__' and isinstance(context.module, nn.Dense)
+  return 2 * outputs if is_linear else outputs
+
+
+@pytest.mark.parametrize('name', ['full', 'scale_shift_lora:2'])
+def test_a_layer_keeps_statistics_and_streams_and_interceptors_of_others_see_one_call(name):
+  model = nn.Sequential([Restless(6), nn.Dense(3)])
+  adapted, variables = ready(model)
+  call = {'rngs': {'dropout': jax.random.key(1)}, 'mutable': ['statistics']}
+  fixed = adapted.fix(name)
+  with nn.intercept_methods(doubled):
+    expected = model.apply({'params': fixed.fold(variables)}, X, **call)
+    assert_trees_close(adapted.apply(variables, X, genome=fixed.genome, **call), expected)
+    assert_trees_close(fixed.apply(variables, X, **call), expected)

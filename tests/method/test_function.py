@@ -42,12 +42,15 @@ def test_a_function_is_trained_written_read_and_folded(name, tmp_path):
   genome = glora_jax.random_genomes(np.random.default_rng(3), adapted.spec, 1)[0]
   variables = {**variables, 'glora': randomized(variables['glora'])}
   trainable, frozen = adapted.split(variables)
-  optimizer = optax.adam(0.1)
-
-  def loss(trainable):
-    return (adapted.apply(adapted.join(trainable, frozen), x, genome=genome) ** 2).mean()
-
-  updates, _ = optimizer.update(jax.grad(loss)(trainable), optimizer.init(trainable))
+  optimizer, labels = optax.adam(0.1), jnp.ones(x.shape[:-1], int)
+  logits = adapted.apply(variables, x, genome=genome)
+  expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+  for learner, sample in ((adapted.fix(genome), None), (adapted, lambda key: genome)):
+    loss_fn = glora_jax.make_loss(learner, sample=sample)
+    halves = learner.split(variables)
+    gradient, _ = jax.grad(loss_fn, has_aux=True)(*halves, (x, labels), jax.random.key(0))
+    assert_allclose(loss_fn(*halves, (x, labels), jax.random.key(0))[0], expected, rtol=1e-5)
+  updates, _ = optimizer.update(gradient, optimizer.init(trainable))
   trained = adapted.join(optax.apply_updates(trainable, updates), frozen)
   old, new = (tree.flatten(whole) for whole in (example.params, trained['params']))
   changed = {path for path in old if not np.array_equal(old[path], new[path])}

@@ -110,6 +110,20 @@ class Scattered(nnx.Module):
     return x @ self.repeated
 
 
+class OddNames(nnx.Module):
+  """Names with slashes, as Haiku gives them, and a parameter called as supports are."""
+
+  def __init__(self, rngs):
+    up, head = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+    up.glora_kernel = nnx.Param(jnp.full(6, 2.0))
+    self.mlp = nnx.Dict({'mlp/~/up': up, 'mlp/~/head': head})
+    self.raw = nnx.Dict({'mix/w': nnx.Param(normal(6, 6))})
+
+  def __call__(self, x):
+    up = self.mlp['mlp/~/up']
+    return self.mlp['mlp/~/head'](up(x) * up.glora_kernel[...] @ self.raw['mix/w'][...])
+
+
 class General(nnx.Module):
   """Kernels of several axes, a stack of its own, and layers that are tied."""
 
@@ -164,5 +178,6 @@ MODELS = {
     {'ties': [('key', 'value')]},
     ('gather', 'key+value', 'mix', 'split', *(f'stack[{row}]' for row in range(5))),
   ),
+  'odd names': (lambda: OddNames(nnx.Rngs(0)), {}, ('mlp/mlp/~/up', 'raw/mix/w')),
   'image': (lambda: Image(nnx.Rngs(0)), {'convs': True}, IMAGE),
 }

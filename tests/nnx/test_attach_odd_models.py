@@ -38,7 +38,7 @@ def attached_model(name):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
+def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name, tmp_path):
   model, attached = attached_model(name)
   assert {layer.name for layer in live.spec(attached)} == set(MODELS[name][2])
   population = genomes(attached, 2)
@@ -56,6 +56,15 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name):
     assert_allclose(call(folded, X), expected, atol=1e-4)
     fixed = glora_nnx.fix(attached, genome)
     assert_allclose(call(fixed, X), expected, atol=1e-4)
+  glora_nnx.save_adapter(tmp_path / 'adapter', attached)
+  _, another = attached_model(name)
+  glora_nnx.load_adapter(tmp_path / 'adapter', another)
+  assert_allclose(call(another, X), expected, atol=1e-4)
+
+
+def test_slashes_are_no_matter_where_layers_are_found_by_class():
+  adapted = glora_nnx.adapt(MODELS['odd names'][0]())
+  assert [layer.name for layer in adapted.spec] == ['mlp/mlp/~/up']
 
 
 class Registered(nnx.Module):

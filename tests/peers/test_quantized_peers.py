@@ -158,6 +158,22 @@ def test_the_lines_of_the_page_run(ready):
   assert {leaf.dtype for leaf in jax.tree.leaves(names['folded'])} == {np.dtype(np.float32)}
 
 
+def test_a_structure_is_read_off_the_gradient_of_a_quantized_base(ready):
+  *_, adapted, variables = ready
+  found = glora_jax.allocate(
+    adapted,
+    variables,
+    lambda forward, batch, _: (forward(batch) ** 2).mean(),
+    [X + shift for shift in range(4)],
+    budget=40,
+    key=jax.random.key(0),
+    progress=False,
+  )
+  assert 0 < found.count_params() <= 40
+  fixed, outputs = adapted.fix(found.genome), adapted.fix('linear').apply(variables, X)
+  assert_allclose(fixed.apply(found.variables, X), outputs, atol=1e-5)
+
+
 def test_asymmetric_quantization_has_its_zero_points_back():
   params = glora_jax.nnx.params(NnxModel(nnx.Rngs(0)))
   kernel = params['fc']['kernel'] + 1
