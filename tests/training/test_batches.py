@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from glora_jax.training.batches import batch_indices, feed, steps_per_call
 
@@ -18,7 +19,7 @@ def test_every_epoch_is_its_own_permutation_without_the_partial_batch():
     assert len(set(epoch.tolist())) == 30
   assert not np.array_equal(epochs[0], epochs[1])
   for first, last in ((0, 1), (2, 5), (4, 9)):
-    np.testing.assert_array_equal(batch_indices(KEY, first, last, 32, 10), rows[first:last])
+    assert_array_equal(batch_indices(KEY, first, last, 32, 10), rows[first:last])
 
 
 @pytest.mark.parametrize(
@@ -47,12 +48,8 @@ def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
     assert streamed_block.indices is None
     assert isinstance(streamed_block.images, jax.Array)  # on its way before a step asks for it
     assert streamed_block.stop == resident_block.stop
-    np.testing.assert_array_equal(
-      streamed_block.images, resident_block.images[resident_block.indices]
-    )
-    np.testing.assert_array_equal(
-      streamed_block.labels, resident_block.labels[resident_block.indices]
-    )
+    assert_array_equal(streamed_block.images, resident_block.images[resident_block.indices])
+    assert_array_equal(streamed_block.labels, resident_block.labels[resident_block.indices])
     stops.append(streamed_block.stop)
   assert stops[-1] == 8
 

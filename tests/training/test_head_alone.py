@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.testing import assert_allclose, assert_array_equal
 from tiny import NUM_IMAGES, Stream, flat, problem
 from trees import randomized
 
@@ -44,8 +45,8 @@ def trained_as_a_whole(adapted, variables, recipe=RECIPE, images=None):
 
 
 def assert_same_head(found, expected, start):
-  jax.tree.map(np.testing.assert_array_equal, found['glora'], start['glora'])
-  np.testing.assert_allclose(flat(found['params']), flat(expected['params']), atol=2e-5)
+  jax.tree.map(assert_array_equal, found['glora'], start['glora'])
+  assert_allclose(flat(found['params']), flat(expected['params']), atol=2e-5)
   moved = np.abs(flat(expected['params']) - flat(start['params']))
   assert moved.max() > 1e-2
 
@@ -108,7 +109,7 @@ def test_nothing_is_dropped_on_the_way_to_the_head():
   dropping, variables, *_ = problem(0.1)
   adapted, _ = of_linen()
   found, expected = warmed(dropping, variables), warmed(adapted, variables)
-  np.testing.assert_array_equal(flat(found['params']), flat(expected['params']))
+  assert_array_equal(flat(found['params']), flat(expected['params']))
 
 
 def test_a_stream_is_read_once_whatever_the_number_of_epochs():
@@ -117,7 +118,7 @@ def test_a_stream_is_read_once_whatever_the_number_of_epochs():
   _, *rows = events  # the first asks for the shape
   assert np.concatenate(rows).tolist() == [*range(NUM_IMAGES), *range(6)]
   expected = warmed(adapted, variables)
-  np.testing.assert_array_equal(flat(found['params']), flat(expected['params']))
+  assert_array_equal(flat(found['params']), flat(expected['params']))
 
 
 class Residual(nn.Module):
@@ -158,6 +159,6 @@ def test_what_depends_on_frozen_arrays_alone_is_no_feature():
   body = {'kernel': jax.random.normal(KEY, (8, 3)), 'scale': jnp.float32(0.5)}
   halves = halve(function, head, body, images)
   features = halves.body(body, images)
-  np.testing.assert_allclose(features, jnp.tanh(images @ body['kernel']), rtol=1e-6)
+  assert_allclose(features, jnp.tanh(images @ body['kernel']), rtol=1e-6)
   found = halves.head(head, body, features)
-  np.testing.assert_allclose(found, function(head, body, images), rtol=1e-6)
+  assert_allclose(found, function(head, body, images), rtol=1e-6)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from tiny import Tiny, flat, problem, unchanged
 
 import glora_jax
@@ -61,7 +62,7 @@ def test_seeds_and_starts_side_by_side_are_those_trained_apart(fields):
   for number, start in enumerate(starts):
     apart = fit(loss_fn, (start, frozen), KEYS[number], recipe)
     found = flat(of_run(together.trainable, number))
-    np.testing.assert_allclose(found, flat(apart.trainable), rtol=1e-3, atol=2e-4)
+    assert_allclose(found, flat(apart.trainable), rtol=1e-3, atol=2e-4)
     stayed = np.isclose(found, flat(start), rtol=1e-3, atol=2e-4)
     assert np.mean(stayed) < 0.7
 
@@ -78,7 +79,7 @@ def test_a_rate_is_a_factor_on_the_recipes_and_seeds_of_a_supernet_are_runs_too(
   together = fit(loss_fn, (stacked(trainable), frozen), KEYS[:1], recipe, rates=[0.5])
   found = of_run(together.trainable['params'], 0)
   expected = fit(loss_fn, (trainable, frozen), KEYS[0], slow).trainable['params']
-  np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-3, atol=2e-4)
+  assert_allclose(flat(found), flat(expected), rtol=1e-3, atol=2e-4)
 
 
 def test_runs_that_are_resumed_end_as_the_undisturbed_ones_to_the_bit():
@@ -102,9 +103,9 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
   state = train(on_dispatch=note)
   going, stopped = state.step
   assert going == 16
-  np.testing.assert_allclose(state.trainable['w'][0], 10 - 16 * 0.1, rtol=1e-4)
+  assert_allclose(state.trainable['w'][0], 10 - 16 * 0.1, rtol=1e-4)
   assert 5 <= stopped <= 7
-  np.testing.assert_allclose(state.trainable['w'][1], -0.1 * stopped, rtol=1e-4)
+  assert_allclose(state.trainable['w'][1], -0.1 * stopped, rtol=1e-4)
   assert f'run 1 at step {stopped}' in caplog.text
   assert np.isnan(np.stack(means)).any(0).tolist() == [False, True]
   assert not np.isnan(means[0]).any()

@@ -59,8 +59,6 @@ def together(**arguments):
 @pytest.mark.parametrize(
   'call, named',
   [
-    (lambda: Recipe(warmup_epochs=501), 'more than epochs=500'),
-    (lambda: Recipe(learning_rate=0), 'learning_rate=0'),
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
     (lambda: supernet(component_dropout=1.0), 'component_dropout=1.0'),
     (lambda: Recipe().steps_per_epoch(10), 'batch_size=64 is larger than the 10'),
