@@ -146,8 +146,6 @@ def test_an_empty_folder_is_taken(strangers):
     (['no.npz'], 'no.npz'),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0'),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '7000'], '1,000,000 patches of 7 pixels'),
-    ([weights.EMBEDDED_FILE, 'x', '--patch-size', '5000'], 'patch_size=5000'),
-    ([weights.EMBEDDED_FILE, 'x', '--num-heads', '-1'], 'num_heads=-1'),
     ([weights.EMBEDDED_FILE, 'x', '--key', 'ema'], "'ema'"),
     ([weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'], "normalization='clip'"),
     ([FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'], 'another format'),

@@ -170,13 +170,10 @@ def test_names_of_any_bytes_and_letters_are_answered(problem, photos, tmp_path, 
   'model, arguments, code, named',
   [
     ('none/folded', ['b.png'], 1, 'none/folded'),
-    ('{photos}/notes.txt', ['b.png'], 1, 'notes.txt'),
     ('{made}/headless.safetensors', ['b.png'], 1, 'headless.safetensors'),
     ('{made}/wide', ['b.png'], 1, '[8, 16]'),
     ('{made}/dark', ['b.png'], 1, 'numbers that are not finite'),
     ('{folded}', ['none.png'], 1, 'none.png'),
-    ('{folded}', ['b.png', '--num-heads', '3'], 1, 'num_heads=3'),
-    ('{folded}', ['b.png', '--normalization', 'clip'], 1, "normalization='clip'"),
     ('{folded}', ['b.png', '--top', '0'], 2, '--top: 0'),
   ],
 )
@@ -192,7 +189,7 @@ def test_wrong_inputs_are_named(
   weights.save(tmp_path / 'wide', plain, wide, {**known, 'image_size': [8, 16]}, 'timm')
   save(tmp_path / 'dark', problem, normalization=[[0.5] * 3, [1e-45] * 3])
   monkeypatch.chdir(photos)
-  place = model.format(photos=photos, folded=folded, made=tmp_path)
+  place = model.format(folded=folded, made=tmp_path)
   ended, lines, errors = ask(place, *arguments)
   assert (ended, lines) == (code, [])
   assert named in errors.splitlines()[-1]
