@@ -23,7 +23,7 @@ import glora_jax
 from glora_jax.method.quantized import is_quantized, requantize
 from glora_jax.models.peft import load_peft, save_peft
 
-X = normal(2, 4, 8)
+X, KEY = normal(2, 4, 8), jax.random.key(0)
 
 
 class Model(nn.Module):
@@ -59,7 +59,7 @@ def ready(request):
   qtype, tile_size = request.param
   theirs, params = quantized(weight_qtype=qtype, tile_size=tile_size)
   adapted = glora_jax.adapt(Model(), X)
-  return theirs, params, adapted, adapted.init(jax.random.key(0), params)
+  return theirs, params, adapted, adapted.init(KEY, params)
 
 
 def two_layers(params, x):
@@ -68,7 +68,7 @@ def two_layers(params, x):
 
 @pytest.fixture
 def kernels():
-  keys = jax.random.split(jax.random.key(0))
+  keys = jax.random.split(KEY)
   shapes = {'fc': (8, 4), 'head': (4, 3)}
   return {
     name: {'w': jax.random.normal(key, shapes[name])}
@@ -83,7 +83,7 @@ def base(kernels):
 
 def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(kernels, base, tmp_path):
   adapted = glora_jax.adapt_function(two_layers, kernels, X)
-  variables = adapted.init(jax.random.key(0), base)
+  variables = adapted.init(KEY, base)
   genome = glora_jax.preset(adapted.spec, 'lora')
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
   fixed, loaded = glora_jax.load_adapter(tmp_path / 'adapter', adapted, base)
@@ -97,7 +97,7 @@ def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(kernels, base,
   adapted = glora_jax.adapt_function(two_layers, kernels, X)
   genome = np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
   names = {'fc/w': 'fc', 'head.*': 'head'}
-  save_peft(tmp_path, without_head, without_head.init(jax.random.key(0), base), names, genome)
+  save_peft(tmp_path, without_head, without_head.init(KEY, base), names, genome)
   fixed, loaded = load_peft(tmp_path, adapted, base, names)
   assert is_quantized(loaded['params']['fc']['w'])
   trainable, frozen = fixed.split(loaded)
@@ -166,7 +166,7 @@ def test_a_structure_is_read_off_the_gradient_of_a_quantized_base(ready):
     lambda forward, batch, _: (forward(batch) ** 2).mean(),
     [X + shift for shift in range(4)],
     budget=40,
-    key=jax.random.key(0),
+    key=KEY,
     progress=False,
   )
   assert 0 < found.count_params() <= 40
