@@ -245,6 +245,8 @@ def test_all_mistakes_of_a_config_are_said_at_once():
     del config.mesh
   with pytest.raises(ValueError) as caught:
     check_config(config)
+  assert 'mesh is missing' in str(caught.value)
+  assert 'momentum=0.9 is unknown' in str(caught.value)
   assert [line.partition(' ')[0] for line in str(caught.value).split('\n')] == [
     'mesh',
     'budget=0.5',

@@ -28,11 +28,8 @@ from glora_jax.training.sampling import Sampling
 COMPARED = {'job': 'compare', 'presets': (), 'budget': None}
 ADAPTING = [
   ({'training.learning_rate': math.inf}, 'training.learning_rate=inf'),
-  ({'training.warmup_epochs': 600}, 'training.warmup_epochs=600'),
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),
-  ({'augment.crop': 1.5}, 'augment.crop=1.5'),
   ({'space.ranks': (4, 2)}, 'space.ranks=(4, 2)'),
-  ({'budget': 0.5}, 'budget=0.5'),
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
   ({'structure': 'lorra'}, "structure='lorra'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
@@ -45,7 +42,6 @@ ADAPTING = [
 COMPARING = [
   ({'compare.methods': ('lora@',)}, "compare.methods[0]='lora@'"),
   ({'compare.rates': ()}, 'compare.rates=()'),
-  ({'compare.rate.lora': math.nan}, 'compare.rate.lora=nan'),
   ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
   ({'protocol': 'paper'}, "protocol='paper'"),
   ({'finetune.on': 'train+val'}, "finetune.on='train+val'"),
@@ -66,19 +62,6 @@ def test_a_field_that_cannot_be_is_named(fields, named):
   config = default_config()
   config.update_from_flattened_dict(fields)
   with pytest.raises(ValueError, match=re.escape(named)):
-    check_config(config)
-
-
-def test_unknown_and_missing_fields_are_named():
-  config = default_config()
-  with config.unlocked():
-    config.training.momentum = 0.9
-  with pytest.raises(ValueError, match=r'training\.momentum=0\.9 is unknown'):
-    check_config(config)
-  with config.unlocked():
-    del config.training.momentum
-    del config.search
-  with pytest.raises(ValueError, match='search is missing'):
     check_config(config)
 
 
@@ -111,9 +94,7 @@ def settle(settings):
     (lambda: settle({'cifar10': {'budget': 1}}), "own.json: 'cifar10'"),
     (lambda: settle({'cifar100': {'budgets': 1}}), 'cifar100.budgets=1 is unknown'),
     (lambda: settle({'cifar100': {'budget': 0.5}}), 'budget=0.5'),
-    (lambda: settle({'cifar100': {'learning_rate': 0}}), 'learning_rate=0'),
     (lambda: settle({'cifar100': {'learning_rate': 10**400}}), 'learning_rate=10000'),
-    (lambda: settle({'cifar100': {'learning_rate': True}}), 'learning_rate=True'),
     (lambda: settle({'cifar100': 100000}), '100000'),
     (lambda: settle(['cifar100']), "own.json=['cifar100']"),
     (lambda: find_slice('v5e'), "'v5e'"),
