@@ -64,14 +64,10 @@ def test_a_structure_read_off_a_gradient_is_set_on_a_live_model_whose_outputs_st
     **options,
   )
   glora_nnx.set_variables(model, found.variables)
+  jax.tree.map(assert_array_equal, glora_nnx.as_adapted(model)[1], found.variables)
   fixed = glora_nnx.fix(model, found.genome)
   assert 0 < glora_nnx.as_adapted(fixed)[0].count_params() <= 30
   assert_array_equal(live.get_genome(fixed), found.genome)
-  kept = glora_nnx.as_adapted(fixed)[1]['glora']['hidden']
-  assert kept.keys() & {'A_down', 'B_down'}
-  for name, factor in kept.items():
-    whole = found.variables['glora']['hidden'][name]
-    assert_array_equal(factor, whole[tuple(map(slice, factor.shape))])
   assert_allclose(call(fixed, X), outputs, atol=1e-5)
 
 
