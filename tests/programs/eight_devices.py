@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for the benchmarks
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -93,7 +94,7 @@ def flat(tree):
 
 
 def assert_trained_alike(found, expected):
-  np.testing.assert_allclose(found[1], expected[1], rtol=2e-4)
+  assert_allclose(found[1], expected[1], rtol=2e-4)
   # AdamW blows up gradients that are zero but for rounding to whole steps; all others agree.
   states = flat(found[0].trainable), flat(expected[0].trainable)
   assert np.isclose(*states, rtol=1e-2, atol=1e-4).mean() > 0.98
@@ -111,7 +112,7 @@ assert bytes_per_device(large) * 8 == sum(leaf.nbytes for leaf in large)
 total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
 assert total / 8 <= bytes_per_device(sharded) < total / 7, (bytes_per_device(sharded), total)
 assert bytes_per_device(meshes.replicate(MESH, frozen)) == total
-jax.tree.map(np.testing.assert_array_equal, meshes.on_host(sharded), frozen)
+jax.tree.map(assert_array_equal, meshes.on_host(sharded), frozen)
 
 # Training, where nothing is drawn but structures: eight devices do what one does.
 on_one_device = fit(frozen)
@@ -131,7 +132,7 @@ options = {'adapted': gathering, 'mesh': FSDP, 'drawn': True}
 assert_trained_alike(fit(gathering.split(on_fsdp)[1], Stream(), **options), drawn_on_one)
 half, _ = fit(frozen, mesh=MESH, drawn=True, stop_epoch=1)
 resumed, _ = fit(frozen, mesh=MESH, drawn=True, state=half)
-np.testing.assert_array_equal(flat(resumed.trainable), flat(drawn_on_mesh[0].trainable))
+assert_array_equal(flat(resumed.trainable), flat(drawn_on_mesh[0].trainable))
 
 
 def draw(trainable, frozen, batch, key):
@@ -153,7 +154,7 @@ loop.fit(
 )
 step_key = jax.random.fold_in(jax.random.split(jax.random.key(4))[1], 0)
 own_keys = [jax.random.fold_in(step_key, device) for device in range(8)]
-np.testing.assert_allclose(draws, np.mean([*map(jax.random.uniform, own_keys)]), rtol=1e-6)
+assert_allclose(draws, np.mean([*map(jax.random.uniform, own_keys)]), rtol=1e-6)
 
 # Weights that are too small to be sharded are whole on every device, and each takes its images.
 whole, on_devices = glora_jax.shard(adapted, variables, MESH)
@@ -200,13 +201,13 @@ def warm(variables, images=images, mesh=None, adapted=adapted):
 
 head_of_one_device = warm(variables)
 for head in (warm(variables, mesh=MESH), warm(on_fsdp, Stream(), FSDP, gathering)):
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), head, head_of_one_device)
+  jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, head_of_one_device)
   assert_replicated(head)
 
 # Reading.
 blocks = list(meshes.blocks(MESH, Stream(), 10))
 assert [len(block_labels) for _, block_labels in blocks] == [16, 16, 11]
-np.testing.assert_array_equal(np.concatenate([rows for rows, _ in blocks]), images)
+assert_array_equal(np.concatenate([rows for rows, _ in blocks]), images)
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
@@ -215,8 +216,8 @@ on_mesh = adapted.join(meshes.replicate(MESH, trainable), meshes.replicate(MESH,
 for model, placed, mesh in ((adapted, on_mesh, MESH), (gathering, on_fsdp, FSDP)):
   correct, loss = scoring.make_scorer(model, mesh=mesh)(placed, genomes, held, labels)
   assert correct.sharding.is_fully_replicated
-  np.testing.assert_array_equal(correct, expected.correct)
-  np.testing.assert_allclose(loss, expected.loss, rtol=1e-4)
+  assert_array_equal(correct, expected.correct)
+  assert_allclose(loss, expected.loss, rtol=1e-4)
 
 
 # A function, over a mesh of a user's own.
@@ -255,7 +256,7 @@ def value_and_gradient(adapted, variables, inputs):
 
 expected, _ = value_and_gradient(adapted, variables, inputs)
 found, text = value_and_gradient(gathering, placed, meshes.deal(mesh, inputs))
-close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+close = functools.partial(assert_allclose, rtol=1e-4, atol=1e-6)
 jax.tree.map(close, found, expected)
 gathered = set(re.findall(r'f32\[([\d,]+)\]\S* all-gather\(', text))
 assert {'16,32', '32,16'} <= gathered  # kernels of a block, and neither stacks nor activations

@@ -4,8 +4,8 @@ import functools
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose
 
 import glora_jax
 from glora_jax.method import presets
@@ -49,9 +49,9 @@ def main():
   expected = apply(start, x)
   with mesh:
     sharded = apply(variables, inputs)
-  np.testing.assert_allclose(sharded, expected, atol=1e-5)
+  assert_allclose(sharded, expected, atol=1e-5)
   plain = jax.jit(Mlp().apply)({'params': folded}, x)
-  np.testing.assert_allclose(plain, expected, atol=1e-5)
+  assert_allclose(plain, expected, atol=1e-5)
   assert jax.device_count() == 8
 
 

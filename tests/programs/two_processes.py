@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image
 
 from glora_jax import mesh as meshes
@@ -42,10 +43,10 @@ rows = meshes.local_rows(mesh, 6)
 assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]
 shared = meshes.from_hosts(mesh, 10 * rows)
 assert not shared.is_fully_addressable
-np.testing.assert_array_equal(meshes.on_host(shared), 10 * np.arange(6))
+assert_array_equal(meshes.on_host(shared), 10 * np.arange(6))
 placed = meshes.replicate(mesh, np.arange(3.0))
 assert placed.dtype == np.float32
-np.testing.assert_array_equal(placed, np.arange(3))
+assert_array_equal(placed, np.arange(3))
 with pytest.raises(ValueError, match='does not fit 2 processes'):
   meshes.over_devices('one')
 assert meshes.least_of_all(process + 5) == 5
@@ -103,7 +104,7 @@ assert read == 9 * 6 // 2
 amid = next(state for state in states if state.step % 3)
 resumed, read = train(amid._replace(step=int(amid.step)))
 assert read == (9 - int(amid.step)) * 6 // 2
-jax.tree.map(np.testing.assert_array_equal, resumed[-1], states[-1])
+jax.tree.map(assert_array_equal, resumed[-1], states[-1])
 
 # Signals.
 assert not meshes.on_any(bool(signals))
