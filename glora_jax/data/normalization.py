@@ -58,8 +58,10 @@ def _are_two_triples(values: Any) -> bool:
     numbers = np.asarray(values)
   except ValueError:  # not of one shape
     return False
-  is_numbers = numbers.shape == (2, 3) and numbers.dtype.kind in 'iuf'
-  return bool(is_numbers and np.isfinite(numbers).all() and (numbers[1] > 0).all())
+  if numbers.shape != (2, 3) or numbers.dtype.kind not in 'iuf':
+    return False
+  has_flags = any(isinstance(value, bool) for row in values for value in row)  # beside numbers
+  return not has_flags and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:

@@ -74,6 +74,7 @@ def test_what_a_caller_says_of_a_file_of_ours_is_named(fields, named, own):
   'metadata, named',
   [
     ({'normalization': [[0, 0, 0], [0, 1, 1]]}, 'normalization='),
+    ({'normalization': [[0, 0, 0], [True, 0.5, 1]]}, 'normalization='),
     ({'classes': ['a'] * 50}, '50 names'),
     ({'resize': 'stretch'}, "resize='stretch'"),
   ],
