@@ -77,18 +77,32 @@ class Structure:
 
 
 def _given_genome(context: Context, spec: Spec) -> np.ndarray:
-  """The genome of a preset or a file; the one in the workdir where the job has begun."""
-  path = context.path(FOLDER, 'genome.json')
+  """The genome of a preset or a file; the one in the workdir where the file is gone since.
+
+  Raises:
+    ValueError: the file has another genome than when the job began.
+  """
+  path, settings = context.path(FOLDER, 'genome.json'), context.settings
+  named = None
   with meshes.primary_first(FOLDER):
-    if not os.path.exists(path):
-      settings = context.settings
-      genome = named_genome(spec, settings.structure, check_budget(settings.budget))
-      write_json(path, genome_to_json(spec, genome), 'genome')
+    try:
+      named = named_genome(spec, settings.structure, check_budget(settings.budget))
+    except FileNotFoundError:
+      if not os.path.exists(path):
+        raise
+    if named is not None and not os.path.exists(path):
+      write_json(path, genome_to_json(spec, named), 'genome')
   content = read_record(path, 'genome', _Genome)
   try:
-    return genome_from_json(spec, content)
+    genome = genome_from_json(spec, content)
   except ValueError as error:
     raise damaged(path, error) from error
+  if named is not None and not np.array_equal(named, genome):
+    raise ValueError(
+      f"structure='{printable(settings.structure)}' holds another genome than when this job began, "
+      f'which is in {path}; put that one back, or choose another --workdir.'
+    )
+  return genome
 
 
 def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
