@@ -90,22 +90,6 @@ def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, 
     suite._rehearse(settings, folder, 'Checking task 1 of 2', never)
 
 
-@pytest.mark.full
-def test_a_task_that_was_run_alone_in_its_folder_is_one_of_the_suite(run_config, tmp_path):
-  """As a queue's array of jobs does it: one command a task, and one for the table."""
-  write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
-  every = few_shot(run_config, tmp_path / 'lists', structure='lora')
-  every.training.update(batch_size=2, epochs=1, warmup_epochs=0)
-  every.suite.settings = {'oxford_pets': {'budget': 5000}}
-  [alone] = suite.tasks_of(check_config(changed(every, task='fewshot/oxford_pets/1/1'))).values()
-  workdir = tmp_path / 'run'
-  experiment.run(alone, str(workdir / 'oxford_pets' / '1' / '1'))
-  with pytest.raises(Stopped, match='before fewshot/oxford_pets/1/0'):
-    suite.run(every, str(workdir), lambda: True)
-  states = [row[1] for row in html_pages.read(workdir).rows() if row[0].startswith('fewshot/')]
-  assert states == ['waiting', 'done', 'waiting']
-
-
 def test_a_loss_that_is_not_finite_is_a_failure_of_the_task_and_a_stop_is_none():
 
   def ends(error):
