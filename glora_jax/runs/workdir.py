@@ -129,7 +129,10 @@ def read_values(workdir: Path) -> dict[str, Any]:
     OSError: there is no `config.json`, or it cannot be read.
     ValueError: it is damaged, or of a later version.
   """
-  return by_name(_read(os.path.join(workdir, 'config.json')))
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{path} is gone; {_REMEDY}.')
+  return by_name(_read(path))
 
 
 def _read(path: str) -> dict[str, Any]:
