@@ -168,7 +168,7 @@ def test_cleaning_up_stays_inside(tmp_path):
   (folder / 'lock').write_text('process 1 on host\n')
   os.symlink(outside, folder / 'out')
   os.symlink(outside / 'x.host.7.glora_jax.partial', folder / 'y.host.7.glora_jax.partial')
-  with workdir.claim(folder):
+  with workdir.claim(folder, names=['baselines']):
     assert (outside / 'x.host.7.glora_jax.partial').exists()
     assert (folder / 'notes' / 'x.host.7.glora_jax.partial').exists()
     assert os.path.islink(folder / 'y.host.7.glora_jax.partial')

@@ -153,7 +153,10 @@ VARIABLES = FREE.init(jax.random.key(0), PARAMS)
       lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'),
       "structure='./no.json' does not exist",
     ),
-    (lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0), 'scale=0.0 must be above 0'),
+    (
+      lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0),
+      'scale=0.0 must be a finite number above 0',
+    ),
   ],
 )
 def test_what_a_structure_cannot_be_asked_is_one_sentence(call, sentence):
