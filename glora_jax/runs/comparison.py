@@ -37,12 +37,11 @@ from glora_jax.runs.stage import Call, Stage, Workload, read_by, walk
 from glora_jax.runs.stages.methods import (
   TrainedStructure,
   budgets_of,
-  measure,
   rate_of,
   seeds_of,
   stages_of_methods,
 )
-from glora_jax.runs.stages.results import freeze
+from glora_jax.runs.stages.results import freeze, measure
 from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
 from glora_jax.runs.workdir import is_finished, write_config
 

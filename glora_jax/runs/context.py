@@ -128,13 +128,18 @@ class Context:
     return 'val' if self.settings.protocol == 'honest' else 'test'
 
   @property
+  def devices(self) -> int:
+    """Number of devices that a batch is dealt to."""
+    return 1 if self.mesh is None else self.mesh.size
+
+  @property
   def shards(self) -> int:
     """Parts of a batch that draw by themselves what is drawn for each image or pass."""
     settings = self.settings
     drawn = (settings.augment, settings.model.drop_path, settings.sampling.paths)
-    if self.mesh is None or drawn == (Augmentation(), 0, 1):
-      return 1
-    return self.mesh.size if meshes.are_whole(self.variables) else 1  # else the compiler's batch
+    if drawn == (Augmentation(), 0, 1) or not meshes.are_whole(self.variables):
+      return 1  # nothing is drawn, or the compiler deals the batch
+    return self.devices
 
   @property
   def loss_options(self) -> dict[str, Any]:
@@ -403,7 +408,10 @@ def fit_batches(
   sizes = [counts[split] for training in trainings for split in training.splits]
   paths = max(training.paths for training in trainings)
   fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
-  for name, recipe in (('training', fitted.training), ('finetune', fitted.finetuning)):
+  recipes = {'training': fitted.training}
+  if any('finetune.' in stage.reads for stage in stages):
+    recipes['finetune'] = fitted.finetuning
+  for name, recipe in recipes.items():
     steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
     if steps > MOST_COUNTED:
       raise ValueError(

@@ -305,9 +305,8 @@ def _scoring(context: Context, workload: Workload) -> _Made:
 
 def _allocation(context: Context, workload: Workload) -> _Made:
   place, settings = context.place(GRADIENT), context.settings.allocation
-  devices = 1 if context.mesh is None else context.mesh.size
   number, batch = _number(context, context.train_split), context.settings.training.batch_size
-  _, size = shape_of_folds(number, settings.folds, batch, devices)
+  _, size = shape_of_folds(number, settings.folds, batch, context.devices)
   shapes = meshes.deal(context.mesh, (_images(context, size), Shape((size,), jnp.int32)))
   measured = Settings(settings.folds, settings.max_rank, context.mesh)
   passes = passes_of(place.adapted, place.variables, gradient_loss(context), (), measured)

@@ -56,7 +56,7 @@ class Elsewhere:
 
 @pytest.mark.parametrize('runner', [ThisProcess(), Elsewhere()])
 def test_fields_that_a_comparison_does_not_read_are_named_once(runner, caplog, tmp_path):
-  """Before anything starts: this one ends where its workdir is no folder."""
+  """Before the workdir is claimed, which fails here: it is a file."""
   config = default_config()
   config.job, config.watch.tensorboard = 'compare', True
   (tmp_path / 'file').touch()

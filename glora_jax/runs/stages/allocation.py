@@ -53,8 +53,15 @@ HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that
 ALLOCATION = 'allocation.npz'
 _NUMBERS = {'budget': 'i', 'proposed': 'b', 'unjudged': 'i', 'borrowed': 'f'}  # of an allocation
 MOST_IMAGES = 4096  # a task that has more needs no other's gradient
+PASSES = 2  # over the images for a gradient, at most
 
 log = logging.getLogger(__name__)
+
+
+def borrowed_images(context: Context) -> int:
+  """The number of training images that a prior reads, too; 0 where there is none."""
+  has_prior = context.settings.allocation.prior is not None
+  return min(context.counts[context.train_split], MOST_IMAGES) if has_prior else 0
 
 
 def check_gradient(context: Context) -> None:
@@ -67,7 +74,7 @@ def check_gradient(context: Context) -> None:
     context.counts[context.train_split],
     settings.allocation.folds,
     settings.training.batch_size,
-    1 if context.mesh is None else context.mesh.size,
+    context.devices,
   )
 
 
@@ -174,9 +181,8 @@ def _batches_of(
 ) -> Callable[[], Iterator[Any]]:
   """The batches that the gradient is taken of, again at every call."""
   images, labels = split or context.data(context.train_split)
-  devices = 1 if context.mesh is None else context.mesh.size
   folds, batch_size = context.settings.allocation.folds, context.settings.training.batch_size
-  indices = fold_indices(key, len(labels), folds, batch_size, devices)
+  indices = fold_indices(key, len(labels), folds, batch_size, context.devices)
   return lambda: in_rows(images, labels, indices, context.mesh)
 
 

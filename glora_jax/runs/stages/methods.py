@@ -26,8 +26,9 @@ from glora_jax.runs.context import Candidate, Context
 from glora_jax.runs.sections import FOUND, GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
-  MOST_IMAGES,
+  PASSES,
   allocate_once,
+  borrowed_images,
   check_gradient,
   head_learner,
   head_recipe,
@@ -35,9 +36,8 @@ from glora_jax.runs.stages.allocation import (
   prior_of,
   start_compiling,
 )
-from glora_jax.runs.stages.results import in_the_runs_space
+from glora_jax.runs.stages.results import measure
 from glora_jax.runs.stages.search import run_search
-from glora_jax.runs.stages.structures import PASSES
 from glora_jax.runs.stages.training import FullFineTuning, Trained, Training, best_on_val, train
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.checked import NoGradientError, NonFiniteError
@@ -396,10 +396,8 @@ def _stands_for(name: str, error: Exception) -> str:
 
 def _search(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
   """Trains a supernet for each trial, and finds and finetunes a structure in it for each budget."""
-  settings = context.settings
-  epochs = settings.training.epochs - settings.finetuning.epochs
-  shorter = dataclasses.replace(settings.training, epochs=epochs)
-  training = _from_pretrained(context, task, context.adapted, shorter, 'supernets')
+  recipe = _recipe_of_supernet(context.settings)
+  training = _from_pretrained(context, task, context.adapted, recipe, 'supernets')
   supernets, seconds = _train(context, training)
   rows = {}
   for budget in task.budgets:
@@ -408,6 +406,12 @@ def _search(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
       name = f'{task.folder}/{budget}-{number}'
       row += _search_one(context, name, supernet, seconds, trial, budget)
   return rows
+
+
+def _recipe_of_supernet(settings: RunSettings) -> Recipe:
+  """The recipe of all methods, shorter by the epochs that a searched structure is finetuned for."""
+  epochs = settings.training.epochs - settings.finetuning.epochs
+  return dataclasses.replace(settings.training, epochs=epochs)
 
 
 def _search_one(
@@ -449,17 +453,6 @@ class _Tried(TypedDict):
   rows: list[TriedRate]
 
 
-def measure(context: Context, candidate: Candidate, split: str) -> dict[str, float]:
-  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-  variables, genome = in_the_runs_space(context, candidate)
-  correct, loss = context.score(variables, np.asarray(genome)[None], split)
-  images = len(context.data(split).labels)
-  return {
-    f'{split}_accuracy': int(correct[0]) / images,
-    f'{split}_loss': float(loss[0]) / images,
-  }
-
-
 def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
   """The programs that a method calls: tuned with one seed, trained at one rate."""
   settings, number = context.settings, context.counts['train']
@@ -468,7 +461,7 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
   trials = seeds * rates
   rows = 1 if is_tuning else max(1, len(budgets_of(settings, method)))
   if method == SEARCH:
-    shorter = dataclasses.replace(recipe, epochs=recipe.epochs - settings.finetuning.epochs)
+    shorter = _recipe_of_supernet(settings)
     supernets = Workload(structure=None, recipe=shorter, side_by_side=trials)
     yield Call.training('train_many', supernets, number)
     times = trials * rows
@@ -477,7 +470,7 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
     alone = Workload(structure=SEARCH, recipe=settings.finetuning, side_by_side=1)
     yield Call.training('train_many', alone, number, times)
   elif method == GRADIENT:
-    borrowed = 0 if settings.allocation.prior is None else min(number, MOST_IMAGES)
+    borrowed = borrowed_images(context)
     yield Call('features', Workload(), 0, seeds * (number + borrowed))
     yield Call('allocation', Workload(), 0, PASSES * seeds * (number * rows + borrowed))
     shorter = settings.allocation.shortened(recipe)

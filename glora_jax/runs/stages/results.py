@@ -93,6 +93,17 @@ def in_the_runs_space(context: Context, candidate: Candidate) -> tuple[Any, np.n
   return {**context.variables, 'params': folded}, np.zeros((len(context.adapted.spec), 5), np.int8)
 
 
+def measure(context: Context, candidate: Candidate, split: str) -> dict[str, float]:
+  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+  variables, genome = in_the_runs_space(context, candidate)
+  correct, loss = context.score(variables, np.asarray(genome)[None], split)
+  images = len(context.data(split).labels)
+  return {
+    f'{split}_accuracy': int(correct[0]) / images,
+    f'{split}_loss': float(loss[0]) / images,
+  }
+
+
 def _trained_on_val(context: Context, name: str) -> bool:
   """Whether a candidate was trained on the validation images, which then say nothing of it."""
   finetuning = context.settings.finetune

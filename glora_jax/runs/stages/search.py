@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
@@ -22,6 +21,7 @@ from glora_jax.runs.context import Candidate, Context, train_split_of
 from glora_jax.runs.monitoring import METRICS, Line
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
+from glora_jax.runs.stages.results import measure
 from glora_jax.runs.stages.training import Training, best_on_val, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
@@ -106,8 +106,8 @@ def _train_supernet(context: Context) -> Any:
 
 
 def _search(context: Context, supernet: Any) -> Archive:
-  budget = check_budget(context.settings.budget)
-  return run_search(context, supernet, budget=budget, key=context.key(Stream.SEARCH))
+  budget, key = check_budget(context.settings.budget), context.key(Stream.SEARCH)
+  return run_search(context, supernet, budget=budget, key=key)
 
 
 def run_search(
@@ -179,14 +179,9 @@ def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int:
   recipe = context.settings.finetuning
   path = context.path(CHOICE, 'epochs.json')
   if not os.path.exists(path):
-    num_images = len(context.data('val').labels)
 
     def evaluate(variables: Any) -> dict[str, float]:
-      correct, loss = context.score(variables, jnp.asarray(genome)[None], 'val')
-      return {
-        'val_accuracy': float(correct[0]) / num_images,
-        'val_loss': float(loss[0]) / num_images,
-      }
+      return measure(context, Candidate(variables, genome), 'val')
 
     learner, key = context.adapted.fix(genome), context.key(Stream.FINETUNE_CHOICE)
     train(context, Training(CHOICE, learner, recipe, 'train', [supernet], [key]), evaluate)

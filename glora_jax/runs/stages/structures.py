@@ -38,8 +38,9 @@ from glora_jax.runs.context import Candidate, Context, train_split_of
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
 from glora_jax.runs.stages.allocation import (
-  MOST_IMAGES,
+  PASSES,
   allocate_once,
+  borrowed_images,
   check_gradient,
   is_allocated,
   prior_of,
@@ -50,7 +51,6 @@ from glora_jax.runs.stages.training import Training, train
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.fold_gradients import Ahead
 
-PASSES = 2  # over the images for a gradient, at most
 FOLDER = 'structure'
 
 
@@ -86,7 +86,7 @@ def _given_genome(context: Context, spec: Spec) -> np.ndarray:
   named = None
   with meshes.primary_first(FOLDER):
     try:
-      named = named_genome(spec, settings.structure, check_budget(settings.budget))
+      named = named_genome(spec, settings.structure, settings.budget)
     except FileNotFoundError:
       if not os.path.exists(path):
         raise
@@ -196,8 +196,8 @@ def rows_of(settings: RunSettings) -> list[str]:
 
 def stage_of_row(settings: RunSettings, name: str) -> Stage:
   """The stage that trains a preset or the gradient's structure beside the winner."""
-  run = functools.partial(_train_row, name)
-  return _alone(settings, f'baselines/{file_name(name)}', name, run)
+  folder = f'baselines/{file_name(name)}'
+  return _alone(settings, folder, name, functools.partial(_train_row, folder, name))
 
 
 def stage_of_winner(settings: RunSettings) -> Stage:
@@ -234,9 +234,7 @@ def _alone(settings: RunSettings, folder: str, name: str, run: Callable[..., Any
 
 def _seen(context: Context) -> int:
   """Images that head and gradient see: the task's, and those of the prior."""
-  number = context.counts[context.train_split]
-  has_prior = context.settings.allocation.prior is not None
-  return number + (min(number, MOST_IMAGES) if has_prior else 0)
+  return context.counts[context.train_split] + borrowed_images(context)
 
 
 def _warm_head(context: Context) -> tuple[Place, Ahead | None]:
@@ -268,18 +266,20 @@ def _check_given(context: Context) -> None:
   settings = context.settings
   spec = context.place(settings.structure).adapted.spec
   try:
-    named_genome(spec, settings.structure, check_budget(settings.budget))
+    named_genome(spec, settings.structure, settings.budget)
   except FileNotFoundError:  # a job that has begun keeps the genome
     if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
 
 
-def _train_row(name: str, context: Context, structure: Structure | None = None) -> Candidate:
+def _train_row(
+  folder: str, name: str, context: Context, structure: Structure | None = None
+) -> Candidate:
   """What a preset or the gradient comes to, trained alone."""
   if structure is None:
     place = context.place(name)
     structure = Structure(place, preset(place.adapted.spec, name), place.variables)
-  return train_alone(context, structure, f'baselines/{file_name(name)}', Stream.BASELINE)
+  return train_alone(context, structure, folder, Stream.BASELINE)
 
 
 def _train_winner(context: Context, structure: Structure) -> Candidate:
