@@ -162,17 +162,17 @@ def test_a_lock_that_is_something_else_is_left_alone(make, tmp_path):
 def test_cleaning_up_stays_inside(tmp_path):
   """Half-written files are removed where a run writes, and nowhere else."""
   outside, folder = tmp_path / 'outside', tmp_path / 'run'
-  for path in (outside, folder / 'baselines' / 'lora', folder / 'notes'):
+  for path in (outside, folder / 'training' / 'lora', folder / 'notes'):
     path.mkdir(parents=True)
     (path / 'x.host.7.glora_jax.partial').touch()
   (folder / 'lock').write_text('process 1 on host\n')
   os.symlink(outside, folder / 'out')
   os.symlink(outside / 'x.host.7.glora_jax.partial', folder / 'y.host.7.glora_jax.partial')
-  with workdir.claim(folder, names=['baselines']):
+  with workdir.claim(folder, names=['training']):
     assert (outside / 'x.host.7.glora_jax.partial').exists()
     assert (folder / 'notes' / 'x.host.7.glora_jax.partial').exists()
     assert os.path.islink(folder / 'y.host.7.glora_jax.partial')
-    assert not (folder / 'baselines' / 'lora' / 'x.host.7.glora_jax.partial').exists()
+    assert not (folder / 'training' / 'lora' / 'x.host.7.glora_jax.partial').exists()
 
 
 @pytest.mark.parametrize('name', ['folded', 'food101/4'])

@@ -164,7 +164,7 @@ def copy_as_if_killed(source, target):
 
 
 def assert_runs_agree(workdir, expected):
-  """Two runs have found the same subnets with the same scores, and the same winner."""
+  """Two runs have found the same structures with the same scores, and the same result."""
   result, expected_result = (read_json(folder / 'result.json') for folder in (workdir, expected))
   found, archive = (
     read_arrays(folder / 'search' / 'archive.npz') for folder in (workdir, expected)
@@ -172,10 +172,10 @@ def assert_runs_agree(workdir, expected):
   np.testing.assert_array_equal(found['genomes'], archive['genomes'])
   np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)
   assert np.abs(found['correct'] - archive['correct']).max() <= 1
-  winner, expected_winner = result['winner'], expected_result['winner']
-  assert winner['genome'] == expected_winner['genome']
-  accuracy = expected_winner['test_accuracy']
-  assert winner['test_accuracy'] == pytest.approx(accuracy, abs=2.5 / 797)
+  searched, expected_one = (each['structures']['search'] for each in (result, expected_result))
+  assert searched['genome'] == expected_one['genome']
+  accuracy = expected_one['test_accuracy']
+  assert searched['test_accuracy'] == pytest.approx(accuracy, abs=2.5 / 797)
   assert result['fold_max_abs_diff'] < 1e-4
   params, expected_params = (
     jax.tree.leaves(weights.load(folder / 'folded')[1]) for folder in (workdir, expected)
@@ -196,12 +196,12 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
   two, left, alone = (tmp_path / name for name in ('two', 'left', 'alone'))
   layout = ('--config.data.max_resident=100000', '--config.mesh.base=sharded')
   pair = start_two(start, two, *layout)
-  while not (two / 'baselines').exists() and all(process.poll() is None for process in pair):
+  while not (two / 'training').exists() and all(process.poll() is None for process in pair):
     time.sleep(0.05)
   copy_as_if_killed(two, left)
   printed = finish(*pair)
-  assert 'winner, not finetuned' in printed[0]
-  assert 'winner' not in printed[1]
+  assert '| searched |' in printed[0]
+  assert 'searched' not in printed[1]
   finish(start(left, 2, *layout))
   finish(start(alone, 4))
 
@@ -228,9 +228,11 @@ def test_two_processes_read_the_structure_off_the_gradient_that_one_does(start, 
   pair, alone = tmp_path / 'pair', tmp_path / 'alone'
   finish(*start_two(start, pair, *structure, devices=1), start(alone, 1, *structure))
   results = [read_json(workdir / 'result.json') for workdir in (pair, alone)]
-  assert results[0]['winner']['genome'] == results[1]['winner']['genome']
+  assert (
+    results[0]['structures']['gradient']['genome'] == results[1]['structures']['gradient']['genome']
+  )
   for split in ('val', 'test'):
-    found, expected = (result['winner'][f'{split}_accuracy'] for result in results)
+    found, expected = (result['structures']['gradient'][f'{split}_accuracy'] for result in results)
     assert found == pytest.approx(expected, abs=2.5 / 797)
 
 

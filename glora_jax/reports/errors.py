@@ -17,7 +17,7 @@ IMAGES = 12
 
 
 class Outcome(NamedTuple):
-  """What the winner answered on the test images.
+  """What the result answered on the test images.
 
   Attributes:
     labels: the true classes, int [image].
@@ -61,11 +61,11 @@ class Row(NamedTuple):
 
 
 def facts(classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
-  """What a page says of the winner's errors: in words, by class, and as images.
+  """What a page says of the result's errors: in words, by class, and as images.
 
   Args:
     classes: names of the classes.
-    outcome: the winner's answers on the test images.
+    outcome: the result's answers on the test images.
   """
   matrix = outcome.confusion(len(classes))
   is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
@@ -144,20 +144,20 @@ def tell_errors(classes: Sequence[str], matrix: np.ndarray) -> str:
   """How many errors there are, and which classes are confused most often."""
   wrong = matrix.sum() - matrix.trace()
   if not wrong:
-    return f'The winner got all {matrix.sum():,} test images right: there is no error to show.'
+    return f'The result got all {matrix.sum():,} test images right: there is no error to show.'
   most_often = '; '.join(
     f'{plain(classes[true])} taken for {plain(classes[answer])} ({matrix[true, answer]})'
     for true, answer in confused_pairs(matrix)[:NAMED_PAIRS]
   )
   return (
-    f'The winner got {wrong:,} of {matrix.sum():,} test images wrong. Most often: {most_often}.'
+    f'The result got {wrong:,} of {matrix.sum():,} test images wrong. Most often: {most_often}.'
   )
 
 
 def tell_shown(matrix: np.ndarray) -> str:
   """Which of the errors are shown as images, where there are any."""
   are_all = matrix.sum() - matrix.trace() <= IMAGES
-  shown = 'These are all' if are_all else f'These are the {IMAGES} that the winner was surest of'
+  shown = 'These are all' if are_all else f'These are the {IMAGES} that it was surest of'
   return paragraph(f"""
     {shown}, as the model saw them: the true class, and after an arrow the answer and its
     probability.

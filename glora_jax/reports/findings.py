@@ -21,8 +21,9 @@ class Findings:
   Attributes:
     result: content of `result.json`.
     task: what was learned.
-    spec: the layers that the genomes describe.
-    outcome: the winner's answers on the test images.
+    spec: the layers that the run's genomes describe, those that were searched among them.
+    specs: the layers that each tested structure's genome describes, by name.
+    outcome: the result's answers on the test images.
     archive: the search's; None where there was none.
     fitness: what the search went by, 'accuracy' or 'loss'.
     presets: parameters and accuracy of each preset with the supernet's weights, by name; none
@@ -35,6 +36,7 @@ class Findings:
   result: Mapping[str, Any]
   task: Task
   spec: Spec
+  specs: Mapping[str, Spec]
   outcome: Outcome
   archive: Archive | None = None
   fitness: str = 'accuracy'
@@ -45,15 +47,15 @@ class Findings:
 
   @property
   def is_paper(self) -> bool:
-    """Whether the subnet was searched on the test images."""
+    """Whether the structure was searched on the test images."""
     return self.result['protocol'] == 'paper'
 
   @property
   def search_split(self) -> str:
-    """The split whose images subnets were scored on."""
+    """The split whose images structures were scored on."""
     return 'test' if self.is_paper else 'val'
 
   @property
   def search_images(self) -> int:
-    """How many images subnets were scored on."""
+    """How many images structures were scored on."""
     return self.result['data']['images'][self.search_split]

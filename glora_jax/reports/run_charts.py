@@ -26,16 +26,16 @@ from glora_jax.reports.charts import (
 from glora_jax.reports.findings import Findings
 from glora_jax.reports.markdown import plain
 from glora_jax.reports.page import SERIES
-from glora_jax.reports.verdict import interval, subnets, titles
+from glora_jax.reports.verdict import interval, titles
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.pareto import pareto_front
 
+SEARCH = 'search'  # the name of the structure that was searched
 STAGES = {
-  'baselines/linear': 'linear probe',
+  'training/linear': 'linear probe',
   'head': 'head, to read the gradient',
-  'training': 'winner',
-  'finetune': 'winner, finetuned',
-  'finetune_choice': 'winner, to choose the epochs',
+  'finetune': 'searched, finetuned',
+  'finetune_choice': 'searched, to choose the epochs',
 }
 _SHOWN = 400  # points of a crowd, at most; the others look no different
 _FEW = 60  # points of a curve that answer a pointer
@@ -48,9 +48,9 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
     result: content of `result.json`.
   """
   number, names = result['data']['images']['test'], titles(result)
-  colors = {'winner': 'red', 'winner_supernet': 'dim', 'linear': 'dim'}
+  colors = {'supernet': 'dim', 'linear': 'dim', result['result']: 'red'}
   drawn = []
-  for name, row in subnets(result).items():
+  for name, row in result['structures'].items():
     accuracy, known = 100 * row['test_accuracy'], interval(row['test_accuracy'], number)
     exactly = f'{accuracy:.2f}%, 95% interval {known}; {row["params"]:,} trained parameters'
     drawn.append(
@@ -60,7 +60,7 @@ def accuracy_plot(result: Mapping[str, Any]) -> DotPlot:
         marks=[Mark((accuracy,), exactly, colors.get(name, 'purple'))],
         detail=f'{row["params"]:,}',
         ends=[100 * end for end in known],
-        is_strong=name == 'winner',
+        is_strong=name == result['result'],
       )
     )
   title = f'Test accuracy in %, with intervals of 95% on {number:,} images, and parameters'
@@ -87,7 +87,7 @@ def _progress_chart(findings: Findings, generation: np.ndarray, accuracy: np.nda
   step = -(-last // 7)
   images = f'{findings.search_images:,} {findings.search_split} images'
   return Chart(
-    'Accuracy of the subnets by generation',
+    'Accuracy of the structures by generation',
     Axis('generation', [*range(0, last + step, step)]),
     axis(f'accuracy in % on {images}', accuracy, most=100),
     [
@@ -100,14 +100,14 @@ def _progress_chart(findings: Findings, generation: np.ndarray, accuracy: np.nda
 
 
 def _cloud_chart(findings: Findings, genomes: np.ndarray, accuracy: np.ndarray) -> Chart:
-  winner = np.array(findings.result['winner']['genome'])
+  searched = np.array(findings.result['structures'][SEARCH]['genome'])
   params, error = count_params(findings.spec, genomes), 100 - accuracy
   presets = {
     f'{plain(name)}: ': (row['params'], 100 * (1 - row['accuracy']))
     for name, row in findings.presets.items()
   }
   front = [(params[at], error[at]) for at in pareto_front(params, error)]
-  is_winner = (genomes == winner).all(axis=(1, 2))
+  is_searched = (genomes == searched).all(axis=(1, 2))
   budget = findings.result['budget']
   limit = [] if budget is None else [budget]
 
@@ -126,12 +126,12 @@ def _cloud_chart(findings: Findings, genomes: np.ndarray, accuracy: np.ndarray) 
       *(mark('', at, 'teal') for at in front),
       *(mark(name, at, 'purple', 'diamond') for name, at in presets.items()),
       *(
-        mark('the winner: ', at, 'red', 'star')
-        for at in zip(params[is_winner], error[is_winner], strict=True)
+        mark('searched: ', at, 'red', 'star')
+        for at in zip(params[is_searched], error[is_searched], strict=True)
       ),
     ],
     [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
-    [('presets', 'purple', 'diamond'), ('winner', 'red', 'star')],
+    [('presets', 'purple', 'diamond'), ('searched', 'red', 'star')],
   )
 
 
@@ -172,7 +172,7 @@ def training_charts(metrics: str) -> list[Chart]:
   stages: dict[str, list[dict[str, Any]]] = {}
   for line in read_lines(metrics, 'metrics', _Measurement):
     stage = line['stage']
-    title = STAGES.get(stage, stage.removeprefix('baselines/'))
+    title = STAGES.get(stage, stage.removeprefix('training/'))
     stages.setdefault(title, []).append({name: to_number(value) for name, value in line.items()})
   charts = [
     _training_chart(stages, 'accuracy', 'accuracy in %', 100, is_log=False),

@@ -20,11 +20,11 @@ from glora_jax.reports.structure import (
   tell_cost,
   values_table,
 )
-from glora_jax.reports.verdict import interval, is_of_a_file, subnets, tell_verdict, titles
+from glora_jax.reports.verdict import interval, tell_verdict, titles
 
 STAGES = {
   'head': 'head alone, before the gradient',
-  'baselines': 'rows beside the winner',
+  'training': 'training of fixed structures',
   'finetune': 'finetuning',
   'tuning': 'learning rates',
 }
@@ -42,18 +42,23 @@ def write(workdir: str, findings: Findings) -> None:
 def facts(workdir: str, findings: Findings) -> dict[str, Any]:
   """What the template of a run asks for."""
   result, other = findings.result, findings.allocation
-  winner, number = result['winner'], result['data']['images']['test']
+  chosen, number = result['structures'][result['result']], result['data']['images']['test']
   provenances = page.distinct(findings.made)
-  structures = [structure_figure('The winner', findings.spec, winner['genome'])]
-  if other is not None and findings.archive is not None:
-    structures.append(structure_figure("The gradient's structure", other.spec, other.genome))
+  shown = dict.fromkeys((result['result'], 'search', GRADIENT))
+  structures = [
+    structure_figure(
+      titles(result)[name], findings.specs[name], result['structures'][name]['genome']
+    )
+    for name in shown
+    if name in result['structures']
+  ]
   return {
     'task': findings.task.name,
     'verdict': tell_verdict(result),
     'warning': PAPER_LABEL if findings.is_paper else '',
-    'accuracy': f'{100 * winner["test_accuracy"]:.1f}%',
-    'interval': interval(winner['test_accuracy'], number),
-    'params': winner['params'],
+    'accuracy': f'{100 * chosen["test_accuracy"]:.1f}%',
+    'interval': interval(chosen['test_accuracy'], number),
+    'params': chosen['params'],
     'seconds': sum(result['seconds'].values()),
     'accuracies': run_charts.accuracy_plot(result),
     'accuracy_table': accuracies(result),
@@ -110,38 +115,32 @@ def accuracies(result: Mapping[str, Any]) -> Table:
     result: content of `result.json`.
   """
   names = titles(result)
-  further_tests = list(result['winner'].get('other_test_accuracies', ()))
-  columns = ('subnet', 'trained params (head apart)', 'val accuracy', 'test accuracy')
+  further_tests = list(result['structures']['linear'].get('other_test_accuracies', ()))
+  columns = ('structure', 'trained params (head apart)', 'val accuracy', 'test accuracy')
   rows = []
-  for name, subnet in subnets(result).items():
-    shares = [subnet['val_accuracy'], subnet['test_accuracy']]
-    shares += [subnet['other_test_accuracies'][test] for test in further_tests]
-    rows.append((names[name], f'{subnet["params"]:,}', *map(percent, shares)))
+  for name, row in result['structures'].items():
+    shares = [row['val_accuracy'], row['test_accuracy']]
+    shares += [row['other_test_accuracies'][test] for test in further_tests]
+    rows.append((names[name], f'{row["params"]:,}', *map(percent, shares)))
   return Table((*columns, *(f'on {test}' for test in further_tests)), rows)
 
 
 def tell_rows(result: Mapping[str, Any]) -> str:
-  """What the rows of the table are."""
-  presets = """
-    What stands between it and the winner are presets, or the structure that one gradient asks for,
-    each trained alone as well.
-  """
-  then = 'and once more, since this run finetunes nothing'
-  if result['finetuned']:
-    then = 'then finetuned by itself'
-  searched = f"""
-    The winner is the subnet that the search chose: first with the weights that it shares with all
-    others in the supernet, {then}.
-  """
+  """What the structures of the table are, and which of them is the result."""
+  name, structures = result['result'], result['structures']
+  label = f'**{titles(result)[name]}**'
+  best = max((row['val_accuracy'] or 0, -row['params']) for row in structures.values())
+  chosen = structures[name]
+  if (chosen['val_accuracy'], -chosen['params']) == best:
+    sentence = f'The result is the structure with the best validation accuracy: {label}.'
+  else:
+    sentence = f'The result is {label}.'
   trained_on = """
     Where the val accuracy is 'trained on', the validation images were trained on, too.
   """
-  is_alone = 'structure' in result
+  is_unseen = all(row['val_accuracy'] is not None for row in structures.values())
   return paragraph(
-    'The linear probe trains the head alone.',
-    presets if result['presets'] else '',
-    'The winner was trained alone, from the pretrained model.' if is_alone else searched,
-    trained_on if result['winner']['val_accuracy'] is None else '',
+    sentence, 'The linear probe trains the head alone.', '' if is_unseen else trained_on
   )
 
 
@@ -155,8 +154,8 @@ def tell_run(findings: Findings) -> str:
     limit = 'without a limit on' if budget is None else f'of at most {budget:,}'
     largest = count_params(spec, spec.num_codes - 1)
     chosen = f"""
-      A supernet of all their forms was trained (its largest subnet has {largest:,} parameters), and
-      the search scored {result['evaluations']:,} subnets {limit} parameters on the
+      A supernet of all their forms was trained (its largest structure has {largest:,} parameters),
+      and the search scored {result['evaluations']:,} structures {limit} parameters on the
       {findings.search_images:,} {findings.search_split} images, by {findings.fitness}.
     """
   else:
@@ -170,7 +169,7 @@ def tell_run(findings: Findings) -> str:
     """,
     chosen,
     f"""
-    The winner was then folded into the frozen weights: `folded/` is a plain ViT of the same size,
+    The result was then folded into the frozen weights: `folded/` is a plain ViT of the same size,
     without a trace of GLoRA (largest difference of a logit: {result['fold_max_abs_diff']:.1e}).
     """,
   )
@@ -180,26 +179,24 @@ def tell_protocol(findings: Findings) -> str:
   """Which images had a part in what."""
   if findings.is_paper:
     return PAPER_LABEL
-  if is_of_a_file(findings.result):
+  if 'file' in findings.result['structures']:
     parts = """
-      The weights come from the training images alone. The structure was given by a file, which does
-      not say what it was chosen by: where that were these validation or test images, the
-      accuracies on them are too good.
+      The structure was given by a file, which does not say what it was chosen by: where that were
+      these validation or test images, the accuracies on them are too good.
     """
   elif findings.archive is None:
-    is_read_off = findings.result['structure'] == GRADIENT
-    learned = 'Structure and weights come' if is_read_off else 'The weights come'
-    parts = f"""
-      {learned} from the training images alone; no validation image had a part in structure or
-      weights, so that the accuracies on val are unseen ones, too.
+    parts = """
+      Weights and structures come from the training images; the validation images chose the epochs
+      that are kept, and the result.
     """
   else:
     parts = """
-      The supernet was trained on the training images; the search saw the validation images only.
+      Weights come from the training images; the validation images chose the searched structure, the
+      epochs that are kept, and the result.
     """
   frozen = """
-    The list of subnets was frozen in `test_list.json` before the test images were read, and nothing
-    but this report reads their outcome.
+    The list of structures was frozen in `test_list.json` before the test images were read, and
+    nothing but this report reads their outcome.
   """
   return paragraph(parts, frozen)
 
@@ -223,10 +220,10 @@ def tell_search(result: Mapping[str, Any]) -> str:
   if not (volumes := result['hypervolume']):
     return ''
   return paragraph(f"""
-    All subnets have the supernet's weights here. The hypervolume of the front grew from
+    All structures have the supernet's weights here. The hypervolume of the front grew from
     {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last: the share of
-    all pairs of error and parameters, up to 100% and the largest subnet, that some scored subnet is
-    at least as good as in both. 1 would be free and perfect.
+    all pairs of error and parameters, up to 100% and the largest structure, that some scored
+    structure is at least as good as in both. 1 would be free and perfect.
   """)
 
 
@@ -234,7 +231,7 @@ def tell_training(findings: Findings) -> str:
   """What the curves of training are of."""
   return paragraph(
     'Loss and accuracy are of the training images as training sees them, augmented.',
-    "The supernet's are of the random subnets of each step."
+    "The supernet's are of the random structures of each step."
     if findings.archive is not None
     else '',
     "The head's alone, before the gradient was read, are of features of the images without "

@@ -16,10 +16,9 @@ from typing import Any, Literal, NamedTuple
 from glora_jax.data import catalog
 from glora_jax.data.tasks import fewshot, vtab
 from glora_jax.reports.markdown import PAPER
-from glora_jax.reports.verdict import winner_title
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
-OURS = {'winner': 'finetuned', 'winner_supernet': 'as searched', 'linear': 'linear probe'}
+OURS = 'result'  # of each task, whatever structure it is
 MEAN_OF_GROUPS = 'mean of groups'  # the headline of VTAB
 
 TEST_SETS = {
@@ -119,7 +118,7 @@ class Board:
 
   @property
   def is_paper(self) -> bool:
-    """Whether subnets were searched on the test set."""
+    """Whether structures were searched on the test set."""
     return any(result['protocol'] == 'paper' for result in self.results.values())
 
   def state(self, name: str) -> State:
@@ -199,63 +198,44 @@ class Row(NamedTuple):
 
 
 def own_rows(board: Board) -> list[Row]:
-  """What a suite has run: the winner after and before finetuning, the linear probe, the presets.
-
-  Before finetuning there is nothing where no supernet was searched.
-  """
+  """What a suite has run: the result of each task, and every structure that was trained."""
   prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
-  titles = {**OURS, 'winner': winner_titles(board.results.values())}
-  presets = dict.fromkeys(name for result in board.results.values() for name in result['presets'])
+  of_tasks = {
+    task: {OURS: {'label': OURS, **result['structures'][result['result']]}, **result['structures']}
+    for task, result in board.results.items()
+  }
+  names = dict.fromkeys([OURS, *(name for rows in of_tasks.values() for name in rows)])
   rows = []
-  for name in (*titles, *presets):
-    subnets = {
-      task: subnet
-      for task, result in board.results.items()
-      if (subnet := result['presets'].get(name) or result.get(name))
-    }
-    if board.results and not subnets:
-      continue
-    params = [subnet['params'] for subnet in subnets.values()]
-    labels = dict.fromkeys(subnet.get('label', name) for subnet in subnets.values())
+  for name in names:
+    found = {task: structures[name] for task, structures in of_tasks.items() if name in structures}
+    params = [float(row['params']) for row in found.values()]
+    labels = dict.fromkeys(OURS if name == OURS else row['label'] for row in found.values())
     rows.append(
       Row(
-        method=f'{prefix}, {titles.get(name) or " or ".join(labels)}',
+        method=f'{prefix}, {" or ".join(labels) or OURS}',
         ours=True,
-        cells=_own_cells(board.tasks, subnets),
+        cells=_own_cells(board.tasks, found),
         params=statistics.fmean(params) / 1e6 if params else None,
       )
     )
   return rows
 
 
-def winner_titles(results: Iterable[Mapping[str, Any]]) -> str:
-  """What tables call the winners of results, as `verdict.winner_title` does each.
-
-  Args:
-    results: contents of `result.json`.
-
-  Example:
-    >>> winner_titles([{'structure': 'gradient'}, {'finetuned': True}]), winner_titles([])
-    ('gradient or finetuned', 'finetuned')
-  """
-  return ' or '.join(dict.fromkeys(map(winner_title, results))) or OURS['winner']
-
-
-def _own_cells(tasks: Sequence[str], subnets: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:
+def _own_cells(tasks: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:
   """The accuracies of a row by column, each the mean over all tasks that measure it.
 
   Args:
     tasks: names of all tasks of the suite.
-    subnets: what was measured, by the name of the task, of those that are done.
+    rows: what was measured, by the name of the task, of those that are done.
   """
   totals = {column.name: 0 for column in columns_of(tasks)}
   accuracies: dict[str, list[float]] = {name: [] for name in totals}
   for task in tasks:
     for column, split in measured(task).items():
       totals[column] += 1
-      if (subnet := subnets.get(task)) is not None:
-        others = subnet.get('other_test_accuracies', {})
-        share = subnet['test_accuracy'] if split == 'test' else others[split]
+      if (row := rows.get(task)) is not None:
+        others = row.get('other_test_accuracies', {})
+        share = row['test_accuracy'] if split == 'test' else others[split]
         accuracies[column].append(100 * share)
   return {name: _mean_of(accuracies[name], total) for name, total in totals.items()}
 

@@ -25,10 +25,8 @@ from glora_jax.reports.scoreboard import (
   published,
   published_rows,
   title_of,
-  winner_titles,
 )
 from glora_jax.reports.structure import tell_agreement
-from glora_jax.reports.verdict import is_of_a_file
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published rows
 _SEEDED = ('fewshot/', 'generalization/')  # families whose tasks' names end with a seed
@@ -139,12 +137,12 @@ def tell_protocol(board: Board) -> str:
   results = board.results.values()
   if not results or board.is_paper:
     return ''
-  if any('structure' not in result for result in results):
+  if any(result['structure'] == 'search' for result in results):
     choice = 'Ours were searched on validation images'
-  elif any(map(is_of_a_file, results)):
+  elif any('file' in result['structures'] for result in results):
     choice = 'The structures of ours were given by files, which do not say what they were chosen by'
   else:
-    choice = 'The structures of ours were chosen without validation images'
+    choice = 'Validation images chose the epochs and the results of ours, not the forms'
   return f'{choice}; the test images were read once, at the end of every run.'
 
 
@@ -199,8 +197,8 @@ def tasks_table(board: Board) -> Table:
     'budget',
     'trained params',
     'val',
-    'test, as searched',
-    f'test, {plain(winner_titles(board.results.values()))}',
+    'result',
+    'test',
     'test, linear probe',
   )
   rows = []
@@ -209,10 +207,12 @@ def tasks_table(board: Board) -> Table:
     if name in board.results:
       result = board.results[name]
       cells.append('none' if result['budget'] is None else f'{result["budget"]:,}')
-      cells.append(f'{result["winner"]["params"]:,}')
-      cells.append(percent(result['winner']['val_accuracy']))
-      subnets = (result['winner_supernet'], result['winner'], result['linear'])
-      cells += [percent(subnet['test_accuracy']) if subnet else '' for subnet in subnets]
+      structures = result['structures']
+      chosen = structures[result['result']]
+      cells.append(f'{chosen["params"]:,}')
+      cells.append(percent(chosen['val_accuracy']))
+      cells.append(plain(chosen['label']))
+      cells += [percent(row['test_accuracy']) for row in (chosen, structures['linear'])]
     rows.append(cells + [''] * (len(titles) - len(cells)))
   return Table(titles, rows, text_columns=2)
 
@@ -226,8 +226,9 @@ def agreements(board: Board) -> list[str]:
   """How much the structures of a task's seeds agree; nothing where none has several seeds."""
   by_seeds: dict[str, list[Any]] = {}
   for name, result in board.results.items():
-    if 'structure' in result:
-      by_seeds.setdefault(name.rpartition('/')[0], []).append(result['winner']['genome'])
+    if result['structure'] != 'search':
+      genome = result['structures'][result['result']]['genome']
+      by_seeds.setdefault(name.rpartition('/')[0], []).append(genome)
   return [
     f'{name}: {tell_agreement(genomes)}'
     for name, genomes in by_seeds.items()

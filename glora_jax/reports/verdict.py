@@ -8,14 +8,8 @@ from typing import Any, NamedTuple
 
 from scipy import special
 
-from glora_jax.method.presets import GENOME_ENDING, GRADIENT
 from glora_jax.reports.markdown import plain
 
-TITLES = {
-  'linear': 'linear probe',
-  'winner_supernet': 'winner, as searched',
-}
-PAIRED = 'beside_winner'  # what a row keeps of its answers beside the winner's
 _QUANTILE = 1.959964  # of the normal distribution, for 95%
 _LEVEL = 0.05  # from which on a difference may be chance
 
@@ -52,110 +46,76 @@ def interval(share: float, number: int) -> Interval:
   return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
-def mcnemar(winner_only: int, row_only: int) -> float:
-  """The p-value of McNemar's exact test: of two subnets that answered the same images.
+def mcnemar(result_only: int, other_only: int) -> float:
+  """The p-value of McNemar's exact test: of two structures that answered the same images.
 
   Args:
-    winner_only: how many images the one alone got right.
-    row_only: how many the other alone.
+    result_only: how many images the one alone got right.
+    other_only: how many the other alone.
 
   Example:
     >>> mcnemar(5, 0), mcnemar(3, 3)
     (0.0625, 1.0)
   """
-  less, number = min(winner_only, row_only), winner_only + row_only
+  less, number = min(result_only, other_only), result_only + other_only
   return min(1.0, 2 * float(special.bdtr(less, number, 0.5)))
 
 
-def subnets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-  """The rows of a run's table by name: the linear probe, what stands beside it, the winner.
-
-  Args:
-    result: content of `result.json`.
-  """
-  rows = {
-    'linear': result['linear'],
-    **result['presets'],
-    'winner_supernet': result['winner_supernet'],  # which only a search has
-    'winner': result['winner'],
-  }
-  return {name: row for name, row in rows.items() if row is not None}
-
-
 def titles(result: Mapping[str, Any]) -> dict[str, str]:
-  """What reports call the rows of `subnets`, by name, as Markdown."""
-  presets = {name: plain(row.get('label', name)) for name, row in result['presets'].items()}
-  return {**presets, **TITLES, 'winner': f'winner, {plain(winner_title(result))}'}
-
-
-def winner_title(result: Mapping[str, Any]) -> str:
-  """What tables call the winner: how its structure was found, or what a search was followed by.
+  """What reports call the structures of a run, by name, as Markdown.
 
   Args:
     result: content of `result.json`.
-
-  Example:
-    >>> winner_title({'structure': 'gradient'}), winner_title({'finetuned': True})
-    ('gradient', 'finetuned')
   """
-  return result.get('structure') or ('finetuned' if result['finetuned'] else 'not finetuned')
-
-
-def is_of_a_file(result: Mapping[str, Any]) -> bool:
-  """Whether a file gave the winner's structure, which nobody here saw chosen.
-
-  Example:
-    >>> is_of_a_file({'structure': 'runs/x/genome.json'}), is_of_a_file({'structure': 'lora:2'})
-    (True, False)
-  """
-  return result.get('structure', '').endswith(GENOME_ENDING)
+  return {name: plain(row['label']) for name, row in result['structures'].items()}
 
 
 def tell_verdict(result: Mapping[str, Any]) -> str:
-  """The winner's accuracy, and how far it is from the linear probe and the best other row.
+  """The result's accuracy, and how far it is from the linear probe and the best other structure.
 
   Example:
-    >>> result = {
-    ...   'linear': {
-    ...     'params': 0,
-    ...     'test_accuracy': 0.5,
-    ...     PAIRED: {'winner_only': 40, 'row_only': 0},
-    ...   },
-    ...   'winner': {'params': 9, 'test_accuracy': 0.9},
-    ...   'winner_supernet': None,
-    ...   'presets': {},
-    ...   'data': {'images': {'test': 100}},
-    ... }
-    >>> tell_verdict(result)
-    'The winner gets 90.0% of 100 test images right (95% interval 82.6 to 94.5) with 9 trained \
+    >>> paired = {'result_only': 40, 'other_only': 0}
+    >>> probe = {'params': 0, 'test_accuracy': 0.5, 'against_result': paired}
+    >>> tell_verdict(
+    ...   {
+    ...     'result': 'lora:2',
+    ...     'structures': {
+    ...       'linear': {'label': 'linear probe', **probe},
+    ...       'lora:2': {'label': 'lora:2', 'params': 9, 'test_accuracy': 0.9},
+    ...     },
+    ...     'data': {'images': {'test': 100}},
+    ...   }
+    ... )
+    'The result gets 90.0% of 100 test images right (95% interval 82.6 to 94.5) with 9 trained \
 parameters, 40.0 points more than the linear probe.'
   """
-  winner, number = result['winner'], result['data']['images']['test']
-  accuracy = winner['test_accuracy']
-  known = interval(accuracy, number)
-  linear = _beside(winner, result['linear'], 'the linear probe')
+  name, number = result['result'], result['data']['images']['test']
+  structures, names = result['structures'], titles(result)
+  chosen = structures[name]
+  known = interval(chosen['test_accuracy'], number)
   sentence = (
-    f'The winner gets {100 * accuracy:.1f}% of {number:,} test images right (95% interval {known}) '
-    f'with {winner["params"]:,} trained parameters, '
-    f'{linear}'
+    f'The result gets {100 * chosen["test_accuracy"]:.1f}% of {number:,} test images right '
+    f'(95% interval {known}) with {chosen["params"]:,} trained parameters'
   )
-  presets = result['presets']
-  if not presets:
+  if name != 'linear':
+    sentence += f', {_against(chosen, structures["linear"], "the linear probe")}'
+  others = structures.keys() - {name, 'linear', 'supernet'}
+  if not others:
     return f'{sentence}.'
-  best = max(presets, key=lambda name: presets[name]['test_accuracy'])
-  rival = "the gradient's structure" if best == GRADIENT else titles(result)[best]
-  told = _beside(winner, presets[best], f'{rival}, the best row beside it')
-  return f'{sentence} and {told}.'
+  best = max(sorted(others), key=lambda other: structures[other]['test_accuracy'])
+  return (
+    f'{sentence} and {_against(chosen, structures[best], f"{names[best]}, the best other one")}.'
+  )
 
 
-def _beside(winner: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
-  """How far the winner is from another row, and whether that may be chance."""
-  points = round(100 * (winner['test_accuracy'] - row['test_accuracy']), 1)
+def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
+  """How far the result is from another structure, and whether that may be chance."""
+  points = round(100 * (chosen['test_accuracy'] - other['test_accuracy']), 1)
   if not points:
     return f'as accurate as {name}'
-  told = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {name}'
-  chance = mcnemar(row[PAIRED]['winner_only'], row[PAIRED]['row_only'])
+  difference = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {name}'
+  chance = mcnemar(**other['against_result'])
   if chance < _LEVEL:
-    return told
+    return difference
   doubt = f"McNemar's exact test, p = {chance:.2g}"
-  return f'{told} (too little for these images to tell apart: {doubt})'
+  return f'{difference} (too little for these images to tell apart: {doubt})'

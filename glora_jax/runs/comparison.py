@@ -41,7 +41,7 @@ from glora_jax.runs.stages.methods import (
   seeds_of,
   stages_of_methods,
 )
-from glora_jax.runs.stages.results import freeze, measure
+from glora_jax.runs.stages.results import freeze
 from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
 from glora_jax.runs.workdir import is_finished, write_config
 
@@ -264,11 +264,11 @@ def freeze_and_evaluate(
 
 
 def _measure_both(context: Context, structure: TrainedStructure, split: str) -> dict[str, float]:
-  """A subnet's accuracy and loss on a split, and those with the weights that it inherited."""
-  own = measure(context, structure.candidate, split)
+  """A structure's accuracy and loss on a split, and those with the weights that it inherited."""
+  own = context.measure(structure.candidate, split)
   if not structure.inherited:
     return own
-  inherited = measure(context, Candidate(structure.inherited, structure.genome), split)
+  inherited = context.measure(Candidate(structure.inherited, structure.genome), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 

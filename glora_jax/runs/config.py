@@ -41,10 +41,12 @@ from glora_jax.runs.sections import (
   Finetuning,
   MeshSettings,
   ModelSettings,
+  ReportSettings,
   SpaceSettings,
   SuiteSettings,
+  TrainingSettings,
   WatchSettings,
-  check_row,
+  check_baseline,
   check_structure,
 )
 from glora_jax.search.evolution import Evolution
@@ -134,7 +136,7 @@ class RunSettings:
     description='most trained parameters, head not counted, a whole number; None for no limit',
   )
   augment: Augmentation = Augmentation()
-  training: Recipe = Recipe()
+  training: TrainingSettings = TrainingSettings()
   sampling: Sampling = Sampling()
   consistency: Consistency = Consistency()
   component_dropout: Number = Field(
@@ -147,12 +149,13 @@ class RunSettings:
   search: Evolution = Evolution()
   finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()
-  presets: Several[Annotated[Text, passing(check_row)]] = Field(
+  presets: Several[Annotated[Text, passing(check_baseline)]] = Field(
     default=(),
     description='baselines beside the linear probe, each trained alone by the same recipe: '
     "'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and beside a search "
     "'gradient'",
   )
+  report: ReportSettings = ReportSettings()
   checkpoint_epochs: Whole = Field(
     default=10, ge=1, description='epochs between two saved training states'
   )
@@ -199,6 +202,7 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
     ('budget', None, 'a comparison has compare.budgets'),
     ('presets', (), 'a comparison has compare.methods'),
     ('structure', SEARCH, 'a comparison has compare.methods'),
+    ('report.result', None, 'a comparison calls none of its methods the result'),
   ):
     value = operator.attrgetter(name)(settings)
     yield alone or value == only, f'{name}={value!r} must be {only!r}: {reason}.'

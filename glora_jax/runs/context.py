@@ -35,7 +35,7 @@ from glora_jax.runs.backbone import (
 )
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.origins import WEIGHTS
-from glora_jax.runs.sections import AllocationSettings
+from glora_jax.runs.sections import AllocationSettings, TrainingSettings
 from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
 from glora_jax.training.recipe import Recipe
 
@@ -62,17 +62,20 @@ def train_split_of(settings: RunSettings) -> str:
 
 
 class Candidate(NamedTuple):
-  """A subnet that will be tested.
+  """A structure that will be tested.
 
   Attributes:
     variables: the model's variables that it is tested with.
     genome: its alleles, int8 [layer, 5].
     adapted: the adapted backbone that these are of; None for the run's own.
+    best_epoch: epoch of its training that was best on the validation images; None where none of
+      them was looked at.
   """
 
   variables: Any
   genome: np.ndarray
   adapted: Adapted | None = None
+  best_epoch: int | None = None
 
 
 @dataclasses.dataclass
@@ -117,6 +120,12 @@ class Context:
   begun: Sequence[str] = ()
   dispatched: Callable[[], None] = lambda: None
 
+  @functools.cached_property
+  def _fold_beside(self) -> Callable:
+    """What folds structures of the other space, compiled once for all of them."""
+    assert self.beside is not None
+    return jax.jit(self.beside.adapted.fold)
+
   @property
   def train_split(self) -> str:
     """The split that the supernet and the baselines are trained on."""
@@ -124,7 +133,7 @@ class Context:
 
   @property
   def search_split(self) -> str:
-    """The split that the search scores subnets on."""
+    """The split that the search scores structures on."""
     return 'val' if self.settings.protocol == 'honest' else 'test'
 
   @property
@@ -153,7 +162,7 @@ class Context:
     }
 
   def place(self, name: str) -> Place:
-    """The space of a row of the table, by its name."""
+    """The space of a structure, by its name."""
     if self.beside is not None and is_beside(self.adapted.spec, name):
       return self.beside
     return Place(self.adapted, self.variables)
@@ -221,19 +230,38 @@ class Context:
       loss = loss + np.asarray(block_loss, np.float64)
     return correct, loss
 
-  def accuracy(self, variables: Any, genome: np.ndarray, split: str) -> float:
-    """Share of a split's images that a single subnet gets right."""
-    correct, _ = self.score(variables, jnp.asarray(genome)[None], split)
-    return int(correct[0]) / len(self.data(split).labels)
+  def candidate(self, learner: Adapted, variables: Any, best_epoch: int | None = None) -> Candidate:
+    """What a learner of a fixed structure has come to, as it is tested."""
+    assert learner.genome is not None
+    adapted = None if learner.spec is self.adapted.spec else learner.fix(None)
+    return Candidate(variables, learner.genome, adapted, best_epoch)
 
-  def predict(self, variables: Any, genome: np.ndarray, split: str) -> Predictions:
-    """What a single subnet answers for every image of a split, as NumPy arrays [image]."""
+  def _in_own_space(self, candidate: Candidate) -> tuple[Any, Any]:
+    """(variables, genome) for the run's own scorers; what is of another space is folded before."""
+    if candidate.adapted is None:
+      return candidate.variables, jnp.asarray(candidate.genome)
+    folded = self._fold_beside(candidate.variables, candidate.genome)
+    return {**self.variables, 'params': folded}, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
+
+  def measure(self, candidate: Candidate, split: str) -> dict[str, float]:
+    """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+    variables, genome = self._in_own_space(candidate)
+    correct, loss = self.score(variables, genome[None], split)
+    images = len(self.data(split).labels)
+    return {
+      f'{split}_accuracy': int(correct[0]) / images,
+      f'{split}_loss': float(loss[0]) / images,
+    }
+
+  def predict(self, candidate: Candidate, split: str) -> Predictions:
+    """What a structure answers for every image of a split, as NumPy arrays [image]."""
+    variables, genome = self._in_own_space(candidate)
     predictor = self._compiled(self.predictors, make_predictor, split)
     images = self.data(split).images
     blocks = [images]
     if isinstance(images, pipeline.Stream):
       blocks = (block for block, _ in meshes.blocks(self.mesh, images, STREAMED_BLOCK))
-    parts = [predictor(variables, jnp.asarray(genome), block) for block in blocks]
+    parts = [predictor(variables, genome, block) for block in blocks]
     return Predictions(
       *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
     )
@@ -408,7 +436,7 @@ def fit_batches(
   sizes = [counts[split] for training in trainings for split in training.splits]
   paths = max(training.paths for training in trainings)
   fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
-  recipes = {'training': fitted.training}
+  recipes: dict[str, Recipe] = {'training': fitted.training}
   if any('finetune.' in stage.reads for stage in stages):
     recipes['finetune'] = fitted.finetuning
   for name, recipe in recipes.items():
@@ -427,8 +455,8 @@ def fit_batches(
 
 
 def _fit(
-  recipe: Recipe, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
-) -> Recipe:
+  recipe: TrainingSettings, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
+) -> TrainingSettings:
   """A recipe with a batch that so many images fill; see `fit_batches`."""
   size, fewest, devices = recipe.batch_size, min(sizes), 1 if mesh is None else mesh.size
   if size > fewest:

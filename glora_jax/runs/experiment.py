@@ -21,14 +21,9 @@ from glora_jax.runs.context import Candidate, Context, never
 from glora_jax.runs.job import run_job
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import Call, Stage, Workload
-from glora_jax.runs.stages.results import Result, freeze_and_evaluate, write_results
-from glora_jax.runs.stages.search import stages_of_search
-from glora_jax.runs.stages.structures import (
-  rows_of,
-  stage_of_row,
-  stage_of_winner,
-  stages_of_structure,
-)
+from glora_jax.runs.stages.results import SUPERNET, Result, freeze_and_evaluate, write_results
+from glora_jax.runs.stages.search import CHOICE, stages_of_search
+from glora_jax.runs.stages.structures import stages_of_structure, stages_of_trainings
 
 LEFT = ('report.html', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
@@ -66,26 +61,31 @@ def run(
 
 def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   """The stages of a run, in their order."""
-  structure = stages_of_structure(settings)
-  alone = {name: stage_of_row(settings, name) for name in rows_of(settings)}
-  rows = {stage.name: name for name, stage in alone.items()}
-  if settings.structure == SEARCH:
-    first, last = stages_of_search(settings)
-  else:
-    first, last = (), (stage_of_winner(settings),)
-  before = (*structure, *first, *alone.values(), *last)
-  # What is tested, and what the report tells of how it was found.
-  names = tuple(stage.name for stage in before if stage.name not in ('head', 'finetune_choice'))
+  trainings = stages_of_trainings(settings)
+  first, last = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
+  before = (*stages_of_structure(settings), *first, *trainings.values(), *last)
+  # What is tested, and what the report says of how it was found.
+  names = tuple(stage.name for stage in before if stage.name not in ('head', CHOICE))
+  tested = {name: stage.name for name, stage in trainings.items()}
+  if 'finetune' in names:
+    tested[SUPERNET] = 'search'
+  if last:
+    tested[SEARCH] = last[-1].name
+  if (result := settings.report.result) not in (None, *tested):
+    raise ValueError(
+      f'report.result={result!r} is not trained in this run; give one of {", ".join(tested)}.'
+    )
   test = Stage(
     'test',
-    functools.partial(_test, rows, names),
+    functools.partial(_test, tested, names),
+    reads=('report.',),
     after=names,
-    calls=functools.partial(_calls_of_test, len(rows) + 1 + (settings.structure == SEARCH)),
+    calls=functools.partial(_calls_of_test, len(tested)),
     has_folder=False,
   )
   report = Stage(
     'report',
-    functools.partial(_report, rows, names),
+    functools.partial(_report, tested, names),
     reads=('presets',),
     after=('test', *names),
     check=_check_folded,
@@ -101,31 +101,29 @@ def _calls_of_test(tested: int, context: Context) -> list[Call]:
 
 
 def _candidates(
-  rows: Mapping[str, str], found: Mapping[str, Any], fitness: str
+  tested: Mapping[str, str], found: Mapping[str, Any], fitness: str
 ) -> dict[str, Candidate]:
-  """What is tested, by name: the rows, and the winner, if searched also with inherited weights."""
-  candidates = {row: found[stage] for stage, row in rows.items()}
-  if 'search' not in found:
-    return {**candidates, 'winner': found['training']}
-  inherited = Candidate(found['supernet'], found['search'].best(fitness))
-  winner = found.get('finetune', inherited)
-  return {**candidates, 'winner_supernet': inherited, 'winner': winner}
+  """What is tested, by name: results of trainings, and a searched structure in its supernet."""
+  candidates = {name: found[stage] for name, stage in tested.items() if stage != 'search'}
+  for name in tested.keys() - candidates.keys():
+    candidates[name] = Candidate(found['supernet'], found['search'].best(fitness))
+  return {name: candidates[name] for name in tested}
 
 
-def _test(rows: Mapping[str, str], names: Sequence[str], context: Context, *results: Any) -> Any:
+def _test(tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any) -> Any:
   found = dict(zip(names, results, strict=True))
-  return freeze_and_evaluate(context, _candidates(rows, found, context.settings.search.fitness))
+  return freeze_and_evaluate(context, _candidates(tested, found, context.settings.search.fitness))
 
 
 def _report(
-  rows: Mapping[str, str], names: Sequence[str], context: Context, tested: Any, *results: Any
+  tested: Mapping[str, str], names: Sequence[str], context: Context, outcome: Any, *results: Any
 ) -> dict[str, Any]:
   found = dict(zip(names, results, strict=True))
   structure = found.get('structure')
   return write_results(
     context,
-    _candidates(rows, found, context.settings.search.fitness),
-    *tested,
+    _candidates(tested, found, context.settings.search.fitness),
+    outcome,
     archive=found.get('search'),
     supernet=found.get('supernet'),
     allocation=structure and structure.allocation,

@@ -40,7 +40,7 @@ from glora_jax.runs.stages.allocation import (
   shape_of_folds,
 )
 from glora_jax.runs.stages.structures import named_genome
-from glora_jax.runs.stages.training import STEPS_PER_DISPATCH, FullFineTuning, loss_of
+from glora_jax.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
 from glora_jax.search.allocate import passes_of
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
@@ -221,7 +221,7 @@ def _data(context: Context, recipe: Recipe, number: int) -> tuple[Any, Any, Any]
   if context.is_resident(number):
     return _resident(context, recipe, _images(context, number))
   size = recipe.batch_size
-  steps = min(STEPS_PER_DISPATCH, MOST_STREAMED_STEPS)
+  steps = min(MOST_STEPS, MOST_STREAMED_STEPS)
   steps = steps_per_call(recipe.steps_per_epoch(number), steps)
   batches: Any = _images(context, steps, size), Shape((steps, size), jnp.int32)
   if context.mesh is not None:
@@ -231,7 +231,7 @@ def _data(context: Context, recipe: Recipe, number: int) -> tuple[Any, Any, Any]
 
 
 def _resident(
-  context: Context, recipe: Recipe, images: Shape, most: int = STEPS_PER_DISPATCH
+  context: Context, recipe: Recipe, images: Shape, most: int = MOST_STEPS
 ) -> tuple[Shape, Shape, Shape]:
   number = images.shape[0]
   steps = steps_per_call(recipe.steps_per_epoch(number), most)

@@ -78,8 +78,8 @@ def check_method(name: str) -> None:
     check_preset_name(name)
 
 
-def check_row(name: str) -> None:
-  """Checks the name of what a run trains beside its winner.
+def check_baseline(name: str) -> None:
+  """Checks the name of a baseline of a run.
 
   Raises:
     ValueError: it is neither a preset's nor 'gradient'.
@@ -228,6 +228,29 @@ class SpaceSettings:
     if ranks is None:
       ranks = RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
     return SearchSpace.distinct(ranks) if structure == 'gradient' else SearchSpace(ranks=ranks)
+
+
+@declared
+class TrainingSettings(Recipe):
+  """How everything is trained, and which weights of a training go on."""
+
+  keep: Literal['best', 'last'] = Field(
+    default='best',
+    description="weights of a fixed structure that go on: those of the epoch that was 'best' on "
+    "the validation images, among some twenty, or of the 'last' one",
+  )
+
+
+@declared
+class ReportSettings:
+  """What a run calls its result."""
+
+  result: Text | None = Field(
+    default=None,
+    description="name of the structure that is the result, and folded: 'search', 'gradient', "
+    "'lora:2' and the like; None for the one with the best validation accuracy within the budget "
+    "(with protocol='paper' the searched one)",
+  )
 
 
 @declared

@@ -1,5 +1,6 @@
 """Whole runs in this process: stages, files, protocols, reports, wrong inputs."""
 
+import contextlib
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from glora_jax.reports.verdict import tell_verdict
 from glora_jax.runs import experiment
 from glora_jax.runs.backbone import Stream
 from glora_jax.runs.context import never
+from glora_jax.runs.stage import walk
 from glora_jax.runs.stages.training import Training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError
@@ -42,7 +44,7 @@ FILES = {
   'metrics.jsonl',
   'provenance.json',
   'supernet',
-  'baselines',
+  'training',
   'search',
   'finetune',
   'adapter.safetensors',
@@ -73,28 +75,86 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   assert read_json(workdir / 'result.json') == written
   given = {'task': 'digits', 'protocol': 'honest', 'seed': 42, 'budget': 1000}
   assert given.items() <= result.items()
-  assert set(result['seconds']) == {'supernet', 'baselines', 'search', 'finetune', 'test', 'report'}
-  for name in ('linear', 'winner_supernet', 'winner'):
-    assert {'params', 'val_accuracy', 'test_accuracy'} <= result[name].keys()
-  assert result['linear']['params'] == 0
-  for row in (result['linear'], result['presets']['lora']):
-    more = row['beside_winner']['winner_only'] - row['beside_winner']['row_only']
-    gained = result['winner']['test_accuracy'] - row['test_accuracy']
-    assert more / result['data']['images']['test'] == pytest.approx(gained)
+  assert set(result['seconds']) == {'supernet', 'training', 'search', 'finetune', 'test', 'report'}
+  structures = result['structures']
+  assert list(structures) == ['linear', 'lora', 'supernet', 'search']
+  chosen = structures[result['result']]
+  assert structures['linear']['params'] == 0
+  for name in structures.keys() - {result['result']}:
+    more = structures[name]['against_result']
+    gained = chosen['test_accuracy'] - structures[name]['test_accuracy']
+    images = result['data']['images']['test']
+    assert (more['result_only'] - more['other_only']) / images == pytest.approx(gained)
   assert [made['versions'].keys() >= {'jax'} for made in result['provenance']] == [True]
   assert tell_verdict(result) in html_pages.read(workdir).text
-  assert 0 < result['winner']['params'] <= 1000
-  assert result['presets'].keys() == {'lora'}
+  assert 0 < structures['search']['params'] <= 1000
   assert result['evaluations'] == 12
   described = read_json(workdir / 'genome.json')
   for name in ('genome', 'params'):
-    assert described[name] == result['winner'][name]
+    assert described[name] == chosen[name]
+
+
+def test_the_result_is_the_best_on_the_validation_images_within_the_budget(finished_run):
+  result = finished_run[1]
+  trained = {name: x for name, x in result['structures'].items() if name != 'supernet'}
+  assert trained['lora']['params'] > 1000  # of what the budget allows
+  best = max(x['val_accuracy'] for name, x in trained.items() if name != 'lora')
+  assert result['result'] != 'lora'
+  assert trained[result['result']]['val_accuracy'] == best
+
+
+def test_the_report_can_be_of_another_structure(finished_run, run_config, tmp_path):
+  """What is trained stays the same; once the test images were read, the choice does, too."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished_run[0], workdir)
+  for name in ('result.json', 'test_list.json'):
+    os.remove(workdir / name)
+  config = changed(run_config, report__result='lora')
+  result = experiment.run(config, str(workdir))
+  assert result['result'] == 'lora'
+  assert result['structures']['lora']['genome'] == read_json(workdir / 'genome.json')['genome']
+  os.remove(workdir / 'result.json')
+  with pytest.raises(ValueError, match="result was 'lora' and is now 'search'"):
+    experiment.run(changed(run_config, report__result='search'), str(workdir))
+  with pytest.raises(
+    ValueError, match='is not trained in this run; give one of linear, lora, supernet'
+  ):
+    experiment.run(changed(run_config, report__result='ssf'), str(tmp_path / 'other'))
+
+
+def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_kept(
+  run_config, tmp_path
+):
+  """Stopped amid it, the same; the last epoch's weights are others, of the same training."""
+  config = changed(run_config, presets=(), structure='lora', budget=None, training__epochs=30)
+  config.training.update(learning_rate=0.1, final_learning_rate=0.1)
+  found = {}
+  for keep, stop in (('best', never), ('last', never), ('best', polls(20))):
+    workdir = tmp_path / f'{keep}-{len(found)}'
+    context = context_of(changed(config, training__keep=keep), workdir)
+    stages = experiment.stages_of(context.settings)
+    context.stop = stop
+    with contextlib.suppress(Stopped):
+      walk(context, stages, until='training/lora')
+    context.stop = never
+    candidate = walk(context, stages, until='training/lora')
+    lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
+    curve = [x for x in lines if x['stage'] == 'training/lora' and 'val_accuracy' in x]
+    assert [line['epoch'] for line in curve] == list(range(2, 31, 2))
+    found[keep, len(found)] = candidate, curve, context.measure(candidate, 'val')
+  (best, curve, accuracy), (last, other, at_end), (again, *_) = found.values()
+  assert curve == other
+  chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
+  assert best.best_epoch == last.best_epoch == chosen['epoch'] < 30
+  assert accuracy == {name: chosen[name] for name in accuracy}
+  assert at_end == {name: curve[-1][name] for name in at_end}
+  jax.tree.map(np.testing.assert_array_equal, best.variables, again.variables)
 
 
 def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run, folded_answers):
   _, result = finished_run
   answers, labels, metadata = folded_answers
-  accuracy = result['winner']['test_accuracy']
+  accuracy = result['structures'][result['result']]['test_accuracy']
   assert np.mean(answers == labels) == pytest.approx(accuracy, abs=1e-9)
   assert result['fold_max_abs_diff'] < 1e-4
   assert metadata['classes'] == list('0123456789')
@@ -103,10 +163,10 @@ def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run, folded
 def test_the_test_list_was_frozen_before_any_test_accuracy_existed(finished_run):
   workdir, result = finished_run
   frozen = read_json(workdir / 'test_list.json')
-  assert frozen.keys() == {'linear', 'lora', 'winner_supernet', 'winner'}
-  assert not any('test_accuracy' in row for row in frozen.values())
-  assert frozen['winner']['genome'] == result['winner']['genome']
-  assert 'weights' not in result['winner']
+  assert frozen['result'] == result['result']
+  assert frozen['structures'].keys() == result['structures'].keys()
+  assert not any('test_accuracy' in row for row in frozen['structures'].values())
+  assert frozen['structures']['search']['genome'] == result['structures']['search']['genome']
 
 
 def test_the_frozen_base_is_untouched_where_no_gene_acts(finished_run, backbone):
@@ -124,8 +184,8 @@ def test_a_finished_run_is_not_run_again_and_the_command_prints_its_table(finish
   printed, code = main.dispatch(run_config, str(workdir), never)
   assert {name: os.path.getmtime(workdir / name) for name in FILES} == before
   assert code == 0
-  assert 'winner, finetuned' in printed
-  assert f'{100 * result["winner"]["test_accuracy"]:.1f}' in printed
+  assert 'searched, finetuned' in printed
+  assert f'{100 * result["structures"]["search"]["test_accuracy"]:.1f}' in printed
   assert f'{workdir}/report.html' in printed
 
 
@@ -151,12 +211,13 @@ def snippets(workdir, beginning):
 
 def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_run):
   workdir, result = finished_run
-  accuracy = f'{100 * result["winner"]["test_accuracy"]:.1f}% of 797 test images right'
+  chosen = result['structures'][result['result']]
+  accuracy = f'{100 * chosen["test_accuracy"]:.1f}% of 797 test images right'
   assert accuracy in html_pages.read(workdir).text
   [code] = snippets(workdir, 'import jax.numpy')
   names: dict[str, Any] = {}
   exec(code, names)
-  assert names['adapted'].count_params() == result['winner']['params']
+  assert names['adapted'].count_params() == chosen['params']
   assert names['logits'].shape == (1, 10)
 
 
@@ -242,7 +303,7 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
   result = experiment.run(short, str(tmp_path / 'run'))
   assert result['fold_max_abs_diff'] < 1e-4
   assert not result['finetuned']
-  assert result['winner']['test_accuracy'] == result['winner_supernet']['test_accuracy']
+  assert list(result['structures']) == ['linear', 'search']
   _, params, metadata = weights.load(folded)
   assert metadata['source'].format == 'hf_dinov2'
   assert (metadata['image_size'], metadata['normalization']) == (16, 'imagenet')
@@ -251,7 +312,7 @@ def test_a_run_from_another_code_bases_checkpoint_ends_in_that_format(run_config
 
 
 def train_head(config, workdir):
-  """Trains the smallest subnet as the stage `one`."""
+  """Trains the smallest structure as the stage `one`."""
   context = context_of(config, workdir)
   learner = context.adapted.fix(smallest_genome(context.adapted.spec))
   starts, keys = [context.variables], [context.key(Stream.BASELINE)]
@@ -282,13 +343,14 @@ def test_a_training_that_ends_in_guessing_says_so(pretrained, run_config, tmp_pa
 
 @pytest.mark.slow
 def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_path):
-  """They are chosen before, and a winner that has seen them has no validation accuracy."""
+  """They are chosen before; what has seen them has no accuracy on them, and is the result."""
   config = changed(run_config, presets=(), finetune__on='train+val', finetune__epochs=4)
   config.watch.profile = 'supernet'
   result = experiment.run(config, str(tmp_path / 'run'))
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
-  assert result['winner']['val_accuracy'] is None
-  assert result['winner_supernet']['val_accuracy'] is not None
+  assert result['result'] == 'search'
+  assert result['structures']['search']['val_accuracy'] is None
+  assert result['structures']['supernet']['val_accuracy'] is not None
   lines = read_lines(tmp_path / 'run' / 'metrics.jsonl', 'metrics', dict[str, Any])
   curve = [line for line in lines if line['stage'] == 'finetune_choice']
   assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
@@ -299,20 +361,18 @@ def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_p
 
 @pytest.mark.slow
 def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp_path):
-  """At a budget of nothing, so with the linear subnet."""
+  """At a budget of nothing, so with the linear structure."""
   config = changed(run_config, presets=(), protocol='paper', budget=0)
   result = experiment.run(config, str(tmp_path))
-  assert result['protocol'] == 'paper'
-  for name in ('linear', 'winner', 'winner_supernet'):
-    assert result[name]['val_accuracy'] is None
-  searched = dict(result['winner_supernet'])
-  assert not any(searched.pop('beside_winner').values())  # no finetuning: the same answers
-  assert searched.items() <= result['winner'].items()
+  assert (result['protocol'], result['result']) == ('paper', 'search')
+  structures = result['structures']
+  assert list(structures) == ['linear', 'search']
+  assert all(structure['val_accuracy'] is None for structure in structures.values())
   assert not (tmp_path / 'finetune').exists()
   assert run_page.PAPER_LABEL in html_pages.read(tmp_path).text
   assert run_page.PAPER_LABEL in experiment.summary(result, str(tmp_path))
-  assert (result['winner']['params'], result['evaluations']) == (0, 1)
-  assert not np.any(result['winner']['genome'])
+  assert (structures['search']['params'], result['evaluations']) == (0, 1)
+  assert not np.any(structures['search']['genome'])
 
 
 def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, folded_answers):
@@ -320,7 +380,7 @@ def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, fo
   answers, labels, _ = folded_answers
   text = html_pages.read(workdir).text
   assert result['data']['images'] == {'train': 800, 'val': 200, 'test': 797}
-  wrong = 797 - round(797 * result['winner']['test_accuracy'])
+  wrong = 797 - round(797 * result['structures'][result['result']]['test_accuracy'])
   assert f'got {wrong} of 797 test images wrong' in text
   pairs = re.findall(r'(\d) taken for (\d) \((\d+)\)', text)
   assert len(pairs) == 3

@@ -72,11 +72,11 @@ def test_events_of_a_resumed_stage_have_every_step_once_though_the_clock_goes_ba
   monkeypatch.setattr(monitoring.time, 'time', itertools.count(1e9, -3600).__next__)
   # Steps 4 and 5 were not saved, and come again; the last time nothing is left.
   for start, end, slope in ((0, 5, 1), (3, 6, 10), (6, 6, 0)):
-    metrics = monitoring.Metrics(tmp_path, 'baselines/linear', start, board=str(tmp_path / 'board'))
+    metrics = monitoring.Metrics(tmp_path, 'training/linear', start, board=str(tmp_path / 'board'))
     for step in range(start + 1, end + 1):
       metrics.write(step, {'loss': slope * step, 'accuracy': 0.5})
   losses = [1, 2, 3, 40, 50, 60]
-  assert shown_events(tmp_path / 'board' / 'baselines' / 'linear') == [
+  assert shown_events(tmp_path / 'board' / 'training' / 'linear') == [
     event
     for step, loss in enumerate(losses, 1)
     for event in ((step, 'loss', loss), (step, 'accuracy', 0.5))

@@ -96,7 +96,7 @@ def test_what_a_backward_pass_reads_again_is_held_for_every_round():
 
 def test_a_plan_has_the_steps_and_images_of_every_stage(planned):
   steps = {stage.name: stage.steps for stage in planned.stages}
-  assert steps == {'baselines/linear': 40, 'training': 40, 'test': 0}
+  assert steps == {'training/linear': 40, 'training/lora:2': 40, 'test': 0}
   assert planned.stages[-1].images == 2 * 360
   fast, slow = planned.seconds
   assert fast == pytest.approx(sum(s.operations for s in planned.stages) / 0.45e9)
@@ -110,9 +110,9 @@ def calls_of(settings):
 
 def test_a_searched_run_has_its_stages_in_order():
   calls = calls_of(RunSettings(presets=('gradient',), training=RECIPE))
-  before = ['head', 'structure', 'supernet', 'baselines/linear', 'baselines/gradient']
+  before = ['head', 'structure', 'supernet', 'training/linear', 'training/gradient']
   assert list(calls) == [*before, 'search', 'finetune', 'test']
-  assert calls['baselines/gradient'][0].steps == 10 * 1  # three epochs were the gradient's
+  assert calls['training/gradient'][0].steps == 10 * 1  # three epochs were the gradient's
   assert calls['search'][0].images == 50 * 21 * 160
 
 

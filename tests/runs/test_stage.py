@@ -178,7 +178,7 @@ def test_seconds_are_those_of_all_starts_and_go_by_titles(job):
   assert context.seconds == {'parts': 7.0}
 
 
-SEARCH = ('supernet', 'baselines/linear', 'search', 'finetune')
+SEARCH = ('supernet', 'training/linear', 'search', 'finetune')
 TUNED = ('tuning/search', 'training/lora:2', 'training/search')
 
 
@@ -191,11 +191,14 @@ TUNED = ('tuning/search', 'training/lora:2', 'training/search')
     ({'finetune__on': 'train+val'}, (*SEARCH[:3], 'finetune_choice', 'finetune')),
     (
       {'presets': ('gradient',)},
-      ('head', 'structure', *SEARCH[:2], 'baselines/gradient', *SEARCH[2:]),
+      ('head', 'structure', *SEARCH[:2], 'training/gradient', *SEARCH[2:]),
     ),
-    ({'structure': 'gradient'}, ('head', 'structure', 'baselines/linear', 'training')),
-    ({'structure': 'lora:2'}, ('structure', 'baselines/linear', 'training')),
-    ({'structure': 'linear', 'presets': ('ssf',)}, ('structure', 'baselines/ssf', 'training')),
+    ({'structure': 'gradient'}, ('head', 'structure', 'training/linear', 'training/gradient')),
+    ({'structure': 'lora:2'}, ('structure', 'training/linear', 'training/lora:2')),
+    (
+      {'structure': 'linear', 'presets': ('ssf',)},
+      ('structure', 'training/linear', 'training/ssf'),
+    ),
     (
       {
         'job': 'compare',

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import types
 
 import chex
@@ -15,7 +14,7 @@ from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import Place
-from glora_jax.runs.stages import allocation, methods, results, search, training
+from glora_jax.runs.stages import allocation, methods, results, training
 from glora_jax.runs.stages.methods import Trial
 from glora_jax.runs.stages.search import read_archive
 from glora_jax.runs.stages.training import Trained
@@ -71,24 +70,6 @@ def test_a_rate_that_diverged_wins_no_tie(run):
   write_json(run.path('tuning/lora/rates.json'), {'rows': rows}, 'tuning')
   tried = methods._choose_rate('lora', run)
   assert methods.rate_of(run.settings, 'lora', tried) == 0.01
-
-
-def test_a_curve_that_lacks_epochs_chooses_none(run):
-  line = (
-    b'{"stage": "finetune_choice", "step": 5, "val_accuracy": 0.5, "val_loss": 1, "epoch": %d}\n'
-  )
-  path = pathlib.Path(run.path('finetune_choice/metrics.jsonl'))
-  path.parent.mkdir()
-  path.write_bytes(line % 1 + b'\xff\n' + line.replace(b'0.5', b'0.7') % 2)
-  assert search._best_of_curve(run, 2)['epoch'] == 2
-  path.write_bytes(line % 1 + b'\xff\n')
-  with pytest.raises(ValueError, match=r'metrics.jsonl has 1 of the 2 epochs of finetune_choice'):
-    search._best_of_curve(run, 2)
-  write_json(run.path('finetune_choice/epochs.json'), {'epochs': 3}, 'epochs')
-  genome = smallest_genome(run.adapted.spec)
-  archive = types.SimpleNamespace(best=lambda fitness: genome)
-  with pytest.raises(ValueError, match=r'epochs=3 is not from 1 to finetune.epochs=1'):
-    search._choose_epochs(run, run.variables, archive)
 
 
 def test_a_training_that_diverged_is_told_from_the_others_when_it_is_read_again(run):
@@ -148,8 +129,8 @@ def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
   run = types.SimpleNamespace(path=lambda name: str(tmp_path / name))
-  subnet = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
-  results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.905}})
-  results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.900}})
+  structure = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
+  results.freeze(run, {'lora': {**structure, 'val_accuracy': 0.905}})
+  results.freeze(run, {'lora': {**structure, 'val_accuracy': 0.900}})
   with pytest.raises(ValueError, match='was frozen with other structures'):
-    results.freeze(run, {'winner': {**subnet, 'val_accuracy': 0.9, 'weights': 'others'}})
+    results.freeze(run, {'lora': {**structure, 'val_accuracy': 0.9, 'weights': 'others'}})

@@ -61,20 +61,18 @@ def test_the_result_has_all_keys_and_null_for_what_only_a_search_has(gradient_ru
   _, result = gradient_run
   assert result.keys() >= results.Result.__annotations__.keys()
   assert result['structure'] == 'gradient'
-  for name in ('winner_supernet', 'finetuned', 'evaluations', 'hypervolume'):
+  for name in ('finetuned', 'evaluations', 'hypervolume'):
     assert result[name] is None
-  stages = {'head', 'structure', 'baselines', 'training', 'test', 'report'}
+  stages = {'head', 'structure', 'training', 'test', 'report'}
   assert set(result['seconds']) == stages
-  assert 0 < result['winner']['params'] <= 1000
-  assert result['winner']['val_accuracy'] is not None
+  assert 0 < result['structures']['gradient']['params'] <= 1000
   assert result['allocation'].items() >= {'budget': 1000, 'proposed': False, 'epochs': 3}.items()
 
 
 def test_its_structure_is_the_one_that_was_written_before_training(gradient_run):
   workdir, result = gradient_run
   described = read_json(workdir / 'structure' / 'genome.json')
-  assert described['genome'] == result['winner']['genome']
-  assert described == read_json(workdir / 'genome.json')
+  assert described['genome'] == result['structures']['gradient']['genome']
   forms = {layer[tensor] for layer in described['layers'] for tensor in 'CD'}
   assert forms <= {'none', 'vector'}
 
@@ -83,17 +81,17 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
   workdir, _ = gradient_run
   lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
   last = {line['stage']: line['epoch'] for line in lines}
-  assert last == {'head': 1, 'baselines/linear': 5, 'training': 2}
-  assert check_config(config).allocation.epochs() == 5 - last['training']
+  assert last == {'head': 1, 'training/linear': 5, 'training/gradient': 2}
+  assert check_config(config).allocation.epochs() == 5 - last['training/gradient']
 
 
 def test_its_page_shows_the_structure_and_its_folded_model_opens(gradient_run):
   workdir, result = gradient_run
   page = html_pages.read(workdir)
   assert ['layer', 'A vector', 'A LoRA', 'B LoRA', 'C vector', 'E vector'] in page.rows()
-  assert 'Structure and weights come from the training images alone' in page.words()
+  assert 'Weights and structures come from the training images' in page.words()
   assert 'supernet' not in page.words()
-  assert 'winner, gradient' in run_page.table(result)
+  assert 'gradient' in run_page.table(result)
   assert Classifier(str(workdir)).classes == tuple('0123456789')
   assert result['fold_max_abs_diff'] < 1e-4
 
@@ -101,11 +99,11 @@ def test_its_page_shows_the_structure_and_its_folded_model_opens(gradient_run):
 def test_a_suite_reads_its_result(gradient_run):
   tasks = ['generalization/0', 'generalization/1']
   others = {'other_test_accuracies': dict.fromkeys(('v2', 'sketch', 'a', 'r'), 0.5)}
-  rows = {name: {**gradient_run[1][name], **others} for name in ('winner', 'linear')}
-  seeds = {task: {**gradient_run[1], **rows, 'task': task} for task in tasks}
+  rows = {name: {**row, **others} for name, row in gradient_run[1]['structures'].items()}
+  seeds = {task: {**gradient_run[1], 'structures': rows, 'task': task} for task in tasks}
   board = scoreboard.Board('generalization/all', tasks, seeds)
   methods = [row.method for row in scoreboard.own_rows(board)]
-  assert methods == ['ours, gradient', 'ours, linear probe']
+  assert methods == ['ours, result', 'ours, linear probe', 'ours, gradient']
   [agreement] = suite_page.agreements(board)
   assert 'another trains 100% in the same form' in agreement
 
@@ -158,10 +156,10 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   for name in ('compile_ahead', 'allocate'):
     monkeypatch.setattr(allocation, name, None)
   found = found_by(prepared)
-  written = read_json(workdir / 'genome.json')
+  written = read_json(workdir / 'structure' / 'genome.json')
   assert found.genome.tolist() == written['genome']
   assert found.allocation.count_params() == written['params']
-  # Its subnet is the base model with a warm head.
+  # It is the base model with a warm head.
   images = prepared.preprocess(prepared.data('train').images[:4])
   start = jax.jit(found.place.adapted.fix(found.genome).apply)(found.variables, images)
   base = jax.jit(prepared.adapted.model.apply)({'params': found.variables['params']}, images)
@@ -221,17 +219,19 @@ def test_rows_beside_a_search_have_a_space_of_their_own_and_do_not_change_it(run
   config = changed(run_config, presets=('gradient', 'lora:2@qkv', 'lora'), training__epochs=5)
   config.allocation.update(head_epochs=1, folds=4, prior=None)
   result = experiment.run(config, str(tmp_path / 'rows'))
-  rows = result['presets']
-  assert list(rows) == ['gradient', 'lora:2@qkv', 'lora']
+  rows = result['structures']
+  assert list(rows) == ['linear', 'gradient', 'lora:2@qkv', 'lora', 'supernet', 'search']
   assert rows['lora']['label'] == 'lora:4'
   assert 0 < rows['gradient']['params'] <= 1000
   assert rows['lora:2@qkv']['params'] == 2 * 2 * (16 + 48)
   described = read_json(tmp_path / 'rows' / 'structure' / 'genome.json')
   assert described['params'] == rows['gradient']['params']
-  alone = experiment.run(changed(config, presets=('lora',)), str(tmp_path / 'subnet'))
-  for name in ('winner', 'winner_supernet', 'linear', 'hypervolume', 'evaluations'):
+  alone = experiment.run(changed(config, presets=('lora',)), str(tmp_path / 'alone'))
+  for name in ('hypervolume', 'evaluations'):
     assert alone[name] == result[name]
-  assert alone['presets']['lora'] == rows['lora']
+  for name, structure in alone['structures'].items():
+    assert structure['genome'] == rows[name]['genome']
+    assert structure['test_accuracy'] == rows[name]['test_accuracy']
 
 
 @pytest.mark.slow
@@ -261,6 +261,6 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
 def test_a_linear_structure_is_its_own_probe(config, tmp_path):
   short = changed(config, structure='linear', training__epochs=1, training__warmup_epochs=0)
   result = experiment.run(short, str(tmp_path / 'run'))
-  assert result['linear'].items() <= result['winner'].items()
-  assert (result['winner']['params'], result['presets']) == (0, {})
-  assert 'as accurate as the linear probe' in html_pages.read(tmp_path / 'run').text
+  assert list(result['structures']) == ['linear']
+  assert result['structures']['linear']['params'] == 0
+  assert html_pages.read(tmp_path / 'run').text

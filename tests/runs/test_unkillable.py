@@ -46,7 +46,7 @@ def test_a_killed_command_resumes_to_the_undisturbed_result(run_config, undistur
   process = start(run_config, workdir)
   printed, errors = process.communicate()
   assert process.returncode == 0, errors
-  assert 'winner, finetuned' in printed
+  assert 'searched, finetuned' in printed
   assert contents(workdir) == undisturbed
 
 
@@ -175,8 +175,8 @@ def test_a_field_that_is_corrected_on_the_way_ends_as_if_it_had_been_so_from_the
   caplog.set_level(logging.INFO)
   workdir = tmp_path / 'run'
   wrong = changed(run_config, finetune__learning_rate=0.5, search__mutations=1)
-  with pytest.raises(Stopped, match='Stopped baselines/lora at step'):
-    experiment.run(wrong, str(workdir), stop=(workdir / 'baselines' / 'lora').exists)
+  with pytest.raises(Stopped, match='Stopped training/lora at step'):
+    experiment.run(wrong, str(workdir), stop=(workdir / 'training' / 'lora').exists)
   experiment.run(run_config, str(workdir))
   assert 'search.mutations was 1 and is now 2; run again: search, finetune, test, ' in caplog.text
   assert contents(workdir) == undisturbed

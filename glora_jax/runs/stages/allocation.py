@@ -108,9 +108,10 @@ def train_head(context: Context, place: Place) -> Place:
   """The space with a head that was trained alone."""
   learner, recipe = head_learner(context, place), head_recipe(context.settings)
   starts, keys = [place.variables], [context.key(Stream.HEAD)]
-  training = Training('head', learner, recipe, context.train_split, starts, keys)
-  [(variables, _)] = train(context, training)
-  return Place(place.adapted, {**place.variables, 'params': variables['params']})
+  split = context.train_split
+  training = Training('head', learner, recipe, split, starts, keys, measured=False)
+  [trained] = train(context, training)
+  return Place(place.adapted, {**place.variables, 'params': trained.variables['params']})
 
 
 def fold_indices(

@@ -36,7 +36,6 @@ from glora_jax.runs.stages.allocation import (
   prior_of,
   start_compiling,
 )
-from glora_jax.runs.stages.results import measure
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import FullFineTuning, Trained, Training, best_on_val, train
 from glora_jax.search.allocated import Allocation
@@ -169,7 +168,7 @@ def _choose_rate(method: str, context: Context) -> list[TriedRate]:
     task = Task(folder, trials, budgets_of(context.settings, method)[-1:])
     [structures] = train_method(context, method, task).values()
     rows = [
-      {'rate': trial.learning_rate, **measure(context, structure.candidate, 'val')}
+      {'rate': trial.learning_rate, **context.measure(structure.candidate, 'val')}
       for trial, structure in zip(trials, structures, strict=True)
     ]
     write_json(path, {'rows': rows}, 'tuning')
@@ -311,7 +310,8 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   ahead = None if is_done else start_compiling(context, place)  # one program for all of them
   head, warming = head_learner(context, place), head_recipe(context.settings)
   starts = task._replace(trials=[Trial(seed, warming.learning_rate) for seed in seeds])
-  heads, seconds = _train(context, _from_pretrained(context, starts, head, warming, 'heads'))
+  training = _from_pretrained(context, starts, head, warming, 'heads')
+  heads, seconds = _train(context, dataclasses.replace(training, measured=False))
   rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, warm in zip(seeds, heads, strict=True):
     fresh = adapted.init(stream_key(seed, Stream.INIT), context.variables['params'])

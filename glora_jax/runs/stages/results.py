@@ -1,14 +1,15 @@
 """The last two stages: the test, of a list that is frozen to disk first, and the report.
 
-The report folds the winner, and writes what a run leaves behind.
+The report folds the result, and writes what a run leaves behind.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,80 +29,88 @@ from glora_jax.records import read_record
 from glora_jax.reports import run_page
 from glora_jax.reports.errors import Outcome
 from glora_jax.reports.findings import Findings
-from glora_jax.reports.verdict import PAIRED
 from glora_jax.runs.context import Candidate, Context
 from glora_jax.runs.origins import recorded_processes, recorded_weights
-from glora_jax.runs.sections import GRADIENT
+from glora_jax.runs.sections import GRADIENT, SEARCH
+from glora_jax.runs.stages.structures import FILE
+from glora_jax.runs.workdir import TEST_LIST
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
 
+SUPERNET = 'supernet'  # what was searched, with the weights that all structures share
 
-def freeze_and_evaluate(
-  context: Context, candidates: dict[str, Candidate]
-) -> tuple[dict[str, dict[str, Any]], Predictions]:
-  """Freezes the list of candidates to disk, and only then evaluates it on the test split.
+
+class Tested(NamedTuple):
+  """What the test images say.
+
+  Attributes:
+    result: name of the structure that is called the result.
+    rows: what is known of every structure, by name: what `result.json` says, and `weights`.
+    answers: what the result answered for each test image.
+  """
+
+  result: str
+  rows: dict[str, dict[str, Any]]
+  answers: Predictions
+
+
+def freeze_and_evaluate(context: Context, candidates: dict[str, Candidate]) -> Tested:
+  """Freezes the list of candidates and the result's name to disk, and only then tests them.
 
   Args:
     context: the context.
-    candidates: what to test, by name; 'winner' is among them.
-
-  Returns:
-    (the rows of the list with their test accuracies, by name, and but for the winner how many
-    images it alone got right, and the row alone; what the winner answered for each test image).
+    candidates: what to test, by name.
 
   Raises:
     ValueError: another list was frozen before.
   """
-  scored = {name: in_the_runs_space(context, candidate) for name, candidate in candidates.items()}
-  rows = {
+  rows: dict[str, dict[str, Any]] = {
     name: {
       'params': (candidate.adapted or context.adapted).count_params(candidate.genome),
       'val_accuracy': None
       if _trained_on_val(context, name)
-      else context.accuracy(*scored[name], 'val'),
+      else context.measure(candidate, 'val')['val_accuracy'],
+      'best_epoch': candidate.best_epoch,
       'genome': candidate.genome.tolist(),
       'weights': tree.fingerprint(context.adapted.split(candidate.variables)[0]),
     }
     for name, candidate in candidates.items()
   }
-  freeze(context, rows)
+  result = freeze(context, {'result': _choose(context, rows), 'structures': rows})['result']
   labels = np.asarray(context.data('test').labels)
   answers, is_right = {}, {}
   for name, row in rows.items():
-    answers[name] = context.predict(*scored[name], 'test')
+    answers[name] = context.predict(candidates[name], 'test')
     is_right[name] = answers[name].are(labels)
     row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
     if others := context.task.tests[1:]:
       row['other_test_accuracies'] = {
-        split: context.accuracy(*scored[name], split) for split in others
+        split: context.measure(candidates[name], split)[f'{split}_accuracy'] for split in others
       }
-  for name in rows.keys() - {'winner'}:
-    rows[name][PAIRED] = {
-      'winner_only': int((is_right['winner'] & ~is_right[name]).sum()),
-      'row_only': int((is_right[name] & ~is_right['winner']).sum()),
+  for name in rows.keys() - {result}:
+    rows[name]['against_result'] = {
+      'result_only': int((is_right[result] & ~is_right[name]).sum()),
+      'other_only': int((is_right[name] & ~is_right[result]).sum()),
     }
-  return rows, answers['winner']
+  return Tested(result, rows, answers[result])
 
 
-def in_the_runs_space(context: Context, candidate: Candidate) -> tuple[Any, np.ndarray]:
-  """(variables, genome) for the run's own scorers; what is of another space is folded before."""
-  if candidate.adapted is None:
-    return candidate.variables, candidate.genome
-  folded = jax.jit(candidate.adapted.fold)(candidate.variables, candidate.genome)
-  return {**context.variables, 'params': folded}, np.zeros((len(context.adapted.spec), 5), np.int8)
+def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
+  """The name of the result: the best on the validation images within the budget, ties by size.
 
-
-def measure(context: Context, candidate: Candidate, split: str) -> dict[str, float]:
-  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-  variables, genome = in_the_runs_space(context, candidate)
-  correct, loss = context.score(variables, np.asarray(genome)[None], split)
-  images = len(context.data(split).labels)
-  return {
-    f'{split}_accuracy': int(correct[0]) / images,
-    f'{split}_loss': float(loss[0]) / images,
-  }
+  What was searched is it where it alone learned from the validation images, too.
+  """
+  settings = context.settings
+  if settings.report.result is not None:
+    return settings.report.result
+  if SEARCH in rows and rows[SEARCH]['val_accuracy'] is None:
+    return SEARCH
+  budget = math.inf if settings.budget is None else settings.budget
+  trained = {name: row for name, row in rows.items() if name != SUPERNET}
+  fitting = [name for name, row in trained.items() if row['params'] <= budget]
+  return max(fitting, key=lambda name: (rows[name]['val_accuracy'], -rows[name]['params']))
 
 
 def _trained_on_val(context: Context, name: str) -> bool:
@@ -109,43 +118,52 @@ def _trained_on_val(context: Context, name: str) -> bool:
   finetuning = context.settings.finetune
   if context.settings.protocol == 'paper':
     return True
-  if context.settings.structure != 'search':
-    return False
-  return name == 'winner' and finetuning.on == 'train+val' and finetuning.epochs > 0
+  return name == SEARCH and finetuning.on == 'train+val' and finetuning.epochs > 0
 
 
-def freeze(context: Context, rows: dict[str, Any]) -> None:
-  """Writes the list of what will be tested, with fingerprints of the weights, to `test_list.json`.
+def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
+  """Writes what will be tested, with fingerprints of the weights, to `test_list.json`.
+
+  Returns:
+    What was frozen, by this start or an earlier one.
 
   Raises:
     ValueError: another list was frozen before.
   """
-  path = context.path('test_list.json')
+  path = context.path(TEST_LIST)
   if os.path.exists(path):
     remedy = 'use a new workdir, since what this one tests is no longer known'
     frozen = read_record(path, 'test list', dict[str, Any], remedy)
-    if _without_accuracies(frozen) != _without_accuracies(rows):
+    if _without_accuracies(frozen) != _without_accuracies(tested):
       raise ValueError(
         f'{path} was frozen with other structures than this run has now; use a new workdir.'
       )
+    return frozen
   if meshes.primary():
-    write_json(path, rows, 'test list')
+    write_json(path, tested, 'test list')
+  return tested
 
 
-def _without_accuracies(rows: Any) -> Any:
-  """A list to compare: accuracies may differ by an image or two between devices."""
-  if isinstance(rows, Mapping):
-    return {name: _without_accuracies(row) for name, row in rows.items() if name != 'val_accuracy'}
-  return [_without_accuracies(row) for row in rows] if isinstance(rows, list) else rows
+_VARYING = ('val_accuracy', 'result')  # by an image or two between devices, and what they decide
+
+
+def _without_accuracies(content: Any) -> Any:
+  """A list to compare with another one."""
+  if isinstance(content, Mapping):
+    return {x: _without_accuracies(value) for x, value in content.items() if x not in _VARYING}
+  return [_without_accuracies(row) for row in content] if isinstance(content, list) else content
 
 
 COMPARED_IMAGES = 256  # on which the folded model's logits are compared with the adapted one's
 
 
-class _Row(TypedDict):
+class _Structure(TypedDict):
+  label: str
   params: int
   val_accuracy: float | None
   test_accuracy: float
+  best_epoch: int | None
+  genome: list[list[int]]
 
 
 class _Data(TypedDict):
@@ -161,10 +179,9 @@ class Result(TypedDict):
   protocol: str
   seed: int
   budget: int | None
-  linear: _Row
-  winner_supernet: _Row | None
-  winner: _Row
-  presets: dict[str, _Row]
+  structure: str
+  result: str
+  structures: dict[str, _Structure]
   finetuned: bool | None
   evaluations: int | None
   hypervolume: list[float] | None
@@ -177,20 +194,18 @@ class Result(TypedDict):
 def write_results(
   context: Context,
   candidates: dict[str, Candidate],
-  tested: dict[str, dict[str, Any]],
-  answers: Predictions,
+  tested: Tested,
   *,
   archive: Archive | None = None,
   supernet: Any = None,
   allocation: Allocation | None = None,
 ) -> dict[str, Any]:
-  """Folds the winner, and writes adapter, plain checkpoint and page.
+  """Folds the result, and writes adapter, plain checkpoint and page.
 
   Args:
     context: the context.
-    candidates: what was tested, by name; 'winner' is among them.
+    candidates: what was tested, by name.
     tested: what `freeze_and_evaluate` returned of the candidates.
-    answers: what the winner answered for the test images.
     archive: the search's; None where nothing was searched.
     supernet: variables of the supernet that it searched in.
     allocation: the structure that was read off a gradient; None where none was.
@@ -198,26 +213,28 @@ def write_results(
   Returns:
     The content of `result.json` but for the seconds of the last stage.
   """
-  config, adapted = context.settings, context.adapted
-  variables, genome = candidates['winner'][:2]
-  _save_models(context, variables, genome)
-  difference = _difference_to_folded(context, variables, genome)
+  config = context.settings
+  candidate = candidates[tested.result]
+  _save_models(context, candidate)
+  difference = _difference_to_folded(context, candidate)
   images = {
     split: len(context.data(split).labels)
     for split in (context.train_split, context.search_split, 'test')
   }
-  shown = {name: _shown(name, row) for name, row in tested.items()}
-  # Where the structure is 'linear', the probe is the winner, and was not trained a second time.
-  shown.setdefault('linear', _shown('linear', tested['winner']))
   result = {
     'task': context.task.name,
     'protocol': config.protocol,
     'seed': config.seed,
     'budget': config.budget,
-    'linear': shown.pop('linear'),
-    'winner_supernet': shown.pop('winner_supernet', None),
-    'winner': shown.pop('winner'),
-    'presets': shown,  # what is left
+    'structure': config.structure,
+    'result': tested.result,
+    'structures': {
+      name: {
+        'label': _label(context, candidates[name], name),
+        **{field: value for field, value in row.items() if field != 'weights'},
+      }
+      for name, row in tested.rows.items()
+    },
     **_of_search(context, archive, images[context.search_split]),
     'fold_max_abs_diff': difference,
     'data': {
@@ -230,20 +247,20 @@ def write_results(
     'weights': config.model.weights,
     **recorded_weights(context.workdir),
     'seconds': dict(context.seconds),
-    **_of_structure(context, allocation),
+    **_of_allocation(context, allocation),
   }
-  for name, row in shown.items():
-    spec = (candidates[name].adapted or adapted).spec
-    row['label'] = name if name == GRADIENT else preset_label(spec, name)
   inherited = _inherited(context, supernet)
   if meshes.primary():
     outcome = Outcome(
-      np.asarray(context.data('test').labels), *answers, functools.partial(context.pixels, 'test')
+      np.asarray(context.data('test').labels),
+      *tested.answers,
+      functools.partial(context.pixels, 'test'),
     )
     findings = Findings(
       result,
       context.task,
-      adapted.spec,
+      context.adapted.spec,
+      {name: (x.adapted or context.adapted).spec for name, x in candidates.items()},
       outcome,
       archive=archive,
       fitness=config.search.fitness,
@@ -254,6 +271,19 @@ def write_results(
     )
     run_page.write(context.workdir, findings)
   return result
+
+
+def _label(context: Context, candidate: Candidate, name: str) -> str:
+  """What tables and pages call a structure."""
+  is_finetuned = context.settings.finetune.epochs > 0
+  labels = {
+    'linear': 'linear probe',
+    GRADIENT: 'gradient',
+    SUPERNET: "searched, with the supernet's weights",
+    SEARCH: 'searched, finetuned' if is_finetuned else 'searched',
+    FILE: os.path.basename(context.settings.structure),
+  }
+  return labels.get(name) or preset_label((candidate.adapted or context.adapted).spec, name)
 
 
 def _backbone(context: Context) -> dict[str, Any]:
@@ -278,48 +308,49 @@ def _of_search(context: Context, archive: Archive | None, num_images: int) -> di
   }
 
 
-def _of_structure(context: Context, allocation: Allocation | None) -> dict[str, Any]:
-  """What the result holds of a structure that was not searched; nothing where all was."""
-  content: dict[str, Any] = {}
-  if context.settings.structure != 'search':
-    content['structure'] = context.settings.structure
-  if allocation is not None:
-    settings = context.settings.allocation
-    content['allocation'] = {
-      'params': allocation.count_params(),
-      'budget': allocation.budget,
-      'proposed': allocation.proposed,
-      'head_epochs': settings.head_epochs,
-      'epochs': settings.spared(context.settings.training, allocation.borrowed > 0),
-      'borrowed': allocation.borrowed,
-    }
-  return content
+def _of_allocation(context: Context, allocation: Allocation | None) -> dict[str, Any]:
+  """What the result holds of a structure that was read off a gradient; nothing without one."""
+  if allocation is None:
+    return {}
+  settings = context.settings.allocation
+  content = {
+    'params': allocation.count_params(),
+    'budget': allocation.budget,
+    'proposed': allocation.proposed,
+    'head_epochs': settings.head_epochs,
+    'epochs': settings.spared(context.settings.training, allocation.borrowed > 0),
+    'borrowed': allocation.borrowed,
+  }
+  return {'allocation': content}
 
 
 def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
   """Parameters and accuracy of each preset with the supernet's weights; none without one."""
   if supernet is None:
     return {}
+  split = context.search_split
   return {
     name: {
       'params': context.adapted.count_params(preset),
-      'accuracy': context.accuracy(supernet, preset, context.search_split),
+      'accuracy': context.measure(Candidate(supernet, preset), split)[f'{split}_accuracy'],
     }
     for name, preset in presets.presets(context.adapted.spec).items()
   }
 
 
-def _save_models(context: Context, variables: Any, genome: np.ndarray) -> None:
-  """Writes the winner as an adapter, a genome and a plain model in the weights' own format."""
-  folded = jax.jit(context.adapted.fold)(variables, genome)
+def _save_models(context: Context, candidate: Candidate) -> None:
+  """Writes a structure as an adapter, a genome and a plain model in the weights' own format."""
+  adapted = candidate.adapted or context.adapted
+  variables, genome = candidate.variables, candidate.genome
+  folded = jax.jit(adapted.fold)(variables, genome)
   if context.mesh is not None:
     variables, folded = meshes.on_host((variables, folded))
   with meshes.primary_first('folded'):
     if not meshes.primary():
       return
     path = context.path('adapter.safetensors')
-    save_adapter(path, context.adapted, variables, genome, task=context.task.name)
-    write_json(context.path('genome.json'), genome_to_json(context.adapted.spec, genome), 'genome')
+    save_adapter(path, adapted, variables, genome, task=context.task.name)
+    write_json(context.path('genome.json'), genome_to_json(adapted.spec, genome), 'genome')
     metadata = {
       'image_size': context.metadata['image_size'],
       'normalization': context.metadata['normalization'],
@@ -327,24 +358,19 @@ def _save_models(context: Context, variables: Any, genome: np.ndarray) -> None:
       'classes': context.task.classes,
     }
     source = context.metadata.get('source')
-    weights.save(context.path('folded'), context.adapted.model, folded, metadata, source)
+    weights.save(context.path('folded'), adapted.model, folded, metadata, source)
 
 
-def _difference_to_folded(context: Context, variables: Any, genome: np.ndarray) -> float:
-  """The largest difference of a logit between the adapted winner and the folded file."""
+def _difference_to_folded(context: Context, candidate: Candidate) -> float:
+  """The largest difference of a logit between the adapted model and the folded file."""
   plain, params, _ = weights.load(context.path('folded'))
   images = context.data('train').images
   if isinstance(images, pipeline.Stream):
     images = next(images.blocks(COMPARED_IMAGES)).images
   inputs = context.preprocess(images[:COMPARED_IMAGES])
-  adapted_logits = jax.jit(lambda v, x: context.adapted.apply(v, x, genome=genome))(
-    variables, inputs
+  adapted, genome = candidate.adapted or context.adapted, candidate.genome
+  adapted_logits = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(
+    candidate.variables, inputs
   )
   plain_logits = jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)
   return float(jnp.max(jnp.abs(adapted_logits - plain_logits)))
-
-
-def _shown(name: str, row: dict[str, Any]) -> dict[str, Any]:
-  """What the result holds of a tested subnet: no fingerprint, and only the winner's genome."""
-  hidden = {'weights'} if name == 'winner' else {'weights', 'genome'}
-  return {field: value for field, value in row.items() if field not in hidden}

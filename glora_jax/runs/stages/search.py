@@ -8,21 +8,18 @@ import os
 from typing import Any
 
 import jax
-from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, read_arrays, write_arrays, write_json
+from glora_jax.files import damaged, read_arrays, write_arrays
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.space import Spec
-from glora_jax.records import read_lines, read_record
 from glora_jax.runs.backbone import Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context, train_split_of
-from glora_jax.runs.monitoring import METRICS, Line
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
-from glora_jax.runs.stages.results import measure
-from glora_jax.runs.stages.training import Training, best_on_val, train
+from glora_jax.runs.stages.training import Trained, Training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
@@ -30,10 +27,6 @@ from glora_jax.search.archive import Archive
 log = logging.getLogger(__name__)
 
 CHOICE = 'finetune_choice'
-
-
-class _Epochs(TypedDict):
-  epochs: int
 
 
 def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
@@ -101,8 +94,8 @@ def _train_supernet(context: Context) -> Any:
     [context.variables],
     [context.key(Stream.SUPERNET)],
   )
-  [(variables, _)] = train(context, training)
-  return variables
+  [trained] = train(context, training)
+  return trained.variables
 
 
 def _search(context: Context, supernet: Any) -> Archive:
@@ -123,7 +116,7 @@ def run_search(
     folder: folder in the workdir for the archive, which is saved after every generation.
 
   Returns:
-    All subnets that were scored.
+    All structures that were scored.
 
   Raises:
     Stopped: the job was asked to stop.
@@ -158,58 +151,30 @@ def _finetune(
   context: Context, supernet: Any, archive: Archive, epochs: int | None = None
 ) -> Candidate:
   """The best structure, trained on from the supernet's weights."""
-  genome = archive.best(context.settings.search.fitness)
-  recipe, on = context.settings.finetuning, context.settings.finetune.on
-  training = Training(
-    'finetune',
-    context.adapted.fix(genome),
-    recipe,
-    on,
-    [supernet],
-    [context.key(Stream.FINETUNE)],
-    stop_epoch=epochs,
-  )
-  [(variables, _)] = train(context, training)
-  return Candidate(variables, genome)
+  on = context.settings.finetune.on
+  learner, trained = _train_on(context, 'finetune', supernet, archive, on, epochs)
+  return context.candidate(learner, trained.variables, trained.best_epoch)
 
 
-def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int:
+def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int | None:
   """The number of epochs after which a finetuning on 'train' is best on 'val', ties by loss."""
-  genome = archive.best(context.settings.search.fitness)
+  return _train_on(context, CHOICE, supernet, archive, 'train')[1].best_epoch
+
+
+def _train_on(
+  context: Context,
+  name: str,
+  supernet: Any,
+  archive: Archive,
+  split: str,
+  stop_epoch: int | None = None,
+) -> tuple[Adapted, Trained]:
+  learner = context.adapted.fix(archive.best(context.settings.search.fitness))
+  keys = [context.key(Stream.FINETUNE_CHOICE if name == CHOICE else Stream.FINETUNE)]
   recipe = context.settings.finetuning
-  path = context.path(CHOICE, 'epochs.json')
-  if not os.path.exists(path):
-
-    def evaluate(variables: Any) -> dict[str, float]:
-      return measure(context, Candidate(variables, genome), 'val')
-
-    learner, key = context.adapted.fix(genome), context.key(Stream.FINETUNE_CHOICE)
-    train(context, Training(CHOICE, learner, recipe, 'train', [supernet], [key]), evaluate)
-    with meshes.primary_first(CHOICE):
-      if meshes.primary():
-        best = _best_of_curve(context, recipe.epochs)
-        content = {'epochs': round(best['epoch']), 'val_accuracy': best['val_accuracy']}
-        write_json(path, content, 'epochs')
-  epochs = read_record(path, 'epochs', _Epochs)['epochs']
-  if not 0 < epochs <= recipe.epochs:
-    raise damaged(path, f'epochs={epochs} is not from 1 to finetune.epochs={recipe.epochs}')
-  return epochs
-
-
-def _best_of_curve(context: Context, epochs: int) -> dict[str, float]:
-  """The line of the stage's metrics about the epoch that was best on 'val'.
-
-  Raises:
-    ValueError: there is not one for every epoch.
-  """
-  path = context.path(CHOICE, METRICS)
-  curve = [line for line in read_lines(path, 'metrics', Line) if 'val_accuracy' in line]
-  if len(curve) != epochs:
-    raise ValueError(
-      f'{path} has {len(curve)} of the {epochs} epochs of {CHOICE}, so the best cannot be told; '
-      f'remove {context.path(CHOICE)}, and it is trained again.'
-    )
-  return best_on_val(curve)
+  training = Training(name, learner, recipe, split, [supernet], keys, stop_epoch=stop_epoch)
+  [trained] = train(context, training)
+  return learner, trained
 
 
 def read_archive(path: str, spec: Spec) -> Archive:

@@ -1,4 +1,4 @@
-"""What a run trains alone: the structure that its config names, and the rows beside the winner.
+"""What a run trains from the pretrained model: the structure that its config names, and baselines.
 
 A structure comes from one gradient, from a preset's name or from a file. It is trained from the
 pretrained model by one recipe; what was paid for a gradient, the training has less
@@ -8,9 +8,7 @@ pretrained model by one recipe; what was paid for a gradient, the training has l
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +50,7 @@ from glora_jax.search.allocated import Allocation
 from glora_jax.search.fold_gradients import Ahead
 
 FOLDER = 'structure'
+FILE = 'file'  # what a structure is called that a file gave
 
 
 class _Genome(TypedDict):
@@ -138,33 +137,8 @@ def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
   return genome
 
 
-def train_alone(context: Context, structure: Structure, name: str, stream: Stream) -> Candidate:
-  """A structure, trained; for fewer epochs by what a gradient has cost.
-
-  Args:
-    context: the context.
-    structure: what is trained.
-    name: folder of its training states in the workdir.
-    stream: purpose of its random key.
-  """
-  recipe = context.settings.training
-  if structure.allocation is not None:
-    recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
-  adapted, genome = structure.place.adapted, structure.genome
-  training = Training(
-    name,
-    adapted.fix(genome),
-    recipe,
-    context.train_split,
-    [structure.variables],
-    [context.key(stream)],
-  )
-  [(variables, _)] = train(context, training)
-  return Candidate(variables, genome, None if adapted is context.adapted else adapted)
-
-
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
-  """The stages that find the structure of a run which does not search one, or stands beside it."""
+  """The stages that find a structure other than by a search."""
   if settings.has_gradient:
     head = Stage(
       'head',
@@ -188,43 +162,56 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   return (Stage('structure', _given, reads=('budget',), check=_check_given),)
 
 
-def rows_of(settings: RunSettings) -> list[str]:
-  """What is trained beside the winner of a run: the linear probe, and what the config names."""
-  names = dict.fromkeys(('linear', *settings.presets))
-  return [name for name in names if name != settings.structure]
+def given_name(settings: RunSettings) -> str | None:
+  """What the structure of a config is called; None where it is searched."""
+  if settings.structure == SEARCH:
+    return None
+  return FILE if settings.structure.endswith(GENOME_ENDING) else settings.structure
 
 
-def stage_of_row(settings: RunSettings, name: str) -> Stage:
-  """The stage that trains a preset or the gradient's structure beside the winner."""
-  folder = f'baselines/{file_name(name)}'
-  return _alone(settings, folder, name, functools.partial(_train_row, folder, name))
+def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
+  """The stages that train fixed structures from the pretrained model, by the structures' names.
+
+  They are the linear probe, the baselines, and the structure that the config names.
+  """
+  given = given_name(settings)
+  names = dict.fromkeys(('linear', *settings.presets, *filter(None, [given])))
+  return {name: _stage_of_training(settings, name, is_given=name == given) for name in names}
 
 
-def stage_of_winner(settings: RunSettings) -> Stage:
-  """The stage that trains the structure of a run that does not search one."""
-  return _alone(settings, 'training', settings.structure, _train_winner)
-
-
-def _alone(settings: RunSettings, folder: str, name: str, run: Callable[..., Any]) -> Stage:
-  """A stage that trains a preset, a genome's file or the gradient's structure."""
-  takes_structure = folder == 'training' or name == GRADIENT
+def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> Stage:
+  folder = f'training/{file_name(name)}'
 
   def calls(context: Context) -> list[Call]:
     recipe = context.settings.training
     if name == GRADIENT:
       recipe = context.settings.allocation.shortened(recipe)
-    workload = Workload(structure=name, recipe=recipe)
+    workload = Workload(structure=settings.structure if is_given else name, recipe=recipe)
     return [Call.training('subnet', workload, context.counts[context.train_split])]
 
   def check(context: Context) -> None:
-    if name not in NO_PRESETS and folder != 'training':
+    if not is_given and name not in NO_PRESETS:
       preset(context.place(name).adapted.spec, name)
+
+  def run(context: Context, structure: Structure | None = None) -> Candidate:
+    if structure is None:
+      place = context.place(name)
+      structure = Structure(place, preset(place.adapted.spec, name), place.variables)
+    recipe = context.settings.training
+    if structure.allocation is not None:
+      recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
+    learner = structure.place.adapted.fix(structure.genome)
+    starts = [structure.variables]
+    keys = [context.key(Stream.TRAINING if is_given else Stream.BASELINE)]
+    training = Training(folder, learner, recipe, context.train_split, starts, keys)
+    [trained] = train(context, training)
+    return context.candidate(learner, trained.variables, trained.best_epoch)
 
   return Stage(
     folder,
     run,
     reads=(*TRAINING, *(('allocation.',) if name == GRADIENT else ())),
-    after=('structure',) if takes_structure else (),
+    after=('structure',) if is_given or name == GRADIENT else (),
     check=check,
     calls=calls,
     batches=Batches((train_split_of(settings),)),
@@ -270,17 +257,3 @@ def _check_given(context: Context) -> None:
   except FileNotFoundError:  # a job that has begun keeps the genome
     if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
-
-
-def _train_row(
-  folder: str, name: str, context: Context, structure: Structure | None = None
-) -> Candidate:
-  """What a preset or the gradient comes to, trained alone."""
-  if structure is None:
-    place = context.place(name)
-    structure = Structure(place, preset(place.adapted.spec, name), place.variables)
-  return train_alone(context, structure, folder, Stream.BASELINE)
-
-
-def _train_winner(context: Context, structure: Structure) -> Candidate:
-  return train_alone(context, structure, 'training', Stream.TRAINING)

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,8 @@ from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-STEPS_PER_DISPATCH = 50
+MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
+LOOKS = 20  # at the validation images in the course of a training
 MOST_SIDE_BY_SIDE = 8  # more would take memory without end; they are trained after one another
 ENOUGH_STEPS = 100  # after which a training should have learned something
 _LEAST_LEARNED = 0.05  # share of what guessing gets wrong, likewise
@@ -80,6 +81,7 @@ class Training:
     rates: learning rates, likewise, at the schedule's peak. None for one training by the recipe's
       own, which ends the job where it diverges, and leaves metrics.
     stop_epoch: epoch to stop after, with the schedule of the whole recipe; None for its end.
+    measured: whether validation images are looked at, where a fixed structure learns from others.
   """
 
   name: str
@@ -90,32 +92,69 @@ class Training:
   keys: Sequence[jax.Array]
   rates: Sequence[float] | None = None
   stop_epoch: int | None = None
+  measured: bool = True
 
 
 class Trained(NamedTuple):
   """What became of a training.
 
   Attributes:
-    variables: the trained variables; where it diverged, those of its last good state.
+    variables: the trained variables, of its best epoch or its last (`training.keep`); where it
+      diverged, none after its last good state.
     diverged: whether the loss or its gradient was not finite, and it stopped before its end.
+    best_epoch: the epoch that was best on the validation images; None where it was never measured.
   """
 
   variables: Any
   diverged: bool = False
+  best_epoch: int | None = None
 
 
-def train(
-  context: Context,
-  training: Training,
-  evaluate: Callable[[Any], dict[str, float]] | None = None,
-) -> list[Trained]:
+class Best(NamedTuple):
+  """What was best on the validation images so far; of several trainings all have an axis [n].
+
+  Attributes:
+    trainable: what was trained at that epoch; None where the last epoch's is kept.
+    accuracy: on the validation images, float32 []; ties are decided by `loss`.
+    loss: on them, float32 [].
+    epoch: number of epochs, float32 [].
+  """
+
+  trainable: Any
+  accuracy: Any
+  loss: Any
+  epoch: Any
+
+  @classmethod
+  def before(cls, trainable: Any, shape: tuple[int, ...]) -> Best:
+    """That of trainings that have not begun."""
+    return cls(trainable, *(jnp.full(shape, x, jnp.float32) for x in (-1, jnp.inf, 0)))
+
+  def better(self, other: Best) -> Best:
+    """The better of two, for each training."""
+    is_better = (other.accuracy > self.accuracy) | (
+      (other.accuracy == self.accuracy) & (other.loss < self.loss)
+    )
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+      # A copy: training goes on in the memory of the new ones.
+      return jnp.where(
+        is_better.reshape(is_better.shape + (1,) * (old.ndim - is_better.ndim)), new, old
+      )
+
+    return jax.tree.map(choose, self, other)
+
+
+def train(context: Context, training: Training) -> list[Trained]:
   """Trains, or goes on from the newest of its states.
+
+  A fixed structure that learns from the training images alone is measured on the validation images
+  some twenty times on its way; `training.keep` says whether the best of these states or the last
+  one goes on.
 
   Args:
     context: the context.
     training: what to train, and how.
-    evaluate: called with the variables after every epoch of a training that is alone; what it
-      returns goes to `metrics.jsonl`.
 
   Returns:
     What became of each training.
@@ -135,25 +174,21 @@ def train(
   epochs = recipe.epochs if training.stop_epoch is None else training.stop_epoch
   last = epochs * per_epoch
   is_head = isinstance(learner, HeadAlone)
-  by_epoch = evaluate is not None or is_head
+  is_measured = training.measured and learner.genome is not None and training.split == 'train'
+  interval = max(1, math.ceil(epochs / LOOKS)) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
-    state = checkpoints.latest(_initial_state(context, training, trainable, len(labels)))
-    saved = int(np.max(state.step)) if state else 0
-    if is_head and saved < last:
-      images = learner.features(training.starts[0], images, labels, context.mesh)
-    board = context.path('tensorboard') if context.settings.watch.tensorboard else None
-    metrics = None
-    if rates is None:
-      metrics = Metrics(context.workdir, training.name, saved, context.begun, board)
     bookkeeper = Bookkeeper(
       context=context,
-      name=training.name,
+      training=training,
+      frozen=frozen,
       checkpoints=checkpoints,
-      metrics=metrics,
+      last=last,
       steps_per_epoch=per_epoch,
-      saved=saved,
-      evaluate=evaluate and (lambda state: evaluate(learner.join(state.trainable, frozen))),
+      interval=interval if is_measured else None,
     )
+    state = bookkeeper.restored(_initial_state(context, training, trainable, len(labels)))
+    if is_head and bookkeeper.saved < last:
+      images = learner.features(training.starts[0], images, labels, context.mesh)
     try:
       state = loop.fit(
         loss_of(context, learner),
@@ -166,26 +201,33 @@ def train(
         rates=None if rates is None else [rate / recipe.learning_rate for rate in rates],
         state=state,
         stop_epoch=training.stop_epoch,
-        steps_per_dispatch=per_epoch if by_epoch else STEPS_PER_DISPATCH,
+        steps_per_dispatch=per_epoch if is_head else equal_parts(interval if is_measured else last),
         on_dispatch=bookkeeper,
         title=training.name,
         mesh=context.mesh,
       )
     except NonFiniteLossError as error:
-      checkpoints.save(error.state)
+      bookkeeper.save(error.state)
       log.warning('The state before that step is kept in %s.', context.path(training.name))
       raise
-    checkpoints.save(state)
-  if rates is not None:
-    trained = []
-    for index, step in enumerate(state.step):
-      own = jax.tree.map(operator.itemgetter(index), state.trainable)
-      trained.append(Trained(learner.join(own, frozen), bool(step < last)))
-    return trained
-  newest = bookkeeper.accuracies[-2:]  # the last may be of a step alone
-  if newest and state.step >= ENOUGH_STEPS and meshes.primary():
-    _warn_of_guessing(training.name, max(newest), np.asarray(labels))
-  return [Trained(learner.join(state.trainable, frozen))]
+    bookkeeper.save(state)
+  if rates is None:
+    bookkeeper.warn_of_guessing(state, labels)
+  return bookkeeper.trained(state)
+
+
+def equal_parts(steps: int) -> int:
+  """The steps of a compiled call of at most `MOST_STEPS`, a divisor where one is near.
+
+  Calls of one length are one program; a shorter last one is compiled, too.
+
+  Example:
+    >>> equal_parts(192), equal_parts(53)
+    (48, 27)
+  """
+  fewest = max(1, math.ceil(steps / MOST_STEPS))
+  parts = (number for number in range(fewest, 2 * fewest + 1) if steps % number == 0)
+  return math.ceil(steps / next(parts, fewest)) or 1
 
 
 def _part(training: Training, name: str, part: slice) -> Training:
@@ -238,45 +280,121 @@ def _initial_state(
 
 @dataclasses.dataclass
 class Bookkeeper:
-  """Called after every dispatch: writes metrics, saves training states, ends the job on request.
+  """Called after every dispatch: writes metrics, measures, saves states, ends the job on request.
 
   Attributes:
     context: the context.
-    name: name of the training that goes on.
+    training: the training that goes on.
+    frozen: its frozen arrays.
     checkpoints: where its states are saved.
-    metrics: where its metrics are written; None for nowhere.
+    last: its number of steps.
     steps_per_epoch: number of steps.
+    interval: steps between two looks at the validation images; None for none.
     saved: step of the newest saved state.
-    evaluate: further metrics of a state at the end of an epoch; None for none.
+    looked: number of intervals after the last look.
     accuracies: on training images, of every dispatch.
   """
 
   context: Context
-  name: str
+  training: Training
+  frozen: Any
   checkpoints: TrainingCheckpoints
-  metrics: Metrics | None
+  last: int
   steps_per_epoch: int
-  saved: int
-  evaluate: Callable[[TrainState], dict[str, float]] | None
+  interval: int | None
+  saved: int = 0
+  looked: int = 0
   accuracies: list[float] = dataclasses.field(default_factory=list)
+
+  def restored(self, start: TrainState) -> TrainState | None:
+    """The newest saved state, like that before the first step; None where there is none."""
+    kept = start.trainable if self.context.settings.training.keep == 'best' else None
+    best = Best.before(kept, np.shape(start.step))
+    self.best = meshes.replicate(self.context.mesh, best)
+    state = self.checkpoints.latest(self._with_best(start))
+    if state is not None:
+      if self.interval is not None:
+        trainable, self.best = state.trainable
+        state = state._replace(trainable=trainable)
+      self.saved = int(np.max(state.step))
+      self.looked = self.saved // (self.interval or 1)
+    settings, name = self.context.settings, self.training.name
+    board = self.context.path('tensorboard') if settings.watch.tensorboard else None
+    self.metrics = None
+    if self.training.rates is None:
+      before = self.context.begun
+      self.metrics = Metrics(self.context.workdir, name, self.saved, before, board)
+    return state
+
+  def _with_best(self, state: TrainState) -> TrainState:
+    """A state as it is saved: what was best belongs to it."""
+    if self.interval is None:
+      return state
+    return state._replace(trainable=(state.trainable, self.best))
+
+  def save(self, state: TrainState) -> None:
+    """Saves a state in the background."""
+    self.checkpoints.save(self._with_best(state))
+    self.saved = int(np.max(state.step))
 
   def __call__(self, state: TrainState, means: dict[str, Any]) -> None:
     """Takes the state after a dispatch, and the means of its metrics."""
     step = int(np.max(state.step))
+    epoch = step / self.steps_per_epoch
+    measured = {}
+    if self.interval is not None and (step // self.interval > self.looked or step == self.last):
+      self.looked = step // self.interval
+      measured = self._measure(state, epoch)
     if self.metrics is not None:
       self.accuracies.append(means['accuracy'])
-      ends_epoch = step % self.steps_per_epoch == 0
-      evaluated = self.evaluate(state) if self.evaluate and ends_epoch else {}
-      self.metrics.write(step, {'epoch': step / self.steps_per_epoch, **means, **evaluated})
+      self.metrics.write(step, {'epoch': epoch, **means, **measured})
     self.context.dispatched()
     stop = self.context.stop()
     due = self.saved + self.context.settings.checkpoint_epochs * self.steps_per_epoch
     if stop or step >= due:
-      self.checkpoints.save(state)
-      self.saved = step
+      self.save(state)
     if stop:
       self.checkpoints.wait()
-      raise Stopped(f'{self.name} at step {step}', self.context.workdir)
+      raise Stopped(f'{self.training.name} at step {step}', self.context.workdir)
+
+  def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
+    """What a single training comes to on the validation images; keeps what is best."""
+    found = [
+      self.context.measure(self.context.candidate(self.training.learner, variables), 'val')
+      for variables in self._variables(state.trainable)
+    ]
+    values = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
+    shape = self.best.epoch.shape
+    numbers = [np.asarray(value, np.float32).reshape(shape) for value in values]
+    kept = None if self.best.trainable is None else state.trainable
+    numbers = meshes.replicate(self.context.mesh, [*numbers, np.full(shape, epoch, np.float32)])
+    new = Best(kept, *numbers)
+    self.best = self.best.better(new)
+    return found[0]
+
+  def _variables(self, trainable: Any) -> list[Any]:
+    """The variables of each training."""
+    rates, join = self.training.rates, self.training.learner.join
+    if rates is None:
+      return [join(trainable, self.frozen)]
+    runs = range(len(rates))
+    return [join(jax.tree.map(operator.itemgetter(run), trainable), self.frozen) for run in runs]
+
+  def trained(self, state: TrainState) -> list[Trained]:
+    """What became of each training."""
+    trainable, epochs = state.trainable, [None] * np.size(state.step)
+    if self.interval is not None:
+      trainable = trainable if self.best.trainable is None else self.best.trainable
+      epochs = [round(epoch) for epoch in np.ravel(self.best.epoch).tolist()]
+    stopped = np.ravel(state.step) < self.last
+    found = zip(self._variables(trainable), stopped.tolist(), epochs, strict=True)
+    return [Trained(*each) for each in found]
+
+  def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
+    """Says so where a training has ended about as it would without looking at the images."""
+    newest = self.accuracies[-2:]  # the last may be of a step alone
+    if newest and state.step >= ENOUGH_STEPS and meshes.primary():
+      _warn_of_guessing(self.training.name, max(newest), np.asarray(labels))
 
 
 def _warn_of_guessing(title: str, accuracy: float, labels: np.ndarray) -> None:
