@@ -9,7 +9,7 @@ passes. `--quick` takes a ViT as large as the embedded one, whose kernels' gradi
 The last line is JSON.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.measuring import make_parser, print_result, print_table, rounded
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from benchmarks.machinery.training_steps import Cost
 from glora_jax.models.vit import ViT, vit
 from glora_jax.search.fold_gradients import Passes, Settings
@@ -26,53 +26,38 @@ from glora_jax.training.recipe import Recipe
 
 BATCH = 32
 SETTINGS = Settings(folds=8, max_rank=8, progress=False)
+KEY = jax.random.key(0)
 
 
-class Shapes(NamedTuple):
-  """A model of which only shapes are known: images [batch, size, size, 3], labels, parameters."""
+def cost(model: ViT, size: int, structure: str | None = None, **space: Any) -> Cost:
+  """A step of training a structure and the head, or a batch of `allocate` without one.
 
-  model: ViT
-  images: Any
-  labels: Any
-  params: Any
+  Args:
+    model: of which only shapes are known.
+    size: side of its images.
+    structure: name of a preset.
+    **space: fields of a `SearchSpace`.
+  """
+  images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
+  batch = images, jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+  adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace(**space))
+  params = jax.eval_shape(model.init, KEY, images)['params']
+  variables = jax.eval_shape(adapted.init, KEY, params)
+  if structure is None:
 
+    def loss(forward, batch, key):
+      del key
+      images, labels = batch
+      return losses.cross_entropy(forward(images), labels)[0]
 
-def lora_cost(shapes: Shapes, rank: int) -> Cost:
-  """A step of training a LoRA in every layer, and the head."""
-  space = glora_jax.SearchSpace(ranks=(rank,))
-  adapted = glora_jax.adapt(shapes.model, shapes.images, space=space)
-  subnet = adapted.fix(glora_jax.preset(adapted.spec, 'lora'))
-  variables = jax.eval_shape(adapted.init, jax.random.key(0), shapes.params)
-  trainable, frozen = jax.eval_shape(subnet.split, variables)
-
-  def loss_fn(trainable, frozen, batch, key):
-    images, labels = batch
-    del key
-    logits = subnet.apply(subnet.join(trainable, frozen), images)
-    return losses.cross_entropy(logits, labels)
-
+    return Cost.of(Passes(adapted, variables, loss, [], KEY, SETTINGS).lowered(batch))
+  fixed = adapted.fix(structure)
+  trainable, frozen = jax.eval_shape(fixed.split, variables)
   optimizer = Recipe(batch_size=BATCH).optimizer(BATCH)
   state = jax.eval_shape(optimizer.init, trainable)
   indices = jax.ShapeDtypeStruct((1, BATCH), jnp.int32)
-  steps = loop.make_steps(loss_fn, optimizer)
-  batch = (shapes.images, shapes.labels, indices)
-  return Cost.of(steps.lower(trainable, state, 0, frozen, *batch, jax.random.key(0)))
-
-
-def allocation_cost(shapes: Shapes, scales: bool) -> Cost:
-  """A batch of either pass of `allocate`, with or without a LoRA of A on offer."""
-  ranks = tuple(range(1, SETTINGS.max_rank + 1))
-  space = glora_jax.SearchSpace(ranks=ranks, A=None if scales else ('none', 'vector'))
-  adapted = glora_jax.adapt(shapes.model, shapes.images, space=space)
-  variables = jax.eval_shape(adapted.init, jax.random.key(0), shapes.params)
-
-  def loss(forward, batch, key):
-    del key
-    images, labels = batch
-    return losses.cross_entropy(forward(images), labels)[0]
-
-  passes = Passes(adapted, variables, loss, [], jax.random.key(0), SETTINGS)
-  return Cost.of(passes.lowered((shapes.images, shapes.labels)))
+  steps = loop.make_steps(losses.make_loss(fixed), optimizer)
+  return Cost.of(steps.lower(trainable, state, 0, frozen, *batch, indices, KEY))
 
 
 def main() -> None:
@@ -80,29 +65,26 @@ def main() -> None:
   quick = make_parser(__doc__, 'a small ViT').parse_args().quick
   jax.config.update('jax_enable_compilation_cache', False)
   model, size = (EMBEDDED_VIT, IMAGE_SIZE) if quick else (vit('B', 1000), 224)
-  images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  shapes = Shapes(model, images, jax.ShapeDtypeStruct((BATCH,), jnp.int32), params)
+  width, ranks = SETTINGS.width, tuple(range(1, SETTINGS.max_rank + 1))
   rows = {
-    f'LoRA of rank {SETTINGS.width}, a training step': lora_cost(shapes, SETTINGS.width),
-    'allocate, a batch': allocation_cost(shapes, scales=True),
-    'allocate without LoRAs of A, a batch': allocation_cost(shapes, scales=False),
+    f'LoRA of rank {width}, a training step': cost(model, size, 'lora', ranks=(width,)),
+    'allocate, a batch': cost(model, size, ranks=ranks),
+    'allocate without LoRAs of A, a batch': cost(model, size, ranks=ranks, A=('none', 'vector')),
   }
   print_table(
-    ('', 'held', 'temporaries', 'compile'),
-    [
-      (name, f'{held:,.0f} MiB', f'{temporaries:,.0f} MiB', f'{seconds:.1f} s')
-      for name, (held, temporaries, seconds) in rows.items()
-    ],
+    {'': '', 'held, MiB': ',.0f', 'temporaries, MiB': ',.0f', 'compile, s': '.1f'},
+    [(name, *found) for name, found in rows.items()],
   )
-  lora, allocation, without_scales = rows.values()
+  images = jnp.zeros((1, size, size, 3))
+  shapes = jax.tree.leaves(jax.eval_shape(model.init, KEY, images)['params'])
+  lora, allocation, without_scales = (found.held for found in rows.values())
   values = {
     'quick': quick,
-    'lora_mib': rounded(lora.held, 1),
-    'allocation_mib': rounded(allocation.held, 1),
-    'allocation_over_lora': rounded(allocation.held / lora.held),
-    'without_scales_over_lora': rounded(without_scales.held / lora.held),
-    'parameters': int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))),
+    'lora_mib': lora,
+    'allocation_mib': allocation,
+    'allocation_over_lora': allocation / lora,
+    'without_scales_over_lora': without_scales / lora,
+    'parameters': sum(int(np.prod(leaf.shape)) for leaf in shapes),
   }
   print_result('allocation_memory', values)
 

@@ -12,7 +12,7 @@ pip install --no-deps google-tunix). Heads are not counted. What no row can stan
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import glora_jax
@@ -22,102 +22,84 @@ TESTS = pathlib.Path(__file__).parents[1] / 'tests'
 
 
 class Row(NamedTuple):
-  """A model.
+  """A model, the code base whose pattern it is, how it is adapted, and what was found.
 
   Attributes:
-    source: the code base whose pattern it is.
-    model: its name.
-    api: how it is adapted.
     found: rows of the genome; None where the code base is not installed.
     counted: rows that were counted by hand.
     missed: names of kernels that were counted and not found, or an error.
   """
 
-  source: str
   model: str
+  source: str
   api: str
-  found: int | None
-  counted: int
-  missed: tuple[str, ...] = ()
+  found: int | None = None
+  counted: int = 0
+  missed: Iterable[str] = ()
 
 
-def linen_rows() -> Iterator[Row]:
-  """The models of linen modules, each as one row."""
-  import model_zoo
+def ways_of(example: Any) -> dict[str, Callable[[], Any]]:
+  """Every way of adapting a model whose kernels were counted by hand."""
+  from hand_count import NnxExample
 
-  for name, make in model_zoo.EXAMPLES.items():
-    example = make()
-    adapted = glora_jax.adapt(example.model, *example.inputs, **example.kwargs)
-    names = {layer.name for layer in adapted.spec}
-    missed = tuple(row for row in example.rows if row not in names)
-    yield Row('linen', name, 'adapt', len(adapted.spec), len(example.rows), missed)
-
-
-def counted_rows(name: str, example: Any) -> Iterator[Row]:
-  """A model whose kernels were counted by hand, by every way of adapting it."""
-  from hand_count import NnxExample, found
-
-  inputs, options = example.inputs, example.options
-
-  def live() -> Any:
-    model = glora_jax.nnx.attach(example.make(), *inputs, **options, **example.kwargs)
-    return glora_jax.nnx.as_adapted(model)[0]
-
+  inputs, options, nnx = example.inputs, example.options, glora_jax.nnx
   if isinstance(example, NnxExample):
-    nnx_adapt = glora_jax.nnx.adapt
-    ways = {
-      'nnx.adapt': lambda: nnx_adapt(example.make(), *inputs, **options, **example.kwargs),
-      'nnx.attach': live,
+    options = {**options, **example.kwargs}
+    return {
+      'nnx.adapt': lambda: nnx.adapt(example.make(), *inputs, **options),
+      'nnx.attach': lambda: nnx.as_adapted(nnx.attach(example.make(), *inputs, **options))[0],
     }
-  else:
-    function = functools.partial(glora_jax.adapt_function, example.apply, example.params)
-    ways = {'adapt_function': lambda: function(*inputs, **options)}
-    if example.linen:
-      ways['adapt'] = lambda: glora_jax.adapt(example.linen, *inputs, **options)
-  source = example.source or 'plain'
-  for api, adapt in ways.items():
-    try:
-      adapted = adapt()
-    except ValueError as error:
-      yield Row(source, name, api, 0, example.rows, (str(error),))
-      continue
-    missed = tuple(sorted(example.kernels.keys() - found(adapted)))
-    yield Row(source, name, api, len(adapted.spec), example.rows, missed)
+  function = functools.partial(glora_jax.adapt_function, example.apply, example.params)
+  ways = {'adapt_function': lambda: function(*inputs, **options)}
+  if example.linen:
+    ways['adapt'] = lambda: glora_jax.adapt(example.linen, *inputs, **options)
+  return ways
 
 
 def all_rows(quick: bool) -> Iterator[Row]:
   """The patterns that the tests write themselves, and real models of other code bases."""
   import function_zoo
+  import model_zoo
   import nnx_zoo
+  from hand_count import found
 
-  for zoo in (nnx_zoo, function_zoo):
-    for name, make in zoo.EXAMPLES.items():
-      yield from counted_rows(name, make())
-  if quick:
-    return
-  from tests.peers import code_bases
+  for name, make in model_zoo.EXAMPLES.items():
+    example = make()
+    spec = glora_jax.adapt(example.model, *example.inputs, **example.kwargs).spec
+    names = {layer.name for layer in spec}
+    missed = [row for row in example.rows if row not in names]
+    yield Row(name, 'linen', 'adapt', len(spec), len(example.rows), missed)
+  makers = {**nnx_zoo.EXAMPLES, **function_zoo.EXAMPLES}
+  if not quick:
+    from tests.peers import code_bases
 
-  for name, make in code_bases.EXAMPLES.items():
+    makers |= code_bases.EXAMPLES
+  for name, make in makers.items():
     try:
       example = make()
     except ImportError as error:
-      yield Row('', name, str(error), None, 0)
-    else:
-      yield from counted_rows(name, example)
+      yield Row(name, '', str(error))
+      continue
+    for api, adapt in ways_of(example).items():
+      of = functools.partial(Row, name, example.source or 'plain', api, counted=example.rows)
+      try:
+        adapted = adapt()
+      except ValueError as error:
+        yield of(0, missed=[str(error)])
+      else:
+        yield of(len(adapted.spec), missed=sorted(example.kernels.keys() - found(adapted)))
 
 
 def main() -> None:
   """Counts and prints."""
   quick = make_parser(__doc__, 'only what needs no other package').parse_args().quick
   sys.path[:0] = [str(TESTS / folder) for folder in ('', 'method', 'nnx')]
-  rows = [*linen_rows(), *all_rows(quick)]
+  rows = list(all_rows(quick))
   print_table(
-    ('model', 'code base', 'by', 'rows', 'missed'),
+    dict.fromkeys(('model', 'code base', 'by', 'rows', 'missed'), ''),
     [
       (
-        row.model,
-        row.source,
-        row.api,
+        *row[:3],
         '-' if row.found is None else f'{row.found}/{row.counted}',
         ', '.join(row.missed) or '-',
       )

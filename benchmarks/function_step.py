@@ -13,27 +13,21 @@ is faster. Seconds of adapting are those of one call, the first. The last line i
 """
 
 import time
-from collections.abc import Callable
 
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.measuring import (
-  in_turn,
-  make_parser,
-  median_ratio,
-  milliseconds,
-  print_result,
-  print_table,
-  rounded,
-)
-from benchmarks.machinery.training_steps import RANK, Problem, Shape, preset_row, supernet_row
+from benchmarks.machinery.measuring import make_parser, print_result
+from benchmarks.machinery.training_steps import RANK, Problem, Shape, compare, glora_steps
 from glora_jax.method.adapted import Adapted
 
 SHAPE = Shape(EMBEDDED_VIT, IMAGE_SIZE, batch=64, steps=40)
 QUICK_SHAPE, QUICK_REPEATS = SHAPE._replace(steps=12), 5
-LINEN, FUNCTION = 'linen', 'function'
-LORA = ', LoRA'
-Adapt = Callable[[Problem], Adapted]
+RATIOS = {
+  'function_over_linen': ('function', 'linen'),
+  'bytes_over_linen': ('function', 'linen'),
+  'lora_over_linen': ('function, LoRA', 'linen, LoRA'),
+  'lora_bytes_over_linen': ('function, LoRA', 'linen, LoRA'),
+}
 
 
 def by_function(problem: Problem) -> Adapted:
@@ -46,40 +40,21 @@ def by_function(problem: Problem) -> Adapted:
   return glora_jax.adapt_function(apply, problem.params, problem.images[:1], space=space)
 
 
-ADAPT: dict[str, Adapt] = {LINEN: Problem.adapt, FUNCTION: by_function}
-
-
 def main() -> None:
   """Measures and prints."""
-  parser = make_parser(__doc__, '12 steps a dispatch, five repeats', repeats=9)
-  arguments = parser.parse_args()
-  shape = QUICK_SHAPE if arguments.quick else SHAPE
-  repeats = QUICK_REPEATS if arguments.quick else arguments.repeats
+  given = make_parser(__doc__, '12 steps a dispatch, five repeats', repeats=9).parse_args()
+  shape = QUICK_SHAPE if given.quick else SHAPE
   problem = Problem.random(shape)
-  rows, adapting = {}, {}
-  for name, adapt in ADAPT.items():
+  rows, seconds = {}, {}
+  for name, adapt in {'linen': Problem.adapt, 'function': by_function}.items():
     start = time.perf_counter()
     adapted = adapt(problem)
-    adapting[name] = time.perf_counter() - start
-    rows[name] = supernet_row(problem, adapted)
-    rows[name + LORA] = preset_row(problem, f'lora:{RANK}', adapted)
-  times = in_turn({name: row.run for name, row in rows.items()}, repeats)
-  step = milliseconds(times, shape.steps)
-  titles = ('', 'ms a step', 'MiB held', 's to adapt')
-  lines = [
-    (name, f'{step[name]:.2f}', f'{row.held / 2**20:.1f}', f'{adapting.get(name, 0):.2f}')
-    for name, row in rows.items()
-  ]
-  print_table(titles, lines)
-  values = {
-    'milliseconds': rounded(step, 2),
-    'function_over_linen': rounded(median_ratio(times, FUNCTION, LINEN)),
-    'bytes_over_linen': rounded(rows[FUNCTION].held / rows[LINEN].held),
-    'lora_over_linen': rounded(median_ratio(times, FUNCTION + LORA, LINEN + LORA)),
-    'lora_bytes_over_linen': rounded(rows[FUNCTION + LORA].held / rows[LINEN + LORA].held),
-    'seconds_to_adapt': rounded(adapting),
-  }
-  print_result('function_step', {'quick': arguments.quick, 'repeats': repeats, **values})
+    seconds[name] = time.perf_counter() - start
+    rows[name] = glora_steps(problem, None, adapted)
+    rows[f'{name}, LoRA'] = glora_steps(problem, f'lora:{RANK}', adapted)
+  found = compare(rows, shape.steps, QUICK_REPEATS if given.quick else given.repeats, RATIOS)
+  print('Seconds to adapt: {linen:.2f} linen, {function:.2f} function'.format(**seconds))
+  print_result('function_step', {'quick': given.quick, **found, 'seconds_to_adapt': seconds})
 
 
 if __name__ == '__main__':

@@ -9,15 +9,15 @@ The last line is JSON.
 """
 
 import functools
-import statistics
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.measuring import make_parser, print_result, print_table, rounded
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from benchmarks.machinery.training_steps import Cost
 from glora_jax.method.equation import made_for
 from glora_jax.models.vit import Block, ViT, vit
@@ -83,26 +83,20 @@ def main() -> None:
     'scanned, folded': (model, True),
     'unscanned': (UnscannedViT(model), False),
   }
-  costs: dict[str, list[Cost]] = {name: [] for name in ways}
-  for _ in range(QUICK_REPEATS if quick else REPEATS):
-    for name, (network, folded) in ways.items():
-      costs[name].append(measure(network, size, folded=folded))
-  medians = {
-    name: Cost(*map(statistics.median, zip(*found, strict=True))) for name, found in costs.items()
-  }
+  costs = [
+    [measure(network, size, folded=folded) for network, folded in ways.values()]
+    for _ in range(QUICK_REPEATS if quick else REPEATS)
+  ]
+  scanned, folded, unscanned = medians = [Cost(*row) for row in np.median(costs, axis=0)]
   print_table(
-    ('', 'temporaries', 'compile'),
-    [
-      (name, f'{cost.temporaries:.0f} MiB', f'{cost.compile_seconds:.2f} s')
-      for name, cost in medians.items()
-    ],
+    {'': '', 'temporaries, MiB': '.0f', 'compile, s': '.2f'},
+    [(name, *cost[1:]) for name, cost in zip(ways, medians, strict=True)],
   )
-  scanned, folded, unscanned = medians.values()
   values = {
     'quick': quick,
-    'temporaries_mib': rounded(scanned.temporaries, 1),
-    'folded_temporaries_mib': rounded(folded.temporaries, 1),
-    'compile_scanned_over_unscanned': rounded(scanned.compile_seconds / unscanned.compile_seconds),
+    'temporaries_mib': scanned.temporaries,
+    'folded_temporaries_mib': folded.temporaries,
+    'compile_scanned_over_unscanned': scanned.compile_seconds / unscanned.compile_seconds,
   }
   print_result('merge_memory', values)
 

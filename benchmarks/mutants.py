@@ -133,12 +133,12 @@ def main() -> None:
   texts, rows = read_texts(tests.tree), []
   for mutant in tqdm(chosen[:: NUMBER if arguments.quick else 1], desc='mutants'):
     says, answer = run(tests, mutant, texts)
-    ending = [str(answer.get(name) or '') for name in ('seconds', 'by')]
-    rows.append([mutant['id'], mutant['change'], says, *ending])
+    rows.append([mutant['id'], mutant['change'], says, answer.get('seconds'), answer.get('by')])
     if arguments.record:
       mutant |= answer
       write_json(LIST, listed)
-  print_table(('mutant', 'change', 'answer', 'seconds', 'first test that fails'), rows)
+  titles = ('mutant', 'change', 'answer', 'seconds', 'first test that fails')
+  print_table(dict.fromkeys(titles, '.1f'), rows)
   found = {says: [row[0] for row in rows if row[2] == says] for _, _, says, *_ in rows}
   print_result('mutants', {**found, 'rooms': {x: tests.answers.get(x) for x in arguments.rooms}})
 

@@ -13,8 +13,9 @@ Rows take turns; a ratio is the median over the repeats of the ratios within one
 faster. The last line is JSON.
 """
 
+import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +23,20 @@ import optax
 from flax import nnx
 
 import glora_jax
-from benchmarks.machinery.measuring import (
-  in_turn,
-  make_parser,
-  median_ratio,
-  milliseconds,
-  print_result,
-  print_table,
-  rounded,
-)
+from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.machinery.peers import installed
+from benchmarks.machinery.training_steps import compare
 from glora_jax.nnx import live
 
 WIDTH, HEADS, TOKENS, CLASSES, BATCH, RANK = 96, 3, 17, 10, 64, 4
 DEPTH, QUICK_DEPTH = 6, 2
 STEPS, QUICK_REPEATS = 10, 5
-FULL, SUPERNET, LORA, QWIX = 'full', 'supernet', 'LoRA', 'qwix LoRA'
 BLOCKS = 'blocks/'
+RATIOS = {
+  'lora_over_qwix': ('LoRA', 'qwix LoRA'),
+  'lora_over_full': ('LoRA', 'full'),
+  'supernet_over_full': ('supernet', 'full'),
+}
 
 
 class Block(nnx.Module):
@@ -72,125 +70,76 @@ class Vit(nnx.Module):
     return self.head(x.mean(1))
 
 
-class Problem(NamedTuple):
-  """A model and one batch.
-
-  Attributes:
-    model: the plain model.
-    tokens: [image, token, width].
-    labels: int [image].
-  """
-
-  model: Vit
-  tokens: jax.Array
-  labels: jax.Array
-
-  @classmethod
-  def random(cls, depth: int) -> 'Problem':
-    """The same problem for the same depth, always."""
-    tokens = jax.random.normal(jax.random.key(0), (BATCH, TOKENS, WIDTH))
-    return cls(Vit(depth, nnx.Rngs(1)), tokens, jnp.arange(BATCH) % CLASSES)
-
-
-class Steps:
-  """Training steps; each call goes on where the last one ended.
+def steps_of(
+  model: Vit, tokens: jax.Array, wrt: Any, before: Callable[[Any, jax.Array], None] | None = None
+) -> Callable[[], None]:
+  """What does training steps, to their end; each call goes on where the last one ended.
 
   Args:
-    problem: the batch.
     model: what is trained.
+    tokens: the batch, [image, token, width].
     wrt: type of the variables that are trained.
     before: what is done to the model at the beginning of every step.
   """
+  labels = jnp.arange(BATCH) % CLASSES
+  optimizer = nnx.Optimizer(model, optax.adamw(1e-4), wrt=wrt)
+  keys = map(jax.random.key, itertools.count())
 
-  def __init__(
-    self,
-    problem: Problem,
-    model: Vit,
-    wrt: Any,
-    before: Callable[[Any, jax.Array], None] | None = None,
-  ):
-    self.problem, self.model = problem, model
-    self.optimizer = nnx.Optimizer(model, optax.adamw(1e-4), wrt=wrt)
-    self.key = jax.random.key(2)
+  def loss(model: Vit) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(model(tokens), labels).mean()
 
-    def loss(model: Vit) -> jax.Array:
-      logits = model(problem.tokens)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, problem.labels).mean()
+  @nnx.jit
+  def step(model: Vit, optimizer: nnx.Optimizer, key: jax.Array) -> jax.Array:
+    if before is not None:
+      before(model, key)
+    value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, wrt))(model)
+    optimizer.update(model, gradients)
+    return value
 
-    @nnx.jit
-    def step(model: Vit, optimizer: nnx.Optimizer, key: jax.Array) -> jax.Array:
-      if before is not None:
-        before(model, key)
-      value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, wrt))(model)
-      optimizer.update(model, gradients)
-      return value
-
-    self.step = step
-
-  def __call__(self) -> None:
-    """Does the steps, to their end."""
+  def run() -> None:
     for _ in range(STEPS):
-      self.key, key = jax.random.split(self.key)
-      value = self.step(self.model, self.optimizer, key)
-    jax.block_until_ready((value, nnx.state(self.model), nnx.state(self.optimizer)))
+      value = step(model, optimizer, next(keys))
+    jax.block_until_ready((value, nnx.state(model), nnx.state(optimizer)))
+
+  return run
 
 
-def full(problem: Problem) -> Steps:
-  """Full fine-tuning."""
-  return Steps(problem, nnx.clone(problem.model), nnx.Param)
+def rows_of(depth: int) -> dict[str, Callable[[], None]]:
+  """The same random model in all ways, heads frozen as in qwix's."""
+  model, trained = Vit(depth, nnx.Rngs(1)), glora_jax.nnx.Trained
+  tokens = jax.random.normal(jax.random.key(0), (BATCH, TOKENS, WIDTH))
 
+  def attached(**forms: str) -> Vit:
+    space = glora_jax.SearchSpace((RANK,), **forms)
+    return glora_jax.nnx.attach(model, tokens, space=space, select=BLOCKS, heads=None)
 
-def attached(problem: Problem, **forms: str) -> Vit:
-  """The model with supports in its blocks."""
-  space = glora_jax.SearchSpace((RANK,), **forms)
-  return glora_jax.nnx.attach(problem.model, problem.tokens, space=space, select=BLOCKS, heads=None)
-
-
-def lora(problem: Problem) -> Steps:
-  """LoRA alone on offer, heads frozen as in qwix's."""
-  model = attached(problem, A='none', B='lora', C='none', D='none', E='none')
-  return Steps(problem, model, glora_jax.nnx.Trained)
-
-
-def supernet(problem: Problem) -> Steps:
-  """All five tensors, and a genome for every step."""
-  model = attached(problem)
-  layers = live.spec(model)
+  supernet = attached()
+  layers = live.spec(supernet)
 
   def draw(model: Vit, key: jax.Array) -> None:
     glora_jax.nnx.set_genome(model, glora_jax.sample_genome(key, layers))
 
-  return Steps(problem, model, glora_jax.nnx.Trained, draw)
+  lora = attached(A='none', B='lora', C='none', D='none', E='none')
+  rows = {
+    'full': steps_of(nnx.clone(model), tokens, nnx.Param),
+    'supernet': steps_of(supernet, tokens, trained, draw),
+    'LoRA': steps_of(lora, tokens, trained),
+  }
+  if installed('qwix'):
+    import qwix
 
-
-def qwix_lora(problem: Problem) -> Steps:
-  """LoRA of the same rank in the same layers of the same model, by Google's qwix."""
-  import qwix
-
-  provider = qwix.LoraProvider(module_path=f'{BLOCKS}.*', rank=RANK, alpha=float(RANK))
-  model = qwix.apply_lora_to_model(problem.model, provider, problem.tokens, rngs=nnx.Rngs(3))
-  return Steps(problem, model, nnx.LoRAParam)
-
-
-ROWS = {FULL: full, SUPERNET: supernet, LORA: lora, QWIX: qwix_lora}
+    provider = qwix.LoraProvider(module_path=f'{BLOCKS}.*', rank=RANK, alpha=float(RANK))
+    peer = qwix.apply_lora_to_model(model, provider, tokens, rngs=nnx.Rngs(3))
+    rows['qwix LoRA'] = steps_of(peer, tokens, nnx.LoRAParam)
+  return rows
 
 
 def main() -> None:
   """Measures and prints."""
-  arguments = make_parser(__doc__, 'two blocks, five repeats', repeats=7).parse_args()
-  problem = Problem.random(QUICK_DEPTH if arguments.quick else DEPTH)
-  repeats = QUICK_REPEATS if arguments.quick else arguments.repeats
-  rows = {name: make(problem) for name, make in ROWS.items() if name != QWIX or installed('qwix')}
-  times = in_turn(rows, repeats)
-  step = milliseconds(times, STEPS)
-  ratios = {
-    'lora_over_qwix': median_ratio(times, LORA, QWIX),
-    'lora_over_full': median_ratio(times, LORA, FULL),
-    'supernet_over_full': median_ratio(times, SUPERNET, FULL),
-  }
-  print_table(('', 'ms a step'), [(name, f'{value:.2f}') for name, value in step.items()])
-  settings = {'quick': arguments.quick, 'repeats': repeats}
-  print_result('nnx_step', {**settings, 'milliseconds': rounded(step, 2), **rounded(ratios)})
+  given = make_parser(__doc__, 'two blocks, five repeats', repeats=7).parse_args()
+  rows = rows_of(QUICK_DEPTH if given.quick else DEPTH)
+  found = compare(rows, STEPS, QUICK_REPEATS if given.quick else given.repeats, RATIOS)
+  print_result('nnx_step', {'quick': given.quick, **found})
 
 
 if __name__ == '__main__':

@@ -50,18 +50,17 @@ def main() -> None:
     jax.clear_caches()
     start = time.process_time()
     plan_of(shape_of(model, size, BATCHES[0]), '', HOST)
-    seconds[name] = round(time.process_time() - start, 1)
+    seconds[name] = time.process_time() - start
     for batch in BATCHES:
       run = shape_of(model, size, batch)
       estimated = cost_of('supernet', run).temporaries
       compiled = program('supernet', run).lowered().compile()
       jax.clear_caches()
-      bytes_of = (estimated, compiled.memory_analysis().temp_size_in_bytes)
-      ratio = estimated / bytes_of[1]
-      ratios[f'{name}, {batch}'] = round(ratio, 3)
-      cells = (f'{number / 2**20:,.0f} MiB' for number in bytes_of)
-      rows.append((name, str(batch), *cells, f'{ratio:.2f}'))
-  print_table(('', 'batch', 'estimated', 'compiled', 'ratio'), rows)
+      found = compiled.memory_analysis().temp_size_in_bytes
+      ratios[f'{name}, {batch}'] = ratio = estimated / found
+      rows.append((name, batch, estimated / 2**20, found / 2**20, ratio))
+  sizes = {'estimated, MiB': ',.0f', 'compiled, MiB': ',.0f'}
+  print_table({'': '', 'batch': '', **sizes, 'ratio': '.2f'}, rows)
   print_result('plan_estimates', {'quick': quick, 'ratios': ratios, 'seconds_of_plan': seconds})
 
 

@@ -13,19 +13,13 @@ import collections
 import importlib.util
 import json
 import os
-import statistics
 import tempfile
 import time
 
 import jax
 import numpy as np
 
-from benchmarks.machinery.measuring import (
-  in_new_process,
-  make_parser,
-  print_result,
-  print_table,
-)
+from benchmarks.machinery.measuring import in_new_process, make_parser, print_result, print_table
 
 # The two others are imported when a file is read, which is not to be measured.
 from glora_jax.models import containers, formats, weights  # noqa: F401
@@ -74,22 +68,18 @@ def measure(model: ViT, repeats: int) -> dict[str, dict[str, float]]:
   params = jax.tree.map(lambda spec: rng.standard_normal(spec.shape, np.float32), shapes)
   sizes, readings = {}, collections.defaultdict(list)
   with tempfile.TemporaryDirectory() as folder:
-    paths = {
-      name: os.path.join(folder, f'{name.replace(" ", "_")}.{suffix}')
-      for name, suffix in suffixes.items()
-    }
+    paths = {name: f'{folder}/{name}.{suffix}' for name, suffix in suffixes.items()}
     for name, path in paths.items():
       weights.save(path, model, params, METADATA, name.removesuffix(' (torch)'))
       sizes[name] = os.path.getsize(path)
     for name, path in [*paths.items()] * repeats:
       readings[name].append(in_new_process('read_weights', '--read', path))
-  result, rows = {}, []
+  rows = []
   for name, size in sizes.items():
-    seconds, grown = map(statistics.median, zip(*readings[name], strict=True))
-    result[name] = {'seconds': round(seconds, 3), 'memory_over_file': round(grown / size, 3)}
-    rows.append((name, f'{size / 1e6:.0f}', f'{seconds:.2f}', f'{grown / size:.2f}'))
-  print_table(('', 'MB', 'seconds', 'memory over file'), rows)
-  return result
+    seconds, grown = np.median(readings[name], axis=0)
+    rows.append((name, size / 1e6, seconds, grown / size))
+  print_table({'': '', 'MB': '.0f', 'seconds': '.2f', 'memory over file': '.2f'}, rows)
+  return {name: {'seconds': row[1], 'memory_over_file': row[2]} for name, *row in rows}
 
 
 def main() -> None:

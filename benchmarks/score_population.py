@@ -10,8 +10,6 @@ candidate and runs it (null without PyTorch and timm). `--quick` takes half of t
 fewer repeats. The last line is JSON.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,54 +17,31 @@ import numpy as np
 import glora_jax
 from benchmarks.machinery import peers
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE, NUM_CLASSES
-from benchmarks.machinery.measuring import (
-  in_turn,
-  make_parser,
-  median_ratio,
-  print_result,
-  print_table,
-  rounded,
-)
+from benchmarks.machinery.measuring import Times, in_turn, make_parser, print_result, print_table
 from glora_jax.models.vit import ViT
 
 BLOCK = 256  # images of one call of the plain forward, as many as the scorer takes
 REPEATS, QUICK_REPEATS = 7, 3
 
 
-class Shape(NamedTuple):
-  """A model, and how much of what it scores: so much that a measurement takes about a second.
-
-  Attributes:
-    model: the ViT.
-    size: side of the images, in pixels.
-    candidates: genomes of the population.
-    images: that each of them answers.
-  """
-
-  model: ViT
-  size: int
-  candidates: int
-  images: int
+def deep_vit(width: int, heads: int) -> ViT:
+  """Twelve blocks on patches of 16 pixels."""
+  return ViT(NUM_CLASSES, patch_size=16, width=width, depth=12, num_heads=heads)
 
 
+# A model, the side of its images, genomes of the population, and images that each of them answers:
+# so much that a measurement takes about a second.
 SHAPES = {
-  'embedded ViT, 28 pixels': Shape(EMBEDDED_VIT, IMAGE_SIZE, 32, 200),
-  'ViT-Ti/16, 64 pixels': Shape(
-    ViT(NUM_CLASSES, patch_size=16, width=192, depth=12, num_heads=3), 64, 8, 100
-  ),
-  'ViT-S/16, 96 pixels': Shape(
-    ViT(NUM_CLASSES, patch_size=16, width=384, depth=12, num_heads=6), 96, 4, 50
-  ),
+  'embedded ViT, 28 pixels': (EMBEDDED_VIT, IMAGE_SIZE, 32, 200),
+  'ViT-Ti/16, 64 pixels': (deep_vit(192, 3), 64, 8, 100),
+  'ViT-S/16, 96 pixels': (deep_vit(384, 6), 96, 4, 50),
 }
 
 
-def measure(shape: Shape, repeats: int, with_torch: bool) -> tuple[float, float | None]:
-  """Throughput of the scorer over that of the plain forward, and over that of the serial loop.
-
-  The plain forward is the floor: the model without supports on the same blocks, once per candidate.
-  None where PyTorch is not asked for or not installed.
-  """
-  model, size, candidates, number = shape
+def measure(
+  model: ViT, size: int, candidates: int, number: int, repeats: int, with_torch: bool
+) -> Times:
+  """Times of the scorer, of the plain forward, which is the floor, and of the serial loop."""
   images = jax.random.normal(jax.random.key(0), (number, size, size, 3))
   labels = jnp.zeros(number, jnp.int32)
   adapted = glora_jax.adapt(model, images[:1])
@@ -74,37 +49,33 @@ def measure(shape: Shape, repeats: int, with_torch: bool) -> tuple[float, float 
   variables = adapted.init(jax.random.key(1), params)
   genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, candidates)
   score, forward = glora_jax.make_scorer(adapted), jax.jit(model.apply)
-
-  def ours():
-    return score(variables, genomes, images, labels)
-
-  def plain():
-    blocks = range(0, number, BLOCK)
-    return [forward({'params': params}, images[at : at + BLOCK]) for _ in genomes for at in blocks]
-
-  over_plain = median_ratio(in_turn({'ours': ours, 'plain': plain}, repeats), 'plain', 'ours')
-  if not with_torch or not peers.installed('torch', 'timm'):
-    return over_plain, None
-  serial = peers.SerialTorchScorer(model, images)
-  times = in_turn({'ours': ours, 'torch': lambda: serial(genomes)}, repeats)
-  return over_plain, median_ratio(times, 'torch', 'ours')
+  blocks = [images[at : at + BLOCK] for at in range(0, number, BLOCK)]
+  ways = {
+    'ours': lambda: score(variables, genomes, images, labels),
+    'plain': lambda: [forward({'params': params}, block) for _ in genomes for block in blocks],
+  }
+  if with_torch:
+    serial = peers.serial_torch_scorer(model, images)
+    ways['torch'] = lambda: serial(genomes)
+  return in_turn(ways, repeats)
 
 
 def main() -> None:
   """Measures and prints."""
   quick = make_parser(__doc__, 'fewer candidates and repeats').parse_args().quick
-  rows, over_plain, over_torch = [], {}, None
-  for name, shape in SHAPES.items():
-    is_first = not rows
-    if quick:
-      shape = shape._replace(candidates=shape.candidates // 2)
-    ratio, torch = measure(shape, QUICK_REPEATS if quick else REPEATS, is_first)
-    over_plain[name], over_torch = ratio, torch if is_first else over_torch
-    cell = 'null' if torch is None else f'{torch:.2f}'
-    rows.append((name, f'{ratio:.2f}', cell if is_first else ''))
-  print_table(('throughput over', 'plain forward', 'serial PyTorch loop'), rows)
-  values = {'throughput_over_plain': over_plain, 'throughput_over_torch': over_torch}
-  print_result('score_population', rounded(values))
+  repeats = QUICK_REPEATS if quick else REPEATS
+  plain, torch = {}, {}
+  for name, (model, size, candidates, images) in SHAPES.items():
+    with_torch = not plain and peers.installed('torch', 'timm')
+    times = measure(model, size, candidates // (1 + quick), images, repeats, with_torch)
+    plain[name], torch[name] = (times.ratio(other, 'ours') for other in ('plain', 'torch'))
+  print_table(
+    {'throughput over': '', 'plain forward': '.2f', 'serial PyTorch loop': '.2f'},
+    [(name, plain[name], torch[name]) for name in SHAPES],
+  )
+  first = next(iter(SHAPES))
+  values = {'throughput_over_plain': plain, 'throughput_over_torch': torch[first]}
+  print_result('score_population', values)
 
 
 if __name__ == '__main__':

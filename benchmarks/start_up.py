@@ -14,12 +14,10 @@ repeat. `--quick` makes one repeat. The last line is JSON.
 import os
 import pathlib
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -71,11 +69,6 @@ def start(checkout: pathlib.Path, shared: pathlib.Path, mark: bytes) -> tuple[fl
     return wall, usage.ru_utime + usage.ru_stime
 
 
-def medians(starts: Iterable[tuple[float, float]]) -> list[float]:
-  """Medians of wall and of cores, each by itself."""
-  return [round(statistics.median(column), 3) for column in zip(*starts, strict=True)]
-
-
 def main() -> None:
   """Starts all in turn, and prints."""
   parser = make_parser(__doc__, 'one repeat', repeats=7)
@@ -91,12 +84,11 @@ def main() -> None:
     for checkout, folder in pairs:
       start(checkout, folder, mark)
     starts = [[start(checkout, folder, mark) for checkout, folder in pairs] for _ in range(repeats)]
-  rows, seconds = [], {}
-  for own, checkout in zip(zip(*starts, strict=True), checkouts, strict=True):
-    more = np.subtract(own, [row[0] for row in starts])
-    seconds[str(checkout)] = [*medians(own), *medians(more.tolist())]
-    rows.append((str(checkout), *(f'{value:.2f}' for value in seconds[str(checkout)])))
-  print_table(('', 'wall', 'cores', 'more wall', 'more cores'), rows)
+  found = np.array(starts)  # [repeat, checkout, wall or cores]
+  medians = np.median(np.concatenate([found, found - found[:, :1]], axis=-1), axis=0)
+  seconds = dict(zip(map(str, checkouts), medians.tolist(), strict=True))
+  titles = dict.fromkeys(('', 'wall', 'cores', 'more wall', 'more cores'), '.2f')
+  print_table(titles, [(name, *values) for name, values in seconds.items()])
   values = {'until': arguments.until, 'repeats': repeats, 'seconds': seconds}
   print_result('start_up', values)
 

@@ -14,114 +14,70 @@ and 6, batch 32, 64 and 128, and three repeats of longer dispatches. The last li
 
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 import glora_jax
-from benchmarks.machinery import embedded_task, training_steps
-from benchmarks.machinery.measuring import (
-  in_turn,
-  make_parser,
-  median_ratio,
-  milliseconds,
-  print_result,
-  print_table,
-  rounded,
-)
-from glora_jax.models.vit import ViT
+from benchmarks.machinery import embedded_task
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
+from benchmarks.machinery.measuring import in_turn, make_parser, print_result, print_table
+from benchmarks.machinery.training_steps import MEBIBYTE, Problem, Shape, glora_steps
 from glora_jax.training import loop
 from glora_jax.training.recipe import Recipe
 
 PAUSE = 0.3  # seconds before each measurement, as in `benchmarks.supernet_step`
 HOST_STEPS = 48
-
-
-class Size(NamedTuple):
-  """What is varied: blocks of the ViT, and images of a step."""
-
-  depth: int
-  batch: int
+REPEATS, QUICK_REPEATS = 5, 3
+UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
 
 
 class Plan(NamedTuple):
-  """Which sizes are measured; all depths at the middle batch, all batches at the middle depth.
+  """Sizes: all depths at the middle batch, all batches at the middle depth; steps of a dispatch."""
 
-  Attributes:
-    depths, batches: three each.
-    steps: of a dispatch.
-    repeats: of each size.
-  """
-
-  depths: tuple[int, int, int]
-  batches: tuple[int, int, int]
+  depth: tuple[int, int, int]
+  batch: tuple[int, int, int]
   steps: int
-  repeats: int
 
-  def sizes(self, varied: str) -> list[Size]:
-    """The sizes of which only 'depth' or only 'batch' is varied."""
+  def sizes(self, varied: str) -> list[tuple[int, int]]:
+    """The pairs of depth and batch in which only one of the two is varied."""
     if varied == 'depth':
-      return [Size(depth, self.batches[1]) for depth in self.depths]
-    return [Size(self.depths[1], batch) for batch in self.batches]
+      return [(depth, self.batch[1]) for depth in self.depth]
+    return [(self.depth[1], batch) for batch in self.batch]
 
 
-FULL_PLAN = Plan((6, 12, 24), (16, 64, 256), steps=4, repeats=5)
-QUICK_PLAN = Plan((2, 4, 6), (32, 64, 128), steps=16, repeats=3)
+FULL_PLAN = Plan((6, 12, 24), (16, 64, 256), steps=4)
+QUICK_PLAN = Plan((2, 4, 6), (32, 64, 128), steps=16)
 
 
-class Line(NamedTuple):
-  """A least-squares line through points.
-
-  Attributes:
-    x, y: the points.
-    slope, intercept: of the line.
-    r2: share of the variance that it explains.
-  """
-
-  x: Sequence[float]
-  y: Sequence[float]
-  slope: float
-  intercept: float
-  r2: float
-
-  @classmethod
-  def fit(cls, x: Sequence[float], y: Sequence[float]) -> 'Line':
-    """The line through these points."""
-    slope, intercept = np.polyfit(x, y, 1)
-    residuals = np.asarray(y) - slope * np.asarray(x) - intercept
-    unexplained = np.sum(residuals**2) / np.sum((y - np.mean(y)) ** 2)
-    return cls(x, y, float(slope), float(intercept), float(1 - unexplained))
-
-
-def measure(plan: Plan) -> dict[str, dict[Size, float]]:
+def measure(plan: Plan, repeats: int) -> dict[str, dict[tuple[int, int], float]]:
   """Times all sizes in turn; 'time' and 'bytes' of a step by size."""
   rows = {}
-  for size in dict.fromkeys([*plan.sizes('depth'), *plan.sizes('batch')]):
-    model = ViT(training_steps.CLASSES, patch_size=7, width=96, depth=size.depth, num_heads=3)
-    shape = training_steps.Shape(model, embedded_task.IMAGE_SIZE, size.batch, plan.steps)
-    rows[size] = training_steps.supernet_row(training_steps.Problem.random(shape))
-  times = in_turn({size: row.run for size, row in rows.items()}, plan.repeats, pause=PAUSE)
-  mebibytes = {size: row.held / 2**20 for size, row in rows.items()}
-  return {'time': milliseconds(times, plan.steps), 'bytes': mebibytes}
+  for depth, batch in dict.fromkeys([*plan.sizes('depth'), *plan.sizes('batch')]):
+    shape = Shape(EMBEDDED_VIT.clone(depth=depth), IMAGE_SIZE, batch, plan.steps)
+    rows[depth, batch] = glora_steps(Problem.random(shape))
+  times = in_turn(rows, repeats, pause=PAUSE)
+  return {
+    'time': {size: 1e3 * times.median(size) / plan.steps for size in rows},
+    'bytes': {size: row.bytes['bytes_held'] / MEBIBYTE for size, row in rows.items()},
+  }
 
 
 def dispatch_seconds(
   loss_fn: loop.LossFn, trainable: Any, frozen: Any, data: tuple[Any, Any], repeats: int
 ) -> float:
   """Median time of a dispatch of `training.fit`, from one report to the next."""
-  images, labels = data
-  epochs_of_dispatch = HOST_STEPS // (len(labels) // Recipe().batch_size)
+  epochs = HOST_STEPS // (len(data[1]) // Recipe().batch_size)  # of a dispatch
   moments = []
   loop.fit(
     loss_fn,
     trainable,
     frozen,
-    images,
-    labels,
-    Recipe(epochs=epochs_of_dispatch * (repeats + 1), warmup_epochs=0),
+    *data,
+    Recipe(epochs=epochs * (repeats + 1), warmup_epochs=0),
     jax.random.key(1),
     steps_per_dispatch=HOST_STEPS,
     on_dispatch=lambda *_: moments.append(time.perf_counter()),
@@ -136,96 +92,74 @@ def host_share(repeats: int) -> float:
   """
   backbone = embedded_task.Backbone.load()
   data = embedded_task.on_device(embedded_task.digits()['train'])
-  variables = backbone.adapted.init(jax.random.key(0), backbone.params)
 
   def idle_loss(trainable, frozen, batch, key):
     del frozen, batch, key
     return trainable['number'] ** 2, {'loss': trainable['number']}
 
   idle = dispatch_seconds(idle_loss, {'number': jnp.ones(())}, {}, data, repeats)
+  variables = backbone.adapted.init(jax.random.key(0), backbone.params)
   halves = backbone.adapted.split(variables)
   return idle / dispatch_seconds(backbone.supernet_loss(), *halves, data, repeats)
 
 
 def over_lora(steps: int, repeats: int) -> dict[str, float | None]:
   """The time of a step of fixed structures over that of a LoRA of rank 4."""
-  shape = training_steps.Shape(embedded_task.EMBEDDED_VIT, embedded_task.IMAGE_SIZE, 64, steps)
-  problem = training_steps.Problem.random(shape)
-  space = glora_jax.SearchSpace(ranks=(2, 4))
-  adapted = glora_jax.adapt(shape.model, problem.images[:1], space=space)
+  problem = Problem.random(Shape(EMBEDDED_VIT, IMAGE_SIZE, 64, steps))
+  adapted = problem.adapt((2, 4))
   presets = 'lora:4', 'bitfit', 'ssf', 'scale_shift_lora:2'
   genomes = {preset: np.asarray(glora_jax.preset(adapted.spec, preset)) for preset in presets}
-  layers = np.arange(len(genomes['ssf']))
+  layers = np.arange(len(adapted.spec))
   none = np.zeros_like(layers)
   vector, lora = 2 * (layers % 2), np.array([0, 3, 4])[layers % 3]
   genomes['A vectors'] = np.stack([none + 2, none, none, none, none], axis=1)
   genomes['mixed'] = np.stack([vector, lora, none, none, 2 * (layers % 3 > 0)], axis=1)
   genomes['mixed, no A'] = genomes['mixed'] * [0, 1, 1, 1, 1]
   rows = {
-    name: training_steps.structure_row(problem, adapted, genome.astype(np.int8))
-    for name, genome in genomes.items()
+    name: glora_steps(problem, genome.astype(np.int8), adapted) for name, genome in genomes.items()
   }
-  times = in_turn({name: row.run for name, row in rows.items()}, repeats)
-  return {name: median_ratio(times, name, 'lora:4') for name in rows}
-
-
-UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
-
-
-def draw(path: str, lines: dict[tuple[str, str], Line]) -> None:
-  """One panel for each of time and bytes over depth and batch: the points and the line."""
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(9, 7), layout='constrained')
-  axes = figure.subplots(2, 2)
-  for axis, ((cost, varied), line) in zip(axes.ravel(), lines.items(), strict=True):
-    ends = np.array([0, max(line.x)])
-    axis.plot(ends, line.slope * ends + line.intercept, color='0.6')
-    axis.plot(line.x, line.y, 'o')
-    axis.set(
-      xlabel=varied,
-      ylabel=UNITS[cost],
-      ylim=(0, None),
-      title=f'{line.slope:.3g} each, R$^2$ = {line.r2:.4f}',
-    )
-  figure.savefig(path, dpi=120)
+  times = in_turn(rows, repeats)
+  return {name: times.ratio(name, 'lora:4') for name in rows}
 
 
 def main() -> None:
   """Measures, prints and draws."""
-  parser = make_parser(__doc__, 'small sizes, three repeats', FULL_PLAN.repeats)
+  parser = make_parser(__doc__, 'small sizes, three repeats', REPEATS)
   parser.add_argument('--output', help='where to draw the lines, .png')
-  arguments = parser.parse_args()
-  plan = QUICK_PLAN if arguments.quick else FULL_PLAN._replace(repeats=arguments.repeats)
-  costs = measure(plan)
-  lines = {  # over each of what is varied, time and bytes
-    (cost, varied): Line.fit(x, [values[size] for size in plan.sizes(varied)])
-    for varied, x in (('depth', plan.depths), ('batch', plan.batches))
-    for cost, values in costs.items()
-  }
-  rows = [
-    (str(size.depth), str(size.batch), *(f'{costs[cost][size]:.1f}' for cost in UNITS))
-    for size in costs['time']
-  ]
-  print_table(('depth', 'batch', *UNITS.values()), rows)
-  for (cost, varied), line in lines.items():
-    print(
-      f'{UNITS[cost]} over {varied}: {line.slope:.3f} each, {line.intercept:.1f} at zero, '
-      f'R^2 {line.r2:.5f}'
-    )
-  if arguments.output:
-    draw(arguments.output, lines)
-  ratios = over_lora(plan.steps, 4 * plan.repeats)
-  print_table(('structure', "over a LoRA's"), [(name, f'{r:.2f}') for name, r in ratios.items()])
-  share = host_share(plan.repeats)
-  print(
-    f'Host: at most {100 * share:.2f}% of a dispatch of {HOST_STEPS} steps of the embedded task.'
+  given = parser.parse_args()
+  plan, repeats = (QUICK_PLAN, QUICK_REPEATS) if given.quick else (FULL_PLAN, given.repeats)
+  costs = measure(plan, repeats)
+  print_table(
+    {'depth': '', 'batch': '', **dict.fromkeys(UNITS.values(), '.1f')},
+    [(str(size[0]), size[1], *(costs[cost][size] for cost in UNITS)) for size in costs['time']],
   )
-  values: dict[str, Any] = {'quick': arguments.quick, 'host_share': round(share, 5)}
-  values['over_lora'] = rounded(ratios)
-  for (cost, varied), line in lines.items():
-    fields = {'slope': line.slope, 'intercept': line.intercept, 'r2': line.r2}
-    values[f'{cost}_over_{varied}'] = rounded(fields, 5)
+  values: dict[str, Any] = {'quick': given.quick}
+  panels = []
+  for varied in ('depth', 'batch'):
+    for cost, unit in UNITS.items():
+      x, y = getattr(plan, varied), [costs[cost][size] for size in plan.sizes(varied)]
+      line = stats.linregress(x, y)
+      slope, intercept, r2 = line.slope, line.intercept, line.rvalue**2
+      print(f'{unit} over {varied}: {slope:.3f} each, {intercept:.1f} at zero, R^2 {r2:.5f}')
+      values[f'{cost}_over_{varied}'] = {'slope': slope, 'intercept': intercept, 'r2': r2}
+      panels.append((x, y, line, {'xlabel': varied, 'ylabel': unit}))
+  if given.output:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout='constrained')
+    for axis, (x, y, line, labels) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+      axis.axline((0, line.intercept), slope=line.slope, color='0.6')
+      axis.plot(x, y, 'o')
+      title = f'{line.slope:.3g} each, R$^2$ = {line.rvalue**2:.4f}'
+      axis.set(xlim=(0, None), ylim=(0, None), title=title, **labels)
+    figure.savefig(given.output, dpi=120)
+  values['over_lora'] = over_lora(plan.steps, 4 * repeats)
+  print_table({'structure': '', "over a LoRA's": '.2f'}, values['over_lora'].items())
+  values['host_share'] = host_share(repeats)
+  print(
+    f'Host: at most {values["host_share"]:.2%} of a dispatch of {HOST_STEPS} steps of the embedded '
+    'task.'
+  )
   print_result('step_cost', values)
 
 

@@ -21,22 +21,22 @@ matrix product, timed in the same run. The last line is JSON.
 
 import functools
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.machinery import peers, training_steps
+from benchmarks.machinery import peers
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
-from benchmarks.machinery.measuring import (
-  in_turn,
-  make_parser,
-  median_ratio,
-  milliseconds,
-  print_result,
-  print_table,
-  rounded,
+from benchmarks.machinery.measuring import make_parser, print_result, seconds
+from benchmarks.machinery.training_steps import (
+  CLASSES,
+  Problem,
+  Shape,
+  compare,
+  full_steps,
+  glora_steps,
 )
-from benchmarks.machinery.training_steps import CLASSES, Problem, Shape
 from glora_jax.models.vit import vit
 
 SHAPES = {
@@ -47,47 +47,73 @@ QUICK_SHAPE = Shape(EMBEDDED_VIT, IMAGE_SIZE, batch=64, steps=12)
 QUICK_REPEATS = 5
 PAUSE = 0.3  # seconds; threads of the other framework spin for a while after their work
 QUICK_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 1024, 2048, 8192  # of the matrices that tell the peak
-
+PRODUCTS, PRODUCT_REPEATS = 8, 5  # of these, in a chain
 
 FULL, SUPERNET, LORA = 'full fine-tuning', 'supernet', 'LoRA preset'
 QWIX, PEFT_LORA, PEFT_GLORA = 'qwix LoRA', 'PEFT LoRA (torch)', 'PEFT GLoRA (torch)'
 TORCH = ('torch', 'timm', 'peft')
 METHODS = {  # what makes a row, and the libraries that it takes
-  FULL: (training_steps.full_row, ()),
-  SUPERNET: (training_steps.supernet_row, ()),
-  LORA: (functools.partial(training_steps.preset_row, preset='lora'), ()),
-  'BitFit preset': (functools.partial(training_steps.preset_row, preset='bitfit'), ()),
-  QWIX: (peers.qwix_lora_row, ('qwix',)),
-  PEFT_LORA: (functools.partial(peers.peft_row, adapter='lora'), TORCH),
-  PEFT_GLORA: (functools.partial(peers.peft_row, adapter='glora'), TORCH),
+  FULL: (full_steps, ()),
+  SUPERNET: (glora_steps, ()),
+  LORA: (functools.partial(glora_steps, structure='lora'), ()),
+  'BitFit preset': (functools.partial(glora_steps, structure='bitfit'), ()),
+  QWIX: (peers.qwix_lora_steps, ('qwix',)),
+  PEFT_LORA: (functools.partial(peers.peft_steps, adapter='lora'), TORCH),
+  PEFT_GLORA: (functools.partial(peers.peft_steps, adapter='glora'), TORCH),
 }
+RATIOS = {
+  'supernet_over_full': (SUPERNET, FULL),
+  'lora_over_full': (LORA, FULL),
+  'bytes_over_full': (SUPERNET, FULL),
+  'supernet_over_peft_glora': (SUPERNET, PEFT_GLORA),
+  'lora_over_qwix': (LORA, QWIX),
+  'lora_over_peft_lora': (LORA, PEFT_LORA),
+}
+
+
+def model_operations(shape: Shape) -> float:
+  """Floating-point operations of the matrix products of one training step.
+
+  The backward pass counts as two forward passes, whatever is trained.
+  """
+  model = shape.model
+  patches = (shape.size // model.patch_size) ** 2
+  tokens = patches + int(model.class_token)
+  dense = 12 * model.width**2 * tokens  # multiply-adds of a block, as all that follow
+  attention = 2 * tokens**2 * model.width
+  embedding = patches * model.patch_size**2 * 3 * model.width
+  forward = 2 * shape.batch * (model.depth * (dense + attention) + embedding)
+  return 3 * forward
+
+
+def peak_operations(dtype: Any, side: int) -> float:
+  """Floating-point operations a second of a chain of large matrix products, at their best."""
+  factor = jnp.full((side, side), 1 / side, dtype)
+
+  @jax.jit
+  def chain():
+    return jax.lax.fori_loop(0, PRODUCTS, lambda _, product: product @ factor, factor)
+
+  chain().block_until_ready()
+  return PRODUCTS * 2 * side**3 / min(seconds(chain) for _ in range(PRODUCT_REPEATS))
 
 
 def main() -> None:
   """Measures and prints."""
   parser = make_parser(__doc__, 'the embedded ViT, 12 steps, five repeats', repeats=7)
   parser.add_argument('--shape', choices=SHAPES, default='Ti')
+  parser.add_argument('--remat', help='policy of jax.checkpoint_policies for all JAX rows')
   parser.add_argument(
-    '--remat', help='policy of jax.checkpoint_policies for all JAX rows; dots_saveable for instance'
+    '--unroll', type=int, default=1, help='blocks in a step of the scan over them'
   )
-  parser.add_argument(
-    '--unroll', type=int, default=1, help='blocks in a step of the scan over them, for all JAX rows'
-  )
-  parser.add_argument(
-    '--only',
-    nargs='+',
-    choices=METHODS,
-    default=[*METHODS],
-    metavar='NAME',
-    help='these rows alone, for a look at one of them',
-  )
-  arguments = parser.parse_args()
+  parser.add_argument('--only', nargs='+', choices=METHODS, default=[*METHODS], metavar='NAME')
+  given = parser.parse_args()
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch shares the card
-  shape, repeats = SHAPES[arguments.shape], arguments.repeats
-  peak_side = CPU_SIDE if jax.default_backend() == 'cpu' else ACCELERATOR_SIDE
-  if arguments.quick:
-    shape, repeats, peak_side = QUICK_SHAPE, QUICK_REPEATS, QUICK_SIDE
-  shape = shape._replace(model=shape.model.clone(remat=arguments.remat, unroll=arguments.unroll))
+  shape, repeats = SHAPES[given.shape], given.repeats
+  side = CPU_SIDE if jax.default_backend() == 'cpu' else ACCELERATOR_SIDE
+  if given.quick:
+    shape, repeats, side = QUICK_SHAPE, QUICK_REPEATS, QUICK_SIDE
+  shape = shape._replace(model=shape.model.clone(remat=given.remat, unroll=given.unroll))
   if peers.installed('torch'):
     import torch
 
@@ -96,59 +122,18 @@ def main() -> None:
   rows = {
     name: make(problem)
     for name, (make, libraries) in METHODS.items()
-    if peers.installed(*libraries) and name in arguments.only
+    if peers.installed(*libraries) and name in given.only
   }
-  times = in_turn({name: row.run for name, row in rows.items()}, repeats, pause=PAUSE)
-  step = milliseconds(times, shape.steps)
   dtype = shape.model.dtype or jnp.float32
-  peak = training_steps.peak_operations(dtype, peak_side)
-  operations = training_steps.model_operations(shape)
-  share_of_peak = {name: 1e3 * operations / value / peak for name, value in step.items()}
-  ratio = functools.partial(median_ratio, times)
-
-  lines = []
-  for name, row in rows.items():
-    over_full = ratio(name, FULL)
-    numbers = (row.held, row.optimizer, row.gradients)
-    lines.append(
-      (
-        name,
-        f'{step[name]:.1f}',
-        '' if over_full is None else f'{over_full:.3f}',
-        f'{share_of_peak[name]:.3f}',
-        *('' if number is None else f'{number / 2**20:.1f}' for number in numbers),
-      )
-    )
-  titles = ('', 'ms a step', 'over full', 'of peak', 'MiB held', 'optimizer', 'gradients')
-  print_table(titles, lines)
+  peak, operations = peak_operations(dtype, side), model_operations(shape)
+  found = compare(rows, shape.steps, repeats, RATIOS, pause=PAUSE, at_peak=1e3 * operations / peak)
   print(
     f'Peak: {peak / 1e9:.0f} GFLOP/s in {jnp.dtype(dtype).name}. '
     f'One step of full fine-tuning: {operations / 1e9:.1f} GFLOP. '
     f'{repeats} repeats of {shape.steps} steps.'
   )
-  both = {SUPERNET, FULL} <= rows.keys()
-  ratios = {
-    'supernet_over_full': ratio(SUPERNET, FULL),
-    'lora_over_full': ratio(LORA, FULL),
-    'bytes_over_full': rows[SUPERNET].held / rows[FULL].held if both else None,
-    'supernet_over_peft_glora': ratio(SUPERNET, PEFT_GLORA),
-    'lora_over_qwix': ratio(LORA, QWIX),
-    'lora_over_peft_lora': ratio(LORA, PEFT_LORA),
-  }
-  values = {
-    'quick': arguments.quick,
-    'shape': arguments.shape,
-    'remat': arguments.remat,
-    'unroll': arguments.unroll,
-    'repeats': repeats,
-    'milliseconds': rounded(step, 2),
-    'share_of_peak': rounded(share_of_peak, 4),
-    **rounded(ratios),
-    'bytes_held': {name: row.held for name, row in rows.items()},
-    'optimizer_bytes': {name: row.optimizer for name, row in rows.items()},
-    'gradient_bytes': {name: row.gradients for name, row in rows.items()},
-  }
-  print_result('supernet_step', values)
+  settings = {name: getattr(given, name) for name in ('quick', 'shape', 'remat', 'unroll')}
+  print_result('supernet_step', {**settings, **found})
 
 
 if __name__ == '__main__':

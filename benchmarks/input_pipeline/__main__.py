@@ -17,13 +17,14 @@ that an image takes here and the plan's arithmetic for training ViT-B/16 at 45% 
 streamed once. `--quick` takes fewer of everything. The last line is JSON.
 """
 
-import math
 import os
 import tempfile
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.input_pipeline import million, photographs, resident
-from benchmarks.machinery.measuring import make_parser, print_result, print_table, rounded
+from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.data import pipeline
 from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
@@ -35,7 +36,6 @@ from glora_jax.runs.stage import Workload
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
 CHIP = 'v5e'
-PARTS = ('resident', 'photographs', 'million')
 
 
 class Amount(NamedTuple):
@@ -46,52 +46,44 @@ class Amount(NamedTuple):
     steps: training steps of a repeat.
     files: JPEG files of a repeat.
     streamed: images over which memory is watched.
+    records: of the data set of a million.
   """
 
   repeats: int
   steps: int
   files: int
   streamed: int
+  records: int
 
 
-FULL = Amount(repeats=5, steps=48, files=512, streamed=20_000)
-QUICK = Amount(repeats=3, steps=24, files=256, streamed=2_000)
+FULL = Amount(repeats=5, steps=48, files=512, streamed=20_000, records=10**6)
+QUICK = Amount(repeats=3, steps=24, files=256, streamed=2_000, records=20_000)
 
 
-def of_resident(amount: Amount) -> dict[str, Any]:
-  """Measures and prints what resident images cost."""
+def of_resident(amount: Amount, folder: str) -> dict[str, Any]:
+  """What resident images cost."""
+  del folder
   share, step, reading = resident.measure(amount.steps, amount.repeats)
   print(
-    f"resident input            {100 * share:6.2f}% of the quickstart's training "
+    f"resident input            {share:7.2%} of the quickstart's training "
     f'({1000 * step:.0f} ms a step, {reading:.2f} s of reading)'
   )
-  return {'resident_share': rounded(share, 4)}
+  return {'resident_share': share}
 
 
-def chip_rates() -> dict[str, tuple[float, ...]]:
-  """Images a second of training ViT-B/16, by the plan's arithmetic, at 45% and 20% of the peak."""
-  model = vit('B', 100, dtype='bfloat16', drop_path=0.1)
-  run = shape_of_run(RunSettings(), model, 224, COUNTS)
-  operations = {
-    'supernet': cost_of('supernet', run).operations,
-    'lora': cost_of('subnet', run, Workload(structure='lora')).operations,
-  }
-  return {
-    name: tuple(CHIPS[CHIP].peak * share / number for share in SHARES)
-    for name, number in operations.items()
-  }
+def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
+  """What streamed photographs cost, and the cores that a chip needs.
 
-
-def of_photographs(amount: Amount) -> dict[str, Any]:
-  """Measures and prints what streamed photographs cost, and the cores that a chip needs."""
-  with tempfile.TemporaryDirectory() as folder:
-    files = photographs.write(folder, amount.files)
-    ours, pillow, ratio = photographs.measure_over_pillow(files, amount.repeats)
-    workers = photographs.measure_workers(files, amount.repeats)
-    stream = pipeline.Stream(files, photographs.SIZE)
-    order = photographs.cycled(amount.files, amount.streamed // photographs.BATCH)
-    growth = photographs.watched(stream.batches(order), order.size)
-    per_core = images_per_core(files, photographs.SIZE, 'squash')
+  A chip takes images as the plan's arithmetic has it for training ViT-B/16, at 45% and 20% of the
+  peak.
+  """
+  files = photographs.write(folder, amount.files)
+  ours, pillow, ratio = photographs.measure_over_pillow(files, amount.repeats)
+  workers = photographs.measure_workers(files, amount.repeats)
+  stream = pipeline.Stream(files, photographs.SIZE)
+  order = photographs.cycled(amount.files, amount.streamed // photographs.BATCH)
+  growth = photographs.watched(stream.batches(order), order.size)
+  per_core = images_per_core(files, photographs.SIZE, 'squash')
   print(
     f'streaming                 {ours:6.0f} images a second; Pillow alone on '
     f'{os.cpu_count()} cores {pillow:.0f}; ratio {ratio:.2f}'
@@ -101,37 +93,38 @@ def of_photographs(amount: Amount) -> dict[str, Any]:
     print(f'  {name:23} {rate:6.0f} images a second, the first batch after {first:.1f} s')
   print(f'memory over {order.size:,} images  {growth:+.0f} MiB')
   print(f'a core decodes            {per_core:6.0f} images a second')
+  run = shape_of_run(RunSettings(), vit('B', 100, dtype='bfloat16', drop_path=0.1), 224, COUNTS)
   cores = {}
-  for name, rates in chip_rates().items():
-    cores[name] = [math.ceil(rate / per_core) for rate in rates]
+  for name, program in {'supernet': ('supernet',), 'lora': ('subnet', 'lora')}.items():
+    cost = cost_of(program[0], run, *(Workload(structure=preset) for preset in program[1:]))
+    rates = CHIPS[CHIP].peak * np.array(SHARES) / cost.operations
+    most, fewest = cores[name] = np.ceil(rates / per_core).astype(int).tolist()
     print(
       f'one {CHIP} on ViT-B/16, {name:8} takes {rates[1]:,.0f} to {rates[0]:,.0f} images a '
-      f'second: {cores[name][1]} to {cores[name][0]} cores'
+      f'second: {fewest} to {most} cores'
     )
   return {
-    'stream_over_pillow': rounded(ratio),
-    'workers': rounded({number: rate for number, (_, rate) in workers.items()}, 1),
-    'growth_mib': rounded(growth, 1),
-    'images_per_core': rounded(per_core, 1),
+    'stream_over_pillow': ratio,
+    'workers': {number: rate for number, (_, rate) in workers.items()},
+    'growth_mib': growth,
+    'images_per_core': per_core,
     'cores': cores,
   }
 
 
-def of_million(quick: bool, folder: str | None) -> dict[str, Any]:
-  """Measures and prints what a data set of a million records takes."""
-  with tempfile.TemporaryDirectory() as temporary:
-    number, costs, rate, growth = million.measure(folder or temporary, quick)
+def of_million(amount: Amount, folder: str) -> dict[str, Any]:
+  """What a data set of a million records takes."""
+  number, costs, rate, growth = million.measure(folder, amount.records)
   print_table(
-    (f'{number:,} records', 'seconds', 'of processor', 'memory'),
-    [
-      (title, f'{wall:.1f}', f'{processor:.1f}', f'{memory:,.0f} MiB')
-      for title, (wall, processor, memory) in costs.items()
-    ],
+    {f'{number:,} records': '', 'seconds': '.1f', 'of processor': '.1f', 'MiB': ',.0f'},
+    [(title, *cost) for title, cost in costs.items()],
   )
   print(f'streamed at {rate:,.0f} images a second; memory {growth:+.0f} MiB')
-  seconds = rounded({title: wall for title, (wall, _, _) in costs.items()}, 1)
-  others = {'images_a_second': rounded(rate, 0), 'growth_mib': rounded(growth, 1)}
-  return {'million': {'seconds': seconds, **others}}
+  seconds = {title: wall for title, (wall, _, _) in costs.items()}
+  return {'million': {'seconds': seconds, 'images_a_second': rate, 'growth_mib': growth}}
+
+
+PARTS = {'resident': of_resident, 'photographs': of_photographs, 'million': of_million}
 
 
 def main() -> None:
@@ -139,17 +132,13 @@ def main() -> None:
   parser = make_parser(__doc__, 'fewer images, records and repeats')
   parser.add_argument('--only', nargs=1, choices=PARTS, default=PARTS, help='a part of it')
   parser.add_argument('--folder', help='for the million records, kept; a temporary one by default')
-  arguments = parser.parse_args()
-  amount = QUICK if arguments.quick else FULL
-  parts = {
-    'resident': lambda: of_resident(amount),
-    'photographs': lambda: of_photographs(amount),
-    'million': lambda: of_million(arguments.quick, arguments.folder),
-  }
+  given = parser.parse_args()
   values = {}
-  for name in arguments.only:
-    values |= parts[name]()
-  print_result('input_pipeline', {'quick': arguments.quick, **values})
+  for name in given.only:
+    with tempfile.TemporaryDirectory() as temporary:
+      folder = given.folder if given.folder and name == 'million' else temporary
+      values |= PARTS[name](QUICK if given.quick else FULL, folder)
+  print_result('input_pipeline', {'quick': given.quick, **values})
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ class Million(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """JPEG images of 32 x 32, cut from photographs; labels go round."""
 
   VERSION = tfds.core.Version('1.0.0')
-  NUMBER = 10**6
+  number = 10**6
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = {
@@ -47,47 +47,44 @@ class Million(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       file = io.BytesIO()
       cut.save(file, 'jpeg', quality=85)
       encoded.append(file.getvalue())
-    for number in range(self.NUMBER):
+    for number in range(self.number):
       image = io.BytesIO(encoded[number % DISTINCT])
       yield number, {'image': image, 'label': number % CLASSES}
-
-
-class Few(Million, skip_registration=True):
-  """The same, but fewer."""
-
-  NUMBER = 20_000
 
 
 Cost = tuple[float, float, float]  # seconds of wall and processor, MiB that the process holds then
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, Cost]:
-  """What a function returns, and what it cost."""
-  wall, processor = time.perf_counter(), time.process_time()
-  result = function()
-  cost = (time.perf_counter() - wall, time.process_time() - processor, resident_memory())
-  return result, cost
-
-
-def measure(folder: str, quick: bool) -> tuple[int, dict[str, Cost], float, float]:
+def measure(folder: str, number: int) -> tuple[int, dict[str, Cost], float, float]:
   """Prepares the data set, opens it twice, checks its images, and streams it once.
 
   Returns:
     Its number of examples; what came before the first step, by what it was; images per second over
     an epoch, the first batch apart; MiB by which memory grows after a tenth of the epoch.
   """
-  builder = (Few if quick else Million)(data_dir=folder, file_format='array_record')
-  split, costs = TfdsSplit(builder, 'train'), {}
-  _, costs['preparing'] = timed(lambda: prepare(builder))
+  costs: dict[str, Cost] = {}
+
+  def timed(title: str, function: Callable[[], Any]) -> Any:
+    wall, processor = time.perf_counter(), time.process_time()
+    result = function()
+    taken = time.perf_counter() - wall, time.process_time() - processor
+    costs[title] = (*taken, resident_memory())
+    return result
+
+  builder = Million(data_dir=folder, file_format='array_record')
+  builder.number = number
+  split = TfdsSplit(builder, 'train')
+  timed('preparing', lambda: prepare(builder))
   for title in ('labels, at the first start', 'labels, at later ones'):
-    labels, costs[title] = timed(lambda: split.open().labels)
+    labels = timed(title, lambda: split.open().labels)
   examples = split.open()
-  _, costs['opening every image once'] = timed(lambda: check(examples))
-  indices, costs['order of an epoch'] = timed(
-    lambda: batch_indices(jax.random.key(0), 0, len(labels) // BATCH, len(labels), BATCH)
+  timed('opening every image once', lambda: check(examples))
+  indices = timed(
+    'order of an epoch',
+    lambda: batch_indices(jax.random.key(0), 0, len(labels) // BATCH, len(labels), BATCH),
   )
   batches = pipeline.Stream(examples, SIDE).batches(indices)
-  first, costs['first batch'] = timed(lambda: next(batches))
+  first = timed('first batch', lambda: next(batches))
   np.testing.assert_array_equal(first.labels, indices[0] % CLASSES)
   start = time.perf_counter()
   growth = watched(batches, indices.size - BATCH)

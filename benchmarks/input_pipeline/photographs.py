@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import os
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ import numpy as np
 import sklearn.datasets
 from PIL import Image
 
-from benchmarks.machinery.measuring import in_turn, median_ratio
+from benchmarks.machinery.measuring import in_turn
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files
 from glora_jax.data.image import decode, resize
@@ -67,8 +66,8 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
       list(pool.map(read_with_pillow, parts))
 
     times = in_turn({'pillow': use_all_cores, 'ours': consume_stream}, repeats)
-  ours, pillow = (len(files.paths) / statistics.median(times[name]) for name in ('ours', 'pillow'))
-  return ours, pillow, median_ratio(times, 'pillow', 'ours')
+  ours, pillow = (len(files.paths) / times.median(name) for name in ('ours', 'pillow'))
+  return ours, pillow, times.ratio('pillow', 'ours')
 
 
 def measure_workers(files: Files, repeats: int) -> dict[int, tuple[float, ...]]:
@@ -76,10 +75,7 @@ def measure_workers(files: Files, repeats: int) -> dict[int, tuple[float, ...]]:
   found = collections.defaultdict(list)
   for workers in sorted({0, 1, 2, os.cpu_count() or 1}) * repeats:
     found[workers].append(measure_stream(pipeline.Stream(files, SIZE, workers=workers)))
-  return {
-    workers: tuple(map(statistics.median, zip(*measured, strict=True)))
-    for workers, measured in found.items()
-  }
+  return {workers: tuple(np.median(measured, axis=0)) for workers, measured in found.items()}
 
 
 def measure_stream(stream: pipeline.Stream) -> tuple[float, float]:

@@ -1,15 +1,11 @@
 """Images that stay on the device: what taking them costs, of the steps that take them."""
 
-import functools
-import statistics
 import time
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.machinery import embedded_task
-from benchmarks.machinery.measuring import in_turn, median_ratio
+from benchmarks.machinery.measuring import in_turn
 from benchmarks.machinery.training_steps import CompiledSteps, Problem, Shape
 from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
@@ -17,18 +13,6 @@ from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
 
 QUICKSTART_STEPS = 28 * 12 + 28 * 12 + 8 * 12  # supernet, linear probe, finetuning
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def sum_batches(
-  preprocess: Callable, images: jax.Array, labels: jax.Array, indices: jax.Array
-) -> jax.Array:
-  """The sum over all that training sees of batches with indices int32 [step, batch]."""
-
-  def add(total, index):
-    return total + preprocess(images[index]).sum() + labels[index].sum(), None
-
-  return jax.lax.scan(add, jnp.float32(0), indices)[0]
 
 
 def measure(steps: int, repeats: int) -> tuple[float, float, float]:
@@ -50,10 +34,15 @@ def measure(steps: int, repeats: int) -> tuple[float, float, float]:
   training = CompiledSteps(backbone.supernet_loss(), *halves, problem)
   indices = batch_indices(jax.random.key(1), 0, steps, len(labels), batch)
 
-  def take_batches():
-    return sum_batches(backbone.preprocess, images, labels, indices)
+  @jax.jit
+  def sums(images, labels, indices):
+    """All that training sees of batches with indices int32 [step, batch], added up."""
+    return jax.lax.map(
+      lambda index: backbone.preprocess(images[index]).sum() + labels[index].sum(), indices
+    ).sum()
 
-  times = in_turn({'input': take_batches, 'training': training}, repeats)
-  step_seconds = statistics.median(times['training']) / steps
+  rows = {'input': lambda: sums(images, labels, indices), 'training': training}
+  times = in_turn(rows, repeats)
+  step_seconds = times.median('training') / steps
   reading = reading_seconds / (QUICKSTART_STEPS * step_seconds)
-  return median_ratio(times, 'input', 'training') + reading, step_seconds, reading_seconds
+  return times.ratio('input', 'training') + reading, step_seconds, reading_seconds

@@ -6,18 +6,20 @@ for people, and one last line of JSON.
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
-Name = TypeVar('Name', bound=Hashable)
+DIGITS = 5  # of a number in the last line
 
 
 def make_parser(
@@ -55,25 +57,44 @@ def machine() -> dict[str, str | int | None]:
   }
 
 
-def rounded(value: Any, digits: int = 3) -> Any:
-  """A number, or all of a dictionary, with few digits; what was not measured stays None."""
+def plain(value: Any, digits: int = DIGITS) -> Any:
+  """A value as JSON keeps it, with so many digits of every number that is not whole."""
   if isinstance(value, Mapping):
-    return {name: rounded(each, digits) for name, each in value.items()}
-  return None if value is None else round(float(value), digits)
+    return {str(key): plain(item, digits) for key, item in value.items()}
+  if hasattr(value, 'tolist'):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [plain(item, digits) for item in value]
+  if isinstance(value, float):
+    return float(f'{value:.{digits}g}') if math.isfinite(value) else str(value)
+  return value
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-  """Prints columns as wide as they must be; the first is text, the others are aligned right."""
-  lines = [titles, *rows]
+def print_table(columns: Mapping[str, str], rows: Iterable[Iterable[Any]]) -> None:
+  """Prints columns as wide as they must be; the first is aligned left, the others right.
+
+  Args:
+    columns: formats of numbers by title; what is a string already, or None, needs none.
+    rows: a cell for each column.
+  """
+  cells = [
+    [
+      '' if cell is None else cell if isinstance(cell, str) else format(cell, spec)
+      for cell, spec in zip(row, columns.values(), strict=True)
+    ]
+    for row in rows
+  ]
+  lines = [list(columns), *cells]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   for first, *others in lines:
-    cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-    print('  '.join([first.ljust(widths[0]), *cells]).rstrip(), flush=True)
+    aligned = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+    print('  '.join([first.ljust(widths[0]), *aligned]).rstrip(), flush=True)
 
 
 def print_result(benchmark: str, values: Mapping[str, Any]) -> None:
   """Prints the last line: one JSON object with the benchmark's name, the machine and its values."""
-  print(json.dumps({'benchmark': benchmark, 'machine': machine(), **values}), flush=True)
+  line = {'benchmark': benchmark, 'machine': machine(), **plain(values)}
+  print(json.dumps(line), flush=True)
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -92,9 +113,23 @@ def in_new_process(
   return json.loads(done.stdout.splitlines()[-1])
 
 
+class Times(dict[Any, list[float]]):
+  """Seconds of every repeat, by what was timed."""
+
+  def median(self, name: Any) -> float:
+    """The median over the repeats."""
+    return statistics.median(self[name])
+
+  def ratio(self, above: Any, below: Any) -> float | None:
+    """Median of the ratios within each repeat; None where one of the two was not measured."""
+    if not {above, below} <= self.keys():
+      return None
+    return float(np.median(np.divide(self[above], self[below])))
+
+
 def in_turn(
-  functions: Mapping[Name, Callable[[], Any]], repeats: int, *, pause: float = 0.0
-) -> dict[Name, list[float]]:
+  functions: Mapping[Any, Callable[[], Any]], repeats: int, *, pause: float = 0.0
+) -> Times:
   """Seconds of every function in every repeat.
 
   Each is called once to compile. Then all are called in turn, so that a machine that slows down
@@ -107,24 +142,9 @@ def in_turn(
   """
   for function in functions.values():
     jax.block_until_ready(function())
-  times: dict[Name, list[float]] = {name: [] for name in functions}
+  times = Times({name: [] for name in functions})
   for _ in range(repeats):
     for name, function in functions.items():
       time.sleep(pause)
       times[name].append(seconds(function))
   return times
-
-
-def median_ratio(
-  times: Mapping[Name, list[float]], numerator: Name, denominator: Name
-) -> float | None:
-  """Median of the ratios within each repeat; None where one of the two was not measured."""
-  if numerator not in times or denominator not in times:
-    return None
-  pairs = zip(times[numerator], times[denominator], strict=True)
-  return statistics.median(above / below for above, below in pairs)
-
-
-def milliseconds(times: Mapping[Name, list[float]], steps: int) -> dict[Name, float]:
-  """The median time of a step, by name, of dispatches of so many."""
-  return {name: 1e3 * statistics.median(values) / steps for name, values in times.items()}

@@ -4,19 +4,20 @@ pip install -e '.[peers]' peft qwix
 """
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from benchmarks.machinery.training_steps import CLASSES, RANK, CompiledSteps, Problem, Row
+from benchmarks.machinery.training_steps import CLASSES, RANK, CompiledSteps, Problem
 from glora_jax.models.vit import ViT
 from glora_jax.training import losses
 from glora_jax.training.batches import batch_indices
 
-ADAPTED_LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
+ADAPTED_LAYERS = '(qkv|proj|fc1|fc2)'
 
 
 def installed(*libraries: str) -> bool:
@@ -24,31 +25,29 @@ def installed(*libraries: str) -> bool:
   return all(importlib.util.find_spec(library) for library in libraries)
 
 
-def qwix_lora_row(problem: Problem) -> Row:
+def qwix_lora_steps(problem: Problem) -> CompiledSteps:
   """LoRA of the same rank in the same layers of the same Flax model, by Google's qwix."""
   import qwix
 
   provider = qwix.LoraProvider(
-    module_path=f'blocks/.*({"|".join(ADAPTED_LAYERS)})', rank=RANK, alpha=float(RANK)
+    module_path=f'blocks/.*{ADAPTED_LAYERS}', rank=RANK, alpha=float(RANK)
   )
   model = qwix.apply_lora_to_model(problem.shape.model, provider)
   initial = jax.jit(model.init)(jax.random.key(2), problem.images[:1])['params']
-  flatten, unflatten = flax.traverse_util.flatten_dict, flax.traverse_util.unflatten_dict
-  variables = {**flatten(initial), **flatten(problem.params)}
-  stacks = sum(path[-1].endswith('_lora_a') for path in variables)
-  assert stacks == len(ADAPTED_LAYERS), f'qwix put LoRA into {stacks} stacks of layers'
-  trainable, frozen = {}, {}
-  for path, value in variables.items():
-    is_trained = path[0] == 'head' or path[-1].endswith(('_lora_a', '_lora_b'))
-    (trainable if is_trained else frozen)[path] = value
+  trainable, frozen = {}, flatten_dict(initial) | flatten_dict(problem.params)
+  for path in list(frozen):
+    if path[0] == 'head' or path[-1].endswith(('_lora_a', '_lora_b')):
+      trainable[path] = frozen.pop(path)
+  stacks = sum(path[-1].endswith('_lora_a') for path in trainable)
+  assert stacks == ADAPTED_LAYERS.count('|') + 1, f'qwix put LoRA into {stacks} stacks of layers'
 
   def loss_fn(trainable, frozen, batch, key):
     images, labels = batch
     del key
-    logits = model.apply({'params': unflatten({**trainable, **frozen})}, images)
+    logits = model.apply({'params': unflatten_dict({**trainable, **frozen})}, images)
     return losses.cross_entropy(logits, labels)
 
-  return CompiledSteps(loss_fn, trainable, frozen, problem).row()
+  return CompiledSteps(loss_fn, trainable, frozen, problem)
 
 
 def timm_vit(model: ViT, size: int) -> Any:
@@ -65,7 +64,7 @@ def timm_vit(model: ViT, size: int) -> Any:
   )
 
 
-def peft_row(problem: Problem, adapter: Literal['lora', 'glora']) -> Row:
+def peft_steps(problem: Problem, adapter: Literal['lora', 'glora']) -> Callable[[], None]:
   """A Hugging Face PEFT adapter on timm's ViT of the same shape, trained by a plain loop."""
   import peft
   import torch
@@ -74,7 +73,7 @@ def peft_row(problem: Problem, adapter: Literal['lora', 'glora']) -> Row:
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   where = {
     'r': RANK,
-    'target_modules': f'blocks\\..*\\.({"|".join(ADAPTED_LAYERS)})',
+    'target_modules': f'blocks\\..*\\.{ADAPTED_LAYERS}',
     'modules_to_save': ['head'],
   }
   if adapter == 'lora':
@@ -99,83 +98,48 @@ def peft_row(problem: Problem, adapter: Literal['lora', 'glora']) -> Row:
       optimizer.step()
     loss.item()
 
-  return Row(run)
+  return run
 
 
-class SerialTorchScorer:
-  """One candidate after the other: merges it into timm's ViT, layer by layer, and runs that.
+def serial_torch_scorer(model: ViT, images: jax.Array) -> Callable[[np.ndarray], None]:
+  """What merges one genome after the other into timm's ViT, layer by layer, and runs that.
 
-  Weights and supports are random: only the time counts.
+  The supports lie as in the official implementation, and are random as the weights: only the time
+  counts. It takes genomes int8 [candidate, layer, 5].
   """
+  import torch
 
-  def __init__(self, model: ViT, images: jax.Array) -> None:
-    """Builds the ViT and supports of rank 4 for images float [n, size, size, 3]."""
-    import torch
+  vit = timm_vit(model, images.shape[1]).eval()
+  pixels = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+  linears = [
+    layer
+    for block in vit.blocks
+    for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+  ]
+  layers = []
+  for linear in linears:
+    outputs, inputs = linear.weight.shape
+    factors = [(torch.randn(outputs, RANK), torch.randn(RANK, inputs)) for _ in 'AB']
+    factors.append((torch.randn(inputs, RANK), torch.randn(RANK, 1)))
+    base = linear.weight.detach().clone(), linear.bias.detach().clone()
+    layers.append((linear, base, factors, [torch.randn(outputs) for _ in 'DE']))
+  # Each form of a weight's tensor, of C, and of a bias's, by its code.
+  of_weight = (lambda down, up: 0.0, lambda down, up: down[0, 0], lambda down, up: down[:, :1])
+  of_weight += (torch.matmul,)
+  of_prompt = None, lambda down, up: down[:, 0], lambda down, up: (down @ up)[:, 0]
+  of_bias = (lambda vector: 0.0), (lambda vector: vector[0]), (lambda vector: vector)
 
-    self.vit = timm_vit(model, images.shape[1]).eval()
-    self.pixels = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
-    self.layers = [
-      getattr(getattr(block, part), name)
-      for block in self.vit.blocks
-      for part, name in (('attn', 'qkv'), ('attn', 'proj'), ('mlp', 'fc1'), ('mlp', 'fc2'))
-    ]
-    self.base = [
-      (layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in self.layers
-    ]
-    self.supports = [self._random_supports(*weight.shape) for weight, _ in self.base]
-
-  @staticmethod
-  def _random_supports(outputs: int, inputs: int) -> dict[str, Any]:
-    """Tensors under the names and in the layout of the official implementation."""
-    import torch
-
-    return {
-      'Ad': torch.randn(outputs, RANK),
-      'Au': torch.randn(RANK, inputs),
-      'Bd': torch.randn(outputs, RANK),
-      'Bu': torch.randn(RANK, inputs),
-      'Cd': torch.randn(inputs, RANK),
-      'Cu': torch.randn(RANK, 1),
-      'D': torch.randn(outputs),
-      'E': torch.randn(outputs),
-    }
-
-  def __call__(self, genomes: np.ndarray) -> None:
-    """Answers for all images with each of the genomes, int8 [candidate, layer, 5]."""
-    import torch
-
+  def score(genomes: np.ndarray) -> None:
     with torch.inference_mode():
       for genome in genomes.tolist():
-        for layer, base, supports, codes in zip(
-          self.layers, self.base, self.supports, genome, strict=True
+        for (linear, (weight, bias), (scale, shift, prompt), (d, e)), codes in zip(
+          layers, genome, strict=True
         ):
-          layer.weight.data, layer.bias.data = _merged(*base, supports, codes)
-        self.vit(self.pixels).argmax(-1)
+          merged = weight + weight * of_weight[codes[0]](*scale) + of_weight[codes[1]](*shift)
+          moved = bias + bias * of_bias[codes[3]](d) + of_bias[codes[4]](e)
+          form = of_prompt[codes[2]]
+          linear.weight.data = merged
+          linear.bias.data = moved + (0.0 if form is None else weight @ form(*prompt))
+        vit(pixels).argmax(-1)
 
-
-def _merged(weight: Any, bias: Any, supports: dict[str, Any], codes: list[int]) -> tuple[Any, Any]:
-  """Weight and bias of one layer with its supports in the forms that five codes name."""
-  a, b, c, d, e = codes
-  scale, shift = _matrix(supports, 'A', a), _matrix(supports, 'B', b)
-  prompt = 0.0
-  if c:  # a vector of the inputs, or one of low rank
-    prompt = weight @ (supports['Cd'] if c == 1 else supports['Cd'] @ supports['Cu'])[:, 0]
-  merged_bias = bias + bias * _vector(supports['D'], d) + _vector(supports['E'], e) + prompt
-  return weight + weight * scale + shift, merged_bias
-
-
-def _matrix(supports: dict[str, Any], tensor: Literal['A', 'B'], code: int) -> Any:
-  """A or B: none, a scalar, a vector of the outputs, or the product of low rank."""
-  down, up = supports[f'{tensor}d'], supports[f'{tensor}u']
-  if code == 0:
-    return 0.0
-  if code == 1:
-    return down[0, 0]
-  return down[:, :1] if code == 2 else down @ up
-
-
-def _vector(support: Any, code: int) -> Any:
-  """D or E: none, a scalar, or a vector."""
-  if code == 0:
-    return 0.0
-  return support[0] if code == 1 else support
+  return score

@@ -1,17 +1,17 @@
-"""Training steps of a ViT in several ways, as compiled by the library: their run and their bytes.
+"""Training steps of a ViT in several ways, as compiled by the library: their times and their bytes.
 
-Batch 64, 10 classes, AdamW, rank 4, the head always trained, no augmentation, images resident.
+10 classes, AdamW, rank 4, the head always trained, no augmentation, images resident.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import glora_jax
-from benchmarks.machinery.measuring import seconds
+from benchmarks.machinery.measuring import in_turn, print_table
 from glora_jax.method.adapted import Adapted
 from glora_jax.models.vit import ViT
 from glora_jax.runs.planning.costs import bytes_by_kind
@@ -21,7 +21,8 @@ from glora_jax.training.recipe import Recipe
 
 CLASSES = 10
 RANK = 4
-PRODUCTS_IN_A_CHAIN = 8
+MEBIBYTE = 2**20
+BYTES = {'bytes_held': 'MiB held', 'optimizer_bytes': 'optimizer', 'gradient_bytes': 'gradients'}
 
 
 class Shape(NamedTuple):
@@ -64,31 +65,19 @@ class Problem(NamedTuple):
     params = jax.jit(shape.model.init)(jax.random.key(1), images[:1])['params']
     return cls(shape, params, images, labels)
 
-  def adapt(self) -> Adapted:
-    """The model with supports of rank 4."""
-    space = glora_jax.SearchSpace(ranks=(RANK,))
+  def adapt(self, ranks: tuple[int, ...] = (RANK,)) -> Adapted:
+    """The model with supports of some ranks."""
+    space = glora_jax.SearchSpace(ranks=ranks)
     return glora_jax.adapt(self.shape.model, self.images[:1], space=space)
 
 
-class Row(NamedTuple):
-  """One way to train.
+class CompiledSteps:
+  """A dispatch of the library's own training steps; each call goes on where the last one ended.
 
   Attributes:
-    run: does a dispatch of steps to their end.
-    held: bytes of arguments, temporaries, and results that take no argument's place, by XLA's
-      account of the compiled steps; None for other frameworks, as the two below.
-    optimizer: bytes of the optimizer's state.
-    gradients: bytes of the gradients, which are as large as the trained parameters.
+    bytes: of all that is held at once by XLA's account, of the optimizer's state, and of the
+      gradients, which are as large as the trained parameters.
   """
-
-  run: Callable[[], None]
-  held: int | None = None
-  optimizer: int | None = None
-  gradients: int | None = None
-
-
-class CompiledSteps:
-  """A dispatch of the library's own training steps; each call goes on where the last one ended."""
 
   def __init__(self, loss_fn: loop.LossFn, trainable: Any, frozen: Any, problem: Problem) -> None:
     """Compiles the steps and copies what they consume."""
@@ -103,6 +92,11 @@ class CompiledSteps:
     steps = loop.make_steps(loss_fn, optimizer)
     lowered = steps.lower(self.trainable, self.optimizer_state, self.done, *self.constants)
     self.compiled = lowered.compile()
+    parts = {'optimizer_bytes': self.optimizer_state, 'gradient_bytes': self.trainable}
+    self.bytes = {
+      'bytes_held': held(self.compiled),
+      **{name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in parts.items()},
+    }
 
   def __call__(self) -> None:
     """Does the steps; refuses to time what was left out because the loss was not finite."""
@@ -112,14 +106,6 @@ class CompiledSteps:
     jax.block_until_ready((self.trainable, metrics))
     assert int(done) == self.done + self.steps, 'the loss was not finite'
     self.done = int(done)
-
-  def row(self) -> Row:
-    """The steps with their bytes."""
-    optimizer, gradients = (
-      sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-      for tree in (self.optimizer_state, self.trainable)
-    )
-    return Row(self, held(self.compiled), optimizer, gradients)
 
 
 def held(executable: Any) -> int:
@@ -141,10 +127,11 @@ class Cost(NamedTuple):
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
-    return cls(held(compiled) / 2**20, bytes_by_kind(compiled)['temporaries'] / 2**20, seconds)
+    temporaries = bytes_by_kind(compiled)['temporaries']
+    return cls(held(compiled) / MEBIBYTE, temporaries / MEBIBYTE, seconds)
 
 
-def full_row(problem: Problem) -> Row:
+def full_steps(problem: Problem) -> CompiledSteps:
   """Full fine-tuning of the plain model, the yardstick."""
 
   def loss_fn(params, frozen, batch, key):
@@ -152,66 +139,82 @@ def full_row(problem: Problem) -> Row:
     del frozen, key
     return losses.cross_entropy(problem.shape.model.apply({'params': params}, images), labels)
 
-  return CompiledSteps(loss_fn, problem.params, {}, problem).row()
+  return CompiledSteps(loss_fn, problem.params, {}, problem)
 
 
-def supernet_row(problem: Problem, adapted: Adapted | None = None) -> Row:
-  """A random genome for every step, of the problem's own adapted model or of another."""
-  adapted = adapted or problem.adapt()
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(2), problem.params))
-  loss_fn = losses.make_loss(
-    adapted, lambda images, key: images, lambda key: glora_jax.sample_genome(key, adapted.spec)
-  )
-  return CompiledSteps(loss_fn, trainable, frozen, problem).row()
+def glora_steps(
+  problem: Problem, structure: Any = None, adapted: Adapted | None = None
+) -> CompiledSteps:
+  """A fixed structure in its cheapest form, or without one the supernet: one drawn for every step.
 
-
-def preset_row(problem: Problem, preset: str, adapted: Adapted | None = None) -> Row:
-  """A fixed preset in its cheapest form, of the problem's own adapted model or of another."""
-  return structure_row(problem, adapted or problem.adapt(), preset)
-
-
-def structure_row(problem: Problem, adapted: Adapted, structure: Any) -> Row:
-  """A fixed structure of an adapted model in its cheapest form."""
-  subnet = adapted.fix(structure)
-  trainable, frozen = subnet.split(adapted.init(jax.random.key(2), problem.params))
-
-  def loss_fn(trainable, frozen, batch, key):
-    images, labels = batch
-    del key
-    logits = subnet.apply(subnet.join(trainable, frozen), images)
-    return losses.cross_entropy(logits, labels)
-
-  return CompiledSteps(loss_fn, trainable, frozen, problem).row()
-
-
-def model_operations(shape: Shape) -> float:
-  """Floating-point operations of the matrix products of one training step.
-
-  The backward pass counts as two forward passes, whatever is trained.
+  Args:
+    problem: what is trained.
+    structure: name of a preset, or a genome.
+    adapted: the problem's model, adapted in another way than `Problem.adapt` does.
   """
-  model = shape.model
-  patches = (shape.size // model.patch_size) ** 2
-  tokens = patches + int(model.class_token)
-  dense = 12 * model.width**2 * tokens  # multiply-adds of a block, as all that follow
-  attention = 2 * tokens**2 * model.width
-  embedding = patches * model.patch_size**2 * 3 * model.width
-  forward = 2 * shape.batch * (model.depth * (dense + attention) + embedding)
-  return 3 * forward
+  adapted = adapted or problem.adapt()
+  learner = adapted if structure is None else adapted.fix(structure)
+  halves = learner.split(adapted.init(jax.random.key(2), problem.params))
+  return CompiledSteps(losses.make_loss(learner), *halves, problem)
 
 
-@jax.jit
-def chain_of_products(factor: jax.Array) -> jax.Array:
-  """Multiplies a matrix [side, side] by itself, eight times over."""
+def compare(
+  rows: Mapping[str, Callable[[], None]],
+  steps: int,
+  repeats: int,
+  ratios: Mapping[str, tuple[str, str]],
+  *,
+  pause: float = 0.0,
+  at_peak: float | None = None,
+) -> dict[str, Any]:
+  """Times what makes so many steps in a call, in turn, and prints a table of a step's costs.
 
-  def multiply(_, product):
-    return product @ factor
+  Args:
+    rows: what is compared, by name; the first is what a column of the table measures all by.
+    steps: of a call.
+    repeats: of every call.
+    ratios: of two rows, by name; of their bytes where the name says so, else of their times.
+    pause: seconds before each call.
+    at_peak: milliseconds of a step, were the processor used wholly.
 
-  return jax.lax.fori_loop(0, PRODUCTS_IN_A_CHAIN, multiply, factor)
+  Returns:
+    Milliseconds of a step, shares of the peak, ratios, None where a row is missing, and bytes.
+  """
+  times = in_turn(rows, repeats, pause=pause)
+  milliseconds = {name: 1e3 * times.median(name) / steps for name in rows}
+  sizes = {name: row.bytes for name, row in rows.items() if isinstance(row, CompiledSteps)}
+  first = next(iter(rows))
+  shares = {name: at_peak / each for name, each in milliseconds.items()} if at_peak else {}
+  print_table(
+    {
+      '': '',
+      'ms a step': '.2f',
+      f'over {first}': '.3f',
+      'of peak': '.3f',
+      **dict.fromkeys(BYTES.values(), '.1f'),
+    },
+    [
+      (
+        name,
+        each,
+        times.ratio(name, first),
+        shares.get(name),
+        *(sizes[name][kind] / MEBIBYTE if name in sizes else None for kind in BYTES),
+      )
+      for name, each in milliseconds.items()
+    ],
+  )
 
+  def ratio(name: str, above: str, below: str) -> float | None:
+    if 'bytes' not in name:
+      return times.ratio(above, below)
+    both = {above, below} <= sizes.keys()
+    return sizes[above]['bytes_held'] / sizes[below]['bytes_held'] if both else None
 
-def peak_operations(dtype: Any, side: int, repeats: int = 5) -> float:
-  """Floating-point operations a second of a chain of large matrix products, at their best."""
-  factor = jnp.full((side, side), 1 / side, dtype)
-  chain_of_products(factor).block_until_ready()
-  fastest = min(seconds(lambda: chain_of_products(factor)) for _ in range(repeats))
-  return PRODUCTS_IN_A_CHAIN * 2 * side**3 / fastest
+  return {
+    'repeats': repeats,
+    'milliseconds': milliseconds,
+    'share_of_peak': shares,
+    **{name: ratio(name, *pair) for name, pair in ratios.items()},
+    **{kind: {name: of[kind] for name, of in sizes.items()} for kind in BYTES if sizes},
+  }

@@ -89,8 +89,8 @@ def main() -> None:
     counts[part] = collections.Counter(held.verdict for held in compared)
     failed |= part != TIMES and bool(counts[part].keys() - {'same', 'close'})
   print_table(
-    ('part', *VERDICTS),
-    [(part, *(f'{count[verdict]:,}' for verdict in VERDICTS)) for part, count in counts.items()],
+    {'part': '', **dict.fromkeys(VERDICTS, ',')},
+    [(part, *(count[verdict] for verdict in VERDICTS)) for part, count in counts.items()],
   )
   print_result('record', {'counts': counts})
   sys.exit(failed)

@@ -1,14 +1,17 @@
 """Numbers of a record: made few, and compared."""
 
+import functools
 import json
-import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from benchmarks.machinery import measuring
+
 DIGITS = 9  # of a number: float32 has 7 or 8
+plain = functools.partial(measuring.plain, digits=DIGITS)
 FREQUENCIES = (0.0, 0.7, 1.9, 3.1)
 TOLERANCE = 1e-5
 
@@ -39,19 +42,6 @@ def digest(tree: Any) -> list[float]:
   values = np.concatenate([*leaves, np.zeros(1)])
   cosines = (np.cos(frequency * np.arange(len(values))) for frequency in FREQUENCIES)
   return [float(np.linalg.norm(values)), *(float(values @ cosine) for cosine in cosines)]
-
-
-def plain(value: Any) -> Any:
-  """A value as JSON keeps it, with `DIGITS` of every number that is not whole."""
-  if isinstance(value, dict):
-    return {str(key): plain(item) for key, item in value.items()}
-  if hasattr(value, 'tolist'):
-    value = value.tolist()
-  if isinstance(value, list | tuple):
-    return [plain(item) for item in value]
-  if isinstance(value, float):
-    return float(f'{value:.{DIGITS}g}') if math.isfinite(value) else str(value)
-  return value
 
 
 def to_text(record: dict[str, Any]) -> str:

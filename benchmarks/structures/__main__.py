@@ -30,242 +30,203 @@ import argparse
 import functools
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.structures import gate, plan, tables
-from benchmarks.structures.jobs import Job, Store, run_jobs
-from benchmarks.structures.plan import Method
-from benchmarks.structures.tables import Rates
+from benchmarks.structures.jobs import FOLDER, Job, Store, run_jobs
+from benchmarks.structures.plan import MAIN, Method, Protocol, Rates, rated
 from glora_jax.runs import runners
 from glora_jax.runs.terminal import MISTAKES, sentence
 
-HERE = os.path.dirname(__file__)
-FOLDER = os.path.join(HERE, 'results')
-RATES = os.path.join(FOLDER, 'rates.json')
-QUICK_METHODS: tuple[Method, ...] = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
+QUICK_METHODS = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
+Part = Callable[[argparse.Namespace], None]
 
 
-def main() -> None:
-  """Does what the command line asks for."""
-  parser = make_parser(__doc__, 'one epoch of three methods on one task; nothing is kept')
-  parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
-  parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
-  parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
-  parser.add_argument('--seeds', type=int, help='most seeds of a table')
-  parser.add_argument('--methods', nargs='+', help='some of the methods')
-  add_runner(parser)
-  arguments = parser.parse_args()
-  arguments.runner = runner_of(arguments)
-  for do in [quick] if arguments.quick else [DO[part] for part in arguments.parts or DO]:
-    do(arguments)
-
-
-def add_runner(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that say who does jobs, and of which version tables are."""
+def command(parser: argparse.ArgumentParser, parts: Mapping[str, Part], quick: Part) -> None:
+  """Does the parts that a command line asks for, by default all."""
+  parser.add_argument('parts', nargs='*', choices=[*parts, []], default=[], help='all by default')
   parser.add_argument('--runner', default='process', help='ray, or ray:ADDRESS')
   parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
   parser.add_argument('--version', help='of the lines that tables are made of')
-
-
-def runner_of(arguments) -> runners.Runner:
-  """The runner of a command line.
-
-  Raises:
-    SystemExit: there is none; the sentence says why.
-  """
+  given = parser.parse_args()
   try:
-    return runners.named(arguments.runner, arguments.resources)
+    given.runner = runners.named(given.runner, given.resources)
   except MISTAKES as error:
     raise SystemExit(f'error: {sentence(error)}') from error
+  for do in [quick] if given.quick else [parts[name] for name in given.parts or parts]:
+    do(given)
 
 
-def store_of(part: str, version: str | None = None) -> Store:
-  """The results of a part by a version, by default the present one."""
-  return Store(os.path.join(FOLDER, f'{part}.jsonl'), version)
+def try_out(
+  name: str, given: argparse.Namespace, methods: Iterable[Method], protocol: Protocol, rate: float
+) -> None:
+  """Short trainings whose results are not kept, on the first task."""
+  store = Store(os.path.join(FOLDER, f'{name}.quick.jsonl'))
+  rates = dict.fromkeys(methods, rate)
+  jobs = protocol._replace(epochs=1).jobs(rates, protocol.tuned_on[:1], [plan.TUNING_SEED])
+  run_jobs(jobs, store, given.runner, 'quick')
+  print_result(name, {job.method: store.results[job]['test'] for job in jobs})
 
 
-def quick(arguments) -> None:
-  """A few short trainings whose results are not kept."""
-  store = Store(os.path.join('runs', 'structures', 'quick.jsonl'))
-  jobs = [Job('digits', *method, 1.6e-2, plan.TUNING_SEED, 1) for method in QUICK_METHODS]
-  run_jobs(jobs, store, arguments.runner, 'quick')
-  print_result('structures', {job.method: store.results[job]['test'] for job in jobs})
+def choose_rates(
+  given: argparse.Namespace, methods: Iterable[Method], protocol: Protocol = MAIN
+) -> None:
+  """Chooses the rates of methods, and adds them to those that are chosen."""
+  store = protocol.store('tuning')
+  run = functools.partial(run_jobs, store=store, runner=given.runner, title='tuning')
+  protocol.add_rates(protocol.tune(list(dict.fromkeys(methods)), store, run))
 
 
-def tune(arguments) -> None:
-  """Chooses the rates of all methods of the budgets, and adds them to those that are chosen."""
-  store = store_of('tuning')
+def chosen(methods: Iterable[Method], given: argparse.Namespace) -> list[Method]:
+  """Those of the names that were given; all without names."""
+  return [method for method in methods if not given.methods or method[0] in given.methods]
+
+
+def tune(given: argparse.Namespace) -> None:
+  """Chooses the rates of all methods of the budgets."""
   methods: list[Method] = []
-  for budget in arguments.budgets:
+  for budget in given.budgets:
     ours = [(name, budget) for name in ('gradient', 'gradient/usual', 'random(0)')]
     methods += [*plan.fixed_up_to(budget), *ours, *plan.searched(budget)]
-  methods = list(dict.fromkeys(chosen(methods, arguments.methods)))
-  run = functools.partial(run_jobs, store=store, runner=arguments.runner, title='tuning')
-  rates = plan.tune(methods, store, plan.Trials(), run)
-  plan.write_rates(RATES, {**(read_rates() if os.path.exists(RATES) else {}), **rates})
+  choose_rates(given, chosen(methods, given))
 
 
-def read_rates() -> dict[Method, float]:
-  """The chosen rates; see `plan.read_rates`."""
-  return plan.read_rates(RATES, 'benchmarks.structures')
-
-
-def chosen(methods: list[Method], names: list[str] | None) -> list[Method]:
-  """Those of the given names; all without names."""
-  return [method for method in methods if not names or method[0] in names]
-
-
-def with_rates(methods: Sequence[Method], rates: Rates) -> list[tuple[Method, float]]:
-  """The methods that have rates, with them; those that vary another take its rate."""
-  tuned = ((method, plan.tuned_as(method)) for method in methods)
-  return [(method, rates[name]) for method, name in tuned if name in rates]
-
-
-def require_rates(methods: Sequence[Method], rates: Rates) -> None:
-  """Raises SystemExit, with a sentence, where a method that was asked for has no rate."""
-  without = {plan.tuned_as(method) for method in methods} - set(rates)
-  if without:
-    names = ', '.join(sorted(name for name, _ in without))
-    raise SystemExit(
-      f'No learning rate is chosen for {names}; python -m benchmarks.structures tune, with the '
-      'same budgets, does that.'
-    )
-
-
-def develop(arguments) -> None:
+def develop(given: argparse.Namespace) -> None:
   """The tournament of values and options on the development tasks."""
-  store, rates = store_of('development'), read_rates()
-  names = arguments.tasks or plan.tasks('development')
-  seeds = range(arguments.seeds or plan.TOURNAMENT_SEEDS)
-  for budget in arguments.budgets:
-    methods = chosen(plan.tournament(budget), arguments.methods)
-    require_rates(methods, rates)
-    jobs = plan.jobs_of(with_rates(methods, rates), names, seeds)
-    run_jobs(jobs, store, arguments.runner, f'development, {budget}')
+  store, rates = MAIN.store('development'), MAIN.read_rates()
+  names = given.tasks or plan.tasks('development')
+  for budget in given.budgets:
+    methods = rated(chosen(plan.tournament(budget), given), rates, all_of_them=True)
+    jobs = MAIN.jobs(methods, names, range(given.seeds or plan.TOURNAMENT_SEEDS))
+    run_jobs(jobs, store, given.runner, f'development, {budget}')
 
 
-def committed(folder: str) -> str:
-  """The commit that holds a folder as it is, results apart.
+def run_gate(given: argparse.Namespace) -> None:
+  """Random structures of one size on the development tasks."""
+  rate = MAIN.read_rates()['random(0)', gate.BUDGET]
+  jobs = gate.jobs(given.tasks or plan.tasks('development'), rate)
+  run_jobs(jobs, MAIN.store('gate'), given.runner, 'gate')
+
+
+def committed() -> dict[str, str]:
+  """The commit that holds this benchmark as it is, results apart.
 
   Raises:
     SystemExit: something in it is not committed.
   """
 
   def git(*arguments: str) -> str:
-    command = ['git', *arguments, '--', folder, ':(exclude)*.jsonl']
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.rstrip()
+    line = ['git', *arguments, '--', plan.HERE, ':(exclude)*.jsonl']
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout.rstrip()
 
   if changed := git('status', '--porcelain'):
     raise SystemExit(f'Commit these before the final tasks are run:\n{changed}')
-  return git('log', '-1', '--format=%h')
+  return {'commit': git('log', '-1', '--format=%h')}
 
 
-def compare(
-  part: str, arguments, names_of: Callable[[int], list[str]], jobs_of: Callable[..., Iterator]
-) -> None:
-  """Does the jobs of every budget on the tasks of a part, and keeps the commit with results."""
-  store, rates = store_of(part), read_rates()
-  notes = {'commit': committed(HERE)}
-  for budget in arguments.budgets:
-    names = arguments.tasks or names_of(budget)
-    seeds = min(arguments.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
-    for jobs in jobs_of(store, rates, names, budget, seeds):
-      run_jobs(jobs, store, arguments.runner, f'{part}, {budget}', notes)
+class Round(NamedTuple):
+  """What is compared by a budget: results so far, chosen rates, tasks, and most seeds."""
+
+  store: Store
+  rates: Rates
+  names: list[str]
+  budget: int
+  seeds: int
+
+  def jobs(self, methods: Iterable[Method], most: int | None = None) -> list[Job]:
+    """The jobs of methods that have rates."""
+    seeds = min(self.seeds, most or self.seeds)
+    return MAIN.jobs(rated(methods, self.rates), self.names, range(seeds))
+
+  def by_task(self, methods_of: Callable[[str], Iterable[Method]]) -> list[Job]:
+    """The jobs of methods that differ from task to task; seeds are outermost."""
+    rates = {name: rated(methods_of(name), self.rates) for name in self.names}
+    return [
+      job
+      for seed in range(self.seeds)
+      for name in self.names
+      for job in MAIN.jobs(rates[name], [name], [seed])
+    ]
+
+  def bar(self) -> Iterator[list[Job]]:
+    """Ours and the fixed methods, those that cannot be the best with fewer seeds."""
+    ours = (plan.OURS, self.budget)
+    rated([ours], self.rates, all_of_them=True)
+    fixed = rated(plan.fixed_up_to(self.budget), self.rates)
+    yield self.jobs([ours, *fixed], plan.FIRST_SEEDS)
+    yield self.by_task(lambda name: [ours, *plan.contenders(self.store, name, fixed)])
+
+  def final(self) -> Iterator[list[Job]]:
+    """All jobs, in the order in which they are done; later ones depend on results."""
+    budget = self.budget
+    yield from self.bar()
+    yield self.by_task(functools.partial(plan.controls, budget))
+    yield self.jobs(plan.twice_as_large(budget))
+    yield self.jobs(plan.searched(budget), plan.SEARCH_SEEDS)
+    yield self.jobs(plan.randoms(budget), plan.OTHER_SEEDS)
+    yield self.jobs(plan.other_values(budget), plan.OTHER_SEEDS)
+
+  def confirming(self) -> Iterator[list[Job]]:
+    """The jobs on confirming tasks; where something was borrowed, also without that."""
+    yield from self.bar()
+    alone = rated([('gradient', self.budget)], self.rates)
+    yield [
+      job
+      for ours in self.jobs([(plan.OURS, self.budget)])
+      if self.store.results[ours]['share']
+      for job in MAIN.jobs(alone, [ours.task], [ours.seed])
+    ]
 
 
-def by_task(
-  methods_of: Callable[[str], list[Method]], rates: Rates, names: list[str], seeds: int
-) -> list[Job]:
-  """The jobs of methods that differ from task to task; seeds are outermost."""
-  return [
-    job
-    for seed in range(seeds)
-    for name in names
-    for job in plan.jobs_of(with_rates(methods_of(name), rates), [name], [seed])
-  ]
+def compare(part: str, given: argparse.Namespace) -> None:
+  """Does the jobs of every budget on the tasks of a part, and keeps the commit with results.
+
+  On final tasks these are all methods, or those that are named.
+  """
+  store, rates, notes = MAIN.store(part), MAIN.read_rates(), committed()
+  for budget in given.budgets:
+    names = given.tasks or plan.tasks_of(part, budget)
+    seeds = min(given.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
+    turn = Round(store, rates, names, budget, seeds)
+    batches: Iterable[list[Job]] = turn.confirming() if part == 'confirming' else turn.final()
+    if part == 'final' and given.methods:
+      named = [plan.sized(name, budget) for name in given.methods]
+      batches = [turn.jobs(rated(named, rates, all_of_them=True))]
+    for jobs in batches:
+      run_jobs(jobs, store, given.runner, f'{part}, {budget}', notes)
 
 
-def bar_jobs(
-  store: Store, rates: Rates, names: list[str], budget: int, seeds: int
-) -> Iterator[list[Job]]:
-  """Ours and the fixed methods, those that cannot be the best with fewer seeds."""
-  fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
-  ours = (plan.OURS, budget)
-  require_rates([ours], rates)
-  first = range(min(seeds, plan.FIRST_SEEDS))
-  yield plan.jobs_of(with_rates([ours, *fixed], rates), names, first)
-  left = {name: plan.contenders(store, name, rates, fixed) for name in names}
-  yield by_task(lambda name: [ours, *left[name]], rates, names, seeds)
-
-
-def final_jobs(
-  store: Store, rates: Rates, names: list[str], budget: int, seeds: int
-) -> Iterator[list[Job]]:
-  """The jobs of a budget, in the order in which they are done; later ones depend on results."""
-  yield from bar_jobs(store, rates, names, budget, seeds)
-  yield by_task(functools.partial(plan.controls, budget), rates, names, seeds)
-  for methods, most in (
-    (plan.twice_as_large, seeds),
-    (plan.searched, plan.SEARCH_SEEDS),
-    (plan.randoms, plan.OTHER_SEEDS),
-    (plan.other_values, plan.OTHER_SEEDS),
-  ):
-    yield plan.jobs_of(with_rates(methods(budget), rates), names, range(min(seeds, most)))
-
-
-def final(arguments) -> None:
-  """All methods on the final tasks, those that cannot be the best with fewer seeds."""
-
-  def wanted(store: Store, rates: Rates, names: list[str], budget: int, seeds: int):
-    methods = [plan.sized(name, budget) for name in arguments.methods]
-    require_rates(methods, rates)
-    yield plan.jobs_of(with_rates(methods, rates), names, range(seeds))
-
-  compare('final', arguments, plan.final_tasks, wanted if arguments.methods else final_jobs)
-
-
-def confirming_jobs(
-  store: Store, rates: Rates, names: list[str], budget: int, seeds: int
-) -> Iterator[list[Job]]:
-  """The jobs of a budget on confirming tasks; where something was borrowed, also without that."""
-  yield from bar_jobs(store, rates, names, budget, seeds)
-  ours, alone = with_rates([(plan.OURS, budget), ('gradient', budget)], rates)
-  yield [
-    job
-    for with_prior in plan.jobs_of([ours], names, range(seeds))
-    if store.results[with_prior]['share']
-    for job in plan.jobs_of([alone], [with_prior.task], [with_prior.seed])
-  ]
-
-
-def confirm(arguments) -> None:
-  """Ours and the fixed methods on tasks that were written when all of them were fixed."""
-  compare('confirming', arguments, lambda _: plan.confirming(), confirming_jobs)
-
-
-def print_tables(arguments) -> None:
+def print_tables(given: argparse.Namespace) -> None:
   """Prints what is there."""
-  parts = ('tuning', 'development', 'gate', 'final', 'confirming')
-  stores = {part: store_of(part, arguments.version) for part in parts}
-  tables.print_all(stores, read_rates(), arguments.budgets)
+  tables.print_all(MAIN, given.version, given.budgets)
 
 
-def run_gate(arguments) -> None:
-  """Random structures of one size on the development tasks."""
-  names = arguments.tasks or plan.tasks('development')
-  rate = read_rates()['random(0)', gate.BUDGET]
-  run_jobs(gate.jobs(names, rate), store_of('gate'), arguments.runner, 'gate')
-
-
-DO = {
+PARTS: dict[str, Any] = {
   'tune': tune,
   'develop': develop,
   'gate': run_gate,
-  'final': final,
-  'confirm': confirm,
+  'final': functools.partial(compare, 'final'),
+  'confirm': functools.partial(compare, 'confirming'),
   'tables': print_tables,
 }
+
+
+def main() -> None:
+  """Does what the command line asks for."""
+  parser = make_parser(__doc__, 'one epoch of three methods on one task; nothing is kept')
+  parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
+  parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
+  parser.add_argument('--seeds', type=int, help='most seeds of a table')
+  parser.add_argument('--methods', nargs='+', help='some of the methods')
+  digits = MAIN._replace(tuned_on=('digits',))
+
+  def quick(given: argparse.Namespace) -> None:
+    try_out('structures', given, QUICK_METHODS, digits, 1.6e-2)
+
+  command(parser, PARTS, quick)
+
 
 if __name__ == '__main__':
   main()

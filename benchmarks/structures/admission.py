@@ -18,23 +18,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.machinery.embedded_task import Backbone, on_device
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
-from benchmarks.structures.jobs import UNKNOWN, results_of, version
+from benchmarks.structures.jobs import UNKNOWN, version
+from benchmarks.structures.plan import ADMISSION, EPOCHS
 from benchmarks.structures.tasks import TASKS, draw, load_pool, more_validation
 from glora_jax.data.pipeline import Split
 from glora_jax.files import read_json, write_json
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import preset
-from glora_jax.runs.runners import THIS_PROCESS
 from glora_jax.runs.stages.training import FullFineTuning
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
-RESULTS = os.path.join(os.path.dirname(__file__), 'admission.json')
 SEED = 1000
-EPOCHS = 36
 QUICK_EPOCHS = 2
 LEAST_GAIN = 10.0  # points of full fine-tuning over the linear probe
 HIGHEST = 97.0  # percent
@@ -46,81 +44,54 @@ RATES: Mapping[str, tuple[float, ...]] = {
 }
 
 
-def is_admitted(accuracy: Mapping[str, float]) -> bool:
-  """Whether a task has headroom, by the accuracy in percent of each method in `RATES`."""
-  gain = accuracy['finetuning'] - accuracy['linear']
-  return gain >= LEAST_GAIN and max(accuracy['finetuning'], accuracy['full']) < HIGHEST
+def is_admitted(result: Mapping[str, Any]) -> bool:
+  """Whether a task has headroom, by what each method in `RATES` reached."""
+  linear, finetuning, full = (result[method]['accuracy'] for method in RATES)
+  return finetuning - linear >= LEAST_GAIN and max(finetuning, full) < HIGHEST
 
 
 @functools.cache
-def backbone() -> Backbone:
-  """The embedded backbone. Its head has ten classes on every task: programs are compiled once."""
-  return Backbone.load(remat=None)
+def learner(method: str) -> tuple[Backbone, Adapted, loop.LossFn, Any]:
+  """The backbone, what is trained, its loss, and compiled `(variables, images) -> classes`.
 
-
-@functools.cache
-def programs(method: str) -> tuple[Adapted, loop.LossFn, Any]:
-  """What is trained, its loss, and compiled `(variables, images) -> classes`."""
-  base = backbone()
+  The embedded backbone's head has ten classes on every task: programs are compiled once.
+  """
+  base = Backbone.load(remat=None)
   adapted = base.adapted
-  learner = FullFineTuning.of(adapted)
-  if method != 'finetuning':
-    learner = adapted.fix(preset(adapted.spec, method))
+  own = FullFineTuning.of(adapted) if method == 'finetuning' else adapted.fix(method)
 
   @jax.jit
   def classify(variables, images):
-    return learner.apply(variables, base.preprocess(images)).argmax(-1)
+    return own.apply(variables, base.preprocess(images)).argmax(-1)
 
-  return learner, losses.make_loss(learner, base.preprocess, train=True), classify
-
-
-def train(method: str, rate: float, data: Split, epochs: int) -> Any:
-  """Variables of a method after its training."""
-  base = backbone()
-  trained, loss_fn, _ = programs(method)
-  key = jax.random.key(SEED)
-  trainable, frozen = trained.split(base.adapted.init(key, base.params))
-  recipe = Recipe(
-    epochs=epochs,
-    warmup_epochs=min(3, epochs),
-    learning_rate=rate,
-    final_learning_rate=rate / 1000,
-  )
-  images, labels = on_device(data)
-  state = loop.fit(loss_fn, trainable, frozen, images, labels, recipe, key, progress=False)
-  return trained.join(state.trainable, frozen)
-
-
-def accuracy_percent(method: str, variables: Any, data: Split) -> float:
-  """Share of images that are classified right, in percent."""
-  *_, classify = programs(method)
-  starts = range(0, len(data.labels), BATCH)
-  parts = [np.asarray(classify(variables, data.images[at : at + BATCH])) for at in starts]
-  return round(100 * float(np.mean(np.concatenate(parts) == data.labels)), 1)
+  return base, own, losses.make_loss(own, base.preprocess, train=True), classify
 
 
 def measure(task: str, method: str, epochs: int) -> dict[str, float]:
-  """Accuracy of a method at the rate that is best on the validation images, and that rate."""
-  pool = load_pool(task)
+  """Accuracy in percent of a method at the rate that is best on the validation images."""
+  base, own, loss_fn, classify = learner(method)
+  pool, key, tried = load_pool(task), jax.random.key(SEED), []
   splits, more = draw(pool, SEED), more_validation(pool, SEED)
-  tried = []
+
+  def accuracy(variables: Any, data: Split) -> float:
+    starts = range(0, len(data.labels), BATCH)
+    answers = [classify(variables, data.images[at : at + BATCH]) for at in starts]
+    return round(100 * float(np.mean(np.concatenate(answers) == data.labels)), 1)
+
   for rate in RATES[method]:
-    variables = train(method, rate, splits['train'], epochs)
-    chosen_by = accuracy_percent(method, variables, splits['val'])
-    tried.append((chosen_by, -rate, accuracy_percent(method, variables, more)))
-  chosen_by, negative_rate, accuracy = max(tried)
-  return {'accuracy': accuracy, 'rate': -negative_rate, 'validation': chosen_by}
-
-
-def print_tasks(results: Mapping[str, Any]) -> None:
-  """A table for each version, with a line for each task."""
-  for made_by in dict.fromkeys(result['version'] for result in results.values()):
-    rows = []
-    for name, result in results.items():
-      if result['version'] == made_by:
-        cells = [f'{result[method]["accuracy"]:.1f}' for method in RATES]
-        rows.append([name, *cells, 'yes' if result['admitted'] else 'no'])
-    print_table([f'task, version {made_by}', *RATES, 'admitted'], rows)
+    trainable, frozen = own.split(base.adapted.init(key, base.params))
+    recipe = Recipe(
+      epochs=epochs,
+      warmup_epochs=min(3, epochs),
+      learning_rate=rate,
+      final_learning_rate=rate / 1000,
+    )
+    data = on_device(splits['train'])
+    state = loop.fit(loss_fn, trainable, frozen, *data, recipe, key, progress=False)
+    variables = own.join(state.trainable, frozen)
+    tried.append((accuracy(variables, splits['val']), -rate, accuracy(variables, more)))
+  validation, negative_rate, found = max(tried)
+  return {'accuracy': found, 'rate': -negative_rate, 'validation': validation}
 
 
 def begun(known: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -135,31 +106,32 @@ def begun(known: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Measures all tasks, and prints."""
+  """Measures all tasks, and prints a table for each version."""
   parser = make_parser(__doc__, 'two epochs, and nothing is kept')
   rendered = [name for name, task in TASKS.items() if task.set != 'development']
   parser.add_argument('--tasks', nargs='+', choices=TASKS, default=rendered, metavar='TASK')
-  arguments = parser.parse_args()
-  epochs = QUICK_EPOCHS if arguments.quick else EPOCHS
-  kept = read_json(RESULTS) if os.path.exists(RESULTS) and not arguments.quick else {}
-  asked = {name: begun(kept.get(name, {}), name) for name in arguments.tasks}
-  places = {
-    f'admission {name} {method} {epochs} {asked[name]["pictures"]}': (name, method)
-    for name in asked
-    for method in RATES
-    if method not in asked[name]
-  }
-  works = {job: functools.partial(measure, *place, epochs) for job, place in places.items()}
-  for job, result in results_of(works, THIS_PROCESS, 'admission'):
-    name, method = places[job]
-    asked[name][method] = {key: value for key, value in result.items() if key != 'version'}
-    if not arguments.quick:
-      write_json(RESULTS, kept | asked)
-  for result in asked.values():
-    result['admitted'] = is_admitted({method: result[method]['accuracy'] for method in RATES})
-  if not arguments.quick:
-    write_json(RESULTS, kept | asked)
-  print_tasks(asked)
+  given = parser.parse_args()
+  epochs = QUICK_EPOCHS if given.quick else EPOCHS
+  kept = read_json(ADMISSION) if os.path.exists(ADMISSION) and not given.quick else {}
+  asked = {name: begun(kept.get(name, {}), name) for name in given.tasks}
+  missing = [(name, method) for name in asked for method in RATES if method not in asked[name]]
+  for name, method in tqdm(missing, desc='admission', disable=not missing):
+    asked[name][method] = measure(name, method, epochs)
+    if all(method in asked[name] for method in RATES):
+      asked[name]['admitted'] = is_admitted(asked[name])
+    if not given.quick:
+      write_json(ADMISSION, kept | asked)
+  for made_by in dict.fromkeys(result['version'] for result in asked.values()):
+    rows = [
+      (
+        name,
+        *(result[method]['accuracy'] for method in RATES),
+        'yes' if result['admitted'] else 'no',
+      )
+      for name, result in asked.items()
+      if result['version'] == made_by
+    ]
+    print_table(dict.fromkeys([f'task, version {made_by}', *RATES, 'admitted'], '.1f'), rows)
   print_result('admission', {'epochs': epochs, 'tasks': asked})
 
 

@@ -29,18 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machinery.embedded_task import Backbone, digits, on_device
-from benchmarks.machinery.measuring import (
-  in_new_process,
-  make_parser,
-  print_result,
-  print_table,
-  rounded,
-)
+from benchmarks.machinery.measuring import in_new_process, make_parser, print_result, print_table
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures import plan
 from glora_jax.data.pipeline import Split
 from glora_jax.method.adapt import adapt
-from glora_jax.method.presets import preset
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import vit
@@ -52,49 +45,43 @@ from glora_jax.training.batches import batch_indices, in_rows
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy, make_loss
 
-BACKBONES = ('embedded', 'vit_s')
 NUM_CLASSES = 10
 NUM_IMAGES = 800
-QUICK_IMAGES = {'embedded': NUM_IMAGES, 'vit_s': 96}
-EPOCHS = {'embedded': 12, 'vit_s': 2}  # that are measured
-VIT_S_SIZE = 84
-WEIGHTS = os.path.join('runs', 'transfer', 'vit_s')
+QUICK_IMAGES = {lab.EMBEDDED: NUM_IMAGES, lab.VIT_S: 96}
+EPOCHS = {lab.EMBEDDED: 12, lab.VIT_S: 2}  # that are measured
+SIDE = 84  # of the ViT-S's images
 SETTINGS = AllocationSettings()
 
 
-def load(
-  backbone: str, num_images: int, path: str, space: SearchSpace
-) -> tuple[Backbone, Any, Split]:
+def load(given: argparse.Namespace, space: SearchSpace) -> tuple[Backbone, Any, Split]:
   """A backbone adapted with a space, its variables, and the images and labels that it learns."""
-  if backbone == 'embedded':
+  number, (backbone,) = given.images, given.backbones
+  if backbone == lab.EMBEDDED:
     loaded = weights.load(weights.EMBEDDED_FILE)
-    train = Split(*(part[:num_images] for part in digits()['train']))
+    train = Split(*(part[:number] for part in digits()['train']))
   else:
-    loaded = weights.load(path) if os.path.isdir(path) else _random_vit_s()
     rng = np.random.default_rng(0)
-    images = rng.integers(256, size=(num_images, VIT_S_SIZE, VIT_S_SIZE, 3), dtype=np.uint8)
-    train = Split(images, rng.integers(NUM_CLASSES, size=num_images, dtype=np.int32))
+    images = rng.integers(256, size=(number, SIDE, SIDE, 3), dtype=np.uint8)
+    train = Split(images, rng.integers(NUM_CLASSES, size=number, dtype=np.int32))
+    if os.path.isdir(given.weights):
+      loaded = weights.load(given.weights)
+    else:
+      model = vit('S', 0, patch_size=14, depth=10, layer_scale=1.0)
+      params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))['params']
+      loaded = model, params, {'image_size': SIDE, 'normalization': 'imagenet'}
   size = train.images.shape[1]
   model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES, image_size=size)
   model = model.clone(remat='dots_saveable', drop_path=0.1)
-  batch_indices(jax.random.key(0), 0, 1, num_images, lab.BATCH_SIZE)
+  batch_indices(jax.random.key(0), 0, 1, number, lab.BATCH_SIZE)
   adapted = adapt(model, train.images[:1].astype(np.float32), space=space)
   params = jax.tree.map(jnp.asarray, params)
   variables = jax.block_until_ready(adapted.init(jax.random.key(0), params))
   return Backbone(adapted, params, metadata['normalization']), variables, on_device(train)
 
 
-def _random_vit_s() -> tuple[Any, Any, dict[str, Any]]:
-  """What `weights.load` returns of a ViT-S/14 that has learned nothing."""
-  model = vit('S', 0, patch_size=14, depth=10, layer_scale=1.0)
-  images = jnp.zeros((1, VIT_S_SIZE, VIT_S_SIZE, 3))
-  params = jax.jit(model.init)(jax.random.key(0), images)['params']
-  return model, params, {'image_size': VIT_S_SIZE, 'normalization': 'imagenet'}
-
-
-def structure_seconds(base: Backbone, variables: Any, train: Split) -> dict[str, float]:
+def structure_seconds(given: argparse.Namespace) -> dict[str, float]:
   """Wall seconds of what comes before a structure's training."""
-  images, labels = train
+  base, variables, (images, labels) = load(given, SearchSpace.distinct(RANKS_OTHERWISE))
 
   def loss(forward, batch, key):
     del key
@@ -119,79 +106,67 @@ def structure_seconds(base: Backbone, variables: Any, train: Split) -> dict[str,
   return {'head': warm - start, 'allocation': time.perf_counter() - warm}
 
 
-def lora_seconds(base: Backbone, variables: Any, train: Split, epochs: int) -> dict[str, float]:
+def lora_seconds(given: argparse.Namespace) -> dict[str, float]:
   """Wall seconds of training LoRA for all epochs, of which a few are measured."""
-  subnet = base.adapted.fix(preset(base.adapted.spec, 'lora:1'))
-  trainable, frozen = subnet.split(variables)
-  recipe = lab.recipe(plan.EPOCHS)
-  ends = []
+  base, variables, train = load(given, SearchSpace(ranks=(1,)))
+  fixed = base.adapted.fix('lora:1')
+  recipe, ends = lab.recipe(plan.EPOCHS), []
   start = time.perf_counter()
   loop.fit(
-    make_loss(subnet, base.preprocess, train=True),
-    trainable,
-    frozen,
+    make_loss(fixed, base.preprocess, train=True),
+    *fixed.split(variables),
     *train,
     recipe,
     jax.random.key(1),
-    stop_epoch=epochs,
+    stop_epoch=given.epochs,
     steps_per_dispatch=recipe.steps_per_epoch(len(train.labels)),
     on_dispatch=lambda *_: ends.append(time.perf_counter()),
     progress=False,
   )
   first, last = ends[0], ends[-1]
-  each = (last - first) / (epochs - 1)
+  each = (last - first) / (given.epochs - 1)
   return {'training': first - start + each * (plan.EPOCHS - 1)}
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-  """What is asked for, in this process."""
-  how = (*arguments.backbones, arguments.images, arguments.weights)
-  if arguments.measure == 'lora':
-    return lora_seconds(*load(*how, SearchSpace(ranks=(1,))), arguments.epochs)
-  return structure_seconds(*load(*how, SearchSpace.distinct(RANKS_OTHERWISE)))
+PARTS = {'structure': structure_seconds, 'lora': lora_seconds}
 
 
-def medians(backbone: str, arguments: argparse.Namespace) -> dict[str, float]:
+def medians(backbone: str, given: argparse.Namespace) -> dict[str, float]:
   """The median of every part over the repeats, each in processes of its own."""
-  images, epochs, repeats = NUM_IMAGES, EPOCHS[backbone], arguments.repeats
-  if arguments.quick:
+  images, epochs, repeats = NUM_IMAGES, EPOCHS[backbone], given.repeats
+  if given.quick:
     images, epochs, repeats = QUICK_IMAGES[backbone], 2, 1
-  flags = {'backbones': backbone, 'images': images, 'epochs': epochs, 'weights': arguments.weights}
+  flags = [f'--images={images}', f'--epochs={epochs}', f'--weights={given.weights}']
   found = collections.defaultdict(list)
-  for part in ('structure', 'lora') * repeats:
-    words = [f'--{name}={value}' for name, value in {**flags, 'measure': part}.items()]
+  for part in [*PARTS] * repeats:
+    words = [f'--measure={part}', f'--backbones={backbone}', *flags]
     for name, seconds in in_new_process('structures.cost', *words).items():
       found[name].append(seconds)
-  return {name: statistics.median(values) for name, values in found.items()}
+  seconds = {name: statistics.median(values) for name, values in found.items()}
+  return {**seconds, 'share': (seconds['head'] + seconds['allocation']) / seconds['training']}
 
 
 def main() -> None:
   """Measures in fresh processes and prints."""
   parser = make_parser(__doc__, 'one repeat, two epochs, few images of the ViT-S', repeats=3)
-  parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
-  parser.add_argument('--weights', default=WEIGHTS, help='folder of the ViT-S')
-  parser.add_argument('--measure', choices=('structure', 'lora'), help='in this process')
+  parser.add_argument('--backbones', nargs='+', choices=EPOCHS, default=EPOCHS)
+  parser.add_argument('--weights', default=lab.FOLDERS[lab.VIT_S], help='folder of the ViT-S')
+  parser.add_argument('--measure', choices=PARTS, help='in this process')
   parser.add_argument('--images', type=int, default=NUM_IMAGES, help='with --measure')
   parser.add_argument('--epochs', type=int, default=2, help='with --measure, of LoRA')
-  arguments = parser.parse_args()
-  if arguments.measure:
-    print(json.dumps(measure(arguments)))
+  given = parser.parse_args()
+  if given.measure:
+    print(json.dumps(PARTS[given.measure](given)))
     return
-  result = {}
-  for backbone in arguments.backbones:
-    seconds = medians(backbone, arguments)
-    seconds['share'] = (seconds['head'] + seconds['allocation']) / seconds['training']
-    result[backbone] = rounded(seconds)
+  result = {backbone: medians(backbone, given) for backbone in given.backbones}
+  names = next(iter(result.values()))
   print_table(
-    ('seconds', *result),
-    [
-      (name, *(f'{result[backbone][name]:.{digits}f}' for backbone in result))
-      for name, digits in (('head', 1), ('allocation', 1), ('training', 1), ('share', 3))
-    ],
+    {'seconds': '', **dict.fromkeys(result, '.2f')},
+    [(name, *(seconds[name] for seconds in result.values())) for name in names],
   )
   shorter = SETTINGS.epochs() / plan.EPOCHS
   print(f'its training is shorter by {SETTINGS.epochs()} of {plan.EPOCHS} epochs, {shorter:.3f}')
-  print_result('structures.cost', {**result, 'shorter': round(shorter, 3)})
+  print_result('structures.cost', {**result, 'shorter': shorter})
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.machinery.measuring import make_parser
 from benchmarks.structures import plan
-from benchmarks.structures.__main__ import read_rates, store_of
 from benchmarks.structures.tables import budget_table, print_others
 from benchmarks.structures.tasks import TASKS
 from glora_jax.reports.page import PALETTES
@@ -30,12 +29,14 @@ def main() -> None:
   parser.add_argument('--budgets', type=int, nargs='+', default=plan.BUDGETS)
   parser.add_argument('--version', help='of the lines; by default the present one')
   arguments = parser.parse_args()
-  stores = {part: store_of(part, arguments.version) for part in ('final', 'confirming')}
+  stores = {part: plan.MAIN.store(part, arguments.version) for part in MARKERS}
   print_others(stores)
-  rates, found = read_rates(), {}
+  rates, found = plan.MAIN.read_rates(), {}
   for budget in arguments.budgets:
-    lines = budget_table(stores['final'], plan.tasks('final'), rates, budget)
-    lines |= budget_table(stores['confirming'], plan.confirming(), rates, budget)
+    lines = {}
+    for part, store in stores.items():
+      names = plan.tasks('final') if part == 'final' else plan.tasks_of(part, budget)
+      lines |= budget_table(store, names, rates, budget)
     if lines:
       found[budget] = lines
   if not found:

@@ -1,33 +1,28 @@
-"""Jobs, what they keep, and the lines of JSON that tables are made of.
+"""Jobs, and the lines of JSON that tables are made of.
 
-A runner of `glora_jax.runs.runners` does jobs, here or on a Ray cluster. Each keeps its result in a
-file of its own, so that what was done is not done again. A result says which version of the method
-made it, and tables are made of one version.
+A runner of `glora_jax.runs.runners` does jobs, here or on a Ray cluster. Each result says which
+version of the method made it, and tables are made of one version.
 """
 
 import ast
 import collections
 import functools
-import glob
 import hashlib
 import json
 import os
-import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from glora_jax.files import read_json, write_json
 from glora_jax.runs import runners
-from glora_jax.runs.runners import Runner
 
-FOLDER = os.path.join('runs', 'structures')  # where jobs keep results and compiled programs
+FOLDER = os.path.join('runs', 'structures')  # where compiled programs are kept
 UNKNOWN = 'unknown'  # of lines that several versions made, before lines had one
-_HERE = os.path.dirname(__file__)
 _SOURCES = (
-  *(f'../../glora_jax/{room}/**/*.py' for room in ('method', 'search', 'training')),
-  *(f'{name}.py' for name in ('laboratory', 'methods', 'rising', 'scenes', 'tasks', 'training')),
+  *(f'glora_jax/{room}/**/*.py' for room in ('method', 'search', 'training')),
+  *(f'benchmarks/structures/{name}.py' for name in ('laboratory', 'methods', 'scenes', 'tasks')),
 )
 
 
@@ -56,20 +51,19 @@ class Job(NamedTuple):
 @functools.cache
 def version() -> str:
   """The version of the method: a digest of the code that finds, trains and tests structures."""
-  patterns = (os.path.join(_HERE, source) for source in _SOURCES)
-  return digest_of([path for each in patterns for path in sorted(glob.glob(each, recursive=True))])
+  root = pathlib.Path(__file__).parents[2]
+  return digest_of(path for source in _SOURCES for path in sorted(root.glob(source)))
 
 
-def digest_of(paths: Sequence[str]) -> str:
+def digest_of(paths: Iterable[pathlib.Path]) -> str:
   """A digest of Python files that comments, docstrings and layout do not change."""
   digest = hashlib.sha256()
   for path in paths:
-    with open(path) as file:
-      tree = ast.parse(file.read())
+    tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
       if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
         node.body[0] = ast.Pass()
-    digest.update(f'{os.path.basename(path)}\n{ast.unparse(tree)}\n'.encode())
+    digest.update(f'{path.name}\n{ast.unparse(tree)}\n'.encode())
   return digest.hexdigest()[:10]
 
 
@@ -112,9 +106,9 @@ class Store:
 
 
 def run_jobs(
-  jobs: Sequence[Job],
+  jobs: Iterable[Job],
   store: Store,
-  runner: Runner,
+  runner: runners.Runner,
   title: str = 'jobs',
   notes: Mapping[str, Any] | None = None,
 ) -> None:
@@ -131,49 +125,21 @@ def run_jobs(
     RuntimeError: a job failed; the sentence has it.
   """
   missing = {' '.join(map(str, job)): job for job in jobs if job not in store.results}
-  works = {name: functools.partial(_train, job) for name, job in missing.items()}
-  for name, result in results_of(works, runner, title):
-    store.add(missing[name], {**result, **(notes or {})})
-
-
-def results_of(
-  works: Mapping[str, Callable[[], dict[str, Any]]], runner: Runner, title: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
-  """The results of what a runner does, with their versions, as they are there.
-
-  Args:
-    works: functions that return results, JSON types, by a name that says all that they depend on.
-    runner: who does them.
-    title: of the progress.
-
-  Raises:
-    RuntimeError: one failed; the sentence has its name.
-  """
-  folder = os.path.join(FOLDER, version())
-  os.makedirs(folder, exist_ok=True)
+  os.makedirs(FOLDER, exist_ok=True)
   runners.keep_compiled(FOLDER)
-  jobs = {
-    name: functools.partial(_keep, work, f'{folder}/{urllib.parse.quote(name, "")}.json')
-    for name, work in works.items()
-  }
-  outcomes = runner.outcomes(jobs, FOLDER, lambda: False)
-  for name, outcome in tqdm(outcomes, desc=title, total=len(jobs), disable=not jobs):
+  works = {name: functools.partial(_train, job) for name, job in missing.items()}
+  outcomes = runner.outcomes(works, FOLDER, lambda: False)
+  for name, outcome in tqdm(outcomes, desc=title, total=len(works), disable=not works):
     try:
       result = outcome()
     except Exception as error:
       raise RuntimeError(f'The job {name} failed.') from error
-    yield name, result
+    store.add(missing[name], {**result, **(notes or {})})
 
 
-def _keep(work: Callable[[], dict[str, Any]], path: str, stop: Callable[[], bool]) -> Any:
-  """What is kept of a piece of work, which is done where nothing is; too short to be stopped."""
+def _train(job: Job, stop: Any) -> dict[str, Any]:
+  """A job's result; it is too short to be stopped."""
+  from benchmarks.structures.laboratory import run  # which imports this module
+
   del stop
-  if not os.path.exists(path):
-    write_json(path, {'version': version(), **work()})
-  return read_json(path)
-
-
-def _train(job: Job) -> dict[str, Any]:
-  from benchmarks.structures.training import run  # which imports this module
-
   return run(job)

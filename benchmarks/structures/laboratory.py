@@ -1,12 +1,19 @@
-"""What all jobs share: backbones, images, warm heads, compiled programs.
+"""One job: a structure found, trained alone on a task's images, and tested.
 
 All structures share one compiled program: the genome is an argument of it, and so is the learning
-rate of every array. A test holds that it does what training `adapted.fix(genome)` does.
+rate. A test holds that it does what training `adapted.fix(genome)` does.
+
+Or the paper's search at equal steps: a supernet, evolution within the budget, then finetuning. As
+`configs/compare.py` has it: rank 4, half of the supernet's steps train its largest structure, a
+quarter of all epochs is the found structure's alone, at half the learning rate. What the search
+costs beside its training is not counted against it.
 """
 
+import base64
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,13 +23,16 @@ import numpy as np
 import optax
 
 from benchmarks.machinery import embedded_task
+from benchmarks.structures.jobs import Job
 from benchmarks.structures.tasks import draw, load_pool
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.genomes import count_params
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
+from glora_jax.search.evolution import evolve
 from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
@@ -41,16 +51,16 @@ BATCH_SIZE = 64
 STEPS_PER_CALL = 48
 NUM_TRAIN = 800
 PURPOSES = ('init', 'head', 'order', 'structure')  # of a seed's random keys
+DROPOUT = 0.2  # of rank-one parts, with `+dropout` (MLAE, arXiv 2405.18897)
+MAX_GRAD_NORM = 1.0  # with `+bounded`
+ANSWERS_BELOW = 1000  # seeds whose answers are kept, image by image
+SUPERNET_RANKS = (4,)
+FINETUNING_SHARE = 4  # of the epochs one in so many
+FINETUNING_RATE = 0.5  # of the supernet's
 
 
 class Model(NamedTuple):
-  """What a program is compiled for.
-
-  Attributes:
-    num_classes: of its head.
-    ranks: that are on offer.
-    backbone: name.
-  """
+  """What a program is compiled for: classes of the head, ranks on offer, name of the backbone."""
 
   num_classes: int
   ranks: tuple[int, ...] = ALL_RANKS
@@ -74,7 +84,7 @@ class Setting:
   model: Model
   variables: Any
   preprocess: Callable[[jax.Array], jax.Array]
-  train: Any
+  train: Split
   key: jax.Array
 
 
@@ -133,21 +143,26 @@ def splits(task: str, seed: int, backbone_name: str = EMBEDDED) -> dict[str, Spl
   return found
 
 
-def scaled_updates() -> optax.GradientTransformation:
-  """Multiplies updates by a tree of factors, which is the state."""
+def scaled() -> optax.GradientTransformation:
+  """Multiplies updates by a number, which is the state."""
 
-  def update(updates, state, params=None):
+  def update(updates, rate, params=None):
     del params
-    return jax.tree.map(jnp.multiply, updates, state), state
+    return jax.tree.map(lambda leaf: rate * leaf, updates), rate
 
-  return optax.GradientTransformation(lambda params: jax.tree.map(lambda _: 1.0, params), update)
+  return optax.GradientTransformation(lambda params: 1.0, update)
+
+
+def optimizer(epochs: int, max_grad_norm: float = 0.0) -> optax.GradientTransformation:
+  """AdamW by the recipe, times the learning rate."""
+  return optax.chain(recipe(epochs, max_grad_norm).optimizer(NUM_TRAIN), scaled())
 
 
 @functools.cache
 def program(
   model: Model, epochs: int, dropout: float = 0.0, max_grad_norm: float = 0.0
 ) -> Callable:
-  """The compiled training steps of the subnet whose genome lies among the frozen arrays."""
+  """The compiled training steps of the structure whose genome lies among the frozen arrays."""
   base = backbone(model)
   adapted = base.adapted
 
@@ -169,38 +184,19 @@ def program(
 
 @functools.cache
 def supernet_program(model: Model, epochs: int) -> Callable:
-  """The compiled training steps of a supernet, half of which train its largest subnet."""
+  """The compiled training steps of a supernet, half of which train its largest structure."""
   base = backbone(model)
   draw = functools.partial(Sampling(largest=0.5).draw, spec=base.adapted.spec)
   loss = make_loss(base.adapted, base.preprocess, draw, train=True)
   return loop.make_steps(loss, optimizer(epochs))
 
 
-def start_state(
-  trainable: Any,
-  epochs: int,
-  rate: float,
-  factors: Any = None,
-  max_grad_norm: float = 0.0,
-) -> Any:
-  """The optimizer's state before the first step, with the learning rate of every array in it."""
-  *others, ones = optimizer(epochs, max_grad_norm).init(trainable)
-  factors = ones if factors is None else factors
-  return (*others, jax.tree.map(lambda factor: jnp.float32(rate * factor), factors))
-
-
-def optimizer(epochs: int, max_grad_norm: float = 0.0) -> optax.GradientTransformation:
-  """AdamW by the recipe, times the learning rate of each array."""
-  return optax.chain(recipe(epochs, max_grad_norm).optimizer(NUM_TRAIN), scaled_updates())
-
-
 @functools.cache
 def head_program(model: Model) -> tuple[Adapted, Callable]:
   """The linear probe that all start from, and its compiled steps."""
   base = backbone(model)
-  linear = base.adapted.fix(np.zeros((len(base.adapted.spec), 5), np.int8))
-  loss = make_loss(linear, base.preprocess)
-  return linear, loop.make_steps(loss, HEAD.optimizer(NUM_TRAIN))
+  linear = base.adapted.fix('linear')
+  return linear, loop.make_steps(make_loss(linear, base.preprocess), HEAD.optimizer(NUM_TRAIN))
 
 
 @functools.lru_cache(maxsize=16)
@@ -210,16 +206,10 @@ def warm_params(task: str, seed: int, shifts: bool, backbone_name: str) -> Any:
   base = backbone(model)
   linear, steps = head_program(model)
   trainable, frozen = linear.split(base.adapted.init(jax.random.key(0), base.params))
-  state = fit(
-    steps,
-    trainable,
-    HEAD.optimizer(NUM_TRAIN).init(trainable),
-    frozen,
-    training_images(task, seed, shifts, backbone_name),
-    HEAD.epochs,
-    key_of(seed, 'head'),
-  )
-  return linear.join(state, frozen)['params']
+  state = HEAD.optimizer(NUM_TRAIN).init(trainable)
+  train = training_images(task, seed, shifts, backbone_name)
+  trained = fit(steps, trainable, state, frozen, train, HEAD.epochs, key_of(seed, 'head'))
+  return linear.join(trained, frozen)['params']
 
 
 @functools.lru_cache(maxsize=4)
@@ -250,12 +240,18 @@ def setting(
   return Setting(base.adapted, model, variables, base.preprocess, train, key)
 
 
+def start_state(trainable: Any, epochs: int, rate: float, max_grad_norm: float = 0.0) -> Any:
+  """The optimizer's state before the first step, with the learning rate in it."""
+  *others, _ = optimizer(epochs, max_grad_norm).init(trainable)
+  return (*others, jnp.float32(rate))
+
+
 def fit(
   steps: Callable,
   trainable: Any,
   opt_state: Any,
   frozen: Any,
-  train: Any,
+  train: Split,
   epochs: int,
   key: jax.Array,
 ) -> Any:
@@ -267,7 +263,7 @@ def fit(
     stop = min(first + STEPS_PER_CALL, last)
     indices = batch_indices(order_key, first, stop, len(train.labels), BATCH_SIZE)
     trainable, opt_state, _, _ = steps(
-      trainable, opt_state, first, frozen, train.images, train.labels, indices, step_key
+      trainable, opt_state, first, frozen, *train, indices, step_key
     )
   return trainable
 
@@ -277,3 +273,82 @@ def scorer(model: Model) -> Callable:
   """Right answers and losses, image by image."""
   base = backbone(model)
   return make_image_scorer(base.adapted, base.preprocess)
+
+
+def run(job: Job) -> dict[str, Any]:
+  """Trains and tests one structure; JSON types."""
+  from benchmarks.structures import methods  # which makes structures of settings
+
+  times = [time.perf_counter()]
+  if job.method == methods.SEARCH:
+    where = setting(job.task, job.seed, ranks=SUPERNET_RANKS)
+    genome, variables = search(job, where, times)
+    notes = {'genome': genome.tolist()}
+  else:
+    where = setting(job.task, job.seed, backbone_name=job.backbone)
+    times.append(time.perf_counter())
+    genome, variables, notes = methods.structure(job)
+    times.append(time.perf_counter())
+    options = methods.Name.parse(job.method).options
+    dropout = DROPOUT if 'dropout' in options else 0.0
+    bound = MAX_GRAD_NORM if 'bounded' in options else 0.0
+    steps = program(where.model, job.epochs, dropout, bound)
+    trainable, frozen = where.adapted.split(variables)
+    state = start_state(trainable, job.epochs, job.rate, bound)
+    fixed = {**frozen, 'genome': jnp.asarray(genome)}
+    key = key_of(job.seed, 'order')
+    trained = fit(steps, trainable, state, fixed, where.train, job.epochs, key)
+    variables = where.adapted.join(trained, frozen)
+  times.append(time.perf_counter())
+  return {
+    'params': int(count_params(where.adapted.spec, genome)),
+    **score(job, where.model, variables, genome),
+    'seconds': [round(each, 1) for each in np.diff(times).tolist()],
+    **notes,
+  }
+
+
+def search(job: Job, where: Setting, times: list[float]) -> tuple[np.ndarray, Any]:
+  """A job's structure, int8 [layer, 5], searched by the validation images; and its variables.
+
+  Args:
+    job: the job.
+    where: with `SUPERNET_RANKS` on offer.
+    times: gets those at which the supernet is trained, and searched.
+  """
+  adapted, finetuning = where.adapted, job.epochs // FINETUNING_SHARE
+  epochs = job.epochs - finetuning
+  trainable, frozen = adapted.split(where.variables)
+  keys = jax.random.split(key_of(job.seed, 'order'), 3)
+
+  steps, state = supernet_program(where.model, epochs), start_state(trainable, epochs, job.rate)
+  trainable = fit(steps, trainable, state, frozen, where.train, epochs, keys[0])
+  times.append(time.perf_counter())
+
+  supernet = adapted.join(trainable, frozen)
+  validation = splits(job.task, job.seed)['val']
+
+  def score(genomes):
+    right, losses = scorer(where.model)(supernet, genomes, *validation)
+    return np.asarray(right).sum(1), np.asarray(losses).sum(1)
+
+  evolution = embedded_task.SEARCH
+  archive = evolve(adapted.spec, score, keys[1], evolution, budget=job.budget, progress=False)
+  genome = archive.best(evolution.fitness)
+  times.append(time.perf_counter())
+
+  state = start_state(trainable, finetuning, FINETUNING_RATE * job.rate)
+  fixed, steps = {**frozen, 'genome': jnp.asarray(genome)}, program(where.model, finetuning)
+  trainable = fit(steps, trainable, state, fixed, where.train, finetuning, keys[2])
+  return genome, adapted.join(trainable, frozen)
+
+
+def score(job: Job, model: Model, variables: Any, genome: np.ndarray) -> dict[str, Any]:
+  """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
+  result: dict[str, Any] = {}
+  for split, data in splits(job.task, job.seed, model.backbone).items():
+    right, losses = map(np.asarray, scorer(model)(variables, genome[None], *data))
+    result[split] = [round(float(right.mean()), 5), round(float(losses.mean()), 5)]
+    if split == 'test' and job.seed < ANSWERS_BELOW:
+      result['answers'] = base64.b85encode(np.packbits(right[0]).tobytes()).decode()
+  return result

@@ -2,7 +2,7 @@
 
 A name is a preset's (`lora:2@attn`), or one of
 
-  lora:rising, hira:rising  ranks that rise with depth and fill the budget: see `rising`
+  lora:rising, hira:rising  ranks that rise with depth and fill the budget (PriLoRA)
   gradient              read off the gradient, by held-out squares
   gradient(sign)        by another value in the same allocator: see `measured`
   gradient(of mnist)    read off the gradient of another task
@@ -10,19 +10,20 @@ A name is a preset's (`lora:2@attn`), or one of
   gradient(with others) and with the task's own among them
   gradient(prior others) and from those as a prior, where the task's own is noise
   random(3)             by random values in the same allocator, the fourth draw
-  search                the paper's: see `training`
+  search                the paper's: see `laboratory`
 
 A structure read off values starts with down factors on the gradient's singular vectors, a preset
-with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout`, `+vectors2`,
-`+up4` and `+bounded` (gradients of a norm of at most 1) after it are options of training.
+with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout` and `+bounded`
+(gradients of a norm of at most 1) after it are options of training.
 """
 
+import bisect
 import collections
 import dataclasses
+import fractions
 import functools
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
@@ -33,27 +34,22 @@ import numpy as np
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import Job
 from benchmarks.structures.laboratory import Setting
-from benchmarks.structures.rising import RISING, rising
 from benchmarks.structures.tasks import TASKS
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import preset
-from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec
-from glora_jax.method.supports import COLLECTION, SUPPORTS
+from glora_jax.method.genomes import canonicalize
+from glora_jax.method.presets import block_numbers, preset
+from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec, Tensor
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation, mean_of
 from glora_jax.search.allocation import Measure, Values
 from glora_jax.search.choice import bought, choose
 from glora_jax.training.losses import cross_entropy
-from glora_jax.tree import map_with_path
 
 FOLDS = 8
 MAX_RANK = 8
 BATCH_SIZE = 100  # a fold of 800 images
-DROPOUT = 0.2  # of rank-one parts, with `+dropout` (MLAE, arXiv 2405.18897)
-MAX_GRAD_NORM = 1.0  # with `+bounded`
 SEARCH = 'search'
-VECTOR_FACTORS = {'vectors2': 2.0}
-UP_FACTORS = {'up4': 4.0}  # LoRA+ (arXiv 2402.12354)
+RISING: dict[str, Tensor] = {'lora:rising': 'B', 'hira:rising': 'A'}  # the tensor that has LoRAs
 
 
 class Name(NamedTuple):
@@ -95,15 +91,63 @@ def structure(job: Job) -> tuple[np.ndarray, Any, dict[str, Any]]:
       notes = {'values': summed_values(setting, genome)}
   elif name.base == 'gradient':
     genome, notes = _read_off(name.argument, job, setting_of)
+  elif name.base in RISING:
+    genome = rising(spec, name.base, job.budget)
   else:
-    genome = fixed_genome(spec, name.base, job.budget)
+    genome = preset(spec, name.base)
   aligned = name.start == 'aligned'
   return genome, allocation(setting).variables if aligned else setting.variables, notes
 
 
-def fixed_genome(spec: Spec, name: str, budget: int) -> np.ndarray:
-  """The genome of a method that asks nothing of the task; most look at no budget."""
-  return rising(spec, name, budget) if name in RISING else preset(spec, name)
+def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
+  """The genome of a name in `RISING` within a budget, int8 [layer, 5]."""
+  column, flat = TENSORS.index(RISING[name]), len(FLAT_FORMS[RISING[name]])
+  ranks = [layer.space.ranks for layer in spec]
+  prices = [np.diff(layer.costs(RISING[name])[flat:], prepend=0).tolist() for layer in spec]
+  blocks = [number or 0 for number in block_numbers([layer.name for layer in spec])]
+  genome = np.zeros((len(spec), len(TENSORS)), np.int8)
+  levels = rising_levels(blocks, ranks, prices, budget)
+  genome[:, column] = [level and flat + level - 1 for level in levels]
+  return canonicalize(spec, genome)
+
+
+def rising_levels(
+  blocks: Sequence[int], ranks: Sequence[Sequence[int]], prices: Sequence[list[int]], budget: int
+) -> list[int]:
+  """Ranks in proportion to the number of a layer's block, as large as fits a budget.
+
+  Ranks are rounded down to those on offer. What is left of the budget goes rank by rank to the
+  layers from the last to the first, as long as something fits.
+
+  Args:
+    blocks: number of each layer's block, from 0 at the inputs of the model.
+    ranks: of each layer, those on offer, ascending.
+    prices: trained parameters that each of them has more than the one before it.
+    budget: most trained parameters.
+
+  Returns:
+    How many of its ranks every layer climbs; 0 for no LoRA.
+  """
+
+  def cost(levels: Sequence[int]) -> int:
+    return sum(sum(own[:level]) for own, level in zip(prices, levels, strict=True))
+
+  levels = [0] * len(blocks)
+  rows = list(zip(blocks, ranks, strict=True))
+  for slope in sorted({fractions.Fraction(rank, 1 + block) for block, own in rows for rank in own}):
+    risen = [bisect.bisect_right(own, slope * (1 + block)) for block, own in rows]
+    if cost(risen) > budget:
+      break
+    levels = risen
+  left, before = budget - cost(levels), -1
+  last_first = sorted(range(len(blocks)), key=lambda row: (-blocks[row], -row))
+  while left != before:
+    before = left
+    for row in last_first:
+      if levels[row] < len(ranks[row]) and prices[row][levels[row]] <= left:
+        left -= prices[row][levels[row]]
+        levels[row] += 1
+  return levels
 
 
 def _read_off(
@@ -132,18 +176,15 @@ def _read_off(
 def _sources_of(argument: str, task: str) -> list[str]:
   """The tasks of whose gradients `of others`, for instance, reads a structure off."""
   word, _, source = argument.partition(' ')
-  own = [task] if word == 'with' else []
-  if source != 'others':
-    return [*own, source] if source else []
   others = (name for name, found in TASKS.items() if found.set == 'development' and name != task)
-  return [*own, *others]
+  named = [source] if source else []
+  return [task] * (word == 'with') + (list(others) if source == 'others' else named)
 
 
 @functools.cache
 def distinct(spec: Spec) -> Spec:
   """The same layers with what allocations consider on offer; codes mean the same."""
-  ranks = spec.layers[0].space.ranks
-  space = SearchSpace.distinct(ranks)
+  space = SearchSpace.distinct(spec.layers[0].space.ranks)
   return Spec(tuple(dataclasses.replace(layer, space=space) for layer in spec))
 
 
@@ -189,19 +230,14 @@ def measured(setting: Setting, measure: str) -> Values:
   return allocation(setting, measure).values.mean()
 
 
-def gora(kernel: np.ndarray, gradient: np.ndarray) -> float:
-  """GoRA (arXiv 2502.12171): the mean of |W * G|."""
-  return float(np.abs(kernel * gradient).mean())
-
-
-def surgical(kernel: np.ndarray, gradient: np.ndarray) -> float:
-  """Surgical Fine-Tuning (arXiv 2210.11466): the gradient's norm over the weights'."""
-  return float(np.linalg.norm(gradient) / np.linalg.norm(kernel))
-
-
-# Layer scores are shared out among a layer's rank-one parts like seats (the n-th part counts 1/n),
-# so that ranks come out in proportion to scores, as these methods give them. They know LoRA alone.
-LAYER_SCORES = {'gora': gora, 'surgical': surgical}
+# Layer scores, of a kernel and its gradient: GoRA (arXiv 2502.12171), and Surgical Fine-Tuning
+# (arXiv 2210.11466). They are shared out among a layer's rank-one parts like seats (the n-th part
+# counts 1/n), so that ranks come out in proportion to scores, as these methods give them. They know
+# LoRA alone.
+LAYER_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
+  'gora': lambda kernel, gradient: np.abs(kernel * gradient).mean(),
+  'surgical': lambda kernel, gradient: np.linalg.norm(gradient) / np.linalg.norm(kernel),
+}
 
 
 def layer_values(setting: Setting, measure: str) -> Values:
@@ -221,14 +257,13 @@ def layer_values(setting: Setting, measure: str) -> Values:
   scores = np.zeros(len(adapted.spec))
   for group in adapted.groups:
     (site,) = group.members  # the backbone has no ties
+    shape = -1, site.in_features, site.out_features
     kernels, gradients = (
-      np.asarray(site.layout.matrices(site.kernel(tree))).reshape(
-        -1, site.in_features, site.out_features
-      )
-      for tree in (params, total)
+      np.asarray(site.layout.matrices(site.kernel(tree))).reshape(shape) for tree in (params, total)
     )
-    for row, kernel, gradient in zip(group.rows, kernels, gradients, strict=True):
-      scores[row] = LAYER_SCORES[measure](kernel, gradient)
+    scores[list(group.rows)] = [
+      LAYER_SCORES[measure](*pair) for pair in zip(kernels, gradients, strict=True)
+    ]
   return _of_lora(adapted, scores[:, None] / np.arange(1, MAX_RANK + 1))
 
 
@@ -273,46 +308,15 @@ def random_values(spec: Spec, number: int) -> Values:
   ins = np.array([layer.in_features for layer in spec])
   parts = -np.sort(-rng.uniform(size=(2, len(spec), MAX_RANK)), axis=-1) * (ins + outs)[:, None]
   vectors = rng.uniform(size=(3, len(spec)))
-  return Values(
-    A_vector=vectors[0] * outs,
-    A_lora=parts[0],
-    B_lora=parts[1],
-    C_vector=vectors[1] * ins,
-    E_vector=vectors[2] * outs,
-  )
+  return Values(vectors[0] * outs, *parts, vectors[1] * ins, vectors[2] * outs)
 
 
 def summed_values(setting: Setting, genome: np.ndarray) -> dict[str, float]:
   """What a structure is worth by every measure, for the gate."""
   spec = distinct(setting.adapted.spec)
-  names = (*get_args(Measure), *LAYER_SCORES)
   found = {}
-  for name in names:
+  for name in (*get_args(Measure), *LAYER_SCORES):
     values = measured(setting, name)
     has = bought(spec, genome, values.B_lora.shape[-1])
     found[name] = float(sum(np.sum(part * mask) for part, mask in zip(values, has, strict=True)))
   return found
-
-
-def rate_factors(name: Name, adapted: Adapted, trainable: Any, genome: np.ndarray) -> Any:
-  """Factors on the learning rate of every array: of vectors, and of factors that start at zero."""
-  vector, up = (
-    math.prod(factors[option] for option in name.options if option in factors)
-    for factors in (VECTOR_FACTORS, UP_FACTORS)
-  )
-  groups = {group.path: group for group in adapted.groups}
-
-  def factor_of(whole_path, array):
-    collection, *module, name = whole_path
-    support = SUPPORTS.get(name)
-    if collection != COLLECTION or (support.form == 'lora' and support.drawn):
-      factor = 1.0
-    elif support.form != 'lora':
-      factor = vector
-    else:  # it holds a vector where the genome has none of a LoRA's forms
-      alleles = groups[tuple(module)].alleles(genome)[..., TENSORS.index(support.tensor)]
-      is_lora = alleles >= len(FLAT_FORMS[support.tensor])
-      factor = np.where(is_lora, up, vector)[..., None, None]
-    return jnp.broadcast_to(jnp.asarray(factor, jnp.float32), array.shape)
-
-  return map_with_path(factor_of, trainable)

@@ -17,35 +17,25 @@ takes six minutes of a CPU's core, and all of them nine hours.
 `--quick`: one epoch of two methods. The last line is JSON.
 """
 
-import functools
+import argparse
 import os
-from collections.abc import Callable
-from typing import Any
 
 from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.structures import plan
-from benchmarks.structures.__main__ import FOLDER, add_runner, committed, runner_of
-from benchmarks.structures.jobs import Job, Store, run_jobs
+from benchmarks.structures.__main__ import choose_rates, command, committed, try_out
+from benchmarks.structures.jobs import run_jobs
 from benchmarks.structures.laboratory import VIT_S
-from benchmarks.structures.plan import Method
-from benchmarks.structures.tables import (
-  line_of,
-  print_beside,
-  print_final,
-  print_others,
-  print_rates,
-  rows_of,
-)
+from benchmarks.structures.plan import MAIN, Method, Protocol, rated
+from benchmarks.structures.tables import line_of, print_lines, print_others, print_rates, rows_of
 
 BUDGETS = (41_472, 73_728)  # of BitFit, and of LoRA of rank 1 in every layer
 SEEDS = range(3)
-TRIALS = plan.Trials(epochs=18, first_rates=(8e-3, 1.6e-2), tasks=('bars',), backbone=VIT_S)
+TASKS = ('count', 'distance')
+PROTOCOL = Protocol(os.path.join(MAIN.folder, VIT_S), 18, (8e-3, 1.6e-2), ('bars',), VIT_S)
 FIXED = {  # those that were the best of a final task on the embedded backbone, by budget
   41_472: ('bitfit', 'lora:2@qkv'),
   73_728: ('lora:1', 'lora:1@mlp', 'lora:3@qkv', 'hira:1'),
 }
-TASKS = ('count', 'distance')
-RATES = os.path.join(FOLDER, VIT_S, 'rates.json')
 
 
 def fixed_up_to(budget: int) -> list[Method]:
@@ -53,91 +43,52 @@ def fixed_up_to(budget: int) -> list[Method]:
   return [(name, 0) for size in BUDGETS if size <= budget for name in FIXED[size]]
 
 
-def filling(budget: int) -> list[Method]:
-  """What fills a budget: ours, and a random structure."""
-  return [(plan.OURS, budget), ('random(0)', budget)]
+METHODS = fixed_up_to(BUDGETS[-1]) + [
+  (name, budget) for budget in BUDGETS for name in (plan.OURS, 'random(0)')
+]
 
 
-def store_of(part: str, version: str | None = None) -> Store:
-  """The results of a part by a version, by default the present one."""
-  return Store(os.path.join(FOLDER, VIT_S, f'{part}.jsonl'), version)
-
-
-def methods() -> list[Method]:
-  """All that are trained."""
-  return fixed_up_to(BUDGETS[-1]) + [each for budget in BUDGETS for each in filling(budget)]
-
-
-def read_rates() -> dict[Method, float]:
-  """The chosen rates; see `plan.read_rates`."""
-  return plan.read_rates(RATES, 'benchmarks.structures.on_vit_s')
-
-
-def job(task: str, method: Method, seed: int, rate: float, epochs: int = TRIALS.epochs) -> Job:
-  """A training of a method."""
-  return Job(task, *method, rate, seed, epochs, VIT_S)
-
-
-def tune(arguments) -> None:
+def tune(given: argparse.Namespace) -> None:
   """Chooses the rates of all methods."""
-  store = store_of('tuning')
-  run = functools.partial(run_jobs, store=store, runner=arguments.runner, title='tuning')
-  plan.write_rates(RATES, plan.tune(list(map(plan.tuned_as, methods())), store, TRIALS, run))
+  choose_rates(given, map(plan.tuned_as, METHODS), PROTOCOL)
 
 
-def final(arguments) -> None:
+def final(given: argparse.Namespace) -> None:
   """Trains all methods on the final tasks."""
-  rates = read_rates()
-  notes = {'commit': committed(os.path.dirname(FOLDER))}
-  jobs = [
-    job(task, method, seed, rates[plan.tuned_as(method)])
-    for seed in SEEDS
-    for task in TASKS
-    for method in methods()
-  ]
-  run_jobs(jobs, store_of('final'), arguments.runner, 'final', notes)
+  rates = rated(METHODS, PROTOCOL.read_rates(), all_of_them=True)
+  jobs = PROTOCOL.jobs(rates, TASKS, SEEDS)
+  run_jobs(jobs, PROTOCOL.store('final'), given.runner, 'final', committed())
 
 
-def tables(arguments) -> None:
+def tables(given: argparse.Namespace) -> None:
   """Prints what is there."""
-  rates = read_rates()
-  tuning, store = (store_of(part, arguments.version) for part in ('tuning', 'final'))
-  print_others({'tuning': tuning, 'final': store})
-  print_rates(tuning, rates, TRIALS)
-  found: dict[int, dict[str, Any]] = {budget: {} for budget in BUDGETS}
-  for budget, table in found.items():
+  rates = PROTOCOL.read_rates()
+  stores = {part: PROTOCOL.store(part, given.version) for part in ('tuning', 'final')}
+  print_others(stores)
+  print_rates(stores['tuning'], rates, PROTOCOL)
+  found = {}
+  for budget in BUDGETS:
+    found[budget] = table = {}
     for task in TASKS:
-      rows = functools.partial(rows_of, store, task, rates, epochs=TRIALS.epochs)
-      ours, fixed = rows([(plan.OURS, budget)]), rows(fixed_up_to(budget))
+      ours, fixed, drawn = (
+        rows_of(stores['final'], task, rates, methods, PROTOCOL.epochs)
+        for methods in ([(plan.OURS, budget)], fixed_up_to(budget), [('random(0)', budget)])
+      )
       if ours and fixed:
-        table[task] = line_of(ours[0], fixed, [*fixed, *rows([('random(0)', budget)])])
-    print_final(f'final, {budget:,}', table)
-    print_beside(f'ours less these, {budget:,}', table)
+        table[task] = line_of(ours[0], fixed, [*fixed, *drawn])
+    print_lines('final', budget, table)
   print_result('structures.on_vit_s', found)
 
 
-def quick(arguments) -> None:
+def quick(given: argparse.Namespace) -> None:
   """A short training of two methods whose results are not kept."""
-  store = Store(os.path.join('runs', 'structures', 'quick_vit_s.jsonl'))
-  short = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
-  jobs = [job(TASKS[0], method, plan.TUNING_SEED, 1e-3, epochs=1) for method in short]
-  run_jobs(jobs, store, arguments.runner, 'quick')
-  print_result('structures.on_vit_s', {each.method: store.results[each]['test'] for each in jobs})
-
-
-DO: dict[str, Callable[[Any], None]] = {'tune': tune, 'final': final, 'tables': tables}
-
-
-def main() -> None:
-  """Does what the command line asks for."""
-  parser = make_parser(__doc__, 'one epoch of two methods on one task; nothing is kept')
-  parser.add_argument('parts', nargs='*', choices=[*DO, []], default=[], help='all by default')
-  add_runner(parser)
-  arguments = parser.parse_args()
-  arguments.runner = runner_of(arguments)
-  for do in [quick] if arguments.quick else [DO[part] for part in arguments.parts or DO]:
-    do(arguments)
+  methods = [(plan.OURS, BUDGETS[0]), ('bitfit', 0)]
+  try_out('structures.on_vit_s', given, methods, PROTOCOL._replace(tuned_on=TASKS), 1e-3)
 
 
 if __name__ == '__main__':
-  main()
+  command(
+    make_parser(__doc__, 'one epoch of two methods on one task; nothing is kept'),
+    {'tune': tune, 'final': final, 'tables': tables},
+    quick,
+  )

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import EMBEDDED, Model, backbone
-from benchmarks.structures.methods import SEARCH, Name
-from benchmarks.structures.rising import RISING
+from benchmarks.structures.methods import RISING, SEARCH, Name
 from benchmarks.structures.tasks import TASKS
 from glora_jax.files import read_json, write_json
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 
-ADMISSION = os.path.join(os.path.dirname(__file__), 'admission.json')
+HERE = os.path.dirname(__file__)
+ADMISSION = os.path.join(HERE, 'admission.json')
 CONFIRMING = 6  # most confirming tasks: the first that were admitted, in the order of `TASKS`
 EPOCHS = 36
 BUDGETS = (5_184, 9_216, 18_432, 36_864)
@@ -44,7 +44,7 @@ WITH_RANK = {  # and their places
   'scale_shift_lora': ('', '@qkv', '@attn'),
 }
 POOLED = ('gradient(of others)', 'gradient(with others)')
-OPTIONS = ('+dropout', '+vectors2', '+up4', '+bounded')
+OPTIONS = ('+dropout', '+bounded')
 OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 TUNING_SEED = 1000
 TUNED_ON = ('mnist', 'silhouettes', 'bars')
@@ -53,6 +53,109 @@ SMALLEST, LARGEST = 2.5e-4, 0.6
 TWICE_AS_LARGE = {9_216: 'lora:2', 18_432: 'lora:4'}  # LoRA of every layer, by half its size
 
 Method = tuple[str, int]  # its name, and the budget that it fills, or 0
+Rates = Mapping[Method, float]
+
+
+class Protocol(NamedTuple):
+  """How structures are trained, and where what became of them lies.
+
+  Attributes:
+    folder: of results and rates.
+    epochs: of every training.
+    first_rates: that are tried of every method.
+    tuned_on: tasks on which they are.
+    backbone: whose structures are trained.
+  """
+
+  folder: str = os.path.join(HERE, 'results')
+  epochs: int = EPOCHS
+  first_rates: Sequence[float] = (3.2e-2, 6.4e-2)
+  tuned_on: Sequence[str] = TUNED_ON
+  backbone: str = EMBEDDED
+
+  def store(self, part: str, version: str | None = None) -> Store:
+    """The results of a part by a version, by default the present one."""
+    return Store(os.path.join(self.folder, f'{part}.jsonl'), version)
+
+  def jobs(self, rates: Rates, names: Sequence[str], seeds: Iterable[int]) -> list[Job]:
+    """Every method, with its learning rate, on every task and seed; seeds are outermost."""
+    return [
+      Job(task, *method, rate, seed, self.epochs, self.backbone)
+      for seed in seeds
+      for task in names
+      for method, rate in rates.items()
+    ]
+
+  def trials(self, method: Method, rate: float) -> list[Job]:
+    """The jobs that say how good a rate is."""
+    return self.jobs({method: rate}, self.tuned_on, [TUNING_SEED])
+
+  def tried(self, method: Method, store: Store) -> dict[float, float]:
+    """Mean accuracies by rate, of which all trials are done, ascending."""
+    rates = sorted({job.rate for job in store.results if job[1:3] == method})
+    trials = {rate: self.trials(method, rate) for rate in rates}
+    return {
+      rate: mean_accuracy(jobs, store)
+      for rate, jobs in trials.items()
+      if store.results.keys() >= {*jobs}
+    }
+
+  def next_rates(self, method: Method, store: Store) -> list[float]:
+    """The rates to try next: the first, then one beyond the end at which the best stands."""
+    tried = self.tried(method, store)
+    missing = [rate for rate in self.first_rates if rate not in tried]
+    if missing or not tried:
+      return missing
+    best = max(tried, key=tried.__getitem__)
+    if best == max(tried) and best < LARGEST:
+      return [float(f'{best * FACTOR:.3g}')]
+    if best == min(tried) and best > SMALLEST:
+      return [float(f'{best / FACTOR:.3g}')]
+    return []
+
+  def tune(
+    self, methods: Sequence[Method], store: Store, run: Callable[[list[Job]], None]
+  ) -> dict[Method, float | None]:
+    """The best rate of every method, by trials that `run` does."""
+    while jobs := [
+      job
+      for method in methods
+      for rate in self.next_rates(method, store)
+      for job in self.trials(method, rate)
+    ]:
+      run(jobs)
+    tried = {method: self.tried(method, store) for method in methods}
+    return {method: max(of, key=of.__getitem__, default=None) for method, of in tried.items()}
+
+  def read_rates(self) -> dict[Method, float]:
+    """The chosen rates; none before `tune`."""
+    path = os.path.join(self.folder, 'rates.json')
+    listed = read_json(path)['rates'] if os.path.exists(path) else []
+    return {(name, budget): rate for name, budget, rate in listed}
+
+  def add_rates(self, rates: Mapping[Method, float | None]) -> None:
+    """Keeps chosen rates with those chosen before."""
+    listed = [[*method, rate] for method, rate in (self.read_rates() | dict(rates)).items()]
+    write_json(os.path.join(self.folder, 'rates.json'), {'rates': listed})
+
+
+MAIN = Protocol()
+
+
+def rated(methods: Iterable[Method], rates: Rates, *, all_of_them: bool = False) -> Rates:
+  """The methods that have rates, with them; those that vary another take its rate.
+
+  Raises:
+    SystemExit: one has none, where all were asked for.
+  """
+  tuned = {method: tuned_as(method) for method in methods}
+  without = sorted({name for name, budget in tuned.values() if (name, budget) not in rates})
+  if all_of_them and without:
+    raise SystemExit(
+      f'No learning rate is chosen for {", ".join(without)}; the part tune, with the same budgets, '
+      'does that.'
+    )
+  return {method: rates[own] for method, own in tuned.items() if own in rates}
 
 
 def fixed_methods(budget: int) -> list[Method]:
@@ -92,42 +195,21 @@ def tasks(which: str) -> list[str]:
   return [name for name, task in TASKS.items() if task.set == which]
 
 
-def final_tasks(budget: int) -> list[str]:
-  """Names of the final tasks on which a budget is compared."""
-  names = tasks('final')
+def tasks_of(part: str, budget: int) -> list[str]:
+  """Names of the tasks on which a budget is compared: final ones, or confirming ones."""
+  names = tasks(part)
+  if part == 'confirming':
+    results = read_json(ADMISSION)
+    return [name for name in names if results.get(name, {}).get('admitted')][:CONFIRMING]
   return names[:SMALLEST_TASKS] if budget == SMALLEST_BUDGET else names
-
-
-def confirming() -> list[str]:
-  """Names of the confirming tasks that are run."""
-  results = read_json(ADMISSION)
-  admitted = [name for name in tasks('confirming') if results.get(name, {}).get('admitted')]
-  return admitted[:CONFIRMING]
-
-
-def jobs_of(
-  methods: Iterable[tuple[Method, float]], names: Sequence[str], seeds: Iterable[int]
-) -> list[Job]:
-  """Every method, with its learning rate, on every task and seed; seeds are outermost."""
-  methods = list(methods)
-  return [
-    Job(task, name, budget, rate, seed, EPOCHS)
-    for seed in seeds
-    for task in names
-    for (name, budget), rate in methods
-  ]
 
 
 def controls(budget: int, task: str) -> list[Method]:
   """What a gain must hold against: its parts apart, and another task's structure."""
   names = tasks(TASKS[task].set)
   other = names[(names.index(task) + 1) % len(names)]
-  return [
-    ('gradient', budget),
-    ('gradient/usual', budget),
-    (f'gradient(of {other})', budget),
-    (f'{strongest_lora(budget)}/aligned', 0),
-  ]
+  ours = ('gradient', 'gradient/usual', f'gradient(of {other})')
+  return [*((name, budget) for name in ours), (f'{strongest_lora(budget)}/aligned', 0)]
 
 
 def strongest_lora(budget: int) -> str:
@@ -171,8 +253,7 @@ def tournament(budget: int) -> list[Method]:
     (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
   ]
   names = ('gradient', *POOLED, 'gradient/usual', 'random(0)')
-  read_off = [(name, budget) for name in names]
-  return [strongest, *read_off, *other_values(budget), *varied]
+  return [strongest, *((name, budget) for name in names), *other_values(budget), *varied]
 
 
 def tuned_as(method: Method) -> Method:
@@ -186,109 +267,16 @@ def tuned_as(method: Method) -> Method:
   return name.base, budget
 
 
-def contenders(
-  store: Store, task: str, rates: Mapping[Method, float], methods: Sequence[Method]
-) -> list[Method]:
-  """The fixed methods that are near the best of a task after the first seeds."""
-  means = {}
-  for method in methods:
-    jobs = jobs_of([(method, rates[method])], [task], range(FIRST_SEEDS))
-    means[method] = mean_accuracy(jobs, store)
+def contenders(store: Store, task: str, rates: Rates) -> list[Method]:
+  """The methods that are near the best of a task after the first seeds."""
+  means = {
+    method: mean_accuracy(MAIN.jobs({method: rate}, [task], range(FIRST_SEEDS)), store)
+    for method, rate in rates.items()
+  }
   best = max(means.values())
   return [method for method, mean in means.items() if 100 * (best - mean) <= MARGIN]
-
-
-class Trials(NamedTuple):
-  """How rates are tried.
-
-  Attributes:
-    epochs: of every training.
-    first_rates: that are tried of every method.
-    tasks: on which.
-    backbone: whose structures are trained.
-  """
-
-  epochs: int = EPOCHS
-  first_rates: Sequence[float] = (3.2e-2, 6.4e-2)
-  tasks: Sequence[str] = TUNED_ON
-  backbone: str = EMBEDDED
-
-  def jobs(self, method: Method, rate: float) -> list[Job]:
-    """The jobs that say how good a rate is."""
-    how = (TUNING_SEED, self.epochs, self.backbone)
-    return [Job(task, *method, rate, *how) for task in self.tasks]
-
-  def tried(self, method: Method, store: Store) -> list[float]:
-    """The rates of which all trials are done, ascending."""
-    rates = {job.rate for job in store.results if job[1:3] == method}
-    return sorted(rate for rate in rates if store.results.keys() >= {*self.jobs(method, rate)})
-
-  def best(self, method: Method, store: Store) -> float | None:
-    """The best rate so far; None where none was tried."""
-    return max(
-      self.tried(method, store),
-      key=lambda rate: mean_accuracy(self.jobs(method, rate), store),
-      default=None,
-    )
-
-  def next_rates(self, method: Method, store: Store) -> list[float]:
-    """The rates to try next: the first, then one beyond the end at which the best stands."""
-    tried = self.tried(method, store)
-    missing = [rate for rate in self.first_rates if rate not in tried]
-    best = self.best(method, store)
-    if missing or best is None:
-      return missing
-    if best == tried[-1] and best < LARGEST:
-      return [float(f'{best * FACTOR:.3g}')]
-    if best == tried[0] and best > SMALLEST:
-      return [float(f'{best / FACTOR:.3g}')]
-    return []
 
 
 def mean_accuracy(jobs: Iterable[Job], store: Store) -> float:
   """Mean test accuracy of jobs that are done."""
   return statistics.mean(store.results[job]['test'][0] for job in jobs)
-
-
-def tune(
-  methods: Sequence[Method],
-  store: Store,
-  trials: Trials,
-  run: Callable[[list[Job]], None],
-) -> dict[Method, float | None]:
-  """The best rate of every method, given as (name, budget).
-
-  Args:
-    methods: names with their budgets, 0 for those whose name says all.
-    store: results so far.
-    trials: how rates are tried.
-    run: does jobs.
-  """
-  while jobs := [
-    job
-    for method in methods
-    for rate in trials.next_rates(method, store)
-    for job in trials.jobs(method, rate)
-  ]:
-    run(jobs)
-  return {method: trials.best(method, store) for method in methods}
-
-
-def write_rates(path: str, rates: Mapping[Method, float | None]) -> None:
-  """Keeps the chosen rates in a file."""
-  write_json(path, {'rates': [[*method, rate] for method, rate in rates.items()]})
-
-
-def read_rates(path: str, program: str) -> dict[Method, float]:
-  """The chosen rates.
-
-  Args:
-    path: of the file.
-    program: module whose part `tune` writes it.
-
-  Raises:
-    SystemExit: there are none yet.
-  """
-  if not os.path.exists(path):
-    raise SystemExit(f'No rates are chosen yet; python -m {program} tune does that.')
-  return {(name, budget): rate for name, budget, rate in read_json(path)['rates']}

@@ -14,11 +14,9 @@ import numpy as np
 from benchmarks.machinery.measuring import print_result, print_table
 from benchmarks.structures import gate, plan
 from benchmarks.structures.jobs import UNKNOWN, Job, Store
-from benchmarks.structures.plan import Method
+from benchmarks.structures.plan import Method, Protocol, Rates, rated
 from benchmarks.structures.statistics import Difference, answers, broken_down, difference, headroom
 from benchmarks.structures.tasks import TASKS
-
-Rates = Mapping[Method, float]
 
 
 class Row(NamedTuple):
@@ -67,25 +65,20 @@ def compared(ours: Row, theirs: Row) -> Difference:
   return difference(ours.right[:seeds], theirs.right[:seeds])
 
 
-def best_of(rows: Sequence[Row], seeds: int) -> Row:
-  """The row with the largest mean test accuracy, of those with so many seeds, or with most.
-
-  A bar that is biased against us: it is chosen by what it is compared by.
-  """
-  seeds = min(seeds, max(len(row.accuracies) for row in rows))
-  whole = (row for row in rows if len(row.accuracies) >= seeds)
-  return max(whole, key=lambda row: statistics.mean(row.accuracies[:seeds]))
-
-
 def line_of(ours: Row, fixed: Sequence[Row], beside: Sequence[Row]) -> dict[str, Any]:
   """What a table says of a task, JSON types.
+
+  The best of the fixed methods is that with the largest mean test accuracy, of those with as many
+  seeds as ours, or with most: a bar that is biased against us, chosen by what it is compared by.
 
   Args:
     ours: what is held against the best of the fixed methods.
     fixed: those of at most our size.
     beside: what ours is held against, too.
   """
-  best = best_of(fixed, len(ours.accuracies))
+  seeds = min(len(ours.accuracies), max(len(row.accuracies) for row in fixed))
+  whole = (row for row in fixed if len(row.accuracies) >= seeds)
+  best = max(whole, key=lambda row: statistics.mean(row.accuracies[:seeds]))
   found = compared(ours, best)
   return {
     'ours': round(ours.mean, 2),
@@ -104,19 +97,23 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
   fixed = [method for method in plan.fixed_up_to(budget) if method in rates]
   table = {}
   for task in names:
-    ours = rows_of(store, task, rates, [(plan.OURS, budget)])
-    others = rows_of(store, task, rates, fixed)
-    drawn = rows_of(store, task, rates, plan.randoms(budget))
+    ours, others, drawn, beside = (
+      rows_of(store, task, rates, methods)
+      for methods in (
+        [(plan.OURS, budget)],
+        fixed,
+        plan.randoms(budget),
+        plan.beside(budget, task),
+      )
+    )
     if not ours or not others:
       continue
-    line = line_of(ours[0], others, rows_of(store, task, rates, plan.beside(budget, task)))
+    table[task] = line = line_of(ours[0], others, beside)
     if len(drawn) > 1:
       seeds = min(len(row.accuracies) for row in drawn)
       line['random'] = round(statistics.mean(row.mean for row in drawn), 2)
       if seeds > 1:
-        accuracies = [row.accuracies[:seeds] for row in drawn]
-        line['headroom'] = round(headroom(accuracies), 2)
-    table[task] = line
+        line['headroom'] = round(headroom([row.accuracies[:seeds] for row in drawn]), 2)
   return table
 
 
@@ -131,26 +128,24 @@ def _rounded(found: Difference) -> list[float]:
   return [round(number, 2) for number in found]
 
 
-def print_all(stores: Mapping[str, Store], rates: Rates, budgets: Sequence[int]) -> None:
+def print_all(protocol: Protocol, version: str | None, budgets: Sequence[int]) -> None:
   """Prints every table of which there are results."""
+  parts = ('tuning', 'development', 'gate', 'final', 'confirming')
+  stores, rates = {part: protocol.store(part, version) for part in parts}, protocol.read_rates()
   print_others(stores)
-  print_rates(stores['tuning'], rates, plan.Trials())
-  development = {}
-  for budget in budgets:
-    development[budget] = print_tournament(stores['development'], rates, budget)
-  gates = {name: gate.correlations(stores['gate'], name) for name in plan.tasks('development')}
-  for name, correlations in gates.items():
-    if correlations:
-      print(f'gate on {name}: {dict(correlations)}')
-  confirming = plan.confirming()
-  sets = {'final': plan.final_tasks, 'confirming': lambda _: confirming}
-  found = {
-    part: {b: print_bar(part, stores[part], names_of(b), rates, b) for b in budgets}
-    for part, names_of in sets.items()
+  print_rates(stores['tuning'], rates, protocol)
+  found: dict[str, Any] = {
+    'development': {b: print_tournament(stores['development'], rates, b) for b in budgets},
+    'gate': {name: gate.correlations(stores['gate'], name) for name in plan.tasks('development')},
   }
-  for part in sets:
+  for name, correlations in found['gate'].items():
+    if correlations:
+      print(f'gate on {name}: {correlations}')
+  for part in ('final', 'confirming'):
+    found[part] = {b: print_bar(part, stores[part], rates, b) for b in budgets}
+  for part in ('final', 'confirming'):
     print_breakdowns(part, stores[part])
-  print_result('structures', {'development': development, 'gate': gates, **found})
+  print_result('structures', found)
 
 
 def print_others(stores: Mapping[str, Store]) -> None:
@@ -165,99 +160,76 @@ def print_others(stores: Mapping[str, Store]) -> None:
     print('Lines of version unknown were made by several versions; some name a commit.')
 
 
-def print_bar(
-  part: str, store: Store, names: Sequence[str], rates: Rates, budget: int
-) -> dict[str, Any]:
-  """Ours against the fixed methods of a budget, and all of them."""
+def print_rates(store: Store, rates: Rates, protocol: Protocol) -> None:
+  """Mean accuracy of every method at every rate that was tried."""
+  lines = []
+  for method, chosen in rates.items():
+    cells = [
+      f'{rate:g}: {100 * mean:.1f}{"*" * (rate == chosen)}'
+      for rate, mean in protocol.tried(method, store).items()
+    ]
+    lines.append((method[0], method[1] or None, ', '.join(cells)))
+  print_table({'rates': '', 'budget': '', 'mean test accuracy on the tasks of tuning': ''}, lines)
+
+
+def print_tournament(store: Store, rates: Rates, budget: int) -> dict[str, Any]:
+  """Mean accuracies on the development tasks."""
+  names, found, lines = plan.tasks('development'), {}, []
+  of_methods = rated(plan.tournament(budget), rates)
+  for method in of_methods:
+    means = [[row.mean for row in rows_of(store, name, of_methods, [method])] for name in names]
+    if known := list(itertools.chain(*means)):
+      cells = [mean[0] if mean else None for mean in means]
+      lines.append((method[0], *cells, f'{statistics.mean(known):.2f}'))
+      found[method[0]] = [round(mean, 2) for mean in known]
+  if lines:
+    print_table(dict.fromkeys((f'development, {budget:,}', *names, 'mean'), '.1f'), lines)
+  return found
+
+
+def print_bar(part: str, store: Store, rates: Rates, budget: int) -> dict[str, Any]:
+  """Ours against the fixed methods of a budget, and the mean of all of them on every task.
+
+  In brackets the number of seeds.
+  """
+  names, fixed = plan.tasks_of(part, budget), plan.fixed_up_to(budget)
   found = budget_table(store, names, rates, budget)
-  print_final(f'{part}, {budget:,}', found)
-  print_beside(f'ours less these, {budget:,}', found)
-  print_methods(store, names, rates, budget)
-  without = [name for name, size in plan.fixed_up_to(budget) if (name, size) not in rates]
+  print_lines(part, budget, found)
+  complete = []
+  ours = [(plan.OURS, budget), ('gradient', budget)]
+  for method in [*ours, *(method for method in fixed if method in rates)]:
+    rows = [row for name in names for row in rows_of(store, name, rates, [method])]
+    if names and len(rows) == len(names):
+      cells = [f'{row.mean:.1f} ({len(row.accuracies)})' for row in rows]
+      complete.append((method[0], rows[0].params, *cells))
+  if complete:
+    titles = (f'every method, {budget:,}', 'params', *names)
+    print_table(dict.fromkeys(titles, ','), complete)
+  without = [name for name, size in fixed if (name, size) not in rates]
   if found and without:
     print(f'Without rates, and so not compared at {budget:,}: {", ".join(without)}.')
   return found
 
 
-def print_rates(store: Store, rates: Rates, trials: plan.Trials) -> None:
-  """Mean accuracy of every method at every rate that was tried."""
-  lines = []
-  for method, chosen in rates.items():
-    tried = trials.tried(method, store)
-    cells = []
-    for rate in tried:
-      jobs = trials.jobs(method, rate)
-      mark = '*' if rate == chosen else ''
-      cells.append(f'{rate:g}: {100 * plan.mean_accuracy(jobs, store):.1f}{mark}')
-    lines.append((method[0], str(method[1] or ''), ', '.join(cells)))
-  print_table(('rates', 'budget', 'mean test accuracy on the tasks of tuning'), lines)
-
-
-def print_tournament(store: Store, rates: Rates, budget: int) -> dict[str, Any]:
-  """Mean accuracies on the development tasks."""
-  methods = [each for each in plan.tournament(budget) if plan.tuned_as(each) in rates]
-  with_own = {method: rates[plan.tuned_as(method)] for method in methods}
-  names = plan.tasks('development')
-  found: dict[str, Any] = {}
-  lines = []
-  for method in methods:
-    rows = {name: rows_of(store, name, with_own, [method]) for name in names}
-    means = [row.mean for of_task in rows.values() for row in of_task]
-    if means:
-      cells = [f'{of_task[0].mean:.1f}' if of_task else '' for of_task in rows.values()]
-      lines.append((method[0], *cells, f'{statistics.mean(means):.2f}'))
-      found[method[0]] = [round(mean, 2) for mean in means]
-  if lines:
-    print_table((f'development, {budget:,}', *names, 'mean'), lines)
-  return found
-
-
-def print_final(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
-  """Ours against the best fixed method of at most its size, task by task."""
+def print_lines(part: str, budget: int, table: Mapping[str, Mapping[str, Any]]) -> None:
+  """Ours against the best fixed method of at most its size, and less all others, task by task."""
+  if not table:
+    return
+  titles = ('gradient', 'best fixed', 'difference', '', 'random', 'headroom')
   lines = []
   for name, line in table.items():
     fixed, params, accuracy = line['best_fixed']
-    lines.append(
-      (
-        name,
-        f'{line["ours"]:.1f}',
-        f'{fixed} ({params:,}) {accuracy:.1f}',
-        _interval(line['difference']),
-        line['verdict'],
-        f'{line.get("random", float("nan")):.1f}',
-        f'{line.get("headroom", float("nan")):.1f}',
-      )
-    )
-  if lines:
-    titles = ('gradient', 'best fixed', 'difference', '', 'random', 'headroom')
-    print_table((title, *titles), lines)
-
-
-def print_beside(title: str, table: Mapping[str, Mapping[str, Any]]) -> None:
-  """Ours less controls and what is no simple method of its size, task by task."""
+    best, found = f'{fixed} ({params:,}) {accuracy:.1f}', _interval(line['difference'])
+    others = line['verdict'], line.get('random'), line.get('headroom')
+    lines.append((name, line['ours'], best, found, *others))
+  print_table(dict.fromkeys((f'{part}, {budget:,}', *titles), '.1f'), lines)
   lines = []
   for method in dict.fromkeys(name for line in table.values() for name in line['beside']):
-    _, differences = zip(
-      *(line['beside'].get(method, (None, None)) for line in table.values()), strict=True
-    )
-    measured = [found for found in differences if found]
-    mean = statistics.mean(mean for mean, _, _ in measured)
-    lines.append((method, *map(_interval, differences), f'{mean:+.1f}'))
+    found = [line['beside'].get(method, (None, None))[1] for line in table.values()]
+    mean = statistics.mean(each[0] for each in found if each)
+    lines.append((method, *map(_interval, found), mean))
   if lines:
-    print_table((title, *table, 'mean'), lines)
-
-
-def print_methods(store: Store, names: Sequence[str], rates: Rates, budget: int) -> None:
-  """Mean accuracy of every fixed method on every task; in brackets the number of seeds."""
-  methods = [method for method in plan.fixed_up_to(budget) if method in rates]
-  lines = []
-  for method in [(plan.OURS, budget), ('gradient', budget), *methods]:
-    rows = [row for name in names for row in rows_of(store, name, rates, [method])]
-    cells = [f'{row.mean:.1f} ({len(row.accuracies)})' for row in rows]
-    lines.append((method[0], f'{rows[0].params:,}' if rows else '', *cells))
-  complete = [line for line in lines if len(line) == len(names) + 2]
-  if complete and names:
-    print_table((f'every method, {budget:,}', 'params', *names), complete)
+    print_table(dict.fromkeys((f'ours less these, {budget:,}', *table, 'mean'), '+.1f'), lines)
 
 
 def print_breakdowns(part: str, store: Store) -> None:
@@ -277,6 +249,6 @@ def print_breakdowns(part: str, store: Store) -> None:
     )
 
 
-def _interval(difference: Sequence[float] | None) -> str:
+def _interval(difference: Sequence[float] | None) -> str | None:
   """'+1.2 [-0.3, +2.7]' of a mean difference with its ends; nothing of none."""
-  return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*difference) if difference else ''
+  return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*difference) if difference else None

@@ -145,11 +145,10 @@ def main() -> None:
   found = dict(merges(device, (4,) if given.quick else RANKS))
   if not given.quick:
     found |= attentions(device)
-  rows = [
-    (name, f'{counted["bytes"] / 2**20:,.1f} MiB', f'{counted["operations"] / 1e6:,.0f}')
-    for name, counted in found.items()
-  ]
-  print_table(('', 'bytes', 'Mop'), rows)
+  print_table(
+    {'': '', 'MiB': ',.1f', 'Mop': ',.0f'},
+    [(name, one['bytes'] / 2**20, one['operations'] / 1e6) for name, one in found.items()],
+  )
   print_result('tpu_layouts', {'quick': given.quick, 'programs': found})
 
 

@@ -1,9 +1,10 @@
 """What all benchmarks share: clocks, the table, the last line."""
 
-from benchmarks.machinery.measuring import (
-  in_turn,
-  median_ratio,
-)
+import json
+
+import numpy as np
+
+from benchmarks.machinery.measuring import Times, in_turn, print_result, print_table
 
 
 def test_what_is_compared_runs_in_turn_after_one_call_to_compile():
@@ -15,6 +16,15 @@ def test_what_is_compared_runs_in_turn_after_one_call_to_compile():
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_repeats():
-  times = {'ours': [1.0, 10.0, 3.0], 'theirs': [2.0, 10.0, 1.0]}
-  assert median_ratio(times, 'ours', 'theirs') == 1.0
-  assert median_ratio(times, 'ours', 'not installed') is None
+  times = Times(ours=[1.0, 10.0, 3.0], theirs=[2.0, 10.0, 1.0])
+  assert times.ratio('ours', 'theirs') == 1.0
+  assert times.ratio('ours', 'not installed') is None
+
+
+def test_a_table_leaves_out_what_was_not_measured_and_the_last_line_is_json(capsys):
+  print_table({'': '', 'ms': '.1f', 'by': ''}, [('a', 12.34, 'qwix'), ('bc', None, None)])
+  print_result('name', {'ratio': np.float32(1 / 3), 'missing': None, 'counts': np.arange(2)})
+  *table, line = capsys.readouterr().out.splitlines()
+  assert table == ['      ms    by', 'a   12.3  qwix', 'bc']
+  found = json.loads(line)
+  assert (found['ratio'], found['missing'], found['counts']) == (0.33333, None, [0, 1])

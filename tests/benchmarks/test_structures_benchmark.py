@@ -13,6 +13,7 @@ from benchmarks.structures import jobs, plan
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import UNKNOWN, Store, digest_of
 from benchmarks.structures.laboratory import Model
+from benchmarks.structures.methods import rising_levels
 from benchmarks.structures.statistics import difference, headroom
 from benchmarks.structures.tables import print_others
 from glora_jax.method.presets import preset
@@ -20,7 +21,7 @@ from glora_jax.runs.runners import THIS_PROCESS
 from glora_jax.training import loop
 from glora_jax.training.losses import make_loss
 
-TRIALS = plan.Trials()
+TRIALS = plan.MAIN.trials(('lora:1', 0), 0.1)
 
 
 def test_intervals_cover_the_truth():
@@ -53,14 +54,14 @@ def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
       store.add(job, {'test': [1 - abs(np.log2(job.rate / best)) / 10, 1.0]})
 
   store = Store(str(tmp_path / 'rates.jsonl'))
-  found = plan.tune([('lora:1', 0)], store, TRIALS, run)
+  found = plan.MAIN.tune([('lora:1', 0)], store, run)
   assert found == {('lora:1', 0): 0.128}
-  assert TRIALS.tried(('lora:1', 0), store)[-1] == 0.256
+  assert max(plan.MAIN.tried(('lora:1', 0), store)) == 0.256
 
 
 def test_results_survive_a_line_that_was_cut_off(tmp_path):
   path, result = tmp_path / 'results.jsonl', {'test': [0.5, 1.0]}
-  first, second = TRIALS.jobs(('lora:1', 0), 0.1)[:2]
+  first, second, _ = TRIALS
   Store(str(path)).add(first, result)
   with path.open('a') as file:
     file.write(json.dumps({'job': list(second)})[:10])
@@ -72,7 +73,7 @@ def test_results_survive_a_line_that_was_cut_off(tmp_path):
 
 def test_a_store_has_the_results_of_one_version_and_counts_the_others(tmp_path, capsys):
   path = str(tmp_path / 'results.jsonl')
-  job, result = TRIALS.jobs(('lora:1', 0), 0.1)[0], {'test': [0.5, 1.0]}
+  job, result = TRIALS[0], {'test': [0.5, 1.0]}
   (tmp_path / 'results.jsonl').write_text(json.dumps({'job': job[:-1], **result}) + '\n')
   old, new = Store(path, UNKNOWN), Store(path)
   assert (old.results, new.results, new.others) == ({job: result}, {}, {UNKNOWN: 1})
@@ -88,7 +89,7 @@ def test_a_store_has_the_results_of_one_version_and_counts_the_others(tmp_path, 
 def test_a_version_is_another_where_code_changes_and_not_by_words_about_it(tmp_path):
   def digest(text):
     (tmp_path / 'method.py').write_text(text)
-    return digest_of([str(tmp_path / 'method.py')])
+    return digest_of([tmp_path / 'method.py'])
 
   first = digest('def f(x):\n  """One."""\n  return x + 1\n')
   assert digest('def f( x ):\n  """Two."""\n  return x + 1  # one more\n') == first
@@ -97,10 +98,19 @@ def test_a_version_is_another_where_code_changes_and_not_by_words_about_it(tmp_p
 
 def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
   monkeypatch.setattr(jobs, 'FOLDER', str(tmp_path))
+  monkeypatch.setattr(lab, 'run', lambda job: {'number': done.append(job) or len(done)})
   done = []
-  works = {'lora:1@qkv/aligned': lambda: {'number': done.append(1) or len(done)}}
-  results = [dict(jobs.results_of(works, THIS_PROCESS, 'jobs')) for _ in range(2)]
-  assert results == [{'lora:1@qkv/aligned': {'number': 1, 'version': jobs.version()}}] * 2
+  for _ in range(2):
+    store = Store(str(tmp_path / 'results.jsonl'))
+    jobs.run_jobs(TRIALS, store, THIS_PROCESS, notes={'commit': 'a'})
+  assert done == TRIALS
+  assert store.results[TRIALS[1]] == {'number': 2, 'commit': 'a'}
+
+
+def test_ranks_rise_with_depth_as_far_as_a_budget_goes():
+  ranks, prices = [(1, 2, 4)] * 3, [[10, 10, 20]] * 3
+  levels = [rising_levels([0, 1, 2], ranks, prices, budget) for budget in (9, 25, 65, 200)]
+  assert levels == [[0, 0, 0], [0, 1, 1], [2, 2, 2], [3, 3, 3]]
 
 
 @pytest.mark.slow
