@@ -20,9 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks.machinery.measuring import in_new_process, make_parser, print_result, print_table
-
-# The two others are imported when a file is read, which is not to be measured.
-from glora_jax.models import containers, formats, weights  # noqa: F401
+from glora_jax.models import weights
 from glora_jax.models.vit import ViT, vit
 
 REPEATS, QUICK_REPEATS = 5, 1

@@ -13,20 +13,25 @@ computation, from uint8 images to logits, for `jax.export.deserialize`. Files ar
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import flax
 
 from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.files import require_free
 from glora_jax.mesh import NoDeviceError, require_devices
-from glora_jax.models import folder, weights
+from glora_jax.models import weights
+from glora_jax.models.checkpoint import locate
 from glora_jax.models.export import export, save_exported
 from glora_jax.models.fetch import fetch, known_normalization
 from glora_jax.models.formats.table import FORMATS
-from glora_jax.models.load import inspection
 from glora_jax.models.metadata import OURS, check_agreement
+from glora_jax.models.vit import describe
 from glora_jax.models.weights import Checkpoint
 from glora_jax.runs.terminal import explain_os, run_program
 
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       _require_free(given.output, given.overwrite, path)
     checkpoint = _read(path, given)
     if given.output is None:
-      print(inspection(checkpoint))
+      print(_inspection(checkpoint))
     elif given.output.endswith(EXPORTED):
       print(_export(given.output, checkpoint))
     else:
@@ -84,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _require_free(output: str, overwrite: bool, path: str) -> None:
   """Raises FileExistsError where files are there, or with `overwrite` the input is among them."""
-  inputs = (path, folder.locate(path))
+  inputs = (path, locate(path))
   names = os.listdir(output) if os.path.isdir(output) else None
   require_free(output, overwrite or names == [], inputs)
   for name in names or ():
@@ -96,6 +101,32 @@ def _read(path: str, given: argparse.Namespace) -> Checkpoint:
   loaded = weights.load(path, key=given.key, normalization=normalization, num_heads=given.num_heads)
   check_agreement(given.input, loaded.metadata, {'normalization': given.normalization})
   return weights.refit(*loaded, image_size=given.image_size, patch_size=given.patch_size)
+
+
+def _inspection(checkpoint: Checkpoint) -> str:
+  """What the file was read as, the fields of the model, and a line for each parameter."""
+  model, params, metadata = checkpoint
+  origin = metadata.get('source')
+  facts = {
+    'format': f'{origin.format} ({origin.container})' if origin else OURS,
+    **(dataclasses.asdict(origin.variant) if origin else {}),
+    'image_size': metadata['image_size'],
+    'normalization': metadata.get('normalization'),
+  }
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
+  rows = [('parameter', 'shape', 'type', 'numbers')]
+  for name, value in flat.items():
+    shape = ' x '.join(map(str, value.shape))
+    rows.append((name, shape, value.dtype.name, f'{value.size:,}'))
+  rows.append(('all', '', '', f'{sum(value.size for value in flat.values()):,}'))
+  lines = [
+    *(f'{name:14} {value}' for name, value in (facts | describe(model)).items()),
+    '',
+    *(f'{name:26} {shape:>24} {dtype:>9} {numbers:>13}' for name, shape, dtype, numbers in rows),
+    '',
+    f'{sum(value.nbytes for value in flat.values()) / 2**20:.1f} MiB',
+  ]
+  return '\n'.join(lines)
 
 
 def _export(path: str, checkpoint: Checkpoint) -> str:

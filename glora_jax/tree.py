@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -204,7 +205,31 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     'unexpected': sorted(given.keys() - expected.keys()),
     'misshaped': misshaped,
   }
-  return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
+  return [f'{kind}: {grouped(names)}' for kind, names in kinds.items() if names]
+
+
+def grouped(names: Iterable[str]) -> str:
+  """Names in one line; those that differ in one block number are written once, with all numbers.
+
+  Example:
+    >>> grouped(['blocks.0.norm1.bias', 'blocks.1.norm1.bias', 'cls_token'])
+    'blocks.{0-1}.norm1.bias, cls_token'
+  """
+  numbers: dict[str, list[int]] = {}
+  for name in names:
+    number = re.search(r'(?<=[._/])\d+(?=[./])', name)
+    pattern = f'{name[: number.start()]}{{}}{name[number.end() :]}' if number else name
+    numbers.setdefault(pattern, []).extend([int(number.group())] if number else [])
+  return ', '.join(_numbered(pattern, sorted(numbers[pattern])) for pattern in sorted(numbers))
+
+
+def _numbered(pattern: str, numbers: Sequence[int]) -> str:
+  if not numbers:
+    return pattern
+  first, last = numbers[0], numbers[-1]
+  is_range = len(numbers) > 1 and numbers == list(range(first, last + 1))
+  text = f'{{{first}-{last}}}' if is_range else ','.join(map(str, numbers))
+  return pattern.replace('{}', text, 1)
 
 
 def fingerprint(params: Any, rounded: str | None = None) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from glora_jax.files import write_json, write_safetensors
-from glora_jax.models import folder as folders
 from glora_jax.models.formats.format import HEADS
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
@@ -184,6 +183,6 @@ def write_folder(
   }
   write_safetensors(os.path.join(path, 'model.safetensors'), rounded, {'format': 'pt'})
   dinov2 = FORMATS['hf_dinov2']
-  side_files = folders.side_files(dinov2, model, metadata, dinov2.variant, rounded)
+  side_files = dinov2.side_files(model, metadata, dinov2.variant, rounded)
   for name, content in side_files.items():
     write_json(os.path.join(path, name), content)

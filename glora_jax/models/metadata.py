@@ -123,7 +123,7 @@ def _check_policy(name: str) -> None:
 # Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
 _STRICT = Field(strict=True, allow_inf_nan=False)
 _COUNT = Annotated[int, Field(strict=True, ge=1, le=MOST_COUNTED)]
-_FACTS: Mapping[str, Any] = {
+FACTS: Mapping[str, Any] = {
   'num_heads': _COUNT,
   'norm_eps': Annotated[float, _STRICT, Field(gt=0, lt=1)],
   'activation': Literal[*ACTIVATIONS],  # pyrefly: ignore
@@ -136,8 +136,8 @@ _FACTS: Mapping[str, Any] = {
   'crop': Annotated[float, _STRICT, Field(gt=0.01, le=1)],
 }
 # What else a caller may say of the ViT.
-_FIELDS: Mapping[str, Any] = {
-  **_FACTS,
+VIT_FIELDS: Mapping[str, Any] = {
+  **FACTS,
   **dict.fromkeys(('width', 'depth', 'mlp_dim', 'pre_logits', 'unroll'), _COUNT),
   **dict.fromkeys(
     ('class_token', 'pre_norm', 'norm_after_pool'), Annotated[bool, Field(strict=True)]
@@ -150,11 +150,12 @@ _FIELDS: Mapping[str, Any] = {
 }
 
 
-def check_facts(facts: Mapping[str, Any]) -> None:
-  """Checks what a checkpoint's metadata say, where it is a fact that is known here.
+def check_facts(facts: Mapping[str, Any], known: Mapping[str, Any] = FACTS) -> None:
+  """Checks what is said of a checkpoint, where it is a fact that is known here.
 
   Args:
     facts: facts by name; None is one that is left open.
+    known: types of facts by name.
 
   Raises:
     ValueError: a fact cannot be; the sentence says which, and what it must be.
@@ -165,19 +166,6 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     ValueError: resize='stretch' should be 'squash' or 'crop'.
   """
-  _check(facts, _FACTS)
-
-
-def check_vit_fields(fields: Mapping[str, Any]) -> None:
-  """Checks what a caller says of a ViT; see `check_facts`.
-
-  Raises:
-    ValueError: a field cannot be.
-  """
-  _check(fields, _FIELDS)
-
-
-def _check(facts: Mapping[str, Any], known: Mapping[str, Any]) -> None:
   for name, value in facts.items():
     if value is not None and name in known:
       taken(value, name, known[name])

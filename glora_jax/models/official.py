@@ -11,12 +11,7 @@ import numpy as np
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.models.containers import (
-  open_tensors,
-  read_finite,
-  require_floats,
-  require_shapes,
-)
+from glora_jax.models.checkpoint import read_tensors, require_numbers, require_shapes
 from glora_jax.models.formats.timm import FORMAT as TIMM
 from glora_jax.models.vit import ViT
 from glora_jax.tree import get
@@ -84,25 +79,21 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
       'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes '
       'above 0), adapted with a tied SearchSpace.'
     )
-  tensors = open_tensors(path)
+  path, _, arrays, *_ = read_tensors(path)
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
   supports = jax.tree.map(
     lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION])
   )
   places = _places(adapted, supports)
   head = nn.meta.unbox(trainable['params']['head'])
-  expected = {name: place.shape for name, place in places.items()}
-  expected['head.weight'] = head['kernel'].shape[::-1]
-  expected['head.bias'] = head['bias'].shape
-  given = {name: spec.shape for name, spec in tensors.specs.items()}
-  require_shapes(tensors.path, given, expected)
-  require_floats(tensors.path, tensors.specs)
+  kernel, bias = head['kernel'], head['bias']
+  require_shapes(path, arrays, {**places, 'head.weight': kernel.T, 'head.bias': bias})
+  require_numbers(path, arrays)
   for name, place in places.items():
-    place[...] = read_finite(tensors, name)
-  dtype = head['kernel'].dtype
+    place[...] = arrays[name]
   new_head = {
-    'kernel': read_finite(tensors, 'head.weight').T.astype(dtype),
-    'bias': read_finite(tensors, 'head.bias').astype(dtype),
+    'kernel': arrays['head.weight'].T.astype(kernel.dtype),
+    'bias': arrays['head.bias'].astype(kernel.dtype),
   }
   return adapted.join({'params': {'head': new_head}, COLLECTION: supports}, frozen)
 

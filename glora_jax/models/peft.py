@@ -21,8 +21,7 @@ from glora_jax.method.quantized import full_precision
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models import hub
-from glora_jax.models.containers import grouped, open_tensors, read_finite, require_floats
-from glora_jax.models.formats.format import Flat
+from glora_jax.models.checkpoint import Arrays, read_tensors, require_numbers
 from glora_jax.models.metadata import read_json
 from glora_jax.models.peft_names import (
   Names,
@@ -33,7 +32,7 @@ from glora_jax.models.peft_names import (
   naming_to_write,
 )
 from glora_jax.settings import Text, taken
-from glora_jax.tree import flatten, path_name, replace
+from glora_jax.tree import flatten, grouped, path_name, replace
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -130,7 +129,7 @@ def save_peft(
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
   naming, params = naming_to_write(names, adapted, params, transformers)
-  tensors: Flat = {}
+  tensors: Arrays = {}
   ranks, alphas = {}, {}
   for module, (group, index, row, outputs) in naming.parts(np.flatnonzero(genome[:, _B])).items():
     for site in group.members:
@@ -145,7 +144,7 @@ def save_peft(
     arrays = group.own(supports)
     tensors[f'{module}.lora_A.weight'] = np.asarray(arrays['B_down'])[index][:, :rank].T
     tensors[f'{module}.lora_B.weight'] = np.asarray(arrays['B_up'])[index][:rank, outputs].T
-  heads: Flat = {}
+  heads: Arrays = {}
   for path in sorted(adapted.head_paths):
     name, is_kernel = naming.head(path)
     value = params[path_name(path)]
@@ -180,7 +179,7 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
 
 
 def _config(
-  ranks: Mapping[str, int], alphas: Mapping[str, float], heads: Flat, base: str | None
+  ranks: Mapping[str, int], alphas: Mapping[str, float], heads: Arrays, base: str | None
 ) -> dict[str, Any]:
   usual, rank_pattern = _usual(ranks)
   alpha, alpha_pattern = _usual(alphas)
@@ -295,7 +294,7 @@ def load_peft(
   return fixed, variables
 
 
-def _read(path: str) -> tuple[dict[str, LowRank], Flat]:
+def _read(path: str) -> tuple[dict[str, LowRank], Arrays]:
   """The LoRAs of an adapter by full name of the torch module, and its other tensors."""
   file = os.path.join(path, CONFIG)
   config = read_json(file)
@@ -320,9 +319,9 @@ def _read(path: str) -> tuple[dict[str, LowRank], Flat]:
       f'There is no {file}; where there is an adapter_model.bin, save it again with '
       'save_pretrained(..., safe_serialization=True).'
     )
-  opened = open_tensors(file)
-  require_floats(file, opened.specs)
-  others = {name.removeprefix(_ROOT): read_finite(opened, name) for name in opened.specs}
+  arrays = read_tensors(file).arrays
+  require_numbers(file, arrays)
+  others = {name.removeprefix(_ROOT): array for name, array in arrays.items()}
   found = collections.defaultdict(dict)
   for name in list(others):
     if match := _LORA.fullmatch(name):
@@ -336,7 +335,7 @@ def _read(path: str) -> tuple[dict[str, LowRank], Flat]:
   return {module: _scaled(path, module, sides, config) for module, sides in found.items()}, others
 
 
-def _scaled(path: str, module: str, sides: Flat, config: Mapping[str, Any]) -> LowRank:
+def _scaled(path: str, module: str, sides: Arrays, config: Mapping[str, Any]) -> LowRank:
   """A module's LoRA, with what PEFT multiplies it by."""
   if sides.keys() != {'A', 'B'} or sides['A'].shape[0] != sides['B'].shape[1]:
     raise ValueError(f'{path}: lora_A and lora_B of {module} do not belong together.')
@@ -398,7 +397,7 @@ def _match(
   return {row: (part, list(by_down.values())) for row, (part, by_down) in rows.items()}
 
 
-def _with_heads(path: str, tensors: Flat, params: Any, naming: Naming) -> Any:
+def _with_heads(path: str, tensors: Arrays, params: Any, naming: Naming) -> Any:
   """The params with the heads that an adapter has."""
   remaining, adapted = dict(tensors), naming.adapted
   for head in sorted(adapted.head_paths):

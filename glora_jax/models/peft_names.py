@@ -11,12 +11,12 @@ from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Layout
-from glora_jax.models.containers import grouped
-from glora_jax.models.formats.format import Flat, Format
+from glora_jax.models.checkpoint import Arrays
+from glora_jax.models.formats.format import Format
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.translate import Origin, fit_to_format, full_name
 from glora_jax.models.vit import ViT
-from glora_jax.tree import Path, path_name
+from glora_jax.tree import Path, grouped, path_name
 
 NameMap = Mapping[str, str | Sequence[str]]
 """Names of torch modules by regular expressions of our paths; see `save_peft`."""
@@ -153,8 +153,8 @@ class Naming(NamedTuple):
 
 
 def naming_to_write(
-  names: Names, adapted: Adapted, params: Flat, transformers: Transformers
-) -> tuple[Naming, Flat]:
+  names: Names, adapted: Adapted, params: Arrays, transformers: Transformers
+) -> tuple[Naming, Arrays]:
   """The names that an adapter is written with, and the model's parameters as they know them.
 
   Args:
@@ -178,18 +178,19 @@ def naming_to_write(
     raise ValueError(f'names={shown(given)} is no format of a torch model; those are {known}.')
   format = FORMATS[name]
   prefix = names.prefix if isinstance(names, Origin) else ''
-  fitted = fit_to_format(model, params, Origin(name, format.container, format.variant))
+  origin = Origin(name, format.container, format.variant)
+  fitted, flat, _ = fit_to_format(model, params, origin)
   for group in adapted.groups:
     for site in group.members:
       kernel = path_name(site.kernel_path)
-      if fitted.flat[kernel] is not params[kernel]:
+      if flat[kernel] is not params[kernel]:
         raise ValueError(
           f'The format {name} has LayerScale folded into {site.name}, which the adapter does not '
           "fit; name the modules of a format that has it ('timm', 'hf_dinov2'), or fold the subnet "
           'and save the model.'
         )
-  modules = _modules_of(fitted.model, format, format.prefix(fitted.model, prefix))
-  return Naming(adapted, modules), fitted.flat
+  modules = _modules_of(fitted, format, format.prefix(fitted, prefix))
+  return Naming(adapted, modules), flat
 
 
 def naming_to_read(names: Names | None, adapted: Adapted, modules: Sequence[str]) -> Naming:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.models.containers import (
-  Container,
-  Tensors,
-  finite,
-  read_finite,
-  require_floats,
-  require_shapes,
-)
-from glora_jax.models.formats.format import Flat, Format, Variant
+from glora_jax.models.checkpoint import Arrays, Container, require_numbers, require_shapes
+from glora_jax.models.formats.format import Format, Variant
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
@@ -43,139 +38,82 @@ class Origin:
   variant: Variant
   prefix: str = ''
   wrapper: str | None = None
-  unused: Flat = dataclasses.field(default_factory=dict, repr=False)
-
-
-class PlainNames:
-  """The tensors of a file under the names that its format knows, without the prefix.
-
-  Args:
-    tensors: the opened file.
-    in_file: the name in the file of each tensor, by its plain name.
-  """
-
-  def __init__(self, tensors: Tensors, in_file: Mapping[str, str]):
-    self.path = tensors.path
-    self.specs = {plain: tensors.specs[name] for plain, name in in_file.items()}
-    self._tensors = tensors
-    self._in_file = in_file
-
-  def read(self, plain: str) -> np.ndarray:
-    """A tensor, as it is in the file."""
-    return self._tensors.read(self._in_file[plain])
-
-  def read_finite(self, plain: str) -> np.ndarray:
-    """A tensor; ValueError where a number in it is not finite."""
-    return read_finite(self._tensors, self._in_file[plain])
-
-  def finite_blocks(self, plain: str) -> Iterator[np.ndarray]:
-    """A tensor along its first axis, one index at a time; ValueError where it is not finite."""
-    name = self._in_file[plain]
-    for block in self._tensors.blocks(name):
-      yield finite(self.path, name, block)
+  unused: Arrays = dataclasses.field(default_factory=dict, repr=False)
 
 
 def read_params(
-  tensors: PlainNames,
+  path: str,
+  arrays: Arrays,
   format: Format[Any],
   model: ViT,
   variant: Variant,
   expected: Mapping[str, jax.ShapeDtypeStruct],
-) -> tuple[dict[str, Any], Flat]:
-  """Reads all parameters of a model, each written at once to where it stays.
+) -> tuple[dict[str, Any], Arrays]:
+  """Makes all parameters of a model; the arrays are taken out one by one, so memory is not doubled.
 
   Args:
-    tensors: the file.
+    path: path of the file.
+    arrays: its arrays by name, the prefix removed.
     format: format that it is in.
     model: the ViT that is made of it.
     variant: how the file is laid out.
     expected: shapes of the model's parameters, by path.
 
   Returns:
-    (nested parameters, the tensors that the format knows and the model has no use for).
+    (nested parameters, the arrays that the format knows and the model has no use for).
 
   Raises:
-    ValueError: tensors are missing, unexpected or misshaped, and all are named; or one of them is
-      damaged, or holds anything but finite floating-point numbers.
+    ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them holds
+      anything but finite floating-point numbers.
   """
   rules, shapes = _layout(format, model, variant, expected)
-  specs = tensors.specs
-  unused = [name for name in specs if name not in shapes and re.match(format.unused, name)]
-  used = {name: spec for name, spec in specs.items() if name not in unused}
-  require_shapes(tensors.path, {name: spec.shape for name, spec in used.items()}, shapes)
-  require_floats(tensors.path, used)
-  params = {path: _read_param(tensors, rules[path], spec.shape) for path, spec in expected.items()}
-  nested = flax.traverse_util.unflatten_dict(params, sep='/')
-  return nested, {name: tensors.read(name) for name in unused}
+  unused = [name for name in arrays if name not in shapes and re.match(format.unused, name)]
+  kept = {name: arrays.pop(name) for name in unused}
+  require_shapes(path, arrays, shapes)
+  require_numbers(path, arrays)
+  params = {name: _read_param(arrays, rules[name], spec.shape) for name, spec in expected.items()}
+  return flax.traverse_util.unflatten_dict(params, sep='/'), kept
 
 
 def _layout(
   format: Format[Any], model: ViT, variant: Variant, expected: Mapping[str, Any]
-) -> tuple[dict[str, Rule], dict[str, tuple[int, ...]]]:
-  """The rules by path of ours, where the format has a place, and the shapes of their tensors."""
+) -> tuple[dict[str, Rule], dict[str, Any]]:
+  """The rules by path of ours, where the format has a place, and arrays shaped as theirs."""
   rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
-  shapes = {}
+  theirs = {}
   for path, rule in rules.items():
     shape = expected[path].shape
-    parameter = np.broadcast_to(np.float32(0), shape[1:] if rule.is_stacked else shape)
-    for name, part in zip(rule.theirs, rule.to_theirs(parameter), strict=True):
-      if not rule.is_stacked:
-        shapes[name] = part.shape
-      elif rule.is_per_block:
-        shapes.update({name.format(block): part.shape for block in range(model.depth)})
+    parts = rule.to_theirs(np.broadcast_to(np.float32(0), shape[1:] if rule.is_stacked else shape))
+    for name, part in zip(rule.theirs, parts, strict=True):
+      if rule.is_per_block:
+        theirs.update({name.format(block): part for block in range(model.depth)})
+      elif rule.is_stacked:
+        theirs[name] = np.broadcast_to(part, (model.depth, *part.shape))
       else:
-        shapes[name] = (model.depth, *part.shape)
-  return rules, shapes
+        theirs[name] = part
+  return rules, theirs
 
 
-def _read_param(tensors: PlainNames, rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
+def _read_param(arrays: Arrays, rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
   if not rule.theirs:  # computed, and not in the file
     return rule.to_ours(shape)
   if not rule.is_stacked:
-    parts = map(tensors.read_finite, rule.theirs)
-    return np.asarray(rule.to_ours(*parts), order='C')
+    return np.asarray(rule.to_ours(*map(arrays.pop, rule.theirs)), order='C')
   if rule.is_per_block:
     names = [rule.names_in_block(number) for number in range(shape[0])]
-    blocks = (map(tensors.read_finite, block) for block in names)
-    sources = [name for block in names for name in block]
+    dtypes = [arrays[name].dtype for block in names for name in block]
+    blocks = (map(arrays.pop, block) for block in names)
   else:
-    blocks = zip(*(tensors.finite_blocks(name) for name in rule.theirs), strict=True)
-    sources = list(rule.theirs)
-  specs = tensors.specs
-  dtype = _common_type({specs[name].dtype for name in sources})
-  alike = ((part.astype(dtype, copy=False) for part in parts) for parts in blocks)
-  return stack(shape, dtype, (rule.to_ours(*parts) for parts in alike))
-
-
-def _common_type(dtypes: Collection[np.dtype]) -> np.dtype:
-  """The type that holds numbers of all; NumPy knows none for float16 and bfloat16 together."""
-  widest = max(dtypes, key=lambda dtype: dtype.itemsize)
-  return widest if len(dtypes) == 1 or widest.itemsize > 2 else np.dtype(np.float32)
-
-
-def stack(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
-  """As `np.stack`, without ever holding the blocks twice."""
-  stacked = np.empty(shape, dtype)
-  for number, block in enumerate(blocks):
-    stacked[number] = block
+    stacks = [arrays.pop(name) for name in rule.theirs]
+    dtypes = [array.dtype for array in stacks]
+    blocks = zip(*stacks, strict=True)
+  stacked = np.empty(shape, functools.reduce(jnp.promote_types, dtypes))
+  for number, parts in enumerate(blocks):
+    stacked[number] = rule.to_ours(*(part.astype(stacked.dtype, copy=False) for part in parts))
   return stacked
 
 
-class Fitted(NamedTuple):
-  """A model as a format can say it.
-
-  Attributes:
-    model: the ViT that the format's code base will build.
-    flat: its parameters, by path.
-    rules: how they become tensors, by path.
-  """
-
-  model: ViT
-  flat: Flat
-  rules: dict[str, Rule]
-
-
-def fit_to_format(model: ViT, flat: Flat, origin: Origin) -> Fitted:
+def fit_to_format(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays, dict[str, Rule]]:
   """An equal model that a format has a place for; nothing is written.
 
   What a format cannot say is folded into what it can, where that changes nothing: LayerScale into
@@ -186,20 +124,24 @@ def fit_to_format(model: ViT, flat: Flat, origin: Origin) -> Fitted:
     flat: its parameters, by path.
     origin: the format, and how the file is to be laid out.
 
+  Returns:
+    (the ViT that the format's code base will build, its parameters by path, how they become
+    tensors by path).
+
   Raises:
     ValueError: the format has no place for the model.
   """
   format = FORMATS[origin.format]
   model, flat = format.represent(model, dict(flat), origin.variant)
-  rules, _ = _layout(format, model, origin.variant, flat)
+  rules = {rule.ours: rule for rule in format.rules(model, origin.variant) if rule.ours in flat}
   if homeless := sorted(flat.keys() - rules.keys()):
     raise ValueError(
       f'The format {origin.format} has no place for {", ".join(homeless)}; choose another format.'
     )
-  return Fitted(model, flat, rules)
+  return model, flat, rules
 
 
-def to_tensors(model: ViT, flat: Flat, origin: Origin) -> tuple[ViT, Flat]:
+def to_tensors(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
   """The tensors of a file, by name, and the model as that format's code base will build it.
 
   Args:
@@ -212,10 +154,8 @@ def to_tensors(model: ViT, flat: Flat, origin: Origin) -> tuple[ViT, Flat]:
   """
   format = FORMATS[origin.format]
   model, flat, rules = fit_to_format(model, flat, origin)
-  tensors = {}
-  for path, rule in rules.items():
-    tensors.update(write_param(rule, flat[path]))
-  tensors.update(origin.unused)
+  tensors = dict(pair for path, rule in rules.items() for pair in _write(rule, flat[path]))
+  tensors |= origin.unused
   prefix = format.prefix(model, origin.prefix)
   return model, {full_name(format, prefix, name): value for name, value in tensors.items()}
 
@@ -225,16 +165,14 @@ def full_name(format: Format[Any], prefix: str, name: str) -> str:
   return name if re.match(format.unprefixed, f'{name}.') else prefix + name
 
 
-def write_param(rule: Rule, parameter: np.ndarray) -> Flat:
-  """The tensors, by plain name, that a parameter becomes."""
+def _write(rule: Rule, parameter: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors, with their plain names, that a parameter becomes."""
   if not rule.is_stacked:
-    return dict(zip(rule.theirs, rule.to_theirs(parameter), strict=True))
-  blocks = [rule.to_theirs(block) for block in parameter]
+    yield from zip(rule.theirs, rule.to_theirs(parameter), strict=True)
+    return
+  blocks = map(rule.to_theirs, parameter)
   if rule.is_per_block:
-    return {
-      name: part
-      for number, block in enumerate(blocks)
-      for name, part in zip(rule.names_in_block(number), block, strict=True)
-    }
-  stacked = [np.stack(parts) for parts in zip(*blocks, strict=True)]
-  return dict(zip(rule.theirs, stacked, strict=True))
+    for number, parts in enumerate(blocks):
+      yield from zip(rule.names_in_block(number), parts, strict=True)
+  else:
+    yield from zip(rule.theirs, map(np.stack, zip(*blocks, strict=True)), strict=True)

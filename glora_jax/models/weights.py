@@ -1,12 +1,574 @@
 """Checkpoints of the ViT: `load` other people's, `refit` them to a task, `save` them back."""
 
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
 import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from glora_jax.models.load import Checkpoint, load
-from glora_jax.models.refit import refit
-from glora_jax.models.save import save
+import flax
+import flax.linen as nn
+import numpy as np
 
-__all__ = ['EMBEDDED', 'EMBEDDED_FILE', 'Checkpoint', 'load', 'refit', 'save']
+from glora_jax import files
+from glora_jax.data.normalization import Normalization
+from glora_jax.files import Path, write_json
+from glora_jax.limits import check_path, check_type, shown
+from glora_jax.models import hub
+from glora_jax.models.checkpoint import (
+  FILE_NAMES,
+  Arrays,
+  Container,
+  Tensors,
+  container_of,
+  locate,
+  read_tensors,
+  require_no_other,
+  require_numbers,
+  require_shapes,
+  require_torch,
+  write_tensors,
+)
+from glora_jax.models.formats.format import Format, Reading
+from glora_jax.models.formats.table import FORMATS, detect, explain
+from glora_jax.models.metadata import (
+  OURS,
+  VIT_FIELDS,
+  Metadata,
+  check_agreement,
+  check_facts,
+  check_metadata_of,
+  read_json,
+  shortest,
+  sides,
+)
+from glora_jax.models.resize import (
+  check_patches,
+  find_grid,
+  resize_patch_embed,
+  resize_pos_embed,
+)
+from glora_jax.models.translate import Origin, read_params, to_tensors
+from glora_jax.models.vit import ViT, describe, expected_params
+from glora_jax.settings import Text, Whole, taken
+from glora_jax.tree import grouped
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = 'embedded'  # the name that configs give to the backbone in the package
 EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
+KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
+_REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
+
+# Fields of the ViT that a reader of the file alone may take for something else.
+_OPEN_FIELDS = ('num_heads', 'pool', 'activation', 'norm_eps', 'norm_after_pool')
+
+
+class Checkpoint(NamedTuple):
+  """A model, its parameters, and what else is known of it.
+
+  Attributes:
+    model: the ViT.
+    params: nested dictionary of NumPy arrays.
+    metadata: see `metadata.Metadata`.
+  """
+
+  model: ViT
+  params: dict[str, Any]
+  metadata: Metadata
+
+
+def load(
+  path: Path,
+  *,
+  key: str | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  normalization: Normalization | None = None,
+  **fields: Any,
+) -> Checkpoint:
+  """Reads a checkpoint of any known format, which its contents tell.
+
+  The model's shape is read off the file. A `config.json` of the same code base beside it tells what
+  tensors cannot: the LayerNorm epsilon, the activation, normalization, class names, and the number
+  of heads. Without it, that of the published model of the same width is assumed; npz files know it.
+
+  Args:
+    path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
+      `hf:owner/name` or `hf:owner/name@revision` (see `models.hub`).
+    key: key of the state dict in a PyTorch file that holds several, 'model_ema' for instance.
+    image_size: image size that the position embedding was made for, (height, width) where its grid
+      is not square; `refit` is for another.
+    normalization: normalization of the images that the model was trained on, where nothing else
+      tells it; what the file says comes first.
+    **fields: fields of the ViT that file and `config.json` leave open, `num_heads=8` for instance.
+
+  Returns:
+    (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
+    'classes', 'resize' and 'crop'; for foreign files also 'source', which `save` takes.
+
+  Raises:
+    FileNotFoundError: there is no such file, or none of that name on the hub.
+    ImportError: it is a PyTorch file, and PyTorch is not installed; or it is on the hub, and
+      `huggingface_hub` is not.
+    ValueError: the file is damaged, hostile or of another architecture; its tensors are not those
+      of its model, and every one that is missing, unexpected or misshaped is named; or a field
+      cannot be, or is another in the file.
+
+  Example:
+    >>> from glora_jax.models import weights
+    >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+    >>> model.width, model.depth, metadata['image_size']
+    (96, 6, 28)
+  """
+  known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
+  if wrong := sorted(fields.keys() - known):
+    raise ValueError(
+      f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
+    )
+  check_facts(fields, VIT_FIELDS)
+  check_facts({'image_size': image_size, 'normalization': normalization})
+  fields = {name: value for name, value in fields.items() if value is not None}
+  tensors = read_tensors(locate(hub.local(path)), taken(key, 'key', Text | None))
+  if OURS not in tensors.metadata:
+    return _load_foreign(tensors, image_size, normalization, fields)
+  if image_size is not None:
+    raise ValueError(
+      f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
+    )
+  model, params, metadata = _load_own(tensors, fields)
+  if normalization is not None and metadata.get('normalization') is None:
+    metadata['normalization'] = normalization
+  return Checkpoint(model, params, metadata)
+
+
+def _load_own(tensors: Tensors, fields: Mapping[str, Any]) -> Checkpoint:
+  """What `save` wrote in this project's own format."""
+  path, arrays = tensors.path, tensors.arrays
+  try:
+    metadata = json.loads(tensors.metadata[OURS])
+  except (ValueError, RecursionError):
+    metadata = None
+  metadata = files.check_metadata(path, metadata, KIND)
+  try:
+    model = ViT(**metadata.pop('model'))
+    expected = expected_params(model, metadata['image_size'])
+  except Exception as error:  # Flax and JAX each have their own
+    raise ValueError(f'{path} is no {KIND} file that glora_jax wrote.') from error
+  if fields:
+    check_agreement(path, describe(model), fields)
+    model = model.clone(**fields)
+    expected = expected_params(model, metadata['image_size'])
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  require_shapes(path, arrays, expected)
+  require_numbers(path, arrays)
+  return Checkpoint(model, flax.traverse_util.unflatten_dict(arrays, sep='/'), metadata)
+
+
+def _load_foreign(
+  tensors: Tensors,
+  image_size: int | tuple[int, int] | None,
+  normalization: Normalization | None,
+  fields: Mapping[str, Any],
+) -> Checkpoint:
+  path, container = tensors.path, tensors.container
+  format, prefix, arrays = _recognize(tensors)
+  hints = _read_hints(path, format)
+  reading = _read_shape(path, arrays, format)
+  check_agreement(f'{path} or its config.json', hints, {'image_size': image_size})
+  model = _build(path, format, reading.fields, hints, fields)
+  hinted_size = hints.get('image_size')
+  size, class_pos = find_grid(path, model, reading.tokens, image_size, hinted_size)
+  variant = dataclasses.replace(reading.variant, class_pos=class_pos)
+  expected = expected_params(model, size)
+  params, unused = read_params(path, arrays, format, model, variant, expected)
+  normalization = hints.get('normalization') or normalization
+  metadata: Metadata = {
+    'image_size': shortest(*size),
+    'normalization': normalization or _assumed_normalization(container, model),
+  }
+  if not normalization and container != 'npz':
+    log.warning(
+      "%s does not say how images were normalized; '%s' is assumed. "
+      'If that is wrong, give model.normalization, or a command --normalization.',
+      path,
+      metadata['normalization'],
+    )
+  classes = list(hints.get('classes', ()))
+  if len(classes) == model.num_classes > 0:
+    metadata['classes'] = classes
+  elif classes and model.num_classes:
+    log.warning(
+      '%s: the config.json beside it names %d classes, and its head has %d outputs; the names are '
+      'left aside.',
+      path,
+      len(classes),
+      model.num_classes,
+    )
+  metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
+  name = format.nearest(variant).name
+  metadata['source'] = Origin(name, container, variant, prefix, tensors.wrapper, unused)
+  return Checkpoint(model, params, metadata)
+
+
+def _recognize(tensors: Tensors) -> tuple[Format[Any], str, Arrays]:
+  """The one model in a file: its format, its prefix, and its arrays by plain name."""
+  names = list(tensors.arrays)
+  if other := explain(names):
+    raise ValueError(f'{tensors.path} is no plain ViT. {other}')
+  found = detect(names)
+  if not found:
+    raise ValueError(
+      f'{tensors.path} holds no ViT of a known format, but {grouped(names)}. '
+      f'The formats are {OURS}, {", ".join(FORMATS)}.'
+    )
+  if len(found) > 1:
+    prefixes = ', '.join(prefix or 'no prefix' for _, prefix in found)
+    raise ValueError(
+      f'{tensors.path} holds several models, below {prefixes}; save one of them to a file of its '
+      'own.'
+    )
+  ((format, prefix),) = found
+  plain, strangers = {}, {}
+  for name in names:
+    if re.match(format.unprefixed, name):
+      plain[name] = tensors.arrays.pop(name)
+    elif name.startswith(prefix):
+      plain[name.removeprefix(prefix)] = tensors.arrays.pop(name)
+    else:
+      strangers[name] = tensors.arrays.pop(name)
+  if strangers and format.tolerates_strangers:
+    log.warning('%s: left aside: %s.', tensors.path, grouped(strangers))
+  else:  # they will be named as unexpected, or are known to be of no use
+    plain |= strangers
+  return format, prefix, plain
+
+
+def _read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
+  """What the JSON files beside a checkpoint say that its tensors do not.
+
+  Only those of the format's own code base, or ours, are believed.
+  """
+  folder = os.path.dirname(file)
+  path = os.path.join(folder, 'config.json')
+  config = read_json(path)
+  if not isinstance(config, dict):
+    return {}
+  stamp = config.get(OURS)
+  if isinstance(stamp, dict) and stamp.get('kind') == 'config':  # of a workdir
+    return {}
+  with _naming(path):
+    of_format = format.read_config(config)
+    ours = dict(config.get(OURS, {'model': {}}))
+    hints = {**ours.pop('model'), **ours, **of_format}
+    check_facts(hints)
+  if of_format and format.preprocessor is not None:
+    path = os.path.join(folder, format.preprocessor)
+    preprocessor = read_json(path) or {}
+    with _naming(path):
+      facts = format.read_preprocessor(preprocessor)
+      check_facts(facts)
+    hints |= {name: fact for name, fact in facts.items() if fact is not None}
+  return {name: fact for name, fact in hints.items() if fact is not None}
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names a file in the sentence on what is wrong in it."""
+  try:
+    yield
+  except (KeyError, TypeError, AttributeError, IndexError) as error:
+    raise ValueError(
+      f'{path} is no {os.path.basename(path)} that transformers, timm or glora_jax wrote '
+      f'({type(error).__name__}: {error}); correct it, or take it away.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _read_shape(path: str, arrays: Arrays, format: Format[Any]) -> Reading:
+  """What the format reads off the shapes; every failure is a sentence with the file's path."""
+  shapes = {name: array.shape for name, array in arrays.items()}
+  beginning = f'{path} looks like a {format.name} checkpoint, but'
+  try:
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+      raise ValueError(f'{grouped(empty)} hold nothing.')
+    return format.read_shape(shapes)
+  except KeyError as error:
+    raise ValueError(
+      f'{beginning} the tensor {error.args[0]}, which tells its shape, is missing. '
+      f'It has: {grouped(shapes)}.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(f'{beginning} {error}') from error
+  except IndexError as error:
+    raise ValueError(f'{beginning} a tensor that tells the shape has too few sides.') from error
+
+
+def _build(
+  path: str,
+  format: Format[Any],
+  read: Mapping[str, Any],
+  hints: Mapping[str, Any],
+  fields: Mapping[str, Any],
+) -> ViT:
+  """The model: what the file says, then `config.json`, and the caller where both say nothing."""
+  hinted = {name: hints[name] for name in format.config_fields if name in hints}
+  # Shapes tell whether there is a LayerScale, and not what it began with.
+  assumed = {*format.config_fields, 'layer_scale'}
+  stated = {name: value for name, value in read.items() if name not in assumed} | hinted
+  check_agreement(f'{path} or its config.json', stated, fields)
+  model = ViT(**{**read, **hinted, **fields})
+  if model.num_heads is None:
+    raise ValueError(
+      f'{path} does not say how many heads a width of {model.width} is split into; give num_heads.'
+    )
+  if 'num_heads' in format.config_fields - hinted.keys() - fields.keys():
+    log.info(
+      '%s does not say how many heads there are; %d are assumed, as in the published models of '
+      'width %d.',
+      path,
+      model.num_heads,
+      model.width,
+    )
+  return model
+
+
+def _assumed_normalization(container: Container, model: ViT) -> str:
+  """The normalization of images for a file that does not tell it."""
+  if container == 'npz':
+    return 'inception'  # vision_transformer and big_vision know no other
+  if model.pre_norm:
+    return 'clip'
+  if model.layer_scale is not None or container == 'torch':
+    # DeiT, DINO, MAE and their like are published as PyTorch files, and trained with ImageNet's
+    # statistics; so are models with LayerScale.
+    return 'imagenet'
+  return 'inception'
+
+
+def refit(
+  model: ViT,
+  params: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  *,
+  num_classes: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  patch_size: int | None = None,
+) -> Checkpoint:
+  """Fits a pretrained model to another task; what is given stays as it is.
+
+  Args:
+    model: the ViT.
+    params: its parameters, nested.
+    metadata: what `load` returned beside them.
+    num_classes: size of a new head of zeros, which takes the place of the old one and of its
+      pre-logits; 0 leaves the model without a head, None keeps the old one.
+    image_size: image size, (height, width) where it is not square, that the position embedding is
+      resized for, in the way of the checkpoint's own code base (see `resize_pos_embed`).
+    patch_size: patch size that the patch embedding is resized to (see `resize_patch_embed`); the
+      position embedding follows.
+
+  Returns:
+    (model, params, metadata) of the new model.
+
+  Raises:
+    ValueError: the image size is no multiple of the patch size, has too many patches, or a size
+      cannot be.
+
+  Example:
+    >>> from glora_jax.models import weights
+    >>> checkpoint = weights.load(weights.EMBEDDED_FILE)
+    >>> model, params, metadata = weights.refit(*checkpoint, num_classes=3, image_size=56)
+    >>> params['head']['kernel'].shape, metadata['image_size']
+    ((96, 3), 56)
+  """
+  check_facts({'image_size': image_size})
+  patch_size = taken(patch_size, 'patch_size', Whole | None, ge=1, le=256)
+  num_classes = taken(num_classes, 'num_classes', Whole | None, ge=0)
+  params = dict(params)
+  metadata = dict(metadata)
+  old_size = sides(metadata['image_size'])
+  new_size = old_size if image_size is None else sides(image_size)
+  patch = model.patch_size if patch_size is None else patch_size
+  if patch < 1 or any(side % patch or side < 1 for side in new_size):
+    wanted = metadata['image_size'] if image_size is None else image_size
+    raise ValueError(f'image_size={wanted} is not a multiple of the patch size {patch}.')
+  check_patches(shortest(*new_size), patch)
+  if patch != model.patch_size:
+    kernel = resize_patch_embed(params['embed']['kernel'], patch)
+    params['embed'] = {**params['embed'], 'kernel': kernel}
+  old_grid = old_size[0] // model.patch_size, old_size[1] // model.patch_size
+  new_grid = new_size[0] // patch, new_size[1] // patch
+  if old_grid != new_grid:
+    origin, positions = metadata.get('source'), (params['pos_embed'], old_grid, new_grid)
+    params['pos_embed'] = (
+      FORMATS[origin.format].resize_positions(*positions, origin.variant)
+      if origin
+      else resize_pos_embed(*positions, 'bicubic_antialias')
+    )
+  model = model.clone(patch_size=patch)
+  metadata['image_size'] = shortest(*new_size)
+  if num_classes is not None:
+    model = _replace_head(model, params, num_classes)
+    metadata.pop('classes', None)
+  return Checkpoint(model, params, metadata)
+
+
+def _replace_head(model: ViT, params: dict[str, Any], num_classes: int) -> ViT:
+  """Puts a head of zeros, or none, in the place of the old one; returns the model with it."""
+  params.pop('pre_logits', None)
+  params.pop('head', None)
+  if num_classes:
+    inputs = model.width * (2 if model.pool == 'token+gap' else 1)
+    params['head'] = {
+      'kernel': np.zeros((inputs, num_classes), np.float32),
+      'bias': np.zeros(num_classes, np.float32),
+    }
+  return model.clone(num_classes=num_classes, pre_logits=None)
+
+
+def save(
+  path: Path,
+  model: ViT,
+  params: Any,
+  metadata: Mapping[str, Any],
+  format: str | Origin | None = None,
+) -> None:
+  """Writes a checkpoint, whole or not at all.
+
+  Args:
+    path: path of a file, ending in .safetensors, .npz, .pth, .pt or .bin; or else of a folder,
+      which then holds the file and the `config.json` with which transformers, timm and `load` know
+      all about it. A file alone leaves out what tensors cannot say; what that is, is logged.
+    model: the ViT.
+    params: its parameters, nested.
+    metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' where they are
+      known; in this project's own format any JSON types.
+    format: name of a format in `FORMATS`; what `load` returned as metadata's 'source', which writes
+      a file back key by key; 'glora_jax' or None for this project's own format.
+
+  Raises:
+    ValueError: the parameters are not the model's, or not finite; metadata cannot be; the format is
+      unknown, or has no place for the model; the folder holds another checkpoint already.
+    OSError: it cannot be written there.
+    ImportError: a PyTorch file is asked for, and PyTorch is not installed.
+
+  Example:
+    >>> import tempfile
+    >>> from glora_jax.models import weights
+    >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   weights.save(folder, model, params, metadata, 'timm')
+    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format)
+    ['config.json', 'model.safetensors'] timm
+  """
+  target = check_path(path)
+  check_type(model, ViT, 'model')
+  check_type(params, Mapping, 'params')
+  check_type(metadata, Mapping, 'metadata')
+  flat = {
+    name: np.asarray(value)
+    for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
+  }
+  metadata = {name: value for name, value in metadata.items() if name != 'source'}
+  refusal = f'{target} is not written'
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{refusal}: {error}') from error
+  require_shapes(refusal, flat, expected_params(model, metadata['image_size']))
+  require_numbers(refusal, flat)
+  if format is not None and format != OURS:
+    origin = format if isinstance(format, Origin) else _new_origin(format, model, flat)
+    _save_foreign(target, model, flat, metadata, origin)
+  elif container_of(target) not in (None, 'safetensors'):
+    raise ValueError(
+      f'The format {OURS} is written as safetensors; {target} should end in .safetensors.'
+    )
+  else:
+    file = _prepare_file(target, 'safetensors')
+    files.write_tensors(file, flat, KIND, {'model': describe(model), **metadata})
+
+
+def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origin: Origin) -> None:
+  """Writes another code base's checkpoint; whatever may be refused is refused before."""
+  format, alone = FORMATS[origin.format], container_of(path)
+  container = alone or origin.container
+  model, tensors = to_tensors(model, flat, origin)
+  beside = format.side_files(model, metadata, origin.variant, tensors)
+  # It says everything in the terms of the code base that will read it, and in ours.
+  known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
+  ours = {OURS: {'model': describe(model), **known}}
+  beside['config.json'] = {**beside.get('config.json', {}), **ours}
+  if container == 'torch':
+    require_torch(path)
+  file = _prepare_file(path, container)
+  in_torch_layout = {'format': 'pt'} if origin.container != 'npz' else {}
+  write_tensors(file, tensors, container, wrapper=origin.wrapper, metadata=in_torch_layout)
+  if not alone:
+    for name, content in beside.items():
+      write_json(os.path.join(path, name), content)
+  elif unsaid := _unsaid(model, metadata, container, origin, tensors):
+    log.warning(
+      '%s alone cannot say %s; a folder in its place has a config.json that does.',
+      file,
+      ', '.join(unsaid),
+    )
+
+
+def _prepare_file(path: str, container: Container) -> str:
+  """The path of the file that is to be written, whose folder is there and holds no other."""
+  if container_of(path):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    return path
+  os.makedirs(path, exist_ok=True)
+  require_no_other(path, FILE_NAMES[container])
+  return os.path.join(path, FILE_NAMES[container])
+
+
+def _new_origin(name: str, model: ViT, flat: Arrays) -> Origin:
+  """A format's own layout, for a model that comes from elsewhere."""
+  if not isinstance(name, str) or name not in FORMATS:
+    raise ValueError(
+      f'The format {shown(name)} is unknown; the formats are {OURS}, {", ".join(FORMATS)}.'
+    )
+  format = FORMATS[name]
+  placeholders = format.placeholders(model.width, flat['norm/scale'].dtype)
+  return Origin(name, format.container, format.variant, unused=placeholders)
+
+
+def _unsaid(
+  model: ViT, metadata: Metadata, container: Container, origin: Origin, tensors: Arrays
+) -> list[str]:
+  """What a reader of the file alone will not have, or take for something else."""
+  format = FORMATS[origin.format]
+  prefix = format.prefix(model, origin.prefix)
+  shapes = {name.removeprefix(prefix): value.shape for name, value in tensors.items()}
+  read = format.read_shape(shapes)
+  height, width = sides(metadata['image_size'])
+  assumed = {
+    'image_size': metadata['image_size'] if height == width and read.tokens else None,
+    'normalization': _assumed_normalization(container, model),
+    'resize': 'squash',
+    'crop': None,
+    'classes': None,
+  }
+  open_fields = [
+    f'{name}={getattr(model, name)} (without it: {read.fields[name]})'
+    for name in _OPEN_FIELDS
+    if name in read.fields and read.fields[name] != getattr(model, name)
+  ]
+  open_facts = [
+    f'{name}={shown(metadata[name])}' + (f' (without it: {other})' if other else '')
+    for name, other in assumed.items()
+    if metadata.get(name) and metadata[name] != other
+  ]
+  return open_fields + open_facts

@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from glora_jax.models import folder
+from glora_jax.models.checkpoint import FILE_NAMES, checkpoints_in, require_no_other
 from glora_jax.reports import run_page
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import Candidate, Context, never
@@ -136,7 +136,7 @@ def _check_folded(context: Context) -> None:
   if context.workdir and os.path.isdir(path):
     source = context.metadata.get('source')
     container = 'safetensors' if source is None else source.container
-    folder.require_no_other(path, folder.FILE_NAMES[container])
+    require_no_other(path, FILE_NAMES[container])
 
 
 def summary(result: dict[str, Any], workdir: str) -> str:
@@ -155,5 +155,5 @@ def _gone(workdir: str) -> list[str]:
   """What a finished run is for and has no more; the model's file is called as its base's was."""
   gone = [name for name in LEFT if not os.path.exists(os.path.join(workdir, name))]
   folded = os.path.join(workdir, 'folded')
-  is_there = os.path.isdir(folded) and folder.checkpoints_in(folded)
+  is_there = os.path.isdir(folded) and checkpoints_in(folded)
   return gone if is_there else [*gone, 'the model in folded']

@@ -14,7 +14,7 @@ from typing import Any
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import require_apart
 from glora_jax.files import open_regular, sha256_of, whole, write_json
-from glora_jax.models.folder import EXTENSIONS
+from glora_jax.models.checkpoint import EXTENSIONS
 from glora_jax.records import read_record
 from glora_jax.runs import origins
 from glora_jax.runs.config import RunSettings

@@ -19,8 +19,8 @@ import glora_jax
 from glora_jax.files import Path, sha256_of, write_json, writing
 from glora_jax.mesh import primary
 from glora_jax.models import hub, weights
+from glora_jax.models.checkpoint import locate
 from glora_jax.models.fetch import fetch
-from glora_jax.models.folder import locate
 from glora_jax.records import read_record
 from glora_jax.runs.sections import ModelSettings
 

@@ -12,7 +12,7 @@ from places import FIXTURES
 from trees import randomized
 
 from glora_jax.models import weights
-from glora_jax.models.containers import open_tensors
+from glora_jax.models.checkpoint import read_tensors
 from glora_jax.models.vit import ViT
 
 FAMILIES = sorted(path for path in FIXTURES.iterdir() if path.is_dir())
@@ -47,10 +47,11 @@ def flat(params):
 
 
 def assert_equal_files(one_path, other_path):
-  written, expected = open_tensors(one_path), open_tensors(other_path)
-  assert written.specs == expected.specs
-  for name in written.specs:
-    assert written.read(name).tobytes() == expected.read(name).tobytes()
+  written, expected = read_tensors(one_path).arrays, read_tensors(other_path).arrays
+  assert written.keys() == expected.keys()
+  for name, array in written.items():
+    assert (array.shape, array.dtype) == (expected[name].shape, expected[name].dtype)
+    assert array.tobytes() == expected[name].tobytes()
 
 
 def assert_equal_params(params, expected):

@@ -129,6 +129,12 @@ def test_computed_positions_are_computed_again_and_those_of_an_oblong_are_part_o
   assert_array_equal(again['pos_embed'], checkpoint.params['pos_embed'])
 
 
+def test_blocks_that_are_stacked_in_a_few_tensors_may_be_many(tmp_path):
+  model = ViT(0, patch_size=8, width=12, depth=30, num_heads=3, activation='gelu_tanh')
+  weights.save(tmp_path, model, params_of(model, 24), {'image_size': 24}, 'big_vision_scan')
+  assert weights.load(tmp_path).model.depth == 30
+
+
 MODELS = st.fixed_dictionaries(
   {
     'pool': st.sampled_from(['token', 'gap', 'token+gap']),

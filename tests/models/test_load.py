@@ -14,7 +14,7 @@ from places import FIXTURES
 from glora_jax.data import image
 from glora_jax.files import write_json
 from glora_jax.models import weights
-from glora_jax.models.folder import locate
+from glora_jax.models.checkpoint import locate
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT, expected_params
 from glora_jax.runs.config import default_config

@@ -13,9 +13,9 @@ from places import FIXTURES
 
 from glora_jax.files import write_tensors
 from glora_jax.models import weights
+from glora_jax.models.checkpoint import locate
 from glora_jax.models.classifier import Classifier, find_images
 from glora_jax.models.export import load_exported
-from glora_jax.models.folder import locate
 from glora_jax.models.resize import resize_pos_embed
 from glora_jax.models.vit import describe, vit
 
@@ -61,7 +61,7 @@ def test_what_is_wrong_with_another_file_is_named(changes, fields, named, timm):
     ({'num_heads': 7}, 'num_heads=7'),
     ({'num_heads': 3}, ['num_heads=2', 'num_heads=3']),
     ({'pool': 'token'}, ["'gap'", "'token'"]),
-    ({'depth': 7}, ['blocks/', '(7, ']),
+    ({'depth': 7}, ['depth=2', 'depth=7']),
     ({'image_size': 56}, 'image_size'),
     ({'no_such': 1}, 'no_such'),
   ],

@@ -24,7 +24,7 @@ from glora_jax.data.catalog import find
 from glora_jax.files import read_json
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
-from glora_jax.models.folder import FILE_NAMES
+from glora_jax.models.checkpoint import FILE_NAMES
 from glora_jax.records import read_lines
 from glora_jax.reports import run_page
 from glora_jax.reports.verdict import tell_verdict

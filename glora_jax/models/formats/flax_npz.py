@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.formats.format import (
-  Flat,
   Format,
   Reading,
   Shapes,
@@ -140,7 +140,7 @@ class FlaxNpz(Format[NpzVariant]):
     lacks_class_position = model.class_token and not variant.class_pos
     return positions(variant.position, lacks_class_position=lacks_class_position)
 
-  def represent(self, model: ViT, flat: Flat, variant: NpzVariant) -> tuple[ViT, Flat]:
+  def represent(self, model: ViT, flat: Arrays, variant: NpzVariant) -> tuple[ViT, Arrays]:
     """As `Format.represent`; a model with a class token reads it, one without takes the mean."""
     model, flat = fold_layer_scale(model, flat)
     if model.norm_after_pool:

@@ -10,14 +10,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from glora_jax.models.containers import Container
+from glora_jax.models.checkpoint import Arrays, Container
 from glora_jax.models.formats.rules import Rule
 from glora_jax.models.metadata import Metadata
 from glora_jax.models.resize import Interpolation, resize_pos_embed
 from glora_jax.models.vit import ViT
-
-Flat = dict[str, np.ndarray]
-"""Parameters of the ViT, or tensors of a file, by name."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -99,7 +96,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """Rules of all parameters that the format has a place for."""
 
   @abc.abstractmethod
-  def represent(self, model: ViT, flat: Flat, variant: AnyVariant) -> tuple[ViT, Flat]:
+  def represent(self, model: ViT, flat: Arrays, variant: AnyVariant) -> tuple[ViT, Arrays]:
     """An equal model that the format has a place for, and its parameters.
 
     Raises:
@@ -118,7 +115,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """The prefix of all names in a new file; `given` is that of the file the model came from."""
     return given
 
-  def placeholders(self, width: int, dtype: np.dtype) -> Flat:
+  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
     """Tensors that the code base expects in a file and our model does not have."""
     return {}
 
@@ -149,7 +146,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
     return {}
 
   def side_files(
-    self, model: ViT, metadata: Metadata, variant: AnyVariant, tensors: Flat
+    self, model: ViT, metadata: Metadata, variant: AnyVariant, tensors: Arrays
   ) -> dict[str, dict[str, Any]]:
     """Contents of the JSON files that the code base reads beside the tensors, by file name.
 
@@ -189,7 +186,10 @@ HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16
 def depth(shapes: Shapes, pattern: str) -> int:
   """Number of blocks; the pattern's first group is the number of a block."""
   matches = (re.match(pattern, name) for name in shapes)
-  return 1 + max((int(match.group(1)) for match in matches if match), default=-1)
+  last = max((int(match.group(1)) for match in matches if match), default=-1)
+  if last >= len(shapes):
+    raise ValueError(f'block {last} is named, and there are only {len(shapes)} tensors.')
+  return last + 1
 
 
 def patch_side(height: int, width: int) -> int:
@@ -203,7 +203,7 @@ def patch_side(height: int, width: int) -> int:
   return height
 
 
-def fold_layer_scale(model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+def fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
   """Multiplies LayerScale into the layers before it; nothing changes in what is computed."""
   if model.layer_scale is None:
     return model, flat
@@ -215,7 +215,7 @@ def fold_layer_scale(model: ViT, flat: Flat) -> tuple[ViT, Flat]:
   return model.clone(layer_scale=None), flat
 
 
-def fold_class_position(model: ViT, flat: Flat, variant: Variant) -> Flat:
+def fold_class_position(model: ViT, flat: Arrays, variant: Variant) -> Arrays:
   """Adds the class token's position to the token itself where a file has no place for it."""
   if variant.class_pos or not model.class_token:
     return flat

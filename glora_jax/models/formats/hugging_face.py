@@ -15,9 +15,9 @@ import numpy as np
 from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
 from glora_jax.limits import listed, shown
+from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.formats.format import (
   HEADS,
-  Flat,
   Format,
   Reading,
   Shapes,
@@ -141,7 +141,7 @@ class HuggingFaceViT(Format[Variant]):
     """Rules of LayerScale; there is none."""
     return []
 
-  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+  def fit_layer_scale(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """An equal model with LayerScale if, and only if, the code base has it."""
     return fold_layer_scale(model, flat)
 
@@ -149,7 +149,7 @@ class HuggingFaceViT(Format[Variant]):
     """How a model with so many classes pools; none are features alone."""
     return 'token'
 
-  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
+  def own_config(self, model: ViT, tensors: Arrays) -> dict[str, Any]:
     """What only the config of this architecture says."""
     return {'intermediate_size': model.mlp_dim or 4 * model.width}
 
@@ -196,7 +196,7 @@ class HuggingFaceViT(Format[Variant]):
       *torch_linear('head', 'classifier'),
     ]
 
-  def represent(self, model: ViT, flat: Flat, variant: Variant) -> tuple[ViT, Flat]:
+  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
     """As `Format.represent`; there is always a class token, and no LayerNorm after pooling."""
     if not model.class_token:
       raise self.refusal('a model without class token')
@@ -209,7 +209,7 @@ class HuggingFaceViT(Format[Variant]):
       raise self.refusal('pre-logits and a head together')
     return model, flat
 
-  def fit_head(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+  def fit_head(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """An equal model whose head reads what the code base's heads read, where there is one."""
     return model, flat
 
@@ -268,7 +268,7 @@ class HuggingFaceViT(Format[Variant]):
     return facts
 
   def side_files(
-    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Flat
+    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
   ) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `from_pretrained`."""
     kind = 'ForImageClassification' if model.num_classes else 'Model'
@@ -309,7 +309,7 @@ class HuggingFaceDinov2(HuggingFaceViT):
       same('blocks/scale2/gamma', f'{ENCODER}.layer_scale2.lambda1'),
     ]
 
-  def fit_layer_scale(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+  def fit_layer_scale(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """A model without LayerScale gets one that scales by 1."""
     if model.layer_scale is not None:
       return model, flat
@@ -321,7 +321,7 @@ class HuggingFaceDinov2(HuggingFaceViT):
     """A classifier reads class token and mean patch side by side."""
     return 'token+gap' if num_classes else 'token'
 
-  def fit_head(self, model: ViT, flat: Flat) -> tuple[ViT, Flat]:
+  def fit_head(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """A head that reads one half of what DINOv2's read is zero for the other."""
     if not model.num_classes or model.pool == 'token+gap':
       return model, flat
@@ -338,11 +338,11 @@ class HuggingFaceDinov2(HuggingFaceViT):
     own, other = (token, mean) if model.pool == 'token' else (mean, token)
     return kernel if other.any() else own
 
-  def placeholders(self, width: int, dtype: np.dtype) -> Flat:
+  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
     """A token for masked patches, which only DINOv2's pretraining uses."""
     return {'embeddings.mask_token': np.zeros((1, width), dtype)}
 
-  def own_config(self, model: ViT, tensors: Flat) -> dict[str, Any]:
+  def own_config(self, model: ViT, tensors: Arrays) -> dict[str, Any]:
     """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
     mlp_dim = model.mlp_dim or 4 * model.width
     if mlp_dim % model.width:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from glora_jax.models.containers import grouped
 from glora_jax.models.formats import flax_npz, hugging_face, timm
 from glora_jax.models.formats.format import Format
+from glora_jax.tree import grouped
 
 FORMATS: dict[str, Format[Any]] = {
   format.name: format

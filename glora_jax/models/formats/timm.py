@@ -11,9 +11,9 @@ from typing import Any
 from glora_jax.data.image import CROP
 from glora_jax.data.normalization import statistics
 from glora_jax.limits import shown
+from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.formats.format import (
   HEADS,
-  Flat,
   Format,
   Reading,
   Shapes,
@@ -133,7 +133,7 @@ class Timm(Format[TimmVariant]):
       *torch_linear('head', 'head'),
     ]
 
-  def represent(self, model: ViT, flat: Flat, variant: TimmVariant) -> tuple[ViT, Flat]:
+  def represent(self, model: ViT, flat: Arrays, variant: TimmVariant) -> tuple[ViT, Arrays]:
     """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
     self.require_pool(model, tuple(POOLS.values()))
     if model.norm_eps not in (NORM_EPS, CLIP_NORM_EPS):
@@ -177,7 +177,7 @@ class Timm(Format[TimmVariant]):
     return hints
 
   def side_files(
-    self, model: ViT, metadata: Metadata, variant: TimmVariant, tensors: Flat
+    self, model: ViT, metadata: Metadata, variant: TimmVariant, tensors: Arrays
   ) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
     return {
