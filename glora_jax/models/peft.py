@@ -1,38 +1,45 @@
-"""Adapters of HF PEFT: its LoRAs are written from a subnet, and read as one."""
+"""Adapters of HF PEFT: its LoRAs are written from a structure, and read as one.
+
+A map says what the torch model calls the layers and heads of ours; a format gives it for our ViT.
+"""
 
 from __future__ import annotations
 
 import collections
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from glora_jax.files import Path, first_line, write_json, write_safetensors
-from glora_jax.limits import check_path, check_type, shown
+from glora_jax.limits import check_path, check_type, listed, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
-from glora_jax.method.groups import check_storage
+from glora_jax.method.groups import Group, check_storage
 from glora_jax.method.quantized import full_precision
+from glora_jax.method.site import Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models import hub
 from glora_jax.models.checkpoint import Arrays, read_tensors, require_numbers
+from glora_jax.models.formats.format import Format
+from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.metadata import read_json
-from glora_jax.models.peft_names import (
-  Names,
-  Naming,
-  Part,
-  Transformers,
-  naming_to_read,
-  naming_to_write,
-)
+from glora_jax.models.translate import Origin, fit_to_format, full_name
+from glora_jax.models.vit import ViT
 from glora_jax.settings import Text, taken
+from glora_jax.tree import Path as TreePath
 from glora_jax.tree import flatten, grouped, path_name, replace
+
+NameMap = Mapping[str, str | Sequence[str]]
+"""Names of torch modules by regular expressions of our paths; see `save_peft`."""
+
+Names = str | Origin | NameMap
+"""The name of a format, what `weights.load` returned as 'source', or a map."""
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -42,29 +49,42 @@ _ROOT = 'base_model.model.'  # before the names of the torch model's modules
 _LORA = re.compile(r'(.+)\.lora_([AB])\.weight')
 _B = TENSORS.index('B')
 _FLAT = len(FLAT_FORMS['B'])  # the codes of B before those of its LoRAs
+_FOLD = 'fold the structure (adapted.fold) and save the model with weights.save instead'
+
+# Formats that name the modules of transformers up to version 4, and since version 5.
+_MODULES = {'hf_vit': 'hf_vit_modules', 'hf_dinov2': 'hf_dinov2_modules'}
+_TORCH_FORMATS = [name for name, format in FORMATS.items() if format.container != 'npz']
+
+# Names of parameters here, and in torch.
+_KERNELS = ('kernel', 'w')
+_LEAVES = {
+  **dict.fromkeys((*_KERNELS, 'weight', 'scale'), 'weight'),
+  **dict.fromkeys(('bias', 'b'), 'bias'),
+}
+_LINEAR = Layout((), (0,), (1,))
 
 # Fields of a config that make another function of the same tensors, or a base of its own.
-_NOT_READ = (
-  'use_dora',
-  'use_bdlora',
-  'use_qalora',
-  'lora_bias',
-  'bias',
-  'kasa_config',
-  'arrow_config',
-  'alora_invocation_tokens',
-  'layer_replication',
-  'target_parameters',
-  'trainable_token_indices',
+_NOT_READ = re.compile(
+  'use_(dora|bdlora|qalora)|bias|lora_bias|(kasa|arrow)_config|alora_invocation_tokens|'
+  'layer_replication|target_parameters|trainable_token_indices'
 )
 _OTHER_BASES = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')  # `init_lora_weights` begins so
 
 
-class LowRank(NamedTuple):
-  """A LoRA as `down @ up`, [in, rank] and [rank, out]; nothing scales it."""
+class Part(NamedTuple):
+  """The part of a layer of ours that one torch module is.
 
-  down: np.ndarray
-  up: np.ndarray
+  Attributes:
+    group: the layers that it shares arrays with.
+    index: the layer's place in their stack.
+    row: its row of the genome.
+    outputs: the columns of the layer's kernel.
+  """
+
+  group: Group
+  index: tuple[int, ...]
+  row: int
+  outputs: slice
 
 
 def save_peft(
@@ -74,7 +94,7 @@ def save_peft(
   names: Names,
   genome: Any = None,
   *,
-  transformers: Transformers = 5,
+  transformers: Literal[4, 5] = 5,
   base: str | None = None,
 ) -> None:
   r"""Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model.
@@ -128,69 +148,38 @@ def save_peft(
     path_name(path): np.asarray(nn.meta.unbox(value))
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
-  naming, params = naming_to_write(names, adapted, params, transformers)
+  modules, params = _names_to_write(names, adapted, params, transformers)
   tensors: Arrays = {}
   ranks, alphas = {}, {}
-  for module, (group, index, row, outputs) in naming.parts(np.flatnonzero(genome[:, _B])).items():
-    for site in group.members:
-      if site.is_convolution:
-        raise ValueError(
-          f'{site.name} is a convolution, and only linear layers are written as LoRAs of PEFT; '
-          'fold the subnet (adapted.fold) and save the model with weights.save instead.'
-        )
+  for module, part in _parts(adapted, modules, np.flatnonzero(genome[:, _B])).items():
+    group, index, row, outputs = part
+    if convolutions := [site.name for site in group.members if site.is_convolution]:
+      raise ValueError(
+        f'{convolutions[0]} is a convolution, and only linear layers are written as LoRAs of PEFT; '
+        f'{_FOLD}.'
+      )
     rank = ranks[module] = group.space.ranks[genome[row, _B] - _FLAT]
     alpha = rank * group.space.scale
     alphas[module] = int(alpha) if alpha == int(alpha) else alpha
     arrays = group.own(supports)
     tensors[f'{module}.lora_A.weight'] = np.asarray(arrays['B_down'])[index][:, :rank].T
     tensors[f'{module}.lora_B.weight'] = np.asarray(arrays['B_up'])[index][:rank, outputs].T
-  heads: Arrays = {}
-  for path in sorted(adapted.head_paths):
-    name, is_kernel = naming.head(path)
-    value = params[path_name(path)]
-    heads[name] = value.T if is_kernel else value
-  tensors |= heads
+  heads = {_head(adapted, modules, path): path for path in sorted(adapted.head_paths)}
+  tensors |= {name: _turned(path, params[path_name(path)]) for name, path in heads.items()}
   require_finite(folder, tensors)
   os.makedirs(folder, exist_ok=True)
   tensors = {f'{_ROOT}{name}': value for name, value in tensors.items()}
   write_safetensors(os.path.join(folder, WEIGHTS), tensors, {'format': 'pt'})
-  write_json(os.path.join(folder, CONFIG), _config(ranks, alphas, heads, base))
-
-
-def _require_loras(spec: Spec, genome: np.ndarray) -> None:
-  """Raises ValueError unless the genome has LoRAs in B and nothing else."""
-  for layer, alleles in zip(spec, genome.tolist(), strict=True):
-    forms = {
-      tensor: layer.space.names(tensor)[code]
-      for tensor, code in zip(TENSORS, alleles, strict=True)
-      if code and (tensor != 'B' or code < _FLAT)
-    }
-    if forms:
-      stated = ', '.join(f'{tensor}={form}' for tensor, form in forms.items())
-      raise ValueError(
-        f"PEFT's LoRA says no more than B as LoRA, and {layer.name} has {stated}; fold the subnet "
-        '(adapted.fold) and save the model with weights.save instead.'
-      )
-  if not genome.any():
-    raise ValueError(
-      'No layer of the subnet has a LoRA, and an adapter of PEFT needs at least one; fold the '
-      'subnet (adapted.fold) and save the model with weights.save instead.'
-    )
-
-
-def _config(
-  ranks: Mapping[str, int], alphas: Mapping[str, float], heads: Arrays, base: str | None
-) -> dict[str, Any]:
-  usual, rank_pattern = _usual(ranks)
-  alpha, alpha_pattern = _usual(alphas)
   name = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
-  return {
+  rank, rank_pattern = _usual(ranks)
+  alpha, alpha_pattern = _usual(alphas)
+  config = {
     'peft_type': 'LORA',
     'task_type': None,
     'base_model_name_or_path': name.repository or None,
     'revision': name.revision,
     'inference_mode': True,
-    'r': usual,
+    'r': rank,
     'lora_alpha': alpha,
     'rank_pattern': rank_pattern,
     'alpha_pattern': alpha_pattern,
@@ -203,6 +192,26 @@ def _config(
     'use_rslora': False,
     'use_dora': False,
   }
+  write_json(os.path.join(folder, CONFIG), config)
+
+
+def _require_loras(spec: Spec, genome: np.ndarray) -> None:
+  """Raises ValueError unless the genome has LoRAs in B and nothing else."""
+  for layer, alleles in zip(spec, genome.tolist(), strict=True):
+    forms = [
+      f'{tensor}={layer.space.names(tensor)[code]}'
+      for tensor, code in zip(TENSORS, alleles, strict=True)
+      if code and (tensor != 'B' or code < _FLAT)
+    ]
+    if forms:
+      raise ValueError(
+        f"PEFT's LoRA says no more than B as LoRA, and {layer.name} has {', '.join(forms)}; "
+        f'{_FOLD}.'
+      )
+  if not genome.any():
+    raise ValueError(
+      f'No layer of the structure has a LoRA, and an adapter of PEFT needs at least one; {_FOLD}.'
+    )
 
 
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
@@ -259,50 +268,55 @@ def load_peft(
   loras, others = _read(path)
   if not loras:
     raise ValueError(f'{path} adapts no module; give the folder of an adapter of PEFT.')
-  naming = naming_to_read(names, adapted, list(loras))
-  layers = _match(path, loras, naming.parts(range(len(adapted.spec))))
-  ranks = {row: sum(len(up) for _, up in loras) for row, (_, loras) in layers.items()}
+  modules, format = _names_to_read(names, adapted, list(loras))
+  layers = _match(path, loras, _parts(adapted, modules, range(len(adapted.spec))))
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted.fix(None), params)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
-  for row, (part, together) in layers.items():
-    rank, offered = ranks[row], part.group.space.ranks
-    if rank not in offered:
+  ranks = {part.row: len(up) for part, _, up in layers}
+  for part, down, up in layers:
+    rank, space = len(up), part.group.space
+    if rank not in space.ranks:
       raise ValueError(
-        f'{path} needs a LoRA of rank {rank} for B in {adapted.spec.layers[row].name}, which may '
-        f'be several modules of the adapter, and its space offers {", ".join(map(str, offered))}; '
-        'adapt with a SearchSpace whose ranks are those of the adapter: '
-        f'{", ".join(map(str, sorted(set(ranks.values()))))}.'
+        f'{path} needs a LoRA of rank {rank} for B in {adapted.spec.layers[part.row].name}, which '
+        'may be several modules of the adapter, and its space offers '
+        f'{", ".join(map(str, space.ranks))}; adapt with a SearchSpace whose ranks are those of '
+        f'the adapter: {", ".join(map(str, sorted(set(ranks.values()))))}.'
       )
-    genome[row, _B] = _FLAT + offered.index(rank)
+    genome[part.row, _B] = _FLAT + space.ranks.index(rank)
     arrays = part.group.own(supports)
-    downs = np.concatenate([down for down, _ in together], axis=1)
-    arrays['B_down'][part.index][:, :rank] = downs / part.group.space.scale
-    arrays['B_up'][part.index][:rank] = np.concatenate([up for _, up in together])
-  params = _with_heads(path, others, params, naming)
-  fixed = adapted.fix(genome)
-  if adapted.genome is not None and (adapted.genome != fixed.genome).any():
-    raise ValueError(
-      f'{path} has LoRAs in other layers or of other ranks than the structure that this model is '
-      'fixed to; load it into adapted.fix(None).'
-    )
-  variables = {'params': params, COLLECTION: supports}
+    arrays['B_down'][part.index][:, :rank] = down / space.scale
+    arrays['B_up'][part.index][:rank] = up
+  params = _with_heads(path, others, params, adapted, modules, format)
+  fixed, variables = adapted.fix(genome), {'params': params, COLLECTION: supports}
   if adapted.genome is not None:
+    if (adapted.genome != fixed.genome).any():
+      raise ValueError(
+        f'{path} has LoRAs in other layers or of other ranks than the structure that this model is '
+        'fixed to; load it into adapted.fix(None).'
+      )
     trainable, frozen = fixed.split(variables)
     variables = fixed.join(trainable, {**frozen, COLLECTION: {}})
   return fixed, variables
 
 
-def _read(path: str) -> tuple[dict[str, LowRank], Arrays]:
-  """The LoRAs of an adapter by full name of the torch module, and its other tensors."""
+def _read(path: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Arrays]:
+  """The LoRAs of an adapter by full name of the torch module, and its other tensors.
+
+  A LoRA is `down @ up`, [in, rank] and [rank, out], with what PEFT multiplies it by.
+  """
   file = os.path.join(path, CONFIG)
   config = read_json(file)
   if config is None:
     raise FileNotFoundError(f'There is no {file}; give the folder of an adapter of PEFT.')
   if not isinstance(config, dict):
     raise ValueError(f'{file} is no config of an adapter of PEFT; get it again.')
-  odd = {name: config[name] for name in _NOT_READ if config.get(name) and config[name] != 'none'}
+  odd = {
+    name: value
+    for name, value in config.items()
+    if value and value != 'none' and _NOT_READ.fullmatch(name)
+  }
   if config.get('peft_type') != 'LORA':
     odd = {'peft_type': config.get('peft_type')}
   elif str(config.get('init_lora_weights')).lower().startswith(_OTHER_BASES):
@@ -335,7 +349,9 @@ def _read(path: str) -> tuple[dict[str, LowRank], Arrays]:
   return {module: _scaled(path, module, sides, config) for module, sides in found.items()}, others
 
 
-def _scaled(path: str, module: str, sides: Arrays, config: Mapping[str, Any]) -> LowRank:
+def _scaled(
+  path: str, module: str, sides: Arrays, config: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
   """A module's LoRA, with what PEFT multiplies it by."""
   if sides.keys() != {'A', 'B'} or sides['A'].shape[0] != sides['B'].shape[1]:
     raise ValueError(f'{path}: lora_A and lora_B of {module} do not belong together.')
@@ -360,7 +376,7 @@ def _scaled(path: str, module: str, sides: Arrays, config: Mapping[str, Any]) ->
       f'{path}: the alpha of {module} is {shown(alpha)}; a finite number is expected, small '
       f'enough for {up.dtype}.'
     )
-  return LowRank(sides['A'].T, up)
+  return sides['A'].T, up
 
 
 def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> Any:
@@ -372,15 +388,18 @@ def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> An
 
 
 def _match(
-  path: str, loras: Mapping[str, LowRank], parts: Mapping[str, Part]
-) -> dict[int, tuple[Part, list[LowRank]]]:
-  """The LoRAs of each row of ours, one after the other; parts with the same `down` share one."""
+  path: str, loras: Mapping[str, tuple[np.ndarray, np.ndarray]], parts: Mapping[str, Part]
+) -> list[tuple[Part, np.ndarray, np.ndarray]]:
+  """A part of each row of ours, and its LoRA: those of its parts one after the other.
+
+  Parts with the same `down` share one.
+  """
   if unknown := loras.keys() - parts.keys():
     raise ValueError(
       f'{path} adapts {grouped(unknown)}, and no adapted layer of this model has that name; adapt '
       'the layer, or correct names.'
     )
-  rows: dict[int, tuple[Part, dict[bytes, LowRank]]] = {}
+  rows: dict[int, tuple[Part, dict[bytes, tuple[np.ndarray, np.ndarray]]]] = {}
   for module, part in parts.items():
     if module not in loras:
       continue
@@ -391,32 +410,195 @@ def _match(
         f'{path} is of another model: its B of {module} is {found}, and {group.name} needs '
         f'{expected}.'
       )
-    whole = LowRank(down, np.zeros((len(up), group.out_features), np.float32))
+    wide = np.zeros((len(up), group.out_features), np.float32)
     _, by_down = rows.setdefault(part.row, (part, {}))
-    by_down.setdefault(down.tobytes(), whole).up[:, outputs] = up
-  return {row: (part, list(by_down.values())) for row, (part, by_down) in rows.items()}
+    by_down.setdefault(down.tobytes(), (down, wide))[1][:, outputs] = up
+  layers = []
+  for part, by_down in rows.values():
+    downs, ups = zip(*by_down.values(), strict=True)
+    layers.append((part, np.concatenate(downs, axis=1), np.concatenate(ups)))
+  return layers
 
 
-def _with_heads(path: str, tensors: Arrays, params: Any, naming: Naming) -> Any:
+def _with_heads(
+  path: str,
+  others: Arrays,
+  params: Any,
+  adapted: Adapted,
+  modules: NameMap,
+  format: Format[Any] | None,
+) -> Any:
   """The params with the heads that an adapter has."""
-  remaining, adapted = dict(tensors), naming.adapted
   for head in sorted(adapted.head_paths):
-    name, is_kernel = naming.head(head)
-    if name not in remaining:
+    name, expected = _head(adapted, modules, head), adapted.param_shapes[head].shape
+    if name not in others:
       continue
-    value = remaining.pop(name)
-    value = value.T if is_kernel else value
-    if naming.format and head == ('head', 'kernel'):
-      value = naming.format.own_head(adapted.model, value)
-    expected = adapted.param_shapes[head].shape
+    value = _turned(head, others.pop(name))
+    if format is not None and head == ('head', 'kernel'):
+      value = format.own_head(adapted.model, value)
     if value.shape != expected:
       raise ValueError(
         f'{path} is of another model: its {path_name(head)} is {value.shape}, and {expected} here.'
       )
     params = replace(params, head, value)
-  if remaining:
+  if others:
     raise ValueError(
-      f'{path} has {grouped(remaining)}, which no head of this model is; adapt with heads that the '
+      f'{path} has {grouped(others)}, which no head of this model is; adapt with heads that the '
       'adapter trains in full, or take these tensors out.'
     )
   return params
+
+
+def _names_to_write(
+  names: Any, adapted: Adapted, params: Arrays, transformers: int
+) -> tuple[NameMap, Arrays]:
+  """The map that an adapter is written with, and the model's parameters as the names know them."""
+  if transformers not in (4, 5):
+    raise ValueError(f'transformers={shown(transformers)} must be 4 or 5.')
+  if isinstance(names, Mapping):
+    return names, params
+  given = _format_name(names, adapted)
+  by_version = _MODULES if transformers == 5 else {new: old for old, new in _MODULES.items()}
+  name = by_version.get(given, given)
+  if name not in _TORCH_FORMATS:
+    known = listed(_TORCH_FORMATS)
+    raise ValueError(f'names={shown(given)} is no format of a torch model; those are {known}.')
+  format = FORMATS[name]
+  origin = Origin(name, format.container, format.variant)
+  model, flat, _ = fit_to_format(adapted.model, params, origin)
+  for group in adapted.groups:
+    for site in group.members:
+      kernel = path_name(site.kernel_path)
+      if flat[kernel] is not params[kernel]:
+        raise ValueError(
+          f'The format {name} has LayerScale folded into {site.name}, which the adapter does not '
+          "fit; name the modules of a format that has it ('timm', 'hf_dinov2'), or fold the "
+          'structure and save the model.'
+        )
+  prefix = format.prefix(model, names.prefix if isinstance(names, Origin) else '')
+  return _modules_of(model, format, prefix), flat
+
+
+def _names_to_read(
+  names: Any, adapted: Adapted, modules: Sequence[str]
+) -> tuple[NameMap, Format[Any] | None]:
+  """The map that fits the modules of an adapter, and the format that it is of."""
+  if isinstance(names, Mapping):
+    return names, None
+  given = names and _format_name(names, adapted)
+  for name in _TORCH_FORMATS if isinstance(adapted.model, ViT) else ():
+    if given not in (None, name):
+      continue
+    format = FORMATS[name]
+    known = _parts(adapted, _modules_of(adapted.model, format, ''), range(len(adapted.spec)))
+    prefixes = {modules[0].removesuffix(end) for end in known if modules[0].endswith(end)}
+    for prefix in sorted(prefix for prefix in prefixes if prefix == '' or prefix.endswith('.')):
+      if {full_name(format, prefix, module) for module in known} >= set(modules):
+        return _modules_of(adapted.model, format, prefix), format
+  wanted = f'the format {shown(given)}' if given else 'any format'
+  raise ValueError(
+    f'The modules of the adapter ({grouped(modules)}) are not all adapted layers of this model in '
+    f'{wanted}; adapt these layers, or give names, a map of paths here to names there.'
+  )
+
+
+def _format_name(names: Any, adapted: Adapted) -> str:
+  """The name of the format that names are of, which must be of our ViT."""
+  if not isinstance(names, str | Origin):
+    raise ValueError(
+      f"names={shown(names)} must be the name of a format, the 'source' of weights, or a map of "
+      'paths here to names of torch modules.'
+    )
+  if not isinstance(adapted.model, ViT):
+    raise ValueError(
+      f'Formats are for the ViT of this package, and this is a {type(adapted.model).__name__}; '
+      'give names, a map of paths here to names of torch modules.'
+    )
+  return names.format if isinstance(names, Origin) else names
+
+
+def _modules_of(model: ViT, format: Format[Any], prefix: str) -> NameMap:
+  """The modules of a format that `convert` knows, by path of ours."""
+  return {
+    rule.ours.rpartition('/')[0]: [
+      full_name(format, prefix, name.rpartition('.')[0]) for name in rule.theirs
+    ]
+    for rule in format.rules(model, format.variant)
+    if all(name.endswith(('.weight', '.bias')) for name in rule.theirs)
+  }
+
+
+def _parts(adapted: Adapted, names: NameMap, rows: Container[int]) -> dict[str, Part]:
+  """The torch modules that some rows of the genome are made of, by name."""
+  parts, repeated = {}, []
+  for group in adapted.groups:
+    for index, row in group.slices():
+      start = 0
+      for site in group.members if row in rows else ():
+        modules = _modules(names, site.name, index)
+        width, rest = divmod(site.out_features, len(modules))
+        if rest:
+          raise ValueError(
+            f'names: the {site.out_features} outputs of {site.name} are not divisible among '
+            f'{", ".join(modules)}.'
+          )
+        repeated += [module for module in modules if module in parts]
+        for module in modules:
+          parts[module] = Part(group, index, row, slice(start, start + width))
+          start += width
+  if repeated:
+    raise ValueError(
+      f'names: {grouped(dict.fromkeys(repeated))} stands for several layers; give each a name of '
+      'its own.'
+    )
+  return parts
+
+
+def _head(adapted: Adapted, names: NameMap, path: TreePath) -> str:
+  """The tensor, by full name, of a parameter that is trained in full."""
+  *module, leaf = path
+  shape, is_kernel = adapted.param_shapes[path].shape, leaf in _KERNELS
+  sites = [site for site in adapted.head_sites if site.kernel_path == path]
+  is_linear = all(site.layout == _LINEAR for site in sites)
+  if leaf not in _LEAVES or len(shape) != 1 + is_kernel or not is_linear:
+    raise ValueError(
+      f'Heads are linear layers and norms for PEFT, and {path_name(path)} {shape}, which is '
+      f'trained in full, is a parameter of neither; {_FOLD}.'
+    )
+  modules = _modules(names, path_name(tuple(module)), ())
+  if len(modules) > 1:
+    raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
+  return f'{modules[0]}.{_LEAVES[leaf]}'
+
+
+def _turned(path: TreePath, value: np.ndarray) -> np.ndarray:
+  """A head's parameter as torch has it, or one of torch's as it is here."""
+  return value.T if path[-1] in _KERNELS else value
+
+
+def _modules(names: NameMap, path: str, index: tuple[int, ...]) -> list[str]:
+  """Names of the torch modules of a path of ours; '{}' is its place on an axis of a stack."""
+  for pattern, modules in names.items():
+    try:
+      match = re.fullmatch(pattern, path)
+      given = [modules] if isinstance(modules, str) else modules
+      found = [match.expand(name) for name in given] if match else []
+    except (re.error, IndexError, TypeError, AttributeError) as error:
+      raise ValueError(
+        f'names: {shown(pattern)}: {shown(modules)} is no pattern of paths with the name of a '
+        f'torch module, or several ({error}).'
+      ) from error
+    if not match:
+      continue
+    if not found or any(name.count('{}') != len(index) or not name for name in found):
+      raise ValueError(
+        f"names: {shown(modules)} should have '{{}}' as often as {path} has axes of a stack, "
+        f'{len(index)} times.'
+      )
+    for place in map(str, index):
+      found = [name.replace('{}', place, 1) for name in found]
+    return found
+  raise ValueError(
+    f"names: no pattern matches '{path}'; give the name of its torch module "
+    f'({", ".join(map(str, names)) or "there are none"}).'
+  )
