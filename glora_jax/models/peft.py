@@ -151,8 +151,8 @@ def save_peft(
   modules, params = _names_to_write(names, adapted, params, transformers)
   tensors: Arrays = {}
   ranks, alphas = {}, {}
-  for module, part in _parts(adapted, modules, np.flatnonzero(genome[:, _B])).items():
-    group, index, row, outputs = part
+  parts = _parts(adapted, modules, np.flatnonzero(genome[:, _B]))
+  for module, (group, index, row, outputs) in parts.items():
     if convolutions := [site.name for site in group.members if site.is_convolution]:
       raise ValueError(
         f'{convolutions[0]} is a convolution, and only linear layers are written as LoRAs of PEFT; '
@@ -312,11 +312,7 @@ def _read(path: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Arrays]:
     raise FileNotFoundError(f'There is no {file}; give the folder of an adapter of PEFT.')
   if not isinstance(config, dict):
     raise ValueError(f'{file} is no config of an adapter of PEFT; get it again.')
-  odd = {
-    name: value
-    for name, value in config.items()
-    if value and value != 'none' and _NOT_READ.fullmatch(name)
-  }
+  odd = {k: x for k, x in config.items() if x and x != 'none' and _NOT_READ.fullmatch(k)}
   if config.get('peft_type') != 'LORA':
     odd = {'peft_type': config.get('peft_type')}
   elif str(config.get('init_lora_weights')).lower().startswith(_OTHER_BASES):
