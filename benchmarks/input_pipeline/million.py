@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from benchmarks.input_pipeline.photographs import cuts, resident_memory, watched
 from glora_jax.data import pipeline
 from glora_jax.data.examples import OpenedSplit
-from glora_jax.data.image_check import with_readable_images
+from glora_jax.data.opening import open_images
 from glora_jax.data.task import Task
 from glora_jax.data.tfds import TfdsExamples, TfdsSplit, prepare
 from glora_jax.training.batches import batch_indices
@@ -93,6 +93,7 @@ def measure(folder: str, number: int) -> tuple[int, dict[str, Cost], float, floa
 
 
 def check(examples: TfdsExamples) -> None:
-  """Opens every image once, as a run does before its first stage."""
+  """Opens every image once, as a run that streams them does before its first stage."""
   names = tuple(map(str, range(CLASSES)))
-  with_readable_images(Task('million', names, {'train': OpenedSplit(examples)}, 'a benchmark'))
+  task = Task('million', names, {'train': OpenedSplit(examples)}, 'a benchmark')
+  open_images(task, SIDE, lambda number: False)

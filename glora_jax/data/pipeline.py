@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from tqdm.auto import tqdm
 
-from glora_jax.data.examples import Examples, Part
+from glora_jax.data.examples import Examples
 from glora_jax.data.image import ResizeRule, resize
 from glora_jax.files import write_arrays, writing
 from glora_jax.limits import printable
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar('T')
 
-_CACHE_VERSION = 1  # a part of the key: raised when the same examples would give other arrays
-FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
+_CACHE_VERSION = 2  # a part of the key: raised when the same examples would give other arrays
+_FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
 _MOST_TOGETHER = 32  # images that a thread takes at a time
 _MOST_WAITING = 128  # times as many wait for a thread
 _NAMED_IN_ERROR = 3  # broken images that an error names
@@ -66,10 +66,11 @@ class UnreadableImages(OSError):
     super().__init__(
       f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. Replace them{advice}.'
     )
-    self._arguments = messages, total
+    self.messages, self.total = messages, total
 
   def __reduce__(self):
-    return UnreadableImages, self._arguments  # or a process that decodes could not hand it over
+    # Or a process that decodes could not hand it over.
+    return UnreadableImages, (self.messages, self.total)
 
 
 def load(
@@ -95,43 +96,85 @@ def load(
   Raises:
     UnreadableImages: there are images that cannot be decoded.
   """
-  if cache is None:
-    return _decode_all(examples, image_size, rule, skip_broken, title)
-  path = cached_path(examples, image_size, rule=rule, skip_broken=skip_broken, cache=cache)
-  if os.path.exists(path):
-    cached = _read_cached(path, examples.labels, image_size, skip_broken)
-    if cached is not None:
-      return cached
-    log.warning('%s is damaged; its images are read again.', path)
-  split = _decode_all(examples, image_size, rule, skip_broken, title)
-  with writing(path):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-  write_arrays(path, split._asdict(), 'images')
-  return split
+  images, indices = decode(
+    examples, image_size, rule=rule, skip_broken=skip_broken, cache=cache, title=title
+  )
+  return Split(images, examples.labels[indices])
 
 
-def cached_path(
+def decode(
   examples: Examples,
   image_size: int,
   *,
-  rule: ResizeRule = 'squash',
-  skip_broken: bool = False,
-  cache: str,
-) -> str:
-  """The file in which `load` keeps the arrays of examples; see there."""
-  settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
-  key = hashlib.sha256(settings.encode()).hexdigest()[:32]
-  return os.path.join(os.path.expanduser(cache), f'{key}.npz')
+  rule: ResizeRule,
+  skip_broken: bool,
+  cache: str | None,
+  title: str,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The images of `load`, uint8 [image, size, size, 3], and their indices among the examples."""
+  path, number = None, len(examples.labels)
+  if cache is not None:
+    settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
+    key = hashlib.sha256(settings.encode()).hexdigest()[:32]
+    path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
+    sides = ('image', image_size, image_size, 3)
+    expected = {'images': Array('u', sides), 'indices': Array('i', ('image',))}
+    if (cached := read_if_whole(path, 'images', expected)) is not None:
+      indices = cached['indices']
+      if skip_broken or np.array_equal(indices, np.arange(number)):
+        return cached['images'], indices
+    if os.path.exists(path):
+      log.warning('%s is damaged; its images are read again.', path)
+  images = np.empty((number, image_size, image_size, 3), np.uint8)
+
+  def read(index: int) -> None:
+    images[index] = resize(examples.image(index), image_size, rule)
+
+  indices = readable(examples, read, skip_broken, title)
+  if len(indices) < number:
+    images = images[indices]
+  if path is not None:
+    with writing(path):
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_arrays(path, {'images': images, 'indices': indices}, 'images')
+  return images, indices
 
 
-def _read_cached(path: str, labels: np.ndarray, image_size: int, skip_broken: bool) -> Split | None:
-  """The arrays in a file of the cache; None where they are not what was written for the key."""
-  side = image_size
-  expected = {'images': Array('u', ('image', side, side, 3)), 'labels': Array('i', ('image',))}
-  if (arrays := read_if_whole(path, 'images', expected)) is None:
+def readable(
+  examples: Examples, read: Callable[[int], object], skip_broken: bool, title: str
+) -> np.ndarray:
+  """Indices of the examples that a function can read, after a warning that names the others.
+
+  Args:
+    examples: the examples.
+    read: reads the example of an index; raises OSError where that cannot be.
+    skip_broken: whether there may be others.
+    title: title of the progress bar.
+
+  Raises:
+    UnreadableImages: there are others and may be none, or nothing else.
+  """
+
+  def try_to_read(index: int) -> str | None:
+    try:
+      read(index)
+    except OSError as error:
+      return _sentence(examples, index, error)
     return None
-  split = Split(**arrays)
-  return split if skip_broken or np.array_equal(split.labels, labels) else None
+
+  number = len(examples.labels)
+  messages = in_parallel(try_to_read, number, title)
+  broken = [message for message in messages if message is not None]
+  if broken and (len(broken) == number or not skip_broken):
+    raise UnreadableImages(broken, number)
+  if broken:
+    log.warning(
+      '%d of %d images cannot be decoded and are left out: %s',
+      len(broken),
+      number,
+      '; '.join(broken[:_NAMED_IN_WARNING]),
+    )
+  return np.flatnonzero([message is None for message in messages])
 
 
 def require_writable(cache: str) -> None:
@@ -151,67 +194,18 @@ def require_writable(cache: str) -> None:
     )
 
 
-def _decode_all(
-  examples: Examples, image_size: int, rule: ResizeRule, skip_broken: bool, title: str
-) -> Split:
-  labels = examples.labels
-  images = np.empty((len(labels), image_size, image_size, 3), np.uint8)
-
-  def read(index: int) -> str | None:
-    try:
-      images[index] = resize(examples.image(index), image_size, rule)
-    except OSError as error:
-      return _sentence(examples, index, error)
-    return None
-
-  messages = in_parallel(read, len(labels), title)
-  if not any(messages):
-    return Split(images, labels)
-  if not skip_broken:
-    raise UnreadableImages(list(filter(None, messages)), len(labels))
-  readable = without_broken(messages)
-  return Split(images[readable], labels[readable])
-
-
-def undecodable(
-  examples: Examples, indices: Sequence[int] | np.ndarray, title: str, *, show_always: bool = False
-) -> list[str | None]:
-  """For each index a sentence on what is wrong with the image; None where it can be decoded.
-
-  Args:
-    examples: the examples.
-    indices: positions in them.
-    title: title of the progress bar.
-    show_always: whether there is a bar also where the indices are few.
-  """
-
-  def check(position: int) -> str | None:
-    index = int(indices[position])
-    try:
-      examples.image(index, draft=True)
-    except OSError as error:
-      return _sentence(examples, index, error)
-    return None
-
-  return in_parallel(check, len(indices), title, show_always=show_always)
-
-
 def _sentence(examples: Examples, index: int, error: OSError) -> str:
   return f'{printable(examples.name(index))}: {error}'
 
 
-def in_parallel(
-  function: Callable[[int], T], number: int, title: str, *, show_always: bool = False
-) -> list[T]:
+def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T]:
   """The results of a function for 0 to number - 1, in their order, computed by threads.
 
   Args:
     function: function of an index.
     number: number of indices.
     title: title of the progress bar.
-    show_always: whether there is a bar also where the indices are few.
   """
-  is_short = number < FEWEST_WITH_PROGRESS and not show_always
   threads = os.cpu_count() or 1
   together = max(1, min(_MOST_TOGETHER, number // (4 * threads)))
   results = []
@@ -221,7 +215,7 @@ def in_parallel(
 
   with (
     concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    tqdm(total=number, desc=title, unit='image', disable=is_short) as bar,
+    tqdm(total=number, desc=title, unit='image', disable=number < _FEWEST_WITH_PROGRESS) as bar,
   ):
     for first in range(0, number, _MOST_WAITING * together):
       last = min(first + _MOST_WAITING * together, number)
@@ -229,29 +223,6 @@ def in_parallel(
         results += part
         bar.update(len(part))
   return results
-
-
-def without_broken(messages: Sequence[str | None]) -> np.ndarray:
-  """Indices of the readable images, after a warning that names the others.
-
-  Args:
-    messages: for every image a sentence on what is wrong with it; None where it is readable.
-
-  Raises:
-    UnreadableImages: no image is readable.
-  """
-  broken = [message for message in messages if message is not None]
-  if not broken:
-    return np.arange(len(messages))
-  if len(broken) == len(messages):
-    raise UnreadableImages(broken, len(messages))
-  log.warning(
-    '%d of %d images cannot be decoded and are left out: %s',
-    len(broken),
-    len(messages),
-    '; '.join(broken[:_NAMED_IN_WARNING]),
-  )
-  return np.array([index for index, message in enumerate(messages) if message is None])
 
 
 class Stream:
@@ -272,31 +243,20 @@ class Stream:
     image_size: int,
     *,
     rule: ResizeRule = 'squash',
-    skip_broken: bool = False,
     workers: int = 0,
     prefetch: int = 4,
-    title: str = 'images',
   ):
-    """Checks the images where broken ones are to be left out; decodes none otherwise.
+    """Decodes nothing yet.
 
     Args:
       examples: see `load`.
       image_size: see `load`.
       rule: see `load`.
-      skip_broken: see `load`.
       workers: processes that decode; 0 decodes in threads of this one, which is enough where
         Pillow releases the lock.
       prefetch: batches that are held ready.
-      title: see `load`.
     """
     self.labels = examples.labels
-    if skip_broken:  # found out once, before anything depends on the numbering
-      numbers = range(len(self.labels))
-      messages = undecodable(examples, numbers, f'checking {title}', show_always=True)
-      readable = without_broken(messages)
-      if len(readable) < len(self.labels):
-        examples = Part(examples, readable)
-        self.labels = self.labels[readable]
     self.workers = workers
     self.prefetch = prefetch
     self._examples = examples
@@ -314,8 +274,22 @@ class Stream:
     source = _DecodedInOrder(
       self._examples, self.labels, np.asarray(indices), parts, self._image_size, self._rule
     )
-    dataset = grain.MapDataset.source(source)
-    yield from (self._join_in_processes if self.workers else self._join_in_threads)(dataset, parts)
+    decoded = grain.MapDataset.source(source)
+    if not self.workers:
+      threads = 2 * (os.cpu_count() or 1)
+      options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * parts)
+      )
+      yield from decoded.to_iter_dataset(options).batch(parts, batch_fn=joined)
+      return
+    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+      flags.FLAGS.mark_as_parsed()
+    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    processes = grain.MultiprocessingOptions(
+      num_workers=self.workers, per_worker_buffer_size=self.prefetch
+    )
+    batches = decoded.batch(parts, batch_fn=joined).to_iter_dataset(no_threads)
+    yield from batches.mp_prefetch(processes)
 
   def blocks(self, size: int) -> Iterator[Split]:
     """All images in their order, `size` at a time; the last block is what is left."""
@@ -325,36 +299,10 @@ class Stream:
     if whole < len(self):
       yield from self.batches(np.arange(whole, len(self))[None])
 
-  def _join_in_threads(self, dataset: grain.MapDataset, parts: int) -> grain.IterDataset:
-    threads = 2 * (os.cpu_count() or 1)
-    options = grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * parts)
-    )
-    return dataset.to_iter_dataset(options).batch(parts, batch_fn=_joined)
-
-  def _join_in_processes(self, dataset: grain.MapDataset, parts: int) -> grain.IterDataset:
-    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
-      flags.FLAGS.mark_as_parsed()
-    batches = dataset.batch(parts, batch_fn=_joined)
-    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    processes = grain.MultiprocessingOptions(
-      num_workers=self.workers, per_worker_buffer_size=self.prefetch
-    )
-    return batches.to_iter_dataset(no_threads).mp_prefetch(processes)
-
 
 @dataclasses.dataclass(frozen=True)
 class _DecodedInOrder:
-  """The random access that grain wants: parts of batches, one after another.
-
-  Attributes:
-    examples: all examples.
-    labels: int32 [n].
-    indices: int [batches, batch].
-    parts: number of parts of a batch.
-    image_size: see `load`.
-    rule: see `load`.
-  """
+  """The random access that grain wants: parts of batches, one after another."""
 
   examples: Examples
   labels: np.ndarray
@@ -379,5 +327,6 @@ class _DecodedInOrder:
       raise UnreadableImages([message], len(self.labels)) from error
 
 
-def _joined(parts: Sequence[Split]) -> Split:
+def joined(parts: Sequence[Split]) -> Split:
+  """Splits in memory as one."""
   return Split(*map(np.concatenate, zip(*parts, strict=True)))

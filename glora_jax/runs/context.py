@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -16,7 +17,7 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.data import augment, normalization, pipeline
 from glora_jax.data.augment import Augmentation
-from glora_jax.data.image_check import with_readable_images
+from glora_jax.data.opening import open_images
 from glora_jax.data.task import Task
 from glora_jax.files import sha256_of
 from glora_jax.limits import MOST_COUNTED, shown
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 STREAMED_BLOCK = 1024  # images of a stream that are scored at once
 DEFAULT_BATCH = Recipe().batch_size
 DEFAULT_FOLDS = AllocationSettings().folds
-SPLIT = 'split.json'  # of a user's own images, as `data.tasks.own` writes it
-IMAGES = 'images.npz'  # which can be decoded, and which of a job that has begun are left out
+SPLIT = 'split.json'  # of a user's own images, as `data.splits` writes it
+IMAGES = 'images.npz'  # which are left out, and that those that are streamed can be decoded
 
 
 def never() -> bool:
@@ -94,6 +95,7 @@ class Context:
     facts: what else all results depend on: images by split, and digests of a split and of weights.
     beside: the space of what is trained beside a search; None where all is in the search's.
     mesh: the devices; None on a single one.
+    decoded: arrays of small splits that are not on a device yet.
     splits: the splits that were read.
     scorers: compiled scores, by masked split; None for all others.
     predictors: compiled predictions, likewise.
@@ -113,6 +115,7 @@ class Context:
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beside: Place | None = None
   mesh: jax.sharding.Mesh | None = None
+  decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
   predictors: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
@@ -177,19 +180,30 @@ class Context:
 
   def data(self, split: str) -> pipeline.Split:
     """A split, read once: on the device where it is small, else a stream with its labels."""
+    if split not in self.splits:
+      examples = self.task.open(split)
+      if self.is_resident(len(examples.labels)):
+        found = meshes.hold(self.mesh, tuple(self._decoded(split)))
+      else:
+        data, size = self.settings.data, self.metadata['image_size']
+        found = (
+          pipeline.Stream(examples, size, rule=data.resize, workers=data.workers),
+          examples.labels,
+        )
+      self.splits[split] = pipeline.Split(*found)
+      self.decoded.pop(split, None)
+    return self.splits[split]
+
+  def _decoded(self, split: str) -> pipeline.Split:
+    """The arrays of a small split, or of several joined with '+'."""
+    if '+' in split:
+      return pipeline.joined([self._decoded(part) for part in split.split('+')])
     if split in self.splits:
-      return self.splits[split]
+      return pipeline.Split(*(np.asarray(x.addressable_data(0)) for x in self.splits[split]))
+    if split in self.decoded:
+      return self.decoded[split]
     data, size = self.settings.data, self.metadata['image_size']
-    examples = self.task.open(split)
-    options = {'rule': data.resize, 'title': split}  # broken images were found before the run
-    if self.is_resident(len(examples.labels)):
-      loaded = pipeline.load(examples, size, cache=data.cache, **options)
-      found = pipeline.Split(*meshes.hold(self.mesh, tuple(loaded)))
-    else:
-      stream = pipeline.Stream(examples, size, workers=data.workers, **options)
-      found = pipeline.Split(stream, stream.labels)
-    self.splits[split] = found
-    return found
+    return pipeline.load(self.task.open(split), size, rule=data.resize, cache=data.cache)
 
   def is_resident(self, number: int) -> bool:
     """Whether a split of so many images stays on the device."""
@@ -347,11 +361,12 @@ def make_context(
     mesh=mesh,
   )
   check(context, stages)
-  task = _open_images(context, stages)
+  task, decoded = _open_images(context, stages)
   left = count_images(task)  # fewer, where broken ones are left out
   files = {name: os.path.join(workdir, name) for name in (SPLIT, WEIGHTS)}
   facts = {name: sha256_of(path) for name, path in files.items() if os.path.isfile(path)}
-  context = dataclasses.replace(context, task=task, counts=left, facts={'images': left, **facts})
+  facts = {'images': left, **facts}
+  context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
   if left != counts:
     context.settings = fit_batches(given, stages, left, mesh)
     check(context, stages)
@@ -369,21 +384,26 @@ def check(context: Context, stages: Sequence[Stage]) -> None:
       stage.check(context)
 
 
-def _open_images(context: Context, stages: Sequence[Stage]) -> Task:
-  """The task, after each of its images was opened once; without those that can be left out.
-
-  Which can be decoded is remembered in the workdir.
-  """
+def _open_images(
+  context: Context, stages: Sequence[Stage]
+) -> tuple[Task, dict[str, pipeline.Split]]:
+  """The task without images that can be left out, and its small splits, all decoded."""
   from glora_jax.runs.stage import has_begun
 
-  record = context.path(IMAGES) if context.workdir else None
-  with meshes.primary_first('images'):
+  data, record = context.settings.data, context.path(IMAGES) if context.workdir else None
+  # What is streamed is opened by one process, which the others wait for.
+  is_streamed = not all(context.is_resident(context.counts[split]) for split in context.task.splits)
+  with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
     if record and meshes.primary():
       os.makedirs(context.workdir, exist_ok=True)
-    return with_readable_images(
+    return open_images(
       context.task,
-      record,
-      skip_broken=context.settings.data.skip_broken,
+      context.metadata['image_size'],
+      context.is_resident,
+      rule=data.resize,
+      skip_broken=data.skip_broken,
+      cache=data.cache,
+      record=record,
       write=meshes.primary(),
       has_begun=bool(record) and has_begun(context.workdir, stages),
     )

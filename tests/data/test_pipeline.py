@@ -56,7 +56,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeyp
   load(examples, 8, rule='crop')
   load(Part(examples, np.arange(5)), 8)
   assert len(read) == 70 * 3 + 5
-  two = {'images': np.zeros((2, 8, 8, 3), np.uint8), 'labels': np.array([0, 1], np.int32)}
+  two = {'images': np.zeros((2, 8, 8, 3), np.uint8), 'indices': np.arange(2)}
   for damage in (
     lambda path: path.write_bytes(path.read_bytes()[:100]),  # a disk that was full
     lambda path: np.savez(path, a=np.zeros(3)),

@@ -11,9 +11,9 @@ from judging import REFUSED, cases, judged, new_place, same
 from PIL import Image
 from spoiling import spoil
 
-from glora_jax.data import image, pipeline
+from glora_jax.data import image
 from glora_jax.data.catalog import find
-from glora_jax.data.image_check import with_readable_images
+from glora_jax.data.opening import open_images
 
 STARTS = (b'BM', b'GIF8', b'\xff\xd8', b'\x89PNG', b'P', b'II', b'MM', b'RIFF')
 NAMES = ('a', 'b', 'train', 'test', 'Train', '.hidden', 'ü,', 'a\nb\x1b[2J', '\udcff', '~')
@@ -78,12 +78,10 @@ def read_task(name, work):
 
 
 def decoded_task(name, work):
-  """The same after a look at every image, of which those that are broken are left out."""
-  task = with_readable_images(
-    find(name, workdir=str(work)), str(work / 'images.npz'), skip_broken=True
-  )
-  for split in task.splits:
-    pipeline.load(task.open(split), 4, cache=str(work / 'cache'))
+  """The same after every image was read, of which those that are broken are left out."""
+  record, cache = str(work / 'images.npz'), str(work / 'cache')
+  options = {'skip_broken': True, 'cache': cache, 'record': record}
+  open_images(find(name, workdir=str(work)), 4, lambda number: number > 3, **options)
   return read_task(name, work)
 
 

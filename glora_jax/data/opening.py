@@ -1,0 +1,191 @@
+"""Every image of a task read once, before anything is computed with them.
+
+Splits that stay in memory are decoded, which is the check. Images that are to be streamed are
+opened, which takes less; that they can be is remembered in a file, as is which images were left
+out, so that a run that has begun leaves out the same, whatever has become of them since.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from glora_jax.data import pipeline
+from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part
+from glora_jax.data.image import ResizeRule
+from glora_jax.data.pipeline import Split, UnreadableImages
+from glora_jax.data.task import Task, require_measurable
+from glora_jax.files import open_regular, write_arrays
+from glora_jax.limits import listed, printable
+from glora_jax.records import Array, read_if_whole
+
+log = logging.getLogger(__name__)
+
+KIND = 'checked images'  # of the file that remembers
+_REMEMBERED = {'identity': Array('U'), 'is_left_out': Array('b', ('image',))}
+_ADVICE = 'Put them back as they were, or take a new workdir.'
+
+
+def open_images(
+  task: Task,
+  image_size: int,
+  fits: Callable[[int], bool],
+  *,
+  rule: ResizeRule = 'squash',
+  skip_broken: bool = False,
+  cache: str | None = None,
+  record: str | None = None,
+  write: bool = True,
+  has_begun: bool = False,
+) -> tuple[Task, dict[str, Split]]:
+  """Reads every image of every split once, in parallel.
+
+  Args:
+    task: the task.
+    image_size: see `pipeline.load`.
+    fits: whether a split of so many images stays in memory; others are streamed.
+    rule: see `pipeline.load`.
+    skip_broken: leave out, with a warning, images that cannot be decoded.
+    cache: see `pipeline.load`.
+    record: path of the npz file that remembers; None for none.
+    write: whether the file is written, and not only read.
+    has_begun: whether something was computed with the images already, so that the same must be left
+      out.
+
+  Returns:
+    The task, its splits opened, and of images that can be decoded alone; and the images and labels
+    of those splits that stay in memory. A warning names files that two splits share.
+
+  Raises:
+    UnreadableImages: there are images that cannot be decoded, or in a split no others.
+    ValueError: what is left lacks a class of train, or cannot measure anything. Or a run has begun
+      with images that cannot be decoded any more.
+  """
+  splits = {split: task.open(split) for split in task.splits}
+  everything = Joined(list(splits.values()))
+  remembered = read_if_whole(record, KIND, _REMEMBERED) if record else None
+  has_begun = has_begun and remembered is not None  # or with the images of another task
+  is_readable, is_checked = _known(task.name, everything, remembered, skip_broken, has_begun)
+  leaves_out = skip_broken and not has_begun
+  arrays = {}
+
+  def read(split: str, examples: Examples) -> np.ndarray:
+    if fits(len(examples.labels)):
+      images, indices = pipeline.decode(
+        examples, image_size, rule=rule, skip_broken=leaves_out, cache=cache, title=split
+      )
+      arrays[split] = Split(images, examples.labels[indices])
+      return indices
+    if is_checked:
+      return np.arange(len(examples.labels))
+    look = functools.partial(examples.image, draft=True)
+    return pipeline.readable(examples, look, leaves_out, 'opening every image once')
+
+  kept, broken, start = {}, [], 0
+  for split, examples in splits.items():
+    of_split = is_readable[start : start + len(examples.labels)]
+    chosen = np.flatnonzero(of_split)
+    try:
+      rest = examples if of_split.all() else Part(examples, chosen)
+      chosen = chosen[read(split, rest)]
+    except UnreadableImages as error:
+      if leaves_out:
+        raise
+      broken += error.messages
+    of_split[:] = np.isin(np.arange(len(of_split)), chosen)
+    kept[split] = examples if of_split.all() else Part(examples, chosen)
+    start += len(of_split)
+  if broken:
+    gone = f'{task.name}: this run has begun with images that cannot be decoded now'
+    advice = f'{gone}: {listed(broken)}. {_ADVICE}'
+    raise ValueError(advice) if has_begun else UnreadableImages(broken, start)
+  _require_enough(task, kept)
+  if write and not has_begun:
+    warn_of_copies(task.name, kept)
+    if record and not is_checked and (skip_broken or len(arrays) < len(splits)):
+      content = {'identity': np.array(everything.identity), 'is_left_out': ~is_readable}
+      write_arrays(record, content, KIND)
+  note = f'{(~is_readable).sum()} of {start} images cannot be decoded and are left out.'
+  notes = task.notes if is_readable.all() else (*task.notes, note)
+  opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
+  return dataclasses.replace(task, splits=opened, notes=notes), arrays
+
+
+def _known(
+  name: str,
+  everything: Examples,
+  remembered: Mapping[str, np.ndarray] | None,
+  skip_broken: bool,
+  has_begun: bool,
+) -> tuple[np.ndarray, bool]:
+  """Which images are not left out, bool [n], and whether each of them was opened before."""
+  number = len(everything.labels)
+  if remembered is None:
+    return np.ones(number, bool), False
+  is_readable = ~remembered['is_left_out']
+  if has_begun and len(is_readable) != number:
+    raise ValueError(
+      f'{name}: this run has begun with {len(is_readable)} images, and there are {number} now. '
+      f'{_ADVICE}'
+    )
+  is_same = remembered['identity'] == everything.identity
+  is_checked = bool(is_same) and (skip_broken or bool(is_readable.all()))
+  return is_readable if has_begun or is_checked else np.ones(number, bool), is_checked
+
+
+def _require_enough(task: Task, kept: Mapping[str, Examples]) -> None:
+  """Raises ValueError where what is left lacks a class of train, or cannot measure anything."""
+  labels = {split: examples.labels for split, examples in kept.items()}
+  lost = np.setdiff1d(task.open('train').labels, labels['train'])
+  if len(lost):
+    names = listed(task.classes[label] for label in lost)
+    raise ValueError(
+      f'{task.name}: no image of {names} in train can be decoded; replace them, or remove these '
+      'classes.'
+    )
+  require_measurable(task.name, task.classes, labels)
+
+
+def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
+  """Says which splits of a task share files, byte for byte; files of one size alone are read.
+
+  Args:
+    name: name of the task.
+    splits: examples by split; first those that are learnt from.
+  """
+  by_size = collections.defaultdict(list)
+  for split, examples in splits.items():
+    for path in filter(None, map(examples.file, range(len(examples.labels)))):
+      with contextlib.suppress(OSError):
+        by_size[os.stat(path).st_size].append((split, os.path.abspath(path)))
+  alike = [group for group in by_size.values() if len({split for split, _ in group}) > 1]
+  files = [file for group in alike for file in group]
+
+  def digest(index: int) -> bytes | None:
+    with contextlib.suppress(OSError), open_regular(files[index][1]) as file:
+      return hashlib.file_digest(file, 'blake2b').digest()
+
+  digests = pipeline.in_parallel(digest, len(files), 'comparing images of the same size')
+  firsts, shared = collections.defaultdict(dict), collections.defaultdict(list)
+  for (split, path), key in zip(files, digests, strict=True):
+    first_of = firsts[key] if key is not None else {}
+    for earlier, original in first_of.items():
+      if earlier != split:
+        shared[split, earlier].append((path, original))
+    first_of.setdefault(split, path)
+  for (later, earlier), copies in shared.items():
+    folder = os.path.commonpath([os.path.dirname(path) for copy in copies for path in copy])
+    pairs = listed(' is '.join(os.path.relpath(path, folder) for path in copy) for copy in copies)
+    log.warning(
+      '%s: %d images of %s are in %s, too, byte for byte; what they say of new images is too '
+      'good, so remove them from one of the two. In %s %s.',
+      *(name, len(copies), later, earlier, printable(folder), pairs),
+    )

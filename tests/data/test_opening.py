@@ -1,0 +1,168 @@
+"""Every image read once before a run: broken ones are all named, and left out for good."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from label_lists import write_images
+
+from glora_jax.data.examples import Files, OpenedSplit
+from glora_jax.data.opening import open_images, warn_of_copies
+from glora_jax.data.pipeline import UnreadableImages
+from glora_jax.data.task import Task
+
+SIZES = {'train': 5, 'val': 3, 'test': 4}
+
+
+@pytest.fixture
+def task(tmp_path):
+  """Twelve images of two classes in three splits."""
+  splits = {}
+  for split, number in SIZES.items():
+    names = [f'{split}/{n}.png' for n in range(number)]
+    write_images(tmp_path, names)
+    paths = [str(tmp_path / name) for name in names]
+    splits[split] = OpenedSplit(Files(paths, [n % 2 for n in range(number)]))
+  return Task('pets', ('cat', 'dog'), splits, origin='a test')
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """The images that are read, by the last two parts of their paths."""
+  paths = []
+  image = Files.image
+
+  def note(self, index, **draft):
+    paths.append('/'.join(self.paths[index].split('/')[-2:]))
+    return image(self, index, **draft)
+
+  monkeypatch.setattr(Files, 'image', note)
+  return paths
+
+
+@pytest.fixture(params=[4, 1000], ids=['streamed', 'resident'])
+def opened(request, task, tmp_path):
+  """The task as a run opens it, with a record; all its splits fit in memory, or val alone does."""
+
+  def call(**options):
+    record = str(tmp_path / 'images.npz')
+    return open_images(task, 8, lambda number: number < request.param, record=record, **options)[0]
+
+  return call
+
+
+def names_of(task, split):
+  examples = task.open(split)
+  return [os.path.basename(examples.name(index)) for index in range(len(examples.labels))]
+
+
+def break_images(tmp_path):
+  """One that is cut off, a pipe, and a link to nowhere."""
+  (tmp_path / 'test' / '2.png').write_bytes((tmp_path / 'test' / '2.png').read_bytes()[:45])
+  (tmp_path / 'train' / '1.png').unlink()
+  os.mkfifo(tmp_path / 'train' / '1.png')
+  (tmp_path / 'train' / '4.png').unlink()
+  (tmp_path / 'train' / '4.png').symlink_to('none.png')
+
+
+def test_what_fits_is_decoded_and_nothing_is_read_twice(task, read):
+  found, arrays = open_images(task, 8, lambda number: number < 5)
+  everything = [f'{split}/{n}.png' for split in SIZES for n in range(SIZES[split])]
+  assert sorted(read) == sorted(everything)
+  assert found.splits == task.splits
+  assert arrays.keys() == {'val', 'test'}
+  np.testing.assert_array_equal(arrays['test'].labels, [0, 1, 0, 1])
+  assert arrays['test'].images.shape == (4, 8, 8, 3)
+  assert arrays['test'].images.max((1, 2, 3)).tolist() == [0, 1, 2, 3]
+
+
+def test_streamed_images_are_opened_again_only_where_one_has_changed(task, tmp_path, read):
+  record = str(tmp_path / 'images.npz')
+
+  def times_opened(**options):
+    open_images(task, 8, lambda number: False, record=record, **options)
+    return len(read) / 12
+
+  assert times_opened(write=False) == 1  # as another process
+  assert not os.path.exists(record)
+  assert [times_opened(), times_opened()] == [2, 2]
+  (tmp_path / 'images.npz').write_bytes(b'PK\x03\x04 no npz')
+  assert [times_opened(), times_opened()] == [3, 3]
+  np.savez(record, identity=np.zeros(3))  # of another kind
+  assert [times_opened(), times_opened()] == [4, 4]
+  os.utime(tmp_path / 'val' / '1.png', ns=(1, 1))
+  assert [times_opened(), times_opened()] == [5, 5]
+
+
+def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, caplog):
+  break_images(tmp_path)
+  with pytest.raises(UnreadableImages, match=r'^3 of 12 images') as raised:
+    opened()
+  for reason in ('no regular file', 'No such file or directory', 'test/2.png', 'skip_broken=True'):
+    assert reason in str(raised.value)
+  assert not (tmp_path / 'images.npz').exists()
+  found = opened(skip_broken=True)
+  assert [len(found.open(split).labels) for split in SIZES] == [3, 3, 3]
+  assert names_of(found, 'train') == ['0.png', '2.png', '3.png']
+  np.testing.assert_array_equal(found.open('train').labels, [0, 0, 1])
+  assert '2 of 5 images cannot be decoded and are left out' in caplog.text
+  assert opened(skip_broken=True).notes == found.notes
+
+
+def test_a_run_that_has_begun_leaves_out_what_it_left_out_and_nothing_else(opened, tmp_path):
+  break_images(tmp_path)
+  broken = tmp_path / 'train' / '1.png'
+  first = opened(skip_broken=True)
+  assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
+  broken.unlink()
+  shutil.copy(tmp_path / 'train' / '0.png', broken)
+  again = opened(skip_broken=True, has_begun=True)
+  for split in SIZES:
+    assert names_of(again, split) == names_of(first, split)
+  assert '1.png' in names_of(opened(skip_broken=True), 'train')
+
+
+def test_a_run_that_has_begun_with_an_image_that_is_gone_says_so(opened, tmp_path):
+  opened(skip_broken=True)
+  (tmp_path / 'train' / '0.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match=r'begun with images that .* now: .*Put them back'):
+    opened(skip_broken=True, has_begun=True)
+
+
+def test_what_is_left_must_measure(opened, tmp_path):
+  (tmp_path / 'val' / '1.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match='pets: all images of val are of the class cat'):
+    opened(skip_broken=True)
+  assert not (tmp_path / 'images.npz').exists()
+  for n in (1, 3):
+    (tmp_path / 'train' / f'{n}.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match='pets: no image of dog in train can be decoded'):
+    opened(skip_broken=True)
+  for n in range(3):
+    (tmp_path / 'val' / f'{n}.png').write_bytes(b'x')
+  with pytest.raises(UnreadableImages, match='3 of 3 images'):
+    opened(skip_broken=True)
+
+
+def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path, caplog):
+  names = {'train': [f'train/{n}.bmp' for n in range(4)], 'test': ['test/a.bmp', 'test/b.bmp']}
+  write_images(tmp_path, [*names['train'], *names['test']])
+  splits = {
+    split: Files([str(tmp_path / path) for path in paths], [0] * len(paths))
+    for split, paths in names.items()
+  }
+  warn_of_copies('pets', splits)
+  assert not caplog.text
+  first, second, third = (tmp_path / f'train/{n}.bmp' for n in range(3))
+  shutil.copy(second, tmp_path / 'test/a.bmp')
+  os.remove(tmp_path / 'test/b.bmp')
+  os.symlink(third, tmp_path / 'test/b.bmp')
+  splits['test'].paths.append(str(first))
+  splits['test'].given_labels.append(0)
+  os.remove(tmp_path / 'train/3.bmp')  # is passed over
+  warn_of_copies('pets', splits)
+  [record] = caplog.records
+  assert record.getMessage().startswith('pets: 3 images of test are in train, too, byte for byte;')
+  pairs = 'test/a.bmp is train/1.bmp, test/b.bmp is train/2.bmp, train/0.bmp is train/0.bmp.'
+  assert record.getMessage().endswith(f' In {tmp_path} {pairs}')
