@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glora_jax.data.task import Source, Task
-from glora_jax.data.tasks import digits, fewshot, generalization, own, vtab
+from glora_jax.data import folders, label_files, tfds
+from glora_jax.data.task import Source, Task, require_printable
+from glora_jax.data.tasks import digits, fewshot, generalization, vtab
 from glora_jax.limits import listed, shown
 
 _MOST_CLASSES_LISTED = 20
@@ -71,13 +72,23 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
   if kind in FAMILIES:
     return FAMILIES[kind].task(rest, source)
   kind, _, path = name.partition(':')
-  if kind in own.KINDS and path:
-    return own.task(kind, path, source, workdir)
+  if kind in ('folder', 'csv', 'tfds') and path:
+    require_printable('The task', [path])
+    split_file = os.path.join(workdir, 'split.json') if workdir else None
+    if kind == 'tfds':
+      return tfds.own_task(path, source, split_file)
+    own_task = folders.folder_task if kind == 'folder' else label_files.csv_task
+    return own_task(absolute(path), split_file)
   patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
   raise ValueError(
     f'The task {shown(name)} is unknown; the tasks are: digits, {patterns}, '
     'and your own: folder:PATH, csv:PATH, tfds:NAME.'
   )
+
+
+def absolute(path: str) -> str:
+  """The absolute path of a folder or CSV that a user gives."""
+  return os.path.abspath(os.path.expanduser(path))
 
 
 def canonical(name: str) -> str:
@@ -90,7 +101,7 @@ def canonical(name: str) -> str:
   kind, _, path = name.partition(':')
   if kind not in ('folder', 'csv') or not path:
     return name
-  return f'{kind}:{own.absolute(path)}'
+  return f'{kind}:{absolute(path)}'
 
 
 def require_apart(name: str, written: str, field: str = '--workdir') -> None:
@@ -107,7 +118,7 @@ def require_apart(name: str, written: str, field: str = '--workdir') -> None:
   kind, _, path = name.partition(':')
   if kind != 'folder' or not path or '\0' in path:  # which `find` refuses
     return
-  folder = os.path.realpath(own.absolute(path))
+  folder = os.path.realpath(absolute(path))
   inside = os.path.relpath(os.path.realpath(written), folder)
   is_hidden = inside != os.curdir and any(part.startswith('.') for part in inside.split(os.sep))
   if not is_hidden:  # nor elsewhere, which begins with '..'

@@ -68,10 +68,18 @@ class OpenedSplit:
     return self.examples
 
 
-def state_of(path: str) -> str:
-  """Path, size and modification time of a file; OSError where it is not there."""
-  status = os.stat(path)
-  return f'{path}:{status.st_size}:{status.st_mtime_ns}'
+class Numbered:
+  """Examples that are no files of their own: their number is their name."""
+
+  identity: str
+
+  def name(self, index: int) -> str:
+    """The position among them."""
+    return f'example {index} of {self.identity}'
+
+  def file(self, index: int) -> None:
+    """None: a file holds many examples."""
+    del index
 
 
 @dataclasses.dataclass
@@ -83,8 +91,8 @@ class Files:
     given_labels: the class of each file.
   """
 
-  paths: Sequence[str]
-  given_labels: Sequence[int]
+  paths: list[str]
+  given_labels: list[int]
 
   @property
   def labels(self) -> np.ndarray:
@@ -97,7 +105,8 @@ class Files:
     digest = hashlib.sha256()
     for path, label in zip(self.paths, self.given_labels, strict=True):
       try:
-        state = state_of(path)
+        status = os.stat(path)
+        state = f'{path}:{status.st_size}:{status.st_mtime_ns}'
       except OSError:  # a link to nowhere: an image that cannot be decoded, as others
         state = f'{path}:missing'
       digest.update(f'{state}:{label};'.encode(errors='surrogateescape'))

@@ -8,10 +8,12 @@ import io
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from glora_jax.data.examples import Files
 from glora_jax.data.image import is_image
+from glora_jax.data.splits import NAMES, own_task
+from glora_jax.data.task import Task, require_printable
 from glora_jax.files import open_regular
 from glora_jax.limits import listed, printable
 
@@ -19,6 +21,7 @@ _NAMED_AT_MOST = 3  # missing files that a sentence names
 _LONGEST_QUOTE = 100  # characters of a line that a sentence repeats
 _MOST_BYTES = 2**30  # of a label file
 _WHOLE_NUMBER = re.compile('-?[0-9]{1,18}')
+_MOST_DIGITS = 18  # of a label that is ordered as a number
 
 
 class LabelledPath(NamedTuple):
@@ -37,44 +40,60 @@ class LabelledPath(NamedTuple):
   split: str = ''
 
 
-def read_list(path: str | os.PathLike, root: str | os.PathLike, num_classes: int) -> Files:
-  """Reads lines `path label`, as NOAH's VTAB folders and few-shot lists have them.
+@dataclasses.dataclass(frozen=True)
+class ListedSplit:
+  """A split whose images a list of lines `path label` names: NOAH's VTAB folders, few-shot lists.
 
-  Args:
+  Attributes:
     path: path of the list.
-    root: folder that the paths in the list are relative to.
+    roots: folders that the paths in the list may be relative to; the first that holds the first
+      image is taken, else the last.
     num_classes: number of classes; labels are 0 and above, and below it.
-
-  Raises:
-    FileNotFoundError: there is no such list, or images that it names are not there; they are
-      counted, and the first ones named.
-    ValueError: the list is no UTF-8 text; a line has no path and label, or a label that is no
-      class; or an image occurs twice; with its line number.
   """
-  if not os.path.isfile(path):
-    raise FileNotFoundError(
-      f'There is no list {path}; lines of an image path and a label are expected there.'
-    )
-  rows = []
-  for number, line in enumerate(io.StringIO(_read_text(path), newline=None), 1):
-    if line.strip():
+
+  path: str
+  roots: tuple[str, ...]
+  num_classes: int
+
+  def open(self) -> Files:
+    """The images and labels of the list.
+
+    Raises:
+      FileNotFoundError: there is no such list, or images that it names are not there; they are
+        counted, and the first ones named.
+      ValueError: the list is no UTF-8 text; a line has no path and label, or a label that is no
+        class; or an image occurs twice; with its line number.
+    """
+    rows = []
+    expected = 'lines of an image path and a label are expected'
+    for number, line in enumerate(io.StringIO(_text_of(self.path, expected), newline=None), 1):
+      if not line.strip():
+        continue
       image, _, label = line.rstrip('\n').rpartition(' ')
+      if not image or not _WHOLE_NUMBER.fullmatch(label):
+        _refuse(self.path, number, line.strip(), 'does not hold a path and a whole number')
+      if not 0 <= int(label) < self.num_classes:
+        raise ValueError(
+          f'{self.path}, line {number}: the label {label} is none of the {self.num_classes} '
+          f'classes 0 to {self.num_classes - 1}.'
+        )
       rows.append(LabelledPath(number, image, label))
-      _check_label(path, rows[-1], num_classes)
-  if not rows:
-    raise ValueError(f'{path} is empty; lines of an image path and a label are expected.')
-  _require_unique(path, rows, root)
-  paths = [os.path.join(root, row.path) for row in rows]
-  require_files(paths, path)
-  return Files(paths, [int(row.label) for row in rows])
+    if not rows:
+      raise ValueError(f'{self.path} is empty; {expected}.')
+    holding = (root for root in self.roots if os.path.exists(os.path.join(root, rows[0].path)))
+    paths = _paths(self.path, rows, next(holding, self.roots[-1]))
+    return Files(paths, [int(row.label) for row in rows])
 
 
-def _read_text(path: str | os.PathLike) -> str:
+def _text_of(path: str | os.PathLike, expected: str) -> str:
   """The text of a file, with its line ends.
 
   Raises:
+    FileNotFoundError: there is none.
     ValueError: it is not UTF-8, or so long that it is something else.
   """
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'There is no file {path}; {expected}.')
   size = os.path.getsize(path)
   if size > _MOST_BYTES:
     raise ValueError(f'{path} has {size:,} bytes, more than a list of images that is read here.')
@@ -88,19 +107,41 @@ def _read_text(path: str | os.PathLike) -> str:
     ) from error
 
 
-def _check_label(path: str | os.PathLike, row: LabelledPath, num_classes: int) -> None:
-  if not row.path or not _WHOLE_NUMBER.fullmatch(row.label):
-    text = _shorten(f'{row.path} {row.label}'.strip())
-    raise ValueError(f'{path}, line {row.line}: {text!r} does not hold a path and a whole number.')
-  if not 0 <= int(row.label) < num_classes:
-    raise ValueError(
-      f'{path}, line {row.line}: the label {row.label} is none of the {num_classes} classes '
-      f'0 to {num_classes - 1}.'
+def _refuse(path: str | os.PathLike, line: int, text: str, what: str) -> NoReturn:
+  """Raises ValueError that quotes a line of a label file."""
+  quote = text if len(text) <= _LONGEST_QUOTE else f'{text[:_LONGEST_QUOTE]}...'
+  raise ValueError(f'{path}, line {line}: {quote!r} {what}.')
+
+
+def _paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: str) -> list[str]:
+  """The paths of the images that a label file names.
+
+  Args:
+    source: path of the label file.
+    rows: its rows.
+    root: folder that its paths are relative to.
+
+  Raises:
+    ValueError: an image occurs twice.
+    FileNotFoundError: images are not there.
+  """
+  paths = [os.path.join(root, row.path) for row in rows]
+  first_with: dict[str, LabelledPath] = {}
+  for row, path in zip(rows, paths, strict=True):
+    first = first_with.setdefault(os.path.normpath(path), row)
+    if first is not row:
+      written_otherwise = '' if first.path == row.path else f' as {printable(first.path)}'
+      raise ValueError(
+        f'{source}, line {row.line}: {printable(row.path)} occurs a second time, first in line '
+        f'{first.line}{written_otherwise}.'
+      )
+  if missing := [path for path in paths if not os.path.isfile(path)]:
+    instance = ' for instance' if len(missing) > _NAMED_AT_MOST else ''
+    raise FileNotFoundError(
+      f'{len(missing)} of {len(paths)} images that {source} names are not there, '
+      f'{listed(missing[:_NAMED_AT_MOST])}{instance}.'
     )
-
-
-def _shorten(text: str) -> str:
-  return text if len(text) <= _LONGEST_QUOTE else f'{text[:_LONGEST_QUOTE]}...'
+  return paths
 
 
 def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
@@ -111,16 +152,12 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is no UTF-8 text or no CSV, is empty, or has other columns; a row has no
-      path or no label or more fields than there are columns; or an image occurs twice; with its
-      line number.
+    ValueError: the file is no UTF-8 text or no CSV, is empty, or has other columns; or a row has no
+      path or no label or more fields than there are columns; with its line number.
   """
-  if not os.path.isfile(path):
-    raise FileNotFoundError(
-      f'There is no file {path}; a CSV with the columns path and label is expected.'
-    )
+  text = _text_of(path, 'a CSV with the columns path and label is expected')
   # A quote behind a comma and a space opens a field, too: it was a letter of the label.
-  reader = csv.reader(io.StringIO(_read_text(path), newline=''), skipinitialspace=True)
+  reader = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True)
   try:
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
   except csv.Error as error:
@@ -138,25 +175,23 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     columns = ['path', 'label']
   wanted = ('path', 'label', 'split') if 'split' in columns else ('path', 'label')
   if repeated := [name for name in wanted if columns.count(name) > 1]:
-    raise ValueError(
-      f'{path}, line {first_line}: {_quote(header)} has the column {repeated[0]} more than once; '
-      'rename those that are not meant.'
-    )
+    what = f'has the column {repeated[0]} more than once; rename those that are not meant'
+    _refuse(path, first_line, ','.join(header), what)
   if not rows:
     raise ValueError(f'{path} has a header alone; rows of a path and a label are expected.')
   labelled = []
   for line, cells in rows:
     if any(cells[len(columns) :]):
-      raise ValueError(
-        f'{path}, line {line}: {_quote(cells)} has {len(cells)} fields in place of '
-        f'{len(columns)}; a field with a comma in it stands between double quotes.'
+      what = (
+        f'has {len(cells)} fields in place of {len(columns)}; a field with a comma in it stands '
+        'between double quotes'
       )
+      _refuse(path, line, ','.join(cells), what)
     row = dict(zip(columns, cells, strict=False))
     if not all(map(row.get, wanted)):
       expected = ' and '.join(f'a {name}' for name in wanted)
-      raise ValueError(f'{path}, line {line}: {_quote(cells)} does not hold {expected}.')
+      _refuse(path, line, ','.join(cells), f'does not hold {expected}')
     labelled.append(LabelledPath(line, *map(row.__getitem__, wanted)))
-  _require_unique(path, labelled, os.path.dirname(path))
   return labelled
 
 
@@ -168,78 +203,43 @@ def _require_image(path: str | os.PathLike, line: int, cells: Sequence[str]) -> 
     remedy = 'rename its columns, or put a path and a label into every line'
     if len(cells) == 1 and re.search('[;\t]', first):
       remedy = 'separate its columns by commas'
-    raise ValueError(
-      f'{path}, line {line}: {_quote(cells)} names no image, and is no header with the columns '
-      f'path and label; {remedy}.'
-    )
+    what = f'names no image, and is no header with the columns path and label; {remedy}'
+    _refuse(path, line, ','.join(cells), what)
 
 
-def _quote(cells: Sequence[str]) -> str:
-  return repr(_shorten(','.join(cells)))
-
-
-def _require_unique(
-  source: str | os.PathLike, rows: Sequence[LabelledPath], root: str | os.PathLike
-) -> None:
-  """Raises ValueError for the first image that a label file names a second time.
+def csv_task(path: str, split_file: str | None = None) -> Task:
+  """A task on the images of a CSV, whose paths are relative to its own folder.
 
   Args:
-    source: path of the label file.
-    rows: its rows.
-    root: folder that its paths are relative to.
+    path: absolute path of the CSV.
+    split_file: see `splits.dealt`.
+
+  Raises:
+    FileNotFoundError: it is not there, or images that it names are not.
+    ValueError: it is not what is expected (see `read_csv`); an image occurs twice; a class has
+      fewer images than there are splits; what is split already cannot measure anything.
   """
-  first_with: dict[str, LabelledPath] = {}
-  for row in rows:
-    first = first_with.setdefault(os.path.normpath(os.path.join(root, row.path)), row)
-    if first is not row:
-      written_otherwise = '' if first.path == row.path else f' as {printable(first.path)}'
+  rows = read_csv(path)
+  paths = _paths(path, rows, os.path.dirname(path))
+  labels = {row.label for row in rows}
+  if len(labels) < 2:
+    raise ValueError(f'{path} has the one label {rows[0].label!r}; two or more are needed.')
+  require_printable(path, labels)
+  # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
+  numbers = {label for label in labels if label.isdecimal() and len(label) <= _MOST_DIGITS}
+  classes = (*sorted(sorted(numbers), key=int), *sorted(labels - numbers))
+  number_of = {name: number for number, name in enumerate(classes)}
+  given: dict[str, Files] = {}
+  for row, image in zip(rows, paths, strict=True):
+    split = NAMES.get(row.split.lower()) if row.split else 'train'
+    if split is None:
       raise ValueError(
-        f'{source}, line {row.line}: {printable(row.path)} occurs a second time, first in line '
-        f'{first.line}{written_otherwise}.'
+        f'{path}, line {row.line}: {printable(row.split)} is no split; it is one of '
+        f'{", ".join(NAMES)}.'
       )
-
-
-def require_files(paths: Sequence[str], source: str | os.PathLike) -> None:
-  """Raises FileNotFoundError where images are not there that a label file names.
-
-  Args:
-    paths: paths of all images.
-    source: path of the label file.
-  """
-  missing = [path for path in paths if not os.path.isfile(path)]
-  if missing:
-    named = listed(missing[:_NAMED_AT_MOST])
-    instance = ' for instance' if len(missing) > _NAMED_AT_MOST else ''
-    raise FileNotFoundError(
-      f'{len(missing)} of {len(paths)} images that {source} names are not there, {named}{instance}.'
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ListedSplit:
-  """A split whose images a list of lines `path label` names.
-
-  Attributes:
-    path: path of the list.
-    roots: folders that the paths in the list may be relative to; the first that holds the first
-      image is taken, else the last.
-    num_classes: number of classes.
-  """
-
-  path: str
-  roots: tuple[str, ...]
-  num_classes: int
-
-  def open(self) -> Files:
-    """The images and labels of the list; errors as `read_list` raises them."""
-    return read_list(self.path, self._root(), self.num_classes)
-
-  def _root(self) -> str:
-    *alternatives, last = self.roots
-    if not alternatives or not os.path.isfile(self.path):
-      return last
-    lines = io.StringIO(_read_text(self.path), newline=None)
-    first_line = next((line for line in lines if line.strip()), '')
-    first_image = first_line.rpartition(' ')[0]
-    holding = (root for root in alternatives if os.path.exists(os.path.join(root, first_image)))
-    return next(holding, last)
+    files = given.setdefault(split, Files([], []))
+    files.paths.append(image)
+    files.given_labels.append(number_of[row.label])
+  if 'train' not in given:
+    raise ValueError(f'{path} has no row whose split is train; there is nothing to learn from.')
+  return own_task('csv', path, classes, given, split_file, are_split=bool(rows[0].split))

@@ -1,4 +1,9 @@
-"""Which examples go into which split."""
+"""Which examples go into which split.
+
+What a user gives unsplit is split once: stratified, by a fixed seed, 80% to train, 10% each to val
+and test. The split is written into the workdir, and a resumed run reads it there; where splits are
+given, which images they have is written there.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.data.examples import Examples, Joined, Part, Split
+from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part, Split
+from glora_jax.data.task import Task, require_measurable
 from glora_jax.files import read_json, write_json, writing
 from glora_jax.limits import listed
 
 SPLITS = ('train', 'val', 'test')
+NAMES = {  # of splits, as folders, CSVs and TFDS call them
+  **dict.fromkeys(('train', 'training'), 'train'),
+  **dict.fromkeys(('val', 'valid', 'validation'), 'val'),
+  **dict.fromkeys(('test', 'testing'), 'test'),
+}
 SHARE = 0.1  # of the images, for each of val and test that is dealt
 SEED = 0  # of what is dealt
 _ADVICE = (
@@ -134,101 +145,52 @@ class JoinedSplits:
     return Joined([part.open() for part in self.parts])
 
 
-@dataclasses.dataclass(frozen=True)
-class Dealer:
-  """Deals the examples of a data set to splits, the same way every time.
+def dealt(
+  origin: str,
+  classes: Sequence[str],
+  train: Examples,
+  lacking: Sequence[str],
+  split_file: str | None,
+  others: Mapping[str, Examples] = _NOTHING,
+) -> dict[str, Examples]:
+  """'train' and the splits that are lacking, dealt from it the same way every time, and the others.
 
-  Attributes:
+  Args:
     origin: what sentences call the data set.
     classes: names of the classes.
+    train: what is dealt.
+    lacking: which of 'val' and 'test' get a part of it.
     split_file: path of the file that keeps who went where; None makes the split again.
+    others: splits that need no dealing; later ones must be the same, too.
+
+  Raises:
+    ValueError: a class has too few examples, or they are not those that were split before.
   """
-
-  origin: str
-  classes: tuple[str, ...]
-  split_file: str | None
-
-  def deal(
-    self,
-    examples: Examples,
-    splits: Sequence[str] = SPLITS,
-    given: Mapping[str, Examples] = _NOTHING,
-  ) -> dict[str, Part]:
-    """The examples dealt to 'train' and those of 'val' and 'test' that are asked for.
-
-    Args:
-      examples: what is dealt.
-      splits: what it is dealt to.
-      given: splits that need no dealing; later ones must be the same, too.
-
-    Raises:
-      ValueError: a class has too few examples, or they are not those that were split before.
-    """
-    self._require_enough(examples.labels, splits)
-    if self.split_file and os.path.exists(self.split_file):
-      indices = self._read(self.split_file, examples, splits, given)
-    else:
-      others = [SHARE] * (len(splits) - 1)
-      indices = deal(examples.labels, (1 - SHARE * len(others), *others), SEED)
-      if self.split_file:
-        lists = {split: part.tolist() for split, part in zip(splits, indices, strict=True)}
-        beside = {'given': _identity(given)} if given else {}
-        self._write(self.split_file, {'identity': examples.identity, **beside, **lists})
-    return {
-      split: Part(examples, np.asarray(part, np.int64))
-      for split, part in zip(splits, indices, strict=True)
-    }
-
-  def keep(self, given: Mapping[str, Examples]) -> None:
-    """Writes down which examples are in splits that need no dealing; later ones must be the same.
-
-    Raises:
-      ValueError: they are not those of before, or those of before were dealt.
-    """
-    if self.split_file is None:
-      return
-    content = {'identity': _identity(given)}
-    if not os.path.exists(self.split_file):
-      self._write(self.split_file, content)
-    elif read_json(self.split_file, 'split', _ADVICE) != content:
-      raise self._changed(self.split_file)
-
-  def _require_enough(self, labels: np.ndarray, splits: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(self.classes))
-    rare = [
-      f'{name} ({count})'
-      for name, count in zip(self.classes, counts, strict=True)
-      if count < len(splits)
-    ]
-    if rare:
-      raise ValueError(
-        f'{self.origin}: every class needs at least {len(splits)} images to be split into '
-        f'{", ".join(splits)}; too few in {listed(rare)}.'
-      )
-
-  def _read(
-    self, path: str, examples: Examples, splits: Sequence[str], given: Mapping[str, Examples]
-  ) -> list[np.ndarray]:
-    saved = read_json(path, 'split', _ADVICE)
-    if 'identity' not in saved:
-      raise ValueError(f'{path} is no split that glora_jax wrote; {_ADVICE}.')
-    others = saved.get('given', _identity({}))
-    if saved['identity'] != examples.identity or others != _identity(given):
-      raise self._changed(path)
-    if not _is_partition([saved.get(split) for split in splits], len(examples.labels)):
-      raise ValueError(
-        f'{path} does not deal each of the {len(examples.labels)} images of {self.origin} to one '
-        f'of {", ".join(splits)}, as it did when it was written; {_ADVICE}.'
-      )
-    return [np.asarray(saved[split], np.int64) for split in splits]
-
-  def _changed(self, path: str) -> ValueError:
-    return ValueError(f'The images of {self.origin} have changed since {path} was made; {_ADVICE}.')
-
-  def _write(self, path: str, content: dict[str, Any]) -> None:
-    with writing(path):
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_json(path, content, 'split')
+  into = ('train', *lacking) if lacking else ()
+  counts = np.bincount(train.labels, minlength=len(classes))
+  counted = zip(classes, counts, strict=True)
+  if rare := [f'{name} ({count})' for name, count in counted if count < len(into)]:
+    raise ValueError(
+      f'{origin}: every class needs at least {len(into)} images to be split into '
+      f'{", ".join(into)}; too few in {listed(rare)}.'
+    )
+  content: dict[str, Any] = {'identity': train.identity}
+  if not lacking:
+    content = {'identity': _identity({'train': train, **others})}
+  elif others:
+    content['given'] = _identity(others)
+  if split_file and os.path.exists(split_file):
+    parts = _kept(split_file, origin, content, into, len(train.labels))
+  else:
+    shares = (1 - SHARE * len(lacking), *[SHARE] * len(lacking))
+    indices = deal(train.labels, shares, SEED) if lacking else []
+    parts = {split: part.tolist() for split, part in zip(into, indices, strict=True)}
+    if split_file:
+      with writing(split_file):
+        os.makedirs(os.path.dirname(split_file), exist_ok=True)
+      write_json(split_file, {**content, **parts}, 'split')
+  found = {split: Part(train, np.asarray(part, np.int64)) for split, part in parts.items()}
+  return {'train': train, **others, **found}
 
 
 def _identity(given: Mapping[str, Examples]) -> str:
@@ -236,9 +198,64 @@ def _identity(given: Mapping[str, Examples]) -> str:
   return ' '.join(f'{split}: {examples.identity}' for split, examples in given.items())
 
 
-def _is_partition(parts: Sequence[Any], number: int) -> bool:
-  """Whether lists, as a file has them, hold every index below a number once, and none is empty."""
-  if not all(isinstance(part, list) and part for part in parts):
-    return False
-  indices = [index for part in parts for index in part]
-  return all(type(index) is int for index in indices) and sorted(indices) == list(range(number))
+def _kept(
+  path: str, origin: str, content: Mapping[str, Any], into: Sequence[str], number: int
+) -> dict[str, list[int]]:
+  """Who went where, by a file.
+
+  Raises:
+    ValueError: it is of other images, or does not deal each of so many to one split.
+  """
+  saved = read_json(path, 'split', _ADVICE)
+  if any(saved.get(name) != content.get(name) for name in ('identity', 'given')):
+    raise ValueError(f'The images of {origin} have changed since {path} was made; {_ADVICE}.')
+  parts = {split: saved.get(split) for split in into}
+  are_lists = all(isinstance(part, list) and part for part in parts.values())
+  indices = [index for part in parts.values() for index in part] if are_lists else []
+  are_whole = all(type(index) is int for index in indices)
+  if into and not (are_lists and are_whole and sorted(indices) == list(range(number))):
+    raise ValueError(
+      f'{path} does not deal each of the {number} images of {origin} to one of {", ".join(into)}, '
+      f'as it did when it was written; {_ADVICE}.'
+    )
+  return parts
+
+
+def own_task(
+  kind: str,
+  path: str,
+  classes: tuple[str, ...],
+  given: Mapping[str, Examples],
+  split_file: str | None,
+  *,
+  are_split: bool = True,
+) -> Task:
+  """A task on image files of the user's own.
+
+  Args:
+    kind: 'folder' or 'csv'.
+    path: where they are.
+    classes: names of the classes.
+    given: examples of 'train', and of 'val' and 'test' where they need not be dealt from it.
+    split_file: see `dealt`.
+    are_split: whether 'train' is a split, and not all that there is.
+
+  Raises:
+    ValueError: see `dealt`, or what is split already cannot measure anything.
+  """
+  lacking = [split for split in SPLITS if split not in given]
+  others = {split: given[split] for split in SPLITS[1:] if split in given}
+  splits = dealt(path, classes, given['train'], lacking, split_file, others)
+  labels = {split: splits[split].labels for split in SPLITS}
+  require_measurable(path, classes, labels)
+  notes = []
+  if not are_split:
+    notes.append(f'Split by glora_jax, stratified, seed {SEED}: 80% train, 10% val, 10% test.')
+  elif lacking:
+    which = ' and '.join(lacking)
+    notes.append(f'{which} were dealt from train, stratified, seed {SEED}: 10% each.')
+  for split in (split for split in SPLITS if split in given):
+    if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
+      notes.append(f'{split} has no images of {listed(absent)}.')
+  opened = {split: OpenedSplit(splits[split]) for split in SPLITS}
+  return Task(f'{kind}:{path}', classes, opened, path, tuple(notes))

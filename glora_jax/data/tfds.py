@@ -1,4 +1,7 @@
-"""TFDS data sets: which version, where it lies, what is missing; read without TensorFlow."""
+"""TFDS data sets, read without TensorFlow: which version, where it lies, what is missing.
+
+The tasks `tfds:NAME` are here, too: any data set of images with one label each.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm.auto import tqdm
 
-from glora_jax.data.examples import Split
+from glora_jax.data.examples import Examples, Numbered, Split
 from glora_jax.data.image import decode, from_array
-from glora_jax.data.task import Task
-from glora_jax.files import write_arrays
+from glora_jax.data.splits import NAMES, SEED, SPLITS, dealt
+from glora_jax.data.task import Source, Task
+from glora_jax.files import first_line, write_arrays
 from glora_jax.limits import shown
 from glora_jax.records import Array, read_if_whole
 
@@ -34,7 +38,6 @@ LabelFunction = Callable[[Example], int]
 FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered, and read with a progress bar
 _LABELS = 'labels'  # kind of the file that remembers
 _READ_AT_ONCE = 256  # examples whose labels are read together, images and all
-_LONGEST_QUOTE = 200  # characters of a TFDS error that a sentence of ours repeats
 
 _VERSION = re.compile(r'(\*|\d+)(\.(\*|\d+)){2}')
 
@@ -78,7 +81,7 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
     raise
   except Exception as error:  # its parsers and readers each have their own
     raise ValueError(
-      f'TFDS cannot read the data set {shown(name)} ({quote(error)}); see its names on '
+      f'TFDS cannot read the data set {shown(name)} ({first_line(error)}); see its names on '
       'www.tensorflow.org/datasets, or remove its folder where it is damaged, and it is prepared '
       'again.'
     ) from error
@@ -147,7 +150,8 @@ def prepare(builder: Builder) -> None:
       _notice_preparation(builder)
       return
     raise OSError(
-      f'{builder.info.full_name} could not be prepared ({quote(error)}). {instructions(builder)}'
+      f'{builder.info.full_name} could not be prepared ({first_line(error)}). '
+      f'{instructions(builder)}'
     ) from error
 
 
@@ -157,22 +161,6 @@ def _notice_preparation(builder: Builder) -> None:
   if not builder.info.initialized and info_file.exists():
     builder.info.set_file_format('array_record', override=True)
     builder.info.read_from_directory(builder.data_path)
-
-
-class DataSource(Protocol):
-  """What TFDS's `as_data_source` returns."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Example: ...
-
-  def __getitems__(self, indices: Sequence[int]) -> Sequence[Example]: ...
-
-
-def quote(error: Exception) -> str:
-  """The first line of an error, cut off where it is long."""
-  lines = str(error).strip().splitlines()
-  return lines[0][:_LONGEST_QUOTE] if lines else type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +185,7 @@ class LabelFeature:
 
 
 @dataclasses.dataclass
-class TfdsExamples:
+class TfdsExamples(Numbered):
   """Examples of a prepared TFDS data set, images left encoded until they are asked for.
 
   Attributes:
@@ -208,7 +196,7 @@ class TfdsExamples:
     record: path of the npz file that remembers the labels of many examples; None for none.
   """
 
-  source: DataSource
+  source: Any
   identity: str
   label_of: LabelFunction = LabelFeature()
   scale: int = 1
@@ -238,14 +226,6 @@ class TfdsExamples:
       return image
     return Image.fromarray(np.asarray(image) * np.uint8(self.scale))
 
-  def name(self, index: int) -> str:
-    """The position in the data set."""
-    return f'example {index} of {self.identity}'
-
-  def file(self, index: int) -> None:
-    """None: a file holds many examples."""
-    del index
-
   def _read_labels(self) -> np.ndarray:
     number = len(self.source)
     labels = np.empty(number, np.int32)
@@ -268,8 +248,8 @@ class TfdsExamples:
       return self.source[index]
     except Exception as error:  # array_record and TFDS's parser each have their own
       raise OSError(
-        f'{self.name(index)} cannot be read ({quote(error)}); remove the folder of the data set, '
-        'and it is prepared again.'
+        f'{self.name(index)} cannot be read ({first_line(error)}); remove the folder of the data '
+        'set, and it is prepared again.'
       ) from error
 
 
@@ -297,7 +277,7 @@ def read(
     ) from error
   except (KeyError, ValueError, AssertionError) as error:
     raise ValueError(
-      f"{builder.info.full_name} cannot be read as '{split}' ({quote(error)})."
+      f"{builder.info.full_name} cannot be read as '{split}' ({first_line(error)})."
     ) from error
   identity = f'{builder.info.full_name} {split} {builder.data_path}'
   if label_of != LabelFeature():  # another task has other labels of the same images
@@ -339,16 +319,6 @@ class TfdsSplit:
     return read(self.builder, self.expression, self.label_of, self.scale)
 
 
-def num_classes(builder: Builder) -> int | None:
-  """The number of classes of a data set; None where an example is not one image with one label."""
-  features = builder.info.features
-  is_single = all(
-    name in features and not isinstance(features[name], tfds.features.Sequence)
-    for name in ('image', 'label')
-  )
-  return getattr(features['label'], 'num_classes', None) if is_single else None
-
-
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
   """The names that a data set has for so many classes; their numbers where it has none."""
   features = builder.info.features
@@ -356,11 +326,6 @@ def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
   if names and len(names) == num_classes:
     return tuple(names)
   return tuple(map(str, range(num_classes)))
-
-
-def origin(builders: Sequence[Builder]) -> str:
-  """What results print of where their images come from: the data sets with their versions."""
-  return ', '.join(f'TFDS {builder.info.full_name}' for builder in builders)
 
 
 def task_of(
@@ -383,7 +348,85 @@ def task_of(
     name,
     classes,
     splits,
-    origin(builders),
+    ', '.join(f'TFDS {builder.info.full_name}' for builder in builders),
     missing=functools.partial(missing, builders),
     **details,
   )
+
+
+def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
+  """A task on any data set of images with one label each; splits that it lacks are dealt.
+
+  Args:
+    name: name of the data set, see `find_builder`.
+    source: its `dir` and `version` are used.
+    split_file: see `splits.dealt`.
+
+  Raises:
+    ValueError: TFDS cannot read it, or its examples are something else.
+  """
+  builder = find_builder(name, source.dir, source.version)
+  features = builder.info.features
+  is_single = all(
+    feature in features and not isinstance(features[feature], tfds.features.Sequence)
+    for feature in ('image', 'label')
+  )
+  number = getattr(features['label'], 'num_classes', None) if is_single else None
+  if not number:
+    raise ValueError(
+      f'TFDS {name} has the features {", ".join(features)}; '
+      "an 'image' and a 'label' with classes are expected, and no sequences of them."
+    )
+  classes = class_names(builder, number)
+  stored = StoredDataSet(f'TFDS {name}', builder, classes, split_file)
+  splits = {split: StoredSplit(stored, split) for split in SPLITS}
+  note = f'Splits that the data set lacks were dealt from train, stratified, seed {SEED}: 10% each.'
+  return task_of([builder], f'tfds:{name}', classes, splits, notes=(note,))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDataSet:
+  """A TFDS data set of the user; what it lacks of 'val' and 'test' is dealt from its 'train'.
+
+  Attributes:
+    origin: what sentences call it.
+    builder: builder of the data set.
+    classes: names of the classes.
+    split_file: see `splits.dealt`.
+  """
+
+  origin: str
+  builder: Builder
+  classes: tuple[str, ...]
+  split_file: str | None
+
+  @functools.cached_property
+  def examples(self) -> Mapping[str, Examples]:
+    """The examples of every split; the data set is prepared first.
+
+    Raises:
+      ValueError: the data set has no 'train'.
+    """
+    prepare(self.builder)
+    names = self.builder.info.splits
+    stored = {split: name for name, split in reversed(NAMES.items()) if name in names}
+    if 'train' not in stored:
+      raise ValueError(f"{self.origin} has the splits {', '.join(names)}; a 'train' is expected.")
+    given = {split: read(self.builder, name) for split, name in stored.items()}
+    lacking = [split for split in SPLITS if split not in given]
+    if lacking:
+      parts = dealt(self.origin, self.classes, given['train'], lacking, self.split_file)
+      return {**given, **parts}
+    return given
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredSplit:
+  """A split of a `StoredDataSet`."""
+
+  data_set: StoredDataSet
+  name: str
+
+  def open(self) -> Examples:
+    """The examples of the split."""
+    return self.data_set.examples[self.name]

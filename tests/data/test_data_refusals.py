@@ -13,7 +13,7 @@ from PIL import Image
 from glora_jax.data import augment, catalog, image, normalization, pipeline
 from glora_jax.data.catalog import find
 from glora_jax.data.examples import Files, OpenedSplit
-from glora_jax.data.label_files import read_csv, read_list
+from glora_jax.data.label_files import ListedSplit, read_csv
 from glora_jax.data.task import Source, Task
 
 LISTS = {'vtab/cifar100': 'noah', 'fewshot/food101/4/0': 'lists', 'generalization/0': 'lists'}
@@ -126,11 +126,15 @@ LISTS_OF_LABELS = [
 ]
 
 
+def read_list(path):
+  return ListedSplit(str(path), (str(path.parent),), 8).open()
+
+
 @pytest.mark.parametrize(
   'read, text, named',
   [
     *((lambda path: find(f'csv:{path}'), *row) for row in CSVS),
-    *((lambda path: read_list(path, path.parent, 8), *row) for row in LISTS_OF_LABELS),
+    *((read_list, *row) for row in LISTS_OF_LABELS),
   ],
 )
 def test_labels_that_are_none(tmp_path, read, text, named):
@@ -140,7 +144,7 @@ def test_labels_that_are_none(tmp_path, read, text, named):
     read(tmp_path / 'labels')
 
 
-@pytest.mark.parametrize('read', [read_csv, lambda path: read_list(path, path.parent, 2)])
+@pytest.mark.parametrize('read', [read_csv, read_list])
 def test_label_files_that_are_missing_empty_or_no_utf_8(tmp_path, read):
   path = tmp_path / 'labels'
   with pytest.raises(FileNotFoundError, match=str(path)):

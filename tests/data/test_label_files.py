@@ -5,13 +5,13 @@ import pickle
 import pytest
 from label_lists import write_images
 
-from glora_jax.data.label_files import LabelledPath, ListedSplit, read_csv, read_list
+from glora_jax.data.label_files import LabelledPath, ListedSplit, read_csv
 
 
 def test_paths_of_lists_may_hold_spaces_and_empty_lines_are_passed_over(tmp_path):
   write_images(tmp_path, ['a b.png', 'c.png'])
   (tmp_path / 'list.txt').write_text('a b.png 1\n\nc.png 0\n')
-  files = read_list(tmp_path / 'list.txt', tmp_path, 2)
+  files = ListedSplit(str(tmp_path / 'list.txt'), (str(tmp_path),), 2).open()
   assert files.paths == [str(tmp_path / 'a b.png'), str(tmp_path / 'c.png')]
   assert files.labels.tolist() == [1, 0]
 

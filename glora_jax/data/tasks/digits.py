@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from glora_jax.data.examples import OpenedSplit
+from glora_jax.data.examples import Numbered, OpenedSplit
 from glora_jax.data.task import Task
 
 _NUMBER_OF_TRAIN = 1000
@@ -26,22 +26,17 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
   return pixels, labels.astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scans:
+@dataclasses.dataclass
+class Scans(Numbered):
   """Some of the digits, as `Examples`.
 
   Attributes:
-    split: name of the split.
+    identity: see `Examples`.
     numbers: their positions among all.
   """
 
-  split: str
+  identity: str
   numbers: tuple[int, ...]
-
-  @property
-  def identity(self) -> str:
-    """The name of the split."""
-    return f'digits {self.split}'
 
   @property
   def labels(self) -> np.ndarray:
@@ -52,13 +47,6 @@ class Scans:
     """The scan as RGB."""
     del draft
     return Image.fromarray(_load()[0][self.numbers[index]]).convert('RGB')
-
-  def name(self, index: int) -> str:
-    """The position in the split."""
-    return f'example {index} of {self.identity}'
-
-  def file(self, index: int) -> None:
-    """None: a file holds all of them."""
 
 
 def digits() -> Task:
@@ -72,7 +60,9 @@ def digits() -> Task:
   train = sorted(order[:_NUMBER_OF_TRAIN], key=lambda number: _digest('train', number))
   test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
   parts = {'train': train[:800], 'val': train[800:], 'test': test}
-  splits = {split: OpenedSplit(Scans(split, tuple(part))) for split, part in parts.items()}
+  splits = {
+    split: OpenedSplit(Scans(f'digits {split}', tuple(part))) for split, part in parts.items()
+  }
   return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, dealt by glora_jax")
 
 
