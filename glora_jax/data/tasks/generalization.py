@@ -47,7 +47,6 @@ TESTS = (
   TestSet('a', 'imagenet_a:0.*.*', 'test', 'imagenet-adversarial', lacks_classes=True),
   TestSet('r', 'imagenet_r:0.*.*', 'test', 'imagenet-rendition', lacks_classes=True),
 )
-MASKED = tuple(test_set.name for test_set in TESTS if test_set.lacks_classes)
 
 
 def task(text: str, source: Source) -> Task:
@@ -61,20 +60,33 @@ def task(text: str, source: Source) -> Task:
       f'{shown("generalization/" + text)} is no task; '
       "'generalization/0' is one, with the seed of the 16 images a class."
     )
+  seed, name = int(text), f'generalization/{int(text)}'
+  masked = tuple(test_set.name for test_set in TESTS if test_set.lacks_classes)
+  details = {'group': 'generalization', 'masked': masked}
   if source.kind(('tfds', 'lists'), 'domain generalization') == 'lists':
-    return _from_lists(int(text), source)
+    root = source.folder('imagenet, imagenetv2 and so on')
+    lists = {
+      'train': ('imagenet', f'train_meta.list.num_shot_{SHOTS}.seed_{seed}'),
+      'val': ('imagenet', 'unofficial_val_list_4_shot16seed0'),
+      **{test_set.name: (test_set.folder, 'val_meta.list') for test_set in TESTS},
+    }
+    splits = {
+      split: ListedSplit(
+        os.path.join(root, folder, 'annotations', path),
+        (os.path.join(root, folder, 'images'),),
+        NUM_CLASSES,
+      )
+      for split, (folder, path) in lists.items()
+    }
+    classes = tuple(map(str, range(NUM_CLASSES)))
+    return Task(name, classes, splits, f"NOAH's lists in {root}", **details)
   if source.version is not None:
     raise ValueError(
       f'data.version={shown(source.version)} cannot be that of all {len(TESTS)} data sets of '
-      f'generalization/{text}; leave it out.'
+      f'{name}; leave it out.'
     )
-  return _from_tfds(int(text), source)
-
-
-def _from_tfds(seed: int, source: Source) -> Task:
   builders = {test_set.name: tfds.find_builder(test_set.builder, source.dir) for test_set in TESTS}
-  imagenet = builders['test']
-  pool = TfdsSplit(imagenet, 'train')
+  pool = TfdsSplit(builders['test'], 'train')
   splits = {
     'train': Shots(pool, SHOTS, seed),
     'val': Shots(pool, VAL_SHOTS, seed, skip=SHOTS),
@@ -84,34 +96,5 @@ def _from_tfds(seed: int, source: Source) -> Task:
     f'The {SHOTS} images a class were drawn by glora_jax with seed {seed}; they are not those of '
     f"NOAH's lists. Validation: {VAL_SHOTS} further training images a class."
   )
-  return tfds.task_of(
-    list(builders.values()),
-    f'generalization/{seed}',
-    tfds.class_names(imagenet, NUM_CLASSES),
-    splits,
-    notes=(note,),
-    group='generalization',
-    masked=MASKED,
-  )
-
-
-def _from_lists(seed: int, source: Source) -> Task:
-  root = source.folder('imagenet, imagenetv2 and so on')
-
-  def listed(folder: str, name: str) -> ListedSplit:
-    path = os.path.join(root, folder, 'annotations', name)
-    return ListedSplit(path, (os.path.join(root, folder, 'images'),), NUM_CLASSES)
-
-  splits = {
-    'train': listed('imagenet', f'train_meta.list.num_shot_{SHOTS}.seed_{seed}'),
-    'val': listed('imagenet', 'unofficial_val_list_4_shot16seed0'),
-    **{test_set.name: listed(test_set.folder, 'val_meta.list') for test_set in TESTS},
-  }
-  return Task(
-    f'generalization/{seed}',
-    tuple(map(str, range(NUM_CLASSES))),
-    splits,
-    f"NOAH's lists in {root}",
-    group='generalization',
-    masked=MASKED,
-  )
+  classes = tfds.class_names(builders['test'], NUM_CLASSES)
+  return tfds.task_of(list(builders.values()), name, classes, splits, notes=(note,), **details)

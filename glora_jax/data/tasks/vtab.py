@@ -16,7 +16,7 @@ import numpy as np
 from glora_jax.data import tfds
 from glora_jax.data.label_files import ListedSplit
 from glora_jax.data.task import Source, Task
-from glora_jax.data.tfds import Builder, Example, LabelFeature, LabelFunction, TfdsSplit
+from glora_jax.data.tfds import Example, LabelFeature, LabelFunction, TfdsSplit
 from glora_jax.limits import shown
 
 Group = Literal['natural', 'specialized', 'structured']
@@ -24,28 +24,15 @@ GROUPS: tuple[Group, ...] = ('natural', 'specialized', 'structured')
 TRAIN = 'train[:800]'
 
 
-class StoredSplits(NamedTuple):
-  """The TFDS splits that a task validates and tests on; all tasks train on `train[:800]`.
-
-  Attributes:
-    val: split expression of the 200 validation images.
-    test: split expression of the test images.
-    num_test: number of the test images.
-  """
-
-  val: str
-  test: str
-  num_test: int
-
-
 class VtabTask(NamedTuple):
-  """A task of the benchmark.
+  """A task of the benchmark; all of them train on `train[:800]`.
 
   Attributes:
     name: name in the names of tasks.
     group: natural, specialized or structured.
     builder: name in TFDS, with the version that the benchmark asks for.
-    splits: what is validated and tested on.
+    val: TFDS split of the 200 validation images.
+    test: TFDS split of the test images.
     classes: names of the classes, or how many there are where TFDS has their names.
     label: function from the features of an example to its class.
     folders: names that copies of NOAH's folder have; empty where it is the name of the task.
@@ -55,16 +42,12 @@ class VtabTask(NamedTuple):
   name: str
   group: Group
   builder: str
-  splits: StoredSplits
+  val: str
+  test: str
   classes: int | tuple[str, ...]
   label: LabelFunction = LabelFeature()
   folders: tuple[str, ...] = ()
   scale: int = 1
-
-  @property
-  def num_classes(self) -> int:
-    """The number of classes."""
-    return self.classes if isinstance(self.classes, int) else len(self.classes)
 
 
 _FEWEST_OBJECTS = 3  # of a CLEVR scene
@@ -114,10 +97,6 @@ def _numbered(pattern: str, numbers: range) -> tuple[str, ...]:
   return tuple(pattern.format(number) for number in numbers)
 
 
-_CLEVR = StoredSplits('train[63000:63200]', 'validation', 15000)
-_DSPRITES = StoredSplits('train[589824:590024]', 'train[663552:]', 73728)
-_NORB = StoredSplits('test[:200]', 'test[50%:]', 12150)
-
 _COUNTS = _numbered('{} objects', range(3, 11))
 _DISTANCES = ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10')
 _VEHICLES = ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle')
@@ -125,156 +104,44 @@ _POSITIONS = _numbered('x bin {}', range(16))
 _ORIENTATIONS = _numbered('orientation bin {}', range(16))
 _AZIMUTHS = _numbered('azimuth {} degrees', range(0, 360, 20))
 _ELEVATIONS = _numbered('elevation {} degrees', range(30, 75, 5))
+_CLEVR = ('structured', 'clevr:3.*.*', 'train[63000:63200]', 'validation')
+_DSPRITES = ('structured', 'dsprites:2.*.*', 'train[589824:590024]', 'train[663552:]')
+_NORB = ('structured', 'smallnorb:2.*.*', 'test[:200]', 'test[50%:]')
+_X, _AZIMUTH = LabelFeature('label_x_position', bin_size=2), LabelFeature('label_azimuth')
+_CIFAR, _PETS = ('cifar', 'cifar100'), ('oxford_iiit_pet', 'oxford_pet')
+_RETINOPATHY = 'diabetic_retinopathy_detection/btgraham-300:3.*.*'
+_200 = 'validation[:200]'
 
 TASKS = (
   VtabTask(
-    'cifar100',
-    'natural',
-    builder='cifar100:3.*.*',
-    splits=StoredSplits('train[45000:45200]', 'test', 10000),
-    classes=100,
-    folders=('cifar', 'cifar100'),
+    'cifar100', 'natural', 'cifar100:3.*.*', 'train[45000:45200]', 'test', 100, folders=_CIFAR
   ),
-  VtabTask(
-    'caltech101',
-    'natural',
-    builder='caltech101:3.*.*',
-    splits=StoredSplits('train[2754:2954]', 'test', 6084),
-    classes=102,
-  ),
-  VtabTask(
-    'dtd',
-    'natural',
-    builder='dtd:3.*.*',
-    splits=StoredSplits('validation[:200]', 'test', 1880),
-    classes=47,
-  ),
-  VtabTask(
-    'oxford_flowers102',
-    'natural',
-    builder='oxford_flowers102:2.*.*',
-    splits=StoredSplits('validation[:200]', 'test', 6149),
-    classes=102,
-  ),
+  VtabTask('caltech101', 'natural', 'caltech101:3.*.*', 'train[2754:2954]', 'test', 102),
+  VtabTask('dtd', 'natural', 'dtd:3.*.*', _200, 'test', 47),
+  VtabTask('oxford_flowers102', 'natural', 'oxford_flowers102:2.*.*', _200, 'test', 102),
   VtabTask(
     'oxford_iiit_pet',
-    'natural',
-    builder='oxford_iiit_pet:3.*.*',
-    splits=StoredSplits('train[2944:3144]', 'test', 3669),
-    classes=37,
-    folders=('oxford_iiit_pet', 'oxford_pet'),
+    *('natural', 'oxford_iiit_pet:3.*.*', 'train[2944:3144]', 'test', 37),
+    folders=_PETS,
   ),
+  VtabTask('svhn', 'natural', 'svhn_cropped:3.0.0', 'train[65931:66131]', 'test', 10),
+  VtabTask('sun397', 'natural', 'sun397/tfds:4.*.*', _200, 'test', 397),
+  VtabTask('patch_camelyon', 'specialized', 'patch_camelyon:2.*.*', _200, 'test', 2),
   VtabTask(
-    'svhn',
-    'natural',
-    builder='svhn_cropped:3.0.0',
-    splits=StoredSplits('train[65931:66131]', 'test', 26032),
-    classes=10,
+    'eurosat', 'specialized', 'eurosat/rgb:2.*.*', 'train[16200:16400]', 'train[21600:]', 10
   ),
-  VtabTask(
-    'sun397',
-    'natural',
-    builder='sun397/tfds:4.*.*',
-    splits=StoredSplits('validation[:200]', 'test', 21750),
-    classes=397,
-  ),
-  VtabTask(
-    'patch_camelyon',
-    'specialized',
-    builder='patch_camelyon:2.*.*',
-    splits=StoredSplits('validation[:200]', 'test', 32768),
-    classes=2,
-  ),
-  VtabTask(
-    'eurosat',
-    'specialized',
-    builder='eurosat/rgb:2.*.*',
-    splits=StoredSplits('train[16200:16400]', 'train[21600:]', 5400),
-    classes=10,
-  ),
-  VtabTask(
-    'resisc45',
-    'specialized',
-    builder='resisc45:3.*.*',
-    splits=StoredSplits('train[18900:19100]', 'train[25200:]', 6300),
-    classes=45,
-  ),
-  VtabTask(
-    'diabetic_retinopathy',
-    'specialized',
-    builder='diabetic_retinopathy_detection/btgraham-300:3.*.*',
-    splits=StoredSplits('validation[:200]', 'test', 42670),
-    classes=5,
-  ),
-  VtabTask(
-    'clevr_count',
-    'structured',
-    builder='clevr:3.*.*',
-    splits=_CLEVR,
-    classes=_COUNTS,
-    label=clevr_count,
-  ),
-  VtabTask(
-    'clevr_dist',
-    'structured',
-    builder='clevr:3.*.*',
-    splits=_CLEVR,
-    classes=_DISTANCES,
-    label=clevr_distance,
-  ),
-  VtabTask(
-    'dmlab',
-    'structured',
-    builder='dmlab:2.0.1',
-    splits=StoredSplits('validation[:200]', 'test', 22735),
-    classes=6,
-  ),
-  VtabTask(
-    'kitti',
-    'structured',
-    builder='kitti:3.1.0',
-    splits=StoredSplits('validation[:200]', 'test', 711),
-    classes=_VEHICLES,
-    label=kitti_distance,
-  ),
-  VtabTask(
-    'dsprites_loc',
-    'structured',
-    builder='dsprites:2.*.*',
-    splits=_DSPRITES,
-    classes=_POSITIONS,
-    label=LabelFeature('label_x_position', bin_size=2),
-    scale=255,
-  ),
-  VtabTask(
-    'dsprites_ori',
-    'structured',
-    builder='dsprites:2.*.*',
-    splits=_DSPRITES,
-    classes=_ORIENTATIONS,
-    label=dsprites_orientation,
-    scale=255,
-  ),
-  VtabTask(
-    'smallnorb_azi',
-    'structured',
-    builder='smallnorb:2.*.*',
-    splits=_NORB,
-    classes=_AZIMUTHS,
-    label=LabelFeature('label_azimuth'),
-  ),
-  VtabTask(
-    'smallnorb_ele',
-    'structured',
-    builder='smallnorb:2.*.*',
-    splits=_NORB,
-    classes=_ELEVATIONS,
-    label=LabelFeature('label_elevation'),
-  ),
+  VtabTask('resisc45', 'specialized', 'resisc45:3.*.*', 'train[18900:19100]', 'train[25200:]', 45),
+  VtabTask('diabetic_retinopathy', 'specialized', _RETINOPATHY, _200, 'test', 5),
+  VtabTask('clevr_count', *_CLEVR, _COUNTS, clevr_count),
+  VtabTask('clevr_dist', *_CLEVR, _DISTANCES, clevr_distance),
+  VtabTask('dmlab', 'structured', 'dmlab:2.0.1', _200, 'test', 6),
+  VtabTask('kitti', 'structured', 'kitti:3.1.0', _200, 'test', _VEHICLES, kitti_distance),
+  VtabTask('dsprites_loc', *_DSPRITES, _POSITIONS, _X, scale=255),
+  VtabTask('dsprites_ori', *_DSPRITES, _ORIENTATIONS, dsprites_orientation, scale=255),
+  VtabTask('smallnorb_azi', *_NORB, _AZIMUTHS, _AZIMUTH),
+  VtabTask('smallnorb_ele', *_NORB, _ELEVATIONS, LabelFeature('label_elevation')),
 )
 NAMES = tuple(vtab_task.name for vtab_task in TASKS)
-
-_NOAH_LISTS = {'train': 'train800.txt', 'val': 'val200.txt', 'test': 'test.txt'}
 
 
 def find(name: str) -> VtabTask:
@@ -287,10 +154,9 @@ def find(name: str) -> VtabTask:
     >>> find('kitti').classes[-1]
     'no vehicle'
   """
-  for vtab_task in TASKS:
-    if vtab_task.name == name:
-      return vtab_task
-  raise ValueError(f'VTAB-1k has no task {shown(name)}; its tasks are {", ".join(NAMES)}.')
+  if name not in NAMES:
+    raise ValueError(f'VTAB-1k has no task {shown(name)}; its tasks are {", ".join(NAMES)}.')
+  return TASKS[NAMES.index(name)]
 
 
 def task(name: str, source: Source) -> Task:
@@ -300,53 +166,35 @@ def task(name: str, source: Source) -> Task:
     ValueError: no such task or source.
     FileNotFoundError: NOAH's folder is not there.
   """
-  if source.kind(('tfds', 'noah'), 'VTAB-1k') == 'noah':
-    return _from_noah(find(name), source)
-  return _from_tfds(find(name), source)
-
-
-def _class_names(vtab_task: VtabTask, builder: Builder) -> tuple[str, ...]:
-  if isinstance(vtab_task.classes, int):
-    return tfds.class_names(builder, vtab_task.classes)
-  return vtab_task.classes
-
-
-def _from_tfds(vtab_task: VtabTask, source: Source) -> Task:
-  builder = tfds.find_builder(vtab_task.builder, source.dir, source.version)
-  expressions = {'train': TRAIN, 'val': vtab_task.splits.val, 'test': vtab_task.splits.test}
+  kind = source.kind(('tfds', 'noah'), 'VTAB-1k')
+  _, group, full_name, val, test, classes, label, folders, scale = find(name)
+  builder = tfds.find_builder(full_name, source.dir, source.version)
+  if isinstance(classes, int):
+    classes = tfds.class_names(builder, classes)
+  if kind == 'noah':
+    root = source.folder("vtab-1k's task folders")
+    bases = (root, os.path.join(root, 'vtab-1k'))
+    candidates = [os.path.join(base, folder) for base in bases for folder in folders or (name,)]
+    folder = next(filter(os.path.isdir, candidates), None)
+    if folder is None:
+      raise FileNotFoundError(
+        f'There is no folder {candidates[0]}; '
+        'it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
+      )
+    lists = {'train': 'train800.txt', 'val': 'val200.txt', 'test': 'test.txt'}
+    splits = {
+      split: ListedSplit(os.path.join(folder, list_name), (folder,), len(classes))
+      for split, list_name in lists.items()
+    }
+    return Task(f'vtab/{name}', classes, splits, f"NOAH's folder {folder}", group=group)
+  expressions = {'train': TRAIN, 'val': val, 'test': test}
   splits = {
-    split: TfdsSplit(builder, expression, vtab_task.label, vtab_task.scale)
-    for split, expression in expressions.items()
+    split: TfdsSplit(builder, expression, label, scale) for split, expression in expressions.items()
   }
   notes = ()
-  wanted_version = source.version or vtab_task.builder.partition(':')[2]
-  if not builder.version.match(wanted_version):
+  if not builder.version.match(source.version or full_name.partition(':')[2]):
     notes = (
-      f'TFDS {builder.info.full_name} serves in place of {vtab_task.builder}: the order of its '
+      f'TFDS {builder.info.full_name} serves in place of {full_name}: the order of its '
       "examples, and so the 800 that are trained on, is not the benchmark's.",
     )
-  classes = _class_names(vtab_task, builder)
-  name = f'vtab/{vtab_task.name}'
-  return tfds.task_of([builder], name, classes, splits, notes=notes, group=vtab_task.group)
-
-
-def _from_noah(vtab_task: VtabTask, source: Source) -> Task:
-  root = source.folder("vtab-1k's task folders")
-  candidates = [
-    os.path.join(base, name)
-    for base in (root, os.path.join(root, 'vtab-1k'))
-    for name in vtab_task.folders or (vtab_task.name,)
-  ]
-  folder = next((path for path in candidates if os.path.isdir(path)), None)
-  if folder is None:
-    raise FileNotFoundError(
-      f'There is no folder {candidates[0]}; '
-      'it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
-    )
-  classes = _class_names(vtab_task, tfds.find_builder(vtab_task.builder, source.dir))
-  splits = {
-    split: ListedSplit(os.path.join(folder, name), (folder,), len(classes))
-    for split, name in _NOAH_LISTS.items()
-  }
-  name = f'vtab/{vtab_task.name}'
-  return Task(name, classes, splits, f"NOAH's folder {folder}", group=vtab_task.group)
+  return tfds.task_of([builder], f'vtab/{name}', classes, splits, notes=notes, group=group)
