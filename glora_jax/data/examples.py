@@ -41,11 +41,7 @@ class Examples(Protocol):
     ...
 
   def name(self, index: int) -> str:
-    """What messages call the example."""
-    ...
-
-  def file(self, index: int) -> str | None:
-    """Path of the file that holds the image alone; None where none does."""
+    """What messages call the example: the path of the file that holds it alone, where one does."""
     ...
 
 
@@ -76,10 +72,6 @@ class Numbered:
   def name(self, index: int) -> str:
     """The position among them."""
     return f'example {index} of {self.identity}'
-
-  def file(self, index: int) -> None:
-    """None: a file holds many examples."""
-    del index
 
 
 @dataclasses.dataclass
@@ -120,10 +112,6 @@ class Files:
     """The path of the file."""
     return self.paths[index]
 
-  def file(self, index: int) -> str:
-    """The path of the file."""
-    return self.paths[index]
-
 
 class _OfOthers:
   """Examples that are those of others, under other indices."""
@@ -141,11 +129,6 @@ class _OfOthers:
     """What the others call the example."""
     others, index = self._locate(index)
     return others.name(index)
-
-  def file(self, index: int) -> str | None:
-    """Path of the example's file, if it has one."""
-    others, index = self._locate(index)
-    return others.file(index)
 
 
 @dataclasses.dataclass
@@ -196,12 +179,10 @@ class Joined(_OfOthers):
     return ' + '.join(part.identity for part in self.parts)
 
   @functools.cached_property
-  def _sizes(self) -> list[int]:
-    return [len(part.labels) for part in self.parts]
+  def _ends(self) -> np.ndarray:
+    return np.cumsum([len(part.labels) for part in self.parts])
 
   def _locate(self, index: int) -> tuple[Examples, int]:
-    for part, size in zip(self.parts, self._sizes, strict=True):
-      if index < size:
-        return part, index
-      index -= size
-    raise IndexError(index)
+    number = int(np.searchsorted(self._ends, index, side='right'))
+    part = self.parts[number]
+    return part, int(index - self._ends[number] + len(part.labels))

@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import typing
-from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
@@ -57,41 +56,39 @@ def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False
     ((4, 2), (7, 7, 7))
   """
   try:
-    with _open(encoded) as file, _identify(file) as picture:
+    with contextlib.ExitStack() as stack:
+      if isinstance(encoded, bytes):
+        file = io.BytesIO(encoded)
+      elif isinstance(encoded, str | os.PathLike):
+        file = stack.enter_context(open_regular(encoded))
+      else:
+        file = encoded  # which stays open
+      picture = stack.enter_context(_identify(file))
       if draft:
         picture.draft('RGB', (1, 1))
       picture.load()
       upright = _upright(picture)
   # On damaged files Pillow's plugins raise whatever their arithmetic runs into.
   except Exception as error:
-    raise OSError(f'not a readable image ({_reason(error)})') from error
+    # Without paths and addresses of our buffers, which differ from run to run.
+    reason = str(error).partition(' <_io')[0] or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+      reason = error.strerror
+    raise OSError(f'not a readable image ({reason})') from error
   return to_rgb(upright, picture.format)
-
-
-@contextlib.contextmanager
-def _open(encoded: bytes | str | os.PathLike | BinaryIO) -> Iterator[BinaryIO]:
-  """The bytes of an image as a file that is not too long; one that was open stays open."""
-  with contextlib.ExitStack() as stack:
-    if isinstance(encoded, bytes):
-      file = io.BytesIO(encoded)
-    elif isinstance(encoded, str | os.PathLike):
-      file = stack.enter_context(open_regular(encoded))
-    else:
-      file = encoded
-    position = file.tell()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(position)
-    if size > MOST_BYTES:
-      raise OSError(f'{size:,} bytes are more than the {MOST_BYTES:,} that are read')
-    yield file
 
 
 def _identify(file: BinaryIO) -> Image.Image:
   """The image in a file, not yet decoded.
 
   Raises:
-    OSError: it is of no known format, of an unknown kind of one, or too large.
+    OSError: the file is too long, of no known format, of an unknown kind of one, or too large.
   """
+  position = file.tell()
+  size = file.seek(0, os.SEEK_END)
+  file.seek(position)
+  if size > MOST_BYTES:
+    raise OSError(f'{size:,} bytes are more than the {MOST_BYTES:,} that are read')
   try:
     picture = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:
@@ -101,14 +98,6 @@ def _identify(file: BinaryIO) -> Image.Image:
   if not 0 < width * height <= MOST_PIXELS:
     raise OSError(f'{width} x {height} pixels; at most {MOST_PIXELS:,} are read')
   return picture
-
-
-def _reason(error: Exception) -> str:
-  """What is wrong with an image, without paths and addresses, which say nothing here."""
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  # The address of our buffer differs from run to run.
-  return str(error).partition(' <_io')[0] or type(error).__name__
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -187,20 +176,18 @@ def resize(
     (64, 64, 3)
   """
   check_rule(rule)
+  bicubic = Image.Resampling.BICUBIC
   if rule == 'squash':
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(picture.resize((size, size), bicubic))
   short_side = round(size / share)
   width, height = (short_side * side // min(picture.size) for side in picture.size)
-  left = round((width - size) / 2)
-  top = round((height - size) / 2)
+  left, top = round((width - size) / 2), round((height - size) / 2)
   box = (left, top, left + size, top + size)
-  if width * height > MOST_PIXELS:  # a thread of an image: its middle alone is enlarged
-    scale = min(picture.size) / short_side
-    left, top, right, bottom = (scale * x for x in box)
-    return np.asarray(
-      picture.resize((size, size), Image.Resampling.BICUBIC, (left, top, right, bottom))
-    )
-  return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC).crop(box))
+  if width * height <= MOST_PIXELS:
+    return np.asarray(picture.resize((width, height), bicubic).crop(box))
+  scale = min(picture.size) / short_side  # a thread of an image: its middle alone is enlarged
+  left, top, right, bottom = (scale * x for x in box)
+  return np.asarray(picture.resize((size, size), bicubic, (left, top, right, bottom)))
 
 
 def check_rule(rule: Any) -> None:

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 KIND = 'checked images'  # of the file that remembers
 _REMEMBERED = {'identity': Array('U'), 'is_left_out': Array('b', ('image',))}
-_ADVICE = 'Put them back as they were, or take a new workdir.'
 
 
 def open_images(
@@ -71,9 +70,8 @@ def open_images(
   """
   splits = {split: task.open(split) for split in task.splits}
   everything = Joined(list(splits.values()))
-  remembered = read_if_whole(record, KIND, _REMEMBERED) if record else None
-  has_begun = has_begun and remembered is not None  # or with the images of another task
-  is_readable, is_checked = _known(task.name, everything, remembered, skip_broken, has_begun)
+  has_begun = has_begun and record is not None and os.path.exists(record)  # with these images
+  is_readable, is_checked = _known(everything, record, skip_broken, has_begun)
   leaves_out = skip_broken and not has_begun
   arrays = {}
 
@@ -89,9 +87,10 @@ def open_images(
     look = functools.partial(examples.image, draft=True)
     return pipeline.readable(examples, look, leaves_out, 'opening every image once')
 
-  kept, broken, start = {}, [], 0
-  for split, examples in splits.items():
-    of_split = is_readable[start : start + len(examples.labels)]
+  kept, broken = {}, []
+  ends = np.cumsum([len(examples.labels) for examples in splits.values()])
+  parts = np.split(is_readable, ends[:-1])
+  for (split, examples), of_split in zip(splits.items(), parts, strict=True):
     chosen = np.flatnonzero(of_split)
     try:
       rest = examples if of_split.all() else Part(examples, chosen)
@@ -102,47 +101,40 @@ def open_images(
       broken += error.messages
     of_split[:] = np.isin(np.arange(len(of_split)), chosen)
     kept[split] = examples if of_split.all() else Part(examples, chosen)
-    start += len(of_split)
-  if broken:
-    gone = f'{task.name}: this run has begun with images that cannot be decoded now'
-    advice = f'{gone}: {listed(broken)}. {_ADVICE}'
-    raise ValueError(advice) if has_begun else UnreadableImages(broken, start)
-  _require_enough(task, kept)
+  if broken and not has_begun:
+    raise UnreadableImages(broken, is_readable.size)
+  _require_enough(task, kept, broken)
   if write and not has_begun:
     warn_of_copies(task.name, kept)
     if record and not is_checked and (skip_broken or len(arrays) < len(splits)):
       content = {'identity': np.array(everything.identity), 'is_left_out': ~is_readable}
       write_arrays(record, content, KIND)
-  note = f'{(~is_readable).sum()} of {start} images cannot be decoded and are left out.'
+  note = f'{(~is_readable).sum()} of {is_readable.size} images cannot be decoded and are left out.'
   notes = task.notes if is_readable.all() else (*task.notes, note)
   opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
   return dataclasses.replace(task, splits=opened, notes=notes), arrays
 
 
 def _known(
-  name: str,
-  everything: Examples,
-  remembered: Mapping[str, np.ndarray] | None,
-  skip_broken: bool,
-  has_begun: bool,
+  everything: Examples, record: str | None, skip_broken: bool, has_begun: bool
 ) -> tuple[np.ndarray, bool]:
   """Which images are not left out, bool [n], and whether each of them was opened before."""
-  number = len(everything.labels)
-  if remembered is None:
-    return np.ones(number, bool), False
-  is_readable = ~remembered['is_left_out']
-  if has_begun and len(is_readable) != number:
+  all_of_them = np.ones(len(everything.labels), bool)
+  known = read_if_whole(record, KIND, _REMEMBERED) if record else None
+  if known is None or known['is_left_out'].size != all_of_them.size:
+    return all_of_them, False
+  is_same = bool(known['identity'] == everything.identity)
+  is_checked = is_same and (skip_broken or not known['is_left_out'].any())
+  return ~known['is_left_out'] if has_begun or is_checked else all_of_them, is_checked
+
+
+def _require_enough(task: Task, kept: Mapping[str, Examples], gone: Sequence[str]) -> None:
+  """Raises ValueError where images are gone, or what is left lacks a class or cannot measure."""
+  if gone:
     raise ValueError(
-      f'{name}: this run has begun with {len(is_readable)} images, and there are {number} now. '
-      f'{_ADVICE}'
+      f'{task.name}: this run has begun with images that cannot be decoded now: {listed(gone)}. '
+      'Put them back as they were, or take a new workdir.'
     )
-  is_same = remembered['identity'] == everything.identity
-  is_checked = bool(is_same) and (skip_broken or bool(is_readable.all()))
-  return is_readable if has_begun or is_checked else np.ones(number, bool), is_checked
-
-
-def _require_enough(task: Task, kept: Mapping[str, Examples]) -> None:
-  """Raises ValueError where what is left lacks a class of train, or cannot measure anything."""
   labels = {split: examples.labels for split, examples in kept.items()}
   lost = np.setdiff1d(task.open('train').labels, labels['train'])
   if len(lost):
@@ -163,8 +155,8 @@ def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
   """
   by_size = collections.defaultdict(list)
   for split, examples in splits.items():
-    for path in filter(None, map(examples.file, range(len(examples.labels)))):
-      with contextlib.suppress(OSError):
+    for path in map(examples.name, range(len(examples.labels))):
+      with contextlib.suppress(OSError):  # of what is no file of its own
         by_size[os.stat(path).st_size].append((split, os.path.abspath(path)))
   alike = [group for group in by_size.values() if len({split for split, _ in group}) > 1]
   files = [file for group in alike for file in group]

@@ -135,24 +135,20 @@ def require_measurable(
   Raises:
     ValueError: they do not.
   """
-  present = {split: np.unique(labels[split]) for split in labels}
-  for split in ('train', 'val', 'test'):
-    found = present.get(split, ())
+  present = {
+    split: np.unique(labels[split]) for split in ('train', 'val', 'test') if split in labels
+  }
+  for split, found in present.items():
     if len(found) == 1:
       raise ValueError(
         f'{origin}: all images of {split} are of the class {classes[found[0]]}, so that an '
         f'accuracy on them says nothing of the {len(classes)} classes; add images of the others.'
       )
-  val, test = (present.get(split) for split in ('val', 'test'))
-  if val is not None and test is not None and not np.intersect1d(val, test).size:
+  if {'val', 'test'} <= present.keys() and not np.intersect1d(present['val'], present['test']).size:
     raise ValueError(
       f'{origin}: val and test have no class in common, so that what is chosen on val is not what '
       'is tested; give both images of every class.'
     )
-
-
-def nothing_missing() -> None:
-  """The answer of a task whose data needs no preparation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +184,7 @@ class Task:
   notes: tuple[str, ...] = ()
   group: str = ''
   masked: tuple[str, ...] = ()
-  missing: Callable[[], str | None] = nothing_missing
+  missing: Callable[[], str | None] = lambda: None
 
   @property
   def num_classes(self) -> int:

@@ -85,11 +85,11 @@ def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = Fals
 
 
 def _inputs(task: Task) -> Iterator[str]:
-  """The paths of a task's CSV or folder, and of all images that are files."""
+  """The paths of a task's CSV or folder, and of all images, or their names."""
   yield task.name.partition(':')[2]
   for split in task.splits:
     examples = task.open(split)
-    yield from filter(None, map(examples.file, range(len(examples.labels))))
+    yield from map(examples.name, range(len(examples.labels)))
 
 
 def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> None:
