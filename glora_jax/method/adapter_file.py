@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -22,12 +23,12 @@ from glora_jax.method.genomes import (
   genome_from_json,
   genome_to_json,
 )
+from glora_jax.method.groups import parts_read
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import split_arrays
-from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.records import check_shape
-from glora_jax.tree import differences, fingerprint, flatten, path_name, replace
+from glora_jax.tree import differences, fingerprint, flatten, path_name, update
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
 # Metadata with an item for each row.
@@ -47,20 +48,6 @@ class _Metadata(TypedDict):
   genome: list[list[int]]
   layers: list[NamedAlleles]
   parameters: list[list[dict[str, Any]]]
-
-
-class _UsedPart(NamedTuple):
-  """A part of a support that a genome reads.
-
-  Attributes:
-    name: name of the tensor in the file.
-    support: the support of the module, with the stack's axes first.
-    index: where the part is in it.
-  """
-
-  name: str
-  support: Any
-  index: tuple[int | slice, ...]
 
 
 def save_adapter(
@@ -104,47 +91,76 @@ def save_adapter(
   adapted, genome = adapted.fixed(genome, 'save_adapter')
   adapted.check_variables(variables)
   trainable, frozen = adapted.split(variables)
-  frozen.pop(COLLECTION)
+  base = frozen.pop('params')
   described = {
-    'spec': _described(adapted),
-    'parameters': _parameters(adapted),
-    **_storage(adapted.spec),
-    'base': fingerprint(frozen['params']),
-    'rounded': [fingerprint(frozen['params'], kind) for kind in _ROUNDED],
+    **_rows(adapted),
+    'base': fingerprint(base),
+    'rounded': [fingerprint(base, kind) for kind in _ROUNDED],
     **genome_to_json(adapted.spec, genome),
   }
   if reserved := described.keys() & metadata.keys():
     raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
-  others = {name: value for name, value in frozen.items() if name != 'params'}
   tensors = {
-    '/'.join(p): nn.meta.unbox(value)
-    for p, value in flatten({'params': trainable['params'], **others}).items()
+    f'{COLLECTION}/{layer}/{name}': np.asarray(array)[part]
+    for layer, name, array, part in parts_read(
+      adapted.groups, adapted.spec, genome, trainable[COLLECTION]
+    )
   }
-  for name, support, index in _used(adapted, trainable[COLLECTION]):
-    tensors[name] = np.asarray(nn.meta.unbox(support))[index]
-  _require_no_keys(path, tensors)
-  require_finite(path, tensors)
-  write_tensors(path, tensors, 'adapter', {**described, **metadata})
-
-
-def _require_no_keys(path: Path, tensors: Mapping[str, Any]) -> None:
-  """Raises ValueError where a tensor that is to be written is a random key."""
+  others = {**frozen, COLLECTION: {}, 'params': trainable['params']}
+  tensors |= {'/'.join(p): nn.meta.unbox(value) for p, value in flatten(others).items()}
   for name, value in tensors.items():
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
       raise ValueError(
         f'{printable(path)} is not written: {name} is a random key, and a safetensors file holds '
         f'numbers alone; leave the collection {name.split("/")[0]} out of the variables.'
       )
+  require_finite(path, tensors)
+  write_tensors(path, tensors, 'adapter', {**described, **metadata})
+
+
+def _rows(adapted: Adapted) -> dict[str, list[Any]]:
+  """What a file says of each row, but for its structure.
+
+  Its parameters are what it is known by: for each layer of a tie the kernel, its axes, and where in
+  the stack.
+  """
+  parameters: list[list[dict[str, Any]]] = [[] for _ in adapted.spec]
+  for group in adapted.groups:
+    for index, row in group.slices():
+      parameters[row] = [
+        {
+          'kernel': path_name(site.kernel_path),
+          'stack': list(site.layout.stack),
+          'index': list(index),
+          'in': list(site.layout.inputs),
+          'out': list(site.layout.outputs),
+        }
+        for site in group.members
+      ]
+  return {
+    'spec': [
+      f'{layer.name}, {layer.in_features} to {layer.out_features}' + ' with bias' * layer.bias
+      for layer in adapted.spec
+    ],
+    'tied': [layer.space.tied for layer in adapted.spec],
+    'scale': [layer.space.scale for layer in adapted.spec],
+    'parameters': parameters,
+  }
 
 
 def require_finite(path: Path, tensors: Mapping[str, Any]) -> None:
   """Raises ValueError where tensors that are to be written have numbers that are not finite."""
-  for name, value in tensors.items():
-    if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(value).all():
-      raise ValueError(
-        f'{printable(path)} is not written: {name} has numbers that are not finite; the training '
-        'diverged, lower its learning rate.'
-      )
+  if (name := _not_finite(tensors)) is not None:
+    raise ValueError(
+      f'{printable(path)} is not written: {name} has numbers that are not finite; the training '
+      'diverged, lower its learning rate.'
+    )
+
+
+def _not_finite(tensors: Mapping[str, Any]) -> str | None:
+  """The name of the first tensor that has numbers that are not finite."""
+  floats = (name for name in tensors if jnp.issubdtype(tensors[name].dtype, jnp.floating))
+  return next((name for name in floats if not np.isfinite(tensors[name]).all()), None)
 
 
 def shapes_of_fresh(adapted: Adapted, params: Any) -> dict[str, Any]:
@@ -196,35 +212,89 @@ def load_adapter(
   tensors, metadata = read_tensors(path, 'adapter')
   _check_metadata(path, metadata)
   metadata = _in_order(path, metadata, adapted)
-  fixed = _with_structure_of(path, adapted, metadata)
+  genome = _structure(path, metadata, adapted)
   adapted.check_params(params)
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
-  if strict:
-    _check_base(path, {metadata['base'], *metadata['rounded']}, frozen['params'])
-
+  theirs = {metadata['base'], *metadata['rounded']}
+  kinds = (None, *_ROUNDED)
+  if strict and theirs.isdisjoint(fingerprint(frozen['params'], kind) for kind in kinds):
+    raise ValueError(
+      f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
+      'pass strict=False to use these anyway.'
+    )
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
-  used = list(_used(fixed, nn.meta.unbox(supports)))
-  _check_tensors(path, tensors, {name: support[index] for name, support, index in used})
-  for name, support, index in used:
-    support[index] = tensors.pop(name)
-  _rescale(adapted, supports, metadata['scale'])
+  parts = {
+    f'{COLLECTION}/{layer}/{name}': (array, part)
+    for layer, name, array, part in parts_read(adapted.groups, adapted.spec, genome, supports)
+  }
+  _check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
+  for name, (array, part) in parts.items():
+    array[part] = tensors.pop(name)
+  for group in adapted.groups:  # a LoRA that was saved with another scale stays the same LoRA
+    down = group.own(supports).get('B_down')
+    for index, row in group.slices():
+      if down is not None and metadata['scale'][row] != group.space.scale:
+        down[index] *= metadata['scale'][row] / group.space.scale
   others = flax.traverse_util.unflatten_dict(tensors, sep='/')
-  heads = flatten(others.pop('params', {}))
-  _check_heads(path, heads, nn.meta.unbox(flatten(trainable['params'])))
-  head_params = trainable['params']
-  for head_path, value in heads.items():
-    head_params = replace(head_params, head_path, value)
-  variables = adapted.join({'params': head_params, COLLECTION: supports}, {**frozen, **others})
-  return fixed, variables
+  heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
+  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, own)]
+  if problems := differences(*named):
+    raise ValueError(
+      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
+    )
+  trained = {'params': update(trainable['params'], heads), COLLECTION: supports}
+  return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
 
 
-def _with_structure_of(path: Path, adapted: Adapted, metadata: Mapping[str, Any]) -> Adapted:
-  """The model with the structure that a file's metadata say.
+def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
+  """Raises ValueError unless metadata say what those of an adapter must, of each row."""
+  try:
+    check_shape(metadata, _Metadata)
+  except ValueError as error:
+    raise damaged(path, f'of its metadata {error}', _AGAIN) from None
+  lengths = [len(metadata[name]) for name in _BY_ROW]
+  if len(set(lengths)) > 1:
+    raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)
+  if not all(scale > 0 for scale in metadata['scale']):
+    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0', _AGAIN)
+
+
+def _in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> dict[str, Any]:
+  """A file's metadata with its rows in the order of the model's.
 
   Raises:
-    ValueError: its space does not have that structure, or it is fixed to another.
+    ValueError: they are not those of the model.
+  """
+  own = _rows(adapted)
+  numbers = {json.dumps(key): row for row, key in enumerate(metadata['parameters'])}
+  order = [numbers.get(json.dumps(key)) for key in own['parameters']]
+  if len(order) == len(metadata['parameters']) and None not in order:
+    metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
+  theirs, ours = metadata['spec'], own['spec']
+  pairs = itertools.zip_longest(theirs, ours, fillvalue='no such layer')
+  for row, (there, here) in enumerate(pairs):
+    if there != here:
+      raise ValueError(
+        f'The adapter {printable(path)} belongs to another model. It has {len(theirs)} layers, and '
+        f'this model {len(ours)}; the first that differs is layer {row}: '
+        f'{printable(there)[:_LONGEST_LAYER]} there, {printable(here)[:_LONGEST_LAYER]} here.'
+      )
+  if None in order:
+    row = order.index(None)
+    raise ValueError(
+      f'The adapter {printable(path)} belongs to another model: it has no layer '
+      f'{adapted.spec.layers[row].name} in the parameters and axes {own["parameters"][row]}.'
+    )
+  return metadata
+
+
+def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.ndarray:
+  """The genome that a file's metadata say.
+
+  Raises:
+    ValueError: the model's space does not have it, or the model is fixed to another.
   """
   try:
     genome = canonicalize(adapted.spec, genome_from_json(adapted.spec, metadata))
@@ -240,30 +310,7 @@ def _with_structure_of(path: Path, adapted: Adapted, metadata: Mapping[str, Any]
       f'{genome[row].tolist()} for A to E of {adapted.spec.layers[row].name}, and not '
       f'{adapted.genome[row].tolist()}; load it into adapted.fix(None).'
     )
-  return adapted.fix(genome)
-
-
-def _rescale(adapted: Adapted, supports: Any, scales: Sequence[float]) -> None:
-  """Makes LoRAs that were saved with other scales than the spaces have the same LoRAs."""
-  for group in adapted.groups:
-    if (down := group.own(supports).get('B_down')) is None:
-      continue
-    for index, row in group.slices():
-      if scales[row] != group.space.scale:
-        down[index] *= scales[row] / group.space.scale
-
-
-def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
-  """Raises ValueError unless metadata say what those of an adapter must, of each row."""
-  try:
-    check_shape(metadata, _Metadata)
-  except ValueError as error:
-    raise damaged(path, f'of its metadata {error}', _AGAIN) from None
-  lengths = [len(metadata[name]) for name in _BY_ROW]
-  if len(set(lengths)) > 1:
-    raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)
-  if not all(scale > 0 for scale in metadata['scale']):
-    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0', _AGAIN)
+  return genome
 
 
 def _check_tensors(
@@ -290,115 +337,5 @@ def _check_tensors(
     is_learned = name.startswith((f'{COLLECTION}/', 'params/'))
     if is_learned and not jnp.issubdtype(value.dtype, jnp.floating):
       raise damaged(path, f'{name} is {value.dtype} and no floating-point numbers', _AGAIN)
-    if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(value).all():
-      raise damaged(path, f'{name} has numbers that are not finite', _AGAIN)
-
-
-def _described(adapted: Adapted) -> list[str]:
-  return [
-    f'{layer.name}, {layer.in_features} to {layer.out_features}'
-    + (' with bias' if layer.bias else '')
-    for layer in adapted.spec
-  ]
-
-
-def _storage(spec: Spec) -> dict[str, list]:
-  """How supports are to be read that a file holds, for every row."""
-  spaces = [layer.space for layer in spec]
-  return {'tied': [space.tied for space in spaces], 'scale': [space.scale for space in spaces]}
-
-
-def _parameters(adapted: Adapted) -> list[list[dict[str, Any]]]:
-  """For every row the parameters that it lies in, one but for ties, with their axes."""
-  found: list[list[dict[str, Any]]] = [[] for _ in adapted.spec]
-  for group in adapted.groups:
-    for index, row in group.slices():
-      found[row] = [
-        {
-          'kernel': path_name(site.kernel_path),
-          'stack': list(site.layout.stack),
-          'index': list(index),
-          'in': list(site.layout.inputs),
-          'out': list(site.layout.outputs),
-        }
-        for site in group.members
-      ]
-  return found
-
-
-def _in_order(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> dict[str, Any]:
-  """A file's genome with its rows in the order of the model's.
-
-  Rows belong together whose parameters and axes are equal.
-
-  Raises:
-    ValueError: the layers are not the model's.
-  """
-  rows = {name: metadata[name] for name in _BY_ROW if name != 'parameters'}
-  theirs, ours = metadata['parameters'], _parameters(adapted)
-  numbers = {json.dumps(key): row for row, key in enumerate(theirs)}
-  order = [numbers.get(json.dumps(key)) for key in ours]
-  if len(ours) == len(theirs) and None not in order:
-    rows = {name: [values[row] for row in order] for name, values in rows.items()}
-  _check_spec(path, rows['spec'], _described(adapted))
-  for layer, key, number in zip(adapted.spec, ours, order, strict=True):
-    if number is None:
-      raise ValueError(
-        f'The adapter {printable(path)} belongs to another model: it has no layer {layer.name} in '
-        f'the parameters and axes {key}.'
-      )
-  return {**metadata, **rows}
-
-
-def _used(fixed: Adapted, supports: Any) -> Iterator[_UsedPart]:
-  """The parts of the `glora` collection that a fixed structure reads, layer by layer."""
-  assert fixed.genome is not None
-  for group in fixed.groups:
-    module = group.own(supports)
-    for index, row in group.slices():
-      layer = fixed.spec.layers[row].name
-      for name, part in group.used_parts(fixed.genome[row].tolist()).items():
-        yield _UsedPart(f'glora/{layer}/{name}', module[name], (*index, *part))
-
-
-def _check_spec(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
-  """Raises ValueError unless the file's layers are the model's, and names the first that is not."""
-  if theirs == ours:
-    return
-  equal = (a == b for a, b in zip(theirs, ours, strict=False))
-  row = next((n for n, same in enumerate(equal) if not same), min(len(theirs), len(ours)))
-  their, our = (
-    printable(layers[row])[:_LONGEST_LAYER] if row < len(layers) else 'no such layer'
-    for layers in (theirs, ours)
-  )
-  raise ValueError(
-    f'The adapter {printable(path)} belongs to another model. It has '
-    f'{len(theirs)} layers, and this model {len(ours)}; the first that differs is layer {row}: '
-    f'{their} there, {our} here.'
-  )
-
-
-def _check_base(path: Path, theirs: Container[str], params: Any) -> None:
-  """Raises ValueError unless frozen parameters have one of the fingerprints of the file's."""
-  if not any(fingerprint(params, kind) in theirs for kind in (None, *_ROUNDED)):
-    raise ValueError(
-      f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
-      'pass strict=False to use these anyway.'
-    )
-
-
-def _check_heads(path: Path, theirs: Mapping[Any, Any], ours: Mapping[Any, Any]) -> None:
-  """Raises ValueError unless the file's heads have the names and shapes of the model's."""
-  if _shapes(theirs) != _shapes(ours):
-    raise ValueError(
-      f'The adapter {printable(path)} has the heads {_listed(theirs)}, and this model has '
-      f'{_listed(ours)}.'
-    )
-
-
-def _shapes(flat: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
-  return {path_name(path): value.shape for path, value in sorted(flat.items())}
-
-
-def _listed(flat: Mapping[Any, Any]) -> str:
-  return ', '.join(f'{name} {shape}' for name, shape in _shapes(flat).items()) or 'none'
+  if (name := _not_finite(tensors)) is not None:
+    raise damaged(path, f'{name} has numbers that are not finite', _AGAIN)

@@ -300,6 +300,24 @@ def spec_of(groups: Sequence[Group]) -> Spec:
   return Spec(tuple(layers[row] for row in range(len(layers))))
 
 
+def parts_read(
+  groups: Sequence[Group], spec: Spec, genome: np.ndarray, supports: Any
+) -> Iterator[tuple[str, str, Any, tuple[int | slice, ...]]]:
+  """For every layer and array that a structure reads: their names, the array, the part of it.
+
+  Args:
+    groups: the adapted layers.
+    spec: their rows.
+    genome: the structure, int [rows, 5].
+    supports: the `glora` collection.
+  """
+  for group in groups:
+    own = group.own(supports)
+    for index, row in group.slices():
+      for name, part in group.used_parts(genome[row].tolist()).items():
+        yield spec.layers[row].name, name, own[name], (*index, *part)
+
+
 def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str, Any]:
   """Supports of the ranks that a genome reads, as nested dictionaries.
 
