@@ -19,9 +19,8 @@ from glora_jax.runs import comparison, experiment, job
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import fit_batches
-from glora_jax.runs.sections import AllocationSettings, Finetuning, ModelSettings
+from glora_jax.runs.sections import AllocationSettings, Finetuning, ModelSettings, TrainingSettings
 from glora_jax.runs.workdir import Stopped, write_config
-from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
 
@@ -44,7 +43,7 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
   found = fitted(RunSettings())
   assert (found.training.batch_size, found.finetuning.batch_size) == (18, 18)
   assert 'training.batch_size=64 is more than the 18 training images: a' in caplog.text
-  accumulating = RunSettings(training=Recipe(accumulate=4))
+  accumulating = RunSettings(training=TrainingSettings(accumulate=4))
   assert fitted(accumulating).training.batch_size == 16
   paths = RunSettings(sampling=Sampling(paths=5))
   assert fitted(paths).training.batch_size == 15
@@ -64,7 +63,7 @@ def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
   mesh = jax.sharding.AbstractMesh((1, devices), meshes.AXES)
   allocation = AllocationSettings(folds=given)
   few = RunSettings(
-    structure='gradient', allocation=allocation, training=Recipe(batch_size=devices)
+    structure='gradient', allocation=allocation, training=TrainingSettings(batch_size=devices)
   )
   found = fitted(few, {**COUNTS, 'train': images}, mesh)
   assert found.allocation == AllocationSettings(folds=folds)

@@ -25,12 +25,11 @@ from glora_jax.runs.planning.machine import (
   machine_of,
 )
 from glora_jax.runs.programs import shape_of_run
-from glora_jax.runs.sections import Comparison, Finetuning
+from glora_jax.runs.sections import Comparison, Finetuning, TrainingSettings
 from glora_jax.runs.stage import Workload
-from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 640, 'val': 160, 'test': 200, 'train+val': 800}
-RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=64)
+RECIPE = TrainingSettings(epochs=4, warmup_epochs=1, batch_size=64)
 GIVEN = RunSettings(structure='lora', training=RECIPE)
 MODEL = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
 SIX = dataclasses.replace(RECIPE, epochs=6)  # 10 steps each
@@ -96,7 +95,7 @@ def test_what_a_backward_pass_reads_again_is_held_for_every_round():
 
 def test_a_plan_has_the_steps_and_images_of_every_stage(planned):
   steps = {stage.name: stage.steps for stage in planned.stages}
-  assert steps == {'training/linear': 40, 'training/lora:2': 40, 'test': 0}
+  assert steps == {'training/linear': 40, 'training/lora': 40, 'test': 0}
   assert planned.stages[-1].images == 2 * 360
   fast, slow = planned.seconds
   assert fast == pytest.approx(sum(s.operations for s in planned.stages) / 0.45e9)
@@ -174,7 +173,7 @@ def test_at_hand_a_plan_counts_compiling_and_for_a_slice_it_says_that_it_does_no
 
 
 def test_every_structure_has_its_own_price():
-  settings = dataclasses.replace(GIVEN, training=Recipe(batch_size=8))
+  settings = dataclasses.replace(GIVEN, training=TrainingSettings(batch_size=8))
   run = shape_of_run(settings, MODEL, 8, COUNTS)
   costs = [
     cost_of('subnet', run, Workload(structure=name)).operations

@@ -14,15 +14,14 @@ from glora_jax.models.vit import ViT
 from glora_jax.runs import context as contexts
 from glora_jax.runs import programs
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.sections import SpaceSettings
+from glora_jax.runs.sections import SpaceSettings, TrainingSettings
 from glora_jax.runs.stage import Workload, walk
 from glora_jax.runs.stages.methods import Task, Trial, train_method
 from glora_jax.training import loop
-from glora_jax.training.recipe import Recipe
 
 PLATFORMS = ('tpu', 'cuda', 'rocm')
 COUNTS = {'train': 64, 'val': 32, 'test': 32}
-RECIPE = Recipe(batch_size=16)
+RECIPE = TrainingSettings(batch_size=16)
 SPACE = SpaceSettings(ranks=(2,))
 SETTINGS = RunSettings(structure='gradient', space=SPACE, training=RECIPE)
 

@@ -21,8 +21,8 @@ from glora_jax.runs.config import (
 )
 from glora_jax.runs.context import fit_batches, never
 from glora_jax.runs.planning.machine import find_slice
+from glora_jax.runs.sections import TrainingSettings
 from glora_jax.runs.stages.allocation import fold_indices
-from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
 COMPARED = {'job': 'compare', 'presets': (), 'budget': None}
@@ -77,13 +77,15 @@ def settle(settings):
 @pytest.mark.parametrize(
   'call, named',
   [
-    (lambda: fit(training=Recipe(batch_size=32)), 'training.batch_size=32'),
+    (lambda: fit(training=TrainingSettings(batch_size=32)), 'training.batch_size=32'),
     (
-      lambda: fit(training=Recipe(batch_size=16, accumulate=2), sampling=Sampling(paths=3)),
+      lambda: fit(
+        training=TrainingSettings(batch_size=16, accumulate=2), sampling=Sampling(paths=3)
+      ),
       'sampling.paths=3',
     ),
     (
-      lambda: fit(training=Recipe(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)),
+      lambda: fit(training=TrainingSettings(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)),
       'training.epochs=2147483647',
     ),
     (lambda: fold_indices(jax.random.key(0), 9, 4, 64, devices=8), '8 devices'),
