@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import struct
 
 import numpy as np
 import pytest
@@ -16,33 +15,31 @@ from glora_jax.data.examples import Files, OpenedSplit
 from glora_jax.data.label_files import ListedSplit, read_csv
 from glora_jax.data.task import Source, Task
 
-LISTS = {'vtab/cifar100': 'noah', 'fewshot/food101/4/0': 'lists', 'generalization/0': 'lists'}
+NOAH = {'source': 'noah', 'root': '/no'}
+LISTS = {'source': 'lists', 'root': '/no'}
 
 
 @pytest.mark.parametrize(
   'task, source, named',
   [
-    *(
-      (name, {}, name.partition(':')[2] or name.rpartition('/')[2])
-      for name in (
-        *('digit', 'vtab/cifar10', 'fewshot/food', 'fewshot/food101/four/0', 'generalization/zero'),
-        *('folder:/no/one', 'tfds:clevr', 'tfds:chexpert', 'tfds:../x', 'tfds:mnist/none'),
-        'csv:/no/labels.csv',
-      )
-    ),
+    *((name, {}, f"{name.partition('/')[2] or name}'") for name in ('digit', 'vtab/cifar10')),
+    *((f'fewshot/{name}', {}, f"{name}'") for name in ('food', 'food101/four/0')),
+    ('fewshot/food101/0/0', {}, '0 shots leave nothing'),
+    ('generalization/zero', {}, "zero'"),
+    ('folder:/no/one', {}, '/no/one'),
+    ('csv:/no/labels.csv', {}, '/no/labels.csv'),
+    ('tfds:clevr', {}, 'TFDS clevr has the features image, file_name'),
+    ('tfds:../x', {}, "'../x'"),
     ('fewshot/fgvc_aircraft/4/0', {}, 'fgvc_aircraft'),
     ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
-    ('tfds:mnist', {'version': '../x'}, '../x'),
-    ('vtab/cifar100', {'source': 'noah', 'root': '/no'}, '/no/cifar'),
-    ('fewshot/food101/4/0', {'source': 'lists', 'root': '/no'}, '/no/food-101'),
+    ('tfds:mnist', {'version': '../x'}, "'../x' is no version"),
+    ('vtab/cifar100', NOAH, '/no/cifar'),
+    ('fewshot/food101/4/0', LISTS, '/no/food-101'),
     ('vtab/cifar100', {'source': 'x'}, "'x'"),
-    *((task, {'source': source}, 'data.root') for task, source in LISTS.items()),
+    ('generalization/0', {'source': 'lists'}, 'data.root'),
     # Other images than those in the folder would be trained on.
-    *((task, {'source': 'tfds', 'root': '/data'}, "data.root='/data'") for task in LISTS),
-    *(
-      (task, {'source': source, 'root': '/data', 'version': '3.0.2'}, "data.version='3.0.2'")
-      for task, source in LISTS.items()
-    ),
+    ('fewshot/food101/4/0', {'root': '/data'}, "data.root='/data'"),
+    ('vtab/cifar100', {**NOAH, 'version': '3.0.2'}, "data.version='3.0.2'"),
   ],
 )
 def test_a_name_that_is_no_task_and_a_source_that_it_has_not(task, source, named):
@@ -76,17 +73,13 @@ def test_folders_that_cannot_be_a_task(tmp_path, classes, named):
     find(f'folder:{tmp_path}')
 
 
-@pytest.mark.parametrize('target', ['.', '..'])
-def test_a_class_folder_that_links_to_its_parent(tmp_path, target):
-  photos = tmp_path / 'photos'
-  fill(photos, ['cat', 'dog'])
-  (photos / 'again').symlink_to(target)
-  with pytest.raises(ValueError, match='again is a link'):
-    find(f'folder:{photos}')
-
-
-def test_class_folders_without_images_or_with_too_few(tmp_path):
+def test_class_folders_without_images_or_with_too_few_and_a_link_to_the_parent(tmp_path):
   fill(tmp_path, ['cat', 'dog'])
+  for target in ('.', '..'):
+    (tmp_path / 'again').symlink_to(target)
+    with pytest.raises(ValueError, match='again is a link'):
+      find(f'folder:{tmp_path}')
+    (tmp_path / 'again').unlink()
   fill(tmp_path, ['rare'], 1)
   with pytest.raises(ValueError, match=r'rare \(1\)'):
     find(f'folder:{tmp_path}')
@@ -164,27 +157,22 @@ def test_a_split_without_images_or_with_a_label_beyond_the_classes(labels, named
 
 def encoded(values, format='tiff'):
   buffer = io.BytesIO()
-  picture = values if isinstance(values, Image.Image) else Image.fromarray(values)
-  picture.save(buffer, format)
+  Image.fromarray(np.array([values])).save(buffer, format)
   return buffer.getvalue()
 
 
-def fractions(*values):
-  return encoded(np.array([values], np.float32))
-
-
-GREY = Image.new('L', (9, 9))
-WIDTHS = [struct.pack('<HHIHH', 258, 3, 1, bits, 0) for bits in (32, 64)]  # BitsPerSample
+GREY = np.zeros(9, np.uint8)
 
 
 @pytest.mark.parametrize(
   'content, named',
   [
-    *((encoded(np.array([[0, x]], np.int32)), 'mode I') for x in (200, -1)),
-    *((fractions(*x), f'from {x[0]:g} to {x[1]:g}') for x in ((-0.01, 1), (0, 1.02))),
-    (fractions(0, np.nan), 'not finite'),
+    (encoded(np.array([0, 200], np.int32)), 'mode I'),
+    *(
+      (encoded(np.array(x, np.float32)), named)
+      for *x, named in ((-0.01, 1, 'from -0.01 to 1'), (0, 1.02, 'to 1.02'), (np.nan, 'not finite'))
+    ),
     *((x, 'not a readable image') for x in (b'', b'no image', encoded(GREY, 'jpeg')[:200])),
-    (fractions(1, 1).replace(*WIDTHS), 'TIFF nor WEBP'),
     (encoded(GREY, 'ICO'), 'neither BMP'),
     (b'P6 20000 20000 255\n', '20000 x 20000 pixels'),
   ],
@@ -212,10 +200,9 @@ def test_what_is_no_file_or_longer_than_memory_is_not_read(tmp_path, make, named
 @pytest.mark.parametrize(
   'call, named',
   [
-    (lambda: augment.Augmentation(crop_scale=(0.5, 0.1)), 'crop_scale=(0.5, 0.1)'),
     (lambda: augment.Augmentation(flip=True).apply(None, IMAGES, 9, 'unit'), '8 x 8'),
     (lambda: augment.Augmentation(shift=8).apply(None, IMAGES, 8, 'unit'), 'shift=8'),
-    (lambda: image.resize(GREY, 8, 'fill'), "'fill'"),
+    (lambda: image.resize(Image.new('L', (9, 9)), 8, 'fill'), "'fill'"),
     (lambda: normalization.normalize(IMAGES, [0.5, 0.5]), '=[0.5, 0.5]'),
   ],
 )
@@ -229,12 +216,9 @@ IMAGES = np.ones((2, 8, 8, 3), np.uint8)
 
 @pytest.mark.parametrize('place', ['file', 'file/cache', '/proc/cache'])
 def test_a_cache_that_cannot_be_written(tmp_path, place):
-  write_images(tmp_path, ['a.png'])
   (tmp_path / 'file').touch()
   cache = os.path.join(tmp_path, place)
-  with pytest.raises(OSError, match=re.escape(cache)):
-    pipeline.load(Files([str(tmp_path / 'a.png')], [0]), 8, cache=cache)
   with pytest.raises(OSError, match=re.escape(f'data.cache={cache!r}')):
     pipeline.require_writable(cache)
   pipeline.require_writable(str(tmp_path / 'new' / 'cache'))
-  assert sorted(os.listdir(tmp_path)) == ['a.png', 'file']
+  assert os.listdir(tmp_path) == ['file']

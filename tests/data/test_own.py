@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from digits_folder import prepared_digits
 from label_lists import write_images
 
-from glora_jax.data import pipeline
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Source
 
@@ -43,10 +41,8 @@ def test_a_folder_is_split_once_stratified_and_the_split_is_kept(photos, tmp_pat
   assert len(set.union(*map(names, parts.values()))) == 33
   saved = json.loads((tmp_path / 'run' / 'split.json').read_text())
   assert sorted(saved['train'] + saved['val'] + saved['test']) == list(range(33))
-  again = find(f'folder:{photos}', workdir=str(tmp_path / 'run'))
-  assert names(again.open('val')) == names(parts['val'])
-  elsewhere = find(f'folder:{photos}')
-  assert names(elsewhere.open('val')) == names(parts['val'])
+  for workdir in (str(tmp_path / 'run'), None):
+    assert names(find(f'folder:{photos}', workdir=workdir).open('val')) == names(parts['val'])
 
 
 @pytest.mark.parametrize(
@@ -186,18 +182,3 @@ def test_any_tfds_data_set_with_image_and_label_is_a_task():
   assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
   assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
   assert task.open('train').whole is task.open('val').whole  # whose labels are read once
-
-
-def test_undecodable_images_are_listed_and_left_out_only_on_request(photos, caplog):
-  for n in (1, 4):
-    (photos / 'cat' / f'{n:03d}.png').write_bytes(b'broken')
-  examples = find(f'folder:{photos}').open('train+val+test')
-  message = r'2 of 33 images cannot be decoded: .*cat/\d+\.png.*set data\.skip_broken=True'
-  with pytest.raises(pipeline.UnreadableImages, match=message) as raised:
-    pipeline.load(examples, 8)
-  assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
-  with pytest.raises(OSError, match=r'cat/\d+\.png.*skip_broken'):
-    list(pipeline.Stream(examples, 8).blocks(10))
-  kept = pipeline.load(examples, 8, skip_broken=True)
-  assert len(kept.labels) == 31
-  assert '2 of 33 images' in caplog.text

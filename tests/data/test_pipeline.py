@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import subprocess
 
 import jax
@@ -38,6 +39,23 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
   blocks = list(stream.blocks(32))
   assert [len(block.labels) for block in blocks] == [32, 32, 6]
   assert_array_equal(np.concatenate([block.images for block in blocks]), whole.images)
+
+
+def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
+  paths = [*examples.paths[:7], str(tmp_path / 'broken.png')]
+  (tmp_path / 'broken.png').write_bytes(b'broken')
+  some = Files(paths, [0] * 8)
+  message = r'1 of 8 images cannot be decoded: .*/broken\.png.*set data\.skip_broken=True'
+  with pytest.raises(pipeline.UnreadableImages, match=message) as raised:
+    pipeline.load(some, 8)
+  assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
+  with pytest.raises(OSError, match=r'/broken\.png.*skip_broken'):
+    list(pipeline.Stream(some, 8).blocks(4))
+  for _ in range(2):
+    kept = pipeline.load(some, 8, skip_broken=True, cache=str(tmp_path / 'cache'))
+    assert_array_equal(kept.images, pipeline.load(examples, 8).images[:7])
+    assert len(kept.labels) == 7
+  assert caplog.text.count('1 of 8 images') == 1
 
 
 def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, monkeypatch, caplog):

@@ -7,14 +7,12 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from digits_folder import Digits, prepared_digits
 from label_lists import write_images
 from mocked_tfds import dataset_of, example, mocked, pixels, resolve  # noqa: F401
 from numpy.testing import assert_array_equal
 from PIL import Image
 
 from glora_jax.data import pipeline
-from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.catalog import find
 from glora_jax.data.task import Source
 from glora_jax.data.tasks import generalization, vtab
@@ -133,21 +131,18 @@ def test_dsprites_bins_are_floors(x, orientation):
   assert vtab.find('dsprites_ori').label(example) == int(np.floor(orientation / (40 / 16)))
 
 
-@pytest.mark.parametrize('shots', [1, 4, 16])
+@pytest.mark.parametrize('shots', [1, 16])
 def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
   drawn = []
   for seed in (0, 0, 1):
     task = find(f'fewshot/food101/{shots}/{seed}')
     assert 'not those of NOAH' in task.notes[0]
-    train = task.open('train')
-    val = task.open('val')
+    train, val = task.open('train'), task.open('val')
     assert_array_equal(np.bincount(train.labels, minlength=101), shots)
     assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
     assert not set(train.indices) & set(val.indices)
-    drawn.append(train.indices.tolist())
-  first, again, other = drawn
-  assert first == again
-  assert set(first) != set(other)
+    drawn.append(set(train.indices))
+  assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same(mocked):
@@ -203,7 +198,6 @@ DIGESTS = {
   'val': ('c4ecb7dfaf9b99cd', '6bcb83a1df02ae9c', '0c79e221026b5275'),
   'test': ('1f74b092c4b6de18', 'c8ccfdb1bb590c19', '0420885e69d13f5a'),
 }
-STORED = {'train': 'train[:800]', 'val': 'train[800:]', 'test': 'test'}
 
 
 @pytest.mark.parametrize('split', DIGESTS)
@@ -213,7 +207,3 @@ def test_pixels_order_and_splits_stay_those_of_the_first_results(split):
   arrays = (small.images, large.images, small.labels)
   found = tuple(hashlib.sha256(array.tobytes()).hexdigest()[:16] for array in arrays)
   assert found == DIGESTS[split]
-  builder = Digits(data_dir=prepared_digits(), file_format='array_record')
-  stored = pipeline.load(tfds_lib.TfdsSplit(builder, STORED[split]).open(), 8)
-  assert_array_equal(small.images, stored.images)
-  assert_array_equal(small.labels, stored.labels)
