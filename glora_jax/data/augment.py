@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,22 +60,13 @@ def random_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
   return jax.vmap(crop)(padded, offsets)
 
 
-class BoxBounds(NamedTuple):
-  """What random boxes may be like.
-
-  Attributes:
-    area: least and largest share of the image's area.
-    ratio: least and largest ratio of width to height.
-    largest: largest height and width in pixels.
-  """
-
-  area: tuple[float, float]
-  ratio: tuple[float, float]
-  largest: tuple[int, int]
-
-
 def random_boxes(
-  key: jax.Array, number: int, image_shape: tuple[int, int], bounds: BoxBounds
+  key: jax.Array,
+  number: int,
+  image_shape: tuple[int, int],
+  area: tuple[float, float],
+  ratio: tuple[float, float],
+  largest: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array]:
   """Boxes within an image, as torchvision and timm draw them.
 
@@ -87,7 +77,9 @@ def random_boxes(
     key: decides the boxes.
     number: number of boxes.
     image_shape: height and width of the image.
-    bounds: what the boxes may be like.
+    area: least and largest share of the image's area.
+    ratio: least and largest ratio of width to height.
+    largest: largest height and width in pixels.
 
   Returns:
     The boxes, int32 [number, 4] (top, left, height, width), and whether a draw was small enough,
@@ -96,15 +88,13 @@ def random_boxes(
   image_height, image_width = image_shape
   area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
   shape = (number, _DRAWS_PER_BOX)
-  least_area, largest_area = bounds.area
-  shares = jax.random.uniform(area_key, shape, minval=least_area, maxval=largest_area)
+  shares = jax.random.uniform(area_key, shape, minval=area[0], maxval=area[1])
   areas = shares * image_height * image_width
-  least_log, largest_log = map(math.log, bounds.ratio)
+  least_log, largest_log = map(math.log, ratio)
   ratios = jnp.exp(jax.random.uniform(ratio_key, shape, minval=least_log, maxval=largest_log))
   heights = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
   widths = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
-  largest_height, largest_width = bounds.largest
-  fits = (heights > 0) & (widths > 0) & (heights <= largest_height) & (widths <= largest_width)
+  fits = (heights > 0) & (widths > 0) & (heights <= largest[0]) & (widths <= largest[1])
   first = jnp.arange(number), fits.argmax(-1)
   height, width = heights[first], widths[first]
   top = jax.random.randint(top_key, (number,), 0, jnp.maximum(image_height - height, 0) + 1)
@@ -134,7 +124,7 @@ def crop_boxes(
   Returns:
     int32 [number, 4] (top, left, height, width).
   """
-  boxes, fits = random_boxes(key, number, image_shape, BoxBounds(scale, ratio, image_shape))
+  boxes, fits = random_boxes(key, number, image_shape, scale, ratio, image_shape)
   image_height, image_width = image_shape
   height = min(image_height, round(image_width / ratio[0]))
   width = min(image_width, round(image_height * ratio[1]))
@@ -228,8 +218,9 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float = 0.25)
   """
   box_key, erased_key, noise_key = jax.random.split(key, 3)
   number, height, width, _ = images.shape
-  bounds = BoxBounds(_ERASED_AREA, _ERASED_RATIO, largest=(height - 1, width - 1))
-  boxes, fits = random_boxes(box_key, number, (height, width), bounds)
+  boxes, fits = random_boxes(
+    box_key, number, (height, width), _ERASED_AREA, _ERASED_RATIO, (height - 1, width - 1)
+  )
   top, left, box_height, box_width = (column[:, None] for column in boxes.T)
   rows = jnp.arange(height)
   columns = jnp.arange(width)

@@ -171,7 +171,10 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
   if {'path', 'label'} <= set(columns):
     rows = rows[1:]
   else:
-    _require_image(path, first_line, header)
+    is_file = os.path.isfile(os.path.join(os.path.dirname(path), header[0]))
+    if not (is_file or is_image(header[0])) or {'path', 'label'} & set(columns):
+      what = 'names no image, and is no header with path and label, which commas separate'
+      _refuse(path, first_line, ','.join(header), what)
     columns = ['path', 'label']
   wanted = ('path', 'label', 'split') if 'split' in columns else ('path', 'label')
   if repeated := [name for name in wanted if columns.count(name) > 1]:
@@ -193,18 +196,6 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
       _refuse(path, line, ','.join(cells), f'does not hold {expected}')
     labelled.append(LabelledPath(line, *map(row.__getitem__, wanted)))
   return labelled
-
-
-def _require_image(path: str | os.PathLike, line: int, cells: Sequence[str]) -> None:
-  """Raises ValueError where the first row of a CSV without a header names no image."""
-  first = cells[0]
-  is_file = os.path.isfile(os.path.join(os.path.dirname(path), first))
-  if not (is_file or is_image(first)) or {'path', 'label'} & {cell.lower() for cell in cells}:
-    remedy = 'rename its columns, or put a path and a label into every line'
-    if len(cells) == 1 and re.search('[;\t]', first):
-      remedy = 'separate its columns by commas'
-    what = f'names no image, and is no header with the columns path and label; {remedy}'
-    _refuse(path, line, ','.join(cells), what)
 
 
 def csv_task(path: str, split_file: str | None = None) -> Task:

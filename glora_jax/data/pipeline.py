@@ -6,7 +6,6 @@ two it was.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import logging
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 from absl import flags
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from glora_jax.data.examples import Examples
 from glora_jax.data.image import ResizeRule, resize
@@ -33,7 +32,6 @@ T = TypeVar('T')
 _CACHE_VERSION = 2  # a part of the key: raised when the same examples would give other arrays
 _FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
 _MOST_TOGETHER = 32  # images that a thread takes at a time
-_MOST_WAITING = 128  # times as many wait for a thread
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
 
@@ -208,21 +206,16 @@ def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T
   """
   threads = os.cpu_count() or 1
   together = max(1, min(_MOST_TOGETHER, number // (4 * threads)))
-  results = []
-
-  def apply(start: int) -> list[T]:
-    return [function(index) for index in range(start, min(start + together, number))]
-
-  with (
-    concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    tqdm(total=number, desc=title, unit='image', disable=number < _FEWEST_WITH_PROGRESS) as bar,
-  ):
-    for first in range(0, number, _MOST_WAITING * together):
-      last = min(first + _MOST_WAITING * together, number)
-      for part in pool.map(apply, range(first, last, together)):
-        results += part
-        bar.update(len(part))
-  return results
+  parts = thread_map(
+    lambda start: [function(index) for index in range(start, min(start + together, number))],
+    range(0, number, together),
+    max_workers=threads,
+    desc=title,
+    unit='image',
+    unit_scale=together,
+    disable=number < _FEWEST_WITH_PROGRESS,
+  )
+  return [result for part in parts for result in part]
 
 
 class Stream:

@@ -21,6 +21,9 @@ from glora_jax.data import operations
 MAX_MAGNITUDE = 10.0
 
 
+Argument = Callable[[jax.Array, jax.Array, bool], jax.Array]  # level in [0, 1], sign, increasing
+
+
 class Operation(NamedTuple):
   """An operation, and the argument that it is given.
 
@@ -31,43 +34,30 @@ class Operation(NamedTuple):
   """
 
   function: Callable[..., jax.Array]
-  argument: Callable[[jax.Array, jax.Array, bool], jax.Array] | None = None
+  argument: Argument | None = None
 
   def __call__(
     self, image: jax.Array, level: jax.Array, sign: jax.Array, increasing: bool = True
   ) -> jax.Array:
-    """Applies the operation.
-
-    Args:
-      image: uint8 [height, width, 3].
-      level: float [], strength in [0, 1].
-      sign: float [], -1 or 1.
-      increasing: whether effects increase with the level.
-
-    Returns:
-      uint8 [height, width, 3].
-    """
+    """Applies the operation to an image, uint8 [height, width, 3]."""
     if self.argument is None:
       return self.function(image)
     return self.function(image, self.argument(level, sign, increasing))
 
 
-def _signed(largest: float, level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
+def _signed(largest: float) -> Argument:
   """A distance or an angle to either side, up to the largest."""
-  return sign * largest * level
+  return lambda level, sign, increasing: sign * largest * level
 
 
-def _whole(largest: int, level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
-  """A whole number from 0 to the largest."""
-  return jnp.floor(largest * level).astype(jnp.int32)
+def _whole(largest: int, weakens: bool = False) -> Argument:
+  """A whole number from 0 to the largest, perhaps of what does less the larger it is."""
 
+  def argument(level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
+    whole = jnp.floor(largest * level).astype(jnp.int32)
+    return largest - whole if weakens and increasing else whole
 
-def _whole_that_weakens(
-  largest: int, level: jax.Array, sign: jax.Array, increasing: bool
-) -> jax.Array:
-  """A whole number from 0 to the largest, of an operation that does less the larger it is."""
-  whole = _whole(largest, level, sign, increasing)
-  return largest - whole if increasing else whole
+  return argument
 
 
 def _factor(level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
@@ -79,18 +69,18 @@ OPERATIONS = {
   'auto_contrast': Operation(operations.auto_contrast),
   'equalize': Operation(operations.equalize),
   'invert': Operation(operations.invert),
-  'rotate': Operation(operations.rotate, partial(_signed, 30.0)),
-  'posterize': Operation(operations.posterize, partial(_whole_that_weakens, 4)),
-  'solarize': Operation(operations.solarize, partial(_whole_that_weakens, 256)),
-  'solarize_add': Operation(operations.solarize_add, partial(_whole, 110)),
+  'rotate': Operation(operations.rotate, _signed(30.0)),
+  'posterize': Operation(operations.posterize, _whole(4, weakens=True)),
+  'solarize': Operation(operations.solarize, _whole(256, weakens=True)),
+  'solarize_add': Operation(operations.solarize_add, _whole(110)),
   'color': Operation(operations.color, _factor),
   'contrast': Operation(operations.contrast, _factor),
   'brightness': Operation(operations.brightness, _factor),
   'sharpness': Operation(operations.sharpness, _factor),
-  'shear_x': Operation(operations.shear_x, partial(_signed, 0.3)),
-  'shear_y': Operation(operations.shear_y, partial(_signed, 0.3)),
-  'translate_x': Operation(operations.translate_x, partial(_signed, 0.45)),
-  'translate_y': Operation(operations.translate_y, partial(_signed, 0.45)),
+  'shear_x': Operation(operations.shear_x, _signed(0.3)),
+  'shear_y': Operation(operations.shear_y, _signed(0.3)),
+  'translate_x': Operation(operations.translate_x, _signed(0.45)),
+  'translate_y': Operation(operations.translate_y, _signed(0.45)),
 }
 
 
@@ -145,30 +135,20 @@ def rand_augment(
   choices = jax.random.randint(choice_key, shape, 1, 1 + len(OPERATIONS))
   choices = jnp.where(jax.random.bernoulli(applied_key, 0.5, shape), choices, 0)
   levels, signs = sample_levels(level_key, shape, magnitude, magnitude_std)
-  branches = [
-    _leave_alone,
-    *(partial(operation, increasing=increasing) for operation in OPERATIONS.values()),
-  ]
+  # The first one leaves the image alone.
+  applied = (Operation(lambda image: image), *OPERATIONS.values())
+  branches = [partial(operation, increasing=increasing) for operation in applied]
 
-  def transform(
-    image: jax.Array, choice: jax.Array, level: jax.Array, sign: jax.Array
-  ) -> jax.Array:
+  def transform(arguments: tuple[jax.Array, ...]) -> jax.Array:
+    image, choice, level, sign = arguments
     return jax.lax.switch(choice, branches, image, level, sign)
-
-  def transform_in_turn(*batch: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda arguments: transform(*arguments), batch)
 
   def apply_layer(images: jax.Array, draws: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
     # Vectorized, every image goes through all operations, and one result is kept. An accelerator is
     # better off with that than with a loop over images, each too small to fill it; a CPU is not,
     # and the loop computes only what was chosen.
-    transformed = jax.lax.platform_dependent(
-      images, *draws, cpu=transform_in_turn, default=jax.vmap(transform)
-    )
-    return transformed, None
+    loop, vectorized = partial(jax.lax.map, transform), jax.vmap(transform)
+    batch = (images, *draws)
+    return jax.lax.platform_dependent(batch, cpu=loop, default=vectorized), None
 
   return jax.lax.scan(apply_layer, images, (choices, levels, signs))[0]
-
-
-def _leave_alone(image: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
-  return image
