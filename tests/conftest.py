@@ -30,7 +30,8 @@ collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
 
 CACHE = ROOT / '.pytest_cache'
 jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+# Small programs are most of the compiling, and even they are read faster than compiled.
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
   # Child processes take seconds to compile what they import.
   os.environ['PYTHONPYCACHEPREFIX'] = str(CACHE / 'bytecode')

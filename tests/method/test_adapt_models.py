@@ -20,16 +20,6 @@ from glora_jax.method.trace.events import CHOSEN, ORDINARY
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def cache_of_small_programs():
-  """Lets the persistent compilation cache keep what compiles fast too."""
-  name = 'jax_persistent_cache_min_compile_time_secs'
-  before = getattr(jax.config, name)
-  jax.config.update(name, 0.05)
-  yield
-  jax.config.update(name, before)
-
-
 class LinenCase(Case):
   """A linen model with all its collections, whose genomes are computed side by side."""
 
