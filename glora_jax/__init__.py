@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.sharding import shard
   from glora_jax.method.space import Layer, SearchSpace, Spec
   from glora_jax.models.official import load_official_supernet
-  from glora_jax.runs.planning.plan import plan
+  from glora_jax.runs.plan import plan
   from glora_jax.search.allocate import allocate
   from glora_jax.search.archive import Archive
   from glora_jax.search.evolution import Evolution, evolve
@@ -65,7 +65,7 @@ _HOMES = {
     'Spec',
   ),
   'glora_jax.models.official': ('load_official_supernet',),
-  'glora_jax.runs.planning.plan': ('plan',),
+  'glora_jax.runs.plan': ('plan',),
   'glora_jax.search.allocate': ('allocate',),
   'glora_jax.search.archive': ('Archive',),
   'glora_jax.search.evolution': ('Evolution', 'evolve'),

@@ -28,7 +28,6 @@ import ml_collections
 
 from glora_jax.runs.command_line import (
   CHECK,
-  COMPILE,
   OUTPUT,
   OVERWRITE,
   PLAN,
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Runs what the config describes, and prints a summary."""
-  if PLAN.value or TOPOLOGY.value is not None or COMPILE.value:
+  if PLAN.value or TOPOLOGY.value is not None:
     text = plan_of_first(config)
     from glora_jax import mesh
 
@@ -88,12 +87,12 @@ def plan_of_first(config: ml_collections.ConfigDict) -> str:
   """The plan of a run, or of the first of a suite."""
   from glora_jax.runs import suite
   from glora_jax.runs.config import check_config
-  from glora_jax.runs.planning.plan import plan
+  from glora_jax.runs.plan import plan
 
   settings = check_config(config)
   tasks = suite.tasks_of(settings) if settings.job == 'adapt' else {'': settings}
   (name, first), *others = tasks.items()
-  page = str(plan(first, TOPOLOGY.value, compiled=COMPILE.value))
+  page = str(plan(first, TOPOLOGY.value))
   return f'{page}\nThis is {name}; {len(others)} tasks more are not planned.' if others else page
 
 

@@ -28,10 +28,8 @@ from benchmarks.machinery.measuring import make_parser, print_result, print_tabl
 from glora_jax.data import pipeline
 from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.planning.costs import cost_of
-from glora_jax.runs.planning.machine import CHIPS, images_per_core
-from glora_jax.runs.planning.plan import SHARES
-from glora_jax.runs.programs import shape_of_run
+from glora_jax.runs.plan import CHIPS, SHARES, images_per_core
+from glora_jax.runs.programs import MAKERS, shape_of_run
 from glora_jax.runs.stage import Workload
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
@@ -96,7 +94,7 @@ def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
   run = shape_of_run(RunSettings(), vit('B', 100, dtype='bfloat16', drop_path=0.1), 224, COUNTS)
   cores = {}
   for name, program in {'supernet': ('supernet',), 'lora': ('subnet', 'lora')}.items():
-    cost = cost_of(program[0], run, *(Workload(structure=preset) for preset in program[1:]))
+    cost = MAKERS[program[0]](run, Workload(structure=(*program, 'lora')[1]))
     rates = CHIPS[CHIP].peak * np.array(SHARES) / cost.operations
     most, fewest = cores[name] = np.ceil(rates / per_core).astype(int).tolist()
     print(

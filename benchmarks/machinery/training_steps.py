@@ -14,7 +14,7 @@ import glora_jax
 from benchmarks.machinery.measuring import in_turn, print_table
 from glora_jax.method.adapted import Adapted
 from glora_jax.models.vit import ViT
-from glora_jax.runs.planning.costs import bytes_by_kind
+from glora_jax.runs.plan import bytes_by_kind
 from glora_jax.training import loop, losses
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe

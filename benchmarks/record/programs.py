@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.tpu_programs.cases import NAMES, Case, Kept, compiled
-from glora_jax.runs.planning.machine import has_compiler
+from glora_jax.runs.plan import has_compiler
 
 TOPOLOGY, BATCH = 'v5e:2x2', 64
 SHARDED = ('supernet', 'subnet', 'scoring')

@@ -36,7 +36,7 @@ from benchmarks.tpu_programs.cases import (
   largest,
 )
 from benchmarks.tpu_programs.decoder import SIZES
-from glora_jax.runs.planning.machine import find_slice, has_compiler
+from glora_jax.runs.plan import chip_of, has_compiler
 
 MEBIBYTE = 2**20
 ASKED = ('supernet', 'scoring')  # how many fit, on quick settings
@@ -80,7 +80,7 @@ def main() -> None:
   parser.add_argument('--no-largest', action='store_true', help='one compilation of each')
   parser.add_argument('--keep', default='.cache/tpu_programs.jsonl')
   given = parser.parse_args()
-  slices = {name: find_slice(name) for name in given.topology}
+  chips = {name: chip_of(name) for name in given.topology}
   if not has_compiler():
     sys.exit("error: the TPU compiler is not there; pip install 'jax[tpu]'.")
   jax.config.update('jax_enable_compilation_cache', False)
@@ -88,7 +88,7 @@ def main() -> None:
   model = 'embedded' if given.quick else given.model
   cases = [
     Case(name, model, topology, given.batch, given.chunk, given.base)
-    for topology in slices
+    for topology in chips
     for name in given.programs
     if model not in SIZES or name in OF_DECODERS
   ]
@@ -101,7 +101,7 @@ def main() -> None:
     is_asked = not given.no_largest and (case.name in ASKED or not given.quick)
     half = case.half() if is_asked else None
     small = None if half is None else compiled(half, kept)
-    fits = largest(records[case], small, slices[case.topology].chip.memory)
+    fits = largest(records[case], small, chips[case.topology].memory)
     found.append({**records[case], 'fits': fits})
   examples = f'{SIZES[model].length} tokens' if model in SIZES else f'{BACKBONES[model][1]} pixels'
   print(f'{model}, {examples}, bfloat16, base {given.base}')

@@ -19,9 +19,8 @@ from glora_jax import mesh as meshes
 from glora_jax.method.equation import made_for
 from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.planning.costs import Line, bytes_by_kind, count
-from glora_jax.runs.planning.machine import find_slice
-from glora_jax.runs.programs import MAKERS, Program, program, shape_of_run, training_of
+from glora_jax.runs.plan import bytes_by_kind, devices_of, most_that_fit
+from glora_jax.runs.programs import MAKERS, Program, count, shape_of_run, training_of
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
 from glora_jax.runs.stage import Workload
 from glora_jax.runs.stages.training import FullFineTuning
@@ -79,7 +78,7 @@ class Case(NamedTuple):
 
 def build(case: Case) -> Program:
   """The program of a case, for devices of its slice."""
-  devices = find_slice(case.topology).devices()
+  devices = devices_of(case.topology)
   mesh = None if case.name == ALONE else meshes.over(devices)
   chips = 1 if mesh is None else mesh.size
   if mesh is not None and case.backbone in decoder.SIZES:
@@ -101,9 +100,9 @@ def build(case: Case) -> Program:
   if case.name == FINETUNING:
     # All weights by the supernet's recipe, with its augmentation and drop path.
     learner = FullFineTuning.of(run.adapted)
-    made = Program(FINETUNING, *training_of(run, learner, recipe, run.variables))
+    made = training_of(run, learner, recipe, run.variables)
   else:
-    made = program(case.name, run, Workload(chunk=case.chunk))
+    made = MAKERS[case.name](run, Workload(chunk=case.chunk))
   return made.on(devices[0]) if mesh is None else made
 
 
@@ -193,5 +192,6 @@ def largest(record: Record, half: Record | None, memory: int) -> int | None:
   if half is None or 'error' in record or 'error' in half:
     return None
   amount = Case(*(record[name] for name in Case._fields)).amount
-  line = Line.through(amount // 2, held(half), held(record))
-  return line.most(memory) if line.each > 0 else None
+  if held(half) >= held(record):
+    return None
+  return most_that_fit(memory, (amount // 2, held(half)), (amount, held(record)))

@@ -152,4 +152,4 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   steps = make_steps(loss_fn, optimizer, mesh=mesh, whole=base != 'sharded')
   key = jax.eval_shape(jax.random.key, 0)
   arguments = trainable, state, 0, frozen, texts, texts, None, key
-  return Program(name, steps, arguments, STEPS * batch)
+  return Program(steps, arguments, STEPS * batch)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.method.equation import weight_factors
-from glora_jax.runs.planning.machine import find_slice, has_compiler
+from glora_jax.runs.plan import chip_of, devices_of, has_compiler
 
 KERNEL = (768, 3072)
 RANKS = (1, 4, 8, 16, 32, 128)
@@ -137,11 +137,11 @@ def main() -> None:
   parser = make_parser(__doc__, 'one rank, no attention')
   parser.add_argument('--topology', default='v5e:1x1')
   given = parser.parse_args()
-  chosen = find_slice(given.topology)
+  chip_of(given.topology)  # refuses what is none
   if not has_compiler():
     sys.exit("error: the TPU compiler is not there; pip install 'jax[tpu]'.")
   jax.config.update('jax_enable_compilation_cache', False)
-  device = chosen.devices()[0]
+  device = devices_of(given.topology)[0]
   found = dict(merges(device, (4,) if given.quick else RANKS))
   if not given.quick:
     found |= attentions(device)

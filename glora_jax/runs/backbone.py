@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -167,7 +168,9 @@ def adapt_spaces(
   """
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   space = settings.space.search_space(settings.structure)
-  adapted = on_devices(adapt(model, sample, space=space), settings, mesh)
+  # A base in parts is gathered where it is used.
+  gathered = mesh if settings.mesh.base == 'sharded' else None
+  adapted = dataclasses.replace(adapt(model, sample, space=space), mesh=gathered)
   is_searched = settings.structure == SEARCH
   rows = settings.compare.methods if settings.job == 'compare' else settings.presets
   if is_searched and any(is_beside(adapted.spec, name) for name in rows):
@@ -175,11 +178,6 @@ def adapt_spaces(
     groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
     return adapted, dataclasses.replace(adapted, groups=groups, spec=spec_of(groups))
   return adapted, None
-
-
-def on_devices(adapted: Adapted, settings: RunSettings, mesh: jax.sharding.Mesh | None) -> Adapted:
-  """The adapted backbone, which gathers its weights where devices keep parts of them."""
-  return dataclasses.replace(adapted, mesh=mesh if settings.mesh.base == 'sharded' else None)
 
 
 def variables_before_training(
@@ -195,6 +193,14 @@ def variables_before_training(
     return adapted.init(key, jax.tree.map(jnp.asarray, params))
   # From the host to their places: a large base need not fit one device.
   return placed(adapted, adapted.init(key, params), settings, mesh)
+
+
+def shapes_before_training(
+  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """The shapes of the variables before any training, on devices that need not be at hand."""
+  start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
+  return placed(adapted, jax.eval_shape(start, params), settings, mesh)
 
 
 def placed(

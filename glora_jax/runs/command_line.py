@@ -143,9 +143,6 @@ PLAN = flags.DEFINE_bool('plan', False, 'Show what the run will take, and end.')
 TOPOLOGY = flags.DEFINE_string(
   'plan.topology', None, 'TPU slice to plan for, v5e:2x4 for instance; the machine at hand if none.'
 )
-COMPILE = flags.DEFINE_bool(
-  'plan.compile', False, 'Ask the TPU compiler (libtpu) for memory, which takes minutes.'
-)
 RUNNER = flags.DEFINE_string(
   'runner',
   'process',

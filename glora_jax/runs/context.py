@@ -31,6 +31,7 @@ from glora_jax.runs.backbone import (
   fetch_task,
   is_beside,
   load_backbone,
+  shapes_before_training,
   stream_key,
   variables_before_training,
 )
@@ -305,6 +306,7 @@ def make_context(
   stages: Sequence[Stage],
   workdir: str,
   stop: Callable[[], bool] = never,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Context:
   """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
 
@@ -314,6 +316,8 @@ def make_context(
     workdir: folder of the job; nothing is written but a split of the user's own images, which of
       them can be decoded, and which weights the job began with.
     stop: see `experiment.run`.
+    devices: for a plan: those that it is of, which need not be at hand. Then the variables are
+      shapes, and no image is opened.
 
   Raises:
     ValueError, OSError: what any stage would stumble over, as far as it can be known before.
@@ -323,31 +327,27 @@ def make_context(
     raise ValueError(
       f'watch.profile={shown(profile)} is no stage of this job; give one of {", ".join(titles)}.'
     )
-  mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
+  if devices is None:
+    mesh, start = (
+      meshes.over_devices(given.mesh.devices, given.mesh.fsdp),
+      variables_before_training,
+    )
+  else:
+    mesh, start = meshes.over(devices, given.mesh.fsdp), shapes_before_training
   task, path = fetch_task(given, workdir)
   counts = count_images(task)
   settings = fit_batches(given, stages, counts, mesh)
   model, params, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   settings.augment.check_size(size)
-  if settings.data.cache is not None:
-    pipeline.require_writable(settings.data.cache)
   adapted, other = adapt_spaces(settings, model, size, mesh)
   check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
-  variables = variables_before_training(adapted, params, settings, mesh)
-  beside = None
-  if other is not None:
+  variables, beside = start(adapted, params, settings, mesh), None
+  if other is not None and devices is None:
     beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
-  largest = adapted.count_params(adapted.spec.num_codes - 1)
-  log.info(
-    '%s: %d adapted layers of a %s, structures of up to %s parameters',
-    task.name,
-    len(adapted.spec),
-    type(model).__name__,
-    f'{largest:,}',
-  )
-  log.info('%s', describe(adapted, variables, mesh))
+  elif other is not None:
+    beside = Place(other, start(other, params, settings, mesh))
   context = Context(
     settings=settings,
     workdir=workdir,
@@ -361,6 +361,19 @@ def make_context(
     mesh=mesh,
   )
   check(context, stages)
+  if devices is not None:
+    return context
+  if settings.data.cache is not None:
+    pipeline.require_writable(settings.data.cache)
+  largest = adapted.count_params(adapted.spec.num_codes - 1)
+  log.info(
+    '%s: %d adapted layers of a %s, structures of up to %s parameters',
+    task.name,
+    len(adapted.spec),
+    type(model).__name__,
+    f'{largest:,}',
+  )
+  log.info('%s', describe(adapted, variables, mesh))
   task, decoded = _open_images(context, stages)
   left = count_images(task)  # fewer, where broken ones are left out
   files = {name: os.path.join(workdir, name) for name in (SPLIT, WEIGHTS)}

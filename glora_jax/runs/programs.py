@@ -1,37 +1,33 @@
 """The programs that a run compiles, with the shapes of what they are called with: nothing is run.
 
 Each is the very function that its stage calls. Tests lower them for accelerators that are not at
-hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` reads off what they take.
+hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` asks the compiler what they
+take.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from glora_jax import mesh as meshes
-from glora_jax.data.pipeline import Split
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import (
   Place,
   adapt_spaces,
-  on_devices,
-  placed,
   placed_halves,
-  variables_before_training,
+  shapes_before_training,
 )
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import STREAMED_BLOCK, Context
-from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stage import Workload
 from glora_jax.runs.stages.allocation import (
   gradient_loss,
@@ -39,40 +35,117 @@ from glora_jax.runs.stages.allocation import (
   head_recipe,
   shape_of_folds,
 )
-from glora_jax.runs.stages.structures import named_genome
 from glora_jax.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
 from glora_jax.search.allocate import passes_of
 from glora_jax.search.fold_gradients import Settings
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
 from glora_jax.training.head_alone import HeadAlone
-from glora_jax.training.loop import LossFn, initial_state, make_steps
+from glora_jax.training.loop import initial_state, make_steps
 from glora_jax.training.recipe import Recipe
 
 Shape = jax.ShapeDtypeStruct
 KEY = jax.eval_shape(jax.random.key, 0)
+_MOVES = frozenset(
+  """
+  broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice dynamic_update_slice
+  expand_dims gather iota pad pvary reduce_precision reshape rev select_n sharding_constraint slice
+  split squeeze stop_gradient transpose
+  """.split()  # noqa: SIM905, more readable than a list
+)
+
+
+class Operations(NamedTuple):
+  """Floating-point operations of a program.
+
+  Attributes:
+    products: those of matrix products and convolutions.
+    others: all others, one for each number that they make or, where they reduce, take.
+  """
+
+  products: int = 0
+  others: int = 0
+
+
+def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
+  """The operations of a jaxpr, all that it calls included.
+
+  A loop whose length is found while it runs counts once, a choice as its dearest branch; what only
+  moves data is free.
+
+  Example:
+    >>> import jax
+    >>> def power(x):
+    ...   return jax.lax.fori_loop(0, 10, lambda _, y: x @ y, x)
+    >>> count(jax.make_jaxpr(power)(jnp.ones((4, 4)))).products
+    1280
+  """
+  products = others = 0
+  for equation in jaxpr.eqns:
+    found = [count(called) for called in _called_by(equation)] or [_own(equation)]
+    name, times = equation.primitive.name, 1
+    if name == 'cond':
+      found = [max(found, key=sum)]
+    elif name == 'scan':
+      times = equation.params['length']
+    elif name == 'shard_map':
+      times = equation.params['mesh'].size
+    products += times * sum(each.products for each in found)
+    others += times * sum(each.others for each in found)
+  return Operations(products, others)
+
+
+def _called_by(equation: JaxprEqn) -> Iterator[Jaxpr]:
+  """The jaxprs that an equation calls, but for those of derivatives that are not asked for."""
+  for name, value in equation.params.items():
+    if name in ('fwd_jaxpr_thunk', 'bwd', 'jvp_jaxpr_fun'):
+      continue
+    for item in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(item, ClosedJaxpr):
+        yield item.jaxpr
+      elif isinstance(item, Jaxpr):
+        yield item
+
+
+def _own(equation: JaxprEqn) -> Operations:
+  """The operations of an equation that calls nothing."""
+  result, name = equation.outvars[0].aval, equation.primitive.name
+  if name == 'dot_general':
+    (contracted, _), _ = equation.params['dimension_numbers']
+    shape = getattr(equation.invars[0].aval, 'shape', ())
+    return Operations(products=2 * _size(result) * math.prod(shape[axis] for axis in contracted))
+  if name == 'conv_general_dilated':
+    kernel: Any = equation.invars[1].aval
+    outputs = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
+    return Operations(products=2 * _size(result) * (_size(kernel) // outputs))
+  is_float = jnp.issubdtype(getattr(result, 'dtype', jnp.int32), jnp.inexact)
+  if name in _MOVES or not is_float:
+    return Operations()
+  sizes = [_size(value.aval) for value in (*equation.outvars, *equation.invars)]
+  return Operations(others=max(sizes) if name.startswith('reduce') else _size(result))
+
+
+def _size(aval: Any) -> int:
+  return math.prod(getattr(aval, 'shape', ()))
 
 
 class Program(NamedTuple):
   """A compiled function and the shapes that it is called with.
 
   Attributes:
-    name: key of `MAKERS`.
     function: what `jax.jit` returned.
     arguments: arrays' shapes, types and, on a mesh, places.
     images: how many a call goes through, for each candidate.
-    streamed: those of the arguments that are read for each call anew.
   """
 
-  name: str
   function: Any
   arguments: tuple[Any, ...]
   images: int
-  streamed: Any = ()
 
-  def lowered(self) -> Any:
-    """The program for the devices that its arguments are on, lowered."""
-    return self.function.lower(*self.arguments)
+  @property
+  def operations(self) -> float:
+    """Floating-point operations for an image, on all devices together."""
+    return sum(count(self.function.trace(*self.arguments).jaxpr)) / self.images
 
   def on(self, device: jax.Device) -> Program:
     """The program for one device, which need not be at hand."""
@@ -91,7 +164,6 @@ def shape_of_run(
   model: nn.Module,
   image_size: int,
   counts: Mapping[str, int],
-  normalization: Any = 'inception',
   mesh: jax.sharding.Mesh | None = None,
 ) -> Context:
   """A run of which only shapes are known: a model without weights, no task, no workdir.
@@ -101,69 +173,32 @@ def shape_of_run(
     model: the backbone, with a head for the task; its `dtype` and `remat` are those of the run.
     image_size: side of its images.
     counts: number of images by split, 'train', 'val' and 'test'; 'train+val' where it is used.
-    normalization: how pixels become numbers.
     mesh: devices, which may be a slice's that is not at hand; None for one device.
 
   Returns:
-    A run for `program`, whose variables are `jax.ShapeDtypeStruct`.
-  """
-  images = Shape((1, image_size, image_size, 3), jnp.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-
-  def start(adapted: Adapted) -> Place:
-    shapes = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
-    return Place(adapted, jax.eval_shape(shapes, params))
-
-  own, other = adapt_spaces(settings, model, image_size)
-  beside = None if other is None else start(other)
-  metadata = {'image_size': image_size, 'normalization': normalization}
-  no_task: Any = None
-  context = Context(settings, '', no_task, *start(own), metadata, counts=counts, beside=beside)
-  for split, number in counts.items():
-    context.splits[split] = Split(_images(context, number), Shape((number,), jnp.int32))
-  return on_mesh(context, mesh)
-
-
-def on_mesh(context: Context, mesh: jax.sharding.Mesh | None) -> Context:
-  """A run of which only shapes are known, on other devices."""
-
-  def moved(adapted: Adapted, variables: Any) -> Place:
-    adapted = on_devices(adapted, context.settings, mesh)
-    return Place(adapted, placed(adapted, variables, context.settings, mesh))
-
-  adapted, variables = moved(context.adapted, context.variables)
-  beside = context.beside and moved(*context.beside)
-  return dataclasses.replace(
-    context, adapted=adapted, variables=variables, beside=beside, mesh=mesh
-  )
-
-
-def program(name: str, context: Context, workload: Workload = Workload()) -> Program:
-  """A program of a context.
-
-  Args:
-    name: key of `MAKERS`.
-    context: the context; of its variables shapes are enough.
-    workload: sizes of what it is given.
-
-  Raises:
-    ValueError: there is no such program, or the batches do not fit the images or the mesh.
+    A run for `MAKERS`, whose variables are `jax.ShapeDtypeStruct`.
 
   Example:
     >>> from glora_jax.models.vit import ViT
     >>> model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
     >>> counts = {'train': 128, 'val': 64, 'test': 64}
     >>> run = shape_of_run(RunSettings(), model, 8, counts)
-    >>> fold = program('fold', run)
+    >>> fold = MAKERS['fold'](run, Workload())
     >>> fold.arguments[1]
     ShapeDtypeStruct(shape=(8, 5), dtype=int8)
   """
-  if name not in MAKERS:
-    raise ValueError(f'program {name!r} is unknown; the programs are {", ".join(MAKERS)}.')
-  return Program(name, *MAKERS[name](context, workload))
-
-
-_Made = tuple[Any, tuple[Any, ...], int, Any]  # fields of a program but for its name
+  images = Shape((1, image_size, image_size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  own, other = adapt_spaces(settings, model, image_size, mesh)
+  variables = shapes_before_training(own, params, settings, mesh)
+  beside = None
+  if other is not None:
+    beside = Place(other, shapes_before_training(other, params, settings, mesh))
+  metadata = {'image_size': image_size, 'normalization': 'inception'}
+  no_task: Any = None
+  return Context(
+    settings, '', no_task, own, variables, metadata, counts=counts, beside=beside, mesh=mesh
+  )
 
 
 def training_of(
@@ -171,8 +206,8 @@ def training_of(
   learner: Adapted,
   recipe: Recipe,
   variables: Any,
-  loss_fn: LossFn | None = None,
-) -> _Made:
+  runs: int | None = None,
+) -> Program:
   """The steps of a training, as `loop.fit` compiles them.
 
   Args:
@@ -180,35 +215,27 @@ def training_of(
     learner: what is trained.
     recipe: how.
     variables: shapes of the variables to start from.
-    loss_fn: what is minimized; None for the job's loss of the learner.
-
-  Returns:
-    (compiled function, what it is called with, images of a call, what of them is streamed).
+    runs: how many trainings side by side, on one device; None for one alone.
   """
-  number = _number(context, context.train_split)
+  number, mesh = context.counts[context.train_split], context.mesh
   trainable, frozen = jax.eval_shape(learner.split, variables)
-  if context.mesh is not None:
-    trainable, frozen = placed_halves(trainable, frozen, context.settings, context.mesh)
-  loss_fn, optimizer = loss_fn or loss_of(context, learner), recipe.optimizer(number)
-  state = _replicate(context, jax.eval_shape(optimizer.init, trainable))
-  if isinstance(learner, HeadAlone):
-    body = learner.body_of(variables)
-    images = _images(context, learner.batch_size)
-    features = jax.eval_shape(learner.features_program(), body, images)
-    shape = Shape((number, *features.shape[1:]), features.dtype)
-    data = _resident(context, recipe, shape, recipe.steps_per_epoch(number))
+  if mesh is not None:
+    trainable, frozen = placed_halves(trainable, frozen, context.settings, mesh)
+  if runs is not None:
+    trainable = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
+  loss_fn, optimizer = loss_of(context, learner), recipe.optimizer(number)
+  start = jax.eval_shape(lambda trainable: initial_state(trainable, optimizer, runs), trainable)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen))
+  images, labels, indices = data = _data(context, learner, recipe, number, variables)
+  if runs is None:
+    state, given = (meshes.replicate(mesh, start.opt_state), 0), (KEY, None)
   else:
-    data = _data(context, recipe, number)
-  whole = meshes.are_whole(frozen)
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate, context.mesh, whole)
-  images, labels, indices = data
-  streamed = (images, labels) if indices is None else ()
-  number = math.prod(images.shape[:2] if indices is None else indices.shape)
-  return steps, (trainable, state, 0, frozen, *data, KEY, None), number, streamed
-
-
-def _replicate(context: Context, shapes: Any) -> Any:
-  return meshes.replicate(context.mesh, shapes)
+    indices = Shape((len(indices), runs, recipe.batch_size), jnp.int32)
+    data = images, labels, indices
+    state = start.opt_state, start.step
+    given = Shape((runs,), KEY.dtype), Shape((runs,), jnp.float32)
+  seen = math.prod(images.shape[:2] if indices is None else indices.shape)
+  return Program(steps, (trainable, *state, frozen, *data, *given), seen)
 
 
 def _images(context: Context, *axes: int) -> Shape:
@@ -216,32 +243,29 @@ def _images(context: Context, *axes: int) -> Shape:
   return Shape((*axes, size, size, 3), jnp.uint8)
 
 
-def _data(context: Context, recipe: Recipe, number: int) -> tuple[Any, Any, Any]:
-  """Images, labels and indices of a dispatch: a `batches.Block`."""
-  if context.is_resident(number):
-    return _resident(context, recipe, _images(context, number))
-  size = recipe.batch_size
-  steps = min(MOST_STEPS, MOST_STREAMED_STEPS)
-  steps = steps_per_call(recipe.steps_per_epoch(number), steps)
-  batches: Any = _images(context, steps, size), Shape((steps, size), jnp.int32)
-  if context.mesh is not None:
-    sharding = meshes.dealt(context.mesh, axis=1)
-    batches = tuple(meshes.put(leaf, sharding) for leaf in batches)
-  return *batches, None
-
-
-def _resident(
-  context: Context, recipe: Recipe, images: Shape, most: int = MOST_STEPS
-) -> tuple[Shape, Shape, Shape]:
-  number = images.shape[0]
-  steps = steps_per_call(recipe.steps_per_epoch(number), most)
-  indices = Shape((steps, recipe.batch_size), jnp.int32)
-  labels = Shape((number,), jnp.int32)
-  return *meshes.hold(context.mesh, (images, labels)), _replicate(context, indices)
-
-
-def _supernet(context: Context, workload: Workload) -> _Made:
-  return _alone(context, workload._replace(structure=None))
+def _data(
+  context: Context, learner: Adapted, recipe: Recipe, number: int, variables: Any
+) -> tuple[Any, Any, Any]:
+  """Images, or what a head is trained on, labels and indices of a dispatch: a `batches.Block`."""
+  images, most = _images(context, number), MOST_STEPS
+  per_epoch = recipe.steps_per_epoch(number)
+  if isinstance(learner, HeadAlone):
+    batch = _images(context, learner.batch_size)
+    features = jax.eval_shape(learner.features_program(), learner.body_of(variables), batch)
+    images, most = Shape((number, *features.shape[1:]), features.dtype), per_epoch
+  elif not context.is_resident(number):
+    steps = steps_per_call(per_epoch, min(MOST_STEPS, MOST_STREAMED_STEPS))
+    batches: Any = (
+      _images(context, steps, recipe.batch_size),
+      Shape((steps, recipe.batch_size), jnp.int32),
+    )
+    if context.mesh is not None:
+      sharding = meshes.dealt(context.mesh, axis=1)
+      batches = tuple(meshes.put(leaf, sharding) for leaf in batches)
+    return *batches, None
+  indices = Shape((steps_per_call(per_epoch, most), recipe.batch_size), jnp.int32)
+  held = meshes.hold(context.mesh, (images, Shape((number,), jnp.int32)))
+  return *held, meshes.replicate(context.mesh, indices)
 
 
 def _learner(context: Context, workload: Workload) -> tuple[Adapted, Recipe, Any]:
@@ -250,71 +274,57 @@ def _learner(context: Context, workload: Workload) -> tuple[Adapted, Recipe, Any
   learner, variables = context.place(name or SEARCH)
   if name == 'finetuning':
     learner = FullFineTuning.of(context.adapted)
-  elif name is not None and name.endswith(GENOME_ENDING):
-    learner = learner.fix(named_genome(learner.spec, name, context.settings.budget))
-  elif name is not None:
-    learner = learner.fix(preset(learner.spec, 'full' if name in NO_PRESETS else name))
+  else:
+    learner = learner.fix('full' if name in NO_PRESETS else name)
   return learner, workload.recipe or context.settings.training, variables
 
 
-def _alone(context: Context, workload: Workload) -> _Made:
+def _supernet(context: Context, workload: Workload) -> Program:
+  return _alone(context, workload._replace(structure=None))
+
+
+def _alone(context: Context, workload: Workload) -> Program:
   return training_of(context, *_learner(context, workload))
 
 
-def _train_many(context: Context, workload: Workload) -> _Made:
+def _train_many(context: Context, workload: Workload) -> Program:
   """The same training several times side by side."""
-  learner, recipe, variables = _learner(context, workload)
-  number, runs = _number(context, context.train_split), workload.side_by_side
-  trainable, frozen = jax.eval_shape(learner.split, variables)
-  loss_fn, optimizer = loss_of(context, learner), recipe.optimizer(number)
-  many = jax.tree.map(lambda leaf: Shape((runs, *leaf.shape), leaf.dtype), trainable)
-  state = jax.eval_shape(lambda trainable: initial_state(trainable, optimizer, runs), many)
-  images, labels, indices = _resident(context, recipe, _images(context, number))
-  indices = Shape((len(indices), runs, recipe.batch_size), jnp.int32)
-  keys, rates = Shape((runs,), KEY.dtype), Shape((runs,), jnp.float32)
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate)
-  arguments = *state, frozen, images, labels, indices, keys, rates
-  return steps, arguments, math.prod(indices.shape), ()
-
-
-def _number(context: Context, split: str) -> int:
-  return len(context.data(split).labels)
+  return training_of(context, *_learner(context, workload), workload.side_by_side)
 
 
 def _scored(context: Context, split: str) -> tuple[Shape, Shape]:
   """Images and labels that are scored at once: a split, or a block of a streamed one."""
-  number = _number(context, split)
-  is_resident = context.is_resident(number)
-  number = number if is_resident else min(number, STREAMED_BLOCK)
-  place = meshes.hold if is_resident else meshes.replicate
+  number, place = context.counts[split], meshes.hold
+  if not context.is_resident(number):
+    number, place = min(number, STREAMED_BLOCK), meshes.replicate
   return place(context.mesh, (_images(context, number), Shape((number,), jnp.int32)))
 
 
 def _genomes(context: Context, *axes: int) -> Shape:
-  return _replicate(context, Shape((*axes, len(context.adapted.spec), 5), jnp.int8))
+  return meshes.replicate(context.mesh, Shape((*axes, len(context.adapted.spec), 5), jnp.int8))
 
 
-def _scoring(context: Context, workload: Workload) -> _Made:
+def _scoring(context: Context, workload: Workload) -> Program:
   options = {'chunk': workload.chunk, 'block': workload.block}
   scorer: Any = make_scorer(context.adapted, context.preprocess, mesh=context.mesh, **options)
   population = context.settings.search.population
   images, labels = _scored(context, context.search_split)
   arguments = context.variables, _genomes(context, population), images, labels
-  return scorer.compiled, arguments, population * len(images), ()
+  return Program(scorer.compiled, arguments, population * len(images))
 
 
-def _allocation(context: Context, workload: Workload) -> _Made:
+def _allocation(context: Context, workload: Workload) -> Program:
   place, settings = context.place(GRADIENT), context.settings.allocation
-  number, batch = _number(context, context.train_split), context.settings.training.batch_size
+  number, batch = context.counts[context.train_split], context.settings.training.batch_size
   _, size = shape_of_folds(number, settings.folds, batch, context.devices)
   shapes = meshes.deal(context.mesh, (_images(context, size), Shape((size,), jnp.int32)))
   measured = Settings(settings.folds, settings.max_rank, context.mesh)
   passes = passes_of(place.adapted, place.variables, gradient_loss(context), (), measured)
-  return *passes.program(shapes), size, ()
+  return Program(*passes.program(shapes), size)
 
 
-def _fold(context: Context, workload: Workload) -> _Made:
-  return jax.jit(context.adapted.fold), (context.variables, _genomes(context)), 1, ()
+def _fold(context: Context, workload: Workload) -> Program:
+  return Program(jax.jit(context.adapted.fold), (context.variables, _genomes(context)), 1)
 
 
 def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
@@ -325,27 +335,27 @@ def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
   return learner, head_recipe(context.settings), place.variables
 
 
-def _features(context: Context, workload: Workload) -> _Made:
+def _features(context: Context, workload: Workload) -> Program:
   """The frozen body, once for every image, before a head is trained alone."""
   learner, _, variables = _head_alone(context)
   batch = meshes.deal(context.mesh, _images(context, learner.batch_size))
   arguments = learner.body_of(variables), batch
-  return learner.features_program(context.mesh), arguments, learner.batch_size, ()
+  return Program(learner.features_program(context.mesh), arguments, learner.batch_size)
 
 
-def _head(context: Context, workload: Workload) -> _Made:
+def _head(context: Context, workload: Workload) -> Program:
   return training_of(context, *_head_alone(context))
 
 
-def _evaluation(context: Context, workload: Workload) -> _Made:
+def _evaluation(context: Context, workload: Workload) -> Program:
   predictor = make_predictor(
     context.adapted, context.preprocess, block=workload.block, mesh=context.mesh
   )
   images, _ = _scored(context, 'test')
-  return predictor, (context.variables, _genomes(context), images), len(images), ()
+  return Program(predictor, (context.variables, _genomes(context), images), len(images))
 
 
-MAKERS: Mapping[str, Callable[[Context, Workload], _Made]] = {
+MAKERS: Mapping[str, Callable[[Context, Workload], Program]] = {
   'supernet': _supernet,
   'subnet': _alone,
   'train_many': _train_many,

@@ -44,7 +44,7 @@ USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
 GROUPS: Mapping[str, Sequence[str]] = {
   'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
   'A look at its data': ('check', 'show', 'output', 'overwrite'),
-  'What it will take': ('plan', 'plan.topology', 'plan.compile'),
+  'What it will take': ('plan', 'plan.topology'),
   'Where it runs': ('runner', 'runner.resources'),
   'What there is': ('list', 'help', 'help_config'),
 }

@@ -14,7 +14,7 @@ from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.cases import Case, Kept, compiled
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
-from glora_jax.runs.planning.machine import find_slice
+from glora_jax.runs.plan import devices_of
 
 HLO = """HloModule jit_steps, is_scheduled=true
 
@@ -97,7 +97,7 @@ def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
   importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
 )
 def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
-  one_chip = jax.sharding.SingleDeviceSharding(find_slice('v5e:1x1').devices()[0])
+  one_chip = jax.sharding.SingleDeviceSharding(devices_of('v5e:1x1')[0])
   shape = functools.partial(jax.ShapeDtypeStruct, sharding=one_chip)
   images, rows = shape((2048, 224, 224, 3), jnp.uint8), shape((48, 64), jnp.int32)
   embed = nn.Conv(768, (16, 16), (16, 16), padding='VALID', dtype=jnp.bfloat16)

@@ -45,7 +45,7 @@ def run():
 
 @pytest.mark.parametrize('name', programs.MAKERS)
 def test_every_program_lowers_for_every_accelerator(name, run):
-  program = programs.program(name, run, Workload(chunk=2, structure='bitfit'))
+  program = programs.MAKERS[name](run, Workload(chunk=2, structure='bitfit'))
   assert not hindrances(exported(program.function, *program.arguments))
 
 
@@ -69,7 +69,7 @@ def arguments_of(run, name, workload=Workload()):
   """What the program of a plan is called with."""
   model, size = run.adapted.model, run.metadata['image_size']
   of_shapes = programs.shape_of_run(run.settings, model, size, run.counts)
-  return programs.program(name, of_shapes, workload).arguments
+  return programs.MAKERS[name](of_shapes, workload).arguments
 
 
 @pytest.mark.slow
@@ -108,8 +108,3 @@ def test_programs_side_by_side_are_those_of_a_comparison(
   assert shapes((before, keys, rates)) == shapes((shapes_before, of_keys, of_rates))
   assert indices.shape[1:] == most.shape[1:]
   assert len(indices) <= len(most)  # of as many steps as a call has at most
-
-
-def test_a_program_that_is_none_is_refused_with_the_names_of_all(run):
-  with pytest.raises(ValueError, match='the programs are supernet, subnet'):
-    programs.program('fine-tuning', run)

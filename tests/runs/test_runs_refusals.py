@@ -20,7 +20,7 @@ from glora_jax.runs.config import (
   with_settings,
 )
 from glora_jax.runs.context import fit_batches, never
-from glora_jax.runs.planning.machine import find_slice
+from glora_jax.runs.plan import chip_of
 from glora_jax.runs.sections import TrainingSettings
 from glora_jax.runs.stages.allocation import fold_indices
 from glora_jax.training.sampling import Sampling
@@ -99,9 +99,9 @@ def settle(settings):
     (lambda: settle({'cifar100': {'learning_rate': 10**400}}), 'learning_rate=10000'),
     (lambda: settle({'cifar100': 100000}), '100000'),
     (lambda: settle(['cifar100']), "own.json=['cifar100']"),
-    (lambda: find_slice('v5e'), "'v5e'"),
-    (lambda: find_slice('v9:2x2'), "'v9:2x2'"),
-    (lambda: find_slice('v5e:0x2'), "'v5e:0x2'"),
+    (lambda: chip_of('v5e'), "'v5e'"),
+    (lambda: chip_of('v9:2x2'), "'v9:2x2'"),
+    (lambda: chip_of('v5e:0x2'), "'v5e:0x2'"),
     (lambda: runners.named('process:8'), "'process:8'"),
     (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
     (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
@@ -115,8 +115,8 @@ def test_a_value_that_cannot_be_is_named(call, named):
   assert '\n' not in str(caught.value)
 
 
-def plan(config, topology='v5e:1x1', **fields):
-  glora_jax.plan(changed(config, **fields), topology)
+def plan(config, **fields):
+  glora_jax.plan(changed(config, **fields))
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,8 @@ def plan(config, topology='v5e:1x1', **fields):
       ValueError,
       '--runner=ray',
     ),
-    (lambda c, p: glora_jax.plan(c, compiled=True), ValueError, 'topology'),
     (lambda c, p: plan(c, structure='lora', budget=1), ValueError, 'budget=1'),
     (lambda c, p: plan(c, presets=('lora:900',)), ValueError, 'lora:900'),
-    (lambda c, p: plan(c, 'v5e:2x2', **COMPARED), ValueError, 'mesh.devices=one'),
-    (lambda c, p: plan(c, 'v5e:4x8'), ValueError, '32 devices'),
     (lambda c, p: look.check(changed(c, data__workers=-1)), ValueError, 'data.workers=-1'),
     (lambda c, p: look.show(get_config('vtab', 'all'), p), ValueError, "task='vtab/all'"),
     (lambda c, p: look.show(changed(c, augment__shift=16), p), ValueError, 'shift=16'),

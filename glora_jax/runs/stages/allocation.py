@@ -45,7 +45,7 @@ from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve, require_something
 from glora_jax.search.fold_gradients import Ahead, Loss
 from glora_jax.training.batches import ImageStream, in_rows
-from glora_jax.training.head_alone import HeadAlone, step_shape, warm_head
+from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.recipe import Recipe
 
@@ -99,7 +99,9 @@ def head_learner(context: Context, place: Place) -> Adapted:
   It is trained on features, where it can be told from a body, which gives them once. The body sees
   the images as the gradient does: as they are stored, and whole.
   """
-  images = step_shape(context.data(context.train_split).images, head_recipe(context.settings))
+  recipe, size = head_recipe(context.settings), context.metadata['image_size']
+  number = recipe.batch_size // recipe.accumulate
+  images = jax.ShapeDtypeStruct((number, size, size, 3), np.uint8)
   alone = HeadAlone.find(place.adapted, place.variables, context.preprocess, images)
   return alone or place.adapted.fix(smallest_genome(place.adapted.spec))
 

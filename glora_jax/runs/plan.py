@@ -1,0 +1,531 @@
+"""What a run will take, before any of it runs: steps, memory, arithmetic and time.
+
+  python -m glora_jax.main --config configs/quickstart.py --plan
+  python -m glora_jax.main --config configs/quickstart.py --plan --plan.topology v5e:2x4
+
+Every program that a stage calls is compiled, for the devices at hand or for a TPU slice, and
+nothing is run; images and weights that are not there are fetched. Memory is the compiler's account;
+operations are counted in the traced programs. The compiler for slices is libtpu
+(`pip install 'jax[tpu]'`), which needs no TPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.data.examples import Examples
+from glora_jax.data.image import ResizeRule, resize
+from glora_jax.files import first_line
+from glora_jax.limits import shown
+from glora_jax.method.equation import made_for
+from glora_jax.method.supports import COLLECTION
+from glora_jax.runs import comparison, experiment
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.context import Context, count, make_context
+from glora_jax.runs.programs import MAKERS
+from glora_jax.runs.stage import Call, Workload
+
+GIBIBYTE = 2**30
+SHARES = (0.45, 0.2)  # of the peak, which trainings of ViTs reach at best and often
+_TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
+_UNITS = (('d', 86400), ('h', 3600), ('min', 60))
+_PREFIXES = (('E', 1e18), ('P', 1e15), ('T', 1e12), ('G', 1e9))
+# Of the matrices whose products are timed: a CPU's caches hold them, other devices they fill.
+_SIDES = {'cpu': 512}
+_SIDE = 4096
+_SECONDS = 1.0  # of timing: among hundreds of short products some meet no other process
+_TIMED = 48  # images
+# What libtpu asks of a machine that has no TPU.
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no TPU is used, so that nobody is in the way
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+}
+_NEEDED = re.compile(r'\(([\d.]+)([KMG])\) exceeds available HBM')  # where libtpu refuses
+_POWERS = {'K': 2**10, 'M': 2**20, 'G': GIBIBYTE}
+
+
+class Chip(NamedTuple):
+  """A generation of TPUs: what Google publishes of it, and how libtpu calls one device of it.
+
+  Attributes:
+    peak: bfloat16 operations of matrix products in a second.
+    memory: bytes.
+    config: name of its configuration.
+  """
+
+  peak: float
+  memory: int
+  config: str = 'default'
+
+
+CHIPS = {
+  'v4': Chip(275e12, 32 * GIBIBYTE, 'megacore'),
+  'v5e': Chip(197e12, 16 * GIBIBYTE),
+  'v5p': Chip(459e12, 95 * GIBIBYTE),
+  'v6e': Chip(918e12, 32 * GIBIBYTE),
+}
+
+
+def chip_of(topology: str) -> Chip:
+  """The chip of a slice by its name, 'v5e:2x4' or 'v4:2x2x1'; raises ValueError for another text.
+
+  Example:
+    >>> chip_of('v5e:2x4').memory // GIBIBYTE
+    16
+  """
+  generation, _, sides = str(topology).partition(':')
+  if generation not in CHIPS or not re.fullmatch(r'[1-9]\d?(x[1-9]\d?){1,2}', sides):
+    raise ValueError(
+      f'topology {shown(topology)} is unknown; give {", ".join(CHIPS)} with the chips of each '
+      'side: v5e:1x1, v5e:2x4, v4:2x2x2 and the like.'
+    )
+  return CHIPS[generation]
+
+
+def has_compiler() -> bool:
+  """Whether libtpu is installed."""
+  return importlib.util.find_spec('libtpu') is not None
+
+
+def devices_of(topology: str) -> Sequence[jax.Device]:
+  """Devices of a slice that the TPU compiler compiles for; there is nothing behind them.
+
+  Raises:
+    ValueError: there is no such slice.
+    ImportError: libtpu is not installed.
+  """
+  chip = chip_of(topology)
+  if not has_compiler():
+    raise ImportError(
+      f"topology {topology} needs the TPU compiler, which is not there; pip install 'jax[tpu]'."
+    )
+  from jax.experimental import topologies
+
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  sides = [int(side) for side in topology.partition(':')[2].split('x')]
+  host = (min(sides[0], 2), min(sides[1], 2), 1)
+  options = {'chip_config_name': chip.config, 'chips_per_host_bounds': host}
+  try:
+    return topologies.get_topology_desc(topology, 'tpu', **options).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(f'topology {shown(topology)} cannot be: {first_line(str(error))}') from error
+
+
+class Machine(NamedTuple):
+  """Devices, all alike; those of a host's CPU share its memory and its cores.
+
+  Attributes:
+    name: what they are.
+    devices: number of devices.
+    memory: bytes that each has.
+    peak: operations of matrix products that each does in a second.
+    is_published: whether the peak is the maker's word; it was measured otherwise.
+    platform: 'cpu', 'gpu' or 'tpu'.
+  """
+
+  name: str
+  devices: int
+  memory: int
+  peak: float
+  is_published: bool
+  platform: str
+
+
+def machine_at_hand(devices: Sequence[jax.Device], dtype: Any = 'float32') -> Machine:
+  """What the devices at hand are; the peak is measured, in a type of computation."""
+  device = jax.local_devices()[0]
+  stats = device.memory_stats() or {}
+  memory = stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  side = _SIDES.get(device.platform, _SIDE)
+  factor = jnp.full((side, side), 1 / side, dtype)
+  multiply = jax.jit(jnp.matmul)
+  multiply(factor, factor).block_until_ready()
+  best, end = math.inf, time.perf_counter() + _SECONDS
+  while (start := time.perf_counter()) < end:
+    multiply(factor, factor).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  share = 1
+  if device.platform == 'cpu':
+    share = len(devices) // len({each.process_index for each in devices})
+  peak = 2 * side**3 / best / share
+  return Machine(device.device_kind, len(devices), memory // share, peak, False, device.platform)
+
+
+def bytes_by_kind(executable: Any) -> dict[str, int]:
+  """Bytes of a device that a compiled program takes, by its compiler's account."""
+  memory = executable.memory_analysis()
+  return {
+    'arguments': memory.argument_size_in_bytes,
+    'temporaries': memory.temp_size_in_bytes,
+    'outputs': memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    'code': memory.generated_code_size_in_bytes,
+  }
+
+
+def most_that_fit(memory: float, few: tuple[int, float], many: tuple[int, float]) -> int:
+  """How much fits into a memory at once, by a line through two numbers and the bytes they take."""
+  each = max(1.0, (many[1] - few[1]) / (many[0] - few[0]))
+  return max(0, int(few[0] + (memory - few[1]) // each))
+
+
+def images_per_core(examples: Examples, image_size: int, rule: ResizeRule) -> float | None:
+  """Images that a core reads, decodes and resizes in a second, by some that are spread over all.
+
+  Waiting for a disk does not count. None where none of them can be decoded.
+  """
+  indices = np.linspace(0, len(examples.labels) - 1, _TIMED + 1).astype(int)
+  seconds = []
+  for index in indices:
+    with contextlib.suppress(OSError):
+      start = time.thread_time()
+      resize(examples.image(int(index)), image_size, rule)
+      seconds.append(time.thread_time() - start)
+  warm = seconds[1:]  # the first one finds decoders and opens files
+  return 1 / max(float(np.mean(warm)), 1e-9) if warm else None
+
+
+class PlannedStage(NamedTuple):
+  """A stage and what it takes.
+
+  Attributes:
+    name: its name.
+    steps: steps of training; 0 where nothing is trained.
+    images: images that it goes through, for each step and each candidate.
+    operations: floating-point operations, of all devices together.
+    held: bytes of each device.
+    seconds: at 45% and at 20% of the peak.
+  """
+
+  name: str
+  steps: int
+  images: int
+  operations: float
+  held: int
+  seconds: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a run will take; printed, it is a page.
+
+  Attributes:
+    model: task and model, in words.
+    machine: the devices.
+    stages: the stages, in their order.
+    parameters: their numbers, by where they are.
+    states: bytes, by what they are of.
+    compiling: seconds that compiling took here.
+    batch: most images of a step, on all devices together; None where a batch cannot be halved.
+    side_by_side: candidates of a search on each device at once; None on CPU, or without a search.
+    per_core: streamed training images that a core of this machine decodes in a second; None where
+      they stay on the devices.
+  """
+
+  model: str
+  machine: Machine
+  stages: tuple[PlannedStage, ...]
+  parameters: dict[str, int]
+  states: dict[str, int]
+  compiling: float
+  batch: int | None = None
+  side_by_side: int | None = None
+  per_core: float | None = None
+
+  @property
+  def seconds(self) -> tuple[float, float]:
+    """Seconds of all stages, at 45% and at 20% of the peak, and of compiling."""
+    fast, slow = zip(*(stage.seconds for stage in self.stages), strict=True)
+    return self.compiling + sum(fast), self.compiling + sum(slow)
+
+  @property
+  def rates(self) -> tuple[float, ...]:
+    """Images a second that the fastest training takes, at 45% and at 20% of the peak."""
+    trainings = [stage for stage in self.stages if stage.steps]
+    return max(tuple(stage.images / each for each in stage.seconds) for stage in trainings)
+
+  @property
+  def cores(self) -> tuple[int, ...]:
+    """Cores that decode streamed images as fast as the fastest training takes them."""
+    return tuple(math.ceil(rate / (self.per_core or math.inf)) for rate in self.rates)
+
+  def __str__(self):
+    return '\n'.join(_page(self))
+
+
+def _page(plan: Plan) -> Iterator[str]:
+  machine = plan.machine
+  peak = 'published' if machine.is_published else 'measured'
+  yield plan.model
+  yield (
+    f'{machine.devices} x {machine.name}: {machine.memory / GIBIBYTE:,.1f} GiB and '
+    f'{_operations(machine.peak)} a second each ({peak})\n'
+  )
+  rows = [
+    (
+      stage.name,
+      f'{stage.steps:,}' if stage.steps else '',
+      f'{stage.images:,}',
+      _operations(stage.operations),
+      f'{stage.held / GIBIBYTE:,.2f} GiB',
+      _range(stage.seconds),
+    )
+    for stage in plan.stages
+  ]
+  total = _operations(sum(stage.operations for stage in plan.stages))
+  compiling, whole = _range((plan.compiling,) * 2), _range(plan.seconds)
+  rows += [('compiling', '', '', '', '', compiling), ('all', '', '', total, '', whole)]
+  widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
+  for first, *others in (_TITLES, *rows):
+    cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+    yield '  '.join([first.ljust(widths[0]), *cells]).rstrip()
+  yield '\nparameters: ' + ', '.join(f'{n:,} {name}' for name, n in plan.parameters.items())
+  yield 'states: ' + ', '.join(f'{n / 1e6:,.1f} MB {name}' for name, n in plan.states.items())
+  if plan.batch is not None:
+    yield f'fits: {plan.batch:,} images of a step on all devices together'
+  if plan.side_by_side is not None:
+    yield f'search: {plan.side_by_side:,} candidates side by side on each device'
+  if plan.per_core is not None:
+    (fast, slow), (most, least) = plan.rates, plan.cores
+    yield (
+      f'reading: training images are streamed, {slow:,.0f} to {fast:,.0f} a second, and a core '
+      f'like those here decodes {plan.per_core:,.0f}: {least:,} to {most:,} cores keep up'
+    )
+  yield (
+    "Memory is the compiler's account. Time is that of the arithmetic at 45% to 20% of the peak, "
+    'plus compiling as long as it took here, without reading.'
+  )
+
+
+def _operations(number: float) -> str:
+  for prefix, unit in _PREFIXES:
+    if number >= unit:
+      return f'{number / unit:,.1f} {prefix}op'
+  return f'{number / 1e6:,.1f} Mop'
+
+
+def _range(seconds: Sequence[float]) -> str:
+  fast, slow = map(_time, seconds)
+  return fast if fast == slow else f'{fast} to {slow}'
+
+
+def _time(seconds: float) -> str:
+  for name, unit in _UNITS:
+    if seconds >= 2 * unit:
+      return f'{seconds / unit:.0f} {name}'
+  return f'{seconds:.0f} s' if seconds >= 1 else 'below 1 s'
+
+
+def plan(config: ml_collections.ConfigDict | RunSettings, topology: str | None = None) -> Plan:
+  """What a run will take, before any of it runs.
+
+  Args:
+    config: a config with the fields of `config.default_config`, of one run or of a comparison. Its
+      images and weights are read, or fetched where they are not there: they say how many steps
+      there are, and of what.
+    topology: name of a TPU slice, 'v5e:2x4' for instance, whose compiler takes minutes for a
+      program of a large model; None for the machine at hand.
+
+  Returns:
+    The plan; printed, it is a page.
+
+  Raises:
+    ValueError: a wrong field, no such slice, or a batch that cannot be dealt to the devices or fits
+      none of them.
+    ImportError: a topology is given, and libtpu is not installed.
+
+  Example:
+    >>> import glora_jax
+    >>> from glora_jax.runs.config import default_config
+    >>> config = default_config()
+    >>> config.structure = 'linear'
+    >>> planned = glora_jax.plan(config)
+    >>> [(stage.name, stage.steps) for stage in planned.stages]
+    [('training', 6000), ('test', 0)]
+  """
+  settings = check_config(config)
+  stages = (comparison if settings.job == 'compare' else experiment).stages_of(settings)
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  devices = jax.devices() if topology is None else devices_of(topology)
+  devices = devices[: 1 if settings.mesh.devices == 'one' else None]
+  if topology is None:
+    machine = machine_at_hand(devices, settings.model.dtype)
+  else:
+    chip = chip_of(topology)
+    machine = Machine(f'TPU {topology}', len(devices), chip.memory, chip.peak, True, 'tpu')
+  with made_for(machine.platform), tempfile.TemporaryDirectory() as folder:
+    context = make_context(settings, stages, folder, devices=devices)
+    calls = {stage.name: list(stage.calls(context)) for stage in stages if stage.calls is not None}
+    return _Planner(context, machine, devices[0]).plan(calls)
+
+
+class _Cost(NamedTuple):
+  """Operations for an image on all devices together, and bytes of each device."""
+
+  operations: float
+  held: int
+
+
+class _Planner:
+  """Asks the compiler, once for each program, what it takes on the devices of a plan."""
+
+  def __init__(self, context: Context, machine: Machine, device: jax.Device):
+    self._context, self._machine, self._device = context, machine, device
+    self._cost: Callable[[str, Workload], _Cost] = functools.cache(self._compile)
+
+  def _compile(self, name: str, workload: Workload) -> _Cost:
+    made = MAKERS[name](self._context, workload)
+    if self._context.mesh is None:
+      made = made.on(self._device)
+    lowered = made.function.lower(*made.arguments)
+    try:
+      return _Cost(made.operations, sum(bytes_by_kind(lowered.compile()).values()))
+    except jax.errors.JaxRuntimeError as error:
+      if (found := _NEEDED.search(str(error))) is None:
+        raise
+      needed = int(float(found[1]) * _POWERS[found[2]])
+      return _Cost(made.operations, max(needed, self._machine.memory + 1))
+
+  def plan(self, calls: Mapping[str, Sequence[Call]]) -> Plan:
+    """The plan of what the stages of a job call, by stage."""
+    context, machine = self._context, self._machine
+    start, chunk = time.perf_counter(), None
+    every = [call for of_stage in calls.values() for call in of_stage]
+    searched = [call.workload for call in every if call.program == 'scoring']
+    if searched and machine.platform != 'cpu':  # where a run takes one after the other
+      chunk = self._side_by_side(searched[0])
+    stages = tuple(self._stage(name, of_stage, chunk or 1) for name, of_stage in calls.items())
+    compiling = time.perf_counter() - start
+    worst = max(
+      (call for call in every if call.steps),
+      key=lambda call: self._cost(call.program, call.workload).held,
+    )
+    trainable, frozen = context.adapted.split(context.variables)
+    return Plan(
+      model=_words(context),
+      machine=machine,
+      stages=stages,
+      parameters={
+        'of the base': count(frozen),
+        'in supports': count(trainable[COLLECTION]),
+        'in heads': count(trainable['params']),
+      },
+      states={
+        'the base': _bytes_of(frozen),
+        'what is trained, with its moments': 3 * _bytes_of(trainable),  # Adam has two
+      },
+      compiling=compiling,
+      batch=self._most_images(worst),
+      side_by_side=chunk,
+      per_core=_per_core(context),
+    )
+
+  def _stage(self, name: str, calls: Sequence[Call], chunk: int) -> PlannedStage:
+    """A stage from the programs that it calls, which run one after another and must fit."""
+    machine, operations, held = self._machine, 0.0, 0
+    for call in calls:
+      workload = call.workload
+      if call.program == 'scoring':
+        workload = workload._replace(chunk=chunk)
+      cost = self._cost(call.program, workload)
+      if cost.held > machine.memory:
+        raise ValueError(self._too_large(name, call, cost))
+      operations += cost.operations * call.images
+      held = max(held, cost.held)
+    rate = machine.peak * machine.devices
+    return PlannedStage(
+      name,
+      sum(call.steps for call in calls),
+      sum(call.images for call in calls),
+      operations,
+      held,
+      tuple(operations / (rate * share) for share in SHARES),
+    )
+
+  def _side_by_side(self, workload: Workload) -> int:
+    """Candidates that `make_scorer` takes at once: as many as half of what one leaves holds."""
+    one, two = (self._cost('scoring', workload._replace(chunk=n)).held for n in (1, 2))
+    population, mesh = self._context.settings.search.population, self._context.mesh
+    most = -(-population // (mesh.shape['candidate'] if mesh else 1))
+    fitting = most_that_fit((self._machine.memory + one) / 2, (1, one), (2, two))
+    return max(1, min(fitting, most))
+
+  def _most_images(self, call: Call) -> int | None:
+    """Images of a step of a training that fit, by its batch and half of it."""
+    recipe, memory = call.workload.recipe, self._machine.memory
+    assert recipe is not None
+    part = recipe.accumulate * self._context.devices * self._context.settings.sampling.paths
+    fewer = recipe.batch_size // 2 // part * part
+    if not fewer:
+      return None
+    half = call.workload._replace(recipe=dataclasses.replace(recipe, batch_size=fewer))
+    few, many = (self._cost(call.program, each).held for each in (half, call.workload))
+    return most_that_fit(memory, (fewer, few), (recipe.batch_size, many)) // part * part
+
+  def _too_large(self, name: str, call: Call, cost: _Cost) -> str:
+    """The sentence about a stage that fits no device: what would fit, and what to do."""
+    machine, settings, most = self._machine, self._context.settings, None
+    fits, advice = '', []
+    if call.steps:
+      most = self._most_images(call)
+      fits = f' at most {most:,} images fit:' if most else ' not one image fits:'
+    if call.steps or call.program in ('features', 'allocation'):
+      advice.append(f'lower training.batch_size={settings.training.batch_size}')
+    if call.steps:
+      advice.append('raise training.accumulate')
+      if call.program == 'train_many':
+        advice.append('give fewer compare.seeds or compare.rates')
+      if settings.model.remat != 'nothing_saveable':
+        advice.append("give model.remat='nothing_saveable'")
+    else:
+      advice.append(f'lower data.max_resident={settings.data.max_resident}')
+      if settings.model.base_dtype == 'float32':
+        advice.append("give model.base_dtype='bfloat16'")
+    if settings.job != 'compare':  # which has one device
+      advice.append('take more devices')
+    return (
+      f'{name} takes about {cost.held / GIBIBYTE:,.1f} GiB of each of the {machine.devices} '
+      f'devices ({machine.name}), which have {machine.memory / GIBIBYTE:,.1f};{fits} '
+      f'{", or ".join(filter(None, (", ".join(advice[:-1]), advice[-1])))}.'
+    )
+
+
+def _words(context: Context) -> str:
+  """Task and model."""
+  task, model = context.task, context.adapted.model
+  return (
+    f'{task.name}, {task.num_classes} classes: a {type(model).__name__} of {model.depth} blocks, '
+    f'width {model.width}, {context.metadata["image_size"]} pixels, computed in '
+    f'{context.settings.model.dtype}'
+  )
+
+
+def _bytes_of(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _per_core(context: Context) -> float | None:
+  """What a core decodes of the training images in a second, where they are streamed."""
+  if context.is_resident(context.counts[context.train_split]):
+    return None
+  examples = context.task.open(context.train_split)
+  return images_per_core(examples, context.metadata['image_size'], context.settings.data.resize)
