@@ -125,10 +125,14 @@ class Context:
   dispatched: Callable[[], None] = lambda: None
 
   @functools.cached_property
-  def _fold_beside(self) -> Callable:
-    """What folds structures of the other space, compiled once for all of them."""
-    assert self.beside is not None
-    return jax.jit(self.beside.adapted.fold)
+  def _folds(self) -> dict[bool, Callable]:
+    """What folds structures of the run's own space, and of the other one."""
+    spaces = {True: self.adapted} | ({False: self.beside.adapted} if self.beside else {})
+    return {is_own: jax.jit(adapted.fold) for is_own, adapted in spaces.items()}
+
+  def fold(self, candidate: Candidate) -> Any:
+    """The plain model's parameters."""
+    return self._folds[candidate.adapted is None](candidate.variables, candidate.genome)
 
   @property
   def train_split(self) -> str:
@@ -251,16 +255,14 @@ class Context:
     adapted = None if learner.spec is self.adapted.spec else learner.fix(None)
     return Candidate(variables, learner.genome, adapted, best_epoch)
 
-  def _in_own_space(self, candidate: Candidate) -> tuple[Any, Any]:
-    """(variables, genome) for the run's own scorers; what is of another space is folded before."""
-    if candidate.adapted is None:
-      return candidate.variables, jnp.asarray(candidate.genome)
-    folded = self._fold_beside(candidate.variables, candidate.genome)
-    return {**self.variables, 'params': folded}, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
+  def _plain(self, candidate: Candidate) -> tuple[Any, jax.Array]:
+    """(variables, genome) of the folded structure: one program scores whatever was trained."""
+    variables = {**self.variables, 'params': self.fold(candidate)}
+    return variables, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
 
   def measure(self, candidate: Candidate, split: str) -> dict[str, float]:
     """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-    variables, genome = self._in_own_space(candidate)
+    variables, genome = self._plain(candidate)
     correct, loss = self.score(variables, genome[None], split)
     images = len(self.data(split).labels)
     return {
@@ -270,7 +272,7 @@ class Context:
 
   def predict(self, candidate: Candidate, split: str) -> Predictions:
     """What a structure answers for every image of a split, as NumPy arrays [image]."""
-    variables, genome = self._in_own_space(candidate)
+    variables, genome = self._plain(candidate)
     predictor = self._compiled(self.predictors, make_predictor, split)
     images = self.data(split).images
     blocks = [images]

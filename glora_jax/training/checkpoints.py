@@ -183,24 +183,27 @@ def _saved(state: TrainState) -> tuple[Any, ...]:
   return tuple(state) if np.ndim(state.step) else state[:2]
 
 
-@jax.jit
-def _checksum(tree: Any) -> jax.Array:
+def _checksum(tree: Any) -> np.ndarray:
   """A number, uint32 [], that depends on every bit of a tree of arrays.
 
   It is a sum that wraps around, so the same however the arrays are sharded.
   """
-  total = jnp.uint32(0)
-  for number, leaf in enumerate(jax.tree.leaves(tree)):
-    if leaf.dtype == bool:
-      bits = leaf.astype(jnp.uint32)
-    else:  # numbers of more bits become several
-      width = 8 * min(leaf.dtype.itemsize, 4)
-      bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
-    # Mixed, or changes of two numbers could cancel out.
-    mixed = (bits ^ bits >> 15) * jnp.uint32(_CHECKSUM_MULTIPLIER)
-    mixed ^= mixed >> 12
-    total += jnp.uint32(2 * number + 1) * jnp.sum(mixed, dtype=jnp.uint32)
-  return total
+  sums = np.asarray([_mixed_sum(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+  factors = 2 * np.arange(len(sums), dtype=np.uint32) + 1
+  return np.asarray(np.sum(factors * sums, dtype=np.uint32))
+
+
+@jax.jit  # of a leaf, since states of different structures have many shapes in common
+def _mixed_sum(leaf: jax.Array) -> jax.Array:
+  if leaf.dtype == bool:
+    bits = leaf.astype(jnp.uint32)
+  else:  # numbers of more bits become several
+    width = 8 * min(leaf.dtype.itemsize, 4)
+    bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
+  # Mixed, or changes of two numbers could cancel out.
+  mixed = (bits ^ bits >> 15) * jnp.uint32(_CHECKSUM_MULTIPLIER)
+  mixed ^= mixed >> 12
+  return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def _reason(error: Exception) -> str:

@@ -342,7 +342,7 @@ def _save_models(context: Context, candidate: Candidate) -> None:
   """Writes a structure as an adapter, a genome and a plain model in the weights' own format."""
   adapted = candidate.adapted or context.adapted
   variables, genome = candidate.variables, candidate.genome
-  folded = jax.jit(adapted.fold)(variables, genome)
+  folded = context.fold(candidate)
   if context.mesh is not None:
     variables, folded = meshes.on_host((variables, folded))
   with meshes.primary_first('folded'):
