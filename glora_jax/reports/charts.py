@@ -10,19 +10,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 _INTERVALS = 5  # of the values along an axis between the smallest and the largest, at most
+_SHOWN = 400  # points of a crowd, at most; the others look no different
 _DIGITS = 2  # of a place, which is a hundredth of a percent
-
-
-class Tick(NamedTuple):
-  """A value that is written along an axis.
-
-  Attributes:
-    place: where it is, in percent.
-    label: the value.
-  """
-
-  place: float
-  label: str
 
 
 class Axis(NamedTuple):
@@ -50,14 +39,14 @@ class Axis(NamedTuple):
       low, high, value = np.log10([low, high, value])
     return round(100 * float((value - low) / (high - low)), _DIGITS)
 
-  def ticks(self) -> list[Tick]:
-    """The values along it.
+  def ticks(self) -> list[tuple[float, str]]:
+    """(place, label) of the values along it.
 
     Example:
-      >>> [tick.label for tick in Axis('', [0.5, 2_000_000]).ticks()]
-      ['0.5', '2,000,000']
+      >>> Axis('', [0.5, 2_000_000]).ticks()
+      [(0.0, '0.5'), (100.0, '2,000,000')]
     """
-    return [Tick(self.place(value), f'{value:,.12g}') for value in self.values]
+    return [(self.place(value), f'{value:,.12g}') for value in self.values]
 
 
 def axis(
@@ -93,22 +82,22 @@ def axis(
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
   """Multiples of 1, 2, 2.5 or 5 times a power of ten, around two numbers."""
-  least = (high - low) / _INTERVALS * (1 - 1e-9)
-  for power in itertools.count(math.floor(math.log10(least))):
-    for step in (float(f'{factor}e{power}') for factor in (1, 2, 2.5, 5)):
-      if step >= least and not (whole and step % 1):
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return [round(number * step, 9) for number in range(first, last + 1)]
-  raise AssertionError('there is always a larger power')
+  least = max((high - low) / _INTERVALS * (1 - 1e-9), float(whole))
+  power = math.floor(math.log10(least))
+  steps = [float(f'{factor}e{power}') for factor in (1, 2, 2.5, 5, 10)]
+  step = next(step for step in steps if step >= least and not (whole and step % 1))
+  first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+  return [round(number * step, 9) for number in range(first, last + 1)]
 
 
 def _decades(low: float, high: float) -> list[float]:
   """Powers of ten between two positive numbers, and of few these 1, 2, 5, 10; round ends."""
-  powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   rounds = [float(f'{factor}e{power}') for power in powers for factor in (1, 2, 5)]
-  ends = max(value for value in rounds if value <= low), min(v for v in rounds if v >= high)
-  step = 1 if len(powers) <= _INTERVALS // 2 + 1 else 3
-  return [ends[0], *(value for value in rounds[::step] if ends[0] < value < ends[1]), ends[1]]
+  first = max(value for value in rounds if value <= low)
+  last = min(value for value in rounds if value >= high)
+  between = rounds[:: 1 if len(powers) <= _INTERVALS // 2 + 1 else 3]
+  return sorted({first, last, *(value for value in between if first < value < last)})
 
 
 class Line(NamedTuple):
@@ -195,10 +184,15 @@ def steps(points: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     >>> steps([(0, 5), (10, 2)])
     [(0, 5), (10, 5), (10, 2)]
   """
-  found = list(points[:1])
-  for (_, before), (x, y) in itertools.pairwise(points):
-    found += [(x, before), (x, y)]
-  return found
+  pairs = itertools.pairwise(points)
+  return [*points[:1], *(to for (_, y), (x, to_y) in pairs for to in ((x, y), (x, to_y)))]
+
+
+def thinned(xs: np.ndarray, ys: np.ndarray) -> list[tuple[Any, Any]]:
+  """Different points, evenly thinned where they are very many; the last one stays."""
+  different = list(dict.fromkeys(zip(xs, ys, strict=True)))
+  step = max(1, -(-len(different) // _SHOWN))
+  return [*different[:-1:step], *different[-1:]]
 
 
 class Dots(NamedTuple):
@@ -237,28 +231,13 @@ class DotPlot(NamedTuple):
   legend: Sequence[tuple[str, str, str]] = ()
 
 
-class Bar(NamedTuple):
-  """A bar with its name and its number.
+class Bars(NamedTuple):
+  """Bars, the longest as wide as there is room.
 
   Attributes:
-    label: what it is.
-    share: length, in percent of the longest one.
-    value: the number in words.
+    bars: (name, number, number in words).
+    color: name of a colour of the palette.
   """
 
-  label: str
-  share: float
-  value: str
-
-
-def bars(values: Sequence[tuple[str, float, str]]) -> list[Bar]:
-  """Bars of (label, number, number in words), the longest as wide as there is room.
-
-  Example:
-    >>> bars([('search', 5, '5 s'), ('test', 10, '10 s')])[0]
-    Bar(label='search', share=50.0, value='5 s')
-  """
-  longest = max((number for _, number, _ in values), default=0) or 1
-  return [
-    Bar(label, round(100 * number / longest, _DIGITS), text) for label, number, text in values
-  ]
+  bars: Sequence[tuple[str, float, str]]
+  color: str

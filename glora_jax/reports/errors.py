@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from glora_jax.reports.charts import bars
-from glora_jax.reports.markdown import paragraph, plain
+from glora_jax.reports.charts import Bars
+from glora_jax.reports.page import Heading, Section
 
-MATRIX_CLASSES = 40  # more do not fit into a confusion matrix that can be read
-WORST, PAIRS = 6, 20  # pairs of classes: beside a matrix, and in its place
+MATRIX_CLASSES = 20  # more do not fit into a confusion matrix that can be read
+WORST, PAIRS = 6, 20  # pairs of classes: with a matrix, and instead of one
 NAMED_PAIRS = 3
 IMAGES = 12
 
@@ -33,9 +33,8 @@ class Outcome(NamedTuple):
 
   def confusion(self, number: int) -> np.ndarray:
     """How many images of each class got each answer, int [true, answer], of `number` classes."""
-    matrix = np.zeros((number, number), np.int64)
-    np.add.at(matrix, (self.labels, self.classes), 1)
-    return matrix
+    cells = np.bincount(self.labels * number + self.classes, minlength=number**2)
+    return cells.reshape(number, number)
 
   def surest_errors(self, most: int) -> np.ndarray:
     """Indices of the wrong answers of the highest probabilities, the highest first.
@@ -47,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A class.
+  """A class in a confusion matrix.
 
   Attributes:
     name: its name.
@@ -60,42 +59,66 @@ class Row(NamedTuple):
   cells: Sequence[tuple[int, float]]
 
 
-def facts(classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
-  """What a page says of the result's errors: in words, by class, and as images.
+class Confusion(NamedTuple):
+  """A confusion matrix."""
+
+  rows: Sequence[Row]
+
+
+class Image(NamedTuple):
+  """A test image with a wrong answer; `pixels` are uint8 [size, size, 3]."""
+
+  pixels: np.ndarray
+  true: str
+  answer: str
+  probability: str
+
+
+class Images(NamedTuple):
+  """Test images with wrong answers."""
+
+  images: Sequence[Image]
+
+
+def section(classes: Sequence[str], outcome: Outcome) -> Section:
+  """What a page says of the errors: in words, by class, and as images.
 
   Args:
     classes: names of the classes.
-    outcome: the result's answers on the test images.
+    outcome: the answers on the test images.
   """
   matrix = outcome.confusion(len(classes))
   is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
-  surest = outcome.surest_errors(IMAGES)
-  return {
-    'told': tell_errors(classes, matrix),
-    'rows': confusion_rows(classes, matrix) if is_small else [],
-    'pairs': bars(
-      [
-        (
-          f'{classes[true]}, taken for {classes[answer]}',
-          matrix[true, answer],
-          f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
-        )
-        for true, answer in pairs[: WORST if is_small else PAIRS]
-      ]
-    ),
-    'shown': tell_shown(matrix),
-    'images': [
-      {
-        'pixels': pixels,
-        'true': classes[outcome.labels[index]],
-        'answer': classes[outcome.classes[index]],
-        'probability': f'{100 * outcome.probabilities[index]:.1f}%',
-      }
-      for index, pixels in zip(surest, outcome.pixels(surest), strict=True)
+  blocks = [tell_errors(classes, matrix), is_small and Confusion(confusion_rows(classes, matrix))]
+  if pairs:
+    named = [
+      (
+        f'{classes[true]}, taken for {classes[answer]}',
+        matrix[true, answer],
+        f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
+      )
+      for true, answer in pairs[: WORST if is_small else PAIRS]
     ]
-    if len(surest)
-    else [],
-  }
+    surest = outcome.surest_errors(IMAGES)
+    images = [
+      Image(
+        pixels,
+        classes[outcome.labels[at]],
+        classes[outcome.classes[at]],
+        f'{100 * outcome.probabilities[at]:.1f}%',
+      )
+      for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
+    ]
+    wrong = matrix.sum() - matrix.trace()
+    shown = 'All of them' if wrong <= IMAGES else f'The {IMAGES} with the most confident answers'
+    blocks += [
+      Heading('Most often confused'),
+      Bars(named, 'red'),
+      Heading('Misclassified images'),
+      f'{shown}: the true class, the answer and its probability.',
+      Images(images),
+    ]
+  return Section('errors', 'Errors', blocks)
 
 
 def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
@@ -144,21 +167,9 @@ def tell_errors(classes: Sequence[str], matrix: np.ndarray) -> str:
   """How many errors there are, and which classes are confused most often."""
   wrong = matrix.sum() - matrix.trace()
   if not wrong:
-    return f'The result got all {matrix.sum():,} test images right: there is no error to show.'
+    return f'All {matrix.sum():,} test images are classified correctly.'
   most_often = '; '.join(
-    f'{plain(classes[true])} taken for {plain(classes[answer])} ({matrix[true, answer]})'
+    f'{classes[true]} taken for {classes[answer]} ({matrix[true, answer]})'
     for true, answer in confused_pairs(matrix)[:NAMED_PAIRS]
   )
-  return (
-    f'The result got {wrong:,} of {matrix.sum():,} test images wrong. Most often: {most_often}.'
-  )
-
-
-def tell_shown(matrix: np.ndarray) -> str:
-  """Which of the errors are shown as images, where there are any."""
-  are_all = matrix.sum() - matrix.trace() <= IMAGES
-  shown = 'These are all' if are_all else f'These are the {IMAGES} that it was surest of'
-  return paragraph(f"""
-    {shown}, as the model saw them: the true class, and after an arrow the answer and its
-    probability.
-  """)
+  return f'{wrong:,} of {matrix.sum():,} test images are wrong. Most often: {most_often}.'

@@ -1,7 +1,8 @@
-"""Pages: one self-contained HTML file from a template and facts, with nothing to fetch or to run.
+"""Pages: one self-contained HTML file, a head and sections, with nothing to fetch or to run.
 
-All markup is the templates'. They escape whatever they are given, since names of classes, files and
-tasks come from strangers; and a page says itself that nothing in it may be fetched or run.
+A section has sentences, tables, charts and what else `templates/parts.html` has a macro for.
+The templates escape whatever they are given, since names of classes, files and tasks come from
+strangers; and a page says itself that nothing in it may be fetched or run.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 from PIL import Image
 
 from glora_jax.files import whole
-from glora_jax.reports.markdown import spans
+from glora_jax.reports.charts import Chart
+from glora_jax.reports.tables import Table
 
 NAME = 'report.html'
 Made = Mapping[str, Any]  # what `provenance.json` keeps of a process
@@ -34,7 +36,7 @@ COLORS = {
   'dim': ('#555555', '#b4b8be'),  # what stands back: means, a budget
   'grey': ('#aaaaaa', '#72777e'),  # a crowd of points, none of which matters by itself
   'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
-  'blank': ('#f2f2f2', '#23272c'),  # a cell that holds nothing
+  'blank': ('#ebebeb', '#2a2f35'),  # a cell that holds nothing
   'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: subnets, right answers; the form 'vector'
   'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
   'purple': ('#6f4fa8', '#9d85e6'),  # what it is compared with; the form 'LoRA'
@@ -57,9 +59,58 @@ PALETTES = {
   }
   for at, theme in enumerate(('light', 'dark'))
 }
-_MINUTE, _HOUR = 60, 3600
 _SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
 _WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)
+
+
+class Section(NamedTuple):
+  """A part of a page.
+
+  Attributes:
+    id: what links and `show` call it.
+    title: its heading.
+    blocks: what it has; empty ones are left out, and so is a section of these alone.
+  """
+
+  id: str
+  title: str
+  blocks: Sequence[Any]
+
+
+class Heading(NamedTuple):
+  """The heading of what follows in a section."""
+
+  text: str
+
+
+class Items(NamedTuple):
+  """Sentences in a list."""
+
+  texts: Sequence[str]
+
+
+class Code(NamedTuple):
+  """Lines for a terminal or a program."""
+
+  text: str
+
+
+class Facts(NamedTuple):
+  """Terms with what they are."""
+
+  facts: Sequence[tuple[str, str]]
+
+
+class Details(NamedTuple):
+  """A table that is shown on request."""
+
+  table: Table
+
+
+class Pair(NamedTuple):
+  """Charts side by side where there is room."""
+
+  charts: Sequence[Chart]
 
 
 def path(workdir: str) -> str:
@@ -67,18 +118,38 @@ def path(workdir: str) -> str:
   return os.path.join(workdir, NAME)
 
 
-def write(workdir: str, template: str, facts: Mapping[str, Any]) -> None:
+def write(
+  workdir: str,
+  *,
+  what: str,
+  heading: str,
+  verdict: Sequence[str],
+  sections: Sequence[Section],
+  warning: str = '',
+  figures: Sequence[tuple[str, str, str]] = (),
+) -> None:
   """Writes `report.html`, whole or not at all.
 
   Args:
     workdir: folder for it.
-    template: name of the template, 'run.html' for instance.
-    facts: what the template asks for, by name.
+    what: what it is the page of, 'a run' for instance.
+    heading: the name of its task.
+    verdict: sentences on what came out.
+    sections: what follows.
+    warning: what to know before anything else.
+    figures: (name, number, what to know of it) of the most important ones.
   """
-  # Names that no encoding holds are shown with backslashes.
-  content = render(template, facts).encode('utf-8', 'backslashreplace')
+  text = _template().render(
+    what=what,
+    heading=heading,
+    verdict=verdict,
+    sections=[section for section in sections if any(section.blocks)],
+    warning=warning,
+    figures=figures,
+  )
   with whole(path(workdir)) as temporary, open(temporary, 'wb') as file:
-    file.write(content)
+    # Names that no encoding holds are shown with backslashes.
+    file.write(text.encode('utf-8', 'backslashreplace'))
 
 
 def write_table(workdir: str, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -134,22 +205,8 @@ def show(workdir: str, *sections: str) -> Shown:
   return Shown(workdir, text)
 
 
-def render(template: str, facts: Mapping[str, Any]) -> str:
-  """The page that a template makes of facts.
-
-  Raises:
-    jinja2.UndefinedError: the template asks for another fact.
-  """
-  return _environment().get_template(template).render(facts)
-
-
-def stylesheet() -> str:
-  """The style of every page."""
-  return _environment().get_template('style.css').render()
-
-
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _template() -> jinja2.Template:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('glora_jax.reports'),
     autoescape=True,
@@ -157,9 +214,9 @@ def _environment() -> jinja2.Environment:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {'spans': spans, 'png': png, 'duration': duration}
+  environment.filters |= {'macro': lambda block: type(block).__name__.lower(), 'png': png}
   environment.globals['palettes'] = PALETTES  # pyrefly: ignore
-  return environment
+  return environment.get_template('page.html')
 
 
 def png(pixels: np.ndarray) -> str:
@@ -177,25 +234,21 @@ def png(pixels: np.ndarray) -> str:
   return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
-def distinct(made: Iterable[Made]) -> list[Made]:
-  """With what results were made, each once, in their order."""
+def reproduce(made: Iterable[Made], facts: Sequence[tuple[str, str]]) -> Section:
+  """The section that says how to make a result again.
+
+  Args:
+    made: with what it was made, process by process; equal ones are shown once.
+    facts: what else to know.
+  """
+  blocks: list[Any] = [Facts(facts)]
   found: list[Made] = []
   for each in made:
     if each not in found:
       found.append(each)
-  return found
-
-
-def duration(seconds: float) -> str:
-  """A time for people.
-
-  Example:
-    >>> duration(7.25), duration(59.97), duration(98), duration(7500)
-    ('7.2 s', '1 min 0 s', '1 min 38 s', '2 h 5 min')
-  """
-  if round(seconds, 1) < _MINUTE:
-    return f'{seconds:.1f} s'
-  whole_seconds = round(seconds)
-  if whole_seconds < _HOUR:
-    return f'{whole_seconds // _MINUTE} min {whole_seconds % _MINUTE} s'
-  return f'{whole_seconds // _HOUR} h {whole_seconds % _HOUR // _MINUTE} min'
+      versions = ', '.join(f'{name} {version}' for name, version in each['versions'].items())
+      blocks += [
+        each['command'] and Code(each['command']),
+        Facts([('Device', each['device']), ('Versions', versions)]),
+      ]
+  return Section('reproduce', 'Reproduce it', blocks)

@@ -1,101 +1,258 @@
-"""The page of a run, `report.html`: its sentences and tables, and code that uses what it leaves."""
+"""The page of a run, `report.html`: what came out, how it was found, code that uses it."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glora_jax.method.genomes import count_params
-from glora_jax.method.presets import GRADIENT
-from glora_jax.models.weights import EMBEDDED
-from glora_jax.reports import charts, errors, page, run_charts
-from glora_jax.reports.findings import Findings
-from glora_jax.reports.markdown import PAPER_LABEL, Table, paragraph, percent, plain, weights_name
-from glora_jax.reports.structure import (
-  VALUES_EXPLAINED,
-  structure_figure,
-  tell_choice,
-  tell_cost,
-  values_table,
-)
-from glora_jax.reports.verdict import interval, tell_verdict, titles
+import numpy as np
+from markupsafe import Markup
+from scipy import stats
+from typing_extensions import TypedDict
 
-STAGES = {
-  'head': 'head alone, before the gradient',
-  'training': 'training of fixed structures',
-  'finetune': 'finetuning',
-  'tuning': 'learning rates',
-}
-EQUATION = paragraph(r"""
-  A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:
-  W' = W + W\*A + B, b' = b + b\*D + E + C W.
-""")
+from glora_jax.data.task import Task
+from glora_jax.files import number as to_number
+from glora_jax.method.genomes import count_params
+from glora_jax.method.presets import GENOME_ENDING, GRADIENT
+from glora_jax.method.space import Spec
+from glora_jax.models.weights import EMBEDDED
+from glora_jax.records import read_lines
+from glora_jax.reports import charts, errors, page, structure
+from glora_jax.reports.charts import Chart, Line, Mark, Rule, axis
+from glora_jax.reports.errors import Outcome
+from glora_jax.reports.tables import (
+  PAPER_LABEL,
+  Cell,
+  Method,
+  accuracies,
+  accuracy_plot,
+  code,
+  duration,
+  grouped,
+  paragraph,
+  sentence_case,
+  share_cell,
+  stage_title,
+  weights_name,
+)
+from glora_jax.search.allocated import Allocation
+from glora_jax.search.archive import Archive
+from glora_jax.search.pareto import pareto_front
+
+EQUATION = paragraph(
+  'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',
+  code("W' = W + W*A + B, b' = b + b*D + E + C W"),
+)
+_THE = {'linear': 'the linear probe', 'search': 'the searched structure'}  # in a sentence
+_CHANCE = 0.05  # p-values from here on say nothing
+_FEW = 60  # points of a curve that answer a pointer
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """What a run has found, as its page shows it.
+
+  Attributes:
+    result: content of `result.json`.
+    task: what was learned.
+    specs: the layers that each structure's genome describes, by name.
+    outcome: the result's answers on the test images.
+    archive: the search's; None where there was none.
+    fitness: what the search maximized, 'accuracy' or 'loss'.
+    presets: parameters and accuracy of each preset with the supernet's weights, by name.
+    allocation: the structure that was read off a gradient, if one was.
+    backbone: arguments of `weights.load` and `weights.refit` that load the base again.
+    made: with what it was found, process by process.
+  """
+
+  result: Mapping[str, Any]
+  task: Task
+  specs: Mapping[str, Spec]
+  outcome: Outcome
+  archive: Archive | None = None
+  fitness: str = 'accuracy'
+  presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+  allocation: Allocation | None = None
+  backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  made: Sequence[page.Made] = ()
+
+  @property
+  def searched_images(self) -> tuple[str, int]:
+    """The split whose images the search scored structures on, and how many these are."""
+    split = 'test' if self.result['protocol'] == 'paper' else 'val'
+    return split, self.result['data']['images'][split]
 
 
 def write(workdir: str, findings: Findings) -> None:
   """Writes `report.html` into the workdir of a run."""
-  page.write(workdir, 'run.html', facts(workdir, findings))
-
-
-def facts(workdir: str, findings: Findings) -> dict[str, Any]:
-  """What the template of a run asks for."""
-  result, other = findings.result, findings.allocation
-  chosen, number = result['structures'][result['result']], result['data']['images']['test']
-  provenances = page.distinct(findings.made)
-  shown = dict.fromkeys((result['result'], 'search', GRADIENT))
-  structures = [
-    structure_figure(
-      titles(result)[name], findings.specs[name], result['structures'][name]['genome']
+  result, allocation, data = findings.result, findings.allocation, findings.result['data']
+  structures, number = result['structures'], data['images']['test']
+  chosen, methods = structures[result['result']], methods_of(result)
+  devices = dict.fromkeys(made['device'].partition(';')[0] for made in findings.made)
+  images = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
+  figures = [
+    structure.figure(
+      sentence_case(structures[name]['label']), findings.specs[name], structures[name]['genome']
     )
-    for name in shown
-    if name in result['structures']
+    for name in dict.fromkeys((result['result'], 'search', GRADIENT))
+    if name in structures
   ]
-  return {
-    'task': findings.task.name,
-    'verdict': tell_verdict(result),
-    'warning': PAPER_LABEL if findings.is_paper else '',
-    'accuracy': f'{100 * chosen["test_accuracy"]:.1f}%',
-    'interval': interval(chosen['test_accuracy'], number),
-    'params': chosen['params'],
-    'seconds': sum(result['seconds'].values()),
-    'accuracies': run_charts.accuracy_plot(result),
-    'accuracy_table': accuracies(result),
-    'rows_explained': tell_rows(result),
-    'equation': EQUATION,
-    'structures': structures,
-    'cost': stage_bars(result['seconds']),
-    'search': run_charts.search_charts(findings),
-    'searched': tell_search(result),
-    'allocation': other
-    and {
-      'told': [tell_choice(other, result), tell_cost(result)],
-      'chart': run_charts.value_chart(other),
-      'table': values_table(list(other.units())),
-      'explained': VALUES_EXPLAINED,
-    },
-    'training': run_charts.training_charts(os.path.join(workdir, 'metrics.jsonl')),
-    'trained': tell_training(findings),
-    'errors': errors.facts(findings.task.classes, findings.outcome),
-    'told': [
-      tell_run(findings),
-      tell_protocol(findings),
-      tell_images(result),
+  plot = accuracy_plot(f' with 95% intervals on {number:,} images', methods)
+  page.write(
+    workdir,
+    what='a run',
+    heading=findings.task.name,
+    verdict=[tell_verdict(result), tell_result(result)],
+    warning=PAPER_LABEL if result['protocol'] == 'paper' else '',
+    figures=[
+      (
+        'test accuracy',
+        f'{100 * chosen["test_accuracy"]:.1f}%',
+        '{:.1f} to {:.1f} (95%)'.format(*interval(chosen['test_accuracy'], number)),
+      ),
+      ('trained parameters', f'{chosen["params"]:,}', 'head not counted'),
+      ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
     ],
-    'seed': str(result['seed']),
-    'weights': weights_name(result),
-    'provenances': provenances,
-    'devices': ', '.join(dict.fromkeys(each['device'].partition(';')[0] for each in provenances)),
-    'snippets': snippets(workdir, findings),
-  }
-
-
-def stage_bars(seconds: Mapping[str, float]) -> list[charts.Bar]:
-  """A bar for the time of every stage, in the order in which they ran."""
-  return charts.bars(
-    [(STAGES.get(stage, stage), value, page.duration(value)) for stage, value in seconds.items()]
+    sections=[
+      page.Section('accuracy', 'Accuracy', [plot, accuracies(methods, 'structure')]),
+      page.Section('structure', 'Structure', [EQUATION, structure.Structures(figures)]),
+      *([structure.section(allocation, result)] if allocation else []),
+      page.Section('search', 'Search', search_blocks(findings)),
+      page.Section('training', 'Training', training_blocks(f'{workdir}/metrics.jsonl', result)),
+      errors.section(findings.task.classes, findings.outcome),
+      page.Section('cost', 'Cost', [stage_bars(result['seconds'])]),
+      page.Section('run', 'What was run', [tell_run(findings), tell_protocol(findings)]),
+      page.reproduce(
+        findings.made,
+        [
+          ('Seed', str(result['seed'])),
+          ('Weights', weights_name(result)),
+          ('Images', paragraph(f'{data["origin"]}: {images}.', *data['notes'])),
+          ('Input', f'resized by {data["resize"]}, normalized as {result["normalization"]}'),
+        ],
+      ),
+      page.Section('use', 'Use it', snippets(workdir, findings)),
+    ],
   )
+
+
+def stage_bars(seconds: Mapping[str, float]) -> charts.Bars:
+  """A bar for the time of every stage, in the order in which they ran."""
+  values = [(stage_title(stage, {}), value, duration(value)) for stage, value in seconds.items()]
+  return charts.Bars(values, 'dim')
+
+
+def interval(share: float, number: int) -> tuple[float, float]:
+  """Wilson's 95% interval of a share of images, in percent.
+
+  Args:
+    share: between 0 and 1.
+    number: of how many images, at least 1.
+
+  Example:
+    >>> [round(end, 1) for end in interval(0.95, 800)]
+    [93.3, 96.3]
+  """
+  low, high = stats.binomtest(round(share * number), number).proportion_ci(method='wilson')
+  return 100 * float(low), 100 * float(high)
+
+
+def mcnemar(result_only: int, other_only: int) -> float:
+  """The p-value of McNemar's exact test of two classifiers that answered the same images.
+
+  Args:
+    result_only: how many images only the one classified correctly.
+    other_only: how many only the other.
+
+  Example:
+    >>> mcnemar(5, 0), mcnemar(3, 3), mcnemar(0, 0)
+    (0.0625, 1.0, 1.0)
+  """
+  number = result_only + other_only
+  return float(stats.binomtest(result_only, number).pvalue) if number else 1.0
+
+
+def tell_verdict(result: Mapping[str, Any]) -> str:
+  """The result's accuracy, and how far it is from the linear probe and the best other structure.
+
+  Example:
+    >>> linear = {'label': 'linear probe', 'params': 0, 'test_accuracy': 0.5}
+    >>> linear['against_result'] = {'result_only': 40, 'other_only': 0}
+    >>> lora = {'label': 'lora:2', 'params': 9, 'test_accuracy': 0.9}
+    >>> data = {'images': {'test': 100}}
+    >>> structures = {'linear': linear, 'lora': lora}
+    >>> tell_verdict({'result': 'lora', 'structures': structures, 'data': data})
+    'Lora:2 classifies 90.0% of 100 test images correctly with 9 trained parameters, 40.0 points \
+more than the linear probe.'
+  """
+  structures, number = result['structures'], result['data']['images']['test']
+  chosen = structures[result['result']]
+  others = {name: other for name, other in structures.items() if other is not chosen}
+  rivals = [name for name in others if name not in ('linear', 'supernet')]
+  best = sorted(rivals, key=lambda name: others[name]['test_accuracy'])[-1:]
+  against = [_against(chosen, others[name], name) for name in others if name in ('linear', *best)]
+  return (
+    f'{sentence_case(chosen["label"])} classifies {100 * chosen["test_accuracy"]:.1f}% of '
+    f'{number:,} test images correctly with {chosen["params"]:,} trained parameters'
+    f'{", " * bool(against)}{" and ".join(against)}.'
+  )
+
+
+def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
+  """How far the result is from another structure, and whether that may be chance."""
+  points = round(100 * (chosen['test_accuracy'] - other['test_accuracy']), 1)
+  called = _THE.get(name, other['label'])
+  if not points:
+    return f'as many as {called}'
+  more = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {called}'
+  chance = mcnemar(**other['against_result'])
+  doubt = f" (may be chance: McNemar's exact test, p = {chance:.2g})"
+  return more if chance < _CHANCE else more + doubt
+
+
+def tell_result(result: Mapping[str, Any]) -> str:
+  """Why this structure is the result; nothing where there is no other."""
+  structures, budget = result['structures'], result['budget']
+  chosen = structures[result['result']]
+  known = [
+    structure['val_accuracy']
+    for name, structure in structures.items()
+    if name != 'supernet' and (budget is None or structure['params'] <= budget)
+  ]
+  if len(structures) == 1:
+    return ''
+  why = Markup('was chosen by {}').format(code('report.result'))
+  if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
+    why = f'is the {"searched structure" if "search" in structures else "structure asked for"}'
+  elif chosen['val_accuracy'] is not None and None not in known:
+    if chosen['val_accuracy'] == max(known):
+      within = '' if budget is None else ' within the budget'
+      why = f'is the trained structure with the best validation accuracy{within}'
+  return Markup('The result {}: {}.').format(why, code(chosen['label']))
+
+
+def methods_of(result: Mapping[str, Any]) -> list[Method]:
+  """The structures of a run, with their parameters and accuracies in percent.
+
+  Args:
+    result: content of `result.json`.
+  """
+  number, found = result['data']['images']['test'], []
+  for name, tested in result['structures'].items():
+    share, is_result = tested['test_accuracy'], name == result['result']
+    others = tested.get('other_test_accuracies', {})
+    cells = {
+      'parameters': Cell(tested['params'], digits=',.0f'),
+      'validation': share_cell(tested['val_accuracy']),
+      'test': Cell(100 * share, ends=interval(share, number)),
+      **{split: share_cell(other) for split, other in others.items()},
+    }
+    color = 'red' if is_result else 'dim' if name in ('linear', 'supernet') else 'purple'
+    found.append(Method(tested['label'], [], cells, ('', color, 'dot'), is_result))
+  return found
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -105,144 +262,199 @@ def table(result: Mapping[str, Any]) -> str:
     result: content of `result.json`.
   """
   warning = f'**{PAPER_LABEL}**\n\n' if result['protocol'] == 'paper' else ''
-  return f'{warning}{accuracies(result)}'
-
-
-def accuracies(result: Mapping[str, Any]) -> Table:
-  """Parameters and accuracies of every row.
-
-  Args:
-    result: content of `result.json`.
-  """
-  names = titles(result)
-  further_tests = list(result['structures']['linear'].get('other_test_accuracies', ()))
-  columns = ('structure', 'trained params (head apart)', 'val accuracy', 'test accuracy')
-  rows = []
-  for name, row in result['structures'].items():
-    shares = [row['val_accuracy'], row['test_accuracy']]
-    shares += [row['other_test_accuracies'][test] for test in further_tests]
-    rows.append((names[name], f'{row["params"]:,}', *map(percent, shares)))
-  return Table((*columns, *(f'on {test}' for test in further_tests)), rows)
-
-
-def tell_rows(result: Mapping[str, Any]) -> str:
-  """What the structures of the table are, and which of them is the result."""
-  name, structures = result['result'], result['structures']
-  label = f'**{titles(result)[name]}**'
-  best = max((row['val_accuracy'] or 0, -row['params']) for row in structures.values())
-  chosen = structures[name]
-  if (chosen['val_accuracy'], -chosen['params']) == best:
-    sentence = f'The result is the structure with the best validation accuracy: {label}.'
-  else:
-    sentence = f'The result is {label}.'
-  trained_on = """
-    Where the val accuracy is 'trained on', the validation images were trained on, too.
-  """
-  is_unseen = all(row['val_accuracy'] is not None for row in structures.values())
-  return paragraph(
-    sentence, 'The linear probe trains the head alone.', '' if is_unseen else trained_on
-  )
+  return f'{warning}{accuracies(methods_of(result), "structure")}'
 
 
 def tell_run(findings: Findings) -> str:
-  """What was frozen, searched or chosen, and folded."""
-  result, spec = findings.result, findings.spec
-  is_embedded = result['weights'] == EMBEDDED
-  base = 'the small one that comes with glora_jax' if is_embedded else weights_name(result)
+  """What was frozen, searched or given, and folded."""
+  result = findings.result
+  spec = findings.specs[result['result']]
+  searched = ''
   if findings.archive is not None:
-    budget = result['budget']
-    limit = 'without a limit on' if budget is None else f'of at most {budget:,}'
-    largest = count_params(spec, spec.num_codes - 1)
-    chosen = f"""
+    split, number = findings.searched_images
+    layers, budget = findings.specs['search'], result['budget']
+    largest = count_params(layers, layers.num_codes - 1)
+    searched = f"""
       A supernet of all their forms was trained (its largest structure has {largest:,} parameters),
-      and the search scored {result['evaluations']:,} structures {limit} parameters on the
-      {findings.search_images:,} {findings.search_split} images, by {findings.fitness}.
+      and the search scored {result['evaluations']:,} structures
+      {'' if budget is None else f'of at most {budget:,} parameters'} on {number:,} {split} images
+      by {findings.fitness}.
     """
-  else:
-    is_read_off = result['structure'] == GRADIENT
-    origin = 'read off one gradient' if is_read_off else f'given: `{result["structure"]}`'
-    chosen = f'Which of them are trained, and in which form, was {origin}.'
   return paragraph(
     f"""
-    A pretrained ViT ({base}) was frozen, and each of its {len(spec)} linear layers got five support
-    tensors.
+    A pretrained ViT was frozen, and each of its {len(spec)} linear layers got five support tensors.
     """,
-    chosen,
-    f"""
-    The result was then folded into the frozen weights: `folded/` is a plain ViT of the same size,
-    without a trace of GLoRA (largest difference of a logit: {result['fold_max_abs_diff']:.1e}).
-    """,
+    searched,
+    Markup("""
+    The result was folded into the frozen weights: {} is a plain ViT of the same size (largest
+    difference of a logit: {}). {} has every number of this page.
+    """).format(code('folded/'), f'{result["fold_max_abs_diff"]:.1e}', code('result.json')),
   )
 
 
 def tell_protocol(findings: Findings) -> str:
-  """Which images had a part in what."""
-  if findings.is_paper:
-    return PAPER_LABEL
-  if 'file' in findings.result['structures']:
+  """Which images had a part in what; nothing where the page begins with it."""
+  result = findings.result
+  if result['protocol'] == 'paper':
+    return ''
+  if str(result['structure']).endswith(GENOME_ENDING):
     parts = """
-      The structure was given by a file, which does not say what it was chosen by: where that were
-      these validation or test images, the accuracies on them are too good.
+      The structure was given by a file, which does not say what chose it: where it was chosen on
+      these validation or test images, their accuracies are too good.
     """
-  elif findings.archive is None:
-    parts = """
-      Weights and structures come from the training images; the validation images chose the epochs
-      that are kept, and the result.
+  elif len(result['structures']) > 1:
+    parts = f"""
+      Weights come from the training images; the validation images chose
+      {'the searched structure and ' if findings.archive is not None else ''}the result.
     """
   else:
-    parts = """
-      Weights come from the training images; the validation images chose the searched structure, the
-      epochs that are kept, and the result.
-    """
-  frozen = """
-    The list of structures was frozen in `test_list.json` before the test images were read, and
-    nothing but this report reads their outcome.
+    parts = 'Weights come from the training images.'
+  return paragraph(
+    parts,
+    Markup('All that was tested is in {}, written before the test images were read.').format(
+      code('test_list.json')
+    ),
+  )
+
+
+def search_blocks(findings: Findings) -> list[Any]:
+  """Charts of a search, and how its front grew; nothing where none was."""
+  archive, volumes = findings.archive, findings.result['hypervolume']
+  if archive is None:
+    return []
+  split, number = findings.searched_images
+  accuracy, generation = 100 * archive.correct / number, archive.generation
+  generations = np.unique(generation)
+  best = [(each, accuracy[generation <= each].max()) for each in generations]
+  last = max(1, int(generation.max(initial=0)))
+  progress = Chart(
+    'Accuracy of the structures by generation',
+    charts.Axis('generation', [*range(0, last + -(-last // 7), -(-last // 7))]),
+    axis(f'accuracy in % on {number:,} {split} images', accuracy, most=100),
+    [
+      Line('a structure', 'teal', charts.thinned(generation, accuracy), 'dots'),
+      Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
+      Line('best so far', 'red', best),
+    ],
+    [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
+  )
+  grown = f"""
+    Structures are scored with the supernet's weights. The hypervolume of the front, the share of
+    all pairs of error and parameters that some structure is at least as good as, grew from
+    {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last.
   """
-  return paragraph(parts, frozen)
+  return [page.Pair([progress, _cloud_chart(findings, archive.genomes, 100 - accuracy)]), grown]
 
 
-def tell_images(result: Mapping[str, Any]) -> str:
-  """The data, the seed, and the seconds of every stage."""
-  data = result['data']
-  numbers = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
-  seconds = ', '.join(f'{stage} {value:.0f} s' for stage, value in result['seconds'].items())
-  return paragraph(
-    f"Images: {plain(data['origin'])}; {numbers}; resized by '{data['resize']}',",
-    f'normalized as `{result["normalization"]}`.',
-    *map(plain, data['notes']),
-    f'Seed {result["seed"]}; {seconds}.',
-    '`config.json` has every field of the config, `result.json` every number of this page.',
+def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> Chart:
+  params = count_params(findings.specs['search'], genomes)
+  budget, searched = findings.result['budget'], findings.result['structures']['search']['genome']
+  marks = [('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
+  front = charts.steps([(x, y) for _, x, y, _, _ in marks])
+  marks += [
+    (f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
+    for name, found in findings.presets.items()
+  ]
+  marks += [
+    ('chosen: ', params[at], error[at], 'red', 'star')
+    for at in np.flatnonzero((genomes == np.array(searched)).all(axis=(1, 2)))
+  ]
+  limit = [] if budget is None else [budget]
+  legend = [('presets', 'purple', 'diamond')] if findings.presets else []
+  return Chart(
+    "Error against parameters, with the supernet's weights",
+    axis('trained parameters', [0, *params, *limit, *(x for _, x, *_ in marks)]),
+    axis('error in %', [*error, *(y for _, _, y, *_ in marks)], most=100),
+    [
+      Line('scored', 'grey', charts.thinned(params, error), 'dots'),
+      Line('front of these', 'teal', front),
+    ],
+    [
+      Mark((x, y), f'{name}{x:,} parameters, {y:.1f}% wrong', *style)
+      for name, x, y, *style in marks
+    ],
+    [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
+    [*legend, ('chosen', 'red', 'star')],
   )
 
 
-def tell_search(result: Mapping[str, Any]) -> str:
-  """What the charts of a search are of, and how its front grew; nothing where none was."""
-  if not (volumes := result['hypervolume']):
-    return ''
-  return paragraph(f"""
-    All structures have the supernet's weights here. The hypervolume of the front grew from
-    {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last: the share of
-    all pairs of error and parameters, up to 100% and the largest structure, that some scored
-    structure is at least as good as in both. 1 would be free and perfect.
-  """)
+class _Measurement(TypedDict):
+  stage: str
+  epoch: float
 
 
-def tell_training(findings: Findings) -> str:
-  """What the curves of training are of."""
-  return paragraph(
-    'Loss and accuracy are of the training images as training sees them, augmented.',
-    "The supernet's are of the random structures of each step."
-    if findings.archive is not None
-    else '',
-    "The head's alone, before the gradient was read, are of features of the images without "
-    'augmentation, where the model gives such features.'
-    if findings.allocation is not None
-    else '',
+def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
+  """Accuracy and loss of every training stage by epoch, as far as they can be drawn.
+
+  Args:
+    metrics: path of `metrics.jsonl`.
+    result: content of `result.json`.
+  """
+  lines = read_lines(metrics, 'metrics', _Measurement)
+  stages = grouped(lines, lambda line: line['stage'])
+  drawn = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
+  if not any(drawn):
+    return []
+  random = "; of the supernet, of each step's random structures" if 'supernet' in stages else ''
+  return [
+    page.Pair([*filter(None, drawn)]),
+    f'Lines are of the training images as augmented{random}.',
+  ]
+
+
+def _training_chart(
+  stages: Mapping[str, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], metric: str
+) -> Chart | None:
+  """A metric by epoch, dashed that of validation images; None where no value can be drawn."""
+  is_loss, structures = metric == 'loss', result['structures']
+  labels = {name: tested['label'] for name, tested in structures.items()}
+  lines, marks, legend = [], [], {}
+  for number, (stage, measured) in enumerate(stages.items()):
+    color, name = f'series-{number % len(page.SERIES)}', stage_title(stage, labels)
+    for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
+      values = [
+        (line['epoch'], to_number(line.get(field)) * (1 if is_loss else 100)) for line in measured
+      ]
+      curve = [(x, y) for x, y in values if np.isfinite(y) and (y > 0 or not is_loss)]
+      if not curve:
+        continue
+      lines.append(Line(name, color, curve, kind))
+      split = ', validation' if kind == 'dashed' else ''
+      marks += [  # of a single point no line can be drawn
+        Mark(
+          at,
+          f'{name}{split}, epoch {at[0]:g}: {at[1]:.4g}',
+          color,
+          'hidden' if curve[1:] else 'dot',
+        )
+        for at in curve
+        if len(curve) <= _FEW
+      ]
+      if split:
+        legend['validation images'] = kind
+        trained = structures.get('search' if stage == 'finetune' else stage.partition('/')[2], {})
+        best = [at for at in curve if at[0] == trained.get('best_epoch') and not is_loss]
+        marks += [
+          Mark(at, f'{name}, best epoch {at[0]:g}: {at[1]:.1f}%', color, 'star') for at in best
+        ]
+        legend |= dict.fromkeys(['best epoch'] * len(best), 'star')
+  if not lines:
+    return None
+  xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
+  return Chart(
+    f'{metric.capitalize()} by epoch',
+    axis('epoch', [0, *xs], whole=True),
+    axis(
+      'loss' if is_loss else 'accuracy in %', ys, is_log=is_loss, most=np.inf if is_loss else 100
+    ),
+    lines,
+    marks,
+    legend=[(name, 'dim', kind) for name, kind in legend.items()],
   )
 
 
-def snippets(workdir: str, findings: Findings) -> list[tuple[str, str, str]]:
-  """(title, command, Python) of predicting, loading in timm, and applying the adapter."""
+def snippets(workdir: str, findings: Findings) -> list[Any]:
+  """Commands and Python that predict, load the model in timm, and apply the adapter."""
   folded, converted = os.path.join(workdir, 'folded'), os.path.join(workdir, 'timm')
   predict = ['python', '-m', 'glora_jax.predict', '--model', folded, 'photo.jpg']
   convert = ['python', '-m', 'glora_jax.convert', folded, converted, '--format', 'timm']
@@ -257,9 +469,14 @@ import timm
 
 model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""
   return [
-    ('Predict', shlex.join(predict), predict_code),
-    ('Load in timm', shlex.join(convert), convert_code),
-    ('Apply the adapter', '', adapter_code(workdir, findings)),
+    page.Heading('Predict'),
+    page.Code(shlex.join(predict)),
+    page.Code(predict_code),
+    page.Heading('Load in timm'),
+    page.Code(shlex.join(convert)),
+    page.Code(convert_code),
+    page.Heading('Apply the adapter'),
+    page.Code(adapter_code(workdir, findings)),
   ]
 
 

@@ -1,26 +1,44 @@
-"""The results of a suite beside the published rows, and the means of both.
+"""A suite: its tasks by methods with the published ones, the means of both, and its page.
 
 A mean is over all that it names, or it shows how much of that is there, as '71.2 (5 of 19)'.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
 import os
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import quote
+
+from markupsafe import Markup
 
 from glora_jax.data import catalog
 from glora_jax.data.tasks import fewshot, vtab
-from glora_jax.reports.markdown import PAPER
+from glora_jax.method.presets import GENOME_ENDING
+from glora_jax.reports import page
+from glora_jax.reports.charts import Axis, Bars, DotPlot, Dots, Mark
+from glora_jax.reports.structure import tell_agreement
+from glora_jax.reports.tables import (
+  PAPER,
+  PAPER_LABEL,
+  Cell,
+  Method,
+  Table,
+  duration,
+  grouped,
+  mean,
+  sentence_case,
+  share_cell,
+  weights_name,
+)
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
-OURS = 'result'  # of each task, whatever structure it is
+BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of what was published
 MEAN_OF_GROUPS = 'mean of groups'  # the headline of VTAB
-
 TEST_SETS = {
   'test': 'ImageNet',
   'v2': 'ImageNet-V2',
@@ -31,53 +49,28 @@ TEST_SETS = {
 State = Literal['done', 'failed', 'not ready', 'waiting']
 
 
-class Column(NamedTuple):
-  """What papers give one number for.
-
-  Attributes:
-    name: name of a task of VTAB, of a data set with a number of shots, or of a test set.
-    title: what tables call it.
-    group: what it is averaged with.
-  """
-
-  name: str
-  title: str
-  group: str
-
-
-def family_name(task: str) -> str:
-  """The first word of a task's name.
-
-  Example:
-    >>> family_name('fewshot/food101/4/0')
-    'fewshot'
-  """
-  return task.partition('/')[0]
-
-
-def title_of(tasks: Sequence[str]) -> str:
-  """What tables call the family that all tasks of a suite belong to."""
-  return catalog.FAMILIES[family_name(tasks[0])].title
-
-
-def columns_of(tasks: Sequence[str]) -> list[Column]:
-  """What papers print of the family that all tasks of a suite belong to, whichever it has.
+def columns_of(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+  """What papers print a number for, of the family that all tasks of a suite belong to.
 
   Of few shots these are all data sets with each number of shots that the suite has.
+
+  Returns:
+    By group, over which papers take a mean, titles by name: that of a task of VTAB, of a data set
+    with a number of shots, or of a test set.
   """
-  family = family_name(tasks[0])
+  family = tasks[0].partition('/')[0]
   if family == 'vtab':
-    return [Column(task.name, task.name, task.group) for task in vtab.TASKS]
+    groups = grouped(vtab.TASKS, lambda task: task.group)
+    return {group: {task.name: task.name for task in tasks} for group, tasks in groups.items()}
   if family == 'generalization':
-    groups = {'test': 'source'}
-    return [Column(name, title, groups.get(name, 'shifted')) for name, title in TEST_SETS.items()]
+    source, *shifted = TEST_SETS.items()
+    return {'source': dict([source]), 'shifted': dict(shifted)}
   numbers = dict.fromkeys(task.split('/')[2] for task in tasks)
   titles = {number: '1 shot' if number == '1' else f'{number} shots' for number in numbers}
-  return [
-    Column(f'{name}/{number}', f'{name}, {title}', title)
+  return {
+    title: {f'{name}/{number}': f'{name}, {title}' for name in fewshot.NAMES}
     for number, title in titles.items()
-    for name in fewshot.NAMES
-  ]
+  }
 
 
 def measured(task: str) -> dict[str, str]:
@@ -117,6 +110,11 @@ class Board:
     return [name for name in self.tasks if self.state(name) == 'waiting']
 
   @property
+  def family(self) -> str:
+    """The first word of its tasks' names."""
+    return self.tasks[0].partition('/')[0]
+
+  @property
   def is_paper(self) -> bool:
     """Whether structures were searched on the test set."""
     return any(result['protocol'] == 'paper' for result in self.results.values())
@@ -130,116 +128,6 @@ class Board:
     return 'not ready' if name in self.missing else 'waiting'
 
 
-class Cell(NamedTuple):
-  """An accuracy, or the mean of several.
-
-  Attributes:
-    value: in percent; None where nothing is done.
-    done: of how many accuracies it is the mean.
-    total: of how many it is the mean once all are done.
-
-  Example:
-    >>> str(Cell(71.23, 5, 19)), str(Cell(71.23, 19, 19)), str(Cell(None, 0, 19))
-    ('71.2 (5 of 19)', '71.2', '-')
-  """
-
-  value: float | None
-  done: int
-  total: int
-
-  @property
-  def complete(self) -> bool:
-    """Whether it is the mean of all that it is to be the mean of."""
-    return self.value is not None and self.done == self.total
-
-  def __str__(self) -> str:
-    if self.value is None:
-      return '-'
-    return f'{self.value:.1f}' + ('' if self.complete else f' ({self.done} of {self.total})')
-
-
-def mean(cells: Iterable[Cell]) -> Cell:
-  """The mean of the cells that are complete.
-
-  Example:
-    >>> mean([Cell(70.0, 3, 3), Cell(80.0, 3, 3), Cell(90.0, 1, 3)])
-    Cell(value=75.0, done=2, total=3)
-  """
-  cells = list(cells)
-  values = [cell.value for cell in cells if cell.complete and cell.value is not None]
-  return _mean_of(values, len(cells))
-
-
-def _mean_of(values: Sequence[float], total: int) -> Cell:
-  """The mean of the values that are there, out of a total."""
-  return Cell(statistics.fmean(values) if values else None, len(values), total)
-
-
-class Row(NamedTuple):
-  """A method.
-
-  Attributes:
-    method: its name in headings.
-    ours: whether this suite ran it; otherwise it was published.
-    cells: its accuracies, by the name of the column.
-    params: trained parameters in millions; ours are the mean over the tasks.
-    quoted: the published mean of groups.
-    from_memory: names of fields that were not seen in a source.
-    source: where a published row comes from.
-  """
-
-  method: str
-  ours: bool
-  cells: dict[str, Cell]
-  params: float | None = None
-  quoted: float | None = None
-  from_memory: Sequence[str] = ()
-  source: str = ''
-
-
-def own_rows(board: Board) -> list[Row]:
-  """What a suite has run: the result of each task, and every structure that was trained."""
-  prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
-  of_tasks = {
-    task: {OURS: {'label': OURS, **result['structures'][result['result']]}, **result['structures']}
-    for task, result in board.results.items()
-  }
-  names = dict.fromkeys([OURS, *(name for rows in of_tasks.values() for name in rows)])
-  rows = []
-  for name in names:
-    found = {task: structures[name] for task, structures in of_tasks.items() if name in structures}
-    params = [float(row['params']) for row in found.values()]
-    labels = dict.fromkeys(OURS if name == OURS else row['label'] for row in found.values())
-    rows.append(
-      Row(
-        method=f'{prefix}, {" or ".join(labels) or OURS}',
-        ours=True,
-        cells=_own_cells(board.tasks, found),
-        params=statistics.fmean(params) / 1e6 if params else None,
-      )
-    )
-  return rows
-
-
-def _own_cells(tasks: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:
-  """The accuracies of a row by column, each the mean over all tasks that measure it.
-
-  Args:
-    tasks: names of all tasks of the suite.
-    rows: what was measured, by the name of the task, of those that are done.
-  """
-  totals = {column.name: 0 for column in columns_of(tasks)}
-  accuracies: dict[str, list[float]] = {name: [] for name in totals}
-  for task in tasks:
-    for column, split in measured(task).items():
-      totals[column] += 1
-      if (row := rows.get(task)) is not None:
-        others = row.get('other_test_accuracies', {})
-        share = row['test_accuracy'] if split == 'test' else others[split]
-        accuracies[column].append(100 * share)
-  return {name: _mean_of(accuracies[name], total) for name, total in totals.items()}
-
-
 @functools.cache
 def published() -> dict[str, Any]:
   """The content of `published.json`."""
@@ -247,91 +135,315 @@ def published() -> dict[str, Any]:
     return json.load(file)
 
 
-def published_rows(tasks: Sequence[str]) -> list[Row]:
-  """The published rows of the family of a suite's tasks, in the order of their publication."""
-  columns = columns_of(tasks)
-  return [
-    Row(
-      method=row['method'],
-      ours=False,
-      cells={
-        column.name: Cell(row['values'].get(column.name), int(column.name in row['values']), 1)
-        for column in columns
-      },
-      params=row['params_million'],
-      quoted=row['group_mean'],
-      from_memory=row['from_memory'],
-      source=row['paper'] or '',
-    )
-    for row in published()['rows'][family_name(tasks[0])]
-  ]
-
-
-def means(row: Row, tasks: Sequence[str], *, quoted: bool = True) -> dict[str, Cell]:
-  """The means of a row by their titles: of every group, of the groups (VTAB's headline), of all.
+def lines_of(board: Board) -> list[dict[str, Any]]:
+  """All that the suite has measured, and then what was published: the lines of `table.csv`.
 
   Args:
-    row: one of `own_rows` or `published_rows`.
-    tasks: names of the suite's tasks.
-    quoted: whether a published mean of groups is taken as it was published, in place of the mean
-      that the row's own accuracies have.
+    board: how far the suite is.
+
+  Returns:
+    A dictionary for each method, task and test set: 'method', 'protocol', 'column', 'task', 'seed',
+    'params', 'val_accuracy', 'test_accuracy', 'source' and 'from_memory', the fields that were not
+    seen in a source. The results of all tasks come first; a structure's are left out where they
+    are the same.
   """
-  groups: dict[str, list[Cell]] = {}
-  for column in columns_of(tasks):
-    groups.setdefault(column.group, []).append(row.cells[column.name])
-  by_group = {f'mean of {group}': mean(cells) for group, cells in groups.items()}
-  over_all = mean(row.cells.values())
-  if family_name(tasks[0]) != 'vtab':
-    true_means = {title: cell for title, cell in by_group.items() if cell.total > 1}
-    return {**true_means, 'mean of all': over_all}
-  if quoted and row.quoted is not None:
-    over_groups = Cell(row.quoted, 1, 1)
-  elif over_all.complete:
-    over_groups = mean(by_group.values())
-  else:
-    over_groups = Cell(None, over_all.done, over_all.total)
-  return {**by_group, MEAN_OF_GROUPS: over_groups, 'mean of tasks': over_all}
+  prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
+  results = board.results.values()
+  chosen = dict.fromkeys(_chosen(result)['label'] for result in results)
+  found = []
+  for task, result in board.results.items():
+    named = {structure['label']: structure for structure in result['structures'].values()}
+    more = [label for label in named if len(chosen) > 1 or label not in chosen]
+    for label in (' or '.join(chosen), *more):
+      structure = named.get(label) or _chosen(result)
+      others = structure.get('other_test_accuracies', {})
+      for column, split in measured(task).items():
+        found.append(
+          {
+            'method': f'{prefix}, {label}',
+            'protocol': result['protocol'],
+            'column': column,
+            'task': task,
+            'seed': result['seed'],
+            'params': structure['params'],
+            'val_accuracy': structure['val_accuracy'],
+            'test_accuracy': others.get(split, structure['test_accuracy']),
+          }
+        )
+  for row in published()['rows'][board.family]:
+    million = row['params_million']
+    means = {} if row['group_mean'] is None else {MEAN_OF_GROUPS: row['group_mean']}
+    for column, accuracy in {**row['values'], **means}.items():
+      found.append(
+        {
+          'method': row['method'],
+          'protocol': 'published',
+          'column': column,
+          'params': million and round(1e6 * million),
+          'test_accuracy': round(accuracy / 100, 6),
+          'source': row['paper'],
+          'from_memory': ' '.join(row['from_memory']),
+        }
+      )
+  return found
 
 
-class Line(NamedTuple):
-  """A line of the table.
+def _chosen(result: Mapping[str, Any]) -> Mapping[str, Any]:
+  return result['structures'][result['result']]
 
-  Attributes:
-    title: what is measured, or averaged.
-    is_mean: whether it is a mean.
-    cells: the cell of every row of the scoreboard.
+
+def methods_of(board: Board) -> list[Method]:
+  """The methods that a suite has run, its results first, and then those that were published.
+
+  Their cells are by column; that of the mean of groups is there where one was published.
   """
+  # Of one published method there are several sizes.
+  lines = grouped(
+    lines_of(board), lambda line: (line['method'], 'source' in line and line['params'])
+  )
+  totals = collections.Counter(column for task in board.tasks for column in measured(task))
+  found = [] if board.results else [Method('ours', [], dict.fromkeys(totals, mean([], 1)))]
+  for (name, _), known in lines.items():
+    by_column = grouped(known, lambda line: line['column'])
+    expected = dict.fromkeys({**totals, **by_column}, 1) if 'source' in known[0] else totals
+    cells = {
+      column: mean([100 * line['test_accuracy'] for line in by_column.get(column, [])], total)
+      for column, total in expected.items()
+    }
+    found.append(Method(name, known, cells))
+  return found
 
-  title: str
-  is_mean: bool
-  cells: list[Cell]
+
+def is_ours(method: Method) -> bool:
+  """Whether the suite has run a method; the others were published."""
+  return not method.lines or 'source' not in method.lines[0]
 
 
-def lines(board: Board, rows: Sequence[Row]) -> list[Line]:
-  """The table: the accuracies by group, each group with its mean below, then the other means.
+def scores(board: Board, methods: Sequence[Method]) -> dict[str, list[Cell]]:
+  """The accuracies by group, each group with its mean below, then the other means.
 
   Args:
     board: the suite.
-    rows: methods, a column of the table each; the first one says which tasks are done.
+    methods: the first one says which tasks are done.
+
+  Returns:
+    The cell of every method, by what is measured, or averaged: 'mean of ...'.
   """
-  columns = columns_of(board.tasks)
-  row_means = [means(row, board.tasks) for row in rows]
-  mean_lines = {
-    title: Line(title, True, [by_title[title] for by_title in row_means]) for title in row_means[0]
+  groups = columns_of(board.tasks)
+  every = [name for columns in groups.values() for name in columns]
+  lines: list[tuple[str, Sequence[str]]] = []
+  for group, columns in groups.items():
+    lines += [(title, [name]) for name, title in columns.items()]
+    lines += [(f'mean of {group}', [*columns])][: len(columns) - 1]
+  if board.family == 'vtab':
+    lines.append((MEAN_OF_GROUPS, [f'mean of {group}' for group in groups]))
+  lines.append(('mean of all', every))
+  done = [name for name in every if methods[0].cells[name].complete]
+  if 0 < len(done) < len(every):
+    lines.append((f'mean of the {len(done)} that {"is" if len(done) == 1 else "are"} done', done))
+  found = {}
+  for title, names in lines:
+    for method in methods:
+      if title not in method.cells:
+        method.cells[title] = _mean_of([method.cells[name] for name in names])
+    found[title] = [method.cells[title] for method in methods]
+  return found
+
+
+def _mean_of(cells: Sequence[Cell]) -> Cell:
+  """The cell of one column, or the mean of the cells that are complete."""
+  values = [cell.value for cell in cells if cell.complete]
+  return cells[0] if len(cells) == 1 else mean(values, len(cells))._replace(deviation=None)
+
+
+def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
+  """Writes `report.html` and `table.csv` into the workdir of a suite.
+
+  Args:
+    board: how far the suite is.
+    workdir: its folder.
+    pages: the page of every task that has one, by its name, relative to the workdir.
+  """
+  methods, results = methods_of(board), board.results
+  scored = scores(board, methods)
+  page.write_table(workdir, lines_of(board))
+  seconds = {name: sum(result.get('seconds', {}).values()) for name, result in results.items()}
+  origins = [
+    ' '.join((f'{name}: {result["data"]["origin"]}.', *result['data']['notes']))
+    for name, result in results.items()
+  ]
+  sources = dict.fromkeys(
+    f'{method.name}: {method.lines[0]["source"]}'
+    for method in methods
+    if not is_ours(method) and method.lines[0]['source']
+  )
+  facts = [
+    (name, Markup(', ').join(dict.fromkeys(map(of, results.values()))))
+    for name, of in (
+      ('Weights', weights_name),
+      ('Normalization', lambda result: result['normalization']),
+      ('Seeds', lambda result: str(result['seed'])),
+    )
+  ]
+  made = [each for result in results.values() for each in result.get('provenance', ())]
+  page.write(
+    workdir,
+    what=f'{count_done(board)} of {board.suite}',
+    heading=catalog.FAMILIES[board.family].title,
+    verdict=[tell_verdict(board, methods, scored)],
+    warning=PAPER_LABEL if board.is_paper else '',
+    sections=[
+      page.Section(
+        'accuracy',
+        'Accuracy',
+        [accuracy_plot(methods, scored), tell_columns(methods), accuracies(methods, scored)],
+      ),
+      page.Section('tasks', 'Tasks', tasks_blocks(board, pages)),
+      page.Section('structures', 'Structures', agreements(board)),
+      page.Section(
+        'cost',
+        'Cost',
+        [results and Bars([(name, each, duration(each)) for name, each in seconds.items()], 'dim')],
+      ),
+      page.Section(
+        'sources',
+        'Sources',
+        [
+          origins and page.Heading('Images'),
+          page.Items(origins),
+          page.Heading('Published accuracies'),
+          page.Items([*sources]),
+          f'Seen in {"; ".join(published()["seen_in"])}.',
+          *published()['notes'].get(board.family, ()),
+        ],
+      ),
+      page.reproduce(made, facts if results else []),
+    ],
+  )
+
+
+def count_done(board: Board) -> str:
+  """How far a suite is, '17 of 19 tasks'."""
+  return f'{len(board.results)} of {len(board.tasks)} tasks'
+
+
+Scores = Mapping[str, Sequence[Cell]]  # see `scores`
+
+
+def tell_verdict(board: Board, methods: Sequence[Method], scored: Scores) -> str:
+  """The headline's mean, or the widest that ours have, with the published GLoRA's."""
+  done = [title for title, cells in scored.items() if _is_mean(title) and cells[0].complete]
+  if not done:
+    return f'{count_done(board)} are done, too few for a mean.'
+  title = MEAN_OF_GROUPS if MEAN_OF_GROUPS in done else done[-1]
+  cells = zip(methods, scored[title], strict=True)
+  theirs = [f'; published for GLoRA: {cell}' for method, cell in cells if method.name == 'GLoRA']
+  ours = sentence_case(methods[0].name)
+  return f'{ours}: a test accuracy of {scored[title][0]}%, the {title}{"".join(theirs[:1])}.'
+
+
+def _is_mean(title: str) -> bool:
+  return title.startswith('mean of ')
+
+
+def accuracy_plot(methods: Sequence[Method], scored: Scores) -> DotPlot:
+  """Every line of the table: ours, and the published ones as marks."""
+  styles = {
+    'LoRA': ('LoRA, published', 'purple', 'diamond'),
+    'GLoRA': ('GLoRA, published', 'red', 'star'),
+    methods[0].name: (methods[0].name, 'teal', 'dot'),
   }
-  table = []
-  for group in dict.fromkeys(column.group for column in columns):
-    table += [
-      Line(column.title, False, [row.cells[column.name] for row in rows])
-      for column in columns
-      if column.group == group
-    ]
-    if (title := f'mean of {group}') in mean_lines:
-      table.append(mean_lines.pop(title))
-  table += mean_lines.values()
-  done = [name for name, cell in rows[0].cells.items() if cell.complete]
-  if 0 < len(done) < len(columns):
-    same_tasks = [mean(row.cells[name] for name in done) for row in rows]
-    are = 'is' if len(done) == 1 else 'are'
-    table.append(Line(f'mean of the {len(done)} that {are} done', True, same_tasks))
-  return table
+  others = ('others, published', 'grey', 'ring'), ('others of ours', 'ink', 'tick')
+  drawn = [
+    (styles.get(method.name, others[is_ours(method)]), method.name, at)
+    for at, method in enumerate(methods)
+  ]
+  shapes = ('ring', 'tick', 'diamond', 'star', 'dot')  # ours are drawn last, so above the others
+  drawn.sort(key=lambda each: shapes.index(each[0][2]))
+  rows = [
+    Dots(
+      label=title,
+      value=str(cells[0]),
+      marks=[
+        Mark((cells[at].value,), f'{name}: {cells[at]}', *style[1:])
+        for style, name, at in drawn
+        if cells[at].done
+      ],
+      is_strong=_is_mean(title),
+    )
+    for title, cells in scored.items()
+  ]
+  legend = dict.fromkeys(style for style, _, _ in reversed(drawn))
+  caption = f'Test accuracy in %; numbers are of {methods[0].name}'
+  return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
+
+
+def tell_columns(methods: Sequence[Method]) -> str:
+  """What the columns of the table are."""
+  memory = any(line.get('from_memory') for method in methods for line in method.lines)
+  return (
+    'Test accuracy in percent; in brackets millions of trained parameters, heads not counted. '
+    f'All but ours were published, for a {BACKBONE}.{" * quoted from memory." if memory else ""}'
+  )
+
+
+def accuracies(methods: Sequence[Method], scored: Scores) -> Table:
+  """The accuracies, a column for each method."""
+  rows, headings = [], ['']
+  for title, cells in scored.items():
+    stars = (_star(method, 'group_mean' if title == MEAN_OF_GROUPS else '-') for method in methods)
+    rows.append((title, *(f'{cell}{star}' for cell, star in zip(cells, stars, strict=True))))
+  for method in methods:
+    params = [line['params'] for line in method.lines if line['params'] is not None]
+    million = f'{mean(params).value / 1e6:.2g}{_star(method, "params_million")}' if params else ''
+    headings.append(f'{method.name} ({million})' if params else method.name)
+  strong = [at for at, title in enumerate(scored) if _is_mean(title)]
+  return Table('Accuracy in percent', headings, rows, strong=strong)
+
+
+def _star(method: Method, field: str) -> str:
+  """What marks a field that was quoted from memory."""
+  return '*' * any(field in line.get('from_memory', '') for line in method.lines)
+
+
+def tasks_blocks(board: Board, pages: Mapping[str, str]) -> list[Any]:
+  """How far every task is, what its result is, and why some have none."""
+  titles = ('task', 'state', 'result', 'budget', 'parameters', 'validation', 'test')
+  rows = []
+  for name in board.tasks:
+    link = Markup('<a href="{}">{}</a>').format(quote(pages[name]), name) if name in pages else name
+    cells = [link, board.state(name)]
+    if result := board.results.get(name):
+      chosen, budget = _chosen(result), result['budget']
+      cells += [
+        chosen['label'],
+        'none' if budget is None else f'{budget:,}',
+        f'{chosen["params"]:,}',
+        share_cell(chosen['val_accuracy']),
+        share_cell(chosen['test_accuracy']),
+      ]
+    rows.append(cells + [''] * (len(titles) - len(cells)))
+  blocks: list[Any] = [Table('Tasks', titles, rows, text_columns=3)]
+  for heading, reasons in (('Failed', board.failed), ('Not ready', board.missing)):
+    if reasons:
+      texts = [f'{name}: {reason}' for name, reason in reasons.items()]
+      blocks += [page.Heading(heading), page.Items(texts)]
+  if board.missing:
+    blocks.append('--config.suite.prepare=True fetches what needs no manual download.')
+  if any(str(result['structure']).endswith(GENOME_ENDING) for result in board.results.values()):
+    blocks.append('Structures were given by files, which do not say what chose them.')
+  return blocks
+
+
+def agreements(board: Board) -> list[str]:
+  """How much the structures of a task's seeds agree; nothing where none has several seeds."""
+  chosen = [
+    ((name.rpartition('/')[0], result['result']), _chosen(result)['genome'])
+    for name, result in board.results.items()
+    if board.family != 'vtab'  # whose names end with the task
+  ]
+  return [
+    f'{task}, {name}: {tell_agreement([genome for _, genome in found])}'
+    for (task, name), found in grouped(chosen, lambda each: each[0]).items()
+    if len(found) > 1
+  ]

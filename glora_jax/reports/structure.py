@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.reports.markdown import Table, paragraph, plain
+from glora_jax.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
+from glora_jax.reports.page import Details, Section
+from glora_jax.reports.tables import Table, code, paragraph
 from glora_jax.search.allocated import Allocation, Unit, agreement
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
@@ -21,8 +24,7 @@ FORMS = {
   'C.vector': 'C vector',
   'E.vector': 'E vector',
 }
-VALUES_EXPLAINED = """\
-Value in percent of all that is on offer; what was bought is bold, a LoRA's rank in brackets."""
+DRAWN = {'none': 'none', 'constant': 'constant', 'vector': 'vector', 'lora': 'LoRA, its rank'}
 _STACKED = re.compile(r'(?P<kind>.*)\[(?P<block>\d+)\]')
 
 
@@ -60,7 +62,7 @@ class Layer(NamedTuple):
   pieces: Sequence[Piece]
 
 
-class StructureFigure(NamedTuple):
+class Figure(NamedTuple):
   """A structure.
 
   Attributes:
@@ -78,7 +80,19 @@ class StructureFigure(NamedTuple):
   table: Table
 
 
-def structure_figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> StructureFigure:
+class Structures(NamedTuple):
+  """Structures with one legend."""
+
+  figures: Sequence[Figure]
+
+  def forms(self) -> list[tuple[str, str]]:
+    """(form, what the legend says) of the forms that are drawn."""
+    layers = (each for figure in self.figures for _, row in figure.blocks for each in row if each)
+    drawn = {piece.form for each in layers for piece in each.pieces}
+    return [(form, label) for form, label in DRAWN.items() if form in drawn]
+
+
+def figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> Figure:
   """What a page shows of a structure.
 
   Args:
@@ -86,41 +100,39 @@ def structure_figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> S
     spec: the layers; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one column.
     genome: int [layer, 5].
   """
-  layers = _layers(spec, np.asarray(genome))
-  kinds: list[str] = []
-  blocks: dict[str, dict[str, Layer]] = {}
-  for layer in layers:
-    match = _STACKED.fullmatch(layer.name)
-    kind, block = (match['kind'], match['block']) if match else ('', layer.name)
-    if kind not in kinds:
-      kinds.append(kind)
-    blocks.setdefault(block, {})[kind] = layer
-  rows = [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()]
-  headings = [kind.rpartition('/')[2] for kind in kinds]
-  cells = [(plain(layer.name), *map(_form, layer.pieces), f'{layer.params:,}') for layer in layers]
-  return StructureFigure(
-    title,
-    sum(layer.params for layer in layers),
-    headings if len(set(headings)) == len(kinds) else kinds,
-    rows,
-    Table(('layer', *TENSORS, 'parameters'), cells, text_columns=1 + len(TENSORS)),
-  )
-
-
-def _layers(spec: Spec, genome: np.ndarray) -> list[Layer]:
+  genome = np.asarray(genome)
   costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome]  # [layer, 5]
   shares = 100 * costs / (costs.sum(axis=1).max(initial=0) or 1)
   starts = shares.cumsum(axis=1) - shares
-  layers = []
+  blocks: dict[str, dict[str, Layer]] = {}
+  rows = []
   for at, forms in enumerate(genome_to_json(spec, genome)['layers']):
-    pieces = []
-    for number, (letter, meaning) in enumerate(zip(TENSORS, MEANINGS, strict=True)):
-      form, _, rank = forms[letter].partition(':')
-      share, start = (round(float(part[at, number]), 2) for part in (shares, starts))
-      cost = int(costs[at, number])
-      pieces.append(Piece(f'{letter}, {meaning}', form, rank, cost, start, share))
-    layers.append(Layer(spec.layers[at].name, int(costs[at].sum()), pieces))
-  return layers
+    pieces = [
+      Piece(
+        f'{letter}, {MEANINGS[number]}',
+        forms[letter].partition(':')[0],
+        forms[letter].partition(':')[2],
+        int(costs[at, number]),
+        round(float(starts[at, number]), 2),
+        round(float(shares[at, number]), 2),
+      )
+      for number, letter in enumerate(TENSORS)
+    ]
+    name, params = spec.layers[at].name, int(costs[at].sum())
+    match = _STACKED.fullmatch(name)
+    kind, block = (match['kind'], match['block']) if match else ('', name)
+    blocks.setdefault(block, {})[kind] = Layer(name, params, pieces)
+    rows.append((name, *map(_form, pieces), f'{params:,}'))
+  kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))
+  headings = [kind.rpartition('/')[2] for kind in kinds]
+  columns = ('layer', *TENSORS, 'parameters')
+  return Figure(
+    title,
+    int(costs.sum()),
+    headings if len(set(headings)) == len(kinds) else kinds,
+    [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()],
+    Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS)),
+  )
 
 
 def _form(piece: Piece) -> str:
@@ -131,36 +143,67 @@ def _form(piece: Piece) -> str:
   return f'{form}, {piece.params:,}'
 
 
+def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
+  """What a page says of a structure that was read off a gradient.
+
+  Args:
+    allocation: the structure.
+    result: content of the run's `result.json`.
+  """
+  blocks = [
+    tell_choice(allocation, result),
+    value_chart(allocation),
+    Details(values_table(list(allocation.units()))),
+  ]
+  return Section('allocation', "The gradient's structure", blocks)
+
+
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
-  """Where the structure comes from, within which budget, and which images had no part in it."""
-  head = result['allocation']['head_epochs']
-  epochs = '1 epoch' if head == 1 else f'{head} epochs'
-  proposed = """
-    No budget was given; the one proposed is the knee of the curve of value by budget, from where on
-    more parameters pay less than they do on average.
-  """
-  unjudged = f"""
-    {allocation.unjudged:,} of the parameters are worth nothing held out, where the folds agree too
-    little; the mean gradient of all folds has chosen them.
-  """
-  borrowed = f"""
-    The folds have little in common, so that {100 * allocation.borrowed:.0f}% of the values are
-    those of another gradient, of telling which way the same images were shifted.
-  """
+  """How a structure was read off a gradient, within which budget, and what that took."""
+  cost = result['allocation']
+  head = f'{cost["head_epochs"]} epoch' + 's' * (cost['head_epochs'] != 1)
   return paragraph(
     f"""
     The structure of {allocation.count_params():,} parameters was read off one gradient of the
-    pretrained model, with a head that was trained alone for {epochs} before. Every unit (a
-    vector, or one rank-one part of a LoRA) was valued on folds of the training images that did not
-    choose its direction, and the best by value per parameter were bought, up to
-    {allocation.budget:,} parameters.
+    pretrained model, after {head} of training the head alone. Each unit (a vector, or one rank of
+    a LoRA) was valued on training images that did not choose its direction, and the best by value
+    per parameter were bought, up to {allocation.budget:,} parameters.
     """,
-    proposed if allocation.proposed else '',
-    borrowed if allocation.borrowed else '',
-    unjudged if allocation.unjudged else '',
+    allocation.proposed
+    and """
+    That budget is the knee of the curve below, where more parameters begin to pay less than
+    average.
+    """,
+    allocation.borrowed
+    and f"""
+    The gradients of these folds have little in common, so {100 * allocation.borrowed:.0f}% of the
+    values come from another gradient: that of telling which way the same images were shifted.
+    """,
+    allocation.unjudged
+    and f"""
+    {allocation.unjudged:,} of the parameters are worth nothing on held-out images; the mean
+    gradient of all folds chose them.
+    """,
     # Those of the paper's protocol are among the training images.
-    'No validation image was used.' if result['protocol'] == 'honest' else '',
-    '`structure/` has the numbers.',
+    result['protocol'] == 'honest' and 'No validation image was used.',
+    f'Head and gradient count as {cost["epochs"]} epochs, by which its training is shorter.',
+    Markup('Numbers: {}.').format(code('structure/')),
+  )
+
+
+def value_chart(allocation: Allocation) -> Chart:
+  """What the units of a structure are worth held out by budget, the best bought first."""
+  params, values, knee = allocation.curve
+  percent = 100 / max(float(values[-1]), float(np.finfo(np.float32).tiny)) * values
+  best = f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%'
+  return Chart(
+    'Value by budget',
+    axis('trained parameters', [0, params[-1], allocation.budget]),
+    Axis('held-out value, % of all on offer', [0, 25, 50, 75, 100]),
+    [Line('', 'teal', steps(thinned(params, percent)))],
+    [Mark((params[knee], percent[knee]), best, 'dim')],
+    [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
+    [('knee', 'dim', 'dot')],
   )
 
 
@@ -176,10 +219,11 @@ def values_table(units: Sequence[Unit]) -> Table:
     cells.setdefault((unit.layer, unit.form), []).append(unit)
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
   rows = [
-    (plain(layer), *(_value(cells.get((layer, form), []), total) for form in forms))
+    (layer, *(_value(cells.get((layer, form), []), total) for form in forms))
     for layer in dict.fromkeys(unit.layer for unit in units)
   ]
-  return Table(('layer', *(FORMS[form] for form in forms)), rows)
+  caption = 'Value by layer and form, in percent; bought ones are bold, with the rank of a LoRA'
+  return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)
 
 
 def _value(units: Sequence[Unit], total: float) -> str:
@@ -188,19 +232,10 @@ def _value(units: Sequence[Unit], total: float) -> str:
     return ''
   percent = round(100 * sum(unit.value for unit in units) / total, 1)
   share = f'{percent + 0.0:.1f}'  # no '-0.0'
-  bought = sum(unit.bought for unit in units)
-  if not bought:
+  if not (bought := sum(unit.bought for unit in units)):
     return share
-  return f'**{share}** ({bought})' if units[0].part else f'**{share}**'
-
-
-def tell_cost(result: Mapping[str, Any]) -> str:
-  """What the structure cost beside the training, in seconds and in epochs."""
-  seconds = sum(result['seconds'].get(stage, 0.0) for stage in ('head', 'structure'))
-  return paragraph(f"""
-    Head and gradient took {seconds:.0f} seconds, compilation included. They count as
-    {result['allocation']['epochs']} epochs, by which the training is shorter than its recipe says.
-  """)
+  rank = f' ({bought})' if units[0].part else ''
+  return Markup('<strong>{}</strong>{}').format(share, rank)
 
 
 def tell_agreement(genomes: Sequence[np.ndarray]) -> str:
@@ -212,16 +247,16 @@ def tell_agreement(genomes: Sequence[np.ndarray]) -> str:
   Example:
     >>> lora = np.zeros((3, 5), np.int8)
     >>> lora[0, 1] = 3
-    >>> tell_agreement([lora, lora]).partition(' (')[0]
+    >>> str(tell_agreement([lora, lora])).partition(' (')[0]
     'Of the tensors that one of 2 seeds trains, another trains 100% in the same form'
   """
   found = agreement(genomes)
   share, chance = (round(100 * value) for value in found)
-  warning = 'That is little: do not read much into where one of them puts its parameters.'
   return paragraph(
     f"""
     Of the tensors that one of {len(genomes)} seeds trains, another trains {share}% in the same form
     (shifted to other layers: {chance}%).
     """,
-    warning if found.is_little else '',
+    found.is_little
+    and 'That is little: do not read much into where one of them puts its parameters.',
   )

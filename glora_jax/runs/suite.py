@@ -24,7 +24,7 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
-from glora_jax.reports import page, scoreboard, suite_page
+from glora_jax.reports import page, scoreboard
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
 from glora_jax.runs.config import RunSettings, check_config, check_settings, settings_of
@@ -208,13 +208,13 @@ def missing(settings: RunSettings, workdir: str, prepare: bool) -> str | None:
 
 def summary(board: Board, workdir: str) -> str:
   """What the command line prints at the end."""
-  own = [row for row in scoreboard.own_rows(board) if row.cells]
-  published = scoreboard.published_rows(board.tasks)
-  best = [row for row in published if row.method == 'GLoRA'][:1]
+  methods = scoreboard.methods_of(board)
+  published = [method for method in methods if method.name == 'GLoRA'][:1]
+  shown = [method for method in methods if scoreboard.is_ours(method)] + published
   states = [board.state(name) for name in board.tasks]
   counts = ', '.join(f'{states.count(state)} {state}' for state in ('done', 'failed', 'not ready'))
   lines = [
-    str(suite_page.accuracies(board, own + best)),
+    str(scoreboard.accuracies(shown, scoreboard.scores(board, shown))),
     '',
     *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
     f'{counts} of {len(board.tasks)} tasks. {workdir}/report.html has the published rows and what '
@@ -242,4 +242,4 @@ def _write(board: Board, workdir: str) -> None:
     return
   pages = {name: os.path.join(_folder('', name), page.NAME) for name in board.results}
   written = {name: path for name, path in pages.items() if os.path.exists(f'{workdir}/{path}')}
-  suite_page.write(board, workdir, written)
+  scoreboard.write(board, workdir, written)

@@ -84,5 +84,5 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
   if name == 'quickstart.ipynb':
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 1
     shown = [html.unescape(output.get('data', {}).get('text/html', '')) for output in outputs]
-    tables = [text for text in shown if 'aria-label="Table: Accuracies"' in text]
-    assert sum('<th scope="row">winner, finetuned</th>' in text for text in tables) == 2
+    tables = [text for text in shown if 'aria-label="Accuracy in percent"' in text]
+    assert sum('role="rowheader">searched, finetuned</th>' in text for text in tables) == 2

@@ -1,6 +1,7 @@
 """What tests of reports share: results made by hand."""
 
 import numpy as np
+import pages
 import pytest
 
 from glora_jax.data.catalog import expand
@@ -12,37 +13,35 @@ from glora_jax.search.choice import Curve
 
 
 def result(task, accuracy, protocol, others):
-  """What a run leaves, with the accuracy in percent for the winner, less for the rest."""
-
-  def subnet(less):
-    accuracies = {'test_accuracy': (accuracy - less) / 100}
-    if others:
-      accuracies['other_test_accuracies'] = {name: value / 100 for name, value in others.items()}
-    return {
-      'params': 250_000,
-      'val_accuracy': None if protocol == 'paper' else 0.5,
-      **accuracies,
-    }
-
+  """What a run leaves, with the accuracy in percent for the result, less for the others."""
+  further = {name: value / 100 for name, value in (others or {}).items()}
+  labels = {
+    'linear': ('linear probe', 10),
+    'lora': ('lora:2', 2),
+    'supernet': ('searched, in the supernet', 5),
+    'search': ('searched', 0),
+  }
   return {
     'task': task,
     'protocol': protocol,
     'seed': 42,
     'budget': 300_000,
+    'structure': 'search',
     'normalization': 'inception',
     'weights': 'in21k-B/16',
-    'linear': subnet(10),
-    'winner_supernet': subnet(5),
-    'winner': subnet(0),
-    'presets': {'lora': subnet(2)},
-    'finetuned': protocol == 'honest',
+    'result': 'search',
+    'structures': {
+      name: pages.structure(250_000, (accuracy - less) / 100, label=label, genome=[[0, 3, 0, 0, 2]])
+      | {'val_accuracy': None if protocol == 'paper' else 0.5, 'other_test_accuracies': further}
+      for name, (label, less) in labels.items()
+    },
     'data': {'origin': f'TFDS {task}', 'notes': ['A note.']},
   }
 
 
 @pytest.fixture
 def make_board():
-  """A function from the winners' accuracies by task to a suite that has them."""
+  """A function from the results' accuracies by task to a suite that has them."""
 
   def make(accuracies, suite='vtab/all', protocol='honest', others=None):
     results = {

@@ -6,10 +6,9 @@ import html_pages
 import numpy as np
 
 from glora_jax.method.genomes import count_params
-from glora_jax.reports import comparison_page, run_page, suite_page
+from glora_jax.reports import comparison_page, run_page, scoreboard
 from glora_jax.reports.errors import Outcome
-from glora_jax.reports.findings import Findings
-from glora_jax.reports.verdict import PAIRED
+from glora_jax.reports.run_page import Findings
 from glora_jax.search.archive import Archive
 
 SCRIPT = '<script>alert(1)</script>'
@@ -21,9 +20,11 @@ MADE = {
 }
 
 
-def row(params, accuracy, **fields):
-  """A row of a run's result."""
-  return {'params': params, 'val_accuracy': accuracy, 'test_accuracy': accuracy, **fields}
+def structure(params, accuracy, paired=None, **fields):
+  """A structure of a run; `paired` are the images that only the result, or only it, got right."""
+  shares = {'val_accuracy': accuracy, 'test_accuracy': accuracy}
+  against = {} if paired is None else {'result_only': paired[0], 'other_only': paired[1]}
+  return {'params': params, **shares, **fields, 'against_result': against}
 
 
 def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
@@ -45,12 +46,16 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     'protocol': 'honest',
     'seed': 7,
     'budget': 60,
-    'linear': row(0, 0.5, **{PAIRED: {'winner_only': 14, 'row_only': 2}}),
-    'winner_supernet': row(params, 0.7),
-    'winner': row(params, 0.8, genome=genome.tolist()),
-    'presets': {
-      'lora': row(24, 0.75, label='lora:2', **{PAIRED: {'winner_only': 3, 'row_only': 1}}),
-      'gradient': row(params, 0.775, **{PAIRED: {'winner_only': 3, 'row_only': 2}}),
+    'structure': 'search',
+    'result': 'search',
+    'structures': {
+      'linear': structure(0, 0.5, (14, 2), label='linear probe'),
+      'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
+      'gradient': structure(params, 0.775, (3, 2), label='gradient', genome=genome.tolist()),
+      'supernet': structure(params, 0.7, (5, 1), label='searched, in the supernet'),
+      'search': structure(
+        params, 0.8, label='searched, finetuned', genome=genome.tolist(), best_epoch=1
+      ),
     },
     'finetuned': True,
     'evaluations': 4,
@@ -70,7 +75,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
   return Findings(
     result,
     types.SimpleNamespace(name=task, classes=list(classes)),
-    spec,
+    dict.fromkeys(result['structures'], spec),
     Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels),
     archive,
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
@@ -83,6 +88,8 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
 METRICS = """\
 {"stage": "supernet", "epoch": 1, "loss": 2.0, "accuracy": 0.25}
 {"stage": "supernet", "epoch": 2, "loss": 0.5, "accuracy": 0.75}
+{"stage": "training/lora", "epoch": 1, "loss": 1.5, "accuracy": 0.5, "val_accuracy": 0.45}
+{"stage": "training/lora", "epoch": 2, "loss": 0.75, "accuracy": 0.6, "val_accuracy": 0.55}
 {"stage": "finetune", "epoch": 1, "loss": 0.25, "accuracy": 0.8, "val_loss": 1, "val_accuracy": 0.5}
 """
 
@@ -130,5 +137,5 @@ def write_comparison(folder, allocation):
 
 def write_suite(folder, board):
   """Writes the page of a suite, and gives its elements."""
-  suite_page.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'})
+  scoreboard.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'})
   return html_pages.read(folder)

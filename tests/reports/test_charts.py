@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glora_jax.reports import run_charts
+from glora_jax.reports import run_page, structure
 from glora_jax.reports.charts import axis
 from glora_jax.search.choice import Curve
 
@@ -36,9 +36,9 @@ def values_of(line):
 
 
 def test_the_search_shows_mean_and_best_of_every_generation(allocation):
-  progress, _ = run_charts.search_charts(pages.make_findings(allocation))
-  subnets, mean, best = progress.lines
-  assert sorted(values_of(subnets)) == pytest.approx([50, 60, 80, 90])
+  charts, _ = run_page.search_blocks(pages.make_findings(allocation))
+  scored, mean, best = charts.charts[0].lines
+  assert sorted(values_of(scored)) == pytest.approx([50, 60, 80, 90])
   assert values_of(mean) == pytest.approx([65, 75])
   assert values_of(best) == pytest.approx([80, 90])
 
@@ -47,41 +47,38 @@ def test_a_long_curve_of_values_reaches_its_end(allocation):
   params = np.arange(1000)
   curve = allocation.curve._replace(params=params, values=np.sqrt(params), knee=500)
   long = dataclasses.replace(allocation, curve=curve, budget=999)
-  chart = run_charts.value_chart(long)
+  chart = structure.value_chart(long)
   [line] = chart.lines
   assert chart.places(line.points)[-1][1] == 0
   assert len(line.points) < 1000
   assert chart.marks[0].title == 'knee: 500 parameters, 71%'
   nothing = Curve(np.zeros(1, np.int64), np.zeros(1), 0)
-  [line] = run_charts.value_chart(dataclasses.replace(allocation, curve=nothing)).lines
+  [line] = structure.value_chart(dataclasses.replace(allocation, curve=nothing)).lines
   assert line.points == [(0, 0)]
 
 
 @pytest.mark.parametrize(
-  'line',
-  [
-    '',
-    '{"stage": "head", "epoch": 1, "loss": NaN, "accuracy": null}\n',
-  ],
+  'line', ['', '{"stage": "head", "epoch": 1, "loss": NaN, "accuracy": null}\n']
 )
-def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path):
+def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path, allocation):
   metrics = tmp_path / 'metrics.jsonl'
   metrics.write_text(line)
-  assert run_charts.training_charts(str(metrics)) == []
-  metrics.write_text(line + pages.METRICS)
-  accuracy, loss = run_charts.training_charts(str(metrics))
-  assert [chart.y.label for chart in (accuracy, loss)] == ['accuracy in %', 'loss']
+  assert run_page.training_blocks(str(metrics), pages.make_findings(allocation).result) == []
 
 
-def test_training_shows_every_stage_and_validation_where_it_was_measured(tmp_path):
+def test_training_shows_every_stage_validation_and_the_best_epoch(tmp_path, allocation):
   (tmp_path / 'metrics.jsonl').write_text(pages.METRICS)
-  accuracy, loss = run_charts.training_charts(str(tmp_path / 'metrics.jsonl'))
-  names = [(line.label, line.kind) for line in accuracy.lines]
-  assert names == [
-    ('supernet', 'line'),
-    ('winner, finetuned', 'line'),
-    ('winner, finetuned, validation', 'dashed'),
+  result = pages.make_findings(allocation).result
+  charts, _ = run_page.training_blocks(str(tmp_path / 'metrics.jsonl'), result)
+  accuracy, loss = charts.charts
+  assert [(line.label, line.kind, values_of(line)) for line in accuracy.lines] == [
+    ('supernet', 'line', [25, 75]),
+    ('lora:2', 'line', [50, 60]),
+    ('lora:2', 'dashed', pytest.approx([45, 55])),
+    ('searched, finetuned', 'line', [80]),
+    ('searched, finetuned', 'dashed', [50]),
   ]
-  assert [(line.label, line.kind) for line in loss.lines] == names
-  curves = [values_of(line) for line in accuracy.lines]
-  assert curves == [pytest.approx(curve) for curve in ([25, 75], [80], [50])]
+  assert [line.label for line in loss.lines] == ['supernet', 'lora:2', *['searched, finetuned'] * 2]
+  assert {name for name, _, _ in accuracy.legend} == {'validation images', 'best epoch'}
+  best = [mark.at for mark in accuracy.marks if mark.shape == 'star']
+  assert best == [(2, pytest.approx(55)), (1, 50)]

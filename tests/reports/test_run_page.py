@@ -1,4 +1,4 @@
-"""What the page of a run tells of errors, further test sets, and names that Markdown would read.
+"""What the page of a run says of its result, of errors, and of further test sets.
 
 Pages of whole runs are in tests/runs.
 """
@@ -8,9 +8,67 @@ import dataclasses
 import numpy as np
 import pages
 import pytest
+from scipy import stats
 
 from glora_jax.reports import errors, run_page
 from glora_jax.reports.errors import Outcome
+
+
+@pytest.mark.parametrize('paired, is_doubtful', [((24, 0), False), ((84, 60), True)])
+def test_answers_to_the_same_images_decide_what_is_chance(paired, is_doubtful):
+  structures = {
+    'linear': pages.structure(0, 0.925, paired, label='linear probe'),
+    'lora': pages.structure(9, 0.925, paired, label='lora:2'),
+    'gradient': pages.structure(9, 0.955, label='gradient'),
+  }
+  data = {'images': {'test': 800}}
+  verdict = run_page.tell_verdict({'result': 'gradient', 'structures': structures, 'data': data})
+  for name in ('3.0 points more than the linear probe', 'more than lora:2'):
+    _, _, rest = verdict.partition(name)
+    assert rest.startswith(" (may be chance: McNemar's exact test, p = 0.") == is_doubtful
+  for each in structures.values():
+    each['test_accuracy'] = 0.9
+  verdict = run_page.tell_verdict({'result': 'gradient', 'structures': structures, 'data': data})
+  assert verdict.endswith(', as many as the linear probe and as many as lora:2.')
+
+
+@pytest.mark.parametrize('counts', [(0, 0), (0, 5), (7, 7), (12, 3), (40, 64)])
+def test_mcnemars_exact_test_is_the_binomial_one(counts):
+  expected = min(1, 2 * stats.binom.cdf(min(counts), sum(counts), 0.5))
+  assert run_page.mcnemar(*counts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+  'fields, sentence',
+  [
+    ({}, 'The result is the trained structure with the best validation accuracy within the budget'),
+    ({'budget': None}, 'The result is the trained structure with the best validation accuracy:'),
+    ({'result': 'lora'}, 'The result was chosen by <code>report.result</code>:'),
+    ({'structures': {'search': pages.structure(9, 0.5, label='')}}, ''),
+  ],
+)
+def test_one_sentence_says_what_is_called_the_result(allocation, fields, sentence):
+  result = {**pages.make_findings(allocation).result, **fields}
+  told = str(run_page.tell_result(result))
+  assert told.startswith(sentence)
+  assert bool(told) == bool(sentence)
+
+
+def test_a_better_structure_above_the_budget_is_not_the_result(allocation):
+  result = pages.make_findings(allocation).result
+  result['structures']['full'] = pages.structure(61, 0.99, label='full')
+  assert 'best validation accuracy within' in run_page.tell_result(result)
+  assert 'report.result' in run_page.tell_result({**result, 'budget': None})
+
+
+def test_where_no_validation_image_is_left_the_searched_structure_is_the_result(
+  allocation,
+):
+  result = pages.make_findings(allocation).result
+  for each in result['structures'].values():
+    each['val_accuracy'] = None
+  assert 'The result is the searched structure:' in run_page.tell_result(result)
+  assert 'report.result' in run_page.tell_result({**result, 'result': 'lora'})
 
 
 def outcome(labels, classes, probabilities):
@@ -30,33 +88,30 @@ def test_the_surest_errors_are_the_wrong_answers_of_the_highest_probabilities():
 
 def test_errors_are_told_in_names_and_those_of_many_classes_in_pairs_without_a_matrix():
   found = outcome([0, 0, 0, 1, 2], [1, 1, 0, 1, 0], [0.9, 0.6, 0.9, 0.9, 0.8])
-  told = errors.facts(['a_b', 'dog', 'x|y'], found)
-  assert r'Most often: a\_b taken for dog (2); x\|y taken for a\_b (1).' in told['told']
-  assert [image['probability'] for image in told['images']] == ['90.0%', '80.0%', '60.0%']
-  assert [bar.label for bar in told['pairs']] == ['a_b, taken for dog', 'x|y, taken for a_b']
-  assert told['rows']
-  assert not errors.facts([f'class {n}' for n in range(41)], found)['rows']
+  told, confusion, _, pairs, _, _, images = errors.section(['a_b', 'dog', 'x|y'], found).blocks
+  assert 'Most often: a_b taken for dog (2); x|y taken for a_b (1).' in told
+  assert [image.probability for image in images.images] == ['90.0%', '80.0%', '60.0%']
+  assert [name for name, _, _ in pairs.bars] == ['a_b, taken for dog', 'x|y, taken for a_b']
+  assert confusion.rows
+  assert not errors.section([f'class {n}' for n in range(41)], found).blocks[1]
 
 
 def test_the_table_has_a_column_for_every_further_test_set(allocation):
   result = pages.make_findings(allocation).result
-  further = pages.row(1234, 0.5, other_test_accuracies={'v2': 0.25, 'sketch': 0.125})
-  result |= {'linear': {**further, 'val_accuracy': None}, 'winner_supernet': further}
-  result |= {'winner': further, 'presets': {}}
+  others = {'v2': 0.25, 'sketch': 0.125}
+  further = pages.structure(1234, 0.5, label='a structure', other_test_accuracies=others)
+  result['structures'] = {'linear': {**further, 'val_accuracy': None}, 'search': further}
   lines = run_page.table(result).splitlines()
-  assert lines[0].endswith('| test accuracy | on v2 | on sketch |')
-  assert lines[2] == '| linear probe | 1,234 | trained on | 50.0 | 25.0 | 12.5 |'
+  assert lines[0].endswith('| validation | test | v2 | sketch |')
+  assert lines[2] == '| a structure | 1,234 | trained on | 50.0 | 25.0 | 12.5 |'
 
 
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
 def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   findings = dataclasses.replace(pages.make_findings(allocation), archive=None)
   findings.result['structure'] = structure
-  text = run_page.tell_protocol(findings)
   is_known = structure != 'runs/x/genome.json'
-  assert ('no validation image had a part in' in text) == is_known
-  assert ('Structure and weights come from the' in text) == (structure == 'gradient')
-  assert ('does not say what it was chosen by' in text) != is_known
+  assert ('does not say what chose it' in run_page.tell_protocol(findings)) != is_known
 
 
 def test_the_adapters_base_is_fetched_with_its_checksum(allocation):

@@ -26,8 +26,7 @@ from glora_jax.method.genomes import smallest_genome
 from glora_jax.models import weights
 from glora_jax.models.checkpoint import FILE_NAMES
 from glora_jax.records import read_lines
-from glora_jax.reports import run_page
-from glora_jax.reports.verdict import tell_verdict
+from glora_jax.reports import run_page, tables
 from glora_jax.runs import experiment
 from glora_jax.runs.backbone import Stream
 from glora_jax.runs.context import never
@@ -85,7 +84,7 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
     images = result['data']['images']['test']
     assert (more['result_only'] - more['other_only']) / images == pytest.approx(gained)
   assert [made['versions'].keys() >= {'jax'} for made in result['provenance']] == [True]
-  assert tell_verdict(result) in html_pages.read(workdir).text
+  assert run_page.tell_verdict(result) in html_pages.read(workdir).text
   assert 0 < structures['search']['params'] <= 1000
   assert result['evaluations'] == 12
   described = read_json(workdir / 'genome.json')
@@ -211,7 +210,7 @@ def snippets(workdir, beginning):
 def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_run):
   workdir, result = finished_run
   chosen = result['structures'][result['result']]
-  accuracy = f'{100 * chosen["test_accuracy"]:.1f}% of 797 test images right'
+  accuracy = f'{100 * chosen["test_accuracy"]:.1f}% of 797 test images correctly'
   assert accuracy in html_pages.read(workdir).text
   [code] = snippets(workdir, 'import jax.numpy')
   names: dict[str, Any] = {}
@@ -368,8 +367,8 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   assert list(structures) == ['linear', 'search']
   assert all(structure['val_accuracy'] is None for structure in structures.values())
   assert not (tmp_path / 'finetune').exists()
-  assert run_page.PAPER_LABEL in html_pages.read(tmp_path).text
-  assert run_page.PAPER_LABEL in experiment.summary(result, str(tmp_path))
+  assert tables.PAPER_LABEL in html_pages.read(tmp_path).text
+  assert tables.PAPER_LABEL in experiment.summary(result, str(tmp_path))
   assert (structures['search']['params'], result['evaluations']) == (0, 1)
   assert not np.any(structures['search']['genome'])
 
@@ -380,7 +379,7 @@ def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, fo
   text = html_pages.read(workdir).text
   assert result['data']['images'] == {'train': 800, 'val': 200, 'test': 797}
   wrong = 797 - round(797 * result['structures'][result['result']]['test_accuracy'])
-  assert f'got {wrong} of 797 test images wrong' in text
+  assert f'{wrong} of 797 test images are wrong' in text
   pairs = re.findall(r'(\d) taken for (\d) \((\d+)\)', text)
   assert len(pairs) == 3
   counted = np.bincount(10 * labels + answers, minlength=100) * (np.arange(100) % 11 > 0)

@@ -28,7 +28,7 @@ from glora_jax.models import weights
 from glora_jax.records import read_record
 from glora_jax.reports import run_page
 from glora_jax.reports.errors import Outcome
-from glora_jax.reports.findings import Findings
+from glora_jax.reports.run_page import Findings
 from glora_jax.runs.context import Candidate, Context
 from glora_jax.runs.origins import recorded_processes, recorded_weights
 from glora_jax.runs.sections import GRADIENT, SEARCH
@@ -259,7 +259,6 @@ def write_results(
     findings = Findings(
       result,
       context.task,
-      context.adapted.spec,
       {name: (x.adapted or context.adapted).spec for name, x in candidates.items()},
       outcome,
       archive=archive,

@@ -1,0 +1,33 @@
+"""Tables, cells and times are as pages and the terminal show them."""
+
+import math
+
+import pytest
+
+from glora_jax.reports import tables
+from glora_jax.reports.tables import Table
+
+
+def test_columns_of_text_are_on_the_left_and_names_stay_in_their_cells():
+  table = Table('', ('task', 'state', 'params'), [(' a|b\n c', 'done', 7)], 2)
+  assert str(table).splitlines() == [
+    '| task | state | params |',
+    '|---|---|---:|',
+    r'| a\|b c | done | 7 |',
+  ]
+
+
+def test_accuracies_on_images_that_were_trained_on_are_called_so():
+  assert str(tables.share_cell(None)) == 'trained on'
+  assert str(tables.share_cell(0.9625)) == '96.2'
+
+
+def test_only_several_numbers_have_a_spread_and_those_that_are_not_finite_none():
+  """A training that diverged may have such a loss."""
+  assert tables.mean([0.5]).deviation is None
+  assert tables.mean([1.0, 3.0]).deviation == pytest.approx(2**0.5)
+  assert math.isnan(tables.mean([1.0, math.inf]).deviation)
+
+
+def test_a_minute_has_sixty_seconds():
+  assert [tables.duration(seconds) for seconds in (59.94, 59.96)] == ['59.9 s', '1 min 0 s']
