@@ -92,12 +92,13 @@ def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
 
 def _decades(low: float, high: float) -> list[float]:
   """Powers of ten between two positive numbers, and of few these 1, 2, 5, 10; round ends."""
-  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-  rounds = [float(f'{factor}e{power}') for power in powers for factor in (1, 2, 5)]
+  rounds = [float(f'{factor}e{power}') for power in range(-323, 308) for factor in (1, 2, 5)]
   first = max(value for value in rounds if value <= low)
   last = min(value for value in rounds if value >= high)
-  between = rounds[:: 1 if len(powers) <= _INTERVALS // 2 + 1 else 3]
-  return sorted({first, last, *(value for value in between if first < value < last)})
+  ticks = [value for value in rounds if first <= value <= last]
+  if len(ticks) <= _INTERVALS + 1:
+    return ticks
+  return [value for value in ticks if value in (first, last) or f'{value:e}'.startswith('1')]
 
 
 class Line(NamedTuple):

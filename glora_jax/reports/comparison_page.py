@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from glora_jax.method.space import Spec
@@ -67,16 +66,11 @@ def write(workdir: str, result: Mapping[str, Any], spec: Spec, made: Sequence[pa
   page.write_table(workdir, lines_of(result))
   methods, number = methods_of(result), len(result['seeds'])
   over = f', mean and standard deviation over {number} seeds' if number > 1 else ''
-  seeds = ', '.join(map(str, result['seeds']))
   figures = [  # of the first seed
     structure.figure(f'{sentence_case(name_of(name))}, seed {result["seeds"][0]}', spec, genomes[0])
     for name, genomes in structures.items()
   ]
-  agreements = [
-    f'{sentence_case(name_of(name))}: {structure.tell_agreement([*map(np.array, genomes)])}'
-    for name, genomes in structures.items()
-    if len(genomes) > 1
-  ]
+  chosen = [(name_of(name), genome) for name, genomes in structures.items() for genome in genomes]
   seconds = {method.name: method.cells['seconds'].value for method in methods}
   costs = [(name, value, duration(value)) for name, value in seconds.items()]
   cost = [page.Heading('Training of one seed'), Bars(costs, 'purple')]
@@ -95,14 +89,16 @@ def write(workdir: str, result: Mapping[str, Any], spec: Spec, made: Sequence[pa
         [accuracy_plot(over, methods), *verdicts(result), accuracies(methods, 'method')],
       ),
       page.Section(
-        'structure', 'Structures', [figures and structure.Structures(figures), *agreements]
+        'structure',
+        'Structures',
+        [figures and structure.Structures(figures), *structure.agreements(chosen)],
       ),
       page.Section('cost', 'Cost', cost),
       page.Section('run', 'What was run', [tell_making(result)]),
       page.reproduce(
         made,
         [
-          ('Seeds', seeds),
+          ('Seeds', ', '.join(map(str, result['seeds']))),
           ('Weights', weights_name(result)),
           ('Images', paragraph(f'{data["origin"]}.', *data['notes'])),
         ],

@@ -12,7 +12,6 @@ from glora_jax.reports.page import Heading, Section
 
 MATRIX_CLASSES = 20  # more do not fit into a confusion matrix that can be read
 WORST, PAIRS = 6, 20  # pairs of classes: with a matrix, and instead of one
-NAMED_PAIRS = 3
 IMAGES = 12
 
 
@@ -89,7 +88,13 @@ def section(classes: Sequence[str], outcome: Outcome) -> Section:
   """
   matrix = outcome.confusion(len(classes))
   is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
-  blocks = [tell_errors(classes, matrix), is_small and Confusion(confusion_rows(classes, matrix))]
+  wrong, number = matrix.sum() - matrix.trace(), matrix.sum()
+  blocks = [
+    f'{wrong:,} of {number:,} test images are wrong.'
+    if wrong
+    else f'All {number:,} test images are classified correctly.',
+    is_small and Confusion(confusion_rows(classes, matrix)),
+  ]
   if pairs:
     named = [
       (
@@ -109,7 +114,6 @@ def section(classes: Sequence[str], outcome: Outcome) -> Section:
       )
       for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
     ]
-    wrong = matrix.sum() - matrix.trace()
     shown = 'All of them' if wrong <= IMAGES else f'The {IMAGES} with the most confident answers'
     blocks += [
       Heading('Most often confused'),
@@ -161,15 +165,3 @@ def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
     )
     for true, name in enumerate(classes)
   ]
-
-
-def tell_errors(classes: Sequence[str], matrix: np.ndarray) -> str:
-  """How many errors there are, and which classes are confused most often."""
-  wrong = matrix.sum() - matrix.trace()
-  if not wrong:
-    return f'All {matrix.sum():,} test images are classified correctly.'
-  most_often = '; '.join(
-    f'{classes[true]} taken for {classes[answer]} ({matrix[true, answer]})'
-    for true, answer in confused_pairs(matrix)[:NAMED_PAIRS]
-  )
-  return f'{wrong:,} of {matrix.sum():,} test images are wrong. Most often: {most_often}.'

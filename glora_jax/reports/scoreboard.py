@@ -21,7 +21,7 @@ from glora_jax.data.tasks import fewshot, vtab
 from glora_jax.method.presets import GENOME_ENDING
 from glora_jax.reports import page
 from glora_jax.reports.charts import Axis, Bars, DotPlot, Dots, Mark
-from glora_jax.reports.structure import tell_agreement
+from glora_jax.reports.structure import agreements
 from glora_jax.reports.tables import (
   PAPER,
   PAPER_LABEL,
@@ -45,6 +45,10 @@ TEST_SETS = {
   'sketch': 'ImageNet-Sketch',
   'a': 'ImageNet-A',
   'r': 'ImageNet-R',
+}
+STYLES = {
+  'LoRA': ('LoRA, published', 'purple', 'diamond'),
+  'GLoRA': ('GLoRA, published', 'red', 'star'),
 }
 State = Literal['done', 'failed', 'not ready', 'waiting']
 
@@ -210,7 +214,12 @@ def methods_of(board: Board) -> list[Method]:
       column: mean([100 * line['test_accuracy'] for line in by_column.get(column, [])], total)
       for column, total in expected.items()
     }
-    found.append(Method(name, known, cells))
+    style = ('others of ours', 'ink', 'tick')
+    if not found:
+      style = (name, 'teal', 'dot')
+    elif 'source' in known[0]:
+      style = STYLES.get(name, ('others, published', 'grey', 'ring'))
+    found.append(Method(name, known, cells, style))
   return found
 
 
@@ -285,6 +294,11 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
       ('Seeds', lambda result: str(result['seed'])),
     )
   ]
+  seeds = [
+    (f'{name.rpartition("/")[0]}, {_chosen(result)["label"]}', _chosen(result)['genome'])
+    for name, result in results.items()
+    if board.family != 'vtab'  # whose names end with the task
+  ]
   made = [each for result in results.values() for each in result.get('provenance', ())]
   page.write(
     workdir,
@@ -299,7 +313,7 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
         [accuracy_plot(methods, scored), tell_columns(methods), accuracies(methods, scored)],
       ),
       page.Section('tasks', 'Tasks', tasks_blocks(board, pages)),
-      page.Section('structures', 'Structures', agreements(board)),
+      page.Section('structures', 'Structures', agreements(seeds)),
       page.Section(
         'cost',
         'Cost',
@@ -348,32 +362,22 @@ def _is_mean(title: str) -> bool:
 
 def accuracy_plot(methods: Sequence[Method], scored: Scores) -> DotPlot:
   """Every line of the table: ours, and the published ones as marks."""
-  styles = {
-    'LoRA': ('LoRA, published', 'purple', 'diamond'),
-    'GLoRA': ('GLoRA, published', 'red', 'star'),
-    methods[0].name: (methods[0].name, 'teal', 'dot'),
-  }
-  others = ('others, published', 'grey', 'ring'), ('others of ours', 'ink', 'tick')
-  drawn = [
-    (styles.get(method.name, others[is_ours(method)]), method.name, at)
-    for at, method in enumerate(methods)
-  ]
   shapes = ('ring', 'tick', 'diamond', 'star', 'dot')  # ours are drawn last, so above the others
-  drawn.sort(key=lambda each: shapes.index(each[0][2]))
+  drawn = sorted(enumerate(methods), key=lambda each: shapes.index(each[1].style[2]))
   rows = [
     Dots(
       label=title,
       value=str(cells[0]),
       marks=[
-        Mark((cells[at].value,), f'{name}: {cells[at]}', *style[1:])
-        for style, name, at in drawn
+        Mark((cells[at].value,), f'{method.name}: {cells[at]}', *method.style[1:])
+        for at, method in drawn
         if cells[at].done
       ],
       is_strong=_is_mean(title),
     )
     for title, cells in scored.items()
   ]
-  legend = dict.fromkeys(style for style, _, _ in reversed(drawn))
+  legend = dict.fromkeys(method.style for _, method in reversed(drawn))
   caption = f'Test accuracy in %; numbers are of {methods[0].name}'
   return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
 
@@ -433,17 +437,3 @@ def tasks_blocks(board: Board, pages: Mapping[str, str]) -> list[Any]:
   if any(str(result['structure']).endswith(GENOME_ENDING) for result in board.results.values()):
     blocks.append('Structures were given by files, which do not say what chose them.')
   return blocks
-
-
-def agreements(board: Board) -> list[str]:
-  """How much the structures of a task's seeds agree; nothing where none has several seeds."""
-  chosen = [
-    ((name.rpartition('/')[0], result['result']), _chosen(result)['genome'])
-    for name, result in board.results.items()
-    if board.family != 'vtab'  # whose names end with the task
-  ]
-  return [
-    f'{task}, {name}: {tell_agreement([genome for _, genome in found])}'
-    for (task, name), found in grouped(chosen, lambda each: each[0]).items()
-    if len(found) > 1
-  ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
 from glora_jax.reports.page import Details, Section
-from glora_jax.reports.tables import Table, code, paragraph
+from glora_jax.reports.tables import Table, code, grouped, paragraph, sentence_case
 from glora_jax.search.allocated import Allocation, Unit, agreement
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
@@ -214,13 +214,10 @@ def values_table(units: Sequence[Unit]) -> Table:
     units: what could be bought.
   """
   total = sum(max(unit.value, 0.0) for unit in units) or 1.0
-  cells: dict[tuple[str, str], list[Unit]] = {}
-  for unit in units:
-    cells.setdefault((unit.layer, unit.form), []).append(unit)
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
   rows = [
-    (layer, *(_value(cells.get((layer, form), []), total) for form in forms))
-    for layer in dict.fromkeys(unit.layer for unit in units)
+    (layer, *(_value([unit for unit in same if unit.form == form], total) for form in forms))
+    for layer, same in grouped(units, lambda unit: unit.layer).items()
   ]
   caption = 'Value by layer and form, in percent; bought ones are bold, with the rank of a LoRA'
   return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)
@@ -238,25 +235,27 @@ def _value(units: Sequence[Unit], total: float) -> str:
   return Markup('<strong>{}</strong>{}').format(share, rank)
 
 
-def tell_agreement(genomes: Sequence[np.ndarray]) -> str:
-  """How much structures agree, in a sentence, and in another one what little agreement means.
+def agreements(genomes: Iterable[tuple[str, Sequence]]) -> list[str]:
+  """How much structures agree, in sentences for each name that several have.
 
   Args:
-    genomes: at least two, each int [rows, 5].
+    genomes: (what it is a structure of, int [rows, 5]).
 
   Example:
     >>> lora = np.zeros((3, 5), np.int8)
     >>> lora[0, 1] = 3
-    >>> str(tell_agreement([lora, lora])).partition(' (')[0]
-    'Of the tensors that one of 2 seeds trains, another trains 100% in the same form'
+    >>> agreements([('gradient', lora), ('gradient', lora), ('other', lora)])[0].partition(' (')[0]
+    'Gradient: of the tensors that one of 2 seeds trains, another trains 100% in the same form'
   """
-  found = agreement(genomes)
-  share, chance = (round(100 * value) for value in found)
-  return paragraph(
-    f"""
-    Of the tensors that one of {len(genomes)} seeds trains, another trains {share}% in the same form
-    (shifted to other layers: {chance}%).
-    """,
-    found.is_little
-    and 'That is little: do not read much into where one of them puts its parameters.',
-  )
+  sentences = []
+  for name, same in grouped(genomes, lambda each: each[0]).items():
+    if len(same) > 1:
+      found = agreement([np.array(genome) for _, genome in same])
+      share, chance = (round(100 * value) for value in found)
+      little = ' That is little: do not read much into where one of them puts its parameters.'
+      sentences.append(
+        f'{sentence_case(name)}: of the tensors that one of {len(same)} seeds trains, another '
+        f'trains {share}% in the same form (shifted to other layers: {chance}%).'
+        f'{little if found.is_little else ""}'
+      )
+  return sentences
