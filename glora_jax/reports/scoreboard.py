@@ -206,14 +206,14 @@ def methods_of(board: Board) -> list[Method]:
     lines_of(board), lambda line: (line['method'], 'source' in line and line['params'])
   )
   totals = collections.Counter(column for task in board.tasks for column in measured(task))
-  found = [] if board.results else [Method('ours', [], dict.fromkeys(totals, mean([], 1)))]
+  every = [column for columns in columns_of(board.tasks).values() for column in columns]
+  found = [] if board.results else [Method('ours', [], dict.fromkeys(every, mean([], 1)))]
   for (name, _), known in lines.items():
     by_column = grouped(known, lambda line: line['column'])
-    expected = dict.fromkeys({**totals, **by_column}, 1) if 'source' in known[0] else totals
-    cells = {
-      column: mean([100 * line['test_accuracy'] for line in by_column.get(column, [])], total)
-      for column, total in expected.items()
-    }
+    cells = {}
+    for column in dict.fromkeys([*every, *by_column]):
+      shares = [100 * line['test_accuracy'] for line in by_column.get(column, [])]
+      cells[column] = mean(shares, 1 if 'source' in known[0] else totals[column])
     style = ('others of ours', 'ink', 'tick')
     if not found:
       style = (name, 'teal', 'dot')

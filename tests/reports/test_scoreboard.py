@@ -73,8 +73,9 @@ def test_few_shot_accuracies_are_means_over_the_seeds_in_groups_of_equal_shots(m
   seeds = {0: 60.0, 1: 62.0, 2: 67.0}
   accuracies = {f'fewshot/food101/4/{seed}': value for seed, value in seeds.items()}
   accuracies['fewshot/oxford_pets/4/0'] = 80.0
-  board = make_board(accuracies, 'fewshot/all/4/all')
-  _, cells = ours(board)
+  one = make_board({'fewshot/oxford_pets/4/0': 80.0}, 'fewshot/oxford_pets/4/all')
+  assert str(ours(one)[1]['food101, 4 shots']) == ''
+  _, cells = ours(make_board(accuracies, 'fewshot/all/4/all'))
   assert str(cells['food101, 4 shots']) == '63.0 ± 3.6'
   assert str(cells['oxford_pets, 4 shots']) == '80.0 (1 of 3)'
   assert str(cells['mean of 4 shots']) == '63.0 (1 of 5)'
