@@ -24,7 +24,10 @@ from glora_jax.reports.tables import (
   weights_name,
 )
 
-CHOSEN = {'search': 'red', 'gradient': 'teal'}  # methods that choose a structure, and their colours
+CHOSEN = {  # methods that choose a structure for a budget, and how they are drawn
+  'search': ('searched', 'red', 'star'),
+  'gradient': ('gradient', 'teal', 'star'),
+}
 # What may become of a seed, by the field of `result.json` that has it in sentences.
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}
 TITLES = {
@@ -37,7 +40,6 @@ TITLES = {
   'hira': 'HiRA',
   'scale_shift': 'scale and shift',
   'finetuning': 'full fine-tuning',
-  'search': 'searched',
 }
 COLUMNS = {  # of the table, by field: the heading, and how a number is written
   'params': ('parameters', ',.0f'),
@@ -139,8 +141,7 @@ def name_of(name: str, labels: Mapping[str, str] | None = None) -> str:
   if budget is None:
     label = (labels or {}).get(name, name)
     return TITLES.get(name, name) if label == name else label
-  method, _, _ = name.partition('-')
-  return f'{TITLES.get(method, method)}, at most {budget:,}'
+  return f'{CHOSEN[name.partition("-")[0]][0]}, at most {budget:,}'
 
 
 def lines_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -159,15 +160,11 @@ def lines_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
       # What has a budget is called by its method and the budget.
       'rate': result['rate'][name if name in result['rate'] else name.rpartition('-')[0]],
       **run,
-      **{trouble: _trouble(result, trouble, name).get(str(seed), '') for trouble in TROUBLES},
+      **{each: result.get(each, {}).get(name, {}).get(str(seed), '') for each in TROUBLES},
     }
     for name, runs in result['methods'].items()
     for seed, run in zip(result['seeds'], runs, strict=True)
   ]
-
-
-def _trouble(result: Mapping[str, Any], trouble: str, name: str) -> Mapping[str, str]:
-  return result.get(trouble, {}).get(name, {})
 
 
 def methods_of(result: Mapping[str, Any]) -> list[Method]:
@@ -194,12 +191,7 @@ def methods_of(result: Mapping[str, Any]) -> list[Method]:
       for field, (column, digits) in COLUMNS.items()
     }
     kind, _, _ = name.partition('-')
-    style = (
-      (TITLES.get(kind, kind), CHOSEN[kind], 'star')
-      if kind in CHOSEN
-      else ('fixed', 'purple', 'dot')
-    )
-    found.append(Method(called, lines, cells, style))
+    found.append(Method(called, lines, cells, CHOSEN.get(kind, ('fixed', 'purple', 'dot'))))
   return sorted(found, key=lambda method: method.cells['parameters'].value)
 
 
@@ -225,7 +217,7 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
   methods, sentences = methods_of(result), []
   fixed = [method for method in methods if budget_of(method.lines[0]['method']) is None]
   for method in methods:
-    budget, params = budget_of(method.lines[0]['method']), method.cells['parameters'].value
+    budget = budget_of(method.lines[0]['method'])
     rivals = [
       each for each in fixed if budget is not None and each.cells['parameters'].value <= budget
     ]
@@ -236,8 +228,8 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
     gain = mean([100 * (one['test_accuracy'] - two['test_accuracy']) for one, two in pairs])
     sentences.append(
       f'{sentence_case(method.name)}: {"+" * (round(gain.value, 1) >= 0)}{gain} points against '
-      f'{best.name}, the best fixed method within that budget ({params:,.0f} and '
-      f'{best.cells["parameters"].value:,.0f} parameters'
+      f'{best.name}, the best fixed method within that budget ({method.cells["parameters"]} and '
+      f'{best.cells["parameters"]} parameters'
       f'{"" if gain.deviation is None else "; differences at the same seed"}).'
     )
   return sentences
@@ -256,7 +248,7 @@ def tell_best(result: Mapping[str, Any]) -> str:
   return (
     f'{sentence_case(best.name)} is the most accurate of {len(methods)}{others}: '
     f'{best.cells["test"]}% of the test images are classified correctly with '
-    f'{best.cells["parameters"].value:,.0f} trained parameters.'
+    f'{best.cells["parameters"]} trained parameters.'
   )
 
 
