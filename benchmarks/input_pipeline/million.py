@@ -11,10 +11,9 @@ import tensorflow_datasets as tfds
 
 from benchmarks.input_pipeline.photographs import cuts, resident_memory, watched
 from glora_jax.data import pipeline
-from glora_jax.data.examples import OpenedSplit
 from glora_jax.data.opening import open_images
 from glora_jax.data.task import Task
-from glora_jax.data.tfds import TfdsExamples, TfdsSplit, prepare
+from glora_jax.data.tfds import TfdsExamples, prepare, read
 from glora_jax.training.batches import batch_indices
 
 SIDE = 32
@@ -73,11 +72,10 @@ def measure(folder: str, number: int) -> tuple[int, dict[str, Cost], float, floa
 
   builder = Million(data_dir=folder, file_format='array_record')
   builder.number = number
-  split = TfdsSplit(builder, 'train')
   timed('preparing', lambda: prepare(builder))
   for title in ('labels, at the first start', 'labels, at later ones'):
-    labels = timed(title, lambda: split.open().labels)
-  examples = split.open()
+    labels = timed(title, lambda: read(builder, 'train').labels)
+  examples = read(builder, 'train')
   timed('opening every image once', lambda: check(examples))
   indices = timed(
     'order of an epoch',
@@ -95,5 +93,5 @@ def measure(folder: str, number: int) -> tuple[int, dict[str, Cost], float, floa
 def check(examples: TfdsExamples) -> None:
   """Opens every image once, as a run that streams them does before its first stage."""
   names = tuple(map(str, range(CLASSES)))
-  task = Task('million', names, {'train': OpenedSplit(examples)}, 'a benchmark')
+  task = Task('million', names, {'train': examples}, 'a benchmark')
   open_images(task, SIDE, lambda number: False)

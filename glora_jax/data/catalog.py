@@ -63,8 +63,8 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
 
   Example:
     >>> task = find('fewshot/oxford_pets/4/0')
-    >>> task.num_classes, task.splits['train'].per_class
-    (37, 4)
+    >>> task.num_classes, task.group
+    (37, 'fewshot')
   """
   if name == 'digits':
     return digits.digits()

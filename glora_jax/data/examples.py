@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,23 +45,12 @@ class Examples(Protocol):
     ...
 
 
-class Split(Protocol):
-  """Examples that are yet to be opened: a task holds these, so that making it reads nothing."""
-
-  def open(self) -> Examples:
-    """The examples, fetched and prepared first where they have to be."""
-    ...
+Split = Examples | Callable[[], Examples]  # of the latter nothing is read before it is called
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedSplit:
-  """A split whose examples are at hand."""
-
-  examples: Examples
-
-  def open(self) -> Examples:
-    """The examples."""
-    return self.examples
+def opened(split: Split) -> Examples:
+  """The examples of a split, fetched and prepared first where they have to be."""
+  return split() if callable(split) else split
 
 
 class Numbered:

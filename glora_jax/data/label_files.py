@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import os
 import re
@@ -40,49 +39,40 @@ class LabelledPath(NamedTuple):
   split: str = ''
 
 
-@dataclasses.dataclass(frozen=True)
-class ListedSplit:
-  """A split whose images a list of lines `path label` names: NOAH's VTAB folders, few-shot lists.
+def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
+  """The images and labels of a list of lines `path label`: NOAH's VTAB folders, few-shot lists.
 
-  Attributes:
+  Args:
     path: path of the list.
     roots: folders that the paths in the list may be relative to; the first that holds the first
       image is taken, else the last.
     num_classes: number of classes; labels are 0 and above, and below it.
+
+  Raises:
+    FileNotFoundError: there is no such list, or images that it names are not there; they are
+      counted, and the first ones named.
+    ValueError: the list is no UTF-8 text; a line has no path and label, or a label that is no
+      class; or an image occurs twice; with its line number.
   """
-
-  path: str
-  roots: tuple[str, ...]
-  num_classes: int
-
-  def open(self) -> Files:
-    """The images and labels of the list.
-
-    Raises:
-      FileNotFoundError: there is no such list, or images that it names are not there; they are
-        counted, and the first ones named.
-      ValueError: the list is no UTF-8 text; a line has no path and label, or a label that is no
-        class; or an image occurs twice; with its line number.
-    """
-    rows = []
-    expected = 'lines of an image path and a label are expected'
-    for number, line in enumerate(io.StringIO(_text_of(self.path, expected), newline=None), 1):
-      if not line.strip():
-        continue
-      image, _, label = line.rstrip('\n').rpartition(' ')
-      if not image or not _WHOLE_NUMBER.fullmatch(label):
-        _refuse(self.path, number, line.strip(), 'does not hold a path and a whole number')
-      if not 0 <= int(label) < self.num_classes:
-        raise ValueError(
-          f'{self.path}, line {number}: the label {label} is none of the {self.num_classes} '
-          f'classes 0 to {self.num_classes - 1}.'
-        )
-      rows.append(LabelledPath(number, image, label))
-    if not rows:
-      raise ValueError(f'{self.path} is empty; {expected}.')
-    holding = (root for root in self.roots if os.path.exists(os.path.join(root, rows[0].path)))
-    paths = _paths(self.path, rows, next(holding, self.roots[-1]))
-    return Files(paths, [int(row.label) for row in rows])
+  rows = []
+  expected = 'lines of an image path and a label are expected'
+  for number, line in enumerate(io.StringIO(_text_of(path, expected), newline=None), 1):
+    if not line.strip():
+      continue
+    image, _, label = line.rstrip('\n').rpartition(' ')
+    if not image or not _WHOLE_NUMBER.fullmatch(label):
+      _refuse(path, number, line.strip(), 'does not hold a path and a whole number')
+    if not 0 <= int(label) < num_classes:
+      raise ValueError(
+        f'{path}, line {number}: the label {label} is none of the {num_classes} classes '
+        f'0 to {num_classes - 1}.'
+      )
+    rows.append(LabelledPath(number, image, label))
+  if not rows:
+    raise ValueError(f'{path} is empty; {expected}.')
+  holding = (root for root in roots if os.path.exists(os.path.join(root, rows[0].path)))
+  paths = _paths(path, rows, next(holding, roots[-1]))
+  return Files(paths, [int(row.label) for row in rows])
 
 
 def _text_of(path: str | os.PathLike, expected: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from glora_jax.data import pipeline
-from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part
+from glora_jax.data.examples import Examples, Joined, Part
 from glora_jax.data.image import ResizeRule
 from glora_jax.data.pipeline import Split, UnreadableImages
 from glora_jax.data.task import Task, require_measurable
@@ -111,8 +111,7 @@ def open_images(
       write_arrays(record, content, KIND)
   note = f'{(~is_readable).sum()} of {is_readable.size} images cannot be decoded and are left out.'
   notes = task.notes if is_readable.all() else (*task.notes, note)
-  opened = {split: OpenedSplit(examples) for split, examples in kept.items()}
-  return dataclasses.replace(task, splits=opened, notes=notes), arrays
+  return dataclasses.replace(task, splits=kept, notes=notes), arrays
 
 
 def _known(

@@ -7,7 +7,6 @@ given, which images they have is written there.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import types
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.data.examples import Examples, Joined, OpenedSplit, Part, Split
+from glora_jax.data.examples import Examples, Part, Split, opened
 from glora_jax.data.task import Task, require_measurable
 from glora_jax.files import read_json, write_json, writing
 from glora_jax.limits import listed
@@ -96,53 +95,22 @@ def shots(labels: np.ndarray, per_class: int, seed: int, skip: int = 0) -> np.nd
   return np.sort(np.concatenate(chosen))
 
 
-@dataclasses.dataclass(frozen=True)
-class Shots:
-  """A split of a number of examples of every class of another split, drawn as `shots` draws.
+def drawn(pool: Split, per_class: int, seed: int, skip: int = 0) -> Part:
+  """A number of examples of every class of a split, drawn as `shots` draws.
 
-  Attributes:
-    pool: the split that is drawn from.
-    per_class: examples of each class.
-    seed: decides which examples are drawn.
-    skip: examples of the same draw that are left out first.
+  Raises:
+    ValueError: a class has too few for the draw.
   """
-
-  pool: Split
-  per_class: int
-  seed: int
-  skip: int = 0
-
-  def open(self) -> Part:
-    """The drawn examples.
-
-    Raises:
-      ValueError: a class has too few for the draw.
-    """
-    pool = self.pool.open()
-    needed = self.skip + 1 if self.skip else self.per_class
-    labels, sizes = np.unique(pool.labels, return_counts=True)
-    counted = zip(labels, sizes, strict=True)
-    if rare := [f'class {label} ({size})' for label, size in counted if size < needed]:
-      raise ValueError(
-        f'{self.per_class} images of each class are drawn of at least {needed}, and there are '
-        f'fewer in {listed(rare)}. Take fewer shots.'
-      )
-    return Part(pool, shots(pool.labels, self.per_class, self.seed, self.skip))
-
-
-@dataclasses.dataclass(frozen=True)
-class JoinedSplits:
-  """Splits one after another.
-
-  Attributes:
-    parts: what is joined, in order.
-  """
-
-  parts: tuple[Split, ...]
-
-  def open(self) -> Joined:
-    """The examples of all parts."""
-    return Joined([part.open() for part in self.parts])
+  examples = opened(pool)
+  needed = skip + 1 if skip else per_class
+  labels, sizes = np.unique(examples.labels, return_counts=True)
+  counted = zip(labels, sizes, strict=True)
+  if rare := [f'class {label} ({size})' for label, size in counted if size < needed]:
+    raise ValueError(
+      f'{per_class} images of each class are drawn of at least {needed}, and there are fewer in '
+      f'{listed(rare)}. Take fewer shots.'
+    )
+  return Part(examples, shots(examples.labels, per_class, seed, skip))
 
 
 def dealt(
@@ -257,5 +225,5 @@ def own_task(
   for split in (split for split in SPLITS if split in given):
     if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')
-  opened = {split: OpenedSplit(splits[split]) for split in SPLITS}
-  return Task(f'{kind}:{path}', classes, opened, path, tuple(notes))
+  in_order = {split: splits[split] for split in SPLITS}
+  return Task(f'{kind}:{path}', classes, in_order, path, tuple(notes))

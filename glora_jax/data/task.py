@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from glora_jax.data.examples import Examples, Joined, OpenedSplit, Split
+from glora_jax.data.examples import Examples, Joined, Split, opened
 from glora_jax.limits import shown
 from glora_jax.settings import Text, declared
 
@@ -169,8 +169,8 @@ class Task:
       where nothing is missing.
 
   Example:
-    >>> from glora_jax.data.examples import Files, OpenedSplit
-    >>> split = OpenedSplit(Files(['cat.png', 'dog.png'], [0, 1]))
+    >>> from glora_jax.data.examples import Files
+    >>> split = Files(['cat.png', 'dog.png'], [0, 1])
     >>> splits = {'train': split, 'val': split, 'test': split}
     >>> task = Task('pets', ('cat', 'dog'), splits, origin='two photographs')
     >>> task.num_classes, task.tests, task.open('train+val').labels.tolist()
@@ -202,7 +202,7 @@ class Task:
     Raises:
       ValueError: the split is empty, or has a label that is no class.
     """
-    parts = [self.splits[part].open() for part in split.split('+')]
+    parts = [opened(self.splits[part]) for part in split.split('+')]
     examples = parts[0] if len(parts) == 1 else Joined(parts)
     labels = examples.labels
     if not len(labels):
@@ -220,8 +220,7 @@ class Task:
     Raises:
       ValueError, OSError: a split cannot be opened; see `open`.
     """
-    splits = {split: OpenedSplit(self.open(split)) for split in self.splits}
-    return dataclasses.replace(self, splits=splits)
+    return dataclasses.replace(self, splits={split: self.open(split) for split in self.splits})
 
   def mask(self, split: str) -> np.ndarray | None:
     """The classes that occur in a masked test set, bool [classes]; None for all others."""

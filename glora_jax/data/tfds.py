@@ -256,10 +256,10 @@ class TfdsExamples(Numbered):
 def read(
   builder: Builder, split: str, label_of: LabelFunction = LabelFeature(), scale: int = 1
 ) -> TfdsExamples:
-  """A split of a prepared data set, images left encoded until they are asked for.
+  """A split of a data set, which is prepared first; images stay encoded until they are asked for.
 
   Args:
-    builder: builder of a prepared data set.
+    builder: builder of the data set.
     split: TFDS expression, as 'train[:800]'.
     label_of: see `TfdsExamples`.
     scale: see `TfdsExamples`.
@@ -267,6 +267,7 @@ def read(
   Raises:
     ValueError: the data set is stored in a format without random access, or lacks the split.
   """
+  prepare(builder)
   try:
     source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
   except NotImplementedError as error:
@@ -295,28 +296,6 @@ def _record_of(builder: Builder, split: str, label_of: LabelFunction) -> str | N
     return None
   key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
   return os.path.join(folder, f'glora_jax_labels-{key}.npz')
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsSplit:
-  """A split of a TFDS data set, which is prepared when it is opened for the first time.
-
-  Attributes:
-    builder: builder of the data set.
-    expression: the split as TFDS writes it, as 'train[:800]'.
-    label_of: see `TfdsExamples`.
-    scale: see `TfdsExamples`.
-  """
-
-  builder: Builder
-  expression: str
-  label_of: LabelFunction = LabelFeature()
-  scale: int = 1
-
-  def open(self) -> TfdsExamples:
-    """The examples of the split."""
-    prepare(self.builder)
-    return read(self.builder, self.expression, self.label_of, self.scale)
 
 
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
@@ -378,55 +357,19 @@ def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
       "an 'image' and a 'label' with classes are expected, and no sequences of them."
     )
   classes = class_names(builder, number)
-  stored = StoredDataSet(f'TFDS {name}', builder, classes, split_file)
-  splits = {split: StoredSplit(stored, split) for split in SPLITS}
-  note = f'Splits that the data set lacks were dealt from train, stratified, seed {SEED}: 10% each.'
-  return task_of([builder], f'tfds:{name}', classes, splits, notes=(note,))
 
-
-@dataclasses.dataclass(frozen=True)
-class StoredDataSet:
-  """A TFDS data set of the user; what it lacks of 'val' and 'test' is dealt from its 'train'.
-
-  Attributes:
-    origin: what sentences call it.
-    builder: builder of the data set.
-    classes: names of the classes.
-    split_file: see `splits.dealt`.
-  """
-
-  origin: str
-  builder: Builder
-  classes: tuple[str, ...]
-  split_file: str | None
-
-  @functools.cached_property
-  def examples(self) -> Mapping[str, Examples]:
-    """The examples of every split; the data set is prepared first.
-
-    Raises:
-      ValueError: the data set has no 'train'.
-    """
-    prepare(self.builder)
-    names = self.builder.info.splits
+  @functools.cache
+  def examples() -> Mapping[str, Examples]:
+    prepare(builder)
+    names = builder.info.splits
     stored = {split: name for name, split in reversed(NAMES.items()) if name in names}
     if 'train' not in stored:
-      raise ValueError(f"{self.origin} has the splits {', '.join(names)}; a 'train' is expected.")
-    given = {split: read(self.builder, name) for split, name in stored.items()}
-    lacking = [split for split in SPLITS if split not in given]
-    if lacking:
-      parts = dealt(self.origin, self.classes, given['train'], lacking, self.split_file)
-      return {**given, **parts}
-    return given
+      raise ValueError(f"TFDS {name} has the splits {', '.join(names)}; a 'train' is expected.")
+    given = {split: read(builder, stored_name) for split, stored_name in stored.items()}
+    if not (lacking := [split for split in SPLITS if split not in given]):
+      return given
+    return {**given, **dealt(f'TFDS {name}', classes, given['train'], lacking, split_file)}
 
-
-@dataclasses.dataclass(frozen=True)
-class StoredSplit:
-  """A split of a `StoredDataSet`."""
-
-  data_set: StoredDataSet
-  name: str
-
-  def open(self) -> Examples:
-    """The examples of the split."""
-    return self.data_set.examples[self.name]
+  splits = {split: lambda split=split: examples()[split] for split in SPLITS}
+  note = f'Splits that the data set lacks were dealt from train, stratified, seed {SEED}: 10% each.'
+  return task_of([builder], f'tfds:{name}', classes, splits, notes=(note,))

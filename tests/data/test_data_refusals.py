@@ -11,8 +11,8 @@ from PIL import Image
 
 from glora_jax.data import augment, catalog, image, normalization, pipeline
 from glora_jax.data.catalog import find
-from glora_jax.data.examples import Files, OpenedSplit
-from glora_jax.data.label_files import ListedSplit, read_csv
+from glora_jax.data.examples import Files
+from glora_jax.data.label_files import read_csv, read_list
 from glora_jax.data.task import Source, Task
 
 NOAH = {'source': 'noah', 'root': '/no'}
@@ -119,15 +119,15 @@ LISTS_OF_LABELS = [
 ]
 
 
-def read_list(path):
-  return ListedSplit(str(path), (str(path.parent),), 8).open()
+def read_lines(path):
+  return read_list(str(path), (str(path.parent),), 8)
 
 
 @pytest.mark.parametrize(
   'read, text, named',
   [
     *((lambda path: find(f'csv:{path}'), *row) for row in CSVS),
-    *((read_list, *row) for row in LISTS_OF_LABELS),
+    *((read_lines, *row) for row in LISTS_OF_LABELS),
   ],
 )
 def test_labels_that_are_none(tmp_path, read, text, named):
@@ -137,7 +137,7 @@ def test_labels_that_are_none(tmp_path, read, text, named):
     read(tmp_path / 'labels')
 
 
-@pytest.mark.parametrize('read', [read_csv, read_list])
+@pytest.mark.parametrize('read', [read_csv, read_lines])
 def test_label_files_that_are_missing_empty_or_no_utf_8(tmp_path, read):
   path = tmp_path / 'labels'
   with pytest.raises(FileNotFoundError, match=str(path)):
@@ -150,7 +150,7 @@ def test_label_files_that_are_missing_empty_or_no_utf_8(tmp_path, read):
 
 @pytest.mark.parametrize('labels, named', [([0, 9], '0 to 9'), ([], 'pets has no images in test')])
 def test_a_split_without_images_or_with_a_label_beyond_the_classes(labels, named):
-  split = OpenedSplit(Files([f'{n}.png' for n in range(len(labels))], labels))
+  split = Files([f'{n}.png' for n in range(len(labels))], labels)
   with pytest.raises(ValueError, match=named):
     Task('pets', ('cat', 'dog', 'owl'), {'test': split}, 'photos').open('test')
 

@@ -1,17 +1,15 @@
 """Lists and CSV files: what they name is read, every mistake is a sentence with its line."""
 
-import pickle
-
 import pytest
 from label_lists import write_images
 
-from glora_jax.data.label_files import LabelledPath, ListedSplit, read_csv
+from glora_jax.data.label_files import LabelledPath, read_csv, read_list
 
 
 def test_paths_of_lists_may_hold_spaces_and_empty_lines_are_passed_over(tmp_path):
   write_images(tmp_path, ['a b.png', 'c.png'])
   (tmp_path / 'list.txt').write_text('a b.png 1\n\nc.png 0\n')
-  files = ListedSplit(str(tmp_path / 'list.txt'), (str(tmp_path),), 2).open()
+  files = read_list(str(tmp_path / 'list.txt'), (str(tmp_path),), 2)
   assert files.paths == [str(tmp_path / 'a b.png'), str(tmp_path / 'c.png')]
   assert files.labels.tolist() == [1, 0]
 
@@ -34,6 +32,6 @@ def test_a_quote_behind_a_space_is_no_letter_of_a_label(tmp_path):
 def test_the_first_image_tells_which_folder_a_list_means(tmp_path, folder, before):
   write_images(tmp_path / folder, ['a.png', 'b.png'])
   (tmp_path / 'list.txt').write_text(f'{before}a.png 0\nb.png 1\n')
-  split = ListedSplit(str(tmp_path / 'list.txt'), (str(tmp_path), str(tmp_path / 'images')), 2)
-  assert pickle.loads(pickle.dumps(split)) == split
-  assert split.open().paths[1] == str(tmp_path / folder / 'b.png')
+  roots = (str(tmp_path), str(tmp_path / 'images'))
+  files = read_list(str(tmp_path / 'list.txt'), roots, 2)
+  assert files.paths[1] == str(tmp_path / folder / 'b.png')

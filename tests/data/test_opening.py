@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from label_lists import write_images
 
-from glora_jax.data.examples import Files, OpenedSplit
+from glora_jax.data.examples import Files
 from glora_jax.data.opening import open_images, warn_of_copies
 from glora_jax.data.pipeline import UnreadableImages
 from glora_jax.data.task import Task
@@ -23,7 +23,7 @@ def task(tmp_path):
     names = [f'{split}/{n}.png' for n in range(number)]
     write_images(tmp_path, names)
     paths = [str(tmp_path / name) for name in names]
-    splits[split] = OpenedSplit(Files(paths, [n % 2 for n in range(number)]))
+    splits[split] = Files(paths, [n % 2 for n in range(number)])
   return Task('pets', ('cat', 'dog'), splits, origin='a test')
 
 

@@ -54,7 +54,7 @@ def test_every_task_is_read_end_to_end(mocked, vtab_task):
       picture = Image.fromarray(pixels(dataset, stored, positions[index]))
       expected = picture.resize((8, 8), Image.Resampling.BICUBIC)
       assert_array_equal(loaded.images[index], expected)
-  assert len(task.splits['test'].open().source) == NUM_TEST[vtab_task.name]
+  assert len(task.open('test').source) == NUM_TEST[vtab_task.name]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,8 @@ from glora_jax.data.task import Source
 from glora_jax.data.tfds import LabelFeature, TfdsExamples
 
 
-def split_of(folder, expression):
-  return tfds.TfdsSplit(Digits(data_dir=str(folder), file_format='array_record'), expression)
-
-
-@pytest.fixture(scope='module')
-def split():
-  return split_of(prepared_digits(), 'train[800:]')
+def builder_in(folder):
+  return Digits(data_dir=str(folder), file_format='array_record')
 
 
 def test_a_builder_made_before_its_data_set_was_prepared_reads_it(tmp_path):
@@ -54,7 +49,7 @@ def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path, monk
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
   other = subprocess.Popen(command, text=True, **pipes)
   with caplog.at_level(logging.INFO):
-    images, labels = pipeline.load(split_of(tmp_path / 'tfds', 'test').open(), 8)
+    images, labels = pipeline.load(tfds.read(builder_in(tmp_path / 'tfds'), 'test'), 8)
   output, errors = other.communicate(timeout=120)
   assert other.returncode == 0, errors[-2000:]
   expected = f'{images.shape} {images.sum()} {labels.sum()}'
@@ -63,16 +58,15 @@ def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path, monk
   assert [path.name for path in (tmp_path / 'tfds' / 'digits').iterdir()] == ['1.0.0']
 
 
-def test_splits_and_their_examples_can_be_pickled_and_one_that_is_lacking_is_named(split):
-  copy = pickle.loads(pickle.dumps(split))
-  assert split == tfds.TfdsSplit(split.builder, 'train[800:]') != split_of('', 'test')
+def test_examples_can_be_pickled_and_a_split_that_is_lacking_is_named():
+  builder = builder_in(prepared_digits())
+  examples = tfds.read(builder, 'train[800:]')
+  again = pickle.loads(pickle.dumps(examples))
+  assert again.identity == examples.identity
+  assert_array_equal(again.labels, examples.labels)
+  assert_array_equal(again.image(7), examples.image(7))
   with pytest.raises(ValueError, match=r"digits/1\.0\.0 cannot be read as 'validation'"):
-    tfds.read(split.builder, 'validation')
-  examples = split.open()
-  for opened in (copy.open(), pickle.loads(pickle.dumps(examples))):
-    assert opened.identity == examples.identity
-    assert_array_equal(opened.labels, examples.labels)
-    assert_array_equal(opened.image(7), examples.image(7))
+    tfds.read(builder, 'validation')
 
 
 def test_looking_for_a_data_set_leaves_no_temporary_file(tmp_path, monkeypatch):
@@ -87,9 +81,9 @@ def test_looking_for_a_data_set_leaves_no_temporary_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def copied(tmp_path):
-  """Digits in a folder of their own."""
+  """A builder of digits in a folder of their own."""
   copy_digits(tmp_path)
-  return split_of(tmp_path, 'test')
+  return builder_in(tmp_path)
 
 
 @pytest.fixture
@@ -107,28 +101,29 @@ def read(monkeypatch):
 
 
 def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
-  split, copied, read, monkeypatch
+  copied, read, monkeypatch
 ):
-  labels = tfds.read(split.builder, 'test').labels
-  assert copied.open().labels.shape == labels.shape
-  assert not os.path.exists(copied.open().record)  # of few examples
+  labels = tfds.read(builder_in(prepared_digits()), 'test').labels
+  few = tfds.read(copied, 'test')
+  assert few.labels.shape == labels.shape
+  assert not os.path.exists(few.record)
   monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
   read.clear()
   for _ in range(2):
-    assert_array_equal(copied.open().labels, labels)
+    assert_array_equal(tfds.read(copied, 'test').labels, labels)
     assert read == list(range(797))
-  assert os.path.dirname(copied.open().record) == str(copied.builder.data_path)
+  assert os.path.dirname(few.record) == str(copied.data_path)
   others = (LabelFeature(bin_size=2), lambda example: int(example['label']) // 2)
   for label_of in others:  # from another feature, and by a function that may change
-    examples = tfds.read(copied.builder, 'test', label_of)
+    examples = tfds.read(copied, 'test', label_of)
     assert_array_equal(examples.labels, labels // 2)
-  assert tfds.read(copied.builder, 'test', others[1]).record is None
+  assert examples.record is None
 
 
 def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeypatch):
   monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
-  labels = copied.open().labels
-  record = pathlib.Path(copied.open().record)
+  labels = tfds.read(copied, 'test').labels
+  record = pathlib.Path(tfds.read(copied, 'test').record)
 
   def make_folder():  # which cannot be written, as where a data set is shared
     record.unlink()
@@ -141,7 +136,7 @@ def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeyp
   ):
     spoil()
     read.clear()
-    assert_array_equal(copied.open().labels, labels)
+    assert_array_equal(tfds.read(copied, 'test').labels, labels)
     assert read == list(range(797))
 
 
@@ -163,5 +158,3 @@ def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
   folder = tmp_path / 'tfds'
   source = Source(dir='~/tfds', root='~/lists')
   assert (source.dir, source.folder('lists')) == (str(folder), str(tmp_path / 'lists'))
-  task = find('tfds:digits', Source(dir='~/tfds'))
-  assert task.splits['train'].data_set.builder.data_dir_root == folder

@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
 from digits_folder import Digits
 
 from glora_jax.data import pipeline
-from glora_jax.data.tfds import TfdsSplit
+from glora_jax.data.tfds import read
 
 logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
 folder = sys.argv[1]
@@ -28,6 +28,6 @@ def wait_and_generate_examples(self, indices):
 
 Digits._generate_examples = wait_and_generate_examples
 builder = Digits(data_dir=folder, file_format='array_record')
-images, labels = pipeline.load(TfdsSplit(builder, 'test').open(), 8)
+images, labels = pipeline.load(read(builder, 'test'), 8)
 print(images.shape, images.sum(), labels.sum())
 print('tensorflow', 'tensorflow' in sys.modules)

@@ -8,7 +8,7 @@ from tiny_runs import changed, context_of
 from trees import randomized
 
 from glora_jax.data import pipeline
-from glora_jax.data.examples import OpenedSplit, Part
+from glora_jax.data.examples import Part
 from glora_jax.runs.backbone import Stream
 
 
@@ -21,7 +21,7 @@ def runs(run_config, tmp_path_factory):
     run = context_of(config, tmp_path_factory.mktemp(name))
     examples = run.task.open('test')
     few = Part(examples, np.flatnonzero(examples.labels < 4))
-    splits = {**run.task.splits, 'few': OpenedSplit(few)}
+    splits = {**run.task.splits, 'few': few}
     run.task = dataclasses.replace(run.task, splits=splits, masked=('few',))
     run.variables = {**run.variables, 'params': randomized(run.variables['params'])}
     prepared[name] = run

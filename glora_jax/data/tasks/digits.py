@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from glora_jax.data.examples import Numbered, OpenedSplit
+from glora_jax.data.examples import Numbered
 from glora_jax.data.task import Task
 
 _NUMBER_OF_TRAIN = 1000
@@ -60,9 +60,7 @@ def digits() -> Task:
   train = sorted(order[:_NUMBER_OF_TRAIN], key=lambda number: _digest('train', number))
   test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
   parts = {'train': train[:800], 'val': train[800:], 'test': test}
-  splits = {
-    split: OpenedSplit(Scans(f'digits {split}', tuple(part))) for split, part in parts.items()
-  }
+  splits = {split: Scans(f'digits {split}', tuple(part)) for split, part in parts.items()}
   return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, dealt by glora_jax")
 
 

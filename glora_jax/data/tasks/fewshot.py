@@ -8,13 +8,14 @@ lists are not part of it, and where FGVC-Aircraft is missing.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import NamedTuple
 
 from glora_jax.data import tfds
-from glora_jax.data.label_files import ListedSplit
-from glora_jax.data.splits import JoinedSplits, Shots
+from glora_jax.data.examples import Examples, Joined
+from glora_jax.data.label_files import read_list
+from glora_jax.data.splits import drawn
 from glora_jax.data.task import Source, Task, is_count
-from glora_jax.data.tfds import TfdsSplit
 from glora_jax.limits import shown
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -80,11 +81,14 @@ def task(text: str, source: Source) -> Task:
       f"TFDS has no data set for {name}; take NOAH's lists: data.source='lists' and data.root."
     )
   builder = tfds.find_builder(data_set.builder, source.dir, source.version)
-  pool = JoinedSplits(tuple(TfdsSplit(builder, split) for split in data_set.pool))
+
+  def pool() -> Examples:
+    return Joined([tfds.read(builder, split) for split in data_set.pool])
+
   splits = {
-    'train': Shots(pool, shots, seed),
-    'val': Shots(pool, min(shots, MOST_VAL_SHOTS), seed, skip=shots),
-    'test': TfdsSplit(builder, data_set.test),
+    'train': partial(drawn, pool, shots, seed),
+    'val': partial(drawn, pool, min(shots, MOST_VAL_SHOTS), seed, skip=shots),
+    'test': partial(tfds.read, builder, data_set.test),
   }
   note = (
     f'The {shots} images a class were drawn by glora_jax with seed {seed}; '
@@ -112,7 +116,9 @@ def _from_lists(name: str, folder: str, num_classes: int, shots: int, seed: int)
     'test': 'test_meta.list',
   }
   splits = {
-    split: ListedSplit(os.path.join(within.get('annotations', folder), path), roots, num_classes)
+    split: partial(
+      read_list, os.path.join(within.get('annotations', folder), path), roots, num_classes
+    )
     for split, path in lists.items()
   }
   classes = tuple(map(str, range(num_classes)))

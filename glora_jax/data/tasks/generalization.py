@@ -7,13 +7,13 @@ and -R have 200 of the 1,000 classes: answers there are taken among the classes 
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import NamedTuple
 
 from glora_jax.data import tfds
-from glora_jax.data.label_files import ListedSplit
-from glora_jax.data.splits import Shots
+from glora_jax.data.label_files import read_list
+from glora_jax.data.splits import drawn
 from glora_jax.data.task import Source, Task, is_count
-from glora_jax.data.tfds import TfdsSplit
 from glora_jax.limits import shown
 
 SHOTS = 16
@@ -71,7 +71,8 @@ def task(text: str, source: Source) -> Task:
       **{test_set.name: (test_set.folder, 'val_meta.list') for test_set in TESTS},
     }
     splits = {
-      split: ListedSplit(
+      split: partial(
+        read_list,
         os.path.join(root, folder, 'annotations', path),
         (os.path.join(root, folder, 'images'),),
         NUM_CLASSES,
@@ -86,11 +87,11 @@ def task(text: str, source: Source) -> Task:
       f'{name}; leave it out.'
     )
   builders = {test_set.name: tfds.find_builder(test_set.builder, source.dir) for test_set in TESTS}
-  pool = TfdsSplit(builders['test'], 'train')
+  pool = partial(tfds.read, builders['test'], 'train')
   splits = {
-    'train': Shots(pool, SHOTS, seed),
-    'val': Shots(pool, VAL_SHOTS, seed, skip=SHOTS),
-    **{test_set.name: TfdsSplit(builders[test_set.name], test_set.split) for test_set in TESTS},
+    'train': partial(drawn, pool, SHOTS, seed),
+    'val': partial(drawn, pool, VAL_SHOTS, seed, skip=SHOTS),
+    **{x.name: partial(tfds.read, builders[x.name], x.split) for x in TESTS},
   }
   note = (
     f'The {SHOTS} images a class were drawn by glora_jax with seed {seed}; they are not those of '

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from glora_jax.data import tfds
-from glora_jax.data.label_files import ListedSplit
+from glora_jax.data.label_files import read_list
 from glora_jax.data.task import Source, Task
-from glora_jax.data.tfds import Example, LabelFeature, LabelFunction, TfdsSplit
+from glora_jax.data.tfds import Example, LabelFeature, LabelFunction, read
 from glora_jax.limits import shown
 
 Group = Literal['natural', 'specialized', 'structured']
@@ -183,13 +184,14 @@ def task(name: str, source: Source) -> Task:
       )
     lists = {'train': 'train800.txt', 'val': 'val200.txt', 'test': 'test.txt'}
     splits = {
-      split: ListedSplit(os.path.join(folder, list_name), (folder,), len(classes))
+      split: partial(read_list, os.path.join(folder, list_name), (folder,), len(classes))
       for split, list_name in lists.items()
     }
     return Task(f'vtab/{name}', classes, splits, f"NOAH's folder {folder}", group=group)
   expressions = {'train': TRAIN, 'val': val, 'test': test}
   splits = {
-    split: TfdsSplit(builder, expression, label, scale) for split, expression in expressions.items()
+    split: partial(read, builder, expression, label, scale)
+    for split, expression in expressions.items()
   }
   notes = ()
   if not builder.version.match(source.version or full_name.partition(':')[2]):
