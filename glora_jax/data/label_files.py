@@ -14,13 +14,11 @@ from glora_jax.data.image import is_image
 from glora_jax.data.splits import NAMES, own_task
 from glora_jax.data.task import Task, require_printable
 from glora_jax.files import open_regular
-from glora_jax.limits import listed, printable
+from glora_jax.limits import listed, printable, shown
 
 _NAMED_AT_MOST = 3  # missing files that a sentence names
-_LONGEST_QUOTE = 100  # characters of a line that a sentence repeats
 _MOST_BYTES = 2**30  # of a label file
-_WHOLE_NUMBER = re.compile('-?[0-9]{1,18}')
-_MOST_DIGITS = 18  # of a label that is ordered as a number
+_WHOLE_NUMBER = re.compile('[0-9]{1,18}')
 
 
 class LabelledPath(NamedTuple):
@@ -62,7 +60,7 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
     image, _, label = line.rstrip('\n').rpartition(' ')
     if not image or not _WHOLE_NUMBER.fullmatch(label):
       _refuse(path, number, line.strip(), 'does not hold a path and a whole number')
-    if not 0 <= int(label) < num_classes:
+    if int(label) >= num_classes:
       raise ValueError(
         f'{path}, line {number}: the label {label} is none of the {num_classes} classes '
         f'0 to {num_classes - 1}.'
@@ -99,8 +97,7 @@ def _text_of(path: str | os.PathLike, expected: str) -> str:
 
 def _refuse(path: str | os.PathLike, line: int, text: str, what: str) -> NoReturn:
   """Raises ValueError that quotes a line of a label file."""
-  quote = text if len(text) <= _LONGEST_QUOTE else f'{text[:_LONGEST_QUOTE]}...'
-  raise ValueError(f'{path}, line {line}: {quote!r} {what}.')
+  raise ValueError(f'{path}, line {line}: {shown(text)} {what}.')
 
 
 def _paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: str) -> list[str]:
@@ -207,7 +204,7 @@ def csv_task(path: str, split_file: str | None = None) -> Task:
     raise ValueError(f'{path} has the one label {rows[0].label!r}; two or more are needed.')
   require_printable(path, labels)
   # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
-  numbers = {label for label in labels if label.isdecimal() and len(label) <= _MOST_DIGITS}
+  numbers = set(filter(_WHOLE_NUMBER.fullmatch, labels))
   classes = (*sorted(sorted(numbers), key=int), *sorted(labels - numbers))
   number_of = {name: number for number, name in enumerate(classes)}
   given: dict[str, Files] = {}

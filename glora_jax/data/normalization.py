@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +10,20 @@ import numpy as np
 
 from glora_jax.limits import shown
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation by channel
 
-class Statistics(NamedTuple):
-  """Mean and standard deviation of images in [0, 1], one number for each channel."""
-
-  mean: tuple[float, ...]
-  deviation: tuple[float, ...]
-
-
-NORMALIZATIONS = {
-  'imagenet': Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-  'inception': Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-  'clip': Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-  'unit': Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+NORMALIZATIONS: dict[str, Statistics] = {
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+  'unit': ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
-Normalization = str | tuple[tuple[float, ...], tuple[float, ...]]
+Normalization = str | Statistics
 
 
 def statistics(normalization: Normalization) -> Statistics:
-  """The mean and deviation of a normalization.
+  """Mean and standard deviation of images in [0, 1], a number for each channel.
 
   Args:
     normalization: name in `NORMALIZATIONS`, or mean and deviation themselves.
@@ -38,14 +32,15 @@ def statistics(normalization: Normalization) -> Statistics:
     ValueError: neither a known name nor two triples of numbers that can be.
 
   Example:
-    >>> statistics('inception').mean
+    >>> statistics('inception')[0]
     (0.5, 0.5, 0.5)
   """
-  if isinstance(normalization, str) and normalization in NORMALIZATIONS:
-    return NORMALIZATIONS[normalization]
-  if not isinstance(normalization, str) and _are_two_triples(normalization):
-    mean, deviation = normalization
-    return Statistics(tuple(mean), tuple(deviation))
+  if isinstance(normalization, str):
+    if normalization in NORMALIZATIONS:
+      return NORMALIZATIONS[normalization]
+  elif _are_two_triples(normalization):
+    mean, deviation = map(tuple, normalization)
+    return mean, deviation
   raise ValueError(
     f'normalization={shown(normalization)} is unknown; it is one of {", ".join(NORMALIZATIONS)}, '
     'or mean and deviation, three numbers each, finite and the deviation above 0.'

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,8 +38,6 @@ FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered, and read wit
 _LABELS = 'labels'  # kind of the file that remembers
 _READ_AT_ONCE = 256  # examples whose labels are read together, images and all
 
-_VERSION = re.compile(r'(\*|\d+)(\.(\*|\d+)){2}')
-
 
 def find_builder(name: str, data_dir: str | None = None, version: str | None = None) -> Builder:
   """The builder of a TFDS name like 'cifar100:3.*.*'.
@@ -58,16 +55,11 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
   """
   base, _, named_version = name.partition(':')
   wanted = version or named_version
-  if wanted and not _VERSION.fullmatch(wanted):
-    source = f'data.version={shown(version)}' if version else shown(name)
-    raise ValueError(
-      f'{source}: {shown(wanted)} is no version of a TFDS data set; three numbers or stars are '
-      "expected, '3.0.2' or '3.*.*' for instance."
-    )
+  full_name = f'{base}:{wanted}' if wanted else base
   try:
     with _temporary_files_removed():
       try:
-        return tfds.builder(f'{base}:{wanted}' if wanted else base, data_dir=data_dir)
+        return tfds.builder(full_name, data_dir=data_dir)
       except AssertionError:  # no such version in this TFDS
         builder = tfds.builder(base, data_dir=data_dir)
         log.warning('TFDS has no %s:%s; version %s serves.', base, wanted, builder.version)
@@ -81,7 +73,7 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
     raise
   except Exception as error:  # its parsers and readers each have their own
     raise ValueError(
-      f'TFDS cannot read the data set {shown(name)} ({first_line(error)}); see its names on '
+      f'TFDS cannot read the data set {shown(full_name)} ({first_line(error)}); see its names on '
       'www.tensorflow.org/datasets, or remove its folder where it is damaged, and it is prepared '
       'again.'
     ) from error

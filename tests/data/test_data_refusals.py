@@ -32,7 +32,7 @@ LISTS = {'source': 'lists', 'root': '/no'}
     ('tfds:../x', {}, "'../x'"),
     ('fewshot/fgvc_aircraft/4/0', {}, 'fgvc_aircraft'),
     ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
-    ('tfds:mnist', {'version': '../x'}, "'../x' is no version"),
+    ('tfds:mnist', {'version': '../x'}, 'mnist:../x'),
     ('vtab/cifar100', NOAH, '/no/cifar'),
     ('fewshot/food101/4/0', LISTS, '/no/food-101'),
     ('vtab/cifar100', {'source': 'x'}, "'x'"),
@@ -114,7 +114,7 @@ LISTS_OF_LABELS = [
   ('0.png 0\n1.png 8\n', 'line 2: the label 8'),
   ('0.png 0\n./0.png 1\n', 'first in line 1 as 0.png'),
   ('1.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
-  ('1.png ' + '9' * 5000, "999...' does not"),
+  ('1.png ' + '9' * 5000, '999... does not'),
   ('none.png 1', 'none.png'),
 ]
 

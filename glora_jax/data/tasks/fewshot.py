@@ -104,21 +104,17 @@ def _from_lists(name: str, folder: str, num_classes: int, shots: int, seed: int)
       f'There is no folder {folder}; '
       'it comes with the few-shot data of https://github.com/ZhangYuanhan-AI/NOAH.'
     )
-  within = {
-    subfolder: os.path.join(folder, subfolder)
-    for subfolder in ('annotations', 'images')
-    if os.path.isdir(os.path.join(folder, subfolder))
-  }
-  roots = (folder, within.get('images', folder))
+  lists_in, images_in = (
+    path if os.path.isdir(path) else folder
+    for path in (os.path.join(folder, name) for name in ('annotations', 'images'))
+  )
   lists = {
     'train': f'train_meta.list.num_shot_{shots}.seed_{seed}',
     'val': 'val_meta.list',
     'test': 'test_meta.list',
   }
   splits = {
-    split: partial(
-      read_list, os.path.join(within.get('annotations', folder), path), roots, num_classes
-    )
+    split: partial(read_list, os.path.join(lists_in, path), (folder, images_in), num_classes)
     for split, path in lists.items()
   }
   classes = tuple(map(str, range(num_classes)))
