@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +17,7 @@ from glora_jax.limits import listed, shown
 _MOST_CLASSES_LISTED = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
   """The tasks of a benchmark, whose names begin with the same word: 'fewshot/food101/4/0'.
 
   Attributes:
@@ -186,20 +184,8 @@ def is_ready(name: str, source: Source) -> bool:
     return False
 
 
-class Readiness(NamedTuple):
-  """Whether a task can be opened.
-
-  Attributes:
-    ready: whether all its data is there.
-    lines: the report on it, a line each.
-  """
-
-  ready: bool
-  lines: list[str]
-
-
-def report(name: str, source: Source) -> Readiness:
-  """What the data of a task needs, or how many images of which classes it has.
+def report(name: str, source: Source) -> tuple[bool, list[str]]:
+  """Whether a task can be opened, and lines on what it needs, or how many images of which classes.
 
   Nothing is downloaded or prepared.
   """
@@ -207,11 +193,11 @@ def report(name: str, source: Source) -> Readiness:
     task = find(name, source)
     notes = [f'  note: {note}' for note in task.notes]
     if missing := task.missing():
-      return Readiness(False, [f'{name}: MISSING', f'  {missing}', *notes])
+      return False, [f'{name}: MISSING', f'  {missing}', *notes]
     splits = [f'  {split:6} {_describe(task, split)}' for split in task.splits]
-    return Readiness(True, [f'{name}: ready, {task.origin}', *notes, *splits])
+    return True, [f'{name}: ready, {task.origin}', *notes, *splits]
   except (ValueError, OSError, ImportError) as error:
-    return Readiness(False, [f'{name}: NOT READY', f'  {error}'])
+    return False, [f'{name}: NOT READY', f'  {error}']
 
 
 def _describe(task: Task, split: str) -> str:

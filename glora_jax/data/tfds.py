@@ -198,16 +198,22 @@ class TfdsExamples(Numbered):
   def labels(self) -> np.ndarray:
     """The class of every example, int32 [n]; the first use reads all examples."""
     number = len(self.source)
-    if self.record is None or number < FEWEST_REMEMBERED:
-      return self._read_labels()
-    remembered = read_if_whole(self.record, _LABELS, {'labels': Array('i', (number,))})
-    if remembered is not None:
-      return remembered['labels']
-    labels = self._read_labels()
-    try:
-      write_arrays(self.record, {'labels': labels}, _LABELS)
-    except OSError as error:  # a data set that is shared, and cannot be written
-      log.info('Labels are read again at every start: %s', error)
+    record = self.record if number >= FEWEST_REMEMBERED else None
+    if record is not None:
+      kept = read_if_whole(record, _LABELS, {'labels': Array('i', (number,))})
+      if kept is not None:
+        return kept['labels']
+    labels = np.empty(number, np.int32)
+    is_short = number < FEWEST_REMEMBERED
+    starts = range(0, number, _READ_AT_ONCE)
+    for start in tqdm(starts, 'reading labels', unit_scale=_READ_AT_ONCE, disable=is_short):
+      indices = range(start, min(start + _READ_AT_ONCE, number))
+      labels[indices] = [self.label_of(features) for features in self._features_of(indices)]
+    if record is not None:
+      try:
+        write_arrays(record, {'labels': labels}, _LABELS)
+      except OSError as error:  # a data set that is shared, and cannot be written
+        log.info('Labels are read again at every start: %s', error)
     return labels
 
   def image(self, index: int, *, draft: bool = False) -> Image.Image:
@@ -217,17 +223,6 @@ class TfdsExamples(Numbered):
     if self.scale == 1:
       return image
     return Image.fromarray(np.asarray(image) * np.uint8(self.scale))
-
-  def _read_labels(self) -> np.ndarray:
-    number = len(self.source)
-    labels = np.empty(number, np.int32)
-    is_short = number < FEWEST_REMEMBERED
-    with tqdm(total=number, desc='reading labels', unit='example', disable=is_short) as bar:
-      for start in range(0, number, _READ_AT_ONCE):
-        indices = range(start, min(start + _READ_AT_ONCE, number))
-        labels[indices] = [self.label_of(features) for features in self._features_of(indices)]
-        bar.update(len(indices))
-    return labels
 
   def _features_of(self, indices: range) -> Iterable[Example]:
     try:
@@ -275,19 +270,12 @@ def read(
   identity = f'{builder.info.full_name} {split} {builder.data_path}'
   if label_of != LabelFeature():  # another task has other labels of the same images
     identity += f' {getattr(label_of, "__name__", label_of)}'
-  return TfdsExamples(source, identity, label_of, scale, _record_of(builder, split, label_of))
-
-
-def _record_of(builder: Builder, split: str, label_of: LabelFunction) -> str | None:
-  """Where the labels of a split are remembered: beside its records, by what they are read off.
-
-  A function of one's own may change; what it gives is not remembered.
-  """
-  folder = os.fspath(builder.data_path)
-  if not isinstance(label_of, LabelFeature) or not os.path.isdir(folder):
-    return None
-  key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
-  return os.path.join(folder, f'glora_jax_labels-{key}.npz')
+  record, folder = None, os.fspath(builder.data_path)
+  # Beside the records, by what they are read off; a function of one's own may change.
+  if isinstance(label_of, LabelFeature) and os.path.isdir(folder):
+    key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
+    record = os.path.join(folder, f'glora_jax_labels-{key}.npz')
+  return TfdsExamples(source, identity, label_of, scale, record)
 
 
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:

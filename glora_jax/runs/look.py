@@ -35,9 +35,9 @@ def check(config: ml_collections.ConfigDict) -> bool:
   names = catalog.expand(settings.task)
   number_ready = 0
   for name in names:
-    readiness = catalog.report(name, settings.data)
-    number_ready += readiness.ready
-    print('\n'.join(readiness.lines), flush=True)
+    is_ready, lines = catalog.report(name, settings.data)
+    number_ready += is_ready
+    print('\n'.join(lines), flush=True)
   print(f'\n{number_ready} of {len(names)} ready.')
   return number_ready == len(names)
 

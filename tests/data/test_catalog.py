@@ -27,21 +27,23 @@ def test_other_names_stand_for_themselves(name):
 def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds_lib, 'prepare', lambda builder: pytest.fail('prepared'))
   source = Source(dir=str(tmp_path))
-  reports = [catalog.report(name, source) for name in catalog.expand('vtab/all')]
-  assert not any(report.ready for report in reports)
-  text = '\n'.join(line for report in reports for line in report.lines)
-  assert 'resisc45/3.0.0 needs a manual download into' in text
-  assert "is not the benchmark's" in text
+  ready, lines = zip(
+    *(catalog.report(name, source) for name in catalog.expand('vtab/all')), strict=True
+  )
+  assert not any(ready)
+  assert 'resisc45/3.0.0 needs a manual download into' in str(lines)
+  assert "is not the benchmark's" in str(lines)
 
 
 def test_the_report_counts_classes_and_says_what_cannot_be_a_task():
-  report = catalog.report('digits', Source())
-  assert report.ready
-  line = r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+'
-  assert re.search(line, '\n'.join(report.lines))
-  report = catalog.report('fewshot/food101/0/0', Source())
-  assert not report.ready
-  assert report.lines[0] == 'fewshot/food101/0/0: NOT READY'
+  ready, lines = catalog.report('digits', Source())
+  assert ready
+  assert re.search(
+    r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+', '\n'.join(lines)
+  )
+  ready, lines = catalog.report('fewshot/food101/0/0', Source())
+  assert not ready
+  assert lines[0] == 'fewshot/food101/0/0: NOT READY'
 
 
 @pytest.mark.parametrize('workdir', ['../runs', '.runs/own', 'cat/.out', '../photos2'])
