@@ -29,6 +29,7 @@ from glora_jax.records import Array, read_if_whole
 
 log = logging.getLogger(__name__)
 
+_NAMED_COPIES = 10  # in a warning
 KIND = 'checked images'  # of the file that remembers
 _REMEMBERED = {'identity': Array('U'), 'is_left_out': Array('b', ('image',))}
 
@@ -156,27 +157,19 @@ def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
   for split, examples in splits.items():
     for path in map(examples.name, range(len(examples.labels))):
       with contextlib.suppress(OSError):  # of what is no file of its own
-        by_size[os.stat(path).st_size].append((split, os.path.abspath(path)))
-  alike = [group for group in by_size.values() if len({split for split, _ in group}) > 1]
-  files = [file for group in alike for file in group]
-
-  def digest(index: int) -> bytes | None:
-    with contextlib.suppress(OSError), open_regular(files[index][1]) as file:
-      return hashlib.file_digest(file, 'blake2b').digest()
-
-  digests = pipeline.in_parallel(digest, len(files), 'comparing images of the same size')
-  firsts, shared = collections.defaultdict(dict), collections.defaultdict(list)
-  for (split, path), key in zip(files, digests, strict=True):
-    first_of = firsts[key] if key is not None else {}
-    for earlier, original in first_of.items():
-      if earlier != split:
-        shared[split, earlier].append((path, original))
-    first_of.setdefault(split, path)
+        by_size[os.path.getsize(path)].append((split, path))
+  firsts, shared = {}, collections.defaultdict(list)
+  for files in by_size.values():
+    for split, path in files if len(dict(files)) > 1 else ():
+      with contextlib.suppress(OSError), open_regular(path) as file:
+        digest = hashlib.file_digest(file, 'blake2b').digest()
+        earlier, original = firsts.setdefault(digest, (split, path))
+        if earlier != split:
+          shared[split, earlier].append(f'{path} is {original}')
   for (later, earlier), copies in shared.items():
-    folder = os.path.commonpath([os.path.dirname(path) for copy in copies for path in copy])
-    pairs = listed(' is '.join(os.path.relpath(path, folder) for path in copy) for copy in copies)
     log.warning(
       '%s: %d images of %s are in %s, too, byte for byte; what they say of new images is too '
-      'good, so remove them from one of the two. In %s %s.',
-      *(name, len(copies), later, earlier, printable(folder), pairs),
+      'good, so remove them from one of the two: %s%s.',
+      *(name, len(copies), later, earlier, printable('; '.join(copies[:_NAMED_COPIES]))),
+      '; and more' if len(copies) > _NAMED_COPIES else '',
     )

@@ -7,6 +7,7 @@ two it was.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -32,6 +33,7 @@ T = TypeVar('T')
 _CACHE_VERSION = 2  # a part of the key: raised when the same examples would give other arrays
 _FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
 _MOST_TOGETHER = 32  # images that a thread takes at a time
+_BATCHES_AHEAD = 4  # of a stream that are held ready
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
 
@@ -218,6 +220,7 @@ def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T
   return [result for part in parts for result in part]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
   """Examples that are decoded when they are needed, a few batches ahead.
 
@@ -225,36 +228,23 @@ class Stream:
   `training.fit` and in scoring: `images` there is a `Stream`, `labels` its labels.
 
   Attributes:
-    labels: int32 [n].
-    workers: number of processes that decode.
-    prefetch: number of batches that are held ready.
+    examples: see `load`.
+    image_size: see `load`.
+    rule: see `load`.
+    workers: processes that decode; 0 decodes in threads of this one, which is enough where Pillow
+      releases the lock.
   """
 
-  def __init__(
-    self,
-    examples: Examples,
-    image_size: int,
-    *,
-    rule: ResizeRule = 'squash',
-    workers: int = 0,
-    prefetch: int = 4,
-  ):
-    """Decodes nothing yet.
+  examples: Examples
+  image_size: int
+  _: dataclasses.KW_ONLY
+  rule: ResizeRule = 'squash'
+  workers: int = 0
 
-    Args:
-      examples: see `load`.
-      image_size: see `load`.
-      rule: see `load`.
-      workers: processes that decode; 0 decodes in threads of this one, which is enough where
-        Pillow releases the lock.
-      prefetch: batches that are held ready.
-    """
-    self.labels = examples.labels
-    self.workers = workers
-    self.prefetch = prefetch
-    self._examples = examples
-    self._image_size = image_size
-    self._rule = rule
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """The class of every example, int32 [n]."""
+    return self.examples.labels
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -262,16 +252,13 @@ class Stream:
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
     # Handing over small images costs more than decoding them.
-    most_at_a_time = min(16, max(1, (224 // self._image_size) ** 2))
+    most_at_a_time = min(16, max(1, (224 // self.image_size) ** 2))
     parts = -(-indices.shape[1] // most_at_a_time)
-    source = _DecodedInOrder(
-      self._examples, self.labels, np.asarray(indices), parts, self._image_size, self._rule
-    )
-    decoded = grain.MapDataset.source(source)
+    decoded = grain.MapDataset.source(_DecodedInOrder(self, np.asarray(indices), parts))
     if not self.workers:
       threads = 2 * (os.cpu_count() or 1)
       options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch * parts)
+        num_threads=threads, prefetch_buffer_size=max(threads, _BATCHES_AHEAD * parts)
       )
       yield from decoded.to_iter_dataset(options).batch(parts, batch_fn=joined)
       return
@@ -279,7 +266,7 @@ class Stream:
       flags.FLAGS.mark_as_parsed()
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(
-      num_workers=self.workers, per_worker_buffer_size=self.prefetch
+      num_workers=self.workers, per_worker_buffer_size=_BATCHES_AHEAD
     )
     batches = decoded.batch(parts, batch_fn=joined).to_iter_dataset(no_threads)
     yield from batches.mp_prefetch(processes)
@@ -297,12 +284,9 @@ class Stream:
 class _DecodedInOrder:
   """The random access that grain wants: parts of batches, one after another."""
 
-  examples: Examples
-  labels: np.ndarray
+  stream: Stream
   indices: np.ndarray
   parts: int
-  image_size: int
-  rule: ResizeRule
 
   def __len__(self) -> int:
     return len(self.indices) * self.parts
@@ -310,14 +294,15 @@ class _DecodedInOrder:
   def __getitem__(self, index: int) -> Split:
     row, part = divmod(index, self.parts)
     indices = np.array_split(self.indices[row], self.parts)[part]
-    return Split(np.stack([self._read(int(index)) for index in indices]), self.labels[indices])
+    images = np.stack([self._read(self.stream, int(index)) for index in indices])
+    return Split(images, self.stream.labels[indices])
 
-  def _read(self, index: int) -> np.ndarray:
+  def _read(self, stream: Stream, index: int) -> np.ndarray:
     try:
-      return resize(self.examples.image(index), self.image_size, self.rule)
+      return resize(stream.examples.image(index), stream.image_size, stream.rule)
     except OSError as error:
-      message = _sentence(self.examples, index, error)
-      raise UnreadableImages([message], len(self.labels)) from error
+      message = _sentence(stream.examples, index, error)
+      raise UnreadableImages([message], len(stream.labels)) from error
 
 
 def joined(parts: Sequence[Split]) -> Split:

@@ -164,5 +164,8 @@ def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path
   warn_of_copies('pets', splits)
   [record] = caplog.records
   assert record.getMessage().startswith('pets: 3 images of test are in train, too, byte for byte;')
-  pairs = 'test/a.bmp is train/1.bmp, test/b.bmp is train/2.bmp, train/0.bmp is train/0.bmp.'
-  assert record.getMessage().endswith(f' In {tmp_path} {pairs}')
+  pairs = '; '.join(
+    f'{tmp_path}/{copy} is {original}'
+    for copy, original in (('test/a.bmp', second), ('test/b.bmp', third), ('train/0.bmp', first))
+  )
+  assert record.getMessage().endswith(f': {pairs}.')
