@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.models.checkpoint import Arrays, Container, require_numbers, require_shapes
-from glora_jax.models.formats.format import Format, Variant
-from glora_jax.models.formats.rules import Rule
+from glora_jax.models.formats.format import Format, Rule, Variant
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT
 
@@ -66,51 +65,45 @@ def read_params(
     ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them holds
       anything but finite floating-point numbers.
   """
-  rules, shapes = _layout(format, model, variant, expected)
+  rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
+  empty = {path: np.broadcast_to(np.float32(0), spec.shape) for path, spec in expected.items()}
+  shapes = _written(rules, empty, model.depth)
   unused = [name for name in arrays if name not in shapes and re.match(format.unused, name)]
   kept = {name: arrays.pop(name) for name in unused}
   require_shapes(path, arrays, shapes)
   require_numbers(path, arrays)
-  params = {name: _read_param(arrays, rules[name], spec.shape) for name, spec in expected.items()}
+  params = {}
+  for ours, spec in expected.items():
+    rule = rules[ours]
+    # Positions that are computed are made of nothing but their shape.
+    parts = _taken(arrays, rule.theirs, model.depth) if rule.theirs else [spec.shape]
+    params[ours] = np.asarray(rule.to_ours(*parts), order='C')
   return flax.traverse_util.unflatten_dict(params, sep='/'), kept
 
 
-def _layout(
-  format: Format[Any], model: ViT, variant: Variant, expected: Mapping[str, Any]
-) -> tuple[dict[str, Rule], dict[str, Any]]:
-  """The rules by path of ours, where the format has a place, and arrays shaped as theirs."""
-  rules = {rule.ours: rule for rule in format.rules(model, variant) if rule.ours in expected}
-  theirs = {}
+def _taken(arrays: Arrays, names: Sequence[str], depth: int) -> list[np.ndarray]:
+  """The tensors of a rule, in one type, which leave the file's; those of blocks are stacked."""
+  in_file = [
+    [name.format(block) for block in range(depth if '{}' in name else 1)] for name in names
+  ]
+  dtype = functools.reduce(jnp.promote_types, (arrays[x].dtype for found in in_file for x in found))
+  parts = []
+  for name, found in zip(names, in_file, strict=True):
+    blocks = [arrays.pop(x).astype(dtype, copy=False) for x in found]
+    parts.append(np.stack(blocks) if '{}' in name else blocks[0])
+  return parts
+
+
+def _written(rules: Mapping[str, Rule], flat: Arrays, depth: int) -> Arrays:
+  """The tensors, by plain name, that parameters become."""
+  tensors = {}
   for path, rule in rules.items():
-    shape = expected[path].shape
-    parts = rule.to_theirs(np.broadcast_to(np.float32(0), shape[1:] if rule.is_stacked else shape))
-    for name, part in zip(rule.theirs, parts, strict=True):
-      if rule.is_per_block:
-        theirs.update({name.format(block): part for block in range(model.depth)})
-      elif rule.is_stacked:
-        theirs[name] = np.broadcast_to(part, (model.depth, *part.shape))
-      else:
-        theirs[name] = part
-  return rules, theirs
-
-
-def _read_param(arrays: Arrays, rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
-  if not rule.theirs:  # computed, and not in the file
-    return rule.to_ours(shape)
-  if not rule.is_stacked:
-    return np.asarray(rule.to_ours(*map(arrays.pop, rule.theirs)), order='C')
-  if rule.is_per_block:
-    names = [rule.names_in_block(number) for number in range(shape[0])]
-    dtypes = [arrays[name].dtype for block in names for name in block]
-    blocks = (map(arrays.pop, block) for block in names)
-  else:
-    stacks = [arrays.pop(name) for name in rule.theirs]
-    dtypes = [array.dtype for array in stacks]
-    blocks = zip(*stacks, strict=True)
-  stacked = np.empty(shape, functools.reduce(jnp.promote_types, dtypes))
-  for number, parts in enumerate(blocks):
-    stacked[number] = rule.to_ours(*(part.astype(stacked.dtype, copy=False) for part in parts))
-  return stacked
+    parts = dict(zip(rule.theirs, rule.to_theirs(flat[path]), strict=True))
+    if '{}' in ''.join(parts):
+      named = parts.items()
+      parts = {name.format(n): part[n] for n in range(depth) for name, part in named}
+    tensors |= parts
+  return tensors
 
 
 def fit_to_format(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays, dict[str, Rule]]:
@@ -154,8 +147,7 @@ def to_tensors(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
   """
   format = FORMATS[origin.format]
   model, flat, rules = fit_to_format(model, flat, origin)
-  tensors = dict(pair for path, rule in rules.items() for pair in _write(rule, flat[path]))
-  tensors |= origin.unused
+  tensors = _written(rules, flat, model.depth) | origin.unused
   prefix = format.prefix(model, origin.prefix)
   return model, {full_name(format, prefix, name): value for name, value in tensors.items()}
 
@@ -163,16 +155,3 @@ def to_tensors(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
 def full_name(format: Format[Any], prefix: str, name: str) -> str:
   """The name of a tensor or module in a file, where a prefix stands before all that take it."""
   return name if re.match(format.unprefixed, f'{name}.') else prefix + name
-
-
-def _write(rule: Rule, parameter: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-  """The tensors, with their plain names, that a parameter becomes."""
-  if not rule.is_stacked:
-    yield from zip(rule.theirs, rule.to_theirs(parameter), strict=True)
-    return
-  blocks = map(rule.to_theirs, parameter)
-  if rule.is_per_block:
-    for number, parts in enumerate(blocks):
-      yield from zip(rule.names_in_block(number), parts, strict=True)
-  else:
-    yield from zip(rule.theirs, map(np.stack, zip(*blocks, strict=True)), strict=True)

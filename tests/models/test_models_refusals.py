@@ -150,7 +150,7 @@ def test_an_odd_config_beside_the_file_is_named(text, timm):
   'file, text, named',
   [
     ('preprocessor_config.json', '{"image_mean": [0.5, 0.5, 0.5]}', 'image_std'),
-    ('config.json', {'id2label': {'cat': 'a'}}, "'cat'"),
+    ('config.json', {'id2label': {'cat': 'a'}}, 'the keys cat;'),
     ('config.json', {'id2label': {str(number): 'cat' for number in range(1, 6)}}, '1, 2, 3, 4, 5'),
   ],
 )

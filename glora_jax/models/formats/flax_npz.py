@@ -13,14 +13,16 @@ from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.formats.format import (
   Format,
   Reading,
+  Rule,
   Shapes,
   Variant,
   depth,
   fold_class_position,
   fold_layer_scale,
   patch_side,
+  positions,
+  same,
 )
-from glora_jax.models.formats.rules import Rule, positions, same
 from glora_jax.models.vit import ViT
 
 log = logging.getLogger(__name__)
@@ -196,29 +198,33 @@ def _pair(ours: str, theirs: str, weight: str = 'kernel') -> list[Rule]:
 
 def _attention(model: ViT, theirs: str) -> list[Rule]:
   """Kernels of queries, keys and values are [width, heads, head width]; `out` has heads first."""
-  width, heads = model.width, model.num_heads
-  head_width = width // heads
+  by_head = model.num_heads, model.width // model.num_heads
   qkv = [f'{theirs}/{name}' for name in ('query', 'key', 'value')]
+
+  def beside(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], axis=-1)
+
+  def split(value: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(part.reshape(*part.shape[:-1], *by_head) for part in np.split(value, 3, axis=-1))
+
   return [
     Rule(
       'blocks/attn/qkv/kernel',
       tuple(f'{name}/kernel' for name in qkv),
-      lambda *kernels: np.concatenate([k.reshape(width, width) for k in kernels], axis=1),
-      lambda kernel: tuple(
-        part.reshape(width, heads, head_width) for part in np.split(kernel, 3, axis=1)
-      ),
+      beside,
+      split,
     ),
     Rule(
       'blocks/attn/qkv/bias',
       tuple(f'{name}/bias' for name in qkv),
-      lambda *biases: np.concatenate([b.reshape(width) for b in biases]),
-      lambda bias: tuple(part.reshape(heads, head_width) for part in np.split(bias, 3)),
+      beside,
+      split,
     ),
     Rule(
       'blocks/attn/proj/kernel',
       (f'{theirs}/out/kernel',),
-      lambda kernel: kernel.reshape(width, width),
-      lambda kernel: (kernel.reshape(heads, head_width, width),),
+      lambda kernel: kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1]),
+      lambda kernel: (kernel.reshape(*kernel.shape[:-2], *by_head, kernel.shape[-1]),),
     ),
     same('blocks/attn/proj/bias', f'{theirs}/out/bias'),
   ]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from glora_jax.models.checkpoint import Arrays, Container
-from glora_jax.models.formats.rules import Rule
 from glora_jax.models.metadata import Metadata
 from glora_jax.models.resize import Interpolation, resize_pos_embed
 from glora_jax.models.vit import ViT
@@ -177,6 +176,80 @@ class Format(abc.ABC, Generic[AnyVariant]):
     if model.pool not in pools:
       where = ' with a class token' if model.class_token else ''
       raise self.refusal(f"pool='{model.pool}'{where}")
+
+
+class Rule(NamedTuple):
+  """One parameter of ours and the tensors that it is made of; it reads and writes.
+
+  Attributes:
+    ours: path of the parameter.
+    theirs: names of the tensors. '{}' stands for the number of the block where a file has one for
+      each block; the functions take and give these stacked, blocks first.
+    to_ours: makes the parameter of the tensors.
+    to_theirs: makes the tensors of the parameter.
+  """
+
+  ours: str
+  theirs: tuple[str, ...]
+  to_ours: Callable[..., np.ndarray]
+  to_theirs: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+def same(ours: str, theirs: str) -> Rule:
+  """A parameter that is one tensor of the file as it stands."""
+  return Rule(ours, (theirs,), lambda tensor: tensor, lambda parameter: (parameter,))
+
+
+def torch_linear(ours: str, *theirs: str) -> list[Rule]:
+  """A `torch.nn.Linear`, whose weight is [out, in], or several side by side in a layer of ours."""
+  return [
+    Rule(
+      f'{ours}/kernel',
+      tuple(f'{name}.weight' for name in theirs),
+      lambda *weights: _beside(*(weight.swapaxes(-1, -2) for weight in weights)),
+      lambda kernel: tuple(x.swapaxes(-1, -2) for x in np.split(kernel, len(theirs), axis=-1)),
+    ),
+    Rule(
+      f'{ours}/bias',
+      tuple(f'{name}.bias' for name in theirs),
+      _beside,
+      lambda bias: tuple(np.split(bias, len(theirs), axis=-1)),
+    ),
+  ]
+
+
+def _beside(*parts: np.ndarray) -> np.ndarray:
+  return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+
+def torch_norm(ours: str, theirs: str) -> list[Rule]:
+  """A `torch.nn.LayerNorm`."""
+  return [same(f'{ours}/scale', f'{theirs}.weight'), same(f'{ours}/bias', f'{theirs}.bias')]
+
+
+def torch_conv(ours: str, theirs: str) -> list[Rule]:
+  """A `torch.nn.Conv2d`, [out, in, height, width]; ours is [height, width, in, out]."""
+  return [
+    Rule(
+      f'{ours}/kernel',
+      (f'{theirs}.weight',),
+      lambda weight: weight.transpose(2, 3, 1, 0),
+      lambda kernel: (kernel.transpose(3, 2, 0, 1),),
+    ),
+    same(f'{ours}/bias', f'{theirs}.bias'),
+  ]
+
+
+def positions(theirs: str, *, lacks_class_position: bool) -> Rule:
+  """The position embedding; ours is zero where the file has no position for the class token."""
+  if not lacks_class_position:
+    return same('pos_embed', theirs)
+  return Rule(
+    'pos_embed',
+    (theirs,),
+    lambda grid: np.concatenate([np.zeros_like(grid[:, :1]), grid], axis=1),
+    lambda pos_embed: (pos_embed[:, 1:],),
+  )
 
 
 # Number of heads of the published models, by width.

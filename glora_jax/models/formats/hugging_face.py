@@ -7,8 +7,8 @@ those of the modules in transformers 5, which a saved `state_dict()` has.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,20 +20,17 @@ from glora_jax.models.formats.format import (
   HEADS,
   Format,
   Reading,
+  Rule,
   Shapes,
   Variant,
   depth,
   fold_layer_scale,
   patch_side,
-)
-from glora_jax.models.formats.rules import (
-  Rule,
   positions,
   same,
   torch_conv,
   torch_linear,
   torch_norm,
-  torch_qkv,
 )
 from glora_jax.models.metadata import Metadata, normalization_of, share_of, sides
 from glora_jax.models.vit import Pool, ViT
@@ -51,74 +48,20 @@ PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
-
-class BlockNames(NamedTuple):
-  """Names of the modules of a block; '{}' stands for its number.
-
-  Attributes:
-    norm1: LayerNorm before attention.
-    norm2: LayerNorm before the MLP.
-    qkv: projections to queries, keys and values.
-    proj: projection of what attention gives.
-    fc1: first layer of the MLP.
-    fc2: second layer of the MLP.
-  """
-
-  norm1: str
-  norm2: str
-  qkv: tuple[str, str, str]
-  proj: str
-  fc1: str
-  fc2: str
-
-
-VIT_BLOCK = BlockNames(
-  norm1=f'{ENCODER}.layernorm_before',
-  norm2=f'{ENCODER}.layernorm_after',
-  qkv=(
-    f'{ENCODER}.attention.attention.query',
-    f'{ENCODER}.attention.attention.key',
-    f'{ENCODER}.attention.attention.value',
-  ),
-  proj=f'{ENCODER}.attention.output.dense',
-  fc1=f'{ENCODER}.intermediate.dense',
-  fc2=f'{ENCODER}.output.dense',
+# Modules of a block in their order: norm, queries, keys, values, projection, norm, MLP.
+_ATTENTION = (
+  *(f'attention.attention.{name}' for name in ('query', 'key', 'value')),
+  'attention.output.dense',
 )
-VIT_BLOCK_MODULES = BlockNames(
-  norm1='layers.{}.layernorm_before',
-  norm2='layers.{}.layernorm_after',
-  qkv=(
-    'layers.{}.attention.q_proj',
-    'layers.{}.attention.k_proj',
-    'layers.{}.attention.v_proj',
-  ),
-  proj='layers.{}.attention.o_proj',
-  fc1='layers.{}.mlp.fc1',
-  fc2='layers.{}.mlp.fc2',
-)
-DINOV2_BLOCK = BlockNames(
-  norm1=f'{ENCODER}.norm1',
-  norm2=f'{ENCODER}.norm2',
-  qkv=VIT_BLOCK.qkv,
-  proj=VIT_BLOCK.proj,
-  fc1=f'{ENCODER}.mlp.fc1',
-  fc2=f'{ENCODER}.mlp.fc2',
-)
-DINOV2_BLOCK_MODULES = DINOV2_BLOCK._replace(
-  qkv=(
-    f'{ENCODER}.attention.q_proj',
-    f'{ENCODER}.attention.k_proj',
-    f'{ENCODER}.attention.v_proj',
-  ),
-  proj=f'{ENCODER}.attention.o_proj',
-)
+_ATTENTION_MODULES = tuple(f'attention.{name}_proj' for name in 'qkvo')
+_MLP = ('mlp.fc1', 'mlp.fc2')
 
 
 class HuggingFaceViT(Format[Variant]):
   """`ViTModel` and `ViTForImageClassification`, which read the class token.
 
   Attributes:
-    block: names of a block's modules.
+    block: names of a block's modules, in their order.
     title: the beginning of the names of its classes.
     norm_eps: what its LayerNorms add, where no config says.
   """
@@ -132,10 +75,10 @@ class HuggingFaceViT(Format[Variant]):
   title = 'ViT'
   norm_eps = 1e-12
 
-  def __init__(self, name: str, signature: str, block: BlockNames):
+  def __init__(self, name: str, signature: str, path: str, block: Sequence[str]):
     self.name = name
     self.signature = signature
-    self.block = block
+    self.block = [f'{path}.{module}' for module in block]
 
   def scale_rules(self) -> list[Rule]:
     """Rules of LayerScale; there is none."""
@@ -162,12 +105,13 @@ class HuggingFaceViT(Format[Variant]):
     # makes of it.
     if 'pooler.dense.weight' in shapes and not num_classes:
       pre_logits = shapes['pooler.dense.weight'][0]
+    norm1, *_, fc1, _ = self.block
     fields = {
       'width': patches[0],
       'patch_size': patch_side(patches[2], patches[3]),
       'num_heads': HEADS.get(patches[0]),
-      'depth': depth(shapes, re.escape(self.block.norm1).replace(r'\{\}', r'(\d+)')),
-      'mlp_dim': shapes[self.block.fc1.format(0) + '.weight'][0],
+      'depth': depth(shapes, re.escape(norm1).replace(r'\{\}', r'(\d+)')),
+      'mlp_dim': shapes[f'{fc1}.weight'.format(0)][0],
       'layer_scale': 1.0 if self.scale_rules() else None,
       'pool': self.pool(num_classes),
       'pre_logits': pre_logits,
@@ -179,18 +123,18 @@ class HuggingFaceViT(Format[Variant]):
 
   def rules(self, model: ViT, variant: Variant) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are layers of their own."""
-    block = self.block
+    norm1, *qkv, proj, norm2, fc1, fc2 = self.block
     return [
       same('cls', 'embeddings.cls_token'),
       positions('embeddings.position_embeddings', lacks_class_position=False),
       *torch_conv('embed', self.patch_kernel.removesuffix('.weight')),
       *self.scale_rules(),
-      *torch_norm('blocks/norm1', block.norm1),
-      *torch_qkv('blocks/attn/qkv', block.qkv),
-      *torch_linear('blocks/attn/proj', block.proj),
-      *torch_norm('blocks/norm2', block.norm2),
-      *torch_linear('blocks/mlp/fc1', block.fc1),
-      *torch_linear('blocks/mlp/fc2', block.fc2),
+      *torch_norm('blocks/norm1', norm1),
+      *torch_linear('blocks/attn/qkv', *qkv),
+      *torch_linear('blocks/attn/proj', proj),
+      *torch_norm('blocks/norm2', norm2),
+      *torch_linear('blocks/mlp/fc1', fc1),
+      *torch_linear('blocks/mlp/fc2', fc2),
       *torch_norm('norm', 'layernorm'),
       *torch_linear('pre_logits', 'pooler.dense'),
       *torch_linear('head', 'classifier'),
@@ -240,15 +184,10 @@ class HuggingFaceViT(Format[Variant]):
     }
     labels = config.get('id2label') or {}
     if labels and not all(label.startswith('LABEL_') for label in labels.values()):
-      if odd := [number for number in labels if not number.isdecimal()]:
+      numbers = [str(number) for number in range(len(labels))]
+      if labels.keys() != set(numbers):
         raise ValueError(
-          f"id2label has the key {shown(odd[0])}; its keys must be the numbers of classes, '0' for "
-          'instance.'
-        )
-      numbers = sorted(labels, key=int)
-      if [int(number) for number in numbers] != list(range(len(numbers))):
-        raise ValueError(
-          f'id2label has the keys {listed(numbers)}; they must be the numbers of all classes, from '
+          f'id2label has the keys {listed(labels)}; they must be the numbers of all classes, from '
           '0 on.'
         )
       hints['classes'] = [labels[number] for number in numbers]
@@ -394,10 +333,28 @@ def _cropped(preprocessor: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 FORMATS = (
-  HuggingFaceViT('hf_vit', r'encoder\.layer\.\d+\.layernorm_before', VIT_BLOCK),
-  HuggingFaceViT('hf_vit_modules', r'layers\.\d+\.layernorm_before', VIT_BLOCK_MODULES),
-  HuggingFaceDinov2('hf_dinov2', r'encoder\.layer\.\d+\.attention\.attention\.query', DINOV2_BLOCK),
+  HuggingFaceViT(
+    'hf_vit',
+    r'encoder\.layer\.\d+\.layernorm_before',
+    ENCODER,
+    ('layernorm_before', *_ATTENTION, 'layernorm_after', 'intermediate.dense', 'output.dense'),
+  ),
+  HuggingFaceViT(
+    'hf_vit_modules',
+    r'layers\.\d+\.layernorm_before',
+    'layers.{}',
+    ('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
+  ),
   HuggingFaceDinov2(
-    'hf_dinov2_modules', r'encoder\.layer\.\d+\.attention\.q_proj', DINOV2_BLOCK_MODULES
+    'hf_dinov2',
+    r'encoder\.layer\.\d+\.attention\.attention\.query',
+    ENCODER,
+    ('norm1', *_ATTENTION, 'norm2', *_MLP),
+  ),
+  HuggingFaceDinov2(
+    'hf_dinov2_modules',
+    r'encoder\.layer\.\d+\.attention\.q_proj',
+    ENCODER,
+    ('norm1', *_ATTENTION_MODULES, 'norm2', *_MLP),
   ),
 )

@@ -16,14 +16,12 @@ from glora_jax.models.formats.format import (
   HEADS,
   Format,
   Reading,
+  Rule,
   Shapes,
   Variant,
   depth,
   fold_class_position,
   patch_side,
-)
-from glora_jax.models.formats.rules import (
-  Rule,
   positions,
   same,
   torch_conv,
