@@ -151,8 +151,6 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
 FC1 = 'vit.layers.0.mlp.fc1'
 LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(48, 3)}
 LORA_OF_2 = {f'{FC1}.lora_A.weight': numbers(2, 16), f'{FC1}.lora_B.weight': numbers(48, 2)}
-SEVERAL = {'blocks/.*': 'a.{}', 'head': 'b'}
-FIVE = {'blocks/.*': [f'{letter}.{{}}' for letter in 'abcde'], 'head': 'b'}
 
 
 @pytest.mark.parametrize(
@@ -160,14 +158,14 @@ FIVE = {'blocks/.*': [f'{letter}.{{}}' for letter in 'abcde'], 'head': 'b'}
   [
     ('hf_vit', 'hf_vit', [3, 2, 0, 0, 0], ['attn/qkv[0]', 'A=lora:1, B=vector', 'fold']),
     ('hf_vit', 'hf_vit', None, 'adapted.fold'),  # no LoRA at all
-    ('hf_vit', 'vit_jax', [], ["'vit_jax'", 'hf_vit_modules']),
-    ('hf_vit', ['timm'], [], "names=['timm']"),
-    ('timm_deit3', 'hf_vit', [], ['LayerScale', 'blocks/attn/proj']),
-    ('hf_vit', {'head': 'classifier'}, [], "'blocks/attn/qkv'"),
-    ('hf_vit', {'blocks/.*': 'a', 'head': 'b'}, [], ["'a'", 'blocks/attn/qkv', '1 times']),
-    ('hf_vit', SEVERAL, [], 'a.0, a.1'),
-    ('hf_vit', FIVE, [], ['48 outputs', 'blocks/attn/qkv', 'a.0, b.0']),
-    ('hf_vit', {'bl.*': r'\9'}, [], "'bl.*'"),
+    ('hf_vit', 'vit_jax', (), ["'vit_jax'", 'hf_vit_modules']),
+    ('hf_vit', ['timm'], (), "names=['timm']"),
+    ('timm_deit3', 'hf_vit', (), ['LayerScale', 'blocks/attn/proj']),
+    ('hf_vit', {'head': 'classifier'}, (), "'blocks/attn/qkv'"),
+    ('hf_vit', {'blocks/.*': 'a', 'head': 'b'}, (), ["'a'", 'blocks/attn/qkv', '1 times']),
+    ('hf_vit', {'blocks/.*': 'a.{}', 'head': 'b'}, (), 'a.0, a.1'),
+    ('hf_vit', {'blocks/.*': [f'{x}.{{}}' for x in 'abcde']}, (), ['48 outputs', 'a.0, b.0']),
+    ('hf_vit', {'bl.*': r'\9'}, (), "'bl.*'"),
   ],
 )
 def test_what_cannot_be_written_is_named(name, names, alleles, named, tmp_path):
