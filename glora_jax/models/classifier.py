@@ -12,8 +12,8 @@ import numpy as np
 
 from glora_jax.data import image
 from glora_jax.data.normalization import Normalization, normalize
-from glora_jax.limits import check_path, shown
-from glora_jax.models import hub, weights
+from glora_jax.limits import shown
+from glora_jax.models import weights
 from glora_jax.models.metadata import check_agreement, require_normalization
 
 
@@ -105,13 +105,8 @@ class Classifier:
       ValueError: the rule is unknown; or the checkpoint cannot be read, has no head, or is for
         images that are not square.
     """
-    path = check_path(path)
     if rule is not None:
       image.check_rule(rule)
-    if not hub.is_hub_name(path) and not os.path.exists(path):
-      raise FileNotFoundError(
-        f'There is no model {path}; give the folder folded/ of a run, or another checkpoint.'
-      )
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
     check_agreement(path, metadata, {'normalization': normalization})
     if not model.num_classes:

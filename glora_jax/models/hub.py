@@ -123,18 +123,8 @@ def snapshot(name: str, files: HubFiles = CHECKPOINT) -> Snapshot:
     OSError: the hub cannot be reached, or may not be, and the file is not in its cache.
   """
   hub_name = parse(name)
-  hub = _import_hub(name)
-  tensors = _download(hub, hub_name, files.tensors)
-  folder = os.path.dirname(tensors)
-  commit = os.path.basename(folder)
-  for beside in files.beside:
-    _download_if_there(hub, hub_name._replace(revision=commit), beside)
-  return Snapshot(folder, tensors, commit)
-
-
-def _import_hub(name: str) -> ModuleType:
   try:
-    import huggingface_hub
+    import huggingface_hub as hub
     import huggingface_hub.constants
     import huggingface_hub.errors
   except ImportError as error:
@@ -142,7 +132,12 @@ def _import_hub(name: str) -> ModuleType:
       f"'{name}' is a name on the Hugging Face hub, and huggingface_hub is not installed; "
       'pip install huggingface_hub, or give the path of a file.'
     ) from error
-  return huggingface_hub
+  tensors = _download(hub, hub_name, files.tensors)
+  folder = os.path.dirname(tensors)
+  commit = os.path.basename(folder)
+  for beside in files.beside:
+    _download_if_there(hub, hub_name._replace(revision=commit), beside)
+  return Snapshot(folder, tensors, commit)
 
 
 def _download(hub: ModuleType, name: HubName, file: str) -> str:

@@ -64,23 +64,16 @@ def resize_pos_embed(
   grid = np.asarray(pos_embed[0, class_tokens:], np.float32).reshape(*old, width)
   if interpolation == 'bicubic_antialias':
     resized = np.asarray(_resize_cubic(grid, (*new, width)))
+  elif interpolation == 'bicubic':
+    rows, columns = (_bicubic_weights(*sizes) for sizes in zip(old, new, strict=True))
+    resized = np.einsum('yh,xw,hwc->yxc', rows, columns, grid, optimize=True)
   else:
-    resized = (_bicubic if interpolation == 'bicubic' else _linear_corners)(grid, new)
+    import scipy.ndimage  # a third of a second, which most programs never need
+
+    factors = (new[0] / old[0], new[1] / old[1], 1)
+    resized = scipy.ndimage.zoom(grid, factors, order=1)
   class_pos = pos_embed[:, :class_tokens]
   return np.concatenate([class_pos, resized.reshape(1, -1, width).astype(pos_embed.dtype)], axis=1)
-
-
-def _bicubic(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
-  rows = _bicubic_weights(grid.shape[0], new[0])
-  columns = _bicubic_weights(grid.shape[1], new[1])
-  return np.einsum('yh,xw,hwc->yxc', rows, columns, grid, optimize=True)
-
-
-def _linear_corners(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
-  import scipy.ndimage  # a third of a second, which most programs never need
-
-  factors = (new[0] / grid.shape[0], new[1] / grid.shape[1], 1)
-  return scipy.ndimage.zoom(grid, factors, order=1)
 
 
 def _resize_cubic(array: np.ndarray | jax.Array, shape: tuple[int, ...]) -> jax.Array:

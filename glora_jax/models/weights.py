@@ -393,13 +393,12 @@ def refit(
   check_facts({'image_size': image_size})
   patch_size = taken(patch_size, 'patch_size', Whole | None, ge=1, le=256)
   num_classes = taken(num_classes, 'num_classes', Whole | None, ge=0)
-  params = dict(params)
-  metadata = dict(metadata)
+  params, metadata = dict(params), dict(metadata)
   old_size = sides(metadata['image_size'])
   new_size = old_size if image_size is None else sides(image_size)
   patch = model.patch_size if patch_size is None else patch_size
-  if patch < 1 or any(side % patch or side < 1 for side in new_size):
-    wanted = metadata['image_size'] if image_size is None else image_size
+  if any(side % patch or side < 1 for side in new_size):
+    wanted = shortest(*new_size)
     raise ValueError(f'image_size={wanted} is not a multiple of the patch size {patch}.')
   check_patches(shortest(*new_size), patch)
   if patch != model.patch_size:

@@ -202,8 +202,12 @@ class HuggingFaceViT(Format[Variant]):
       facts['normalization'] = normalization_of(
         preprocessor['image_mean'], preprocessor['image_std']
       )
-    if (sizes := _cropped(preprocessor)) is not None:
-      facts |= {'resize': 'crop', 'crop': share_of(*sizes)}
+    crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
+    side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
+    short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
+    are_sizes = isinstance(side, int) and isinstance(short_side, int) and side <= short_side
+    if preprocessor.get('do_center_crop') and are_sizes:
+      facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
     return facts
 
   def side_files(
@@ -317,19 +321,6 @@ def _preprocessor(metadata: Metadata) -> dict[str, Any]:
       crop_size={'height': height, 'width': width},
     )
   return preprocessor
-
-
-def _cropped(preprocessor: Mapping[str, Any]) -> tuple[int, int] | None:
-  """The side of the middle, and the shorter side of the image that it is taken from.
-
-  None where images do not become square by the rule 'crop' of `data.image.resize`.
-  """
-  crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
-  side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
-  short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
-  if not preprocessor.get('do_center_crop') or not isinstance(side, int):
-    return None
-  return (side, short_side) if isinstance(short_side, int) and side <= short_side else None
 
 
 FORMATS = (
