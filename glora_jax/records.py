@@ -79,29 +79,6 @@ def read_record(path: Path, kind: str, shape: Any, remedy: str = AGAIN) -> Any:
   return content
 
 
-def read_array_record(
-  path: Path, kind: str, expected: Mapping[str, Array], remedy: str = AGAIN
-) -> dict[str, np.ndarray]:
-  """Reads an npz file that `files.write_arrays` wrote.
-
-  Args:
-    path: path of the file.
-    kind: kind that the file must be of.
-    expected: the arrays that it must hold, by name, and no other.
-    remedy: what to do where the file is damaged.
-
-  Raises:
-    OSError: there is no such file, or it cannot be read.
-    ValueError: the file is damaged, of another kind, of a later version, or holds something else.
-  """
-  arrays = read_arrays(path, kind, remedy)
-  try:
-    check_arrays(arrays, expected)
-  except ValueError as error:
-    raise damaged(path, error, remedy) from None
-  return arrays
-
-
 def stamp_folder(folder: Path, kind: str) -> None:
   """Writes into a folder of which kind and format it is.
 
@@ -136,7 +113,8 @@ def read_if_whole(
     LaterVersionError: a later version wrote it.
   """
   try:
-    return read_array_record(path, kind, expected)
+    check_arrays(arrays := read_arrays(path, kind), expected)
+    return arrays
   except LaterVersionError:
     raise
   except (OSError, ValueError):
@@ -228,24 +206,15 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
     raise ValueError(f'it has {min(unknown)}, which is unknown')
   lengths: dict[str, int] = {}
   for name, array in arrays.items():
-    reason = _mismatch_of_array(array, expected[name], lengths)
-    if reason is not None:
-      raise ValueError(f'{name} {reason}')
-
-
-def _mismatch_of_array(array: np.ndarray, expected: Array, lengths: dict[str, int]) -> str | None:
-  """Why an array is not as expected; notes in `lengths` the sides that it is the first to have."""
-  described = f'is {array.dtype} {list(array.shape)}'
-  if array.dtype.kind not in expected.kind:
-    return f'{described} and not of the kind {expected.kind}'
-  if array.ndim != len(expected.shape):
-    return f'{described} and has not {len(expected.shape)} axes'
-  wanted = [
-    lengths.setdefault(side, length) if isinstance(side, str) else side
-    for side, length in zip(expected.shape, array.shape, strict=True)
-  ]
-  if wanted != list(array.shape):
-    return f'{described} and not {wanted}'
-  if expected.finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
-    return f'{described} with numbers that are not finite'
-  return None
+    kind, shape, finite = expected[name]
+    described = f'{name} is {array.dtype} {list(array.shape)}'
+    if array.dtype.kind not in kind:
+      raise ValueError(f'{described} and not of the kind {kind}')
+    if array.ndim != len(shape):
+      raise ValueError(f'{described} and has not {len(shape)} axes')
+    sides = zip(shape, array.shape, strict=True)
+    wanted = [lengths.setdefault(x, length) if isinstance(x, str) else x for x, length in sides]
+    if wanted != list(array.shape):
+      raise ValueError(f'{described} and not {wanted}')
+    if finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
+      raise ValueError(f'{described} with numbers that are not finite')

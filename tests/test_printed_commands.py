@@ -7,7 +7,6 @@ import shlex
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 from places import ROOT
 
 from glora_jax.runs import command_line, terminal
@@ -38,8 +37,8 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
   importlib.import_module('glora_jax.runs.command_line')  # defines the flags
   monkeypatch.setattr('sys.argv', ['main', *words])  # where ml_collections looks for overrides
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
+  command_line.define_config(values)
   for name in {*terminal.own_flags()} - {'config'}:
     values[name] = copy.deepcopy(flags.FLAGS[name])
-  assert values(command_line.with_paths(['main', *words])) == ['main']
+  assert values(['main', *words]) == ['main']
   check_config(values.config)

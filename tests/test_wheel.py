@@ -49,18 +49,12 @@ def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch
   assert str(CONFIGS) == command_line.FOLDER
   assert {'quickstart', 'own', 'vtab'} <= {*command_line.names()}
   monkeypatch.chdir(tmp_path)
-  words = ['main', '--config', 'own:photos/,rank=3', '--workdir', 'own']
-  assert command_line.with_paths(words) == [
-    *('main', '--config', f'{CONFIGS}/own.py:photos/,rank=3', '--workdir', 'own')
-  ]
-  assert command_line.with_paths(['main', '--config=vtab']) == [
-    *('main', f'--config={CONFIGS}/vtab.py')
-  ]
+  assert command_line.load_config('vtab:clevr_count,rank=3').task == 'vtab/clevr_count'
   for name in ('own', 'own.py'):
     (tmp_path / name).write_text('A file that is called like a config.')
   assert command_line.path_of('own') == f'{CONFIGS}/own.py'
   assert command_line.path_of('own.py') == 'own.py'
-  with pytest.raises(ValueError, match=r'no config file qickstart; .* vtab'):
+  with pytest.raises(ValueError, match=r'no config file qickstart \(is it quickstart\?\); .* vtab'):
     command_line.path_of('qickstart')
 
 

@@ -8,17 +8,18 @@ It imports no JAX: a config file that does not exist should not wait for it.
 from __future__ import annotations
 
 import ast
+import difflib
 import io
-import itertools
 import logging
 import os
 import pathlib
+import runpy
 import signal
 import sys
 import threading
 import urllib.parse
 import webbrowser
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import ml_collections
@@ -30,6 +31,7 @@ from glora_jax.limits import check_path
 from glora_jax.runs.terminal import (
   MISTAKES,
   Painter,
+  blame,
   entry,
   explain,
   help_page,
@@ -42,19 +44,14 @@ from glora_jax.runs.terminal import (
 
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
-_FLAGS = ('--config', '-config')  # absl takes one dash, too
 _PACKAGE = os.path.dirname(os.path.abspath(glora_jax.__file__))
 # A wheel has them in the package; a checkout, installed as it lies or not, at its top.
 _PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
 FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
-class OrNone(flags.ArgumentParser):
-  """Parses 'None' as None, which every field takes that may have no value, and all else as before.
-
-  Args:
-    parser: parser of all else.
-  """
+class _OrNone(flags.ArgumentParser):
+  """Parses 'None' as None, which every field takes that may have no value."""
 
   def __init__(self, parser: flags.ArgumentParser):
     self._parser = parser
@@ -74,64 +71,84 @@ for _kind, _parser in (
   (float, flags.FloatParser()),
   (str, flags.ArgumentParser()),
 ):
-  config_flags.register_flag_parser_for_type(_kind, OrNone(_parser))
+  config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
 
 
-class PageFlag(flags.BooleanFlag):
-  """A flag that prints a page and ends, as absl's `--help` does.
+class _Page(flags.BooleanFlag):
+  """A flag that prints a page, the longer one with `=all`, and ends, as absl's `--help` does."""
 
-  Args:
-    name: name of the flag.
-    text: makes the page.
-    help: what the flag does.
-  """
-
-  def __init__(self, name: str, text: Callable[[], str], help: str):
+  def __init__(self, name: str, text: Callable[[bool], str], help: str):
     super().__init__(name, False, help)
     self._text = text
 
   def parse(self, argument: Any) -> None:
     """Prints the page where the flag is given."""
-    if self._parse(argument):
-      show(self._text())
+    if argument == 'all' or self._parse(argument):
+      show(self._text(argument == 'all'))
 
 
-class FieldsFlag(PageFlag):
-  """A page of the fields that people need, and with `=all` of all fields."""
+class _ConfigParser(flags.ArgumentParser):
+  """Loads a config by name or file; a mistake ends in one sentence."""
 
-  def parse(self, argument: Any) -> None:
-    """Prints the page where the flag is given."""
-    if argument == 'all':
-      show(fields_page(()))
-    super().parse(argument)
+  def parse(self, argument: str) -> ml_collections.ConfigDict:
+    """The config of `NAME_OR_FILE[:ARGUMENTS]`."""
+    try:
+      return load_config(argument)
+    except ValueError as error:
+      _refuse(str(error))
 
 
-def fields_page(only: Collection[str] | None = None) -> str:
-  """Fields of a config: name, default, type, range and meaning.
+def define_config(values: flags.FlagValues) -> flags.FlagHolder:
+  """Defines `--config`, and `--config.FIELD` for each field of the config."""
+  holder = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Name of a config that comes with the package, or a Python file with get_config(); override '
+    'its fields with --config.FIELD=VALUE.',
+    flag_values=values,
+    allow_overwrite=False,
+  )
+  values['config'].parser = _ConfigParser()
+  return holder
 
-  Args:
-    only: dotted names; empty for all fields, None for those that people need.
+
+def load_config(value: str) -> ml_collections.ConfigDict:
+  """The config of a name or a file, with the arguments of its `get_config` behind a colon.
+
+  Raises:
+    ValueError: there is no such file, it fails, or it returns something else.
+
+  Example:
+    >>> load_config('vtab:clevr_count').task
+    'vtab/clevr_count'
   """
+  name, colon, arguments = value.partition(':')
+  path = path_of(name)
+  try:
+    config = runpy.run_path(path)['get_config'](*([arguments] if colon else []))
+  except (Exception, SystemExit) as error:  # a config file may raise anything
+    raise ValueError(blame(error, path)) from error
+  if not isinstance(config, ml_collections.ConfigDict) or isinstance(
+    config, ml_collections.FrozenConfigDict
+  ):
+    raise ValueError(
+      f'get_config() of {path} returned a {type(config).__name__}; it must return the config that '
+      'glora_jax.runs.config.default_config() made, with other values.'
+    )
+  return config.lock()
+
+
+def fields_page(everything: bool) -> str:
+  """Fields of a config, those that people need or all: name, default, type, range and meaning."""
   from glora_jax.runs import config, schema
 
-  settings = config.RunSettings()
-  page = schema.describe(settings, config.NEEDED if only is None else only)
-  rest = '' if only is not None else '\n\n--help_config=all shows all fields.'
-  return f'{page}{rest}'
+  if everything:
+    return schema.describe(config.RunSettings())
+  page = schema.describe(config.RunSettings(), config.NEEDED)
+  return f'{page}\n\n--help_config=all shows all fields.'
 
 
-def inventory_page() -> str:
-  """All that a command line can name."""
-  logging.getLogger('glora_jax').setLevel(logging.ERROR)  # which versions of data sets serve
-  return inventory()
-
-
-CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Name of a config that comes with the package, or a Python file with get_config(); override its '
-  'fields with --config.FIELD=VALUE.',
-)
+CONFIG = define_config(flags.FLAGS)
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
 )
@@ -155,14 +172,14 @@ RESOURCES = flags.DEFINE_string(
 OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 LIST = flags.DEFINE_flag(
-  PageFlag(
+  _Page(
     'list',
-    inventory_page,
+    lambda _: inventory(),
     'Show all configs, structures, presets, tasks and weights, which are ready, and end.',
   )
 )
 HELP_CONFIG = flags.DEFINE_flag(
-  FieldsFlag(
+  _Page(
     'help_config', fields_page, 'Show the fields of a config that people need, =all all, and end.'
   )
 )
@@ -248,24 +265,11 @@ def _refuse(sentence: str) -> NoReturn:
 
 
 def _given_config() -> ml_collections.ConfigDict:
-  """The config of the command line.
-
-  Raises:
-    ValueError: there is none, or its file returned something else.
-  """
-  paths = given(sys.argv)
-  if CONFIG.value is None and not paths:
+  """The config of the command line; raises ValueError where there is none."""
+  if CONFIG.value is None:
     raise ValueError(
       'A config is needed; give --config NAME_OR_FILE, --config quickstart for instance. '
       '--help_config shows its fields.'
-    )
-  # ml_collections keeps an OSError that the file raised until a field is asked for.
-  if isinstance(error := getattr(CONFIG.value, '_error', None), OSError):
-    raise error
-  if not isinstance(CONFIG.value, ml_collections.ConfigDict):
-    raise ValueError(
-      f'get_config() of {paths[-1]} returned a {type(CONFIG.value).__name__}; it must return the '
-      'config that glora_jax.runs.config.default_config() made, with other values.'
     )
   return CONFIG.value
 
@@ -275,15 +279,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   if not _HELP.isdisjoint(argv):
     show(help_page())
   try:
-    # ml_collections prints a traceback of its own for a config file that does not exist.
-    words = with_paths(argv)
-  except ValueError as error:
-    _refuse(str(error))
-  try:
-    return flags.FLAGS(words)
-  except (Exception, SystemExit) as error:  # a config file may raise anything
-    text = explain(error, given(words))
-    if text is None:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    if (text := explain(error)) is None:
       raise
     _refuse(text)
 
@@ -303,13 +301,9 @@ def _configure_logging() -> None:
   # becomes the sentence. Its other threads, which fail for the same reason, end without anybody to
   # catch what they raise: Python would print their tracebacks through this hook, absl's and
   # asyncio's loggers likewise.
-  sys.unraisablehook = _ignore
+  sys.unraisablehook = lambda _: None
   for library in ('absl', 'asyncio'):
     logging.getLogger(library).setLevel(logging.CRITICAL)
-
-
-def _ignore(_: Any) -> None:
-  """A hook that does nothing."""
 
 
 def names() -> list[str]:
@@ -328,7 +322,7 @@ def path_of(name: str) -> str:
 
   Args:
     name: the name of a config that comes with the package, also where a file in the current folder
-      is called the same; else the path of a file.
+      is called the same; else the path of a Python file.
 
   Raises:
     ValueError: there is no such file, and no config of this name.
@@ -339,56 +333,20 @@ def path_of(name: str) -> str:
   """
   if name in names():
     return os.path.join(FOLDER, f'{name}.py')
-  if os.path.isfile(name):
+  if name.endswith('.py') and os.path.isfile(name):
     return name
+  near = difflib.get_close_matches(name, names(), 1)
   raise ValueError(
-    f'There is no config file {name or "without a name"}; give the path of one, or a name of those '
-    f'that come with the package: {", ".join(names())}.'
+    f'There is no config file {name or "without a name"}'
+    f'{f" (is it {near[0]}?)" if near else ""}; give the path of one, which ends in .py, or a name '
+    f'of those that come with the package: {", ".join(names())}.'
   )
-
-
-def with_paths(words: Sequence[str]) -> list[str]:
-  """A command line whose `--config` gives a path where it gave a name.
-
-  Args:
-    words: the command line; what stands behind a colon, the config's arguments, is left as it is.
-
-  Raises:
-    ValueError: see `path_of`; or there are several.
-  """
-  replaced = [_with_path(word, before) for before, word in itertools.pairwise(['', *words])]
-  if len(names := given(words)) > 1:
-    raise ValueError(f'--config is there {len(names)} times ({", ".join(names)}); give it once.')
-  return replaced
-
-
-def given(words: Sequence[str]) -> list[str]:
-  """The config files of a command line, as they were given, without their arguments."""
-  values = [_value(word, before) for before, word in itertools.pairwise(['', *words])]
-  return [value.partition(':')[0] for value in values if value is not None]
-
-
-def _with_path(word: str, before: str) -> str:
-  value = _value(word, before)
-  if value is None:
-    return word
-  flag = word.removesuffix(value)
-  name, colon, arguments = value.partition(':')
-  return f'{flag}{path_of(name)}{colon}{arguments}'
-
-
-def _value(word: str, before: str) -> str | None:
-  """The value of `--config` in a word of the command line that follows another."""
-  if before in _FLAGS:
-    return word
-  flag, equals, value = word.partition('=')
-  return value if equals and flag in _FLAGS else None
 
 
 def inventory() -> str:
   """What there is, and what of it is ready on this machine; nothing is fetched or prepared."""
-  # It imports JAX, for which a command line does not wait.
-  from glora_jax.data.task import Source
+  logging.getLogger('glora_jax').setLevel(logging.ERROR)  # which versions of data sets serve
+  from glora_jax.data.task import Source  # it imports JAX, for which a command line does not wait
   from glora_jax.method.presets import GENOME_ENDING, GRADIENT, PLACES, PRESETS
   from glora_jax.runs.sections import SEARCH
 

@@ -13,7 +13,7 @@ import dataclasses
 import importlib.util
 import operator
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import ml_collections
@@ -318,49 +318,33 @@ def parse_arguments(
     >>> parse_arguments('tiny=True', {'tiny': False})
     ('', {'tiny': True})
   """
-  first, rest = _split(text, defaults)
+  parts = text.split(',')
+  beginnings = [','.join(parts[:length]) for length in range(len(parts), 0, -1)]
+  first = next(filter(os.path.exists, beginnings), None)  # a path may have commas
+  if first is None:
+    first = '' if parts[0].partition('=')[0] in defaults else parts[0]
   if choices is not None and first not in choices:
     expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
     raise ValueError(f"{shown(first)} behind the config's name is unknown; it takes {expected}.")
-  given = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
-  seen = set()
-  for part in rest:
+  given: dict[str, Any] = {}
+  for part in text.removeprefix(first).removeprefix(',').split(',') if text != first else ():
     name, equals, value = part.partition('=')
-    if name not in defaults or not equals:
+    if name not in defaults or name in given or not equals:
       raise ValueError(
-        f"{shown(part)} in the config's arguments is unknown; NAME=VALUE is expected, with the "
-        f'names {", ".join(defaults)}; a path with a comma in it must be there.'
+        f"{shown(part)} in the config's arguments is unknown, or there twice; NAME=VALUE is "
+        f'expected, with the names {", ".join(defaults)}; a path with a comma in it must be there.'
       )
-    if name in seen:
-      raise ValueError(
-        f"{shown(part)} in the config's arguments: {name} is there twice; give it once."
-      )
-    seen.add(name)
-    given[name] = _argument(part, name, value, defaults[name])
-  return first, given
-
-
-def _split(text: str, names: Collection[str]) -> tuple[str, list[str]]:
-  """The value without a name at the beginning of arguments, and the parts behind it."""
-  parts = text.split(',')
-  beginnings = [','.join(parts[:length]) for length in range(1, len(parts) + 1)]
-  paths = [path for path in beginnings if os.path.exists(path)]  # a path may have commas
-  if not paths and parts[0].partition('=')[0] in names:
-    return '', parts
-  first = paths[-1] if paths else parts[0]
-  return first, parts[first.count(',') + 1 :]
-
-
-def _argument(part: str, name: str, value: str, default: Any) -> Any:
-  """The value of an argument, in the type of its default."""
-  kind = default if isinstance(default, type) else type(default)
-  if default is None:
-    kind = int if value.isdigit() else str
-  try:
-    return _BOOLEANS[value] if kind is bool else kind(value)
-  except (KeyError, ValueError) as error:
-    expected = 'True or False' if kind is bool else f'of type {kind.__name__}'
-    raise ValueError(f"{shown(part)} in the config's arguments: {name} is {expected}.") from error
+    default = defaults[name]
+    kind = default if isinstance(default, type) else type(default)
+    if default is None:
+      kind = int if value.isdigit() else str
+    try:
+      given[name] = _BOOLEANS[value] if kind is bool else kind(value)
+    except (KeyError, ValueError) as error:
+      expected = 'True or False' if kind is bool else f'of type {kind.__name__}'
+      raise ValueError(f"{shown(part)} in the config's arguments: {name} is {expected}.") from error
+  others = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
+  return first, {**others, **given}
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

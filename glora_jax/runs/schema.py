@@ -42,20 +42,16 @@ def walk(settings: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
 def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
   """Settings as a `ConfigDict`; what is None can be given a value of the field's type."""
   config = ml_collections.ConfigDict()
-  for name, info, value in walk(settings):
-    *names, last = name.split('.')
-    section = config
-    for each in names:
-      if each not in section:
-        section[each] = ml_collections.ConfigDict()
-      section = section[each]
-    kind = info.annotation
-    if isinstance(value, Mapping):
-      kind = typing.get_args(kind)[1]
-      value = {key: _or_placeholder(item, kind) for key, item in value.items()}
-      section[last] = ml_collections.ConfigDict(value)
+  for name, info in type(settings).__pydantic_fields__.items():
+    value, kind = getattr(settings, name), info.annotation
+    if dataclasses.is_dataclass(value):
+      config[name] = to_config_dict(value)
+    elif isinstance(value, Mapping):
+      _, kind = typing.get_args(kind)
+      items = {key: _or_placeholder(item, kind) for key, item in value.items()}
+      config[name] = ml_collections.ConfigDict(items)
     else:
-      section[last] = _or_placeholder(value, kind)
+      config[name] = _or_placeholder(value, kind)
   return config
 
 

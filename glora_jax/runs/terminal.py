@@ -7,6 +7,7 @@ Colours are where a person sees them: on a terminal, unless NO_COLOR (no-color.o
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -40,23 +41,19 @@ GREETING = """Parameter-efficient fine-tuning for JAX and Flax by GLoRA. Five th
 FOLDER has a subfolder of images for each class. --help shows all flags, --help_config the
 fields of a config."""
 USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
-# Flags by what they are for; those that no group has come last.
+# Flags by what they are for, with their values.
 GROUPS: Mapping[str, Sequence[str]] = {
-  'What is run': ('config', 'config.FIELD', 'workdir', 'open'),
-  'A look at its data': ('check', 'show', 'output', 'overwrite'),
-  'What it will take': ('plan', 'plan.topology'),
-  'Where it runs': ('runner', 'runner.resources'),
+  'What is run': (
+    'config NAME_OR_FILE[:ARGUMENTS]',
+    'config.FIELD=VALUE',
+    'workdir FOLDER',
+    'open',
+  ),
+  'A look at its data': ('check', 'show', 'output FILE', 'overwrite'),
+  'What it will take': ('plan', 'plan.topology SLICE'),
+  'Where it runs': ('runner ray[:ADDRESS]', 'runner.resources GPU=1,CPU=8'),
   'What there is': ('list', 'help', 'help_config'),
-}
-OTHERS = 'More'
-_SHAPES = {
-  'config': ' NAME_OR_FILE[:ARGUMENTS]',
-  'config.FIELD': '=VALUE',
-  'workdir': ' FOLDER',
-  'output': ' FILE',
-  'plan.topology': ' SLICE',
-  'runner': ' ray[:ADDRESS]',
-  'runner.resources': ' GPU=1,CPU=8',
+  'More': ('debug',),
 }
 _WITHOUT_FLAG = {
   'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',
@@ -103,75 +100,52 @@ def explain_os(error: OSError) -> str:
   return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'
 
 
-def explain(error: BaseException, config_files: Sequence[str]) -> str | None:
-  """What to tell the user of an error that parsing the flags has raised.
+def blame(error: BaseException, path: str) -> str:
+  """A sentence about what a config file has raised: its author's mistake, with its line."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  if isinstance(error, SyntaxError) and error.filename in (path, None):
+    place = f', line {error.lineno},' if error.lineno else ''
+    return f'{path}{place} is no Python ({error.msg}).'
+  place = f', line {lines[-1]},' if lines else ''
+  if isinstance(error, KeyError) and not lines:
+    return f'{path} has no function get_config, which returns the config.'
+  is_pythons_own = isinstance(error, ImportError) and error.name is not None
+  if lines and isinstance(error, MISTAKES) and not is_pythons_own:
+    return sentence(error)  # of our own functions
+  return f'{path}{place} fails with {type(error).__name__} ({_last_line(error)}).'
 
-  A config file is a program, so whatever it raises is its author's mistake and is told with its
-  line. What comes from elsewhere is a fault of this package.
 
-  Args:
-    error: the error.
-    config_files: paths of the config files of the command line.
-
-  Returns:
-    A sentence; None where neither the command line nor a config file is to blame.
-  """
-  cause: BaseException = error
-  # ml_collections puts the traceback of what a config file raises into the text of its own error.
-  while 'parsing config file' in str(cause) and cause.__context__ is not None:
-    cause = cause.__context__
-  for path in config_files:
-    if (text := _blame_config_file(cause, path)) is not None:
-      return text
+def explain(error: Exception) -> str | None:
+  """A sentence about what parsing the flags has raised; None where it is a fault of ours."""
   if isinstance(error, flags.IllegalFlagValueError):
     return _wrong_value(str(error))
   if isinstance(error, AttributeError | KeyError):
-    name = re.match(r"\W*'(\w+)\W*'", str(error))
-    return name and f"The config has no field '{name[1]}'. --help_config=all shows all of them."
+    found = re.match(r"\W*'(\w+)\W*'", str(error))
+    return found and _unknown_field(found[1])
+  text = _last_line(error)
   if isinstance(error, flags.UnrecognizedFlagError):
-    return f'{_last_line(error)} (--help shows all flags, --help_config=all all fields).'
-  if isinstance(error, OSError):
-    return explain_os(error)
-  return _last_line(error) if isinstance(error, flags.Error | TypeError | ValueError) else None
+    return f'{text} (--help shows all flags, --help_config=all all fields).'
+  return text
 
 
-def _blame_config_file(error: BaseException, path: str) -> str | None:
-  """The sentence where a config file is to blame."""
-  if isinstance(error, SyntaxError) and error.filename in (path, None):
-    place = '' if error.lineno is None else f', line {error.lineno},'
-    return f'{path}{place} is no Python ({error.msg}).'
-  frames = traceback.extract_tb(error.__traceback__)
-  lines = [frame.lineno for frame in frames if frame.filename == path]
-  is_pythons_own = isinstance(error, ImportError) and error.name is not None
-  if lines and isinstance(error, ValueError | OSError | ImportError) and not is_pythons_own:
-    return str(error)  # a sentence of our own functions
-  if lines:
-    return f'{path}, line {lines[-1]}, fails with {type(error).__name__} ({_last_line(error)}).'
-  is_missing = isinstance(error, AttributeError) and "no attribute 'get_config'" in str(error)
-  if is_missing or (isinstance(error, TypeError) and 'is not callable' in str(error)):
-    return f'{path} has no function get_config, which returns the config.'
-  if isinstance(error, TypeError) and 'get_config()' in str(error):
-    return f'{path} takes no such arguments behind its name ({_last_line(error)}).'
-  # What the file returned has no fields for ml_collections, or none that can be changed.
-  raised_in = os.path.basename(frames[-1].filename) if frames else ''
-  returned = None
-  if raised_in == 'config_path.py' and isinstance(error, KeyError | TypeError | AttributeError):
-    returned = 'something without this field'
-  elif raised_in == 'config_dict.py' and 'FrozenConfigDict is immutable' in str(error):
-    returned = 'a FrozenConfigDict'
-  return returned and (
-    f'{path} returned {returned}; it must return the config that '
-    'glora_jax.runs.config.default_config() gives, changed.'
-  )
+def _unknown_field(name: str) -> str:
+  """The sentence about a field that the config does not have, with one that is called alike."""
+  from glora_jax.runs import config, schema  # which import JAX, as a correct line need not
+
+  known = [part for field, *_ in schema.walk(config.RunSettings()) for part in field.split('.')]
+  near = difflib.get_close_matches(name, known, 1)
+  guess = f' (is it {near[0]}?)' if near else ''
+  return f"The config has no field '{name}'{guess}. --help_config=all shows all of them."
 
 
 def _wrong_value(text: str) -> str:
   """The sentence about a value that cannot be a field's, with what the field takes."""
   given = re.match(r'flag (--config\.([\w.]+)=.*?): ', text, re.DOTALL)
   if given is None:
-    return _last_line(text)
-  # It imports JAX, for which a command line without mistakes does not wait.
-  from glora_jax.runs import config, schema
+    is_second = text.startswith('flag --config=')
+    return '--config is there twice; give it once.' if is_second else _last_line(text)
+  from glora_jax.runs import config, schema  # which import JAX, as a correct line need not
   from glora_jax.settings import expected
 
   known = {name: info for name, info, _ in schema.walk(config.RunSettings())}
@@ -272,15 +246,13 @@ def show(page: str) -> NoReturn:
 def help_page() -> str:
   """One page: all flags of this package's commands, by what they are for."""
   helps = {**_WITHOUT_FLAG, **{name: str(flags.FLAGS[name].help) for name in own_flags()}}
-  grouped = {name for names in GROUPS.values() for name in names}
-  groups = {**GROUPS, OTHERS: [name for name in helps if name not in grouped]}
   spec = sys.modules['__main__'].__spec__
   program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
   lines = [f'{program} {USAGE}']
-  for title, names in groups.items():
+  for title, shapes in GROUPS.items():
     lines += ['', painted(title, 'bold', sys.stdout)]
-    for name in names:
-      lines += entry(f'  --{name}{_SHAPES.get(name, "")}', helps[name], _COLUMN)
+    for shape in shapes:
+      lines += entry(f'  --{shape}', helps[re.split('[ =]', shape)[0]], _COLUMN)
   lines += ['', 'The same command resumes a run. Exit codes: 0, done; 1, a mistake, in a sentence;']
   return '\n'.join([*lines, '75, stopped by a signal, and the same command goes on.'])
 

@@ -36,7 +36,7 @@ def test_a_wrong_command_line_is_one_sentence(word, named, tmp_path):
     (['vtab:cifar100', '--config.zzzz=1'], "The config has no field 'zzzz'"),
     (['own'], 'own needs your images: --config own:FOLDER'),
     (['quickstart.py'], 'quickstart.py, line 1, fails with NameError'),
-    (['./own'], './own, line 1, fails with NameError'),
+    (['./own'], 'no config file ./own'),
   ],
 )
 def test_a_name_means_the_packaged_config_whatever_lies_in_the_current_folder(
