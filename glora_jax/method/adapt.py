@@ -19,15 +19,16 @@ import jax.numpy as jnp
 
 from glora_jax.limits import listed, shown
 from glora_jax.method.adapted import Adapted, name_of
-from glora_jax.method.coverage import find_uncovered, log_uncovered
+from glora_jax.method.coverage import log_uncovered
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.modules import discover
+from glora_jax.method.presets import Structure, read_structure, space_for
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
 from glora_jax.method.site import Site, apart
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.structures import Structure, read_structure, space_for
+from glora_jax.method.trace.events import HEAD, NOT_SELECTED
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, path_name
 
@@ -152,17 +153,16 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
       reason = found.refused[path]
       raise ValueError(f'{layer} cannot be adapted: {reason}. Leave it out with select.')
 
-  sites = apart(found.sites)
-  candidates = [site for site in sites if site.kernel_path not in heads.paths]
-  if not candidates and not refused:
-    sites = apart([*found.sites, *found.outside])
-    candidates = [site for site in sites if site.kernel_path not in heads.paths]
   shapes = {  # whose values are not to be kept alive
     path: jax.ShapeDtypeStruct(array.shape, array.dtype)
     for path, boxed in flat.items()
     for array in jax.tree.leaves(boxed)
   }
-  if not candidates and not refused:
+  for sites in (apart(found.sites), apart([*found.sites, *found.outside])):
+    candidates = [site for site in sites if site.kernel_path not in heads.paths]
+    if candidates or refused:
+      break
+  else:
     others = [
       f'{path_name(path)} {"x".join(map(str, shapes[path].shape))} ({reason})'
       for path, reason in found.uncovered.items()
@@ -182,14 +182,17 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
     log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
-  uncovered = find_uncovered(sites, groups, found, heads.paths, shapes)
+  left_out = [*(site.kernel_path for site in sites), *refused]
+  reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
+  reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)
+  covered = {site.kernel_path for group in groups for site in group.members}
   adapted = Adapted(
     model,
     spec_of(groups),
     groups,
     heads.paths,
     shapes,
-    uncovered,
+    tuple((path, reasons[path]) for path in shapes if path in reasons and path not in covered),
     head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),
   )
   log_uncovered(adapted.coverage())
@@ -246,16 +249,11 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
       given = f'select={shown(selector)}'
     raise ValueError(f'{given} matches no linear layer of {model}; there are: {listed}.')
   for site in chosen:
-    if not jnp.issubdtype(site.dtype, jnp.floating):
+    if not jnp.issubdtype(site.dtype, jnp.floating) or jnp.finfo(site.dtype).bits < 16:
       raise ValueError(
         f'{site.name} has a kernel of {site.dtype}, and supports are merged into floating-point '
-        "ones; leave it out with select, or give quantized parameters to init as qwix's arrays."
-      )
-    if jnp.finfo(site.dtype).bits < 16:
-      raise ValueError(
-        f'{site.name} has a kernel of {site.dtype}, which JAX promotes to no other type, and '
-        'supports are merged into kernels of 16 bits or more; leave it out with select, or give '
-        'parameters of such a type.'
+        'ones of 16 bits or more; leave it out with select, or give quantized parameters to init '
+        "as qwix's arrays."
       )
   for pattern in selection.spaces:
     if not any(matches(pattern, site.name) for site in chosen):

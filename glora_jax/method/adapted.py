@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,19 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import genomes, program
-from glora_jax.method.coverage import Coverage, coverage, layer_table
-from glora_jax.method.groups import Group, check_storage, check_supports, cut
+from glora_jax.method.coverage import Coverage, Matrix, layer_table
+from glora_jax.method.groups import Group, check_storage, cut
 from glora_jax.method.modules import graft, intercept
+from glora_jax.method.presets import Structure, genome_of
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import Site
 from glora_jax.method.space import Spec
-from glora_jax.method.structures import Structure, genome_of
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   check_collections,
-  check_one_genome,
   check_ranks,
 )
 from glora_jax.tree import Path, differences, flatten, partition, path_name, replace, union
@@ -214,7 +214,7 @@ class Adapted:
           f'{call} needs a genome, since the structure is free: {call}(..., genome=...), or fix '
           "one first, adapted.fix('lora:4')."
         )
-      check_one_genome(self.spec, genome, call)
+      genomes.check_one_genome(self.spec, genome, call)
       return genome
     if genome is not None:
       raise ValueError(
@@ -306,7 +306,7 @@ class Adapted:
     """
     genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
-    check_one_genome(self.spec, chosen, 'summary')
+    genomes.check_one_genome(self.spec, chosen, 'summary')
     trained = self.count_params(chosen)
     heads = sum(self.param_shapes[path].size for path in self.head_paths)
     total = sum(shape.size for shape in self.param_shapes.values())
@@ -339,7 +339,14 @@ class Adapted:
         embedding  8x4  50.0%  embedding lookup
         head       4x4  25.0%  trained in full
     """
-    return coverage(self.groups, self.uncovered, self.param_shapes)
+    total = sum(shape.size for shape in self.param_shapes.values())
+
+    def matrix(path: Path, reason: str = '') -> Matrix:
+      shape = self.param_shapes[path]
+      return Matrix(path_name(path), shape.shape, shape.size / total, reason)
+
+    covered = tuple(matrix(site.kernel_path) for group in self.groups for site in group.members)
+    return Coverage(covered, tuple(itertools.starmap(matrix, self.uncovered)))
 
   def run(
     self,
@@ -406,7 +413,7 @@ class Adapted:
         or search space.
     """
     check_collections(variables)
-    check_supports(self.groups, variables[COLLECTION], self.genome)
+    check_storage(self.groups, variables[COLLECTION], self.genome)
     self.check_params(variables['params'])
 
   def check_params(self, params: Any) -> Any:
@@ -437,17 +444,15 @@ def name_of(model: Any) -> str:
 
 
 def _of_another_kind(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-  """Phrases on arrays that are no floating-point numbers, or too short ones, and should be."""
-  kinds: dict[str, list[str]] = {'no floating-point numbers': [], 'of less than 16 bits': []}
+  """A phrase on arrays that should be floating-point numbers, and are none or too short ones."""
+  wrong = []
   for name in sorted(expected.keys() & given.keys()):
     own, wanted = given[name].dtype, expected[name].dtype
-    if not jnp.issubdtype(wanted, jnp.floating):
-      continue
-    if not jnp.issubdtype(own, jnp.floating):
-      kinds['no floating-point numbers'].append(f'{name} is {own}')
-    elif jnp.finfo(own).bits < min(16, jnp.finfo(wanted).bits):  # JAX promotes them to nothing
-      kinds['of less than 16 bits'].append(f'{name} is {own}')
-  return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
+    if jnp.issubdtype(wanted, jnp.floating):
+      bits = jnp.finfo(own).bits if jnp.issubdtype(own, jnp.floating) else 0
+      if bits < min(16, jnp.finfo(wanted).bits):  # JAX promotes shorter ones to nothing
+        wrong.append(f'{name} is {own}')
+  return [f'no floating-point numbers of 16 bits: {", ".join(wrong)}'] if wrong else []
 
 
 def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:

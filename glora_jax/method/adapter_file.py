@@ -25,10 +25,10 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.groups import parts_read
 from glora_jax.method.quantized import full_precision
-from glora_jax.method.sample import split_arrays
+from glora_jax.method.sample import is_array
 from glora_jax.method.supports import COLLECTION
 from glora_jax.records import check_shape
-from glora_jax.tree import differences, fingerprint, flatten, path_name, update
+from glora_jax.tree import differences, fingerprint, flatten, partition, path_name, update
 
 _AGAIN = 'get it again, or save it again from the training that it came of'
 # Metadata with an item for each row.
@@ -165,8 +165,10 @@ def _not_finite(tensors: Mapping[str, Any]) -> str | None:
 
 def shapes_of_fresh(adapted: Adapted, params: Any) -> dict[str, Any]:
   """The shapes of what `init` makes of parameters, of which some may be no arrays."""
-  arrays, _ = split_arrays(params)
-  return jax.eval_shape(adapted.init, jax.random.key(0), arrays)
+  is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
+  if not all(is_own.values()):
+    params, _ = partition(params, is_own.__getitem__)
+  return jax.eval_shape(adapted.init, jax.random.key(0), params)
 
 
 def load_adapter(

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Sequence
 
 import numpy as np
 
 from glora_jax.method.genomes import largest_genome
-from glora_jax.method.groups import Group
-from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.method.trace.events import CHOSEN, HEAD, NOT_SELECTED, ORDINARY
-from glora_jax.method.trace.find import Found
-from glora_jax.tree import Path, path_name
+from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
 log = logging.getLogger(__name__)
 
@@ -85,51 +80,6 @@ class Coverage:
     return (
       f'{len(uncovered)} of {number} weight matrices {are} not adapted ({share:.1%} of parameters)'
     )
-
-
-def coverage(
-  groups: Sequence[Group], uncovered: Iterable[tuple[Path, str]], shapes: Mapping[Path, Any]
-) -> Coverage:
-  """The matrices of a model with their shares.
-
-  Args:
-    groups: the adapted layers.
-    uncovered: paths of the matrices that are in none, and why.
-    shapes: all parameters, by path.
-  """
-  total = sum(shape.size for shape in shapes.values())
-
-  def matrix(path: Path, reason: str = '') -> Matrix:
-    return Matrix(path_name(path), shapes[path].shape, shapes[path].size / total, reason)
-
-  covered = tuple(matrix(site.kernel_path) for group in groups for site in group.members)
-  return Coverage(covered, tuple(matrix(path, reason) for path, reason in uncovered))
-
-
-def find_uncovered(
-  sites: Sequence[Site],
-  groups: Sequence[Group],
-  found: Found,
-  heads: Container[Path],
-  paths: Iterable[Path],
-) -> tuple[tuple[Path, str], ...]:
-  """Paths of the matrices that are not adapted, in the order of the parameters, and why.
-
-  Args:
-    sites: the linear layers to choose among.
-    groups: those that are adapted.
-    found: what was found in the model.
-    heads: paths of the parameters that are trained in full.
-    paths: those of all parameters.
-  """
-  left_out = [*(site.kernel_path for site in sites), *found.refused]
-  reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
-  covered = {site.kernel_path for group in groups for site in group.members}
-  return tuple(
-    (path, HEAD if path in heads else reasons[path])
-    for path in paths
-    if path in reasons and path not in covered
-  )
 
 
 def log_uncovered(whole: Coverage) -> None:

@@ -14,7 +14,7 @@ from glora_jax.method.genomes import (
   alleles_at,
   count_params,
   drawn_apart,
-  largest_places,
+  largest_genome,
   linked,
   num_shifts,
   smallest_genome,
@@ -63,11 +63,11 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     shift_key = jax.random.fold_in(key, 2)
     shifts = jax.random.randint(shift_key, (len(spec),), 0, num_shifts(spec))
     choice = drawn_apart(spec, choice, shifts)
+  codes = jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
   if largest:
     takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), float(largest), choice.shape)
-    takes_largest = linked(spec, takes_largest)
-    choice = jnp.where(takes_largest, largest_places(spec), choice)
-  return jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
+    codes = jnp.where(linked(spec, takes_largest), largest_genome(spec), codes)
+  return codes
 
 
 def check_budget(budget: Any) -> int | None:

@@ -121,7 +121,12 @@ def effective_bias(
   if 'E' in stored:
     shift = shift + flat_form(supports, 'E', alleles[4])
   if 'C' in stored:
-    c = prompt_form(supports, alleles[2], ranks)
+    lora = 0
+    if 'C_up' in supports:
+      down, up = supports['C_down'], supports['C_up']
+      used = jnp.arange(down.shape[-1]) < _rank('C', alleles[2], ranks)
+      lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
+    c = jnp.where(alleles[2] == 1, read(supports, 'C', 'vector'), lora)
     shift = shift + _with_wide(lambda wide, c: matrix_product(c, wide), kernel, c)
   if bias is None:
     return shift.astype(kernel.dtype)
@@ -199,18 +204,6 @@ def _product_of_factors_jvp(
   (down, up), (of_down, of_up) = primals, tangents
   change = matrix_product(of_down, up) + matrix_product(down, of_up)
   return _product_of_factors(product, down, up), change
-
-
-def prompt_form(
-  supports: Mapping[str, jax.Array], allele: jax.Array, ranks: Sequence[int]
-) -> jax.Array:
-  """C in the form of its allele, [in]."""
-  if 'C_up' not in supports:
-    return jnp.where(allele == 1, read(supports, 'C', 'vector'), 0)
-  down, up = supports['C_down'], supports['C_up']
-  used = jnp.arange(down.shape[-1]) < _rank('C', allele, ranks)
-  lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
-  return jnp.where(allele == 1, read(supports, 'C', 'vector'), lora)
 
 
 def flat_form(supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Array) -> jax.Array:

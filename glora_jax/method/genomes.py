@@ -7,9 +7,8 @@ rows are. Nothing in this file knows of models.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +18,10 @@ from typing_extensions import TypedDict
 
 from glora_jax.files import first_line
 from glora_jax.limits import listed, shown
-from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor, check_spec
+from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, check_spec
 from glora_jax.records import check_shape
 
+Codes = tuple[tuple[int, ...], ...]  # for A, B, C, D, E those that a stack of layers may have
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
 # Rows that have C or E but never both, where `SearchSpace.one_shift` says so: E as a vector reaches
@@ -32,15 +32,17 @@ _E_FOR_C = np.array([E if column == C else column for column in range(len(TENSOR
 _EXPECTED = 'give what genome_to_json returned'
 
 
-def check_genome(spec: Spec, genome: Any) -> None:
+def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
   """Checks that genomes fit a spec.
 
   Args:
     spec: the layers.
     genome: [..., rows, 5]; may be traced, and then only shape and dtype are checked.
+    known: whether the codes themselves are needed.
 
   Raises:
-    ValueError: the spec is none, the shape or the dtype is wrong, or a code does not exist.
+    ValueError: the spec is none, the shape or the dtype is wrong, a code does not exist, or codes
+      that are needed are traced.
   """
   check_spec(spec)
   genome = _as_array(genome)
@@ -56,6 +58,11 @@ def check_genome(spec: Spec, genome: Any) -> None:
       f'The genome has dtype {dtype}; it must be an integer type, int8 by convention.'
     )
   if isinstance(genome, jax.core.Tracer):
+    if known:
+      raise ValueError(
+        'The genome is traced, and its codes are needed here; call this outside of jax.jit, '
+        'jax.vmap and jax.grad.'
+      )
     return
   codes = np.asarray(genome)
   # In the genome's own type a million genomes are compared in no time.
@@ -71,13 +78,36 @@ def check_genome(spec: Spec, genome: Any) -> None:
     )
 
 
-def _check_known(spec: Spec, genomes: Any) -> None:
-  """`check_genome`, where the codes themselves are needed."""
-  check_genome(spec, genomes)
-  if isinstance(genomes, jax.core.Tracer):
+def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
+  """Checks that a genome is one and fits a spec.
+
+  Args:
+    spec: the layers.
+    genome: [rows, 5]; may be traced, and then only shape and dtype are checked.
+    call: name of the call that it was given to.
+
+  Raises:
+    ValueError: it is a population, does not fit, or has a code that does not exist.
+  """
+  check_genome(spec, genome)
+  if np.ndim(genome) != 2:
     raise ValueError(
-      'The genome is traced, and its codes are needed here; call this outside of jax.jit, jax.vmap '
-      'and jax.grad.'
+      f'{call} takes one genome [{len(spec)}, 5], not {np.shape(genome)}; give it one after the '
+      'other, or use jax.vmap over a population where it computes.'
+    )
+
+
+def check_population(spec: Spec, genomes: Any) -> None:
+  """Checks that genomes are a population, int [candidate, rows, 5], and fit a spec.
+
+  Raises:
+    ValueError: they are not or do not.
+  """
+  check_genome(spec, genomes)
+  if np.ndim(genomes) != 3:
+    raise ValueError(
+      f'The genomes have shape {np.shape(genomes)}; a population is [candidate, {len(spec)}, 5], '
+      'and that of one genome genome[None].'
     )
 
 
@@ -117,9 +147,9 @@ def count_params(spec: Spec, genomes: Any) -> Any:
     >>> count_params(spec, preset(spec, 'lora'))  # 4 * (8 + 32)
     160
   """
-  _check_known(spec, genomes)
-  blocks = [block.sum(axis=(1, 2)) for block in _lookup(spec.cost_table, genomes)]
-  counts = np.concatenate([np.zeros(0, np.int64), *blocks]).reshape(np.shape(genomes)[:-2])
+  check_genome(spec, genomes, known=True)
+  counts = _lookup(spec.cost_table, genomes, lambda block: block.sum(axis=(1, 2)))
+  counts = counts.reshape(np.shape(genomes)[:-2])
   return counts if counts.ndim else int(counts)
 
 
@@ -143,23 +173,25 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     >>> canonicalize(spec, np.array([[0, 3, 2, 2, 2]])).tolist()
     [[0, 3, 0, 0, 0]]
   """
-  _check_known(spec, genomes)
-  blocks = list(_lookup(spec.canonical_table, genomes))
-  return np.concatenate([np.zeros((0, len(spec), 5), np.int8), *blocks]).reshape(np.shape(genomes))
+  check_genome(spec, genomes, known=True)
+  return _lookup(spec.canonical_table, genomes, lambda block: block).reshape(np.shape(genomes))
 
 
-def _lookup(table: np.ndarray, genomes: Any) -> Iterator[np.ndarray]:
-  """Blocks of `table[row, tensor, genomes[..., row, tensor]]`, [block, rows, 5].
+def _lookup(
+  table: np.ndarray, genomes: Any, of_block: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """A function of `table[row, tensor, genomes[..., row, tensor]]`, some genomes at a time.
 
   Args:
     table: a value for every code, [rows, 5, codes].
     genomes: int [..., rows, 5].
+    of_block: of values [block, rows, 5], an array [block, ...].
   """
   rows, tensors, codes = table.shape
   flat = np.asarray(genomes).reshape(-1, rows, tensors)
   offsets = (np.arange(rows * tensors) * codes).reshape(rows, tensors)
-  for start in range(0, len(flat), _BLOCK):
-    yield table.take(flat[start : start + _BLOCK].astype(np.int64) + offsets)
+  blocks = (flat[start : start + _BLOCK] for start in range(0, max(len(flat), 1), _BLOCK))
+  return np.concatenate([of_block(table.take(b.astype(np.int64) + offsets)) for b in blocks])
 
 
 def smallest_genome(spec: Spec) -> np.ndarray:
@@ -169,11 +201,11 @@ def smallest_genome(spec: Spec) -> np.ndarray:
 
 
 def largest_genome(spec: Spec) -> np.ndarray:
-  """The subnet with most parameters on offer, the last allele of every gene, int8 [rows, 5].
+  """The structure with most parameters on offer, the last allele of every gene, int8 [rows, 5].
 
   Of C and E, where a row may have one of them, it has the one with more parameters.
   """
-  return alleles_at(spec, largest_places(spec))
+  return with_one_shift(spec, alleles_at(spec, spec.num_offered - 1))
 
 
 def alleles_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
@@ -226,20 +258,6 @@ def linked(spec: Spec, chosen: Any) -> Any:
   return (chosen & ~rows) | (chosen[..., _E_FOR_C] & rows)
 
 
-def largest_places(spec: Spec) -> np.ndarray:
-  """The last place of every gene; of C and E, where one must give way, the one that costs more.
-
-  Returns:
-    int64 [rows, 5].
-  """
-  places = spec.num_offered - 1
-  costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)[..., -1]
-  c_gives_way = costs[:, C] <= costs[:, E]
-  places[spec.one_shift & c_gives_way, C] = 0
-  places[spec.one_shift & ~c_gives_way, E] = 0
-  return places
-
-
 def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   """Genomes in which no row of a space with one shift has both C and E.
 
@@ -263,42 +281,19 @@ def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   return repaired
 
 
-@dataclasses.dataclass(frozen=True)
-class InUse:
-  """For each tensor the codes that may occur in a stack of layers.
+def occurring(alleles: np.ndarray) -> Codes:
+  """The codes that occur in alleles [layer, 5].
 
-  Attributes:
-    codes: those of A, B, C, D and E, ascending.
+  Example:
+    >>> occurring(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
+    ((0,), (0, 3), (0,), (0,), (0, 2))
   """
+  return tuple(tuple(sorted(set(column.tolist()))) for column in alleles.T)
 
-  codes: tuple[tuple[int, ...], ...]
 
-  @classmethod
-  def of_alleles(cls, alleles: np.ndarray) -> InUse:
-    """The codes that occur in alleles [layer, 5].
-
-    Example:
-      >>> found = InUse.of_alleles(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
-      >>> found.tensors, found.goes_by_output
-      (('B', 'E'), True)
-    """
-    return cls.of_tensors(column.tolist() for column in alleles.T)
-
-  @classmethod
-  def of_tensors(cls, codes: Iterable[Iterable[int]]) -> InUse:
-    """The codes of each tensor, in any order."""
-    return cls(tuple(tuple(sorted(set(column))) for column in codes))
-
-  @property
-  def tensors(self) -> tuple[Tensor, ...]:
-    """The tensors that may take part."""
-    pairs = zip(TENSORS, self.codes, strict=True)
-    return tuple(tensor for tensor, codes in pairs if codes != (0,))
-
-  @property
-  def goes_by_output(self) -> bool:
-    """Whether no layer has a LoRA for A, so that no merged kernel is needed."""
-    return max(self.codes[0]) < len(FLAT_FORMS['A'])
+def goes_by_output(codes: Codes) -> bool:
+  """Whether no layer has a LoRA for A, so that no merged kernel is needed."""
+  return max(codes[0]) < len(FLAT_FORMS['A'])
 
 
 class NamedAlleles(TypedDict):
@@ -331,19 +326,13 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
     >>> genome_to_json(spec, preset(spec, 'lora'))['layers']
     [{'layer': 'fc1', 'A': 'none', 'B': 'lora:4', 'C': 'none', 'D': 'none', 'E': 'none'}]
   """
-  check_genome(spec, genome)
+  check_one_genome(spec, genome, 'genome_to_json')
   codes = np.asarray(genome)
-  if codes.ndim != 2:
-    raise ValueError(
-      f'genome_to_json takes one genome [{len(spec)}, 5], not {codes.shape}; give it one after the '
-      'other.'
-    )
-  layers = []
-  for layer, row in zip(spec, codes, strict=True):
-    names = {
-      tensor: layer.space.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)
-    }
-    layers.append({'layer': layer.name, **names})
+  layers = [
+    {'layer': layer.name}
+    | {tensor: layer.space.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)}
+    for layer, row in zip(spec, codes, strict=True)
+  ]
   return {'genome': codes.tolist(), 'params': count_params(spec, codes), 'layers': layers}
 
 
@@ -388,8 +377,11 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     except ValueError as error:
       raise ValueError(f'The genome cannot be read: {error}; {_EXPECTED}.') from None
   if names is not None and len(names) == len(spec):
-    ordered = _in_order(spec, names)
-    codes = [_codes_of_names(layer, row) for layer, row in zip(spec, ordered, strict=True)]
+    by_name = {str(row.get('layer')): row for row in names}
+    own = [layer.name for layer in spec]
+    if by_name.keys() == {*own} and len(by_name) == len(own):
+      names = [by_name[name] for name in own]
+    codes = [_codes_of_names(layer, row) for layer, row in zip(spec, names, strict=True)]
   check_genome(spec, codes)
   genome = np.asarray(codes)
   if genome.ndim != 2 or len(genome if names is None else names) != len(genome):
@@ -399,25 +391,19 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   return genome.astype(np.int8)
 
 
-def _in_order(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-  """The rows of a file by the names of a spec's layers, where they have all of these."""
-  by_name = {name: row for row in rows if isinstance(name := row.get('layer'), str)}
-  own = [layer.name for layer in spec]
-  is_complete = by_name.keys() == {*own} and len(by_name) == len(own)
-  return [by_name[name] for name in own] if is_complete else rows
-
-
 def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:
   """Codes of A, B, C, D, E in a layer, from the names of the alleles by tensor.
 
   Raises:
     ValueError: the layer does not have one of them.
   """
-  codes = [layer.space.code(tensor, names[tensor]) for tensor in TENSORS]
-  for tensor, code in zip(TENSORS, codes, strict=True):
+  codes = []
+  for tensor in TENSORS:
+    code = layer.space.code(tensor, names[tensor])
     if code is None:
       raise ValueError(
         f'The genome says {listed([names[tensor]])} for {tensor} of {layer.name}; the alleles '
         f'there are {", ".join(layer.space.names(tensor))}.'
       )
-  return [code for code in codes if code is not None]
+    codes.append(code)
+  return codes

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.method.genomes import InUse
+from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
 from glora_jax.method.supports import (
@@ -60,7 +60,13 @@ class Group:
   def name(self) -> str:
     """The first member's name, and the ends of the others' paths ('attn/query+key+value')."""
     first, *others = self.members
-    return '+'.join([first.name, *(_end_beside(first, site) for site in others)])
+    ends = [first.name]
+    for site in others:
+      pairs = zip(site.path, first.path, strict=False)
+      start = next(place for place, (own, beside) in enumerate(pairs) if own != beside)
+      # All that is not the first's where the path is the parameter's ('q/w').
+      ends.append('/'.join(site.path[-1 if site.path != site.kernel_path else start :]))
+    return '+'.join(ends)
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
@@ -123,12 +129,12 @@ class Group:
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
     """The supports that genomes [..., rows, 5] read; of those with ranks the largest, else 0."""
     own = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
-    return self.stored_for(InUse.of_alleles(own))
+    return self.stored_for(occurring(own))
 
-  def stored_for(self, in_use: InUse) -> dict[str, int]:
+  def stored_for(self, in_use: Codes) -> dict[str, int]:
     """The supports that some allele reads; of those with ranks the largest, else 0."""
     ranks: dict[str, int] = {}
-    for column, codes in enumerate(in_use.codes):
+    for column, codes in enumerate(in_use):
       for code in codes:
         alleles = [0] * len(TENSORS)
         alleles[column] = code
@@ -181,15 +187,6 @@ def _keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
   return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
 
 
-def _end_beside(first: Site, site: Site) -> str:
-  """The end of a site's path; where that is the parameter ('q/w'), all that is not the first's."""
-  if site.path != site.kernel_path:
-    return site.path[-1]
-  parts = enumerate(zip(site.path, first.path, strict=False))
-  different = next(number for number, (own, others) in parts if own != others)
-  return '/'.join(site.path[different:])
-
-
 def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
   """Supports in a box like the kernel's, if it has one.
 
@@ -224,8 +221,7 @@ def tie(
   by_name = {site.name: site for site in sites}
   tied: dict[str, tuple[Site, ...]] = {}
   for ends in map(tuple, ties):
-    for members in _members_of_tie(ends, by_name):
-      _check_fit(ends, members, spaces)
+    for members in _members_of_tie(ends, by_name, spaces):
       for site in members:
         if site.name in tied:
           raise ValueError(f'{site.name} is in two ties; a layer can be in one.')
@@ -235,9 +231,13 @@ def tie(
 
 
 def _members_of_tie(
-  ends: tuple[str, ...], by_name: Mapping[str, Site]
+  ends: tuple[str, ...], by_name: Mapping[str, Site], spaces: Mapping[str, SearchSpace]
 ) -> Iterator[tuple[Site, ...]]:
-  """The sites of a tie, once for every place where its ends stand beside each other."""
+  """The sites of a tie, once for every place where its ends stand beside each other.
+
+  Raises:
+    ValueError: there are none, or they cannot share one set of supports.
+  """
   leading = ends[0] if ends else ''
   firsts = [name for name in by_name if name == leading or name.endswith(f'/{leading}')]
   if len(ends) < 2 or len(set(ends)) < len(ends) or not firsts:
@@ -246,31 +246,27 @@ def _members_of_tie(
       f'there are: {", ".join(by_name)}.'
     )
   for first in firsts:
-    names = [first.removesuffix(ends[0]) + end for end in ends]
+    names = [first.removesuffix(leading) + end for end in ends]
     if missing := [name for name in names if name not in by_name]:
       raise ValueError(
         f'The tie {ends} finds {first}, but beside it no selected layer {", ".join(missing)}.'
       )
-    yield tuple(by_name[name] for name in names)
-
-
-def _check_fit(
-  ends: tuple[str, ...], members: Sequence[Site], spaces: Mapping[str, SearchSpace]
-) -> None:
-  """Raises ValueError unless the members of a tie can share one set of supports."""
-  first = members[0]
-  for site in members:
-    for name, own, wanted in (
-      ('in', site.in_features, first.in_features),
-      ('stack', site.stack_shape, first.stack_shape),
-      ('bias', site.has_bias, first.has_bias),
-      ('input array', site.input_id, first.input_id),
-      ('space', spaces[site.name], spaces[first.name]),
-    ):
-      if own != wanted:
+    wanted, *others = [
+      {
+        'in': site.in_features,
+        'stack': site.stack_shape,
+        'bias': site.has_bias,
+        'input array': site.input_id,
+        'space': spaces[site.name],
+      }
+      for site in (by_name[name] for name in names)
+    ]
+    for name, own in zip(names[1:], others, strict=True):
+      if unlike := [fact for fact in own if own[fact] != wanted[fact]]:
         raise ValueError(
-          f'The tie {ends} does not fit: {site.name} and {first.name} do not have the same {name}.'
+          f'The tie {ends} does not fit: {name} and {first} do not have the same {unlike[0]}.'
         )
+    yield tuple(by_name[name] for name in names)
 
 
 def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -335,50 +331,70 @@ def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str,
     read = group.read_by(genome)
     for name in RANK_AXES:
       if (path := (*group.path, name)) in flat:  # of what is not read one rank stays
-        first = functools.partial(first_ranks, axis=RANK_AXES[name], rank=read.get(name, 1))
+        first = functools.partial(_first_ranks, name, rank=read.get(name, 1))
         flat[path] = jax.tree.map(first, flat[path])  # in its box, if it is in one
   return flax.traverse_util.unflatten_dict(flat)
 
 
 def cut_to(ranks: Mapping[str, int], supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """The supports of some names, cut to their ranks; 0 is that of those without ranks."""
-  return {
-    name: first_ranks(supports[name], RANK_AXES[name], rank) if rank else supports[name]
-    for name, rank in ranks.items()
-  }
+  return {name: _first_ranks(name, supports[name], rank) for name, rank in ranks.items()}
 
 
-def first_ranks(value: Any, axis: int, rank: int) -> Any:
-  """The first so many rank-one parts of an array, along an axis that is counted from the end."""
-  if value.shape[axis] == rank:
+def _first_ranks(name: str, value: Any, rank: int) -> Any:
+  """The first so many rank-one parts of a support."""
+  if not rank or value.shape[axis := RANK_AXES[name]] == rank:
     return value
   return value[(..., slice(rank), *[slice(None)] * (-1 - axis))]
 
 
-def check_supports(groups: Sequence[Group], supports: Any, genomes: Any = None) -> None:
-  """Checks that supports are those of the adapted layers and their search spaces.
+def check_storage(groups: Sequence[Group], supports: Any, genomes: Any = None) -> None:
+  """Checks that supports are those of the layers, and hold all that genomes read.
+
+  Args:
+    groups: the adapted layers.
+    supports: the `glora` collection.
+    genomes: int [..., rows, 5]; where they are traced, or None, all supports must be there, in any
+      rank.
+
+  Raises:
+    ValueError: see `check_supports`.
+  """
+  is_known = genomes is not None and not isinstance(genomes, jax.core.Tracer)
+  needed = [group.read_by(np.asarray(genomes)) for group in groups] if is_known else None
+  check_supports(groups, supports, needed)
+
+
+def check_supports(
+  groups: Sequence[Group], supports: Any, needed: Sequence[Mapping[str, int]] | None
+) -> None:
+  """Checks that supports are those of the layers, and are stored in the ranks that are needed.
 
   Args:
     groups: the adapted layers.
     supports: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
-    genomes: concrete, int [..., rows, 5]; supports that none of them reads may be missing. None for
-      all that there can be.
+    needed: for each group its supports that must be there, with the least rank; None for all, in
+      any rank.
 
   Raises:
-    ValueError: they are of other layers or of another space; what differs is named.
+    ValueError: the supports are of other layers or of another space, or of a structure with fewer
+      forms or lower ranks; the sentence names what differs, or the layer.
   """
   given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
-  expected = {}
-  for group in groups:
-    read = group.support_shapes() if genomes is None else group.read_by(genomes)
-    for name, shape in group.support_shapes().items():
+  expected, cut_off = {}, []
+  for number, group in enumerate(groups):
+    shapes = group.support_shapes()
+    ranks = dict.fromkeys(shapes, 0) if needed is None else needed[number]
+    for name, shape in shapes.items():
       path = path_name((*group.path, name))
-      if name not in read and path not in given:
+      if name not in ranks and path not in given:
         continue
       stored = np.shape(given.get(path, 0))
       if name in RANK_AXES and len(stored) == len(shape):
-        axis = len(shape) + RANK_AXES[name]
+        axis, rank = RANK_AXES[name] % len(shape), ranks.get(name, 0)
         shape = (*shape[:axis], min(stored[axis], shape[axis]), *shape[axis + 1 :])
+        if stored[axis] < rank:
+          cut_off.append((rank, SUPPORTS[name].tensor, group.name, stored[axis]))
       expected[path] = jax.ShapeDtypeStruct(shape, np.float32)
   if problems := '; '.join(differences(given, expected)):
     most = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
@@ -386,33 +402,8 @@ def check_supports(groups: Sequence[Group], supports: Any, genomes: Any = None) 
       f"The supports in variables['{COLLECTION}'] are not those of these layers and their search "
       f'space. {most}. Pass what init of this adapted model returned.'
     )
-
-
-def check_storage(groups: Sequence[Group], supports: Any, genomes: Any) -> None:
-  """Checks that supports are those of the layers, and hold all that genomes read.
-
-  Args:
-    groups: the adapted layers.
-    supports: the `glora` collection.
-    genomes: int [..., rows, 5]; where they are traced, all supports must be there, in any rank.
-
-  Raises:
-    ValueError: the supports are of other layers or of another space, or of a structure with fewer
-      forms or lower ranks; the sentence names what differs, or the layer.
-  """
-  if isinstance(genomes, jax.core.Tracer):
-    check_supports(groups, supports)
-    return
-  genomes = np.asarray(genomes)
-  check_supports(groups, supports, genomes)
-  flat = flatten(supports)
-  for group in groups:
-    for name, rank in group.read_by(genomes).items():
-      path = (*group.path, name)
-      stored = nn.meta.unbox(flat[path]).shape[RANK_AXES[name]] if rank else rank
-      if stored < rank:
-        raise ValueError(
-          f'The genome has a LoRA of rank {rank} for {SUPPORTS[name].tensor} in {group.name}, and '
-          f'these variables store rank {stored}: they were cut to a smaller structure. Take those '
-          'that it was split from.'
-        )
+  for rank, tensor, layer, stored in cut_off:
+    raise ValueError(
+      f'The structure has a LoRA of rank {rank} for {tensor} in {layer}, and these variables store '
+      f'rank {stored}: they were cut to a smaller structure. Take those that it was split from.'
+    )

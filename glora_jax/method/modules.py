@@ -260,14 +260,17 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   for site, _ in interleaved(looped):
     own_stack = site.stack_shape[len(site.lifts) :]
     rows[site.kernel_path] += itertools.islice(numbers, math.prod(own_stack))
-  sites = [
-    dataclasses.replace(
-      site,
-      rows=tuple(rows[path]),
-      shared=site.shared or path[:-1] in recorder.shared or not _is_as_announced(site, by_use),
-    )
-    for path, (site, _) in recorder.found.items()
-  ]
+  sites = []
+  for path, (site, _) in recorder.found.items():
+    # What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would
+    # do the same to what lies beside it, and so would a sum of squares over all parameters, which
+    # is part of the outputs: a program must use it as the module itself does, and in no other way.
+    use = by_use.get(path)
+    shared = site.shared or path[:-1] in recorder.shared or use is None or use.shared
+    if use is not None:
+      unlike = set(site.layout.inputs) ^ set(use.layout.inputs)
+      shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # one of size one may be either
+    sites.append(dataclasses.replace(site, rows=tuple(rows[path]), shared=shared))
   left_out = [site.kernel_path for site in sites if site.is_convolution and not convs]
   outside = [path for path in by_use if path not in recorder.found]
   return found._replace(
@@ -281,23 +284,6 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     # No interceptor sees them, so they are folded before the call.
     outside=tuple(dataclasses.replace(by_use[path], shared=True) for path in outside),
   )
-
-
-def _is_as_announced(site: Site, by_use: Mapping[Path, Site]) -> bool:
-  """Whether a program uses a module's kernel as the module itself does, and in no other way.
-
-  What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would do
-  the same to what lies beside it, and so would a sum of squares over all parameters, which is part
-  of the outputs.
-  """
-  other = by_use.get(site.kernel_path)
-  if other is None or other.shared:
-    return False
-  inputs, others = (  # an axis of size one may be anything
-    {axis for axis in layout.inputs if site.kernel_shape[axis] > 1}
-    for layout in (site.layout, other.layout)
-  )
-  return inputs == others
 
 
 def _run(layout: Layout, ranks: tuple[int, ...], goes_by_output: bool, call: ModuleCall) -> Any:

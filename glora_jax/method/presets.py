@@ -1,4 +1,4 @@
-"""Genomes by name: the methods that GLoRA contains, their ranks and places, and choices by layer.
+"""Structures as users give them: a name, choices by layer, a genome, or a file with one.
 
 A preset is called BASE[:RANK][@PLACE], as `lora`, `hira:2`, `lora:2@qkv`. A place is where a layer
 is, in attention or in an MLP and in which block, read off the names that code bases give:
@@ -8,27 +8,33 @@ is, in attention or in an MLP and in which block, read off the names that code b
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from glora_jax.files import STAMP, check_stamp, load_json, read_tensors
 from glora_jax.limits import listed, printable, shown
-from glora_jax.method.genomes import canonicalize
+from glora_jax.method.genomes import canonicalize, check_one_genome, genome_from_json
 from glora_jax.method.selection import matches
 from glora_jax.method.space import (
   LORA_TENSORS,
   TENSORS,
   Layer,
+  SearchSpace,
   Spec,
   Tensor,
   check_spec,
 )
+from glora_jax.method.validation import check_spaces
 
-Choice = Literal['none', 'vector', 'rank', 'largest']
+# What may be given for a structure: a name, a path, choices or the content of a file, a genome.
+Structure = str | os.PathLike | Mapping[str, Any] | Sequence | np.ndarray
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
 GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
 _KEPT_IN_FILES = ':@'
@@ -58,34 +64,21 @@ _INDEX = re.compile(r'\[([\d,]+)\]$')
 _NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
 
-class Alleles(NamedTuple):
-  """A form for each tensor, alike in all layers of the place.
-
-  'rank' is the LoRA of the name's rank, or of the largest where the name has none; 'largest' is the
-  form with most parameters.
-  """
-
-  A: Choice = 'none'
-  B: Choice = 'none'
-  C: Choice = 'none'
-  D: Choice = 'none'
-  E: Choice = 'none'
-
-
-# The methods that GLoRA contains, and the largest subnet of all.
-PRESETS: Mapping[str, Alleles] = {
-  'linear': Alleles(),
-  'bitfit': Alleles(E='vector'),
-  'lora': Alleles(B='rank'),
-  'ssf': Alleles(A='vector', D='vector', E='vector'),
-  'prompt': Alleles(C='vector'),
-  'full': Alleles(A='largest', B='largest', C='largest', D='largest', E='largest'),
-  'hira': Alleles(A='rank'),
-  'scale_shift': Alleles(A='vector', E='vector'),
-  'scale_shift_lora': Alleles(A='vector', B='rank', E='vector'),
+# The methods that GLoRA contains, and the largest structure of all: the alleles that are not none,
+# alike in all layers of the place. 'lora' is that of the name's rank, or else of the largest.
+PRESETS: Mapping[str, Mapping[Tensor, str]] = {
+  'linear': {},
+  'bitfit': {'E': 'vector'},
+  'lora': {'B': 'lora'},
+  'ssf': {'A': 'vector', 'D': 'vector', 'E': 'vector'},
+  'prompt': {'C': 'vector'},
+  'full': {'A': 'lora', 'B': 'lora', 'C': 'lora', 'D': 'vector', 'E': 'vector'},
+  'hira': {'A': 'lora'},
+  'scale_shift': {'A': 'vector', 'E': 'vector'},
+  'scale_shift_lora': {'A': 'vector', 'B': 'lora', 'E': 'vector'},
 }
 PRESET_NAMES = tuple(PRESETS)
-_RANKED = tuple(name for name, alleles in PRESETS.items() if 'rank' in alleles)
+_RANKED = ('lora', 'hira', 'scale_shift_lora')
 
 
 class PresetName(NamedTuple):
@@ -112,38 +105,24 @@ def parse_preset_name(name: str) -> PresetName:
     >>> parse_preset_name('lora:2@attn')
     PresetName(base='lora', rank=2, place='attn')
   """
-  if not isinstance(name, str) or len(name) > _LONGEST_NAME or name != printable(name):
-    raise ValueError(
-      f"{shown(name)} is no preset's name; the presets are {', '.join(PRESETS)}, with a rank or a "
-      "place behind as in 'lora:2@qkv'."
-    )
-  method, at, place = name.partition('@')
+  is_name = isinstance(name, str) and len(name) <= _LONGEST_NAME and name == printable(name)
+  method, at, place = name.partition('@') if is_name else ('', '', '')
   base, colon, rank = method.partition(':')
   if base not in PRESETS:
     raise ValueError(
-      f"The preset '{name}' is unknown; the presets are {', '.join(PRESETS)}, with a rank or a "
-      "place behind as in 'lora:2@qkv'."
+      f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, with a rank or '
+      "a place behind as in 'lora:2@qkv'."
     )
-  return PresetName(base, _rank(name, base, rank) if colon else None, _place(name, place, at))
-
-
-def _rank(name: str, base: str, rank: str) -> int:
-  if base not in _RANKED:
+  if colon and base not in _RANKED:
     raise ValueError(
       f"The preset '{name}' has a rank, and {base} has no LoRA; those with one are "
       f'{", ".join(_RANKED)}.'
     )
-  if not re.fullmatch('[1-9][0-9]*', rank):
+  if colon and not re.fullmatch('[1-9][0-9]*', rank):
     raise ValueError(
       f"The preset '{name}' has the rank '{rank}'; it must be a whole number of 1 or more, as in "
       f"'{base}:2'."
     )
-  return int(rank)
-
-
-def _place(name: str, place: str, at: str) -> str | None:
-  if not at:
-    return None
   try:
     re.compile(place)
   except re.error as error:
@@ -151,29 +130,17 @@ def _place(name: str, place: str, at: str) -> str | None:
       f"The preset '{name}' is placed by '{place}', which is no regular expression ({error}); "
       f'the places are {", ".join(PLACES)} and regular expressions on the names of layers.'
     ) from error
-  if not place:
+  if at and not place:
     raise ValueError(
       f"The preset '{name}' has nothing behind its @; the places are {', '.join(PLACES)} and "
       'regular expressions on the names of layers.'
     )
-  return place
+  return PresetName(base, int(rank) if colon else None, place or None)
 
 
 def begins_as_preset(text: str) -> bool:
   """Whether a text is meant as a preset's name, which may be wrong behind its base."""
   return re.split('[:@]', text)[0] in PRESETS
-
-
-def check_preset_name(name: str) -> None:
-  """Checks a preset's name where there is no model yet.
-
-  Raises:
-    ValueError: no preset can have this name; one sentence.
-
-  Example:
-    >>> check_preset_name('lora:2@mlp')
-  """
-  parse_preset_name(name)
 
 
 def preset_label(spec: Spec, name: str) -> str:
@@ -242,7 +209,9 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, and no adapted layer has one.")
-  alleles, rank = PRESETS[parsed.base], parsed.rank
+  alleles, rank = dict(PRESETS[parsed.base]), parsed.rank
+  if rank is not None:
+    alleles = {t: f'lora:{rank}' if form == 'lora' else form for t, form in alleles.items()}
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
   for row in rows:
     layer = spec.layers[row]
@@ -251,19 +220,8 @@ def preset(spec: Spec, name: str) -> np.ndarray:
         f"The preset '{name}' needs rank {rank}, and the space of {layer.name} has the ranks "
         f'{", ".join(map(str, layer.space.ranks))}; take one of them, or give it that rank.'
       )
-    genome[row] = [
-      _code(layer, tensor, form, rank) for tensor, form in zip(TENSORS, alleles, strict=True)
-    ]
+    genome[row] = _codes(layer, alleles)
   return canonicalize(spec, genome)
-
-
-def _code(layer: Layer, tensor: Tensor, form: str, rank: int | None) -> int:
-  names = layer.space.names(tensor)
-  if form == 'largest' or (form == 'rank' and rank is None):
-    return len(names) - 1
-  if form == 'rank':
-    return names.index(f'lora:{rank}')
-  return names.index(form)
 
 
 def presets(spec: Spec) -> dict[str, np.ndarray]:
@@ -325,26 +283,18 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
   for pattern, choice in choices.items():
     rows = [row for row, decides in enumerate(deciding) if decides == pattern]
-    genome[rows] = _chosen_rows(Spec(tuple(spec.layers[row] for row in rows)), pattern, choice)
+    layers = [spec.layers[row] for row in rows]
+    if isinstance(choice, Mapping):
+      genome[rows] = [_codes(layer, choice) for layer in layers]
+      continue
+    try:
+      genome[rows] = preset(Spec(tuple(layers)), choice)
+    except ValueError as error:
+      raise ValueError(f'custom genome: among the layers of {shown(pattern)}: {error}') from error
   return canonicalize(spec, genome)
 
 
-def _chosen_rows(spec: Spec, pattern: str, choice: Any) -> Any:
-  """Codes of A, B, C, D, E in the layers that a pattern decides, from what it chooses for them."""
-  if isinstance(choice, str):
-    try:
-      return preset(spec, choice)
-    except ValueError as error:
-      raise ValueError(f'custom genome: among the layers of {shown(pattern)}: {error}') from error
-  if isinstance(choice, Mapping):
-    return [_chosen_codes(layer, choice) for layer in spec]
-  raise ValueError(
-    f'custom genome: {listed([str(pattern)])}={shown(choice)} must be the name of a preset, or a '
-    'dictionary of alleles by tensor.'
-  )
-
-
-def _chosen_codes(layer: Layer, choice: Mapping[str, str | int]) -> list[int]:
+def _codes(layer: Layer, choice: Mapping[Any, str | int]) -> list[int]:
   """Codes of A, B, C, D, E in a layer, from alleles by tensor; the others are none.
 
   Raises:
@@ -443,18 +393,15 @@ def block_numbers(names: Sequence[str]) -> list[int | None]:
     >>> block_numbers(['embed', 'h_7/attn/query', 'h_7/MlpBlock_0/Dense_0', 'h_9/attn/query'])
     [None, 0, 0, 1]
   """
-  found = _varying_numbers([_around(name) for name in names])
+  around = []  # the modules, outermost first, and the index in a stack as more of them
+  for name in names:
+    index = _INDEX.search(name)
+    around.append([*name.split('/')[:-1], *(index[1].split(',') if index else ())])
+  found = _varying_numbers(around)
   if not any(found):
     found = _varying_numbers([name.split('/') for name in names])
   order = {numbers: block for block, numbers in enumerate(sorted(set(found) - {()}))}
   return [order.get(numbers) for numbers in found]
-
-
-def _around(name: str) -> list[str]:
-  """The modules around a layer, outermost first, and its index in a stack as more of them."""
-  index = _INDEX.search(name)
-  parents = name.split('/')[:-1]
-  return parents if index is None else [*parents, *index[1].split(',')]
 
 
 def _varying_numbers(paths: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
@@ -476,3 +423,96 @@ def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
     if match:
       found.append(((*path[:depth], match[1]), int(match[2])))
   return found
+
+
+def read_structure(structure: Structure | None) -> Any:
+  """What the file of a structure holds; a structure that is no path is returned as it is.
+
+  A string is a path where it has a suffix or a separator, and does not begin as a preset does.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged, or of another kind.
+  """
+  if isinstance(structure, str):
+    is_path = os.path.basename(structure) != structure or os.path.splitext(structure)[1]
+    if begins_as_preset(structure) or not is_path:
+      return structure
+  elif not isinstance(structure, os.PathLike):
+    return structure
+  path = os.path.expanduser(os.fspath(structure))
+  if not os.path.isfile(path):
+    raise FileNotFoundError(
+      f"structure='{printable(path)}' does not exist; give a genome.json, an adapter, or the name "
+      'of a preset.'
+    )
+  if not path.endswith('.json'):
+    return read_tensors(path, 'adapter')[1]
+  content = load_json(path, 'give what genome_to_json returned')
+  if isinstance(content, dict) and STAMP in content:  # what a user wrote has none
+    check_stamp(path, content.pop(STAMP), 'genome')
+  return content
+
+
+def genome_of(spec: Spec, structure: Structure, call: str = 'fix') -> np.ndarray:
+  """The canonical genome of a structure, int8 [rows, 5].
+
+  Args:
+    spec: the layers.
+    structure: a preset's name (see `preset`), choices by layer (`custom_genome`), a genome int
+      [rows, 5], what `genome_to_json` returned, or the path of a genome file or of an adapter.
+    call: the function that it was given to.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the layers cannot have it.
+  """
+  structure = read_structure(structure)
+  if isinstance(structure, str):
+    return preset(spec, structure)
+  if isinstance(structure, Mapping):
+    is_file = 'genome' in structure
+    genome = (genome_from_json if is_file else custom_genome)(spec, structure)
+    return canonicalize(spec, genome)
+  check_one_genome(spec, structure, call)
+  return canonicalize(spec, structure)
+
+
+def space_for(
+  structure: Structure | None,
+  space: SearchSpace | Mapping[str, SearchSpace] | None,
+  scale: float | None,
+) -> SearchSpace | Mapping[str, SearchSpace]:
+  """The search space of a model that is adapted.
+
+  Args:
+    structure: the structure, out of its file; None while it is free.
+    space: what the user gave; None for the smallest that has the structure: the LoRA ranks that it
+      names, or rank 4.
+    scale: what LoRAs of B are multiplied by; None for the space's own, or that of the file.
+  """
+  if space is None:
+    of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
+    ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
+    rows = {name: of_file.get(name) for name in ('tied', 'scale')}
+    by_row = {name: row[0] for name, row in rows.items() if isinstance(row, list) and row}
+    space = SearchSpace(ranks=tuple(ranks) or (4,), **by_row)
+  if scale is None:
+    return space
+  check_spaces(space)
+  if isinstance(space, Mapping):
+    return {name: dataclasses.replace(each, scale=scale) for name, each in space.items()}
+  return dataclasses.replace(space, scale=scale)
+
+
+def _ranks(structure: Any) -> Iterator[int]:
+  """The ranks that a structure names, in any order; an allele 'lora:4' reads as the preset does."""
+  if isinstance(structure, str):
+    rank = parse_preset_name(structure).rank if begins_as_preset(structure) else None
+    yield from () if rank is None else (rank,)
+  elif isinstance(structure, Mapping):
+    for value in structure.values():
+      yield from _ranks(value)
+  elif isinstance(structure, list | tuple):
+    for value in structure:
+      yield from _ranks(value)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from glora_jax.method import equation
-from glora_jax.method.genomes import InUse
+from glora_jax.method.genomes import goes_by_output, occurring
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
@@ -217,10 +217,11 @@ def defer(
   leaves, new = flatten(params), {}
   for group in groups:
     alleles, ranks = group.alleles(genome), group.space.ranks
-    used, goes_by_output = set(TENSORS), False
+    used, by_outputs = set(TENSORS), False
     if fixed is not None:
-      in_use = InUse.of_alleles(fixed[np.array(group.rows)])
-      used, goes_by_output = set(in_use.tensors), in_use.goes_by_output
+      in_use = occurring(fixed[np.array(group.rows)])
+      used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
+      by_outputs = goes_by_output(in_use)
     waiting = used if biases_wait else used & set(WEIGHT_TENSORS)
     for site, part in group.of_members(group.own(supports)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
@@ -229,7 +230,7 @@ def defer(
         new[site.bias_path] = merge_biases(kernel, bias, of_bias, alleles, site.layout, ranks)
       if part := of_tensors(part, waiting):
         axes = site.layout.stack, site.layout.inputs, site.layout.outputs
-        plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
+        plan = Plan(*axes, View.whole((), kernel.shape), ranks, by_outputs)
         kernel = kernel.transpose(sum(axes, ()))
         new[site.kernel_path] = Deferred(kernel, part, alleles, plan)
   return update(params, new)

@@ -6,12 +6,10 @@ import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from glora_jax.limits import shown
-from glora_jax.tree import flatten, partition
 
 
 class Sample:
@@ -45,15 +43,6 @@ class Sample:
 def is_array(leaf: Any) -> bool:
   """Whether a leaf is an array, or the shape of one."""
   return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
-
-
-def split_arrays(params: Any) -> tuple[Any, Any]:
-  """Two trees, as of `tree.partition`: the arrays among parameters, and what is taken as it is.
-
-  The first is `params` itself, and the second None, where all are arrays.
-  """
-  is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
-  return (params, None) if all(is_own.values()) else partition(params, is_own.__getitem__)
 
 
 Preprocess = Callable[[Any, Any], Any]  # (images, key, or None where nothing is random) -> inputs

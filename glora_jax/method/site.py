@@ -229,12 +229,6 @@ class Site:
     """The bias in a model's params, out of its box; None without bias."""
     return None if self.bias_path is None else nn.meta.unbox(get(params, self.bias_path))
 
-  def without_bias(self) -> Site:
-    """The same module as if it had no bias."""
-    outputs = tuple(sorted(self.layout.outputs))
-    layout = dataclasses.replace(self.layout, outputs=outputs, bias_stack=())
-    return dataclasses.replace(self, bias_path=None, layout=layout)
-
   def axis_names(
     self, names: Sequence[Any], axes: Sequence[str | None]
   ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -15,15 +15,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.sample import check_key
 from glora_jax.method.space import (
   FLAT_FORMS,
   TENSORS,
   WEIGHT_TENSORS,
-  Layer,
-  SearchSpace,
   Tensor,
-  checked_ranks,
 )
 
 COLLECTION = 'glora'  # name of the supports' collection among a model's variables
@@ -148,10 +144,7 @@ def init_supports(
     >>> {name: value.shape for name, value in supports.items() if name[0] in 'AC'}
     {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
   """
-  check_key(key)
-  ranks = checked_ranks(ranks)
-  layer = Layer('the layer', in_features, out_features, bias, SearchSpace(ranks, tied=tied))
-  shapes = support_shapes(layer.in_features, layer.out_features, ranks, bias, tied)
+  shapes = support_shapes(in_features, out_features, ranks, bias, tied)
   return init_arrays(key[None], (), shapes, dtype)
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.limits import listed, shown
-from glora_jax.method.genomes import check_genome
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.method.supports import COLLECTION
 
@@ -25,23 +24,16 @@ def check_spaces(space: Any) -> None:
   Raises:
     ValueError: it is neither, or there is no space.
   """
-  if isinstance(space, SearchSpace):
-    return
-  if not isinstance(space, Mapping):
+  by_pattern = space.items() if isinstance(space, Mapping) else [('', space)]
+  are_spaces = (
+    isinstance(pattern, str | re.Pattern) and isinstance(own, SearchSpace)
+    for pattern, own in by_pattern
+  )
+  if not by_pattern or not all(are_spaces):
     raise ValueError(
       f'space={shown(space)} must be a SearchSpace, SearchSpace(ranks=(2, 4)) for instance, or a '
-      'dictionary of them by regular expression.'
+      'dictionary of one or more by regular expression.'
     )
-  if not space:
-    raise ValueError(
-      'space={} offers nothing; give a SearchSpace, or at least one by regular expression.'
-    )
-  for pattern, value in space.items():
-    if not isinstance(pattern, str | re.Pattern) or not isinstance(value, SearchSpace):
-      raise ValueError(
-        f'space has {shown(pattern)}: {shown(value)}; it must have a SearchSpace by regular '
-        'expression.'
-      )
 
 
 def check_ranks(spec: Spec) -> None:
@@ -60,35 +52,6 @@ def check_ranks(spec: Spec) -> None:
         f'ranks={shown(space.ranks)} has the rank {space.ranks[-1]}, and no layer with it has more '
         f'than {side} inputs or outputs, so none can use more than rank {side}; lower it.'
       )
-
-
-def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
-  """Checks that a genome is one that fits a spec, and no population.
-
-  Args:
-    spec: the layers.
-    genome: int [rows, 5]; where it is traced, only its shape and dtype are checked.
-    call: name of the function that was called.
-
-  Raises:
-    ValueError: it does not fit, or has more axes.
-  """
-  check_genome(spec, genome)
-  if np.ndim(genome) != 2:
-    raise ValueError(
-      f'{call} takes one genome [{len(spec)}, 5], not {np.shape(genome)}; give it one after the '
-      'other, or use jax.vmap over a population where it computes.'
-    )
-
-
-def check_population(spec: Spec, genomes: Any) -> None:
-  """Raises ValueError unless genomes are a population of a spec, int [candidate, rows, 5]."""
-  check_genome(spec, genomes)
-  if np.ndim(genomes) != 3:
-    raise ValueError(
-      f'The genomes have shape {np.shape(genomes)}; a population is [candidate, {len(spec)}, 5], '
-      'and that of one genome genome[None].'
-    )
 
 
 def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTION)) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glora_jax.method.genomes import InUse
+from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site, lay_beside
@@ -46,7 +46,7 @@ class Static:
   """
 
   group: Group
-  in_use: InUse
+  in_use: Codes
   mesh: jax.sharding.Mesh | None = None
   is_fixed: bool = False
 
@@ -59,8 +59,8 @@ class Static:
   @functools.cached_property
   def only_alleles(self) -> np.ndarray | None:
     """The alleles [5] where there is no choice, known when tracing; None where there is one."""
-    codes = self.in_use.codes
-    return np.array(codes, np.int8)[:, 0] if max(map(len, codes)) == 1 else None
+    is_one = max(map(len, self.in_use)) == 1
+    return np.array(self.in_use, np.int8)[:, 0] if is_one else None
 
 
 class Adapter(nnx.Pytree):
@@ -120,22 +120,13 @@ class Adapter(nnx.Pytree):
     return stack_first(self.genome.get_value(), site.layout, site.stack_shape, 1)
 
 
-def set_supports(adapter: Adapter, collection: Any) -> None:
-  """Takes what is stored out of whole supports [stack..., ...] in a `glora` collection."""
-  supports = adapter.group.own(collection)
-  for name, variable in adapter.variables.items():
-    value = put_beside(jnp.asarray(supports[name]), adapter.group.members[0])
-    set_like(variable, value[tuple(map(slice, variable.shape))])
-
-
 def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
   """Leaves of an adapter's supports what its genome int [rows, 5] reads."""
-  group, supports = adapter.group, adapter.supports
-  in_use = InUse.of_alleles(genome[list(group.rows)])
-  stored = cut_to(group.stored_for(in_use), supports)
+  in_use = occurring(genome[list(adapter.group.rows)])
+  stored = cut_to(adapter.group.stored_for(in_use), adapter.supports)
   for name, variable in adapter.variables.items():
     if name in stored:
-      set_like(variable, put_beside(stored[name], group.members[0]))
+      set_beside(adapter, variable, stored[name])
     else:
       delattr(adapter, name)
   static = dataclasses.replace(adapter.static, in_use=in_use, is_fixed=True)
@@ -146,12 +137,6 @@ def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
   """A kernel as a layer is to use it: whole, where devices hold parts of it."""
   mesh = adapter.static.mesh
   return kernel if mesh is None else gather_over(mesh)(kernel)
-
-
-def local_layout(adapter: Adapter, member: int, kernel: jax.Array) -> Layout:
-  """The layout of what transforms have left of a layer's kernel."""
-  site = adapter.group.members[member]
-  return site.layout.below(taken_axes(site, kernel.shape))
 
 
 def left(
@@ -181,11 +166,10 @@ def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[
   }
 
 
-def set_alleles(adapter: Adapter, genome: Any) -> None:
-  """Sets the alleles to a genome's, int [rows, 5]."""
-  array = jnp if isinstance(genome, jax.core.Tracer) else np  # NumPy has nothing to compile
-  alleles = adapter.group.alleles(array.asarray(genome, np.int8))
-  set_like(adapter.genome, put_beside(alleles, adapter.group.members[0]))
+def set_beside(adapter: Adapter, variable: nnx.Variable, value: Any) -> None:
+  """Gives one of an adapter's variables as much of a whole array [stack..., ...] as it stores."""
+  value = put_beside(value, adapter.group.members[0])
+  set_like(variable, value[tuple(map(slice, variable.shape))])
 
 
 def set_like(variable: nnx.Variable, value: Any) -> None:

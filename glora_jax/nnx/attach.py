@@ -11,11 +11,11 @@ from flax import nnx
 from glora_jax.limits import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import InUse, largest_genome
+from glora_jax.method.genomes import largest_genome, occurring
+from glora_jax.method.presets import Structure, genome_of, read_structure, space_for
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import TENSORS, SearchSpace
-from glora_jax.method.structures import Structure, genome_of, read_structure, space_for
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
 from glora_jax.nnx.functional import by_use, check_model, params, runs
@@ -130,10 +130,10 @@ def _with_supports(
   genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   insertion = _Insertion(model)
   for group in adapted.groups:
-    in_use = InUse.of_alleles(genome[list(group.rows)])
+    in_use = occurring(genome[list(group.rows)])
     if adapted.genome is None:
       layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same on offer
-      in_use = InUse.of_tensors(map(layer.offered, TENSORS))
+      in_use = tuple(map(layer.offered, TENSORS))
     static = Static(group, in_use, is_fixed=adapted.genome is not None)
     kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
     adapter = Adapter(static, group.own(supports), group.alleles(genome), kernel, genome_type)

@@ -27,12 +27,12 @@ from flax import nnx
 from glora_jax.limits import check_type
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.presets import Structure, read_structure, space_for
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import Sample
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Layout, Site, axis_count
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.structures import Structure, read_structure, space_for
 from glora_jax.method.trace.events import NO_SAMPLE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner

@@ -16,13 +16,12 @@ from glora_jax import mesh as meshes
 from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file, sharding
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.genomes import canonicalize
-from glora_jax.method.groups import Group, spec_of
+from glora_jax.method.genomes import canonicalize, check_one_genome
+from glora_jax.method.groups import Group, check_supports, spec_of
+from glora_jax.method.presets import genome_of
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.method.structures import genome_of
-from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
-from glora_jax.method.validation import check_one_genome
-from glora_jax.nnx.adapter import Adapter, set_alleles, set_like, set_supports
+from glora_jax.method.supports import COLLECTION
+from glora_jax.nnx.adapter import Adapter, set_beside, set_like
 from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
 from glora_jax.nnx.owners import UNCOVERED, plain
 from glora_jax.nnx.places import by_paths
@@ -93,8 +92,10 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
   if isinstance(genome, str | os.PathLike | Mapping):
     genome = genome_of(spec(model), genome)
   check_genome_of(found, genome, 'set_genome')
+  if not isinstance(genome, jax.core.Tracer):
+    genome = np.asarray(genome)  # NumPy has nothing to compile
   for adapter in found:
-    set_alleles(adapter, genome)
+    set_beside(adapter, adapter.genome, adapter.group.alleles(genome))
 
 
 def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
@@ -115,7 +116,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
   codes, same = canonicalize(layers, genome), layers.canonical_table
   for adapter in found:
     rows = np.array(adapter.group.rows)
-    for column, stored in enumerate(adapter.static.in_use.codes):
+    for column, stored in enumerate(adapter.static.in_use):
       has = (same[rows, column][:, stored] == codes[rows, column, None]).any(axis=1)
       if not has.all():
         row, tensor = rows[has.argmin()], TENSORS[column]
@@ -218,18 +219,12 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   adapted.check_variables(variables)
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
+  needed = [adapter.group.stored_for(adapter.static.in_use) for adapter in found]
+  check_supports(adapted.groups, variables[COLLECTION], needed)
   for adapter in found:
     supports = adapter.group.own(variables[COLLECTION])
-    for name, rank in adapter.group.stored_for(adapter.static.in_use).items():
-      given = np.shape(supports[name])[RANK_AXES[name]] if rank else rank
-      if given < rank:
-        raise ValueError(
-          f'The model stores rank {rank} for {SUPPORTS[name].tensor} in {adapter.group.name}, and '
-          f'these variables store rank {given}: they were cut to a smaller structure. Take those '
-          'that it was split from, or fix the model to its genome first (glora_jax.nnx.fix).'
-        )
-  for adapter in found:
-    set_supports(adapter, variables[COLLECTION])
+    for name, variable in adapter.variables.items():
+      set_beside(adapter, variable, jnp.asarray(supports[name]))
   heads = {path: get(variables['params'], path) for path in adapted.head_paths}
   by_path = by_paths(model)
   for path, value in (heads | flatten(statistics)).items():

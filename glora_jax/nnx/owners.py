@@ -16,10 +16,11 @@ import jax
 from flax import nnx
 
 from glora_jax.method import equation
+from glora_jax.method.genomes import goes_by_output
 from glora_jax.method.rules import merge_biases, merge_kernels
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
-from glora_jax.nnx.adapter import Adapter, gathered, left, local_layout
+from glora_jax.nnx.adapter import Adapter, gathered, left, taken_axes
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
 
@@ -249,9 +250,10 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
   params = {param.location.attribute: param for param in params_of(owner)}
   param = params['kernel']
   adapter, kernel = vars(owner)[param.adapter], variable_at(owner, param.location)
-  layout = local_layout(adapter, param.member, kernel.get_value())
+  site = adapter.group.members[param.member]
+  layout = site.layout.below(taken_axes(site, kernel.shape))
   in_order = list(layout.outputs) == sorted(layout.outputs)
-  if not adapter.static.in_use.goes_by_output or layout.stack or not in_order:
+  if not goes_by_output(adapter.static.in_use) or layout.stack or not in_order:
     return plain_class(owner).__call__(owner, *args, **kwargs)
   layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))

@@ -25,11 +25,7 @@ class Location(NamedTuple):
   inside: Path = ()
 
 
-class Place(NamedTuple):
-  """A module that owns a variable, and where in it that is."""
-
-  owner: nnx.Pytree
-  location: Location
+Place = tuple[nnx.Pytree, Location]  # a module, and where in it
 
 
 def places(model: nnx.Module) -> dict[Path, list[Place]]:
@@ -39,7 +35,7 @@ def places(model: nnx.Module) -> dict[Path, list[Place]]:
   for path, owner in modules(model):
     for location, variable in locations(owner):
       together = by_id.setdefault(id(variable), [])
-      together.append(Place(owner, location))
+      together.append((owner, location))
       by_path[*path, location.attribute, *plain_path(location.inside)] = together
   return by_path
 

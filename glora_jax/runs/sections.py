@@ -20,7 +20,7 @@ from glora_jax.method.presets import (
   GRADIENT,
   PRESET_NAMES,
   begins_as_preset,
-  check_preset_name,
+  parse_preset_name,
 )
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
@@ -75,7 +75,7 @@ def check_method(name: str) -> None:
     ValueError: it is neither a preset's nor 'finetuning', 'search' or 'gradient'.
   """
   if name not in NO_PRESETS:
-    check_preset_name(name)
+    parse_preset_name(name)
 
 
 def check_baseline(name: str) -> None:
@@ -85,7 +85,7 @@ def check_baseline(name: str) -> None:
     ValueError: it is neither a preset's nor 'gradient'.
   """
   if name != GRADIENT:
-    check_preset_name(name)
+    parse_preset_name(name)
 
 
 def check_sha256(text: str) -> None:
@@ -107,7 +107,7 @@ def check_structure(name: str) -> None:
   if name in FOUND or name.endswith(GENOME_ENDING):
     return
   if begins_as_preset(name):
-    check_preset_name(name)
+    parse_preset_name(name)
     return
   raise ValueError(
     f"it is neither 'search' nor 'gradient', no preset ({', '.join(PRESET_NAMES)}, with a rank or "

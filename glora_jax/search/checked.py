@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from glora_jax.method.genomes import check_one_genome, check_population
 from glora_jax.method.groups import check_storage
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,
   check_classes,
   check_collections,
-  check_one_genome,
   check_only_arrays,
-  check_population,
   is_known,
 )
 from glora_jax.search.evaluator import Evaluator

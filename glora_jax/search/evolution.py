@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 from glora_jax.limits import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible, shrink
-from glora_jax.method.genomes import canonicalize, count_params, linked
+from glora_jax.method.genomes import canonicalize, check_population, count_params, linked
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
-from glora_jax.method.validation import as_numbers, check_population
+from glora_jax.method.validation import as_numbers
 from glora_jax.search.archive import Archive, Fitness
 from glora_jax.search.checked import NonFiniteError
 from glora_jax.search.pareto import nondominated_order

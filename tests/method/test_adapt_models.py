@@ -233,22 +233,6 @@ def test_other_methods_run_with_the_same_supports():
   assert [layer.name for layer in alone.spec] == ['left']
 
 
-def test_every_leaf_of_untied_supports_gets_a_gradient_from_some_genome():
-  space = SearchSpace(ranks=(2, 4), tied=False)
-  case = LinenCase(model_zoo.EXAMPLES['scan_axis_last'](), space)
-  spec = case.adapted.spec
-  everywhere = [np.full((len(spec), 5), code) for code in range(int(spec.num_codes.max()))]
-  case.genomes = np.stack([np.minimum(g, spec.num_codes - 1).astype(np.int8) for g in everywhere])
-  gradients = [results.gradients for results in case.results]
-  sizes = unboxed(jax.tree.map(lambda *leaves: np.abs(leaves).max(0), *gradients))
-  names = {path.rpartition('/')[2] for path in sizes}
-  assert {f'{tensor}_{name}' for tensor in 'AB' for name in ('constant', 'vector')} <= names
-  for size in sizes.values():
-    assert size.reshape(len(size), -1).max(1).min() > 1e-5  # in every layer
-  for results in case.results:
-    assert_close(results.outputs, case.plain(results.folded))
-
-
 def test_frozen_dictionaries_stay_frozen():
   case = session('called_twice')
   frozen, genome = flax.core.freeze(case.params), case.genomes[1]

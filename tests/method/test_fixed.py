@@ -130,12 +130,6 @@ def test_a_live_model_is_attached_with_one_structure_and_a_scale():
   assert_close(adapted.apply(variables, X), model(X), 1e-5)
 
 
-def test_an_adapted_model_is_told_in_one_line():
-  adapted = glora_jax.adapt(Mlp(), X)
-  assert repr(adapted) == '<Adapted Mlp: 1 layer, free structure>'
-  assert repr(adapted.fix('bitfit')) == '<Adapted Mlp: 1 layer, 6 parameters>'
-
-
 FREE = glora_jax.adapt(Mlp(), X)
 FIXED = FREE.fix('lora')
 NAMED = glora_jax.genome_to_json(FREE.spec, FIXED.genome)

@@ -107,18 +107,6 @@ def test_cut_storage_is_the_same_subnet_in_every_space(space):
     check(adapted, variables, genome)
 
 
-class Attention(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return sum(nn.Dense(4, name=name)(x) for name in ('query', 'value'))
-
-
-def test_cut_storage_of_a_tie_is_the_same_subnet():
-  adapted = adapt(Attention(), X, space=SPACE, ties=[('query', 'value')])
-  variables = random_variables(adapted, random_params(Attention(), X))
-  check(adapted, variables, np.array([[3, 4, 1, 1, 2]]))
-
-
 def test_splitting_cut_storage_again_changes_nothing():
   adapted, variables = mlp()
   [genome] = genomes_of(adapted.spec, 1)

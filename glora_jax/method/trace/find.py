@@ -10,7 +10,6 @@ the bias.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 import types
@@ -117,9 +116,20 @@ def find(
   kernels, reasons = _kernels(events, arrays)
   _split(kernels, split)
   sites = _sites(kernels, events, arrays)
+  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
+  reasons = {**events.others, **reasons}
+  uncovered = {
+    path: reasons.get(path, UNUSED)
+    for path, array in arrays.items()
+    if path not in covered
+    and (
+      _is_matrix(array.shape, events.stacked[path])
+      or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ())[-1:])
+    )
+  }
   return Found(
     sites,
-    uncovered=_uncovered(sites, events, arrays, reasons),
+    uncovered,
     unused=tuple(path for path in arrays if path not in {*events.others, *events.uses}),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
   )
@@ -185,74 +195,43 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
 def _sites(
   kernels: Mapping[Path, _Kernel], events: Events, arrays: Mapping[Path, Any]
 ) -> tuple[Site, ...]:
-  """The kernels with their biases, and with rows in execution order."""
+  """The kernels with their biases, and with rows in execution order; what does not run is last."""
   shapes = {path: array.shape for path, array in arrays.items()}
-  sites = []
+  layouts = {path: layout_of(uses[0], roles) for path, (uses, roles) in kernels.items()}
+  biased = {
+    path: found
+    for path, (uses, _) in kernels.items()
+    if (found := bias_of(uses, events.sums, layouts[path], shapes))
+  }
+  owners = Counter([*kernels, *(bias for bias, _ in biased.values())])
+  uses = sorted((use for own, _ in kernels.values() for use in own), key=lambda use: use.scope)
+  indices = {
+    path: [*np.ndindex(*(shapes[path][axis] for axis in layout.stack))]
+    for path, layout in layouts.items()
+  }
+  every = dict.fromkeys(layers(uses, layouts))
+  every |= dict.fromkeys((path, index) for path, own in indices.items() for index in own)
+  rows = {layer: row for row, layer in enumerate(every)}
   tokens: dict[Any, int] = {}
-  for path, (uses, roles) in kernels.items():
-    layout = layout_of(uses[0], roles)
-    bias, whole = bias_of(uses, events.sums, layout, shapes) or (None, layout)
+  sites = []
+  for path, ((use, *_), _) in kernels.items():
+    bias, layout = biased.get(path, (None, layouts[path]))
+    if bias and owners[bias] > 1:  # several layers add it, or it is a kernel
+      bias, layout = None, layouts[path]
     site = Site(
       kernel_path=path,
       bias_path=bias,
       kernel_shape=shapes[path],
       dtype=np.dtype(arrays[path].dtype),
-      layout=whole,
-      kind=_KINDS.get(uses[0].kind, 'Dot'),
-      is_convolution=uses[0].kind == 'conv_general_dilated',
-      input_id=tokens.setdefault(uses[0].token, len(tokens)),
+      layout=layout,
+      kind=_KINDS.get(use.kind, 'Dot'),
+      is_convolution=use.kind == 'conv_general_dilated',
+      input_id=tokens.setdefault(use.token, len(tokens)),
       shared=path in events.otherwise or path in events.others,
+      rows=tuple(rows[path, index] for index in indices[path]),
     )
     sites.append(site)
-  return _with_rows(_with_own_biases(sites), kernels)
-
-
-def _with_own_biases(sites: Sequence[Site]) -> list[Site]:
-  """The sites, but those that share a bias, or whose bias is a kernel, without it."""
-  owners = Counter(path for site in sites for path in (site.kernel_path, site.bias_path))
-  return [site if owners[site.bias_path] == 1 else site.without_bias() for site in sites]
-
-
-def _with_rows(sites: Sequence[Site], kernels: Mapping[Path, _Kernel]) -> tuple[Site, ...]:
-  """The sites with their layers numbered in execution order; layers that do not run come last."""
-  by_path = {site.kernel_path: site for site in sites}
-  uses = sorted((use for own, _ in kernels.values() for use in own), key=lambda use: use.scope)
-  idle = ((path, index) for path, site in by_path.items() for index in np.ndindex(site.stack_shape))
-  rows = {layer: row for row, layer in enumerate(dict.fromkeys([*layers(uses, by_path), *idle]))}
-  return tuple(
-    dataclasses.replace(
-      site,
-      rows=tuple(rows[site.kernel_path, index] for index in np.ndindex(site.stack_shape)),
-    )
-    for site in sites
-  )
-
-
-def _uncovered(
-  sites: Sequence[Site],
-  events: Events,
-  arrays: Mapping[Path, Any],
-  reasons: Mapping[Path, str],
-) -> dict[Path, str]:
-  """Why matrices are in no linear layer, in the order of the parameters.
-
-  Args:
-    sites: the linear layers.
-    events: how the parameters are used.
-    arrays: all parameters, by path.
-    reasons: why some of them can be no kernel, by path.
-  """
-  covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
-  reasons = {**events.others, **reasons}
-  return {
-    path: reasons.get(path, UNUSED)
-    for path, array in arrays.items()
-    if path not in covered
-    and (
-      _is_matrix(array.shape, events.stacked[path])
-      or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ())[-1:])
-    )
-  }
+  return tuple(sites)
 
 
 def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:

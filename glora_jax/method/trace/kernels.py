@@ -7,7 +7,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from glora_jax.method.site import Layout, Site, interleaved
+from glora_jax.method.site import Layout, interleaved
 from glora_jax.method.trace.events import Role, Use
 from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, View, common_parts, size_of
 from glora_jax.tree import Path
@@ -25,8 +25,14 @@ def axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
     shape: its shape.
   """
   found: list[list[Role]] = [[] for _ in shape]
-  for axis, role in itertools.chain.from_iterable(map(_roles_in, uses)):
-    found[axis].append(role)
+  for use in uses:  # of an axis as a whole, or in parts
+    for dim, role in zip(use.view.dims, use.roles, strict=True):
+      for atom in dim:
+        if atom.axis != NO_AXIS:
+          found[atom.axis].append(role)
+    for atom, by in use.view.taken:
+      if not isinstance(by, int):
+        found[atom.axis].append('stack')
   ways = [set(own) for own, size in zip(found, shape, strict=True) if size > 1]
   if any({'in', 'out'} <= own for own in ways):
     return 'used in matmuls in two ways, once transposed'
@@ -36,13 +42,6 @@ def axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
   if 'in' not in roles or 'out' not in roles:
     return 'used in a matmul without an axis of inputs or of outputs'
   return roles
-
-
-def _roles_in(use: Use) -> Iterator[tuple[int, Role]]:
-  """The axes that a use has as a whole, or in parts, with what they are."""
-  for dim, role in zip(use.view.dims, use.roles, strict=True):
-    yield from ((atom.axis, role) for atom in dim if atom.axis != NO_AXIS)
-  yield from ((atom.axis, 'stack') for atom, by in use.view.taken if not isinstance(by, int))
 
 
 def layout_of(use: Use, roles: Sequence[Role]) -> Layout:
@@ -61,13 +60,13 @@ def layout_of(use: Use, roles: Sequence[Role]) -> Layout:
 
 
 def layers(
-  uses: Sequence[Use], sites: Mapping[Path, Site]
+  uses: Sequence[Use], layouts: Mapping[Path, Layout]
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
   """The layers that uses run, in execution order: the kernel's path and the index in its stack.
 
   Args:
     uses: uses of kernels, in execution order.
-    sites: the kernels, by path.
+    layouts: those of the kernels, by path.
   """
   stacked = {taken.by for use in uses for taken in use.view.taken}  # others have the same layers
   looped = [
@@ -77,8 +76,7 @@ def layers(
   for use, numbers in interleaved(looped):
     path = use.view.path
     counters = {scope: number for (scope, _), number in zip(use.scans, numbers, strict=True)}
-    stack = sites[path].layout.stack
-    yield from ((path, index) for index in _indices(use, stack, counters))
+    yield from ((path, index) for index in _indices(use, layouts[path].stack, counters))
 
 
 def _indices(

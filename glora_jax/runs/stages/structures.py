@@ -26,9 +26,8 @@ from glora_jax.method.genomes import (
   genome_from_json,
   genome_to_json,
 )
-from glora_jax.method.presets import file_name, preset
+from glora_jax.method.presets import file_name, genome_of, preset
 from glora_jax.method.space import Spec
-from glora_jax.method.structures import genome_of
 from glora_jax.records import read_record
 from glora_jax.runs.backbone import Place, Stream
 from glora_jax.runs.config import RunSettings
