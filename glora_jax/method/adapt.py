@@ -98,7 +98,7 @@ def adapt(
     (['hidden'], 24)
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
   model = _linen_module(model)
   params, found = discover(model, sample_inputs, model_kwargs, selection.convs)
   return assemble(model, params, found, selection).fix(structure)
@@ -326,7 +326,7 @@ def adapt_function(
     True
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)

@@ -8,7 +8,6 @@ is, in attention or in an MLP and in which block, read off the names that code b
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import urllib.parse
@@ -31,7 +30,6 @@ from glora_jax.method.space import (
   Tensor,
   check_spec,
 )
-from glora_jax.method.validation import check_spaces
 
 # What may be given for a structure: a name, a path, choices or the content of a file, a genome.
 Structure = str | os.PathLike | Mapping[str, Any] | Sequence | np.ndarray
@@ -479,9 +477,7 @@ def genome_of(spec: Spec, structure: Structure, call: str = 'fix') -> np.ndarray
 
 
 def space_for(
-  structure: Structure | None,
-  space: SearchSpace | Mapping[str, SearchSpace] | None,
-  scale: float | None,
+  structure: Structure | None, space: SearchSpace | Mapping[str, SearchSpace] | None
 ) -> SearchSpace | Mapping[str, SearchSpace]:
   """The search space of a model that is adapted.
 
@@ -489,20 +485,14 @@ def space_for(
     structure: the structure, out of its file; None while it is free.
     space: what the user gave; None for the smallest that has the structure: the LoRA ranks that it
       names, or rank 4.
-    scale: what LoRAs of B are multiplied by; None for the space's own, or that of the file.
   """
-  if space is None:
-    of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
-    ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
-    rows = {name: of_file.get(name) for name in ('tied', 'scale')}
-    by_row = {name: row[0] for name, row in rows.items() if isinstance(row, list) and row}
-    space = SearchSpace(ranks=tuple(ranks) or (4,), **by_row)
-  if scale is None:
+  if space is not None:
     return space
-  check_spaces(space)
-  if isinstance(space, Mapping):
-    return {name: dataclasses.replace(each, scale=scale) for name, each in space.items()}
-  return dataclasses.replace(space, scale=scale)
+  of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
+  ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
+  rows = {name: of_file.get(name) for name in ('tied', 'scale')}
+  by_row = {name: row[0] for name, row in rows.items() if isinstance(row, list) and row}
+  return SearchSpace(ranks=tuple(ranks) or (4,), **by_row)
 
 
 def _ranks(structure: Any) -> Iterator[int]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from glora_jax.files import first_line
 from glora_jax.limits import check_flag, shown
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.validation import check_spaces
 from glora_jax.tree import Path, path_name
 
 Pattern = str | re.Pattern[str]
@@ -77,43 +76,55 @@ class Heads(NamedTuple):
   unmatched: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
 class Selection:
   """The choices among a model's modules; see `adapt` for what they mean.
 
-  Attributes:
+  Args:
     space: one search space for all layers, or spaces by regular expression.
+    scale: that of all spaces; None for their own.
     select: the layers to adapt; None for all that are not heads.
     heads: the modules and parameters to train in full; None for none.
     ties: the layers to adapt as one, by ends of their paths.
     convs: whether convolutions count as linear layers.
 
+  Attributes:
+    spaces: spaces by regular expression; a single space's expression is found in every name.
+
   Raises:
     ValueError: one of them is of another type.
   """
 
-  space: SearchSpace | Mapping[str, SearchSpace] = SearchSpace()
-  select: Selector | None = None
-  heads: Selector | None = None
-  ties: Sequence[Sequence[str]] = ()
-  convs: bool = False
-
-  def __post_init__(self):
-    check_spaces(self.space)
-    for name, selector in (('select', self.select), ('heads', self.heads)):
+  def __init__(
+    self,
+    space: SearchSpace | Mapping[str, SearchSpace],
+    scale: float | None,
+    select: Selector | None,
+    heads: Selector | None,
+    ties: Sequence[Sequence[str]],
+    convs: bool,
+  ):
+    spaces = dict(space) if isinstance(space, Mapping) else {'': space}
+    if not spaces or not all(
+      isinstance(pattern, str | re.Pattern) and isinstance(own, SearchSpace)
+      for pattern, own in spaces.items()
+    ):
+      raise ValueError(
+        f'space={shown(space)} must be a SearchSpace, SearchSpace(ranks=(2, 4)) for instance, or a '
+        'dictionary of one or more by regular expression.'
+      )
+    if scale is not None:
+      spaces = {name: dataclasses.replace(own, scale=scale) for name, own in spaces.items()}
+    for name, selector in (('select', select), ('heads', heads)):
       if not _is_list(_patterns(selector), str, re.Pattern):
         raise ValueError(
           f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
           'None.'
         )
-    if not _is_list(self.ties, object) or not all(_is_list(tie, str) for tie in self.ties):
-      raise ValueError(f'ties={shown(self.ties)} must be a list of lists of names.')
-    object.__setattr__(self, 'convs', check_flag(self.convs, 'convs'))
-
-  @property
-  def spaces(self) -> Mapping[str, SearchSpace]:
-    """Spaces by regular expression; a single space's expression is found in every name."""
-    return self.space if isinstance(self.space, Mapping) else {'': self.space}
+    if not _is_list(ties, object) or not all(_is_list(tie, str) for tie in ties):
+      raise ValueError(f'ties={shown(ties)} must be a list of lists of names.')
+    self.spaces = spaces
+    self.select, self.heads, self.ties = select, heads, ties
+    self.convs = check_flag(convs, 'convs')
 
   def heads_among(self, paths: Iterable[Path]) -> Heads:
     """The modules and parameters that are trained in full.

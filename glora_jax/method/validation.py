@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,24 +15,6 @@ from glora_jax.method.supports import COLLECTION
 
 # Times a layer's longer side that a rank may be: the default rank goes with a layer of one number.
 _MOST_RANK_TO_SIDE = 4
-
-
-def check_spaces(space: Any) -> None:
-  """Checks a search space, or search spaces by regular expression.
-
-  Raises:
-    ValueError: it is neither, or there is no space.
-  """
-  by_pattern = space.items() if isinstance(space, Mapping) else [('', space)]
-  are_spaces = (
-    isinstance(pattern, str | re.Pattern) and isinstance(own, SearchSpace)
-    for pattern, own in by_pattern
-  )
-  if not by_pattern or not all(are_spaces):
-    raise ValueError(
-      f'space={shown(space)} must be a SearchSpace, SearchSpace(ranks=(2, 4)) for instance, or a '
-      'dictionary of one or more by regular expression.'
-    )
 
 
 def check_ranks(spec: Spec) -> None:

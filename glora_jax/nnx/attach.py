@@ -95,7 +95,7 @@ def attach(
   """
   check_model(model, 'attach')
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, split=split or {})
   adapted = assemble(model, params(model), found, selection).fix(structure)

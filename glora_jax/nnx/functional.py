@@ -99,7 +99,7 @@ def adapt(
     ('Sequential', True)
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space, scale), select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
   check_model(model, 'adapt')
   frozen = Frozen(model)
   if sample_inputs or kwargs:
