@@ -152,8 +152,8 @@ def _rows(adapted: Adapted, variables: Mapping[str, Any], call: Any) -> Iterator
   trainable, frozen = adapted.split(variables)
   frozen['params'] = _with_noise(frozen['params'], where=lambda value: not jnp.any(value))
   variables = adapted.join(_with_noise(trainable), frozen)
-  base = _compiled(functools.partial(_base, adapted), variables, call)
-  apply = _compiled(functools.partial(_apply, adapted), variables, call, genomes[0])
+  base = _compiled(functools.partial(_base, adapted))
+  apply = _compiled(functools.partial(_apply, adapted))
   tolerance = _tolerance(functools.partial(base, variables, call))
 
   expected = base(start, call)
@@ -164,7 +164,7 @@ def _rows(adapted: Adapted, variables: Mapping[str, Any], call: Any) -> Iterator
     folding.append(_error(base(folded, call), apply(variables, call, genome)))
   least = genomes[0].copy()
   least[:, 0] = adapted.spec.offered_table[:, 0, 0]  # no merged kernel is needed, if none has to be
-  fixed = _compiled(functools.partial(_apply, adapted.fix(least)), variables, call)
+  fixed = _compiled(functools.partial(_apply, adapted.fix(least)))
   fixing = [_error(fixed(variables, call), apply(variables, call, least))]
   for name, errors, note in (
     ('identity at start', identity, f'fresh supports and the base model, {number}'),
@@ -196,7 +196,7 @@ def _train(
 ) -> Iterator[CheckRow]:
   """Rows about gradients, and about a step of an optimizer."""
   trainable, frozen = adapted.split(variables)
-  step = _compiled(functools.partial(_step, adapted), trainable, frozen, call, genomes[0])
+  step = _compiled(functools.partial(_step, adapted))
   offered, reached, after = set(), set(), {}
   for genome in genomes[::-1]:
     gradients, after = step(trainable, frozen, call, genome)
@@ -256,11 +256,17 @@ def check_genomes(spec: Spec) -> np.ndarray:
   return np.concatenate([largest_genome(spec)[None], alleles_at(spec, places)])
 
 
-def _compiled(function: Callable[..., Any], *like: Any) -> Callable[..., Any]:
-  """A compiled function of pytrees like some, whose leaves that are no arrays are constants."""
-  sample = Sample(like, {})
-  run = jax.jit(lambda arrays: function(*sample.arguments(arrays)[0]))
-  return lambda *given: run(Sample(given, {}).arrays)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+  """A compiled function of pytrees, whose leaves that are no arrays are constants."""
+  programs: dict[Any, Callable[..., Any]] = {}
+
+  def run(*given: Any) -> Any:
+    sample, structure = Sample(given, {}), jax.tree.structure(given)
+    if structure not in programs:
+      programs[structure] = jax.jit(lambda arrays: function(*sample.arguments(arrays)[0]))
+    return programs[structure](sample.arrays)
+
+  return run
 
 
 def _base(adapted: Adapted, variables: Mapping[str, Any], call: Any) -> jax.Array:

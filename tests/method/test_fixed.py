@@ -133,27 +133,3 @@ def test_a_live_model_is_attached_with_one_structure_and_a_scale():
 FREE = glora_jax.adapt(Mlp(), X)
 FIXED = FREE.fix('lora')
 NAMED = glora_jax.genome_to_json(FREE.spec, FIXED.genome)
-VARIABLES = FREE.init(jax.random.key(0), PARAMS)
-
-
-@pytest.mark.parametrize(
-  'call, sentence',
-  [
-    (lambda: FREE.apply(VARIABLES, X), 'apply needs a genome, since the structure is free'),
-    (lambda: FIXED.apply(VARIABLES, X, genome=FIXED.genome), 'apply takes no genome'),
-    (lambda: FREE.fix('lora:8'), 'needs rank 8, and the space of fc has the ranks 4'),
-    (lambda: glora_jax.adapt(Mlp(), X, structure={**NAMED, 'tied': ['x']}), "tied='x'"),
-    (
-      lambda: glora_jax.adapt(Mlp(), X, structure='./no.json'),
-      "structure='./no.json' does not exist",
-    ),
-    (
-      lambda: glora_jax.adapt(Mlp(), X, structure='lora:2', scale=0.0),
-      'scale=0.0 must be a finite number above 0',
-    ),
-  ],
-)
-def test_what_a_structure_cannot_be_asked_is_one_sentence(call, sentence):
-  with pytest.raises((ValueError, FileNotFoundError)) as raised:
-    call()
-  assert sentence in str(raised.value)

@@ -24,6 +24,7 @@ EIGHT_BITS = jax.tree.map(lambda value: value.astype(jnp.float8_e4m3fn), PARAMS)
 LAYERS = Spec(tuple(Layer(name, 8, 32) for name in 'abc'))
 UNBIASED = Spec((Layer('attn/qkv', 8, 32, bias=False),))
 GENOME = np.array([[0, 3, 0, 0, 0]], np.int8)
+NAMED = glora_jax.genome_to_json(Spec((Layer('Dense', 4, 3),)), GENOME)
 
 
 def adapt(**options):
@@ -172,6 +173,10 @@ REFUSED = [
   (lambda: apply(adapt(space=SearchSpace((2, 8))).init(KEY, PARAMS), GENOME), "['glora']"),
   (lambda: apply(genome=GENOME[None]), '(1, 1, 5)'),
   (lambda: dense().fold(variables(), np.full_like(GENOME, 9)), 'says 9 for A of layer 0'),
+  (lambda: dense().apply(variables(), X), 'apply needs a genome'),
+  (lambda: dense().fix(GENOME).apply(variables(), X, genome=GENOME), 'apply takes no genome'),
+  (lambda: adapt(structure={**NAMED, 'tied': ['x']}), "tied='x'"),
+  (lambda: adapt(structure='lora:2', scale=0.0), 'scale=0.0'),
   # keys, specs, genomes and presets without a model
   (lambda: dense().init(0, PARAMS), 'key='),
   (lambda: glora_jax.preset(dense(), 'lora'), 'Adapted', 'adapted.spec'),
@@ -192,6 +197,20 @@ REFUSED = [
   ),
   (lambda: random(rng=KEY), 'rng='),
   (lambda: glora_jax.preset(LAYERS, 3), '3'),
+  *(
+    (functools.partial(glora_jax.preset, LAYERS, name), *named)
+    for name, *named in (
+      ('lorra', "'lorra'", 'linear, bitfit'),
+      ('lora:', "the rank ''"),
+      ('lora:rising', "'rising'"),
+      ('ssf:2', "'ssf:2'", 'ssf has no LoRA'),
+      ('lora@', "'lora@'"),
+      ('lora@(', "'('"),
+      ('lora:5', 'rank 5', 'of a has the ranks 4'),
+      ('lora@qkv', "'qkv'", 'are a, b, c'),
+      ('lora@last_half', "'last_half'"),
+    )
+  ),
   (lambda: glora_jax.preset(UNBIASED, 'bitfit'), "'bitfit'"),
   (lambda: presets.parse_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
@@ -220,6 +239,11 @@ REFUSED = [
 )
 def test_what_cannot_be_is_refused_by_name(call, named):
   assert_refused(named, call)
+
+
+def test_a_file_that_is_not_there_is_named():
+  with pytest.raises(FileNotFoundError, match=r"structure='\./no\.json' does not exist"):
+    adapt(structure='./no.json')
 
 
 def test_a_linear_probe_needs_no_supports():

@@ -108,25 +108,6 @@ def test_every_base_is_a_preset_whatever_the_space_offers():
   assert presets(distinct)['scale_shift_lora'].tolist() == [[2, 4, 0, 0, 2]] * 2
 
 
-@pytest.mark.parametrize(
-  'spec, name, message',
-  [
-    (BLOCKS, 'lorra', "'lorra' is unknown; the presets are linear, bitfit"),
-    (BLOCKS, 'lora:', "has the rank ''; it must be a whole number"),
-    (BLOCKS, 'lora:rising', "has the rank 'rising'"),
-    (BLOCKS, 'ssf:2', 'ssf has no LoRA'),
-    (BLOCKS, 'lora@', 'has nothing behind its @'),
-    (BLOCKS, 'lora@(', r"'\(', which is no regular expression"),
-    (BLOCKS, 'lora:5', r'needs rank 5, .* blocks/qkv\[0\] has the ranks 1, 2, 3'),
-    (spec_of(('a', 'b')), 'lora@qkv', "No adapted layer is in the place 'qkv'.* are a, b"),
-    (spec_of(('a', 'b')), 'lora@last_half', "in the place 'last_half'"),
-  ],
-)
-def test_presets_that_there_are_not_or_that_a_model_cannot_have_are_explained(spec, name, message):
-  with pytest.raises(ValueError, match=message):
-    preset(spec, name)
-
-
 def test_labels_say_the_rank_and_files_have_safe_names():
   assert preset_label(BLOCKS, 'lora') == 'lora:3'
   assert preset_label(BLOCKS, 'hira@attn') == 'hira:3@attn'
