@@ -15,18 +15,41 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from glora_jax.data import pipeline
-from glora_jax.data.catalog import find
+from benchmarks.machinery.embedded_task import digits
 from glora_jax.files import read_json
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 ENDED, SAVED = 0, 75  # exit codes: finished, and stopped with everything saved
-_SUITE, _SEEDS = 'oxford_pets', (0, 1, 2)  # a few-shot task whose lists are easily written
-_SUITE_IMAGES = {'train': 160, 'val': 40, 'test': 80}
-_ALONE = 10.0  # seconds that a process may go on without the one that was killed
-_POLL = 0.01
-
-KINDS = {'quickstart': 1, 'gradient': 1, 'suite': 1, 'comparison': 1, 'two': 2}  # and processes
+SUITE_IMAGES = {'train': 160, 'val': 40, 'test': 80}
+SUITE_SEEDS = 3
+ALONE = 10.0  # seconds that a process may go on without the one that was killed
+POLL = 0.01
+ANSWERS = {  # exit codes of a run that got a signal in time
+  signal.SIGKILL: (-signal.SIGKILL,),
+  signal.SIGTERM: (-signal.SIGTERM, SAVED),
+  signal.SIGSTOP: (ENDED,),
+}
+KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields in place of the quickstart's
+  'quickstart': {},
+  'gradient': {'structure': 'gradient'},
+  'suite': {  # of a few-shot task whose lists are easily written
+    'task': 'fewshot/oxford_pets/16/all',
+    'data.source': 'lists',
+    'training.batch_size': 32,
+  },
+  'comparison': {
+    'job': 'compare',
+    'budget': None,
+    'compare.methods': ('linear', 'lora', 'full', 'search', 'gradient'),
+    'compare.seeds': 1,
+    'compare.budgets': (20_000,),
+    'compare.rates': (1e-3, 4e-3),
+    'mesh.devices': 'one',
+    'presets': (),
+  },
+  'two': {},
+}
+COMPARED = ('adapter.safetensors', 'metrics.jsonl', 'genome.json', 'test_list.json')
 
 Contents = dict[str, bytes]
 
@@ -52,17 +75,6 @@ class Kill(NamedTuple):
     since = f'after {self.stage} has begun' if self.stage else 'after the start'
     return f'{self.signal.name} to process {self.process}, {self.after:.1f} s {since}'
 
-  def is_answered_by(self, code: int) -> bool:
-    """Whether a run that got the signal in time may end with this exit code."""
-    return (
-      code
-      in {
-        signal.SIGKILL: (-signal.SIGKILL,),
-        signal.SIGTERM: (-signal.SIGTERM, SAVED),
-        signal.SIGSTOP: (ENDED,),
-      }[self.signal]
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class Killable:
@@ -72,7 +84,7 @@ class Killable:
     kind: key of `KINDS`.
     folder: for all that it writes, the log of all starts included.
     shared: folder for compiled programs, and for images that are read alone.
-    fields: of the config, in place of the quickstart's.
+    fields: of the config, in place of the kind's.
   """
 
   kind: str
@@ -97,60 +109,67 @@ class Killable:
       The exit code of its first process, or of the one that was killed; whether one was.
     """
     self.folder.mkdir(parents=True, exist_ok=True)
-    before = len(self.log) if (self.folder / 'log.txt').exists() else 0
     environment = {
       **os.environ,
       'JAX_COMPILATION_CACHE_DIR': str(self.shared / 'xla'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     with open(self.folder / 'log.txt', 'a') as log:
+      before = len(self.log)
       processes = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=environment)
         for command in self._commands()
       ]
-      if kill is None or not self._wait(processes, kill, before):
-        return _end(processes, processes[0]), False
-      victim = processes[kill.process]
-      victim.send_signal(kill.signal)
-      if kill.signal == signal.SIGSTOP:
-        time.sleep(kill.pause)
-        victim.send_signal(signal.SIGCONT)
-      return _end(processes, victim), True
+      victim, was_killed = processes[0], False
+      if kill is not None and self._wait(processes, kill, before):
+        victim, was_killed = processes[kill.process], True
+        victim.send_signal(kill.signal)
+        if kill.signal == signal.SIGSTOP:
+          time.sleep(kill.pause)
+          victim.send_signal(signal.SIGCONT)
+      code = victim.wait()
+      for process in processes:
+        try:
+          process.wait(ALONE if code < 0 else None)
+        except subprocess.TimeoutExpired:  # it waits for the one that is gone
+          process.kill()
+          process.wait()
+      return code, was_killed
 
   def _wait(self, processes: Sequence[subprocess.Popen], kill: Kill, before: int) -> bool:
     """Waits for the moment of a kill; whether it came before a process ended."""
     moment = None if kill.stage else time.monotonic() + kill.after
     begins = re.compile(rf'^{re.escape(kill.stage)}(/[^:]*)?: begins', re.M)
     while all(process.poll() is None for process in processes):
-      now = time.monotonic()
-      if moment is None and begins.search(self.log, before):
-        moment = now + kill.after
-      if moment is not None and now >= moment:
+      if moment is None and begins.search(self.log[before:]):
+        moment = time.monotonic() + kill.after
+      if moment is not None and time.monotonic() >= moment:
         return True
-      time.sleep(_POLL)
+      time.sleep(POLL)
     return False
 
   def _commands(self) -> list[list[str]]:
-    processes = KINDS[self.kind]
-    command = [sys.executable, '-m', 'glora_jax.main']
-    command += ['--config', str(ROOT / 'configs' / 'quickstart.py')]
-    command += ['--workdir', str(self.workdir)]
-    fields = {**fields_of(self.kind, self.shared), **self.fields}
+    fields = {**KINDS[self.kind], **self.fields}
+    if self.kind == 'suite':
+      root = self.shared / 'lists'
+      if not root.exists():
+        write_few_shot_lists(root / 'oxford_pets')
+      fields['data.root'] = root
+    command = [sys.executable, '-m', 'glora_jax.main', f'--workdir={self.workdir}']
+    command += [f'--config={ROOT / "configs" / "quickstart.py"}']
     command += [f'--config.{name}={value}' for name, value in fields.items()]
-    if processes == 1:
+    if self.kind != 'two':
       return [command]
     with socket.create_server(('localhost', 0)) as server:
       coordinator = f'localhost:{server.getsockname()[1]}'
     command += [f'--config.distributed.coordinator={coordinator}']
-    command += [f'--config.distributed.num_processes={processes}']
-    return [[*command, f'--config.distributed.process_id={number}'] for number in range(processes)]
+    command += ['--config.distributed.num_processes=2']
+    return [[*command, f'--config.distributed.process_id={number}'] for number in range(2)]
 
   def stage(self) -> str:
     """The stage that the last start was in."""
     marks = re.findall(r'^(\w+)(?:/.*)?: (begins|done)', self.log, re.M)
-    if not marks:
-      return 'preparing'
-    name, state = marks[-1]
+    name, state = marks[-1] if marks else ('preparing', 'begins')
     return name if state == 'begins' else f'after {name}'
 
   def seconds(self) -> dict[str, float]:
@@ -165,24 +184,9 @@ class Killable:
       if path.name == 'result.json':
         result = without_seconds(json.loads(path.read_text()))
         found[name] = json.dumps(result, sort_keys=True).encode()
-      elif path.name in _COMPARED or path.parent.name == 'folded':
+      elif path.name in COMPARED or path.parent.name == 'folded':
         found[name] = path.read_bytes()
     return found
-
-
-_COMPARED = ('adapter.safetensors', 'metrics.jsonl', 'genome.json', 'test_list.json')
-
-
-def _end(processes: Sequence[subprocess.Popen], first: subprocess.Popen) -> int:
-  """The exit code of one process, once all have ended."""
-  code = first.wait()
-  for process in processes:
-    try:
-      process.wait(_ALONE if code < 0 else None)
-    except subprocess.TimeoutExpired:  # it waits for the one that is gone
-      process.kill()
-      process.wait()
-  return code
 
 
 def without_seconds(content: Any, names: Sequence[str] = ('seconds',)) -> Any:
@@ -196,46 +200,18 @@ def without_seconds(content: Any, names: Sequence[str] = ('seconds',)) -> Any:
   }
 
 
-def fields_of(kind: str, shared: pathlib.Path) -> dict[str, Any]:
-  """Fields of the quickstart's config that make it one of `KINDS`."""
-  if kind == 'gradient':
-    return {'structure': 'gradient'}
-  if kind == 'comparison':
-    return {
-      'job': 'compare',
-      'budget': None,
-      'compare.methods': ('linear', 'lora', 'full', 'search', 'gradient'),
-      'compare.seeds': 1,
-      'compare.budgets': (20_000,),
-      'compare.rates': (1e-3, 4e-3),
-      'mesh.devices': 'one',
-      'presets': (),
-    }
-  if kind == 'suite':
-    root = shared / 'lists'
-    if not root.exists():
-      write_few_shot_lists(root / _SUITE)
-    return {
-      'task': f'fewshot/{_SUITE}/16/all',
-      'data.source': 'lists',
-      'data.root': str(root),
-      'training.batch_size': 32,
-    }
-  return {}
-
-
 def write_few_shot_lists(folder: pathlib.Path) -> None:
   """Writes digits as the few-shot data of one data set, with three seeds."""
-  (folder / 'annotations').mkdir(parents=True)
-  (folder / 'images').mkdir()
-  digits = find('digits')
-  for split, number in _SUITE_IMAGES.items():
-    images, labels = pipeline.load(digits.open(split), 28)
-    names = [f'{split}{index}.png' for index in range(number)]
-    for name, image in zip(names, images, strict=False):
-      Image.fromarray(image).save(folder / 'images' / name)
-    lines = [f'{name} {label}' for name, label in zip(names, labels, strict=False)]
-    for seed in _SEEDS if split == 'train' else (None,):
-      suffix = '' if seed is None else f'.num_shot_16.seed_{seed}'
-      chosen = lines if seed is None else lines[seed :: len(_SEEDS)]
+  for name in ('annotations', 'images'):
+    (folder / name).mkdir(parents=True)
+  for split, (images, labels) in digits().items():
+    lines = []
+    for index in range(SUITE_IMAGES[split]):
+      Image.fromarray(images[index]).save(folder / 'images' / f'{split}{index}.png')
+      lines.append(f'{split}{index}.png {labels[index]}')
+    lists = {'': lines}
+    if split == 'train':
+      seeds = range(SUITE_SEEDS)
+      lists = {f'.num_shot_16.seed_{seed}': lines[seed::SUITE_SEEDS] for seed in seeds}
+    for suffix, chosen in lists.items():
       (folder / 'annotations' / f'{split}_meta.list{suffix}').write_text('\n'.join(chosen))

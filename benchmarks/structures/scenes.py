@@ -18,7 +18,6 @@ import numpy as np
 SIDE = 28  # pixels
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float64)
 NOISE = 0.03  # standard deviation of that in all but the development scenes
-_MOST_TRIES = 2000  # of placing centers apart
 _FIELD = 5  # nodes a side of a smooth field
 _ORDERS = list(itertools.permutations((0.45, 0.7, 0.95)))
 
@@ -154,11 +153,16 @@ def clutter(rng: Rng, lines: int) -> Array:
 
 
 def add_shape(
-  rng: Rng, picture: Array, shape: Distance, center: Point, radius: float, turn: float = 0.0
+  rng: Rng,
+  picture: Array,
+  shape: Distance,
+  center: Point,
+  radius: float,
+  turn: float = 0.0,
+  bright: tuple[float, float] = (0.7, 1.0),
 ) -> Array:
-  """The picture with a bright shape of a random color; see `coverage`."""
-  cover = coverage(shape, center, radius, turn)
-  return paint(picture, cover, tint(rng, 0.7, 1.0))
+  """The picture with a shape of a random color, by default a bright one; see `coverage`."""
+  return paint(picture, coverage(shape, center, radius, turn), tint(rng, *bright))
 
 
 def within(rng: Rng, margin: float) -> Array:
@@ -169,21 +173,13 @@ def within(rng: Rng, margin: float) -> Array:
 def spread(
   rng: Rng, count: int, margin: float, gap: float, taken: Sequence[Point] = ()
 ) -> list[Array]:
-  """Random centers, each so far from the border and from one another, and from those taken.
-
-  Raises:
-    ValueError: no place was found; the picture is too small for so many.
-  """
+  """Random centers, each so far from the border and from one another, and from those taken."""
   centers = [np.asarray(center) for center in taken]
-  for _ in range(_MOST_TRIES):
-    if len(centers) == count + len(taken):
-      return centers[len(taken) :]
+  while len(centers) < count + len(taken):
     center = within(rng, margin)
     if all(np.hypot(*(center - other)) >= gap for other in centers):
       centers.append(center)
-  raise ValueError(
-    f'{count} centers do not fit {gap} pixels apart into {SIDE}; lower the number or the gap.'
-  )
+  return centers[len(taken) :]
 
 
 def pair(rng: Rng, margin: float, apart: float, turn: float | None = None) -> Array:
@@ -194,17 +190,13 @@ def pair(rng: Rng, margin: float, apart: float, turn: float | None = None) -> Ar
     margin: least distance to the border.
     apart: distance between the two.
     turn: direction from the first to the second in radians; any without.
-
-  Raises:
-    ValueError: no place was found; the distance is too large.
   """
-  for _ in range(_MOST_TRIES):
+  while True:
     angle = rng.uniform(0, 2 * np.pi) if turn is None else turn
     first = within(rng, margin)
     second = first + apart * np.array([np.cos(angle), np.sin(angle)])
     if (np.abs(second - (SIDE - 1) / 2) <= (SIDE - 1) / 2 - margin).all():
       return np.stack([first, second])
-  raise ValueError(f'Two centers {apart} pixels apart do not fit into {SIDE}; lower the distance.')
 
 
 def finish(rng: Rng, picture: Array, noise: float = NOISE) -> Array:
@@ -225,8 +217,7 @@ def discs(rng: Rng, label: int) -> Array:
   picture, colors = _dark_or_bright(rng)
   radii = rng.uniform(1.8, 3.4, label + 1)
   for center, radius in zip(spread(rng, label + 1, 3.5, 7.5), radii, strict=True):
-    color = tint(rng, *colors)
-    picture = paint(picture, coverage(disc, center, radius), color)
+    picture = add_shape(rng, picture, disc, center, radius, bright=colors)
   return finish(rng, picture, 0.08)
 
 
@@ -235,8 +226,8 @@ def bars(rng: Rng, label: int) -> Array:
   picture, colors = _dark_or_bright(rng)
   angle = (label + rng.uniform(-0.4, 0.4)) * np.pi / 8
   radius = rng.uniform(4, 8)
-  cover = coverage(bar, within(rng, radius), radius, angle)
-  return finish(rng, paint(picture, cover, tint(rng, *colors)), 0.12)
+  picture = add_shape(rng, picture, bar, within(rng, radius), radius, angle, colors)
+  return finish(rng, picture, 0.12)
 
 
 def count(rng: Rng, label: int) -> Array:

