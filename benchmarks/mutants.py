@@ -41,19 +41,13 @@ def read_texts(tree: pathlib.Path, folder: str = 'glora_jax') -> dict[str, str]:
   return {str(path.relative_to(tree)): path.read_text() for path in paths}
 
 
-def count(text: str, lines: list[str]) -> int:
-  """How often whole lines stand in a text."""
-  return f'\n{text}'.count('\n'.join(['', *lines, '']))
-
-
 def mutate(texts: dict[str, str], mutant: dict[str, Any]) -> dict[str, str]:
   """The text of the changed file by its path; none where the lines do not stand exactly once."""
-  counts = {path: count(text, mutant['before']) for path, text in texts.items()}
-  if sum(counts.values()) != 1:
-    return {}
-  path = max(counts, key=counts.__getitem__)
   old, new = ('\n'.join(['', *mutant[name], '']) for name in ('before', 'after'))
-  return {path: f'\n{texts[path]}'.replace(old, new)[1:]}
+  found = {path: f'\n{text}' for path, text in texts.items() if old in f'\n{text}'}
+  if sum(text.count(old) for text in found.values()) != 1:
+    return {}
+  return {path: text.replace(old, new)[1:] for path, text in found.items()}
 
 
 class Tests:
@@ -81,28 +75,25 @@ class Tests:
         (self.tree / path).write_text(text)
         # A time of its own, by which Python knows that bytecode is of another mutant.
         os.utime(self.tree / path, (len(self.answers),) * 2)
-      self.answers[name] = self._run(room)
+      start = time.perf_counter()
+      words = ['-s', 'KILL', str(SECONDS), sys.executable, '-m', 'pytest', '-x', '-q', '-rfE']
+      ended = subprocess.run(
+        ['timeout', *words, '-n', str(self.workers), f'tests/{room}'],  # all that they start, too
+        cwd=self.tree,
+        env={**os.environ, 'PYTHONPATH': str(self.tree)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      seconds, killed = round(time.perf_counter() - start, 1), ended.returncode != 0
+      failed = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - .*)?$', ended.stdout, re.MULTILINE)
+      by = failed.group(1) if failed else f'exit code {ended.returncode} after {seconds} s'
+      found = {'killed': killed, 'by': by if killed else None, 'seconds': seconds}
+      self.answers[name] = found
       for path in changed:
         shutil.copy(ROOT / path, self.tree / path)
       write_json(self.file, self.answers)
     return self.answers[name]
-
-  def _run(self, room: str) -> dict[str, Any]:
-    command = f'-m pytest -x -q -rfE -n {self.workers} tests/{room}'.split()
-    limit = ['timeout', '-s', 'KILL', str(SECONDS)]  # of all that the tests start, too
-    start = time.perf_counter()
-    ended = subprocess.run(
-      [*limit, sys.executable, *command],
-      cwd=self.tree,
-      env={**os.environ, 'PYTHONPATH': str(self.tree)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    seconds, killed = round(time.perf_counter() - start, 1), ended.returncode != 0
-    failed = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - .*)?$', ended.stdout, re.MULTILINE)
-    by = failed.group(1) if failed else f'exit code {ended.returncode} after {seconds} s'
-    return {'killed': killed, 'by': by if killed else None, 'seconds': seconds}
 
 
 def run(tests: Tests, mutant: dict[str, Any], texts: dict[str, str]) -> tuple[str, dict[str, Any]]:
@@ -113,8 +104,7 @@ def run(tests: Tests, mutant: dict[str, Any], texts: dict[str, str]) -> tuple[st
   if tests.answer(mutant['room'], mutant['room'], {})['killed']:
     return 'its room fails', {}
   answer = tests.answer(mutant['id'], mutant['room'], changed)
-  says = 'killed' if answer['killed'] else 'LOST' if mutant['killed'] else 'survived'
-  return says, answer
+  return 'killed' if answer['killed'] else 'LOST' if mutant['killed'] else 'survived', answer
 
 
 def main() -> None:

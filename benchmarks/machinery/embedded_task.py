@@ -1,4 +1,7 @@
-"""The quickstart's problem in parts: small images of ten classes, and the embedded backbone."""
+"""The quickstart's problem in parts: small images of ten classes, and the embedded backbone.
+
+Or another backbone in its place.
+"""
 
 import dataclasses
 from typing import Any
@@ -11,6 +14,7 @@ from glora_jax.data.catalog import find
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import sample_genome
+from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.search.evolution import Evolution
@@ -38,7 +42,7 @@ def on_device(split: pipeline.Split) -> pipeline.Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Backbone:
-  """The embedded backbone, adapted, with a new head for ten classes.
+  """A backbone, adapted, with a new head.
 
   Attributes:
     adapted: what `glora_jax.adapt` returned.
@@ -51,12 +55,27 @@ class Backbone:
   normalization: str
 
   @classmethod
-  def load(cls, remat: str | None = 'dots_saveable') -> 'Backbone':
-    """Reads it from the library's own file."""
-    loaded = weights.load(weights.EMBEDDED_FILE)
-    model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES)
-    sample = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
-    adapted = adapt(model.clone(remat=remat, drop_path=0.1), sample)
+  def load(
+    cls,
+    loaded: Any = None,
+    num_classes: int = NUM_CLASSES,
+    size: int = IMAGE_SIZE,
+    space: SearchSpace = SearchSpace(),
+    **fields: Any,
+  ) -> 'Backbone':
+    """Gives a pretrained model a new head, and adapts it.
+
+    Args:
+      loaded: what `weights.load` returned; None for the library's own file.
+      num_classes: of the head.
+      size: side of its images, in pixels.
+      space: forms on offer.
+      **fields: of the ViT, in place of what it trains with by default.
+    """
+    loaded = loaded or weights.load(weights.EMBEDDED_FILE)
+    model, params, metadata = weights.refit(*loaded, num_classes=num_classes, image_size=size)
+    model = model.clone(**{'remat': 'dots_saveable', 'drop_path': 0.1, **fields})
+    adapted = adapt(model, jnp.zeros((1, size, size, 3)), space=space)
     return cls(adapted, params, metadata['normalization'])
 
   def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:

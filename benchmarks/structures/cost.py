@@ -28,12 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.machinery.embedded_task import Backbone, digits, on_device
+from benchmarks.machinery.embedded_task import NUM_CLASSES, Backbone, digits, on_device
 from benchmarks.machinery.measuring import in_new_process, make_parser, print_result, print_table
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures import plan
 from glora_jax.data.pipeline import Split
-from glora_jax.method.adapt import adapt
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import vit
@@ -45,7 +44,6 @@ from glora_jax.training.batches import batch_indices, in_rows
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy, make_loss
 
-NUM_CLASSES = 10
 NUM_IMAGES = 800
 QUICK_IMAGES = {lab.EMBEDDED: NUM_IMAGES, lab.VIT_S: 96}
 EPOCHS = {lab.EMBEDDED: 12, lab.VIT_S: 2}  # that are measured
@@ -57,7 +55,7 @@ def load(given: argparse.Namespace, space: SearchSpace) -> tuple[Backbone, Any, 
   """A backbone adapted with a space, its variables, and the images and labels that it learns."""
   number, (backbone,) = given.images, given.backbones
   if backbone == lab.EMBEDDED:
-    loaded = weights.load(weights.EMBEDDED_FILE)
+    loaded = None
     train = Split(*(part[:number] for part in digits()['train']))
   else:
     rng = np.random.default_rng(0)
@@ -69,14 +67,10 @@ def load(given: argparse.Namespace, space: SearchSpace) -> tuple[Backbone, Any, 
       model = vit('S', 0, patch_size=14, depth=10, layer_scale=1.0)
       params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))['params']
       loaded = model, params, {'image_size': SIDE, 'normalization': 'imagenet'}
-  size = train.images.shape[1]
-  model, params, metadata = weights.refit(*loaded, num_classes=NUM_CLASSES, image_size=size)
-  model = model.clone(remat='dots_saveable', drop_path=0.1)
   batch_indices(jax.random.key(0), 0, 1, number, lab.BATCH_SIZE)
-  adapted = adapt(model, train.images[:1].astype(np.float32), space=space)
-  params = jax.tree.map(jnp.asarray, params)
-  variables = jax.block_until_ready(adapted.init(jax.random.key(0), params))
-  return Backbone(adapted, params, metadata['normalization']), variables, on_device(train)
+  base = Backbone.load(loaded, NUM_CLASSES, train.images.shape[1], space)
+  params = jax.tree.map(jnp.asarray, base.params)
+  return base, jax.block_until_ready(base.adapted.init(jax.random.key(0), params)), on_device(train)
 
 
 def structure_seconds(given: argparse.Namespace) -> dict[str, float]:

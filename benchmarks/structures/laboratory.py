@@ -27,7 +27,6 @@ from benchmarks.structures.jobs import Job
 from benchmarks.structures.tasks import draw, load_pool
 from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
-from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import SearchSpace
@@ -113,20 +112,15 @@ def backbone(wanted: Model) -> embedded_task.Backbone:
   Raises:
     FileNotFoundError: the ViT-S was not prepared; the sentence says how.
   """
-  path, side = FOLDERS[wanted.backbone], SIDES[wanted.backbone]
+  path = FOLDERS[wanted.backbone]
   if not os.path.exists(path):
     raise FileNotFoundError(
       f'There is no {path}; python -m benchmarks.transfer prepare --blocks 12 makes it.'
     )
-  model, params, metadata = weights.refit(
-    *weights.load(path), num_classes=wanted.num_classes, image_size=side
-  )
-  adapted = adapt(
-    model.clone(remat=None, unroll=model.depth, drop_path=0.1),  # a tenth faster on a CPU's core
-    jnp.zeros((1, side, side, 3)),
-    space=SearchSpace(ranks=wanted.ranks),
-  )
-  return embedded_task.Backbone(adapted, params, metadata['normalization'])
+  loaded, space = weights.load(path), SearchSpace(ranks=wanted.ranks)
+  fast = {'remat': None, 'unroll': loaded[0].depth}  # by a tenth, on a CPU's core
+  side = SIDES[wanted.backbone]
+  return embedded_task.Backbone.load(loaded, wanted.num_classes, side, space, **fast)
 
 
 @functools.lru_cache(maxsize=8)
