@@ -1,6 +1,6 @@
 """Cost against size: time and bytes of a supernet step over depth and batch, and how straight.
 
-  python -m benchmarks.step_cost [--output step_cost.png] [--repeats 5] [--quick]
+  python -m benchmarks.step_cost [--repeats 5] [--quick]
 
 A ViT of width 96 on 28 pixels, patch 7, float32: depth 6, 12 and 24 at batch 64, and batch 16, 64
 and 256 at depth 12. What is run and what counts as bytes is as in `benchmarks.supernet_step`; the
@@ -123,10 +123,8 @@ def over_lora(steps: int, repeats: int) -> dict[str, float | None]:
 
 
 def main() -> None:
-  """Measures, prints and draws."""
-  parser = make_parser(__doc__, 'small sizes, three repeats', REPEATS)
-  parser.add_argument('--output', help='where to draw the lines, .png')
-  given = parser.parse_args()
+  """Measures and prints."""
+  given = make_parser(__doc__, 'small sizes, three repeats', REPEATS).parse_args()
   plan, repeats = (QUICK_PLAN, QUICK_REPEATS) if given.quick else (FULL_PLAN, given.repeats)
   costs = measure(plan, repeats)
   print_table(
@@ -134,7 +132,6 @@ def main() -> None:
     [(str(size[0]), size[1], *(costs[cost][size] for cost in UNITS)) for size in costs['time']],
   )
   values: dict[str, Any] = {'quick': given.quick}
-  panels = []
   for varied in ('depth', 'batch'):
     for cost, unit in UNITS.items():
       x, y = getattr(plan, varied), [costs[cost][size] for size in plan.sizes(varied)]
@@ -142,17 +139,6 @@ def main() -> None:
       slope, intercept, r2 = line.slope, line.intercept, line.rvalue**2
       print(f'{unit} over {varied}: {slope:.3f} each, {intercept:.1f} at zero, R^2 {r2:.5f}')
       values[f'{cost}_over_{varied}'] = {'slope': slope, 'intercept': intercept, 'r2': r2}
-      panels.append((x, y, line, {'xlabel': varied, 'ylabel': unit}))
-  if given.output:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 7), layout='constrained')
-    for axis, (x, y, line, labels) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-      axis.axline((0, line.intercept), slope=line.slope, color='0.6')
-      axis.plot(x, y, 'o')
-      title = f'{line.slope:.3g} each, R$^2$ = {line.rvalue**2:.4f}'
-      axis.set(xlim=(0, None), ylim=(0, None), title=title, **labels)
-    figure.savefig(given.output, dpi=120)
   values['over_lora'] = over_lora(plan.steps, 4 * repeats)
   print_table({'structure': '', "over a LoRA's": '.2f'}, values['over_lora'].items())
   values['host_share'] = host_share(repeats)

@@ -56,36 +56,30 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
   cores = os.cpu_count()
   parts = [files.paths[core::cores] for core in range(cores)]
 
-  def consume_stream():
-    for _ in stream.blocks(BATCH):
-      pass
-
   with concurrent.futures.ProcessPoolExecutor(cores) as pool:
-
-    def use_all_cores():
-      list(pool.map(read_with_pillow, parts))
-
-    times = in_turn({'pillow': use_all_cores, 'ours': consume_stream}, repeats)
+    ways = {
+      'pillow': lambda: list(pool.map(read_with_pillow, parts)),
+      'ours': lambda: collections.deque(stream.blocks(BATCH), maxlen=0),
+    }
+    times = in_turn(ways, repeats)
   ours, pillow = (len(files.paths) / times.median(name) for name in ('ours', 'pillow'))
   return ours, pillow, times.ratio('pillow', 'ours')
 
 
 def measure_workers(files: Files, repeats: int) -> dict[int, tuple[float, ...]]:
-  """What `measure_stream` finds by the number of processes, 0 for threads, in turn; medians."""
-  found = collections.defaultdict(list)
-  for workers in sorted({0, 1, 2, os.cpu_count() or 1}) * repeats:
-    found[workers].append(measure_stream(pipeline.Stream(files, SIZE, workers=workers)))
-  return {workers: tuple(np.median(measured, axis=0)) for workers, measured in found.items()}
+  """By the number of processes, 0 for threads, in turn, medians of the repeats.
 
-
-def measure_stream(stream: pipeline.Stream) -> tuple[float, float]:
-  """Seconds to the first batch, and images a second over the second half: none is read ahead."""
-  number = max(FEWEST_BATCHES, len(stream) // BATCH)
-  seen = [time.perf_counter()]
-  for _ in stream.batches(cycled(len(stream), number)):
-    seen.append(time.perf_counter())
+  They are the seconds to the first batch, and images a second over the second half: none is read
+  ahead.
+  """
+  number, found = max(FEWEST_BATCHES, len(files.paths) // BATCH), collections.defaultdict(list)
   half = number // 2
-  return seen[1] - seen[0], (number - half) * BATCH / (seen[-1] - seen[half])
+  for workers in sorted({0, 1, 2, os.cpu_count() or 1}) * repeats:
+    seen = [time.perf_counter()]
+    stream = pipeline.Stream(files, SIZE, workers=workers)
+    seen += [time.perf_counter() for _ in stream.batches(cycled(len(files.paths), number))]
+    found[workers].append((seen[1] - seen[0], (number - half) * BATCH / (seen[-1] - seen[half])))
+  return {workers: tuple(np.median(measured, axis=0)) for workers, measured in found.items()}
 
 
 def cycled(files: int, batches: int) -> np.ndarray:

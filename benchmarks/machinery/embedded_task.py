@@ -13,7 +13,6 @@ from glora_jax.data import normalization, pipeline
 from glora_jax.data.catalog import find
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.draws import sample_genome
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
@@ -83,10 +82,6 @@ class Backbone:
     del key
     return normalization.normalize(images, self.normalization)
 
-  def sample_genome(self, key: jax.Array) -> jax.Array:
-    """The paper's sampling: a uniform genome, int8 [rows, 5]."""
-    return sample_genome(key, self.adapted.spec)
-
   def supernet_loss(self) -> loop.LossFn:
-    """The loss of a subnet that is drawn anew for every step."""
-    return losses.make_loss(self.adapted, self.preprocess, self.sample_genome, train=True)
+    """The loss of a structure that is drawn anew for every step, as in the paper."""
+    return losses.make_loss(self.adapted, self.preprocess, train=True)

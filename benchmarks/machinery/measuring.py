@@ -10,8 +10,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -97,20 +95,28 @@ def print_result(benchmark: str, values: Mapping[str, Any]) -> None:
   print(json.dumps(line), flush=True)
 
 
+def read_lines(path: str) -> list[Any]:
+  """What lines of JSON hold, if the file is there; a last line that was cut off is removed."""
+  if not os.path.exists(path):
+    return []
+  with open(path, 'rb+') as file:
+    whole, newline, _ = file.read().rpartition(b'\n')
+    file.truncate(len(whole + newline))
+  return [json.loads(line) for line in whole.splitlines()]
+
+
+def append_line(path: str, content: Any) -> None:
+  """Appends a line of JSON to a file."""
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  with open(path, 'a') as file:
+    file.write(json.dumps(content, separators=(',', ':')) + '\n')
+
+
 def seconds(function: Callable[[], Any]) -> float:
   """Seconds of the wall until all arrays that a call returns are ready."""
   start = time.perf_counter()
   jax.block_until_ready(function())
   return time.perf_counter() - start
-
-
-def in_new_process(
-  benchmark: str, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Any:
-  """The last line of a benchmark that is run by itself, as JSON."""
-  command = [sys.executable, '-m', f'benchmarks.{benchmark}', *arguments]
-  done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-  return json.loads(done.stdout.splitlines()[-1])
 
 
 class Times(dict[Any, list[float]]):

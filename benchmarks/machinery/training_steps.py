@@ -3,7 +3,6 @@
 10 classes, AdamW, rank 4, the head always trained, no augmentation, images resident.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -75,8 +74,9 @@ class CompiledSteps:
   """A dispatch of the library's own training steps; each call goes on where the last one ended.
 
   Attributes:
-    bytes: of all that is held at once by XLA's account, of the optimizer's state, and of the
-      gradients, which are as large as the trained parameters.
+    bytes: of all that is held at once by XLA's account (arguments, temporaries, and results that
+      take no argument's place), of the optimizer's state, and of the gradients, which are as large
+      as the trained parameters.
   """
 
   def __init__(self, loss_fn: loop.LossFn, trainable: Any, frozen: Any, problem: Problem) -> None:
@@ -92,9 +92,10 @@ class CompiledSteps:
     steps = loop.make_steps(loss_fn, optimizer)
     lowered = steps.lower(self.trainable, self.optimizer_state, self.done, *self.constants)
     self.compiled = lowered.compile()
+    kinds = bytes_by_kind(self.compiled)
     parts = {'optimizer_bytes': self.optimizer_state, 'gradient_bytes': self.trainable}
     self.bytes = {
-      'bytes_held': held(self.compiled),
+      'bytes_held': sum(kinds[name] for name in ('arguments', 'temporaries', 'outputs')),
       **{name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in parts.items()},
     }
 
@@ -106,29 +107,6 @@ class CompiledSteps:
     jax.block_until_ready((self.trainable, metrics))
     assert int(done) == self.done + self.steps, 'the loss was not finite'
     self.done = int(done)
-
-
-def held(executable: Any) -> int:
-  """Bytes of arguments, temporaries, and results that take no argument's place."""
-  kinds = bytes_by_kind(executable)
-  return kinds['arguments'] + kinds['temporaries'] + kinds['outputs']
-
-
-class Cost(NamedTuple):
-  """What the compiler says: MiB of all that is held at once, and the seconds that it took."""
-
-  held: float
-  temporaries: float
-  compile_seconds: float
-
-  @classmethod
-  def of(cls, lowered: Any) -> 'Cost':
-    """Compiles a program."""
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    temporaries = bytes_by_kind(compiled)['temporaries']
-    return cls(held(compiled) / MEBIBYTE, temporaries / MEBIBYTE, seconds)
 
 
 def full_steps(problem: Problem) -> CompiledSteps:

@@ -95,7 +95,7 @@ def measure(task: str, method: str, epochs: int) -> dict[str, float]:
 
 
 def main() -> None:
-  """Measures all tasks, and prints a table for each version."""
+  """Measures all tasks, and prints."""
   parser = make_parser(__doc__, 'two epochs, and nothing is kept')
   rendered = [name for name, task in TASKS.items() if task.set != 'development']
   parser.add_argument('--tasks', nargs='+', choices=TASKS, default=rendered, metavar='TASK')
@@ -114,17 +114,18 @@ def main() -> None:
     found['admitted'] = is_admitted(found)
     if not given.quick:
       write_json(ADMISSION, kept | asked)
-  for made_by in dict.fromkeys(result['version'] for result in asked.values()):
-    rows = [
+  print_table(
+    dict.fromkeys(['task', *RATES, 'admitted', 'version'], '.1f'),
+    [
       (
         name,
         *(result[method]['accuracy'] for method in RATES),
         'yes' if result['admitted'] else 'no',
+        result['version'],
       )
       for name, result in asked.items()
-      if result['version'] == made_by
-    ]
-    print_table(dict.fromkeys([f'task, version {made_by}', *RATES, 'admitted'], '.1f'), rows)
+    ],
+  )
   print_result('admission', {'epochs': epochs, 'tasks': asked})
 
 

@@ -25,11 +25,11 @@ RENDERED = [name for name in TASKS if name not in ('digits', 'mnist', 'silhouett
 def strip(pool: Pool, number: int) -> np.ndarray:
   """A row of training pictures, uint8 [height, width, 3]: the `number`-th of each label."""
   images, labels = draw(pool, 0)['train']
-  side = images.shape[1]
-  row = np.full((side + GAP, MOST_CLASSES * (side + GAP), 3), 255, np.uint8)
+  side = images.shape[1] + GAP
+  row = np.full((side, MOST_CLASSES * side, 3), 255, np.uint8)
   for label in range(min(pool.num_classes, MOST_CLASSES)):
-    left = label * (side + GAP)
-    row[:side, left : left + side] = images[np.flatnonzero(labels == label)[number]]
+    picture = images[np.flatnonzero(labels == label)[number]]
+    row[:-GAP, label * side : (label + 1) * side - GAP] = picture
   return row
 
 

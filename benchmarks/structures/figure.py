@@ -41,21 +41,15 @@ def main() -> None:
       found[budget] = lines
   if not found:
     raise SystemExit('There is nothing to draw.')
-  lines = list(found.values())
+  tables = list(found.values())
   rows = [  # the tasks of which a row of panels has a line
-    list(dict.fromkeys(task for tables in lines[at : at + COLUMNS] for task in tables))
-    for at in range(0, len(lines), COLUMNS)
+    list(dict.fromkeys(task for table in tables[at : at + COLUMNS] for task in table))
+    for at in range(0, len(tables), COLUMNS)
   ]
   heights = [HEIGHT + LINE * len(tasks) for tasks in rows]
   figure = Figure(figsize=(WIDTH * COLUMNS, sum(heights)), layout='constrained')
-  axes = figure.subplots(
-    len(rows),
-    COLUMNS,
-    height_ratios=heights,
-    sharex=True,
-    sharey='row',
-    squeeze=False,
-  )
+  shared = {'sharex': True, 'sharey': 'row', 'squeeze': False}
+  axes = figure.subplots(len(rows), COLUMNS, height_ratios=heights, **shared)
   for axis in axes.flat[len(found) :]:
     axis.set_axis_off()
   colors = PALETTES['light']

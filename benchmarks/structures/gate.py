@@ -54,24 +54,8 @@ def correlations(store: Store, task: str) -> dict[str, Any]:
     for place, result in by_option[BOUNDED].items()
     if place in valued
   }
-  if not bounded:
-    return _with_those_that_trained(valued) if valued else {}
-  before, after = (
-    100 * np.array([results[place]['test'][0] for place in bounded])
-    for results in (valued, bounded)
-  )
-  had_broken, breaks = broken_down(before), broken_down(after)
-  gains = (after - before)[~had_broken & ~breaks]
-  changes = {  # what the bound does to the accuracy of trainings, in points
-    'recovered_to': _round(np.sort(after[had_broken])),
-    'newly_broken': int((breaks & ~had_broken).sum()),
-    'others_gain': {'mean': _round(gains.mean()), 'median': _round(np.median(gains))},
-    'means': _round([before.mean(), after.mean()]),
-  }
-  return {
-    **_with_those_that_trained(valued),
-    BOUNDED: {**_with_those_that_trained(bounded), 'changes': changes},
-  }
+  found = _with_those_that_trained(valued) if valued else {}
+  return {**found, BOUNDED: _with_those_that_trained(bounded)} if bounded else found
 
 
 def _with_those_that_trained(results: Results) -> dict[str, Any]:

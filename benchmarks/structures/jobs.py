@@ -8,7 +8,6 @@ import ast
 import collections
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from benchmarks.machinery.measuring import append_line, read_lines
 from glora_jax.runs import runners
 
 FOLDER = os.path.join('runs', 'structures')  # where compiled programs are kept
@@ -78,17 +78,12 @@ class Store:
   """
 
   def __init__(self, path: str, wanted: str | None = None) -> None:
-    """Reads the file, if there is one; a last line that was cut off is removed."""
+    """Reads the file, if there is one."""
     self.path, self.version = path, wanted or version()
     self.results: dict[Job, dict[str, Any]] = {}
     self.others: collections.Counter[str] = collections.Counter()
-    if not os.path.exists(path):
-      return
-    with open(path, 'rb+') as file:
-      whole, newline, _ = file.read().rpartition(b'\n')
-      file.truncate(len(whole + newline))
-    for line in whole.splitlines():
-      self._note(**json.loads(line))
+    for line in read_lines(path):
+      self._note(**line)
 
   def _note(self, job: Sequence[Any], version: str = UNKNOWN, **result: Any) -> None:
     if version == self.version:
@@ -98,10 +93,8 @@ class Store:
 
   def add(self, job: Job, result: Mapping[str, Any]) -> None:
     """Appends a result to the file, with its version."""
-    os.makedirs(os.path.dirname(self.path) or '.', exist_ok=True)
     content = {'job': list(job), 'version': self.version, **result}
-    with open(self.path, 'a') as file:
-      file.write(json.dumps(content, separators=(',', ':')) + '\n')
+    append_line(self.path, content)
     self._note(**content)
 
 

@@ -10,7 +10,6 @@ costs beside its training is not counted against it.
 """
 
 import base64
-import dataclasses
 import functools
 import os
 import time
@@ -66,25 +65,29 @@ class Model(NamedTuple):
   backbone: str = EMBEDDED
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-  """Where a structure is made.
+  """Where the structures of a seed are made.
 
   Attributes:
+    model: what programs are compiled for.
     adapted: the adapted backbone.
-    model: what its programs are compiled for.
-    variables: what a training starts from, with the warm head and usual starting values.
     preprocess: images to inputs of the model.
+    variables: what a training starts from, with the warm head and usual starting values.
     train: the images and labels.
     key: random key.
   """
 
-  adapted: Adapted
-  model: Model
-  variables: Any
-  preprocess: Callable[[jax.Array], jax.Array]
-  train: Split
-  key: jax.Array
+  def __init__(
+    self, task: str, seed: int, shifts: bool, ranks: tuple[int, ...], backbone_name: str
+  ) -> None:
+    """By a task, or by shifts of its images."""
+    self.model = Model(load_pool(task).num_classes, ranks, backbone_name)
+    base = backbone(self.model)
+    self.adapted, self.preprocess = base.adapted, base.preprocess
+    params = warm_params(task, seed, shifts, backbone_name)
+    self.variables = base.adapted.init(key_of(seed, 'init'), params)
+    self.train = training_images(task, seed, shifts, backbone_name)
+    self.key = key_of(seed, 'structure')
 
 
 def key_of(seed: int, purpose: str) -> jax.Array:
@@ -224,14 +227,8 @@ def setting(
   ranks: tuple[int, ...] = ALL_RANKS,
   backbone_name: str = EMBEDDED,
 ) -> Setting:
-  """Where the structures of a seed are made, by the task or by shifts of its images."""
-  model = Model(load_pool(task).num_classes, ranks, backbone_name)
-  base = backbone(model)
-  params = warm_params(task, seed, shifts, backbone_name)
-  variables = base.adapted.init(key_of(seed, 'init'), params)
-  train = training_images(task, seed, shifts, backbone_name)
-  key = key_of(seed, 'structure')
-  return Setting(base.adapted, model, variables, base.preprocess, train, key)
+  """A seed's `Setting`, kept for what comes next."""
+  return Setting(task, seed, shifts, ranks, backbone_name)
 
 
 def start_state(trainable: Any, epochs: int, rate: float, max_grad_norm: float = 0.0) -> Any:

@@ -20,12 +20,14 @@ import os
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import sys
+from typing import Any
 
 import jax
 
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from benchmarks.tpu_programs.cases import (
   BACKBONES,
+  KINDS,
   NAMES,
   OF_DECODERS,
   Case,
@@ -40,32 +42,27 @@ from glora_jax.runs.plan import chip_of, has_compiler
 
 MEBIBYTE = 2**20
 ASKED = ('supernet', 'scoring')  # how many fit, on quick settings
-TITLES = (
-  '', 'slice', 'at once', 'arguments', 'temporaries', 'outputs', 'code', 'Gop', 'matmuls',
-  'collectives', 'compile', 'fits',
-)  # fmt: skip
+COLUMNS = {
+  **dict.fromkeys(('', 'slice', 'at once'), ''),
+  **dict.fromkeys((f'{kind}, MiB' for kind in KINDS), ',.0f'),
+  **{'Gop': ',.0f', 'matmuls': '.1%', 'collectives': '', 'compile, s': '.0f', 'fits': ','},
+}
 
 
-def row(record: Record, fits: int | None) -> list[str]:
+def row(record: Record) -> list[Any]:
   """A line of the table."""
   case = Case(*(record[name] for name in Case._fields))
-  beginning = [case.name, case.topology, str(case.amount)]
+  beginning = [case.name, case.topology, case.amount]
   if 'error' in record:
-    return [*beginning, record['error'], *[''] * (len(TITLES) - len(beginning) - 1)]
-  sent = ', '.join(
+    return [*beginning, record['error'], *[None] * (len(COLUMNS) - len(beginning) - 1)]
+  sent = [
     f'{found["calls"]} {kind} {found["bytes"] / MEBIBYTE:.1f} MiB'
     for kind, found in record['collectives'].items()
-  )
-  kinds = ('arguments', 'temporaries', 'outputs', 'code')
-  return [
-    *beginning,
-    *(f'{record[kind] / MEBIBYTE:,.0f} MiB' for kind in kinds),
-    f'{record["operations"] / 1e9:,.0f}',
-    f'{record["products"] / max(1, record["operations"]):.1%}',
-    sent or 'none',
-    f'{record["seconds"]:.0f} s',
-    '' if fits is None else f'{fits:,}',
   ]
+  share = record['products'] / max(1, record['operations'])
+  sizes = [record[kind] / MEBIBYTE for kind in KINDS]
+  others = record['operations'] / 1e9, share, ', '.join(sent) or 'none', record['seconds']
+  return [*beginning, *sizes, *others, record.get('fits')]
 
 
 def main() -> None:
@@ -95,7 +92,7 @@ def main() -> None:
   records = {}
   for case in cases:  # all of them first, then those that only say how much fits
     records[case] = compiled(case, kept)
-    print(' '.join(row(records[case], None)), file=sys.stderr, flush=True)
+    print(*row(records[case]), file=sys.stderr, flush=True)
   found = []
   for case in cases:
     is_asked = not given.no_largest and (case.name in ASKED or not given.quick)
@@ -105,7 +102,7 @@ def main() -> None:
     found.append({**records[case], 'fits': fits})
   examples = f'{SIZES[model].length} tokens' if model in SIZES else f'{BACKBONES[model][1]} pixels'
   print(f'{model}, {examples}, bfloat16, base {given.base}')
-  print_table(dict.fromkeys(TITLES, ''), [row(record, record['fits']) for record in found])
+  print_table(COLUMNS, map(row, found))
   total = {record['name']: held(record) for record in found if 'error' not in record}
   print_result('tpu_programs', {'quick': given.quick, 'held': total, 'programs': found})
 

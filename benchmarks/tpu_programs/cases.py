@@ -5,14 +5,13 @@ Compilations are kept by their program's hash, so that none is done twice.
 
 import hashlib
 import importlib.metadata
-import json
-import os
 import time
 from typing import Any, Literal, NamedTuple
 
 import jax
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
+from benchmarks.machinery.measuring import append_line, read_lines
 from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
@@ -41,6 +40,7 @@ BACKBONES = {  # a model, the side of its images, and the rank of its supports
 
 
 Record = dict[str, Any]
+KINDS = ('arguments', 'temporaries', 'outputs', 'code')  # of bytes
 
 
 class Case(NamedTuple):
@@ -106,31 +106,18 @@ def build(case: Case) -> Program:
   return made.on(devices[0]) if mesh is None else made
 
 
-class Kept:
-  """Records of compilations in a file of JSON lines.
-
-  Args:
-    path: where it is, or will be.
-  """
+class Kept(dict[str, Record]):
+  """Records of compilations by hash, in a file of JSON lines."""
 
   def __init__(self, path: str):
+    super().__init__({record['hash']: record for record in read_lines(path)})
     self._path = path
-    self._records: dict[str, Record] = {}
-    if os.path.exists(path):
-      with open(path) as file:
-        records = [json.loads(line) for line in file if line.endswith('\n')]
-      self._records = {record['hash']: record for record in records}
 
-  def get(self, key: str) -> Record | None:
-    """The record of a hash, if it is there."""
-    return self._records.get(key)
-
-  def add(self, record: Record) -> None:
-    """Keeps a record."""
-    os.makedirs(os.path.dirname(self._path) or '.', exist_ok=True)
-    with open(self._path, 'a') as file:
-      file.write(json.dumps(record) + '\n')
-    self._records[record['hash']] = record
+  def add(self, record: Record) -> Record:
+    """Keeps a record, and returns it."""
+    append_line(self._path, record)
+    self[record['hash']] = record
+    return record
 
 
 def compiled(case: Case, kept: Kept) -> Record:
@@ -148,9 +135,8 @@ def compiled(case: Case, kept: Kept) -> Record:
   versions = [jax.__version__, importlib.metadata.version('libtpu')]
   text = '\n'.join([*versions, case.topology, lowered.as_text()])
   key = hashlib.sha256(text.encode()).hexdigest()
-  found = kept.get(key)
-  if found is not None:
-    return {**found, **case._asdict()}
+  if key in kept:
+    return {**kept[key], **case._asdict()}
   operations = count(traced.jaxpr)
   record = {
     'hash': key,
@@ -162,20 +148,18 @@ def compiled(case: Case, kept: Kept) -> Record:
   try:
     executable = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    kept.add({**record, 'error': str(error).splitlines()[0][:300]})
-    return kept.get(key) or {}
+    return kept.add({**record, 'error': str(error).splitlines()[0][:300]})
   record |= {
     'seconds': round(time.perf_counter() - start, 1),
     'cpu_seconds': round(time.process_time() - cpu_start, 1),
     **bytes_by_kind(executable),
   }
-  kept.add({**record, 'collectives': collectives(executable.as_text())})
-  return kept.get(key) or {}
+  return kept.add({**record, 'collectives': collectives(executable.as_text())})
 
 
 def held(record: Record) -> int:
   """Bytes of a chip, all kinds together."""
-  return sum(record[kind] for kind in ('arguments', 'temporaries', 'outputs', 'code'))
+  return sum(record[kind] for kind in KINDS)
 
 
 def largest(record: Record, half: Record | None, memory: int) -> int | None:

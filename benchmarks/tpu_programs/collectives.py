@@ -30,42 +30,6 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
   Returns:
     {kind: {'calls': number, 'bytes': number}}, kinds that occur alone.
   """
-  computations, main = _computations(hlo)
-  calls: Counter[str] = Counter()
-  sizes: Counter[str] = Counter()
-  channels: set[str] = set()
-  waiting = [(main, 1)]
-  while waiting:
-    name, times = waiting.pop()
-    for line in computations.get(name, ()):
-      found = _COLLECTIVE.search(line)
-      channel = _CHANNEL.search(line) if found else None
-      if channel and channel[1] in channels:
-        continue
-      if found:
-        channels |= {channel[1]} if channel else set()
-        calls[found[2]] += times
-        lists_inputs = found[3] is not None and found[2] in _WITH_INPUTS
-        sizes[found[2]] += times * _bytes(found[1], largest=lists_inputs)
-        continue
-      again = times * _rounds(line, computations)
-      waiting += [(called, again) for called in _CALLED.findall(line)]
-  return {kind: {'calls': calls[kind], 'bytes': sizes[kind]} for kind in KINDS if calls[kind]}
-
-
-def _rounds(line: str, computations: dict[str, list[str]]) -> int:
-  """How often what a line calls runs: as it says, or its loop's condition; 1 where neither does."""
-  if known := _KNOWN.search(line):
-    return int(known[1])
-  condition = _CONDITION.search(line)
-  lines = computations.get(condition[1], []) if condition else []
-  bounds = [int(found[1]) for text in lines if (found := _BOUND.search(text))]
-  counts = any('direction=LT' in text for text in lines)
-  return bounds[0] if counts and len(bounds) == 1 else 1
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-  """(lines of every computation, the one that is entered)."""
   computations: dict[str, list[str]] = {}
   main, lines = '', []
   for line in hlo.splitlines():
@@ -75,13 +39,38 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
       main = head[2] if head[1] else main
     else:
       lines.append(line)
-  return computations, main
+  calls: Counter[str] = Counter()
+  sizes: Counter[str] = Counter()
+  channels: set[str] = set()
+  waiting = [(main, 1)]
+  while waiting:
+    name, times = waiting.pop()
+    for line in computations.get(name, ()):
+      found = _COLLECTIVE.search(line)
+      if not found:
+        again = times * _rounds(line, computations)
+        waiting += [(called, again) for called in _CALLED.findall(line)]
+        continue
+      channel = set(_CHANNEL.findall(line))
+      if channel and channel <= channels:
+        continue
+      channels |= channel
+      shapes, kind, is_start = found.groups()
+      of_arrays = [
+        _BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(',') if side)
+        for dtype, sides in _ARRAY.findall(shapes)
+      ]
+      calls[kind] += times
+      # Of a result that lists inputs beside it, the largest array.
+      sizes[kind] += times * (max if is_start and kind in _WITH_INPUTS else sum)(of_arrays or [0])
+  return {kind: {'calls': calls[kind], 'bytes': sizes[kind]} for kind in KINDS if calls[kind]}
 
 
-def _bytes(shapes: str, *, largest: bool) -> int:
-  """Bytes of a result; of one that lists inputs beside it, of its largest array."""
-  sizes = [
-    _BYTES.get(kind, 4) * math.prod(int(side) for side in sides.split(',') if side)
-    for kind, sides in _ARRAY.findall(shapes)
-  ]
-  return max(sizes, default=0) if largest else sum(sizes)
+def _rounds(line: str, computations: dict[str, list[str]]) -> int:
+  """How often what a line calls runs: as it says, or its loop's condition; 1 where neither does."""
+  if known := _KNOWN.search(line):
+    return int(known[1])
+  condition = _CONDITION.search(line)
+  text = '\n'.join(computations.get(condition[1], [])) if condition else ''
+  bounds = _BOUND.findall(text)
+  return int(bounds[0]) if 'direction=LT' in text and len(bounds) == 1 else 1

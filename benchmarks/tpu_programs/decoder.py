@@ -131,18 +131,14 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
     adapted, variables = glora_jax.shard(adapted, variables, mesh)
   else:
     variables = meshes.replicate(mesh, variables)
-  lora = glora_jax.preset(adapted.spec, f'lora:{RANK}')
-  is_supernet = name == 'supernet'
-  learner = adapted if is_supernet else adapted.fix(lora)
+  learner = adapted if name == 'supernet' else adapted.fix(f'lora:{RANK}')
 
   def loss_fn(trainable, frozen, batch, key):
     tokens, labels = batch
-    variables = learner.join(trainable, frozen)
-    if is_supernet:
-      genome = glora_jax.sample_genome(key, adapted.spec)
-      logits = adapted.apply(variables, tokens, genome=genome)
-    else:
-      logits = learner.apply(variables, tokens)
+    genome = {}
+    if learner.genome is None:
+      genome['genome'] = glora_jax.sample_genome(key, adapted.spec)
+    logits = learner.apply(learner.join(trainable, frozen), tokens, **genome)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {}
 
   trainable, frozen = jax.eval_shape(learner.split, variables)
