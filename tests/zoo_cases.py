@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from comparing import random_variables, vector
 from flax import nnx
 from hand_count import by_name, count_rows, expected, fold_by_hand, found, unboxed
@@ -19,6 +20,14 @@ from glora_jax.method.trace.events import HEAD
 from glora_jax.tree import path_name
 
 SPACE = SearchSpace(ranks=(1, 2))
+
+
+def computed(examples, others):
+  """Names of a zoo; those of the others, which resemble one of these, are left to `.ci/full`."""
+  marked = [
+    pytest.param(name, marks=pytest.mark.full if name in others else ()) for name in examples
+  ]
+  return pytest.mark.parametrize('name', marked)
 
 
 def distance(actual, wanted) -> float:

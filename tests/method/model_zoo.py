@@ -370,9 +370,6 @@ def mixture_of_experts():
   return Example(SparseModel(), rows, (normal(2, 5, WIDTH),))
 
 
-FAMILIES = tuple(EXAMPLES)  # whose gradients are compared with those of folded params
-
-
 # BERT, CLIP and Wav2Vec2 in the manner of transformers' Flax models: modules made in `setup` under
 # numbered names, heads split by hand, norms before or after, a pooler, two towers, sound.
 

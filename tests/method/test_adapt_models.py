@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, assert_trees_close, random_variables, vector
 from hand_count import Kernel, unboxed
-from zoo_cases import SPACE, Case
+from zoo_cases import SPACE, Case, computed
 
 from glora_jax import SearchSpace
 from glora_jax.method.adapt import adapt
@@ -18,6 +18,13 @@ from glora_jax.method.genomes import canonicalize
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
+most_models = computed(
+  model_zoo.EXAMPLES,
+  [
+    *('vit_setup', 'scanned_vit_global_average', 'bert', 'clip', 'wav2vec2', 'made_in_setup'),
+    *('scan_axis_0', 'scan_axis_last', 'two_scans', 'remat', 'with_logical_partitioning'),
+  ],
+)
 
 
 class LinenCase(Case):
@@ -36,7 +43,7 @@ class LinenCase(Case):
     super().__init__(example, adapted, params, plain, kernels_of(example, adapted, params))
     self.rest = base
     self.variables = {**base, **random_variables(adapted, params, seed=0)}
-    self.start = {**base, **adapted.init(jax.random.key(0), params)}
+    self.start = {**base, **self.start}
     self._many = jax.jit(jax.vmap(self._compute, (None, 0)))
     self.fold = jax.jit(adapted.fold)
 
@@ -91,17 +98,17 @@ def test_no_matrix_is_left_that_is_used_like_a_linear_layer(name):
   assert not [matrix for matrix in matrices if not matrix.reason.startswith(CHOSEN + ORDINARY)]
 
 
-@every_model
+@most_models
 def test_every_subnet_is_the_base_model_at_initialization(name):
   session(name).check_identity()
 
 
-@every_model
+@most_models
 def test_fold_is_the_equation_on_every_layers_own_slice_and_gives_what_a_population_gives(name):
   session(name).check_fold()
 
 
-@every_model
+@most_models
 def test_every_support_of_every_layer_gets_a_gradient(name):
   session(name).check_gradients()
 
@@ -115,7 +122,9 @@ def test_a_genome_alone_gives_what_it_gives_in_a_population(name):
     assert_close(found.outputs, expected.outputs)
 
 
-@pytest.mark.parametrize('name', model_zoo.FAMILIES)
+@pytest.mark.parametrize(
+  'name', ['vit_compact', 'scanned_vit_attention_pooling', 'language_model', 'mixture_of_experts']
+)
 def test_gradients_are_those_of_folded_params_in_the_untouched_model(name):
   case = session(name)
 

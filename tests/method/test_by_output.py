@@ -93,17 +93,13 @@ def test_no_axis_is_left_to_be_repeated_by_itself(tokens):
       equation.effective(kernel, bias, own, alleles, RANKS)
 
 
-@pytest.mark.parametrize('tokens', [MANY, FEW])
-@pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
+@pytest.mark.parametrize('tokens, without', [(MANY, 'CDE'), (MANY, 'BCDE'), (FEW, 'CDE')])
 def test_derivatives_of_both_modes_and_orders_are_right(tokens, without):
   with jax.enable_x64(True):
     inputs, kernel, bias, stored = layer(tokens, without, 'float64')
     function = functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0]))
-    check_grads(
-      lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)),
-      (inputs, stored),
-      order=2,
-    )
+    outputs = jax.jit(lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)))
+    check_grads(outputs, (inputs, stored), order=2)
 
 
 @pytest.mark.parametrize('without', ['CDE', 'BCDE'])

@@ -15,8 +15,8 @@ from glora_jax import SearchSpace, adapt, load_adapter, preset, random_genomes, 
 from glora_jax.method.genomes import canonicalize
 
 SPACE = SearchSpace(ranks=(1, 2, 4))
-# Stacks in every place, convolution, boxes, and several axes in and out.
-MODELS = ('scan_axis_1', 'scan_of_vmap', 'dense_general', 'with_partitioning', 'bfloat16_params')
+# Two axes of a stack, several axes in and out, and boxes.
+MODELS = ('scan_of_vmap', 'dense_general', 'with_partitioning')
 
 
 class Mlp(nn.Module):
@@ -72,7 +72,7 @@ def test_what_needs_no_cut_is_the_same_array():
   assert trainable['glora']['fc1']['B_up'] is variables['glora']['fc1']['B_up']
 
 
-def check(adapted, variables, genome, inputs=(X,), tolerance=1e-5, **kwargs):
+def check(adapted, variables, genome, inputs=(X,), **kwargs):
   """Cut storage holds less, and applied, fixed and folded it is the same."""
   subnet = adapted.fix(genome)
   narrow = rejoined(subnet, variables)
@@ -83,7 +83,7 @@ def check(adapted, variables, genome, inputs=(X,), tolerance=1e-5, **kwargs):
     applied = adapted.apply(variables, *inputs, genome=genome, **kwargs)
     return [vector(applied), vector(subnet.apply(variables, *inputs, **kwargs))]
 
-  assert_trees_close(outputs(narrow), outputs(variables), tolerance)
+  assert_trees_close(outputs(narrow), outputs(variables))
   assert_trees_close(jax.jit(subnet.fold)(narrow), jax.jit(subnet.fold)(variables), 1e-2)
 
 
@@ -94,8 +94,7 @@ def test_cut_storage_is_the_same_subnet_in_every_model(name):
   base = example.variables()
   variables = {**base, **random_variables(adapted, base['params'])}
   [genome] = genomes_of(adapted.spec, 1)
-  tolerance = 1e-4 if name == 'bfloat16_params' else 1e-5
-  check(adapted, variables, genome, example.inputs, tolerance, **example.kwargs)
+  check(adapted, variables, genome, example.inputs, **example.kwargs)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_cut_storage_is_the_same_subnet_in_every_model(name):
 )
 def test_cut_storage_is_the_same_subnet_in_every_space(space):
   adapted, variables = mlp(space)
-  for genome in genomes_of(adapted.spec, 6):
+  for genome in genomes_of(adapted.spec, 2):
     check(adapted, variables, genome)
 
 

@@ -10,12 +10,12 @@ import pytest
 from comparing import vector
 from flax import nnx
 from hand_count import randomized_model
-from zoo_cases import SPACE, Case, Results, case_of
+from zoo_cases import SPACE, Case, Results, case_of, computed
 
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Support, live
 
-# Small, and unlike each other; the others are computed by `.ci/full`, here and for the record.
+# Small, and unlike each other; all are computed for the record, too.
 QUICK = (
   'fused_queries_keys_and_values',
   'scanned_layers',
@@ -23,12 +23,7 @@ QUICK = (
   'streams_as_an_argument',
 )
 every_model = pytest.mark.parametrize('name', nnx_zoo.EXAMPLES)
-computed = pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in nnx_zoo.EXAMPLES
-  ],
-)
+quick_models = computed(nnx_zoo.EXAMPLES, nnx_zoo.EXAMPLES.keys() - {*QUICK})
 
 
 @nnx.jit
@@ -61,17 +56,17 @@ def test_rows_are_the_layers_that_a_reader_counts(name):
   case(name).check_rows()
 
 
-@computed
+@quick_models
 def test_every_subnet_is_the_model_at_initialization(name):
   case(name).check_identity()
 
 
-@computed
+@quick_models
 def test_fold_is_the_equation_along_the_axes_that_a_reader_finds(name):
   case(name).check_fold()
 
 
-@computed
+@quick_models
 def test_every_support_of_every_layer_gets_a_gradient(name):
   case(name).check_gradients()
 
@@ -100,7 +95,7 @@ class LiveCase(Case):
     return [Results(outputs, gradients, folded)]
 
 
-@computed
+@quick_models
 def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients(name):
   alive, (example, model) = LiveCase(name), base(name)
   alive.check_rows()
