@@ -31,13 +31,19 @@ def run(code):
   ).stdout
 
 
-def test_the_import_loads_nothing_and_adapting_only_what_it_needs():
-  code = 'import sys, glora_jax; print(*sys.modules, "", sep=",", end=";"); glora_jax.adapt; '
-  at_once, at_first_use = run(code + 'print(*sys.modules, sep=",")').split(';')
-  assert not {'jax', 'flax', 'numpy'} & {*at_once.split(',')}
-  loaded = {*at_first_use.strip().split(',')}
-  assert 'glora_jax.method.adapt' in loaded
-  assert not {name for name in LATER if name in loaded}
+def test_the_import_loads_nothing_adapting_what_it_needs_and_runs_no_library_of_a_single_task():
+  printed = run(
+    'import sys, glora_jax; print(*sys.modules); glora_jax.adapt; print(*sys.modules);'
+    'print(*dir(glora_jax)); [getattr(glora_jax, name) for name in glora_jax.__all__];'
+    'import glora_jax.runs.job; print(*sys.modules)'
+  )
+  at_once, at_first_use, listed, of_runs = map(str.split, printed.splitlines())
+  assert not {'jax', 'flax', 'numpy'} & {*at_once}
+  assert 'glora_jax.method.adapt' in at_first_use
+  assert not {*LATER} & {*at_first_use}
+  assert {*glora_jax.__all__} <= {*listed}
+  assert 'glora_jax.data.tasks.digits' in of_runs
+  assert not {'sklearn', 'pandas', 'matplotlib'} & {*of_runs}
 
 
 def test_the_first_pages_of_the_command_load_no_jax():
@@ -49,20 +55,6 @@ def test_the_first_pages_of_the_command_load_no_jax():
     page = run(code.format(flag))
     assert expected in page
     assert 'jax' not in page.splitlines()[-1].split()
-
-
-def test_runs_load_no_library_of_a_single_task():
-  loaded = run('import sys, glora_jax.runs.job; print(*sys.modules)').split()
-  assert 'glora_jax.data.tasks.digits' in loaded
-  assert not {'sklearn', 'pandas', 'matplotlib'} & {*loaded}
-
-
-def test_every_public_name_resolves_in_a_fresh_process_and_is_listed():
-  listed = run(
-    'import glora_jax; names = dir(glora_jax);'
-    '[getattr(glora_jax, name) for name in glora_jax.__all__]; print(*names)'
-  ).split()
-  assert set(glora_jax.__all__) <= set(listed)
 
 
 def test_what_type_checkers_see_is_what_python_gives():
