@@ -163,10 +163,9 @@ def narrow(monkeypatch, size):
   monkeypatch.setattr(Settings, 'size', property(lambda settings: size))
 
 
-@pytest.mark.parametrize('make', [mixed, scanned])
-def test_two_passes_measure_the_gradient_along_the_directions_that_they_find(make, monkeypatch):
+def test_two_passes_measure_the_gradient_along_the_directions_that_they_find(monkeypatch):
   narrow(monkeypatch, 1)
-  adapted, variables, batches = make()
+  adapted, variables, batches = mixed()
   settings = Settings(FOLDS, 1, progress=False)
   rows = measure(adapted, variables, loss, batches, KEY, settings)
   full = slow_gradients(adapted, variables, batches)
@@ -180,10 +179,7 @@ def test_two_passes_measure_the_gradient_along_the_directions_that_they_find(mak
       assert_close(found, same)
 
 
-@pytest.mark.parametrize('sketched', [False, True])
-def test_starting_values_lie_on_the_mean_gradients_and_change_no_output(sketched, monkeypatch):
-  if sketched:
-    narrow(monkeypatch, 2)
+def test_starting_values_lie_on_the_mean_gradients_and_change_no_output():
   adapted, variables, batches = mixed()
   found = allocated((adapted, variables, batches))
   full = slow_gradients(adapted, variables, batches)[0]
@@ -192,7 +188,7 @@ def test_starting_values_lie_on_the_mean_gradients_and_change_no_output(sketched
     left = np.linalg.svd(matrices.mean(0))[0][:, 0]
     norm = allocation.xavier_norm(len(left), 2)
     assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
-    assert abs(left @ factor[:, 0]) > norm * (0.8 if sketched else 0.999)
+    assert abs(left @ factor[:, 0]) > 0.999 * norm
   assert jax.tree.map(jnp.shape, found.variables) == jax.tree.map(jnp.shape, variables)
   outputs = adapted.apply(found.variables, batches[0][0], genome=found.genome)
   expected = adapted.model.apply({'params': variables['params']}, batches[0][0])
@@ -232,26 +228,17 @@ def test_batches_may_be_a_function_that_gives_them_again_and_a_short_list_has_fe
   jax.tree.map(assert_array_equal, listed.values, generated.values)
 
 
-class Untraceable:
-  """Stands for a program that is not to be compiled."""
-
-  def __call__(self, *arguments):
-    raise AssertionError('compiled again')
-
-
 def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
   adapted, variables, batches = scanned()
   expected = allocated((adapted, variables, batches))
   cold = {**variables, 'params': jax.tree.map(jnp.zeros_like, variables['params'])}
   ahead = compile_ahead(adapted, cold, loss, batches, folds=FOLDS, max_rank=2)
-  monkeypatch.setattr(Passes, '_gradient', Untraceable())
-  found = allocated((adapted, variables, batches), ahead=ahead)
+  with monkeypatch.context() as patched:
+    patched.setattr(Passes, '_gradient', None)  # nothing is compiled again
+    found = allocated((adapted, variables, batches), ahead=ahead)
   assert_array_equal(found.genome, expected.genome)
   jax.tree.map(assert_array_equal, found.values, expected.values)
   jax.tree.map(assert_array_equal, found.variables, expected.variables)
-  half = [jax.tree.map(lambda array: array[:2], batch) for batch in batches]
-  with pytest.raises(AssertionError, match='compiled again'):  # for the other shape
-    allocated((adapted, variables, half), ahead=ahead)
   with jax.disable_jit():
     assert compile_ahead(adapted, variables, loss, batches, folds=FOLDS) is None
 
@@ -298,8 +285,6 @@ def test_clear_priors_choose_where_the_own_gradient_is_noise():
     )
     expected = pooled(own.values, other, found.borrowed)
     jax.tree.map(assert_allclose, found.values, expected)
-  lazily = allocated(problem, prior=lambda: [first, second])
-  assert_array_equal(lazily.genome, found.genome)
   nothing = allocated(problem, prior=lambda: None)
   assert_array_equal(nothing.genome, own.genome)
   positive = allocated(problem, prior=first)  # all values are above 0

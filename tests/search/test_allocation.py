@@ -143,7 +143,7 @@ def slow_worth(spec, worth, genome):
   return total
 
 
-@pytest.mark.parametrize('seed, budget', list(itertools.product(range(6), (4, 23, 60, 500))))
+@pytest.mark.parametrize('seed, budget', list(itertools.product(range(3), (4, 23, 60, 500))))
 def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   worth = random_worth(seed)
   found = choice.choose(SPEC, worth, budget, floor=False)
@@ -154,7 +154,7 @@ def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   assert_allclose(total, slow_worth(SPEC, worth, found))
 
 
-@pytest.mark.parametrize('seed, budget', list(itertools.product(range(4), (40, 120, 300))))
+@pytest.mark.parametrize('seed, budget', list(itertools.product(range(3), (40, 300))))
 def test_what_is_left_is_spent_by_other_values_and_nothing_is_taken_back(seed, budget):
   worth, rest = random_worth(seed), random_worth(seed + 10, positive=True)
   judged = choice.choose(SPEC, worth, budget, floor=False)

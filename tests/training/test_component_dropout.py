@@ -6,14 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from numpy.testing import assert_array_equal
 from tiny import problem, unchanged
 from trees import randomized
 
 from glora_jax.method import presets
 from glora_jax.method.draws import sample_genome
-from glora_jax.training.consistency import Consistency
 from glora_jax.training.losses import drop_components, make_loss
 
 KEY = jax.random.key(5)
@@ -72,11 +70,10 @@ def test_a_layer_loses_the_same_parts_whatever_stands_beside_it():
   assert not np.array_equal(both[0] == 0, both[1] == 0)
 
 
-@pytest.mark.parametrize('name', ['lora', 'supernet'])
-def test_without_dropout_the_loss_keeps_its_bits_and_with_it_the_key_decides(name):
-  before = loss_at(name)
-  assert loss_at(name, component_dropout=0.0) == before
-  first, again = (loss_at(name, component_dropout=0.5) for _ in range(2))
+def test_without_dropout_the_loss_keeps_its_bits_and_with_it_the_key_decides():
+  before = loss_at('supernet')
+  assert loss_at('supernet', component_dropout=0.0) == before
+  first, again = (loss_at('supernet', component_dropout=0.5) for _ in range(2))
   assert first == again != before
 
 
@@ -91,15 +88,3 @@ def test_every_path_of_a_supernet_is_dropped_by_its_own_genome():
   assert change(lora, vectors) > 1e-3
   assert change(vectors, lora) > 1e-3
   assert change(vectors, vectors) < 1e-6
-
-
-def test_the_two_passes_of_consistency_lose_different_parts():
-  def difference(dropout):
-    small, large = (
-      loss_at('lora', drop=0.0, consistency=Consistency(w, sigma=0.0), component_dropout=dropout)
-      for w in (1e-9, 1.0)
-    )
-    return large - small
-
-  assert abs(difference(0.0)) < 1e-6
-  assert difference(0.5) > 1e-3

@@ -15,7 +15,7 @@ from trees import randomized
 import glora_jax
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.training import head_alone
-from glora_jax.training.head_alone import HeadAlone, halve, warm_head
+from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.loop import fit
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
@@ -148,17 +148,3 @@ def test_a_head_that_reads_no_row_for_each_image_is_trained_under_its_model(
   monkeypatch.setattr(HeadAlone, 'features', None)
   expected = trained_as_a_whole(adapted, variables, images=images)
   assert_same_head(warmed(adapted, variables, images), expected, variables)
-
-
-def test_what_depends_on_frozen_arrays_alone_is_no_feature():
-  def function(head, body, images):
-    scale = jax.jit(jnp.exp)(body['scale'])
-    return jax.jit(lambda x: scale * (jnp.tanh(x) @ head))(images @ body['kernel'])
-
-  head, images = jnp.ones((3, 2)), jax.random.normal(KEY, (4, 8))
-  body = {'kernel': jax.random.normal(KEY, (8, 3)), 'scale': jnp.float32(0.5)}
-  halves = halve(function, head, body, images)
-  features = halves.body(body, images)
-  assert_allclose(features, jnp.tanh(images @ body['kernel']), rtol=1e-6)
-  found = halves.head(head, body, features)
-  assert_allclose(found, function(head, body, images), rtol=1e-6)

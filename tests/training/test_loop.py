@@ -94,14 +94,10 @@ def test_a_step_is_adamw_on_the_sampled_subnet(loss_fn, first_epoch):
 def test_resumed_training_equals_uninterrupted_training_bit_for_bit(fit, whole):
   half = fit(stop_epoch=2)
   assert half.step == 2 * STEPS_PER_EPOCH
-  chex.assert_trees_all_equal(whole, fit(state=half))
-
-
-def test_a_given_state_can_be_gone_on_from_again(fit, first_epoch):
-  kept = jax.tree.map(np.array, first_epoch)
-  again = [fit(state=first_epoch, stop_epoch=2) for _ in range(2)]
-  chex.assert_trees_all_equal(*again)
-  chex.assert_trees_all_equal(first_epoch, kept)
+  kept = jax.tree.map(np.array, half)
+  for _ in range(2):
+    chex.assert_trees_all_equal(whole, fit(state=half))
+  chex.assert_trees_all_equal(half, kept)
 
 
 def test_the_number_of_steps_per_dispatch_changes_nothing(fit, whole):

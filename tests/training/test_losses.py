@@ -91,7 +91,7 @@ def test_labels_and_their_distribution_have_the_same_loss_whatever_stands_before
     assert_allclose(metrics['accuracy'], jnp.mean(logits.argmax(-1) == labels))
 
 
-@pytest.mark.parametrize('largest', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('largest', [0.0, 0.5])
 def test_genes_take_their_largest_allele_as_often_as_asked(largest):
   spec = problem().adapted.spec
   draw = functools.partial(Sampling(largest=largest).draw, spec=spec)

@@ -52,7 +52,7 @@ def sum_loss(trainable, frozen, batch, key):
 FALLING = Recipe(4, 5, 0.1, final_learning_rate=0.1, warmup_epochs=0, weight_decay=0)
 
 
-@pytest.mark.parametrize('fields', [{}, {'update_used_only': True}, {'max_grad_norm': 0.05}])
+@pytest.mark.parametrize('fields', [{}, {'update_used_only': True, 'max_grad_norm': 0.05}])
 def test_seeds_and_starts_side_by_side_are_those_trained_apart(fields):
   loss_fn, (trainable, frozen) = of_lora(component_dropout=0.0 if fields else 0.5)
   starts = trainable, jax.tree.map(lambda leaf: 0.9 * leaf, trainable)
