@@ -10,6 +10,7 @@ from trees import randomized
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Part
 from glora_jax.runs.backbone import Stream
+from glora_jax.runs.context import Candidate
 
 
 @pytest.fixture(scope='module')
@@ -30,9 +31,12 @@ def runs(run_config, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def predictions(runs):
-  """What the smallest subnet answers, by run and split."""
+  """What the smallest structure answers, by run and split."""
   return {
-    name: {split: run.predict(run.variables, smallest(run), split) for split in ('test', 'few')}
+    name: {
+      split: run.predict(Candidate(run.variables, smallest(run)), split)
+      for split in ('test', 'few')
+    }
     for name, run in runs.items()
   }
 
