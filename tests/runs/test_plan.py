@@ -143,7 +143,7 @@ def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
   [
     (GIVEN, 100, 'training/linear takes .* not one image fits: lower training.batch_size=64'),
     (GIVEN, 1000 + 32 * 10, 'at most 32 images fit: lower training.batch_size=64, raise'),
-    (GIVEN, 1700, 'test takes .* lower data.max_resident'),
+    (GIVEN, 1700, 'training/linear takes .* lower data.max_resident'),
     (COMPARING, 100, 'give fewer compare.seeds or compare.rates'),
   ],
 )
@@ -201,9 +201,10 @@ def test_every_method_is_tuned_unless_its_rate_is_given_and_trained_from_every_s
   assert steps['tuning/lora:2', 'train_many'] == 60
   assert images['tuning/lora:2', 'train_many'] == 60 * 64 * 2
   assert images['training/lora:2', 'train_many'] == 60 * 64 * 3
+  assert images['training/lora:2', 'evaluation'] == 6 * 160 * 3  # a look after every epoch
   assert ('tuning/finetuning', 'train_many') not in steps
   assert ('training/finetuning', 'train_many') in steps
-  rows = 1 + 1 + 2 * 2 + 2  # a searched subnet is tested before its finetuning, too
+  rows = 1 + 1 + 2 * 2 + 2  # a searched structure is tested before its finetuning, too
   assert images['test', 'evaluation'] == rows * 3 * 360
 
 

@@ -37,7 +37,14 @@ from glora_jax.runs.stages.allocation import (
   start_compiling,
 )
 from glora_jax.runs.stages.search import run_search
-from glora_jax.runs.stages.training import FullFineTuning, Trained, Training, best_on_val, train
+from glora_jax.runs.stages.training import (
+  FullFineTuning,
+  Trained,
+  Training,
+  best_on_val,
+  calls_of_training,
+  train,
+)
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.checked import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
@@ -468,14 +475,14 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
     images = times * settings.search.evaluations * context.counts['val']
     yield Call('scoring', Workload(), 0, images)
     alone = Workload(structure=SEARCH, recipe=settings.finetuning, side_by_side=1)
-    yield Call.training('train_many', alone, number, times)
+    yield from calls_of_training(context, 'train_many', alone, times=times)
   elif method == GRADIENT:
     borrowed = borrowed_images(context)
     yield Call('features', Workload(), 0, seeds * (number + borrowed))
     yield Call('allocation', Workload(), 0, PASSES * seeds * (number * rows + borrowed))
     shorter = settings.allocation.shortened(recipe)
     workload = Workload(structure=GRADIENT, recipe=shorter, side_by_side=rates)
-    yield Call.training('train_many', workload, number, seeds * rows)
+    yield from calls_of_training(context, 'train_many', workload, times=seeds * rows)
   else:
     workload = Workload(structure=method, recipe=recipe, side_by_side=trials)
-    yield Call.training('train_many', workload, number)
+    yield from calls_of_training(context, 'train_many', workload)

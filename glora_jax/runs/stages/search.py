@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Candidate, Context, train_split_of
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
-from glora_jax.runs.stages.training import Trained, Training, train
+from glora_jax.runs.stages.training import Trained, Training, calls_of_training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
@@ -79,9 +80,9 @@ def _calls_of_search(context: Context) -> list[Call]:
   return [Call('scoring', Workload(), 0, images)]
 
 
-def _calls_of_finetuning(context: Context, split: str) -> list[Call]:
+def _calls_of_finetuning(context: Context, split: str) -> Iterator[Call]:
   workload = Workload(structure=SEARCH, recipe=context.settings.finetuning)
-  return [Call.training('subnet', workload, context.counts[split])]
+  return calls_of_training(context, 'subnet', workload, split)
 
 
 def _train_supernet(context: Context) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ from glora_jax.runs.stages.allocation import (
   start_compiling,
   train_head,
 )
-from glora_jax.runs.stages.training import Training, train
+from glora_jax.runs.stages.training import Training, calls_of_training, train
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.fold_gradients import Ahead
 
@@ -181,12 +182,12 @@ def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
 def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> Stage:
   folder = f'training/{file_name(name)}'
 
-  def calls(context: Context) -> list[Call]:
+  def calls(context: Context) -> Iterator[Call]:
     recipe = context.settings.training
     if name == GRADIENT:
       recipe = context.settings.allocation.shortened(recipe)
     workload = Workload(structure=settings.structure if is_given else name, recipe=recipe)
-    return [Call.training('subnet', workload, context.counts[context.train_split])]
+    return calls_of_training(context, 'subnet', workload, context.train_split)
 
   def check(context: Context) -> None:
     if not is_given and name not in NO_PRESETS:

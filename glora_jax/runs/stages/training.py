@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs.context import Context
 from glora_jax.runs.monitoring import Metrics
+from glora_jax.runs.stage import Call, Workload
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
 from glora_jax.training.checkpoints import TrainingCheckpoints
@@ -175,7 +176,7 @@ def train(context: Context, training: Training) -> list[Trained]:
   last = epochs * per_epoch
   is_head = isinstance(learner, HeadAlone)
   is_measured = training.measured and learner.genome is not None and training.split == 'train'
-  interval = max(1, math.ceil(epochs / LOOKS)) * per_epoch
+  interval = epochs_between_looks(epochs) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
       context=context,
@@ -214,6 +215,24 @@ def train(context: Context, training: Training) -> list[Trained]:
   if rates is None:
     bookkeeper.warn_of_guessing(state, labels)
   return bookkeeper.trained(state)
+
+
+def epochs_between_looks(epochs: int) -> int:
+  """Epochs between two looks at the validation images."""
+  return max(1, math.ceil(epochs / LOOKS))
+
+
+def calls_of_training(
+  context: Context, program: str, workload: Workload, split: str = 'train', times: int = 1
+) -> Iterator[Call]:
+  """The programs that a training of a fixed structure calls, so many times: steps and looks."""
+  assert workload.recipe is not None
+  yield Call.training(program, workload, context.counts[split], times)
+  if split == 'train':
+    epochs = workload.recipe.epochs
+    trainings = times * (workload.side_by_side if program == 'train_many' else 1)
+    looks = math.ceil(epochs / epochs_between_looks(epochs))
+    yield Call('evaluation', Workload(), 0, looks * trainings * context.counts['val'])
 
 
 def equal_parts(steps: int) -> int:
