@@ -59,7 +59,7 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
       continue
     image, _, label = line.rstrip('\n').rpartition(' ')
     if not image or not _WHOLE_NUMBER.fullmatch(label):
-      _refuse(path, number, line.strip(), 'does not hold a path and a whole number')
+      _refuse(path, number, 'does not hold a path and a whole number', line.strip())
     if int(label) >= num_classes:
       raise ValueError(
         f'{path}, line {number}: the label {label} is none of the {num_classes} classes '
@@ -95,9 +95,9 @@ def _text_of(path: str | os.PathLike, expected: str) -> str:
     ) from error
 
 
-def _refuse(path: str | os.PathLike, line: int, text: str, what: str) -> NoReturn:
+def _refuse(path: str | os.PathLike, line: int, what: str, *cells: str) -> NoReturn:
   """Raises ValueError that quotes a line of a label file."""
-  raise ValueError(f'{path}, line {line}: {shown(text)} {what}.')
+  raise ValueError(f'{path}, line {line}: {shown(",".join(cells))} {what}.')
 
 
 def _paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: str) -> list[str]:
@@ -161,26 +161,23 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     is_file = os.path.isfile(os.path.join(os.path.dirname(path), header[0]))
     if not (is_file or is_image(header[0])) or {'path', 'label'} & set(columns):
       what = 'names no image, and is no header with path and label, which commas separate'
-      _refuse(path, first_line, ','.join(header), what)
+      _refuse(path, first_line, what, *header)
     columns = ['path', 'label']
   wanted = ('path', 'label', 'split') if 'split' in columns else ('path', 'label')
   if repeated := [name for name in wanted if columns.count(name) > 1]:
     what = f'has the column {repeated[0]} more than once; rename those that are not meant'
-    _refuse(path, first_line, ','.join(header), what)
+    _refuse(path, first_line, what, *header)
   if not rows:
     raise ValueError(f'{path} has a header alone; rows of a path and a label are expected.')
+  what = (
+    f'does not hold {" and ".join(f"a {name}" for name in wanted)}, or has more fields than '
+    f'the {len(columns)} columns; a field with a comma in it stands between double quotes'
+  )
   labelled = []
   for line, cells in rows:
-    if any(cells[len(columns) :]):
-      what = (
-        f'has {len(cells)} fields in place of {len(columns)}; a field with a comma in it stands '
-        'between double quotes'
-      )
-      _refuse(path, line, ','.join(cells), what)
     row = dict(zip(columns, cells, strict=False))
-    if not all(map(row.get, wanted)):
-      expected = ' and '.join(f'a {name}' for name in wanted)
-      _refuse(path, line, ','.join(cells), f'does not hold {expected}')
+    if any(cells[len(columns) :]) or not all(map(row.get, wanted)):
+      _refuse(path, line, what, *cells)
     labelled.append(LabelledPath(line, *map(row.__getitem__, wanted)))
   return labelled
 

@@ -14,22 +14,17 @@ def test_paths_of_lists_may_hold_spaces_and_empty_lines_are_passed_over(tmp_path
   assert files.labels.tolist() == [1, 0]
 
 
-def test_rows_of_a_csv_know_their_lines(tmp_path):
-  (tmp_path / 'labels.csv').write_text('\ufefflabel, path\n\ncat, a.png\n', encoding='utf-8')
-  assert read_csv(tmp_path / 'labels.csv') == [LabelledPath(3, 'a.png', 'cat')]
-
-
-def test_a_quote_behind_a_space_is_no_letter_of_a_label(tmp_path):
-  (tmp_path / 'labels.csv').write_text('path, label\na.png,"x, y"\n \n "b.png", "x, y"\n')
+def test_rows_of_a_csv_know_their_lines_and_a_quote_behind_a_space_is_no_letter(tmp_path):
+  text = '\ufefflabel, path\n\ncat, a.png\n \n"x, y", "b.png"\n'
+  (tmp_path / 'labels.csv').write_text(text, encoding='utf-8')
   assert read_csv(tmp_path / 'labels.csv') == [
-    LabelledPath(2, 'a.png', 'x, y'),
-    LabelledPath(4, 'b.png', 'x, y'),
+    LabelledPath(3, 'a.png', 'cat'),
+    LabelledPath(5, 'b.png', 'x, y'),
   ]
 
 
-@pytest.mark.parametrize('before', ['', '\n', ' \n\n'])
-@pytest.mark.parametrize('folder', ['', 'images'])
-def test_the_first_image_tells_which_folder_a_list_means(tmp_path, folder, before):
+@pytest.mark.parametrize('before, folder', [('', ''), ('\n', 'images'), (' \n\n', 'images')])
+def test_the_first_image_tells_which_folder_a_list_means(tmp_path, before, folder):
   write_images(tmp_path / folder, ['a.png', 'b.png'])
   (tmp_path / 'list.txt').write_text(f'{before}a.png 0\nb.png 1\n')
   roots = (str(tmp_path), str(tmp_path / 'images'))

@@ -60,16 +60,13 @@ def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
     assert all('/test/' in name for name in names(task.open('test')))
 
 
-def test_a_class_may_be_called_train(tmp_path):
-  fill(tmp_path, {'bus': 5, 'train': 5})
-  assert find(f'folder:{tmp_path}').classes == ('bus', 'train')
-
-
-def test_classes_of_test_folders_are_those_of_train(tmp_path):
-  fill(tmp_path / 'train', {'a': 5, 'b': 5, 'c': 5})
-  fill(tmp_path / 'val', {'c': 1, 'b': 1})
-  fill(tmp_path / 'test', {'b': 1, 'a': 1})
-  task = find(f'folder:{tmp_path}')
+def test_classes_of_test_folders_are_those_of_train_and_a_class_may_be_called_so(tmp_path):
+  fill(tmp_path / 'classes', {'bus': 5, 'train': 5})
+  assert find(f'folder:{tmp_path}/classes').classes == ('bus', 'train')
+  fill(tmp_path / 'split' / 'train', {'a': 5, 'b': 5, 'c': 5})
+  fill(tmp_path / 'split' / 'val', {'c': 1, 'b': 1})
+  fill(tmp_path / 'split' / 'test', {'b': 1, 'a': 1})
+  task = find(f'folder:{tmp_path}/split')
   assert (task.open('val').labels.tolist(), task.open('test').labels.tolist()) == ([1, 2], [0, 1])
   assert task.notes == ('val has no images of a.', 'test has no images of c.')
 
@@ -93,28 +90,21 @@ def test_a_split_file_that_was_edited_is_refused(photos, tmp_path, edit):
     find(f'folder:{photos}', workdir=str(tmp_path))
 
 
-def test_images_in_deeper_folders_and_odd_names_are_found(tmp_path, caplog):
-  fill(tmp_path, {'a/x': 3, 'a/y': 2, 'b ü': 5})
+def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_path, caplog):
+  photos = tmp_path / 'photos'
+  fill(tmp_path, {'more': 2})
+  fill(photos, {'a/x': 3, 'a/y': 2, 'b ü': 5, 'a/.thumbnails': 3, 'a/x/.ipynb_checkpoints': 2})
+  write_images(photos, ['0.png', '1.png', 'a/.hidden.png', '.cache/0.png'])
   for name in ('notes.txt', 'phone.HEIC', 'Makefile'):
-    (tmp_path / 'a' / 'x' / name).touch()
-  os.rename(tmp_path / 'a' / 'y' / '000.png', tmp_path / 'a' / 'y' / '000.JFIF')
-  (tmp_path / 'a' / '.hidden.png').touch()
-  (tmp_path / '.cache').mkdir()
-  fill(tmp_path, {'a/.thumbnails': 3, 'a/x/.ipynb_checkpoints': 2})
-  task = find(f'folder:{tmp_path}')
+    (photos / 'a' / 'x' / name).touch()
+  os.rename(photos / 'a' / 'y' / '000.png', photos / 'a' / 'y' / '000.JFIF')
+  (photos / 'a' / 'more').symlink_to(tmp_path / 'more')
+  task = find(f'folder:{photos}')
   assert task.classes == ('a', 'b ü')
   assert len(task.open('train+val+test').labels) == 10
   assert 'are no images by their endings (.heic, .txt, no ending)' in caplog.text
-
-
-def test_images_that_are_left_aside_are_said(photos, tmp_path, caplog):
-  fill(tmp_path, {'more': 2})
-  write_images(photos, ['0.png', '1.png'])
-  fill(photos, {'owl.png': 3})
-  (photos / 'cat' / 'more').symlink_to(tmp_path / 'more')
-  assert len(find(f'folder:{photos}').open('train+val+test').labels) == 36
   assert f'2 images lie in {photos} itself' in caplog.text
-  assert re.search(r'what they hold is left aside: .*/cat/more', caplog.text)
+  assert re.search(r'what they hold is left aside: .*/a/more', caplog.text)
 
 
 def write_csv(photos, header, row, number, splits=('',) * 3):
