@@ -6,6 +6,7 @@ import os
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from disks import mounting_is_allowed, small_disk
 from label_lists import write_images
@@ -13,6 +14,7 @@ from places import FIXTURES, ROOT
 from tiny_runs import changed, context_of, stages_of
 
 from glora_jax import mesh as meshes
+from glora_jax.data.examples import Files
 from glora_jax.files import read_json, write_json
 from glora_jax.models import weights
 from glora_jax.runs import comparison, experiment, job
@@ -162,6 +164,23 @@ def test_a_broken_test_image_is_found_before_anything_trains(run_config, tmp_pat
     with pytest.raises(OSError, match=r'2 of 25 images cannot be decoded: .*dog/1\.png'):
       experiment.run(config, str(workdir))
     assert not workdir.exists()
+
+
+def test_no_image_is_decoded_twice(run_config, photos, tmp_path, monkeypatch):
+  read, image = [], Files.image
+
+  def noted(self, index, **options):
+    read.append(self.paths[index])
+    return image(self, index, **options)
+
+  monkeypatch.setattr(Files, 'image', noted)
+  found = context_of(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
+  assert len(set(read)) == len(read) == 20
+  for first, *others in (('train+val', 'train', 'val'), ('test',)):
+    parts = [np.asarray(found.data(split).images) for split in (first, *others)]
+    np.testing.assert_array_equal(parts[0], np.concatenate(parts[1:] or parts))
+  assert len(read) == 20
+  assert not found.decoded
 
 
 def test_images_may_lie_on_a_read_only_disk_and_one_that_vanishes_is_named(run_config, tmp_path):
