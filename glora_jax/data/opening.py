@@ -1,8 +1,8 @@
 """Every image of a task read once, before anything is computed with them.
 
-Splits that stay in memory are decoded, which is the check. Images that are to be streamed are
-opened, which takes less; that they can be is remembered in a file, as is which images were left
-out, so that a run that has begun leaves out the same, whatever has become of them since.
+Splits that stay in memory are decoded, which is the check; images that are to be streamed are
+opened, which takes less. A file remembers it, so that a run that goes on reads what it needs, and
+which images were left out: one that has begun leaves out the same, whatever has become of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def open_images(
 
   Returns:
     The task, its splits opened, and of images that can be decoded alone; and the images and labels
-    of those splits that stay in memory. A warning names files that two splits share.
+    of those splits that were decoded for it. A warning names files that two splits share.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded, or in a split no others.
@@ -77,14 +77,14 @@ def open_images(
   arrays = {}
 
   def read(split: str, examples: Examples) -> np.ndarray:
+    if is_checked:
+      return np.arange(len(examples.labels))
     if fits(len(examples.labels)):
       images, indices = pipeline.decode(
         examples, image_size, rule=rule, skip_broken=leaves_out, cache=cache, title=split
       )
       arrays[split] = Split(images, examples.labels[indices])
       return indices
-    if is_checked:
-      return np.arange(len(examples.labels))
     look = functools.partial(examples.image, draft=True)
     return pipeline.readable(examples, look, leaves_out, 'opening every image once')
 
@@ -107,7 +107,7 @@ def open_images(
   _require_enough(task, kept, broken)
   if write and not has_begun:
     warn_of_copies(task.name, kept)
-    if record and not is_checked and (skip_broken or len(arrays) < len(splits)):
+    if record and not is_checked:
       content = {'identity': np.array(everything.identity), 'is_left_out': ~is_readable}
       write_arrays(record, content, KIND)
   note = f'{(~is_readable).sum()} of {is_readable.size} images cannot be decoded and are left out.'

@@ -50,7 +50,7 @@ STREAMED_BLOCK = 1024  # images of a stream that are scored at once
 DEFAULT_BATCH = Recipe().batch_size
 DEFAULT_FOLDS = AllocationSettings().folds
 SPLIT = 'split.json'  # of a user's own images, as `data.splits` writes it
-IMAGES = 'images.npz'  # which are left out, and that those that are streamed can be decoded
+IMAGES = 'images.npz'  # that they can be decoded, and which of them are left out
 
 
 def never() -> bool:

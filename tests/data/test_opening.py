@@ -77,22 +77,23 @@ def test_what_fits_is_decoded_and_nothing_is_read_twice(task, read):
   assert arrays['test'].images.max((1, 2, 3)).tolist() == [0, 1, 2, 3]
 
 
-def test_streamed_images_are_opened_again_only_where_one_has_changed(task, tmp_path, read):
+@pytest.mark.parametrize('fits', [False, True], ids=['streamed', 'resident'])
+def test_images_are_read_again_only_where_one_has_changed(task, tmp_path, read, fits):
   record = str(tmp_path / 'images.npz')
 
-  def times_opened(**options):
-    open_images(task, 8, lambda number: False, record=record, **options)
+  def times_read(**options):
+    open_images(task, 8, lambda number: fits, record=record, **options)
     return len(read) / 12
 
-  assert times_opened(write=False) == 1  # as another process
+  assert times_read(write=False) == 1  # as another process
   assert not os.path.exists(record)
-  assert [times_opened(), times_opened()] == [2, 2]
+  assert [times_read(), times_read()] == [2, 2]
   (tmp_path / 'images.npz').write_bytes(b'PK\x03\x04 no npz')
-  assert [times_opened(), times_opened()] == [3, 3]
+  assert [times_read(), times_read()] == [3, 3]
   np.savez(record, identity=np.zeros(3))  # of another kind
-  assert [times_opened(), times_opened()] == [4, 4]
+  assert [times_read(), times_read()] == [4, 4]
   os.utime(tmp_path / 'val' / '1.png', ns=(1, 1))
-  assert [times_opened(), times_opened()] == [5, 5]
+  assert [times_read(), times_read()] == [5, 5]
 
 
 def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, caplog):

@@ -36,6 +36,7 @@ from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError
 
 FILES = {
+  'images.npz',
   'config.json',
   'weights.json',
   'lock',
