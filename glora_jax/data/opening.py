@@ -80,9 +80,7 @@ def open_images(
     if is_checked:
       return np.arange(len(examples.labels))
     if fits(len(examples.labels)):
-      images, indices = pipeline.decode(
-        examples, image_size, rule=rule, skip_broken=leaves_out, cache=cache, title=split
-      )
+      images, indices = pipeline.decode(examples, image_size, rule, leaves_out, cache, split)
       arrays[split] = Split(images, examples.labels[indices])
       return indices
     look = functools.partial(examples.image, draft=True)
@@ -105,9 +103,9 @@ def open_images(
   if broken and not has_begun:
     raise UnreadableImages(broken, is_readable.size)
   _require_enough(task, kept, broken)
-  if write and not has_begun:
+  if write and not (has_begun or is_checked):
     warn_of_copies(task.name, kept)
-    if record and not is_checked:
+    if record:
       content = {'identity': np.array(everything.identity), 'is_left_out': ~is_readable}
       write_arrays(record, content, KIND)
   note = f'{(~is_readable).sum()} of {is_readable.size} images cannot be decoded and are left out.'

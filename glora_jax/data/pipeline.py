@@ -96,16 +96,13 @@ def load(
   Raises:
     UnreadableImages: there are images that cannot be decoded.
   """
-  images, indices = decode(
-    examples, image_size, rule=rule, skip_broken=skip_broken, cache=cache, title=title
-  )
+  images, indices = decode(examples, image_size, rule, skip_broken, cache, title)
   return Split(images, examples.labels[indices])
 
 
 def decode(
   examples: Examples,
   image_size: int,
-  *,
   rule: ResizeRule,
   skip_broken: bool,
   cache: str | None,

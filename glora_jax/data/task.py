@@ -26,10 +26,8 @@ class Source:
   The user's home, `~`, is filled in where a folder begins with it.
 
   Example:
-    >>> Source(source='lists', root='/data/few-shot').kind(('tfds', 'lists'), 'few-shot tasks')
-    'lists'
-    >>> Source().kind(('tfds', 'lists'), 'few-shot tasks')
-    'tfds'
+    >>> Source(source='lists', root='/data').folder('lists', 'few-shot tasks', 'the lists')
+    '/data'
   """
 
   dir: Text | None = Field(default=None, description='folder of TFDS; None for its default')
@@ -50,45 +48,33 @@ class Source:
       if (path := getattr(self, name)) is not None:
         object.__setattr__(self, name, os.path.expanduser(path))
 
-  def kind(self, known: Sequence[SourceKind], user: str) -> SourceKind:
-    """The kind of source that a task reads from.
+  def folder(self, kind: SourceKind, user: str, content: str) -> str | None:
+    """The folder that a task is read from, by `root`; None where it is read from TFDS.
 
     Args:
-      known: the kinds that the task has, its default first.
+      kind: the kind of folder that the task can be read from.
       user: what the sentence of the error calls the task.
+      content: what the folder holds, for the sentence of the error.
 
     Raises:
-      ValueError: the task has no such kind, or the kind reads no `root` or `version` that is given.
+      ValueError: the task has no such source, or the source lacks `root`, or does not read the
+        `root` or `version` that is given.
     """
-    kind = self.source or known[0]
-    if kind not in known:
-      choices = ' or '.join(f"'{kind}'" for kind in known)
-      raise ValueError(f"data.source='{self.source}' is unknown for {user}; it is {choices}.")
-    if kind == 'tfds' and self.root is not None:
-      readers = ' or '.join(f"data.source='{other}'" for other in known if other != kind)
+    if self.source not in (None, 'tfds', kind):
       raise ValueError(
-        f'data.root={shown(self.root)} is read with {readers} alone; give that, or leave data.root '
-        'out.'
+        f"data.source='{self.source}' is unknown for {user}; it is 'tfds' or '{kind}'."
       )
-    if kind != 'tfds' and self.version is not None:
+    if self.source == kind and self.version is not None:
       raise ValueError(
         f"data.version={shown(self.version)} is that of a TFDS data set, and data.source='{kind}' "
         'reads folders; leave it out.'
       )
-    return kind
-
-  def folder(self, content: str) -> str:
-    """The folder of 'noah' or 'lists'.
-
-    Args:
-      content: what the folder holds, for the sentence of the error.
-
-    Raises:
-      ValueError: no root is given.
-    """
-    if self.root is None:
+    if self.source == kind and self.root is None:
+      raise ValueError(f"data.source='{kind}' needs data.root, the folder that holds {content}.")
+    if self.source != kind and self.root is not None:
       raise ValueError(
-        f"data.source='{self.source}' needs data.root, the folder that holds {content}."
+        f"data.root={shown(self.root)} is read with data.source='{kind}' alone; give that, or "
+        'leave data.root out.'
       )
     return self.root
 

@@ -157,4 +157,4 @@ def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   folder = tmp_path / 'tfds'
   source = Source(dir='~/tfds', root='~/lists')
-  assert (source.dir, source.folder('lists')) == (str(folder), str(tmp_path / 'lists'))
+  assert (source.dir, source.root) == (str(folder), str(tmp_path / 'lists'))

@@ -73,8 +73,9 @@ def task(text: str, source: Source) -> Task:
       f'the papers take {", ".join(map(str, SHOTS))}.'
     )
   full_name, data_set = f'fewshot/{name}/{shots}/{seed}', DATA_SETS[name]
-  if source.kind(('tfds', 'lists'), 'few-shot tasks') == 'lists':
-    folder = os.path.join(source.folder("the data sets' folders"), data_set.folder)
+  root = source.folder('lists', 'few-shot tasks', "the data sets' folders")
+  if root is not None:
+    folder = os.path.join(root, data_set.folder)
     return _from_lists(full_name, folder, data_set.num_classes, shots, seed)
   if data_set.builder is None:
     raise ValueError(

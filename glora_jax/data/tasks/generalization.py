@@ -63,8 +63,8 @@ def task(text: str, source: Source) -> Task:
   seed, name = int(text), f'generalization/{int(text)}'
   masked = tuple(test_set.name for test_set in TESTS if test_set.lacks_classes)
   details = {'group': 'generalization', 'masked': masked}
-  if source.kind(('tfds', 'lists'), 'domain generalization') == 'lists':
-    root = source.folder('imagenet, imagenetv2 and so on')
+  root = source.folder('lists', 'domain generalization', 'imagenet, imagenetv2 and so on')
+  if root is not None:
     lists = {
       'train': ('imagenet', f'train_meta.list.num_shot_{SHOTS}.seed_{seed}'),
       'val': ('imagenet', 'unofficial_val_list_4_shot16seed0'),

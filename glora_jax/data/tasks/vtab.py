@@ -167,13 +167,12 @@ def task(name: str, source: Source) -> Task:
     ValueError: no such task or source.
     FileNotFoundError: NOAH's folder is not there.
   """
-  kind = source.kind(('tfds', 'noah'), 'VTAB-1k')
+  root = source.folder('noah', 'VTAB-1k', "vtab-1k's task folders")
   _, group, full_name, val, test, classes, label, folders, scale = find(name)
   builder = tfds.find_builder(full_name, source.dir, source.version)
   if isinstance(classes, int):
     classes = tfds.class_names(builder, classes)
-  if kind == 'noah':
-    root = source.folder("vtab-1k's task folders")
+  if root is not None:
     bases = (root, os.path.join(root, 'vtab-1k'))
     candidates = [os.path.join(base, folder) for base in bases for folder in folders or (name,)]
     folder = next(filter(os.path.isdir, candidates), None)
