@@ -317,6 +317,19 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
     file.write(content)
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """The arrays and the texts of anybody's safetensors file, by name; errors are the library's."""
+  arrays = {}
+  with safetensors.safe_open(path, 'numpy') as file:
+    names, texts = list(file.keys()), file.metadata() or {}
+  for (
+    name
+  ) in names:  # opened anew: what a memory map has touched stays in memory until it is closed
+    with safetensors.safe_open(path, 'numpy') as file:
+      arrays[name] = file.get_tensor(name)
+  return arrays, texts
+
+
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
   """Writes a safetensors file of this project, whole or not at all.
 
@@ -363,9 +376,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
   if not os.path.isfile(path):
     raise FileNotFoundError(f'There is no file {printable(path)}; give a safetensors file.')
   try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      metadata = json.loads((file.metadata() or {}).get(STAMP, '{}'))
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    tensors, texts = read_safetensors(path)
+    metadata = json.loads(texts.get(STAMP, '{}'))
   except Exception as error:  # safetensors raises its own type, and others for odd contents
     raise ValueError(
       f'{printable(path)} is damaged or not a safetensors file ({first_line(error)}); get it again.'

@@ -13,7 +13,8 @@ from places import ROOT
 from glora_jax import files, records
 
 PLACES = {'write_json': 2, 'write_arrays': 2, 'write_tensors': 2, 'stamp_folder': 1, 'stamp_of': 0}
-OTHERS = {'models/save.py', 'models/peft.py'}  # write files of other people's formats, too
+# They write files of other people's formats, too.
+OTHERS = {'models/checkpoint.py', 'models/weights.py', 'models/peft.py'}
 
 
 def test_all_that_is_written_says_its_kind():

@@ -16,9 +16,15 @@ from typing import IO, Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
-from glora_jax.files import Path, first_line, whole, write_arrays, write_safetensors
+from glora_jax.files import (
+  Path,
+  first_line,
+  read_safetensors,
+  whole,
+  write_arrays,
+  write_safetensors,
+)
 from glora_jax.limits import check_path, listed, shown
 from glora_jax.tree import differences
 
@@ -69,7 +75,7 @@ class _RefusedError(ValueError):
   """Why a file is refused, in a sentence that stands by itself."""
 
 
-def read_tensors(path: Path, key: str | None = None) -> Tensors:
+def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
   """Reads a file by its contents; its name does not matter.
 
   Args:
@@ -116,23 +122,11 @@ def _read(path: str, start: bytes, key: str | None) -> Tensors:
         return Tensors(path, 'npz', _read_npz(path, archive))
     return _read_torch(path, key)
   if start[8:9] == b'{':  # after the length of a safetensors file's JSON
-    return _read_safetensors(path)
+    return Tensors(path, 'safetensors', *read_safetensors(path))
   if start.startswith(b'\x80') or start[2:8] == _LEGACY_TORCH:
     return _read_torch(path, key)
   fault = f'is no npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
   raise _RefusedError(f'{path} {fault if start else "is empty; get it again."}')
-
-
-def _read_safetensors(path: str) -> Tensors:
-  arrays = {}
-  with safetensors.safe_open(path, 'numpy') as file:
-    names, metadata = list(file.keys()), file.metadata() or {}
-  for (
-    name
-  ) in names:  # opened anew: what a memory map has touched stays in memory until it is closed
-    with safetensors.safe_open(path, 'numpy') as file:
-      arrays[name] = file.get_tensor(name)
-  return Tensors(path, 'safetensors', arrays, metadata)
 
 
 def _read_npz(path: str, archive: zipfile.ZipFile) -> Arrays:
@@ -221,7 +215,7 @@ def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str
   return chosen
 
 
-def write_tensors(
+def write_checkpoint(
   path: Path,
   arrays: Arrays,
   container: Container,

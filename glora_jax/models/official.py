@@ -11,7 +11,7 @@ import numpy as np
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
-from glora_jax.models.checkpoint import read_tensors, require_numbers, require_shapes
+from glora_jax.models.checkpoint import read_checkpoint, require_numbers, require_shapes
 from glora_jax.models.formats.timm import FORMAT as TIMM
 from glora_jax.models.vit import ViT
 from glora_jax.tree import get
@@ -79,7 +79,7 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
       'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes '
       'above 0), adapted with a tied SearchSpace.'
     )
-  path, _, arrays, *_ = read_tensors(path)
+  path, _, arrays, *_ = read_checkpoint(path)
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
   supports = jax.tree.map(
     lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION])

@@ -25,7 +25,7 @@ from glora_jax.method.site import Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models import hub
-from glora_jax.models.checkpoint import Arrays, read_tensors, require_numbers
+from glora_jax.models.checkpoint import Arrays, read_checkpoint, require_numbers
 from glora_jax.models.formats.format import Format
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.metadata import read_json
@@ -329,7 +329,7 @@ def _read(path: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Arrays]:
       f'There is no {file}; where there is an adapter_model.bin, save it again with '
       'save_pretrained(..., safe_serialization=True).'
     )
-  arrays = read_tensors(file).arrays
+  arrays = read_checkpoint(file).arrays
   require_numbers(file, arrays)
   others = {name.removeprefix(_ROOT): array for name, array in arrays.items()}
   found = collections.defaultdict(dict)

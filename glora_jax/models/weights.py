@@ -27,12 +27,12 @@ from glora_jax.models.checkpoint import (
   Tensors,
   container_of,
   locate,
-  read_tensors,
+  read_checkpoint,
   require_no_other,
   require_numbers,
   require_shapes,
   require_torch,
-  write_tensors,
+  write_checkpoint,
 )
 from glora_jax.models.formats.format import Format, Reading
 from glora_jax.models.formats.table import FORMATS, detect, explain
@@ -133,7 +133,7 @@ def load(
   check_facts(fields, VIT_FIELDS)
   check_facts({'image_size': image_size, 'normalization': normalization})
   fields = {name: value for name, value in fields.items() if value is not None}
-  tensors = read_tensors(locate(hub.local(path)), taken(key, 'key', Text | None))
+  tensors = read_checkpoint(locate(hub.local(path)), taken(key, 'key', Text | None))
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
   if image_size is not None:
@@ -511,7 +511,7 @@ def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origi
     require_torch(path)
   file = _prepare_file(path, container)
   in_torch_layout = {'format': 'pt'} if origin.container != 'npz' else {}
-  write_tensors(file, tensors, container, wrapper=origin.wrapper, metadata=in_torch_layout)
+  write_checkpoint(file, tensors, container, wrapper=origin.wrapper, metadata=in_torch_layout)
   if not alone:
     for name, content in beside.items():
       write_json(os.path.join(path, name), content)

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from glora_jax.files import STAMP, write_arrays
-from glora_jax.models.checkpoint import read_tensors
+from glora_jax.models.checkpoint import read_checkpoint
 
 NUMBERS = (0, 1, -1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf)
 TEXTS = ('', 'a', '\0', 'ü\n', '\ud800', '1', 'x' * 100_000)
@@ -96,12 +96,12 @@ def spoil(draw, path):
     case 'json':
       path.write_text(json.dumps(draw(changed_json(json.loads(path.read_text())))))
     case 'header':
-      header = {**read_tensors(str(path)).metadata}
+      header = {**read_checkpoint(str(path)).metadata}
       if STAMP in header:
         header[STAMP] = json.dumps(draw(changed_json(json.loads(header[STAMP]))))
       safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, header)
     case 'tensors':
-      opened = read_tensors(str(path))
+      opened = read_checkpoint(str(path))
       tensors = draw(changed_arrays(opened.arrays))
       if opened.container == 'npz':
         write_arrays(str(path), tensors)

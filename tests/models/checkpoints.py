@@ -12,7 +12,7 @@ from places import FIXTURES
 from trees import randomized
 
 from glora_jax.models import weights
-from glora_jax.models.checkpoint import read_tensors
+from glora_jax.models.checkpoint import read_checkpoint
 from glora_jax.models.vit import ViT
 
 FAMILIES = sorted(path for path in FIXTURES.iterdir() if path.is_dir())
@@ -47,7 +47,7 @@ def flat(params):
 
 
 def assert_equal_files(one_path, other_path):
-  written, expected = read_tensors(one_path).arrays, read_tensors(other_path).arrays
+  written, expected = read_checkpoint(one_path).arrays, read_checkpoint(other_path).arrays
   assert written.keys() == expected.keys()
   for name, array in written.items():
     assert (array.shape, array.dtype) == (expected[name].shape, expected[name].dtype)

@@ -12,7 +12,7 @@ import safetensors.numpy
 from comparing import assert_refused
 
 from glora_jax.files import write_arrays, write_safetensors
-from glora_jax.models.checkpoint import read_tensors
+from glora_jax.models.checkpoint import read_checkpoint
 
 TENSORS = {
   'a/b': np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -29,7 +29,7 @@ WRITERS = [(write_arrays, 'npz'), (lambda p, t: write_safetensors(p, t, {}), 'sa
 @pytest.mark.parametrize('write, container', WRITERS)
 def test_tensors_round_trip_with_their_types(write, container, tmp_path):
   write(tmp_path / 'file', TENSORS)
-  read = read_tensors(tmp_path / 'file')
+  read = read_checkpoint(tmp_path / 'file')
   assert read.container == container
   assert read.arrays.keys() == TENSORS.keys()
   for name, value in TENSORS.items():
@@ -73,8 +73,8 @@ def archive(name, content):
 )
 def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content, named, tmp_path):
   (tmp_path / 'file').write_bytes(content)
-  assert_refused(named, read_tensors, tmp_path / 'file')
-  assert_refused('none', read_tensors, tmp_path / 'none', kind=FileNotFoundError)
+  assert_refused(named, read_checkpoint, tmp_path / 'file')
+  assert_refused('none', read_checkpoint, tmp_path / 'none', kind=FileNotFoundError)
 
 
 def test_pickled_arrays_are_not_executed(tmp_path):
@@ -83,7 +83,7 @@ def test_pickled_arrays_are_not_executed(tmp_path):
       return (tmp_path.joinpath('executed').write_text, ('x',))
 
   np.savez(tmp_path / 'file.npz', a=np.array([Hostile()], object))
-  assert_refused('Python objects', read_tensors, tmp_path / 'file.npz')
+  assert_refused('Python objects', read_checkpoint, tmp_path / 'file.npz')
   assert not (tmp_path / 'executed').exists()
 
 
@@ -92,4 +92,4 @@ def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(17_000_000, np.float32))
     archive.writestr('a.npy', buffer.getvalue())
-  assert_refused('68000128', read_tensors, tmp_path / 'bomb.npz')
+  assert_refused('68000128', read_checkpoint, tmp_path / 'bomb.npz')

@@ -14,7 +14,9 @@ from trees import normal
 
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
+from glora_jax.models.classifier import Classifier, find_images
 from glora_jax.models.export import export, load_exported, save_exported
+from glora_jax.models.resize import INTERPOLATIONS, resize_pos_embed
 from glora_jax.models.vit import describe, expected_params
 
 
@@ -111,3 +113,30 @@ def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):
   expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))
   assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
   assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
+  old = np.random.default_rng(0).normal(size=(1, 13, 2)).astype(np.float32)
+  assert_array_equal(resize_pos_embed(old, (3, 4), (3, 4), interpolation), old)
+  ramp = np.arange(3, dtype=np.float32).repeat(4)[None, :, None]  # grows from row to row
+  wide = resize_pos_embed(ramp, (3, 4), (3, 8), interpolation).reshape(3, 8)
+  assert_allclose(wide, np.arange(3)[:, None] * np.ones((1, 8)), atol=1e-5)
+
+
+def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(photos):
+  inside = [f'{photos}/{name}' for name in ('inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')]
+  above = [f'{photos}/{name}' for name in ('a.JPG', 'b.png', 'c.webp')]
+  assert find_images([str(photos)]) == [*above, *inside, f'{photos}/z.tif']
+  assert find_images([f'{photos}/z.tif', f'{photos}/inside']) == [f'{photos}/z.tif', *inside]
+
+
+def test_the_size_of_batches_changes_no_answer(backbone, photos):
+  images = find_images([str(photos)])
+  classifier = Classifier(backbone)
+  together = dict(classifier(images))
+  assert list(together) == images
+  assert len({probabilities.tobytes() for probabilities in together.values()}) == len(images)
+  for size in (1, 3):
+    for path, probabilities in classifier(images, batch_size=size):
+      assert_allclose(probabilities, together[path], atol=1e-6)
