@@ -49,12 +49,16 @@ def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three():
 
 
 @pytest.mark.parametrize('family, columns', [('vtab', 19), ('fewshot', 25), ('generalization', 5)])
-def test_published_rows_are_whole_and_have_a_source(family, columns):
+def test_tasks_and_published_rows_of_a_family_have_exactly_its_columns(family, columns):
+  assert family in FAMILIES
   tasks = expand(f'{family}/all')
-  names = {name for group in scoreboard.columns_of(tasks).values() for name in group}
-  assert len(names) == columns
+  names = [name for group in scoreboard.columns_of(tasks).values() for name in group]
+  measured = [column for task in tasks for column in scoreboard.measured(task)]
+  assert len(names) == len(set(names)) == columns
+  assert set(measured) == set(names)
+  assert len(measured) == columns * (1 if family == 'vtab' else 3)  # seeds
   for row in scoreboard.published()['rows'][family]:
-    assert set(row['values']) in (names, set())
+    assert set(row['values']) in (set(names), set())
     assert row['paper'] or row['method'] in ('Full', 'Linear')
     assert set(row['from_memory']) <= {'params_million', 'group_mean'}
 
@@ -89,16 +93,6 @@ def test_generalization_has_a_column_for_every_test_set(make_board):
   values = {name: round(method.cells[name].value, 6) for name in scoreboard.TEST_SETS}
   assert values == {'test': 72, **others}
   assert means_of(cells) == pytest.approx({'mean of shifted': 30, 'mean of all': 38.4})
-
-
-@pytest.mark.parametrize('family', FAMILIES)
-def test_the_tasks_of_a_family_fill_exactly_its_columns(family):
-  tasks = expand(f'{family}/all')
-  names = [name for group in scoreboard.columns_of(tasks).values() for name in group]
-  measured = [column for task in tasks for column in scoreboard.measured(task)]
-  assert len(names) == len(set(names))
-  assert set(measured) == set(names)
-  assert len(measured) == len(names) * (1 if family == 'vtab' else 3)  # seeds
 
 
 def row_of(page, title):
