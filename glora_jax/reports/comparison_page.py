@@ -268,9 +268,13 @@ def tell_making(result: Mapping[str, Any]) -> str:
     A gradient's structure is read off the training images; head and gradient count as
     {' or '.join(map(str, spared))} of its epochs.
     """,
+    'tuning' in result['seconds']
+    and Markup("""
+    A learning rate that the config does not give is the best of {} on the validation images, with a
+    seed that is not in the table ({}).
+    """).format(rates, code('rates.json')),
     Markup("""
-    Learning rates were given in the config, or are the best of {} on the validation images with a
-    seed of their own: {}. All that was tested is in {}, written before the test images were read.
-    Seconds are those of one seed, the choice of a structure included.
-    """).format(rates, code('rates.json'), code('test_list.json')),
+    All that was tested is in {}, written before the test images were read. Seconds are those of one
+    seed, the choice of a structure included.
+    """).format(code('test_list.json')),
   )

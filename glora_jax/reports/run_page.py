@@ -185,7 +185,7 @@ def tell_verdict(result: Mapping[str, Any]) -> str:
     >>> data = {'images': {'test': 100}}
     >>> structures = {'linear': linear, 'lora': lora}
     >>> tell_verdict({'result': 'lora', 'structures': structures, 'data': data})
-    'Lora:2 classifies 90.0% of 100 test images correctly with 9 trained parameters, 40.0 points \
+    'lora:2 classifies 90.0% of 100 test images correctly with 9 trained parameters, 40.0 points \
 more than the linear probe.'
   """
   structures, number = result['structures'], result['data']['images']['test']

@@ -91,8 +91,8 @@ def code(text: str) -> Markup:
 
 
 def sentence_case(text: str) -> str:
-  """Text that begins as a sentence does."""
-  return text[:1].upper() + text[1:]
+  """Text that begins as a sentence does, but for a preset with its rank, 'lora:2'."""
+  return text if ':' in text else text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:
@@ -237,4 +237,5 @@ def accuracy_plot(caption: str, methods: Sequence[Method]) -> DotPlot:
     drawn.append(Dots(method.name, str(cell), [mark], params, ends, method.is_strong))
   legend = dict.fromkeys(method.style for method in methods if method.style[0])
   scale = axis('', [end for dots in drawn for end in dots.ends], most=100)
-  return DotPlot(f'Test accuracy in %{caption}, and parameters', scale, drawn, list(legend))
+  shown = list(legend) if len(legend) > 1 else []
+  return DotPlot(f'Test accuracy in %{caption}, and parameters', scale, drawn, shown)
