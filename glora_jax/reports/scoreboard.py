@@ -69,12 +69,11 @@ def columns_of(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
   if family == 'generalization':
     source, *shifted = TEST_SETS.items()
     return {'source': dict([source]), 'shifted': dict(shifted)}
-  numbers = dict.fromkeys(task.split('/')[2] for task in tasks)
-  titles = {number: '1 shot' if number == '1' else f'{number} shots' for number in numbers}
-  return {
-    title: {f'{name}/{number}': f'{name}, {title}' for name in fewshot.NAMES}
-    for number, title in titles.items()
-  }
+  groups = {}
+  for number in dict.fromkeys(task.split('/')[2] for task in tasks):
+    title = '1 shot' if number == '1' else f'{number} shots'
+    groups[title] = {f'{name}/{number}': f'{name}, {title}' for name in fewshot.NAMES}
+  return groups
 
 
 def measured(task: str) -> dict[str, str]:
@@ -324,7 +323,7 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
         'Sources',
         [
           origins and page.Heading('Images'),
-          page.Items(origins),
+          origins and page.Items(origins),
           page.Heading('Published accuracies'),
           page.Items([*sources]),
           f'Seen in {"; ".join(published()["seen_in"])}.',

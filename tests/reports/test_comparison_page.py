@@ -3,32 +3,23 @@
 import csv
 
 import pytest
-from pages import runs
+from pages import comparison, runs
 
 from glora_jax.method.space import Spec
 from glora_jax.reports import comparison_page
 
 
 @pytest.fixture
-def result():
+def result(allocation):
   """A comparison of four methods with two seeds; the search's rival has 180 parameters."""
-  return {
-    'task': 'digits',
-    'weights': 'embedded',
-    'epochs': 8,
-    'finetune_epochs': 2,
-    'seeds': [0, 1],
-    'rates': [1e-3, 1e-2],
-    'rate': dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3),
-    'methods': {
-      'full': runs(500, 0.95, 0.95),
-      'linear': runs(0, 0.80, 0.82),
-      'lora': runs(180, 0.90, 0.88),
-      'search-200': runs(150, 0.91, 0.91, inherited_test_accuracy=0.85),
-    },
-    'data': {'origin': 'made by hand', 'notes': ['A note.']},
-    'seconds': {},
+  methods = {
+    'full': runs(500, 0.95, 0.95),
+    'linear': runs(0, 0.80, 0.82),
+    'lora': runs(180, 0.90, 0.88),
+    'search-200': runs(150, 0.91, 0.91, inherited_test_accuracy=0.85),
   }
+  rates = dict.fromkeys(('linear', 'lora', 'full', 'search'), 1e-3)
+  return {**comparison(allocation), 'methods': methods, 'rate': rates, 'structures': {}}
 
 
 def table(result):

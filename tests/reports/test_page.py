@@ -7,7 +7,7 @@ import html_pages
 import pages
 import pytest
 
-from glora_jax.reports import comparison_page, page, tables
+from glora_jax.reports import page, tables
 from glora_jax.runs import command_line
 
 
@@ -103,17 +103,6 @@ def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, a
   assert not root.all('img')
   assert not [table for table in root.all('table') if table.attributes.get('class') == 'confusion']
   assert 'Search' not in [heading.words() for heading in root.all('h2')]
-
-
-def test_the_figures_of_a_comparison_are_those_of_its_result(tmp_path, allocation):
-  root = pages.write_comparison(tmp_path, allocation)
-  [expected] = comparison_page.verdicts(pages.comparison(allocation))
-  assert expected in root.text
-  assert (
-    '95.0 ± 0.0% of the test images are classified correctly with 40 trained parameters'
-    in root.all('header')[0].words()
-  )
-  assert ['LoRA', '24', '50.0 ± 0.0', '89.0 ± 1.4', '0.001', '1'] in root.all('table')[0].rows()
 
 
 def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):
