@@ -65,6 +65,7 @@ class Findings:
     presets: parameters and accuracy of each preset with the supernet's weights, by name.
     allocation: the structure that was read off a gradient, if one was.
     backbone: arguments of `weights.load` and `weights.refit` that load the base again.
+    keeps_best: whether the weights are those of the best epoch on the validation images.
     made: with what it was found, process by process.
   """
 
@@ -77,6 +78,7 @@ class Findings:
   presets: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
   allocation: Allocation | None = None
   backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  keeps_best: bool = False
   made: Sequence[page.Made] = ()
 
   @property
@@ -302,13 +304,11 @@ def tell_protocol(findings: Findings) -> str:
       The structure was given by a file, which does not say what chose it: where it was chosen on
       these validation or test images, their accuracies are too good.
     """
-  elif len(result['structures']) > 1:
-    parts = f"""
-      Weights come from the training images; the validation images chose
-      {'the searched structure and ' if findings.archive is not None else ''}the result.
-    """
   else:
-    parts = 'Weights come from the training images.'
+    chose = ['the searched structure'] * (findings.archive is not None)
+    chose += ['the epochs that are kept'] * findings.keeps_best
+    images = f'; the validation images chose {" and ".join(chose)}' if chose else ' alone'
+    parts = f'Weights come from the training images{images}.'
   return paragraph(
     parts,
     Markup('All that was tested is in {}, written before the test images were read.').format(

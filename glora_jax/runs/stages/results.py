@@ -266,6 +266,7 @@ def write_results(
       presets=inherited,
       allocation=allocation,
       backbone=_backbone(context),
+      keeps_best=config.training.keep == 'best',
       made=recorded_processes(context.workdir),
     )
     run_page.write(context.workdir, findings)
