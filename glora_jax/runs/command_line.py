@@ -51,27 +51,18 @@ FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
 class _OrNone(flags.ArgumentParser):
-  """Parses 'None' as None, which every field takes that may have no value."""
+  """Parses 'None' as None, which every field takes that may have no value, all else by its type."""
 
-  def __init__(self, parser: flags.ArgumentParser):
-    self._parser = parser
-    self.syntactic_help = parser.syntactic_help
+  def __init__(self, kind: type):
+    self._kind = kind
 
   def parse(self, argument: Any) -> Any:
     """The value of a text."""
-    return None if argument == 'None' else self._parser.parse(argument)
-
-  def flag_type(self) -> str:
-    """What absl's help calls the type."""
-    return self._parser.flag_type()
+    return None if argument == 'None' else self._kind(argument)
 
 
-for _kind, _parser in (
-  (int, flags.IntegerParser()),
-  (float, flags.FloatParser()),
-  (str, flags.ArgumentParser()),
-):
-  config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
+for _kind in (int, float, str):
+  config_flags.register_flag_parser_for_type(_kind, _OrNone(_kind))
 
 
 class _Page(flags.BooleanFlag):
@@ -128,9 +119,7 @@ def load_config(value: str) -> ml_collections.ConfigDict:
     config = runpy.run_path(path)['get_config'](*([arguments] if colon else []))
   except (Exception, SystemExit) as error:  # a config file may raise anything
     raise ValueError(blame(error, path)) from error
-  if not isinstance(config, ml_collections.ConfigDict) or isinstance(
-    config, ml_collections.FrozenConfigDict
-  ):
+  if type(config) is not ml_collections.ConfigDict:  # a frozen one cannot be changed
     raise ValueError(
       f'get_config() of {path} returned a {type(config).__name__}; it must return the config that '
       'glora_jax.runs.config.default_config() made, with other values.'

@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 from typing_extensions import TypedDict
@@ -56,40 +56,26 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   record = _read(workdir)
   if record and record['weights'] != settings.weights:  # which no stage has used
     record = {}
-  if hub.is_hub_name(settings.weights):
-    return _find_on_hub(settings, workdir, record)
-  path = fetch(settings.weights, settings.sha256)
+  name, revision, expected = settings.weights, '', settings.sha256
+  if hub.is_hub_name(name):
+    asked = hub.parse(name)
+    begun = asked._replace(revision=record['revision']) if record else asked
+    revision = hub.snapshot(str(begun)).revision
+    name, expected = str(asked._replace(revision=revision)), expected or record.get('sha256')
+  path = fetch(name, expected)
   # `fetch` has held the file against a given sum.
-  sha256 = settings.sha256.lower() if settings.sha256 else sha256_of(locate(path))
-  if not record:
-    _write(workdir, settings.weights, '', sha256)
-  elif record['sha256'] != sha256:
+  sha256 = expected.lower() if expected else sha256_of(locate(path))
+  if record and record['sha256'] != sha256:
     raise ValueError(
       f'{path} has SHA-256 {sha256}, and this run began with weights of {record["sha256"]}; bring '
       'these back, or take a new --workdir.'
     )
-  return path
-
-
-def _find_on_hub(settings: ModelSettings, workdir: Path, record: Mapping[str, str]) -> str:
-  """The folder of the commit that a run began with."""
-  name = hub.parse(settings.weights)
-  if record:
-    name = name._replace(revision=record['revision'])
-  snapshot = hub.snapshot(str(name))
-  pinned = name._replace(revision=snapshot.revision)
-  folder = fetch(str(pinned), settings.sha256 or record.get('sha256'))
-  if not record:
-    _write(workdir, settings.weights, snapshot.revision, sha256_of(snapshot.tensors))
-  return folder
-
-
-def _write(workdir: Path, name: str, revision: str, sha256: str) -> None:
-  if primary():
+  if not record and primary():
     with writing(workdir):
       os.makedirs(workdir, exist_ok=True)
-    record = _Weights(weights=name, revision=revision, sha256=sha256)
+    record = _Weights(weights=settings.weights, revision=revision, sha256=sha256)
     write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
+  return path
 
 
 def recorded_weights(workdir: Path) -> dict[str, str]:

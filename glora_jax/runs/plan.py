@@ -408,13 +408,10 @@ class _Planner:
   def plan(self, calls: Mapping[str, Sequence[Call]]) -> Plan:
     """The plan of what the stages of a job call, by stage."""
     context, machine = self._context, self._machine
-    start, chunk = time.perf_counter(), None
-    every = [call for of_stage in calls.values() for call in of_stage]
-    searched = [call.workload for call in every if call.program == 'scoring']
-    if searched and machine.platform != 'cpu':  # where a run takes one after the other
-      chunk = self._side_by_side(searched[0])
-    stages = tuple(self._stage(name, of_stage, chunk or 1) for name, of_stage in calls.items())
+    start, every = time.perf_counter(), [call for of_stage in calls.values() for call in of_stage]
+    stages = tuple(self._stage(name, of_stage) for name, of_stage in calls.items())
     compiling = time.perf_counter() - start
+    is_searched = any(call.program == 'scoring' for call in every)
     worst = max(
       (call for call in every if call.steps),
       key=lambda call: self._cost(call.program, call.workload).held,
@@ -435,18 +432,18 @@ class _Planner:
       },
       compiling=compiling,
       batch=self._most_images(worst),
-      side_by_side=chunk,
+      side_by_side=self._scoring[0] if is_searched and machine.platform != 'cpu' else None,
       per_core=_per_core(context),
     )
 
-  def _stage(self, name: str, calls: Sequence[Call], chunk: int) -> PlannedStage:
+  def _stage(self, name: str, calls: Sequence[Call]) -> PlannedStage:
     """A stage from the programs that it calls, which run one after another and must fit."""
     machine, operations, held = self._machine, 0.0, 0
     for call in calls:
-      workload = call.workload
       if call.program == 'scoring':
-        workload = workload._replace(chunk=chunk)
-      cost = self._cost(call.program, workload)
+        _, cost = self._scoring
+      else:
+        cost = self._cost(call.program, call.workload)
       if cost.held > machine.memory:
         raise ValueError(self._too_large(name, call, cost))
       operations += cost.operations * call.images
@@ -461,13 +458,18 @@ class _Planner:
       tuple(operations / (rate * share) for share in SHARES),
     )
 
-  def _side_by_side(self, workload: Workload) -> int:
-    """Candidates that `make_scorer` takes at once: as many as half of what one leaves holds."""
-    one, two = (self._cost('scoring', workload._replace(chunk=n)).held for n in (1, 2))
+  @functools.cached_property
+  def _scoring(self) -> tuple[int, _Cost]:
+    """Candidates that `make_scorer` takes at once, as many as half of what one leaves holds."""
+    one = self._cost('scoring', Workload(chunk=1))
+    if self._machine.platform == 'cpu':
+      return 1, one
+    each = self._cost('scoring', Workload(chunk=2)).held - one.held
+    free = self._machine.memory - one.held
     population, mesh = self._context.settings.search.population, self._context.mesh
     most = -(-population // (mesh.shape['candidate'] if mesh else 1))
-    fitting = most_that_fit((self._machine.memory + one) / 2, (1, one), (2, two))
-    return max(1, min(fitting, most))
+    chunk = max(1, min(most, int(1 + free / 2 // max(1, each))))
+    return chunk, one._replace(held=one.held + (chunk - 1) * each)
 
   def _most_images(self, call: Call) -> int | None:
     """Images of a step of a training that fit, by its batch and half of it."""

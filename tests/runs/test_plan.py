@@ -157,7 +157,7 @@ def test_what_fits_no_device_is_refused_with_what_would_fit(settings, memory, ad
 
   planner._cost = cost
   with pytest.raises(ValueError, match=advice):
-    [planner._stage(name, calls, 8) for name, calls in calls_of(settings).items()]
+    [planner._stage(name, calls) for name, calls in calls_of(settings).items()]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_search_takes_side_by_side_what_half_of_free_memory_holds(number, one,
   machine = Machine('test', 1, number, 1e9, True, 'tpu')
   planner = plans._Planner(shape_of_run(settings, MODEL, 8, COUNTS), machine, jax.devices()[0])
   planner._cost = lambda name, workload: plans._Cost(1.0, {1: one, 2: two}[workload.chunk])
-  assert planner._side_by_side(Workload()) == expected
+  assert planner._scoring == (expected, plans._Cost(1.0, one + (expected - 1) * (two - one)))
 
 
 def test_devices_of_a_cpu_share_its_memory(monkeypatch):

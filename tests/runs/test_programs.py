@@ -83,7 +83,7 @@ def test_programs_have_the_arguments_that_a_run_calls_them_with(run_config, tmp_
   for name, call in (
     ('supernet', lambda: walk(run, stages_of(config), until='supernet')),
     ('scoring', lambda: run.score(run.variables, genomes, 'val')),
-    ('evaluation', lambda: run.predict(run.variables, genomes[0], 'test')),
+    ('evaluation', lambda: run.predict(contexts.Candidate(run.variables, genomes[0]), 'test')),
   ):
     with pytest.raises(Called) as called:
       call()
