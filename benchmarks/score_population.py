@@ -73,8 +73,7 @@ def main() -> None:
     {'throughput over': '', 'plain forward': '.2f', 'serial PyTorch loop': '.2f'},
     [(name, plain[name], torch[name]) for name in SHAPES],
   )
-  first = next(iter(SHAPES))
-  values = {'throughput_over_plain': plain, 'throughput_over_torch': torch[first]}
+  values = {'throughput_over_plain': plain, 'throughput_over_torch': torch[next(iter(SHAPES))]}
   print_result('score_population', values)
 
 

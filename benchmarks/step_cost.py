@@ -14,7 +14,8 @@ and 6, batch 32, 64 and 128, and three repeats of longer dispatches. The last li
 
 import statistics
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,33 +36,22 @@ REPEATS, QUICK_REPEATS = 5, 3
 UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
 
 
-class Plan(NamedTuple):
-  """Sizes: all depths at the middle batch, all batches at the middle depth; steps of a dispatch."""
-
-  depth: tuple[int, int, int]
-  batch: tuple[int, int, int]
-  steps: int
-
-  def sizes(self, varied: str) -> list[tuple[int, int]]:
-    """The pairs of depth and batch in which only one of the two is varied."""
-    if varied == 'depth':
-      return [(depth, self.batch[1]) for depth in self.depth]
-    return [(self.depth[1], batch) for batch in self.batch]
+# Depths, all at the middle batch; batches, all at the middle depth; and steps of a dispatch.
+FULL_PLAN = (6, 12, 24), (16, 64, 256), 4
+QUICK_PLAN = (2, 4, 6), (32, 64, 128), 16
 
 
-FULL_PLAN = Plan((6, 12, 24), (16, 64, 256), steps=4)
-QUICK_PLAN = Plan((2, 4, 6), (32, 64, 128), steps=16)
-
-
-def measure(plan: Plan, repeats: int) -> dict[str, dict[tuple[int, int], float]]:
-  """Times all sizes in turn; 'time' and 'bytes' of a step by size."""
+def measure(
+  sizes: Iterable[tuple[int, int]], steps: int, repeats: int
+) -> dict[str, dict[tuple[int, int], float]]:
+  """Times all sizes, depth and batch, in turn; 'time' and 'bytes' of a step by size."""
   rows = {}
-  for depth, batch in dict.fromkeys([*plan.sizes('depth'), *plan.sizes('batch')]):
-    shape = Shape(EMBEDDED_VIT.clone(depth=depth), IMAGE_SIZE, batch, plan.steps)
+  for depth, batch in sizes:
+    shape = Shape(EMBEDDED_VIT.clone(depth=depth), IMAGE_SIZE, batch, steps)
     rows[depth, batch] = glora_steps(Problem.random(shape))
   times = in_turn(rows, repeats, pause=PAUSE)
   return {
-    'time': {size: 1e3 * times.median(size) / plan.steps for size in rows},
+    'time': {size: 1e3 * times.median(size) / steps for size in rows},
     'bytes': {size: row.bytes['bytes_held'] / MEBIBYTE for size, row in rows.items()},
   }
 
@@ -126,20 +116,24 @@ def main() -> None:
   """Measures and prints."""
   given = make_parser(__doc__, 'small sizes, three repeats', REPEATS).parse_args()
   plan, repeats = (QUICK_PLAN, QUICK_REPEATS) if given.quick else (FULL_PLAN, given.repeats)
-  costs = measure(plan, repeats)
+  depths, batches, steps = plan
+  sizes = {
+    'depth': [(depth, batches[1]) for depth in depths],
+    'batch': [(depths[1], batch) for batch in batches],
+  }
+  costs = measure(dict.fromkeys(sizes['depth'] + sizes['batch']), steps, repeats)
   print_table(
     {'depth': '', 'batch': '', **dict.fromkeys(UNITS.values(), '.1f')},
     [(str(size[0]), size[1], *(costs[cost][size] for cost in UNITS)) for size in costs['time']],
   )
   values: dict[str, Any] = {'quick': given.quick}
-  for varied in ('depth', 'batch'):
+  for (varied, own), x in zip(sizes.items(), plan, strict=False):
     for cost, unit in UNITS.items():
-      x, y = getattr(plan, varied), [costs[cost][size] for size in plan.sizes(varied)]
-      line = stats.linregress(x, y)
+      line = stats.linregress(x, [costs[cost][size] for size in own])
       slope, intercept, r2 = line.slope, line.intercept, line.rvalue**2
       print(f'{unit} over {varied}: {slope:.3f} each, {intercept:.1f} at zero, R^2 {r2:.5f}')
       values[f'{cost}_over_{varied}'] = {'slope': slope, 'intercept': intercept, 'r2': r2}
-  values['over_lora'] = over_lora(plan.steps, 4 * repeats)
+  values['over_lora'] = over_lora(steps, 4 * repeats)
   print_table({'structure': '', "over a LoRA's": '.2f'}, values['over_lora'].items())
   values['host_share'] = host_share(repeats)
   print(

@@ -93,8 +93,8 @@ def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
   print(f'a core decodes            {per_core:6.0f} images a second')
   run = shape_of_run(RunSettings(), vit('B', 100, dtype='bfloat16', drop_path=0.1), 224, COUNTS)
   cores = {}
-  for name, program in {'supernet': ('supernet',), 'lora': ('subnet', 'lora')}.items():
-    cost = MAKERS[program[0]](run, Workload(structure=(*program, 'lora')[1]))
+  for name, program in {'supernet': 'supernet', 'lora': 'subnet'}.items():
+    cost = MAKERS[program](run, Workload(structure='lora'))
     rates = CHIPS[CHIP].peak * np.array(SHARES) / cost.operations
     most, fewest = cores[name] = np.ceil(rates / per_core).astype(int).tolist()
     print(

@@ -8,7 +8,9 @@ import argparse
 import json
 import math
 import os
+import pathlib
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -42,13 +44,10 @@ def make_parser(
 
 def machine() -> dict[str, str | int | None]:
   """Processor, cores, accelerator and version of JAX."""
-  cpu = platform.processor() or platform.machine()
-  if os.path.exists('/proc/cpuinfo'):
-    with open('/proc/cpuinfo') as file:
-      models = (line.split(':')[1].strip() for line in file if line.startswith('model name'))
-      cpu = next(models, cpu)
+  linux = pathlib.Path('/proc/cpuinfo')
+  found = re.search(r'model name\s*: (.+)', linux.read_text() if linux.exists() else '')
   return {
-    'cpu': cpu,
+    'cpu': found[1] if found else platform.processor() or platform.machine(),
     'cores': os.cpu_count(),
     'device': jax.devices()[0].device_kind,
     'jax': jax.__version__,

@@ -32,56 +32,41 @@ HLO = """HloModule jit_steps, is_scheduled=true
   ROOT %lt.5 = pred[]{:T(512)} compare(%counter, %bound), direction=LT, metadata={}
 }
 
+%known (p: s32[]) -> s32[] {
+  %r = (f32[4]{0}, f32[4]{0}, f32[4]{0}) all-reduce-start(%a, %b, %c), to_apply=%add.1
+}
+
+%first (p: f32[2]) -> f32[4] {
+  %part = f32[4]{0} reduce-scatter(%x), channel_id=4, dimensions={0}
+}
+
+%second (p: f32[2]) -> f32[4] {
+  %part = f32[4]{0} reduce-scatter(%x), channel_id=4, dimensions={0}
+}
+
 ENTRY %main.3 (Arg_0: f32[4]) -> f32[4] {
   %loop = (s32[], bf16[8,4]) while(%t), condition=%condition.4, body=%body.2, metadata={}
+  %five = s32[] while(%t), condition=%c, body=%known, backend_config={"known_trip_count":{"n":"5"}}
+  %begun = f32[4] fusion(%a), kind=kCustom, calls=%first
+  %ended = f32[4] fusion(%begun), kind=kCustom, calls=%second
   ROOT %all = (f32[4]{0}, f32[2,2]{1,0}) all-reduce(%g, %h), to_apply=%add.1
 }
 """
+needs_compiler = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
+)
 
 
-def test_collectives_are_counted_with_the_rounds_of_their_loops():
+def test_collectives_are_counted_with_the_rounds_of_their_loops_and_by_channel_once():
   assert collectives(HLO) == {
-    'all-reduce': {'calls': 1, 'bytes': 32},
+    'all-reduce': {'calls': 1 + 5, 'bytes': 32 + 5 * 48},
     'all-gather': {'calls': 24, 'bytes': 24 * 64},
+    'reduce-scatter': {'calls': 1, 'bytes': 16},
   }
 
 
-def test_a_started_all_reduce_counts_all_of_its_arrays_and_a_loop_what_it_is_known_to_go_round():
-  reduced = '%r = (f32[4]{0}, f32[4]{0}, f32[4]{0}) all-reduce-start(%a, %b, %c), to_apply=%add.1'
-  loop = 'while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}'
-  hlo = f"""%body (p: s32[]) -> s32[] {{
-  {reduced}
-}}
-
-ENTRY %main (a: f32[4]) -> f32[4] {{
-  %loop = s32[] {loop}
-}}
-"""
-  assert collectives(hlo) == {'all-reduce': {'calls': 5, 'bytes': 5 * 48}}
-
-
-def test_a_collective_that_runs_beside_several_products_counts_once():
-  gather = 'all-gather(%x), channel_id=4, dimensions={0}'
-  hlo = f"""%first (p: f32[2]) -> f32[4] {{
-  %part = f32[4]{{0}} {gather}
-}}
-
-%second (p: f32[2]) -> f32[4] {{
-  %part = f32[4]{{0}} {gather}
-}}
-
-ENTRY %main (a: f32[4]) -> f32[4] {{
-  %started = f32[4] fusion(%a), kind=kCustom, calls=%first
-  %ended = f32[4] fusion(%started), kind=kCustom, calls=%second
-}}
-"""
-  assert collectives(hlo) == {'all-gather': {'calls': 1, 'bytes': 16}}
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
-)
+@needs_compiler
 def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
   kept = Kept(str(tmp_path / 'kept.jsonl'))
   case = Case('fold', 'embedded', 'v5e:1x1', 8)
@@ -93,9 +78,7 @@ def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
-)
+@needs_compiler
 def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
   one_chip = jax.sharding.SingleDeviceSharding(devices_of('v5e:1x1')[0])
   shape = functools.partial(jax.ShapeDtypeStruct, sharding=one_chip)
