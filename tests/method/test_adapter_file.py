@@ -232,15 +232,6 @@ def test_metadata_of_another_kind_or_a_later_version_are_refused(written, tmp_pa
     adapter_file.load_adapter(tmp_path / 'a', adapted, params)
 
 
-def test_metadata_may_be_numbers_and_arrays_of_numpy_and_jax(written, tmp_path):
-  adapted, params, _, _ = written
-  variables, genome = random_variables(adapted, params), presets.preset(adapted.spec, 'ssf')
-  notes = {'rate': jnp.bfloat16(1.5), 'curve': [jnp.array([1.0, 2.0]), {'best': np.int64(3)}]}
-  adapter_file.save_adapter(tmp_path / 'a', adapted, variables, genome, **notes)
-  _, metadata = read_tensors(tmp_path / 'a', 'adapter')
-  assert (metadata['rate'], metadata['curve']) == (1.5, [[1.0, 2.0], {'best': 3}])
-
-
 UNSAVED = [
   (lambda variables, genome: {'note': np.ones(2) * 1j}, 'Metadata must be what JSON can say'),
   (lambda variables, genome: {'base': 'x'}, "'base'"),

@@ -109,17 +109,6 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
   }
 
 
-def test_an_einsum_that_was_refused_and_left_out_is_not_selected():
-  class Model(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      x = nn.Dense(4, name='fc')(x)
-      return nn.Einsum((4, 4), 'bi,ii->bi', use_bias=False, name='diagonal')(x)
-
-  adapted = glora_jax.adapt(Model(), X, select='fc')
-  assert uncovered(adapted) == {'diagonal/kernel': NOT_SELECTED}
-
-
 @pytest.mark.parametrize(
   'heads, expected',
   [

@@ -41,10 +41,6 @@ def variables():
   return dense().init(KEY, PARAMS)
 
 
-def variables_with(**collections):
-  return {**variables(), **collections}
-
-
 class Chain(nn.Module):
   """Two layers one after another, and one that has other inputs."""
 
@@ -112,30 +108,21 @@ def random(budget=None, number=3, rng=None, spec=LAYERS):
 REFUSED = [
   # spaces and layers
   (lambda: SearchSpace(ranks=()), 'ranks=()'),
-  (lambda: SearchSpace(ranks=(4, 2)), 'ranks=(4, 2)'),
   (lambda: SearchSpace(ranks=range(1, MOST_RANKS + 2)), f'{MOST_RANKS}'),
-  (lambda: SearchSpace(A=('matrix',)), 'matrix'),
   (lambda: SearchSpace(E='vector', one_shift=True), 'one_shift=True'),
   (lambda: Layer('a/b', 0, 2), 'a/b: in_features=0'),
-  (lambda: Layer('a', 1, 2, space=4), 'space=4'),
   (lambda: Spec((3,)), 'layers='),
   # what adapt is given
   (lambda: adapt(space=(2, 4)), 'space=(2, 4)'),
-  (lambda: adapt(space={}), 'space={}'),
   (lambda: adapt(space=SearchSpace((4, 100_000))), '100000'),
   (lambda: adapt(select='('), "'('"),
-  (lambda: adapt(heads=[3]), 'heads=[3]'),
   (lambda: adapt(ties=['ab']), "ties=['ab']"),
   (lambda: chain(select='conv'), "select='conv'", 'first, second'),
-  (lambda: chain(select=['first', 'conv']), 'conv', 'first, second'),
   (lambda: chain(heads='last'), "heads='last'", 'first, second'),
   (lambda: chain(space={'first': SearchSpace(), 'conv': SearchSpace()}), "'conv'"),
-  (lambda: chain(ties=[('first', 'nothing')]), 'nothing'),
-  (lambda: chain(ties=[('first',)]), "('first',)"),
   (lambda: chain(ties=[('first', 'second')]), 'second and first', 'input array'),
   (lambda: chain(ties=[('first', 'narrow')]), 'narrow and first', 'same in'),
   (lambda: glora_jax.adapt(Holder(), X), 'Holder', 'adapt_function'),
-  (lambda: glora_jax.adapt(nn.Dense, X), 'Dense'),
   (lambda: glora_jax.adapt(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), X), 'Linear', 'nnx.attach'),
   (lambda: glora_jax.adapt(nn.LayerNorm(), X), 'LayerNorm'),
   (
@@ -145,11 +132,8 @@ REFUSED = [
     'int8',
   ),
   (lambda: glora_jax.adapt(Einsum('bd,d->bd', (4,)), X), 'einsum', 'bd,d->bd'),
-  (lambda: glora_jax.adapt(Einsum('bd,dfx->bf', (4, 4, 3)), X), 'einsum', 'bd,dfx->bf'),
-  (lambda: glora_jax.adapt(Einsum('bd,d->b', (4,)), X), 'einsum', 'bd,d->b'),
   # what adapt_function is given
   (lambda: adapt_function(lambda params, x: x @ PARAMS['kernel']), 'none of its params'),
-  (lambda: adapt_function(lambda params, x: x, None), '<lambda>', 'no array'),
   (lambda: adapt_function(lambda params, x: x * params['w'], jnp.ones(4)), 'no matrix'),
   (lambda: adapt_function(lambda params, x: params['w'][x[:, 0].astype(int)]), 'w 4x3'),
   (lambda: adapt_function(w=jnp.ones((4, 3), jnp.int8)), 'w 4x3', 'int8'),
@@ -159,19 +143,15 @@ REFUSED = [
     'float8_e4m3fn',
   ),
   (lambda: adapt_function(split={'w': 0}), 'axis 0 of w'),
-  (lambda: adapt_function(split={'q': 0}), "'q'"),
   # parameters, variables and genomes of an adapted model
   (lambda: dense().init(KEY, WHOLE_NUMBERS), 'bias is int32, kernel is int32'),
-  (lambda: dense().init(KEY, EIGHT_BITS), 'bias is float8_e4m3fn'),
   (
     lambda: dense().init(KEY, {'kernel': jnp.ones((4, 6)), 'extra': X}),
     'missing: bias; unexpected: extra; misshaped: kernel is (4, 6)',
   ),
-  (lambda: apply(variables_with(params=None)), 'Dense'),
   (lambda: dense().fix(GENOME).split({'glora': {}}), "'params'"),
   (lambda: apply({'params': PARAMS}), "'glora'"),
   (lambda: apply(adapt(space=SearchSpace((2, 8))).init(KEY, PARAMS), GENOME), "['glora']"),
-  (lambda: apply(genome=GENOME[None]), '(1, 1, 5)'),
   (lambda: dense().fold(variables(), np.full_like(GENOME, 9)), 'says 9 for A of layer 0'),
   (lambda: dense().apply(variables(), X), 'apply needs a genome'),
   (lambda: dense().fix(GENOME).apply(variables(), X, genome=GENOME), 'apply takes no genome'),
@@ -182,11 +162,7 @@ REFUSED = [
   (lambda: glora_jax.preset(dense(), 'lora'), 'Adapted', 'adapted.spec'),
   (lambda: jax.eval_shape(dense().count_params, GENOME), 'traced'),
   (lambda: check_genome(LAYERS, np.zeros((2, 5), np.int8)), '(2, 5)', '[..., 3, 5]'),
-  (lambda: check_genome(LAYERS, np.zeros((3, 5))), 'dtype float'),
-  (lambda: check_genome(LAYERS, [[0], []]), '[[0], []]'),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),
-  (lambda: glora_jax.genome_to_json(dense().spec, GENOME[None]), '(1, 1, 5)'),
-  (lambda: genome_from_json(LAYERS, None), 'None'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'layers[0].A'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': []}), '0 layers'),
   *((functools.partial(random, budget), 'budget=') for budget in (-1, 'many')),
@@ -195,8 +171,6 @@ REFUSED = [
     '29',
     '30',
   ),
-  (lambda: random(rng=KEY), 'rng='),
-  (lambda: glora_jax.preset(LAYERS, 3), '3'),
   *(
     (functools.partial(glora_jax.preset, LAYERS, name), *named)
     for name, *named in (
@@ -214,13 +188,10 @@ REFUSED = [
   (lambda: glora_jax.preset(UNBIASED, 'bitfit'), "'bitfit'"),
   (lambda: presets.parse_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
-  (lambda: custom(a=3), "'a'", 'preset 3'),
   (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
-  (lambda: presets.custom_genome(LAYERS, ['lora']), "choices=['lora']"),
   (lambda: presets.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
   # the equation, checks and devices
   (lambda: equation.effective(jnp.ones((4, 5)), None, {}, np.zeros(3, int)), '(3,)'),
-  (lambda: glora_jax.check(dense(), jax.eval_shape(variables), X), 'variables'),
   (check_outputs, 'floating-point'),
   (lambda: glora_jax.shard(dense(), variables(), 8), 'mesh=8'),
   (explicit_mesh, 'fsdp'),

@@ -67,17 +67,6 @@ def test_no_array_of_the_trace_outlives_it():
     assert len(discover(nn.Dense(3), (inputs,), {})[1].sites) == 1
 
 
-class Pruned(nn.Module):
-  """Outputs of a linear layer, without those whose weights are small, whatever their rest."""
-
-  @nn.compact
-  def __call__(self, inputs):
-    outputs = nn.Dense(3, name='dense')(inputs)
-    kernel = self.variables['params']['dense']['kernel']
-    rest = [row // 2 for row in kernel % 2]
-    return outputs * (abs(kernel) > 0.1).any(0) + sum(rest) + sum(2**row for row in kernel)
-
-
 def assert_free_and_fixed_are_folded(adapted, tolerance=1e-5):
   """A LoRA, of a free structure and of a fixed one, gives what the folded model does."""
   model = adapted.model
@@ -102,16 +91,8 @@ class Mapped(nn.Module):
     return jax.tree.map(self.change, variables)
 
 
-def doubled(kernel):
-  return 2 * kernel
-
-
 def in_16_bits(kernel):
   return kernel.astype(jnp.bfloat16)
-
-
-def in_32_bits(kernel):
-  return kernel.astype(jnp.float32)
 
 
 class Penalized(nn.Module):
@@ -225,12 +206,10 @@ class ScannedReading(nn.Module):
     return scan(name='layers')(inputs, None)[0]
 
 
-CHANGES = (jnp.tril, jnp.transpose, doubled, in_16_bits, in_32_bits)
+CHANGES = (jnp.tril, jnp.transpose, in_16_bits)
 
 
-@pytest.mark.parametrize(
-  'model', [*map(Mapped, CHANGES), Penalized(), Pruned(), ScannedReading()], ids=repr
-)
+@pytest.mark.parametrize('model', [*map(Mapped, CHANGES), Penalized(), ScannedReading()], ids=repr)
 def test_what_else_is_made_of_a_kernel_is_made_of_the_merged_one(model):
   is_rounded = getattr(model, 'change', None) is in_16_bits
   adapted = glora_jax.adapt(model, INPUTS)

@@ -1,6 +1,5 @@
 """Search spaces and layers: what is on offer, and what is refused."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,17 +11,6 @@ from glora_jax.method.space import MOST_RANKS, TENSORS, Layer, SearchSpace, Spec
 def test_spaces_take_names_or_codes():
   assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
   assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))
-
-
-def test_spaces_and_layers_of_arrays_are_those_of_numbers():
-  space = SearchSpace((2, 4), A=(0, 3), tied=False)
-  for array in (np, jnp):
-    of_arrays = SearchSpace(array.array([2, 4]), A=array.array([0, 3]), tied=array.array(False))
-    assert repr(of_arrays) == repr(space)
-    layer = Layer('a', array.int32(3), array.float32(4), bias=array.array(True))
-    assert repr(layer) == repr(Layer('a', 3, 4))
-  with pytest.raises(ValueError, match='ascending'):
-    SearchSpace(jnp.array([True]))
 
 
 def test_a_genome_has_a_code_for_the_last_of_the_most_ranks():

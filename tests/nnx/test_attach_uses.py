@@ -146,29 +146,6 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
   assert_array_equal(call(other, X), call(attached, X))
 
 
-def test_a_file_that_is_refused_leaves_the_genome(attached, tmp_path):
-  adapted, values = glora_nnx.as_adapted(attached)
-  before = live.get_genome(attached)
-  values['batch_stats'] = jax.tree.map(lambda x: x[:-1], values['batch_stats'])
-  genome = glora_jax.preset(adapted.spec, 'bitfit')
-  glora_jax.save_adapter(tmp_path / 'other.safetensors', adapted, values, genome)
-  with pytest.raises(ValueError, match='are not those of this model'):
-    glora_nnx.load_adapter(tmp_path / 'other.safetensors', attached)
-  assert_array_equal(live.get_genome(attached), before)
-
-
-def test_a_file_of_another_base_is_taken_where_that_is_meant(attached, tmp_path):
-  other = Mlp()
-  other.hidden.bias[...] += 0.5
-  other = glora_nnx.attach(other, X, space=SPACE)
-  glora_nnx.save_adapter(tmp_path / 'a', attached)
-  with pytest.raises(ValueError, match=r'other base weights; .* pass strict=False'):
-    glora_nnx.load_adapter(tmp_path / 'a', other)
-  glora_nnx.load_adapter(tmp_path / 'a', other, strict=False)
-  supports = (model.hidden.glora_kernel.A_up[...] for model in (attached, other))
-  assert_array_equal(*supports)
-
-
 def test_the_table_shows_the_genome_and_the_matrices_that_no_row_stands_for():
   model = glora_nnx.attach(Mlp(), X, heads=None, select='hidden')
   summary = glora_nnx.summary(nnx.clone(model))
