@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_allocate import Mixed, allocated, loss, mixed
+from test_allocate import allocated, mixed
 from test_allocation import SPEC as ROWS
 from test_allocation import random_worth, spec_of
 from tiny_models import problem
@@ -15,8 +15,6 @@ from toy_search import SMALL, SPEC, Judge
 import glora_jax
 from glora_jax.method.genomes import largest_genome
 from glora_jax.search import choice, scoring
-from glora_jax.search.allocate import compile_ahead
-from glora_jax.search.allocated import agreement
 from glora_jax.search.archive import Archive
 from glora_jax.search.checked import NoGradientError, NonFiniteError
 from glora_jax.search.evolution import Evolution
@@ -83,10 +81,7 @@ CALLS = {
     (lambda p: {'genomes': np.full_like(p.genomes, 99)}, '99'),
     (lambda p: {'genomes': p.genomes[0]}, r'\(2, 5\)'),
     (lambda p: {'labels': p.labels.at[2].set(7)}, 'label 7 of image 2'),
-    (lambda p: {'labels': p.labels.astype(float)}, 'float32'),
     (lambda p: {'variables': {'params': p.variables['params']}}, "'glora'"),
-    (lambda p: {'adapted': None}, 'adapted=None'),
-    ({'make': scoring.make_image_scorer, 'chunk': -1}, 'chunk=-1'),
     ({'classes': np.zeros(4, bool)}, 'True for one at least'),
     ({'mesh': jax.make_mesh((1,), ('data',))}, 'axes data'),
   ],
@@ -103,14 +98,11 @@ CALLS = {
     ({'score': judge(np.full(20, 0.5))}, 'whole numbers'),
     ({'score': judge(loss=np.full(20, np.inf))}, 'inf for subnet 0'),
     ({'score': judge(np.ones(3))}, r'\[3\]'),
-    ({'archive': []}, r'archive=\[\]'),
-    ({'initial': np.zeros((1, 3, 5), np.int8)}, '4 adapted layers'),
   ],
   Evolution: [
     ({'mutations': 40}, 'mutations=40'),
   ],
   allocating: [
-    ({'adapted': Mixed()}, 'Mixed'),
     ({'variables': {'params': {}, 'glora': {}}}, "'glora'"),
     ({'batches': iter([])}, 'only once'),
     ({'batches': lambda: mixed()[2], 'folds': None}, 'folds=8 .* 6'),
@@ -120,14 +112,11 @@ CALLS = {
   ],
   called: [
     (lambda: ONE.best(spec=SPEC, budget=0), 'at most 0'),
-    (lambda: Archive.empty(SPEC).best(), 'no subnet'),
     (lambda: choice.choose(ROWS, random_worth(0), 3), 'budget=3'),
     (
       lambda: choice.choose(spec_of((4, 8), space=NO_FORM), random_worth(0), 100),
       'none of the forms',
     ),
-    (lambda: compile_ahead(*mixed()[:2], loss, []), 'there are 0'),
-    (lambda: agreement([np.zeros((4, 5), np.int8)]), 'at least two'),
   ],
 }
 

@@ -3,18 +3,16 @@
 import functools
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from tiny import NUM_CLASSES, Problem, unchanged
+from tiny import Problem, unchanged
 from tiny import problem as initial_problem
 from trees import randomized
 
-import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
@@ -112,19 +110,6 @@ def test_several_paths_are_the_mean_of_their_groups_losses():
   assert_allclose(loss, np.mean(losses), rtol=1e-5)
   expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *gradients)
   jax.tree.map(functools.partial(assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
-
-
-def test_paths_keep_the_axes_between_images_and_classes():
-  texts, labels = jax.random.normal(KEY, (4, 5, 8)), jnp.ones((4, 5), int)
-  adapted = glora_jax.adapt(nn.Dense(NUM_CLASSES), texts)
-  shapes = {'kernel': jnp.zeros((8, NUM_CLASSES)), 'bias': jnp.zeros(NUM_CLASSES)}
-  halves = adapted.split(adapted.init(KEY, randomized(shapes)))
-  genomes = jnp.zeros((2, 1, 5), jnp.int8)
-  whole, cut = (
-    make_loss(adapted, unchanged, lambda key, drawn=drawn: drawn)(*halves, (texts, labels), KEY)
-    for drawn in (genomes[0], genomes)
-  )
-  assert_allclose(whole[0], cut[0], rtol=1e-6)
 
 
 def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome():
