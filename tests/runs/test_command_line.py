@@ -20,11 +20,10 @@ def run(folder, *words):
   return ended
 
 
-@pytest.mark.parametrize('word, named', [('--config.budget=0.5', 'budget=0.5'), ('x', "['x']")])
-def test_a_wrong_command_line_is_one_sentence(word, named, tmp_path):
-  ended = run(tmp_path, 'quickstart', word)
+def test_a_wrong_command_line_is_one_sentence(tmp_path):
+  ended = run(tmp_path, 'quickstart', '--config.budget=0.5')
   assert ended.returncode != 0
-  assert named in ended.stderr
+  assert 'budget=0.5' in ended.stderr
   assert len(ended.stderr.strip().splitlines()) <= 2
   assert not list(tmp_path.iterdir())
 
@@ -33,9 +32,6 @@ def test_a_wrong_command_line_is_one_sentence(word, named, tmp_path):
   'words, named',
   [
     (['quickstart', '--list'], '  quickstart                The main job on what ships in the'),
-    (['vtab:cifar100', '--config.zzzz=1'], "The config has no field 'zzzz'"),
-    (['own'], 'own needs your images: --config own:FOLDER'),
-    (['quickstart.py'], 'quickstart.py, line 1, fails with NameError'),
     (['./own'], 'no config file ./own'),
   ],
 )

@@ -56,10 +56,8 @@ def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
     assert sheet.width > 400
 
 
-def test_the_command_replaces_a_file_only_when_asked_and_an_image_of_the_task_never(tmp_path):
+def test_the_command_replaces_a_file_only_when_asked(tmp_path):
   write_images(tmp_path, IMAGES)
-  os.symlink(tmp_path / 'dog', tmp_path / '.link')
-  os.link(tmp_path / IMAGES[1], tmp_path / 'hard.png')
   (tmp_path / 'batch.png').write_bytes(b"a stranger's")
   before = digests(tmp_path)
 
@@ -71,19 +69,21 @@ def test_the_command_replaces_a_file_only_when_asked_and_an_image_of_the_task_ne
     ).stderr
 
   assert 'batch.png exists already; choose another path, or give --overwrite' in show()
-  for image in ('hard.png', '.link/0.png'):
-    assert 'an input of this command' in show('--overwrite', '--output', image)
   assert digests(tmp_path) == before
   assert 'error' not in show('--overwrite')
   after = digests(tmp_path)
   assert {path.name for path in after if after[path] != before.get(path)} == {'batch.png'}
 
 
-@pytest.mark.parametrize('name', [IMAGES[0], f'dog/../{IMAGES[0]}', 'link.png', 'labels.csv'])
+@pytest.mark.parametrize(
+  'name', [f'dog/../{IMAGES[0]}', 'link.png', 'hard.png', '.dog/0.png', 'labels.csv']
+)
 def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   lines = ['path,label', *(f'{image},{image[:3]}' for image in IMAGES)]
   (tmp_path / 'labels.csv').write_text('\n'.join(lines))
   os.symlink(tmp_path / IMAGES[0], tmp_path / 'link.png')
+  os.link(tmp_path / IMAGES[1], tmp_path / 'hard.png')
+  os.symlink(tmp_path / 'dog', tmp_path / '.dog')
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
   with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):

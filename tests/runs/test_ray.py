@@ -6,17 +6,12 @@ They need the extra `ray`.
 import itertools
 import re
 import signal
-import socket
-import subprocess
-import sys
 
 import jax
 import pytest
 from few_shot_lists import write_few_shot_lists
-from places import ROOT
 from tiny_runs import all_fields, changed, overrides, start_command, wait_for, without_seconds
 
-from benchmarks.structures import jobs as benchmark
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.context import never
@@ -175,39 +170,3 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
 
 def known_here_alone(stop):
   """A job of a module that the nodes cannot import."""
-
-
-ADDRESS = r"No Ray cluster answers at '127\.0\.0\.1:{}' \({}.*\); `ray start --head` makes one"
-
-
-def test_an_address_where_nobody_or_no_ray_answers_is_one_sentence_in_bounded_time():
-  """In a process of its own, as a connection that Ray waits for cannot be called off."""
-  program = (
-    'from glora_jax.runs import runners\n'
-    'runners._SECONDS = 2\n'
-    'try: runners.named("ray:127.0.0.1:{}")\n'
-    'except OSError as error: print(error)'
-  )
-  with socket.socket() as silent:
-    silent.bind(('127.0.0.1', 0))
-    port = silent.getsockname()[1]
-    with pytest.raises(OSError, match=ADDRESS.format(port, '.*refused')):
-      runners.named(f'ray:127.0.0.1:{port}')
-    silent.listen()
-    code = [sys.executable, '-c', program.format(port)]
-    printed = subprocess.run(code, capture_output=True, text=True, check=True).stdout
-  assert re.match(ADDRESS.format(port, 'no answer'), printed)
-  assert printed.count('\n') == 1
-
-
-def test_trainings_of_a_benchmark_on_ray_are_those_of_this_process(cluster, tmp_path, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  jobs = [benchmark.Job('digits', name, 0, 1.6e-2, 1000, 1) for name in ('bitfit', 'lora:1@qkv')]
-  found = []
-  for runner in (runners.THIS_PROCESS, runners.named(f'ray:{cluster.address}', 'CPU=1')):
-    folder = tmp_path / type(runner).__name__
-    monkeypatch.setattr(benchmark, 'FOLDER', str(folder))
-    store = benchmark.Store(str(folder / 'results.jsonl'))
-    benchmark.run_jobs(jobs, store, runner)
-    found.append({job: store.results[job]['test'][0] for job in jobs})
-  assert found[0] == pytest.approx(found[1], abs=5e-3)

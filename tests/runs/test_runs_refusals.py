@@ -1,6 +1,5 @@
 """What is refused before anything starts: the type of the error, and the value that it names."""
 
-import math
 import re
 
 import jax
@@ -27,11 +26,9 @@ from glora_jax.training.sampling import Sampling
 
 COMPARED = {'job': 'compare', 'presets': (), 'budget': None}
 ADAPTING = [
-  ({'training.learning_rate': math.inf}, 'training.learning_rate=inf'),
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),
   ({'space.ranks': (4, 2)}, 'space.ranks=(4, 2)'),
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
-  ({'structure': 'lorra'}, "structure='lorra'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
   (
@@ -40,16 +37,12 @@ ADAPTING = [
   ),
 ]
 COMPARING = [
-  ({'compare.methods': ('lora@',)}, "compare.methods[0]='lora@'"),
   ({'compare.rates': ()}, 'compare.rates=()'),
   ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
   ({'protocol': 'paper'}, "protocol='paper'"),
   ({'finetune.on': 'train+val'}, "finetune.on='train+val'"),
   ({'budget': 900.0}, 'budget=900'),
-  ({'presets': ('lora',)}, "presets=('lora',)"),
-  ({'structure': 'lora:2'}, "structure='lora:2'"),
   ({'finetune.epochs': 500}, 'finetune.epochs=500'),
-  ({'training.warmup_epochs': 450}, 'training.warmup_epochs=450'),
   ({'seed': 2**32 - 1}, 'seed=4294967295'),
 ]
 
@@ -90,14 +83,11 @@ def settle(settings):
     ),
     (lambda: fold_indices(jax.random.key(0), 9, 4, 64, devices=8), '8 devices'),
     (lambda: parse_arguments('a,b', {'rank': 4}), "'b'"),
-    (lambda: parse_arguments('a,color=3', {'rank': 4}), "'color=3'"),
     (lambda: parse_arguments('a,rank=two', {'rank': 4}), "'rank=two'"),
     (lambda: parse_arguments('a,rank=1,rank=2', {'rank': 4}), "'rank=2'"),
     (lambda: settle({'cifar10': {'budget': 1}}), "own.json: 'cifar10'"),
     (lambda: settle({'cifar100': {'budgets': 1}}), 'cifar100.budgets=1 is unknown'),
     (lambda: settle({'cifar100': {'budget': 0.5}}), 'budget=0.5'),
-    (lambda: settle({'cifar100': {'learning_rate': 10**400}}), 'learning_rate=10000'),
-    (lambda: settle({'cifar100': 100000}), '100000'),
     (lambda: settle(['cifar100']), "own.json=['cifar100']"),
     (lambda: chip_of('v5e'), "'v5e'"),
     (lambda: chip_of('v9:2x2'), "'v9:2x2'"),
@@ -106,7 +96,6 @@ def settle(settings):
     (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
     (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
     (lambda: runners.named('ray', 'CPU=nan'), "'CPU=nan'"),
-    (lambda: runners.named('ray', 'GPU'), "'GPU'"),
   ],
 )
 def test_a_value_that_cannot_be_is_named(call, named):
@@ -124,11 +113,9 @@ def plan(config, **fields):
   [
     (lambda c, p: get_config('own', '/photos'), FileNotFoundError, "'/photos'"),
     (lambda c, p: with_settings(c, 'no.json'), FileNotFoundError, "'no.json'"),
-    (lambda c, p: with_settings(c, __file__), ValueError, __file__),
     (lambda c, p: comparison.run(c, p), ValueError, "job='adapt'"),
     (lambda c, p: experiment.run(changed(c, **COMPARED), p), ValueError, "job='compare'"),
     (lambda c, p: main.dispatch(c, p, never, 'ray'), ValueError, '--runner=ray'),
-    (lambda c, p: main.dispatch(c, p, never, resources='GPU=1'), ValueError, 'resources=GPU=1'),
     (
       lambda c, p: main.chosen_runner(changed(c, distributed__num_processes=2), 'ray', None),
       ValueError,
@@ -136,7 +123,6 @@ def plan(config, **fields):
     ),
     (lambda c, p: plan(c, structure='lora', budget=1), ValueError, 'budget=1'),
     (lambda c, p: plan(c, presets=('lora:900',)), ValueError, 'lora:900'),
-    (lambda c, p: look.check(changed(c, data__workers=-1)), ValueError, 'data.workers=-1'),
     (lambda c, p: look.show(get_config('vtab', 'all'), p), ValueError, "task='vtab/all'"),
     (lambda c, p: look.show(changed(c, augment__shift=16), p), ValueError, 'shift=16'),
   ],

@@ -14,10 +14,9 @@ from tiny_runs import all_fields, changed, overrides, start_command, wait_for
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
 from glora_jax.reports import scoreboard
-from glora_jax.runs import command_line, experiment, suite
-from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.context import never
-from glora_jax.runs.workdir import Stopped, claim
+from glora_jax.runs import command_line, suite
+from glora_jax.runs.config import check_config
+from glora_jax.runs.workdir import Stopped
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 
 
@@ -60,34 +59,6 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   kept = [[f'1/{seed}', *(f'1/{seed}/{name}' for name in names)] for seed in (0, 2)]
   assert left == [*kept[0], *kept[1]]  # the failed one as it was
   assert not (workdir / 'config.json').exists()
-
-
-def test_a_field_that_does_nothing_is_named_once_for_all_tasks(
-  run_config, monkeypatch, tmp_path, caplog
-):
-  def run_job(*_):
-    raise ValueError('It ends here.')
-
-  monkeypatch.setattr(experiment, 'run_job', run_job)
-  monkeypatch.setattr(suite, 'prepared', lambda *_: None)
-  write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
-  config = few_shot(run_config, tmp_path / 'lists', budget=None, mesh__fsdp=4)
-  config.suite.settings = {'oxford_pets': {'budget': 5000}}
-  board = suite.run(config, str(tmp_path / 'run'))
-  assert len(board.failed) == 3
-  named = [text for text in caplog.messages if 'does nothing' in text]
-  assert [text.partition(' ')[0] for text in named] == ['mesh.fsdp=4']
-
-
-def test_a_task_that_another_process_runs_is_not_checked_beside_it(monkeypatch, tmp_path):
-  """It may be writing what a check would remove; and it may be finished when its turn comes."""
-  monkeypatch.setattr(suite, 'prepared', lambda *_: pytest.fail('it is checked'))
-  settings = RunSettings()
-  folder = str(tmp_path / 'cifar100')
-  with claim(folder):
-    suite._rehearse(settings, folder, 'Checking task 1 of 2', never)
-  with pytest.raises(pytest.fail.Exception, match='it is checked'):
-    suite._rehearse(settings, folder, 'Checking task 1 of 2', never)
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_of_the_task_and_a_stop_is_none():

@@ -23,7 +23,6 @@ def named_by(caplog, fields, given=()):
     ({'mesh.fsdp': 4, 'mesh.base': 'sharded'}, []),
     ({'mesh.fsdp': 4}, ['mesh.fsdp']),
     ({'job': 'compare', 'watch.tensorboard': True}, ['watch.tensorboard']),
-    ({'job': 'compare', 'suite.settings': {'digits': {'budget': 5}}}, ['suite.settings']),
   ],
 )
 def test_what_a_config_file_gives_and_does_nothing_is_named(fields, named, caplog):
@@ -47,11 +46,6 @@ PAPER, COMPARE = {'protocol': 'paper'}, {'job': 'compare'}
       {**COMPARE, 'compare.methods': ('lora', 'search')},
       ('search.mode', 'sampling.largest', 'training.epochs', 'allocation.folds'),
       ['allocation.folds'],
-    ),
-    (
-      {**COMPARE, 'compare.methods': ('lora', 'ssf'), 'compare.rate.lora': 1e-3},
-      ('search.mode', 'compare.budgets', 'compare.rates'),
-      ['search.mode', 'compare.budgets'],
     ),
     (
       {**COMPARE, 'compare.methods': ('lora',), 'compare.rate.lora': 1e-3},
