@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 from typing import Any
 
 import html_pages
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from places import FIXTURES
-from tiny_runs import changed, contents, context_of, without_seconds
+from tiny_runs import changed, context_of
 
 import glora_jax
 from glora_jax import main, predict
@@ -168,14 +167,6 @@ def test_the_test_list_was_frozen_before_any_test_accuracy_existed(finished_run)
   assert frozen['structures']['search']['genome'] == result['structures']['search']['genome']
 
 
-def test_the_frozen_base_is_untouched_where_no_gene_acts(finished_run, backbone):
-  workdir, _ = finished_run
-  _, params, _ = weights.load(workdir / 'folded' / 'model.safetensors')
-  _, base, _ = weights.load(backbone)
-  for name in ('cls', 'pos_embed', 'embed', 'norm'):
-    jax.tree.map(np.testing.assert_array_equal, params[name], base[name])
-
-
 def test_a_finished_run_is_not_run_again_and_the_command_prints_its_table(finished_run, run_config):
   workdir, result = finished_run
   before = {name: os.path.getmtime(workdir / name) for name in FILES}
@@ -208,83 +199,10 @@ def snippets(workdir, beginning):
   return [code for code in codes if code.startswith(beginning)]
 
 
-def test_the_page_has_the_accuracy_and_code_that_applies_the_adapter(finished_run):
-  workdir, result = finished_run
-  chosen = result['structures'][result['result']]
-  accuracy = f'{100 * chosen["test_accuracy"]:.1f}% of 797 test images correctly'
-  assert accuracy in html_pages.read(workdir).text
-  [code] = snippets(workdir, 'import jax.numpy')
-  names: dict[str, Any] = {}
-  exec(code, names)
-  assert names['adapted'].count_params() == chosen['params']
-  assert names['logits'].shape == (1, 10)
-
-
-@pytest.mark.full
-def test_lost_results_are_rebuilt_from_stages_without_training(finished_run, run_config, tmp_path):
-  """Without `result.json` every stage finds its own result and trains nothing again."""
-  workdir, result = finished_run
-  copy = tmp_path / 'copy'
-  shutil.copytree(workdir, copy)
-  for name in ('result.json', 'report.html', 'adapter.safetensors'):
-    os.remove(copy / name)
-  shutil.rmtree(copy / 'folded')
-  metrics = (copy / 'metrics.jsonl').read_text()
-  assert without_seconds(experiment.run(run_config, str(copy))) == without_seconds(result)
-  assert (copy / 'metrics.jsonl').read_text() == metrics
-  assert 'are gone' not in experiment.summary(result, str(copy))
-
-
 def polls(number):
   """A `stop` that says True when it is asked for the number-th time."""
   asked = iter(range(1, number + 1))
   return lambda: next(asked) == number
-
-
-def test_a_corrected_field_ends_in_the_result_of_a_run_that_had_it_from_the_first(
-  run_config, finished_run, tmp_path, caplog
-):
-  workdir = tmp_path / 'run'
-  wrong = changed(run_config, finetune__learning_rate=0.5)
-  mark = workdir / 'finetune' / 'stage.json'
-  with pytest.raises(Stopped, match='before the stage test'):
-    experiment.run(wrong, str(workdir), lambda: mark.exists() and read_json(mark)['whole'])
-  caplog.set_level('INFO', 'glora_jax')
-  before = read_json(workdir / 'supernet' / 'stage.json')
-  experiment.run(run_config, str(workdir))
-  again = 'finetune.learning_rate was 0.5 and is now 0.001; run again: finetune, test, report.'
-  assert again in caplog.text
-  assert contents(workdir) == contents(finished_run[0])
-  assert read_json(workdir / 'supernet' / 'stage.json') == before
-  assert not (workdir / 'finetune.old').exists()
-  with pytest.raises(ValueError, match=r'is now 0\.5\. Its test images were read'):
-    experiment.run(wrong, str(workdir))
-
-
-@pytest.mark.full
-def test_a_run_that_is_stopped_and_watched_ends_in_the_undisturbed_result(
-  run_config, finished_run, tmp_path, caplog
-):
-  """Stops amid the supernet and amid the search; watching is switched on and off between."""
-  pytest.importorskip('tensorboardX')
-  caplog.set_level('INFO', 'glora_jax')
-  watched = run_config.copy_and_resolve_references()
-  watched.watch.tensorboard = True
-  workdir = tmp_path / 'run'
-  handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-  for settings, stop, place in (
-    (watched, polls(3), 'supernet at step 100'),
-    (run_config, polls(12), 'search after generation 0'),
-  ):
-    sentence = f'Stopped {place}. Everything is saved in .*run, and the same command goes on'
-    with pytest.raises(Stopped, match=sentence):
-      experiment.run(settings, str(workdir), stop)
-  experiment.run(watched, str(workdir))
-  assert contents(workdir) == contents(finished_run[0])
-  assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-  for message in ('supernet: resumed at step 100', 'search: resumed after generation 0'):
-    assert message in caplog.text
-  assert 'tensorboard' in os.listdir(workdir)
 
 
 @pytest.mark.full

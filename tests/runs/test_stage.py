@@ -13,7 +13,7 @@ from tiny_runs import changed, stages_of
 
 from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
-from glora_jax.runs.stage import MARK, Stage, read_mark, walk
+from glora_jax.runs.stage import Stage, read_mark, walk
 from glora_jax.runs.workdir import Stopped
 
 
@@ -167,17 +167,6 @@ def test_a_part_of_a_job_runs_what_it_needs(job):
   assert job.start()[1] == ['second']
 
 
-def test_seconds_are_those_of_all_starts_and_go_by_titles(job):
-  job.start()
-  folder = job.folder / 'parts' / 'third'
-  mark = read_mark(str(folder))
-  stage.write_json(folder / MARK, {**mark, 'seconds': 7.0}, 'stage')
-  context = types.SimpleNamespace(seconds={}, path=lambda name: str(job.folder / name))
-  with stage._timed(context, job.stages[2], mark['key']):
-    pass
-  assert context.seconds == {'parts': 7.0}
-
-
 SEARCH = ('supernet', 'training/linear', 'search', 'finetune')
 TUNED = ('tuning/search', 'training/lora:2', 'training/search')
 
@@ -267,7 +256,6 @@ SHORT = {
   [
     {'presets': ('gradient', 'lora'), 'finetune__on': 'train+val', **SHORT},
     {'structure': 'gradient', 'presets': (), **SHORT},
-    {'structure': 'lora:2', 'presets': (), 'budget': None, **SHORT},
     {'job': 'compare', 'budget': None, 'presets': (), **SHORT},
   ],
 )

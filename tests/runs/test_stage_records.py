@@ -1,6 +1,5 @@
 """What the stages of a run left is read back with its shape checked; damage is one sentence."""
 
-import dataclasses
 import os
 import types
 
@@ -12,14 +11,11 @@ from tiny_runs import context_of
 from glora_jax.files import write_arrays, write_json
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import smallest_genome
-from glora_jax.method.presets import preset
 from glora_jax.runs.backbone import Place
 from glora_jax.runs.stages import allocation, methods, results, training
 from glora_jax.runs.stages.methods import Trial
 from glora_jax.runs.stages.search import read_archive
-from glora_jax.runs.stages.training import Trained
 from glora_jax.search.archive import Archive
-from glora_jax.search.checked import NoGradientError, NonFiniteError
 
 
 @pytest.fixture(scope='module')
@@ -87,44 +83,6 @@ def test_many_trainings_are_trained_in_parts_to_the_same_result(run, monkeypatch
   [parts] = methods.train_method(run, 'linear', methods.Task('b', trials, ())).values()
   for one, other in zip(together, parts, strict=True):
     chex.assert_trees_all_close(one.variables, other.variables, atol=1e-6)
-
-
-def test_a_supernet_that_diverged_is_a_trial_and_ends_no_comparison(run, monkeypatch, caplog):
-  """So a rate that is too high for the search is one that is not chosen."""
-  population = run.settings.search.population
-  scores = np.zeros(population), np.full(population, np.nan)
-  run = dataclasses.replace(run)
-  monkeypatch.setattr(run, 'score', lambda variables, genomes, split: scores)
-  monkeypatch.setattr(methods, 'train', lambda run, training: [Trained(run.variables)])
-  name = 'tuning/search/900-0'
-  [found] = methods._search_one(run, name, Trained(run.variables), 0.0, Trial(0, 0.1), 900)
-  assert (found.params, found.genome.any()) == (0, False)
-  assert f'{name}: {found.trouble}' in caplog.text
-  assert found.trouble.startswith('score gave a loss of nan for subnet 0')
-
-
-@pytest.mark.parametrize('kind', [NonFiniteError, NoGradientError])
-def test_a_head_without_a_gradient_is_a_trial_and_ends_no_comparison(
-  kind, run, monkeypatch, caplog
-):
-  """Of two seeds the first has a gradient."""
-
-  def allocate_once(run, place, *, folder, **_):
-    if folder.endswith('-0'):
-      return types.SimpleNamespace(genome=lora, variables=place.variables, borrowed=0.0)
-    raise kind('The loss of batch 0 is nan; it must be finite.')
-
-  longer = dataclasses.replace(run.settings.training, epochs=20)
-  run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, training=longer))
-  lora = preset(run.place('gradient').adapted.spec, 'lora')
-  monkeypatch.setattr(methods, 'allocate_once', allocate_once)
-  monkeypatch.setattr(methods, 'train', lambda run, training: [*map(Trained, training.starts)])
-  monkeypatch.setattr(methods, 'start_compiling', lambda *_: None)
-  task = methods.Task('tuning/gradient', [Trial(0, 0.1), Trial(1, 0.1)], (900,))
-  [(good, bad)] = methods.train_method(run, 'gradient', task).values()
-  assert (good.trouble, bad.params) == ('', 0)
-  assert good.params > 0
-  assert f'tuning/gradient/900-1: {bad.trouble}' in caplog.text
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):

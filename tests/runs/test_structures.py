@@ -10,21 +10,20 @@ import html_pages
 import jax
 import numpy as np
 import pytest
-from tiny_runs import changed, context_of, without_seconds
+from tiny_runs import changed, context_of
 
 from glora_jax.files import read_arrays, read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
 from glora_jax.records import read_lines
-from glora_jax.reports import run_page, scoreboard
+from glora_jax.reports import run_page
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs.backbone import Stream
 from glora_jax.runs.config import check_config
 from glora_jax.runs.stage import walk
 from glora_jax.runs.stages import allocation, results
 from glora_jax.runs.stages.allocation import allocate_shifts
-from glora_jax.runs.workdir import Stopped
 from glora_jax.training.head_alone import HeadAlone
 
 
@@ -96,18 +95,6 @@ def test_its_page_shows_the_structure_and_its_folded_model_opens(gradient_run):
   assert result['fold_max_abs_diff'] < 1e-4
 
 
-def test_a_suite_reads_its_result(gradient_run, tmp_path):
-  tasks = ['generalization/0', 'generalization/1']
-  others = {'other_test_accuracies': dict.fromkeys(('v2', 'sketch', 'a', 'r'), 0.5)}
-  rows = {name: {**row, **others} for name, row in gradient_run[1]['structures'].items()}
-  seeds = {task: {**gradient_run[1], 'structures': rows, 'task': task} for task in tasks}
-  board = scoreboard.Board('generalization/all', tasks, seeds)
-  methods = [each.name for each in scoreboard.methods_of(board) if scoreboard.is_ours(each)]
-  assert sorted(methods) == ['ours, gradient', 'ours, linear probe']
-  scoreboard.write(board, str(tmp_path), {})
-  assert 'another trains 100% in the same form' in html_pages.read(tmp_path).words()
-
-
 def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
   prepared, gradient_run, monkeypatch
 ):
@@ -165,19 +152,6 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   base = jax.jit(prepared.adapted.model.apply)({'params': found.variables['params']}, images)
   np.testing.assert_allclose(start, base, atol=1e-5)
   assert np.abs(found.variables['params']['head']['kernel']).max() > 0
-
-
-@pytest.mark.full
-def test_a_run_that_is_stopped_after_its_head_goes_on_to_the_same_result(
-  config, gradient_run, tmp_path
-):
-  _, result = gradient_run
-  asked = iter([False] * 2 + [True] * 100)
-  workdir = tmp_path / 'stopped'
-  with pytest.raises(Stopped, match='goes on from there'):
-    experiment.run(config, str(workdir), lambda: next(asked))
-  assert not (workdir / 'structure').exists()
-  assert without_seconds(experiment.run(config, str(workdir))) == without_seconds(result)
 
 
 def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
@@ -255,12 +229,3 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_con
   found = [again['methods'], rows]
   first, second = ([row['test_accuracy'] for row in x['gradient-600']] for x in found)
   assert first == second
-
-
-@pytest.mark.slow
-def test_a_linear_structure_is_its_own_probe(config, tmp_path):
-  short = changed(config, structure='linear', training__epochs=1, training__warmup_epochs=0)
-  result = experiment.run(short, str(tmp_path / 'run'))
-  assert list(result['structures']) == ['linear']
-  assert result['structures']['linear']['params'] == 0
-  assert html_pages.read(tmp_path / 'run').text
