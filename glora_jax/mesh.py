@@ -2,7 +2,7 @@
 
 Every process runs the same program on the same workdir and sees the same numbers; the primary one
 alone writes files. The mesh has a row for each process ('candidate') and a column for each of its
-devices ('data'). Training deals a batch to all of them. A search deals the subnets of a population
+devices ('data'). Training deals a batch to all of them. A search deals a population's structures
 to the rows and images to the columns, so that scores cross from host to host once, at the end.
 A third axis, 'fsdp', may cut the columns: images are dealt to it, too, and frozen weights that are
 sharded are so over it alone.

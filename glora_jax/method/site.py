@@ -131,7 +131,7 @@ def _einsum_layout(equation: str) -> Layout:
     raise ValueError(
       f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must "
       'stand in the input or the result, at least one in the input alone and one in the result '
-      'subnet'
+      'alone'
     )
   # Flax gives the bias the kernel's letters in the order of the result.
   bias = [letter for letter in result if letter in kernel]

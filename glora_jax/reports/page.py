@@ -37,7 +37,7 @@ COLORS = {
   'grey': ('#aaaaaa', '#72777e'),  # a crowd of points, none of which matters by itself
   'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
   'blank': ('#ebebeb', '#2a2f35'),  # a cell that holds nothing
-  'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: subnets, right answers; the form 'vector'
+  'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: structures, right answers; the form 'vector'
   'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
   'purple': ('#6f4fa8', '#9d85e6'),  # what it is compared with; the form 'LoRA'
   'yellow': ('#f5c04a', '#fbe08a'),  # fills only, too faint for lines; the form 'constant'

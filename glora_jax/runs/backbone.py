@@ -55,7 +55,7 @@ def stream_key(seed: int, stream: Stream) -> jax.Array:
 
 
 class Place(NamedTuple):
-  """A space of subnets: the backbone adapted with it, and what training starts from.
+  """A space of structures: the backbone adapted with it, and what training starts from.
 
   Attributes:
     adapted: the adapted backbone.

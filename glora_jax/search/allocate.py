@@ -152,7 +152,7 @@ def allocate(
     ... )
     >>> allocation.count_params() <= 12
     True
-    >>> subnet = adapted.fix(allocation.genome)  # to be trained from allocation.variables
+    >>> structure = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
   taken(value, 'value', Measure)
   folds, max_rank = _counts(folds, max_rank, batches)

@@ -256,7 +256,7 @@ def aligned_factors(
     norm: length that the columns get.
 
   Returns:
-    The supports in their shapes and dtypes, every subnet of which is the base layer.
+    The supports in their shapes and dtypes, every structure of which is the base layer.
   """
   kept = ('A_down', 'B_down', 'C_up')
   aligned = {

@@ -1,4 +1,4 @@
-"""What a search has found: every subnet that was scored, and which of them are the fittest."""
+"""What a search has found: every structure that was scored, and which of them are the fittest."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Fitness = Literal['accuracy', 'loss']
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Archive:
-  """Every subnet that a search has scored, in the order of scoring.
+  """Every structure that a search has scored, in the order of scoring.
 
   Attributes:
-    genomes: canonical genomes, int8 [subnet, layer, 5].
-    correct: number of right answers, int64 [subnet].
-    loss: summed cross-entropy, float64 [subnet].
-    generation: generation in which each was scored, int64 [subnet].
+    genomes: canonical genomes, int8 [structure, layer, 5].
+    correct: number of right answers, int64 [structure].
+    loss: summed cross-entropy, float64 [structure].
+    generation: generation in which each was scored, int64 [structure].
 
   Example:
     >>> import numpy as np
@@ -65,17 +65,17 @@ class Archive:
     Raises:
       ValueError: they are not the archive of a search in this space; the reason.
     """
-    subnets = ('subnet',)
+    structures = ('structure',)
     expected = {
-      'genomes': Array('i', (*subnets, len(spec), 5)),
-      'correct': Array('i', subnets),
-      'loss': Array('f', subnets),
-      'generation': Array('i', subnets),
+      'genomes': Array('i', (*structures, len(spec), 5)),
+      'correct': Array('i', structures),
+      'loss': Array('f', structures),
+      'generation': Array('i', structures),
     }
     check_arrays(arrays, expected)
     check_genome(spec, arrays['genomes'])
     if not len(arrays['genomes']) or arrays['correct'].min() < 0:
-      raise ValueError('it holds no subnet, or one with less than no right answer')
+      raise ValueError('it holds no structure, or one with less than no right answer')
     generation = arrays['generation']
     if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
       raise ValueError('its generations do not follow one another')
@@ -86,10 +86,10 @@ class Archive:
     return len(self.genomes)
 
   def extended(self, genomes: Any, correct: Any, loss: Any, generation: int) -> Archive:
-    """This archive and, after it, the subnets of one more generation.
+    """This archive and, after it, the structures of one more generation.
 
     Args:
-      genomes: the new subnets' canonical genomes, int8 [new, layer, 5].
+      genomes: the new structures' canonical genomes, int8 [new, layer, 5].
       correct: their numbers of right answers, int [new].
       loss: their summed cross-entropies, float [new].
       generation: number of the generation.
@@ -112,9 +112,9 @@ class Archive:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:
-    """Indices from the best to the worst, int64 [subnet].
+    """Indices from the best to the worst, int64 [structure].
 
-    Equal subnets keep the order of scoring.
+    Equal structures keep the order of scoring.
 
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
@@ -123,7 +123,7 @@ class Archive:
     return np.lexsort((self.loss,) if fitness == 'loss' else (self.loss, -self.correct))
 
   def cost(self, fitness: Fitness = 'accuracy') -> np.ndarray:
-    """One number per subnet that is lower the fitter the subnet is, float64 [subnet].
+    """One number per structure that is lower the fitter the structure is, float64 [structure].
 
     For 'accuracy' it orders lexicographically, as `ranking` does: first by right answers, whose
     steps are 1, and among equals by the loss, which is scaled to less than such a step.
@@ -144,8 +144,8 @@ class Archive:
       budget: most trained parameters of the genome; None for no limit.
 
     Raises:
-      ValueError: no subnet is within the budget, the budget or the fitness cannot be, or a budget
-        comes without a spec.
+      ValueError: no structure is within the budget, the budget or the fitness cannot be, or a
+        budget comes without a spec.
     """
     budget = check_budget(budget)
     ranking = self.ranking(fitness)
@@ -155,9 +155,9 @@ class Archive:
       ranking = ranking[count_params(spec, self.genomes[ranking]) <= budget]
       if not len(ranking):
         raise ValueError(
-          f'None of the {len(self)} subnets that were scored has at most {budget} '
+          f'None of the {len(self)} structures that were scored has at most {budget} '
           'trained parameters.'
         )
     if not len(ranking):
-      raise ValueError('The archive has no subnet; score some first.')
+      raise ValueError('The archive has no structure; score some first.')
     return self.genomes[ranking[0]]

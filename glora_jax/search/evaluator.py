@@ -1,4 +1,4 @@
-"""How subnets answer images: the computation that all scorers and predictors share."""
+"""How structures answer images: the computation that all scorers and predictors share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_logits, check_scored, is_known, right_answers
 
-CANDIDATE = 'candidate'  # the axis of a mesh that subnets are dealt to
+CANDIDATE = 'candidate'  # the axis of a mesh that structures are dealt to
 
 
 class Batch(NamedTuple):
@@ -39,8 +39,8 @@ class Batch(NamedTuple):
   is_image: jax.Array
 
 
-class BoundSubnet(NamedTuple):
-  """A subnet and its values, ready for as many forward passes as there are blocks.
+class Bound(NamedTuple):
+  """A structure and its values, ready for as many forward passes as there are blocks.
 
   Attributes:
     variables: the folded model's variables, or, where a genome is given, the supernet's.
@@ -76,7 +76,7 @@ class Scores(NamedTuple):
 
 
 class Predictions(NamedTuple):
-  """What one subnet says of each image.
+  """What one structure says of each image.
 
   Attributes:
     classes: the most probable class, int32 [image].
@@ -93,7 +93,7 @@ class Predictions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-  """Scores and predictions of an adapted model's subnets, as functions to be compiled.
+  """Scores and predictions of an adapted model's structures, as functions to be compiled.
 
   Attributes:
     adapted: the adapted model.
@@ -149,22 +149,22 @@ class Evaluator:
   def _axes(self) -> tuple[str, ...]:
     return () if self.mesh is None else self.mesh.axis_names
 
-  def bind(self, variables: Mapping[str, Any], genome: jax.Array) -> BoundSubnet:
-    """The subnet as it is scored: folded once, or merged in every pass, which holds less."""
+  def bind(self, variables: Mapping[str, Any], genome: jax.Array) -> Bound:
+    """The structure as it is scored: folded once, or merged in every pass, which holds less."""
     if isinstance(self.adapted.model, nn.Module) and platform() != 'cpu':
-      return BoundSubnet(variables, genome)
+      return Bound(variables, genome)
     others = {
       name: value for name, value in variables.items() if name not in ('params', COLLECTION)
     }
-    return BoundSubnet({'params': self.adapted.folded(variables, genome), **others}, None)
+    return Bound({'params': self.adapted.folded(variables, genome), **others}, None)
 
-  def logits(self, subnet: BoundSubnet, inputs: jax.Array) -> jax.Array:
-    """The subnet's logits, float32 [image, class]; -inf for classes that are no answers."""
-    if subnet.genome is None:
-      logits: Any = self.adapted.call_model(subnet.variables, inputs, **self.apply_kwargs)
+  def logits(self, bound: Bound, inputs: jax.Array) -> jax.Array:
+    """The structure's logits, float32 [image, class]; -inf for classes that are no answers."""
+    if bound.genome is None:
+      logits: Any = self.adapted.call_model(bound.variables, inputs, **self.apply_kwargs)
     else:
       call = Call((inputs,), self.apply_kwargs)
-      logits = self.adapted.run(call, subnet.variables, subnet.genome)
+      logits = self.adapted.run(call, bound.variables, bound.genome)
     check_logits(logits)
     logits = logits.astype(jnp.float32)
     if self.classes is not None and self.classes.shape != logits.shape[-1:]:
@@ -175,9 +175,9 @@ class Evaluator:
     self.traced_classes.add(logits.shape[-1])
     return logits if self.classes is None else jnp.where(self.classes, logits, -jnp.inf)
 
-  def answers(self, subnet: BoundSubnet, images: jax.Array, batch: Batch) -> Answers:
-    """What the subnet's answers to one block of all images are worth, [image]."""
-    logits = self.logits(subnet, self.preprocess(images[batch.rows], None))
+  def answers(self, bound: Bound, images: jax.Array, batch: Batch) -> Answers:
+    """What the structure's answers to one block of all images are worth, [image]."""
+    logits = self.logits(bound, self.preprocess(images[batch.rows], None))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return Answers(
       correct=right_answers(logits, batch.labels, losses) & batch.is_image,
@@ -232,10 +232,10 @@ class Evaluator:
 
     With a sum for each shard nothing crosses devices until all blocks are done.
     """
-    subnet = self.bind(variables, genome)
+    bound = self.bind(variables, genome)
 
     def add(sums: Scores, block: Batch) -> tuple[Scores, None]:
-      answers = self.answers(subnet, images, block)
+      answers = self.answers(bound, images, block)
       correct = answers.correct.reshape(self.data_shards, -1).sum(1, dtype=jnp.int32)
       loss = answers.loss.reshape(self.data_shards, -1).sum(1)
       return Scores(sums.correct + correct, sums.loss + loss), None
@@ -275,8 +275,8 @@ class Evaluator:
     images, blocks = self.blocks(images, labels)
 
     def answer(genome: jax.Array) -> Answers:
-      subnet = self.bind(variables, genome)
-      answers = jax.lax.map(functools.partial(self.answers, subnet, images), blocks)
+      bound = self.bind(variables, genome)
+      answers = jax.lax.map(functools.partial(self.answers, bound, images), blocks)
       return jax.tree.map(lambda part: part.reshape(-1)[: len(labels)], answers)
 
     return jax.lax.map(answer, jnp.asarray(genomes), batch_size=_vmapped(chunk))
@@ -284,16 +284,16 @@ class Evaluator:
   def predictions(
     self, variables: Mapping[str, Any], genome: jax.Array, images: jax.Array
   ) -> Predictions:
-    """The predictions of one subnet, int8 [layer, 5], for images [image, ...].
+    """The predictions of one structure, int8 [layer, 5], for images [image, ...].
 
     The images of a block are dealt to all devices of the mesh; the result is whole on every one.
     """
     number, devices = len(images), 1 if self.mesh is None else self.mesh.size
-    subnet, images = self.bind(variables, genome), self._place(jnp.asarray(images))
+    bound, images = self.bind(variables, genome), self._place(jnp.asarray(images))
 
     def predict(rows: jax.Array) -> Predictions:
       inputs = self.preprocess(images[self._place(rows, self._axes)], None)
-      logits = self.logits(subnet, inputs)
+      logits = self.logits(bound, inputs)
       return Predictions(
         classes=logits.argmax(-1).astype(jnp.int32),
         probabilities=jax.nn.softmax(logits).max(-1),

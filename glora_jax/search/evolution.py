@@ -1,6 +1,6 @@
-"""The search for a subnet (GLoRA section 3.4), for any function that scores genomes.
+"""The search for a structure (GLoRA section 3.4), for any function that scores genomes.
 
-All that a search knows is its archive: every subnet scored so far, in order. A generation is a
+All that a search knows is its archive: every structure scored so far, in order. A generation is a
 pure function of the archive, its own number and the key, so a search that is resumed from a saved
 archive ends exactly where the undisturbed one ends.
 """
@@ -30,7 +30,9 @@ from glora_jax.settings import Number, Whole, declared
 
 Mode = Literal['paper', 'pareto', 'random']
 
-MOST_SCORED = 10**6  # subnets in a generation; the archive of more would not fit a machine's memory
+MOST_SCORED = (
+  10**6
+)  # structures in a generation; the archive of more would not fit a machine's memory
 _TRIES = 10  # rounds of draws before a brood is content with fewer new children
 
 
@@ -94,7 +96,7 @@ class Evolution:
 
   @property
   def evaluations(self) -> int:
-    """Subnets that are scored, in all generations together."""
+    """Structures that are scored, in all generations together."""
     return self.population * (self.generations + 1)
 
 
@@ -110,7 +112,7 @@ def evolve(
   on_generation: Callable[[Archive], None] | None = None,
   progress: bool = True,
 ) -> Archive:
-  """Searches the best subnet of a supernet.
+  """Searches the best structure of a supernet.
 
   Args:
     spec: the genomes' spec.
@@ -126,19 +128,19 @@ def evolve(
     progress: whether to show a bar.
 
   Returns:
-    The archive; `archive.best(settings.fitness)` is the winner. No subnet is scored twice; where
-    there are fewer new subnets than a generation wants it is smaller, and where there are none the
+    The archive; `archive.best(settings.fitness)` is the best. No structure is scored twice; where
+    there are fewer new ones than a generation wants it is smaller, and where there are none the
     search ends.
 
   Raises:
-    ValueError: no subnet is within the budget; `initial` or `archive` are of another spec; a score
-      is no number, right answers are no whole numbers of 0 or more, or a loss is not finite.
+    ValueError: no structure is within the budget; `initial` or `archive` are of another spec; a
+      score is no number, right answers are no whole numbers of 0 or more, or a loss is not finite.
 
   Example:
     >>> import jax
     >>> from glora_jax import Evolution, Layer, Spec, count_params, evolve
     >>> spec = Spec((Layer('first', 8, 8), Layer('second', 8, 4)))
-    >>> def score(genomes):  # here the more forms a subnet uses, the better
+    >>> def score(genomes):  # here the more forms a structure uses, the better
     ...   used = (genomes > 0).sum(axis=(1, 2))
     ...   return used, 10.0 - used
     >>> settings = Evolution(population=10, generations=4, parents=3, mutations=5, crossovers=5)
@@ -201,7 +203,7 @@ class _Search:
   def children(
     self, rng: np.random.Generator, archive: Archive, initial: np.ndarray | None
   ) -> np.ndarray:
-    """A generation's new subnets: canonical, within the budget, none of them in the archive.
+    """A generation's new structures: canonical, within the budget, none of them in the archive.
 
     Genomes of `initial` within the budget come first; then the parents' mutated children, then
     crossed ones, and what these leave of the population is drawn at random. Children above the
@@ -348,6 +350,6 @@ def _check_values(scores: _Scores) -> None:
   if not np.isfinite(scores.loss).all():
     wrong = np.flatnonzero(~np.isfinite(scores.loss))
     raise NonFiniteError(
-      f'score gave a loss of {scores.loss[wrong[0]]} for subnet {wrong[0]} of a generation; it '
+      f'score gave a loss of {scores.loss[wrong[0]]} for structure {wrong[0]} of a generation; it '
       'must be finite. Train the supernet with a lower learning rate, or check the images.'
     )

@@ -1,4 +1,4 @@
-"""Fronts of error against trained parameters: the subnets that no other beats in both."""
+"""Fronts of error against trained parameters: the structures that no other beats in both."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def hypervolume(
 ) -> float:
   """Share of the box up to (most_params, most_error) that the points dominate.
 
-  A place in the box is dominated where a point is at least as good in both. A subnet without
+  A place in the box is dominated where a point is at least as good in both. A structure without
   trained parameters and without errors would give 1. A box without width is the line of its errors.
 
   Args:
@@ -83,12 +83,12 @@ def hypervolume(
 
 
 def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
-  """The hypervolume of all subnets that were scored up to each generation.
+  """The hypervolume of all structures that were scored up to each generation.
 
   Args:
     archive: the search's archive.
-    spec: the genomes' spec; its largest subnet on offer is the box's edge in parameters.
-    num_images: number of images that the subnets were scored on.
+    spec: the genomes' spec; its largest structure on offer is the box's edge in parameters.
+    num_images: number of images that the structures were scored on.
   """
   params = count_params(spec, archive.genomes)
   error = 1 - archive.correct / num_images

@@ -1,4 +1,4 @@
-"""Scoring: how many images each subnet of a population gets right, as one compiled function."""
+"""Scoring: how many images each structure of a population gets right, as one compiled function."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def make_scorer(
     >>> genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, 4)
     >>> score = glora_jax.make_scorer(adapted)
     >>> correct, loss = score(variables, genomes, images, labels)
-    >>> correct.tolist()  # without training every subnet is the base model
+    >>> correct.tolist()  # without training every structure is the base model
     [3, 3, 3, 3]
   """
   evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, mesh, apply_kwargs)
@@ -202,7 +202,7 @@ def make_predictor(
   mesh: jax.sharding.Mesh | None = None,
   **apply_kwargs: Any,
 ) -> Callable[[Any, Any, jax.Array], Predictions]:
-  """A compiled function that predicts the classes of images with one subnet.
+  """A compiled function that predicts the classes of images with one structure.
 
   Of what it computes it keeps two numbers an image.
 

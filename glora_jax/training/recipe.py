@@ -107,7 +107,7 @@ class Recipe:
 def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """Updates only the numbers whose gradient is not exactly zero.
 
-  A subnet leaves the supports that it does not use with a gradient of exactly zero. AdamW would
+  A structure leaves the supports that it does not use with a gradient of exactly zero. AdamW would
   move them all the same, by weight decay and by what is left in their moments. Wrapped, it leaves
   them and their moments as they are; what else its state holds, a count of steps, goes on.
 

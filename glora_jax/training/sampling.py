@@ -1,4 +1,4 @@
-"""Which subnets a step of the supernet's training takes."""
+"""Which structures a step of the supernet's training takes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from glora_jax.settings import Number, Whole, declared
 
 @declared
 class Sampling:
-  """Which subnets a step of the supernet's training takes.
+  """Which structures a step of the supernet's training takes.
 
-  `Sampling(largest=0)` is the paper's: one subnet, uniform over all genomes.
+  `Sampling(largest=0)` is the paper's: one structure, uniform over all genomes.
 
   Raises:
     ValueError: a value is of another type, not finite or out of its range.

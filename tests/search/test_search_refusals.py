@@ -96,7 +96,7 @@ CALLS = {
   evolved: [
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
     ({'score': judge(np.full(20, 0.5))}, 'whole numbers'),
-    ({'score': judge(loss=np.full(20, np.inf))}, 'inf for subnet 0'),
+    ({'score': judge(loss=np.full(20, np.inf))}, 'inf for structure 0'),
     ({'score': judge(np.ones(3))}, r'\[3\]'),
   ],
   Evolution: [
@@ -138,5 +138,5 @@ def test_what_a_run_may_catch_has_errors_of_its_own():
   batches = [*batches[:2], (batches[2][0] * jnp.nan, batches[2][1])]
   with pytest.raises(NonFiniteError, match='batch 2'):
     allocated((adapted, variables, batches))
-  with pytest.raises(NonFiniteError, match='nan for subnet 0'):
+  with pytest.raises(NonFiniteError, match='nan for structure 0'):
     evolved(score=judge(loss=np.full(20, np.nan)))

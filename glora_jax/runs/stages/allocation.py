@@ -287,7 +287,7 @@ def allocate_once(
 
 
 def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
-  """An allocation as arrays by name; of its variables the trainable ones of its subnet."""
+  """An allocation as arrays by name; of its variables the trainable ones of its structure."""
   parts = {
     'start': flax.traverse_util.flatten_dict(trainable, sep='/'),
     'values': allocation.values._asdict(),
