@@ -145,7 +145,7 @@ def test_nothing_is_done_unless_asked_for():
   assert_array_equal(result, normalization.normalize(images, 'inception'))
 
 
-@pytest.mark.parametrize('num_classes', [2, 4, 100])
+@pytest.mark.parametrize('num_classes', [2, 100])
 def test_an_image_is_shifted_as_its_label_says(num_classes):
   rng = np.random.default_rng(0)
   images = rng.integers(256, size=(40, 12, 18, 3), dtype=np.uint8)

@@ -107,41 +107,34 @@ def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_p
   assert re.search(r'what they hold is left aside: .*/a/more', caplog.text)
 
 
-def write_csv(photos, header, row, number, splits=('',) * 3):
-  """A CSV of so many dogs and as many cats, beside the photos."""
+@pytest.mark.parametrize(
+  'header, row, splits, sizes',
+  [
+    ('label,id,path\n', '{label},7,{path}\n', None, [14, 2, 2]),
+    ('', '{path},{label}\n', None, [14, 2, 2]),
+    ('path,label,Split\n', '{path},{label},{split}\n', ('training', 'Val', 'test'), [6, 6, 6]),
+    ('path,label,Split\n', '{path},{label},{split}\n', ('train', 'train', 'test'), [10, 2, 6]),
+  ],
+)
+def test_a_csv_is_read_by_its_columns_and_split_as_it_says(photos, header, row, splits, sizes):
   rows = [
-    row.format(path=f'photos/{name}/{n:03d}.png', label=name, split=splits[n // 3])
+    row.format(path=f'photos/{name}/{n:03d}.png', label=name, split=splits and splits[n // 3])
     for name in ('dog', 'cat')
-    for n in range(number)
+    for n in range(9)
   ]
   (photos.parent / 'labels.csv').write_text(''.join([header, *rows]))
-  return find(f'csv:{photos.parent}/labels.csv')
-
-
-@pytest.mark.parametrize(
-  'header, row', [('label,id,path\n', '{label},7,{path}\n'), ('', '{path},{label}\n')]
-)
-def test_a_csv_is_read_by_its_columns(photos, header, row):
-  task = write_csv(photos, header, row, 5)
+  task = find(f'csv:{photos.parent}/labels.csv')
   assert task.classes == ('cat', 'dog')
-  everything = task.open('train+val+test')
-  assert len(everything.labels) == 10
-  for n, label in enumerate(everything.labels):
-    assert f'/{task.classes[label]}/' in everything.name(n)
-
-
-@pytest.mark.parametrize(
-  'splits, sizes',
-  [(('training', 'Val', 'test'), [6, 6, 6]), (('train', 'train', 'test'), [10, 2, 6])],
-)
-def test_a_csv_that_says_the_split_is_split_so(photos, splits, sizes):
-  task = write_csv(photos, 'path,label,Split\n', '{path},{label},{split}\n', 9, splits)
   assert len(task.notes) == (sizes[1] == 2)
-  opened = [names(part) for part in open_all(task).values()]
-  assert [len(part) for part in opened] == sizes
-  assert len(set.union(*opened)) == 18
-  for part, split in zip(opened, splits, strict=True):
-    assert {splits[int(name[-7:-4]) // 3] for name in part} == {split}
+  parts = open_all(task)
+  assert [len(part.labels) for part in parts.values()] == sizes
+  assert len(set.union(*map(names, parts.values()))) == 18
+  for split, part in parts.items():
+    for index, label in enumerate(part.labels):
+      name = part.name(index)
+      assert f'/{task.classes[label]}/' in name
+      if splits and splits[1] != 'train':
+        assert split == splits[int(name[-7:-4]) // 3].lower().replace('training', 'train')
 
 
 @pytest.mark.parametrize('splits', ['', 'train test', 'train val test'])
