@@ -179,9 +179,8 @@ def _kept(
     raise ValueError(f'The images of {origin} have changed since {path} was made; {_ADVICE}.')
   parts = {split: saved.get(split) for split in into}
   are_lists = all(isinstance(part, list) and part for part in parts.values())
-  indices = [index for part in parts.values() for index in part] if are_lists else []
-  are_whole = all(type(index) is int for index in indices)
-  if into and not (are_lists and are_whole and sorted(indices) == list(range(number))):
+  indices = [str(index) for part in parts.values() for index in part] if are_lists else []
+  if into and sorted(indices) != sorted(map(str, range(number))):
     raise ValueError(
       f'{path} does not deal each of the {number} images of {origin} to one of {", ".join(into)}, '
       f'as it did when it was written; {_ADVICE}.'

@@ -65,14 +65,6 @@ def test_two_tasks_on_the_same_images_keep_decoded_ones_apart(mocked, tmp_path, 
   assert not caplog.text
 
 
-def test_versions_that_tfds_no_longer_builds_are_noted(tmp_path):
-  for name, version in (('oxford_iiit_pet', '4.0.0'), ('svhn', '3.1.0')):
-    task = find(f'vtab/{name}', Source(dir=str(tmp_path)))
-    assert version in task.origin
-    assert "is not the benchmark's" in task.notes[0]
-  assert find('vtab/cifar100', Source(dir=str(tmp_path))).notes == ()
-
-
 def write_list(path, images, labelled):
   """A list of images with their labels, and the images in a folder."""
   write_images(images, labelled)
