@@ -1,5 +1,6 @@
 """The command that inspects and converts."""
 
+import itertools
 import os
 import shutil
 
@@ -57,19 +58,18 @@ def test_conversion_keeps_the_logits(logits, output, format, tmp_path, capsys):
 
 @pytest.mark.parametrize('format', ['timm', 'glora_jax'])
 def test_the_normalization_that_a_file_does_not_say_can_be_given(format, tmp_path, caplog):
-  model, params, metadata = weights.load(FIXTURES / 'timm_vit')
-  unsaid = tmp_path / 'unsaid.safetensors'
-  weights.save(unsaid, model, params, {'image_size': metadata['image_size']}, format)
-  given = ['--normalization', 'clip', '--num-heads', str(model.num_heads)]
+  model, params, _ = weights.load(FIXTURES / 'timm_vit')
+  unsaid, out = tmp_path / 'unsaid.safetensors', tmp_path / 'out'
+  weights.save(unsaid, model, params, {'image_size': 32}, format)
   caplog.clear()
-  convert.main([str(unsaid), str(tmp_path / 'out'), *given])
-  assert weights.load(tmp_path / 'out').metadata['normalization'] == 'clip'
+  convert.main([str(unsaid), str(out), '--normalization', 'clip', '--num-heads', '4'])
+  assert weights.load(out).metadata['normalization'] == 'clip'
   assert 'is assumed' not in caplog.text
 
 
 def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_path, capsys):
-  path = tmp_path / 'model.jax_export'
-  convert.main([str(FIXTURES / 'timm_vit'), str(path)])
+  path = str(tmp_path / 'model.jax_export')
+  convert.main([str(FIXTURES / 'timm_vit'), path])
   assert 'uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu' in capsys.readouterr().out
   assert load_exported(path).in_avals[0].str_short() == 'uint8[batch,32,32,3]'
 
@@ -96,10 +96,9 @@ def strangers(tmp_path, monkeypatch):
 @pytest.mark.parametrize('output', ['out', 'other', 'a.npz', 'a.jax_export', 'in/config.json'])
 def test_what_is_there_is_not_replaced_unasked(strangers, output):
   before = digests(strangers)
-  for options in ([], ['--format', 'hf_vit']):
-    if not (options and output == 'a.jax_export'):
-      with pytest.raises(SystemExit, match='exists already; choose another path, or give --overw'):
-        convert.main(['in', output, *options])
+  for options in ([],) if output == 'a.jax_export' else ([], ['--format', 'hf_vit']):
+    with pytest.raises(SystemExit, match='exists already; choose another path, or give --overw'):
+      convert.main(['in', output, *options])
   assert digests(strangers) == before
 
 
@@ -107,11 +106,11 @@ def test_what_is_there_is_not_replaced_unasked(strangers, output):
 def test_an_input_is_never_replaced(strangers, given):
   before = digests(strangers)
   same = ['in/model.safetensors', 'out/../linked/model.safetensors', 'hard.safetensors', 'soft.npz']
-  for output in (*same, 'in', 'linked', 'in/.', 'shelf', 'hard.jax_export'):
-    for options in ([], ['--format', 'glora_jax'], ['--format', 'hf_vit']):
-      if not (options and output == 'hard.jax_export'):
-        with pytest.raises(SystemExit, match=r'would replace .*, an input of this comm'):
-          convert.main([given, output, '--overwrite', '--num-heads', '4', *options])
+  outputs = [*same, 'in', 'linked', 'in/.', 'shelf']
+  formats = ([], ['--format', 'glora_jax'], ['--format', 'hf_vit'])
+  for output, options in [*itertools.product(outputs, formats), ('hard.jax_export', [])]:
+    with pytest.raises(SystemExit, match=r'would replace .*, an input of this comm'):
+      convert.main([given, output, '--overwrite', '--num-heads', '4', *options])
   assert digests(strangers) == before
 
 
@@ -159,8 +158,8 @@ def test_mistakes_are_one_sentence_and_write_nothing(arguments, named, tmp_path,
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('outputs', [[], ['x.jax_export']])
-def test_a_format_without_a_checkpoint_to_write_is_refused(outputs, capsys):
-  with pytest.raises(SystemExit, match='2'):
-    convert.main(['embedded', *outputs, '--format', 'timm'])
-  assert '--format is that of a checkpoint OUT' in capsys.readouterr().err
+def test_a_format_without_a_checkpoint_to_write_is_refused(capsys):
+  for outputs in ([], ['x.jax_export']):
+    with pytest.raises(SystemExit, match='2'):
+      convert.main(['embedded', *outputs, '--format', 'timm'])
+    assert '--format is that of a checkpoint OUT' in capsys.readouterr().err

@@ -6,6 +6,7 @@ Its answers are those of the adapted model, whatever the format; wrong inputs ar
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -118,13 +119,12 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded
   broken = tmp_path / 'broken.png'
   broken.write_bytes((photos / 'b.png').read_bytes()[:60])
   first, last = photos / 'a.JPG', photos / 'b.png'
-  alone = ask(folded, '--json', first, last)[1]
+  alone = map(json.loads, ask(folded, '--json', first, last)[1])
   code, lines, errors = ask(folded, '--json', first, broken, last, '--batch-size', 2)
   assert code == 1
-  assert [json.loads(line)['class'] for line in lines[::2]] == [
-    json.loads(line)['class'] for line in alone
-  ]
-  assert json.loads(lines[1]).keys() == {'image', 'error'}
+  one, failed, other = map(json.loads, lines)
+  assert [one['class'], other['class']] == [answer['class'] for answer in alone]
+  assert failed.keys() == {'image', 'error'}
   assert f'error: {broken}: not a readable image' in errors
   assert 'error: 1 of 3 images cannot be read; the others were answered.' in errors
   assert ask(folded, broken)[:2] == (1, [])
@@ -200,8 +200,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(photos, folded):
   env = {**os.environ, 'PYTHONPATH': str(ROOT)}
   ran = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=photos, env=env)
   assert ran.stdout.startswith('b.png: ')
-  assert 'Traceback' not in ran.stderr
-  assert 'BrokenPipe' not in ran.stderr
+  assert not re.search('Traceback|BrokenPipe', ran.stderr)
 
 
 def test_a_machine_without_the_device_is_told_in_a_sentence(tmp_path, monkeypatch):
