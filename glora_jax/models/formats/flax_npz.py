@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -35,17 +34,10 @@ _BIG_VISION_POSITIONS = 'pos_embedding'
 _POSITIONS = (_VIT_JAX_POSITIONS, 'Transformer/pos_embedding', _BIG_VISION_POSITIONS)
 
 
-class BlockNames(NamedTuple):
-  """Names of the modules of a block, which Flax numbers in the order of their construction."""
-
-  norm2: str
-  attention: str
-  mlp: str
-
-
-# vision_transformer numbers all modules together, big_vision those of each class.
-_NUMBERED_TOGETHER = BlockNames('LayerNorm_2', 'MultiHeadDotProductAttention_1', 'MlpBlock_3')
-_NUMBERED_BY_CLASS = BlockNames('LayerNorm_1', 'MultiHeadDotProductAttention_0', 'MlpBlock_0')
+# Attention, second norm and MLP of a block, which Flax numbers in the order of their construction:
+# vision_transformer all modules together, big_vision those of each class.
+_NUMBERED_TOGETHER = ('MultiHeadDotProductAttention_1', 'LayerNorm_2', 'MlpBlock_3')
+_NUMBERED_BY_CLASS = ('MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock_0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +60,10 @@ class NpzVariant(Variant):
     return _ENCODER if self.scanned else f'{_ENCODER}_{{}}'
 
   @property
-  def names(self) -> BlockNames:
-    """Names of the modules of a block."""
-    return _NUMBERED_TOGETHER if self.classic else _NUMBERED_BY_CLASS
+  def modules(self) -> list[str]:
+    """Paths of the attention, the second norm and the MLP of a block."""
+    names = _NUMBERED_TOGETHER if self.classic else _NUMBERED_BY_CLASS
+    return [f'{self.block}/{name}' for name in names]
 
 
 class FlaxNpz(Format[NpzVariant]):
@@ -91,11 +84,11 @@ class FlaxNpz(Format[NpzVariant]):
     """As `Format.read_shape`; the number of heads is an axis of the query."""
     patches = shapes[self.patch_kernel]
     variant = _read_variant(shapes)
-    block, names = variant.block.format(0), variant.names
-    query = shapes[f'{block}/{names.attention}/query/kernel']
+    attention, _, mlp = (path.format(0) for path in variant.modules)
+    query = shapes[f'{attention}/query/kernel']
     class_token = 'cls' in shapes
     if variant.scanned:
-      blocks = shapes[f'{block}/LayerNorm_0/scale'][0]
+      blocks = shapes[f'{_ENCODER}/LayerNorm_0/scale'][0]
     else:
       blocks = depth(shapes, rf'{_ENCODER}_(\d+)/')
     fields = {
@@ -103,7 +96,7 @@ class FlaxNpz(Format[NpzVariant]):
       'patch_size': patch_side(patches[0], patches[1]),
       'num_heads': query[-2],
       'depth': blocks,
-      'mlp_dim': shapes[f'{block}/{names.mlp}/Dense_0/kernel'][-1],
+      'mlp_dim': shapes[f'{mlp}/Dense_0/kernel'][-1],
       'class_token': class_token,
       'pool': 'token' if class_token else 'gap',
       'pre_logits': shapes['pre_logits/kernel'][1] if 'pre_logits/kernel' in shapes else None,
@@ -116,16 +109,16 @@ class FlaxNpz(Format[NpzVariant]):
 
   def rules(self, model: ViT, variant: NpzVariant) -> list[Rule]:
     """As `Format.rules`; heads are an axis of the attention's kernels."""
-    block, names = variant.block, variant.names
+    attention, norm2, mlp = variant.modules
     return [
       same('cls', 'cls'),
       self._position_rule(model, variant),
       *_pair('embed', 'embedding'),
-      *_pair('blocks/norm1', f'{block}/LayerNorm_0', 'scale'),
-      *_attention(model, f'{block}/{names.attention}'),
-      *_pair('blocks/norm2', f'{block}/{names.norm2}', 'scale'),
-      *_pair('blocks/mlp/fc1', f'{block}/{names.mlp}/Dense_0'),
-      *_pair('blocks/mlp/fc2', f'{block}/{names.mlp}/Dense_1'),
+      *_pair('blocks/norm1', f'{variant.block}/LayerNorm_0', 'scale'),
+      *_attention(model, attention),
+      *_pair('blocks/norm2', norm2, 'scale'),
+      *_pair('blocks/mlp/fc1', f'{mlp}/Dense_0'),
+      *_pair('blocks/mlp/fc2', f'{mlp}/Dense_1'),
       *_pair('norm', 'Transformer/encoder_norm', 'scale'),
       *_pair('pre_logits', 'pre_logits'),
       *_pair('head', 'head'),
@@ -186,7 +179,7 @@ def _read_variant(shapes: Shapes) -> NpzVariant:
   block = _ENCODER if scanned else f'{_ENCODER}_0'
   return NpzVariant(
     scanned=scanned,
-    classic=f'{block}/{_NUMBERED_TOGETHER.attention}/query/kernel' in shapes,
+    classic=f'{block}/{_NUMBERED_TOGETHER[0]}/query/kernel' in shapes,
     position=next((name for name in _POSITIONS if name in shapes), None),
   )
 
