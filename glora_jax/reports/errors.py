@@ -142,7 +142,7 @@ def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
 def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
   """The rows of a confusion matrix, right answers and errors each shaded on a scale of their own.
 
-  On a common scale the errors of a good model would vanish beside its right answers.
+  On a common scale the errors of a good model would vanish next to its right answers.
 
   Args:
     classes: names of the classes.

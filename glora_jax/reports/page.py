@@ -34,7 +34,7 @@ COLORS = {
   'paper': ('#ffffff', '#16191d'),  # background
   'ink': ('#222222', '#f0f0f0'),  # text and axes
   'dim': ('#555555', '#b4b8be'),  # what stands back: means, a budget
-  'grey': ('#aaaaaa', '#72777e'),  # a crowd of points, none of which matters by itself
+  'grey': ('#aaaaaa', '#72777e'),  # a crowd of points that do not matter one by one
   'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
   'blank': ('#ebebeb', '#2a2f35'),  # a cell that holds nothing
   'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: structures, right answers; the form 'vector'
@@ -191,7 +191,7 @@ def show(workdir: str, *sections: str) -> Shown:
 
   Raises:
     OSError: there is no page.
-    ValueError: the page has no such section; the sentence names those that it has.
+    ValueError: the page does not have one of these sections; the sentence names those that it has.
   """
   with open(path(workdir), encoding='utf-8') as file:
     text = file.read()
