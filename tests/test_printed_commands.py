@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from places import ROOT
 
-from glora_jax.runs import command_line, terminal
+from glora_jax.runs import command_line
 from glora_jax.runs.config import check_config
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -38,7 +38,8 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
   monkeypatch.setattr('sys.argv', ['main', *words])  # where ml_collections looks for overrides
   values = flags.FlagValues()
   command_line.define_config(values)
-  for name in {*terminal.own_flags()} - {'config'}:
-    values[name] = copy.deepcopy(flags.FLAGS[name])
+  for flag in vars(command_line).values():
+    if isinstance(flag, flags.FlagHolder) and flag.name != 'config':
+      values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
   assert values(['main', *words]) == ['main']
   check_config(values.config)

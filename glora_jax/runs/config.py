@@ -46,8 +46,8 @@ from glora_jax.runs.sections import (
   SuiteSettings,
   TrainingSettings,
   WatchSettings,
-  check_baseline,
   check_structure,
+  preset_or,
 )
 from glora_jax.search.evolution import Evolution
 from glora_jax.settings import (
@@ -149,7 +149,7 @@ class RunSettings:
   search: Evolution = Evolution()
   finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()
-  presets: Several[Annotated[Text, passing(check_baseline)]] = Field(
+  presets: Several[Annotated[Text, preset_or(GRADIENT)]] = Field(
     default=(),
     description='baselines beside the linear probe, each trained alone by the same recipe: '
     "'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and beside a search "

@@ -7,11 +7,10 @@ stand where they are used, and check themselves by their own ranges, which a con
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from glora_jax.data import image, normalization
 from glora_jax.data.task import Source
@@ -68,34 +67,14 @@ RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
 
 
-def check_method(name: str) -> None:
-  """Checks the name of a method that a comparison can compare.
+def preset_or(*others: str) -> AfterValidator:
+  """For `Annotated`: checks that a text is the name of a preset, or one of some others."""
 
-  Raises:
-    ValueError: it is neither a preset's nor 'finetuning', 'search' or 'gradient'.
-  """
-  if name not in NO_PRESETS:
-    parse_preset_name(name)
+  def check(name: str) -> None:
+    if name not in others:
+      parse_preset_name(name)
 
-
-def check_baseline(name: str) -> None:
-  """Checks the name of a baseline of a run.
-
-  Raises:
-    ValueError: it is neither a preset's nor 'gradient'.
-  """
-  if name != GRADIENT:
-    parse_preset_name(name)
-
-
-def check_sha256(text: str) -> None:
-  """Checks that a text can be a checksum.
-
-  Raises:
-    ValueError: it has not 64 hexadecimal digits.
-  """
-  if not re.fullmatch('[0-9a-fA-F]{64}', text):
-    raise ValueError('it is no checksum, which has 64 hexadecimal digits.')
+  return passing(check)
 
 
 def check_structure(name: str) -> None:
@@ -115,7 +94,8 @@ def check_structure(name: str) -> None:
   )
 
 
-Rates = Mapping[Annotated[Name, passing(check_method)], Annotated[Number, Field(gt=0)] | None]
+METHOD = preset_or(*NO_PRESETS)
+Rates = Mapping[Annotated[Name, METHOD], Annotated[Number, Field(gt=0)] | None]
 
 
 @declared
@@ -150,7 +130,7 @@ class ModelSettings:
     description="'embedded', a path (a run's folder will do), an address, "
     "'hf:owner/name[@revision]' on the Hugging Face hub, or a shortcut (`fetch.SHORTCUTS`)",
   )
-  sha256: Annotated[Text, passing(check_sha256)] | None = Field(
+  sha256: Annotated[str, Field(strict=True, pattern='^[0-9a-fA-F]{64}$')] | None = Field(
     default=None, description='checksum of the weights, 64 hexadecimal digits'
   )
   image_size: Whole | None = Field(
@@ -373,7 +353,7 @@ class MeshSettings:
 class Comparison:
   """What a comparison compares (`comparison.run`)."""
 
-  methods: Annotated[Several[Annotated[Text, passing(check_method)]], FILLED] = Field(
+  methods: Annotated[Several[Annotated[Text, METHOD]], FILLED] = Field(
     default=METHODS,
     description="names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full "
     "fine-tuning), 'search' and 'gradient'; these two have a row for each budget",

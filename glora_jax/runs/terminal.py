@@ -245,26 +245,17 @@ def show(page: str) -> NoReturn:
 
 def help_page() -> str:
   """One page: all flags of this package's commands, by what they are for."""
-  helps = {**_WITHOUT_FLAG, **{name: str(flags.FLAGS[name].help) for name in own_flags()}}
   spec = sys.modules['__main__'].__spec__
   program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
   lines = [f'{program} {USAGE}']
   for title, shapes in GROUPS.items():
     lines += ['', painted(title, 'bold', sys.stdout)]
     for shape in shapes:
-      lines += entry(f'  --{shape}', helps[re.split('[ =]', shape)[0]], _COLUMN)
+      name = re.split('[ =]', shape)[0]
+      meaning = _WITHOUT_FLAG.get(name) or str(flags.FLAGS[name].help)
+      lines += entry(f'  --{shape}', meaning, _COLUMN)
   lines += ['', 'The same command resumes a run. Exit codes: 0, done; 1, a mistake, in a sentence;']
   return '\n'.join([*lines, '75, stopped by a signal, and the same command goes on.'])
-
-
-def own_flags() -> list[str]:
-  """Names of the flags that this package defines."""
-  return sorted(
-    flag.name
-    for module, defined in flags.FLAGS.flags_by_module_dict().items()
-    for flag in defined
-    if module.startswith('glora_jax.') and not flag.name.startswith('config.')
-  )
 
 
 def entry(name: str, meaning: str, column: int) -> list[str]:
