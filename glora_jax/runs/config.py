@@ -10,6 +10,7 @@ starts. All fields with types, defaults, ranges and meanings are printed by
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import operator
 import os
@@ -23,7 +24,7 @@ from pydantic import AfterValidator, Field
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import expand
 from glora_jax.files import load_json
-from glora_jax.limits import plain, shown
+from glora_jax.limits import listed, plain, shown
 from glora_jax.method import draws
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.runs import schema
@@ -84,7 +85,6 @@ NEEDED = (  # by people; `--help_config` shows these
   'finetune.epochs',
 )
 _BOOLEANS = {'True': True, 'False': False}
-_MOST_NAMES = 30  # that a sentence lists in full
 
 
 Budget = Annotated[Number, AfterValidator(draws.check_budget)]
@@ -166,7 +166,9 @@ class RunSettings:
   watch: WatchSettings = WatchSettings()
 
   def __post_init__(self):
-    mistakes = [sentence for holds, sentence in _relations(self) if not holds]
+    mistakes = list(_mistakes(self))
+    if self.job == 'compare':
+      mistakes += _mistakes_of_comparison(self)
     try:
       self.finetuning  # noqa: B018, whose fields may not fit together
     except ValueError as error:
@@ -192,10 +194,23 @@ class RunSettings:
     return self.structure == GRADIENT or GRADIENT in self.presets
 
 
-def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
-  """Whether fields get what they demand of each other, and the sentence for where not."""
-  alone = settings.job != 'compare'
-  own_epochs, epochs = settings.finetune.epochs, settings.training.epochs
+def _mistakes(settings: RunSettings) -> Iterator[str]:
+  """Sentences about fields that do not get what they demand of each other."""
+  if settings.structure != SEARCH and settings.protocol != 'honest':
+    yield (
+      f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
+      "paper's searches on the test set."
+    )
+  if settings.structure not in FOUND and GRADIENT in settings.presets:
+    yield (
+      f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
+      f'structure={settings.structure!r} is given; leave it out of presets, or give '
+      "structure='gradient' and the other one as a preset."
+    )
+
+
+def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:
+  """The same of what a comparison demands."""
   for name, only, reason in (
     ('protocol', 'honest', 'a comparison tests last'),
     ('finetune.on', 'train', 'all methods learn from the same images'),
@@ -204,39 +219,24 @@ def _relations(settings: RunSettings) -> Iterator[tuple[bool, str]]:
     ('structure', SEARCH, 'a comparison has compare.methods'),
     ('report.result', None, 'a comparison calls none of its methods the result'),
   ):
-    value = operator.attrgetter(name)(settings)
-    yield alone or value == only, f'{name}={value!r} must be {only!r}: {reason}.'
-  yield from (
-    (
-      settings.structure == SEARCH or settings.protocol == 'honest',
-      f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
-      "paper's searches on the test set.",
-    ),
-    (
-      settings.structure in FOUND or GRADIENT not in settings.presets,
-      f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
-      f'structure={settings.structure!r} is given; leave it out of presets, or give '
-      "structure='gradient' and the other one as a preset.",
-    ),
-    (
-      alone or own_epochs < epochs,
-      f'finetune.epochs={own_epochs} are a part of training.epochs={epochs} in a comparison, and '
-      'must be fewer.',
-    ),
-    (
-      alone
-      or SEARCH not in settings.compare.methods
-      or settings.training.warmup_epochs <= epochs - own_epochs,
-      f'training.warmup_epochs={settings.training.warmup_epochs} is more than the '
-      f'{epochs - own_epochs} epochs that finetune.epochs={own_epochs} leave to the supernet in a '
-      'comparison; lower one of the two.',
-    ),
-    (
-      alone or settings.seed + TUNING_SEED + settings.compare.seeds <= MOST_SEED,
-      f'seed={settings.seed} leaves no room for the {settings.compare.seeds} seeds of a '
-      'comparison; lower it.',
-    ),
-  )
+    if (value := operator.attrgetter(name)(settings)) != only:
+      yield f'{name}={value!r} must be {only!r}: {reason}.'
+  training, compare, own = settings.training, settings.compare, settings.finetune.epochs
+  if own >= training.epochs:
+    yield (
+      f'finetune.epochs={own} are a part of training.epochs={training.epochs} in a comparison, and '
+      'must be fewer.'
+    )
+  if SEARCH in compare.methods and training.warmup_epochs > (left := training.epochs - own):
+    yield (
+      f'training.warmup_epochs={training.warmup_epochs} is more than the {left} epochs that '
+      f'finetune.epochs={own} leave to the supernet in a comparison; lower one of the two.'
+    )
+  if settings.seed + TUNING_SEED + compare.seeds > MOST_SEED:
+    yield (
+      f'seed={settings.seed} leaves no room for the {compare.seeds} seeds of a comparison; give a '
+      'lower one.'
+    )
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -425,12 +425,8 @@ def check_settings(settings: Any, task: str, where: str) -> None:
   known = [name.partition('/')[2] for name in names]
   for name in taken(settings, where, Mapping[Name, OwnSettings]):
     if not any(_stands_for(name, task) for task in known):
-      listed = known
-      if len(known) >= _MOST_NAMES:
-        listed = dict.fromkeys(name.split('/')[0] for name in known)
-      raise ValueError(
-        f"{where}: '{name}' is no task of {benchmark}; there are {', '.join(listed)}."
-      )
+      near = difflib.get_close_matches(name, known) or known
+      raise ValueError(f"{where}: '{name}' is no task of {benchmark}; there are {listed(near)}.")
 
 
 def settings_of(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
