@@ -36,7 +36,7 @@ def shrink(notebook, folder):
   """Small settings for a notebook, whose real task becomes a folder of images."""
   write_images(folder / 'photos', [f'{n % 2}/{n}.png' for n in range(20)])
   settings = f"""
-WORKDIR, EPOCHS = '{folder}', 1
+WORKDIR, EPOCHS, TOPOLOGY = '{folder}', 1, None
 REAL_TASK, REAL_WEIGHTS = 'folder:{folder / 'photos'}', 'embedded'
 REAL_EPOCHS, RUN_REAL_TASK = 1, True
 DEPTH, PRETRAINING_STEPS, STEPS, POPULATION = 2, 20, 20, 8
