@@ -107,7 +107,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   Reported, and not judged, are the share of the parameters in matrices that are not adapted and,
   of a quantized base, the error of quantizing the folded parameters again, in weights and in
   outputs.
-  About six programs are compiled.
+  About four programs are compiled.
 
   Args:
     adapted: the adapted model, of `adapt` or any other way; of an attached NNX model what

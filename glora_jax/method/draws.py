@@ -80,10 +80,9 @@ def check_budget(budget: Any) -> int | None:
     return None
   number = whole_number(budget)
   if number is None or number < 0:
-    text = f'{budget:g}' if isinstance(budget, float | np.floating) else shown(budget)
     raise ValueError(
-      f'budget={text} must be a whole number of trained parameters, 0 (the linear subnet) or '
-      'more, or None.'
+      f'budget={shown(plain(budget))} must be a whole number of trained parameters, 0 (the linear '
+      'probe) or more, or None.'
     )
   return min(number, sys.maxsize)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,16 +33,11 @@ def matches(selector: Selector, name: str) -> bool:
     ) from error
 
 
-def _named(selector: Selector, names: Sequence[str]) -> list[str]:
+def _named(pattern: Selector, names: Sequence[str]) -> list[str]:
   """The names that are chosen; an expression that is a name, or the end of a path, is only that."""
-  if callable(selector):
-    return [name for name in names if selector(name)]
-  found = []
-  for pattern in _patterns(selector):
-    text = pattern if isinstance(pattern, str) else pattern.pattern
-    ends = [name for name in names if f'/{name}'.endswith(f'/{text}')]
-    found += ends or [name for name in names if matches(pattern, name)]
-  return found
+  text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+  ends = [name for name in names if f'/{name}'.endswith(f'/{text}')]
+  return ends or [name for name in names if matches(pattern, name)]
 
 
 def unmatched(selector: Selector | None, names: Sequence[str]) -> list[str]:
@@ -132,15 +128,14 @@ class Selection:
     Args:
       paths: paths of all parameters.
     """
-    if self.heads is None:
-      return Heads((), frozenset())
     owners = {path: [path_name(path[:end]) for end in range(1, len(path) + 1)] for path in paths}
     names = list(dict.fromkeys(name for own in owners.values() for name in own))
-    taken = set(_named(self.heads, names))
+    patterns = [self.heads] if callable(self.heads) else _patterns(self.heads)
+    named = [_named(pattern, names) for pattern in patterns]
+    taken = set(itertools.chain(*named))
     found = {path: name for path, own in owners.items() for name in reversed(own) if name in taken}
-    modules = tuple(dict.fromkeys(found.values()))
-    absent = [str(pattern) for pattern in _patterns(self.heads) if not _named(pattern, names)]
-    return Heads(modules, frozenset(found), tuple(absent))
+    absent = (str(pattern) for pattern, own in zip(patterns, named, strict=True) if not own)
+    return Heads(tuple(dict.fromkeys(found.values())), frozenset(found), tuple(absent))
 
   def space_of(self, name: str) -> SearchSpace | None:
     """The space of a layer, of the first expression that is found in its name.
