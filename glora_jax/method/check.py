@@ -98,8 +98,8 @@ class Check:
 def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any) -> Check:
   """Measures on the model itself whether GLoRA does there what it should.
 
-  That every subnet of fresh supports is the base model; that folded parameters in the untouched
-  model give what `apply` gives, and a fixed subnet too; that every support on offer gets a gradient
+  That every structure of fresh supports is the base model; that folded parameters in the untouched
+  model give what `apply` gives, and a fixed one too; that every support on offer gets a gradient
   and that a step of an optimizer moves them and the heads and nothing else. Outputs are compared
   relative to the largest of them, at the highest precision of matrix products that the device has.
   The genomes are the largest and as many as it takes for every allele on offer to occur in every

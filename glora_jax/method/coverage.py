@@ -103,7 +103,7 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
   Args:
     spec: the layers.
     genome: whose alleles to show, int [rows, 5]; None shows all on offer, and counts those of the
-      largest subnet.
+      largest structure.
   """
   rows: list[Sequence[str]] = [('layer', 'in', 'out', *TENSORS, 'trained', 'total')]
   counted = largest_genome(spec) if genome is None else genome

@@ -91,15 +91,15 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
   """`check_budget`, for the budget of a search.
 
   Raises:
-    ValueError: the budget is none, or below the cheapest subnet on offer.
+    ValueError: the budget is none, or below the cheapest structure on offer.
   """
   budget = check_budget(budget)
   check_spec(spec)
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least > budget:
     raise ValueError(
-      f'budget={budget} is below the {least} parameters of the smallest subnet on offer; raise it, '
-      'or offer cheaper alleles.'
+      f'budget={budget} is below the {least} parameters of the smallest structure on offer; raise '
+      'it, or offer cheaper alleles.'
     )
   return budget
 
@@ -107,9 +107,9 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
 def random_genomes(
   rng: np.random.Generator, spec: Spec, number: int, budget: int | None = None
 ) -> np.ndarray:
-  """Random subnets within a budget.
+  """Random structures within a budget.
 
-  Uniform over the subnets within the budget (by rejection) where enough of the space fits; what
+  Uniform over the structures within the budget (by rejection) where enough of the space fits; what
   eight rounds of rejection leave empty is filled with repaired genomes, so that any budget gets its
   population at once.
 
@@ -124,7 +124,7 @@ def random_genomes(
 
   Raises:
     ValueError: `rng` is no generator of NumPy's; the number is no whole number of 0 or more; the
-      budget is no whole number, negative, or below the smallest subnet on offer.
+      budget is no whole number, negative, or below the smallest structure on offer.
 
   Example:
     >>> import numpy as np

@@ -4,7 +4,7 @@
     b' = b + b * D + E + C @ W
 
 in Flax's layout, W [in, out] and b [out]. Which form each of A, B, C, D, E takes is an *allele*, an
-integer that may be traced, so that one compiled program serves every subnet:
+integer that may be traced, so that one compiled program serves every structure:
 
     A, B:  0 none, 1 constant, 2 vector (one number per output), 3, 4, ... LoRA of the first,
            second, ... rank
@@ -54,7 +54,7 @@ def effective(
   """The kernel and bias of one linear layer with its supports merged in (eq. 10).
 
   Everything is computed in `promote_types(kernel.dtype, float32)`, a bias that is wider than that
-  in its own type, and cast once, so that a subnet is the same numbers, within their rounding,
+  in its own type, and cast once, so that a structure is the same numbers, within their rounding,
   whether it is trained, scored or folded.
 
   Args:

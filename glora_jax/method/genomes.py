@@ -129,7 +129,7 @@ def _as_array(genome: Any) -> Any:
 
 
 def count_params(spec: Spec, genomes: Any) -> Any:
-  """Trained parameters of subnets, heads not counted.
+  """Trained parameters of structures, heads not counted.
 
   Args:
     spec: the layers.
@@ -195,7 +195,7 @@ def _lookup(
 
 
 def smallest_genome(spec: Spec) -> np.ndarray:
-  """The cheapest subnet on offer, int8 [rows, 5]."""
+  """The cheapest structure on offer, int8 [rows, 5]."""
   costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)
   return alleles_at(spec, costs.argmin(-1))
 

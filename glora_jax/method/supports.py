@@ -52,7 +52,7 @@ class Support(NamedTuple):
     form: the form of that tensor that it makes up; a LoRA is made of two, 'down' and 'up'.
     axes: what its axes are; 'one' is an axis of size one.
     drawn: whether it starts Xavier-uniform. All others start at zero, one in each form, so that
-      every subnet starts as the base layer.
+      every structure starts as the base layer.
     shared: where its numbers are stored if the forms of a tensor share storage (weight
       entanglement); None where it is stored anyway.
   """
@@ -114,7 +114,7 @@ def init_supports(
   tied: bool = True,
   dtype: jnp.dtype = jnp.float32,
 ) -> Supports:
-  """Supports with which every subnet is the base layer.
+  """Supports with which every structure is the base layer.
 
   All forms of a tensor share storage (weight entanglement). The LoRA of
   rank s of A is `A_down[:, :s] @ A_up[:s]`, its vector is `A_up[0]` and its constant `A_up[0, 0]`;
