@@ -1,8 +1,9 @@
 """Twenty steps of each kind of training, a search, an allocation."""
 
 import dataclasses
+import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,6 +24,24 @@ SHARDED = 1024  # bytes of an array from which it is sharded
 RECIPE = glora_jax.Recipe(epochs=4, batch_size=BATCH, warmup_epochs=1, learning_rate=3e-3)
 SEARCH = glora_jax.Evolution(population=20, generations=6, parents=5, mutations=10, crossovers=8)
 MODES = ('paper', 'pareto', 'random')
+CONSISTENCY = glora_jax.Consistency(weight=0.5)
+SUPERNETS: dict[str, tuple[Values, Values]] = {  # fields of a recipe, and options of a loss
+  'supernet': ({}, {}),
+  'supernet, paths': ({}, {'sampling': glora_jax.Sampling(paths=2, largest=0.3)}),
+  'supernet, used alone': ({'update_used_only': True}, {}),
+  'supernet, accumulated': ({'accumulate': 2}, {}),
+  'supernet, bounded': ({'max_grad_norm': 0.5}, {}),
+  'supernet, mixed': ({}, {'mix': functools.partial(mixup, alpha=0.8)}),
+  'supernet, consistency': ({}, {'consistency': CONSISTENCY}),
+}
+FIXED: dict[str, tuple[str, Values]] = {
+  'fixed, lora:2': ('lora:2', {}),
+  'fixed, bitfit': ('bitfit', {}),
+  'fixed, full': ('full', {}),
+  'fixed, scale_shift_lora:2': ('scale_shift_lora:2', {}),
+  'fixed, component dropout': ('lora:4', {'component_dropout': 0.3}),
+  'fixed, consistency': ('lora:4', {'consistency': CONSISTENCY}),
+}
 
 
 class Problem:
@@ -46,11 +65,9 @@ class Problem:
     """The loss of every step, and what is trained at the end."""
     losses: list[float] = []
     variables = options.pop('variables', self.variables)
-    trainable, frozen = learner.split(variables)
     state = glora_jax.fit(
       loss,
-      trainable,
-      frozen,
+      *learner.split(variables),
       self.images,
       self.labels,
       recipe,
@@ -63,31 +80,29 @@ class Problem:
     assert len(losses) == STEPS
     return {'losses': losses, 'trained': digest(state.trainable)}
 
-  def supernet(self, sampling: Any = glora_jax.Sampling(), **options: Any) -> Any:
-    """The supernet's loss."""
-    adapted = options.pop('adapted', self.adapted)
-    return glora_jax.make_loss(
-      adapted, unchanged, lambda key: sampling.draw(key, adapted.spec), train=True, **options
-    )
 
-  def fixed(self, preset: str, **options: Any) -> Values:
-    """A training of one structure."""
-    subnet = self.adapted.fix(glora_jax.preset(self.adapted.spec, preset))
-    loss = glora_jax.make_loss(subnet, unchanged, train=True, **options)
-    return self.fit(subnet, loss)
-
-
-def unchanged(images: jax.Array, key: jax.Array) -> jax.Array:
-  """Images as the model takes them."""
-  del key
-  return images
+def _supernet_loss(adapted: Any, sampling: Any = glora_jax.Sampling(), **options: Any) -> Any:
+  draw = functools.partial(sampling.draw, spec=adapted.spec)
+  return glora_jax.make_loss(adapted, None, draw, train=True, **options)
 
 
 def record() -> Iterator[tuple[str, Values]]:
   """Names and entries, one after the other."""
   problem = Problem()
-  for name, make in {**_trainings(problem), **_sharded(problem)}.items():
-    yield f'training/{name}', make()
+  adapted = problem.adapted
+  for name, (fields, options) in SUPERNETS.items():
+    recipe = dataclasses.replace(RECIPE, **fields)
+    yield f'training/{name}', problem.fit(adapted, _supernet_loss(adapted, **options), recipe)
+  for name, (preset, options) in FIXED.items():
+    fixed = adapted.fix(preset)
+    loss = glora_jax.make_loss(fixed, train=True, **options)
+    yield f'training/{name}', problem.fit(fixed, loss)
+  # Images are dealt, and with them the frozen weights.
+  mesh, fsdp = meshes.over_devices(), meshes.over_devices(fsdp=4)
+  yield 'training/eight devices', problem.fit(adapted, _supernet_loss(adapted), mesh=mesh)
+  adapted, variables = glora_jax.shard(adapted, problem.variables, fsdp, min_bytes=SHARDED)
+  found = problem.fit(adapted, _supernet_loss(adapted), mesh=fsdp, variables=variables)
+  yield 'training/eight devices, fsdp=4', found
   yield 'training/side by side', _side_by_side(problem)
   yield 'training/head alone', _head(problem)
   yield 'training/function', _function()
@@ -98,60 +113,13 @@ def record() -> Iterator[tuple[str, Values]]:
   yield 'allocation', _allocation(problem)
 
 
-def _trainings(problem: Problem) -> dict[str, Callable[[], Values]]:
-  adapted = problem.adapted
-
-  def supernet(sampling: Any = glora_jax.Sampling(), recipe: Any = RECIPE, **options: Any) -> Any:
-    return lambda: problem.fit(adapted, problem.supernet(sampling, **options), recipe)
-
-  def fixed(preset: str, **options: Any) -> Any:
-    return lambda: problem.fixed(preset, **options)
-
-  def mix(key: jax.Array, inputs: jax.Array, targets: jax.Array) -> Any:
-    return mixup(key, inputs, targets, 0.8)
-
-  recipe = dataclasses.replace
-  return {
-    'supernet': supernet(),
-    'supernet, paths': supernet(glora_jax.Sampling(paths=2, largest=0.3)),
-    'supernet, used alone': supernet(recipe=recipe(RECIPE, update_used_only=True)),
-    'supernet, accumulated': supernet(recipe=recipe(RECIPE, accumulate=2)),
-    'supernet, bounded': supernet(recipe=recipe(RECIPE, max_grad_norm=0.5)),
-    'supernet, mixed': supernet(mix=mix),
-    'supernet, consistency': supernet(consistency=glora_jax.Consistency(weight=0.5)),
-    'fixed, lora:2': fixed('lora:2'),
-    'fixed, bitfit': fixed('bitfit'),
-    'fixed, full': fixed('full'),
-    'fixed, scale_shift_lora:2': fixed('scale_shift_lora:2'),
-    'fixed, component dropout': fixed('lora:4', component_dropout=0.3),
-    'fixed, consistency': fixed('lora:4', consistency=glora_jax.Consistency(weight=0.5)),
-  }
-
-
-def _sharded(problem: Problem) -> dict[str, Callable[[], Values]]:
-  """The supernet over eight devices: images dealt, and with them the frozen weights."""
-
-  def replicated() -> Values:
-    return problem.fit(problem.adapted, problem.supernet(), mesh=meshes.over_devices())
-
-  def fsdp() -> Values:
-    mesh = meshes.over_devices(fsdp=4)
-    adapted, variables = glora_jax.shard(
-      problem.adapted, problem.variables, mesh, min_bytes=SHARDED
-    )
-    loss = problem.supernet(adapted=adapted)
-    return problem.fit(adapted, loss, mesh=mesh, variables=variables)
-
-  return {'eight devices': replicated, 'eight devices, fsdp=4': fsdp}
-
-
 def _side_by_side(problem: Problem) -> Values:
   trained = []
   for preset in ('lora:2', 'bitfit'):
-    subnet = problem.adapted.fix(preset)
-    trainable, frozen = subnet.split(problem.variables)
+    fixed = problem.adapted.fix(preset)
+    trainable, frozen = fixed.split(problem.variables)
     state = glora_jax.fit(
-      glora_jax.make_loss(subnet, unchanged, train=True),
+      glora_jax.make_loss(fixed, train=True),
       jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), trainable),
       frozen,
       problem.images,
