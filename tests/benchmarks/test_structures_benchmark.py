@@ -59,28 +59,16 @@ def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
   assert max(plan.MAIN.tried(('lora:1', 0), store)) == 0.256
 
 
-def test_results_survive_a_line_that_was_cut_off(tmp_path):
-  path, result = tmp_path / 'results.jsonl', {'test': [0.5, 1.0]}
-  first, second, _ = TRIALS
-  Store(str(path)).add(first, result)
-  with path.open('a') as file:
-    file.write(json.dumps({'job': list(second)})[:10])
-  again = Store(str(path))
-  assert again.results == {first: result}
-  again.add(second, result)
-  assert Store(str(path)).results == {first: result, second: result}
-
-
-def test_a_store_has_the_results_of_one_version_and_counts_the_others(tmp_path, capsys):
-  path = str(tmp_path / 'results.jsonl')
-  job, result = TRIALS[0], {'test': [0.5, 1.0]}
-  (tmp_path / 'results.jsonl').write_text(json.dumps({'job': job[:-1], **result}) + '\n')
-  old, new = Store(path, UNKNOWN), Store(path)
+def test_a_store_has_whole_lines_of_one_version_and_counts_the_others(tmp_path, capsys):
+  path, (job, second, _) = tmp_path / 'results.jsonl', TRIALS
+  result = {'test': [0.5, 1.0]}
+  path.write_text(json.dumps({'job': job[:-1], **result}) + '\n{"job": [')  # cut off
+  old, new = Store(str(path), UNKNOWN), Store(str(path))
   assert (old.results, new.results, new.others) == ({job: result}, {}, {UNKNOWN: 1})
-  new.add(job, {'test': [0.75, 1.0]})
-  Store(path).add(job, {'test': [0.25, 1.0], 'version': 'another'})
-  again = Store(path)
-  assert again.results == {job: {'test': [0.75, 1.0]}}
+  new.add(second, result)
+  new.add(job, {**result, 'version': 'another'})
+  again = Store(str(path))
+  assert again.results == {second: result}
   assert again.others == {UNKNOWN: 1, 'another': 1}
   print_others({'final': again})
   assert re.findall(r'1 lines of version (\w+)', capsys.readouterr().out) == [UNKNOWN, 'another']
