@@ -215,27 +215,6 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
   assert_runs_agree(left, alone)
 
 
-@pytest.mark.full
-def test_two_processes_read_the_structure_off_the_gradient_that_one_does(start, tmp_path):
-  structure = (
-    '--config.structure=gradient',
-    '--config.allocation.head_epochs=1',
-    '--config.allocation.folds=4',
-    '--config.training.epochs=4',
-    '--config.training.warmup_epochs=1',
-    '--config.training.learning_rate=1e-2',
-  )
-  pair, alone = tmp_path / 'pair', tmp_path / 'alone'
-  finish(*start_two(start, pair, *structure, devices=1), start(alone, 1, *structure))
-  results = [read_json(workdir / 'result.json') for workdir in (pair, alone)]
-  assert (
-    results[0]['structures']['gradient']['genome'] == results[1]['structures']['gradient']['genome']
-  )
-  for split in ('val', 'test'):
-    found, expected = (result['structures']['gradient'][f'{split}_accuracy'] for result in results)
-    assert found == pytest.approx(expected, abs=2.5 / 797)
-
-
 def test_a_platform_without_a_device_is_one_sentence(monkeypatch):
   def fail():
     raise AssertionError  # as JAX does for JAX_PLATFORMS=cuda where there is no GPU

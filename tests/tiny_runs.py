@@ -71,11 +71,11 @@ def all_fields(config):
   return {name: value for name, value in fields.items() if name != 'job'}
 
 
-def start_command(config_file, workdir, flags, before=(), env=()):
-  """Starts the command; `before` are the words of another command that runs it."""
+def start_command(config_file, workdir, flags, env=()):
+  """Starts the command."""
   words = [sys.executable, '-m', 'glora_jax.main', '--config', config_file]
   return subprocess.Popen(
-    [*before, *words, '--workdir', str(workdir), *flags],
+    [*words, '--workdir', str(workdir), *flags],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

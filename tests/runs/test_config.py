@@ -61,14 +61,6 @@ def test_any_number_of_epochs_leaves_something_to_a_task_of_ones_own(epochs, war
   assert settings.allocation.shortened(settings.training).epochs == epochs - 3
 
 
-def test_what_is_said_of_an_allocations_epochs_is_what_the_training_spares():
-  settings = check_config(get_config('own', 'beans,epochs=14'))
-  recipe = dataclasses.replace(settings.training, warmup_epochs=10)
-  spared = settings.allocation.spared(recipe, borrowed=True)
-  assert spared == 4 < settings.allocation.epochs(borrowed=True)
-  assert recipe.epochs - spared == settings.allocation.shortened(recipe, borrowed=True).epochs
-
-
 def test_a_home_is_found(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'photos').mkdir()
@@ -221,19 +213,6 @@ def test_a_range_is_checked(name, value):
   config.update_from_flattened_dict({name: value})
   with pytest.raises(ValueError, match=rf'^{name}(\[0\])?=\S+ should be (greater|less) than '):
     check_config(config)
-
-
-def test_a_config_dict_takes_other_values_of_a_fields_type_alone():
-  config = default_config()
-  config.budget, config.compare.rate.lora = 1e4, 1
-  assert (config.budget, config.compare.rate.lora) == (1e4, 1.0)
-  for section, name, value in (
-    (config, 'budget', 'half'),
-    (config.model, 'image_size', 1.5),
-    (config.search, 'population', 1.5),
-  ):
-    with pytest.raises(TypeError):
-      section[name] = value
 
 
 def test_all_mistakes_of_a_config_are_said_at_once():

@@ -1,6 +1,5 @@
 """What a later stage needs is checked before the first; a start that fails leaves nothing."""
 
-import contextlib
 import logging
 import os
 import shutil
@@ -8,14 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from disks import mounting_is_allowed, small_disk
 from label_lists import write_images
 from places import FIXTURES, ROOT
 from tiny_runs import changed, context_of, stages_of
 
 from glora_jax import mesh as meshes
 from glora_jax.data.examples import Files
-from glora_jax.files import read_json, write_json
+from glora_jax.files import read_json
 from glora_jax.models import weights
 from glora_jax.runs import comparison, experiment, job
 from glora_jax.runs.backbone import load_backbone
@@ -174,25 +172,6 @@ def test_no_image_is_decoded_twice(run_config, photos, tmp_path, monkeypatch):
   assert not found.decoded
 
 
-def test_images_may_lie_on_a_read_only_disk_and_one_that_vanishes_is_named(run_config, tmp_path):
-  photos = tmp_path / 'photos'
-  photos.mkdir()
-  mounting = mounting_is_allowed()
-  with small_disk(photos, '1m') if mounting else contextlib.nullcontext() as remount:
-    write_images(photos, [f'{name}/{n}.png' for name in ('cat', 'dog') for n in range(10)])
-    if mounting:
-      remount('ro')
-    config = changed(run_config, task=f'folder:{photos}', data__max_resident=0)
-    found = context_of(config, tmp_path / 'run')
-    if mounting:
-      remount('rw')
-    examples = found.task.open('val')
-    [gone] = [name for name in map(examples.name, range(2)) if 'cat' in name]
-    os.remove(gone)
-    with pytest.raises(OSError, match=r'1 of 2 images cannot be decoded: .*cat/\d\.png'):
-      list(found.data('val').images.blocks(2))
-
-
 def always():
   return True
 
@@ -217,21 +196,6 @@ def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tm
   weights.save(tmp_path / 'folded' / 'other.safetensors', *weights.load(weights.EMBEDDED_FILE))
   with pytest.raises(ValueError, match=r'another checkpoint already \(other.safetensors'):
     experiment.run(run_config, str(tmp_path), stop=always)
-
-
-@pytest.mark.parametrize(
-  'name, content, named',
-  [
-    ('supernet/stage', {'key': '', 'whole': True, 'seconds': 'fast'}, "'fast'"),
-    ('result', {'task': 'digits'}, 'result.json'),
-  ],
-)
-def test_records_of_another_shape_are_named(name, content, named, run_config, tmp_path):
-  write_config(check_config(run_config), tmp_path)
-  (tmp_path / 'supernet').mkdir()
-  write_json(tmp_path / f'{name}.json', content, name.rpartition('/')[2])
-  with pytest.raises(ValueError, match=named):
-    experiment.run(run_config, str(tmp_path))
 
 
 def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(

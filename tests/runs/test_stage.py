@@ -176,14 +176,12 @@ TUNED = ('tuning/search', 'training/lora:2', 'training/search')
   [
     ({}, SEARCH),
     ({'protocol': 'paper'}, SEARCH[:3]),
-    ({'finetune__epochs': 0, 'finetune__warmup_epochs': 0}, SEARCH[:3]),
     ({'finetune__on': 'train+val'}, (*SEARCH[:3], 'finetune_choice', 'finetune')),
     (
       {'presets': ('gradient',)},
       ('head', 'structure', *SEARCH[:2], 'training/gradient', *SEARCH[2:]),
     ),
     ({'structure': 'gradient'}, ('head', 'structure', 'training/linear', 'training/gradient')),
-    ({'structure': 'lora:2'}, ('structure', 'training/linear', 'training/lora:2')),
     (
       {'structure': 'linear', 'presets': ('ssf',)},
       ('structure', 'training/linear', 'training/ssf'),

@@ -1,9 +1,5 @@
-"""A run that is stopped, killed or starved of disk ends in the very result of the undisturbed one.
+"""A run that is stopped, killed or corrected ends in the very result of the undisturbed one."""
 
-What happened is said in a sentence.
-"""
-
-import contextlib
 import logging
 import os
 import re
@@ -11,7 +7,6 @@ import signal
 import sys
 
 import pytest
-from disks import mounting_is_allowed, small_disk
 from tiny_runs import all_fields, changed, contents, overrides, start_command, wait_for
 
 from glora_jax.runs import command_line, experiment
@@ -26,9 +21,9 @@ def undisturbed(finished_run):
   return contents(workdir)
 
 
-def start(config, workdir, before=()):
+def start(config, workdir):
   """The command, with the config's fields as flags."""
-  return start_command('configs/quickstart.py', workdir, overrides(all_fields(config)), before)
+  return start_command('configs/quickstart.py', workdir, overrides(all_fields(config)))
 
 
 @pytest.mark.slow
@@ -54,37 +49,6 @@ def test_a_command_that_is_stopped_and_killed_resumes_to_the_undisturbed_result(
   assert process.returncode == 0, errors
   assert 'searched, finetuned' in printed
   assert contents(workdir) == undisturbed
-
-
-@pytest.mark.full
-def test_a_full_disk_ends_a_command_in_a_sentence_and_more_room_goes_on(
-  run_config, undisturbed, tmp_path
-):
-  """It is found by the background thread that saves training states.
-
-  Without leave to mount, files that may not grow stand for it.
-  """
-  mounting = mounting_is_allowed()
-  # 60 blocks of 512 bytes.
-  limit = () if mounting else ('sh', '-c', 'ulimit -f 60; exec "$@"', 'sh')
-  reason = 'No space left on device' if mounting else 'File too large'
-  workdir = tmp_path / 'run'
-  with small_disk(tmp_path, '300k') if mounting else contextlib.nullcontext() as remount:
-    process = start(run_config, workdir, limit)
-    _, errors = process.communicate()
-    assert process.returncode == 1, errors
-    assert 'Traceback' not in errors
-    assert re.search(rf'error: The training state cannot be written to .* \({reason}\)', errors)
-    if mounting:
-      remount('size=64m', 'ro')
-      with pytest.raises(OSError, match=r'cannot be written \(Read-only file system\)'):
-        experiment.run(run_config, str(workdir))
-      remount('size=64m', 'rw')
-    experiment.run(run_config, str(workdir))
-    assert contents(workdir) == undisturbed
-    if mounting:
-      remount('size=64m', 'ro')
-      assert experiment.run(run_config, str(workdir))  # a finished run can still be read
 
 
 @pytest.mark.full

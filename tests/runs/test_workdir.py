@@ -89,20 +89,6 @@ def test_a_workdir_is_of_one_suite_or_of_one_run(before, after, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'content, named',
-  [
-    ({'seed': {'a': 1}}, 'seed was None and is now 42'),
-    ({'presets': 3}, 'presets was 3 and is now'),
-    ({'space': 3, 'training': [], 'structure': None}, 'structure was None and is now'),
-  ],
-)
-def test_a_config_json_that_somebody_has_edited_is_another_config(content, named, tmp_path):
-  write_json(tmp_path / 'config.json', content, 'config')
-  with pytest.raises(ValueError, match=f'another config: .*{named}'):
-    change(tmp_path, tested=True)
-
-
-@pytest.mark.parametrize(
   'name, named',
   [('file', 'file is no folder'), ('nowhere', 'nowhere is no folder'), ('\udcff', r'\\udcff')],
 )

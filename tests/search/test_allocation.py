@@ -80,16 +80,6 @@ def test_values_are_those_of_a_slow_loop_over_units_and_folds(measure):
     assert_allclose(found.A_lora[:, part], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('shape', [(5, 9), (9, 5), (6, 6)])
-def test_left_vectors_are_those_of_the_full_decomposition(shape):
-  matrices = np.random.default_rng(0).normal(size=(2, *shape))
-  found = allocation.left_vectors(matrices, 3)
-  for matrix, vectors in zip(matrices, found, strict=True):
-    expected = np.linalg.svd(matrix)[0][:, :3]
-    assert_allclose(np.abs(vectors.T @ expected), np.eye(3), atol=1e-8)
-    assert (vectors.max(0) == np.abs(vectors).max(0)).all()
-
-
 def test_xavier_norm_is_that_of_drawn_columns():
   drawn = jax.nn.initializers.glorot_uniform()(jax.random.key(0), (400, 8))
   norms = np.linalg.norm(drawn, axis=0)

@@ -182,25 +182,6 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
   chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[0], found), state)
 
 
-def test_metrics_of_any_type_are_the_means_of_the_parts_of_a_batch():
-  def loss(trainable, images, labels):
-    is_first = (labels == 0).any()
-    metrics = {'bool': is_first, 'int8': jnp.int8(100), 'float16': jnp.float16(3e4), 'number': 3}
-    return jnp.sum(trainable**2), metrics
-
-  found, labels = [], jnp.array([0, 1, 0, 0])
-  state = minimized(
-    loss,
-    1.0,
-    labels,
-    fields={'accumulate': 4},
-    on_dispatch=lambda state, means: found.append(means),
-  )
-  expected = {'bool': 0.75, 'int8': 100, 'float16': np.float16(3e4), 'number': 3, 'loss': 1}
-  assert found == [expected]
-  assert state.trainable < 1
-
-
 def test_a_gradient_of_16_bits_keeps_its_type_and_no_part_is_rounded_away():
   def loss_fn(trainable, frozen, batch, key):
     return jnp.sum(trainable.astype(jnp.float32) * batch[1].mean()), {}

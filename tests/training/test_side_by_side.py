@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from tiny import Tiny, flat, problem, unchanged
+from tiny import flat, problem, unchanged
 
-import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
@@ -111,27 +110,3 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
   assert not np.isnan(means[0]).any()
   for before in states:
     chex.assert_trees_all_equal(train(state=before), state)
-
-
-def test_the_loop_ends_when_all_runs_have_diverged(caplog):
-  dispatched = []
-  state = fit(
-    sum_loss,
-    ({'w': jnp.array([0.0, 0.3])}, {}),
-    KEYS,
-    FALLING,
-    steps_per_dispatch=1,
-    on_dispatch=lambda state, _: dispatched.append(state.step.max()),
-  )
-  assert dispatched[-1] == state.step.max() == state.step[1] > state.step[0] > 0
-  assert f'run 1 at step {state.step[1]}' in caplog.text
-
-
-def test_runs_that_train_nothing_end_as_they_do_apart():
-  _, variables, images, _ = problem()
-  adapted = glora_jax.adapt(Tiny(), images[:1], structure='linear', heads=None)
-  halves = adapted.split(jax.jit(adapted.init)(KEYS[0], variables['params']))
-  loss_fn = make_loss(adapted)
-  assert not jax.tree.leaves(halves[0])
-  together = fit(loss_fn, halves, KEYS)
-  chex.assert_trees_all_equal(of_run(together, 1), fit(loss_fn, halves, KEYS[1]))
