@@ -38,7 +38,7 @@ if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
 
 # A busy machine is no reason to fail. `full` is for `tests/fuzz`, twenty thousand cases by chance.
 hypothesis.settings.register_profile('ci', derandomize=True, deadline=None)
-hypothesis.settings.register_profile('full', max_examples=2000, deadline=None)
+hypothesis.settings.register_profile('full', max_examples=2500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 MOST_PROGRAMS = 1000  # that a process keeps, in about two gigabytes

@@ -39,7 +39,7 @@ class Hang(BaseException):
 
 
 def cases(weight, shrinks=True):
-  """Settings for so many hundreds of cases, twenty times as many with HYPOTHESIS_PROFILE=full."""
+  """Settings for so many hundreds of cases, 25 times as many with HYPOTHESIS_PROFILE=full."""
   default = hypothesis.settings.default
   return hypothesis.settings(
     max_examples=round(weight * default.max_examples),

@@ -45,7 +45,7 @@ WORDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('command', WORDS)
-@cases(0.04, shrinks=False)
+@cases(0.03, shrinks=False)
 @given(data=st.data())
 def test_a_command_works_or_says_in_one_line_why_not(command, data, backbone):
   with new_place() as place:

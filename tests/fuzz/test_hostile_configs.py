@@ -89,7 +89,7 @@ def test_a_config_is_what_it_says_or_is_refused(data):
 
 
 @pytest.mark.slow
-@cases(0.15, shrinks=False)
+@cases(0.08, shrinks=False)
 @given(data=st.data())
 def test_a_run_starts_or_is_refused_before_its_first_stage(data, backbone):
   with new_place() as place:

@@ -181,7 +181,7 @@ def originals(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', KINDS)
-@cases(0.4)
+@cases(0.2)
 @given(data=st.data())
 def test_a_spoilt_file_is_read_right_or_refused(name, data, originals):
   kind = KINDS[name]
