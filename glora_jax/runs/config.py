@@ -351,7 +351,8 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes a config of `default_config` start in seconds; what it finds is worth nothing.
 
   Few epochs, one generation of four structures, two methods of a comparison, the backbone that
-  comes with the package. Task and structure stay, and so do the images, which are not stored decoded.
+  comes with the package. Task and structure stay, and so do the images, which are not stored
+  decoded.
 
   Args:
     config: a config, which is changed.
