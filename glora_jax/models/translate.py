@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -72,17 +72,17 @@ def read_params(
   kept = {name: arrays.pop(name) for name in unused}
   require_shapes(path, arrays, shapes)
   require_numbers(path, arrays)
-  params = {}
-  for ours, spec in expected.items():
-    rule = rules[ours]
-    # Positions that are computed are made of nothing but their shape.
-    parts = _taken(arrays, rule.theirs, model.depth) if rule.theirs else [spec.shape]
-    params[ours] = np.asarray(rule.to_ours(*parts), order='C')
+  params = {
+    ours: _param(arrays, rules[ours], spec.shape, model.depth) for ours, spec in expected.items()
+  }
   return flax.traverse_util.unflatten_dict(params, sep='/'), kept
 
 
-def _taken(arrays: Arrays, names: Sequence[str], depth: int) -> list[np.ndarray]:
-  """The tensors of a rule, in one type, which leave the file's; those of blocks are stacked."""
+def _param(arrays: Arrays, rule: Rule, shape: tuple[int, ...], depth: int) -> np.ndarray:
+  """A parameter, whose tensors leave the file's; those of blocks are stacked, all in one type."""
+  if not rule.theirs:  # computed positions, made of nothing but their shape
+    return rule.to_ours(shape)
+  names = rule.theirs
   in_file = [
     [name.format(block) for block in range(depth if '{}' in name else 1)] for name in names
   ]
@@ -91,7 +91,7 @@ def _taken(arrays: Arrays, names: Sequence[str], depth: int) -> list[np.ndarray]
   for name, found in zip(names, in_file, strict=True):
     blocks = [arrays.pop(x).astype(dtype, copy=False) for x in found]
     parts.append(np.stack(blocks) if '{}' in name else blocks[0])
-  return parts
+  return np.asarray(rule.to_ours(*parts), order='C')
 
 
 def _written(rules: Mapping[str, Rule], flat: Arrays, depth: int) -> Arrays:
