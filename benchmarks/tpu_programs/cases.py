@@ -20,10 +20,9 @@ from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.plan import bytes_by_kind, devices_of, most_that_fit
 from glora_jax.runs.programs import MAKERS, Program, count, shape_of_run, training_of
-from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings
+from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings, TrainingSettings
 from glora_jax.runs.stage import Workload
 from glora_jax.runs.stages.training import FullFineTuning
-from glora_jax.training.recipe import Recipe
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
 FINETUNING = 'finetuning'  # of all weights, in float32: what the supernet is measured by
@@ -85,7 +84,7 @@ def build(case: Case) -> Program:
     size = decoder.SIZES[case.backbone]
     return decoder.training(case.name, size, case.batch * chips, mesh, case.base)
   model, image_size, rank = BACKBONES[case.backbone]
-  recipe = Recipe(batch_size=case.batch * chips)
+  recipe = TrainingSettings(batch_size=case.batch * chips)
   settings = RunSettings(
     presets=('gradient',),
     training=recipe,

@@ -59,7 +59,8 @@ _ENVIRONMENT = {
   'TPU_WORKER_ID': '0',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
 }
-_NEEDED = re.compile(r'\(([\d.]+)([KMG])\) exceeds available HBM')  # where libtpu refuses
+# Where libtpu refuses, which has two sentences.
+_NEEDED = re.compile(r'(?:\(|Used )([\d.]+)([KMG])(?:\) exceeds| of [\d.]+[KMG] hbm)')
 _POWERS = {'K': 2**10, 'M': 2**20, 'G': GIBIBYTE}
 
 

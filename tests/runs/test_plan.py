@@ -118,7 +118,8 @@ def test_a_plan_of_a_config_has_the_steps_of_every_stage_and_writes_nothing(
 def test_a_plan_for_a_slice_deals_batches_and_candidates(run_config):
   one, eight = (glora_jax.plan(run_config, name) for name in ('v5e:1x1', 'v5e:2x4'))
   assert eight.machine.devices == 8
-  assert eight.stages[0].operations == pytest.approx(one.stages[0].operations, rel=0.5)
+  # Each device merges for itself.
+  assert one.stages[0].operations <= eight.stages[0].operations < 8 * one.stages[0].operations
   assert (one.side_by_side, eight.side_by_side) == (4, 2)  # of two hosts
   with pytest.raises(ValueError, match="'v5e:3x3' cannot be"):
     devices_of('v5e:3x3')
