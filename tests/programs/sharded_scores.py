@@ -23,22 +23,6 @@ COLLECTIVE = re.compile(
 NUM_GENOMES = 11  # neither a multiple of the rows of a mesh nor of a chunk
 
 
-def check_scores(score, arguments, expected):
-  """Three calls give the scores of one device, and compile once."""
-  for _ in range(3):
-    found = score(*arguments)
-    assert_array_equal(found.correct, expected.correct)
-    assert_allclose(found.loss, expected.loss, rtol=1e-5)
-  assert score.compiled._cache_size() == 1
-
-
-def check_predictions(found, expected):
-  """The predictions are those of one device, and whole on every one."""
-  assert_array_equal(found.classes, expected.classes)
-  assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
-  assert found.classes.sharding.is_fully_replicated
-
-
 def most_collectives(text):
   """The largest number of collectives in the body of a loop of a compiled program."""
   parts = {part.split(' ', 1)[0].lstrip('%'): part for part in text.split('\n\n')}
@@ -56,9 +40,16 @@ def check(model, shapes):
   for shape in shapes:
     mesh = jax.make_mesh(shape, ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)
-    check_scores(score, arguments, expected)
+    for _ in range(3):
+      found = score(*arguments)
+      assert_array_equal(found.correct, expected.correct)
+      assert_allclose(found.loss, expected.loss, rtol=1e-5)
+    assert score.compiled._cache_size() == 1
     predict_on_mesh = scoring.make_predictor(adapted, mesh=mesh, block=8)
-    check_predictions(predict_on_mesh(variables, genomes[1], images), predictions)
+    found = predict_on_mesh(variables, genomes[1], images)
+    assert_array_equal(found.classes, predictions.classes)
+    assert_allclose(found.probabilities, predictions.probabilities, rtol=1e-5)
+    assert found.classes.sharding.is_fully_replicated
     text = score.lower(*arguments).compile().as_text()
     print(model, shape, most_collectives(text))
 
