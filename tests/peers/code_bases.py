@@ -92,7 +92,6 @@ def _of_gemma(code):
 
 
 for _name, _arguments in {
-  'qwen3': ('qwen3', 14, ATTENTION | GATED, lambda _: PLAIN),
   'qwen3_with_experts': ('qwen3', 34, ATTENTION | EXPERTS, lambda _: ROUTED),
   'llama3': ('llama3', 14, ATTENTION | GATED, lambda _: PLAIN),
   'gemma': ('gemma', 12, GEMMA_ATTENTION | GATED, _of_gemma),

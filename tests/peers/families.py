@@ -27,37 +27,37 @@ HF_SHAPE = {
 }
 
 
-def _timm(**fields):
-  return timm.models.vision_transformer.VisionTransformer(**{**SHAPE, **fields})
-
-
-def _hf(config, model, **fields):
-  return model(config(**{**HF_SHAPE, **fields}))
-
-
-FAMILIES = {
-  'timm_vit': lambda: _timm(),
-  'timm_deit3': lambda: _timm(no_embed_class=True, init_values=1e-5),
-  'timm_augreg_gap': lambda: _timm(class_token=False, global_pool='avg'),
-  'timm_gap_with_class_token': lambda: _timm(global_pool='avg'),
-  'timm_gap_norm_first': lambda: _timm(class_token=False, global_pool='avg', fc_norm=False),
-  'timm_clip': lambda: _timm(pre_norm=True, norm_layer=torch.nn.LayerNorm),
-  'timm_features': lambda: _timm(num_classes=0),
-  'hf_vit': lambda: _hf(
-    transformers.ViTConfig, transformers.ViTForImageClassification, intermediate_size=48
-  ),
-  'hf_vit_model': lambda: _hf(transformers.ViTConfig, transformers.ViTModel, intermediate_size=64),
-  'hf_dinov2': lambda: _hf(
-    transformers.Dinov2Config, transformers.Dinov2ForImageClassification, mlp_ratio=2
-  ),
-  'hf_dinov2_model': lambda: _hf(transformers.Dinov2Config, transformers.Dinov2Model),
+TIMM = {  # fields beside `SHAPE`
+  'timm_vit': {},
+  'timm_deit3': {'no_embed_class': True, 'init_values': 1e-5},
+  'timm_augreg_gap': {'class_token': False, 'global_pool': 'avg'},
+  'timm_gap_with_class_token': {'global_pool': 'avg'},
+  'timm_gap_norm_first': {'class_token': False, 'global_pool': 'avg', 'fc_norm': False},
+  'timm_clip': {'pre_norm': True, 'norm_layer': torch.nn.LayerNorm},
+  'timm_features': {'num_classes': 0},
 }
+HF = {  # the beginning of the config's name, the model, and fields beside `HF_SHAPE`
+  'hf_vit': ('ViT', 'ForImageClassification', {'intermediate_size': 48}),
+  'hf_vit_model': ('ViT', 'Model', {'intermediate_size': 64}),
+  'hf_dinov2': ('Dinov2', 'ForImageClassification', {'mlp_ratio': 2}),
+  'hf_dinov2_model': ('Dinov2', 'Model', {}),
+}
+FAMILIES = (*TIMM, *HF)
+
+
+def fresh(name: str) -> torch.nn.Module:
+  """The family's model as its library makes it."""
+  if name in TIMM:
+    return timm.models.vision_transformer.VisionTransformer(**{**SHAPE, **TIMM[name]})
+  kind, model, fields = HF[name]
+  config = getattr(transformers, f'{kind}Config')(**{**HF_SHAPE, **fields})
+  return getattr(transformers, f'{kind}{model}')(config)
 
 
 def build(name: str) -> torch.nn.Module:
   """The family's model, every parameter moved away from its initial value, in evaluation mode."""
   torch.manual_seed(sorted(FAMILIES).index(name))
-  model = FAMILIES[name]()
+  model = fresh(name)
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -94,10 +94,10 @@ def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
 
 def strict_copy(name: str, folder) -> torch.nn.Module:
   """A fresh model of the family, from a folder that we wrote; every tensor must be its own."""
-  fresh = FAMILIES[name]()
-  if isinstance(fresh, transformers.PreTrainedModel):
-    loaded, info = type(fresh).from_pretrained(folder, output_loading_info=True)
+  model = fresh(name)
+  if isinstance(model, transformers.PreTrainedModel):
+    loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return loaded.eval()
-  fresh.load_state_dict(safetensors.torch.load_file(f'{folder}/model.safetensors'), strict=True)
-  return fresh.eval()
+  model.load_state_dict(safetensors.torch.load_file(f'{folder}/model.safetensors'), strict=True)
+  return model.eval()

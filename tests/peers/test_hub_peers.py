@@ -9,7 +9,7 @@ from places import FIXTURES, program
 
 pytest.importorskip('huggingface_hub', reason='needs the hub extra')
 
-from tests.peers.hub_server import Hub, serving
+from tests.peers.hub_server import serving
 
 FIRST, SECOND = '1' * 40, '2' * 40
 FILES = ('model.safetensors', 'config.json')
@@ -19,7 +19,7 @@ PREPROCESSOR = json.dumps({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}).enc
 
 @pytest.fixture(scope='module')
 def hub(tmp_path_factory):
-  """A running hub, and the environment of processes that use it."""
+  """The address of a running hub, what it is asked, and the environment of processes that ask."""
   files = {
     'me/vit': {
       FIRST: CONTENTS,
@@ -28,11 +28,11 @@ def hub(tmp_path_factory):
     'me/old': {FIRST: {'pytorch_model.bin': b'x', 'config.json': b'{}'}},
   }
   branches = {'me/vit': {'main': FIRST, 'refs/pr/1': SECOND}, 'me/old': {'main': FIRST}}
-  with serving(Hub(files, branches)) as running:
+  with serving(files, branches) as (address, requests):
     home = str(tmp_path_factory.mktemp('hub'))
-    environment = {**os.environ, 'HF_ENDPOINT': running.address, 'HF_HOME': home}
+    environment = {**os.environ, 'HF_ENDPOINT': address, 'HF_HOME': home}
     environment.pop('HF_HUB_OFFLINE', None)
-    yield running, environment
+    yield address, requests, environment
 
 
 def outcomes(environment, *names):
@@ -42,14 +42,14 @@ def outcomes(environment, *names):
 
 
 def test_names_online_and_then_offline(hub):
-  running, environment = hub
+  address, requests, environment = hub
   known = {
     'hf:me/vit': [FIRST, 16, 'inception'],
     f'hf:me/vit@{FIRST}': [FIRST, 16, 'inception'],
     'hf:me/vit@refs/pr/1': [SECOND, 16, 'inception'],
   }
   unknown = {
-    'hf:me/none': f'{running.address} has no repository me/none, or does not show it to you; check',
+    'hf:me/none': f'{address} has no repository me/none, or does not show it to you; check',
     'hf:me/vit@none': "me/vit has no revision 'none'; give a branch, a tag or a commit of it.",
     'hf:me/old': 'its default branch has no model.safetensors, and only safetensors are read',
   }
@@ -61,15 +61,15 @@ def test_names_online_and_then_offline(hub):
     assert message.startswith(f'{name}: {sentence}')
     assert '\n' not in message
 
-  running.requests.clear()
+  requests.clear()
   offline = outcomes({**environment, 'HF_HUB_OFFLINE': '1'}, *known, 'hf:me/vit@dev')
   assert {name: offline[name] for name in known} == known
   kind, message = offline['hf:me/vit@dev']
   assert kind == 'OSError'
   assert 'of dev is not in the cache' in message
   assert 'offline mode is on ($HF_HUB_OFFLINE); connect once' in message
-  assert not running.requests
+  assert not requests
 
-  running.requests.clear()
+  requests.clear()
   assert outcomes(environment, *known) == known
-  assert not [path for method, path in running.requests if 'resolve' in path and method == 'GET']
+  assert not [path for method, path in requests if 'resolve' in path and method == 'GET']

@@ -66,23 +66,16 @@ def two_layers(params, x):
   return nn.silu(x @ params['fc']['w']) @ params['head']['w']
 
 
-@pytest.fixture
-def kernels():
-  keys = jax.random.split(KEY)
-  shapes = {'fc': (8, 4), 'head': (4, 3)}
-  return {
-    name: {'w': jax.random.normal(key, shapes[name])}
-    for name, key in zip(shapes, keys, strict=True)
-  }
+KERNELS = {'fc': {'w': normal(8, 4, seed=1)}, 'head': {'w': normal(4, 3, seed=2)}}
 
 
 @pytest.fixture
-def base(kernels):
-  return jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), kernels)
+def base():
+  return jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), KERNELS)
 
 
-def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(kernels, base, tmp_path):
-  adapted = glora_jax.adapt_function(two_layers, kernels, X)
+def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(base, tmp_path):
+  adapted = glora_jax.adapt_function(two_layers, KERNELS, X)
   variables = adapted.init(KEY, base)
   genome = glora_jax.preset(adapted.spec, 'lora')
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, genome)
@@ -92,9 +85,9 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_too(kernels, base, 
   assert_allclose(fixed.apply(loaded, X), two_layers(plain, X), rtol=1e-5, atol=1e-6)
 
 
-def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(kernels, base, tmp_path):
-  without_head = glora_jax.adapt_function(two_layers, kernels, X, heads=None)
-  adapted = glora_jax.adapt_function(two_layers, kernels, X)
+def test_a_head_that_a_peft_adapter_does_not_bring_can_be_trained(base, tmp_path):
+  without_head = glora_jax.adapt_function(two_layers, KERNELS, X, heads=None)
+  adapted = glora_jax.adapt_function(two_layers, KERNELS, X)
   genome = np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
   names = {'fc/w': 'fc', 'head.*': 'head'}
   save_peft(tmp_path, without_head, without_head.init(KEY, base), names, genome)
