@@ -19,7 +19,7 @@ from configs.compare import get_config
 from glora_jax.runs import comparison
 
 TASKS = ('digits', 'discs', 'bars')
-METHODS = ('linear', 'bitfit', 'lora:2', 'ssf')
+METHODS = ('linear', 'lora:2')
 
 
 def write_folder(task: str, folder: str) -> None:
@@ -36,7 +36,7 @@ def accuracies(folder: str, keep: str, quick: bool) -> dict[str, list[float]]:
   config = get_config('tiny=True' if quick else '')
   config.task = f'folder:{folder}'
   config.training.keep = keep
-  config.compare.update(methods=METHODS[: 2 if quick else None], seeds=2 if quick else 5)
+  config.compare.update(methods=METHODS, seeds=2 if quick else 5)
   with tempfile.TemporaryDirectory() as workdir:
     methods = comparison.run(config, os.path.join(workdir, 'run'))['methods']
   return {name: [100 * row['test_accuracy'] for row in rows] for name, rows in methods.items()}
@@ -44,7 +44,7 @@ def accuracies(folder: str, keep: str, quick: bool) -> dict[str, list[float]]:
 
 def main() -> None:
   """Prints what this file says at its top."""
-  quick = make_parser(__doc__, 'one task, two structures, a tiny recipe').parse_args().quick
+  quick = make_parser(__doc__, 'one task, a tiny recipe').parse_args().quick
   found: dict[str, dict[str, dict[str, list[float]]]] = {}
   for task in TASKS[: 1 if quick else None]:
     with tempfile.TemporaryDirectory() as folder:
