@@ -187,6 +187,11 @@ class RunSettings:
     return self.finetune.recipe(self.training)
 
   @property
+  def finetunes(self) -> bool:
+    """Whether a run trains its searched structure on."""
+    return self.protocol == 'honest' and self.finetune.epochs > 0
+
+  @property
   def has_gradient(self) -> bool:
     """Whether a structure is read off a gradient."""
     if self.job == 'compare':

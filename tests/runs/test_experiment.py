@@ -275,6 +275,7 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   assert list(structures) == ['linear', 'search']
   assert all(structure['val_accuracy'] is None for structure in structures.values())
   assert not (tmp_path / 'finetune').exists()
+  assert (structures['search']['label'], result['finetuned']) == ('searched', False)
   assert tables.PAPER_LABEL in html_pages.read(tmp_path).text
   assert tables.PAPER_LABEL in experiment.summary(result, str(tmp_path))
   assert (structures['search']['params'], result['evaluations']) == (0, 1)

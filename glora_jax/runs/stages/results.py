@@ -115,10 +115,10 @@ def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
 
 def _trained_on_val(context: Context, name: str) -> bool:
   """Whether a candidate was trained on the validation images, which then say nothing of it."""
-  finetuning = context.settings.finetune
-  if context.settings.protocol == 'paper':
+  settings = context.settings
+  if settings.protocol == 'paper':
     return True
-  return name == SEARCH and finetuning.on == 'train+val' and finetuning.epochs > 0
+  return name == SEARCH and settings.finetune.on == 'train+val' and settings.finetunes
 
 
 def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
@@ -275,12 +275,11 @@ def write_results(
 
 def _label(context: Context, candidate: Candidate, name: str) -> str:
   """What tables and pages call a structure."""
-  is_finetuned = context.settings.finetune.epochs > 0
   labels = {
     'linear': 'linear probe',
     GRADIENT: 'gradient',
     SUPERNET: "searched, with the supernet's weights",
-    SEARCH: 'searched, finetuned' if is_finetuned else 'searched',
+    SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
     FILE: os.path.basename(context.settings.structure),
   }
   return labels.get(name) or preset_label((candidate.adapted or context.adapted).spec, name)
@@ -299,10 +298,9 @@ def _of_search(context: Context, archive: Archive | None, num_images: int) -> di
   """What the result holds of the search; null of each where there was none."""
   if archive is None:
     return dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
-  finetuned = context.settings.protocol == 'honest' and context.settings.finetune.epochs > 0
   volumes = hypervolume_by_generation(archive, context.adapted.spec, num_images)
   return {
-    'finetuned': finetuned,
+    'finetuned': context.settings.finetunes,
     'evaluations': len(archive),
     'hypervolume': [round(volume, 5) for volume in volumes],
   }

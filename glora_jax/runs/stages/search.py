@@ -57,7 +57,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     after=('supernet',),
     calls=_calls_of_search,
   )
-  if settings.protocol == 'paper' or not finetune.epochs:
+  if not settings.finetunes:
     return (supernet,), (search,)
   splits = tuple(dict.fromkeys(('train', finetune.on)))
   chosen = (CHOICE,) if finetune.on == 'train+val' else ()
