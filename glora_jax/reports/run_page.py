@@ -36,6 +36,7 @@ from glora_jax.reports.tables import (
   sentence_case,
   share_cell,
   stage_title,
+  structure_of,
   weights_name,
 )
 from glora_jax.search.allocated import Allocation
@@ -219,18 +220,18 @@ def tell_result(result: Mapping[str, Any]) -> str:
   """Why this structure is the result; nothing where there is no other."""
   structures, budget = result['structures'], result['budget']
   chosen = structures[result['result']]
-  known = [
-    structure['val_accuracy']
+  known = {
+    name: structure['val_accuracy']
     for name, structure in structures.items()
     if name != 'supernet' and (budget is None or structure['params'] <= budget)
-  ]
+  }
   if len(structures) == 1:
     return ''
   why = Markup('was chosen by {}').format(code('report.result'))
   if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
     why = f'is the {"searched structure" if "search" in structures else "structure asked for"}'
-  elif chosen['val_accuracy'] is not None and None not in known:
-    if chosen['val_accuracy'] == max(known):
+  elif result['result'] in known and None not in known.values():
+    if chosen['val_accuracy'] == max(known.values()):
       within = '' if budget is None else ' within the budget'
       why = f'is the trained structure with the best validation accuracy{within}'
   return Markup('The result {}: {}.').format(why, code(chosen['label']))
@@ -432,8 +433,9 @@ def _training_chart(
       ]
       if split:
         legend['validation images'] = kind
-        trained = structures.get('search' if stage == 'finetune' else stage.partition('/')[2], {})
-        best = [at for at in curve if at[0] == trained.get('best_epoch') and not is_loss]
+        trained = structures.get(structure_of(stage), {})
+        # A compiled call may end some steps after the epoch.
+        best = [at for at in curve if round(at[0]) == trained.get('best_epoch') and not is_loss]
         marks += [
           Mark(at, f'{name}, best epoch {at[0]:g}: {at[1]:.1f}%', color, 'star') for at in best
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,11 @@ PAPER_LABEL = (
   'they estimate nothing unseen.'
 )
 PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
-_STAGES = {'head': 'head alone', 'structure': 'gradient', 'tuning': 'learning rates'}
+_STAGES = {
+  'head': 'head alone',
+  'tuning': 'learning rates',
+  'finetune_choice': 'choice of epochs',
+}
 
 
 def stage_title(stage: str, labels: Mapping[str, str]) -> str:
@@ -31,10 +36,20 @@ def stage_title(stage: str, labels: Mapping[str, str]) -> str:
     >>> stage_title('training/lora', {'lora': 'lora:4'}), stage_title('head', {})
     ('lora:4', 'head alone')
   """
-  _, _, structure = stage.partition('/')
+  structure = structure_of(stage)
   if stage == 'finetune':
-    return labels.get('search', 'finetuning')
+    return labels.get(structure, 'finetuning')
   return labels.get(structure) or structure or _STAGES.get(stage, stage)
+
+
+def structure_of(stage: str) -> str:
+  """The name of the structure that a stage trains; empty for other stages.
+
+  Example:
+    >>> structure_of('training/lora@blocks%2F3'), structure_of('finetune'), structure_of('head')
+    ('lora@blocks/3', 'search', '')
+  """
+  return 'search' if stage == 'finetune' else urllib.parse.unquote(stage.partition('/')[2])
 
 
 class Table(NamedTuple):

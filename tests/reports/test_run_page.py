@@ -52,6 +52,8 @@ def test_a_better_structure_above_the_budget_is_not_the_result(allocation):
   result['structures']['full'] = pages.structure(61, 0.99, label='full')
   assert 'best validation accuracy within' in run_page.tell_result(result)
   assert 'report.result' in run_page.tell_result({**result, 'budget': None})
+  result['structures']['full'] = pages.structure(61, 0.8, label='full')  # as good as the best
+  assert 'report.result' in run_page.tell_result({**result, 'result': 'full'})
 
 
 def test_where_no_validation_image_is_left_the_searched_structure_is_the_result(
