@@ -71,8 +71,7 @@ def open_images(
   """
   splits = {split: task.open(split) for split in task.splits}
   everything = Joined(list(splits.values()))
-  has_begun = has_begun and record is not None and os.path.exists(record)  # with these images
-  is_readable, is_checked = _known(everything, record, skip_broken, has_begun)
+  is_readable, is_checked, has_begun = _known(everything, record, skip_broken, has_begun)
   leaves_out = skip_broken and not has_begun
   arrays = {}
 
@@ -115,15 +114,19 @@ def open_images(
 
 def _known(
   everything: Examples, record: str | None, skip_broken: bool, has_begun: bool
-) -> tuple[np.ndarray, bool]:
-  """Which images are not left out, bool [n], and whether each of them was opened before."""
+) -> tuple[np.ndarray, bool, bool]:
+  """Which images are not left out, bool [n]; whether each of them was opened before.
+
+  And whether the run has begun with these, which nobody knows where the record is lost.
+  """
   all_of_them = np.ones(len(everything.labels), bool)
   known = read_if_whole(record, KIND, _REMEMBERED) if record else None
   if known is None or known['is_left_out'].size != all_of_them.size:
-    return all_of_them, False
+    return all_of_them, False, False
   is_same = bool(known['identity'] == everything.identity)
   is_checked = is_same and (skip_broken or not known['is_left_out'].any())
-  return ~known['is_left_out'] if has_begun or is_checked else all_of_them, is_checked
+  is_readable = ~known['is_left_out'] if has_begun or is_checked else all_of_them
+  return is_readable, is_checked, has_begun
 
 
 def _require_enough(task: Task, kept: Mapping[str, Examples], gone: Sequence[str]) -> None:

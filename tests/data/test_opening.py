@@ -124,6 +124,15 @@ def test_a_run_that_has_begun_leaves_out_what_it_left_out_and_nothing_else(opene
   assert '1.png' in names_of(opened(skip_broken=True), 'train')
 
 
+def test_a_run_whose_record_is_damaged_leaves_out_what_is_broken_again(opened, tmp_path):
+  break_images(tmp_path)
+  first = opened(skip_broken=True)
+  (tmp_path / 'images.npz').write_bytes(b'')
+  again = opened(skip_broken=True, has_begun=True)
+  assert again.notes == first.notes
+  assert names_of(again, 'train') == names_of(first, 'train')
+
+
 def test_a_run_that_has_begun_with_an_image_that_is_gone_says_so(opened, tmp_path):
   opened(skip_broken=True)
   (tmp_path / 'train' / '0.png').write_bytes(b'x')
