@@ -16,8 +16,9 @@ CONFIGS = ROOT / 'configs'
 
 
 def program(name):
-  """The command that starts a program of `tests/programs`."""
-  return [sys.executable, str(ROOT / 'tests' / 'programs' / f'{name}.py')]
+  """The command that starts a program of `tests/programs`, which imports what tests import."""
+  paths = f'PYTHONPATH={ROOT}:{ROOT}/tests:{ROOT}/tests/data:{ROOT}/tests/search'
+  return ['env', paths, sys.executable, f'{ROOT}/tests/programs/{name}.py']
 
 
 def environment(devices):

@@ -2,18 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 import re
-import sys
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for the benchmarks
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from trees import randomized
 
 import glora_jax

@@ -6,7 +6,6 @@ import pathlib
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
 from digits_folder import Digits
 
 from glora_jax.data import pipeline

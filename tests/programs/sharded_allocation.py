@@ -1,13 +1,7 @@
 """Measures a structure with every batch dealt to eight devices, and compares with one device."""
 
-import pathlib
-import sys
-
 import jax
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'search'))
 from test_allocate import FOLDS, KEY, Settings, loss, scanned
 
 import glora_jax
@@ -25,9 +19,8 @@ def check(is_sharded=False):
   options = {'budget': 150, 'key': KEY, 'folds': FOLDS, 'max_rank': 2, 'progress': False}
   arguments = adapted, variables, loss, regrouped(batches)
   alone = glora_jax.allocate(*arguments, **options)
-  mesh = meshes.over_devices()
+  mesh = meshes.over_devices(fsdp=4 if is_sharded else None)
   assert mesh.size == 8
-  mesh = meshes.over(jax.devices(), fsdp=4) if is_sharded else mesh
   if is_sharded:
     adapted, variables = glora_jax.shard(adapted, variables, mesh, min_bytes=64)
     arguments = adapted, variables, *arguments[2:]
@@ -39,7 +32,6 @@ def check(is_sharded=False):
     assert leaf.sharding.device_set == set(mesh.devices.flat)
 
 
-if __name__ == '__main__':
-  check()
-  Settings.size = property(lambda settings: 2)  # now in two passes
-  check(is_sharded=True)
+check()
+Settings.size = property(lambda settings: 2)  # now in two passes
+check(is_sharded=True)

@@ -84,28 +84,23 @@ def run_plain(x, labels, mesh=None):
   return losses, tuple(scores), outputs, adapted.apply(variables, inputs, genome=genomes[1])
 
 
-def main():
-  x = jax.random.normal(jax.random.key(0), (4, 8))
-  model, losses, folded, outputs = run_named((2, 4), x)
-  cut = PartitionSpec(None, 'model')
-  up = model.up.glora_kernel.B_up
-  assert model.up.kernel.get_value().sharding.spec == up.get_value().sharding.spec == cut
-  assert up.get_value().addressable_shards[0].data.shape == (2, 4)
-  specs = nnx.get_partition_spec(nnx.state(model))
-  assert specs['up']['glora_kernel']['B_up'].get_value() == cut
-  assert model.down.glora_kernel.B_down.get_value().sharding.spec[0] == 'model'
-  assert len(folded.up.kernel.get_value().addressable_shards) == jax.device_count()
+x = jax.random.normal(jax.random.key(0), (4, 8))
+model, losses, folded, outputs = run_named((2, 4), x)
+cut = PartitionSpec(None, 'model')
+up = model.up.glora_kernel.B_up
+assert model.up.kernel.get_value().sharding.spec == up.get_value().sharding.spec == cut
+assert up.get_value().addressable_shards[0].data.shape == (2, 4)
+specs = nnx.get_partition_spec(nnx.state(model))
+assert specs['up']['glora_kernel']['B_up'].get_value() == cut
+assert model.down.glora_kernel.B_down.get_value().sharding.spec[0] == 'model'
+assert len(folded.up.kernel.get_value().addressable_shards) == jax.device_count()
 
-  _, expected_losses, _, expected = run_named((1, 1), x)
-  assert_allclose(losses, expected_losses, rtol=1e-5)
-  assert_allclose(outputs, expected, atol=1e-5)
+_, expected_losses, _, expected = run_named((1, 1), x)
+assert_allclose(losses, expected_losses, rtol=1e-5)
+assert_allclose(outputs, expected, atol=1e-5)
 
-  x = jax.random.normal(jax.random.key(1), (8, 8))
-  mesh = mesh_of((2, 4), 'data', 'fsdp')
-  expected, found = run_plain(x, np.arange(8)), run_plain(x, np.arange(8), mesh)
-  jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
-  assert jax.device_count() == 8
-
-
-if __name__ == '__main__':
-  main()
+x = jax.random.normal(jax.random.key(1), (8, 8))
+mesh = mesh_of((2, 4), 'data', 'fsdp')
+expected, found = run_plain(x, np.arange(8)), run_plain(x, np.arange(8), mesh)
+jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+assert jax.device_count() == 8

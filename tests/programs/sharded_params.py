@@ -1,18 +1,14 @@
 """Adapts and trains a model whose parameters are sharded over devices."""
 
 import functools
-import pathlib
-import sys
 
 import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
+from trees import randomized
 
 import glora_jax
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from trees import randomized
 
 
 class Mlp(nn.Module):
@@ -26,27 +22,22 @@ class Mlp(nn.Module):
     return nn.Dense(8, kernel_init=down, name='down')(hidden)
 
 
-def main():
-  mesh = jax.make_mesh((2, 4), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  x = jax.random.normal(jax.random.key(0), (4, 8))
-  adapted = glora_jax.adapt(Mlp(), x)
-  genome = glora_jax.preset(adapted.spec, 'full')
-  start = adapted.init(jax.random.key(1), Mlp().init(jax.random.key(0), x)['params'])
-  start = randomized(start)
-  apply = jax.jit(functools.partial(adapted.apply, genome=genome))
-  expected = apply(start, x)
-  with mesh:
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), nn.get_partition_spec(start))
-    variables = jax.device_put(start, shardings)
-    up = variables['glora']['up']['B_up'].value
-    assert up.sharding.spec == PartitionSpec(None, 'model')
-    assert len(up.addressable_shards[0].data[0]) == 4
-    inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
-    assert_allclose(apply(variables, inputs), expected, atol=1e-5)
-    folded = jax.jit(adapted.fold)(variables, genome)
-  assert_allclose(jax.jit(Mlp().apply)({'params': folded}, x), expected, atol=1e-5)
-  assert jax.device_count() == 8
-
-
-if __name__ == '__main__':
-  main()
+mesh = jax.make_mesh((2, 4), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+x = jax.random.normal(jax.random.key(0), (4, 8))
+adapted = glora_jax.adapt(Mlp(), x)
+genome = glora_jax.preset(adapted.spec, 'full')
+start = adapted.init(jax.random.key(1), Mlp().init(jax.random.key(0), x)['params'])
+start = randomized(start)
+apply = jax.jit(functools.partial(adapted.apply, genome=genome))
+expected = apply(start, x)
+with mesh:
+  shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), nn.get_partition_spec(start))
+  variables = jax.device_put(start, shardings)
+  up = variables['glora']['up']['B_up'].value
+  assert up.sharding.spec == PartitionSpec(None, 'model')
+  assert len(up.addressable_shards[0].data[0]) == 4
+  inputs = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+  assert_allclose(apply(variables, inputs), expected, atol=1e-5)
+  folded = jax.jit(adapted.fold)(variables, genome)
+assert_allclose(jax.jit(Mlp().apply)({'params': folded}, x), expected, atol=1e-5)
+assert jax.device_count() == 8

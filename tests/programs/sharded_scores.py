@@ -3,15 +3,11 @@
 Prints a line for each mesh, which ends with the most collectives in the body of a loop.
 """
 
-import pathlib
 import re
 import sys
 
 import jax
 from numpy.testing import assert_allclose, assert_array_equal
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'search'))
 from tiny_models import problem, reference_scores
 
 from glora_jax.method.equation import made_for
@@ -54,7 +50,6 @@ def check(model, shapes):
     print(model, shape, most_collectives(text))
 
 
-if __name__ == '__main__':
-  check(sys.argv[1], [(1, 8), (2, 4), (8, 1)])
-  with made_for('tpu'):  # merged in every pass
-    check(sys.argv[1], [(2, 4)])
+check(sys.argv[1], [(1, 8), (2, 4), (8, 1)])
+with made_for('tpu'):  # merged in every pass
+  check(sys.argv[1], [(2, 4)])
