@@ -1,36 +1,16 @@
-"""A server on loopback that speaks the hub's file protocol, as `huggingface_hub` asks for files."""
+"""A server on loopback for tests of downloads."""
 
 import contextlib
-import hashlib
 import http.server
-import re
 import threading
-
-_ADDRESS = re.compile(r'/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)')
-
-
-def _find(files, branches, path):
-  """(headers, content); the content is None where it is missing, and a header says why."""
-  match = _ADDRESS.fullmatch(path)
-  if not match or match[1] not in files:
-    return {'X-Error-Code': 'RepoNotFound'}, None
-  commits, revision = files[match[1]], match[2].replace('%2F', '/')
-  commit = branches[match[1]].get(revision, revision)
-  if commit not in commits:
-    return {'X-Error-Code': 'RevisionNotFound'}, None
-  content = commits[commit].get(match[3])
-  if content is None:
-    return {'X-Error-Code': 'EntryNotFound', 'X-Repo-Commit': commit}, None
-  return {'X-Repo-Commit': commit, 'ETag': f'"{hashlib.sha256(content).hexdigest()}"'}, content
 
 
 @contextlib.contextmanager
-def serving(files, branches):
-  """Serves a hub in the block: its address, and a list that gets (method, path) of each request.
+def serving(answer):
+  """Serves in the block: its address, and a list that gets (method, path) of each request.
 
   Args:
-    files: files of each commit, bytes by name, by commit, by repository.
-    branches: commits by branch or tag, by repository.
+    answer: from a path to (headers, content); the content is None where it is missing.
   """
   requests = []
 
@@ -39,9 +19,9 @@ def serving(files, branches):
 
     def do_GET(self):
       requests.append((self.command, self.path))
-      headers, content = _find(files, branches, self.path)
+      headers, content = answer(self.path)
       self.send_response(404 if content is None else 200)
-      for name, value in {**headers, 'Content-Length': len(content or b'')}.items():
+      for name, value in {'Content-Length': len(content or b''), **headers}.items():
         self.send_header(name, str(value))
       self.end_headers()
       if self.command == 'GET' and content:
