@@ -22,20 +22,14 @@ def result(task, accuracy, protocol, others):
     'search': ('searched', 0),
   }
   return {
+    **pages.RESULT,
     'task': task,
     'protocol': protocol,
-    'seed': 42,
-    'budget': 300_000,
-    'structure': 'search',
-    'normalization': 'inception',
-    'weights': 'in21k-B/16',
-    'result': 'search',
     'structures': {
       name: pages.structure(250_000, (accuracy - less) / 100, label=label, genome=[[0, 3, 0, 0, 2]])
       | {'val_accuracy': None if protocol == 'paper' else 0.5, 'other_test_accuracies': further}
       for name, (label, less) in labels.items()
     },
-    'data': {'origin': f'TFDS {task}', 'notes': ['A note.']},
   }
 
 
@@ -59,11 +53,11 @@ def allocation():
   spec = Spec((Layer('attn/qkv', 4, 8, space=space), Layer('mlp/fc2', 8, 4, space=space)))
   genome = np.array([[2, 0, 0, 0, 2], [0, 4, 0, 0, 0]], np.int8)
   values = Values(
-    A_vector=np.array([[3.0, 0.0]]).repeat(2, axis=0),
+    A_vector=np.array([[3.0, 0.0]] * 2),
     A_lora=np.zeros((2, 2, 2)),
-    B_lora=np.array([[[0.0, 0.0], [4.0, 1.0]]]).repeat(2, axis=0),
+    B_lora=np.array([[[0.0, 0.0], [4.0, 1.0]]] * 2),
     C_vector=np.zeros((2, 2)),
-    E_vector=np.array([[2.0, 0.0]]).repeat(2, axis=0),
+    E_vector=np.array([[2.0, 0.0]] * 2),
   )
   curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
   return Allocation(genome, {}, spec, values, curve, 40, False)

@@ -20,6 +20,35 @@ MADE = {
 }
 
 
+RESULT = {  # of a run, but for its structures
+  'task': 'pets',
+  'protocol': 'honest',
+  'seed': 7,
+  'budget': 60,
+  'structure': 'search',
+  'result': 'search',
+  'finetuned': True,
+  'evaluations': 4,
+  'hypervolume': [0.5, 0.6],
+  'fold_max_abs_diff': 0.0,
+  'data': {
+    'origin': f'made up, {SCRIPT}',
+    'notes': [],
+    'resize': 'squash',
+    'images': {'train': 20, 'val': 10, 'test': 40},
+  },
+  'normalization': 'unit',
+  'weights': 'embedded',
+  'seconds': {'head': 1.5, 'structure': 2.0, 'supernet': 30.0, 'search': 65.0},
+  'allocation': {'head_epochs': 6, 'epochs': 4},
+}
+
+
+def pixels(indices):
+  """Black images."""
+  return np.zeros((len(indices), 8, 8, 3), np.uint8)
+
+
 def structure(params, accuracy, paired=None, **fields):
   """A structure of a run; `paired` are the images that only the result, or only it, got right."""
   shares = {'val_accuracy': accuracy, 'test_accuracy': accuracy}
@@ -36,18 +65,10 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
   archive = archive.extended(genomes[2:], [9, 6], [3.0, 8.0], generation=1)
   labels = np.arange(40) % len(classes)
   answers = np.where(np.arange(40) % 5, labels, (labels + 1) % len(classes))
-
-  def pixels(indices):
-    return np.arange(len(indices) * 192, dtype=np.uint8).reshape(-1, 8, 8, 3)
-
   params = int(count_params(spec, genome))
   result = {
+    **RESULT,
     'task': task,
-    'protocol': 'honest',
-    'seed': 7,
-    'budget': 60,
-    'structure': 'search',
-    'result': 'search',
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
       'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
@@ -57,20 +78,6 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
         params, 0.8, label='searched, finetuned', genome=genome.tolist(), best_epoch=1
       ),
     },
-    'finetuned': True,
-    'evaluations': 4,
-    'hypervolume': [0.5, 0.6],
-    'fold_max_abs_diff': 0.0,
-    'data': {
-      'origin': f'made up, {SCRIPT}',
-      'notes': [],
-      'resize': 'squash',
-      'images': {'train': 20, 'val': 10, 'test': 40},
-    },
-    'normalization': 'unit',
-    'weights': 'embedded',
-    'seconds': {'head': 1.5, 'structure': 2.0, 'supernet': 30.0, 'search': 65.0},
-    'allocation': {'head_epochs': 6, 'epochs': 4},
   }
   return Findings(
     result,

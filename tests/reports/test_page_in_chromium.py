@@ -25,25 +25,22 @@ def browser():
     running.close()
 
 
-@pytest.fixture
-def written(tmp_path, allocation, make_board):
-  """The address of a page of each kind."""
-  folders = {name: tmp_path / name for name in ('run', 'comparison', 'suite')}
-  for folder in folders.values():
-    folder.mkdir()
-  classes = ('cat', 'a_class_whose_name_is_long_and_has_no_space_at_all', 'dog')
-  pages.write_run(folders['run'], pages.make_findings(allocation, classes, classes[1]))
-  pages.write_comparison(folders['comparison'], allocation)
-  pages.write_suite(folders['suite'], make_board({'vtab/cifar100': 70.0}))
-  return {name: (folder / 'report.html').as_uri() for name, folder in folders.items()}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('scheme, width', [('light', 1280), ('dark', 390)])
 @pytest.mark.parametrize('kind', ['run', 'comparison', 'suite'])
-def test_a_browser_finds_nothing_wrong_with_a_page(browser, written, kind, scheme, width):
+def test_a_browser_finds_nothing_wrong_with_a_page(
+  browser, tmp_path, allocation, make_board, kind, scheme, width
+):
   from axe_playwright_python.sync_playwright import Axe
 
+  if kind == 'run':
+    classes = ('cat', 'a_class_whose_name_is_long_and_has_no_space_at_all', 'dog')
+    pages.write_run(tmp_path, pages.make_findings(allocation, classes, classes[1]))
+  elif kind == 'comparison':
+    pages.write_comparison(tmp_path, allocation)
+  else:
+    pages.write_suite(tmp_path, make_board({'vtab/cifar100': 70.0}))
+  written = (tmp_path / 'report.html').as_uri()
   viewport = {'width': width, 'height': 800}
   # The page forbids scripts, and axe-core is one.
   context = browser.new_context(color_scheme=scheme, viewport=viewport, bypass_csp=True)
@@ -51,9 +48,9 @@ def test_a_browser_finds_nothing_wrong_with_a_page(browser, written, kind, schem
   tab.on('console', lambda message: told.append(message.text))
   tab.on('pageerror', lambda error: told.append(str(error)))
   tab.on('request', lambda request: asked.append(request.url))
-  tab.goto(written[kind])
+  tab.goto(written)
   assert told == []
-  assert [address for address in asked if not address.startswith('data:')] == [written[kind]]
+  assert [address for address in asked if not address.startswith('data:')] == [written]
   assert tab.evaluate('document.documentElement.scrollWidth') <= width
   found = Axe().run(tab).response['violations']
   assert [(rule['id'], rule['nodes'][0]['target']) for rule in found] == []

@@ -14,64 +14,39 @@ from glora_jax.reports.errors import Outcome
 
 
 @pytest.mark.parametrize('paired, is_doubtful', [((24, 0), False), ((84, 60), True)])
-def test_answers_to_the_same_images_decide_what_is_chance(paired, is_doubtful):
-  structures = {
-    'linear': pages.structure(0, 0.925, paired, label='linear probe'),
-    'lora': pages.structure(9, 0.925, paired, label='lora:2'),
-    'gradient': pages.structure(9, 0.955, label='gradient'),
-  }
-  data = {'images': {'test': 800}}
-  verdict = run_page.tell_verdict({'result': 'gradient', 'structures': structures, 'data': data})
-  for name in ('3.0 points more than the linear probe', 'more than lora:2'):
-    _, _, rest = verdict.partition(name)
-    assert rest.startswith(" (may be chance: McNemar's exact test, p = 0.") == is_doubtful
-  for each in structures.values():
-    each['test_accuracy'] = 0.9
-  verdict = run_page.tell_verdict({'result': 'gradient', 'structures': structures, 'data': data})
-  assert verdict.endswith(', as many as the linear probe and as many as lora:2.')
-
-
-@pytest.mark.parametrize(
-  'fields, sentence',
-  [
-    ({}, 'The result is the trained structure with the best validation accuracy within the budget'),
-    ({'budget': None}, 'The result is the trained structure with the best validation accuracy:'),
-    ({'result': 'lora'}, 'The result was chosen by <code>report.result</code>:'),
-    ({'structures': {'search': pages.structure(9, 0.5, label='')}}, ''),
-  ],
-)
-def test_one_sentence_says_what_is_called_the_result(allocation, fields, sentence):
-  result = {**pages.make_findings(allocation).result, **fields}
-  told = str(run_page.tell_result(result))
-  assert told.startswith(sentence)
-  assert bool(told) == bool(sentence)
-
-
-def test_a_better_structure_above_the_budget_is_not_the_result(allocation):
+def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is_doubtful):
   result = pages.make_findings(allocation).result
-  result['structures']['full'] = pages.structure(61, 0.99, label='full')
-  assert 'best validation accuracy within' in run_page.tell_result(result)
-  assert 'report.result' in run_page.tell_result({**result, 'budget': None})
-  result['structures']['full'] = pages.structure(61, 0.8, label='full')  # as good as the best
-  assert 'report.result' in run_page.tell_result({**result, 'result': 'full'})
-
-
-def test_where_no_validation_image_is_left_the_searched_structure_is_the_result(
-  allocation,
-):
-  result = pages.make_findings(allocation).result
+  for name in ('linear', 'lora', 'gradient'):
+    result['structures'][name] |= pages.structure(0, 0.5, paired)
+  assert run_page.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
   for each in result['structures'].values():
-    each['val_accuracy'] = None
-  assert 'The result is the searched structure:' in run_page.tell_result(result)
-  assert 'report.result' in run_page.tell_result({**result, 'result': 'lora'})
+    each['test_accuracy'] = 0.9
+  assert ', as many as the linear probe and as many as ' in run_page.tell_verdict(result)
+
+
+def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
+  result = pages.make_findings(allocation).result
+  structures = result['structures']
+  better = {**structures, 'full': pages.structure(61, 0.99, label='full')}
+  tied = {**structures, 'full': pages.structure(61, 0.8, label='full')}
+  unmeasured = {name: {**each, 'val_accuracy': None} for name, each in structures.items()}
+  for fields, sentence in (
+    ({}, 'best validation accuracy within the budget'),
+    ({'budget': None}, 'best validation accuracy:'),
+    ({'result': 'lora'}, 'report.result'),
+    ({'structures': better}, 'best validation accuracy within the budget'),
+    ({'structures': better, 'budget': None}, 'report.result'),
+    ({'structures': tied, 'budget': None, 'result': 'full'}, 'report.result'),
+    ({'structures': unmeasured}, 'is the searched structure:'),
+    ({'structures': unmeasured, 'result': 'lora'}, 'report.result'),
+  ):
+    assert sentence in run_page.tell_result({**result, **fields})
+  assert not run_page.tell_result({**result, 'structures': {'search': structures['search']}})
 
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
-  def pixels(indices):
-    return np.zeros((len(indices), 8, 8, 3), np.uint8)
-
   labels, classes = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 0, 1, 0])
-  found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pixels)
+  found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pages.pixels)
   assert found.surest_errors(2).tolist() == [1, 0]
   told, confusion, _, pairs, _, _, images = errors.section(['a_b', 'dog', 'x|y'], found).blocks
   assert told == '3 of 5 test images are wrong.'
