@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from comparing import assert_refused
 
 from glora_jax.data import catalog
 from glora_jax.data import tfds as tfds_lib
@@ -17,11 +18,8 @@ def test_all_stands_for_every_value_of_a_part():
   assert expand('fewshot/food101/all/1') == [f'fewshot/food101/{n}/1' for n in fewshot.SHOTS]
   assert len(set(expand('fewshot/all'))) == 5 * len(fewshot.SHOTS) * len(fewshot.SEEDS)
   assert expand('generalization/all') == [f'generalization/{seed}' for seed in range(3)]
-
-
-@pytest.mark.parametrize('name', ['vtab/al', 'digits', 'folder:photos/all', 'vtab/all/all'])
-def test_other_names_stand_for_themselves(name):
-  assert catalog.expand(name) == [name]
+  for name in ('vtab/al', 'digits', 'folder:photos/all', 'vtab/all/all'):
+    assert expand(name) == [name]
 
 
 def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypatch):
@@ -46,7 +44,11 @@ def test_the_report_counts_classes_and_says_what_cannot_be_a_task():
   assert lines[0] == 'fewshot/food101/0/0: NOT READY'
 
 
-@pytest.mark.parametrize('workdir', ['../runs', '.runs/own', 'cat/.out', '../photos2'])
-def test_a_workdir_elsewhere_or_hidden_is_none_of_its_images(tmp_path, workdir):
-  catalog.require_apart(f'folder:{tmp_path}/photos', str(tmp_path / 'photos' / workdir))
+def test_a_workdir_among_the_images_is_refused_but_not_one_elsewhere_or_hidden(tmp_path):
+  task, photos = f'folder:{tmp_path}/photos', tmp_path / 'photos'
+  for workdir in ('../runs', '.runs/own', 'cat/.out', '../photos2'):
+    catalog.require_apart(task, str(photos / workdir))
   catalog.require_apart('digits', str(tmp_path))
+  for workdir in ('', 'runs/own-.', 'cat/out'):
+    named = f'--workdir={photos / workdir}'
+    assert_refused(named, catalog.require_apart, f'{task}/', str(photos / workdir))

@@ -173,9 +173,6 @@ def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path
   os.remove(tmp_path / 'train/3.bmp')  # is passed over
   warn_of_copies('pets', splits)
   [record] = caplog.records
-  assert record.getMessage().startswith('pets: 3 images of test are in train, too, byte for byte;')
-  pairs = '; '.join(
-    f'{tmp_path}/{copy} is {original}'
-    for copy, original in (('test/a.bmp', second), ('test/b.bmp', third), ('train/0.bmp', first))
-  )
-  assert record.getMessage().endswith(f': {pairs}.')
+  assert 'pets: 3 images of test are in train' in record.getMessage()
+  for copy, original in (('test/a.bmp', second), ('test/b.bmp', third), ('train/0.bmp', first)):
+    assert f'{tmp_path}/{copy} is {original}' in record.getMessage()

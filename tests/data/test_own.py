@@ -110,31 +110,30 @@ def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_p
 @pytest.mark.parametrize(
   'header, row, splits, sizes',
   [
-    ('label,id,path\n', '{label},7,{path}\n', None, [14, 2, 2]),
-    ('', '{path},{label}\n', None, [14, 2, 2]),
+    ('label,id,path\n', '{label},7,{path}\n', [''] * 3, [14, 2, 2]),
+    ('', '{path},{label}\n', [''] * 3, [14, 2, 2]),
     ('path,label,Split\n', '{path},{label},{split}\n', ('training', 'Val', 'test'), [6, 6, 6]),
     ('path,label,Split\n', '{path},{label},{split}\n', ('train', 'train', 'test'), [10, 2, 6]),
   ],
 )
 def test_a_csv_is_read_by_its_columns_and_split_as_it_says(photos, header, row, splits, sizes):
   rows = [
-    row.format(path=f'photos/{name}/{n:03d}.png', label=name, split=splits and splits[n // 3])
+    row.format(path=f'photos/{name}/{n:03d}.png', label=name, split=splits[n // 3])
     for name in ('dog', 'cat')
     for n in range(9)
   ]
-  (photos.parent / 'labels.csv').write_text(''.join([header, *rows]))
+  (photos.parent / 'labels.csv').write_text(header + ''.join(rows))
   task = find(f'csv:{photos.parent}/labels.csv')
   assert task.classes == ('cat', 'dog')
   assert len(task.notes) == (sizes[1] == 2)
-  parts = open_all(task)
-  assert [len(part.labels) for part in parts.values()] == sizes
-  assert len(set.union(*map(names, parts.values()))) == 18
-  for split, part in parts.items():
+  parts = open_all(task).values()
+  assert [len(part.labels) for part in parts] == sizes
+  assert len(set.union(*map(names, parts))) == 18
+  for place, part in enumerate(parts):
     for index, label in enumerate(part.labels):
       name = part.name(index)
       assert f'/{task.classes[label]}/' in name
-      if splits and splits[1] != 'train':
-        assert split == splits[int(name[-7:-4]) // 3].lower().replace('training', 'train')
+      assert sizes[1] == 2 or int(name[-7:-4]) // 3 == place
 
 
 @pytest.mark.parametrize('splits', ['', 'train test', 'train val test'])
@@ -145,7 +144,7 @@ def test_images_that_changed_since_the_first_time_are_noticed(tmp_path, splits):
   find(f'folder:{folder}', workdir=workdir)
   find(f'folder:{folder}', workdir=workdir)
   (folder / split / 'cat' / '000.png').rename(folder / split / 'dog' / 'other.png')
-  with pytest.raises(ValueError, match=r'The images of .*photos have changed since'):
+  with pytest.raises(ValueError, match='have changed since'):
     find(f'folder:{folder}', workdir=workdir)
 
 
