@@ -1,6 +1,7 @@
 """The structures' benchmark: its statistics, its choice of rates, its jobs and its programs."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -108,23 +109,19 @@ def test_the_shared_program_trains_as_the_fixed_subnet_does():
   genome = preset(adapted.spec, 'lora:2@attn')
   variables = adapted.init(jax.random.key(0), base.params)
   images = jax.random.randint(jax.random.key(1), (64, 28, 28, 3), 0, 255).astype(jnp.uint8)
-  labels = jnp.arange(64) % 10
   indices = np.tile(np.arange(64, dtype=np.int32), (3, 1))
-  trainable, frozen = adapted.split(variables)
-  frozen = {**frozen, 'genome': jnp.asarray(genome)}
-  data = images, labels, indices, jax.random.key(2)
-  start = jax.tree.map(jnp.array, trainable), lab.start_state(trainable, 2, 1e-2), 0
-  trained, _, _, _ = lab.program(Model(10), 2)(*start, frozen, *data)
-  shared = adapted.join(trained, frozen)
+  data = images, jnp.arange(64) % 10, indices, jax.random.key(2)
 
+  def folded(model, steps, start, **more):
+    own, rest = model.split(variables)
+    own, *_ = steps(jax.tree.map(jnp.array, own), start(own), 0, {**rest, **more}, *data)
+    return adapted.fold(model.join(own, rest), genome)
+
+  start = functools.partial(lab.start_state, epochs=2, rate=1e-2)
+  shared = folded(adapted, lab.program(Model(10), 2), start, genome=jnp.asarray(genome))
   subnet = adapted.fix(genome)
   recipe = dataclasses.replace(lab.recipe(2), learning_rate=1e-2, final_learning_rate=1e-5)
   optimizer = recipe.optimizer(lab.NUM_TRAIN)
   steps = loop.make_steps(make_loss(subnet, base.preprocess, train=True), optimizer)
-  own, rest = subnet.split(variables)
-  own, _, _, _ = steps(jax.tree.map(jnp.array, own), optimizer.init(own), 0, rest, *data)
-  fixed = subnet.join(own, rest)
-  shared.pop('genome')
-  folded = [adapted.fold(variables, genome) for variables in (shared, fixed)]
-  for first, second in zip(*map(jax.tree.leaves, folded), strict=True):
-    np.testing.assert_allclose(first, second, atol=2e-5)
+  close = functools.partial(np.testing.assert_allclose, atol=2e-5)
+  jax.tree.map(close, shared, folded(subnet, steps, optimizer.init))

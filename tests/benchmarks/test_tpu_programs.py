@@ -6,9 +6,7 @@ import importlib.util
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from trees import randomized
 
 from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.cases import Case, Kept, compiled
@@ -71,7 +69,6 @@ def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
   kept = Kept(str(tmp_path / 'kept.jsonl'))
   case = Case('fold', 'embedded', 'v5e:1x1', 8)
   found = compiled(case, kept)
-  assert found['temporaries'] >= 0
   assert found['code'] > 0
   assert not found['collectives']
   assert compiled(case, Kept(str(tmp_path / 'kept.jsonl'))) == found
@@ -99,21 +96,10 @@ def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
   assert temporaries(images) > images.size / 2  # what there was before
 
 
-SMALL = decoder.Size(width=32, depth=2, heads=2, hidden=48, vocabulary=64, length=6)
-
-
-def test_the_decoder_reads_no_token_that_comes_later():
-  params = randomized(decoder.shapes(SMALL, np.float32), scale=0.3)
-  tokens = jnp.arange(6)[None] * 7 % 64
-  run = jax.jit(functools.partial(decoder.decoder, heads=2))
-  logits, changed = run(params, tokens), run(params, tokens.at[0, 4].set(1))
-  np.testing.assert_allclose(logits[0, :4], changed[0, :4], atol=1e-6)
-  assert (np.abs(logits - changed)[0, 4:].max(-1) > 1e-3).all()
-
-
 def test_a_training_step_of_the_decoder_keeps_its_weights_in_parts():
   mesh = jax.make_mesh((1, 1), ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  made = decoder.training('subnet', SMALL, 2, mesh, 'sharded')
+  size = decoder.Size(width=32, depth=2, heads=2, hidden=48, vocabulary=64, length=6)
+  made = decoder.training('subnet', size, 2, mesh, 'sharded')
   text = str(made.function.trace(*made.arguments).jaxpr)
   blocks, whole = (
     text.count(f'bf16[{sides}] = sharding_constraint') for sides in ('32,48', '2,32,48')

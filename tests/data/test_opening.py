@@ -27,20 +27,6 @@ def task(tmp_path):
   return Task('pets', ('cat', 'dog'), splits, origin='a test')
 
 
-@pytest.fixture
-def read(monkeypatch):
-  """The images that are read, by the last two parts of their paths."""
-  paths = []
-  image = Files.image
-
-  def note(self, index, **draft):
-    paths.append('/'.join(self.paths[index].split('/')[-2:]))
-    return image(self, index, **draft)
-
-  monkeypatch.setattr(Files, 'image', note)
-  return paths
-
-
 @pytest.fixture(params=[4, 1000], ids=['streamed', 'resident'])
 def opened(request, task, tmp_path):
   """The task as a run opens it, with a record; all its splits fit in memory, or val alone does."""
