@@ -12,6 +12,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import find, require_apart
@@ -29,6 +30,7 @@ from glora_jax.models.translate import fit_to_format
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.origins import find_weights
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, ModelSettings
+from glora_jax.search.allocated import Allocation
 
 
 class Stream(enum.IntEnum):
@@ -54,16 +56,29 @@ def stream_key(seed: int, stream: Stream) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), int(stream))
 
 
-class Place(NamedTuple):
-  """A space of structures: the backbone adapted with it, and what training starts from.
+class Model(NamedTuple):
+  """An adapted backbone and its variables, before a training or after it.
 
   Attributes:
-    adapted: the adapted backbone.
-    variables: its variables before any training.
+    adapted: the adapted backbone; of a structure that is trained alone or tested, fixed to it.
+    variables: its variables; of a training that diverged none after its last good state.
+    best_epoch: epoch of its training that was best on the validation images; None where none of
+      them was looked at.
+    diverged: whether the loss or its gradient was not finite, and it stopped before its end.
+    allocation: how the structure was read off a gradient; None where it was not.
   """
 
   adapted: Adapted
   variables: Any
+  best_epoch: int | None = None
+  diverged: bool = False
+  allocation: Allocation | None = None
+
+  @property
+  def genome(self) -> np.ndarray:
+    """The alleles of its structure, int8 [layer, 5]."""
+    assert self.adapted.genome is not None
+    return self.adapted.genome
 
 
 def is_beside(spec: Spec, name: str) -> bool:

@@ -27,7 +27,7 @@ from glora_jax.files import write_json
 from glora_jax.method.presets import file_name, preset_label
 from glora_jax.reports import comparison_page
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.context import Candidate, Context, make_context, never
+from glora_jax.runs.context import Context, make_context, never
 from glora_jax.runs.fields import warn_of_unread
 from glora_jax.runs.job import claimed, prepared, run_job
 from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
@@ -184,7 +184,7 @@ def _report(
       for name, structures in read_off.items()
     },
     'structures': {
-      name: [structure.genome.tolist() for structure in structures]
+      name: [structure.model.genome.tolist() for structure in structures]
       for name, structures in read_off.items()
     },
     'methods': tested,
@@ -249,11 +249,13 @@ def freeze_and_evaluate(
     for structure in structures:
       values = _measure_both(context, structure, 'val')
       seconds = round(structure.seconds, 2)
-      measured[name].append({'params': structure.params, 'seconds': seconds, **values})
+      measured[name].append(
+        {'params': structure.model.adapted.count_params(), 'seconds': seconds, **values}
+      )
       row = {
-        'genome': structure.genome.tolist(),
+        'genome': structure.model.genome.tolist(),
         'val_accuracy': values['val_accuracy'],
-        'weights': tree.fingerprint(structure.variables),
+        'weights': tree.fingerprint(structure.model.variables),
       }
       frozen[name].append(row)
   freeze(context, frozen)
@@ -265,10 +267,10 @@ def freeze_and_evaluate(
 
 def _measure_both(context: Context, structure: TrainedStructure, split: str) -> dict[str, float]:
   """A structure's accuracy and loss on a split, and those with the weights that it inherited."""
-  own = context.measure(structure.candidate, split)
+  own = context.measure(structure.model, split)
   if not structure.inherited:
     return own
-  inherited = context.measure(Candidate(structure.inherited, structure.genome), split)
+  inherited = context.measure(structure.model._replace(variables=structure.inherited), split)
   return {**own, **{f'inherited_{name}': value for name, value in inherited.items()}}
 
 

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs.backbone import (
-  Place,
+  Model,
   Stream,
   adapt_spaces,
   fetch_task,
@@ -63,23 +63,6 @@ def train_split_of(settings: RunSettings) -> str:
   return 'train' if settings.protocol == 'honest' else 'train+val'
 
 
-class Candidate(NamedTuple):
-  """A structure that will be tested.
-
-  Attributes:
-    variables: the model's variables that it is tested with.
-    genome: its alleles, int8 [layer, 5].
-    adapted: the adapted backbone that these are of; None for the run's own.
-    best_epoch: epoch of its training that was best on the validation images; None where none of
-      them was looked at.
-  """
-
-  variables: Any
-  genome: np.ndarray
-  adapted: Adapted | None = None
-  best_epoch: int | None = None
-
-
 @dataclasses.dataclass
 class Context:
   """What all stages of a job share.
@@ -114,7 +97,7 @@ class Context:
   stop: Callable[[], bool] = never
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  beside: Place | None = None
+  beside: Model | None = None
   mesh: jax.sharding.Mesh | None = None
   decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
@@ -130,9 +113,10 @@ class Context:
     spaces = {True: self.adapted} | ({False: self.beside.adapted} if self.beside else {})
     return {is_own: jax.jit(adapted.fold) for is_own, adapted in spaces.items()}
 
-  def fold(self, candidate: Candidate) -> Any:
+  def fold(self, model: Model) -> Any:
     """The plain model's parameters."""
-    return self._folds[candidate.adapted is None](candidate.variables, candidate.genome)
+    fold = self._folds[model.adapted.spec is self.adapted.spec]
+    return fold(model.variables, model.genome)
 
   @property
   def train_split(self) -> str:
@@ -169,11 +153,11 @@ class Context:
       'train': True,
     }
 
-  def place(self, name: str) -> Place:
+  def place(self, name: str) -> Model:
     """The space of a structure, by its name."""
     if self.beside is not None and is_beside(self.adapted.spec, name):
       return self.beside
-    return Place(self.adapted, self.variables)
+    return Model(self.adapted, self.variables)
 
   def path(self, *names: str) -> str:
     """A path within the workdir."""
@@ -249,20 +233,14 @@ class Context:
       loss = loss + np.asarray(block_loss, np.float64)
     return correct, loss
 
-  def candidate(self, learner: Adapted, variables: Any, best_epoch: int | None = None) -> Candidate:
-    """What a learner of a fixed structure has come to, as it is tested."""
-    assert learner.genome is not None
-    adapted = None if learner.spec is self.adapted.spec else learner.fix(None)
-    return Candidate(variables, learner.genome, adapted, best_epoch)
-
-  def _plain(self, candidate: Candidate) -> tuple[Any, jax.Array]:
+  def _plain(self, model: Model) -> tuple[Any, jax.Array]:
     """(variables, genome) of the folded structure: one program scores whatever was trained."""
-    variables = {**self.variables, 'params': self.fold(candidate)}
+    variables = {**self.variables, 'params': self.fold(model)}
     return variables, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
 
-  def measure(self, candidate: Candidate, split: str) -> dict[str, float]:
+  def measure(self, model: Model, split: str) -> dict[str, float]:
     """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-    variables, genome = self._plain(candidate)
+    variables, genome = self._plain(model)
     correct, loss = self.score(variables, genome[None], split)
     images = len(self.data(split).labels)
     return {
@@ -270,9 +248,9 @@ class Context:
       f'{split}_loss': float(loss[0]) / images,
     }
 
-  def predict(self, candidate: Candidate, split: str) -> Predictions:
+  def predict(self, model: Model, split: str) -> Predictions:
     """What a structure answers for every image of a split, as NumPy arrays [image]."""
-    variables, genome = self._plain(candidate)
+    variables, genome = self._plain(model)
     predictor = self._compiled(self.predictors, make_predictor, split)
     images = self.data(split).images
     blocks = [images]
@@ -347,9 +325,9 @@ def make_context(
   require_feasible(adapted.spec, settings.budget)
   variables, beside = start(adapted, params, settings, mesh), None
   if other is not None and devices is None:
-    beside = Place(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
+    beside = Model(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
   elif other is not None:
-    beside = Place(other, start(other, params, settings, mesh))
+    beside = Model(other, start(other, params, settings, mesh))
   context = Context(
     settings=settings,
     workdir=workdir,

@@ -16,8 +16,9 @@ import ml_collections
 
 from glora_jax.models.checkpoint import FILE_NAMES, checkpoints_in, require_no_other
 from glora_jax.reports import run_page
+from glora_jax.runs.backbone import Model
 from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.context import Candidate, Context, never
+from glora_jax.runs.context import Context, never
 from glora_jax.runs.job import run_job
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import Call, Stage, Workload
@@ -101,18 +102,19 @@ def _calls_of_test(tested: int, context: Context) -> list[Call]:
 
 
 def _candidates(
-  tested: Mapping[str, str], found: Mapping[str, Any], fitness: str
-) -> dict[str, Candidate]:
+  context: Context, tested: Mapping[str, str], found: Mapping[str, Any]
+) -> dict[str, Model]:
   """What is tested, by name: results of trainings, and a searched structure in its supernet."""
   candidates = {name: found[stage] for name, stage in tested.items() if stage != 'search'}
   for name in tested.keys() - candidates.keys():
-    candidates[name] = Candidate(found['supernet'], found['search'].best(fitness))
+    genome = found['search'].best(context.settings.search.fitness)
+    candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
   return {name: candidates[name] for name in tested}
 
 
 def _test(tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any) -> Any:
   found = dict(zip(names, results, strict=True))
-  return freeze_and_evaluate(context, _candidates(tested, found, context.settings.search.fitness))
+  return freeze_and_evaluate(context, _candidates(context, tested, found))
 
 
 def _report(
@@ -122,7 +124,7 @@ def _report(
   structure = found.get('structure')
   return write_results(
     context,
-    _candidates(tested, found, context.settings.search.fitness),
+    _candidates(context, tested, found),
     outcome,
     archive=found.get('search'),
     supernet=found.get('supernet'),

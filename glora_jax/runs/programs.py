@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from glora_jax import mesh as meshes
 from glora_jax.method.adapted import Adapted
 from glora_jax.runs.backbone import (
-  Place,
+  Model,
   adapt_spaces,
   placed_halves,
   shapes_before_training,
@@ -193,7 +193,7 @@ def shape_of_run(
   variables = shapes_before_training(own, params, settings, mesh)
   beside = None
   if other is not None:
-    beside = Place(other, shapes_before_training(other, params, settings, mesh))
+    beside = Model(other, shapes_before_training(other, params, settings, mesh))
   metadata = {'image_size': image_size, 'normalization': 'inception'}
   no_task: Any = None
   return Context(
@@ -271,7 +271,7 @@ def _data(
 def _learner(context: Context, workload: Workload) -> tuple[Adapted, Recipe, Any]:
   """What a workload trains, how, and shapes of the variables that it starts from."""
   name = workload.structure
-  learner, variables = context.place(name or SEARCH)
+  learner, variables, *_ = context.place(name or SEARCH)
   if name == 'finetuning':
     learner = FullFineTuning.of(context.adapted)
   else:

@@ -13,6 +13,7 @@ from tiny_runs import changed, context_of, stages_of
 from glora_jax.models.vit import ViT
 from glora_jax.runs import context as contexts
 from glora_jax.runs import programs
+from glora_jax.runs.backbone import Model
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.sections import SpaceSettings, TrainingSettings
 from glora_jax.runs.stage import Workload, walk
@@ -83,7 +84,7 @@ def test_programs_have_the_arguments_that_a_run_calls_them_with(run_config, tmp_
   for name, call in (
     ('supernet', lambda: walk(run, stages_of(config), until='supernet')),
     ('scoring', lambda: run.score(run.variables, genomes, 'val')),
-    ('evaluation', lambda: run.predict(contexts.Candidate(run.variables, genomes[0]), 'test')),
+    ('evaluation', lambda: run.predict(Model(run.adapted.fix(genomes[0]), run.variables), 'test')),
   ):
     with pytest.raises(Called) as called:
       call()

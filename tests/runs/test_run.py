@@ -9,8 +9,7 @@ from trees import randomized
 
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Part
-from glora_jax.runs.backbone import Stream
-from glora_jax.runs.context import Candidate
+from glora_jax.runs.backbone import Model, Stream
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +33,7 @@ def predictions(runs):
   """What the smallest structure answers, by run and split."""
   return {
     name: {
-      split: run.predict(Candidate(run.variables, smallest(run)), split)
+      split: run.predict(Model(run.adapted.fix(smallest(run)), run.variables), split)
       for split in ('test', 'few')
     }
     for name, run in runs.items()

@@ -68,7 +68,7 @@ def test_many_trainings_are_trained_in_parts_to_the_same_result(run, monkeypatch
   monkeypatch.setattr(training, 'MOST_SIDE_BY_SIDE', 2)
   [parts] = methods.train_method(run, 'linear', methods.Task('b', trials, ())).values()
   for one, other in zip(together, parts, strict=True):
-    chex.assert_trees_all_close(one.variables, other.variables, atol=1e-6)
+    chex.assert_trees_all_close(one.model.variables, other.model.variables, atol=1e-6)
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):

@@ -148,7 +148,7 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   assert found.allocation.count_params() == written['params']
   # It is the base model with a warm head.
   images = prepared.preprocess(prepared.data('train').images[:4])
-  start = jax.jit(found.place.adapted.fix(found.genome).apply)(found.variables, images)
+  start = jax.jit(found.adapted.apply)(found.variables, images)
   base = jax.jit(prepared.adapted.model.apply)({'params': found.variables['params']}, images)
   np.testing.assert_allclose(start, base, atol=1e-5)
   assert np.abs(found.variables['params']['head']['kernel']).max() > 0

@@ -34,7 +34,7 @@ from glora_jax.method.genomes import (
   smallest_genome,
 )
 from glora_jax.records import Array, check_arrays
-from glora_jax.runs.backbone import Place, Stream
+from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import GRADIENT
@@ -93,7 +93,7 @@ def head_recipe(settings: RunSettings) -> Recipe:
   )
 
 
-def head_learner(context: Context, place: Place) -> Adapted:
+def head_learner(context: Context, place: Model) -> Adapted:
   """The head of a model, to be trained alone.
 
   It is trained on features, where it can be told from a body, which gives them once. The body sees
@@ -106,14 +106,14 @@ def head_learner(context: Context, place: Place) -> Adapted:
   return alone or place.adapted.fix(smallest_genome(place.adapted.spec))
 
 
-def train_head(context: Context, place: Place) -> Place:
+def train_head(context: Context, place: Model) -> Model:
   """The space with a head that was trained alone."""
   learner, recipe = head_learner(context, place), head_recipe(context.settings)
   starts, keys = [place.variables], [context.key(Stream.HEAD)]
   split = context.train_split
   training = Training('head', learner, recipe, split, starts, keys, measured=False)
   [trained] = train(context, training)
-  return Place(place.adapted, {**place.variables, 'params': trained.variables['params']})
+  return Model(place.adapted, {**place.variables, 'params': trained.variables['params']})
 
 
 def fold_indices(
@@ -189,7 +189,7 @@ def _batches_of(
   return lambda: in_rows(images, labels, indices, context.mesh)
 
 
-def start_compiling(context: Context, place: Place) -> Ahead | None:
+def start_compiling(context: Context, place: Model) -> Ahead | None:
   """Compiles in the background what `read_off_gradient` will run; None on a mesh.
 
   Args:
@@ -206,7 +206,7 @@ def start_compiling(context: Context, place: Place) -> Ahead | None:
 
 def read_off_gradient(
   context: Context,
-  place: Place,
+  place: Model,
   *,
   budget: int | None,
   key: jax.Array,
@@ -252,7 +252,7 @@ def is_allocated(context: Context, folder: str) -> bool:
 
 def allocate_once(
   context: Context,
-  place: Place,
+  place: Model,
   *,
   budget: int | None,
   key: jax.Array,
@@ -305,7 +305,7 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
   }
 
 
-def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
+def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
   """The inverse of `to_arrays`.
 
   Args:
@@ -331,7 +331,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Place) -> Allocation:
   )
 
 
-def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
+def _check_arrays(arrays: dict[str, np.ndarray], place: Model) -> None:
   """Raises ValueError unless arrays are what `to_arrays` makes of an allocation."""
   spec = place.adapted.spec
   genome = arrays.get('genome', np.zeros(0, np.int8))
@@ -358,7 +358,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], place: Place) -> None:
 
 
 def allocate_shifts(
-  context: Context, place: Place, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
+  context: Context, place: Model, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
 ) -> Allocation | None:
   """What shifts of some training images ask for, with a head that tells them apart.
 
@@ -389,12 +389,12 @@ def allocate_shifts(
   recipe = head_recipe(context.settings)
   options = {'preprocess': context.preprocess, 'mesh': context.mesh, 'progress': meshes.primary()}
   variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
-  warm = Place(place.adapted, variables)
+  warm = Model(place.adapted, variables)
   return read_off_gradient(context, warm, budget=budget, key=key, ahead=ahead, split=split)
 
 
 def prior_of(
-  context: Context, place: Place, **options: Any
+  context: Context, place: Model, **options: Any
 ) -> Callable[[], Allocation | None] | None:
   """What `allocate` takes as prior, as the config says, found once; see `allocate_shifts`."""
   if context.settings.allocation.prior is None:

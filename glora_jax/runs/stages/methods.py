@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from typing_extensions import TypedDict
 
 from glora_jax.files import write_json
@@ -20,9 +19,9 @@ from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import file_name, preset
 from glora_jax.records import read_record
-from glora_jax.runs.backbone import Place, Stream, stream_key
+from glora_jax.runs.backbone import Model, Stream, stream_key
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.context import Candidate, Context
+from glora_jax.runs.context import Context
 from glora_jax.runs.sections import FOUND, GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
@@ -39,7 +38,6 @@ from glora_jax.runs.stages.allocation import (
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.training import (
   FullFineTuning,
-  Trained,
   Training,
   best_on_val,
   calls_of_training,
@@ -68,34 +66,22 @@ class Trial(NamedTuple):
   learning_rate: float
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedStructure:
+class TrainedStructure(NamedTuple):
   """What a method made of one trial.
 
   Attributes:
-    genome: its alleles, int8 [layer, 5].
-    params: number of trained parameters, head not counted.
-    variables: the model's variables.
+    model: the trained structure.
     seconds: time of training, and of the search where there was one.
     inherited: the variables before finetuning, of a searched structure; None for the others.
-    adapted: the adapted backbone that these are of; None for the run's own.
     spared_epochs: by how many its training was shorter, for what its structure cost.
     trouble: what diverged on the way to it, in sentences; empty where nothing did.
   """
 
-  genome: np.ndarray
-  params: int
-  variables: Any
+  model: Model
   seconds: float
   inherited: Any = None
-  adapted: Adapted | None = None
   spared_epochs: int = 0
   trouble: str = ''
-
-  @property
-  def candidate(self) -> Candidate:
-    """What is tested."""
-    return Candidate(self.variables, self.genome, self.adapted)
 
 
 class Task(NamedTuple):
@@ -175,7 +161,7 @@ def _choose_rate(method: str, context: Context) -> list[TriedRate]:
     task = Task(folder, trials, budgets_of(context.settings, method)[-1:])
     [structures] = train_method(context, method, task).values()
     rows = [
-      {'rate': trial.learning_rate, **context.measure(structure.candidate, 'val')}
+      {'rate': trial.learning_rate, **context.measure(structure.model, 'val')}
       for trial, structure in zip(trials, structures, strict=True)
     ]
     write_json(path, {'rows': rows}, 'tuning')
@@ -256,7 +242,7 @@ def _training(
   return Training(name, learner, recipe, 'train', starts, keys, rates)
 
 
-def _train(context: Context, training: Training) -> tuple[list[Trained], float]:
+def _train(context: Context, training: Training) -> tuple[list[Model], float]:
   """What became of trainings, and the seconds of each."""
   with clocked(context.path(training.name)) as clock:
     trained = train(context, training)
@@ -281,16 +267,11 @@ def _trained(
     troubles: likewise.
     **more: fields of all of them.
   """
-  learner = training.learner
-  assert learner.genome is not None
   results, own = _train(context, training)
   return [
     TrainedStructure(
-      learner.genome,
-      learner.count_params(),
-      result.variables,
+      result,
       seconds + own,
-      adapted=None if learner.spec is context.adapted.spec else learner.fix(None),
       trouble=' '.join(filter(None, (*troubles, _trouble(title, result.diverged)))),
       **more,
     )
@@ -322,10 +303,10 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, warm in zip(seeds, heads, strict=True):
     fresh = adapted.init(stream_key(seed, Stream.INIT), context.variables['params'])
-    start = Place(adapted, {**fresh, 'params': warm.variables['params']})
+    start = Model(adapted, {**fresh, 'params': warm.variables['params']})
     of_seed = task._replace(trials=[trial for trial in task.trials if trial.seed == seed])
     key = stream_key(seed, Stream.PRIOR)
-    find = prior_of(context, Place(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
+    find = prior_of(context, Model(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
     prior = _Prior(find, context.path(f'{task.folder}/prior-{seed}')) if find else None
     trouble = _trouble('The training of its head', warm.diverged)
     for budget in budgets:
@@ -356,7 +337,7 @@ class _Prior(NamedTuple):
 def _train_structure(
   context: Context,
   name: str,
-  place: Place,
+  place: Model,
   task: Task,
   prior: _Prior | None,
   seconds: float,
@@ -422,7 +403,7 @@ def _recipe_of_supernet(settings: RunSettings) -> Recipe:
 
 
 def _search_one(
-  context: Context, name: str, supernet: Trained, seconds: float, trial: Trial, budget: int
+  context: Context, name: str, supernet: Model, seconds: float, trial: Trial, budget: int
 ) -> list[TrainedStructure]:
   """Searches a structure within a budget, and finetunes it from the supernet's weights.
 

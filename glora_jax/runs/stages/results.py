@@ -29,7 +29,8 @@ from glora_jax.records import read_record
 from glora_jax.reports import run_page
 from glora_jax.reports.errors import Outcome
 from glora_jax.reports.run_page import Findings
-from glora_jax.runs.context import Candidate, Context
+from glora_jax.runs.backbone import Model
+from glora_jax.runs.context import Context
 from glora_jax.runs.origins import recorded_processes, recorded_weights
 from glora_jax.runs.sections import GRADIENT, SEARCH
 from glora_jax.runs.stages.structures import FILE
@@ -56,7 +57,7 @@ class Tested(NamedTuple):
   answers: Predictions
 
 
-def freeze_and_evaluate(context: Context, candidates: dict[str, Candidate]) -> Tested:
+def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Tested:
   """Freezes the list of candidates and the result's name to disk, and only then tests them.
 
   Args:
@@ -68,7 +69,7 @@ def freeze_and_evaluate(context: Context, candidates: dict[str, Candidate]) -> T
   """
   rows: dict[str, dict[str, Any]] = {
     name: {
-      'params': (candidate.adapted or context.adapted).count_params(candidate.genome),
+      'params': candidate.adapted.count_params(),
       'val_accuracy': None
       if _trained_on_val(context, name)
       else context.measure(candidate, 'val')['val_accuracy'],
@@ -193,7 +194,7 @@ class Result(TypedDict):
 
 def write_results(
   context: Context,
-  candidates: dict[str, Candidate],
+  candidates: dict[str, Model],
   tested: Tested,
   *,
   archive: Archive | None = None,
@@ -259,7 +260,7 @@ def write_results(
     findings = Findings(
       result,
       context.task,
-      {name: (x.adapted or context.adapted).spec for name, x in candidates.items()},
+      {name: x.adapted.spec for name, x in candidates.items()},
       outcome,
       archive=archive,
       fitness=config.search.fitness,
@@ -273,7 +274,7 @@ def write_results(
   return result
 
 
-def _label(context: Context, candidate: Candidate, name: str) -> str:
+def _label(context: Context, candidate: Model, name: str) -> str:
   """What tables and pages call a structure."""
   labels = {
     'linear': 'linear probe',
@@ -282,7 +283,7 @@ def _label(context: Context, candidate: Candidate, name: str) -> str:
     SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
     FILE: os.path.basename(context.settings.structure),
   }
-  return labels.get(name) or preset_label((candidate.adapted or context.adapted).spec, name)
+  return labels.get(name) or preset_label(candidate.adapted.spec, name)
 
 
 def _backbone(context: Context) -> dict[str, Any]:
@@ -330,25 +331,27 @@ def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
   return {
     name: {
       'params': context.adapted.count_params(preset),
-      'accuracy': context.measure(Candidate(supernet, preset), split)[f'{split}_accuracy'],
+      'accuracy': context.measure(Model(context.adapted.fix(preset), supernet), split)[
+        f'{split}_accuracy'
+      ],
     }
     for name, preset in presets.presets(context.adapted.spec).items()
   }
 
 
-def _save_models(context: Context, candidate: Candidate) -> None:
+def _save_models(context: Context, candidate: Model) -> None:
   """Writes a structure as an adapter, a genome and a plain model in the weights' own format."""
-  adapted = candidate.adapted or context.adapted
-  variables, genome = candidate.variables, candidate.genome
-  folded = context.fold(candidate)
+  adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
   if context.mesh is not None:
     variables, folded = meshes.on_host((variables, folded))
   with meshes.primary_first('folded'):
     if not meshes.primary():
       return
     path = context.path('adapter.safetensors')
-    save_adapter(path, adapted, variables, genome, task=context.task.name)
-    write_json(context.path('genome.json'), genome_to_json(adapted.spec, genome), 'genome')
+    save_adapter(path, adapted, variables, task=context.task.name)
+    write_json(
+      context.path('genome.json'), genome_to_json(adapted.spec, candidate.genome), 'genome'
+    )
     metadata = {
       'image_size': context.metadata['image_size'],
       'normalization': context.metadata['normalization'],
@@ -359,14 +362,14 @@ def _save_models(context: Context, candidate: Candidate) -> None:
     weights.save(context.path('folded'), adapted.model, folded, metadata, source)
 
 
-def _difference_to_folded(context: Context, candidate: Candidate) -> float:
+def _difference_to_folded(context: Context, candidate: Model) -> float:
   """The largest difference of a logit between the adapted model and the folded file."""
   plain, params, _ = weights.load(context.path('folded'))
   images = context.data('train').images
   if isinstance(images, pipeline.Stream):
     images = next(images.blocks(COMPARED_IMAGES)).images
   inputs = context.preprocess(images[:COMPARED_IMAGES])
-  adapted, genome = candidate.adapted or context.adapted, candidate.genome
+  adapted, genome = candidate.adapted.fix(None), candidate.genome
   adapted_logits = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(
     candidate.variables, inputs
   )

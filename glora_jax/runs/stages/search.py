@@ -12,15 +12,14 @@ import jax
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_arrays, write_arrays
-from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.space import Spec
-from glora_jax.runs.backbone import Stream
+from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.context import Candidate, Context, train_split_of
+from glora_jax.runs.context import Context, train_split_of
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
-from glora_jax.runs.stages.training import Trained, Training, calls_of_training, train
+from glora_jax.runs.stages.training import Training, calls_of_training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
@@ -150,16 +149,14 @@ def run_search(
 
 def _finetune(
   context: Context, supernet: Any, archive: Archive, epochs: int | None = None
-) -> Candidate:
+) -> Model:
   """The best structure, trained on from the supernet's weights."""
-  on = context.settings.finetune.on
-  learner, trained = _train_on(context, 'finetune', supernet, archive, on, epochs)
-  return context.candidate(learner, trained.variables, trained.best_epoch)
+  return _train_on(context, 'finetune', supernet, archive, context.settings.finetune.on, epochs)
 
 
 def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int | None:
   """The number of epochs after which a finetuning on 'train' is best on 'val', ties by loss."""
-  return _train_on(context, CHOICE, supernet, archive, 'train')[1].best_epoch
+  return _train_on(context, CHOICE, supernet, archive, 'train').best_epoch
 
 
 def _train_on(
@@ -169,13 +166,13 @@ def _train_on(
   archive: Archive,
   split: str,
   stop_epoch: int | None = None,
-) -> tuple[Adapted, Trained]:
+) -> Model:
   learner = context.adapted.fix(archive.best(context.settings.search.fitness))
   keys = [context.key(Stream.FINETUNE_CHOICE if name == CHOICE else Stream.FINETUNE)]
   recipe = context.settings.finetuning
   training = Training(name, learner, recipe, split, [supernet], keys, stop_epoch=stop_epoch)
   [trained] = train(context, training)
-  return learner, trained
+  return trained
 
 
 def read_archive(path: str, spec: Spec) -> Archive:

@@ -7,10 +7,8 @@ pretrained model by one recipe; what was paid for a gradient, the training has l
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -30,9 +28,9 @@ from glora_jax.method.genomes import (
 from glora_jax.method.presets import file_name, genome_of, preset
 from glora_jax.method.space import Spec
 from glora_jax.records import read_record
-from glora_jax.runs.backbone import Place, Stream
+from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.context import Candidate, Context, train_split_of
+from glora_jax.runs.context import Context, train_split_of
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
 from glora_jax.runs.stages.allocation import (
@@ -46,7 +44,6 @@ from glora_jax.runs.stages.allocation import (
   train_head,
 )
 from glora_jax.runs.stages.training import Training, calls_of_training, train
-from glora_jax.search.allocated import Allocation
 from glora_jax.search.fold_gradients import Ahead
 
 FOLDER = 'structure'
@@ -56,23 +53,6 @@ FILE = 'file'  # what a structure is called that a file gave
 class _Genome(TypedDict):
   genome: list[list[int]]
   layers: list[dict[str, str]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Structure:
-  """A structure that is trained alone.
-
-  Attributes:
-    place: the space that it is of.
-    genome: its alleles, int8 [layer, 5].
-    variables: what its training starts from.
-    allocation: how it was read off a gradient; None where it was given.
-  """
-
-  place: Place
-  genome: np.ndarray
-  variables: Any
-  allocation: Allocation | None = None
 
 
 def _given_genome(context: Context, spec: Spec) -> np.ndarray:
@@ -193,19 +173,18 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     if not is_given and name not in NO_PRESETS:
       preset(context.place(name).adapted.spec, name)
 
-  def run(context: Context, structure: Structure | None = None) -> Candidate:
+  def run(context: Context, structure: Model | None = None) -> Model:
     if structure is None:
       place = context.place(name)
-      structure = Structure(place, preset(place.adapted.spec, name), place.variables)
+      structure = Model(place.adapted.fix(name), place.variables)
     recipe = context.settings.training
     if structure.allocation is not None:
       recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
-    learner = structure.place.adapted.fix(structure.genome)
-    starts = [structure.variables]
     keys = [context.key(Stream.TRAINING if is_given else Stream.BASELINE)]
-    training = Training(folder, learner, recipe, context.train_split, starts, keys)
+    split = context.train_split
+    training = Training(folder, structure.adapted, recipe, split, [structure.variables], keys)
     [trained] = train(context, training)
-    return context.candidate(learner, trained.variables, trained.best_epoch)
+    return trained
 
   return Stage(
     folder,
@@ -224,14 +203,14 @@ def _seen(context: Context) -> int:
   return context.counts[context.train_split] + borrowed_images(context)
 
 
-def _warm_head(context: Context) -> tuple[Place, Ahead | None]:
+def _warm_head(context: Context) -> tuple[Model, Ahead | None]:
   """The gradient's space with a warm head, and what its programs are compiled by meanwhile."""
   place = context.place(GRADIENT)
   ahead = None if is_allocated(context, FOLDER) else start_compiling(context, place)
   return train_head(context, place), ahead
 
 
-def _read_off(context: Context, warmed: tuple[Place, Ahead | None]) -> Structure:
+def _read_off(context: Context, warmed: tuple[Model, Ahead | None]) -> Model:
   """The structure that the gradient asks for, with the head that it was taken with."""
   warm, ahead = warmed
   options = {'budget': check_budget(context.settings.budget), 'ahead': ahead}
@@ -239,13 +218,15 @@ def _read_off(context: Context, warmed: tuple[Place, Ahead | None]) -> Structure
   prior = prior_of(context, place, key=context.key(Stream.PRIOR), **options)
   key = context.key(Stream.STRUCTURE)
   allocation = allocate_once(context, warm, key=key, folder=FOLDER, prior=prior, **options)
-  return Structure(warm, allocation.genome, allocation.variables, allocation)
+  learner = warm.adapted.fix(allocation.genome)
+  return Model(learner, allocation.variables, allocation=allocation)
 
 
-def _given(context: Context) -> Structure:
+def _given(context: Context) -> Model:
   """The structure that the config names."""
   place = context.place(context.settings.structure)
-  return Structure(place, _given_genome(context, place.adapted.spec), place.variables)
+  genome = _given_genome(context, place.adapted.spec)
+  return Model(place.adapted.fix(genome), place.variables)
 
 
 def _check_given(context: Context) -> None:

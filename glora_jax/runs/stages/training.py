@@ -19,6 +19,7 @@ from glora_jax.files import number
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
+from glora_jax.runs.backbone import Model
 from glora_jax.runs.context import Context
 from glora_jax.runs.monitoring import Metrics
 from glora_jax.runs.stage import Call, Workload
@@ -96,21 +97,6 @@ class Training:
   measured: bool = True
 
 
-class Trained(NamedTuple):
-  """What became of a training.
-
-  Attributes:
-    variables: the trained variables, of its best epoch or its last (`training.keep`); where it
-      diverged, none after its last good state.
-    diverged: whether the loss or its gradient was not finite, and it stopped before its end.
-    best_epoch: the epoch that was best on the validation images; None where it was never measured.
-  """
-
-  variables: Any
-  diverged: bool = False
-  best_epoch: int | None = None
-
-
 class Best(NamedTuple):
   """What was best on the validation images so far; of several trainings all have an axis [n].
 
@@ -146,7 +132,7 @@ class Best(NamedTuple):
     return jax.tree.map(choose, self, other)
 
 
-def train(context: Context, training: Training) -> list[Trained]:
+def train(context: Context, training: Training) -> list[Model]:
   """Trains, or goes on from the newest of its states.
 
   A fixed structure that learns from the training images alone is measured on the validation images
@@ -379,7 +365,7 @@ class Bookkeeper:
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
     """What a single training comes to on the validation images; keeps what is best."""
     found = [
-      self.context.measure(self.context.candidate(self.training.learner, variables), 'val')
+      self.context.measure(Model(self.training.learner, variables), 'val')
       for variables in self._variables(state.trainable)
     ]
     values = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
@@ -399,15 +385,15 @@ class Bookkeeper:
     runs = range(len(rates))
     return [join(jax.tree.map(operator.itemgetter(run), trainable), self.frozen) for run in runs]
 
-  def trained(self, state: TrainState) -> list[Trained]:
+  def trained(self, state: TrainState) -> list[Model]:
     """What became of each training."""
     trainable, epochs = state.trainable, [None] * np.size(state.step)
     if self.interval is not None:
       trainable = trainable if self.best.trainable is None else self.best.trainable
       epochs = [round(epoch) for epoch in np.ravel(self.best.epoch).tolist()]
     stopped = np.ravel(state.step) < self.last
-    found = zip(self._variables(trainable), stopped.tolist(), epochs, strict=True)
-    return [Trained(*each) for each in found]
+    found = zip(self._variables(trainable), epochs, stopped.tolist(), strict=True)
+    return [Model(self.training.learner, *each) for each in found]
 
   def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
     """Says so where a training has ended about as it would without looking at the images."""
