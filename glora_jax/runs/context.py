@@ -445,9 +445,10 @@ def fit_batches(
     ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
       devices, or there are more steps than can be counted.
   """
-  trainings = [stage.batches for stage in stages if stage.batches is not None]
-  sizes = [counts[split] for training in trainings for split in training.splits]
-  paths = max(training.paths for training in trainings)
+  splits = [split for stage in stages for split in stage.splits]
+  sizes = [counts[split] for split in splits]
+  has_supernet = any('sampling.' in stage.reads for stage in stages)
+  paths = settings.sampling.paths if has_supernet else 1
   fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
   recipes: dict[str, Recipe] = {'training': fitted.training}
   if any('finetune.' in stage.reads for stage in stages):
@@ -460,7 +461,7 @@ def fit_batches(
       )
   if not settings.has_gradient:
     return fitted
-  images = counts[trainings[0].splits[0]]  # which every job trains on
+  images = counts[splits[0]]  # which every job trains on
   folds = _fit_folds(settings.allocation.folds, images, 1 if mesh is None else mesh.size)
   return dataclasses.replace(
     fitted, allocation=dataclasses.replace(settings.allocation, folds=folds)

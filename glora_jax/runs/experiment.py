@@ -22,7 +22,13 @@ from glora_jax.runs.context import Context, never
 from glora_jax.runs.job import run_job
 from glora_jax.runs.sections import SEARCH
 from glora_jax.runs.stage import Call, Stage, Workload
-from glora_jax.runs.stages.results import SUPERNET, Result, freeze_and_evaluate, write_results
+from glora_jax.runs.stages.results import (
+  SUPERNET,
+  Result,
+  Tested,
+  freeze_and_evaluate,
+  write_results,
+)
 from glora_jax.runs.stages.search import CHOICE, stages_of_search
 from glora_jax.runs.stages.structures import stages_of_structure, stages_of_trainings
 
@@ -86,7 +92,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   )
   report = Stage(
     'report',
-    functools.partial(_report, tested, names),
+    functools.partial(_report, names),
     reads=('presets',),
     after=('test', *names),
     check=_check_folded,
@@ -101,35 +107,24 @@ def _calls_of_test(tested: int, context: Context) -> list[Call]:
   return [Call('evaluation', Workload(), 0, tested * images)]
 
 
-def _candidates(
-  context: Context, tested: Mapping[str, str], found: Mapping[str, Any]
-) -> dict[str, Model]:
-  """What is tested, by name: results of trainings, and a searched structure in its supernet."""
-  candidates = {name: found[stage] for name, stage in tested.items() if stage != 'search'}
-  for name in tested.keys() - candidates.keys():
-    genome = found['search'].best(context.settings.search.fitness)
-    candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
-  return {name: candidates[name] for name in tested}
-
-
-def _test(tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any) -> Any:
-  found = dict(zip(names, results, strict=True))
-  return freeze_and_evaluate(context, _candidates(context, tested, found))
+def _test(
+  tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any
+) -> Tested:
+  found, candidates = dict(zip(names, results, strict=True)), {}
+  for name, stage in tested.items():
+    candidates[name] = found[stage]
+    if stage == 'search':  # a searched structure in its supernet
+      genome = found[stage].best(context.settings.search.fitness)
+      candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
+  return freeze_and_evaluate(context, candidates)
 
 
 def _report(
-  tested: Mapping[str, str], names: Sequence[str], context: Context, outcome: Any, *results: Any
+  names: Sequence[str], context: Context, tested: Tested, *results: Any
 ) -> dict[str, Any]:
   found = dict(zip(names, results, strict=True))
-  structure = found.get('structure')
-  return write_results(
-    context,
-    _candidates(context, tested, found),
-    outcome,
-    archive=found.get('search'),
-    supernet=found.get('supernet'),
-    allocation=structure and structure.allocation,
-  )
+  allocation = found['structure'].allocation if 'structure' in found else None
+  return write_results(context, tested, found.get('search'), found.get('supernet'), allocation)
 
 
 def _check_folded(context: Context) -> None:

@@ -87,18 +87,6 @@ class Call(NamedTuple):
     return cls(program, workload, steps, steps * recipe.batch_size * each)
 
 
-class Batches(NamedTuple):
-  """What a stage takes batches of.
-
-  Attributes:
-    splits: the splits that it trains on.
-    paths: equal parts of a batch, each with a structure of its own.
-  """
-
-  splits: tuple[str, ...]
-  paths: int = 1
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One stage of a job.
@@ -112,8 +100,8 @@ class Stage:
     after: names of the stages whose results it takes.
     check: raises ValueError or OSError for what can be known before anything runs.
     calls: the programs that it calls.
-    batches: what it trains on; None where nothing is trained.
-    draws: whether what it draws depends on the number of devices that a batch is dealt to.
+    splits: those that it trains on, in batches; what it draws for them depends on the number of
+      devices that a batch is dealt to. Empty where nothing is trained.
     has_folder: whether it has a folder and a key. The test and the report have none: the test is
       of its frozen list, the report comes last.
   """
@@ -124,8 +112,7 @@ class Stage:
   after: tuple[str, ...] = ()
   check: Callable[[Context], None] | None = None
   calls: Callable[[Context], Iterable[Call]] | None = None
-  batches: Batches | None = None
-  draws: bool = False
+  splits: tuple[str, ...] = ()
   has_folder: bool = True
 
   @property
@@ -158,7 +145,7 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
       'before': [keys[name] for name in stage.after],
       'facts': context.facts,
-      'shards': context.shards if stage.draws else 1,
+      'shards': context.shards if stage.splits else 1,
     }
     keys[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
   return keys

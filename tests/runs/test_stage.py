@@ -25,7 +25,7 @@ class Job:
     last = ('second', 'parts/third')
     self.stages = (
       self.make('first', 'search.parents'),
-      self.make('second', 'budget', draws=True),
+      self.make('second', 'budget', splits=('train',)),
       self.make('parts/third', 'search.mode', after=('first',)),
       Stage('last', lambda _, *results: results, after=last, has_folder=False),
     )

@@ -23,7 +23,7 @@ from glora_jax.runs.backbone import Model, Stream, stream_key
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import FOUND, GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
-from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload, clocked, read_mark
+from glora_jax.runs.stage import TRAINING, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
   PASSES,
   allocate_once,
@@ -103,9 +103,7 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
   tuning, training = [], []
   for method in settings.compare.methods:
     name = file_name(method)
-    paths = settings.sampling.paths if method == SEARCH else 1
     reads = (f'compare.rate.{method}', *TRAINING, *_READS.get(method, ()))
-    options = {'batches': Batches(('train',), paths), 'draws': True}
     after = ()
     if settings.compare.rate.get(method) is None:
       tune = Stage(
@@ -113,7 +111,7 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
         functools.partial(_choose_rate, method),
         reads=(*reads, 'compare.rates'),
         calls=functools.partial(_calls, method, is_tuning=True),
-        **options,
+        splits=('train',),
       )
       tuning.append(tune)
       after = (tune.name,)
@@ -124,7 +122,7 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
       after=after,
       check=functools.partial(_check, method),
       calls=functools.partial(_calls, method, is_tuning=False),
-      **options,
+      splits=('train',),
     )
     training.append(train_all)
   return (*tuning, *training)

@@ -47,11 +47,13 @@ class Tested(NamedTuple):
   """What the test images say.
 
   Attributes:
+    candidates: what was tested, by name.
     result: name of the structure that is called the result.
     rows: what is known of every structure, by name: what `result.json` says, and `weights`.
     answers: what the result answered for each test image.
   """
 
+  candidates: dict[str, Model]
   result: str
   rows: dict[str, dict[str, Any]]
   answers: Predictions
@@ -95,7 +97,7 @@ def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Teste
       'result_only': int((is_right[result] & ~is_right[name]).sum()),
       'other_only': int((is_right[name] & ~is_right[result]).sum()),
     }
-  return Tested(result, rows, answers[result])
+  return Tested(candidates, result, rows, answers[result])
 
 
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
@@ -194,9 +196,7 @@ class Result(TypedDict):
 
 def write_results(
   context: Context,
-  candidates: dict[str, Model],
   tested: Tested,
-  *,
   archive: Archive | None = None,
   supernet: Any = None,
   allocation: Allocation | None = None,
@@ -205,8 +205,7 @@ def write_results(
 
   Args:
     context: the context.
-    candidates: what was tested, by name.
-    tested: what `freeze_and_evaluate` returned of the candidates.
+    tested: what `freeze_and_evaluate` returned.
     archive: the search's; None where nothing was searched.
     supernet: variables of the supernet that it searched in.
     allocation: the structure that was read off a gradient; None where none was.
@@ -214,7 +213,7 @@ def write_results(
   Returns:
     The content of `result.json` but for the seconds of the last stage.
   """
-  config = context.settings
+  config, candidates = context.settings, tested.candidates
   candidate = candidates[tested.result]
   _save_models(context, candidate)
   difference = _difference_to_folded(context, candidate)
@@ -248,8 +247,16 @@ def write_results(
     'weights': config.model.weights,
     **recorded_weights(context.workdir),
     'seconds': dict(context.seconds),
-    **_of_allocation(context, allocation),
   }
+  if allocation is not None:
+    result['allocation'] = {
+      'params': allocation.count_params(),
+      'budget': allocation.budget,
+      'proposed': allocation.proposed,
+      'head_epochs': config.allocation.head_epochs,
+      'epochs': config.allocation.spared(config.training, allocation.borrowed > 0),
+      'borrowed': allocation.borrowed,
+    }
   inherited = _inherited(context, supernet)
   if meshes.primary():
     outcome = Outcome(
@@ -305,22 +312,6 @@ def _of_search(context: Context, archive: Archive | None, num_images: int) -> di
     'evaluations': len(archive),
     'hypervolume': [round(volume, 5) for volume in volumes],
   }
-
-
-def _of_allocation(context: Context, allocation: Allocation | None) -> dict[str, Any]:
-  """What the result holds of a structure that was read off a gradient; nothing without one."""
-  if allocation is None:
-    return {}
-  settings = context.settings.allocation
-  content = {
-    'params': allocation.count_params(),
-    'budget': allocation.budget,
-    'proposed': allocation.proposed,
-    'head_epochs': settings.head_epochs,
-    'epochs': settings.spared(context.settings.training, allocation.borrowed > 0),
-    'borrowed': allocation.borrowed,
-  }
-  return {'allocation': content}
 
 
 def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:

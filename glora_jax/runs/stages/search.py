@@ -18,7 +18,7 @@ from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context, train_split_of
 from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
+from glora_jax.runs.stage import TRAINING, Call, Stage, Workload
 from glora_jax.runs.stages.training import Training, calls_of_training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
@@ -46,8 +46,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
         context.counts[context.train_split],
       )
     ],
-    batches=Batches((train_split_of(settings),), settings.sampling.paths),
-    draws=True,
+    splits=(train_split_of(settings),),
   )
   search = Stage(
     'search',
@@ -58,12 +57,10 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   )
   if not settings.finetunes:
     return (supernet,), (search,)
-  splits = tuple(dict.fromkeys(('train', finetune.on)))
   chosen = (CHOICE,) if finetune.on == 'train+val' else ()
   options = {
     'reads': ('finetune.', 'search.fitness', *TRAINING),
-    'batches': Batches(splits),
-    'draws': True,
+    'splits': tuple(dict.fromkeys(('train', finetune.on))),
   }
   before = ('supernet', 'search')
   on_train, on_split = (

@@ -32,7 +32,7 @@ from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context, train_split_of
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
-from glora_jax.runs.stage import TRAINING, Batches, Call, Stage, Workload
+from glora_jax.runs.stage import TRAINING, Call, Stage, Workload
 from glora_jax.runs.stages.allocation import (
   PASSES,
   allocate_once,
@@ -126,8 +126,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       reads=('allocation.', *TRAINING),
       check=check_gradient,
       calls=lambda context: [Call('features', Workload(), 0, _seen(context))],
-      batches=Batches((train_split_of(settings),)),
-      draws=True,
+      splits=(train_split_of(settings),),
     )
     structure = Stage(
       'structure',
@@ -193,8 +192,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     after=('structure',) if is_given or name == GRADIENT else (),
     check=check,
     calls=calls,
-    batches=Batches((train_split_of(settings),)),
-    draws=True,
+    splits=(train_split_of(settings),),
   )
 
 
