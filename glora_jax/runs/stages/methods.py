@@ -45,6 +45,7 @@ from glora_jax.runs.stages.training import (
 )
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.checked import NoGradientError, NonFiniteError
+from glora_jax.search.fold_gradients import Ahead
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.training.recipe import Recipe
 
@@ -213,73 +214,70 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
     learner: Adapted = FullFineTuning.of(context.adapted)
   else:
     learner = context.place(method).adapted.fix(method)
-  training = _from_pretrained(context, task, learner, context.settings.training)
-  return {method: _trained(context, training)}
+  starts = _starts(context, learner, task.trials)
+  trained = _train(
+    context, f'{task.folder}/states', learner, context.settings.training, starts, task.trials
+  )
+  return {method: _structures(trained)}
 
 
-def _from_pretrained(
-  context: Context, task: Task, learner: Adapted, recipe: Recipe, name: str = 'states'
-) -> Training:
-  """The trainings of a learner from the pretrained base, for each trial."""
+def _starts(context: Context, learner: Adapted, trials: Sequence[Trial]) -> list[Any]:
+  """The variables before any training, for each trial."""
   base, adapted = context.variables['params'], learner.fix(None)
-  starts = [adapted.init(stream_key(trial.seed, Stream.INIT), base) for trial in task.trials]
-  return _training(f'{task.folder}/{name}', learner, recipe, starts, task.trials)
+  return [adapted.init(stream_key(trial.seed, Stream.INIT), base) for trial in trials]
 
 
-def _training(
+def _train(
+  context: Context,
   name: str,
   learner: Adapted,
   recipe: Recipe,
   starts: list[Any],
   trials: Sequence[Trial],
   stream: Stream = Stream.SUPERNET,
-) -> Training:
-  """The trainings of a learner from some variables, for each trial."""
+  *,
+  measured: bool = True,
+) -> tuple[list[Model], float]:
+  """What became of a learner's trainings from some variables, one a trial; the seconds of each."""
   keys = [stream_key(trial.seed, stream) for trial in trials]
   rates = [trial.learning_rate for trial in trials]
-  return Training(name, learner, recipe, 'train', starts, keys, rates)
-
-
-def _train(context: Context, training: Training) -> tuple[list[Model], float]:
-  """What became of trainings, and the seconds of each."""
-  with clocked(context.path(training.name)) as clock:
+  training = Training(name, learner, recipe, 'train', starts, keys, rates, measured=measured)
+  with clocked(context.path(name)) as clock:
     trained = train(context, training)
   return trained, clock['seconds'] / len(trained)
 
 
-def _trained(
-  context: Context,
-  training: Training,
+def _structures(
+  trained: tuple[list[Model], float],
   title: str = 'Its training',
   seconds: float = 0.0,
   troubles: Sequence[str] = (),
   **more: Any,
 ) -> list[TrainedStructure]:
-  """What becomes of each of some trainings.
+  """What became of each of some trainings.
 
   Args:
-    context: the context.
-    training: the trainings, of one structure.
+    trained: what `_train` returned.
     title: what a sentence calls one of them.
     seconds: of what came before it.
     troubles: likewise.
     **more: fields of all of them.
   """
-  results, own = _train(context, training)
+  models, own = trained
   return [
     TrainedStructure(
-      result,
+      model,
       seconds + own,
-      trouble=' '.join(filter(None, (*troubles, _trouble(title, result.diverged)))),
+      trouble=' '.join(filter(None, (*troubles, _trouble(title, model)))),
       **more,
     )
-    for result in results
+    for model in models
   ]
 
 
-def _trouble(training: str, diverged: bool) -> str:
+def _trouble(training: str, trained: Model) -> str:
   """The sentence about a training that diverged; empty about others."""
-  return f'{training} {_STOPPED}' if diverged else ''
+  return f'{training} {_STOPPED}' if trained.diverged else ''
 
 
 def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
@@ -288,42 +286,38 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   Heads are warmed at the recipe's learning rate, whatever the trial's, so that the structure is the
   seed's.
   """
-  place = context.place(GRADIENT)
-  adapted, budgets = place.adapted, task.budgets
+  place, budgets = context.place(GRADIENT), task.budgets
   seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
   names = [f'{task.folder}/{budget}-{seed}' for seed in seeds for budget in budgets]
   is_done = all(is_allocated(context, name) for name in names)
   ahead = None if is_done else start_compiling(context, place)  # one program for all of them
   head, warming = head_learner(context, place), head_recipe(context.settings)
-  starts = task._replace(trials=[Trial(seed, warming.learning_rate) for seed in seeds])
-  training = _from_pretrained(context, starts, head, warming, 'heads')
-  heads, seconds = _train(context, dataclasses.replace(training, measured=False))
+  trials = [Trial(seed, warming.learning_rate) for seed in seeds]
+  starts = _starts(context, place.adapted, trials)
+  folder = f'{task.folder}/heads'
+  heads, seconds = _train(context, folder, head, warming, starts, trials, measured=False)
   rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
-  for seed, warm in zip(seeds, heads, strict=True):
-    fresh = adapted.init(stream_key(seed, Stream.INIT), context.variables['params'])
-    start = Model(adapted, {**fresh, 'params': warm.variables['params']})
-    of_seed = task._replace(trials=[trial for trial in task.trials if trial.seed == seed])
+  for seed, start, warm in zip(seeds, starts, heads, strict=True):
+    place = place._replace(variables=start)
     key = stream_key(seed, Stream.PRIOR)
-    find = prior_of(context, Model(adapted, fresh), budget=min(budgets), key=key, ahead=ahead)
-    prior = _Prior(find, context.path(f'{task.folder}/prior-{seed}')) if find else None
-    trouble = _trouble('The training of its head', warm.diverged)
+    find = prior_of(context, place, budget=min(budgets), key=key, ahead=ahead)
+    folder = context.path(f'{task.folder}/prior-{seed}')
+    prior = _Prior(find and clocked(folder)(find), folder)
+    warmed = place._replace(variables={**start, 'params': warm.variables['params']})
+    of_seed = task._replace(trials=[trial for trial in task.trials if trial.seed == seed])
+    trouble = _trouble('The training of its head', warm)
     for budget in budgets:
-      name = f'{task.folder}/{budget}-{seed}'
-      options = {'budget': budget, 'ahead': ahead}
-      trained = _train_structure(context, name, start, of_seed, prior, seconds, trouble, **options)
-      rows[f'{GRADIENT}-{budget}'] += trained
+      rows[f'{GRADIENT}-{budget}'] += _train_structure(
+        context, warmed, of_seed, prior, seconds, trouble, budget, ahead
+      )
   return rows
 
 
 class _Prior(NamedTuple):
-  """What finds a prior, and the folder that keeps how long that took."""
+  """What finds a prior, None where there is none, and the folder that keeps how long that took."""
 
-  find: Callable[[], Allocation | None]
+  find: Callable[[], Allocation | None] | None
   folder: str
-
-  def __call__(self) -> Allocation | None:
-    with clocked(self.folder):
-      return self.find()
 
   @property
   def seconds(self) -> float:
@@ -334,13 +328,13 @@ class _Prior(NamedTuple):
 
 def _train_structure(
   context: Context,
-  name: str,
   place: Model,
   task: Task,
-  prior: _Prior | None,
+  prior: _Prior,
   seconds: float,
   trouble: str,
-  **options: Any,
+  budget: int,
+  ahead: Ahead | None,
 ) -> list[TrainedStructure]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate.
 
@@ -351,26 +345,28 @@ def _train_structure(
   none. So a head that has diverged ends the comparison as little as a supernet that has, and as one
   does that is certain of every label.
   """
-  key = stream_key(task.trials[0].seed, Stream.STRUCTURE)
-  before = prior.seconds if prior else 0.0
+  seed, before = task.trials[0].seed, prior.seconds
+  name, key = f'{task.folder}/{budget}-{seed}', stream_key(seed, Stream.STRUCTURE)
   troubles, has_borrowed = [trouble], False
   with clocked(context.path(name)) as clock:
     try:
-      found = allocate_once(context, place, key=key, folder=name, prior=prior, **options)
+      found = allocate_once(
+        context, place, budget=budget, key=key, folder=name, ahead=ahead, prior=prior.find
+      )
       genome, variables, has_borrowed = found.genome, found.variables, found.borrowed > 0
     except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
       genome = genomes.smallest_genome(place.adapted.spec)
       variables = place.variables
       troubles.append(_stands_for(name, error))
-    if not clock['whole'] and prior:
+    if not clock['whole']:
       clock['seconds'] -= prior.seconds - before
   structure, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
   starts = [variables] * len(task.trials)
-  training = _training(f'{name}/states', structure, shorter, starts, task.trials)
-  seconds += clock['seconds'] + (prior.seconds if prior else 0.0)
+  trained = _train(context, f'{name}/states', structure, shorter, starts, task.trials)
+  seconds += clock['seconds'] + prior.seconds
   spared = recipe.epochs - shorter.epochs
-  return _trained(context, training, seconds=seconds, troubles=troubles, spared_epochs=spared)
+  return _structures(trained, seconds=seconds, troubles=troubles, spared_epochs=spared)
 
 
 def _stands_for(name: str, error: Exception) -> str:
@@ -382,19 +378,19 @@ def _stands_for(name: str, error: Exception) -> str:
 
 def _search(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
   """Trains a supernet for each trial, and finds and finetunes a structure in it for each budget."""
-  recipe = _recipe_of_supernet(context.settings)
-  training = _from_pretrained(context, task, context.adapted, recipe, 'supernets')
-  supernets, seconds = _train(context, training)
-  rows = {}
-  for budget in task.budgets:
-    row = rows[f'{SEARCH}-{budget}'] = []
-    for number, (supernet, trial) in enumerate(zip(supernets, task.trials, strict=True)):
-      name = f'{task.folder}/{budget}-{number}'
-      row += _search_one(context, name, supernet, seconds, trial, budget)
-  return rows
+  starts, recipe = _starts(context, context.adapted, task.trials), _of_supernet(context.settings)
+  folder = f'{task.folder}/supernets'
+  supernets, seconds = _train(context, folder, context.adapted, recipe, starts, task.trials)
+  return {
+    f'{SEARCH}-{budget}': [
+      _search_one(context, f'{task.folder}/{budget}-{number}', supernet, seconds, trial, budget)
+      for number, (supernet, trial) in enumerate(zip(supernets, task.trials, strict=True))
+    ]
+    for budget in task.budgets
+  }
 
 
-def _recipe_of_supernet(settings: RunSettings) -> Recipe:
+def _of_supernet(settings: RunSettings) -> Recipe:
   """The recipe of all methods, shorter by the epochs that a searched structure is finetuned for."""
   epochs = settings.training.epochs - settings.finetuning.epochs
   return dataclasses.replace(settings.training, epochs=epochs)
@@ -402,14 +398,14 @@ def _recipe_of_supernet(settings: RunSettings) -> Recipe:
 
 def _search_one(
   context: Context, name: str, supernet: Model, seconds: float, trial: Trial, budget: int
-) -> list[TrainedStructure]:
+) -> TrainedStructure:
   """Searches a structure within a budget, and finetunes it from the supernet's weights.
 
   A supernet that has diverged cannot be searched; its smallest structure is what
   the trial has come to, and ends the comparison as little as any other training that diverges.
   """
   key, start = stream_key(trial.seed, Stream.SEARCH), supernet.variables
-  troubles = [_trouble('The training of its supernet', supernet.diverged)]
+  troubles = [_trouble('The training of its supernet', supernet)]
   with clocked(context.path(name)) as clock:
     try:
       archive = run_search(context, start, budget=budget, key=key, folder=name)
@@ -421,10 +417,11 @@ def _search_one(
   # The schedule's ends are those of the supernet's learning rate.
   rate = context.settings.training.learning_rate
   recipe = dataclasses.replace(context.settings.finetuning, learning_rate=rate)
-  slower = trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)
-  training = _training(f'{name}/states', structure, recipe, [start], [slower], Stream.FINETUNE)
+  trials = [trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)]
+  stream = Stream.FINETUNE
+  trained = _train(context, f'{name}/states', structure, recipe, [start], trials, stream)
   seconds += clock['seconds']
-  return _trained(context, training, 'Its finetuning', seconds, troubles, inherited=start)
+  return _structures(trained, 'Its finetuning', seconds, troubles, inherited=start)[0]
 
 
 class TriedRate(TypedDict):
@@ -447,7 +444,7 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
   trials = seeds * rates
   rows = 1 if is_tuning else max(1, len(budgets_of(settings, method)))
   if method == SEARCH:
-    shorter = _recipe_of_supernet(settings)
+    shorter = _of_supernet(settings)
     supernets = Workload(structure=None, recipe=shorter, side_by_side=trials)
     yield Call.training('train_many', supernets, number)
     times = trials * rows
