@@ -288,21 +288,16 @@ def allocate_once(
 
 def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
   """An allocation as arrays by name; of its variables the trainable ones of its structure."""
-  parts = {
-    'start': flax.traverse_util.flatten_dict(trainable, sep='/'),
+  content = {
+    'genome': allocation.genome,
+    **{name: getattr(allocation, name) for name in _NUMBERS},
+    'signal': np.nan if allocation.signal is None else allocation.signal,
+    'start': trainable,
     'values': allocation.values._asdict(),
     'curve': allocation.curve._asdict(),
   }
-  return {
-    'genome': allocation.genome,
-    **{name: np.array(getattr(allocation, name)) for name in _NUMBERS},
-    'signal': np.array(np.nan if allocation.signal is None else allocation.signal),
-    **{
-      f'{part}/{name}': np.asarray(value)
-      for part, content in parts.items()
-      for name, value in content.items()
-    },
-  }
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
+  return {name: np.asarray(value) for name, value in flat.items()}
 
 
 def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
@@ -315,46 +310,40 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
   Raises:
     ValueError: they are not the allocation of such a model; the reason.
   """
-  _check_arrays(arrays, place)
+  adapted, spec = place.adapted, place.adapted.spec
+  genome = arrays.get('genome', np.zeros(0, np.int8))
+  check_genome(spec, genome)
+  trainable, frozen = adapted.fix(genome).split(place.variables)
+  layers, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
+  expected = {
+    'genome': Array('i', (len(spec), 5)),
+    **{name: Array(kind) for name, kind in _NUMBERS.items()},
+    'signal': Array('f', finite=False),
+    'start': jax.tree.map(lambda start: Array('f', tuple(start.shape)), trainable),
+    'values': {
+      name: Array('f', parts if name.endswith('lora') else layers) for name in Values._fields
+    },
+    'curve': {
+      'params': Array('i', ('purchase',)),
+      'values': Array('f', ('purchase',)),
+      'knee': Array('i'),
+    },
+  }
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(expected, sep='/')
+  check_arrays(arrays, flat)
   tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  adapted, genome = place.adapted, tree['genome']
-  _, frozen = adapted.fix(genome).split(place.variables)
   curve = tree['curve']
+  if not 0 <= curve['knee'] < len(curve['params']):
+    raise ValueError('the knee of its curve lies beyond it')
   return Allocation(
     genome=genome,
     variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
-    spec=adapted.spec,
+    spec=spec,
     values=Values(**tree['values']),
     curve=Curve(curve['params'], curve['values'], int(curve['knee'])),
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
     **{name: tree[name].item() for name in _NUMBERS},
   )
-
-
-def _check_arrays(arrays: dict[str, np.ndarray], place: Model) -> None:
-  """Raises ValueError unless arrays are what `to_arrays` makes of an allocation."""
-  spec = place.adapted.spec
-  genome = arrays.get('genome', np.zeros(0, np.int8))
-  check_genome(spec, genome)
-  trainable, _ = place.adapted.fix(genome).split(place.variables)
-  starts: dict[str, Any] = flax.traverse_util.flatten_dict(trainable, sep='/')
-  rows, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
-  expected = {
-    'genome': Array('i', (len(spec), 5)),
-    **{name: Array(kind) for name, kind in _NUMBERS.items()},
-    'signal': Array('f', finite=False),
-    **{f'start/{name}': Array('f', tuple(start.shape)) for name, start in starts.items()},
-    **{
-      f'values/{name}': Array('f', parts if name.endswith('lora') else rows)
-      for name in Values._fields
-    },
-    'curve/params': Array('i', ('purchase',)),
-    'curve/values': Array('f', ('purchase',)),
-    'curve/knee': Array('i'),
-  }
-  check_arrays(arrays, expected)
-  if not 0 <= arrays['curve/knee'] < len(arrays['curve/params']):
-    raise ValueError('the knee of its curve lies beyond it')
 
 
 def allocate_shifts(
