@@ -228,18 +228,18 @@ def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
       f'The {len(devices)} devices are not spread evenly over the {processes} processes; '
       'give each as many.'
     )
-  grid = np.array(devices).reshape(processes, -1)
-  if fsdp is None:
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-  number = grid.shape[1]
-  if number % fsdp:
-    fitting = [str(size) for size in range(1, number + 1) if number % size == 0]
-    raise ValueError(
-      f'mesh.fsdp={fsdp} does not divide the {number} devices of a process; give one of '
-      f'{", ".join(fitting)}, or None.'
-    )
-  grid = grid.reshape(processes, -1, fsdp)
-  return Mesh(grid, (*AXES, FSDP), axis_types=(AxisType.Auto,) * (len(AXES) + 1))
+  shape, axes = (processes, -1), AXES
+  if fsdp is not None:
+    number = len(devices) // processes
+    if number % fsdp:
+      fitting = [str(size) for size in range(1, number + 1) if number % size == 0]
+      raise ValueError(
+        f'mesh.fsdp={fsdp} does not divide the {number} devices of a process; give one of '
+        f'{", ".join(fitting)}, or None.'
+      )
+    shape, axes = (*shape, fsdp), (*axes, FSDP)
+  grid = np.array(devices).reshape(shape)
+  return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def options_of_one_pass() -> dict[str, Any] | None:
