@@ -81,8 +81,7 @@ class Context:
     mesh: the devices; None on a single one.
     decoded: arrays of small splits that are not on a device yet.
     splits: the splits that were read.
-    scorers: compiled scores, by masked split; None for all others.
-    predictors: compiled predictions, likewise.
+    compiled: scores and predictions, by what makes them and masked split; None for all others.
     seconds: time of the stages so far, by title.
     begun: names of the stages before the one that runs.
     dispatched: to be called after every dispatch; a profiler hears it in a stage that is traced.
@@ -101,8 +100,7 @@ class Context:
   mesh: jax.sharding.Mesh | None = None
   decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
-  scorers: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
-  predictors: dict[str | None, Callable] = dataclasses.field(default_factory=dict)
+  compiled: dict[tuple[Callable, str | None], Callable] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   begun: Sequence[str] = ()
   dispatched: Callable[[], None] = lambda: None
@@ -221,7 +219,7 @@ class Context:
     Returns:
       (correct answers [candidate], summed loss [candidate]).
     """
-    scorer = self._compiled(self.scorers, make_scorer, split)
+    scorer = self._compiled(make_scorer, split)
     images, labels = self.data(split)
     if not isinstance(images, pipeline.Stream):
       return scorer(variables, genomes, images, labels)
@@ -251,7 +249,7 @@ class Context:
   def predict(self, model: Model, split: str) -> Predictions:
     """What a structure answers for every image of a split, as NumPy arrays [image]."""
     variables, genome = self._plain(model)
-    predictor = self._compiled(self.predictors, make_predictor, split)
+    predictor = self._compiled(make_predictor, split)
     images = self.data(split).images
     blocks = [images]
     if isinstance(images, pipeline.Stream):
@@ -271,14 +269,13 @@ class Context:
       return next(images.batches(np.asarray(indices)[None])).images
     return np.asarray(images.addressable_data(0)[np.asarray(indices)])
 
-  def _compiled(self, made: dict[str | None, Callable], make: Callable, split: str) -> Callable:
+  def _compiled(self, make: Callable, split: str) -> Callable:
     """The scorer or predictor of a split; splits without a mask share theirs."""
-    masked = split if split in self.task.masked else None
-    if masked not in made:
-      made[masked] = make(
-        self.adapted, self.preprocess, classes=self.task.mask(split), mesh=self.mesh
-      )
-    return made[masked]
+    key = make, split if split in self.task.masked else None
+    if key not in self.compiled:
+      options = {'classes': self.task.mask(split), 'mesh': self.mesh}
+      self.compiled[key] = make(self.adapted, self.preprocess, **options)
+    return self.compiled[key]
 
 
 def make_context(
@@ -340,7 +337,8 @@ def make_context(
     beside=beside,
     mesh=mesh,
   )
-  check(context, stages)
+  for stage in stages:
+    stage.check(context)
   if devices is not None:
     return context
   if settings.data.cache is not None:
@@ -362,19 +360,9 @@ def make_context(
   context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
   if left != counts:
     context.settings = fit_batches(given, stages, left, mesh)
-    check(context, stages)
-  return context
-
-
-def check(context: Context, stages: Sequence[Stage]) -> None:
-  """Checks what stages need of their model and images; of variables shapes are enough.
-
-  Raises:
-    ValueError, OSError: what a stage would stumble over.
-  """
-  for stage in stages:
-    if stage.check is not None:
+    for stage in stages:
       stage.check(context)
+  return context
 
 
 def _open_images(
@@ -413,16 +401,12 @@ def count_images(task: Task) -> dict[str, int]:
 
 
 def check_ranks(adapted: Adapted) -> None:
-  """Checks that LoRA ranks on offer are not beyond the size of every layer.
-
-  Raises:
-    ValueError: a rank is larger than the smaller side of each layer.
-  """
-  largest = max((min(layer.in_features, layer.out_features) for layer in adapted.spec), default=0)
-  ranks = sorted({rank for layer in adapted.spec for rank in layer.space.ranks})
-  if beyond := [rank for rank in ranks if rank > largest]:
+  """Raises ValueError where a LoRA rank on offer is beyond the smaller side of every layer."""
+  sides = [min(layer.in_features, layer.out_features) for layer in adapted.spec]
+  ranks = {rank for layer in adapted.spec for rank in layer.space.ranks}
+  if beyond := [rank for rank in sorted(ranks) if rank > max(sides)]:
     raise ValueError(
-      f'space.ranks has {beyond[0]}, and no layer of the model is larger than {largest} in both '
+      f'space.ranks has {beyond[0]}, and no layer of the model is larger than {max(sides)} in both '
       'directions; lower it.'
     )
 

@@ -8,19 +8,19 @@ import hashlib
 import json
 import logging
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import require_apart
-from glora_jax.files import open_regular, sha256_of, whole, write_json
+from glora_jax.files import sha256_of, whole, write_json
 from glora_jax.models.checkpoint import EXTENSIONS
 from glora_jax.records import read_record
 from glora_jax.runs import origins
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import IMAGES, SPLIT, Context, make_context, never
 from glora_jax.runs.fields import is_among, warn_of_unread
-from glora_jax.runs.sections import WatchSettings
 from glora_jax.runs.stage import Stage, read_by, readers, require_tested, walk
 from glora_jax.runs.workdir import (
   Change,
@@ -72,7 +72,7 @@ def run_job(
   if given is not None:
     warn_of_unread(settings, read_by(stages), given)
   require_apart(settings.task, workdir)
-  with claimed(workdir, stages) if meshes.primary() else contextlib.nullcontext():
+  with claimed(workdir, stages):
     if is_finished(workdir):
       return _finished(settings, stages, workdir, shape)
     context = prepared(settings, stages, workdir, stop)
@@ -102,7 +102,10 @@ def _finished(
   log.info('This run is finished; everything is in %s.', workdir)
   for change in changes:
     log.info('%s, which no stage reads.', change)
-  _warn_of_unrecorded(settings.watch, workdir)
+  for name in ('profile', 'tensorboard'):
+    value = getattr(settings.watch, name)
+    if value and not names_in(os.path.join(workdir, name)):
+      log.warning('watch.%s=%r records nothing any more: this run is finished.', name, value)
   return _with_provenance(result, workdir)
 
 
@@ -162,14 +165,6 @@ def _require_own(result: dict[str, Any], workdir: str) -> None:
       )
 
 
-def _warn_of_unrecorded(watch: WatchSettings, workdir: str) -> None:
-  """Warns of what is to be recorded of a finished run, and was not when it ran."""
-  for name in ('profile', 'tensorboard'):
-    value = getattr(watch, name)
-    if value and not names_in(os.path.join(workdir, name)):
-      log.warning('watch.%s=%r records nothing any more: this run is finished.', name, value)
-
-
 def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
   """A result, and with what it was made, where that is known.
 
@@ -183,34 +178,25 @@ def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
 def _undone_where_it_fails(workdir: str, names: Sequence[str]) -> Iterator[None]:
   """Leaves a workdir and some files in it as they were before, where preparing fails."""
   before = names_in(workdir)
-  paths = [os.path.join(workdir, name) for name in names]
-  contents = {path: _read_bytes(path) for path in paths}
+  files = [pathlib.Path(workdir, name) for name in names]
+  contents = {file: _content_of(file) for file in files}
   try:
     yield
   except BaseException:
     if meshes.primary():
       with contextlib.suppress(OSError):  # what went wrong first is what matters
-        _restore(contents)
+        for file, content in contents.items():
+          if content is None and file.is_file():
+            file.unlink()
+          elif content != _content_of(file):
+            with whole(file) as temporary:
+              pathlib.Path(temporary).write_bytes(content or b'')
         abandon(workdir, before)
     raise
 
 
-def _read_bytes(path: str) -> bytes | None:
-  if not os.path.isfile(path):
-    return None
-  with open_regular(path) as file:
-    return file.read()
-
-
-def _restore(contents: dict[str, bytes | None]) -> None:
-  for path, content in contents.items():
-    if content == _read_bytes(path):
-      continue
-    if content is None:
-      os.remove(path)
-    else:
-      with whole(path) as temporary, open(temporary, 'wb') as file:
-        file.write(content)
+def _content_of(file: pathlib.Path) -> bytes | None:
+  return file.read_bytes() if file.is_file() else None
 
 
 def _forget(workdir: str, changes: tuple[Change, ...], others: Sequence[str]) -> None:
@@ -219,10 +205,11 @@ def _forget(workdir: str, changes: tuple[Change, ...], others: Sequence[str]) ->
   What a start left that was killed before it had claimed the workdir is of nobody knows what.
   """
   is_unclaimed = not os.path.exists(os.path.join(workdir, 'config.json'))
-  gone = list(others)
-  for name, fields in PREPARED.items():
-    if is_unclaimed or any(is_among(change.name, fields) for change in changes):
-      gone.append(name)
-  for path in (os.path.join(workdir, name) for name in gone):
+  gone = [
+    name
+    for name, fields in PREPARED.items()
+    if is_unclaimed or any(is_among(change.name, fields) for change in changes)
+  ]
+  for path in (os.path.join(workdir, name) for name in (*others, *gone)):
     if meshes.primary() and os.path.exists(path):
       os.remove(path)

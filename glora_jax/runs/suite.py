@@ -119,7 +119,7 @@ def run(
         jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
         gc.collect()  # and its arrays leave the device before the next one's come
 
-  with claim(workdir, list(folders.values())) if meshes.primary() else contextlib.nullcontext():
+  with claim(workdir, list(folders.values())):
     changes_of(settings, workdir, read, list(folders.values()))
     for name, folder in folders.items():
       if is_finished(folder):
@@ -157,7 +157,7 @@ def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[],
   log.info(title)
   try:
     stages = experiment.stages_of(settings)
-    with claimed(folder, stages) if meshes.primary() else contextlib.nullcontext():
+    with claimed(folder, stages):
       prepared(settings, stages, folder)
   except InUseError as error:
     if jax.process_count() > 1:

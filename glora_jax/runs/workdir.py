@@ -27,6 +27,7 @@ from glora_jax.files import (
   writing,
 )
 from glora_jax.limits import printable, shown
+from glora_jax.mesh import primary
 from glora_jax.records import read_record
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.fields import as_json, by_name, is_among, values_of
@@ -141,7 +142,7 @@ def _read(path: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) -> Iterator[None]:
-  """Holds a folder for this process alone, and makes it where it is missing.
+  """Holds a folder for the primary process alone, and makes it where it is missing.
 
   The system lets go of it when the process ends, however it ends. What `whole` could not move into
   place in it, since its process was killed, is removed. Where the block raises before anything is
@@ -158,6 +159,9 @@ def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) ->
       something in it leads out of it.
     OSError: it cannot be written.
   """
+  if not primary():
+    yield
+    return
   # Training states cannot be saved below a name that is not UTF-8.
   for name in os.path.abspath(folder).split(os.sep):
     require_printable('The path of the workdir', [name])
