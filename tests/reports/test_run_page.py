@@ -36,7 +36,7 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
     ({'result': 'lora'}, 'report.result'),
     ({'structures': better}, 'best validation accuracy within the budget'),
     ({'structures': better, 'budget': None}, 'report.result'),
-    ({'structures': tied, 'budget': None, 'result': 'full'}, 'report.result'),
+    ({'structures': tied, 'result': 'full'}, 'report.result'),
     ({'structures': unmeasured}, 'is the searched structure:'),
     ({'structures': unmeasured, 'result': 'lora'}, 'report.result'),
   ):
