@@ -47,7 +47,11 @@ EQUATION = paragraph(
   'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',
   code("W' = W + W*A + B, b' = b + b*D + E + C W"),
 )
-_THE = {'linear': 'the linear probe', 'search': 'the searched structure'}  # in a sentence
+_THE = {  # in a sentence
+  'linear': 'the linear probe',
+  'search': 'the searched structure',
+  GRADIENT: "the gradient's structure",
+}
 _CHANCE = 0.05  # p-values from here on say nothing
 _FEW = 60  # points of a curve that answer a pointer
 
