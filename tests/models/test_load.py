@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import CLASSES, assert_equal_files, assert_equal_params, timm  # noqa: F401, a fixture
+from comparing import assert_refused
 from numpy.testing import assert_allclose, assert_array_equal
 from places import FIXTURES
 
@@ -47,17 +48,12 @@ def test_a_pooler_beside_a_classifier_has_no_say(tmp_path):
 def test_non_square_grids_must_be_told_and_must_fit(timm):
   positions = np.random.default_rng(0).normal(size=(1, 4 * 5 + 1, 16))
   timm.tensors['pos_embed'] = positions.astype(np.float32)
-  with pytest.raises(
-    ValueError,
-    match=r'21 position embeddings fit no square grid .* give weights\.load their image_size',
-  ):
-    timm.load()
-  model, params, metadata = timm.load(image_size=(32, 40))
-  assert metadata['image_size'] == [32, 40]
-  assert expected_params(model, (32, 40))['pos_embed'].shape == params['pos_embed'].shape
-  model, params, metadata = weights.refit(model, params, metadata, image_size=(40, 32))
-  assert metadata['image_size'] == [40, 32]
-  assert expected_params(model, (40, 32))['pos_embed'].shape == params['pos_embed'].shape
+  assert_refused('21 position embeddings fit no square grid', timm.load)
+  loaded = timm.load(image_size=(32, 40))
+  refitted = weights.refit(*loaded, image_size=(40, 32))
+  for (model, params, metadata), size in ((loaded, [32, 40]), (refitted, [40, 32])):
+    assert metadata['image_size'] == size
+    assert expected_params(model, size)['pos_embed'].shape == params['pos_embed'].shape
 
 
 def test_what_another_file_or_its_config_says_is_not_overridden():
@@ -65,8 +61,7 @@ def test_what_another_file_or_its_config_says_is_not_overridden():
   said = {'num_heads': 4, 'image_size': (32, 32), 'pool': 'token'}
   assert weights.load(folder, **said).model == weights.load(folder).model
   for other in ({'num_heads': 8}, {'image_size': (16, 64)}, {'pool': 'gap'}):
-    with pytest.raises(ValueError, match=r'or its config\.json says .* was given; leave it out'):
-      weights.load(folder, **other)
+    assert_refused('config.json says', weights.load, folder, **other)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +137,7 @@ def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
 
 @pytest.mark.parametrize(
   'crop_pct, mode, expected',
-  [
-    (0.9, 'center', 248),
-    (1.0, 'center', 224),
-    (0.9, 'squash', None),
-    (None, 'center', None),
-  ],
+  [(0.9, 'center', 248), (1.0, 'center', 224), (0.9, 'squash', None), (None, 'center', None)],
 )
 def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
   """The shorter side that timm scales an image of any size to; it truncates the quotient."""
@@ -157,18 +147,15 @@ def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
   }
   facts = FORMATS['timm'].read_config(config)
   assert short_side(facts) == expected
-  metadata = {'normalization': 'imagenet', **facts}
-  for name in ('timm', 'hf_vit') if expected else ():
-    format = FORMATS[name]
-    files = format.side_files(ViT(2, num_heads=4), metadata, format.variant, {})
-    if name == 'timm':
-      read = format.read_config(files['config.json'])
-    else:
-      processor = files['preprocessor_config.json']
-      assert processor['do_center_crop']
-      assert processor['crop_size'] == {'height': 224, 'width': 224}
-      read = format.read_preprocessor(processor)
-    assert short_side({'image_size': 224, **read}) == expected
+  if expected:
+    model, metadata = ViT(2, num_heads=4), {'normalization': 'imagenet', **facts}
+    timm, hf = (FORMATS[name] for name in ('timm', 'hf_vit'))
+    config = timm.side_files(model, metadata, timm.variant, {})['config.json']
+    assert short_side(timm.read_config(config)) == expected
+    processor = hf.side_files(model, metadata, hf.variant, {})['preprocessor_config.json']
+    assert processor['do_center_crop']
+    assert processor['crop_size'] == {'height': 224, 'width': 224}
+    assert short_side({'image_size': 224, **hf.read_preprocessor(processor)}) == expected
 
 
 def short_side(facts):

@@ -26,10 +26,10 @@ IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 
 
 @functools.cache
-def trained(name, ranks=(1, 3)):
+def trained(name):
   """A fixture, adapted, its supports and head random."""
   model, params, metadata = weights.load(FIXTURES / name)
-  adapted = adapt(model, IMAGES, space=SearchSpace(ranks))
+  adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
   return types.SimpleNamespace(
     model=model,
     params=params,
@@ -92,7 +92,7 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   _, read = load_peft(tmp_path, adapted, params)
   jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
   save_peft(tmp_path, case.adapted, case.variables, 'hf_dinov2', case.genome)
-  assert_refused(['head/kernel', f'({2 * width}, '], load_peft, tmp_path, adapted, params)
+  assert_refused(f'({2 * width}, ', load_peft, tmp_path, adapted, params)
 
 
 class Stacked(nn.Module):
@@ -149,22 +149,22 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
 
 
 FC1 = 'vit.layers.0.mlp.fc1'
-LORA = {f'{FC1}.lora_A.weight': numbers(3, 16), f'{FC1}.lora_B.weight': numbers(48, 3)}
-LORA_OF_2 = {f'{FC1}.lora_A.weight': numbers(2, 16), f'{FC1}.lora_B.weight': numbers(48, 2)}
+A, B = f'{FC1}.lora_A.weight', f'{FC1}.lora_B.weight'
+LORA = {A: numbers(3, 16), B: numbers(48, 3)}
 
 
 @pytest.mark.parametrize(
   'name, names, alleles, named',
   [
-    ('hf_vit', 'hf_vit', [3, 2, 0, 0, 0], ['attn/qkv[0]', 'A=lora:1, B=vector', 'fold']),
+    ('hf_vit', 'hf_vit', [3, 2, 0, 0, 0], 'A=lora:1, B=vector'),
     ('hf_vit', 'hf_vit', None, 'adapted.fold'),  # no LoRA at all
-    ('hf_vit', 'vit_jax', (), ["'vit_jax'", 'hf_vit_modules']),
+    ('hf_vit', 'vit_jax', (), "'vit_jax'"),
     ('hf_vit', ['timm'], (), "names=['timm']"),
-    ('timm_deit3', 'hf_vit', (), ['LayerScale', 'blocks/attn/proj']),
+    ('timm_deit3', 'hf_vit', (), 'LayerScale'),
     ('hf_vit', {'head': 'classifier'}, (), "'blocks/attn/qkv'"),
-    ('hf_vit', {'blocks/.*': 'a', 'head': 'b'}, (), ["'a'", 'blocks/attn/qkv', '1 times']),
+    ('hf_vit', {'blocks/.*': 'a', 'head': 'b'}, (), '1 times'),
     ('hf_vit', {'blocks/.*': 'a.{}', 'head': 'b'}, (), 'a.0, a.1'),
-    ('hf_vit', {'blocks/.*': [f'{x}.{{}}' for x in 'abcde']}, (), ['48 outputs', 'a.0, b.0']),
+    ('hf_vit', {'blocks/.*': [f'{x}.{{}}' for x in 'abcde']}, (), '48 outputs'),
     ('hf_vit', {'bl.*': r'\9'}, (), "'bl.*'"),
   ],
 )
@@ -208,15 +208,15 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
     (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
     (LORA, {'use_dora': True}, 'use_dora=True'),
     (LORA, {'alpha_pattern': {'(': 2}}, FC1),
-    (LORA, {'lora_alpha': 1e308}, [FC1, '1e+308']),
-    ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 16, 1, 1)}, {}, [FC1, '(3, 16, 1, 1)']),
-    (LORA, {'rank_pattern': {'fc1': 4}}, [FC1, 'rank 4', 'rank 3']),
+    (LORA, {'lora_alpha': 1e308}, '1e+308'),
+    ({**LORA, A: numbers(3, 16, 1, 1)}, {}, '(3, 16, 1, 1)'),
+    (LORA, {'rank_pattern': {'fc1': 4}}, 'rank 4'),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, '(x)'),
-    ({**LORA, f'{FC1}.lora_A.weight': numbers(3, 15)}, {}, ['(15, 48)', '(16, 48)']),
-    ({**LORA, **LORA_OF_2}, {'r': 2}, ['rank 2', 'blocks/mlp/fc1[0]', '1, 3']),
-    ({**LORA, f'{FC1}.lora_B.weight': np.full((48, 3), np.nan)}, {}, f'{FC1}.lora_B.weight'),
+    ({**LORA, A: numbers(3, 15)}, {}, '(15, 48)'),
+    ({A: numbers(2, 16), B: numbers(48, 2)}, {'r': 2}, 'rank 2'),
+    ({**LORA, B: np.full((48, 3), np.nan)}, {}, B),
     ({**LORA, 'vit.layernorm.weight': numbers(16)}, {}, 'vit.layernorm.weight'),
-    ({**LORA, 'classifier.weight': numbers(7, 16)}, {}, ['head/kernel', '(16, 7)', '(16, 5)']),
+    ({**LORA, 'classifier.weight': numbers(7, 16)}, {}, '(16, 7)'),
     ({'classifier.weight': numbers(5, 16)}, {}, 'no module'),
   ],
 )
