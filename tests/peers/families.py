@@ -90,14 +90,3 @@ def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
   if isinstance(output, torch.Tensor):
     return output.numpy()
   return (output.logits if 'logits' in output else output.pooler_output).numpy()
-
-
-def strict_copy(name: str, folder) -> torch.nn.Module:
-  """A fresh model of the family, from a folder that we wrote; every tensor must be its own."""
-  model = fresh(name)
-  if isinstance(model, transformers.PreTrainedModel):
-    loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()), info
-    return loaded.eval()
-  model.load_state_dict(safetensors.torch.load_file(f'{folder}/model.safetensors'), strict=True)
-  return model.eval()

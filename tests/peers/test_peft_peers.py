@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from comparing import mixed_loras, trained_variables
 
-pytest.importorskip('torch', reason='needs the peers extra')
 pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('transformers', reason='needs the peers extra')
 pytest.importorskip('peft', reason='needs the peers extra')
 
 import peft
@@ -28,12 +26,11 @@ TRANSFORMERS = 4 if Version(transformers.__version__) < Version('5') else 5
 
 
 def loaded(name, tmp_path, ranks=(1, 3)):
-  """(torch model, our model, params, adapted with random supports, variables, where it is from)."""
+  """(torch model, params, our model adapted, where it is from)."""
   theirs = families.build(name)
   families.write(theirs, tmp_path / 'base')
   model, params, metadata = weights.load(tmp_path / 'base')
-  space = glora_jax.SearchSpace(ranks)
-  adapted = glora_jax.adapt(model, IMAGES, space=space)
+  adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace(ranks))
   return theirs, params, adapted, metadata['source']
 
 
@@ -69,8 +66,7 @@ FIRST = ['fc1'] if TRANSFORMERS == 5 else ['intermediate.dense']
 LORAS = {
   'alpha': ({'r': 2, 'lora_alpha': 7, 'target_modules': FIRST}, (2,)),
   'rank_stabilized': ({'r': 2, 'target_modules': FIRST, 'use_rslora': True}, (2,)),
-  'separate_q_and_v': ({'r': 2, 'target_modules': QKV}, (4,)),
-  'patterns': (
+  'patterns': (  # and q and v apart
     {
       'r': 1,
       'lora_alpha': 3,
