@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from comparing import assert_refused
 from places import FIXTURES, digests
 
 from glora_jax import convert
@@ -97,8 +98,7 @@ def strangers(tmp_path, monkeypatch):
 def test_what_is_there_is_not_replaced_unasked(strangers, output):
   before = digests(strangers)
   for options in ([],) if output == 'a.jax_export' else ([], ['--format', 'hf_vit']):
-    with pytest.raises(SystemExit, match='exists already; choose another path, or give --overw'):
-      convert.main(['in', output, *options])
+    assert_refused('exists already', convert.main, ['in', output, *options], kind=SystemExit)
   assert digests(strangers) == before
 
 
@@ -109,8 +109,12 @@ def test_an_input_is_never_replaced(strangers, given):
   outputs = [*same, 'in', 'linked', 'in/.', 'shelf']
   formats = ([], ['--format', 'glora_jax'], ['--format', 'hf_vit'])
   for output, options in [*itertools.product(outputs, formats), ('hard.jax_export', [])]:
-    with pytest.raises(SystemExit, match=r'would replace .*, an input of this comm'):
-      convert.main([given, output, '--overwrite', '--num-heads', '4', *options])
+    assert_refused(
+      'an input of this command',
+      convert.main,
+      [given, output, '--overwrite', '--num-heads', '4', *options],
+      kind=SystemExit,
+    )
   assert digests(strangers) == before
 
 

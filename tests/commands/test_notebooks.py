@@ -1,6 +1,5 @@
 """The notebooks are stored with their outputs, and run in a real kernel."""
 
-import html
 import os
 import re
 
@@ -83,6 +82,5 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
   assert not any(output.output_type == 'error' for output in outputs)
   if name == 'quickstart.ipynb':
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 1
-    shown = [html.unescape(output.get('data', {}).get('text/html', '')) for output in outputs]
-    tables = [text for text in shown if 'aria-label="Accuracy in percent"' in text]
-    assert sum('role="rowheader">searched, finetuned</th>' in text for text in tables) == 2
+    shown = [output.get('data', {}).get('text/html', '') for output in outputs]
+    assert sum('searched, finetuned' in text for text in shown) == 2

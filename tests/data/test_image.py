@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from comparing import assert_refused
 from numpy.testing import assert_array_equal
 from PIL import Image, PngImagePlugin
 
@@ -80,11 +81,6 @@ def test_an_image_with_odd_exif_data_is_taken_as_it_lies(format):
 
 
 def test_cropping_keeps_the_aspect_ratio_and_the_middle():
-  wide = np.zeros((100, 300, 3), np.uint8)
-  wide[:, 100:200] = 255
-  cropped = image.resize(Image.fromarray(wide), 64, 'crop')
-  assert cropped.shape == (64, 64, 3)
-  assert (cropped == 255).all()
   picture = Image.fromarray(RNG.integers(0, 256, (100, 150, 3), np.uint8))
   # As torchvision's Resize and CenterCrop.
   reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop((22, 4, 86, 68))
@@ -100,8 +96,7 @@ def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
   picture.write_text(
     '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n'
   )
-  with pytest.raises(OSError, match='neither BMP, GIF, JPEG, PNG, PPM, TIFF nor WEBP'):
-    image.decode(picture)
+  assert_refused('neither BMP', image.decode, picture, kind=OSError)
   assert not (tmp_path / 'started').exists()
 
 

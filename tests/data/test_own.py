@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from comparing import assert_refused
 from digits_folder import prepared_digits
 from label_lists import write_images
 
@@ -86,8 +87,7 @@ def test_a_split_file_that_was_edited_is_refused(photos, tmp_path, edit):
   saved = json.loads(path.read_text())
   edit(saved)
   path.write_text(json.dumps(saved))
-  with pytest.raises(ValueError, match=r'split\.json'):
-    find(f'folder:{photos}', workdir=str(tmp_path))
+  assert_refused('split.json', find, f'folder:{photos}', workdir=str(tmp_path))
 
 
 def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_path, caplog):
@@ -144,8 +144,7 @@ def test_images_that_changed_since_the_first_time_are_noticed(tmp_path, splits):
   find(f'folder:{folder}', workdir=workdir)
   find(f'folder:{folder}', workdir=workdir)
   (folder / split / 'cat' / '000.png').rename(folder / split / 'dog' / 'other.png')
-  with pytest.raises(ValueError, match='have changed since'):
-    find(f'folder:{folder}', workdir=workdir)
+  assert_refused('have changed since', find, f'folder:{folder}', workdir=workdir)
 
 
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
