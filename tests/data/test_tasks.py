@@ -29,33 +29,26 @@ NUM_TEST = {  # images, as the benchmark's authors publish them
 
 
 @pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
-def test_splits_are_disjoint_and_of_the_published_sizes(vtab_task):
-  positions = {}
-  for name, expression in zip(SPLITS, (vtab.TRAIN, vtab_task.val, vtab_task.test), strict=True):
-    stored, stored_positions = resolve(dataset_of(vtab_task), expression)
-    positions[name] = {(stored, position) for position in stored_positions}
-  assert [len(positions[name]) for name in SPLITS] == [800, 200, NUM_TEST[vtab_task.name]]
-  assert not positions['train'] & positions['val']
-  assert not positions['train'] & positions['test']
-  assert not positions['val'] & positions['test']
-
-
-@pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
-def test_every_task_is_read_end_to_end(mocked, vtab_task):
-  task = find(f'vtab/{vtab_task.name}')
-  dataset = dataset_of(vtab_task)
+def test_every_task_is_read_from_disjoint_splits_of_the_published_sizes(mocked, vtab_task):
+  task, dataset, seen = find(f'vtab/{vtab_task.name}'), dataset_of(vtab_task), []
   assert vtab_task.classes in (task.num_classes, task.classes)
   assert task.group == vtab_task.group
   for split, expression in (('train', vtab.TRAIN), ('val', vtab_task.val)):
     stored, positions = resolve(dataset, expression)
+    seen += [(stored, position) for position in positions]
     loaded = pipeline.load(task.open(split), 8)
-    labels = [vtab_task.label(example(dataset, stored, position, False)) for position in positions]
+    labels = [vtab_task.label(example(dataset, *place, False)) for place in seen[-len(positions) :]]
     assert_array_equal(loaded.labels, labels)
-    for index in (0, len(labels) - 1):
+    for index in (0, -1):
       picture = Image.fromarray(pixels(dataset, stored, positions[index]))
       expected = picture.resize((8, 8), Image.Resampling.BICUBIC)
       assert_array_equal(loaded.images[index], expected)
-  assert len(task.open('test').source) == NUM_TEST[vtab_task.name]
+  stored, positions = resolve(dataset, vtab_task.test)
+  seen += [(stored, position) for position in positions]
+  number = NUM_TEST[vtab_task.name]
+  assert len(task.open('test').source) == number
+  assert len(set(seen)) == len(seen) == 1000 + number
+  assert len(labels) == 200
 
 
 def test_two_tasks_on_the_same_images_keep_decoded_ones_apart(mocked, tmp_path, caplog):
@@ -86,33 +79,21 @@ def test_noahs_vtab_folder_is_read(tmp_path):
   assert_array_equal(opened.labels, [0, 1, 2, 3, 4, 0, 1, 2])
 
 
-DISTANCES = [(0, 8), (8, 8.5), (8.5, 9), (9, 9.5), (9.5, 10), (10, 100)]
-
-
 @hypothesis.given(st.lists(st.floats(0.125, 100, width=32), min_size=3, max_size=10))
 def test_clevr_rules_are_those_of_the_table(distances):
-  objects = {
-    'size': np.zeros(len(distances)),
-    'pixel_coords': np.array([[0, 0, distance] for distance in distances]),
-  }
+  objects = {'size': distances, 'pixel_coords': np.array([[0, 0, each] for each in distances])}
   assert vtab.clevr_count({'objects': objects}) == len(distances) - 3
-  nearest = min(distances)
-  expected = next(n for n, (low, high) in enumerate(DISTANCES) if low < nearest <= high)
+  expected = sum(min(distances) > bound for bound in (8, 8.5, 9, 9.5, 10))
   assert vtab.clevr_distance({'objects': objects}) == expected
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 7), st.floats(-50, 200, width=32)), max_size=6))
 def test_kitti_takes_the_nearest_vehicle_and_has_a_class_for_none(objects):
-  example = {
-    'objects': {
-      'type': np.array([kind for kind, _ in objects], int),
-      'location': np.array([[1, 2, depth] for _, depth in objects]),
-    }
-  }
+  kinds = np.array([kind for kind, _ in objects], int)
+  found = {'type': kinds, 'location': np.array([[1, 2, depth] for _, depth in objects])}
   depths = [depth for kind, depth in objects if kind in (0, 1, 2)]
-  bounds = (8, 20)
-  expected = sum(min(depths) > bound for bound in bounds) if depths else 3
-  assert vtab.kitti_distance(example) == expected
+  expected = sum(min(depths) > bound for bound in (8, 20)) if depths else 3
+  assert vtab.kitti_distance({'objects': found}) == expected
 
 
 @hypothesis.given(st.integers(0, 31), st.integers(0, 39))

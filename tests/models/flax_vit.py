@@ -14,17 +14,20 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, _):
-    attention = f'MultiHeadDotProductAttention_{1 if self.classic else 0}'
+    # Their code counts all layers of a block, or those of a kind.
+    attention, norm, mlp = (1, 2, 3) if self.classic else (0, 1, 0)
     y = nn.LayerNorm(name='LayerNorm_0')(x)
-    x = x + nn.MultiHeadDotProductAttention(num_heads=3, name=attention)(y, y)
-    y = nn.LayerNorm(name=f'LayerNorm_{2 if self.classic else 1}')(x)
-    return x + Mlp(name=f'MlpBlock_{3 if self.classic else 0}')(y), None
+    name = f'MultiHeadDotProductAttention_{attention}'
+    x = x + nn.MultiHeadDotProductAttention(num_heads=3, name=name)(y, y)
+    y = nn.LayerNorm(name=f'LayerNorm_{norm}')(x)
+    return x + Mlp(name=f'MlpBlock_{mlp}')(y), None
 
 
 class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x):
-    return nn.Dense(12, name='Dense_1')(nn.gelu(nn.Dense(20, name='Dense_0')(x)))
+    x = nn.gelu(nn.Dense(20)(x))
+    return nn.Dense(12)(x)
 
 
 class Encoder(nn.Module):
@@ -36,13 +39,7 @@ class Encoder(nn.Module):
     if self.classic:
       x = Positions(name='posembed_input')(x)
     if self.scanned:
-      block = nn.scan(
-        Block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=nn.broadcast,
-        length=2,
-      )
+      block = nn.scan(Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
       x, _ = block(self.classic, name='encoderblock')(x, None)
     else:
       for i in range(2):

@@ -34,19 +34,15 @@ TO_XYZ = np.array(
 THEMES = pytest.mark.parametrize('palette', page.PALETTES.values(), ids=page.PALETTES)
 
 
-def rgb(color):
-  """The parts of a colour of sRGB, '#rrggbb', between 0 and 1."""
-  return np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-
-
-def linear(encoded):
-  """Linear light of sRGB."""
+def linear(color):
+  """Linear light of a colour of sRGB, '#rrggbb'."""
+  encoded = np.frombuffer(bytes.fromhex(color[1:]), np.uint8) / 255
   return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
 
 
 def lab(color, vision):
   """CIELAB of a colour, as somebody sees it."""
-  xyz = TO_XYZ @ np.clip(VISION[vision] @ linear(rgb(color)), 0, 1) / TO_XYZ.sum(axis=1)
+  xyz = TO_XYZ @ np.clip(VISION[vision] @ linear(color), 0, 1) / TO_XYZ.sum(axis=1)
   x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
   return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -61,7 +57,7 @@ def nearest(colours, vision):
 
 def contrast(*colours):
   """Contrast of two colours as the Web Content Accessibility Guidelines define it, 1 to 21."""
-  darker, lighter = sorted(linear(rgb(each)) @ TO_XYZ[1] for each in colours)
+  darker, lighter = sorted(TO_XYZ[1] @ linear(each) for each in colours)
   return (lighter + 0.05) / (darker + 0.05)
 
 
