@@ -37,10 +37,7 @@ def load_layer():
 
 
 def load_vit():
-  """A ViT: params and supports of our scanned ViT, x, genomes, logits, param_count, its shape.
-
-  `unstacked` holds (params, supports) of its blocks one by one.
-  """
+  """A ViT: params and supports of our scanned ViT, x, genomes, logits, param_count, its shape."""
   with np.load(GOLDEN / 'official_vit.npz') as file:
     values = dict(file)
   named = {name: value for name, value in values.items() if name.startswith('param/')}
@@ -65,7 +62,6 @@ def load_vit():
       'head': _params(state['head']),
     },
     'glora': {'blocks': _stack(supports)},
-    'unstacked': (params, supports),
     'x': values['x_nchw'].transpose(0, 2, 3, 1),
     'genomes': values['genomes'],
     'logits': values['logits'],

@@ -64,73 +64,30 @@ def population(adapted, variables, inputs):
   return jax.jit(jax.vmap(lambda genome: adapted.apply(variables, inputs, genome=genome)))
 
 
-class SeparateViT(nn.Module):
-  """The golden ViT the way most write it: unscanned blocks, q, k and v apart."""
+class Projections(nn.Module):
+  """Queries, keys and values by one layer, or by three."""
 
-  patch_size: int
-  width: int
-  depth: int
-  num_heads: int
+  fused: bool
 
   @nn.compact
-  def __call__(self, images):
-    x = nn.Conv(
-      self.width, (self.patch_size,) * 2, strides=self.patch_size, padding='VALID', name='embed'
-    )(images)
-    x = x.reshape(len(x), -1, self.width)
-    cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-    x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)), x], axis=1)
-    x = x + self.param('pos_embed', nn.initializers.zeros, (1, x.shape[1], self.width))
-    for i in range(self.depth):
-      y = nn.LayerNorm(name=f'norm1_{i}')(x)
-      q, k, v = (nn.Dense(self.width, name=f'block{i}_{name}')(y) for name in ('q', 'k', 'v'))
-      q, k, v = (t.reshape(*t.shape[:2], self.num_heads, -1) for t in (q, k, v))
-      weights = nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5)
-      y = nn.Dense(self.width, name=f'block{i}_proj')(
-        jnp.einsum('bhqk,bkhd->bqhd', weights, v).reshape(x.shape)
-      )
-      x = x + y
-      y = nn.gelu(
-        nn.Dense(4 * self.width, name=f'block{i}_fc1')(nn.LayerNorm(name=f'norm2_{i}')(x)),
-        approximate=False,
-      )
-      x = x + nn.Dense(self.width, name=f'block{i}_fc2')(y)
-    return nn.Dense(7, name='head')(nn.LayerNorm(name='norm')(x)[:, 0])
+  def __call__(self, x):
+    if self.fused:
+      return nn.Dense(15, name='qkv')(x)
+    return jnp.concatenate([nn.Dense(5, name=name)(x) for name in 'qkv'], axis=-1)
 
 
-def test_tied_q_k_v_give_the_golden_logits_and_counts(golden_vit):
-  with jax.enable_x64(True):
-    shape, images = golden_vit['shape'], jnp.asarray(golden_vit['x'])
-    blocks, supports = golden_vit['unstacked']
-    params = {
-      name: golden_vit['params'][name] for name in ('embed', 'cls', 'pos_embed', 'norm', 'head')
-    }
-    glora = {}
-    for i, (block, support) in enumerate(zip(blocks, supports, strict=True)):
-      params |= {f'norm{n}_{i}': block[f'norm{n}'] for n in (1, 2)}
-      parts = [np.split(block['attn']['qkv'][name], 3, axis=-1) for name in ('kernel', 'bias')]
-      params |= {
-        f'block{i}_{t}': {'kernel': k, 'bias': b} for t, k, b in zip('qkv', *parts, strict=True)
-      }
-      layers = {'proj': ('attn', 'proj'), 'fc1': ('mlp', 'fc1'), 'fc2': ('mlp', 'fc2')}
-      params |= {f'block{i}_{name}': block[a][b] for name, (a, b) in layers.items()}
-      glora |= {f'block{i}_{name}': support[a][b] for name, (a, b) in layers.items()} | {
-        f'block{i}_q': support['attn']['qkv']
-      }
-    # epsilon of the golden ViT's norms is Flax's default
-    ties = [(f'block{i}_q', f'block{i}_k', f'block{i}_v') for i in range(shape['depth'])]
-    adapted = glora_jax.adapt(SeparateViT(**shape), images, ties=ties)
-    assert len(adapted.spec) == 8
-    assert jax.tree.map(
-      jnp.shape, adapted.init(jax.random.key(0), params)['glora']
-    ) == jax.tree.map(jnp.shape, glora)
-    variables = {'params': params, 'glora': glora}
-    apply = jax.jit(jax.vmap(lambda genome: adapted.apply(variables, images, genome=genome)))
-    logits = np.asarray(apply(golden_vit['genomes']))
-  assert np.abs(logits - golden_vit['logits']).max() <= 1e-12 * np.abs(golden_vit['logits']).max()
-  np.testing.assert_array_equal(
-    adapted.count_params(golden_vit['genomes']), golden_vit['param_count']
-  )
+def test_tied_layers_are_one_layer_whose_outputs_stand_side_by_side():
+  fused, variables = ready(Projections(True))
+  tied = glora_jax.adapt(Projections(False), X, ties=[tuple('qkv')], space=SearchSpace((2, 4)))
+  parts = jax.tree.map(lambda leaf: jnp.split(leaf, 3, axis=-1), variables['params']['qkv'])
+  params = {t: {name: parts[name][i] for name in parts} for i, t in enumerate('qkv')}
+  supports = {'q': variables['glora']['qkv']}
+  start = tied.init(jax.random.key(0), params)['glora']
+  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, supports)
+  genomes = random_genomes(np.random.default_rng(0), tied.spec, 8)
+  np.testing.assert_array_equal(tied.count_params(genomes), fused.count_params(genomes))
+  outputs = population(tied, {'params': params, 'glora': supports}, X)(genomes)
+  assert_close(outputs, population(fused, variables, X)(genomes))
 
 
 class Attention(nn.Module):
