@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from flax import nnx
+from test_adapt_options import Einsums
 
 import glora_jax
 from glora_jax import Layer, SearchSpace, Spec
@@ -48,16 +49,6 @@ class Chain(nn.Module):
   def __call__(self, x):
     y = nn.Dense(4, name='first')(x)
     return nn.Dense(4, name='second')(y) + nn.Dense(4, name='narrow')(x[..., :2])
-
-
-class Einsum(nn.Module):
-  equation: str
-  shape: tuple[int, ...]
-
-  @nn.compact
-  def __call__(self, x):
-    zeros = nn.initializers.zeros  # the default initializer wants two dimensions
-    return nn.Einsum(self.shape, self.equation, False, kernel_init=zeros, name='einsum')(x)
 
 
 class Classes(nn.Module):
@@ -131,7 +122,7 @@ REFUSED = [
     ),
     'int8',
   ),
-  (lambda: glora_jax.adapt(Einsum('bd,d->bd', (4,)), X), 'einsum', 'bd,d->bd'),
+  (lambda: glora_jax.adapt(Einsums('bd,d->bd', (4,), False), X), 'einsum', 'bd,d->bd'),
   # what adapt_function is given
   (lambda: adapt_function(lambda params, x: x @ PARAMS['kernel']), 'none of its params'),
   (lambda: adapt_function(lambda params, x: x * params['w'], jnp.ones(4)), 'no matrix'),

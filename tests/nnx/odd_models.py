@@ -159,7 +159,6 @@ IMAGE = ('conv', 'out/kernel', 'out/lora/lora_a', 'out/lora/lora_b')
 # By name: a function that makes the model, options of attach, and the names of its rows.
 STACK = tuple(f'layers/linear[{row}]' for row in range(3))
 MODELS = {
-  'scanned': (lambda: Scanned(0, nnx.Rngs(0)), {}, STACK),
   'scanned along another axis': (lambda: Scanned(ALONG_ONE, nnx.Rngs(0)), {}, STACK),
   'only parameters scanned': (lambda: Scanned(PARAMS_ALONE, nnx.Rngs(0)), {}, STACK),
   'vmapped': (

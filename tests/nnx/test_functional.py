@@ -1,6 +1,5 @@
 """GLoRA on NNX models, unmodified, and across the bridge."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import nnx_zoo
@@ -8,6 +7,7 @@ import pytest
 from flax import nnx
 from hand_count import expected, found
 from numpy.testing import assert_allclose
+from odd_models import Linen
 from trees import normal, randomized
 
 import glora_jax
@@ -37,15 +37,9 @@ def test_linear_layers_are_found_by_class_as_with_sample_inputs_and_the_head_is_
   assert by_use.head_paths == adapted.head_paths
 
 
-class WithStatistics(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.BatchNorm(use_running_average=False)(nn.Dense(6, name='hidden')(x))
-
-
 def test_a_bridged_linen_model_takes_folded_parameters_and_gives_its_outputs_alone():
   call = {'mutable': ['batch_stats']}
-  bridged = nnx.bridge.ToNNX(WithStatistics(), rngs=nnx.Rngs(0)).lazy_init(X, **call)
+  bridged = nnx.bridge.ToNNX(Linen(), rngs=nnx.Rngs(0)).lazy_init(X, **call)
   adapted = glora_nnx.adapt(bridged, X, **call)
   variables = adapted.init(jax.random.key(0), glora_nnx.params(bridged))
   variables['glora'] = randomized(variables['glora'])

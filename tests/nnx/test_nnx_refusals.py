@@ -9,6 +9,7 @@ import pytest
 from comparing import assert_refused
 from flax import nnx
 from live_models import SPACE, TOKENS, Classifier
+from odd_models import Matrix
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
@@ -43,16 +44,6 @@ class WithFeatures(Classifier):
 class Halved(nnx.Param):
   def get_value(self, **kwargs):
     return super().get_value(**kwargs) / 2
-
-
-class Projection(nnx.Module):
-  """A layer of its own kind, which only a call shows."""
-
-  def __init__(self, rngs):
-    self.w = nnx.Param(jax.random.normal(rngs.params(), (6, 4)))
-
-  def __call__(self, x):
-    return x @ self.w[...]
 
 
 class Stacked(nnx.Module):
@@ -108,7 +99,7 @@ REFUSED = [
   (lambda: hooked(Halved), 'kernel has a get_value'),
   (lambda: hooked(lambda w: nnx.Param(w, on_get_value=lambda _, v: v / 2)), 'has a get_value'),
   (lambda: glora_nnx.adapt(attached()), 'Classifier'),
-  (lambda: glora_nnx.adapt(made(Projection)), 'with sample inputs'),
+  (lambda: glora_nnx.adapt(Matrix(nnx.Rngs(0))), 'with sample inputs'),
   (lambda: glora_nnx.adapt(made(Stacked)), 'layers', '(3, 4, 4)'),
   (
     lambda: functional.with_params(made(nnx.Linear, 6, 4), {'kernel': np.zeros((4, 6))}),

@@ -11,7 +11,7 @@ from tiny_runs import all_fields, changed, contents, overrides, start_command, w
 
 from glora_jax.runs import command_line, experiment
 from glora_jax.runs.config import check_config
-from glora_jax.runs.workdir import Stopped, claim
+from glora_jax.runs.workdir import Stopped
 
 
 @pytest.fixture(scope='module')
@@ -63,15 +63,6 @@ def test_a_field_that_is_corrected_on_the_way_ends_as_if_it_had_been_so_from_the
   experiment.run(run_config, str(workdir))
   assert 'search.mutations was 1 and is now 2; run again: search, finetune, test, ' in caplog.text
   assert contents(workdir) == undisturbed
-
-
-def test_a_second_run_in_the_same_workdir_is_refused(run_config, tmp_path):
-  with (
-    claim(tmp_path / 'run'),
-    pytest.raises(ValueError, match=rf'in use by process {os.getpid()} on '),
-  ):
-    experiment.run(run_config, str(tmp_path / 'run'))
-  assert os.listdir(tmp_path / 'run') == ['lock']
 
 
 def test_events_without_their_package_are_explained(run_config, monkeypatch):
