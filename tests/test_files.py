@@ -159,12 +159,23 @@ def test_a_lock_that_is_something_else_is_left_alone(make, tmp_path):
   assert digests(tmp_path) == before
 
 
-def test_cleaning_up_stays_inside(tmp_path):
+def test_cleaning_up_stays_inside_and_takes_nobody_elses_files(tmp_path):
   """Half-written files are removed where a run writes, and nowhere else."""
   outside, folder = tmp_path / 'outside', tmp_path / 'run'
   for path in (outside, folder / 'training' / 'lora', folder / 'notes'):
     path.mkdir(parents=True)
     (path / 'x.host.7.glora_jax.partial').touch()
+  ours = (
+    'result.json.host.name.of.it.7.glora_jax.partial',
+    'training/x.json..8.glora_jax.partial',  # of a machine without a name
+  )
+  others = (
+    *('download.123.partial', 'training.5.partial', 'training/lora/y.4.partial'),
+    *('training/6.glora_jax.partial', 'training/x.json.host.glora_jax.partial'),
+    'training/x.json.host.6.glora_jax.partial.gz',
+  )
+  for name in (*ours, *others):
+    (folder / name).touch()
   (folder / 'lock').write_text('process 1 on host\n')
   os.symlink(outside, folder / 'out')
   os.symlink(outside / 'x.host.7.glora_jax.partial', folder / 'y.host.7.glora_jax.partial')
@@ -173,6 +184,7 @@ def test_cleaning_up_stays_inside(tmp_path):
     assert (folder / 'notes' / 'x.host.7.glora_jax.partial').exists()
     assert os.path.islink(folder / 'y.host.7.glora_jax.partial')
     assert not (folder / 'training' / 'lora' / 'x.host.7.glora_jax.partial').exists()
+    assert [name for name in (*ours, *others) if (folder / name).exists()] == [*others]
 
 
 @pytest.mark.parametrize('name', ['folded', 'food101/4'])

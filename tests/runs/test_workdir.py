@@ -181,31 +181,6 @@ def finished(short, tmp_path_factory):
   return folder / 'linear', folder / 'lora'
 
 
-def test_a_run_removes_its_own_half_written_files_and_nobody_elses(short, finished, tmp_path):
-  """And its result does not depend on where data lie."""
-  elsewhere = tiny_runs.changed(short, data__dir=str(tmp_path / 'tfds'), data__workers=1)
-  write_config(check_config(elsewhere), tmp_path)
-  others = scatter(
-    tmp_path,
-    'download.123.partial',
-    'head/deep/y.4.partial',
-    'training.5.partial',
-    'folded/6.glora_jax.partial',
-    'folded/x.json.host.glora_jax.partial',
-    'folded/x.json.host.6.glora_jax.partial.gz',
-  )
-  both = scatter(
-    tmp_path,
-    'result.json.host.name.of.it.7.glora_jax.partial',
-    'training/x.json..8.glora_jax.partial',  # of a machine without a name
-  )
-  found = tiny_runs.without_seconds(experiment.run(elsewhere, str(tmp_path)))
-  assert found == tiny_runs.without_seconds(read_json(finished[0] / 'result.json'))
-  left = digests(tmp_path)
-  assert others.items() <= left.items()
-  assert both.keys() & left.keys() == others.keys()
-
-
 @pytest.mark.parametrize(
   'name', ['adapter.safetensors', 'folded/model.safetensors', 'test_list.json']
 )
