@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from comparing import random_variables, vector
+from comparing import assert_close, random_variables, vector
 from flax import nnx
 from hand_count import by_name, count_rows, expected, fold_by_hand, found, unboxed
 
@@ -20,22 +19,6 @@ from glora_jax.method.trace.events import HEAD
 from glora_jax.tree import path_name
 
 SPACE = SearchSpace(ranks=(1, 2))
-
-
-def computed(examples, others):
-  """Names of a zoo; those of the others, which resemble one of these, are left to `.ci/full`."""
-  marked = [
-    pytest.param(name, marks=pytest.mark.full if name in others else ()) for name in examples
-  ]
-  return pytest.mark.parametrize('name', marked)
-
-
-def distance(actual, wanted) -> float:
-  """The largest difference, relative to the largest number."""
-  actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
-  assert actual.shape == wanted.shape
-  assert np.isfinite(wanted).all()
-  return float(np.abs(actual - wanted).max() / np.abs(wanted).max())
 
 
 def as_at_start(supports):
@@ -84,7 +67,7 @@ class Case:
         {**variables, 'glora': supports},
         *self.example.inputs,
         genome=genome,
-        **getattr(self.example, 'kwargs', {}),
+        **self.example.kwargs,
       )
       outputs = vector(outputs)
       return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
@@ -111,7 +94,7 @@ class Case:
     """Every subnet of fresh supports is the model itself."""
     base = self.plain(self.params)
     for results in self.compute(self.start):
-      assert distance(results.outputs, base) <= self.example.tolerance
+      assert_close(results.outputs, base, self.example.tolerance)
 
   def check_fold(self):
     """Folded parameters are the equation along the axes counted by hand, and `apply` says so.
@@ -128,7 +111,7 @@ class Case:
         assert value.dtype == params[path].dtype
         eps = float(jnp.finfo(value.dtype).eps)
         assert np.abs(value - by_hand[path]).max() <= max(1e-5, 2 * eps) * np.abs(value).max(), path
-      assert distance(results.outputs, self.plain(results.folded)) <= self.example.tolerance
+      assert_close(results.outputs, self.plain(results.folded), self.example.tolerance)
     adapted = {*self.kernels, *(kernel.bias for kernel in self.kernels.values())}
     for path, value in unboxed(self.results[0].folded).items():
       assert np.array_equal(value, params[path]) != (path in adapted), path

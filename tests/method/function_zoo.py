@@ -36,10 +36,6 @@ def of_activations(apply, params, kernels, rows, **counted) -> FunctionExample:
   return FunctionExample(apply, params, (activations(),), kernels, rows, **counted)
 
 
-def some_tokens() -> jax.Array:
-  return jnp.array([[1, 5, 10], [3, 0, 2]])
-
-
 # Dense layers: lists, tuples and dataclasses of parameters, kernels the other way round.
 
 
@@ -130,7 +126,7 @@ def gpt2_kernels():
     return convolve(params['c_proj'], jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v)
 
   kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in shapes}
-  return of_activations(apply, params, kernels, 2)
+  return of_activations(apply, params, kernels, 2, source='transformers FlaxGPT2')
 
 
 # Attention with kernels of three and four axes, and its biases.
@@ -190,15 +186,11 @@ def fused_projection():
 # Stacks: scanned, vmapped, indexed, grouped.
 
 
-def block_params(*stack: int, axis: int = 0):
-  """Two layers of each block of a stack, whose axes stand together from an axis on."""
-
-  def stacked(*shape):
-    return weights(*shape[:axis], *stack, *shape[axis:])
-
+def block_params(*stack: int):
+  """Two layers of each block of a stack."""
   return {
-    'up': {'w': stacked(WIDTH, HIDDEN), 'b': stacked(HIDDEN)},
-    'down': {'w': stacked(HIDDEN, WIDTH), 'b': stacked(WIDTH)},
+    'up': {'w': weights(*stack, WIDTH, HIDDEN), 'b': weights(*stack, HIDDEN)},
+    'down': {'w': weights(*stack, HIDDEN, WIDTH), 'b': weights(*stack, WIDTH)},
   }
 
 
@@ -207,10 +199,8 @@ def block(params, x):
   return x + (hidden @ params['down']['w'] + params['down']['b'])
 
 
-def block_kernels(axes: str, bias_axes: str, prefix: str = ''):
-  return {
-    f'{prefix}{layer}/w': Kernel(axes, f'{prefix}{layer}/b', bias_axes) for layer in ('up', 'down')
-  }
+def block_kernels(axes: str, bias_axes: str):
+  return {f'{layer}/w': Kernel(axes, f'{layer}/b', bias_axes) for layer in ('up', 'down')}
 
 
 @example
@@ -220,18 +210,6 @@ def scanned_and_rematerialized():
     return jax.lax.scan(body, x, params)[0]
 
   return of_activations(apply, block_params(DEPTH), block_kernels('sio', 'so'), 6)
-
-
-@example
-def scanned_along_a_later_axis():
-  """In the manner of MaxText, which keeps the layers on axis 1."""
-
-  def apply(params, x):
-    layers = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), params)
-    return jax.lax.scan(lambda x, layer: (block(layer, x), None), x, layers)[0]
-
-  params = block_params(DEPTH, axis=1)
-  return of_activations(apply, params, block_kernels('iso', 'os'), 6)
 
 
 @example
@@ -268,19 +246,6 @@ def router_and_experts():
 
 
 EXPERT_KERNELS = {'router': Kernel('io'), 'up': Kernel('sio'), 'down': Kernel('sio')}
-
-
-@example
-def experts_in_a_loop():
-  def apply(params, x):
-    gates = jax.nn.softmax(x @ params['router'])
-    results = [
-      jax.nn.silu(x @ params['up'][i]) @ params['down'][i] * gates[..., i, None]
-      for i in range(EXPERTS)
-    ]
-    return sum(results)
-
-  return of_activations(apply, router_and_experts(), EXPERT_KERNELS, 9)
 
 
 @example
@@ -364,41 +329,26 @@ def control_flow():
 # Convolutions, which count on request.
 
 
-def convolutional(layout: str, shape: tuple[int, ...]):
+@example
+def convolutions():
+  """One whose kernel has its outputs last, and one that has them first."""
   params = {
-    'stem': {'w': weights(*shape), 'b': normal(5)},
-    'out': {'w': weights(5, WIDTH), 'b': normal(WIDTH)},
+    'last': {'w': weights(2, 2, 3, 5), 'b': normal(5)},
+    'first': {'w': weights(WIDTH, 5, 1, 2), 'b': normal(WIDTH)},
   }
 
   def apply(params, x):
-    x = jax.lax.conv_general_dilated(
-      x, params['stem']['w'], (2, 2), 'VALID', dimension_numbers=('NHWC', layout, 'NHWC')
-    )
-    x = jax.nn.silu(x + params['stem']['b'])
-    return x.mean((1, 2)) @ params['out']['w'] + params['out']['b']
+    for layer, layout in (('last', 'HWIO'), ('first', 'OIHW')):
+      numbers = ('NHWC', layout, 'NHWC')
+      x = jax.lax.conv_general_dilated(
+        x, params[layer]['w'], (2, 2), 'VALID', dimension_numbers=numbers
+      )
+      x = jax.nn.silu(x + params[layer]['b'])
+    return x
 
-  axes = ''.join('o' if letter == 'O' else 'i' for letter in layout)
-  kernels = {'stem/w': Kernel(axes, 'stem/b'), 'out/w': Kernel('io', 'out/b')}
-  return FunctionExample(
-    apply, params, (normal(BATCH, 6, 6, 3),), kernels, 2, options={'convs': True}
-  )
-
-
-@example
-def convolution():
-  return convolutional('HWIO', (2, 2, 3, 5))
-
-
-@example
-def convolution_outputs_first():
-  return convolutional('OIHW', (5, 3, 2, 2))
-
-
-@example
-def convolution_left_alone():
-  base = convolution()
-  kernels = {'out/w': base.kernels['out/w']}
-  return dataclasses.replace(base, kernels=kernels, rows=1, uncovered=('stem/w',), options={})
+  kernels = {'last/w': Kernel('iiio', 'last/b'), 'first/w': Kernel('oiii', 'first/b')}
+  inputs = (normal(BATCH, 6, 6, 3),)
+  return FunctionExample(apply, params, inputs, kernels, 2, options={'convs': True})
 
 
 # linen modules with products of their own, which Flax's classes do not give away.
@@ -441,17 +391,6 @@ class OwnDecoder(nn.Module):
     return layers(name='layers')(x, None)[0]
 
 
-def of_linen(model, x, kernels, rows, **counted):
-  """A linen model as a function of its parameters, which are random."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0), x)['params']
-
-  def apply(params, x):
-    return model.apply({'params': params}, x)
-
-  params = randomized(shapes, scale=0.4)
-  return FunctionExample(apply, params, (x,), kernels, rows, linen=model, **counted)
-
-
 @example
 def own_modules_scanned_along_axis_1():
   axes = dict.fromkeys(('query', 'key', 'value'), ('isoo', 'oso'))
@@ -460,42 +399,15 @@ def own_modules_scanned_along_axis_1():
     f'layers/{name}/kernel': Kernel(kernel, f'layers/{name}/bias', bias)
     for name, (kernel, bias) in axes.items()
   }
-  return of_linen(OwnDecoder(), activations(), kernels, 18, blind='/key', source='MaxText')
+  model = OwnDecoder()
+  shapes = jax.eval_shape(model.init, jax.random.key(0), activations())['params']
+  params = randomized(shapes, scale=0.4)
 
+  def apply(params, x):
+    return model.apply({'params': params}, x)
 
-class Conv1D(nn.Module):
-  """GPT-2's: a kernel [out, in]."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, x):
-    kernel = self.param('kernel', nn.initializers.normal(0.02), (self.features, x.shape[-1]))
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    product = jax.lax.dot_general(x, kernel.transpose(), (((x.ndim - 1,), (0,)), ((), ())))
-    return product + jnp.asarray(bias, x.dtype)
-
-
-class GPT2(nn.Module):
-  @nn.compact
-  def __call__(self, tokens):
-    wte = nn.Embed(11, WIDTH, name='wte')
-    x = wte(tokens) + nn.Embed(TIME, WIDTH, name='wpe')(jnp.arange(tokens.shape[-1]))
-    y = Conv1D(3 * HEADS * CHANNELS, name='c_attn')(nn.LayerNorm(name='ln_1')(x))
-    q, k, v = (each.reshape(*each.shape[:-1], HEADS, CHANNELS) for each in jnp.split(y, 3, axis=-1))
-    x = x + Conv1D(WIDTH, name='c_proj')(attend(q, k, v, causal=False).reshape(*x.shape[:-1], -1))
-    y = nn.gelu(Conv1D(HIDDEN, name='c_fc')(nn.LayerNorm(name='ln_2')(x)))
-    return wte.attend(x + Conv1D(WIDTH, name='c_out')(y))
-
-
-@example
-def gpt2():
-  names = ('c_attn', 'c_proj', 'c_fc', 'c_out')
-  kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in names}
-  uncovered = ('wpe/embedding', 'wte/embedding')
-  return of_linen(
-    GPT2(), some_tokens(), kernels, 4, uncovered=uncovered, source='transformers FlaxGPT2'
-  )
+  counted = {'blind': '/key', 'source': 'MaxText', 'linen': model}
+  return of_activations(apply, params, kernels, 18, **counted)
 
 
 # What no row can stand for.
@@ -524,4 +436,6 @@ def not_linear_layers():
 
   kernels = {'layer/kernel': beside('io', 'layer/kernel')}
   uncovered = ('embedding', 'gathered', 'left', 'positions', 'right', 'unused')
-  return FunctionExample(apply, params, (some_tokens(),), kernels, 1, uncovered=uncovered)
+  return FunctionExample(
+    apply, params, (jnp.array([[1, 5, 10], [3, 0, 2]]),), kernels, 1, uncovered=uncovered
+  )

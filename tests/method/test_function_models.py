@@ -4,18 +4,11 @@ import functools
 
 import function_zoo
 import pytest
-from zoo_cases import SPACE, Case, case_of, computed
+from zoo_cases import SPACE, Case, case_of
 
 import glora_jax
 
 every_function = pytest.mark.parametrize('name', function_zoo.EXAMPLES)
-most_functions = computed(
-  function_zoo.EXAMPLES,
-  [
-    *('scanned_and_rematerialized', 'scan_of_a_vmap', 'unrolled_stack', 'gpt2'),
-    *('experts_in_a_loop', 'experts_by_einsum', 'convolution_outputs_first'),
-  ],
-)
 
 
 @functools.cache
@@ -28,17 +21,17 @@ def test_rows_are_the_layers_that_a_reader_counts(name):
   case(name).check_rows()
 
 
-@most_functions
+@every_function
 def test_every_subnet_is_the_function_at_initialization(name):
   case(name).check_identity()
 
 
-@most_functions
+@every_function
 def test_fold_is_the_equation_along_the_axes_that_a_reader_finds(name):
   case(name).check_fold()
 
 
-@most_functions
+@every_function
 def test_every_support_of_every_layer_gets_a_gradient(name):
   case(name).check_gradients()
 

@@ -18,7 +18,6 @@ from glora_jax.method.trace.find import find
 SPLIT = {
   'mixture_of_experts': {'moe/up': 0},
   'lifted_layers': {'stacked': 3},
-  'vmap': {'branches/fc1': 0},
   'scan_of_vmap': {'branches/fc1': 0},
 }
 TRANSPOSED_TOO = {'kernel_read_from_variables': 'encoder/kernel'}

@@ -1,9 +1,9 @@
 """NNX models that attached ones are tested on, and what their tests share."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from nnx_zoo import Einsum
 from trees import normal
 
 import glora_jax
@@ -14,21 +14,10 @@ SPACE = glora_jax.SearchSpace(RANKS)
 TOKENS = normal(4, 3, 8)
 
 
-class Projection(nnx.Module):
-  """What many code bases have of their own: an einsum over a raw parameter."""
-
-  def __init__(self, equation, shape, rngs):
-    self.equation = equation
-    self.w = nnx.Param(jax.random.normal(rngs.params(), shape) / 3)
-
-  def __call__(self, x):
-    return jnp.einsum(self.equation, x, self.w[...])
-
-
 class Block(nnx.Module):
   def __init__(self, rngs):
     self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
-    self.up = Projection('btd,df->btf', (8, 12), rngs)
+    self.up = Einsum('btd,df->btf', (8, 12), rngs=rngs)
     self.down = nnx.Linear(12, 8, rngs=rngs)
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
 

@@ -212,25 +212,6 @@ def stacked_keys_and_values_split():
   return dataclasses.replace(base, kernels=kernels, rows=7, options={'split': {'kv_einsum': 0}})
 
 
-class FusedAttention(nnx.Module):
-  def __init__(self, *, rngs):
-    self.qkv_einsum = Einsum('BTD,SNDH->SBTNH', (3, HEADS, WIDTH, CHANNELS), rngs=rngs)
-    self.attn_vec_einsum = Einsum('BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), rngs=rngs)
-
-  def __call__(self, x):
-    return self.attn_vec_einsum(attend(*self.qkv_einsum(x)))
-
-
-@example
-def fused_queries_keys_and_values():
-  """Gemma of tunix with as many heads of keys as of queries: 5 rows a layer."""
-  kernels = {
-    'attn/qkv_einsum/w': Kernel('ooio'),
-    'attn/attn_vec_einsum/w': Kernel('iio'),
-  }
-  return decoder(FusedAttention, GatedMLP, True, kernels | GATED, 5)
-
-
 # Experts as raw parameters [expert, in, out].
 
 
@@ -319,16 +300,13 @@ def experts_by_einsum():
 # Flax's own example: nnx.Einsum for attention.
 
 
-class FlaxGemmaAttention(nnx.Module):
+class FlaxGemmaAttention(StackedAttention):
   def __init__(self, *, rngs):
     self.q_einsum = nnx.Einsum('BTD,NDH->BTNH', (HEADS, WIDTH, CHANNELS), rngs=rngs)
     self.kv_einsum = nnx.Einsum('BSD,CKDH->CBSKH', (2, 1, WIDTH, CHANNELS), rngs=rngs)
     self.attn_vec_einsum = nnx.Einsum(
       'BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), (WIDTH,), rngs=rngs
     )
-
-  def __call__(self, x):
-    return self.attn_vec_einsum(attend(self.q_einsum(x), *self.kv_einsum(x)))
 
 
 @example
@@ -341,7 +319,7 @@ def flax_gemma():
   return decoder(FlaxGemmaAttention, GatedMLP, True, kernels | GATED, 6, source='flax/examples')
 
 
-# Vision transformers with convolutions for patches: bonsai, jimm; Whisper's and Mamba's parts.
+# A vision transformer with a convolution for patches: bonsai, jimm; Mamba's parts.
 
 
 class EncoderBlock(nnx.Module):
@@ -362,12 +340,6 @@ class EncoderBlock(nnx.Module):
 ENCODER_BLOCK = {**under('attention/', FLAX_ATTENTION), **dense('fc1', 'fc2')}
 
 
-def patches_after(tokens, patches):
-  patches = patches.reshape(len(patches), -1, WIDTH)
-  tokens = jnp.broadcast_to(tokens, (len(patches), *tokens.shape[1:]))
-  return jnp.concatenate([tokens, patches], axis=1)
-
-
 class ViT(nnx.Module):
   def __init__(self, *, rngs):
     self.patches = nnx.Conv(3, WIDTH, (2, 2), (2, 2), padding='VALID', rngs=rngs)
@@ -378,35 +350,12 @@ class ViT(nnx.Module):
     self.classifier = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
 
   def __call__(self, images):
-    x = patches_after(self.cls_token[...], self.patches(images)) + self.pos_embeddings[...]
+    patches = self.patches(images).reshape(len(images), -1, WIDTH)
+    tokens = jnp.broadcast_to(self.cls_token[...], (len(images), 1, WIDTH))
+    x = jnp.concatenate([tokens, patches], axis=1) + self.pos_embeddings[...]
     for block in self.blocks:
       x = block(x)
     return self.classifier(self.norm(x)[:, 0])
-
-
-class ScaledBlock(EncoderBlock):
-  def __init__(self, *, rngs):
-    super().__init__(rngs=rngs)
-    self.scale1 = nnx.Param(initial(rngs, WIDTH))
-    self.scale2 = nnx.Param(initial(rngs, WIDTH))
-
-  def __call__(self, x):
-    x = x + self.attention(self.norm1(x)) * self.scale1
-    return x + self.fc2(nnx.gelu(self.fc1(self.norm2(x)))) * self.scale2
-
-
-class DINOv3(nnx.Module):
-  def __init__(self, *, rngs):
-    self.patches = nnx.Conv(3, WIDTH, (2, 2), (2, 2), padding='VALID', rngs=rngs)
-    self.tokens = nnx.Param(initial(rngs, 1, 3, WIDTH))  # of the class, and registers
-    self.blocks = nnx.List([ScaledBlock(rngs=rngs) for _ in range(2)])
-    self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
-
-  def __call__(self, images):
-    x = patches_after(self.tokens[...], self.patches(images))
-    for block in self.blocks:
-      x = block(x)
-    return self.norm(x)[:, 0]
 
 
 VIT = under('blocks/0/', ENCODER_BLOCK) | under('blocks/1/', ENCODER_BLOCK)
@@ -430,121 +379,33 @@ def vit_with_its_convolution():
 
 
 @example
-def vit_with_layer_scale():
-  """12 layers; the patches' convolution is left alone, and there is no head."""
-
-  return NnxExample(
-    made(DINOv3),
-    (images(),),
-    VIT,
-    12,
-    uncovered=('patches/kernel', 'tokens'),
-    blind=BLIND_KEYS,
-    source='bonsai DINOv3',
-  )
-
-
-@example
 def vit_without_its_convolution():
   base = vit_with_its_convolution()
   uncovered = (*base.uncovered, 'patches/kernel')
   return dataclasses.replace(base, kernels=VIT, rows=12, uncovered=uncovered, options={})
 
 
-class AudioEncoder(nnx.Module):
-  """Whisper's: two convolutions along time, sinusoids, a block."""
+class GatedConvolution(nnx.Module):
+  """Mamba2's layers: one projection for everything, a depthwise convolution, a gate."""
 
   def __init__(self, *, rngs):
-    self.conv1 = nnx.Conv(3, WIDTH, (3,), padding=1, rngs=rngs)
-    self.conv2 = nnx.Conv(WIDTH, WIDTH, (3,), strides=2, padding=1, rngs=rngs)
-    self.block = EncoderBlock(rngs=rngs)
-
-  def __call__(self, x):
-    x = nnx.gelu(self.conv2(nnx.gelu(self.conv1(x))))
-    return self.block(x + jnp.sin(jnp.arange(x.shape[1]))[:, None])
-
-
-@example
-def audio_encoder():
-  kernels = {
-    **{f'conv{i}/kernel': beside('iio', f'conv{i}/kernel') for i in (1, 2)},
-    **under('block/', ENCODER_BLOCK),
-  }
-
-  return NnxExample(
-    made(AudioEncoder),
-    (normal(BATCH, 8, 3),),
-    kernels,
-    8,
-    options={'convs': True},
-    blind=BLIND_KEYS,
-    source='bonsai Whisper',
-  )
-
-
-class StateSpace(nnx.Module):
-  """Mamba2's parts: one projection for everything, a depthwise convolution, a scan over time."""
-
-  def __init__(self, *, rngs):
-    self.in_proj = nnx.Linear(WIDTH, 2 * HIDDEN + 1, use_bias=False, rngs=rngs)
+    self.in_proj = nnx.Linear(WIDTH, 2 * HIDDEN, use_bias=False, rngs=rngs)
     self.conv = nnx.Conv(HIDDEN, HIDDEN, (3,), feature_group_count=HIDDEN, padding=1, rngs=rngs)
-    self.A_log, self.D = nnx.Param(jnp.zeros(HIDDEN)), nnx.Param(jnp.ones(HIDDEN))
-    self.dt_bias = nnx.Param(jnp.zeros(1))
     self.out_proj = nnx.Linear(HIDDEN, WIDTH, use_bias=False, rngs=rngs)
 
   def __call__(self, x):
-    z, x, dt = jnp.split(self.in_proj(x), (HIDDEN, 2 * HIDDEN), axis=-1)
-    x, dt = nnx.silu(self.conv(x)), jax.nn.softplus(dt + self.dt_bias[...])
-
-    def step(state, now):
-      x, dt = now
-      state = state * jnp.exp(-dt * jnp.exp(self.A_log[...])) + dt * x
-      return state, state
-
-    start = jnp.zeros_like(x[:, 0])
-    _, y = jax.lax.scan(step, start, (x.swapaxes(0, 1), dt.swapaxes(0, 1)))
-    y = y.swapaxes(0, 1) + x * self.D[...]
-    return self.out_proj(y * nnx.silu(z))
+    z, x = jnp.split(self.in_proj(x), 2, axis=-1)
+    return self.out_proj(nnx.silu(self.conv(x)) * nnx.silu(z))
 
 
 @example
-def state_space():
-  """A depthwise convolution is a layer of its window alone: in = 3."""
+def depthwise_convolution():
+  """It is a layer of its window alone: in = 3."""
   kernels = dense('in_proj', 'out_proj', bias=False)
   kernels |= {'conv/kernel': beside('iio', 'conv/kernel')}
-
   options = {'convs': True}
   return NnxExample(
-    made(StateSpace), (activations(),), kernels, 3, options=options, source='bonsai Mamba2'
-  )
-
-
-class RelativeAttention(nnx.Module):
-  """UMT5's: no biases, no scale, and an embedding of distances that is added to the logits."""
-
-  def __init__(self, *, rngs):
-    linear = functools.partial(nnx.Linear, use_bias=False, rngs=rngs)
-    self.q, self.k, self.v = (linear(WIDTH, HEADS * CHANNELS) for _ in range(3))
-    self.o = linear(HEADS * CHANNELS, WIDTH)
-    self.relative_attention_bias = nnx.Embed(2 * TIME, HEADS, rngs=rngs)
-
-  def __call__(self, x):
-    q, k, v = (
-      layer(x).reshape(*x.shape[:2], HEADS, CHANNELS) for layer in (self.q, self.k, self.v)
-    )
-    distance = jnp.arange(TIME)[:, None] - jnp.arange(TIME) + TIME
-    bias = self.relative_attention_bias(distance).transpose(2, 0, 1)
-    weight = jax.nn.softmax(jnp.einsum('btnh,bsnh->bnts', q, k) + bias)
-    return self.o(jnp.einsum('bnts,bsnh->btnh', weight, v).reshape(*x.shape[:2], -1))
-
-
-@example
-def relative_positions():
-  kernels = dense('q', 'k', 'v', 'o', bias=False)
-
-  uncovered = ('relative_attention_bias/embedding',)
-  return NnxExample(
-    made(RelativeAttention), (activations(),), kernels, 4, uncovered=uncovered, source='bonsai UMT5'
+    made(GatedConvolution), (activations(),), kernels, 3, options=options, source='bonsai Mamba2'
   )
 
 
@@ -664,35 +525,29 @@ class LinenBlock(nn.Module):
 
 
 class SigLIP(nn.Module):
-  """An image encoder with numbered blocks, or one that is scanned."""
-
-  is_scanned: bool
-  depth: int = 2
+  """An image encoder whose blocks are scanned, but for the last."""
 
   @nn.compact
   def __call__(self, images):
     x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
     x = x.reshape(len(x), -1, WIDTH)
     x = x + self.param('pos_embedding', nn.initializers.normal(), (1, x.shape[1], WIDTH))
-    if self.is_scanned:
-      scan = nn.scan(
-        LinenBlock,
-        variable_axes={'params': 0},
-        split_rngs={'params': True, 'dropout': True},
-        in_axes=nn.broadcast,
-        length=self.depth,
-      )
-      return scan(name='encoderblock')(x, True)[0]
-    for i in range(self.depth):
-      x, _ = LinenBlock(name=f'encoderblock_{i}')(x)
-    return x
+    scan = nn.scan(
+      LinenBlock,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=nn.broadcast,
+      length=2,
+    )
+    x, _ = scan(name='encoderblock')(x, True)
+    return LinenBlock(name='last')(x)[0]
 
 
 class VisionLanguage(nnx.Module):
   """An image encoder of linen inside of NNX, two projections beside it."""
 
-  def __init__(self, is_scanned, *, rngs):
-    self.img = nnx.bridge.ToNNX(SigLIP(is_scanned), rngs=rngs)
+  def __init__(self, *, rngs):
+    self.img = nnx.bridge.ToNNX(SigLIP(), rngs=rngs)
     self.img.lazy_init(images())
     self.state_proj = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
     self.action_out_proj = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
@@ -710,27 +565,18 @@ def linen_block(prefix: str, stack: str = '') -> dict[str, Kernel]:
   }
 
 
-def vision_language(is_scanned, kernels, blind):
+@example
+def linen_blocks_inside():
+  kernels = linen_block('img/encoderblock/', 's') | linen_block('img/last/')
   return NnxExample(
-    made(VisionLanguage, is_scanned),
+    made(VisionLanguage),
     (images(), normal(BATCH, WIDTH)),
     kernels | dense('state_proj', 'action_out_proj'),
-    14,
+    20,
     uncovered=('img/embedding/kernel', 'img/pos_embedding'),
-    blind=blind,
+    blind=r'/key(\[|$)',
     source='openpi',
   )
-
-
-@example
-def linen_inside():
-  blocks = [linen_block(f'img/encoderblock_{i}/') for i in range(2)]
-  return vision_language(False, blocks[0] | blocks[1], BLIND_KEYS)
-
-
-@example
-def scanned_linen_inside():
-  return vision_language(True, linen_block('img/encoderblock/', 's'), r'/key\[')
 
 
 # Ways of sharing and calling.

@@ -125,21 +125,16 @@ class OddNames(nnx.Module):
 
 
 class General(nnx.Module):
-  """Kernels of several axes, a stack of its own, and layers that are tied."""
+  """A stack of its own, and layers that are tied."""
 
   def __init__(self, rngs):
-    self.split = nnx.LinearGeneral(4, (2, 3), rngs=rngs)
-    self.gather = nnx.LinearGeneral((2, 3), 4, axis=(-2, -1), rngs=rngs)
     self.stack = nnx.LinearGeneral(4, 4, batch_axis={0: 5}, rngs=rngs)
     self.key = nnx.Linear(4, 3, rngs=rngs)
     self.value = nnx.Linear(4, 2, rngs=rngs)
-    self.mix = nnx.Einsum('nd,def->nef', (4, 2, 2), (2, 2), rngs=rngs)
 
   def __call__(self, x):
-    x = self.gather(jnp.tanh(self.split(x)))
     x = jnp.tanh(self.stack(x))
-    x = jnp.concatenate([self.key(x), self.value(x)], axis=-1)[:, :4]
-    return self.mix(x)
+    return jnp.concatenate([self.key(x), self.value(x)], axis=-1)
 
 
 class Image(nnx.Module):
@@ -175,7 +170,7 @@ MODELS = {
   'general': (
     lambda: General(nnx.Rngs(0)),
     {'ties': [('key', 'value')]},
-    ('gather', 'key+value', 'mix', 'split', *(f'stack[{row}]' for row in range(5))),
+    ('key+value', *(f'stack[{row}]' for row in range(5))),
   ),
   'odd names': (lambda: OddNames(nnx.Rngs(0)), {}, ('mlp/mlp/~/up', 'raw/mix/w')),
   'image': (lambda: Image(nnx.Rngs(0)), {'convs': True}, IMAGE),

@@ -10,20 +10,23 @@ import pytest
 from comparing import vector
 from flax import nnx
 from hand_count import randomized_model
-from zoo_cases import SPACE, Case, Results, case_of, computed
+from zoo_cases import SPACE, Case, Results, case_of
 
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Support, live
 
-# Small, and unlike each other; all are computed for the record, too.
+# Small, and unlike each other; the others are left to `.ci/full`, and computed for the record, too.
 QUICK = (
-  'fused_queries_keys_and_values',
+  'stacked_keys_and_values',
   'scanned_layers',
   'shared_layers',
   'streams_as_an_argument',
 )
 every_model = pytest.mark.parametrize('name', nnx_zoo.EXAMPLES)
-quick_models = computed(nnx_zoo.EXAMPLES, nnx_zoo.EXAMPLES.keys() - {*QUICK})
+quick_models = pytest.mark.parametrize(
+  'name',
+  [pytest.param(name, marks=[pytest.mark.full] * (name not in QUICK)) for name in nnx_zoo.EXAMPLES],
+)
 
 
 @nnx.jit

@@ -30,11 +30,6 @@ def reasons(found):
 
 ONE_KERNEL = {
   'reshaped': (lambda w, x: x @ w.reshape(D, F), (2, 2, F), 'iio'),
-  'experts by take': (
-    lambda w, x: sum(x @ jnp.take(w, expert, axis=0) for expert in range(E)),
-    (E, D, F),
-    'sio',
-  ),
   'experts by take in a loop': (
     lambda w, x: jax.lax.fori_loop(0, E, lambda i, y: y + x @ jnp.take(w, i, axis=1), zeros(5, F)),
     (D, E, F),

@@ -43,12 +43,9 @@ class Product:
     whole = params['w'].reshape(self.shape(''.join(self.groups)))
     kernel = whole.transpose([''.join(self.groups).index(letter) for letter in self.kernel])
     y = jnp.einsum(f'{self.inputs},{self.kernel}->{self.result}', x, kernel)
-    return y + self.repeated_bias(params['b'])
-
-  def repeated_bias(self, bias):
     kept = [letter for letter in self.result if letter in self.bias]
-    ordered = bias.transpose([self.bias.index(letter) for letter in kept])
-    return ordered.reshape([self.sizes[x] if x in kept else 1 for x in self.result])
+    bias = params['b'].transpose([self.bias.index(letter) for letter in kept])
+    return y + bias.reshape([self.sizes[x] if x in kept else 1 for x in self.result])
 
   @property
   def is_expressible(self):
@@ -117,17 +114,14 @@ def test_matrices_and_vectors_of_a_layout_are_what_the_product_multiplies_and_ad
   )
   batch = ''.join(letter for letter in product.inputs if ROLE_OF[letter] == 'batch')
   order = stack + batch + inputs
-  ordered = x.transpose([product.inputs.index(letter) for letter in order])
-  rows = ordered.reshape(*product.shape(stack), -1, math.prod(product.shape(inputs)))
+  rows = np.einsum(f'{product.inputs}->{order}', x)
+  rows = rows.reshape(*product.shape(stack), -1, math.prod(product.shape(inputs)))
   vectors = site.layout.vectors(params['b'])[..., None, :]
   y = rows @ site.layout.matrices(params['w']) + vectors
 
-  by_letters = y.reshape(product.shape(stack + batch + outputs))
-  result = by_letters.transpose([(stack + batch + outputs).index(x) for x in product.result])
-  whole = params['w'].transpose([''.join(product.groups).index(x) for x in product.kernel])
-  expected = np.einsum(f'{product.inputs},{product.kernel}->{product.result}', x, whole)
-  expected += product.repeated_bias(params['b'])
-  assert_allclose(result, expected, atol=1e-4)
+  found = stack + batch + outputs
+  result = np.einsum(f'{found}->{product.result}', y.reshape(product.shape(found)))
+  assert_allclose(result, product(params, x), atol=1e-4)
 
   kernel = site.layout.kernel(site.layout.matrices(params['w']), params['w'].shape)
   bias = site.layout.bias(site.layout.vectors(params['b']), params['b'].shape)
