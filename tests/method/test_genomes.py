@@ -32,25 +32,9 @@ LAYERS = Spec(
 )
 
 
-def slow_count(layer, row):
-  """Trained parameters, the way the paper's supplement lists them."""
-  i, o, r = layer.in_features, layer.out_features, layer.space.ranks
-  a, b, c, d, e = (int(code) for code in row)
-  total = sum(0 if x == 0 else 1 if x == 1 else o if x == 2 else r[x - 3] * (i + o) for x in (a, b))
-  if layer.bias:
-    total += 0 if c == 0 else i if c == 1 else r[c - 2] * (i + 1)
-    total += sum((0, 1, o)[x] for x in (d, e))
-  return total
-
-
 genomes = st.integers(0, 2**32 - 1).map(
   lambda seed: np.random.default_rng(seed).integers(0, LAYERS.num_codes).astype(np.int8)
 )
-
-
-@given(genome=genomes)
-def test_counts_equal_a_plain_reading(genome):
-  assert count_params(LAYERS, genome) == sum(map(slow_count, LAYERS, genome))
 
 
 def test_counts_are_vectorized_over_any_leading_axes_and_across_block_borders():

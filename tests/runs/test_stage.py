@@ -69,13 +69,6 @@ def job(tmp_path):
   return Job(tmp_path)
 
 
-def test_what_is_whole_is_read_and_not_run(job):
-  result, ran = job.start()
-  assert ran == ['first', 'second', 'parts/third']
-  assert job.start() == (result, [])
-  assert not list(job.folder.rglob('*.old'))
-
-
 @pytest.mark.parametrize(
   'changes, again',
   [
