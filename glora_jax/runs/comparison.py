@@ -242,22 +242,28 @@ def freeze_and_evaluate(
   Raises:
     ValueError: another list was frozen before.
   """
-  measured: dict[str, list[dict[str, Any]]] = {}
-  frozen: dict[str, list[dict[str, Any]]] = {}
-  for name, structures in rows.items():
-    measured[name], frozen[name] = [], []
-    for structure in structures:
-      values = _measure_both(context, structure, 'val')
-      seconds = round(structure.seconds, 2)
-      measured[name].append(
-        {'params': structure.model.adapted.count_params(), 'seconds': seconds, **values}
-      )
-      row = {
+  measured: dict[str, list[dict[str, Any]]] = {
+    name: [
+      {
+        'params': structure.model.adapted.count_params(),
+        'seconds': round(structure.seconds, 2),
+        **_measure_both(context, structure, 'val'),
+      }
+      for structure in structures
+    ]
+    for name, structures in rows.items()
+  }
+  frozen = {
+    name: [
+      {
         'genome': structure.model.genome.tolist(),
         'val_accuracy': values['val_accuracy'],
         'weights': tree.fingerprint(structure.model.variables),
       }
-      frozen[name].append(row)
+      for structure, values in zip(structures, measured[name], strict=True)
+    ]
+    for name, structures in rows.items()
+  }
   freeze(context, frozen)
   for name, structures in rows.items():
     for values, structure in zip(measured[name], structures, strict=True):

@@ -55,35 +55,6 @@ class _Genome(TypedDict):
   layers: list[dict[str, str]]
 
 
-def _given_genome(context: Context, spec: Spec) -> np.ndarray:
-  """The genome of a preset or a file; the one in the workdir where the file is gone since.
-
-  Raises:
-    ValueError: the file has another genome than when the job began.
-  """
-  path, settings = context.path(FOLDER, 'genome.json'), context.settings
-  named = None
-  with meshes.primary_first(FOLDER):
-    try:
-      named = named_genome(spec, settings.structure, settings.budget)
-    except FileNotFoundError:
-      if not os.path.exists(path):
-        raise
-    if named is not None and not os.path.exists(path):
-      write_json(path, genome_to_json(spec, named), 'genome')
-  content = read_record(path, 'genome', _Genome)
-  try:
-    genome = genome_from_json(spec, content)
-  except ValueError as error:
-    raise damaged(path, error) from error
-  if named is not None and not np.array_equal(named, genome):
-    raise ValueError(
-      f"structure='{printable(settings.structure)}' holds another genome than when this job began, "
-      f'which is in {path}; put that one back, or choose another --workdir.'
-    )
-  return genome
-
-
 def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
   """The genome of a structure that is given.
 
@@ -141,20 +112,14 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   return (Stage('structure', _given, reads=('budget',), check=_check_given),)
 
 
-def given_name(settings: RunSettings) -> str | None:
-  """What the structure of a config is called; None where it is searched."""
-  if settings.structure == SEARCH:
-    return None
-  return FILE if settings.structure.endswith(GENOME_ENDING) else settings.structure
-
-
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
   """The stages that train fixed structures from the pretrained model, by the structures' names.
 
   They are the linear probe, the baselines, and the structure that the config names.
   """
-  given = given_name(settings)
-  names = dict.fromkeys(('linear', *settings.presets, *filter(None, [given])))
+  given = FILE if settings.structure.endswith(GENOME_ENDING) else settings.structure
+  names = dict.fromkeys(('linear', *settings.presets, given))
+  names.pop(SEARCH, None)
   return {name: _stage_of_training(settings, name, is_given=name == given) for name in names}
 
 
@@ -221,9 +186,32 @@ def _read_off(context: Context, warmed: tuple[Model, Ahead | None]) -> Model:
 
 
 def _given(context: Context) -> Model:
-  """The structure that the config names."""
-  place = context.place(context.settings.structure)
-  genome = _given_genome(context, place.adapted.spec)
+  """The structure of a preset or a file; the one in the workdir where the file is gone since.
+
+  Raises:
+    ValueError: the file has another genome than when the job began.
+  """
+  path, settings = context.path(FOLDER, 'genome.json'), context.settings
+  place, named = context.place(settings.structure), None
+  spec = place.adapted.spec
+  with meshes.primary_first(FOLDER):
+    try:
+      named = named_genome(spec, settings.structure, settings.budget)
+    except FileNotFoundError:
+      if not os.path.exists(path):
+        raise
+    if named is not None and not os.path.exists(path):
+      write_json(path, genome_to_json(spec, named), 'genome')
+  content = read_record(path, 'genome', _Genome)
+  try:
+    genome = genome_from_json(spec, content)
+  except ValueError as error:
+    raise damaged(path, error) from error
+  if named is not None and not np.array_equal(named, genome):
+    raise ValueError(
+      f"structure='{printable(settings.structure)}' holds another genome than when this job began, "
+      f'which is in {path}; put that one back, or choose another --workdir.'
+    )
   return Model(place.adapted.fix(genome), place.variables)
 
 

@@ -364,26 +364,21 @@ class Bookkeeper:
 
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
     """What a single training comes to on the validation images; keeps what is best."""
-    found = [
-      self.context.measure(Model(self.training.learner, variables), 'val')
-      for variables in self._variables(state.trainable)
-    ]
-    values = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
-    shape = self.best.epoch.shape
-    numbers = [np.asarray(value, np.float32).reshape(shape) for value in values]
+    found = [self.context.measure(model, 'val') for model in self._models(state.trainable)]
+    accuracies, losses = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
+    values = (accuracies, losses, [epoch] * len(found))
+    numbers = [np.array(value, np.float32).reshape(self.best.epoch.shape) for value in values]
     kept = None if self.best.trainable is None else state.trainable
-    numbers = meshes.replicate(self.context.mesh, [*numbers, np.full(shape, epoch, np.float32)])
-    new = Best(kept, *numbers)
-    self.best = self.best.better(new)
+    self.best = self.best.better(Best(kept, *meshes.replicate(self.context.mesh, numbers)))
     return found[0]
 
-  def _variables(self, trainable: Any) -> list[Any]:
-    """The variables of each training."""
-    rates, join = self.training.rates, self.training.learner.join
-    if rates is None:
-      return [join(trainable, self.frozen)]
-    runs = range(len(rates))
-    return [join(jax.tree.map(operator.itemgetter(run), trainable), self.frozen) for run in runs]
+  def _models(self, trainable: Any) -> list[Model]:
+    """The model of each training."""
+    rates, learner = self.training.rates, self.training.learner
+    parts = [trainable]
+    if rates is not None:
+      parts = [jax.tree.map(operator.itemgetter(run), trainable) for run in range(len(rates))]
+    return [Model(learner, learner.join(part, self.frozen)) for part in parts]
 
   def trained(self, state: TrainState) -> list[Model]:
     """What became of each training."""
@@ -391,28 +386,23 @@ class Bookkeeper:
     if self.interval is not None:
       trainable = trainable if self.best.trainable is None else self.best.trainable
       epochs = [round(epoch) for epoch in np.ravel(self.best.epoch).tolist()]
-    stopped = np.ravel(state.step) < self.last
-    found = zip(self._variables(trainable), epochs, stopped.tolist(), strict=True)
-    return [Model(self.training.learner, *each) for each in found]
+    stopped = (np.ravel(state.step) < self.last).tolist()
+    found = zip(self._models(trainable), epochs, stopped, strict=True)
+    return [model._replace(best_epoch=epoch, diverged=has) for model, epoch, has in found]
 
   def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
     """Says so where a training has ended about as it would without looking at the images."""
     newest = self.accuracies[-2:]  # the last may be of a step alone
-    if newest and state.step >= ENOUGH_STEPS and meshes.primary():
-      _warn_of_guessing(self.training.name, max(newest), np.asarray(labels))
-
-
-def _warn_of_guessing(title: str, accuracy: float, labels: np.ndarray) -> None:
-  """Says so where a training has ended about as it would without looking at the images."""
-  if is_guessing(accuracy, labels):
-    log.warning(
-      '%s has ended with at most %.1f%% of its images right, where naming one class for all of '
-      'them gets %.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the '
-      'gradients (max_grad_norm=1), or train for more epochs.',
-      title,
-      100 * accuracy,
-      100 * share_of_largest_class(labels),
-    )
+    is_long = newest and state.step >= ENOUGH_STEPS and meshes.primary()
+    if is_long and is_guessing(max(newest), labels):
+      log.warning(
+        '%s has ended with at most %.1f%% of its images right, where naming one class for all of '
+        'them gets %.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the '
+        'gradients (max_grad_norm=1), or train for more epochs.',
+        self.training.name,
+        100 * max(newest),
+        100 * share_of_largest_class(labels),
+      )
 
 
 def is_guessing(accuracy: float, labels: np.ndarray) -> bool:
