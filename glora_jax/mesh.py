@@ -395,15 +395,17 @@ def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any
     stream: images that are read when they are needed (`data.pipeline.Stream`).
     size: number of images in a block, about.
   """
-  if mesh is None:
-    yield from stream.blocks(size)
-    return
-  size = -(-size // mesh.size) * mesh.size
+  shards = 1 if mesh is None else mesh.size
+  size = -(-size // shards) * shards
   even = len(stream) // size * size
   if even:
-    local_indices = np.arange(even).reshape(-1, size)[:, local_rows(mesh, size)]
-    for images, labels in stream.batches(local_indices):
-      yield from_hosts(mesh, images), from_hosts(mesh, labels)
+    indices = np.arange(even).reshape(-1, size)
+    rows = slice(None) if mesh is None else local_rows(mesh, size)
+    for images, labels in stream.batches(indices[:, rows]):
+      if mesh is None:
+        yield images, labels
+      else:
+        yield from_hosts(mesh, images), from_hosts(mesh, labels)
   if even < len(stream):
     yield from stream.batches(np.arange(even, len(stream))[None])
 

@@ -14,6 +14,7 @@ from benchmarks.machinery.measuring import in_turn
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files
 from glora_jax.data.image import decode, resize
+from glora_jax.mesh import blocks
 
 SIZE = 224
 HEIGHT, WIDTH = 375, 500
@@ -59,7 +60,7 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
   with concurrent.futures.ProcessPoolExecutor(cores) as pool:
     ways = {
       'pillow': lambda: list(pool.map(read_with_pillow, parts)),
-      'ours': lambda: collections.deque(stream.blocks(BATCH), maxlen=0),
+      'ours': lambda: collections.deque(blocks(None, stream, BATCH), maxlen=0),
     }
     times = in_turn(ways, repeats)
   ours, pillow = (len(files.paths) / times.median(name) for name in ('ours', 'pillow'))

@@ -268,14 +268,6 @@ class Stream:
     batches = decoded.batch(parts, batch_fn=joined).to_iter_dataset(no_threads)
     yield from batches.mp_prefetch(processes)
 
-  def blocks(self, size: int) -> Iterator[Split]:
-    """All images in their order, `size` at a time; the last block is what is left."""
-    whole = len(self) // size * size
-    if whole:
-      yield from self.batches(np.arange(whole).reshape(-1, size))
-    if whole < len(self):
-      yield from self.batches(np.arange(whole, len(self))[None])
-
 
 @dataclasses.dataclass(frozen=True)
 class _DecodedInOrder:

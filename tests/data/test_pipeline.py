@@ -10,6 +10,7 @@ from comparing import assert_refused
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from glora_jax import mesh as meshes
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Files, Part
 
@@ -31,9 +32,9 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
   for rows, batch in zip(indices, stream.batches(indices), strict=True):
     assert_array_equal(batch.images, whole.images[rows])
     assert_array_equal(batch.labels, whole.labels[rows])
-  blocks = list(stream.blocks(32))
-  assert [len(block.labels) for block in blocks] == [32, 32, 6]
-  assert_array_equal(np.concatenate([block.images for block in blocks]), whole.images)
+  blocks = list(meshes.blocks(None, stream, 32))
+  assert [len(labels) for _, labels in blocks] == [32, 32, 6]
+  assert_array_equal(np.concatenate([images for images, _ in blocks]), whole.images)
 
 
 def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
@@ -44,7 +45,9 @@ def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
   with pytest.raises(pipeline.UnreadableImages, match=message) as raised:
     pipeline.load(some, 8)
   assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
-  assert_refused('/broken.png', list, pipeline.Stream(some, 8).blocks(4), kind=OSError)
+  assert_refused(
+    '/broken.png', list, meshes.blocks(None, pipeline.Stream(some, 8), 4), kind=OSError
+  )
   for _ in range(2):
     kept = pipeline.load(some, 8, skip_broken=True, cache=str(tmp_path / 'cache'))
     assert_array_equal(kept.images, pipeline.load(examples, 8).images[:7])

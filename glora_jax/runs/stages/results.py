@@ -358,7 +358,7 @@ def _difference_to_folded(context: Context, candidate: Model) -> float:
   plain, params, _ = weights.load(context.path('folded'))
   images = context.data('train').images
   if isinstance(images, pipeline.Stream):
-    images = next(images.blocks(COMPARED_IMAGES)).images
+    images = next(meshes.blocks(None, images, COMPARED_IMAGES))[0]
   inputs = context.preprocess(images[:COMPARED_IMAGES])
   adapted, genome = candidate.adapted.fix(None), candidate.genome
   adapted_logits = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(
