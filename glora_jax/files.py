@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -78,11 +79,12 @@ def whole(path: Path) -> Iterator[str]:
     OSError: it cannot be written; the old file is still there.
   """
   # With machine and process in its name, so that two that write the same file do not meet.
-  temporary = f'{_partial_beginning(path)}{os.getpid()}{_PARTIAL}'
+  beginning = f'{os.fspath(path)}.{platform.node()}.'
+  temporary = f'{beginning}{os.getpid()}{_PARTIAL}'
   with writing(path):
     if os.path.lexists(path) and not os.path.islink(path):
       _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
-    _remove_abandoned(path)
+    _remove_abandoned(beginning)
     with contextlib.suppress(FileNotFoundError):
       os.remove(temporary)  # a link that lies there is not followed
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -475,30 +477,22 @@ def is_partial(name: str) -> bool:
   return _PARTIAL_NAME.fullmatch(name) is not None
 
 
-def _partial_beginning(path: Path) -> str:
-  return f'{os.fspath(path)}.{platform.node()}.'
-
-
-def _remove_abandoned(path: Path) -> None:
+def _remove_abandoned(beginning: str) -> None:
   """Removes what killed processes of this machine left of a file; what cannot be removed stays.
 
   That of a process that is there stays, and so does what was written to a moment ago.
 
   Args:
-    path: path of the file when it is whole.
+    beginning: of the names of all processes' partial files.
   """
   if os.name != 'posix':  # elsewhere a process cannot be asked for without ending it
     return
-  folder, beginning = os.path.split(_partial_beginning(path))
-  with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as items:
-    for item in items:
-      process = item.name.removeprefix(beginning).removesuffix(_PARTIAL)
-      if item.name != f'{beginning}{process}{_PARTIAL}' or not process.isdecimal():
-        continue
-      with contextlib.suppress(OSError):  # another process may have removed it first
-        is_still = time.time() - item.stat(follow_symlinks=False).st_mtime > _LONGEST_PAUSE
-        if is_still and not _is_alive(int(process)):
-          os.remove(item.path)
+  for path in glob.glob(f'{glob.escape(beginning)}*{_PARTIAL}'):
+    process = path.removeprefix(beginning).removesuffix(_PARTIAL)
+    with contextlib.suppress(OSError):  # another process may have removed it first
+      is_still = time.time() - os.lstat(path).st_mtime > _LONGEST_PAUSE
+      if process.isdecimal() and is_still and not _is_alive(int(process)):
+        os.remove(path)
 
 
 def _is_alive(process: int) -> bool:
