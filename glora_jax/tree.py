@@ -70,13 +70,12 @@ def map_with_path(function: Callable[[Path, Any], Any], tree: Any) -> Any:
 
 def _is_nested(tree: Any) -> bool:
   """Whether a tree is nested dictionaries of leaves, whose keys are the parts of its paths."""
-  return _has_plain_keys(tree) and all(map(_is_nested_or_leaf, tree.values()))
-
-
-def _is_nested_or_leaf(value: Any) -> bool:
-  if isinstance(value, nn.meta.AxisMetadata) or jax.tree_util.all_leaves([value]):
-    return True
-  return bool(value) and _is_nested(value)
+  return _has_plain_keys(tree) and all(
+    isinstance(value, nn.meta.AxisMetadata)
+    or jax.tree_util.all_leaves([value])
+    or (value and _is_nested(value))
+    for value in tree.values()
+  )
 
 
 def _has_plain_keys(tree: Any) -> bool:

@@ -33,7 +33,7 @@ from glora_jax.runs.job import claimed, prepared, run_job
 from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
 from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
 from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
-from glora_jax.runs.stage import Call, Stage, Workload, read_by, walk
+from glora_jax.runs.stage import Call, Stage, read_by, walk
 from glora_jax.runs.stages.methods import (
   TrainedStructure,
   budgets_of,
@@ -136,7 +136,7 @@ def _calls_of_test(context: Context) -> list[Call]:
     inherited = 2 if name == SEARCH else 1  # searched ones are tested before finetuning, too
     tested += inherited * compare.seeds * rows
   images = tested * (context.counts['val'] + context.counts['test'])
-  return [Call('evaluation', Workload(), 0, images)]
+  return [Call('evaluation', images)]
 
 
 def _test(context: Context, *trained: dict[str, list[TrainedStructure]]) -> Any:

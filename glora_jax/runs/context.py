@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.data import augment, normalization, pipeline
+from glora_jax.data import normalization, pipeline
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.opening import open_images
 from glora_jax.data.task import Task
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMED_BLOCK = 1024  # images of a stream that are scored at once
-DEFAULT_BATCH = Recipe().batch_size
-DEFAULT_FOLDS = AllocationSettings().folds
 SPLIT = 'split.json'  # of a user's own images, as `data.splits` writes it
 IMAGES = 'images.npz'  # that they can be decoded, and which of them are left out
 
@@ -139,17 +137,6 @@ class Context:
     if drawn == (Augmentation(), 0, 1) or not meshes.are_whole(self.variables):
       return 1  # nothing is drawn, or the compiler deals the batch
     return self.devices
-
-  @property
-  def loss_options(self) -> dict[str, Any]:
-    """What every training loss of the run has in common."""
-    alpha = self.settings.augment.mixup
-    return {
-      'mix': functools.partial(augment.mixup, alpha=alpha) if alpha else None,
-      'consistency': self.settings.consistency,
-      'component_dropout': self.settings.component_dropout,
-      'train': True,
-    }
 
   def place(self, name: str) -> Model:
     """The space of a structure, by its name."""
@@ -443,12 +430,21 @@ def fit_batches(
       raise ValueError(
         f'{name}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
       )
-  if not settings.has_gradient:
+  folds = settings.allocation.folds
+  if not settings.has_gradient or folds != AllocationSettings().folds:
     return fitted
   images = counts[splits[0]]  # which every job trains on
-  folds = _fit_folds(settings.allocation.folds, images, 1 if mesh is None else mesh.size)
+  most = max(2, images // (1 if mesh is None else mesh.size))
+  if folds <= most:
+    return fitted
+  log.info(
+    'Using %d folds instead of allocation.folds=%d: there are only %d training images.',
+    most,
+    folds,
+    images,
+  )
   return dataclasses.replace(
-    fitted, allocation=dataclasses.replace(settings.allocation, folds=folds)
+    fitted, allocation=dataclasses.replace(settings.allocation, folds=most)
   )
 
 
@@ -460,7 +456,7 @@ def _fit(
   if size > fewest:
     parts = recipe.accumulate * paths * devices
     largest = fewest // parts * parts
-    if size != DEFAULT_BATCH or not largest:
+    if size != Recipe().batch_size or not largest:
       raise ValueError(
         f'training.batch_size={size} is larger than the {fewest} training images; lower it.'
       )
@@ -479,20 +475,6 @@ def _fit(
       '(training.batch_size, and its part by accumulate and device); give a multiple.'
     )
   return recipe
-
-
-def _fit_folds(folds: int, images: int, devices: int) -> int:
-  """The number of folds, smaller where the default is more than the images fill."""
-  most = max(2, images // devices)
-  if folds <= most or folds != DEFAULT_FOLDS:
-    return folds
-  log.info(
-    'Using %d folds instead of allocation.folds=%d: there are only %d training images.',
-    most,
-    folds,
-    images,
-  )
-  return most
 
 
 def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:

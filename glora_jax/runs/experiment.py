@@ -21,7 +21,7 @@ from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import Context, never
 from glora_jax.runs.job import run_job
 from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stage import Call, Stage, Workload
+from glora_jax.runs.stage import Call, Stage
 from glora_jax.runs.stages.results import (
   SUPERNET,
   Result,
@@ -31,8 +31,6 @@ from glora_jax.runs.stages.results import (
 )
 from glora_jax.runs.stages.search import CHOICE, stages_of_search
 from glora_jax.runs.stages.structures import stages_of_structure, stages_of_trainings
-
-LEFT = ('report.html', 'adapter.safetensors')  # what a run is for, beside the model in `folded`
 
 
 def run(
@@ -104,7 +102,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
 def _calls_of_test(tested: int, context: Context) -> list[Call]:
   splits = context.counts.keys() - {'train', 'train+val'}
   images = sum(context.counts[split] for split in splits)
-  return [Call('evaluation', Workload(), 0, tested * images)]
+  return [Call('evaluation', tested * images)]
 
 
 def _test(
@@ -138,19 +136,16 @@ def _check_folded(context: Context) -> None:
 
 def summary(result: dict[str, Any], workdir: str) -> str:
   """What the command line prints at the end."""
-  if gone := _gone(workdir):
+  # What a run is for; the model's file is called as its base's was.
+  left = ('report.html', 'adapter.safetensors')
+  gone = [name for name in left if not os.path.exists(os.path.join(workdir, name))]
+  folded = os.path.join(workdir, 'folded')
+  if not (os.path.isdir(folded) and checkpoints_in(folded)):
+    gone.append('the model in folded')
+  last = f'{workdir}/report.html has the whole story, {workdir}/folded the plain model.'
+  if gone:
     last = (
       f'{", ".join(gone)} of this finished run are gone; remove {workdir}/result.json, and the '
       'same command writes them again, without training.'
     )
-  else:
-    last = f'{workdir}/report.html has the whole story, {workdir}/folded the plain model.'
   return f'{run_page.table(result)}\n\n{last}'
-
-
-def _gone(workdir: str) -> list[str]:
-  """What a finished run is for and has no more; the model's file is called as its base's was."""
-  gone = [name for name in LEFT if not os.path.exists(os.path.join(workdir, name))]
-  folded = os.path.join(workdir, 'folded')
-  is_there = os.path.isdir(folded) and checkpoints_in(folded)
-  return gone if is_there else [*gone, 'the model in folded']

@@ -89,17 +89,14 @@ class Metrics:
       with writing(path), open(path, 'a', encoding='utf-8') as file:
         file.write(to_json({'stage': self.stage, 'step': step, **values}) + '\n')
     if self.board:
+      from tensorboardX.proto.event_pb2 import Event
+      from tensorboardX.summary import scalar
+
       with writing(self.board):
-        self._write_events(step, values)
-
-  def _write_events(self, step: int, values: dict[str, float]) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.summary import scalar
-
-    for name, value in values.items():
-      event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
-      self._events.write_event(event)
-    self._events.flush()
+        for name, value in values.items():
+          event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
+          self._events.write_event(event)
+        self._events.flush()
 
   @functools.cached_property
   def _events(self) -> EventsWriter:

@@ -67,15 +67,15 @@ class Call(NamedTuple):
 
   Attributes:
     program: key of `programs.MAKERS`.
+    images: images that go through the program, for each step and each candidate.
     workload: what the program is given.
     steps: steps of training; 0 where nothing is trained.
-    images: images that go through the program, for each step and each candidate.
   """
 
   program: str
-  workload: Workload
-  steps: int
   images: int
+  workload: Workload = Workload()
+  steps: int = 0
 
   @classmethod
   def training(cls, program: str, workload: Workload, images: int, times: int = 1) -> Call:
@@ -84,7 +84,7 @@ class Call(NamedTuple):
     assert recipe is not None
     steps = times * recipe.epochs * recipe.steps_per_epoch(images)
     each = workload.side_by_side if program == 'train_many' else 1
-    return cls(program, workload, steps, steps * recipe.batch_size * each)
+    return cls(program, steps * recipe.batch_size * each, workload, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,11 +234,8 @@ def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
   """Counts the seconds of a stage under its title, and keeps its folder of the right key."""
   if stage.has_folder:
     _make_ready(context, stage.name, key)
-    clock = clocked(context.path(stage.name))
-  else:
-    clock = clocked(None)
   try:
-    with clock as mark:
+    with clocked(context.path(stage.name) if stage.has_folder else None) as mark:
       yield mark
   finally:
     seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']

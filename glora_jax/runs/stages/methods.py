@@ -449,13 +449,13 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
     yield Call.training('train_many', supernets, number)
     times = trials * rows
     images = times * settings.search.evaluations * context.counts['val']
-    yield Call('scoring', Workload(), 0, images)
+    yield Call('scoring', images)
     alone = Workload(structure=SEARCH, recipe=settings.finetuning, side_by_side=1)
     yield from calls_of_training(context, 'train_many', alone, times=times)
   elif method == GRADIENT:
     borrowed = borrowed_images(context)
-    yield Call('features', Workload(), 0, seeds * (number + borrowed))
-    yield Call('allocation', Workload(), 0, PASSES * seeds * (number * rows + borrowed))
+    yield Call('features', seeds * (number + borrowed))
+    yield Call('allocation', PASSES * seeds * (number * rows + borrowed))
     shorter = settings.allocation.shortened(recipe)
     workload = Workload(structure=GRADIENT, recipe=shorter, side_by_side=rates)
     yield from calls_of_training(context, 'train_many', workload, times=seeds * rows)

@@ -53,7 +53,12 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     _search,
     reads=('budget', 'search.'),
     after=('supernet',),
-    calls=_calls_of_search,
+    calls=lambda context: [
+      Call(
+        'scoring',
+        context.settings.search.evaluations * context.counts[context.search_split],
+      )
+    ],
   )
   if not settings.finetunes:
     return (supernet,), (search,)
@@ -69,11 +74,6 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   choice = Stage(CHOICE, _choose_epochs, after=before, calls=on_train, **options)
   tuned = Stage('finetune', _finetune, after=(*before, *chosen), calls=on_split, **options)
   return (supernet,), (search, *((choice,) if chosen else ()), tuned)
-
-
-def _calls_of_search(context: Context) -> list[Call]:
-  images = context.settings.search.evaluations * context.counts[context.search_split]
-  return [Call('scoring', Workload(), 0, images)]
 
 
 def _calls_of_finetuning(context: Context, split: str) -> Iterator[Call]:

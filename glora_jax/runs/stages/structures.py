@@ -96,7 +96,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       _warm_head,
       reads=('allocation.', *TRAINING),
       check=check_gradient,
-      calls=lambda context: [Call('features', Workload(), 0, _seen(context))],
+      calls=lambda context: [Call('features', _seen(context))],
       splits=(train_split_of(settings),),
     )
     structure = Stage(
@@ -104,7 +104,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       _read_off,
       reads=('allocation.', 'budget', 'training.'),
       after=('head',),
-      calls=lambda context: [Call('allocation', Workload(), 0, PASSES * _seen(context))],
+      calls=lambda context: [Call('allocation', PASSES * _seen(context))],
     )
     return head, structure
   if settings.structure == SEARCH:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax.data import augment
 from glora_jax.files import number
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
@@ -111,11 +112,6 @@ class Best(NamedTuple):
   accuracy: Any
   loss: Any
   epoch: Any
-
-  @classmethod
-  def before(cls, trainable: Any, shape: tuple[int, ...]) -> Best:
-    """That of trainings that have not begun."""
-    return cls(trainable, *(jnp.full(shape, x, jnp.float32) for x in (-1, jnp.inf, 0)))
 
   def better(self, other: Best) -> Best:
     """The better of two, for each training."""
@@ -218,7 +214,7 @@ def calls_of_training(
     epochs = workload.recipe.epochs
     trainings = times * (workload.side_by_side if program == 'train_many' else 1)
     looks = math.ceil(epochs / epochs_between_looks(epochs))
-    yield Call('evaluation', Workload(), 0, looks * trainings * context.counts['val'])
+    yield Call('evaluation', looks * trainings * context.counts['val'])
 
 
 def equal_parts(steps: int) -> int:
@@ -268,7 +264,17 @@ def loss_of(context: Context, learner: Adapted) -> LossFn:
   sample = None
   if learner.genome is None:
     sample = functools.partial(context.settings.sampling.draw, spec=learner.spec)
-  return make_loss(learner, context.augmented, sample, **context.loss_options)
+  settings = context.settings
+  alpha = settings.augment.mixup
+  return make_loss(
+    learner,
+    context.augmented,
+    sample,
+    mix=functools.partial(augment.mixup, alpha=alpha) if alpha else None,
+    consistency=settings.consistency,
+    component_dropout=settings.component_dropout,
+    train=True,
+  )
 
 
 def _initial_state(
@@ -314,8 +320,8 @@ class Bookkeeper:
   def restored(self, start: TrainState) -> TrainState | None:
     """The newest saved state, like that before the first step; None where there is none."""
     kept = start.trainable if self.context.settings.training.keep == 'best' else None
-    best = Best.before(kept, np.shape(start.step))
-    self.best = meshes.replicate(self.context.mesh, best)
+    worst = [jnp.full(np.shape(start.step), x, jnp.float32) for x in (-1, jnp.inf, 0)]
+    self.best = meshes.replicate(self.context.mesh, Best(kept, *worst))
     state = self.checkpoints.latest(self._with_best(start))
     if state is not None:
       if self.interval is not None:
