@@ -5,8 +5,6 @@ Skipped where the `peers` extra is not installed (`.ci/run` installs it).
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import assert_refused
@@ -28,7 +26,6 @@ from glora_jax.data import image, normalization
 from glora_jax.models import weights
 from glora_jax.models.blocks import ACTIVATIONS
 from glora_jax.models.resize import resize_patch_embed, resize_pos_embed
-from glora_jax.models.vit import ViT
 from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
@@ -46,6 +43,13 @@ def test_other_pretrainings_of_the_same_model_give_their_features(name, tmp_path
     expected = theirs(torch.tensor(IMAGES).permute(0, 3, 1, 2)).last_hidden_state[:, 0]
   model, params, _ = weights.load(tmp_path)
   assert_allclose(model.apply({'params': params}, IMAGES), expected, atol=1e-4)
+
+
+def loaded(name, tmp_path):
+  """A model of a library, and what we read of its files."""
+  theirs = families.build(name)
+  families.write(theirs, tmp_path / 'in')
+  return theirs, *weights.load(tmp_path / 'in')
 
 
 def assert_same_logits(theirs, model, params):
@@ -66,9 +70,7 @@ def assert_same_logits(theirs, model, params):
   ],
 )
 def test_their_file_gives_their_logits_and_ours_is_opened_by_the_library(name, format, tmp_path):
-  theirs = families.build(name)
-  families.write(theirs, tmp_path / 'in')
-  model, params, metadata = weights.load(tmp_path / 'in')
+  theirs, model, params, metadata = loaded(name, tmp_path)
   weights.save(tmp_path / 'out', model, params, metadata, format or metadata['source'])
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   if 'architectures' in config:
@@ -95,9 +97,9 @@ def test_a_name_of_timms_tells_the_activation_of_its_model(name, tmp_path):
 
 @pytest.mark.parametrize('rule', image.RULES)
 def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
-  model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2)
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))['params']
-  metadata = {'image_size': 28, 'normalization': 'inception', 'resize': rule}
+  _, *checkpoint = loaded('timm_vit', tmp_path)
+  model, params, metadata = weights.refit(*checkpoint, image_size=28, patch_size=7)
+  metadata = {**metadata, 'normalization': 'inception', 'resize': rule}
   weights.save(tmp_path / 'model', model, params, metadata, 'timm')
   theirs = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
   prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
