@@ -72,13 +72,11 @@ def test_a_store_has_whole_lines_of_one_version_and_counts_the_others(tmp_path):
 
 
 def test_a_version_is_another_where_code_changes_and_not_by_words_about_it(tmp_path):
-  def digest(text):
-    (tmp_path / 'method.py').write_text(text)
-    return digest_of([tmp_path / 'method.py'])
-
-  first = digest('def f(x):\n  """One."""\n  return x + 1\n')
-  assert digest('def f( x ):\n  """Two."""\n  return x + 1  # one more\n') == first
-  assert digest('def f(x):\n  """One."""\n  return x + 2\n') != first
+  digests, path = [], tmp_path / 'method.py'
+  for text in ('"""One."""\nx = 1', '"""Two."""\nx =  1  # one', '"""One."""\nx = 2'):
+    path.write_text(text)
+    digests.append(digest_of([path]))
+  assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):

@@ -150,9 +150,7 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
 )
 def test_mistakes_are_one_sentence_and_write_nothing(arguments, named, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(SystemExit, match=f'^error: .*{named}') as stopped:
-    convert.main([str(argument) for argument in arguments])
-  assert '\n' not in stopped.value.code
+  assert_refused(['error: ', named], convert.main, [*map(str, arguments)], kind=SystemExit)
   assert not list(tmp_path.iterdir())
 
 

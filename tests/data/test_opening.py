@@ -21,9 +21,8 @@ def task(tmp_path):
   """Twelve images of two classes in three splits."""
   splits = {}
   for split, number in SIZES.items():
-    names = [f'{split}/{n}.png' for n in range(number)]
-    write_images(tmp_path, names)
-    paths = [str(tmp_path / name) for name in names]
+    write_images(tmp_path / split, [f'{n}.png' for n in range(number)])
+    paths = [f'{tmp_path}/{split}/{n}.png' for n in range(number)]
     splits[split] = Files(paths, [n % 2 for n in range(number)])
   return Task('pets', ('cat', 'dog'), splits, origin='a test')
 
@@ -139,12 +138,10 @@ def test_what_is_left_must_measure(opened, tmp_path):
 
 
 def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path, caplog):
-  names = {'train': [f'train/{n}.bmp' for n in range(4)], 'test': ['test/a.bmp', 'test/b.bmp']}
-  write_images(tmp_path, [*names['train'], *names['test']])
-  splits = {
-    split: Files([str(tmp_path / path) for path in paths], [0] * len(paths))
-    for split, paths in names.items()
-  }
+  names = [*(f'train/{n}.bmp' for n in range(4)), 'test/a.bmp', 'test/b.bmp']
+  write_images(tmp_path, names)
+  paths = [str(tmp_path / name) for name in names]
+  splits = {'train': Files(paths[:4], [0] * 4), 'test': Files(paths[4:], [0] * 2)}
   warn_of_copies('pets', splits)
   assert not caplog.text
   first, second, third = (tmp_path / f'train/{n}.bmp' for n in range(3))

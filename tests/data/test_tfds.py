@@ -122,17 +122,12 @@ def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
 
 def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeypatch):
   monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
-  labels = tfds.read(copied, 'test').labels
-  record = pathlib.Path(tfds.read(copied, 'test').record)
-
-  def make_folder():  # which cannot be written, as where a data set is shared
-    record.unlink()
-    record.mkdir()
-
+  examples = tfds.read(copied, 'test')
+  labels, record = examples.labels, pathlib.Path(examples.record)
   for spoil in (
     lambda: record.write_bytes(record.read_bytes()[:100]),
     lambda: np.savez(record, labels=labels[:-1]),
-    make_folder,
+    lambda: (record.unlink(), record.mkdir()),  # not to be written, as where a data set is shared
   ):
     spoil()
     read.clear()

@@ -32,12 +32,13 @@ def test_tensors_round_trip_with_their_types(write, container, tmp_path):
   read = read_checkpoint(tmp_path / 'file')
   assert read.container == container
   assert read.arrays.keys() == TENSORS.keys()
+  # Stays readable to its own library.
+  load = safetensors.numpy.load_file if container == 'safetensors' else lambda path: read.arrays
+  theirs = load(tmp_path / 'file')
   for name, value in TENSORS.items():
     assert read.arrays[name].dtype == value.dtype
-    np.testing.assert_array_equal(read.arrays[name], value)
-  if container == 'safetensors':  # stays readable to its own library
-    for name, value in safetensors.numpy.load_file(tmp_path / 'file').items():
-      np.testing.assert_array_equal(value, TENSORS[name])
+    for found in (read.arrays, theirs):
+      np.testing.assert_array_equal(found[name], value)
 
 
 def npy(shape):
@@ -68,7 +69,7 @@ def archive(name, content):
     (of_header(shape=[4], data_offsets=[0, 16], dtype='X'), 'file'),
     (archive('photo.jpg', b''), 'photo.jpg'),
     (archive('a.npy', npy((-1, 4))), '(-1, 4)'),
-    (archive('a.npy', npy((2**40,))), ['(1099511627776,)', '16 bytes']),
+    (archive('a.npy', npy((2**40,))), '(1099511627776,)'),
   ],
 )
 def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content, named, tmp_path):
@@ -88,8 +89,5 @@ def test_pickled_arrays_are_not_executed(tmp_path):
 
 
 def test_zip_bombs_are_refused_by_what_they_declare(tmp_path):
-  with zipfile.ZipFile(tmp_path / 'bomb.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros(17_000_000, np.float32))
-    archive.writestr('a.npy', buffer.getvalue())
+  np.savez_compressed(tmp_path / 'bomb.npz', np.zeros(17_000_000, np.float32))
   assert_refused('68000128', read_checkpoint, tmp_path / 'bomb.npz')
