@@ -38,13 +38,11 @@ class Hang(BaseException):
   """The time of an attempt is over."""
 
 
-def cases(weight, shrinks=True):
+def cases(weight):
   """Settings for so many hundreds of cases, 25 times as many with HYPOTHESIS_PROFILE=full."""
-  default = hypothesis.settings.default
   return hypothesis.settings(
-    max_examples=round(weight * default.max_examples),
+    max_examples=round(weight * hypothesis.settings.default.max_examples),
     suppress_health_check=list(hypothesis.HealthCheck),
-    phases=default.phases if shrinks else [hypothesis.Phase.generate],
   )
 
 

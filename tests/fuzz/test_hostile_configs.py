@@ -5,38 +5,20 @@ import json
 import re
 
 import hypothesis.strategies as st
-import ml_collections
-import pytest
 from hypothesis import given
 from judging import REFUSED, cases, judged, new_place
 from spoiling import NASTY
-from test_hostile_images import write_classes
 
-from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.fields import values_of
 from glora_jax.runs.schema import walk
-from glora_jax.runs.workdir import Stopped, changes_of, read_values, write_config
+from glora_jax.runs.workdir import changes_of, read_values, write_config
 from glora_jax.settings import bounds, expected
 
 FIELDS = {name: info for name, info, _ in walk(RunSettings())}
 DEFAULTS = default_config().to_dict()
 SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, dict))
 TEXTS = ('lora:2@qkv', 'hira@(', 'x.json', '~', 'folder:', 'hf:a/b', '0' * 64)
-# What is only refused, or only means something, with a model and images.
-STARTS = {
-  'model.image_size': (9, 64, 4096),
-  'model.num_heads': (7, 4096),
-  'model.weights': ('hf:', 'http://x', '/dev/null', '\0', 'x' * 300),
-  'space.ranks': ((1, 2, 3), (17,), (10**6,)),
-  'budget': (0, 1e15, 1.5, 200),
-  'training.batch_size': (1, 5000),
-  'data.dir': ('/proc', '~nouser'),
-  'task': ('folder:', 'folder:/no', 'csv:/dev/null', 'folder:\0'),
-  'structure': ('gradient', 'lora:2@no', 'x.json'),
-  'job': ('compare',),
-  'compare.methods': (('lora',), ('gradient',)),
-}
 
 
 class Given:
@@ -86,29 +68,3 @@ def test_a_config_is_what_it_says_or_is_refused(data):
       write_config(settings, place.work)
       assert read_values(place.work) == values_of(settings)
       assert not changes_of(settings, place.work, ['search.'])
-
-
-@pytest.mark.slow
-@cases(0.08, shrinks=False)
-@given(data=st.data())
-def test_a_run_starts_or_is_refused_before_its_first_stage(data, backbone):
-  with new_place() as place:
-    write_classes(place.given / 'photos')
-    values = copy.deepcopy(DEFAULTS)
-    values.update(task=f'folder:{place.given / "photos"}', budget=1000)
-    values['model']['weights'] = backbone
-    values['training'].update(epochs=6, warmup_epochs=1, batch_size=4)
-    values['finetune']['epochs'] = 6
-    values['search'].update(population=4, generations=2, parents=2, mutations=2, crossovers=2)
-    for name in data.draw(st.lists(st.sampled_from(sorted(STARTS)), max_size=3)):
-      put(values, name, data.draw(st.sampled_from(STARTS[name])))
-    config = ml_collections.ConfigDict(values)
-    run = comparison.run if config.job == 'compare' else experiment.run
-
-    def attempt():
-      with pytest.raises(Stopped):
-        run(config, str(place.work), lambda: True)
-      return (place.work / 'config.json').read_text()
-
-    if judged(attempt, place) is not REFUSED:
-      assert read_values(place.work) == values_of(check_config(config))
