@@ -153,7 +153,7 @@ _VARYING = ('val_accuracy', 'result')  # by an image or two between devices, and
 def _without_accuracies(content: Any) -> Any:
   """A list to compare with another one."""
   if isinstance(content, Mapping):
-    return {x: _without_accuracies(value) for x, value in content.items() if x not in _VARYING}
+    return {x: x in _VARYING or _without_accuracies(value) for x, value in content.items()}
   return [_without_accuracies(row) for row in content] if isinstance(content, list) else content
 
 
