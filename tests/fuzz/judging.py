@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import re
 import signal
 import stat
 import tempfile
@@ -121,17 +120,14 @@ def is_line_of_ours(error):
   return (
     (is_mistake(error) or isinstance(error, TypeError))
     and (is_ours or isinstance(error, MemoryError | OSError))
-    and not any(map(flaw_of, lines))
+    and all(map(is_sentence, lines))
   )
 
 
-def flaw_of(text):
-  """What is wrong with a line for the user; empty where nothing is."""
-  if text != printable(text):
-    return 'it has line ends or what no terminal can show'
-  if 'Traceback' in text or len(text) > LONGEST_LINE:
-    return 'it has a traceback, or is too long'
-  return '' if re.search(r'[.?)]$', text) and len(text) >= 10 else 'it is no sentence'
+def is_sentence(text):
+  """Whether a terminal can show a line, which is short, has no traceback and ends as one does."""
+  is_shown = text == printable(text) and 'Traceback' not in text
+  return is_shown and 10 <= len(text) <= LONGEST_LINE and text[-1] in '.?)'
 
 
 def same(value, other):
