@@ -88,17 +88,17 @@ def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ
   stages = stages_of(config)
   [lora] = walk(context, stages, until='training/lora').values()
   [finetuning] = walk(context, stages, until='training/finetuning').values()
-  moved = flax.traverse_util.flatten_dict(finetuning[0].variables['params'], sep='/')
+  moved = flax.traverse_util.flatten_dict(finetuning[0].model.variables['params'], sep='/')
   for name, value in before.items():
     assert not np.array_equal(moved[name], value)
-  still = flax.traverse_util.flatten_dict(lora[0].variables['params'], sep='/')
+  still = flax.traverse_util.flatten_dict(lora[0].model.variables['params'], sep='/')
   assert {
     name.split('/')[0] for name, x in still.items() if not np.array_equal(x, before[name])
   } == {'head'}
   assert result['methods']['finetuning'][0]['params'] == sum(
     value.size for name, value in before.items() if not name.startswith('head/')
   )
-  one, other = (jax.tree.leaves(subnet.variables['glora']) for subnet in lora)
+  one, other = (jax.tree.leaves(subnet.model.variables['glora']) for subnet in lora)
   assert not all(np.allclose(x, y, atol=1e-4) for x, y in zip(one, other, strict=True))
 
 
