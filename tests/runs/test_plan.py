@@ -36,7 +36,7 @@ COMPARING = RunSettings(
     rates=(1e-3, 4e-3),
     rate={'finetuning': 1e-3},
   ),
-  training=dataclasses.replace(RECIPE, epochs=6),  # 10 steps each
+  training=dataclasses.replace(RECIPE, epochs=6, keep='best'),  # 10 steps each
   finetune=Finetuning(epochs=2, warmup_epochs=1),
   presets=(),
 )

@@ -132,8 +132,8 @@ def train(context: Context, training: Training) -> list[Model]:
   """Trains, or goes on from the newest of its states.
 
   A fixed structure that learns from the training images alone is measured on the validation images
-  some twenty times on its way; `training.keep` says whether the best of these states or the last
-  one goes on.
+  some twenty times on its way, of several side by side where the best is wanted; `training.keep`
+  says whether the best of these states or the last one goes on.
 
   Args:
     context: the context.
@@ -158,6 +158,7 @@ def train(context: Context, training: Training) -> list[Model]:
   last = epochs * per_epoch
   is_head = isinstance(learner, HeadAlone)
   is_measured = training.measured and learner.genome is not None and training.split == 'train'
+  is_measured &= rates is None or context.settings.training.keep == 'best'  # else nobody reads it
   interval = epochs_between_looks(epochs) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
@@ -210,9 +211,10 @@ def calls_of_training(
   """The programs that a training of a fixed structure calls, so many times: steps and looks."""
   assert workload.recipe is not None
   yield Call.training(program, workload, context.counts[split], times)
-  if split == 'train':
+  is_alone = program != 'train_many'
+  if split == 'train' and (is_alone or context.settings.training.keep == 'best'):
     epochs = workload.recipe.epochs
-    trainings = times * (workload.side_by_side if program == 'train_many' else 1)
+    trainings = times * (1 if is_alone else workload.side_by_side)
     looks = math.ceil(epochs / epochs_between_looks(epochs))
     yield Call('evaluation', looks * trainings * context.counts['val'])
 
