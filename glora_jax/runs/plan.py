@@ -361,7 +361,7 @@ def plan(config: ml_collections.ConfigDict | RunSettings, topology: str | None =
     >>> config.structure = 'linear'
     >>> planned = glora_jax.plan(config)
     >>> [(stage.name, stage.steps) for stage in planned.stages]
-    [('training', 6000), ('test', 0)]
+    [('training/linear', 6000), ('test', 0)]
   """
   settings = check_config(config)
   stages = (comparison if settings.job == 'compare' else experiment).stages_of(settings)
