@@ -230,32 +230,16 @@ def test_boxed_kernels_get_supports_in_matching_boxes_which_an_adapter_file_brin
   }
 
 
-@pytest.fixture(scope='module')
-def vit():
-  images = normal(4, 16, 16, 3)
-  adapted, variables = ready(ViT(5, patch_size=8, width=12, depth=3, num_heads=2), images)
-  return adapted, variables, images
-
-
-def test_fixed_subnets_equal_their_genomes_whatever_the_union_over_a_stack(vit):
-  adapted, variables, images = vit
-  named = list(presets.presets(adapted.spec).values())
-  # In one block a method, in the others another: linear and full, BitFit and prompt, LoRA and SSF.
-  first_block = np.arange(len(adapted.spec))[:, None] < 4
-  genomes = [np.where(first_block, a, b) for a, b in zip(named[:3], named[::-1], strict=False)]
-  expected = population(adapted, variables, images)(np.stack(genomes))
-  for genome, logits in zip(genomes, expected, strict=True):
-    assert_close(jax.jit(adapted.fix(genome).apply)(variables, images), logits)
-
-
-def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows(vit):
+def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
+  model = ViT(5, patch_size=8, width=12, depth=3, num_heads=2)
+  vit = glora_jax.adapt(model, normal(4, 16, 16, 3), space=SearchSpace((2, 4)))
   few_alleles = SearchSpace((2, 4), A='none', B=('none', 'lora:2'), C='none')
-  for adapted in (vit[0], glora_jax.adapt(Attention(), X, space=few_alleles)):
+  for adapted in (vit, glora_jax.adapt(Attention(), X, space=few_alleles)):
     _, *lines = adapted.summary().splitlines()
     trained = [int(row.split()[-2].replace(',', '')) for row in lines[: len(adapted.spec)]]
     assert f'the largest structure trains {sum(trained):,} parameters' in lines[len(trained)]
-  assert 'and the heads 65' in vit[0].summary()
-  chosen = vit[0].summary(presets.preset(vit[0].spec, 'bitfit'))
+  assert 'and the heads 65' in vit.summary()
+  chosen = vit.summary(presets.preset(vit.spec, 'bitfit'))
   assert 'this structure trains 324 parameters' in chosen
 
 

@@ -1,7 +1,5 @@
 """Adapter files: what they hold, what they give back, on which base they are refused."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ import pytest
 import safetensors.numpy
 from comparing import random_params, random_variables
 from numpy.testing import assert_allclose, assert_array_equal
-from trees import normal, randomized
+from trees import normal
 
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
@@ -135,45 +133,6 @@ def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
   )
   with pytest.raises(ValueError, match=r"no layer a/w in the parameters and axes .*'in': \[1\]"):
     adapter_file.load_adapter(path, chain('a', 'b', transposed=True), SQUARES)
-
-
-class WithStatistics(nn.Module):
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = nn.BatchNorm(use_running_average=not train, name='norm')(nn.Dense(6, name='hidden')(x))
-    return nn.Dense(2, name='head')(x)
-
-
-def test_an_adapter_brings_the_batch_statistics_that_training_left(tmp_path):
-  model, x = WithStatistics(), normal(8, 4)
-  adapted = glora_jax.adapt(model, x)
-  start = jax.jit(model.init)(jax.random.key(1), x)
-  variables = random_variables(adapted, start['params']) | {'batch_stats': start['batch_stats']}
-  genome = presets.preset(adapted.spec, 'full')
-  train = functools.partial(adapted.apply, genome=genome, train=True, mutable=['batch_stats'])
-  variables |= jax.jit(train)(variables, x)[1]
-  adapter_file.save_adapter(tmp_path / 'a.safetensors', adapted, variables, genome)
-  fixed, loaded = adapter_file.load_adapter(tmp_path / 'a.safetensors', adapted, start['params'])
-  assert_array_equal(fixed.genome, genome)
-  apply = jax.jit(functools.partial(adapted.apply, genome=genome))
-  assert_array_equal(apply(loaded, x), apply(variables, x))
-
-
-def test_a_batch_in_which_each_example_has_its_own_adapter_equals_one_by_one(subnet):
-  adapted, variables = subnet
-  images = normal(3, 16, 16, 3, seed=5)
-  trainable, frozen = adapted.split(variables)
-  halves = [randomized(trainable, seed) for seed in range(3)]
-  genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
-
-  @jax.jit
-  def apply(half, genome, image):
-    return adapted.apply(adapted.join(half, frozen), image[None], genome=genome)[0]
-
-  alone = [apply(*each) for each in zip(halves, genomes, images, strict=True)]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
-  together = jax.vmap(apply)(stacked, genomes, images)
-  assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
 class BodyAndHead(nn.Module):
