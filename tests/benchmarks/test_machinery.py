@@ -1,10 +1,6 @@
 """What all benchmarks share: clocks, the table, the last line."""
 
-import json
-
-import numpy as np
-
-from benchmarks.machinery.measuring import Times, in_turn, print_result
+from benchmarks.machinery.measuring import Times, in_turn
 
 
 def test_what_is_compared_runs_in_turn_after_one_call_to_compile():
@@ -19,10 +15,3 @@ def test_a_ratio_is_the_median_of_the_ratios_within_repeats():
   times = Times(ours=[1.0, 10.0, 3.0], theirs=[2.0, 10.0, 1.0])
   assert times.ratio('ours', 'theirs') == 1.0
   assert times.ratio('ours', 'not installed') is None
-
-
-def test_the_last_line_is_json(capsys):
-  values = {'ratio': np.float32(1 / 3), 'missing': None, 'counts': np.arange(2)}
-  print_result('name', values)
-  found = json.loads(capsys.readouterr().out)
-  assert [found[name] for name in values] == [0.33333, None, [0, 1]]

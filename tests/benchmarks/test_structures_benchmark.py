@@ -13,7 +13,6 @@ from benchmarks.structures import jobs, plan
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import UNKNOWN, Store, digest_of
 from benchmarks.structures.laboratory import Model
-from benchmarks.structures.methods import rising_levels
 from benchmarks.structures.statistics import difference, headroom
 from glora_jax.method.presets import preset
 from glora_jax.runs.runners import THIS_PROCESS
@@ -88,12 +87,6 @@ def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
     jobs.run_jobs(TRIALS, store, THIS_PROCESS, notes={'commit': 'a'})
   assert done == TRIALS
   assert store.results[TRIALS[1]] == {'number': 2, 'commit': 'a'}
-
-
-def test_ranks_rise_with_depth_as_far_as_a_budget_goes():
-  ranks, prices = [(1, 2, 4)] * 3, [[10, 10, 20]] * 3
-  levels = [rising_levels([0, 1, 2], ranks, prices, budget) for budget in (9, 25, 65, 200)]
-  assert levels == [[0, 0, 0], [0, 1, 1], [2, 2, 2], [3, 3, 3]]
 
 
 @pytest.mark.slow

@@ -45,50 +45,36 @@ class Mixed(nn.Module):
     return nn.Dense(4, name='head')(jnp.tanh(x).mean((1, 2)))
 
 
-class Live(nnx.Module):
-  """Two linear layers of NNX, one of them without bias."""
-
-  def __init__(self, rngs):
-    self.hidden = nnx.Linear(8, 12, use_bias=False, rngs=rngs)
-    self.out = nnx.Linear(12, 6, rngs=rngs)
-    self.head = nnx.Linear(6, 4, rngs=rngs)
-
-  def __call__(self, x):
-    return self.head(nnx.gelu(self.out(nnx.gelu(self.hidden(x)))))
-
-
-INPUTS = np.random.default_rng(2).normal(size=(24, 8)).astype(np.float32)
-BATCHES = [(INPUTS[i : i + 4], jnp.arange(4)) for i in range(0, 24, 4)]
-
-
 @functools.cache
 def mixed():
-  images = jax.random.normal(jax.random.key(0), (24, 4, 4, 3))
-  labels = jax.random.randint(jax.random.key(1), (24,), 0, 4)
-  model = Mixed()
-  adapted = glora_jax.adapt(model, images, space=SPACE, ties=[('q', 'k', 'v')], convs=True)
-  return prepared(adapted, model, images, labels)
+  return prepared(Mixed(), (4, 4, 3), ties=[('q', 'k', 'v')], convs=True)
 
 
 @functools.cache
 def scanned():
-  images = jax.random.normal(jax.random.key(0), (24, 8, 8, 3))
-  labels = jax.random.randint(jax.random.key(1), (24,), 0, 4)
-  model = ViT(4, patch_size=4, width=12, depth=2, num_heads=2)
-  return prepared(glora_jax.adapt(model, images, space=SPACE), model, images, labels)
+  return prepared(ViT(4, patch_size=4, width=12, depth=2, num_heads=2), (8, 8, 3))
 
 
 def live():
-  model = Live(nnx.Rngs(0))
-  adapted = functional.adapt(model, space=SPACE)
-  return adapted, adapted.init(jax.random.key(1), functional.params(model)), BATCHES
+  rngs = nnx.Rngs(0)
+  hidden = nnx.Linear(8, 12, use_bias=False, rngs=rngs)
+  model = nnx.Sequential(hidden, nnx.gelu, nnx.Linear(12, 4, rngs=rngs))
+  adapted = functional.adapt(model, space=SPACE, heads=None)
+  return adapted, adapted.init(jax.random.key(1), functional.params(model)), drawn_batches(8)
 
 
-def prepared(adapted, model, images, labels):
+def prepared(model, shape, **options):
   """(adapted, variables, batches) with random params."""
-  params = random_params(model, images)
-  batches = [(images[start : start + 4], labels[start : start + 4]) for start in range(0, 24, 4)]
-  return adapted, adapted.init(jax.random.key(3), params), batches
+  batches = drawn_batches(*shape)
+  images = batches[0][0]
+  adapted = glora_jax.adapt(model, images, space=SPACE, **options)
+  return adapted, adapted.init(jax.random.key(3), random_params(model, images)), batches
+
+
+def drawn_batches(*shape):
+  """Six batches of four random images of a shape, with labels."""
+  images = jax.random.normal(jax.random.key(0), (6, 4, *shape))
+  return [*zip(images, jax.random.randint(jax.random.key(1), (6, 4), 0, 4), strict=True)]
 
 
 def loss(forward, batch, key):
