@@ -5,9 +5,7 @@ import functools
 import flax.linen as nn
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from hypothesis import assume, given
@@ -82,25 +80,6 @@ def score(genomes, labels):
   return [np.asarray(x) for x in scores]
 
 
-def allocate(budget):
-  def loss(forward, batch, key):
-    return optax.softmax_cross_entropy_with_integer_labels(forward(batch[0]), batch[1]).mean()
-
-  batches = [(INPUTS + index, jnp.array([0, index % 3])) for index in range(4)]
-  found = glora_jax.allocate(*dense(), loss, batches, key=KEY, progress=False, budget=budget)
-  return found.genome
-
-
-def fit(**fields):
-  def loss(trainable, frozen, batch, key):
-    images, labels = batch
-    return jnp.mean((images @ trainable['slope'] - labels) ** 2), {}
-
-  recipe = Recipe(**fields, warmup_epochs=0)
-  start = {'slope': jnp.zeros(4)}
-  return glora_jax.fit(loss, start, {}, IMAGES, LABELS, recipe, KEY, progress=False).trainable
-
-
 def cloned(model):
   """The attached model where a string stands; whatever else is drawn is taken for one."""
   return nnx.clone(attached()) if isinstance(model, str) else model
@@ -147,15 +126,12 @@ CALLS = {
   'fold': (fold, {'genome': LORA}),
   'evolve': (evolve, {'correct': 1, 'loss': 0.5, 'budget': None, 'initial': None}),
   'score': (score, {'genomes': LORA[None], 'labels': LABELS}),
-  'allocate': (allocate, {'budget': 100}),
-  'fit': (fit, {'epochs': 1, 'batch_size': 2, 'accumulate': 1}),
   'refit': (
     lambda **sizes: list(weights.refit(*vit(), METADATA, **sizes)[:2]),
     {'num_classes': 5, 'image_size': 12},
   ),
   'nnx.attach': (attach, SELECTED),
   'nnx.set_genome': (set_genome, {'model': '', 'genome': LORA}),
-  'nnx.summary': (lambda model: glora_jax.nnx.summary(cloned(model)), {'model': ''}),
 }
 
 

@@ -1,4 +1,4 @@
-"""GLoRA on pure functions: any pytree of parameters, from adapting to folding."""
+"""GLoRA on pure functions: any pytree of parameters, from adapting to an adapter file."""
 
 import flax.linen as nn
 import function_zoo
@@ -34,7 +34,7 @@ def ready(name='list_of_layers'):
 
 
 @pytest.mark.parametrize('name', HEADS)
-def test_a_function_is_trained_written_read_and_folded(name, tmp_path):
+def test_a_function_is_trained_written_and_read(name, tmp_path):
   example, adapted, variables = ready(name)
   (x,) = example.inputs
   genome = glora_jax.random_genomes(np.random.default_rng(3), adapted.spec, 1)[0]
@@ -54,11 +54,6 @@ def test_a_function_is_trained_written_read_and_folded(name, tmp_path):
   assert changed == adapted.head_paths != set()
 
   outputs = adapted.apply(trained, x, genome=genome)
-  assert np.abs(outputs - example.apply(example.params, x)).max() > 0.01
-  folded = adapted.fold(trained, genome)
-  assert jax.tree.structure(folded) == jax.tree.structure(example.params)
-  assert_allclose(example.apply(folded, x), outputs, atol=1e-5)
-  assert_allclose(adapted.fix(genome).apply(trained, x), outputs, atol=1e-5)
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, trained, genome)
   fixed, loaded = glora_jax.load_adapter(tmp_path / 'adapter', adapted, example.params)
   assert_allclose(fixed.apply(loaded, x), outputs, atol=1e-6)

@@ -177,7 +177,6 @@ REFUSED = [
   (lambda: presets.parse_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
   (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
-  (lambda: presets.custom_genome(UNBIASED, {'qkv': 'bitfit'}), "'qkv'", "'bitfit'"),
   # the equation, checks and devices
   (lambda: equation.effective(jnp.ones((4, 5)), None, {}, np.zeros(3, int)), '(3,)'),
   (check_outputs, 'floating-point'),

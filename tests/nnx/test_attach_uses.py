@@ -50,27 +50,6 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   assert len(variables(fixed, Trained)) == 4
 
 
-def test_a_structure_read_off_a_gradient_is_set_on_a_live_model_whose_outputs_stay():
-  model = glora_nnx.attach(Mlp(), X, space=glora_jax.SearchSpace.distinct((1, 2)))
-  model.eval()
-  outputs = call(model, X)
-  adapted, values = glora_nnx.as_adapted(model)
-  options = {'budget': 30, 'key': jax.random.key(0), 'folds': 5, 'progress': False}
-  found = glora_jax.allocate(
-    adapted,
-    values,
-    lambda forward, batch, _: (forward(batch) ** 2).mean(),
-    [*X[:, None]],
-    **options,
-  )
-  glora_nnx.set_variables(model, found.variables)
-  jax.tree.map(assert_array_equal, glora_nnx.as_adapted(model)[1], found.variables)
-  fixed = glora_nnx.fix(model, found.genome)
-  assert 0 < glora_nnx.as_adapted(fixed)[0].count_params() <= 30
-  assert_array_equal(live.get_genome(fixed), found.genome)
-  assert_allclose(call(fixed, X), outputs, atol=1e-5)
-
-
 def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_path):
   attached.norm.mean[...] += 0.5
   attached.head.bias[...] += 0.5
