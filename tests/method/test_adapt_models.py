@@ -2,7 +2,6 @@
 
 import functools
 
-import flax
 import jax
 import jax.numpy as jnp
 import model_zoo
@@ -206,11 +205,3 @@ def test_other_methods_run_with_the_same_supports():
   assert_close(found, expected)
   alone = adapt(model, x, method=model_zoo.TwoTower.embed)
   assert [layer.name for layer in alone.spec] == ['left']
-
-
-def test_frozen_dictionaries_stay_frozen():
-  case = session('called_twice')
-  frozen, genome = flax.core.freeze(case.params), case.genomes[1]
-  variables = {**case.adapted.init(jax.random.key(0), frozen), 'glora': case.variables['glora']}
-  assert jax.tree.structure(case.fold(variables, genome)) == jax.tree.structure(frozen)
-  assert_close(case._one(variables, genome).outputs, case.plain(case.results[1].folded))

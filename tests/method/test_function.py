@@ -74,9 +74,6 @@ def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_pa
   glora_jax.save_adapter(path, adapted, variables, genome)
   fixed, loaded = glora_jax.load_adapter(path, adapted, params)
   assert_array_equal(fixed.apply(loaded, X), fixed.apply(variables, X))
-  other = wrap({'activation': jnp.tanh, 'eps': 1e-3, 'w': W1})
-  with pytest.raises(ValueError, match='was trained on other base weights'):
-    glora_jax.load_adapter(path, adapted, other)
 
 
 def test_a_kernel_beside_other_kernels_is_named_by_itself():

@@ -174,7 +174,6 @@ REFUSED = [
     )
   ),
   (lambda: glora_jax.preset(UNBIASED, 'bitfit'), "'bitfit'"),
-  (lambda: presets.parse_preset_name('lora@\n'), r"'lora@\n'"),
   (lambda: custom(**{'(': 'lora'}), "'('"),
   (lambda: custom(conv='lora'), 'conv', 'a, b, c'),
   # the equation, checks and devices

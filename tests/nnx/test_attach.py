@@ -173,6 +173,3 @@ def test_a_genome_is_no_parameter(pair):
   genome = genomes(attached, 1)[0]
   glora_nnx.set_genome(attached, genome)
   assert_array_equal(live.get_genome(attached), genome)
-  spec = live.spec(attached)
-  summary = glora_nnx.summary(attached)
-  assert f'trains {glora_jax.count_params(spec, genome):,} parameters' in summary

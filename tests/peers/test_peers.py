@@ -182,7 +182,6 @@ def test_pickles_are_not_executed(tmp_path):
   'value, named',
   [
     (torch.zeros(1).expand(10**9, 16), r'norm\.weight declares shape'),
-    (torch.full((16,), torch.nan), r'norm\.weight is not finite'),
     (torch.ones(16), r'odd\.pth'),  # and then some bytes are others
   ],
 )

@@ -99,7 +99,6 @@ HIDDEN = {
     lambda w, x: jax.pure_callback(np.dot, zeros(5, D), x, w),
     'used in a callback',
   ),
-  'item by item': (lambda w, x: x[:D] * w, 'not a matmul'),
   'outer product': (lambda w, x: jnp.tensordot(x, w, 0), 'without an axis of inputs'),
   'sum of axes': (lambda w, x: jnp.einsum('bd,df->b', x, w), 'changed first: reduce_sum'),
 }
@@ -213,22 +212,3 @@ def by_a_loop(params, x):
 def test_the_first_layer_of_a_loop_is_not_tied_to_the_one_after_it(function):
   looped, after = found_in(function, {'looped': zeros(D, D), 'after': zeros(D, D)}).sites
   assert looped.input_id != after.input_id
-
-
-def test_stacked_vectors_are_no_matrices():
-  params = {'scale': zeros(L, D), 'class_token': zeros(1, 1, D), 'w': zeros(L, D, D)}
-
-  def step(x, layer):
-    return (x * layer['scale']) @ layer['w'], None
-
-  def function(params, x):
-    x = x + params['class_token'][0]
-    return jax.lax.scan(step, x, {name: params[name] for name in ('scale', 'w')})
-
-  assert not found_in(function, params).uncovered
-
-
-def test_parameters_that_the_call_does_not_use_are_listed():
-  params = {'used': zeros(D), 'idle': [zeros(3), zeros(D, D)]}
-  found = found_in(lambda params, x: x * params['used'], params)
-  assert found.unused == (('idle', '0'), ('idle', '1'))
