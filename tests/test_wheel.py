@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 
 import pytest
@@ -16,7 +15,6 @@ from places import CONFIGS, ROOT
 import glora_jax
 from glora_jax.runs import command_line
 
-PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 LEFT_OUT = ('.git', '.pytest_cache', 'runs', 'dist', 'build', 'docs', 'glora_jax.egg-info')
 OLDEST_SETUPTOOLS = 77
 
@@ -30,19 +28,6 @@ def sources():
     for path in root.rglob('*')
     if path.is_file() and '__pycache__' not in path.parts
   }
-
-
-def test_every_folder_with_code_is_a_package_and_every_other_file_is_named_as_data():
-  setuptools, names = PROJECT['tool']['setuptools'], sources()
-  folders = {os.path.dirname(name).replace('/', '.') for name in names if name.endswith('.py')}
-  assert {*setuptools['packages']} == folders
-  named = {
-    f'{package.replace(".", "/")}/{path.relative_to(folder)}'
-    for package, folder in (('glora_jax', ROOT / 'glora_jax'), ('glora_jax.configs', CONFIGS))
-    for pattern in setuptools['package-data'][package]
-    for path in folder.glob(pattern)
-  }
-  assert {name for name in names if not name.endswith('.py')} == named
 
 
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):

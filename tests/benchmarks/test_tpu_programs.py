@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.cases import Case, Kept, compiled
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
@@ -94,15 +93,3 @@ def test_a_tpu_takes_batches_of_resident_images_without_a_copy_of_all():
 
   assert temporaries(meshes.laid(images)) < images.size / 8
   assert temporaries(images) > images.size / 2  # what there was before
-
-
-def test_a_training_step_of_the_decoder_keeps_its_weights_in_parts():
-  mesh = jax.make_mesh((1, 1), ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  size = decoder.Size(width=32, depth=2, heads=2, hidden=48, vocabulary=64, length=6)
-  made = decoder.training('subnet', size, 2, mesh, 'sharded')
-  text = str(made.function.trace(*made.arguments).jaxpr)
-  blocks, whole = (
-    text.count(f'bf16[{sides}] = sharding_constraint') for sides in ('32,48', '2,32,48')
-  )
-  assert blocks >= 4  # of two products, forward and on the way back
-  assert whole == 0
