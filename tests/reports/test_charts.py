@@ -94,8 +94,3 @@ def test_a_training_is_known_by_its_preset_and_its_best_epoch_by_whole_epochs(tm
   chart = run_page.training_blocks(str(metrics), result)[0].charts[0]
   assert {line.label for line in chart.lines} == {'lora:2 in block 0'}
   assert [mark.at for mark in chart.marks if mark.shape == 'star'] == [(1.02, 50)]
-
-
-def test_a_given_structure_has_no_gradient_among_its_stages():
-  bars = run_page.stage_bars({'structure': 0.1, 'finetune_choice': 2.0, 'finetune': 1.0}).bars
-  assert [name for name, _, _ in bars] == ['structure', 'choice of epochs', 'finetuning']

@@ -20,14 +20,6 @@ def run(folder, *words):
   return ended
 
 
-def test_a_wrong_command_line_is_one_sentence(tmp_path):
-  ended = run(tmp_path, 'quickstart', '--config.budget=0.5')
-  assert ended.returncode != 0
-  assert 'budget=0.5' in ended.stderr
-  assert len(ended.stderr.strip().splitlines()) <= 2
-  assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
   'words, named',
   [

@@ -30,7 +30,6 @@ def archive_of(spec, **changes):
 @pytest.mark.parametrize(
   'changes, reason',
   [
-    ({'loss': np.array([1.0, np.nan, 1.0, 1.0])}, 'not finite'),
     ({'correct': np.array([1, 2, -3, 4])}, 'less than no right answer'),
     ({'generation': np.array([0, 2, 3, 3])}, 'generations'),
     ({'genomes': np.full((4, 8, 5), 9, np.int8)}, '9 for A of layer 0'),
