@@ -66,7 +66,7 @@ def test_names_from_strangers_are_text(tmp_path, allocation):
 
 def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   findings = pages.make_findings(allocation)
-  root, result = pages.write_run(tmp_path, findings), findings.result
+  root = pages.write_run(tmp_path, findings)
   head = root.all('header')[0].words()
   assert 'classifies 80.0% of 40 test images correctly' in head
   assert '65.2 to 89.5 (95%)' in head
@@ -81,13 +81,7 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   assert len(root.all('img')) == 8
   text = ' '.join(root.text.split())
   assert 'supernet, epoch 2: 75' in text  # the title of a point
-  assert f'Seed {result["seed"]}' in text
-  assert 'supernet 30.0 s search 1 min 5 s' in text
-  assert 'grew from 0.500' in text
-  for told in (*pages.MADE['versions'], pages.MADE['command'], pages.MADE['device']):
-    assert told in text
-  for snippet in ('glora_jax.predict --model', 'timm.create_model(', 'load_adapter('):
-    assert snippet in text
+  assert pages.MADE['command'] in text
 
 
 def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, allocation):

@@ -72,10 +72,8 @@ def test_a_loop_counts_as_often_as_it_goes_round_and_a_choice_as_its_dearest():
   assert count(jax.make_jaxpr(chosen)(jnp.ones((4, 4)))).products == 5 * 2 * 4**3
 
 
-def test_a_searched_run_has_its_stages_in_order():
+def test_a_gradients_training_is_shorter_and_a_search_scores_every_candidate():
   calls = calls_of(RunSettings(presets=('gradient',), training=RECIPE))
-  before = ['head', 'structure', 'supernet', 'training/linear', 'training/gradient']
-  assert list(calls) == [*before, 'search', 'finetune', 'test']
   assert calls['training/gradient'][0].steps == 10 * 1  # three epochs were the gradient's
   assert calls['search'][0].images == 50 * 21 * 160
 
