@@ -44,6 +44,7 @@ def assert_distinct(genomes):
 def test_genomes_have_one_shift_wherever_they_come_from(seed, budget, share):
   rng = np.random.default_rng(seed)
   drawn = random_genomes(rng, SPEC, 8, budget)
+  assert drawn.shape == (8, len(SPEC), 5)
   assert count_params(SPEC, drawn).max() <= budget
   assert_distinct(drawn)
   assert_distinct(mutate(rng, SPEC, drawn, 8, share))
