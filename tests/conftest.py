@@ -122,3 +122,18 @@ def finished_run(run_config, tmp_path_factory):
 
   workdir = tmp_path_factory.mktemp('run') / 'finished'
   return workdir, experiment.run(run_config, str(workdir))
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """The images that are read, by the last two parts of their paths."""
+  from glora_jax.data.examples import Files
+
+  paths, image = [], Files.image
+
+  def note(self, index, **draft):
+    paths.append('/'.join(self.paths[index].split('/')[-2:]))
+    return image(self, index, **draft)
+
+  monkeypatch.setattr(Files, 'image', note)
+  return paths
