@@ -209,7 +209,7 @@ def csv_task(path: str, split_file: str | None = None) -> Task:
     split = NAMES.get(row.split.lower()) if row.split else 'train'
     if split is None:
       raise ValueError(
-        f'{path}, line {row.line}: {printable(row.split)} is no split; it is one of '
+        f'{path}, line {row.line}: {printable(row.split)} is not a split; give one of '
         f'{", ".join(NAMES)}.'
       )
     files = given.setdefault(split, Files([], []))

@@ -116,7 +116,7 @@ def _read(path: str, start: bytes, key: str | None) -> Tensors:
       unpacked = sum(member.file_size for member in archive.infolist())
       if unpacked > ALWAYS_UNPACKED + MOST_UNPACKED_PER_BYTE * size:
         raise _RefusedError(
-          f'{path} has {size} bytes and declares to unpack to {unpacked}; that is no checkpoint.'
+          f'{path} has {size} bytes and declares to unpack to {unpacked}; this is not a checkpoint.'
         )
       if not any(name.endswith('data.pkl') for name in archive.namelist()):
         return Tensors(path, 'npz', _read_npz(path, archive))
@@ -150,7 +150,7 @@ def _check_header(tensor: str, file: IO[bytes], size: int) -> None:
   shape, _, dtype = read(file)
   if dtype.hasobject:
     raise _RefusedError(
-      f'{tensor} holds Python objects, which would be executed; that is no checkpoint.'
+      f'{tensor} holds Python objects, which would be executed; this is not a checkpoint.'
     )
   present = size - file.tell()
   if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != present:
@@ -188,7 +188,7 @@ def _read_torch(path: str, key: str | None) -> Tensors:
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
       raise _RefusedError(
         f'{path}: the tensor {name} declares shape {tuple(value.shape)}, and fewer numbers are '
-        'there; that is no checkpoint.'
+        'there; this is not a checkpoint.'
       )
     is_bfloat16 = value.dtype == torch.bfloat16
     array = (value.view(torch.int16) if is_bfloat16 else value).detach().numpy()

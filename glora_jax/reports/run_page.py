@@ -221,7 +221,7 @@ def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> 
 
 
 def tell_result(result: Mapping[str, Any]) -> str:
-  """Why this structure is the result; nothing where there is no other."""
+  """Why this structure is the result; empty where it is the only one."""
   structures, budget = result['structures'], result['budget']
   chosen = structures[result['result']]
   known = {

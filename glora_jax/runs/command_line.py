@@ -75,6 +75,8 @@ class _Page(flags.BooleanFlag):
   def parse(self, argument: Any) -> None:
     """Prints the page where the flag is given."""
     if argument == 'all' or self._parse(argument):
+      # What making a page logs, as which versions of data sets serve; the process ends with it.
+      logging.getLogger('glora_jax').setLevel(logging.ERROR)
       show(self._text(argument == 'all'))
 
 
@@ -334,7 +336,6 @@ def path_of(name: str) -> str:
 
 def inventory() -> str:
   """What there is, and what of it is ready on this machine; nothing is fetched or prepared."""
-  logging.getLogger('glora_jax').setLevel(logging.ERROR)  # which versions of data sets serve
   from glora_jax.data.task import Source  # it imports JAX, for which a command line does not wait
   from glora_jax.method.presets import GENOME_ENDING, GRADIENT, PLACES, PRESETS
   from glora_jax.runs.sections import SEARCH

@@ -134,7 +134,7 @@ def evolve(
 
   Raises:
     ValueError: no structure is within the budget; `initial` or `archive` are of another spec; a
-      score is no number, right answers are no whole numbers of 0 or more, or a loss is not finite.
+      score is not a number, a count of right answers is not a whole number, or a loss not finite.
 
   Example:
     >>> import jax

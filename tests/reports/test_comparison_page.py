@@ -48,7 +48,7 @@ def test_a_single_seed_has_no_spread_and_what_no_method_has_no_column(result):
 def test_a_method_says_how_many_of_its_seeds_diverged_or_learned_nothing(
   result, allocation, tmp_path, loss
 ):
-  """A file has null for what is no number."""
+  """In a file a number that is missing is null."""
   result['methods']['lora'][1]['test_loss'] = loss
   result['diverged'] = {'lora': {'1': 'Its loss is not finite.'}}
   result['learned_nothing'] = {'lora': {'0': 'It guesses.'}, 'full': dict.fromkeys('01', 'Too.')}

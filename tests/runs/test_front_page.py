@@ -28,8 +28,7 @@ def test_the_help_is_one_page_with_every_flag():
   assert starts == {f'--{flag.name}' for flag in defined} | {'--help', '--config.FIELD=VALUE'}
 
 
-def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path, caplog):
-  caplog.set_level('INFO', 'glora_jax')  # put back at the end: the list silences it
+def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
   text = command_line.inventory()

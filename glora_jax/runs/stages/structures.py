@@ -14,17 +14,10 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
-from glora_jax.files import (
-  damaged,
-  write_json,
-)
+from glora_jax.files import damaged, write_json
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
-from glora_jax.method.genomes import (
-  count_params,
-  genome_from_json,
-  genome_to_json,
-)
+from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import file_name, genome_of, preset
 from glora_jax.method.space import Spec
 from glora_jax.records import read_record

@@ -157,8 +157,8 @@ def train(context: Context, training: Training) -> list[Model]:
   epochs = recipe.epochs if training.stop_epoch is None else training.stop_epoch
   last = epochs * per_epoch
   is_head = isinstance(learner, HeadAlone)
-  is_measured = training.measured and learner.genome is not None and training.split == 'train'
-  is_measured &= rates is None or context.settings.training.keep == 'best'  # else nobody reads it
+  is_measured = training.measured and learner.genome is not None
+  is_measured &= _is_watched(context, training.split, is_alone=rates is None)
   interval = epochs_between_looks(epochs) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
@@ -200,6 +200,11 @@ def train(context: Context, training: Training) -> list[Model]:
   return bookkeeper.trained(state)
 
 
+def _is_watched(context: Context, split: str, *, is_alone: bool) -> bool:
+  """Whether somebody reads what a fixed structure comes to on the validation images meanwhile."""
+  return split == 'train' and (is_alone or context.settings.training.keep == 'best')
+
+
 def epochs_between_looks(epochs: int) -> int:
   """Epochs between two looks at the validation images."""
   return max(1, math.ceil(epochs / LOOKS))
@@ -212,7 +217,7 @@ def calls_of_training(
   assert workload.recipe is not None
   yield Call.training(program, workload, context.counts[split], times)
   is_alone = program != 'train_many'
-  if split == 'train' and (is_alone or context.settings.training.keep == 'best'):
+  if _is_watched(context, split, is_alone=is_alone):
     epochs = workload.recipe.epochs
     trainings = times * (1 if is_alone else workload.side_by_side)
     looks = math.ceil(epochs / epochs_between_looks(epochs))
