@@ -75,9 +75,14 @@ class _Page(flags.BooleanFlag):
   def parse(self, argument: Any) -> None:
     """Prints the page where the flag is given."""
     if argument == 'all' or self._parse(argument):
-      # What making a page logs, as which versions of data sets serve; the process ends with it.
-      logging.getLogger('glora_jax').setLevel(logging.ERROR)
-      show(self._text(argument == 'all'))
+      own = logging.getLogger('glora_jax')
+      level = own.level
+      own.setLevel(logging.ERROR)  # which versions of data sets serve, for instance
+      try:
+        text = self._text(argument == 'all')
+      finally:
+        own.setLevel(level)
+      show(text)
 
 
 class _ConfigParser(flags.ArgumentParser):
