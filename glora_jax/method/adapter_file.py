@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -209,24 +209,73 @@ def load_adapter(
     >>> adapted
     <Adapted Dense: 1 layer, 56 parameters>
   """
-  path = check_path(path)
   check_type(adapted, Adapted, 'adapted')
-  tensors, metadata = read_tensors(path, 'adapter')
-  _check_metadata(path, metadata)
-  metadata = _in_order(path, metadata, adapted)
-  genome = _structure(path, metadata, adapted)
+  path, tensors, metadata = read_adapter(path)
   adapted.check_params(params)
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
-  theirs = {metadata['base'], *metadata['rounded']}
-  kinds = (None, *_ROUNDED)
-  if strict and theirs.isdisjoint(fingerprint(frozen['params'], kind) for kind in kinds):
+  genome, supports, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
+  if strict:
+    check_base(path, metadata, fingerprints(frozen['params']))
+  heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
+  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, own)]
+  if problems := differences(*named):
+    raise ValueError(
+      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
+    )
+  trained = {'params': update(trainable['params'], heads), COLLECTION: supports}
+  return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
+
+
+def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+  """The path, the tensors and the checked metadata of an adapter file."""
+  path = check_path(path)
+  tensors, metadata = read_tensors(path, 'adapter')
+  _check_metadata(path, metadata)
+  return path, tensors, metadata
+
+
+def fingerprints(base: Any) -> Iterator[str]:
+  """Those of frozen parameters by which adapters know them: as they are, and rounded."""
+  return (fingerprint(base, kind) for kind in (None, *_ROUNDED))
+
+
+def check_base(path: Path, metadata: Mapping[str, Any], own: Iterable[str]) -> None:
+  """Raises ValueError unless an adapter was trained on the base of some fingerprints."""
+  if {metadata['base'], *metadata['rounded']}.isdisjoint(own):
     raise ValueError(
       f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
       'pass strict=False to use these anyway.'
     )
-  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), trainable[COLLECTION])
+
+
+def unpack(
+  path: Path,
+  tensors: dict[str, np.ndarray],
+  metadata: dict[str, Any],
+  adapted: Adapted,
+  stored: Any,
+) -> tuple[np.ndarray, Any, dict[str, Any]]:
+  """What `read_adapter` has read, as an adapted model has it.
+
+  Args:
+    path: path of the file.
+    tensors: its tensors.
+    metadata: its metadata.
+    adapted: the model, whose space has the structure.
+    stored: the supports that the model stores, or their shapes.
+
+  Returns:
+    (genome, supports, others): supports like `stored`, zero where the structure reads none; and the
+    file's other collections, with the heads among `params`.
+
+  Raises:
+    ValueError: the file is damaged or belongs to another model, or the space lacks its structure.
+  """
+  metadata = _in_order(path, metadata, adapted)
+  genome = _structure(path, metadata, adapted)
+  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
   parts = {
     f'{COLLECTION}/{layer}/{name}': (array, part)
     for layer, name, array, part in parts_read(adapted.groups, adapted.spec, genome, supports)
@@ -239,15 +288,7 @@ def load_adapter(
     for index, row in group.slices():
       if down is not None and metadata['scale'][row] != group.space.scale:
         down[index] *= metadata['scale'][row] / group.space.scale
-  others = flax.traverse_util.unflatten_dict(tensors, sep='/')
-  heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
-  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, own)]
-  if problems := differences(*named):
-    raise ValueError(
-      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
-    )
-  trained = {'params': update(trainable['params'], heads), COLLECTION: supports}
-  return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
+  return genome, supports, flax.traverse_util.unflatten_dict(tensors, sep='/')
 
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
