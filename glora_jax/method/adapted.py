@@ -354,6 +354,7 @@ class Adapted:
     variables: Mapping[str, Any],
     genome: jax.Array,
     fixed: np.ndarray | None = None,
+    slot: jax.Array | None = None,
   ) -> Any:
     """`apply` of checked arguments.
 
@@ -362,6 +363,7 @@ class Adapted:
       variables: variables from `init`, their supports checked.
       genome: int [rows, 5], checked.
       fixed: the genome where it is known when tracing; see `modules.graft`.
+      slot: which of supports with an axis of slots after the stack's are used; see `serve.Pool`.
 
     Returns:
       What the model's `apply` returns.
@@ -369,13 +371,13 @@ class Adapted:
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)
     function, is_linen = self._function(variables), isinstance(self.model, nn.Module)
-    if is_linen and self.mesh is None:
+    if is_linen and self.mesh is None and slot is None:
       grafted, runs = graft(self.groups, params, supports, genome, fixed)
       with nn.intercept_methods(functools.partial(intercept, runs)):
         result = function(grafted, call)
     else:
       deferred = functools.partial(
-        defer, self.groups, supports=supports, genome=genome, fixed=fixed
+        defer, self.groups, supports=supports, genome=genome, fixed=fixed, slot=slot
       )
       result = program.call(function, params, call, self.mesh, defer=deferred)
     if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:

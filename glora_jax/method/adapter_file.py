@@ -219,11 +219,7 @@ def load_adapter(
   if strict:
     check_base(path, metadata, fingerprints(frozen['params']))
   heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
-  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, own)]
-  if problems := differences(*named):
-    raise ValueError(
-      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
-    )
+  check_heads(path, heads, own)
   trained = {'params': update(trainable['params'], heads), COLLECTION: supports}
   return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
 
@@ -247,6 +243,15 @@ def check_base(path: Path, metadata: Mapping[str, Any], own: Iterable[str]) -> N
     raise ValueError(
       f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
       'pass strict=False to use these anyway.'
+    )
+
+
+def check_heads(path: Path, heads: Mapping[Any, Any], own: Mapping[Any, Any]) -> None:
+  """Raises ValueError unless an adapter's heads have the names and shapes of the model's."""
+  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, own)]
+  if problems := differences(*named):
+    raise ValueError(
+      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import equation
@@ -142,7 +143,7 @@ def _after(number: int, order: Sequence[int]) -> tuple[int, ...]:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=('kernel', 'supports', 'alleles'),
+  data_fields=('kernel', 'supports', 'alleles', 'slot'),
   meta_fields=('plan',),
 )
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +155,15 @@ class Deferred:
     supports: supports of A and B, and those of biases that wait (`defer`), [stack..., ...].
     alleles: int [stack..., 5].
     plan: what is static of it.
+    slot: of supports [stack..., slots, ...] those that are used, int [stack...]; None where there
+      are no slots.
   """
 
   kernel: jax.Array
   supports: Mapping[str, jax.Array]
   alleles: jax.Array
   plan: Plan
+  slot: jax.Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -203,6 +207,7 @@ def defer(
   genome: jax.Array,
   fixed: np.ndarray | None = None,
   biases_wait: bool = False,
+  slot: jax.Array | None = None,
 ) -> Any:
   """Params with biases merged, and in the place of adapted kernels what is still to be merged.
 
@@ -213,6 +218,7 @@ def defer(
     genome: int [rows, 5]; may be traced.
     fixed: the genome where it is known when tracing.
     biases_wait: whether supports of biases go with those of the kernels instead.
+    slot: which of supports with an axis of slots after the stack's are used; None without one.
   """
   leaves, new = flatten(params), {}
   for group in groups:
@@ -223,17 +229,29 @@ def defer(
       used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
       by_outputs = goes_by_output(in_use)
     waiting = used if biases_wait else used & set(WEIGHT_TENSORS)
+    own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
     for site, part in group.of_members(group.own(supports)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
-        new[site.bias_path] = merge_biases(kernel, bias, of_bias, alleles, site.layout, ranks)
+        arrays = kernel, bias, _picked(of_bias, own_slot), alleles
+        new[site.bias_path] = merge_biases(*arrays, site.layout, ranks)
       if part := of_tensors(part, waiting):
         axes = site.layout.stack, site.layout.inputs, site.layout.outputs
         plan = Plan(*axes, View.whole((), kernel.shape), ranks, by_outputs)
         kernel = kernel.transpose(sum(axes, ()))
-        new[site.kernel_path] = Deferred(kernel, part, alleles, plan)
+        new[site.kernel_path] = Deferred(kernel, part, alleles, plan, own_slot)
   return update(params, new)
+
+
+def _picked(supports: Mapping[str, jax.Array], slot: jax.Array | None) -> Mapping[str, jax.Array]:
+  """The supports of one slot, each layer's where there are several."""
+  if slot is None:
+    return supports
+  pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+  for _ in range(slot.ndim):
+    pick = jax.vmap(pick)
+  return {name: pick(value, slot) for name, value in supports.items()}
 
 
 def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array) -> Any:
@@ -262,7 +280,7 @@ def merged(
   """
   plan, kernel = deferred.plan, deferred.kernel
   kernel = gather(kernel) if gather else kernel
-  arrays = kernel, deferred.supports, deferred.alleles
+  arrays = kernel, _picked(deferred.supports, deferred.slot), deferred.alleles
   kernel = merge_kernels(*arrays, plan.layout, plan.ranks, product)
   return _cast(plan, plan.laid(kernel, range(len(plan.view.dims))))
 
@@ -310,10 +328,10 @@ def by_output(
     options = {name: params[name] for name in ('precision', 'preferred_element_type')}
     return jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())), **options)
 
-  def layer(x: jax.Array, matrix: jax.Array, supports: Any, alleles: jax.Array) -> jax.Array:
+  def layer(x: jax.Array, one: Deferred) -> jax.Array:
     run = jax.checkpoint(product) if gather else product
-    arguments = run, x, matrix, supports, alleles, plan.ranks, params['precision']
-    return equation.layer_by_output(*arguments)
+    arguments = run, x, one.kernel, _picked(one.supports, one.slot), one.alleles
+    return equation.layer_by_output(*arguments, plan.ranks, params['precision'])
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]
   matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))
@@ -325,7 +343,7 @@ def by_output(
   for _ in layers:
     layer = jax.vmap(layer)
   x = plan.flat(x.transpose(*others[1], *others[2], *others[0]), own[0])
-  y = plan.laid(layer(x, moved.kernel, moved.supports, moved.alleles), own[2], lead)
+  y = plan.laid(layer(x, moved), own[2], lead)
   if place == 1:
     return y
   free = range(len(layers), len(lead))  # the kernel's outputs come before what is left of x

@@ -1,0 +1,325 @@
+"""Many adapters on one base: a batch in which every example names its own.
+
+What is compiled is one structure that contains all others up to a rank: A as a vector, B as a LoRA,
+a shift of the bias. An adapter of any structure within it is written as numbers of that one into a
+slot of arrays that are on the devices already, so nothing is compiled for it. `jax.vmap` over the
+examples picks a slot where a kernel is used, by a rule of `glora_jax.method.rules`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from glora_jax.files import Path as FilePath
+from glora_jax.limits import check_type, check_whole, listed, printable, shown
+from glora_jax.method import equation
+from glora_jax.method.adapted import Adapted, Call
+from glora_jax.method.adapter_file import (
+  check_base,
+  check_heads,
+  fingerprints,
+  read_adapter,
+  shapes_of_fresh,
+  unpack,
+)
+from glora_jax.method.groups import spec_of
+from glora_jax.method.quantized import full_precision
+from glora_jax.method.space import MOST_RANKS, SearchSpace
+from glora_jax.method.supports import COLLECTION, SUPPORTS
+from glora_jax.tree import Path, flatten, replace, update
+
+_BASE = 0  # the slot of the base itself, in which all supports are zero
+
+
+class Pool:
+  """Adapters in slots on the devices; a call answers a batch in which each example names its own.
+
+  Adapters are those that `save_adapter` wrote, of any structures with A up to a vector and B up to
+  a LoRA of `rank`, and any C, D, E. Each example is run as a batch of one, under `jax.vmap`.
+
+  Args:
+    adapted: the adapted model, of any kind; its structure does not matter. Its head must have as
+      many classes as the largest adapter's. Sharded ones (`glora_jax.shard`) stay so.
+    params: parameters of the base.
+    slots: number of adapters that are held at once.
+    rank: largest LoRA rank that an adapter may have in a layer.
+    merge: whether LoRAs of A are admitted, too. Then every layer merges a kernel for each example.
+    evict: whether a full pool drops the adapter that was used least recently; else it refuses.
+    **apply_kwargs: keyword arguments that the model is called with, `mutable=['cache']` for
+      instance.
+
+  Raises:
+    ValueError: an argument is of another type, or the parameters are of another model.
+
+  Example:
+    >>> import tempfile, flax.linen as nn, glora_jax, jax, jax.numpy as jnp
+    >>> from glora_jax.serve import Pool
+    >>> model, x = nn.Dense(3), jnp.ones((3, 4))
+    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+    >>> adapted = glora_jax.adapt(model, x, structure='bitfit')
+    >>> variables = adapted.init(jax.random.key(0), params)
+    >>> variables['glora']['E'] += 1
+    >>> pool = Pool(adapted, params, slots=2, rank=4)
+    >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
+    ...   glora_jax.save_adapter(file.name, adapted, variables)
+    ...   pool.load('birds', file.name)
+    >>> pool(x, ['birds', None, 'birds'])[:, 0].tolist()
+    [5.0, 4.0, 5.0]
+  """
+
+  def __init__(
+    self,
+    adapted: Adapted,
+    params: Any,
+    slots: int = 16,
+    rank: int = 8,
+    *,
+    merge: bool = False,
+    evict: bool = False,
+    **apply_kwargs: Any,
+  ):
+    check_type(adapted, Adapted, 'adapted')
+    self._most = check_whole(slots, 'slots', 1)
+    self._rank, self._merge = check_whole(rank, 'rank', 1, MOST_RANKS), merge
+    self._evicts, self._apply_kwargs = evict, apply_kwargs
+    ranks = tuple(range(1, rank + 1))
+    self._loaders = {
+      tied: _offering(adapted, SearchSpace(ranks, tied=tied)) for tied in (True, False)
+    }
+    adapted = _offering(adapted, SearchSpace((rank,), tied=False))
+    self._adapted = adapted.fix(
+      {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
+    )
+    fresh = shapes_of_fresh(self._adapted, params)
+    trainable, frozen = self._adapted.split({**fresh, 'params': params})
+    self._bases = list(fingerprints(frozen['params']))
+    params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)
+    self._params = jax.tree.map(jnp.asarray, params)
+    heads, _ = self._adapted.split({'params': self._params}, supports=False)
+    self._heads = {path: nn.meta.unbox(value) for path, value in flatten(heads['params']).items()}
+    laid = jax.tree.leaves(self._params)[0].sharding
+    if isinstance(laid, NamedSharding):
+      laid = NamedSharding(laid.mesh, PartitionSpec())
+    self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), laid)
+    self._slots: dict[str, int] = {}  # of the adapters by name, least recently used first
+    self._write = jax.jit(
+      self._written, donate_argnums=0, out_shardings=laid, static_argnames='tied'
+    )
+    self._answer = jax.jit(self._answers)
+
+  @property
+  def names(self) -> list[str]:
+    """The adapters that are there, the least recently used first."""
+    return list(self._slots)
+
+  def load(self, name: str, path: FilePath, *, strict: bool = True) -> None:
+    """Writes an adapter into a slot: that of its name, where it is there already, or a free one.
+
+    Args:
+      name: what calls name it by.
+      path: the file that `save_adapter` wrote.
+      strict: whether to refuse an adapter that was trained on another base; see `load_adapter`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, or of another model or base; or its structure is beyond the
+        pool's, or the pool is full. What was loaded before stays.
+    """
+    check_type(name, str, 'name')
+    path, tensors, metadata = read_adapter(path)
+    self._check_fits(path, metadata)
+    if strict:
+      check_base(path, metadata, self._bases)
+    slot = self._slots.get(name)
+    if slot is None and len(self._slots) == self._most and not self._evicts:
+      raise ValueError(
+        f'The pool is full, its {self._most} slots hold {listed(self._slots)}; evict one, or make '
+        'it with more slots or with evict=True.'
+      )
+    free = set(range(1, self._most + 1)) - set(self._slots.values())
+    loader = self._loaders[tied := all(metadata['tied'])]
+    stored = shapes_of_fresh(loader, self._params)[COLLECTION]
+    genome, supports, others = unpack(path, tensors, metadata, loader, stored)
+    heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
+    if others:
+      raise ValueError(
+        f'The adapter {printable(path)} has its own {listed(others)}, and a pool holds supports '
+        'and heads; load it with load_adapter.'
+      )
+    if slot is None:
+      slot = min(free) if free else self._slots.pop(next(iter(self._slots)))
+    given = jax.tree.map(jnp.asarray, (slot, supports, genome, heads))
+    self._arrays = self._write(self._arrays, self._params, *given, tied=tied)
+    self._slots[name] = slot
+
+  def evict(self, name: str) -> None:
+    """Frees the slot of an adapter; raises ValueError where there is none of this name."""
+    self._slot(name)
+    del self._slots[name]
+
+  def __call__(self, x: Any, names: Sequence[str | None], **collections: Any) -> Any:
+    """What the model answers each example with its own adapter.
+
+    Args:
+      x: the model's input with the examples first, [batch, ...]; of several inputs a tuple of
+        pytrees. Numbers without axes are the same for all.
+      names: the adapter of each example; None is the base.
+      **collections: the model's other collections, each leaf [batch, ...] that of an example alone.
+
+    Returns:
+      The outputs [batch, ...]. Where an adapter has fewer classes than the model, the logits beyond
+      are -inf. With `mutable` a pair of outputs and updated collections, these laid as they came.
+
+    Raises:
+      ValueError: there is no adapter of a name, or as many names as examples.
+    """
+    inputs = x if isinstance(x, tuple) else (x,)
+    slots = np.array([_BASE if name is None else self._slot(name) for name in names], np.int32)
+    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)}
+    if sizes != {len(slots)}:
+      raise ValueError(
+        f'names are {len(slots)}, and the inputs have {listed(map(str, sorted(sizes)))} examples; '
+        'give a name, or None, for each.'
+      )
+    for name in names:  # the most recently used come last
+      if name is not None:
+        self._slots[name] = self._slots.pop(name)
+    return self._answer(self._arrays, self._params, slots, inputs, collections)
+
+  def _slot(self, name: Any) -> int:
+    if name not in self._slots:
+      there = listed(self._slots) or 'none'
+      raise ValueError(f'There is no adapter {shown(name)} in the pool; there are: {there}.')
+    return self._slots[name]
+
+  def _empty(self, supports: Any) -> dict[str, Any]:
+    """The arrays of all slots: the base in each."""
+    zeros: dict[str, Any] = {}
+    for group in self._adapted.groups:
+      at = len(group.stack_shape)
+      own = {
+        name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
+        for name, value in group.own(supports).items()
+      }
+      zeros = replace(zeros, group.path, own)
+    heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
+    return {'heads': heads, COLLECTION: zeros}
+
+  def _check_fits(self, path: FilePath, metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
+    for layer, alleles in zip(metadata['spec'], metadata['layers'], strict=True):
+      for tensor in ('A', 'B'):
+        kind, _, rank = alleles[tensor].partition(':')
+        has = f'The adapter {printable(path)} has {printable(alleles[tensor])} for {tensor} in '
+        if kind == 'lora' and tensor == 'A' and not self._merge:
+          raise ValueError(f'{has}{printable(layer)}; a pool with merge=True takes a LoRA for A.')
+        if rank.isdecimal() and int(rank) > self._rank:
+          raise ValueError(
+            f'{has}{printable(layer)}, and this pool holds rank {self._rank}; make it with '
+            f'rank={rank}.'
+          )
+
+  def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:
+    """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
+    heads = dict(heads)
+    for site in self._adapted.head_sites:
+      if site.bias_path is None or len(site.layout.outputs) > 1:
+        continue
+      axes = site.layout.outputs[0], len(site.layout.bias_stack)
+      for own, axis, fill in zip(
+        (site.kernel_path, site.bias_path), axes, (0, -np.inf), strict=True
+      ):
+        given, most = heads.get(own), self._heads[own].shape
+        if given is not None and given.ndim == len(most):
+          width = [
+            (0, max(0, most[axis] - given.shape[axis])) if dim == axis else (0, 0)
+            for dim in range(given.ndim)
+          ]
+          heads[own] = np.pad(given, width, constant_values=fill)
+    check_heads(path, heads, self._heads)
+    return heads
+
+  def _written(
+    self, arrays: Any, params: Any, slot: Any, supports: Any, genome: Any, heads: Any, tied: bool
+  ) -> Any:
+    """The arrays of all slots with an adapter in one."""
+    put = jax.lax.dynamic_update_index_in_dim
+    params, written = self._adapted.full_precision(params), arrays[COLLECTION]
+    groups = zip(self._adapted.groups, self._loaders[tied].groups, strict=True)
+    for group, given in groups:
+      alleles, members = given.alleles(genome), []
+      for site, part in given.of_members(given.own(supports)):
+        kernel, bias = site.layout.matrices(site.kernel(params)), site.bias(params)
+        bias = None if bias is None else site.layout.vectors(bias)
+        form = functools.partial(_as_union, ranks=given.space.ranks, merge=self._merge)
+        for _ in group.stack_shape:
+          form = jax.vmap(form)
+        members.append(form(kernel, bias, part, alleles))
+      own = group.own(written)
+      for name, array in own.items():
+        new = members[0][name]
+        if 'out' in SUPPORTS[name].axes:
+          new = jnp.concatenate([member[name] for member in members], -1)
+        own[name] = put(array, new.astype(array.dtype), slot, len(group.stack_shape))
+      written = replace(written, group.path, own)
+    heads = {
+      path: put(array, heads[path].astype(array.dtype), slot, 0)
+      for path, array in arrays['heads'].items()
+    }
+    return {'heads': heads, COLLECTION: written}
+
+  def _answers(self, arrays: Any, params: Any, slots: Any, inputs: tuple, collections: Any) -> Any:
+    """What `__call__` returns, of slots int [batch]."""
+    genome = self._adapted.genome
+
+    def answer(slot: jax.Array, own: tuple, others: Any) -> Any:
+      heads = {path: array[slot] for path, array in arrays['heads'].items()}
+      variables = {**others, 'params': update(params, heads), COLLECTION: arrays[COLLECTION]}
+      args = jax.tree.map(lambda all_, one: one[None] if np.ndim(all_) else one, inputs, own)
+      call = Call(args, self._apply_kwargs)
+      result = self._adapted.run(call, variables, jnp.asarray(genome), genome, slot)
+      outputs, *updated = result if self._apply_kwargs.get('mutable') else (result,)
+      outputs = jax.tree.map(lambda output: output[0], outputs)
+      return (outputs, *updated) if updated else outputs
+
+    axes = jax.tree.map(lambda leaf: 0 if np.ndim(leaf) else None, inputs)
+    return jax.vmap(answer, (0, axes, 0))(slots, inputs, collections)
+
+
+def _offering(adapted: Adapted, space: SearchSpace) -> Adapted:
+  """A model with a free structure and a space of another one's layers."""
+  groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
+  return dataclasses.replace(adapted, groups=groups, spec=spec_of(groups), genome=None)
+
+
+def _as_union(
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+  merge: bool,
+) -> dict[str, jax.Array]:
+  """The supports of a layer of any structure as those of the pool's."""
+  new = {}
+  new['B_down'], new['B_up'] = equation.weight_factors(supports, 'B', alleles[1], ranks)
+  if merge:
+    new['A_down'], new['A_up'] = equation.weight_factors(supports, 'A', alleles[0], ranks)
+  else:
+    form = equation.flat_form(supports, 'A', alleles[0])
+    new['A_vector'] = jnp.broadcast_to(form, kernel.shape[-1:])
+  if bias is not None:
+    shifts = {name: value for name, value in supports.items() if SUPPORTS[name].tensor in 'CE'}
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    shift: Any = equation.effective_bias(wide, None, shifts, alleles, ranks)
+    new['E'] = bias * equation.flat_form(supports, 'D', alleles[3]) + shift
+  return new

@@ -1,0 +1,209 @@
+"""Many adapters on one base: each example is answered as by its adapter alone."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import random_params
+from flax import nnx
+from numpy.testing import assert_allclose
+from trees import normal, randomized
+
+import glora_jax
+from glora_jax.models.vit import ViT
+from glora_jax.serve import Pool
+
+IMAGES, NAMES = normal(6, 16, 16, 3), ['a', None, 'b', 'c', 'a', 'b']
+STRUCTURES = {
+  'a': {'qkv': {'A': 'vector', 'B': 'lora:2', 'C': 'lora:2', 'D': 'vector', 'E': 'constant'}},
+  'b': {'fc': {'A': 'constant', 'B': 'vector', 'C': 'vector'}, 'proj': {'D': 'constant'}},
+  'c': 'lora:4',
+}
+A_TOO = {'c': {'': {'A': 'lora:4', 'B': 'constant', 'E': 'vector'}}}
+
+
+def save(folder, adapted, params, structures):
+  """Files of trained structures, and what each answers alone."""
+  alone = {}
+  for seed, (name, structure) in enumerate(structures.items()):
+    fixed = adapted.fix(structure)
+    trainable, frozen = fixed.split(fixed.init(jax.random.key(seed), params))
+    variables = fixed.join(randomized(trainable, seed, scale=0.2), frozen)
+    glora_jax.save_adapter(folder / name, fixed, variables)
+    alone[name] = fixed, variables
+  return alone
+
+
+def assert_alone(answers, alone, params, inputs, names=NAMES):
+  for number, name in enumerate(names):
+    one = [array[number : number + 1] for array in inputs]
+    if name is None:
+      adapted, _ = next(iter(alone.values()))
+      expected = adapted.model.apply({'params': params}, *one)
+    else:
+      fixed, variables = alone[name]
+      expected = fixed.apply(variables, *one)
+    assert_allclose(answers[number], expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('merge', [False, True])
+def test_each_example_is_answered_as_by_its_adapter_alone(tied, merge, tmp_path):
+  model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
+  params = random_params(model, IMAGES)
+  adapted = glora_jax.adapt(model, IMAGES, space=glora_jax.SearchSpace((2, 4), tied=tied, scale=2))
+  alone = save(tmp_path, adapted, params, STRUCTURES | A_TOO if merge else STRUCTURES)
+  pool = Pool(adapted, params, slots=3, rank=5, merge=merge)
+  for name in STRUCTURES:
+    pool.load(name, tmp_path / name)
+  assert_alone(pool(IMAGES, NAMES), alone, params, (IMAGES,))
+
+
+def mlp(params, x):
+  return nn.tanh(x @ params['w'] + params['b']) @ params['head']['w'] + params['head']['b']
+
+
+def of_function():
+  params = randomized({'w': jnp.ones((4, 5)), 'b': jnp.ones(5)})
+  params['head'] = randomized({'w': jnp.ones((5, 3)), 'b': jnp.ones(3)}, 1)
+  return glora_jax.adapt_function(mlp, params, normal(1, 4)), params
+
+
+def of_nnx():
+  model = nnx.Sequential(
+    nnx.Linear(4, 5, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(5, 3, rngs=nnx.Rngs(1))
+  )
+  adapted, variables = glora_jax.nnx.as_adapted(
+    glora_jax.nnx.attach(model, normal(1, 4), heads=None)
+  )
+  return adapted, variables['params']
+
+
+class Tied(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    q, k = (nn.DenseGeneral((2, 3), name=name)(x) for name in 'qk')
+    return nn.Dense(3, use_bias=False, name='out')((q * k).reshape(len(x), -1))
+
+
+def of_tie():
+  x = normal(1, 4)
+  return glora_jax.adapt(Tied(), x, ties=[('q', 'k')]), random_params(Tied(), x)
+
+
+@pytest.mark.parametrize('make', [of_function, of_nnx, of_tie])
+def test_functions_nnx_models_and_ties_are_served(make, tmp_path):
+  adapted, params = make()
+  x = normal(6, 4)
+  every = {'': {'A': 'constant', 'B': 'lora', 'C': 'vector', 'D': 'constant', 'E': 'constant'}}
+  alone = save(tmp_path, adapted, params, {'a': every, 'b': {'': {'B': 'constant'}}, 'c': 'ssf'})
+  pool = Pool(adapted, params)
+  for name in alone:
+    pool.load(name, tmp_path / name)
+  assert_alone(pool(x, NAMES), alone, params, (x,))
+
+
+class Decoder(nn.Module):
+  @nn.compact
+  def __call__(self, x, mask=None):
+    attention = nn.MultiHeadDotProductAttention(2, decode=True, name='attention')
+    return nn.Dense(3, name='head')(attention(x, x, mask=mask))
+
+
+def test_a_decoder_keeps_a_cache_for_each_example(tmp_path):
+  model, x = Decoder(), normal(6, 4, 8)
+  params = random_params(model, x[:1])
+  adapted = glora_jax.adapt(model, x[:1, :1])
+  alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'bitfit', 'c': 'ssf'})
+  pool = Pool(adapted, params, mutable=['cache'])
+  for name in alone:
+    pool.load(name, tmp_path / name)
+  empty = model.init(jax.random.key(0), x[:1])['cache']
+  cache = jax.tree.map(lambda leaf: jnp.stack([leaf] * 6), empty)
+  own = [empty] * 6
+  for step in range(4):
+    token = x[:, step : step + 1]
+    answers, updated = pool(token, NAMES, cache=cache)
+    cache = updated['cache']
+    for number, name in enumerate(NAMES):
+      apply, variables = model.apply, {'params': params}
+      if name is not None:
+        apply, variables = alone[name][0].apply, alone[name][1]
+      variables = {**variables, 'cache': own[number]}
+      expected, new = apply(variables, token[number : number + 1], mutable=['cache'])
+      own[number] = new['cache']
+      assert_allclose(answers[number], expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
+  adapted, params = of_function()
+  x = normal(6, 4)
+  alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'ssf', 'c': 'bitfit'})
+  pool = Pool(adapted, params, slots=2, rank=4, evict=True)
+  pool.load('a', tmp_path / 'a')
+  pool(x, ['a'] * 6)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+  try:
+    pool.load('b', tmp_path / 'b')
+    pool(x, ['b', 'a', None] * 2)
+    pool.load('c', tmp_path / 'c')  # in the place of b, which was used before a
+    assert pool.names == ['a', 'c']
+    answers = pool(x, ['c', 'a', None] * 2)
+  finally:
+    jax.monitoring.clear_event_listeners()
+  assert not [name for name in compiled if 'backend_compile' in name]
+  assert_alone(answers, alone, params, (x,), ['c', 'a', None] * 2)
+
+
+def narrow(classes, seed=0):
+  params = {**of_function()[1], 'head': {'w': normal(5, classes), 'b': normal(classes)}}
+  return glora_jax.adapt_function(mlp, params, normal(1, 4), structure='lora:2'), params
+
+
+def test_logits_beyond_an_adapters_classes_are_minus_infinity(tmp_path):
+  adapted, params = of_function()
+  few, own = narrow(2)
+  alone = save(tmp_path, few, own, {'a': 'lora:2'})
+  pool = Pool(adapted, params)
+  pool.load('a', tmp_path / 'a')
+  answers = pool(normal(2, 4), ['a', None])
+  assert np.isneginf(answers).tolist() == [[False, False, True], [False] * 3]
+  assert_allclose(answers[:1, :2], alone['a'][0].apply(alone['a'][1], normal(2, 4))[:1], rtol=1e-5)
+
+
+REFUSED = {
+  'a rank beyond the pool': ('lora:8', 'rank=8'),
+  'a LoRA for A': ('hira:2', 'merge=True'),
+  'another base': ('base', 'other base weights'),
+  'more classes': ('classes', r'head/w is \(5, 4\)'),
+  'a full pool': ('ssf', 'full.*a'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(case, tmp_path):
+  structure, message = REFUSED[case]
+  adapted, params = of_function()
+  alone = save(tmp_path, adapted, params, {'a': 'bitfit'})
+  pool = Pool(adapted, params, slots=1 if 'full' in case else 2, rank=4)
+  pool.load('a', tmp_path / 'a')
+  if structure == 'base':
+    params_of_other, structure = {**params, 'w': params['w'] + 1}, 'lora:2'
+  elif structure == 'classes':
+    adapted, params_of_other = narrow(4)
+    structure = 'lora:2'
+  else:
+    params_of_other = params
+  wide = glora_jax.adapt_function(
+    mlp, params_of_other, normal(1, 4), space=glora_jax.SearchSpace((2, 8))
+  )
+  save(tmp_path, wide, params_of_other, {'b': structure})
+  with pytest.raises(ValueError, match=message):
+    pool.load('b', tmp_path / 'b')
+  with pytest.raises(ValueError, match="no adapter 'b' in the pool; there are: a"):
+    pool(normal(6, 4), ['b'] * 6)
+  with pytest.raises(ValueError, match='names are 1, and the inputs have 6'):
+    pool(normal(6, 4), ['a'])
+  assert_alone(pool(normal(6, 4), ['a', None] * 3), alone, params, (normal(6, 4),), ['a', None] * 3)
