@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result
 from glora_jax.data import augment
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
-from glora_jax.models.vit import ViT
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
 
@@ -27,7 +27,6 @@ CLASSES = (
   *('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat'),
   *('Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),
 )
-IMAGE_SIZE = 28
 NORMALIZATION = 'unit'
 SHIFT = 2  # pixels
 SEED = 0
@@ -64,7 +63,7 @@ def read_fashion_mnist(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def pretrain(folder: str, output: str, recipe: Recipe = RECIPE) -> dict[str, float]:
   """Trains the ViT, tests it and writes it; returns its accuracies."""
   data = read_fashion_mnist(folder)
-  model = ViT(num_classes=10, patch_size=7, width=96, depth=6, num_heads=3, drop_path=0.05)
+  model = EMBEDDED_VIT.clone(drop_path=0.05)
   init_key, train_key = jax.random.split(jax.random.key(SEED))
   params = model.init(init_key, jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3)))['params']
 

@@ -5,33 +5,23 @@
 A ViT of width 96 on 28 pixels, patch 7, float32: depth 6, 12 and 24 at batch 64, and batch 16, 64
 and 256 at depth 12. What is run and what counts as bytes is as in `benchmarks.supernet_step`; the
 sizes run in turn, and a time is the median of its repeats. Every line is a least-squares fit with
-its slope and R^2. `host_share` is the time of a dispatch of `training.fit` whose steps compute next
-to nothing (order of images, metrics, progress bar, the call itself), over that of one of the
-embedded task, 48 steps each. `over_lora` is the time of a step of fixed structures of the embedded
+its slope and R^2. `over_lora` is the time of a step of fixed structures of the embedded
 ViT at batch 64 over that of a LoRA of rank 4, the median of the ratios. `--quick` takes depth 2, 4
 and 6, batch 32, 64 and 128, and three repeats of longer dispatches. The last line is JSON.
 """
 
-import statistics
-import time
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 import glora_jax
-from benchmarks.machinery import embedded_task
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import in_turn, make_parser, print_result, print_table
 from benchmarks.machinery.training_steps import MEBIBYTE, Problem, Shape, glora_steps
-from glora_jax.training import loop
-from glora_jax.training.recipe import Recipe
 
 PAUSE = 0.3  # seconds before each measurement, as in `benchmarks.supernet_step`
-HOST_STEPS = 48
 REPEATS, QUICK_REPEATS = 5, 3
 UNITS = {'time': 'ms a step', 'bytes': 'MiB held'}
 
@@ -54,43 +44,6 @@ def measure(
     'time': {size: 1e3 * times.median(size) / steps for size in rows},
     'bytes': {size: row.bytes['bytes_held'] / MEBIBYTE for size, row in rows.items()},
   }
-
-
-def dispatch_seconds(
-  loss_fn: loop.LossFn, trainable: Any, frozen: Any, data: tuple[Any, Any], repeats: int
-) -> float:
-  """Median time of a dispatch of `training.fit`, from one report to the next."""
-  epochs = HOST_STEPS // (len(data[1]) // Recipe().batch_size)  # of a dispatch
-  moments = []
-  loop.fit(
-    loss_fn,
-    trainable,
-    frozen,
-    *data,
-    Recipe(epochs=epochs * (repeats + 1), warmup_epochs=0),
-    jax.random.key(1),
-    steps_per_dispatch=HOST_STEPS,
-    on_dispatch=lambda *_: moments.append(time.perf_counter()),
-  )
-  return statistics.median(np.diff(moments))
-
-
-def host_share(repeats: int) -> float:
-  """Dispatches whose steps do next to nothing, over those of the embedded task.
-
-  This is at most what the host adds to the latter.
-  """
-  backbone = embedded_task.Backbone.load()
-  data = embedded_task.on_device(embedded_task.digits()['train'])
-
-  def idle_loss(trainable, frozen, batch, key):
-    del frozen, batch, key
-    return trainable['number'] ** 2, {'loss': trainable['number']}
-
-  idle = dispatch_seconds(idle_loss, {'number': jnp.ones(())}, {}, data, repeats)
-  variables = backbone.adapted.init(jax.random.key(0), backbone.params)
-  halves = backbone.adapted.split(variables)
-  return idle / dispatch_seconds(backbone.supernet_loss(), *halves, data, repeats)
 
 
 def over_lora(steps: int, repeats: int) -> dict[str, float | None]:
@@ -135,11 +88,6 @@ def main() -> None:
       values[f'{cost}_over_{varied}'] = {'slope': slope, 'intercept': intercept, 'r2': r2}
   values['over_lora'] = over_lora(steps, 4 * repeats)
   print_table({'structure': '', "over a LoRA's": '.2f'}, values['over_lora'].items())
-  values['host_share'] = host_share(repeats)
-  print(
-    f'Host: at most {values["host_share"]:.2%} of a dispatch of {HOST_STEPS} steps of the embedded '
-    'task.'
-  )
   print_result('step_cost', values)
 
 

@@ -1,1 +1,1 @@
-"""What input costs: images that stay on the device, images that are streamed, a million of them."""
+"""What input costs: images that are streamed, and a million of them."""

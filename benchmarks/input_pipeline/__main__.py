@@ -1,10 +1,8 @@
-"""What input costs: resident images against training, streaming against Pillow alone, a million.
+"""What input costs: streaming against Pillow alone, and a million images.
 
   python -m benchmarks.input_pipeline [--quick] [--only million] [--folder FOLDER]
 
-`resident_share`: time for taking batches and normalizing them, over the time of the quickstart's
-supernet steps that do it, plus reading the training images once, spread over the quickstart's
-steps. `stream_over_pillow`: JPEG files of 500 x 375 per second through `Stream`, resized to 224,
+`stream_over_pillow`: JPEG files of 500 x 375 per second through `Stream`, resized to 224,
 over what as many processes as there are cores do that only call Pillow (decode, resize) on the same
 files, in turn, median of the ratios. `workers`: images per second by the number of processes that
 decode, 0 for threads. `growth_mib`: how much resident memory grows between the 2,000th and the last
@@ -23,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.input_pipeline import million, photographs, resident
+from benchmarks.input_pipeline import million, photographs
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.data import pipeline
 from glora_jax.models.vit import vit
@@ -41,32 +39,19 @@ class Amount(NamedTuple):
 
   Attributes:
     repeats: of everything that is compared.
-    steps: training steps of a repeat.
     files: JPEG files of a repeat.
     streamed: images over which memory is watched.
     records: of the data set of a million.
   """
 
   repeats: int
-  steps: int
   files: int
   streamed: int
   records: int
 
 
-FULL = Amount(repeats=5, steps=48, files=512, streamed=20_000, records=10**6)
-QUICK = Amount(repeats=3, steps=24, files=256, streamed=2_000, records=20_000)
-
-
-def of_resident(amount: Amount, folder: str) -> dict[str, Any]:
-  """What resident images cost."""
-  del folder
-  share, step, reading = resident.measure(amount.steps, amount.repeats)
-  print(
-    f"resident input            {share:7.2%} of the quickstart's training "
-    f'({1000 * step:.0f} ms a step, {reading:.2f} s of reading)'
-  )
-  return {'resident_share': share}
+FULL = Amount(repeats=5, files=512, streamed=20_000, records=10**6)
+QUICK = Amount(repeats=3, files=256, streamed=2_000, records=20_000)
 
 
 def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
@@ -122,7 +107,7 @@ def of_million(amount: Amount, folder: str) -> dict[str, Any]:
   return {'million': {'seconds': seconds, 'images_a_second': rate, 'growth_mib': growth}}
 
 
-PARTS = {'resident': of_resident, 'photographs': of_photographs, 'million': of_million}
+PARTS = {'photographs': of_photographs, 'million': of_million}
 
 
 def main() -> None:

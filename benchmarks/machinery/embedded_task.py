@@ -17,7 +17,6 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import ViT
 from glora_jax.search.evolution import Evolution
-from glora_jax.training import loop, losses
 
 IMAGE_SIZE = 28
 NUM_CLASSES = 10
@@ -81,7 +80,3 @@ class Backbone:
     """Images uint8 to inputs of the model, in training as for scores."""
     del key
     return normalization.normalize(images, self.normalization)
-
-  def supernet_loss(self) -> loop.LossFn:
-    """The loss of a structure that is drawn anew for every step, as in the paper."""
-    return losses.make_loss(self.adapted, self.preprocess, train=True)

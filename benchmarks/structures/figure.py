@@ -1,11 +1,11 @@
 """Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
 
-  python -m benchmarks.structures.figure [--budgets 5184 9216 18432 36864] [--version VERSION]
+  python -m benchmarks.structures.figure [--version VERSION]
 
-A panel for each budget, by default those whose fixed methods all have results; a line for each task
-that has some. The fixed method is the best of all of at most the budget, by the means of the tests
-that it is compared on; its name stands at the right. Squares are tasks that were written when all
-methods were fixed. It draws with matplotlib, which the extra `notebooks` brings.
+A panel for each budget that has results, a line for each task that has some. The fixed method is
+the best of all of at most the budget, by the means of the tests that it is compared on; its name
+stands at the right. Squares are tasks that were written when all methods were fixed. It draws with
+matplotlib, which the extra `notebooks` brings.
 """
 
 from matplotlib.figure import Figure
@@ -26,13 +26,12 @@ SMALL = 8  # size of text
 def main() -> None:
   """Draws all budgets of which there are results."""
   parser = make_parser(__doc__)
-  parser.add_argument('--budgets', type=int, nargs='+', default=plan.BUDGETS)
   parser.add_argument('--version', help='of the lines; by default the present one')
-  arguments = parser.parse_args()
-  stores = {part: plan.MAIN.store(part, arguments.version) for part in MARKERS}
+  version = parser.parse_args().version
+  stores = {part: plan.MAIN.store(part, version) for part in MARKERS}
   print_others(stores)
   rates, found = plan.MAIN.read_rates(), {}
-  for budget in arguments.budgets:
+  for budget in plan.BUDGETS:
     lines = {}
     for part, store in stores.items():
       names = plan.tasks('final') if part == 'final' else plan.tasks_of(part, budget)

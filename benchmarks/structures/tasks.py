@@ -177,24 +177,12 @@ def draw(pool: Pool, seed: int) -> dict[str, Split]:
   The test images are 4,000, or as many as the others leave. Classes have equal shares, as far as
   there are images; an image of a class that has too few is replaced by one of any class.
   """
-  test, order = _drawn(pool, seed)
-  parts = {'train': order[:TRAIN], 'val': order[TRAIN : TRAIN + VAL], 'test': test}
-  return {name: Split(pool.images[part], pool.labels[part]) for name, part in parts.items()}
-
-
-def more_validation(pool: Pool, seed: int, count: int = 1000) -> Split:
-  """Images that are in none of a seed's splits, `count` of them or what there is."""
-  _, order = _drawn(pool, seed)
-  part = order[TRAIN + VAL :][:count]
-  return Split(pool.images[part], pool.labels[part])
-
-
-def _drawn(pool: Pool, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Indices of the test images, and of all others in the order of a seed."""
   fixed = balanced_order(pool.labels, 0)
   number = min(TEST, len(fixed) - TRAIN - VAL)
-  test, others = fixed[:number], np.sort(fixed[number:])
-  return test, others[balanced_order(pool.labels[others], seed + 1)]
+  others = np.sort(fixed[number:])
+  order = others[balanced_order(pool.labels[others], seed + 1)]
+  parts = {'train': order[:TRAIN], 'val': order[TRAIN : TRAIN + VAL], 'test': fixed[:number]}
+  return {name: Split(pool.images[part], pool.labels[part]) for name, part in parts.items()}
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
