@@ -80,17 +80,3 @@ def test_training_shows_every_stage_validation_and_the_best_epoch(tmp_path, allo
   assert len(loss.lines) == 4  # one of validation
   best = [mark.at for mark in accuracy.marks if mark.shape == 'star']
   assert best == [(2, pytest.approx(55)), (1, 50)]
-
-
-def test_a_training_is_known_by_its_preset_and_its_best_epoch_by_whole_epochs(tmp_path, allocation):
-  """Names of files hold no slash; a compiled call may end some steps after an epoch."""
-  metrics = tmp_path / 'metrics.jsonl'
-  metrics.write_text(
-    '{"stage": "training/lora@blocks%2F0", "epoch": 1.02, "accuracy": 0.5, "val_accuracy": 0.5}\n'
-  )
-  result = pages.make_findings(allocation).result
-  name = 'lora@blocks/0'
-  result['structures'][name] = pages.structure(9, 0.5, label='lora:2 in block 0', best_epoch=1)
-  chart = run_page.training_blocks(str(metrics), result)[0].charts[0]
-  assert {line.label for line in chart.lines} == {'lora:2 in block 0'}
-  assert [mark.at for mark in chart.marks if mark.shape == 'star'] == [(1.02, 50)]

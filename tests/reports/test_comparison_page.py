@@ -37,13 +37,6 @@ def test_the_table_shows_means_and_spreads_in_the_order_of_parameters(result):
   ]
 
 
-def test_a_single_seed_has_no_spread_and_what_no_method_has_no_column(result):
-  result['methods'] = {name: found[:1] for name, found in result['methods'].items()}
-  del result['methods']['search-200']
-  lines = table({**result, 'seeds': [0]})
-  assert lines[0] == '| linear probe | 0 | 50.0 | 80.0 | 0.001 | 1 |'
-
-
 @pytest.mark.parametrize('loss', [float('nan'), None])
 def test_a_method_says_how_many_of_its_seeds_diverged_or_learned_nothing(
   result, allocation, tmp_path, loss

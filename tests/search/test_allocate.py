@@ -229,16 +229,6 @@ def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
     assert compile_ahead(adapted, variables, loss, batches, folds=FOLDS) is None
 
 
-def test_units_are_those_on_offer_with_their_values_and_costs():
-  found = allocated(mixed())
-  units = list(found.units())
-  assert sum(unit.cost for unit in units if unit.bought) == found.count_params()
-  assert {unit.form for unit in units} == {'A.vector', 'A.lora', 'B.lora', 'C.vector', 'E.vector'}
-  first = next(unit for unit in units if unit.form == 'B.lora')
-  assert_allclose(first.value, found.values.B_lora[:, 0, 0].mean())
-  assert first.part == 1
-
-
 def test_what_folds_have_not_in_common_is_worth_nothing():
   adapted, variables, batches = mixed()
 

@@ -62,8 +62,7 @@ def test_where_jax_counts_in_64_bits_scores_are_the_same():
   assert (found.correct.dtype, found.loss.dtype) == (jnp.int32, jnp.float32)
 
 
-@pytest.mark.parametrize('kind', ['scores', 'predictions'])
-def test_images_become_inputs_block_by_block(kind):
+def test_images_become_inputs_block_by_block():
   adapted, variables, genomes, images, _ = problem('mlp')
 
   def as_floats(images, key):
@@ -71,22 +70,11 @@ def test_images_become_inputs_block_by_block(kind):
 
   def temporaries(number):
     many = np.zeros((number, *images.shape[1:]), np.uint8)
-    if kind == 'scores':
-      scorer = scoring.make_scorer(adapted, as_floats, chunk=1, block=8)
-      lowered = scorer.lower(variables, genomes, many, np.zeros(number, np.int32))
-    else:
-      predictor = scoring.make_predictor(adapted, as_floats, block=8)
-      lowered = predictor.lower(variables, genomes[0], many)
+    scorer = scoring.make_scorer(adapted, as_floats, chunk=1, block=8)
+    lowered = scorer.lower(variables, genomes, many, np.zeros(number, np.int32))
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
   assert temporaries(4096) - temporaries(8) < 4096 * 4 * images[0].size / 2
-
-
-def test_a_predictor_is_exported_like_what_jax_jit_returns():
-  adapted, variables, genomes, images, _ = problem('mlp')
-  predictor = scoring.make_predictor(adapted)
-  exported = jax.export.export(predictor)(variables, genomes[0], images)
-  assert [part.shape for part in exported.out_avals] == [(23,), (23,)]
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_allocate import allocated, mixed
-from test_allocation import SPEC as ROWS
 from test_allocation import random_worth, spec_of
 from tiny_models import problem
 from toy_search import SMALL, SPEC, Judge
 
 import glora_jax
-from glora_jax.method.genomes import largest_genome
 from glora_jax.search import choice, scoring
 from glora_jax.search.archive import Archive
 from glora_jax.search.checked import NoGradientError, NonFiniteError
@@ -31,12 +29,6 @@ def predicted(change):
   given = problem('mlp')
   arguments = {'variables': given.variables, 'genome': given.genomes[0], 'images': given.images}
   return scoring.make_predictor(given.adapted)(*{**arguments, **change(given)}.values())
-
-
-def with_smaller_storage(given):
-  largest = largest_genome(given.adapted.spec)
-  subnet = given.adapted.fix(np.minimum(largest, 1))
-  return {'variables': subnet.join(*subnet.split(given.variables)), 'genome': largest}
 
 
 def judge(correct=np.ones(20), loss=np.ones(20)):
@@ -87,7 +79,6 @@ CALLS = {
   ],
   predicted: [
     (lambda p: {'images': p.images[:0]}, r'\[0, 4, 4, 3\]'),
-    (with_smaller_storage, 'rank 1'),
   ],
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
@@ -97,7 +88,6 @@ CALLS = {
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
     ({'score': judge(np.full(20, 0.5))}, 'whole numbers'),
     ({'score': judge(loss=np.full(20, np.inf))}, 'inf for structure 0'),
-    ({'score': judge(np.ones(3))}, r'\[3\]'),
   ],
   Evolution: [
     ({'mutations': 40}, 'mutations=40'),
@@ -112,7 +102,6 @@ CALLS = {
   ],
   called: [
     (lambda: ONE.best(spec=SPEC, budget=0), 'at most 0'),
-    (lambda: choice.choose(ROWS, random_worth(0), 3), 'budget=3'),
     (
       lambda: choice.choose(spec_of((4, 8), space=NO_FORM), random_worth(0), 100),
       'none of the forms',

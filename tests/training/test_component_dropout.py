@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.testing import assert_array_equal
 from tiny import problem, unchanged
 from trees import randomized
 
@@ -56,18 +55,6 @@ def test_only_up_factors_of_rows_with_a_lora_change_and_no_type_is_promoted_by_i
   chex.assert_trees_all_equal(dropped, supports)
   assert not where[0].any()
   assert where[1].all()  # zero or doubled
-
-
-def test_a_layer_loses_the_same_parts_whatever_stands_beside_it():
-  adapted, variables, *_ = problem()
-  supports = randomized(variables['glora'], 4)
-  lora = presets.preset(adapted.spec, 'lora')
-  both, [_, alone] = (
-    drop_components(KEY, supports, adapted.groups, genome, 0.5)['blocks']['dense']['B_up']
-    for genome in (lora, lora * [[0], [1]])
-  )
-  assert_array_equal(both[1], alone)
-  assert not np.array_equal(both[0] == 0, both[1] == 0)
 
 
 def test_without_dropout_the_loss_keeps_its_bits_and_with_it_the_key_decides():

@@ -56,7 +56,6 @@ def together(**arguments):
   'call, named',
   [
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
-    (lambda: supernet(component_dropout=1.0), 'component_dropout=1.0'),
     (lambda: list(given(Partial(), np.ones((3, 10), int))), '2 batches for 3 rows'),
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
     (lambda: supernet(rngs={'dropout': KEY}), 'rngs'),
@@ -68,13 +67,11 @@ def together(**arguments):
     (lambda: fit(state={'step': 3}), "state={'step': 3}"),
     (lambda: fit(labels=[0, 1, -1, 2]), 'label -1 of image 2'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
-    (lambda: losing(jnp.zeros(()), {'by_part': {'a': 1.0}}), "'by_part' is {'a': 1.0}"),
     (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),
     (lambda: together(images=Partial()), 'resident images'),
     (lambda: together(mesh=glora_jax.mesh.Mesh(jax.devices()[:1], 'data')), 'no mesh'),
     (lambda: together(trainable=problem().split()[0]), 'axis [2]'),
     (lambda: together(rates=[1.0]), 'rates=[1.0]'),
-    (lambda: fit(rates=[1.0]), 'rates=[1.0]'),
     (lambda: fit(key=jax.random.split(KEY, 0)), 'one random key'),
   ],
 )
