@@ -34,11 +34,9 @@ class Labelled(Row, total=False):
 @pytest.mark.parametrize(
   'value, shape, reason',
   [
-    ({'a': 1.5, 'b': 2}, dict[str, float], None),
     ({'a': True}, dict[str, float], 'a=True should be a valid number'),
     ({'a': float('nan')}, dict[str, float], 'a=nan should be a finite number'),
     ({'params': 1, 'accuracy': None, 'more': 0}, Row, None),
-    ({'params': 1}, Row, 'accuracy is missing'),
     ({'params': 1, 'accuracy': 0.5, 'label': 3}, Labelled, 'label=3 should be a valid string'),
     (None, Row | None, None),
     ('c', Literal['a', 'b'], "'c' should be 'a' or 'b'"),
@@ -60,13 +58,11 @@ def test_a_shape_is_an_annotation(value, shape, reason):
       "is damaged (a='fast' should be a valid number); remove it",
     ),
     ('[' * 10**5, 'is damaged (maximum recursion depth'),
-    ('{"a": 1' + '0' * 5000 + '}', 'is damaged (Exceeds the limit'),
     (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
     (
       '{"glora_jax": {"kind": "' + 'x' * 500 + '"}}',
       "is a file of the kind '" + 'x' * 79 + "..., where 'seconds' is",
     ),
-    ('{"glora_jax": 3}', 'is damaged (glora_jax=3 says no kind)'),
     (
       '{"glora_jax": {"kind": "seconds", "format": "new"}}',
       "is damaged (its format is 'new')",
@@ -94,7 +90,6 @@ ARRAYS = {'codes': np.zeros((3, 5), np.int8), 'loss': np.ones(3), 'word': np.arr
     ({'loss': None}, 'it lacks loss'),
     ({'more': np.zeros(1)}, 'it has more, which is unknown'),
     ({'codes': np.zeros((3, 4), int)}, 'codes is int64 [3, 4] and not [3, 5]'),
-    ({'codes': np.zeros((3, 5))}, 'codes is float64 [3, 5] and not of the kind i'),
     ({'loss': np.array([1, np.nan, 1])}, 'loss is float64 [3] with numbers that are not finite'),
   ],
 )

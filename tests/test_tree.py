@@ -28,10 +28,8 @@ BOXED = nn.Partitioned(jnp.ones((2, 3)), names=('in', 'out'))
 TREES = {
   'frozen': (flax.core.freeze({'a': {'w': np.ones(2)}, 'b': np.zeros(3)}), 'a/w'),
   'boxed': ([BOXED, {'w': BOXED}, np.zeros(3), None], '1/w'),
-  'tuple': ((np.zeros(3), (), (np.ones(2), None)), '2/0'),
   'dataclass': ([Layer(np.zeros(3), None), Layer(np.ones(2), None)], '1/w'),
   'slashes': ({'mlp/~/linear': {'w': np.ones(2)}, 'b': np.zeros(3)}, 'mlp/~/linear/w'),
-  'numbers': ({0: {'w': np.ones(2)}, 1: np.zeros(3)}, '0/w'),
   'empty': ({'a': {'w': np.ones(2)}, 'b': {}, 'c': np.zeros(3)}, 'a/w'),
   'state': (
     nnx.State({'a': {'w': nnx.Param(jnp.ones(2))}, 'b': nnx.Param(jnp.zeros(3))}),

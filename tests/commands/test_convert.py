@@ -141,9 +141,7 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
   'arguments, named',
   [
     (['no.npz'], 'no.npz'),
-    ([weights.EMBEDDED_FILE, 'x', '--image-size', '0'], 'image_size=0'),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '7000'], '1,000,000 patches of 7 pixels'),
-    ([weights.EMBEDDED_FILE, 'x', '--key', 'ema'], "'ema'"),
     ([weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'], "normalization='clip'"),
     ([FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'], 'another format'),
   ],

@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_refused
-from PIL import Image
 from places import ROOT
 from trees import randomized
 
 import glora_jax
-from glora_jax import convert, predict
+from glora_jax import predict
 from glora_jax.data import image
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
@@ -184,15 +182,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(photos, folded):
   ran = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=photos, env=env)
   assert ran.stdout.startswith('b.png: ')
   assert not re.search('Traceback|BrokenPipe', ran.stderr)
-
-
-def test_a_machine_without_the_device_is_told_in_a_sentence(tmp_path, monkeypatch):
-  def no_devices():
-    raise AssertionError
-
-  monkeypatch.setattr(jax, 'devices', no_devices)
-  Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
-  file, exported = weights.EMBEDDED_FILE, str(tmp_path / 'model.jax_export')
-  commands = [(predict.main, ['--model', file, str(tmp_path)]), (convert.main, [file, exported])]
-  for main, arguments in commands:
-    assert_refused('error: JAX has no device to compute on', main, arguments, kind=SystemExit)

@@ -1,7 +1,5 @@
 """All names of tasks, and the report on what is ready."""
 
-import re
-
 import pytest
 from comparing import assert_refused
 
@@ -31,17 +29,6 @@ def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypa
   assert not any(ready)
   assert 'resisc45/3.0.0 needs a manual download into' in str(lines)
   assert str(lines).count("is not the benchmark's") == 2  # oxford_iiit_pet and svhn
-
-
-def test_the_report_counts_classes_and_says_what_cannot_be_a_task():
-  ready, lines = catalog.report('digits', Source())
-  assert ready
-  assert re.search(
-    r'train  800 images, 10 of 10 classes, \d+ to \d+ each: 0 \d+, 1 \d+', '\n'.join(lines)
-  )
-  ready, lines = catalog.report('fewshot/food101/0/0', Source())
-  assert not ready
-  assert lines[0] == 'fewshot/food101/0/0: NOT READY'
 
 
 def test_a_workdir_among_the_images_is_refused_but_not_one_elsewhere_or_hidden(tmp_path):

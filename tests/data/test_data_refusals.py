@@ -26,17 +26,13 @@ LISTS = {'source': 'lists', 'root': '/no'}
     *((name, {}, f"{name.partition('/')[2] or name}'") for name in ('digit', 'vtab/cifar10')),
     *((f'fewshot/{name}', {}, f"{name}'") for name in ('food', 'food101/four/0')),
     ('fewshot/food101/0/0', {}, '0 shots leave nothing'),
-    ('generalization/zero', {}, "zero'"),
     ('folder:/no/one', {}, '/no/one'),
-    ('csv:/no/labels.csv', {}, '/no/labels.csv'),
     ('tfds:clevr', {}, 'TFDS clevr has the features image, file_name'),
-    ('tfds:../x', {}, "'../x'"),
     ('fewshot/fgvc_aircraft/4/0', {}, 'fgvc_aircraft'),
     ('generalization/0', {'version': '5.1.0'}, '5.1.0'),
     ('tfds:mnist', {'version': '../x'}, 'mnist:../x'),
     ('vtab/cifar100', NOAH, '/no/cifar'),
     ('fewshot/food101/4/0', LISTS, '/no/food-101'),
-    ('vtab/cifar100', {'source': 'x'}, "'x'"),
     ('generalization/0', {'source': 'lists'}, 'data.root'),
     # Other images than those in the folder would be trained on.
     ('fewshot/food101/4/0', {'root': '/data'}, "data.root='/data'"),
@@ -56,9 +52,7 @@ def fill(folder, classes, number=3):
   'classes, named',
   [
     (['train/a', 'train/b', 'val/a', 'extra/a'], 'extra'),
-    (['val/a', 'val/b', 'test/a', 'test/b'], 'test, val'),
     (['train/a', 'train/b', 'val/a', 'valid/b'], 'val, valid'),
-    (['train/a', 'train/b', 'test/z'], 'z'),
     ([*(f'train/{x}' for x in 'ab'), 'val/a', *(f'test/{x}' for x in 'ab')], 'val are of the'),
     (
       [*(f'train/{x}' for x in 'abcd'), 'val/a', 'val/b', 'test/c', 'test/d'],
@@ -92,13 +86,10 @@ def test_class_folders_without_images_or_with_too_few_and_a_link_to_the_parent(t
 CSVS = [
   ('path,label\n0.png\n', "line 2: '0.png'"),
   ('path,label,split\n0.png,x,train\n1.png,y,dev\n', 'line 3: dev'),
-  ('path,label,split\n0.png,x,test\n1.png,y,test\n', 'train'),
   ('0.png,x\n./0.png,y\n', 'line 2: ./0.png occurs a second time, first in line 1 as 0.png'),
   ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
-  ('file,class\n0.png,x\n', "line 1: 'file,class'"),
   (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
   ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
-  ('0.png,x\n1.png,x\n', "'x'"),
   ('0.png,x\nnone.png,y\n', 'none.png'),
 ]
 LISTS_OF_LABELS = [
@@ -106,8 +97,6 @@ LISTS_OF_LABELS = [
   ('0.png 0\n1.png 8\n', 'line 2: the label 8'),
   ('0.png 0\n./0.png 1\n', 'first in line 1 as 0.png'),
   ('1.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
-  ('1.png ' + '9' * 5000, '999... does not'),
-  ('none.png 1', 'none.png'),
 ]
 
 

@@ -43,7 +43,7 @@ def test_every_kind_of_image_comes_out_as_what_it_looks_like(picture, options, e
   assert_array_equal(image.decode(encoded(picture, **options)), expected)
 
 
-@pytest.mark.parametrize('highest', [65535, 255, 1])
+@pytest.mark.parametrize('highest', [65535, 1])
 @pytest.mark.parametrize('format', ['png', 'png of mode I', 'tiff', 'ppm'])
 def test_sixteen_bit_grey_keeps_its_upper_bits(format, highest, monkeypatch):
   if format == 'png of mode I':  # as older versions of Pillow open it

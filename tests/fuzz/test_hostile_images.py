@@ -1,6 +1,5 @@
-"""Images, folders of them and CSVs that are damaged or odd: every image once, or one line."""
+"""Images and folders of them that are damaged or odd: every image once, or one line."""
 
-import csv
 import io
 import os
 
@@ -18,10 +17,6 @@ from glora_jax.data.opening import open_images
 STARTS = (b'BM', b'GIF8', b'\xff\xd8', b'\x89PNG', b'P', b'II', b'MM', b'RIFF')
 NAMES = ('a', 'b', 'train', 'test', 'Train', '.hidden', 'ü,', 'a\nb\x1b[2J', '\udcff', '~')
 TOPS = (['a', 'b'], ['train', 'val', 'test'], ['Train', 'test'], ['train', 'bus'])
-CELLS = (
-  *('./a/0.png', 'a/../a/0.png', 'none.png', '', 'path', 'label', '"', 'x,y', ' ', '-1', 'cat'),
-  *('\0', '\r', '/dev/null', 'x' * 140_000),
-)
 
 
 def encoded(mode='RGB', form='PNG'):
@@ -56,16 +51,11 @@ def test_an_image_is_decoded_or_refused(data):
       assert same(pixels, image.resize(image.decode(content), size, rule))
 
 
-def write_classes(folder):
-  """Five images of each of two classes."""
-  for name in 'ab':
-    (folder / name).mkdir(parents=True)
-    for number in range(5):
-      (folder / name / f'{number}.png').write_bytes(PNG)
-
-
-def read_task(name, work):
-  """All splits of a task, with the images that can be decoded, each of which must be there once."""
+def decoded_task(name, work):
+  """All splits of a task after every image was read; each that can be decoded is there once."""
+  record, cache = str(work / 'images.npz'), str(work / 'cache')
+  options = {'skip_broken': True, 'cache': cache, 'record': record}
+  open_images(find(name, workdir=str(work)), 4, lambda number: number > 3, **options)
   task = find(name, workdir=str(work))
   splits, seen = {}, []
   for split in task.splits:
@@ -75,14 +65,6 @@ def read_task(name, work):
     splits[split], seen = [names, examples.labels], seen + names
   assert len({os.path.normpath(name) for name in seen}) == len(seen), 'an image is there twice'
   return splits
-
-
-def decoded_task(name, work):
-  """The same after every image was read, of which those that are broken are left out."""
-  record, cache = str(work / 'images.npz'), str(work / 'cache')
-  options = {'skip_broken': True, 'cache': cache, 'record': record}
-  open_images(find(name, workdir=str(work)), 4, lambda number: number > 3, **options)
-  return read_task(name, work)
 
 
 def odd_tree(draw, folder):
@@ -109,38 +91,3 @@ def test_a_folder_gives_every_image_once_or_is_refused(data):
     splits = judged(lambda: decoded_task(f'folder:{photos}', work), place)
     if splits is not REFUSED:
       assert splits.keys() == {'train', 'val', 'test'}
-
-
-def csv_text(draw):
-  """The lines of a CSV of ten images, a few of them odd."""
-  rows = [f'{name}/{number}.png,{name}' for name in 'ab' for number in range(5)]
-  for _ in range(draw(st.integers(0, 3))):
-    at, cell = draw(st.integers(0, len(rows) - 1)), draw(st.sampled_from(CELLS))
-    path, _, label = rows[at].rpartition(',')
-    odd = [f'{cell},{label}', f'{path},{cell}', cell, rows[at - 1]]
-    rows[at] = draw(st.sampled_from(odd))
-  header = draw(st.sampled_from([['path,label'], ['label,path'], []]))
-  return draw(st.sampled_from(['\n', '\r\n', '\r'])).join(header + rows)
-
-
-def rows_of(content):
-  """How many rows hold something, as Python reads them, without their header."""
-  text = io.StringIO(content.decode('utf-8-sig'), newline='')
-  rows = [[cell.strip().lower() for cell in row] for row in csv.reader(text) if any(row)]
-  return len(rows) - (bool(rows) and {'path', 'label'} <= set(rows[0]))
-
-
-@cases(0.8)
-@given(st.data())
-def test_a_csv_gives_every_row_once_or_is_refused(data):
-  encoding = data.draw(st.sampled_from(['utf-8', 'utf-8', 'utf-8-sig', 'utf-16']))
-  content = csv_text(data.draw).encode(encoding)
-  with new_place() as place:
-    write_classes(place.given / 'photos')
-    path = place.given / 'photos' / 'labels.csv'
-    path.write_bytes(content)
-    if data.draw(st.integers(0, 4)) == 4:
-      spoil(data.draw, path)
-    splits = judged(lambda: read_task(f'csv:{path}', place.work), place)
-    if splits is not REFUSED:
-      assert sum(len(names) for names, _ in splits.values()) == rows_of(path.read_bytes())

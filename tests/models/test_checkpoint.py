@@ -63,8 +63,6 @@ def archive(name, content):
   [
     (b'', 'is empty'),
     (b'GIF89a' + bytes(100), 'no npz, safetensors or PyTorch file'),
-    (struct.pack('<Q', 2**40) + b'{"a":1}', 'damaged'),
-    (of_header(shape=[-2, 2], data_offsets=[0, 16]), 'file'),
     (of_header(shape=[4], data_offsets=[0, 2**40]), 'file'),
     (of_header(shape=[4], data_offsets=[0, 16], dtype='X'), 'file'),
     (archive('photo.jpg', b''), 'photo.jpg'),

@@ -56,13 +56,10 @@ def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(folder, t
 
 LAYOUTS = {
   'in21k': {'classic': True, 'pre_logits': True},
-  'augreg': {'classic': True},
   'headless': {'classic': True, 'head': False},
-  'classic_gap': {'classic': True, 'cls': False},
   'big_vision': {},
   'big_vision_gap': {'cls': False},
   'scanned': {'scanned': True},
-  'scanned_gap': {'scanned': True, 'cls': False},
   'sincos': {'sincos': True, 'cls': False},
   'bfloat16': {},
 }

@@ -69,7 +69,6 @@ def test_what_another_file_or_its_config_says_is_not_overridden():
   [
     ('weights.npz', ['config.json']),
     ('model.safetensors', ['pytorch_model.bin']),
-    ('pytorch_model.bin', ['training_args.bin']),
     ('folded/model.safetensors', ['adapter.safetensors', 'images.npz']),
     ('model.npz', ['folded/model.safetensors', 'images.npz']),
   ],

@@ -33,8 +33,6 @@ SPOILT = [  # tensors that are put into a timm file, or taken out, and what is n
   ),
   ({'dist_token': numbers(2)}, 'dist_token'),
   ({'norm.weight': np.full(16, -np.inf)}, 'norm.weight'),
-  ({'norm.weight': np.zeros(16, np.int64)}, 'int64'),
-  ({'blocks.0.mlp.fc1.weight': None}, 'blocks.0.mlp.fc1.weight'),
   ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few sides'),
   ({'blocks.3000000.norm1.weight': numbers(16)}, 'block 3000000'),
 ]
@@ -53,9 +51,7 @@ def test_what_is_wrong_with_another_file_is_named(changes, named, timm):
   [
     (False, {'image_size': (8, 8, 8)}, 'image_size='),
     (False, {'num_heads': None}, 'give num_heads'),
-    (False, {'image_size': 24}, '17 position embeddings'),
     (True, {'num_heads': 3}, 'num_heads=3'),
-    (True, {'mlp_dim': 7}, 'blocks/mlp/fc1/kernel'),
     (True, {'image_size': 56}, 'image_size'),
     (True, {'no_such': 1}, 'no_such'),
   ],
@@ -69,7 +65,6 @@ def test_what_a_caller_says_of_a_file_is_named(is_ours, fields, named, own, timm
   'metadata, named',
   [
     ({'normalization': [[0, 0, 0], [True, 0.5, 1]]}, 'normalization='),
-    ({'classes': ['a'] * 50}, '50 names'),
     ({'resize': 'stretch'}, "resize='stretch'"),
   ],
 )
@@ -114,7 +109,6 @@ def spoilt(scale):
     (OURS, spoilt(np.zeros(12, np.int32)), 'timm', 'int32'),
     (OURS.clone(num_classes=3), params_of(OURS), 'timm', 'head/bias is (5,)'),
     (OURS, params_of(OURS), 'hf_vit', "pool='gap'"),
-    (OURS, params_of(OURS), 'onnx', "'onnx'"),
   ],
 )
 def test_what_cannot_be_written_is_named_and_leaves_nothing(model, params, format, named, tmp_path):
@@ -168,9 +162,7 @@ def test_arguments_that_cannot_be_are_named(backbone, own, tmp_path):
   assert_refused('196 tokens', resize_pos_embed, GRID, (13, 13), (7, 7), 'bicubic')
   assert_refused("'nearest'", resize_pos_embed, GRID, (14, 14), (7, 7), 'nearest')
   assert_refused('./photos', find_images, './photos')
-  assert_refused('num_heads', params_of, OURS.clone(num_heads=5))
   assert_refused('patch_size', params_of, OURS.clone(patch_size=7))
-  assert_refused('pool', params_of, OURS.clone(pool='token', class_token=False))
   (tmp_path / 'odd').write_bytes(b'x' * 100)
   assert_refused('odd', load_exported, tmp_path / 'odd')
   assert_refused("'x'", Classifier, backbone, rule='x')
