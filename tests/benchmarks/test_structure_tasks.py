@@ -34,8 +34,6 @@ def test_splits_of_a_seed_are_disjoint_and_classes_have_equal_shares_while_there
     assert np.bincount(drawn[name].labels).tolist() == [share] * 5
   everyone = [image for split in drawn.values() for image in pictures(split)]
   assert len(set(everyone)) == len(everyone) == 5000
-  uneven = tasks.balanced_order(np.array([0] * 7 + [1] * 2 + [2] * 3), 0)
-  assert sorted(uneven.tolist()) == list(range(12))
 
 
 def test_no_seed_learns_from_a_test_image_and_the_test_images_stay(pool):

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.structures import jobs, plan
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures.jobs import UNKNOWN, Store, digest_of
+from benchmarks.structures.jobs import UNKNOWN, Store
 from benchmarks.structures.laboratory import Model
-from benchmarks.structures.statistics import difference, headroom
+from benchmarks.structures.statistics import difference
 from glora_jax.method.presets import preset
 from glora_jax.runs.runners import THIS_PROCESS
 from glora_jax.training import loop
@@ -35,28 +35,6 @@ def test_intervals_cover_the_truth():
   assert covered >= 180  # of 200; the two parts are added up, so that intervals are wide
 
 
-def test_headroom_is_the_structures_spread_without_the_seeds_noise():
-  rng = np.random.default_rng(2)
-  seeds = rng.normal(0, 3, (1, 400))
-  noise = rng.normal(0, 1, (50, 400))
-  true = rng.normal(0, 2, (50, 1))
-  assert headroom(true + seeds + noise) == pytest.approx(true.std(ddof=1), rel=0.05)
-  assert headroom(seeds + noise) < 0.1
-
-
-def test_the_list_of_rates_grows_until_no_choice_stands_at_its_end(tmp_path):
-  best = 0.1
-
-  def run(jobs):
-    for job in jobs:
-      store.add(job, {'test': [1 - abs(np.log2(job.rate / best)) / 10, 1.0]})
-
-  store = Store(str(tmp_path / 'rates.jsonl'))
-  found = plan.MAIN.tune([('lora:1', 0)], store, run)
-  assert found == {('lora:1', 0): 0.128}
-  assert max(plan.MAIN.tried(('lora:1', 0), store)) == 0.256
-
-
 def test_a_store_has_whole_lines_of_one_version_and_counts_the_others(tmp_path):
   path, (job, second, _) = tmp_path / 'results.jsonl', TRIALS
   result = {'test': [0.5, 1.0]}
@@ -68,14 +46,6 @@ def test_a_store_has_whole_lines_of_one_version_and_counts_the_others(tmp_path):
   again = Store(str(path))
   assert again.results == {second: result}
   assert again.others == {UNKNOWN: 1, 'another': 1}
-
-
-def test_a_version_is_another_where_code_changes_and_not_by_words_about_it(tmp_path):
-  digests, path = [], tmp_path / 'method.py'
-  for text in ('"""One."""\nx = 1', '"""Two."""\nx =  1  # one', '"""One."""\nx = 2'):
-    path.write_text(text)
-    digests.append(digest_of([path]))
-  assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
