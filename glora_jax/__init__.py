@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.adapted import Adapted
   from glora_jax.method.adapter_file import load_adapter, save_adapter
   from glora_jax.method.check import check
+  from glora_jax.method.combine import combine
   from glora_jax.method.draws import random_genomes, sample_genome
   from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
   from glora_jax.method.presets import preset, presets
@@ -45,6 +46,7 @@ _HOMES = {
     'save_adapter',
   ),
   'glora_jax.method.check': ('check',),
+  'glora_jax.method.combine': ('combine',),
   'glora_jax.method.draws': (
     'random_genomes',
     'sample_genome',
@@ -93,6 +95,7 @@ __all__ = [
   'adapt_function',
   'allocate',
   'check',
+  'combine',
   'count_params',
   'evolve',
   'fit',

@@ -30,7 +30,7 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.records import check_shape
 from glora_jax.tree import differences, fingerprint, flatten, partition, path_name, update
 
-_AGAIN = 'get it again, or save it again from the training that it came of'
+AGAIN = 'get it again, or save it again from the training that it came of'
 # Metadata with an item for each row.
 _BY_ROW = ('spec', 'tied', 'scale', 'genome', 'layers', 'parameters')
 _LONGEST_LAYER = 400  # characters that a sentence quotes
@@ -148,12 +148,15 @@ def _rows(adapted: Adapted) -> dict[str, list[Any]]:
   }
 
 
-def require_finite(path: Path, tensors: Mapping[str, Any]) -> None:
+def require_finite(
+  path: Path,
+  tensors: Mapping[str, Any],
+  why: str = 'the training diverged, lower its learning rate',
+) -> None:
   """Raises ValueError where tensors that are to be written have numbers that are not finite."""
   if (name := _not_finite(tensors)) is not None:
     raise ValueError(
-      f'{printable(path)} is not written: {name} has numbers that are not finite; the training '
-      'diverged, lower its learning rate.'
+      f'{printable(path)} is not written: {name} has numbers that are not finite; {why}.'
     )
 
 
@@ -181,7 +184,7 @@ def load_adapter(
     adapted: the same model, adapted with a space that has the file's structure, or with that
       structure: `adapt(model, x, structure=path)`.
     params: the base's parameters, which may have been cast between float32 and a 16-bit type since;
-      their heads are replaced.
+      their heads are replaced, unless the file has none (see `combine`).
     strict: whether to refuse another base. Bases are the same if their values are, as they are or
       all rounded to bfloat16, or to float16: smaller differences are not seen, and a base in
       bfloat16 counts as another than one in float16.
@@ -219,7 +222,8 @@ def load_adapter(
   if strict:
     check_base(path, metadata, fingerprints(frozen['params']))
   heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
-  check_heads(path, heads, own)
+  if heads:  # a sum of adapters may have none
+    check_heads(path, heads, own)
   trained = {'params': update(trainable['params'], heads), COLLECTION: supports}
   return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
 
@@ -285,7 +289,7 @@ def unpack(
     f'{COLLECTION}/{layer}/{name}': (array, part)
     for layer, name, array, part in parts_read(adapted.groups, adapted.spec, genome, supports)
   }
-  _check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
+  check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
   for name, (array, part) in parts.items():
     array[part] = tensors.pop(name)
   for group in adapted.groups:  # a LoRA that was saved with another scale stays the same LoRA
@@ -301,12 +305,12 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   try:
     check_shape(metadata, _Metadata)
   except ValueError as error:
-    raise damaged(path, f'of its metadata {error}', _AGAIN) from None
+    raise damaged(path, f'of its metadata {error}', AGAIN) from None
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
-    raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', _AGAIN)
+    raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', AGAIN)
   if not all(scale > 0 for scale in metadata['scale']):
-    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0', _AGAIN)
+    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0', AGAIN)
 
 
 def _in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> dict[str, Any]:
@@ -361,7 +365,7 @@ def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.
   return genome
 
 
-def _check_tensors(
+def check_tensors(
   path: Path, tensors: Mapping[str, np.ndarray], supports: Mapping[str, np.ndarray]
 ) -> None:
   """Checks the tensors of a file.
@@ -377,13 +381,13 @@ def _check_tensors(
   """
   given = {name: value for name, value in tensors.items() if name.startswith(f'{COLLECTION}/')}
   if problems := differences(given, supports):
-    raise damaged(path, f'its genome needs other supports: {"; ".join(problems)}', _AGAIN)
+    raise damaged(path, f'its genome needs other supports: {"; ".join(problems)}', AGAIN)
   inner = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == '/'}
   if odd := inner & tensors.keys() or {name for name in tensors if '/' not in name}:
-    raise damaged(path, f'{min(odd)} is no name of a tensor in a collection', _AGAIN)
+    raise damaged(path, f'{min(odd)} is no name of a tensor in a collection', AGAIN)
   for name, value in tensors.items():
     is_learned = name.startswith((f'{COLLECTION}/', 'params/'))
     if is_learned and not jnp.issubdtype(value.dtype, jnp.floating):
-      raise damaged(path, f'{name} is {value.dtype} and no floating-point numbers', _AGAIN)
+      raise damaged(path, f'{name} is {value.dtype} and no floating-point numbers', AGAIN)
   if (name := _not_finite(tensors)) is not None:
-    raise damaged(path, f'{name} has numbers that are not finite', _AGAIN)
+    raise damaged(path, f'{name} has numbers that are not finite', AGAIN)

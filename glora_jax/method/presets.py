@@ -486,8 +486,11 @@ def space_for(
     space: what the user gave; None for the smallest that has the structure: the LoRA ranks that it
       names, or rank 4.
   """
-  if space is not None:
-    return space
+  return smallest_space(structure) if space is None else space
+
+
+def smallest_space(structure: Structure | None) -> SearchSpace:
+  """The search space of the ranks that a structure names, and of a file's scale and storage."""
   of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
   ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
   rows = {name: of_file.get(name) for name in ('tied', 'scale')}

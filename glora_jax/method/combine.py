@@ -1,0 +1,273 @@
+"""Adapters added up into one, from their files alone.
+
+The equation is linear in A, B, C, D and E, so the weighted sum of the adapters' tensors is the
+weighted sum of what they do to a base, whatever their forms, ranks and scales. Flat forms (constant
+and vector) stay flat, LoRAs stand side by side as one of the sum of their ranks, and where a tensor
+has both, the flat ones are one more rank: ones times a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from glora_jax.files import Path, damaged, require_free, write_tensors
+from glora_jax.limits import check_path, check_type, check_whole, is_finite, plain, printable, shown
+from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
+from glora_jax.method.genomes import genome_from_json, genome_to_json
+from glora_jax.method.presets import smallest_space
+from glora_jax.method.space import TENSORS, Layer, Spec, Tensor
+from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes, used_parts
+
+log = logging.getLogger(__name__)
+_LAYER = re.compile(r'(.*), (\d{1,8}) to (\d{1,8})( with bias)?', re.DOTALL)
+# Where a file has a flat form, and in which shape; D and E are stored as they are.
+_FLAT = {'A': ('A_up', (1, -1)), 'B': ('B_up', (1, -1)), 'C': ('C_down', (-1, 1))}
+
+# A tensor of the equation in a layer: (row,) a flat form, [1] or [features]; (down, up) a LoRA,
+# [in, rank] and [rank, out].
+Term = tuple[np.ndarray, ...]
+
+
+class _Adapter(NamedTuple):
+  """What a file holds; the scale of B's LoRAs is in their arrays."""
+
+  tensors: dict[str, np.ndarray]
+  metadata: dict[str, Any]
+  layers: list[Layer]
+
+
+def combine(
+  adapters: Mapping[Path, float],
+  out_path: Path,
+  *,
+  method: Literal['linear', 'ties'] = 'linear',
+  rank: int | None = None,
+  density: float = 0.2,
+  head: Path | None = None,
+) -> dict[str, float]:
+  """Adds up adapters of one base, of any structures, and writes the result as an adapter file.
+
+  'linear' is the weighted sum, exact up to rounding. 'ties' is TIES-Merging (arXiv 2306.01708,
+  section 4.2) on the change that each tensor of a layer makes, which for a LoRA is its product
+  [in, out]: of each adapter the largest numbers are kept, each number's sign is elected by the
+  weighted sum, and those of this sign are averaged. Equal weights are the paper's lambda. Weights
+  multiply before the election, so that a negative one votes against its adapter; HF PEFT multiplies
+  after it, which is the same where they are equal and positive. One layer at a time is held as full
+  matrices.
+
+  Args:
+    adapters: the weight of each file that `save_adapter` wrote, by its path.
+    out_path: path of the safetensors file that is written; see `save_adapter`.
+    method: 'linear' or 'ties'.
+    rank: largest rank of a LoRA, to which others are cut by singular values; None for the sum of
+      the ranks that are added up.
+    density: the share of numbers that 'ties' keeps, above 0.
+    head: the one of `adapters` whose heads and other collections, batch statistics for instance,
+      the result has; these are not added. None writes none: `load_adapter` keeps the base's heads.
+
+  Returns:
+    What cutting to a rank cost: by layer and tensor, `blocks/fc1[0]/B`, the Frobenius norm of what
+    is lost relative to the whole. What is exact in float32 is left out: {} is an exact sum.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    FileExistsError: the result would replace one of the adapters.
+    ValueError: no adapter, a weight that is not finite, an unknown method, a rank below 1, a
+      density that is not above 0 and at most 1, a head that is not among the adapters or that has
+      none, a damaged file, adapters of different bases or layers, or a result that is not finite.
+      Nothing is written then.
+
+  Example:
+    >>> import os, tempfile, flax.linen as nn, jax, jax.numpy as jnp
+    >>> from glora_jax import adapt, combine, load_adapter, save_adapter
+    >>> model, x = nn.Dense(3), jnp.zeros((1, 4))
+    >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+    >>> folder = tempfile.mkdtemp()
+    >>> a, b, both = (os.path.join(folder, f'{name}.safetensors') for name in ('a', 'b', 'both'))
+    >>> for path, structure in ((a, 'lora:1'), (b, 'scale_shift_lora:2')):
+    ...   adapted = adapt(model, x, structure=structure)
+    ...   save_adapter(path, adapted, adapted.init(jax.random.key(0), params))
+    >>> combine({a: 0.7, b: 0.3}, both)
+    {}
+    >>> adapted, variables = load_adapter(both, adapt(model, x, structure=both), params)
+    >>> adapted.spec.layers[0].space.names('B')[adapted.genome[0, 1]]
+    'lora:3'
+  """
+  out_path, weights = check_path(out_path), _checked_weights(adapters)
+  if method not in ('linear', 'ties'):
+    raise ValueError(f"method={shown(method)} is unknown; the methods are 'linear' and 'ties'.")
+  rank = None if rank is None else check_whole(rank, 'rank', 1)
+  share = plain(density)
+  if not isinstance(share, int | float) or not 0 < share <= 1:
+    raise ValueError(f'density={shown(share)} must be a number above 0 and at most 1.')
+  if head is not None and check_path(head) not in weights:
+    raise ValueError(f'head={shown(head)} is not among the adapters that are added up; take one.')
+  require_free(out_path, True, weights)
+  files = {path: _read(path) for path in weights}
+  _check_alike(files)
+  first = files[next(iter(files))]
+  others = {} if head is None else _others(check_path(head), files)
+
+  merge = _sum if method == 'linear' else functools.partial(_ties, density=share)
+  tensors, alleles, errors = {}, [], {}
+  for layer in first.layers:
+    alleles.append({})
+    for tensor in TENSORS:
+      found = (_term(file, layer.name, tensor, weights[path]) for path, file in files.items())
+      with np.errstate(over='ignore', invalid='ignore'):  # the result is refused below
+        term, error = merge(terms, rank) if (terms := list(filter(None, found))) else ((), 0.0)
+        arrays, alleles[-1][tensor] = _stored(tensor, term)
+      tensors |= {f'{COLLECTION}/{layer.name}/{name}': value for name, value in arrays.items()}
+      if error > np.finfo(np.float32).eps:
+        errors[f'{layer.name}/{tensor}'] = error
+  require_finite(out_path, tensors, 'the weights are too large')
+  space = smallest_space({'genome': [], 'layers': alleles})
+  spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in first.layers))
+  described = {
+    **{name: first.metadata[name] for name in ('spec', 'parameters', 'base', 'rounded')},
+    'tied': [True] * len(spec),
+    'scale': [1.0] * len(spec),
+    **genome_to_json(spec, genome_from_json(spec, {'layers': alleles})),
+  }
+  write_tensors(out_path, {**tensors, **others}, 'adapter', described)
+  if errors:
+    worst = max(errors, key=errors.__getitem__)
+    log.info(
+      '%d LoRAs were cut; %s lost most, %.2g of its norm.', len(errors), worst, errors[worst]
+    )
+  return errors
+
+
+def _checked_weights(adapters: Any) -> dict[str, float]:
+  """The weight of each file by its path, as Python's numbers."""
+  check_type(adapters, Mapping, 'adapters')
+  weights = {check_path(path): plain(weight) for path, weight in adapters.items()}
+  for path, weight in weights.items():
+    if type(weight) not in (int, float) or not is_finite(weight):
+      raise ValueError(f'The weight {shown(weight)} of {printable(path)} must be a finite number.')
+  if not weights:
+    raise ValueError('adapters={} is empty; give the weight of at least one file.')
+  return weights
+
+
+def _read(path: str) -> _Adapter:
+  """An adapter, checked without the model that it belongs to."""
+  _, tensors, metadata = read_adapter(path)
+  space, layers, expected = smallest_space(metadata), [], {}
+  rows = (metadata[name] for name in ('spec', 'tied', 'scale', 'layers'))
+  for text, tied, scale, names in zip(*rows, strict=True):
+    if (found := _LAYER.fullmatch(text)) is None:
+      raise damaged(path, f'{shown(text)} is no layer', AGAIN)
+    name, inputs, outputs, bias = found.groups()
+    layers.append(Layer(name, int(inputs), int(outputs), bias is not None, space))
+    (alleles,) = genome_from_json(Spec((layers[-1],)), {'layers': [names]}).tolist()
+    how = space.ranks, bias is not None, tied
+    shapes = support_shapes(int(inputs), int(outputs), *how)
+    for support, part in used_parts(alleles, *how).items():
+      whole = np.broadcast_to(np.float32(0), shapes[support])  # of any size, in no memory
+      expected[f'{COLLECTION}/{name}/{support}'] = whole[part]
+    if (down := f'{COLLECTION}/{name}/B_down') in tensors:
+      tensors[down] = tensors[down] * tensors[down].dtype.type(scale)
+  check_tensors(path, tensors, expected)
+  return _Adapter(tensors, metadata, layers)
+
+
+def _check_alike(files: Mapping[str, _Adapter]) -> None:
+  """Raises ValueError where two adapters are of different bases or layers."""
+  first, *others = files
+  for other in others:
+    both = f'{printable(first)} and {printable(other)}'
+    ours, theirs = files[first].metadata, files[other].metadata
+    if {ours['base'], *ours['rounded']}.isdisjoint([theirs['base'], *theirs['rounded']]):
+      raise ValueError(f'{both} were trained on different base weights; add up those of one base.')
+    # A layer is known by its name and sizes, and by where its parameters lie.
+    rows, own = (
+      set(map(json.dumps, zip(said['spec'], said['parameters'], strict=True)))
+      for said in (ours, theirs)
+    )
+    if odd := rows ^ own:
+      raise ValueError(
+        f'{both} adapt different layers; add up those of one model: {min(odd)[:400]}.'
+      )
+
+
+def _others(path: str, files: Mapping[str, _Adapter]) -> dict[str, np.ndarray]:
+  """The heads and other collections of an adapter."""
+  tensors = files[path].tensors.items()
+  others = {name: value for name, value in tensors if not name.startswith(f'{COLLECTION}/')}
+  if not others:
+    raise ValueError(f'head={path!r} has no heads; take another, or None.')
+  return others
+
+
+def _term(file: _Adapter, layer: str, tensor: Tensor, weight: float) -> Term:
+  """A tensor of a layer as an adapter has it, times a weight; () where that is nothing."""
+  names = [f'{COLLECTION}/{layer}/{name}' for name, own in SUPPORTS.items() if own.tensor == tensor]
+  stored = [file.tensors[name].astype(np.float64) for name in names if name in file.tensors]
+  if not stored or not weight:
+    return ()
+  stored[-1] *= weight
+  if tensor == 'C':  # a vector is smaller than any LoRA
+    stored = [functools.reduce(np.matmul, stored)]
+  return tuple(stored) if len(stored) == 2 else (stored[0].ravel(),)
+
+
+def _sum(terms: Sequence[Term], rank: int | None) -> tuple[Term, float]:
+  """The sum of a tensor's terms, cut to a rank, and the error of that."""
+  flat = [term[0] for term in terms if len(term) == 1]
+  factors = [term for term in terms if len(term) == 2]
+  row = functools.reduce(np.add, flat, np.zeros(1))
+  if not factors:
+    return (row,), 0.0
+  if flat:  # which together are one rank more
+    down, up = factors[0]
+    factors.append((np.ones_like(down[:, :1]), np.zeros_like(up[:1]) + row))
+  down = np.concatenate([term[0] for term in factors], 1)
+  up = np.concatenate([term[1] for term in factors])
+  most = min(len(down), up.shape[1], rank or len(up))
+  if len(up) <= most:
+    return (down, up), 0.0
+  (left, core), (right, other) = np.linalg.qr(down), np.linalg.qr(up.T)
+  (down, up), error = _low_rank(core @ other.T, most)
+  return (left @ down, up @ right.T), error
+
+
+def _ties(terms: Sequence[Term], rank: int | None, density: float) -> tuple[Term, float]:
+  """The terms merged number by number, as a LoRA again where one of them is, and its error."""
+  changes = [term[0] if len(term) == 1 else term[0] @ term[1] for term in terms]
+  change = np.stack(np.broadcast_arrays(*changes))
+  size, own = np.abs(change), tuple(range(1, change.ndim))
+  least = np.quantile(size, 1 - density, own, method='higher', keepdims=True)
+  trimmed = np.where(size >= least, change, 0)
+  elected = np.sign(trimmed) == np.sign(trimmed.sum(0))
+  merged = (trimmed * elected).sum(0) / np.maximum(elected.sum(0), 1)
+  if merged.ndim == 1:
+    return (merged,), 0.0
+  return _low_rank(merged, rank or sum(len(term[1]) if len(term) == 2 else 1 for term in terms))
+
+
+def _low_rank(matrix: np.ndarray, rank: int) -> tuple[Term, float]:
+  """A matrix by its largest singular values, and the norm of the others relative to all."""
+  left, values, right = np.linalg.svd(matrix, full_matrices=False)
+  error = np.linalg.norm(values[rank:]) / (np.linalg.norm(values) or 1)
+  return (left[:, :rank] * values[:rank], right[:rank]), float(error)
+
+
+def _stored(tensor: Tensor, term: Term) -> tuple[dict[str, np.ndarray], str]:
+  """The arrays that a file has of a tensor whose forms share storage, and the name of its form."""
+  arrays = [array.astype(np.float32) for array in term]
+  if not arrays:
+    return {}, 'none'
+  if len(arrays) == 2:
+    return {f'{tensor}_down': arrays[0], f'{tensor}_up': arrays[1]}, f'lora:{len(arrays[1])}'
+  form = 'constant' if arrays[0].size == 1 and tensor != 'C' else 'vector'
+  name, shape = _FLAT.get(tensor, (tensor, (-1,)))
+  return {name: arrays[0].reshape(shape)}, form

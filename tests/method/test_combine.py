@@ -1,0 +1,175 @@
+"""Adapters added up: the sum of what they do to a base, cut to a rank, and TIES-Merging."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import assert_refused, assert_trees_close, random_params, random_variables
+
+import glora_jax
+from glora_jax.method.draws import random_genomes
+
+
+class Layer(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    key, query = (nn.Dense(4, use_bias=False, name=name)(x) for name in ('key', 'query'))
+    return nn.Dense(6, name='out')(jnp.concatenate([key, query], -1)), None
+
+
+class Net(nn.Module):
+  """A stack of layers with a tie and without bias, and a layer with one output."""
+
+  @nn.compact
+  def __call__(self, x):
+    x, _ = nn.scan(Layer, {'params': 0}, split_rngs={'params': True}, length=2)(name='layers')(
+      x, None
+    )
+    return nn.Dense(2, name='head')(nn.Dense(1, name='narrow')(x))
+
+
+X = jnp.ones((1, 6))
+PARAMS = random_params(Net(), X)
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)  # on which what is changed is all there is
+TIED = {'ties': (('key', 'query'),)}
+SPACES = [
+  glora_jax.SearchSpace((1, 2)),
+  glora_jax.SearchSpace((2, 3), tied=False),
+  glora_jax.SearchSpace((1, 3), scale=0.5),
+]
+
+
+def saved(path, base=PARAMS, seed=0, structure=None, space=None, **options):
+  """Saves an adapter with random numbers; returns the parameters that it makes of the base."""
+  adapted = glora_jax.adapt(Net(), X, structure=structure, space=space, **TIED, **options)
+  if structure is None:
+    adapted = adapted.fix(random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0])
+  head = jax.tree.map(lambda value: value + seed, base['head'])
+  variables = random_variables(adapted, {**base, 'head': head}, seed)
+  glora_jax.save_adapter(path, adapted, variables)
+  return adapted.fold(variables)
+
+
+def loaded(path, base=PARAMS):
+  """The parameters that the adapter of a file makes of the base."""
+  adapted = glora_jax.adapt(Net(), X, structure=path, **TIED)
+  adapted, variables = glora_jax.load_adapter(path, adapted, base)
+  return adapted.fold(variables)
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_a_sum_changes_a_base_by_the_weighted_sum_of_what_its_adapters_change(tmp_path, seed):
+  weights = {tmp_path / f'{number}': w for number, w in enumerate((0.7, -0.4, 1.5))}
+  folded = [
+    saved(path, seed=3 * seed + number, space=SPACES[number]) for number, path in enumerate(weights)
+  ]
+  assert glora_jax.combine(weights, tmp_path / 'sum') == {}
+  expected = jax.tree.map(
+    lambda base, *own: (
+      base + sum(w * (x - base) for w, x in zip(weights.values(), own, strict=True))
+    ),
+    PARAMS,
+    *folded,
+  )
+  same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+  jax.tree.map(same, loaded(tmp_path / 'sum'), {**expected, 'head': PARAMS['head']})
+
+
+def test_a_rank_is_cut_to_the_best_of_it_and_the_error_is_the_true_one(tmp_path):
+  a, b, out = (tmp_path / name for name in ('a', 'b', 'c'))
+  folded = [saved(path, ZEROS, seed, 'lora:2') for seed, path in enumerate((a, b))]
+  errors = glora_jax.combine({a: 1, b: -2}, out, rank=3)
+  kernels = [
+    np.asarray(tree['layers']['out']['kernel'], np.float64)
+    for tree in (*folded, loaded(out, ZEROS))
+  ]
+  whole, cut = kernels[0] - 2 * kernels[1], kernels[2]
+  left, values, right = np.linalg.svd(whole)
+  best = (left[..., :3] * values[:, None, :3]) @ right[:, :3]
+  np.testing.assert_allclose(cut, best, atol=1e-6)
+  for row in range(2):
+    error = np.linalg.norm(whole[row] - best[row]) / np.linalg.norm(whole[row])
+    assert errors[f'layers/out[{row}]/B'] == pytest.approx(error, rel=1e-4)
+  assert glora_jax.combine({a: 1, b: -2}, out, rank=4) == {}
+
+
+def merged(changes, weights, density):
+  """TIES-Merging of full arrays, number by number."""
+  trimmed = [
+    weight * np.where(np.abs(x) >= np.sort(np.abs(x), None)[-int(density * x.size)], x, 0)
+    for x, weight in zip(changes, weights, strict=True)
+  ]
+
+  def merge(*numbers):
+    agreeing = [x for x in numbers if x * sum(numbers) > 0]
+    return sum(agreeing) / max(len(agreeing), 1)
+
+  return np.vectorize(merge)(*trimmed)
+
+
+def test_ties_keeps_the_largest_elects_a_sign_and_averages_those_that_agree(tmp_path):
+  structures = [{'.': {'B': form, 'E': 'vector'}} for form in ('lora:2', 'lora:3', 'constant')]
+  weights = {tmp_path / f'{number}': w for number, w in enumerate((1, 0.5, -0.5))}
+  folded = [
+    saved(path, ZEROS, seed, structure, glora_jax.SearchSpace((2, 3)))
+    for seed, (path, structure) in enumerate(zip(weights, structures, strict=True))
+  ]
+  out = tmp_path / 'ties'
+  assert glora_jax.combine(weights, out, method='ties', density=0.5, rank=8) == {}
+  result = loaded(out, ZEROS)['layers']['out']
+  for name in ('kernel', 'bias'):
+    for row in range(2):
+      changes = [np.asarray(tree['layers']['out'][name][row], np.float64) for tree in folded]
+      expected = merged(changes, weights.values(), 0.5)
+      np.testing.assert_allclose(result[name][row], expected, atol=1e-6)
+  assert 0 < glora_jax.combine(weights, out, method='ties', rank=2)['layers/out[0]/B'] < 1
+
+
+def test_heads_are_those_of_one_adapter(tmp_path):
+  a, b, out = (tmp_path / name for name in ('a', 'b', 'c'))
+  saved(a, seed=1)
+  folded = saved(b, seed=2)
+  glora_jax.combine({a: 1, b: 1}, out, head=b)
+  assert_trees_close(loaded(out)['head'], folded['head'], 0)
+
+
+REFUSED = [
+  ('at least one', {}, {}),
+  ('nan', {'a': float('nan')}, {}),
+  ("'mean'", {'a': 1}, {'method': 'mean'}),
+  ('rank=0', {'a': 1}, {'rank': 0}),
+  ('density=0', {'a': 1}, {'density': 0}),
+  ("head='b' is not", {'a': 1}, {'head': 'b'}),
+  ('headless', {'a': 1, 'headless': 1}, {'head': 'headless'}),
+  (['a and moved', 'base'], {'a': 1, 'moved': 1}, {}),
+  (['a and fewer', 'narrow'], {'a': 1, 'fewer': 1}, {}),
+  ('not finite', {'a': 1e300}, {}),
+]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('adapters')
+  saved(path / 'a')
+  saved(path / 'moved', ZEROS)
+  saved(path / 'fewer', select='layers')
+  glora_jax.combine({path / 'a': 1}, path / 'headless')
+  return path
+
+
+@pytest.mark.parametrize('named, adapters, options', REFUSED)
+def test_what_cannot_be_added_up_leaves_the_file_that_is_there(
+  folder, monkeypatch, named, adapters, options
+):
+  monkeypatch.chdir(folder)
+  (folder / 'out').write_text('before')
+  assert_refused(named, glora_jax.combine, adapters, 'out', **options)
+  assert (folder / 'out').read_text() == 'before'
+
+
+def test_an_adapter_is_not_replaced_by_the_sum(folder):
+  with pytest.raises(FileExistsError, match='an input'):
+    glora_jax.combine({folder / 'a': 1}, folder / 'a')
