@@ -26,7 +26,7 @@ from glora_jax.method.presets import Structure, read_structure, space_for
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
-from glora_jax.method.site import Site, apart
+from glora_jax.method.site import TABLE, Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.events import HEAD, NOT_SELECTED
 from glora_jax.method.trace.find import Found, find
@@ -46,6 +46,7 @@ def adapt(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
+  embeddings: bool = False,
   **model_kwargs: Any,
 ) -> Adapted:
   """Attaches GLoRA to a model.
@@ -74,6 +75,9 @@ def adapt(
       `('query', 'key', 'value')` ties these three wherever they stand beside each other.
     convs: whether `nn.Conv` counts as a linear layer: of all inputs of a window, in = height *
       width * channels.
+    embeddings: whether a table that is looked up, as `nn.Embed` does, counts as a linear layer of
+      one-hot inputs, without a bias. Where the outputs are its products, too (a tied head), they
+      have the same supports. The model then runs by its program, and not by its modules.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
@@ -98,9 +102,9 @@ def adapt(
     (['hidden'], 24)
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   model = _linen_module(model)
-  params, found = discover(model, sample_inputs, model_kwargs, selection.convs)
+  params, found = discover(model, sample_inputs, model_kwargs, convs, embeddings)
   return assemble(model, params, found, selection).fix(structure)
 
 
@@ -158,11 +162,16 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
     for path, boxed in flat.items()
     for array in jax.tree.leaves(boxed)
   }
+  tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
+  if selection.embeddings and not tables:
+    raise ValueError(
+      f'embeddings=True finds no table in {name} whose rows it looks up; leave embeddings out.'
+    )
   for sites in (apart(found.sites), apart([*found.sites, *found.outside])):
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
-    if candidates or refused:
+    if refused or any(site.kernel_path not in tables for site in candidates):
       break
-  else:
+  if not candidates and not refused:
     others = [
       f'{path_name(path)} {"x".join(map(str, shapes[path].shape))} ({reason})'
       for path, reason in found.uncovered.items()
@@ -212,7 +221,7 @@ def _log_heads(
       f'heads={shown(selector)} matches no module and no parameter of {name}; its linear layers '
       f'are: {", ".join(site.name for site in sites)}. heads=None trains none in full.'
     )
-  last = [site for site in sites if site.kernel_path in outputs]
+  last = [site for site in sites if site.kernel_path in outputs and site.kind != TABLE]
   if heads.modules and heads.unmatched:
     log.warning('%s: heads: %s matches no module.', name, listed(heads.unmatched))
   if heads.modules:
@@ -276,6 +285,7 @@ def adapt_function(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
+  embeddings: bool = False,
   split: Mapping[str, int] = types.MappingProxyType({}),
   **kwargs: Any,
 ) -> Adapted:
@@ -300,6 +310,7 @@ def adapt_function(
       `adapt`.
     ties: layers to adapt as one; see `adapt`.
     convs: whether kernels of convolutions count as linear layers.
+    embeddings: whether tables that are looked up (`table[tokens]`) do; see `adapt`.
     split: axes of a layer's outputs that are to be a stack with one row each, as in
       `{'kv_einsum/w': 0}`: by a regular expression that is searched in the parameter's path, the
       number of the axis.
@@ -326,11 +337,13 @@ def adapt_function(
     True
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)
-  found = find(function, params, sample_inputs, kwargs, convs=convs, split=split)
+  found = find(
+    function, params, sample_inputs, kwargs, convs=convs, embeddings=embeddings, split=split
+  )
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   paths = set(flatten(arrays))
   if not paths:

@@ -21,7 +21,7 @@ from glora_jax.method.presets import Structure, genome_of
 from glora_jax.method.quantized import full_precision, has_quantized
 from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
-from glora_jax.method.site import Site
+from glora_jax.method.site import TABLE, Site
 from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
@@ -318,7 +318,7 @@ class Adapted:
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
     lines = [*table, totals, *self.coverage().lines()]
     early = [site.name for group in self.groups for site in group.members if site.shared]
-    if early and isinstance(self.model, nn.Module) and self.mesh is None:  # else by its program
+    if early and self._runs_by_modules:
       lines.append(f'merged before the call: {", ".join(early)}')
     return '\n'.join(lines)
 
@@ -371,7 +371,7 @@ class Adapted:
     params, supports = self.full_precision(variables['params']), variables[COLLECTION]
     self.check_params(params)
     function, is_linen = self._function(variables), isinstance(self.model, nn.Module)
-    if is_linen and self.mesh is None and slot is None:
+    if self._runs_by_modules and slot is None:
       grafted, runs = graft(self.groups, params, supports, genome, fixed)
       with nn.intercept_methods(functools.partial(intercept, runs)):
         result = function(grafted, call)
@@ -383,6 +383,12 @@ class Adapted:
     if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
     return result
+
+  @property
+  def _runs_by_modules(self) -> bool:
+    """Whether linen's modules merge in their calls; else the program does, of a table for one."""
+    kinds = (site.kind for group in self.groups for site in group.members)
+    return isinstance(self.model, nn.Module) and self.mesh is None and TABLE not in kinds
 
   def call_model(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What `model.apply` returns; sharded weights are gathered a layer at a time.

@@ -330,6 +330,34 @@ def with_terms(
   return output
 
 
+def transposed_by_output(
+  product: Product,
+  inputs: jax.Array,
+  kernel: jax.Array,
+  supports: Mapping[str, jax.Array],
+  alleles: jax.Array,
+  ranks: Sequence[int],
+  precision: Any = None,
+) -> jax.Array:
+  """The product with the transposed kernel, as a tied head has it: no array has the kernel's size.
+
+  y W'^T = (y * (1 + A)) W^T + (y B_up^T) B_down^T; arguments as of `layer_by_output`, but `inputs`
+  [..., out] and the result [..., in].
+  """
+  stored, scaled = stored_tensors(supports), inputs
+  if 'A' in stored:
+    scaled = scaled + scaled * _beside(scaled, flat_form(supports, 'A', alleles[0]))
+  output = product(scaled, kernel)
+  if 'B_down' in supports:
+    down, up = weight_factors(supports, 'B', alleles[1], ranks)
+    factors = up.T.astype(output.dtype), down.T.astype(output.dtype)
+    output = output + _through_factors(inputs.astype(output.dtype), *factors, precision)
+  elif 'B' in stored:
+    row = _beside(inputs, flat_form(supports, 'B', alleles[1]))
+    output = output + (inputs * row).sum(-1, keepdims=True).astype(output.dtype)
+  return output
+
+
 def _beside(output: jax.Array, row: jax.Array) -> jax.Array:
   """Numbers [out] as often as a layer's output has them; JAX may be told to repeat none itself."""
   return jnp.broadcast_to(row.astype(output.dtype), output.shape)

@@ -36,6 +36,7 @@ from glora_jax.method.rules import Deferred, defer, fold, merge_biases, merge_ke
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import (
   LINEAR_MODULES,
+  TABLE,
   Layout,
   Site,
   interleaved,
@@ -201,7 +202,11 @@ for _name in (
 
 
 def discover(
-  model: nn.Module, inputs: tuple, kwargs: Mapping[str, Any], convs: bool = False
+  model: nn.Module,
+  inputs: tuple,
+  kwargs: Mapping[str, Any],
+  convs: bool = False,
+  embeddings: bool = False,
 ) -> tuple[Any, Found]:
   """Shapes of a model's parameters, and its linear layers in the order of their first calls.
 
@@ -211,6 +216,7 @@ def discover(
       is taken as it is.
     kwargs: keyword arguments of its call, likewise.
     convs: whether convolutions count as linear layers.
+    embeddings: whether tables that are looked up do.
 
   Returns:
     The parameters as `jax.ShapeDtypeStruct`, in the model's own boxes, and what was found: by use
@@ -242,11 +248,12 @@ def discover(
   boxed = map_with_path(
     lambda path, leaf: Box(leaf, recorder, path, jax.tree.leaves(leaf)[0]), params
   )
+  find_in = functools.partial(find, apply, convs=convs, embeddings=embeddings)
   try:
-    found = find(apply, boxed, (others, *inputs), kwargs, convs=convs)
+    found = find_in(boxed, (others, *inputs), kwargs)
   except Exception:  # it looks into its own variables (`nn.WeightNorm`), and not at arrays there
     recorder = _Recorder()
-    found = find(apply, params, (others, *inputs), kwargs, convs=convs)
+    found = find_in(params, (others, *inputs), kwargs)
   return params, _by_modules(recorder, found, convs)
 
 
@@ -254,13 +261,17 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   """What was found, by the modules where they are known."""
   by_use = {site.kernel_path: site for site in found.sites}
   rows, numbers = collections.defaultdict(list), itertools.count()
+  sites = [  # tables are no linear modules, and come first
+    dataclasses.replace(site, rows=tuple(itertools.islice(numbers, len(site.rows))))
+    for site in found.sites
+    if site.kind == TABLE
+  ]
   looped = [
     (site, [*zip(times, site.stack_shape, strict=False)]) for site, times in recorder.found.values()
   ]
   for site, _ in interleaved(looped):
     own_stack = site.stack_shape[len(site.lifts) :]
     rows[site.kernel_path] += itertools.islice(numbers, math.prod(own_stack))
-  sites = []
   for path, (site, _) in recorder.found.items():
     # What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would
     # do the same to what lies beside it, and so would a sum of squares over all parameters, which
@@ -272,7 +283,8 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
       shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # one of size one may be either
     sites.append(dataclasses.replace(site, rows=tuple(rows[path]), shared=shared))
   left_out = [site.kernel_path for site in sites if site.is_convolution and not convs]
-  outside = [path for path in by_use if path not in recorder.found]
+  inside = {*recorder.found, *(site.kernel_path for site in sites)}
+  outside = [path for path in by_use if path not in inside]
   return found._replace(
     sites=tuple(site for site in sites if site.kernel_path not in left_out),
     uncovered={

@@ -26,7 +26,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from glora_jax.method.equation import low_rank_product, platform
-from glora_jax.method.rules import Deferred, Gather, InParts, by_output, merged
+from glora_jax.method.rules import Deferred, Gather, InParts, by_output, by_rows, merged
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan, shape_of
@@ -237,18 +237,31 @@ class _Program:
 
   def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """What an equation gives of kernels; what is gathered is not kept for the way back."""
-    if equation.primitive.name == 'dot_general':
-      place = int(_is_deferred(values[1]))
-      kernel, x = values[place], values[1 - place]
-      if isinstance(kernel, Deferred) and not _is_deferred(x):
-        found = by_output(kernel, x, place, equation.params, self._gather)
-        if found is not None:
-          return [found]
+    found = self._by_rule(equation, values)
+    if found is not None:
+      return [found]
 
     def use(*values: Any) -> Sequence[Any]:
       return result_of(equation, list(map(self._whole, values)))
 
     return use(*values) if self._gather is None else jax.checkpoint(use)(*values)
+
+  def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> jax.Array | None:
+    """What a product or a lookup gives without a merged kernel; None where there is none."""
+    params = equation.params
+    if equation.primitive.name == 'dot_general':
+      place = int(_is_deferred(values[1]))
+      kernel, x = values[place], values[1 - place]
+      if isinstance(kernel, Deferred) and not _is_deferred(x):
+        return by_output(kernel, x, place, params, self._gather)
+    if 'slice_sizes' in params and isinstance(values[0], Deferred):  # gather, dynamic_slice
+      indices = list(map(self._whole, values[1:]))
+
+      def take(array: jax.Array, **changed: Any) -> jax.Array:
+        return equation.primitive.bind(array, *indices, **{**params, **changed})
+
+      return by_rows(values[0], take, params, self._gather)
+    return None
 
   def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """A block that is computed again on the way back."""

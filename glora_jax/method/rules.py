@@ -1,4 +1,4 @@
-"""What is done with an adapted kernel where a model uses it: merged, or by its output.
+"""What is done with an adapted kernel where a model uses it: merged, by its output, or by rows.
 
 Until then it is `Deferred`: the kernel as it is in the base, with its supports beside it. `fold`
 uses all of them at once, for the plain model. Called outside of a compiled function, a merge is one
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from glora_jax.method.genomes import goes_by_output, occurring
 from glora_jax.method.groups import Group
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
-from glora_jax.method.supports import of_tensors
+from glora_jax.method.supports import SUPPORTS, of_tensors
 from glora_jax.method.trace.view import View
 from glora_jax.tree import flatten, update
 
@@ -165,6 +166,21 @@ class Deferred:
   plan: Plan
   slot: jax.Array | None = None
 
+  @classmethod
+  def whole(
+    cls,
+    kernel: jax.Array,
+    supports: Mapping[str, jax.Array],
+    alleles: jax.Array,
+    layout: Layout,
+    ranks: tuple[int, ...],
+    goes_by_output: bool,
+  ) -> Deferred:
+    """A kernel of some layout as the model has it, its supports and alleles stack axes first."""
+    axes = layout.stack, layout.inputs, layout.outputs
+    plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
+    return cls(kernel.transpose(sum(axes, ())), supports, alleles, plan)
+
   @property
   def shape(self) -> tuple[int, ...]:
     """Shape of the model's array."""
@@ -237,10 +253,9 @@ def defer(
         arrays = kernel, bias, _picked(of_bias, own_slot), alleles
         new[site.bias_path] = merge_biases(*arrays, site.layout, ranks)
       if part := of_tensors(part, waiting):
-        axes = site.layout.stack, site.layout.inputs, site.layout.outputs
-        plan = Plan(*axes, View.whole((), kernel.shape), ranks, by_outputs)
-        kernel = kernel.transpose(sum(axes, ()))
-        new[site.kernel_path] = Deferred(kernel, part, alleles, plan, own_slot)
+        arrays = kernel, part, alleles
+        deferred = Deferred.whole(*arrays, site.layout, ranks, by_outputs)
+        new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
   return update(params, new)
 
 
@@ -306,7 +321,8 @@ def by_output(
     gather: makes an array whole on every device, again on the way back; None where all are.
 
   Returns:
-    The product; None where a layer may have a LoRA for A, or the product is no layer's.
+    The product, also of a tied head, which sums over what are the kernel's outputs; None where a
+    layer may have a LoRA for A, or the product is no layer's.
   """
   plan, view = deferred.plan, deferred.plan.view
   contracted, batched = params['dimension_numbers']
@@ -316,8 +332,11 @@ def by_output(
   layers = [plan.layer_axis(dim) for dim in own[1]]
   axes_of = [{a.axis for dim in dims for a in view.dims[dim] if a.size > 1} for dims in own]
   ones = [n for n, size in enumerate(deferred.kernel.shape[: len(plan.stack)]) if size == 1]
-  is_layer = axes_of[0] <= set(plan.inputs) and axes_of[2] <= set(plan.outputs)
-  if not (plan.goes_by_output and is_layer and None not in layers):
+  axes = [set(plan.inputs), set(plan.outputs)]
+  is_layer, is_transposed = (
+    axes_of[0] <= first and axes_of[2] <= last for first, last in (axes, axes[::-1])
+  )
+  if not (plan.goes_by_output and (is_layer or is_transposed) and None not in layers):
     return None
   order = [*(place for place in layers if place is not None), *ones]
   if len(order) != len(plan.stack):
@@ -326,12 +345,14 @@ def by_output(
   def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     matrix = _cast(plan, gather(matrix) if gather else matrix)
     options = {name: params[name] for name in ('precision', 'preferred_element_type')}
-    return jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())), **options)
+    dims = (x.ndim - 1,), (0 if is_layer else 1,)
+    return jax.lax.dot_general(x, matrix, (dims, ((), ())), **options)
 
   def layer(x: jax.Array, one: Deferred) -> jax.Array:
     run = jax.checkpoint(product) if gather else product
+    by_form = equation.layer_by_output if is_layer else equation.transposed_by_output
     arguments = run, x, one.kernel, _picked(one.supports, one.slot), one.alleles
-    return equation.layer_by_output(*arguments, plan.ranks, params['precision'])
+    return by_form(*arguments, plan.ranks, params['precision'])
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]
   matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))
@@ -348,3 +369,49 @@ def by_output(
     return y
   free = range(len(layers), len(lead))  # the kernel's outputs come before what is left of x
   return y.transpose(*range(len(layers)), *range(len(lead), y.ndim), *free)
+
+
+def by_rows(
+  deferred: Deferred,
+  take: Callable[..., jax.Array],
+  params: Mapping[str, Any],
+  gather: Gather | None = None,
+) -> jax.Array | None:
+  """What a lookup gives of a merged table, without one: rows merged with those of the supports.
+
+  Args:
+    deferred: the table.
+    take: the `gather` or `dynamic_slice`, of an array and what differs from its parameters.
+    params: those of the equation.
+    gather: as of `by_output`.
+
+  Returns:
+    The rows; None where it takes anything else.
+  """
+  plan, view, stack = deferred.plan, deferred.plan.view, len(deferred.plan.stack)
+  axes = [tuple(atom.axis for atom in dim if atom.size > 1) for dim in view.dims]
+  is_table = axes == [plan.inputs, plan.outputs] and math.prod(deferred.kernel.shape[:stack]) == 1
+  if not is_table or params['slice_sizes'] != (1, view.shape[1]):
+    return None
+  width, filled = 1, {}  # where a row lies in the result
+  if 'dimension_numbers' in params:
+    width = params['dimension_numbers'].offset_dims[-1]
+    filled = {'fill_value': 0}  # of NaN, the gradient by a factor would be NaN, too
+
+  def rows(matrix: jax.Array) -> jax.Array:
+    return take(matrix, slice_sizes=(1, matrix.shape[1]), **filled)
+
+  table = deferred.map(lambda leaf: leaf.reshape(leaf.shape[stack:]))
+  base = jax.checkpoint(lambda kernel: rows(gather(kernel))) if gather else rows
+  found = base(table.kernel)
+  layout = Layout((), tuple(dim for dim in range(found.ndim) if dim != width), (width,))
+  of_slots = rows if table.slot is None else jax.vmap(rows)
+  by_row = {name for name in table.supports if SUPPORTS[name].axes[0] == 'in'}
+  own = {name: of_slots(v) if name in by_row else v for name, v in table.supports.items()}
+  own = _picked(own, table.slot)
+  supports = {name: layout.matrices(v) if name in by_row else v for name, v in own.items()}
+  merged = _cast(plan, merge_kernels(found, supports, table.alleles, layout, plan.ranks))
+  if params.get('mode') != jax.lax.GatherScatterMode.FILL_OR_DROP:
+    return merged
+  fill, is_there = params['fill_value'], rows(jnp.ones((len(table.kernel), 1))) > 0
+  return jnp.where(is_there, merged, jnp.nan if fill is None else fill)

@@ -82,6 +82,7 @@ class Selection:
     heads: the modules and parameters to train in full; None for none.
     ties: the layers to adapt as one, by ends of their paths.
     convs: whether convolutions count as linear layers.
+    embeddings: whether tables that are looked up do.
 
   Attributes:
     spaces: spaces by regular expression; a single space's expression is found in every name.
@@ -98,6 +99,7 @@ class Selection:
     heads: Selector | None,
     ties: Sequence[Sequence[str]],
     convs: bool,
+    embeddings: bool,
   ):
     spaces = dict(space) if isinstance(space, Mapping) else {'': space}
     if not spaces or not all(
@@ -121,6 +123,7 @@ class Selection:
     self.spaces = spaces
     self.select, self.heads, self.ties = select, heads, ties
     self.convs = check_flag(convs, 'convs')
+    self.embeddings = check_flag(embeddings, 'embeddings')
 
   def heads_among(self, paths: Iterable[Path]) -> Heads:
     """The modules and parameters that are trained in full.

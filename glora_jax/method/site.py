@@ -15,6 +15,7 @@ import numpy as np
 
 from glora_jax.tree import Path, get
 
+TABLE = 'Embed'  # kind of a site whose rows are looked up
 LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
 
 

@@ -21,7 +21,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
 from glora_jax.method.groups import Group, check_storage
 from glora_jax.method.quantized import full_precision
-from glora_jax.method.site import Layout
+from glora_jax.method.site import TABLE, Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models import hub
@@ -153,10 +153,10 @@ def save_peft(
   ranks, alphas = {}, {}
   parts = _parts(adapted, modules, np.flatnonzero(genome[:, _B]))
   for module, (group, index, row, outputs) in parts.items():
-    if convolutions := [site.name for site in group.members if site.is_convolution]:
+    if others := [site for site in group.members if site.is_convolution or site.kind == TABLE]:
       raise ValueError(
-        f'{convolutions[0]} is a convolution, and only linear layers are written as LoRAs of PEFT; '
-        f'{_FOLD}.'
+        f'{others[0].name} is a convolution or an embedding, and only linear layers are written as '
+        f'LoRAs of PEFT; {_FOLD}.'
       )
     rank = ranks[module] = group.space.ranks[genome[row, _B] - _FLAT]
     alpha = rank * group.space.scale

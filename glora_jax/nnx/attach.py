@@ -36,6 +36,7 @@ def attach(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
+  embeddings: bool = False,
   split: Mapping[str, int] | None = None,
   key: jax.Array | nnx.Rngs | None = None,
   **kwargs: Any,
@@ -58,6 +59,7 @@ def attach(
     heads: which modules to train in full, likewise; None for none.
     ties: layers to adapt as one; see `glora_jax.adapt`.
     convs: whether convolutions count as linear layers.
+    embeddings: whether tables that are looked up do; see `glora_jax.adapt`.
     split: axes of kernels' outputs that count layers, by a regular expression that is found in the
       kernel's name.
     key: random key of the supports, or `nnx.Rngs`; None for always the same one.
@@ -95,9 +97,9 @@ def attach(
   """
   check_model(model, 'attach')
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
-  found = by_use(model, inputs, kwargs, convs=convs, split=split or {})
+  found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
   adapted = assemble(model, params(model), found, selection).fix(structure)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):

@@ -53,6 +53,7 @@ def adapt(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
+  embeddings: bool = False,
   split: Mapping[str, int] = types.MappingProxyType({}),
   **kwargs: Any,
 ) -> Adapted:
@@ -75,6 +76,7 @@ def adapt(
     heads: which modules to train in full, likewise; None for none.
     ties: layers to adapt as one; see `glora_jax.adapt`. They need sample inputs.
     convs: whether kernels of convolutions count as linear layers. It needs sample inputs.
+    embeddings: whether tables that are looked up do; see `glora_jax.adapt`. Likewise.
     split: axes of outputs that are to be stacks; see `glora_jax.adapt_function`.
     **kwargs: further arguments of the call.
 
@@ -99,15 +101,15 @@ def adapt(
     ('Sequential', True)
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs)
+  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   check_model(model, 'adapt')
   frozen = Frozen(model)
   if sample_inputs or kwargs:
-    found = by_use(model, sample_inputs, kwargs, convs=convs, split=split)
-  elif ties or convs or split:
+    found = by_use(model, sample_inputs, kwargs, convs=convs, embeddings=embeddings, split=split)
+  elif ties or convs or embeddings or split:
     raise ValueError(
-      'ties, convs and split need sample inputs, which show how the parameters are used; call '
-      'glora_jax.nnx.adapt(model, *inputs, ...).'
+      'ties, convs, embeddings and split need sample inputs, which show how the parameters are '
+      'used; call glora_jax.nnx.adapt(model, *inputs, ...).'
     )
   else:
     found = by_class(model)
@@ -287,11 +289,9 @@ def by_use(
   model: nnx.Module,
   inputs: tuple,
   kwargs: Mapping[str, Any],
-  *,
-  convs: bool,
-  split: Mapping[str, int],
+  **options: Any,
 ) -> Found:
-  """The linear layers of a model's call; see `glora_jax.method.trace.find.find`.
+  """The linear layers of a model's call; see `glora_jax.method.trace.find.find`, also for options.
 
   Returns:
     What was found, with rows in the order of the modules, which depends on no backend.
@@ -305,7 +305,7 @@ def by_use(
     lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
     frozen.states[1:],
   )
-  found = find(frozen, params(model), inputs, kwargs, convs=convs, split=split)
+  found = find(frozen, params(model), inputs, kwargs, **options)
   # A model that is one linear layer gives it its name.
   named = [
     site if site.path else dataclasses.replace(site, kind=frozen.__name__) for site in found.sites

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from flax import nnx
 
-from glora_jax.method import equation
+from glora_jax.method import equation, program
 from glora_jax.method.genomes import goes_by_output
-from glora_jax.method.rules import merge_biases, merge_kernels
+from glora_jax.method.rules import Deferred, merge_biases, merge_kernels
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
 from glora_jax.nnx.adapter import Adapter, gathered, left, taken_axes
@@ -188,6 +188,10 @@ def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
   members['__reduce_ex__'] = by_making(_owner_class, base, params)
   if base.__call__ in _LINEAR_CALLS:
     members['__call__'] = _call_linear
+  elif issubclass(base, nnx.Embed) and 'embedding' in by_attribute:
+    for name in ('__call__', 'attend'):
+      if getattr(base, name) is getattr(nnx.Embed, name):
+        members[name] = functools.partialmethod(_call_embed, name)
   elif issubclass(base, nnx.bridge.ToNNX):
     members['__call__'] = _call_bridge
   kind = _subclass(base, members)
@@ -291,6 +295,24 @@ def _dot_general_by_output(
   ranks, precision = adapter.group.space.ranks, kwargs.get('precision')
   added = equation.with_terms(rows, columns, supports, alleles, ranks, precision)
   return added.reshape(output.shape)
+
+
+def _call_embed(owner: nnx.Embed, name: str, *args: Any, **kwargs: Any) -> Any:
+  """A method of NNX's own embedding, without a merged table: by rows, or by its output."""
+  param = next(param for param in params_of(owner) if param.location.attribute == 'embedding')
+  adapter, variable = vars(owner)[param.adapter], variable_at(owner, param.location)
+  base, static = variable.get_value(), adapter.static
+  layout, supports, alleles = left(adapter, param.member, base)
+  arrays = base, of_tensors(supports, WEIGHT_TENSORS), alleles
+  rest = layout, adapter.group.space.ranks, goes_by_output(static.in_use)
+
+  def call(table: jax.Array, args: tuple) -> Any:
+    layer = object.__new__(plain_class(owner))
+    vars(layer).update(vars(owner), embedding=merged_variable(variable, table))
+    return getattr(layer, name)(*args, **kwargs)
+
+  deferred = Deferred.whole(*arrays, *rest)
+  return program.call(call, base, args, static.mesh, defer=lambda _: deferred)
 
 
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:

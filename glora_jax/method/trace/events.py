@@ -175,12 +175,14 @@ class Position(NamedTuple):
     convs: whether the kernels of convolutions are to be found.
     scope: the equations that it is in.
     scans: the scans among them, outermost first, by their scopes.
+    embeddings: whether tables that are looked up are to be found.
   """
 
   events: Events
   convs: bool
   scope: Scope = ()
   scans: tuple[Loop, ...] = ()
+  embeddings: bool = False
 
   def within(self, number: int) -> Position:
     """The position within an equation, or in one of its parts."""

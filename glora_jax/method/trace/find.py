@@ -25,14 +25,15 @@ import numpy as np
 
 from glora_jax.limits import shown
 from glora_jax.method.sample import Sample, is_array
-from glora_jax.method.site import Layout, Site, interleaved
+from glora_jax.method.site import TABLE, Layout, Site, interleaved
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
 from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, View, common_parts, size_of
 from glora_jax.method.trace.walk import walk
 from glora_jax.tree import Path, flatten, path_name, update
 
 Shape = Sequence[int]
-_KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot'}
+LOOKUPS = dict.fromkeys(('gather', 'dynamic_slice'), TABLE)  # of rows
+_KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot', **LOOKUPS}
 
 
 class Found(NamedTuple):
@@ -63,6 +64,7 @@ def find(
   kwargs: Mapping[str, Any],
   *,
   convs: bool = False,
+  embeddings: bool = False,
   split: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Found:
   """The linear layers of `function(params, *inputs, **kwargs)`.
@@ -74,6 +76,7 @@ def find(
       is.
     kwargs: keyword arguments, likewise.
     convs: whether kernels of convolutions count as linear layers, of all inputs of a window.
+    embeddings: whether tables that are looked up do, of one-hot inputs.
     split: axes of outputs that are to be stacks: by a regular expression that is searched in the
       parameter's path, the number of the axis.
 
@@ -113,7 +116,7 @@ def find(
   ]
   values += [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
   events = Events()
-  results = walk(program, values, Position(events, convs))
+  results = walk(program, values, Position(events, convs, embeddings=embeddings))
   kernels, reasons = _kernels(events, arrays)
   _split(kernels, split)
   sites = _sites(kernels, events, arrays)
@@ -146,6 +149,8 @@ def _kernels(
   """The kernels in the order of their first uses, and why other parameters can be none."""
   kernels, reasons = {}, dict(events.forbids)
   for path, own in events.uses.items():
+    # A table is what its lookups say, which come first; others (a tied head) may be transposed.
+    own.sort(key=lambda use: use.kind not in LOOKUPS)
     roles = _axis_roles(own, arrays[path].shape)
     if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
       reasons[path] = f'integers: {arrays[path].dtype}'
@@ -251,6 +256,7 @@ def _axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
     shape: its shape.
   """
   found: list[list[Role]] = [[] for _ in shape]
+  uses = [use for use in uses if use.kind in LOOKUPS] or uses
   for use in uses:  # of an axis as a whole, or in parts
     for dim, role in zip(use.view.dims, use.roles, strict=True):
       for atom in dim:

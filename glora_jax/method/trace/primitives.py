@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from glora_jax.method.trace.events import (
@@ -184,9 +184,15 @@ def sliced_at(step: Step) -> list[Value]:
 
 def looked_up(step: Step) -> list[Value]:
   """`gather`: an item of a stack where the index is one number, else rows of an embedding."""
-  whole, index = step.operands[:2]
-  if whole.view is not None and index.is_constant and (part := _item(step, whole.view, index)):
+  (whole, index), is_item = step.operands[:2], step.name == 'gather'
+  if whole.view and is_item and index.is_constant and (part := _item(step, whole.view, index)):
     return [Value(view=part)]
+  if step.position.embeddings and whole.view and list(map(len, whole.view.dims)) == [1, 1]:
+    length, width = whole.view.shape
+    ways: dict[Any, tuple[Role, ...]] = {(1, width): ('in', 'out'), (length, 1): ('out', 'in')}
+    if roles := ways.get(step.params['slice_sizes']):
+      _used(step, whole.view, roles, index.token)
+      return step.results(depends=True)
   step.note([whole], LOOKED_UP, forbids=True)
   return other(step)
 
@@ -222,10 +228,7 @@ def multiplied(step: Step) -> list[Value]:
   if isinstance(roles, str):
     step.note([kernel], roles, forbids=True)
     return step.results(depends=True)
-  events, _, scope, scans = step.position
-  use = Use(scope, kernel.view, roles, activations.token, scans, step.name)
-  events.uses[kernel.view.path].append(use)
-  events.stacked[kernel.view.path] |= kernel.view.stacked
+  _used(step, kernel.view, roles, activations.token)
   sizes = zip(dims, step.out_shape, strict=True)
   own = kernel.view.dims
   view = View(  # the result as a view of the kernel
@@ -233,7 +236,15 @@ def multiplied(step: Step) -> list[Value]:
     tuple((Atom(NO_AXIS, size),) if dim is None else own[dim] for dim, size in sizes),
     kernel.view.taken,
   )
-  return step.results(depends=True, product=Product(scope, view), layer=kernel.view.path)
+  product = Product(step.position.scope, view)
+  return step.results(depends=True, product=product, layer=kernel.view.path)
+
+
+def _used(step: Step, view: View, roles: tuple[Role, ...], token: Hashable) -> None:
+  """Writes down that a kernel meets activations with a token."""
+  events, scans = step.position.events, step.position.scans
+  events.uses[view.path].append(Use(step.position.scope, view, roles, token, scans, step.name))
+  events.stacked[view.path] |= view.stacked
 
 
 # What the dimensions of a kernel are, or why it is none; and for every dimension of the result the

@@ -1,0 +1,177 @@
+"""Tables that are looked up: a row of the genome each, with `embeddings=True`."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import (
+  assert_close,
+  assert_refused,
+  assert_trees_close,
+  random_params,
+  random_variables,
+  trained_variables,
+  vector,
+)
+from flax import nnx
+from trees import normal, randomized
+
+import glora_jax
+from glora_jax.method.check import check_genomes
+from glora_jax.models.peft import save_peft
+
+V, D = 41, 6
+KEY = jax.random.key(0)
+TOKENS = jnp.array([[1, 2], [40, 1]])
+PARAMS = {'table': normal(V, D), 'w': normal(D, D, seed=1)}
+STRUCTURES = ('scale_shift_lora:2', {'': {'A': 'constant', 'B': 'vector'}}, 'full')
+
+
+class Decoder(nn.Module):
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(V, D, name='embed')
+    x = nn.Dense(D, name='mlp')(embed(tokens))
+    return nn.Dense(2, name='head')(x), embed.attend(jnp.tanh(x))
+
+
+class Live(nnx.Module):
+  def __init__(self, rngs):
+    self.embed, self.mlp = nnx.Embed(V, D, rngs=rngs), nnx.Linear(D, D, rngs=rngs)
+
+  def __call__(self, tokens):
+    return self.embed.attend(jnp.tanh(self.mlp(self.embed(tokens))))
+
+
+def vmapped(params, tokens):
+  rows = jax.vmap(jax.vmap(lambda token: params['table'][token]))(tokens)
+  return jnp.einsum('btd,vd->vbt', jnp.tanh(rows @ params['w']), params['table'])
+
+
+def decoded(params, tokens):
+  """One token at a time, each a number."""
+
+  def step(state, token):
+    state = jnp.tanh((params['table'][token] + state) @ params['w'])
+    return state, params['table'] @ state
+
+  return jax.lax.scan(step, jnp.zeros(D), tokens.ravel())[1]
+
+
+def turned(params, tokens):
+  """Along its second axis: merged where it is used."""
+  return jax.lax.map(lambda token: params['w'] @ params['table'].T[:, token], tokens.ravel())
+
+
+def adapt(function, structure, **options):
+  options = {'embeddings': True, **options}
+  return glora_jax.adapt_function(function, PARAMS, TOKENS, structure=structure, **options)
+
+
+@pytest.mark.parametrize('structure', STRUCTURES)
+@pytest.mark.parametrize('function', [vmapped, decoded, turned])
+def test_a_function_with_supports_is_the_folded_one(function, structure):
+  adapted = adapt(function, structure)
+  assert_close(adapted.apply(adapted.init(KEY, PARAMS), TOKENS), function(PARAMS, TOKENS))
+  variables = trained_variables(adapted, PARAMS)
+  assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
+  (sizes,) = (layer for layer in adapted.spec if layer.name == 'table')
+  assert (sizes.in_features, sizes.out_features, sizes.bias) == (V, D, False)
+
+
+@pytest.mark.parametrize('structure', [*STRUCTURES, None])
+def test_linen_and_nnx_models_with_supports_are_the_folded_ones(structure):
+  options = {'structure': structure, 'embeddings': True}
+  params, adapted = random_params(Decoder(), TOKENS), glora_jax.adapt(Decoder(), TOKENS, **options)
+  assert [layer.name for layer in adapted.spec] == ['embed/embedding', 'mlp']
+  variables = random_variables(adapted, params)
+  for genome in [None] if structure else check_genomes(adapted.spec):
+    outputs = jax.jit(lambda variables, g: adapted.apply(variables, TOKENS, genome=g))
+    folded = Decoder().apply({'params': adapted.fold(variables, genome)}, TOKENS)
+    assert_close(vector(outputs(variables, genome)), vector(folded))
+  live = Live(nnx.Rngs(0))
+  model = glora_jax.nnx.attach(live, TOKENS, **options)
+  assert_close(model(TOKENS), live(TOKENS))
+  nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.Support)))
+  assert_close(nnx.jit(lambda model: model(TOKENS))(model), glora_jax.nnx.fold(model)(TOKENS))
+  if structure:
+    pure = glora_jax.nnx.adapt(live, TOKENS, **options)
+    variables = random_variables(pure, glora_jax.nnx.params(live))
+    folded = glora_jax.nnx.with_params(live, pure.fold(variables))
+    assert_close(pure.apply(variables, TOKENS), folded(TOKENS))
+
+
+@pytest.mark.parametrize('function', [vmapped, decoded])
+def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(function):
+  adapted = adapt(function, 'scale_shift_lora:2')
+  trainable, frozen = adapted.split(trained_variables(adapted, PARAMS))
+
+  def gradient(run):
+    return jax.grad(lambda part: jnp.sin(run(adapted.join(part, frozen))).sum())
+
+  ours = gradient(lambda variables: adapted.apply(variables, TOKENS))
+  merged = gradient(lambda variables: function(adapted.fold(variables), TOKENS))
+  assert_trees_close(ours(trainable), merged(trainable), 1e-4)
+  model = glora_jax.nnx.attach(Live(nnx.Rngs(0)), TOKENS, structure='lora:2', embeddings=True)
+  graph, supports, rest = nnx.split(model, glora_jax.nnx.Support, ...)
+  live = jax.grad(lambda part: nnx.merge(graph, part, rest)(TOKENS).sum())
+  for compute, given, is_merged in (
+    (merged, trainable, True),
+    (ours, trainable, False),
+    (live, supports, False),
+  ):
+    made = re.search(rf':f32\[({V},{D}|{D},{V})\] =', str(jax.make_jaxpr(compute)(given)))
+    assert bool(made) == is_merged
+
+
+@pytest.mark.parametrize('structure', [{'table': {'A': 'vector', 'B': 'vector'}}, 'lora:2'])
+@pytest.mark.parametrize('options', [{}, {'fill_value': 0.0}, {'mode': 'clip'}])
+def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(options, structure):
+  def function(params, tokens):
+    rows = jnp.take(params['table'], tokens + V - 2, axis=0, **{'mode': 'fill', **options})
+    return jnp.where(jnp.isnan(rows), 7.0, rows) @ params['w']
+
+  adapted = adapt(function, structure)
+  variables = trained_variables(adapted, PARAMS)
+  assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
+  trainable, frozen = adapted.split(variables)
+  found = jax.grad(lambda part: adapted.apply(adapted.join(part, frozen), TOKENS).sum())
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found(trainable)))
+
+
+def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
+  adapted = glora_jax.adapt(Decoder(), TOKENS, embeddings=True, scale=3.0)
+  params = random_params(Decoder(), TOKENS)
+  fixed = adapted.fix({'embed': 'lora', 'mlp': 'bitfit'})
+  assert fixed.count_params() == 4 * (V + D) + D
+  assert adapted.fix('bitfit').count_params() == D  # a table has no bias
+  variables, path = trained_variables(fixed, params), tmp_path / 'adapter.safetensors'
+  glora_jax.save_adapter(path, fixed, variables)
+  loaded, again = glora_jax.load_adapter(path, adapted, params)
+  assert_trees_close(loaded.apply(again, TOKENS), fixed.apply(variables, TOKENS))
+
+  def loss(forward, batch, key):
+    return (forward(batch)[1] ** 2).mean()
+
+  options = {'budget': 4 * (V + D), 'key': KEY, 'progress': False}
+  start = adapted.init(KEY, params)
+  assert glora_jax.check(adapted, start, TOKENS).ok
+  allocation = glora_jax.allocate(adapted, start, loss, [TOKENS, TOKENS[::-1]], **options)
+  assert allocation.genome[0].any()
+  lora = adapted.fix('lora')
+  assert_refused('embedding', save_peft, 'never', lora, lora.init(KEY, params), {'(.*)': r'\1'})
+  as_head = glora_jax.adapt(Decoder(), TOKENS, embeddings=True, heads='embed')
+  assert [layer.name for layer in as_head.spec] == ['mlp', 'head']
+
+
+def test_refusals_and_what_stays_without_the_option():
+  plain = adapt(vmapped, 'lora:1', embeddings=False)
+  assert [layer.name for layer in plain.spec] == ['w']
+  assert dict(plain.uncovered) == {('table',): 'embedding lookup, also used in a matmul'}
+  dense, x = nn.Dense(3), jnp.ones((1, 4))
+  assert_refused(['embeddings', 'Dense'], glora_jax.adapt, dense, x, embeddings=True)
+  assert_refused(['embeddings', "'yes'"], glora_jax.adapt, dense, x, embeddings='yes')
+  assert_refused('embeddings', glora_jax.nnx.adapt, Live(nnx.Rngs(0)), embeddings=True)
