@@ -1,6 +1,7 @@
-"""Adapts and trains a model whose parameters are sharded over devices."""
+"""Adapts, trains and serves a model whose parameters are sharded over devices."""
 
 import functools
+import tempfile
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ from numpy.testing import assert_allclose
 from trees import randomized
 
 import glora_jax
+from glora_jax.serve import Pool
 
 
 class Mlp(nn.Module):
@@ -40,4 +42,12 @@ with mesh:
   assert_allclose(apply(variables, inputs), expected, atol=1e-5)
   folded = jax.jit(adapted.fold)(variables, genome)
 assert_allclose(jax.jit(Mlp().apply)({'params': folded}, x), expected, atol=1e-5)
+in_parts, parts = glora_jax.shard(adapted, start, mesh, min_bytes=1)
+with tempfile.NamedTemporaryFile() as file:
+  glora_jax.save_adapter(file.name, adapted, start, genome)
+  for model, params in ((adapted, variables['params']), (in_parts, parts['params'])):
+    pool = Pool(model, params, merge=True)
+    pool.load('a', file.name)
+    answers = pool(inputs, ['a', None] * 2)
+    assert_allclose(answers[::2], expected[::2], atol=1e-5)
 assert jax.device_count() == 8
