@@ -99,14 +99,13 @@ class Pool:
     self._adapted = adapted.fix(
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
+    params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)
+    self._params = params = jax.tree.map(jnp.asarray, params)
     fresh = shapes_of_fresh(self._adapted, params)
     trainable, frozen = self._adapted.split({**fresh, 'params': params})
     self._bases = list(fingerprints(frozen['params']))
-    params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)
-    self._params = jax.tree.map(jnp.asarray, params)
-    heads, _ = self._adapted.split({'params': self._params}, supports=False)
-    self._heads = {path: nn.meta.unbox(value) for path, value in flatten(heads['params']).items()}
-    laid = jax.tree.leaves(self._params)[0].sharding
+    self._heads = {p: nn.meta.unbox(value) for p, value in flatten(trainable['params']).items()}
+    laid = jax.tree.leaves(params)[0].sharding
     if isinstance(laid, NamedSharding):
       laid = NamedSharding(laid.mesh, PartitionSpec())
     self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), laid)
@@ -230,21 +229,15 @@ class Pool:
 
   def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
-    heads = dict(heads)
+    heads, fills = dict(heads), {}
     for site in self._adapted.head_sites:
-      if site.bias_path is None or len(site.layout.outputs) > 1:
-        continue
-      axes = site.layout.outputs[0], len(site.layout.bias_stack)
-      for own, axis, fill in zip(
-        (site.kernel_path, site.bias_path), axes, (0, -np.inf), strict=True
-      ):
-        given, most = heads.get(own), self._heads[own].shape
-        if given is not None and given.ndim == len(most):
-          width = [
-            (0, max(0, most[axis] - given.shape[axis])) if dim == axis else (0, 0)
-            for dim in range(given.ndim)
-          ]
-          heads[own] = np.pad(given, width, constant_values=fill)
+      if site.bias_path in heads:
+        fills |= {site.kernel_path: 0, site.bias_path: -np.inf}
+    for own in fills.keys() & heads.keys():
+      given, most = heads[own], self._heads[own].shape
+      if given.ndim == len(most):
+        missing = np.maximum(np.subtract(most, given.shape), 0)
+        heads[own] = np.pad(given, [(0, size) for size in missing], constant_values=fills[own])
     check_heads(path, heads, self._heads)
     return heads
 
