@@ -62,14 +62,12 @@ OWN = f'--config={ROOT}/configs/own.py'
   'words, named',
   [
     ([], '--config NAME_OR_FILE'),
-    (['--config'], 'Missing value for flag --config'),
     (['--config=configs'], 'no config file configs'),
     ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet' (is it budget?)"),
     ([QUICKSTART, '--config.budget=10k'], '--config.budget=10k must be float | None: most'),
     ([QUICKSTART, '--config.presets=("a",'], '--config.presets=("a", must be tuple[str, ...]: '),
     ([QUICKSTART, '--config.training=3'], '--config.training=3: training is a section'),
     ([QUICKSTART, '--zzzz=1'], "'zzzz' (--help shows all flags"),
-    ([f'{QUICKSTART}:x'], "'x' behind the config's name is unknown"),
     ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny is True or False"),
     ([f'{OWN}:no/', '--config.seed=1'], "no folder 'no/'"),
     ([QUICKSTART, QUICKSTART], '--config is there twice'),
@@ -91,31 +89,20 @@ GIVES = 'def get_config():\n  return '
     ('def f(:', ', line 1, is no Python (invalid syntax)'),
     ('\n\nimport no_such_package', 'wrong.py, line 3, fails with ModuleNotFoundError'),
     ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
-    ('got_config = 3', 'has no function get_config'),
     ('get_config = 3', "wrong.py fails with TypeError ('int' object is not callable)"),
-    (f'{GIVES}3', 'wrong.py returned a int'),
     ('import sys\nsys.exit(0)', 'wrong.py, line 2, fails with SystemExit (0)'),
     (f'from ml_collections import FrozenConfigDict as F\n{GIVES}F()', 'a FrozenConfigDict'),
-    ('\x00', 'wrong.py is no Python'),
   ],
 )
-@pytest.mark.parametrize('fields', [[], ['--config.model.weights=x']])
-def test_a_wrong_config_file_is_one_sentence(program, expected, fields, refusal, tmp_path):
+def test_a_wrong_config_file_is_one_sentence(program, expected, refusal, tmp_path):
   path = tmp_path / 'wrong.py'
   path.write_text(program)
-  text = refusal(f'--config={path}', *fields)
+  text = refusal(f'--config={path}', '--config.model.weights=x')
   assert expected in text
   assert '\n' not in text
   assert 'Traceback' not in text
   if program.startswith(GIVES):
     assert 'takes 0 positional arguments' in refusal(f'--config={path}:')
-
-
-def test_a_fault_of_this_package_keeps_its_traceback(monkeypatch):
-  with monkeypatch.context() as broken:
-    broken.setattr(flags.FlagValues, '__call__', lambda self, argv: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-      command_line._parse_flags(['main'])
 
 
 def test_a_path_with_a_comma_is_an_argument(monkeypatch, tmp_path):

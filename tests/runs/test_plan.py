@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import os
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from PIL import Image
 from tiny_runs import changed, stages_of
 
 import glora_jax
-from glora_jax import main
 from glora_jax.data.examples import Files
 from glora_jax.models.vit import ViT
 from glora_jax.runs import comparison, experiment
@@ -72,12 +70,6 @@ def test_a_loop_counts_as_often_as_it_goes_round_and_a_choice_as_its_dearest():
   assert count(jax.make_jaxpr(chosen)(jnp.ones((4, 4)))).products == 5 * 2 * 4**3
 
 
-def test_a_gradients_training_is_shorter_and_a_search_scores_every_candidate():
-  calls = calls_of(RunSettings(presets=('gradient',), training=RECIPE))
-  assert calls['training/gradient'][0].steps == 10 * 1  # three epochs were the gradient's
-  assert calls['search'][0].images == 50 * 21 * 160
-
-
 def test_every_structure_has_its_own_price_and_trainings_side_by_side_the_same():
   run = shape_of_run(
     dataclasses.replace(GIVEN, training=TrainingSettings(batch_size=8)), MODEL, 8, COUNTS
@@ -123,12 +115,6 @@ def test_a_plan_for_a_slice_deals_batches_and_candidates(run_config):
     devices_of('v5e:3x3')
 
 
-def test_without_the_compiler_of_slices_a_sentence_says_what_to_install(run_config, monkeypatch):
-  monkeypatch.setattr(plans, 'has_compiler', lambda: False)
-  with pytest.raises(ImportError, match='needs the TPU compiler'):
-    glora_jax.plan(run_config, 'v5e:1x1')
-
-
 def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
   paths = [str(tmp_path / f'{number}.png') for number in range(5)]
   for path in paths[:3]:
@@ -159,30 +145,11 @@ def test_what_fits_no_device_is_refused_with_what_would_fit(settings, memory, ad
     [planner._stage(name, calls) for name, calls in calls_of(settings).items()]
 
 
-@pytest.mark.parametrize(
-  'number, one, two, expected', [(2**30, 2**20, 2**21, 50), (40, 10, 16, 3), (10, 10, 16, 1)]
-)
-def test_a_search_takes_side_by_side_what_half_of_free_memory_holds(number, one, two, expected):
-  settings = RunSettings(training=RECIPE)
-  machine = Machine('test', 1, number, 1e9, True, 'tpu')
-  planner = plans._Planner(shape_of_run(settings, MODEL, 8, COUNTS), machine, jax.devices()[0])
-  planner._cost = lambda name, workload: plans._Cost(1.0, {1: one, 2: two}[workload.chunk])
-  assert planner._scoring == (expected, plans._Cost(1.0, one + (expected - 1) * (two - one)))
-
-
 def test_devices_of_a_cpu_share_its_memory(monkeypatch):
   monkeypatch.setattr(plans, '_SECONDS', 0.01)
   [device] = jax.local_devices()[:1]
   alone, shared = (machine_at_hand(number * [device]) for number in (1, 4))
   assert shared.memory == alone.memory // 4
-
-
-def test_a_topology_asks_for_a_plan(monkeypatch, capsys, run_config):
-  for flag, value in (('PLAN', False), ('TOPOLOGY', 'v5e:1x1')):
-    monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
-  monkeypatch.setattr(plans, 'plan', lambda _, topology: f'planned for {topology}')
-  main.main(run_config)
-  assert 'planned for v5e:1x1' in capsys.readouterr().out
 
 
 def sums(settings, attribute='images'):
@@ -205,15 +172,6 @@ def test_every_method_is_tuned_unless_its_rate_is_given_and_trained_from_every_s
   assert ('training/finetuning', 'train_many') in steps
   rows = 1 + 1 + 2 * 2 + 2  # a searched structure is tested before its finetuning, too
   assert images['test', 'evaluation'] == rows * 3 * 360
-
-
-def test_a_search_is_made_in_every_supernet_and_budget():
-  images, search = sums(COMPARING), COMPARING.search
-  candidates = search.population * (search.generations + 1)
-  for stage, trials, budgets in (('tuning', 2, 1), ('training', 3, 2)):
-    supernets, finetuned = trials * 40 * 64, trials * budgets * 20 * 64
-    assert images[f'{stage}/search', 'train_many'] == supernets + finetuned
-    assert images[f'{stage}/search', 'scoring'] == trials * budgets * candidates * 160
 
 
 def test_a_gradient_is_read_for_every_seed_and_budget():

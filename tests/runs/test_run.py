@@ -62,13 +62,6 @@ def test_scores_count_what_predictions_get_right_with_a_splits_own_classes(runs,
     assert (answers == run.data('few').labels).sum() == correct[0]
 
 
-def test_pixels_are_those_of_the_images_asked_for(runs):
-  indices = np.array([700, 3, 5])
-  for run in runs.values():
-    expected = pipeline.load(Part(run.task.open('test'), indices), 8).images
-    np.testing.assert_array_equal(run.pixels('test', indices), expected)
-
-
 def test_the_streams_have_the_numbers_that_old_runs_resume_by():
   names = 'INIT SUPERNET BASELINE SEARCH FINETUNE_CHOICE FINETUNE HEAD STRUCTURE TRAINING PRIOR'
   assert {stream.name: stream.value for stream in Stream} == {

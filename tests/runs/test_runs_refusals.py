@@ -7,7 +7,6 @@ import pytest
 from places import get_config
 from tiny_runs import changed
 
-import glora_jax
 from glora_jax import main
 from glora_jax.runs import comparison, experiment, look, runners
 from glora_jax.runs.config import (
@@ -41,7 +40,6 @@ COMPARING = [
   ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
   ({'protocol': 'paper'}, "protocol='paper'"),
   ({'finetune.on': 'train+val'}, "finetune.on='train+val'"),
-  ({'budget': 900.0}, 'budget=900'),
   ({'finetune.epochs': 500}, 'finetune.epochs=500'),
   ({'seed': 2**32 - 1}, 'seed=4294967295'),
 ]
@@ -83,29 +81,21 @@ def settle(settings):
     ),
     (lambda: fold_indices(jax.random.key(0), 9, 4, 64, devices=8), '8 devices'),
     (lambda: parse_arguments('a,b', {'rank': 4}), "'b'"),
-    (lambda: parse_arguments('a,rank=two', {'rank': 4}), "'rank=two'"),
     (lambda: parse_arguments('a,rank=1,rank=2', {'rank': 4}), "'rank=2'"),
     (lambda: settle({'cifar10': {'budget': 1}}), "own.json: 'cifar10'"),
     (lambda: settle({'cifar100': {'budgets': 1}}), 'cifar100.budgets=1 is unknown'),
-    (lambda: settle({'cifar100': {'budget': 0.5}}), 'budget=0.5'),
     (lambda: settle(['cifar100']), "own.json=['cifar100']"),
     (lambda: chip_of('v5e'), "'v5e'"),
-    (lambda: chip_of('v9:2x2'), "'v9:2x2'"),
     (lambda: chip_of('v5e:0x2'), "'v5e:0x2'"),
     (lambda: runners.named('process:8'), "'process:8'"),
     (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
     (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
-    (lambda: runners.named('ray', 'CPU=nan'), "'CPU=nan'"),
   ],
 )
 def test_a_value_that_cannot_be_is_named(call, named):
   with pytest.raises(ValueError, match=re.escape(named)) as caught:
     call()
   assert '\n' not in str(caught.value)
-
-
-def plan(config, **fields):
-  glora_jax.plan(changed(config, **fields))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +111,6 @@ def plan(config, **fields):
       ValueError,
       '--runner=ray',
     ),
-    (lambda c, p: plan(c, structure='lora', budget=1), ValueError, 'budget=1'),
-    (lambda c, p: plan(c, presets=('lora:900',)), ValueError, 'lora:900'),
     (lambda c, p: look.show(get_config('vtab', 'all'), p), ValueError, "task='vtab/all'"),
     (lambda c, p: look.show(changed(c, augment__shift=16), p), ValueError, 'shift=16'),
   ],

@@ -188,26 +188,6 @@ def test_folds_are_equal_and_share_no_image(number, folds, batch, devices):
   assert indices.shape[1] % devices == 0
 
 
-@pytest.mark.full
-def test_rows_beside_a_search_have_a_space_of_their_own_and_do_not_change_it(run_config, tmp_path):
-  config = changed(run_config, presets=('gradient', 'lora:2@qkv', 'lora'), training__epochs=5)
-  config.allocation.update(head_epochs=1, folds=4, prior=None)
-  result = experiment.run(config, str(tmp_path / 'rows'))
-  rows = result['structures']
-  assert list(rows) == ['linear', 'gradient', 'lora:2@qkv', 'lora', 'supernet', 'search']
-  assert rows['lora']['label'] == 'lora:4'
-  assert 0 < rows['gradient']['params'] <= 1000
-  assert rows['lora:2@qkv']['params'] == 2 * 2 * (16 + 48)
-  described = read_json(tmp_path / 'rows' / 'structure' / 'genome.json')
-  assert described['params'] == rows['gradient']['params']
-  alone = experiment.run(changed(config, presets=('lora',)), str(tmp_path / 'alone'))
-  for name in ('hypervolume', 'evaluations'):
-    assert alone[name] == result[name]
-  for name, structure in alone['structures'].items():
-    assert structure['genome'] == rows[name]['genome']
-    assert structure['test_accuracy'] == rows[name]['test_accuracy']
-
-
 @pytest.mark.slow
 def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_config, tmp_path):
   config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)

@@ -29,18 +29,16 @@ def test_what_a_config_file_gives_and_does_nothing_is_named(fields, named, caplo
   assert named_by(caplog, fields) == named
 
 
-PAPER, COMPARE = {'protocol': 'paper'}, {'job': 'compare'}
+COMPARE = {'job': 'compare'}
 
 
 @pytest.mark.parametrize(
   'fields, given, unused',
   [
-    ({}, ('training.epochs', 'search.mode', 'finetune.on', 'watch.profile'), []),
     ({}, ('training.epochs', 'compare.budgets'), ['compare.budgets']),
-    ({'presets': ('gradient',)}, ('allocation.folds',), []),
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
     ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ['sampling.largest']),
-    (PAPER, ('finetune.epochs', 'search.mode'), ['finetune.epochs']),
+    ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ['finetune.epochs']),
     (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
     (
       {**COMPARE, 'compare.methods': ('lora', 'search')},
