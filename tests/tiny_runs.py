@@ -8,6 +8,7 @@ import time
 import jax
 from places import ROOT
 
+from benchmarks.machinery import killable
 from glora_jax.files import read_json
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import check_config, default_config
@@ -39,8 +40,8 @@ def changed(config, **fields):
 
 
 def without_seconds(result):
-  """A result but for the time it took, and with what it was made."""
-  return {name: value for name, value in result.items() if name not in ('seconds', 'provenance')}
+  """A result but for the times it took, and with what it was made."""
+  return killable.without_seconds(result, ('seconds', 'provenance'))
 
 
 def contents(workdir):

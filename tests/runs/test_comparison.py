@@ -8,7 +8,7 @@ import html_pages
 import jax
 import numpy as np
 import pytest
-from tiny_runs import changed, context_of, stages_of
+from tiny_runs import changed, context_of, stages_of, without_seconds
 
 from glora_jax.files import read_json, write_json
 from glora_jax.runs import comparison
@@ -45,13 +45,6 @@ def copy(compared, tmp_path):
   workdir, _ = compared
   shutil.copytree(workdir, tmp_path / 'copy')
   return tmp_path / 'copy'
-
-
-def without_seconds(result):
-  methods = {
-    name: [{**row, 'seconds': None} for row in rows] for name, rows in result['methods'].items()
-  }
-  return {**result, 'methods': methods, 'seconds': None}
 
 
 @pytest.mark.parametrize(
