@@ -12,7 +12,6 @@ from comparing import (
   assert_refused,
   assert_trees_close,
   random_params,
-  random_variables,
   trained_variables,
   vector,
 )
@@ -39,7 +38,8 @@ class Decoder(nn.Module):
 
 
 class Live(nnx.Module):
-  def __init__(self, rngs):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
     self.embed, self.mlp = nnx.Embed(V, D, rngs=rngs), nnx.Linear(D, D, rngs=rngs)
 
   def __call__(self, tokens):
@@ -66,9 +66,9 @@ def turned(params, tokens):
   return jax.lax.map(lambda token: params['w'] @ params['table'].T[:, token], tokens.ravel())
 
 
-def adapt(function, structure, **options):
-  options = {'embeddings': True, **options}
-  return glora_jax.adapt_function(function, PARAMS, TOKENS, structure=structure, **options)
+def adapt(function, structure='scale_shift_lora:2'):
+  options = {'structure': structure, 'embeddings': True}
+  return glora_jax.adapt_function(function, PARAMS, TOKENS, **options)
 
 
 @pytest.mark.parametrize('structure', STRUCTURES)
@@ -78,63 +78,60 @@ def test_a_function_with_supports_is_the_folded_one(function, structure):
   assert_close(adapted.apply(adapted.init(KEY, PARAMS), TOKENS), function(PARAMS, TOKENS))
   variables = trained_variables(adapted, PARAMS)
   assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
-  (sizes,) = (layer for layer in adapted.spec if layer.name == 'table')
-  assert (sizes.in_features, sizes.out_features, sizes.bias) == (V, D, False)
+  assert glora_jax.Layer('table', V, D, False, adapted.spec.layers[0].space) in adapted.spec.layers
 
 
 @pytest.mark.parametrize('structure', [*STRUCTURES, None])
 def test_linen_and_nnx_models_with_supports_are_the_folded_ones(structure):
   options = {'structure': structure, 'embeddings': True}
-  params, adapted = random_params(Decoder(), TOKENS), glora_jax.adapt(Decoder(), TOKENS, **options)
+  adapted, params = glora_jax.adapt(Decoder(), TOKENS, **options), random_params(Decoder(), TOKENS)
   assert [layer.name for layer in adapted.spec] == ['embed/embedding', 'mlp']
-  variables = random_variables(adapted, params)
+  variables = trained_variables(adapted, params)
   for genome in [None] if structure else check_genomes(adapted.spec):
     outputs = jax.jit(lambda variables, g: adapted.apply(variables, TOKENS, genome=g))
     folded = Decoder().apply({'params': adapted.fold(variables, genome)}, TOKENS)
     assert_close(vector(outputs(variables, genome)), vector(folded))
-  live = Live(nnx.Rngs(0))
+  live = Live()
   model = glora_jax.nnx.attach(live, TOKENS, **options)
   assert_close(model(TOKENS), live(TOKENS))
   nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.Support)))
   assert_close(nnx.jit(lambda model: model(TOKENS))(model), glora_jax.nnx.fold(model)(TOKENS))
   if structure:
     pure = glora_jax.nnx.adapt(live, TOKENS, **options)
-    variables = random_variables(pure, glora_jax.nnx.params(live))
+    variables = trained_variables(pure, glora_jax.nnx.params(live))
     folded = glora_jax.nnx.with_params(live, pure.fold(variables))
     assert_close(pure.apply(variables, TOKENS), folded(TOKENS))
 
 
 @pytest.mark.parametrize('function', [vmapped, decoded])
 def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(function):
-  adapted = adapt(function, 'scale_shift_lora:2')
+  adapted = adapt(function)
   trainable, frozen = adapted.split(trained_variables(adapted, PARAMS))
+  model = glora_jax.nnx.attach(Live(), TOKENS, structure='lora:2', embeddings=True)
+  graph, supports, rest = nnx.split(model, glora_jax.nnx.Support, ...)
 
   def gradient(run):
-    return jax.grad(lambda part: jnp.sin(run(adapted.join(part, frozen))).sum())
+    return jax.grad(lambda part: jnp.sin(run(part)).sum())
 
-  ours = gradient(lambda variables: adapted.apply(variables, TOKENS))
-  merged = gradient(lambda variables: function(adapted.fold(variables), TOKENS))
+  def makes_a_table(run, part):
+    return re.search(rf':f32\[({V},{D}|{D},{V})\] =', str(jax.make_jaxpr(run)(part)))
+
+  ours = gradient(lambda part: adapted.apply(adapted.join(part, frozen), TOKENS))
+  merged = gradient(lambda part: function(adapted.fold(adapted.join(part, frozen)), TOKENS))
+  live = gradient(lambda part: nnx.merge(graph, part, rest)(TOKENS))
   assert_trees_close(ours(trainable), merged(trainable), 1e-4)
-  model = glora_jax.nnx.attach(Live(nnx.Rngs(0)), TOKENS, structure='lora:2', embeddings=True)
-  graph, supports, rest = nnx.split(model, glora_jax.nnx.Support, ...)
-  live = jax.grad(lambda part: nnx.merge(graph, part, rest)(TOKENS).sum())
-  for compute, given, is_merged in (
-    (merged, trainable, True),
-    (ours, trainable, False),
-    (live, supports, False),
-  ):
-    made = re.search(rf':f32\[({V},{D}|{D},{V})\] =', str(jax.make_jaxpr(compute)(given)))
-    assert bool(made) == is_merged
+  assert makes_a_table(merged, trainable)
+  assert not makes_a_table(ours, trainable)
+  assert not makes_a_table(live, supports)
 
 
-@pytest.mark.parametrize('structure', [{'table': {'A': 'vector', 'B': 'vector'}}, 'lora:2'])
 @pytest.mark.parametrize('options', [{}, {'fill_value': 0.0}, {'mode': 'clip'}])
-def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(options, structure):
+def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(options):
   def function(params, tokens):
     rows = jnp.take(params['table'], tokens + V - 2, axis=0, **{'mode': 'fill', **options})
     return jnp.where(jnp.isnan(rows), 7.0, rows) @ params['w']
 
-  adapted = adapt(function, structure)
+  adapted = adapt(function)
   variables = trained_variables(adapted, PARAMS)
   assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
   trainable, frozen = adapted.split(variables)
@@ -156,22 +153,16 @@ def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
   def loss(forward, batch, key):
     return (forward(batch)[1] ** 2).mean()
 
-  options = {'budget': 4 * (V + D), 'key': KEY, 'progress': False}
-  start = adapted.init(KEY, params)
+  start, batches = adapted.init(KEY, params), [TOKENS, TOKENS[::-1]]
   assert glora_jax.check(adapted, start, TOKENS).ok
-  allocation = glora_jax.allocate(adapted, start, loss, [TOKENS, TOKENS[::-1]], **options)
-  assert allocation.genome[0].any()
-  lora = adapted.fix('lora')
-  assert_refused('embedding', save_peft, 'never', lora, lora.init(KEY, params), {'(.*)': r'\1'})
+  assert glora_jax.allocate(adapted, start, loss, batches, budget=99, key=KEY).genome[0].any()
+  genome = glora_jax.preset(adapted.spec, 'lora')
+  assert_refused('embedding', save_peft, 'never', adapted, start, {'(.*)': r'\1'}, genome)
   as_head = glora_jax.adapt(Decoder(), TOKENS, embeddings=True, heads='embed')
   assert [layer.name for layer in as_head.spec] == ['mlp', 'head']
 
 
-def test_refusals_and_what_stays_without_the_option():
-  plain = adapt(vmapped, 'lora:1', embeddings=False)
-  assert [layer.name for layer in plain.spec] == ['w']
-  assert dict(plain.uncovered) == {('table',): 'embedding lookup, also used in a matmul'}
-  dense, x = nn.Dense(3), jnp.ones((1, 4))
-  assert_refused(['embeddings', 'Dense'], glora_jax.adapt, dense, x, embeddings=True)
-  assert_refused(['embeddings', "'yes'"], glora_jax.adapt, dense, x, embeddings='yes')
-  assert_refused('embeddings', glora_jax.nnx.adapt, Live(nnx.Rngs(0)), embeddings=True)
+def test_a_table_without_a_lookup_is_refused():
+  for given, named in ((True, 'in Dense'), ('yes', "embeddings='yes'")):
+    assert_refused(named, glora_jax.adapt, nn.Dense(3), jnp.ones((1, 4)), embeddings=given)
+  assert_refused('embeddings', glora_jax.nnx.adapt, Live(), embeddings=True)
