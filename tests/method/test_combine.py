@@ -146,7 +146,8 @@ REFUSED = [
   ('headless', {'a': 1, 'headless': 1}, {'head': 'headless'}),
   (['a and moved', 'base'], {'a': 1, 'moved': 1}, {}),
   (['a and fewer', 'narrow'], {'a': 1, 'fewer': 1}, {}),
-  ('not finite', {'a': 1e300}, {}),
+  ('float32', {'a': 1e300}, {}),
+  ('not finite', {'a': 3e38, 'headless': 3e38}, {'rank': 1}),
 ]
 
 
