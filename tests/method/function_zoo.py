@@ -126,7 +126,7 @@ def gpt2_kernels():
     return convolve(params['c_proj'], jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v)
 
   kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in shapes}
-  return of_activations(apply, params, kernels, 2, source='transformers FlaxGPT2')
+  return of_activations(apply, params, kernels, 2)
 
 
 # Attention with kernels of three and four axes, and its biases.
@@ -406,7 +406,7 @@ def own_modules_scanned_along_axis_1():
   def apply(params, x):
     return model.apply({'params': params}, x)
 
-  counted = {'blind': '/key', 'source': 'MaxText', 'linen': model}
+  counted = {'blind': '/key', 'linen': model}
   return of_activations(apply, params, kernels, 18, **counted)
 
 

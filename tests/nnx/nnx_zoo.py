@@ -160,7 +160,7 @@ SEPARATE = {
 GATED = dense('mlp/gate_proj', 'mlp/up_proj', 'mlp/down_proj', bias=False)
 
 
-def decoder(attention, mlp, tied, kernels, rows, depth=1, source='tunix'):
+def decoder(attention, mlp, tied, kernels, rows, depth=1):
   every = {}
   for i in range(depth):
     every |= under(f'layers/{i}/', kernels)
@@ -171,7 +171,6 @@ def decoder(attention, mlp, tied, kernels, rows, depth=1, source='tunix'):
     every,
     rows,
     uncovered=embedding,
-    source=source,
   )
 
 
@@ -279,9 +278,7 @@ def experts_in_a_loop():
 
 @example
 def experts_by_ragged_products():
-  return decoder(
-    SeparateAttention, ExpertsByRaggedProducts, True, SEPARATE | EXPERTS_FOUND, 17, source='MaxText'
-  )
+  return decoder(SeparateAttention, ExpertsByRaggedProducts, True, SEPARATE | EXPERTS_FOUND, 17)
 
 
 @example
@@ -292,9 +289,7 @@ def experts_by_einsum():
     'mlp/gate_proj': Kernel('oio'),
     'mlp/up_proj': Kernel('oio'),
   }
-  return decoder(
-    SeparateAttention, ExpertsByEinsum, True, SEPARATE | experts, 11, source='soft MoE'
-  )
+  return decoder(SeparateAttention, ExpertsByEinsum, True, SEPARATE | experts, 11)
 
 
 # Flax's own example: nnx.Einsum for attention.
@@ -316,7 +311,7 @@ def flax_gemma():
     'attn/kv_einsum/kernel': Kernel('ooio'),
     'attn/attn_vec_einsum/kernel': beside('iio', 'attn/attn_vec_einsum/kernel'),
   }
-  return decoder(FlaxGemmaAttention, GatedMLP, True, kernels | GATED, 6, source='flax/examples')
+  return decoder(FlaxGemmaAttention, GatedMLP, True, kernels | GATED, 6)
 
 
 # A vision transformer with a convolution for patches: bonsai, jimm; Mamba's parts.
@@ -374,7 +369,6 @@ def vit_with_its_convolution():
     uncovered=('pos_embeddings',),
     options={'convs': True},
     blind=BLIND_KEYS,
-    source='bonsai, jimm',
   )
 
 
@@ -404,9 +398,7 @@ def depthwise_convolution():
   kernels = dense('in_proj', 'out_proj', bias=False)
   kernels |= {'conv/kernel': beside('iio', 'conv/kernel')}
   options = {'convs': True}
-  return NnxExample(
-    made(GatedConvolution), (activations(),), kernels, 3, options=options, source='bonsai Mamba2'
-  )
+  return NnxExample(made(GatedConvolution), (activations(),), kernels, 3, options=options)
 
 
 # Lifted layers: scanned, vmapped, rematerialized.
@@ -448,9 +440,7 @@ def scanned_layers():
   """Flax's toy of a scan over layers."""
 
   kernels = {'layers/linear/kernel': beside('sio', 'layers/linear/kernel')}
-  return NnxExample(
-    made(ScannedLayers, 2), (activations(),), kernels, 2, source='flax/examples/nnx_toy_examples'
-  )
+  return NnxExample(made(ScannedLayers, 2), (activations(),), kernels, 2)
 
 
 class VmappedBranches(nnx.Module):
@@ -486,7 +476,6 @@ def vmapped_branches():
     # Stacked vectors look like matrices where no scan says which axis is the stack.
     uncovered=tuple(f'branches/norm{i}/{name}' for i in (1, 2) for name in ('bias', 'scale')),
     blind=r'/key\[',
-    source='ensembles',
   )
 
 
@@ -502,9 +491,7 @@ class Rematerialized(nnx.Module):
 @example
 def rematerialized():
   kernels = under('block/', ENCODER_BLOCK) | dense('last')
-  return NnxExample(
-    made(Rematerialized), (activations(),), kernels, 7, blind=BLIND_KEYS, source='remat'
-  )
+  return NnxExample(made(Rematerialized), (activations(),), kernels, 7, blind=BLIND_KEYS)
 
 
 # linen inside NNX: openpi's pattern.
@@ -575,7 +562,6 @@ def linen_blocks_inside():
     20,
     uncovered=('img/embedding/kernel', 'img/pos_embedding'),
     blind=r'/key(\[|$)',
-    source='openpi',
   )
 
 

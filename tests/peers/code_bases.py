@@ -68,7 +68,6 @@ def _decoder(module, rows, layer, fields):
     rows,
     uncovered=('embedder/input_embedding',),
     tolerance=1e-4,
-    source='google-tunix',
   )
 
 
@@ -129,7 +128,7 @@ def equinox_transformer_block():
     'attention/output_proj/weight': Kernel('oi', 'attention/output_proj/bias'),
     **{f'mlp/layers/{i}/weight': Kernel('oi', f'mlp/layers/{i}/bias') for i in range(2)},
   }
-  return FunctionExample(apply, params, (normal(2, 3, WIDTH),), kernels, 6, source='equinox')
+  return FunctionExample(apply, params, (normal(2, 3, WIDTH),), kernels, 6)
 
 
 # Haiku: parameters by the modules' paths, which have slashes of their own.
@@ -169,5 +168,4 @@ def haiku_transformer_block():
     7,
     options={'convs': True},
     blind=r'attention/key',
-    source='dm-haiku',
   )
