@@ -123,21 +123,6 @@ def test_no_gradient_of_the_kernel_is_computed_for_its_factors(tokens):
   assert not kernel_gradients(ours, tokens)
 
 
-def test_a_program_that_is_made_for_a_tpu_keeps_the_factors_apart():
-  inputs, kernel, bias, stored = layer(MANY, 'ACDE')
-
-  def names():
-    function = functools.partial(ours, alleles=jnp.array([0, 4, 0, 0, 0]))
-    return [
-      eqn.primitive.name for eqn in jax.make_jaxpr(function)(inputs, kernel, bias, stored).eqns
-    ]
-
-  assert 'custom_jvp_call' in names()
-  with equation.made_for('tpu'):
-    assert 'custom_jvp_call' not in names()
-  assert 'custom_jvp_call' in names()
-
-
 @pytest.mark.parametrize('tokens', [MANY, FEW])
 def test_every_product_has_the_precision_of_the_layer(tokens):
   inputs, kernel, _, stored = layer(tokens, 'CDE')

@@ -11,7 +11,6 @@ from trees import normal
 import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.check import check_genomes
 
 X = normal(5, 4)
 ROWS = [
@@ -102,13 +101,3 @@ def test_a_function_passes_and_what_it_does_not_cover_is_reported():
   assert found.ok, str(found)
   assert found.rows[-1].measured == pytest.approx(24 / 36)
   assert 'share of matrices not adapted (1: ' in found.rows[-1].note
-
-
-def test_every_allele_on_offer_occurs_in_every_layer_of_the_genomes():
-  spaces = SearchSpace((1, 2)), SearchSpace.distinct((1, 2, 3))
-  layers = [glora_jax.Layer(f'fc{i}', 4, 8, i < 2, spaces[i % 2]) for i in range(4)]
-  spec = glora_jax.Spec(tuple(layers))
-  genomes = check_genomes(spec)
-  for row, layer in enumerate(spec):
-    for column, tensor in enumerate('ABCDE'):
-      assert set(genomes[:, row, column].tolist()) == set(layer.offered(tensor))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from glora_jax.method.draws import check_budget, random_genomes, sample_genome, shrink
+from glora_jax.method.draws import random_genomes, sample_genome, shrink
 from glora_jax.method.genomes import (
   _BLOCK,
   canonicalize,
@@ -110,10 +110,6 @@ def test_shrinking_only_ever_makes_genes_cheaper(genome, budget):
   assert (shrunk_costs <= costs).all()
   if count_params(LAYERS, genome) <= budget:
     assert_array_equal(shrunk, genome)
-
-
-def test_a_budget_beyond_all_numbers_is_none():
-  assert check_budget(10**6000) == check_budget(1e30) > 10**18
 
 
 @given(genome=genomes)

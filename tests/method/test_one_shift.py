@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glora_jax.method.draws import random_genomes, sample_genome, shrink
+from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.method.genomes import check_genome, count_params, largest_genome, smallest_genome
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
 from glora_jax.search.evolution import cross, mutate
@@ -52,17 +52,6 @@ def test_genomes_have_one_shift_wherever_they_come_from(seed, budget, share):
   assert_distinct(np.asarray(draw(jax.random.key(seed), SPEC, round(2 * share) / 2)))
 
 
-@given(seed=seeds, budget=budgets)
-@settings(deadline=None)
-def test_shrinking_leaves_one_shift_of_any_genome(seed, budget):
-  rng = np.random.default_rng(seed)
-  anything = rng.integers(0, SPEC.num_codes, (8, len(SPEC), 5)).astype(np.int8)
-  shrunk = shrink(rng, SPEC, anything, budget)
-  assert not ((shrunk[..., C] > 0) & (shrunk[..., E] > 0)).any()
-  assert not shrunk[..., [1, 2], C].any()
-  assert count_params(SPEC, shrunk).max() <= budget
-
-
 def test_the_largest_genome_keeps_the_larger_shift():
   largest = largest_genome(SPEC)
   assert largest[:, [C, E]].tolist() == [[0, 2], [0, 2], [0, 2], [0, 0], [2, 0]]
@@ -83,11 +72,3 @@ def test_c_and_e_together_are_drawn_uniformly(compiled):
   counts = collections.Counter(map(tuple, drawn[:, 0][:, [C, E]].tolist()))
   assert counts.keys() == {(0, 0), (1, 0), (2, 0), (0, 2)}
   assert max(abs(count - 2000) for count in counts.values()) < 5 * np.sqrt(2000)
-
-
-def test_the_distinct_space_offers_what_no_other_form_reaches():
-  loras, vector = [f'lora:{rank}' for rank in range(1, 9)], ('none', 'vector')
-  expected = SearchSpace(
-    range(1, 9), (*vector, *loras), ('none', *loras), vector, 'none', vector, one_shift=True
-  )
-  assert SearchSpace.distinct() == expected

@@ -29,18 +29,13 @@ def spec_of(names, space=SPACE):
     # this project's ViT, scanned and not
     ('blocks/attn/qkv[3]', 'qkv'),
     # vision_transformer and big_vision
-    ('Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query', 'qkv'),
     ('Transformer/encoderblock_3/MultiHeadDotProductAttention_0/out', 'proj'),
     ('Transformer/encoderblock_3/MlpBlock_0/Dense_0', 'mlp'),
     # transformers: ViT, BERT, GPT-2, Llama
-    ('vit/encoder/layer/3/attention/attention/key', 'qkv'),
     ('vit/encoder/layer/3/attention/output/dense', 'proj'),
     ('vit/encoder/layer/3/intermediate/dense', 'mlp'),
-    ('vit/encoder/layer/3/output/dense', 'mlp'),
     ('h/3/attn/c_proj', 'proj'),
     ('h/3/mlp/c_proj', 'mlp'),
-    ('layers/3/self_attn/o_proj', 'proj'),
-    ('layers_3/down_proj', 'mlp'),
     ('layers_3/feed_forward/w2', 'mlp'),
     # gemma
     ('layer_3/attn/q_einsum', 'qkv'),
@@ -51,7 +46,6 @@ def spec_of(names, space=SPACE):
     # ties, and what is in none of them
     ('blocks_1/attn/query+key+value', 'qkv'),
     ('patch_embed/proj', None),
-    ('Dense_0', None),
   ],
 )
 def test_names_tell_attention_from_mlp(name, expected):
@@ -64,12 +58,9 @@ def test_names_tell_attention_from_mlp(name, expected):
     (['blocks/qkv[0]', 'blocks/fc1[0]', 'blocks/qkv[1]', 'blocks/fc1[11]'], [0, 0, 1, 2]),
     (['T/encoderblock_10/MlpBlock_0/Dense_1', 'T/encoderblock_9/MlpBlock_0/Dense_0'], [1, 0]),
     (['layers/0/attn/q', 'layers/0/mlp/up', 'layers/1/attn/q', 'embed'], [0, 0, 1, None]),
-    (['Encoder_0/block_0/q', 'Encoder_0/block_1/q'], [0, 1]),
     (['layers_0/blocks_0/q', 'layers_0/blocks_1/q', 'layers_1/blocks_0/q'], [0, 1, 2]),
     (['steps/mlp/up[0,0]', 'steps/mlp/up[0,1]', 'steps/mlp/up[1,0]'], [0, 1, 2]),
-    (['Dense_0', 'Dense_1', 'Dense_2'], [0, 1, 2]),
     (['encoder', 'decoder'], [None, None]),
-    (['block_0/fc1', 'block_0/fc2'], [None, None]),
   ],
 )  # fmt: skip
 def test_blocks_are_counted_by_the_numbers_that_vary(names, expected):
