@@ -137,25 +137,11 @@ class General(nnx.Module):
     return jnp.concatenate([self.key(x), self.value(x)], axis=-1)
 
 
-class Image(nnx.Module):
-  def __init__(self, rngs):
-    self.conv = nnx.Conv(3, 4, (2, 2), rngs=rngs)
-    self.out = nnx.LoRALinear(4, 2, lora_rank=1, rngs=rngs)  # holds layers, and is one
-
-  def __call__(self, x):
-    return self.out(self.conv(x.reshape(5, 2, 2, 1).repeat(3, -1)).mean((1, 2)))
-
-
 ALONG_ONE = nnx.StateAxes({nnx.Param: 1, ...: 0})
-PARAMS_ALONE = nnx.StateAxes({(nnx.Param, nnx.RngState): 0, ...: None})
-
-IMAGE = ('conv', 'out/kernel', 'out/lora/lora_a', 'out/lora/lora_b')
-
 # By name: a function that makes the model, options of attach, and the names of its rows.
 STACK = tuple(f'layers/linear[{row}]' for row in range(3))
 MODELS = {
   'scanned along another axis': (lambda: Scanned(ALONG_ONE, nnx.Rngs(0)), {}, STACK),
-  'only parameters scanned': (lambda: Scanned(PARAMS_ALONE, nnx.Rngs(0)), {}, STACK),
   'vmapped': (
     lambda: Ensemble(nnx.Rngs(0)),
     {},
@@ -173,5 +159,4 @@ MODELS = {
     ('key+value', *(f'stack[{row}]' for row in range(5))),
   ),
   'odd names': (lambda: OddNames(nnx.Rngs(0)), {}, ('mlp/mlp/~/up', 'raw/mix/w')),
-  'image': (lambda: Image(nnx.Rngs(0)), {'convs': True}, IMAGE),
 }

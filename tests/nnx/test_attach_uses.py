@@ -123,11 +123,3 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
   assert_array_equal(call(other, X), call(attached, X))
-
-
-def test_the_table_shows_the_genome_and_the_matrices_that_no_row_stands_for():
-  model = glora_nnx.attach(Mlp(), X, heads=None, select='hidden')
-  summary = glora_nnx.summary(nnx.clone(model))
-  assert '1 of 2 weight matrices is not adapted' in summary
-  assert summary.splitlines()[-1].split()[:2] == ['head/kernel', '8x3']
-  assert 'glora_uncovered' not in vars(glora_nnx.fold(model))

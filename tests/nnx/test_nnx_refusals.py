@@ -41,11 +41,6 @@ class WithFeatures(Classifier):
     return super().__call__(x), x
 
 
-class Halved(nnx.Param):
-  def get_value(self, **kwargs):
-    return super().get_value(**kwargs) / 2
-
-
 class Stacked(nnx.Module):
   def __init__(self, rngs):
     self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(rngs.fork(split=3))
@@ -84,7 +79,6 @@ def shapes_alone():
 REFUSED = [
   (lambda: attach(attached()), 'Classifier'),
   (lambda: attach(key=nnx.Rngs(dropout=0)), 'dropout'),
-  (lambda: attach(split=3), 'split=3'),
   (lambda: live.spec(model()), 'Classifier'),
   (lambda: glora_nnx.set_genome(attached().block.down, GENOME[:1]), 'the whole model'),
   (lambda: glora_nnx.set_genome(attached(), GENOME[None]), 'one genome'),
@@ -92,11 +86,9 @@ REFUSED = [
   (lambda: nnx.jit(live.get_genome)(attached()), 'traced'),
   (lambda: glora_nnx.set_variables(attached(), {'params': {}}), "'glora'"),
   (lambda: set_statistics(norm={'mean': np.zeros(5)}), 'norm/mean is (5,)', '(8,)'),
-  (lambda: set_statistics(head={'bias': np.zeros(3)}), 'head/bias'),
   (lambda: attached().block.up.w.__setitem__(..., jnp.zeros((8, 12))), '(8, 12)'),
   (lambda: score(attach(WithFeatures(), space=SPACE)), 'tuple'),
   # NNX models as functions
-  (lambda: hooked(Halved), 'kernel has a get_value'),
   (lambda: hooked(lambda w: nnx.Param(w, on_get_value=lambda _, v: v / 2)), 'has a get_value'),
   (lambda: glora_nnx.adapt(attached()), 'Classifier'),
   (lambda: glora_nnx.adapt(Matrix(nnx.Rngs(0))), 'with sample inputs'),
