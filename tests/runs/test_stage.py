@@ -187,6 +187,7 @@ COMPARED = tuple(
 def test_a_config_names_the_stages_of_its_job(values, names):
   stages = stages_of(changed(default_config(), **values))
   assert tuple(one.name for one in stages) == (*names, 'test', 'report')
+  assert all(one.after == ('structure',) for one in stages if one.name == 'training/gradient')
 
 
 def test_every_field_is_free_or_read_by_a_stage():
