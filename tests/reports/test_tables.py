@@ -17,11 +17,6 @@ def test_columns_of_text_are_on_the_left_and_names_stay_in_their_cells():
   ]
 
 
-def test_accuracies_on_images_that_were_trained_on_are_called_so():
-  assert str(tables.share_cell(None)) == 'trained on'
-  assert str(tables.share_cell(0.9625)) == '96.2'
-
-
 def test_only_several_numbers_have_a_spread_and_those_that_are_not_finite_none():
   """A training that diverged may have such a loss."""
   assert tables.mean([0.5]).deviation is None

@@ -94,13 +94,3 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
 def test_the_check_counts_what_is_ready(config, capsys):
   assert look.check(config)
   assert '1 of 1 ready.' in capsys.readouterr().out
-
-
-def test_who_leaves_broken_images_out_already_is_not_told_to(config, tmp_path):
-  for path in tmp_path.rglob('*.png'):
-    path.write_bytes(b'no image')
-  config.data.skip_broken = True
-  with pytest.raises(
-    OSError, match=r'6 of 6 images cannot be decoded: .* and more\. Replace them\.$'
-  ):
-    look.show(config, str(tmp_path / 'sheet.png'))
