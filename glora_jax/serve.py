@@ -44,7 +44,10 @@ class Pool:
   """Adapters in slots on the devices; a call answers a batch in which each example names its own.
 
   Adapters are those that `save_adapter` wrote, of any structures with A up to a vector and B up to
-  a LoRA of `rank`, and any C, D, E. Each example is run as a batch of one, under `jax.vmap`.
+  a LoRA of `rank`, and any C, D, E. Each example is run as a batch of one, under `jax.vmap`. Heads
+  are held in the types of the base's. While an adapter is loaded, the slots are on the devices
+  twice. Calls are compiled here; a program of your own that calls a pool keeps the adapters of the
+  moment when it was traced. Threads that share a pool need a lock.
 
   Args:
     adapted: the adapted model, of any kind; its structure does not matter. Its head must have as
@@ -110,9 +113,8 @@ class Pool:
       laid = NamedSharding(laid.mesh, PartitionSpec())
     self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), laid)
     self._slots: dict[str, int] = {}  # of the adapters by name, least recently used first
-    self._write = jax.jit(
-      self._written, donate_argnums=0, out_shardings=laid, static_argnames='tied'
-    )
+    # Nothing is donated: an interrupted load leaves the old arrays, and calls that run use them.
+    self._write = jax.jit(self._written, out_shardings=laid, static_argnames='tied')
     self._answer = jax.jit(self._answers)
 
   @property
@@ -154,11 +156,12 @@ class Pool:
         f'The adapter {printable(path)} has its own {listed(others)}, and a pool holds supports '
         'and heads; load it with load_adapter.'
       )
-    if slot is None:
-      slot = min(free) if free else self._slots.pop(next(iter(self._slots)))
+    old = name if slot or free else next(iter(self._slots))
+    slot = self._slots[old] if old in self._slots else min(free)
     given = jax.tree.map(jnp.asarray, (slot, supports, genome, heads))
-    self._arrays = self._write(self._arrays, self._params, *given, tied=tied)
-    self._slots[name] = slot
+    written = self._write(self._arrays, self._params, *given, tied=tied)
+    others = {other: own for other, own in self._slots.items() if other != old}
+    self._arrays, self._slots = written, {**others, name: slot}
 
   def evict(self, name: str) -> None:
     """Frees the slot of an adapter; raises ValueError where there is none of this name."""

@@ -207,3 +207,23 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(case, tmp_path):
   with pytest.raises(ValueError, match='names are 1, and the inputs have 6'):
     pool(normal(6, 4), ['a'])
   assert_alone(pool(normal(6, 4), ['a', None] * 3), alone, params, (normal(6, 4),), ['a', None] * 3)
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_a_load_that_is_interrupted_loses_nothing(late, tmp_path):
+  adapted, params = of_function()
+  alone = save(tmp_path, adapted, params, {'a': 'ssf', 'b': 'bitfit'})
+  pool = Pool(adapted, params, slots=1, evict=True)
+  pool.load('a', tmp_path / 'a')
+  write = pool._write
+
+  def interrupted(*arguments, **kwargs):
+    if late:
+      write(*arguments, **kwargs)
+    raise KeyboardInterrupt
+
+  pool._write = interrupted
+  with pytest.raises(KeyboardInterrupt):
+    pool.load('b', tmp_path / 'b')
+  names = ['a', None] * 3
+  assert_alone(pool(normal(6, 4), names), alone, params, (normal(6, 4),), names)
