@@ -18,7 +18,7 @@ from glora_jax.method.coverage import Coverage, Matrix, layer_table
 from glora_jax.method.groups import Group, check_storage, cut
 from glora_jax.method.modules import graft, intercept
 from glora_jax.method.presets import Structure, genome_of
-from glora_jax.method.quantized import full_precision, has_quantized
+from glora_jax.method.quantized import full_precision, has_quantized, set_apart
 from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import TABLE, Site
@@ -368,17 +368,19 @@ class Adapted:
     Returns:
       What the model's `apply` returns.
     """
-    params, supports = self.full_precision(variables['params']), variables[COLLECTION]
+    params, supports = variables['params'], variables[COLLECTION]
     self.check_params(params)
     function, is_linen = self._function(variables), isinstance(self.model, nn.Module)
-    if self._runs_by_modules and slot is None:
+    if self._runs_by_modules and slot is None and not has_quantized(params):
       grafted, runs = graft(self.groups, params, supports, genome, fixed)
       with nn.intercept_methods(functools.partial(intercept, runs)):
         result = function(grafted, call)
     else:
-      deferred = functools.partial(
-        defer, self.groups, supports=supports, genome=genome, fixed=fixed, slot=slot
-      )
+
+      def deferred(params: Any) -> Any:
+        params, packed = set_apart(params, self.param_shapes)
+        return defer(self.groups, params, supports, genome, fixed, slot=slot, packed=packed)
+
       result = program.call(function, params, call, self.mesh, defer=deferred)
     if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
       result[1]['params'] = variables['params']  # the base's own: merged values are no update of it

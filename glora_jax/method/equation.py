@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from glora_jax.method.quantized import is_quantized
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
 from glora_jax.method.supports import RANK_AXES, SUPPORTS, read
 
@@ -383,8 +384,11 @@ def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> boo
 
   With the factors apart, x B is added to all outputs, and its gradient to all inputs; merged, both
   passes go over the kernel. A sum that is rounded to less than float32 would lose small changes of
-  the kernel, and TPUs and GPUs round what they multiply in float32.
+  the kernel, and TPUs and GPUs round what they multiply in float32. A quantized kernel is taken out
+  in the product, and nowhere else.
   """
+  if is_quantized(kernel):
+    return False
   dtype = jax.eval_shape(product, inputs, kernel).dtype
   is_exact = platform() == 'cpu' and dtype == kernel.dtype
   if not is_exact or jnp.finfo(dtype).bits < 32:

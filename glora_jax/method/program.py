@@ -8,7 +8,8 @@ it, by a rule of `glora_jax.method.rules`. So only one merged kernel is alive at
 Kernels of which every device holds a part (`glora_jax.shard`) are deferred in the same way, adapted
 or not, and gathered where they are used. A compiler that only knows how weights lie would rather
 send activations, and gather all images on every device. On the way back they are gathered and
-merged again, and so never kept.
+merged again, and so never kept. Quantized arrays are deferred likewise, and taken out where they
+are used.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = No
 
 def _is_deferred(value: Any) -> bool:
   return isinstance(value, Deferred | InParts)
+
+
+def _is_packed(value: Any) -> bool:
+  return isinstance(value, Deferred) and value.is_packed
 
 
 def _arrays_of(
@@ -244,7 +249,8 @@ class _Program:
     def use(*values: Any) -> Sequence[Any]:
       return result_of(equation, list(map(self._whole, values)))
 
-    return use(*values) if self._gather is None else jax.checkpoint(use)(*values)
+    is_kept = self._gather is None and not any(map(_is_packed, values))
+    return use(*values) if is_kept else jax.checkpoint(use)(*values)
 
   def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> jax.Array | None:
     """What a product or a lookup gives without a merged kernel; None where there is none."""
@@ -309,7 +315,8 @@ class _Program:
     """What each iteration of a loop has; what each would merge the whole of is merged before."""
 
     def before(value: Any) -> Any:
-      plan = value.plan if isinstance(value, Deferred) and self._gather is None else None
+      is_made_before = isinstance(value, Deferred) and not (self._gather or value.is_packed)
+      plan = value.plan if is_made_before else None
       return value if plan is None or plan.stack or plan.goes_by_output else self._whole(value)
 
     return list(map(before, values))

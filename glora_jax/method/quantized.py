@@ -1,21 +1,26 @@
 """A base model whose parameters are quantized: qwix's arrays (int8, NF4 and all its other types).
 
-They stay as they are among the variables, a quarter of the size or less. Where supports are merged
-into them they are full precision, float32, and so are folded parameters, which lose nothing;
-`requantize` makes of these again what the base was.
+They stay as they are among the variables, a quarter of the size or less. Each is taken out where
+the model uses it (`glora_jax.method.program`), in float32 and cast to the model's own type. Folded
+parameters are full precision, float32, and lose nothing; `requantize` makes of these again what the
+base was.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from glora_jax.tree import Path, path_of
+from glora_jax.tree import Path, path_name, path_of
+
+log = logging.getLogger(__name__)
 
 
 def is_quantized(value: Any) -> bool:
@@ -46,6 +51,68 @@ def check_unquantized(name: str, params: Any) -> None:
     )
 
 
+def taken_out(array: Any) -> jax.Array:
+  """An array in full, in its own type; one that is not quantized as it is."""
+  if not is_quantized(array):
+    return array
+  wide = _bare(array).astype(jnp.float32)
+  return sys.modules['qwix'].dequantize(wide).astype(array.dtype)
+
+
+def _bare(array: Any) -> Any:
+  """A quantized array without word of how it was quantized, out of its boxes."""
+  return nn.meta.unbox(getattr(array, 'array', array))
+
+
+def as_computed_with(params: Any) -> Any:
+  """Params, or their shapes as a model computes with them if some are quantized."""
+  if not has_quantized(params):
+    return params
+  take_out = functools.partial(jax.tree.map, taken_out, is_leaf=is_quantized)
+  return jax.eval_shape(take_out, params)
+
+
+def spread(array: Any, axes: Iterable[int]) -> Any:
+  """A quantized array with scales of its own at each place along some axes."""
+
+  def repeated(leaf: jax.Array) -> jax.Array:
+    for axis in axes:
+      leaf = leaf.repeat(array.shape[axis] // leaf.shape[axis], axis)
+    return leaf
+
+  return jax.tree.map(repeated, array)
+
+
+def set_apart(params: Any, shapes: Mapping[Path, Any]) -> tuple[Any, dict[Path, Any]]:
+  """Params with shapes in the place of quantized arrays, and these by path.
+
+  Args:
+    params: parameters of a model, some of them quantized; any pytree.
+    shapes: what the model's own parameters are, by path; those that are not there are as given.
+
+  Returns:
+    (params, quantized arrays in the model's shapes). Biases are taken out, and what has tiles that
+    do not lie along the model's axes.
+  """
+  packed: dict[Path, Any] = {}
+
+  def shape_of(keys: Any, value: Any) -> Any:
+    if not is_quantized(value):
+      return value
+    path = path_of(keys)
+    own, array = shapes.get(path, value), _bare(value)
+    try:
+      array = array.reshape(own.shape)
+    except ValueError:
+      return taken_out(array).reshape(own.shape).astype(own.dtype)
+    if array.ndim < 2:
+      return taken_out(array).astype(own.dtype)
+    packed[path] = array.astype(jnp.promote_types(array.dtype, own.dtype))
+    return jax.ShapeDtypeStruct(own.shape, own.dtype)
+
+  return jax.tree_util.tree_map_with_path(shape_of, params, is_leaf=is_quantized), packed
+
+
 def full_precision(
   params: Any, shapes: Mapping[Path, Any], only: Container[Path] | None = None
 ) -> Any:
@@ -67,8 +134,7 @@ def full_precision(
     path = path_of(keys)
     if not is_quantized(value) or (only is not None and path not in only):
       return value
-    array = nn.meta.unbox(getattr(value, 'array', value)).astype(jnp.float32)
-    array, own = sys.modules['qwix'].dequantize(array), shapes.get(path)
+    array, own = taken_out(_bare(value).astype(jnp.float32)), shapes.get(path)
     return array if own is None or own.size != array.size else array.reshape(own.shape)
 
   return jax.tree_util.tree_map_with_path(unpacked, params, is_leaf=is_quantized)
@@ -83,19 +149,23 @@ def requantize(params: Any, like: Any) -> Any:
 
   Returns:
     Params with quantized arrays in the places where `like` has them: of its types, with scales (and
-    zero points) of its shapes, chosen for the new values.
+    zero points) of its shapes, chosen for the new values. What the rounding costs is logged.
   """
-  leaves, structure = jax.tree.flatten(like, is_leaf=is_quantized)
-  return structure.unflatten(
-    [
-      _quantized(value, old) if is_quantized(old) else value
-      for old, value in zip(leaves, structure.flatten_up_to(params), strict=True)
-    ]
-  )
+  leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
+  new, errors = [], {}
+  for (keys, old), value in zip(leaves, structure.flatten_up_to(params), strict=True):
+    new.append(_quantized(value, old) if is_quantized(old) else value)
+    if is_quantized(old) and not isinstance(value, jax.core.Tracer):
+      error = jnp.linalg.norm(taken_out(new[-1]).ravel() - value.ravel())
+      errors[path_name(path_of(keys))] = float(error / jnp.linalg.norm(value.ravel()))
+  if errors:
+    worst = max(errors, key=lambda name: errors[name])
+    log.info('quantizing again moves %s most, by %.2g of its norm', worst, errors[worst])
+  return structure.unflatten(new)
 
 
 def _quantized(value: jax.Array, like: Any) -> Any:
-  old = nn.meta.unbox(getattr(like, 'array', like))
+  old = _bare(like)
   tiles = dict(enumerate(old.scale_tile_shape))
   shared = {axis for axis, tile in tiles.items() if tile == old.shape[axis]}
   new = sys.modules['qwix'].quantize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +22,12 @@ import numpy as np
 from glora_jax.method import equation
 from glora_jax.method.genomes import goes_by_output, occurring
 from glora_jax.method.groups import Group
+from glora_jax.method.quantized import is_quantized, spread, taken_out
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.method.supports import SUPPORTS, of_tensors
 from glora_jax.method.trace.view import View
-from glora_jax.tree import flatten, update
+from glora_jax.tree import Path, flatten, update
 
 Gather = Callable[[jax.Array], jax.Array]  # makes an array whole on every device
 
@@ -152,17 +154,18 @@ class Deferred:
   """A kernel on its way to where it is used; a pytree, which scans and checkpoints take along.
 
   Attributes:
-    kernel: float [stack..., inputs..., outputs...], in its own type.
-    supports: supports of A and B, and those of biases that wait (`defer`), [stack..., ...].
-    alleles: int [stack..., 5].
+    kernel: float [stack..., inputs..., outputs...], in its own type, or a quantized array.
+    supports: supports of A and B, and those of biases that wait (`defer`), [stack..., ...]; none of
+      a quantized array that is not adapted.
+    alleles: int [stack..., 5]; None without supports.
     plan: what is static of it.
     slot: of supports [stack..., slots, ...] those that are used, int [stack...]; None where there
       are no slots.
   """
 
-  kernel: jax.Array
+  kernel: Any
   supports: Mapping[str, jax.Array]
-  alleles: jax.Array
+  alleles: Any
   plan: Plan
   slot: jax.Array | None = None
 
@@ -180,6 +183,11 @@ class Deferred:
     axes = layout.stack, layout.inputs, layout.outputs
     plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
     return cls(kernel.transpose(sum(axes, ())), supports, alleles, plan)
+
+  @property
+  def is_packed(self) -> bool:
+    """Whether the kernel is quantized, and taken out where it is used."""
+    return is_quantized(self.kernel)
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -224,6 +232,7 @@ def defer(
   fixed: np.ndarray | None = None,
   biases_wait: bool = False,
   slot: jax.Array | None = None,
+  packed: Mapping[Path, Any] = types.MappingProxyType({}),
 ) -> Any:
   """Params with biases merged, and in the place of adapted kernels what is still to be merged.
 
@@ -235,8 +244,12 @@ def defer(
     fixed: the genome where it is known when tracing.
     biases_wait: whether supports of biases go with those of the kernels instead.
     slot: which of supports with an axis of slots after the stack's are used; None without one.
+    packed: quantized arrays by path, of which `params` has the shapes (`set_apart`).
   """
-  leaves, new = flatten(params), {}
+  leaves = flatten(params)
+  new: dict[Path, Any] = {
+    path: _not_adapted(array, leaves[path].dtype) for path, array in packed.items()
+  }
   for group in groups:
     alleles, ranks = group.alleles(genome), group.space.ranks
     used, by_outputs = set(TENSORS), False
@@ -248,15 +261,45 @@ def defer(
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
     for site, part in group.of_members(group.own(supports)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
+      array = packed.get(site.kernel_path)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
-        arrays = kernel, bias, _picked(of_bias, own_slot), alleles
-        new[site.bias_path] = merge_biases(*arrays, site.layout, ranks)
+        rest = bias, _picked(of_bias, own_slot), alleles, site.layout, ranks
+        new[site.bias_path] = (
+          merge_biases(kernel, *rest) if array is None else _bias_beside_packed(array, *rest)
+        )
       if part := of_tensors(part, waiting):
-        arrays = kernel, part, alleles
-        deferred = Deferred.whole(*arrays, site.layout, ranks, by_outputs)
+        array = kernel if array is None else spread(array, site.layout.stack)
+        deferred = Deferred.whole(array, part, alleles, site.layout, ranks, by_outputs)
+        deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
   return update(params, new)
+
+
+def _not_adapted(array: Any, dtype: np.dtype) -> Deferred:
+  """A quantized array on its way to where it is used, cut along axes with scales at each place."""
+  sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
+  stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)
+  rest = tuple(n for n in range(array.ndim) if n not in stack)
+  plan = Plan(stack, (), rest, View.whole((), array.shape), (), False, (dtype,))
+  return Deferred(array.transpose(stack + rest), {}, None, plan)
+
+
+def _bias_beside_packed(
+  kernel: Any, bias: jax.Array, supports: Any, alleles: jax.Array, layout: Layout, ranks: Any
+) -> jax.Array:
+  """`merge_biases` with a quantized kernel, of which one layer at a time is taken out."""
+
+  @jax.checkpoint
+  def layer(arguments: Any) -> Any:
+    kernel, bias, supports, alleles = arguments
+    matrix = taken_out(kernel).reshape(-1, bias.size)
+    return equation.effective_bias(matrix, bias, supports, alleles, ranks)
+
+  for _ in layout.stack:
+    layer = functools.partial(jax.lax.map, layer)
+  kernel = spread(kernel, layout.stack).transpose(layout.stack + layout.inputs + layout.outputs)
+  return layout.bias(layer((kernel, layout.vectors(bias), supports, alleles)), bias.shape)
 
 
 def _picked(supports: Mapping[str, jax.Array], slot: jax.Array | None) -> Mapping[str, jax.Array]:
@@ -293,11 +336,16 @@ def merged(
     product: of the two factors of a LoRA, as of `equation.effective`.
     gather: makes an array whole on every device; None where all are.
   """
-  plan, kernel = deferred.plan, deferred.kernel
-  kernel = gather(kernel) if gather else kernel
-  arrays = kernel, _picked(deferred.supports, deferred.slot), deferred.alleles
-  kernel = merge_kernels(*arrays, plan.layout, plan.ranks, product)
+  plan, kernel = deferred.plan, _whole(deferred.kernel, gather)
+  if deferred.supports:
+    arrays = kernel, _picked(deferred.supports, deferred.slot), deferred.alleles
+    kernel = merge_kernels(*arrays, plan.layout, plan.ranks, product)
   return _cast(plan, plan.laid(kernel, range(len(plan.view.dims))))
+
+
+def _whole(kernel: Any, gather: Gather | None) -> jax.Array:
+  """A kernel as it is used: gathered from devices, and taken out of a quantized array."""
+  return taken_out(jax.tree.map(gather, kernel) if gather else kernel)
 
 
 def _cast(plan: Plan, array: jax.Array) -> jax.Array:
@@ -342,20 +390,24 @@ def by_output(
   if len(order) != len(plan.stack):
     return None
 
-  def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    matrix = _cast(plan, gather(matrix) if gather else matrix)
+  def product(x: jax.Array, matrix: Any) -> jax.Array:
+    matrix = _cast(plan, _whole(matrix, gather))
+    if deferred.is_packed:
+      matrix = matrix.reshape(math.prod(matrix.shape[: len(plan.inputs)]), -1)
     options = {name: params[name] for name in ('precision', 'preferred_element_type')}
     dims = (x.ndim - 1,), (0 if is_layer else 1,)
     return jax.lax.dot_general(x, matrix, (dims, ((), ())), **options)
 
   def layer(x: jax.Array, one: Deferred) -> jax.Array:
-    run = jax.checkpoint(product) if gather else product
+    run = jax.checkpoint(product) if gather or one.is_packed else product
     by_form = equation.layer_by_output if is_layer else equation.transposed_by_output
     arguments = run, x, one.kernel, _picked(one.supports, one.slot), one.alleles
     return by_form(*arguments, plan.ranks, params['precision'])
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]
-  matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))
+  matrices = deferred
+  if not deferred.is_packed:
+    matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))
   moved = matrices.map(
     lambda leaf: leaf.transpose(*order, *range(len(order), leaf.ndim)).reshape(
       *lead[: len(layers)], *leaf.shape[len(order) :]
@@ -402,7 +454,8 @@ def by_rows(
     return take(matrix, slice_sizes=(1, matrix.shape[1]), **filled)
 
   table = deferred.map(lambda leaf: leaf.reshape(leaf.shape[stack:]))
-  base = jax.checkpoint(lambda kernel: rows(gather(kernel))) if gather else rows
+  is_made = gather or deferred.is_packed
+  base = jax.checkpoint(lambda kernel: rows(_whole(kernel, gather))) if is_made else rows
   found = base(table.kernel)
   layout = Layout((), tuple(dim for dim in range(found.ndim) if dim != width), (width,))
   of_slots = rows if table.slot is None else jax.vmap(rows)
@@ -413,5 +466,5 @@ def by_rows(
   merged = _cast(plan, merge_kernels(found, supports, table.alleles, layout, plan.ranks))
   if params.get('mode') != jax.lax.GatherScatterMode.FILL_OR_DROP:
     return merged
-  fill, is_there = params['fill_value'], rows(jnp.ones((len(table.kernel), 1))) > 0
+  fill, is_there = params['fill_value'], rows(jnp.ones((table.kernel.shape[0], 1))) > 0
   return jnp.where(is_there, merged, jnp.nan if fill is None else fill)

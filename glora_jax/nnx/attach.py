@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import largest_genome, occurring
 from glora_jax.method.presets import Structure, genome_of, read_structure, space_for
+from glora_jax.method.quantized import as_computed_with, is_quantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import TENSORS, SearchSpace
@@ -100,7 +102,7 @@ def attach(
   selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
-  adapted = assemble(model, params(model), found, selection).fix(structure)
+  adapted = assemble(model, as_computed_with(params(model)), found, selection).fix(structure)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
     # Some models scan over `nnx.Param` alone, or along an axis of its own.
@@ -142,6 +144,7 @@ def _with_supports(
     insertion.add(adapter)
   for path in adapted.head_paths:
     insertion.mark_head(path)
+  insertion.take_out_others()
   # A linen model must not see the type of its heads, either.
   for owner, adapted_params in insertion.owners.values():
     if adapted_params or isinstance(owner, nnx.bridge.ToNNX):
@@ -183,6 +186,19 @@ class _Insertion:
     for owner, location in found:
       put(owner, {location: head})
       self._of_owner(owner)
+
+  def take_out_others(self) -> None:
+    """Has quantized parameters that are not adapted taken out where they are read."""
+    adapted = {
+      id(variable_at(owner, p.location)) for owner, own in [*self.owners.values()] for p in own
+    }
+    for owner, location in itertools.chain(*self.places.values()):
+      variable = variable_at(owner, location)
+      if is_quantized(variable.get_value()) and id(variable) not in adapted:
+        param = AdaptedParam(location, location, '', 0)
+        own = self._of_owner(owner)
+        if param not in own:
+          own.append(param)
 
   def _of_owner(self, owner: nnx.Pytree) -> list[AdaptedParam]:
     return self.owners.setdefault(id(owner), (owner, []))[1]

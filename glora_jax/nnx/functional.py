@@ -28,7 +28,7 @@ from glora_jax.limits import check_type
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import Structure, read_structure, space_for
-from glora_jax.method.quantized import check_unquantized
+from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
 from glora_jax.method.sample import Sample
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Layout, Site, axis_count
@@ -36,7 +36,7 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.events import NO_SAMPLE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner
-from glora_jax.tree import Path, differences, flatten, path_name, plain_path
+from glora_jax.tree import Path, differences, flatten, path_name, plain_path, replace
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def adapt(
       frozen.__name__,
       ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
     )
-  return assemble(frozen, params(model), found, selection).fix(structure)
+  return assemble(frozen, as_computed_with(params(model)), found, selection).fix(structure)
 
 
 def params(model: nnx.Module) -> dict[str, Any]:
@@ -140,7 +140,21 @@ def params(model: nnx.Module) -> dict[str, Any]:
     {'bias': (3,), 'kernel': (4, 3)}
   """
   require_module(model, 'params')
-  return nested(nnx.state(model, nnx.Param))
+  found = nested(nnx.state(model, nnx.Param))
+  for path, node in nnx.iter_graph(model):
+    if _is_of_qwix(node):  # an attribute that has variables in it
+      own = jax.tree.map(nnx.Variable.get_value, node.array, is_leaf=_is_variable)
+      found = replace(found, plain_path(path), own)
+  return found
+
+
+def _is_of_qwix(node: Any) -> bool:
+  """Whether a part of a model is what qwix has put in the place of a parameter."""
+  return is_quantized(node) and hasattr(node, 'array')
+
+
+def _is_variable(node: Any) -> bool:
+  return isinstance(node, nnx.Variable)
 
 
 def with_params(model: nnx.Module, new: Any) -> nnx.Module:
@@ -172,7 +186,10 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
 
 def check_values(what: str, given: Any, own: Any, source: str) -> None:
   """Raises ValueError for values that a model does not have, or has in another shape."""
-  new, old = ({path_name(path): x for path, x in flatten(tree).items()} for tree in (given, own))
+  new, old = (
+    {path_name(path): x for path, x in flatten(as_computed_with(tree)).items()}
+    for tree in (given, own)
+  )
   if problems := differences({**old, **new}, old):
     raise ValueError(
       f'The {what} are not those of this model. {"; ".join(problems)}. Pass those that {source}.'
@@ -209,7 +226,12 @@ def check_model(model: Any, call: str) -> None:
         f'{path_name(plain_path(path))} has a get_value or an on_get_value hook of its own, '
         'and is read and put back here; do what these do where the model uses it.'
       )
-  check_unquantized(type(model).__name__, model)
+    if _is_of_qwix(node):
+      name = type(model).__name__
+      raise ValueError(
+        f'{name} is a quantized model of qwix; adapt the model that it was made from, with '
+        f'glora_jax.nnx.params of this {name} as its parameters (glora_jax.nnx.with_params).'
+      )
 
 
 class Frozen:
@@ -272,7 +294,8 @@ def _filled(state: Any, values: Mapping[str, Any]) -> Any:
   Raises:
     ValueError: a value is none of the state's.
   """
-  new = flatten(values)
+  whole, packed = set_apart(values, {})
+  new = flatten(whole) | packed
   leaves = [
     (path, leaf.replace(new.pop(plain_path(path), leaf.get_value())))
     for path, leaf in nnx.to_flat_state(state)
@@ -305,7 +328,7 @@ def by_use(
     lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
     frozen.states[1:],
   )
-  found = find(frozen, params(model), inputs, kwargs, **options)
+  found = find(frozen, as_computed_with(params(model)), inputs, kwargs, **options)
   # A model that is one linear layer gives it its name.
   named = [
     site if site.path else dataclasses.replace(site, kind=frozen.__name__) for site in found.sites

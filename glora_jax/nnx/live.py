@@ -19,6 +19,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import canonicalize, check_one_genome
 from glora_jax.method.groups import Group, check_supports, spec_of
 from glora_jax.method.presets import genome_of
+from glora_jax.method.quantized import as_computed_with
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, set_beside, set_like
@@ -184,7 +185,7 @@ def _without_supports(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     spec=spec_of(groups),
     groups=groups,
     head_paths=frozenset(flatten(nested(nnx.state(model, Head)))),
-    param_shapes=flatten(variables['params']),
+    param_shapes=flatten(as_computed_with(variables['params'])),
     uncovered=vars(model).get(UNCOVERED, ()),
     mesh=static.mesh,
     genome=get_genome(model) if static.is_fixed else None,

@@ -17,6 +17,7 @@ from flax import nnx
 
 from glora_jax.method import equation, program
 from glora_jax.method.genomes import goes_by_output
+from glora_jax.method.quantized import is_quantized, taken_out
 from glora_jax.method.rules import Deferred, merge_biases, merge_kernels
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
@@ -36,7 +37,7 @@ class AdaptedParam(NamedTuple):
   Attributes:
     location: where it is.
     kernel: where the kernel of its layer is, which may be this parameter.
-    adapter: name of the attribute that holds its supports.
+    adapter: name of the attribute that holds its supports; '' of one that is quantized alone.
     member: number of the layer among those that share the supports.
   """
 
@@ -153,8 +154,10 @@ def _added(owner: nnx.Pytree) -> set[str]:
 
 def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """An adapted parameter with its supports merged in."""
+  kernel = taken_out(variable_at(owner, param.kernel).get_value())
+  if not param.adapter:
+    return kernel
   adapter: Adapter = vars(owner)[param.adapter]
-  kernel = variable_at(owner, param.kernel).get_value()
   local, supports, alleles = left(adapter, param.member, kernel)
   ranks = adapter.group.space.ranks
   if not param.is_kernel:
@@ -167,7 +170,7 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
 def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """The same as a layer is to use it, whole on every device."""
   value = merged(owner, param)
-  return gathered(vars(owner)[param.adapter], value) if param.is_kernel else value
+  return gathered(vars(owner)[param.adapter], value) if param.is_kernel and param.adapter else value
 
 
 def _set_class(module: nnx.Pytree, kind: type) -> None:
@@ -246,13 +249,22 @@ def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:
 
 
 def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
-  """The call of NNX's own linear layer, without a merged kernel where A is not a LoRA.
+  """The call of NNX's own linear layer; a quantized kernel is not kept in full for the way back."""
+  call = functools.partial(_linear, owner, *args, **kwargs)
+  is_packed = is_quantized(vars(owner)['kernel'].get_value())
+  return jax.checkpoint(call)() if is_packed else call()
+
+
+def _linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
+  """What NNX's own linear layer returns, without a merged kernel where A is not a LoRA.
 
   A training step with a merged kernel computes the gradient of the whole kernel; x W + (x B_down)
   B_up needs none.
   """
   params = {param.location.attribute: param for param in params_of(owner)}
   param = params['kernel']
+  if not param.adapter:
+    return plain_class(owner).__call__(owner, *args, **kwargs)
   adapter, kernel = vars(owner)[param.adapter], variable_at(owner, param.location)
   site = adapter.group.members[param.member]
   layout = site.layout.below(taken_axes(site, kernel.shape))
@@ -261,6 +273,8 @@ def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
     return plain_class(owner).__call__(owner, *args, **kwargs)
   layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
   vars(layer).update(vars(owner))
+  if is_quantized(packed := kernel.get_value()):
+    vars(layer)['kernel'] = kernel.replace(taken_out(packed))
   if 'bias' in params:
     vars(layer)['bias'] = owner.bias  # pyrefly: ignore
   product = layer.dot_general
@@ -300,6 +314,8 @@ def _dot_general_by_output(
 def _call_embed(owner: nnx.Embed, name: str, *args: Any, **kwargs: Any) -> Any:
   """A method of NNX's own embedding, without a merged table: by rows, or by its output."""
   param = next(param for param in params_of(owner) if param.location.attribute == 'embedding')
+  if not param.adapter:
+    return getattr(plain_class(owner), name)(owner, *args, **kwargs)
   adapter, variable = vars(owner)[param.adapter], variable_at(owner, param.location)
   base, static = variable.get_value(), adapter.static
   layout, supports, alleles = left(adapter, param.member, base)

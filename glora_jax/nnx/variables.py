@@ -8,6 +8,8 @@ from typing import Any
 
 from flax import nnx
 
+from glora_jax.method.quantized import taken_out
+
 
 class Trained(nnx.Param):
   """What is trained of an attached model: its supports and its heads.
@@ -91,7 +93,7 @@ def without_role(variable: nnx.Variable) -> nnx.Variable:
 
 
 def _of_type(kind: type[nnx.Variable], variable: nnx.Variable) -> nnx.Variable:
-  return kind.from_metadata(variable.get_raw_value(), variable.get_metadata())
+  return kind.from_metadata(taken_out(variable.get_raw_value()), variable.get_metadata())
 
 
 @functools.cache
