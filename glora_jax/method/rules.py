@@ -181,6 +181,8 @@ class Deferred:
   ) -> Deferred:
     """A kernel of some layout as the model has it, its supports and alleles stack axes first."""
     axes = layout.stack, layout.inputs, layout.outputs
+    if is_quantized(kernel):
+      kernel = spread(kernel, layout.stack)
     plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
     return cls(kernel.transpose(sum(axes, ())), supports, alleles, plan)
 
@@ -248,7 +250,7 @@ def defer(
   """
   leaves = flatten(params)
   new: dict[Path, Any] = {
-    path: _not_adapted(array, leaves[path].dtype) for path, array in packed.items()
+    path: not_adapted(array, leaves[path].dtype) for path, array in packed.items()
   }
   for group in groups:
     alleles, ranks = group.alleles(genome), group.space.ranks
@@ -269,14 +271,14 @@ def defer(
           merge_biases(kernel, *rest) if array is None else _bias_beside_packed(array, *rest)
         )
       if part := of_tensors(part, waiting):
-        array = kernel if array is None else spread(array, site.layout.stack)
+        array = kernel if array is None else array
         deferred = Deferred.whole(array, part, alleles, site.layout, ranks, by_outputs)
         deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
   return update(params, new)
 
 
-def _not_adapted(array: Any, dtype: np.dtype) -> Deferred:
+def not_adapted(array: Any, dtype: np.dtype) -> Deferred:
   """A quantized array on its way to where it is used, cut along axes with scales at each place."""
   sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
   stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)

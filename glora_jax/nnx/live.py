@@ -328,9 +328,9 @@ def shard(
 ) -> None:
   """Lays the adapted kernels of a model over devices, a part on each, and all else whole on each.
 
-  A layer gathers its kernel when it is called. For the way back it is kept, unless the layer lies
-  in a block under `nnx.remat`: then no device ever holds all kernels. Inputs are to be dealt to all
-  axes of the mesh.
+  A layer gathers its kernel when it is called. Of a fixed structure without LoRAs for A it gathers
+  it again on the way back; else it is kept, unless the layer lies in a block under `nnx.remat`:
+  then no device ever holds all kernels. Inputs are to be dealt to all axes of the mesh.
 
   Args:
     model: an attached model, which is changed.

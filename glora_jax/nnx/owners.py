@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
 
-from glora_jax.method import equation, program
+from glora_jax.method import program
 from glora_jax.method.genomes import goes_by_output
 from glora_jax.method.quantized import is_quantized, taken_out
-from glora_jax.method.rules import Deferred, merge_biases, merge_kernels
+from glora_jax.method.rules import Deferred, merge_biases, merge_kernels, not_adapted
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
-from glora_jax.nnx.adapter import Adapter, gathered, left, taken_axes
+from glora_jax.nnx.adapter import Adapter, gathered, left
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
 
 Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
 UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that are not adapted
-_LINEAR_CALLS = (nnx.Linear.__call__, nnx.LinearGeneral.__call__)
+# Of NNX's own layers the attribute, a method's name, and the methods of this name.
+_BY_PROGRAM = (
+  ('kernel', '__call__', (nnx.Linear.__call__, nnx.LinearGeneral.__call__)),
+  ('embedding', '__call__', (nnx.Embed.__call__,)),
+  ('embedding', 'attend', (nnx.Embed.attend,)),
+)
 
 
 class AdaptedParam(NamedTuple):
@@ -189,13 +194,10 @@ def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
   members |= {'_glora_params': params, '_glora_base': base}
   members |= {'__doc__': base.__doc__, '__module__': base.__module__}
   members['__reduce_ex__'] = by_making(_owner_class, base, params)
-  if base.__call__ in _LINEAR_CALLS:
-    members['__call__'] = _call_linear
-  elif issubclass(base, nnx.Embed) and 'embedding' in by_attribute:
-    for name in ('__call__', 'attend'):
-      if getattr(base, name) is getattr(nnx.Embed, name):
-        members[name] = functools.partialmethod(_call_embed, name)
-  elif issubclass(base, nnx.bridge.ToNNX):
+  for attribute, name, methods in _BY_PROGRAM:
+    if attribute in by_attribute and getattr(base, name, None) in methods:
+      members[name] = functools.partialmethod(_by_program, attribute, name)
+  if issubclass(base, nnx.bridge.ToNNX):
     members['__call__'] = _call_bridge
   kind = _subclass(base, members)
   kind.__name__, kind.__qualname__ = base.__name__, base.__qualname__
@@ -248,87 +250,34 @@ def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:
   return property(read, write, forget)
 
 
-def _call_linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
-  """The call of NNX's own linear layer; a quantized kernel is not kept in full for the way back."""
-  call = functools.partial(_linear, owner, *args, **kwargs)
-  is_packed = is_quantized(vars(owner)['kernel'].get_value())
-  return jax.checkpoint(call)() if is_packed else call()
+def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwargs: Any) -> Any:
+  """A method of one of NNX's own layers, run by its program: a rule uses the array in it.
 
-
-def _linear(owner: nnx.Pytree, *args: Any, **kwargs: Any) -> Any:
-  """What NNX's own linear layer returns, without a merged kernel where A is not a LoRA.
-
-  A training step with a merged kernel computes the gradient of the whole kernel; x W + (x B_down)
-  B_up needs none.
+  With a merged array a training step would compute the gradient of the whole; an array that is
+  taken out of a quantized one would be kept for it.
   """
-  params = {param.location.attribute: param for param in params_of(owner)}
-  param = params['kernel']
-  if not param.adapter:
-    return plain_class(owner).__call__(owner, *args, **kwargs)
-  adapter, kernel = vars(owner)[param.adapter], variable_at(owner, param.location)
-  site = adapter.group.members[param.member]
-  layout = site.layout.below(taken_axes(site, kernel.shape))
-  in_order = list(layout.outputs) == sorted(layout.outputs)
-  if not goes_by_output(adapter.static.in_use) or layout.stack or not in_order:
-    return plain_class(owner).__call__(owner, *args, **kwargs)
-  layer = object.__new__(plain_class(owner))  # a copy for this call, with the base's kernel
-  vars(layer).update(vars(owner))
-  if is_quantized(packed := kernel.get_value()):
-    vars(layer)['kernel'] = kernel.replace(taken_out(packed))
-  if 'bias' in params:
-    vars(layer)['bias'] = owner.bias  # pyrefly: ignore
-  product = layer.dot_general
-  if getattr(layer, 'dot_general_cls', None) is not None:
-    product = layer.dot_general_cls()
-    vars(layer)['dot_general_cls'] = None
-  product = product or jax.lax.dot_general
-  vars(layer)['dot_general'] = functools.partial(
-    _dot_general_by_output, product, adapter, param.member
-  )
-  return layer(*args, **kwargs)
+  own = {param.location.attribute: param for param in params_of(owner)}
+  param, kind = own.pop(attribute), plain_class(owner)
+  variable, adapter = variable_at(owner, param.location), vars(owner).get(param.adapter)
+  by_outputs = adapter is not None and goes_by_output(adapter.static.in_use)
+  if not by_outputs and not is_quantized(variable.get_value()):
+    return getattr(kind, name)(owner, *args, **kwargs)
 
+  def call(array: jax.Array, inputs: tuple) -> Any:
+    layer = object.__new__(kind)
+    others = {other: getattr(owner, other) for other in own}
+    vars(layer).update(vars(owner), **others, **{attribute: merged_variable(variable, array)})
+    return getattr(layer, name)(*inputs[0], **inputs[1])
 
-def _dot_general_by_output(
-  product: Callable[..., jax.Array],
-  adapter: Adapter,
-  member: int,
-  inputs: jax.Array,
-  kernel: jax.Array,
-  dimension_numbers: Any,
-  **kwargs: Any,
-) -> jax.Array:
-  """A `dot_general` of inputs and a kernel with the supports' part added."""
-  output = product(inputs, gathered(adapter, kernel), dimension_numbers, **kwargs)
-  (contracted, of_kernel), _ = dimension_numbers
-  by_dim = dict(zip(of_kernel, contracted, strict=True))
-  local, supports, alleles = left(adapter, member, kernel)
-  order = [by_dim[dim] for dim in local.inputs]
-  free = [dim for dim in range(inputs.ndim) if dim not in order]
-  sizes = [inputs.shape[dim] for dim in free]
-  rows, columns = inputs.transpose(*free, *order).reshape(*sizes, -1), output.reshape(*sizes, -1)
-  ranks, precision = adapter.group.space.ranks, kwargs.get('precision')
-  added = equation.with_terms(rows, columns, supports, alleles, ranks, precision)
-  return added.reshape(output.shape)
+  def defer(base: Any) -> Deferred:
+    if adapter is None:
+      return not_adapted(base, base.dtype)
+    layout, supports, alleles = left(adapter, param.member, base)
+    arrays = base, of_tensors(supports, WEIGHT_TENSORS), alleles
+    return Deferred.whole(*arrays, layout, adapter.group.space.ranks, by_outputs)
 
-
-def _call_embed(owner: nnx.Embed, name: str, *args: Any, **kwargs: Any) -> Any:
-  """A method of NNX's own embedding, without a merged table: by rows, or by its output."""
-  param = next(param for param in params_of(owner) if param.location.attribute == 'embedding')
-  if not param.adapter:
-    return getattr(plain_class(owner), name)(owner, *args, **kwargs)
-  adapter, variable = vars(owner)[param.adapter], variable_at(owner, param.location)
-  base, static = variable.get_value(), adapter.static
-  layout, supports, alleles = left(adapter, param.member, base)
-  arrays = base, of_tensors(supports, WEIGHT_TENSORS), alleles
-  rest = layout, adapter.group.space.ranks, goes_by_output(static.in_use)
-
-  def call(table: jax.Array, args: tuple) -> Any:
-    layer = object.__new__(plain_class(owner))
-    vars(layer).update(vars(owner), embedding=merged_variable(variable, table))
-    return getattr(layer, name)(*args, **kwargs)
-
-  deferred = Deferred.whole(*arrays, *rest)
-  return program.call(call, base, args, static.mesh, defer=lambda _: deferred)
+  mesh = None if adapter is None else adapter.static.mesh
+  return program.call(call, variable.get_value(), (args, kwargs), mesh, defer=defer)
 
 
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
