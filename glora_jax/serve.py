@@ -32,6 +32,7 @@ from glora_jax.method.adapter_file import (
   unpack,
 )
 from glora_jax.method.groups import spec_of
+from glora_jax.method.program import arrays_of
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.space import MOST_RANKS, SearchSpace
 from glora_jax.method.supports import COLLECTION, SUPPORTS
@@ -103,12 +104,14 @@ class Pool:
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
     params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)
-    self._params = params = jax.tree.map(jnp.asarray, params)
+    arrays, self._rebuild = arrays_of(params)
+    self._params = list(map(jnp.asarray, arrays))
+    params = self._rebuild(self._params)
     fresh = shapes_of_fresh(self._adapted, params)
     trainable, frozen = self._adapted.split({**fresh, 'params': params})
     self._bases = list(fingerprints(frozen['params']))
     self._heads = {p: nn.meta.unbox(value) for p, value in flatten(trainable['params']).items()}
-    laid = jax.tree.leaves(params)[0].sharding
+    laid = self._params[0].sharding
     if isinstance(laid, NamedSharding):
       laid = NamedSharding(laid.mesh, PartitionSpec())
     self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), laid)
@@ -148,7 +151,7 @@ class Pool:
       )
     free = set(range(1, self._most + 1)) - set(self._slots.values())
     loader = self._loaders[tied := all(metadata['tied'])]
-    stored = shapes_of_fresh(loader, self._params)[COLLECTION]
+    stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
     genome, supports, others = unpack(path, tensors, metadata, loader, stored)
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
     if others:
@@ -249,7 +252,8 @@ class Pool:
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
-    params, written = self._adapted.full_precision(params), arrays[COLLECTION]
+    params = self._adapted.full_precision(self._rebuild(params))
+    written = arrays[COLLECTION]
     groups = zip(self._adapted.groups, self._loaders[tied].groups, strict=True)
     for group, given in groups:
       alleles, members = given.alleles(genome), []
@@ -275,7 +279,7 @@ class Pool:
 
   def _answers(self, arrays: Any, params: Any, slots: Any, inputs: tuple, collections: Any) -> Any:
     """What `__call__` returns, of slots int [batch]."""
-    genome = self._adapted.genome
+    genome, params = self._adapted.genome, self._rebuild(params)
 
     def answer(slot: jax.Array, own: tuple, others: Any) -> Any:
       heads = {path: array[slot] for path, array in arrays['heads'].items()}

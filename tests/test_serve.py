@@ -70,6 +70,15 @@ def of_function():
   return glora_jax.adapt_function(mlp, params, normal(1, 4)), params
 
 
+def activated(params, x):
+  return params['activation'](x @ params['w'] + params['b']) @ params['head']['w']
+
+
+def of_leaves_that_are_no_arrays():
+  params = {'name': 'one', 'activation': jnp.tanh, **of_function()[1]}
+  return glora_jax.adapt_function(activated, params, normal(1, 4)), params
+
+
 def of_nnx():
   model = nnx.Sequential(
     nnx.Linear(4, 5, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(5, 3, rngs=nnx.Rngs(1))
@@ -92,7 +101,7 @@ def of_tie():
   return glora_jax.adapt(Tied(), x, ties=[('q', 'k')]), random_params(Tied(), x)
 
 
-@pytest.mark.parametrize('make', [of_function, of_nnx, of_tie])
+@pytest.mark.parametrize('make', [of_function, of_leaves_that_are_no_arrays, of_nnx, of_tie])
 def test_functions_nnx_models_and_ties_are_served(make, tmp_path):
   adapted, params = make()
   x = normal(6, 4)

@@ -57,7 +57,7 @@ def call(
     lays_gradients: see `gathering`.
   """
   if mesh is not None:
-    arrays, rebuild = _arrays_of((params, inputs))
+    arrays, rebuild = arrays_of((params, inputs))
     params, inputs = rebuild(_tied(arrays))
   params = params if defer is None else defer(params)
 
@@ -103,13 +103,13 @@ def gathering(
 
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
   """What a function of weights returns, of which some are `Deferred`."""
-  deferred, rebuild = _arrays_of(params, _is_deferred)
+  deferred, rebuild = arrays_of(params, _is_deferred)
   if not deferred:
     return function(params)
   results: list[Any] = []
 
   def of_arrays(arrays: Sequence[Any]) -> list[Any]:
-    results[:] = _arrays_of(function(rebuild(arrays)))
+    results[:] = arrays_of(function(rebuild(arrays)))
     return results[0]
 
   shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in deferred]
@@ -125,7 +125,7 @@ def _is_packed(value: Any) -> bool:
   return isinstance(value, Deferred) and value.is_packed
 
 
-def _arrays_of(
+def arrays_of(
   tree: Any, belongs: Callable[[Any], bool] = is_array
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
   """The arrays of a tree, or other leaves, and what makes the tree of others in their places."""
