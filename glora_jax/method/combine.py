@@ -24,7 +24,7 @@ from glora_jax.limits import check_path, check_type, check_whole, plain, printab
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
 from glora_jax.method.presets import smallest_space
-from glora_jax.method.space import TENSORS, Layer, Spec, Tensor
+from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec, Tensor
 from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes, used_parts
 
 log = logging.getLogger(__name__)
@@ -165,23 +165,32 @@ def _checked_weights(adapters: Any) -> dict[str, float]:
 def _read(path: str) -> _Adapter:
   """An adapter, checked without the model that it belongs to."""
   _, tensors, metadata = read_adapter(path)
-  space, layers, expected = smallest_space(metadata), [], {}
-  rows = (metadata[name] for name in ('spec', 'tied', 'scale', 'layers'))
-  for text, tied, scale, names in zip(*rows, strict=True):
-    if (found := _LAYER.fullmatch(text)) is None:
-      raise damaged(path, f'{shown(text)} is no layer', AGAIN)
-    name, inputs, outputs, bias = found.groups()
-    layers.append(Layer(name, int(inputs), int(outputs), bias is not None, space))
-    (alleles,) = genome_from_json(Spec((layers[-1],)), {'layers': [names]}).tolist()
-    how = space.ranks, bias is not None, tied
-    shapes = support_shapes(int(inputs), int(outputs), *how)
+  try:
+    space = smallest_space(metadata)
+    layers = [_layer(text, space) for text in metadata['spec']]
+    genome = genome_from_json(Spec(tuple(layers)), metadata).tolist()
+  except ValueError as error:
+    raise damaged(path, error, AGAIN) from error
+  expected = {}
+  for layer, alleles, tied in zip(layers, genome, metadata['tied'], strict=True):
+    how = space.ranks, layer.bias, tied
+    shapes = support_shapes(layer.in_features, layer.out_features, *how)
     for support, part in used_parts(alleles, *how).items():
       whole = np.broadcast_to(np.float32(0), shapes[support])  # of any size, in no memory
-      expected[f'{COLLECTION}/{name}/{support}'] = whole[part]
-    if (down := f'{COLLECTION}/{name}/B_down') in tensors:
-      tensors[down] = tensors[down] * tensors[down].dtype.type(scale)
+      expected[f'{COLLECTION}/{layer.name}/{support}'] = whole[part]
   check_tensors(path, tensors, expected)
+  for layer, scale in zip(layers, metadata['scale'], strict=True):
+    if (down := f'{COLLECTION}/{layer.name}/B_down') in tensors:
+      tensors[down] = tensors[down] * np.float64(scale)  # of 16 bits, too, without rounding
   return _Adapter(tensors, metadata, layers)
+
+
+def _layer(text: str, space: SearchSpace) -> Layer:
+  """The layer that a file's metadata describe."""
+  if (found := _LAYER.fullmatch(text)) is None:
+    raise ValueError(f'{shown(text)} is no layer')
+  name, inputs, outputs, bias = found.groups()
+  return Layer(name, int(inputs), int(outputs), bias is not None, space)
 
 
 def _check_alike(files: Mapping[str, _Adapter]) -> None:

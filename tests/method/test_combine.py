@@ -10,6 +10,7 @@ import pytest
 from comparing import assert_refused, assert_trees_close, random_params, random_variables
 
 import glora_jax
+from glora_jax.files import read_tensors, write_tensors
 from glora_jax.method.draws import random_genomes
 
 
@@ -148,7 +149,14 @@ REFUSED = [
   (['a and fewer', 'narrow'], {'a': 1, 'fewer': 1}, {}),
   ('float32', {'a': 1e300}, {}),
   ('not finite', {'a': 3e38, 'headless': 3e38}, {'rank': 1}),
+  (['odd is damaged', 'lora:0'], {'a': 1, 'odd': 1}, {}),
 ]
+
+
+def rewritten(path, change):
+  tensors, metadata = read_tensors(path, 'adapter')
+  change(tensors, metadata)
+  write_tensors(path, tensors, 'adapter', metadata)
 
 
 @pytest.fixture(scope='module')
@@ -158,6 +166,8 @@ def folder(tmp_path_factory):
   saved(path / 'moved', ZEROS)
   saved(path / 'fewer', select='layers')
   glora_jax.combine({path / 'a': 1}, path / 'headless')
+  saved(path / 'odd', structure='lora:2')
+  rewritten(path / 'odd', lambda tensors, metadata: metadata['layers'][0].update(B='lora:0'))
   return path
 
 
@@ -174,3 +184,17 @@ def test_what_cannot_be_added_up_leaves_the_file_that_is_there(
 def test_an_adapter_is_not_replaced_by_the_sum(folder):
   with pytest.raises(FileExistsError, match='an input'):
     glora_jax.combine({folder / 'a': 1}, folder / 'a')
+
+
+def test_the_scale_of_an_adapter_of_16_bits_is_not_rounded(tmp_path):
+  path, out = tmp_path / 'a', tmp_path / 'sum'
+  saved(path, structure='lora:2', space=glora_jax.SearchSpace((2,), scale=1.0037))
+  rewritten(
+    path,
+    lambda tensors, _: tensors.update({n: v.astype(jnp.bfloat16) for n, v in tensors.items()}),
+  )
+  glora_jax.combine({path: 1}, out)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6),
+    *(loaded(path)['layers'] for path in (path, out)),
+  )
