@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.files import Path as FilePath
-from glora_jax.limits import check_type, check_whole, listed, printable, shown
+from glora_jax.limits import check_flag, check_type, check_whole, listed, printable, shown
 from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call
 from glora_jax.method.adapter_file import (
@@ -93,8 +93,8 @@ class Pool:
   ):
     check_type(adapted, Adapted, 'adapted')
     self._most = check_whole(slots, 'slots', 1)
-    self._rank, self._merge = check_whole(rank, 'rank', 1, MOST_RANKS), merge
-    self._evicts, self._apply_kwargs = evict, apply_kwargs
+    self._rank, self._apply_kwargs = check_whole(rank, 'rank', 1, MOST_RANKS), apply_kwargs
+    self._merge, self._evicts = check_flag(merge, 'merge'), check_flag(evict, 'evict')
     ranks = tuple(range(1, rank + 1))
     self._loaders = {
       tied: _offering(adapted, SearchSpace(ranks, tied=tied)) for tied in (True, False)
@@ -188,12 +188,14 @@ class Pool:
       ValueError: there is no adapter of a name, or as many names as examples.
     """
     inputs = x if isinstance(x, tuple) else (x,)
+    names = [names] if isinstance(names, str) else list(names)
     slots = np.array([_BASE if name is None else self._slot(name) for name in names], np.int32)
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)}
+    leaves = jax.tree.leaves((inputs, collections))
+    sizes = {np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)}
     if sizes != {len(slots)}:
       raise ValueError(
-        f'names are {len(slots)}, and the inputs have {listed(map(str, sorted(sizes)))} examples; '
-        'give a name, or None, for each.'
+        f'names are {len(slots)}, and the inputs and collections have '
+        f'{listed(map(str, sorted(sizes))) or "no"} examples; give a name, or None, for each.'
       )
     for name in names:  # the most recently used come last
       if name is not None:
@@ -201,7 +203,7 @@ class Pool:
     return self._answer(self._arrays, self._params, slots, inputs, collections)
 
   def _slot(self, name: Any) -> int:
-    if name not in self._slots:
+    if name not in self.names:  # a list, which any value may be looked up in
       there = listed(self._slots) or 'none'
       raise ValueError(f'There is no adapter {shown(name)} in the pool; there are: {there}.')
     return self._slots[name]
@@ -223,14 +225,13 @@ class Pool:
     """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
     for layer, alleles in zip(metadata['spec'], metadata['layers'], strict=True):
       for tensor in ('A', 'B'):
-        kind, _, rank = alleles[tensor].partition(':')
-        has = f'The adapter {printable(path)} has {printable(alleles[tensor])} for {tensor} in '
+        kind, _, rank = alleles[tensor][:20].partition(':')
+        has = f'The adapter {printable(path)} has {shown(alleles[tensor])} for {tensor} in '
         if kind == 'lora' and tensor == 'A' and not self._merge:
-          raise ValueError(f'{has}{printable(layer)}; a pool with merge=True takes a LoRA for A.')
+          raise ValueError(f'{has}{shown(layer)}; a pool with merge=True takes a LoRA for A.')
         if rank.isdecimal() and int(rank) > self._rank:
           raise ValueError(
-            f'{has}{printable(layer)}, and this pool holds rank {self._rank}; make it with '
-            f'rank={rank}.'
+            f'{has}{shown(layer)}, and this pool holds rank {self._rank}; make it with rank={rank}.'
           )
 
   def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:

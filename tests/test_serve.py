@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import random_params
+from comparing import assert_refused, random_params
 from flax import nnx
 from numpy.testing import assert_allclose
 from trees import normal, randomized
 
 import glora_jax
+from glora_jax.files import read_tensors, write_tensors
 from glora_jax.models.vit import ViT
 from glora_jax.serve import Pool
 
@@ -213,7 +214,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(case, tmp_path):
     pool.load('b', tmp_path / 'b')
   with pytest.raises(ValueError, match="no adapter 'b' in the pool; there are: a"):
     pool(normal(6, 4), ['b'] * 6)
-  with pytest.raises(ValueError, match='names are 1, and the inputs have 6'):
+  with pytest.raises(ValueError, match='names are 1, and the inputs and collections have 6'):
     pool(normal(6, 4), ['a'])
   assert_alone(pool(normal(6, 4), ['a', None] * 3), alone, params, (normal(6, 4),), ['a', None] * 3)
 
@@ -236,3 +237,20 @@ def test_a_load_that_is_interrupted_loses_nothing(late, tmp_path):
     pool.load('b', tmp_path / 'b')
   names = ['a', None] * 3
   assert_alone(pool(normal(6, 4), names), alone, params, (normal(6, 4),), names)
+
+
+def test_odd_names_files_and_collections_are_refused_in_a_sentence(tmp_path):
+  adapted, params = of_function()
+  save(tmp_path, adapted, params, {'a': 'lora'})
+  pool, path = Pool(adapted, params), tmp_path / 'a'
+  pool.load('a', path)
+  x = normal(6, 4)
+  assert_refused('names are 1', pool, x, 'a')
+  assert_refused("adapter ['a']", pool, x, [['a']] * 6)
+  assert_refused('4, 6 examples', pool, x, ['a'] * 6, cache={'k': jnp.ones(4)})
+  assert_refused('no examples', pool, 1.0, ['a'])
+  assert_refused("merge='no'", Pool, adapted, params, merge='no')
+  tensors, metadata = read_tensors(path, 'adapter')
+  metadata['layers'][0]['B'] = f'lora:{"9" * 5000}'
+  write_tensors(path, tensors, 'adapter', metadata)
+  assert_refused(['lora:999', 'rank=999'], pool.load, 'b', path)
