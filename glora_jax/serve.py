@@ -144,12 +144,12 @@ class Pool:
     if strict:
       check_base(path, metadata, self._bases)
     slot = self._slots.get(name)
-    if slot is None and len(self._slots) == self._most and not self._evicts:
+    free = set(range(1, self._most + 1)) - set(self._slots.values())
+    if not (slot or free or self._evicts):
       raise ValueError(
         f'The pool is full, its {self._most} slots hold {listed(self._slots)}; evict one, or make '
         'it with more slots or with evict=True.'
       )
-    free = set(range(1, self._most + 1)) - set(self._slots.values())
     loader = self._loaders[tied := all(metadata['tied'])]
     stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
     genome, supports, others = unpack(path, tensors, metadata, loader, stored)

@@ -8,6 +8,7 @@ base was.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -101,12 +102,10 @@ def set_apart(params: Any, shapes: Mapping[Path, Any]) -> tuple[Any, dict[Path, 
       return value
     path = path_of(keys)
     own, array = shapes.get(path, value), _bare(value)
-    try:
+    with contextlib.suppress(ValueError):  # of tiles that do not lie along the model's axes
       array = array.reshape(own.shape)
-    except ValueError:
+    if array.shape != own.shape or array.ndim < 2:
       return taken_out(array).reshape(own.shape).astype(own.dtype)
-    if array.ndim < 2:
-      return taken_out(array).astype(own.dtype)
     packed[path] = array.astype(jnp.promote_types(array.dtype, own.dtype))
     return jax.ShapeDtypeStruct(own.shape, own.dtype)
 

@@ -263,15 +263,13 @@ def defer(
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
     for site, part in group.of_members(group.own(supports)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
-      array = packed.get(site.kernel_path)
+      array = packed.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
+        merge = _bias_beside_packed if is_quantized(array) else merge_biases
         rest = bias, _picked(of_bias, own_slot), alleles, site.layout, ranks
-        new[site.bias_path] = (
-          merge_biases(kernel, *rest) if array is None else _bias_beside_packed(array, *rest)
-        )
+        new[site.bias_path] = merge(array, *rest)
       if part := of_tensors(part, waiting):
-        array = kernel if array is None else array
         deferred = Deferred.whole(array, part, alleles, site.layout, ranks, by_outputs)
         deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
