@@ -189,16 +189,11 @@ class _Insertion:
 
   def take_out_others(self) -> None:
     """Has quantized parameters that are not adapted taken out where they are read."""
-    adapted = {
-      id(variable_at(owner, p.location)) for owner, own in [*self.owners.values()] for p in own
-    }
     for owner, location in itertools.chain(*self.places.values()):
-      variable = variable_at(owner, location)
-      if is_quantized(variable.get_value()) and id(variable) not in adapted:
-        param = AdaptedParam(location, location, '', 0)
+      if is_quantized(variable_at(owner, location).get_value()):
         own = self._of_owner(owner)
-        if param not in own:
-          own.append(param)
+        if location not in {param.location for param in own}:
+          own.append(AdaptedParam(location, location, '', 0))
 
   def _of_owner(self, owner: nnx.Pytree) -> list[AdaptedParam]:
     return self.owners.setdefault(id(owner), (owner, []))[1]

@@ -188,6 +188,13 @@ class Stack(nn.Module):
     return nn.Dense(3, name='head')(layers(name='layers')(x, None)[0])
 
 
+class Tied(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    table = nn.Embed(16, 8, name='table')
+    return table.attend(nn.Dense(8, name='fc')(table(x[..., 0].astype(int) % 16)))
+
+
 def reader(params, x):
   """Looks rows of one array up, and multiplies with another, neither of them adapted."""
   x = (x + params['table'][np.arange(x.shape[1])]) @ params['fc']['w']
@@ -212,8 +219,9 @@ def pack(params, qtype, tiles=4):
   return jax.tree_util.tree_map_with_path(packed, params)
 
 
-def _linen(model, structure):
-  return glora_jax.adapt(model, X, structure=structure), model.init(KEY, X)['params']
+def _linen(model, structure, **options):
+  adapted = glora_jax.adapt(model, X, structure=structure, **options)
+  return adapted, model.init(KEY, X)['params']
 
 
 def _reader(structure):
@@ -228,6 +236,7 @@ def _functional(structure):
 WAYS = {
   'linen': functools.partial(_linen, Model()),
   'stack': functools.partial(_linen, Stack()),
+  'tied': functools.partial(_linen, Tied(), embeddings=True),
   'function': _reader,
   'nnx': _functional,
 }
