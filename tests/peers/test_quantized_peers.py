@@ -251,8 +251,10 @@ def assert_equal_trees(ours, theirs):
     assert_allclose(one, other, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize('structure', ['lora:2', 'hira:2', 'full'])
-@pytest.mark.parametrize('qtype', ['int8', 'int4', 'nf4'])
+@pytest.mark.parametrize(
+  ('qtype', 'structure'),
+  [('int8', 'lora:2'), ('int4', 'hira:2'), ('nf4', 'lora:2'), ('nf4', 'full')],
+)
 @pytest.mark.parametrize('way', WAYS)
 def test_a_quantized_base_is_trained_on_as_the_same_in_full(way, qtype, structure):
   adapted, params = WAYS[way](structure)
