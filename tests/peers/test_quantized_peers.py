@@ -147,18 +147,6 @@ def test_fold_is_full_precision_and_requantized_as_it_was(ready, caplog):
     assert_allclose(rounded, exact, atol=allowed * np.abs(exact).max())
 
 
-def test_the_page_trains_on_a_quantized_base_and_folds_it():
-  names = {}
-  page = (ROOT / 'docs' / 'howto' / 'quantized.md').read_text()
-  for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
-    exec(block, names)
-  assert is_quantized(names['smaller']['layers_2']['kernel'])
-  outputs = names['adapted'].apply(names['variables'], names['x'])
-  full = names['adapted'].full_precision(names['smaller'])
-  assert_allclose(names['model'].apply({'params': full}, names['x']), outputs, atol=0.1)
-  assert_allclose(names['folded'](names['x']), names['live'](names['x']), atol=1e-5)
-
-
 def test_a_structure_is_read_off_the_gradient_of_a_quantized_base(ready):
   *_, adapted, variables = ready
   found = glora_jax.allocate(
