@@ -159,11 +159,10 @@ class Pool:
         f'The adapter {printable(path)} has its own {listed(others)}, and a pool holds supports '
         'and heads; load it with load_adapter.'
       )
-    old = name if slot or free else next(iter(self._slots))
-    slot = self._slots[old] if old in self._slots else min(free)
+    slot = slot or min(free, default=0) or next(iter(self._slots.values()))
     given = jax.tree.map(jnp.asarray, (slot, supports, genome, heads))
     written = self._write(self._arrays, self._params, *given, tied=tied)
-    others = {other: own for other, own in self._slots.items() if other != old}
+    others = {other: own for other, own in self._slots.items() if own != slot}
     self._arrays, self._slots = written, {**others, name: slot}
 
   def evict(self, name: str) -> None:
@@ -190,16 +189,17 @@ class Pool:
     inputs = x if isinstance(x, tuple) else (x,)
     names = [names] if isinstance(names, str) else list(names)
     slots = np.array([_BASE if name is None else self._slot(name) for name in names], np.int32)
-    leaves = jax.tree.leaves((inputs, collections))
-    sizes = {np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)}
+    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves((inputs, collections)) if np.ndim(leaf)}
     if sizes != {len(slots)}:
       raise ValueError(
         f'names are {len(slots)}, and the inputs and collections have '
         f'{listed(map(str, sorted(sizes))) or "no"} examples; give a name, or None, for each.'
       )
+    used = dict(self._slots)
     for name in names:  # the most recently used come last
       if name is not None:
-        self._slots[name] = self._slots.pop(name)
+        used[name] = used.pop(name)
+    self._slots = used
     return self._answer(self._arrays, self._params, slots, inputs, collections)
 
   def _slot(self, name: Any) -> int:

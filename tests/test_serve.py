@@ -160,6 +160,8 @@ def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
     pool(x, ['b', 'a', None] * 2)
     pool.load('c', tmp_path / 'c')  # in the place of b, which was used before a
     assert pool.names == ['a', 'c']
+    pool(x, (name for name in ['c', 'a', None] * 2))
+    assert pool.names == ['c', 'a']
     answers = pool(x, ['c', 'a', None] * 2)
   finally:
     jax.monitoring.clear_event_listeners()
