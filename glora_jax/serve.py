@@ -180,8 +180,9 @@ class Pool:
       **collections: the model's other collections, each leaf [batch, ...] that of an example alone.
 
     Returns:
-      The outputs [batch, ...]. Where an adapter has fewer classes than the model, the logits beyond
-      are -inf. With `mutable` a pair of outputs and updated collections, these laid as they came.
+      The outputs [batch, ...]. Where an adapter has fewer classes than the model, in a head with a
+      bias, the logits beyond are -inf. With `mutable` a pair of outputs and updated collections,
+      these laid as they came.
 
     Raises:
       ValueError: there is no adapter of a name, or as many names as examples.
@@ -236,15 +237,17 @@ class Pool:
 
   def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
-    heads, fills = dict(heads), {}
+    heads, kept = dict(heads), {}
     for site in self._adapted.head_sites:
       if site.bias_path in heads:
-        fills |= {site.kernel_path: 0, site.bias_path: -np.inf}
-    for own in fills.keys() & heads.keys():
+        kept |= {site.kernel_path: site.layout.inputs, site.bias_path: ()}
+    for own in kept.keys() & heads.keys():
       given, most = heads[own], self._heads[own].shape
       if given.ndim == len(most):
         missing = np.maximum(np.subtract(most, given.shape), 0)
-        heads[own] = np.pad(given, [(0, size) for size in missing], constant_values=fills[own])
+        missing[[*kept[own]]] = 0  # of inputs, which are no classes
+        fill = 0 if kept[own] else -np.inf
+        heads[own] = np.pad(given, [(0, size) for size in missing], constant_values=fill)
     check_heads(path, heads, self._heads)
     return heads
 

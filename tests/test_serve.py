@@ -256,3 +256,17 @@ def test_odd_names_files_and_collections_are_refused_in_a_sentence(tmp_path):
   metadata['layers'][0]['B'] = f'lora:{"9" * 5000}'
   write_tensors(path, tensors, 'adapter', metadata)
   assert_refused(['lora:999', 'rank=999'], pool.load, 'b', path)
+
+
+def test_hidden_layers_of_heads_are_not_padded(tmp_path):
+  def function(params, x):
+    x = nn.gelu(nn.tanh(x @ params['body']) @ params['h']['w'] + params['h']['b'])
+    return x @ params['last']['w'] + params['last']['b']
+
+  def made(width):
+    layer = {'w': normal(5, width), 'b': normal(width)}
+    params = {'body': normal(4, 5), 'h': layer, 'last': {'w': normal(width, 2), 'b': normal(2)}}
+    return glora_jax.adapt_function(function, params, normal(1, 4), heads=['h', 'last']), params
+
+  save(tmp_path, *made(3), {'a': 'lora'})
+  assert_refused('heads of another model', Pool(*made(4), rank=4).load, 'a', tmp_path / 'a')
