@@ -194,7 +194,7 @@ class Pool:
     if sizes != {len(slots)}:
       raise ValueError(
         f'names are {len(slots)}, and the inputs and collections have '
-        f'{listed(map(str, sorted(sizes))) or "no"} examples; give a name, or None, for each.'
+        f'{listed(map(str, sizes)) or "no"} examples; give a name, or None, for each.'
       )
     used = dict(self._slots)
     for name in names:  # the most recently used come last

@@ -122,7 +122,7 @@ class Plan:
     sizes, order = self._parts(dims)
     lead = array.shape[: array.ndim - len(dims)]
     moved = array.reshape(*lead, *sizes).transpose(_after(len(lead), order))
-    return moved.reshape(*lead, -1)
+    return moved.reshape(*lead, math.prod(sizes))
 
   def laid(self, array: jax.Array, dims: Sequence[int], lead: Sequence[int] = ()) -> jax.Array:
     """Inverse of `flat`, of an array whose first axes have the sizes `lead`."""

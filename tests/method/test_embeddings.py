@@ -78,6 +78,8 @@ def test_a_function_with_supports_is_the_folded_one(function, structure):
   assert_close(adapted.apply(adapted.init(KEY, PARAMS), TOKENS), function(PARAMS, TOKENS))
   variables = trained_variables(adapted, PARAMS)
   assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
+  nothing = TOKENS[:0]
+  assert adapted.apply(variables, nothing).shape == function(PARAMS, nothing).shape
   assert glora_jax.Layer('table', V, D, False, adapted.spec.layers[0].space) in adapted.spec.layers
 
 
