@@ -205,8 +205,9 @@ class Pool:
 
   def _slot(self, name: Any) -> int:
     if name not in self.names:  # a list, which any value may be looked up in
-      there = listed(self._slots) or 'none'
-      raise ValueError(f'There is no adapter {shown(name)} in the pool; there are: {there}.')
+      raise ValueError(
+        f'There is no adapter {shown(name)} in the pool; there are: {listed(self.names) or "none"}.'
+      )
     return self._slots[name]
 
   def _empty(self, supports: Any) -> dict[str, Any]:
