@@ -33,6 +33,7 @@ from glora_jax.tree import differences, fingerprint, flatten, partition, path_na
 AGAIN = 'get it again, or save it again from the training that it came of'
 # Metadata with an item for each row.
 _BY_ROW = ('spec', 'tied', 'scale', 'genome', 'layers', 'parameters')
+_LARGEST_SCALE = 1e30  # with which numbers in float32 stay finite
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
@@ -309,8 +310,8 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
     raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', AGAIN)
-  if not all(scale > 0 for scale in metadata['scale']):
-    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0', AGAIN)
+  if not all(0 < scale < _LARGEST_SCALE for scale in metadata['scale']):
+    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0 and small', AGAIN)
 
 
 def _in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> dict[str, Any]:

@@ -165,6 +165,7 @@ SPOILT = [
   ({}, {'spec': None}, 'spec is missing'),
   ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
   ({}, {'scale': [-0.0]}, r'scale=\[-0.0\] are not all above 0'),
+  ({}, {'scale': [1e308]}, r'scale=\[1e\+308\] are not all'),
   ({}, {'parameters': [[]]}, 'belongs to another model'),
 ]
 
