@@ -104,9 +104,9 @@ class Pool:
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
     params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)
-    arrays, self._rebuild = arrays_of(params)
-    self._params = list(map(jnp.asarray, arrays))
-    params = self._rebuild(self._params)
+    arrays, rebuild = arrays_of(params)
+    params = rebuild(list(map(jnp.asarray, arrays)))
+    self._params, self._rebuild = arrays_of(params)  # which hold no array of the host
     fresh = shapes_of_fresh(self._adapted, params)
     trainable, frozen = self._adapted.split({**fresh, 'params': params})
     self._bases = list(fingerprints(frozen['params']))

@@ -1,5 +1,7 @@
 """Many adapters on one base: each example is answered as by its adapter alone."""
 
+import weakref
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -270,3 +272,13 @@ def test_hidden_layers_of_heads_are_not_padded(tmp_path):
 
   save(tmp_path, *made(3), {'a': 'lora'})
   assert_refused('heads of another model', Pool(*made(4), rank=4).load, 'a', tmp_path / 'a')
+
+
+def test_a_pool_keeps_no_array_of_the_host():
+  adapted, params = of_function()
+  kernel = np.array(params['w']).view(np.matrix)  # JAX may share the memory of plain arrays
+  alive = weakref.ref(kernel)
+  pool = Pool(adapted, {**params, 'w': kernel})
+  del kernel
+  assert alive() is None
+  assert pool.names == []
