@@ -157,8 +157,8 @@ def _checked_weights(adapters: Any) -> dict[str, float]:
       raise ValueError(
         f'The weight {shown(weight)} of {printable(path)} must be a number, finite in float32.'
       )
-  if not weights:
-    raise ValueError('adapters={} is empty; give the weight of at least one file.')
+  if not 0 < len(weights) == len(adapters):
+    raise ValueError(f'adapters={shown(adapters)} must name one file or more, each of them once.')
   return weights
 
 

@@ -1,6 +1,7 @@
 """Adapters added up: the sum of what they do to a base, cut to a rank, and TIES-Merging."""
 
 import functools
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -138,7 +139,8 @@ def test_heads_are_those_of_one_adapter(tmp_path):
 
 
 REFUSED = [
-  ('at least one', {}, {}),
+  ('one file or more', {}, {}),
+  (['once', 'PosixPath'], {'a': 1, pathlib.Path('a'): 2}, {}),
   ('nan', {'a': float('nan')}, {}),
   ("'mean'", {'a': 1}, {'method': 'mean'}),
   ('rank=0', {'a': 1}, {'rank': 0}),
