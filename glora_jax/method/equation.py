@@ -293,32 +293,8 @@ def layer_by_output(
       down, up = weight_factors(supports, 'B', alleles[1], ranks)
     terms = (term.astype(kernel.dtype) for term in (scale, down, up))
     return _merged_product(product, precision, inputs, kernel, *terms)
-  return with_terms(inputs, product(inputs, kernel), supports, alleles, ranks, precision)
-
-
-def with_terms(
-  inputs: jax.Array,
-  product: jax.Array,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
-  ranks: Sequence[int],
-  precision: Any = None,
-) -> jax.Array:
-  """The output of `layer_by_output` from its kernel's alone: no array has the kernel's size.
-
-  Args:
-    inputs: x, float [..., in].
-    product: x W, float [..., out]; the result has its dtype.
-    supports: as of `layer_by_output`, and so are the others.
-    alleles: forms of A, B, C, D, E.
-    ranks: LoRA ranks.
-    precision: as of `layer_by_output`.
-
-  Returns:
-    float [..., out].
-  """
-  dtype, output = product.dtype, product
-  stored = stored_tensors(supports)
+  output = product(inputs, kernel)
+  dtype = output.dtype
   if 'A' in stored:
     output = output + output * _beside(output, flat_form(supports, 'A', alleles[0]))
   if 'B_down' in supports:

@@ -27,6 +27,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from glora_jax.method.equation import low_rank_product, platform
+from glora_jax.method.quantized import has_quantized
 from glora_jax.method.rules import Deferred, Gather, InParts, by_output, by_rows, merged
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
@@ -119,10 +120,6 @@ def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = No
 
 def _is_deferred(value: Any) -> bool:
   return isinstance(value, Deferred | InParts)
-
-
-def _is_packed(value: Any) -> bool:
-  return isinstance(value, Deferred) and value.is_packed
 
 
 def arrays_of(
@@ -249,11 +246,11 @@ class _Program:
     def use(*values: Any) -> Sequence[Any]:
       return result_of(equation, list(map(self._whole, values)))
 
-    is_kept = self._gather is None and not any(map(_is_packed, values))
+    is_kept = self._gather is None and not has_quantized(values)
     return use(*values) if is_kept else jax.checkpoint(use)(*values)
 
   def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> jax.Array | None:
-    """What a product or a lookup gives without a merged kernel; None where there is none."""
+    """What a product or a lookup gives without a merged kernel; None where no rule applies."""
     params = equation.params
     if equation.primitive.name == 'dot_general':
       place = int(_is_deferred(values[1]))
