@@ -174,12 +174,12 @@ class Deferred:
     cls,
     kernel: jax.Array,
     supports: Mapping[str, jax.Array],
-    alleles: jax.Array,
+    alleles: Any,
     layout: Layout,
     ranks: tuple[int, ...],
     goes_by_output: bool,
   ) -> Deferred:
-    """A kernel of some layout as the model has it, its supports and alleles stack axes first."""
+    """A kernel in the model's own shape, deferred; supports and alleles have stack axes first."""
     axes = layout.stack, layout.inputs, layout.outputs
     if is_quantized(kernel):
       kernel = spread(kernel, layout.stack)
@@ -277,18 +277,18 @@ def defer(
 
 
 def not_adapted(array: Any, dtype: np.dtype) -> Deferred:
-  """A quantized array on its way to where it is used, cut along axes with scales at each place."""
+  """A quantized array without supports, deferred; axes with a scale at each place are its stack."""
   sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
   stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)
   rest = tuple(n for n in range(array.ndim) if n not in stack)
-  plan = Plan(stack, (), rest, View.whole((), array.shape), (), False, (dtype,))
-  return Deferred(array.transpose(stack + rest), {}, None, plan)
+  deferred = Deferred.whole(array, {}, None, Layout(stack, (), rest), (), False)
+  return deferred.planned(casts=(dtype,))
 
 
 def _bias_beside_packed(
   kernel: Any, bias: jax.Array, supports: Any, alleles: jax.Array, layout: Layout, ranks: Any
 ) -> jax.Array:
-  """`merge_biases` with a quantized kernel, of which one layer at a time is taken out."""
+  """`merge_biases` with a quantized kernel: one layer at a time is taken out."""
 
   @jax.checkpoint
   def layer(arguments: Any) -> Any:
@@ -429,16 +429,16 @@ def by_rows(
   params: Mapping[str, Any],
   gather: Gather | None = None,
 ) -> jax.Array | None:
-  """What a lookup gives of a merged table, without one: rows merged with those of the supports.
+  """The rows that a lookup takes of a merged table, merged by themselves and not as a table.
 
   Args:
     deferred: the table.
-    take: the `gather` or `dynamic_slice`, of an array and what differs from its parameters.
-    params: those of the equation.
+    take: the `gather` or `dynamic_slice` of another array, with some of its parameters changed.
+    params: parameters of the equation.
     gather: as of `by_output`.
 
   Returns:
-    The rows; None where it takes anything else.
+    The rows; None where the equation takes anything else.
   """
   plan, view, stack = deferred.plan, deferred.plan.view, len(deferred.plan.stack)
   axes = [tuple(atom.axis for atom in dim if atom.size > 1) for dim in view.dims]
