@@ -27,6 +27,7 @@ from glora_jax.method.adapter_file import (
   check_base,
   check_heads,
   fingerprints,
+  in_order,
   read_adapter,
   shapes_of_fresh,
   unpack,
@@ -44,18 +45,18 @@ _BASE = 0  # the slot of the base itself, in which all supports are zero
 class Pool:
   """Adapters in slots on the devices; a call answers a batch in which each example names its own.
 
-  Adapters are those that `save_adapter` wrote, of any structures with A up to a vector and B up to
-  a LoRA of `rank`, and any C, D, E. Each example is run as a batch of one, under `jax.vmap`. Heads
-  are held in the types of the base's. While an adapter is loaded, the slots are on the devices
-  twice. Calls are compiled here; a program of your own that calls a pool keeps the adapters of the
-  moment when it was traced. Threads that share a pool need a lock.
+  Adapters are those that `save_adapter` wrote, of any structures with A up to a vector, B and C up
+  to a LoRA of `rank`, and any D and E. Each example is run as a batch of one, under `jax.vmap`.
+  Heads are held in the types of the base's. While an adapter is loaded, the slots are on the
+  devices twice. Calls are compiled here; a jitted function of yours that calls a pool keeps the
+  adapters that were in it when it was traced. Threads that share a pool need a lock.
 
   Args:
     adapted: the adapted model, of any kind; its structure does not matter. Its head must have as
       many classes as the largest adapter's. Sharded ones (`glora_jax.shard`) stay so.
     params: parameters of the base.
     slots: number of adapters that are held at once.
-    rank: largest LoRA rank that an adapter may have in a layer.
+    rank: largest LoRA rank that an adapter may have in a layer, at most 125.
     merge: whether LoRAs of A are admitted, too. Then every layer merges a kernel for each example.
     evict: whether a full pool drops the adapter that was used least recently; else it refuses.
     **apply_kwargs: keyword arguments that the model is called with, `mutable=['cache']` for
@@ -95,11 +96,8 @@ class Pool:
     self._most = check_whole(slots, 'slots', 1)
     self._rank, self._apply_kwargs = check_whole(rank, 'rank', 1, MOST_RANKS), apply_kwargs
     self._merge, self._evicts = check_flag(merge, 'merge'), check_flag(evict, 'evict')
-    ranks = tuple(range(1, rank + 1))
-    self._loaders = {
-      tied: _offering(adapted, SearchSpace(ranks, tied=tied)) for tied in (True, False)
-    }
-    adapted = _offering(adapted, SearchSpace((rank,), tied=False))
+    self._ranks = tuple(range(1, rank + 1))  # an adapter's may be any
+    adapted = _offering(adapted, (rank,), [False] * len(adapted.spec))
     self._adapted = adapted.fix(
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
@@ -122,14 +120,14 @@ class Pool:
 
   @property
   def names(self) -> list[str]:
-    """The adapters that are there, the least recently used first."""
+    """The names of the adapters that are loaded, the least recently used first."""
     return list(self._slots)
 
   def load(self, name: str, path: FilePath, *, strict: bool = True) -> None:
-    """Writes an adapter into a slot: that of its name, where it is there already, or a free one.
+    """Loads an adapter, in the place of one of the same name where there is one.
 
     Args:
-      name: what calls name it by.
+      name: the name that calls use.
       path: the file that `save_adapter` wrote.
       strict: whether to refuse an adapter that was trained on another base; see `load_adapter`.
 
@@ -140,6 +138,7 @@ class Pool:
     """
     check_type(name, str, 'name')
     path, tensors, metadata = read_adapter(path)
+    in_order(path, metadata, self._adapted)
     self._check_fits(path, metadata)
     if strict:
       check_base(path, metadata, self._bases)
@@ -150,7 +149,8 @@ class Pool:
         f'The pool is full, its {self._most} slots hold {listed(self._slots)}; evict one, or make '
         'it with more slots or with evict=True.'
       )
-    loader = self._loaders[tied := all(metadata['tied'])]
+    tied = tuple(metadata['tied'])
+    loader = _offering(self._adapted, self._ranks, tied)
     stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
     genome, supports, others = unpack(path, tensors, metadata, loader, stored)
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
@@ -185,7 +185,7 @@ class Pool:
       these laid as they came.
 
     Raises:
-      ValueError: there is no adapter of a name, or as many names as examples.
+      ValueError: the pool has no adapter of a name, or names and examples are not as many.
     """
     inputs = x if isinstance(x, tuple) else (x,)
     names = [names] if isinstance(names, str) else list(names)
@@ -193,7 +193,7 @@ class Pool:
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves((inputs, collections)) if np.ndim(leaf)}
     if sizes != {len(slots)}:
       raise ValueError(
-        f'names are {len(slots)}, and the inputs and collections have '
+        f'{len(slots)} names are given, and the inputs and collections have '
         f'{listed(map(str, sizes)) or "no"} examples; give a name, or None, for each.'
       )
     used = dict(self._slots)
@@ -226,7 +226,7 @@ class Pool:
   def _check_fits(self, path: FilePath, metadata: Mapping[str, Any]) -> None:
     """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
     for layer, alleles in zip(metadata['spec'], metadata['layers'], strict=True):
-      for tensor in ('A', 'B'):
+      for tensor in 'ABC':
         kind, _, rank = alleles[tensor][:20].partition(':')
         has = f'The adapter {printable(path)} has {shown(alleles[tensor])} for {tensor} in '
         if kind == 'lora' and tensor == 'A' and not self._merge:
@@ -253,14 +253,14 @@ class Pool:
     return heads
 
   def _written(
-    self, arrays: Any, params: Any, slot: Any, supports: Any, genome: Any, heads: Any, tied: bool
+    self, arrays: Any, params: Any, slot: Any, supports: Any, genome: Any, heads: Any, tied: tuple
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
     params = self._adapted.full_precision(self._rebuild(params))
     written = arrays[COLLECTION]
-    groups = zip(self._adapted.groups, self._loaders[tied].groups, strict=True)
-    for group, given in groups:
+    loader = _offering(self._adapted, self._ranks, tied)
+    for group, given in zip(self._adapted.groups, loader.groups, strict=True):
       alleles, members = given.alleles(genome), []
       for site, part in given.of_members(given.own(supports)):
         kernel, bias = site.layout.matrices(site.kernel(params)), site.bias(params)
@@ -300,9 +300,12 @@ class Pool:
     return jax.vmap(answer, (0, axes, 0))(slots, inputs, collections)
 
 
-def _offering(adapted: Adapted, space: SearchSpace) -> Adapted:
-  """A model with a free structure and a space of another one's layers."""
-  groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
+def _offering(adapted: Adapted, ranks: tuple[int, ...], tied: Sequence[bool]) -> Adapted:
+  """A model with a free structure of some ranks; whether forms share storage is said by row."""
+  groups = tuple(
+    dataclasses.replace(group, space=SearchSpace(ranks, tied=tied[group.rows[0]]))
+    for group in adapted.groups
+  )
   return dataclasses.replace(adapted, groups=groups, spec=spec_of(groups), genome=None)
 
 

@@ -215,6 +215,7 @@ def load_adapter(
   """
   check_type(adapted, Adapted, 'adapted')
   path, tensors, metadata = read_adapter(path)
+  in_order(path, metadata, adapted)
   adapted.check_params(params)
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
   shapes = shapes_of_fresh(adapted, params)
@@ -272,7 +273,7 @@ def unpack(
   Args:
     path: path of the file.
     tensors: its tensors.
-    metadata: its metadata.
+    metadata: its metadata, `in_order`.
     adapted: the model, whose space has the structure.
     stored: the supports that the model stores, or their shapes.
 
@@ -281,9 +282,8 @@ def unpack(
     file's other collections, with the heads among `params`.
 
   Raises:
-    ValueError: the file is damaged or belongs to another model, or the space lacks its structure.
+    ValueError: the file is damaged, or the space lacks its structure.
   """
-  metadata = _in_order(path, metadata, adapted)
   genome = _structure(path, metadata, adapted)
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
   parts = {
@@ -314,8 +314,8 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
     raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0 and small', AGAIN)
 
 
-def _in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> dict[str, Any]:
-  """A file's metadata with its rows in the order of the model's.
+def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
+  """Puts the rows of a file's metadata into the order of the model's.
 
   Raises:
     ValueError: they are not those of the model.
@@ -340,7 +340,6 @@ def _in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> dict[st
       f'The adapter {printable(path)} belongs to another model: it has no layer '
       f'{adapted.spec.layers[row].name} in the parameters and axes {own["parameters"][row]}.'
     )
-  return metadata
 
 
 def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.ndarray:
