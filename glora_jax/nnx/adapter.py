@@ -22,7 +22,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
-from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Layout, Site, lay_beside
 from glora_jax.method.supports import SUPPORTS
 from glora_jax.nnx.variables import Support
@@ -131,12 +130,6 @@ def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
       delattr(adapter, name)
   static = dataclasses.replace(adapter.static, in_use=in_use, is_fixed=True)
   adapter.genome.set_metadata('static', static)
-
-
-def gathered(adapter: Adapter, kernel: jax.Array) -> jax.Array:
-  """A kernel as a layer is to use it: whole, where devices hold parts of it."""
-  mesh = adapter.static.mesh
-  return kernel if mesh is None else gather_over(mesh)(kernel)
 
 
 def left(

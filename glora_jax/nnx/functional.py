@@ -143,18 +143,13 @@ def params(model: nnx.Module) -> dict[str, Any]:
   found = nested(nnx.state(model, nnx.Param))
   for path, node in nnx.iter_graph(model):
     if _is_of_qwix(node):  # an attribute that has variables in it
-      own = jax.tree.map(nnx.Variable.get_value, node.array, is_leaf=_is_variable)
-      found = replace(found, plain_path(path), own)
+      found = replace(found, plain_path(path), nnx.as_pure(node.array))
   return found
 
 
 def _is_of_qwix(node: Any) -> bool:
-  """Whether a part of a model is what qwix has put in the place of a parameter."""
+  """Whether a part of a model is what qwix puts in the place of a parameter."""
   return is_quantized(node) and hasattr(node, 'array')
-
-
-def _is_variable(node: Any) -> bool:
-  return isinstance(node, nnx.Variable)
 
 
 def with_params(model: nnx.Module, new: Any) -> nnx.Module:

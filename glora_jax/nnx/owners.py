@@ -19,9 +19,10 @@ from glora_jax.method import program
 from glora_jax.method.genomes import goes_by_output
 from glora_jax.method.quantized import is_quantized, taken_out
 from glora_jax.method.rules import Deferred, merge_biases, merge_kernels, not_adapted
+from glora_jax.method.sharding import gather_over
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
-from glora_jax.nnx.adapter import Adapter, gathered, left
+from glora_jax.nnx.adapter import Adapter, left
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
 
@@ -174,8 +175,9 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
 
 def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """The same as a layer is to use it, whole on every device."""
-  value = merged(owner, param)
-  return gathered(vars(owner)[param.adapter], value) if param.is_kernel and param.adapter else value
+  value, adapter = merged(owner, param), vars(owner).get(param.adapter)
+  mesh = adapter.static.mesh if adapter and param.is_kernel else None
+  return value if mesh is None else gather_over(mesh)(value)
 
 
 def _set_class(module: nnx.Pytree, kind: type) -> None:
