@@ -75,9 +75,9 @@ def adapt(
       `('query', 'key', 'value')` ties these three wherever they stand beside each other.
     convs: whether `nn.Conv` counts as a linear layer: of all inputs of a window, in = height *
       width * channels.
-    embeddings: whether a table that is looked up, as `nn.Embed` does, counts as a linear layer of
-      one-hot inputs, without a bias. Where the outputs are its products, too (a tied head), they
-      have the same supports. The model then runs by its program, and not by its modules.
+    embeddings: whether a table that is looked up, as by `nn.Embed`, counts as a linear layer of
+      one-hot inputs, without a bias. A tied head, which multiplies with the table again, has the
+      same supports. The model is then run by its traced program, and not by its modules.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:

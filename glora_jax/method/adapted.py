@@ -131,8 +131,8 @@ class Adapted:
 
     Args:
       key: random key.
-      params: parameters of the model. They may be quantized (qwix's arrays) and stay so but for the
-        heads; supports are merged in float32.
+      params: parameters of the model. They may be quantized (qwix's arrays) and stay so, apart from
+        the heads.
 
     Returns:
       Variables with the collections 'params', as given, and 'glora', the supports: those that the
@@ -388,7 +388,7 @@ class Adapted:
 
   @property
   def _runs_by_modules(self) -> bool:
-    """Whether linen's modules merge in their calls; else the program does, of a table for one."""
+    """Whether linen's modules use the kernels; else a program does, of an adapted table as well."""
     kinds = (site.kind for group in self.groups for site in group.members)
     return isinstance(self.model, nn.Module) and self.mesh is None and TABLE not in kinds
 

@@ -30,7 +30,7 @@ from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes, used
 log = logging.getLogger(__name__)
 _LAYER = re.compile(r'(.*), (\d{1,8}) to (\d{1,8})( with bias)?', re.DOTALL)
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
-# Where a file has a flat form, and in which shape; D and E are stored as they are.
+# Where a file stores a flat form, and in which shape; D and E are stored as they are.
 _FLAT = {'A': ('A_up', (1, -1)), 'B': ('B_up', (1, -1)), 'C': ('C_down', (-1, 1))}
 
 # A tensor of the equation in a layer: (row,) a flat form, [1] or [features]; (down, up) a LoRA,
@@ -39,7 +39,7 @@ Term = tuple[np.ndarray, ...]
 
 
 class _Adapter(NamedTuple):
-  """What a file holds; the scale of B's LoRAs is in their arrays."""
+  """What a file holds; B's LoRAs are multiplied by their scale."""
 
   tensors: dict[str, np.ndarray]
   metadata: dict[str, Any]
@@ -62,8 +62,8 @@ def combine(
   [in, out]: of each adapter the largest numbers are kept, each number's sign is elected by the
   weighted sum, and those of this sign are averaged. Equal weights are the paper's lambda. Weights
   multiply before the election, so that a negative one votes against its adapter; HF PEFT multiplies
-  after it, which is the same where they are equal and positive. One layer at a time is held as full
-  matrices.
+  after it, which is the same where they are equal and positive. Full matrices are held of one layer
+  at a time.
 
   Args:
     adapters: the weight of each file that `save_adapter` wrote, by its path.
@@ -188,7 +188,7 @@ def _read(path: str) -> _Adapter:
 def _layer(text: str, space: SearchSpace) -> Layer:
   """The layer that a file's metadata describe."""
   if (found := _LAYER.fullmatch(text)) is None:
-    raise ValueError(f'{shown(text)} is no layer')
+    raise ValueError(f'{shown(text)} does not describe a layer')
   name, inputs, outputs, bias = found.groups()
   return Layer(name, int(inputs), int(outputs), bias is not None, space)
 

@@ -316,7 +316,7 @@ def transposed_by_output(
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
-  """The product with the transposed kernel, as a tied head has it: no array has the kernel's size.
+  """The product with the transposed kernel, that of a tied head: no array has the kernel's size.
 
   y W'^T = (y * (1 + A)) W^T + (y B_up^T) B_down^T; arguments as of `layer_by_output`, but `inputs`
   [..., out] and the result [..., in].

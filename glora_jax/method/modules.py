@@ -261,7 +261,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   """What was found, by the modules where they are known."""
   by_use = {site.kernel_path: site for site in found.sites}
   rows, numbers = collections.defaultdict(list), itertools.count()
-  sites = [  # tables are no linear modules, and come first
+  sites = [  # tables, which no linear module has, come first
     dataclasses.replace(site, rows=tuple(itertools.islice(numbers, len(site.rows))))
     for site in found.sites
     if site.kind == TABLE

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def is_quantized(value: Any) -> bool:
-  """Whether a value is a quantized array of qwix, or one with word of how it was quantized."""
+  """Whether a value is a quantized array of qwix, alone or in qwix's record of how it was made."""
   qwix: Any = sys.modules.get('qwix')  # who has such an array has imported it
   return qwix is not None and isinstance(getattr(value, 'array', value), qwix.QArray)
 
@@ -40,7 +40,7 @@ def check_unquantized(name: str, params: Any) -> None:
 
   Args:
     name: the model's name.
-    params: its own parameters or their shapes, or an NNX model itself.
+    params: its own parameters or their shapes.
 
   Raises:
     ValueError: some are quantized.
@@ -53,7 +53,7 @@ def check_unquantized(name: str, params: Any) -> None:
 
 
 def taken_out(array: Any) -> jax.Array:
-  """An array in full, in its own type; one that is not quantized as it is."""
+  """A quantized array in full, in the type that it stands for; any other array as it is."""
   if not is_quantized(array):
     return array
   wide = _bare(array).astype(jnp.float32)
@@ -61,12 +61,12 @@ def taken_out(array: Any) -> jax.Array:
 
 
 def _bare(array: Any) -> Any:
-  """A quantized array without word of how it was quantized, out of its boxes."""
+  """A quantized array alone, out of Flax's boxes and of qwix's record of how it was made."""
   return nn.meta.unbox(getattr(array, 'array', array))
 
 
 def as_computed_with(params: Any) -> Any:
-  """Params, or their shapes as a model computes with them if some are quantized."""
+  """Params; where some are quantized, the shapes and types that a model computes with instead."""
   if not has_quantized(params):
     return params
   take_out = functools.partial(jax.tree.map, taken_out, is_leaf=is_quantized)
@@ -74,7 +74,7 @@ def as_computed_with(params: Any) -> Any:
 
 
 def spread(array: Any, axes: Iterable[int]) -> Any:
-  """A quantized array with scales of its own at each place along some axes."""
+  """A quantized array with its scales repeated, so that each place along some axes has one."""
 
   def repeated(leaf: jax.Array) -> jax.Array:
     for axis in axes:
@@ -85,15 +85,15 @@ def spread(array: Any, axes: Iterable[int]) -> Any:
 
 
 def set_apart(params: Any, shapes: Mapping[Path, Any]) -> tuple[Any, dict[Path, Any]]:
-  """Params with shapes in the place of quantized arrays, and these by path.
+  """Params with shapes in the place of quantized arrays, and the quantized arrays by path.
 
   Args:
     params: parameters of a model, some of them quantized; any pytree.
-    shapes: what the model's own parameters are, by path; those that are not there are as given.
+    shapes: the model's own parameters or their shapes, by path; {} where they are as given.
 
   Returns:
-    (params, quantized arrays in the model's shapes). Biases are taken out, and what has tiles that
-    do not lie along the model's axes.
+    (params, quantized arrays in the model's shapes). Quantized biases and arrays whose tiles do not
+    lie along the model's axes are taken out here.
   """
   packed: dict[Path, Any] = {}
 
