@@ -51,16 +51,16 @@ def check_type(value: Any, kind: type, name: str) -> None:
     >>> import pathlib
     >>> check_type('runs', pathlib.Path, 'folder')
     Traceback (most recent call last):
-    ValueError: folder='runs' is no Path; give one.
+    ValueError: folder='runs' must be of type Path.
   """
   if not isinstance(value, kind):
-    raise ValueError(f'{name}={shown(value)} is no {kind.__name__}; give one.')
+    raise ValueError(f'{name}={shown(value)} must be of type {kind.__name__}.')
 
 
 def check_callable(value: Any, name: str) -> None:
   """Raises ValueError for an argument that must be a function and is none."""
   if not callable(value):
-    raise ValueError(f'{name}={shown(value)} is no function; give one.')
+    raise ValueError(f'{name}={shown(value)} must be a function.')
 
 
 def is_finite(number: float) -> bool:
