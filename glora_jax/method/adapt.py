@@ -164,9 +164,7 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
   }
   tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
   if selection.embeddings and not tables:
-    raise ValueError(
-      f'embeddings=True finds no table in {name} whose rows it looks up; leave embeddings out.'
-    )
+    raise ValueError(f'{name} looks up the rows of no table; leave embeddings=True out.')
   for sites in (apart(found.sites), apart([*found.sites, *found.outside])):
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
     if refused or any(site.kernel_path not in tables for site in candidates):
@@ -190,7 +188,7 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
     )
   bare = [group.name for group in groups if not group.has_bias]
   if bare:
-    log.warning('No C, D, E for the %d layers without bias: %s.', len(bare), ', '.join(bare))
+    log.warning('Layers without a bias get no C, D or E: %s.', ', '.join(bare))
   left_out = [*(site.kernel_path for site in sites), *refused]
   reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
   reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)
