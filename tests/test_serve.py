@@ -188,6 +188,17 @@ def test_logits_beyond_an_adapters_classes_are_minus_infinity(tmp_path):
   assert_allclose(answers[:1, :2], alone['a'][0].apply(alone['a'][1], normal(2, 4))[:1], rtol=1e-5)
 
 
+def test_a_sum_without_heads_is_served_with_those_of_another_base(tmp_path):
+  adapted, params = of_function()
+  save(tmp_path, adapted, params, {'a': 'lora'})
+  glora_jax.combine({tmp_path / 'a': 1}, tmp_path / 'sum')
+  other, x = jax.tree.map(lambda leaf: leaf + 1, params), normal(2, 4)
+  pool = Pool(adapted, other)
+  pool.load('a', tmp_path / 'sum', strict=False)
+  fixed, variables = glora_jax.load_adapter(tmp_path / 'sum', adapted, other, strict=False)
+  assert_allclose(pool(x, ['a', 'a']), fixed.apply(variables, x), rtol=1e-5)
+
+
 REFUSED = {
   'a rank beyond the pool': ('lora:8', 'rank=8'),
   'a rank of C beyond it': ({'': {'C': 'lora:8'}}, 'rank=8'),
