@@ -326,8 +326,9 @@ def _as_union(
     form = equation.flat_form(supports, 'A', alleles[0])
     new['A_vector'] = jnp.broadcast_to(form, kernel.shape[-1:])
   if bias is not None:
-    shifts = {name: value for name, value in supports.items() if SUPPORTS[name].tensor in 'CE'}
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    shift: Any = equation.effective_bias(wide, None, shifts, alleles, ranks)
+    zeros = jnp.zeros(
+      bias.shape
+    )  # of which D makes nothing, and in which no small shift is rounded
+    shift: Any = equation.effective_bias(kernel, zeros, supports, alleles, ranks)
     new['E'] = bias * equation.flat_form(supports, 'D', alleles[3]) + shift
   return new
