@@ -283,7 +283,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
       shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # one of size one may be either
     sites.append(dataclasses.replace(site, rows=tuple(rows[path]), shared=shared))
   left_out = [site.kernel_path for site in sites if site.is_convolution and not convs]
-  inside = {*recorder.found, *(site.kernel_path for site in sites)}
+  inside = {site.kernel_path for site in sites}
   outside = [path for path in by_use if path not in inside]
   return found._replace(
     sites=tuple(site for site in sites if site.kernel_path not in left_out),
