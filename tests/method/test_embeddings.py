@@ -62,8 +62,10 @@ def decoded(params, tokens):
 
 
 def turned(params, tokens):
-  """Along its second axis: merged where it is used."""
-  return jax.lax.map(lambda token: params['w'] @ params['table'].T[:, token], tokens.ravel())
+  """Along its second axis, merged where it is used; after a product with it."""
+  seen = params['table'] @ jnp.sin(jnp.arange(D) * tokens.sum())
+  rows = jax.lax.map(lambda token: params['w'] @ params['table'].T[:, token], tokens.ravel())
+  return rows + seen.sum()
 
 
 def adapt(function, structure='scale_shift_lora:2'):
