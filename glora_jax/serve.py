@@ -326,9 +326,8 @@ def _as_union(
     form = equation.flat_form(supports, 'A', alleles[0])
     new['A_vector'] = jnp.broadcast_to(form, kernel.shape[-1:])
   if bias is not None:
-    zeros = jnp.zeros(
-      bias.shape
-    )  # of which D makes nothing, and in which no small shift is rounded
+    # Of zeros: D adds nothing to them, and a small shift is not rounded off.
+    zeros = jnp.zeros(bias.shape)
     shift: Any = equation.effective_bias(kernel, zeros, supports, alleles, ranks)
     new['E'] = bias * equation.flat_form(supports, 'D', alleles[3]) + shift
   return new
