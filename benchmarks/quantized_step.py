@@ -6,9 +6,9 @@
 A decoder in Llama's shapes as a function, 29 million parameters, its scanned blocks in nf4 with
 tiles of 64 and scales in bfloat16, or all of it in bfloat16 or float32; LoRA of rank 8 in all
 layers of all blocks, AdamW. Bytes are the compiler's, of arguments (from which what is trained, its
-state and the texts are taken off) and of temporaries; with `--topology` those of a chip, which this
-machine need not have, of a decoder of 0.4 billion parameters, and nothing is run. Times are medians
-of ratios within one repeat.
+state and the texts are taken off) and of temporaries. With `--topology` they are those of a TPU
+chip, for a decoder of 0.4 billion parameters; nothing is run then, and no chip is needed. Times are
+medians of ratios within one repeat.
 
 A small decoder is trained on the bytes of this package's code, and then by LoRA on its pages, from
 the base in nf4 and in float32, three times each: the loss on the last tenth. `--quick` takes a

@@ -29,7 +29,7 @@ from glora_jax.nnx.variables import Head, by_making, merged_variable, without_ro
 Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
 UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that are not adapted
-# Of NNX's own layers the attribute, a method's name, and the methods of this name.
+# NNX's own layers that run by their program: the array's attribute, the method's name, and whose.
 _BY_PROGRAM = (
   ('kernel', '__call__', (nnx.Linear.__call__, nnx.LinearGeneral.__call__)),
   ('embedding', '__call__', (nnx.Embed.__call__,)),
@@ -43,7 +43,7 @@ class AdaptedParam(NamedTuple):
   Attributes:
     location: where it is.
     kernel: where the kernel of its layer is, which may be this parameter.
-    adapter: name of the attribute that holds its supports; '' of one that is quantized alone.
+    adapter: name of the attribute that holds its supports; '' where it is quantized, not adapted.
     member: number of the layer among those that share the supports.
   """
 
@@ -255,8 +255,8 @@ def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:
 def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwargs: Any) -> Any:
   """A method of one of NNX's own layers, run by its program: a rule uses the array in it.
 
-  With a merged array a training step would compute the gradient of the whole; an array that is
-  taken out of a quantized one would be kept for it.
+  Merged before, the array would have a gradient of its whole size; taken out of a quantized one, it
+  would be kept for the backward pass.
   """
   own = {param.location.attribute: param for param in params_of(owner)}
   param, kind = own.pop(attribute), plain_class(owner)
