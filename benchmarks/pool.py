@@ -3,7 +3,7 @@
   python -m benchmarks.pool [--repeats 9] [--quick]
 
 32 images of 224 pixels, ViT-Ti/16 and ViT-S/16, 16 adapters of mixed structures with LoRAs of rank
-4 in a `glora_jax.serve.Pool` of that rank, the base among the answers. Against the plain model: time
+4 in a `glora_jax.serve.Pool` of that rank, the base among the answers. Over the plain model: time
 (the median of the ratios within one repeat), XLA's account of temporaries, and the largest distance
 from what each adapter answers alone. Seconds of a load are those of the second. `--quick` takes the
 embedded backbone's size. The last line is JSON.
