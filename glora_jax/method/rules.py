@@ -69,6 +69,8 @@ def merge_biases(
   ranks: tuple[int, ...],
 ) -> jax.Array:
   """The merged bias, by the supports of C, D and E; the other arguments as of `merge_kernels`."""
+  if is_quantized(kernel):
+    return _bias_beside_packed(kernel, bias, supports, alleles, layout, ranks)
   function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)
   vectors = function(layout.matrices(kernel), layout.vectors(bias), supports, alleles)
   return layout.bias(vectors, bias.shape)
@@ -266,9 +268,8 @@ def defer(
       array = packed.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
-        merge = _bias_beside_packed if is_quantized(array) else merge_biases
         rest = bias, _picked(of_bias, own_slot), alleles, site.layout, ranks
-        new[site.bias_path] = merge(array, *rest)
+        new[site.bias_path] = merge_biases(array, *rest)
       if part := of_tensors(part, waiting):
         deferred = Deferred.whole(array, part, alleles, site.layout, ranks, by_outputs)
         deferred = deferred.planned(casts=(kernel.dtype,))

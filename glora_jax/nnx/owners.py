@@ -160,16 +160,16 @@ def _added(owner: nnx.Pytree) -> set[str]:
 
 def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """An adapted parameter with its supports merged in."""
-  kernel = taken_out(variable_at(owner, param.kernel).get_value())
+  kernel = variable_at(owner, param.kernel).get_value()
   if not param.adapter:
-    return kernel
+    return taken_out(kernel)
   adapter: Adapter = vars(owner)[param.adapter]
   local, supports, alleles = left(adapter, param.member, kernel)
   ranks = adapter.group.space.ranks
   if not param.is_kernel:
     bias = variable_at(owner, param.location).get_value()
     return merge_biases(kernel, bias, supports, alleles, local, ranks)
-  used = of_tensors(supports, WEIGHT_TENSORS)
+  used, kernel = of_tensors(supports, WEIGHT_TENSORS), taken_out(kernel)
   return merge_kernels(kernel, used, alleles, local, ranks) if used else kernel
 
 

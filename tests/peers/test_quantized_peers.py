@@ -234,6 +234,12 @@ def shaken(tree):
   return jax.tree.map(lambda leaf: leaf + 0.1 * normal(*leaf.shape, seed=leaf.size), tree)
 
 
+def kept(loss, trainable):
+  """Size of the largest array of numbers that is kept for the way back."""
+  leaves = jax.tree.leaves(jax.vjp(loss, trainable)[1])
+  return max(leaf.size for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
 def assert_equal_trees(ours, theirs):
   for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
     assert_allclose(one, other, rtol=1e-4, atol=2e-6)
@@ -263,13 +269,11 @@ def test_a_quantized_base_is_trained_on_as_the_same_in_full(way, qtype, structur
   # One layer of a stack is taken out at a time, and nothing is kept of it for the way back.
   assert 'f32[3,8,8]' not in str(jax.make_jaxpr(gradient)(trainable, frozen))
   if structure != 'full':
-    _, back = jax.vjp(lambda trainable: loss(trainable, frozen, X[:1, :1])[0], trainable)
-    floats = [leaf for leaf in jax.tree.leaves(back) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    assert max(leaf.size for leaf in floats) < 64
+    assert kept(lambda trainable: loss(trainable, frozen, X[:1, :1])[0], trainable) < 64
 
 
-@pytest.mark.parametrize('select', [None, 'fc'])
-def test_a_live_model_is_trained_on_its_quantized_parameters(select):
+@pytest.mark.parametrize(('select', 'structure'), [(None, 'lora:2'), ('fc', np.ones((1, 5), int))])
+def test_a_live_model_is_trained_on_its_quantized_parameters(select, structure):
   model = NnxModel(nnx.Rngs(0))
   provider = qwix.PtqProvider([qwix.QuantizationRule(weight_qtype='nf4', tile_size=4)])
   theirs = qwix.quantize_model(model, provider, X)
@@ -278,7 +282,7 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select):
 
   def attached(params):
     base = glora_jax.nnx.with_params(model, params)
-    return glora_jax.nnx.attach(base, X, structure='lora:2', select=select, heads=None, key=KEY)
+    return glora_jax.nnx.attach(base, X, structure=structure, select=select, heads=None, key=KEY)
 
   ours, plain = attached(packed), attached(full)
   assert is_quantized(vars(ours.fc)['kernel'].get_value())
@@ -286,11 +290,13 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select):
   for one in (ours, plain):
     nnx.update(one, shaken(nnx.state(one, glora_jax.nnx.Support)))
 
-  def loss(model):
-    return (model(X) ** 2).sum()
+  def loss(model, x=X):
+    return (model(x) ** 2).sum()
 
   gradient = nnx.grad(loss, argnums=nnx.DiffState(0, glora_jax.nnx.Trained))
   assert_equal_trees(gradient(ours), gradient(plain))
+  graph, trained, rest = nnx.split(ours, glora_jax.nnx.Trained, ...)
+  assert kept(lambda new: loss(nnx.merge(graph, new, rest), X[:1, :1]), trained) < 48
   folded = glora_jax.nnx.fold(ours)
   assert type(folded) is NnxModel
   assert not has_quantized(folded)
