@@ -262,7 +262,8 @@ def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwar
   param, kind = own.pop(attribute), plain_class(owner)
   variable, adapter = variable_at(owner, param.location), vars(owner).get(param.adapter)
   by_outputs = adapter is not None and goes_by_output(adapter.static.in_use)
-  if not by_outputs and not is_quantized(variable.get_value()):
+  is_stateful = isinstance(vars(owner).get('dot_general'), nnx.Module)
+  if is_stateful or not (by_outputs or is_quantized(variable.get_value())):
     return getattr(kind, name)(owner, *args, **kwargs)
 
   def call(array: jax.Array, inputs: tuple) -> Any:

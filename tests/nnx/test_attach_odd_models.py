@@ -61,6 +61,22 @@ def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name, t
   assert_allclose(call(another, X), expected, atol=1e-4)
 
 
+class Counting(nnx.Module):
+  def __init__(self):
+    self.calls = nnx.Variable(jax.numpy.zeros(()))
+
+  def __call__(self, *args, **kwargs):
+    self.calls[...] += 1
+    return jax.lax.dot_general(*args, **kwargs)
+
+
+def test_a_product_of_its_own_keeps_its_state():
+  layer = nnx.Linear(4, 3, dot_general=Counting(), rngs=nnx.Rngs(0))
+  attached = glora_nnx.attach(layer, X, structure='lora:2', heads=None)
+  assert_allclose(attached(X), layer(X), atol=1e-6)
+  assert attached.dot_general.calls[...] == 1
+
+
 def test_slashes_are_no_matter_where_layers_are_found_by_class():
   adapted = glora_nnx.adapt(MODELS['odd names'][0]())
   assert [layer.name for layer in adapted.spec] == ['mlp/mlp/~/up']
