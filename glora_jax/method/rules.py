@@ -69,11 +69,21 @@ def merge_biases(
   ranks: tuple[int, ...],
 ) -> jax.Array:
   """The merged bias, by the supports of C, D and E; the other arguments as of `merge_kernels`."""
-  if is_quantized(kernel):
-    return _bias_beside_packed(kernel, bias, supports, alleles, layout, ranks)
-  function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)
-  vectors = function(layout.matrices(kernel), layout.vectors(bias), supports, alleles)
-  return layout.bias(vectors, bias.shape)
+  if not is_quantized(kernel):
+    function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)
+    vectors = function(layout.matrices(kernel), layout.vectors(bias), supports, alleles)
+    return layout.bias(vectors, bias.shape)
+
+  @jax.checkpoint
+  def layer(arguments: Any) -> Any:  # of a stack that is quantized one at a time is taken out
+    kernel, bias, supports, alleles = arguments
+    matrix = taken_out(kernel).reshape(-1, bias.size)
+    return equation.effective_bias(matrix, bias, supports, alleles, ranks)
+
+  for _ in layout.stack:
+    layer = functools.partial(jax.lax.map, layer)
+  kernel = spread(kernel, layout.stack).transpose(layout.stack + layout.inputs + layout.outputs)
+  return layout.bias(layer((kernel, layout.vectors(bias), supports, alleles)), bias.shape)
 
 
 def _over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
@@ -284,23 +294,6 @@ def not_adapted(array: Any, dtype: np.dtype) -> Deferred:
   rest = tuple(n for n in range(array.ndim) if n not in stack)
   deferred = Deferred.whole(array, {}, None, Layout(stack, (), rest), (), False)
   return deferred.planned(casts=(dtype,))
-
-
-def _bias_beside_packed(
-  kernel: Any, bias: jax.Array, supports: Any, alleles: jax.Array, layout: Layout, ranks: Any
-) -> jax.Array:
-  """`merge_biases` with a quantized kernel: one layer at a time is taken out."""
-
-  @jax.checkpoint
-  def layer(arguments: Any) -> Any:
-    kernel, bias, supports, alleles = arguments
-    matrix = taken_out(kernel).reshape(-1, bias.size)
-    return equation.effective_bias(matrix, bias, supports, alleles, ranks)
-
-  for _ in layout.stack:
-    layer = functools.partial(jax.lax.map, layer)
-  kernel = spread(kernel, layout.stack).transpose(layout.stack + layout.inputs + layout.outputs)
-  return layout.bias(layer((kernel, layout.vectors(bias), supports, alleles)), bias.shape)
 
 
 def _picked(supports: Mapping[str, jax.Array], slot: jax.Array | None) -> Mapping[str, jax.Array]:
