@@ -371,7 +371,8 @@ def by_class(model: nnx.Module) -> Found:
   """The `nnx.Linear` and `nnx.LinearGeneral` of a model, and why others cannot be adapted."""
   sites: list[Site] = []
   refused: dict[Path, str] = {}
-  present = flatten(params(model))  # a parameter of several modules is there once, as the first's
+  # A parameter of several modules is there once, as the first's.
+  present = flatten(as_computed_with(params(model)))
   for keys, module in nnx.iter_graph(model):
     path = plain_path(keys)
     kernel_path, bias_path = (*path, 'kernel'), (*path, 'bias')

@@ -285,6 +285,8 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select, structure):
     return glora_jax.nnx.attach(base, X, structure=structure, select=select, heads=None, key=KEY)
 
   ours, plain = attached(packed), attached(full)
+  by_class = glora_jax.nnx.adapt(glora_jax.nnx.with_params(model, packed), heads=None)
+  assert [layer.name for layer in by_class.spec] == ['fc', 'head']
   assert is_quantized(vars(ours.fc)['kernel'].get_value())
   assert_allclose(ours(X), theirs(X), atol=1e-5)
   for one in (ours, plain):
