@@ -110,8 +110,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   About four programs are compiled.
 
   Args:
-    adapted: the adapted model, of `adapt` or any other way; of an attached NNX model what
-      `glora_jax.nnx.as_adapted` returns.
+    adapted: the adapted model with a free structure, of `adapt` or any other way; of an attached NNX
+      model what `glora_jax.nnx.as_adapted` returns.
     variables: what `adapted.init` returned, with the model's other collections if it has any.
     *inputs: inputs of the model, arrays with values.
     **kwargs: further arguments of its call, `train=False` or `rngs` for instance.
@@ -120,8 +120,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     A table with a row for each of these things.
 
   Raises:
-    ValueError: the model is not adapted, the variables are of another one, variables or inputs are
-      only shapes, or the model returns no floating-point array.
+    ValueError: the model is not adapted or its structure is fixed, the variables are of another
+      one, variables or inputs are only shapes, or the model returns no floating-point array.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -134,6 +134,11 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     ([], True)
   """
   check_type(adapted, Adapted, 'adapted')
+  if adapted.genome is not None:
+    raise ValueError(
+      'check tries every allele on offer, and this structure is fixed; give adapted.fix(None) and '
+      'the variables that its init returns.'
+    )
   adapted.check_variables(variables)
   for owner, tree in {'variables': variables, 'inputs': (inputs, kwargs)}.items():
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):

@@ -77,8 +77,8 @@ def apply(given=None, genome=GENOME, **options):
   return dense().apply(variables() if given is None else given, X, genome=genome, **options)
 
 
-def check_outputs():
-  adapted = glora_jax.adapt(Classes(), X)
+def check_outputs(structure=None):
+  adapted = glora_jax.adapt(Classes(), X).fix(structure)
   return glora_jax.check(adapted, adapted.init(KEY, {'Dense_0': PARAMS}), X)
 
 
@@ -172,6 +172,7 @@ REFUSED = [
   # the equation, checks and devices
   (lambda: equation.effective(jnp.ones((4, 5)), None, {}, np.zeros(3, int)), '(3,)'),
   (check_outputs, 'floating-point'),
+  (lambda: check_outputs('bitfit'), 'adapted.fix(None)'),
   (lambda: glora_jax.shard(dense(), variables(), 8), 'mesh=8'),
   (explicit_mesh, 'fsdp'),
   (
