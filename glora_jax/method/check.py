@@ -110,8 +110,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   About four programs are compiled.
 
   Args:
-    adapted: the adapted model with a free structure, of `adapt` or any other way; of an attached NNX
-      model what `glora_jax.nnx.as_adapted` returns.
+    adapted: the adapted model with a free structure, of `adapt` or any other way; of an attached
+      NNX model what `glora_jax.nnx.as_adapted` returns.
     variables: what `adapted.init` returned, with the model's other collections if it has any.
     *inputs: inputs of the model, arrays with values.
     **kwargs: further arguments of its call, `train=False` or `rngs` for instance.
