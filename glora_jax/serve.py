@@ -34,9 +34,10 @@ from glora_jax.method.adapter_file import (
 )
 from glora_jax.method.groups import spec_of
 from glora_jax.method.program import arrays_of
-from glora_jax.method.quantized import full_precision
+from glora_jax.method.quantized import full_precision, set_apart
+from glora_jax.method.rules import merge_biases, over_stack
 from glora_jax.method.space import MOST_RANKS, SearchSpace
-from glora_jax.method.supports import COLLECTION, SUPPORTS
+from glora_jax.method.supports import COLLECTION, SUPPORTS, of_tensors
 from glora_jax.tree import Path, flatten, replace, update
 
 _BASE = 0  # the slot of the base itself, in which all supports are zero
@@ -257,18 +258,21 @@ class Pool:
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
-    params = self._adapted.full_precision(self._rebuild(params))
+    params, packed = set_apart(self._rebuild(params), self._adapted.param_shapes)
     written = arrays[COLLECTION]
     loader = _offering(self._adapted, self._ranks, tied)
     for group, given in zip(self._adapted.groups, loader.groups, strict=True):
-      alleles, members = given.alleles(genome), []
+      alleles, members, ranks = given.alleles(genome), [], given.space.ranks
       for site, part in given.of_members(given.own(supports)):
-        kernel, bias = site.layout.matrices(site.kernel(params)), site.bias(params)
-        bias = None if bias is None else site.layout.vectors(bias)
-        form = functools.partial(_as_union, ranks=given.space.ranks, merge=self._merge)
-        for _ in group.stack_shape:
-          form = jax.vmap(form)
-        members.append(form(kernel, bias, part, alleles))
+        form = functools.partial(_as_union, ranks=ranks, merge=self._merge)
+        new = over_stack(form, len(group.stack_shape))(part, alleles)
+        if (bias := site.bias(params)) is not None:
+          kernel = packed.get(site.kernel_path, site.kernel(params))
+          # Of zeros: D adds nothing to them, and a small shift is not rounded off.
+          zeros, of_bias = jnp.zeros(bias.shape), of_tensors(part, ('C', 'D', 'E'))
+          shift = merge_biases(kernel, zeros, of_bias, alleles, site.layout, ranks)
+          new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
+        members.append(new)
       own = group.own(written)
       for name, array in own.items():
         new = members[0][name]
@@ -310,24 +314,14 @@ def _offering(adapted: Adapted, ranks: tuple[int, ...], tied: Sequence[bool]) ->
 
 
 def _as_union(
-  kernel: jax.Array,
-  bias: jax.Array | None,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
-  ranks: Sequence[int],
-  merge: bool,
+  supports: Mapping[str, jax.Array], alleles: jax.Array, ranks: Sequence[int], merge: bool
 ) -> dict[str, jax.Array]:
-  """The supports of a layer of any structure as those of the pool's."""
-  new = {}
+  """The supports of A and B of a layer of any structure as those of the pool's; and D's form."""
+  new = {'D': equation.flat_form(supports, 'D', alleles[3])}
   new['B_down'], new['B_up'] = equation.weight_factors(supports, 'B', alleles[1], ranks)
   if merge:
     new['A_down'], new['A_up'] = equation.weight_factors(supports, 'A', alleles[0], ranks)
   else:
     form = equation.flat_form(supports, 'A', alleles[0])
-    new['A_vector'] = jnp.broadcast_to(form, kernel.shape[-1:])
-  if bias is not None:
-    # Of zeros: D adds nothing to them, and a small shift is not rounded off.
-    zeros = jnp.zeros(bias.shape)
-    shift: Any = equation.effective_bias(kernel, zeros, supports, alleles, ranks)
-    new['E'] = bias * equation.flat_form(supports, 'D', alleles[3]) + shift
+    new['A_vector'] = jnp.broadcast_to(form, new['B_up'].shape[-1:])
   return new

@@ -55,7 +55,8 @@ def merge_kernels(
     The merged kernel, in its shape.
   """
   effective = functools.partial(equation.effective, ranks=ranks, product=product)
-  merged, _ = _over_stack(effective, layout)(layout.matrices(kernel), None, supports, alleles)
+  matrices = layout.matrices(kernel)
+  merged, _ = over_stack(effective, len(layout.stack))(matrices, None, supports, alleles)
   return layout.kernel(merged, kernel.shape)
 
 
@@ -70,8 +71,10 @@ def merge_biases(
 ) -> jax.Array:
   """The merged bias, by the supports of C, D and E; the other arguments as of `merge_kernels`."""
   if not is_quantized(kernel):
-    function = _over_stack(functools.partial(equation.effective_bias, ranks=ranks), layout)
-    vectors = function(layout.matrices(kernel), layout.vectors(bias), supports, alleles)
+    function = functools.partial(equation.effective_bias, ranks=ranks)
+    vectors = over_stack(function, len(layout.stack))(
+      layout.matrices(kernel), layout.vectors(bias), supports, alleles
+    )
     return layout.bias(vectors, bias.shape)
 
   @jax.checkpoint
@@ -86,9 +89,9 @@ def merge_biases(
   return layout.bias(layer((kernel, layout.vectors(bias), supports, alleles)), bias.shape)
 
 
-def _over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-  """A function of one layer as one of a stack of layers."""
-  for _ in layout.stack:
+def over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+  """A function of one layer as one of a stack of layers with so many axes."""
+  for _ in range(axes):
     function = jax.vmap(function)
   return function
 
@@ -301,8 +304,7 @@ def _picked(supports: Mapping[str, jax.Array], slot: jax.Array | None) -> Mappin
   if slot is None:
     return supports
   pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
-  for _ in range(slot.ndim):
-    pick = jax.vmap(pick)
+  pick = over_stack(pick, slot.ndim)
   return {name: pick(value, slot) for name, value in supports.items()}
 
 
@@ -407,10 +409,8 @@ def by_output(
       *lead[: len(layers)], *leaf.shape[len(order) :]
     )
   )
-  for _ in layers:
-    layer = jax.vmap(layer)
   x = plan.flat(x.transpose(*others[1], *others[2], *others[0]), own[0])
-  y = plan.laid(layer(x, moved), own[2], lead)
+  y = plan.laid(over_stack(layer, len(layers))(x, moved), own[2], lead)
   if place == 1:
     return y
   free = range(len(layers), len(lead))  # the kernel's outputs come before what is left of x
