@@ -11,7 +11,7 @@ warm for all alike. `tune` chooses the learning rate of each method and size on 
 structures of one size with their test loss; `final` runs the final tasks; `confirm` runs the tasks
 that were written when all methods were fixed, ours against the fixed ones alone; `tables` prints
 what is there, which `figure` draws, and nothing at all runs all of them. `--methods` takes some
-methods of `tune`, `develop` and `final`; the rates of `tune` join those chosen before, and methods
+methods of `tune`, `develop`, `final` and `confirm`; the rates of `tune` join those chosen before, and methods
 without rates are in no table, which names them. Results are lines of JSON in `results/`; the same
 command goes on where it was stopped. `final` and `confirm` refuse to run before generators, lists,
 recipe and rates are committed, and keep the commit with every result. MNIST and the silhouettes
@@ -183,7 +183,7 @@ class Round(NamedTuple):
 def compare(part: str, given: argparse.Namespace) -> None:
   """Does the jobs of every budget on the tasks of a part, and keeps the commit with results.
 
-  On final tasks these are all methods, or those that are named.
+  These are all methods of the part, or those that are named.
   """
   store, rates, notes = MAIN.store(part), MAIN.read_rates(), committed()
   for budget in given.budgets:
@@ -191,7 +191,7 @@ def compare(part: str, given: argparse.Namespace) -> None:
     seeds = min(given.seeds or plan.SEEDS[budget], plan.SEEDS[budget])
     turn = Round(store, rates, names, budget, seeds)
     batches: Iterable[list[Job]] = turn.confirming() if part == 'confirming' else turn.final()
-    if part == 'final' and given.methods:
+    if given.methods:
       named = [plan.sized(name, budget) for name in given.methods]
       batches = [turn.jobs(rated(named, rates, all_of_them=True))]
     for jobs in batches:
