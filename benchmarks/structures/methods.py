@@ -3,52 +3,52 @@
 A name is a preset's (`lora:2@attn`), or one of
 
   lora:rising, hira:rising  ranks that rise with depth and fill the budget (PriLoRA)
-  gradient              read off the gradient, by held-out squares
-  gradient(sign)        by another value in the same allocator: see `measured`
-  gradient(of mnist)    read off the gradient of another task
-  gradient(of others)   read off the gradients of all other development tasks together
-  gradient(with others) and with the task's own among them
-  gradient(prior others) and from those as a prior, where the task's own is noise
+  pass                  read off the gradient, in one pass
+  pass(of mnist)        read off the gradient of another task
+  pass(of others)       read off the gradients of all other development tasks together
+  pass(prior shifts)    and from that of telling shifts, where the task's own is noise
+  pass(prior known)     and from known values, there
+  known                 from the values that are known of the embedded backbone, by no gradient
   random(3)             by random values in the same allocator, the fourth draw
   search                the paper's: see `laboratory`
 
-A structure read off values starts with down factors on the gradient's singular vectors, a preset
-with the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout` and `+bounded`
+Results have lines of `gradient`, too, which had its values held out in folds, and those of others
+(commit ee5beb0b has them last).
+
+A structure read off a gradient starts with down factors on its singular vectors, all others with
+the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout` and `+bounded`
 (gradients of a norm of at most 1) after it are options of training.
 """
 
 import bisect
-import collections
 import dataclasses
 import fractions
 import functools
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import Job
 from benchmarks.structures.laboratory import Setting
 from benchmarks.structures.tasks import TASKS
-from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.presets import block_numbers, preset
 from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec, Tensor
+from glora_jax.models.weights import EMBEDDED_KNOWN
+from glora_jax.search import known
 from glora_jax.search.allocate import allocate
-from glora_jax.search.allocated import Allocation, mean_of
-from glora_jax.search.allocation import Measure, Values
-from glora_jax.search.choice import bought, choose
+from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Values, mean_of
+from glora_jax.search.choice import choose
 from glora_jax.training.losses import cross_entropy
 
-FOLDS = 8
 MAX_RANK = 8
-BATCH_SIZE = 100  # a fold of 800 images
-SEARCH = 'search'
+BATCH_SIZE = 100  # of images for the gradient
+SEARCH, KNOWN = 'search', 'known'
 RISING: dict[str, Tensor] = {'lora:rising': 'B', 'hira:rising': 'A'}  # the tensor that has LoRAs
 
 
@@ -56,7 +56,7 @@ class Name(NamedTuple):
   """A method's name, taken apart.
 
   Attributes:
-    base: name of a preset, 'gradient' or 'random'.
+    base: name of a preset, or one of the above.
     argument: what stands in parentheses; '' for nothing.
     start: 'aligned' or 'usual'.
     options: of training.
@@ -72,14 +72,13 @@ class Name(NamedTuple):
     """Takes a name apart."""
     text, *options = text.split('+')
     text, _, start = text.partition('/')
-    match = re.fullmatch(r'(gradient|random)(?:\((.*)\))?', text)
-    if match is None:
-      return cls(text, '', start or 'usual', tuple(options))
-    return cls(match[1], match[2] or '', start or 'aligned', tuple(options))
+    base, _, argument = text.removesuffix(')').partition('(')
+    usually = 'aligned' if base in ('pass', 'gradient', 'random') else 'usual'
+    return cls(base, argument, start or usually, tuple(options))
 
 
-def structure(job: Job) -> tuple[np.ndarray, Any, dict[str, Any]]:
-  """A job's genome, the variables that its training starts from, and notes, JSON types."""
+def structure(job: Job) -> tuple[np.ndarray, str, dict[str, Any]]:
+  """A job's genome, what its training starts from (see `starting`), and notes, JSON types."""
   name = Name.parse(job.method)
   setting_of = functools.partial(lab.setting, backbone_name=job.backbone)
   setting = setting_of(job.task, job.seed)
@@ -87,16 +86,22 @@ def structure(job: Job) -> tuple[np.ndarray, Any, dict[str, Any]]:
   notes: dict[str, Any] = {}
   if name.base == 'random':
     genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
-    if 'valued' in name.options:
-      notes = {'values': summed_values(setting, genome)}
-  elif name.base == 'gradient':
-    genome, notes = _read_off(name.argument, job, setting_of)
+  elif name.base in ('pass', KNOWN):
+    values, notes = _values(name, setting, setting_of)
+    genome = choose(distinct(spec), values, job.budget)
+    notes |= {'genome': genome.tolist()}
   elif name.base in RISING:
     genome = rising(spec, name.base, job.budget)
   else:
     genome = preset(spec, name.base)
-  aligned = name.start == 'aligned'
-  return genome, allocation(setting).variables if aligned else setting.variables, notes
+  if name.start == 'aligned':
+    allocation(setting)  # whose seconds are the structure's
+  return genome, name.start, notes
+
+
+def starting(setting: Setting, start: str) -> Any:
+  """The variables that a training starts from: 'usual', or 'aligned' with the gradient."""
+  return allocation(setting).variables if start == 'aligned' else setting.variables
 
 
 def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
@@ -150,35 +155,28 @@ def rising_levels(
   return levels
 
 
-def _read_off(
-  argument: str, job: Job, setting_of: Callable[..., Setting]
-) -> tuple[np.ndarray, dict[str, Any]]:
-  """The genome that gradients name, as a method's argument says, and what is kept with it."""
-  setting = setting_of(job.task, job.seed)
-  sources, notes, measure = [setting], {}, ''
-  others = [setting_of(task, job.seed) for task in _sources_of(argument, job.task)]
-  if argument == 'shifts' or argument.startswith('prior '):
-    shifts = () if others else (setting_of(job.task, job.seed, shifts=True),)
-    read = allocation(setting, priors=(*others, *shifts))
-    found, notes = read.values.mean(), {'share': round(read.borrowed, 3)}
-  elif others:
-    sources = others
-    found = mean_of([measured(source, 'squared') for source in sources])
-  else:
-    measure, found = argument, mean_of([measured(setting, argument or 'squared')])
-  knows_vectors = measure not in (*LAYER_SCORES, 'eva')
-  rest = mean_of([measured(source, 'seen') for source in sources]) if knows_vectors else None
-  spec = distinct(setting.adapted.spec)
-  genome = choose(spec, found, job.budget, rest=rest, floor=knows_vectors)
-  return genome, {**notes, 'genome': genome.tolist()}
+def _values(
+  name: Name, setting: Setting, setting_of: Callable[..., Setting]
+) -> tuple[Values, dict[str, Any]]:
+  """What units are worth, as a method's name says, and what is kept with it."""
+  word, _, source = name.argument.partition(' ')
+  if name.base == KNOWN:
+    return known.read(EMBEDDED_KNOWN, setting.adapted.spec).values, {}
+  if word == 'of':
+    named = _others(setting.task) if source == 'others' else [source]
+    return mean_of([allocation(setting_of(task, setting.seed)).values for task in named]), {}
+  prior = None
+  if source == 'shifts':
+    prior = setting_of(setting.task, setting.seed, shifts=True)
+  elif source == KNOWN:
+    prior = KNOWN
+  read = allocation(setting, prior)
+  return read.values, {'share': round(read.borrowed, 3), 'signal': round(read.signal or 0.0, 3)}
 
 
-def _sources_of(argument: str, task: str) -> list[str]:
-  """The tasks of whose gradients `of others`, for instance, reads a structure off."""
-  word, _, source = argument.partition(' ')
-  others = (name for name, found in TASKS.items() if found.set == 'development' and name != task)
-  named = [source] if source else []
-  return [task] * (word == 'with') + (list(others) if source == 'others' else named)
+def _others(task: str) -> list[str]:
+  """The development tasks but one."""
+  return [name for name, found in TASKS.items() if found.set == 'development' and name != task]
 
 
 @functools.cache
@@ -189,22 +187,25 @@ def distinct(spec: Spec) -> Spec:
 
 
 def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
-  """The training images in random batches, one a fold."""
+  """The training images in random batches."""
   images, labels = setting.train
   order = jax.random.permutation(setting.key, len(labels)).reshape(-1, BATCH_SIZE)
   return [(images[part], labels[part]) for part in order]
 
 
-@functools.lru_cache(maxsize=16)
-def allocation(
-  setting: Setting, measure: str = 'squared', priors: tuple[Setting, ...] = ()
-) -> Allocation:
-  """What `allocate` finds for a setting, which may borrow from others."""
+@functools.lru_cache(maxsize=64)
+def allocation(setting: Setting, prior: Setting | str | None = None) -> Allocation:
+  """What `allocate` finds for a setting, which may borrow from another, or from `KNOWN`."""
 
   def loss(forward, batch, key):
     del key
     images, labels = batch
     return cross_entropy(forward(setting.preprocess(images)), labels)[0]
+
+  def borrowed():
+    if isinstance(prior, Setting):
+      return allocation(prior)
+    return known.read(EMBEDDED_KNOWN, setting.adapted.spec)
 
   return allocate(
     setting.adapted,
@@ -213,92 +214,17 @@ def allocation(
     batches(setting),
     budget=10_000,
     key=setting.key,
-    folds=FOLDS,
     max_rank=MAX_RANK,
-    value=measure,
-    prior=(lambda: [allocation(prior) for prior in priors]) if priors else None,
+    prior=borrowed if prior else None,
     progress=False,
   )
 
 
-def measured(setting: Setting, measure: str) -> Values:
-  """The values of all units by a measure, means over the folds."""
-  if measure == 'eva':
-    return eva_values(setting)
-  if measure in LAYER_SCORES:
-    return layer_values(setting, measure)
-  return allocation(setting, measure).values.mean()
-
-
-# Layer scores, of a kernel and its gradient: GoRA (arXiv 2502.12171), and Surgical Fine-Tuning
-# (arXiv 2210.11466). They are shared out among a layer's rank-one parts like seats (the n-th part
-# counts 1/n), so that ranks come out in proportion to scores, as these methods give them. They know
-# LoRA alone.
-LAYER_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
-  'gora': lambda kernel, gradient: np.abs(kernel * gradient).mean(),
-  'surgical': lambda kernel, gradient: np.linalg.norm(gradient) / np.linalg.norm(kernel),
-}
-
-
-def layer_values(setting: Setting, measure: str) -> Values:
-  """Values of all units by the score of their layers, by a name of `LAYER_SCORES`."""
-  adapted, params = setting.adapted, setting.variables['params']
-
-  @jax.jit
-  @jax.grad
-  def gradient_fn(params, batch):
-    images, labels = batch
-    logits = adapted.model.apply({'params': params}, setting.preprocess(images))
-    return cross_entropy(logits, labels)[0]
-
-  total = jax.tree.map(jnp.zeros_like, params)
-  for batch in batches(setting):
-    total = jax.tree.map(jnp.add, total, gradient_fn(params, batch))
-  scores = np.zeros(len(adapted.spec))
-  for group in adapted.groups:
-    (site,) = group.members  # the backbone has no ties
-    shape = -1, site.in_features, site.out_features
-    kernels, gradients = (
-      np.asarray(site.layout.matrices(site.kernel(tree))).reshape(shape) for tree in (params, total)
-    )
-    scores[list(group.rows)] = [
-      LAYER_SCORES[measure](*pair) for pair in zip(kernels, gradients, strict=True)
-    ]
-  return _of_lora(adapted, scores[:, None] / np.arange(1, MAX_RANK + 1))
-
-
-def eva_values(setting: Setting) -> Values:
-  """EVA (arXiv 2410.07170): the share of its inputs' variance that each direction explains."""
-  adapted, params = setting.adapted, {'params': setting.variables['params']}
-  seen: dict[tuple[str, ...], list[np.ndarray]] = collections.defaultdict(list)
-
-  def watch(next_function, args, kwargs, context):
-    if isinstance(context.module, nn.Dense) and context.method_name == '__call__':
-      rows = args[0].reshape(-1, args[0].shape[-1])
-      # Blocks are scanned over, so that only a callback sees their inputs one by one, and in order.
-      jax.debug.callback(seen[context.module.path].append, rows.T @ rows, ordered=True)
-    return next_function(*args, **kwargs)
-
-  with nn.intercept_methods(watch):
-    for images, _ in batches(setting):
-      adapted.model.clone(remat=None).apply(params, setting.preprocess(images))
-  jax.effects_barrier()
-  shares = np.zeros((len(adapted.spec), MAX_RANK))
-  for group in adapted.groups:
-    found = np.asarray(seen[group.path], np.float64).reshape(
-      -1, len(group.rows), group.in_features, group.in_features
-    )
-    variances = np.linalg.eigvalsh(found.sum(0))[:, ::-1]
-    shares[list(group.rows)] = (variances / variances.sum(1, keepdims=True))[:, :MAX_RANK]
-  return _of_lora(adapted, shares)
-
-
-def _of_lora(adapted: Adapted, per_parameter: np.ndarray) -> Values:
-  """Values of the parts of B alone, from those per parameter, [layer, part]."""
-  costs = np.array([layer.in_features + layer.out_features for layer in adapted.spec])
-  none = np.zeros(len(costs))
-  parts = per_parameter * costs[:, None]
-  return Values(none, np.zeros_like(parts), parts, none, none)
+def know(seeds: range) -> None:
+  """Writes the values of the embedded backbone: the mean over development tasks and seeds."""
+  settings = [lab.setting(task, seed) for task in _others('') for seed in seeds]
+  spec = settings[0].adapted.spec
+  known.write(EMBEDDED_KNOWN, spec, [allocation(each).values for each in tqdm(settings)])
 
 
 def random_values(spec: Spec, number: int) -> Values:
@@ -309,14 +235,3 @@ def random_values(spec: Spec, number: int) -> Values:
   parts = -np.sort(-rng.uniform(size=(2, len(spec), MAX_RANK)), axis=-1) * (ins + outs)[:, None]
   vectors = rng.uniform(size=(3, len(spec)))
   return Values(vectors[0] * outs, *parts, vectors[1] * ins, vectors[2] * outs)
-
-
-def summed_values(setting: Setting, genome: np.ndarray) -> dict[str, float]:
-  """What a structure is worth by every measure, for the gate."""
-  spec = distinct(setting.adapted.spec)
-  found = {}
-  for name in (*get_args(Measure), *LAYER_SCORES):
-    values = measured(setting, name)
-    has = bought(spec, genome, values.B_lora.shape[-1])
-    found[name] = float(sum(np.sum(part * mask) for part, mask in zip(values, has, strict=True)))
-  return found

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from benchmarks.structures.jobs import Job, Store
 from benchmarks.structures.laboratory import EMBEDDED, Model, backbone
-from benchmarks.structures.methods import RISING, SEARCH, Name
+from benchmarks.structures.methods import KNOWN, RISING, SEARCH, Name
 from benchmarks.structures.tasks import TASKS
 from glora_jax.files import read_json, write_json
 from glora_jax.method.genomes import count_params
@@ -30,14 +30,15 @@ SMALLEST_BUDGET, SMALLEST_TASKS = 2_592, 2  # which no other builds on, and the 
 LARGEST_RANKS = (36_864,)  # budgets to which a base adds the largest rank of each place alone
 SEEDS = {5_184: 10, 9_216: 10, 18_432: 3, 36_864: 3, SMALLEST_BUDGET: 3}
 FIRST_SEEDS = 1  # of every fixed method on a final task
-OTHER_SEEDS = 2  # of random structures and of other values there
+OTHER_SEEDS = 2  # of random structures there
 MARGIN = 4.0  # points behind the best after these, beyond which a method gets no further seeds
 TOURNAMENT_SEEDS = 2
+KNOWN_SEEDS = 5  # of every development task
 SEARCHED_BUDGETS = (9_216, 36_864)
 SEARCH_SEEDS = 3
 RANDOM = 5  # random structures of each budget, for the headroom
 MAX_RANK = 16
-OURS = 'gradient(shifts)'  # as `config.structure='gradient'` does it
+OURS = 'pass(prior shifts)'  # as `config.structure='gradient'` does it
 PLACES = ('', '@qkv', '@attn', '@mlp', '@last_half')
 WITHOUT_RANK = ('bitfit', 'ssf', 'prompt', 'scale_shift', 'scale_shift@last_half')
 WITH_RANK = {  # and their places
@@ -45,9 +46,7 @@ WITH_RANK = {  # and their places
   'hira': PLACES,
   'scale_shift_lora': ('', '@qkv', '@attn'),
 }
-POOLED = ('gradient(of others)', 'gradient(with others)')
 OPTIONS = ('+dropout', '+bounded')
-OTHER_VALUES = ('sign', 'preconditioned', 'seen', 'gora', 'surgical', 'eva')
 TUNING_SEED = 1000
 TUNED_ON = ('mnist', 'silhouettes', 'bars')
 FACTOR = 2.0  # between learning rates
@@ -75,9 +74,9 @@ class Protocol(NamedTuple):
   tuned_on: Sequence[str] = TUNED_ON
   backbone: str = EMBEDDED
 
-  def store(self, part: str, version: str | None = None) -> Store:
-    """The results of a part by a version, by default the present one."""
-    return Store(os.path.join(self.folder, f'{part}.jsonl'), version)
+  def store(self, part: str, versions: Sequence[str] | None = None) -> Store:
+    """The results of a part by some versions, by default the present one."""
+    return Store(os.path.join(self.folder, f'{part}.jsonl'), versions)
 
   def jobs(self, rates: Rates, names: Sequence[str], seeds: Iterable[int]) -> list[Job]:
     """Every method, with its learning rate, on every task and seed; seeds are outermost."""
@@ -182,7 +181,7 @@ def fixed_methods(budget: int) -> list[Method]:
 
 def sized(text: str, budget: int) -> Method:
   """A method by its name, with the budget where it fills one."""
-  fills = Name.parse(text).base in ('gradient', 'random', SEARCH, *RISING)
+  fills = Name.parse(text).base in ('pass', 'random', KNOWN, SEARCH, *RISING)
   return text, budget if fills else 0
 
 
@@ -210,7 +209,7 @@ def controls(budget: int, task: str) -> list[Method]:
   """What a gain must hold against: its parts apart, and another task's structure."""
   names = tasks(TASKS[task].set)
   other = names[(names.index(task) + 1) % len(names)]
-  ours = ('gradient', 'gradient/usual', f'gradient(of {other})')
+  ours = ('pass', 'pass/usual', f'pass(of {other})', KNOWN, f'{KNOWN}/aligned', 'pass(prior known)')
   return [*((name, budget) for name in ours), (f'{strongest_lora(budget)}/aligned', 0)]
 
 
@@ -223,19 +222,13 @@ def strongest_lora(budget: int) -> str:
 
 def beside(budget: int, task: str) -> list[Method]:
   """What ours is held against on a task beside the simple methods of its size."""
-  pooled = [(name, budget) for name in (*POOLED, 'gradient(prior others)')]
-  others = pooled + twice_as_large(budget) + searched(budget) + other_values(budget)
-  return controls(budget, task) + others
+  folds = [(name, budget) for name in ('gradient', 'gradient(shifts)')]
+  return controls(budget, task) + folds + twice_as_large(budget) + searched(budget)
 
 
 def randoms(budget: int) -> list[Method]:
   """Random structures from the allocator of the structure read off a gradient."""
   return [(f'random({number})', budget) for number in range(RANDOM)]
-
-
-def other_values(budget: int) -> list[Method]:
-  """Structures by other values in the same allocator."""
-  return [(f'gradient({value})', budget) for value in OTHER_VALUES]
 
 
 def searched(budget: int) -> list[Method]:
@@ -252,19 +245,22 @@ def tournament(budget: int) -> list[Method]:
   """What is compared on the development tasks: values and options of training."""
   strongest = (strongest_lora(budget), 0)
   varied = [
-    (name + option, size) for name, size in (strongest, ('gradient', budget)) for option in OPTIONS
+    (name + option, size) for name, size in (strongest, ('pass', budget)) for option in OPTIONS
   ]
-  names = ('gradient', *POOLED, 'gradient/usual', 'random(0)')
-  return [strongest, *((name, budget) for name in names), *other_values(budget), *varied]
+  names = ('pass', 'pass(of others)', 'pass/usual', 'random(0)', 'gradient')
+  return [strongest, *((name, budget) for name in names), *varied]
 
 
 def tuned_as(method: Method) -> Method:
-  """The method whose learning rate one takes: a variation takes that of what it varies."""
+  """The method whose learning rate one takes: a variation takes that of what it varies.
+
+  A pass and known values take the rate of structures by gradients in folds, which were tuned.
+  """
   text, budget = method
   name = Name.parse(text)
   if name.base == 'random':
     return 'random(0)', budget
-  if name.base == 'gradient':
+  if name.base in ('pass', KNOWN, 'gradient'):
     return 'gradient/usual' if name.start == 'usual' else 'gradient', budget
   return name.base, budget
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.machinery.measuring import print_result, print_table
-from benchmarks.structures import gate, plan
+from benchmarks.structures import plan
 from benchmarks.structures.jobs import UNKNOWN, Job, Store
 from benchmarks.structures.plan import Method, Protocol, Rates, rated
 from benchmarks.structures.statistics import Difference, answers, broken_down, difference, headroom
@@ -120,27 +120,23 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
 def label(method: Method) -> str:
   """A method's name in a table of several tasks, each of which has another neighbour."""
   name, _ = method
-  next_task = name.removeprefix('gradient(of ').removesuffix(')') in TASKS
-  return 'gradient(of another task)' if next_task else name
+  next_task = name.removeprefix('pass(of ').removesuffix(')') in TASKS
+  return 'pass(of another task)' if next_task else name
 
 
 def _rounded(found: Difference) -> list[float]:
   return [round(number, 2) for number in found]
 
 
-def print_all(protocol: Protocol, version: str | None, budgets: Sequence[int]) -> None:
+def print_all(protocol: Protocol, versions: Sequence[str] | None, budgets: Sequence[int]) -> None:
   """Prints every table of which there are results."""
-  parts = ('tuning', 'development', 'gate', 'final', 'confirming')
-  stores, rates = {part: protocol.store(part, version) for part in parts}, protocol.read_rates()
+  parts = ('tuning', 'development', 'final', 'confirming')
+  stores, rates = {part: protocol.store(part, versions) for part in parts}, protocol.read_rates()
   print_others(stores)
   print_rates(stores['tuning'], rates, protocol)
   found: dict[str, Any] = {
     'development': {b: print_tournament(stores['development'], rates, b) for b in budgets},
-    'gate': {name: gate.correlations(stores['gate'], name) for name in plan.tasks('development')},
   }
-  for name, correlations in found['gate'].items():
-    if correlations:
-      print(f'gate on {name}: {correlations}')
   for part in ('final', 'confirming'):
     found[part] = {b: print_bar(part, stores[part], rates, b) for b in budgets}
   for part in ('final', 'confirming'):
@@ -153,10 +149,10 @@ def print_others(stores: Mapping[str, Store]) -> None:
   for part, store in stores.items():
     for version, lines in store.others.items():
       print(
-        f'{part}: {lines:,} lines of version {version} are left out; the tables are of version '
-        f'{store.version}, and --version {version} makes them of the others.'
+        f'{part}: {lines:,} lines of version {version} are left out; the tables are of '
+        f'{", ".join(store.versions)}, and --version {version} makes them of the others.'
       )
-  if any(store.version == UNKNOWN and store.results for store in stores.values()):
+  if any(UNKNOWN in store.versions and store.results for store in stores.values()):
     print('Lines of version unknown were made by several versions; some name a commit.')
 
 
@@ -196,7 +192,7 @@ def print_bar(part: str, store: Store, rates: Rates, budget: int) -> dict[str, A
   found = budget_table(store, names, rates, budget)
   print_lines(part, budget, found)
   complete = []
-  ours = [(plan.OURS, budget), ('gradient', budget)]
+  ours = [(plan.OURS, budget), ('pass', budget)]
   for method in [*ours, *(method for method in fixed if method in rates)]:
     rows = [row for name in names for row in rows_of(store, name, rates, [method])]
     if names and len(rows) == len(names):

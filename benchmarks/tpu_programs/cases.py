@@ -92,7 +92,7 @@ def build(case: Case) -> Program:
     model=ModelSettings(dtype='bfloat16', base_dtype='bfloat16'),
     mesh=MeshSettings(base=case.base),
   )
-  # Enough images for a batch, and for the folds of a gradient.
+  # Enough images for a batch, and for those of a gradient.
   counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * case.batch * chips)}
   model = model.clone(dtype='bfloat16', drop_path=0.1)
   run = shape_of_run(settings, model, image_size, counts, mesh=mesh)

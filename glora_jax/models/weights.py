@@ -62,6 +62,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = 'embedded'  # the name that configs give to the backbone in the package
 EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
+EMBEDDED_KNOWN = EMBEDDED_FILE.replace('.safetensors', '.known.json')  # see `search.known`
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
 _REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
 

@@ -165,9 +165,9 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
   return paragraph(
     f"""
     The structure of {allocation.count_params():,} parameters was read off one gradient of the
-    pretrained model, after {head} of training the head alone. Each unit (a vector, or one rank of
-    a LoRA) was valued on training images that did not choose its direction, and the best by value
-    per parameter were bought, up to {allocation.budget:,} parameters.
+    pretrained model, after {head} of training the head alone, in one pass over the training
+    images. Each unit (a vector, or one rank of a LoRA) is worth the squared gradient along it, and
+    the best by value per parameter were bought, up to {allocation.budget:,} parameters.
     """,
     allocation.proposed
     and """
@@ -176,13 +176,8 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
     """,
     allocation.borrowed
     and f"""
-    The gradients of these folds have little in common, so {100 * allocation.borrowed:.0f}% of the
+    The gradients of its batches have little in common, so {100 * allocation.borrowed:.0f}% of the
     values come from another gradient: that of telling which way the same images were shifted.
-    """,
-    allocation.unjudged
-    and f"""
-    {allocation.unjudged:,} of the parameters are worth nothing on held-out images; the mean
-    gradient of all folds chose them.
     """,
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
@@ -192,14 +187,14 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
 
 
 def value_chart(allocation: Allocation) -> Chart:
-  """What the units of a structure are worth held out by budget, the best bought first."""
+  """What the units of a structure are worth by budget, the best bought first."""
   params, values, knee = allocation.curve
   percent = 100 / max(float(values[-1]), float(np.finfo(np.float32).tiny)) * values
   best = f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%'
   return Chart(
     'Value by budget',
     axis('trained parameters', [0, params[-1], allocation.budget]),
-    Axis('held-out value, % of all on offer', [0, 25, 50, 75, 100]),
+    Axis('value, % of all on offer', [0, 25, 50, 75, 100]),
     [Line('', 'teal', steps(thinned(params, percent)))],
     [Mark((params[knee], percent[knee]), best, 'dim')],
     [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
@@ -213,7 +208,7 @@ def values_table(units: Sequence[Unit]) -> Table:
   Args:
     units: what could be bought.
   """
-  total = sum(max(unit.value, 0.0) for unit in units) or 1.0
+  total = sum(unit.value for unit in units) or 1.0
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
   rows = [
     (layer, *(_value([unit for unit in same if unit.form == form], total) for form in forms))
@@ -227,8 +222,7 @@ def _value(units: Sequence[Unit], total: float) -> str:
   """The value of a form in a layer in percent of the total, bold where it was bought."""
   if not units:
     return ''
-  percent = round(100 * sum(unit.value for unit in units) / total, 1)
-  share = f'{percent + 0.0:.1f}'  # no '-0.0'
+  share = f'{100 * sum(unit.value for unit in units) / total:.1f}'
   if not (bought := sum(unit.bought for unit in units)):
     return share
   rank = f' ({bought})' if units[0].part else ''

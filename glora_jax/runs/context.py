@@ -37,7 +37,7 @@ from glora_jax.runs.backbone import (
 )
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.origins import WEIGHTS
-from glora_jax.runs.sections import AllocationSettings, TrainingSettings
+from glora_jax.runs.sections import TrainingSettings
 from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
 from glora_jax.training.recipe import Recipe
 
@@ -404,7 +404,7 @@ def fit_batches(
   counts: Mapping[str, int],
   mesh: jax.sharding.Mesh | None,
 ) -> RunSettings:
-  """The settings with batches and folds that the images fill; defaults shrink where they are few.
+  """The settings with batches that the images fill; the default shrinks where they are few.
 
   Args:
     settings: the config.
@@ -430,22 +430,7 @@ def fit_batches(
       raise ValueError(
         f'{name}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
       )
-  folds = settings.allocation.folds
-  if not settings.has_gradient or folds != AllocationSettings().folds:
-    return fitted
-  images = counts[splits[0]]  # which every job trains on
-  most = max(2, images // (1 if mesh is None else mesh.size))
-  if folds <= most:
-    return fitted
-  log.info(
-    'Using %d folds instead of allocation.folds=%d: there are only %d training images.',
-    most,
-    folds,
-    images,
-  )
-  return dataclasses.replace(
-    fitted, allocation=dataclasses.replace(settings.allocation, folds=most)
-  )
+  return fitted
 
 
 def _fit(

@@ -33,11 +33,10 @@ from glora_jax.runs.stages.allocation import (
   gradient_loss,
   head_learner,
   head_recipe,
-  shape_of_folds,
+  shapes_of_batch,
 )
 from glora_jax.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
-from glora_jax.search.allocate import passes_of
-from glora_jax.search.fold_gradients import Settings
+from glora_jax.search.allocate import pass_of
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
 from glora_jax.training.head_alone import HeadAlone
@@ -314,13 +313,11 @@ def _scoring(context: Context, workload: Workload) -> Program:
 
 
 def _allocation(context: Context, workload: Workload) -> Program:
-  place, settings = context.place(GRADIENT), context.settings.allocation
-  number, batch = context.counts[context.train_split], context.settings.training.batch_size
-  _, size = shape_of_folds(number, settings.folds, batch, context.devices)
-  shapes = meshes.deal(context.mesh, (_images(context, size), Shape((size,), jnp.int32)))
-  measured = Settings(settings.folds, settings.max_rank, context.mesh)
-  passes = passes_of(place.adapted, place.variables, gradient_loss(context), (), measured)
-  return Program(*passes.program(shapes), size)
+  place, batch = context.place(GRADIENT), meshes.deal(context.mesh, shapes_of_batch(context))
+  parts, loss = context.settings.allocation.max_rank, gradient_loss(context)
+  key = jax.random.key(0)  # probes are drawn from it
+  gradient = pass_of(place.adapted, place.variables, loss, parts, key, context.mesh)
+  return Program(*gradient.program(batch), len(batch[1]))
 
 
 def _fold(context: Context, workload: Workload) -> Program:

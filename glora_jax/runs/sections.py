@@ -280,11 +280,6 @@ class AllocationSettings:
     ge=1,
     description='epochs for which the head is trained alone before the gradient is taken',
   )
-  folds: Whole = Field(
-    default=8,
-    ge=2,
-    description='parts of the training images, each of which judges what the others choose',
-  )
   max_rank: Whole = Field(
     default=8,
     ge=1,
@@ -300,13 +295,13 @@ class AllocationSettings:
   def epochs(self, borrowed: bool = False) -> int:
     """The epochs that head and gradient count as.
 
-    A gradient passes twice over the images, forward and back. A head trains on features that one
-    pass forward gives, a third of an epoch; what that makes is rounded up.
+    A gradient passes once over the images, forward and back. A head trains on features that a pass
+    forward gives, a third of an epoch; what that makes is rounded up.
 
     Args:
       borrowed: whether there were two of both, the task's and its prior's.
     """
-    return 5 if borrowed else 3
+    return 3 if borrowed else 2
 
   def shortened(self, recipe: Recipe, borrowed: bool = False) -> Recipe:
     """A recipe for what has been paid for head and gradient already: that many epochs fewer.

@@ -19,9 +19,10 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
+from glora_jax.search.known import Known, describe
 
-NOISE = 0.02  # a signal of this size is trusted by half
-CLEAR = 0.05  # one of this size needs no other
+NOISE = 0.14  # a signal of this size is trusted by half
+CLEAR = 0.3  # one of this size needs no other
 LITTLE = 0.5  # of the way from chance to one and the same structure
 # Codes from the first LoRA on are one form: ranks differ by degrees.
 _FIRST_LORA = np.array([len(FLAT_FORMS[tensor]) for tensor in TENSORS])
@@ -35,8 +36,7 @@ class Unit(NamedTuple):
     layer: name of the layer.
     form: 'A.vector', 'A.lora', 'B.lora', 'C.vector' or 'E.vector'.
     part: of a LoRA, the number of the rank-one part, from 1; 0 for a vector.
-    value: mean over the folds.
-    error: standard error of the mean, by the folds.
+    value: its value.
     cost: trained parameters.
     bought: whether the genome has it.
   """
@@ -46,7 +46,6 @@ class Unit(NamedTuple):
   form: str
   part: int
   value: float
-  error: float
   cost: int
   bought: bool
 
@@ -60,15 +59,13 @@ class Allocation:
     variables: the variables that were given, with the aligned starting values: down factors on the
       gradient's singular vectors, everything else of the supports at the base model.
     spec: the layers.
-    values: what every unit is worth on every fold, float64 [fold, row] and [fold, row, rank];
-      pooled with a prior's, where one was given.
+    values: what every unit is worth, float64 [row] and [row, rank]; pooled with a prior's, where
+      one was given.
     curve: value by budget, with the proposed budget at its knee.
     budget: most trained parameters.
     proposed: whether the budget is the knee's, since none was given.
-    signal: share of the folds' squared gradients by the kernels that folds have in common; None
-      where it is not known.
-    unjudged: trained parameters that were bought by the mean gradient of all folds, since held out
-      nothing more was worth anything.
+    signal: share of the mean gradient's square by the kernels that is not noise of the batches;
+      None where it is not known.
     borrowed: how much of the values a prior has said, from 0 to 1.
 
   Example:
@@ -96,7 +93,6 @@ class Allocation:
   budget: int
   proposed: bool
   signal: float | None = None
-  unjudged: int = 0
   borrowed: float = 0.0
 
   def count_params(self) -> int:
@@ -105,18 +101,16 @@ class Allocation:
 
   def units(self) -> Iterator[Unit]:
     """Every unit on offer, row by row."""
-    mean, folds = self.values.mean(), len(self.values.E_vector)
-    errors = Values(*(part.std(axis=0, ddof=1) / folds**0.5 for part in self.values))
-    number = mean.B_lora.shape[-1]
+    number = self.values.B_lora.shape[-1]
     costs, has = unit_costs(self.spec, number), bought(self.spec, self.genome, number)
     for row, layer in enumerate(self.spec):
-      for (tensor, form), *arrays in zip(UNIT_FORMS, mean, errors, costs, has, strict=True):
+      for (tensor, form), *arrays in zip(UNIT_FORMS, self.values, costs, has, strict=True):
         columns = (np.atleast_1d(array[row]) for array in arrays)
-        for index, (value, error, cost, is_bought) in enumerate(zip(*columns, strict=True)):
+        for index, (value, cost, is_bought) in enumerate(zip(*columns, strict=True)):
           part = index + 1 if form == 'lora' else 0
           if _is_offered(layer, tensor, part):
             place = (row, layer.name, f'{tensor}.{form}', part)
-            yield Unit(*place, float(value), float(error), int(cost), bool(is_bought))
+            yield Unit(*place, float(value), int(cost), bool(is_bought))
 
   def summary(self) -> str:
     """The structure as a table, and what it costs."""
@@ -125,10 +119,6 @@ class Allocation:
     lines.append(
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})'
     )
-    if self.unjudged:
-      lines.append(
-        f'held out, {self.unjudged:,} of them are worth nothing: the folds agree too little'
-      )
     if self.borrowed:
       lines.append(f"{100 * self.borrowed:.0f}% of the values are the prior's")
     return '\n'.join(lines)
@@ -148,16 +138,14 @@ def share_of(signal: float, other_signal: float) -> float:
   """How much of the pooled values the other loss says, from 0 to 1.
 
   Args:
-    signal: share of the folds' squared gradients that the folds have in common
-      (`Allocation.signal`); 0 in the mean where they have nothing in common, and then below 0 as
-      often as above.
+    signal: share of the mean gradient's square that is not noise (`Allocation.signal`).
     other_signal: the other loss's.
 
   Returns:
     0 where the other loss has no larger signal; else less, the larger the own one is.
 
   Example:
-    >>> share_of(0.02, 0.3), share_of(-0.01, 0.3), share_of(0.1, 0.05)
+    >>> share_of(NOISE, 0.9), share_of(-0.01, 0.9), share_of(0.5, 0.4)
     (0.5, 1.0, 0.0)
   """
   if other_signal <= max(signal, 0.0):
@@ -166,59 +154,33 @@ def share_of(signal: float, other_signal: float) -> float:
 
 
 def pooled(own: Values, other: Values, share: float) -> Values:
-  """Weighted means of two sets of values.
+  """Weighted means of two sets of values, on the scale of the own ones.
 
   Args:
-    own: values with the axis of the folds; see `allocation.Values`.
-    other: values by another loss, of the same rows and parts, without that axis.
+    own: values.
+    other: values by another loss, of the same rows and parts.
     share: weight of the other values, from 0 to 1; see `share_of`.
 
-  Returns:
-    Values with the axis of the folds, on the scale of the own ones: the sizes of all values add up
-    to as much in both.
-
   Example:
-    >>> own = Values(*np.eye(5)[:, None, :1])
-    >>> other = Values(*np.full((5, 1), 4.0))
-    >>> [round(float(part[0, 0]), 2) for part in pooled(own, other, 0.5)]
+    >>> own, other = Values(*np.eye(5)[:, :1]), Values(*np.full((5, 1), 4.0))
+    >>> [round(float(part[0]), 2) for part in pooled(own, other, 0.5)]
     [0.6, 0.1, 0.1, 0.1, 0.1]
   """
-  scale = _size(own.mean()) / (_size(other) or 1.0)
+  size = sum(float(part.sum()) for part in own)
   return Values(
     *(
-      (1 - share) * first + share * scale * second for first, second in zip(own, other, strict=True)
+      (1 - share) * first + share * size * second
+      for first, second in zip(own, other.shares(), strict=True)
     )
   )
 
 
-def mean_of(losses: Sequence[Values]) -> Values:
-  """The mean of values by several losses, each of which counts alike.
-
-  Args:
-    losses: values by each loss, without the axis of the folds, of the same rows and parts.
-
-  Returns:
-    Values whose sizes add up to 1 at most.
-
-  Example:
-    >>> mean_of([Values(*np.ones((5, 2))), Values(*np.full((5, 2), 7.0))]).E_vector
-    array([0.1, 0.1])
-  """
-  sizes = [_size(values) or 1.0 for values in losses]
-  return Values(
-    *(
-      np.mean([part / size for part, size in zip(parts, sizes, strict=True)], axis=0)
-      for parts in zip(*losses, strict=True)
-    )
-  )
-
-
-def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation, ...]:
-  """The allocations that a prior is: none, a single one or several.
+def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Known, ...]:
+  """What a prior consists of: nothing, a single one or several.
 
   Args:
     spec: the layers.
-    prior: an allocation, a list of them, or None.
+    prior: an allocation, known values, a list of them, or None.
     number: rank-one parts that are considered in a layer.
 
   Raises:
@@ -226,20 +188,21 @@ def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation, ...]:
   """
   if prior is None:
     return ()
-  priors = tuple(prior) if isinstance(prior, Sequence) else (prior,)
+  several = isinstance(prior, Sequence) and not isinstance(prior, Known)
+  priors = tuple(prior) if several else (prior,)
   for found in priors:
     _check_prior(spec, found, number)
   return priors
 
 
 def _check_prior(spec: Spec, prior: Any, number: int) -> None:
-  """Raises ValueError unless a prior is an allocation with the same rows and parts."""
-  if not isinstance(prior, Allocation):
+  """Raises ValueError unless a prior has the same rows and parts."""
+  if not isinstance(prior, Allocation | Known):
     raise ValueError(
-      f'prior={shown(prior)} must be what glora_jax.allocate returned, a list of such, a function '
-      'that gives that, or None.'
+      f'prior={shown(prior)} must be what glora_jax.allocate returned, known values, a list of '
+      'such, a function that gives that, or None.'
     )
-  theirs, ours = ([_shape(layer) for layer in layers] for layers in (prior.spec, spec))
+  theirs, ours = ([describe(layer) for layer in layers] for layers in (prior.spec, spec))
   if theirs != ours:
     differing = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
     first = f' (the first is {differing[0]} there, {differing[1]} here)' if differing else ''
@@ -253,17 +216,6 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
       f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
       'the same max_rank.'
     )
-
-
-def _shape(layer: Layer) -> str:
-  """What a layer must have in common with another for values of one to mean anything in both."""
-  bias = '' if layer.bias else ' without bias'
-  return f'{layer.name} {layer.in_features} x {layer.out_features}{bias}'
-
-
-def _size(values: Values) -> float:
-  """The sum of the sizes of all values; noise of both signs counts, too."""
-  return float(sum(np.abs(part).sum() for part in values))
 
 
 class Agreement(NamedTuple):

@@ -37,7 +37,7 @@ class Option(NamedTuple):
   in_floor: bool = False
 
   def value(self, values: Values, row: int) -> float:
-    """What it is worth in a row, by values without an axis of folds."""
+    """What it is worth in a row."""
     if self.unit is None:
       return 0.0
     worth = getattr(values, self.unit)[row]
@@ -88,7 +88,6 @@ def choose(
   values: Values,
   budget: int,
   *,
-  rest: Values | None = None,
   rho: float = 2.0,
   floor: bool = True,
 ) -> np.ndarray:
@@ -101,10 +100,8 @@ def choose(
 
   Args:
     spec: the layers, with their alleles on offer.
-    values: of every row without an axis of folds; see `allocation.Values`.
+    values: see `allocation.Values`.
     budget: most trained parameters.
-    rest: other values, by which is spent what is left of the budget when nothing more is worth
-      anything; None leaves it.
     rho: a row's rank is at most so many times the rank that every row could have, rounded up.
     floor: whether all rows get the vectors of A and E first, where the budget is 1.5 times what
       these cost or more.
@@ -126,9 +123,8 @@ def choose(
   cost = sum(gene.options[index].cost for gene, index in zip(genes, floors, strict=True))
   if floor and left >= _FLOOR_FACTOR * cost:
     chosen[:] = floors
-  for worth in (values,) if rest is None else (values, rest):
-    for gene, option in moves(genes, worth, chosen.tolist(), left):
-      chosen[gene] = option
+  for gene, option in moves(genes, values, chosen.tolist(), left):
+    chosen[gene] = option
   genome = smallest.copy()
   for gene, index in zip(genes, chosen, strict=True):
     for column, code in gene.options[index].alleles:
@@ -137,7 +133,7 @@ def choose(
 
 
 def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
-  """Which units a structure has, in the form of `Values` without an axis of folds.
+  """Which units a structure has, in the form of `Values`.
 
   Where a layer has one output, a constant is its vector, and counts as that.
 
@@ -203,7 +199,7 @@ def moves(
 
   Args:
     genes: what can be bought.
-    values: what it is worth, without an axis of folds.
+    values: what it is worth.
     start: index of the option that each gene has at first.
     budget: most trained parameters; None for no limit.
 

@@ -70,9 +70,8 @@ def _slots(site: Site, probes: Mapping[str, Probe]) -> dict[str, np.ndarray]:
   stack, fan_in, fan_out = site.layout.sizes(site.kernel_shape)
   slots = {'scale': np.zeros((*stack, fan_out), np.float32)}
   for name, probe in probes.items():
-    width = probe.right.shape[-1]
-    slots[f'{name}_right'] = np.zeros((*stack, fan_in, width), np.float32)
-    slots[f'{name}_left'] = np.zeros((*stack, width, fan_out), np.float32)
+    slots[f'{name}_right'] = np.zeros((*stack, fan_in, probe.right.shape[-1]), np.float32)
+    slots[f'{name}_left'] = np.zeros((*stack, probe.left.shape[-1], fan_out), np.float32)
   return slots
 
 
@@ -91,23 +90,21 @@ def member_probes(
 
 
 def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict[str, Any]:
-  """What the loss is differentiated by at a site."""
-  changed = _slots(site, probes) if probes else {'kernel': site.kernel(params)}
-  return changed | ({'bias': site.bias(params)} if site.has_bias else {})
+  """What the loss is differentiated by at a site: zeros that get the products, and its bias."""
+  return _slots(site, probes) | ({'bias': site.bias(params)} if site.has_bias else {})
 
 
-def _run(layout: Layout, width: int, call: ModuleCall) -> Any:
+def _run(layout: Layout, call: ModuleCall) -> Any:
   """What a linear module returns with its kernel tapped where it is called, inside a scan.
 
   Tapped from outside, all layers of the scan would have their gradients at once.
 
   Args:
     layout: layout of the kernel that the module sees.
-    width: columns of the probes.
     call: the call.
   """
   stack, fan_in, fan_out = layout.sizes(call.params['kernel'].shape)
-  axes = {'in': fan_in, 'out': fan_out, 'width': width}
+  axes = {'in': fan_in, 'out': fan_out, 'width': -1}
   shaped = {
     name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
     for name, value in call.leaves.items()
@@ -149,8 +146,6 @@ def with_changed(
   """
   if site.bias_path is not None:
     params = replace(params, site.bias_path, changed['bias'])
-  if not probes:
-    return replace(params, site.kernel_path, changed['kernel']), {}
   slots = {name: value for name, value in changed.items() if name != 'bias'}
   if not (inside and site.lifts) or site.shared:
     kernel = tapped(site.layout, site.kernel(params), slots, probes)
@@ -158,5 +153,4 @@ def with_changed(
   leaves = dict(slots)
   for name, probe in probes.items():
     leaves |= {f'{_PROBE}{name}_in': probe.left, f'{_PROBE}{name}_out': probe.right}
-  width = next(iter(probes.values())).right.shape[-1]
-  return put_beside(params, site, leaves, functools.partial(_run, site.local, width))
+  return put_beside(params, site, leaves, functools.partial(_run, site.local))

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from test_allocate import FOLDS, KEY, Settings, loss, scanned
+from test_allocate import KEY, loss, scanned
 
 import glora_jax
 from glora_jax import mesh as meshes
@@ -16,7 +16,7 @@ def regrouped(batches):
 
 def check(is_sharded=False):
   adapted, variables, batches = scanned()
-  options = {'budget': 150, 'key': KEY, 'folds': FOLDS, 'max_rank': 2, 'progress': False}
+  options = {'budget': 150, 'key': KEY, 'max_rank': 2, 'progress': False}
   arguments = adapted, variables, loss, regrouped(batches)
   alone = glora_jax.allocate(*arguments, **options)
   mesh = meshes.over_devices(fsdp=4 if is_sharded else None)
@@ -33,5 +33,4 @@ def check(is_sharded=False):
 
 
 check()
-Settings.size = property(lambda settings: 2)  # now in two passes
 check(is_sharded=True)

@@ -53,11 +53,11 @@ def allocation():
   spec = Spec((Layer('attn/qkv', 4, 8, space=space), Layer('mlp/fc2', 8, 4, space=space)))
   genome = np.array([[2, 0, 0, 0, 2], [0, 4, 0, 0, 0]], np.int8)
   values = Values(
-    A_vector=np.array([[3.0, 0.0]] * 2),
-    A_lora=np.zeros((2, 2, 2)),
-    B_lora=np.array([[[0.0, 0.0], [4.0, 1.0]]] * 2),
-    C_vector=np.zeros((2, 2)),
-    E_vector=np.array([[2.0, 0.0]] * 2),
+    A_vector=np.array([3.0, 0.0]),
+    A_lora=np.zeros((2, 2)),
+    B_lora=np.array([[0.0, 0.0], [4.0, 1.0]]),
+    C_vector=np.zeros(2),
+    E_vector=np.array([2.0, 0.0]),
   )
   curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
   return Allocation(genome, {}, spec, values, curve, 40, False)

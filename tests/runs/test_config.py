@@ -52,7 +52,7 @@ def test_a_task_of_ones_own_takes_its_structure_from_a_gradient(arguments, struc
 def test_any_number_of_epochs_leaves_something_to_a_task_of_ones_own(epochs, warmup):
   settings = check_config(get_config('own', f'beans,epochs={epochs}'))
   assert settings.training.warmup_epochs == warmup
-  assert settings.allocation.shortened(settings.training).epochs == epochs - 3
+  assert settings.allocation.shortened(settings.training).epochs == epochs - 2
 
 
 def test_finetuning_is_the_training_but_for_what_finetune_says():
@@ -165,7 +165,6 @@ finetune.epochs: int, at least 0
 finetune.warmup_epochs: int | None, at least 0
 finetune.learning_rate: float | None, above 0
 allocation.head_epochs: int, at least 1
-allocation.folds: int, at least 2
 allocation.max_rank: int, at least 1, at most 1024
 mesh.fsdp: int | None, at least 1
 compare.budgets: tuple[int, ...], at least 0

@@ -4,21 +4,19 @@ import logging
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from label_lists import write_images
 from places import FIXTURES, ROOT
 from tiny_runs import changed, context_of, stages_of
 
-from glora_jax import mesh as meshes
 from glora_jax.files import read_json
 from glora_jax.models import weights
 from glora_jax.runs import comparison, experiment, job
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import fit_batches
-from glora_jax.runs.sections import AllocationSettings, Finetuning, ModelSettings, TrainingSettings
+from glora_jax.runs.sections import Finetuning, ModelSettings, TrainingSettings
 from glora_jax.runs.workdir import Stopped, write_config
 from glora_jax.training.sampling import Sampling
 
@@ -27,9 +25,9 @@ def prepared(config, workdir):
   return job.prepared(check_config(config), stages_of(config), str(workdir))
 
 
-def fitted(settings, counts=None, mesh=None):
+def fitted(settings, counts=None):
   """Settings with batches that images fill."""
-  return fit_batches(settings, experiment.stages_of(settings), counts or COUNTS, mesh)
+  return fit_batches(settings, experiment.stages_of(settings), counts or COUNTS, None)
 
 
 COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
@@ -49,25 +47,6 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
   assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
   endless = RunSettings(structure='lora', finetune=Finetuning(epochs=2**31 - 1))
   assert fitted(endless).training.batch_size == 18  # which no stage reads
-
-
-@pytest.mark.parametrize(
-  'given, images, devices, folds',
-  [(8, 23, 4, 5), (8, 3, 2, 2), (9, 7, 1, 9)],
-)
-def test_default_folds_that_the_images_do_not_fill_shrink_and_say_so(
-  given, images, devices, folds, caplog
-):
-  caplog.set_level(logging.INFO)
-  mesh = jax.sharding.AbstractMesh((1, devices), meshes.AXES)
-  allocation = AllocationSettings(folds=given)
-  few = RunSettings(
-    structure='gradient', allocation=allocation, training=TrainingSettings(batch_size=devices)
-  )
-  found = fitted(few, {**COUNTS, 'train': images}, mesh)
-  assert found.allocation == AllocationSettings(folds=folds)
-  assert ('instead of allocation.folds=8' in caplog.text) == (folds < given)
-  assert fitted(RunSettings()).allocation.folds == 8  # a search does not use it
 
 
 @pytest.mark.parametrize(

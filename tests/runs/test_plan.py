@@ -180,7 +180,7 @@ def test_a_gradient_is_read_for_every_seed_and_budget():
   for stage, seeds, rates, budgets in (('tuning', 1, 2, 1), ('training', 3, 1, 2)):
     name = f'{stage}/gradient'
     assert images[name, 'features'] == seeds * 2 * 640  # and as many that are shifted
-    assert images[name, 'allocation'] == seeds * 2 * (budgets + 1) * 640
+    assert images[name, 'allocation'] == seeds * (budgets + 1) * 640
     assert images[name, 'train_many'] == seeds * budgets * rates * left * 10 * 64
   alone = dataclasses.replace(COMPARING.allocation, prior=None)
   images = sums(dataclasses.replace(COMPARING, allocation=alone))

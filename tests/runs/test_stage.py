@@ -228,7 +228,6 @@ def recorded(settings, prefix, note):
 
 SHORT = {
   'allocation__head_epochs': 1,
-  'allocation__folds': 2,
   'training__epochs': 6,
   'training__warmup_epochs': 0,
 }

@@ -37,13 +37,13 @@ COMPARE = {'job': 'compare'}
   [
     ({}, ('training.epochs', 'compare.budgets'), ['compare.budgets']),
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
-    ({'structure': 'gradient'}, ('allocation.folds', 'sampling.largest'), ['sampling.largest']),
+    ({'structure': 'gradient'}, ('allocation.max_rank', 'sampling.largest'), ['sampling.largest']),
     ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ['finetune.epochs']),
     (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
     (
       {**COMPARE, 'compare.methods': ('lora', 'search')},
-      ('search.mode', 'sampling.largest', 'training.epochs', 'allocation.folds'),
-      ['allocation.folds'],
+      ('search.mode', 'sampling.largest', 'training.epochs', 'allocation.max_rank'),
+      ['allocation.max_rank'],
     ),
     (
       {**COMPARE, 'compare.methods': ('lora',), 'compare.rate.lora': 1e-3},

@@ -1,7 +1,8 @@
-"""Structures read off gradients, against full gradients of every fold by `jax.grad`."""
+"""Structures read off one gradient, against full gradients by `jax.grad`."""
 
 import dataclasses
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -15,15 +16,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import glora_jax
 from glora_jax import tree
-from glora_jax.method.genomes import count_params
 from glora_jax.models.vit import ViT
 from glora_jax.nnx import functional
-from glora_jax.search import allocation, choice
+from glora_jax.search import allocation, choice, known
 from glora_jax.search.allocate import compile_ahead
-from glora_jax.search.allocated import pooled, share_of
-from glora_jax.search.fold_gradients import Passes, Settings, measure
+from glora_jax.search.allocated import CLEAR, pooled, share_of
+from glora_jax.search.allocation import Directions
+from glora_jax.search.known import Known
+from glora_jax.search.sketch import Pass
 
-FOLDS = 3
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))
 
@@ -85,7 +86,7 @@ def loss(forward, batch, key):
 
 
 def slow_gradients(adapted, variables, batches):
-  """Every row's full gradients by fold, one fold after the other."""
+  """(every row's mean gradients, the signal) by full gradients of every batch."""
   params = variables['params']
 
   @jax.jit
@@ -94,18 +95,26 @@ def slow_gradients(adapted, variables, batches):
       lambda params: loss(lambda x: adapted.model.apply({'params': params}, x), batch, None)
     )(params)
 
-  folds = []
-  for fold in range(FOLDS):
-    found = [gradient(params, batch) for batch in batches[fold::FOLDS]]
-    folds.append(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found))
-  by_row = {}
+  found = [gradient(params, batch) for batch in batches]
+  mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+  by_row, squares = {}, np.zeros(len(found) + 1)
   for group in adapted.groups:
-    weights, *kernels = (slow_kernels(group, nn.meta.unbox(x)) for x in (params, *folds))
-    kernels, biases = np.stack(kernels, 1), np.stack([slow_biases(group, x) for x in folds], 1)
-    for row, matrix, kernel, bias in zip(group.rows, weights, kernels, biases, strict=True):
-      scaled, prompt = matrix * kernel, bias @ matrix.T
-      by_row[row] = allocation.LayerGradients(kernel, scaled, scaled.sum(1), bias, prompt)
-  return by_row
+    weights, *kernels = (slow_kernels(group, nn.meta.unbox(x)) for x in (params, mean, *found))
+    squares += [np.sum(kernel**2) for kernel in kernels]
+    bias = slow_biases(group, mean)
+    for row, matrix, kernel, shift in zip(group.rows, weights, kernels[0], bias, strict=True):
+      scaled = matrix * kernel
+      parts = directions(kernel), directions(scaled), scaled.sum(0), shift, matrix @ shift
+      by_row[row] = allocation.RowGradients(*parts)
+  whole, *each = squares
+  # The mean square of a noise is as many times that of its mean as there are batches.
+  noise = (np.mean(each) - whole) / (len(each) - 1)
+  return by_row, 1 - noise / whole
+
+
+def directions(matrix):
+  vectors, values, _ = np.linalg.svd(matrix)
+  return Directions(vectors, values**2)
 
 
 def slow_kernels(group, params):
@@ -121,7 +130,7 @@ def slow_biases(group, params):
 
 
 def allocated(problem, *, loss=loss, **options):
-  options = {'budget': 150, 'folds': FOLDS, 'max_rank': 2, 'progress': False} | options
+  options = {'budget': 150, 'max_rank': 2, 'progress': False} | options
   adapted, variables, batches = problem
   return glora_jax.allocate(adapted, variables, loss, batches, **{'key': KEY, **options})
 
@@ -134,44 +143,39 @@ def assert_close(found, expected, tolerance=1e-4):
 def test_values_are_those_of_full_gradients(make):
   adapted, variables, batches = make()
   found = allocated((adapted, variables, batches))
-  slow = slow_gradients(adapted, variables, batches)
+  slow, signal = slow_gradients(adapted, variables, batches)
   for row, gradients in slow.items():
     norm = allocation.xavier_norm(adapted.spec.layers[row].in_features, 2)
-    expected = allocation.layer_values(gradients, 2, norm)
+    expected = allocation.row_values(gradients, 2, norm)
     for values, same in zip(found.values, expected, strict=True):
-      assert_close(values[:, row], same, 4e-4)
-  common, whole = sum(allocation.squares(gradients.kernel) for gradients in slow.values())
-  assert_allclose(found.signal, common / whole, rtol=1e-4)
+      assert_close(values[row], same, 4e-4)
+  assert_allclose(found.signal, signal, rtol=1e-4)
 
 
-def narrow(monkeypatch, size):
-  """Sketches of so few directions that no kernel of the tests counts as small."""
-  monkeypatch.setattr(Settings, 'size', property(lambda settings: size))
+def test_a_thin_sketch_finds_the_first_directions_of_a_large_kernel():
+  draw = jax.random.normal
+  images = draw(jax.random.key(0), (64, 5)) @ draw(jax.random.key(1), (5, 150))
+  images += 0.1 * draw(jax.random.key(2), images.shape)  # so that its gradient has full rank
+  model = nn.Sequential([nn.Dense(140), nn.tanh, nn.Dense(3)])
+  labels = (images @ draw(jax.random.key(1), (150, 3))).argmax(-1)
+  batches = [(images[part::8], labels[part::8]) for part in range(8)]
+  adapted = glora_jax.adapt(model, images, space=SPACE)
+  variables = adapted.init(jax.random.key(3), random_params(model, images))
+  found = allocated((adapted, variables, batches))
+  full = slow_gradients(adapted, variables, batches)[0][0]
+  exact = allocation.row_values(full, 2, allocation.xavier_norm(150, 2))
+  assert_allclose(found.values.B_lora[0], exact.B_lora, rtol=0.02)
+  down = adapted.groups[0].own(found.variables['glora'])['B_down']
+  assert abs(full.kernel.vectors[:, 0] @ down[:, 0]) > 0.99 * np.linalg.norm(down[:, 0])
 
 
-def test_two_passes_measure_the_gradient_along_the_directions_that_they_find(monkeypatch):
-  narrow(monkeypatch, 1)
-  adapted, variables, batches = mixed()
-  settings = Settings(FOLDS, 1, progress=False)
-  rows = measure(adapted, variables, loss, batches, KEY, settings)
-  full = slow_gradients(adapted, variables, batches)
-  ordered = [row for group in adapted.groups for row in group.rows]
-  for row, (gradients, basis, scaled_basis) in zip(ordered, rows, strict=True):
-    assert basis.shape == (adapted.spec.layers[row].in_features, settings.width)
-    expected = full[row]._replace(
-      kernel=basis.T @ full[row].kernel, scaled_kernel=scaled_basis.T @ full[row].scaled_kernel
-    )
-    for found, same in zip(gradients, expected, strict=True):
-      assert_close(found, same)
-
-
-def test_starting_values_lie_on_the_mean_gradients_and_change_no_output():
+def test_starting_values_lie_on_the_mean_gradient_and_change_no_output():
   adapted, variables, batches = mixed()
   found = allocated((adapted, variables, batches))
-  full = slow_gradients(adapted, variables, batches)[0]
-  for name, matrices in (('B_down', full.kernel), ('A_down', full.scaled_kernel)):
+  full = slow_gradients(adapted, variables, batches)[0][0]
+  for name, expected in (('B_down', full.kernel), ('A_down', full.scaled_kernel)):
     factor = nn.meta.unbox(found.variables['glora']['conv'][name])
-    left = np.linalg.svd(matrices.mean(0))[0][:, 0]
+    left = expected.vectors[:, 0]
     norm = allocation.xavier_norm(len(left), 2)
     assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
     assert abs(left @ factor[:, 0]) > 0.999 * norm
@@ -181,20 +185,13 @@ def test_starting_values_lie_on_the_mean_gradients_and_change_no_output():
   assert_allclose(outputs, expected, atol=1e-5)
 
 
-def test_the_genome_is_what_the_values_choose_and_then_the_mean_gradient_of_all_folds():
+def test_the_genome_is_what_the_values_choose():
   problem = mixed()
-  spec = problem[0].spec
   for budget in (60, 150, 400):
-    found, seen = (allocated(problem, budget=budget, value=by) for by in ('squared', 'seen'))
-    judged = choice.choose(spec, found.values.mean(), budget)
-    filled = choice.choose(spec, found.values.mean(), budget, rest=seen.values.mean())
-    assert_array_equal(found.genome, filled)
-    assert found.unjudged == count_params(spec, filled) - count_params(spec, judged)
+    found = allocated(problem, budget=budget)
+    assert_array_equal(found.genome, choice.choose(problem[0].spec, found.values, budget))
     assert found.count_params() <= budget == found.budget
     assert not found.proposed
-    assert not seen.unjudged
-  assert 0 < found.unjudged < found.count_params()
-  assert str(found.unjudged) in found.summary()
 
 
 def test_without_a_budget_the_knee_is_proposed():
@@ -203,66 +200,82 @@ def test_without_a_budget_the_knee_is_proposed():
   assert found.budget == found.curve.params[found.curve.knee]
 
 
-def test_batches_may_be_a_function_that_gives_them_again_and_a_short_list_has_fewer_folds(
-  monkeypatch,
-):
-  narrow(monkeypatch, 1)
+def test_batches_are_read_once_and_a_single_one_does_not_tell_noise():
   adapted, variables, batches = mixed()
-  listed = allocated((adapted, variables, batches), folds=None)
-  generated = allocated((adapted, variables, lambda: (batch for batch in batches)), folds=6)
-  assert len(batches) == len(listed.values.E_vector) == 6
+  listed = allocated((adapted, variables, batches))
+  generated = allocated((adapted, variables, iter(batches)))
   jax.tree.map(assert_array_equal, listed.values, generated.values)
+  together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+  alone = allocated((adapted, variables, [together]))
+  assert alone.signal is None
+  for values, same in zip(alone.values, listed.values, strict=True):
+    assert_close(values, same, 1e-3)
 
 
 def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
   adapted, variables, batches = scanned()
   expected = allocated((adapted, variables, batches))
   cold = {**variables, 'params': jax.tree.map(jnp.zeros_like, variables['params'])}
-  ahead = compile_ahead(adapted, cold, loss, batches, folds=FOLDS, max_rank=2)
+  ahead = compile_ahead(adapted, cold, loss, batches[0], max_rank=2)
   with monkeypatch.context() as patched:
-    patched.setattr(Passes, '_gradient', None)  # nothing is compiled again
+    patched.setattr(Pass, '_program', None)  # nothing is compiled again
     found = allocated((adapted, variables, batches), ahead=ahead)
   assert_array_equal(found.genome, expected.genome)
   jax.tree.map(assert_array_equal, found.values, expected.values)
   jax.tree.map(assert_array_equal, found.variables, expected.variables)
   with jax.disable_jit():
-    assert compile_ahead(adapted, variables, loss, batches, folds=FOLDS) is None
+    assert compile_ahead(adapted, variables, loss, batches[0]) is None
 
 
-def test_what_folds_have_not_in_common_is_worth_nothing():
+def test_what_batches_have_not_in_common_is_noise():
   adapted, variables, batches = mixed()
 
   def opposed(forward, batch, key):
-    return loss(forward, batch[:2], key) * jnp.where(batch[2] == 0, 1.0, -1.0)
+    return loss(forward, batch[:2], key) * batch[2]
 
-  batches = [(*batches[0], jnp.float32(sign)) for sign in (0, 1)]
-  options = {'loss': opposed, 'folds': 2, 'max_rank': 1, 'floor': False}
-  assert not allocated((adapted, variables, batches), **options).genome.any()
-  with pytest.raises(ValueError, match='budget=None'):
-    allocated((adapted, variables, batches), **options, budget=None)
+  def signal(*signs):
+    given = [(*batches[0], jnp.float32(sign)) for sign in signs]
+    return allocated((adapted, variables, given), loss=opposed).signal
+
+  assert signal(1, 1, 1) == pytest.approx(1, abs=1e-4)
+  # Of two parts in three the mean is a third: a noise of variance 4 / 3 has a mean square of 4 / 9.
+  assert signal(1, 1, -1) == pytest.approx(1 - (4 / 9) / (1 / 9), abs=1e-3)
 
 
 def test_clear_priors_choose_where_the_own_gradient_is_noise():
   problem = mixed()
   own = allocated(problem)
-  assert own.signal < 0.05  # labels are random
+  assert own.signal < CLEAR  # labels are random
+  swapped = own.values._replace(A_lora=own.values.B_lora)
   first, second = (
-    dataclasses.replace(own, signal=signal, values=allocation.Values(*map(abs, values)))
-    for signal, values in ((0.2, own.values), (0.4, own.values._replace(A_lora=own.values.B_lora)))
+    dataclasses.replace(own, signal=signal, values=values)
+    for signal, values in ((0.8, own.values), (0.9, swapped))
   )
-  for given in ([first], [first, second]):
+  remembered = Known(problem[0].spec, swapped)
+  for given in (first, [first, second], lambda: remembered):
     found = allocated(problem, prior=given)
-    assert found.borrowed == pytest.approx(share_of(own.signal, 0.2))
+    priors = given if isinstance(given, list) else [given() if callable(given) else given]
+    assert found.borrowed == share_of(own.signal, np.mean([one.signal for one in priors])) > 0
     assert 'prior' in found.summary()
-    means = [one.values.mean() for one in given]
-    sizes = [sum(part.sum() for part in mean) for mean in means]
-    other = allocation.Values(
-      *(sum(map(np.divide, parts, sizes)) for parts in zip(*means, strict=True))
-    )
+    other = allocation.mean_of([one.values for one in priors])
     expected = pooled(own.values, other, found.borrowed)
     jax.tree.map(assert_allclose, found.values, expected)
+    assert_array_equal(found.genome, choice.choose(problem[0].spec, expected, found.budget))
   nothing = allocated(problem, prior=lambda: None)
   assert_array_equal(nothing.genome, own.genome)
-  positive = allocated(problem, prior=first)  # all values are above 0
-  expected = choice.choose(problem[0].spec, positive.values.mean(), positive.budget)
-  assert_array_equal(positive.genome, expected)
+
+
+def test_known_values_are_a_mean_in_a_file_of_the_same_layers(tmp_path):
+  problem = mixed()
+  spec, path = problem[0].spec, tmp_path / 'known.json'
+  losses = [allocated(problem, key=jax.random.key(key)).values for key in (0, 1)]
+  known.write(path, spec, losses)
+  found = known.read(path, spec).values
+  jax.tree.map(functools.partial(assert_allclose, rtol=1e-3), found, allocation.mean_of(losses))
+  with pytest.raises(ValueError, match=r'conv 12 x 6 there'):
+    known.read(path, scanned()[0].spec)
+  content = json.loads(path.read_text())
+  content['values']['E_vector'][0] = -1.0
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match='damaged'):
+    known.read(path, spec)

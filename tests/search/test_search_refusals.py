@@ -94,8 +94,8 @@ CALLS = {
   ],
   allocating: [
     ({'variables': {'params': {}, 'glora': {}}}, "'glora'"),
-    ({'batches': iter([])}, 'only once'),
-    ({'batches': lambda: mixed()[2], 'folds': None}, 'folds=8 .* 6'),
+    ({'batches': iter([])}, 'no batches'),
+    ({'batches': lambda: mixed()[2]}, 'batches=.* one by one'),
     ({'budget': 2}, 'budget=2'),
     ({'loss': lambda forward, batch, key: forward(batch[0])}, 'shape .4, 4.'),
     ({'loss': without_gradient}, 'batch 0'),

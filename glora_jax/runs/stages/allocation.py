@@ -1,4 +1,4 @@
-"""The structure that one gradient asks for: its head, its folds, its prior, and its file.
+"""The structure that one gradient asks for: its head, its batches, its prior, and its file.
 
 The gradient is taken with a head that is warm, of training images alone, as they are stored,
 without augmentation; no validation image. A hard task's may borrow from a prior: what the images
@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -43,7 +43,7 @@ from glora_jax.search.allocate import Prior, allocate, compile_ahead
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import Curve, require_something
-from glora_jax.search.fold_gradients import Ahead, Loss
+from glora_jax.search.sketch import Ahead, Loss
 from glora_jax.training.batches import ImageStream, in_rows
 from glora_jax.training.head_alone import HeadAlone, warm_head
 from glora_jax.training.losses import cross_entropy
@@ -51,31 +51,25 @@ from glora_jax.training.recipe import Recipe
 
 HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.npz'
-_NUMBERS = {'budget': 'i', 'proposed': 'b', 'unjudged': 'i', 'borrowed': 'f'}  # of an allocation
+_NUMBERS = {'budget': 'i', 'proposed': 'b', 'borrowed': 'f'}  # of an allocation
 MOST_IMAGES = 4096  # a task that has more needs no other's gradient
-PASSES = 2  # over the images for a gradient, at most
+_FEWEST_BATCHES = 8  # that say how much of a gradient is noise, where there are images enough
 
 log = logging.getLogger(__name__)
 
 
 def borrowed_images(context: Context) -> int:
   """The number of training images that a prior reads, too; 0 where there is none."""
-  has_prior = context.settings.allocation.prior is not None
-  return min(context.counts[context.train_split], MOST_IMAGES) if has_prior else 0
+  is_read = context.settings.allocation.prior == 'shifts'
+  return min(context.counts[context.train_split], MOST_IMAGES) if is_read else 0
 
 
 def check_gradient(context: Context) -> None:
-  """Raises ValueError where there is nothing to buy, or a fold would have no images."""
+  """Raises ValueError where there is nothing to buy."""
   settings = context.settings
   compares = settings.job == 'compare'
   for budget in settings.compare.budgets if compares else (settings.budget,):
     require_something(context.place(GRADIENT).adapted.spec, budget)
-  shape_of_folds(
-    context.counts[context.train_split],
-    settings.allocation.folds,
-    settings.training.batch_size,
-    context.devices,
-  )
 
 
 def head_recipe(settings: RunSettings) -> Recipe:
@@ -116,56 +110,45 @@ def train_head(context: Context, place: Model) -> Model:
   return Model(place.adapted, {**place.variables, 'params': trained.variables['params']})
 
 
-def fold_indices(
-  key: jax.Array, num_examples: int, folds: int, batch_size: int, devices: int = 1
+def equal_batches(
+  key: jax.Array, num_examples: int, batch_size: int, devices: int = 1
 ) -> np.ndarray:
-  """Equal batches for cross-fitted gradients; batch i is of fold i % folds.
+  """Random batches of one size: no image occurs twice, and less than a batch is left out.
 
   Args:
     key: random key of the order.
-    num_examples: number of images.
-    folds: number of folds.
-    batch_size: most images in a batch.
+    num_examples: number of images, one for each device at least.
+    batch_size: most images in a batch; there are eight batches where there are images enough.
     devices: number of devices that a batch is dealt to.
 
   Returns:
-    Indices, int32 [batches, batch]; none occurs twice, and a few may not occur.
-
-  Raises:
-    ValueError: there are too few images.
+    Indices, int32 [batches, batch].
 
   Example:
-    >>> fold_indices(jax.random.key(0), num_examples=100, folds=4, batch_size=16).shape
+    >>> equal_batches(jax.random.key(0), num_examples=100, batch_size=16).shape
     (8, 12)
   """
-  rows, size = shape_of_folds(num_examples, folds, batch_size, devices)
+  size = _size_of_batches(num_examples, batch_size, devices)
   # On the host: a permutation compiles for longer than all batches are read.
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   order = rng.permutation(num_examples).astype(np.int32)
-  return order[: rows * size].reshape(rows, size)
+  return order[: num_examples // size * size].reshape(-1, size)
 
 
-def shape_of_folds(
-  num_examples: int, folds: int, batch_size: int, devices: int = 1
-) -> tuple[int, int]:
-  """(batches, images in each) of `fold_indices`.
+def _size_of_batches(num_examples: int, batch_size: int, devices: int) -> int:
+  most = min(batch_size, num_examples // _FEWEST_BATCHES)
+  return max(1, most // devices) * devices
 
-  Raises:
-    ValueError: there are too few images.
-  """
-  per_fold = num_examples // folds
-  if not per_fold:
-    raise ValueError(
-      f'allocation.folds={folds} is more than the {num_examples} training images; lower it.'
-    )
-  batches = -(-per_fold // batch_size)
-  size = per_fold // batches // devices * devices
-  if not size:
-    raise ValueError(
-      f'The {per_fold} images of a fold cannot be dealt to {devices} devices; lower '
-      "allocation.folds, or use fewer devices (mesh.devices='one')."
-    )
-  return folds * batches, size
+
+def shapes_of_batch(context: Context) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+  """Images and labels that the gradient is taken of at once."""
+  number, batch_size = context.counts[context.train_split], context.settings.training.batch_size
+  size, pixels = (
+    _size_of_batches(number, batch_size, context.devices),
+    context.metadata['image_size'],
+  )
+  images = jax.ShapeDtypeStruct((size, pixels, pixels, 3), np.uint8)
+  return images, jax.ShapeDtypeStruct((size,), np.int32)
 
 
 def gradient_loss(context: Context) -> Loss:
@@ -179,16 +162,6 @@ def gradient_loss(context: Context) -> Loss:
   return loss
 
 
-def _batches_of(
-  context: Context, key: jax.Array, split: Split | None = None
-) -> Callable[[], Iterator[Any]]:
-  """The batches that the gradient is taken of, again at every call."""
-  images, labels = split or context.data(context.train_split)
-  folds, batch_size = context.settings.allocation.folds, context.settings.training.batch_size
-  indices = fold_indices(key, len(labels), folds, batch_size, context.devices)
-  return lambda: in_rows(images, labels, indices, context.mesh)
-
-
 def start_compiling(context: Context, place: Model) -> Ahead | None:
   """Compiles in the background what `read_off_gradient` will run; None on a mesh.
 
@@ -198,10 +171,9 @@ def start_compiling(context: Context, place: Model) -> Ahead | None:
   """
   if context.mesh is not None:
     return None
-  settings = context.settings.allocation
-  batches = _batches_of(context, jax.random.key(0))
-  sizes = {'folds': settings.folds, 'max_rank': settings.max_rank}
-  return compile_ahead(place.adapted, place.variables, gradient_loss(context), batches, **sizes)
+  max_rank, batch = context.settings.allocation.max_rank, shapes_of_batch(context)
+  loss = gradient_loss(context)
+  return compile_ahead(place.adapted, place.variables, loss, batch, max_rank=max_rank)
 
 
 def read_off_gradient(
@@ -220,23 +192,25 @@ def read_off_gradient(
     context: the context.
     place: the model and its variables, with a warm head.
     budget: most trained parameters; None for the knee of the curve.
-    key: random key of folds and directions.
+    key: random key of batches and directions.
     ahead: what `start_compiling` returned.
     split: images and labels in place of the run's for training.
     prior: see `allocate`.
 
   Raises:
-    ValueError: the budget fits no unit, there are too few images, or a loss is not finite.
+    ValueError: the budget fits no unit, or a loss is not finite.
   """
-  fold_key, sketch_key = jax.random.split(key)
+  batch_key, sketch_key = jax.random.split(key)
+  images, labels = split or context.data(context.train_split)
+  batch_size = context.settings.training.batch_size
+  indices = equal_batches(batch_key, len(labels), batch_size, context.devices)
   return allocate(
     place.adapted,
     place.variables,
     gradient_loss(context),
-    _batches_of(context, fold_key, split),
+    in_rows(images, labels, indices, context.mesh),
     budget=budget,
     key=sketch_key,
-    folds=context.settings.allocation.folds,
     max_rank=context.settings.allocation.max_rank,
     mesh=context.mesh,
     prior=prior,
@@ -314,7 +288,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
   genome = arrays.get('genome', np.zeros(0, np.int8))
   check_genome(spec, genome)
   trainable, frozen = adapted.fix(genome).split(place.variables)
-  layers, parts = ('folds', len(spec)), ('folds', len(spec), 'rank')
+  layers, parts = (len(spec),), (len(spec), 'rank')
   expected = {
     'genome': Array('i', (len(spec), 5)),
     **{name: Array(kind) for name, kind in _NUMBERS.items()},

@@ -25,7 +25,6 @@ from glora_jax.runs.context import Context
 from glora_jax.runs.sections import FOUND, GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import TRAINING, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
-  PASSES,
   allocate_once,
   borrowed_images,
   check_gradient,
@@ -45,7 +44,7 @@ from glora_jax.runs.stages.training import (
 )
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.checked import NoGradientError, NonFiniteError
-from glora_jax.search.fold_gradients import Ahead
+from glora_jax.search.sketch import Ahead
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.training.recipe import Recipe
 
@@ -455,7 +454,7 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
   elif method == GRADIENT:
     borrowed = borrowed_images(context)
     yield Call('features', seeds * (number + borrowed))
-    yield Call('allocation', PASSES * seeds * (number * rows + borrowed))
+    yield Call('allocation', seeds * (number * rows + borrowed))
     shorter = settings.allocation.shortened(recipe)
     workload = Workload(structure=GRADIENT, recipe=shorter, side_by_side=rates)
     yield from calls_of_training(context, 'train_many', workload, times=seeds * rows)

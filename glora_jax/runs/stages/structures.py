@@ -27,7 +27,6 @@ from glora_jax.runs.context import Context, train_split_of
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stage import TRAINING, Call, Stage, Workload
 from glora_jax.runs.stages.allocation import (
-  PASSES,
   allocate_once,
   borrowed_images,
   check_gradient,
@@ -37,7 +36,7 @@ from glora_jax.runs.stages.allocation import (
   train_head,
 )
 from glora_jax.runs.stages.training import Training, calls_of_training, train
-from glora_jax.search.fold_gradients import Ahead
+from glora_jax.search.sketch import Ahead
 
 FOLDER = 'structure'
 FILE = 'file'  # what a structure is called that a file gave
@@ -97,7 +96,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       _read_off,
       reads=('allocation.', 'budget', 'training.'),
       after=('head',),
-      calls=lambda context: [Call('allocation', PASSES * _seen(context))],
+      calls=lambda context: [Call('allocation', _seen(context))],
     )
     return head, structure
   if settings.structure == SEARCH:

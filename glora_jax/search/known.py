@@ -1,0 +1,84 @@
+"""What the units of a backbone are worth on several tasks together, in a file.
+
+Which layers pay is mostly the backbone's doing, so that such values fill a budget on another task
+without any gradient of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from typing_extensions import TypedDict
+
+from glora_jax.files import Path, damaged, write_json
+from glora_jax.method.space import Layer, Spec
+from glora_jax.records import read_record
+from glora_jax.search.allocation import Values, mean_of
+
+_DIGITS = 4  # significant digits that are kept
+_KIND = 'known'
+
+
+class Known(NamedTuple):
+  """Values of a backbone, which `allocate` takes as a prior, too.
+
+  Attributes:
+    spec: the layers.
+    values: what their units are worth; they add up to 1.
+    signal: how clear that is, see `Allocation.signal`: as clear as can be.
+  """
+
+  spec: Spec
+  values: Values
+  signal: float = 1.0
+
+
+class _Content(TypedDict):
+  layers: list[str]
+  values: dict[str, list]
+
+
+def describe(layer: Layer) -> str:
+  """What a layer must have in common with another for values of one to mean anything in both."""
+  bias = '' if layer.bias else ' without bias'
+  return f'{layer.name} {layer.in_features} x {layer.out_features}{bias}'
+
+
+def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
+  """Writes the mean of values by several losses (`Allocation.values`) on the layers of a spec."""
+  found = mean_of(losses)
+  rounded = {
+    name: np.vectorize(lambda value: float(f'{value:.{_DIGITS}g}'))(part).tolist()
+    for name, part in found._asdict().items()
+  }
+  write_json(path, {'layers': [describe(layer) for layer in spec], 'values': rounded}, _KIND)
+
+
+def read(path: Path, spec: Spec) -> Known:
+  """The values in a file, for the layers of a spec, whatever they have on offer.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged, or of other layers.
+  """
+  content = read_record(path, _KIND, _Content)
+  layers = [describe(layer) for layer in spec]
+  if content['layers'] != layers:
+    pairs = zip(content['layers'], layers, strict=False)
+    first = next((f' ({there} there, {here} here)' for there, here in pairs if there != here), '')
+    raise ValueError(
+      f'{path} has values of {len(content["layers"])} layers that are not the {len(layers)} of '
+      f'this model{first}; give the file of this backbone.'
+    )
+  try:
+    values = Values(**{name: np.asarray(part, float) for name, part in content['values'].items()})
+    rows = [np.shape(part)[:1] for part in values]
+    if {*rows} != {(len(spec),)} or not all(
+      np.isfinite(p).all() and (p >= 0).all() for p in values
+    ):
+      raise ValueError('its values are not a number of 0 or more for every layer')
+  except (TypeError, ValueError) as error:
+    raise damaged(path, error) from error
+  return Known(spec, values)
