@@ -309,7 +309,7 @@ def _scoring(context: Context, workload: Workload) -> Program:
   population = context.settings.search.population
   images, labels = _scored(context, context.search_split)
   arguments = context.variables, _genomes(context, population), images, labels
-  return Program(scorer.compiled, arguments, population * len(images))
+  return Program(scorer, arguments, population * len(images))
 
 
 def _allocation(context: Context, workload: Workload) -> Program:

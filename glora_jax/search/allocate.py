@@ -31,8 +31,8 @@ from glora_jax.search.allocation import (
   row_values,
   xavier_norm,
 )
-from glora_jax.search.checked import NoGradientError
 from glora_jax.search.choice import choose, require_something, trace_curve
+from glora_jax.search.errors import NoGradientError
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Ahead, Loss, Pass, Sums
 from glora_jax.settings import Number, taken

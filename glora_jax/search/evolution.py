@@ -24,7 +24,7 @@ from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import as_numbers
 from glora_jax.search.archive import Archive, Fitness
-from glora_jax.search.checked import NonFiniteError
+from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.pareto import nondominated_order
 from glora_jax.settings import Number, Whole, declared
 

@@ -1,27 +1,75 @@
-"""Scoring: how many images each structure of a population gets right, as one compiled function."""
+"""How structures answer images: scores of whole populations, and predictions of one."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glora_jax.mesh import least_of_all
-from glora_jax.method.adapted import Adapted
+from glora_jax.limits import check_callable, check_type, check_whole, shown
+from glora_jax.mesh import least_of_all, require_mesh
+from glora_jax.method.adapted import Adapted, Call
+from glora_jax.method.equation import platform
+from glora_jax.method.genomes import check_one_genome, check_population
+from glora_jax.method.groups import check_storage
 from glora_jax.method.sample import Preprocess, unchanged
-from glora_jax.search.checked import Checked, CheckedPredictor
-from glora_jax.search.evaluator import (
-  Answers,
-  Evaluator,
-  Predictions,
-  Scores,
-  ceil_div,
+from glora_jax.method.space import Spec
+from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import (
+  as_numbers,
+  check_classes,
+  check_collections,
+  check_logits,
+  check_only_arrays,
+  check_scored,
+  is_known,
+  right_answers,
 )
 from glora_jax.settings import Number, Whole, taken
 
+CANDIDATE = 'candidate'  # the axis of a mesh that structures are dealt to
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
+
+# Some of the labelled images: which of them (int32), their classes, and False for the padding that
+# fills up the last block, each [image]. All blocks together have an axis before that.
+Block = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Scores(NamedTuple):
+  """What the answers of each candidate are worth: all of them together, or one by one.
+
+  Attributes:
+    correct: number of right answers, int32 [candidate]; one by one, whether the most probable class
+      is the label, bool [candidate, image]. Where the loss is not finite, it is not.
+    loss: cross-entropy, float32; summed [candidate], or [candidate, image].
+  """
+
+  correct: jax.Array
+  loss: jax.Array
+
+
+class Predictions(NamedTuple):
+  """What one structure says of each image.
+
+  Attributes:
+    classes: the most probable class, int32 [image].
+    probabilities: its probability, float32 [image].
+  """
+
+  classes: Any
+  probabilities: Any
+
+  def are(self, labels: Any) -> Any:
+    """Which of them are these labels, bool [image]; none whose probability is not finite."""
+    return (self.classes == labels) & np.isfinite(self.probabilities)
 
 
 def make_scorer(
@@ -82,82 +130,27 @@ def make_scorer(
     >>> correct.tolist()  # without training every structure is the base model
     [3, 3, 3, 3]
   """
-  evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, mesh, apply_kwargs)
+  evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
   chunk = taken(chunk, 'chunk', Whole | None, ge=1)
   memory = taken(memory, 'memory', Number | None, ge=0)  # 1e9 is a number of bytes, too
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
-  if chunk is None:
-    return Checked(evaluator, _ScorerInMemory(evaluator, memory))
-  return Checked(evaluator, _jit_totals(evaluator, chunk))
 
+  @functools.cache
+  def scorer_of_chunk(chunk: int) -> Callable[..., Scores]:
+    return jax.jit(functools.partial(evaluator.totals, chunk=chunk))
 
-def _jit_totals(evaluator: Evaluator, chunk: int) -> Callable[..., Scores]:
-  return jax.jit(functools.partial(evaluator.totals, chunk=chunk))
+  # By the number of genomes: a call with one genome must not decide for a whole population.
+  chunks: dict[int, int] = {}
 
+  def score_in_memory(*arguments: Any) -> Scores:
+    number = len(arguments[1])
+    if number not in chunks:
+      most = ceil_div(number, evaluator.candidate_shards)
+      chunks[number] = fitting_chunk(scorer_of_chunk, arguments, most, memory)
+    return scorer_of_chunk(chunks[number])(*arguments)
 
-class _ScorerInMemory:
-  """A scorer whose chunk is as large as memory allows."""
-
-  def __init__(self, evaluator: Evaluator, memory: int | None):
-    self._candidate_shards = evaluator.candidate_shards
-    self._scorer_of_chunk = functools.cache(functools.partial(_jit_totals, evaluator))
-    self._memory = memory
-    # By the number of genomes: a call with one genome must not decide for a whole population.
-    self._chunks: dict[int, int] = {}
-
-  def __call__(self, variables: Any, genomes: Any, images: jax.Array, labels: jax.Array) -> Scores:
-    arguments = variables, genomes, images, labels
-    number = len(genomes)
-    if number not in self._chunks:
-      most = ceil_div(number, self._candidate_shards)
-      self._chunks[number] = fitting_chunk(self._scorer_of_chunk, arguments, most, self._memory)
-    return self._scorer_of_chunk(self._chunks[number])(*arguments)
-
-
-def fitting_chunk(
-  scorer_of_chunk: Callable[[int], Any],
-  arguments: Sequence[Any],
-  most: int,
-  memory: int | None = None,
-) -> int:
-  """How many candidates fit side by side into a device's memory.
-
-  What the compiler says of one candidate and of two is extrapolated.
-
-  Args:
-    scorer_of_chunk: function from a number of candidates to a compiled function.
-    arguments: arguments of the compiled function.
-    most: number of candidates that there are; chunks are of about equal size.
-    memory: bytes for temporaries; None for half of what is free on the device, or for 8 candidates
-      where the device does not say.
-
-  Returns:
-    The chunk, from 1 to `most`.
-  """
-  if most == 1:
-    return 1
-  if memory is None:
-    memory = _half_of_free_memory()
-    if memory is None:
-      return min(_DEFAULT_CHUNK, most)
-  of_one, of_two = (
-    scorer_of_chunk(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-    for chunk in (1, 2)
-  )
-  fitting = 1 + max(0, memory - of_one) // max(1, of_two - of_one)
-  num_chunks = ceil_div(most, int(min(fitting, most)))
-  return ceil_div(most, num_chunks)
-
-
-def _half_of_free_memory() -> int | None:
-  """Bytes of the device with least memory, in whole MiB; None where devices do not say."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'bytes_limit' not in stats:
-    return None
-  free = stats['bytes_limit'] - stats.get('bytes_in_use', 0)
-  mebibyte = 2**20
-  return least_of_all(free // 2 // mebibyte) * mebibyte  # all processes must decide alike
+  return evaluator.checked(score_in_memory if chunk is None else scorer_of_chunk(chunk))
 
 
 def make_image_scorer(
@@ -168,29 +161,30 @@ def make_image_scorer(
   block: int = 256,
   classes: Any = None,
   **apply_kwargs: Any,
-) -> Callable[[Any, Any, jax.Array, jax.Array], Answers]:
+) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
   """As `make_scorer`, but nothing is summed.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
       images that are inputs already.
-    chunk: number of candidates evaluated side by side; None for `default_chunk`.
+    chunk: number of candidates evaluated side by side; None for 1 on CPU, 8 elsewhere.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
     **apply_kwargs: keyword arguments that the model is called with.
 
   Returns:
-    The compiled function `(variables, genomes, images, labels) -> Answers`: the pair of whether
+    The compiled function `(variables, genomes, images, labels) -> Scores`: the pair of whether
     each answer is right, bool [candidate, image], and cross-entropies, float32 [candidate, image].
 
   Raises:
     ValueError: see `make_scorer`.
   """
-  evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, apply_kwargs=apply_kwargs)
+  evaluator = _Evaluator(adapted, preprocess, block, classes, None, apply_kwargs)
   chunk = taken(chunk, 'chunk', Whole | None, ge=1)
-  chunk = default_chunk() if chunk is None else chunk
-  return Checked(evaluator, jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
+  if chunk is None:
+    chunk = 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
+  return evaluator.checked(jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
 
 
 def make_predictor(
@@ -224,13 +218,311 @@ def make_predictor(
     ValueError: `block` is no whole number above 0. Of the function: there is no image; the genome
       does not fit the model, is a population, or has a higher rank than the variables store.
   """
-  evaluator = Evaluator(adapted, preprocess or unchanged, block, classes, mesh, apply_kwargs)
-  return CheckedPredictor(evaluator, jax.jit(evaluator.predictions))
+  evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
+  compiled = jax.jit(evaluator.predictions)
+
+  @_staged_like(compiled)
+  def predict(variables: Any, genome: Any, images: Any) -> Predictions:
+    check = functools.partial(check_one_genome, call='The predictor')
+    genome = evaluator.as_genomes(variables, genome, check)
+    return compiled(variables, genome, as_numbers('images', images))
+
+  return predict
 
 
-def default_chunk() -> int:
-  """Number of candidates side by side where nothing else says how many.
+def fitting_chunk(
+  scorer_of_chunk: Callable[[int], Any],
+  arguments: Sequence[Any],
+  most: int,
+  memory: int | None = None,
+) -> int:
+  """How many candidates fit side by side into a device's memory.
 
-  It is 1 on CPU, where that was measured to be the fastest, and 8 elsewhere.
+  What the compiler says of one candidate and of two is extrapolated.
+
+  Args:
+    scorer_of_chunk: function from a number of candidates to a compiled function.
+    arguments: arguments of the compiled function.
+    most: number of candidates that there are; chunks are of about equal size.
+    memory: bytes for temporaries; None for half of what is free on the device, or for 8 candidates
+      where the device does not say.
+
+  Returns:
+    The chunk, from 1 to `most`.
   """
-  return 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
+  if most == 1:
+    return 1
+  if memory is None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'bytes_limit' not in stats:
+      return min(_DEFAULT_CHUNK, most)
+    free, mebibyte = stats['bytes_limit'] - stats.get('bytes_in_use', 0), 2**20
+    memory = least_of_all(free // 2 // mebibyte) * mebibyte  # all processes must decide alike
+  of_one, of_two = (
+    scorer_of_chunk(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    for chunk in (1, 2)
+  )
+  fitting = 1 + max(0, memory - of_one) // max(1, of_two - of_one)
+  num_chunks = ceil_div(most, int(min(fitting, most)))
+  return ceil_div(most, num_chunks)
+
+
+def _staged_like(compiled: Any) -> Callable[[Callable], Callable]:
+  """Gives a function `lower` and `trace` of a compiled one; `jax.export` takes what has these."""
+  return functools.wraps(compiled, assigned=('lower', 'trace'), updated=())
+
+
+class _Evaluator:
+  """What all of these compile, for an adapted model; the arguments are those of `make_scorer`.
+
+  Attributes:
+    candidate_shards: number of groups of devices that candidates are dealt to.
+    data_shards: number of devices that the images of one candidate are dealt to.
+    traced_classes: number of classes of the logits, once they have been traced.
+  """
+
+  def __init__(
+    self,
+    adapted: Adapted,
+    preprocess: Preprocess | None,
+    block: int,
+    classes: Any,
+    mesh: Mesh | None,
+    apply_kwargs: Mapping[str, Any],
+  ):
+    check_type(adapted, Adapted, 'adapted')
+    self.adapted, self.apply_kwargs = adapted, apply_kwargs
+    self.preprocess = preprocess or unchanged
+    check_callable(self.preprocess, 'preprocess')
+    self.block = check_whole(block, 'block', 1)
+    self.classes = _as_mask(classes)
+    self.traced_classes: set[int] = set()
+    if mesh is not None:
+      require_mesh(mesh)
+    self.mesh = mesh
+    sizes = {} if mesh is None else mesh.shape
+    self.axes = tuple(sizes)
+    self.candidate_axes = tuple(name for name in sizes if name == CANDIDATE)
+    self.data_axes = tuple(name for name in sizes if name != CANDIDATE)
+    self.candidate_shards = sizes.get(CANDIDATE, 1)
+    self.data_shards = math.prod(sizes.values()) // self.candidate_shards
+
+  def as_genomes(self, variables: Any, genomes: Any, check: Callable[[Spec, Any], None]) -> Any:
+    """Genomes as an array, after a look at them and at the variables; not where they are traced."""
+    if is_known(genomes):
+      check(self.adapted.spec, genomes)
+      check_collections(variables)
+      check_storage(self.adapted.groups, variables[COLLECTION], genomes)
+    check_only_arrays('variables', variables)
+    return as_numbers('genomes', genomes)  # lists would be an argument for each number
+
+  def checked(self, compiled: Callable[..., Scores]) -> Callable[..., Scores]:
+    """A compiled scorer, which looks at what it is given before anybody believes its scores."""
+
+    @_staged_like(compiled)
+    def score(variables: Any, genomes: Any, images: Any, labels: Any) -> Scores:
+      genomes = self.as_genomes(variables, genomes, check_population)
+      images, labels = as_numbers('images', images), as_numbers('labels', labels)
+      scores = compiled(variables, genomes, images, labels)
+      # How many classes there are is known once the model has been traced, and nothing waits here.
+      check_classes(labels, min(self.traced_classes))
+      return scores
+
+    return score
+
+  def totals(
+    self,
+    variables: Mapping[str, Any],
+    genomes: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    chunk: int,
+  ) -> Scores:
+    """The scores of a population; on a mesh, whole in every process."""
+    total = functools.partial(self._shard_totals, variables, *self._blocks(images, labels))
+    genomes = jnp.asarray(genomes)
+    if self.mesh is None:
+      by_shard = jax.lax.map(total, genomes, batch_size=_vmapped(chunk))
+    else:
+      by_shard = self._dealt_totals(total, genomes, chunk)
+    return jax.tree.map(lambda sums: self._place(sums.sum(1, dtype=sums.dtype)), by_shard)
+
+  def _shard_totals(
+    self, variables: Mapping[str, Any], images: jax.Array, blocks: Block, genome: jax.Array
+  ) -> Scores:
+    """One candidate's sums over all blocks, [data shard].
+
+    With a sum for each shard nothing crosses devices until all blocks are done.
+    """
+    answers = self._answers(variables, images, genome)
+
+    def add(sums: Scores, block: Block) -> tuple[Scores, None]:
+      new = (
+        part.reshape(self.data_shards, -1).sum(1, dtype=total.dtype)
+        for part, total in zip(answers(block), sums, strict=True)
+      )
+      return jax.tree.map(jnp.add, sums, Scores(*new)), None
+
+    zeros = Scores(*(jnp.zeros(self.data_shards, dtype) for dtype in (jnp.int32, jnp.float32)))
+    return jax.lax.scan(add, zeros, blocks)[0]
+
+  def _dealt_totals(
+    self, total: Callable[[jax.Array], Scores], genomes: jax.Array, chunk: int
+  ) -> Scores:
+    """The sums of candidates that are dealt to the mesh, [candidate, data shard]."""
+    number, shards = len(genomes), self.candidate_shards
+    side_by_side = shards * min(chunk, ceil_div(number, shards))
+    padding = -number % side_by_side
+    padded = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge')
+
+    def dealt_total(genomes: jax.Array) -> Scores:
+      by_shard = jax.vmap(total)(self._place(genomes, self.candidate_axes))
+      axes = self.candidate_axes, self.data_axes
+      return jax.tree.map(lambda sums: self._place(sums, *axes), by_shard)
+
+    by_shard = jax.lax.map(dealt_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
+    return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
+
+  def per_image(
+    self,
+    variables: Mapping[str, Any],
+    genomes: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    chunk: int,
+  ) -> Scores:
+    """What every single answer of a population is worth, [candidate, image]."""
+    images, blocks = self._blocks(images, labels)
+
+    def score(genome: jax.Array) -> Scores:
+      scores = jax.lax.map(self._answers(variables, images, genome), blocks)
+      return jax.tree.map(lambda part: part.reshape(-1)[: len(labels)], scores)
+
+    return jax.lax.map(score, jnp.asarray(genomes), batch_size=_vmapped(chunk))
+
+  def predictions(
+    self, variables: Mapping[str, Any], genome: jax.Array, images: jax.Array
+  ) -> Predictions:
+    """The predictions of one structure, int8 [layer, 5], for images [image, ...].
+
+    The images of a block are dealt to all devices of the mesh; the result is whole on every one.
+    """
+    if not np.ndim(images) or not len(images):
+      raise ValueError(
+        f'The images are {list(np.shape(images))}; they must be [image, ...], with one at least.'
+      )
+    number = len(images)
+    logits_of, images = self._forward(variables, genome), self._place(jnp.asarray(images))
+
+    def predict(rows: jax.Array) -> Predictions:
+      logits = logits_of(images[self._place(rows, self.axes)])
+      return Predictions(
+        classes=logits.argmax(-1).astype(jnp.int32),
+        probabilities=jax.nn.softmax(logits).max(-1),
+      )
+
+    rows, _ = self._in_blocks(number, self.candidate_shards * self.data_shards)
+    by_block = jax.lax.map(predict, jnp.asarray(rows))
+    return jax.tree.map(lambda part: self._place(part.reshape(-1)[:number]), by_block)
+
+  def _answers(
+    self, variables: Mapping[str, Any], images: jax.Array, genome: jax.Array
+  ) -> Callable[[Block], Scores]:
+    """What a structure's answers to a block of all images are worth, [image], by the block.
+
+    Padding is wrong and costs nothing.
+    """
+    logits_of = self._forward(variables, genome)
+
+    def answers(block: Block) -> Scores:
+      rows, labels, is_image = block
+      logits = logits_of(images[rows])
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return Scores(
+        correct=right_answers(logits, labels, losses) & is_image,
+        loss=jnp.where(is_image, losses, 0),
+      )
+
+    return answers
+
+  def _forward(
+    self, variables: Mapping[str, Any], genome: jax.Array
+  ) -> Callable[[jax.Array], jax.Array]:
+    """A structure's logits by images, float32 [image, class]; -inf for classes that do not count.
+
+    It is folded once, or merged in every pass, which holds less.
+    """
+    is_folded = not isinstance(self.adapted.model, nn.Module) or platform() == 'cpu'
+    if is_folded:
+      variables = {**variables, 'params': self.adapted.folded(variables, genome)}
+
+    def logits_of(images: jax.Array) -> jax.Array:
+      inputs = self.preprocess(images, None)
+      if is_folded:
+        logits: Any = self.adapted.call_model(variables, inputs, **self.apply_kwargs)
+      else:
+        logits = self.adapted.run(Call((inputs,), self.apply_kwargs), variables, genome)
+      check_logits(logits)
+      logits = logits.astype(jnp.float32)
+      self.traced_classes.add(logits.shape[-1])
+      if self.classes is None:
+        return logits
+      if self.classes.shape != logits.shape[-1:]:
+        raise ValueError(
+          f'classes has {len(self.classes)} truths, and the model answers with '
+          f'{logits.shape[-1]} classes; give one for each.'
+        )
+      return jnp.where(self.classes, logits, -jnp.inf)
+
+    return logits_of
+
+  def _blocks(self, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Block]:
+    """All images, whole on every device, and which of them each block has, [block, image].
+
+    The rows of a block are dealt to the data shards, each of which takes its own images.
+    """
+    check_scored(images, labels)
+    rows, is_image = self._in_blocks(len(labels), self.data_shards)
+    blocks = jnp.asarray(rows), jnp.asarray(labels)[rows], jnp.asarray(is_image)
+    dealt = jax.tree.map(lambda part: self._place(part, None, self.data_axes), blocks)
+    return self._place(jnp.asarray(images)), dealt
+
+  def _in_blocks(self, number: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of so many images, int32, and whether each is one, bool [block, image].
+
+    Blocks come out even over the shards: the last image fills up the last block.
+    """
+    size = ceil_div(min(self.block, number), shards) * shards
+    rows = np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
+    return np.minimum(rows, number - 1), rows < number
+
+  def _place(self, x: jax.Array, *axes: Any) -> jax.Array:
+    """The array dealt to the named axes of the mesh, whole along all others."""
+    if self.mesh is None:
+      return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+
+def _as_mask(classes: Any) -> Any:
+  """Which classes are answers as an array, which may be traced; None for all."""
+  if classes is None:
+    return None
+  mask = classes if isinstance(classes, jax.Array) else np.asarray(classes)
+  if mask.dtype != bool or mask.ndim != 1 or (is_known(mask) and not np.any(mask)):
+    raise ValueError(
+      f'classes={shown(classes)} must be True or False for each class, True for one at least; None '
+      'takes all.'
+    )
+  return mask
+
+
+def ceil_div(number: int, divisor: int) -> int:
+  """The quotient, rounded up."""
+  return -(-number // divisor)
+
+
+def _vmapped(chunk: int) -> int | None:
+  """The `batch_size` of `jax.lax.map`, which maps without `vmap` where it is None."""
+  return chunk if chunk > 1 else None

@@ -29,7 +29,7 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.supports import COLLECTION
 from glora_jax.search.allocation import Directions, RowGradients, directions_of
-from glora_jax.search.checked import NonFiniteError
+from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
 
 # `loss(forward, batch, key)` is the mean over a batch; `forward` is called like the model.

@@ -14,7 +14,7 @@ from toy_search import SMALL, SPEC, Judge
 import glora_jax
 from glora_jax.search import choice, scoring
 from glora_jax.search.archive import Archive
-from glora_jax.search.checked import NoGradientError, NonFiniteError
+from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.search.evolution import Evolution
 
 

@@ -43,7 +43,7 @@ from glora_jax.runs.stages.training import (
   train,
 )
 from glora_jax.search.allocated import Allocation
-from glora_jax.search.checked import NoGradientError, NonFiniteError
+from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.search.sketch import Ahead
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.training.recipe import Recipe
