@@ -34,7 +34,8 @@ from glora_jax.method.space import (
 # What may be given for a structure: a name, a path, choices or the content of a file, a genome.
 Structure = str | os.PathLike | Mapping[str, Any] | Sequence | np.ndarray
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
-GRADIENT = 'gradient'  # no preset: the structure that was read off a gradient, as a row's name
+# No presets, but names of rows: the structures from a gradient, and from a backbone's known values.
+GRADIENT, KNOWN = 'gradient', 'known'
 _KEPT_IN_FILES = ':@'
 _LONGEST_NAME = 200
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias

@@ -27,6 +27,7 @@ from glora_jax.reports.tables import (
 CHOSEN = {  # methods that choose a structure for a budget, and how they are drawn
   'search': ('searched', 'red', 'star'),
   'gradient': ('gradient', 'teal', 'star'),
+  'known': ('known', 'dim', 'star'),
 }
 # What may become of a seed, by the field of `result.json` that has it in sentences.
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}

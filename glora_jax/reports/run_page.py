@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from glora_jax.data.task import Task
 from glora_jax.files import number as to_number
 from glora_jax.method.genomes import count_params
-from glora_jax.method.presets import GENOME_ENDING, GRADIENT
+from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN
 from glora_jax.method.space import Spec
 from glora_jax.models.weights import EMBEDDED
 from glora_jax.records import read_lines
@@ -51,6 +51,7 @@ _THE = {  # in a sentence
   'linear': 'the linear probe',
   'search': 'the searched structure',
   GRADIENT: "the gradient's structure",
+  KNOWN: "the backbone's structure",
 }
 _CHANCE = 0.05  # p-values from here on say nothing
 _FEW = 60  # points of a curve that answer a pointer
@@ -68,7 +69,7 @@ class Findings:
     archive: the search's; None where there was none.
     fitness: what the search maximized, 'accuracy' or 'loss'.
     presets: parameters and accuracy of each preset with the supernet's weights, by name.
-    allocation: the structure that was read off a gradient, if one was.
+    allocation: the structure that was bought by values, if one was.
     backbone: arguments of `weights.load` and `weights.refit` that load the base again.
     keeps_best: whether the weights are those of the best epoch on the validation images.
     made: with what it was found, process by process.
@@ -104,7 +105,7 @@ def write(workdir: str, findings: Findings) -> None:
     structure.figure(
       sentence_case(structures[name]['label']), findings.specs[name], structures[name]['genome']
     )
-    for name in dict.fromkeys((result['result'], 'search', GRADIENT))
+    for name in dict.fromkeys((result['result'], 'search', GRADIENT, KNOWN))
     if name in structures
   ]
   plot = accuracy_plot(f' with 95% intervals on {number:,} images', methods)
@@ -304,9 +305,9 @@ def tell_protocol(findings: Findings) -> str:
   result = findings.result
   if result['protocol'] == 'paper':
     return ''
-  if str(result['structure']).endswith(GENOME_ENDING):
+  if result['structure'] == KNOWN or str(result['structure']).endswith(GENOME_ENDING):
     parts = """
-      The structure was given by a file, which does not say what chose it: where it was chosen on
+      The structure comes from a file, which does not say what chose it: where it was chosen on
       these validation or test images, their accuracies are too good.
     """
   else:

@@ -144,7 +144,7 @@ def _form(piece: Piece) -> str:
 
 
 def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
-  """What a page says of a structure that was read off a gradient.
+  """What a page says of a structure that was bought by values.
 
   Args:
     allocation: the structure.
@@ -155,12 +155,23 @@ def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
     value_chart(allocation),
     Details(values_table(list(allocation.units()))),
   ]
-  return Section('allocation', "The gradient's structure", blocks)
+  whose = 'gradient' if result['allocation']['epochs'] else 'backbone'
+  return Section('allocation', f"The {whose}'s structure", blocks)
 
 
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
-  """How a structure was read off a gradient, within which budget, and what that took."""
+  """How a structure was chosen, within which budget, and what that took."""
   cost = result['allocation']
+  numbers = Markup('Numbers: {}.').format(code('structure/'))
+  if not cost['epochs']:
+    return paragraph(
+      f"""
+      The structure of {allocation.count_params():,} parameters is what pays best within
+      {allocation.budget:,} by what each unit of this backbone (a vector, or one rank of a LoRA) was
+      worth on other tasks. No gradient was taken.
+      """,
+      numbers,
+    )
   head = f'{cost["head_epochs"]} epoch' + 's' * (cost['head_epochs'] != 1)
   return paragraph(
     f"""
@@ -182,7 +193,7 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
     f'Head and gradient count as {cost["epochs"]} epochs, by which its training is shorter.',
-    Markup('Numbers: {}.').format(code('structure/')),
+    numbers,
   )
 
 

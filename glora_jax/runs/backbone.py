@@ -29,7 +29,7 @@ from glora_jax.models.metadata import require_normalization
 from glora_jax.models.translate import fit_to_format
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.origins import find_weights
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, ModelSettings
+from glora_jax.runs.sections import GRADIENT, KNOWN, NO_PRESETS, SEARCH, ModelSettings
 from glora_jax.search.allocated import Allocation
 
 
@@ -65,7 +65,7 @@ class Model(NamedTuple):
     best_epoch: epoch of its training that was best on the validation images; None where none of
       them was looked at.
     diverged: whether the loss or its gradient was not finite, and it stopped before its end.
-    allocation: how the structure was read off a gradient; None where it was not.
+    allocation: the values that the structure was bought by; None where it was not.
   """
 
   adapted: Adapted
@@ -86,10 +86,10 @@ def is_beside(spec: Spec, name: str) -> bool:
 
   Args:
     spec: the layers, with the alleles that the search has.
-    name: 'gradient', 'search', 'finetuning', or a preset's name.
+    name: 'gradient', 'known', 'search', 'finetuning', or a preset's name.
   """
   if name in NO_PRESETS:
-    return name == GRADIENT
+    return name in (GRADIENT, KNOWN)
   rank = parse_preset_name(name).rank
   return rank is not None and any(rank not in layer.space.ranks for layer in spec)
 

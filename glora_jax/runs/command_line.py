@@ -342,12 +342,13 @@ def path_of(name: str) -> str:
 def inventory() -> str:
   """What there is, and what of it is ready on this machine; nothing is fetched or prepared."""
   from glora_jax.data.task import Source  # it imports JAX, for which a command line does not wait
-  from glora_jax.method.presets import GENOME_ENDING, GRADIENT, PLACES, PRESETS
+  from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN, PLACES, PRESETS
   from glora_jax.runs.sections import SEARCH
 
   structures = (
     (SEARCH, 'a supernet of all forms is trained and searched'),
     (GRADIENT, 'what to train is read off one gradient'),
+    (KNOWN, 'what pays on the backbone by other tasks, as far as the budget goes'),
     ('a preset', 'see below'),
     (f'PATH{GENOME_ENDING}', 'what an earlier run found'),
   )

@@ -26,11 +26,11 @@ from glora_jax.data.catalog import expand
 from glora_jax.files import load_json
 from glora_jax.limits import listed, plain, shown
 from glora_jax.method import draws
-from glora_jax.models.weights import EMBEDDED
+from glora_jax.models.weights import EMBEDDED, EMBEDDED_KNOWN
 from glora_jax.runs import schema
 from glora_jax.runs.sections import (
-  FOUND,
   GRADIENT,
+  KNOWN,
   LEAST_SEED,
   MOST_SEED,
   SEARCH,
@@ -123,8 +123,9 @@ class RunSettings:
   structure: Annotated[Text, passing(check_structure)] = Field(
     default=SEARCH,
     description="where the structure comes from: 'search' (a supernet is trained and searched), "
-    "'gradient' (read off one gradient, `allocation`), a preset ('lora:2@qkv', see "
-    '`glora_jax.preset`), or the path of a genome.json',
+    "'gradient' (read off one gradient, `allocation`), 'known' (what pays on the backbone by other "
+    "tasks, `allocation.known`), a preset ('lora:2@qkv', see `glora_jax.preset`), or the path of a "
+    'genome.json',
   )
   seed: Integer = Field(
     default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
@@ -198,6 +199,12 @@ class RunSettings:
       return GRADIENT in self.compare.methods
     return self.structure == GRADIENT or GRADIENT in self.presets
 
+  @property
+  def known(self) -> str | None:
+    """Path of what is known of the backbone; None where nothing is."""
+    own = EMBEDDED_KNOWN if self.model.weights == EMBEDDED else None
+    return own if self.allocation.known is None else os.path.expanduser(self.allocation.known)
+
 
 def _mistakes(settings: RunSettings) -> Iterator[str]:
   """Sentences about fields that do not get what they demand of each other."""
@@ -206,12 +213,21 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
       "paper's searches on the test set."
     )
-  if settings.structure not in FOUND and GRADIENT in settings.presets:
+  if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in settings.presets:
     yield (
       f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
       f'structure={settings.structure!r} is given; leave it out of presets, or give '
       "structure='gradient' and the other one as a preset."
     )
+  compares = settings.job == 'compare'
+  if settings.structure == KNOWN or (compares and KNOWN in settings.compare.methods):
+    if settings.known is None:
+      yield (
+        f'Nothing is known of model.weights={settings.model.weights!r}; give a file of its values '
+        "as allocation.known, or structure='gradient'."
+      )
+    if settings.budget is None and not compares:
+      yield "budget=None leaves open how much of structure='known' is trained; give a number."
 
 
 def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:

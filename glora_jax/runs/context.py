@@ -404,7 +404,7 @@ def fit_batches(
   counts: Mapping[str, int],
   mesh: jax.sharding.Mesh | None,
 ) -> RunSettings:
-  """The settings with batches that the images fill; the default shrinks where they are few.
+  """The settings as they can be had here: with batches that the images fill, and a prior.
 
   Args:
     settings: the config.
@@ -430,6 +430,10 @@ def fit_batches(
       raise ValueError(
         f'{name}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
       )
+  if settings.has_gradient and settings.allocation.prior == 'known' and settings.known is None:
+    log.info("Nothing is known of model.weights=%s: prior='shifts'.", settings.model.weights)
+    allocation = dataclasses.replace(settings.allocation, prior='shifts')
+    fitted = dataclasses.replace(fitted, allocation=allocation)
   return fitted
 
 

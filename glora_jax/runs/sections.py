@@ -17,6 +17,7 @@ from glora_jax.data.task import Source
 from glora_jax.method.presets import (
   GENOME_ENDING,
   GRADIENT,
+  KNOWN,
   PRESET_NAMES,
   begins_as_preset,
   parse_preset_name,
@@ -49,8 +50,8 @@ RematPolicy = Literal[
 ]
 
 # What a structure comes from, where it is neither a preset nor a file.
-SEARCH = 'search'  # or GRADIENT
-FOUND = (SEARCH, GRADIENT)  # in a comparison they have a row for each budget
+SEARCH = 'search'  # or GRADIENT, or KNOWN
+FOUND = (SEARCH, GRADIENT, KNOWN)  # in a comparison they have a row for each budget
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
@@ -81,7 +82,7 @@ def check_structure(name: str) -> None:
   """Checks what a run's structure comes from, as far as it is known without a model.
 
   Raises:
-    ValueError: it is neither 'search' nor 'gradient' nor a preset's name nor the path of a genome.
+    ValueError: it is neither in `FOUND` nor a preset's name nor the path of a genome.
   """
   if name in FOUND or name.endswith(GENOME_ENDING):
     return
@@ -89,7 +90,7 @@ def check_structure(name: str) -> None:
     parse_preset_name(name)
     return
   raise ValueError(
-    f"it is neither 'search' nor 'gradient', no preset ({', '.join(PRESET_NAMES)}, with a rank or "
+    f'it is none of {", ".join(FOUND)}, no preset ({", ".join(PRESET_NAMES)}, with a rank or '
     f"a place as in 'lora:2@qkv'), and no genome file, whose name ends in {GENOME_ENDING}."
   )
 
@@ -197,8 +198,8 @@ class SpaceSettings:
     """The space that `glora_jax.adapt` takes.
 
     Args:
-      structure: where the structure comes from: 'search', 'gradient', or a preset or a file, which
-        may have any allele.
+      structure: where the structure comes from: 'search', 'gradient', 'known', or a preset or a
+        file, which may have any allele.
 
     Example:
       >>> SpaceSettings().search_space().ranks, SpaceSettings().search_space('gradient').ranks
@@ -207,7 +208,8 @@ class SpaceSettings:
     ranks = self.ranks
     if ranks is None:
       ranks = RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
-    return SearchSpace.distinct(ranks) if structure == 'gradient' else SearchSpace(ranks=ranks)
+    is_bought = structure in (GRADIENT, KNOWN)
+    return SearchSpace.distinct(ranks) if is_bought else SearchSpace(ranks=ranks)
 
 
 @declared
@@ -286,10 +288,16 @@ class AllocationSettings:
     le=MOST_PARTS,
     description='most rank-one parts that a layer can get of A or of B',
   )
-  prior: Literal['shifts'] | None = Field(
+  prior: Literal['shifts', 'known'] | None = Field(
     default='shifts',
-    description='what a gradient that is mostly noise borrows from: the one of telling which way '
-    'the same images were shifted; None for nothing',
+    description="what a gradient that is mostly noise borrows from: 'shifts' is the gradient of "
+    "telling which way the same images were shifted, 'known' what is known of the backbone, and "
+    "where that is nothing 'shifts'; None for nothing",
+  )
+  known: Text | None = Field(
+    default=None,
+    description="file of what is known of the backbone, for structure='known' and prior='known' "
+    "(`search.known.write`); None for that of the 'embedded' one",
   )
 
   def epochs(self, borrowed: bool = False) -> int:
@@ -299,9 +307,9 @@ class AllocationSettings:
     forward gives, a third of an epoch; what that makes is rounded up.
 
     Args:
-      borrowed: whether there were two of both, the task's and its prior's.
+      borrowed: whether the prior had a part in it, for which shifts have both of their own.
     """
-    return 3 if borrowed else 2
+    return 3 if borrowed and self.prior == 'shifts' else 2
 
   def shortened(self, recipe: Recipe, borrowed: bool = False) -> Recipe:
     """A recipe for what has been paid for head and gradient already: that many epochs fewer.
@@ -352,7 +360,7 @@ class Comparison:
   methods: Annotated[Several[Annotated[Text, METHOD]], FILLED] = Field(
     default=METHODS,
     description="names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full "
-    "fine-tuning), 'search' and 'gradient'; these two have a row for each budget",
+    "fine-tuning), 'search', 'gradient' and 'known'; these three have a row for each budget",
   )
   budgets: Several[Annotated[Whole, Field(ge=0)]] = Field(
     default=(20_000, 40_000),

@@ -49,8 +49,8 @@ class Workload(NamedTuple):
     chunk: candidates side by side, on each device of the mesh's candidate axis.
     block: images of a candidate that are evaluated at a time, on all devices together.
     side_by_side: trainings side by side.
-    structure: what is trained alone: a preset's name, a genome's file, or 'gradient' or 'search',
-      whose structure is not known yet and counts as the largest. Of trainings side by side also
+    structure: what is trained alone: a preset's name, a genome's file, or a name in `FOUND`, whose
+      structure is not known yet and counts as the largest. Of trainings side by side also
       'finetuning', of the whole base, and None, for supernets.
     recipe: how it is trained; None where nothing is, and for the job's own.
   """

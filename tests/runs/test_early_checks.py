@@ -16,7 +16,7 @@ from glora_jax.runs import comparison, experiment, job
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import fit_batches
-from glora_jax.runs.sections import Finetuning, ModelSettings, TrainingSettings
+from glora_jax.runs.sections import AllocationSettings, Finetuning, ModelSettings, TrainingSettings
 from glora_jax.runs.workdir import Stopped, write_config
 from glora_jax.training.sampling import Sampling
 
@@ -32,6 +32,8 @@ def fitted(settings, counts=None):
 
 COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
 READ_OFF = {'structure': 'gradient', 'presets': (), 'training__epochs': 5}
+KNOWN = {'structure': 'known', 'presets': ()}
+PRIOR = {'allocation__prior': 'known'}
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
 
@@ -49,6 +51,13 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
   assert fitted(endless).training.batch_size == 18  # which no stage reads
 
 
+@pytest.mark.parametrize('name, prior', [('embedded', 'known'), ('mine', 'shifts')])
+def test_a_backbone_that_nothing_is_known_of_borrows_from_shifts(name, prior):
+  model, allocation = ModelSettings(weights=name), AllocationSettings(prior='known')
+  settings = RunSettings(structure='gradient', model=model, allocation=allocation)
+  assert fitted(settings).allocation.prior == prior
+
+
 @pytest.mark.parametrize(
   'fields, error, named',
   [
@@ -61,6 +70,10 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
     ({**COMPARED, 'watch__profile': 'search'}, ValueError, "watch.profile='search'"),
     ({'structure': 'lora:8'}, ValueError, "structure='lora:8' has 4,096 parameters"),
     ({**READ_OFF, 'budget': 3}, ValueError, 'budget=3'),
+    ({**KNOWN, 'model__weights': 'embedded', 'budget': 3}, ValueError, 'budget=3'),
+    ({**KNOWN, 'allocation__known': weights.EMBEDDED_KNOWN}, ValueError, 'known.json'),
+    ({**KNOWN, 'allocation__known': 'no.json'}, FileNotFoundError, 'no.json'),
+    ({**READ_OFF, **PRIOR, 'allocation__known': 'no.json'}, FileNotFoundError, 'no.json'),
     ({**COMPARED, 'data__max_resident': 0}, ValueError, 'data.max_resident=0'),
   ],
 )

@@ -28,6 +28,9 @@ ADAPTING = [
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
+  ({'structure': 'known'}, 'budget=None'),
+  ({'structure': 'known', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
+  ({'structure': 'known', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
   (
     {'structure': 'gradient', 'training.epochs': 2, 'training.warmup_epochs': 0},
     'training.epochs=2 leave too little',
@@ -35,6 +38,7 @@ ADAPTING = [
 ]
 COMPARING = [
   ({'compare.rates': ()}, 'compare.rates=()'),
+  ({'compare.methods': ('known',), 'model.weights': 'mine'}, "model.weights='mine'"),
   ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
   ({'protocol': 'paper'}, "protocol='paper'"),
   ({'finetune.on': 'train+val'}, "finetune.on='train+val'"),

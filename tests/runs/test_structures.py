@@ -16,6 +16,7 @@ from glora_jax.files import read_arrays, read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
+from glora_jax.models.weights import EMBEDDED_KNOWN
 from glora_jax.records import read_lines
 from glora_jax.reports import run_page
 from glora_jax.runs import comparison, experiment
@@ -24,6 +25,8 @@ from glora_jax.runs.config import check_config
 from glora_jax.runs.stage import walk
 from glora_jax.runs.stages import allocation, results
 from glora_jax.runs.stages.allocation import allocate_shifts
+from glora_jax.search import known
+from glora_jax.search.choice import choose
 from glora_jax.training.head_alone import HeadAlone
 
 
@@ -177,6 +180,45 @@ def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
   assert found_by(run).genome.tolist() == expected
 
 
+def test_what_is_known_of_a_backbone_fills_a_budget_without_any_gradient(config, tmp_path):
+  config = changed(config, structure='known', budget=5000, model__weights='embedded')
+  config.training.update(epochs=1, warmup_epochs=0)
+  result = experiment.run(config, str(tmp_path / 'run'))
+  spec = context_of(config, tmp_path / 'again').adapted.spec
+  expected = choose(spec, known.read(EMBEDDED_KNOWN, spec).values, 5000)
+  found = result['structures']['known']
+  assert found['genome'] == expected.tolist()
+  assert 5000 - 96 < found['params'] <= 5000
+  assert result['seconds'].keys() == {'structure', 'training', 'test', 'report'}
+  assert result['allocation']['epochs'] == 0
+  assert 'No gradient was taken.' in html_pages.read(tmp_path / 'run').words()
+
+
+@pytest.fixture
+def known_file(gradient_run, prepared):
+  """A file of what the gradient says of the backbone, which is then known."""
+  shutil.copytree(gradient_run[0] / 'structure', prepared.path('structure'))
+  path = prepared.path('backbone.json')
+  known.write(path, prepared.adapted.spec, [found_by(prepared).allocation.values])
+  return path
+
+
+def test_a_file_of_known_values_gives_the_structure_that_they_gave(
+  known_file, gradient_run, config, tmp_path
+):
+  config = changed(config, allocation__known=known_file, allocation__max_rank=3)
+  reading = changed(config, allocation__prior='known')
+  run = context_of(reading, tmp_path / 'reading')
+  prior = allocation.prior_of(run, run.place('gradient'))()
+  assert prior.values.B_lora.shape[-1] == 3
+  assert run.settings.allocation.epochs(borrowed=True) == 2
+  run = context_of(changed(config, structure='known'), tmp_path / 'run')
+  expected = choose(run.adapted.spec, prior.values, 1000).tolist()
+  assert found_by(run).genome.tolist() == expected
+  os.remove(known_file)
+  assert found_by(run).genome.tolist() == expected
+
+
 @pytest.mark.parametrize('number, batch, devices', [(800, 64, 1), (101, 70, 2), (9, 8, 8)])
 def test_batches_are_equal_and_share_no_image(number, batch, devices):
   indices = allocation.equal_batches(jax.random.key(0), number, batch, devices)
@@ -187,22 +229,26 @@ def test_batches_are_equal_and_share_no_image(number, batch, devices):
 
 
 @pytest.mark.slow
-def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(run_config, tmp_path):
+def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
+  run_config, known_file, tmp_path
+):
+  workdir = tmp_path / 'run'
   config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)
-  config.compare.update(methods=('gradient', 'lora:1@qkv'), budgets=(600, 900), seeds=2)
+  config.compare.update(methods=('gradient', 'known', 'lora:1@qkv'), budgets=(600, 900), seeds=2)
   config.compare.rate.update(gradient=1e-2)
   config.compare.rates = (1e-2,)
-  config.allocation.update(head_epochs=1, prior=None)
-  result = comparison.run(config, str(tmp_path))
+  config.allocation.update(head_epochs=1, prior=None, known=known_file)
+  result = comparison.run(config, str(workdir))
   rows = result['methods']
-  assert rows.keys() == {'gradient-600', 'gradient-900', 'lora:1@qkv'}
-  assert all(0 < row['params'] <= 600 for row in rows['gradient-600'])
-  assert all(600 < row['params'] <= 900 for row in rows['gradient-900'])
+  names = [f'{method}-{budget}' for method in ('gradient', 'known') for budget in (600, 900)]
+  assert [*rows] == [*names, 'lora:1@qkv']
+  for name, least, most in zip(names, (0, 600) * 2, (600, 900) * 2, strict=True):
+    assert all(least < row['params'] <= most for row in rows[name])
   assert all(len(genomes) == 2 for genomes in result['structures'].values())
-  assert 'of the tensors that one of 2 seeds trains' in html_pages.read(tmp_path).words()
-  os.remove(tmp_path / 'result.json')
-  os.remove(tmp_path / 'training' / 'gradient' / '600-42' / 'allocation.npz')
-  again = comparison.run(config, str(tmp_path))
+  assert 'of the tensors that one of 2 seeds trains' in html_pages.read(workdir).words()
+  os.remove(workdir / 'result.json')
+  os.remove(workdir / 'training' / 'gradient' / '600-42' / 'allocation.npz')
+  again = comparison.run(config, str(workdir))
   assert again['structures'] == result['structures']
   found = [again['methods'], rows]
   first, second = ([row['test_accuracy'] for row in x['gradient-600']] for x in found)

@@ -30,6 +30,7 @@ def test_what_a_config_file_gives_and_does_nothing_is_named(fields, named, caplo
 
 
 COMPARE = {'job': 'compare'}
+KNOWN = {'structure': 'known', 'budget': 900}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ COMPARE = {'job': 'compare'}
     ({}, ('training.epochs', 'compare.budgets'), ['compare.budgets']),
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
     ({'structure': 'gradient'}, ('allocation.max_rank', 'sampling.largest'), ['sampling.largest']),
+    (KNOWN, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
     ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ['finetune.epochs']),
     (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
     (

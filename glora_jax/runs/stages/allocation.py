@@ -1,5 +1,7 @@
 """The structure that one gradient asks for: its head, its batches, its prior, and its file.
 
+Or that which other tasks' gradients asked for on the same backbone, without any.
+
 The gradient is taken with a head that is warm, of training images alone, as they are stored,
 without augmentation; no validation image. A hard task's may borrow from a prior: what the images
 ask for when they are shifted.
@@ -28,6 +30,7 @@ from glora_jax.files import (
   write_json,
 )
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import (
   check_genome,
   genome_to_json,
@@ -37,12 +40,14 @@ from glora_jax.records import Array, check_arrays
 from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
-from glora_jax.runs.sections import GRADIENT
+from glora_jax.runs.sections import GRADIENT, KNOWN
 from glora_jax.runs.stages.training import Training, train
+from glora_jax.search import known
 from glora_jax.search.allocate import Prior, allocate, compile_ahead
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
-from glora_jax.search.choice import Curve, require_something
+from glora_jax.search.choice import Curve, choose, require_something, trace_curve
+from glora_jax.search.known import Known
 from glora_jax.search.sketch import Ahead, Loss
 from glora_jax.training.batches import ImageStream, in_rows
 from glora_jax.training.head_alone import HeadAlone, warm_head
@@ -65,11 +70,13 @@ def borrowed_images(context: Context) -> int:
 
 
 def check_gradient(context: Context) -> None:
-  """Raises ValueError where there is nothing to buy."""
+  """Raises ValueError or FileNotFoundError where there is nothing to buy, or no prior."""
   settings = context.settings
   compares = settings.job == 'compare'
   for budget in settings.compare.budgets if compares else (settings.budget,):
     require_something(context.place(GRADIENT).adapted.spec, budget)
+  if settings.allocation.prior == 'known':
+    known_of(context)
 
 
 def head_recipe(settings: RunSettings) -> Recipe:
@@ -358,8 +365,45 @@ def allocate_shifts(
 
 def prior_of(
   context: Context, place: Model, **options: Any
-) -> Callable[[], Allocation | None] | None:
+) -> Callable[[], Allocation | Known | None] | None:
   """What `allocate` takes as prior, as the config says, found once; see `allocate_shifts`."""
-  if context.settings.allocation.prior is None:
+  prior = context.settings.allocation.prior
+  if prior is None:
     return None
+  if prior == 'known':
+    return functools.partial(known_of, context)
   return functools.cache(functools.partial(allocate_shifts, context, place, **options))
+
+
+def known_of(context: Context) -> Known:
+  """What is known of the backbone, for as many rank-one parts as are considered.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is damaged, or of another backbone.
+  """
+  spec = context.place(KNOWN).adapted.spec
+  path = context.settings.known
+  assert path is not None
+  found = known.read(path, spec)
+  number = min(context.settings.allocation.max_rank, max(spec.layers[0].space.ranks))
+  values = [part if part.ndim == 1 else _cut(part, number) for part in found.values]
+  return found._replace(values=Values(*values))
+
+
+def _cut(values: np.ndarray, number: int) -> np.ndarray:
+  """Values [row, rank] of so many ranks; those that nothing is known of are worth nothing."""
+  return np.pad(values, ((0, 0), (0, number)))[:, :number]
+
+
+def allocate_known(context: Context, budget: float | None) -> Allocation:
+  """The structure that pays best within a budget by what is known of the backbone.
+
+  Raises:
+    FileNotFoundError, ValueError: see `known_of`; the budget fits no unit.
+  """
+  number, (spec, values, _) = check_budget(budget), known_of(context)
+  assert number is not None
+  genome, curve = choose(spec, values, number), trace_curve(spec, values)
+  variables = context.place(KNOWN).variables
+  return Allocation(genome, variables, spec, values, curve, number, proposed=False)

@@ -22,9 +22,10 @@ from glora_jax.records import read_record
 from glora_jax.runs.backbone import Model, Stream, stream_key
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
-from glora_jax.runs.sections import FOUND, GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
+from glora_jax.runs.sections import FOUND, GRADIENT, KNOWN, NO_PRESETS, SEARCH, TUNING_SEED
 from glora_jax.runs.stage import TRAINING, Call, Stage, Workload, clocked, read_mark
 from glora_jax.runs.stages.allocation import (
+  allocate_known,
   allocate_once,
   borrowed_images,
   check_gradient,
@@ -35,6 +36,7 @@ from glora_jax.runs.stages.allocation import (
   start_compiling,
 )
 from glora_jax.runs.stages.search import run_search
+from glora_jax.runs.stages.structures import READS_OF_KNOWN
 from glora_jax.runs.stages.training import (
   FullFineTuning,
   Training,
@@ -44,6 +46,7 @@ from glora_jax.runs.stages.training import (
 )
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.errors import NoGradientError, NonFiniteError
+from glora_jax.search.known import Known
 from glora_jax.search.sketch import Ahead
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.training.recipe import Recipe
@@ -56,6 +59,7 @@ _STOPPED = 'stopped at its last good state: the loss or its gradient was not fin
 _READS = {
   SEARCH: ('finetune.', 'sampling.', 'search.', 'compare.budgets'),
   GRADIENT: ('allocation.', 'compare.budgets'),
+  KNOWN: (*READS_OF_KNOWN, 'compare.budgets'),
 }
 
 
@@ -142,6 +146,9 @@ def _check(method: str, context: Context) -> None:
     )
   if method == GRADIENT:
     check_gradient(context)
+  elif method == KNOWN:
+    for budget in budgets_of(context.settings, method):
+      allocate_known(context, budget)
   elif method not in NO_PRESETS:
     preset(context.place(method).adapted.spec, method)
 
@@ -198,26 +205,39 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
 
   Args:
     context: the context.
-    method: a preset's name, 'finetuning', 'search' or 'gradient'.
+    method: a preset's name, 'finetuning', 'search', 'gradient' or 'known'.
     task: folder, trials and budgets.
 
   Returns:
     The structures by row of the table, one for each trial: one row, or one for each budget where
-    the method is the search or the gradient.
+    the method is in `FOUND`.
   """
   if method == SEARCH:
     return _search(context, task)
   if method == GRADIENT:
     return _read_off_gradients(context, task)
-  if method == 'finetuning':
-    learner: Adapted = FullFineTuning.of(context.adapted)
-  else:
-    learner = context.place(method).adapted.fix(method)
-  starts = _starts(context, learner, task.trials)
-  trained = _train(
-    context, f'{task.folder}/states', learner, context.settings.training, starts, task.trials
-  )
-  return {method: _structures(trained)}
+  adapted = context.place(method).adapted
+  if method == KNOWN:
+    return {
+      f'{KNOWN}-{budget}': _train_fixed(
+        context,
+        f'{task.folder}/{budget}',
+        adapted.fix(allocate_known(context, budget).genome),
+        task,
+      )
+      for budget in task.budgets
+    }
+  is_full = method == 'finetuning'
+  learner = FullFineTuning.of(context.adapted) if is_full else adapted.fix(method)
+  return {method: _train_fixed(context, task.folder, learner, task)}
+
+
+def _train_fixed(
+  context: Context, folder: str, learner: Adapted, task: Task
+) -> list[TrainedStructure]:
+  """Trains what is fixed, once for each trial."""
+  recipe, starts = context.settings.training, _starts(context, learner, task.trials)
+  return _structures(_train(context, f'{folder}/states', learner, recipe, starts, task.trials))
 
 
 def _starts(context: Context, learner: Adapted, trials: Sequence[Trial]) -> list[Any]:
@@ -315,7 +335,7 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
 class _Prior(NamedTuple):
   """What finds a prior, None where there is none, and the folder that keeps how long that took."""
 
-  find: Callable[[], Allocation | None] | None
+  find: Callable[[], Allocation | Known | None] | None
   folder: str
 
   @property
@@ -460,4 +480,4 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
     yield from calls_of_training(context, 'train_many', workload, times=seeds * rows)
   else:
     workload = Workload(structure=method, recipe=recipe, side_by_side=trials)
-    yield from calls_of_training(context, 'train_many', workload)
+    yield from calls_of_training(context, 'train_many', workload, times=rows)

@@ -32,7 +32,7 @@ from glora_jax.reports.run_page import Findings
 from glora_jax.runs.backbone import Model
 from glora_jax.runs.context import Context
 from glora_jax.runs.origins import recorded_processes, recorded_weights
-from glora_jax.runs.sections import GRADIENT, SEARCH
+from glora_jax.runs.sections import GRADIENT, KNOWN, SEARCH
 from glora_jax.runs.stages.structures import FILE
 from glora_jax.runs.workdir import TEST_LIST
 from glora_jax.search.allocated import Allocation
@@ -208,7 +208,7 @@ def write_results(
     tested: what `freeze_and_evaluate` returned.
     archive: the search's; None where nothing was searched.
     supernet: variables of the supernet that it searched in.
-    allocation: the structure that was read off a gradient; None where none was.
+    allocation: the structure that was bought by values; None where none was.
 
   Returns:
     The content of `result.json` but for the seconds of the last stage.
@@ -249,12 +249,13 @@ def write_results(
     'seconds': dict(context.seconds),
   }
   if allocation is not None:
+    cost = config.allocation
     result['allocation'] = {
       'params': allocation.count_params(),
       'budget': allocation.budget,
       'proposed': allocation.proposed,
-      'head_epochs': config.allocation.head_epochs,
-      'epochs': config.allocation.spared(config.training, allocation.borrowed > 0),
+      'head_epochs': cost.head_epochs,
+      'epochs': cost.spared(config.training, allocation.borrowed > 0) if config.has_gradient else 0,
       'borrowed': allocation.borrowed,
     }
   inherited = _inherited(context, supernet)
@@ -286,6 +287,7 @@ def _label(context: Context, candidate: Model, name: str) -> str:
   labels = {
     'linear': 'linear probe',
     GRADIENT: 'gradient',
+    KNOWN: 'known',
     SUPERNET: "searched, with the supernet's weights",
     SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
     FILE: os.path.basename(context.settings.structure),

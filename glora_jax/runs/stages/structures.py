@@ -1,8 +1,8 @@
 """What a run trains from the pretrained model: the structure that its config names, and baselines.
 
-A structure comes from one gradient, from a preset's name or from a file. It is trained from the
-pretrained model by one recipe; what was paid for a gradient, the training has less
-(`AllocationSettings.epochs`).
+A structure comes from one gradient, from what is known of the backbone, from a preset's name or a
+file. It is trained from the pretrained model by one recipe; what was paid for a gradient, the
+training has less (`AllocationSettings.epochs`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from glora_jax.records import read_record
 from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context, train_split_of
-from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH
+from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, KNOWN, NO_PRESETS, SEARCH
 from glora_jax.runs.stage import TRAINING, Call, Stage, Workload
 from glora_jax.runs.stages.allocation import (
+  allocate_known,
   allocate_once,
   borrowed_images,
   check_gradient,
@@ -36,10 +37,12 @@ from glora_jax.runs.stages.allocation import (
   train_head,
 )
 from glora_jax.runs.stages.training import Training, calls_of_training, train
+from glora_jax.search.allocated import Allocation
 from glora_jax.search.sketch import Ahead
 
 FOLDER = 'structure'
 FILE = 'file'  # what a structure is called that a file gave
+READS_OF_KNOWN = ('allocation.known', 'allocation.max_rank')
 
 
 class _Genome(TypedDict):
@@ -101,7 +104,8 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
     return head, structure
   if settings.structure == SEARCH:
     return ()
-  return (Stage('structure', _given, reads=('budget',), check=_check_given),)
+  reads = ('budget', *(READS_OF_KNOWN if settings.structure == KNOWN else ()))
+  return (Stage('structure', _given, reads=reads, check=_check_given),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -134,7 +138,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
       place = context.place(name)
       structure = Model(place.adapted.fix(name), place.variables)
     recipe = context.settings.training
-    if structure.allocation is not None:
+    if name == GRADIENT and structure.allocation is not None:
       recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
     keys = [context.key(Stream.TRAINING if is_given else Stream.BASELINE)]
     split = context.train_split
@@ -178,17 +182,17 @@ def _read_off(context: Context, warmed: tuple[Model, Ahead | None]) -> Model:
 
 
 def _given(context: Context) -> Model:
-  """The structure of a preset or a file; the one in the workdir where the file is gone since.
+  """The structure of a preset or a file, or a known one; the workdir's where a file is gone since.
 
   Raises:
-    ValueError: the file has another genome than when the job began.
+    ValueError: the file gives another genome than when the job began.
   """
   path, settings = context.path(FOLDER, 'genome.json'), context.settings
-  place, named = context.place(settings.structure), None
+  place, named, allocation = context.place(settings.structure), None, None
   spec = place.adapted.spec
   with meshes.primary_first(FOLDER):
     try:
-      named = named_genome(spec, settings.structure, settings.budget)
+      named, allocation = _named(context)
     except FileNotFoundError:
       if not os.path.exists(path):
         raise
@@ -204,15 +208,23 @@ def _given(context: Context) -> Model:
       f"structure='{printable(settings.structure)}' holds another genome than when this job began, "
       f'which is in {path}; put that one back, or choose another --workdir.'
     )
-  return Model(place.adapted.fix(genome), place.variables)
+  return Model(place.adapted.fix(genome), place.variables, allocation=allocation)
+
+
+def _named(context: Context) -> tuple[np.ndarray, Allocation | None]:
+  """The genome that the config names, with the values that a known one was bought by."""
+  settings = context.settings
+  if settings.structure == KNOWN:
+    allocation = allocate_known(context, settings.budget)
+    return allocation.genome, allocation
+  spec = context.place(settings.structure).adapted.spec
+  return named_genome(spec, settings.structure, settings.budget), None
 
 
 def _check_given(context: Context) -> None:
   """Raises ValueError or FileNotFoundError where the structure that the config names cannot be."""
-  settings = context.settings
-  spec = context.place(settings.structure).adapted.spec
   try:
-    named_genome(spec, settings.structure, settings.budget)
+    _named(context)
   except FileNotFoundError:  # a job that has begun keeps the genome
     if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
