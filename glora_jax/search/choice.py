@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,59 +13,35 @@ from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 
 _A, _B, _C, _D, _E = range(len(TENSORS))
-_VECTOR_OF_WEIGHT = _VECTOR_OF_BIAS = 2
-_VECTOR_OF_PROMPT = 1
+_VECTOR = {tensor: forms.index('vector') for tensor, forms in FLAT_FORMS.items()}
+_VECTOR_OF_A = {_A: _VECTOR['A']}
+_VECTOR_OF_C = {_C: _VECTOR['C'], _E: 0}
+_VECTOR_OF_E = {_C: 0, _E: _VECTOR['E']}
+_FLOOR = (_VECTOR_OF_A, _VECTOR_OF_E)  # what every row gets first, where the budget is ample
 _FLOOR_FACTOR = 1.5
 
 
 class Option(NamedTuple):
-  """A choice among alleles of one row that exclude each other.
-
-  Attributes:
-    alleles: (column of the genome, code) of each gene that it sets.
-    cost: what they cost, in trained parameters.
-    unit: field of `Values` that says what they are worth; None for what is worth nothing.
-    parts: number of rank-one parts of a LoRA; 0 for a vector.
-    in_floor: whether it is what every row gets first, where the budget is ample.
-  """
-
-  alleles: tuple[tuple[int, int], ...]
-  cost: int
-  unit: str | None = None
-  parts: int = 0
-  in_floor: bool = False
-
-  def value(self, values: Values, row: int) -> float:
-    """What it is worth in a row."""
-    if self.unit is None:
-      return 0.0
-    worth = getattr(values, self.unit)[row]
-    return float(worth[: self.parts].sum() if self.parts else worth)
-
-
-class Gene(NamedTuple):
-  """What one row may take for A, for B, or for its shift, which is C or E.
+  """What one row may take for a gene: for A, for B, or for its shift, which is C or E.
 
   D is no gene: it stays as cheap as the space allows, and what it costs then is not in a gene's.
 
   Attributes:
     row: row of the genome.
-    options: the cheapest on offer first, then every form that is considered.
+    codes: what it sets there, by column.
+    cost: what that costs, in trained parameters.
+    value: what it is worth; 0 for the cheapest on offer.
   """
 
   row: int
-  options: tuple[Option, ...]
+  codes: Mapping[int, int]
+  cost: int
+  value: float
 
-  def floor(self) -> int:
-    """Index of the option that is in the floor, or of the cheapest."""
-    return next((index for index, option in enumerate(self.options) if option.in_floor), 0)
-
-
-class Move(NamedTuple):
-  """One purchase: a gene takes another option."""
-
-  gene: int
-  option: int
+  @property
+  def gene(self) -> int:
+    """The same number for options that exclude each other."""
+    return len(TENSORS) * self.row + min(self.codes)
 
 
 class Curve(NamedTuple):
@@ -113,22 +88,15 @@ def choose(
     ValueError: nothing is on offer, or the budget fits no unit.
   """
   require_something(spec, budget)
-  genes = all_genes(spec, most_rank(spec, budget, rho))
+  options = all_options(spec, values, most_rank(spec, budget, rho))
+  genome, chosen = smallest_genome(spec), cheapest(options)
   # A form of D that cannot be left out is paid first.
-  smallest = smallest_genome(spec)
-  cheapest = sum(gene.options[0].cost for gene in genes)
-  left = budget - (count_params(spec, smallest) - cheapest)
-  chosen = np.zeros(len(genes), int)
-  floors = [gene.floor() for gene in genes]
-  cost = sum(gene.options[index].cost for gene, index in zip(genes, floors, strict=True))
-  if floor and left >= _FLOOR_FACTOR * cost:
-    chosen[:] = floors
-  for gene, option in moves(genes, values, chosen.tolist(), left):
-    chosen[gene] = option
-  genome = smallest.copy()
-  for gene, index in zip(genes, chosen, strict=True):
-    for column, code in gene.options[index].alleles:
-      genome[gene.row, column] = code
+  left = budget - count_params(spec, genome) + _cost(chosen)
+  floors = chosen | {option.gene: option for option in options if option.codes in _FLOOR}
+  if floor and left >= _FLOOR_FACTOR * _cost(floors):
+    chosen = floors
+  for option in (*chosen.values(), *purchases(options, chosen, left - _cost(chosen))):
+    genome[option.row, [*option.codes]] = [*option.codes.values()]
   return canonicalize(spec, genome)
 
 
@@ -142,37 +110,29 @@ def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
     genome: int [rows, 5].
     number: number of rank-one parts.
   """
+  canonical = canonicalize(spec, genome)
   fields = []
-  same = spec.canonical_table
-  canonical = np.take_along_axis(same, genome[..., None].astype(int), axis=-1)[..., 0]
   for tensor, form in UNIT_FORMS:
     column = TENSORS.index(tensor)
-    codes = canonical[:, column].astype(int)
+    codes = canonical[:, column]
     if form == 'vector':
-      vectors = same[:, column, FLAT_FORMS[tensor].index('vector')]
+      vectors = spec.canonical_table[:, column, _VECTOR[tensor]]
       fields.append((codes == vectors) & (vectors > 0))
-      continue
-    flat = len(FLAT_FORMS[tensor])
-    pairs = zip(spec, codes, strict=True)
-    ranks = [layer.space.ranks[code - flat] if code >= flat else 0 for layer, code in pairs]
-    fields.append(np.arange(number) < np.array(ranks)[:, None])
+    else:
+      without = [0] * len(FLAT_FORMS[tensor])
+      ranks = [[*without, *row.space.ranks][code] for row, code in zip(spec, codes, strict=True)]
+      fields.append(np.arange(number) < np.array(ranks)[:, None])
   return Values(*fields)
 
 
 def trace_curve(spec: Spec, values: Values) -> Curve:
   """The curve of value by budget, without floor and without a cap on ranks."""
-  genes = all_genes(spec)
-  start = [0] * len(genes)
-  chosen = np.array(start)
-  params, worth = [count_params(spec, smallest_genome(spec))], [0.0]
-  for gene, option in moves(genes, values, start, None):
-    row, options = genes[gene]
-    old, new = options[chosen[gene]], options[option]
-    params.append(params[-1] + new.cost - old.cost)
-    worth.append(worth[-1] + new.value(values, row) - old.value(values, row))
-    chosen[gene] = option
-  curve = np.array(params, np.int64), np.array(worth)
-  return Curve(*curve, knee=knee(*curve))
+  options = all_options(spec, values)
+  steps = [*purchases(options, cheapest(options))]
+  least = count_params(spec, smallest_genome(spec))
+  params = least + np.cumsum([0, *(step.cost for step in steps)])
+  worth = np.cumsum([0.0, *(step.value for step in steps)])
+  return Curve(params, worth, knee(params, worth))
 
 
 def knee(params: np.ndarray, values: np.ndarray) -> int:
@@ -192,95 +152,81 @@ def most_rank(spec: Spec, budget: int, rho: float) -> int:
   return math.ceil(rho * budget / sum(layer.in_features + layer.out_features for layer in spec))
 
 
-def moves(
-  genes: Sequence[Gene], values: Values, start: Sequence[int], budget: int | None
-) -> Iterator[Move]:
+def purchases(
+  options: Sequence[Option], chosen: Mapping[int, Option], left: float = math.inf
+) -> Iterator[Option]:
   """The purchases one after the other, each the best by value per parameter of those that fit.
 
   Args:
-    genes: what can be bought.
-    values: what it is worth.
-    start: index of the option that each gene has at first.
-    budget: most trained parameters; None for no limit.
+    options: what can be bought.
+    chosen: the option that each gene has at first.
+    left: most trained parameters that these may cost more.
 
   Yields:
-    The purchases, in order; each costs something and is worth something.
+    What is bought; cost and value, both above 0, are what it has more than what it replaces.
   """
-  index = np.arange(len(genes))
-  worth = _table(genes, lambda gene, option: option.value(values, gene.row), -np.inf)
-  costs = _table(genes, lambda gene, option: option.cost, np.inf)
-  gains = worth - worth[index, start][:, None]
-  extras = costs - costs[index, start][:, None]
-  left = math.inf if budget is None else budget - costs[index, start].sum()
+  genes = np.array([option.gene for option in options])
+  gains = np.array([option.value - chosen[option.gene].value for option in options])
+  extras = np.array([option.cost - chosen[option.gene].cost for option in options])
   while True:
     fits = (gains > 0) & (extras > 0) & (extras <= left)
     if not fits.any():
       return
-    ratios = np.where(fits, gains / np.where(fits, extras, 1), -np.inf)
-    gene, option = np.unravel_index(ratios.argmax(), ratios.shape)
-    left -= extras[gene, option]
-    gains[gene] -= gains[gene, option]
-    extras[gene] -= extras[gene, option]
-    yield Move(int(gene), int(option))
+    best = np.where(fits, gains / np.where(fits, extras, 1), -np.inf).argmax()
+    cost, value = extras[best], gains[best]
+    yield options[best]._replace(cost=cost, value=value)
+    left -= cost
+    gains[genes == genes[best]] -= value
+    extras[genes == genes[best]] -= cost
 
 
-def _table(
-  genes: Sequence[Gene], number: Callable[[Gene, Option], float], missing: float
-) -> np.ndarray:
-  """A number of every option, float64 [gene, option]."""
-  longest = max(len(gene.options) for gene in genes)
-  table = np.full((len(genes), longest), missing)
-  for index, gene in enumerate(genes):
-    table[index, : len(gene.options)] = [number(gene, option) for option in gene.options]
-  return table
-
-
-@functools.lru_cache(maxsize=64)
-def all_genes(spec: Spec, cap: int | None = None) -> tuple[Gene, ...]:
-  """What every row may take.
+def all_options(spec: Spec, values: Values, cap: float = math.inf) -> list[Option]:
+  """What every row may take, the cheapest on offer of each gene before its others.
 
   Args:
     spec: the layers, with their alleles on offer.
-    cap: most rank of a LoRA; the smallest rank on offer may always be had. None for no cap.
+    values: what that is worth.
+    cap: most rank of a LoRA; the smallest rank on offer may always be had.
   """
-  cheapest = smallest_genome(spec)
-  genes = []
-  for row, layer in enumerate(spec):
-    base = cheapest[row].tolist()
-    genes.append(Gene(row, _weight_options(layer, 'A', base[_A], cap)))
-    genes.append(Gene(row, _weight_options(layer, 'B', base[_B], cap)))
-    genes.append(Gene(row, _shift_options(layer, base)))
-  return tuple(genes)
+  options = []
+  for row, (layer, base) in enumerate(zip(spec, smallest_genome(spec).tolist(), strict=True)):
+    own = Values(*(part[row] for part in values))
+    for codes, value in _choices(layer, base, own, cap):
+      cost = sum(layer.costs(TENSORS[column])[code] for column, code in codes.items())
+      options.append(Option(row, codes, cost, float(value)))
+  return options
 
 
-def _weight_options(layer: Layer, tensor: Tensor, base: int, cap: int | None) -> tuple[Option, ...]:
-  """The forms of A or B that are considered, the cheapest on offer first."""
-  column, costs, offered = TENSORS.index(tensor), layer.costs(tensor), layer.offered(tensor)
-  options = [Option(((column, base),), costs[base])]
-  if tensor == 'A' and _VECTOR_OF_WEIGHT in offered:
-    alleles = ((column, _VECTOR_OF_WEIGHT),)
-    options.append(Option(alleles, costs[_VECTOR_OF_WEIGHT], 'A_vector', in_floor=True))
-  loras = [code for code in offered if code >= len(FLAT_FORMS[tensor])]
-  for code in loras:
-    rank = layer.space.ranks[code - len(FLAT_FORMS[tensor])]
-    if cap is None or rank <= cap or code == loras[0]:
-      options.append(Option(((column, code),), costs[code], f'{tensor}_lora', rank))
-  return tuple(options)
-
-
-def _shift_options(layer: Layer, base: Sequence[int]) -> tuple[Option, ...]:
-  """C or E as a vector, or neither, which stands first."""
-  prompt_costs, bias_costs = layer.costs('C'), layer.costs('E')
-  least = prompt_costs[base[_C]] + bias_costs[base[_E]]
-  options = [Option(((_C, base[_C]), (_E, base[_E])), least)]
-  if _VECTOR_OF_BIAS in layer.offered('E') and not base[_C]:
-    alleles = ((_C, 0), (_E, _VECTOR_OF_BIAS))
-    options.append(Option(alleles, bias_costs[_VECTOR_OF_BIAS], 'E_vector', in_floor=True))
+def _choices(
+  layer: Layer, base: Sequence[int], values: Values, cap: float
+) -> Iterator[tuple[dict[int, int], float]]:
+  """What a layer may take (see `Option`), with what it is worth."""
+  weights: tuple[tuple[Tensor, np.ndarray], ...] = ('A', values.A_lora), ('B', values.B_lora)
+  for column, (tensor, parts) in enumerate(weights):
+    yield {column: base[column]}, 0.0
+    offered, flat = layer.offered(tensor), len(FLAT_FORMS[tensor])
+    if tensor == 'A' and _VECTOR['A'] in offered:
+      yield _VECTOR_OF_A, values.A_vector
+    loras = [code for code in offered if code >= flat]
+    for code in loras:
+      rank = layer.space.ranks[code - flat]
+      if rank <= cap or code == loras[0]:
+        yield {column: code}, parts[:rank].sum()
+  yield {_C: base[_C], _E: base[_E]}, 0.0
+  if _VECTOR['E'] in layer.offered('E') and not base[_C]:
+    yield _VECTOR_OF_E, values.E_vector
   is_cheaper = layer.in_features < layer.out_features
-  if _VECTOR_OF_PROMPT in layer.offered('C') and not base[_E] and is_cheaper:
-    alleles = ((_C, _VECTOR_OF_PROMPT), (_E, 0))
-    options.append(Option(alleles, prompt_costs[_VECTOR_OF_PROMPT], 'C_vector'))
-  return tuple(options)
+  if _VECTOR['C'] in layer.offered('C') and not base[_E] and is_cheaper:
+    yield _VECTOR_OF_C, values.C_vector
+
+
+def cheapest(options: Sequence[Option]) -> dict[int, Option]:
+  """The option of every gene that stands first."""
+  return {option.gene: option for option in reversed(options)}
+
+
+def _cost(chosen: Mapping[int, Option]) -> int:
+  return sum(option.cost for option in chosen.values())
 
 
 def require_something(spec: Spec, budget: float | None) -> None:
@@ -289,12 +235,9 @@ def require_something(spec: Spec, budget: float | None) -> None:
   Raises:
     ValueError: there is none.
   """
-  extras = [
-    option.cost - gene.options[0].cost
-    for gene in all_genes(spec)
-    for option in gene.options[1:]
-    if option.cost > gene.options[0].cost
-  ]
+  options = all_options(spec, unit_costs(spec, 1))
+  base = cheapest(options)
+  extras = [extra for option in options if (extra := option.cost - base[option.gene].cost) > 0]
   if not extras:
     raise ValueError(
       'The search space offers none of the forms that can be allocated; offer A as vector or '
@@ -313,5 +256,5 @@ def unit_costs(spec: Spec, number: int) -> Values:
   """Trained parameters of every unit, in the form of `Values` [row] and [row, rank]."""
   fan_in = np.array([layer.in_features for layer in spec], np.int64)
   fan_out = np.array([layer.out_features for layer in spec], np.int64)
-  parts = np.repeat((fan_in + fan_out)[:, None], number, axis=1)
+  parts = np.tile((fan_in + fan_out)[:, None], number)
   return Values(A_vector=fan_out, A_lora=parts, B_lora=parts, C_vector=fan_in, E_vector=fan_out)
