@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -172,7 +172,7 @@ def purchases(
     fits = (gains > 0) & (extras > 0) & (extras <= left)
     if not fits.any():
       return
-    best = np.where(fits, gains / np.where(fits, extras, 1), -np.inf).argmax()
+    best = int(np.where(fits, gains / np.where(fits, extras, 1), -np.inf).argmax())
     cost, value = extras[best], gains[best]
     yield options[best]._replace(cost=cost, value=value)
     left -= cost
@@ -199,7 +199,7 @@ def all_options(spec: Spec, values: Values, cap: float = math.inf) -> list[Optio
 
 def _choices(
   layer: Layer, base: Sequence[int], values: Values, cap: float
-) -> Iterator[tuple[dict[int, int], float]]:
+) -> Iterator[tuple[dict[int, int], Any]]:
   """What a layer may take (see `Option`), with what it is worth."""
   weights: tuple[tuple[Tensor, np.ndarray], ...] = ('A', values.A_lora), ('B', values.B_lora)
   for column, (tensor, parts) in enumerate(weights):
