@@ -7,10 +7,9 @@ archive ends exactly where the undisturbed one ends.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -30,10 +29,8 @@ from glora_jax.settings import Number, Whole, declared
 
 Mode = Literal['paper', 'pareto', 'random']
 
-MOST_SCORED = (
-  10**6
-)  # structures in a generation; the archive of more would not fit a machine's memory
-_TRIES = 10  # rounds of draws before a brood is content with fewer new children
+MOST_SCORED = 10**6  # structures in a generation: a machine's memory has no room for more
+_TRIES = 10  # rounds of draws before a generation is content with fewer new children
 
 
 @declared
@@ -154,10 +151,8 @@ def evolve(
   check_callable(score, 'score')
   if on_generation is not None:
     check_callable(on_generation, 'on_generation')
-  if archive is not None:
-    check_type(archive, Archive, 'archive')
-  search = _Search(spec, settings, budget, score)
   archive = Archive.empty(spec) if archive is None else archive
+  check_type(archive, Archive, 'archive')
   for genomes in (archive.genomes, initial):
     if genomes is not None:
       check_population(spec, genomes)
@@ -172,10 +167,12 @@ def evolve(
     for generation in range(first, settings.generations + 1):
       seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, generation)))
       rng = np.random.default_rng(seed)
-      children = search.children(rng, archive, initial if generation == 0 else None)
+      start = initial if generation == 0 else None
+      children = _children(rng, spec, settings, budget, archive, start)
       if not len(children):
         break
-      archive = archive.extended(children, *search.scores(children), generation)
+      scores = _scores(score, children, settings.population)
+      archive = archive.extended(children, *scores, generation)
       best = archive.ranking(settings.fitness)[0]
       bar.set_postfix(best=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
       bar.update()
@@ -184,118 +181,102 @@ def evolve(
   return archive
 
 
-class _Scores(NamedTuple):
-  """Scores of a generation's children, each [child]; see `Archive`."""
+def _children(
+  rng: np.random.Generator,
+  spec: Spec,
+  settings: Evolution,
+  budget: int | None,
+  archive: Archive,
+  initial: np.ndarray | None,
+) -> np.ndarray:
+  """A generation's new structures: canonical, within the budget, none of them in the archive.
 
-  correct: np.ndarray
-  loss: np.ndarray
+  Genomes of `initial` within the budget come first; then the parents' mutated children, then
+  crossed ones, and what these leave of the population is drawn at random. Children above the
+  budget are repaired (`draws.shrink`), not thrown away.
+  """
+  known = {genome.tobytes() for genome in archive.genomes}
+  children: list[np.ndarray] = []
 
-
-@dataclasses.dataclass(frozen=True)
-class _Search:
-  """What stays the same in all generations of a search; the attributes are `evolve`'s."""
-
-  spec: Spec
-  settings: Evolution
-  budget: int | None
-  score: Callable[[np.ndarray], tuple[Any, Any]]
-
-  def children(
-    self, rng: np.random.Generator, archive: Archive, initial: np.ndarray | None
-  ) -> np.ndarray:
-    """A generation's new structures: canonical, within the budget, none of them in the archive.
-
-    Genomes of `initial` within the budget come first; then the parents' mutated children, then
-    crossed ones, and what these leave of the population is drawn at random. Children above the
-    budget are repaired (`draws.shrink`), not thrown away.
-    """
-    spec, settings, budget = self.spec, self.settings, self.budget
-    brood = _Brood(spec, archive.genomes)
-    if initial is not None:
-      most_params = math.inf if budget is None else budget
-      within = np.asarray(initial)[count_params(spec, initial) <= most_params]
-      brood.fill(min(len(within), settings.population), lambda number: within)
-    parents = self._parents(archive)
-
-    def mutated(number: int) -> np.ndarray:
-      children = mutate(rng, spec, parents, number, settings.mutation_probability)
-      return shrink(rng, spec, children, budget)
-
-    def crossed(number: int) -> np.ndarray:
-      return shrink(rng, spec, cross(rng, spec, parents, number), budget)
-
-    if len(parents):
-      brood.fill(settings.mutations, mutated)
-      brood.fill(len(brood) + settings.crossovers, crossed)
-    brood.fill(settings.population, lambda number: random_genomes(rng, spec, number, budget))
-    return brood.genomes()
-
-  def _parents(self, archive: Archive) -> np.ndarray:
-    """The parents of the next generation, int8 [parent, layer, 5]; none in the mode 'random'."""
-    fitness = self.settings.fitness
-    match self.settings.mode:
-      case 'paper':
-        order = archive.ranking(fitness)
-      case 'pareto':
-        order = nondominated_order(count_params(self.spec, archive.genomes), archive.cost(fitness))
-      case 'random':
-        return archive.genomes[:0]
-    return archive.genomes[order[: self.settings.parents]]
-
-  def scores(self, children: np.ndarray) -> _Scores:
-    """Scores of the children, int8 [child, layer, 5], padded to a whole population for it."""
-    size = self.settings.population
-    is_child = np.arange(size) < len(children)
-    population = children[np.where(is_child, np.arange(size), 0)]
-    given = self.score(population)
-    if not isinstance(given, tuple | list) or len(given) != 2:
-      raise ValueError(
-        f'score gave {shown(given)}; it must give the pair (correct, loss), each [population].'
-      )
-    numbers = (np.ma.asarray(as_numbers('scores', values), np.float64) for values in given)
-    scores = _Scores(*(values.filled(np.nan) for values in numbers))  # what is masked is no number
-    for name, values in scores._asdict().items():
-      if values.shape != (size,):
-        raise ValueError(
-          f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
-          f'of the {size} genomes, [{size}].'
-        )
-    scores = _Scores(*(values[is_child] for values in scores))
-    _check_values(scores)
-    return scores
-
-
-class _Brood:
-  """Children that are canonical, unlike each other, and not among the known genomes."""
-
-  def __init__(self, spec: Spec, known: np.ndarray):
-    self._spec = spec
-    self._known = {genome.tobytes() for genome in known}
-    self._children: list[np.ndarray] = []
-
-  def __len__(self) -> int:
-    return len(self._children)
-
-  def fill(self, size: int, draw: Callable[[int], np.ndarray]) -> None:
-    """Draws children until there are `size` of them, or too many draws were known already.
-
-    Args:
-      size: number of children afterwards, those that are there already included.
-      draw: number -> as many genomes or more, int8 [genome, layer, 5], of which the first are
-        taken; asked again for what is missing.
-    """
+  def fill(size: int, draw: Callable[[int], np.ndarray]) -> None:
+    """Draws as many as are missing, until there are so many or too many were known already."""
     for _ in range(_TRIES):
-      missing = size - len(self)
+      missing = size - len(children)
       if missing <= 0:
         return
-      for genome in canonicalize(self._spec, draw(missing)):
-        if len(self) < size and genome.tobytes() not in self._known:
-          self._known.add(genome.tobytes())
-          self._children.append(genome)
+      for genome in canonicalize(spec, draw(missing)):
+        if len(children) < size and genome.tobytes() not in known:
+          known.add(genome.tobytes())
+          children.append(genome)
 
-  def genomes(self) -> np.ndarray:
-    """The children in the order in which they were added, int8 [child, layer, 5]."""
-    return np.array(self._children, np.int8).reshape(-1, len(self._spec), 5)
+  def mutated(number: int) -> np.ndarray:
+    drawn = mutate(rng, spec, parents, number, settings.mutation_probability)
+    return shrink(rng, spec, drawn, budget)
+
+  def crossed(number: int) -> np.ndarray:
+    return shrink(rng, spec, cross(rng, spec, parents, number), budget)
+
+  if initial is not None:
+    most_params = math.inf if budget is None else budget
+    within = np.asarray(initial)[count_params(spec, initial) <= most_params]
+    fill(min(len(within), settings.population), lambda number: within)
+  parents = _parents(spec, settings, archive)
+  if len(parents):
+    fill(settings.mutations, mutated)
+    fill(len(children) + settings.crossovers, crossed)
+  fill(settings.population, lambda number: random_genomes(rng, spec, number, budget))
+  return np.array(children, np.int8).reshape(-1, len(spec), 5)
+
+
+def _parents(spec: Spec, settings: Evolution, archive: Archive) -> np.ndarray:
+  """The parents of the next generation, int8 [parent, layer, 5]; none in the mode 'random'."""
+  match settings.mode:
+    case 'paper':
+      order = archive.ranking(settings.fitness)
+    case 'pareto':
+      params = count_params(spec, archive.genomes)
+      order = nondominated_order(params, archive.cost(settings.fitness))
+    case 'random':
+      return archive.genomes[:0]
+  return archive.genomes[order[: settings.parents]]
+
+
+def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Right answers and losses of the children, [child], scored in a whole population of that size.
+
+  Raises:
+    ValueError: they cannot be ranked, and kept in an archive.
+  """
+  places = np.arange(size)
+  given = score(children[np.where(places < len(children), places, 0)])
+  if not isinstance(given, tuple | list) or len(given) != 2:
+    raise ValueError(
+      f'score gave {shown(given)}; it must give the pair (correct, loss), each [population].'
+    )
+  scores = []
+  for name, values in zip(('correct', 'loss'), given, strict=True):
+    # What is masked is no number.
+    values = np.ma.asarray(as_numbers('scores', values), np.float64).filled(np.nan)
+    if values.shape != (size,):
+      raise ValueError(
+        f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
+        f'of the {size} genomes, [{size}].'
+      )
+    scores.append(values[: len(children)])
+  correct, loss = scores
+  is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
+  if not is_count.all():
+    raise ValueError(
+      f'score gave {correct[~is_count][0]:g} right answers; correct must be whole numbers of 0 or '
+      "more. Give numbers of right answers and not shares, or rank by loss with fitness='loss'."
+    )
+  wrong = np.flatnonzero(~np.isfinite(loss))
+  if len(wrong):
+    raise NonFiniteError(
+      f'score gave a loss of {loss[wrong[0]]} for structure {wrong[0]} of a generation; it must be '
+      'finite. Train the supernet with a lower learning rate, or check the images.'
+    )
+  return correct, loss
 
 
 def mutate(
@@ -336,20 +317,3 @@ def cross(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int
   fathers = parents[rng.integers(len(parents), size=number)]
   is_mothers = linked(spec, rng.random(mothers.shape) < 0.5)
   return np.where(is_mothers, mothers, fathers)
-
-
-def _check_values(scores: _Scores) -> None:
-  """Checks that scores can be ranked, and kept in an archive."""
-  correct = scores.correct
-  is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
-  if not is_count.all():
-    raise ValueError(
-      f'score gave {correct[~is_count][0]:g} right answers; correct must be whole numbers of 0 or '
-      "more. Give numbers of right answers and not shares, or rank by loss with fitness='loss'."
-    )
-  if not np.isfinite(scores.loss).all():
-    wrong = np.flatnonzero(~np.isfinite(scores.loss))
-    raise NonFiniteError(
-      f'score gave a loss of {scores.loss[wrong[0]]} for structure {wrong[0]} of a generation; it '
-      'must be finite. Train the supernet with a lower learning rate, or check the images.'
-    )
