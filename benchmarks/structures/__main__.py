@@ -109,15 +109,15 @@ def know(given: argparse.Namespace) -> None:
   methods.know(range(given.seeds or plan.KNOWN_SEEDS))
 
 
-def committed() -> dict[str, str]:
-  """The commit that holds this benchmark as it is, results apart.
+def committed(*folders: str) -> dict[str, str]:
+  """The commit that holds this benchmark, or other folders, as it is, results apart.
 
   Raises:
     SystemExit: something in it is not committed.
   """
 
   def git(*arguments: str) -> str:
-    line = ['git', *arguments, '--', plan.HERE, ':(exclude)*.jsonl']
+    line = ['git', *arguments, '--', *(folders or [plan.HERE]), ':(exclude)*.jsonl']
     return subprocess.run(line, check=True, capture_output=True, text=True).stdout.rstrip()
 
   if changed := git('status', '--porcelain'):

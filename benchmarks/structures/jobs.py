@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -104,6 +104,7 @@ def run_jobs(
   runner: runners.Runner,
   title: str = 'jobs',
   notes: Mapping[str, Any] | None = None,
+  train: Callable[[Job, Any], dict[str, Any]] | None = None,
 ) -> None:
   """Does the jobs whose results are not there.
 
@@ -113,6 +114,7 @@ def run_jobs(
     runner: who does them.
     title: of the progress.
     notes: what is kept with every result beside it.
+    train: gives a job's result; None for that of a structure.
 
   Raises:
     RuntimeError: a job failed; the sentence has it.
@@ -120,7 +122,7 @@ def run_jobs(
   missing = {' '.join(map(str, job)): job for job in jobs if job not in store.results}
   os.makedirs(FOLDER, exist_ok=True)
   runners.keep_compiled(FOLDER)
-  works = {name: functools.partial(_train, job) for name, job in missing.items()}
+  works = {name: functools.partial(train or _train, job) for name, job in missing.items()}
   outcomes = runner.outcomes(works, FOLDER, lambda: False)
   for name, outcome in tqdm(outcomes, desc=title, total=len(works), disable=not works):
     try:

@@ -1,0 +1,195 @@
+"""Does a structure read off one gradient beat the simple methods on real texts?
+
+  pip install tokenizers
+  python -m benchmarks.words [prepare|tune|develop|final|seconds|tables] [--quick]
+                             [--packages FOLDER] [--methods NAME ...] [--tasks NAME ...]
+
+A pretrained sentence encoder (all-MiniLM-L6-v2, 6 blocks, width 384) learns how people rated
+sentences, by classes of equal size, from 2,000 of a task; see `texts`. Methods have the size of
+LoRA of rank 1 in every layer, or the largest smaller one, and all start from the linear probe's
+head. `prepare` gets two packages and writes tokens to `runs/words/`; `tune` chooses the learning
+rate of each method on films and products; `develop` trains all methods on these, and `final` on
+editorials and tweets, three seeds each; `seconds` times steps of all methods, and what comes before
+them, in turn on a quiet machine; `tables` prints what is there. Results are lines of JSON in
+`results/`; the same command goes on where it was stopped. `final` refuses to run before code and
+rates are committed. Two processes on a core each (`taskset -c 0`, by `--methods` or `--tasks`) do
+more in an hour than one on both. `--quick`: one epoch of three methods. The last line is JSON.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machinery.measuring import (
+  append_line,
+  in_turn,
+  make_parser,
+  print_result,
+  print_table,
+  read_lines,
+  seconds,
+)
+from benchmarks.structures.__main__ import command, committed
+from benchmarks.structures.jobs import Job, digest_of, run_jobs
+from benchmarks.structures.plan import TUNING_SEED, Method, Protocol
+from benchmarks.structures.statistics import answers, difference
+from benchmarks.structures.tables import Row, line_of, print_lines
+from benchmarks.words import texts, trainings
+from benchmarks.words.trainings import BATCH_SIZE, BUDGET, CEILING, KNOWN, PROBE
+
+HERE = pathlib.Path(__file__).parent
+SEEDS = range(3)
+OURS = ('gradient', BUDGET)
+FIXED: list[Method] = [
+  (name, 0)
+  for name in ('bitfit', 'lora:1', 'lora:2@attn', 'lora:1@mlp', 'hira:1', 'scale_shift_lora:1@attn')
+]
+TUNED = [*FIXED, ('random(0)', BUDGET), OURS]
+RATES_OF = {(KNOWN, BUDGET): OURS, ('random(1)', BUDGET): ('random(0)', BUDGET)}
+METHODS = [(PROBE, 0), *TUNED, *RATES_OF, (CEILING, 0)]
+PROTOCOL = Protocol(
+  str(HERE / 'results'), 3, (2e-3, 4e-3), tuple(texts.DEVELOPMENT), 'all-MiniLM-L6-v2'
+)
+STEPS, REPEATS = 4, 5  # that are timed
+
+
+class Results:
+  """Results of one version of this code by job, in a file of JSON lines."""
+
+  def __init__(self, part: str, versions: Iterable[str] | None = None) -> None:
+    """Reads the file, if there is one."""
+    self.path = os.path.join(PROTOCOL.folder, f'{part}.jsonl')
+    self.version = digest_of(sorted(HERE.glob('*.py')))
+    wanted = versions or [self.version]
+    lines = (line for line in read_lines(self.path) if line['version'] in wanted)
+    self.results: dict[Job, dict[str, Any]] = {Job(*line['job']): line for line in lines}
+
+  def add(self, job: Job, result: Mapping[str, Any]) -> None:
+    """Appends a result to the file, with the version."""
+    self.results[job] = {'job': list(job), 'version': self.version, **result}
+    append_line(self.path, self.results[job])
+
+
+def run(jobs: list[Job], store: Any, given: argparse.Namespace, **more: Any) -> None:
+  """Does the jobs whose results are not there."""
+  run_jobs(jobs, store, given.runner, 'words', train=trainings.run, **more)
+
+
+def rates_of(given: argparse.Namespace) -> dict[Method, float]:
+  """The chosen rates of the methods that were asked for, and of those that take another's."""
+  rates = {(PROBE, 0): 0.0, **PROTOCOL.read_rates()}
+  return {
+    method: rates[RATES_OF.get(method, method)]
+    for method in METHODS
+    if not given.methods or method[0] in given.methods
+  }
+
+
+def tune(given: argparse.Namespace) -> None:
+  """Chooses the rates of the methods."""
+  store = Results('tuning')
+  ceiling = PROTOCOL._replace(first_rates=(1e-4, 2e-4))
+  for protocol, methods in ((PROTOCOL, TUNED), (ceiling, [(CEILING, 0)])):
+    methods = [each for each in methods if not given.methods or each[0] in given.methods]
+    found = protocol.tune(methods, store, functools.partial(run, store=store, given=given))
+    PROTOCOL.add_rates(found)
+
+
+def compare(part: str, names: Iterable[str], given: argparse.Namespace) -> None:
+  """Trains all methods on the tasks of a part."""
+  notes = committed(str(HERE)) if part == 'final' else {}
+  jobs = PROTOCOL.jobs(rates_of(given), given.tasks or [*names], SEEDS)
+  run(jobs, Results(part), given, notes=notes)
+
+
+def time_steps(given: argparse.Namespace) -> None:
+  """Times steps of all methods, and what comes before them."""
+  task, seed = PROTOCOL.tuned_on[0], TUNING_SEED
+  before = {
+    'warm head': seconds(lambda: trainings.start(task, seed)),
+    'gradient': seconds(lambda: trainings.allocation(task, seed).variables),
+  }
+  works = {}
+  for method, rate in rates_of(given).items():
+    if method[0] != PROBE:
+      works[method[0]] = trainings.timed(Job(task, *method, rate, seed, PROTOCOL.epochs), STEPS)
+  times = in_turn(works, REPEATS)
+  whole = PROTOCOL.epochs * (texts.TRAIN // BATCH_SIZE)
+  found = {name: times.median(name) / STEPS for name in works}
+  rows = [(name, 1000 * step, step * whole) for name, step in found.items()]
+  print_table({'steps': '', 'ms': ',.0f', 'seconds of a training': ',.0f'}, rows)
+  print_result('words.seconds', {'before': before, 'step': found})
+
+
+def rows_of(store: Results, task: str, rates: Mapping[Method, float]) -> dict[Method, Row]:
+  """The methods that have results on a task."""
+  found = {}
+  for method, rate in rates.items():
+    jobs = PROTOCOL.jobs({method: rate}, [task], SEEDS)
+    if results := [store.results[job] for job in jobs if job in store.results]:
+      right = np.stack([answers(result, texts.TESTS) for result in results])
+      means = [100 * result['test'][0] for result in results]
+      found[method] = Row(method, results[0]['params'], means, right)
+  return found
+
+
+def tables(given: argparse.Namespace) -> None:
+  """Prints accuracies with intervals and seconds, and ours against all others, task by task."""
+  rates, found = rates_of(given), {}
+  for part, names in (('development', texts.DEVELOPMENT), ('final', texts.FINAL)):
+    store, lines = Results(part, given.version), {}
+    for task in names:
+      rows = rows_of(store, task, rates)
+      means = {row.method[0]: difference(row.right, 0 * row.right) for row in rows.values()}
+      times: dict[str, list[float]] = {name: [] for name in means}
+      for job, result in store.results.items():
+        if job.task == task:
+          times[job.method].append(sum(result['seconds']))
+      shown = [
+        (
+          row.method[0],
+          row.params,
+          '{:.1f} [{:.1f}, {:.1f}]'.format(*means[row.method[0]]),
+          statistics.median(times[row.method[0]]),
+        )
+        for row in rows.values()
+      ]
+      print_table({task: '', 'params': ',', 'accuracy': '', 'seconds': ',.0f'}, shown)
+      if OURS in rows:
+        lines[task] = line_of(
+          rows.pop(OURS), [rows[m] for m in FIXED if m in rows], [*rows.values()]
+        )
+        lines[task] |= {'accuracy': means, 'seconds': times}
+    print_lines(part, BUDGET, lines)
+    found[part] = lines
+  print_result('words', found)
+
+
+def quick(given: argparse.Namespace) -> None:
+  """A short training of three methods whose results are not kept."""
+  jobs = PROTOCOL._replace(epochs=1).jobs(
+    {OURS: 2e-3, ('bitfit', 0): 2e-3, (CEILING, 0): 1e-4}, ['products'], [TUNING_SEED]
+  )
+  print_result('words', {job.method: trainings.run(job)['test'] for job in jobs})
+
+
+if __name__ == '__main__':
+  parser = make_parser(__doc__, 'one epoch of three methods on one task; nothing is kept')
+  parser.add_argument('--packages', help='folder of the two packages; the registry by default')
+  parser.add_argument('--methods', nargs='+', help='some of the methods')
+  parser.add_argument('--tasks', nargs='+', help='some of the tasks of a part')
+  parts = {
+    'prepare': lambda given: texts.prepare(given.packages),
+    'tune': tune,
+    'develop': functools.partial(compare, 'development', texts.DEVELOPMENT),
+    'final': functools.partial(compare, 'final', texts.FINAL),
+    'seconds': time_steps,
+    'tables': tables,
+  }
+  command(parser, parts, quick)
