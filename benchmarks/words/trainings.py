@@ -37,7 +37,7 @@ BATCH_SIZE = 32
 # the best of five logistic regressions.
 HEAD = Recipe(epochs=10, warmup_epochs=1, batch_size=BATCH_SIZE, learning_rate=3e-3)
 MAX_RANK = 8
-PROBE, CEILING, KNOWN = 'linear', 'finetuning', 'gradient(of others)'
+PROBE, CEILING, KNOWN = 'linear', 'finetuning', 'known'
 
 
 class Learner(NamedTuple):
@@ -95,15 +95,16 @@ def structure(job: Job) -> tuple[Any, dict[str, Any]]:
   """A job's structure, and the variables that its training starts from."""
   if not job.budget:
     return job.method, start(job.task, job.seed)
-  found = allocation(job.task, job.seed)
   if job.method == 'gradient':
+    found = allocation(job.task, job.seed)
     return found.genome, found.variables
-  if job.method == KNOWN:
+  spec = adapted()[0].spec
+  if job.method == KNOWN:  # by the development tasks, and so without a gradient of its own
     others = [task for task in texts.DEVELOPMENT if task != job.task]
     values = mean_of([allocation(task, job.seed).values for task in others])
-  else:
-    values = random_values(found.spec, int(job.method.removeprefix('random(')[:-1]))
-  return choose(distinct(found.spec), values, BUDGET), found.variables
+    return choose(distinct(spec), values, BUDGET), start(job.task, job.seed)
+  values = random_values(spec, int(job.method.removeprefix('random(')[:-1]))
+  return choose(distinct(spec), values, BUDGET), allocation(job.task, job.seed).variables
 
 
 def learner(job: Job) -> Learner:
