@@ -1,14 +1,12 @@
 """What a structure read off a gradient costs, over training LoRA, in wall seconds.
 
   python -m benchmarks.structures.cost [--quick] [--backbones embedded vit_s] [--repeats 3]
-                                       [--weights runs/transfer/vit_s]
 
 Everything before training counts, compilation too: the features of the body, the head's epochs on
 them, gradients, directions. What every training needs is there before the clock starts: images,
 weights, fresh supports, the program that draws the order of images. Two backbones, 800 images of
 ten classes, batches of 64, LoRA of rank 1 for 36 epochs: the embedded one on digits, and ten blocks
-of a ViT-S/14 on noise of 84 x 84 pixels, with the weights of `benchmarks.transfer prepare` or,
-where there are none, with random ones (the time does not depend on values).
+of a ViT-S/14 on noise of 84 x 84 pixels, with random weights (the time does not depend on values).
 
 Each part of each repeat is a process of its own without a cache of compiled programs. A few epochs
 of LoRA are measured, and the others count as much as these, the first, which compiles, apart.
@@ -19,7 +17,6 @@ The last line is JSON.
 import argparse
 import collections
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -47,8 +44,8 @@ from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy, make_loss
 
 NUM_IMAGES = 800
-QUICK_IMAGES = {lab.EMBEDDED: NUM_IMAGES, lab.VIT_S: 96}
-EPOCHS = {lab.EMBEDDED: 12, lab.VIT_S: 2}  # that are measured
+QUICK_IMAGES = {weights.EMBEDDED: NUM_IMAGES, 'vit_s': 96}
+EPOCHS = {weights.EMBEDDED: 12, 'vit_s': 2}  # that are measured
 SIDE = 84  # of the ViT-S's images
 SETTINGS = AllocationSettings()
 
@@ -56,19 +53,16 @@ SETTINGS = AllocationSettings()
 def load(given: argparse.Namespace, space: SearchSpace) -> tuple[Backbone, Any, Split]:
   """A backbone adapted with a space, its variables, and the images and labels that it learns."""
   number, (backbone,) = given.images, given.backbones
-  if backbone == lab.EMBEDDED:
+  if backbone == weights.EMBEDDED:
     loaded = None
     train = Split(*(part[:number] for part in digits()['train']))
   else:
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(number, SIDE, SIDE, 3), dtype=np.uint8)
     train = Split(images, rng.integers(NUM_CLASSES, size=number, dtype=np.int32))
-    if os.path.isdir(given.weights):
-      loaded = weights.load(given.weights)
-    else:
-      model = vit('S', 0, patch_size=14, depth=10, layer_scale=1.0)
-      params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))['params']
-      loaded = model, params, {'image_size': SIDE, 'normalization': 'imagenet'}
+    model = vit('S', 0, patch_size=14, depth=10, layer_scale=1.0)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))['params']
+    loaded = model, params, {'image_size': SIDE, 'normalization': 'imagenet'}
   batch_indices(jax.random.key(0), 0, 1, number, lab.BATCH_SIZE)
   base = Backbone.load(loaded, NUM_CLASSES, train.images.shape[1], space)
   params = jax.tree.map(jnp.asarray, base.params)
@@ -131,7 +125,7 @@ def medians(backbone: str, given: argparse.Namespace) -> dict[str, float]:
   images, epochs, repeats = NUM_IMAGES, EPOCHS[backbone], given.repeats
   if given.quick:
     images, epochs, repeats = QUICK_IMAGES[backbone], 2, 1
-  flags = [f'--images={images}', f'--epochs={epochs}', f'--weights={given.weights}']
+  flags = [f'--images={images}', f'--epochs={epochs}']
   found = collections.defaultdict(list)
   for part in [*PARTS] * repeats:
     command = [sys.executable, '-m', 'benchmarks.structures.cost', f'--measure={part}']
@@ -147,7 +141,6 @@ def main() -> None:
   """Measures in fresh processes and prints."""
   parser = make_parser(__doc__, 'one repeat, two epochs, few images of the ViT-S', repeats=3)
   parser.add_argument('--backbones', nargs='+', choices=EPOCHS, default=EPOCHS)
-  parser.add_argument('--weights', default=lab.FOLDERS[lab.VIT_S], help='folder of the ViT-S')
   parser.add_argument('--measure', choices=PARTS, help='in this process')
   parser.add_argument('--images', type=int, default=NUM_IMAGES, help='with --measure')
   parser.add_argument('--epochs', type=int, default=2, help='with --measure, of LoRA')

