@@ -110,7 +110,7 @@ class Stage:
   run: Callable[..., Any]
   reads: tuple[str, ...] = ()
   after: tuple[str, ...] = ()
-  check: Callable[[Context], None] = lambda context: None
+  check: Callable[[Context], Any] = lambda context: None
   calls: Callable[[Context], Iterable[Call]] | None = None
   splits: tuple[str, ...] = ()
   has_folder: bool = True

@@ -174,13 +174,13 @@ def test_every_method_is_tuned_unless_its_rate_is_given_and_trained_from_every_s
   assert images['test', 'evaluation'] == rows * 3 * 360
 
 
-def test_a_gradient_is_read_for_every_seed_and_budget():
+def test_a_gradient_is_read_for_every_seed_and_serves_all_budgets():
   images = sums(COMPARING)
   left = 6 - COMPARING.allocation.epochs()
   for stage, seeds, rates, budgets in (('tuning', 1, 2, 1), ('training', 3, 1, 2)):
     name = f'{stage}/gradient'
     assert images[name, 'features'] == seeds * 2 * 640  # and as many that are shifted
-    assert images[name, 'allocation'] == seeds * (budgets + 1) * 640
+    assert images[name, 'allocation'] == seeds * 2 * 640
     assert images[name, 'train_many'] == seeds * budgets * rates * left * 10 * 64
   alone = dataclasses.replace(COMPARING.allocation, prior=None)
   images = sums(dataclasses.replace(COMPARING, allocation=alone))

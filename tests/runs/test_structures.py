@@ -247,7 +247,7 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
   assert all(len(genomes) == 2 for genomes in result['structures'].values())
   assert 'of the tensors that one of 2 seeds trains' in html_pages.read(workdir).words()
   os.remove(workdir / 'result.json')
-  os.remove(workdir / 'training' / 'gradient' / '600-42' / 'allocation.npz')
+  os.remove(workdir / 'training' / 'gradient' / '42' / 'allocation.npz')
   again = comparison.run(config, str(workdir))
   assert again['structures'] == result['structures']
   found = [again['methods'], rows]

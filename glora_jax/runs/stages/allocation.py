@@ -250,7 +250,7 @@ def allocate_once(
   if not is_allocated(context, folder):
     options = {'budget': budget, 'key': key, 'ahead': ahead, 'prior': prior}
     allocation = read_off_gradient(context, place, **options)
-    trainable, _ = place.adapted.fix(allocation.genome).split(allocation.variables)
+    trainable, _ = place.adapted.split(allocation.variables)
     trainable = meshes.on_host(trainable)
     if meshes.primary():
       os.makedirs(context.path(folder), exist_ok=True)
@@ -268,7 +268,7 @@ def allocate_once(
 
 
 def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
-  """An allocation as arrays by name; of its variables the trainable ones of its structure."""
+  """An allocation as arrays by name; of its variables those that structures train."""
   content = {
     'genome': allocation.genome,
     **{name: getattr(allocation, name) for name in _NUMBERS},
@@ -294,7 +294,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
   adapted, spec = place.adapted, place.adapted.spec
   genome = arrays.get('genome', np.zeros(0, np.int8))
   check_genome(spec, genome)
-  trainable, frozen = adapted.fix(genome).split(place.variables)
+  trainable, frozen = adapted.split(place.variables)
   layers, parts = (len(spec),), (len(spec), 'rank')
   expected = {
     'genome': Array('i', (len(spec), 5)),
@@ -366,13 +366,13 @@ def allocate_shifts(
 def prior_of(
   context: Context, place: Model, **options: Any
 ) -> Callable[[], Allocation | Known | None] | None:
-  """What `allocate` takes as prior, as the config says, found once; see `allocate_shifts`."""
+  """What `allocate` takes as prior, as the config says; see `allocate_shifts` and `known_of`."""
   prior = context.settings.allocation.prior
   if prior is None:
     return None
   if prior == 'known':
     return functools.partial(known_of, context)
-  return functools.cache(functools.partial(allocate_shifts, context, place, **options))
+  return functools.partial(allocate_shifts, context, place, **options)
 
 
 def known_of(context: Context) -> Known:

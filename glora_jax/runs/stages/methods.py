@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
@@ -23,7 +23,7 @@ from glora_jax.runs.backbone import Model, Stream, stream_key
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import FOUND, GRADIENT, KNOWN, NO_PRESETS, SEARCH, TUNING_SEED
-from glora_jax.runs.stage import TRAINING, Call, Stage, Workload, clocked, read_mark
+from glora_jax.runs.stage import TRAINING, Call, Stage, Workload, clocked
 from glora_jax.runs.stages.allocation import (
   allocate_known,
   allocate_once,
@@ -45,9 +45,8 @@ from glora_jax.runs.stages.training import (
   train,
 )
 from glora_jax.search.allocated import Allocation
+from glora_jax.search.choice import choose
 from glora_jax.search.errors import NoGradientError, NonFiniteError
-from glora_jax.search.known import Known
-from glora_jax.search.sketch import Ahead
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.training.recipe import Recipe
 
@@ -307,8 +306,7 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   """
   place, budgets = context.place(GRADIENT), task.budgets
   seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
-  names = [f'{task.folder}/{budget}-{seed}' for seed in seeds for budget in budgets]
-  is_done = all(is_allocated(context, name) for name in names)
+  is_done = all(is_allocated(context, f'{task.folder}/{seed}') for seed in seeds)
   ahead = None if is_done else start_compiling(context, place)  # one program for all of them
   head, warming = head_learner(context, place), head_recipe(context.settings)
   trials = [Trial(seed, warming.learning_rate) for seed in seeds]
@@ -317,75 +315,51 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   heads, seconds = _train(context, folder, head, warming, starts, trials, measured=False)
   rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, start, warm in zip(seeds, starts, heads, strict=True):
-    place = place._replace(variables=start)
-    key = stream_key(seed, Stream.PRIOR)
-    find = prior_of(context, place, budget=min(budgets), key=key, ahead=ahead)
-    folder = context.path(f'{task.folder}/prior-{seed}')
-    prior = _Prior(find and clocked(folder)(find), folder)
+    folder, place = f'{task.folder}/{seed}', place._replace(variables=start)
+    options: dict[str, Any] = {'budget': max(budgets), 'ahead': ahead}
+    prior = prior_of(context, place, key=stream_key(seed, Stream.PRIOR), **options)
     warmed = place._replace(variables={**start, 'params': warm.variables['params']})
     of_seed = task._replace(trials=[trial for trial in task.trials if trial.seed == seed])
-    trouble = _trouble('The training of its head', warm)
+    found, troubles = None, [_trouble('The training of its head', warm)]
+    with clocked(context.path(folder)) as clock:
+      try:
+        key = stream_key(seed, Stream.STRUCTURE)
+        found = allocate_once(context, warmed, key=key, folder=folder, prior=prior, **options)
+      except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
+        troubles.append(_stands_for(folder, error))
+    before = {'seconds': seconds + clock['seconds'], 'troubles': troubles}
     for budget in budgets:
       rows[f'{GRADIENT}-{budget}'] += _train_structure(
-        context, warmed, of_seed, prior, seconds, trouble, budget, ahead
+        context, warmed, of_seed, found, budget, **before
       )
   return rows
-
-
-class _Prior(NamedTuple):
-  """What finds a prior, None where there is none, and the folder that keeps how long that took."""
-
-  find: Callable[[], Allocation | Known | None] | None
-  folder: str
-
-  @property
-  def seconds(self) -> float:
-    """The seconds that it took; 0 where nobody asked for it."""
-    mark = read_mark(self.folder)
-    return mark['seconds'] if mark else 0.0
 
 
 def _train_structure(
   context: Context,
   place: Model,
   task: Task,
-  prior: _Prior,
-  seconds: float,
-  trouble: str,
+  found: Allocation | None,
   budget: int,
-  ahead: Ahead | None,
+  **before: Any,
 ) -> list[TrainedStructure]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate.
 
-  Its folder keeps its seconds without those of the prior, which the structures of all budgets
-  share; `seconds` and `trouble` are those of the head.
-
-  It is the smallest one, and its trouble says why, where the gradient is not finite, or there is
-  none. So a head that has diverged ends the comparison as little as a supernet that has, and as one
-  does that is certain of every label.
+  It is the smallest one where the gradient is not finite, or there is none (`found` is None). So a
+  head that has diverged ends the comparison as little as a supernet that has, and as one does that
+  is certain of every label. `before` has the seconds and troubles of head and gradient.
   """
-  seed, before = task.trials[0].seed, prior.seconds
-  name, key = f'{task.folder}/{budget}-{seed}', stream_key(seed, Stream.STRUCTURE)
-  troubles, has_borrowed = [trouble], False
-  with clocked(context.path(name)) as clock:
-    try:
-      found = allocate_once(
-        context, place, budget=budget, key=key, folder=name, ahead=ahead, prior=prior.find
-      )
-      genome, variables, has_borrowed = found.genome, found.variables, found.borrowed > 0
-    except (NoGradientError, NonFiniteError, NonFiniteLossError) as error:
-      genome = genomes.smallest_genome(place.adapted.spec)
-      variables = place.variables
-      troubles.append(_stands_for(name, error))
-    if not clock['whole']:
-      clock['seconds'] -= prior.seconds - before
+  spec, variables, has_borrowed = place.adapted.spec, place.variables, False
+  genome = genomes.smallest_genome(spec)
+  if found is not None:
+    genome, variables = choose(spec, found.values, budget), found.variables
+    has_borrowed = found.borrowed > 0
   structure, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
   starts = [variables] * len(task.trials)
-  trained = _train(context, f'{name}/states', structure, shorter, starts, task.trials)
-  seconds += clock['seconds'] + prior.seconds
-  spared = recipe.epochs - shorter.epochs
-  return _structures(trained, seconds=seconds, troubles=troubles, spared_epochs=spared)
+  folder = f'{task.folder}/{budget}-{task.trials[0].seed}/states'
+  trained = _train(context, folder, structure, shorter, starts, task.trials)
+  return _structures(trained, spared_epochs=recipe.epochs - shorter.epochs, **before)
 
 
 def _stands_for(name: str, error: Exception) -> str:
@@ -473,8 +447,8 @@ def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
     yield from calls_of_training(context, 'train_many', alone, times=times)
   elif method == GRADIENT:
     borrowed = borrowed_images(context)
-    yield Call('features', seeds * (number + borrowed))
-    yield Call('allocation', seeds * (number * rows + borrowed))
+    for program in ('features', 'allocation'):
+      yield Call(program, seeds * (number + borrowed))
     shorter = settings.allocation.shortened(recipe)
     workload = Workload(structure=GRADIENT, recipe=shorter, side_by_side=rates)
     yield from calls_of_training(context, 'train_many', workload, times=seeds * rows)

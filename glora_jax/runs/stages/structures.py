@@ -105,7 +105,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   if settings.structure == SEARCH:
     return ()
   reads = ('budget', *(READS_OF_KNOWN if settings.structure == KNOWN else ()))
-  return (Stage('structure', _given, reads=reads, check=_check_given),)
+  return (Stage('structure', _given, reads=reads, check=_named),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -188,14 +188,10 @@ def _given(context: Context) -> Model:
     ValueError: the file gives another genome than when the job began.
   """
   path, settings = context.path(FOLDER, 'genome.json'), context.settings
-  place, named, allocation = context.place(settings.structure), None, None
+  place = context.place(settings.structure)
   spec = place.adapted.spec
   with meshes.primary_first(FOLDER):
-    try:
-      named, allocation = _named(context)
-    except FileNotFoundError:
-      if not os.path.exists(path):
-        raise
+    named, allocation = _named(context)
     if named is not None and not os.path.exists(path):
       write_json(path, genome_to_json(spec, named), 'genome')
   content = read_record(path, 'genome', _Genome)
@@ -211,20 +207,23 @@ def _given(context: Context) -> Model:
   return Model(place.adapted.fix(genome), place.variables, allocation=allocation)
 
 
-def _named(context: Context) -> tuple[np.ndarray, Allocation | None]:
-  """The genome that the config names, with the values that a known one was bought by."""
+def _named(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
+  """The genome that the config names, with the values that a known one was bought by.
+
+  Both are None where its file is gone since the job began, which keeps the genome.
+
+  Raises:
+    ValueError: the model cannot have it, or not within the budget.
+    FileNotFoundError: there is no such file.
+  """
   settings = context.settings
-  if settings.structure == KNOWN:
-    allocation = allocate_known(context, settings.budget)
-    return allocation.genome, allocation
-  spec = context.place(settings.structure).adapted.spec
-  return named_genome(spec, settings.structure, settings.budget), None
-
-
-def _check_given(context: Context) -> None:
-  """Raises ValueError or FileNotFoundError where the structure that the config names cannot be."""
   try:
-    _named(context)
-  except FileNotFoundError:  # a job that has begun keeps the genome
+    if settings.structure == KNOWN:
+      allocation = allocate_known(context, settings.budget)
+      return allocation.genome, allocation
+    spec = context.place(settings.structure).adapted.spec
+    return named_genome(spec, settings.structure, settings.budget), None
+  except FileNotFoundError:
     if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
+    return None, None
