@@ -65,22 +65,17 @@ class Archive:
     Raises:
       ValueError: they are not the archive of a search in this space; the reason.
     """
-    structures = ('structure',)
-    expected = {
-      'genomes': Array('i', (*structures, len(spec), 5)),
-      'correct': Array('i', structures),
-      'loss': Array('f', structures),
-      'generation': Array('i', structures),
-    }
-    check_arrays(arrays, expected)
+    empty = cls.empty(spec).arrays().items()
+    check_arrays(
+      arrays, {name: Array(x.dtype.kind, ('structure', *x.shape[1:])) for name, x in empty}
+    )
     check_genome(spec, arrays['genomes'])
     if not len(arrays['genomes']) or arrays['correct'].min() < 0:
       raise ValueError('it holds no structure, or one with less than no right answer')
     generation = arrays['generation']
     if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
       raise ValueError('its generations do not follow one another')
-    dtypes = {name: values.dtype for name, values in cls.empty(spec).arrays().items()}
-    return cls(**{name: values.astype(dtypes[name]) for name, values in arrays.items()})
+    return cls(**{name: arrays[name].astype(x.dtype) for name, x in empty})
 
   def __len__(self) -> int:
     return len(self.genomes)
@@ -94,18 +89,9 @@ class Archive:
       loss: their summed cross-entropies, float [new].
       generation: number of the generation.
     """
-    new = {
-      'genomes': genomes,
-      'correct': correct,
-      'loss': loss,
-      'generation': np.full(len(genomes), generation),
-    }
-    return Archive(
-      **{
-        name: np.concatenate([old, np.asarray(new[name], old.dtype)])
-        for name, old in self.arrays().items()
-      }
-    )
+    new = genomes, correct, loss, np.full(len(genomes), generation)
+    pairs = zip(self.arrays().values(), new, strict=True)
+    return Archive(*(np.concatenate([old, np.asarray(added, old.dtype)]) for old, added in pairs))
 
   def arrays(self) -> dict[str, np.ndarray]:
     """The fields by name; `Archive.from_arrays` is the inverse."""

@@ -74,8 +74,7 @@ def hypervolume(
     most_error: the box's edge in error.
   """
   front = pareto_front(params, error)
-  edges = np.minimum(np.concatenate([params[front], [most_params]]), most_params)
-  widths = np.clip(np.diff(edges), 0, None)
+  widths = np.diff(np.append(params[front], most_params).clip(max=most_params))
   heights = np.clip(most_error - error[front], 0, None)
   if most_params == 0:
     return float(heights[params[front] <= 0].max(initial=0.0) / most_error)
@@ -93,8 +92,5 @@ def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> 
   params = count_params(spec, archive.genomes)
   error = 1 - archive.correct / num_images
   most_params = count_params(spec, largest_genome(spec))
-  volumes = []
-  for generation in np.unique(archive.generation):
-    until = archive.generation <= generation
-    volumes.append(hypervolume(params[until], error[until], most_params))
-  return volumes
+  ends = np.searchsorted(archive.generation, np.unique(archive.generation), side='right')
+  return [hypervolume(params[:end], error[:end], most_params) for end in ends]
