@@ -34,7 +34,7 @@ from glora_jax.search.allocation import (
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
 from glora_jax.search.known import Known
-from glora_jax.search.sketch import Ahead, Loss, Pass, Sums
+from glora_jax.search.sketch import Ahead, Loss, Mean, Pass
 from glora_jax.settings import Number, taken
 from glora_jax.tree import replace
 
@@ -139,17 +139,17 @@ def allocate(
   number = _number(adapted.spec, max_rank)
   priors = () if callable(prior) else check_priors(adapted.spec, prior, number)
   gradient = pass_of(adapted, variables, loss, number, key, mesh)
-  sums = gradient.run(batches, progress, ahead)
+  mean, signal = gradient.run(batches, progress, ahead)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
-    values, supports = _read_off(gradient, sums, variables[COLLECTION])
+    values, supports = _read_off(gradient, mean, variables[COLLECTION])
   if not any(part.any() for part in values):
     raise NoGradientError(
       'No adapted layer has a gradient: a head of zeros hides the loss from all of them, and one '
       'that is certain of every label leaves none. Train the head first, as a linear probe, or for '
       'fewer epochs.'
     )
-  signal, borrowed = sums.signal, 0.0
+  borrowed = 0.0
   if signal is not None:
     if callable(prior):
       priors = check_priors(adapted.spec, prior() if signal < CLEAR else None, number)
@@ -221,12 +221,12 @@ def _number(spec: Spec, max_rank: int) -> int:
   return min(max_rank, max(max(layer.space.ranks) for layer in spec))
 
 
-def _read_off(gradient: Pass, sums: Sums, supports: Any) -> tuple[Values, Any]:
+def _read_off(gradient: Pass, mean: Mean, supports: Any) -> tuple[Values, Any]:
   """(values, the supports, whose down factors start on the gradient's directions)."""
   rows: dict[int, Values] = {}
   # Decompositions leave the interpreter to other threads.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-    for group, read in gradient.readers(sums):
+    for group, read in gradient.readers(mean):
       norm = xavier_norm(group.in_features, max(group.space.ranks))
       found = list(threads.map(read, range(len(group.rows))))
       for row, gradients in zip(group.rows, found, strict=True):

@@ -32,23 +32,11 @@ from glora_jax.search.allocation import Directions, RowGradients, directions_of
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
 
+Mean = dict[str, dict[str, Any]]  # of what gradients met, by site and name
 # `loss(forward, batch, key)` is the mean over a batch; `forward` is called like the model.
 Loss = Callable[[Callable[..., Any], Any, jax.Array], jax.Array]
 
 _OVERSAMPLING = 4, 8  # directions of a sketch for each one that is wanted, and some more
-
-
-class Sums(NamedTuple):
-  """What a pass finds.
-
-  Attributes:
-    mean: the mean over the batches of what each site's gradient meets, by site and name.
-    signal: share of the mean gradient's square by the kernels that is not noise of the batches,
-      at most 1 and in the mean 0 where all is noise; None of a single batch.
-  """
-
-  mean: dict[str, dict[str, np.ndarray]]
-  signal: float | None
 
 
 class Ahead(NamedTuple):
@@ -88,26 +76,35 @@ class Pass:
   key: jax.Array
   mesh: jax.sharding.Mesh | None = None
 
-  def run(self, batches: Iterable[Any], progress: bool = True, ahead: Ahead | None = None) -> Sums:
+  def run(
+    self, batches: Iterable[Any], progress: bool = True, ahead: Ahead | None = None
+  ) -> tuple[Mean, float | None]:
     """Goes over the batches.
+
+    Returns:
+      The mean over the batches, and the share of its square by the kernels that is not noise of
+      the batches: at most 1, in the mean 0 where all is noise; None of a single batch.
 
     Raises:
       ValueError: there is no batch.
       NonFiniteError: a loss or its gradient is not finite.
     """
-    slots, probes, fixed = self._arguments()
-    placed = slots, probes
-    slots, probes = jax.device_put(placed) if self.mesh is None else settle(self.mesh, placed)
-    fixed = settle(self.mesh, fixed)
-    sums = _RunningSums(self.adapted)
+    total, probes, fixed = self._arguments()
+    placed = total, probes
+    total, probes = jax.device_put(placed) if self.mesh is None else settle(self.mesh, placed)
+    fixed, found = settle(self.mesh, fixed), []
     for number, batch in enumerate(tqdm(batches, 'gradient', unit='batch', disable=not progress)):
       key = jax.random.fold_in(self.key, number)
-      arguments = slots, probes, fixed, deal(self.mesh, batch), key
+      arguments = total, probes, fixed, deal(self.mesh, batch), key
       fits = ahead is not None and ahead.shapes == _shapes(arguments)
       program = ahead.program.result() if ahead is not None and fits else self._program
-      # The device goes on while the last batch's gradients are added up.
-      sums.add(number, *program(*arguments))
-    return sums.finished()
+      total, of_batch = program(*arguments)
+      found.append(of_batch)
+    if not found:
+      raise ValueError('There are no batches; give at least one.')
+    losses, finite, squares = np.array(jax.device_get(found), np.float64).T
+    _check_finite(losses, finite)
+    return self._finished(jax.device_get(total), squares)
 
   def program(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
     """(compiled function, its arguments) for a batch, which may be shapes."""
@@ -124,10 +121,10 @@ class Pass:
     compiler.shutdown(wait=False)
     return Ahead(compiled, _shapes(arguments))
 
-  def readers(self, sums: Sums) -> Iterator[tuple[Group, Callable[[int], RowGradients]]]:
+  def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], RowGradients]]]:
     """Every group, with what reads the gradients of its n-th row."""
     for group in self.adapted.groups:
-      yield group, _reader(group, self.variables['params'], sums.mean, self.probes[group.name])
+      yield group, _reader(group, self.variables['params'], mean, self.probes[group.name])
 
   @functools.cached_property
   def probes(self) -> dict[str, dict[str, Probe]]:
@@ -135,26 +132,57 @@ class Pass:
     rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
     return {group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted.groups}
 
-  def _arguments(self) -> tuple[Any, ...]:
-    """(what the loss is differentiated by, probes, all variables but the supports)."""
-    fixed = {name: value for name, value in self.variables.items() if name != COLLECTION}
-    slots = {
-      site.name: differentiated(fixed['params'], site, probes) for site, probes in self._sites()
-    }
-    return slots, self.probes, fixed
+  def _finished(self, total: Any, squares: np.ndarray) -> tuple[Mean, float | None]:
+    """The mean over batches, of which the squared gradients are known, and what is no noise."""
+    count = len(squares)
+    mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, total)
+    square = float(self._square(mean))
+    if count == 1:
+      return mean, None
+    # Of noise alone the mean square is `count` times that of its mean.
+    return mean, 1 - (squares.mean() / square - 1) / (count - 1) if square else 0.0
 
-  def _sites(self, probes: Any = None) -> Iterator[tuple[Site, dict[str, Probe]]]:
+  def _square(self, gradients: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The squared gradient by all kernels, as far as the sketches from the left see it."""
+    return sum(
+      group.in_features / left.shape[-2] * (left * left).sum()
+      for group in self.adapted.groups
+      for site in group.members
+      for left in [gradients[site.name]['B_left']]
+    )
+
+  def _arguments(self) -> tuple[Any, ...]:
+    """(sums of the gradients, probes, all variables but the supports) before the first batch."""
+    fixed = {name: value for name, value in self.variables.items() if name != COLLECTION}
+    shapes = jax.eval_shape(self._differentiated, fixed['params'], self.probes)
+    zeros = jax.tree.map(lambda part: np.zeros(part.shape, np.float32), shapes)
+    return zeros, self.probes, fixed
+
+  def _differentiated(self, params: Any, probes: Any) -> dict[str, Any]:
+    """What the loss is differentiated by, by site."""
+    return {site.name: differentiated(params, site, parts) for site, parts in self._sites(probes)}
+
+  def _sites(self, probes: Any) -> Iterator[tuple[Site, dict[str, Probe]]]:
     """Every site with its part of its group's probes."""
     for group in self.adapted.groups:
-      yield from member_probes(group, (probes or self.probes)[group.name])
+      yield from member_probes(group, probes[group.name])
 
   @functools.cached_property
   def _program(self) -> Any:  # a compiled function
     return jax.jit(
-      jax.value_and_grad(self._batch_loss),
+      self._add_batch,
+      donate_argnums=0,
       out_shardings=None if self.mesh is None else replicated(self.mesh),
       compiler_options=options_of_one_pass(),
     )
+
+  def _add_batch(self, total, probes, variables, batch, key):
+    """The sums with a batch's gradient, and (its loss, whether all is finite, its square)."""
+    slots = self._differentiated(variables['params'], probes)
+    loss, found = jax.value_and_grad(self._batch_loss)(slots, probes, variables, batch, key)
+    found = jax.tree.map(lambda part: part.astype(jnp.float32), found)
+    finite = jnp.stack([jnp.isfinite(part).all() for part in jax.tree.leaves(found)]).all()
+    return jax.tree.map(jnp.add, total, found), (loss, finite, self._square(found))
 
   def _batch_loss(self, slots, probes, variables, batch, key):
     params, taps = variables['params'], {}
@@ -177,61 +205,21 @@ class Pass:
     raise ValueError(f'The loss {given}; it must be one number, the mean over a batch.')
 
 
-class _RunningSums:
-  """Adds up gradients on the host, one batch behind the device."""
-
-  def __init__(self, adapted: Adapted):
-    self._scales = {
-      site.name: group.in_features for group in adapted.groups for site in group.members
-    }
-    self._pending: tuple[int, Any, Any] | None = None
-    self._sum: Any = None
-    self._squares, self._count = 0.0, 0
-
-  def add(self, number: int, loss: jax.Array, gradients: Any) -> None:
-    """Takes a batch's loss and gradients, and adds those of the batch before."""
-    self._settle()
-    self._pending = number, loss, gradients
-
-  def finished(self) -> Sums:
-    """The mean, and how much of it is not noise."""
-    self._settle()
-    if not self._count:
-      raise ValueError('There are no batches; give at least one.')
-    mean, count = jax.tree.map(lambda total: total / self._count, self._sum), self._count
-    square = self._square(mean)
-    if count == 1 or not square:
-      return Sums(mean, None if count == 1 else 0.0)
-    # With noise alone the batches' mean square is `count` times the mean's.
-    return Sums(mean, 1 - (self._squares / count / square - 1) / (count - 1))
-
-  def _settle(self) -> None:
-    if self._pending is None:
-      return
-    number, loss, gradients = self._pending
-    self._pending = None
-    if not np.isfinite(loss).all():
-      raise NonFiniteError(
-        f'The loss of batch {number} is {float(loss)}; it must be finite. Check the images, the '
-        'labels and the pretrained weights.'
-      )
-    found = jax.tree.map(functools.partial(np.asarray, dtype=np.float32), gradients)
-    if not all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(found)):
-      raise NonFiniteError(
-        f'The gradient of batch {number} is not finite, and its loss is {float(loss):g}: the root '
-        'of 0 is such a loss, for instance. Change the loss, or compute it in float32.'
-      )
-    self._sum = found if self._sum is None else jax.tree.map(np.add, self._sum, found)
-    self._squares += self._square(found)
-    self._count += 1
-
-  def _square(self, gradients: Mapping[str, Mapping[str, np.ndarray]]) -> float:
-    """The squared gradient by all kernels, as far as the sketches from the left see it."""
-    total = 0.0
-    for site, found in gradients.items():
-      left = found['B_left']  # [stack..., width, out]
-      total += self._scales[site] / left.shape[-2] * float(np.vdot(left, left))
-    return total
+def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:
+  """Raises NonFiniteError where a batch's loss or its gradient is not finite."""
+  wrong = np.flatnonzero(~np.isfinite(losses) | (finite == 0))
+  if not len(wrong):
+    return
+  number, loss = wrong[0], losses[wrong[0]]
+  if np.isfinite(loss):
+    raise NonFiniteError(
+      f'The gradient of batch {number} is not finite, and its loss is {loss:g}: the root of 0 is '
+      'such a loss, for instance. Change the loss, or compute it in float32.'
+    )
+  raise NonFiniteError(
+    f'The loss of batch {number} is {loss}; it must be finite. Check the images, the labels and '
+    'the pretrained weights.'
+  )
 
 
 def _draw_probes(group: Group, max_rank: int, rng: np.random.Generator) -> dict[str, Probe]:
@@ -251,7 +239,7 @@ def _draw_probes(group: Group, max_rank: int, rng: np.random.Generator) -> dict[
 
 
 def _reader(
-  group: Group, params: Any, mean: Mapping[str, Mapping[str, np.ndarray]], probes: dict[str, Probe]
+  group: Group, params: Any, mean: Mean, probes: dict[str, Probe]
 ) -> Callable[[int], RowGradients]:
   """What gives the gradients of a group's row, its members side by side along the outputs."""
   names = mean[group.members[0].name]
@@ -261,9 +249,7 @@ def _reader(
     for site in group.members
   ]
 
-  def directions(name: str, row: int) -> Directions | None:
-    if name not in probes:
-      return None
+  def directions(name: str, row: int) -> Directions:
     left = _flat(probes[name].left, 2)[row]
     return directions_of(found[f'{name}_right'][row], found[f'{name}_left'][row], left)
 
@@ -271,16 +257,13 @@ def _reader(
     bias = found['bias'][row] if 'bias' in found else None
     kernel = np.concatenate([part[row] for part in kernels], -1)
     prompt = None if bias is None else kernel @ bias
-    return RowGradients(
-      directions('B', row), directions('A', row), found['scale'][row], bias, prompt
-    )
+    scaled = directions('A', row) if 'A' in probes else None
+    return RowGradients(directions('B', row), scaled, found['scale'][row], bias, prompt)
 
   return read
 
 
-def _side_by_side(
-  group: Group, mean: Mapping[str, Mapping[str, np.ndarray]], name: str
-) -> np.ndarray:
+def _side_by_side(group: Group, mean: Mean, name: str) -> np.ndarray:
   """What the members' gradients met, [row, ...]: side by side by outputs, added up by inputs."""
   parts = []
   for site in group.members:
