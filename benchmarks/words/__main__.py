@@ -20,7 +20,6 @@ import argparse
 import functools
 import os
 import pathlib
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,13 +34,14 @@ from benchmarks.machinery.measuring import (
   read_lines,
   seconds,
 )
-from benchmarks.structures.__main__ import command, committed
+from benchmarks.structures.__main__ import chosen, command, committed
 from benchmarks.structures.jobs import Job, digest_of, run_jobs
 from benchmarks.structures.plan import TUNING_SEED, Method, Protocol
 from benchmarks.structures.statistics import answers, difference
 from benchmarks.structures.tables import Row, line_of, print_lines
 from benchmarks.words import texts, trainings
 from benchmarks.words.trainings import BATCH_SIZE, BUDGET, CEILING, KNOWN, PROBE
+from glora_jax.files import read_json, write_json
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = range(3)
@@ -56,7 +56,9 @@ METHODS = [(PROBE, 0), *TUNED, *RATES_OF, (CEILING, 0)]
 PROTOCOL = Protocol(
   str(HERE / 'results'), 3, (2e-3, 4e-3), tuple(texts.DEVELOPMENT), 'all-MiniLM-L6-v2'
 )
-STEPS, REPEATS = 4, 5  # that are timed
+STEPS, REPEATS = 3, 5  # that are timed
+SECONDS = os.path.join(PROTOCOL.folder, 'seconds.json')
+COLUMNS = ('seconds', 'warm head', 'gradient', 'steps')
 
 
 class Results:
@@ -65,7 +67,7 @@ class Results:
   def __init__(self, part: str, versions: Iterable[str] | None = None) -> None:
     """Reads the file, if there is one."""
     self.path = os.path.join(PROTOCOL.folder, f'{part}.jsonl')
-    self.version = digest_of(sorted(HERE.glob('*.py')))
+    self.version = digest_of(sorted(HERE.glob('[!_]*.py')))
     wanted = versions or [self.version]
     lines = (line for line in read_lines(self.path) if line['version'] in wanted)
     self.results: dict[Job, dict[str, Any]] = {Job(*line['job']): line for line in lines}
@@ -84,11 +86,10 @@ def run(jobs: list[Job], store: Any, given: argparse.Namespace, **more: Any) -> 
 def rates_of(given: argparse.Namespace) -> dict[Method, float]:
   """The chosen rates of the methods that were asked for, and of those that take another's."""
   rates = {(PROBE, 0): 0.0, **PROTOCOL.read_rates()}
-  return {
-    method: rates[RATES_OF.get(method, method)]
-    for method in METHODS
-    if not given.methods or method[0] in given.methods
-  }
+  tuned = {method: RATES_OF.get(method, method) for method in chosen(METHODS, given)}
+  if without := sorted({name for name, budget in tuned.values() if (name, budget) not in rates}):
+    raise SystemExit(f'No learning rate is chosen for {", ".join(without)}; the part tune does.')
+  return {method: rates[own] for method, own in tuned.items()}
 
 
 def tune(given: argparse.Namespace) -> None:
@@ -96,8 +97,8 @@ def tune(given: argparse.Namespace) -> None:
   store = Results('tuning')
   ceiling = PROTOCOL._replace(first_rates=(1e-4, 2e-4))
   for protocol, methods in ((PROTOCOL, TUNED), (ceiling, [(CEILING, 0)])):
-    methods = [each for each in methods if not given.methods or each[0] in given.methods]
-    found = protocol.tune(methods, store, functools.partial(run, store=store, given=given))
+    work = functools.partial(run, store=store, given=given)
+    found = protocol.tune(chosen(methods, given), store, work)
     PROTOCOL.add_rates(found)
 
 
@@ -109,22 +110,26 @@ def compare(part: str, names: Iterable[str], given: argparse.Namespace) -> None:
 
 
 def time_steps(given: argparse.Namespace) -> None:
-  """Times steps of all methods, and what comes before them."""
+  """Times what comes before the steps of every method, and some of these; keeps a training's."""
   task, seed = PROTOCOL.tuned_on[0], TUNING_SEED
-  before = {
-    'warm head': seconds(lambda: trainings.start(task, seed)),
-    'gradient': seconds(lambda: trainings.allocation(task, seed).variables),
+  head = seconds(lambda: trainings.start(task, seed))
+  gradient = seconds(lambda: trainings.allocation(task, seed).variables)
+  rates = rates_of(given)
+  works = {
+    method: trainings.timed(Job(task, *method, rate, seed, PROTOCOL.epochs), STEPS)
+    for method, rate in rates.items()
+    if method != (PROBE, 0)
   }
-  works = {}
-  for method, rate in rates_of(given).items():
-    if method[0] != PROBE:
-      works[method[0]] = trainings.timed(Job(task, *method, rate, seed, PROTOCOL.epochs), STEPS)
   times = in_turn(works, REPEATS)
+  steps = {method: times.median(method) / STEPS for method in works}
   whole = PROTOCOL.epochs * (texts.TRAIN // BATCH_SIZE)
-  found = {name: times.median(name) / STEPS for name in works}
-  rows = [(name, 1000 * step, step * whole) for name, step in found.items()]
-  print_table({'steps': '', 'ms': ',.0f', 'seconds of a training': ',.0f'}, rows)
-  print_result('words.seconds', {'before': before, 'step': found})
+  found = {
+    method[0]: [head, gradient * bool(method[1]), whole * steps.get(method, 0.0)]
+    for method in rates
+  }
+  print_table(dict.fromkeys(COLUMNS, ',.1f'), [(name, *parts) for name, parts in found.items()])
+  write_json(SECONDS, found)
+  print_result('words.seconds', found)
 
 
 def rows_of(store: Results, task: str, rates: Mapping[Method, float]) -> dict[Method, Row]:
@@ -142,33 +147,27 @@ def rows_of(store: Results, task: str, rates: Mapping[Method, float]) -> dict[Me
 def tables(given: argparse.Namespace) -> None:
   """Prints accuracies with intervals and seconds, and ours against all others, task by task."""
   rates, found = rates_of(given), {}
+  measured = read_json(SECONDS) if os.path.exists(SECONDS) else {}
+  times = {name: sum(parts) for name, parts in measured.items()}
   for part, names in (('development', texts.DEVELOPMENT), ('final', texts.FINAL)):
     store, lines = Results(part, given.version), {}
     for task in names:
       rows = rows_of(store, task, rates)
       means = {row.method[0]: difference(row.right, 0 * row.right) for row in rows.values()}
-      times: dict[str, list[float]] = {name: [] for name in means}
-      for job, result in store.results.items():
-        if job.task == task:
-          times[job.method].append(sum(result['seconds']))
       shown = [
-        (
-          row.method[0],
-          row.params,
-          '{:.1f} [{:.1f}, {:.1f}]'.format(*means[row.method[0]]),
-          statistics.median(times[row.method[0]]),
-        )
+        (name, row.params, '{:.1f} [{:.1f}, {:.1f}]'.format(*means[name]), times.get(name))
         for row in rows.values()
+        for name in [row.method[0]]
       ]
       print_table({task: '', 'params': ',', 'accuracy': '', 'seconds': ',.0f'}, shown)
       if OURS in rows:
         lines[task] = line_of(
           rows.pop(OURS), [rows[m] for m in FIXED if m in rows], [*rows.values()]
         )
-        lines[task] |= {'accuracy': means, 'seconds': times}
+        lines[task]['accuracy'] = means
     print_lines(part, BUDGET, lines)
     found[part] = lines
-  print_result('words', found)
+  print_result('words', {**found, 'seconds': times})
 
 
 def quick(given: argparse.Namespace) -> None:

