@@ -50,8 +50,8 @@ FIXED: list[Method] = [
   (name, 0)
   for name in ('bitfit', 'lora:1', 'lora:2@attn', 'lora:1@mlp', 'hira:1', 'scale_shift_lora:1@attn')
 ]
-TUNED = [*FIXED, ('random(0)', BUDGET), OURS]
-RATES_OF = {(KNOWN, BUDGET): OURS, ('random(1)', BUDGET): ('random(0)', BUDGET)}
+TUNED = [*FIXED, ('random(0)', BUDGET), OURS, (KNOWN, BUDGET)]
+RATES_OF = {('random(1)', BUDGET): ('random(0)', BUDGET)}
 METHODS = [(PROBE, 0), *TUNED, *RATES_OF, (CEILING, 0)]
 PROTOCOL = Protocol(
   str(HERE / 'results'), 3, (2e-3, 4e-3), tuple(texts.DEVELOPMENT), 'all-MiniLM-L6-v2'
@@ -123,9 +123,9 @@ def time_steps(given: argparse.Namespace) -> None:
   times = in_turn(works, REPEATS)
   steps = {method: times.median(method) / STEPS for method in works}
   whole = PROTOCOL.epochs * (texts.TRAIN // BATCH_SIZE)
-  found = {
-    method[0]: [head, gradient * bool(method[1]), whole * steps.get(method, 0.0)]
-    for method in rates
+  found = {  # a random structure starts on the gradient's vectors, too
+    name: [head, gradient * (budget > 0 and name != KNOWN), whole * steps.get((name, budget), 0.0)]
+    for name, budget in rates
   }
   print_table(dict.fromkeys(COLUMNS, ',.1f'), [(name, *parts) for name, parts in found.items()])
   write_json(SECONDS, found)
