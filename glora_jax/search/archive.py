@@ -95,7 +95,7 @@ class Archive:
 
   def arrays(self) -> dict[str, np.ndarray]:
     """The fields by name; `Archive.from_arrays` is the inverse."""
-    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return dict(vars(self))
 
   def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:
     """Indices from the best to the worst, int64 [structure].

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glora_jax.method.genomes import canonicalize, count_params, smallest_genome
-from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
+from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Layer, Spec
 from glora_jax.search.allocation import UNIT_FORMS, Values
 
 _A, _B, _C, _D, _E = range(len(TENSORS))
@@ -201,8 +201,8 @@ def _choices(
   layer: Layer, base: Sequence[int], values: Values, cap: float
 ) -> Iterator[tuple[dict[int, int], Any]]:
   """What a layer may take (see `Option`), with what it is worth."""
-  weights: tuple[tuple[Tensor, np.ndarray], ...] = ('A', values.A_lora), ('B', values.B_lora)
-  for column, (tensor, parts) in enumerate(weights):
+  pairs = zip(WEIGHT_TENSORS, (values.A_lora, values.B_lora), strict=True)
+  for column, (tensor, parts) in enumerate(pairs):
     yield {column: base[column]}, 0.0
     offered, flat = layer.offered(tensor), len(FLAT_FORMS[tensor])
     if tensor == 'A' and _VECTOR['A'] in offered:

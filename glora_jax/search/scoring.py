@@ -278,7 +278,7 @@ class _Evaluator:
   Attributes:
     candidate_shards: number of groups of devices that candidates are dealt to.
     data_shards: number of devices that the images of one candidate are dealt to.
-    traced_classes: number of classes of the logits, once they have been traced.
+    num_classes: number of classes of the logits, once they have been traced.
   """
 
   def __init__(
@@ -296,7 +296,7 @@ class _Evaluator:
     check_callable(self.preprocess, 'preprocess')
     self.block = check_whole(block, 'block', 1)
     self.classes = _as_mask(classes)
-    self.traced_classes: set[int] = set()
+    self.num_classes = 0
     if mesh is not None:
       require_mesh(mesh)
     self.mesh = mesh
@@ -325,7 +325,7 @@ class _Evaluator:
       images, labels = as_numbers('images', images), as_numbers('labels', labels)
       scores = compiled(variables, genomes, images, labels)
       # How many classes there are is known once the model has been traced, and nothing waits here.
-      check_classes(labels, min(self.traced_classes))
+      check_classes(labels, self.num_classes)
       return scores
 
     return score
@@ -343,7 +343,7 @@ class _Evaluator:
     total = functools.partial(self._shard_totals, variables, *self._blocks(images, labels))
     genomes = jnp.asarray(genomes)
     if self.mesh is None:
-      by_shard = jax.lax.map(total, genomes, batch_size=_vmapped(chunk))
+      by_shard = jax.lax.map(total, genomes, batch_size=chunk if chunk > 1 else None)
     else:
       by_shard = self._dealt_totals(total, genomes, chunk)
     return jax.tree.map(lambda sums: self._place(sums.sum(1, dtype=sums.dtype)), by_shard)
@@ -400,7 +400,8 @@ class _Evaluator:
       scores = jax.lax.map(self._answers(variables, images, genome), blocks)
       return jax.tree.map(lambda part: part.reshape(-1)[: len(labels)], scores)
 
-    return jax.lax.map(score, jnp.asarray(genomes), batch_size=_vmapped(chunk))
+    batch_size = chunk if chunk > 1 else None  # None maps without `vmap`
+    return jax.lax.map(score, jnp.asarray(genomes), batch_size=batch_size)
 
   def predictions(
     self, variables: Mapping[str, Any], genome: jax.Array, images: jax.Array
@@ -466,13 +467,13 @@ class _Evaluator:
         logits = self.adapted.run(Call((inputs,), self.apply_kwargs), variables, genome)
       check_logits(logits)
       logits = logits.astype(jnp.float32)
-      self.traced_classes.add(logits.shape[-1])
+      self.num_classes = logits.shape[-1]
       if self.classes is None:
         return logits
-      if self.classes.shape != logits.shape[-1:]:
+      if len(self.classes) != self.num_classes:
         raise ValueError(
           f'classes has {len(self.classes)} truths, and the model answers with '
-          f'{logits.shape[-1]} classes; give one for each.'
+          f'{self.num_classes} classes; give one for each.'
         )
       return jnp.where(self.classes, logits, -jnp.inf)
 
@@ -521,8 +522,3 @@ def _as_mask(classes: Any) -> Any:
 def ceil_div(number: int, divisor: int) -> int:
   """The quotient, rounded up."""
   return -(-number // divisor)
-
-
-def _vmapped(chunk: int) -> int | None:
-  """The `batch_size` of `jax.lax.map`, which maps without `vmap` where it is None."""
-  return chunk if chunk > 1 else None
