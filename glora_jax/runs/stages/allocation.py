@@ -46,7 +46,7 @@ from glora_jax.search import known
 from glora_jax.search.allocate import Prior, allocate, compile_ahead
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
-from glora_jax.search.choice import Curve, choose, require_something, trace_curve
+from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Ahead, Loss
 from glora_jax.training.batches import ImageStream, in_rows
@@ -243,7 +243,7 @@ def allocate_once(
 ) -> Allocation:
   """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
 
-  The folder has `allocation.npz`, with genome, starting values, values and curve, and
+  The folder has `allocation.npz`, with genome, starting values and values, and
   `genome.json`, the genome for people.
   """
   path = context.path(folder, ALLOCATION)
@@ -275,7 +275,6 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
     'signal': np.nan if allocation.signal is None else allocation.signal,
     'start': trainable,
     'values': allocation.values._asdict(),
-    'curve': allocation.curve._asdict(),
   }
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
   return {name: np.asarray(value) for name, value in flat.items()}
@@ -304,24 +303,17 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
     'values': {
       name: Array('f', parts if name.endswith('lora') else layers) for name in Values._fields
     },
-    'curve': {
-      'params': Array('i', ('purchase',)),
-      'values': Array('f', ('purchase',)),
-      'knee': Array('i'),
-    },
   }
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(expected, sep='/')
   check_arrays(arrays, flat)
   tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  curve = tree['curve']
-  if not 0 <= curve['knee'] < len(curve['params']):
-    raise ValueError('the knee of its curve lies beyond it')
+  values = Values(**tree['values'])
   return Allocation(
     genome=genome,
     variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
     spec=spec,
-    values=Values(**tree['values']),
-    curve=Curve(curve['params'], curve['values'], int(curve['knee'])),
+    values=values,
+    curve=trace_curve(spec, values),
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
     **{name: tree[name].item() for name in _NUMBERS},
   )
