@@ -30,7 +30,7 @@ def most_collectives(text):
 def check(model, shapes):
   adapted, *arguments = problem(model, NUM_GENOMES)
   variables, genomes, images, _ = arguments
-  expected = reference_scores(model, NUM_GENOMES)
+  correct, loss = reference_scores(model, NUM_GENOMES)
   predict = scoring.make_predictor(adapted, block=8)
   predictions = predict(variables, genomes[1], images)
   for shape in shapes:
@@ -38,8 +38,8 @@ def check(model, shapes):
     score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)
     for _ in range(3):
       found = score(*arguments)
-      assert_array_equal(found.correct, expected.correct)
-      assert_allclose(found.loss, expected.loss, rtol=1e-5)
+      assert_array_equal(found.correct, correct)
+      assert_allclose(found.loss, loss, rtol=1e-5)
     assert score.__wrapped__._cache_size() == 1
     predict_on_mesh = scoring.make_predictor(adapted, mesh=mesh, block=8)
     found = predict_on_mesh(variables, genomes[1], images)

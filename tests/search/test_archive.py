@@ -7,7 +7,6 @@ from toy_search import SPEC, TARGET, search
 
 from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
-from glora_jax.search.evolution import Evolution
 
 THREE = np.arange(3, dtype=np.int8)[:, None, None] * np.ones((1, 4, 5), np.int8)
 
@@ -31,10 +30,7 @@ def test_cost_orders_as_the_ranking_does(scores, fitness):
 
 
 def test_a_budget_is_read_off_the_archive_afterwards():
-  settings = Evolution(
-    population=20, generations=6, parents=10, mutations=10, crossovers=10, mode='pareto'
-  )
-  archive, _ = search(settings)
+  archive, _ = search()
   params = count_params(SPEC, archive.genomes)
   for budget in (int(params.min()), 100, 300):
     best = archive.best(spec=SPEC, budget=budget)

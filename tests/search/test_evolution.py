@@ -63,9 +63,7 @@ def test_where_size_and_fitness_conflict_pareto_finds_the_larger_front():
   most = count_params(SPEC, largest)
 
   def volume(mode, seed):
-    plan = Evolution(
-      population=20, generations=10, parents=10, mutations=10, crossovers=10, mode=mode
-    )
+    plan = dataclasses.replace(SMALL, generations=10, parents=10, mode=mode)
     archive, _ = search(plan, judge=Judge(largest), seed=seed)
     return hypervolume(count_params(SPEC, archive.genomes), 1 - archive.correct / GENES, most)
 

@@ -18,11 +18,11 @@ from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.search.evolution import Evolution
 
 
-def scored(change=lambda p: {}, make=scoring.make_scorer, **options):
+def scored(change=lambda p: {}, **options):
   """Scores a problem of which some parts are changed."""
   given = problem('mlp')
   given = {**given._asdict(), **change(given)}
-  return make(given.pop('adapted'), **options)(*given.values())
+  return scoring.make_scorer(given.pop('adapted'), **options)(*given.values())
 
 
 def predicted(change):
