@@ -15,11 +15,8 @@ from glora_jax.search.allocation import Values
 PARTS = 3
 
 
-def spec_of(*sizes, space=None, bias=True):
-  space = space or SearchSpace.distinct((1, 2, 3))
-  return Spec(
-    tuple(Layer(f'fc{row}', *size, bias=bias, space=space) for row, size in enumerate(sizes))
-  )
+def spec_of(*sizes, space=SearchSpace.distinct((1, 2, 3))):
+  return Spec(tuple(Layer(f'fc{row}', *size, space=space) for row, size in enumerate(sizes)))
 
 
 SPEC = spec_of((4, 8), (8, 4), (4, 4))

@@ -8,11 +8,14 @@ from toy_search import SPEC, TARGET, search
 from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
 
-THREE = np.arange(3, dtype=np.int8)[:, None, None] * np.ones((1, 4, 5), np.int8)
+
+def scored(correct, loss):
+  genomes = np.zeros((len(correct), len(SPEC), 5), np.int8)
+  return Archive.empty(SPEC).extended(genomes, correct, loss, 0)
 
 
 def test_accuracy_ties_are_broken_by_loss_and_loss_ranks_by_loss():
-  archive = Archive.empty(SPEC).extended(THREE, [5, 7, 7], [1.0, 9.0, 8.0], 0)
+  archive = scored([5, 7, 7], [1.0, 9.0, 8.0])
   assert archive.ranking('accuracy').tolist() == [2, 1, 0]
   assert archive.ranking('loss').tolist() == [0, 2, 1]
 
@@ -22,9 +25,7 @@ def test_accuracy_ties_are_broken_by_loss_and_loss_ranks_by_loss():
   st.sampled_from(['accuracy', 'loss']),
 )
 def test_cost_orders_as_the_ranking_does(scores, fitness):
-  correct, loss = np.array(scores).T
-  genomes = np.zeros((len(scores), len(SPEC), 5), np.int8)
-  archive = Archive.empty(SPEC).extended(genomes, correct, loss, 0)
+  archive = scored(*np.array(scores).T)
   ranked = archive.cost(fitness)[archive.ranking(fitness)]
   assert (np.diff(ranked) >= 0).all()
 

@@ -36,19 +36,18 @@ def test_every_budget_is_respected_and_every_search_ends(budget, seed):
 
 
 def test_initial_genomes_within_the_budget_come_first_and_copies_count_once():
-  first, *others = random_genomes(np.random.default_rng(1), SPEC, 8)
-  params = count_params(SPEC, np.stack([first, *others]))
+  genomes = random_genomes(np.random.default_rng(1), SPEC, 8)
+  params = count_params(SPEC, genomes)
   budget = int(np.median(params))
-  archive, _ = search(initial=np.stack([first] * 50 + others), budget=budget)
-  within = canonicalize(SPEC, np.stack([first, *others])[params <= budget])
+  archive, _ = search(initial=np.concatenate([genomes[:1]] * 50 + [genomes]), budget=budget)
+  within = canonicalize(SPEC, genomes[params <= budget])
   assert 0 < len(within) < 8
   assert_array_equal(archive.genomes[: len(within)], within)
 
 
 @pytest.mark.parametrize('mode', ['paper', 'pareto', 'random'])
 def test_a_resumed_search_equals_an_uninterrupted_one(mode):
-  changes = {} if mode == 'paper' else {'generations': 3}
-  plan = dataclasses.replace(SMALL, mode=mode, **changes)
+  plan = dataclasses.replace(SMALL, mode=mode, generations=3)
   saved = []
   whole, _ = search(plan, on_generation=saved.append)
   for archive in saved:
