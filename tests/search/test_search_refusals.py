@@ -87,7 +87,6 @@ CALLS = {
   evolved: [
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
     ({'score': judge(np.full(20, 0.5))}, 'whole numbers'),
-    ({'score': judge(loss=np.full(20, np.inf))}, 'inf for structure 0'),
   ],
   Evolution: [
     ({'mutations': 40}, 'mutations=40'),
