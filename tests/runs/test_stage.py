@@ -239,6 +239,7 @@ SHORT = {
   [
     {'presets': ('gradient', 'lora'), 'finetune__on': 'train+val', **SHORT},
     {'structure': 'gradient', 'presets': (), **SHORT},
+    {'structure': 'known', 'model__weights': 'embedded', 'presets': (), **SHORT},
     {'job': 'compare', 'budget': None, 'presets': (), **SHORT},
   ],
 )

@@ -59,20 +59,15 @@ def prepared(config, gradient_run, tmp_path):
   return context_of(config, workdir)
 
 
-def test_the_result_has_all_keys_and_null_for_what_only_a_search_has(gradient_run):
-  _, result = gradient_run
+def test_the_result_has_all_keys_and_the_structure_that_was_written_before_training(gradient_run):
+  workdir, result = gradient_run
   assert result.keys() >= results.Result.__annotations__.keys()
   assert result['structure'] == 'gradient'
   for name in ('finetuned', 'evaluations', 'hypervolume'):
     assert result[name] is None
-  stages = {'head', 'structure', 'training', 'test', 'report'}
-  assert set(result['seconds']) == stages
+  assert set(result['seconds']) == {'head', 'structure', 'training', 'test', 'report'}
   assert 0 < result['structures']['gradient']['params'] <= 1000
   assert result['allocation'].items() >= {'budget': 1000, 'proposed': False, 'epochs': 2}.items()
-
-
-def test_its_structure_is_the_one_that_was_written_before_training(gradient_run):
-  workdir, result = gradient_run
   described = read_json(workdir / 'structure' / 'genome.json')
   assert described['genome'] == result['structures']['gradient']['genome']
   forms = {layer[tensor] for layer in described['layers'] for tensor in 'CD'}
