@@ -47,7 +47,8 @@ class Problem(NamedTuple):
 def images_and_labels(name):
   size = IMAGE_SIZES[name]
   images = jax.random.normal(jax.random.key(0), (NUM_IMAGES, size, size, 3))
-  return images, jax.random.randint(jax.random.key(1), (NUM_IMAGES,), 0, 4)
+  # With this key some are right about the last image, which padding repeats.
+  return images, jax.random.randint(jax.random.key(8), (NUM_IMAGES,), 0, 4)
 
 
 @functools.cache
