@@ -27,8 +27,7 @@ def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_o
 @settings(deadline=None, max_examples=20)
 @given(budget=st.sampled_from([0, 1, 3, 20, 100, 400, None]), seed=st.integers(0, 100))
 def test_every_budget_is_respected_and_every_search_ends(budget, seed):
-  tiny = Evolution(population=10, generations=2, parents=3, mutations=5, crossovers=5)
-  archive, _ = search(tiny, seed=seed, budget=budget)
+  archive, _ = search(dataclasses.replace(SMALL, generations=2), seed=seed, budget=budget)
   counts = count_params(SPEC, archive.genomes)
   assert len(counts) >= 1
   assert budget is None or counts.max() <= budget
