@@ -86,11 +86,10 @@ def chosen(methods: Iterable[Method], given: argparse.Namespace) -> list[Method]
 
 
 def tune(given: argparse.Namespace) -> None:
-  """Chooses the rates of all methods of the budgets."""
+  """Chooses the rates of all methods of the budgets but ours, which has those of `gradient`."""
   methods: list[Method] = []
   for budget in given.budgets:
-    ours = [(name, budget) for name in ('pass', 'pass/usual', 'random(0)')]
-    methods += [*plan.fixed_up_to(budget), *ours, *plan.searched(budget)]
+    methods += [*plan.fixed_up_to(budget), ('random(0)', budget), *plan.searched(budget)]
   choose_rates(given, chosen(methods, given))
 
 

@@ -1,6 +1,6 @@
 """Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
 
-  python -m benchmarks.structures.figure [--version VERSION]
+  python -m benchmarks.structures.figure [--version VERSION ...]
 
 A panel for each budget that has results, a line for each task that has some. The fixed method is
 the best of all of at most the budget, by the means of the tests that it is compared on; its name
@@ -26,9 +26,9 @@ SMALL = 8  # size of text
 def main() -> None:
   """Draws all budgets of which there are results."""
   parser = make_parser(__doc__)
-  parser.add_argument('--version', help='of the lines; by default the present one')
-  version = parser.parse_args().version
-  stores = {part: plan.MAIN.store(part, version) for part in MARKERS}
+  parser.add_argument('--version', nargs='+', help='of the lines; by default the present one')
+  versions = parser.parse_args().version
+  stores = {part: plan.MAIN.store(part, versions) for part in MARKERS}
   print_others(stores)
   rates, found = plan.MAIN.read_rates(), {}
   for budget in plan.BUDGETS:

@@ -39,6 +39,7 @@ SEARCH_SEEDS = 3
 RANDOM = 5  # random structures of each budget, for the headroom
 MAX_RANK = 16
 OURS = 'pass(prior shifts)'  # as `config.structure='gradient'` does it
+BEFORE = 'gradient(shifts)'  # as it was done in folds, at sizes that have no other results
 PLACES = ('', '@qkv', '@attn', '@mlp', '@last_half')
 WITHOUT_RANK = ('bitfit', 'ssf', 'prompt', 'scale_shift', 'scale_shift@last_half')
 WITH_RANK = {  # and their places
@@ -222,7 +223,7 @@ def strongest_lora(budget: int) -> str:
 
 def beside(budget: int, task: str) -> list[Method]:
   """What ours is held against on a task beside the simple methods of its size."""
-  folds = [(name, budget) for name in ('gradient', 'gradient(shifts)')]
+  folds = [(name, budget) for name in ('gradient', BEFORE)]
   return controls(budget, task) + folds + twice_as_large(budget) + searched(budget)
 
 

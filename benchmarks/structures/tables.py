@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.machinery.measuring import print_result, print_table
 from benchmarks.structures import plan
 from benchmarks.structures.jobs import UNKNOWN, Job, Store
+from benchmarks.structures.methods import KNOWN
 from benchmarks.structures.plan import Method, Protocol, Rates, rated
 from benchmarks.structures.statistics import Difference, answers, broken_down, difference, headroom
 from benchmarks.structures.tasks import TASKS
@@ -100,7 +101,7 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
     ours, others, drawn, beside = (
       rows_of(store, task, rates, methods)
       for methods in (
-        [(plan.OURS, budget)],
+        [(plan.OURS, budget), (plan.BEFORE, budget)],
         fixed,
         plan.randoms(budget),
         plan.beside(budget, task),
@@ -192,7 +193,7 @@ def print_bar(part: str, store: Store, rates: Rates, budget: int) -> dict[str, A
   found = budget_table(store, names, rates, budget)
   print_lines(part, budget, found)
   complete = []
-  ours = [(plan.OURS, budget), ('pass', budget)]
+  ours = [(name, budget) for name in (plan.OURS, 'pass', KNOWN, plan.BEFORE)]
   for method in [*ours, *(method for method in fixed if method in rates)]:
     rows = [row for name in names for row in rows_of(store, name, rates, [method])]
     if names and len(rows) == len(names):
