@@ -107,7 +107,7 @@ def budget_table(store: Store, names: Sequence[str], rates: Rates, budget: int) 
         plan.beside(budget, task),
       )
     )
-    if not ours or not others:
+    if not ours or len(others) < len(fixed):  # not all of the bar was run
       continue
     table[task] = line = line_of(ours[0], others, beside)
     if len(drawn) > 1:
