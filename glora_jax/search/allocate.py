@@ -99,7 +99,8 @@ def allocate(
   Raises:
     ValueError: an argument is of another type or out of range, the variables or a prior are those
       of another model, nothing that is considered is on offer, the budget fits no unit, there is no
-      batch, a loss or its gradient is not finite, or no layer has a gradient.
+      batch, or a single one beside a prior, a loss or its gradient is not finite, or no layer has a
+      gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -150,17 +151,21 @@ def allocate(
       'fewer epochs.'
     )
   borrowed = 0.0
-  if signal is not None:
-    if callable(prior):
-      priors = check_priors(adapted.spec, prior() if signal < CLEAR else None, number)
-    if priors:
-      borrowed = share_of(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
-      values = pooled(values, mean_of([prior.values for prior in priors]), borrowed)
-      log.info(
-        "Of the gradient's square %.3f is no noise; %.0f%% of the values are the prior's.",
-        signal,
-        100 * borrowed,
+  if callable(prior) and signal is not None and signal < CLEAR:
+    priors = check_priors(adapted.spec, prior(), number)
+  if priors:
+    if signal is None:
+      raise ValueError(
+        'A single batch does not say how much of the gradient is noise, and so how much a prior '
+        'counts; give several batches.'
       )
+    borrowed = share_of(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
+    values = pooled(values, mean_of([prior.values for prior in priors]), borrowed)
+    log.info(
+      "Of the gradient's square %.3f is no noise; %.0f%% of the values are the prior's.",
+      signal,
+      100 * borrowed,
+    )
   curve = trace_curve(adapted.spec, values)
   proposed = budget is None
   if budget is None:

@@ -100,6 +100,7 @@ class Pass:
       program = ahead.program.result() if ahead is not None and fits else self._program
       total, of_batch = program(*arguments)
       found.append(of_batch)
+      jax.block_until_ready(found[-2:-1])  # no more than two batches wait for the device
     if not found:
       raise ValueError('There are no batches; give at least one.')
     losses, finite, squares = np.array(jax.device_get(found), np.float64).T

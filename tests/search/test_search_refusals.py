@@ -51,8 +51,8 @@ def without_gradient(forward, batch, key):
   return jnp.sqrt(jnp.square(logits - jax.lax.stop_gradient(logits)).sum())  # 0, whatever x is
 
 
-def with_prior(make):
-  allocating(prior=make(allocating()))
+def with_prior(make, **changes):
+  allocating(prior=make(allocating()), **changes)
 
 
 def with_a_wider_layer(own):
@@ -83,6 +83,7 @@ CALLS = {
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
     (with_a_wider_layer, '99 x'),
+    ({'make': lambda own: own, 'batches': mixed()[2][:1]}, 'single batch'),
   ],
   evolved: [
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
