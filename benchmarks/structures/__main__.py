@@ -7,7 +7,7 @@
 
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that is
 warm for all alike. `tune` chooses the learning rate of each method and size on development tasks;
-`develop` compares structures and options of training there; `know` writes what all development
+`develop` compares structures there; `know` writes what all development
 tasks together say of the backbone, which the package ships; `final` runs the final tasks; `confirm`
 runs the tasks that were written when all methods were fixed, ours against the fixed ones alone;
 `tables` prints what is there, which `figure` draws, and nothing at all runs all of them.
@@ -94,7 +94,7 @@ def tune(given: argparse.Namespace) -> None:
 
 
 def develop(given: argparse.Namespace) -> None:
-  """The tournament of values and options on the development tasks."""
+  """The tournament on the development tasks."""
   store, rates = MAIN.store('development'), MAIN.read_rates()
   names = given.tasks or plan.tasks('development')
   for budget in given.budgets:

@@ -33,7 +33,7 @@ from glora_jax.search.evolution import evolve
 from glora_jax.search.scoring import make_image_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
-from glora_jax.training.losses import cross_entropy, drop_components, make_loss
+from glora_jax.training.losses import cross_entropy, make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -45,8 +45,6 @@ BATCH_SIZE = 64
 STEPS_PER_CALL = 48
 NUM_TRAIN = 800
 PURPOSES = ('init', 'head', 'order', 'structure')  # of a seed's random keys
-DROPOUT = 0.2  # of rank-one parts, with `+dropout` (MLAE, arXiv 2405.18897)
-MAX_GRAD_NORM = 1.0  # with `+bounded`
 ANSWERS_BELOW = 1000  # seeds whose answers are kept, image by image
 SUPERNET_RANKS = (4,)
 FINETUNING_SHARE = 4  # of the epochs one in so many
@@ -91,7 +89,7 @@ def key_of(seed: int, purpose: str) -> jax.Array:
   return jax.random.split(jax.random.key(seed), len(PURPOSES))[PURPOSES.index(purpose)]
 
 
-def recipe(epochs: int, max_grad_norm: float = 0.0) -> Recipe:
+def recipe(epochs: int) -> Recipe:
   """How structures are trained; the learning rate is a factor beside it."""
   return Recipe(
     epochs=epochs,
@@ -100,7 +98,6 @@ def recipe(epochs: int, max_grad_norm: float = 0.0) -> Recipe:
     learning_rate=1.0,
     initial_learning_rate=0.0,
     final_learning_rate=1e-3,
-    max_grad_norm=max_grad_norm,
   )
 
 
@@ -130,15 +127,13 @@ def scaled() -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: 1.0, update)
 
 
-def optimizer(epochs: int, max_grad_norm: float = 0.0) -> optax.GradientTransformation:
+def optimizer(epochs: int) -> optax.GradientTransformation:
   """AdamW by the recipe, times the learning rate."""
-  return optax.chain(recipe(epochs, max_grad_norm).optimizer(NUM_TRAIN), scaled())
+  return optax.chain(recipe(epochs).optimizer(NUM_TRAIN), scaled())
 
 
 @functools.cache
-def program(
-  model: Model, epochs: int, dropout: float = 0.0, max_grad_norm: float = 0.0
-) -> Callable:
+def program(model: Model, epochs: int) -> Callable:
   """The compiled training steps of the structure whose genome lies among the frozen arrays."""
   base = backbone(model)
   adapted = base.adapted
@@ -148,15 +143,12 @@ def program(
     variables = adapted.join(trainable, frozen)
     genome = variables.pop('genome')
     _, _, model_key = jax.random.split(key, 3)  # as `make_loss` takes it
-    if dropout:
-      supports = drop_components(model_key, variables['glora'], adapted.groups, genome, dropout)
-      variables = {**variables, 'glora': supports}
     rngs = {'drop_path': model_key}
     inputs = base.preprocess(images)
     logits = adapted.apply(variables, inputs, genome=genome, rngs=rngs, train=True)
     return cross_entropy(logits, labels)
 
-  return loop.make_steps(loss_fn, optimizer(epochs, max_grad_norm))
+  return loop.make_steps(loss_fn, optimizer(epochs))
 
 
 @functools.cache
@@ -207,9 +199,9 @@ def setting(
   return Setting(task, seed, shifts, ranks)
 
 
-def start_state(trainable: Any, epochs: int, rate: float, max_grad_norm: float = 0.0) -> Any:
+def start_state(trainable: Any, epochs: int, rate: float) -> Any:
   """The optimizer's state before the first step, with the learning rate in it."""
-  *others, _ = optimizer(epochs, max_grad_norm).init(trainable)
+  *others, _ = optimizer(epochs).init(trainable)
   return (*others, jnp.float32(rate))
 
 
@@ -247,7 +239,7 @@ def trained(job: Job, where: Setting, genome: bytes, start: str) -> Any:
   """The variables of a structure after its training; kept, for methods that name the same.
 
   Args:
-    job: the job; of its method, options of training alone.
+    job: the job, without its method.
     where: the setting.
     genome: int8 [layer, 5], in C order.
     start: see `methods.starting`.
@@ -255,11 +247,9 @@ def trained(job: Job, where: Setting, genome: bytes, start: str) -> Any:
   from benchmarks.structures import methods
 
   codes = np.frombuffer(genome, np.int8).reshape(-1, len(TENSORS))
-  dropout = DROPOUT if 'dropout' in job.method else 0.0
-  bound = MAX_GRAD_NORM if 'bounded' in job.method else 0.0
-  steps = program(where.model, job.epochs, dropout, bound)
+  steps = program(where.model, job.epochs)
   trainable, frozen = where.adapted.split(methods.starting(where, start))
-  state = start_state(trainable, job.epochs, job.rate, bound)
+  state = start_state(trainable, job.epochs, job.rate)
   fixed = {**frozen, 'genome': jnp.asarray(codes)}
   key = key_of(job.seed, 'order')
   found = fit(steps, trainable, state, fixed, where.train, job.epochs, key)
@@ -280,8 +270,7 @@ def run(job: Job) -> dict[str, Any]:
     times.append(time.perf_counter())
     genome, start, notes = methods.structure(job)
     times.append(time.perf_counter())
-    options = '+'.join(methods.Name.parse(job.method).options)
-    alike = job._replace(method=options, budget=0)
+    alike = job._replace(method='', budget=0)
     variables = trained(alike, where, genome.astype(np.int8).tobytes(), start)
   times.append(time.perf_counter())
   return {

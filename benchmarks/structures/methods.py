@@ -16,8 +16,7 @@ Results have lines of `gradient`, too, which had its values held out in folds, a
 (commit ee5beb0b has them last).
 
 A structure read off a gradient starts with down factors on its singular vectors, all others with
-the usual ones; `/usual` and `/aligned` after the name cross that. `+dropout` and `+bounded`
-(gradients of a norm of at most 1) after it are options of training.
+the usual ones; `/usual` and `/aligned` after the name cross that.
 """
 
 import bisect
@@ -59,22 +58,19 @@ class Name(NamedTuple):
     base: name of a preset, or one of the above.
     argument: what stands in parentheses; '' for nothing.
     start: 'aligned' or 'usual'.
-    options: of training.
   """
 
   base: str
   argument: str
   start: str
-  options: tuple[str, ...]
 
   @classmethod
   def parse(cls, text: str) -> 'Name':
     """Takes a name apart."""
-    text, *options = text.split('+')
     text, _, start = text.partition('/')
     base, _, argument = text.removesuffix(')').partition('(')
     usually = 'aligned' if base in ('pass', 'gradient', 'random') else 'usual'
-    return cls(base, argument, start or usually, tuple(options))
+    return cls(base, argument, start or usually)
 
 
 def structure(job: Job) -> tuple[np.ndarray, str, dict[str, Any]]:
