@@ -431,7 +431,6 @@ def fit_batches(
         f'{name}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
       )
   if settings.has_gradient and settings.allocation.prior == 'known' and settings.known is None:
-    log.info("Nothing is known of model.weights=%s: prior='shifts'.", settings.model.weights)
     allocation = dataclasses.replace(settings.allocation, prior='shifts')
     fitted = dataclasses.replace(fitted, allocation=allocation)
   return fitted

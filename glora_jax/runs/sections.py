@@ -289,10 +289,10 @@ class AllocationSettings:
     description='most rank-one parts that a layer can get of A or of B',
   )
   prior: Literal['shifts', 'known'] | None = Field(
-    default='shifts',
-    description="what a gradient that is mostly noise borrows from: 'shifts' is the gradient of "
-    "telling which way the same images were shifted, 'known' what is known of the backbone, and "
-    "where that is nothing 'shifts'; None for nothing",
+    default='known',
+    description="what a gradient that is mostly noise borrows from: 'known' is what is known of "
+    "the backbone, and where that is nothing 'shifts', the gradient of telling which way the same "
+    'images were shifted; None for nothing',
   )
   known: Text | None = Field(
     default=None,

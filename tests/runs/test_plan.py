@@ -175,13 +175,12 @@ def test_every_method_is_tuned_unless_its_rate_is_given_and_trained_from_every_s
 
 
 def test_a_gradient_is_read_for_every_seed_and_serves_all_budgets():
-  images = sums(COMPARING)
-  left = 6 - COMPARING.allocation.epochs()
+  shifts = dataclasses.replace(COMPARING.allocation, prior='shifts')
+  images = sums(dataclasses.replace(COMPARING, allocation=shifts))
+  left = 6 - shifts.epochs()
   for stage, seeds, rates, budgets in (('tuning', 1, 2, 1), ('training', 3, 1, 2)):
     name = f'{stage}/gradient'
     assert images[name, 'features'] == seeds * 2 * 640  # and as many that are shifted
     assert images[name, 'allocation'] == seeds * 2 * 640
     assert images[name, 'train_many'] == seeds * budgets * rates * left * 10 * 64
-  alone = dataclasses.replace(COMPARING.allocation, prior=None)
-  images = sums(dataclasses.replace(COMPARING, allocation=alone))
-  assert images['training/gradient', 'features'] == 3 * 640
+  assert sums(COMPARING)['training/gradient', 'features'] == 3 * 640
