@@ -38,7 +38,7 @@ SEARCHED_BUDGETS = (9_216, 36_864)
 SEARCH_SEEDS = 3
 RANDOM = 5  # random structures of each budget, for the headroom
 MAX_RANK = 16
-OURS = 'pass(prior shifts)'  # as `config.structure='gradient'` does it
+OURS = 'pass(prior known)'  # as `config.structure='gradient'` does it
 BEFORE = 'gradient(shifts)'  # as it was done in folds, at sizes that have no other results
 PLACES = ('', '@qkv', '@attn', '@mlp', '@last_half')
 WITHOUT_RANK = ('bitfit', 'ssf', 'prompt', 'scale_shift', 'scale_shift@last_half')
@@ -209,7 +209,7 @@ def controls(budget: int, task: str) -> list[Method]:
   """What a gain must hold against: its parts apart, and another task's structure."""
   names = tasks(TASKS[task].set)
   other = names[(names.index(task) + 1) % len(names)]
-  ours = ('pass', 'pass/usual', f'pass(of {other})', KNOWN, f'{KNOWN}/aligned', 'pass(prior known)')
+  ours = ('pass', 'pass/usual', f'pass(of {other})', 'pass(prior shifts)', KNOWN)
   return [*((name, budget) for name in ours), (f'{strongest_lora(budget)}/aligned', 0)]
 
 
