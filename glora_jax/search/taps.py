@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import ModuleCall, put_beside
@@ -35,7 +34,7 @@ def tapped(layout: Layout, kernel: jax.Array, slots: Any, probes: Any) -> jax.Ar
   Args:
     layout: layout of the kernel.
     kernel: kernel of a layer or of a stack of layers.
-    slots: zeros in the shapes of the products; see `_slots`.
+    slots: zeros in the shapes of the products.
     probes: what the gradient, and the kernel times the gradient, are multiplied by.
 
   Returns:
@@ -52,6 +51,16 @@ def _tapped_forward(layout, kernel, slots, probes):
 
 def _tapped_backward(layout, residuals, gradient):
   kernel, probes = residuals
+  return None, _products(layout, kernel, gradient, probes), None
+
+
+tapped.defvjp(_tapped_forward, _tapped_backward)
+
+
+def _products(
+  layout: Layout, kernel: jax.Array, gradient: jax.Array, probes: Mapping[str, Probe]
+) -> dict[str, jax.Array]:
+  """What a kernel's gradient meets, and is forgotten."""
   gradient = layout.matrices(gradient).astype(jnp.float32)
   scaled = layout.matrices(kernel).astype(jnp.float32) * gradient
   found = {'scale': scaled.sum(-2)}
@@ -59,20 +68,7 @@ def _tapped_backward(layout, residuals, gradient):
     if name in probes:
       found[f'{name}_right'] = matrix @ probes[name].right
       found[f'{name}_left'] = jnp.swapaxes(probes[name].left, -1, -2) @ matrix
-  return None, found, None
-
-
-tapped.defvjp(_tapped_forward, _tapped_backward)
-
-
-def _slots(site: Site, probes: Mapping[str, Probe]) -> dict[str, np.ndarray]:
-  """Zeros in the shapes of the products of a site's kernel."""
-  stack, fan_in, fan_out = site.layout.sizes(site.kernel_shape)
-  slots = {'scale': np.zeros((*stack, fan_out), np.float32)}
-  for name, probe in probes.items():
-    slots[f'{name}_right'] = np.zeros((*stack, fan_in, probe.right.shape[-1]), np.float32)
-    slots[f'{name}_left'] = np.zeros((*stack, probe.left.shape[-1], fan_out), np.float32)
-  return slots
+  return found
 
 
 def member_probes(
@@ -91,7 +87,10 @@ def member_probes(
 
 def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict[str, Any]:
   """What the loss is differentiated by at a site: zeros that get the products, and its bias."""
-  return _slots(site, probes) | ({'bias': site.bias(params)} if site.has_bias else {})
+  kernel = jax.ShapeDtypeStruct(site.kernel_shape, jnp.float32)
+  shapes = jax.eval_shape(functools.partial(_products, site.layout), kernel, kernel, probes)
+  slots = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes)
+  return slots | ({'bias': site.bias(params)} if site.has_bias else {})
 
 
 def _run(layout: Layout, call: ModuleCall) -> Any:
