@@ -162,7 +162,7 @@ def allocate(
     borrowed = share_of(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
     values = pooled(values, mean_of([prior.values for prior in priors]), borrowed)
     log.info(
-      "Of the gradient's square %.3f is no noise; %.0f%% of the values are the prior's.",
+      "Of the gradient's square %.3f is not noise; %.0f%% of the values are the prior's.",
       signal,
       100 * borrowed,
     )

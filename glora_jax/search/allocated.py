@@ -19,7 +19,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
-from glora_jax.search.known import Known, describe
+from glora_jax.search.known import Known, check_layers, describe
 
 NOISE = 0.14  # a signal of this size is trusted by half
 CLEAR = 0.3  # one of this size needs no other
@@ -166,10 +166,10 @@ def pooled(own: Values, other: Values, share: float) -> Values:
     >>> [round(float(part[0]), 2) for part in pooled(own, other, 0.5)]
     [0.6, 0.1, 0.1, 0.1, 0.1]
   """
-  size = sum(float(part.sum()) for part in own)
+  total = own.total()
   return Values(
     *(
-      (1 - share) * first + share * size * second
+      (1 - share) * first + share * total * second
       for first, second in zip(own, other.shares(), strict=True)
     )
   )
@@ -202,14 +202,8 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
       f'prior={shown(prior)} must be what glora_jax.allocate returned, known values, a list of '
       'such, a function that gives that, or None.'
     )
-  theirs, ours = ([describe(layer) for layer in layers] for layers in (prior.spec, spec))
-  if theirs != ours:
-    differing = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-    first = f' (the first is {differing[0]} there, {differing[1]} here)' if differing else ''
-    raise ValueError(
-      f'The prior has {len(prior.spec)} rows that are not the {len(spec)} rows of this model'
-      f'{first}; allocate it on the same adapted model.'
-    )
+  theirs = [describe(layer) for layer in prior.spec]
+  check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
   parts = prior.values.B_lora.shape[-1]
   if parts != number:
     raise ValueError(

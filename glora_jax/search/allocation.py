@@ -45,10 +45,14 @@ class Values(NamedTuple):
   C_vector: np.ndarray
   E_vector: np.ndarray
 
+  def total(self) -> float:
+    """What all of them are worth together."""
+    return sum(float(part.sum()) for part in self)
+
   def shares(self) -> Values:
     """The same on a scale of their own: all values add up to 1, unless all are 0."""
-    size = sum(float(part.sum()) for part in self) or 1.0
-    return Values(*(part / size for part in self))
+    total = self.total() or 1.0
+    return Values(*(part / total for part in self))
 
 
 # What the fields of `Values` are about: the tensor and its form.

@@ -255,7 +255,7 @@ def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarra
     )
   scores = []
   for name, values in zip(('correct', 'loss'), given, strict=True):
-    # What is masked is no number.
+    # A masked score counts as not a number.
     values = np.ma.asarray(as_numbers('scores', values), np.float64).filled(np.nan)
     if values.shape != (size,):
       raise ValueError(

@@ -46,6 +46,26 @@ def describe(layer: Layer) -> str:
   return f'{layer.name} {layer.in_features} x {layer.out_features}{bias}'
 
 
+def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> None:
+  """Raises ValueError unless values are of the layers of a spec.
+
+  Args:
+    what: what has the values.
+    theirs: its layers; see `describe`.
+    spec: the layers of the model.
+    remedy: what to do.
+  """
+  ours = [describe(layer) for layer in spec]
+  if theirs == ours:
+    return
+  pairs = zip(theirs, ours, strict=False)
+  first = next((f' ({there} there, {here} here)' for there, here in pairs if there != here), '')
+  raise ValueError(
+    f'{what} has values of {len(theirs)} layers that are not the {len(ours)} of this model{first}; '
+    f'{remedy}'
+  )
+
+
 def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
   """Writes the mean of values by several losses (`Allocation.values`) on the layers of a spec."""
   found = mean_of(losses)
@@ -64,14 +84,7 @@ def read(path: Path, spec: Spec) -> Known:
     ValueError: the file is damaged, or of other layers.
   """
   content = read_record(path, _KIND, _Content)
-  layers = [describe(layer) for layer in spec]
-  if content['layers'] != layers:
-    pairs = zip(content['layers'], layers, strict=False)
-    first = next((f' ({there} there, {here} here)' for there, here in pairs if there != here), '')
-    raise ValueError(
-      f'{path} has values of {len(content["layers"])} layers that are not the {len(layers)} of '
-      f'this model{first}; give the file of this backbone.'
-    )
+  check_layers(str(path), content['layers'], spec, 'give the file of this backbone.')
   try:
     values = Values(**{name: np.asarray(part, float) for name, part in content['values'].items()})
     rows = [np.shape(part)[:1] for part in values]

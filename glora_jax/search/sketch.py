@@ -86,7 +86,7 @@ class Pass:
       the batches: at most 1, in the mean 0 where all is noise; None of a single batch.
 
     Raises:
-      ValueError: there is no batch.
+      ValueError: there are no batches.
       NonFiniteError: a loss or its gradient is not finite.
     """
     total, probes, fixed = self._arguments()
@@ -134,7 +134,7 @@ class Pass:
     return {group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted.groups}
 
   def _finished(self, total: Any, squares: np.ndarray) -> tuple[Mean, float | None]:
-    """The mean over batches, of which the squared gradients are known, and what is no noise."""
+    """The mean gradient, and how much of it is not noise, by the squares of the batches' own."""
     count = len(squares)
     mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, total)
     square = float(self._square(mean))
