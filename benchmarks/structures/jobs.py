@@ -72,14 +72,18 @@ class Store:
 
   Attributes:
     path: of the file.
-    versions: of the results; new ones are of the present version.
+    own: the present version, which new results get.
+    versions: of the results.
     results: what the file holds of them.
     others: the number of lines that it holds of each other version.
   """
 
-  def __init__(self, path: str, wanted: Sequence[str] | None = None) -> None:
-    """Reads the file, if there is one."""
-    self.path, self.versions = path, wanted or [version()]
+  def __init__(
+    self, path: str, wanted: Sequence[str] | None = None, own: str | None = None
+  ) -> None:
+    """Reads the file, if there is one; by default for the present version of structures."""
+    self.path, self.own = path, own or version()
+    self.versions = wanted or [self.own]
     self.results: dict[Job, dict[str, Any]] = {}
     self.others: collections.Counter[str] = collections.Counter()
     for line in read_lines(path):
@@ -93,7 +97,7 @@ class Store:
 
   def add(self, job: Job, result: Mapping[str, Any]) -> None:
     """Appends a result to the file, with its version."""
-    content = {'job': list(job), 'version': version(), **result}
+    content = {'job': list(job), 'version': self.own, **result}
     append_line(self.path, content)
     self._note(**content)
 

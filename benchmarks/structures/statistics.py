@@ -88,16 +88,3 @@ def broken_down(accuracies: Sequence[float]) -> np.ndarray:
   """Which trainings of a task broke down, bool, by their test accuracies: see `BROKEN`."""
   found = np.asarray(accuracies)
   return found < BROKEN * np.median(found) if found.size else np.zeros(0, bool)
-
-
-def rank_correlation(
-  values: np.ndarray, losses: np.ndarray, seed: int = 0
-) -> tuple[float, float, float]:
-  """Spearman's between values and falling losses, and its bootstrap interval over structures."""
-  draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
-  ranks = (stats.rankdata(each[draws], axis=1) for each in (values, -losses))
-  first, second = ((each - each.mean(1, keepdims=True)) for each in ranks)
-  with np.errstate(invalid='ignore'):  # of draws that are all the same
-    found = (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))
-  low, high = np.nanquantile(found, [0.025, 0.975])
-  return float(stats.spearmanr(values, -losses).statistic), float(low), float(high)

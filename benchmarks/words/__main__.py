@@ -20,22 +20,20 @@ import argparse
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machinery.measuring import (
-  append_line,
   in_turn,
   make_parser,
   print_result,
   print_table,
-  read_lines,
   seconds,
 )
 from benchmarks.structures.__main__ import chosen, command, committed
-from benchmarks.structures.jobs import Job, digest_of, run_jobs
+from benchmarks.structures.jobs import Job, Store, digest_of, run_jobs
 from benchmarks.structures.plan import TUNING_SEED, Method, Protocol
 from benchmarks.structures.statistics import answers, difference
 from benchmarks.structures.tables import Row, line_of, print_lines
@@ -61,24 +59,13 @@ SECONDS = os.path.join(PROTOCOL.folder, 'seconds.json')
 COLUMNS = ('seconds', 'warm head', 'gradient', 'steps')
 
 
-class Results:
-  """Results of one version of this code by job, in a file of JSON lines."""
-
-  def __init__(self, part: str, versions: Iterable[str] | None = None) -> None:
-    """Reads the file, if there is one."""
-    self.path = os.path.join(PROTOCOL.folder, f'{part}.jsonl')
-    self.version = digest_of(sorted(HERE.glob('[!_]*.py')))
-    wanted = versions or [self.version]
-    lines = (line for line in read_lines(self.path) if line['version'] in wanted)
-    self.results: dict[Job, dict[str, Any]] = {Job(*line['job']): line for line in lines}
-
-  def add(self, job: Job, result: Mapping[str, Any]) -> None:
-    """Appends a result to the file, with the version."""
-    self.results[job] = {'job': list(job), 'version': self.version, **result}
-    append_line(self.path, self.results[job])
+def store_of(part: str, versions: Sequence[str] | None = None) -> Store:
+  """The results of a part by some versions of what trains, by default the present one."""
+  own = digest_of(sorted(HERE.glob('[!_]*.py')))
+  return Store(os.path.join(PROTOCOL.folder, f'{part}.jsonl'), versions, own)
 
 
-def run(jobs: list[Job], store: Any, given: argparse.Namespace, **more: Any) -> None:
+def run(jobs: list[Job], store: Store, given: argparse.Namespace, **more: Any) -> None:
   """Does the jobs whose results are not there."""
   run_jobs(jobs, store, given.runner, 'words', train=trainings.run, **more)
 
@@ -94,7 +81,7 @@ def rates_of(given: argparse.Namespace) -> dict[Method, float]:
 
 def tune(given: argparse.Namespace) -> None:
   """Chooses the rates of the methods."""
-  store = Results('tuning')
+  store = store_of('tuning')
   ceiling = PROTOCOL._replace(first_rates=(1e-4, 2e-4))
   for protocol, methods in ((PROTOCOL, TUNED), (ceiling, [(CEILING, 0)])):
     work = functools.partial(run, store=store, given=given)
@@ -106,7 +93,7 @@ def compare(part: str, names: Iterable[str], given: argparse.Namespace) -> None:
   """Trains all methods on the tasks of a part."""
   notes = committed(str(HERE)) if part == 'final' else {}
   jobs = PROTOCOL.jobs(rates_of(given), given.tasks or [*names], SEEDS)
-  run(jobs, Results(part), given, notes=notes)
+  run(jobs, store_of(part), given, notes=notes)
 
 
 def time_steps(given: argparse.Namespace) -> None:
@@ -132,7 +119,7 @@ def time_steps(given: argparse.Namespace) -> None:
   print_result('words.seconds', found)
 
 
-def rows_of(store: Results, task: str, rates: Mapping[Method, float]) -> dict[Method, Row]:
+def rows_of(store: Store, task: str, rates: Mapping[Method, float]) -> dict[Method, Row]:
   """The methods that have results on a task."""
   found = {}
   for method, rate in rates.items():
@@ -150,7 +137,7 @@ def tables(given: argparse.Namespace) -> None:
   measured = read_json(SECONDS) if os.path.exists(SECONDS) else {}
   times = {name: sum(parts) for name, parts in measured.items()}
   for part, names in (('development', texts.DEVELOPMENT), ('final', texts.FINAL)):
-    store, lines = Results(part, given.version), {}
+    store, lines = store_of(part, given.version), {}
     for task in names:
       rows = rows_of(store, task, rates)
       means = {row.method[0]: difference(row.right, 0 * row.right) for row in rows.values()}
