@@ -8,6 +8,9 @@ stands at the right. Squares are tasks that were written when all methods were f
 matplotlib, which the extra `notebooks` brings.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from benchmarks.machinery.measuring import make_parser
@@ -21,6 +24,27 @@ MARKERS = {'final': 'o', 'confirming': 's'}
 COLUMNS = 2
 WIDTH, HEIGHT, LINE = 4.9, 1.0, 0.27  # inches: of a panel, beside its lines, of a line
 SMALL = 8  # size of text
+COLORS = PALETTES['light']
+BY_VERDICT = {'win': COLORS['teal'], 'tie': COLORS['dim'], 'loss': COLORS['red']}
+
+
+def draw_differences(
+  axis: Any, table: Mapping[str, Any], tasks: Sequence[str], marker: Callable[[str], str]
+) -> None:
+  """Differences to the best fixed method of each task with their intervals, in a panel."""
+  axis.axvline(0, color=COLORS['ink'], linewidth=0.8)
+  axis.set_yticks(range(len(tasks)), tasks)
+  axis.set_ylim(len(tasks) - 0.5, -0.5)
+  for task, line in table.items():
+    mean, low, high = line['difference']
+    color, place = BY_VERDICT[line['verdict']], tasks.index(task)
+    axis.plot((low, high), (place, place), color=color, linewidth=2)
+    axis.plot(mean, place, marker(task), color=color, markersize=6)
+    name, *_ = line['best_fixed']
+    where = {'transform': axis.get_yaxis_transform(), 'va': 'center'}
+    axis.text(1.02, place, name, fontsize=SMALL, color=COLORS['dim'], **where)
+  axis.spines[['top', 'right']].set_visible(False)
+  axis.set_xlabel('points over the best fixed method (right)')
 
 
 def main() -> None:
@@ -51,24 +75,10 @@ def main() -> None:
   axes = figure.subplots(len(rows), COLUMNS, height_ratios=heights, **shared)
   for axis in axes.flat[len(found) :]:
     axis.set_axis_off()
-  colors = PALETTES['light']
-  by_verdict = {'win': colors['teal'], 'tie': colors['dim'], 'loss': colors['red']}
   for number, (axis, budget) in enumerate(zip(axes.flat, found, strict=False)):
     tasks = rows[number // COLUMNS]
-    axis.axvline(0, color=colors['ink'], linewidth=0.8)
-    axis.set_yticks(range(len(tasks)), tasks)
-    axis.set_ylim(len(tasks) - 0.5, -0.5)
-    for task, line in found[budget].items():
-      mean, low, high = line['difference']
-      color, place = by_verdict[line['verdict']], tasks.index(task)
-      axis.plot((low, high), (place, place), color=color, linewidth=2)
-      axis.plot(mean, place, MARKERS[TASKS[task].set], color=color, markersize=6)
-      name, *_ = line['best_fixed']
-      where = {'transform': axis.get_yaxis_transform(), 'va': 'center'}
-      axis.text(1.02, place, name, fontsize=SMALL, color=colors['dim'], **where)
-    axis.spines[['top', 'right']].set_visible(False)
+    draw_differences(axis, found[budget], tasks, lambda task: MARKERS[TASKS[task].set])
     axis.set_title(f'{budget:,} parameters', fontsize=10)
-    axis.set_xlabel('points over the best fixed method (right)')
   figure.savefig(PATH, dpi=150)
   print(PATH)
 

@@ -1,6 +1,6 @@
 """Does a structure read off one gradient beat the simple methods on real texts?
 
-  pip install tokenizers
+  pip install tokenizers matplotlib
   python -m benchmarks.words [prepare|tune|develop|final|seconds|tables] [--quick]
                              [--packages FOLDER] [--methods NAME ...] [--tasks NAME ...]
 
@@ -10,8 +10,9 @@ LoRA of rank 1 in every layer, or the largest smaller one, and all start from th
 head. `prepare` gets two packages and writes tokens to `runs/words/`; `tune` chooses the learning
 rate of each method on films and products; `develop` trains all methods on these, and `final` on
 editorials and tweets, three seeds each; `seconds` times steps of all methods, and what comes before
-them, in turn on a quiet machine; `tables` prints what is there. Results are lines of JSON in
-`results/`; the same command goes on where it was stopped. `final` refuses to run before code and
+them, in turn on a quiet machine; `tables` prints what is there, and draws the final tasks into
+`notebooks/pictures/`. Results are lines of JSON in `results/`; the same command goes on where it
+was stopped. `final` refuses to run before code and
 rates are committed. Two processes on a core each (`taskset -c 0`, by `--methods` or `--tasks`) do
 more in an hour than one on both. `--quick`: one epoch of three methods. The last line is JSON.
 """
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.machinery.measuring import (
   in_turn,
@@ -32,6 +34,7 @@ from benchmarks.machinery.measuring import (
   print_table,
   seconds,
 )
+from benchmarks.structures import figure
 from benchmarks.structures.__main__ import chosen, command, committed
 from benchmarks.structures.jobs import Job, Store, digest_of, run_jobs
 from benchmarks.structures.plan import TUNING_SEED, Method, Protocol
@@ -56,6 +59,7 @@ PROTOCOL = Protocol(
 )
 STEPS, REPEATS = 3, 5  # that are timed
 SECONDS = os.path.join(PROTOCOL.folder, 'seconds.json')
+DIFFERENCES, BY_SECONDS = (f'notebooks/pictures/words{end}.png' for end in ('', '_seconds'))
 COLUMNS = ('seconds', 'warm head', 'gradient', 'steps')
 
 
@@ -154,7 +158,42 @@ def tables(given: argparse.Namespace) -> None:
         lines[task]['accuracy'] = means
     print_lines(part, BUDGET, lines)
     found[part] = lines
+  if lines:
+    draw(lines, times)
   print_result('words', {**found, 'seconds': times})
+
+
+def draw(lines: Mapping[str, Any], times: Mapping[str, float]) -> None:
+  """Draws differences to the best fixed method, and accuracies by seconds, of the final tasks."""
+  size, tasks = (figure.WIDTH, figure.HEIGHT + figure.LINE * len(lines)), [*lines]
+  picture = Figure(figsize=size, layout='constrained')
+  figure.draw_differences(picture.subplots(), lines, tasks, lambda task: 'o')
+  picture.savefig(DIFFERENCES, dpi=150)
+  picture = Figure(figsize=(2 * figure.WIDTH, 4.2), layout='constrained')
+  for axis, task in zip(picture.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True):
+    means = sorted((each, name) for name, each in lines[task]['accuracy'].items() if name in times)
+    for number, ((mean, low, high), name) in enumerate(means):
+      color = figure.COLORS['teal' if name in (OURS[0], KNOWN) else 'dim']
+      axis.plot((times[name],) * 2, (low, high), color=color, linewidth=1)
+      axis.plot(times[name], mean, 'o', color=color, markersize=6)
+      axis.annotate(
+        name,
+        (times[name], mean),
+        (1.04, (number + 0.5) / len(means)),
+        textcoords='axes fraction',
+        arrowprops={
+          'arrowstyle': '-',
+          'relpos': (0, 0.5),
+          'color': figure.COLORS['grey'],
+          'linewidth': 0.6,
+        },
+        fontsize=figure.SMALL,
+        color=color,
+        va='center',
+      )
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.set(title=task, xlabel='seconds', ylabel='test accuracy, %')
+  picture.savefig(BY_SECONDS, dpi=150)
 
 
 def quick(given: argparse.Namespace) -> None:
