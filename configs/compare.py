@@ -1,15 +1,14 @@
-"""Presets, full fine-tuning, and two ways to choose a structure, on the quickstart's task.
+"""Compares presets, full fine-tuning, search and gradient on the quickstart's task.
 
   python -m glora_jax.main --config configs/compare.py
   python -m glora_jax.main --config configs/compare.py --config.compare.seeds=5
   python -m glora_jax.main --config configs/compare.py:tune
   python -m glora_jax.main --config configs/compare.py:tiny=True
 
-The first command runs one seed at the saved learning rates; `:tune` chooses them anew. Every method
-gets 36 epochs, and a learning rate of its own out of the same list, chosen on validation images.
-What was chosen is saved beside this file, in compare_rates.json; with `:tune` it stands in
-`rates.json` of the workdir. The search and the gradient's structure are at two budgets, and the
-LoRAs are the largest that fit these.
+The first command runs one seed at the learning rates in compare_rates.json, next to this file;
+`:tune` chooses them again and writes them to `rates.json` in the workdir. Every method gets 36
+epochs and a learning rate from the same list, chosen on the validation images. Search and gradient
+have two budgets, and the LoRAs are the largest that fit them.
 
 Reached by `:tune` and five seeds, test accuracy in % (2026-11-25):
 
@@ -19,8 +18,8 @@ Reached by `:tune` and five seeds, test accuracy in % (2026-11-25):
   SSF-like      95.0 +- 0.3    all of GLoRA              96.6 +- 0.3
                                full fine-tuning          96.1 +- 0.7
 
-The gradient's structures are not in that table. Time: one seed at the saved rates 12 minutes on two
-cores of an AMD EPYC; learning rates and five seeds 49 minutes.
+The gradient's structures are not in that table. Time on two cores of an AMD EPYC: 12 minutes for
+one seed at the saved rates, 49 minutes for learning rates and five seeds.
 """
 
 import json

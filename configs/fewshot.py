@@ -1,22 +1,21 @@
-"""Few-shot fine-grained classification: 1 to 16 images a class, augmented nearly as in the paper.
+"""Few-shot fine-grained classification: 1 to 16 images per class, augmented nearly as in the paper.
 
   python -m glora_jax.main --config configs/fewshot.py:all
   python -m glora_jax.main --config configs/fewshot.py:food101,shots=4,seed=1
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,source=lists,root=/data/few-shot
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,tiny=True
 
-Random crops are taken from the squares that images are kept as, where the paper's are taken from
-the files: small ones have fewer pixels, and the rims of pictures are not seen.
+Random crops are taken from the stored square images, where the paper crops the original files:
+small crops have fewer pixels, and the margins of pictures are never seen.
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. Data sets: food101, stanford_cars,
 oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those that are ready with 1,
-2, 4, 8 and 16 shots and seed 0; with `shots=4` that many only, with `seed=all` the seeds 0, 1 and
-2. One data set takes `shots=all` and `seed=all`, too; without `shots` it is run with 16. A file of
-budgets and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all
-of it.
+2, 4, 8 and 16 shots and seed 0; `shots=4` runs only that many, `seed=all` the seeds 0, 1 and 2. A
+single data set takes `shots=all` and `seed=all` as well; its default is 16 shots. A file of budgets
+and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all of it.
 
-Not run: it needs the in21k weights, the data sets and an accelerator; so nothing is known of its
-time. Published for GLoRA (arXiv 2306.07967), accuracy in % with 1, 4 and 16 shots:
+Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an
+accelerator. Published for GLoRA (arXiv 2306.07967), accuracy in % with 1, 4 and 16 shots:
 
   food101 36.0 65.1 75.9    oxford_flowers102 88.7 99.1 99.6    oxford_pets 72.6 89.1 91.4
   stanford_cars 7.8 30.8 74.3    fgvc_aircraft 8.7 24.0 54.1
@@ -57,7 +56,7 @@ def get_config(arguments='oxford_flowers102'):
   config.augment.update(crop=0.08, flip=True, rand_augment=9.0, color_jitter=0.4, erasing=0.25)
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
-  # The official recipe, which is the default, too.
+  # The official recipe, which is also the default.
   config.training.update(epochs=500, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
   config.finetune.epochs = 100

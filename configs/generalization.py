@@ -1,18 +1,17 @@
-"""Domain generalization: 16 images of each ImageNet class to train on, five test sets.
+"""Domain generalization: trained on 16 images per ImageNet class, tested on five test sets.
 
   python -m glora_jax.main --config configs/generalization.py
   python -m glora_jax.main --config configs/generalization.py:0
   python -m glora_jax.main --config configs/generalization.py:0,source=lists,root=/data/few-shot
   python -m glora_jax.main --config configs/generalization.py:0,tiny=True
 
-The test sets are ImageNet, V2, Sketch, A and R. Without a seed, or with `all`, the seeds 0, 1 and 2
-are run, and the table has their means. `settings=FILE.json` holds budgets and learning rates by
-seed. Random crops are taken from the squares that images are kept as, where the paper's are taken
-from the files.
+The test sets are ImageNet, V2, Sketch, A and R. Without a seed, or with `all`, seeds 0, 1 and 2 are
+run, and the table has their means. `settings=FILE.json` holds budgets and learning rates by seed.
+Random crops are taken from the stored square images, where the paper crops the original files.
 
-Not run: it needs the in21k weights, the data sets and an accelerator; so nothing is known of its
-time. Published for GLoRA (arXiv 2306.07967), accuracy in %: ImageNet 78.3, V2 67.5, Sketch 30.6,
-A 13.3, R 31.0.
+Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an
+accelerator. Published for GLoRA (arXiv 2306.07967), accuracy in %: ImageNet 78.3, V2 67.5, Sketch
+30.6, A 13.3, R 31.0.
 """
 
 from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
@@ -32,7 +31,7 @@ def get_config(arguments='all'):
   config.augment.update(crop=0.08, flip=True, rand_augment=9.0, color_jitter=0.4, erasing=0.25)
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
-  # Fewer epochs than the official recipe, whose training sets have 1,000 images; all else is its.
+  # The official recipe, which is for 1,000 training images, with fewer epochs.
   config.training.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
   config.finetune.epochs = 100

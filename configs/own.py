@@ -1,22 +1,20 @@
-"""Your own images: a folder with a subfolder for each class, a CSV of paths and labels, or TFDS.
+"""Your own images: a folder with one subfolder per class, a CSV of paths and labels, or TFDS.
 
   python -m glora_jax.main --config configs/own.py:photos/
   python -m glora_jax.main --config configs/own.py:labels.csv,weights=dinov2-S/14,budget=100000
   python -m glora_jax.main --config configs/own.py:beans,structure=lora:4
   python -m glora_jax.main --config configs/own.py:photos/,tiny=True
 
-What is not split into train, val and test is split once, stratified; `split.json` in the workdir
-says who went where. Without `weights` the small backbone in the package is used, which has seen 28
-x 28 grey images only: good for trying out, not for results.
+Images without a split into train, val and test are split once, stratified; `split.json` in the
+workdir records the split. Without `weights`, the small backbone of the package is used, which has
+only seen gray images of 28 x 28 pixels: good for a trial, not for results.
 
-Which layers are trained, in which form and rank, is read off one gradient; without `budget` so many
-parameters as the knee of its curve says. `structure=search` trains and searches a supernet, and
-`structure=NAME` trains a preset. `rank` is the largest LoRA rank on offer, of a search the only
-one.
+The structure is allocated from one gradient; without `budget`, it has as many parameters as the
+knee of its curve. `structure=search` trains and searches a supernet, and `structure=NAME` trains a
+preset. `rank` is the largest LoRA rank on offer; for a search, the only one.
 
-What it reaches, and how long it takes, depends on the images. notebooks/own_images.ipynb has a run
-with its figures; benchmarks/RESULTS.md compares such structures
-with fixed ones.
+Accuracy and time depend on the images. notebooks/own_images.ipynb shows a run with its figures, and
+benchmarks/RESULTS.md compares such structures with fixed ones.
 """
 
 import os
@@ -60,10 +58,10 @@ def get_config(arguments=''):
 
 
 def kind_of(images):
-  """What the images are: 'folder', 'csv' or 'tfds'."""
+  """The kind of the images: 'folder', 'csv' or 'tfds'."""
   if not images:
     raise ValueError(
-      'own needs your images: --config own:FOLDER, own:LABELS.csv or own:NAME of a TFDS data set.'
+      'own needs images; give --config own:FOLDER, own:LABELS.csv, or own:NAME of a TFDS data set.'
     )
   if os.path.isdir(images):
     return 'folder'
@@ -72,7 +70,7 @@ def kind_of(images):
   is_path = os.sep in images and not _WITH_CONFIGURATION.fullmatch(images)
   if is_path or os.path.exists(images):
     raise FileNotFoundError(
-      f"There is no folder '{images}'; configs/own.py:WHAT takes a folder, a CSV, or the name of a "
+      f"There is no folder '{images}'; own:WHAT takes a folder, a CSV, or the name of a "
       'TFDS data set.'
     )
   return 'tfds'

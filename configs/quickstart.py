@@ -1,11 +1,11 @@
-"""The main job on what ships in the package: a small ViT of Fashion-MNIST learns digits.
+"""The whole method on what is in the package: a small ViT of Fashion-MNIST learns digits.
 
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py:tiny=True
 
-A supernet is trained and searched, as in the paper; the strongest LoRA that fits the budget and the
-structure that one gradient asks for are trained alone for as many epochs as the supernet. No
-network is needed; the digits are scikit-learn's.
+A supernet is trained and searched, as in the paper. The strongest LoRA within the budget and the
+structure of one gradient are trained alone, for as many epochs as the supernet. Nothing is
+downloaded; the digits are scikit-learn's.
 
 Reached, test accuracy in % on 797 digits:
 
@@ -33,7 +33,7 @@ def get_config(arguments=''):
   config.seed = 0
   config.budget = 40_000
   config.presets = ('lora:4', 'gradient')
-  # On CPU recomputing activations is faster than reading them back.
+  # On CPU, recomputing activations is faster than reading them back.
   config.model.remat = 'dots_saveable'
   # Chosen on validation images (benchmarks/RESULTS.md, recipes for the supernet).
   config.sampling.largest = 0.5

@@ -7,13 +7,14 @@
   python -m glora_jax.main --config configs/vtab.py:all --check
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. `all` runs those of the 19 tasks whose data
-is ready, and keeps a table of them beside the published rows. A file of budgets and learning rates
-by task, `settings=FILE.json`, holds `{"cifar100": {"budget": 860000, "learning_rate": 1e-4}, ...}`.
+is ready, and puts them into a table with the published results. A file of budgets and learning
+rates by task, `settings=FILE.json`, holds
+`{"cifar100": {"budget": 860000, "learning_rate": 1e-4}, ...}`.
 
-Not run: it needs the in21k weights, the data sets and an accelerator; so nothing is known of its
-time. Published for GLoRA with 0.86 million parameters (arXiv 2306.07967): 78.0 on average over the
-groups, 76.4 on cifar100. Images are resized without keeping the aspect
-ratio and normalized as the weights were trained; the official code takes ImageNet's statistics:
+Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an
+accelerator. Published for GLoRA with 0.86 million parameters (arXiv 2306.07967): 78.0 on average
+over the groups, 76.4 on cifar100. Images are resized without keeping the aspect ratio and
+normalized as the weights were trained; the official code uses ImageNet's statistics:
 `--config.model.normalization=imagenet`.
 """
 
@@ -33,7 +34,7 @@ def get_config(arguments='cifar100'):
   config.data.update(source=given['source'], root=given['root'], cache='~/.cache/glora_jax/images')
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
-  # The official recipe, which is the default, too.
+  # The official recipe, which is also the default.
   config.training.update(epochs=500, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
   config.finetune.epochs = 100

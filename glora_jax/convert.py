@@ -1,13 +1,13 @@
-"""Looks into a checkpoint, and converts it.
+"""Inspects or converts a checkpoint.
 
   python -m glora_jax.convert IN [OUT] [--format NAME] [--overwrite]
 
-IN is a file, a folder (that of a run will do), an address, a name on the hub (`hf:owner/name`), a
-shortcut or `embedded`, as `model.weights` takes it. Without OUT its layers, sizes and variant are
-printed. OUT ending in .npz, .safetensors, .pth is one file; else a folder, which also gets the
-`config.json` that transformers, timm and this package read. OUT ending in .jax_export is the whole
-computation, from uint8 images to logits, for `jax.export.deserialize`. Files are only replaced with
---overwrite, and IN not even then.
+IN is a file, a folder (also a run's), a URL, a name on the hub (`hf:owner/name`), a shortcut or
+`embedded`, as in `model.weights`. Without OUT, its layers, sizes and variant are printed. OUT is
+one file if it ends in .npz, .safetensors or .pth, else a folder, which also gets the `config.json`
+that transformers, timm and this package read. OUT ending in .jax_export is the whole computation,
+from uint8 images to logits, for `jax.export.deserialize`. Files are replaced with --overwrite only,
+and IN never.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command.
 
   Args:
-    arguments: arguments of the command line; None for those of the process.
+    arguments: command-line arguments; None for those of the process.
   """
   parser = _parser()
   given = parser.parse_args(arguments)
   if given.format is not None and (given.output is None or given.output.endswith(EXPORTED)):
-    parser.error('--format is that of a checkpoint OUT; give its path, a file or a folder')
+    parser.error('--format needs a checkpoint as OUT; give the path of a file or a folder')
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   try:
     path = fetch(given.input, given.sha256)
@@ -75,20 +75,20 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('input', metavar='IN')
   parser.add_argument('output', metavar='OUT', nargs='?')
   parser.add_argument(
-    '--format', choices=(OURS, *FORMATS), help='to write; by default the one that was read'
+    '--format', choices=(OURS, *FORMATS), help='format to write; by default that of IN'
   )
-  parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
-  parser.add_argument('--sha256', help='of the file that IN is the address or name of')
-  parser.add_argument('--image-size', type=int, help='resizes the position embedding')
-  parser.add_argument('--patch-size', type=int, help='resizes the patch embedding')
-  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='where the file does not say')
-  parser.add_argument('--num-heads', type=int, help='where the file does not say')
-  parser.add_argument('--key', help='of the state dict, where a PyTorch file holds several')
+  parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+  parser.add_argument('--sha256', help='checksum of the file that IN stands for')
+  parser.add_argument('--image-size', type=int, help='resize the position embedding')
+  parser.add_argument('--patch-size', type=int, help='resize the patch embedding')
+  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='if the file does not say')
+  parser.add_argument('--num-heads', type=int, help='if the file does not say')
+  parser.add_argument('--key', help='of the state dict, if a PyTorch file holds several')
   return parser
 
 
 def _require_free(output: str, overwrite: bool, path: str) -> None:
-  """Raises FileExistsError where files are there, or with `overwrite` the input is among them."""
+  """Raises FileExistsError if files exist, or with `overwrite` if the input is among them."""
   inputs = (path, locate(path))
   names = os.listdir(output) if os.path.isdir(output) else None
   require_free(output, overwrite or names == [], inputs)
@@ -104,7 +104,7 @@ def _read(path: str, given: argparse.Namespace) -> Checkpoint:
 
 
 def _inspection(checkpoint: Checkpoint) -> str:
-  """What the file was read as, the fields of the model, and a line for each parameter."""
+  """Format of the file, fields of the model, and a line for each parameter."""
   model, params, metadata = checkpoint
   origin = metadata.get('source')
   facts = {
@@ -130,7 +130,7 @@ def _inspection(checkpoint: Checkpoint) -> str:
 
 
 def _export(path: str, checkpoint: Checkpoint) -> str:
-  """Writes the computation; returns a line on what was written."""
+  """Writes the computation; returns a line about it."""
   require_devices()
   model, params, metadata = checkpoint
   exported = export(model, params, metadata['image_size'], metadata.get('normalization'))
@@ -142,7 +142,7 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
 
 
 def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
-  """Writes a checkpoint, in the format that was read where None is given; returns a line on it."""
+  """Writes a checkpoint, by default in the format that was read; returns a line about it."""
   model, params, metadata = checkpoint
   origin = metadata.get('source')
   weights.save(path, model, params, metadata, format or origin)
@@ -150,7 +150,7 @@ def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
 
 
 def command() -> None:
-  """Runs the command, as `glora-convert` and as `python -m glora_jax.convert`."""
+  """Runs the command: `glora-convert` or `python -m glora_jax.convert`."""
   run_program(main)
 
 

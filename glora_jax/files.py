@@ -28,7 +28,7 @@ Path = str | os.PathLike
 
 STAMP = 'glora_jax'  # under which a file of ours says its kind and format
 FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
-AGAIN = 'remove it, and the stage that wrote it runs again'
+AGAIN = 'remove it to run the stage that wrote it again'
 MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
 _PARTIAL = '.glora_jax.partial'
@@ -58,7 +58,7 @@ def writing(path: Path) -> Iterator[None]:
       raise
     raise OSError(
       f'{printable(path)} cannot be written ({error.strerror}). What was saved before is kept; '
-      'make room or give permission, and start the same command again.'
+      'free some space or fix the permissions, and start the same command again.'
     ) from error
 
 
@@ -121,7 +121,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 def _require_regular(path: Path, status: os.stat_result) -> None:
   if not stat.S_ISREG(status.st_mode):
-    raise OSError(errno.EINVAL, 'it is no regular file', os.fspath(path))
+    raise OSError(errno.EINVAL, 'not a regular file', os.fspath(path))
 
 
 def sha256_of(path: Path) -> str:
@@ -228,7 +228,9 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
     try:
       members = zipfile.ZipFile(file).infolist()
       if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError('it is compressed, which no file of glora_jax is')  # and may be a bomb
+        raise ValueError(
+          'it is compressed; glora_jax writes no compressed files'
+        )  # and may be a bomb
       file.seek(0)
       with np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
@@ -277,11 +279,11 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
     ValueError: it is of another kind, or says none.
   """
   if not isinstance(stamp, dict):
-    raise damaged(path, f'{STAMP}={stamp!r} says no kind', remedy)
+    raise damaged(path, f'{STAMP}={stamp!r} has no kind', remedy)
   if stamp.get('kind') != kind:
     raise ValueError(
-      f'{printable(path)} is a file of the kind {shown(stamp.get("kind"))}, where {kind!r} is '
-      'expected; put the right file in its place, or remove it.'
+      f'{printable(path)} is a file of kind {shown(stamp.get("kind"))}, expected {kind!r}; replace '
+      'or remove it.'
     )
   _check_format(path, stamp.get('format'), kind, remedy)
 
@@ -293,7 +295,7 @@ def _check_format(path: Path, written: Any, kind: str, remedy: str) -> None:
   if written > known:
     raise LaterVersionError(
       f'{printable(path)} was written by a later version of glora_jax (format {shown(written)} of '
-      f'{kind!r}, of which this version knows {known}); upgrade glora_jax, or take a file of this '
+      f'{kind!r}; this version reads up to {known}); upgrade glora_jax, or use a file of this '
       'version.'
     )
 
@@ -350,12 +352,12 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
   """
   stamp = stamp_of(kind)
   if reserved := stamp.keys() & metadata.keys():
-    raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
+    raise ValueError(f'The metadata name {min(reserved)!r} is reserved; choose another.')
   try:
     text = json.dumps({**stamp, **metadata}, allow_nan=False, default=json_default)
   except (TypeError, ValueError, RecursionError) as error:
     raise ValueError(
-      f'Metadata must be what JSON can say, texts, finite numbers, lists and dictionaries '
+      'Metadata must be JSON: strings, finite numbers, lists and dictionaries '
       f'({first_line(error)}).'
     ) from error
   write_safetensors(path, tensors, {STAMP: text})
@@ -376,7 +378,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     ValueError: it is damaged, or not a file of this project and kind.
   """
   if not os.path.isfile(path):
-    raise FileNotFoundError(f'There is no file {printable(path)}; give a safetensors file.')
+    raise FileNotFoundError(f'There is no file {printable(path)}; pass a safetensors file.')
   try:
     tensors, texts = read_safetensors(path)
     metadata = json.loads(texts.get(STAMP, '{}'))
@@ -395,8 +397,8 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   """
   written = metadata.pop('kind', None) if isinstance(metadata, dict) else None
   if written != kind:
-    other = f', but one of the kind {shown(written)}; give the right file' if written else ''
-    raise ValueError(f'{printable(path)} is no {kind} file that glora_jax wrote{other}.')
+    other = f' but one of kind {shown(written)}; pass the right file' if written else ''
+    raise ValueError(f'{printable(path)} is not a glora_jax {kind} file{other}.')
   try:
     json.dumps(metadata, allow_nan=False)
   except ValueError as error:
@@ -468,7 +470,7 @@ def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
       )
   if not overwrite:
     raise FileExistsError(
-      f'{printable(path)} exists already; choose another path, or give --overwrite to replace it.'
+      f'{printable(path)} already exists; choose another path, or pass --overwrite to replace it.'
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of single arguments, and how a sentence quotes what somebody gave.
+"""Checks of single arguments, and how messages quote values.
 
 It imports no pydantic (`settings`), which would take a tenth of the time that `adapt` takes.
 """
@@ -18,19 +18,19 @@ _NOT_PRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 def check_whole(value: Any, name: str, least: int = 0, most: int = MOST_COUNTED) -> int:
-  """A whole number of a range, 2.0 for instance, as Python's.
+  """An integer of a range, as a Python int; 2.0 counts.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: the value is anything else.
 
   Example:
     >>> check_whole(2.5, 'number')
     Traceback (most recent call last):
-    ValueError: number=2.5 must be a whole number from 0 to 2147483647.
+    ValueError: number=2.5 must be an integer from 0 to 2147483647.
   """
   number = whole_number(value)
   if number is None or not least <= number <= most:
-    raise ValueError(f'{name}={shown(plain(value))} must be a whole number from {least} to {most}.')
+    raise ValueError(f'{name}={shown(plain(value))} must be an integer from {least} to {most}.')
   return number
 
 
@@ -51,14 +51,16 @@ def check_type(value: Any, kind: type, name: str) -> None:
     >>> import pathlib
     >>> check_type('runs', pathlib.Path, 'folder')
     Traceback (most recent call last):
-    ValueError: folder='runs' must be of type Path.
+    ValueError: folder: expected a Path, got str.
   """
   if not isinstance(value, kind):
-    raise ValueError(f'{name}={shown(value)} must be of type {kind.__name__}.')
+    given = 'None' if value is None else type(value).__name__
+    article = 'an' if kind.__name__[0] in 'AEIOU' else 'a'
+    raise ValueError(f'{name}: expected {article} {kind.__name__}, got {given}.')
 
 
 def check_callable(value: Any, name: str) -> None:
-  """Raises ValueError for an argument that must be a function and is none."""
+  """Raises ValueError for an argument that is not a function."""
   if not callable(value):
     raise ValueError(f'{name}={shown(value)} must be a function.')
 
@@ -77,7 +79,7 @@ def plain(value: Any) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
-  """A whole number, 2.0 for instance, as Python's; None where it is none.
+  """An integer as a Python int (2.0 counts); None for anything else.
 
   Example:
     >>> import numpy as np
@@ -91,21 +93,21 @@ def whole_number(value: Any) -> int | None:
 
 
 def shown(value: Any) -> str:
-  """A value as a sentence quotes it, which is not endless."""
+  """A value as messages quote it, cut if long."""
   try:
     text = repr(value)
   except ValueError:  # Python writes out no whole number of more than 4300 digits
     is_number = isinstance(value, int)
-    return f'a whole number of {value.bit_length()} bits' if is_number else 'too long to be shown'
+    return f'an integer of {value.bit_length()} bits' if is_number else 'too long to show'
   text = printable(' '.join(line.strip() for line in text.splitlines()))
   return text if len(text) <= _LONGEST_SHOWN else f'{text[:_LONGEST_SHOWN]}...'
 
 
 def check_path(path: Any) -> str:
-  """The text of a path that somebody gave.
+  """A path as a string.
 
   Raises:
-    ValueError: it is none.
+    ValueError: it is not a path.
 
   Example:
     >>> import pathlib
@@ -114,7 +116,7 @@ def check_path(path: Any) -> str:
   """
   text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
   if not isinstance(text, str) or not text or '\0' in text:
-    raise ValueError(f'{shown(path)} is no path; give a text or a pathlib.Path.')
+    raise ValueError(f'expected a path (a string or a pathlib.Path), got {shown(path)}.')
   return text
 
 
@@ -129,7 +131,7 @@ def printable(text: str | os.PathLike) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-  """Names as a sentence lists them, which are not endless.
+  """Names as messages list them, cut if many.
 
   Example:
     >>> listed(f'class{n}' for n in range(30))[-28:]

@@ -9,13 +9,13 @@
   python -m glora_jax.main --config configs/quickstart.py --open
   python -m glora_jax.main --help_config
 
-A run itself is `experiment.run(config, workdir)`, a comparison `comparison.run`, and a task that
-stands for several, as 'vtab/all', `suite.run`; a notebook calls them just the same. Each leaves
-`report.html` in its workdir, which `--open` opens in a browser.
+From Python, call `experiment.run(config, workdir)` for a run, `comparison.run` for a comparison,
+and `suite.run` for a task that stands for several, such as 'vtab/all'. Each writes `report.html` in
+its workdir, which `--open` opens in a browser.
 
-SIGTERM and Ctrl-C save and end it with the exit code 75 (EX_TEMPFAIL of sysexits.h): the same
-command goes on. A suite ends with 1 where a task failed or none was ready, with 0 where all that
-were ready have their results; `--check` with 1 unless all are ready.
+SIGTERM and Ctrl-C save everything and exit with 75 (EX_TEMPFAIL of sysexits.h); the same command
+resumes. A suite exits with 1 if a task failed or none was ready, with 0 if all that were ready have
+results; `--check` exits with 1 unless all are ready.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(config: ml_collections.ConfigDict) -> None:
     look.show(config, OUTPUT.value, overwrite=OVERWRITE.value)
     return
   workdir = workdir_of_config()
-  stop = catch_signals()  # first of all, so that an early signal is heard, too
+  stop = catch_signals()  # first, to catch an early signal as well
   from glora_jax import mesh
   from glora_jax.reports import page
   from glora_jax.runs.workdir import Stopped
@@ -84,7 +84,7 @@ def main(config: ml_collections.ConfigDict) -> None:
 
 
 def plan_of_first(config: ml_collections.ConfigDict) -> str:
-  """The plan of a run, or of the first of a suite."""
+  """The plan of a run, or of the first run of a suite."""
   from glora_jax.runs import suite
   from glora_jax.runs.config import check_config
   from glora_jax.runs.plan import plan
@@ -93,7 +93,8 @@ def plan_of_first(config: ml_collections.ConfigDict) -> str:
   tasks = suite.tasks_of(settings) if settings.job == 'adapt' else {'': settings}
   (name, first), *others = tasks.items()
   page = str(plan(first, TOPOLOGY.value))
-  return f'{page}\nThis is {name}; {len(others)} tasks more are not planned.' if others else page
+  rest = f'\nThis is {name}; the other {len(others)} tasks are not planned.'
+  return page + rest if others else page
 
 
 def dispatch(
@@ -104,7 +105,7 @@ def dispatch(
   resources: str | None = None,
   given: Sequence[str] = (),
 ) -> tuple[str, int]:
-  """Runs a comparison, a suite or a single run; returns its summary and the exit code."""
+  """Runs a comparison, a suite or a single run; returns its summary and exit code."""
   from glora_jax.reports import comparison_page
   from glora_jax.runs import comparison, experiment, runners, suite
   from glora_jax.runs.config import check_config
@@ -126,7 +127,7 @@ def dispatch(
 
 
 def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Runner:
-  """The runner of a name, ready for what a config describes.
+  """The runner that a name stands for, checked against the config.
 
   Raises:
     ValueError, ImportError, OSError, RuntimeError: see `runners.named`.
@@ -136,24 +137,24 @@ def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Ru
 
   if name != RUNNER.default and settings.distributed != DistributedSettings():
     raise ValueError(
-      f'config.distributed makes several processes one run, and with --runner={name} each '
-      'process has a run of its own; leave one of them out.'
+      f'config.distributed makes one run of several processes, but --runner={name} gives each '
+      'process its own run; leave one of them out.'
     )
   return runners.named(name, resources)
 
 
 def require_process(runner: str, resources: str | None) -> None:
-  """Raises ValueError where a runner or its resources are asked for and there is one run."""
+  """Raises ValueError if a runner or its resources are given for a single run."""
   asked = [] if runner == RUNNER.default else [f'--runner={runner}']
   asked += [] if resources is None else [f'--runner.resources={resources}']
   if asked:
     raise ValueError(
-      f'{asked[0]} is for suites and comparisons, and this is a single run; leave it out.'
+      f'{asked[0]} is for suites and comparisons, but this is a single run; leave it out.'
     )
 
 
 def command() -> None:
-  """Runs the command, as `glora` and as `python -m glora_jax.main`."""
+  """Runs the command: `glora` or `python -m glora_jax.main`."""
   if len(sys.argv) == 1:
     run_program(lambda: show(GREETING))
   run_with_config(main)

@@ -100,8 +100,8 @@ def require_devices() -> None:
   except (RuntimeError, AssertionError) as error:
     platforms = jax.config.values['jax_platforms']
     raise NoDeviceError(
-      f'JAX has no device to compute on with JAX_PLATFORMS={platforms!r} ({first_line(error)}); '
-      'install the JAX of that platform, or set JAX_PLATFORMS=cpu.'
+      f'JAX finds no device with JAX_PLATFORMS={platforms!r} ({first_line(error)}); install JAX '
+      'for that platform, or set JAX_PLATFORMS=cpu.'
     ) from error
 
 
@@ -115,8 +115,8 @@ def _join(
     fits = 0 <= process_id < num_processes
   if not fits:
     raise ValueError(
-      f'distributed: {membership} do not describe one of several processes; '
-      'give all three, the last from 0 to num_processes - 1, or none.'
+      f'distributed: {membership} do not describe one of several processes; set all three, '
+      'process_id from 0 to num_processes - 1, or none.'
     )
   handler = signal.getsignal(signal.SIGTERM)
   try:
@@ -204,7 +204,7 @@ def over_devices(which: Literal['all', 'one'] = 'all', fsdp: int | None = None) 
   if which == 'one':
     if processes > 1:
       raise ValueError(
-        f"mesh.devices='one' does not fit {processes} processes; take 'all', or start one process."
+        f"mesh.devices='one' does not fit {processes} processes; use 'all', or start one process."
       )
     return None
   return over(jax.devices(), fsdp)
@@ -225,8 +225,8 @@ def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
   processes = len(set(owners))
   if len({owners.count(process) for process in owners}) > 1:
     raise ValueError(
-      f'The {len(devices)} devices are not spread evenly over the {processes} processes; '
-      'give each as many.'
+      f'The {len(devices)} devices are not spread evenly over the {processes} processes; give each '
+      'process the same number.'
     )
   shape, axes = (processes, -1), AXES
   if fsdp is not None:
@@ -234,7 +234,7 @@ def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
     if number % fsdp:
       fitting = [str(size) for size in range(1, number + 1) if number % size == 0]
       raise ValueError(
-        f'mesh.fsdp={fsdp} does not divide the {number} devices of a process; give one of '
+        f'mesh.fsdp={fsdp} does not divide the {number} devices of a process; use one of '
         f'{", ".join(fitting)}, or None.'
       )
     shape, axes = (*shape, fsdp), (*axes, FSDP)
@@ -269,9 +269,9 @@ def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
   """
   if mesh is not None and batch_size % mesh.size:
     raise ValueError(
-      f'A batch of {batch_size} images cannot be dealt to {mesh.size} devices; '
-      f'make batch_size (and its part by accumulate) a multiple of {mesh.size}, '
-      "or use fewer devices (mesh.devices='one' in a config)."
+      f'A batch of {batch_size} images cannot be split over {mesh.size} devices; make batch_size '
+      f'(and its part by accumulate) a multiple of {mesh.size}, or use fewer devices '
+      "(mesh.devices='one' in a config)."
     )
 
 

@@ -1,11 +1,11 @@
-"""Classes of images by a plain model.
+"""Classifies images with a plain model.
 
   python -m glora_jax.predict --model runs/x/folded IMAGE_OR_FOLDER ...
 
-The model is what a run left in `folded/` (the run's own folder will do), or any checkpoint with a
-head that `weights.load` reads, a name on the hub (`hf:owner/name`) too. Folders are searched for
-images, with all their subfolders. An image that cannot be decoded is named on stderr, the others
-are answered, and the exit code is 1. `--json` prints one JSON object a line, for the next program.
+The model is a run's `folded/` (the run's folder works too), or any checkpoint with a head that
+`weights.load` reads, also from the hub (`hf:owner/name`). Folders are searched with all their
+subfolders. An image that cannot be decoded is reported on stderr, the others are classified, and
+the exit code is 1. `--json` prints one JSON object per line.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models.classifier import Classifier, find_images, most_probable
 from glora_jax.runs.terminal import explain_os, forget_output, run_program
 
-MANY = 200  # images, from which on there is a progress bar
-SHOWN = 3  # classes a line, where nothing else is asked for
+MANY = 200  # images from which on a progress bar is shown
+SHOWN = 3  # classes per line by default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command.
 
   Args:
-    arguments: arguments of the command line; None for those of the process.
+    arguments: command-line arguments; None for those of the process.
   """
   given = _parser().parse_args(arguments)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding has not
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
   try:
     images = find_images(given.images)
     require_devices()
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(f'error: {explain_os(error) if isinstance(error, OSError) else error}')
   if unreadable:
     sys.exit(
-      f'error: {unreadable} of {len(images)} images cannot be read; the others were answered.'
+      f'error: {unreadable} of {len(images)} images cannot be read; the others were classified.'
     )
 
 
@@ -75,44 +75,44 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--model',
     required=True,
-    help='folded/ of a run, or another checkpoint with a head, hf:owner/name for instance',
+    help='folded/ of a run, or another checkpoint with a head, e.g. hf:owner/name',
   )
   parser.add_argument(
     '--top',
     type=_positive,
     metavar='N',
-    help=f'classes an image; {SHOWN} by default, and all with --json',
+    help=f'classes per image; {SHOWN} by default, all with --json',
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object a line')
+  parser.add_argument('--json', action='store_true', help='print one JSON object per line')
   parser.add_argument(
-    '--batch-size', type=_positive, default=64, metavar='N', help='images at a time, 64 by default'
+    '--batch-size', type=_positive, default=64, metavar='N', help='images per batch, 64 by default'
   )
   parser.add_argument(
     '--resize',
     choices=image.RULES,
-    help="in place of what the model remembers; 'squash' where it does not",
+    help="by default as the model says, or 'squash' if it does not",
   )
   parser.add_argument(
-    '--normalization', choices=NORMALIZATIONS, help='where the checkpoint does not say'
+    '--normalization', choices=NORMALIZATIONS, help='if the checkpoint does not say'
   )
   parser.add_argument(
-    '--num-heads', type=_positive, metavar='N', help='where the checkpoint does not say'
+    '--num-heads', type=_positive, metavar='N', help='if the checkpoint does not say'
   )
-  parser.add_argument('--key', help='of the state dict, where a PyTorch file holds several')
+  parser.add_argument('--key', help='of the state dict, if a PyTorch file holds several')
   return parser
 
 
 def _positive(text: str) -> int:
   if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f'{text} must be a whole number above 0')
+    raise argparse.ArgumentTypeError(f'{text} must be an integer above 0')
   return int(text)
 
 
 def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Namespace) -> int:
-  """Prints an answer for each image; returns how many of them cannot be read."""
+  """Prints an answer for each image; returns the number that cannot be read."""
   count = given.top or (None if given.json else SHOWN)
   unreadable = 0
-  # Where the answers themselves can be watched coming, a bar would be in their way.
+  # On a terminal the answers show the progress, and a bar would be in their way.
   without_bar = len(images) < MANY or sys.stdout.isatty()
   with tqdm(total=len(images), unit='image', disable=without_bar) as bar:
     for path, outcome in classifier(images, batch_size=given.batch_size):
@@ -133,7 +133,7 @@ def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Names
 
 
 def command() -> None:
-  """Runs the command, as `glora-predict` and as `python -m glora_jax.predict`."""
+  """Runs the command: `glora-predict` or `python -m glora_jax.predict`."""
   run_program(main)
 
 

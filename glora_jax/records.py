@@ -1,8 +1,8 @@
-"""Files of ours read back: JSON and npz of the kind, the format and the shape that were written.
+"""Reads back our own files: JSON and npz, checked for their kind, format and shape.
 
 The shape of JSON is an annotation, which pydantic checks: `dict[str, float]`, `list[int] | None`, a
 `TypedDict` (of `typing_extensions`, which pydantic asks for). That of arrays is an `Array` for each
-name. What does not fit is one sentence that names the file, the place in it and what to do.
+name. Errors name the file, the place in it and what to do.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
       else:
         lines.append(content)
   if damaged_lines:
-    log.warning('%s: %d lines are damaged and left out.', path, damaged_lines)
+    log.warning('%s: ignoring %d damaged lines.', path, damaged_lines)
   return lines
 
 
@@ -198,23 +198,23 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
     >>> arrays = {'genomes': np.zeros((3, 7, 5), np.int8), 'loss': np.zeros(2)}
     >>> check_arrays(arrays, {'genomes': Array('i', ('n', 7, 5)), 'loss': Array('f', ('n',))})
     Traceback (most recent call last):
-    ValueError: loss is float64 [2] and not [3]
+    ValueError: loss is float64 [2], expected [3]
   """
   if lacking := expected.keys() - arrays.keys():
     raise ValueError(f'it lacks {min(lacking)}')
   if unknown := arrays.keys() - expected.keys():
-    raise ValueError(f'it has {min(unknown)}, which is unknown')
+    raise ValueError(f'it has the unknown {min(unknown)}')
   lengths: dict[str, int] = {}
   for name, array in arrays.items():
     kind, shape, finite = expected[name]
     described = f'{name} is {array.dtype} {list(array.shape)}'
     if array.dtype.kind not in kind:
-      raise ValueError(f'{described} and not of the kind {kind}')
+      raise ValueError(f'{described}, expected a dtype of kind {kind}')
     if array.ndim != len(shape):
-      raise ValueError(f'{described} and has not {len(shape)} axes')
+      raise ValueError(f'{described}, expected {len(shape)} axes')
     sides = zip(shape, array.shape, strict=True)
     wanted = [lengths.setdefault(x, length) if isinstance(x, str) else x for x, length in sides]
     if wanted != list(array.shape):
-      raise ValueError(f'{described} and not {wanted}')
+      raise ValueError(f'{described}, expected {wanted}')
     if finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
-      raise ValueError(f'{described} with numbers that are not finite')
+      raise ValueError(f'{described} with non-finite numbers')

@@ -1,8 +1,8 @@
-"""Many adapters on one base: a batch in which every example names its own.
+"""Many adapters on one base: every example of a batch names its adapter.
 
-What is compiled is one structure that contains all others up to a rank: A as a vector, B as a LoRA,
-a shift of the bias. An adapter of any structure within it is written as numbers of that one into a
-slot of arrays that are on the devices already, so nothing is compiled for it. `jax.vmap` over the
+One structure is compiled that contains all others up to a rank: A as a vector, B as a LoRA, a shift
+of the bias. An adapter with any structure within it is written into a slot of arrays that are
+already on the devices, so nothing is compiled for it. `jax.vmap` over the
 examples picks a slot where a kernel is used, by a rule of `glora_jax.method.rules`.
 """
 
@@ -44,27 +44,27 @@ _BASE = 0  # the slot of the base itself, in which all supports are zero
 
 
 class Pool:
-  """Adapters in slots on the devices; a call answers a batch in which each example names its own.
+  """Adapters in slots on the devices; in a call each example of the batch names its adapter.
 
-  Adapters are those that `save_adapter` wrote, of any structures with A up to a vector, B and C up
-  to a LoRA of `rank`, and any D and E. Each example is run as a batch of one, under `jax.vmap`.
-  Heads are held in the types of the base's. While an adapter is loaded, the slots are on the
-  devices twice. Calls are compiled here; a jitted function of yours that calls a pool keeps the
-  adapters that were in it when it was traced. Threads that share a pool need a lock.
+  A pool takes files of `save_adapter` with any structure in which A is at most a vector, B and C at
+  most a LoRA of `rank`, and D and E anything. Each example runs as a batch of one, by `jax.vmap`.
+  Heads have the dtypes of the base's. While an adapter loads, the slots are on the devices twice.
+  The pool compiles its calls; a jitted function that calls a pool keeps the adapters that were in
+  it when it was traced. Threads that share a pool need a lock.
 
   Args:
-    adapted: the adapted model, of any kind; its structure does not matter. Its head must have as
-      many classes as the largest adapter's. Sharded ones (`glora_jax.shard`) stay so.
+    adapted: the adapted model, with any structure. Its head must have as many classes as the
+      largest adapter's. A sharded model (`glora_jax.shard`) stays sharded.
     params: parameters of the base.
-    slots: number of adapters that are held at once.
+    slots: number of adapters that the pool holds at once.
     rank: largest LoRA rank that an adapter may have in a layer, at most 125.
-    merge: whether LoRAs of A are admitted, too. Then every layer merges a kernel for each example.
-    evict: whether a full pool drops the adapter that was used least recently; else it refuses.
+    merge: whether to allow LoRAs of A. Then every layer merges a kernel for each example.
+    evict: whether a full pool drops the least recently used adapter; else it raises.
     **apply_kwargs: keyword arguments that the model is called with, `mutable=['cache']` for
       instance.
 
   Raises:
-    ValueError: an argument is of another type, or the parameters are of another model.
+    ValueError: an argument has the wrong type, or the parameters belong to another model.
 
   Example:
     >>> import tempfile, flax.linen as nn, glora_jax, jax, jax.numpy as jnp
@@ -148,7 +148,7 @@ class Pool:
     if not (slot or free or self._evicts):
       raise ValueError(
         f'The pool is full, its {self._most} slots hold {listed(self._slots)}; evict one, or make '
-        'it with more slots or with evict=True.'
+        'a pool with more slots or with evict=True.'
       )
     tied = tuple(metadata['tied'])
     loader = _offering(self._adapted, self._ranks, tied)
@@ -157,8 +157,8 @@ class Pool:
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
     if others:
       raise ValueError(
-        f'The adapter {printable(path)} has its own {listed(others)}, and a pool holds supports '
-        'and heads; load it with load_adapter.'
+        f'The adapter {printable(path)} has its own {listed(others)}, and a pool holds only '
+        'supports and heads; load it with load_adapter.'
       )
     slot = slot or min(free, default=0) or next(iter(self._slots.values()))
     given = jax.tree.map(jnp.asarray, (slot, supports, genome, heads))
@@ -194,8 +194,8 @@ class Pool:
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves((inputs, collections)) if np.ndim(leaf)}
     if sizes != {len(slots)}:
       raise ValueError(
-        f'{len(slots)} names are given, and the inputs and collections have '
-        f'{listed(map(str, sizes)) or "no"} examples; give a name, or None, for each.'
+        f'{len(slots)} names are given, but the inputs and collections have '
+        f'{listed(map(str, sizes)) or "no"} examples; pass a name, or None, for each.'
       )
     used = dict(self._slots)
     for name in names:  # the most recently used come last
@@ -207,7 +207,7 @@ class Pool:
   def _slot(self, name: Any) -> int:
     if name not in self.names:  # a list, which any value may be looked up in
       raise ValueError(
-        f'There is no adapter {shown(name)} in the pool; there are: {listed(self.names) or "none"}.'
+        f'There is no adapter {shown(name)} in the pool; it holds: {listed(self.names) or "none"}.'
       )
     return self._slots[name]
 

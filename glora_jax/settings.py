@@ -1,8 +1,8 @@
-"""Settings: frozen dataclasses that say type, range and meaning of their fields once.
+"""Settings: frozen dataclasses that declare type, range and meaning of their fields once.
 
-pydantic checks them. Help pages, the documentation's page of fields and the sentences about wrong
-values come from the same declarations. Numbers and arrays of NumPy and JAX become Python's, lists
-become tuples, and 2.0 counts as a whole number; a text is never a number, and True is not 1.
+pydantic checks them. Help pages, the documentation's page of fields and error messages come from
+the same declarations. Numbers and arrays of NumPy and JAX become Python's, lists become tuples, and
+2.0 counts as an integer; a string is never a number, and True is not 1.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ Several = Annotated[tuple[Item, ...], _STRICT, BeforeValidator(_tuple)]
 def declared(cls: Class) -> Class:
   """Makes a class a frozen dataclass whose fields are checked when it is made.
 
-  Its docstring gets the descriptions of the fields. What cannot be is a ValueError with a line for
-  each mistake: name, value and what was expected. What `__post_init__` raises says the field first.
+  Its docstring gets the descriptions of the fields. Invalid values raise a ValueError with a line
+  for each mistake: name, value and what was expected. Messages of `__post_init__` begin with the
+  field.
 
   Example:
     >>> @declared
@@ -151,7 +152,7 @@ def _sentence(mistake: Any, fields: tuple[str, ...], name: str) -> str:
   if mistake['type'] == 'missing':
     return f'{name} is missing.'
   if mistake['type'] == 'unexpected_keyword_argument':
-    return f'{given} is unknown; leave it out, or correct its name.'
+    return f'{given} is unknown; remove it, or correct its name.'
   if mistake['type'] != 'value_error':
     return f'{given} {text[max(text.find("should"), 0) :]}.'
   text = str(mistake['ctx']['error'])

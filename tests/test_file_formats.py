@@ -31,7 +31,7 @@ def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(writer, tmp
   }[writer]
   write()
   read(path, 'order')
-  with pytest.raises(ValueError, match="of the kind 'order'"):
+  with pytest.raises(ValueError, match="of kind 'order'"):
     read(path, 'archive')
   with monkeypatch.context() as later:
     later.setattr(files, 'FORMATS', {'order': 2})

@@ -154,7 +154,7 @@ def test_a_lock_that_is_something_else_is_left_alone(make, tmp_path):
   precious.mkdir() if make is shutil.copytree else precious.write_text('precious')
   make(precious, folder / 'lock')
   before = digests(tmp_path)
-  with pytest.raises(ValueError, match='lock is no lock that glora_jax wrote'):
+  with pytest.raises(ValueError, match='lock is not a lock of glora_jax'):
     workdir.claim(folder).__enter__()
   assert digests(tmp_path) == before
 
@@ -193,7 +193,7 @@ def test_a_folder_that_leads_out_of_a_workdir_is_refused(name, tmp_path):
   outside.mkdir()
   (folder / name).parent.mkdir(parents=True)
   os.symlink(outside, folder / name)
-  with pytest.raises(ValueError, match=rf'run/{name} is a link; a run writes into no folder'):
+  with pytest.raises(ValueError, match=rf'run/{name} is a link, and a run writes only within'):
     workdir.claim(folder, [str(folder / 'food101' / '4' / '0')]).__enter__()
   assert not os.listdir(outside)
   assert not (folder / 'lock').exists()
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
 def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):
   path = tmp_path / 'pipe'
   os.mkfifo(path)
-  with pytest.raises(OSError, match=r'pipe cannot be written \(it is no regular file\)'):
+  with pytest.raises(OSError, match=r'pipe cannot be written \(not a regular file\)'):
     files.write_json(path, 1)
   assert path.is_fifo()
   assert [path.name for path in tmp_path.iterdir()] == ['pipe']

@@ -61,7 +61,7 @@ def test_a_shape_is_an_annotation(value, shape, reason):
     (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
     (
       '{"glora_jax": {"kind": "' + 'x' * 500 + '"}}',
-      "is a file of the kind '" + 'x' * 79 + "..., where 'seconds' is",
+      "is a file of kind '" + 'x' * 79 + "..., expected 'seconds'",
     ),
     (
       '{"glora_jax": {"kind": "seconds", "format": "new"}}',
@@ -88,9 +88,9 @@ ARRAYS = {'codes': np.zeros((3, 5), np.int8), 'loss': np.ones(3), 'word': np.arr
   'changes, reason',
   [
     ({'loss': None}, 'it lacks loss'),
-    ({'more': np.zeros(1)}, 'it has more, which is unknown'),
-    ({'codes': np.zeros((3, 4), int)}, 'codes is int64 [3, 4] and not [3, 5]'),
-    ({'loss': np.array([1, np.nan, 1])}, 'loss is float64 [3] with numbers that are not finite'),
+    ({'more': np.zeros(1)}, 'it has the unknown more'),
+    ({'codes': np.zeros((3, 4), int)}, 'codes is int64 [3, 4], expected [3, 5]'),
+    ({'loss': np.array([1, np.nan, 1])}, 'loss is float64 [3] with non-finite numbers'),
   ],
 )
 def test_arrays_that_are_others_are_one_sentence(changes, reason, tmp_path):
@@ -123,7 +123,7 @@ def test_what_would_grow_in_memory_or_runs_code_is_refused(tmp_path):
 def test_a_fifo_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / 'x')
   for read in (files.read_json, files.read_arrays):
-    with pytest.raises(OSError, match='no regular file'):
+    with pytest.raises(OSError, match='not a regular file'):
       read(tmp_path / 'x')
 
 
@@ -145,9 +145,9 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
   )
   with caplog.at_level(logging.WARNING):
     assert read_lines(path, 'metrics', Row) == [{'params': 1, 'accuracy': 0.5}]
-  assert f'{path}: 3 lines are damaged and left out.' in caplog.text
+  assert f'{path}: ignoring 3 damaged lines.' in caplog.text
 
 
 def test_metadata_cannot_take_the_names_of_what_a_file_says_of_itself(tmp_path):
-  with pytest.raises(ValueError, match="The name 'kind' of metadata is taken"):
+  with pytest.raises(ValueError, match="metadata name 'kind' is reserved"):
     files.write_tensors(tmp_path / 'x.safetensors', {'a': np.ones(1)}, 'adapter', {'kind': 'mine'})

@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(case, tmp_path):
   save(tmp_path, wide, params_of_other, {'b': structure})
   with pytest.raises(ValueError, match=message):
     pool.load('b', tmp_path / 'b')
-  with pytest.raises(ValueError, match="no adapter 'b' in the pool; there are: a"):
+  with pytest.raises(ValueError, match="no adapter 'b' in the pool; it holds: a"):
     pool(normal(6, 4), ['b'] * 6)
   with pytest.raises(ValueError, match=r'1 names .* 6 examples'):
     pool(normal(6, 4), ['a'])

@@ -55,7 +55,7 @@ WRONG_TYPES = [
 ]
 OUT_OF_RANGE = [
   ('steps', 0, 'steps=0 should be greater than or equal to 1'),
-  ('steps', 10**5000, 'steps=a whole number of 16610 bits: it must be at most 2147483647.'),
+  ('steps', 10**5000, 'steps=an integer of 16610 bits: it must be at most 2147483647.'),
   ('sizes', (1, -1), 'sizes[1]=-1 should be greater than 0'),
   ('sizes', (), 'sizes=(): it must not be empty.'),
   ('kind', 'huge', "kind='huge' should be 'small' or 'large'"),
@@ -120,5 +120,5 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(value, kind):
 
 @pytest.mark.parametrize('path', [None, b'x', '', 'a\0b'])
 def test_what_is_no_path_is_refused(path):
-  with pytest.raises(ValueError, match=r'is no path; give a text or a pathlib\.Path'):
+  with pytest.raises(ValueError, match=r'expected a path \(a string or a pathlib\.Path\), got'):
     check_path(path)

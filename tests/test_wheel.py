@@ -39,7 +39,9 @@ def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch
     (tmp_path / name).write_text('A file that is called like a config.')
   assert command_line.path_of('own') == f'{CONFIGS}/own.py'
   assert command_line.path_of('own.py') == 'own.py'
-  with pytest.raises(ValueError, match=r'no config file qickstart \(is it quickstart\?\); .* vtab'):
+  with pytest.raises(
+    ValueError, match=r"no config 'qickstart' \(did you mean quickstart\?\); .* vtab"
+  ):
     command_line.path_of('qickstart')
 
 
@@ -86,4 +88,4 @@ def test_an_installed_wheel_finds_its_configs_outside_of_the_checkout(built, tmp
   words = ['--config', 'quickstart', '--config.budget=0.5', '--workdir', tmp_path / 'run']
   run = subprocess.run([target / 'bin' / 'glora', *words], **options, stderr=subprocess.PIPE)
   assert run.returncode == 1
-  assert 'budget=0.5 must be a whole number' in run.stderr
+  assert 'budget=0.5 must be None or an integer' in run.stderr

@@ -139,7 +139,7 @@ class Killable:
   def _wait(self, processes: Sequence[subprocess.Popen], kill: Kill, before: int) -> bool:
     """Waits for the moment of a kill; whether it came before a process ended."""
     moment = None if kill.stage else time.monotonic() + kill.after
-    begins = re.compile(rf'^{re.escape(kill.stage)}(/[^:]*)?: begins', re.M)
+    begins = re.compile(rf'^{re.escape(kill.stage)}(/[^:]*)?: stage ', re.M)
     while all(process.poll() is None for process in processes):
       if moment is None and begins.search(self.log[before:]):
         moment = time.monotonic() + kill.after
@@ -168,9 +168,9 @@ class Killable:
 
   def stage(self) -> str:
     """The stage that the last start was in."""
-    marks = re.findall(r'^(\w+)(?:/.*)?: (begins|done)', self.log, re.M)
-    name, state = marks[-1] if marks else ('preparing', 'begins')
-    return name if state == 'begins' else f'after {name}'
+    marks = re.findall(r'^(\w+)(?:/.*)?: (stage|done) ', self.log, re.M)
+    name, state = marks[-1] if marks else ('preparing', 'stage')
+    return name if state == 'stage' else f'after {name}'
 
   def seconds(self) -> dict[str, float]:
     """The time of every stage, of the first task of a suite."""

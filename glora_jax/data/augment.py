@@ -276,24 +276,24 @@ class Augmentation:
     default=0.0,
     ge=0,
     le=1,
-    description='least share of the area that `random_resized_crop` takes, 0.08 for instance, of '
-    'the squares that images are kept as, so that it sees neither more pixels than these have nor '
-    'what `data.resize` has cut off; 0 for no crops',
+    description='smallest share of the area that `random_resized_crop` takes, e.g. 0.08; it crops '
+    'the squares that images are stored as, so it sees no more pixels than these have '
+    'and nothing that `data.resize` cut off; 0 turns crops off',
   )
   flip: Flag = Field(default=False, description='whether `random_flip` is applied')
-  shift: Whole = Field(default=0, ge=0, description='most pixels of `random_shift`')
+  shift: Whole = Field(default=0, ge=0, description='largest shift of `random_shift`, in pixels')
   color_jitter: Number = Field(default=0.0, ge=0, description='strength of `color_jitter`')
   rand_augment: Number = Field(
     default=0.0,
     ge=0,
     le=_MAX_MAGNITUDE,
-    description="magnitude of `rand_augment` on timm's scale of 0 to 10, mostly 9; 0 for none",
+    description="magnitude of `rand_augment` on timm's scale of 0 to 10, usually 9; 0 turns it off",
   )
   erasing: Number = Field(default=0.0, ge=0, le=1, description='probability of `random_erasing`')
   mixup: Number = Field(
     default=0.0,
     ge=0,
-    description='alpha of `mixup`, which needs the labels: `apply` leaves it to its caller',
+    description='alpha of `mixup`; it needs the labels, so the caller of `apply` mixes',
   )
 
   def check_size(self, size: int) -> None:
@@ -306,10 +306,7 @@ class Augmentation:
       ValueError: a shift would leave nothing of an image.
     """
     if self.shift >= size:
-      raise ValueError(
-        f'shift={self.shift} moves images of {size} x {size} pixels out of sight; it must be '
-        f'below {size}.'
-      )
+      raise ValueError(f'shift={self.shift} must be below the size of the images, {size}.')
 
   def apply(
     self, key: jax.Array, images: jax.Array, size: int, normalization: Normalization
@@ -332,7 +329,7 @@ class Augmentation:
     height, width = images.shape[1:3]
     if not self.crop and (height, width) != (size, size):
       raise ValueError(
-        f'Images of {height} x {width} pixels are not of size={size}, and only a crop resizes them.'
+        f'The images have {height} x {width} pixels, not size={size}; only a crop resizes them.'
       )
     keys = jax.random.split(key, 6)
     crop_key, flip_key, shift_key, color_key, operations_key, erasing_key = keys

@@ -121,8 +121,8 @@ def require_apart(name: str, written: str, field: str = '--workdir') -> None:
   is_hidden = inside != os.curdir and any(part.startswith('.') for part in inside.split(os.sep))
   if not is_hidden:  # nor elsewhere, which begins with '..'
     raise ValueError(
-      f'{field}={written} lies in {folder}, where what it holds would be taken for classes and '
-      'images; give a folder elsewhere.'
+      f'{field}={written} lies in {folder}, whose folders are read as classes of images; choose a '
+      'folder elsewhere.'
     )
 
 

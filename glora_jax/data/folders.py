@@ -1,4 +1,4 @@
-"""The user's own images in a folder: a subfolder for each class, or folders of splits with such."""
+"""The user's own images in a folder: a subfolder for each class, or split folders with these."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder_task(folder: str, split_file: str | None = None) -> Task:
   """
   if not os.path.isdir(folder):
     raise FileNotFoundError(
-      f'There is no folder {folder}; one with a subfolder of images for each class is expected.'
+      f'There is no folder {folder}; expected one with a subfolder of images for each class.'
     )
   given = _split_folders(folder)
   train = given.get('train', folder)
@@ -37,13 +37,12 @@ def folder_task(folder: str, split_file: str | None = None) -> Task:
   if len(classes) < 2:
     otherwise = '' if given else ', or train, val and test with such folders inside'
     raise ValueError(
-      f'{train} has {len(classes)} subfolders; two or more are expected, one for each '
-      f'class{otherwise}.'
+      f'{train} has {len(classes)} subfolders; expected two or more, one for each class{otherwise}.'
     )
   require_printable(train, classes)
   for other in given.values():
     if unknown := set(_subfolders(other)) - set(classes):
-      raise ValueError(f'{other} has classes that {train} has not: {listed(sorted(unknown))}.')
+      raise ValueError(f'{other} has classes that {train} lacks: {listed(sorted(unknown))}.')
   images = {split: _scan(path, classes) for split, path in (given or {'train': folder}).items()}
   return own_task('folder', folder, classes, images, split_file, are_split=bool(given))
 
@@ -78,18 +77,18 @@ def _split_folders(folder: str) -> dict[str, str]:
   is_class = len(named) == 1 and not _subfolders(os.path.join(folder, named[0]))
   if not named or (others and is_class):
     return {}
-  found = f'{folder} has folders of splits ({listed(named)})'
-  expected = 'train, and val and test where there are such, with the class folders inside'
+  found = f'{folder} has split folders ({listed(named)})'
+  expected = 'train, and optionally val and test, with the class folders inside'
   if others:
     raise ValueError(
-      f'{found} beside others ({listed(others)}); expected are class folders alone, or {expected}. '
-      'Move away what is neither; classes that are called like splits can be given by a CSV.'
+      f'{found} and others ({listed(others)}); expected class folders only, or {expected}. Move '
+      'the others away, or list the images in a CSV if a class is called like a split.'
     )
   splits = [NAMES[name.lower()] for name in named]
   if 'train' not in splits:
-    raise ValueError(f'{found}, but no train; expected are {expected}.')
+    raise ValueError(f'{found}, but no train; expected {expected}.')
   if len(set(splits)) < len(splits):
-    raise ValueError(f'{found}, more than one of a split; one is expected.')
+    raise ValueError(f'{found}, several for one split; keep one.')
   return {split: os.path.join(folder, name) for split, name in zip(splits, named, strict=True)}
 
 
@@ -114,8 +113,8 @@ def _scan(folder: str, classes: Sequence[str]) -> Files:
     target = os.path.realpath(class_folder)
     if os.path.commonpath([target, os.path.realpath(folder)]) == target:
       raise ValueError(
-        f'The class folder {class_folder} is a link to {target}, which holds the other classes, '
-        'too; remove it.'
+        f'The class folder {class_folder} is a link to {target}, which holds the other classes; '
+        'remove it.'
       )
     files = files_below(class_folder)
     images = list(filter(is_image, files))
@@ -132,13 +131,13 @@ def _scan(folder: str, classes: Sequence[str]) -> Files:
   names = (name for name in os.listdir(folder) if is_image(name) and not name.startswith('.'))
   if loose := [name for name in names if os.path.isfile(os.path.join(folder, name))]:
     log.warning(
-      '%d images lie in %s itself and in no class folder, and are left aside, %s for instance.',
+      '%d images in %s are ignored because they are in no class folder (%s for instance).',
       *(len(loose), printable(folder), printable(min(loose))),
     )
   if others:
     endings = sorted({os.path.splitext(file)[1].lower() or 'no ending' for file in others})
     log.warning(
-      '%d files below %s are no images by their endings (%s), and are left aside.',
+      '%d files in %s are ignored because they do not end like images (%s).',
       *(len(others), printable(folder), listed(endings)),
     )
   return Files(paths, labels)

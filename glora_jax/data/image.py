@@ -1,4 +1,4 @@
-"""Image files come in here alone: found, opened, one uint8 array each; all by Pillow.
+"""The only place that reads image files: finds and opens them, each as a uint8 array, by Pillow.
 
 A file is judged by its content, never by its name, and only the decoders of `FORMATS` may look at
 it: of Pillow's others one starts a program (Ghostscript, for PostScript).
@@ -88,15 +88,15 @@ def _identify(file: BinaryIO) -> Image.Image:
   size = file.seek(0, os.SEEK_END)
   file.seek(position)
   if size > MOST_BYTES:
-    raise OSError(f'{size:,} bytes are more than the {MOST_BYTES:,} that are read')
+    raise OSError(f'{size:,} bytes; the limit is {MOST_BYTES:,}')
   try:
     picture = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:
     known = f'{", ".join(FORMATS[:-1])} nor {FORMATS[-1]}'
-    raise OSError(f'neither {known} of a kind that Pillow reads') from error
+    raise OSError(f'neither {known}, or of a kind that Pillow cannot read') from error
   width, height = picture.size
   if not 0 < width * height <= MOST_PIXELS:
-    raise OSError(f'{width} x {height} pixels; at most {MOST_PIXELS:,} are read')
+    raise OSError(f'{width} x {height} pixels; the limit is {MOST_PIXELS:,}')
   return picture
 
 
@@ -136,19 +136,19 @@ def to_rgb(picture: Image.Image, format: str | None) -> Image.Image:
   try:
     return picture.convert('RGB')
   except ValueError as error:
-    raise OSError(f'not a readable image (colours of the kind {mode})') from error
+    raise OSError(f'not a readable image (unsupported color mode {mode})') from error
 
 
 def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   """Grey values as fractions of [0, 1] or [0, 255] to uint8."""
   if not np.isfinite(grey).all():
-    raise OSError('not a readable image (grey values that are not finite)')
+    raise OSError('not a readable image (gray values that are not finite)')
   lowest, highest = grey.min(initial=0), grey.max(initial=0)
   # Of 255, what is below 2 shows nothing: such values are of 1, and beyond it.
   if lowest < -ROUNDING or highest > 255 + ROUNDING or 1 + ROUNDING < highest < 2:
     raise OSError(
-      f'not a readable image (grey values from {lowest:g} to {highest:g}; fractions must be from '
-      '0 to 1, or from 0 to 255)'
+      f'not a readable image (gray values from {lowest:g} to {highest:g}; fractions must be from 0 '
+      'to 1, or from 0 to 255)'
     )
   return np.clip(grey * (255 if highest < 2 else 1), 0, 255).astype(np.uint8)
 
@@ -193,7 +193,7 @@ def resize(
 def check_rule(rule: Any) -> None:
   """Raises ValueError for a resize rule that is none."""
   if rule not in RULES:
-    raise ValueError(f'The resize rule {shown(rule)} is unknown; it is one of {", ".join(RULES)}.')
+    raise ValueError(f'The resize rule {shown(rule)} is unknown; use one of {", ".join(RULES)}.')
 
 
 def is_image(path: str) -> bool:
@@ -221,9 +221,7 @@ def files_below(folder: str) -> list[str]:
     links += filter(os.path.islink, (os.path.join(parent, name) for name in folders))
     files += [os.path.join(parent, name) for name in sorted(names) if not name.startswith('.')]
   if links:
-    log.warning(
-      'Links to folders are not followed, and what they hold is left aside: %s.', listed(links)
-    )
+    log.warning('Links to folders are not followed: %s.', listed(links))
   return files
 
 

@@ -53,17 +53,17 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
       class; or an image occurs twice; with its line number.
   """
   rows = []
-  expected = 'lines of an image path and a label are expected'
+  expected = 'expected lines with an image path and a label'
   for number, line in enumerate(io.StringIO(_text_of(path, expected), newline=None), 1):
     if not line.strip():
       continue
     image, _, label = line.rstrip('\n').rpartition(' ')
     if not image or not _WHOLE_NUMBER.fullmatch(label):
-      _refuse(path, number, 'does not hold a path and a whole number', line.strip())
+      _refuse(path, number, 'is not a path and an integer', line.strip())
     if int(label) >= num_classes:
       raise ValueError(
-        f'{path}, line {number}: the label {label} is none of the {num_classes} classes '
-        f'0 to {num_classes - 1}.'
+        f'{path}, line {number}: the label {label} is not one of the classes 0 to '
+        f'{num_classes - 1}.'
       )
     rows.append(LabelledPath(number, image, label))
   if not rows:
@@ -84,15 +84,13 @@ def _text_of(path: str | os.PathLike, expected: str) -> str:
     raise FileNotFoundError(f'There is no file {path}; {expected}.')
   size = os.path.getsize(path)
   if size > _MOST_BYTES:
-    raise ValueError(f'{path} has {size:,} bytes, more than a list of images that is read here.')
+    raise ValueError(f'{path} has {size:,} bytes, too many for a list of images.')
   try:
     with open_regular(path) as file:
       return file.read().decode('utf-8-sig')
   except UnicodeDecodeError as error:
     line = error.object.count(b'\n', 0, error.start) + 1
-    raise ValueError(
-      f'{path}, line {line} is no UTF-8 text; save the file with the encoding UTF-8.'
-    ) from error
+    raise ValueError(f'{path}, line {line} is not UTF-8; save the file as UTF-8.') from error
 
 
 def _refuse(path: str | os.PathLike, line: int, what: str, *cells: str) -> NoReturn:
@@ -119,13 +117,13 @@ def _paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: str) -
     if first is not row:
       written_otherwise = '' if first.path == row.path else f' as {printable(first.path)}'
       raise ValueError(
-        f'{source}, line {row.line}: {printable(row.path)} occurs a second time, first in line '
+        f'{source}, line {row.line}: {printable(row.path)} is already in line '
         f'{first.line}{written_otherwise}.'
       )
   if missing := [path for path in paths if not os.path.isfile(path)]:
     instance = ' for instance' if len(missing) > _NAMED_AT_MOST else ''
     raise FileNotFoundError(
-      f'{len(missing)} of {len(paths)} images that {source} names are not there, '
+      f'{len(missing)} of {len(paths)} images in {source} do not exist, '
       f'{listed(missing[:_NAMED_AT_MOST])}{instance}.'
     )
   return paths
@@ -142,17 +140,17 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     ValueError: the file is no UTF-8 text or no CSV, is empty, or has other columns; or a row has no
       path or no label or more fields than there are columns; with its line number.
   """
-  text = _text_of(path, 'a CSV with the columns path and label is expected')
+  text = _text_of(path, 'expected a CSV with the columns path and label')
   # A quote behind a comma and a space opens a field, too: it was a letter of the label.
   reader = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True)
   try:
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
   except csv.Error as error:
     raise ValueError(
-      f'{path}, line {reader.line_num} is no row of a CSV ({error}); is a quote left open?'
+      f'{path}, line {reader.line_num} is not a CSV row ({error}); is a quote left open?'
     ) from error
   if not rows:
-    raise ValueError(f'{path} is empty; rows of a path and a label are expected.')
+    raise ValueError(f'{path} is empty; expected rows with a path and a label.')
   first_line, header = rows[0]
   columns = [name.lower() for name in header]
   if {'path', 'label'} <= set(columns):
@@ -160,7 +158,7 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
   else:
     is_file = os.path.isfile(os.path.join(os.path.dirname(path), header[0]))
     if not (is_file or is_image(header[0])) or {'path', 'label'} & set(columns):
-      what = 'names no image, and is no header with path and label, which commas separate'
+      what = 'is neither an image nor a header with path and label, separated by commas'
       _refuse(path, first_line, what, *header)
     columns = ['path', 'label']
   wanted = ('path', 'label', 'split') if 'split' in columns else ('path', 'label')
@@ -168,10 +166,10 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     what = f'has the column {repeated[0]} more than once; rename those that are not meant'
     _refuse(path, first_line, what, *header)
   if not rows:
-    raise ValueError(f'{path} has a header alone; rows of a path and a label are expected.')
+    raise ValueError(f'{path} has only a header; expected rows with a path and a label.')
   what = (
-    f'does not hold {" and ".join(f"a {name}" for name in wanted)}, or has more fields than '
-    f'the {len(columns)} columns; a field with a comma in it stands between double quotes'
+    f'does not hold {" and ".join(f"a {name}" for name in wanted)}, or has more fields than the '
+    f'{len(columns)} columns; put fields with a comma in double quotes'
   )
   labelled = []
   for line, cells in rows:
@@ -198,7 +196,7 @@ def csv_task(path: str, split_file: str | None = None) -> Task:
   paths = _paths(path, rows, os.path.dirname(path))
   labels = {row.label for row in rows}
   if len(labels) < 2:
-    raise ValueError(f'{path} has the one label {rows[0].label!r}; two or more are needed.')
+    raise ValueError(f'{path} has only the label {rows[0].label!r}; two or more are needed.')
   require_printable(path, labels)
   # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
   numbers = set(filter(_WHOLE_NUMBER.fullmatch, labels))
@@ -209,12 +207,12 @@ def csv_task(path: str, split_file: str | None = None) -> Task:
     split = NAMES.get(row.split.lower()) if row.split else 'train'
     if split is None:
       raise ValueError(
-        f'{path}, line {row.line}: {printable(row.split)} is not a split; give one of '
+        f'{path}, line {row.line}: {printable(row.split)} is not a split; use one of '
         f'{", ".join(NAMES)}.'
       )
     files = given.setdefault(split, Files([], []))
     files.paths.append(image)
     files.given_labels.append(number_of[row.label])
   if 'train' not in given:
-    raise ValueError(f'{path} has no row whose split is train; there is nothing to learn from.')
+    raise ValueError(f'{path} has no row with split=train, so there is nothing to train on.')
   return own_task('csv', path, classes, given, split_file, are_split=bool(rows[0].split))

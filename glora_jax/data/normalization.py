@@ -42,8 +42,8 @@ def statistics(normalization: Normalization) -> Statistics:
     mean, deviation = map(tuple, normalization)
     return mean, deviation
   raise ValueError(
-    f'normalization={shown(normalization)} is unknown; it is one of {", ".join(NORMALIZATIONS)}, '
-    'or mean and deviation, three numbers each, finite and the deviation above 0.'
+    f'normalization={shown(normalization)} is unknown; use one of {", ".join(NORMALIZATIONS)}, or '
+    'mean and deviation: three finite numbers each, the deviations above 0.'
   )
 
 

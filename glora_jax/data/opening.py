@@ -1,8 +1,8 @@
-"""Every image of a task read once, before anything is computed with them.
+"""Reads every image of a task once, before anything is computed with them.
 
-Splits that stay in memory are decoded, which is the check; images that are to be streamed are
-opened, which takes less. A file remembers it, so that a run that goes on reads what it needs, and
-which images were left out: one that has begun leaves out the same, whatever has become of them.
+Splits that stay in memory are decoded, which is the check; images that are streamed are only
+opened, which takes less time. A file records this and the images that were left out: a resumed run
+reads only what it needs, and leaves out the same images, whatever has become of them.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _require_enough(task: Task, kept: Mapping[str, Examples], gone: Sequence[str
   """Raises ValueError where images are gone, or what is left lacks a class or cannot measure."""
   if gone:
     raise ValueError(
-      f'{task.name}: this run has begun with images that cannot be decoded now: {listed(gone)}. '
-      'Put them back as they were, or take a new workdir.'
+      f'{task.name}: images that this run started with can no longer be decoded: {listed(gone)}. '
+      'Restore them, or use a new workdir.'
     )
   labels = {split: examples.labels for split, examples in kept.items()}
   lost = np.setdiff1d(task.open('train').labels, labels['train'])
@@ -169,8 +169,8 @@ def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
           shared[split, earlier].append(f'{path} is {original}')
   for (later, earlier), copies in shared.items():
     log.warning(
-      '%s: %d images of %s are in %s, too, byte for byte; what they say of new images is too '
-      'good, so remove them from one of the two: %s%s.',
+      '%s: %d images of %s are byte-for-byte copies of images of %s, which makes results look too '
+      'good; remove them from one of the two: %s%s.',
       *(name, len(copies), later, earlier, printable('; '.join(copies[:_NAMED_COPIES]))),
       '; and more' if len(copies) > _NAMED_COPIES else '',
     )

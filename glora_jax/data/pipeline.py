@@ -1,7 +1,6 @@
 """From examples to arrays: small splits decoded once and kept as uint8, large ones streamed.
 
-Both give the same pixels for the same indices, so what is trained does not depend on which of the
-two it was.
+Both give the same pixels for the same indices, so training does not depend on which is used.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def decode(
       if skip_broken or np.array_equal(indices, np.arange(number)):
         return cached['images'], indices
     if os.path.exists(path):
-      log.warning('%s is damaged; its images are read again.', path)
+      log.warning('%s is damaged; reading its images again.', path)
   images = np.empty((number, image_size, image_size, 3), np.uint8)
 
   def read(index: int) -> None:
@@ -186,8 +185,8 @@ def require_writable(cache: str) -> None:
   is_folder = os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
   if not is_folder or not shutil.disk_usage(path).total:  # /proc holds no file
     raise OSError(
-      f'data.cache={cache!r} is no folder that can be written, because of {path}; give another, or '
-      'None for no cache.'
+      f'data.cache={cache!r} is not writable because of {path}; use another folder, or None for no '
+      'cache.'
     )
 
 

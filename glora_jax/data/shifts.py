@@ -1,4 +1,4 @@
-"""A task that any images are good for: which way was this one shifted?"""
+"""A task for any images: which way was this one shifted?"""
 
 from __future__ import annotations
 

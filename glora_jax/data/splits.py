@@ -28,8 +28,7 @@ NAMES = {  # of splits, as folders, CSVs and TFDS call them
 SHARE = 0.1  # of the images, for each of val and test that is dealt
 SEED = 0  # of what is dealt
 _ADVICE = (
-  'take a new workdir, or remove that file and with it the claim that the results of this workdir '
-  'are of the same split'
+  'use a new workdir, or remove that file; results in this workdir are then no longer of one split'
 )
 _NOTHING: Mapping[str, Examples] = types.MappingProxyType({})
 
@@ -107,8 +106,8 @@ def drawn(pool: Split, per_class: int, seed: int, skip: int = 0) -> Part:
   counted = zip(labels, sizes, strict=True)
   if rare := [f'class {label} ({size})' for label, size in counted if size < needed]:
     raise ValueError(
-      f'{per_class} images of each class are drawn of at least {needed}, and there are fewer in '
-      f'{listed(rare)}. Take fewer shots.'
+      f'Drawing {per_class} images of each class takes at least {needed}; too few in '
+      f'{listed(rare)}. Use fewer shots.'
     )
   return Part(examples, shots(examples.labels, per_class, seed, skip))
 
@@ -182,8 +181,8 @@ def _kept(
   indices = [str(index) for part in parts.values() for index in part] if are_lists else []
   if into and sorted(indices) != sorted(map(str, range(number))):
     raise ValueError(
-      f'{path} does not deal each of the {number} images of {origin} to one of {", ".join(into)}, '
-      f'as it did when it was written; {_ADVICE}.'
+      f'{path} does not assign each of the {number} images of {origin} to one of '
+      f'{", ".join(into)}, as it did when it was written; {_ADVICE}.'
     )
   return parts
 
@@ -220,7 +219,7 @@ def own_task(
     notes.append(f'Split by glora_jax, stratified, seed {SEED}: 80% train, 10% val, 10% test.')
   elif lacking:
     which = ' and '.join(lacking)
-    notes.append(f'{which} were dealt from train, stratified, seed {SEED}: 10% each.')
+    notes.append(f'{which} were taken from train, stratified, seed {SEED}: 10% each.')
   for split in (split for split in SPLITS if split in given):
     if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')

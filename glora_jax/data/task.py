@@ -62,19 +62,19 @@ class Source:
     """
     if self.source not in (None, 'tfds', kind):
       raise ValueError(
-        f"data.source='{self.source}' is unknown for {user}; it is 'tfds' or '{kind}'."
+        f"data.source='{self.source}' is unknown for {user}; use 'tfds' or '{kind}'."
       )
     if self.source == kind and self.version is not None:
       raise ValueError(
-        f"data.version={shown(self.version)} is that of a TFDS data set, and data.source='{kind}' "
-        'reads folders; leave it out.'
+        f"data.version={shown(self.version)} is for TFDS data sets, and data.source='{kind}' reads "
+        'folders; leave it out.'
       )
     if self.source == kind and self.root is None:
       raise ValueError(f"data.source='{kind}' needs data.root, the folder that holds {content}.")
     if self.source != kind and self.root is not None:
       raise ValueError(
-        f"data.root={shown(self.root)} is read with data.source='{kind}' alone; give that, or "
-        'leave data.root out.'
+        f"data.root={shown(self.root)} is only read with data.source='{kind}'; set that, or leave "
+        'data.root out.'
       )
     return self.root
 
@@ -102,8 +102,8 @@ def require_printable(origin: str, names: Iterable[str]) -> None:
   for name in names:
     if any(unicodedata.category(character) in ('Cc', 'Cs') for character in name):
       raise ValueError(
-        f'{origin} has the name {shown(name)}, which is not UTF-8 or has control characters, so '
-        'that no report can print it; rename it.'
+        f'{origin} has the name {shown(name)}, which is not UTF-8 or has control characters; '
+        'rename it.'
       )
 
 
@@ -127,13 +127,12 @@ def require_measurable(
   for split, found in present.items():
     if len(found) == 1:
       raise ValueError(
-        f'{origin}: all images of {split} are of the class {classes[found[0]]}, so that an '
-        f'accuracy on them says nothing of the {len(classes)} classes; add images of the others.'
+        f'{origin}: all images of {split} are of the class {classes[found[0]]}, so accuracy on '
+        'them means nothing; add images of the others.'
       )
   if {'val', 'test'} <= present.keys() and not np.intersect1d(present['val'], present['test']).size:
     raise ValueError(
-      f'{origin}: val and test have no class in common, so that what is chosen on val is not what '
-      'is tested; give both images of every class.'
+      f'{origin}: val and test have no class in common; put images of every class into both.'
     )
 
 

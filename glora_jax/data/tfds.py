@@ -62,20 +62,19 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
         return tfds.builder(full_name, data_dir=data_dir)
       except AssertionError:  # no such version in this TFDS
         builder = tfds.builder(base, data_dir=data_dir)
-        log.warning('TFDS has no %s:%s; version %s serves.', base, wanted, builder.version)
+        log.warning('TFDS has no %s:%s; using version %s.', base, wanted, builder.version)
         return builder
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
-      f'TFDS knows no data set {shown(base)}; its names are on www.tensorflow.org/datasets. Where '
-      'a folder or a CSV was meant, check its path.'
+      f'TFDS has no data set {shown(base)}; www.tensorflow.org/datasets lists the names. If you '
+      'meant a folder or a CSV, check its path.'
     ) from error
   except ImportError:
     raise
   except Exception as error:  # its parsers and readers each have their own
     raise ValueError(
-      f'TFDS cannot read the data set {shown(full_name)} ({first_line(error)}); see its names on '
-      'www.tensorflow.org/datasets, or remove its folder where it is damaged, and it is prepared '
-      'again.'
+      f'TFDS cannot read the data set {shown(full_name)} ({first_line(error)}); check the name on '
+      'www.tensorflow.org/datasets, or remove its folder if it is damaged, to prepare it again.'
     ) from error
 
 
@@ -104,8 +103,8 @@ def instructions(builder: Builder) -> str:
     folder = os.path.join(str(builder.data_dir_root), 'downloads', 'manual')
     return f'{full_name} needs a manual download into {folder}: {" ".join(manual.split())}'
   return (
-    f'{full_name} is downloaded and prepared at its first use '
-    '(some builders need TensorFlow for that: pip install tensorflow).'
+    f'{full_name} is downloaded and prepared at first use (some builders need TensorFlow for that: '
+    'pip install tensorflow).'
   )
 
 
@@ -132,13 +131,12 @@ def prepare(builder: Builder) -> None:
     builder.download_and_prepare(file_format='array_record')
   except ImportError as error:
     raise ImportError(
-      f'Preparing {builder.info.full_name} needs a package that is not there ({error}); '
-      'pip install tensorflow, or prepare it on a machine that has TensorFlow and copy the '
-      'folder.'
+      f'Preparing {builder.info.full_name} needs a package that is not installed ({error}); pip '
+      'install tensorflow, or prepare it on a machine that has TensorFlow and copy the folder.'
     ) from error
   except Exception as error:  # TFDS raises whatever downloads, checksums and folders raise
     if is_prepared(builder):
-      log.info('%s was prepared by another process meanwhile.', builder.info.full_name)
+      log.info('Another process has prepared %s in the meantime.', builder.info.full_name)
       _notice_preparation(builder)
       return
     raise OSError(
@@ -213,7 +211,7 @@ class TfdsExamples(Numbered):
       try:
         write_arrays(record, {'labels': labels}, _LABELS)
       except OSError as error:  # a data set that is shared, and cannot be written
-        log.info('Labels are read again at every start: %s', error)
+        log.info('Labels cannot be cached and are read at every start: %s', error)
     return labels
 
   def image(self, index: int, *, draft: bool = False) -> Image.Image:
@@ -236,7 +234,7 @@ class TfdsExamples(Numbered):
     except Exception as error:  # array_record and TFDS's parser each have their own
       raise OSError(
         f'{self.name(index)} cannot be read ({first_line(error)}); remove the folder of the data '
-        'set, and it is prepared again.'
+        'set to prepare it again.'
       ) from error
 
 
@@ -333,8 +331,8 @@ def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
   number = getattr(features['label'], 'num_classes', None) if is_single else None
   if not number:
     raise ValueError(
-      f'TFDS {name} has the features {", ".join(features)}; '
-      "an 'image' and a 'label' with classes are expected, and no sequences of them."
+      f'TFDS {name} has the features {", ".join(features)}; expected an '
+      "'image' and a 'label' with classes, not sequences of them."
     )
   classes = class_names(builder, number)
 
@@ -344,12 +342,12 @@ def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
     names = builder.info.splits
     stored = {split: name for name, split in reversed(NAMES.items()) if name in names}
     if 'train' not in stored:
-      raise ValueError(f"TFDS {name} has the splits {', '.join(names)}; a 'train' is expected.")
+      raise ValueError(f"TFDS {name} has the splits {', '.join(names)}; expected a 'train'.")
     given = {split: read(builder, stored_name) for split, stored_name in stored.items()}
     if not (lacking := [split for split in SPLITS if split not in given]):
       return given
     return {**given, **dealt(f'TFDS {name}', classes, given['train'], lacking, split_file)}
 
   splits = {split: lambda split=split: examples()[split] for split in SPLITS}
-  note = f'Splits that the data set lacks were dealt from train, stratified, seed {SEED}: 10% each.'
+  note = f'Missing splits were taken from train, stratified, seed {SEED}: 10% each.'
   return task_of([builder], f'tfds:{name}', classes, splits, notes=(note,))

@@ -1,6 +1,6 @@
 """GLoRA on any Flax linen model, unmodified, or on a pure function.
 
-The model knows nothing of it. The supports are an ordinary variable collection, `glora`; `apply`
+The supports are an ordinary variable collection, `glora`; `apply`
 merges them into each kernel where the model uses it, so that only one merged kernel is alive at a
 time: see `glora_jax.method.modules` for linen modules and `glora_jax.method.program` for all else.
 """
@@ -54,39 +54,39 @@ def adapt(
   Args:
     model: any Flax linen model, or an object that holds one as `module`, as transformers' Flax
       models do; it is not changed.
-    *sample_inputs: what the model is called with; only shapes and dtypes matter
+    *sample_inputs: example inputs of the model; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
-    structure: the one structure that is to be trained: a preset's name ('lora:8', 'bitfit',
+    structure: the structure to train: a preset's name ('lora:8', 'bitfit',
       'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of a genome file or an
       adapter; see `Adapted.fix`. None leaves it free, for a supernet or a search.
-    space: the alleles on offer: one space for all layers, or spaces by regular expression. The
-      first that is found in a layer's path is its space, and layers that none is found in are not
-      adapted. None is the smallest that has the structure, or `SearchSpace()`.
-    scale: what LoRAs of B are multiplied by, as alpha / rank does in other libraries; None for the
-      space's own, which is 1.
-    select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a text
-      or compiled), several of them, or a function. None takes all that are not heads.
+    space: the alleles on offer: one space for all layers, or spaces by regular expression. A layer
+      gets the first space whose expression is found in its path; layers without a match are not
+      adapted. None is the smallest space that has the structure, or `SearchSpace()`.
+    scale: factor on LoRAs of B, alpha / rank in other libraries; None for the space's own, which
+      is 1.
+    select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a
+      string or compiled), several of them, or a function. None takes all that are not heads.
     heads: which modules or parameters to train in full: names, paths or their ends ('fc',
       'decoder/fc'), regular expressions, a function, or several of the strings; None for none. The
-      log says which were taken. By default those that are called head, classifier, lm_head or
+      log lists the heads. By default modules called head, classifier, lm_head or
       output_projection.
-    ties: layers to adapt as one, whose kernels then stand side by side along the output in the
-      listed order, with one set of supports and one row. Each tie lists the ends of their paths:
-      `('query', 'key', 'value')` ties these three wherever they stand beside each other.
-    convs: whether `nn.Conv` counts as a linear layer: of all inputs of a window, in = height *
-      width * channels.
+    ties: layers to adapt as one, with one set of supports and one row: their kernels are
+      concatenated along the output, in the listed order. Each tie lists the ends of their paths:
+      `('query', 'key', 'value')` ties these three wherever they are siblings.
+    convs: whether `nn.Conv` counts as a linear layer of all inputs of a window: in = height * width
+      * channels.
     embeddings: whether a table that is looked up, as by `nn.Embed`, counts as a linear layer of
-      one-hot inputs, without a bias. A tied head, which multiplies with the table again, has the
-      same supports. The model is then run by its traced program, and not by its modules.
+      one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
+      supports. The model then runs as its traced program, not by its modules.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
     The adapted model.
 
   Raises:
-    ValueError: it is no linen model, has no linear layer, none that `select` or `space` matches,
-      one that GLoRA cannot express (an unusual `nn.Einsum`), or a tie does not fit; the sentence
-      names the paths. What the model itself raises on the sample inputs passes through.
+    ValueError: the model is not a Linen model, has no linear layer, none that `select` or `space`
+      matches, or one that GLoRA cannot express (an unusual `nn.Einsum`), or a tie does not fit; the
+      message names the paths. Errors of the model itself on the sample inputs pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -120,14 +120,14 @@ def _linen_module(model: Any) -> nn.Module:
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   if nnx is not None and isinstance(model, nnx.Module):
     raise ValueError(
-      f'{name} is an NNX model, and glora_jax.adapt takes linen ones; call '
+      f'{name} is an NNX model, and glora_jax.adapt takes Linen models; call '
       'glora_jax.nnx.attach(model, *inputs).'
     )
   module = getattr(model, 'module', None)
   if not isinstance(module, nn.Module):
     raise ValueError(
-      f'{name} is no instance of a linen model; for a function of parameters and inputs there is '
-      'glora_jax.adapt_function(apply, params, *inputs).'
+      f'expected an instance of a Linen model, got {name}; for a function of parameters and inputs '
+      'call glora_jax.adapt_function(apply, params, *inputs).'
     )
   return module
 
@@ -164,7 +164,7 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
   }
   tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
   if selection.embeddings and not tables:
-    raise ValueError(f'{name} looks up the rows of no table; leave embeddings=True out.')
+    raise ValueError(f'{name} has no embedding lookup; leave embeddings=True out.')
   for sites in (apart(found.sites), apart([*found.sites, *found.outside])):
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
     if refused or any(site.kernel_path not in tables for site in candidates):
@@ -176,14 +176,14 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
       if path not in heads.paths
     ]
     raise ValueError(
-      f'{name} has no linear layer that GLoRA can adapt besides its heads: '
+      f'{name} has no linear layer that GLoRA can adapt, apart from its heads: '
       f'{", ".join(others) or "no matrix is left"}.'
     )
   groups = _groups(name, candidates, selection)
   layers = [*(site.name for site in sites), *refused.values()]
   if patterns := unmatched(selection.select, layers):
     raise ValueError(
-      f'select: {listed(patterns)} matches no linear layer of {name}; there are: '
+      f'select: {listed(patterns)} matches no linear layer of {name}; its layers are: '
       f'{", ".join(layers)}.'
     )
   bare = [group.name for group in groups if not group.has_bias]
@@ -216,21 +216,21 @@ def _log_heads(
   is_default = isinstance(selector, str) and selector == DEFAULT_HEADS
   if not is_default and not heads.modules:
     raise ValueError(
-      f'heads={shown(selector)} matches no module and no parameter of {name}; its linear layers '
-      f'are: {", ".join(site.name for site in sites)}. heads=None trains none in full.'
+      f'heads={shown(selector)} matches no module or parameter of {name}; its linear layers are: '
+      f'{", ".join(site.name for site in sites)}. Pass heads=None to train none in full.'
     )
   last = [site for site in sites if site.kernel_path in outputs and site.kind != TABLE]
   if heads.modules and heads.unmatched:
     log.warning('%s: heads: %s matches no module.', name, listed(heads.unmatched))
   if heads.modules:
-    log.info('%s: trained in full, as heads: %s.', name, ', '.join(heads.modules))
+    log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
-    log.info('No module of %s is a head; only supports will be trained.', name)
+    log.info('%s has no head; only supports are trained.', name)
   if is_default and last and heads.paths.isdisjoint(outputs):
     is_adapted = any(last[-1] in group.members for group in adapted.groups)
     log.warning(
-      'The outputs of %s are those of %s, which %s and is not trained in full; if it is a new '
-      'classifier, pass heads=%r.',
+      'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
+      'heads=%r.',
       name,
       last[-1].name,
       'gets supports' if is_adapted else 'stays frozen',
@@ -244,7 +244,7 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   Raises:
     ValueError: no candidate is selected, or a pattern or tie fits none.
   """
-  listed = ', '.join(site.name for site in candidates) or 'none besides the heads'
+  listed = ', '.join(site.name for site in candidates) or 'none apart from the heads'
   spaces = {
     site.name: space for site in candidates if (space := selection.space_of(site.name)) is not None
   }
@@ -254,19 +254,19 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
     selector = selection.select
     if selector is not None and not any(matches(selector, site.name) for site in candidates):
       given = f'select={shown(selector)}'
-    raise ValueError(f'{given} matches no linear layer of {model}; there are: {listed}.')
+    raise ValueError(f'{given} matches no linear layer of {model}; these are: {listed}.')
   for site in chosen:
     if not jnp.issubdtype(site.dtype, jnp.floating) or jnp.finfo(site.dtype).bits < 16:
       raise ValueError(
-        f'{site.name} has a kernel of {site.dtype}, and supports are merged into floating-point '
-        'ones of 16 bits or more; leave it out with select, or give quantized parameters to init '
-        "as qwix's arrays."
+        f'The kernel of {site.name} is {site.dtype}, and only floating-point kernels of 16 bits or '
+        'more can be adapted; leave it out with select, or pass quantized parameters to init as '
+        "qwix's arrays."
       )
   for pattern in selection.spaces:
     if not any(matches(pattern, site.name) for site in chosen):
       raise ValueError(
-        f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; '
-        f'there are: {listed}.'
+        f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; these '
+        f'are: {listed}.'
       )
   tied = tie(chosen, selection.ties, spaces)
   return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in tied])
@@ -289,29 +289,28 @@ def adapt_function(
 ) -> Adapted:
   """Attaches GLoRA to a pure function: of plain JAX, Equinox, Haiku or any other library.
 
-  The function is traced, and the linear layers are found by how it uses its parameters: those that
-  meet activations in a product. A layer has the name of its parameter: the keys that lead to it,
-  joined by '/' (without a last 'kernel').
+  The function is traced, and its linear layers are the parameters that it multiplies with
+  activations. A layer is called by the path of its parameter: the keys that lead to it, joined by
+  '/' (without a last 'kernel').
 
   Args:
     function: called as `function(params, *inputs, **kwargs)`.
     params: its parameters, or their shapes, any pytree: nested dictionaries and lists, dataclasses,
-      an Equinox module. What is no array is taken as it is; for gradients by all of the params, let
-      them hold arrays alone (`eqx.partition(model, eqx.is_array)`).
-    *sample_inputs: what the function is called with; only shapes and dtypes matter
+      an Equinox module. Leaves that are not arrays are passed on as they are; to take gradients by
+      all of the params, let them hold only arrays (`eqx.partition(model, eqx.is_array)`).
+    *sample_inputs: example inputs of the function; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
-    structure: the one structure that is to be trained; see `adapt`.
+    structure: the structure to train; see `adapt`.
     space: the alleles on offer; see `adapt`.
-    scale: what LoRAs of B are multiplied by; see `adapt`.
+    scale: factor on LoRAs of B; see `adapt`.
     select: which linear layers to adapt, by name; see `adapt`.
-    heads: which parameters to train in full: by their names, or those of what they lie in; see
+    heads: which parameters to train in full, by their names or those of their containers; see
       `adapt`.
     ties: layers to adapt as one; see `adapt`.
     convs: whether kernels of convolutions count as linear layers.
     embeddings: whether tables that are looked up (`table[tokens]`) do; see `adapt`.
-    split: axes of a layer's outputs that are to be a stack with one row each, as in
-      `{'kv_einsum/w': 0}`: by a regular expression that is searched in the parameter's path, the
-      number of the axis.
+    split: axes of a layer's outputs to treat as a stack, with a row for each index:
+      `{'kv_einsum/w': 0}` maps a regular expression, searched in the parameter's path, to the axis.
     **kwargs: further arguments of the call.
 
   Returns:
@@ -319,7 +318,7 @@ def adapt_function(
 
   Raises:
     ValueError: the function closes over its parameters, has no linear layer, or the choices do not
-      fit; one sentence. What the function itself raises on the sample inputs passes through.
+      fit. Errors of the function itself on the sample inputs pass through.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
@@ -345,11 +344,11 @@ def adapt_function(
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   paths = set(flatten(arrays))
   if not paths:
-    raise ValueError(f'The params of {name} hold no array; give those that it computes with.')
+    raise ValueError(f'The params of {name} hold no array; pass the ones that it computes with.')
   if paths == set(found.unused):
     raise ValueError(
-      f'{name} uses none of its params on its inputs: it must be called as {name}(params, *inputs) '
-      'and compute with these, not with arrays that it closes over.'
+      f'{name} uses none of its params: it is called as {name}(params, *inputs) and must compute '
+      'with these, not with arrays that it closes over.'
     )
   return assemble(model, arrays, found, selection).fix(structure)
 

@@ -43,14 +43,14 @@ class Adapted:
   """A model with GLoRA attached, with a free or a fixed structure; see `adapt`.
 
   While the structure is free, `apply` and `fold` take a genome, which may be traced. `fix` fixes
-  it: then nothing needs a genome, `init` makes the supports that the structure reads and no others,
-  and `apply` computes only the terms that are there. In an `nn.Dense` whose A is not a LoRA no
+  it: then nothing needs a genome, `init` makes only the supports that the structure reads, and
+  `apply` computes only the terms that it has. In an `nn.Dense` whose A is not a LoRA no
   gradient has the kernel's size: a scale acts on the output, and a LoRA of B is two thin products,
   or goes into the kernel where that is as exact and takes less time (`method.equation`).
 
   Attributes:
     model: the untouched model.
-    spec: the rows of a genome; there are `len(spec)` of them.
+    spec: the `len(spec)` rows of a genome.
     groups: where the rows are in the model.
     head_paths: paths of the parameters that are trained in full.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
@@ -67,7 +67,7 @@ class Adapted:
     >>> print(adapted.summary())
     layer  in  out  A     B       C     D     E     trained  total
     Dense   4    3  none  lora:2  none  none  none       14     15
-    this structure trains 14 parameters, and the heads 0: 93.33% of the 15 of the base model
+    trained parameters: 14 in this structure + 0 in heads (93.33% of the model's 15)
 
     Variables hold the base's parameters and fresh supports, with which the model is the base. Only
     the first half of a split is trained.
@@ -139,8 +139,8 @@ class Adapted:
       fixed structure reads, in the ranks that it reads, or all.
 
     Raises:
-      ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
-        Or the key is none.
+      ValueError: `params` are not this model's (missing, unexpected and misshaped ones are named),
+        or the key is not a random key.
     """
     check_key(key)
     whole = self.check_params(params)
@@ -165,16 +165,16 @@ class Adapted:
       variables: variables from `init`, after training for instance, with the model's other
         collections if it has any.
       *args: inputs of the model.
-      genome: of a free structure, int [rows, 5]; may be traced, so that one compilation serves all,
-        and `jax.vmap` over it a population.
+      genome: int [rows, 5], for a free structure only. It may be traced: one compilation serves all
+        structures, and `jax.vmap` over it a population.
       **kwargs: `rngs`, `mutable`, `method`, `capture_intermediates`, and the model's own.
 
     Returns:
       The model's outputs, and its updated collections where some are mutable.
 
     Raises:
-      ValueError: the genome or the variables do not fit the model, or a genome is missing or one
-        too many.
+      ValueError: the genome or the variables do not fit the model, a genome is missing, or one is
+        given although the structure is fixed.
     """
     genome = self._structure(genome, 'apply')
     self._check(variables, genome)
@@ -211,14 +211,14 @@ class Adapted:
     if self.genome is None:
       if genome is None:
         raise ValueError(
-          f'{call} needs a genome, since the structure is free: {call}(..., genome=...), or fix '
-          "one first, adapted.fix('lora:4')."
+          f'{call} needs a genome because the structure is free; pass genome=..., or fix a '
+          "structure first: adapted.fix('lora:4')."
         )
       genomes.check_one_genome(self.spec, genome, call)
       return genome
     if genome is not None:
       raise ValueError(
-        f'{call} takes no genome, since the structure is fixed; leave it out, or free the '
+        f'{call} takes no genome because the structure is fixed; leave it out, or free the '
         'structure with adapted.fix(None).'
       )
     return self.genome
@@ -244,16 +244,16 @@ class Adapted:
   def split(
     self, variables: Mapping[str, Any], *, supports: bool = True
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The variables in two halves, of which gradients and optimizer get only the first.
+    """Splits the variables in two: what gradients and the optimizer see, and the rest.
 
-    Of a fixed structure the supports that it reads are trained, cut to the largest LoRA rank that
-    it reads in each group of layers. What it does not read is cut likewise and stays frozen: joined
-    again, variables are this structure's, and no longer others' with higher ranks.
+    With a fixed structure the supports that it reads are trained, cut to the largest LoRA rank that
+    it reads in each group of layers. Other supports are cut in the same way and stay frozen: joined
+    again, the variables fit this structure, but not others with higher ranks.
 
     Args:
       variables: variables from `init`.
-      supports: whether supports are trained. With False they stay with the frozen half, and heads
-        alone are trained: a linear probe.
+      supports: whether supports are trained. False freezes them and trains only the heads: a linear
+        probe.
 
     Returns:
       (trainable, frozen): supports and heads, and everything else.
@@ -275,7 +275,7 @@ class Adapted:
     return trainable, {'params': body, **rest}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, but for what that has cut off.
+    """Inverse of `split`, except for what it has cut off.
 
     Args:
       trainable: the first half, after training for instance.
@@ -297,12 +297,12 @@ class Adapted:
     """A table of the adapted layers: sizes, alleles, trained and total parameters.
 
     Args:
-      genome: whose alleles to show, int [rows, 5]; None shows the fixed structure, or all that is
-        on offer.
+      genome: structure to show, int [rows, 5]; None shows the fixed structure, or all alleles on
+        offer.
 
     Returns:
-      One line a layer, one about the whole model, one for each matrix that is not adapted, and one
-      for the layers of a linen model that cannot be merged in their modules' calls.
+      One line for each layer, one about the whole model, one for each matrix that is not adapted,
+      and one for the layers of a linen model that cannot be merged in their modules' calls.
     """
     genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
@@ -312,8 +312,8 @@ class Adapted:
     total = sum(shape.size for shape in self.param_shapes.values())
     structure = 'the largest structure' if genome is None else 'this structure'
     totals = (
-      f'{structure} trains {trained:,} parameters, and the heads {heads:,}: '
-      f'{100 * (trained + heads) / total:.2f}% of the {total:,} of the base model'
+      f'trained parameters: {trained:,} in {structure} + {heads:,} in heads '
+      f"({100 * (trained + heads) / total:.2f}% of the model's {total:,})"
     )
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
     lines = [*table, totals, *self.coverage().lines()]
@@ -443,7 +443,7 @@ class Adapted:
     given, expected = _by_name(flatten(whole)), _by_name(self.param_shapes)
     if problems := [*differences(given, expected), *_of_another_kind(given, expected)]:
       raise ValueError(
-        f'These params are not those of the adapted {name_of(self.model)}. {"; ".join(problems)}.'
+        f'The params do not match the adapted {name_of(self.model)}. {"; ".join(problems)}.'
       )
     return whole
 
@@ -462,7 +462,7 @@ def _of_another_kind(given: Mapping[str, Any], expected: Mapping[str, Any]) -> l
       bits = jnp.finfo(own).bits if jnp.issubdtype(own, jnp.floating) else 0
       if bits < min(16, jnp.finfo(wanted).bits):  # JAX promotes shorter ones to nothing
         wrong.append(f'{name} is {own}')
-  return [f'no floating-point numbers of 16 bits: {", ".join(wrong)}'] if wrong else []
+  return [f'not floating-point of 16 bits or more: {", ".join(wrong)}'] if wrong else []
 
 
 def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:

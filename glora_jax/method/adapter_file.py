@@ -30,7 +30,7 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.records import check_shape
 from glora_jax.tree import differences, fingerprint, flatten, partition, path_name, update
 
-AGAIN = 'get it again, or save it again from the training that it came of'
+AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each row.
 _BY_ROW = ('spec', 'tied', 'scale', 'genome', 'layers', 'parameters')
 _LARGEST_SCALE = 1e30  # with which numbers in float32 stay finite
@@ -57,11 +57,11 @@ def save_adapter(
   """Writes the supports of one structure as one safetensors file.
 
   It holds only the numbers that the structure reads, the heads, and the model's other collections.
-  Tensors are named `glora/<layer>/<support>`, `params/<path>` and, batch statistics for instance,
-  `<collection>/<path>`. The metadata holds the genome, for every layer its sizes, the parameter
+  Tensors are named `glora/<layer>/<support>`, `params/<path>` and `<collection>/<path>` (batch
+  statistics, for instance). The metadata holds the genome, the sizes of every layer, the parameter
   that it lies in, the axes there and the scale of its LoRA, and fingerprints of the frozen
-  parameters, as they are and rounded to 16 bits, so that `load_adapter` knows what the file belongs
-  to, in whatever order layers are found.
+  parameters, as they are and rounded to 16 bits. By these `load_adapter` knows what the file
+  belongs to, in whatever order layers are found.
 
   Args:
     path: path of the safetensors file.
@@ -72,8 +72,8 @@ def save_adapter(
 
   Raises:
     ValueError: the variables are those of another model, were cut to a structure with lower ranks,
-      are not finite or are random keys, metadata have a name that the file needs itself or are not
-      what JSON can say, the path is none, or a genome is missing or one too many.
+      are not finite or are random keys, metadata have a reserved name or are not JSON, the path is
+      invalid, a genome is missing, or one is given although the structure is fixed.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -100,7 +100,7 @@ def save_adapter(
     **genome_to_json(adapted.spec, genome),
   }
   if reserved := described.keys() & metadata.keys():
-    raise ValueError(f'The name {min(reserved)!r} of metadata is taken; give it another.')
+    raise ValueError(f'The metadata name {min(reserved)!r} is reserved; choose another.')
   tensors = {
     f'{COLLECTION}/{layer}/{name}': np.asarray(array)[part]
     for layer, name, array, part in parts_read(
@@ -112,8 +112,8 @@ def save_adapter(
   for name, value in tensors.items():
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
       raise ValueError(
-        f'{printable(path)} is not written: {name} is a random key, and a safetensors file holds '
-        f'numbers alone; leave the collection {name.split("/")[0]} out of the variables.'
+        f'{printable(path)} is not written: {name} is a random key, and safetensors files hold '
+        f'only numbers; leave the collection {name.split("/")[0]} out of the variables.'
       )
   require_finite(path, tensors)
   write_tensors(path, tensors, 'adapter', {**described, **metadata})
@@ -156,9 +156,7 @@ def require_finite(
 ) -> None:
   """Raises ValueError where tensors that are to be written have numbers that are not finite."""
   if (name := _not_finite(tensors)) is not None:
-    raise ValueError(
-      f'{printable(path)} is not written: {name} has numbers that are not finite; {why}.'
-    )
+    raise ValueError(f'{printable(path)} is not written: {name} is not finite; {why}.')
 
 
 def _not_finite(tensors: Mapping[str, Any]) -> str | None:
@@ -187,19 +185,19 @@ def load_adapter(
     params: the base's parameters, which may have been cast between float32 and a 16-bit type since;
       their heads are replaced, unless the file has none (see `combine`).
     strict: whether to refuse another base. Bases are the same if their values are, as they are or
-      all rounded to bfloat16, or to float16: smaller differences are not seen, and a base in
-      bfloat16 counts as another than one in float16.
+      all rounded to bfloat16, or to float16: smaller differences go unnoticed, and a base in
+      bfloat16 differs from one in float16.
 
   Returns:
     (adapted, variables): the model with the file's structure fixed, and its supports, heads and
-    other collections. Where `adapted` had a free structure, they are variables of that, too:
-    supports that the file's does not read are zero. A LoRA that was saved with another scale than
-    the model has is rescaled.
+    other collections. If `adapted` had a free structure, the variables fit that as well: supports
+    that the file's structure does not read are zero. A LoRA saved with another scale than the
+    model's is rescaled.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the path is none, or the file is damaged, or belongs to another model, structure or
-      base, or the space does not have its structure; the sentence says which.
+    ValueError: the path is invalid, the file is damaged or belongs to another model, structure or
+      base, or the space does not have its structure.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp
@@ -306,7 +304,7 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   try:
     check_shape(metadata, _Metadata)
   except ValueError as error:
-    raise damaged(path, f'of its metadata {error}', AGAIN) from None
+    raise damaged(path, f'in its metadata {error}', AGAIN) from None
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
     raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', AGAIN)
@@ -353,13 +351,13 @@ def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.
   except ValueError as error:
     raise ValueError(
       f'The adapter {printable(path)} has a structure that this model does not offer ({error}); '
-      'adapt with structure= its path, or with a space that has it.'
+      'adapt with its path as structure=, or with a space that offers it.'
     ) from error
   if adapted.genome is not None and (adapted.genome != genome).any():
     row = int((adapted.genome != genome).any(axis=1).argmax())
     raise ValueError(
       f'The adapter {printable(path)} has another structure than this model is fixed to: '
-      f'{genome[row].tolist()} for A to E of {adapted.spec.layers[row].name}, and not '
+      f'{genome[row].tolist()} for A to E of {adapted.spec.layers[row].name}, not '
       f'{adapted.genome[row].tolist()}; load it into adapted.fix(None).'
     )
   return genome
@@ -384,10 +382,10 @@ def check_tensors(
     raise damaged(path, f'its genome needs other supports: {"; ".join(problems)}', AGAIN)
   inner = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == '/'}
   if odd := inner & tensors.keys() or {name for name in tensors if '/' not in name}:
-    raise damaged(path, f'{min(odd)} is no name of a tensor in a collection', AGAIN)
+    raise damaged(path, f'{min(odd)} is not the name of a tensor in a collection', AGAIN)
   for name, value in tensors.items():
     is_learned = name.startswith((f'{COLLECTION}/', 'params/'))
     if is_learned and not jnp.issubdtype(value.dtype, jnp.floating):
-      raise damaged(path, f'{name} is {value.dtype} and no floating-point numbers', AGAIN)
+      raise damaged(path, f'{name} is {value.dtype}, not floating-point', AGAIN)
   if (name := _not_finite(tensors)) is not None:
-    raise damaged(path, f'{name} has numbers that are not finite', AGAIN)
+    raise damaged(path, f'{name} is not finite', AGAIN)

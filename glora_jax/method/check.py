@@ -1,7 +1,7 @@
-"""Whether GLoRA does on somebody's model what it should: one call, one table.
+"""Whether GLoRA works as it should on a given model: one call, one table.
 
-A model that nobody here wrote may use its parameters in ways that no test of this package knows.
-`check` runs the model itself and measures.
+A model may use its parameters in ways that no test of this package covers. `check` runs the model
+itself and measures.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _MOST_NAMED = 3  # arrays that a row names
 
 @dataclasses.dataclass(frozen=True)
 class CheckRow:
-  """One thing that must hold.
+  """One check.
 
   Attributes:
-    name: the thing.
-    measured: how far it is from holding; 0 is exactly.
-    tolerance: the largest `measured` with which it holds; infinite where it is only reported.
+    name: what must hold.
+    measured: how far it is from holding; 0 is exact.
+    tolerance: the largest `measured` that passes; infinite where it is only reported.
     note: what was measured, and where it does not hold.
   """
 
@@ -64,10 +64,10 @@ class CheckRow:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """What `check` found; printed, it is a table.
+  """What `check` found; it prints as a table.
 
   Attributes:
-    rows: the things that must hold.
+    rows: one for each check.
 
   Example:
     >>> from glora_jax.method.check import Check
@@ -96,28 +96,28 @@ class Check:
 
 
 def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any) -> Check:
-  """Measures on the model itself whether GLoRA does there what it should.
+  """Measures on the model itself whether GLoRA works as it should.
 
-  That every structure of fresh supports is the base model; that folded parameters in the untouched
-  model give what `apply` gives, and a fixed one too; that every support on offer gets a gradient
-  and that a step of an optimizer moves them and the heads and nothing else. Outputs are compared
-  relative to the largest of them, at the highest precision of matrix products that the device has.
-  The genomes are the largest and as many as it takes for every allele on offer to occur in every
-  layer. Supports and heads are those of the variables with noise on them, so that no term is zero.
-  Reported, and not judged, are the share of the parameters in matrices that are not adapted and,
-  of a quantized base, the error of quantizing the folded parameters again, in weights and in
-  outputs.
+  It checks that every structure with fresh supports is the base model; that the untouched model
+  with folded parameters, and a fixed structure, return what `apply` returns; that every support on
+  offer gets a gradient; and that a step of an optimizer changes only supports and heads. Outputs
+  are compared relative to the largest of them, at the device's highest precision of matrix
+  products. The genomes are the largest one and as many as it takes for every allele on offer to
+  occur in every layer. Supports and heads get noise, so that no term is zero.
+
+  Reported without a verdict: the share of parameters in matrices that are not adapted and, for a
+  quantized base, the error of quantizing the folded parameters again, in weights and in outputs.
   About four programs are compiled.
 
   Args:
-    adapted: the adapted model with a free structure, of `adapt` or any other way; of an attached
-      NNX model what `glora_jax.nnx.as_adapted` returns.
+    adapted: the adapted model with a free structure; for an attached NNX model, what
+      `glora_jax.nnx.as_adapted` returns.
     variables: what `adapted.init` returned, with the model's other collections if it has any.
     *inputs: inputs of the model, arrays with values.
     **kwargs: further arguments of its call, `train=False` or `rngs` for instance.
 
   Returns:
-    A table with a row for each of these things.
+    A table with a row for each check.
 
   Raises:
     ValueError: the model is not adapted or its structure is fixed, the variables are of another
@@ -136,14 +136,14 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   check_type(adapted, Adapted, 'adapted')
   if adapted.genome is not None:
     raise ValueError(
-      'check tries every allele on offer, and this structure is fixed; give adapted.fix(None) and '
+      'check tries every allele on offer, but this structure is fixed; pass adapted.fix(None) and '
       'the variables that its init returns.'
     )
   adapted.check_variables(variables)
   for owner, tree in {'variables': variables, 'inputs': (inputs, kwargs)}.items():
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
       raise ValueError(
-        f'check runs the model, and these {owner} are only shapes (jax.ShapeDtypeStruct); pass '
+        f'check runs the model, but these {owner} are only shapes (jax.ShapeDtypeStruct); pass '
         'arrays.'
       )
   with jax.default_matmul_precision('highest'):
@@ -174,7 +174,7 @@ def _rows(adapted: Adapted, variables: Mapping[str, Any], call: Any) -> Iterator
   for name, errors, note in (
     ('identity at start', identity, f'fresh supports and the base model, {number}'),
     ('fold against apply', folding, f'folded into the untouched model, {number}'),
-    ('fix against apply', fixing, 'the structure with as little of A as there can be'),
+    ('fix against apply', fixing, 'the structure with the smallest A'),
   ):
     yield CheckRow(name, float(np.max(errors)), tolerance, f'max|dy| / max|y|: {note}')
 
@@ -182,17 +182,17 @@ def _rows(adapted: Adapted, variables: Mapping[str, Any], call: Any) -> Iterator
   sites = [site for group in adapted.groups for site in group.members]
   covered = {path_name(p) for site in sites for p in (site.kernel_path, site.bias_path or ())}
   changed = _changed(adapted.full_precision(own), largest) - covered
-  yield _count('fold leaves the rest', changed, 'parameters without a row that changed')
+  yield _count('fold leaves the rest', changed, 'other parameters that changed')
   yield from _train(adapted, variables, call, genomes)
   if has_quantized(own):
     rounded = adapted.full_precision(requantize(largest, own))
     weights = max(map(_error, jax.tree.leaves(rounded), jax.tree.leaves(largest)))
     outputs = _error(base({**variables, 'params': rounded}, call), base(folded, call))
-    note = 'folded and quantized again as the base is; reported alone'
+    note = 'folded and quantized again like the base; not checked'
     yield CheckRow('requantized weights', weights, _ANY, f'max|dw| / max|w|: {note}')
     yield CheckRow('requantized outputs', outputs, _ANY, f'max|dy| / max|y|: {note}')
   others = [matrix for matrix in adapted.coverage().uncovered if matrix.reason not in CHOSEN]
-  note = f'share of matrices not adapted ({len(others)}: adapted.coverage()); reported alone'
+  note = f'share of matrices not adapted ({len(others)}: adapted.coverage()); not checked'
   yield CheckRow('not covered', sum(matrix.share for matrix in others), _ANY, note)
 
 
@@ -210,13 +210,11 @@ def _train(
       offered.add(f'{layer} {name}')
       if (np.isfinite(array[part]) & (array[part] != 0)).any():
         reached.add(f'{layer} {name}')
-  yield _count(
-    'gradients reach supports', offered - reached, 'supports on offer without a gradient'
-  )
+  yield _count('gradients reach supports', offered - reached, 'supports without a gradient')
   changed = _changed(variables, adapted.join(after, frozen))  # by a step of the largest
   trained = {path_name(path) for path in flatten(trainable)}
   yield _count('frozen stays frozen', changed - trained, 'frozen arrays that a step changed')
-  yield _count('trained moves', trained - changed, 'supports and heads that a step left alone')
+  yield _count('trained moves', trained - changed, 'supports and heads that a step did not change')
 
 
 def _count(name: str, wrong: set[str], note: str) -> CheckRow:
@@ -296,7 +294,7 @@ def _numbers(run: Callable[..., Any], call: Any) -> jax.Array:
   numbers = [jnp.ravel(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
   if not numbers:
     raise ValueError(
-      'check compares outputs, and the model returns no floating-point array; pass method= or '
+      'check compares floating-point outputs, and the model returns none; pass method= or '
       'arguments with which it does.'
     )
   widest = jnp.result_type(jnp.float32, *numbers)

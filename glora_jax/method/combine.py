@@ -1,4 +1,4 @@
-"""Adapters added up into one, from their files alone.
+"""Combines adapters into one, from their files.
 
 The equation is linear in A, B, C, D and E, so the weighted sum of the adapters' tensors is the
 weighted sum of what they do to a base, whatever their forms, ranks and scales. Flat forms (constant
@@ -55,37 +55,38 @@ def combine(
   density: float = 0.2,
   head: Path | None = None,
 ) -> dict[str, float]:
-  """Adds up adapters of one base, of any structures, and writes the result as an adapter file.
+  """Combines adapters of one base, of any structures, and writes the result as an adapter file.
 
   'linear' is the weighted sum, exact up to rounding. 'ties' is TIES-Merging (arXiv 2306.01708,
   section 4.2) on the change that each tensor of a layer makes, which for a LoRA is its product
   [in, out]: of each adapter the largest numbers are kept, each number's sign is elected by the
   weighted sum, and those of this sign are averaged. Equal weights are the paper's lambda. Weights
   multiply before the election, so that a negative one votes against its adapter; HF PEFT multiplies
-  after it, which is the same where they are equal and positive. Full matrices are held of one layer
-  at a time.
+  after it, which is the same for equal and positive weights. Full matrices are in memory for one
+  layer at a time.
 
   Args:
     adapters: the weight of each file that `save_adapter` wrote, by its path.
-    out_path: path of the safetensors file that is written; see `save_adapter`.
+    out_path: path of the safetensors file to write; see `save_adapter`.
     method: 'linear' or 'ties'.
-    rank: largest rank of a LoRA, to which others are cut by singular values; None for the sum of
-      the ranks that are added up.
+    rank: largest rank of a LoRA; higher ones are cut by singular values. None for the sum of the
+      ranks.
     density: the share of numbers that 'ties' keeps, above 0.
     head: the one of `adapters` whose heads and other collections, batch statistics for instance,
       the result has; these are not added. None writes none: `load_adapter` keeps the base's heads.
 
   Returns:
-    What cutting to a rank cost: by layer and tensor, `blocks/fc1[0]/B`, the Frobenius norm of what
-    is lost relative to the whole. What is exact in float32 is left out: {} is an exact sum.
+    The loss by cutting ranks, by layer and tensor (`blocks/fc1[0]/B`): the Frobenius norm of what
+    is lost, relative to the whole. Tensors that are exact in float32 are left out: {} is an exact
+    sum.
 
   Raises:
     FileNotFoundError: there is no such file.
     FileExistsError: the result would replace one of the adapters.
     ValueError: no adapter, a weight that is not finite, an unknown method, a rank below 1, a
       density that is not above 0 and at most 1, a head that is not among the adapters or that has
-      none, a damaged file, adapters of different bases or layers, or a result that is not finite.
-      Nothing is written then.
+      none, a damaged file, adapters of different bases or layers, or a result that is not finite;
+      nothing is written.
 
   Example:
     >>> import os, tempfile, flax.linen as nn, jax, jax.numpy as jnp
@@ -105,13 +106,15 @@ def combine(
   """
   out_path, weights = check_path(out_path), _checked_weights(adapters)
   if method not in ('linear', 'ties'):
-    raise ValueError(f"method={shown(method)} is unknown; the methods are 'linear' and 'ties'.")
+    raise ValueError(f"method={shown(method)} is unknown; use 'linear' or 'ties'.")
   rank = None if rank is None else check_whole(rank, 'rank', 1)
   share = plain(density)
   if not isinstance(share, int | float) or not 0 < share <= 1:
     raise ValueError(f'density={shown(share)} must be a number above 0 and at most 1.')
   if head is not None and (head := check_path(head)) not in weights:
-    raise ValueError(f'head={shown(head)} is not among the adapters that are added up; take one.')
+    raise ValueError(
+      f'head={shown(head)} is not one of the adapters that are combined; choose one of them.'
+    )
   require_free(out_path, True, weights)
   files = {path: _read(path) for path in weights}
   _check_alike(files)
@@ -158,7 +161,7 @@ def _checked_weights(adapters: Any) -> dict[str, float]:
         f'The weight {shown(weight)} of {printable(path)} must be a number, finite in float32.'
       )
   if not 0 < len(weights) == len(adapters):
-    raise ValueError(f'adapters={shown(adapters)} must name one file or more, each of them once.')
+    raise ValueError(f'adapters={shown(adapters)} must name one or more files, each once.')
   return weights
 
 
@@ -200,7 +203,9 @@ def _check_alike(files: Mapping[str, _Adapter]) -> None:
     both = f'{printable(first)} and {printable(other)}'
     ours, theirs = files[first].metadata, files[other].metadata
     if {ours['base'], *ours['rounded']}.isdisjoint([theirs['base'], *theirs['rounded']]):
-      raise ValueError(f'{both} were trained on different base weights; add up those of one base.')
+      raise ValueError(
+        f'{both} were trained on different base weights; combine adapters of one base.'
+      )
     # A layer is known by its name and sizes, and by where its parameters lie.
     rows, own = (
       set(map(json.dumps, zip(said['spec'], said['parameters'], strict=True)))
@@ -208,7 +213,7 @@ def _check_alike(files: Mapping[str, _Adapter]) -> None:
     )
     if odd := rows ^ own:
       raise ValueError(
-        f'{both} adapt different layers; add up those of one model: {min(odd)[:400]}.'
+        f'{both} adapt different layers; combine adapters of one model: {min(odd)[:400]}.'
       )
 
 
@@ -217,7 +222,7 @@ def _others(path: str, files: Mapping[str, _Adapter]) -> dict[str, np.ndarray]:
   tensors = files[path].tensors.items()
   others = {name: value for name, value in tensors if not name.startswith(f'{COLLECTION}/')}
   if not others:
-    raise ValueError(f'head={path!r} has no heads; take another, or None.')
+    raise ValueError(f'head={path!r} has no heads; choose another, or None.')
   return others
 
 

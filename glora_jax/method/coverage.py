@@ -1,4 +1,4 @@
-"""What of a model is adapted, as tables: its layers, and why other matrices are not."""
+"""Tables of what is adapted in a model: its layers, and why other matrices are not."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Coverage:
   """The matrices of a model; see `Adapted.coverage`.
 
   Attributes:
-    covered: those that are adapted, in the order of their rows.
-    uncovered: those that are not, each with its reason.
+    covered: the adapted ones, in the order of their rows.
+    uncovered: the others, each with its reason.
   """
 
   covered: tuple[Matrix, ...]
@@ -53,7 +53,7 @@ class Coverage:
 
   @property
   def uncovered_share(self) -> float:
-    """The part that lies in matrices that are not."""
+    """The part that lies in uncovered matrices."""
     return sum(matrix.share for matrix in self.uncovered)
 
   def __str__(self) -> str:

@@ -29,20 +29,20 @@ _ROUNDS = 8  # of rejection, after which genomes are repaired instead
 def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
   """A random genome, each gene independent and uniform over the alleles on offer.
 
-  Where a row may have C or E but not both, the two together are uniform over what the row may have.
-  It works under `jit`.
+  Where a row may have C or E but not both, the pair is drawn uniformly from what is allowed. Works
+  under `jit`.
 
   Args:
     key: random key.
     spec: the layers.
-    largest: probability that a gene takes its last allele on offer, the one with most parameters,
-      without a draw.
+    largest: probability that a gene takes its last allele on offer, the one with the most
+      parameters, instead of a drawn one.
 
   Returns:
     int8 [rows, 5].
 
   Raises:
-    ValueError: `largest` is no probability, the spec is none, or the key is none.
+    ValueError: `largest` is not a probability, `spec` not a Spec, or `key` not a random key.
 
   Example:
     >>> import jax
@@ -81,8 +81,8 @@ def check_budget(budget: Any) -> int | None:
   number = whole_number(budget)
   if number is None or number < 0:
     raise ValueError(
-      f'budget={shown(plain(budget))} must be a whole number of trained parameters, 0 (the linear '
-      'probe) or more, or None.'
+      f'budget={shown(plain(budget))} must be None or an integer of at least 0 trained parameters '
+      '(0: the linear probe).'
     )
   return min(number, sys.maxsize)
 
@@ -109,12 +109,11 @@ def random_genomes(
 ) -> np.ndarray:
   """Random structures within a budget.
 
-  Uniform over the structures within the budget (by rejection) where enough of the space fits; what
-  eight rounds of rejection leave empty is filled with repaired genomes, so that any budget gets its
-  population at once.
+  Uniform over the structures within the budget, by rejection, if enough of the space fits; after
+  eight rounds the rest is filled with repaired genomes, so any budget gets its population quickly.
 
   Args:
-    rng: NumPy's generator.
+    rng: NumPy generator.
     spec: the layers.
     number: number of genomes.
     budget: most trained parameters of each; None for no limit.
@@ -123,8 +122,8 @@ def random_genomes(
     int8 [number, rows, 5].
 
   Raises:
-    ValueError: `rng` is no generator of NumPy's; the number is no whole number of 0 or more; the
-      budget is no whole number, negative, or below the smallest structure on offer.
+    ValueError: `rng` is not a NumPy generator; the number is not an integer of at least 0; the
+      budget is not an integer, negative, or below the smallest structure on offer.
 
   Example:
     >>> import numpy as np
@@ -136,7 +135,9 @@ def random_genomes(
   """
   number = check_whole(number, 'number')
   if not isinstance(rng, np.random.Generator):
-    raise ValueError(f'rng={shown(rng)} must be a NumPy generator, as np.random.default_rng(0).')
+    raise ValueError(
+      f'rng={shown(rng)} must be a NumPy generator such as np.random.default_rng(0).'
+    )
   budget = require_feasible(spec, budget)
   if budget is None:
     return _draw(rng, spec, number)
@@ -158,7 +159,7 @@ def shrink(
   E, where its space has one shift, first loses the cheaper of the two.
 
   Args:
-    rng: NumPy's generator.
+    rng: NumPy generator.
     spec: the layers.
     genomes: int8 [n, rows, 5].
     budget: most trained parameters of each; None for no limit.

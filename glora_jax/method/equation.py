@@ -86,8 +86,8 @@ def effective(
   """
   if jnp.ndim(kernel) != 2 or jnp.shape(alleles) != (5,):
     raise ValueError(
-      f'The equation is about one layer, a kernel [in, out] and alleles [5], not {kernel.shape} '
-      f'and {jnp.shape(alleles)}; use jax.vmap over a stack.'
+      f'Expected one layer, a kernel [in, out] and alleles [5], got {kernel.shape} and '
+      f'{jnp.shape(alleles)}; use jax.vmap over a stack.'
     )
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}

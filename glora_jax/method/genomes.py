@@ -1,4 +1,4 @@
-"""Genomes: what each costs, which are the same, and how a person reads them.
+"""Genomes: their cost, which are equivalent, and their JSON form.
 
 A *genome* is an int8 array [rows, 5]: for every adapted layer the allele of A, B, C, D and E (see
 `glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` holds what the
@@ -29,7 +29,7 @@ _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
 # mutated and crossed as one, in arrays of NumPy or of JAX.
 C, E = TENSORS.index('C'), TENSORS.index('E')
 _E_FOR_C = np.array([E if column == C else column for column in range(len(TENSORS))])
-_EXPECTED = 'give what genome_to_json returned'
+_EXPECTED = 'pass what genome_to_json returned'
 
 
 def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
@@ -60,7 +60,7 @@ def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
   if isinstance(genome, jax.core.Tracer):
     if known:
       raise ValueError(
-        'The genome is traced, and its codes are needed here; call this outside of jax.jit, '
+        'The genome is traced, but its codes are needed here; call this outside of jax.jit, '
         'jax.vmap and jax.grad.'
       )
     return
@@ -73,8 +73,8 @@ def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
     row, column = index[-2:]
     layer, tensor = spec.layers[row], TENSORS[column]
     raise ValueError(
-      f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes there '
-      f'are 0 to {spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
+      f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes are 0 '
+      f'to {spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
     )
 
 
@@ -92,8 +92,8 @@ def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
   check_genome(spec, genome)
   if np.ndim(genome) != 2:
     raise ValueError(
-      f'{call} takes one genome [{len(spec)}, 5], not {np.shape(genome)}; give it one after the '
-      'other, or use jax.vmap over a population where it computes.'
+      f'{call} takes one genome [{len(spec)}, 5], got {np.shape(genome)}; pass genomes one at a '
+      'time, or use jax.vmap over a population where it computes.'
     )
 
 
@@ -106,8 +106,8 @@ def check_population(spec: Spec, genomes: Any) -> None:
   check_genome(spec, genomes)
   if np.ndim(genomes) != 3:
     raise ValueError(
-      f'The genomes have shape {np.shape(genomes)}; a population is [candidate, {len(spec)}, 5], '
-      'and that of one genome genome[None].'
+      f'The genomes have shape {np.shape(genomes)}; expected [candidate, {len(spec)}, 5], with '
+      'genome[None] for one genome.'
     )
 
 
@@ -124,7 +124,7 @@ def _as_array(genome: Any) -> Any:
   except (ValueError, TypeError, OverflowError):  # lists of several lengths, for instance
     codes = np.array(None)
   if codes.dtype.kind in _NO_NUMBERS:
-    raise ValueError(f'The genome {shown(genome)} is no table of codes; it must be [rows, 5].')
+    raise ValueError(f'The genome must be a table of codes [rows, 5], got {shown(genome)}.')
   return codes
 
 
@@ -339,10 +339,10 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
 def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
   """The genome of what `genome_to_json` returned.
 
-  Alleles are read by their names where there are names, so that a genome means the same in a space
-  with other ranks, in which its codes are others. Rows that have the names of all the spec's layers
-  go by these, in whatever order layers were found; rows of other names, another library's for
-  instance, are taken as they stand.
+  Alleles are read by name where names are given, so a genome means the same in a space with other
+  ranks, where its codes differ. If the rows have the names of all the spec's layers, they are
+  matched by name, in any order; rows with other names, from another library for instance, are taken
+  in their order.
 
   Args:
     spec: the layers.
@@ -352,8 +352,8 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     int8 [rows, 5].
 
   Raises:
-    ValueError: it is not a genome, does not fit the spec, or has an allele that the spec does not
-      have.
+    ValueError: the content is not a genome, does not fit the spec, or has an allele that the spec
+      lacks.
 
   Example:
     >>> from glora_jax import Layer, Spec, genome_from_json
@@ -367,7 +367,7 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
       codes = json.loads(content)
     except (ValueError, RecursionError) as error:
       raise ValueError(
-        f'The genome {shown(content)} is no JSON ({first_line(error)}); {_EXPECTED}.'
+        f'The genome {shown(content)} is not JSON ({first_line(error)}); {_EXPECTED}.'
       ) from error
   if isinstance(codes, Mapping):
     names, codes = codes.get('layers'), codes.get('genome')
@@ -402,8 +402,8 @@ def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:
     code = layer.space.code(tensor, names[tensor])
     if code is None:
       raise ValueError(
-        f'The genome says {listed([names[tensor]])} for {tensor} of {layer.name}; the alleles '
-        f'there are {", ".join(layer.space.names(tensor))}.'
+        f'The genome says {listed([names[tensor]])} for {tensor} of {layer.name}; the alleles are '
+        f'{", ".join(layer.space.names(tensor))}.'
       )
     codes.append(code)
   return codes

@@ -224,7 +224,7 @@ def tie(
     for members in _members_of_tie(ends, by_name, spaces):
       for site in members:
         if site.name in tied:
-          raise ValueError(f'{site.name} is in two ties; a layer can be in one.')
+          raise ValueError(f'{site.name} is in two ties; a layer can be in only one.')
         tied[site.name] = members
   # A tie is met once a member; a dictionary keeps the first place.
   return list(dict.fromkeys(tied.get(site.name, (site,)) for site in sites))
@@ -242,14 +242,14 @@ def _members_of_tie(
   firsts = [name for name in by_name if name == leading or name.endswith(f'/{leading}')]
   if len(ends) < 2 or len(set(ends)) < len(ends) or not firsts:
     raise ValueError(
-      f'The tie {ends} must list two or more different path ends of selected layers; '
-      f'there are: {", ".join(by_name)}.'
+      f'The tie {ends} must list two or more different path ends of selected layers; these are: '
+      f'{", ".join(by_name)}.'
     )
   for first in firsts:
     names = [first.removesuffix(leading) + end for end in ends]
     if missing := [name for name in names if name not in by_name]:
       raise ValueError(
-        f'The tie {ends} finds {first}, but beside it no selected layer {", ".join(missing)}.'
+        f'The tie {ends} finds {first}, but next to it no selected layer {", ".join(missing)}.'
       )
     wanted, *others = [
       {
@@ -399,11 +399,12 @@ def check_supports(
   if problems := '; '.join(differences(given, expected)):
     most = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
     raise ValueError(
-      f"The supports in variables['{COLLECTION}'] are not those of these layers and their search "
+      f"The supports in variables['{COLLECTION}'] do not match these layers and their search "
       f'space. {most}. Pass what init of this adapted model returned.'
     )
   for rank, tensor, layer, stored in cut_off:
     raise ValueError(
-      f'The structure has a LoRA of rank {rank} for {tensor} in {layer}, and these variables store '
-      f'rank {stored}: they were cut to a smaller structure. Take those that it was split from.'
+      f'The structure has a LoRA of rank {rank} for {tensor} in {layer}, but these variables store '
+      f'rank {stored}: they were cut to a smaller structure. Pass the variables from before the '
+      'split.'
     )

@@ -109,30 +109,30 @@ def parse_preset_name(name: str) -> PresetName:
   base, colon, rank = method.partition(':')
   if base not in PRESETS:
     raise ValueError(
-      f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, with a rank or '
-      "a place behind as in 'lora:2@qkv'."
+      f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, optionally with '
+      "a rank and a place, as in 'lora:2@qkv'."
     )
   if colon and base not in _RANKED:
     raise ValueError(
-      f"The preset '{name}' has a rank, and {base} has no LoRA; those with one are "
+      f"The preset '{name}' has a rank, but {base} has no LoRA; presets with a LoRA are "
       f'{", ".join(_RANKED)}.'
     )
   if colon and not re.fullmatch('[1-9][0-9]*', rank):
     raise ValueError(
-      f"The preset '{name}' has the rank '{rank}'; it must be a whole number of 1 or more, as in "
+      f"The preset '{name}' has the rank '{rank}'; it must be an integer of at least 1, as in "
       f"'{base}:2'."
     )
   try:
     re.compile(place)
   except re.error as error:
     raise ValueError(
-      f"The preset '{name}' is placed by '{place}', which is no regular expression ({error}); "
-      f'the places are {", ".join(PLACES)} and regular expressions on the names of layers.'
+      f"The preset '{name}' has the place '{place}', which is not a regular expression ({error}); "
+      f'use one of {", ".join(PLACES)}, or a regular expression on names of layers.'
     ) from error
   if at and not place:
     raise ValueError(
-      f"The preset '{name}' has nothing behind its @; the places are {', '.join(PLACES)} and "
-      'regular expressions on the names of layers.'
+      f"The preset '{name}' has no place after its @; use one of {', '.join(PLACES)}, or a regular "
+      'expression on names of layers.'
     )
   return PresetName(base, int(rank) if colon else None, place or None)
 
@@ -183,16 +183,16 @@ def preset(spec: Spec, name: str) -> np.ndarray:
     spec: the layers.
     name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full',
       'hira' (A alone as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
-      and B as LoRA). lora, hira and scale_shift_lora may have a rank, else theirs is the largest.
-      The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a regular
-      expression that is searched in the layers' names.
+      and B as LoRA). lora, hira and scale_shift_lora take a rank; without one they use the
+      largest. The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a
+      regular expression that is searched in the layers' names.
 
   Returns:
-    Canonical genome, int8 [rows, 5]. It has its alleles whatever the space offers to a search.
+    Canonical genome, int8 [rows, 5]. It has its alleles even where the space offers a search fewer.
 
   Raises:
-    ValueError: the name is unknown, the space does not have its rank, no layer is in its place, or
-      the method needs a bias where no layer has one.
+    ValueError: the name is unknown, the space lacks its rank, no layer is in its place, or the
+      method needs a bias and no layer has one.
 
   Example:
     >>> from glora_jax import Layer, SearchSpace, Spec, preset
@@ -207,7 +207,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   parsed = parse_preset_name(name)
   rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
-    raise ValueError(f"The preset '{name}' trains biases, and no adapted layer has one.")
+    raise ValueError(f"The preset '{name}' trains biases, but no adapted layer has one.")
   alleles, rank = dict(PRESETS[parsed.base]), parsed.rank
   if rank is not None:
     alleles = {t: f'lora:{rank}' if form == 'lora' else form for t, form in alleles.items()}
@@ -216,8 +216,9 @@ def preset(spec: Spec, name: str) -> np.ndarray:
     layer = spec.layers[row]
     if rank is not None and rank not in layer.space.ranks:
       raise ValueError(
-        f"The preset '{name}' needs rank {rank}, and the space of {layer.name} has the ranks "
-        f'{", ".join(map(str, layer.space.ranks))}; take one of them, or give it that rank.'
+        f"The preset '{name}' needs rank {rank}, but the space of {layer.name} has the ranks "
+        f'{", ".join(map(str, layer.space.ranks))}; use one of these, or add that rank to the '
+        'space.'
       )
     genome[row] = _codes(layer, alleles)
   return canonicalize(spec, genome)
@@ -270,14 +271,14 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
   check_spec(spec)
   if not isinstance(choices, Mapping):
     raise ValueError(
-      f"choices={shown(choices)} must be a dictionary by regular expression, {{'qkv': 'lora'}} for "
+      f"choices={shown(choices)} must map regular expressions to presets, {{'qkv': 'lora'}} for "
       'instance.'
     )
   names = [layer.name for layer in spec]
   deciding = [next((p for p in choices if matches(p, name)), None) for name in names]
   if unused := [pattern for pattern in choices if pattern not in deciding]:
     raise ValueError(
-      f'custom genome: {listed(map(str, unused))} matches no layer; there are: {", ".join(names)}.'
+      f'structure: {listed(map(str, unused))} matches no layer; the layers are: {", ".join(names)}.'
     )
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
   for pattern, choice in choices.items():
@@ -289,7 +290,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     try:
       genome[rows] = preset(Spec(tuple(layers)), choice)
     except ValueError as error:
-      raise ValueError(f'custom genome: among the layers of {shown(pattern)}: {error}') from error
+      raise ValueError(f'structure: among the layers of {shown(pattern)}: {error}') from error
   return canonicalize(spec, genome)
 
 
@@ -308,7 +309,7 @@ def _codes(layer: Layer, choice: Mapping[Any, str | int]) -> list[int]:
     if code is None:
       named = tensor if tensor in TENSORS else shown(tensor)
       raise ValueError(
-        f'custom genome: {layer.name} has no {named}={shown(allele)}; the tensors are A to E, '
+        f'structure: {layer.name} has no {named}={shown(allele)}; the tensors are A to E, '
         f'the alleles of {named}: {", ".join(names) or "none, no such tensor"}.'
       )
     codes[tensor] = code
@@ -442,12 +443,12 @@ def read_structure(structure: Structure | None) -> Any:
   path = os.path.expanduser(os.fspath(structure))
   if not os.path.isfile(path):
     raise FileNotFoundError(
-      f"structure='{printable(path)}' does not exist; give a genome.json, an adapter, or the name "
+      f"structure='{printable(path)}' does not exist; pass a genome.json, an adapter, or the name "
       'of a preset.'
     )
   if not path.endswith('.json'):
     return read_tensors(path, 'adapter')[1]
-  content = load_json(path, 'give what genome_to_json returned')
+  content = load_json(path, 'pass what genome_to_json returned')
   if isinstance(content, dict) and STAMP in content:  # what a user wrote has none
     check_stamp(path, content.pop(STAMP), 'genome')
   return content

@@ -47,7 +47,7 @@ def check_unquantized(name: str, params: Any) -> None:
   """
   if has_quantized(params):
     raise ValueError(
-      f'{name} is a quantized model of qwix; adapt the model that it was made from, and give the '
+      f'{name} is a quantized model of qwix; adapt the model that it was made from, and pass the '
       'quantized parameters to init.'
     )
 
@@ -159,7 +159,7 @@ def requantize(params: Any, like: Any) -> Any:
       errors[path_name(path_of(keys))] = float(error / jnp.linalg.norm(value.ravel()))
   if errors:
     worst = max(errors, key=lambda name: errors[name])
-    log.info('quantizing again moves %s most, by %.2g of its norm', worst, errors[worst])
+    log.info('requantizing changes %s most, by %.2g of its norm', worst, errors[worst])
   return structure.unflatten(new)
 
 

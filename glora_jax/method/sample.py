@@ -1,4 +1,4 @@
-"""What a model or a public call is given: arrays, random keys, and what is taken as it is."""
+"""Arguments of models and public calls: arrays, random keys, and whatever passes through."""
 
 from __future__ import annotations
 

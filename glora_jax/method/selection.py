@@ -1,4 +1,4 @@
-"""What of a model is adapted: names of modules, and what a user wrote to choose among them."""
+"""Chooses what is adapted in a model: names of modules, and the user's patterns for them."""
 
 from __future__ import annotations
 

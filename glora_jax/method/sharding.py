@@ -1,4 +1,4 @@
-"""Weights that are too large for one device: laid over several, and gathered where they are used.
+"""Weights that are too large for one device: sharded over several, and gathered where used.
 
 A model is run by `glora_jax.method.program`, which gathers a layer at a time.
 """
@@ -41,7 +41,7 @@ def shard_arrays(mesh: Mesh, tree: Any, min_bytes: int = MIN_BYTES) -> Any:
   _, devices = _parts(mesh)
   if large and all(sharded_axis(np.shape(leaf), devices) is None for leaf in large):
     raise ValueError(
-      f'{devices} devices divide no axis of the frozen weights, the largest of which is '
+      f'No axis of the frozen weights is divisible by {devices} devices; the largest weight is '
       f'{np.shape(max(large, key=_bytes))}; shard them over another number.'
     )
 
@@ -90,26 +90,27 @@ def shard(
   *,
   min_bytes: int = MIN_BYTES,
 ) -> tuple[Adapted, dict[str, Any]]:
-  """Lays the frozen weights of an adapted model over devices, a part on each.
+  """Shards the frozen weights of an adapted model over devices.
 
-  What is trained is whole on every device. The model gathers its weights a layer at a time, and
-  again on the way back, so that no device ever holds all of them; results are those of one device
-  but for rounding. `fit`, `allocate`, `make_scorer` and all others that take a mesh are given this
-  one, and deal batches to all of its axes.
+  Trained arrays are whole on every device. The model gathers its weights a layer at a time, and
+  again in the backward pass, so no device ever holds all of them; results are those of one device
+  up to rounding. Pass the same mesh to `fit`, `allocate`, `make_scorer` and others that take one:
+  they split batches over all of its axes.
 
   Args:
     adapted: what `adapt`, `adapt_function` or `glora_jax.nnx.adapt` returned.
-    variables: its variables, or their shapes. Arrays of NumPy go from the host to their places, so
-      that the base need not fit one device.
-    mesh: devices with axes of any names. Where one is called 'fsdp', weights are sharded over that
-      alone, and each of its groups of devices holds a copy: what is gathered stays within a group.
-    min_bytes: size from which on an array is sharded.
+    variables: its variables, or their shapes. NumPy arrays go straight from the host to their
+      devices, so the base need not fit on one.
+    mesh: devices with axes of any names. If one is called 'fsdp', weights are sharded over that one
+      only, and each of its groups of devices holds a copy: gathering stays within a group.
+    min_bytes: smallest size of an array that is sharded.
 
   Returns:
     (the model, its variables on the devices).
 
   Raises:
-    ValueError: `mesh` is none, the variables lack a collection, or the devices divide no weight.
+    ValueError: `mesh` is not a mesh, the variables lack a collection, or the number of devices
+      divides no axis of a weight.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp

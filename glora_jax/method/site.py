@@ -130,9 +130,9 @@ def _einsum_layout(equation: str) -> Layout:
   is_linear = fan_in and fan_out and set(kernel) == letters and len(kernel) == len(letters)
   if '.' in kernel or not is_linear:
     raise ValueError(
-      f"nn.Einsum('{equation}') is no linear layer: each letter of its kernel '{kernel}' must "
-      'stand in the input or the result, at least one in the input alone and one in the result '
-      'alone'
+      f"nn.Einsum('{equation}') is not a linear layer: each letter of its kernel '{kernel}' must "
+      'stand in the input or the result, at least one only in the input and one only in the '
+      'result'
     )
   # Flax gives the bias the kernel's letters in the order of the result.
   bias = [letter for letter in result if letter in kernel]

@@ -49,18 +49,19 @@ class SearchSpace:
     ranks: LoRA ranks, ascending; the largest is the size of the storage.
     A: alleles on offer for A, as codes or names ('none', 'constant', 'vector', 'lora:4' or, where
       there is one rank, 'lora'); None offers all.
-    B: alleles on offer for B, likewise.
-    C: alleles on offer for C, likewise.
-    D: alleles on offer for D, likewise.
-    E: alleles on offer for E, likewise.
+    B: the same for B.
+    C: the same for C.
+    D: the same for D.
+    E: the same for E.
     tied: whether all forms of a tensor share storage, as in the official code.
-    scale: what a LoRA of B is multiplied by, as alpha / rank does in other libraries.
-    one_shift: whether what is drawn has C or E in a layer but never both, and C only where a layer
-      has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller elsewhere.
+    scale: factor on LoRAs of B, alpha / rank in other libraries.
+    one_shift: whether random structures have C or E in a layer but never both, and C only where a
+      layer has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller
+      elsewhere.
 
   Raises:
     ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, an
-      allele that does not exist, a scale that is not positive, or one shift where C or E is never
+      allele that does not exist, a scale that is not positive, or one_shift where C or E cannot be
       none.
 
   Example:
@@ -93,16 +94,16 @@ class SearchSpace:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
     if self.one_shift and not all(0 in getattr(self, tensor) for tensor in ('C', 'E')):
       raise ValueError(
-        f'one_shift=True needs none on offer for C and for E, and they offer C={self.C}, '
-        f'E={self.E}; add none to both.'
+        f'one_shift=True needs none among the choices of C and of E, got C={self.C}, E={self.E}; '
+        'add none to both.'
       )
 
   @classmethod
   def distinct(cls, ranks: Iterable[int] = range(1, 9)) -> SearchSpace:
-    """The forms of which none can be had by the others of the same layer.
+    """A space without redundant forms: none can be expressed by others in the same layer.
 
-    A is none, a vector or a LoRA, B none or a LoRA, and either C or E may be a vector; D and the
-    constants are left out, since what they reach, E and the vectors reach.
+    A is none, a vector or a LoRA, B none or a LoRA, and either C or E may be a vector. D and the
+    constants are left out: E and the vectors reach whatever they reach.
 
     Args:
       ranks: LoRA ranks, ascending.
@@ -166,8 +167,8 @@ def checked_ranks(given: Any) -> tuple[int, ...]:
     )
   if len(ranks) > MOST_RANKS:
     raise ValueError(
-      f'ranks={shown(given)} are {len(ranks)}, and a genome has codes for at most {MOST_RANKS}; '
-      'offer fewer.'
+      f'ranks={shown(given)} has {len(ranks)} ranks, but a genome has codes for at most '
+      f'{MOST_RANKS}; offer fewer.'
     )
   return ranks
 
@@ -250,10 +251,10 @@ class Layer:
 class Spec:
   """The rows of a genome, in execution order. Static and hashable.
 
-  The slices of a stack are in the order in which they lie there, also where a scan is reversed.
+  The slices of a stack are in the order of the stack, even if a scan is reversed.
 
   Attributes:
-    layers: the adapted layers, one a row.
+    layers: the adapted layers, one for each row.
 
   Example:
     >>> spec = Spec((Layer('fc1', 8, 32), Layer('fc2', 32, 8)))
@@ -327,6 +328,6 @@ def check_spec(spec: Any) -> None:
   """Raises ValueError unless a value is a spec, and not the adapted model that has one."""
   if not isinstance(spec, Spec):
     raise ValueError(
-      f'spec={shown(spec)} is a {type(spec).__name__} and no Spec; give adapted.spec, or of an '
-      'attached NNX model glora_jax.nnx.as_adapted(model)[0].spec.'
+      f'expected a Spec, got {type(spec).__name__}; pass adapted.spec, or for an attached NNX '
+      'model glora_jax.nnx.as_adapted(model)[0].spec.'
     )

@@ -30,7 +30,7 @@ def check_ranks(spec: Spec) -> None:
   for space, side in longest.items():
     if space.ranks[-1] > _MOST_RANK_TO_SIDE * side:
       raise ValueError(
-        f'ranks={shown(space.ranks)} has the rank {space.ranks[-1]}, and no layer with it has more '
+        f'ranks={shown(space.ranks)} has rank {space.ranks[-1]}, but no layer with it has more '
         f'than {side} inputs or outputs, so none can use more than rank {side}; lower it.'
       )
 
@@ -39,7 +39,8 @@ def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTI
   """Raises ValueError unless variables have the collections that are named."""
   if not isinstance(variables, Mapping):
     raise ValueError(
-      f'The variables are a {type(variables).__name__} and no dictionary; pass what init returned.'
+      f'expected variables as a dictionary, got {type(variables).__name__}; pass what init '
+      'returned.'
     )
   for name in names:
     if name not in variables:
@@ -81,13 +82,13 @@ def check_labelled(images: Any, labels: Any) -> None:
       'must be one label for each image.'
     )
   if not len(labels):
-    raise ValueError('There are no images (0); give at least one, with its label.')
+    raise ValueError('There are no images; pass at least one, with its label.')
 
 
 def check_whole_numbers(labels: Any) -> None:
   """Raises ValueError unless labels, which may be traced, have a type of whole numbers."""
   if not jax.dtypes.issubdtype(dtype := jax.dtypes.result_type(labels), np.integer):
-    raise ValueError(f'The labels are {dtype}; they must be the whole numbers of classes.')
+    raise ValueError(f'The labels are {dtype}; they must be integers, the numbers of classes.')
 
 
 def check_scored(images: Any, labels: Any) -> None:
@@ -105,9 +106,9 @@ def check_scored(images: Any, labels: Any) -> None:
   check_whole_numbers(labels)
   if np.ndim(labels) != 1:
     raise ValueError(
-      f'The labels are {list(np.shape(labels))}, and scores are of one class for each image, '
-      f'[{len(labels)}]; for several, one for each token for instance, give evolve a score '
-      'function of your own.'
+      f'The labels are {list(np.shape(labels))}, expected one class for each image, '
+      f'[{len(labels)}]; for several, one for each token for instance, pass evolve your own score '
+      'function.'
     )
 
 
@@ -117,8 +118,8 @@ def check_logits(logits: Any) -> None:
   if shape is None or len(shape) != 2:
     given = f'a {type(logits).__name__}' if shape is None else f'an array {list(shape)}'
     raise ValueError(
-      f'The model gives {given}, and answers are read off logits [image, class]; adapt a model, or '
-      'a function around it, that gives these alone.'
+      f'The model returns {given}, expected logits [image, class]; adapt a model, or a function '
+      'around it, that returns only these.'
     )
 
 
@@ -147,7 +148,7 @@ def check_only_arrays(name: str, tree: Any) -> None:
     if not hasattr(leaf, 'dtype') and not isinstance(leaf, bool | int | float | complex):
       place = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(
-        f'The {name} hold {shown(leaf)} at {place}, and compiled functions take arrays alone; give '
+        f'The {name} hold {shown(leaf)} at {place}, but compiled functions take only arrays; pass '
         'adapt_function the arrays among its params (eqx.partition(model, eqx.is_array) of '
         'Equinox), and let the function close over the rest.'
       )
@@ -165,8 +166,8 @@ def check_classes(labels: Any, num_classes: int) -> None:
   wrong = np.flatnonzero((numbers < 0) | (numbers >= num_classes))
   if len(wrong):
     raise ValueError(
-      f'The label {numbers[wrong[0]]} of image {wrong[0]} is no class; the model answers with '
-      f'{num_classes}, so labels are 0 to {num_classes - 1}.'
+      f'The label {numbers[wrong[0]]} of image {wrong[0]} is not a class; the model has '
+      f'{num_classes} classes, 0 to {num_classes - 1}.'
     )
 
 

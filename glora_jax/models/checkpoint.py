@@ -91,7 +91,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
   name = check_path(path)
   if not os.path.isfile(name):
     raise FileNotFoundError(
-      f'There is no file {name}; give the path of an npz, safetensors or PyTorch checkpoint.'
+      f'There is no file {name}; pass the path of an npz, safetensors or PyTorch checkpoint.'
     )
   with open(name, 'rb') as file:
     start = file.read(16)
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
     raise
   except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
     raise ValueError(
-      f'{name} is damaged or cut off ({first_line(error)}); get it again.'
+      f'{name} is damaged or incomplete ({first_line(error)}); get it again.'
     ) from error
   if key is not None and tensors.container != 'torch':
     raise ValueError(f'{name} is not a PyTorch file, so it has no key {shown(key)}; leave it out.')
@@ -116,7 +116,7 @@ def _read(path: str, start: bytes, key: str | None) -> Tensors:
       unpacked = sum(member.file_size for member in archive.infolist())
       if unpacked > ALWAYS_UNPACKED + MOST_UNPACKED_PER_BYTE * size:
         raise _RefusedError(
-          f'{path} has {size} bytes and declares to unpack to {unpacked}; this is not a checkpoint.'
+          f'{path} has {size} bytes and claims to unpack to {unpacked}; this is not a checkpoint.'
         )
       if not any(name.endswith('data.pkl') for name in archive.namelist()):
         return Tensors(path, 'npz', _read_npz(path, archive))
@@ -125,7 +125,7 @@ def _read(path: str, start: bytes, key: str | None) -> Tensors:
     return Tensors(path, 'safetensors', *read_safetensors(path))
   if start.startswith(b'\x80') or start[2:8] == _LEGACY_TORCH:
     return _read_torch(path, key)
-  fault = f'is no npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
+  fault = f'is not an npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
   raise _RefusedError(f'{path} {fault if start else "is empty; get it again."}')
 
 
@@ -154,9 +154,7 @@ def _check_header(tensor: str, file: IO[bytes], size: int) -> None:
     )
   present = size - file.tell()
   if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != present:
-    raise _RefusedError(
-      f'{tensor} declares shape {shape} of {dtype}, but {present} bytes are there.'
-    )
+    raise _RefusedError(f'{tensor} declares shape {shape} of {dtype}, but has {present} bytes.')
 
 
 def _read_torch(path: str, key: str | None) -> Tensors:
@@ -165,7 +163,7 @@ def _read_torch(path: str, key: str | None) -> Tensors:
     content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
     unsafe = 'eights_only' in str(error) or 'npickl' in str(error)
-    fault = 'holds more than tensors, or is damaged' if unsafe else 'is damaged or cut off'
+    fault = 'holds more than tensors, or is damaged' if unsafe else 'is damaged or incomplete'
     raise _RefusedError(
       f'{path} {fault}: PyTorch does not load it with weights_only=True.'
     ) from error
@@ -182,13 +180,13 @@ def _read_torch(path: str, key: str | None) -> Tensors:
     wrapper = _choose_wrapper(path, {name: len(tensors) for name, tensors in inner.items()}, key)
     state = inner[wrapper]
   if not state:
-    raise _RefusedError(f'{path} holds no tensors by name; a state dict is expected.')
+    raise _RefusedError(f'{path} holds no named tensors; expected a state dict.')
   arrays = {}
   for name, value in state.items():
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
       raise _RefusedError(
-        f'{path}: the tensor {name} declares shape {tuple(value.shape)}, and fewer numbers are '
-        'there; this is not a checkpoint.'
+        f'{path}: the tensor {name} declares shape {tuple(value.shape)}, but holds fewer numbers; '
+        'this is not a checkpoint.'
       )
     is_bfloat16 = value.dtype == torch.bfloat16
     array = (value.view(torch.int16) if is_bfloat16 else value).detach().numpy()
@@ -259,8 +257,8 @@ def require_torch(path: Path) -> ModuleType:
 
     return torch
   raise ImportError(
-    f'{path} is a PyTorch file and needs PyTorch: pip install torch. '
-    'Or convert it to safetensors where PyTorch is.'
+    f'{path} is a PyTorch file and needs PyTorch: pip install torch, or convert it to safetensors '
+    'on a machine that has it.'
   )
 
 
@@ -268,8 +266,8 @@ def require_shapes(where: str, given: Mapping[str, Any], expected: Mapping[str, 
   """Raises ValueError that names all arrays that are missing, unexpected or misshaped."""
   if problems := differences(given, expected):
     raise ValueError(
-      f'{where}: these are not the tensors of the model. {"; ".join(problems)}. '
-      'Check that they are whole and of the model that is asked for.'
+      f'{where}: the tensors do not match the model. {"; ".join(problems)}. Check that the '
+      'checkpoint is complete and of this model.'
     )
 
 
@@ -277,9 +275,7 @@ def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
   """Raises ValueError where arrays hold anything but numbers that are finite, in float32 too."""
   for name, value in arrays.items():
     if value.dtype.name not in _FLOATS:
-      raise ValueError(
-        f'{where}: the tensor {name} holds {value.dtype.name}, no floating-point numbers.'
-      )
+      raise ValueError(f'{where}: the tensor {name} is {value.dtype.name}, not floating-point.')
     with np.errstate(over='ignore'):
       is_finite = np.isfinite(value.astype(np.float32, copy=False)).all()
     if not is_finite:
@@ -313,7 +309,7 @@ def locate(path: Path) -> str:
     return os.path.join(folder, (named or files)[0])
   if files:
     raise ValueError(
-      f'The folder {folder} holds several checkpoints ({", ".join(files)}); give the path of one.'
+      f'The folder {folder} holds several checkpoints ({", ".join(files)}); pass the path of one.'
     )
   if parts:
     raise ValueError(
@@ -321,8 +317,8 @@ def locate(path: Path) -> str:
       'save it as one file.'
     )
   raise FileNotFoundError(
-    f'There is no checkpoint in the folder {folder}; a file ending in {", ".join(EXTENSIONS)} is '
-    'expected.'
+    f'There is no checkpoint in the folder {folder}; expected a file ending in '
+    f'{", ".join(EXTENSIONS)}.'
   )
 
 
@@ -348,6 +344,6 @@ def require_no_other(folder: str, name: str) -> None:
   """Raises ValueError where a folder holds a checkpoint beside the file that is to be written."""
   if others := [other for other in checkpoints_in(folder) if other != name]:
     raise ValueError(
-      f'The folder {folder} holds another checkpoint already ({", ".join(others)}); '
-      'choose another folder.'
+      f'The folder {folder} already holds another checkpoint ({", ".join(others)}); choose another '
+      'folder.'
     )

@@ -29,7 +29,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
     FileNotFoundError: there is no such path, or no image in a folder.
   """
   if isinstance(paths, str | os.PathLike):  # letters of a text are paths, too: '.' and '/'
-    raise ValueError(f'paths={shown(paths)} is one path; give a list of paths.')
+    raise ValueError(f'paths={shown(paths)} is one path; pass a list of paths.')
   found = []
   for path in paths:
     if os.path.isdir(path):
@@ -44,7 +44,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
       found.append(path)
     else:
       raise FileNotFoundError(
-        f'There is no file or folder {path}; give images, or folders with images.'
+        f'There is no file or folder {path}; pass images, or folders with images.'
       )
   return found
 
@@ -111,7 +111,7 @@ class Classifier:
     check_agreement(path, metadata, {'normalization': normalization})
     if not model.num_classes:
       raise ValueError(
-        f'{path} has no head, so no classes to choose from; give the folder folded/ of a run, or a '
+        f'{path} has no head, so no classes to choose from; pass the folder folded/ of a run, or a '
         'checkpoint with a head.'
       )
     if not isinstance(metadata['image_size'], int):
@@ -159,8 +159,8 @@ class Classifier:
         batch = np.asarray(self._forward(self._params, pixels))  # [batch, classes]
         if not np.isfinite(batch).all():
           raise ValueError(
-            f'{self._path} answers with numbers that are not finite; its weights or its '
-            'normalization are damaged, get it again.'
+            f'{self._path} returns logits that are not finite; its weights or its normalization '
+            'are damaged, get it again.'
           )
         for path, picture, probabilities in zip(paths, decoded, batch, strict=False):
           yield Prediction(path, picture if isinstance(picture, str) else probabilities)

@@ -72,5 +72,6 @@ def load_exported(path: Path) -> jax.export.Exported:
     return jax.export.deserialize(bytearray(content))
   except Exception as error:  # flatbuffers has its own
     raise ValueError(
-      f'{path} is no exported function ({type(error).__name__}); write one with glora_jax.convert.'
+      f'{path} is not an exported function ({type(error).__name__}); write one with '
+      'glora_jax.convert.'
     ) from error

@@ -87,12 +87,12 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   """
   if sha256 is not None:
     if len(sha256) != 64 or set(sha256) - set(string.hexdigits):
-      raise ValueError(f'sha256={shown(sha256)} is no SHA-256 in hexadecimal (64 digits).')
+      raise ValueError(f'sha256={shown(sha256)} must be a SHA-256, 64 hexadecimal digits.')
     sha256 = sha256.lower()
   if hub.is_hub_name(weights):
     snapshot = hub.snapshot(weights)
     if sha256 is not None and (found := sha256_of(snapshot.tensors)) != sha256:
-      raise ValueError(f'{weights} has SHA-256 {found}, and {sha256} was expected.')
+      raise ValueError(f'{weights} has SHA-256 {found}, expected {sha256}.')
     return snapshot.folder
   if weights == EMBEDDED:
     return _checked_path(EMBEDDED_FILE, sha256)
@@ -104,8 +104,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
     return _checked_path(weights, sha256)
   if sha256 is None and not is_published:
     raise ValueError(
-      f'{url} needs model.sha256, the SHA-256 that its publisher gives, so that what comes is what '
-      'was meant.'
+      f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
     )
   return _cached(url, sha256)
 
@@ -114,16 +113,18 @@ def _checked_path(weights: str, sha256: str | None) -> str:
   path = os.path.expanduser(weights)
   if not os.path.exists(path):
     raise FileNotFoundError(
-      f"model.weights='{printable(weights)}' is no file or folder, and none of the names "
-      f'{", ".join((EMBEDDED, *SHORTCUTS))}; an address starts with https://, a name on the hub '
-      'with hf:.'
+      f"model.weights='{printable(weights)}' is not a file, a folder, or one of "
+      f'{", ".join((EMBEDDED, *SHORTCUTS))}; URLs start with https://, names on the Hugging Face '
+      'hub with hf:.'
     )
   if sha256 is None:
     return path
   if os.path.isdir(path):
-    raise ValueError(f'model.sha256 is the sum of one file, and {path} is a folder; give the file.')
+    raise ValueError(
+      f'model.sha256 is the sum of one file, but {path} is a folder; set model.weights to the file.'
+    )
   if (found := sha256_of(path)) != sha256:
-    raise ValueError(f'{path} has SHA-256 {found}, and {sha256} was expected.')
+    raise ValueError(f'{path} has SHA-256 {found}, expected {sha256}.')
   return path
 
 
@@ -144,8 +145,8 @@ def _cached(url: str, sha256: str | None) -> str:
       expected = file.read().strip()
   if os.path.exists(path) and expected and (found := sha256_of(path)) != expected:
     raise ValueError(
-      f'{path} has SHA-256 {found}, and {expected} was expected. Remove it to download it again, '
-      'or check model.sha256.'
+      f'{path} has SHA-256 {found}, expected {expected}. Remove it to download it again, or check '
+      'model.sha256.'
     )
   if not os.path.exists(path) or not expected:
     _download(url, path, expected)
@@ -169,11 +170,11 @@ def _download(url: str, path: str, expected: str | None) -> None:
   except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
     reason = first_line(error)
     raise OSError(
-      f'{url} could not be downloaded ({reason}). Get the file in another way and put it at '
-      f'{path}, or give its path as model.weights.'
+      f'{url} could not be downloaded ({reason}). Download the file in another way and put it at '
+      f'{path}, or set model.weights to its path.'
     ) from error
   except ValueError as error:  # pooch's own for a wrong sum
     raise ValueError(
-      f'What {url} sent is not the file with SHA-256 {expected}; nothing was kept. '
-      'Check address and sum.'
+      f'The download from {url} does not have SHA-256 {expected} and was discarded; check the URL '
+      'and the sum.'
     ) from error

@@ -87,7 +87,7 @@ def parse(name: str) -> HubName:
   match = _NAME.fullmatch(name)
   if not match or '..' in name or '--' in match.group(1):  # the hub itself refuses these
     raise ValueError(
-      f'{shown(name)} is no name on the Hugging Face hub; one is {PREFIX}owner/name or '
+      f'{shown(name)} is not a name on the Hugging Face hub; expected {PREFIX}owner/name or '
       f'{PREFIX}owner/name@revision.'
     )
   return HubName(*match.groups())
@@ -129,8 +129,8 @@ def snapshot(name: str, files: HubFiles = CHECKPOINT) -> Snapshot:
     import huggingface_hub.errors
   except ImportError as error:
     raise ImportError(
-      f"'{name}' is a name on the Hugging Face hub, and huggingface_hub is not installed; "
-      'pip install huggingface_hub, or give the path of a file.'
+      f"'{name}' is a name on the Hugging Face hub, but huggingface_hub is not installed; pip "
+      'install huggingface_hub, or pass the path of a file.'
     ) from error
   tensors = _download(hub, hub_name, files.tensors)
   folder = os.path.dirname(tensors)
@@ -151,7 +151,7 @@ def _download(hub: ModuleType, name: HubName, file: str) -> str:
     reason = 'offline mode is on ($HF_HUB_OFFLINE)' if is_offline else 'the hub cannot be reached'
     raise OSError(
       f'{name}: {file} of {at} is not in the cache {hub.constants.HF_HUB_CACHE}, and {reason}; '
-      'connect once, or give the path of a file.'
+      'connect once, or pass the path of a file.'
     ) from error
   except errors.RepositoryNotFoundError as error:
     raise FileNotFoundError(
@@ -160,13 +160,13 @@ def _download(hub: ModuleType, name: HubName, file: str) -> str:
     ) from error
   except errors.RevisionNotFoundError as error:
     raise FileNotFoundError(
-      f"{name}: {name.repository} has no revision '{name.revision}'; give a branch, a tag or a "
-      'commit of it.'
+      f"{name}: {name.repository} has no revision '{name.revision}'; use one of its branches, tags "
+      'or commits.'
     ) from error
   except errors.EntryNotFoundError as error:
     raise FileNotFoundError(
-      f'{name}: {at} has no {file}, and only safetensors are read from the hub; give another '
-      'revision, or download its checkpoint and give the path of that.'
+      f'{name}: {at} has no {file}, and only safetensors are read from the hub; use another '
+      'revision, or download its checkpoint and pass that path.'
     ) from error
   except Exception as error:  # the clients that it downloads with have their own
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
@@ -181,6 +181,6 @@ def _download_if_there(hub: ModuleType, name: HubName, file: str) -> None:
   try:
     hub.hf_hub_download(name.repository, file, revision=name.revision)
   except hub.errors.LocalEntryNotFoundError:
-    log.warning('%s: %s is not in the cache, and is done without.', name, file)
+    log.warning('%s: %s is not in the cache; going on without it.', name, file)
   except hub.errors.EntryNotFoundError:
     pass

@@ -78,7 +78,7 @@ def require_normalization(
   """
   if normalization is None:
     raise ValueError(
-      f'{path} does not say how images are normalized; give {setting}, one of '
+      f'{path} does not say how images are normalized; set {setting} to one of '
       f'{", ".join(NORMALIZATIONS)}.'
     )
   return normalization
@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
   """
   if not os.path.exists(path):
     return None
-  return load_json(path, 'get it again, or take it away')
+  return load_json(path, 'get it again, or remove it')
 
 
 MOST_PIXELS = 2**16  # of a side
@@ -218,11 +218,13 @@ def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:
     ValueError: a fact is missing or cannot be, or there are not as many names as classes.
   """
   if metadata.get('image_size') is None:
-    raise ValueError("The metadata have no 'image_size'; give the side of the images in pixels.")
+    raise ValueError(
+      "The metadata have no 'image_size'; set it to the side of the images in pixels."
+    )
   check_facts(metadata)
   classes = metadata.get('classes')
   if classes and len(classes) != num_classes:
     raise ValueError(
-      f'There are {len(classes)} names of classes for the {num_classes} outputs of the head; there '
-      'must be one for each.'
+      f'The head has {num_classes} outputs, but there are {len(classes)} names of classes; pass '
+      'one for each.'
     )

@@ -36,8 +36,8 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   `ViT-B_16.npz` as timm computes it: load that with `activation='gelu'`.
 
   Args:
-    path: path of the `.pt` file (PyTorch must be there; it is read with `weights_only=True`), or of
-      its tensors as safetensors or npz.
+    path: path of the `.pt` file (needs PyTorch, and is read with `weights_only=True`), or of its
+      tensors as safetensors or npz.
     adapted: the ViT of `models/vit.py`, adapted with tied storage; its largest rank is that of the
       file.
     params: parameters of the base, with a head of the file's number of classes, which is replaced.
@@ -46,7 +46,7 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
     Variables for `adapted.apply`.
 
   Raises:
-    ValueError: a tensor is missing, unexpected or misshaped, and all are named.
+    ValueError: tensors are missing, unexpected or misshaped; the message names all.
 
   Example:
     The names and shapes in a file, at rank 2 of a ViT of width 4 with one block:
@@ -76,8 +76,8 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   is_classifier = isinstance(adapted.model, ViT) and adapted.model.num_classes
   if not is_classifier or not all(layer.space.tied for layer in adapted.spec):
     raise ValueError(
-      'An official supernet goes onto the ViT of glora_jax.models.vit, with a head (num_classes '
-      'above 0), adapted with a tied SearchSpace.'
+      'An official supernet needs the ViT of glora_jax.models.vit, with a head (num_classes above '
+      '0), adapted with a tied SearchSpace.'
     )
   path, _, arrays, *_ = read_checkpoint(path)
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))

@@ -1,6 +1,6 @@
-"""Adapters of HF PEFT: its LoRAs are written from a structure, and read as one.
+"""Adapters of HF PEFT: writes a structure as PEFT LoRAs, and reads PEFT LoRAs as a structure.
 
-A map says what the torch model calls the layers and heads of ours; a format gives it for our ViT.
+A map gives the torch model's names of our layers and heads; for our ViT a format has it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def save_peft(
 ) -> None:
   r"""Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model.
 
-  The structure has B as LoRA, of any rank in each layer, or none, and no other tensor. The alpha of
+  In each layer the structure may have a LoRA of B, of any rank, and no other tensor. The alpha of
   a LoRA is its rank times its scale; where queries, keys and values are one layer
   here and three there, each of the three gets the same `lora_A`. Heads are saved whole
   (`modules_to_save`). `PeftModel.from_pretrained(torch_model, folder)` then gives the same logits.
@@ -107,22 +107,22 @@ def save_peft(
   with zeros for the other, and `load_peft` takes these off again.
 
   Args:
-    folder: path of the folder, which is made where it is missing.
+    folder: path of the folder; created if missing.
     adapted: the adapted model.
     variables: its variables, after training.
-    names: what the torch model calls its modules: for this package's ViT the name of a format
+    names: names of the torch model's modules: for this package's ViT the name of a format
       ('timm', 'hf_vit', 'hf_dinov2') or the 'source' that `weights.load` returned; for any model a
       map of paths here, which may be regular expressions, to names of torch modules:
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
       outputs equally, and '{}' is the place in a stack.
     genome: of a free structure, int [rows, 5].
-    transformers: 5, or 4, whose modules had other names in its ViT and DINOv2.
-    base: name of the base model that the adapter notes, or a path; a name on the hub may have a
+    transformers: 5, or 4, in which modules of ViT and DINOv2 had other names.
+    base: name or path of the base model to note in the adapter; a name on the hub may have a
       revision, `hf:owner/name@revision`.
 
   Raises:
-    ValueError: the structure has more than PEFT's LoRA can say, or a layer or head has no name; or
-      the variables are those of another model or not finite; the sentence says which.
+    ValueError: PEFT's LoRA cannot express the structure, a layer or head has no name, or the
+      variables are those of another model or not finite.
 
   Example:
     >>> import json, pathlib, tempfile, jax.numpy as jnp
@@ -156,7 +156,7 @@ def save_peft(
     if others := [site for site in group.members if site.is_convolution or site.kind == TABLE]:
       raise ValueError(
         f'{others[0].name} is a convolution or an embedding, and only linear layers are written as '
-        f'LoRAs of PEFT; {_FOLD}.'
+        f'PEFT LoRAs; {_FOLD}.'
       )
     rank = ranks[module] = group.space.ranks[genome[row, _B] - _FLAT]
     alpha = rank * group.space.scale
@@ -205,12 +205,11 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
     ]
     if forms:
       raise ValueError(
-        f"PEFT's LoRA says no more than B as LoRA, and {layer.name} has {', '.join(forms)}; "
-        f'{_FOLD}.'
+        f'PEFT can only store B as LoRA, and {layer.name} has {", ".join(forms)}; {_FOLD}.'
       )
   if not genome.any():
     raise ValueError(
-      f'No layer of the structure has a LoRA, and an adapter of PEFT needs at least one; {_FOLD}.'
+      f'No layer of the structure has a LoRA, but a PEFT adapter needs at least one; {_FOLD}.'
     )
 
 
@@ -230,15 +229,15 @@ def load_peft(
 ) -> tuple[Adapted, dict[str, Any]]:
   """Reads an adapter of PEFT's LoRA as a structure of an adapted model.
 
-  A LoRA that PEFT scales otherwise than the model's space does is rescaled. Where queries, keys and
-  values are one layer here and three there, the layer's LoRA has the rank of all that differ in
-  `lora_A` together, 3r in general, which its space must offer.
+  A LoRA with another scale than the model's space is rescaled. Where queries, keys and values are
+  one layer here and three there, the layer's LoRA has the summed rank of all that differ in
+  `lora_A`, in general 3r, which its space must offer.
 
   Args:
     folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
-    adapted: the same model as the base, adapted; its heads are those that the adapter trains.
-    params: the base's parameters; heads that the adapter has are replaced, and of a quantized base
-      all heads are in full precision, as `adapted.init` gives them.
+    adapted: the base model, adapted, with the heads that the adapter trains.
+    params: the base's parameters; heads that the adapter has are replaced, and those of a quantized
+      base are in full precision, as `adapted.init` returns them.
     names: as of `save_peft`; None finds out which format fits.
 
   Returns:
@@ -248,7 +247,7 @@ def load_peft(
   Raises:
     FileNotFoundError: there is no adapter.
     ValueError: it is damaged, of another kind, or belongs to another model; or the space does not
-      offer the ranks that it needs, and the sentence says which these are.
+      offer the ranks that it needs, which the message names.
 
   Example:
     >>> import tempfile, jax.numpy as jnp
@@ -267,7 +266,7 @@ def load_peft(
   path = check_path(hub.local(check_path(folder), HUB_FILES))
   loras, others = _read(path)
   if not loras:
-    raise ValueError(f'{path} adapts no module; give the folder of an adapter of PEFT.')
+    raise ValueError(f'{path} adapts no module; pass the folder of a PEFT adapter.')
   modules, format = _names_to_read(names, adapted, list(loras))
   layers = _match(path, loras, _parts(adapted, modules, range(len(adapted.spec))))
   params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
@@ -309,9 +308,9 @@ def _read(path: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Arrays]:
   file = os.path.join(path, CONFIG)
   config = read_json(file)
   if config is None:
-    raise FileNotFoundError(f'There is no {file}; give the folder of an adapter of PEFT.')
+    raise FileNotFoundError(f'There is no {file}; pass the folder of a PEFT adapter.')
   if not isinstance(config, dict):
-    raise ValueError(f'{file} is no config of an adapter of PEFT; get it again.')
+    raise ValueError(f'{file} is not the config of a PEFT adapter; get it again.')
   odd = {k: x for k, x in config.items() if x and x != 'none' and _NOT_READ.fullmatch(k)}
   if config.get('peft_type') != 'LORA':
     odd = {'peft_type': config.get('peft_type')}
@@ -320,7 +319,7 @@ def _read(path: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Arrays]:
   if odd:
     stated = ', '.join(f'{field}={shown(value)}' for field, value in odd.items())
     raise ValueError(
-      f'{path} has {stated}, and only plain LoRAs of PEFT are read; merge the adapter in PEFT '
+      f'{path} has {stated}, but only plain PEFT LoRAs are read; merge the adapter in PEFT '
       '(merge_and_unload), and load the model.'
     )
   file = os.path.join(path, WEIGHTS)
@@ -369,8 +368,8 @@ def _scaled(
     up = scale * sides['B'].T
   if not np.isfinite(up).all():
     raise ValueError(
-      f'{path}: the alpha of {module} is {shown(alpha)}; a finite number is expected, small '
-      f'enough for {up.dtype}.'
+      f'{path}: the alpha of {module} is {shown(alpha)}; expected a finite number, small enough '
+      f'for {up.dtype}.'
     )
   return sides['A'].T, up
 
@@ -393,7 +392,7 @@ def _match(
   if unknown := loras.keys() - parts.keys():
     raise ValueError(
       f'{path} adapts {grouped(unknown)}, and no adapted layer of this model has that name; adapt '
-      'the layer, or correct names.'
+      'the layer, or correct names=.'
     )
   rows: dict[int, tuple[Part, dict[bytes, tuple[np.ndarray, np.ndarray]]]] = {}
   for module, part in parts.items():
@@ -439,8 +438,8 @@ def _with_heads(
     params = replace(params, head, value)
   if others:
     raise ValueError(
-      f'{path} has {grouped(others)}, which no head of this model is; adapt with heads that the '
-      'adapter trains in full, or take these tensors out.'
+      f'{path} has {grouped(others)}, which are not heads of this model; adapt with the heads that '
+      'the adapter trains in full, or remove these tensors.'
     )
   return params
 
@@ -458,7 +457,7 @@ def _names_to_write(
   name = by_version.get(given, given)
   if name not in _TORCH_FORMATS:
     known = listed(_TORCH_FORMATS)
-    raise ValueError(f'names={shown(given)} is no format of a torch model; those are {known}.')
+    raise ValueError(f'names={shown(given)} is not a format of a torch model; use one of {known}.')
   format = FORMATS[name]
   origin = Origin(name, format.container, format.variant)
   model, flat, _ = fit_to_format(adapted.model, params, origin)
@@ -467,9 +466,9 @@ def _names_to_write(
       kernel = path_name(site.kernel_path)
       if flat[kernel] is not params[kernel]:
         raise ValueError(
-          f'The format {name} has LayerScale folded into {site.name}, which the adapter does not '
-          "fit; name the modules of a format that has it ('timm', 'hf_dinov2'), or fold the "
-          'structure and save the model.'
+          f'The format {name} folds LayerScale into {site.name}, which the adapter does not fit; '
+          "use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure and save "
+          'the model.'
         )
   prefix = format.prefix(model, names.prefix if isinstance(names, Origin) else '')
   return _modules_of(model, format, prefix), flat
@@ -494,7 +493,7 @@ def _names_to_read(
   wanted = f'the format {shown(given)}' if given else 'any format'
   raise ValueError(
     f'The modules of the adapter ({grouped(modules)}) are not all adapted layers of this model in '
-    f'{wanted}; adapt these layers, or give names, a map of paths here to names there.'
+    f'{wanted}; adapt these layers, or pass names, a map of paths here to names there.'
   )
 
 
@@ -508,7 +507,7 @@ def _format_name(names: Any, adapted: Adapted) -> str:
   if not isinstance(adapted.model, ViT):
     raise ValueError(
       f'Formats are for the ViT of this package, and this is a {type(adapted.model).__name__}; '
-      'give names, a map of paths here to names of torch modules.'
+      'pass names, a map of paths here to names of torch modules.'
     )
   return names.format if isinstance(names, Origin) else names
 
@@ -535,7 +534,7 @@ def _parts(adapted: Adapted, names: NameMap, rows: Container[int]) -> dict[str, 
         width, rest = divmod(site.out_features, len(modules))
         if rest:
           raise ValueError(
-            f'names: the {site.out_features} outputs of {site.name} are not divisible among '
+            f'names: the {site.out_features} outputs of {site.name} cannot be divided among '
             f'{", ".join(modules)}.'
           )
         repeated += [module for module in modules if module in parts]
@@ -544,8 +543,8 @@ def _parts(adapted: Adapted, names: NameMap, rows: Container[int]) -> dict[str, 
           start += width
   if repeated:
     raise ValueError(
-      f'names: {grouped(dict.fromkeys(repeated))} stands for several layers; give each a name of '
-      'its own.'
+      f'names: {grouped(dict.fromkeys(repeated))} stands for several layers; give each its own '
+      'name.'
     )
   return parts
 
@@ -558,8 +557,8 @@ def _head(adapted: Adapted, names: NameMap, path: TreePath) -> str:
   is_linear = all(site.layout == _LINEAR for site in sites)
   if leaf not in _LEAVES or len(shape) != 1 + is_kernel or not is_linear:
     raise ValueError(
-      f'Heads are linear layers and norms for PEFT, and {path_name(path)} {shape}, which is '
-      f'trained in full, is a parameter of neither; {_FOLD}.'
+      f'PEFT heads are linear layers and norms, but {path_name(path)} {shape}, which is trained in '
+      f'full, belongs to neither; {_FOLD}.'
     )
   modules = _modules(names, path_name(tuple(module)), ())
   if len(modules) > 1:
@@ -581,20 +580,20 @@ def _modules(names: NameMap, path: str, index: tuple[int, ...]) -> list[str]:
       found = [match.expand(name) for name in given] if match else []
     except (re.error, IndexError, TypeError, AttributeError) as error:
       raise ValueError(
-        f'names: {shown(pattern)}: {shown(modules)} is no pattern of paths with the name of a '
-        f'torch module, or several ({error}).'
+        f'names: {shown(pattern)}: {shown(modules)} is not a pattern of paths with one or several '
+        f'names of torch modules ({error}).'
       ) from error
     if not match:
       continue
     if not found or any(name.count('{}') != len(index) or not name for name in found):
       raise ValueError(
-        f"names: {shown(modules)} should have '{{}}' as often as {path} has axes of a stack, "
-        f'{len(index)} times.'
+        f"names: {shown(modules)} should have '{{}}' {len(index)} times, once for each stack axis "
+        f'of {path}.'
       )
     for place in map(str, index):
       found = [name.replace('{}', place, 1) for name in found]
     return found
   raise ValueError(
-    f"names: no pattern matches '{path}'; give the name of its torch module "
+    f"names: no pattern matches '{path}'; add the name of its torch module "
     f'({", ".join(map(str, names)) or "there are none"}).'
   )

@@ -57,7 +57,7 @@ def resize_pos_embed(
     )
   if interpolation not in INTERPOLATIONS:
     raise ValueError(
-      f'interpolation={shown(interpolation)} is unknown; it is one of {", ".join(INTERPOLATIONS)}.'
+      f'interpolation={shown(interpolation)} is unknown; use one of {", ".join(INTERPOLATIONS)}.'
     )
   if old == new:
     return pos_embed
@@ -141,8 +141,8 @@ def check_patches(image_size: ImageSize, patch_size: int) -> None:
   patches = (height // patch_size) * (width // patch_size)
   if patches > MOST_PATCHES:
     raise ValueError(
-      f'image_size={image_size} makes {patches:,} patches of {patch_size} pixels, of which at most '
-      f'{MOST_PATCHES:,} are taken; lower it.'
+      f'image_size={image_size} makes {patches:,} patches of {patch_size} pixels, but at most '
+      f'{MOST_PATCHES:,} are supported; lower it.'
     )
 
 
@@ -188,13 +188,13 @@ def find_grid(
         return (side * patch, side * patch), bool(extra)
     token = 'with or without a class token' if model.class_token else 'without a class token'
     raise ValueError(
-      f'{path}: {tokens} position embeddings fit no square grid {token}; '
-      'give weights.load their image_size, (height, width).'
+      f'{path}: {tokens} position embeddings do not fit a square grid {token}; pass weights.load '
+      'their image_size, (height, width).'
     )
   patches = (height // patch) * (width // patch)
   if tokens - patches not in extra_tokens:
     extra = 'and perhaps a class token' if model.class_token else 'and no class token'
-    teller = 'image_size' if image_size else 'image_size in the config.json beside it'
+    teller = 'image_size' if image_size else 'image_size in the config.json next to it'
     raise ValueError(
       f'{path} has {tokens} position embeddings; images of {height} x {width} in patches of '
       f'{patch} have {patches} patches {extra}. Check {teller}.'

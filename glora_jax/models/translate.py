@@ -129,7 +129,7 @@ def fit_to_format(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays
   rules = {rule.ours: rule for rule in format.rules(model, origin.variant) if rule.ours in flat}
   if homeless := sorted(flat.keys() - rules.keys()):
     raise ValueError(
-      f'The format {origin.format} has no place for {", ".join(homeless)}; choose another format.'
+      f'The format {origin.format} cannot store {", ".join(homeless)}; choose another format.'
     )
   return model, flat, rules
 

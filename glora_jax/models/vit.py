@@ -201,9 +201,9 @@ class ViT(nn.Module):
         'number of heads.'
       )
     if self.pool not in POOLS:
-      raise ValueError(f"pool='{self.pool}' is unknown; it is one of {', '.join(POOLS)}.")
+      raise ValueError(f"pool='{self.pool}' is unknown; use one of {', '.join(POOLS)}.")
     if self.unroll < 1:
-      raise ValueError(f'unroll={self.unroll} is no number of blocks; give 1 or more.')
+      raise ValueError(f'unroll={self.unroll} must be at least 1 block.')
     if 'token' in self.pool and not self.class_token:
       raise ValueError(
         f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or "
@@ -211,7 +211,7 @@ class ViT(nn.Module):
       )
     if self.activation not in ACTIVATIONS:
       raise ValueError(
-        f"activation='{self.activation}' is unknown; it is one of {', '.join(ACTIVATIONS)}."
+        f"activation='{self.activation}' is unknown; use one of {', '.join(ACTIVATIONS)}."
       )
 
 
@@ -233,7 +233,7 @@ def vit(size: str, num_classes: int, **fields: Any) -> ViT:
   """
   if size not in SIZES:
     raise ValueError(
-      f'ViT size {shown(size)} is unknown; the sizes are {", ".join(SIZES)}, or give width, depth '
+      f'ViT size {shown(size)} is unknown; the sizes are {", ".join(SIZES)}, or pass width, depth '
       'and num_heads to ViT.'
     )
   return ViT(num_classes, **{**SIZES[size], **fields})

@@ -94,19 +94,21 @@ def load(
 ) -> Checkpoint:
   """Reads a checkpoint of any known format, which its contents tell.
 
-  The model's shape is read off the file. A `config.json` of the same code base beside it tells what
-  tensors cannot: the LayerNorm epsilon, the activation, normalization, class names, and the number
-  of heads. Without it, that of the published model of the same width is assumed; npz files know it.
+  The model's shape is read off the file. A `config.json` of the same code base next to it tells
+  what tensors cannot: the LayerNorm epsilon, the activation, normalization, class names, and the
+  number of heads. Without it, the number of heads is assumed to be that of the published model of
+  the same width; npz files contain it.
 
   Args:
     path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
       `hf:owner/name` or `hf:owner/name@revision` (see `models.hub`).
     key: key of the state dict in a PyTorch file that holds several, 'model_ema' for instance.
     image_size: image size that the position embedding was made for, (height, width) where its grid
-      is not square; `refit` is for another.
-    normalization: normalization of the images that the model was trained on, where nothing else
-      tells it; what the file says comes first.
-    **fields: fields of the ViT that file and `config.json` leave open, `num_heads=8` for instance.
+      is not square; use `refit` for another size.
+    normalization: normalization of the images that the model was trained on; what the file says
+      takes precedence.
+    **fields: fields of the ViT that neither file nor `config.json` gives, `num_heads=8` for
+      instance.
 
   Returns:
     (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
@@ -116,9 +118,9 @@ def load(
     FileNotFoundError: there is no such file, or none of that name on the hub.
     ImportError: it is a PyTorch file, and PyTorch is not installed; or it is on the hub, and
       `huggingface_hub` is not.
-    ValueError: the file is damaged, hostile or of another architecture; its tensors are not those
-      of its model, and every one that is missing, unexpected or misshaped is named; or a field
-      cannot be, or is another in the file.
+    ValueError: the file is damaged, hostile or of another architecture; its tensors do not match
+      its model (missing, unexpected and misshaped ones are named); or a field is invalid, or
+      differs from the file's.
 
   Example:
     >>> from glora_jax.models import weights
@@ -129,7 +131,7 @@ def load(
   known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
   if wrong := sorted(fields.keys() - known):
     raise ValueError(
-      f'{", ".join(wrong)}: the ViT has no such field; it has {", ".join(sorted(known))}.'
+      f'The ViT has no field {", ".join(wrong)}; its fields are {", ".join(sorted(known))}.'
     )
   check_facts(fields, VIT_FIELDS)
   check_facts({'image_size': image_size, 'normalization': normalization})
@@ -159,7 +161,7 @@ def _load_own(tensors: Tensors, fields: Mapping[str, Any]) -> Checkpoint:
     model = ViT(**metadata.pop('model'))
     expected = expected_params(model, metadata['image_size'])
   except Exception as error:  # Flax and JAX each have their own
-    raise ValueError(f'{path} is no {KIND} file that glora_jax wrote.') from error
+    raise ValueError(f'{path} is not a glora_jax {KIND} file.') from error
   if fields:
     check_agreement(path, describe(model), fields)
     model = model.clone(**fields)
@@ -197,8 +199,8 @@ def _load_foreign(
   }
   if not normalization and container != 'npz':
     log.warning(
-      "%s does not say how images were normalized; '%s' is assumed. "
-      'If that is wrong, give model.normalization, or a command --normalization.',
+      "%s does not say how images were normalized; assuming '%s'. If that is wrong, set "
+      'model.normalization, or pass --normalization.',
       path,
       metadata['normalization'],
     )
@@ -207,8 +209,8 @@ def _load_foreign(
     metadata['classes'] = classes
   elif classes and model.num_classes:
     log.warning(
-      '%s: the config.json beside it names %d classes, and its head has %d outputs; the names are '
-      'left aside.',
+      '%s: the config.json next to it names %d classes, but the head has %d outputs; ignoring the '
+      'names.',
       path,
       len(classes),
       model.num_classes,
@@ -223,12 +225,12 @@ def _recognize(tensors: Tensors) -> tuple[Format[Any], str, Arrays]:
   """The one model in a file: its format, its prefix, and its arrays by plain name."""
   names = list(tensors.arrays)
   if other := explain(names):
-    raise ValueError(f'{tensors.path} is no plain ViT. {other}')
+    raise ValueError(f'{tensors.path} is not a plain ViT. {other}')
   found = detect(names)
   if not found:
     raise ValueError(
-      f'{tensors.path} holds no ViT of a known format, but {grouped(names)}. '
-      f'The formats are {OURS}, {", ".join(FORMATS)}.'
+      f'{tensors.path} does not hold a ViT of a known format; it has {grouped(names)}. The formats '
+      f'are {OURS}, {", ".join(FORMATS)}.'
     )
   if len(found) > 1:
     prefixes = ', '.join(prefix or 'no prefix' for _, prefix in found)
@@ -246,7 +248,7 @@ def _recognize(tensors: Tensors) -> tuple[Format[Any], str, Arrays]:
     else:
       strangers[name] = tensors.arrays.pop(name)
   if strangers and format.tolerates_strangers:
-    log.warning('%s: left aside: %s.', tensors.path, grouped(strangers))
+    log.warning('%s: ignored: %s.', tensors.path, grouped(strangers))
   else:  # they will be named as unexpected, or are known to be of no use
     plain |= strangers
   return format, prefix, plain
@@ -287,8 +289,8 @@ def _naming(path: str) -> Iterator[None]:
     yield
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
-      f'{path} is no {os.path.basename(path)} that transformers, timm or glora_jax wrote '
-      f'({type(error).__name__}: {error}); correct it, or take it away.'
+      f'{path} is not a valid {os.path.basename(path)} of transformers, timm or glora_jax '
+      f'({type(error).__name__}: {error}); correct or remove it.'
     ) from error
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
@@ -304,13 +306,13 @@ def _read_shape(path: str, arrays: Arrays, format: Format[Any]) -> Reading:
     return format.read_shape(shapes)
   except KeyError as error:
     raise ValueError(
-      f'{beginning} the tensor {error.args[0]}, which tells its shape, is missing. '
-      f'It has: {grouped(shapes)}.'
+      f'{beginning} the tensor {error.args[0]}, which gives its shape, is missing. It has: '
+      f'{grouped(shapes)}.'
     ) from error
   except ValueError as error:
     raise ValueError(f'{beginning} {error}') from error
   except IndexError as error:
-    raise ValueError(f'{beginning} a tensor that tells the shape has too few sides.') from error
+    raise ValueError(f'{beginning} a tensor that gives its shape has too few axes.') from error
 
 
 def _build(
@@ -329,12 +331,11 @@ def _build(
   model = ViT(**{**read, **hinted, **fields})
   if model.num_heads is None:
     raise ValueError(
-      f'{path} does not say how many heads a width of {model.width} is split into; give num_heads.'
+      f'{path} does not say how many heads a width of {model.width} is split into; pass num_heads.'
     )
   if 'num_heads' in format.config_fields - hinted.keys() - fields.keys():
     log.info(
-      '%s does not say how many heads there are; %d are assumed, as in the published models of '
-      'width %d.',
+      '%s does not say how many heads it has; assuming %d, as in the published models of width %d.',
       path,
       model.num_heads,
       model.width,
@@ -369,9 +370,9 @@ def refit(
   Args:
     model: the ViT.
     params: its parameters, nested.
-    metadata: what `load` returned beside them.
-    num_classes: size of a new head of zeros, which takes the place of the old one and of its
-      pre-logits; 0 leaves the model without a head, None keeps the old one.
+    metadata: the metadata that `load` returned.
+    num_classes: size of a new head of zeros, which replaces the old one and its pre-logits; 0
+      leaves the model without a head, None keeps the old one.
     image_size: image size, (height, width) where it is not square, that the position embedding is
       resized for, in the way of the checkpoint's own code base (see `resize_pos_embed`).
     patch_size: patch size that the patch embedding is resized to (see `resize_patch_embed`); the
@@ -381,8 +382,8 @@ def refit(
     (model, params, metadata) of the new model.
 
   Raises:
-    ValueError: the image size is no multiple of the patch size, has too many patches, or a size
-      cannot be.
+    ValueError: the image size is not a multiple of the patch size, has too many patches, or a size
+      is invalid.
 
   Example:
     >>> from glora_jax.models import weights
@@ -447,7 +448,7 @@ def save(
   Args:
     path: path of a file, ending in .safetensors, .npz, .pth, .pt or .bin; or else of a folder,
       which then holds the file and the `config.json` with which transformers, timm and `load` know
-      all about it. A file alone leaves out what tensors cannot say; what that is, is logged.
+      all about it. A file alone loses what tensors cannot store; the log lists that.
     model: the ViT.
     params: its parameters, nested.
     metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' where they are
@@ -456,8 +457,8 @@ def save(
       a file back key by key; 'glora_jax' or None for this project's own format.
 
   Raises:
-    ValueError: the parameters are not the model's, or not finite; metadata cannot be; the format is
-      unknown, or has no place for the model; the folder holds another checkpoint already.
+    ValueError: the parameters are not the model's, or not finite; metadata are invalid; the format
+      is unknown, or cannot store the model; the folder already holds another checkpoint.
     OSError: it cannot be written there.
     ImportError: a PyTorch file is asked for, and PyTorch is not installed.
 
@@ -491,7 +492,7 @@ def save(
     _save_foreign(target, model, flat, metadata, origin)
   elif container_of(target) not in (None, 'safetensors'):
     raise ValueError(
-      f'The format {OURS} is written as safetensors; {target} should end in .safetensors.'
+      f'The format {OURS} is written as safetensors; {target} must end in .safetensors.'
     )
   else:
     file = _prepare_file(target, 'safetensors')
@@ -518,7 +519,7 @@ def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origi
       write_json(os.path.join(path, name), content)
   elif unsaid := _unsaid(model, metadata, container, origin, tensors):
     log.warning(
-      '%s alone cannot say %s; a folder in its place has a config.json that does.',
+      '%s alone cannot store %s; save to a folder, whose config.json can.',
       file,
       ', '.join(unsaid),
     )

@@ -257,8 +257,8 @@ def taken_axes(site: Site, left: Sequence[int]) -> tuple[int, ...]:
     if [size for dim, size in enumerate(whole) if dim not in dims] == list(left):
       return tuple(map(stack.index, dims))
   raise ValueError(
-    f'A kernel of shape {whole} was attached, and what is left of it has the shape {tuple(left)}; '
-    f'only its stack axes {stack} can be mapped or scanned over.'
+    f'A kernel was attached with shape {whole} and now has shape {tuple(left)}; only its stack '
+    f'axes {stack} can be mapped or scanned over.'
   )
 
 
@@ -281,9 +281,9 @@ def stack_first(value: jax.Array, layout: Layout, stack: Sequence[int], ndim: in
   rest = [size for dim, size in enumerate(value.shape) if dim not in layout.stack]
   if sorted(left) != sorted(stack) or len(rest) < ndim or math.prod(rest[ndim:]) != 1:
     raise ValueError(
-      f'nnx.scan or nnx.vmap takes other axes off an array of shape {value.shape} beside a kernel '
-      'than off the kernel; give glora_jax.nnx.Genome and nnx.Param the same axis, '
-      'nnx.StateAxes({(nnx.Param, glora_jax.nnx.Genome): 0, ...: None}) for instance.'
+      f'nnx.scan or nnx.vmap splits an array of shape {value.shape} along other axes than its '
+      'kernel; give glora_jax.nnx.Genome and nnx.Param the same axis, nnx.StateAxes({(nnx.Param, '
+      'glora_jax.nnx.Genome): 0, ...: None}) for instance.'
     )
   if not _is_in_place(layout.stack):
     value = jnp.moveaxis(value, layout.stack, range(len(layout.stack)))

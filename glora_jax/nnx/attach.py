@@ -45,36 +45,36 @@ def attach(
 ) -> Model:
   """Attaches GLoRA to an NNX model that stays alive.
 
-  What comes back is called like the model, its submodules and other methods too. Its dropout
-  streams, batch statistics, caches, `train()` and `eval()` are its own. It computes what the model
-  did, until its supports are trained. A free structure starts as the largest on offer.
+  The result is called like the model, including its submodules and other methods, and keeps its
+  dropout streams, batch statistics, caches, `train()` and `eval()`. It computes what the model did
+  until its supports are trained. A free structure starts as the largest on offer.
 
   Args:
-    model: any NNX model; it is not changed, and its arrays are shared. What `nnx.eval_shape` makes
-      gets its supports, and its other values from `nnx.update`.
-    *inputs: what it is called with; only shapes and dtypes matter.
-    structure: the one structure that is to be trained; see `glora_jax.adapt`. None leaves it free.
-    space: the alleles on offer; see `glora_jax.adapt`. Nothing is stored for tensors that are none.
-    scale: what LoRAs of B are multiplied by; see `glora_jax.adapt`.
+    model: any NNX model; it is not changed, and its arrays are shared. A model from
+      `nnx.eval_shape` gets supports; fill its other values with `nnx.update`.
+    *inputs: example inputs; only shapes and dtypes matter.
+    structure: the structure to train; see `glora_jax.adapt`. None leaves it free.
+    space: the alleles on offer; see `glora_jax.adapt`. Tensors that can only be none store nothing.
+    scale: factor on LoRAs of B; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
-    heads: which modules to train in full, likewise; None for none.
+    heads: which modules to train in full, in the same way; None for none.
     ties: layers to adapt as one; see `glora_jax.adapt`.
     convs: whether convolutions count as linear layers.
     embeddings: whether tables that are looked up do; see `glora_jax.adapt`.
-    split: axes of kernels' outputs that count layers, by a regular expression that is found in the
-      kernel's name.
-    key: random key of the supports, or `nnx.Rngs`; None for always the same one.
+    split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
+      kernels' names.
+    key: random key of the supports, or `nnx.Rngs`; None for a fixed one.
     **kwargs: further arguments of the call.
 
   Returns:
-    A model of the same class, with supports beside its parameters (`glora_jax.nnx.Support`), its
+    A model of the same class, with supports next to its parameters (`glora_jax.nnx.Support`), its
     heads as `glora_jax.nnx.Head` and its genome as `glora_jax.nnx.Genome`.
 
   Raises:
-    ValueError: the model is attached already, has no linear layer, or none that `select` or `space`
-      matches; or a tie does not fit, or an argument is of another type. What the model itself
-      raises on these inputs passes through.
+    ValueError: the model is already attached, has no linear layer, or none that `select` or `space`
+      matches; or a tie does not fit, or an argument has the wrong type. Errors of the model itself
+      on these inputs pass through.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -117,8 +117,8 @@ def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
   if isinstance(key, nnx.Rngs):
     if not {'params', 'default'} & set(key):
       raise ValueError(
-        f'key is an nnx.Rngs of {listed(key) or "nothing"}, and supports are drawn from params, or '
-        'from the default; give nnx.Rngs(0), or one with params=0.'
+        f'key is an nnx.Rngs with {listed(key) or "no stream"}, but supports need params or '
+        'default; pass nnx.Rngs(0) or nnx.Rngs(params=0).'
       )
     return key.params()
   check_key(key)
@@ -218,10 +218,10 @@ def _free_name(owner: nnx.Pytree, location: Location, value: Any, end: str = '')
 
 
 def fix(model: Model, structure: Structure) -> Model:
-  """An attached model that has one structure alone, in its cheapest form.
+  """An attached model with a single structure, in its cheapest form.
 
-  It holds only the supports that the structure reads, cut to its ranks, so that an optimizer trains
-  no others. Where a layer of NNX's own has no LoRA for A, no merged kernel is computed.
+  It holds only the supports that the structure reads, cut to its ranks, so an optimizer trains no
+  others. Where a layer of NNX itself has no LoRA for A, no merged kernel is computed.
 
   Args:
     model: an attached model; it is not changed.

@@ -59,34 +59,34 @@ def adapt(
 ) -> Adapted:
   """Attaches GLoRA to an unmodified NNX model, as pure functions of its parameters.
 
-  With sample inputs the linear layers are found by how the model uses its parameters, whatever
-  modules these lie in (`glora_jax.adapt_function`). Without, they are its `nnx.Linear` and
-  `nnx.LinearGeneral`. Rows follow the order of the module tree (names sorted), which need not be
-  that of execution. All state but `nnx.Param` (batch statistics, random streams, caches) stays what
-  it is now, which the log says.
+  With sample inputs the linear layers are found by how the model uses its parameters, in whatever
+  modules (`glora_jax.adapt_function`). Without, they are its `nnx.Linear` and `nnx.LinearGeneral`.
+  Rows follow the order of the module tree (names sorted), which need not be that of execution. All
+  state but `nnx.Param` (batch statistics, random streams, caches) keeps its current values, and the
+  log warns of it.
 
   Args:
     model: any NNX model; it is not changed.
-    *sample_inputs: what the model is called with; only shapes and dtypes matter.
-    structure: the one structure that is to be trained; see `glora_jax.adapt`.
+    *sample_inputs: example inputs; only shapes and dtypes matter.
+    structure: the structure to train; see `glora_jax.adapt`.
     space: the alleles on offer; see `glora_jax.adapt`.
-    scale: what LoRAs of B are multiplied by; see `glora_jax.adapt`.
+    scale: factor on LoRAs of B; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
-    heads: which modules to train in full, likewise; None for none.
-    ties: layers to adapt as one; see `glora_jax.adapt`. They need sample inputs.
-    convs: whether kernels of convolutions count as linear layers. It needs sample inputs.
-    embeddings: whether tables that are looked up do; see `glora_jax.adapt`. Likewise.
-    split: axes of outputs that are to be stacks; see `glora_jax.adapt_function`.
+    heads: which modules to train in full, in the same way; None for none.
+    ties: layers to adapt as one; see `glora_jax.adapt`. Needs sample inputs.
+    convs: whether kernels of convolutions count as linear layers. Needs sample inputs.
+    embeddings: whether tables that are looked up do; see `glora_jax.adapt`. Needs sample inputs.
+    split: axes of outputs to treat as stacks; see `glora_jax.adapt_function`.
     **kwargs: further arguments of the call.
 
   Returns:
     The adapted model, whose `apply` calls the model.
 
   Raises:
-    ValueError: the model is attached already, has no linear layer, none that `select` or `space`
-      matches, or, without sample inputs, one whose kernel is stacked. What the model itself raises
-      on the sample inputs passes through.
+    ValueError: the model is already attached, has no linear layer, none that `select` or `space`
+      matches, or, without sample inputs, one with a stacked kernel. Errors of the model itself on
+      the sample inputs pass through.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
@@ -121,8 +121,8 @@ def adapt(
   further = (nnx.to_flat_state(state) for state in frozen.states[1:])
   if kinds := collections.Counter(type(leaf).__name__ for flat in further for _, leaf in flat):
     log.warning(
-      '%s has state that stays what it is now, at every call: %s. Where it should move, as in '
-      'dropout, BatchNorm or a cache, take glora_jax.nnx.attach.',
+      '%s has state that no call updates: %s. If it has to change, as in dropout, BatchNorm or a '
+      'cache, use glora_jax.nnx.attach.',
       frozen.__name__,
       ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
     )
@@ -163,8 +163,8 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     A model of the same class.
 
   Raises:
-    ValueError: the model has no parameter of a name, or one of another shape, or the values are no
-      dictionary.
+    ValueError: the model has no parameter of a name, or one of another shape, or the values are not
+      a dictionary.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -187,7 +187,7 @@ def check_values(what: str, given: Any, own: Any, source: str) -> None:
   )
   if problems := differences({**old, **new}, old):
     raise ValueError(
-      f'The {what} are not those of this model. {"; ".join(problems)}. Pass those that {source}.'
+      f'The {what} do not match this model. {"; ".join(problems)}. Pass those that {source}.'
     )
 
 
@@ -196,8 +196,8 @@ def require_module(model: Any, call: str) -> None:
   if not isinstance(model, nnx.Module):
     given = f'the class {model.__name__}' if isinstance(model, type) else type(model).__name__
     raise ValueError(
-      f'glora_jax.nnx.{call} takes an NNX model, and not {given}; linen models go '
-      'to glora_jax.adapt, functions of parameters and inputs to glora_jax.adapt_function.'
+      f'glora_jax.nnx.{call} takes an NNX model, got {given}; use glora_jax.adapt for Linen '
+      'models, and glora_jax.adapt_function for functions of parameters and inputs.'
     )
 
 
@@ -211,15 +211,15 @@ def check_model(model: Any, call: str) -> None:
   for path, node in nnx.iter_graph(model):
     if is_owner(node):
       raise ValueError(
-        f'This {type(model).__name__} is attached already; attach to what it was made from, or to '
-        'what glora_jax.nnx.fold makes of it.'
+        f'This {type(model).__name__} is already attached; attach to the model that it was made '
+        'from, or to what glora_jax.nnx.fold returns.'
       )
     if isinstance(node, (nnx.Param, nnx.BatchStat)) and (
       type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')
     ):
       raise ValueError(
-        f'{path_name(plain_path(path))} has a get_value or an on_get_value hook of its own, '
-        'and is read and put back here; do what these do where the model uses it.'
+        f'{path_name(plain_path(path))} has its own get_value or on_get_value hook, which changes '
+        'it whenever it is read; do that where the model uses it.'
       )
     if _is_of_qwix(node):
       name = type(model).__name__
@@ -270,9 +270,9 @@ class Frozen:
     for path, leaf in nnx.to_flat_state(nnx.state(merged)):
       if isinstance(leaf.get_value(), jax.ShapeDtypeStruct):
         raise ValueError(
-          f'Of {path_name(plain_path(path))} in {self.__name__} there is only the shape, which '
-          'nnx.eval_shape gives; give parameters with values, and adapt a model whose other state '
-          'has some.'
+          f'{path_name(plain_path(path))} in {self.__name__} has only a shape, as from '
+          'nnx.eval_shape; pass parameters with values, and adapt a model whose other state has '
+          'values.'
         )
     return getattr(merged, method)(*args, **kwargs)
 
@@ -297,8 +297,8 @@ def _filled(state: Any, values: Mapping[str, Any]) -> Any:
   ]
   if new:
     raise ValueError(
-      f'The model has no {", ".join(map(path_name, new))}; pass values by the names that '
-      'glora_jax.nnx.params gives.'
+      f'The model has no {", ".join(map(path_name, new))}; use the names that glora_jax.nnx.params '
+      'gives.'
     )
   return nnx.from_flat_state(leaves)
 
@@ -384,7 +384,7 @@ def by_class(model: nnx.Module) -> Found:
     inputs_end = stack + axis_count(module.in_features)
     if kernel.ndim != inputs_end + axis_count(module.out_features):
       refused[kernel_path] = (
-        f'its kernel {kernel.shape} is stacked, and how, sample inputs show '
+        f'its kernel {kernel.shape} is stacked, and only sample inputs show how '
         '(glora_jax.nnx.adapt(model, *inputs))'
       )
       continue

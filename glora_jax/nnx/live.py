@@ -45,8 +45,8 @@ def adapters(model: nnx.Module) -> list[Adapter]:
   rows = sorted(row for adapter in found for row in adapter.group.rows)
   if rows != list(range(len(rows))):
     raise ValueError(
-      f'These modules have the rows {rows} of a genome, and not all of one: pass the whole model '
-      'that glora_jax.nnx.attach returned.'
+      f'These modules have only the rows {rows} of a genome; pass the whole model that '
+      'glora_jax.nnx.attach returned.'
     )
   return found
 
@@ -62,7 +62,7 @@ def get_genome(model: nnx.Module) -> np.ndarray:
   alleles = [adapter.alleles for adapter in found]
   if any(isinstance(array, jax.core.Tracer) for array in alleles):
     raise ValueError(
-      'The genome of the model is traced, and its codes are needed here; call this outside of '
+      'The genome of the model is traced, but its codes are needed here; call this outside of '
       'nnx.jit, nnx.vmap and nnx.grad.'
     )
   rows = np.concatenate([adapter.group.rows for adapter in found])
@@ -75,8 +75,8 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
 
   Args:
     model: an attached model, which is changed.
-    genome: int [rows, 5]; may be traced, so that one compiled step trains a supernet. Or a
-      structure as `fix` takes it.
+    genome: int [rows, 5], which may be traced: one compiled step trains a supernet. Or a structure
+      as `fix` takes it.
 
   Raises:
     ValueError: the genome does not fit, or has alleles that are not on offer.
@@ -125,26 +125,26 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
         names = layer.space.names(tensor)
         raise ValueError(
           f'The genome says {names[np.asarray(genome)[row, column]]} for {tensor} of layer {row} '
-          f'({layer.name}), where this model stores {", ".join(names[code] for code in stored)}; '
+          f'({layer.name}), but this model stores {", ".join(names[code] for code in stored)}; '
           'attach with a space that offers it, or set the genome of the model as it was before '
           'glora_jax.nnx.fix.'
         )
 
 
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
-  """An attached model as what `glora_jax.adapt` gives, and its variables.
+  """Turns an attached model into what `glora_jax.adapt` returns, and its variables.
 
-  This is how `glora_jax.make_scorer`, `glora_jax.allocate` and other functions of an adapted model
-  work on it; what they return goes back by `set_variables`.
+  With it `glora_jax.make_scorer`, `glora_jax.allocate` and other functions of an adapted model work
+  on an attached one; `set_variables` writes their results back.
 
   Args:
     model: an attached model; it is not changed. All its state but parameters and batch statistics
-      stays what it is now.
+      keeps its current values.
 
   Returns:
     (adapted, variables): the variables hold `params`, `glora` and, where there are any,
-    `batch_stats`. The structure is fixed where the model's is. Where it is free, supports that the
-    model does not store are zero: a genome that has them is scored without.
+    `batch_stats`. The structure is fixed if the model's is. If it is free, supports that the model
+    does not store are zero: a genome that has them is scored without.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is.
@@ -198,12 +198,12 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 
   Args:
     model: an attached model, which is changed.
-    variables: variables as of `as_adapted`, after training or `glora_jax.allocate`; the base's
-      parameters in them are not looked at.
+    variables: variables as `as_adapted` returns them, after training or `glora_jax.allocate`; the
+      base's parameters in them are ignored.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is, or the variables are those
-      of another, or were cut to a smaller structure than the model holds; it stays as it was.
+      of another, or were cut to a smaller structure than the model holds; the model is unchanged.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -273,7 +273,7 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
   Raises:
     FileNotFoundError: the file does not exist.
     ValueError: the file is damaged, or belongs to another model, space or base, or the model does
-      not store its supports; the sentence says which, and the model stays as it was.
+      not store its supports; the model is unchanged.
 
   Example: see `save_adapter`.
     >>> import glora_jax
@@ -294,7 +294,7 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
 
   Args:
     model: an attached model.
-    genome: whose alleles to show, int [rows, 5]; None shows the model's own.
+    genome: structure to show, int [rows, 5]; None shows the model's own.
 
   Raises:
     ValueError: the model is not attached, or the genome does not fit it.
@@ -307,7 +307,7 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
     >>> print(glora_jax.nnx.summary(model))
     layer   in  out  A     B       C     D     E     trained  total
     Linear   4    3  none  lora:4  none  none  none       28     15
-    this structure trains 28 parameters, and the heads 0: 186.67% of the 15 of the base model
+    trained parameters: 28 in this structure + 0 in heads (186.67% of the model's 15)
   """
   adapted, _ = _without_supports(model)
   return adapted.summary(get_genome(model) if genome is None else genome)
@@ -326,20 +326,20 @@ def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Arr
 def shard(
   model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = sharding.MIN_BYTES
 ) -> None:
-  """Lays the adapted kernels of a model over devices, a part on each, and all else whole on each.
+  """Shards the adapted kernels of a model over devices; everything else is whole on each.
 
-  A layer gathers its kernel when it is called. Of a fixed structure without LoRAs for A it gathers
-  it again on the way back; else it is kept, unless the layer lies in a block under `nnx.remat`:
-  then no device ever holds all kernels. Inputs are to be dealt to all axes of the mesh.
+  A layer gathers its kernel when it is called. With a fixed structure without LoRAs for A it
+  gathers it again in the backward pass; else the kernel is kept, unless the layer lies in a block
+  under `nnx.remat`: then no device ever holds all kernels. Split inputs over all axes of the mesh.
 
   Args:
     model: an attached model, which is changed.
-    mesh: devices; of an axis called 'fsdp' see `glora_jax.shard`.
-    min_bytes: size from which on a kernel is sharded.
+    mesh: devices; for an axis called 'fsdp' see `glora_jax.shard`.
+    min_bytes: smallest size of a kernel that is sharded.
 
   Raises:
-    ValueError: the model is not attached, or only a part of one that is; `mesh` is none, or the
-      devices divide no kernel; it stays as it was.
+    ValueError: the model is not attached, or only a part of one that is; `mesh` is not a mesh, or
+      the number of devices divides no kernel; the model is unchanged.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp

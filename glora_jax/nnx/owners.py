@@ -90,8 +90,8 @@ def fold(model: Model) -> Model:
     model: an attached model, or a module of one; it is not changed.
 
   Returns:
-    A model of the class that was attached, same code, same size. Heads are of the type that they
-    had, and all other state is as it stands: batch statistics, random streams, caches, mode.
+    A model of the class that was attached, same code, same size. Heads have their original type,
+    and all other state is kept: batch statistics, random streams, caches, mode.
 
   Raises:
     ValueError: the model is not attached.

@@ -12,7 +12,7 @@ from glora_jax.method.quantized import taken_out
 
 
 class Trained(nnx.Param):
-  """What is trained of an attached model: its supports and its heads.
+  """Trained variables of an attached model: its supports and its heads.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp, optax
@@ -64,7 +64,7 @@ class Head(Trained):
 
 
 class Genome(nnx.Variable):
-  """The alleles of a set of supports, int8 [stack..., 5]; no parameter, and never trained.
+  """The alleles of a set of supports, int8 [stack..., 5]; not a parameter, and never trained.
 
   `glora_jax.nnx.set_genome` sets those of a model.
 

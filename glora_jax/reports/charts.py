@@ -1,4 +1,4 @@
-"""Charts as plain numbers, which the templates draw: places in percent of a chart's sides."""
+"""Charts as plain numbers for the templates: places in percent of a chart's sides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-_INTERVALS = 5  # of the values along an axis between the smallest and the largest, at most
-_SHOWN = 400  # points of a crowd, at most; the others look no different
+_INTERVALS = 5  # between values along an axis, at most
+_SHOWN = 400  # points of a crowd, at most; more look the same
 _DIGITS = 2  # of a place, which is a hundredth of a percent
 
 
@@ -19,7 +19,7 @@ class Axis(NamedTuple):
 
   Attributes:
     label: what is measured.
-    values: those that are written along it, ascending; the first and the last are its ends.
+    values: the ticks, ascending; the first and the last are its ends.
     is_log: whether it is logarithmic.
   """
 
@@ -28,7 +28,7 @@ class Axis(NamedTuple):
   is_log: bool = False
 
   def place(self, value: Any) -> float:
-    """Where a value is, in percent of the axis.
+    """The place of a value, in percent of the axis.
 
     Example:
       >>> Axis('', [0, 20, 40]).place(10), Axis('', [1, 10, 100], is_log=True).place(10)
@@ -40,7 +40,7 @@ class Axis(NamedTuple):
     return round(100 * float((value - low) / (high - low)), _DIGITS)
 
   def ticks(self) -> list[tuple[float, str]]:
-    """(place, label) of the values along it.
+    """(place, label) of the ticks.
 
     Example:
       >>> Axis('', [0.5, 2_000_000]).ticks()
@@ -57,14 +57,14 @@ def axis(
   whole: bool = False,
   most: float = math.inf,
 ) -> Axis:
-  """An axis that has room for values, with round numbers along it.
+  """An axis for values, with round ticks.
 
   Args:
     label: what is measured.
-    values: finite numbers; at least one, and positive ones, where it is logarithmic.
+    values: finite numbers; on a logarithmic axis at least one, all positive.
     is_log: whether it is logarithmic.
     whole: whether only whole numbers make sense.
-    most: what no value can be above, 100 of a share in percent.
+    most: an upper limit for values, such as 100 for a percentage.
 
   Example:
     >>> axis('accuracy', [81.3, 97.2]).values
@@ -91,7 +91,7 @@ def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-  """Powers of ten between two positive numbers, and of few these 1, 2, 5, 10; round ends."""
+  """Round ends around two positive numbers, and powers of ten (if few, also 2 and 5) between."""
   rounds = [float(f'{factor}e{power}') for power in range(-323, 308) for factor in (1, 2, 5)]
   first = max(value for value in rounds if value <= low)
   last = min(value for value in rounds if value >= high)
@@ -105,8 +105,8 @@ class Line(NamedTuple):
   """A curve, or a crowd of dots.
 
   Attributes:
-    label: what it is, for the legend; '' for none.
-    color: name of a colour of the palette, 'teal' or 'series-0' for instance.
+    label: its name in the legend; '' for none.
+    color: name of a color of the palette, for example 'teal' or 'series-0'.
     points: (x, y).
     kind: how it is drawn.
   """
@@ -121,10 +121,10 @@ class Mark(NamedTuple):
   """A point with a name and its exact numbers.
 
   Attributes:
-    at: (x, y); of a dot plot (x,).
-    title: what is shown where a pointer rests on it.
-    color: name of a colour of the palette.
-    shape: 'dot', 'star', 'diamond', 'ring' or 'tick'; 'hidden' only answers a pointer.
+    at: (x, y); in a dot plot (x,).
+    title: its tooltip.
+    color: name of a color of the palette.
+    shape: 'dot', 'star', 'diamond', 'ring' or 'tick'; 'hidden' has only the tooltip.
   """
 
   at: tuple[Any, ...]
@@ -138,8 +138,8 @@ class Rule(NamedTuple):
 
   Attributes:
     x: the value.
-    label: what it is.
-    color: name of a colour of the palette.
+    label: its name.
+    color: name of a color of the palette.
   """
 
   x: float
@@ -151,13 +151,13 @@ class Chart(NamedTuple):
   """Curves and points over two axes.
 
   Attributes:
-    title: a sentence that says what is seen, for those who do not see it, too.
+    title: what the chart shows, also for screen readers.
     x: the axis below.
     y: the axis on the left.
     lines: curves and crowds.
     marks: points with names, those of the legend first.
     rules: lines across.
-    legend: (name, colour, shape) of what the lines do not name themselves.
+    legend: (name, color, shape) of everything except lines.
   """
 
   title: str
@@ -179,7 +179,7 @@ class Chart(NamedTuple):
 
 
 def steps(points: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-  """Points of a curve that stays where it is until the next one.
+  """Points of a curve that stays constant until the next one.
 
   Example:
     >>> steps([(0, 5), (10, 2)])
@@ -190,21 +190,21 @@ def steps(points: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def thinned(xs: np.ndarray, ys: np.ndarray) -> list[tuple[Any, Any]]:
-  """Different points, evenly thinned where they are very many; the last one stays."""
+  """Different points, evenly thinned if there are very many; the last one stays."""
   different = list(dict.fromkeys(zip(xs, ys, strict=True)))
   step = max(1, -(-len(different) // _SHOWN))
   return [*different[:-1:step], *different[-1:]]
 
 
 class Dots(NamedTuple):
-  """A line of a dot plot: a name, its points along a common axis, its numbers.
+  """A row of a dot plot: a name, its points along a common axis, its numbers.
 
   Attributes:
-    label: what it is.
-    value: its numbers in words.
+    label: its name.
+    value: its numbers as text.
     marks: points.
-    detail: what else its name says.
-    ends: of a bar around them; none for no bar.
+    detail: text after the name.
+    ends: of a bar around them; empty for no bar.
     is_strong: whether it stands out.
   """
 
@@ -220,10 +220,10 @@ class DotPlot(NamedTuple):
   """Dots above a common axis.
 
   Attributes:
-    title: a sentence that says what is seen.
+    title: what the plot shows.
     axis: the axis.
     rows: one below the other.
-    legend: (name, colour, shape) of the marks.
+    legend: (name, color, shape) of the marks.
   """
 
   title: str
@@ -233,11 +233,11 @@ class DotPlot(NamedTuple):
 
 
 class Bars(NamedTuple):
-  """Bars, the longest as wide as there is room.
+  """Bars, the longest of which has the full width.
 
   Attributes:
-    bars: (name, number, number in words).
-    color: name of a colour of the palette.
+    bars: (name, number, number as text).
+    color: name of a color of the palette.
   """
 
   bars: Sequence[tuple[str, float, str]]

@@ -1,4 +1,4 @@
-"""The page of a comparison, `report.html`, and its table: a line for each method and budget."""
+"""The page of a comparison, `report.html`, and its table with a row for each method and budget."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from glora_jax.reports.tables import (
   weights_name,
 )
 
-CHOSEN = {  # methods that choose a structure for a budget, and how they are drawn
+CHOSEN = {  # methods that choose a structure within a budget, and how they are drawn
   'search': ('searched', 'red', 'star'),
   'gradient': ('gradient', 'teal', 'star'),
   'known': ('known', 'dim', 'star'),
 }
-# What may become of a seed, by the field of `result.json` that has it in sentences.
+# Troubles of a seed, by the field of `result.json` that has the sentences.
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}
 TITLES = {
   'linear': 'linear probe',
@@ -63,7 +63,7 @@ def write(workdir: str, result: Mapping[str, Any], spec: Spec, made: Sequence[pa
     workdir: its folder.
     result: content of its `result.json`.
     spec: the layers that the gradient's structures describe.
-    made: with what it was made, process by process.
+    made: how it was made, process by process.
   """
   structures, data = result.get('structures', {}), result['data']
   page.write_table(workdir, lines_of(result))
@@ -111,13 +111,13 @@ def write(workdir: str, result: Mapping[str, Any], spec: Spec, made: Sequence[pa
 
 
 def summary(result: Mapping[str, Any], workdir: str) -> str:
-  """What the command line prints at the end."""
-  last = f'{workdir}/report.html has the whole story.'
+  """The text that the command line prints at the end."""
+  last = f'Page: {workdir}/report.html'
   return '\n\n'.join((str(accuracies(methods_of(result), 'method')), *verdicts(result), last))
 
 
 def budget_of(name: str) -> int | None:
-  """The budget of a structure that was chosen for the task; None of the other methods.
+  """The budget of a structure that was chosen for the task; None for other methods.
 
   Example:
     >>> budget_of('search-40000'), budget_of('gradient-40000'), budget_of('lora')
@@ -128,7 +128,7 @@ def budget_of(name: str) -> int | None:
 
 
 def name_of(name: str, labels: Mapping[str, str] | None = None) -> str:
-  """What a method is called, with its budget.
+  """The name of a method in tables, with its budget.
 
   Args:
     name: its name in `result.json`.
@@ -146,19 +146,19 @@ def name_of(name: str, labels: Mapping[str, str] | None = None) -> str:
 
 
 def lines_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """All that was measured, a line for each method, budget and seed: those of `table.csv`.
+  """The lines of `table.csv`: all measurements, by method, budget and seed.
 
   Args:
     result: content of the comparison's `result.json`.
 
   Returns:
-    'method', 'seed', 'rate', what the run has, and in sentences 'diverged' and 'learned_nothing'.
+    'method', 'seed', 'rate', the run's fields, and sentences as 'diverged' and 'learned_nothing'.
   """
   return [
     {
       'method': name,
       'seed': seed,
-      # What has a budget is called by its method and the budget.
+      # The name of a row with a budget is method and budget.
       'rate': result['rate'][name if name in result['rate'] else name.rpartition('-')[0]],
       **run,
       **{each: result.get(each, {}).get(name, {}).get(str(seed), '') for each in TROUBLES},
@@ -169,10 +169,10 @@ def lines_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def methods_of(result: Mapping[str, Any]) -> list[Method]:
-  """The methods and budgets, in the order of their parameters.
+  """The methods and budgets, ordered by parameters.
 
-  Their names say how many of their seeds diverged or learned nothing; their cells have parameters,
-  rate, seconds, and accuracies in percent.
+  Names include how many seeds diverged or learned nothing; cells have parameters, rate, seconds,
+  and accuracies in percent.
 
   Args:
     result: content of the comparison's `result.json`.
@@ -197,7 +197,7 @@ def methods_of(result: Mapping[str, Any]) -> list[Method]:
 
 
 def tell_troubles(result: Mapping[str, Any]) -> str:
-  """What diverged or learned nothing, and then what may help; empty where nothing did."""
+  """What diverged or learned nothing, and what may help; empty if nothing did."""
   found = []
   for method in methods_of(result):
     sentences = [(line[each], str(line['seed'])) for each in TROUBLES for line in method.lines]
@@ -211,9 +211,9 @@ def tell_troubles(result: Mapping[str, Any]) -> str:
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-  """A sentence for every structure chosen: against the best method within its budget.
+  """A sentence for every chosen structure, against the best method within its budget.
 
-  The best by test accuracy; the difference is that of runs of the same seed.
+  The best is by test accuracy; differences are between runs of the same seed.
   """
   methods, sentences = methods_of(result), []
   fixed = [method for method in methods if budget_of(method.lines[0]['method']) is None]
@@ -241,20 +241,19 @@ def _accuracy(method: Method) -> float:
 
 
 def tell_best(result: Mapping[str, Any]) -> str:
-  """The method of the highest test accuracy, in a sentence; the smallest of several."""
+  """A sentence on the method with the highest test accuracy; of equal ones, the smallest."""
   methods = methods_of(result)
   best = max(methods, key=_accuracy)
   as_good = sum(_accuracy(method) == _accuracy(best) for method in methods) - 1
-  others = f' (as {"is one other" if as_good == 1 else f"are {as_good} others"})' if as_good else ''
+  others = f' (tied with {as_good} other{"s" * (as_good > 1)})' if as_good else ''
   return (
-    f'{sentence_case(best.name)} is the most accurate of {len(methods)}{others}: '
-    f'{best.cells["test"]}% of the test images are classified correctly with '
-    f'{best.cells["parameters"]} trained parameters.'
+    f'{sentence_case(best.name)} is the most accurate of {len(methods)} methods{others}: '
+    f'{best.cells["test"]}% test accuracy with {best.cells["parameters"]} trained parameters.'
   )
 
 
 def tell_making(result: Mapping[str, Any]) -> str:
-  """How the methods were trained, their rates chosen, and what was tested."""
+  """How the methods were trained, their learning rates chosen, and what was tested."""
   is_search = any(name.startswith('search-') for name in result['methods'])
   spared = sorted(
     {each for seeds in result.get('allocation_epochs', {}).values() for each in seeds}
@@ -263,19 +262,19 @@ def tell_making(result: Mapping[str, Any]) -> str:
   return paragraph(
     f'Every method was trained for {result["epochs"]} epochs.',
     is_search
-    and f'A searched structure spends {result["finetune_epochs"]} of them on its own finetuning.',
+    and f'The search spends {result["finetune_epochs"]} of them on finetuning its structure.',
     spared
     and f"""
-    A gradient's structure is read off the training images; head and gradient count as
+    The gradient's structure is allocated from the training images; head and gradient count as
     {' or '.join(map(str, spared))} of its epochs.
     """,
     'tuning' in result['seconds']
     and Markup("""
-    A learning rate that the config does not give is the best of {} on the validation images, with a
+    Learning rates that the config does not give are the best of {} on the validation images, with a
     seed that is not in the table ({}).
     """).format(rates, code('rates.json')),
     Markup("""
-    All that was tested is in {}, written before the test images were read. Seconds are those of one
-    seed, the choice of a structure included.
+    Everything tested is in {}, written before the test images were read. Seconds are those of one
+    seed, including the choice of a structure.
     """).format(code('test_list.json')),
   )

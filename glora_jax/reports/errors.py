@@ -1,4 +1,4 @@
-"""Where a classifier errs: how many answers are wrong, and which class was taken for which."""
+"""The errors of a classifier: how many answers are wrong, and which classes are confused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from glora_jax.reports.charts import Bars
 from glora_jax.reports.page import Heading, Section
 
-MATRIX_CLASSES = 20  # more do not fit into a confusion matrix that can be read
-WORST, PAIRS = 6, 20  # pairs of classes: with a matrix, and instead of one
+MATRIX_CLASSES = 20  # more do not fit into a readable confusion matrix
+WORST, PAIRS = 6, 20  # pairs of classes to show: below a matrix, and instead of one
 IMAGES = 12
 
 
 class Outcome(NamedTuple):
-  """What the result answered on the test images.
+  """The result's answers on the test images.
 
   Attributes:
     labels: the true classes, int [image].
@@ -31,12 +31,12 @@ class Outcome(NamedTuple):
   pixels: Callable[[np.ndarray], np.ndarray]
 
   def confusion(self, number: int) -> np.ndarray:
-    """How many images of each class got each answer, int [true, answer], of `number` classes."""
+    """Number of images by true class and answer, int [true, answer], for `number` classes."""
     cells = np.bincount(self.labels * number + self.classes, minlength=number**2)
     return cells.reshape(number, number)
 
   def surest_errors(self, most: int) -> np.ndarray:
-    """Indices of the wrong answers of the highest probabilities, the highest first.
+    """Indices of the wrong answers with the highest probabilities, the highest first.
 
     Equal probabilities stay in the order of the images.
     """
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
   Attributes:
     name: its name.
-    recall: how much of it was found, '97%'; 'none' where there are no images of it.
+    recall: how much of it was found, '97%'; 'none' if there are no images of it.
     cells: (how many images, strength of the shade from 0 to 1) of every answer.
   """
 
@@ -80,7 +80,7 @@ class Images(NamedTuple):
 
 
 def section(classes: Sequence[str], outcome: Outcome) -> Section:
-  """What a page says of the errors: in words, by class, and as images.
+  """The section of a page on errors: in words, by class, and as images.
 
   Args:
     classes: names of the classes.
@@ -90,7 +90,7 @@ def section(classes: Sequence[str], outcome: Outcome) -> Section:
   is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
   wrong, number = matrix.sum() - matrix.trace(), matrix.sum()
   blocks = [
-    f'{wrong:,} of {number:,} test images are wrong.'
+    f'{wrong:,} of {number:,} test images are misclassified.'
     if wrong
     else f'All {number:,} test images are classified correctly.',
     is_small and Confusion(confusion_rows(classes, matrix)),
@@ -119,14 +119,14 @@ def section(classes: Sequence[str], outcome: Outcome) -> Section:
       Heading('Most often confused'),
       Bars(named, 'red'),
       Heading('Misclassified images'),
-      f'{shown}: the true class, the answer and its probability.',
+      f'{shown}, with true class, answer and its probability.',
       Images(images),
     ]
   return Section('errors', 'Errors', blocks)
 
 
 def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
-  """Every (class, answer) that was confused, the most frequent first.
+  """Every confused (class, answer), the most frequent first.
 
   Args:
     matrix: int [true, answer], numbers of images.
@@ -140,9 +140,9 @@ def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
 
 
 def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
-  """The rows of a confusion matrix, right answers and errors each shaded on a scale of their own.
+  """The rows of a confusion matrix, with separate shades for right answers and errors.
 
-  On a common scale the errors of a good model would vanish next to its right answers.
+  On a common scale, the errors of a good model would vanish next to its right answers.
 
   Args:
     classes: names of the classes.

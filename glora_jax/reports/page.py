@@ -1,8 +1,8 @@
-"""Pages: one self-contained HTML file, a head and sections, with nothing to fetch or to run.
+"""Pages: self-contained HTML files of a head and sections, with nothing to download or run.
 
-A section has sentences, tables, charts and what else `templates/parts.html` has a macro for.
-The templates escape whatever they are given, since names of classes, files and tasks come from
-strangers; and a page says itself that nothing in it may be fetched or run.
+A section has sentences, tables, charts and other blocks with a macro in `templates/parts.html`. The
+templates escape everything, since names of classes, files and tasks come from strangers, and the
+page's policy forbids downloads and scripts.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from glora_jax.reports.charts import Chart
 from glora_jax.reports.tables import Table
 
 NAME = 'report.html'
-Made = Mapping[str, Any]  # what `provenance.json` keeps of a process
-# On light and on dark paper. The four accents stay far from each other under protanopia and
-# deuteranopia, and so do the series.
+Made = Mapping[str, Any]  # a process in `provenance.json`
+# On light and on dark paper. The four accents can be told apart with protanopia and deuteranopia,
+# and so can the series.
 COLORS = {
   'paper': ('#ffffff', '#16191d'),  # background
   'ink': ('#222222', '#f0f0f0'),  # text and axes
-  'dim': ('#555555', '#b4b8be'),  # what stands back: means, a budget
-  'grey': ('#aaaaaa', '#72777e'),  # a crowd of points that do not matter one by one
+  'dim': ('#555555', '#b4b8be'),  # secondary: means, a budget
+  'grey': ('#aaaaaa', '#72777e'),  # a crowd of points
   'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
-  'blank': ('#ebebeb', '#2a2f35'),  # a cell that holds nothing
+  'blank': ('#ebebeb', '#2a2f35'),  # an empty cell
   'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: structures, right answers; the form 'vector'
   'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
   'purple': ('#6f4fa8', '#9d85e6'),  # what it is compared with; the form 'LoRA'
   'yellow': ('#f5c04a', '#fbe08a'),  # fills only, too faint for lines; the form 'constant'
 }
-# For any number of curves, in this order; those of Okabe and Ito without their yellow.
+# For any number of curves, in this order: the colors of Okabe and Ito without yellow.
 SERIES = (
   ('#0072b2', '#4a7fe0'),
   ('#e69f00', '#e69f00'),
@@ -67,9 +67,9 @@ class Section(NamedTuple):
   """A part of a page.
 
   Attributes:
-    id: what links and `show` call it.
+    id: its name in links and for `show`.
     title: its heading.
-    blocks: what it has; empty ones are left out, and so is a section of these alone.
+    blocks: its content; empty blocks are left out, and so is a section without others.
   """
 
   id: str
@@ -96,7 +96,7 @@ class Code(NamedTuple):
 
 
 class Facts(NamedTuple):
-  """Terms with what they are."""
+  """Terms with their values."""
 
   facts: Sequence[tuple[str, str]]
 
@@ -132,12 +132,12 @@ def write(
 
   Args:
     workdir: folder for it.
-    what: what it is the page of, 'a run' for instance.
+    what: the kind of page, for example 'a run'.
     heading: the name of its task.
-    verdict: sentences on what came out.
-    sections: what follows.
-    warning: what to know before anything else.
-    figures: (name, number, what to know of it) of the most important ones.
+    verdict: sentences on the result.
+    sections: the rest of the page.
+    warning: a warning above everything else.
+    figures: (name, number, note) of the most important numbers.
   """
   text = _template().render(
     what=what,
@@ -164,7 +164,7 @@ def write_table(workdir: str, lines: Sequence[Mapping[str, Any]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """A page, or a part of one, as a notebook displays it: in a frame, as high as the page is.
+  """A page, or a part of one, that a notebook displays in a frame of its height.
 
   Attributes:
     workdir: whose page it is.
@@ -187,11 +187,11 @@ def show(workdir: str, *sections: str) -> Shown:
 
   Args:
     workdir: its folder.
-    *sections: names of sections, 'accuracy' and 'structure' for instance; all without any.
+    *sections: names of sections, for example 'accuracy' and 'structure'; none for all.
 
   Raises:
     OSError: there is no page.
-    ValueError: the page does not have one of these sections; the sentence names those that it has.
+    ValueError: the page has no section of this name; the sentence lists those that it has.
   """
   with open(path(workdir), encoding='utf-8') as file:
     text = file.read()
@@ -220,7 +220,7 @@ def _template() -> jinja2.Template:
 
 
 def png(pixels: np.ndarray) -> str:
-  """An image as an address that holds it whole.
+  """An image as a data URL.
 
   Args:
     pixels: uint8 [height, width, 3].
@@ -235,11 +235,11 @@ def png(pixels: np.ndarray) -> str:
 
 
 def reproduce(made: Iterable[Made], facts: Sequence[tuple[str, str]]) -> Section:
-  """The section that says how to make a result again.
+  """The section on how to reproduce a result.
 
   Args:
-    made: with what it was made, process by process; equal ones are shown once.
-    facts: what else to know.
+    made: how it was made, process by process; equal ones are shown once.
+    facts: further terms and values.
   """
   blocks: list[Any] = [Facts(facts)]
   found: list[Made] = []

@@ -1,4 +1,4 @@
-"""The page of a run, `report.html`: what came out, how it was found, code that uses it."""
+"""The page of a run, `report.html`: the result, how it was found, and code that uses it."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ _THE = {  # in a sentence
   'linear': 'the linear probe',
   'search': 'the searched structure',
   GRADIENT: "the gradient's structure",
-  KNOWN: "the backbone's structure",
+  KNOWN: 'the known structure',
 }
-_CHANCE = 0.05  # p-values from here on say nothing
-_FEW = 60  # points of a curve that answer a pointer
+_CHANCE = 0.05  # larger p-values may be chance
+_FEW = 60  # points of a curve, at most, that have tooltips
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-  """What a run has found, as its page shows it.
+  """The findings of a run, for its page.
 
   Attributes:
     result: content of `result.json`.
-    task: what was learned.
+    task: the task.
     specs: the layers that each structure's genome describes, by name.
     outcome: the result's answers on the test images.
-    archive: the search's; None where there was none.
+    archive: the search's; None without a search.
     fitness: what the search maximized, 'accuracy' or 'loss'.
     presets: parameters and accuracy of each preset with the supernet's weights, by name.
-    allocation: the structure that was bought by values, if one was.
+    allocation: the allocation; None without one.
     backbone: arguments of `weights.load` and `weights.refit` that load the base again.
     keeps_best: whether the weights are those of the best epoch on the validation images.
-    made: with what it was found, process by process.
+    made: how it was found, process by process.
   """
 
   result: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Findings:
 
   @property
   def searched_images(self) -> tuple[str, int]:
-    """The split whose images the search scored structures on, and how many these are."""
+    """The split that the search scored structures on, and its number of images."""
     split = 'test' if self.result['protocol'] == 'paper' else 'val'
     return split, self.result['data']['images'][split]
 
@@ -121,7 +121,7 @@ def write(workdir: str, findings: Findings) -> None:
         f'{100 * chosen["test_accuracy"]:.1f}%',
         '{:.1f} to {:.1f} (95%)'.format(*interval(chosen['test_accuracy'], number)),
       ),
-      ('trained parameters', f'{chosen["params"]:,}', 'head not counted'),
+      ('trained parameters', f'{chosen["params"]:,}', 'without the head'),
       ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
     ],
     sections=[
@@ -148,7 +148,7 @@ def write(workdir: str, findings: Findings) -> None:
 
 
 def stage_bars(seconds: Mapping[str, float]) -> charts.Bars:
-  """A bar for the time of every stage, in the order in which they ran."""
+  """A bar for the time of every stage, in order."""
   values = [(stage_title(stage, {}), value, duration(value)) for stage, value in seconds.items()]
   return charts.Bars(values, 'dim')
 
@@ -169,11 +169,11 @@ def interval(share: float, number: int) -> tuple[float, float]:
 
 
 def mcnemar(result_only: int, other_only: int) -> float:
-  """The p-value of McNemar's exact test of two classifiers that answered the same images.
+  """The p-value of McNemar's exact test of two classifiers on the same images.
 
   Args:
-    result_only: how many images only the one classified correctly.
-    other_only: how many only the other.
+    result_only: number of images that only the first classified correctly.
+    other_only: number of images that only the second did.
 
   Example:
     >>> mcnemar(5, 0), mcnemar(3, 3), mcnemar(0, 0)
@@ -184,7 +184,7 @@ def mcnemar(result_only: int, other_only: int) -> float:
 
 
 def tell_verdict(result: Mapping[str, Any]) -> str:
-  """The result's accuracy, and how far it is from the linear probe and the best other structure.
+  """The result's accuracy, against the linear probe and the best other structure.
 
   Example:
     >>> linear = {'label': 'linear probe', 'params': 0, 'test_accuracy': 0.5}
@@ -203,14 +203,15 @@ more than the linear probe.'
   best = sorted(rivals, key=lambda name: others[name]['test_accuracy'])[-1:]
   against = [_against(chosen, others[name], name) for name in others if name in ('linear', *best)]
   return (
-    f'{sentence_case(chosen["label"])} classifies {100 * chosen["test_accuracy"]:.1f}% of '
+    f'{sentence_case(_THE.get(result["result"], chosen["label"]))} classifies '
+    f'{100 * chosen["test_accuracy"]:.1f}% of '
     f'{number:,} test images correctly with {chosen["params"]:,} trained parameters'
     f'{", " * bool(against)}{" and ".join(against)}.'
   )
 
 
 def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
-  """How far the result is from another structure, and whether that may be chance."""
+  """The result against another structure, and whether the difference may be chance."""
   points = round(100 * (chosen['test_accuracy'] - other['test_accuracy']), 1)
   called = _THE.get(name, other['label'])
   if not points:
@@ -222,7 +223,7 @@ def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> 
 
 
 def tell_result(result: Mapping[str, Any]) -> str:
-  """Why this structure is the result; empty where it is the only one."""
+  """Why this structure is the result; empty if it is the only one."""
   structures, budget = result['structures'], result['budget']
   chosen = structures[result['result']]
   known = {
@@ -234,7 +235,7 @@ def tell_result(result: Mapping[str, Any]) -> str:
     return ''
   why = Markup('was chosen by {}').format(code('report.result'))
   if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
-    why = f'is the {"searched structure" if "search" in structures else "structure asked for"}'
+    why = f'is the {"searched structure" if "search" in structures else "requested structure"}'
   elif result['result'] in known and None not in known.values():
     if chosen['val_accuracy'] == max(known.values()):
       within = '' if budget is None else ' within the budget'
@@ -264,7 +265,7 @@ def methods_of(result: Mapping[str, Any]) -> list[Method]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-  """The accuracies as a Markdown table, with the paper protocol's warning where it is due.
+  """The accuracies as a Markdown table, below a warning if the protocol is the paper's.
 
   Args:
     result: content of `result.json`.
@@ -274,7 +275,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def tell_run(findings: Findings) -> str:
-  """What was frozen, searched or given, and folded."""
+  """How the run went: what was adapted, searched and folded."""
   result = findings.result
   spec = findings.specs[result['result']]
   searched = ''
@@ -290,41 +291,41 @@ def tell_run(findings: Findings) -> str:
     """
   return paragraph(
     f"""
-    A pretrained ViT was frozen, and each of its {len(spec)} linear layers got five support tensors.
+    A pretrained ViT was frozen, and support tensors were added to {len(spec)} linear layers.
     """,
     searched,
     Markup("""
     The result was folded into the frozen weights: {} is a plain ViT of the same size (largest
-    difference of a logit: {}). {} has every number of this page.
+    difference of a logit: {}). {} has all numbers of this page.
     """).format(code('folded/'), f'{result["fold_max_abs_diff"]:.1e}', code('result.json')),
   )
 
 
 def tell_protocol(findings: Findings) -> str:
-  """Which images had a part in what; nothing where the page begins with it."""
+  """Which images were used for what; empty if the page begins with that."""
   result = findings.result
   if result['protocol'] == 'paper':
     return ''
   if result['structure'] == KNOWN or str(result['structure']).endswith(GENOME_ENDING):
     parts = """
-      The structure comes from a file, which does not say what chose it: where it was chosen on
-      these validation or test images, their accuracies are too good.
+      The structure comes from a file that does not say how it was chosen; if that was on these
+      validation or test images, their accuracies are too high.
     """
   else:
     chose = ['the searched structure'] * (findings.archive is not None)
-    chose += ['the epochs that are kept'] * findings.keeps_best
+    chose += ['the epochs to keep'] * findings.keeps_best
     images = f'; the validation images chose {" and ".join(chose)}' if chose else ' alone'
     parts = f'Weights come from the training images{images}.'
   return paragraph(
     parts,
-    Markup('All that was tested is in {}, written before the test images were read.').format(
+    Markup('Everything tested is in {}, written before the test images were read.').format(
       code('test_list.json')
     ),
   )
 
 
 def search_blocks(findings: Findings) -> list[Any]:
-  """Charts of a search, and how its front grew; nothing where none was."""
+  """Charts of a search, and how its front grew; empty without a search."""
   archive, volumes = findings.archive, findings.result['hypervolume']
   if archive is None:
     return []
@@ -345,8 +346,8 @@ def search_blocks(findings: Findings) -> list[Any]:
     [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
   )
   grown = f"""
-    Structures are scored with the supernet's weights. The hypervolume of the front, the share of
-    all pairs of error and parameters that some structure is at least as good as, grew from
+    Structures are scored with the supernet's weights. The hypervolume of the front (the share of
+    all pairs of error and parameters that some structure matches or beats) grew from
     {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last.
   """
   return [page.Pair([progress, _cloud_chart(findings, archive.genomes, 100 - accuracy)]), grown]
@@ -373,7 +374,7 @@ def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> 
     axis('error in %', [*error, *(y for _, _, y, *_ in marks)], most=100),
     [
       Line('scored', 'grey', charts.thinned(params, error), 'dots'),
-      Line('front of these', 'teal', front),
+      Line('Pareto front', 'teal', front),
     ],
     [
       Mark((x, y), f'{name}{x:,} parameters, {y:.1f}% wrong', *style)
@@ -390,7 +391,7 @@ class _Measurement(TypedDict):
 
 
 def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
-  """Accuracy and loss of every training stage by epoch, as far as they can be drawn.
+  """Accuracy and loss of every training stage by epoch, as far as they are finite.
 
   Args:
     metrics: path of `metrics.jsonl`.
@@ -401,17 +402,17 @@ def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
   drawn = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
   if not any(drawn):
     return []
-  random = "; of the supernet, of each step's random structures" if 'supernet' in stages else ''
+  random = '; the supernet takes random structures at each step' if 'supernet' in stages else ''
   return [
     page.Pair([*filter(None, drawn)]),
-    f'Lines are of the training images as augmented{random}.',
+    f'Solid lines are on augmented training images{random}.',
   ]
 
 
 def _training_chart(
   stages: Mapping[str, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], metric: str
 ) -> Chart | None:
-  """A metric by epoch, dashed that of validation images; None where no value can be drawn."""
+  """A metric by epoch, dashed on validation images; None if no value can be drawn."""
   is_loss, structures = metric == 'loss', result['structures']
   labels = {name: tested['label'] for name, tested in structures.items()}
   lines, marks, legend = [], [], {}
@@ -426,7 +427,7 @@ def _training_chart(
         continue
       lines.append(Line(name, color, curve, kind))
       split = ', validation' if kind == 'dashed' else ''
-      marks += [  # of a single point no line can be drawn
+      marks += [  # a single point has no line
         Mark(
           at,
           f'{name}{split}, epoch {at[0]:g}: {at[1]:.4g}',
@@ -461,7 +462,7 @@ def _training_chart(
 
 
 def snippets(workdir: str, findings: Findings) -> list[Any]:
-  """Commands and Python that predict, load the model in timm, and apply the adapter."""
+  """Commands and code that predict, load the model in timm, and apply the adapter."""
   folded, converted = os.path.join(workdir, 'folded'), os.path.join(workdir, 'timm')
   predict = ['python', '-m', 'glora_jax.predict', '--model', folded, 'photo.jpg']
   convert = ['python', '-m', 'glora_jax.convert', folded, converted, '--format', 'timm']
@@ -488,7 +489,7 @@ model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""
 
 
 def adapter_code(workdir: str, findings: Findings) -> str:
-  """Python that puts the adapter onto the base that it was trained on."""
+  """Code that applies the adapter to the base that it was trained on."""
   name, revision = findings.result['weights'], findings.result.get('weights_revision')
   base = repr(f'{name.partition("@")[0]}@{revision}' if revision else name)
   if name == EMBEDDED:

@@ -1,6 +1,6 @@
-"""A suite: its tasks by methods with the published ones, the means of both, and its page.
+"""The page of a suite: tasks by methods, with published results and means.
 
-A mean is over all that it names, or it shows how much of that is there, as '71.2 (5 of 19)'.
+An incomplete mean shows how much of it is there, as '71.2 (5 of 19)'.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from glora_jax.reports.tables import (
 )
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
-BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of what was published
+BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results
 MEAN_OF_GROUPS = 'mean of groups'  # the headline of VTAB
 TEST_SETS = {
   'test': 'ImageNet',
@@ -54,13 +54,13 @@ State = Literal['done', 'failed', 'not ready', 'waiting']
 
 
 def columns_of(tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-  """What papers print a number for, of the family that all tasks of a suite belong to.
+  """The columns of papers' tables, for the family that all tasks of a suite belong to.
 
-  Of few shots these are all data sets with each number of shots that the suite has.
+  For few shots, these are all data sets with each number of shots in the suite.
 
   Returns:
-    By group, over which papers take a mean, titles by name: that of a task of VTAB, of a data set
-    with a number of shots, or of a test set.
+    Titles by name, by the group over which papers take a mean. A name is that of a VTAB task, a
+    data set with a number of shots, or a test set.
   """
   family = tasks[0].partition('/')[0]
   if family == 'vtab':
@@ -91,14 +91,14 @@ def measured(task: str) -> dict[str, str]:
 
 @dataclasses.dataclass
 class Board:
-  """How far a suite is.
+  """The progress of a suite.
 
   Attributes:
-    suite: name of the suite, as 'vtab/all'.
+    suite: name of the suite, such as 'vtab/all'.
     tasks: names of all tasks, in order.
-    results: content of `result.json` of every task that is done, by its name.
+    results: content of `result.json` of every finished task, by its name.
     missing: what a task's data lacks and how to get it, by its name.
-    failed: the sentence that a task ended with, by its name.
+    failed: the error of a failed task, by its name.
   """
 
   suite: str
@@ -123,7 +123,7 @@ class Board:
     return any(result['protocol'] == 'paper' for result in self.results.values())
 
   def state(self, name: str) -> State:
-    """How far a task is."""
+    """The state of a task."""
     if name in self.results:
       return 'done'
     if name in self.failed:
@@ -139,16 +139,16 @@ def published() -> dict[str, Any]:
 
 
 def lines_of(board: Board) -> list[dict[str, Any]]:
-  """All that the suite has measured, and then what was published: the lines of `table.csv`.
+  """The lines of `table.csv`: all measurements of the suite, then the published results.
 
   Args:
-    board: how far the suite is.
+    board: the progress of the suite.
 
   Returns:
     A dictionary for each method, task and test set: 'method', 'protocol', 'column', 'task', 'seed',
     'params', 'val_accuracy', 'test_accuracy', 'source' and 'from_memory', the fields that were not
-    seen in a source. The results of all tasks come first; a structure's are left out where they
-    are the same.
+    seen in a source. The results of all tasks come first; a structure that is the result everywhere
+    has no separate lines.
   """
   prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
   results = board.results.values()
@@ -196,11 +196,11 @@ def _chosen(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def methods_of(board: Board) -> list[Method]:
-  """The methods that a suite has run, its results first, and then those that were published.
+  """The methods of a suite, its results first, then the published ones.
 
-  Their cells are by column; that of the mean of groups is there where one was published.
+  Cells are by column, with the mean of groups if one was published.
   """
-  # Of one published method there are several sizes.
+  # A published method may have several sizes.
   lines = grouped(
     lines_of(board), lambda line: (line['method'], 'source' in line and line['params'])
   )
@@ -213,7 +213,7 @@ def methods_of(board: Board) -> list[Method]:
     for column in dict.fromkeys([*every, *by_column]):
       shares = [100 * line['test_accuracy'] for line in by_column.get(column, [])]
       cells[column] = mean(shares, 1 if 'source' in known[0] else totals[column])
-    style = ('others of ours', 'ink', 'tick')
+    style = ('our other methods', 'ink', 'tick')
     if not found:
       style = (name, 'teal', 'dot')
     elif 'source' in known[0]:
@@ -232,10 +232,10 @@ def scores(board: Board, methods: Sequence[Method]) -> dict[str, list[Cell]]:
 
   Args:
     board: the suite.
-    methods: the first one says which tasks are done.
+    methods: the methods; the first one tells which tasks are done.
 
   Returns:
-    The cell of every method, by what is measured, or averaged: 'mean of ...'.
+    The cells of all methods, by column or mean ('mean of ...').
   """
   groups = columns_of(board.tasks)
   every = [name for columns in groups.values() for name in columns]
@@ -268,9 +268,9 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
   """Writes `report.html` and `table.csv` into the workdir of a suite.
 
   Args:
-    board: how far the suite is.
+    board: the progress of the suite.
     workdir: its folder.
-    pages: the page of every task that has one, by its name, relative to the workdir.
+    pages: the pages of tasks, by name, relative to the workdir.
   """
   methods, results = methods_of(board), board.results
   scored = scores(board, methods)
@@ -336,7 +336,7 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
 
 
 def count_done(board: Board) -> str:
-  """How far a suite is, '17 of 19 tasks'."""
+  """The number of finished tasks, '17 of 19 tasks'."""
   return f'{len(board.results)} of {len(board.tasks)} tasks'
 
 
@@ -344,7 +344,7 @@ Scores = Mapping[str, Sequence[Cell]]  # see `scores`
 
 
 def tell_verdict(board: Board, methods: Sequence[Method], scored: Scores) -> str:
-  """The headline's mean, or the widest that ours have, with the published GLoRA's."""
+  """The headline's mean, or the widest complete one, with the published GLoRA's."""
   done = [title for title, cells in scored.items() if _is_mean(title) and cells[0].complete]
   if not done:
     return f'{count_done(board)} are done, too few for a mean.'
@@ -352,7 +352,7 @@ def tell_verdict(board: Board, methods: Sequence[Method], scored: Scores) -> str
   cells = zip(methods, scored[title], strict=True)
   theirs = [f'; published for GLoRA: {cell}' for method, cell in cells if method.name == 'GLoRA']
   ours = sentence_case(methods[0].name)
-  return f'{ours}: a test accuracy of {scored[title][0]}%, the {title}{"".join(theirs[:1])}.'
+  return f'{ours}: {scored[title][0]}% test accuracy, {title}{"".join(theirs[:1])}.'
 
 
 def _is_mean(title: str) -> bool:
@@ -360,8 +360,8 @@ def _is_mean(title: str) -> bool:
 
 
 def accuracy_plot(methods: Sequence[Method], scored: Scores) -> DotPlot:
-  """Every line of the table: ours, and the published ones as marks."""
-  shapes = ('ring', 'tick', 'diamond', 'star', 'dot')  # ours are drawn last, so above the others
+  """A row for each line of the table, with marks for published results."""
+  shapes = ('ring', 'tick', 'diamond', 'star', 'dot')  # ours are drawn last, above the others
   drawn = sorted(enumerate(methods), key=lambda each: shapes.index(each[1].style[2]))
   rows = [
     Dots(
@@ -377,16 +377,16 @@ def accuracy_plot(methods: Sequence[Method], scored: Scores) -> DotPlot:
     for title, cells in scored.items()
   ]
   legend = dict.fromkeys(method.style for _, method in reversed(drawn))
-  caption = f'Test accuracy in %; numbers are of {methods[0].name}'
+  caption = f'Test accuracy in %; numbers are for {methods[0].name}'
   return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
 
 
 def tell_columns(methods: Sequence[Method]) -> str:
-  """What the columns of the table are."""
+  """A sentence on the columns of the table."""
   memory = any(line.get('from_memory') for method in methods for line in method.lines)
   return (
-    'Test accuracy in percent; in brackets millions of trained parameters, heads not counted. '
-    f'All but ours were published, for a {BACKBONE}.{" * quoted from memory." if memory else ""}'
+    'Test accuracy in percent; in brackets, millions of trained parameters without heads. '
+    f'All except ours are published, for a {BACKBONE}.{" * quoted from memory." if memory else ""}'
   )
 
 
@@ -405,12 +405,12 @@ def accuracies(methods: Sequence[Method], scored: Scores) -> Table:
 
 
 def _star(method: Method, field: str) -> str:
-  """What marks a field that was quoted from memory."""
+  """The mark of a field that was quoted from memory."""
   return '*' * any(field in line.get('from_memory', '') for line in method.lines)
 
 
 def tasks_blocks(board: Board, pages: Mapping[str, str]) -> list[Any]:
-  """How far every task is, what its result is, and why some have none."""
+  """State and result of every task, and why some have none."""
   titles = ('task', 'state', 'result', 'budget', 'parameters', 'validation', 'test')
   rows = []
   for name in board.tasks:
@@ -432,7 +432,7 @@ def tasks_blocks(board: Board, pages: Mapping[str, str]) -> list[Any]:
       texts = [f'{name}: {reason}' for name, reason in reasons.items()]
       blocks += [page.Heading(heading), page.Items(texts)]
   if board.missing:
-    blocks.append('--config.suite.prepare=True fetches what needs no manual download.')
+    blocks.append('--config.suite.prepare=True downloads what needs no manual download.')
   if any(str(result['structure']).endswith(GENOME_ENDING) for result in board.results.values()):
-    blocks.append('Structures were given by files, which do not say what chose them.')
+    blocks.append('Structures come from files that do not say how they were chosen.')
   return blocks

@@ -1,4 +1,4 @@
-"""A structure as a page shows it: block by block to scale, and what it was read off."""
+"""A structure on a page: block by block to scale, and how it was allocated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Piece(NamedTuple):
   Attributes:
     meaning: its letter and what it does, 'B, shift W'.
     form: 'none', 'constant', 'vector' or 'lora'.
-    rank: of a LoRA, '4'; '' of other forms.
+    rank: of a LoRA, '4'; '' for other forms.
     params: trained parameters.
     start: where it begins in the layer's bar, in percent of the largest layer.
     share: its length there.
@@ -66,7 +66,7 @@ class Figure(NamedTuple):
   """A structure.
 
   Attributes:
-    title: what it is the structure of.
+    title: name of the structure.
     params: trained parameters.
     kinds: the heading of every column: a kind of layer.
     blocks: (name of the row, a layer or None for every kind).
@@ -86,17 +86,17 @@ class Structures(NamedTuple):
   figures: Sequence[Figure]
 
   def forms(self) -> list[tuple[str, str]]:
-    """(form, what the legend says) of the forms that are drawn."""
+    """(form, its name in the legend) of the forms that are drawn."""
     layers = (each for figure in self.figures for _, row in figure.blocks for each in row if each)
     drawn = {piece.form for each in layers for piece in each.pieces}
     return [(form, label) for form, label in DRAWN.items() if form in drawn]
 
 
 def figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> Figure:
-  """What a page shows of a structure.
+  """The figure of a structure.
 
   Args:
-    title: what it is the structure of.
+    title: name of the structure.
     spec: the layers; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one column.
     genome: int [layer, 5].
   """
@@ -136,7 +136,7 @@ def figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> Figure:
 
 
 def _form(piece: Piece) -> str:
-  """'vector, 64' for instance: the form, the rank of a LoRA, the parameters."""
+  """The form, the rank of a LoRA and the parameters, for example 'vector, 64'."""
   if piece.form == 'none':
     return ''
   form = f'LoRA of rank {piece.rank}' if piece.rank else piece.form
@@ -144,10 +144,10 @@ def _form(piece: Piece) -> str:
 
 
 def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
-  """What a page says of a structure that was bought by values.
+  """The section of a page on an allocated structure.
 
   Args:
-    allocation: the structure.
+    allocation: the allocation.
     result: content of the run's `result.json`.
   """
   blocks = [
@@ -155,57 +155,57 @@ def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
     value_chart(allocation),
     Details(values_table(list(allocation.units()))),
   ]
-  whose = 'gradient' if result['allocation']['epochs'] else 'backbone'
-  return Section('allocation', f"The {whose}'s structure", blocks)
+  source = 'one gradient' if result['allocation']['epochs'] else 'other tasks'
+  return Section('allocation', f'Allocation from {source}', blocks)
 
 
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
-  """How a structure was chosen, within which budget, and what that took."""
+  """How a structure was allocated, within which budget, and at what cost."""
   cost = result['allocation']
   numbers = Markup('Numbers: {}.').format(code('structure/'))
   if not cost['epochs']:
     return paragraph(
       f"""
-      The structure of {allocation.count_params():,} parameters is what pays best within
-      {allocation.budget:,} by what each unit of this backbone (a vector, or one rank of a LoRA) was
-      worth on other tasks. No gradient was taken.
+      The structure of {allocation.count_params():,} parameters has the most value within a budget
+      of {allocation.budget:,}. The value of a unit (a vector, or one rank of a LoRA) is what it was
+      worth in this backbone on other tasks. No gradient was taken.
       """,
       numbers,
     )
   head = f'{cost["head_epochs"]} epoch' + 's' * (cost['head_epochs'] != 1)
   return paragraph(
     f"""
-    The structure of {allocation.count_params():,} parameters was read off one gradient of the
-    pretrained model, after {head} of training the head alone, in one pass over the training
-    images. Each unit (a vector, or one rank of a LoRA) is worth the squared gradient along it, and
-    the best by value per parameter were bought, up to {allocation.budget:,} parameters.
+    The structure of {allocation.count_params():,} parameters was allocated from one gradient of the
+    pretrained model, in one pass over the training images after {head} of training the head alone.
+    The value of a unit (a vector, or one rank of a LoRA) is the squared gradient along it, and the
+    best by value per parameter were chosen, up to {allocation.budget:,} parameters.
     """,
     allocation.proposed
     and """
-    That budget is the knee of the curve below, where more parameters begin to pay less than
+    That budget is the knee of the curve below, where more parameters begin to add less value than
     average.
     """,
     allocation.borrowed
     and f"""
     The gradients of its batches have little in common, so {100 * allocation.borrowed:.0f}% of the
-    values come from another gradient: that of telling which way the same images were shifted.
+    values come from a prior.
     """,
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
-    f'Head and gradient count as {cost["epochs"]} epochs, by which its training is shorter.',
+    f'Head and gradient count as {cost["epochs"]} epochs of its training.',
     numbers,
   )
 
 
 def value_chart(allocation: Allocation) -> Chart:
-  """What the units of a structure are worth by budget, the best bought first."""
+  """The value of the units by budget, the best taken first."""
   params, values, knee = allocation.curve
   percent = 100 / max(float(values[-1]), float(np.finfo(np.float32).tiny)) * values
   best = f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%'
   return Chart(
     'Value by budget',
     axis('trained parameters', [0, params[-1], allocation.budget]),
-    Axis('value, % of all on offer', [0, 25, 50, 75, 100]),
+    Axis('value in % of all units', [0, 25, 50, 75, 100]),
     [Line('', 'teal', steps(thinned(params, percent)))],
     [Mark((params[knee], percent[knee]), best, 'dim')],
     [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
@@ -214,10 +214,10 @@ def value_chart(allocation: Allocation) -> Chart:
 
 
 def values_table(units: Sequence[Unit]) -> Table:
-  """Value by layer and form, for the forms that are on offer in a layer at least.
+  """Value by layer and form, for forms that at least one layer can have.
 
   Args:
-    units: what could be bought.
+    units: all units that could be taken.
   """
   total = sum(unit.value for unit in units) or 1.0
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
@@ -225,12 +225,12 @@ def values_table(units: Sequence[Unit]) -> Table:
     (layer, *(_value([unit for unit in same if unit.form == form], total) for form in forms))
     for layer, same in grouped(units, lambda unit: unit.layer).items()
   ]
-  caption = 'Value by layer and form, in percent; bought ones are bold, with the rank of a LoRA'
+  caption = 'Value by layer and form in percent; chosen units in bold, LoRAs with their rank'
   return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)
 
 
 def _value(units: Sequence[Unit], total: float) -> str:
-  """The value of a form in a layer in percent of the total, bold where it was bought."""
+  """The value of a form in a layer in percent of the total, bold if it was taken."""
   if not units:
     return ''
   share = f'{100 * sum(unit.value for unit in units) / total:.1f}'
@@ -241,10 +241,10 @@ def _value(units: Sequence[Unit], total: float) -> str:
 
 
 def agreements(genomes: Iterable[tuple[str, Sequence]]) -> list[str]:
-  """How much structures agree, in sentences for each name that several have.
+  """How much structures agree, in a sentence for each name that several share.
 
   Args:
-    genomes: (what it is a structure of, int [rows, 5]).
+    genomes: (name of the structure, int [rows, 5]).
 
   Example:
     >>> lora = np.zeros((3, 5), np.int8)
@@ -257,10 +257,10 @@ def agreements(genomes: Iterable[tuple[str, Sequence]]) -> list[str]:
     if len(same) > 1:
       found = agreement([np.array(genome) for _, genome in same])
       share, chance = (round(100 * value) for value in found)
-      little = ' That is little: do not read much into where one of them puts its parameters.'
+      little = ' That is little: do not read much into the places that a single seed chooses.'
       sentences.append(
         f'{sentence_case(name)}: of the tensors that one of {len(same)} seeds trains, another '
-        f'trains {share}% in the same form (shifted to other layers: {chance}%).'
+        f'trains {share}% in the same form (with layers shifted: {chance}%).'
         f'{little if found.is_little else ""}'
       )
   return sentences

@@ -15,9 +15,9 @@ from glora_jax.reports.charts import DotPlot, Dots, Mark, axis
 PAPER_LABEL = (
   "PROTOCOL 'paper': the structure was SEARCHED ON THE TEST SET and trained on train+val. "
   'The test accuracies below reproduce how the paper was probably made; '
-  'they estimate nothing unseen.'
+  'they do not estimate the accuracy on unseen images.'
 )
-PAPER = PAPER_LABEL.partition(':')[0]  # where there is little room
+PAPER = PAPER_LABEL.partition(':')[0]  # the short form
 _STAGES = {
   'head': 'head alone',
   'tuning': 'learning rates',
@@ -26,7 +26,7 @@ _STAGES = {
 
 
 def stage_title(stage: str, labels: Mapping[str, str]) -> str:
-  """What a stage is called.
+  """The title of a stage.
 
   Args:
     stage: its name, 'supernet' or 'training/lora' for instance.
@@ -56,7 +56,7 @@ class Table(NamedTuple):
   """A table of a page and of the terminal.
 
   Attributes:
-    caption: what it has.
+    caption: what it shows.
     titles: the heading of every column.
     rows: the cells of every row, as many as there are titles.
     text_columns: how many columns are text, the first ones; the others are numbers.
@@ -91,7 +91,7 @@ class Table(NamedTuple):
 
 
 def paragraph(*sentences: Any) -> Markup:
-  """Sentences after each other, escaped unless they are markup; what is false is left out.
+  """Sentences joined to a paragraph, escaped unless they are markup; false ones are left out.
 
   Example:
     >>> paragraph('A < B.', '', code('folded/'))
@@ -101,17 +101,17 @@ def paragraph(*sentences: Any) -> Markup:
 
 
 def code(text: str) -> Markup:
-  """A name as pages show a file or a field."""
+  """The name of a file or a field as code."""
   return Markup('<code>{}</code>').format(text)
 
 
 def sentence_case(text: str) -> str:
-  """Text that begins as a sentence does, but for a preset with its rank, 'lora:2'."""
+  """Text with a capital first letter, except a preset with its rank, 'lora:2'."""
   return text if ':' in text else text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:
-  """A time for people.
+  """A readable time.
 
   Example:
     >>> duration(7.25), duration(59.97), duration(98), duration(7500)
@@ -124,7 +124,7 @@ def duration(seconds: float) -> str:
 
 
 def weights_name(result: Mapping[str, Any]) -> Markup:
-  """The weights that a result is of, with the commit of a name on the hub.
+  """The weights of a result, with the commit if they are on the hub.
 
   Example:
     >>> str(weights_name({'weights': 'hf:google/vit', 'weights_revision': '0123456789abcdef'}))
@@ -135,7 +135,7 @@ def weights_name(result: Mapping[str, Any]) -> Markup:
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
-  """Items by what a function says of each, in their order.
+  """Items by a key, in order.
 
   Example:
     >>> grouped(['ape', 'bee', 'ant'], lambda word: word[0])
@@ -148,17 +148,17 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 
 class Cell(NamedTuple):
-  """A number of a table: the mean of those that there are.
+  """A number in a table: the mean of the available values.
 
   Attributes:
-    value: the mean; no number where there are none.
-    done: of how many it is the mean.
-    total: of how many it is the mean once all are done.
-    deviation: their standard deviation, as that of a sample; None where that means nothing, and no
-      number where one of them is not finite.
-    digits: how it is written.
-    ends: those of an interval around an accuracy, where another one than the deviation's is known.
-    note: what stands in the place of no value.
+    value: the mean; nan without values.
+    done: number of values.
+    total: number of values once all are done.
+    deviation: their sample standard deviation; None if that means nothing, nan if a value is not
+      finite.
+    digits: format of the number.
+    ends: of an interval around an accuracy, if one other than the deviation's is known.
+    note: text instead of a missing value.
 
   Example:
     >>> str(Cell(71.23, 5, 19)), str(Cell(71.23, 2, 2, 0.5)), str(Cell(math.nan, 0, 19))
@@ -175,7 +175,7 @@ class Cell(NamedTuple):
 
   @property
   def complete(self) -> bool:
-    """Whether it is the mean of all that it is to be the mean of."""
+    """Whether all values are there."""
     return 0 < self.done == self.total
 
   def __str__(self) -> str:
@@ -187,11 +187,11 @@ class Cell(NamedTuple):
 
 
 def mean(values: Sequence[float], total: int | None = None) -> Cell:
-  """The mean of values, and their spread where they are several.
+  """The mean of values, and their spread if there are several.
 
   Args:
-    values: those that are there.
-    total: how many there are to be; None for as many.
+    values: the available values.
+    total: number of values once all are done; None if they are.
 
   Example:
     >>> mean([1, 2, 3])[:4]
@@ -205,7 +205,7 @@ def mean(values: Sequence[float], total: int | None = None) -> Cell:
 
 
 def share_cell(share: float | None) -> Cell:
-  """An accuracy in percent; None is one on images that were trained on."""
+  """An accuracy in percent; None stands for images that were trained on."""
   return Cell(math.nan, 0, note='trained on') if share is None else Cell(100 * share)
 
 
@@ -213,10 +213,10 @@ class Method(NamedTuple):
   """A method, or a structure.
 
   Attributes:
-    name: what headings call it.
-    lines: all that was measured of it, as `table.csv` has it.
-    cells: its numbers, by what they are of; in a table these are the columns.
-    style: (what a legend calls its kind, colour, shape) of its mark.
+    name: its name in headings.
+    lines: all of its measurements, as in `table.csv`.
+    cells: its numbers, by column.
+    style: (name of its kind in a legend, color, shape) of its mark.
     is_strong: whether it stands out.
   """
 
@@ -228,7 +228,7 @@ class Method(NamedTuple):
 
 
 def accuracies(methods: Sequence[Method], heading: str) -> Table:
-  """The numbers of methods, a column for each that any of them has; `heading` is that of names."""
+  """The numbers of methods, in all columns that any of them has; `heading` is for names."""
   shown = [name for name in methods[0].cells if any(str(each.cells[name]) for each in methods)]
   rows = [(method.name, *(method.cells[name] for name in shown)) for method in methods]
   strong = [at for at, method in enumerate(methods) if method.is_strong]
@@ -236,7 +236,7 @@ def accuracies(methods: Sequence[Method], heading: str) -> Table:
 
 
 def accuracy_plot(caption: str, methods: Sequence[Method]) -> DotPlot:
-  """The test accuracy of methods, with its spread over seeds or the interval that is known.
+  """The test accuracy of methods, with its spread over seeds or a known interval.
 
   Args:
     caption: what the intervals are.

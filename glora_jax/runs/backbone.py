@@ -1,4 +1,4 @@
-"""The backbone of a run before any training: its task, weights, new head, supports and devices."""
+"""The backbone of a run before training: task, weights, new head, supports and devices."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from glora_jax.search.allocated import Allocation
 
 
 class Stream(enum.IntEnum):
-  """What a random key is for.
+  """The purposes of random keys.
 
-  Equal numbers would make equal draws; other numbers would make a resumed run another one.
+  Equal numbers would give equal draws; changed numbers would change a resumed run.
   """
 
   INIT = 0
@@ -57,15 +57,15 @@ def stream_key(seed: int, stream: Stream) -> jax.Array:
 
 
 class Model(NamedTuple):
-  """An adapted backbone and its variables, before a training or after it.
+  """An adapted backbone and its variables, before or after a training.
 
   Attributes:
-    adapted: the adapted backbone; of a structure that is trained alone or tested, fixed to it.
-    variables: its variables; of a training that diverged none after its last good state.
-    best_epoch: epoch of its training that was best on the validation images; None where none of
-      them was looked at.
-    diverged: whether the loss or its gradient was not finite, and it stopped before its end.
-    allocation: the values that the structure was bought by; None where it was not.
+    adapted: the adapted backbone, fixed to a structure if that is trained alone or tested.
+    variables: its variables; of a training that diverged, those of its last good state.
+    best_epoch: epoch of its training that was best on the validation images; None if these were
+      not used.
+    diverged: whether training stopped early because the loss or its gradient was not finite.
+    allocation: the allocation that gave the structure; None for other structures.
   """
 
   adapted: Adapted
@@ -82,7 +82,7 @@ class Model(NamedTuple):
 
 
 def is_beside(spec: Spec, name: str) -> bool:
-  """Whether a row of the table needs another space than the one that is searched.
+  """Whether a baseline needs another space than the one that is searched.
 
   Args:
     spec: the layers, with the alleles that the search has.
@@ -98,14 +98,14 @@ def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
   """(the task, the path of the weights), both on disk.
 
   Raises:
-    ValueError: decoded images would be kept among those of the task, or see `find`.
-    FileNotFoundError, OSError: images or weights are not there.
+    ValueError: the cache of decoded images lies among the task's images, or see `find`.
+    FileNotFoundError, OSError: images or weights are missing.
   """
   model, cache = settings.model, settings.data.cache
   if cache is not None:
     require_apart(settings.task, os.path.expanduser(cache), 'data.cache')
   with meshes.primary_first('prepare'):
-    # Opening prepares data that is not ready; some class names are known only then.
+    # Opening prepares the data; some class names are known only then.
     find(settings.task, settings.data, workdir).open('train')
     path = find_weights(model, workdir)
   return find(settings.task, settings.data, workdir).opened(), path
@@ -123,7 +123,7 @@ def load_backbone(
     patch_size=settings.patch_size,
   )
   if source := metadata.get('source'):
-    # Refuses now what could not be written at the end.
+    # Raises now if the format could not be written at the end.
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
     fit_to_format(model, flat, source)
   model = model.clone(
@@ -134,7 +134,7 @@ def load_backbone(
   )
   if not isinstance(metadata['image_size'], int):
     raise ValueError(
-      f'The weights are for images of {metadata["image_size"]}; a run needs square ones, give '
+      f'The weights are for images of {metadata["image_size"]}, but a run needs square ones; give '
       'model.image_size.'
     )
   normalization = require_normalization(
@@ -144,7 +144,7 @@ def load_backbone(
 
 
 def _hints(settings: ModelSettings) -> dict[str, Any]:
-  """What the config says of the weights, which a file may not say."""
+  """What the config says about the weights, in case the file does not."""
   known = {
     'num_heads': settings.num_heads,
     'activation': settings.activation,
@@ -157,8 +157,8 @@ def image_size_here(settings: ModelSettings) -> int | None:
   """The side of the images of a run, in pixels, without a download.
 
   Returns:
-    What the config says or weights on this machine do; None where these are elsewhere, or for
-    images that are no squares.
+    The size in the config or in weights on this machine; None if they are elsewhere, or for images
+    that are not square.
   """
   if settings.image_size is not None:
     return settings.image_size
@@ -173,7 +173,7 @@ def image_size_here(settings: ModelSettings) -> int | None:
 def adapt_spaces(
   settings: RunSettings, model: nn.Module, size: int, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Adapted, Adapted | None]:
-  """The model adapted with the run's space, and with that of rows beside a search, if any.
+  """The model adapted with the run's space, and with that of baselines which need another one.
 
   Args:
     settings: the config.
@@ -183,7 +183,7 @@ def adapt_spaces(
   """
   sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   space = settings.space.search_space(settings.structure)
-  # A base in parts is gathered where it is used.
+  # A sharded base is gathered where it is used.
   gathered = mesh if settings.mesh.base == 'sharded' else None
   adapted = dataclasses.replace(adapt(model, sample, space=space), mesh=gathered)
   is_searched = settings.structure == SEARCH
@@ -198,7 +198,7 @@ def adapt_spaces(
 def variables_before_training(
   adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any]:
-  """The variables before any training, in their types and on their devices."""
+  """The variables before training, in their types and on their devices."""
   base_dtype = jnp.dtype(settings.model.base_dtype)
   params = flax.traverse_util.path_aware_map(
     lambda path, x: x if path in adapted.head_paths else x.astype(base_dtype), params
@@ -206,14 +206,14 @@ def variables_before_training(
   key = stream_key(settings.seed, Stream.INIT)
   if mesh is None:
     return adapted.init(key, jax.tree.map(jnp.asarray, params))
-  # From the host to their places: a large base need not fit one device.
+  # From the host to their devices: a large base need not fit one of them.
   return placed(adapted, adapted.init(key, params), settings, mesh)
 
 
 def shapes_before_training(
   adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any]:
-  """The shapes of the variables before any training, on devices that need not be at hand."""
+  """The shapes of the variables before training, on devices that need not exist here."""
   start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
   return placed(adapted, jax.eval_shape(start, params), settings, mesh)
 
@@ -221,7 +221,7 @@ def shapes_before_training(
 def placed(
   adapted: Adapted, variables: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any]:
-  """Variables, or their shapes, on the devices of a run; as they are where there is no mesh."""
+  """Variables, or their shapes, on the devices of a run; unchanged without a mesh."""
   if mesh is None:
     return variables
   return adapted.join(*placed_halves(*adapted.split(variables), settings, mesh))
@@ -230,6 +230,6 @@ def placed(
 def placed_halves(
   trainable: Any, frozen: Any, settings: RunSettings, mesh: jax.sharding.Mesh
 ) -> tuple[Any, Any]:
-  """What is trained, whole on every device of a run, and what is frozen, as the config has it."""
+  """Trained arrays, whole on every device of a run, and frozen ones as the config places them."""
   place = sharding.shard_arrays if settings.mesh.base == 'sharded' else meshes.replicate
   return meshes.replicate(mesh, trainable), place(mesh, frozen)

@@ -1,8 +1,6 @@
-"""Flags, signals, errors in one sentence, and what a command line can name.
+"""The command line: flags, configs by name ('own:photos/'), signals, errors, and `--list`.
 
-A config is found by its name: 'quickstart', 'own:photos/'.
-
-It imports no JAX: a config file that does not exist should not wait for it.
+JAX is not imported here, so that a wrong config name is reported at once.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from glora_jax.runs.terminal import (
 )
 
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
-STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command goes on
+STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command resumes
 _PACKAGE = os.path.dirname(os.path.abspath(glora_jax.__file__))
 # A wheel has them in the package; a checkout, installed as it lies or not, at its top.
 _PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
@@ -51,13 +49,13 @@ FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
 class _OrNone(flags.ArgumentParser):
-  """Parses 'None' as None, which every field takes that may have no value, all else by its type."""
+  """Parses 'None' as None, for fields that may have no value, and all else by its type."""
 
   def __init__(self, kind: type):
     self._kind = kind
 
   def parse(self, argument: Any) -> Any:
-    """The value of a text."""
+    """The value of a string."""
     return None if argument == 'None' else self._kind(argument)
 
 
@@ -66,18 +64,18 @@ for _kind in (int, float, str):
 
 
 class _Page(flags.BooleanFlag):
-  """A flag that prints a page, the longer one with `=all`, and ends, as absl's `--help` does."""
+  """A flag that prints a page (a longer one with `=all`) and exits, as absl's `--help` does."""
 
   def __init__(self, name: str, text: Callable[[bool], str], help: str):
     super().__init__(name, False, help)
     self._text = text
 
   def parse(self, argument: Any) -> None:
-    """Prints the page where the flag is given."""
+    """Prints the page if the flag is given."""
     if argument == 'all' or self._parse(argument):
       own = logging.getLogger('glora_jax')
       level = own.level
-      own.setLevel(logging.ERROR)  # which versions of data sets serve, for instance
+      own.setLevel(logging.ERROR)  # hides which versions of data sets are used, for instance
       try:
         text = self._text(argument == 'all')
       finally:
@@ -86,7 +84,7 @@ class _Page(flags.BooleanFlag):
 
 
 class _ConfigParser(flags.ArgumentParser):
-  """Loads a config by name or file; a mistake ends in one sentence."""
+  """Loads a config by name or file; an error exits with one sentence."""
 
   def parse(self, argument: str) -> ml_collections.ConfigDict:
     """The config of `NAME_OR_FILE[:ARGUMENTS]`."""
@@ -101,8 +99,8 @@ def define_config(values: flags.FlagValues) -> flags.FlagHolder:
   holder = config_flags.DEFINE_config_file(
     'config',
     None,
-    'Name of a config that comes with the package, or a Python file with get_config(); override '
-    'its fields with --config.FIELD=VALUE.',
+    'Name of a config of the package, or a Python file with get_config(); override its fields '
+    'with --config.FIELD=VALUE.',
     flag_values=values,
     allow_overwrite=False,
   )
@@ -111,10 +109,10 @@ def define_config(values: flags.FlagValues) -> flags.FlagHolder:
 
 
 def load_config(value: str) -> ml_collections.ConfigDict:
-  """The config of a name or a file, with the arguments of its `get_config` behind a colon.
+  """Loads a config by name or file; arguments of its `get_config` follow a colon.
 
   Raises:
-    ValueError: there is no such file, it fails, or it returns something else.
+    ValueError: the file is missing, fails, or returns something else.
 
   Example:
     >>> load_config('vtab:clevr_count').task
@@ -128,14 +126,14 @@ def load_config(value: str) -> ml_collections.ConfigDict:
     raise ValueError(blame(error, path)) from error
   if type(config) is not ml_collections.ConfigDict:  # a frozen one cannot be changed
     raise ValueError(
-      f'get_config() of {path} returned a {type(config).__name__}; it must return the config that '
-      'glora_jax.runs.config.default_config() made, with other values.'
+      f'get_config() in {path} returned a {type(config).__name__}; return the config that '
+      'glora_jax.runs.config.default_config() makes, with your values.'
     )
   return config.lock()
 
 
 def fields_page(everything: bool) -> str:
-  """Fields of a config, those that people need or all: name, default, type, range and meaning."""
+  """The common config fields, or all of them: name, default, type, range and meaning."""
   from glora_jax.runs import config, schema
 
   if everything:
@@ -146,24 +144,24 @@ def fields_page(everything: bool) -> str:
 
 CONFIG = define_config(flags.FLAGS)
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where everything is written; runs/NAME_OF_CONFIG by default.'
+  'workdir', None, 'Folder for all output; runs/NAME_OF_CONFIG by default.'
 )
-CHECK = flags.DEFINE_bool('check', False, 'Show which data is ready and what is missing, and end.')
-SHOW = flags.DEFINE_bool('show', False, 'Draw a batch of training images, and end.')
-OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture that --show writes.')
-OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace a file.')
-PLAN = flags.DEFINE_bool('plan', False, 'Show what the run will take, and end.')
+CHECK = flags.DEFINE_bool('check', False, 'Show which data is ready or missing, then exit.')
+SHOW = flags.DEFINE_bool('show', False, 'Draw a batch of training images, then exit.')
+OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture written by --show.')
+OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace an existing file.')
+PLAN = flags.DEFINE_bool('plan', False, 'Estimate steps, memory and time of the run, then exit.')
 TOPOLOGY = flags.DEFINE_string(
-  'plan.topology', None, 'TPU slice to plan for, v5e:2x4 for instance; the machine at hand if none.'
+  'plan.topology', None, 'TPU slice to plan for, e.g. v5e:2x4; this machine by default.'
 )
 RUNNER = flags.DEFINE_string(
   'runner',
   'process',
-  'Who does the runs of a suite and the methods of a comparison: this process, or ray[:ADDRESS], '
-  'the nodes of a Ray cluster.',
+  "Where a suite's runs and a comparison's methods are computed: in this process, or on the nodes "
+  'of a Ray cluster, ray[:ADDRESS].',
 )
 RESOURCES = flags.DEFINE_string(
-  'runner.resources', None, 'What each takes of a node; by default a TPU chip, a GPU, or its cores.'
+  'runner.resources', None, 'What each takes of a node; a TPU chip, a GPU or all cores by default.'
 )
 OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
@@ -171,21 +169,19 @@ LIST = flags.DEFINE_flag(
   _Page(
     'list',
     lambda _: inventory(),
-    'Show all configs, structures, presets, tasks and weights, which are ready, and end.',
+    'List configs, structures, presets, tasks and weights, and which are ready, then exit.',
   )
 )
 HELP_CONFIG = flags.DEFINE_flag(
-  _Page(
-    'help_config', fields_page, 'Show the fields of a config that people need, =all all, and end.'
-  )
+  _Page('help_config', fields_page, 'Show the common config fields (=all: all of them), then exit.')
 )
 
 
 def workdir_of_config() -> str:
-  """`--workdir`, or a folder in `runs` with the name and the arguments of the config file.
+  """`--workdir`, or a folder in `runs` named after the config and its arguments.
 
   Raises:
-    ValueError: it is no path.
+    ValueError: it is not a path.
   """
   if WORKDIR.value:
     return os.path.expanduser(check_path(WORKDIR.value))
@@ -197,36 +193,36 @@ def workdir_of_config() -> str:
 
 
 def given_fields() -> tuple[str, ...]:
-  """The fields of the config that the command line gives, by dotted name."""
+  """Dotted names of the config fields that are set on the command line."""
   return tuple(config_flags.get_override_values(flags.FLAGS['config']))
 
 
 def open_page(path: str) -> None:
-  """Opens the page of a result in a browser where `--open` asks for it."""
+  """Opens the page of a result in a browser if `--open` is given."""
   if not OPEN.value:
     return
   if not os.path.isfile(path):
     print(
-      f'There is no {path} to open; without its result.json the same command writes it.',
+      f'{path} does not exist; remove result.json next to it and rerun to write it again.',
       file=sys.stderr,
     )
   elif not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
-    print('No browser could be opened; open it by hand.', file=sys.stderr)
+    print(f'No browser could be started; open {path} by hand.', file=sys.stderr)
 
 
 def catch_signals() -> Callable[[], bool]:
   """Makes SIGTERM and Ctrl-C a request to stop.
 
   Returns:
-    Whether one of them has come. Another one of its kind ends the process at once.
+    A function that says whether one has arrived. A second one ends the process at once.
   """
   asked = threading.Event()
 
   def handle(number, frame):
     signal.signal(number, signal.SIG_DFL)
     asked.set()
-    # Not print: a signal may come amid one.
-    os.write(2, b'\nStopping as soon as all is saved; once more, and it stops at once.\n')
+    # Not print: the signal may interrupt one.
+    os.write(2, b'\nStopping once everything is saved; repeat the signal to stop at once.\n')
 
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, handle)
@@ -234,18 +230,18 @@ def catch_signals() -> Callable[[], bool]:
 
 
 def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> None:
-  """Calls a command with the config of the command line; a user's mistake ends in one sentence."""
+  """Calls a command with the command line's config; a user's mistake exits with one sentence."""
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       _refuse(
-        f'unknown arguments {argv[1:]}; a config is given as --config NAME_OR_FILE, its '
-        'fields as --config.FIELD=VALUE.'
+        f'unknown arguments {argv[1:]}; give a config as --config NAME_OR_FILE, its fields as '
+        '--config.FIELD=VALUE.'
       )
     _configure_logging()
     try:
       command(_given_config())
-    except BrokenPipeError:  # of standard output; nobody writes into other pipes
+    except BrokenPipeError:  # of standard output; there are no other pipes
       raise
     except MISTAKES as error:
       if DEBUG.value or not is_mistake(error):
@@ -256,22 +252,22 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
 
 
 def _refuse(sentence: str) -> NoReturn:
-  """Ends with a sentence on what is wrong."""
+  """Exits with a sentence about what is wrong."""
   sys.exit(f'{painted("error:", "red", sys.stderr)} {sentence}')
 
 
 def _given_config() -> ml_collections.ConfigDict:
-  """The config of the command line; raises ValueError where there is none."""
+  """The config of the command line; raises ValueError if there is none."""
   if CONFIG.value is None:
     raise ValueError(
-      'A config is needed; give --config NAME_OR_FILE, --config quickstart for instance. '
+      'No config given; give --config NAME_OR_FILE, for example --config quickstart. '
       '--help_config shows its fields.'
     )
   return CONFIG.value
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses the flags; a mistake ends in one sentence, where absl shows the whole usage."""
+  """Parses the flags; a mistake exits with one sentence instead of absl's whole usage."""
   if not _HELP.isdisjoint(argv):
     show(help_page())
   try:
@@ -283,7 +279,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _configure_logging() -> None:
-  """Shows this project's log, and keeps libraries from adding tracebacks to a sentence."""
+  """Shows this package's log, and keeps libraries from adding tracebacks to a sentence."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
@@ -293,17 +289,16 @@ def _configure_logging() -> None:
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   if DEBUG.value:
     return
-  # An error in one of orbax's threads, a full disk for instance, reaches us as an exception, and
-  # becomes the sentence. Its other threads, which fail for the same reason, end without anybody to
-  # catch what they raise: Python would print their tracebacks through this hook, absl's and
-  # asyncio's loggers likewise.
+  # An error in one of orbax's threads, a full disk for instance, reaches us as an exception and
+  # becomes the sentence. The other threads fail for the same reason, but nothing catches what they
+  # raise: Python would print it through this hook, absl and asyncio through their loggers.
   sys.unraisablehook = lambda _: None
   for library in ('absl', 'asyncio'):
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def names() -> list[str]:
-  """The names of all configs that come with the package.
+  """The names of all configs of the package.
 
   Example:
     >>> 'quickstart' in names()
@@ -314,14 +309,14 @@ def names() -> list[str]:
 
 
 def path_of(name: str) -> str:
-  """The path of the config file that `--config` asks for.
+  """The path of the config file that `--config` names.
 
   Args:
-    name: the name of a config that comes with the package, also where a file in the current folder
-      is called the same; else the path of a Python file.
+    name: a config of the package, which comes before a file of the same name in the current folder;
+      or the path of a Python file.
 
   Raises:
-    ValueError: there is no such file, and no config of this name.
+    ValueError: neither a config nor a file has this name.
 
   Example:
     >>> os.path.basename(path_of('quickstart'))
@@ -333,24 +328,23 @@ def path_of(name: str) -> str:
     return name
   near = difflib.get_close_matches(name, names(), 1)
   raise ValueError(
-    f'There is no config file {name or "without a name"}'
-    f'{f" (is it {near[0]}?)" if near else ""}; give the path of one, which ends in .py, or a name '
-    f'of those that come with the package: {", ".join(names())}.'
+    f"There is no config '{name}'{f' (did you mean {near[0]}?)' if near else ''}; give the path of "
+    f'a .py file, or one of {", ".join(names())}.'
   )
 
 
 def inventory() -> str:
-  """What there is, and what of it is ready on this machine; nothing is fetched or prepared."""
-  from glora_jax.data.task import Source  # it imports JAX, for which a command line does not wait
+  """What is available, and what is ready on this machine; nothing is downloaded or prepared."""
+  from glora_jax.data.task import Source  # imports JAX, which other commands need not wait for
   from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN, PLACES, PRESETS
   from glora_jax.runs.sections import SEARCH
 
   structures = (
-    (SEARCH, 'a supernet of all forms is trained and searched'),
-    (GRADIENT, 'what to train is read off one gradient'),
-    (KNOWN, 'what pays on the backbone by other tasks, as far as the budget goes'),
+    (SEARCH, 'found by training a supernet and searching it'),
+    (GRADIENT, 'allocated from one gradient of your task'),
+    (KNOWN, 'allocated from what paid off on the backbone in other tasks'),
     ('a preset', 'see below'),
-    (f'PATH{GENOME_ENDING}', 'what an earlier run found'),
+    (f'PATH{GENOME_ENDING}', 'the structure of an earlier run'),
   )
   return '\n'.join(
     [
@@ -360,10 +354,10 @@ def inventory() -> str:
       'Structures: --config.structure=NAME',
       *_rows(structures),
       '',
-      'Presets: --config.structure=NAME, or as rows beside it --config.presets="(\'NAME\',)"',
+      'Presets: --config.structure=NAME, or as baselines --config.presets="(\'NAME\',)"',
       f'  {", ".join(PRESETS)}',
-      f'  with a rank, as lora:2, and a place, as lora:2@qkv: {", ".join(PLACES)}, or a regular',
-      "  expression on the layers' names",
+      f'  with a rank (lora:2) and a place (lora:2@qkv): {", ".join(PLACES)}, or a regular',
+      '  expression for layer names',
       '',
       'Tasks: --config.task=NAME',
       *_rows(_tasks(Source())),
@@ -388,26 +382,26 @@ def _configs() -> Iterator[tuple[str, str]]:
 def _tasks(source: Any) -> Iterator[tuple[str, str]]:
   from glora_jax.data import catalog
 
-  yield 'digits', "scikit-learn's; no download"
+  yield 'digits', 'from scikit-learn; no download'
   for kind, family in catalog.FAMILIES.items():
     ready = [name for name in catalog.data_sets(kind) if catalog.is_ready(name, source)]
     names = ', '.join(map(str, family.parts.get('NAME', ())))
     which = f' ({", ".join(name.split("/")[1] for name in ready)})' if ready and names else ''
     title = f'{family.title}: {names}' if names else family.title
     yield '/'.join((kind, *family.parts)), f'{title}; ready: {len(ready)}{which}'
-  yield 'folder:PATH', 'your own: a folder with a subfolder for each class'
-  yield 'csv:PATH', 'your own: paths and labels'
-  yield 'tfds:NAME', 'any image classification of TFDS'
+  yield 'folder:PATH', 'your images: a folder with one subfolder per class'
+  yield 'csv:PATH', 'your images: a table of paths and labels'
+  yield 'tfds:NAME', 'any image classification data set of TFDS'
 
 
 def _weights() -> Iterator[tuple[str, str]]:
   from glora_jax.models import fetch
   from glora_jax.models.weights import EMBEDDED
 
-  yield EMBEDDED, 'comes with the package: a small ViT of Fashion-MNIST'
+  yield EMBEDDED, 'in the package: a small ViT trained on Fashion-MNIST'
   for name, published in fetch.SHORTCUTS.items():
     is_here = os.path.exists(fetch.path_in_cache(published.url))
     host = urllib.parse.urlsplit(published.url).hostname
-    yield name, f'{"here, downloaded" if is_here else "not here yet, is downloaded"} from {host}'
+    yield name, f'{"downloaded" if is_here else "not downloaded yet,"} from {host}'
   yield 'PATH', 'a file or folder of timm, transformers, big_vision, ...'
   yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"

@@ -1,11 +1,10 @@
-"""Methods side by side on one task: presets, full fine-tuning and the search, on equal terms.
+"""A comparison of methods on one task: presets, full fine-tuning, allocation and search.
 
-All have the same steps, the same tuning and the same seeds. Every method's learning rate is chosen
-on the validation images, with a seed that the table does not use; every method is trained with
-every seed, side by side; the search looks in each seed's supernet for a structure within each
-budget, which is finetuned; the list is frozen to disk; the test images are read; table and picture
-are drawn. One recipe is that of all; of its epochs a searched structure spends `finetune.epochs` on
-itself, the others on the supernet.
+All get the same recipe, number of steps, tuning and seeds. The learning rate of every method is
+chosen on the validation images, with a seed that is not in the table. Every method is then trained
+with every seed, side by side. The search looks for a structure within each budget in each seed's
+supernet, and finetunes it for `finetune.epochs` of the recipe's epochs; the supernet has the rest.
+The list of structures is frozen to disk before the test images are read and the page is written.
 """
 
 from __future__ import annotations
@@ -80,11 +79,11 @@ def run(
   """Runs, or resumes, a comparison.
 
   Args:
-    config: a config with the fields of `config.default_config` and `job='compare'`, or what
-      `check_config` made of one.
-    workdir: folder for everything that is written; one task each.
+    config: a config with the fields of `config.default_config` and `job='compare'`, or the
+      settings that `check_config` made of one.
+    workdir: folder for all output; one task each.
     stop: see `experiment.run`.
-    runner: does the methods, each with all of its seeds, and then the test of all of them.
+    runner: trains the methods, each with all of its seeds, and then tests all of them.
     given: see `experiment.run`.
 
   Returns:
@@ -92,12 +91,14 @@ def run(
 
   Raises:
     ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
-    RuntimeError: a method failed on another machine; what the others have trained is kept.
+    RuntimeError: a method failed on another machine; the others' trainings are kept.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
   if (job := settings.job) != 'compare':
-    raise ValueError(f"job={job!r} is no comparison; give job='compare', or call experiment.run.")
+    raise ValueError(
+      f"job={job!r} is not a comparison; give job='compare', or call experiment.run."
+    )
   stages = stages_of(settings)
   if isinstance(runner, ThisProcess) or is_finished(workdir):
     return run_job(settings, stages, workdir, stop, Result, given)
@@ -111,7 +112,7 @@ def run(
     with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
       for number, (method, outcome) in enumerate(outcomes, 1):
         note_process(workdir, outcome())
-        log.info('%s is trained, %d of %d methods', method, number, len(methods))
+        log.info('%s: trained, %d of %d methods', method, number, len(methods))
   rest = functools.partial(run_job, settings, stages, workdir, shape=Result, given=None)
   with contextlib.closing(runner.outcomes({'comparison': rest}, workdir, stop)) as outcomes:
     [(_, outcome)] = outcomes
@@ -119,7 +120,7 @@ def run(
 
 
 def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
-  """The stages of a comparison, in their order."""
+  """The stages of a comparison, in order."""
   methods = stages_of_methods(settings)
   names = tuple(stage.name for stage in methods)
   trained = tuple(name for name in names if name.startswith('training/'))
@@ -133,7 +134,7 @@ def _calls_of_test(context: Context) -> list[Call]:
   compare, tested = context.settings.compare, 0
   for name in compare.methods:
     rows = max(1, len(budgets_of(context.settings, name)))
-    inherited = 2 if name == SEARCH else 1  # searched ones are tested before finetuning, too
+    inherited = 2 if name == SEARCH else 1  # searched ones are also tested before finetuning
     tested += inherited * compare.seeds * rows
   images = tested * (context.counts['val'] + context.counts['test'])
   return [Call('evaluation', images)]
@@ -202,9 +203,9 @@ def _troubles(
   rows: Mapping[str, Sequence[TrainedStructure]],
   tested: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
-  """What diverged, and what ended in guessing: sentences by row and seed.
+  """What diverged, and what learned nothing: sentences by row and seed.
 
-  So few steps that they may well teach nothing are no trouble.
+  A training of very few steps is not reported as having learned nothing.
   """
   labels, recipe = np.asarray(context.data('val').labels), context.settings.training
   steps_per_epoch = recipe.steps_per_epoch(len(context.task.open('train').labels))
@@ -221,8 +222,8 @@ def _troubles(
         diverged.setdefault(name, {})[str(seed)] = sentence
       elif steps >= ENOUGH_STEPS and is_guessing(accuracy, labels):
         guessing.setdefault(name, {})[str(seed)] = (
-          f'{accuracy:.1%} of the validation images are right, where naming one class for all of '
-          f'them gets {share_of_largest_class(labels):.1%}.'
+          f'Its validation accuracy is {accuracy:.1%}; answering the most frequent class for every '
+          f'image gets {share_of_largest_class(labels):.1%}.'
         )
   return diverged, guessing
 
@@ -272,7 +273,7 @@ def freeze_and_evaluate(
 
 
 def _measure_both(context: Context, structure: TrainedStructure, split: str) -> dict[str, float]:
-  """A structure's accuracy and loss on a split, and those with the weights that it inherited."""
+  """A structure's accuracy and loss on a split, also with the weights before finetuning."""
   own = context.measure(structure.model, split)
   if not structure.inherited:
     return own
@@ -281,7 +282,7 @@ def _measure_both(context: Context, structure: TrainedStructure, split: str) -> 
 
 
 def _train_one(settings: RunSettings, workdir: str, method: str, stop: Callable[[], bool]) -> Made:
-  """Tunes and trains a method with every seed; with what it was made."""
+  """Tunes and trains a method with every seed; returns how it was made."""
   stages = stages_of(settings)
   context = make_context(settings, stages, workdir, stop)
   walk(context, stages, until=f'training/{file_name(method)}')

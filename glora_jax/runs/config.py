@@ -1,8 +1,8 @@
-"""The config of a run: all of its fields, their defaults, and what they demand of each other.
+"""The config of a run: all fields, their defaults, and how they depend on each other.
 
 `RunSettings` is the schema. A config file returns an `ml_collections.ConfigDict` that
 `default_config` made from it; `check_config` turns one back into `RunSettings` before anything
-starts. All fields with types, defaults, ranges and meanings are printed by
+starts. To print all fields with types, defaults, ranges and meanings:
 
     python -m glora_jax.main --help_config=all
 """
@@ -67,7 +67,7 @@ from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
-NEEDED = (  # by people; `--help_config` shows these
+NEEDED = (  # most often; `--help_config` shows these
   'job',
   'task',
   'protocol',
@@ -92,7 +92,7 @@ Budget = Annotated[Number, AfterValidator(draws.check_budget)]
 
 @declared
 class OwnSettings:
-  """What a task of a suite can have of its own."""
+  """Settings of a single task of a suite."""
 
   budget: Budget | None = Field(default=None, description='as `budget`')
   learning_rate: Number = Field(default=1e-4, gt=0, description='as `training.learning_rate`')
@@ -100,32 +100,30 @@ class OwnSettings:
 
 @declared
 class RunSettings:
-  """All that a config says of a run, a comparison or a suite.
+  """The config of a run, a comparison or a suite.
 
-  The defaults are the recipe and the search of the official code, on the task and the backbone that
-  come with the package.
+  The defaults are the official code's recipe and search, on the task and backbone of the package.
   """
 
   job: Literal['adapt', 'compare'] = Field(
     default='adapt',
-    description="'adapt' searches a structure for the task, 'compare' puts methods side by side "
-    'on it',
+    description="'adapt' adapts the backbone to the task, 'compare' compares methods on it",
   )
   task: Text = Field(
-    default='digits', description="name of the task; 'vtab/all' and the like stand for several"
+    default='digits', description="name of the task, or of several, such as 'vtab/all'"
   )
   data: DataSettings = DataSettings()
   protocol: Literal['honest', 'paper'] = Field(
     default='honest',
-    description="images that are searched on: 'honest' takes the validation images; 'paper' trains "
-    'on train+val, searches on test, and says so wherever its numbers appear',
+    description="'honest' searches on the validation images; 'paper' trains on train+val and "
+    'searches on test, which every table and page of it states',
   )
   structure: Annotated[Text, passing(check_structure)] = Field(
     default=SEARCH,
-    description="where the structure comes from: 'search' (a supernet is trained and searched), "
-    "'gradient' (read off one gradient, `allocation`), 'known' (what pays on the backbone by other "
-    "tasks, `allocation.known`), a preset ('lora:2@qkv', see `glora_jax.preset`), or the path of a "
-    'genome.json',
+    description="where the structure comes from: 'search' (train a supernet and search it), "
+    "'gradient' (allocated from one gradient, see `allocation`), 'known' (allocated from what paid "
+    "off on the backbone in other tasks, `allocation.known`), a preset ('lora:2@qkv', see "
+    '`glora_jax.preset`), or the path of a genome.json',
   )
   seed: Integer = Field(
     default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
@@ -134,7 +132,7 @@ class RunSettings:
   space: SpaceSettings = SpaceSettings()
   budget: Budget | None = Field(
     default=None,
-    description='most trained parameters, head not counted, a whole number; None for no limit',
+    description='most trained parameters, without the head, a whole number; None for no limit',
   )
   augment: Augmentation = Augmentation()
   training: TrainingSettings = TrainingSettings()
@@ -144,17 +142,17 @@ class RunSettings:
     default=0.0,
     ge=0,
     lt=1,
-    description='probability that a step leaves out a rank-one part of a LoRA of A or B; the '
-    'others count for more, so that the mean stays (MLAE, arXiv 2405.18897)',
+    description='probability that a training step drops a rank-one part of a LoRA of A or B; the '
+    'others are scaled up to keep the mean (MLAE, arXiv 2405.18897)',
   )
   search: Evolution = Evolution()
   finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()
   presets: Several[Annotated[Text, preset_or(GRADIENT)]] = Field(
     default=(),
-    description='baselines beside the linear probe, each trained alone by the same recipe: '
-    "'lora', 'hira:2', 'lora:2@qkv' and the like (`glora_jax.preset`), and beside a search "
-    "'gradient'",
+    description='baselines in addition to the linear probe, each trained alone with the same '
+    "recipe: presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with "
+    "structure='search' also 'gradient'",
   )
   report: ReportSettings = ReportSettings()
   checkpoint_epochs: Whole = Field(
@@ -171,7 +169,7 @@ class RunSettings:
     if self.job == 'compare':
       mistakes += _mistakes_of_comparison(self)
     try:
-      self.finetuning  # noqa: B018, whose fields may not fit together
+      self.finetuning  # noqa: B018, checks that its fields fit together
     except ValueError as error:
       mistakes.append(f'finetune.{error}')
     if self.has_gradient:
@@ -184,74 +182,73 @@ class RunSettings:
 
   @property
   def finetuning(self) -> Recipe:
-    """The recipe by which a searched structure is trained on, from the supernet's weights."""
+    """The recipe that finetunes a searched structure from the supernet's weights."""
     return self.finetune.recipe(self.training)
 
   @property
   def finetunes(self) -> bool:
-    """Whether a run trains its searched structure on."""
+    """Whether a run finetunes its searched structure."""
     return self.protocol == 'honest' and self.finetune.epochs > 0
 
   @property
   def has_gradient(self) -> bool:
-    """Whether a structure is read off a gradient."""
+    """Whether a structure is allocated from a gradient."""
     if self.job == 'compare':
       return GRADIENT in self.compare.methods
     return self.structure == GRADIENT or GRADIENT in self.presets
 
   @property
   def known(self) -> str | None:
-    """Path of what is known of the backbone; None where nothing is."""
+    """Path of the values known for the backbone; None if there are none."""
     own = EMBEDDED_KNOWN if self.model.weights == EMBEDDED else None
     return own if self.allocation.known is None else os.path.expanduser(self.allocation.known)
 
 
 def _mistakes(settings: RunSettings) -> Iterator[str]:
-  """Sentences about fields that do not get what they demand of each other."""
+  """Sentences about fields that contradict each other."""
   if settings.structure != SEARCH and settings.protocol != 'honest':
     yield (
-      f"protocol={settings.protocol!r} must be 'honest' with structure={settings.structure!r}: the "
-      "paper's searches on the test set."
+      f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
+      f"set; give protocol='honest' with structure={settings.structure!r}."
     )
   if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in settings.presets:
     yield (
-      f"presets={settings.presets!r} has 'gradient', which stands beside a search alone, and "
-      f'structure={settings.structure!r} is given; leave it out of presets, or give '
-      "structure='gradient' and the other one as a preset."
+      f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "
+      f"alone; leave it out, or give structure='gradient' and {settings.structure!r} as a preset."
     )
   compares = settings.job == 'compare'
   if settings.structure == KNOWN or (compares and KNOWN in settings.compare.methods):
     if settings.known is None:
       yield (
-        f'Nothing is known of model.weights={settings.model.weights!r}; give a file of its values '
-        "as allocation.known, or structure='gradient'."
+        f'No values are known for model.weights={settings.model.weights!r}; give a file of them as '
+        "allocation.known, or structure='gradient'."
       )
     if settings.budget is None and not compares:
-      yield "budget=None leaves open how much of structure='known' is trained; give a number."
+      yield "budget=None does not say how much structure='known' may train; give a number."
 
 
 def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:
-  """The same of what a comparison demands."""
+  """Sentences about fields that a comparison does not allow."""
   for name, only, reason in (
-    ('protocol', 'honest', 'a comparison tests last'),
-    ('finetune.on', 'train', 'all methods learn from the same images'),
+    ('protocol', 'honest', 'a comparison reads the test images last'),
+    ('finetune.on', 'train', 'all methods train on the same images'),
     ('budget', None, 'a comparison has compare.budgets'),
     ('presets', (), 'a comparison has compare.methods'),
     ('structure', SEARCH, 'a comparison has compare.methods'),
-    ('report.result', None, 'a comparison calls none of its methods the result'),
+    ('report.result', None, 'a comparison has no single result'),
   ):
     if (value := operator.attrgetter(name)(settings)) != only:
       yield f'{name}={value!r} must be {only!r}: {reason}.'
   training, compare, own = settings.training, settings.compare, settings.finetune.epochs
   if own >= training.epochs:
     yield (
-      f'finetune.epochs={own} are a part of training.epochs={training.epochs} in a comparison, and '
-      'must be fewer.'
+      f'finetune.epochs={own} must be below training.epochs={training.epochs}: a comparison takes '
+      'them from there.'
     )
   if SEARCH in compare.methods and training.warmup_epochs > (left := training.epochs - own):
     yield (
       f'training.warmup_epochs={training.warmup_epochs} is more than the {left} epochs that '
-      f'finetune.epochs={own} leave to the supernet in a comparison; lower one of the two.'
+      f'finetune.epochs={own} leaves for the supernet in a comparison; lower one of the two.'
     )
   if settings.seed + TUNING_SEED + compare.seeds > MOST_SEED:
     yield (
@@ -282,7 +279,7 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
     Its values, by section.
 
   Raises:
-    ValueError: fields are unknown or missing, or have values that cannot be: a line for each.
+    ValueError: fields are unknown, missing or have wrong values: a line for each.
     ImportError: a field needs a package that is not installed.
   """
   if isinstance(config, RunSettings):
@@ -300,7 +297,7 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
     raise ValueError('\n'.join(missing))
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(
-      'watch.tensorboard=True needs a package that is not there; pip install tensorboardX.'
+      'watch.tensorboard=True needs tensorboardX, which is not installed; pip install tensorboardX.'
     )
   return settings
 
@@ -320,18 +317,18 @@ def parse_arguments(
   """Splits the part of `--config FILE:ARGUMENTS` after the colon, 'cifar100,source=noah,rank=4'.
 
   Args:
-    text: a value without a name first, which may be left out, then `name=value`.
-    defaults: the names that may be given, with their values where they are not, or their type where
-      None stands for that. A value takes the type of its default; where that is None, digits are a
-      whole number and all else is text.
-    choices: what the first value can be, where not anything; '' stands for none.
+    text: an optional value without a name, then any number of `name=value`.
+    defaults: the known names with their default values, or with a type for a default of None. A
+      value gets the type of its default; if that is None, digits are an integer and all else is a
+      string.
+    choices: allowed first values, '' for none; None allows any.
 
   Returns:
-    (the first value, '' where there is none; all names with their values).
+    (the first value, or ''; all names with their values).
 
   Raises:
-    ValueError: an unknown name, one that is given twice, a value of another type, or a first value
-      that is no choice.
+    ValueError: an unknown or repeated name, a value of another type, or a first value that is not
+      among the choices.
 
   Example:
     >>> parse_arguments('cifar100,rank=4', {'source': None, 'rank': 8})
@@ -346,14 +343,14 @@ def parse_arguments(
     first = '' if parts[0].partition('=')[0] in defaults else parts[0]
   if choices is not None and first not in choices:
     expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
-    raise ValueError(f"{shown(first)} behind the config's name is unknown; it takes {expected}.")
+    raise ValueError(f'{shown(first)} is not an argument of this config; it takes {expected}.')
   given: dict[str, Any] = {}
   for part in text.removeprefix(first).removeprefix(',').split(',') if text != first else ():
     name, equals, value = part.partition('=')
     if name not in defaults or name in given or not equals:
       raise ValueError(
-        f"{shown(part)} in the config's arguments is unknown, or there twice; NAME=VALUE is "
-        f'expected, with the names {", ".join(defaults)}; a path with a comma in it must be there.'
+        f"{shown(part)} in the config's arguments is unknown or repeated; give NAME=VALUE, with "
+        f'the names {", ".join(defaults)}; a path with a comma in it must exist.'
       )
     default = defaults[name]
     kind = default if isinstance(default, type) else type(default)
@@ -363,17 +360,18 @@ def parse_arguments(
       given[name] = _BOOLEANS[value] if kind is bool else kind(value)
     except (KeyError, ValueError) as error:
       expected = 'True or False' if kind is bool else f'of type {kind.__name__}'
-      raise ValueError(f"{shown(part)} in the config's arguments: {name} is {expected}.") from error
+      raise ValueError(
+        f"{shown(part)} in the config's arguments: {name} must be {expected}."
+      ) from error
   others = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
   return first, {**others, **given}
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Makes a config of `default_config` start in seconds; what it finds is worth nothing.
+  """Shrinks a config until it runs in seconds; its results mean nothing.
 
-  Few epochs, one generation of four structures, two methods of a comparison, the backbone that
-  comes with the package. Task and structure stay, and so do the images, which are not stored
-  decoded.
+  Few epochs, one generation of four structures, two methods of a comparison, the backbone of the
+  package, no cache of decoded images. Task, images and structure stay.
 
   Args:
     config: a config, which is changed.
@@ -396,20 +394,19 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_collections.ConfigDict:
-  """A config with the budgets and learning rates of a file.
+  """A config with budgets and learning rates by task from a file.
 
   The file is JSON, `{"cifar100": {"budget": 860000, "learning_rate": 1e-4}}`. A task is named
-  without its benchmark: 'cifar100', 'food101/4/0'. The beginning of several names, 'food101' or
-  'food101/4', stands for all of them; where more than one fits, the longest counts. What is not
-  given stays as in the config.
+  without its benchmark: 'cifar100', 'food101/4/0'. 'food101' or 'food101/4' stands for all tasks
+  below it; the longest name that fits counts. All other fields stay as they are.
 
   Args:
     config: the config to be changed; the content of the file becomes part of it.
     path: path of the file; None changes nothing.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it holds something else; the sentence says what.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file has other content; the sentence says what.
   """
   if path is None:
     return config
@@ -436,11 +433,11 @@ def check_settings(settings: Any, task: str, where: str) -> None:
 
   Args:
     settings: task's name -> its budget and learning rate.
-    task: a config's task, which says of which benchmark the names are.
-    where: the beginning of the sentence: path of the file, or name of the config's field.
+    task: a config's task, whose benchmark the names belong to.
+    where: how the sentence begins: path of the file, or name of the config's field.
 
   Raises:
-    ValueError: a name, type or value cannot be.
+    ValueError: a name, type or value is wrong.
   """
   benchmark = task.partition('/')[0]
   names = dict.fromkeys((*expand(f'{benchmark}/all'), *expand(task)))
@@ -448,11 +445,11 @@ def check_settings(settings: Any, task: str, where: str) -> None:
   for name in taken(settings, where, Mapping[Name, OwnSettings]):
     if not any(_stands_for(name, task) for task in known):
       near = difflib.get_close_matches(name, known) or known
-      raise ValueError(f"{where}: '{name}' is no task of {benchmark}; there are {listed(near)}.")
+      raise ValueError(f"{where}: '{name}' is not a task of {benchmark}; give {listed(near)}.")
 
 
 def settings_of(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
-  """The budget and learning rate that settings have for a single task; the longest name counts."""
+  """The budget and learning rate of a single task in settings; the longest name counts."""
   name = task.partition('/')[2]
   own: dict[str, Any] = {}
   for given in sorted((given for given in settings if _stands_for(given, name)), key=len):

@@ -1,4 +1,4 @@
-"""What all stages of a job share, made once and checked once before the first of them runs."""
+"""What all stages of a job share: made and checked once, before the first stage runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from glora_jax.files import sha256_of
 from glora_jax.limits import MOST_COUNTED, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
-from glora_jax.method.supports import COLLECTION
 from glora_jax.runs.backbone import (
   Model,
   Stream,
@@ -48,16 +47,16 @@ log = logging.getLogger(__name__)
 
 STREAMED_BLOCK = 1024  # images of a stream that are scored at once
 SPLIT = 'split.json'  # of a user's own images, as `data.splits` writes it
-IMAGES = 'images.npz'  # that they can be decoded, and which of them are left out
+IMAGES = 'images.npz'  # records that they can be decoded, and which are left out
 
 
 def never() -> bool:
-  """A `stop` that never asks for one."""
+  """A `stop` that never asks to stop."""
   return False
 
 
 def train_split_of(settings: RunSettings) -> str:
-  """The split that everything but a finetuning is trained on."""
+  """The split that everything except a finetuning is trained on."""
   return 'train' if settings.protocol == 'honest' else 'train+val'
 
 
@@ -71,18 +70,18 @@ class Context:
     task: the images and labels.
     adapted: the adapted backbone.
     variables: its variables before any training.
-    metadata: what the weights' file says of itself: 'image_size', 'normalization' and more.
-    stop: asked wherever everything is saved; where it says True, the job ends.
-    counts: number of images by split, 'train+val' too.
+    metadata: what the weights' file says: 'image_size', 'normalization' and more.
+    stop: called wherever everything is saved; if it returns True, the job ends.
+    counts: number of images by split, including 'train+val'.
     facts: what else all results depend on: images by split, and digests of a split and of weights.
-    beside: the space of what is trained beside a search; None where all is in the search's.
-    mesh: the devices; None on a single one.
+    beside: the space of baselines that the search's space lacks; None if it has all of them.
+    mesh: the devices; None for a single one.
     decoded: arrays of small splits that are not on a device yet.
     splits: the splits that were read.
-    compiled: scores and predictions, by what makes them and masked split; None for all others.
+    compiled: scorers and predictors, by their maker and masked split (None for all others).
     seconds: time of the stages so far, by title.
-    begun: names of the stages before the one that runs.
-    dispatched: to be called after every dispatch; a profiler hears it in a stage that is traced.
+    begun: names of the stages before the current one.
+    dispatched: to be called after every dispatch; a profiler counts them in a stage that it traces.
   """
 
   settings: RunSettings
@@ -105,7 +104,7 @@ class Context:
 
   @functools.cached_property
   def _folds(self) -> dict[bool, Callable]:
-    """What folds structures of the run's own space, and of the other one."""
+    """Compiled folds for structures of the run's space, and of the other one."""
     spaces = {True: self.adapted} | ({False: self.beside.adapted} if self.beside else {})
     return {is_own: jax.jit(adapted.fold) for is_own, adapted in spaces.items()}
 
@@ -131,15 +130,15 @@ class Context:
 
   @property
   def shards(self) -> int:
-    """Parts of a batch that draw by themselves what is drawn for each image or pass."""
+    """Parts of a batch with separate random draws for images and passes."""
     settings = self.settings
     drawn = (settings.augment, settings.model.drop_path, settings.sampling.paths)
     if drawn == (Augmentation(), 0, 1) or not meshes.are_whole(self.variables):
-      return 1  # nothing is drawn, or the compiler deals the batch
+      return 1  # nothing is drawn, or the compiler splits the batch
     return self.devices
 
   def place(self, name: str) -> Model:
-    """The space of a structure, by its name."""
+    """The space of a structure with a name."""
     if self.beside is not None and is_beside(self.adapted.spec, name):
       return self.beside
     return Model(self.adapted, self.variables)
@@ -153,7 +152,7 @@ class Context:
     return stream_key(self.settings.seed, stream)
 
   def data(self, split: str) -> pipeline.Split:
-    """A split, read once: on the device where it is small, else a stream with its labels."""
+    """A split, read once: on the device if it is small, else a stream with its labels."""
     if split not in self.splits:
       examples = self.task.open(split)
       if self.is_resident(len(examples.labels)):
@@ -180,7 +179,7 @@ class Context:
     return pipeline.load(self.task.open(split), size, rule=data.resize, cache=data.cache)
 
   def is_resident(self, number: int) -> bool:
-    """Whether a split of so many images stays on the device."""
+    """Whether a split with this number of images stays on the device."""
     size = self.metadata['image_size']
     return number * size * size * 3 <= self.settings.data.max_resident
 
@@ -219,7 +218,7 @@ class Context:
     return correct, loss
 
   def _plain(self, model: Model) -> tuple[Any, jax.Array]:
-    """(variables, genome) of the folded structure: one program scores whatever was trained."""
+    """(variables, genome) of the folded structure, so that one program scores all of them."""
     variables = {**self.variables, 'params': self.fold(model)}
     return variables, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
 
@@ -234,7 +233,7 @@ class Context:
     }
 
   def predict(self, model: Model, split: str) -> Predictions:
-    """What a structure answers for every image of a split, as NumPy arrays [image]."""
+    """A structure's answers for every image of a split, as NumPy arrays [image]."""
     variables, genome = self._plain(model)
     predictor = self._compiled(make_predictor, split)
     images = self.data(split).images
@@ -249,7 +248,7 @@ class Context:
   def pixels(self, split: str, indices: np.ndarray) -> np.ndarray:
     """The images of a split at indices [image], uint8 [image, size, size, 3].
 
-    A process may ask alone: resident images are whole on every device.
+    One process may call it alone: resident images are whole on every device.
     """
     images = self.data(split).images
     if isinstance(images, pipeline.Stream):
@@ -275,21 +274,21 @@ def make_context(
   """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
 
   Args:
-    given: the config; the context has batches that the images fill.
+    given: the config; the context's batches are no larger than the images allow.
     stages: all stages of the job.
-    workdir: folder of the job; nothing is written but a split of the user's own images, which of
-      them can be decoded, and which weights the job began with.
+    workdir: folder of the job, which gets only a split of the user's own images, a record of which
+      of them can be decoded, and one of the weights.
     stop: see `experiment.run`.
-    devices: for a plan: those that it is of, which need not be at hand. Then the variables are
-      shapes, and no image is opened.
+    devices: for a plan: its devices, which need not exist here. Then the variables are shapes, and
+      no image is opened.
 
   Raises:
-    ValueError, OSError: what any stage would stumble over, as far as it can be known before.
+    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
   """
   titles = dict.fromkeys(stage.title for stage in stages if stage.has_folder)
   if (profile := given.watch.profile) not in (None, *titles):
     raise ValueError(
-      f'watch.profile={shown(profile)} is no stage of this job; give one of {", ".join(titles)}.'
+      f'watch.profile={shown(profile)} is not a stage of this job; give one of {", ".join(titles)}.'
     )
   if devices is None:
     mesh, start = (
@@ -330,17 +329,9 @@ def make_context(
     return context
   if settings.data.cache is not None:
     pipeline.require_writable(settings.data.cache)
-  largest = adapted.count_params(adapted.spec.num_codes - 1)
-  log.info(
-    '%s: %d adapted layers of a %s, structures of up to %s parameters',
-    task.name,
-    len(adapted.spec),
-    type(model).__name__,
-    f'{largest:,}',
-  )
-  log.info('%s', describe(adapted, variables, mesh))
+  log.info('%s: %s', task.name, describe(adapted, variables, mesh))
   task, decoded = _open_images(context, stages)
-  left = count_images(task)  # fewer, where broken ones are left out
+  left = count_images(task)  # fewer if broken ones are left out
   files = {name: os.path.join(workdir, name) for name in (SPLIT, WEIGHTS)}
   facts = {name: sha256_of(path) for name, path in files.items() if os.path.isfile(path)}
   facts = {'images': left, **facts}
@@ -355,11 +346,11 @@ def make_context(
 def _open_images(
   context: Context, stages: Sequence[Stage]
 ) -> tuple[Task, dict[str, pipeline.Split]]:
-  """The task without images that can be left out, and its small splits, all decoded."""
+  """The task without broken images that can be left out, and its small splits, decoded."""
   from glora_jax.runs.stage import has_begun
 
   data, record = context.settings.data, context.path(IMAGES) if context.workdir else None
-  # What is streamed is opened by one process, which the others wait for.
+  # Streamed images are opened by one process, and the others wait for it.
   is_streamed = not all(context.is_resident(context.counts[split]) for split in context.task.splits)
   with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
     if record and meshes.primary():
@@ -388,13 +379,13 @@ def count_images(task: Task) -> dict[str, int]:
 
 
 def check_ranks(adapted: Adapted) -> None:
-  """Raises ValueError where a LoRA rank on offer is beyond the smaller side of every layer."""
+  """Raises ValueError if a LoRA rank on offer is too large for every layer."""
   sides = [min(layer.in_features, layer.out_features) for layer in adapted.spec]
   ranks = {rank for layer in adapted.spec for rank in layer.space.ranks}
   if beyond := [rank for rank in sorted(ranks) if rank > max(sides)]:
     raise ValueError(
-      f'space.ranks has {beyond[0]}, and no layer of the model is larger than {max(sides)} in both '
-      'directions; lower it.'
+      f'space.ranks has {beyond[0]}, but no layer of the model can have a rank above {max(sides)}; '
+      'lower it.'
     )
 
 
@@ -404,7 +395,7 @@ def fit_batches(
   counts: Mapping[str, int],
   mesh: jax.sharding.Mesh | None,
 ) -> RunSettings:
-  """The settings as they can be had here: with batches that the images fill, and a prior.
+  """The settings with batches that the images fill, and with a prior that there is.
 
   Args:
     settings: the config.
@@ -428,7 +419,7 @@ def fit_batches(
     steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
     if steps > MOST_COUNTED:
       raise ValueError(
-        f'{name}.epochs={recipe.epochs} are {steps:,} steps, more than can be counted; give fewer.'
+        f'{name}.epochs={recipe.epochs} means {steps:,} steps, more than can be counted; lower it.'
       )
   if settings.has_gradient and settings.allocation.prior == 'known' and settings.known is None:
     allocation = dataclasses.replace(settings.allocation, prior='shifts')
@@ -439,7 +430,7 @@ def fit_batches(
 def _fit(
   recipe: TrainingSettings, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
 ) -> TrainingSettings:
-  """A recipe with a batch that so many images fill; see `fit_batches`."""
+  """A recipe with a batch that the images fill; see `fit_batches`."""
   size, fewest, devices = recipe.batch_size, min(sizes), 1 if mesh is None else mesh.size
   if size > fewest:
     parts = recipe.accumulate * paths * devices
@@ -449,7 +440,7 @@ def _fit(
         f'training.batch_size={size} is larger than the {fewest} training images; lower it.'
       )
     log.info(
-      'training.batch_size=%d is more than the %d training images: a batch has %d.',
+      'training.batch_size=%d is more than the %d training images; using %d.',
       size,
       fewest,
       largest,
@@ -459,23 +450,23 @@ def _fit(
   meshes.require_divisible(mesh, part)
   if (part := part // devices) % paths:
     raise ValueError(
-      f'sampling.paths={paths} must divide the {part} images of a step of the supernet '
-      '(training.batch_size, and its part by accumulate and device); give a multiple.'
+      f'sampling.paths={paths} must divide the {part} images of a supernet step on each device '
+      '(training.batch_size, split by accumulate and devices); change one of the two.'
     )
   return recipe
 
 
 def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:
-  """One line on devices, mesh, precision, and how many parameters of which kind there are."""
+  """One line on what is adapted, trained in full and frozen, in which precision and on what."""
   trainable, frozen = adapted.split(variables)
-  axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items()) if mesh else 'none'
+  axes = [f'{name} {size}' for name, size in mesh.shape.items()] if mesh else ()
   computed = getattr(adapted.model, 'dtype', None)
   precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
   return (
-    f'{jax.device_count()} x {jax.devices()[0].device_kind}, mesh: {axes}; '
-    f'parameters: {count(trainable[COLLECTION]):,} in supports, '
-    f'{count(trainable["params"]):,} in heads ({_dtypes(trainable)}), '
-    f'{count(frozen):,} frozen ({_dtypes(frozen)}); computed in {precision}'
+    f'{len(adapted.spec)} layers of {type(adapted.model).__name__} are adapted; '
+    f'{count(trainable["params"]):,} parameters in heads, {count(frozen):,} frozen '
+    f'({_dtypes(frozen)}); computed in {precision} on {jax.device_count()} x '
+    f'{jax.devices()[0].device_kind}{", mesh " * bool(axes)}{", ".join(axes)}'
   )
 
 

@@ -1,8 +1,8 @@
-"""One run: a structure is found and trained, tested, and folded into the plain model.
+"""One run: finds a structure, trains and tests it, and folds it into the plain model.
 
-It is searched (supernet, search, finetuning), read off one gradient (head, structure, training), or
-given (structure, training); baselines are trained alone. The test comes last, on a list that was
-frozen to disk before, and only the report reads what it finds.
+The structure is searched (supernet, search, finetuning), allocated from one gradient (head,
+structure, training), or given (structure, training); baselines are trained alone. The test comes
+last, on a list that is frozen to disk before, and only the report reads its results.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ def run(
   """Runs, or resumes, what a config describes.
 
   Args:
-    config: a config with the fields of `config.default_config`, or what `check_config` made of one.
-    workdir: folder for everything that is written; one task each.
-    stop: asked after every dispatch and generation and before every stage; where it says True,
+    config: a config with the fields of `config.default_config`, or the settings that `check_config`
+      made of one.
+    workdir: folder for all output; one task each.
+    stop: called after every dispatch and generation and before every stage; if it returns True,
       everything is saved and the run ends. No signal handlers are installed.
-    given: fields that a command line gives; those that nothing reads are named. None names none,
-      since a suite has done so for all of its runs.
+    given: fields that are set on a command line, to warn of those that nothing reads. None warns of
+      none, because a suite has done so for all of its runs.
 
   Returns:
     The content of `result.json`.
@@ -60,16 +61,16 @@ def run(
   """
   settings = check_config(config)
   if (job := settings.job) != 'adapt':
-    raise ValueError(f"job={job!r} is no run; give job='adapt', or call comparison.run.")
+    raise ValueError(f"job={job!r} is not a run; give job='adapt', or call comparison.run.")
   return run_job(settings, stages_of(settings), workdir, stop, Result, given)
 
 
 def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
-  """The stages of a run, in their order."""
+  """The stages of a run, in order."""
   trainings = stages_of_trainings(settings)
   first, last = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
   before = (*stages_of_structure(settings), *first, *trainings.values(), *last)
-  # What is tested, and what the report says of how it was found.
+  # What is tested, and what the report describes.
   names = tuple(stage.name for stage in before if stage.name not in ('head', CHOICE))
   tested = {name: stage.name for name, stage in trainings.items()}
   if 'finetune' in names:
@@ -126,7 +127,7 @@ def _report(
 
 
 def _check_folded(context: Context) -> None:
-  """Raises ValueError where the folder of the folded model holds another checkpoint."""
+  """Raises ValueError if the folder of the folded model holds another checkpoint."""
   path = context.path('folded')
   if context.workdir and os.path.isdir(path):
     source = context.metadata.get('source')
@@ -135,17 +136,17 @@ def _check_folded(context: Context) -> None:
 
 
 def summary(result: dict[str, Any], workdir: str) -> str:
-  """What the command line prints at the end."""
-  # What a run is for; the model's file is called as its base's was.
+  """The text that the command line prints at the end."""
+  # The purpose of a run; the model's file is named like its base's.
   left = ('report.html', 'adapter.safetensors')
   gone = [name for name in left if not os.path.exists(os.path.join(workdir, name))]
   folded = os.path.join(workdir, 'folded')
   if not (os.path.isdir(folded) and checkpoints_in(folded)):
     gone.append('the model in folded')
-  last = f'{workdir}/report.html has the whole story, {workdir}/folded the plain model.'
+  last = f'Page: {workdir}/report.html\nFolded model: {workdir}/folded'
   if gone:
     last = (
-      f'{", ".join(gone)} of this finished run are gone; remove {workdir}/result.json, and the '
-      'same command writes them again, without training.'
+      f'Missing from this finished run: {", ".join(gone)}; remove {workdir}/result.json, and the '
+      'same command writes them again without training.'
     )
   return f'{run_page.table(result)}\n\n{last}'

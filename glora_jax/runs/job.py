@@ -1,4 +1,4 @@
-"""A job from its config to `result.json`: workdir claimed, context made, stages walked."""
+"""A job from its config to `result.json`: the workdir is claimed, and the stages run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from glora_jax.runs.workdir import (
 
 log = logging.getLogger(__name__)
 
-# What is made before the first stage, and the fields of the config that it is of.
+# Files made before the first stage, and the config fields that they depend on.
 PREPARED = {SPLIT: ('task', 'data.'), origins.WEIGHTS: ('model.weights',)}
-# What belongs to `result.json`, beside the model in `folded`.
+# What belongs to `result.json`, besides the model in `folded`.
 _RESULTS = ('adapter.safetensors', 'genome.json', 'search/archive.npz', 'test_list.json')
 
 
@@ -49,22 +49,22 @@ def run_job(
   shape: Any,
   given: Sequence[str] | None = (),
 ) -> dict[str, Any]:
-  """Walks the stages of a job in its workdir, which no other process has meanwhile.
+  """Runs the stages of a job in its workdir, which it holds alone meanwhile.
 
-  A finished one is only read. The workdir is the job's from when its context is made: a start that
-  fails before leaves it as it was.
+  A finished job is only read. A start that fails before the context is made leaves the workdir as
+  it was.
 
   Args:
     settings: the config.
-    stages: all stages of the job; the last one makes what becomes `result.json`, with the seconds
-      of every stage and digests of what belongs to it.
+    stages: all stages of the job; the last one's result becomes `result.json`, with the seconds of
+      every stage and digests of what belongs to it.
     workdir: see `experiment.run`.
     stop: see `experiment.run`.
     shape: annotation of the result.
     given: see `experiment.run`.
 
   Returns:
-    The content of `result.json`, and with what it was made (`provenance`).
+    The content of `result.json`, and how it was made (`provenance`).
   """
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   if is_finished(workdir):
@@ -95,17 +95,17 @@ def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContext
 def _finished(
   settings: RunSettings, stages: Sequence[Stage], workdir: str, shape: Any
 ) -> dict[str, Any]:
-  """The result of a finished job, which has the workdir's files and the config's fields."""
+  """The result of a finished job, checked against the workdir's files and the config."""
   changes = changes_of(settings, workdir, read_by(stages))
   result = read_record(os.path.join(workdir, 'result.json'), 'result', shape)
   _require_own(result, workdir)
-  log.info('This run is finished; everything is in %s.', workdir)
+  log.info('This run is finished; its results are in %s.', workdir)
   for change in changes:
-    log.info('%s, which no stage reads.', change)
+    log.info('%s; no stage reads it.', change)
   for name in ('profile', 'tensorboard'):
     value = getattr(settings.watch, name)
     if value and not names_in(os.path.join(workdir, name)):
-      log.warning('watch.%s=%r records nothing any more: this run is finished.', name, value)
+      log.warning('watch.%s=%r has no effect: this run is finished.', name, value)
   return _with_provenance(result, workdir)
 
 
@@ -115,16 +115,16 @@ def prepared(
   workdir: str,
   stop: Callable[[], bool] = never,
 ) -> Context:
-  """The context of a job, all of whose stages are checked; none has begun.
+  """The context of a job after checking all stages, before any of them starts.
 
-  Which stages run again where the config has changed is logged. Where it raises, the workdir is
-  left as it was.
+  Logs which stages run again because the config has changed. If it raises, the workdir is as it
+  was.
 
   Raises:
-    ValueError, OSError: what a stage would stumble over, as far as it can be known before.
+    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
   """
   changes = changes_of(settings, workdir, read_by(stages))
-  # That of which images were opened is only made better, by a start that fails, too.
+  # The record of opened images only gets better, even in a start that fails.
   others = [IMAGES] if any(is_among(x.name, PREPARED[SPLIT]) for x in changes) else []
   with _undone_where_it_fails(workdir, [*PREPARED, *others]):
     _forget(workdir, changes, others)
@@ -138,7 +138,7 @@ def prepared(
 
 
 def _digests(workdir: str) -> dict[str, str]:
-  """SHA-256 of what a result belongs to, by file; of `config.json` what can change the result."""
+  """SHA-256 of a result's files by name; of `config.json`, of the fields that change results."""
   free = ('data.dir', 'data.root')  # folders that differ between machines
   values = {name: x for name, x in read_values(workdir).items() if not is_among(name, free)}
   text = json.dumps(values, sort_keys=True)
@@ -152,7 +152,7 @@ def _digests(workdir: str) -> dict[str, str]:
 
 
 def _require_own(result: dict[str, Any], workdir: str) -> None:
-  """Checks that a finished workdir has the result and the files of one run; files may be gone."""
+  """Checks that result and files of a finished workdir are of one run; files may be missing."""
   path = os.path.join(workdir, 'result.json')
   for name, digest in _digests(workdir).items():
     if result['sha256'].get(name, digest) != digest:
@@ -161,14 +161,14 @@ def _require_own(result: dict[str, Any], workdir: str) -> None:
         file, owner = path, file
       raise ValueError(
         f'{file} does not belong to {owner}: it is from another run, or one of the two was edited. '
-        'Put the right one back, or choose another --workdir.'
+        'Restore the right one, or choose another --workdir.'
       )
 
 
 def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
-  """A result, and with what it was made, where that is known.
+  """A result with how it was made, if that is known.
 
-  `result.json` does not say it: the same run elsewhere writes the same file.
+  `result.json` does not have that, so that the same run elsewhere writes the same file.
   """
   made = origins.recorded_processes(workdir)
   return {**result, 'provenance': made} if made else result
@@ -176,7 +176,7 @@ def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _undone_where_it_fails(workdir: str, names: Sequence[str]) -> Iterator[None]:
-  """Leaves a workdir and some files in it as they were before, where preparing fails."""
+  """Restores a workdir and some files in it if preparing fails."""
   before = names_in(workdir)
   files = [pathlib.Path(workdir, name) for name in names]
   contents = {file: _content_of(file) for file in files}
@@ -184,7 +184,7 @@ def _undone_where_it_fails(workdir: str, names: Sequence[str]) -> Iterator[None]
     yield
   except BaseException:
     if meshes.primary():
-      with contextlib.suppress(OSError):  # what went wrong first is what matters
+      with contextlib.suppress(OSError):  # the first error is the one that matters
         for file, content in contents.items():
           if content is None and file.is_file():
             file.unlink()
@@ -200,9 +200,9 @@ def _content_of(file: pathlib.Path) -> bytes | None:
 
 
 def _forget(workdir: str, changes: tuple[Change, ...], others: Sequence[str]) -> None:
-  """Removes other files, a split of other images and a record of other weights.
+  """Removes a split of other images, a record of other weights, and some other files.
 
-  What a start left that was killed before it had claimed the workdir is of nobody knows what.
+  All of them go if no config tells what they are of: their start was killed early.
   """
   is_unclaimed = not os.path.exists(os.path.join(workdir, 'config.json'))
   gone = [

@@ -1,4 +1,4 @@
-"""A look at the data of a config: what is ready (`--check`), and a batch of it (`--show`)."""
+"""A look at the data of a config: what is ready (`--check`), and a batch of images (`--show`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from glora_jax.runs.config import check_config
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
-DEFAULT_SIZE = 224  # of most published weights, which are not downloaded for this
+DEFAULT_SIZE = 224  # of most published weights, which are not downloaded for a look
 _NORMALIZATION = 'imagenet'
 _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
@@ -45,23 +45,24 @@ def check(config: ml_collections.ConfigDict) -> bool:
 def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = False) -> None:
   """Draws a batch of a config's training images with their labels, at the size of the model.
 
-  The first row is only resized; the others are as training sees them, augmented.
+  The first row is only resized; the others are augmented, as in training.
 
   Args:
-    config: config of a run; the first images of a permutation by its seed are taken.
+    config: config of a run; its seed chooses the images.
     path: path of the PNG.
-    overwrite: whether it may replace a file; an image of the task or its CSV is never replaced.
+    overwrite: whether to replace an existing file; images of the task and its CSV are never
+      replaced.
 
   Raises:
-    ValueError: a field cannot be, or the task stands for several.
-    OSError: the images cannot be read, or the picture not be written.
+    ValueError: a field is wrong, or the task stands for several.
+    OSError: the images cannot be read, or the picture cannot be written.
   """
   settings = check_config(config)
   names = catalog.expand(settings.task)
   if names != [settings.task]:
     raise ValueError(
-      f'task={shown(settings.task)} stands for {len(names)} tasks, and the images of one are '
-      f'drawn; give --config.task={names[0]} for instance.'
+      f'task={shown(settings.task)} stands for {len(names)} tasks, and --show draws one; give '
+      f'--config.task={names[0]}, for instance.'
     )
   task = catalog.find(settings.task, settings.data)
   require_free(path, overwrite, _inputs(task) if overwrite else ())
@@ -85,7 +86,7 @@ def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = Fals
 
 
 def _inputs(task: Task) -> Iterator[str]:
-  """The paths of a task's CSV or folder, and of all images, or their names."""
+  """The path of a task's CSV or folder, and paths or names of all images."""
   yield task.name.partition(':')[2]
   for split in task.splits:
     examples = task.open(split)
@@ -98,11 +99,11 @@ def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[st
   Args:
     path: path of the PNG.
     rows: the images of each row, uint8 [n, height, width, 3], by its title.
-    labels: what stands over each column.
+    labels: the heading of each column.
   """
   try:
     font = ImageFont.truetype('DejaVuSans.ttf', _FONT_SIZE)
-  except OSError:  # not on this machine; Pillow's own has ASCII alone
+  except OSError:  # not on this machine; Pillow's own font has ASCII only
     font = ImageFont.load_default(_FONT_SIZE)
   step = _SIDE + _GAP
   left = round(max(map(font.getlength, rows))) + 2 * _GAP
@@ -119,7 +120,7 @@ def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[st
     y = top + row * step
     draw.text((left - _GAP, y + _SIDE / 2), title, 'dimgray', font, anchor='rm')
     for column, image in enumerate(images):
-      is_small = len(image) <= _SIDE  # its pixels are to be seen
+      is_small = len(image) <= _SIDE  # so that its pixels can be seen
       resampling = Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC
       tile = Image.fromarray(image).resize((_SIDE, _SIDE), resampling)
       sheet.paste(tile, (left + column * step, y))

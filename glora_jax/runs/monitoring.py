@@ -1,6 +1,6 @@
-"""What is recorded of a run while it goes: metrics, TensorBoard's events, a profiler's trace.
+"""Records of a run in progress: metrics, TensorBoard events, a profiler's trace.
 
-None of it changes a result.
+None of them changes a result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRACED_DISPATCHES = 3
 
 
 class Line(TypedDict):
-  """A line of `metrics.jsonl`, which has the values of metrics beside these."""
+  """A line of `metrics.jsonl`, which also has the values of metrics."""
 
   stage: str
   step: int
@@ -42,16 +42,16 @@ METRICS = 'metrics.jsonl'
 class Metrics:
   """Appends lines to `metrics.jsonl`: that of a stage's folder, and that of all stages so far.
 
-  What an interrupted run wrote after the step it resumes from is dropped first. The first line says
-  kind and format. No line holds what varies between equal runs, so no times: those are in
+  What an interrupted run wrote after the step it resumes from is dropped first. The first line has
+  kind and format. Lines hold nothing that varies between equal runs, so no times; those are in
   TensorBoard's events and on the progress bar.
 
   Args:
     workdir: folder of the job.
     stage: stage that the lines are about, and its folder.
-    step: step that the stage goes on from.
+    step: step that the stage resumes from.
     before: the stages before it, whose lines come first.
-    board: folder for the same values as TensorBoard's events, in a folder for each stage; None
+    board: folder for the same values as TensorBoard events, with a folder for each stage; None
       writes none.
   """
 
@@ -81,7 +81,7 @@ class Metrics:
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
 
-    Of several processes only the primary writes.
+    Of several processes, only the primary writes.
     """
     if not meshes.primary():
       return
@@ -102,39 +102,37 @@ class Metrics:
   def _events(self) -> EventsWriter:
     """TensorBoard's plain writer.
 
-    SummaryWriter's thread would lose what a kill finds in its queue, and hang on a full disk.
+    SummaryWriter's thread would lose its queue in a kill, and hang on a full disk.
     """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     assert self.board is not None
     os.makedirs(self.board, exist_ok=True)
-    # TensorBoard reads files in the order of their names, which by the clock alone would not be
-    # that of the starts where it goes back.
+    # TensorBoard reads files in the order of their names, and a clock may go back between starts.
     name = f'events_{len(os.listdir(self.board)):04}'
     events = EventsWriter(os.path.join(self.board, name), f'.{os.getpid()}.{self.step}')
-    # What SummaryWriter does with its `purge_step`: TensorBoard drops what it has read from this
-    # step on.
+    # As SummaryWriter's `purge_step`: TensorBoard drops what it has read from this step on.
     start = SessionLog(status=SessionLog.START)
     events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=start))
     return events
 
 
 def _lines_of(folder: str) -> list[Line]:
-  """The lines in the folder of a stage; none where it leaves no metrics."""
+  """The lines in the folder of a stage; none if it writes no metrics."""
   path = os.path.join(folder, METRICS)
   return read_lines(path, 'metrics', Line) if os.path.exists(path) else []
 
 
 @contextlib.contextmanager
 def profiled(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
-  """Gives a function to be called after every dispatch, which traces a few of them where wanted.
+  """Gives a function to call after every dispatch, which traces a few of them.
 
   The first dispatch, which compiles, is not traced.
 
   Args:
     folder: folder for the trace, for TensorBoard's profile plugin or xprof.
-    wanted: whether anything is traced.
+    wanted: whether to trace anything.
   """
   if not wanted:
     yield lambda: None
@@ -157,4 +155,4 @@ def profiled(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
     if calls > 1:
       log.info('Traced dispatches: %d, in %s', min(calls - 1, TRACED_DISPATCHES), folder)
     else:
-      log.warning('There was nothing to trace after the first dispatch.')
+      log.warning('Nothing was traced: the stage had no second dispatch.')

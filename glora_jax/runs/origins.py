@@ -1,6 +1,6 @@
-"""What a run began with: its weights, and the processes that it was made by.
+"""What made a run: its weights and its processes.
 
-A name, a path or an address of weights may come to mean others.
+The weights are recorded because their name, path or URL may later stand for others.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ class _Weights(TypedDict):
 
 
 def find_weights(settings: ModelSettings, workdir: Path) -> str:
-  """The path of a run's weights on this machine, downloaded where they are not there yet.
+  """The path of a run's weights on this machine, downloaded if needed.
 
-  The checksum of their file is written to `weights.json`, and a run that goes on has the same
-  weights. The branch of a name on the hub moves on; so the commit that it stood for at first is
-  written there, too, and the run goes on with that.
+  The checksum of their file is written to `weights.json`, so that a resumed run has the same
+  weights. A branch on the hub moves on, so its commit at the first start is written there and used
+  from then on.
 
   Args:
     settings: the section of the config.
     workdir: folder of the run.
 
   Raises:
-    ValueError: the weights are not those that were recorded or are expected; see also `fetch`.
+    ValueError: the weights are not the recorded or expected ones; see also `fetch`.
   """
   if settings.weights == weights.EMBEDDED:
     return fetch(settings.weights, settings.sha256)
   record = _read(workdir)
-  if record and record['weights'] != settings.weights:  # which no stage has used
+  if record and record['weights'] != settings.weights:  # no stage has used the old ones
     record = {}
   name, revision, expected = settings.weights, '', settings.sha256
   if hub.is_hub_name(name):
@@ -63,12 +63,12 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
     revision = hub.snapshot(str(begun)).revision
     name, expected = str(asked._replace(revision=revision)), expected or record.get('sha256')
   path = fetch(name, expected)
-  # `fetch` has held the file against a given sum.
+  # `fetch` has checked the file against a given checksum.
   sha256 = expected.lower() if expected else sha256_of(locate(path))
   if record and record['sha256'] != sha256:
     raise ValueError(
-      f'{path} has SHA-256 {sha256}, and this run began with weights of {record["sha256"]}; bring '
-      'these back, or take a new --workdir.'
+      f'{path} has SHA-256 {sha256}, but this run began with weights of {record["sha256"]}; '
+      'restore those, or choose another --workdir.'
     )
   if not record and primary():
     with writing(workdir):
@@ -79,7 +79,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
 
 
 def recorded_weights(workdir: Path) -> dict[str, str]:
-  """What a run's result says of its weights beside their name, where they are on the hub."""
+  """What a run's result says about weights on the hub, besides their name."""
   record = _read(workdir)
   if not record.get('revision'):
     return {}
@@ -92,11 +92,11 @@ def _read(workdir: Path) -> dict[str, str]:
 
 
 class Made(TypedDict):
-  """With what a process made its part of a result.
+  """How a process made its part of a result.
 
   Attributes:
-    command: the command line; '' where a program of the user's called this package.
-    versions: version of every package that matters, and of Python, by name.
+    command: the command line; '' if a user's program called this package.
+    versions: versions of Python and of the packages that matter, by name.
     device: the devices in words.
   """
 
@@ -110,11 +110,11 @@ class _Processes(TypedDict):
 
 
 def note_process(workdir: Path, made: Made | None = None) -> None:
-  """Adds a process to `provenance.json`, where none before it was alike.
+  """Adds a process to `provenance.json`, unless an equal one is there.
 
   Args:
     workdir: folder of the run.
-    made: with what the process made its part; None for this process.
+    made: how the process made its part; None for this process.
 
   Raises:
     ValueError, OSError: the file is damaged, of a later version, or cannot be written.
@@ -125,16 +125,16 @@ def note_process(workdir: Path, made: Made | None = None) -> None:
 
 
 def recorded_processes(workdir: Path) -> list[Made]:
-  """What a run's result says of the processes that made it, in their order."""
+  """The processes that made a run's result, in order."""
   path = os.path.join(workdir, PROVENANCE)
   if not os.path.exists(path):
     return []
-  remedy = 'remove it; with what the run was made is all that is lost'
+  remedy = 'remove it; only the record of how the run was made is lost'
   return read_record(path, 'provenance', _Processes, remedy)['processes']
 
 
 def current() -> Made:
-  """With what this process makes its part."""
+  """How this process makes its part."""
   versions = {'glora_jax': glora_jax.__version__, 'Python': platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   kinds = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
@@ -143,7 +143,7 @@ def current() -> Made:
 
 
 def command_of(words: Sequence[str]) -> str:
-  """The command of this package that a process was started as; '' where it was another one.
+  """The command of this package that started a process; '' for other commands.
 
   Args:
     words: the words of the command line, with the interpreter.

@@ -1,10 +1,10 @@
-"""What a run will take, before any of it runs: steps, memory, arithmetic and time.
+"""A plan of a run before it starts: steps, memory, arithmetic and time.
 
   python -m glora_jax.main --config configs/quickstart.py --plan
   python -m glora_jax.main --config configs/quickstart.py --plan --plan.topology v5e:2x4
 
-Every program that a stage calls is compiled, for the devices at hand or for a TPU slice, and
-nothing is run; images and weights that are not there are fetched. Memory is the compiler's account;
+Every program that a stage calls is compiled, for this machine's devices or for a TPU slice, and
+none is run; missing images and weights are downloaded. Memory is what the compiler reports, and
 operations are counted in the traced programs. The compiler for slices is libtpu
 (`pip install 'jax[tpu]'`), which needs no TPU.
 """
@@ -42,30 +42,30 @@ from glora_jax.runs.programs import MAKERS
 from glora_jax.runs.stage import Call, Workload
 
 GIBIBYTE = 2**30
-SHARES = (0.45, 0.2)  # of the peak, which trainings of ViTs reach at best and often
+SHARES = (0.45, 0.2)  # of the peak: what training a ViT reaches at best, and often
 _TITLES = ('stage', 'steps', 'images', 'operations', 'memory of a device', 'time')
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60))
 _PREFIXES = (('E', 1e18), ('P', 1e15), ('T', 1e12), ('G', 1e9))
-# Of the matrices whose products are timed: a CPU's caches hold them, other devices they fill.
+# Of the matrices whose products are timed: they fit a CPU's caches, and fill other devices.
 _SIDES = {'cpu': 512}
 _SIDE = 4096
-_SECONDS = 1.0  # of timing: among hundreds of short products some meet no other process
+_SECONDS = 1.0  # of timing: some of hundreds of short products are undisturbed
 _TIMED = 48  # images
-# What libtpu asks of a machine that has no TPU.
+# What libtpu needs on a machine without a TPU.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no TPU is used, so that nobody is in the way
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no TPU is used, so processes do not conflict
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_WORKER_ID': '0',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
 }
-# Where libtpu refuses, which has two sentences.
+# libtpu's two error messages.
 _NEEDED = re.compile(r'(?:\(|Used )([\d.]+)([KMG])(?:\) exceeds| of [\d.]+[KMG] hbm)')
 _POWERS = {'K': 2**10, 'M': 2**20, 'G': GIBIBYTE}
 
 
 class Chip(NamedTuple):
-  """A generation of TPUs: what Google publishes of it, and how libtpu calls one device of it.
+  """A generation of TPUs: figures published by Google, and libtpu's name for it.
 
   Attributes:
     peak: bfloat16 operations of matrix products in a second.
@@ -87,7 +87,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-  """The chip of a slice by its name, 'v5e:2x4' or 'v4:2x2x1'; raises ValueError for another text.
+  """The chip of a slice by its name, 'v5e:2x4' or 'v4:2x2x1'; raises ValueError for others.
 
   Example:
     >>> chip_of('v5e:2x4').memory // GIBIBYTE
@@ -97,7 +97,7 @@ def chip_of(topology: str) -> Chip:
   if generation not in CHIPS or not re.fullmatch(r'[1-9]\d?(x[1-9]\d?){1,2}', sides):
     raise ValueError(
       f'topology {shown(topology)} is unknown; give {", ".join(CHIPS)} with the chips of each '
-      'side: v5e:1x1, v5e:2x4, v4:2x2x2 and the like.'
+      'side, for example v5e:2x4 or v4:2x2x2.'
     )
   return CHIPS[generation]
 
@@ -108,16 +108,16 @@ def has_compiler() -> bool:
 
 
 def devices_of(topology: str) -> Sequence[jax.Device]:
-  """Devices of a slice that the TPU compiler compiles for; there is nothing behind them.
+  """Devices of a slice for the TPU compiler, with no hardware behind them.
 
   Raises:
-    ValueError: there is no such slice.
+    ValueError: the slice does not exist.
     ImportError: libtpu is not installed.
   """
   chip = chip_of(topology)
   if not has_compiler():
     raise ImportError(
-      f"topology {topology} needs the TPU compiler, which is not there; pip install 'jax[tpu]'."
+      f"topology {topology} needs the TPU compiler, which is not installed; pip install 'jax[tpu]'."
     )
   from jax.experimental import topologies
 
@@ -129,18 +129,20 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
   try:
     return topologies.get_topology_desc(topology, 'tpu', **options).devices
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f'topology {shown(topology)} cannot be: {first_line(str(error))}') from error
+    raise ValueError(
+      f'topology {shown(topology)} is impossible: {first_line(str(error))}'
+    ) from error
 
 
 class Machine(NamedTuple):
-  """Devices, all alike; those of a host's CPU share its memory and its cores.
+  """Equal devices; those of a host's CPU share its memory and its cores.
 
   Attributes:
-    name: what they are.
+    name: name of the device.
     devices: number of devices.
-    memory: bytes that each has.
-    peak: operations of matrix products that each does in a second.
-    is_published: whether the peak is the maker's word; it was measured otherwise.
+    memory: bytes of each device.
+    peak: operations of matrix products per second and device.
+    is_published: whether the peak is published by the maker, not measured.
     platform: 'cpu', 'gpu' or 'tpu'.
   """
 
@@ -153,7 +155,7 @@ class Machine(NamedTuple):
 
 
 def machine_at_hand(devices: Sequence[jax.Device], dtype: Any = 'float32') -> Machine:
-  """What the devices at hand are; the peak is measured, in a type of computation."""
+  """This machine's devices; their peak is measured for a type of computation."""
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   memory = stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -173,7 +175,7 @@ def machine_at_hand(devices: Sequence[jax.Device], dtype: Any = 'float32') -> Ma
 
 
 def bytes_by_kind(executable: Any) -> dict[str, int]:
-  """Bytes of a device that a compiled program takes, by its compiler's account."""
+  """Bytes of a device that a compiled program takes, as the compiler reports."""
   memory = executable.memory_analysis()
   return {
     'arguments': memory.argument_size_in_bytes,
@@ -184,15 +186,15 @@ def bytes_by_kind(executable: Any) -> dict[str, int]:
 
 
 def most_that_fit(memory: float, few: tuple[int, float], many: tuple[int, float]) -> int:
-  """How much fits into a memory at once, by a line through two numbers and the bytes they take."""
+  """How many fit into a memory at once, by a line through two numbers and their bytes."""
   each = max(1.0, (many[1] - few[1]) / (many[0] - few[0]))
   return max(0, int(few[0] + (memory - few[1]) // each))
 
 
 def images_per_core(examples: Examples, image_size: int, rule: ResizeRule) -> float | None:
-  """Images that a core reads, decodes and resizes in a second, by some that are spread over all.
+  """Images that a core reads, decodes and resizes in a second, measured on a sample.
 
-  Waiting for a disk does not count. None where none of them can be decoded.
+  Waiting for a disk does not count. None if none of them can be decoded.
   """
   indices = np.linspace(0, len(examples.labels) - 1, _TIMED + 1).astype(int)
   seconds = []
@@ -201,7 +203,7 @@ def images_per_core(examples: Examples, image_size: int, rule: ResizeRule) -> fl
       start = time.thread_time()
       resize(examples.image(int(index)), image_size, rule)
       seconds.append(time.thread_time() - start)
-  warm = seconds[1:]  # the first one finds decoders and opens files
+  warm = seconds[1:]  # the first one loads decoders and opens files
   return 1 / max(float(np.mean(warm)), 1e-9) if warm else None
 
 
@@ -210,7 +212,7 @@ class PlannedStage(NamedTuple):
 
   Attributes:
     name: its name.
-    steps: steps of training; 0 where nothing is trained.
+    steps: steps of training; 0 if nothing is trained.
     images: images that it goes through, for each step and each candidate.
     operations: floating-point operations, of all devices together.
     held: bytes of each device.
@@ -232,14 +234,14 @@ class Plan:
   Attributes:
     model: task and model, in words.
     machine: the devices.
-    stages: the stages, in their order.
-    parameters: their numbers, by where they are.
-    states: bytes, by what they are of.
+    stages: the stages, in order.
+    parameters: numbers of parameters, by place.
+    states: bytes, by what they hold.
     compiling: seconds that compiling took here.
-    batch: most images of a step, on all devices together; None where a batch cannot be halved.
+    batch: most images per step, on all devices together; None if a batch cannot be halved.
     side_by_side: candidates of a search on each device at once; None on CPU, or without a search.
-    per_core: streamed training images that a core of this machine decodes in a second; None where
-      they stay on the devices.
+    per_core: streamed training images that a core of this machine decodes in a second; None if they
+      stay on the devices.
   """
 
   model: str
@@ -279,7 +281,7 @@ def _page(plan: Plan) -> Iterator[str]:
   yield plan.model
   yield (
     f'{machine.devices} x {machine.name}: {machine.memory / GIBIBYTE:,.1f} GiB and '
-    f'{_operations(machine.peak)} a second each ({peak})\n'
+    f'{_operations(machine.peak)} per second each ({peak})\n'
   )
   rows = [
     (
@@ -302,18 +304,18 @@ def _page(plan: Plan) -> Iterator[str]:
   yield '\nparameters: ' + ', '.join(f'{n:,} {name}' for name, n in plan.parameters.items())
   yield 'states: ' + ', '.join(f'{n / 1e6:,.1f} MB {name}' for name, n in plan.states.items())
   if plan.batch is not None:
-    yield f'fits: {plan.batch:,} images of a step on all devices together'
+    yield f'largest batch: {plan.batch:,} images, on all devices together'
   if plan.side_by_side is not None:
     yield f'search: {plan.side_by_side:,} candidates side by side on each device'
   if plan.per_core is not None:
     (fast, slow), (most, least) = plan.rates, plan.cores
     yield (
-      f'reading: training images are streamed, {slow:,.0f} to {fast:,.0f} a second, and a core '
-      f'like those here decodes {plan.per_core:,.0f}: {least:,} to {most:,} cores keep up'
+      f'reading: training takes {slow:,.0f} to {fast:,.0f} streamed images per second, a core of '
+      f'this machine decodes {plan.per_core:,.0f}: {least:,} to {most:,} cores keep up'
     )
   yield (
-    "Memory is the compiler's account. Time is that of the arithmetic at 45% to 20% of the peak, "
-    'plus compiling as long as it took here, without reading.'
+    'Memory is what the compiler reports. Time is arithmetic at 45% to 20% of the peak, plus '
+    'compiling as measured here, without reading images.'
   )
 
 
@@ -337,22 +339,21 @@ def _time(seconds: float) -> str:
 
 
 def plan(config: ml_collections.ConfigDict | RunSettings, topology: str | None = None) -> Plan:
-  """What a run will take, before any of it runs.
+  """Plans a run without running it: steps, memory, arithmetic and time of every stage.
 
   Args:
     config: a config with the fields of `config.default_config`, of one run or of a comparison. Its
-      images and weights are read, or fetched where they are not there: they say how many steps
-      there are, and of what.
-    topology: name of a TPU slice, 'v5e:2x4' for instance, whose compiler takes minutes for a
-      program of a large model; None for the machine at hand.
+      images and weights are read, and downloaded if they are missing.
+    topology: name of a TPU slice, for example 'v5e:2x4'; compiling for it takes minutes for a
+      program of a large model. None for this machine.
 
   Returns:
     The plan; printed, it is a page.
 
   Raises:
-    ValueError: a wrong field, no such slice, or a batch that cannot be dealt to the devices or fits
-      none of them.
-    ImportError: a topology is given, and libtpu is not installed.
+    ValueError: a wrong field, an unknown slice, or a batch that cannot be split over the devices or
+      does not fit them.
+    ImportError: a topology is given, but libtpu is not installed.
 
   Example:
     >>> import glora_jax
@@ -387,7 +388,7 @@ class _Cost(NamedTuple):
 
 
 class _Planner:
-  """Asks the compiler, once for each program, what it takes on the devices of a plan."""
+  """Asks the compiler once for each program what it takes on the devices of a plan."""
 
   def __init__(self, context: Context, machine: Machine, device: jax.Device):
     self._context, self._machine, self._device = context, machine, device
@@ -407,10 +408,10 @@ class _Planner:
       return _Cost(made.operations, max(needed, self._machine.memory + 1))
 
   def plan(self, calls: Mapping[str, Sequence[Call]]) -> Plan:
-    """The plan of what the stages of a job call, by stage."""
+    """The plan of a job from the calls of its stages."""
     context, machine = self._context, self._machine
     every = [call for of_stage in calls.values() for call in of_stage]
-    # What others do meanwhile counts in the first one, threads side by side in the second.
+    # Other processes slow the first clock, and parallel threads add up in the second.
     clocks = time.perf_counter, time.process_time
     started = [clock() for clock in clocks]
     stages = tuple(self._stage(name, of_stage) for name, of_stage in calls.items())
@@ -441,7 +442,7 @@ class _Planner:
     )
 
   def _stage(self, name: str, calls: Sequence[Call]) -> PlannedStage:
-    """A stage from the programs that it calls, which run one after another and must fit."""
+    """A stage from the programs that it calls one after another, each of which must fit."""
     machine, operations, held = self._machine, 0.0, 0
     for call in calls:
       if call.program == 'scoring':
@@ -464,7 +465,7 @@ class _Planner:
 
   @functools.cached_property
   def _scoring(self) -> tuple[int, _Cost]:
-    """Candidates that `make_scorer` takes at once, as many as half of what one leaves holds."""
+    """Candidates that `make_scorer` takes at once: as many as fit half of what one leaves free."""
     one = self._cost('scoring', Workload(chunk=1))
     if self._machine.platform == 'cpu':
       return 1, one
@@ -476,7 +477,7 @@ class _Planner:
     return chunk, one._replace(held=one.held + (chunk - 1) * each)
 
   def _most_images(self, call: Call) -> int | None:
-    """Images of a step of a training that fit, by its batch and half of it."""
+    """Images per training step that fit, from the memory of a batch and of half a batch."""
     recipe, memory = call.workload.recipe, self._machine.memory
     assert recipe is not None
     part = recipe.accumulate * self._context.devices * self._context.settings.sampling.paths
@@ -488,7 +489,7 @@ class _Planner:
     return most_that_fit(memory, (fewer, few), (recipe.batch_size, many)) // part * part
 
   def _too_large(self, name: str, call: Call, cost: _Cost) -> str:
-    """The sentence about a stage that fits no device: what would fit, and what to do."""
+    """The error about a stage that does not fit: what would fit, and what to do."""
     machine, settings, most = self._machine, self._context.settings, None
     fits, advice = '', []
     if call.steps:
@@ -506,7 +507,7 @@ class _Planner:
       advice.append(f'lower data.max_resident={settings.data.max_resident}')
       if settings.model.base_dtype == 'float32':
         advice.append("give model.base_dtype='bfloat16'")
-    if settings.job != 'compare':  # which has one device
+    if settings.job != 'compare':  # a comparison has one device
       advice.append('take more devices')
     return (
       f'{name} takes about {cost.held / GIBIBYTE:,.1f} GiB of each of the {machine.devices} '
@@ -530,7 +531,7 @@ def _bytes_of(tree: Any) -> int:
 
 
 def _per_core(context: Context) -> float | None:
-  """What a core decodes of the training images in a second, where they are streamed."""
+  """Training images that a core decodes in a second, if they are streamed."""
   if context.is_resident(context.counts[context.train_split]):
     return None
   examples = context.task.open(context.train_split)

@@ -1,8 +1,7 @@
-"""The programs that a run compiles, with the shapes of what they are called with: nothing is run.
+"""The programs that a run compiles, with the shapes of their arguments; none is run.
 
-Each is the very function that its stage calls. Tests lower them for accelerators that are not at
-hand, `benchmarks.tpu_programs` compiles them for slices, and `plan` asks the compiler what they
-take.
+Each is the function that its stage calls. Tests lower them for accelerators that are not here,
+`benchmarks.tpu_programs` compiles them for slices, and `plan` asks the compiler what they take.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Operations(NamedTuple):
 
   Attributes:
     products: those of matrix products and convolutions.
-    others: all others, one for each number that they make or, where they reduce, take.
+    others: all others, one for each number that they produce or, if they reduce, read.
   """
 
   products: int = 0
@@ -67,10 +66,10 @@ class Operations(NamedTuple):
 
 
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
-  """The operations of a jaxpr, all that it calls included.
+  """The operations of a jaxpr and of all that it calls.
 
-  A loop whose length is found while it runs counts once, a choice as its dearest branch; what only
-  moves data is free.
+  A loop of unknown length counts once, a conditional as its most expensive branch; moving data is
+  free.
 
   Example:
     >>> import jax
@@ -95,7 +94,7 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Operations:
 
 
 def _called_by(equation: JaxprEqn) -> Iterator[Jaxpr]:
-  """The jaxprs that an equation calls, but for those of derivatives that are not asked for."""
+  """The jaxprs that an equation calls, without those of unused derivatives."""
   for name, value in equation.params.items():
     if name in ('fwd_jaxpr_thunk', 'bwd', 'jvp_jaxpr_fun'):
       continue
@@ -107,7 +106,7 @@ def _called_by(equation: JaxprEqn) -> Iterator[Jaxpr]:
 
 
 def _own(equation: JaxprEqn) -> Operations:
-  """The operations of an equation that calls nothing."""
+  """The operations of an equation that calls no jaxpr."""
   result, name = equation.outvars[0].aval, equation.primitive.name
   if name == 'dot_general':
     (contracted, _), _ = equation.params['dimension_numbers']
@@ -132,9 +131,9 @@ class Program(NamedTuple):
   """A compiled function and the shapes that it is called with.
 
   Attributes:
-    function: what `jax.jit` returned.
-    arguments: arrays' shapes, types and, on a mesh, places.
-    images: how many a call goes through, for each candidate.
+    function: the result of `jax.jit`.
+    arguments: shapes and types of arrays and, on a mesh, their shardings.
+    images: images that a call goes through, for each candidate.
   """
 
   function: Any
@@ -143,11 +142,11 @@ class Program(NamedTuple):
 
   @property
   def operations(self) -> float:
-    """Floating-point operations for an image, on all devices together."""
+    """Floating-point operations per image, on all devices together."""
     return sum(count(self.function.trace(*self.arguments).jaxpr)) / self.images
 
   def on(self, device: jax.Device) -> Program:
-    """The program for one device, which need not be at hand."""
+    """The program for one device, which need not exist here."""
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def place(leaf: Any) -> Shape:
@@ -165,14 +164,14 @@ def shape_of_run(
   counts: Mapping[str, int],
   mesh: jax.sharding.Mesh | None = None,
 ) -> Context:
-  """A run of which only shapes are known: a model without weights, no task, no workdir.
+  """A run with shapes alone: a model without weights, no task, no workdir.
 
   Args:
     settings: the config.
     model: the backbone, with a head for the task; its `dtype` and `remat` are those of the run.
     image_size: side of its images.
-    counts: number of images by split, 'train', 'val' and 'test'; 'train+val' where it is used.
-    mesh: devices, which may be a slice's that is not at hand; None for one device.
+    counts: number of images by split: 'train', 'val', 'test', and 'train+val' if it is used.
+    mesh: devices, possibly of a slice that does not exist here; None for one device.
 
   Returns:
     A run for `MAKERS`, whose variables are `jax.ShapeDtypeStruct`.
@@ -211,10 +210,10 @@ def training_of(
 
   Args:
     context: the context.
-    learner: what is trained.
-    recipe: how.
+    learner: the model to train.
+    recipe: how to train it.
     variables: shapes of the variables to start from.
-    runs: how many trainings side by side, on one device; None for one alone.
+    runs: number of trainings side by side, on one device; None for a single one.
   """
   number, mesh = context.counts[context.train_split], context.mesh
   trainable, frozen = jax.eval_shape(learner.split, variables)
@@ -245,7 +244,7 @@ def _images(context: Context, *axes: int) -> Shape:
 def _data(
   context: Context, learner: Adapted, recipe: Recipe, number: int, variables: Any
 ) -> tuple[Any, Any, Any]:
-  """Images, or what a head is trained on, labels and indices of a dispatch: a `batches.Block`."""
+  """Images (or features, for a head), labels and indices of a dispatch: a `batches.Block`."""
   images, most = _images(context, number), MOST_STEPS
   per_epoch = recipe.steps_per_epoch(number)
   if isinstance(learner, HeadAlone):
@@ -268,7 +267,7 @@ def _data(
 
 
 def _learner(context: Context, workload: Workload) -> tuple[Adapted, Recipe, Any]:
-  """What a workload trains, how, and shapes of the variables that it starts from."""
+  """Model and recipe of a workload, and shapes of the variables that it starts from."""
   name = workload.structure
   learner, variables, *_ = context.place(name or SEARCH)
   if name == 'finetuning':
@@ -325,7 +324,7 @@ def _fold(context: Context, workload: Workload) -> Program:
 
 
 def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
-  """The head that is warmed before a gradient is taken, its recipe, and where it starts."""
+  """The head that is warmed before a gradient is taken, its recipe and its first variables."""
   place = context.place(GRADIENT)
   learner = head_learner(context, place)
   assert isinstance(learner, HeadAlone)
@@ -333,7 +332,7 @@ def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
 
 
 def _features(context: Context, workload: Workload) -> Program:
-  """The frozen body, once for every image, before a head is trained alone."""
+  """The frozen body, applied once to every image before the head is trained alone."""
   learner, _, variables = _head_alone(context)
   batch = meshes.deal(context.mesh, _images(context, learner.batch_size))
   arguments = learner.body_of(variables), batch

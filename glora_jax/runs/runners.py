@@ -1,7 +1,7 @@
-"""Who does jobs that do not depend on each other: this process, or the nodes of a Ray cluster.
+"""Runners of independent jobs: this process, or the nodes of a Ray cluster.
 
-A job is a function of `stop` that keeps all it does in a folder, which the nodes share: a run of a
-suite, a method of a comparison. So it can be killed anywhere and begun again anywhere else.
+A job is a run of a suite or a method of a comparison: a function of `stop` that keeps its state in
+a folder, which the nodes share. So it can be killed on one node and resumed on another.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from glora_jax.limits import shown
 from glora_jax.runs.terminal import MISTAKES, sentence
 from glora_jax.runs.workdir import InUseError, Stopped
 
-Job = Callable[[Callable[[], bool]], Any]  # where `stop` says True, it saves and ends
+Job = Callable[[Callable[[], bool]], Any]  # saves and ends if `stop` returns True
 Outcomes = Generator[tuple[str, Callable[[], Any]]]
 _SECONDS = 60  # for a cluster to answer
 
 
 class ThisProcess:
-  """Does jobs in this process, in their order, each when its outcome is asked for."""
+  """Runs jobs in this process, in order, each when its outcome is asked for."""
 
   def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
-    """The names of jobs as they end, each with a function that returns or raises what it did.
+    """The names of jobs as they end, each with a function that returns or raises its outcome.
 
-    The jobs keep what they do in the folder `workdir`. Where `stop` says True, those that run save
-    and end, the others do not begin, and it raises Stopped.
+    The jobs keep their state in the folder `workdir`. If `stop` returns True, running jobs save and
+    end, the others do not start, and it raises Stopped.
 
     Example:
       >>> jobs = {'one': lambda stop: 1, 'two': lambda stop: 2}
@@ -52,15 +52,15 @@ class ThisProcess:
 
 
 class OnRay(NamedTuple):
-  """Does jobs as tasks of the Ray cluster that was joined, each a process; `options` are Ray's."""
+  """Runs jobs as tasks of the joined Ray cluster, each in a process, with Ray's `options`."""
 
   options: Mapping[str, Any]
 
   def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
-    """See `ThisProcess.outcomes`; jobs end in any order, those of a dead node on another."""
+    """See `ThisProcess.outcomes`; jobs end in any order, and those of a dead node move."""
     import ray
 
-    # The process of a dead node may hold the workdir for some seconds more.
+    # The process of a dead node may hold the workdir for a few more seconds.
     retries = {'max_retries': 3, 'retry_exceptions': [InUseError]}
     task = ray.remote(max_calls=1, **retries, **self.options)(_work)
     caller = os.getcwd(), os.path.abspath(workdir), sys.orig_argv
@@ -84,10 +84,10 @@ Runner = ThisProcess | OnRay
 
 
 def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
-  """Does a job in a process of a node, with the folder and the words of the command."""
+  """Runs a job in a process of a node, with the command's folder and words."""
   for path in (folder, workdir):
     if not os.path.isdir(path):
-      raise ValueError(f'{path} is not there on {socket.gethostname()}; all nodes must share it.')
+      raise ValueError(f'{path} does not exist on {socket.gethostname()}; all nodes must share it.')
   os.chdir(folder)
   sys.orig_argv = words  # which provenance keeps
   mesh.stay_alone()
@@ -95,12 +95,12 @@ def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   keep_compiled(workdir)
   asked = threading.Event()
-  signal.signal(signal.SIGINT, lambda number, frame: asked.set())  # so Ray cancels a task
+  signal.signal(signal.SIGINT, lambda number, frame: asked.set())  # Ray's way to cancel a task
   return job(asked.is_set)
 
 
 def _result(name: str, reference: Any) -> Any:
-  """What a job returned; a RuntimeError says in a sentence how it failed."""
+  """What a job returned; raises RuntimeError with a sentence if it failed."""
   import ray
 
   try:
@@ -110,13 +110,13 @@ def _result(name: str, reference: Any) -> Any:
     if isinstance(cause, MISTAKES):
       raise RuntimeError(sentence(cause)) from error
     if not isinstance(cause, ray.exceptions.RayError):
-      raise  # a fault of this package, with its traceback
+      raise  # a bug of this package, with its traceback
     lost = f'{name} was lost on the Ray cluster ({first_line(cause)})'
-    raise RuntimeError(f'{lost}; the same command goes on with it.') from error
+    raise RuntimeError(f'{lost}; run the same command to resume it.') from error
 
 
 def keep_compiled(workdir: str) -> None:
-  """Makes JAX keep compiled programs in the workdir, unless it already keeps them elsewhere."""
+  """Makes JAX cache compiled programs in the workdir, unless it caches them elsewhere."""
   if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
 
@@ -128,11 +128,11 @@ def named(name: str, resources: str | None = None) -> Runner:
     ValueError, ImportError, OSError: an unknown name or resource, no Ray, no answer.
   """
   if name == 'process' and resources is not None:
-    raise ValueError(f'--runner.resources={resources} is for --runner ray; give that, too.')
+    raise ValueError(f'--runner.resources={resources} needs --runner ray; give both.')
   if name == 'process':
     return THIS_PROCESS
   if not re.fullmatch(r'ray(:.*)?', name):
-    raise ValueError(f'--runner={shown(name)} is unknown; it is process, or ray[:ADDRESS].')
+    raise ValueError(f'--runner={shown(name)} is unknown; give process or ray[:ADDRESS].')
   amounts = {}
   for part in () if resources is None else resources.split(','):
     found = re.fullmatch(r'(.+)=(\d*\.?\d+)', part)
@@ -140,8 +140,8 @@ def named(name: str, resources: str | None = None) -> Runner:
       raise ValueError(f'--runner.resources: {shown(part)} must be like GPU=1 or TPU=4,CPU=8.')
     amounts[found[1]] = float(found[2])
   if importlib.util.find_spec('ray') is None:
-    raise ImportError(f"--runner={name} needs Ray, which is not there; pip install 'ray'.")
-  # A process that hands out jobs computes nothing, and leaves the accelerators to them.
+    raise ImportError(f"--runner={name} needs Ray, which is not installed; pip install 'ray'.")
+  # A process that hands out jobs computes nothing, and leaves accelerators to the jobs.
   jax.config.update('jax_platforms', 'cpu')
   mesh.stay_alone()
   nodes = _join(name[len('ray:') :] or os.environ.get('RAY_ADDRESS', ''))
@@ -149,9 +149,9 @@ def named(name: str, resources: str | None = None) -> Runner:
 
 
 def _join(address: str) -> list[dict[str, float]]:
-  """Joins the cluster at an address, or of this machine; returns the resources of its nodes."""
-  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # of a cluster that is started
-  os.environ.setdefault('RAY_DEDUP_LOGS', '0')  # runs say the same, each of itself
+  """Joins the cluster at an address, or on this machine; returns the resources of its nodes."""
+  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # if it starts a cluster
+  os.environ.setdefault('RAY_DEDUP_LOGS', '0')  # runs log equal lines
   import ray
 
   reasons = ['no answer']
@@ -166,20 +166,20 @@ def _join(address: str) -> list[dict[str, float]]:
     except Exception as error:
       reasons[:] = [first_line(error)]
 
-  # In a thread, since Ray may wait for long, and takes the handlers of signals in the main one.
+  # In a thread, since Ray may wait long, and replaces signal handlers in the main one.
   thread = threading.Thread(target=join, daemon=True)
   thread.start()
   thread.join(_SECONDS)
   if reasons:
     where = shown(address or 'this machine')
     raise OSError(
-      f'No Ray cluster answers at {where} ({reasons[0]}); `ray start --head` makes one.'
+      f'No Ray cluster answers at {where} ({reasons[0]}); start one with `ray start --head`.'
     )
   return [node['Resources'] for node in ray.nodes() if node['Alive']]
 
 
 def _options(amounts: dict[str, float], nodes: list[dict[str, float]]) -> dict[str, Any]:
-  """What a job takes of a node as Ray's options: amounts, or by default a device or all cores."""
+  """What a job takes of a node, as Ray's options; by default a device or all cores."""
   if not amounts:
     devices = [name for name in ('TPU', 'GPU') if any(node.get(name) for node in nodes)]
     cores = min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)
@@ -188,7 +188,8 @@ def _options(amounts: dict[str, float], nodes: list[dict[str, float]]) -> dict[s
   has = [{name: node.get(name, 0.0) for name in needed} for node in nodes]
   if not any(all(node[name] >= needed[name] for name in needed) for node in has):
     raise ValueError(
-      f'No node of the Ray cluster has {needed}, which a job takes; they have {has}.'
+      f'No node of the Ray cluster has {needed}, which a job takes; lower it to what one of them '
+      f'has: {has}.'
     )
   others = {name: amount for name, amount in needed.items() if name not in ('CPU', 'GPU')}
   return {'num_cpus': needed['CPU'], 'num_gpus': needed.get('GPU', 0), 'resources': others}

@@ -1,4 +1,4 @@
-"""The fields of a config's settings, section by section: as a `ConfigDict`, and as a help page."""
+"""Config fields section by section, as a `ConfigDict` and as a help page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fields = list[tuple[str, FieldInfo, Any]]  # dotted name, declaration, value
 
 
 def sections(settings: Any, prefix: str = '') -> Iterator[tuple[str, str, Fields]]:
-  """(prefix of the dotted names, what it is, its fields) of settings and of those within them."""
+  """(prefix of dotted names, summary, fields) of settings and of nested settings."""
   inner, fields = [], []
   for name, info in type(settings).__pydantic_fields__.items():
     value = getattr(settings, name)
@@ -40,7 +40,7 @@ def walk(settings: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
 
 
 def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
-  """Settings as a `ConfigDict`; what is None can be given a value of the field's type."""
+  """Settings as a `ConfigDict`; fields that are None accept values of their type."""
   config = ml_collections.ConfigDict()
   for name, info in type(settings).__pydantic_fields__.items():
     value, kind = getattr(settings, name), info.annotation
@@ -56,7 +56,7 @@ def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
 
 
 def describe(settings: Any, only: Collection[str] = ()) -> str:
-  """The help of settings: name, default, type, range and meaning of every field.
+  """The help text of settings: name, default, type, range and meaning of every field.
 
   Args:
     settings: an instance, whose values are the defaults.
@@ -77,7 +77,7 @@ def describe(settings: Any, only: Collection[str] = ()) -> str:
 
 
 def _or_placeholder(value: Any, kind: Any) -> Any:
-  """None as something that takes the first type of a union later."""
+  """None as a placeholder for the first type of a union."""
   if value is not None:
     return value
   while (origin := typing.get_origin(kind)) not in (None, tuple, typing.Literal):

@@ -1,7 +1,7 @@
-"""The sections of a config that belong to no other room: data, model, mesh and the like.
+"""The sections of a config that are declared nowhere else: data, model, mesh and so on.
 
-The other sections are `Recipe`, `Sampling`, `Consistency`, `Evolution` and `Augmentation`, which
-stand where they are used, and check themselves by their own ranges, which a config's help prints.
+The other sections, `Recipe`, `Sampling`, `Consistency`, `Evolution` and `Augmentation`, are
+declared where they are used.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ RematPolicy = Literal[
   'dots_with_no_batch_dims_saveable',
 ]
 
-# What a structure comes from, where it is neither a preset nor a file.
+# Where a structure comes from, if not from a preset or a file.
 SEARCH = 'search'  # or GRADIENT, or KNOWN
-FOUND = (SEARCH, GRADIENT, KNOWN)  # in a comparison they have a row for each budget
+FOUND = (SEARCH, GRADIENT, KNOWN)  # a comparison has a row of them for each budget
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
@@ -69,7 +69,7 @@ RANKS_OTHERWISE = tuple(range(1, 9))
 
 
 def preset_or(*others: str) -> AfterValidator:
-  """For `Annotated`: checks that a text is the name of a preset, or one of some others."""
+  """For `Annotated`: checks that a string is the name of a preset, or one of some others."""
 
   def check(name: str) -> None:
     if name not in others:
@@ -79,10 +79,10 @@ def preset_or(*others: str) -> AfterValidator:
 
 
 def check_structure(name: str) -> None:
-  """Checks what a run's structure comes from, as far as it is known without a model.
+  """Checks the name of a run's structure, as far as that is possible without a model.
 
   Raises:
-    ValueError: it is neither in `FOUND` nor a preset's name nor the path of a genome.
+    ValueError: it is not in `FOUND`, not a preset's name and not the path of a genome.
   """
   if name in FOUND or name.endswith(GENOME_ENDING):
     return
@@ -90,8 +90,8 @@ def check_structure(name: str) -> None:
     parse_preset_name(name)
     return
   raise ValueError(
-    f'it is none of {", ".join(FOUND)}, no preset ({", ".join(PRESET_NAMES)}, with a rank or '
-    f"a place as in 'lora:2@qkv'), and no genome file, whose name ends in {GENOME_ENDING}."
+    f'it must be {", ".join(FOUND)}, a preset ({", ".join(PRESET_NAMES)}, with a rank or '
+    f"a place as in 'lora:2@qkv'), or a genome file, whose name ends in {GENOME_ENDING}."
   )
 
 
@@ -105,20 +105,21 @@ class DataSettings(Source):
 
   resize: image.ResizeRule = Field(
     default='squash',
-    description="how an image becomes square: 'crop' keeps the aspect ratio and takes the middle",
+    description="how images become square: 'squash' scales each side, 'crop' keeps the aspect "
+    'ratio and takes the middle',
   )
   skip_broken: Flag = Field(
-    default=False, description='whether images that cannot be decoded are left out'
+    default=False, description='whether to leave out images that cannot be decoded'
   )
-  cache: Text | None = Field(default=None, description='folder for decoded images; None keeps none')
+  cache: Text | None = Field(default=None, description='folder for decoded images; None for none')
   max_resident: Integer = Field(
     default=4 * 2**30,
     ge=0,
     le=2**62,
-    description='bytes of images of a split that stay on the device; larger splits are streamed',
+    description='most bytes of a split to keep on the device; larger splits are streamed',
   )
   workers: Whole = Field(
-    default=0, ge=0, le=1024, description='processes that decode what is streamed; 0 for threads'
+    default=0, ge=0, le=1024, description='processes that decode streamed images; 0 for threads'
   )
 
 
@@ -128,8 +129,8 @@ class ModelSettings:
 
   weights: Annotated[Text, FILLED] = Field(
     default=weights.EMBEDDED,
-    description="'embedded', a path (a run's folder will do), an address, "
-    "'hf:owner/name[@revision]' on the Hugging Face hub, or a shortcut (`fetch.SHORTCUTS`)",
+    description="'embedded', a path (also of a run's folder), a URL, 'hf:owner/name[@revision]' on "
+    "the Hugging Face hub, or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`)",
   )
   sha256: Annotated[str, Field(strict=True, pattern='^[0-9a-fA-F]{64}$')] | None = Field(
     default=None, description='checksum of the weights, 64 hexadecimal digits'
@@ -138,36 +139,39 @@ class ModelSettings:
     default=None,
     ge=1,
     le=MOST_PIXELS,
-    description='pixels of a side; None for what the weights were trained with',
+    description='pixels of a side of an image; None for what the weights were trained with',
   )
   patch_size: Whole | None = Field(
     default=None,
     ge=1,
     le=MOST_PIXELS,
-    description='pixels of a patch; None for what the weights were trained with',
+    description='pixels of a side of a patch; None for what the weights were trained with',
   )
   normalization: NormalizationName | None = Field(
     default=None,
-    description='how pixels become numbers; None for what the weights were trained with',
+    description='how pixels are normalized; None for what the weights were trained with',
   )
   num_heads: Whole | None = Field(
-    default=None, ge=1, le=MOST_PIXELS, description='attention heads, where the file does not say'
+    default=None, ge=1, le=MOST_PIXELS, description='attention heads, if the file does not say'
   )
   activation: ActivationName | None = Field(
     default=None,
-    description='activation of the MLPs, where the file does not say; None for that of the code '
-    'base of the weights',
+    description="activation of the MLPs, if the file does not say; None for that of the weights' "
+    'code base',
   )
   drop_path: Number = Field(
-    default=0.1, ge=0, lt=1, description='largest probability that training drops a residual branch'
+    default=0.1,
+    ge=0,
+    lt=1,
+    description='largest probability of dropping a residual branch in training',
   )
   dtype: DType = Field(
     default='float32',
-    description="type of the computation; 'bfloat16' keeps supports, heads and the merging of both "
-    'in float32',
+    description="type of the computation; with 'bfloat16', supports, heads and the merging of both "
+    'stay in float32',
   )
   base_dtype: DType = Field(
-    default='float32', description='type that the frozen weights are kept and saved in'
+    default='float32', description='type in which the frozen weights are kept and saved'
   )
   remat: RematPolicy | None = Field(
     default=None,
@@ -176,30 +180,30 @@ class ModelSettings:
   unroll: Whole = Field(
     default=1,
     ge=1,
-    description='blocks in a step of the scan over them; the depth is fastest on CPU, and compiles '
-    'longest',
+    description='blocks in a step of the scan over blocks; all of them are fastest on CPU, and '
+    'compile longest',
   )
 
 
 @declared
 class SpaceSettings:
-  """The alleles on offer, the same for every layer."""
+  """The search space, the same for every layer."""
 
   ranks: Annotated[Several[Annotated[Whole, Field(ge=1)]], FILLED] | None = Field(
     default=None,
-    description='LoRA ranks on offer, ascending; None for (4,) where a supernet is searched, and '
-    'for 1 to 8 otherwise',
+    description="LoRA ranks on offer, ascending; None for (4,) with structure='search', and for 1 "
+    'to 8 otherwise',
   )
 
   def __post_init__(self):
-    self.search_space()  # refuses ranks that are not ascending
+    self.search_space()  # checks that ranks ascend
 
   def search_space(self, structure: str = 'search') -> SearchSpace:
     """The space that `glora_jax.adapt` takes.
 
     Args:
       structure: where the structure comes from: 'search', 'gradient', 'known', or a preset or a
-        file, which may have any allele.
+        file, which may use any allele.
 
     Example:
       >>> SpaceSettings().search_space().ranks, SpaceSettings().search_space('gradient').ranks
@@ -214,13 +218,13 @@ class SpaceSettings:
 
 @declared
 class TrainingSettings(Recipe):
-  """How everything is trained, and which weights of a training go on."""
+  """How everything is trained, and which weights are kept."""
 
   keep: Literal['best', 'last'] = Field(
     default='last',
-    description="weights of a fixed structure that go on: those of the 'last' epoch, or of the one "
-    "that was 'best' on the validation images, among some twenty; from 200 of these 'best' was "
-    'behind on all tasks that were measured',
+    description="weights of a fixed structure to keep: of the 'last' epoch, or of the 'best' on "
+    "the validation images among about twenty; with 200 validation images 'best' was behind on all "
+    'tasks measured',
   )
 
 
@@ -230,15 +234,15 @@ class ReportSettings:
 
   result: Text | None = Field(
     default=None,
-    description="name of the structure that is the result, and folded: 'search', 'gradient', "
-    "'lora:2' and the like; None for the one with the best validation accuracy within the budget "
-    "(with protocol='paper' the searched one)",
+    description="name of the structure to fold as the result: 'search', 'gradient', 'lora:2' and "
+    'so on; None for the one with the best validation accuracy within the budget (with '
+    "protocol='paper' the searched one)",
   )
 
 
 @declared
 class Finetuning:
-  """What is different from `training` where a searched structure is trained on."""
+  """How the finetuning of a searched structure differs from `training`."""
 
   epochs: Whole = Field(
     default=100, ge=0, description='passes over the training images; 0 for no finetuning'
@@ -246,15 +250,15 @@ class Finetuning:
   warmup_epochs: Whole | None = Field(
     default=None,
     ge=0,
-    description="epochs of linear warm-up; None for training's, as far as there are as many",
+    description="epochs of linear warm-up; None for training's, but at most `epochs`",
   )
   learning_rate: Number | None = Field(
     default=None, gt=0, description="peak of the schedule; None for training's"
   )
   on: Literal['train', 'train+val'] = Field(
     default='train',
-    description="images to finetune on; 'train+val' with the number of epochs that was best on "
-    "'val' after training on 'train'",
+    description="images to finetune on; 'train+val' for the number of epochs that was best on "
+    "'val' in a finetuning on 'train'",
   )
 
   def recipe(self, training: Recipe) -> Recipe:
@@ -275,62 +279,62 @@ class Finetuning:
 
 @declared
 class AllocationSettings:
-  """How a structure is read off a gradient (`glora_jax.allocate`)."""
+  """How a structure is allocated from a gradient (`glora_jax.allocate`)."""
 
   head_epochs: Whole = Field(
     default=6,
     ge=1,
-    description='epochs for which the head is trained alone before the gradient is taken',
+    description='epochs of training the head alone before the gradient is taken',
   )
   max_rank: Whole = Field(
     default=8,
     ge=1,
     le=MOST_PARTS,
-    description='most rank-one parts that a layer can get of A or of B',
+    description='largest LoRA rank that a layer can get for A or for B',
   )
   prior: Literal['shifts', 'known'] | None = Field(
     default='known',
-    description="what a gradient that is mostly noise borrows from: 'known' is what is known of "
-    "the backbone, and where that is nothing 'shifts', the gradient of telling which way the same "
-    'images were shifted; None for nothing',
+    description="what a noisy gradient borrows from: 'known' (values known for the backbone; "
+    "'shifts' if there are none), 'shifts' (the gradient of telling which way the same images were "
+    'shifted), None for nothing',
   )
   known: Text | None = Field(
     default=None,
-    description="file of what is known of the backbone, for structure='known' and prior='known' "
-    "(`search.known.write`); None for that of the 'embedded' one",
+    description='file of values known for the backbone (`search.known.write`), for '
+    "structure='known' and prior='known'; None for those of the 'embedded' backbone",
   )
 
   def epochs(self, borrowed: bool = False) -> int:
     """The epochs that head and gradient count as.
 
-    A gradient passes once over the images, forward and back. A head trains on features that a pass
-    forward gives, a third of an epoch; what that makes is rounded up.
+    The gradient takes one pass over the images, forward and back; the head trains on features from
+    a forward pass, a third of an epoch. The sum is rounded up.
 
     Args:
-      borrowed: whether the prior had a part in it, for which shifts have both of their own.
+      borrowed: whether the prior was used; 'shifts' trains a head and takes a gradient itself.
     """
     return 3 if borrowed and self.prior == 'shifts' else 2
 
   def shortened(self, recipe: Recipe, borrowed: bool = False) -> Recipe:
-    """A recipe for what has been paid for head and gradient already: that many epochs fewer.
+    """A recipe with fewer epochs, by those that head and gradient count as.
 
     Args:
-      recipe: how a structure is trained that was given.
+      recipe: how a given structure is trained.
       borrowed: see `epochs`.
 
     Raises:
-      ValueError: nothing is left for the training.
+      ValueError: too few epochs are left for the training.
     """
     spent, least = self.epochs(), max(1, recipe.warmup_epochs)
     if recipe.epochs - spent < least:
       raise ValueError(
-        f'epochs={recipe.epochs} leave too little to a structure from a gradient: head and '
-        f'gradient count as {spent}, {recipe.warmup_epochs} warm up; give more epochs.'
+        f'epochs={recipe.epochs} is too few for a structure from a gradient: head and gradient '
+        f'count as {spent}, warm-up takes {recipe.warmup_epochs}; give more epochs.'
       )
     return dataclasses.replace(recipe, epochs=max(recipe.epochs - self.epochs(borrowed), least))
 
   def spared(self, recipe: Recipe, borrowed: bool = False) -> int:
-    """The epochs by which `shortened` makes a recipe shorter: fewer than `epochs` where few are."""
+    """The epochs by which `shortened` shortens a recipe: fewer than `epochs` if it has few."""
     return recipe.epochs - self.shortened(recipe, borrowed).epochs
 
 
@@ -343,13 +347,13 @@ class MeshSettings:
   )
   base: Literal['replicated', 'sharded'] = Field(
     default='replicated',
-    description="place of the frozen weights; 'sharded' keeps a part of them on each device",
+    description="place of the frozen weights: whole on each device, or 'sharded' across devices",
   )
   fsdp: Whole | None = Field(
     default=None,
     ge=1,
-    description='devices of a process that share one copy of the weights with '
-    "base='sharded'; None for one copy for all devices",
+    description="with base='sharded', devices of a process that share one copy of the weights; "
+    'None for one copy across all devices',
   )
 
 
@@ -360,24 +364,23 @@ class Comparison:
   methods: Annotated[Several[Annotated[Text, METHOD]], FILLED] = Field(
     default=METHODS,
     description="names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full "
-    "fine-tuning), 'search', 'gradient' and 'known'; these three have a row for each budget",
+    "fine-tuning), 'search', 'gradient' and 'known'; the last three have a row for each budget",
   )
   budgets: Several[Annotated[Whole, Field(ge=0)]] = Field(
     default=(20_000, 40_000),
-    description='most trained parameters of a structure that is chosen, ascending; a row of the '
-    'table each',
+    description="most trained parameters of 'search', 'gradient' and 'known', ascending; a row of "
+    'the table each',
   )
   seeds: Whole = Field(
-    default=5, ge=1, le=TUNING_SEED, description="number of seeds, from the config's on"
+    default=5, ge=1, le=TUNING_SEED, description='number of seeds, counted up from `seed`'
   )
   rates: Annotated[Several[Annotated[Number, Field(gt=0)]], FILLED] = Field(
     default=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    description='learning rates that each method chooses from',
+    description='learning rates to choose from for each method',
   )
   rate: Rates = Field(
     default=dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)),
-    description='learning rate of each method where it is chosen already; None, or no entry, to '
-    'choose',
+    description='learning rate by method; None or no entry to choose it on the validation images',
   )
 
   def __post_init__(self):
@@ -391,40 +394,39 @@ class Comparison:
 
 @declared
 class DistributedSettings:
-  """Several processes as one run; None for what the environment says."""
+  """Several processes as one run; None takes a value from the environment."""
 
   coordinator: Text | None = Field(default=None, description='HOST:PORT of process 0')
   num_processes: Whole | None = Field(default=None, ge=1, description='number of processes')
   process_id: Whole | None = Field(
-    default=None, ge=0, description='number of this process, from 0 on'
+    default=None, ge=0, description='number of this process, counted from 0'
   )
 
 
 @declared
 class SuiteSettings:
-  """A task that stands for several, as 'vtab/all'."""
+  """A task that stands for several, such as 'vtab/all'."""
 
   settings: Mapping[Name, Any] = Field(
     default={},
-    description="a task's own 'budget' and 'learning_rate', by task (`config.with_settings`)",
+    description="'budget' and 'learning_rate' of single tasks, by task (`config.with_settings`)",
   )
   prepare: Flag = Field(
     default=False,
-    description='whether data that needs no manual download is fetched and prepared; otherwise '
-    'tasks whose data is missing are left out',
+    description='whether to download and prepare data that needs no manual download; otherwise '
+    'tasks without data are left out',
   )
 
 
 @declared
 class WatchSettings:
-  """What is recorded of a run beside its results; a resumed run may have other values."""
+  """What is recorded besides the results; a resumed run may change it."""
 
   tensorboard: Flag = Field(
     default=False,
-    description='whether the metrics are written as events to WORKDIR/tensorboard, too; needs '
-    'tensorboardX',
+    description='whether to write the metrics to WORKDIR/tensorboard as well; needs tensorboardX',
   )
   profile: Text | None = Field(
     default=None,
-    description="stage of which dispatches are traced into WORKDIR/profile, as 'supernet'",
+    description="stage to profile, such as 'supernet'; traces are in WORKDIR/profile",
   )

@@ -1,12 +1,12 @@
 """A stage of a job, and the walk that runs a list of them.
 
-All that is known of a stage stands in its `Stage`. What follows from the list is written nowhere
-else: what a start resumes and what a corrected field runs again, fields that nothing reads, what
-`--plan` compiles, and the order, titles, seconds, profiles and folders of a job.
+A `Stage` declares everything about a stage. The rest follows from the list of stages: what a start
+resumes, what runs again after a field was corrected, fields that nothing reads, what `--plan`
+compiles, and the order, titles, seconds, profiles and folders of a job.
 
 The key of a stage is a digest of the fields that it reads and of the keys of the stages before it.
 `stage.json` in its folder has the key that the folder was made with. A folder of another key is
-kept as `NAME.old` until the new one is whole.
+kept as `NAME.old` until the new one is complete.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Workload(NamedTuple):
     block: images of a candidate that are evaluated at a time, on all devices together.
     side_by_side: trainings side by side.
     structure: what is trained alone: a preset's name, a genome's file, or a name in `FOUND`, whose
-      structure is not known yet and counts as the largest. Of trainings side by side also
-      'finetuning', of the whole base, and None, for supernets.
-    recipe: how it is trained; None where nothing is, and for the job's own.
+      structure is not known yet and counts as the largest. For trainings side by side also
+      'finetuning', for the whole base, and None, for supernets.
+    recipe: how it is trained; None if nothing is trained, and for the job's recipe.
   """
 
   chunk: int = 8
@@ -69,7 +69,7 @@ class Call(NamedTuple):
     program: key of `programs.MAKERS`.
     images: images that go through the program, for each step and each candidate.
     workload: what the program is given.
-    steps: steps of training; 0 where nothing is trained.
+    steps: steps of training; 0 if nothing is trained.
   """
 
   program: str
@@ -79,7 +79,7 @@ class Call(NamedTuple):
 
   @classmethod
   def training(cls, program: str, workload: Workload, images: int, times: int = 1) -> Call:
-    """A training on so many images, so many times, as many side by side as the workload says."""
+    """A training on a number of images, repeated, with the workload's trainings side by side."""
     recipe = workload.recipe
     assert recipe is not None
     steps = times * recipe.epochs * recipe.steps_per_epoch(images)
@@ -92,18 +92,18 @@ class Stage:
   """One stage of a job.
 
   Attributes:
-    name: its name, and that of its folder in the workdir. A part before a '/' is the title that
-      its seconds and its profile go by.
-    run: `(context, *results) -> result`, where results are those of `after`. It goes on from
-      whatever an earlier start left in the folder, and reads all of it where that is whole.
-    reads: config fields that it reads beside `fields.COMMON`; 'search.' stands for a section.
+    name: its name, and that of its folder in the workdir. The part before a '/' is the title under
+      which its seconds and its profile are kept.
+    run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
+      earlier start left in the folder, and only reads it if it is complete.
+    reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it takes.
     check: raises ValueError or OSError for what can be known before anything runs.
     calls: the programs that it calls.
     splits: those that it trains on, in batches; what it draws for them depends on the number of
-      devices that a batch is dealt to. Empty where nothing is trained.
-    has_folder: whether it has a folder and a key. The test and the report have none: the test is
-      of its frozen list, the report comes last.
+      devices that a batch is dealt to. Empty if nothing is trained.
+    has_folder: whether it has a folder and a key. The test and the report have none: the test has
+      its frozen list, and the report comes last.
   """
 
   name: str
@@ -117,7 +117,7 @@ class Stage:
 
   @property
   def title(self) -> str:
-    """What its seconds and its profile go by."""
+    """The name under which its seconds and its profile are kept."""
     return self.name.partition('/')[0]
 
 
@@ -126,8 +126,8 @@ class Mark(TypedDict):
 
   Attributes:
     key: digest of what the stage read.
-    whole: whether the stage came to its end.
-    seconds: that it took, interrupted starts included.
+    whole: whether the stage is complete.
+    seconds: how long it took, including interrupted starts.
   """
 
   key: str
@@ -136,7 +136,7 @@ class Mark(TypedDict):
 
 
 def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
-  """The key of every stage, by name: equal ones mean equal results."""
+  """The key of every stage, by name: equal keys mean equal results."""
   values = values_of(context.settings)
   keys: dict[str, str] = {}
   for stage in stages:
@@ -157,7 +157,7 @@ def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
 
 
 def readers(stages: Sequence[Stage], names: Iterable[str]) -> list[str]:
-  """The stages that read some fields, and those that take their results, by name."""
+  """Names of the stages that read some fields, and of those that take their results."""
   names = list(names)
   found: list[str] = []
   for stage in stages:
@@ -173,9 +173,9 @@ def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:
 
 
 def require_tested(context: Context, stages: Sequence[Stage]) -> None:
-  """Raises ValueError where the test images were read, and a stage would run on something else.
+  """Raises ValueError if the test images were read and a stage would now run on something else.
 
-  Fields that differ are named before, where `config.json` has them.
+  Fields that differ from `config.json` have been reported before.
   """
   if not os.path.exists(context.path(TEST_LIST)):
     return
@@ -183,19 +183,18 @@ def require_tested(context: Context, stages: Sequence[Stage]) -> None:
     mark = read_mark(context.path(name))
     if mark is not None and mark['key'] != key:
       raise ValueError(
-        f'{context.path(name)} was made with other fields, images, weights or devices than this '
-        'start has, and the test images were read since; start with the same as before, or choose '
-        'another --workdir.'
+        f'{context.path(name)} was made with other fields, images, weights or devices, and the '
+        'test images were read since; start with the same as before, or choose another --workdir.'
       )
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
-  """Runs the stages of a job in their order; what is whole is read.
+  """Runs the stages of a job in order; what is complete is only read.
 
   Args:
     context: what they share.
     stages: all stages of the job.
-    until: name of the last stage to run, with those that it needs; None for all of them.
+    until: name of the last stage to run, after those that it needs; None for all of them.
 
   Returns:
     The result of the last one.
@@ -209,19 +208,19 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
   for number, stage in enumerate(wanted, 1):
     if context.stop():
       raise Stopped(f'before the stage {stage.name}', context.workdir)
-    log.info('%s: begins, stage %d of %d', stage.name, number, len(wanted))
+    log.info('%s: stage %d of %d', stage.name, number, len(wanted))
     context.begun = tuple(results)
     profiling = profiled(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )
     with profiling as context.dispatched, _timed(context, stage, keys[stage.name]) as mark:
       results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
-    log.info('%s: done, %.1f s', stage.name, mark['seconds'])
+    log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
 
 
 def _needed(stages: Sequence[Stage], until: str) -> list[Stage]:
-  """A stage and all that it needs, in their order."""
+  """A stage and all that it needs, in order."""
   needed = {until}
   for stage in reversed(stages):
     if stage.name in needed:
@@ -231,7 +230,7 @@ def _needed(stages: Sequence[Stage], until: str) -> list[Stage]:
 
 @contextlib.contextmanager
 def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
-  """Counts the seconds of a stage under its title, and keeps its folder of the right key."""
+  """Times a stage under its title, and gives it a folder of the right key."""
   if stage.has_folder:
     _make_ready(context, stage.name, key)
   try:
@@ -246,12 +245,12 @@ def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
 
 @contextlib.contextmanager
 def clocked(folder: str | None) -> Iterator[Mark]:
-  """Keeps in a folder how long a stage or a part of one took, and whether it came to its end.
+  """Records in a folder how long a stage or a part of one took, and whether it is complete.
 
-  What an interrupted start spent on it counts, too; reading what is whole does not.
+  Interrupted starts count; reading what is complete does not.
 
   Args:
-    folder: the folder; None keeps nothing.
+    folder: the folder; None records nothing.
   """
   mark = (folder and read_mark(folder)) or Mark(key='', whole=False, seconds=0.0)
   if mark['whole']:
@@ -264,22 +263,22 @@ def clocked(folder: str | None) -> Iterator[Mark]:
   finally:
     mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
     if folder and meshes.primary():
-      # On a full disk what went wrong first is what matters.
+      # On a full disk the first error is the one that matters.
       with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
         write_json(os.path.join(folder, MARK), mark, 'stage')
 
 
 def read_mark(folder: str) -> Mark | None:
-  """What the folder of a stage says of itself; None where there is none."""
+  """The content of `stage.json` in a folder; None if there is none."""
   path = os.path.join(folder, MARK)
   if not os.path.exists(path):
     return None
-  return read_record(path, 'stage', Mark, f'remove {folder}, and the stage runs again')
+  return read_record(path, 'stage', Mark, f'remove {folder} to run the stage again')
 
 
 def _make_ready(context: Context, name: str, key: str) -> None:
-  """Puts the folder of a key in its place, and one of another key out of the way."""
+  """Puts the folder of a key into place, and one of another key out of the way."""
   folder, old = context.path(name), context.path(f'{name}.old')
   with meshes.primary_first(name):
     if not meshes.primary():
@@ -289,13 +288,12 @@ def _make_ready(context: Context, name: str, key: str) -> None:
     found, kept = read_mark(folder), read_mark(old)
     if found is None and os.path.isdir(folder) and os.listdir(folder):
       raise ValueError(
-        f'{folder} has no {MARK}, so nobody knows what it is of; remove it, or choose another '
-        '--workdir.'
+        f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
       )
     if found is None or found['key'] != key:
       if kept is not None:
         _remove(folder)
-        if kept['key'] == key:  # what was corrected is as it was before
+        if kept['key'] == key:  # the correction was undone
           os.rename(old, folder)
       elif found is not None:
         os.rename(folder, old)
@@ -306,7 +304,7 @@ def _make_ready(context: Context, name: str, key: str) -> None:
 
 
 def _remove(folder: str) -> None:
-  """Removes a folder; a kill leaves it whole, or as `NAME.gone`, which the next start removes."""
+  """Removes a folder; a kill leaves it complete, or as `NAME.gone` for the next start to remove."""
   if os.path.isdir(folder):
     os.rename(folder, f'{folder}.gone')
     shutil.rmtree(f'{folder}.gone')

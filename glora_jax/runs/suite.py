@@ -1,11 +1,11 @@
-"""The tasks of a benchmark, each a run of its own in a folder of the workdir, and one table of all.
+"""The tasks of a benchmark: each a run in its own folder of the workdir, and one table of all.
 
     workdir/  config.json  report.html  table.csv  compiled/  cifar100/ (a run)  ...
 
-What is ready runs; what is not is listed with what is missing, and so is a task that fails, and the
-others go on. All are checked, their images included, before the first begins. The table is made of
-the runs' `result.json` alone, so the same command resumes: finished runs are read, an interrupted
-one goes on, a failed one is tried again.
+Tasks whose data is ready run; the others are listed with what is missing. A task that fails is
+listed with its error, and the rest continue. All tasks and their images are checked before the
+first one starts. The table is made from each run's `result.json` alone, so the same command
+resumes: finished runs are read, an interrupted one continues, a failed one is tried again.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ log = logging.getLogger(__name__)
 
 
 def tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
-  """The settings of every task that a task stands for: those of a run of the task alone.
+  """The settings of every task that a task stands for, each as for a run of that task alone.
 
   Args:
-    settings: whose task stands for several, as 'vtab/all', or for itself.
+    settings: settings whose task stands for several, such as 'vtab/all', or for itself.
 
   Returns:
-    Settings by the task's name. What the suite has for a task has gone into its budget, and into
-    the learning rates of `training` and `finetune`.
+    Settings by task. The suite's settings for a task are in its budget, and in the learning rates
+    of `training` and `finetune`.
 
   Raises:
-    ValueError: what the suite has for a task cannot be.
+    ValueError: the suite's settings for a task are wrong.
   """
   by_task = settings.suite.settings
   check_settings(by_task, settings.task, 'suite.settings')
@@ -84,14 +84,14 @@ def run(
   """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
 
   Args:
-    config: a config whose task stands for several, as 'vtab/all', or settings.
-    workdir: folder for everything that is written; one config each.
-    stop: see `experiment.run`; also asked before every task.
-    runner: does the runs, and the checks before them.
+    config: a config whose task stands for several, such as 'vtab/all', or settings.
+    workdir: folder for all output; one config each.
+    stop: see `experiment.run`; also called before every task.
+    runner: executes the runs, and the checks before them.
     given: see `experiment.run`.
 
   Returns:
-    What is done, missing and failed, as the table has it.
+    What is done, missing and failed, as in the table.
 
   Raises:
     ValueError, OSError: a wrong field or workdir, one in use, or no task is ready.
@@ -116,8 +116,8 @@ def run(
       for name, outcome in outcomes:
         attempt(board, name, outcome)
         _write(board, workdir)
-        jax.clear_caches()  # a run's programs serve no other run; many tasks would pile them up
-        gc.collect()  # and its arrays leave the device before the next one's come
+        jax.clear_caches()  # no other run uses this run's programs, and many tasks pile them up
+        gc.collect()  # frees its arrays on the device before the next run
 
   with claim(workdir, list(folders.values())):
     changes_of(settings, workdir, read, list(folders.values()))
@@ -132,7 +132,7 @@ def run(
     if not board.results and not board.waiting:
       raise ValueError(
         f'None of the {len(tasks)} tasks of {settings.task} can run; {workdir}/report.html says '
-        'what each of them lacks.'
+        'what each of them needs.'
       )
     if meshes.primary():
       write_config(settings, workdir)
@@ -149,9 +149,9 @@ def _run(
 
 
 def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[], bool]) -> None:
-  """Checks what a task needs; its arrays leave the device with the end of it.
+  """Checks what a task needs; its arrays are freed at the end.
 
-  Where another process runs the task meanwhile, that has checked it.
+  A task that another process is running has been checked there.
   """
   del stop
   log.info(title)
@@ -166,11 +166,11 @@ def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[],
 
 
 def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -> None:
-  """Notes the result of a task's job, where it has one, or the sentence that it failed with.
+  """Records the result of a task's job, if it has one, or its error in a sentence.
 
   Raises:
     Stopped: the job was asked to stop.
-    Exception: its failure, where other processes may be waiting for this one amid the task.
+    Exception: its error, if other processes may be waiting for this one.
   """
   try:
     result = job()
@@ -192,10 +192,10 @@ def missing(settings: RunSettings, workdir: str, prepare: bool) -> str | None:
   Args:
     settings: the settings of a single task.
     workdir: folder of its run.
-    prepare: whether what can be fetched is fetched before.
+    prepare: whether to download what can be downloaded first.
 
   Returns:
-    What is missing and how to get it; None where everything is ready.
+    What is missing and how to get it; None if everything is ready.
   """
   try:
     task = find(settings.task, settings.data, workdir)
@@ -207,7 +207,7 @@ def missing(settings: RunSettings, workdir: str, prepare: bool) -> str | None:
 
 
 def summary(board: Board, workdir: str) -> str:
-  """What the command line prints at the end."""
+  """The text that the command line prints at the end."""
   methods = scoreboard.methods_of(board)
   published = [method for method in methods if method.name == 'GLoRA'][:1]
   shown = [method for method in methods if scoreboard.is_ours(method)] + published
@@ -217,8 +217,7 @@ def summary(board: Board, workdir: str) -> str:
     str(scoreboard.accuracies(shown, scoreboard.scores(board, shown))),
     '',
     *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
-    f'{counts} of {len(board.tasks)} tasks. {workdir}/report.html has the published rows and what '
-    'is missing.',
+    f'{counts} of {len(board.tasks)} tasks. Page, with published results: {workdir}/report.html',
   ]
   return '\n'.join(lines)
 
@@ -229,7 +228,7 @@ def _folder(workdir: str, task: str) -> str:
 
 
 def _list_missing(board: Board, tasks: dict[str, RunSettings], workdir: str, prepare: bool) -> None:
-  """Notes what the tasks that are waiting lack."""
+  """Records what the waiting tasks lack."""
   with meshes.primary_first('suite/prepare'):
     for name in board.waiting:
       if lacking := missing(tasks[name], _folder(workdir, name), prepare):

@@ -1,8 +1,7 @@
-"""What a command does with its terminal: help, colours, streams that fail, Ctrl-C, mistakes.
+"""What a command does with its terminal: help, colors, failing streams, Ctrl-C, errors.
 
-Errors that are a user's mistakes become a sentence each.
-
-Colours are where a person sees them: on a terminal, unless NO_COLOR (no-color.org) forbids it.
+A user's mistake is reported in one sentence. Colors appear on a terminal only, unless NO_COLOR
+(no-color.org) is set.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from absl import flags
 from glora_jax.files import first_line
 from glora_jax.limits import printable
 
-# Whose text is a sentence for the user, where `is_mistake` says so.
+# Their text is a sentence for the user if `is_mistake` says so.
 MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 _MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 _LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
@@ -30,41 +29,41 @@ _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
 Style = Literal['bold', 'red', 'yellow']
 _CODES = {'bold': 1, 'red': 31, 'yellow': 33}
 _WIDTH, _COLUMN = 100, 32
-GREETING = """Parameter-efficient fine-tuning for JAX and Flax by GLoRA. Five things to do:
+GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
 
-  see it work, in two minutes     python -m glora_jax.main --config quickstart
+  see it work, in a minute        python -m glora_jax.main --config quickstart
   train on your own images        python -m glora_jax.main --config own:FOLDER
-  ask what came out               python -m glora_jax.predict --model runs/quickstart/folded IMAGE
-  see what else there is          python -m glora_jax.main --list
+  predict with the result         python -m glora_jax.predict --model runs/quickstart/folded IMAGE
+  list everything available       python -m glora_jax.main --list
   adapt your own model            import glora_jax; help(glora_jax.adapt)
 
-FOLDER has a subfolder of images for each class. --help shows all flags, --help_config the
-fields of a config."""
+FOLDER has one subfolder of images per class. --help shows all flags, --help_config the config
+fields."""
 USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
-# Flags by what they are for, with their values.
+# Flags by purpose, with their values.
 GROUPS: Mapping[str, Sequence[str]] = {
-  'What is run': (
+  'The run': (
     'config NAME_OR_FILE[:ARGUMENTS]',
     'config.FIELD=VALUE',
     'workdir FOLDER',
     'open',
   ),
-  'A look at its data': ('check', 'show', 'output FILE', 'overwrite'),
-  'What it will take': ('plan', 'plan.topology SLICE'),
+  'Its data': ('check', 'show', 'output FILE', 'overwrite'),
+  'Its cost': ('plan', 'plan.topology SLICE'),
   'Where it runs': ('runner ray[:ADDRESS]', 'runner.resources GPU=1,CPU=8'),
-  'What there is': ('list', 'help', 'help_config'),
+  'Reference': ('list', 'help', 'help_config'),
   'More': ('debug',),
 }
 _WITHOUT_FLAG = {
-  'config.FIELD': 'Another value of a field of the config, as --config.seed=1.',
-  'help': 'Show this page, and end.',
+  'config.FIELD': 'Override a field of the config, e.g. --config.seed=1.',
+  'help': 'Show this page, then exit.',
 }
 
 
 def is_mistake(error: BaseException) -> bool:
-  """Whether an error is a user's mistake, or the machine's, and not a fault of this package.
+  """Whether an error is the user's mistake or the machine's, and not a bug of this package.
 
-  JAX's own errors are faults, unless memory is short or another process is gone.
+  JAX's own errors are bugs, unless memory ran out or another process died.
   """
   if not isinstance(error, MISTAKES):
     return False
@@ -74,7 +73,7 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-  """What a user is told of a mistake, in one line.
+  """The line that reports a mistake to the user.
 
   Example:
     >>> sentence(PermissionError(13, 'Permission denied', '/data'))
@@ -82,17 +81,17 @@ def sentence(error: BaseException) -> str:
   """
   text = str(error).strip() or type(error).__name__
   if isinstance(error, MemoryError) or _MEMORY in text:
-    return f'There is too little memory ({first_line(text)}); take less at once, or more memory.'
+    return f'Out of memory ({first_line(text)}); lower the batch size, or use a larger device.'
   if _LOST.search(text):
     return (
-      f'Another process of this run has ended ({first_line(text)}); start all of them again with '
-      'the same command, and the run goes on.'
+      f'Another process of this run died ({first_line(text)}); start all of them again with the '
+      'same command to resume.'
     )
   return explain_os(error) if isinstance(error, OSError) else text
 
 
 def explain_os(error: OSError) -> str:
-  """A sentence about what the system refused: the file and the reason, without a number."""
+  """A sentence about what the system refused: the file and the reason, without the number."""
   if error.strerror is None:
     return str(error)
   if error.filename is None:
@@ -101,23 +100,23 @@ def explain_os(error: OSError) -> str:
 
 
 def blame(error: BaseException, path: str) -> str:
-  """A sentence about what a config file has raised: its author's mistake, with its line."""
+  """A sentence about what a config file raised: its author's mistake, with the line."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == path]
   if isinstance(error, SyntaxError) and error.filename in (path, None):
     place = f', line {error.lineno},' if error.lineno else ''
-    return f'{path}{place} is no Python ({error.msg}).'
+    return f'{path}{place} is not valid Python ({error.msg}).'
   place = f', line {lines[-1]},' if lines else ''
   if isinstance(error, KeyError) and not lines:
-    return f'{path} has no function get_config, which returns the config.'
+    return f'{path} has no get_config(); define one that returns the config.'
   is_pythons_own = isinstance(error, ImportError) and error.name is not None
   if lines and isinstance(error, MISTAKES) and not is_pythons_own:
-    return sentence(error)  # of our own functions
+    return sentence(error)  # from one of our own functions
   return f'{path}{place} fails with {type(error).__name__} ({_last_line(error)}).'
 
 
 def explain(error: Exception) -> str | None:
-  """A sentence about what parsing the flags has raised; None where it is a fault of ours."""
+  """A sentence about what parsing the flags raised; None if it is our own bug."""
   if isinstance(error, flags.IllegalFlagValueError):
     return _wrong_value(str(error))
   if isinstance(error, AttributeError | KeyError):
@@ -130,37 +129,37 @@ def explain(error: Exception) -> str | None:
 
 
 def _unknown_field(name: str) -> str:
-  """The sentence about a field that the config does not have, with one that is called alike."""
-  from glora_jax.runs import config, schema  # which import JAX, as a correct line need not
+  """The sentence about a field that the config does not have, with the closest name."""
+  from glora_jax.runs import config, schema  # import JAX, which a correct line need not wait for
 
   known = [part for field, *_ in schema.walk(config.RunSettings()) for part in field.split('.')]
   near = difflib.get_close_matches(name, known, 1)
-  guess = f' (is it {near[0]}?)' if near else ''
-  return f"The config has no field '{name}'{guess}. --help_config=all shows all of them."
+  guess = f' (did you mean {near[0]}?)' if near else ''
+  return f"The config has no field '{name}'{guess}. --help_config=all shows all fields."
 
 
 def _wrong_value(text: str) -> str:
-  """The sentence about a value that cannot be a field's, with what the field takes."""
+  """The sentence about a value that a field does not take, with what it takes."""
   given = re.match(r'flag (--config\.([\w.]+)=.*?): ', text, re.DOTALL)
   if given is None:
     is_second = text.startswith('flag --config=')
-    return '--config is there twice; give it once.' if is_second else _last_line(text)
-  from glora_jax.runs import config, schema  # which import JAX, as a correct line need not
+    return '--config is given twice; give it once.' if is_second else _last_line(text)
+  from glora_jax.runs import config, schema  # import JAX, which a correct line need not wait for
   from glora_jax.settings import expected
 
   known = {name: info for name, info, _ in schema.walk(config.RunSettings())}
   if given[2] not in known:
-    return f'{given[1]}: {given[2]} is a section; give its fields, --config.{given[2]}.FIELD=VALUE.'
+    return f'{given[1]}: {given[2]} is a section; set its fields, --config.{given[2]}.FIELD=VALUE.'
   info = known[given[2]]
   return f'{given[1]} must be {expected(info)}: {info.description}.'
 
 
 def _last_line(reason: object) -> str:
-  return (str(reason).strip().splitlines() or ['without a reason'])[-1]
+  return (str(reason).strip().splitlines() or ['no reason given'])[-1]
 
 
 def painted(text: str, style: Style, stream: TextIO) -> str:
-  """A text in a style where a stream shows styles, the bare text elsewhere.
+  """The text in a style if the stream shows styles, else the bare text.
 
   Example:
     >>> import io
@@ -173,17 +172,17 @@ def painted(text: str, style: Style, stream: TextIO) -> str:
 
 
 def run_program(program: Callable[[], None]) -> None:
-  """Runs a command; what its streams refuse, and Ctrl-C, end it without a traceback.
+  """Runs a command; failing streams and Ctrl-C end it without a traceback.
 
   Args:
-    program: what the command does, which says its own mistakes.
+    program: what the command does; it reports its own errors.
   """
   open_closed_streams()
   try:
     try:
       program()
     finally:
-      sys.stdout.flush()  # here, not at the interpreter's end, which has no sentence
+      sys.stdout.flush()  # here, not at interpreter exit, where it would print a traceback
   except KeyboardInterrupt:
     sys.exit(130)
   except BrokenPipeError:  # `| head` has seen enough
@@ -197,26 +196,25 @@ def run_program(program: Callable[[], None]) -> None:
 def open_closed_streams() -> None:
   """Opens the null device for each standard stream that is closed (`>&-`).
 
-  The next files that are opened would get their numbers, and what libraries print would be written
-  into those.
+  Otherwise the next files to be opened get their numbers, and what libraries print goes into them.
   """
   for number in range(3):
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)  # the system takes the lowest number that is free
+      os.open(os.devnull, os.O_RDWR)  # the system takes the lowest free number
   for name in ('stdout', 'stderr'):
     if getattr(sys, name) is None:
       setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w'))
 
 
 def forget_output() -> None:
-  """Lets what standard output could not write go, or the interpreter tries again at its end."""
+  """Discards what standard output could not write, or the interpreter tries again at exit."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Painter(logging.Formatter):
-  """Prints bare messages: warnings yellow, and where a stage begins bold.
+  """Prints bare messages: warnings in yellow, the start of a stage in bold.
 
   Args:
     stream: where the messages go.
@@ -231,11 +229,11 @@ class Painter(logging.Formatter):
     text = super().format(record)
     if record.levelno >= logging.WARNING:
       return painted(text, 'yellow', self._stream)
-    return painted(text, 'bold', self._stream) if ': begins' in text else text
+    return painted(text, 'bold', self._stream) if ': stage ' in text else text
 
 
 def show(page: str) -> NoReturn:
-  """Prints a page, and ends the process."""
+  """Prints a page and exits."""
   try:
     print(page, flush=True)
   except BrokenPipeError:  # `| head` has seen enough
@@ -244,7 +242,7 @@ def show(page: str) -> NoReturn:
 
 
 def help_page() -> str:
-  """One page: all flags of this package's commands, by what they are for."""
+  """One page with all flags of the command, by purpose."""
   spec = sys.modules['__main__'].__spec__
   program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
   lines = [f'{program} {USAGE}']
@@ -254,12 +252,12 @@ def help_page() -> str:
       name = re.split('[ =]', shape)[0]
       meaning = _WITHOUT_FLAG.get(name) or str(flags.FLAGS[name].help)
       lines += entry(f'  --{shape}', meaning, _COLUMN)
-  lines += ['', 'The same command resumes a run. Exit codes: 0, done; 1, a mistake, in a sentence;']
-  return '\n'.join([*lines, '75, stopped by a signal, and the same command goes on.'])
+  lines += ['', 'Exit codes: 0, done; 1, error; 75, stopped by a signal. The same command resumes.']
+  return '\n'.join(lines)
 
 
 def entry(name: str, meaning: str, column: int) -> list[str]:
-  """The lines of a name with its meaning from a column on, in the next line if the name is long.
+  """Lines with a name and its meaning from a column on; a long name has a line to itself.
 
   Example:
     >>> entry('lora', 'low rank', 8)

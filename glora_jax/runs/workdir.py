@@ -1,4 +1,4 @@
-"""The folder that belongs to one run: who holds it, and for which config."""
+"""The folder of one run: which process holds it, and for which config."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from glora_jax.runs.fields import as_json, by_name, is_among, values_of
 
 log = logging.getLogger(__name__)
 
-# Folders that a job or a suite writes into beside those of its stages.
+# Folders that a job or a suite writes into besides those of its stages.
 WRITTEN = ('compiled', 'folded', 'profile', 'tensorboard')
 
 LOCK = 'lock'
 TEST_LIST = 'test_list.json'  # written before the test images are read
-_REMEDY = 'put the right one back, or choose another --workdir'
+_REMEDY = 'restore it, or choose another --workdir'
 _HOLDER = b'process '  # how a lock begins
 _LONGEST_HOLDER = 200
 
 
 class Stopped(RuntimeError):
-  """A run was asked to stop, and did, with everything saved."""
+  """A run stopped on request, with everything saved."""
 
   def __init__(self, where: str, workdir: str):
     super().__init__(
-      f'Stopped {where}. Everything is saved in {workdir}, and the same command goes on from there.'
+      f'Stopped {where}. Everything is saved in {workdir}; the same command resumes.'
     )
 
 
@@ -58,12 +58,12 @@ class InUseError(ValueError):
 
 
 class Change(NamedTuple):
-  """A field whose value is another than the one that a workdir has.
+  """A field whose value differs from the one in its workdir.
 
   Attributes:
     name: dotted name.
-    old: its value in `config.json`; None where it has none.
-    new: the value that is given.
+    old: its value in `config.json`; None if it has none.
+    new: the given value.
   """
 
   name: str
@@ -77,19 +77,20 @@ class Change(NamedTuple):
 def changes_of(
   settings: RunSettings, workdir: Path, read: Iterable[str], tasks: Sequence[Path] = ()
 ) -> tuple[Change, ...]:
-  """What a config has otherwise than the `config.json` of its workdir.
+  """The fields in which a config differs from the `config.json` of its workdir.
 
-  Fields that change no result, `fields.FREE`, are not listed. What a stage reads may be corrected
-  until the test images were read: the stage runs again. The job may not, nor the tasks of a suite.
+  Fields that change no result, `fields.FREE`, are not listed. Until the test images are read, what
+  a stage reads may be corrected, and the stage runs again. The job and the tasks of a suite may not
+  change.
 
   Args:
-    settings: the config that is given.
+    settings: the given config.
     workdir: folder of the job.
     read: fields and sections that its stages read.
-    tasks: folders of the runs of a suite, whose tests count, too.
+    tasks: folders of the runs of a suite, whose tests count as well.
 
   Raises:
-    ValueError: the workdir belongs to another config; the sentence has the differences.
+    ValueError: the workdir belongs to another config; the sentence lists the differences.
   """
   if not os.path.exists(os.path.join(workdir, 'config.json')):
     return ()
@@ -106,13 +107,13 @@ def changes_of(
     reason = ' Its test images were read.' if was_tested else ''
     raise ValueError(
       f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}.{reason} '
-      'Choose another --workdir, or remove that one.'
+      'Choose another --workdir, or remove this one.'
     )
   return changes
 
 
 def write_config(settings: RunSettings, workdir: Path) -> None:
-  """Writes `config.json`, unless it says the same already.
+  """Writes `config.json`, unless it has the same content already.
 
   Raises:
     OSError: it cannot be written.
@@ -127,12 +128,12 @@ def read_values(workdir: Path) -> dict[str, Any]:
   """The fields of a workdir's config that can change a result, by dotted name.
 
   Raises:
-    OSError: there is no `config.json`, or it cannot be read.
+    OSError: `config.json` is missing or cannot be read.
     ValueError: it is damaged, or of a later version.
   """
   path = os.path.join(workdir, 'config.json')
   if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is gone; {_REMEDY}.')
+    raise FileNotFoundError(f'{path} is missing; {_REMEDY}.')
   return by_name(_read(path))
 
 
@@ -142,21 +143,20 @@ def _read(path: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) -> Iterator[None]:
-  """Holds a folder for the primary process alone, and makes it where it is missing.
+  """Holds a folder for the primary process alone, and makes it if it is missing.
 
-  The system lets go of it when the process ends, however it ends. What `whole` could not move into
-  place in it, since its process was killed, is removed. Where the block raises before anything is
-  in the folder, it is left as it was.
+  The system releases it when the process ends, however it ends. Partial files of killed processes
+  are removed. If the block raises before anything is in the folder, it is left as it was.
 
   Args:
     folder: path of the folder.
     tasks: folders in it that are workdirs of a suite's runs.
-    names: folders in it that are written into, beside `WRITTEN`.
+    names: folders in it that are written into, besides `WRITTEN`.
 
   Raises:
     InUseError: another process holds it.
-    ValueError: its name cannot be printed, it is a file, it has files and is not a workdir, or
-      something in it leads out of it.
+    ValueError: its name cannot be printed, it is a file, it has files but is not a workdir, or a
+      link in it leads out of it.
     OSError: it cannot be written.
   """
   if not primary():
@@ -166,7 +166,7 @@ def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) ->
   for name in os.path.abspath(folder).split(os.sep):
     require_printable('The path of the workdir', [name])
   if os.path.lexists(folder) and not os.path.isdir(folder):
-    raise ValueError(f'{printable(folder)} is no folder; choose another --workdir.')
+    raise ValueError(f'{printable(folder)} is not a folder; choose another --workdir.')
   before = names_in(folder)
   inside = [os.path.join(folder, name) for name in (*WRITTEN, *names)]
   _refuse_links(folder, inside, tasks)
@@ -179,7 +179,7 @@ def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) ->
     with writing(folder):
       file.seek(0)
       file.write(_HOLDER + f'{os.getpid()} on {socket.gethostname()}\n'.encode())
-      file.truncate()  # at last: an empty lock says nothing, and a kill may come in between
+      file.truncate()  # last: an empty lock says nothing, and a kill may come in between
       _remove_partial_files(folder, inside)
     try:
       yield
@@ -189,14 +189,14 @@ def claim(folder: Path, tasks: Sequence[str] = (), names: Iterable[str] = ()) ->
 
 
 def _open_lock(path: str) -> BinaryIO:
-  """Opens the file that is locked, and makes it where it is missing; nobody else's is touched.
+  """Opens the lock file, and makes it if it is missing; no other file is touched.
 
   Raises:
-    ValueError: a link or a file of somebody else has its name.
+    ValueError: a link or another program's file has its name.
     OSError: it cannot be written.
   """
   refusal = ValueError(
-    f'{path} is no lock that glora_jax wrote; remove it, or choose another --workdir.'
+    f'{path} is not a lock of glora_jax; remove it, or choose another --workdir.'
   )
   if os.path.islink(path) or os.path.isdir(path):
     raise refusal
@@ -209,10 +209,10 @@ def _open_lock(path: str) -> BinaryIO:
 
 
 def _lock(file: BinaryIO, path: str) -> None:
-  """Locks a file that is open.
+  """Locks an open file.
 
   Raises:
-    InUseError: another process has locked it, or had until now.
+    InUseError: another process has locked it, or has just released it.
   """
   folder = os.path.dirname(path)
   try:
@@ -227,27 +227,27 @@ def _lock(file: BinaryIO, path: str) -> None:
     ) from error
   except OSError as error:  # some network file systems
     log.warning(
-      '%s: no locks on this file system (%s); see to it that one process at a time uses it.',
+      '%s: the file system has no locks (%s); make sure that no two processes use the folder.',
       folder,
       error.strerror,
     )
-  # Who found nothing to do removes the lock, and the folder that was made for it.
+  # A process with nothing to do removes the lock, and the folder if it made that.
   if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-    raise InUseError(f'The workdir {folder} was in use until now; start the same command again.')
+    raise InUseError(f'The workdir {folder} was in use until just now; run the same command again.')
 
 
 def is_finished(workdir: Path) -> bool:
-  """Whether a run or a comparison has written its result, which is the last of all."""
+  """Whether a run or a comparison has written its result, which comes last."""
   return os.path.exists(os.path.join(workdir, 'result.json'))
 
 
 def names_in(folder: Path) -> set[str] | None:
-  """The names in a folder; None where there is no such folder."""
+  """The names in a folder; None if it does not exist."""
   return set(os.listdir(folder)) if os.path.isdir(folder) else None
 
 
 def abandon(folder: Path, before: set[str] | None) -> None:
-  """Leaves a folder as it was before, where nothing but the lock was added to it.
+  """Restores a folder to which only the lock was added.
 
   Args:
     folder: path of the folder.
@@ -262,36 +262,36 @@ def abandon(folder: Path, before: set[str] | None) -> None:
 
 
 def _refuse_links(folder: Path, written: Sequence[str], tasks: Sequence[str]) -> None:
-  """Raises ValueError where a folder that a run writes into is a link, which leads out of it."""
+  """Raises ValueError if a folder that a run writes into is a link."""
   # 'WORKDIR/food101/4/0' lies in folders of the suite.
   above = [str(path) for task in tasks for path in (task, *pathlib.PurePath(task).parents)]
   inside = [path for path in above if len(path) > len(os.fspath(folder))]
   if links := [path for path in (*written, *inside) if os.path.islink(path)]:
     raise ValueError(
-      f'{links[0]} is a link; a run writes into no folder outside of its workdir. Remove the link, '
-      'or choose another --workdir.'
+      f'{links[0]} is a link, and a run writes only within its workdir; remove the link, or choose '
+      'another --workdir.'
     )
 
 
 def _refuse_strangers(folder: Path, tasks: Sequence[str]) -> None:
-  """Raises ValueError where a folder is not a workdir and has more in it than workdirs of tasks."""
+  """Raises ValueError if a folder is not a workdir and contains more than workdirs of tasks."""
   names = names_in(folder) or set()
   if names_in(os.path.join(folder, 'compiled')) == set():
-    names.discard('compiled')  # JAX makes it, in another process of a suite before there is a lock
+    names.discard('compiled')  # made by JAX in another process of a suite, before there is a lock
   if all(name == LOCK or is_partial(name) for name in names) or _is_workdir(folder):
     return
   for name in sorted(names - {LOCK}):
     path = os.path.join(folder, name)
     if not any(task == path or task.startswith(os.path.join(path, '')) for task in tasks):
       raise ValueError(
-        f'{printable(folder)} is not empty and not a workdir of glora_jax: {printable(name)} is '
-        'there. Choose a new or empty folder as --workdir.'
+        f'{printable(folder)} is not a workdir of glora_jax and has {printable(name)}; choose a '
+        'new or empty folder as --workdir.'
       )
     _refuse_strangers(path, tasks)
 
 
 def _is_workdir(folder: Path) -> bool:
-  """Whether a folder has our lock, the first file that is written into a workdir, or a config."""
+  """Whether a folder has our lock, which is the first file in a workdir, or a config."""
   lock, config = (os.path.join(folder, name) for name in (LOCK, 'config.json'))
   if os.path.isfile(lock):
     with open(lock, 'rb') as file:
@@ -303,7 +303,7 @@ def _is_workdir(folder: Path) -> bool:
 
 
 def _remove_partial_files(folder: Path, written: Sequence[str]) -> None:
-  """Removes what `whole` has left in a folder and in those below it that a run writes into."""
+  """Removes partial files from a folder and from those in it that a run writes into."""
   below = map(os.walk, written)
   parents = [folder, *(parent for walk in below for parent, _, _ in walk)]
   for parent in parents:

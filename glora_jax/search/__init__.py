@@ -1,4 +1,4 @@
-"""A genome found: an archive, ways to propose genomes, and functions that score populations.
+"""Finds genomes: an archive, ways to propose genomes, and functions that score populations.
 
 Knows nothing of training, image files or runs.
 """

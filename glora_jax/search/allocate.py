@@ -62,34 +62,34 @@ def allocate(
 ) -> Allocation:
   """Decides from one gradient which layers to train, in which form and with which rank.
 
-  The mean gradient of the loss at the base model, in one pass over the batches, says what every
-  vector and every rank-one part is worth (`search.allocation`); those that are worth most for their
-  parameters are bought until the budget is full (`search.choice`). No supernet is trained, no
-  validation image used.
+  One pass over the batches takes the mean gradient of the loss at the base model. It gives every
+  vector and every rank-one part a value (`search.allocation`); those with the most value per
+  parameter are bought until the budget is full (`search.choice`). This trains no supernet and uses
+  no validation images.
 
-  Considered are the alleles on offer among A none, vector, LoRA; B none, LoRA; C none, vector, the
-  latter where a layer has fewer inputs than outputs; E none, vector; and of C and E one in a row. A
-  space with LoRAs of B alone gives every layer its rank.
+  It considers the alleles on offer among A none, vector, LoRA; B none, LoRA; C none, vector (the
+  vector where a layer has fewer inputs than outputs); E none, vector; and either C or E in a row.
+  In a space with only LoRAs of B it gives every layer its rank.
 
   Args:
     adapted: the adapted model.
-    variables: its variables, from `Adapted.init`, with a head that is warm already: a random head's
-      gradient says little. Gradients are those of the base model with this head.
-    loss: `loss(forward, batch, key)` is the mean over a batch, a finite scalar. `forward` is called
-      like the model: `forward(*inputs, **kwargs)`.
-    batches: the batches, trees of arrays, each of which is read once. All of one shape are best:
-      each shape is compiled by itself. Eight or more tell how much of the gradient is noise.
+    variables: its variables, from `Adapted.init`, with a trained head (`warm_head`): the gradient
+      under a random head says little. Gradients are those of the base model with this head.
+    loss: `loss(forward, batch, key)` returns the mean over a batch, a finite scalar. `forward` is
+      called like the model: `forward(*inputs, **kwargs)`.
+    batches: the batches, trees of arrays; each is read once. Each shape is compiled separately, so
+      use one. Eight or more show how much of the gradient is noise.
     budget: most trained parameters; None for the knee of the curve of value by budget.
     key: random key.
     max_rank: most rank-one parts that are considered in a layer.
-    mesh: devices that every batch is dealt to along its first axis; None for one device.
-    rho: a row's rank is at most so many times the rank that all rows could have, rounded up.
-    floor: whether all rows get the vectors of A and E first, where the budget is ample.
-    prior: what was allocated on the same model by another loss with more or clearer examples, of
-      any budget, or a list of what was by several, which count alike; values of both are pooled
-      (`allocated.pooled`). Which layers pay is mostly the backbone's doing, so that a task whose
-      own gradient is noise gains. Or a function that gives it, or None, and is called where the own
-      gradient is not clear alone.
+    mesh: devices that every batch is split over along its first axis; None for one device.
+    rho: largest rank of a row, as a multiple of the rank that all rows could have, rounded up.
+    floor: whether all rows get the vectors of A and E first, if the budget is ample.
+    prior: an allocation on the same model by another loss with more or clearer examples, of any
+      budget, or a list of several with equal weight; its values are pooled with the own ones
+      (`allocated.pooled`). Which layers matter depends mostly on the backbone, so a task with a
+      noisy gradient gains. Or a function that returns one of these or None, called only where the
+      own gradient is not clear enough.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
 
@@ -97,10 +97,10 @@ def allocate(
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    ValueError: an argument is of another type or out of range, the variables or a prior are those
-      of another model, nothing that is considered is on offer, the budget fits no unit, there is no
-      batch, or a single one beside a prior, a loss or its gradient is not finite, or no layer has a
-      gradient.
+    ValueError: an argument has the wrong type or is out of range, the variables or a prior belong
+      to another model, the space offers nothing that is considered, the budget is too small for any
+      unit, there is no batch, or only one with a prior, a loss or its gradient is not finite, or no
+      layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -132,9 +132,7 @@ def allocate(
   check_key(key)
   _check_model(adapted, variables, loss)
   if not isinstance(batches, Iterable):
-    raise ValueError(
-      f'batches={shown(batches)} must be a list of batches, or give them one by one.'
-    )
+    raise ValueError(f'batches={shown(batches)} must be a list or another iterable of batches.')
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   number = _number(adapted.spec, max_rank)
@@ -146,9 +144,8 @@ def allocate(
     values, supports = _read_off(gradient, mean, variables[COLLECTION])
   if not any(part.any() for part in values):
     raise NoGradientError(
-      'No adapted layer has a gradient: a head of zeros hides the loss from all of them, and one '
-      'that is certain of every label leaves none. Train the head first, as a linear probe, or for '
-      'fewer epochs.'
+      'No adapted layer has a gradient: either the head is all zeros (train it first, as a linear '
+      'probe), or it is certain of every label (train it for fewer epochs).'
     )
   borrowed = 0.0
   if callable(prior) and signal is not None and signal < CLEAR:
@@ -156,13 +153,13 @@ def allocate(
   if priors:
     if signal is None:
       raise ValueError(
-        'A single batch does not say how much of the gradient is noise, and so how much a prior '
-        'counts; give several batches.'
+        'One batch does not show how much of the gradient is noise, and so how much the prior '
+        'counts; pass several batches.'
       )
     borrowed = share_of(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
     values = pooled(values, mean_of([prior.values for prior in priors]), borrowed)
     log.info(
-      "Of the gradient's square %.3f is not noise; %.0f%% of the values are the prior's.",
+      '%.3f of the squared gradient is signal, so the prior counts %.0f%%.',
       signal,
       100 * borrowed,
     )
@@ -170,7 +167,7 @@ def allocate(
   proposed = budget is None
   if budget is None:
     budget = int(curve.params[curve.knee])
-    log.info('No budget was given; the knee of the curve is at %s parameters.', f'{budget:,}')
+    log.info('No budget given: using the knee of the curve, %s parameters.', f'{budget:,}')
   genome = choose(adapted.spec, values, budget, rho=rho, floor=floor)
   start = {**variables, COLLECTION: settle(mesh, supports)}
   return Allocation(genome, start, adapted.spec, values, curve, budget, proposed, signal, borrowed)
@@ -274,12 +271,12 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
   """Raises ValueError unless these are an adapted model, its variables, and a function."""
   if not isinstance(adapted, Adapted):
     raise ValueError(
-      f'allocate takes what glora_jax.adapt returned, and not {type(adapted).__name__}.'
+      f'allocate takes an Adapted (from glora_jax.adapt), got {type(adapted).__name__}.'
     )
   if adapted.genome is not None:
     raise ValueError(
-      'allocate reads a structure off a gradient, and that of this model is fixed; give it '
-      'adapted.fix(None), with variables from its init.'
+      'allocate chooses a structure, but this model has a fixed one; pass adapted.fix(None), with '
+      'variables from its init.'
     )
   adapted.check_variables(variables)
   check_only_arrays('variables', variables)

@@ -1,7 +1,7 @@
-"""A structure that was read off a gradient, the reasons for it, and what others have to say.
+"""An allocated structure, the reasons for it, and priors from other tasks.
 
-Which layers pay is mostly the backbone's doing: what the gradient of one task names serves others,
-too. A task whose examples agree about little may so borrow values from one with a clear gradient.
+Which layers matter depends mostly on the backbone: what one task's gradient finds serves others. A
+task with a noisy gradient can borrow values from one with a clear gradient.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ class Allocation:
 
   Attributes:
     genome: canonical genome, int8 [rows, 5].
-    variables: the variables that were given, with the aligned starting values: down factors on the
-      gradient's singular vectors, everything else of the supports at the base model.
+    variables: the given variables with aligned starting values: down factors on the gradient's
+      singular vectors, all other supports at the base model.
     spec: the layers.
     values: what every unit is worth, float64 [row] and [row, rank]; pooled with a prior's, where
       one was given.
     curve: value by budget, with the proposed budget at its knee.
     budget: most trained parameters.
-    proposed: whether the budget is the knee's, since none was given.
-    signal: share of the mean gradient's square by the kernels that is not noise of the batches;
-      None where it is not known.
-    borrowed: how much of the values a prior has said, from 0 to 1.
+    proposed: whether the budget is the knee, because none was given.
+    signal: share of the squared mean gradient of the kernels that is not noise between batches;
+      None if unknown.
+    borrowed: weight of the prior in the values, from 0 to 1.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -113,14 +113,14 @@ class Allocation:
             yield Unit(*place, float(value), int(cost), bool(is_bought))
 
   def summary(self) -> str:
-    """The structure as a table, and what it costs."""
+    """The structure as a table, and its number of trained parameters."""
     chosen = 'the knee of the curve' if self.proposed else 'as given'
     lines = layer_table(self.spec, self.genome)
     lines.append(
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})'
     )
     if self.borrowed:
-      lines.append(f"{100 * self.borrowed:.0f}% of the values are the prior's")
+      lines.append(f'the prior counts {100 * self.borrowed:.0f}%')
     return '\n'.join(lines)
 
 
@@ -199,16 +199,16 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
   """Raises ValueError unless a prior has the same rows and parts."""
   if not isinstance(prior, Allocation | Known):
     raise ValueError(
-      f'prior={shown(prior)} must be what glora_jax.allocate returned, known values, a list of '
-      'such, a function that gives that, or None.'
+      f'prior={shown(prior)} must be None, an Allocation, known values, a list of these, or a '
+      'function that returns one of them.'
     )
   theirs = [describe(layer) for layer in prior.spec]
   check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
   parts = prior.values.B_lora.shape[-1]
   if parts != number:
     raise ValueError(
-      f'The prior has values of {parts} rank-one parts, and max_rank asks for {number}; give both '
-      'the same max_rank.'
+      f'The prior has values of {parts} rank-one parts, but max_rank asks for {number}; use the '
+      'same max_rank for both.'
     )
 
 
@@ -248,7 +248,7 @@ def agreement(genomes: Sequence[np.ndarray]) -> Agreement:
     0.33 0.44 True
   """
   if len(genomes) < 2:
-    raise ValueError(f'{len(genomes)} genome has nothing to agree with; give at least two.')
+    raise ValueError(f'{len(genomes)} genome has nothing to agree with; pass at least two.')
   forms = [np.minimum(genome, _FIRST_LORA) for genome in genomes]
   pairs = list(itertools.combinations(forms, 2))
   shifts = range(1, len(forms[0]))

@@ -1,4 +1,4 @@
-"""What a search has found: every structure that was scored, and which of them are the fittest."""
+"""The result of a search: every scored structure, and which are the fittest."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class Archive:
     )
     check_genome(spec, arrays['genomes'])
     if not len(arrays['genomes']) or arrays['correct'].min() < 0:
-      raise ValueError('it holds no structure, or one with less than no right answer')
+      raise ValueError('it holds no structure, or a negative number of right answers')
     generation = arrays['generation']
     if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
-      raise ValueError('its generations do not follow one another')
+      raise ValueError('its generations are not consecutive')
     return cls(**{name: arrays[name].astype(x.dtype) for name, x in empty})
 
   def __len__(self) -> int:
@@ -137,13 +137,12 @@ class Archive:
     ranking = self.ranking(fitness)
     if budget is not None:
       if spec is None:
-        raise ValueError(f"budget={budget} needs the genomes' spec; give spec=adapted.spec.")
+        raise ValueError(f"budget={budget} needs the genomes' spec; pass spec=adapted.spec.")
       ranking = ranking[count_params(spec, self.genomes[ranking]) <= budget]
       if not len(ranking):
         raise ValueError(
-          f'None of the {len(self)} structures that were scored has at most {budget} '
-          'trained parameters.'
+          f'None of the {len(self)} scored structures has at most {budget} trained parameters.'
         )
     if not len(ranking):
-      raise ValueError('The archive has no structure; score some first.')
+      raise ValueError('The archive is empty; score structures first.')
     return self.genomes[ranking[0]]

@@ -1,4 +1,4 @@
-"""The structure that pays best by given values: greedy by value per parameter, up to a budget."""
+"""The best structure for given values: greedy by value per parameter, up to a budget."""
 
 from __future__ import annotations
 
@@ -245,10 +245,10 @@ def require_something(spec: Spec, budget: float | None) -> None:
     )
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least + min(extras) > budget:
-    forced = f' beside the {least} that cannot be left out' if least else ''
+    forced = f' in addition to the {least} that cannot be left out' if least else ''
     raise ValueError(
-      f'budget={budget} fits no unit: the cheapest on offer has {min(extras)} parameters{forced}; '
-      'raise the budget, or offer cheaper alleles.'
+      f'budget={budget} is too small for any unit: the cheapest on offer has {min(extras)} '
+      f'parameters{forced}; raise the budget, or offer cheaper alleles.'
     )
 
 

@@ -1,9 +1,9 @@
-"""What a search or an allocation finds wrong with a loss, for a run to catch."""
+"""Errors of a search or an allocation about a loss, for a run to catch."""
 
 
 class NonFiniteError(ValueError):
-  """A loss or a gradient is not finite, as that of a model whose training has diverged."""
+  """A loss or a gradient is not finite, as after a training that diverged."""
 
 
 class NoGradientError(ValueError):
-  """No layer could change a loss, as under a head of zeros, or one certain of every label."""
+  """No layer can change a loss, as under a head of zeros or one certain of every label."""

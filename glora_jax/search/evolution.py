@@ -35,10 +35,10 @@ _TRIES = 10  # rounds of draws before a generation is content with fewer new chi
 
 @declared
 class Evolution:
-  """The numbers of a search. The defaults are the paper's: 50 + 20 x 50 evaluations.
+  """Settings of a search. The defaults are the paper's: 50 + 20 x 50 evaluations.
 
   Raises:
-    ValueError: a value is of another type, out of its range, or no choice.
+    ValueError: a value has the wrong type, is out of range, or not one of the choices.
 
   Example:
     >>> from glora_jax import Evolution
@@ -109,29 +109,28 @@ def evolve(
   on_generation: Callable[[Archive], None] | None = None,
   progress: bool = True,
 ) -> Archive:
-  """Searches the best structure of a supernet.
+  """Searches for the best structure of a supernet.
 
   Args:
     spec: the genomes' spec.
     score: genomes int8 [population, layer, 5] -> (correct [population], loss [population]); always
       called with that shape.
-    key: random key; with the same key and scores a search finds the same.
-    settings: the numbers of the search, and its mode.
+    key: random key; the same key and scores give the same result.
+    settings: sizes, probabilities and mode of the search.
     budget: most trained parameters; None for no limit.
     initial: genomes for the first generation, presets for instance, int8 [genome, layer, 5]; those
       above the budget are left out.
-    archive: archive of an interrupted search, to go on from.
-    on_generation: called with the archive after every generation; the place to save and draw.
-    progress: whether to show a bar.
+    archive: archive of an interrupted search, to continue from.
+    on_generation: called with the archive after every generation, to save or plot it.
+    progress: whether to show a progress bar.
 
   Returns:
-    The archive; `archive.best(settings.fitness)` is the best. No structure is scored twice; where
-    there are fewer new ones than a generation wants it is smaller, and where there are none the
-    search ends.
+    The archive; `archive.best(settings.fitness)` is the best. No structure is scored twice: a
+    generation with too few new ones is smaller, and one without any ends the search.
 
   Raises:
     ValueError: no structure is within the budget; `initial` or `archive` are of another spec; a
-      score is not a number, a count of right answers is not a whole number, or a loss not finite.
+      score is not a number, a count of right answers is not an integer, or a loss not finite.
 
   Example:
     >>> import jax
@@ -251,7 +250,7 @@ def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarra
   given = score(children[np.where(places < len(children), places, 0)])
   if not isinstance(given, tuple | list) or len(given) != 2:
     raise ValueError(
-      f'score gave {shown(given)}; it must give the pair (correct, loss), each [population].'
+      f'score returned {shown(given)}; it must return the pair (correct, loss), each [population].'
     )
   scores = []
   for name, values in zip(('correct', 'loss'), given, strict=True):
@@ -259,22 +258,22 @@ def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarra
     values = np.ma.asarray(as_numbers('scores', values), np.float64).filled(np.nan)
     if values.shape != (size,):
       raise ValueError(
-        f'score gave {name} as {values.dtype} {list(values.shape)}; it must be a number for each '
-        f'of the {size} genomes, [{size}].'
+        f'score returned {name} as {values.dtype} {list(values.shape)}; it must be a number for '
+        f'each of the {size} genomes, [{size}].'
       )
     scores.append(values[: len(children)])
   correct, loss = scores
   is_count = np.isfinite(correct) & (correct >= 0) & (correct == np.floor(correct))
   if not is_count.all():
     raise ValueError(
-      f'score gave {correct[~is_count][0]:g} right answers; correct must be whole numbers of 0 or '
-      "more. Give numbers of right answers and not shares, or rank by loss with fitness='loss'."
+      f'score returned {correct[~is_count][0]:g} right answers; correct must be integers of at '
+      "least 0. Return numbers of right answers, not shares, or rank by loss with fitness='loss'."
     )
   wrong = np.flatnonzero(~np.isfinite(loss))
   if len(wrong):
     raise NonFiniteError(
-      f'score gave a loss of {loss[wrong[0]]} for structure {wrong[0]} of a generation; it must be '
-      'finite. Train the supernet with a lower learning rate, or check the images.'
+      f'score returned a loss of {loss[wrong[0]]} for structure {wrong[0]} of a generation; it '
+      'must be finite. Train the supernet with a lower learning rate, or check the images.'
     )
   return correct, loss
 

@@ -1,7 +1,7 @@
-"""What the units of a backbone are worth on several tasks together, in a file.
+"""Values of a backbone's units over several tasks, in a file.
 
-Which layers pay is mostly the backbone's doing, so that such values fill a budget on another task
-without any gradient of its own.
+Which layers matter depends mostly on the backbone, so these values fill a budget on another task
+without a gradient of its own.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> N
   pairs = zip(theirs, ours, strict=False)
   first = next((f' ({there} there, {here} here)' for there, here in pairs if there != here), '')
   raise ValueError(
-    f'{what} has values of {len(theirs)} layers that are not the {len(ours)} of this model{first}; '
-    f'{remedy}'
+    f'{what} has values of {len(theirs)} layers that do not match the {len(ours)} of this '
+    f'model{first}; {remedy}'
   )
 
 
@@ -84,7 +84,7 @@ def read(path: Path, spec: Spec) -> Known:
     ValueError: the file is damaged, or of other layers.
   """
   content = read_record(path, _KIND, _Content)
-  check_layers(str(path), content['layers'], spec, 'give the file of this backbone.')
+  check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
   try:
     values = Values(**{name: np.asarray(part, float) for name, part in content['values'].items()})
     rows = [np.shape(part)[:1] for part in values]

@@ -90,29 +90,29 @@ def make_scorer(
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
-      images that are inputs already.
+    preprocess: `(images, None) -> inputs` of the model, called for each block; None for images that
+      are inputs already.
     chunk: number of candidates evaluated side by side by `vmap` on each device of the mesh's
-      candidate axis; the one memory knob. None for 1 on CPU, where that was measured to be the
-      fastest, and elsewhere for as many as `memory` holds (`fitting_chunk`), which is decided at
-      the first call with a number of genomes.
+      candidate axis; this controls memory. None for 1 on CPU, where that was measured to be the
+      fastest, and elsewhere for as many as fit into `memory` (`fitting_chunk`), decided at the
+      first call with a number of genomes.
     block: number of images evaluated at a time.
-    classes: which classes an answer is taken among, bool [class]; None for all.
-    mesh: devices; None for one. Candidates are dealt to its axis 'candidate', if it has one, the
-      images of a block to all others; both are padded, and the padding is masked. Sums stay where
-      they are until the end, when they are added up once.
-    memory: bytes of a device that the evaluation may take; None for half of what is free.
+    classes: the classes that may be answered, bool [class]; None for all.
+    mesh: devices; None for one. Candidates are split over its axis 'candidate', if it has one, the
+      images of a block over all others; both are padded, and the padding is masked. Sums are added
+      up across devices once, at the end.
+    memory: bytes of a device that the evaluation may use; None for half of the free memory.
     **apply_kwargs: keyword arguments that the model is called with.
 
   Returns:
     The function `(variables, genomes, images, labels) -> Scores`, with genomes int8
-    [candidate, layer, 5], images [image, ...] and labels int [image]. `Scores` are the pair of
+    [candidate, layer, 5], images [image, ...] and labels int [image]. `Scores` is the pair of
     correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
 
   Raises:
-    ValueError: `chunk` or `block` is no whole number above 0, or `memory` no number. Of the
-      function: there is no image, or not one label for each; a label is no class; a genome does not
-      fit the model, or has a higher rank than the variables store.
+    ValueError: `chunk` or `block` is not an integer above 0, or `memory` not a number. The function
+      raises it if there is no image, or not one label for each; a label is not a class; or a genome
+      does not fit the model, or has a higher rank than the variables store.
 
   Example:
     >>> import flax.linen as nn
@@ -412,7 +412,7 @@ class _Evaluator:
     """
     if not np.ndim(images) or not len(images):
       raise ValueError(
-        f'The images are {list(np.shape(images))}; they must be [image, ...], with one at least.'
+        f'The images are {list(np.shape(images))}; they must be [image, ...], with at least one.'
       )
     number = len(images)
     logits_of, images = self._forward(variables, genome), self._place(jnp.asarray(images))
@@ -472,8 +472,8 @@ class _Evaluator:
         return logits
       if len(self.classes) != self.num_classes:
         raise ValueError(
-          f'classes has {len(self.classes)} truths, and the model answers with '
-          f'{self.num_classes} classes; give one for each.'
+          f'classes has {len(self.classes)} values, but the model has {self.num_classes} classes; '
+          'pass one for each.'
         )
       return jnp.where(self.classes, logits, -jnp.inf)
 

@@ -102,7 +102,7 @@ class Pass:
       found.append(of_batch)
       jax.block_until_ready(found[-2:-1])  # no more than two batches wait for the device
     if not found:
-      raise ValueError('There are no batches; give at least one.')
+      raise ValueError('There are no batches; pass at least one.')
     losses, finite, squares = np.array(jax.device_get(found), np.float64).T
     _check_finite(losses, finite)
     return self._finished(jax.device_get(total), squares)
@@ -214,8 +214,8 @@ def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:
   number, loss = wrong[0], losses[wrong[0]]
   if np.isfinite(loss):
     raise NonFiniteError(
-      f'The gradient of batch {number} is not finite, and its loss is {loss:g}: the root of 0 is '
-      'such a loss, for instance. Change the loss, or compute it in float32.'
+      f'The gradient of batch {number} is not finite, though its loss is {loss:g}, as with the '
+      'root of 0. Change the loss, or compute it in float32.'
     )
   raise NonFiniteError(
     f'The loss of batch {number} is {loss}; it must be finite. Check the images, the labels and '

@@ -1,4 +1,4 @@
-"""A loss minimized, with states that can be gone on from: one run, or many side by side.
+"""Minimizes a loss, with states to resume from: one run, or many side by side.
 
-Knows nothing of image files or runs, and nothing of the search.
+Knows nothing of image files, runs or the search.
 """

@@ -177,15 +177,15 @@ def given(stream: ImageStream, indices: np.ndarray) -> Iterator[tuple[Any, Any]]
   for images, labels in stream.batches(indices):
     if not len(images) == len(labels) == size:
       raise ValueError(
-        f'The stream gave {len(images)} images and {len(labels)} labels for a row of {size} '
-        'indices; its batches(indices) must give an image and a label for each.'
+        f'The stream returned {len(images)} images and {len(labels)} labels for a row of {size} '
+        'indices; its batches(indices) must return an image and a label for each.'
       )
     number += 1
     yield images, labels
   if number != rows:
     raise ValueError(
-      f'The stream gave {number} batches for {rows} rows of indices; its batches(indices) must '
-      'give one for each.'
+      f'The stream returned {number} batches for {rows} rows of indices; its batches(indices) must '
+      'return one for each.'
     )
 
 

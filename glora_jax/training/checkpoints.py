@@ -110,7 +110,7 @@ class TrainingCheckpoints:
         continue
       for damaged_step, reason in damaged.items():
         log.warning(
-          'The training state of step %d in %s is damaged (%s); going on from step %d.',
+          'The training state of step %d in %s is damaged (%s); continuing from step %d.',
           damaged_step,
           self._folder,
           reason,
@@ -122,9 +122,9 @@ class TrainingCheckpoints:
     if damaged:
       newest, reason = next(iter(damaged.items()))
       raise ValueError(
-        f'None of the training states in {self._folder} can be read '
-        f'(steps {", ".join(map(str, damaged))}; {newest}: {reason}). '
-        'Remove that folder, and this training starts again from its beginning.'
+        f'None of the training states in {self._folder} can be read (steps '
+        f'{", ".join(map(str, damaged))}; {newest}: {reason}). Remove that folder to start this '
+        'training again.'
       )
     return None
 
@@ -133,7 +133,7 @@ class TrainingCheckpoints:
     args = ocp.args.StandardRestore((wanted, _checksum(wanted)))
     restored, checksum = self._manager.restore(step, args=args)
     if int(_checksum(restored)) != int(checksum):
-      raise ValueError('its numbers are not those that were saved')
+      raise ValueError('its numbers differ from those that were saved')
     trainable, opt_state, *steps = restored
     return TrainState(trainable, opt_state, np.asarray(steps[0]) if steps else step)
 
@@ -172,9 +172,9 @@ class TrainingCheckpoints:
       yield
     except Exception as error:  # from orbax's threads, of many types
       raise OSError(
-        f'The training state cannot be written to {self._folder} ({_reason(error)}). '
-        'What was saved before is kept; make room or give permission, '
-        'and start the same command again.'
+        f'The training state cannot be written to {self._folder} ({_reason(error)}). What was '
+        'saved before is kept; free some space or fix the permissions, and start the same command '
+        'again.'
       ) from error
 
 

@@ -1,4 +1,4 @@
-"""Consistency regularization: two passes with noise on the supports should answer alike."""
+"""Consistency regularization: two passes with noise on the supports should agree."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from glora_jax.settings import Number, declared
 class Consistency:
   """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
 
-  Two passes, whose supports are multiplied by different noise, should answer alike.
+  Two passes, with supports multiplied by different noise, should give the same logits.
 
   Raises:
-    ValueError: a value is no number, not finite or negative.
+    ValueError: a value is not a number, not finite or negative.
 
   Example:
     >>> import jax.numpy as jnp
@@ -32,14 +32,14 @@ class Consistency:
   weight: Number = Field(
     default=0.0,
     ge=0,
-    description='weight of the squared difference between the logits of both, summed over classes; '
-    'with 0 there is one pass without noise',
+    description='weight of the squared difference between the logits of both, summed over '
+    'classes; 0 runs a single pass without noise',
   )
   sigma: Number = Field(
     default=0.2,
     ge=0,
-    description='standard deviation of the noise around 1; there is one number for each output of '
-    'a layer, the same for all its supports',
+    description='standard deviation of the noise around 1; each output of a layer has one number, '
+    'shared by all its supports',
   )
 
   def perturb(self, key: jax.Array, supports: Any) -> Any:

@@ -1,7 +1,7 @@
-"""A head that is trained alone, on features that the frozen body gives once for every image.
+"""Trains only the head, on features that the frozen body computes once for every image.
 
-Where to cut is read off the traced function (its jaxpr): that works for any model, and what a model
-does behind its head is in the second half, too.
+The model is cut by its traced function (its jaxpr): that works for any model, and whatever follows
+the head belongs to the second half.
 """
 
 from __future__ import annotations
@@ -291,32 +291,32 @@ def warm_head(
   progress: bool = True,
   **apply_kwargs: Any,
 ) -> dict[str, Any]:
-  """Trains the head alone, as `allocate` wants it: a linear probe for a few epochs.
+  """Trains only the head, as `allocate` needs it: a linear probe for a few epochs.
 
-  The frozen body runs once over the images; every epoch is of the head on what that gave. The head
-  is that of training the model with nothing else trained, up to rounding. A model whose head reads
-  more than one array with a row for each image is trained as a whole, epoch by epoch.
+  The frozen body runs once over the images; every epoch then trains the head on these features. Up
+  to rounding the result is that of training only the head in the whole model. A model whose head
+  reads more than one array with a row for each image runs whole in every epoch.
 
   Args:
     adapted: the adapted model.
     variables: its variables; supports in them do not matter.
     images: the whole training set on the device, [n, ...], or a stream of it; see `fit`.
     labels: int [n].
-    recipe: how to train; few epochs and about twice the rate of what follows do.
+    recipe: how to train; a few epochs at about twice the later learning rate are enough.
     key: random key of the order of the images.
     preprocess: `(images, None) -> inputs` of the model, without augmentation; None for images that
       are inputs already.
     mesh: devices; see `fit`.
     progress: whether to show a bar.
-    **apply_kwargs: further arguments of the model; not those that make it random.
+    **apply_kwargs: further arguments of the model, except those that make it random.
 
   Returns:
     The variables with the trained head.
 
   Raises:
-    ValueError: `adapted` is no adapted model or has no head, the variables are those of another,
-      `preprocess` is no function, or as `fit` does.
-    NonFiniteLossError: as `fit` does.
+    ValueError: `adapted` is not an adapted model or has no head, the variables are those of
+      another, `preprocess` is not a function, or as in `fit`.
+    NonFiniteLossError: as in `fit`.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -384,8 +384,8 @@ def _checked(
   check_type(recipe, Recipe, 'recipe')
   if not adapted.head_paths:
     raise ValueError(
-      'The adapted model has no head (heads=None), so there is nothing to train alone; give '
-      '`adapt` the heads, by their names for instance.'
+      'The adapted model has no head (heads=None), so there is nothing to train alone; pass '
+      'heads= to adapt.'
     )
   check_collections(variables, ('params',))
   adapted.check_params(variables['params'])

@@ -61,9 +61,9 @@ class NonFiniteLossError(RuntimeError):
     self.learning_rate = learning_rate
     rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
-      f'The loss or its gradient was not finite at step {state.step}{rate}. '
-      'Lower the learning rate, bound the gradients (max_grad_norm=1), or check the images and the '
-      'pretrained weights.'
+      f'The loss or its gradient was not finite at step {state.step}{rate}. Lower the learning '
+      'rate, clip the gradients (max_grad_norm=1), or check the images and the pretrained '
+      'weights.'
     )
 
   def __reduce__(self) -> tuple:
@@ -142,8 +142,8 @@ def _checked_result(loss_fn: LossFn, *arguments: Any) -> Any:
   is_pair = isinstance(result, tuple) and len(result) == 2
   if not is_pair or not isinstance(result[1], Mapping):
     raise ValueError(
-      f'The loss function gave {shown(result)}; it must give the pair (loss, metrics), metrics '
-      'a dictionary that may be empty.'
+      f'The loss function returned {shown(result)}; it must return the pair (loss, metrics), '
+      'metrics a dictionary that may be empty.'
     )
   loss, metrics = result
   for name, value in metrics.items():
@@ -306,12 +306,12 @@ def _checked_runs(
       raise ValueError(f'state.step={shown(state.step)} must have the shape of the keys.')
   if runs is None:
     if rates is not None:
-      raise ValueError(f'rates={shown(rates)} are for several keys; give one for each run.')
+      raise ValueError(f'rates={shown(rates)} are for several keys; pass one key for each run.')
     return None, None
   if mesh is not None or isinstance(images, ImageStream):
     raise ValueError(
-      'Runs side by side have an order of images each; give them resident images and no mesh, or '
-      'train one run after the other.'
+      'Runs side by side each have their own order of images; pass resident images and no mesh, '
+      'or train one run after the other.'
     )
   if any(np.shape(leaf)[:1] != (runs,) for leaf in jax.tree.leaves(trainable)):
     raise ValueError(f'Every array of trainable must have an axis [{runs}], a start for each key.')
@@ -342,53 +342,52 @@ def fit(
 ) -> TrainState:
   """Minimizes a loss by the recipe, in one run or in several side by side.
 
-  An array of keys [n] is n runs in one program, mapped over them by `vmap`, equal to running them
-  one after the other: seeds, or learning rates to compare. On an accelerator they cost little more
-  than one, where these are small; on CPU nothing is gained.
+  An array of keys [n] trains n runs in one program by `vmap`, with the results of n separate runs:
+  seeds, or learning rates to compare. On an accelerator small runs together cost little more than
+  one; on CPU nothing is gained.
 
   Args:
     loss_fn: `(trainable, frozen, batch, key) -> (loss, metrics)`, scalars, the loss a mean over the
       batch, which is (images, labels).
-    trainable: tree of arrays; these alone get gradients and optimizer state. Of several runs every
-      array has an axis [n] first.
+    trainable: tree of arrays; only these get gradients and optimizer state. For several runs every
+      array starts with an axis [n].
     frozen: tree of arrays, which several runs share.
     images: the whole training set on the device, [n, ...], or a stream of it with
-      `batches(indices)`, as `data.pipeline.Stream` is: it gives the same rows in the same order.
-      Several runs take no stream, since each has an order of its own.
+      `batches(indices)`, like `data.pipeline.Stream`, which yields the rows of these indices.
+      Several runs take no stream, since each has its own order.
     labels: int [n]; a stream's labels are its own.
     recipe: epochs, batches and optimizer.
-    key: random key. It decides the order of the images, and is handed on to `loss_fn`, folded with
-      the step. Of several runs an array of keys [n], as `jax.random.split` makes it.
-    tx: the optimizer, with its schedule; of the recipe only epochs, batch size and parts count
-      then. `optax.partition` and `optax.masked` treat some arrays otherwise. None for the recipe's.
-    rates: of several runs, factors on the optimizer's updates, [n]; on those of the recipe they are
-      factors on the learning rate.
-    state: where to go on from, which stays as it is; None starts from `trainable`.
+    key: random key. It decides the order of the images and, folded with the step, goes to
+      `loss_fn`. For several runs an array of keys [n], as from `jax.random.split`.
+    tx: the optimizer, with its schedule; then only epochs, batch size and parts of the recipe
+      count. `optax.partition` and `optax.masked` treat arrays differently. None for the recipe's.
+    rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
+      they are factors on the learning rate.
+    state: state to continue from, which is not changed; None starts from `trainable`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
     steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
       `on_dispatch` called.
-    on_dispatch: called with the state and the mean metrics since the last call; the place to save
-      and to log. The state's arrays are valid until it returns, as the next steps reuse their
-      memory: copy what is kept. Of several runs the means are NumPy's [n], NaN where one stopped.
-    title: what stands before the progress bar.
+    on_dispatch: called with the state and the mean metrics since the last call, to save or log
+      them. The state's arrays are valid until it returns, as the next steps reuse their memory:
+      copy what you keep. For several runs the means are NumPy arrays [n], NaN where one stopped.
+    title: text before the progress bar.
     progress: whether to show the bar.
-    mesh: devices, of all processes, that every batch is dealt to; the trained state is whole on
+    mesh: devices of all processes that every batch is split over; the trained state is whole on
       each of them. The loss is called on every device, with its images and the same key (see
-      `mesh.own_key`), and the means of losses, metrics and gradients count. What of `frozen` lies
-      on the mesh already stays as it is; where some of it lies in parts (`glora_jax.shard`), the
-      loss is called once, with the whole batch. The rest is replicated. None for one device, and
-      for several runs.
+      `mesh.own_key`), and losses, metrics and gradients are averaged. Arrays of `frozen` that are
+      already on the mesh stay there; if some are sharded (`glora_jax.shard`), the loss is called
+      once, with the whole batch. The rest is replicated. None for one device, and for several runs.
 
   Returns:
-    The final state. One of several runs whose loss or gradient was not finite stops at its last
-    good state, whose `step` says where, and is named in a warning; the others go on.
+    The final state. If the loss or gradient of one of several runs is not finite, that run stops at
+    its last good state (see its `step`) with a warning; the others go on.
 
   Raises:
-    ValueError: an argument is of another type or out of range; there is not one label for each
-      image, or one that is no class; the loss is no number; the batch size does not fit the images
-      or the mesh; or several runs have no start or rate each, or a stream or mesh.
-    NonFiniteLossError: the loss or its gradient of a single run became NaN or infinite; the last
-      good state is in its `.state`.
+    ValueError: an argument has the wrong type or is out of range; there is not one label for each
+      image, or a label is not a class; the loss is not a number; the batch size does not fit the
+      images or the mesh; or several runs lack a start or rate each, or have a stream or mesh.
+    NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
+      the last good one.
 
   Example:
     >>> def loss_fn(trainable, frozen, batch, key):

@@ -1,4 +1,4 @@
-"""What training minimizes: functions of (trainable, frozen, batch, key), composed of others.
+"""Losses: functions of (trainable, frozen, batch, key), composed of others.
 
 Each function of logits takes `(variables, inputs, genomes, key)` and gives [batch, class]; what is
 put around one takes and gives the same.
@@ -55,8 +55,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
   if targets.shape not in fitting:
     given = list(logits.shape) if fitting else f'of type {type(logits).__name__}'
     raise ValueError(
-      f'Logits {given} and targets {list(targets.shape)} do not go together; logits are [..., '
-      'class], and targets a label for each row of them or a distribution over the classes.'
+      f'Logits {given} and targets {list(targets.shape)} do not match; logits are [..., class], '
+      'and targets a label for each row of them or a distribution over the classes.'
     )
   if targets.shape == logits.shape[:-1]:
     labels, losses = targets, optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -77,33 +77,32 @@ def make_loss(
 ) -> LossFn:
   """The cross-entropy of a training step.
 
-  Of a fixed structure only the terms that it has are computed. Of a free one every step draws
-  structures anew: weight-sharing training of a supernet (GLoRA, section 3.3). Where `fit` deals a
-  batch to several devices, all of them train the structures of the step, as the paper has one for
-  all images of a step, and drop the same components; what `preprocess`, `mix` and the model draw is
-  each device's own.
+  A fixed structure computes only the terms that it has. With a free structure every step draws new
+  structures: weight-sharing training of a supernet (GLoRA, section 3.3). If `fit` splits a batch
+  over several devices, all of them train the same structures in a step, as in the paper, and drop
+  the same components; `preprocess`, `mix` and the model draw separately on each device.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
     preprocess: `(images, key) -> inputs` of the model; normalization and augmentation. None for
       images that are inputs already.
-    sample: of a free structure, `key -> genome` [layer, 5], or genomes [path, layer, 5], for as
-      many equal groups of the batch, each through its own structure; of a batch that is dealt to
-      devices, for as many groups on each. None draws one uniformly, as `Sampling().draw` does.
-    mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]; mixup for
-      instance.
+    sample: for a free structure, `key -> genome` [layer, 5], or genomes [path, layer, 5], which cut
+      the batch (on each device) into as many equal groups, each through its own structure. None
+      draws one uniformly, as `Sampling().draw` does.
+    mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class], for example
+      mixup.
     consistency: see `Consistency`.
-    component_dropout: probability that a step leaves out a rank-one part of a LoRA of A or B; the
-      others count for more, so that the mean stays (MLAE, arXiv 2405.18897).
+    component_dropout: probability that a step drops a rank-one part of a LoRA of A or B; the others
+      are scaled up to keep the mean (MLAE, arXiv 2405.18897).
     **apply_kwargs: further arguments of the model, `train=True` for instance.
 
   Returns:
     `loss_fn(trainable, frozen, batch, key) -> (loss, metrics)`, with the halves of `adapted.split`
-    and a batch (images, labels), labels int [batch]. It raises a ValueError where a batch cannot be
+    and a batch (images, labels), labels int [batch]. It raises a ValueError if a batch cannot be
     cut into equal paths.
 
   Raises:
-    ValueError: an argument is of another type or out of range.
+    ValueError: an argument has the wrong type or is out of range.
 
   Example:
     >>> import flax.linen as nn
@@ -122,7 +121,7 @@ def make_loss(
   check_type(adapted, Adapted, 'adapted')
   if adapted.genome is not None and sample is not None:
     raise ValueError(
-      'sample draws structures, and this one is fixed; leave sample out, or free the structure '
+      'sample draws structures, but this one is fixed; leave sample out, or free the structure '
       'with adapted.fix(None).'
     )
   sample = functools.partial(Sampling().draw, spec=adapted.spec) if sample is None else sample
@@ -132,7 +131,7 @@ def make_loss(
   check_type(consistency, Consistency, 'consistency')
   component_dropout = taken(component_dropout, 'component_dropout', Number, ge=0, lt=1)
   if 'rngs' in apply_kwargs and isinstance(adapted.model, nn.Module):
-    raise ValueError('rngs is not for a loss, which makes its streams of a key; leave it out.')
+    raise ValueError('A loss makes its rngs from its key; leave rngs out.')
 
   logits_fn = _of_structure(adapted, apply_kwargs)
   if component_dropout:
@@ -169,8 +168,8 @@ def _check_labels(labels: Any) -> None:
   below = np.flatnonzero(np.asarray(labels) < 0) if is_known(labels) else np.zeros(0, int)
   if len(below):
     raise ValueError(
-      f'The label {labels[below[0]]} of image {below[0]} is no class; labels are whole numbers '
-      'from 0 on.'
+      f'The label {labels[below[0]]} of image {below[0]} is not a class; labels are integers of at '
+      'least 0.'
     )
 
 

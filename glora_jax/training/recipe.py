@@ -21,7 +21,7 @@ class Recipe:
   """How to train. The defaults are those of the official GLoRA code.
 
   Raises:
-    ValueError: a value is of another type, not finite or out of its range.
+    ValueError: a value has the wrong type, is not finite or out of range.
 
   Example:
     >>> recipe = Recipe(epochs=10, batch_size=8, warmup_epochs=2)
@@ -47,26 +47,28 @@ class Recipe:
   weight_decay: Number = Field(default=1e-4, ge=0, description="AdamW's decoupled weight decay")
   update_used_only: Flag = Field(
     default=False,
-    description='leave a number alone in a step whose structure does not use it (its gradient is '
-    'zero): no decay, no moments; the official optimizer decays and moves all of them',
+    description='do not update a number in a step whose structure does not use it (its gradient '
+    'is zero): no decay, no moments; the official optimizer updates all of them',
   )
   accumulate: Whole = Field(
     default=1,
     ge=1,
-    description='number of equal parts that a batch is taken in, one after the other, which bounds '
-    'memory; their gradients are averaged, and each part draws its own structure',
+    description='number of equal parts that a batch is split into to save memory, computed one '
+    'after the other; their gradients are averaged, and each part draws its own '
+    'structure',
   )
   max_grad_norm: Number = Field(
     default=0.0,
     ge=0,
-    description='the longest gradient of a step, as the norm of all trained numbers together; a '
-    'longer one is shortened to it, before the optimizer sees it; 0 for no bound, as official',
+    description='largest norm of the gradient of a step, over all trained numbers together; '
+    'larger gradients are scaled down to it before the optimizer; 0 turns clipping '
+    'off, as the official code does',
   )
 
   def __post_init__(self):
     if self.batch_size % self.accumulate:
       raise ValueError(
-        f'accumulate={self.accumulate} must divide batch_size={self.batch_size}; give a multiple.'
+        f'accumulate={self.accumulate} must divide batch_size={self.batch_size}; use a divisor.'
       )
     if self.warmup_epochs > self.epochs:
       raise ValueError(
@@ -153,7 +155,7 @@ def warn_of_rounding(trainable: Any) -> None:
   ]
   if short:
     log.warning(
-      'Trained in 16 bits, where most steps are rounded away, and float16 may end in NaN: %s. Give '
-      'these in float32, heads that were made with param_dtype for instance.',
+      'Trained in 16 bits, where rounding loses most steps and float16 may end in NaN: %s. Pass '
+      'these in float32 (param_dtype of a head, for instance).',
       listed(short),
     )

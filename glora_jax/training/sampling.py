@@ -17,7 +17,7 @@ class Sampling:
   `Sampling(largest=0)` is the paper's: one structure, uniform over all genomes.
 
   Raises:
-    ValueError: a value is of another type, not finite or out of its range.
+    ValueError: a value has the wrong type, is not finite or out of range.
 
   Example:
     >>> import flax.linen as nn
@@ -32,12 +32,12 @@ class Sampling:
     default=0.0,
     ge=0,
     le=1,
-    description='probability that a gene takes its largest allele, and is not drawn uniformly',
+    description='probability that a gene takes its largest allele instead of a uniformly drawn one',
   )
   paths: Whole = Field(
     default=1,
     ge=1,
-    description='number of groups that every batch is cut into, each with a genome of its own',
+    description='number of groups that every batch is split into, each with its own genome',
   )
 
   def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:

@@ -10,7 +10,7 @@ from glora_jax.files import write_json
 
 
 def test_a_kill_comes_when_its_stage_has_begun_and_the_start_ends(tmp_path, monkeypatch):
-  program = 'import sys, time; print("search: begins", file=sys.stderr, flush=True); time.sleep(60)'
+  program = 'import sys, time; print("search: stage ", file=sys.stderr, flush=True); time.sleep(60)'
   monkeypatch.setattr(killable, 'ALONE', 0.1)
   monkeypatch.setattr(Killable, '_commands', lambda job: [[sys.executable, '-c', program]] * 2)
   job = Killable('two', tmp_path, tmp_path, {})

@@ -125,7 +125,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded
   assert [one['class'], other['class']] == [answer['class'] for answer in alone]
   assert failed.keys() == {'image', 'error'}
   assert f'error: {broken}: not a readable image' in errors
-  assert 'error: 1 of 3 images cannot be read; the others were answered.' in errors
+  assert 'error: 1 of 3 images cannot be read; the others were classified.' in errors
   assert ask(folded, broken)[:2] == (1, [])
 
 

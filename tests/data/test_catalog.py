@@ -28,7 +28,7 @@ def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypa
   )
   assert not any(ready)
   assert 'resisc45/3.0.0 needs a manual download into' in str(lines)
-  assert str(lines).count("is not the benchmark's") == 2  # oxford_iiit_pet and svhn
+  assert str(lines).count("are not the benchmark's") == 2  # oxford_iiit_pet and svhn
 
 
 def test_a_workdir_among_the_images_is_refused_but_not_one_elsewhere_or_hidden(tmp_path):

@@ -86,7 +86,7 @@ def test_class_folders_without_images_or_with_too_few_and_a_link_to_the_parent(t
 CSVS = [
   ('path,label\n0.png\n', "line 2: '0.png'"),
   ('path,label,split\n0.png,x,train\n1.png,y,dev\n', 'line 3: dev'),
-  ('0.png,x\n./0.png,y\n', 'line 2: ./0.png occurs a second time, first in line 1 as 0.png'),
+  ('0.png,x\n./0.png,y\n', 'line 2: ./0.png is already in line 1 as 0.png'),
   ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
   (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
   ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
@@ -95,7 +95,7 @@ CSVS = [
 LISTS_OF_LABELS = [
   ('0.png 0\n1.png\n', 'line 2'),
   ('0.png 0\n1.png 8\n', 'line 2: the label 8'),
-  ('0.png 0\n./0.png 1\n', 'first in line 1 as 0.png'),
+  ('0.png 0\n./0.png 1\n', 'already in line 1 as 0.png'),
   ('1.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
 ]
 
@@ -162,8 +162,8 @@ def test_an_image_that_is_none(content, named, monkeypatch):
 @pytest.mark.parametrize(
   'make, named',
   [
-    (os.mkfifo, 'no regular file'),
-    (lambda path: path.symlink_to('/dev/zero'), 'no regular file'),
+    (os.mkfifo, 'not a regular file'),
+    (lambda path: path.symlink_to('/dev/zero'), 'not a regular file'),
     (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40), '1,099,511,627,776'),
   ],
 )

@@ -86,7 +86,7 @@ def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, ca
   break_images(tmp_path)
   with pytest.raises(UnreadableImages, match=r'^3 of 12 images') as raised:
     opened()
-  for reason in ('no regular file', 'No such file or directory', 'test/2.png', 'skip_broken=True'):
+  for reason in ('not a regular', 'No such file or directory', 'test/2.png', 'skip_broken=True'):
     assert reason in str(raised.value)
   assert not (tmp_path / 'images.npz').exists()
   found = opened(skip_broken=True)
@@ -122,7 +122,7 @@ def test_a_run_whose_record_is_damaged_leaves_out_what_is_broken_again(opened, t
 def test_a_run_that_has_begun_with_an_image_that_is_gone_says_so(opened, tmp_path):
   opened(skip_broken=True)
   (tmp_path / 'train' / '0.png').write_bytes(b'x')
-  assert_refused('begun with images', opened, skip_broken=True, has_begun=True)
+  assert_refused('this run started with', opened, skip_broken=True, has_begun=True)
 
 
 def test_what_is_left_must_measure(opened, tmp_path):
@@ -153,6 +153,6 @@ def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path
   os.remove(tmp_path / 'train/3.bmp')  # is passed over
   warn_of_copies('pets', splits)
   [record] = caplog.records
-  assert 'pets: 3 images of test are in train' in record.getMessage()
+  assert 'pets: 3 images of test are byte-for-byte copies of images of train' in record.getMessage()
   for copy, original in (('test/a.bmp', second), ('test/b.bmp', third), ('train/0.bmp', first)):
     assert f'{tmp_path}/{copy} is {original}' in record.getMessage()

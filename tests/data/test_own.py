@@ -102,9 +102,9 @@ def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_p
   task = find(f'folder:{photos}')
   assert task.classes == ('a', 'b ü')
   assert len(task.open('train+val+test').labels) == 10
-  assert 'are no images by their endings (.heic, .txt, no ending)' in caplog.text
-  assert f'2 images lie in {photos} itself' in caplog.text
-  assert re.search(r'what they hold is left aside: .*/a/more', caplog.text)
+  assert 'do not end like images (.heic, .txt, no ending)' in caplog.text
+  assert f'2 images in {photos} are ignored because they are in no class folder' in caplog.text
+  assert re.search(r'Links to folders are not followed: .*/a/more', caplog.text)
 
 
 @pytest.mark.parametrize(

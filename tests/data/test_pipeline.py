@@ -74,7 +74,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, read, c
     for path in tmp_path.iterdir():
       damage(path)
     assert_array_equal(load(examples, 8).images, first.images)
-    assert 'is damaged; its images are read again' in caplog.text
+    assert 'is damaged; reading its images again' in caplog.text
 
 
 def test_an_image_that_changes_is_read_again(tmp_path):

@@ -108,7 +108,7 @@ def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
   drawn = []
   for seed in (0, 0, 1):
     task = find(f'fewshot/food101/{shots}/{seed}')
-    assert 'not those of NOAH' in task.notes[0]
+    assert 'they differ from NOAH' in task.notes[0]
     train, val = task.open('train'), task.open('val')
     assert_array_equal(np.bincount(train.labels, minlength=101), shots)
     assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
@@ -121,7 +121,7 @@ def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same
   task = find('fewshot/oxford_flowers102/16/0')
   assert len(task.open('train').labels) == 16 * 102
   assert len(task.open('val').labels) == 4 * 102
-  assert_refused('fewer in class 0 (20)', find('fewshot/oxford_flowers102/21/0').open, 'train')
+  assert_refused('too few in class 0 (20)', find('fewshot/oxford_flowers102/21/0').open, 'train')
 
 
 def test_noahs_lists_of_few_shots_are_read(tmp_path):

@@ -218,10 +218,10 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
   for adapted in (vit, glora_jax.adapt(Attention(), X, space=few_alleles)):
     _, *lines = adapted.summary().splitlines()
     trained = [int(row.split()[-2].replace(',', '')) for row in lines[: len(adapted.spec)]]
-    assert f'the largest structure trains {sum(trained):,} parameters' in lines[len(trained)]
-  assert 'and the heads 65' in vit.summary()
+    assert f'trained parameters: {sum(trained):,} in the largest structure' in lines[len(trained)]
+  assert '+ 65 in heads' in vit.summary()
   chosen = vit.summary(presets.preset(vit.spec, 'bitfit'))
-  assert 'this structure trains 324 parameters' in chosen
+  assert 'trained parameters: 324 in this structure' in chosen
 
 
 class Restless(nn.Dense):

@@ -87,7 +87,7 @@ def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fi
   assert loaded['params']['body']['bias'] is other['body']['bias']
   _, own = adapter_file.load_adapter(tmp_path / 'a', adapted, params)
   jax.tree.map(assert_array_equal, loaded['glora'], own['glora'])
-  with pytest.raises(ValueError, match='These params are not those of the adapted BodyAndHead'):
+  with pytest.raises(ValueError, match='The params do not match the adapted BodyAndHead'):
     adapter_file.load_adapter(tmp_path / 'a', adapted, {'body': other['body']}, strict=False)
   wider = {'body': other['body'], 'head': {'kernel': jnp.zeros((3, 5)), 'bias': jnp.zeros(5)}}
   of_five = glora_jax.adapt(BodyAndHead(classes=5), jnp.ones((1, 4)))
@@ -156,12 +156,12 @@ def written(tmp_path_factory):
 
 
 SPOILT = [
-  ({'glora/body/E': np.full(3, np.nan, np.float32)}, {}, 'body/E has numbers that are not finite'),
+  ({'glora/body/E': np.full(3, np.nan, np.float32)}, {}, 'body/E is not finite'),
   ({'glora/body/E': np.zeros((1, 1), np.float32)}, {}, r'glora/body/E is \(1, 1\) and should be'),
   ({'glora/body/B_up': np.zeros(3, np.float32)}, {}, 'unexpected: glora/body/B_up'),
   ({'glora/body/E': np.zeros(3, np.int32)}, {}, 'glora/body/E is int32'),
   ({'glora/body/E': None}, {}, 'missing: glora/body/E'),
-  ({'params': np.zeros(3)}, {}, 'is no name of a tensor in a collection'),
+  ({'params': np.zeros(3)}, {}, 'is not the name of a tensor in a collection'),
   ({}, {'spec': None}, 'spec is missing'),
   ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
   ({}, {'scale': [-0.0]}, r'scale=\[-0.0\] are not all above 0'),
@@ -185,16 +185,16 @@ def test_a_file_in_which_something_is_not_an_adapters_is_refused(
 
 
 UNSAVED = [
-  (lambda variables, genome: {'note': np.ones(2) * 1j}, 'Metadata must be what JSON can say'),
+  (lambda variables, genome: {'note': np.ones(2) * 1j}, 'Metadata must be JSON'),
   (lambda variables, genome: {'base': 'x'}, "'base'"),
   (lambda variables, genome: {'genome': genome[None]}, r'\(1, 1, 5\)'),
   (
     lambda variables, genome: {'variables': jax.tree.map(lambda x: x * np.nan, variables)},
-    'has numbers that are not finite; the training diverged',
+    'is not finite; the training diverged',
   ),
   (
     lambda variables, genome: {'variables': {**variables, 'params': {'body': {}}}},
-    'not those of the adapted BodyAndHead',
+    'do not match the adapted BodyAndHead',
   ),
   (
     lambda variables, genome: {'variables': {**variables, 'noise': {'key': jax.random.key(0)}}},

@@ -139,7 +139,7 @@ def test_heads_are_those_of_one_adapter(tmp_path):
 
 
 REFUSED = [
-  ('one file or more', {}, {}),
+  ('one or more files', {}, {}),
   (['once', 'PosixPath'], {'a': 1, pathlib.Path('a'): 2}, {}),
   ('nan', {'a': float('nan')}, {}),
   ("'mean'", {'a': 1}, {'method': 'mean'}),

@@ -124,7 +124,9 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
 )
 def test_heads_are_names_paths_expressions_or_a_function(heads, expected):
   if not expected:
-    with pytest.raises(ValueError, match='no linear layer that GLoRA can adapt besides its heads'):
+    with pytest.raises(
+      ValueError, match='no linear layer that GLoRA can adapt, apart from its heads'
+    ):
       glora_jax.adapt(Two(), X, heads=heads)
     return
   adapted = glora_jax.adapt(Two(), X, heads=heads)
@@ -146,8 +148,8 @@ def test_compiled_expressions_select_what_their_texts_do_by_their_flags():
 @pytest.mark.parametrize(
   'name, options, warning',
   [
-    ('fc2', {}, "those of fc2, which gets supports .* pass heads='fc2'"),
-    ('fc2', {'select': 'fc$'}, 'those of fc2, which stays frozen'),
+    ('fc2', {}, "fc2, gets supports .* pass heads='fc2'"),
+    ('fc2', {'select': 'fc$'}, 'fc2, stays frozen'),
     ('head', {}, None),
     ('fc2', {'heads': None}, None),
     ('fc2', {'heads': 'fc2'}, None),

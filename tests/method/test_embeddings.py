@@ -167,6 +167,6 @@ def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
 
 
 def test_a_table_without_a_lookup_is_refused():
-  for given, named in ((True, 'Dense looks up'), ('yes', "embeddings='yes'")):
+  for given, named in ((True, 'Dense has no embedding lookup'), ('yes', "embeddings='yes'")):
     assert_refused(named, glora_jax.adapt, nn.Dense(3), jnp.ones((1, 4)), embeddings=given)
   assert_refused('embeddings', glora_jax.nnx.adapt, Live(), embeddings=True)

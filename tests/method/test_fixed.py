@@ -53,7 +53,7 @@ def test_variables_hold_what_the_structure_reads_and_nothing_needs_a_genome(stru
     again, read = glora_jax.load_adapter(tmp_path / 'a.safetensors', adapted, params)
     assert_array_equal(again.genome, adapted.genome)
     jax.tree.map(assert_array_equal, read['glora'], variables['glora'])
-    assert f'trains {adapted.count_params():,} parameters' in adapted.summary()
+    assert f'trained parameters: {adapted.count_params():,} in' in adapted.summary()
 
 
 def test_a_fixed_structure_starts_with_the_numbers_of_the_free_one():

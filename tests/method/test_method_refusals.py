@@ -124,7 +124,7 @@ REFUSED = [
   (lambda: adapt_function(w=jnp.ones((4, 3), jnp.int8)), 'w 4x3', 'int8'),
   (
     lambda: adapt_function(lambda params, x: x @ params['w'].astype(x.dtype), EIGHT_BITS['kernel']),
-    'w has',
+    'kernel of w is',
     'float8_e4m3fn',
   ),
   (lambda: adapt_function(split={'w': 0}), 'axis 0 of w'),

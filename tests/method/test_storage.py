@@ -118,7 +118,7 @@ def test_a_subnet_with_a_higher_rank_is_refused_in_cut_storage(tmp_path):
   adapted, variables = mlp()
   narrow = rejoined(adapted.fix(preset(adapted.spec, 'lora:1')), variables)
   higher = preset(adapted.spec, 'lora:2')
-  message = 'a LoRA of rank 2 for B in fc1, and these variables store rank 1'
+  message = 'a LoRA of rank 2 for B in fc1, but these variables store rank 1'
   uses = (
     lambda: adapted.apply(narrow, X, genome=higher),
     lambda: adapted.fix(higher).split(narrow),

@@ -62,7 +62,7 @@ def archive(name, content):
   'content, named',
   [
     (b'', 'is empty'),
-    (b'GIF89a' + bytes(100), 'no npz, safetensors or PyTorch file'),
+    (b'GIF89a' + bytes(100), 'not an npz, safetensors or PyTorch file'),
     (of_header(shape=[4], data_offsets=[0, 2**40]), 'file'),
     (of_header(shape=[4], data_offsets=[0, 16], dtype='X'), 'file'),
     (archive('photo.jpg', b''), 'photo.jpg'),

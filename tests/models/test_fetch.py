@@ -47,14 +47,14 @@ def test_a_file_comes_once_and_whole_and_a_change_in_the_cache_is_noticed(server
   assert path.name == 'model.npz'
   assert fetch(f'{address}/b/model.npz', SHA256) != str(path)
   path.write_bytes(b'x')
-  named = [f'{path} has SHA-256 ', f' and {SHA256} was expected']
+  named = [f'{path} has SHA-256 ', f', expected {SHA256}.']
   assert_refused(named, fetch, f'{address}/a/model.npz', SHA256)
 
 
 @pytest.mark.parametrize(
   'address, is_right, named',  # no sum, which is another one in every process
   [
-    ('/model.npz', False, 'is not the file with SHA-256 0000'),
+    ('/model.npz', False, 'does not have SHA-256 0000'),
     ('/cut.npz', True, 'could not be downloaded'),
     ('/missing.npz', True, 'could not be downloaded'),
   ],
@@ -80,10 +80,10 @@ def test_paths_are_checked_and_returned_and_an_address_needs_its_sum(tmp_path):
   path, address = tmp_path / 'here.npz', 'https://example.org/model.npz'
   path.write_bytes(CONTENT)
   assert fetch(str(path)) == fetch(str(path), SHA256) == str(path)
-  assert_refused('was expected', fetch, str(path), '0' * 64)
+  assert_refused(', expected 000', fetch, str(path), '0' * 64)
   assert_refused('dinov2-B/14', fetch, str(tmp_path / 'none.npz'), kind=FileNotFoundError)
   assert_refused('needs model.sha256', fetch, address)
-  assert_refused('is no SHA-256', fetch, address, 'abc')
+  assert_refused('must be a SHA-256', fetch, address, 'abc')
 
 
 COMMIT = '1' * 40
@@ -130,4 +130,4 @@ def test_a_name_is_taken_wherever_a_path_is(names):
 def test_the_file_of_a_name_is_checked_against_a_sum(names):
   right = sha256_of(FIXTURES / 'hf_vit' / 'model.safetensors')
   assert fetch('hf:me/vit', right.upper()) == str(FIXTURES / 'hf_vit')
-  assert_refused(f'hf:me/vit has SHA-256 {right}, and 0000', fetch, 'hf:me/vit', '0' * 64)
+  assert_refused(f'hf:me/vit has SHA-256 {right}, expected 0000', fetch, 'hf:me/vit', '0' * 64)

@@ -48,7 +48,7 @@ def test_a_pooler_beside_a_classifier_has_no_say(tmp_path):
 def test_non_square_grids_must_be_told_and_must_fit(timm):
   positions = np.random.default_rng(0).normal(size=(1, 4 * 5 + 1, 16))
   timm.tensors['pos_embed'] = positions.astype(np.float32)
-  assert_refused('21 position embeddings fit no square grid', timm.load)
+  assert_refused('21 position embeddings do not fit a square grid', timm.load)
   loaded = timm.load(image_size=(32, 40))
   refitted = weights.refit(*loaded, image_size=(40, 32))
   for (model, params, metadata), size in ((loaded, [32, 40]), (refitted, [40, 32])):

@@ -33,7 +33,7 @@ SPOILT = [  # tensors that are put into a timm file, or taken out, and what is n
   ),
   ({'dist_token': numbers(2)}, 'dist_token'),
   ({'norm.weight': np.full(16, -np.inf)}, 'norm.weight'),
-  ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few sides'),
+  ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few axes'),
   ({'blocks.3000000.norm1.weight': numbers(16)}, 'block 3000000'),
 ]
 
@@ -50,7 +50,7 @@ def test_what_is_wrong_with_another_file_is_named(changes, named, timm):
   'is_ours, fields, named',
   [
     (False, {'image_size': (8, 8, 8)}, 'image_size='),
-    (False, {'num_heads': None}, 'give num_heads'),
+    (False, {'num_heads': None}, 'pass num_heads'),
     (True, {'num_heads': 3}, 'num_heads=3'),
     (True, {'image_size': 56}, 'image_size'),
     (True, {'no_such': 1}, 'no_such'),
@@ -81,8 +81,8 @@ def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(
 def test_files_that_only_look_like_ours_are_refused(tmp_path):
   path = tmp_path / 'odd.safetensors'
   for metadata, named in (
-    ('nothing', 'no vit file'),
-    ('{"kind": "vit", "model": {"depth": "x"}}', 'no vit file'),
+    ('nothing', 'not a glora_jax vit file'),
+    ('{"kind": "vit", "model": {"depth": "x"}}', 'not a glora_jax vit file'),
     ('{"kind": "vit", "model": {"depth": 2}, "notes": [1e999]}', 'damaged'),
   ):
     safetensors.numpy.save_file({'a': np.zeros(3)}, path, {'glora_jax': metadata})
@@ -92,7 +92,7 @@ def test_files_that_only_look_like_ours_are_refused(tmp_path):
 def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
   tensors = {f'layers.{i}.weight': numbers(3) for i in range(3)}
   safetensors.numpy.save_file(tensors, tmp_path / 'other.safetensors')
-  named = 'holds no ViT of a known format, but layers.{0-2}.weight'
+  named = 'does not hold a ViT of a known format; it has layers.{0-2}.weight'
   assert_refused(named, weights.load, tmp_path / 'other.safetensors')
 
 
@@ -104,7 +104,7 @@ def spoilt(scale):
 @pytest.mark.parametrize(
   'model, params, format, named',
   [
-    (OURS, None, None, 'params=None'),
+    (OURS, None, None, 'params: expected a Mapping, got None.'),
     (OURS, spoilt(np.full(12, np.nan)), None, 'norm/scale'),
     (OURS, spoilt(np.zeros(12, np.int32)), 'timm', 'int32'),
     (OURS.clone(num_classes=3), params_of(OURS), 'timm', 'head/bias is (5,)'),

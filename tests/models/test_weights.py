@@ -67,8 +67,8 @@ def test_metadata_that_a_file_alone_loses_are_said(tmp_path, caplog):
   weights.save(tmp_path / 'alone.npz', model, params_of(model), known, 'big_vision')
   lost = weights.load(tmp_path / 'alone.npz').metadata
   assert (lost['normalization'], 'resize' in lost, 'classes' in lost) == ('inception', False, False)
-  assert "cannot say normalization='unit' (without it: inception), resize='crop'" in caplog.text
-  assert "classes=['a', 'b', 'c', 'd', 'e']; a folder in its place" in caplog.text
+  assert "cannot store normalization='unit' (without it: inception), resize='crop'" in caplog.text
+  assert "classes=['a', 'b', 'c', 'd', 'e']; save to a folder" in caplog.text
 
 
 def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path):
@@ -87,10 +87,10 @@ def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
   model = OURS.clone(layer_scale=None, class_token=False)
   arguments = model, params_of(model), {'image_size': 16}
   weights.save(tmp_path / 'out', *arguments, 'big_vision')
-  named = 'holds another checkpoint already (model.npz)'
+  named = 'already holds another checkpoint (model.npz)'
   assert_refused(named, weights.save, tmp_path / 'out', *arguments, 'timm')
   weights.save(tmp_path / 'out', *arguments, 'big_vision_scan')
-  assert_refused('should end in .safetensors', weights.save, tmp_path / 'model.npz', *arguments)
+  assert_refused('must end in .safetensors', weights.save, tmp_path / 'model.npz', *arguments)
 
 
 def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):

@@ -82,7 +82,7 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   genome = glora_jax.preset(adapted.spec, 'lora:1')
   subnet = adapted.fix(genome)
   cut = subnet.join(*subnet.split(values))
-  with pytest.raises(ValueError, match=r'a LoRA of rank 2 for A in hidden, and .* rank 1: they we'):
+  with pytest.raises(ValueError, match=r'a LoRA of rank 2 for A in hidden, but .* rank 1: they we'):
     glora_nnx.set_variables(attached, cut)
   jax.tree.map(assert_array_equal, glora_nnx.as_adapted(attached)[1], values)
   fixed = glora_nnx.fix(attached, genome)

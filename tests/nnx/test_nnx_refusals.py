@@ -89,7 +89,7 @@ REFUSED = [
   (lambda: attached().block.up.w.__setitem__(..., jnp.zeros((8, 12))), '(8, 12)'),
   (lambda: score(attach(WithFeatures(), space=SPACE)), 'tuple'),
   # NNX models as functions
-  (lambda: hooked(lambda w: nnx.Param(w, on_get_value=lambda _, v: v / 2)), 'has a get_value'),
+  (lambda: hooked(lambda w: nnx.Param(w, on_get_value=lambda _, v: v / 2)), 'own get_value'),
   (lambda: glora_nnx.adapt(attached()), 'Classifier'),
   (lambda: glora_nnx.adapt(Matrix(nnx.Rngs(0))), 'with sample inputs'),
   (lambda: glora_nnx.adapt(made(Stacked)), 'layers', '(3, 4, 4)'),

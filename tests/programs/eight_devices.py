@@ -154,7 +154,7 @@ assert_allclose(draws, np.mean([*map(jax.random.uniform, own_keys)]), rtol=1e-6)
 # Weights that are too small to be sharded are whole on every device, and each takes its images.
 whole, on_devices = glora_jax.shard(adapted, variables, MESH)
 assert_trained_alike(fit(whole.split(on_devices)[1], adapted=whole, mesh=MESH), on_one_device)
-with pytest.raises(ValueError, match='A batch of 12 images cannot be dealt to 8 devices'):
+with pytest.raises(ValueError, match='A batch of 12 images cannot be split over 8 devices'):
   fit(frozen, mesh=MESH, recipe=Recipe(batch_size=12))
 
 

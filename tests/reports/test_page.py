@@ -77,7 +77,7 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   rows = root.all('table')[0].rows()
   assert rows[1] == ['linear probe', '0', '50.0', '50.0']
   assert rows[-1] == ['searched, finetuned', '40', '80.0', '80.0']
-  assert '8 of 40 test images are wrong.' in root.text
+  assert '8 of 40 test images are misclassified.' in root.text
   assert len(root.all('img')) == 8
   text = ' '.join(root.text.split())
   assert 'supernet, epoch 2: 75' in text  # the title of a point

@@ -45,7 +45,7 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
   found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pages.pixels)
   assert found.surest_errors(2).tolist() == [1, 0]
   told, confusion, _, pairs, _, _, images = errors.section(['a_b', 'dog', 'x|y'], found).blocks
-  assert told == '3 of 5 test images are wrong.'
+  assert told == '3 of 5 test images are misclassified.'
   assert [image.probability for image in images.images] == ['90.0%', '80.0%', '80.0%']
   assert pairs.bars == [('a_b, taken for dog', 2, '2 of 3'), ('x|y, taken for a_b', 1, '1 of 1')]
   assert [[count for count, _ in row.cells] for row in confusion.rows] == [
@@ -73,7 +73,7 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   is_known = structure != 'runs/x/genome.json'
   for keeps_best in (False, True):
     text = run_page.tell_protocol(dataclasses.replace(findings, keeps_best=keeps_best))
-    assert ('does not say what chose it' in text) != is_known
+    assert ('does not say how it was chosen' in text) != is_known
     assert ('the validation images chose the epochs' in text) == (is_known and keeps_best)
 
 

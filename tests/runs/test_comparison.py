@@ -126,7 +126,7 @@ def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, confi
   _, result = compared
   asked = iter([False] * 6 + [True] * 100)
   workdir = tmp_path / 'stopped'
-  with pytest.raises(Stopped, match='goes on from there'):
+  with pytest.raises(Stopped, match='the same command resumes'):
     comparison.run(config, str(workdir), lambda: next(asked))
   assert not (workdir / 'result.json').exists()
   assert without_seconds(comparison.run(config, str(workdir))) == without_seconds(result)

@@ -41,7 +41,7 @@ def test_a_default_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog)
   caplog.set_level(logging.INFO)
   found = fitted(RunSettings())
   assert (found.training.batch_size, found.finetuning.batch_size) == (18, 18)
-  assert 'training.batch_size=64 is more than the 18 training images: a' in caplog.text
+  assert 'training.batch_size=64 is more than the 18 training images; using 18' in caplog.text
   accumulating = RunSettings(training=TrainingSettings(accumulate=4))
   assert fitted(accumulating).training.batch_size == 16
   paths = RunSettings(sampling=Sampling(paths=5))
@@ -94,7 +94,9 @@ def photos(tmp_path):
 
 def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
   config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
-  with pytest.raises(ValueError, match=rf'data.cache={photos}/cache lies in {photos}, where what'):
+  with pytest.raises(
+    ValueError, match=rf'data.cache={photos}/cache lies in {photos}, whose folders'
+  ):
     experiment.run(config, str(tmp_path / 'run'))
   assert os.listdir(tmp_path) == ['photos']
   assert set(os.listdir(photos)) == {'a', 'b'}
@@ -114,7 +116,7 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, phot
   assert (workdir / 'split.json').exists()
   (workdir / 'notes.txt').write_text('mine')
   before = {name: (workdir / name).read_bytes() for name in ('config.json', 'split.json')}
-  with pytest.raises(ValueError, match='has the rank 1000, and no layer'):
+  with pytest.raises(ValueError, match='has rank 1000, but no layer'):
     experiment.run(changed(run_config, space__ranks=(1000,)), str(workdir), stop=always)
   assert before == {name: (workdir / name).read_bytes() for name in before}
   with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
@@ -154,22 +156,22 @@ def always():
 def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path, caplog):
   model, params, metadata = weights.load(weights.EMBEDDED_FILE)
   weights.save(tmp_path / 'ours', model, params, {'image_size': metadata['image_size']})
-  with pytest.raises(ValueError, match=r'give model\.normalization'):
+  with pytest.raises(ValueError, match=r'set model\.normalization'):
     load_backbone(ModelSettings(), str(tmp_path / 'ours'), 3)
   path = shutil.copy(FIXTURES / 'timm_vit' / 'model.safetensors', tmp_path)
   assert load_backbone(ModelSettings(num_heads=4), path, 3)[2]['normalization'] == 'inception'
-  assert 'is assumed' in caplog.text
+  assert 'assuming' in caplog.text
   caplog.clear()
   for place, heads in ((str(tmp_path / 'ours'), None), (path, 4)):
     named = ModelSettings(normalization='clip', num_heads=heads)
     assert load_backbone(named, place, 3)[2]['normalization'] == 'clip'
-  assert 'is assumed' not in caplog.text
+  assert 'assuming' not in caplog.text
 
 
 def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tmp_path):
   write_config(check_config(run_config), tmp_path)
   weights.save(tmp_path / 'folded' / 'other.safetensors', *weights.load(weights.EMBEDDED_FILE))
-  with pytest.raises(ValueError, match=r'another checkpoint already \(other.safetensors'):
+  with pytest.raises(ValueError, match=r'another checkpoint \(other.safetensors'):
     experiment.run(run_config, str(tmp_path), stop=always)
 
 

@@ -176,11 +176,11 @@ def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run
   for name in ('report.html', 'adapter.safetensors'):
     (tmp_path / name).touch()
   last = experiment.summary(result, str(tmp_path)).splitlines()[-1]
-  assert last.startswith('the model in folded of this finished run are gone; remove ')
+  assert last.startswith('Missing from this finished run: the model in folded; remove ')
   (tmp_path / 'folded').mkdir()
   for model in FILE_NAMES.values():
     (tmp_path / 'folded' / model).touch()
-    assert 'are gone' not in experiment.summary(result, str(tmp_path))
+    assert 'Missing' not in experiment.summary(result, str(tmp_path))
     os.remove(tmp_path / 'folded' / model)
 
 
@@ -200,7 +200,7 @@ def test_a_training_that_ends_in_guessing_says_so(run_config, tmp_path, caplog):
   """A head learns nothing on a backbone of random numbers."""
   context = context_of(changed(run_config, presets=(), training__epochs=2), tmp_path)
   walk(context, experiment.stages_of(context.settings), until='training/linear')
-  assert 'training/linear has ended with at most' in caplog.text
+  assert 'training/linear learned almost nothing: its training accuracy is' in caplog.text
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, fo
   answers, labels, _ = folded_answers
   text = html_pages.read(workdir).text
   assert result['data']['images'] == {'train': 800, 'val': 200, 'test': 797}
-  assert f'{(answers != labels).sum()} of 797 test images are wrong' in text
+  assert f'{(answers != labels).sum()} of 797 test images are misclassified' in text
   true, answer, count = map(int, re.search(r'(\d), taken for (\d)\s+(\d+) of', text).groups())
   assert ((labels == true) & (answers == answer)).sum() == count
 

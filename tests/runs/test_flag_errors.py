@@ -62,15 +62,15 @@ OWN = f'--config={ROOT}/configs/own.py'
   'words, named',
   [
     ([], '--config NAME_OR_FILE'),
-    (['--config=configs'], 'no config file configs'),
-    ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet' (is it budget?)"),
+    (['--config=configs'], "no config 'configs'"),
+    ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet' (did you mean budget?)"),
     ([QUICKSTART, '--config.budget=10k'], '--config.budget=10k must be float | None: most'),
     ([QUICKSTART, '--config.presets=("a",'], '--config.presets=("a", must be tuple[str, ...]: '),
     ([QUICKSTART, '--config.training=3'], '--config.training=3: training is a section'),
     ([QUICKSTART, '--zzzz=1'], "'zzzz' (--help shows all flags"),
-    ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny is True or False"),
+    ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny must be True or False"),
     ([f'{OWN}:no/', '--config.seed=1'], "no folder 'no/'"),
-    ([QUICKSTART, QUICKSTART], '--config is there twice'),
+    ([QUICKSTART, QUICKSTART], '--config is given twice'),
   ],
 )
 def test_a_wrong_command_line_is_one_sentence(words, named, refusal):
@@ -86,7 +86,7 @@ GIVES = 'def get_config():\n  return '
 @pytest.mark.parametrize(
   'program, expected',
   [
-    ('def f(:', ', line 1, is no Python (invalid syntax)'),
+    ('def f(:', ', line 1, is not valid Python (invalid syntax)'),
     ('\n\nimport no_such_package', 'wrong.py, line 3, fails with ModuleNotFoundError'),
     ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
     ('get_config = 3', "wrong.py fails with TypeError ('int' object is not callable)"),
@@ -124,13 +124,13 @@ def test_mistakes_have_a_sentence_without_a_number_or_a_page():
 
   assert not is_mistake(JaxRuntimeError('INTERNAL: a fault'))
   for text, begins in (
-    ('RESOURCE_EXHAUSTED: Out of memory.\nA page of details', 'There is too little memory'),
+    ('RESOURCE_EXHAUSTED: Out of memory.\nA page of details', 'Out of memory'),
     ('UNKNOWN: Gloo all-reduce failed: [pair.cc:5] Connection closed by peer', 'Another process'),
   ):
     error = JaxRuntimeError(text)
     assert is_mistake(error)
     assert sentence(error).startswith(begins)
     assert '\n' not in sentence(error)
-  assert 'too little memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
+  assert 'Out of memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
   refused = PermissionError(13, 'Permission denied', '/data/x')
   assert sentence(refused) == '/data/x cannot be read or written (Permission denied).'

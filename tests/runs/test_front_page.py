@@ -40,11 +40,11 @@ def test_colours_are_for_terminals_where_nobody_forbids_them(monkeypatch):
   monkeypatch.delenv('NO_COLOR', raising=False)
   monkeypatch.setenv('TERM', 'xterm')
   assert painted('x', 'red', Terminal()) == '\033[31mx\033[0m'
-  record = logging.LogRecord('a', logging.INFO, '', 0, '%s: begins', ('search',), None)
-  assert Painter(Terminal()).format(record) == '\033[1msearch: begins\033[0m'
-  assert Painter(io.StringIO()).format(record) == 'search: begins'
+  record = logging.LogRecord('a', logging.INFO, '', 0, '%s: stage 1', ('search',), None)
+  assert Painter(Terminal()).format(record) == '\033[1msearch: stage 1\033[0m'
+  assert Painter(io.StringIO()).format(record) == 'search: stage 1'
   monkeypatch.setenv('NO_COLOR', '1')
-  assert Painter(Terminal()).format(record) == 'search: begins'
+  assert Painter(Terminal()).format(record) == 'search: stage 1'
 
 
 def test_ctrl_c_ends_without_a_traceback(monkeypatch):

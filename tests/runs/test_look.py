@@ -68,7 +68,7 @@ def test_the_command_replaces_a_file_only_when_asked(tmp_path):
       [*command, *words], capture_output=True, text=True, cwd=tmp_path, env=env
     ).stderr
 
-  assert 'batch.png exists already; choose another path, or give --overwrite' in show()
+  assert 'batch.png already exists; choose another path, or pass --overwrite' in show()
   assert digests(tmp_path) == before
   assert 'error' not in show('--overwrite')
   after = digests(tmp_path)

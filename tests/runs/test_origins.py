@@ -39,7 +39,7 @@ def test_a_run_goes_on_with_its_commit_after_the_branch_has_moved(repository, tm
   assert find_weights(settings, tmp_path) == str(cache / FIRST)
   assert find_weights(settings, cache) == str(cache / SECOND)
   (cache / FIRST / 'model.safetensors').write_text('others')
-  with pytest.raises(ValueError, match=rf'hf:me/vit@{FIRST} has SHA-256 .* was expected'):
+  with pytest.raises(ValueError, match=rf'hf:me/vit@{FIRST} has SHA-256 .*, expected '):
     find_weights(settings, tmp_path)
 
 
@@ -55,7 +55,9 @@ def test_a_path_whose_weights_changed_since_is_refused(tmp_path, is_folder):
   assert read_json(workdir / 'weights.json')['sha256'] == sha256_of(file)
   assert recorded_weights(workdir) == {}
   file.write_text('others')
-  with pytest.raises(ValueError, match=r'SHA-256 .*, and this run began with weights of .* a new'):
+  with pytest.raises(
+    ValueError, match=r'SHA-256 .*, but this run began with weights of .* another'
+  ):
     find_weights(settings, workdir)
   file.write_text('first')
   assert find_weights(settings, workdir) == settings.weights
@@ -75,7 +77,7 @@ def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):
 def test_a_checksum_counts_for_the_weights_in_the_package_which_leave_no_record(tmp_path):
   assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
   assert recorded_weights(tmp_path) == {}
-  with pytest.raises(ValueError, match=r'has SHA-256 .* and 0000'):
+  with pytest.raises(ValueError, match=r'has SHA-256 .*, expected 0000'):
     find_weights(ModelSettings(sha256='0' * 64), tmp_path)
 
 

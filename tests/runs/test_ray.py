@@ -92,7 +92,7 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate()
   assert process.returncode == command_line.STOPPED, errors
-  assert f'Stopped on the Ray cluster. Everything is saved in {workdir}, and' in errors
+  assert f'Stopped on the Ray cluster. Everything is saved in {workdir}; ' in errors
   assert re.search(r'\(fewshot/oxford_pets/1/\d .*Task \d of 3: fewshot/oxford_pets/1/\d', errors)
   assert not (workdir / 'oxford_pets' / '1' / '2' / 'result.json').exists()
   dead = []
@@ -155,13 +155,17 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
     outcomes['bad']()
   with pytest.raises(AttributeError, match='nothing'):
     outcomes['fault']()
-  with pytest.raises(RuntimeError, match=r'^lost was lost on the Ray .*No module named .*; the '):
+  with pytest.raises(
+    RuntimeError, match=r'^lost was lost on the Ray .*No module named .*; run the '
+  ):
     outcomes['lost']()
   [(_, elsewhere)] = runner.outcomes({'good': jobs['good']}, str(tmp_path / 'not_shared'), never)
-  with pytest.raises(RuntimeError, match=r'not_shared is not there on .*; all nodes must share it'):
+  with pytest.raises(
+    RuntimeError, match=r'not_shared does not exist on .*; all nodes must share it'
+  ):
     elsewhere()
   with pytest.raises(
-    ValueError, match=r"^No node of the Ray cluster has .*'TPU': 4\.0.*; they have .*'TPU': 0"
+    ValueError, match=r"^No node of the Ray cluster has .*'TPU': 4\.0.*; lower it .*'TPU': 0"
   ):
     runners.named(f'ray:{cluster.address}', 'TPU=4')
 

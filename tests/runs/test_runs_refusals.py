@@ -33,7 +33,7 @@ ADAPTING = [
   ({'structure': 'known', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
   (
     {'structure': 'gradient', 'training.epochs': 2, 'training.warmup_epochs': 0},
-    'training.epochs=2 leave too little',
+    'training.epochs=2 is too few',
   ),
 ]
 COMPARING = [

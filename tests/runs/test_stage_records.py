@@ -30,7 +30,7 @@ def archive_of(spec, **changes):
 @pytest.mark.parametrize(
   'changes, reason',
   [
-    ({'correct': np.array([1, 2, -3, 4])}, 'less than no right answer'),
+    ({'correct': np.array([1, 2, -3, 4])}, 'negative number of right answers'),
     ({'generation': np.array([0, 2, 3, 3])}, 'generations'),
     ({'genomes': np.full((4, 8, 5), 9, np.int8)}, '9 for A of layer 0'),
   ],

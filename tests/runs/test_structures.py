@@ -165,9 +165,7 @@ def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
   assert found_by(run).genome.tolist() == expected
   kept = path.read_text()
   path.write_text(json.dumps(genome_to_json(spec, preset(spec, 'linear'))))
-  with pytest.raises(
-    ValueError, match=r'mine\.json. holds another genome than when this job began'
-  ):
+  with pytest.raises(ValueError, match=r'mine\.json. has changed since this job began'):
     found_by(run)
   path.write_text(kept)
   assert found_by(run).genome.tolist() == expected

@@ -89,7 +89,7 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
     _, errors = process.communicate()
     expected = command_line.STOPPED if number == signal.SIGTERM else -number
     assert process.returncode == expected, errors
-  assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1, and the same', errors)
+  assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1; the same', errors)
   assert ['fewshot/oxford_pets/1/0', 'done'] in firsts(workdir)
   process = start_command('configs/quickstart.py', workdir, flags)
   printed, errors = process.communicate()
@@ -123,7 +123,7 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
 
   monkeypatch.setattr(tfds_lib, 'prepare', prepare)
   own = suite.tasks_of(check_config(config))
-  assert 'at its first use' in suite.missing(own['vtab/dtd'], 'unused', prepare=False)
+  assert 'at first use' in suite.missing(own['vtab/dtd'], 'unused', prepare=False)
   assert not asked
   assert 'needs a manual download' in suite.missing(own['vtab/resisc45'], 'unused', prepare=True)
   assert asked == ['resisc45']

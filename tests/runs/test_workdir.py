@@ -90,7 +90,7 @@ def test_a_workdir_is_of_one_suite_or_of_one_run(before, after, tmp_path):
 
 @pytest.mark.parametrize(
   'name, named',
-  [('file', 'file is no folder'), ('nowhere', 'nowhere is no folder'), ('\udcff', r'\\udcff')],
+  [('file', 'file is not a folder'), ('nowhere', 'here is not a folder'), ('\udcff', r'\\udcff')],
 )
 def test_what_is_no_folder_is_no_workdir(name, named, tmp_path):
   (tmp_path / 'file').touch()
@@ -135,7 +135,7 @@ def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_touched(
     if name in names:
       (tmp_path / name).write_text(text)
   before = digests(tmp_path)
-  sentence = f'{tmp_path} is not empty and not a workdir of glora_jax: {first} is there. Choose a '
+  sentence = f'{tmp_path} is not a workdir of glora_jax and has {first}; choose a new '
   with pytest.raises(ValueError, match=re.escape(sentence)):
     experiment.run(short, str(tmp_path))
   assert digests(tmp_path) == before
@@ -161,13 +161,13 @@ def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
       (pathlib.Path(task) / 'split.json').touch()
   (tmp_path / 'compiled').mkdir()  # by JAX, in a process of several
   scatter(tmp_path, 'food101/4/2/photo.jpg')
-  with pytest.raises(ValueError, match=r'4/2 .* photo\.jpg is there'), claim(tmp_path, tasks):
+  with pytest.raises(ValueError, match=r'4/2 .* has photo\.jpg'), claim(tmp_path, tasks):
     pass
   (tmp_path / 'food101/4/2/photo.jpg').unlink()
   with claim(tmp_path, tasks):
     pass
   os.remove(tmp_path / 'lock')
-  with pytest.raises(ValueError, match='workdir of glora_jax: food101 is there'), claim(tmp_path):
+  with pytest.raises(ValueError, match='workdir of glora_jax and has food101'), claim(tmp_path):
     pass
 
 

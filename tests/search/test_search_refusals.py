@@ -83,11 +83,11 @@ CALLS = {
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
     (with_a_wider_layer, '99 x'),
-    ({'make': lambda own: own, 'batches': mixed()[2][:1]}, 'single batch'),
+    ({'make': lambda own: own, 'batches': mixed()[2][:1]}, 'One batch'),
   ],
   evolved: [
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
-    ({'score': judge(np.full(20, 0.5))}, 'whole numbers'),
+    ({'score': judge(np.full(20, 0.5))}, 'integers'),
   ],
   Evolution: [
     ({'mutations': 40}, 'mutations=40'),
@@ -95,7 +95,7 @@ CALLS = {
   allocating: [
     ({'variables': {'params': {}, 'glora': {}}}, "'glora'"),
     ({'batches': iter([])}, 'no batches'),
-    ({'batches': lambda: mixed()[2]}, 'batches=.* one by one'),
+    ({'batches': lambda: mixed()[2]}, 'batches=.* another iterable'),
     ({'budget': 2}, 'budget=2'),
     ({'loss': lambda forward, batch, key: forward(batch[0])}, 'shape .4, 4.'),
     ({'loss': without_gradient}, 'batch 0'),

@@ -133,7 +133,7 @@ def test_a_full_disk_is_a_sentence_that_comes_from_the_background_and_older_stat
       pytest.raises(
         OSError,
         match=r'The training state cannot be written to .*states '
-        r'\(No space left on device\)\. .*make room',
+        r'\(No space left on device\)\. .*free some space',
       ),
       TrainingCheckpoints(tmp_path / 'states') as checkpoints,
     ):

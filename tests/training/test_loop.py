@@ -69,7 +69,7 @@ def minimized(loss, start, labels=jnp.zeros(4), images=jnp.ones((4, 3)), **optio
 def test_arrays_in_which_steps_are_rounded_away_are_named(caplog):
   trainable = {'params': {'head': {'kernel': jnp.ones((3, 2), 'bfloat16')}}, 'steps': jnp.ones(2)}
   minimized(lambda tree, *_: (jnp.sum(tree['params']['head']['kernel'] ** 2), {}), trainable)
-  assert 'may end in NaN: params/head/kernel. Give' in caplog.text
+  assert 'may end in NaN: params/head/kernel. Pass' in caplog.text
 
 
 def test_a_step_is_adamw_on_the_sampled_subnet(loss_fn, first_epoch):

@@ -64,7 +64,7 @@ def together(**arguments):
       lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
       '10 images cannot be cut',
     ),
-    (lambda: fit(state={'step': 3}), "state={'step': 3}"),
+    (lambda: fit(state={'step': 3}), 'state: expected a TrainState, got dict'),
     (lambda: fit(labels=[0, 1, -1, 2]), 'label -1 of image 2'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
     (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),

@@ -63,8 +63,8 @@ def task(text: str, source: Source) -> Task:
   name, *numbers = text.split('/')
   if name not in DATA_SETS or len(numbers) != 2 or not all(map(is_count, numbers)):
     raise ValueError(
-      f"{shown('fewshot/' + text)} is no few-shot task; 'fewshot/food101/4/0' is one: "
-      f'data set ({", ".join(NAMES)}), shots, seed.'
+      f"{shown('fewshot/' + text)} is not a few-shot task; 'fewshot/food101/4/0' is one: data set "
+      f'({", ".join(NAMES)}), shots, seed.'
     )
   shots, seed = map(int, numbers)
   if shots < 1:
@@ -92,8 +92,8 @@ def task(text: str, source: Source) -> Task:
     'test': partial(tfds.read, builder, data_set.test),
   }
   note = (
-    f'The {shots} images a class were drawn by glora_jax with seed {seed}; '
-    "they are not those of NOAH's lists."
+    f'The {shots} images per class were drawn by glora_jax with seed {seed}; they differ from '
+    "NOAH's lists."
   )
   classes = tfds.class_names(builder, data_set.num_classes)
   return tfds.task_of([builder], full_name, classes, splits, notes=(note,), group='fewshot')

@@ -57,8 +57,8 @@ def task(text: str, source: Source) -> Task:
   """
   if not is_count(text):
     raise ValueError(
-      f'{shown("generalization/" + text)} is no task; '
-      "'generalization/0' is one, with the seed of the 16 images a class."
+      f'{shown("generalization/" + text)} is not a task; '
+      "'generalization/0' is one, with the seed of the 16 images per class."
     )
   seed, name = int(text), f'generalization/{int(text)}'
   masked = tuple(test_set.name for test_set in TESTS if test_set.lacks_classes)
@@ -83,8 +83,8 @@ def task(text: str, source: Source) -> Task:
     return Task(name, classes, splits, f"NOAH's lists in {root}", **details)
   if source.version is not None:
     raise ValueError(
-      f'data.version={shown(source.version)} cannot be that of all {len(TESTS)} data sets of '
-      f'{name}; leave it out.'
+      f'data.version={shown(source.version)} cannot apply to all {len(TESTS)} data sets of {name}; '
+      'leave it out.'
     )
   builders = {test_set.name: tfds.find_builder(test_set.builder, source.dir) for test_set in TESTS}
   pool = partial(tfds.read, builders['test'], 'train')
@@ -94,8 +94,8 @@ def task(text: str, source: Source) -> Task:
     **{x.name: partial(tfds.read, builders[x.name], x.split) for x in TESTS},
   }
   note = (
-    f'The {SHOTS} images a class were drawn by glora_jax with seed {seed}; they are not those of '
-    f"NOAH's lists. Validation: {VAL_SHOTS} further training images a class."
+    f'The {SHOTS} images per class were drawn by glora_jax with seed {seed}; they differ from '
+    f"NOAH's lists. Validation: {VAL_SHOTS} further training images per class."
   )
   classes = tfds.class_names(builders['test'], NUM_CLASSES)
   return tfds.task_of(list(builders.values()), name, classes, splits, notes=(note,), **details)

@@ -195,7 +195,7 @@ def task(name: str, source: Source) -> Task:
   notes = ()
   if not builder.version.match(source.version or full_name.partition(':')[2]):
     notes = (
-      f'TFDS {builder.info.full_name} serves in place of {full_name}: the order of its '
-      "examples, and so the 800 that are trained on, is not the benchmark's.",
+      f'TFDS {builder.info.full_name} replaces {full_name}: its examples have another order, so '
+      "the 800 training examples are not the benchmark's.",
     )
   return tfds.task_of([builder], f'vtab/{name}', classes, splits, notes=notes, group=group)

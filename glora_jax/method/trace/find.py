@@ -172,8 +172,7 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
   """
   if not isinstance(split, Mapping):
     raise ValueError(
-      f'split={shown(split)} must be a dictionary with an axis of the outputs for each regular '
-      'expression.'
+      f'split={shown(split)} must map regular expressions to an axis of the outputs.'
     )
   for pattern, axis in split.items():
     try:
@@ -182,7 +181,7 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
       raise ValueError(f'split: {pattern!r} is not a regular expression: {error}.') from error
     if not found:
       raise ValueError(
-        f"split: the pattern '{pattern}' matches no linear layer; there are: "
+        f"split: the pattern '{pattern}' matches no linear layer; the layers are: "
         f'{", ".join(map(path_name, kernels))}.'
       )
     for path in found:

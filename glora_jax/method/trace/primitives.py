@@ -35,7 +35,7 @@ _ITEM_BY_ITEM = frozenset(
 _OPAQUE = {
   'pallas_call': 'used in a Pallas kernel',
   'shard_map': 'used in a shard_map',
-  'ffi_call': 'used in a foreign function',
+  'ffi_call': 'used in a foreign function call',
   'pure_callback': 'used in a callback',
   'io_callback': 'used in a callback',
   'custom_partitioning': 'used in a function with custom partitioning',

@@ -139,12 +139,12 @@ class FlaxNpz(Format[NpzVariant]):
     """As `Format.represent`; a model with a class token reads it, one without takes the mean."""
     model, flat = fold_layer_scale(model, flat)
     if model.norm_after_pool:
-      raise self.refusal('that the last LayerNorm stands after pooling')
+      raise self.refusal('a last LayerNorm after pooling')
     self.require_pool(model, ('token',) if model.class_token else ('gap',))
     if model.activation != 'gelu_tanh':
       log.warning(
-        "%s computes GELU by its tanh approximation, and this model has activation='%s': "
-        'logits will differ slightly.',
+        "%s uses the tanh approximation of GELU, but this model has activation='%s': logits will "
+        'differ slightly.',
         self.name,
         model.activation,
       )
@@ -152,7 +152,7 @@ class FlaxNpz(Format[NpzVariant]):
     if variant.position is None:
       computed = sincos_2d(flat['pos_embed'].shape, model.class_token)
       if not np.array_equal(computed, flat['pos_embed']):
-        raise self.refusal('a position embedding that is not the computed one')
+        raise self.refusal('a position embedding other than the computed one')
     return model, flat
 
   def nearest(self, variant: NpzVariant) -> FlaxNpz:

@@ -169,7 +169,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
 
   def refusal(self, feature: str) -> ValueError:
     """The error for a model with a feature that the format has no place for."""
-    return ValueError(f'The format {self.name} cannot say {feature}; choose another format.')
+    return ValueError(f'The format {self.name} cannot store {feature}; choose another format.')
 
   def require_pool(self, model: ViT, pools: Sequence[str]) -> None:
     """Raises ValueError for a model that pools in a way that the format cannot say."""
@@ -261,7 +261,7 @@ def depth(shapes: Shapes, pattern: str) -> int:
   matches = (re.match(pattern, name) for name in shapes)
   last = max((int(match.group(1)) for match in matches if match), default=-1)
   if last >= len(shapes):
-    raise ValueError(f'block {last} is named, and there are only {len(shapes)} tensors.')
+    raise ValueError(f'block {last} is named, but there are only {len(shapes)} tensors.')
   return last + 1
 
 

@@ -145,7 +145,7 @@ class HuggingFaceViT(Format[Variant]):
     if not model.class_token:
       raise self.refusal('a model without class token')
     if model.norm_after_pool:
-      raise self.refusal('that the last LayerNorm stands after pooling')
+      raise self.refusal('a last LayerNorm after pooling')
     model, flat = self.fit_layer_scale(model, flat)
     model, flat = self.fit_head(model, flat)
     self.require_pool(model, (self.pool(model.num_classes),))
@@ -167,14 +167,13 @@ class HuggingFaceViT(Format[Variant]):
       return {}
     if config.get('use_swiglu_ffn'):
       raise ValueError(
-        'use_swiglu_ffn=true, a ViT with SwiGLU instead of the plain MLP, is not supported; DINOv2 '
-        'giant is one, S, B and L are not.'
+        'use_swiglu_ffn=true, a ViT with SwiGLU instead of a plain MLP (DINOv2 giant), is not '
+        'supported; use S, B or L.'
       )
     activation = config.get('hidden_act', 'gelu')
     if activation not in ACTIVATIONS:
       raise ValueError(
-        f'hidden_act={shown(activation)} is not supported; the ones that are: '
-        f'{", ".join(ACTIVATIONS)}.'
+        f'hidden_act={shown(activation)} is not supported; use one of {", ".join(ACTIVATIONS)}.'
       )
     hints = {
       'activation': ACTIVATIONS[activation],
@@ -188,7 +187,7 @@ class HuggingFaceViT(Format[Variant]):
       if labels.keys() != set(numbers):
         raise ValueError(
           f'id2label has the keys {listed(labels)}; they must be the numbers of all classes, from '
-          '0 on.'
+          '0.'
         )
       hints['classes'] = [labels[number] for number in numbers]
     return hints
@@ -289,7 +288,7 @@ class HuggingFaceDinov2(HuggingFaceViT):
     """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
     mlp_dim = model.mlp_dim or 4 * model.width
     if mlp_dim % model.width:
-      raise self.refusal(f'mlp_dim={mlp_dim}, which is no multiple of the width')
+      raise self.refusal(f'mlp_dim={mlp_dim}, which is not a multiple of the width')
     return {
       'mlp_ratio': mlp_dim // model.width,
       'layerscale_value': 1.0,

@@ -23,14 +23,14 @@ FORMATS: dict[str, Format[Any]] = {
 # file is no plain ViT.
 OTHER_ARCHITECTURES = {
   r'dist_token|distillation_token|head_dist|distillation_classifier': (
-    'a DeiT with a distillation token and head; take the plain DeiT'
+    'a DeiT with a distillation token and head; use the plain DeiT'
   ),
   r'weights_in|mlp\.w12|fc1_g|gate_proj': (
-    'a ViT with SwiGLU instead of the plain MLP; DINOv2 giant is one, S, B and L are not'
+    'a ViT with SwiGLU instead of a plain MLP (DINOv2 giant); use S, B or L'
   ),
-  r'register_tokens|reg_token': 'a ViT with register tokens; take the variant without',
+  r'register_tokens|reg_token': 'a ViT with register tokens; use the variant without',
   r'MAPHead_|attn_pool|(^|/)probe$': (
-    'a ViT that pools by attention (SigLIP for instance); a class token or averaging is expected'
+    'a ViT that pools by attention (SigLIP for instance); expected a class token or averaging'
   ),
   r'[qk]_norm': 'a ViT that normalizes queries and keys',
   r'relative_position|rel_pos|rope': 'a ViT with relative or rotary positions',
@@ -70,7 +70,7 @@ def explain(names: Iterable[str]) -> str:
   """A sentence on the other architecture that tensors belong to, naming them; '' for a plain ViT.
 
   >>> explain(['cls_token', 'dist_token'])
-  'It is a DeiT with a distillation token and head; take the plain DeiT (dist_token).'
+  'It is a DeiT with a distillation token and head; use the plain DeiT (dist_token).'
   """
   names = list(names)
   for pattern, architecture in OTHER_ARCHITECTURES.items():

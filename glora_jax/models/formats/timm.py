@@ -84,7 +84,7 @@ class Timm(Format[TimmVariant]):
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the parts that a model has are told by their tensors."""
     if 2 * shapes['blocks.0.mlp.fc2.weight'][1] == shapes['blocks.0.mlp.fc1.weight'][0]:
-      raise ValueError('its MLPs are SwiGLU ones; only plain MLPs are supported.')
+      raise ValueError('its MLPs use SwiGLU; only plain MLPs are supported.')
     patches = shapes[self.patch_kernel]
     width = patches[0]
     class_token = 'cls_token' in shapes
@@ -136,8 +136,8 @@ class Timm(Format[TimmVariant]):
     self.require_pool(model, tuple(POOLS.values()))
     if model.norm_eps not in (NORM_EPS, CLIP_NORM_EPS):
       log.warning(
-        "timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, and this model's add %g: "
-        'logits will differ slightly.',
+        "timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, but this model's add %g: logits "
+        'will differ slightly.',
         model.norm_eps,
       )
     return model, fold_class_position(model, flat, variant)

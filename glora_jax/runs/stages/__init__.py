@@ -1,1 +1,1 @@
-"""The stages of a run; each leaves its result in the workdir, and is skipped where it finds it."""
+"""The stages of a run. Each leaves its result in the workdir, and is skipped if it is there."""

@@ -1,10 +1,8 @@
-"""The structure that one gradient asks for: its head, its batches, its prior, and its file.
+"""Allocation in a run: the warm head, the batches of the gradient, the prior, and the file.
 
-Or that which other tasks' gradients asked for on the same backbone, without any.
-
-The gradient is taken with a head that is warm, of training images alone, as they are stored,
-without augmentation; no validation image. A hard task's may borrow from a prior: what the images
-ask for when they are shifted.
+The gradient is taken with a warm head on the training images as they are stored: no augmentation,
+no validation images. A noisy gradient may borrow from a prior. `allocate_known` takes no gradient
+and uses what paid off on the backbone in other tasks.
 """
 
 from __future__ import annotations
@@ -57,20 +55,20 @@ from glora_jax.training.recipe import Recipe
 HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.npz'
 _NUMBERS = {'budget': 'i', 'proposed': 'b', 'borrowed': 'f'}  # of an allocation
-MOST_IMAGES = 4096  # a task that has more needs no other's gradient
-_FEWEST_BATCHES = 8  # that say how much of a gradient is noise, where there are images enough
+MOST_IMAGES = 4096  # for shifts; with more images a task's own gradient is clear
+_FEWEST_BATCHES = 8  # to tell how much of a gradient is noise, if there are enough images
 
 log = logging.getLogger(__name__)
 
 
 def borrowed_images(context: Context) -> int:
-  """The number of training images that a prior reads, too; 0 where there is none."""
+  """The number of training images that a prior reads as well; 0 if there is none."""
   is_read = context.settings.allocation.prior == 'shifts'
   return min(context.counts[context.train_split], MOST_IMAGES) if is_read else 0
 
 
 def check_gradient(context: Context) -> None:
-  """Raises ValueError or FileNotFoundError where there is nothing to buy, or no prior."""
+  """Raises ValueError or FileNotFoundError if the budget buys nothing, or the prior is missing."""
   settings = context.settings
   compares = settings.job == 'compare'
   for budget in settings.compare.budgets if compares else (settings.budget,):
@@ -80,10 +78,10 @@ def check_gradient(context: Context) -> None:
 
 
 def head_recipe(settings: RunSettings) -> Recipe:
-  """How a head is warmed before a structure is read off a gradient.
+  """How a head is warmed before a structure is allocated from a gradient.
 
-  A head alone takes twice the learning rate (BitFit's and the linear probe's tuned ones are twice
-  LoRA's, `configs/compare_rates.json`).
+  The head alone gets twice the learning rate (the tuned rates of BitFit and the linear probe are
+  twice LoRA's, `configs/compare_rates.json`).
   """
   recipe, epochs = settings.training, settings.allocation.head_epochs
   return dataclasses.replace(
@@ -97,8 +95,8 @@ def head_recipe(settings: RunSettings) -> Recipe:
 def head_learner(context: Context, place: Model) -> Adapted:
   """The head of a model, to be trained alone.
 
-  It is trained on features, where it can be told from a body, which gives them once. The body sees
-  the images as the gradient does: as they are stored, and whole.
+  If model and head can be told apart, it is trained on features, which are computed once. The body
+  sees the images as the gradient does: as they are stored, and whole.
   """
   recipe, size = head_recipe(context.settings), context.metadata['image_size']
   number = recipe.batch_size // recipe.accumulate
@@ -108,7 +106,7 @@ def head_learner(context: Context, place: Model) -> Adapted:
 
 
 def train_head(context: Context, place: Model) -> Model:
-  """The space with a head that was trained alone."""
+  """The model with a head that was trained alone."""
   learner, recipe = head_learner(context, place), head_recipe(context.settings)
   starts, keys = [place.variables], [context.key(Stream.HEAD)]
   split = context.train_split
@@ -125,7 +123,7 @@ def equal_batches(
   Args:
     key: random key of the order.
     num_examples: number of images, one for each device at least.
-    batch_size: most images in a batch; there are eight batches where there are images enough.
+    batch_size: most images in a batch; if there are enough images, there are at least 8 batches.
     devices: number of devices that a batch is dealt to.
 
   Returns:
@@ -136,7 +134,7 @@ def equal_batches(
     (8, 12)
   """
   size = _size_of_batches(num_examples, batch_size, devices)
-  # On the host: a permutation compiles for longer than all batches are read.
+  # On the host: compiling a permutation takes longer than reading all batches.
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   order = rng.permutation(num_examples).astype(np.int32)
   return order[: num_examples // size * size].reshape(-1, size)
@@ -148,7 +146,7 @@ def _size_of_batches(num_examples: int, batch_size: int, devices: int) -> int:
 
 
 def shapes_of_batch(context: Context) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """Images and labels that the gradient is taken of at once."""
+  """Shapes of the images and labels of one batch of the gradient."""
   number, batch_size = context.counts[context.train_split], context.settings.training.batch_size
   size, pixels = (
     _size_of_batches(number, batch_size, context.devices),
@@ -159,7 +157,7 @@ def shapes_of_batch(context: Context) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDt
 
 
 def gradient_loss(context: Context) -> Loss:
-  """What the gradient is taken of."""
+  """The loss whose gradient is taken."""
 
   def loss(forward, batch, key):
     del key
@@ -170,7 +168,7 @@ def gradient_loss(context: Context) -> Loss:
 
 
 def start_compiling(context: Context, place: Model) -> Ahead | None:
-  """Compiles in the background what `read_off_gradient` will run; None on a mesh.
+  """Compiles the programs of `read_off_gradient` in the background; None on a mesh.
 
   Args:
     context: the context.
@@ -193,7 +191,7 @@ def read_off_gradient(
   split: Split | None = None,
   prior: Prior | None = None,
 ) -> Allocation:
-  """The structure that the gradient of the training images asks for, or that of others.
+  """Allocates a structure from the gradient of the training images, or of others.
 
   Args:
     context: the context.
@@ -201,11 +199,11 @@ def read_off_gradient(
     budget: most trained parameters; None for the knee of the curve.
     key: random key of batches and directions.
     ahead: what `start_compiling` returned.
-    split: images and labels in place of the run's for training.
+    split: images and labels instead of the run's training images.
     prior: see `allocate`.
 
   Raises:
-    ValueError: the budget fits no unit, or a loss is not finite.
+    ValueError: the budget is too small for any unit, or a loss is not finite.
   """
   batch_key, sketch_key = jax.random.split(key)
   images, labels = split or context.data(context.train_split)
@@ -227,7 +225,7 @@ def read_off_gradient(
 
 
 def is_allocated(context: Context, folder: str) -> bool:
-  """Whether an earlier `allocate_once` came to its end in a folder of the workdir."""
+  """Whether an earlier `allocate_once` finished in a folder of the workdir."""
   return os.path.exists(context.path(folder, ALLOCATION))
 
 
@@ -241,10 +239,10 @@ def allocate_once(
   ahead: Ahead | None = None,
   prior: Prior | None = None,
 ) -> Allocation:
-  """`read_off_gradient`, or what an earlier call left in a folder of the workdir.
+  """`read_off_gradient`, or the result of an earlier call in a folder of the workdir.
 
-  The folder has `allocation.npz`, with genome, starting values and values, and
-  `genome.json`, the genome for people.
+  The folder has `allocation.npz`, with genome, starting values and values, and a readable
+  `genome.json`.
   """
   path = context.path(folder, ALLOCATION)
   if not is_allocated(context, folder):
@@ -268,7 +266,7 @@ def allocate_once(
 
 
 def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
-  """An allocation as arrays by name; of its variables those that structures train."""
+  """An allocation as arrays by name, with the trainable part of its variables."""
   content = {
     'genome': allocation.genome,
     **{name: getattr(allocation, name) for name in _NUMBERS},
@@ -285,10 +283,10 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
 
   Args:
     arrays: the arrays by name.
-    place: the model, and the variables that hold all that is not in the arrays.
+    place: the model, and variables with everything that is not in the arrays.
 
   Raises:
-    ValueError: they are not the allocation of such a model; the reason.
+    ValueError: they are not an allocation for this model; the message is the reason.
   """
   adapted, spec = place.adapted, place.adapted.spec
   genome = arrays.get('genome', np.zeros(0, np.int8))
@@ -322,25 +320,24 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
 def allocate_shifts(
   context: Context, place: Model, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
 ) -> Allocation | None:
-  """What shifts of some training images ask for, with a head that tells them apart.
+  """An allocation from shifted training images, with a head that tells the shifts apart.
 
-  Which layers pay is mostly the backbone's doing. Which way an image was shifted can be asked of
-  any images, and its gradient is clear where a hard task's is noise.
+  Which layers pay off depends mostly on the backbone. Any images can be asked which way they were
+  shifted, and the gradient of that is clear when a hard task's gradient is noise.
 
   Args:
     context: the context.
     place: the model and its variables before any training.
-    budget: that of the structure; what a prior gives depends on none.
+    budget: budget of the structure, which does not change what a prior gives.
     key: random key.
     ahead: what `start_compiling` returned.
 
   Returns:
-    The allocation, which `glora_jax.allocate` takes as prior; None where the images do not lie on
-    the device.
+    The allocation, which `glora_jax.allocate` takes as prior; None if the images are streamed.
   """
   images, labels = context.data(context.train_split)
   if isinstance(images, ImageStream):
-    log.info('The training images are streamed; their gradient has no prior.')
+    log.info('The training images are streamed; the gradient is used without a prior.')
     return None
   head_key, shift_key, key = jax.random.split(key, 3)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(shift_key)))
@@ -358,7 +355,7 @@ def allocate_shifts(
 def prior_of(
   context: Context, place: Model, **options: Any
 ) -> Callable[[], Allocation | Known | None] | None:
-  """What `allocate` takes as prior, as the config says; see `allocate_shifts` and `known_of`."""
+  """The prior for `allocate` that the config asks for; see `allocate_shifts` and `known_of`."""
   prior = context.settings.allocation.prior
   if prior is None:
     return None
@@ -368,11 +365,11 @@ def prior_of(
 
 
 def known_of(context: Context) -> Known:
-  """What is known of the backbone, for as many rank-one parts as are considered.
+  """The values known for the backbone, cut to the largest rank that is considered.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is damaged, or of another backbone.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is damaged, or for another backbone.
   """
   spec = context.place(KNOWN).adapted.spec
   path = context.settings.known
@@ -384,15 +381,15 @@ def known_of(context: Context) -> Known:
 
 
 def _cut(values: np.ndarray, number: int) -> np.ndarray:
-  """Values [row, rank] of so many ranks; those that nothing is known of are worth nothing."""
+  """Values [row, rank] with a number of ranks; unknown values are zero."""
   return np.pad(values, ((0, 0), (0, number)))[:, :number]
 
 
 def allocate_known(context: Context, budget: float | None) -> Allocation:
-  """The structure that pays best within a budget by what is known of the backbone.
+  """The structure with the most value within a budget, by the values known for the backbone.
 
   Raises:
-    FileNotFoundError, ValueError: see `known_of`; the budget fits no unit.
+    FileNotFoundError, ValueError: see `known_of`; the budget is too small for any unit.
   """
   number, (spec, values, _) = check_budget(budget), known_of(context)
   assert number is not None

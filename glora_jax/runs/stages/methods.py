@@ -1,4 +1,4 @@
-"""The methods of a comparison: each trained from many starts side by side, with what it chooses.
+"""The methods of a comparison, each trained from many starts side by side.
 
 The learning rate of each is chosen on the validation images.
 """
@@ -53,8 +53,8 @@ from glora_jax.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched structure
-_STOPPED = 'stopped at its last good state: the loss or its gradient was not finite any more.'
-# What a method reads beside the recipe and the loss of all.
+_STOPPED = 'stopped at its last good state: its loss or gradient was no longer finite.'
+# Fields that a method reads besides the recipe and the loss.
 _READS = {
   SEARCH: ('finetune.', 'sampling.', 'search.', 'compare.budgets'),
   GRADIENT: ('allocation.', 'compare.budgets'),
@@ -63,21 +63,21 @@ _READS = {
 
 
 class Trial(NamedTuple):
-  """A method is trained once for each trial."""
+  """A seed and a learning rate, for each of which a method is trained once."""
 
   seed: int
   learning_rate: float
 
 
 class TrainedStructure(NamedTuple):
-  """What a method made of one trial.
+  """The result of a method for one trial.
 
   Attributes:
     model: the trained structure.
-    seconds: time of training, and of the search where there was one.
+    seconds: time of training, and of the search if there was one.
     inherited: the variables before finetuning, of a searched structure; None for the others.
-    spared_epochs: by how many its training was shorter, for what its structure cost.
-    trouble: what diverged on the way to it, in sentences; empty where nothing did.
+    spared_epochs: by how many epochs its training was shorter, for what its structure cost.
+    trouble: what diverged on the way, in sentences; empty if nothing did.
   """
 
   model: Model
@@ -91,9 +91,9 @@ class Task(NamedTuple):
   """What a method is trained for.
 
   Attributes:
-    folder: folder in the workdir; what was left there is read.
+    folder: folder in the workdir; earlier results in it are read.
     trials: seeds and learning rates.
-    budgets: most trained parameters of what is searched or read off a gradient.
+    budgets: most trained parameters of searched and allocated structures.
   """
 
   folder: str
@@ -132,7 +132,7 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
 
 
 def _check(method: str, context: Context) -> None:
-  """Raises ValueError where a method cannot be trained side by side on this model and machine."""
+  """Raises ValueError if a method cannot be trained side by side on this model and machine."""
   if context.mesh is not None:
     raise ValueError(
       'A comparison trains side by side on one device; give --config.mesh.devices=one.'
@@ -140,7 +140,7 @@ def _check(method: str, context: Context) -> None:
   number, most = context.counts['train'], context.settings.data.max_resident
   if not context.is_resident(number):
     raise ValueError(
-      f'A comparison trains on resident images, and data.max_resident={most} streams the {number} '
+      f'A comparison trains on resident images, but data.max_resident={most} streams the {number} '
       'training images; raise it.'
     )
   if method == GRADIENT:
@@ -184,7 +184,7 @@ def _train_seeds(
 
 
 def budgets_of(settings: RunSettings, method: str) -> Sequence[int]:
-  """The budgets that a method has a row for each of; none for other methods."""
+  """The budgets for each of which a method has a row; empty for other methods."""
   return settings.compare.budgets if method in FOUND else ()
 
 
@@ -208,8 +208,8 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
     task: folder, trials and budgets.
 
   Returns:
-    The structures by row of the table, one for each trial: one row, or one for each budget where
-    the method is in `FOUND`.
+    The structures by row of the table, one for each trial: one row, or one for each budget if the
+    method is in `FOUND`.
   """
   if method == SEARCH:
     return _search(context, task)
@@ -234,7 +234,7 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
 def _train_fixed(
   context: Context, folder: str, learner: Adapted, task: Task
 ) -> list[TrainedStructure]:
-  """Trains what is fixed, once for each trial."""
+  """Trains a fixed structure, once for each trial."""
   recipe, starts = context.settings.training, _starts(context, learner, task.trials)
   return _structures(_train(context, f'{folder}/states', learner, recipe, starts, task.trials))
 
@@ -256,7 +256,7 @@ def _train(
   *,
   measured: bool = True,
 ) -> tuple[list[Model], float]:
-  """What became of a learner's trainings from some variables, one a trial; the seconds of each."""
+  """The outcomes of a learner's trainings, one for each trial, and the seconds of each."""
   keys = [stream_key(trial.seed, stream) for trial in trials]
   rates = [trial.learning_rate for trial in trials]
   training = Training(name, learner, recipe, 'train', starts, keys, rates, measured=measured)
@@ -272,13 +272,13 @@ def _structures(
   troubles: Sequence[str] = (),
   **more: Any,
 ) -> list[TrainedStructure]:
-  """What became of each of some trainings.
+  """The structures of some trainings.
 
   Args:
     trained: what `_train` returned.
-    title: what a sentence calls one of them.
-    seconds: of what came before it.
-    troubles: likewise.
+    title: how a sentence refers to one of them.
+    seconds: time of what came before.
+    troubles: sentences about what came before.
     **more: fields of all of them.
   """
   models, own = trained
@@ -294,15 +294,15 @@ def _structures(
 
 
 def _trouble(training: str, trained: Model) -> str:
-  """The sentence about a training that diverged; empty about others."""
+  """A sentence about a training that diverged; empty for others."""
   return f'{training} {_STOPPED}' if trained.diverged else ''
 
 
 def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
   """Trains a structure of each seed's gradient for each budget.
 
-  Heads are warmed at the recipe's learning rate, whatever the trial's, so that the structure is the
-  seed's.
+  Heads are warmed at the recipe's learning rate, not the trial's, so that the structure depends on
+  the seed alone.
   """
   place, budgets = context.place(GRADIENT), task.budgets
   seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
@@ -345,9 +345,9 @@ def _train_structure(
 ) -> list[TrainedStructure]:
   """Trains the structure of one seed's gradient within a budget, once for each learning rate.
 
-  It is the smallest one where the gradient is not finite, or there is none (`found` is None). So a
-  head that has diverged ends the comparison as little as a supernet that has, and as one does that
-  is certain of every label. `before` has the seconds and troubles of head and gradient.
+  Without a finite gradient (`found` is None) it is the smallest structure, so that a head that
+  diverged, or that is certain of every label, does not end the comparison. `before` has the seconds
+  and troubles of head and gradient.
   """
   spec, variables, has_borrowed = place.adapted.spec, place.variables, False
   genome = genomes.smallest_genome(spec)
@@ -363,8 +363,8 @@ def _train_structure(
 
 
 def _stands_for(name: str, error: Exception) -> str:
-  """The sentences about a result that the smallest structure stands for, which are logged."""
-  trouble = f'{error} The smallest structure stands for it.'
+  """Logs and returns an error after which the smallest structure is used."""
+  trouble = f'{error} The smallest structure is used instead.'
   log.warning('%s: %s', name, trouble)
   return trouble
 
@@ -384,7 +384,7 @@ def _search(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
 
 
 def _of_supernet(settings: RunSettings) -> Recipe:
-  """The recipe of all methods, shorter by the epochs that a searched structure is finetuned for."""
+  """The recipe of all methods without the epochs for finetuning a searched structure."""
   epochs = settings.training.epochs - settings.finetuning.epochs
   return dataclasses.replace(settings.training, epochs=epochs)
 
@@ -394,8 +394,8 @@ def _search_one(
 ) -> TrainedStructure:
   """Searches a structure within a budget, and finetunes it from the supernet's weights.
 
-  A supernet that has diverged cannot be searched; its smallest structure is what
-  the trial has come to, and ends the comparison as little as any other training that diverges.
+  A supernet that diverged cannot be searched; the trial then uses its smallest structure, and the
+  comparison continues.
   """
   key, start = stream_key(trial.seed, Stream.SEARCH), supernet.variables
   troubles = [_trouble('The training of its supernet', supernet)]
@@ -407,7 +407,7 @@ def _search_one(
       troubles.append(_stands_for(name, error))
       genome = genomes.smallest_genome(context.adapted.spec)
   structure = context.adapted.fix(genome)
-  # The schedule's ends are those of the supernet's learning rate.
+  # The schedule's ends follow the supernet's learning rate.
   rate = context.settings.training.learning_rate
   recipe = dataclasses.replace(context.settings.finetuning, learning_rate=rate)
   trials = [trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)]
@@ -418,11 +418,11 @@ def _search_one(
 
 
 class TriedRate(TypedDict):
-  """What a method came to at a learning rate."""
+  """The outcome of a method at a learning rate."""
 
   rate: float
   val_accuracy: float
-  val_loss: float | None  # null where a training diverged
+  val_loss: float | None  # null if the training diverged
 
 
 class _Tried(TypedDict):

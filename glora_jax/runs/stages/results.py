@@ -1,6 +1,6 @@
-"""The last two stages: the test, of a list that is frozen to disk first, and the report.
+"""The last two stages: the test, on a list that is frozen to disk first, and the report.
 
-The report folds the result, and writes what a run leaves behind.
+The report folds the result and writes a run's output.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import hypervolume_by_generation
 from glora_jax.search.scoring import Predictions
 
-SUPERNET = 'supernet'  # what was searched, with the weights that all structures share
+SUPERNET = 'supernet'  # the searched structure with the supernet's weights
 
 
 class Tested(NamedTuple):
-  """What the test images say.
+  """The outcome of the test.
 
   Attributes:
-    candidates: what was tested, by name.
-    result: name of the structure that is called the result.
-    rows: what is known of every structure, by name: what `result.json` says, and `weights`.
-    answers: what the result answered for each test image.
+    candidates: the tested structures, by name.
+    result: name of the structure that is the result.
+    rows: facts of every structure, by name, as in `result.json`, and `weights`.
+    answers: the result's answers for the test images.
   """
 
   candidates: dict[str, Model]
@@ -103,7 +103,7 @@ def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Teste
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
   """The name of the result: the best on the validation images within the budget, ties by size.
 
-  What was searched is it where it alone learned from the validation images, too.
+  A searched structure that was trained on the validation images as well is always the result.
   """
   settings = context.settings
   if settings.report.result is not None:
@@ -117,7 +117,7 @@ def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _trained_on_val(context: Context, name: str) -> bool:
-  """Whether a candidate was trained on the validation images, which then say nothing of it."""
+  """Whether a candidate was trained on the validation images, so that these cannot judge it."""
   settings = context.settings
   if settings.protocol == 'paper':
     return True
@@ -125,17 +125,17 @@ def _trained_on_val(context: Context, name: str) -> bool:
 
 
 def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
-  """Writes what will be tested, with fingerprints of the weights, to `test_list.json`.
+  """Writes the structures to test, with fingerprints of their weights, to `test_list.json`.
 
   Returns:
-    What was frozen, by this start or an earlier one.
+    The frozen list, of this start or an earlier one.
 
   Raises:
     ValueError: another list was frozen before.
   """
   path = context.path(TEST_LIST)
   if os.path.exists(path):
-    remedy = 'use a new workdir, since what this one tests is no longer known'
+    remedy = 'use a new workdir, because what this one tests is no longer known'
     frozen = read_record(path, 'test list', dict[str, Any], remedy)
     if _without_accuracies(frozen) != _without_accuracies(tested):
       raise ValueError(
@@ -147,17 +147,17 @@ def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
   return tested
 
 
-_VARYING = ('val_accuracy', 'result')  # by an image or two between devices, and what they decide
+_VARYING = ('val_accuracy', 'result')  # differ between devices, by an image or two
 
 
 def _without_accuracies(content: Any) -> Any:
-  """A list to compare with another one."""
+  """A list without what may differ between devices."""
   if isinstance(content, Mapping):
     return {x: x in _VARYING or _without_accuracies(value) for x, value in content.items()}
   return [_without_accuracies(row) for row in content] if isinstance(content, list) else content
 
 
-COMPARED_IMAGES = 256  # on which the folded model's logits are compared with the adapted one's
+COMPARED_IMAGES = 256  # for comparing the folded model's logits with the adapted one's
 
 
 class _Structure(TypedDict):
@@ -176,7 +176,7 @@ class _Data(TypedDict):
 
 
 class Result(TypedDict):
-  """The content of `result.json`; what only a search has is null where there was none."""
+  """The content of `result.json`; fields of a search are null if there was none."""
 
   task: str
   protocol: str
@@ -206,12 +206,12 @@ def write_results(
   Args:
     context: the context.
     tested: what `freeze_and_evaluate` returned.
-    archive: the search's; None where nothing was searched.
-    supernet: variables of the supernet that it searched in.
-    allocation: the structure that was bought by values; None where none was.
+    archive: the search's; None without a search.
+    supernet: variables of the supernet that was searched.
+    allocation: the allocation; None without one.
 
   Returns:
-    The content of `result.json` but for the seconds of the last stage.
+    The content of `result.json` without the seconds of the last stage.
   """
   config, candidates = context.settings, tested.candidates
   candidate = candidates[tested.result]
@@ -283,7 +283,7 @@ def write_results(
 
 
 def _label(context: Context, candidate: Model, name: str) -> str:
-  """What tables and pages call a structure."""
+  """The name of a structure in tables and pages."""
   labels = {
     'linear': 'linear probe',
     GRADIENT: 'gradient',
@@ -296,7 +296,7 @@ def _label(context: Context, candidate: Model, name: str) -> str:
 
 
 def _backbone(context: Context) -> dict[str, Any]:
-  """How the run's base is loaded again, beside its weights: what the config gave, and the size."""
+  """Arguments to load the run's base again: what the config gave, and the image size."""
   model = context.settings.model
   names = ('sha256', 'num_heads', 'activation', 'patch_size')
   given = {name: getattr(model, name) for name in names}
@@ -305,7 +305,7 @@ def _backbone(context: Context) -> dict[str, Any]:
 
 
 def _of_search(context: Context, archive: Archive | None, num_images: int) -> dict[str, Any]:
-  """What the result holds of the search; null of each where there was none."""
+  """The fields of a search in the result; null if there was none."""
   if archive is None:
     return dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   volumes = hypervolume_by_generation(archive, context.adapted.spec, num_images)
@@ -317,7 +317,7 @@ def _of_search(context: Context, archive: Archive | None, num_images: int) -> di
 
 
 def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
-  """Parameters and accuracy of each preset with the supernet's weights; none without one."""
+  """Parameters and accuracy of each preset with the supernet's weights, if there is one."""
   if supernet is None:
     return {}
   split = context.search_split
@@ -333,7 +333,7 @@ def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
 
 
 def _save_models(context: Context, candidate: Model) -> None:
-  """Writes a structure as an adapter, a genome and a plain model in the weights' own format."""
+  """Writes a structure as an adapter, a genome and a plain model in the weights' format."""
   adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
   if context.mesh is not None:
     variables, folded = meshes.on_host((variables, folded))

@@ -1,4 +1,4 @@
-"""The stages of a run that searches: supernet, search, and the finetuning of what was found."""
+"""The stages of a run with a search: supernet, search, and finetuning the structure found."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHOICE = 'finetune_choice'
 
 
 def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
-  """The stages that come before what is trained alone, and those after it.
+  """The stages that come before the baselines, and those after them.
 
   The supernet is trained with fresh genomes for every step (section 3.3 of the paper).
   """
@@ -147,12 +147,12 @@ def run_search(
 def _finetune(
   context: Context, supernet: Any, archive: Archive, epochs: int | None = None
 ) -> Model:
-  """The best structure, trained on from the supernet's weights."""
+  """The best structure, finetuned from the supernet's weights."""
   return _train_on(context, 'finetune', supernet, archive, context.settings.finetune.on, epochs)
 
 
 def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int | None:
-  """The number of epochs after which a finetuning on 'train' is best on 'val', ties by loss."""
+  """The number of epochs of finetuning on 'train' that is best on 'val', ties by loss."""
   return _train_on(context, CHOICE, supernet, archive, 'train').best_epoch
 
 

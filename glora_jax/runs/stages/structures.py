@@ -1,8 +1,8 @@
 """What a run trains from the pretrained model: the structure that its config names, and baselines.
 
-A structure comes from one gradient, from what is known of the backbone, from a preset's name or a
-file. It is trained from the pretrained model by one recipe; what was paid for a gradient, the
-training has less (`AllocationSettings.epochs`).
+The structure comes from one gradient, from values known for the backbone, from a preset's name or
+from a file. All are trained with one recipe, which is shorter after a gradient by what that cost
+(`AllocationSettings.epochs`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from glora_jax.search.allocated import Allocation
 from glora_jax.search.sketch import Ahead
 
 FOLDER = 'structure'
-FILE = 'file'  # what a structure is called that a file gave
+FILE = 'file'  # the name of a structure from a file
 READS_OF_KNOWN = ('allocation.known', 'allocation.max_rank')
 
 
@@ -51,19 +51,19 @@ class _Genome(TypedDict):
 
 
 def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
-  """The genome of a structure that is given.
+  """The genome of a given structure.
 
   Args:
     spec: the layers.
-    name: a preset's name, or the path of a genome file, `genome.json` of a run for instance.
+    name: a preset's name, or the path of a genome file, for example a run's `genome.json`.
     budget: most trained parameters; None for no limit.
 
   Returns:
     Canonical genome, int8 [rows, 5].
 
   Raises:
-    ValueError: the model cannot have it, or it has more parameters than the budget.
-    FileNotFoundError: there is no such file.
+    ValueError: it does not fit the model, or has more parameters than the budget.
+    FileNotFoundError: the file does not exist.
   """
   try:
     genome = genome_of(spec, name)
@@ -71,20 +71,20 @@ def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
     if not name.endswith(GENOME_ENDING):
       raise
     raise ValueError(
-      f"structure='{printable(name)}' holds no genome of this model ({error}); it needs one with a "
-      f'row for each of its {len(spec)} layers, and ranks that space.ranks has.'
+      f"structure='{printable(name)}' does not fit this model ({error}); give one with a row for "
+      f'each of its {len(spec)} layers, and with ranks that are in space.ranks.'
     ) from error
   params = count_params(spec, genome)
   if budget is not None and params > budget:
     raise ValueError(
       f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
-      'or take a smaller structure.'
+      'or give a smaller structure.'
     )
   return genome
 
 
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
-  """The stages that find a structure other than by a search."""
+  """The stages that find a structure without a search."""
   if settings.has_gradient:
     head = Stage(
       'head',
@@ -158,19 +158,19 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
 
 
 def _seen(context: Context) -> int:
-  """Images that head and gradient see: the task's, and those of the prior."""
+  """Images that head and gradient see, including those of the prior."""
   return context.counts[context.train_split] + borrowed_images(context)
 
 
 def _warm_head(context: Context) -> tuple[Model, Ahead | None]:
-  """The gradient's space with a warm head, and what its programs are compiled by meanwhile."""
+  """The gradient's space with a warm head, and its programs as they compile in the background."""
   place = context.place(GRADIENT)
   ahead = None if is_allocated(context, FOLDER) else start_compiling(context, place)
   return train_head(context, place), ahead
 
 
 def _read_off(context: Context, warmed: tuple[Model, Ahead | None]) -> Model:
-  """The structure that the gradient asks for, with the head that it was taken with."""
+  """The structure allocated from the gradient, with the head that it was taken with."""
   warm, ahead = warmed
   options = {'budget': check_budget(context.settings.budget), 'ahead': ahead}
   place = context.place(GRADIENT)
@@ -182,10 +182,10 @@ def _read_off(context: Context, warmed: tuple[Model, Ahead | None]) -> Model:
 
 
 def _given(context: Context) -> Model:
-  """The structure of a preset or a file, or a known one; the workdir's where a file is gone since.
+  """The structure of a preset, a file or known values; of the workdir if the file is gone.
 
   Raises:
-    ValueError: the file gives another genome than when the job began.
+    ValueError: the file has another genome than when the job began.
   """
   path, settings = context.path(FOLDER, 'genome.json'), context.settings
   place = context.place(settings.structure)
@@ -201,20 +201,20 @@ def _given(context: Context) -> Model:
     raise damaged(path, error) from error
   if named is not None and not np.array_equal(named, genome):
     raise ValueError(
-      f"structure='{printable(settings.structure)}' holds another genome than when this job began, "
-      f'which is in {path}; put that one back, or choose another --workdir.'
+      f"structure='{printable(settings.structure)}' has changed since this job began, which used "
+      f'{path}; restore that one, or choose another --workdir.'
     )
   return Model(place.adapted.fix(genome), place.variables, allocation=allocation)
 
 
 def _named(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
-  """The genome that the config names, with the values that a known one was bought by.
+  """The genome that the config names, and the allocation if it is from known values.
 
-  Both are None where its file is gone since the job began, which keeps the genome.
+  Both are None if the file is gone since the job began; the workdir has the genome.
 
   Raises:
-    ValueError: the model cannot have it, or not within the budget.
-    FileNotFoundError: there is no such file.
+    ValueError: it does not fit the model or the budget.
+    FileNotFoundError: the file does not exist.
   """
   settings = context.settings
   try:

@@ -35,14 +35,14 @@ from glora_jax.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
-LOOKS = 20  # at the validation images in the course of a training
-MOST_SIDE_BY_SIDE = 8  # more would take memory without end; they are trained after one another
-ENOUGH_STEPS = 100  # after which a training should have learned something
-_LEAST_LEARNED = 0.05  # share of what guessing gets wrong, likewise
+LOOKS = 20  # measurements on the validation images during a training
+MOST_SIDE_BY_SIDE = 8  # to bound memory; more are trained one group after another
+ENOUGH_STEPS = 100  # by then a training should have learned something
+_LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
 
 
 class FullFineTuning(Adapted):
-  """All of the base trained and no support: the smallest structure, split otherwise."""
+  """Trains the whole base and no supports: the smallest structure with another split."""
 
   @classmethod
   def of(cls, adapted: Adapted) -> FullFineTuning:
@@ -52,7 +52,7 @@ class FullFineTuning(Adapted):
   def split(
     self, variables: Any, *, supports: bool = True
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen): all parameters in float32, and all else."""
+    """(trainable, frozen): all parameters in float32, and everything else."""
     del supports
     params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
     others = {name: value for name, value in variables.items() if name != 'params'}
@@ -76,15 +76,15 @@ class Training:
 
   Attributes:
     name: folder of the training states in the workdir, and the name in `metrics.jsonl`.
-    learner: what is trained; with a free structure it is a supernet.
+    learner: the model to train; without a fixed structure it is a supernet.
     recipe: how to train.
     split: split to train on.
     starts: variables to start from, of each training.
-    keys: random keys, likewise.
-    rates: learning rates, likewise, at the schedule's peak. None for one training by the recipe's
-      own, which ends the job where it diverges, and leaves metrics.
+    keys: random keys, of each training.
+    rates: learning rates of each training, at the schedule's peak. None for a single training at
+      the recipe's rate, which writes metrics and ends the job if it diverges.
     stop_epoch: epoch to stop after, with the schedule of the whole recipe; None for its end.
-    measured: whether validation images are looked at, where a fixed structure learns from others.
+    measured: whether a fixed structure is measured on the validation images meanwhile.
   """
 
   name: str
@@ -99,10 +99,10 @@ class Training:
 
 
 class Best(NamedTuple):
-  """What was best on the validation images so far; of several trainings all have an axis [n].
+  """The best on the validation images so far; with several trainings all have an axis [n].
 
   Attributes:
-    trainable: what was trained at that epoch; None where the last epoch's is kept.
+    trainable: the trained arrays at that epoch; None if the last epoch's are kept.
     accuracy: on the validation images, float32 []; ties are decided by `loss`.
     loss: on them, float32 [].
     epoch: number of epochs, float32 [].
@@ -120,7 +120,7 @@ class Best(NamedTuple):
     )
 
     def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-      # A copy: training goes on in the memory of the new ones.
+      # A copy: training reuses the memory of the new ones.
       return jnp.where(
         is_better.reshape(is_better.shape + (1,) * (old.ndim - is_better.ndim)), new, old
       )
@@ -129,21 +129,21 @@ class Best(NamedTuple):
 
 
 def train(context: Context, training: Training) -> list[Model]:
-  """Trains, or goes on from the newest of its states.
+  """Trains, or resumes from the newest saved state.
 
-  A fixed structure that learns from the training images alone is measured on the validation images
-  some twenty times on its way, of several side by side where the best is wanted; `training.keep`
-  says whether the best of these states or the last one goes on.
+  A fixed structure that is trained on the training images is measured on the validation images
+  about twenty times; of several side by side only if the best is kept. `training.keep` says whether
+  the best of these states or the last one is kept.
 
   Args:
     context: the context.
     training: what to train, and how.
 
   Returns:
-    What became of each training.
+    The outcome of each training.
 
   Raises:
-    NonFiniteLossError: a training that is alone diverged; its last good state is saved.
+    NonFiniteLossError: a single training diverged; its last good state is saved.
     Stopped: the job was asked to stop; the newest state is saved.
   """
   learner, recipe, rates = training.learner, training.recipe, training.rates
@@ -201,19 +201,19 @@ def train(context: Context, training: Training) -> list[Model]:
 
 
 def _is_watched(context: Context, split: str, *, is_alone: bool) -> bool:
-  """Whether somebody reads what a fixed structure comes to on the validation images meanwhile."""
+  """Whether the validation accuracy of a fixed structure is used while it trains."""
   return split == 'train' and (is_alone or context.settings.training.keep == 'best')
 
 
 def epochs_between_looks(epochs: int) -> int:
-  """Epochs between two looks at the validation images."""
+  """Epochs between two measurements on the validation images."""
   return max(1, math.ceil(epochs / LOOKS))
 
 
 def calls_of_training(
   context: Context, program: str, workload: Workload, split: str = 'train', times: int = 1
 ) -> Iterator[Call]:
-  """The programs that a training of a fixed structure calls, so many times: steps and looks."""
+  """The programs that trainings of a fixed structure call: steps and measurements."""
   assert workload.recipe is not None
   yield Call.training(program, workload, context.counts[split], times)
   is_alone = program != 'train_many'
@@ -225,7 +225,7 @@ def calls_of_training(
 
 
 def equal_parts(steps: int) -> int:
-  """The steps of a compiled call of at most `MOST_STEPS`, a divisor where one is near.
+  """The steps of a compiled call of at most `MOST_STEPS`, a divisor if one is near.
 
   Calls of one length are one program; a shorter last one is compiled, too.
 
@@ -239,7 +239,7 @@ def equal_parts(steps: int) -> int:
 
 
 def _part(training: Training, name: str, part: slice) -> Training:
-  """Some of several trainings, with a folder of their own."""
+  """A part of several trainings, with its own folder."""
   return dataclasses.replace(
     training,
     name=f'{training.name}/{name}',
@@ -250,9 +250,9 @@ def _part(training: Training, name: str, part: slice) -> Training:
 
 
 def start_of(training: Training) -> tuple[Any, Any]:
-  """(trainable, frozen) of a training; of several the former with an axis for each in front.
+  """(trainable, frozen) of a training; with several, the former has a leading axis for them.
 
-  What is frozen is the same for all of them: supports that the structure does not read are zeros.
+  Frozen arrays are the same for all of them: supports that the structure does not read are zeros.
   """
   learner = training.learner
   halves = [learner.split(start) for start in training.starts]
@@ -265,7 +265,7 @@ def start_of(training: Training) -> tuple[Any, Any]:
 
 
 def loss_of(context: Context, learner: Adapted) -> LossFn:
-  """What a training minimizes: of a free structure the supernet's loss, as the config samples."""
+  """The loss of a training; without a fixed structure, of a supernet with sampled structures."""
   if isinstance(learner, HeadAlone):
     return learner.loss()
   sample = None
@@ -287,7 +287,7 @@ def loss_of(context: Context, learner: Adapted) -> LossFn:
 def _initial_state(
   context: Context, training: Training, trainable: Any, num_images: int
 ) -> TrainState:
-  """The state before the first step; it says where a restored state goes, too."""
+  """The state before the first step, which also places a restored state."""
   number = None if training.rates is None else len(training.starts)
   state = loop.initial_state(trainable, training.recipe.optimizer(num_images), number)
   if context.mesh is None:
@@ -302,14 +302,14 @@ class Bookkeeper:
 
   Attributes:
     context: the context.
-    training: the training that goes on.
+    training: the current training.
     frozen: its frozen arrays.
     checkpoints: where its states are saved.
     last: its number of steps.
     steps_per_epoch: number of steps.
-    interval: steps between two looks at the validation images; None for none.
+    interval: steps between two measurements on the validation images; None for none.
     saved: step of the newest saved state.
-    looked: number of intervals after the last look.
+    looked: number of intervals at the last measurement.
     accuracies: on training images, of every dispatch.
   """
 
@@ -325,7 +325,7 @@ class Bookkeeper:
   accuracies: list[float] = dataclasses.field(default_factory=list)
 
   def restored(self, start: TrainState) -> TrainState | None:
-    """The newest saved state, like that before the first step; None where there is none."""
+    """The newest saved state, shaped as the first one; None if there is none."""
     kept = start.trainable if self.context.settings.training.keep == 'best' else None
     worst = [jnp.full(np.shape(start.step), x, jnp.float32) for x in (-1, jnp.inf, 0)]
     self.best = meshes.replicate(self.context.mesh, Best(kept, *worst))
@@ -345,7 +345,7 @@ class Bookkeeper:
     return state
 
   def _with_best(self, state: TrainState) -> TrainState:
-    """A state as it is saved: what was best belongs to it."""
+    """A state as it is saved: together with the best one."""
     if self.interval is None:
       return state
     return state._replace(trainable=(state.trainable, self.best))
@@ -376,7 +376,7 @@ class Bookkeeper:
       raise Stopped(f'{self.training.name} at step {step}', self.context.workdir)
 
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
-    """What a single training comes to on the validation images; keeps what is best."""
+    """Measures on the validation images, keeps the best, and returns a single training's values."""
     found = [self.context.measure(model, 'val') for model in self._models(state.trainable)]
     accuracies, losses = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
     values = (accuracies, losses, [epoch] * len(found))
@@ -394,7 +394,7 @@ class Bookkeeper:
     return [Model(learner, learner.join(part, self.frozen)) for part in parts]
 
   def trained(self, state: TrainState) -> list[Model]:
-    """What became of each training."""
+    """The outcome of each training."""
     trainable, epochs = state.trainable, [None] * np.size(state.step)
     if self.interval is not None:
       trainable = trainable if self.best.trainable is None else self.best.trainable
@@ -404,14 +404,14 @@ class Bookkeeper:
     return [model._replace(best_epoch=epoch, diverged=has) for model, epoch, has in found]
 
   def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
-    """Says so where a training has ended about as it would without looking at the images."""
+    """Warns if a training ended about as good as guessing."""
     newest = self.accuracies[-2:]  # the last may be of a step alone
     is_long = newest and state.step >= ENOUGH_STEPS and meshes.primary()
     if is_long and is_guessing(max(newest), labels):
       log.warning(
-        '%s has ended with at most %.1f%% of its images right, where naming one class for all of '
-        'them gets %.1f%%: it has broken down, or hardly begun. Lower the learning rate, bound the '
-        'gradients (max_grad_norm=1), or train for more epochs.',
+        '%s learned almost nothing: its training accuracy is at most %.1f%%, and always answering '
+        'the most frequent class gets %.1f%%; lower the learning rate, bound the gradients '
+        '(max_grad_norm=1), or train for more epochs.',
         self.training.name,
         100 * max(newest),
         100 * share_of_largest_class(labels),
@@ -419,18 +419,18 @@ class Bookkeeper:
 
 
 def is_guessing(accuracy: float, labels: np.ndarray) -> bool:
-  """Whether an accuracy is about that of naming one class for all images, int labels [n]."""
+  """Whether an accuracy is about that of always answering one class, int labels [n]."""
   guessing = share_of_largest_class(labels)
   return accuracy < guessing + _LEAST_LEARNED * (1 - guessing)
 
 
 def share_of_largest_class(labels: np.ndarray) -> float:
-  """The accuracy of naming one class for all images, int labels [n]."""
+  """The accuracy of always answering the most frequent class, int labels [n]."""
   return float(np.bincount(labels).max()) / len(labels)
 
 
 def best_on_val(rows: Iterable[Any]) -> Any:
-  """The row of the highest 'val_accuracy', ties by 'val_loss'; one that is not finite is last."""
+  """The row of the highest 'val_accuracy', ties by 'val_loss', where nan and inf come last."""
 
   def rank(row: Any) -> tuple[float, float]:
     loss = number(row['val_loss'])
