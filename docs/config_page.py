@@ -5,9 +5,8 @@ from glora_jax.settings import expected
 
 HEAD = """# Config fields
 
-Every field can be overridden on the command line: `--config.training.epochs=10`. The same list
-is printed by `python -m glora_jax.main --help_config=all`. What cannot be is refused before
-anything starts.
+Override any field on the command line: `--config.training.epochs=10`. `python -m glora_jax.main
+--help_config=all` prints the same list. All fields are checked before training starts.
 """
 
 
