@@ -4,6 +4,7 @@ Pages with code are executed while they are built, from a cache where they have 
 page of config fields is written from the declarations that check them.
 """
 
+import importlib.metadata
 import os
 import shutil
 import sys
@@ -33,7 +34,13 @@ html_theme = 'sphinx_book_theme'
 html_title = 'glora_jax'
 html_static_path = ['_static']
 html_css_files = ['commands.css']
+# Without a search field: the header has one.
+html_sidebars = {'**': ['navbar-logo.html', 'icon-links.html', 'sbt-sidebar-nav.html']}
 html_theme_options = {'show_toc_level': 2, 'home_page_in_toc': True}
+links = importlib.metadata.metadata('glora_jax').get_all('Project-URL') or ()
+for name, address in (link.split(', ', 1) for link in links):  # of pyproject.toml
+  if name == 'Repository':
+    html_theme_options |= {'repository_url': address, 'use_repository_button': True}
 suppress_warnings = ['mystnb.unknown_mime_type']
 nb_render_markdown_format = 'myst'  # of outputs; CommonMark, the default, has no tables
 
