@@ -12,9 +12,9 @@ rate of each method on films and products; `develop` trains all methods on these
 editorials and tweets, three seeds each; `seconds` times steps of all methods, and what comes before
 them, in turn on a quiet machine; `tables` prints what is there, and draws the final tasks into
 `notebooks/pictures/`. Results are lines of JSON in `results/`; the same command goes on where it
-was stopped. `final` refuses to run before code and
-rates are committed. Two processes on a core each (`taskset -c 0`, by `--methods` or `--tasks`) do
-more in an hour than one on both. `--quick`: one epoch of three methods. The last line is JSON.
+was stopped. `final` refuses to run before code and rates are committed. Two processes on a core
+each (`taskset -c 0`, by `--methods` or `--tasks`) do more in an hour than one on both. `--quick`:
+one epoch of three methods. The last line is JSON.
 """
 
 import argparse
@@ -59,7 +59,8 @@ PROTOCOL = Protocol(
 )
 STEPS, REPEATS = 3, 5  # that are timed
 SECONDS = os.path.join(PROTOCOL.folder, 'seconds.json')
-DIFFERENCES, BY_SECONDS = (f'notebooks/pictures/words{end}.png' for end in ('', '_seconds'))
+DIFFERENCES = 'notebooks/pictures/words.png'
+BY_SECONDS = 'notebooks/pictures/words_seconds.png'
 COLUMNS = ('seconds', 'warm head', 'gradient', 'steps')
 
 
@@ -158,8 +159,8 @@ def tables(given: argparse.Namespace) -> None:
         lines[task]['accuracy'] = means
     print_lines(part, BUDGET, lines)
     found[part] = lines
-  if lines:
-    draw(lines, times)
+  if found['final']:
+    draw(found['final'], times)
   print_result('words', {**found, 'seconds': times})
 
 

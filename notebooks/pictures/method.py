@@ -46,6 +46,12 @@ def box(axis: Axes, corner, width: float, height: float, color: str, label: str)
   write(axis, x + width / 2, y + height / 2, label, SMALL, va='center', color=ink)
 
 
+def bar(axis: Axes, corner, width: float, height: float, color: str) -> None:
+  """A bar, by its lower left corner."""
+  outline = {'edgecolor': LIGHT.ink, 'linewidth': 0.7}
+  axis.add_patch(patches.Rectangle(corner, width, height, facecolor=color, **outline))
+
+
 def arrow(axis: Axes, start, end) -> None:
   """An arrow from a point to another."""
   style = {'arrowstyle': '-|>', 'color': LIGHT.ink, 'linewidth': 1.2}
@@ -80,16 +86,7 @@ def draw_values(axis: Axes) -> None:
   rng, bought = np.random.default_rng(8), 9
   for number, value in enumerate(values):
     color = colors[rng.choice(len(colors), p=(0.15, 0.5, 0.05, 0.05, 0.25))]
-    axis.add_patch(
-      patches.Rectangle(
-        (0.5 + 0.22 * number, 0.95),
-        0.17,
-        value,
-        facecolor=color if number < bought else LIGHT.paper,
-        edgecolor=LIGHT.ink,
-        linewidth=0.7,
-      )
-    )
+    bar(axis, (0.5 + 0.22 * number, 0.95), 0.17, value, color if number < bought else LIGHT.paper)
   edge = 0.475 + 0.22 * bought
   axis.plot([edge, edge], [0.7, 4.0], '--', color=LIGHT.ink, linewidth=1)
   write(axis, edge + 0.1, 3.7, 'budget of parameters', ha='left')
@@ -107,16 +104,8 @@ def draw_structure(axis: Axes) -> None:
     for row in range(3):
       chosen = rng.integers(len(FORMS[name]))
       for number in range(len(FORMS[name])):
-        axis.add_patch(
-          patches.Rectangle(
-            (0.92 + 0.85 * column + 0.15 * number, 3.35 - 1.1 * row),
-            0.12,
-            0.6,
-            facecolor=color if number == chosen else LIGHT.paper,
-            edgecolor=LIGHT.ink,
-            linewidth=0.7,
-          )
-        )
+        corner = 0.92 + 0.85 * column + 0.15 * number, 3.35 - 1.1 * row
+        bar(axis, corner, 0.12, 0.6, color if number == chosen else LIGHT.paper)
   for row in range(3):
     write(axis, 0.7, 3.65 - 1.1 * row, f'layer {row + 1}', ha='right', va='center')
   write(axis, 2.6, 0.35, 'each none, constant, vector or LoRA')
