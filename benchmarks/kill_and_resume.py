@@ -2,8 +2,9 @@
 
   python -m benchmarks.kill_and_resume [--what gradient] [--quick] [--kills 20] [--seed 0]
 
-`--what` is the quickstart; `gradient`, which allocates its structure; a `suite` of three few-shot
-tasks; a `comparison`; or the quickstart in `two` processes, of which one is killed.
+`--what` is a `search`, that of configs/quickstart.py:search; the same with the structure of one
+`gradient`; a `suite` of three few-shot tasks; a `comparison`; or the search in `two` processes, of
+which one is killed.
 
 Two undisturbed runs come first: one with, one without compiling (the persistent compilation cache
 is shared by all); they must be equal, and the second one's duration is the clock. Every second kill
@@ -120,7 +121,7 @@ def run_disturbed(job: Killable, planned: list[Kill]) -> tuple[list[str], int]:
 def main() -> None:
   """Runs, kills, compares and prints."""
   parser = make_parser(__doc__, f'{QUICK_KILLS} kills of a shortened command')
-  parser.add_argument('--what', choices=KINDS, default='quickstart', help='what is killed')
+  parser.add_argument('--what', choices=KINDS, default='search', help='what is killed')
   parser.add_argument('--kills', type=int, help=f'{KILLS}, or {QUICK_KILLS} with --quick')
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
   parser.add_argument('--pause', type=float, default=60.0, help='seconds of a kill -STOP')

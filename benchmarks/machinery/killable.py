@@ -29,8 +29,8 @@ ANSWERS = {  # exit codes of a run that got a signal in time
   signal.SIGTERM: (-signal.SIGTERM, SAVED),
   signal.SIGSTOP: (ENDED,),
 }
-KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields in place of the quickstart's
-  'quickstart': {},
+KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides quickstart:search's
+  'search': {},
   'gradient': {'structure': 'gradient'},
   'suite': {  # of a few-shot task whose lists are easily written
     'task': 'fewshot/oxford_pets/16/all',
@@ -156,7 +156,7 @@ class Killable:
         write_few_shot_lists(root / 'oxford_pets')
       fields['data.root'] = root
     command = [sys.executable, '-m', 'glora_jax.main', f'--workdir={self.workdir}']
-    command += [f'--config={ROOT / "configs" / "quickstart.py"}']
+    command += [f'--config={ROOT / "configs" / "quickstart.py"}:search']
     command += [f'--config.{name}={value}' for name, value in fields.items()]
     if self.kind != 'two':
       return [command]

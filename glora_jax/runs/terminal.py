@@ -31,7 +31,7 @@ _CODES = {'bold': 1, 'red': 31, 'yellow': 33}
 _WIDTH, _COLUMN = 100, 32
 GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
 
-  see it work, in a minute        python -m glora_jax.main --config quickstart
+  see it work, in two minutes     python -m glora_jax.main --config quickstart
   train on your own images        python -m glora_jax.main --config own:FOLDER
   predict with the result         python -m glora_jax.predict --model runs/quickstart/folded IMAGE
   list everything available       python -m glora_jax.main --list

@@ -22,6 +22,7 @@ from glora_jax.settings import bounds, expected
   'name, arguments, task',
   [
     ('quickstart', (), 'digits'),
+    ('quickstart', ('search',), 'digits'),
     ('vtab', ('clevr_count,source=noah,root=/data',), 'vtab/clevr_count'),
     ('vtab', ('all',), 'vtab/all'),
     ('fewshot', ('food101,shots=all',), 'fewshot/food101/all/0'),
