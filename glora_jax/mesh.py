@@ -2,10 +2,10 @@
 
 Every process runs the same program on the same workdir and sees the same numbers; the primary one
 alone writes files. The mesh has a row for each process ('candidate') and a column for each of its
-devices ('data'). Training deals a batch to all of them. A search deals a population's structures
-to the rows and images to the columns, so that scores cross from host to host once, at the end.
-A third axis, 'fsdp', may cut the columns: images are dealt to it, too, and frozen weights that are
-sharded are so over it alone.
+devices ('data'). Training splits a batch over all of them. A search splits a population's
+structures over the rows and images over the columns, so that scores cross hosts once, at the end.
+A third axis, 'fsdp', may cut the columns: images are split over it, too, and sharded frozen weights
+only over it.
 
 Images that stay on a device are laid there so that a batch is taken without a copy of all of them.
 A TPU has its numbers in rows of 128. Of images [n, height, width, 3] it would put n last, since 3
@@ -262,10 +262,10 @@ def require_mesh(mesh: Any) -> None:
 
 
 def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
-  """Checks that a batch can be dealt out evenly; without a mesh every batch can.
+  """Checks that a batch splits evenly over the devices; without a mesh every batch does.
 
   Raises:
-    ValueError: it cannot.
+    ValueError: it does not.
   """
   if mesh is not None and batch_size % mesh.size:
     raise ValueError(
@@ -280,8 +280,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def dealt(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """The sharding of an array with an axis dealt to all devices."""
+def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """The sharding of an array with an axis split over all devices."""
   return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))
 
 
@@ -295,20 +295,20 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
   return jax.tree.map(lambda leaf: put(leaf, replicated(mesh)), tree)
 
 
-def deal(mesh: Mesh | None, tree: Any) -> Any:
-  """A tree with every array dealt to all devices along its first axis; scalars stay as they are.
+def split_rows(mesh: Mesh | None, tree: Any) -> Any:
+  """A tree with every array split over all devices along its first axis; scalars stay whole.
 
   Arrays that lie on the mesh stay where they are. Without a mesh, the tree as it is.
 
   Raises:
-    ValueError: an array cannot be dealt out evenly.
+    ValueError: an array does not split evenly.
   """
 
   def place(mesh: Mesh, leaf: Any) -> Any:
     if not np.ndim(leaf):
       return leaf
     require_divisible(mesh, len(leaf))
-    return put(leaf, dealt(mesh))
+    return put(leaf, split_over(mesh))
 
   return _unless_there(mesh, tree, place)
 
@@ -350,12 +350,12 @@ def put(leaf: Any, sharding: NamedSharding) -> Any:
 
 
 def local_rows(mesh: Mesh, number: int) -> np.ndarray:
-  """Which of so many rows lie on this process' devices when they are dealt out.
+  """Which of so many rows lie on this process' devices when they are split over all.
 
   Returns:
     Their numbers, ascending; int [local].
   """
-  slices = dealt(mesh).addressable_devices_indices_map((number,)).values()
+  slices = split_over(mesh).addressable_devices_indices_map((number,)).values()
   bounds = {index[0].indices(number)[:2] for index in slices if index is not None}
   return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
@@ -380,8 +380,8 @@ def are_whole(tree: Any) -> bool:
 
 
 def from_hosts(mesh: Mesh, local: np.ndarray, axis: int = 0) -> jax.Array:
-  """An array that is dealt out along an axis, of the `local_rows` that every process holds."""
-  return jax.make_array_from_process_local_data(dealt(mesh, axis), local)
+  """An array split along an axis, made of the `local_rows` that every process holds."""
+  return jax.make_array_from_process_local_data(split_over(mesh, axis), local)
 
 
 def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any]]:
@@ -391,7 +391,7 @@ def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any
   come out even.
 
   Args:
-    mesh: devices that the blocks are dealt to, or None.
+    mesh: devices that the blocks are split over, or None.
     stream: images that are read when they are needed (`data.pipeline.Stream`).
     size: number of images in a block, about.
   """

@@ -97,7 +97,7 @@ def record() -> Iterator[tuple[str, Values]]:
     fixed = adapted.fix(preset)
     loss = glora_jax.make_loss(fixed, train=True, **options)
     yield f'training/{name}', problem.fit(fixed, loss)
-  # Images are dealt, and with them the frozen weights.
+  # Images are split over devices, and frozen weights with them.
   mesh, fsdp = meshes.over_devices(), meshes.over_devices(fsdp=4)
   yield 'training/eight devices', problem.fit(adapted, _supernet_loss(adapted), mesh=mesh)
   adapted, variables = glora_jax.shard(adapted, problem.variables, fsdp, min_bytes=SHARDED)

@@ -20,7 +20,7 @@ def folder_task(folder: str, split_file: str | None = None) -> Task:
 
   Args:
     folder: absolute path of the folder.
-    split_file: see `splits.dealt`.
+    split_file: see `splits.with_splits`.
 
   Raises:
     FileNotFoundError: it is not there.

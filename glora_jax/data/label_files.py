@@ -185,7 +185,7 @@ def csv_task(path: str, split_file: str | None = None) -> Task:
 
   Args:
     path: absolute path of the CSV.
-    split_file: see `splits.dealt`.
+    split_file: see `splits.with_splits`.
 
   Raises:
     FileNotFoundError: it is not there, or images that it names are not.

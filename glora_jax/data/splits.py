@@ -25,16 +25,16 @@ NAMES = {  # of splits, as folders, CSVs and TFDS call them
   **dict.fromkeys(('val', 'valid', 'validation'), 'val'),
   **dict.fromkeys(('test', 'testing'), 'test'),
 }
-SHARE = 0.1  # of the images, for each of val and test that is dealt
-SEED = 0  # of what is dealt
+SHARE = 0.1  # of the images, for each of val and test that is made
+SEED = 0  # of the split
 _ADVICE = (
   'use a new workdir, or remove that file; results in this workdir are then no longer of one split'
 )
 _NOTHING: Mapping[str, Examples] = types.MappingProxyType({})
 
 
-def deal(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
-  """Deals indices at random to disjoint parts, stratified: every part has its share of every class.
+def split_indices(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
+  """Splits indices at random, stratified: every part has its share of every class.
 
   Args:
     labels: the class of every example, int [n].
@@ -48,7 +48,7 @@ def deal(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndar
 
   Example:
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    >>> train, test = deal(labels, shares=(0.75, 0.25), seed=0)
+    >>> train, test = split_indices(labels, shares=(0.75, 0.25), seed=0)
     >>> labels[train].tolist(), labels[test].tolist()
     ([0, 0, 0, 1, 1, 1], [0, 1])
   """
@@ -112,7 +112,7 @@ def drawn(pool: Split, per_class: int, seed: int, skip: int = 0) -> Part:
   return Part(examples, shots(examples.labels, per_class, seed, skip))
 
 
-def dealt(
+def with_splits(
   origin: str,
   classes: Sequence[str],
   train: Examples,
@@ -120,15 +120,15 @@ def dealt(
   split_file: str | None,
   others: Mapping[str, Examples] = _NOTHING,
 ) -> dict[str, Examples]:
-  """'train' and the splits that are lacking, dealt from it the same way every time, and the others.
+  """'train', the others, and the lacking splits, made of 'train' the same way every time.
 
   Args:
     origin: what sentences call the data set.
     classes: names of the classes.
-    train: what is dealt.
+    train: what is split.
     lacking: which of 'val' and 'test' get a part of it.
     split_file: path of the file that keeps who went where; None makes the split again.
-    others: splits that need no dealing; later ones must be the same, too.
+    others: splits that there are; later ones must be the same, too.
 
   Raises:
     ValueError: a class has too few examples, or they are not those that were split before.
@@ -150,7 +150,7 @@ def dealt(
     parts = _kept(split_file, origin, content, into, len(train.labels))
   else:
     shares = (1 - SHARE * len(lacking), *[SHARE] * len(lacking))
-    indices = deal(train.labels, shares, SEED) if lacking else []
+    indices = split_indices(train.labels, shares, SEED) if lacking else []
     parts = {split: part.tolist() for split, part in zip(into, indices, strict=True)}
     if split_file:
       with writing(split_file):
@@ -171,7 +171,7 @@ def _kept(
   """Who went where, by a file.
 
   Raises:
-    ValueError: it is of other images, or does not deal each of so many to one split.
+    ValueError: it is of other images, or does not put each of so many into one split.
   """
   saved = read_json(path, 'split', _ADVICE)
   if any(saved.get(name) != content.get(name) for name in ('identity', 'given')):
@@ -202,16 +202,16 @@ def own_task(
     kind: 'folder' or 'csv'.
     path: where they are.
     classes: names of the classes.
-    given: examples of 'train', and of 'val' and 'test' where they need not be dealt from it.
-    split_file: see `dealt`.
+    given: examples of 'train', and of 'val' and 'test' where they need not be made of it.
+    split_file: see `with_splits`.
     are_split: whether 'train' is a split, and not all that there is.
 
   Raises:
-    ValueError: see `dealt`, or what is split already cannot measure anything.
+    ValueError: see `with_splits`, or what is split already cannot measure anything.
   """
   lacking = [split for split in SPLITS if split not in given]
   others = {split: given[split] for split in SPLITS[1:] if split in given}
-  splits = dealt(path, classes, given['train'], lacking, split_file, others)
+  splits = with_splits(path, classes, given['train'], lacking, split_file, others)
   labels = {split: splits[split].labels for split in SPLITS}
   require_measurable(path, classes, labels)
   notes = []

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.data.examples import Examples, Numbered, Split
 from glora_jax.data.image import decode, from_array
-from glora_jax.data.splits import NAMES, SEED, SPLITS, dealt
+from glora_jax.data.splits import NAMES, SEED, SPLITS, with_splits
 from glora_jax.data.task import Source, Task
 from glora_jax.files import first_line, write_arrays
 from glora_jax.limits import shown
@@ -312,12 +312,12 @@ def task_of(
 
 
 def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
-  """A task on any data set of images with one label each; splits that it lacks are dealt.
+  """A task on any data set of images with one label each; splits that it lacks are made.
 
   Args:
     name: name of the data set, see `find_builder`.
     source: its `dir` and `version` are used.
-    split_file: see `splits.dealt`.
+    split_file: see `splits.with_splits`.
 
   Raises:
     ValueError: TFDS cannot read it, or its examples are something else.
@@ -346,7 +346,7 @@ def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
     given = {split: read(builder, stored_name) for split, stored_name in stored.items()}
     if not (lacking := [split for split in SPLITS if split not in given]):
       return given
-    return {**given, **dealt(f'TFDS {name}', classes, given['train'], lacking, split_file)}
+    return {**given, **with_splits(f'TFDS {name}', classes, given['train'], lacking, split_file)}
 
   splits = {split: lambda split=split: examples()[split] for split in SPLITS}
   note = f'Missing splits were taken from train, stratified, seed {SEED}: 10% each.'

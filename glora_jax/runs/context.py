@@ -125,7 +125,7 @@ class Context:
 
   @property
   def devices(self) -> int:
-    """Number of devices that a batch is dealt to."""
+    """Number of devices that a batch is split over."""
     return 1 if self.mesh is None else self.mesh.size
 
   @property
@@ -401,11 +401,11 @@ def fit_batches(
     settings: the config.
     stages: all stages of the job.
     counts: number of images by split.
-    mesh: the devices that batches are dealt to.
+    mesh: the devices that batches are split over.
 
   Raises:
-    ValueError: a batch is larger than the images, cannot be cut into equal paths or dealt to the
-      devices, or there are more steps than can be counted.
+    ValueError: a batch is larger than the images, cannot be cut into equal paths or split over
+      the devices, or there are more steps than can be counted.
   """
   splits = [split for stage in stages for split in stage.splits]
   sizes = [counts[split] for split in splits]

@@ -258,7 +258,7 @@ def _data(
       Shape((steps, recipe.batch_size), jnp.int32),
     )
     if context.mesh is not None:
-      sharding = meshes.dealt(context.mesh, axis=1)
+      sharding = meshes.split_over(context.mesh, axis=1)
       batches = tuple(meshes.put(leaf, sharding) for leaf in batches)
     return *batches, None
   indices = Shape((steps_per_call(per_epoch, most), recipe.batch_size), jnp.int32)
@@ -312,7 +312,7 @@ def _scoring(context: Context, workload: Workload) -> Program:
 
 
 def _allocation(context: Context, workload: Workload) -> Program:
-  place, batch = context.place(GRADIENT), meshes.deal(context.mesh, shapes_of_batch(context))
+  place, batch = context.place(GRADIENT), meshes.split_rows(context.mesh, shapes_of_batch(context))
   parts, loss = context.settings.allocation.max_rank, gradient_loss(context)
   key = jax.random.key(0)  # probes are drawn from it
   gradient = pass_of(place.adapted, place.variables, loss, parts, key, context.mesh)
@@ -334,7 +334,7 @@ def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
 def _features(context: Context, workload: Workload) -> Program:
   """The frozen body, applied once to every image before the head is trained alone."""
   learner, _, variables = _head_alone(context)
-  batch = meshes.deal(context.mesh, _images(context, learner.batch_size))
+  batch = meshes.split_rows(context.mesh, _images(context, learner.batch_size))
   arguments = learner.body_of(variables), batch
   return Program(learner.features_program(context.mesh), arguments, learner.batch_size)
 

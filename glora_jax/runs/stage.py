@@ -101,7 +101,7 @@ class Stage:
     check: raises ValueError or OSError for what can be known before anything runs.
     calls: the programs that it calls.
     splits: those that it trains on, in batches; what it draws for them depends on the number of
-      devices that a batch is dealt to. Empty if nothing is trained.
+      devices that a batch is split over. Empty if nothing is trained.
     has_folder: whether it has a folder and a key. The test and the report have none: the test has
       its frozen list, and the report comes last.
   """

@@ -35,7 +35,7 @@ from glora_jax.method.validation import (
 )
 from glora_jax.settings import Number, Whole, taken
 
-CANDIDATE = 'candidate'  # the axis of a mesh that structures are dealt to
+CANDIDATE = 'candidate'  # the axis of a mesh that structures are split over
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
 
 # Some of the labelled images: which of them (int32), their classes, and False for the padding that
@@ -206,7 +206,7 @@ def make_predictor(
       images that are inputs already.
     block: number of images evaluated at a time.
     classes: which classes an answer is taken among, bool [class]; None for all.
-    mesh: devices that the images of a block are dealt to; what comes back is whole on every one.
+    mesh: devices that the images of a block are split over; what comes back is whole on every one.
       None for one device.
     **apply_kwargs: keyword arguments that the model is called with.
 
@@ -276,8 +276,8 @@ class _Evaluator:
   """What all of these compile, for an adapted model; the arguments are those of `make_scorer`.
 
   Attributes:
-    candidate_shards: number of groups of devices that candidates are dealt to.
-    data_shards: number of devices that the images of one candidate are dealt to.
+    candidate_shards: number of groups of devices that candidates are split over.
+    data_shards: number of devices that the images of one candidate are split over.
     num_classes: number of classes of the logits, once they have been traced.
   """
 
@@ -345,7 +345,7 @@ class _Evaluator:
     if self.mesh is None:
       by_shard = jax.lax.map(total, genomes, batch_size=chunk if chunk > 1 else None)
     else:
-      by_shard = self._dealt_totals(total, genomes, chunk)
+      by_shard = self._split_totals(total, genomes, chunk)
     return jax.tree.map(lambda sums: self._place(sums.sum(1, dtype=sums.dtype)), by_shard)
 
   def _shard_totals(
@@ -367,21 +367,21 @@ class _Evaluator:
     zeros = Scores(*(jnp.zeros(self.data_shards, dtype) for dtype in (jnp.int32, jnp.float32)))
     return jax.lax.scan(add, zeros, blocks)[0]
 
-  def _dealt_totals(
+  def _split_totals(
     self, total: Callable[[jax.Array], Scores], genomes: jax.Array, chunk: int
   ) -> Scores:
-    """The sums of candidates that are dealt to the mesh, [candidate, data shard]."""
+    """The sums of candidates that are split over the mesh, [candidate, data shard]."""
     number, shards = len(genomes), self.candidate_shards
     side_by_side = shards * min(chunk, ceil_div(number, shards))
     padding = -number % side_by_side
     padded = jnp.pad(genomes, ((0, padding), (0, 0), (0, 0)), mode='edge')
 
-    def dealt_total(genomes: jax.Array) -> Scores:
+    def split_total(genomes: jax.Array) -> Scores:
       by_shard = jax.vmap(total)(self._place(genomes, self.candidate_axes))
       axes = self.candidate_axes, self.data_axes
       return jax.tree.map(lambda sums: self._place(sums, *axes), by_shard)
 
-    by_shard = jax.lax.map(dealt_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
+    by_shard = jax.lax.map(split_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
     return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
 
   def per_image(
@@ -408,7 +408,7 @@ class _Evaluator:
   ) -> Predictions:
     """The predictions of one structure, int8 [layer, 5], for images [image, ...].
 
-    The images of a block are dealt to all devices of the mesh; the result is whole on every one.
+    The images of a block are split over all devices of the mesh; the result is whole on every one.
     """
     if not np.ndim(images) or not len(images):
       raise ValueError(
@@ -482,13 +482,13 @@ class _Evaluator:
   def _blocks(self, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Block]:
     """All images, whole on every device, and which of them each block has, [block, image].
 
-    The rows of a block are dealt to the data shards, each of which takes its own images.
+    The rows of a block are split over the data shards, each of which takes its own images.
     """
     check_scored(images, labels)
     rows, is_image = self._in_blocks(len(labels), self.data_shards)
     blocks = jnp.asarray(rows), jnp.asarray(labels)[rows], jnp.asarray(is_image)
-    dealt = jax.tree.map(lambda part: self._place(part, None, self.data_axes), blocks)
-    return self._place(jnp.asarray(images)), dealt
+    split = jax.tree.map(lambda part: self._place(part, None, self.data_axes), blocks)
+    return self._place(jnp.asarray(images)), split
 
   def _in_blocks(self, number: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of so many images, int32, and whether each is one, bool [block, image].
@@ -500,7 +500,7 @@ class _Evaluator:
     return np.minimum(rows, number - 1), rows < number
 
   def _place(self, x: jax.Array, *axes: Any) -> jax.Array:
-    """The array dealt to the named axes of the mesh, whole along all others."""
+    """The array split over the named axes of the mesh, whole along all others."""
     if self.mesh is None:
       return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))

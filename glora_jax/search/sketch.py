@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from glora_jax.mesh import deal, on_host, options_of_one_pass, replicated, settle
+from glora_jax.mesh import on_host, options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
@@ -66,7 +66,7 @@ class Pass:
     loss: see `Loss`.
     max_rank: number of directions that are wanted of each kernel.
     key: random key.
-    mesh: devices that every batch is dealt to; None for one device.
+    mesh: devices that every batch is split over; None for one device.
   """
 
   adapted: Adapted
@@ -95,7 +95,7 @@ class Pass:
     fixed, found = settle(self.mesh, fixed), []
     for number, batch in enumerate(tqdm(batches, 'gradient', unit='batch', disable=not progress)):
       key = jax.random.fold_in(self.key, number)
-      arguments = total, probes, fixed, deal(self.mesh, batch), key
+      arguments = total, probes, fixed, split_rows(self.mesh, batch), key
       fits = ahead is not None and ahead.shapes == _shapes(arguments)
       program = ahead.program.result() if ahead is not None and fits else self._program
       total, of_batch = program(*arguments)

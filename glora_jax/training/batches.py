@@ -68,7 +68,7 @@ def feed(
     batch_size: number of images in a step.
     steps: the first step, and the one after the last.
     most_steps: most steps of a block.
-    mesh: devices that every batch is dealt to. A resident training set lies on each as a whole.
+    mesh: devices that every batch is split over. A resident training set lies on each as a whole.
 
   Raises:
     ValueError: there are no images, or not one label for each.
@@ -145,18 +145,18 @@ def in_rows(
   indices: np.ndarray,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-  """The images and labels of every row of indices, dealt to the devices.
+  """The images and labels of every row of indices, split over the devices.
 
   Args:
     images: the whole set [n, ...], or a stream of it.
     labels: int [n]; a stream's labels are its own.
     indices: int [rows, batch].
-    mesh: devices that every batch is dealt to; None for one device.
+    mesh: devices that every batch is split over; None for one device.
   """
   if not isinstance(images, ImageStream):
     for row in indices:
       batch = _take((images, labels), row)
-      yield batch if mesh is None else jax.device_put(batch, meshes.dealt(mesh))
+      yield batch if mesh is None else jax.device_put(batch, meshes.split_over(mesh))
     return
   rows = slice(None) if mesh is None else meshes.local_rows(mesh, indices.shape[1])
   for local_images, local_labels in given(images, indices[:, rows]):
@@ -241,11 +241,11 @@ def _permutation(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
   return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
-def deal(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0) -> jax.Array:
-  """The same array, within a compiled function, with an axis dealt to all devices of a mesh."""
+def split_traced(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0) -> jax.Array:
+  """The same array, within a compiled function, with an axis split over all devices of a mesh."""
   if mesh is None:
     return rows
-  return jax.lax.with_sharding_constraint(rows, meshes.dealt(mesh, axis))
+  return jax.lax.with_sharding_constraint(rows, meshes.split_over(mesh, axis))
 
 
 def steps_per_call(steps_per_epoch: int, most: int) -> int:

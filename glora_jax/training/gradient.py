@@ -1,9 +1,9 @@
 """Loss and gradient of a batch: part after part for want of memory, each device's own images.
 
 A function here takes `(trainable, frozen, batch, key)` and gives `((loss, metrics), gradient)`, as
-`jax.value_and_grad` makes it. A merged kernel is used by all images: a compiler that deals a batch
-to devices by itself sums the gradient by every merged kernel over them, which is as large as the
-base. Where every device goes on to the few numbers of the supports first, they alone are sent.
+`jax.value_and_grad` makes it. A merged kernel is used by all images: a compiler that splits a batch
+over devices by itself sums the gradient by every merged kernel over them, which is as large as the
+base. Where every device goes on to the few numbers of the supports first, only those are sent.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def by_device(gradient_fn: Gradient, mesh: jax.sharding.Mesh, axis: int = 0) -> 
     )
 
   # What varies over devices is not checked: a model may begin a scan with zeros.
-  dealt = meshes.dealt(mesh, axis).spec
+  split = meshes.split_over(mesh, axis).spec
   return jax.shard_map(
-    of_own, mesh=mesh, in_specs=(P(), P(), dealt, P()), out_specs=P(), check_vma=False
+    of_own, mesh=mesh, in_specs=(P(), P(), split, P()), out_specs=P(), check_vma=False
   )
 
 

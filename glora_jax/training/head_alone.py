@@ -242,7 +242,7 @@ class HeadAlone(Adapted):
       variables: the variables of the adapted model.
       images: the whole training set [n, ...], or a stream of it.
       labels: int [n].
-      mesh: devices that the batches are dealt to.
+      mesh: devices that the batches are split over.
 
     Returns:
       [n, ...].

@@ -23,7 +23,7 @@ from glora_jax import mesh as meshes
 from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_only_arrays
-from glora_jax.training.batches import ImageStream, deal, feed
+from glora_jax.training.batches import ImageStream, feed, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
 
@@ -101,7 +101,7 @@ def make_step(
     accumulate: see `Recipe`.
     mesh: see `fit`.
     whole: whether the frozen arrays are whole on every device of the mesh, so that each takes the
-      gradient of its own images. Where some lie in parts, the compiler deals the batch.
+      gradient of its own images. Where some lie in parts, the compiler splits the batch.
 
   Returns:
     `step_fn(carry, frozen, batch, key, rate=None) -> (carry, metrics)`; the rate is a factor on the
@@ -117,7 +117,7 @@ def make_step(
   def step_fn(carry, frozen, batch, key, rate=None):
     if accumulate > 1:
       cut = (rows.reshape(accumulate, -1, *rows.shape[1:]) for rows in batch)
-      batch = tuple(deal(mesh, rows, axis=1) for rows in cut)
+      batch = tuple(split_traced(mesh, rows, axis=1) for rows in cut)
     step_key = jax.random.fold_in(key, carry.step)
     (loss, metrics), grads = gradient_fn(carry.trainable, frozen, batch, step_key)
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
@@ -189,10 +189,10 @@ def make_steps(
   replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
 
   def streamed_step(carry, batch, frozen, key, rate=None):
-    return step_fn(carry, frozen, tuple(deal(mesh, rows) for rows in batch), key, rate)
+    return step_fn(carry, frozen, tuple(split_traced(mesh, rows) for rows in batch), key, rate)
 
   def resident_step(carry, index, images, labels, frozen, key, rate):
-    index = deal(mesh, index)  # each device takes its own rows of what it holds whole
+    index = split_traced(mesh, index)  # each device takes its own rows of what it holds whole
     return streamed_step(carry, (images[index], labels[index]), frozen, key, rate)
 
   step_of_runs = jax.vmap(resident_step, in_axes=(0, 0, None, None, None, 0, 0))

@@ -166,7 +166,7 @@ def bytes_reduced(around):
   gradient = around(jax.value_and_grad(make_loss(layer), has_aux=True))
   gradient = jax.jit(gradient, out_shardings=meshes.replicated(MESH))
   half, rest = meshes.replicate(MESH, layer.split(layer.init(jax.random.key(0), params)))
-  batch = meshes.deal(MESH, (rows, np.zeros(16, np.int32)))
+  batch = meshes.split_rows(MESH, (rows, np.zeros(16, np.int32)))
   program = gradient.lower(half, rest, batch, jax.random.key(1)).compile()
   return collectives(program.as_text())['all-reduce']['bytes'], flat(half).nbytes
 
@@ -250,7 +250,7 @@ def value_and_gradient(adapted, variables, inputs):
 
 
 expected, _ = value_and_gradient(adapted, variables, inputs)
-found, text = value_and_gradient(gathering, placed, meshes.deal(mesh, inputs))
+found, text = value_and_gradient(gathering, placed, meshes.split_rows(mesh, inputs))
 close = functools.partial(assert_allclose, rtol=1e-4, atol=1e-6)
 jax.tree.map(close, found, expected)
 gathered = set(re.findall(r'f32\[([\d,]+)\]\S* all-gather\(', text))

@@ -1,4 +1,4 @@
-"""Measures a structure with every batch dealt to eight devices, and compares with one device."""
+"""Measures a structure with every batch split over eight devices, and compares with one device."""
 
 import jax
 import numpy as np

@@ -53,7 +53,7 @@ def digits() -> Task:
   """scikit-learn's digits (Alpaydin and Kaynak 1998, UCI): 800 images train, 200 val, 797 test.
 
   1,797 scans of 8 x 8 pixels and 16 grey levels. They come ordered by writer; a fixed permutation
-  deals them.
+  splits them.
   """
   order = np.random.default_rng(0).permutation(1797).tolist()
   # Within the two parts they are in the order in which TFDS, which once read them, shuffles them.
@@ -61,7 +61,7 @@ def digits() -> Task:
   test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
   parts = {'train': train[:800], 'val': train[800:], 'test': test}
   splits = {split: Scans(f'digits {split}', tuple(part)) for split, part in parts.items()}
-  return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, dealt by glora_jax")
+  return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, split by glora_jax")
 
 
 def _digest(salt: str, number: int) -> bytes:

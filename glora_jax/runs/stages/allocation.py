@@ -124,7 +124,7 @@ def equal_batches(
     key: random key of the order.
     num_examples: number of images, one for each device at least.
     batch_size: most images in a batch; if there are enough images, there are at least 8 batches.
-    devices: number of devices that a batch is dealt to.
+    devices: number of devices that a batch is split over.
 
   Returns:
     Indices, int32 [batches, batch].
