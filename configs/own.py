@@ -51,9 +51,12 @@ def get_config(arguments=''):
     config.allocation.max_rank = max(config.allocation.max_rank, given['rank'])
   config.augment.flip = True
   warmup = 10 if given['epochs'] >= 20 else given['epochs'] // 10
-  config.training.update(epochs=given['epochs'], warmup_epochs=warmup, learning_rate=1e-3)
+  rate = 8e-3 if given['weights'] == 'embedded' else 1e-3
+  config.training.update(epochs=given['epochs'], warmup_epochs=warmup, learning_rate=rate)
   config.search.update(population=50, generations=10)
-  config.finetune.update(epochs=max(1, given['epochs'] // 4), warmup_epochs=0, learning_rate=5e-4)
+  config.finetune.update(
+    epochs=max(1, given['epochs'] // 4), warmup_epochs=0, learning_rate=rate / 2
+  )
   return shrink(config) if given['tiny'] else config
 
 

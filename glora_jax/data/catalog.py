@@ -205,9 +205,10 @@ def _describe(task: Task, split: str) -> str:
   labels = task.open(split).labels
   counts = np.bincount(labels, minlength=task.num_classes)
   present = counts[counts > 0]
+  more = f' to {present.max()}' if present.max() > present.min() else ''
   line = (
     f'{len(labels):,} images, {len(present)} of {task.num_classes} classes, '
-    f'{present.min()} to {present.max()} each'
+    f'{present.min()}{more} each'
   )
   if task.num_classes <= _MOST_CLASSES_LISTED:
     pairs = zip(task.classes, counts, strict=True)

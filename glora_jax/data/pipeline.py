@@ -61,7 +61,11 @@ class UnreadableImages(OSError):
     shown = '; '.join(messages[:_NAMED_IN_ERROR])
     more = '; and more' if len(messages) > _NAMED_IN_ERROR else ''
     # Without all of them nothing would be left.
-    advice = ', or set data.skip_broken=True to leave them out' if len(messages) < total else ''
+    advice = (
+      ', or leave them out with data.skip_broken=True in the config'
+      if len(messages) < total
+      else ''
+    )
     super().__init__(
       f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. Replace them{advice}.'
     )

@@ -105,7 +105,7 @@ def adapt(
   selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   model = _linen_module(model)
   params, found = discover(model, sample_inputs, model_kwargs, convs, embeddings)
-  return assemble(model, params, found, selection).fix(structure)
+  return assemble(model, params, found, selection, structure)
 
 
 def _linen_module(model: Any) -> nn.Module:
@@ -132,7 +132,9 @@ def _linen_module(model: Any) -> nn.Module:
   return module
 
 
-def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Adapted:
+def assemble(
+  model: Any, params: Any, found: Found, selection: Selection, structure: Any
+) -> Adapted:
   """The second half of `adapt`: chooses among linear layers that were found, by whatever means.
 
   Args:
@@ -141,6 +143,7 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
     found: its linear layers; those outside of modules are taken where there are no others besides
       heads.
     selection: what of them is adapted.
+    structure: what is fixed, see `Adapted.fix`; None leaves it free.
 
   Returns:
     The adapted model.
@@ -187,7 +190,7 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
       f'{", ".join(layers)}.'
     )
   bare = [group.name for group in groups if not group.has_bias]
-  if bare:
+  if bare and structure is None:
     log.warning('Layers without a bias get no C, D or E: %s.', ', '.join(bare))
   left_out = [*(site.kernel_path for site in sites), *refused]
   reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
@@ -205,7 +208,7 @@ def assemble(model: Any, params: Any, found: Found, selection: Selection) -> Ada
   log_uncovered(adapted.coverage())
   if selection.heads is not None:
     _log_heads(adapted, selection.heads, heads, sites, found.outputs)
-  return adapted
+  return adapted.fix(structure)
 
 
 def _log_heads(
@@ -228,13 +231,15 @@ def _log_heads(
     log.info('%s has no head; only supports are trained.', name)
   if is_default and last and heads.paths.isdisjoint(outputs):
     is_adapted = any(last[-1] in group.members for group in adapted.groups)
+    kernel, bias = last[-1].kernel_path, last[-1].bias_path
+    module = path_name(kernel[:-1]) if bias and bias[:-1] == kernel[:-1] else last[-1].name
     log.warning(
       'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
       'heads=%r.',
       name,
       last[-1].name,
       'gets supports' if is_adapted else 'stays frozen',
-      last[-1].name,
+      module,
     )
 
 
@@ -350,7 +355,7 @@ def adapt_function(
       f'{name} uses none of its params: it is called as {name}(params, *inputs) and must compute '
       'with these, not with arrays that it closes over.'
     )
-  return assemble(model, arrays, found, selection).fix(structure)
+  return assemble(model, arrays, found, selection, structure)
 
 
 class Function:

@@ -184,8 +184,8 @@ def load_adapter(
       structure: `adapt(model, x, structure=path)`.
     params: the base's parameters, which may have been cast between float32 and a 16-bit type since;
       their heads are replaced, unless the file has none (see `combine`).
-    strict: whether to refuse another base. Bases are the same if their values are, as they are or
-      all rounded to bfloat16, or to float16: smaller differences go unnoticed, and a base in
+    strict: whether to refuse another base. Bases match if their values are equal, exactly or after
+      rounding to bfloat16 or float16: smaller differences go unnoticed, and a base in
       bfloat16 differs from one in float16.
 
   Returns:

@@ -108,9 +108,13 @@ def parse_preset_name(name: str) -> PresetName:
   method, at, place = name.partition('@') if is_name else ('', '', '')
   base, colon, rank = method.partition(':')
   if base not in PRESETS:
+    is_found = name in (GRADIENT, KNOWN, 'search')
+    found = (
+      ' In Python, glora_jax.allocate and glora_jax.evolve find structures.' if is_found else ''
+    )
     raise ValueError(
       f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, optionally with '
-      "a rank and a place, as in 'lora:2@qkv'."
+      f"a rank and a place, as in 'lora:2@qkv'.{found}"
     )
   if colon and base not in _RANKED:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""GLoRA on Flax NNX models: live ones, and through the same pure functions as on linen ones.
+"""GLoRA on Flax NNX models: live ones, or as pure functions like Linen's.
 
 Knows the method, and nothing of images or runs.
 """

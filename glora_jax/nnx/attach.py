@@ -102,7 +102,7 @@ def attach(
   selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
-  adapted = assemble(model, as_computed_with(params(model)), found, selection).fix(structure)
+  adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
     # Some models scan over `nnx.Param` alone, or along an axis of its own.

@@ -126,7 +126,7 @@ def adapt(
       frozen.__name__,
       ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
     )
-  return assemble(frozen, as_computed_with(params(model)), found, selection).fix(structure)
+  return assemble(frozen, as_computed_with(params(model)), found, selection, structure)
 
 
 def params(model: nnx.Module) -> dict[str, Any]:

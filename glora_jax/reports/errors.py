@@ -23,12 +23,14 @@ class Outcome(NamedTuple):
     classes: the answers, int [image].
     probabilities: probability of each answer, [image].
     pixels: function from indices of images to uint8 [image, size, size, 3].
+    file: function from the index of an image to its file, if it has one, else ''.
   """
 
   labels: np.ndarray
   classes: np.ndarray
   probabilities: np.ndarray
   pixels: Callable[[np.ndarray], np.ndarray]
+  file: Callable[[int], str]
 
   def confusion(self, number: int) -> np.ndarray:
     """Number of images by true class and answer, int [true, answer], for `number` classes."""
@@ -68,6 +70,7 @@ class Image(NamedTuple):
   """A test image with a wrong answer; `pixels` are uint8 [size, size, 3]."""
 
   pixels: np.ndarray
+  file: str
   true: str
   answer: str
   probability: str
@@ -108,6 +111,7 @@ def section(classes: Sequence[str], outcome: Outcome) -> Section:
     images = [
       Image(
         pixels,
+        outcome.file(at),
         classes[outcome.labels[at]],
         classes[outcome.classes[at]],
         f'{100 * outcome.probabilities[at]:.1f}%',

@@ -54,6 +54,7 @@ _THE = {  # in a sentence
   KNOWN: 'the known structure',
 }
 _CHANCE = 0.05  # larger p-values may be chance
+_RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
 _FEW = 60  # points of a curve, at most, that have tooltips
 
 
@@ -139,7 +140,7 @@ def write(workdir: str, findings: Findings) -> None:
           ('Seed', str(result['seed'])),
           ('Weights', weights_name(result)),
           ('Images', paragraph(f'{data["origin"]}: {images}.', *data['notes'])),
-          ('Input', f'resized by {data["resize"]}, normalized as {result["normalization"]}'),
+          ('Input', f'{_RESIZED[data["resize"]]}, normalized as {result["normalization"]}'),
         ],
       ),
       page.Section('use', 'Use it', snippets(workdir, findings)),

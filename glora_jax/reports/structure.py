@@ -192,7 +192,7 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
     """,
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
-    f'Head and gradient count as {cost["epochs"]} epochs of its training.',
+    f'Head and gradient cost {cost["epochs"]} epochs, which its training is shorter by.',
     numbers,
   )
 
@@ -260,7 +260,7 @@ def agreements(genomes: Iterable[tuple[str, Sequence]]) -> list[str]:
       little = ' That is little: do not read much into the places that a single seed chooses.'
       sentences.append(
         f'{sentence_case(name)}: of the tensors that one of {len(same)} seeds trains, another '
-        f'trains {share}% in the same form (with layers shifted: {chance}%).'
+        f'trains {share}% in the same form ({chance}% by chance).'
         f'{little if found.is_little else ""}'
       )
   return sentences

@@ -45,7 +45,7 @@ def check(config: ml_collections.ConfigDict) -> bool:
 def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = False) -> None:
   """Draws a batch of a config's training images with their labels, at the size of the model.
 
-  The first row is only resized; the others are augmented, as in training.
+  The first row is only resized; the others are augmented, as in training. Prints the path.
 
   Args:
     config: config of a run; its seed chooses the images.
@@ -83,6 +83,7 @@ def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = Fals
     pixels = np.round((np.asarray(augmented) * deviation + mean) * 255)
     rows[f'augmented {number + 1}'] = np.clip(pixels, 0, 255).astype(np.uint8)
   contact_sheet(path, rows, [task.classes[label] for label in labels])
+  print(path)
 
 
 def _inputs(task: Task) -> Iterator[str]:

@@ -22,7 +22,7 @@ from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_only_arrays
-from glora_jax.search.allocated import CLEAR, Allocation, check_priors, pooled, share_of
+from glora_jax.search.allocated import CLEAR, NOISE, Allocation, check_priors, pooled, share_of
 from glora_jax.search.allocation import (
   RowGradients,
   Values,
@@ -86,10 +86,10 @@ def allocate(
     rho: largest rank of a row, as a multiple of the rank that all rows could have, rounded up.
     floor: whether all rows get the vectors of A and E first, if the budget is ample.
     prior: an allocation on the same model by another loss with more or clearer examples, of any
-      budget, or a list of several with equal weight; its values are pooled with the own ones
-      (`allocated.pooled`). Which layers matter depends mostly on the backbone, so a task with a
-      noisy gradient gains. Or a function that returns one of these or None, called only where the
-      own gradient is not clear enough.
+      budget, or a list of several with equal weight; its values are pooled with those of this
+      loss (`allocated.pooled`). Which layers matter depends mostly on the backbone, so a task with
+      a noisy gradient gains. Or a function that returns one of these or None, called only if this
+      loss's gradient is too noisy.
     progress: whether to show a bar.
     ahead: what `compile_ahead` returned for the same arguments, with any head.
 
@@ -162,6 +162,12 @@ def allocate(
       '%.3f of the squared gradient is signal, so the prior counts %.0f%%.',
       signal,
       100 * borrowed,
+    )
+  elif signal is not None and signal < NOISE:
+    log.warning(
+      'Only %.3f of the squared gradient is signal, so the values say little: train the head for '
+      'fewer epochs, before it fits the examples, give more batches, or pass a prior.',
+      max(signal, 0.0),
     )
   curve = trace_curve(adapted.spec, values)
   proposed = budget is None

@@ -64,8 +64,8 @@ class Allocation:
     curve: value by budget, with the proposed budget at its knee.
     budget: most trained parameters.
     proposed: whether the budget is the knee, because none was given.
-    signal: share of the squared mean gradient of the kernels that is not noise between batches;
-      None if unknown.
+    signal: share of the squared mean gradient of the kernels that is not noise between batches, an
+      estimate that may be negative; None if unknown.
     borrowed: weight of the prior in the values, from 0 to 1.
 
   Example:
@@ -119,6 +119,8 @@ class Allocation:
     lines.append(
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({chosen})'
     )
+    if self.signal is not None:
+      lines.append(f'{self.signal:.2f} of the squared gradient is signal')
     if self.borrowed:
       lines.append(f'the prior counts {100 * self.borrowed:.0f}%')
     return '\n'.join(lines)

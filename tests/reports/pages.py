@@ -83,7 +83,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     result,
     types.SimpleNamespace(name=task, classes=list(classes)),
     dict.fromkeys(result['structures'], spec),
-    Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels),
+    Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels, str),
     archive,
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
     allocation=allocation,

@@ -42,11 +42,12 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
   labels, classes = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 0, 1, 0])
-  found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pages.pixels)
+  found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pages.pixels, str)
   assert found.surest_errors(2).tolist() == [1, 0]
   told, confusion, _, pairs, _, _, images = errors.section(['a_b', 'dog', 'x|y'], found).blocks
   assert told == '3 of 5 test images are misclassified.'
-  assert [image.probability for image in images.images] == ['90.0%', '80.0%', '80.0%']
+  shown = [(image.probability, image.file) for image in images.images]
+  assert shown == [('90.0%', '1'), ('80.0%', '0'), ('80.0%', '4')]
   assert pairs.bars == [('a_b, taken for dog', 2, '2 of 3'), ('x|y, taken for a_b', 1, '1 of 1')]
   assert [[count for count, _ in row.cells] for row in confusion.rows] == [
     [1, 2, 0],

@@ -178,6 +178,8 @@ def _train_seeds(
   """A method, trained with every seed at its learning rate."""
   rate = rate_of(context.settings, method, tried)
   log.info('%s: learning rate %g', method, rate)
+  if tried and len(tried) > 1 and rate in (tried[0]['rate'], tried[-1]['rate']):
+    log.warning('%s: %g is at the end of compare.rates; a rate beyond may do better.', method, rate)
   trials = [Trial(seed, rate) for seed in seeds_of(context.settings)]
   folder = f'training/{file_name(method)}'
   return train_method(context, method, Task(folder, trials, budgets_of(context.settings, method)))

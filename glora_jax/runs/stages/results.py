@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from typing_extensions import TypedDict
 from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.data import pipeline
+from glora_jax.data.examples import Examples
 from glora_jax.files import write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
@@ -264,6 +266,7 @@ def write_results(
       np.asarray(context.data('test').labels),
       *tested.answers,
       functools.partial(context.pixels, 'test'),
+      functools.partial(_file, context.task.open('test')),
     )
     findings = Findings(
       result,
@@ -280,6 +283,12 @@ def write_results(
     )
     run_page.write(context.workdir, findings)
   return result
+
+
+def _file(examples: Examples, index: int) -> str:
+  """The file of an example, with its folder; empty where it has none of its own."""
+  name = examples.name(index)
+  return '/'.join(pathlib.Path(name).parts[-2:]) if os.path.isfile(name) else ''
 
 
 def _label(context: Context, candidate: Model, name: str) -> str:
