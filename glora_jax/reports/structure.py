@@ -192,7 +192,7 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
     """,
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
-    f'Head and gradient cost {cost["epochs"]} epochs, which its training is shorter by.',
+    f'Its training is {cost["epochs"]} epochs shorter, the cost of head and gradient.',
     numbers,
   )
 

@@ -11,7 +11,7 @@ from places import ROOT
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / 'notebooks').glob('*.ipynb'))
 EVERY_TIME = ('own_images.ipynb',)  # others: see the marker `full`
-# Fewer and smaller generations, and batches that a folder of twenty images can fill.
+# A short search, and batches that twenty images fill.
 SMALLER = {
   'population=POPULATION, generations=3, parents=8, mutations=16, crossovers=16': (
     'population=4, generations=1, parents=2, mutations=2, crossovers=2'
@@ -26,7 +26,7 @@ def read(name):
 
 
 def shrink(notebook, folder):
-  """Small settings for a notebook, whose real task becomes a folder of images."""
+  """Small settings; the real task becomes a folder of images."""
   write_images(folder / 'real', [f'{n % 2}/{n}.png' for n in range(20)])
   settings = """
 EPOCHS, TOPOLOGY = 4, None
