@@ -99,8 +99,8 @@ def allocate(
   Raises:
     ValueError: an argument has the wrong type or is out of range; the variables or a prior belong
       to another model; the space offers nothing that is considered; the budget is too small for any
-      unit; there is no batch, or a single one although a prior is given; a loss or its gradient is
-      not finite; or no layer has a gradient.
+      unit; there are no batches, or one batch and a prior; a loss or gradient is not finite; or no
+      layer has a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax

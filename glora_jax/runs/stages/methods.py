@@ -178,8 +178,9 @@ def _train_seeds(
   """A method, trained with every seed at its learning rate."""
   rate = rate_of(context.settings, method, tried)
   log.info('%s: learning rate %g', method, rate)
-  if tried and len(tried) > 1 and rate in (tried[0]['rate'], tried[-1]['rate']):
-    log.warning('%s: %g is at the end of compare.rates; a rate beyond may do better.', method, rate)
+  rates = sorted(each['rate'] for each in tried or ())
+  if len(rates) > 1 and rate in (rates[0], rates[-1]):
+    log.warning('%s: %g is at an end of compare.rates; a rate beyond may do better.', method, rate)
   trials = [Trial(seed, rate) for seed in seeds_of(context.settings)]
   folder = f'training/{file_name(method)}'
   return train_method(context, method, Task(folder, trials, budgets_of(context.settings, method)))
