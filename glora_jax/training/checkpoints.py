@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from glora_jax import mesh as meshes
 from glora_jax.files import Path, first_line
 from glora_jax.records import FORMAT_FILE, check_folder, stamp_folder
 from glora_jax.training.loop import TrainState
@@ -31,6 +34,10 @@ _SYSTEM_REFUSALS = (
   errno.EIO,
   errno.EFBIG,
 )
+# What orbax, JSON and tensorstore raise for damaged files. Tensorstore's are all ValueErrors, also
+# if the system refuses to read, which the status that they begin with tells apart.
+_OF_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, FileNotFoundError)
+_OF_THE_SYSTEM = re.compile('(?!DATA_LOSS|NOT_FOUND|OUT_OF_RANGE)[A-Z_]+: ')
 _CHECKSUM_MULTIPLIER = 0x2C1B3C6D
 
 
@@ -89,8 +96,8 @@ class TrainingCheckpoints:
   def latest(self, template: TrainState) -> TrainState | None:
     """The newest state that is whole.
 
-    Newer states that are damaged are named in a warning and removed, since training goes over
-    their steps again.
+    A newer state that is damaged (a wrong checksum; a file that is missing or cannot be parsed) is
+    renamed to `STEP.damaged`, with a warning. After any other error all files stay as they are.
 
     Args:
       template: a state with the structure, shapes and types that the result shall have.
@@ -99,34 +106,66 @@ class TrainingCheckpoints:
       The state; None where there is no state yet.
 
     Raises:
-      ValueError: there are states, and all are damaged.
+      ValueError: all states are damaged; they stay where they are.
+      OSError: the processes read different states.
     """
-    damaged: dict[int, str] = {}
+    state, read, damaged = None, -1, {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        state = self._restore(step, template)
-      except Exception as error:  # whatever orbax, tensorstore and JSON make of damaged files
+        state, read = self._restore(step, template), step
+        break
+      except Exception as error:
+        self._require_damage(step, error)
         damaged[step] = _reason(error)
-        continue
-      for damaged_step, reason in damaged.items():
-        log.warning(
-          'The training state of step %d in %s is damaged (%s); continuing from step %d.',
-          damaged_step,
-          self._folder,
-          reason,
-          step,
-        )
-        with self._explain_failures():
-          self._manager.delete(damaged_step)
-      return state
-    if damaged:
+    if damaged and state is None:
       newest, reason = next(iter(damaged.items()))
       raise ValueError(
         f'None of the training states in {self._folder} can be read (steps '
         f'{", ".join(map(str, damaged))}; {newest}: {reason}). Remove that folder to start this '
         'training again.'
       )
-    return None
+    if meshes.on_any(read != meshes.least_of_all(read)):
+      raise OSError(
+        f'The processes read different training states in {self._folder} (this one: step {read}); '
+        'start the same command again.'
+      )
+    for step, reason in damaged.items():
+      self._set_aside(step, reason)
+    return state
+
+  def _require_damage(self, step: int, error: Exception) -> None:
+    """Raises the error, or that of reading a file of the state, unless a file is damaged."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+      cause = cause.__cause__
+    if not isinstance(cause, _OF_DAMAGE) or _OF_THE_SYSTEM.match(str(cause)):
+      raise error
+    # Orbax says that a file is missing if it cannot be reached.
+    for folder, _, names in os.walk(self._folder_of(step), onerror=_raise):
+      for name in names:
+        open(os.path.join(folder, name), 'rb').close()
+
+  def _set_aside(self, step: int, reason: str) -> None:
+    """Renames a damaged state, and says so."""
+    with meshes.primary_first('damaged'):
+      if meshes.primary():
+        folder = self._folder_of(step)
+        names = (f'{folder}.damaged{number or ""}' for number in itertools.count())
+        aside = next(name for name in names if not os.path.lexists(name))
+        with self._explain_failures():
+          os.rename(folder, aside)
+        log.warning(
+          'The training state of step %d in %s is damaged (%s); kept it as %s and continuing from '
+          'the state before it.',
+          step,
+          self._folder,
+          reason,
+          os.path.basename(aside),
+        )
+    self._manager.reload()
+
+  def _folder_of(self, step: int) -> str:
+    return os.path.join(self._folder, str(step))
 
   def _restore(self, step: int, template: TrainState) -> TrainState:
     wanted = _saved(template)
@@ -204,6 +243,10 @@ def _mixed_sum(leaf: jax.Array) -> jax.Array:
   mixed = (bits ^ bits >> 15) * jnp.uint32(_CHECKSUM_MULTIPLIER)
   mixed ^= mixed >> 12
   return jnp.sum(mixed, dtype=jnp.uint32)
+
+
+def _raise(error: OSError) -> None:
+  raise error
 
 
 def _reason(error: Exception) -> str:

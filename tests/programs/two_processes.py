@@ -16,7 +16,8 @@ from PIL import Image
 from glora_jax import mesh as meshes
 from glora_jax.data.examples import Files
 from glora_jax.data.pipeline import Stream
-from glora_jax.training.loop import fit
+from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax.training.loop import TrainState, fit
 from glora_jax.training.recipe import Recipe
 
 port, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -105,6 +106,22 @@ amid = next(state for state in states if state.step % 3)
 resumed, read = train(amid._replace(step=int(amid.step)))
 assert read == (9 - int(amid.step)) * 6 // 2
 jax.tree.map(assert_array_equal, resumed[-1], states[-1])
+
+# Both go on from the state before a damaged one, which one of them renames.
+saved = TrainState({'w': meshes.replicate(mesh, np.arange(3.0))}, (), 5)
+with TrainingCheckpoints(folder / 'states') as checkpoints:
+  checkpoints.save(saved)
+  checkpoints.save(saved._replace(step=9))
+with meshes.primary_first('damage'):
+  if meshes.primary():
+    (folder / 'states/9/default/manifest.ocdbt').write_bytes(b'')
+with TrainingCheckpoints(folder / 'states') as checkpoints:
+  restored = checkpoints.latest(saved)
+  assert restored
+  assert restored.step == 5
+  assert (folder / 'states/9.damaged').exists()
+  checkpoints.save(saved._replace(step=9))
+assert sorted(path.name for path in (folder / 'states').glob('*9*')) == ['9', '9.damaged']
 
 # Signals.
 assert not meshes.on_any(bool(signals))

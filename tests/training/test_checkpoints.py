@@ -1,5 +1,9 @@
 """Training states on disk: what comes back, whatever happened to the files."""
 
+import contextlib
+import errno
+import os
+import resource
 import shutil
 
 import chex
@@ -71,12 +75,23 @@ def garbled(content):
   )
 
 
+def truncated(content):
+  return content[: len(content) // 2]
+
+
+def files_in(folder):
+  """The bytes of every file, by its path in the folder."""
+  return {
+    path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+  }
+
+
 @pytest.mark.parametrize(
   'damage',
-  [garbled, None],
-  ids=['garbled', 'gone'],
+  [garbled, truncated, None],
+  ids=['garbled', 'truncated', 'gone'],
 )
-def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
+def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back_and_all_is_kept(
   saved_states, tmp_path, damage, caplog
 ):
   """Every file of the newest state in turn; what comes back is the same to the bit."""
@@ -88,6 +103,7 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
     path = folder / original.relative_to(saved_states)
     path.unlink() if damage is None else path.write_bytes(damage(original.read_bytes()))
     caplog.clear()
+    before = files_in(folder / '9')
     with TrainingCheckpoints(folder) as checkpoints:
       state = checkpoints.latest(a_state(0))
       chex.assert_trees_all_equal(state, a_state(state.step))
@@ -96,10 +112,65 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back(
       fallen_back += 1
       assert state.step == 5
       assert f'step 9 in {folder} is damaged' in caplog.text
+      assert '9.damaged' in caplog.text
       checkpoints.save(a_state(9))  # training comes there again
     with TrainingCheckpoints(folder) as checkpoints:
       chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(9))
+    assert files_in(folder / '9.damaged') == before
   assert fallen_back >= 2  # the numbers themselves, and what says where they are
+
+
+def test_a_state_that_is_damaged_again_takes_no_other_ones_place(saved_states, tmp_path):
+  folder = shutil.copytree(saved_states, tmp_path / 'states')
+  for _ in range(2):
+    (folder / '9/default/manifest.ocdbt').write_bytes(b'')
+    with TrainingCheckpoints(folder) as checkpoints:
+      assert checkpoints.latest(a_state(0)).step == 5
+      checkpoints.save(a_state(9))
+  assert len([*folder.glob('9.damaged*')]) == 2
+
+
+@contextlib.contextmanager
+def no_more_files():
+  """No file can be opened."""
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextlib.contextmanager
+def endless_link(path):
+  """A link to itself in the place of a file or folder: neither damaged nor missing."""
+  aside = path.rename(path.with_name('aside'))
+  path.symlink_to(path)
+  yield
+  path.unlink()
+  aside.rename(path)
+
+
+@pytest.mark.parametrize(
+  'refusing',
+  [
+    lambda state: no_more_files(),
+    lambda state: endless_link(state / 'default/_METADATA'),  # read in Python
+    lambda state: endless_link(state / 'default/manifest.ocdbt'),  # read by tensorstore
+    lambda state: endless_link(state / 'default'),  # missing, says orbax
+    lambda state: endless_link(state),
+  ],
+)
+def test_a_state_that_the_system_does_not_let_read_is_not_damaged(saved_states, tmp_path, refusing):
+  folder = shutil.copytree(saved_states, tmp_path / 'states')
+  before = files_in(folder)
+  with TrainingCheckpoints(folder) as checkpoints:
+    with refusing(folder / '9'), pytest.raises((OSError, ValueError)) as caught:
+      checkpoints.latest(a_state(0))
+    assert any(os.strerror(n) in str(caught.value) for n in (errno.EMFILE, errno.ELOOP))
+    assert 'damaged' not in str(caught.value)
+    assert files_in(folder) == before
+    chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(9))
 
 
 def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
