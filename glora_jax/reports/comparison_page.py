@@ -21,6 +21,7 @@ from glora_jax.reports.tables import (
   mean,
   paragraph,
   sentence_case,
+  share_cell,
   weights_name,
 )
 
@@ -188,6 +189,8 @@ def methods_of(result: Mapping[str, Any]) -> list[Method]:
     cells = {
       column: mean(by_field[field])._replace(digits=digits, deviation=None)
       if digits
+      else share_cell(None)
+      if None in by_field[field]  # the validation images were trained on
       else mean([100 * share for share in by_field[field]])
       for field, (column, digits) in COLUMNS.items()
     }
@@ -261,6 +264,11 @@ def tell_making(result: Mapping[str, Any]) -> str:
   rates = ', '.join(f'{rate:g}' for rate in result['rates'])
   return paragraph(
     f'Every method was trained for {result["epochs"]} epochs.',
+    result['train_on'] == 'train+val'
+    and """
+    Structures and learning rates were chosen on training and validation images; then both were
+    trained on together.
+    """,
     is_search
     and f'The search spends {result["finetune_epochs"]} of them on finetuning its structure.',
     spared

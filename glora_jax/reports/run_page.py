@@ -307,18 +307,21 @@ def tell_protocol(findings: Findings) -> str:
   result = findings.result
   if result['protocol'] == 'paper':
     return ''
-  if result['structure'] == KNOWN or str(result['structure']).endswith(GENOME_ENDING):
-    parts = """
+  images, chosen = 'the training images alone', ''
+  if findings.archive is not None:
+    chosen = 'The validation images chose the searched structure.'
+  elif result['structure'] == KNOWN or str(result['structure']).endswith(GENOME_ENDING):
+    chosen = """
       The structure comes from a file that does not say how it was chosen; if that was on these
       validation or test images, their accuracies are too high.
     """
-  else:
-    chose = ['the searched structure'] * (findings.archive is not None)
-    chose += ['the epochs to keep'] * findings.keeps_best
-    images = f'; the validation images chose {" and ".join(chose)}' if chose else ' alone'
-    parts = f'Weights come from the training images{images}.'
+  if 'train+val' in result['data']['images']:
+    images = 'training and validation images together, for all epochs; only test images measure it'
+  elif findings.keeps_best:
+    chosen = f'{chosen} The validation images chose the epochs to keep.'
   return paragraph(
-    parts,
+    chosen,
+    f'Every structure was trained on {images}.',
     Markup('Everything tested is in {}, written before the test images were read.').format(
       code('test_list.json')
     ),

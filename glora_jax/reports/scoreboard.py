@@ -138,8 +138,24 @@ def published() -> dict[str, Any]:
     return json.load(file)
 
 
+def tell_other_images(board: Board) -> str:
+  """Why no published results stand beside ours: they trained on more or fewer images; else ''."""
+  theirs = published()['trained_on'][board.family]
+  for result in board.results.values():
+    images = result['data']['images']
+    ours = 'train+val' if 'train+val' in images else 'train'
+    if ours != theirs:
+      return (
+        f'Published results are left out: they were trained on {theirs}, ours on {ours} '
+        f'({images[ours]:,} images); --config.train_on={theirs} trains on the same.'
+      )
+  return ''
+
+
 def lines_of(board: Board) -> list[dict[str, Any]]:
   """The lines of `table.csv`: all measurements of the suite, then the published results.
+
+  Published results are there only if they were trained on as many images.
 
   Args:
     board: the progress of the suite.
@@ -173,7 +189,7 @@ def lines_of(board: Board) -> list[dict[str, Any]]:
             'test_accuracy': others.get(split, structure['test_accuracy']),
           }
         )
-  for row in published()['rows'][board.family]:
+  for row in () if tell_other_images(board) else published()['rows'][board.family]:
     million = row['params_million']
     means = {} if row['group_mean'] is None else {MEAN_OF_GROUPS: row['group_mean']}
     for column, accuracy in {**row['values'], **means}.items():
@@ -309,7 +325,12 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
       page.Section(
         'accuracy',
         'Accuracy',
-        [accuracy_plot(methods, scored), tell_columns(methods), accuracies(methods, scored)],
+        [
+          accuracy_plot(methods, scored),
+          tell_other_images(board),
+          tell_columns(methods),
+          accuracies(methods, scored),
+        ],
       ),
       page.Section('tasks', 'Tasks', tasks_blocks(board, pages)),
       page.Section('structures', 'Structures', agreements(seeds)),
@@ -324,15 +345,18 @@ def write(board: Board, workdir: str, pages: Mapping[str, str]) -> None:
         [
           origins and page.Heading('Images'),
           origins and page.Items(origins),
-          page.Heading('Published accuracies'),
-          page.Items([*sources]),
-          f'Seen in {"; ".join(published()["seen_in"])}.',
-          *published()['notes'].get(board.family, ()),
+          *([] if tell_other_images(board) else _published_blocks(board, [*sources])),
         ],
       ),
       page.reproduce(made, facts if results else []),
     ],
   )
+
+
+def _published_blocks(board: Board, sources: Sequence[str]) -> list[Any]:
+  seen = f'Seen in {"; ".join(published()["seen_in"])}.'
+  notes = published()['notes'].get(board.family, ())
+  return [page.Heading('Published accuracies'), page.Items(sources), seen, *notes]
 
 
 def count_done(board: Board) -> str:
@@ -383,11 +407,12 @@ def accuracy_plot(methods: Sequence[Method], scored: Scores) -> DotPlot:
 
 def tell_columns(methods: Sequence[Method]) -> str:
   """A sentence on the columns of the table."""
+  told = 'Test accuracy in percent; in brackets, millions of trained parameters without heads.'
+  if all(map(is_ours, methods)):
+    return told
   memory = any(line.get('from_memory') for method in methods for line in method.lines)
-  return (
-    'Test accuracy in percent; in brackets, millions of trained parameters without heads. '
-    f'All except ours are published, for a {BACKBONE}.{" * quoted from memory." if memory else ""}'
-  )
+  star = ' * quoted from memory.' if memory else ''
+  return f'{told} All except ours are published, for a {BACKBONE}.{star}'
 
 
 def accuracies(methods: Sequence[Method], scored: Scores) -> Table:

@@ -21,7 +21,6 @@ PAPER = PAPER_LABEL.partition(':')[0]  # the short form
 _STAGES = {
   'head': 'head alone',
   'tuning': 'learning rates',
-  'finetune_choice': 'choice of epochs',
 }
 
 

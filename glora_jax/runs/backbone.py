@@ -33,6 +33,7 @@ from glora_jax.runs.sections import GRADIENT, KNOWN, NO_PRESETS, SEARCH, ModelSe
 from glora_jax.search.allocated import Allocation
 
 
+@enum.unique
 class Stream(enum.IntEnum):
   """The purposes of random keys.
 
@@ -43,7 +44,6 @@ class Stream(enum.IntEnum):
   SUPERNET = 1
   BASELINE = 2
   SEARCH = 3
-  FINETUNE_CHOICE = 4
   FINETUNE = 5
   HEAD = 6
   STRUCTURE = 7

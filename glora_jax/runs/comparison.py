@@ -47,6 +47,9 @@ from glora_jax.runs.workdir import is_finished, write_config
 log = logging.getLogger(__name__)
 
 
+_TRAINED_ON = {'val_accuracy': None, 'val_loss': None}  # when training includes these images
+
+
 class _Data(TypedDict):
   origin: str
   notes: list[str]
@@ -61,6 +64,7 @@ class Result(TypedDict):
   seeds: list[int]
   epochs: int
   finetune_epochs: int
+  train_on: str
   rates: list[float]
   rate: dict[str, float]
   methods: dict[str, list[dict[str, Any]]]
@@ -173,6 +177,7 @@ def _report(
     'seeds': seeds_of(settings),
     'epochs': settings.training.epochs,
     'finetune_epochs': settings.finetuning.epochs,
+    'train_on': settings.final_split,
     'rates': list(compare.rates),
     'rate': rates,
     'labels': {
@@ -207,22 +212,24 @@ def _troubles(
 
   A training of very few steps is not reported as having learned nothing.
   """
-  labels, recipe = np.asarray(context.data('val').labels), context.settings.training
-  steps_per_epoch = recipe.steps_per_epoch(len(context.task.open('train').labels))
+  trained, recipe = context.settings.final_split, context.settings.training
+  split, title = ('val', 'validation') if trained == 'train' else ('test', 'test')
+  labels = np.asarray(context.data(split).labels)
+  steps_per_epoch = recipe.steps_per_epoch(context.counts[trained])
   diverged: dict[str, dict[str, str]] = {}
   guessing: dict[str, dict[str, str]] = {}
   for name, structures in rows.items():
     for seed, structure, values in zip(
       seeds_of(context.settings), structures, tested[name], strict=True
     ):
-      accuracy = values['val_accuracy']
+      accuracy = values[f'{split}_accuracy']
       steps = (recipe.epochs - structure.spared_epochs) * steps_per_epoch
-      if structure.trouble or not math.isfinite(values['val_loss'] + values['test_loss']):
+      if structure.trouble or not math.isfinite(values[f'{split}_loss'] + values['test_loss']):
         sentence = structure.trouble or 'Its loss is not finite.'
         diverged.setdefault(name, {})[str(seed)] = sentence
       elif steps >= ENOUGH_STEPS and is_guessing(accuracy, labels):
         guessing.setdefault(name, {})[str(seed)] = (
-          f'Its validation accuracy is {accuracy:.1%}; answering the most frequent class for every '
+          f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class for every '
           f'image gets {share_of_largest_class(labels):.1%}.'
         )
   return diverged, guessing
@@ -243,12 +250,13 @@ def freeze_and_evaluate(
   Raises:
     ValueError: another list was frozen before.
   """
+  is_held_out = context.settings.final_split == 'train'
   measured: dict[str, list[dict[str, Any]]] = {
     name: [
       {
         'params': structure.model.adapted.count_params(),
         'seconds': round(structure.seconds, 2),
-        **_measure_both(context, structure, 'val'),
+        **(_measure_both(context, structure, 'val') if is_held_out else _TRAINED_ON),
       }
       for structure in structures
     ]

@@ -125,6 +125,11 @@ class RunSettings:
     "off on the backbone in other tasks, `allocation.known`), a preset ('lora:2@qkv', see "
     '`glora_jax.preset`), or the path of a genome.json',
   )
+  train_on: Literal['train', 'train+val'] = Field(
+    default='train',
+    description="images to train on once structure and rate are chosen or given; 'train+val' adds "
+    'the validation images, which then measure nothing',
+  )
   seed: Integer = Field(
     default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
   )
@@ -191,6 +196,11 @@ class RunSettings:
     return self.protocol == 'honest' and self.finetune.epochs > 0
 
   @property
+  def final_split(self) -> str:
+    """The split that structures are trained on once they are chosen or given."""
+    return 'train+val' if self.protocol == 'paper' else self.train_on
+
+  @property
   def has_gradient(self) -> bool:
     """Whether a structure is allocated from a gradient."""
     if self.job == 'compare':
@@ -209,7 +219,18 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
   if settings.structure != SEARCH and settings.protocol != 'honest':
     yield (
       f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
-      f"set; give protocol='honest' with structure={settings.structure!r}."
+      f"set; give train_on='train+val' to train structure={settings.structure!r} on all images."
+    )
+  if settings.final_split != 'train' and settings.training.keep == 'best':
+    yield (
+      "training.keep='best' needs validation images that are not trained on; give 'last', or "
+      "train_on='train'."
+    )
+  if settings.train_on == 'train+val' and settings.structure == SEARCH and not settings.finetunes:
+    yield (
+      "train_on='train+val' trains the searched structure in its finetuning, which "
+      f'finetune.epochs={settings.finetune.epochs} with protocol={settings.protocol!r} leaves out; '
+      "give epochs and 'honest', or train_on='train'."
     )
   if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in settings.presets:
     yield (
@@ -231,7 +252,6 @@ def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:
   """Sentences about fields that a comparison does not allow."""
   for name, only, reason in (
     ('protocol', 'honest', 'a comparison reads the test images last'),
-    ('finetune.on', 'train', 'all methods train on the same images'),
     ('budget', None, 'a comparison has compare.budgets'),
     ('presets', (), 'a comparison has compare.methods'),
     ('structure', SEARCH, 'a comparison has compare.methods'),

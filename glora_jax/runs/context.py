@@ -56,7 +56,7 @@ def never() -> bool:
 
 
 def train_split_of(settings: RunSettings) -> str:
-  """The split that everything except a finetuning is trained on."""
+  """The split that structures are chosen with: supernet, heads and gradients are trained on it."""
   return 'train' if settings.protocol == 'honest' else 'train+val'
 
 
@@ -115,7 +115,7 @@ class Context:
 
   @property
   def train_split(self) -> str:
-    """The split that the supernet and the baselines are trained on."""
+    """See `train_split_of`; what was chosen is trained on `settings.final_split`."""
     return train_split_of(self.settings)
 
   @property

@@ -29,7 +29,7 @@ from glora_jax.runs.stages.results import (
   freeze_and_evaluate,
   write_results,
 )
-from glora_jax.runs.stages.search import CHOICE, stages_of_search
+from glora_jax.runs.stages.search import stages_of_search
 from glora_jax.runs.stages.structures import stages_of_structure, stages_of_trainings
 
 
@@ -71,9 +71,9 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   first, last = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
   before = (*stages_of_structure(settings), *first, *trainings.values(), *last)
   # What is tested, and what the report describes.
-  names = tuple(stage.name for stage in before if stage.name not in ('head', CHOICE))
+  names = tuple(stage.name for stage in before if stage.name != 'head')
   tested = {name: stage.name for name, stage in trainings.items()}
-  if 'finetune' in names:
+  if 'finetune' in names and settings.final_split == 'train':  # else it has seen fewer images
     tested[SUPERNET] = 'search'
   if last:
     tested[SEARCH] = last[-1].name
@@ -84,7 +84,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   test = Stage(
     'test',
     functools.partial(_test, tested, names),
-    reads=('report.',),
+    reads=('report.', 'train_on'),
     after=names,
     calls=functools.partial(_calls_of_test, len(tested)),
     has_folder=False,

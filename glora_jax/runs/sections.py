@@ -255,11 +255,6 @@ class Finetuning:
   learning_rate: Number | None = Field(
     default=None, gt=0, description="peak of the schedule; None for training's"
   )
-  on: Literal['train', 'train+val'] = Field(
-    default='train',
-    description="images to finetune on; 'train+val' for the number of epochs that was best on "
-    "'val' in a finetuning on 'train'",
-  )
 
   def recipe(self, training: Recipe) -> Recipe:
     """The whole recipe.

@@ -217,7 +217,8 @@ def summary(board: Board, workdir: str) -> str:
     str(scoreboard.accuracies(shown, scoreboard.scores(board, shown))),
     '',
     *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
-    f'{counts} of {len(board.tasks)} tasks. Page, with published results: {workdir}/report.html',
+    *filter(None, [scoreboard.tell_other_images(board)]),
+    f'{counts} of {len(board.tasks)} tasks. Page: {workdir}/report.html',
   ]
   return '\n'.join(lines)
 

@@ -6,6 +6,7 @@ import pytest
 
 from glora_jax.data.catalog import expand
 from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.reports import scoreboard
 from glora_jax.reports.scoreboard import Board
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
@@ -21,8 +22,11 @@ def result(task, accuracy, protocol, others):
     'supernet': ('searched, in the supernet', 5),
     'search': ('searched', 0),
   }
+  trained = scoreboard.published()['trained_on'][task.partition('/')[0]]
+  images = {**pages.RESULT['data']['images'], trained: 30}
   return {
     **pages.RESULT,
+    'data': {**pages.RESULT['data'], 'images': images},
     'task': task,
     'protocol': protocol,
     'structures': {

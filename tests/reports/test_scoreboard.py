@@ -73,6 +73,23 @@ def test_own_results_have_the_published_means_of_the_same_accuracies(make_board)
   assert all(cell.complete for cell in cells.values())
 
 
+@pytest.mark.parametrize(
+  'task, other', [('vtab/dtd', 'train'), ('fewshot/food101/4/0', 'train+val')]
+)
+def test_published_results_stand_beside_ours_only_if_trained_on_the_same_images(
+  task, other, make_board, tmp_path
+):
+  board = make_board({task: 70.0}, f'{task.partition("/")[0]}/all')
+  assert 'published' in {line['protocol'] for line in scoreboard.lines_of(board)}
+  images = {'train': 20, 'val': 10, 'test': 40} | {other: 20}
+  board.results[task]['data'] = {**pages.RESULT['data'], 'images': images}
+  text = pages.write_suite(tmp_path, board).text
+  assert all(map(scoreboard.is_ours, scoreboard.methods_of(board)))
+  assert 'published for GLoRA' not in text
+  assert f'ours on {other} (20 images)' in text
+  assert 'published' not in (tmp_path / 'table.csv').read_text()
+
+
 def test_few_shot_accuracies_are_means_over_the_seeds_in_groups_of_equal_shots(make_board):
   seeds = {0: 60.0, 1: 62.0, 2: 67.0}
   accuracies = {f'fewshot/food101/4/{seed}': value for seed, value in seeds.items()}

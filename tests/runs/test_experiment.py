@@ -12,8 +12,9 @@ import html_pages
 import jax
 import numpy as np
 import pytest
+from label_lists import write_images
 from PIL import Image
-from tiny_runs import changed, context_of
+from tiny_runs import changed, context_of, stages_of
 
 import glora_jax
 from glora_jax import main, predict
@@ -26,7 +27,7 @@ from glora_jax.records import read_lines
 from glora_jax.reports import tables
 from glora_jax.runs import experiment
 from glora_jax.runs.context import never
-from glora_jax.runs.stage import walk
+from glora_jax.runs.stage import read_mark, walk
 from glora_jax.runs.workdir import Stopped
 
 FILES = {
@@ -203,22 +204,64 @@ def test_a_training_that_ends_in_guessing_says_so(run_config, tmp_path, caplog):
   assert 'training/linear learned almost nothing: its training accuracy is' in caplog.text
 
 
+@pytest.mark.parametrize('structure', ['lora', 'known'])
+def test_for_a_given_structure_no_image_counts_as_a_validation_image(
+  structure, run_config, tmp_path
+):
+  """Trained on train and val, it does not depend on where one ends and the other begins."""
+  left = {}
+  for border in (40, 60):
+    splits = border * ['train'] + (80 - border) * ['val'] + 20 * ['test']
+    rows = [f'{number % 3}/{number}.png' for number in range(100)]
+    write_images(tmp_path, rows)
+    lines = [f'{name},{name[0]},{split}' for name, split in zip(rows, splits, strict=True)]
+    labels = tmp_path / f'{border}.csv'
+    labels.write_text('\n'.join(['path,label,split', *lines]))
+    config = changed(run_config, task=f'csv:{labels}', structure=structure, train_on='train+val')
+    config.update(presets=(), budget=9000)
+    if structure == 'known':
+      config.model.weights = 'embedded'
+    workdir = tmp_path / f'run-{border}'
+    result = experiment.run(config, str(workdir))
+    assert result['result'] == structure
+    assert {row['val_accuracy'] for row in result['structures'].values()} == {None}
+    left[border] = [(workdir / name).read_bytes() for name in ('test_list.json', 'metrics.jsonl')]
+    assert b'val_accuracy"' not in left[border][1]
+    left[border].append(result['structures'])
+  assert left[40] == left[60]
+
+
 @pytest.mark.slow
-def test_finetuning_on_train_and_val_chooses_its_epochs_on_val(run_config, tmp_path):
-  """They are chosen before; what has seen them has no accuracy on them, and is the result."""
-  config = changed(run_config, presets=(), finetune__on='train+val', finetune__epochs=4)
-  config.watch.profile = 'supernet'
-  result = experiment.run(config, str(tmp_path / 'run'))
-  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
-  assert result['result'] == 'search'
-  assert result['structures']['search']['val_accuracy'] is None
-  assert result['structures']['supernet']['val_accuracy'] is not None
-  lines = read_lines(tmp_path / 'run' / 'metrics.jsonl', 'metrics', dict[str, Any])
-  curve = [line for line in lines if line['stage'] == 'finetune_choice']
-  assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
-  chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))['epoch']
+@pytest.mark.parametrize('job', ['adapt', 'compare'])
+def test_after_the_choice_validation_images_are_only_trained_on(
+  job, run_config, tmp_path, monkeypatch
+):
+  """Searched structures and learning rates are chosen on them before."""
+  config = changed(run_config, job=job, presets=(), train_on='train+val', finetune__epochs=2)
+  if job == 'compare':
+    config.update(budget=None)
+    config.compare.update(methods=('lora', 'search'), budgets=(900,), seeds=1, rates=(1e-3, 1e-2))
+  context = context_of(config, tmp_path)
+  stages = stages_of(config)
+  chosen = 'search' if job == 'adapt' else 'tuning/search'
+  measure = context.measure
+
+  def measure_no_more(model, split):
+    mark = read_mark(str(tmp_path / chosen))
+    assert split != 'val' or not (mark and mark['whole'])
+    return measure(model, split)
+
+  monkeypatch.setattr(context, 'measure', measure_no_more)
+  tested = walk(context, stages, until='test')
+  if job == 'compare':
+    assert {row['val_accuracy'] for rows in tested.values() for row in rows} == {None}
+    return
+  assert tested.result == 'search'
+  assert list(tested.rows) == ['linear', 'search']  # the supernet has seen fewer images
+  assert {row['val_accuracy'] for row in tested.rows.values()} == {None}
+  lines = read_lines(tmp_path / 'metrics.jsonl', 'metrics', dict[str, Any])
   tuned = [line for line in lines if line['stage'] == 'finetune']
-  assert tuned[-1]['step'] == chosen * (1000 // config.training.batch_size)
+  assert tuned[-1]['step'] == 2 * (1000 // config.training.batch_size)
 
 
 @pytest.mark.slow

@@ -60,10 +60,3 @@ def test_scores_count_what_predictions_get_right_with_a_splits_own_classes(runs,
     correct, _ = run.score(run.variables, smallest(run)[None], 'few')
     answers = predictions[name]['few'].classes
     assert (answers == run.data('few').labels).sum() == correct[0]
-
-
-def test_the_streams_have_the_numbers_that_old_runs_resume_by():
-  names = 'INIT SUPERNET BASELINE SEARCH FINETUNE_CHOICE FINETUNE HEAD STRUCTURE TRAINING PRIOR'
-  assert {stream.name: stream.value for stream in Stream} == {
-    name: number for number, name in enumerate(names.split())
-  }

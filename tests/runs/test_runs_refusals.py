@@ -28,6 +28,8 @@ ADAPTING = [
   ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
+  ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
+  ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
   ({'structure': 'known'}, 'budget=None'),
   ({'structure': 'known', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
   ({'structure': 'known', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
@@ -41,7 +43,6 @@ COMPARING = [
   ({'compare.methods': ('known',), 'model.weights': 'mine'}, "model.weights='mine'"),
   ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
   ({'protocol': 'paper'}, "protocol='paper'"),
-  ({'finetune.on': 'train+val'}, "finetune.on='train+val'"),
   ({'finetune.epochs': 500}, 'finetune.epochs=500'),
   ({'seed': 2**32 - 1}, 'seed=4294967295'),
 ]

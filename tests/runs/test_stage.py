@@ -171,7 +171,6 @@ COMPARED = tuple(
   [
     ({}, SEARCH),
     ({'protocol': 'paper'}, SEARCH[:3]),
-    ({'finetune__on': 'train+val'}, (*SEARCH[:3], 'finetune_choice', 'finetune')),
     (
       {'presets': ('gradient',)},
       ('head', 'structure', *SEARCH[:2], 'training/gradient', *SEARCH[2:]),
@@ -192,7 +191,7 @@ def test_a_config_names_the_stages_of_its_job(values, names):
 
 def test_every_field_is_free_or_read_by_a_stage():
   jobs = [
-    {'presets': ('gradient', 'lora'), 'finetune__on': 'train+val'},
+    {'presets': ('gradient', 'lora')},
     {'structure': 'gradient'},
     {'job': 'compare', 'compare__methods': ('lora', 'search', 'gradient')},
   ]
@@ -202,6 +201,27 @@ def test_every_field_is_free_or_read_by_a_stage():
   for name in fields.values_of(RunSettings()):
     if not name.startswith('compare.rate.'):  # of methods that are not compared
       assert fields.is_among(name, read), name
+
+
+@pytest.mark.parametrize(
+  'values, chosen',
+  [
+    ({'presets': ('gradient', 'lora')}, {'supernet', 'search', 'head', 'structure'}),
+    ({'structure': 'lora:2'}, {'structure'}),
+    (
+      {'job': 'compare', 'compare__methods': ('lora:2', 'search')},
+      {'tuning/lora:2', 'tuning/search'},
+    ),
+  ],
+)
+def test_training_on_all_images_changes_no_stage_that_chooses(values, chosen, job):
+  keys = []
+  for train_on in ('train', 'train+val'):
+    context = job.context(**values, train_on=train_on)
+    stages = [one for one in stages_of(context.settings) if one.has_folder]
+    keys.append(stage.keys_of(context, stages))
+  same = {name for name in keys[0] if keys[0][name] == keys[1][name]}
+  assert same == chosen
 
 
 def recorded(settings, prefix, note):
@@ -237,7 +257,7 @@ SHORT = {
 @pytest.mark.parametrize(
   'values',
   [
-    {'presets': ('gradient', 'lora'), 'finetune__on': 'train+val', **SHORT},
+    {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT},
     {'structure': 'gradient', 'presets': (), **SHORT},
     {'structure': 'known', 'model__weights': 'embedded', 'presets': (), **SHORT},
     {'job': 'compare', 'budget': None, 'presets': (), **SHORT},

@@ -94,11 +94,13 @@ class Task(NamedTuple):
     folder: folder in the workdir; earlier results in it are read.
     trials: seeds and learning rates.
     budgets: most trained parameters of searched and allocated structures.
+    split: split that they are trained on; they are chosen on 'train' and 'val'.
   """
 
   folder: str
   trials: Sequence[Trial]
   budgets: Sequence[int]
+  split: str = 'train'
 
 
 def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
@@ -121,11 +123,11 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
     train_all = Stage(
       f'training/{name}',
       functools.partial(_train_seeds, method),
-      reads=(*reads, 'compare.seeds'),
+      reads=(*reads, 'compare.seeds', 'train_on'),
       after=after,
       check=functools.partial(_check, method),
       calls=functools.partial(_calls, method, is_tuning=False),
-      splits=('train',),
+      splits=('train', settings.final_split),
     )
     training.append(train_all)
   return (*tuning, *training)
@@ -137,7 +139,8 @@ def _check(method: str, context: Context) -> None:
     raise ValueError(
       'A comparison trains side by side on one device; give --config.mesh.devices=one.'
     )
-  number, most = context.counts['train'], context.settings.data.max_resident
+  number = context.counts[context.settings.final_split]
+  most = context.settings.data.max_resident
   if not context.is_resident(number):
     raise ValueError(
       f'A comparison trains on resident images, but data.max_resident={most} streams the {number} '
@@ -182,8 +185,9 @@ def _train_seeds(
   if len(rates) > 1 and rate in (rates[0], rates[-1]):
     log.warning('%s: %g is at an end of compare.rates; a rate beyond may do better.', method, rate)
   trials = [Trial(seed, rate) for seed in seeds_of(context.settings)]
-  folder = f'training/{file_name(method)}'
-  return train_method(context, method, Task(folder, trials, budgets_of(context.settings, method)))
+  folder, budgets = f'training/{file_name(method)}', budgets_of(context.settings, method)
+  task = Task(folder, trials, budgets, context.settings.final_split)
+  return train_method(context, method, task)
 
 
 def budgets_of(settings: RunSettings, method: str) -> Sequence[int]:
@@ -239,7 +243,8 @@ def _train_fixed(
 ) -> list[TrainedStructure]:
   """Trains a fixed structure, once for each trial."""
   recipe, starts = context.settings.training, _starts(context, learner, task.trials)
-  return _structures(_train(context, f'{folder}/states', learner, recipe, starts, task.trials))
+  folder, trials = f'{folder}/states', task.trials
+  return _structures(_train(context, folder, learner, recipe, starts, trials, split=task.split))
 
 
 def _starts(context: Context, learner: Adapted, trials: Sequence[Trial]) -> list[Any]:
@@ -257,12 +262,13 @@ def _train(
   trials: Sequence[Trial],
   stream: Stream = Stream.SUPERNET,
   *,
+  split: str = 'train',
   measured: bool = True,
 ) -> tuple[list[Model], float]:
   """The outcomes of a learner's trainings, one for each trial, and the seconds of each."""
   keys = [stream_key(trial.seed, stream) for trial in trials]
   rates = [trial.learning_rate for trial in trials]
-  training = Training(name, learner, recipe, 'train', starts, keys, rates, measured=measured)
+  training = Training(name, learner, recipe, split, starts, keys, rates, measured=measured)
   with clocked(context.path(name)) as clock:
     trained = train(context, training)
   return trained, clock['seconds'] / len(trained)
@@ -361,7 +367,8 @@ def _train_structure(
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)
   starts = [variables] * len(task.trials)
   folder = f'{task.folder}/{budget}-{task.trials[0].seed}/states'
-  trained = _train(context, folder, structure, shorter, starts, task.trials)
+  options = {'split': task.split}
+  trained = _train(context, folder, structure, shorter, starts, task.trials, **options)
   return _structures(trained, spared_epochs=recipe.epochs - shorter.epochs, **before)
 
 
@@ -379,8 +386,8 @@ def _search(context: Context, task: Task) -> dict[str, list[TrainedStructure]]:
   supernets, seconds = _train(context, folder, context.adapted, recipe, starts, task.trials)
   return {
     f'{SEARCH}-{budget}': [
-      _search_one(context, f'{task.folder}/{budget}-{number}', supernet, seconds, trial, budget)
-      for number, (supernet, trial) in enumerate(zip(supernets, task.trials, strict=True))
+      _search_one(context, task, number, supernet, seconds, budget)
+      for number, supernet in enumerate(supernets)
     ]
     for budget in task.budgets
   }
@@ -393,13 +400,14 @@ def _of_supernet(settings: RunSettings) -> Recipe:
 
 
 def _search_one(
-  context: Context, name: str, supernet: Model, seconds: float, trial: Trial, budget: int
+  context: Context, task: Task, number: int, supernet: Model, seconds: float, budget: int
 ) -> TrainedStructure:
   """Searches a structure within a budget, and finetunes it from the supernet's weights.
 
   A supernet that diverged cannot be searched; the trial then uses its smallest structure, and the
   comparison continues.
   """
+  trial, name = task.trials[number], f'{task.folder}/{budget}-{number}'
   key, start = stream_key(trial.seed, Stream.SEARCH), supernet.variables
   troubles = [_trouble('The training of its supernet', supernet)]
   with clocked(context.path(name)) as clock:
@@ -414,10 +422,12 @@ def _search_one(
   rate = context.settings.training.learning_rate
   recipe = dataclasses.replace(context.settings.finetuning, learning_rate=rate)
   trials = [trial._replace(learning_rate=FINETUNING_SHARE * trial.learning_rate)]
-  stream = Stream.FINETUNE
-  trained = _train(context, f'{name}/states', structure, recipe, [start], trials, stream)
+  options = {'stream': Stream.FINETUNE, 'split': task.split}
+  trained = _train(context, f'{name}/states', structure, recipe, [start], trials, **options)
   seconds += clock['seconds']
-  return _structures(trained, 'Its finetuning', seconds, troubles, inherited=start)[0]
+  # The supernet has not seen the validation images.
+  inherited = start if task.split == 'train' else None
+  return _structures(trained, 'Its finetuning', seconds, troubles, inherited=inherited)[0]
 
 
 class TriedRate(TypedDict):

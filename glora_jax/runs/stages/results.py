@@ -75,7 +75,7 @@ def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Teste
     name: {
       'params': candidate.adapted.count_params(),
       'val_accuracy': None
-      if _trained_on_val(context, name)
+      if context.settings.final_split != 'train'
       else context.measure(candidate, 'val')['val_accuracy'],
       'best_epoch': candidate.best_epoch,
       'genome': candidate.genome.tolist(),
@@ -105,25 +105,17 @@ def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Teste
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
   """The name of the result: the best on the validation images within the budget, ties by size.
 
-  A searched structure that was trained on the validation images as well is always the result.
+  If these were trained on, it is the structure that the config names.
   """
   settings = context.settings
   if settings.report.result is not None:
     return settings.report.result
-  if SEARCH in rows and rows[SEARCH]['val_accuracy'] is None:
-    return SEARCH
+  if settings.final_split != 'train':
+    return settings.structure if settings.structure in rows else FILE
   budget = math.inf if settings.budget is None else settings.budget
   trained = {name: row for name, row in rows.items() if name != SUPERNET}
   fitting = [name for name, row in trained.items() if row['params'] <= budget]
   return max(fitting, key=lambda name: (rows[name]['val_accuracy'], -rows[name]['params']))
-
-
-def _trained_on_val(context: Context, name: str) -> bool:
-  """Whether a candidate was trained on the validation images, so that these cannot judge it."""
-  settings = context.settings
-  if settings.protocol == 'paper':
-    return True
-  return name == SEARCH and settings.finetune.on == 'train+val' and settings.finetunes
 
 
 def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
@@ -219,10 +211,8 @@ def write_results(
   candidate = candidates[tested.result]
   _save_models(context, candidate)
   difference = _difference_to_folded(context, candidate)
-  images = {
-    split: len(context.data(split).labels)
-    for split in (context.train_split, context.search_split, 'test')
-  }
+  splits = (context.train_split, context.search_split, config.final_split, 'test')
+  images = {split: len(context.data(split).labels) for split in dict.fromkeys(splits)}
   result = {
     'task': context.task.name,
     'protocol': config.protocol,

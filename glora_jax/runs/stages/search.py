@@ -26,15 +26,12 @@ from glora_jax.search.archive import Archive
 
 log = logging.getLogger(__name__)
 
-CHOICE = 'finetune_choice'
-
 
 def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
   """The stages that come before the baselines, and those after them.
 
   The supernet is trained with fresh genomes for every step (section 3.3 of the paper).
   """
-  finetune = settings.finetune
   supernet = Stage(
     'supernet',
     _train_supernet,
@@ -62,23 +59,20 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   )
   if not settings.finetunes:
     return (supernet,), (search,)
-  chosen = (CHOICE,) if finetune.on == 'train+val' else ()
-  options = {
-    'reads': ('finetune.', 'search.fitness', *TRAINING),
-    'splits': tuple(dict.fromkeys(('train', finetune.on))),
-  }
-  before = ('supernet', 'search')
-  on_train, on_split = (
-    functools.partial(_calls_of_finetuning, split=x) for x in ('train', finetune.on)
+  finetune = Stage(
+    'finetune',
+    _finetune,
+    reads=('finetune.', 'search.fitness', 'train_on', *TRAINING),
+    after=('supernet', 'search'),
+    calls=_calls_of_finetuning,
+    splits=(settings.final_split,),
   )
-  choice = Stage(CHOICE, _choose_epochs, after=before, calls=on_train, **options)
-  tuned = Stage('finetune', _finetune, after=(*before, *chosen), calls=on_split, **options)
-  return (supernet,), (search, *((choice,) if chosen else ()), tuned)
+  return (supernet,), (search, finetune)
 
 
-def _calls_of_finetuning(context: Context, split: str) -> Iterator[Call]:
+def _calls_of_finetuning(context: Context) -> Iterator[Call]:
   workload = Workload(structure=SEARCH, recipe=context.settings.finetuning)
-  return calls_of_training(context, 'subnet', workload, split)
+  return calls_of_training(context, 'subnet', workload, context.settings.final_split)
 
 
 def _train_supernet(context: Context) -> Any:
@@ -144,30 +138,12 @@ def run_search(
   )
 
 
-def _finetune(
-  context: Context, supernet: Any, archive: Archive, epochs: int | None = None
-) -> Model:
+def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:
   """The best structure, finetuned from the supernet's weights."""
-  return _train_on(context, 'finetune', supernet, archive, context.settings.finetune.on, epochs)
-
-
-def _choose_epochs(context: Context, supernet: Any, archive: Archive) -> int | None:
-  """The number of epochs of finetuning on 'train' that is best on 'val', ties by loss."""
-  return _train_on(context, CHOICE, supernet, archive, 'train').best_epoch
-
-
-def _train_on(
-  context: Context,
-  name: str,
-  supernet: Any,
-  archive: Archive,
-  split: str,
-  stop_epoch: int | None = None,
-) -> Model:
   learner = context.adapted.fix(archive.best(context.settings.search.fitness))
-  keys = [context.key(Stream.FINETUNE_CHOICE if name == CHOICE else Stream.FINETUNE)]
-  recipe = context.settings.finetuning
-  training = Training(name, learner, recipe, split, [supernet], keys, stop_epoch=stop_epoch)
+  settings, keys = context.settings, [context.key(Stream.FINETUNE)]
+  split = settings.final_split
+  training = Training('finetune', learner, settings.finetuning, split, [supernet], keys)
   [trained] = train(context, training)
   return trained
 

@@ -127,7 +127,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     if name == GRADIENT:
       recipe = context.settings.allocation.shortened(recipe)
     workload = Workload(structure=settings.structure if is_given else name, recipe=recipe)
-    return calls_of_training(context, 'subnet', workload, context.train_split)
+    return calls_of_training(context, 'subnet', workload, settings.final_split)
 
   def check(context: Context) -> None:
     if not is_given and name not in NO_PRESETS:
@@ -141,7 +141,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     if name == GRADIENT and structure.allocation is not None:
       recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
     keys = [context.key(Stream.TRAINING if is_given else Stream.BASELINE)]
-    split = context.train_split
+    split = context.settings.final_split
     training = Training(folder, structure.adapted, recipe, split, [structure.variables], keys)
     [trained] = train(context, training)
     return trained
@@ -149,11 +149,11 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
   return Stage(
     folder,
     run,
-    reads=(*TRAINING, *(('allocation.',) if name == GRADIENT else ())),
+    reads=('train_on', *TRAINING, *(('allocation.',) if name == GRADIENT else ())),
     after=('structure',) if is_given or name == GRADIENT else (),
     check=check,
     calls=calls,
-    splits=(train_split_of(settings),),
+    splits=(settings.final_split,),
   )
 
 

@@ -83,7 +83,6 @@ class Training:
     keys: random keys, of each training.
     rates: learning rates of each training, at the schedule's peak. None for a single training at
       the recipe's rate, which writes metrics and ends the job if it diverges.
-    stop_epoch: epoch to stop after, with the schedule of the whole recipe; None for its end.
     measured: whether a fixed structure is measured on the validation images meanwhile.
   """
 
@@ -94,7 +93,6 @@ class Training:
   starts: Sequence[Any]
   keys: Sequence[jax.Array]
   rates: Sequence[float] | None = None
-  stop_epoch: int | None = None
   measured: bool = True
 
 
@@ -154,12 +152,11 @@ def train(context: Context, training: Training) -> list[Model]:
   trainable, frozen = start_of(training)
   images, labels = context.data(training.split)
   per_epoch = recipe.steps_per_epoch(len(labels))
-  epochs = recipe.epochs if training.stop_epoch is None else training.stop_epoch
-  last = epochs * per_epoch
+  last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadAlone)
   is_measured = training.measured and learner.genome is not None
   is_measured &= _is_watched(context, training.split, is_alone=rates is None)
-  interval = epochs_between_looks(epochs) * per_epoch
+  interval = epochs_between_looks(recipe.epochs) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
       context=context,
@@ -184,7 +181,6 @@ def train(context: Context, training: Training) -> list[Model]:
         training.keys[0] if rates is None else jnp.stack(training.keys),
         rates=None if rates is None else [rate / recipe.learning_rate for rate in rates],
         state=state,
-        stop_epoch=training.stop_epoch,
         steps_per_dispatch=per_epoch if is_head else equal_parts(interval if is_measured else last),
         on_dispatch=bookkeeper,
         title=training.name,
