@@ -226,12 +226,12 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       "training.keep='best' needs validation images that are not trained on; give 'last', or "
       "train_on='train'."
     )
-  if settings.train_on == 'train+val' and settings.structure == SEARCH and not settings.finetunes:
-    yield (
-      "train_on='train+val' trains the searched structure in its finetuning, which "
-      f'finetune.epochs={settings.finetune.epochs} with protocol={settings.protocol!r} leaves out; '
-      "give epochs and 'honest', or train_on='train'."
-    )
+  if settings.train_on == 'train+val' and settings.structure == SEARCH:
+    if settings.protocol == 'honest' and not settings.finetunes:
+      yield (
+        "finetune.epochs=0 leaves nothing to train on both with train_on='train+val': the supernet "
+        "is trained on 'train'; give epochs."
+      )
   if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in settings.presets:
     yield (
       f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "

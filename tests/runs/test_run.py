@@ -9,7 +9,7 @@ from trees import randomized
 
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Part
-from glora_jax.runs.backbone import Model, Stream
+from glora_jax.runs.backbone import Model
 
 
 @pytest.fixture(scope='module')
