@@ -21,7 +21,7 @@ from glora_jax.runs import origins
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import IMAGES, SPLIT, Context, make_context, never
 from glora_jax.runs.fields import is_among, warn_of_unread
-from glora_jax.runs.stage import Stage, read_by, readers, require_tested, walk
+from glora_jax.runs.stage import Stage, read_by, readers, require_own_folders, require_tested, walk
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -89,7 +89,8 @@ def run_job(
 
 def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
   """Holds the workdir of a job for this process alone; see `workdir.claim`."""
-  return claim(workdir, names=[stage.title for stage in stages if stage.has_folder])
+  stages = [stage for stage in stages if stage.has_folder]
+  return claim(workdir, names=[name for stage in stages for name in (stage.title, stage.name)])
 
 
 def _finished(
@@ -130,6 +131,7 @@ def prepared(
     _forget(workdir, changes, others)
     context = make_context(settings, stages, workdir, stop)
     require_tested(context, stages)
+    require_own_folders(context, stages)
   for change in changes:
     again = readers(stages, [change.name])
     which = f'run again: {", ".join(again)}' if again else 'no stage reads it'

@@ -13,6 +13,7 @@ from tiny_runs import changed, stages_of
 
 from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
+from glora_jax.runs.job import claimed
 from glora_jax.runs.stage import Stage, read_mark, walk
 from glora_jax.runs.workdir import Stopped
 
@@ -34,7 +35,7 @@ class Job:
     """A stage that leaves a file with what it read, unless it is there."""
 
     def run(context, *results):
-      path = context.path(name, 'result')
+      path = context.path(name, 'genome.json')
       if not os.path.exists(path):
         self.ran.append(name)
         value = operator.attrgetter(field)(context.settings)
@@ -141,18 +142,78 @@ def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monk
   """Before every file that is written, and every folder that is moved or removed."""
   values = {'search__parents': 5, 'budget': 5}
   expected, _ = Job(tmp_path / 'whole').start(**values)
-  writes = {stage: 'write_json', os: 'rename', shutil: 'rmtree'}
+  writes = [(stage, 'write_json'), (os, 'rename'), (os, 'remove'), (shutil, 'rmtree')]
   for moment in range(100):
     job, left = Job(tmp_path / str(moment)), iter(range(moment))
     job.start()
     with monkeypatch.context() as patched, contextlib.suppress(Killed):
-      for module, name in writes.items():
+      for module, name in writes:
         patched.setattr(module, name, functools.partial(or_die, getattr(module, name), left))
       assert job.start(**values)[0] == expected
       break
     assert job.start(**values)[0] == expected
-    assert not [*job.folder.rglob('*.old'), *job.folder.rglob('*.gone')], moment
+    assert not [*job.folder.rglob('*.old')], moment
   assert 10 < moment < 99
+
+
+def files_of(folder):
+  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('other', ['first.old', 'first.gone', 'first.old.gone'])
+@pytest.mark.parametrize('is_copy', [False, True])
+def test_a_users_folders_next_to_a_stage_stay_as_they_are(is_copy, other, job):
+  job.start()
+  if is_copy:
+    shutil.copytree(job.folder / 'first', job.folder / other)
+  (job.folder / other).mkdir(exist_ok=True)
+  (job.folder / other / 'thesis.txt').write_text('mine')
+  before = files_of(job.folder)
+  job.start()
+  assert files_of(job.folder) == before
+  if other == 'first.old':  # where the folder would be kept
+    with pytest.raises(ValueError, match=r'first\.old is not of this run'):
+      job.start(search__parents=5)
+    assert files_of(job.folder) == before
+  else:
+    job.start(search__parents=5)
+    assert files_of(job.folder / other).items() <= before.items()
+
+
+def test_a_link_is_not_where_a_folder_is_kept(job, tmp_path_factory):
+  job.start()
+  elsewhere = tmp_path_factory.mktemp('elsewhere')
+  (job.folder / 'first.old').symlink_to(elsewhere)
+  with pytest.raises(ValueError, match=r'first\.old is not of this run'):
+    job.start(search__parents=5)
+  job.start()
+  assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize('note', ['notes.txt', 'plots/loss.png', '12x/loss.png'])
+def test_notes_in_the_folder_of_a_stage_are_never_removed(note, job):
+  job.start()
+  path = job.folder / 'parts' / 'third' / note
+  path.parent.mkdir(exist_ok=True)
+  path.write_text('mine')
+  job.start()
+  before = files_of(job.folder)
+  with pytest.raises(ValueError, match=r'third/.* is not a file of this run'):
+    stage.require_own_folders(job.context(search__mode='random'), job.stages)
+  with pytest.raises(ValueError, match=r'third/.* is not a file of this run'):
+    job.start(search__mode='random')
+  assert files_of(job.folder) == before
+
+
+def test_notes_in_a_folder_that_was_set_aside_stay(job):
+  def write(context):
+    (job.folder / 'second.old' / 'notes.txt').write_text('mine')
+
+  job.start()
+  job.stages = (job.stages[0], dataclasses.replace(job.stages[1], run=write), *job.stages[2:])
+  for _ in range(2):
+    job.start(budget=5)
+    assert (job.folder / 'second.old' / 'notes.txt').read_text() == 'mine'
 
 
 def test_a_part_of_a_job_runs_what_it_needs(job):
@@ -294,3 +355,16 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
   monkeypatch.setattr(job, 'stages_of', lambda settings: tuple(stages))
   job.run(config, str(tmp_path / 'run'))
   assert not unnamed
+
+
+def test_a_stage_whose_folder_is_a_link_is_refused(tmp_path):
+  outside, folder = tmp_path / 'outside', tmp_path / 'run'
+  outside.mkdir()
+  (outside / 'x.host.7.glora_jax.partial').touch()
+  (folder / 'training').mkdir(parents=True)
+  (folder / 'lock').write_text('process 1 on host\n')
+  (folder / 'training' / 'lora:2').symlink_to(outside)
+  stages = stages_of(changed(default_config(), structure='linear', presets=('lora:2',)))
+  with pytest.raises(ValueError, match='training/lora:2 is a link, and a run writes only within'):
+    claimed(str(folder), stages).__enter__()
+  assert os.listdir(outside) == ['x.host.7.glora_jax.partial']
