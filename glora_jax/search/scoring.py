@@ -33,7 +33,7 @@ from glora_jax.method.validation import (
   is_known,
   right_answers,
 )
-from glora_jax.settings import Number, Whole, taken
+from glora_jax.settings import Number, taken
 
 CANDIDATE = 'candidate'  # the axis of a mesh that structures are split over
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
@@ -95,7 +95,7 @@ def make_scorer(
     chunk: number of candidates evaluated side by side by `vmap` on each device of the mesh's
       candidate axis; this controls memory. None for 1 on CPU, where that was measured to be the
       fastest, and elsewhere for as many as fit into `memory` (`fitting_chunk`), decided at the
-      first call with a number of genomes.
+      first call with so many genomes and images.
     block: number of images evaluated at a time.
     classes: the classes that may be answered, bool [class]; None for all.
     mesh: devices; None for one. Candidates are split over its axis 'candidate', if it has one, the
@@ -131,7 +131,7 @@ def make_scorer(
     [3, 3, 3, 3]
   """
   evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
-  chunk = taken(chunk, 'chunk', Whole | None, ge=1)
+  chunk = None if chunk is None else check_whole(chunk, 'chunk', 1)
   memory = taken(memory, 'memory', Number | None, ge=0)  # 1e9 is a number of bytes, too
   if chunk is None and memory is None and jax.default_backend() == 'cpu':
     chunk = 1
@@ -140,15 +140,16 @@ def make_scorer(
   def scorer_of_chunk(chunk: int) -> Callable[..., Scores]:
     return jax.jit(functools.partial(evaluator.totals, chunk=chunk))
 
-  # By the number of genomes: a call with one genome must not decide for a whole population.
-  chunks: dict[int, int] = {}
+  # By what the memory depends on: a call with one genome or image must not decide for others.
+  chunks: dict[Any, int] = {}
 
-  def score_in_memory(*arguments: Any) -> Scores:
-    number = len(arguments[1])
-    if number not in chunks:
-      most = ceil_div(number, evaluator.candidate_shards)
-      chunks[number] = fitting_chunk(scorer_of_chunk, arguments, most, memory)
-    return scorer_of_chunk(chunks[number])(*arguments)
+  def score_in_memory(variables: Any, genomes: Any, images: Any, labels: Any) -> Scores:
+    arguments = variables, genomes, images, labels
+    shape = len(genomes), images.shape, images.dtype
+    if shape not in chunks:
+      most = ceil_div(len(genomes), evaluator.candidate_shards)
+      chunks[shape] = fitting_chunk(scorer_of_chunk, arguments, most, memory)
+    return scorer_of_chunk(chunks[shape])(*arguments)
 
   return evaluator.checked(score_in_memory if chunk is None else scorer_of_chunk(chunk))
 
@@ -181,9 +182,9 @@ def make_image_scorer(
     ValueError: see `make_scorer`.
   """
   evaluator = _Evaluator(adapted, preprocess, block, classes, None, apply_kwargs)
-  chunk = taken(chunk, 'chunk', Whole | None, ge=1)
   if chunk is None:
     chunk = 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
+  chunk = check_whole(chunk, 'chunk', 1)
   return evaluator.checked(jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
 
 

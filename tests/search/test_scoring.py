@@ -116,6 +116,17 @@ def test_the_chunk_is_the_largest_that_fits_into_memory():
   assert_same_scores(found, reference_scores('mlp', 12))
 
 
+def test_the_chunk_fits_the_images_of_each_call_whatever_the_first_call_had():
+  adapted, variables, genomes, *images_and_labels = problem('mlp', 12)
+  one, many = ([jnp.resize(x, (n, *x.shape[1:])) for x in images_and_labels] for n in (1, 230))
+  lowered = scoring.make_scorer(adapted, chunk=1).lower(variables, genomes, *many)
+  memory = lowered.compile().memory_analysis().temp_size_in_bytes
+  used, fresh = (scoring.make_scorer(adapted, memory=memory) for _ in range(2))
+  used(variables, genomes, *one)
+  programs = [str(jax.make_jaxpr(score)(variables, genomes, *many)) for score in (used, fresh)]
+  assert programs[0] == programs[1]
+
+
 @pytest.mark.slow
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
   command = [*program('sharded_scores'), 'vit']
