@@ -112,14 +112,15 @@ def check_scored(images: Any, labels: Any) -> None:
     )
 
 
-def check_logits(logits: Any) -> None:
-  """Raises ValueError unless what a model gives are logits, float [image, class]."""
+def check_logits(logits: Any, number: int) -> None:
+  """Raises ValueError unless a model returned logits, float [image, class], of so many images."""
   shape = getattr(logits, 'shape', None)
-  if shape is None or len(shape) != 2:
+  if shape is None or len(shape) != 2 or shape[0] != number:
     given = f'a {type(logits).__name__}' if shape is None else f'an array {list(shape)}'
     raise ValueError(
-      f'The model returns {given}, expected logits [image, class]; adapt a model, or a function '
-      'around it, that returns only these.'
+      f'The model returns {given} for {number} images, expected logits [image, class]; adapt a '
+      'model, or a function around it, that returns only these, and let preprocess keep the number '
+      'of images.'
     )
 
 

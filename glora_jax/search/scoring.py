@@ -466,7 +466,7 @@ class _Evaluator:
         logits: Any = self.adapted.call_model(variables, inputs, **self.apply_kwargs)
       else:
         logits = self.adapted.run(Call((inputs,), self.apply_kwargs), variables, genome)
-      check_logits(logits)
+      check_logits(logits, len(images))
       logits = logits.astype(jnp.float32)
       self.num_classes = logits.shape[-1]
       if self.classes is None:

@@ -25,10 +25,15 @@ def scored(change=lambda p: {}, **options):
   return scoring.make_scorer(given.pop('adapted'), **options)(*given.values())
 
 
-def predicted(change):
+def predicted(change=lambda p: {}, **options):
   given = problem('mlp')
   arguments = {'variables': given.variables, 'genome': given.genomes[0], 'images': given.images}
-  return scoring.make_predictor(given.adapted)(*{**arguments, **change(given)}.values())
+  predict = scoring.make_predictor(given.adapted, **options)
+  return predict(*{**arguments, **change(given)}.values())
+
+
+def one_image(images, key):
+  return images[:1]  # of which every image would get the answer
 
 
 def judge(correct=np.ones(20), loss=np.ones(20)):
@@ -76,9 +81,11 @@ CALLS = {
     (lambda p: {'variables': {'params': p.variables['params']}}, "'glora'"),
     ({'classes': np.zeros(4, bool)}, 'True for one at least'),
     ({'mesh': jax.make_mesh((1,), ('data',))}, 'axes data'),
+    ({'preprocess': one_image}, r'\[1, 4\] for 23 images'),
   ],
   predicted: [
     (lambda p: {'images': p.images[:0]}, r'\[0, 4, 4, 3\]'),
+    ({'preprocess': one_image}, r'\[1, 4\] for 23 images'),
   ],
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
