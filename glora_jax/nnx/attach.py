@@ -20,6 +20,7 @@ from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
+from glora_jax.nnx.base import remember_base
 from glora_jax.nnx.functional import by_use, check_model, params, runs
 from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, Model, make_owner
@@ -106,7 +107,8 @@ def attach(
   attached = _with_supports(model, adapted, random, Genome)
   if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
     # Some models scan over `nnx.Param` alone, or along an axis of its own.
-    return _with_supports(model, adapted, random, ParamGenome)
+    attached = _with_supports(model, adapted, random, ParamGenome)
+  remember_base(attached)
   return attached
 
 

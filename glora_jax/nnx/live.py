@@ -23,6 +23,7 @@ from glora_jax.method.quantized import as_computed_with
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, set_beside, set_like
+from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
 from glora_jax.nnx.owners import UNCOVERED, plain
 from glora_jax.nnx.places import by_paths
@@ -235,6 +236,8 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
   """Writes the supports of an attached model to one file; see `glora_jax.save_adapter`.
 
+  The log warns if the base has changed since `attach`.
+
   Args:
     path: path of the file.
     model: an attached model, after training.
@@ -258,6 +261,7 @@ def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
   """
   adapted, variables = as_adapted(model)
   genome = get_genome(model) if adapted.genome is None else None
+  warn_if_base_changed(model)
   adapter_file.save_adapter(path, adapted, variables, genome, **metadata)
 
 

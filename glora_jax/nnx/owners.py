@@ -23,6 +23,7 @@ from glora_jax.method.sharding import gather_over
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
 from glora_jax.nnx.adapter import Adapter, left
+from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
 
@@ -91,7 +92,8 @@ def fold(model: Model) -> Model:
 
   Returns:
     A model of the class that was attached, same code, same size. Heads have their original type,
-    and all other state is kept: batch statistics, random streams, caches, mode.
+    and all other state is kept: batch statistics, random streams, caches, mode. The log warns if
+    the base has changed since `attach`.
 
   Raises:
     ValueError: the model is not attached.
@@ -106,7 +108,9 @@ def fold(model: Model) -> Model:
     >>> type(folded) is nnx.Linear, bool(jnp.allclose(folded(x), linear(x) + 1))
     (True, True)
   """
-  return plain(model, with_supports=True)
+  folded = plain(model, with_supports=True)
+  warn_if_base_changed(model)
+  return folded
 
 
 def plain(model: Model, *, with_supports: bool) -> Model:

@@ -11,7 +11,7 @@ from flax import nnx
 from glora_jax.method.quantized import taken_out
 
 
-class Trained(nnx.Param):
+class Trained(nnx.LoRAParam):
   """Trained variables of an attached model: its supports and its heads.
 
   Example:

@@ -129,6 +129,7 @@ def test_an_optimizer_trains_supports_and_heads_and_compiles_once():
   assert {'head/kernel', 'head/bias', 'block/up/glora_w/B_up'} <= moved
   trained = nnx.to_flat_state(nnx.state(attached, Trained))
   assert moved <= {'/'.join(map(str, path)) for path, _ in trained}
+  assert nnx.state(attached, Trained) == nnx.state(attached, nnx.LoRAParam)  # what tunix trains
 
 
 def test_split_and_merge_clone_and_deepcopy_keep_it_whole(pair):
@@ -162,6 +163,7 @@ def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
   assert type(other.head) is type(attached.head)
   assert isinstance(other.head, Head)
   assert isinstance(other.head, Scale)
+  assert isinstance(other.head, nnx.LoRAParam)
   assert type(glora_nnx.fold(other).head) is Scale
   assert nnx.graphdef(other) == nnx.graphdef(attached)
   assert_array_equal(other(TOKENS), attached(TOKENS))

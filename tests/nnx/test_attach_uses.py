@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
@@ -123,3 +124,24 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
   assert_array_equal(call(other, X), call(attached, X))
+
+
+@pytest.mark.parametrize('wrt, is_told', [(Trained, False), (nnx.Param, True)])
+def test_a_base_that_was_trained_by_mistake_is_told_when_it_is_saved_and_folded(
+  wrt, is_told, tmp_path, caplog
+):
+  model = nnx.Sequential(*(nnx.Linear(6, 6, rngs=nnx.Rngs(seed)) for seed in range(3)))
+  model = glora_nnx.fix(glora_nnx.attach(model, X, heads='layers/2'), 'lora:4')
+  optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=wrt)
+
+  @nnx.jit(donate_argnums=(0, 1))
+  def step(model, optimizer):
+    gradient = nnx.grad(lambda model: (model(X) ** 2).mean(), argnums=nnx.DiffState(0, wrt))
+    optimizer.update(model, gradient(model))
+
+  step(model, optimizer)
+  glora_nnx.save_adapter(tmp_path / 'adapter.safetensors', model)
+  glora_nnx.fold(nnx.clone(model))
+  nnx.jit(glora_nnx.fold)(model)
+  told = [text for text in caplog.messages if 'The base of this Sequential has changed' in text]
+  assert len(told) == 2 * is_told
