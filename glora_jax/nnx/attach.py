@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,14 @@ from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
 from glora_jax.nnx.base import remember_base
-from glora_jax.nnx.functional import by_use, check_model, params, runs
+from glora_jax.nnx.functional import by_use, check_model, params, trace_call
 from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, Model, make_owner
 from glora_jax.nnx.places import Location, Place, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
 from glora_jax.tree import Path
+
+log = logging.getLogger(__name__)
 
 
 def attach(
@@ -105,9 +108,12 @@ def attach(
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
   adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
   attached = _with_supports(model, adapted, random, Genome)
-  if any(group.stack_shape for group in adapted.groups) and not runs(attached, inputs, kwargs):
-    # Some models scan over `nnx.Param` alone, or along an axis of its own.
-    attached = _with_supports(model, adapted, random, ParamGenome)
+  if any(group.stack_shape for group in adapted.groups):
+    try:
+      trace_call(attached, inputs, kwargs)
+    except ValueError as error:  # a model may scan over `nnx.Param` alone, or along its own axis
+      log.info('%s: the genome has to be an nnx.Param; without, %s', type(model).__name__, error)
+      attached = _with_supports(model, adapted, random, ParamGenome)
   remember_base(attached)
   return attached
 

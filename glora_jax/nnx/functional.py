@@ -351,8 +351,8 @@ def _numbered(sites: Sequence[Site]) -> tuple[Site, ...]:
   )
 
 
-def runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> bool:
-  """Whether a model can be called; it is only traced, and stays as it is."""
+def trace_call(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> None:
+  """Traces a call of a model, which stays as it is; its errors pass through."""
   graphdef, state = nnx.split(model)
   sample = Sample(inputs, kwargs)
 
@@ -360,11 +360,7 @@ def runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> bool:
     args, keywords = sample.arguments(arrays)
     return nnx.merge(graphdef, state, copy=True)(*args, **keywords)
 
-  try:
-    jax.eval_shape(call, state, sample.arrays)
-  except Exception:
-    return False
-  return True
+  jax.eval_shape(call, state, sample.arrays)
 
 
 def by_class(model: nnx.Module) -> Found:

@@ -8,6 +8,7 @@ Equal classes are the same object, or compiled functions would be traced again.
 from __future__ import annotations
 
 import functools
+import logging
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,8 @@ from glora_jax.nnx.adapter import Adapter, left
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
+
+log = logging.getLogger(__name__)
 
 Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
@@ -221,7 +224,10 @@ def _subclass(base: type, members: Mapping[str, Any]) -> type:
   )
   try:
     return make((base,))
-  except Exception:  # it demands arguments that only its author knows, or forbids subclasses
+  except (
+    Exception
+  ) as error:  # it demands arguments that only its author knows, or forbids subclasses
+    log.info('%s.__init_subclass__ is not called: %s', base.__name__, error)
     return make((_Untold, base))
 
 

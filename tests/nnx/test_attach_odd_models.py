@@ -101,12 +101,15 @@ class OfAKind(nnx.Module):
 
 
 @pytest.mark.parametrize('base, arguments', [(OfAKind, {'kind': 'own'}), (Registered, {})])
-def test_a_base_need_not_be_told_of_what_is_attached(base, arguments):
+def test_a_base_need_not_be_told_of_what_is_attached(base, arguments, caplog):
+  caplog.set_level('INFO')
+
   class Own(Matrix, base, **arguments):
     pass
 
   model = Own(nnx.Rngs(0))
   attached = glora_nnx.attach(model, X, space=SPACE)
+  assert ('missing 1 required keyword-only argument' in caplog.text) == (base is OfAKind)
   assert isinstance(attached, Own)
   assert type(attached).__name__ == 'Own'
   assert Registered.register.get('Own', Own) is Own
@@ -135,3 +138,23 @@ def test_a_linen_model_inside_keeps_its_state_and_its_head():
   assert type(folded.inner) is nnx.bridge.ToNNX
   assert type(folded.inner.head['kernel']) is nnx.Param
   assert_allclose(folded.inner.norm['mean'][...], mean)
+
+
+class Failing(nnx.Module):
+  """A model that only runs as long as nothing is attached."""
+
+  def __init__(self, error):
+    self.w, self.error = nnx.Param(np.ones((3, 4, 4), np.float32)), error
+
+  def __call__(self, x):
+    if 'glora_w' in vars(self):
+      raise self.error('of another kind')
+    return sum(x @ kernel for kernel in self.w[...])
+
+
+def test_what_does_not_run_because_of_the_genomes_type_is_logged_and_other_errors_pass(caplog):
+  caplog.set_level('INFO')
+  with pytest.raises(RuntimeError, match='of another kind'):
+    glora_nnx.attach(Failing(RuntimeError), X)
+  glora_nnx.attach(Failing(ValueError), X)
+  assert 'the genome has to be an nnx.Param; without, of another kind' in caplog.text
