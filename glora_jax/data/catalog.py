@@ -45,15 +45,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def find(name: str, source: Source = Source(), workdir: str | None = None) -> Task:
+def find(name: str, source: Source = Source()) -> Task:
   """The task of a name that a config gives.
 
   Args:
     name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed);
       'folder:PATH'; 'csv:PATH'; 'tfds:NAME'.
     source: where the images of the task come from.
-    workdir: folder where the split of a user's own data is written down, so that it is made once;
-      None keeps it in memory.
 
   Raises:
     ValueError: the name is unknown, or what it names cannot be a task.
@@ -72,11 +70,9 @@ def find(name: str, source: Source = Source(), workdir: str | None = None) -> Ta
   kind, _, path = name.partition(':')
   if kind in ('folder', 'csv', 'tfds') and path:
     require_printable('The task', [path])
-    split_file = os.path.join(workdir, 'split.json') if workdir else None
     if kind == 'tfds':
-      return tfds.own_task(path, source, split_file)
-    own_task = folders.folder_task if kind == 'folder' else label_files.csv_task
-    return own_task(absolute(path), split_file)
+      return tfds.own_task(path, source)
+    return (folders.folder_task if kind == 'folder' else label_files.csv_task)(absolute(path))
   patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
   raise ValueError(
     f'The task {shown(name)} is unknown; the tasks are: digits, {patterns}, '
@@ -100,6 +96,11 @@ def canonical(name: str) -> str:
   if kind not in ('folder', 'csv') or not path:
     return name
   return f'{kind}:{absolute(path)}'
+
+
+def has_files(name: str, source: Source) -> bool:
+  """Whether a task's images are files of the user's, which may change."""
+  return name.startswith(('folder:', 'csv:')) or source.root is not None
 
 
 def require_apart(name: str, written: str, field: str = '--workdir') -> None:

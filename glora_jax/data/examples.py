@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,7 +13,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from glora_jax.data.image import decode
+from glora_jax.data import image as images
+
+# A file when it was read: nanoseconds of its last change (0 if it was not read yet, -1 if it cannot
+# be read), its size, and a digest of its bytes.
+SEEN = np.dtype([('time', 'i8'), ('size', 'i8'), ('digest', 'S16')])
 
 
 class Examples(Protocol):
@@ -20,7 +25,12 @@ class Examples(Protocol):
 
   @property
   def identity(self) -> str:
-    """Text that changes when the examples do; caches are keyed by it."""
+    """Text that changes when the examples do, wherever they are; all of them may be read for it."""
+    ...
+
+  @property
+  def files(self) -> Sequence[Files]:
+    """The image files among them."""
     ...
 
   @property
@@ -44,6 +54,10 @@ class Examples(Protocol):
     """What messages call the example: the path of the file that holds it alone, where one does."""
     ...
 
+  def digest(self, index: int) -> bytes:
+    """A digest of the file that holds the example alone; empty if there is none."""
+    ...
+
 
 Split = Examples | Callable[[], Examples]  # of the latter nothing is read before it is called
 
@@ -57,10 +71,16 @@ class Numbered:
   """Examples that are no files of their own: their number is their name."""
 
   identity: str
+  files = ()
 
   def name(self, index: int) -> str:
     """The position among them."""
     return f'example {index} of {self.identity}'
+
+  def digest(self, index: int) -> bytes:
+    """Nothing."""
+    del index
+    return b''
 
 
 @dataclasses.dataclass
@@ -70,10 +90,13 @@ class Files:
   Attributes:
     paths: paths of the image files.
     given_labels: the class of each file.
+    root: folder whose own place and name do not matter; the files are known by what follows it in
+      their paths, and by their bytes.
   """
 
   paths: list[str]
   given_labels: list[int]
+  root: str = ''
 
   @property
   def labels(self) -> np.ndarray:
@@ -81,21 +104,57 @@ class Files:
     return np.asarray(self.given_labels, np.int32)
 
   @property
+  def files(self) -> Sequence[Files]:
+    """These."""
+    return (self,)
+
+  @property
+  def names(self) -> list[str]:
+    """What follows the root in the path of every file."""
+    root = os.path.join(self.root, '')
+    return [path.removeprefix(root) for path in self.paths]
+
+  @functools.cached_property
+  def seen(self) -> np.ndarray:
+    """Every file when it was read, `SEEN` [n]."""
+    return np.zeros(len(self.paths), SEEN)
+
+  @functools.cached_property
   def identity(self) -> str:
-    """A digest of paths, sizes, modification times and labels."""
+    """A digest of names, labels and bytes."""
     digest = hashlib.sha256()
-    for path, label in zip(self.paths, self.given_labels, strict=True):
-      try:
-        status = os.stat(path)
-        state = f'{path}:{status.st_size}:{status.st_mtime_ns}'
-      except OSError:  # a link to nowhere: an image that cannot be decoded, as others
-        state = f'{path}:missing'
-      digest.update(f'{state}:{label};'.encode(errors='surrogateescape'))
+    for index, name in enumerate(self.names):
+      line = f'{name}\0{self.given_labels[index]}\0'
+      digest.update(line.encode(errors='surrogateescape') + self.digest(index) + b'\0')
     return f'files {digest.hexdigest()}'
 
   def image(self, index: int, *, draft: bool = False) -> Image.Image:
-    """The image as RGB."""
-    return decode(self.paths[index], draft=draft)
+    """The image as RGB; the first time its bytes are digested, too."""
+    is_seen = self.seen['time'][index]
+    return images.decode(self.paths[index] if is_seen else self._read(index), draft=draft)
+
+  def _read(self, index: int) -> bytes:
+    """The bytes of a file, which is seen then."""
+    content, status = images.read(self.paths[index])
+    digest = hashlib.blake2b(content, digest_size=SEEN['digest'].itemsize).digest()
+    self.seen[index] = status.st_mtime_ns, status.st_size, digest
+    return content
+
+  def digest(self, index: int) -> bytes:
+    """A digest of a file's bytes; empty if it cannot be read."""
+    if not self.seen['time'][index]:
+      try:
+        self._read(index)
+      except OSError:
+        self.seen['time'][index] = -1
+    return self.seen['digest'][index]
+
+  def recall(self, index: int, seen: np.void) -> None:
+    """Takes over what an earlier process saw of a file if size and time are the same."""
+    with contextlib.suppress(OSError):
+      status = os.stat(self.paths[index])
+      if (status.st_mtime_ns, status.st_size) == (seen['time'], seen['size']):
+        self.seen[index] = seen
 
   def name(self, index: int) -> str:
     """The path of the file."""
@@ -119,6 +178,11 @@ class _OfOthers:
     others, index = self._locate(index)
     return others.name(index)
 
+  def digest(self, index: int) -> bytes:
+    """See `Examples`."""
+    others, index = self._locate(index)
+    return others.digest(index)
+
 
 @dataclasses.dataclass
 class Part(_OfOthers):
@@ -136,6 +200,11 @@ class Part(_OfOthers):
   def labels(self) -> np.ndarray:
     """The class of every selected example, int32 [n]."""
     return self.whole.labels[self.indices]
+
+  @property
+  def files(self) -> Sequence[Files]:
+    """The image files of the whole."""
+    return self.whole.files
 
   @property
   def identity(self) -> str:
@@ -161,6 +230,11 @@ class Joined(_OfOthers):
   def labels(self) -> np.ndarray:
     """The class of every example of every part, int32 [n]."""
     return np.concatenate([part.labels for part in self.parts])
+
+  @property
+  def files(self) -> Sequence[Files]:
+    """The image files of all parts, each once."""
+    return list({id(files): files for part in self.parts for files in part.files}.values())
 
   @property
   def identity(self) -> str:

@@ -15,12 +15,11 @@ from glora_jax.limits import listed, printable
 log = logging.getLogger(__name__)
 
 
-def folder_task(folder: str, split_file: str | None = None) -> Task:
+def folder_task(folder: str) -> Task:
   """A task on a folder with a subfolder for each class, or with train, val and test of such.
 
   Args:
     folder: absolute path of the folder.
-    split_file: see `splits.with_splits`.
 
   Raises:
     FileNotFoundError: it is not there.
@@ -43,8 +42,10 @@ def folder_task(folder: str, split_file: str | None = None) -> Task:
   for other in given.values():
     if unknown := set(_subfolders(other)) - set(classes):
       raise ValueError(f'{other} has classes that {train} lacks: {listed(sorted(unknown))}.')
-  images = {split: _scan(path, classes) for split, path in (given or {'train': folder}).items()}
-  return own_task('folder', folder, classes, images, split_file, are_split=bool(given))
+  images = {
+    split: _scan(path, classes, folder) for split, path in (given or {'train': folder}).items()
+  }
+  return own_task('folder', folder, classes, images, are_split=bool(given))
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -92,7 +93,7 @@ def _split_folders(folder: str) -> dict[str, str]:
   return {split: os.path.join(folder, name) for split, name in zip(splits, named, strict=True)}
 
 
-def _scan(folder: str, classes: Sequence[str]) -> Files:
+def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
   """All images below the class folders, in the order of their names.
 
   Warnings say which endings the files have that are left aside, and that images beside the class
@@ -101,6 +102,7 @@ def _scan(folder: str, classes: Sequence[str]) -> Files:
   Args:
     folder: folder that holds the class folders; one for each class that occurs.
     classes: names of the class folders, in the order of the labels.
+    root: see `Files`.
 
   Raises:
     ValueError: a class folder holds no images, or leads back to the folder.
@@ -140,4 +142,4 @@ def _scan(folder: str, classes: Sequence[str]) -> Files:
       '%d files in %s are ignored because they do not end like images (%s).',
       *(len(others), printable(folder), listed(endings)),
     )
-  return Files(paths, labels)
+  return Files(paths, labels, root)

@@ -70,12 +70,36 @@ def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False
       upright = _upright(picture)
   # On damaged files Pillow's plugins raise whatever their arithmetic runs into.
   except Exception as error:
-    # Without paths and addresses of our buffers, which differ from run to run.
-    reason = str(error).partition(' <_io')[0] or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-      reason = error.strerror
-    raise OSError(f'not a readable image ({reason})') from error
+    raise _unreadable(error) from error
   return to_rgb(upright, picture.format)
+
+
+def read(path: str) -> tuple[bytes, os.stat_result]:
+  """The bytes of an image file and its status before they were read.
+
+  Raises:
+    OSError: it cannot be read, or is too large.
+  """
+  try:
+    with open_regular(path) as file:
+      status = os.fstat(file.fileno())
+      _require_size(status.st_size)
+      return file.read(), status
+  except OSError as error:
+    raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> OSError:
+  """An error without paths and addresses of our buffers, which differ from run to run."""
+  reason = str(error).partition(' <_io')[0] or type(error).__name__
+  if isinstance(error, OSError) and error.strerror:
+    reason = error.strerror
+  return OSError(f'not a readable image ({reason})')
+
+
+def _require_size(size: int) -> None:
+  if size > MOST_BYTES:
+    raise OSError(f'{size:,} bytes; the limit is {MOST_BYTES:,}')
 
 
 def _identify(file: BinaryIO) -> Image.Image:
@@ -87,8 +111,7 @@ def _identify(file: BinaryIO) -> Image.Image:
   position = file.tell()
   size = file.seek(0, os.SEEK_END)
   file.seek(position)
-  if size > MOST_BYTES:
-    raise OSError(f'{size:,} bytes; the limit is {MOST_BYTES:,}')
+  _require_size(size)
   try:
     picture = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:

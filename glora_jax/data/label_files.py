@@ -69,8 +69,8 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
   if not rows:
     raise ValueError(f'{path} is empty; {expected}.')
   holding = (root for root in roots if os.path.exists(os.path.join(root, rows[0].path)))
-  paths = _paths(path, rows, next(holding, roots[-1]))
-  return Files(paths, [int(row.label) for row in rows])
+  root = next(holding, roots[-1])
+  return Files(_paths(path, rows, root), [int(row.label) for row in rows], root)
 
 
 def _text_of(path: str | os.PathLike, expected: str) -> str:
@@ -180,12 +180,11 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
   return labelled
 
 
-def csv_task(path: str, split_file: str | None = None) -> Task:
+def csv_task(path: str) -> Task:
   """A task on the images of a CSV, whose paths are relative to its own folder.
 
   Args:
     path: absolute path of the CSV.
-    split_file: see `splits.with_splits`.
 
   Raises:
     FileNotFoundError: it is not there, or images that it names are not.
@@ -210,9 +209,9 @@ def csv_task(path: str, split_file: str | None = None) -> Task:
         f'{path}, line {row.line}: {printable(row.split)} is not a split; use one of '
         f'{", ".join(NAMES)}.'
       )
-    files = given.setdefault(split, Files([], []))
+    files = given.setdefault(split, Files([], [], os.path.dirname(path)))
     files.paths.append(image)
     files.given_labels.append(number_of[row.label])
   if 'train' not in given:
     raise ValueError(f'{path} has no row with split=train, so there is nothing to train on.')
-  return own_task('csv', path, classes, given, split_file, are_split=bool(rows[0].split))
+  return own_task('csv', path, classes, given, are_split=bool(rows[0].split))

@@ -114,6 +114,7 @@ def decode(
   """The images of `load`, uint8 [image, size, size, 3], and their indices among the examples."""
   path, number = None, len(examples.labels)
   if cache is not None:
+    digest(examples)
     settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
     path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
@@ -138,6 +139,16 @@ def decode(
       os.makedirs(os.path.dirname(path), exist_ok=True)
     write_arrays(path, {'images': images, 'indices': indices}, 'images')
   return images, indices
+
+
+def digest(examples: Examples) -> None:
+  """Digests the files of examples that were not read yet, in parallel."""
+  unseen = [
+    functools.partial(files.digest, int(index))
+    for files in examples.files
+    for index in np.flatnonzero(files.seen['time'] == 0)
+  ]
+  in_parallel(lambda number: unseen[number](), len(unseen), 'comparing images')
 
 
 def readable(

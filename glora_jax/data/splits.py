@@ -1,22 +1,17 @@
 """Which examples go into which split.
 
-What a user gives unsplit is split once: stratified, by a fixed seed, 80% to train, 10% each to val
-and test. The split is written into the workdir, and a resumed run reads it there; where splits are
-given, which images they have is written there.
+What a user gives unsplit is split the same way every time: stratified, by a fixed seed, 80% to
+train, 10% each to val and test.
 """
 
 from __future__ import annotations
 
-import os
-import types
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from glora_jax.data.examples import Examples, Part, Split, opened
 from glora_jax.data.task import Task, require_measurable
-from glora_jax.files import read_json, write_json, writing
 from glora_jax.limits import listed
 
 SPLITS = ('train', 'val', 'test')
@@ -27,10 +22,6 @@ NAMES = {  # of splits, as folders, CSVs and TFDS call them
 }
 SHARE = 0.1  # of the images, for each of val and test that is made
 SEED = 0  # of the split
-_ADVICE = (
-  'use a new workdir, or remove that file; results in this workdir are then no longer of one split'
-)
-_NOTHING: Mapping[str, Examples] = types.MappingProxyType({})
 
 
 def split_indices(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
@@ -117,23 +108,21 @@ def with_splits(
   classes: Sequence[str],
   train: Examples,
   lacking: Sequence[str],
-  split_file: str | None,
-  others: Mapping[str, Examples] = _NOTHING,
 ) -> dict[str, Examples]:
-  """'train', the others, and the lacking splits, made of 'train' the same way every time.
+  """'train' and the lacking splits, made of 'train' the same way every time.
 
   Args:
     origin: what sentences call the data set.
     classes: names of the classes.
     train: what is split.
     lacking: which of 'val' and 'test' get a part of it.
-    split_file: path of the file that keeps who went where; None makes the split again.
-    others: splits that there are; later ones must be the same, too.
 
   Raises:
-    ValueError: a class has too few examples, or they are not those that were split before.
+    ValueError: a class has too few examples.
   """
-  into = ('train', *lacking) if lacking else ()
+  if not lacking:
+    return {'train': train}
+  into = ('train', *lacking)
   counts = np.bincount(train.labels, minlength=len(classes))
   counted = zip(classes, counts, strict=True)
   if rare := [f'{name} ({count})' for name, count in counted if count < len(into)]:
@@ -141,50 +130,9 @@ def with_splits(
       f'{origin}: every class needs at least {len(into)} images to be split into '
       f'{", ".join(into)}; too few in {listed(rare)}.'
     )
-  content: dict[str, Any] = {'identity': train.identity}
-  if not lacking:
-    content = {'identity': _identity({'train': train, **others})}
-  elif others:
-    content['given'] = _identity(others)
-  if split_file and os.path.exists(split_file):
-    parts = _kept(split_file, origin, content, into, len(train.labels))
-  else:
-    shares = (1 - SHARE * len(lacking), *[SHARE] * len(lacking))
-    indices = split_indices(train.labels, shares, SEED) if lacking else []
-    parts = {split: part.tolist() for split, part in zip(into, indices, strict=True)}
-    if split_file:
-      with writing(split_file):
-        os.makedirs(os.path.dirname(split_file), exist_ok=True)
-      write_json(split_file, {**content, **parts}, 'split')
-  found = {split: Part(train, np.asarray(part, np.int64)) for split, part in parts.items()}
-  return {'train': train, **others, **found}
-
-
-def _identity(given: Mapping[str, Examples]) -> str:
-  """Text that changes when the examples of splits do."""
-  return ' '.join(f'{split}: {examples.identity}' for split, examples in given.items())
-
-
-def _kept(
-  path: str, origin: str, content: Mapping[str, Any], into: Sequence[str], number: int
-) -> dict[str, list[int]]:
-  """Who went where, by a file.
-
-  Raises:
-    ValueError: it is of other images, or does not put each of so many into one split.
-  """
-  saved = read_json(path, 'split', _ADVICE)
-  if any(saved.get(name) != content.get(name) for name in ('identity', 'given')):
-    raise ValueError(f'The images of {origin} have changed since {path} was made; {_ADVICE}.')
-  parts = {split: saved.get(split) for split in into}
-  are_lists = all(isinstance(part, list) and part for part in parts.values())
-  indices = [str(index) for part in parts.values() for index in part] if are_lists else []
-  if into and sorted(indices) != sorted(map(str, range(number))):
-    raise ValueError(
-      f'{path} does not assign each of the {number} images of {origin} to one of '
-      f'{", ".join(into)}, as it did when it was written; {_ADVICE}.'
-    )
-  return parts
+  shares = (1 - SHARE * len(lacking), *[SHARE] * len(lacking))
+  parts = zip(into, split_indices(train.labels, shares, SEED), strict=True)
+  return {split: Part(train, indices) for split, indices in parts}
 
 
 def own_task(
@@ -192,7 +140,6 @@ def own_task(
   path: str,
   classes: tuple[str, ...],
   given: Mapping[str, Examples],
-  split_file: str | None,
   *,
   are_split: bool = True,
 ) -> Task:
@@ -203,15 +150,13 @@ def own_task(
     path: where they are.
     classes: names of the classes.
     given: examples of 'train', and of 'val' and 'test' where they need not be made of it.
-    split_file: see `with_splits`.
     are_split: whether 'train' is a split, and not all that there is.
 
   Raises:
     ValueError: see `with_splits`, or what is split already cannot measure anything.
   """
   lacking = [split for split in SPLITS if split not in given]
-  others = {split: given[split] for split in SPLITS[1:] if split in given}
-  splits = with_splits(path, classes, given['train'], lacking, split_file, others)
+  splits = {**given, **with_splits(path, classes, given['train'], lacking)}
   labels = {split: splits[split].labels for split in SPLITS}
   require_measurable(path, classes, labels)
   notes = []

@@ -184,6 +184,7 @@ class TfdsExamples(Numbered):
     label_of: function from the features of an example to its class.
     scale: factor from the stored values of an image to pixels.
     record: path of the npz file that remembers the labels of many examples; None for none.
+    folder: folder of the data set, for messages.
   """
 
   source: Any
@@ -191,6 +192,11 @@ class TfdsExamples(Numbered):
   label_of: LabelFunction = LabelFeature()
   scale: int = 1
   record: str | None = None
+  folder: str = ''
+
+  def name(self, index: int) -> str:
+    """The position among them, and where they are."""
+    return f'{super().name(index)} in {self.folder}'
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -265,7 +271,7 @@ def read(
     raise ValueError(
       f"{builder.info.full_name} cannot be read as '{split}' ({first_line(error)})."
     ) from error
-  identity = f'{builder.info.full_name} {split} {builder.data_path}'
+  identity = f'{builder.info.full_name} {split}, {builder.info.dataset_size} bytes'
   if label_of != LabelFeature():  # another task has other labels of the same images
     identity += f' {getattr(label_of, "__name__", label_of)}'
   record, folder = None, os.fspath(builder.data_path)
@@ -273,7 +279,7 @@ def read(
   if isinstance(label_of, LabelFeature) and os.path.isdir(folder):
     key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
     record = os.path.join(folder, f'glora_jax_labels-{key}.npz')
-  return TfdsExamples(source, identity, label_of, scale, record)
+  return TfdsExamples(source, identity, label_of, scale, record, folder)
 
 
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
@@ -311,13 +317,12 @@ def task_of(
   )
 
 
-def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
+def own_task(name: str, source: Source) -> Task:
   """A task on any data set of images with one label each; splits that it lacks are made.
 
   Args:
     name: name of the data set, see `find_builder`.
     source: its `dir` and `version` are used.
-    split_file: see `splits.with_splits`.
 
   Raises:
     ValueError: TFDS cannot read it, or its examples are something else.
@@ -336,18 +341,21 @@ def own_task(name: str, source: Source, split_file: str | None = None) -> Task:
     )
   classes = class_names(builder, number)
 
+  def stored() -> dict[str, str]:  # once it is prepared
+    return {split: name for name, split in reversed(NAMES.items()) if name in builder.info.splits}
+
   @functools.cache
   def examples() -> Mapping[str, Examples]:
     prepare(builder)
-    names = builder.info.splits
-    stored = {split: name for name, split in reversed(NAMES.items()) if name in names}
-    if 'train' not in stored:
-      raise ValueError(f"TFDS {name} has the splits {', '.join(names)}; expected a 'train'.")
-    given = {split: read(builder, stored_name) for split, stored_name in stored.items()}
-    if not (lacking := [split for split in SPLITS if split not in given]):
-      return given
-    return {**given, **with_splits(f'TFDS {name}', classes, given['train'], lacking, split_file)}
+    if 'train' not in stored():
+      names = ', '.join(builder.info.splits)
+      raise ValueError(f"TFDS {name} has the splits {names}; expected a 'train'.")
+    given = {split: read(builder, stored_name) for split, stored_name in stored().items()}
+    lacking = [split for split in SPLITS if split not in given]
+    return {**given, **with_splits(f'TFDS {name}', classes, given['train'], lacking)}
 
   splits = {split: lambda split=split: examples()[split] for split in SPLITS}
-  note = f'Missing splits were taken from train, stratified, seed {SEED}: 10% each.'
-  return task_of([builder], f'tfds:{name}', classes, splits, notes=(note,))
+  lacking = ' and '.join(split for split in SPLITS if split not in stored())
+  note = f'{lacking} were taken from train, stratified, seed {SEED}: 10% each.'
+  notes = (note,) if lacking and is_prepared(builder) else ()
+  return task_of([builder], f'tfds:{name}', classes, splits, notes=notes)

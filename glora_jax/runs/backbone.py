@@ -106,9 +106,9 @@ def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
     require_apart(settings.task, os.path.expanduser(cache), 'data.cache')
   with meshes.primary_first('prepare'):
     # Opening prepares the data; some class names are known only then.
-    find(settings.task, settings.data, workdir).open('train')
+    find(settings.task, settings.data).open('train')
     path = find_weights(model, workdir)
-  return find(settings.task, settings.data, workdir).opened(), path
+  return find(settings.task, settings.data).opened(), path
 
 
 def load_backbone(

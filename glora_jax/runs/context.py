@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMED_BLOCK = 1024  # images of a stream that are scored at once
-SPLIT = 'split.json'  # of a user's own images, as `data.splits` writes it
-IMAGES = 'images.npz'  # records that they can be decoded, and which are left out
 
 
 def never() -> bool:
@@ -73,7 +71,7 @@ class Context:
     metadata: what the weights' file says: 'image_size', 'normalization' and more.
     stop: called wherever everything is saved; if it returns True, the job ends.
     counts: number of images by split, including 'train+val'.
-    facts: what else all results depend on: images by split, and digests of a split and of weights.
+    facts: what else all results depend on: digests of the images by split, and of the weights.
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
     decoded: arrays of small splits that are not on a device yet.
@@ -332,9 +330,9 @@ def make_context(
   log.info('%s: %s', task.name, describe(adapted, variables, mesh))
   task, decoded = _open_images(context, stages)
   left = count_images(task)  # fewer if broken ones are left out
-  files = {name: os.path.join(workdir, name) for name in (SPLIT, WEIGHTS)}
-  facts = {name: sha256_of(path) for name, path in files.items() if os.path.isfile(path)}
-  facts = {'images': left, **facts}
+  facts = {split: task.open(split).identity for split in task.splits}
+  files = {name: os.path.join(workdir, name) for name in (WEIGHTS,)}
+  facts |= {name: sha256_of(path) for name, path in files.items() if os.path.isfile(path)}
   context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
   if left != counts:
     context.settings = fit_batches(given, stages, left, mesh)
@@ -349,11 +347,11 @@ def _open_images(
   """The task without broken images that can be left out, and its small splits, decoded."""
   from glora_jax.runs.stage import has_begun
 
-  data, record = context.settings.data, context.path(IMAGES) if context.workdir else None
+  data, folder = context.settings.data, context.workdir or None
   # Streamed images are opened by one process, and the others wait for it.
   is_streamed = not all(context.is_resident(context.counts[split]) for split in context.task.splits)
   with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
-    if record and meshes.primary():
+    if folder and meshes.primary():
       os.makedirs(context.workdir, exist_ok=True)
     return open_images(
       context.task,
@@ -362,9 +360,9 @@ def _open_images(
       rule=data.resize,
       skip_broken=data.skip_broken,
       cache=data.cache,
-      record=record,
+      folder=folder,
       write=meshes.primary(),
-      has_begun=bool(record) and has_begun(context.workdir, stages),
+      has_begun=bool(folder) and has_begun(context.workdir, stages),
     )
 
 

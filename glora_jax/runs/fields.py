@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 FREE = (
   'checkpoint_epochs',
   'data.cache',
+  'data.dir',
+  'data.root',
   'data.workers',
   'distributed.',
   'mesh.',
@@ -49,8 +51,11 @@ def as_json(settings: RunSettings) -> dict[str, Any]:
 
 
 def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested values of a config by dotted name, without the free ones."""
-  flat = flax.traverse_util.flatten_dict(dict(values), sep='.')
+  """Nested values of a config by dotted name, without the free ones and the place of images."""
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(values), sep='.')
+  kind, _, path = str(flat.get('task')).partition(':')
+  if path and kind in ('folder', 'csv'):  # known by content, wherever they are
+    flat['task'] = f'{kind}:PATH'
   return {name: value for name, value in flat.items() if not is_among(name, FREE)}
 
 

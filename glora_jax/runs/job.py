@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
-from glora_jax.data.catalog import require_apart
+from glora_jax.data.catalog import canonical, find, has_files, require_apart
+from glora_jax.data.opening import IMAGES, SPLIT, differences
 from glora_jax.files import sha256_of, whole, write_json
 from glora_jax.models.checkpoint import EXTENSIONS
 from glora_jax.records import read_record
 from glora_jax.runs import origins
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.context import IMAGES, SPLIT, Context, make_context, never
+from glora_jax.runs.context import Context, make_context, never
 from glora_jax.runs.fields import is_among, warn_of_unread
 from glora_jax.runs.stage import Stage, read_by, readers, require_own_folders, require_tested, walk
 from glora_jax.runs.workdir import (
@@ -29,14 +30,13 @@ from glora_jax.runs.workdir import (
   claim,
   is_finished,
   names_in,
+  read_task,
   read_values,
   write_config,
 )
 
 log = logging.getLogger(__name__)
 
-# Files made before the first stage, and the config fields that they depend on.
-PREPARED = {SPLIT: ('task', 'data.'), origins.WEIGHTS: ('model.weights',)}
 # What belongs to `result.json`, besides the model in `folded`.
 _RESULTS = ('adapter.safetensors', 'genome.json', 'search/archive.npz', 'test_list.json')
 
@@ -101,6 +101,7 @@ def _finished(
   result = read_record(os.path.join(workdir, 'result.json'), 'result', shape)
   _require_own(result, workdir)
   log.info('This run is finished; its results are in %s.', workdir)
+  _compare_images(settings, workdir)
   for change in changes:
     log.info('%s; no stage reads it.', change)
   for name in ('profile', 'tensorboard'):
@@ -108,6 +109,25 @@ def _finished(
     if value and not names_in(os.path.join(workdir, name)):
       log.warning('watch.%s=%r has no effect: this run is finished.', name, value)
   return _with_provenance(result, workdir)
+
+
+def _compare_images(settings: RunSettings, workdir: str) -> None:
+  """Warns if a user's own images have changed since a run finished.
+
+  Raises:
+    ValueError: the images of another place are others.
+  """
+  if not has_files(settings.task, settings.data):
+    return
+  try:
+    found = differences(find(settings.task, settings.data), workdir)
+  except (OSError, ValueError) as error:
+    found = str(error)
+  if found:
+    sentence = f'The images are not those of this run ({found}); for these, use another --workdir.'
+    if read_task(workdir) != canonical(settings.task):
+      raise ValueError(sentence)
+    log.warning(sentence)
 
 
 def prepared(
@@ -126,8 +146,9 @@ def prepared(
   """
   changes = changes_of(settings, workdir, read_by(stages))
   # The record of opened images only gets better, even in a start that fails.
-  others = [IMAGES] if any(is_among(x.name, PREPARED[SPLIT]) for x in changes) else []
-  with _undone_where_it_fails(workdir, [*PREPARED, *others]):
+  has_others = any(is_among(change.name, ('task', 'data.')) for change in changes)
+  others = [IMAGES, SPLIT] if has_others else []
+  with _undone_where_it_fails(workdir, [origins.WEIGHTS, *others]):
     _forget(workdir, changes, others)
     context = make_context(settings, stages, workdir, stop)
     require_tested(context, stages)
@@ -141,9 +162,7 @@ def prepared(
 
 def _digests(workdir: str) -> dict[str, str]:
   """SHA-256 of a result's files by name; of `config.json`, of the fields that change results."""
-  free = ('data.dir', 'data.root')  # folders that differ between machines
-  values = {name: x for name, x in read_values(workdir).items() if not is_among(name, free)}
-  text = json.dumps(values, sort_keys=True)
+  text = json.dumps(read_values(workdir), sort_keys=True)
   digests = {'config.json': hashlib.sha256(text.encode()).hexdigest()}
   folded = sorted(names_in(os.path.join(workdir, 'folded')) or ())
   models = [f'folded/{name}' for name in folded if name.endswith((*EXTENSIONS, '.json'))]
@@ -202,16 +221,13 @@ def _content_of(file: pathlib.Path) -> bytes | None:
 
 
 def _forget(workdir: str, changes: tuple[Change, ...], others: Sequence[str]) -> None:
-  """Removes a split of other images, a record of other weights, and some other files.
+  """Removes a record of other weights, and some other files.
 
-  All of them go if no config tells what they are of: their start was killed early.
+  It goes if no config tells what it is of, too: its start was killed early.
   """
   is_unclaimed = not os.path.exists(os.path.join(workdir, 'config.json'))
-  gone = [
-    name
-    for name, fields in PREPARED.items()
-    if is_unclaimed or any(is_among(change.name, fields) for change in changes)
-  ]
+  has_others = any(change.name == 'model.weights' for change in changes)
+  gone = [origins.WEIGHTS] if is_unclaimed or has_others else []
   for path in (os.path.join(workdir, name) for name in (*others, *gone)):
     if meshes.primary() and os.path.exists(path):
       os.remove(path)

@@ -124,7 +124,7 @@ def run(
     for name, folder in folders.items():
       if is_finished(folder):
         attempt(board, name, functools.partial(experiment.run, tasks[name], folder))
-    _list_missing(board, tasks, workdir, settings.suite.prepare)
+    _list_missing(board, tasks, settings.suite.prepare)
     _write(board, workdir)
     if board.waiting:
       warn_of_unread(settings, read, given)
@@ -186,19 +186,18 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -
       board.results[name] = result
 
 
-def missing(settings: RunSettings, workdir: str, prepare: bool) -> str | None:
+def missing(settings: RunSettings, prepare: bool) -> str | None:
   """What the data of a task lacks.
 
   Args:
     settings: the settings of a single task.
-    workdir: folder of its run.
     prepare: whether to download what can be downloaded first.
 
   Returns:
     What is missing and how to get it; None if everything is ready.
   """
   try:
-    task = find(settings.task, settings.data, workdir)
+    task = find(settings.task, settings.data)
     if prepare:
       task.open('train')
     return task.missing()
@@ -228,11 +227,11 @@ def _folder(workdir: str, task: str) -> str:
   return os.path.join(workdir, *task.split('/')[1:])
 
 
-def _list_missing(board: Board, tasks: dict[str, RunSettings], workdir: str, prepare: bool) -> None:
+def _list_missing(board: Board, tasks: dict[str, RunSettings], prepare: bool) -> None:
   """Records what the waiting tasks lack."""
   with meshes.primary_first('suite/prepare'):
     for name in board.waiting:
-      if lacking := missing(tasks[name], _folder(workdir, name), prepare):
+      if lacking := missing(tasks[name], prepare):
         board.missing[name] = lacking
         log.info('%s is not ready: %s', name, lacking)
 

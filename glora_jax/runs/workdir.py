@@ -137,6 +137,11 @@ def read_values(workdir: Path) -> dict[str, Any]:
   return by_name(_read(path))
 
 
+def read_task(workdir: Path) -> str:
+  """The task in a workdir's config, with its path."""
+  return _read(os.path.join(workdir, 'config.json'))['task']
+
+
 def _read(path: str) -> dict[str, Any]:
   return read_record(path, 'config', dict[str, Any], _REMEDY)
 

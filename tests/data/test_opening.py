@@ -1,5 +1,6 @@
 """Every image read once before a run: broken ones are all named, and left out for good."""
 
+import dataclasses
 import os
 import shutil
 
@@ -9,7 +10,7 @@ from comparing import assert_refused
 from label_lists import write_images
 
 from glora_jax.data.examples import Files
-from glora_jax.data.opening import open_images, warn_of_copies
+from glora_jax.data.opening import differences, open_images, warn_of_copies
 from glora_jax.data.pipeline import UnreadableImages
 from glora_jax.data.task import Task
 
@@ -23,8 +24,14 @@ def task(tmp_path):
   for split, number in SIZES.items():
     write_images(tmp_path / split, [f'{n}.png' for n in range(number)])
     paths = [f'{tmp_path}/{split}/{n}.png' for n in range(number)]
-    splits[split] = Files(paths, [n % 2 for n in range(number)])
+    splits[split] = Files(paths, [n % 2 for n in range(number)], str(tmp_path))
   return Task('pets', ('cat', 'dog'), splits, origin='a test')
+
+
+def anew(task):
+  """The task as another process finds it: nothing of its files is read yet."""
+  splits = {split: Files(x.paths, x.given_labels, x.root) for split, x in task.splits.items()}
+  return dataclasses.replace(task, splits=splits)
 
 
 @pytest.fixture(params=[4, 1000], ids=['streamed', 'resident'])
@@ -32,8 +39,10 @@ def opened(request, task, tmp_path):
   """The task as a run opens it, with a record; all its splits fit in memory, or val alone does."""
 
   def call(**options):
-    record = str(tmp_path / 'images.npz')
-    return open_images(task, 8, lambda number: number < request.param, record=record, **options)[0]
+    folder = str(tmp_path)
+    return open_images(
+      anew(task), 8, lambda number: number < request.param, folder=folder, **options
+    )[0]
 
   return call
 
@@ -64,21 +73,25 @@ def test_what_fits_is_decoded_and_nothing_is_read_twice(task, read):
 
 
 @pytest.mark.parametrize('fits', [False, True], ids=['streamed', 'resident'])
-def test_images_are_read_again_only_where_one_has_changed(task, tmp_path, read, fits):
-  record = str(tmp_path / 'images.npz')
-
+def test_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read, fits):
   def times_read(**options):
-    open_images(task, 8, lambda number: fits, record=record, **options)
+    open_images(anew(task), 8, lambda number: fits, folder=str(tmp_path), **options)
     return len(read) / 12
 
+  record = tmp_path / 'images.npz'
   assert times_read(write=False) == 1  # as another process
-  assert not os.path.exists(record)
+  assert not record.exists()
   assert [times_read(), times_read()] == [2, 2]
-  (tmp_path / 'images.npz').write_bytes(b'PK\x03\x04 no npz')
+  content = record.read_bytes()
+  record.write_bytes(b'PK\x03\x04 no npz')
   assert [times_read(), times_read()] == [3, 3]
   np.savez(record, identity=np.zeros(3))  # of another kind
   assert [times_read(), times_read()] == [4, 4]
+  assert record.read_bytes() == content
   os.utime(tmp_path / 'val' / '1.png', ns=(1, 1))
+  assert [times_read(), times_read()] == [4, 4]
+  assert record.read_bytes() != content
+  write_images(tmp_path / 'val', ['1.png'])
   assert [times_read(), times_read()] == [5, 5]
 
 
@@ -97,16 +110,17 @@ def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, ca
   assert opened(skip_broken=True).notes == found.notes
 
 
-def test_a_run_that_has_begun_leaves_out_what_it_left_out_and_nothing_else(opened, tmp_path):
+def test_a_run_that_has_begun_leaves_out_what_it_left_out(opened, tmp_path):
   break_images(tmp_path)
   broken = tmp_path / 'train' / '1.png'
   first = opened(skip_broken=True)
   assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
-  broken.unlink()
-  shutil.copy(tmp_path / 'train' / '0.png', broken)
   again = opened(skip_broken=True, has_begun=True)
   for split in SIZES:
     assert names_of(again, split) == names_of(first, split)
+  broken.unlink()
+  shutil.copy(tmp_path / 'train' / '0.png', broken)
+  assert_refused('1 changed; train/1.png', opened, skip_broken=True, has_begun=True)
   assert '1.png' in names_of(opened(skip_broken=True), 'train')
 
 
@@ -119,10 +133,48 @@ def test_a_run_whose_record_is_damaged_leaves_out_what_is_broken_again(opened, t
   assert names_of(again, 'train') == names_of(first, 'train')
 
 
-def test_a_run_that_has_begun_with_an_image_that_is_gone_says_so(opened, tmp_path):
+def flip_a_bit(task, folder):
+  path, status = folder / 'train/0.png', os.stat(folder / 'train/0.png')
+  content = bytearray(path.read_bytes())
+  content[-20] ^= 1
+  path.write_bytes(content)
+  os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def add_images(task, folder):
+  write_images(folder / 'test', ['new.png', 'newer.png'])
+  task.splits['test'].paths.extend(f'{folder}/test/{name}.png' for name in ('new', 'newer'))
+  task.splits['test'].given_labels.extend([0, 1])
+
+
+def remove_an_image(task, folder):
+  task.splits['val'].paths.pop()
+  task.splits['val'].given_labels.pop()
+
+
+def change_a_label(task, folder):
+  task.splits['val'].given_labels[0] = 1
+
+
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    (flip_a_bit, '1 changed; train/0.png'),
+    (add_images, '2 added; test/new.png'),
+    (remove_an_image, '1 missing; val/2.png'),
+    (change_a_label, 'other labels, splits or order'),
+  ],
+)
+def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
+  opened, task, tmp_path, change, said
+):
   opened(skip_broken=True)
-  (tmp_path / 'train' / '0.png').write_bytes(b'x')
-  assert_refused('this run started with', opened, skip_broken=True, has_begun=True)
+  assert not differences(anew(task), str(tmp_path))
+  change(task, tmp_path)
+  assert_refused(said, opened, skip_broken=True, has_begun=True)
+  assert said in differences(anew(task), str(tmp_path))
+  opened(skip_broken=True)  # nothing was computed yet
+  assert not differences(anew(task), str(tmp_path))
 
 
 def test_what_is_left_must_measure(opened, tmp_path):
@@ -151,7 +203,7 @@ def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path
   splits['test'].paths.append(str(first))
   splits['test'].given_labels.append(0)
   os.remove(tmp_path / 'train/3.bmp')  # is passed over
-  warn_of_copies('pets', splits)
+  warn_of_copies('pets', {split: Files(x.paths, x.given_labels) for split, x in splits.items()})
   [record] = caplog.records
   assert 'pets: 3 images of test are byte-for-byte copies of images of train' in record.getMessage()
   for copy, original in (('test/a.bmp', second), ('test/b.bmp', third), ('train/0.bmp', first)):

@@ -53,10 +53,9 @@ def test_an_image_is_decoded_or_refused(data):
 
 def decoded_task(name, work):
   """All splits of a task after every image was read; each that can be decoded is there once."""
-  record, cache = str(work / 'images.npz'), str(work / 'cache')
-  options = {'skip_broken': True, 'cache': cache, 'record': record}
-  open_images(find(name, workdir=str(work)), 4, lambda number: number > 3, **options)
-  task = find(name, workdir=str(work))
+  options = {'skip_broken': True, 'cache': str(work / 'cache'), 'folder': str(work)}
+  open_images(find(name), 4, lambda number: number > 3, **options)
+  task = find(name)
   splits, seen = {}, []
   for split in task.splits:
     examples = task.open(split)
