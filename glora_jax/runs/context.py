@@ -433,11 +433,11 @@ def _fit(
   if size > fewest:
     parts = recipe.accumulate * paths * devices
     largest = fewest // parts * parts
-    if size != Recipe().batch_size or not largest:
+    if not largest:
       raise ValueError(
         f'training.batch_size={size} is larger than the {fewest} training images; lower it.'
       )
-    log.info(
+    log.warning(
       'training.batch_size=%d is more than the %d training images; using %d.',
       size,
       fewest,

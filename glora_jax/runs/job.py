@@ -22,7 +22,15 @@ from glora_jax.runs import origins
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context, make_context, never
 from glora_jax.runs.fields import is_among, warn_of_unread
-from glora_jax.runs.stage import Stage, read_by, readers, require_own_folders, require_tested, walk
+from glora_jax.runs.stage import (
+  Stage,
+  made_otherwise,
+  read_by,
+  readers,
+  require_own_folders,
+  require_tested,
+  walk,
+)
 from glora_jax.runs.workdir import (
   Change,
   abandon,
@@ -138,8 +146,7 @@ def prepared(
 ) -> Context:
   """The context of a job after checking all stages, before any of them starts.
 
-  Logs which stages run again because the config has changed. If it raises, the workdir is as it
-  was.
+  Logs which stages run again, and why. If it raises, the workdir is as it was.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
@@ -153,10 +160,18 @@ def prepared(
     context = make_context(settings, stages, workdir, stop)
     require_tested(context, stages)
     require_own_folders(context, stages)
+  otherwise = set(made_otherwise(context, stages))
   for change in changes:
     again = readers(stages, [change.name])
     which = f'run again: {", ".join(again)}' if again else 'no stage reads it'
     log.info('%s; %s.', change, which)
+    otherwise.difference_update(again)
+  if otherwise:
+    log.warning(
+      'Begun with other images, weights or devices, or by another version of glora_jax; run again: '
+      '%s.',
+      ', '.join(stage.name for stage in stages if stage.name in otherwise),
+    )
   return context
 
 

@@ -116,7 +116,7 @@ class DataSettings(Source):
     default=4 * 2**30,
     ge=0,
     le=2**62,
-    description='most bytes of a split to keep on the device; larger splits are streamed',
+    description='most bytes of each split to keep on the device; a larger one is streamed',
   )
   workers: Whole = Field(
     default=0, ge=0, le=1024, description='processes that decode streamed images; 0 for threads'

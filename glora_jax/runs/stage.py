@@ -4,9 +4,12 @@ A `Stage` declares everything about a stage. The rest follows from the list of s
 resumes, what runs again after a field was corrected, fields that nothing reads, what `--plan`
 compiles, and the order, titles, seconds, profiles and folders of a job.
 
-The key of a stage is a digest of the fields that it reads and of the keys of the stages before it.
-`stage.json` in its folder has the key that the folder was made with. A folder of another key is
-kept as `NAME.old` until the new one is complete. Nothing that a user put there is moved or removed.
+The key of a stage is a digest of the fields that it reads, the keys of the stages before it, the
+images, the weights and the version of this package, and the number of shards if something is drawn
+for each. `stage.json` in its folder has the key that the folder was made with. A folder of another
+key is kept as `NAME.old` until the new one is complete. What is complete is kept, whatever the
+number of shards.
+Nothing that a user put there is moved or removed.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import TypedDict
 
+import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.files import is_partial, write_json
 from glora_jax.records import read_record
@@ -129,7 +133,7 @@ class Mark(TypedDict):
   """What `stage.json` says of a stage's folder.
 
   Attributes:
-    key: digest of what the stage read.
+    key: digest of what the stage read, and the number of shards.
     whole: whether the stage is complete.
     seconds: how long it took, including interrupted starts.
     set_aside: whether `walk` renamed the folder to `NAME.old`, or is removing it.
@@ -151,10 +155,22 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
       'before': [keys[name] for name in stage.after],
       'facts': context.facts,
-      'shards': context.shards if stage.splits else 1,
+      'version': glora_jax.__version__,
     }
-    keys[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    folder = context.path(stage.name)
+    marks = [mark for mark in (read_mark(folder), _set_aside(f'{folder}.old')) if mark]
+    made = [x['key'] for x in marks if x['whole'] and x['key'].partition(' ')[0] == digest]
+    keys[stage.name] = (made or [f'{digest} {context.shards if stage.splits else 1}'])[0]
   return keys
+
+
+def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
+  """Names of the stages with a folder that was made with another key, and run again."""
+  marks = (
+    (name, key, read_mark(context.path(name))) for name, key in keys_of(context, stages).items()
+  )
+  return [name for name, key, mark in marks if mark is not None and mark['key'] != key]
 
 
 def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
@@ -183,15 +199,12 @@ def require_tested(context: Context, stages: Sequence[Stage]) -> None:
 
   Fields that differ from `config.json` have been reported before.
   """
-  if not os.path.exists(context.path(TEST_LIST)):
-    return
-  for name, key in keys_of(context, stages).items():
-    mark = read_mark(context.path(name))
-    if mark is not None and mark['key'] != key:
-      raise ValueError(
-        f'{context.path(name)} was made with other fields, images, weights or devices, and the '
-        'test images were read since; start with the same as before, or choose another --workdir.'
-      )
+  if os.path.exists(context.path(TEST_LIST)) and (names := made_otherwise(context, stages)):
+    raise ValueError(
+      f'{context.path(names[0])} was made with other fields, images, weights or devices, or by '
+      'another version of glora_jax, and the test images were read since; start with the same as '
+      'before, or choose another --workdir.'
+    )
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:

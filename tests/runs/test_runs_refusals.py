@@ -71,7 +71,10 @@ def settle(settings):
 @pytest.mark.parametrize(
   'call, named',
   [
-    (lambda: fit(training=TrainingSettings(batch_size=32)), 'training.batch_size=32'),
+    (
+      lambda: fit(training=TrainingSettings(batch_size=32, accumulate=32)),
+      'training.batch_size=32',
+    ),
     (
       lambda: fit(
         training=TrainingSettings(batch_size=16, accumulate=2), sampling=Sampling(paths=3)

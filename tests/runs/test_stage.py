@@ -11,6 +11,7 @@ import types
 import pytest
 from tiny_runs import changed, stages_of
 
+from glora_jax.files import write_json
 from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.job import claimed
@@ -80,7 +81,6 @@ def job(tmp_path):
     ({'checkpoint_epochs': 5, 'mesh__devices': 'one', 'data__workers': 2}, []),
     ({'seed': 5}, ['first', 'second', 'parts/third']),
     ({'facts': {'weights': 'others'}}, ['first', 'second', 'parts/third']),
-    ({'shards': 4}, ['second']),
   ],
 )
 def test_a_corrected_field_runs_again_what_reads_it_and_nothing_more(changes, again, job, tmp_path):
@@ -114,15 +114,27 @@ def test_the_old_folder_is_kept_until_the_new_one_is_whole(job):
   assert not list(job.folder.rglob('*.old'))
 
 
+def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job):
+  result, _ = job.start()
+  assert job.start(shards=4) == (result, [])
+  mark = read_mark(str(job.folder / 'second'))
+  write_json(job.folder / 'second' / 'stage.json', {**mark, 'whole': False}, 'stage')
+  assert stage.made_otherwise(job.context(), job.stages) == []
+  assert stage.made_otherwise(job.context(shards=4), job.stages) == ['second']
+  assert job.start(shards=4)[1] == ['second']
+  assert job.start(budget=5, shards=2)[1] == ['second']
+  assert job.start(budget=5)[1] == []
+
+
 def test_after_the_test_no_stage_runs_on_something_else(job):
   """Images and devices are in no `config.json`."""
   job.start()
-  stage.require_tested(job.context(shards=4), job.stages)
   (job.folder / 'test_list.json').touch()
-  stage.require_tested(job.context(), job.stages)
+  for shards in (1, 4):
+    stage.require_tested(job.context(shards=shards), job.stages)
   shutil.rmtree(job.folder / 'first')
   stage.require_tested(job.context(), job.stages)  # what is gone is made again
-  for values in ({'shards': 4}, {'facts': {'images': 3}}, {'search__mode': 'random'}):
+  for values in ({'facts': {'images': 3}}, {'search__mode': 'random'}):
     with pytest.raises(ValueError, match='the test images were read since; start with the same'):
       stage.require_tested(job.context(**values), job.stages)
 

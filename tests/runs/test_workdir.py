@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import tiny_runs
+from label_lists import write_images
 from places import digests
 
 from glora_jax.files import read_json, write_json
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.stage import read_by
-from glora_jax.runs.workdir import TEST_LIST, changes_of, claim, write_config
+from glora_jax.runs.workdir import TEST_LIST, Stopped, changes_of, claim, write_config
 
 
 def changed(**fields):
@@ -36,16 +37,39 @@ def test_a_path_of_images_means_the_same_however_and_from_wherever_it_is_given(
   tmp_path, monkeypatch
 ):
   workdir = tmp_path / 'run'
-  for folder in ('run', 'a', 'b'):
+  for folder in ('run', 'a'):
     (tmp_path / folder).mkdir()
   monkeypatch.chdir(tmp_path / 'a')
   change(workdir, task='folder:photos/')
   monkeypatch.chdir(tmp_path)
   for same in ('a/photos', './a/photos', f'{tmp_path}/a/photos', f'{tmp_path}/run/../a/photos//'):
     assert not change(workdir, tested=True, task=f'folder:{same}')
-  monkeypatch.chdir(tmp_path / 'b')
   with pytest.raises(ValueError, match='belongs to another config: task was'):
-    change(workdir, task='folder:photos')
+    change(workdir, task='csv:a/photos')
+
+
+def test_a_run_knows_its_images_wherever_they_are(short, tmp_path, caplog):
+  photos, moved, workdir = (tmp_path / name for name in ('photos', 'moved', 'run'))
+  write_images(photos, [f'{name}/{n}.png' for n in range(10) for name in 'ab'])
+  config = tiny_runs.changed(short, task=f'folder:{photos}')
+  with pytest.raises(Stopped, match='Everything is saved'):
+    experiment.run(config, str(workdir), stop=(workdir / 'structure' / 'stage.json').exists)
+  shutil.move(photos, moved)
+  config = tiny_runs.changed(short, task=f'folder:{moved}')
+  result = experiment.run(config, str(workdir))
+  for path in moved.rglob('*.png'):
+    path.touch()
+  caplog.clear()
+  assert experiment.run(config, str(workdir)) == result
+  assert not caplog.text
+  shutil.copytree(moved, photos)
+  write_images(photos, ['a/new.png'])
+  with pytest.raises(ValueError, match=r'not those of this run \(1 added; a/new.png\)'):
+    experiment.run(tiny_runs.changed(short, task=f'folder:{photos}'), str(workdir))
+  shutil.rmtree(moved)
+  shutil.move(photos, moved)
+  assert experiment.run(config, str(workdir)) == result
+  assert 'not those of this run (1 added; a/new.png)' in caplog.text
 
 
 def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
