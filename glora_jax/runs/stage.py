@@ -8,8 +8,7 @@ The key of a stage is a digest of the fields that it reads, the keys of the stag
 images, the weights and the version of this package, and the number of shards if something is drawn
 for each. `stage.json` in its folder has the key that the folder was made with. A folder of another
 key is kept as `NAME.old` until the new one is complete. What is complete is kept, whatever the
-number of shards.
-Nothing that a user put there is moved or removed.
+number of shards. Nothing that a user put there is moved or removed.
 """
 
 from __future__ import annotations
