@@ -23,6 +23,7 @@ from typing import Any
 import flax
 
 from glora_jax.data.normalization import NORMALIZATIONS
+from glora_jax.errors import user_errors
 from glora_jax.files import require_free
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models import weights
@@ -33,7 +34,7 @@ from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.metadata import OURS, check_agreement
 from glora_jax.models.vit import describe
 from glora_jax.models.weights import Checkpoint
-from glora_jax.runs.terminal import explain_os, run_program
+from glora_jax.runs.terminal import reported, run_program
 
 EXPORTED = '.jax_export'
 
@@ -49,21 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if given.format is not None and (given.output is None or given.output.endswith(EXPORTED)):
     parser.error('--format needs a checkpoint as OUT; give the path of a file or a folder')
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
-  try:
-    path = fetch(given.input, given.sha256)
-    if given.output is not None:
-      _require_free(given.output, given.overwrite, path)
-    checkpoint = _read(path, given)
+  with reported(debug=given.debug):
+    with user_errors():
+      path = fetch(given.input, given.sha256)
+      if given.output is not None:
+        _require_free(given.output, given.overwrite, path)
+      checkpoint = _read(path, given)
     if given.output is None:
       print(_inspection(checkpoint))
     elif given.output.endswith(EXPORTED):
       print(_export(given.output, checkpoint))
     else:
-      print(_convert(given.output, checkpoint, given.format))
-  except (ValueError, ImportError, NoDeviceError) as error:
-    sys.exit(f'error: {error}')
-  except OSError as error:
-    sys.exit(f'error: {explain_os(error)}')
+      with user_errors():
+        print(_convert(given.output, checkpoint, given.format))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--normalization', choices=NORMALIZATIONS, help='if the file does not say')
   parser.add_argument('--num-heads', type=int, help='if the file does not say')
   parser.add_argument('--key', help='of the state dict, if a PyTorch file holds several')
+  parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser
 
 
@@ -131,7 +131,8 @@ def _inspection(checkpoint: Checkpoint) -> str:
 
 def _export(path: str, checkpoint: Checkpoint) -> str:
   """Writes the computation; returns a line about it."""
-  require_devices()
+  with user_errors(NoDeviceError):
+    require_devices()
   model, params, metadata = checkpoint
   exported = export(model, params, metadata['image_size'], metadata.get('normalization'))
   save_exported(path, exported)

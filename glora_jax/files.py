@@ -22,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from glora_jax.errors import UserError
 from glora_jax.limits import printable, shown
 
 Path = str | os.PathLike
@@ -37,7 +38,7 @@ _PARTIAL_NAME = re.compile(rf'.+\..*\.\d+{re.escape(_PARTIAL)}', re.DOTALL)  # F
 _LONGEST_PAUSE = 60  # seconds
 
 
-class LaterVersionError(ValueError):
+class LaterVersionError(UserError):
   """A file was written by a later version of this package, and is not to be written over."""
 
 
@@ -242,7 +243,7 @@ def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dic
   return arrays
 
 
-def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
+def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
   """The error about a file of ours that is not as it was written.
 
   Args:
@@ -250,7 +251,7 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> ValueError:
     reason: what is wrong with it.
     remedy: what to do.
   """
-  return ValueError(f'{printable(path)} is damaged ({first_line(reason)}); {remedy}.')
+  return UserError(f'{printable(path)} is damaged ({first_line(reason)}); {remedy}.')
 
 
 def first_line(reason: object) -> str:
@@ -281,7 +282,7 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
   if not isinstance(stamp, dict):
     raise damaged(path, f'{STAMP}={stamp!r} has no kind', remedy)
   if stamp.get('kind') != kind:
-    raise ValueError(
+    raise UserError(
       f'{printable(path)} is a file of kind {shown(stamp.get("kind"))}, expected {kind!r}; replace '
       'or remove it.'
     )
@@ -383,7 +384,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     tensors, texts = read_safetensors(path)
     metadata = json.loads(texts.get(STAMP, '{}'))
   except Exception as error:  # safetensors raises its own type, and others for odd contents
-    raise ValueError(
+    raise UserError(
       f'{printable(path)} is damaged or not a safetensors file ({first_line(error)}); get it again.'
     ) from error
   return tensors, check_metadata(path, metadata, kind)
@@ -398,7 +399,7 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   written = metadata.pop('kind', None) if isinstance(metadata, dict) else None
   if written != kind:
     other = f' but one of kind {shown(written)}; pass the right file' if written else ''
-    raise ValueError(f'{printable(path)} is not a glora_jax {kind} file{other}.')
+    raise UserError(f'{printable(path)} is not a glora_jax {kind} file{other}.')
   try:
     json.dumps(metadata, allow_nan=False)
   except ValueError as error:

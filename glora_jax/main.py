@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import ml_collections
 
+from glora_jax.errors import UserError
 from glora_jax.runs.command_line import (
   CHECK,
   OUTPUT,
@@ -130,13 +131,13 @@ def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Ru
   """The runner that a name stands for, checked against the config.
 
   Raises:
-    ValueError, ImportError, OSError, RuntimeError: see `runners.named`.
+    UserError, ImportError, OSError: see `runners.named`.
   """
   from glora_jax.runs import runners
   from glora_jax.runs.sections import DistributedSettings
 
   if name != RUNNER.default and settings.distributed != DistributedSettings():
-    raise ValueError(
+    raise UserError(
       f'config.distributed makes one run of several processes, but --runner={name} gives each '
       'process its own run; leave one of them out.'
     )
@@ -144,11 +145,11 @@ def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Ru
 
 
 def require_process(runner: str, resources: str | None) -> None:
-  """Raises ValueError if a runner or its resources are given for a single run."""
+  """Raises UserError if a runner or its resources are given for a single run."""
   asked = [] if runner == RUNNER.default else [f'--runner={runner}']
   asked += [] if resources is None else [f'--runner.resources={resources}']
   if asked:
-    raise ValueError(
+    raise UserError(
       f'{asked[0]} is for suites and comparisons, but this is a single run; leave it out.'
     )
 

@@ -11,7 +11,6 @@ the exit code is 1. `--json` prints one JSON object per line.
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import json
 import logging
@@ -22,10 +21,11 @@ from tqdm.auto import tqdm
 
 from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS
+from glora_jax.errors import user_errors
 from glora_jax.limits import printable
 from glora_jax.mesh import NoDeviceError, require_devices
 from glora_jax.models.classifier import Classifier, find_images, most_probable
-from glora_jax.runs.terminal import explain_os, forget_output, run_program
+from glora_jax.runs.terminal import reported, run_program
 
 MANY = 200  # images from which on a progress bar is shown
 SHOWN = 3  # classes per line by default
@@ -41,24 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
-  try:
-    images = find_images(given.images)
-    require_devices()
-    classifier = Classifier(
-      given.model,
-      rule=given.resize,
-      normalization=given.normalization,
-      num_heads=given.num_heads,
-      key=given.key,
-    )
+  with reported(debug=given.debug):
+    with user_errors(ValueError, NoDeviceError):
+      images = find_images(given.images)
+      require_devices()
+      classifier = Classifier(
+        given.model,
+        rule=given.resize,
+        normalization=given.normalization,
+        num_heads=given.num_heads,
+        key=given.key,
+      )
     unreadable = _answer(classifier, images, given)
     sys.stdout.flush()
-  except BrokenPipeError:
-    raise
-  except (ValueError, OSError, ImportError, NoDeviceError) as error:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-      forget_output()
-    sys.exit(f'error: {explain_os(error) if isinstance(error, OSError) else error}')
   if unreadable:
     sys.exit(
       f'error: {unreadable} of {len(images)} images cannot be read; the others were classified.'
@@ -99,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     '--num-heads', type=_positive, metavar='N', help='if the checkpoint does not say'
   )
   parser.add_argument('--key', help='of the state dict, if a PyTorch file holds several')
+  parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser
 
 

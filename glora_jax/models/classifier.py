@@ -12,6 +12,7 @@ import numpy as np
 
 from glora_jax.data import image
 from glora_jax.data.normalization import Normalization, normalize
+from glora_jax.errors import UserError
 from glora_jax.limits import shown
 from glora_jax.models import weights
 from glora_jax.models.metadata import check_agreement, require_normalization
@@ -158,7 +159,7 @@ class Classifier:
             pixels[number] = picture
         batch = np.asarray(self._forward(self._params, pixels))  # [batch, classes]
         if not np.isfinite(batch).all():
-          raise ValueError(
+          raise UserError(
             f'{self._path} returns logits that are not finite; its weights or its normalization '
             'are damaged, get it again.'
           )

@@ -18,25 +18,24 @@ import threading
 import urllib.parse
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
 import glora_jax
+from glora_jax.errors import UserError, user_errors
 from glora_jax.limits import check_path
 from glora_jax.runs.terminal import (
-  MISTAKES,
   Painter,
   blame,
   entry,
   explain,
   help_page,
-  is_mistake,
-  painted,
+  refuse,
+  reported,
   run_program,
-  sentence,
   show,
 )
 
@@ -91,7 +90,7 @@ class _ConfigParser(flags.ArgumentParser):
     try:
       return load_config(argument)
     except ValueError as error:
-      _refuse(str(error))
+      refuse(str(error))
 
 
 def define_config(values: flags.FlagValues) -> flags.FlagHolder:
@@ -181,10 +180,11 @@ def workdir_of_config() -> str:
   """`--workdir`, or a folder in `runs` named after the config and its arguments.
 
   Raises:
-    ValueError: it is not a path.
+    UserError: it is not a path.
   """
   if WORKDIR.value:
-    return os.path.expanduser(check_path(WORKDIR.value))
+    with user_errors():
+      return os.path.expanduser(check_path(WORKDIR.value))
   filename = config_flags.get_config_filename(flags.FLAGS['config'])
   path, _, arguments = filename.partition(':')
   stem = os.path.splitext(os.path.basename(path))[0]
@@ -234,32 +234,21 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-      _refuse(
+      refuse(
         f'unknown arguments {argv[1:]}; give a config as --config NAME_OR_FILE, its fields as '
         '--config.FIELD=VALUE.'
       )
     _configure_logging()
-    try:
+    with reported(debug=DEBUG.value):
       command(_given_config())
-    except BrokenPipeError:  # of standard output; there are no other pipes
-      raise
-    except MISTAKES as error:
-      if DEBUG.value or not is_mistake(error):
-        raise
-      _refuse(f'{sentence(error)}\n(--debug shows where.)')
 
   run_program(lambda: app.run(guarded, flags_parser=_parse_flags))
 
 
-def _refuse(sentence: str) -> NoReturn:
-  """Exits with a sentence about what is wrong."""
-  sys.exit(f'{painted("error:", "red", sys.stderr)} {sentence}')
-
-
 def _given_config() -> ml_collections.ConfigDict:
-  """The config of the command line; raises ValueError if there is none."""
+  """The config of the command line; raises UserError if there is none."""
   if CONFIG.value is None:
-    raise ValueError(
+    raise UserError(
       'No config given; give --config NAME_OR_FILE, for example --config quickstart. '
       '--help_config shows its fields.'
     )
@@ -275,7 +264,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     if (text := explain(error)) is None:
       raise
-    _refuse(text)
+    refuse(text)
 
 
 def _configure_logging() -> None:
@@ -286,7 +275,7 @@ def _configure_logging() -> None:
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(Painter(sys.stderr))
   logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-  logging.getLogger('glora_jax').setLevel(logging.INFO)
+  logging.getLogger('glora_jax').setLevel(logging.DEBUG if DEBUG.value else logging.INFO)
   if DEBUG.value:
     return
   # An error in one of orbax's threads, a full disk for instance, reaches us as an exception and

@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 
 from glora_jax import tree
 from glora_jax.data.catalog import require_apart
+from glora_jax.errors import UserError, user_errors
 from glora_jax.files import write_json
 from glora_jax.method.presets import file_name, preset_label
 from glora_jax.reports import comparison_page
@@ -94,23 +95,23 @@ def run(
     The content of `result.json`.
 
   Raises:
-    ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
-    RuntimeError: a method failed on another machine; the others' trainings are kept.
+    UserError, OSError: a wrong field, file or workdir, one in use, or a method that failed on
+      another machine (the others' trainings are kept); the sentence names it.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
   if (job := settings.job) != 'compare':
-    raise ValueError(
-      f"job={job!r} is not a comparison; give job='compare', or call experiment.run."
-    )
+    raise UserError(f"job={job!r} is not a comparison; give job='compare', or call experiment.run.")
   stages = stages_of(settings)
   if isinstance(runner, ThisProcess) or is_finished(workdir):
     return run_job(settings, stages, workdir, stop, Result, given)
-  warn_of_unread(settings, read_by(stages), given)
-  require_apart(settings.task, workdir)
-  with claimed(workdir, stages):
-    prepared(settings, stages, workdir)
-    write_config(settings, workdir)
+  with contextlib.ExitStack() as stack:
+    with user_errors():
+      warn_of_unread(settings, read_by(stages), given)
+      require_apart(settings.task, workdir)
+      stack.enter_context(claimed(workdir, stages))
+      prepared(settings, stages, workdir)
+      write_config(settings, workdir)
     methods = settings.compare.methods
     jobs = {name: functools.partial(_train_one, settings, workdir, name) for name in methods}
     with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, Field
 
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.catalog import expand
+from glora_jax.errors import UserError
 from glora_jax.files import load_json
 from glora_jax.limits import listed, plain, shown
 from glora_jax.method import draws
@@ -312,9 +313,9 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
   try:
     settings = pydantic.TypeAdapter(RunSettings).validate_python(values)
   except pydantic.ValidationError as error:
-    raise ValueError('\n'.join([*missing, sentences(error)])) from None
+    raise UserError('\n'.join([*missing, sentences(error)])) from None
   if missing:
-    raise ValueError('\n'.join(missing))
+    raise UserError('\n'.join(missing))
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(
       'watch.tensorboard=True needs tensorboardX, which is not installed; pip install tensorboardX.'

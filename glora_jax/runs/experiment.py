@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from glora_jax.errors import UserError
 from glora_jax.models.checkpoint import FILE_NAMES, checkpoints_in, require_no_other
 from glora_jax.reports import run_page
 from glora_jax.runs.backbone import Model
@@ -55,13 +56,13 @@ def run(
     The content of `result.json`.
 
   Raises:
-    ValueError, OSError: a wrong field, file or workdir, or one in use; the sentence names it.
-    NonFiniteLossError: training diverged; the last good state is in the workdir.
+    UserError, OSError: a wrong field, file or workdir, one in use, or a training that diverged,
+      whose last good state is in the workdir; the sentence names it.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
   if (job := settings.job) != 'adapt':
-    raise ValueError(f"job={job!r} is not a run; give job='adapt', or call comparison.run.")
+    raise UserError(f"job={job!r} is not a run; give job='adapt', or call comparison.run.")
   return run_job(settings, stages_of(settings), workdir, stop, Result, given)
 
 
@@ -78,7 +79,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   if last:
     tested[SEARCH] = last[-1].name
   if (result := settings.report.result) not in (None, *tested):
-    raise ValueError(
+    raise UserError(
       f'report.result={result!r} is not trained in this run; give one of {", ".join(tested)}.'
     )
   test = Stage(

@@ -15,6 +15,7 @@ from typing import Any
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.data.opening import IMAGES, SPLIT, differences
+from glora_jax.errors import user_errors
 from glora_jax.files import sha256_of, whole, write_json
 from glora_jax.models.checkpoint import EXTENSIONS
 from glora_jax.records import read_record
@@ -74,25 +75,33 @@ def run_job(
   Returns:
     The content of `result.json`, and how it was made (`provenance`).
   """
-  meshes.initialize(**dataclasses.asdict(settings.distributed))
-  if is_finished(workdir):
-    return _finished(settings, stages, workdir, shape)
-  if given is not None:
-    warn_of_unread(settings, read_by(stages), given)
-  require_apart(settings.task, workdir)
-  with claimed(workdir, stages):
-    if is_finished(workdir):
-      return _finished(settings, stages, workdir, shape)
-    context = prepared(settings, stages, workdir, stop)
-    if meshes.primary():
-      write_config(settings, workdir)
-      origins.note_process(workdir)
+  initialize(settings)
+  with contextlib.ExitStack() as stack:
+    with user_errors():
+      if is_finished(workdir):
+        return _finished(settings, stages, workdir, shape)
+      if given is not None:
+        warn_of_unread(settings, read_by(stages), given)
+      require_apart(settings.task, workdir)
+      stack.enter_context(claimed(workdir, stages))
+      if is_finished(workdir):
+        return _finished(settings, stages, workdir, shape)
+      context = prepared(settings, stages, workdir, stop)
+      if meshes.primary():
+        write_config(settings, workdir)
+        origins.note_process(workdir)
     result = walk(context, stages)
     result['seconds'] = context.seconds
     if meshes.primary():
       result['sha256'] = _digests(workdir)
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
     return _with_provenance(result, workdir)
+
+
+def initialize(settings: RunSettings) -> None:
+  """Joins the processes of a run; raises UserError if they or a device cannot be reached."""
+  with user_errors(ValueError, RuntimeError):
+    meshes.initialize(**dataclasses.asdict(settings.distributed))
 
 
 def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:

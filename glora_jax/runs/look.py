@@ -14,6 +14,7 @@ from glora_jax.data import catalog, pipeline
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
 from glora_jax.data.task import Task
+from glora_jax.errors import user_errors
 from glora_jax.files import require_free, whole
 from glora_jax.limits import shown
 from glora_jax.runs.backbone import image_size_here
@@ -26,6 +27,7 @@ _NORMALIZATION = 'imagenet'
 _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
 
+@user_errors()
 def check(config: ml_collections.ConfigDict) -> bool:
   """Prints what the data of every task of a config needs; returns whether all are ready.
 
@@ -42,6 +44,7 @@ def check(config: ml_collections.ConfigDict) -> bool:
   return number_ready == len(names)
 
 
+@user_errors()
 def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = False) -> None:
   """Draws a batch of a config's training images with their labels, at the size of the model.
 

@@ -31,6 +31,7 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.data.examples import Examples
 from glora_jax.data.image import ResizeRule, resize
+from glora_jax.errors import user_errors
 from glora_jax.files import first_line
 from glora_jax.limits import shown
 from glora_jax.method.equation import made_for
@@ -338,6 +339,7 @@ def _time(seconds: float) -> str:
   return f'{seconds:.0f} s' if seconds >= 1 else 'below 1 s'
 
 
+@user_errors()
 def plan(config: ml_collections.ConfigDict | RunSettings, topology: str | None = None) -> Plan:
   """Plans a run without running it: steps, memory, arithmetic and time of every stage.
 

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import jax
 
 from glora_jax import mesh
+from glora_jax.errors import UserError, user_errors
 from glora_jax.files import first_line
 from glora_jax.limits import shown
-from glora_jax.runs.terminal import MISTAKES, sentence
+from glora_jax.runs.terminal import is_mistake, sentence
 from glora_jax.runs.workdir import InUseError, Stopped
 
 Job = Callable[[Callable[[], bool]], Any]  # saves and ends if `stop` returns True
@@ -87,7 +88,7 @@ def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
   """Runs a job in a process of a node, with the command's folder and words."""
   for path in (folder, workdir):
     if not os.path.isdir(path):
-      raise ValueError(f'{path} does not exist on {socket.gethostname()}; all nodes must share it.')
+      raise UserError(f'{path} does not exist on {socket.gethostname()}; all nodes must share it.')
   os.chdir(folder)
   sys.orig_argv = words  # which provenance keeps
   mesh.stay_alone()
@@ -100,19 +101,19 @@ def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
 
 
 def _result(name: str, reference: Any) -> Any:
-  """What a job returned; raises RuntimeError with a sentence if it failed."""
+  """What a job returned; raises UserError if it failed, but for a bug."""
   import ray
 
   try:
     return ray.get(reference)
   except ray.exceptions.RayError as error:
     cause = getattr(error, 'cause', error)
-    if isinstance(cause, MISTAKES):
-      raise RuntimeError(sentence(cause)) from error
+    if is_mistake(cause):
+      raise UserError(sentence(cause)) from error
     if not isinstance(cause, ray.exceptions.RayError):
       raise  # a bug of this package, with its traceback
     lost = f'{name} was lost on the Ray cluster ({first_line(cause)})'
-    raise RuntimeError(f'{lost}; run the same command to resume it.') from error
+    raise UserError(f'{lost}; run the same command to resume it.') from error
 
 
 def keep_compiled(workdir: str) -> None:
@@ -121,6 +122,7 @@ def keep_compiled(workdir: str) -> None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
 
 
+@user_errors()
 def named(name: str, resources: str | None = None) -> Runner:
   """The runner of a command line: 'process', 'ray' or 'ray:ADDRESS', see docs/howto/many_runs.md.
 

@@ -29,11 +29,14 @@ from typing_extensions import TypedDict
 
 import glora_jax
 from glora_jax import mesh as meshes
+from glora_jax.errors import UserError, user_errors
 from glora_jax.files import is_partial, write_json
 from glora_jax.records import read_record
 from glora_jax.runs.fields import COMMON, is_among, values_of
 from glora_jax.runs.monitoring import profiled
 from glora_jax.runs.workdir import TEST_LIST, Stopped, names_in
+from glora_jax.search.errors import NoGradientError, NonFiniteError
+from glora_jax.training.loop import NonFiniteLossError
 
 if TYPE_CHECKING:
   from glora_jax.runs.context import Context
@@ -218,6 +221,7 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     The result of the last one.
 
   Raises:
+    UserError: a loss or a gradient is not finite, or a file is damaged.
     Stopped: the job was asked to stop.
   """
   keys = keys_of(context, stages)
@@ -231,7 +235,9 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     profiling = profiled(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )
-    with profiling as context.dispatched, _timed(context, stage, keys[stage.name]) as mark:
+    diverged = user_errors(NonFiniteLossError, NonFiniteError, NoGradientError)
+    timed = _timed(context, stage, keys[stage.name])
+    with diverged, profiling as context.dispatched, timed as mark:
       results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
@@ -310,18 +316,18 @@ def _require_own(folder: str, key: str) -> None:
   found, old = read_mark(folder), f'{folder}.old'
   if found is None:
     if os.path.isdir(folder) and os.listdir(folder):
-      raise ValueError(
+      raise UserError(
         f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
       )
   elif found['key'] != key:
     is_free = not os.path.lexists(old) or (not os.path.islink(old) and names_in(old) == set())
     if not is_free and _set_aside(old) is None:
-      raise ValueError(
+      raise UserError(
         f'{old} is not of this run, which would keep the files of {folder} there while that stage '
         'runs again; rename it, or choose another --workdir.'
       )
     for path in (*_strangers(folder), *_strangers(old)):
-      raise ValueError(
+      raise UserError(
         f'{path} is not a file of this run, and its stage runs again, which would remove it; move '
         'it elsewhere, or choose another --workdir.'
       )

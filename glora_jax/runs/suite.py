@@ -24,17 +24,19 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
+from glora_jax.errors import UserError, user_errors
+from glora_jax.files import first_line
 from glora_jax.reports import page, scoreboard
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
 from glora_jax.runs.config import RunSettings, check_config, check_settings, settings_of
 from glora_jax.runs.context import never
 from glora_jax.runs.fields import warn_of_unread
-from glora_jax.runs.job import claimed, prepared
+from glora_jax.runs.job import claimed, initialize, prepared
 from glora_jax.runs.runners import THIS_PROCESS, Runner
 from glora_jax.runs.sections import SuiteSettings
 from glora_jax.runs.stage import read_by
-from glora_jax.runs.terminal import MISTAKES, sentence
+from glora_jax.runs.terminal import BUG, is_mistake, sentence
 from glora_jax.runs.workdir import (
   InUseError,
   Stopped,
@@ -47,6 +49,7 @@ from glora_jax.runs.workdir import (
 log = logging.getLogger(__name__)
 
 
+@user_errors()
 def tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
   """The settings of every task that a task stands for, each as for a run of that task alone.
 
@@ -58,7 +61,7 @@ def tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
     of `training` and `finetune`.
 
   Raises:
-    ValueError: the suite's settings for a task are wrong.
+    UserError: the suite's settings for a task are wrong.
   """
   by_task = settings.suite.settings
   check_settings(by_task, settings.task, 'suite.settings')
@@ -94,13 +97,13 @@ def run(
     What is done, missing and failed, as in the table.
 
   Raises:
-    ValueError, OSError: a wrong field or workdir, one in use, or no task is ready.
+    UserError, OSError: a wrong field or workdir, one in use, or no task is ready.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
   tasks = tasks_of(settings)
   read = read_by(experiment.stages_of(settings))
-  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  initialize(settings)
   folders = {name: _folder(workdir, name) for name in tasks}
   board = Board(settings.task, tuple(tasks))
 
@@ -119,8 +122,10 @@ def run(
         jax.clear_caches()  # no other run uses this run's programs, and many tasks pile them up
         gc.collect()  # frees its arrays on the device before the next run
 
-  with claim(workdir, list(folders.values())):
-    changes_of(settings, workdir, read, list(folders.values()))
+  with contextlib.ExitStack() as stack:
+    with user_errors():
+      stack.enter_context(claim(workdir, list(folders.values())))
+      changes_of(settings, workdir, read, list(folders.values()))
     for name, folder in folders.items():
       if is_finished(folder):
         attempt(board, name, functools.partial(experiment.run, tasks[name], folder))
@@ -130,7 +135,7 @@ def run(
       warn_of_unread(settings, read, given)
     do(_rehearse, 'Checking task')
     if not board.results and not board.waiting:
-      raise ValueError(
+      raise UserError(
         f'None of the {len(tasks)} tasks of {settings.task} can run; {workdir}/report.html says '
         'what each of them needs.'
       )
@@ -148,6 +153,7 @@ def _run(
   return experiment.run(settings, folder, stop, given=None)
 
 
+@user_errors()
 def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[], bool]) -> None:
   """Checks what a task needs; its arrays are freed at the end.
 
@@ -168,6 +174,8 @@ def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[],
 def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -> None:
   """Records the result of a task's job, if it has one, or its error in a sentence.
 
+  The log has the traceback of a bug, and with `--debug` that of any error.
+
   Raises:
     Stopped: the job was asked to stop.
     Exception: its error, if other processes may be waiting for this one.
@@ -176,11 +184,13 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -
     result = job()
   except Stopped:
     raise
-  except MISTAKES as error:
+  except Exception as error:
     if jax.process_count() > 1:
       raise
-    board.failed[name] = sentence(error)
-    log.warning('%s failed: %s', name, board.failed[name])
+    board.failed[name], is_shown = sentence(error), log.isEnabledFor(logging.DEBUG)
+    if not is_mistake(error):
+      board.failed[name], is_shown = f'{type(error).__name__}: {first_line(error)}. {BUG}', True
+    log.warning('%s failed: %s', name, board.failed[name], exc_info=is_shown)
   else:
     if result is not None:
       board.results[name] = result
@@ -201,7 +211,7 @@ def missing(settings: RunSettings, prepare: bool) -> str | None:
     if prepare:
       task.open('train')
     return task.missing()
-  except MISTAKES as error:
+  except (ValueError, OSError, ImportError) as error:
     return sentence(error)
 
 

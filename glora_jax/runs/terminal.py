@@ -6,6 +6,7 @@ A user's mistake is reported in one sentence. Colors appear on a terminal only, 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
@@ -13,16 +14,16 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NoReturn, TextIO
 
 from absl import flags
 
+from glora_jax.errors import UserError
 from glora_jax.files import first_line
 from glora_jax.limits import printable
 
-# Their text is a sentence for the user if `is_mistake` says so.
-MISTAKES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+BUG = 'This is a bug of glora_jax; please report it with its traceback.'
 _MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 _LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
@@ -65,11 +66,37 @@ def is_mistake(error: BaseException) -> bool:
 
   JAX's own errors are bugs, unless memory ran out or another process died.
   """
-  if not isinstance(error, MISTAKES):
-    return False
-  if type(error).__name__ not in _OF_JAX:
-    return True
-  return _MEMORY in str(error) or _LOST.search(str(error)) is not None
+  if isinstance(error, ImportError):
+    return error.name is None  # Python's own has the name of a module
+  if type(error).__name__ in _OF_JAX:
+    return _MEMORY in str(error) or _LOST.search(str(error)) is not None
+  return isinstance(error, UserError | OSError | MemoryError)
+
+
+@contextlib.contextmanager
+def reported(*, debug: bool) -> Iterator[None]:
+  """Ends the command with one line about a mistake in the block; a bug keeps its traceback.
+
+  Args:
+    debug: whether a mistake keeps it, too.
+  """
+  try:
+    yield
+  except BrokenPipeError:  # of standard output; there are no other pipes
+    raise
+  except Exception as error:
+    if not is_mistake(error):
+      error.add_note(BUG)
+      raise
+    if debug:
+      traceback.print_exc()
+      sys.exit(1)
+    refuse(f'{sentence(error)} (--debug shows where.)')
+
+
+def refuse(sentence: str) -> NoReturn:
+  """Exits with a sentence about what is wrong."""
+  sys.exit(f'{painted("error:", "red", sys.stderr)} {sentence}')
 
 
 def sentence(error: BaseException) -> str:
@@ -109,8 +136,7 @@ def blame(error: BaseException, path: str) -> str:
   place = f', line {lines[-1]},' if lines else ''
   if isinstance(error, KeyError) and not lines:
     return f'{path} has no get_config(); define one that returns the config.'
-  is_pythons_own = isinstance(error, ImportError) and error.name is not None
-  if lines and isinstance(error, MISTAKES) and not is_pythons_own:
+  if lines and (isinstance(error, ValueError) or is_mistake(error)):
     return sentence(error)  # from one of our own functions
   return f'{path}{place} fails with {type(error).__name__} ({_last_line(error)}).'
 

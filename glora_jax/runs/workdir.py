@@ -18,6 +18,7 @@ except ImportError:  # Windows has no such locks
 
 from glora_jax.data.catalog import expand
 from glora_jax.data.task import require_printable
+from glora_jax.errors import UserError
 from glora_jax.files import (
   STAMP,
   Path,
@@ -53,8 +54,8 @@ class Stopped(RuntimeError):
     )
 
 
-class InUseError(ValueError):
-  """Another process holds a workdir; the text is a sentence for the user."""
+class InUseError(UserError):
+  """Another process holds a workdir."""
 
 
 class Change(NamedTuple):

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from glora_jax import mesh as meshes
+from glora_jax.errors import UserError
 from glora_jax.files import Path, first_line
 from glora_jax.records import FORMAT_FILE, check_folder, stamp_folder
 from glora_jax.training.loop import TrainState
@@ -119,7 +120,7 @@ class TrainingCheckpoints:
         damaged[step] = _reason(error)
     if damaged and state is None:
       newest, reason = next(iter(damaged.items()))
-      raise ValueError(
+      raise UserError(
         f'None of the training states in {self._folder} can be read (steps '
         f'{", ".join(map(str, damaged))}; {newest}: {reason}). Remove that folder to start this '
         'training again.'

@@ -118,7 +118,7 @@ def is_line_of_ours(error):
   if frame.filename.endswith(('config.py', 'settings.py')):  # a line for each mistake
     lines = lines[0].split('\n')
   return (
-    (is_mistake(error) or isinstance(error, TypeError))
+    (is_mistake(error) or isinstance(error, ValueError | TypeError))
     and (is_ours or isinstance(error, MemoryError | OSError))
     and all(map(is_sentence, lines))
   )

@@ -9,9 +9,10 @@ import pytest
 from absl import flags
 from places import ROOT
 
+from glora_jax.errors import UserError
 from glora_jax.runs import command_line
 from glora_jax.runs.config import parse_arguments
-from glora_jax.runs.terminal import is_mistake, sentence
+from glora_jax.runs.terminal import is_mistake, reported, sentence
 
 QUICKSTART = f'--config={ROOT / "configs/quickstart.py"}'
 
@@ -134,3 +135,21 @@ def test_mistakes_have_a_sentence_without_a_number_or_a_page():
   assert 'Out of memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
   refused = PermissionError(13, 'Permission denied', '/data/x')
   assert sentence(refused) == '/data/x cannot be read or written (Permission denied).'
+
+
+@pytest.mark.parametrize('debug', [False, True])
+def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(debug, capsys):
+  for mistake in (UserError('It is wrong.'), OSError('It is not there.')):
+    with pytest.raises(SystemExit) as exited, reported(debug=debug):
+      raise mistake
+    assert ('Traceback' in capsys.readouterr().err) == debug
+    assert debug or exited.value.code == f'error: {mistake} (--debug shows where.)'
+  for bug in (
+    ValueError('shapes'),
+    RuntimeError('x'),
+    KeyError('y'),
+    ModuleNotFoundError(name='z'),
+  ):
+    with pytest.raises(type(bug)) as raised, reported(debug=debug):
+      raise bug
+    assert 'This is a bug' in raised.value.__notes__[0]

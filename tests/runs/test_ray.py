@@ -12,6 +12,7 @@ import pytest
 from few_shot_lists import write_few_shot_lists
 from tiny_runs import all_fields, changed, overrides, start_command, wait_for, without_seconds
 
+from glora_jax.errors import UserError
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.context import never
@@ -133,7 +134,7 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
   runner = runners.named(f'ray:{cluster.address}')
 
   def fail(stop):
-    raise ValueError('there is too little of it')
+    raise UserError('there is too little of it')
 
   def held(stop):
     """The first time by a process that is about to end."""
@@ -151,18 +152,14 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
   }
   outcomes = dict(runner.outcomes(jobs, '.', never))
   assert (outcomes['good'](), outcomes['held']()) == (2, 3)
-  with pytest.raises(RuntimeError, match=r'^there is too little of it$'):
+  with pytest.raises(UserError, match=r'^there is too little of it$'):
     outcomes['bad']()
   with pytest.raises(AttributeError, match='nothing'):
     outcomes['fault']()
-  with pytest.raises(
-    RuntimeError, match=r'^lost was lost on the Ray .*No module named .*; run the '
-  ):
+  with pytest.raises(UserError, match=r'^lost was lost on the Ray .*No module named .*; run the '):
     outcomes['lost']()
   [(_, elsewhere)] = runner.outcomes({'good': jobs['good']}, str(tmp_path / 'not_shared'), never)
-  with pytest.raises(
-    RuntimeError, match=r'not_shared does not exist on .*; all nodes must share it'
-  ):
+  with pytest.raises(UserError, match=r'not_shared does not exist on .*; all nodes must share it'):
     elsewhere()
   with pytest.raises(
     ValueError, match=r"^No node of the Ray cluster has .*'TPU': 4\.0.*; lower it .*'TPU': 0"

@@ -11,10 +11,11 @@ import types
 import pytest
 from tiny_runs import changed, stages_of
 
+from glora_jax.errors import UserError
 from glora_jax.files import write_json
 from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
-from glora_jax.runs.job import claimed
+from glora_jax.runs.job import claimed, run_job
 from glora_jax.runs.stage import Stage, read_mark, walk
 from glora_jax.runs.workdir import Stopped
 
@@ -380,3 +381,14 @@ def test_a_stage_whose_folder_is_a_link_is_refused(tmp_path):
   with pytest.raises(ValueError, match='training/lora:2 is a link, and a run writes only within'):
     claimed(str(folder), stages).__enter__()
   assert os.listdir(outside) == ['x.host.7.glora_jax.partial']
+
+
+@pytest.mark.parametrize('where', ['check', 'run'])
+def test_an_error_of_a_check_is_the_users_and_one_within_a_stage_is_a_bug(where, tmp_path):
+  def fail(context):
+    raise ValueError('of numpy')
+
+  stages = [Stage('one', **{'run': lambda context: {}, where: fail}, splits=('train',))]
+  with pytest.raises(ValueError, match='of numpy') as raised:
+    run_job(check_config(default_config()), stages, str(tmp_path / 'run'), lambda: False, dict)
+  assert isinstance(raised.value, UserError) == (where == 'check')

@@ -1,6 +1,7 @@
 """Suites: which tasks run, settings by task, failures, the same table after an interruption."""
 
 import json
+import logging
 import re
 import signal
 
@@ -13,11 +14,11 @@ from tiny_runs import all_fields, changed, overrides, start_command, wait_for
 
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
+from glora_jax.errors import UserError
 from glora_jax.reports import scoreboard
 from glora_jax.runs import command_line, suite
 from glora_jax.runs.config import check_config
 from glora_jax.runs.workdir import Stopped
-from glora_jax.training.loop import NonFiniteLossError, TrainState
 
 
 @pytest.fixture
@@ -67,10 +68,33 @@ def test_a_loss_that_is_not_finite_is_a_failure_of_the_task_and_a_stop_is_none()
     raise error
 
   board = scoreboard.Board('vtab/all', ['vtab/dtd'])
-  suite.attempt(board, 'vtab/dtd', lambda: ends(NonFiniteLossError(TrainState({}, {}, 7))))
-  assert board.failed['vtab/dtd'].startswith('The loss or its gradient was not finite at step 7')
+  suite.attempt(board, 'vtab/dtd', lambda: ends(UserError('The loss was not finite.')))
+  assert board.failed['vtab/dtd'] == 'The loss was not finite.'
   with pytest.raises(Stopped):
     suite.attempt(board, 'vtab/dtd', lambda: ends(Stopped('there', 'workdir')))
+
+
+@pytest.mark.parametrize(
+  'error, level, has_traceback',
+  [
+    (UserError('It is too large.'), logging.INFO, False),
+    (UserError('It is too large.'), logging.DEBUG, True),  # --debug
+    (OSError(28, 'No space left on device', '/x'), logging.INFO, False),
+    (ValueError('operands could not be broadcast'), logging.INFO, True),
+    (KeyError('val'), logging.INFO, True),
+  ],
+)
+def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(
+  error, level, has_traceback, caplog
+):
+  def fail():
+    raise error
+
+  board = scoreboard.Board('vtab/all', ['vtab/dtd'])
+  with caplog.at_level(level, 'glora_jax'):
+    suite.attempt(board, 'vtab/dtd', fail)
+  assert ('in fail' in caplog.text) == has_traceback
+  assert ('bug of glora_jax' in board.failed['vtab/dtd']) == (type(error) in (ValueError, KeyError))
 
 
 @pytest.mark.slow

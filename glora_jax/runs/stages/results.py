@@ -21,6 +21,7 @@ from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.data import pipeline
 from glora_jax.data.examples import Examples
+from glora_jax.errors import UserError
 from glora_jax.files import write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
@@ -132,7 +133,7 @@ def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
     remedy = 'use a new workdir, because what this one tests is no longer known'
     frozen = read_record(path, 'test list', dict[str, Any], remedy)
     if _without_accuracies(frozen) != _without_accuracies(tested):
-      raise ValueError(
+      raise UserError(
         f'{path} was frozen with other structures than this run has now; use a new workdir.'
       )
     return frozen

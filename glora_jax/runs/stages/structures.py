@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
+from glora_jax.errors import UserError
 from glora_jax.files import damaged, write_json
 from glora_jax.limits import printable
 from glora_jax.method.draws import check_budget
@@ -200,7 +201,7 @@ def _given(context: Context) -> Model:
   except ValueError as error:
     raise damaged(path, error) from error
   if named is not None and not np.array_equal(named, genome):
-    raise ValueError(
+    raise UserError(
       f"structure='{printable(settings.structure)}' has changed since this job began, which used "
       f'{path}; restore that one, or choose another --workdir.'
     )
