@@ -13,6 +13,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from glora_jax.files import Path, damaged, write_json
+from glora_jax.limits import check_type, shown
 from glora_jax.method.space import Layer, Spec
 from glora_jax.records import read_record
 from glora_jax.search.allocation import Values, mean_of
@@ -66,12 +67,31 @@ def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> N
   )
 
 
+def _check(values: Values, spec: Spec) -> None:
+  """Raises ValueError unless values are finite, at least 0, and those of the layers of a spec."""
+  for name, part in values._asdict().items():
+    is_number = np.asarray(part).dtype.kind in 'iuf' and np.shape(part)[:1] == (len(spec),)
+    if not is_number or not (np.isfinite(part) & (part >= 0)).all():
+      raise ValueError(
+        f'{name}={shown(part)} must be finite numbers of at least 0 for each of {len(spec)} layers.'
+      )
+
+
 def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
-  """Writes the mean of values by several losses (`Allocation.values`) on the layers of a spec."""
-  found = mean_of(losses)
+  """Writes the mean of values by several losses (`Allocation.values`) on the layers of a spec.
+
+  Raises:
+    ValueError: there are no values, or not a finite one of at least 0 for each layer.
+    OSError: the file cannot be written.
+  """
+  if not losses:
+    raise ValueError('losses is empty; pass the values of at least one allocation.')
+  for values in losses:
+    check_type(values, Values, 'losses')
+    _check(values, spec)
   rounded = {
     name: np.vectorize(lambda value: float(f'{value:.{_DIGITS}g}'))(part).tolist()
-    for name, part in found._asdict().items()
+    for name, part in mean_of(losses)._asdict().items()
   }
   write_json(path, {'layers': [describe(layer) for layer in spec], 'values': rounded}, _KIND)
 
@@ -87,11 +107,7 @@ def read(path: Path, spec: Spec) -> Known:
   check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
   try:
     values = Values(**{name: np.asarray(part, float) for name, part in content['values'].items()})
-    rows = [np.shape(part)[:1] for part in values]
-    if {*rows} != {(len(spec),)} or not all(
-      np.isfinite(p).all() and (p >= 0).all() for p in values
-    ):
-      raise ValueError('its values are not a number of 0 or more for every layer')
+    _check(values, spec)
   except (TypeError, ValueError) as error:
     raise damaged(path, error) from error
   return Known(spec, values)

@@ -1,6 +1,7 @@
 """What scorers, searches and allocations refuse, before anything wrong is believed."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from tiny_models import problem
 from toy_search import SMALL, SPEC, Judge
 
 import glora_jax
-from glora_jax.search import choice, scoring
+from glora_jax.search import choice, known, scoring
 from glora_jax.search.archive import Archive
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.search.evolution import Evolution
@@ -70,6 +71,10 @@ def called(function):
   function()
 
 
+def known_written(change=lambda values: values, spec=SPEC):
+  known.write(os.devnull, spec, [change(random_worth(0, SPEC, positive=True))])
+
+
 NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='none')
 ONE = Archive.empty(SPEC).extended(np.ones((1, 4, 5), np.int8), [7], [8.0], 0)
 # What is called, with what (a dictionary is keyword arguments), what the sentence names.
@@ -96,6 +101,12 @@ CALLS = {
     ({'score': lambda genomes: genomes}, r'\(correct, loss\)'),
     ({'score': judge(np.full(20, 0.5))}, 'integers'),
   ],
+  known_written: [
+    (lambda values: values._replace(C_vector=values.C_vector * np.nan), 'finite numbers'),
+    (lambda values: values._replace(B_lora=-values.B_lora), 'at least 0'),
+    (lambda values: values._replace(E_vector=np.array(['a'] * len(SPEC))), 'finite numbers'),
+    ({'spec': glora_jax.Spec(SPEC.layers[:2])}, '2 layers'),
+  ],
   Evolution: [
     ({'mutations': 40}, 'mutations=40'),
   ],
@@ -108,6 +119,7 @@ CALLS = {
     ({'loss': without_gradient}, 'batch 0'),
   ],
   called: [
+    (lambda: known.write(os.devnull, SPEC, []), 'at least one'),
     (lambda: ONE.best(spec=SPEC, budget=0), 'at most 0'),
     (
       lambda: choice.choose(spec_of((4, 8), space=NO_FORM), random_worth(0), 100),
