@@ -60,10 +60,13 @@ def as_numbers(name: str, value: Any) -> Any:
     array = value if hasattr(value, 'dtype') else np.asarray(value)
   except (ValueError, TypeError):  # a list of lists of different lengths
     array = None
-  kinds = (np.number, np.bool_)
-  if array is None or not any(jax.dtypes.issubdtype(array.dtype, kind) for kind in kinds):
+  if array is None or not _is_of(array.dtype, np.number, np.bool_):
     raise ValueError(f'The {name} are {shown(value)}; they must be an array of numbers.')
   return array
+
+
+def _is_of(dtype: Any, *kinds: Any) -> bool:
+  return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
 
 
 def check_labelled(images: Any, labels: Any) -> None:
@@ -143,15 +146,16 @@ def check_only_arrays(name: str, tree: Any) -> None:
     tree: any pytree, of parameters of which some are functions for instance.
 
   Raises:
-    ValueError: a leaf is no array and no number.
+    ValueError: a leaf is not a number or an array of numbers.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if not hasattr(leaf, 'dtype') and not isinstance(leaf, bool | int | float | complex):
+    dtype = getattr(leaf, 'dtype', type(leaf))
+    if not _is_of(dtype, np.number, np.bool_, bool, int, float, complex, jax.dtypes.extended):
       place = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(
-        f'The {name} hold {shown(leaf)} at {place}, but compiled functions take only arrays; pass '
-        'adapt_function the arrays among its params (eqx.partition(model, eqx.is_array) of '
-        'Equinox), and let the function close over the rest.'
+        f'The {name} hold {shown(leaf)} at {place}, but compiled functions accept only arrays of '
+        'numbers; leave it out, or let the function close over it (in Equinox '
+        'eqx.partition(model, eqx.is_array), and adapt_function with the arrays).'
       )
 
 

@@ -28,6 +28,7 @@ from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import check_only_arrays
 from glora_jax.search.allocation import Directions, RowGradients, directions_of
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
@@ -94,6 +95,7 @@ class Pass:
     total, probes = jax.device_put(placed) if self.mesh is None else settle(self.mesh, placed)
     fixed, found = settle(self.mesh, fixed), []
     for number, batch in enumerate(tqdm(batches, 'gradient', unit='batch', disable=not progress)):
+      check_only_arrays(f'arrays of batch {number}', batch)
       key = jax.random.fold_in(self.key, number)
       arguments = total, probes, fixed, split_rows(self.mesh, batch), key
       fits = ahead is not None and ahead.shapes == _shapes(arguments)
@@ -103,9 +105,9 @@ class Pass:
       jax.block_until_ready(found[-2:-1])  # no more than two batches wait for the device
     if not found:
       raise ValueError('There are no batches; pass at least one.')
-    losses, finite, squares = np.array(jax.device_get(found), np.float64).T
+    losses, finite, norms = np.array(jax.device_get(found), np.float64).T
     _check_finite(losses, finite)
-    return self._finished(jax.device_get(total), squares)
+    return self._finished(jax.device_get(total), norms**2)
 
   def program(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
     """(compiled function, its arguments) for a batch, which may be shapes."""
@@ -178,12 +180,16 @@ class Pass:
     )
 
   def _add_batch(self, total, probes, variables, batch, key):
-    """The sums with a batch's gradient, and (its loss, whether all is finite, its square)."""
+    """The sums with a batch's gradient, and (its loss, whether all is finite, its norm)."""
     slots = self._differentiated(variables['params'], probes)
     loss, found = jax.value_and_grad(self._batch_loss)(slots, probes, variables, batch, key)
     found = jax.tree.map(lambda part: part.astype(jnp.float32), found)
     finite = jnp.stack([jnp.isfinite(part).all() for part in jax.tree.leaves(found)]).all()
-    return jax.tree.map(jnp.add, total, found), (loss, finite, self._square(found))
+    # Scaled, since the square of a float32 is 0 or infinite long before the number is.
+    largest = jnp.stack([jnp.abs(part).max() for part in jax.tree.leaves(found)]).max()
+    scaled = jax.tree.map(lambda part: part / jnp.where(largest, largest, 1), found)
+    norm = largest * jnp.sqrt(self._square(scaled))
+    return jax.tree.map(jnp.add, total, found), (loss, finite, norm)
 
   def _batch_loss(self, slots, probes, variables, batch, key):
     params, taps = variables['params'], {}

@@ -264,6 +264,14 @@ def test_clear_priors_choose_where_the_own_gradient_is_noise():
   assert_array_equal(nothing.genome, own.genome)
 
 
+@pytest.mark.parametrize('factor', [1e-30, 1e30])
+def test_a_loss_in_other_units_has_the_same_signal_and_structure(factor):
+  own = allocated(mixed())
+  found = allocated(mixed(), loss=lambda *arguments: factor * loss(*arguments))
+  assert_allclose(found.signal, own.signal, rtol=1e-4)
+  assert_array_equal(found.genome, own.genome)
+
+
 def test_known_values_are_a_mean_in_a_file_of_the_same_layers(tmp_path):
   problem = mixed()
   spec, path = problem[0].spec, tmp_path / 'known.json'

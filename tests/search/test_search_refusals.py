@@ -113,6 +113,7 @@ CALLS = {
   allocating: [
     ({'variables': {'params': {}, 'glora': {}}}, "'glora'"),
     ({'batches': iter([])}, 'no batches'),
+    ({'batches': [(np.array([None]), np.zeros(1, int))]}, 'batch 0 .* dtype=object'),
     ({'batches': lambda: mixed()[2]}, 'batches=.* another iterable'),
     ({'budget': 2}, 'budget=2'),
     ({'loss': lambda forward, batch, key: forward(batch[0])}, 'shape .4, 4.'),
