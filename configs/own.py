@@ -38,6 +38,9 @@ def get_config(arguments=''):
   """The config; `arguments` is a folder, a CSV or a TFDS data set, and any of `ARGUMENTS`."""
   images, given = parse_arguments(arguments, ARGUMENTS)
   images = os.path.expanduser(images)
+  replaced = [name for name in ('weights', 'epochs') if given[name] != ARGUMENTS[name]]
+  if given['tiny'] and replaced:
+    raise ValueError(f'tiny=True has its own {replaced[0]}; leave {replaced[0]}= or tiny=True out.')
   config = default_config()
   config.task = f'{kind_of(images)}:{images}'
   config.budget = given['budget']

@@ -9,8 +9,9 @@ Structures are chosen on these, then trained on all 1,000, as the field does; th
   python -m glora_jax.main --config configs/vtab.py:all --check
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. `all` runs those of the 19 tasks whose data
-is ready, and puts them into a table with the published results. A file of budgets and learning
-rates by task, `settings=FILE.json`, holds
+is ready, and puts them into a table with the published results; `--config.suite.prepare=True`
+downloads what needs no manual download first. A file of budgets and learning rates by task,
+`settings=FILE.json`, holds
 `{"cifar100": {"budget": 860000, "learning_rate": 1e-4}, ...}`.
 
 Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an

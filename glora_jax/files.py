@@ -32,6 +32,7 @@ FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
 AGAIN = 'remove it to run the stage that wrote it again'
 MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
+_LONGEST_NAME = 128
 _PARTIAL = '.glora_jax.partial'
 _PARTIAL_NAME = re.compile(rf'.+\..*\.\d+{re.escape(_PARTIAL)}', re.DOTALL)  # FILE.MACHINE.PROCESS
 # A writer in another container of this host has a process that cannot be seen, and writes on.
@@ -80,7 +81,10 @@ def whole(path: Path) -> Iterator[str]:
     OSError: it cannot be written; the old file is still there.
   """
   # With machine and process in its name, so that two that write the same file do not meet.
-  beginning = f'{os.fspath(path)}.{platform.node()}.'
+  folder, name = os.path.split(os.fspath(path))
+  if len(os.fsencode(name)) > _LONGEST_NAME:  # the system allows 255 bytes
+    name = hashlib.sha256(os.fsencode(name)).hexdigest()
+  beginning = f'{os.path.join(folder, name)}.{platform.node()}.'
   temporary = f'{beginning}{os.getpid()}{_PARTIAL}'
   with writing(path):
     if os.path.lexists(path) and not os.path.islink(path):

@@ -199,6 +199,15 @@ def test_a_folder_that_leads_out_of_a_workdir_is_refused(name, tmp_path):
   assert not (folder / 'lock').exists()
 
 
+@pytest.mark.parametrize('length', [200, 230, 255])
+def test_a_file_has_any_name_that_the_system_allows(length, tmp_path):
+  path = tmp_path / ('é' * (length // 2) + 'x' * (length % 2))
+  for content in (1, 2):
+    files.write_json(path, content)
+    assert files.read_json(path) == content
+  assert [*tmp_path.iterdir()] == [path]
+
+
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
   with (
     small_disk(tmp_path, '64k', 'ro'),

@@ -103,8 +103,9 @@ def instructions(builder: Builder) -> str:
     folder = os.path.join(str(builder.data_dir_root), 'downloads', 'manual')
     return f'{full_name} needs a manual download into {folder}: {" ".join(manual.split())}'
   return (
-    f'{full_name} is downloaded and prepared at first use (some builders need TensorFlow for that: '
-    'pip install tensorflow).'
+    f'{full_name} is not prepared; a run of this task alone downloads and prepares it, a suite '
+    'with --config.suite.prepare=True (some builders need TensorFlow for that: pip install '
+    'tensorflow).'
   )
 
 

@@ -37,7 +37,7 @@ GENOME_ENDING = '.json'  # of a structure that is the path of a file
 # No presets, but names of rows: the structures from a gradient, and from a backbone's known values.
 GRADIENT, KNOWN = 'gradient', 'known'
 _KEPT_IN_FILES = ':@'
-_LONGEST_NAME = 200
+_LONGEST_NAME = 200  # as a file
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 Role = Literal['qkv', 'proj', 'mlp']
@@ -104,7 +104,7 @@ def parse_preset_name(name: str) -> PresetName:
     >>> parse_preset_name('lora:2@attn')
     PresetName(base='lora', rank=2, place='attn')
   """
-  is_name = isinstance(name, str) and len(name) <= _LONGEST_NAME and name == printable(name)
+  is_name = isinstance(name, str) and name == printable(name)
   method, at, place = name.partition('@') if is_name else ('', '', '')
   base, colon, rank = method.partition(':')
   if base not in PRESETS:
@@ -115,6 +115,10 @@ def parse_preset_name(name: str) -> PresetName:
     raise ValueError(
       f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, optionally with '
       f"a rank and a place, as in 'lora:2@qkv'.{found}"
+    )
+  if len(file_name(name)) > _LONGEST_NAME:
+    raise ValueError(
+      f'The preset {shown(name)} is too long for the name of its folder; give a shorter place.'
     )
   if colon and base not in _RANKED:
     raise ValueError(

@@ -21,6 +21,7 @@ from glora_jax.files import Path, write_json
 from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import hub
 from glora_jax.models.checkpoint import (
+  EXTENSIONS,
   FILE_NAMES,
   Arrays,
   Container,
@@ -64,6 +65,8 @@ EMBEDDED = 'embedded'  # the name that configs give to the backbone in the packa
 EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
 EMBEDDED_KNOWN = EMBEDDED_FILE.replace('.safetensors', '.known.json')  # see `search.known`
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
+# Endings of files that are not written; a folder would be a surprise.
+_OF_OTHERS = ('.onnx', '.h5', '.keras', '.msgpack', '.ckpt', '.pb', '.tflite', '.gguf', '.pkl')
 _REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
 
 # Fields of the ViT that a reader of the file alone may take for something else.
@@ -472,6 +475,11 @@ def save(
     ['config.json', 'model.safetensors'] timm
   """
   target = check_path(path)
+  if target.endswith(_OF_OTHERS) and not os.path.isdir(target):
+    raise ValueError(
+      f'{target}: {os.path.splitext(target)[1]} files are not written; end the name in '
+      f'{", ".join(EXTENSIONS)}, or leave the ending out for a folder.'
+    )
   check_type(model, ViT, 'model')
   check_type(params, Mapping, 'params')
   check_type(metadata, Mapping, 'metadata')

@@ -83,7 +83,7 @@ class Table(NamedTuple):
     lines = [self.titles, *self.rows]
     texts = [[' '.join(str(cell).split()).replace('|', r'\|') for cell in line] for line in lines]
     for row in self.strong:
-      texts[row + 1] = [f'**{text}**' for text in texts[row + 1]]
+      texts[row + 1] = [text and f'**{text}**' for text in texts[row + 1]]
     lines = [f'| {" | ".join(cells)} |' for cells in texts]
     lines.insert(1, f'|{"---|" * self.text_columns}{"---:|" * numbers}')
     return '\n'.join(lines)

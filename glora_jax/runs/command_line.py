@@ -23,6 +23,7 @@ from typing import Any
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 import glora_jax
 from glora_jax.errors import UserError, user_errors
@@ -58,6 +59,15 @@ class _OrNone(flags.ArgumentParser):
     return None if argument == 'None' else self._kind(argument)
 
 
+class _Tuple(flags.ArgumentParser):
+  """Parses a tuple; a second one replaces it, as with all other fields, and is not appended."""
+
+  def parse(self, argument: Any) -> Any:
+    """The tuple of a string."""
+    return tuple_parser.TupleParser().parse(argument)
+
+
+config_flags.register_flag_parser_for_type(tuple, _Tuple())
 for _kind in (int, float, str):
   config_flags.register_flag_parser_for_type(_kind, _OrNone(_kind))
 

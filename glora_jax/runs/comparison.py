@@ -24,6 +24,7 @@ from glora_jax import tree
 from glora_jax.data.catalog import require_apart
 from glora_jax.errors import UserError, user_errors
 from glora_jax.files import write_json
+from glora_jax.limits import check_path
 from glora_jax.method.presets import file_name, preset_label
 from glora_jax.reports import comparison_page
 from glora_jax.runs.config import RunSettings, check_config
@@ -102,6 +103,8 @@ def run(
   settings = check_config(config)
   if (job := settings.job) != 'compare':
     raise UserError(f"job={job!r} is not a comparison; give job='compare', or call experiment.run.")
+  with user_errors():
+    workdir = check_path(workdir)
   stages = stages_of(settings)
   if isinstance(runner, ThisProcess) or is_finished(workdir):
     return run_job(settings, stages, workdir, stop, Result, given)

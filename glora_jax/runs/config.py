@@ -300,11 +300,17 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
     Its values, by section.
 
   Raises:
-    ValueError: fields are unknown, missing or have wrong values: a line for each.
+    TypeError: the config is neither.
+    UserError: fields are unknown, missing or have wrong values: a line for each.
     ImportError: a field needs a package that is not installed.
   """
   if isinstance(config, RunSettings):
     return config
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise TypeError(
+      f'config is a {type(config).__name__}; pass the ConfigDict that config.default_config() '
+      'makes, with your values.'
+    )
   values = config.to_dict()
   missing = [
     f'{name} is missing; start from config.default_config().'

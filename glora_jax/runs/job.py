@@ -17,6 +17,7 @@ from glora_jax.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.data.opening import IMAGES, SPLIT, differences
 from glora_jax.errors import user_errors
 from glora_jax.files import sha256_of, whole, write_json
+from glora_jax.limits import check_path
 from glora_jax.models.checkpoint import EXTENSIONS
 from glora_jax.records import read_record
 from glora_jax.runs import origins
@@ -78,6 +79,7 @@ def run_job(
   initialize(settings)
   with contextlib.ExitStack() as stack:
     with user_errors():
+      workdir = check_path(workdir)
       if is_finished(workdir):
         return _finished(settings, stages, workdir, shape)
       if given is not None:

@@ -13,12 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from glora_jax.data import catalog, pipeline
 from glora_jax.data.examples import Part
 from glora_jax.data.normalization import statistics
+from glora_jax.data.opening import open_images
 from glora_jax.data.task import Task
 from glora_jax.errors import user_errors
 from glora_jax.files import require_free, whole
 from glora_jax.limits import shown
 from glora_jax.runs.backbone import image_size_here
 from glora_jax.runs.config import check_config
+from glora_jax.runs.sections import DataSettings
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
@@ -38,10 +40,27 @@ def check(config: ml_collections.ConfigDict) -> bool:
   number_ready = 0
   for name in names:
     is_ready, lines = catalog.report(name, settings.data)
+    if is_ready and catalog.has_files(name, settings.data):
+      is_ready, lines = _with_images(name, settings.data, lines)
     number_ready += is_ready
     print('\n'.join(lines), flush=True)
   print(f'\n{number_ready} of {len(names)} ready.')
   return number_ready == len(names)
+
+
+def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool, list[str]]:
+  """A report, or another one if images of the user's cannot be decoded."""
+  try:
+    open_images(
+      catalog.find(name, data),
+      0,
+      lambda number: False,
+      rule=data.resize,
+      skip_broken=data.skip_broken,
+    )
+  except (ValueError, OSError) as error:
+    return False, [f'{name}: NOT READY', f'  {error}']
+  return True, lines
 
 
 @user_errors()

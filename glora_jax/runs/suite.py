@@ -26,6 +26,7 @@ from glora_jax import mesh as meshes
 from glora_jax.data.catalog import expand, find
 from glora_jax.errors import UserError, user_errors
 from glora_jax.files import first_line
+from glora_jax.limits import check_path
 from glora_jax.reports import page, scoreboard
 from glora_jax.reports.scoreboard import Board
 from glora_jax.runs import experiment
@@ -101,6 +102,8 @@ def run(
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
+  with user_errors():
+    workdir = check_path(workdir)
   tasks = tasks_of(settings)
   read = read_by(experiment.stages_of(settings))
   initialize(settings)

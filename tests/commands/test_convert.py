@@ -141,6 +141,7 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
   'arguments, named',
   [
     (['no.npz'], 'no.npz'),
+    ([weights.EMBEDDED_FILE, 'm.onnx'], 'm.onnx: .onnx files are not written; end the name in'),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '7000'], '1,000,000 patches of 7 pixels'),
     ([weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'], "normalization='clip'"),
     ([FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'], 'another format'),

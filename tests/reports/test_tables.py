@@ -17,6 +17,10 @@ def test_columns_of_text_are_on_the_left_and_names_stay_in_their_cells():
   ]
 
 
+def test_an_empty_cell_of_a_row_that_stands_out_is_empty():
+  assert str(Table('', ('task', 'mean'), [('dtd', '')], strong=[0])).endswith('\n| **dtd** |  |')
+
+
 def test_only_several_numbers_have_a_spread_and_those_that_are_not_finite_none():
   """A training that diverged may have such a loss."""
   assert tables.mean([0.5]).deviation is None

@@ -56,6 +56,12 @@ def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
   assert (config.budget, config.data.cache, config.model.image_size) == (None, 'None/', 32)
 
 
+def test_of_two_values_of_a_field_the_last_one_counts(parse):
+  fields = ('presets=("ssf",)', 'presets=("hira", "full")', 'seed=1', 'seed=2', 'presets=("lora",)')
+  config = parse(QUICKSTART, *(f'--config.{field}' for field in fields))
+  assert (config.presets, config.seed) == (('lora',), 2)
+
+
 OWN = f'--config={ROOT}/configs/own.py'
 
 

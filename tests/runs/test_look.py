@@ -94,3 +94,15 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
 def test_the_check_counts_what_is_ready(config, capsys):
   assert look.check(config)
   assert '1 of 1 ready.' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('skip_broken', [False, True])
+def test_images_that_cannot_be_decoded_are_not_ready(skip_broken, config, tmp_path, capsys):
+  assert look.check(config)
+  (tmp_path / IMAGES[1]).write_bytes((tmp_path / IMAGES[1]).read_bytes()[:-20])
+  config.data.skip_broken = skip_broken
+  before = digests(tmp_path)
+  capsys.readouterr()
+  assert look.check(config) == skip_broken
+  assert (IMAGES[1] in capsys.readouterr().out) != skip_broken
+  assert digests(tmp_path) == before

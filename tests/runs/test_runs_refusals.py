@@ -7,7 +7,7 @@ from places import get_config
 from tiny_runs import changed
 
 from glora_jax import main
-from glora_jax.runs import comparison, experiment, look, runners
+from glora_jax.runs import comparison, experiment, look, runners, suite
 from glora_jax.runs.config import (
   RunSettings,
   check_config,
@@ -108,6 +108,16 @@ def test_a_value_that_cannot_be_is_named(call, named):
   [
     (lambda c, p: get_config('own', '/photos'), FileNotFoundError, "'/photos'"),
     (lambda c, p: with_settings(c, 'no.json'), FileNotFoundError, "'no.json'"),
+    (
+      lambda c, p: get_config('own', 'beans,tiny=True,weights=/none'),
+      ValueError,
+      'its own weights',
+    ),
+    (lambda c, p: get_config('own', 'beans,epochs=9,tiny=True'), ValueError, 'its own epochs'),
+    (lambda c, p: experiment.run(c.to_dict(), p), TypeError, 'config is a dict; pass the'),
+    (lambda c, p: experiment.run(c, None), ValueError, 'got None'),
+    (lambda c, p: comparison.run(changed(c, **COMPARED), 3), ValueError, 'got 3'),
+    (lambda c, p: suite.run(get_config('vtab', 'all'), None), ValueError, 'got None'),
     (lambda c, p: comparison.run(c, p), ValueError, "job='adapt'"),
     (lambda c, p: experiment.run(changed(c, **COMPARED), p), ValueError, "job='compare'"),
     (lambda c, p: main.dispatch(c, p, never, 'ray'), ValueError, '--runner=ray'),

@@ -147,7 +147,7 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
 
   monkeypatch.setattr(tfds_lib, 'prepare', prepare)
   own = suite.tasks_of(check_config(config))
-  assert 'at first use' in suite.missing(own['vtab/dtd'], prepare=False)
+  assert '--config.suite.prepare=True' in suite.missing(own['vtab/dtd'], prepare=False)
   assert not asked
   assert 'needs a manual download' in suite.missing(own['vtab/resisc45'], prepare=True)
   assert asked == ['resisc45']
