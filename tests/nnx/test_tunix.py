@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 from hand_count import randomized_model
 from numpy.testing import assert_allclose
+from places import ROOT
 
 import glora_jax
 
 peft_trainer = pytest.importorskip('tunix.sft.peft_trainer', reason='needs google-tunix')
 dpo_trainer = pytest.importorskip('tunix.sft.dpo.dpo_trainer')
+sampling = pytest.importorskip('tunix.generate.sampler')
 llama3 = pytest.importorskip('tunix.models.llama3.model')
 pytestmark = pytest.mark.slow
 
@@ -30,6 +32,7 @@ CONFIG = llama3.ModelConfig(
   norm_eps=1e-6,
 )
 TOKENS = np.random.default_rng(0).integers(1, WORDS, (STEPS, 4, 2 * LENGTH))
+BATCHES = [{'tokens': tokens} for tokens in TOKENS]
 ONES = np.ones((4, LENGTH), np.int32)
 
 
@@ -45,41 +48,48 @@ def inputs_of(tokens):
   )
 
 
-def attached():
+def plain():
+  """A model of tunix."""
+  return randomized_model(lambda: llama3.Llama3(CONFIG, rngs=nnx.Rngs(0)))
+
+
+def attached(structure='scale_shift_lora:2'):
   """A model of tunix, and the same attached, its head trained in full."""
-  base = randomized_model(lambda: llama3.Llama3(CONFIG, rngs=nnx.Rngs(0)))
-  return base, glora_jax.nnx.attach(base, *inputs_of(TOKENS[0]), structure='scale_shift_lora:2')
+  base = plain()
+  return base, glora_jax.nnx.attach(base, *inputs_of(TOKENS[0]), structure=structure)
 
 
 def options(folder, steps):
+  """Fields of the config of a trainer that saves after each step."""
   return {
     'eval_every_n_steps': STEPS,
     'max_steps': steps,
-    'checkpoint_root_directory': str(folder),
+    'checkpoint_root_directory': folder,
     'checkpointing_options': ocp.CheckpointManagerOptions(save_interval_steps=1),
+  }
+
+
+def to_inputs(batch):
+  """What tunix's loss is called with."""
+  tokens, positions, _, mask = inputs_of(batch['tokens'])
+  return {
+    'input_tokens': tokens,
+    'input_mask': jnp.ones_like(tokens),
+    'positions': positions,
+    'attention_mask': mask,
   }
 
 
 def sft(base, model, folder, steps):
   """Supervised steps on tokens."""
-  config = peft_trainer.TrainingConfig(**options(folder, steps))
+  config = peft_trainer.TrainingConfig(**options(str(folder), steps))
   trainer = peft_trainer.PeftTrainer(model, optax.adam(1e-2), config)
-
-  def inputs(batch):
-    _, positions, _, mask = inputs_of(batch['tokens'])
-    return {
-      'input_tokens': batch['tokens'],
-      'input_mask': jnp.ones_like(batch['tokens']),
-      'positions': positions,
-      'attention_mask': mask,
-    }
-
-  trainer.with_gen_model_input_fn(inputs).train([{'tokens': tokens} for tokens in TOKENS])
+  trainer.with_gen_model_input_fn(to_inputs).train(BATCHES)
 
 
 def dpo(base, model, folder, steps):
   """Steps that prefer one continuation to another, the base being the reference."""
-  config = dpo_trainer.DPOTrainingConfig(**options(folder, steps))
+  config = dpo_trainer.DPOTrainingConfig(**options(str(folder), steps))
   trainer = dpo_trainer.DPOTrainer(model, base, optax.adam(1e-2), config)
   trainer.train(
     [
@@ -119,3 +129,45 @@ def test_a_trainer_of_tunix_trains_the_adapter_and_the_head_alone_and_resumes(tr
   outputs = [nnx.jit(one)(*inputs_of(TOKENS[0]))[0] for one in (model, folded, base)]
   assert_allclose(outputs[1], outputs[0], atol=1e-5)
   assert np.abs(outputs[2] - outputs[0]).max() > 1e-2
+
+
+class Numbers:
+  """A tokenizer of numbers, 0 to pad, 1 to begin and 2 to end."""
+
+  def encode(self, text):
+    return [int(word) for word in text.split()]
+
+  def decode(self, tokens):
+    return ' '.join(map(str, tokens))
+
+  def bos_id(self):
+    return 1
+
+  def eos_id(self):
+    return 2
+
+  def pad_id(self):
+    return 0
+
+
+def test_the_pages_lines_run_and_a_sampler_says_the_same_of_attached_and_folded(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  section = (ROOT / 'docs' / 'howto' / 'nnx.md').read_text().split('## Train with tunix')[1]
+  code = section.split('```python\n')[1].split('```')[0]
+
+  def sampler_of(model):
+    cache = sampling.CacheConfig(cache_size=32, num_layers=2, num_kv_heads=1, head_dim=8)
+    return sampling.Sampler(model, Numbers(), cache)
+
+  def say(sampler):
+    options = {'max_generation_steps': 8, 'temperature': 0.0, 'seed': 0}
+    return sampler(input_strings=['3 4 5'], **options).text
+
+  _, other = attached('lora:8')
+  names = {'glora_jax': glora_jax, 'nnx': nnx, 'optax': optax, 'to_inputs': to_inputs}
+  names |= {'llama': plain(), 'inputs': inputs_of(TOKENS[0]), 'sampler': sampler_of(other)}
+  names |= {'batches': BATCHES, 'config': peft_trainer.TrainingConfig(**options(None, STEPS))}
+  exec(code, names)
+  assert say(names['sampler']) == say(sampler_of(names['plain'])) != say(sampler_of(plain()))
