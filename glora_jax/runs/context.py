@@ -23,6 +23,7 @@ from glora_jax.files import sha256_of
 from glora_jax.limits import MOST_COUNTED, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
+from glora_jax.models import weights
 from glora_jax.runs.backbone import (
   Model,
   Stream,
@@ -45,6 +46,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SIDE_OF_PHOTOGRAPHS = 100  # pixels, of the smallest
+_NOTE = (
+  'The small backbone of the package has only seen gray images of 28 x 28 pixels; for color images '
+  'of this size it suits trials only. For results add weights=dinov2-S/14 to the arguments of the '
+  'config, as in own:FOLDER,weights=dinov2-S/14.'
+)
 STREAMED_BLOCK = 1024  # images of a stream that are scored at once
 
 
@@ -329,6 +336,7 @@ def make_context(
     pipeline.require_writable(settings.data.cache)
   log.info('%s: %s', task.name, describe(adapted, variables, mesh))
   task, decoded = _open_images(context, stages)
+  task = _with_note(settings, task)
   left = count_images(task)  # fewer if broken ones are left out
   facts = {split: task.open(split).identity for split in task.splits}
   files = {name: os.path.join(workdir, name) for name in (WEIGHTS,)}
@@ -364,6 +372,18 @@ def _open_images(
       write=meshes.primary(),
       has_begun=bool(folder) and has_begun(context.workdir, stages),
     )
+
+
+def _with_note(settings: RunSettings, task: Task) -> Task:
+  """The task with a note, which is logged, if the package's backbone is to see photographs."""
+  if settings.model.weights != weights.EMBEDDED:
+    return task
+  picture = task.open('train').image(0)
+  pixels = np.asarray(picture)
+  if min(picture.size) < _SIDE_OF_PHOTOGRAPHS or (pixels == pixels[..., :1]).all():
+    return task
+  log.warning(_NOTE)
+  return dataclasses.replace(task, notes=(*task.notes, _NOTE))
 
 
 def count_images(task: Task) -> dict[str, int]:

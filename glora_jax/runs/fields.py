@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import flax
@@ -14,9 +14,12 @@ import flax
 from glora_jax.data.catalog import canonical, expand
 from glora_jax.files import json_default
 from glora_jax.limits import shown
+from glora_jax.models.weights import EMBEDDED
 from glora_jax.runs.config import RunSettings
 
 log = logging.getLogger(__name__)
+
+_LARGE_RATE = 2e-3  # above it only the small backbone of the package was tuned
 
 # Fields that change no result: a job may resume with other values, and no key contains them.
 FREE = (
@@ -82,7 +85,8 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[s
   Args:
     settings: the config.
     read: fields and sections that the stages read.
-    given: names of fields that are set on a command line.
+    given: names of fields that are set on a command line. Learning rates that stay as they are
+      though another backbone is given are named, too.
   """
   compares = settings.job == 'compare'
   job = 'a comparison' if compares else f'a run of structure={shown(settings.structure)}'
@@ -98,7 +102,25 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[s
     value, default = map(operator.attrgetter(name), (settings, defaults))
     if value != default:
       log.warning('%s=%s has no effect in %s: %s.', name, shown(value), job, reason)
+  _warn_of_rates(settings, set(given))
   used = (*read, *FREE)
   for name in given:
     if name not in idle and not is_among(name, used):
       log.warning('--config.%s has no effect in %s.', name, job)
+
+
+def _warn_of_rates(settings: RunSettings, given: Collection[str]) -> None:
+  """Warns of learning rates that stay as they are for another backbone, or in a comparison task."""
+  compares, is_other = settings.job == 'compare', settings.model.weights != EMBEDDED
+  if compares and any(settings.compare.rate.values()):
+    name, changing = 'compare.rate', {'model.weights', 'task'}
+    advice = 'on the digits, with the small backbone; compare:tune chooses rates on your images'
+    is_other = is_other or settings.task != RunSettings().task
+  elif not compares and settings.training.learning_rate > _LARGE_RATE:
+    name, changing = 'training.learning_rate', {'model.weights'}
+    advice = 'for the small backbone of the package; others often need about 1e-3'
+  else:
+    return
+  is_given = any(is_among(field, (name, f'{name}.')) for field in given)
+  if is_other and not changing.isdisjoint(given) and not is_given:
+    log.warning('%s was chosen %s.', name, advice)

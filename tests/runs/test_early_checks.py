@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from label_lists import write_images
+from PIL import Image
 from places import FIXTURES, ROOT
 from tiny_runs import changed, context_of, stages_of
 
@@ -186,3 +187,28 @@ def test_what_a_start_left_that_was_killed_before_its_config_is_made_anew(
   run = prepared(changed(run_config, task=f'folder:{photos}'), workdir)
   assert len(read_json(workdir / 'split.json', 'split')['test']) == 2
   assert len(run.task.open('train').labels) == 16
+
+
+@pytest.mark.parametrize(
+  'size, is_color, is_embedded, is_noted',
+  [
+    ((120, 100), True, True, True),
+    ((120, 99), True, True, False),
+    ((120, 100), False, True, False),
+    ((120, 100), True, False, False),
+  ],
+)
+def test_the_small_backbone_is_said_to_suit_trials_of_photographs_only(
+  size, is_color, is_embedded, is_noted, run_config, tmp_path, caplog
+):
+  config = changed(run_config, task=f'folder:{tmp_path / "photos"}', training__batch_size=4)
+  if is_embedded:
+    config.model.weights = 'embedded'
+  for number in range(20):
+    folder = tmp_path / 'photos' / 'ab'[number % 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    color = (number, 0, 200) if is_color else (number,) * 3
+    Image.new('RGB', size, color).save(folder / f'{number}.png')
+  notes = prepared(config, tmp_path / 'run').task.notes
+  assert ('weights=dinov2-S/14' in ' '.join(notes)) == is_noted
+  assert ('weights=dinov2-S/14' in caplog.text) == is_noted

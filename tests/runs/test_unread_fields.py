@@ -56,3 +56,26 @@ KNOWN = {'structure': 'known', 'budget': 900}
 )
 def test_what_a_command_line_gives_and_a_job_does_not_read_is_named(fields, given, unused, caplog):
   assert named_by(caplog, fields, given) == unused
+
+
+LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'}
+RATED = {**COMPARE, 'compare.rate.lora': 1e-3}
+
+
+@pytest.mark.parametrize(
+  'fields, given, named',
+  [
+    ({**LARGE, **OTHER}, ('model.weights',), ['training.learning_rate']),
+    ({**LARGE, **OTHER}, ('model.weights', 'training.learning_rate'), []),
+    ({**LARGE, **OTHER}, (), []),  # as a config file has them
+    (LARGE, ('model.weights',), []),
+    (OTHER, ('model.weights',), []),
+    ({**RATED, 'task': 'folder:photos'}, ('task',), ['compare.rate']),
+    ({**RATED, **OTHER}, ('model.weights',), ['compare.rate']),
+    ({**RATED, **OTHER}, ('model.weights', 'compare.rate.lora'), []),
+    ({**COMPARE, **OTHER}, ('model.weights',), []),
+    (RATED, ('task',), []),
+  ],
+)
+def test_rates_for_another_backbone_or_task_are_named(fields, given, named, caplog):
+  assert named_by(caplog, fields, given) == named
