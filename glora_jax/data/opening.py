@@ -158,7 +158,8 @@ def _compare(everything: Examples, folder: str | None) -> _Known:
       of_files.recall(index, old[name])
   is_current = all(files.seen['time'].all() for files in everything.files)
   pipeline.digest(everything)
-  if everything.identity == record['identity']:
+  is_same = everything.identity == record['identity']
+  if is_same and record['is_left_out'].size == len(everything.labels):
     return _Known(True, '', ~record['is_left_out'], is_current)
   new = {name: of_files.digest(index) for name, (of_files, index) in zip(names, files, strict=True)}
   kinds = {

@@ -137,3 +137,4 @@ def test_any_tfds_data_set_with_image_and_label_is_a_task():
   assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
   assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
   assert task.open('train').whole is task.open('val').whole  # whose labels are read once
+  assert task.notes == ('val were taken from train, stratified, seed 0: 10% each.',)

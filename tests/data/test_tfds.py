@@ -86,6 +86,11 @@ def copied(tmp_path):
   return builder_in(tmp_path)
 
 
+def test_a_data_set_that_was_moved_is_the_same(copied):
+  moved, whole = (tfds.read(builder, 'test') for builder in (copied, builder_in(prepared_digits())))
+  assert moved.identity == whole.identity != tfds.read(copied, 'train').identity
+
+
 @pytest.fixture
 def read(monkeypatch):
   """The examples that are read for their labels."""

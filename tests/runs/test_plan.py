@@ -1,7 +1,6 @@
 """What a run will take, before any of it runs."""
 
 import dataclasses
-import importlib.util
 import os
 
 import jax
@@ -16,7 +15,7 @@ from glora_jax.models.vit import ViT
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs import plan as plans
 from glora_jax.runs.config import RunSettings
-from glora_jax.runs.plan import Machine, devices_of, images_per_core, machine_at_hand
+from glora_jax.runs.plan import Machine, images_per_core, machine_at_hand
 from glora_jax.runs.programs import MAKERS, count, shape_of_run
 from glora_jax.runs.sections import Comparison, Finetuning, TrainingSettings
 from glora_jax.runs.stage import Workload
@@ -37,9 +36,6 @@ COMPARING = RunSettings(
   training=dataclasses.replace(RECIPE, epochs=6, keep='best'),  # 10 steps each
   finetune=Finetuning(epochs=2, warmup_epochs=1),
   presets=(),
-)
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not there: libtpu'
 )
 
 
@@ -101,18 +97,6 @@ def test_a_plan_of_a_config_has_the_steps_of_every_stage_and_writes_nothing(
     tuple(stage.images / each for each in stage.seconds) for stage in planned.stages if stage.steps
   )
   assert not os.listdir(tmp_path)
-
-
-@pytest.mark.slow
-@needs_libtpu
-def test_a_plan_for_a_slice_deals_batches_and_candidates(run_config):
-  one, eight = (glora_jax.plan(run_config, name) for name in ('v5e:1x1', 'v5e:2x4'))
-  assert eight.machine.devices == 8
-  # Each device merges for itself.
-  assert one.stages[0].operations <= eight.stages[0].operations < 8 * one.stages[0].operations
-  assert (one.side_by_side, eight.side_by_side) == (4, 2)  # of two hosts
-  with pytest.raises(ValueError, match="'v5e:3x3' cannot be"):
-    devices_of('v5e:3x3')
 
 
 def test_a_core_is_timed_on_images_that_can_be_read(tmp_path):
