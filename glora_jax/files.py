@@ -29,7 +29,7 @@ Path = str | os.PathLike
 
 STAMP = 'glora_jax'  # under which a file of ours says its kind and format
 FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
-AGAIN = 'remove it to run the stage that wrote it again'
+AGAIN = 'replace it; what a run has written is written again once it is removed'
 MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
 _LONGEST_NAME = 128

@@ -301,7 +301,7 @@ def locate(path: Path) -> str:
   if not any(map(_is_model, checkpoints)) and os.path.isdir(folded) and checkpoints_in(folded):
     return locate(folded)
   parts = [name for name in checkpoints if '-of-' in name]
-  files = [name for name in checkpoints if name not in parts]
+  files = [name for name in checkpoints if name not in (*parts, 'images.npz')]  # of a run
   if FILE_NAMES['safetensors'] in files:
     files = [name for name in files if name not in _SAME_WEIGHTS]
   named = list(filter(_is_model, files))
@@ -317,8 +317,8 @@ def locate(path: Path) -> str:
       'save it as one file.'
     )
   raise FileNotFoundError(
-    f'There is no checkpoint in the folder {folder}; expected a file ending in '
-    f'{", ".join(EXTENSIONS)}.'
+    f'There is no checkpoint in the folder {folder}; expected folded/ of a finished run, or a file '
+    f'ending in {", ".join(EXTENSIONS)}.'
   )
 
 

@@ -36,9 +36,12 @@ class Known(NamedTuple):
   signal: float = 1.0
 
 
+_Lists = TypedDict('_Lists', dict.fromkeys(Values._fields, list))  # pyrefly: ignore
+
+
 class _Content(TypedDict):
   layers: list[str]
-  values: dict[str, list]
+  values: _Lists  # pyrefly: ignore
 
 
 def describe(layer: Layer) -> str:
@@ -106,7 +109,7 @@ def read(path: Path, spec: Spec) -> Known:
   content = read_record(path, _KIND, _Content)
   check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
   try:
-    values = Values(**{name: np.asarray(part, float) for name, part in content['values'].items()})
+    values = Values(*(np.asarray(content['values'][name], float) for name in Values._fields))
     _check(values, spec)
   except (TypeError, ValueError) as error:
     raise damaged(path, error) from error

@@ -162,12 +162,15 @@ def test_wrong_inputs_are_named(problem, photos, folded, tmp_path, ask, monkeypa
   model, params, _ = problem
   headless = model.clone(num_classes=0), {name: params[name] for name in params if name != 'head'}
   wide = model, {**params, 'pos_embed': np.zeros((1, 9, 16), np.float32)}
+  (tmp_path / 'half').mkdir()
+  np.savez(tmp_path / 'half' / 'images.npz', labels=np.zeros(3))
   monkeypatch.chdir(photos)
   for place, arguments, code, named in (
     ('none/folded', [], 1, 'none/folded'),
     (save(tmp_path / 'headless', headless, classes=[]), [], 1, 'headless'),
     (save(tmp_path / 'wide', wide, 'timm', image_size=[8, 16]), [], 1, '[8, 16]'),
     (save(tmp_path / 'dark', problem, normalization=[[0.5] * 3, [1e-45] * 3]), [], 1, 'not finite'),
+    (str(tmp_path / 'half'), [], 1, 'expected folded/ of a finished run'),
     (folded, ['none.png'], 1, 'none.png'),
     (folded, ['b.png', '--top', '0'], 2, '--top: 0'),
   ):

@@ -286,3 +286,7 @@ def test_known_values_are_a_mean_in_a_file_of_the_same_layers(tmp_path):
   path.write_text(json.dumps(content))
   with pytest.raises(ValueError, match='damaged'):
     known.read(path, spec)
+  del content['values']['E_vector']
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r'damaged \(values\.E_vector is missing\); replace it'):
+    known.read(path, spec)
