@@ -159,20 +159,25 @@ def check_only_arrays(name: str, tree: Any) -> None:
       )
 
 
-def check_classes(labels: Any, num_classes: int) -> None:
+def check_classes(labels: Any, number: int | None) -> None:
   """Checks that labels are classes; where they are traced, or on other hosts, nothing is checked.
 
+  Args:
+    labels: int [image].
+    number: number of classes; None if it is not known yet.
+
   Raises:
-    ValueError: one is no class.
+    ValueError: one is not a class.
   """
   if not is_known(labels):
     return
   numbers = np.asarray(labels)
-  wrong = np.flatnonzero((numbers < 0) | (numbers >= num_classes))
+  wrong = np.flatnonzero((numbers < 0) | (number is not None and numbers >= number))
   if len(wrong):
+    classes = 'of at least 0' if number is None else f'from 0 to {number - 1}'
     raise ValueError(
-      f'The label {numbers[wrong[0]]} of image {wrong[0]} is not a class; the model has '
-      f'{num_classes} classes, 0 to {num_classes - 1}.'
+      f'The label {numbers[wrong[0]]} of image {wrong[0]} is not a class; labels are integers '
+      f'{classes}.'
     )
 
 

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.method.validation import check_labelled
 
 # Batches of a stream that one compiled call takes. The next call's are put on the device meanwhile.
 MOST_STREAMED_STEPS = 8
@@ -69,13 +68,9 @@ def feed(
     steps: the first step, and the one after the last.
     most_steps: most steps of a block.
     mesh: devices that every batch is split over. A resident training set lies on each as a whole.
-
-  Raises:
-    ValueError: there are no images, or not one label for each.
   """
   if isinstance(images, ImageStream):
     return _streamed(images, len(labels), key, batch_size, steps, most_steps, mesh)
-  check_labelled(images, labels)
   images, labels = meshes.hold(mesh, (images, labels))
   return _resident(images, labels, key, batch_size, steps, most_steps)
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from glora_jax import mesh as meshes
 from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
-from glora_jax.method.validation import as_numbers, check_only_arrays
+from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
 from glora_jax.training.batches import ImageStream, feed, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
@@ -62,8 +62,8 @@ class NonFiniteLossError(RuntimeError):
     rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
       f'The loss or its gradient was not finite at step {state.step}{rate}. Lower the learning '
-      'rate, clip the gradients (max_grad_norm=1), or check the images and the pretrained '
-      'weights.'
+      'rate, clip the gradients (max_grad_norm=1), or check the images, the labels and the '
+      'pretrained weights.'
     )
 
   def __reduce__(self) -> tuple:
@@ -147,10 +147,10 @@ def _checked_result(loss_fn: LossFn, *arguments: Any) -> Any:
     )
   loss, metrics = result
   for name, value in metrics.items():
-    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
-      raise ValueError(
-        f'The metric {shown(name)} is {shown(value)}; it must be a number or an array.'
-      )
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
+    if not is_array or jnp.shape(value):
+      given = f'{jnp.result_type(value)} {list(jnp.shape(value))}' if is_array else shown(value)
+      raise ValueError(f'The metric {shown(name)} is {given}; it must be one number.')
   dtype = jnp.result_type(loss)
   if jnp.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
@@ -273,9 +273,56 @@ def _own_state(
   runs: int | None,
 ) -> TrainState:
   """Where training starts; the steps reuse its arrays' memory, and the caller's stay alive."""
-  start = initial_state(trainable, optimizer, runs) if state is None else state
+  begin = functools.partial(initial_state, optimizer=optimizer, runs=runs)
+  if state is not None:
+    _check_trees(state, jax.eval_shape(begin, trainable))
+  start = begin(trainable) if state is None else state
   own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, start[:2]))
   return TrainState(own[0], own[1], start.step)
+
+
+def _check_trees(state: TrainState, start: TrainState) -> None:
+  """Raises ValueError unless a state has the arrays that training starts with."""
+  for field, origin in (('trainable', 'structure'), ('opt_state', 'optimizer')):
+    theirs, ours = (
+      {
+        jax.tree_util.keystr(path, simple=True, separator='/'): list(np.shape(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(each, field))
+      }
+      for each in (state, start)
+    )
+    for place in {**ours, **theirs}:
+      if theirs.get(place) != ours.get(place):
+        raise ValueError(
+          f'state.{field} has {theirs.get(place, "nothing")} at {place}, expected '
+          f'{ours.get(place, "nothing")}; continue with the {origin} that it was trained with.'
+        )
+
+
+def _first_step(state: TrainState, recipe: Recipe, per_epoch: int) -> int:
+  """The step at which training continues, checked."""
+  first = int(np.max(state.step))
+  if first > recipe.epochs * per_epoch:
+    raise ValueError(
+      f'state.step={first} is more than epochs={recipe.epochs} of {per_epoch} steps; continue with '
+      'the batch size and the epochs that it was trained with.'
+    )
+  return first
+
+
+def _checked_data(loss_fn: LossFn, images: Any, labels: Any) -> tuple[Any, Any]:
+  """The images and labels, as arrays unless they are a stream."""
+  labels = as_numbers('labels', labels)
+  if not isinstance(images, ImageStream):
+    images = as_numbers('images', images)
+    check_labelled(images, labels)
+  _check_labels(loss_fn, labels)
+  return images, labels
+
+
+def _check_labels(loss_fn: LossFn, labels: Any) -> None:
+  """Raises ValueError unless the labels are classes, as far as the loss knows these."""
+  getattr(loss_fn, 'check_labels', lambda labels: None)(labels)
 
 
 def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
@@ -363,7 +410,8 @@ def fit(
       count. `optax.partition` and `optax.masked` treat arrays differently. None for the recipe's.
     rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
       they are factors on the learning rate.
-    state: state to continue from, which is not changed; None starts from `trainable`.
+    state: state to continue from, of the same structure, optimizer and batch size; it is not
+      changed. None starts from `trainable`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
     steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
       `on_dispatch` called.
@@ -384,8 +432,9 @@ def fit(
 
   Raises:
     ValueError: an argument has the wrong type or is out of range; there is not one label for each
-      image, or a label is not a class; the loss is not a number; the batch size does not fit the
-      images or the mesh; or several runs lack a start or rate each, or have a stream or mesh.
+      image, or a label is not a class; the loss or a metric is not a number; the batch size does
+      not fit the images or the mesh; `state` has other arrays or more steps than this training; or
+      several runs lack a start or rate each, or have a stream or mesh.
     NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
       the last good one.
 
@@ -435,21 +484,20 @@ def fit(
     stop_epoch = check_whole(stop_epoch, 'stop_epoch', 0, recipe.epochs)
   if mesh is not None:
     meshes.require_mesh(mesh)
-  labels = as_numbers('labels', labels)
-  images = images if isinstance(images, ImageStream) else as_numbers('images', images)
-  getattr(loss_fn, 'check_labels', lambda labels: None)(labels)
+  images, labels = _checked_data(loss_fn, images, labels)
   runs, rates = _checked_runs(key, trainable, rates, state, images, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   warn_of_rounding(trainable)
   optimizer = recipe.optimizer(len(labels)) if tx is None else tx
   epochs = recipe.epochs if stop_epoch is None else stop_epoch
-  last = epochs * recipe.steps_per_epoch(len(labels))
+  per_epoch = recipe.steps_per_epoch(len(labels))
+  last = epochs * per_epoch
   meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
 
   frozen = meshes.settle(mesh, frozen)
   state = _own_state(trainable, state, optimizer, mesh, runs)
-  first = int(np.max(state.step))
+  first = _first_step(state, recipe, per_epoch)
   if 0 < first < last:
     log.info('%s: resumed at step %d', title, first)
 
@@ -471,6 +519,7 @@ def fit(
         step_key,
         rates,
       )
+      _check_labels(loss_fn, labels)
       following = next(blocks, None)  # read and put on the device while these steps run
       state = TrainState(trainable, opt_state, int(done) if runs is None else np.asarray(done))
       stopped = np.less(state.step, block.stop)

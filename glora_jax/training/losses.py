@@ -23,7 +23,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_whole_numbers, is_known, right_answers
+from glora_jax.method.validation import check_classes, check_whole_numbers, right_answers
 from glora_jax.settings import Number, taken
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import LossFn, Metrics
@@ -133,7 +133,8 @@ def make_loss(
   if 'rngs' in apply_kwargs and isinstance(adapted.model, nn.Module):
     raise ValueError('A loss makes its rngs from its key; leave rngs out.')
 
-  logits_fn = _of_structure(adapted, apply_kwargs)
+  classes: set[int] = set()  # their number, once the model has been traced
+  logits_fn = _noting(_of_structure(adapted, apply_kwargs), classes)
   if component_dropout:
     logits_fn = _with_component_dropout(logits_fn, adapted, component_dropout)
   logits_fn = _by_paths(logits_fn)
@@ -152,25 +153,29 @@ def make_loss(
       inputs, targets = mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
     return entropy_fn(variables, inputs, targets, genomes, model_key)
 
-  loss_fn.check_labels = _check_labels  # pyrefly: ignore
+  loss_fn.check_labels = functools.partial(_check_labels, classes)  # pyrefly: ignore
   return loss_fn
 
 
-def _check_labels(labels: Any) -> None:
-  """Raises ValueError unless labels, where there is one for each image, are classes.
+def _noting(logits_fn: Logits, classes: set[int]) -> Logits:
+  """The same logits; adds the number of their classes to a set, when traced."""
 
-  How many classes there are is known once the model is traced; a label above them makes the loss
-  NaN, and one below 0 would be counted from the last class.
+  def noted_fn(*arguments):
+    logits = logits_fn(*arguments)
+    classes.update(getattr(logits, 'shape', ())[-1:])
+    return logits
+
+  return noted_fn
+
+
+def _check_labels(classes: set[int], labels: Any) -> None:
+  """Raises ValueError unless labels, if there is one for each image, are classes.
+
+  A label above them makes the loss NaN, and one below 0 would be counted from the last class.
   """
-  if np.ndim(labels) != 1:
-    return
-  check_whole_numbers(labels)
-  below = np.flatnonzero(np.asarray(labels) < 0) if is_known(labels) else np.zeros(0, int)
-  if len(below):
-    raise ValueError(
-      f'The label {labels[below[0]]} of image {below[0]} is not a class; labels are integers of at '
-      'least 0.'
-    )
+  if np.ndim(labels) == 1:
+    check_whole_numbers(labels)
+    check_classes(labels, min(classes, default=None))
 
 
 def _of_structure(adapted: Adapted, apply_kwargs: dict[str, Any]) -> Logits:

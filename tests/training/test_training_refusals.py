@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from comparing import assert_refused
 from tiny import Tiny, problem, unchanged
@@ -42,6 +43,15 @@ def losing(*result):
   return fit(loss_fn=lambda *_: result)
 
 
+def bitfit():
+  return problem().adapted.fix('bitfit').split(problem().variables)[0]
+
+
+def begun(trainable=None):
+  """The state before the first of 4 steps."""
+  return loop.initial_state(trainable or problem().split()[0], RECIPE.optimizer(24))
+
+
 def warm(**arguments):
   defaults = problem()._asdict() | SHARED | {'key': KEY, 'preprocess': unchanged}
   return head_alone.warm_head(**defaults | arguments)
@@ -65,8 +75,17 @@ def together(**arguments):
       '10 images cannot be cut',
     ),
     (lambda: fit(state={'step': 3}), 'state: expected a TrainState, got dict'),
-    (lambda: fit(labels=[0, 1, -1, 2]), 'label -1 of image 2'),
+    (lambda: fit(labels=problem().labels.at[2].set(-1)), 'label -1 of image 2'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
+    (
+      lambda: losing(jnp.zeros(()), {'confusion': jnp.ones((3, 3))}),
+      "'confusion' is float32 [3, 3]",
+    ),
+    (lambda: losing(jnp.zeros(()), {'name': 'a'}), "'name' is 'a'"),
+    (lambda: fit(labels=problem().labels[:5]), 'the labels [5]'),
+    (lambda: fit(state=begun(bitfit())), 'state.trainable has nothing at'),
+    (lambda: fit(state=begun(), tx=optax.sgd(0.1)), 'state.opt_state has'),
+    (lambda: fit(state=begun()._replace(step=5)), 'state.step=5'),
     (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),
     (lambda: together(images=Partial()), 'resident images'),
     (lambda: together(mesh=glora_jax.mesh.Mesh(jax.devices()[:1], 'data')), 'no mesh'),
@@ -78,3 +97,9 @@ def together(**arguments):
 def test_training_refuses_what_it_cannot_use(call, named, monkeypatch):
   monkeypatch.setattr(head_alone, 'halve', None)  # the first that `warm_head` computes
   assert_refused(named, call)
+
+
+@pytest.mark.parametrize('train, options', [(fit, {'loss_fn': supernet(sample=None)}), (warm, {})])
+def test_a_label_beyond_the_classes_is_named_with_its_image(train, options):
+  labels = problem().labels.at[5].set(3)
+  assert_refused('label 3 of image 5', lambda: train(labels=labels, **options))
