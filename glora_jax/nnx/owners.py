@@ -224,9 +224,8 @@ def _subclass(base: type, members: Mapping[str, Any]) -> type:
   )
   try:
     return make((base,))
-  except (
-    Exception
-  ) as error:  # it demands arguments that only its author knows, or forbids subclasses
+  except Exception as error:
+    # It demands arguments that only its author knows, or forbids subclasses.
     log.info('%s.__init_subclass__ is not called: %s', base.__name__, error)
     return make((_Untold, base))
 

@@ -29,7 +29,6 @@ from glora_jax.runs.stage import (
   made_otherwise,
   read_by,
   readers,
-  require_own_folders,
   require_tested,
   walk,
 )
@@ -170,7 +169,6 @@ def prepared(
     _forget(workdir, changes, others)
     context = make_context(settings, stages, workdir, stop)
     require_tested(context, stages)
-    require_own_folders(context, stages)
   otherwise = set(made_otherwise(context, stages))
   for change in changes:
     again = readers(stages, [change.name])

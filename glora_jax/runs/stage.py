@@ -7,8 +7,8 @@ compiles, and the order, titles, seconds, profiles and folders of a job.
 The key of a stage is a digest of the fields that it reads, the keys of the stages before it, the
 images, the weights and the version of this package, and the number of shards if something is drawn
 for each. `stage.json` in its folder has the key that the folder was made with. A folder of another
-key is kept as `NAME.old` until the new one is complete. What is complete is kept, whatever the
-number of shards. Nothing that a user put there is moved or removed.
+key is moved to `replaced/NAME/KEY`, and comes back if the key does; nothing is removed. What is
+complete is kept, whatever the number of shards.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import hashlib
 import json
 import logging
 import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +28,7 @@ from typing_extensions import TypedDict
 import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.errors import UserError, user_errors
-from glora_jax.files import is_partial, write_json
+from glora_jax.files import write_json
 from glora_jax.records import read_record
 from glora_jax.runs.fields import COMMON, is_among, values_of
 from glora_jax.runs.monitoring import profiled
@@ -45,9 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARK = 'stage.json'
-# What stages write into their folders: files, training states (12), and folders of both.
-_FILE = re.compile(r'(stage|format|genome|rates)\.json|metrics\.jsonl|(allocation|archive)\.npz')
-_STATE, _FOLDER = re.compile(r'\d+(\..+)?'), re.compile(r'states|heads|supernets|\d+(-\d+)?')
 # What every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 
@@ -138,13 +133,11 @@ class Mark(TypedDict):
     key: digest of what the stage read, and the number of shards.
     whole: whether the stage is complete.
     seconds: how long it took, including interrupted starts.
-    set_aside: whether `walk` renamed the folder to `NAME.old`, or is removing it.
   """
 
   key: str
   whole: bool
   seconds: float
-  set_aside: bool
 
 
 def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
@@ -160,9 +153,10 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'version': glora_jax.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    folder = context.path(stage.name)
-    marks = [mark for mark in (read_mark(folder), _set_aside(f'{folder}.old')) if mark]
-    made = [x['key'] for x in marks if x['whole'] and x['key'].partition(' ')[0] == digest]
+    replaced = context.path('replaced', stage.name)
+    folders = (os.path.join(replaced, name) for name in sorted(names_in(replaced) or ()))
+    marks = map(read_mark, (context.path(stage.name), *folders))
+    made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
     keys[stage.name] = (made or [f'{digest} {context.shards if stage.splits else 1}'])[0]
   return keys
 
@@ -263,8 +257,6 @@ def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
   finally:
     seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']
     context.seconds[stage.title] = round(seconds, 2)
-  if stage.has_folder and meshes.primary():
-    _remove_old(context.path(f'{stage.name}.old'))
 
 
 @contextlib.contextmanager
@@ -276,7 +268,7 @@ def clocked(folder: str | None) -> Iterator[Mark]:
   Args:
     folder: the folder; None records nothing.
   """
-  mark = (folder and read_mark(folder)) or _new_mark()
+  mark = (folder and read_mark(folder)) or Mark(key='', whole=False, seconds=0.0)
   if mark['whole']:
     yield mark
     return
@@ -301,99 +293,33 @@ def read_mark(folder: str) -> Mark | None:
   return read_record(path, 'stage', Mark, f'remove {folder} to run the stage again')
 
 
-def _new_mark(key: str = '', *, set_aside: bool = False) -> Mark:
-  return Mark(key=key, whole=False, seconds=0.0, set_aside=set_aside)
-
-
-def require_own_folders(context: Context, stages: Sequence[Stage]) -> None:
-  """Raises ValueError if a stage would have to move or remove something that a user put there."""
-  for name, key in keys_of(context, stages).items():
-    _require_own(context.path(name), key)
-
-
-def _require_own(folder: str, key: str) -> None:
-  """Raises ValueError if a folder of another key cannot make room."""
-  found, old = read_mark(folder), f'{folder}.old'
-  if found is None:
-    if os.path.isdir(folder) and os.listdir(folder):
-      raise UserError(
-        f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
-      )
-  elif found['key'] != key:
-    is_free = not os.path.lexists(old) or (not os.path.islink(old) and names_in(old) == set())
-    if not is_free and _set_aside(old) is None:
-      raise UserError(
-        f'{old} is not of this run, which would keep the files of {folder} there while that stage '
-        'runs again; rename it, or choose another --workdir.'
-      )
-    for path in (*_strangers(folder), *_strangers(old)):
-      raise UserError(
-        f'{path} is not a file of this run, and its stage runs again, which would remove it; move '
-        'it elsewhere, or choose another --workdir.'
-      )
-
-
-def _strangers(folder: str) -> Iterator[str]:
-  """Paths in a stage's folder that no stage writes."""
-  for entry in os.scandir(folder) if os.path.isdir(folder) else ():
-    if not entry.is_dir(follow_symlinks=False):
-      if entry.is_symlink() or not (_FILE.fullmatch(entry.name) or is_partial(entry.name)):
-        yield entry.path
-    elif _FOLDER.fullmatch(entry.name) and os.path.exists(os.path.join(entry.path, MARK)):
-      yield from _strangers(entry.path)
-    elif not _STATE.fullmatch(entry.name):
-      yield entry.path
-
-
-def _set_aside(folder: str) -> Mark | None:
-  """The mark of a folder that `_make_ready` renamed; None for any other."""
-  mark = None if os.path.islink(folder) else read_mark(folder)
-  return mark if mark is not None and mark['set_aside'] else None
-
-
 def _make_ready(context: Context, name: str, key: str) -> None:
-  """Puts the folder of a key into place, and one of another key out of the way."""
-  folder, old = context.path(name), context.path(f'{name}.old')
+  """Puts the folder of a key into place; one of another key is moved to `replaced/`."""
+  folder = context.path(name)
   with meshes.primary_first(name):
     if not meshes.primary():
       return
-    _require_own(folder, key)
-    found, kept = read_mark(folder), _set_aside(old)
-    if found is None or found['key'] != key:
-      if kept is not None and not kept['key']:  # a kill while it was being removed
-        kept = _remove(old)
-      if kept is not None:
-        _remove(folder)
-        if kept['key'] == key:  # the correction was undone
-          os.rename(old, folder)
-      elif found is not None:
-        write_json(os.path.join(folder, MARK), {**found, 'set_aside': True}, 'stage')
-        os.rename(folder, old)
-    mark = read_mark(folder)
-    if mark is None or mark['set_aside']:
+    found = read_mark(folder)
+    if found is None and os.path.isdir(folder) and os.listdir(folder):
+      raise UserError(
+        f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
+      )
+    if found is not None and found['key'] != key:
+      replaced = _place_of_replaced(context, name, found['key'])
+      os.makedirs(os.path.dirname(replaced), exist_ok=True)
+      os.rename(folder, replaced)
+      log.info('%s: its files of before are kept in %s.', name, replaced)
+    earlier = _place_of_replaced(context, name, key)
+    if read_mark(folder) is None and read_mark(earlier) is not None:  # a correction was undone
+      os.makedirs(os.path.dirname(folder), exist_ok=True)
+      os.rename(earlier, folder)
+    if read_mark(folder) is None:
       os.makedirs(folder, exist_ok=True)
-      mark = mark or _new_mark(key)
-      write_json(os.path.join(folder, MARK), {**mark, 'set_aside': False}, 'stage')
+      mark = Mark(key=key, whole=False, seconds=0.0)
+      write_json(os.path.join(folder, MARK), mark, 'stage')
 
 
-def _remove_old(folder: str) -> None:
-  """Removes a folder that was set aside, unless a user has put something there since."""
-  if _set_aside(folder) is None:
-    return
-  if path := next(_strangers(folder), None):
-    log.warning('%s is not a file of this run, so %s is kept.', path, folder)
-  else:
-    _remove(folder)
-
-
-def _remove(folder: str) -> None:
-  """Removes a folder; a kill leaves its mark, without a key, for the next start."""
-  if not os.path.isdir(folder):
-    return
-  write_json(os.path.join(folder, MARK), _new_mark(set_aside=True), 'stage')
-  for entry in list(os.scandir(folder)):
-    if entry.is_dir(follow_symlinks=False):
-      shutil.rmtree(entry.path)
-    elif entry.name != MARK:
-      os.remove(entry.path)
-  shutil.rmtree(folder)
+def _place_of_replaced(context: Context, name: str, key: str) -> str:
+  """Where the folder of a stage with a key is kept while another is in its place."""
+  digest, _, shards = key.partition(' ')
+  return context.path('replaced', name, f'{digest[:16]}-{shards}')

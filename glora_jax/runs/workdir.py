@@ -36,7 +36,7 @@ from glora_jax.runs.fields import as_json, by_name, is_among, values_of
 log = logging.getLogger(__name__)
 
 # Folders that a job or a suite writes into besides those of its stages.
-WRITTEN = ('compiled', 'folded', 'profile', 'tensorboard')
+WRITTEN = ('compiled', 'folded', 'profile', 'replaced', 'tensorboard')
 
 LOCK = 'lock'
 TEST_LIST = 'test_list.json'  # written before the test images are read

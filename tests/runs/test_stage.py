@@ -17,7 +17,6 @@ from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.job import claimed, run_job
 from glora_jax.runs.stage import Stage, read_mark, walk
-from glora_jax.runs.workdir import Stopped
 
 
 class Job:
@@ -90,16 +89,11 @@ def test_a_corrected_field_runs_again_what_reads_it_and_nothing_more(changes, ag
   assert ran == again
   assert after == Job(tmp_path / 'anew').start(**changes)[0]
   assert job.start(**changes) == (after, [])
-  # What nobody corrected back is gone.
-  assert job.start() == (before, again)
+  assert job.start() == (before, [])  # corrected back: what was made at first is there
 
 
-def test_the_old_folder_is_kept_until_the_new_one_is_whole(job):
+def test_what_was_complete_is_kept_although_the_new_one_fails(job):
   result, _ = job.start()
-  asked = iter([False, True])
-  with pytest.raises(Stopped, match='before the stage second'):
-    job.start(lambda: next(asked), search__parents=5, budget=5)
-  assert not (job.folder / 'first.old').exists()
 
   def fail(context):
     raise OSError('no space left')
@@ -108,11 +102,9 @@ def test_the_old_folder_is_kept_until_the_new_one_is_whole(job):
   job.stages = (job.stages[0], dataclasses.replace(second, run=fail), *job.stages[2:])
   with pytest.raises(OSError, match='no space'):
     job.start(budget=5)
-  assert read_mark(str(job.folder / 'second.old'))['whole']
   assert not read_mark(str(job.folder / 'second'))['whole']
   job.stages = (job.stages[0], second, *job.stages[2:])
-  assert job.start() == (result, [])  # corrected back: what was made at first is there
-  assert not list(job.folder.rglob('*.old'))
+  assert job.start() == (result, [])
 
 
 def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job):
@@ -152,10 +144,10 @@ def or_die(function, left, *arguments, **options):
 
 
 def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monkeypatch):
-  """Before every file that is written, and every folder that is moved or removed."""
+  """Before every file that is written, and every folder that is made or moved."""
   values = {'search__parents': 5, 'budget': 5}
   expected, _ = Job(tmp_path / 'whole').start(**values)
-  writes = [(stage, 'write_json'), (os, 'rename'), (os, 'remove'), (shutil, 'rmtree')]
+  writes = [(stage, 'write_json'), (os, 'makedirs'), (os, 'rename')]
   for moment in range(100):
     job, left = Job(tmp_path / str(moment)), iter(range(moment))
     job.start()
@@ -165,7 +157,7 @@ def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monk
       assert job.start(**values)[0] == expected
       break
     assert job.start(**values)[0] == expected
-    assert not [*job.folder.rglob('*.old')], moment
+    assert job.start()[1] == [], moment  # what was complete before is there
   assert 10 < moment < 99
 
 
@@ -173,60 +165,27 @@ def files_of(folder):
   return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-@pytest.mark.parametrize('other', ['first.old', 'first.gone', 'first.old.gone'])
-@pytest.mark.parametrize('is_copy', [False, True])
-def test_a_users_folders_next_to_a_stage_stay_as_they_are(is_copy, other, job):
+@pytest.mark.parametrize('other', ['first.old', 'first.gone'])
+def test_a_users_copy_next_to_a_stage_stays_as_it_is(other, job):
   job.start()
-  if is_copy:
-    shutil.copytree(job.folder / 'first', job.folder / other)
-  (job.folder / other).mkdir(exist_ok=True)
+  shutil.copytree(job.folder / 'first', job.folder / other)
   (job.folder / other / 'thesis.txt').write_text('mine')
-  before = files_of(job.folder)
-  job.start()
-  assert files_of(job.folder) == before
-  if other == 'first.old':  # where the folder would be kept
-    with pytest.raises(ValueError, match=r'first\.old is not of this run'):
-      job.start(search__parents=5)
-    assert files_of(job.folder) == before
-  else:
-    job.start(search__parents=5)
-    assert files_of(job.folder / other).items() <= before.items()
+  before = files_of(job.folder / other)
+  for parents in (5, 6, 5):
+    job.start(search__parents=parents)
+  assert files_of(job.folder / other) == before
 
 
-def test_a_link_is_not_where_a_folder_is_kept(job, tmp_path_factory):
+def test_notes_in_the_folder_of_a_stage_stay_with_what_they_are_about(job):
   job.start()
-  elsewhere = tmp_path_factory.mktemp('elsewhere')
-  (job.folder / 'first.old').symlink_to(elsewhere)
-  with pytest.raises(ValueError, match=r'first\.old is not of this run'):
-    job.start(search__parents=5)
-  job.start()
-  assert not list(elsewhere.iterdir())
-
-
-@pytest.mark.parametrize('note', ['notes.txt', 'plots/loss.png', '12x/loss.png'])
-def test_notes_in_the_folder_of_a_stage_are_never_removed(note, job):
-  job.start()
-  path = job.folder / 'parts' / 'third' / note
-  path.parent.mkdir(exist_ok=True)
+  path = job.folder / 'parts' / 'third' / 'plots' / 'loss.png'
+  path.parent.mkdir()
   path.write_text('mine')
+  job.start(search__mode='random')
+  [moved] = job.folder.rglob('loss.png')
+  assert moved.relative_to(job.folder).parts[:3] == ('replaced', 'parts', 'third')
   job.start()
-  before = files_of(job.folder)
-  with pytest.raises(ValueError, match=r'third/.* is not a file of this run'):
-    stage.require_own_folders(job.context(search__mode='random'), job.stages)
-  with pytest.raises(ValueError, match=r'third/.* is not a file of this run'):
-    job.start(search__mode='random')
-  assert files_of(job.folder) == before
-
-
-def test_notes_in_a_folder_that_was_set_aside_stay(job):
-  def write(context):
-    (job.folder / 'second.old' / 'notes.txt').write_text('mine')
-
-  job.start()
-  job.stages = (job.stages[0], dataclasses.replace(job.stages[1], run=write), *job.stages[2:])
-  for _ in range(2):
-    job.start(budget=5)
-    assert (job.folder / 'second.old' / 'notes.txt').read_text() == 'mine'
+  assert path.read_text() == 'mine'
 
 
 def test_a_part_of_a_job_runs_what_it_needs(job):
