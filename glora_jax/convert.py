@@ -25,7 +25,7 @@ import flax
 from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.errors import user_errors
 from glora_jax.files import require_free
-from glora_jax.mesh import NoDeviceError, require_devices
+from glora_jax.mesh import require_devices
 from glora_jax.models import weights
 from glora_jax.models.checkpoint import locate
 from glora_jax.models.export import export, save_exported
@@ -131,8 +131,7 @@ def _inspection(checkpoint: Checkpoint) -> str:
 
 def _export(path: str, checkpoint: Checkpoint) -> str:
   """Writes the computation; returns a line about it."""
-  with user_errors(NoDeviceError):
-    require_devices()
+  require_devices()
   model, params, metadata = checkpoint
   exported = export(model, params, metadata['image_size'], metadata.get('normalization'))
   save_exported(path, exported)

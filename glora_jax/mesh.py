@@ -31,6 +31,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from glora_jax.errors import UserError
 from glora_jax.files import first_line
 from glora_jax.limits import shown
 
@@ -40,10 +41,6 @@ _BARRIER_TIMEOUT_MS = 3600 * 1000  # the first process may have to fetch data
 _IMAGE_BY_IMAGE = Layout((0, 3, 1, 2))  # n, channel, height, width
 _MOST_CHANNELS = 4  # more may fill a row
 _HALF_A_ROW = 64
-
-
-class NoDeviceError(RuntimeError):
-  """JAX has no device to compute on; the text is a sentence for the user."""
 
 
 def initialize(
@@ -61,8 +58,8 @@ def initialize(
     process_id: number of this process, from 0.
 
   Raises:
-    ValueError: a part is missing, or does not fit the rest.
-    RuntimeError: JAX has been used before, has no device, or the others cannot be reached.
+    UserError: a part is missing or does not fit the rest, JAX has been used before or has no
+      device, or the others cannot be reached.
   """
   coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
   if num_processes is None:
@@ -93,13 +90,13 @@ def require_devices() -> None:
   """Checks that JAX has a device to compute on.
 
   Raises:
-    NoDeviceError: it has none of the platform that is asked for.
+    UserError: it has none of the platform that is asked for.
   """
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:
     platforms = jax.config.values['jax_platforms']
-    raise NoDeviceError(
+    raise UserError(
       f'JAX finds no device with JAX_PLATFORMS={platforms!r} ({first_line(error)}); install JAX '
       'for that platform, or set JAX_PLATFORMS=cpu.'
     ) from error
@@ -114,7 +111,7 @@ def _join(
   if coordinator is not None and num_processes is not None and process_id is not None:
     fits = 0 <= process_id < num_processes
   if not fits:
-    raise ValueError(
+    raise UserError(
       f'distributed: {membership} do not describe one of several processes; set all three, '
       'process_id from 0 to num_processes - 1, or none.'
     )
@@ -123,7 +120,7 @@ def _join(
     jax.distributed.initialize(coordinator, num_processes, process_id)
   except RuntimeError as error:
     reason = str(error).strip().splitlines()[0]
-    raise RuntimeError(f'The processes with {membership} could not be joined: {reason}') from error
+    raise UserError(f'The processes with {membership} could not be joined: {reason}') from error
   # JAX has taken it for a service that is not used.
   if handler is not None and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, handler)

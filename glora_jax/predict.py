@@ -23,7 +23,7 @@ from glora_jax.data import image
 from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.errors import user_errors
 from glora_jax.limits import printable
-from glora_jax.mesh import NoDeviceError, require_devices
+from glora_jax.mesh import require_devices
 from glora_jax.models.classifier import Classifier, find_images, most_probable
 from glora_jax.runs.terminal import reported, run_program
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
   with reported(debug=given.debug):
-    with user_errors(ValueError, NoDeviceError):
+    with user_errors():
       images = find_images(given.images)
       require_devices()
       classifier = Classifier(

@@ -75,7 +75,7 @@ def run_job(
   Returns:
     The content of `result.json`, and how it was made (`provenance`).
   """
-  initialize(settings)
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
   with contextlib.ExitStack() as stack:
     with user_errors():
       workdir = check_path(workdir)
@@ -97,12 +97,6 @@ def run_job(
       result['sha256'] = _digests(workdir)
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
     return _with_provenance(result, workdir)
-
-
-def initialize(settings: RunSettings) -> None:
-  """Joins the processes of a run; raises UserError if they or a device cannot be reached."""
-  with user_errors(ValueError, RuntimeError):
-    meshes.initialize(**dataclasses.asdict(settings.distributed))
 
 
 def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:

@@ -18,6 +18,7 @@ from glora_jax.data.task import Task
 from glora_jax.errors import user_errors
 from glora_jax.files import require_free, whole
 from glora_jax.limits import shown
+from glora_jax.mesh import require_devices
 from glora_jax.runs.backbone import image_size_here
 from glora_jax.runs.config import check_config
 from glora_jax.runs.sections import DataSettings
@@ -79,6 +80,7 @@ def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = Fals
     ValueError: a field is wrong, or the task stands for several.
     OSError: the images cannot be read, or the picture cannot be written.
   """
+  require_devices()
   settings = check_config(config)
   names = catalog.expand(settings.task)
   if names != [settings.task]:

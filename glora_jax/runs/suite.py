@@ -33,7 +33,7 @@ from glora_jax.runs import experiment
 from glora_jax.runs.config import RunSettings, check_config, check_settings, settings_of
 from glora_jax.runs.context import never
 from glora_jax.runs.fields import warn_of_unread
-from glora_jax.runs.job import claimed, initialize, prepared
+from glora_jax.runs.job import claimed, prepared
 from glora_jax.runs.runners import THIS_PROCESS, Runner
 from glora_jax.runs.sections import SuiteSettings
 from glora_jax.runs.stage import read_by
@@ -106,7 +106,7 @@ def run(
     workdir = check_path(workdir)
   tasks = tasks_of(settings)
   read = read_by(experiment.stages_of(settings))
-  initialize(settings)
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
   folders = {name: _folder(workdir, name) for name in tasks}
   board = Board(settings.task, tuple(tasks))
 
