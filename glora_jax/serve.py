@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -97,8 +97,8 @@ class Pool:
     self._most = check_whole(slots, 'slots', 1)
     self._rank, self._apply_kwargs = check_whole(rank, 'rank', 1, MOST_RANKS), apply_kwargs
     self._merge, self._evicts = check_flag(merge, 'merge'), check_flag(evict, 'evict')
-    self._ranks = tuple(range(1, rank + 1))  # an adapter's may be any
-    adapted = _offering(adapted, (rank,), [False] * len(adapted.spec))
+    self._ranks = tuple(range(1, self._rank + 1))  # an adapter's may be any
+    adapted = _offering(adapted, (self._rank,), tied=False)
     self._adapted = adapted.fix(
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
@@ -116,7 +116,7 @@ class Pool:
     self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), laid)
     self._slots: dict[str, int] = {}  # of the adapters by name, least recently used first
     # Nothing is donated: an interrupted load leaves the old arrays, and calls that run use them.
-    self._write = jax.jit(self._written, out_shardings=laid, static_argnames='tied')
+    self._write = jax.jit(self._written, out_shardings=laid)
     self._answer = jax.jit(self._answers)
 
   @property
@@ -150,8 +150,7 @@ class Pool:
         f'The pool is full, its {self._most} slots hold {listed(self._slots)}; evict one, or make '
         'a pool with more slots or with evict=True.'
       )
-    tied = tuple(metadata['tied'])
-    loader = _offering(self._adapted, self._ranks, tied)
+    loader = _offering(self._adapted, self._ranks)
     stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
     genome, supports, others = unpack(path, tensors, metadata, loader, stored)
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
@@ -162,7 +161,7 @@ class Pool:
       )
     slot = slot or min(free, default=0) or next(iter(self._slots.values()))
     given = jax.tree.map(jnp.asarray, (slot, supports, genome, heads))
-    written = self._write(self._arrays, self._params, *given, tied=tied)
+    written = self._write(self._arrays, self._params, *given)
     others = {other: own for other, own in self._slots.items() if own != slot}
     self._arrays, self._slots = written, {**others, name: slot}
 
@@ -186,9 +185,12 @@ class Pool:
       these laid as they came.
 
     Raises:
+      TypeError: the names are not a list.
       ValueError: the pool has no adapter of a name, or names and examples are not as many.
     """
     inputs = x if isinstance(x, tuple) else (x,)
+    if not isinstance(names, Iterable):
+      raise TypeError(f'names={shown(names)} must be a list, with a name or None for each example.')
     names = [names] if isinstance(names, str) else list(names)
     slots = np.array([_BASE if name is None else self._slot(name) for name in names], np.int32)
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves((inputs, collections)) if np.ndim(leaf)}
@@ -254,13 +256,13 @@ class Pool:
     return heads
 
   def _written(
-    self, arrays: Any, params: Any, slot: Any, supports: Any, genome: Any, heads: Any, tied: tuple
+    self, arrays: Any, params: Any, slot: Any, supports: Any, genome: Any, heads: Any
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
     params, packed = set_apart(self._rebuild(params), self._adapted.param_shapes)
     written = arrays[COLLECTION]
-    loader = _offering(self._adapted, self._ranks, tied)
+    loader = _offering(self._adapted, self._ranks)
     for group, given in zip(self._adapted.groups, loader.groups, strict=True):
       alleles, members, ranks = given.alleles(genome), [], given.space.ranks
       for site, part in given.of_members(given.own(supports)):
@@ -304,12 +306,10 @@ class Pool:
     return jax.vmap(answer, (0, axes, 0))(slots, inputs, collections)
 
 
-def _offering(adapted: Adapted, ranks: tuple[int, ...], tied: Sequence[bool]) -> Adapted:
-  """A model with a free structure of some ranks; whether forms share storage is said by row."""
-  groups = tuple(
-    dataclasses.replace(group, space=SearchSpace(ranks, tied=tied[group.rows[0]]))
-    for group in adapted.groups
-  )
+def _offering(adapted: Adapted, ranks: tuple[int, ...], tied: bool = True) -> Adapted:
+  """A model with a free structure of some ranks; `tied` says whether forms share storage."""
+  space = SearchSpace(ranks, tied=tied)
+  groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
   return dataclasses.replace(adapted, groups=groups, spec=spec_of(groups), genome=None)
 
 

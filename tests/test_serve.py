@@ -153,7 +153,7 @@ def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
   adapted, params = of_function()
   x = normal(6, 4)
   alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'ssf', 'c': 'bitfit'})
-  pool = Pool(adapted, params, slots=2, rank=4, evict=True)
+  pool = Pool(adapted, params, slots=2.0, rank=4.0, evict=True)
   pool.load('a', tmp_path / 'a')
   pool(x, ['a'] * 6)
   compiled = []
@@ -267,6 +267,8 @@ def test_odd_names_files_and_collections_are_refused_in_a_sentence(tmp_path):
   assert_refused('4, 6 examples', pool, x, ['a'] * 6, cache={'k': jnp.ones(4)})
   assert_refused('no examples', pool, 1.0, ['a'])
   assert_refused("merge='no'", Pool, adapted, params, merge='no')
+  with pytest.raises(TypeError, match='names=None must be a list'):
+    pool(x, None)
   tensors, metadata = read_tensors(path, 'adapter')
   metadata['layers'][0]['B'] = f'lora:{"9" * 5000}'
   write_tensors(path, tensors, 'adapter', metadata)

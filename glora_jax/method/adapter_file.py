@@ -26,13 +26,13 @@ from glora_jax.method.genomes import (
 from glora_jax.method.groups import parts_read
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import is_array
-from glora_jax.method.supports import COLLECTION
+from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.records import check_shape
 from glora_jax.tree import differences, fingerprint, flatten, partition, path_name, update
 
 AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each row.
-_BY_ROW = ('spec', 'tied', 'scale', 'genome', 'layers', 'parameters')
+_BY_ROW = ('spec', 'scale', 'genome', 'layers', 'parameters')
 _LARGEST_SCALE = 1e30  # with which numbers in float32 stay finite
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
@@ -42,7 +42,6 @@ class _Metadata(TypedDict):
   """What the metadata of an adapter must say."""
 
   spec: list[str]
-  tied: list[bool]
   scale: list[float]
   base: str
   rounded: list[str]
@@ -92,7 +91,7 @@ def save_adapter(
   adapted, genome = adapted.fixed(genome, 'save_adapter')
   adapted.check_variables(variables)
   trainable, frozen = adapted.split(variables)
-  base = frozen.pop('params')
+  base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])
   described = {
     **_rows(adapted),
     'base': fingerprint(base),
@@ -102,10 +101,8 @@ def save_adapter(
   if reserved := described.keys() & metadata.keys():
     raise ValueError(f'The metadata name {min(reserved)!r} is reserved; choose another.')
   tensors = {
-    f'{COLLECTION}/{layer}/{name}': np.asarray(array)[part]
-    for layer, name, array, part in parts_read(
-      adapted.groups, adapted.spec, genome, trainable[COLLECTION]
-    )
+    name: array[part]
+    for name, array, part in _parts(adapted, genome, jax.tree.map(np.asarray, trained))
   }
   others = {**frozen, COLLECTION: {}, 'params': trainable['params']}
   tensors |= {'/'.join(p): nn.meta.unbox(value) for p, value in flatten(others).items()}
@@ -117,6 +114,22 @@ def save_adapter(
       )
   require_finite(path, tensors)
   write_tensors(path, tensors, 'adapter', {**described, **metadata})
+
+
+def _parts(
+  adapted: Adapted, genome: np.ndarray, supports: Any
+) -> Iterator[tuple[str, np.ndarray, tuple[int | slice, ...]]]:
+  """The numbers that a structure reads: a tensor's name in a file, an array, the part of it.
+
+  A file has the names and axes of forms that share storage, whatever the space: with one structure
+  there is nothing to share. An array of a form's own is given as a view with those axes.
+  """
+  for layer, name, array, part in parts_read(adapted.groups, adapted.spec, genome, supports):
+    if (shared := SUPPORTS[name].shared) is not None:
+      own = part[: -len(SUPPORTS[name].axes)]
+      name, part = shared.name, (*own, *shared.index)
+      array = np.expand_dims(array, RANK_AXES[name]) if name in RANK_AXES else array
+    yield f'{COLLECTION}/{layer}/{name}', array, part
 
 
 def _rows(adapted: Adapted) -> dict[str, list[Any]]:
@@ -143,7 +156,6 @@ def _rows(adapted: Adapted) -> dict[str, list[Any]]:
       f'{layer.name}, {layer.in_features} to {layer.out_features}' + ' with bias' * layer.bias
       for layer in adapted.spec
     ],
-    'tied': [layer.space.tied for layer in adapted.spec],
     'scale': [layer.space.scale for layer in adapted.spec],
     'parameters': parameters,
   }
@@ -284,10 +296,7 @@ def unpack(
   """
   genome = _structure(path, metadata, adapted)
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
-  parts = {
-    f'{COLLECTION}/{layer}/{name}': (array, part)
-    for layer, name, array, part in parts_read(adapted.groups, adapted.spec, genome, supports)
-  }
+  parts = {name: (array, part) for name, array, part in _parts(adapted, genome, supports)}
   check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
   for name, (array, part) in parts.items():
     array[part] = tensors.pop(name)

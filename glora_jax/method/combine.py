@@ -138,7 +138,6 @@ def combine(
   spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in first.layers))
   described = {
     **{name: first.metadata[name] for name in ('spec', 'parameters', 'base', 'rounded')},
-    'tied': [True] * len(spec),
     'scale': [1.0] * len(spec),
     **genome_to_json(spec, genome_from_json(spec, {'layers': alleles})),
   }
@@ -175,8 +174,8 @@ def _read(path: str) -> _Adapter:
   except ValueError as error:
     raise damaged(path, error, AGAIN) from error
   expected = {}
-  for layer, alleles, tied in zip(layers, genome, metadata['tied'], strict=True):
-    how = space.ranks, layer.bias, tied
+  for layer, alleles in zip(layers, genome, strict=True):
+    how = space.ranks, layer.bias
     shapes = support_shapes(layer.in_features, layer.out_features, *how)
     for support, part in used_parts(alleles, *how).items():
       whole = np.broadcast_to(np.float32(0), shapes[support])  # of any size, in no memory

@@ -500,12 +500,12 @@ def space_for(
 
 
 def smallest_space(structure: Structure | None) -> SearchSpace:
-  """The search space of the ranks that a structure names, and of a file's scale and storage."""
+  """The search space of the ranks that a structure names, and of a file's scale."""
   of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
   ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
-  rows = {name: of_file.get(name) for name in ('tied', 'scale')}
-  by_row = {name: row[0] for name, row in rows.items() if isinstance(row, list) and row}
-  return SearchSpace(ranks=tuple(ranks) or (4,), **by_row)
+  scales = of_file.get('scale')
+  scale = scales[0] if isinstance(scales, list) and scales else 1.0
+  return SearchSpace(ranks=tuple(ranks) or (4,), scale=scale)
 
 
 def _ranks(structure: Any) -> Iterator[int]:

@@ -1,5 +1,7 @@
 """Adapter files: what they hold, what they give back, on which base they are refused."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,29 @@ def test_adapters_of_another_base_or_space_are_refused(subnet, tmp_path):
     adapter_file.load_adapter(path, other, params)
   with pytest.raises(ValueError, match='another structure than this model is fixed to'):
     adapter_file.load_adapter(path, adapted.fix('bitfit'), params)
+
+
+FORMS = {
+  'qkv': {'A': 'vector', 'B': 'lora:2', 'C': 'vector', 'D': 'constant', 'E': 'vector'},
+  'proj': {'A': 'constant', 'B': 'constant', 'C': 'lora:2', 'E': 'constant'},
+  'fc1': {'A': 'lora:2', 'B': 'vector'},
+}
+
+
+@pytest.mark.parametrize('tied', [(True, False), (False, True), (True, True), (False, False)])
+def test_an_adapter_loads_whichever_forms_share_storage_there_and_here(subnet, tied, tmp_path):
+  """Storage is shared for the sake of a search; an adapter has one structure."""
+  free, variables = subnet
+  qkv, others = (glora_jax.SearchSpace((2, 4), tied=own) for own in tied)
+  space = {'qkv': qkv, '': others}
+  adapted = glora_jax.adapt(free.model, IMAGES, space=space, structure=FORMS)
+  trained = random_variables(adapted, variables['params'])
+  path, params = tmp_path / 'a.safetensors', trained['params']
+  close = functools.partial(assert_allclose, rtol=1e-5, atol=1e-6)
+  adapter_file.save_adapter(path, adapted, trained)
+  for here in (glora_jax.adapt(free.model, IMAGES, structure=path), free):
+    fixed, loaded = adapter_file.load_adapter(path, here, params)
+    jax.tree.map(close, fixed.fold(loaded), adapted.fold(trained))
 
 
 @pytest.mark.parametrize('kind', [jnp.bfloat16, jnp.float16])
