@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
-from glora_jax.method.equation import made_for
 from glora_jax.models.vit import ViT, vit
 
 CANDIDATES = 8
@@ -36,8 +35,7 @@ def measure(model: ViT, size: int, folded: bool) -> float:
       return model.apply({'params': adapted.fold(variables, genome)}, images)
     return adapted.apply(variables, images, genome=genome)
 
-  with made_for('tpu'):  # on CPU candidates are folded, and biases merged first
-    compiled = score.lower(variables, genomes, images).compile()
+  compiled = score.lower(variables, genomes, images).compile()
   return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 

@@ -28,7 +28,6 @@ import qwix
 import glora_jax
 from benchmarks.machinery.measuring import in_turn, make_parser, print_result, print_table
 from benchmarks.tpu_programs.decoder import Size, decoder, shapes
-from glora_jax.method.equation import made_for
 from glora_jax.runs.plan import bytes_by_kind, devices_of
 
 SMALL, MIDDLE = Size(128, 4, 4, 384, 256, 128), Size(512, 8, 8, 1408, 4096, 256)
@@ -110,9 +109,8 @@ def sizes(size: Size, kind: str, topology: str | None) -> dict[str, float]:
   if topology is not None:
     sharding = jax.sharding.SingleDeviceSharding(devices_of(topology)[0])
     arguments = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), arguments)
-  with made_for('cpu' if topology is None else 'tpu'):
-    trained = jax.jit(lambda *arguments: step(*arguments)[:2])
-    found = bytes_by_kind(trained.lower(*arguments).compile())
+  trained = jax.jit(lambda *arguments: step(*arguments)[:2])
+  found = bytes_by_kind(trained.lower(*arguments).compile())
   own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((carry[:2], arguments[1])))
   base = found['arguments'] - own
   return {'base': base / 2**20, 'temporaries': found['temporaries'] / 2**20}

@@ -15,7 +15,6 @@ from benchmarks.machinery.measuring import append_line, read_lines
 from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
-from glora_jax.method.equation import made_for
 from glora_jax.models.vit import vit
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.plan import bytes_by_kind, devices_of, most_that_fit
@@ -23,6 +22,7 @@ from glora_jax.runs.programs import MAKERS, Program, count, shape_of_run, traini
 from glora_jax.runs.sections import MeshSettings, ModelSettings, SpaceSettings, TrainingSettings
 from glora_jax.runs.stage import Workload
 from glora_jax.runs.stages.training import FullFineTuning
+from glora_jax.search.scoring import made_for
 
 COUNTS = {'train': 800, 'val': 200, 'test': 1000}
 FINETUNING = 'finetuning'  # of all weights, in float32: what the supernet is measured by

@@ -17,16 +17,14 @@ Those that no allele on offer reads may be left out: a tensor without any is non
 Training a layer with a merged kernel would compute the gradient of the whole kernel first and then
 that of its factors. Where A is not a LoRA, `layer_by_output` gives the same output as
 x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b', in which all that is trained has thin gradients.
-Where a merged kernel is cheaper nevertheless, `_merged_product` has these gradients as its own.
+Where a merged kernel is cheaper nevertheless, `_large_product` has these gradients as its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,7 +39,6 @@ LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
 NEAR_ZERO = 0.25  # less than this, 1 + A is nothing to divide by
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
 
 
 def effective(
@@ -239,26 +236,6 @@ def matrix_product(left: jax.Array, right: jax.Array) -> jax.Array:
   return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-@contextlib.contextmanager
-def made_for(platform: str) -> Iterator[None]:
-  """Programs that are traced within are those of a platform, 'cpu', 'gpu' or 'tpu', not JAX's own.
-
-  Example:
-    >>> with made_for('tpu'):  # on a machine that plans for one
-    ...   program = jax.make_jaxpr(jnp.sin)(1.0)
-  """
-  token = _platform.set(platform)
-  try:
-    yield
-  finally:
-    _platform.reset(token)
-
-
-def platform() -> str:
-  """What programs that are traced now are for: 'cpu', 'gpu' or 'tpu'; see `made_for`."""
-  return _platform.get() or jax.default_backend()
-
-
 def layer_by_output(
   product: Product,
   inputs: jax.Array,
@@ -268,7 +245,7 @@ def layer_by_output(
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
-  """The layer's output without bias; A and a LoRA for B go into the kernel where that is cheaper.
+  """The layer's output without bias, of a layer whose A is not a LoRA.
 
   Args:
     product: x W of inputs [..., in] and a kernel [in, out].
@@ -284,7 +261,7 @@ def layer_by_output(
   """
   stored = stored_tensors(supports)
   can_merge = 'B_down' in supports if 'B' in stored else 'A' in stored
-  if can_merge and _merging_pays(product, inputs, kernel):
+  if can_merge and _is_large(product, inputs, kernel):
     into, out = kernel.shape
     scale, down, up = jnp.ones(out), jnp.zeros((into, 0)), jnp.zeros((0, out))
     if 'A' in stored:
@@ -292,7 +269,7 @@ def layer_by_output(
     if 'B' in stored:
       down, up = weight_factors(supports, 'B', alleles[1], ranks)
     terms = (term.astype(kernel.dtype) for term in (scale, down, up))
-    return _merged_product(product, precision, inputs, kernel, *terms)
+    return _large_product(product, precision, inputs, kernel, *terms)
   output = product(inputs, kernel)
   dtype = output.dtype
   if 'A' in stored:
@@ -355,27 +332,25 @@ def _through_factors(
   return jnp.matmul(narrow, up, precision=precision)
 
 
-def _merging_pays(product: Product, inputs: jax.Array, kernel: jax.Array) -> bool:
-  """Whether x (W + B) is cheaper than x W + x B, and as exact.
+def _is_large(product: Product, inputs: jax.Array, kernel: jax.Array) -> bool:
+  """Whether `_large_product` is cheaper, and as exact.
 
   With the factors apart, x B is added to all outputs, and its gradient to all inputs; merged, both
   passes go over the kernel. A sum that is rounded to less than float32 would lose small changes of
-  the kernel, and TPUs and GPUs round what they multiply in float32. A quantized kernel is taken out
-  in the product, and nowhere else.
+  the kernel. A quantized kernel is dequantized in the product only, and how a batch of unknown size
+  compares is not known.
   """
   if is_quantized(kernel):
     return False
   dtype = jax.eval_shape(product, inputs, kernel).dtype
-  is_exact = platform() == 'cpu' and dtype == kernel.dtype
-  if not is_exact or jnp.finfo(dtype).bits < 32:
-    return False
   into, out = kernel.shape
   tokens = math.prod(inputs.shape[:-1])
-  return tokens * (into + out) > 2 * into * out
+  is_exact = dtype == kernel.dtype and jnp.finfo(dtype).bits >= 32
+  return is_exact and isinstance(tokens, int) and tokens * (into + out) > 2 * into * out
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _merged_product(
+def _large_product(
   product: Product,
   precision: Any,
   inputs: jax.Array,
@@ -384,24 +359,38 @@ def _merged_product(
   down: jax.Array,
   up: jax.Array,
 ) -> jax.Array:
-  """X (W * scale + B_down B_up), [..., out]; scale is 1 + A, [out]."""
-  return product(inputs, kernel * _beside(kernel, scale) + matrix_product(down, up))
+  """X (W * scale + B_down B_up), [..., out]; scale is 1 + A, [out].
+
+  On CPU it is the product with the merged kernel. TPUs and GPUs round what they multiply, and would
+  lose small changes of the kernel. Which of the two runs is decided when the program is lowered, so
+  that a program exported on one platform is right on another.
+  """
+
+  def merged(inputs, kernel, scale, down, up):
+    return product(inputs, kernel * _beside(kernel, scale) + matrix_product(down, up))
+
+  def apart(inputs, kernel, scale, down, up):
+    output = product(inputs, kernel)
+    return output * _beside(output, scale) + _through_factors(inputs, down, up, precision)
+
+  arguments = inputs, kernel, scale, down, up
+  return jax.lax.platform_dependent(*arguments, cpu=merged, default=apart)
 
 
-@functools.partial(_merged_product.defjvp, symbolic_zeros=True)
-def _merged_product_jvp(
+@functools.partial(_large_product.defjvp, symbolic_zeros=True)
+def _large_product_jvp(
   product: Product, precision: Any, primals: Any, tangents: Any
 ) -> tuple[Any, Any]:
   """The derivative by each argument that has one; those by the factors are thin products.
 
-  Merged kernels are made again for the gradient by the inputs: a scan over layers would keep all.
+  A merged kernel is made again for the gradient by the inputs: a scan over layers would keep all.
   The derivative by the scale is x W. With y the output, that is (y - x B_down B_up) / scale, and
   its second term joins the derivative by B_up: x W need be neither kept nor made.
   """
   inputs, kernel, scale, down, up = primals
   *others, of_scale, of_down, of_up = tangents
-  merged = functools.partial(_merged_product, product, precision)
-  output = merged(*primals)
+  run = functools.partial(_large_product, product, precision)
+  output = run(*primals)
   terms = []
   if not isinstance(of_scale, SymbolicZero):
     is_near = (jnp.abs(scale) < NEAR_ZERO).any()
@@ -410,7 +399,7 @@ def _merged_product_jvp(
     by_scale = jax.checkpoint(functools.partial(_by_scale, product, precision))
     terms.append(by_scale(is_near, inputs, kernel, output, of_scale, share))
   by_argument = (
-    lambda change: jax.checkpoint(merged)(change, kernel, scale, down, up),
+    lambda change: jax.checkpoint(run)(change, kernel, scale, down, up),
     lambda change: product(inputs, change * _beside(change, scale)),
     lambda change: _through_factors(inputs, change, up, precision),
     lambda change: _through_factors(inputs, down, change, precision),

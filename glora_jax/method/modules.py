@@ -32,7 +32,7 @@ import numpy as np
 from glora_jax.method import equation
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import check_unquantized
-from glora_jax.method.rules import Deferred, defer, fold, merge_biases, merge_kernels
+from glora_jax.method.rules import Deferred, defer, fold, merge_kernels
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import (
   LINEAR_MODULES,
@@ -43,8 +43,7 @@ from glora_jax.method.site import (
   lay_beside,
   linear_layout,
 )
-from glora_jax.method.space import WEIGHT_TENSORS
-from glora_jax.method.supports import of_tensors, support_shapes
+from glora_jax.method.supports import support_shapes
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, replace
@@ -321,11 +320,7 @@ def _run(layout: Layout, ranks: tuple[int, ...], goes_by_output: bool, call: Mod
   arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
   if plain and goes_by_output and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
     return _dense(module, arguments[0], kernel, bias, supports, alleles, ranks)
-  rest = alleles, layout, ranks
-  params = {'kernel': merge_kernels(kernel, of_tensors(supports, WEIGHT_TENSORS), *rest)}
-  if bias is not None:
-    params['bias'] = merge_biases(kernel, bias, supports, *rest)
-  return call.with_params(**params)
+  return call.with_params(kernel=merge_kernels(kernel, supports, alleles, layout, ranks))
 
 
 def _dense(
@@ -359,9 +354,8 @@ def graft(
   """Params with supports and alleles beside their kernels, stacked as these are.
 
   They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. What
-  the model also reads by other ways than its modules' calls is folded at once. So are biases on
-  CPU, where a step takes longer if a scan over layers merges them (1.5 times as long for BitFit),
-  and those of a fixed structure; the TPU compiler holds less where they wait.
+  the model also reads by other ways than its modules' calls is folded at once. So are biases: on
+  CPU a step takes longer if a scan over layers merges them (1.5 times as long for BitFit).
 
   Args:
     groups: the adapted layers.
@@ -376,8 +370,7 @@ def graft(
   others = [group for group in groups if not any(site.shared for site in group.members)]
   params = fold([group for group in groups if group not in others], params, supports, genome)
   kernels, runs = flatten(params), {}
-  biases_wait = fixed is None and equation.platform() != 'cpu'
-  params = defer(others, params, supports, genome, fixed, biases_wait)
+  params = defer(others, params, supports, genome, fixed)
   for site in (site for group in others for site in group.members):
     kernel = site.kernel(params)
     if isinstance(kernel, Deferred):

@@ -170,8 +170,7 @@ class Deferred:
 
   Attributes:
     kernel: float [stack..., inputs..., outputs...], in its own type, or a quantized array.
-    supports: supports of A and B, and those of biases that wait (`defer`), [stack..., ...]; none of
-      a quantized array that is not adapted.
+    supports: supports of A and B, [stack..., ...]; none of a quantized array that is not adapted.
     alleles: int [stack..., 5]; None without supports.
     plan: what is static of it.
     slot: of supports [stack..., slots, ...] those that are used, int [stack...]; None where there
@@ -247,7 +246,6 @@ def defer(
   supports: Any,
   genome: jax.Array,
   fixed: np.ndarray | None = None,
-  biases_wait: bool = False,
   slot: jax.Array | None = None,
   packed: Mapping[Path, Any] = types.MappingProxyType({}),
 ) -> Any:
@@ -259,7 +257,6 @@ def defer(
     supports: the `glora` collection.
     genome: int [rows, 5]; may be traced.
     fixed: the genome where it is known when tracing.
-    biases_wait: whether supports of biases go with those of the kernels instead.
     slot: which of supports with an axis of slots after the stack's are used; None without one.
     packed: quantized arrays by path, of which `params` has the shapes (`set_apart`).
   """
@@ -274,16 +271,16 @@ def defer(
       in_use = occurring(fixed[np.array(group.rows)])
       used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
       by_outputs = goes_by_output(in_use)
-    waiting = used if biases_wait else used & set(WEIGHT_TENSORS)
+    of_kernel = used & set(WEIGHT_TENSORS)
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
     for site, part in group.of_members(group.own(supports)):
-      kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - waiting)
+      kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - of_kernel)
       array = packed.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
         rest = bias, _picked(of_bias, own_slot), alleles, site.layout, ranks
         new[site.bias_path] = merge_biases(array, *rest)
-      if part := of_tensors(part, waiting):
+      if part := of_tensors(part, of_kernel):
         deferred = Deferred.whole(array, part, alleles, site.layout, ranks, by_outputs)
         deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)

@@ -34,13 +34,13 @@ from glora_jax.data.image import ResizeRule, resize
 from glora_jax.errors import user_errors
 from glora_jax.files import first_line
 from glora_jax.limits import shown
-from glora_jax.method.equation import made_for
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import Context, count, make_context
 from glora_jax.runs.programs import MAKERS
 from glora_jax.runs.stage import Call, Workload
+from glora_jax.search.scoring import made_for
 
 GIBIBYTE = 2**30
 SHARES = (0.45, 0.2)  # of the peak: what training a ViT reaches at best, and often

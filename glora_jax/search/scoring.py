@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call
-from glora_jax.method.equation import platform
 from glora_jax.method.genomes import check_one_genome, check_population
 from glora_jax.method.groups import check_storage
 from glora_jax.method.sample import Preprocess, unchanged
@@ -41,6 +42,23 @@ _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the
 # Some of the labelled images: which of them (int32), their classes, and False for the padding that
 # fills up the last block, each [image]. All blocks together have an axis before that.
 Block = tuple[jax.Array, jax.Array, jax.Array]
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
+
+
+@contextlib.contextmanager
+def made_for(platform: str) -> Iterator[None]:
+  """Scorers that are traced within are those of a platform, 'cpu', 'gpu' or 'tpu', not JAX's own.
+
+  Example:
+    >>> with made_for('tpu'):  # on a machine that plans for one
+    ...   program = jax.make_jaxpr(jnp.sin)(1.0)
+  """
+  token = _platform.set(platform)
+  try:
+    yield
+  finally:
+    _platform.reset(token)
 
 
 class Scores(NamedTuple):
@@ -456,7 +474,8 @@ class _Evaluator:
 
     It is folded once, or merged in every pass, which holds less.
     """
-    is_folded = not isinstance(self.adapted.model, nn.Module) or platform() == 'cpu'
+    platform = _platform.get() or jax.default_backend()
+    is_folded = not isinstance(self.adapted.model, nn.Module) or platform == 'cpu'
     if is_folded:
       variables = {**variables, 'params': self.adapted.folded(variables, genome)}
 

@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,6 +70,16 @@ def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, withou
   for a in range(1 if 'A' in without else 3):
     for b in range(1 if 'B' in without else 3 + len(RANKS)):
       assert_merged(arguments, jnp.array([a, b, 0, 0, 0]))
+
+
+@pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
+def test_what_other_platforms_than_the_cpu_run_gives_the_same(without, monkeypatch):
+  monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
+  arguments = layer(MANY, without)
+  alleles = jnp.array([0 if 'A' in without else 2, 0 if 'B' in without else 4, 0, 0, 0])
+  found = jax.jit(functools.partial(with_gradients, ours))(arguments, alleles)
+  expected = COMPILED[1](arguments, alleles)
+  jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 @pytest.mark.parametrize('near', [-1.0, -0.7])
@@ -147,3 +158,30 @@ def test_small_changes_of_a_narrow_kernel_are_not_rounded_away():
   outputs = ours(inputs, kernel, None, stored, jnp.array([0, 4, 0, 0, 0]))
   assert outputs.dtype == jnp.bfloat16
   assert_allclose(outputs.astype(jnp.float32), IN * 3e-4, rtol=2e-2)
+
+
+def exported(platform, batch=MANY):
+  """A layer with A as a vector and B as a LoRA, exported on this machine for a platform."""
+  inputs, kernel, bias, stored = layer(MANY, 'CDE')
+  inputs = jax.ShapeDtypeStruct((batch, IN), inputs.dtype)
+  function = jax.jit(functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0])))
+  return jax.export.export(function, platforms=[platform])(inputs, kernel, bias, stored)
+
+
+def test_a_program_is_that_of_the_platform_that_it_is_exported_for():
+  """A CPU multiplies with a merged kernel; a TPU, which would round the sum, with the base's."""
+
+  def changes_kernel(platform):
+    lines = exported(platform).mlir_module().splitlines()
+    sums = [line for line in lines if 'stablehlo.add' in line]
+    return any(f'tensor<{IN}x{OUT}xf32>' in line for line in sums)
+
+  assert (changes_kernel('cpu'), changes_kernel('tpu')) == (True, False)
+
+
+def test_a_layer_is_exported_for_batches_of_any_size():
+  inputs, kernel, bias, stored = layer(MANY, 'CDE')
+  program = exported('cpu', *jax.export.symbolic_shape('batch'))
+  for x in (inputs, inputs[:FEW]):
+    expected = ours(x, kernel, bias, stored, jnp.array([2, 4, 0, 0, 0]))
+    assert_allclose(program.call(x, kernel, bias, stored), expected, rtol=1e-5, atol=1e-5)

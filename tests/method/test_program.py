@@ -14,7 +14,6 @@ from trees import normal
 
 import glora_jax
 from glora_jax.method import program
-from glora_jax.method.equation import made_for
 from glora_jax.method.space import SearchSpace
 
 TOKENS, WIDTH, HIDDEN, DEPTH = 3, 6, 10, 4
@@ -101,12 +100,11 @@ def total(apply, adapted, trainable, frozen):
 
 
 def program_of(function, preset):
-  """The gradient's program of a fixed preset, made for a TPU."""
+  """The gradient's program of a fixed preset."""
   adapted, variables = adapted_to(function)
   subnet = adapted.fix(glora_jax.preset(adapted.spec, preset))
   run = functools.partial(total, lambda variables: subnet.apply(variables, X), adapted)
-  with made_for('tpu'):
-    return jax.make_jaxpr(jax.grad(run))(*adapted.split(variables)).jaxpr
+  return jax.make_jaxpr(jax.grad(run))(*adapted.split(variables)).jaxpr
 
 
 def equations(jaxpr):

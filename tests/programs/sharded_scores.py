@@ -10,8 +10,8 @@ import jax
 from numpy.testing import assert_allclose, assert_array_equal
 from tiny_models import problem, reference_scores
 
-from glora_jax.method.equation import made_for
 from glora_jax.search import scoring
+from glora_jax.search.scoring import made_for
 
 COLLECTIVE = re.compile(
   r'(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('

@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from places import environment, program
 from tiny_models import problem, reference_scores
 
-from glora_jax.method.equation import made_for
 from glora_jax.search import scoring
+from glora_jax.search.scoring import made_for
 
 
 def assert_same_scores(found, expected):
