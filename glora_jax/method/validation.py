@@ -151,7 +151,7 @@ def check_only_arrays(name: str, tree: Any) -> None:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     dtype = getattr(leaf, 'dtype', type(leaf))
     if not _is_of(dtype, np.number, np.bool_, bool, int, float, complex, jax.dtypes.extended):
-      place = jax.tree_util.keystr(path, simple=True, separator='/')
+      place = jax.tree_util.keystr(path, simple=True, separator='/') or 'the top'
       raise ValueError(
         f'The {name} hold {shown(leaf)} at {place}, but compiled functions accept only arrays of '
         'numbers; leave it out, or let the function close over it (in Equinox '

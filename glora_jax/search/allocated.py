@@ -19,7 +19,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
-from glora_jax.search.known import Known, check_layers, describe
+from glora_jax.search.known import Known, check_layers, check_values, describe
 
 NOISE = 0.14  # a signal of this size is trusted by half
 CLEAR = 0.3  # one of this size needs no other
@@ -206,6 +206,7 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
     )
   theirs = [describe(layer) for layer in prior.spec]
   check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
+  check_values(prior.values, spec)
   parts = prior.values.B_lora.shape[-1]
   if parts != number:
     raise ValueError(

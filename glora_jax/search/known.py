@@ -70,7 +70,7 @@ def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> N
   )
 
 
-def _check(values: Values, spec: Spec) -> None:
+def check_values(values: Values, spec: Spec) -> None:
   """Raises ValueError unless values are finite, at least 0, and those of the layers of a spec."""
   for name, part in values._asdict().items():
     is_number = np.asarray(part).dtype.kind in 'iuf' and np.shape(part)[:1] == (len(spec),)
@@ -91,7 +91,7 @@ def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
     raise ValueError('losses is empty; pass the values of at least one allocation.')
   for values in losses:
     check_type(values, Values, 'losses')
-    _check(values, spec)
+    check_values(values, spec)
   rounded = {
     name: np.vectorize(lambda value: float(f'{value:.{_DIGITS}g}'))(part).tolist()
     for name, part in mean_of(losses)._asdict().items()
@@ -110,7 +110,7 @@ def read(path: Path, spec: Spec) -> Known:
   check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
   try:
     values = Values(*(np.asarray(content['values'][name], float) for name in Values._fields))
-    _check(values, spec)
+    check_values(values, spec)
   except (TypeError, ValueError) as error:
     raise damaged(path, error) from error
   return Known(spec, values)

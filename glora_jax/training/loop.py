@@ -301,7 +301,7 @@ def _check_trees(state: TrainState, start: TrainState) -> None:
 
 def _first_step(state: TrainState, recipe: Recipe, per_epoch: int) -> int:
   """The step at which training continues, checked."""
-  first = int(np.max(state.step))
+  first = check_whole(np.max(state.step), 'state.step')
   if first > recipe.epochs * per_epoch:
     raise ValueError(
       f'state.step={first} is more than epochs={recipe.epochs} of {per_epoch} steps; continue with '

@@ -67,6 +67,10 @@ def with_a_wider_layer(own):
   return dataclasses.replace(own, spec=spec)
 
 
+def with_nan(own):
+  return dataclasses.replace(own, values=own.values._replace(E_vector=own.values.E_vector * np.nan))
+
+
 def called(function):
   function()
 
@@ -95,6 +99,7 @@ CALLS = {
   with_prior: [
     (lambda own: lambda: [own, 3], 'prior=3'),
     (with_a_wider_layer, '99 x'),
+    (with_nan, 'E_vector=.*nan.* finite'),
     ({'make': lambda own: own, 'batches': mixed()[2][:1]}, 'One batch'),
   ],
   evolved: [

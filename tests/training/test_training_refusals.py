@@ -86,6 +86,7 @@ def together(**arguments):
     (lambda: fit(state=begun(bitfit())), 'state.trainable has nothing at'),
     (lambda: fit(state=begun(), tx=optax.sgd(0.1)), 'state.opt_state has'),
     (lambda: fit(state=begun()._replace(step=5)), 'state.step=5'),
+    (lambda: fit(state=begun()._replace(step=-1)), 'state.step=-1'),
     (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),
     (lambda: together(images=Partial()), 'resident images'),
     (lambda: together(mesh=glora_jax.mesh.Mesh(jax.devices()[:1], 'data')), 'no mesh'),
