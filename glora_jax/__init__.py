@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python
-  from glora_jax import nnx
+  from glora_jax import nnx, serve
   from glora_jax.method.adapt import adapt, adapt_function
   from glora_jax.method.adapted import Adapted
   from glora_jax.method.adapter_file import load_adapter, save_adapter
@@ -112,6 +112,7 @@ __all__ = [
   'random_genomes',
   'sample_genome',
   'save_adapter',
+  'serve',
   'shard',
   'warm_head',
 ]
@@ -119,8 +120,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
   """Imports a public name at its first use, and keeps it."""
-  if name == 'nnx':
-    return importlib.import_module('glora_jax.nnx')
+  if name in ('nnx', 'serve'):
+    return importlib.import_module(f'glora_jax.{name}')
   if name not in _HOME_OF:
     raise AttributeError(f"module 'glora_jax' has no attribute '{name}'")
   value = getattr(importlib.import_module(_HOME_OF[name]), name)

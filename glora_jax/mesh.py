@@ -31,6 +31,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from glora_jax import tree as trees
 from glora_jax.errors import UserError
 from glora_jax.files import first_line
 from glora_jax.limits import shown
@@ -409,13 +410,7 @@ def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any
 
 def on_host(tree: Any) -> Any:
   """A tree of NumPy arrays, whole in every process; all must call it."""
-
-  def fetch(leaf):
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-      leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
-
-  return jax.tree.map(fetch, tree)
+  return jax.tree.map(trees.on_host, tree)
 
 
 def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:

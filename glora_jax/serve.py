@@ -26,8 +26,8 @@ from glora_jax.method.adapted import Adapted, Call
 from glora_jax.method.adapter_file import (
   check_base,
   check_heads,
-  fingerprints,
   in_order,
+  known_by,
   read_adapter,
   shapes_of_fresh,
   unpack,
@@ -108,7 +108,7 @@ class Pool:
     self._params, self._rebuild = arrays_of(params)  # which hold no array of the host
     fresh = shapes_of_fresh(self._adapted, params)
     trainable, frozen = self._adapted.split({**fresh, 'params': params})
-    self._bases = list(fingerprints(frozen['params']))
+    self._bases = list(known_by(frozen['params']))
     self._heads = {p: nn.meta.unbox(value) for p, value in flatten(trainable['params']).items()}
     laid = self._params[0].sharding
     if isinstance(laid, NamedSharding):

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 Path = tuple[str, ...]
 
@@ -231,24 +232,53 @@ def _numbered(pattern: str, numbers: Sequence[int]) -> str:
   return pattern.replace('{}', text, 1)
 
 
-def fingerprint(params: Any, rounded: str | None = None) -> str:
+def fingerprint(params: Any) -> str:
   """SHA-256 over names, shapes, types and contents of all tensors of a pytree.
 
   Numbers and texts of Python are tensors of one item; functions and other objects are left out.
 
   Args:
+    params: any pytree; see `on_host` for arrays that are spread over processes.
+  """
+  return fingerprints(params, None)[0]
+
+
+def fingerprints(params: Any, *rounded: str | None) -> list[str]:
+  """Fingerprints of a pytree, all in one pass with one tensor on the host at a time.
+
+  Args:
     params: any pytree.
-    rounded: a 16-bit type that longer floating-point numbers are rounded to; None for none.
+    *rounded: for each fingerprint the 16-bit type that longer floating-point numbers are rounded
+      to; None for none.
   """
   named = {path_name(path): value for path, value in flatten(params).items()}
-  digest = hashlib.sha256()
+  digests = [hashlib.sha256() for _ in rounded]
   for name, boxed in sorted(named.items()):
-    value = np.asarray(nn.meta.unbox(boxed), order='C')
+    value = on_host(nn.meta.unbox(boxed))
     if value.dtype.hasobject:  # its bytes would be an address
       continue
-    if rounded and jnp.issubdtype(value.dtype, jnp.floating) and value.itemsize > 2:
+    is_long = jnp.issubdtype(value.dtype, jnp.floating) and value.itemsize > 2
+    for digest, dtype in zip(digests, rounded, strict=True):
       with np.errstate(over='ignore'):
-        value = value.astype(jnp.dtype(rounded))
-    digest.update(f'{name}:{value.shape}:{value.dtype};'.encode())
-    digest.update(value.tobytes())
-  return digest.hexdigest()
+        own = value.astype(dtype) if dtype and is_long else value
+      digest.update(f'{name}:{own.shape}:{own.dtype};'.encode())
+      digest.update(own.tobytes())
+  return [digest.hexdigest() for digest in digests]
+
+
+def on_host(leaf: Any) -> np.ndarray:
+  """A leaf as an array of NumPy. Where its parts are in several processes, all must call it.
+
+  `np.asarray` of a JAX array leaves its copy in the array, as long as that lives: a base would be
+  on the host as well. Its parts are read instead, whose arrays are new ones.
+  """
+  if not isinstance(leaf, jax.Array):
+    return np.asarray(leaf, order='C')
+  if leaf.is_fully_replicated:
+    return np.asarray(leaf.addressable_data(0))
+  if not leaf.is_fully_addressable:
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  whole = np.empty(leaf.shape, leaf.dtype)
+  for shard in leaf.addressable_shards:
+    whole[shard.index] = shard.data
+  return whole

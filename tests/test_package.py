@@ -9,6 +9,7 @@ import pytest
 
 import glora_jax
 
+MODULES = {'nnx', 'serve'}  # among the public names
 # What adapting a model does not need.
 LATER = [
   'orbax',
@@ -60,7 +61,7 @@ def test_the_first_pages_of_the_command_load_no_jax():
 def test_what_type_checkers_see_is_what_python_gives():
   imported = inspect.getsource(glora_jax)
   for name in glora_jax.__all__:
-    home = getattr(glora_jax, name).__module__ if name != 'nnx' else 'glora_jax'
+    home = getattr(glora_jax, name).__module__ if name not in MODULES else 'glora_jax'
     assert f'from {home} import' in imported
 
 
@@ -69,7 +70,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     glora_jax.adpat  # noqa: B018
 
 
-@pytest.mark.parametrize('name', sorted(set(glora_jax.__all__) - {'nnx'}))
+@pytest.mark.parametrize('name', sorted(set(glora_jax.__all__) - MODULES))
 def test_every_public_name_has_an_example_that_runs(name):
   examples = doctest.DocTestFinder(recurse=False).find(getattr(glora_jax, name), name)
   lines = [example for found in examples for example in found.examples]

@@ -88,3 +88,10 @@ def test_fingerprints_see_every_change_and_go_by_paths_and_numbers():
   ]
   assert {tree.fingerprint(params) for params in same} == {tree.fingerprint(params)}
   assert len({tree.fingerprint(params) for params in (params, *others)}) == 6
+
+
+def test_fingerprints_in_one_pass_are_those_of_the_rounded_trees():
+  params = {'a': jnp.arange(6.0) / 7, 'b': jnp.ones(2, jnp.bfloat16), 'c': jnp.arange(3)}
+  narrow = {**params, 'a': params['a'].astype(jnp.float16)}
+  expected = [tree.fingerprint(params), tree.fingerprint(narrow)]
+  assert tree.fingerprints(params, None, 'float16') == expected

@@ -28,7 +28,15 @@ from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import is_array
 from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.records import check_shape
-from glora_jax.tree import differences, fingerprint, flatten, partition, path_name, update
+from glora_jax.tree import (
+  differences,
+  fingerprints,
+  flatten,
+  on_host,
+  partition,
+  path_name,
+  update,
+)
 
 AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each row.
@@ -65,7 +73,7 @@ def save_adapter(
   Args:
     path: path of the safetensors file.
     adapted: the adapted model.
-    variables: its variables, after training.
+    variables: its variables, after training. If processes hold parts of them, all must call this.
     genome: of a free structure, int [rows, 5].
     **metadata: more to remember, JSON types, or numbers and arrays of NumPy and JAX.
 
@@ -92,26 +100,28 @@ def save_adapter(
   adapted.check_variables(variables)
   trainable, frozen = adapted.split(variables)
   base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])
+  known, *rounded = fingerprints(base, None, *_ROUNDED)
   described = {
     **_rows(adapted),
-    'base': fingerprint(base),
-    'rounded': [fingerprint(base, kind) for kind in _ROUNDED],
+    'base': known,
+    'rounded': rounded,
     **genome_to_json(adapted.spec, genome),
   }
   if reserved := described.keys() & metadata.keys():
     raise ValueError(f'The metadata name {min(reserved)!r} is reserved; choose another.')
   tensors = {
     name: array[part]
-    for name, array, part in _parts(adapted, genome, jax.tree.map(np.asarray, trained))
+    for name, array, part in _parts(adapted, genome, jax.tree.map(on_host, trained))
   }
   others = {**frozen, COLLECTION: {}, 'params': trainable['params']}
-  tensors |= {'/'.join(p): nn.meta.unbox(value) for p, value in flatten(others).items()}
-  for name, value in tensors.items():
+  others = {'/'.join(p): nn.meta.unbox(value) for p, value in flatten(others).items()}
+  for name, value in others.items():
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
       raise ValueError(
         f'{printable(path)} is not written: {name} is a random key, and safetensors files hold '
         f'only numbers; leave the collection {name.split("/")[0]} out of the variables.'
       )
+  tensors |= {name: on_host(value) for name, value in others.items()}
   require_finite(path, tensors)
   write_tensors(path, tensors, 'adapter', {**described, **metadata})
 
@@ -232,7 +242,7 @@ def load_adapter(
   trainable, frozen = adapted.split({**shapes, 'params': params})
   genome, supports, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
   if strict:
-    check_base(path, metadata, fingerprints(frozen['params']))
+    check_base(path, metadata, known_by(frozen['params']))
   heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
   if heads:  # a sum of adapters may have none
     check_heads(path, heads, own)
@@ -248,9 +258,10 @@ def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any
   return path, tensors, metadata
 
 
-def fingerprints(base: Any) -> Iterator[str]:
-  """Those of frozen parameters by which adapters know them: as they are, and rounded."""
-  return (fingerprint(base, kind) for kind in (None, *_ROUNDED))
+def known_by(base: Any) -> Iterator[str]:
+  """Fingerprints of frozen parameters by which adapters know them: as they are, and rounded."""
+  yield from fingerprints(base, None)
+  yield from fingerprints(base, *_ROUNDED)
 
 
 def check_base(path: Path, metadata: Mapping[str, Any], own: Iterable[str]) -> None:

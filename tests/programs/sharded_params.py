@@ -1,6 +1,7 @@
 """Adapts, trains and serves a model whose parameters are sharded over devices."""
 
 import functools
+import pathlib
 import tempfile
 
 import flax.linen as nn
@@ -45,6 +46,10 @@ assert_allclose(jax.jit(Mlp().apply)({'params': folded}, x), expected, atol=1e-5
 in_parts, parts = glora_jax.shard(adapted, start, mesh, min_bytes=1)
 with tempfile.NamedTemporaryFile() as file:
   glora_jax.save_adapter(file.name, adapted, start, genome)
+  alone = pathlib.Path(file.name).read_bytes()
+  glora_jax.save_adapter(file.name, adapted, variables, genome)
+  assert pathlib.Path(file.name).read_bytes() == alone
+  assert all(leaf._npy_value is None for leaf in jax.tree.leaves(variables))  # none on the host
   for model, params in ((adapted, variables['params']), (in_parts, parts['params'])):
     pool = Pool(model, params, merge=True)
     pool.load('a', file.name)

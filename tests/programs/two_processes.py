@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.data.examples import Files
 from glora_jax.data.pipeline import Stream
@@ -122,6 +124,25 @@ with TrainingCheckpoints(folder / 'states') as checkpoints:
   assert (folder / 'states/9.damaged').exists()
   checkpoints.save(saved._replace(step=9))
 assert sorted(path.name for path in (folder / 'states').glob('*9*')) == ['9', '9.damaged']
+
+# An adapter of a base of which each process has a part, and of one that each has whole.
+model, x = nn.Dense(4), jnp.ones((1, 2))
+params = {'kernel': np.arange(8.0).reshape(2, 4), 'bias': np.zeros(4)}
+adapted = glora_jax.adapt(model, x, structure='lora:1')
+variables = adapted.init(jax.random.key(0), jax.tree.map(jnp.float32, params))
+parts = {**meshes.replicate(mesh, variables)}
+kernel = jax.make_array_from_callback(
+  (2, 4), meshes.split_over(mesh), lambda index: np.float32(params['kernel'])[index]
+)
+parts['params'] = {**parts['params'], 'kernel': kernel}
+assert not kernel.is_fully_addressable
+own = folder / f'adapter{process}'
+glora_jax.save_adapter(own, adapted, parts)
+in_parts = own.read_bytes()
+glora_jax.save_adapter(own, adapted, variables)
+assert own.read_bytes() == in_parts
+_, loaded = glora_jax.load_adapter(own, adapted, parts['params'])
+assert_array_equal(loaded['glora']['B_down'], variables['glora']['B_down'])
 
 # Signals.
 assert not meshes.on_any(bool(signals))
