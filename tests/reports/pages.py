@@ -123,6 +123,7 @@ def comparison(allocation):
     'finetune_epochs': 2,
     'allocation_epochs': {'gradient-60': [3, 5]},
     'seeds': [0, 1],
+    'train_on': 'train',
     'rates': [1e-3],
     'rate': dict.fromkeys(('linear', 'lora', 'full', 'gradient', 'search'), 1e-3),
     'methods': {
