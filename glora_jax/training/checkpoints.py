@@ -27,14 +27,6 @@ log = logging.getLogger(__name__)
 
 MOST_KEPT = 2
 KIND = 'training states'
-_SYSTEM_REFUSALS = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EIO,
-  errno.EFBIG,
-)
 # What orbax, JSON and tensorstore raise for damaged files. Tensorstore's are all ValueErrors, also
 # if the system refuses to read, which the status that they begin with tells apart.
 _OF_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, FileNotFoundError)
@@ -192,7 +184,7 @@ class TrainingCheckpoints:
     # A copy, since the training loop reuses the memory of a state while this is being written.
     tree = jax.tree.map(jnp.copy, _saved(state))
     with self._explain_failures():
-      if jax.process_index() == 0 and not os.path.exists(os.path.join(self._folder, FORMAT_FILE)):
+      if meshes.primary() and not os.path.exists(os.path.join(self._folder, FORMAT_FILE)):
         stamp_folder(self._folder, KIND)
       self._manager.save(step, args=ocp.args.StandardSave((tree, _checksum(tree))))
 
@@ -251,6 +243,6 @@ def _raise(error: OSError) -> None:
 
 
 def _reason(error: Exception) -> str:
-  """The system's own words where the system refused, else the beginning of a library's many."""
-  refusals = map(os.strerror, _SYSTEM_REFUSALS)
+  """The system's words if it refused, else the first of a library's."""
+  refusals = map(os.strerror, errno.errorcode)
   return next((refusal for refusal in refusals if refusal in str(error)), first_line(error))
