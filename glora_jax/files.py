@@ -58,9 +58,11 @@ def writing(path: Path) -> Iterator[None]:
   except OSError as error:
     if error.strerror is None:  # a sentence already
       raise
+    is_missing = error.errno == errno.ENOENT
+    remedy = 'make its folder' if is_missing else 'free some space or fix the permissions'
     raise OSError(
       f'{printable(path)} cannot be written ({error.strerror}). What was saved before is kept; '
-      'free some space or fix the permissions, and start the same command again.'
+      f'{remedy}, and start the same command again.'
     ) from error
 
 

@@ -8,9 +8,10 @@ time: see `glora_jax.method.modules` for linen modules and `glora_jax.method.pro
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -229,18 +230,33 @@ def _log_heads(
     log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
     log.info('%s has no head; only supports are trained.', name)
-  if is_default and last and heads.paths.isdisjoint(outputs):
+  is_others = any(last[-1:] != [*group.members] for group in adapted.groups)
+  if is_default and last and is_others and heads.paths.isdisjoint(outputs):
     is_adapted = any(last[-1] in group.members for group in adapted.groups)
-    kernel, bias = last[-1].kernel_path, last[-1].bias_path
-    module = path_name(kernel[:-1]) if bias and bias[:-1] == kernel[:-1] else last[-1].name
     log.warning(
       'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
       'heads=%r.',
       name,
       last[-1].name,
       'gets supports' if is_adapted else 'stays frozen',
-      module,
+      _as_heads(last[-1], adapted.param_shapes),
     )
+
+
+def _as_heads(site: Site, params: Iterable[Path]) -> str | list[str]:
+  """The `heads=` that trains a layer in full, and nothing else."""
+  own = [path for path in (site.kernel_path, site.bias_path) if path]
+  module = site.kernel_path[:-1]
+  if module and all(path in own for path in params if path[: len(module)] == module):
+    own = [module]
+  ends = [path[:end] for path in params for end in range(len(path) + 1)]
+  names = [
+    path_name(path)
+    if all(end == path or end[-len(path) :] != path for end in ends)
+    else f'^{re.escape(path_name(path))}$'
+    for path in own
+  ]
+  return names[0] if len(names) == 1 else names
 
 
 def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tuple[Group, ...]:

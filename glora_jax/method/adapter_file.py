@@ -26,6 +26,7 @@ from glora_jax.method.genomes import (
 from glora_jax.method.groups import parts_read
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import is_array
+from glora_jax.method.space import is_scale
 from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.records import check_shape
 from glora_jax.tree import (
@@ -41,7 +42,6 @@ from glora_jax.tree import (
 AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each row.
 _BY_ROW = ('spec', 'scale', 'genome', 'layers', 'parameters')
-_LARGEST_SCALE = 1e30  # with which numbers in float32 stay finite
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
@@ -328,8 +328,8 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:
     raise damaged(path, f'{", ".join(_BY_ROW)} are of {lengths} layers', AGAIN)
-  if not all(0 < scale < _LARGEST_SCALE for scale in metadata['scale']):
-    raise damaged(path, f'scale={shown(metadata["scale"])} are not all above 0 and small', AGAIN)
+  if not all(map(is_scale, metadata['scale'])):
+    raise damaged(path, f'scale={shown(metadata["scale"])} are not all scales', AGAIN)
 
 
 def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
@@ -343,6 +343,13 @@ def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
   order = [numbers.get(json.dumps(key)) for key in own['parameters']]
   if len(order) == len(metadata['parameters']) and None not in order:
     metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
+  adapted_there = {site.get('kernel') for row in metadata['parameters'] for site in row}
+  for kernel, reason in adapted.uncovered:
+    if path_name(kernel) in adapted_there:
+      raise ValueError(
+        f'The adapter {printable(path)} adapts {path_name(kernel)}, and this model does not '
+        f'({reason}); adapt the same layers, with the same embeddings=, convs=, select= and heads=.'
+      )
   theirs, ours = metadata['spec'], own['spec']
   pairs = itertools.zip_longest(theirs, ours, fillvalue='no such layer')
   for row, (there, here) in enumerate(pairs):

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -159,7 +160,7 @@ def _checked_weights(adapters: Any) -> dict[str, float]:
       raise ValueError(
         f'The weight {shown(weight)} of {printable(path)} must be a number, finite in float32.'
       )
-  if not 0 < len(weights) == len(adapters):
+  if not 0 < len(set(map(os.path.realpath, weights))) == len(adapters):
     raise ValueError(f'adapters={shown(adapters)} must name one or more files, each once.')
   return weights
 

@@ -376,9 +376,15 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
       check_shape(names, list[NamedAlleles], 'layers')
     except ValueError as error:
       raise ValueError(f'The genome cannot be read: {error}; {_EXPECTED}.') from None
-  if names is not None and len(names) == len(spec):
-    by_name = {str(row.get('layer')): row for row in names}
-    own = [layer.name for layer in spec]
+  own = [layer.name for layer in spec]
+  by_name = {str(row.get('layer')): row for row in names or ()}
+  if names is not None and len(names) != len(spec):
+    raise ValueError(
+      f'The structure is of {len(names)} layers, and this model adapts {len(spec)}; only one has '
+      f'{listed(sorted(by_name.keys() ^ {*own}))}. Adapt the same layers, with the same '
+      'embeddings=, convs=, select= and heads=.'
+    )
+  if names is not None:
     if by_name.keys() == {*own} and len(by_name) == len(own):
       names = [by_name[name] for name in own]
     codes = [_codes_of_names(layer, row) for layer, row in zip(spec, names, strict=True)]

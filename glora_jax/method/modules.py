@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.files import first_line
 from glora_jax.method import equation
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import check_unquantized
@@ -47,6 +49,8 @@ from glora_jax.method.supports import support_shapes
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, replace
+
+log = logging.getLogger(__name__)
 
 
 class _Recorder:
@@ -250,7 +254,8 @@ def discover(
   find_in = functools.partial(find, apply, convs=convs, embeddings=embeddings)
   try:
     found = find_in(boxed, (others, *inputs), kwargs)
-  except Exception:  # it looks into its own variables (`nn.WeightNorm`), and not at arrays there
+  except Exception as error:  # it looks into its own variables (`nn.WeightNorm`), not at arrays
+    log.info('%s: its layers are found without its modules (%s).', name, first_line(error))
     recorder = _Recorder()
     found = find_in(params, (others, *inputs), kwargs)
   return params, _by_modules(recorder, found, convs)

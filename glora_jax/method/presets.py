@@ -13,11 +13,11 @@ import re
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
-from glora_jax.files import STAMP, check_stamp, load_json, read_tensors
+from glora_jax.files import STAMP, check_stamp, damaged, load_json, read_tensors
 from glora_jax.limits import listed, printable, shown
 from glora_jax.method.genomes import canonicalize, check_one_genome, genome_from_json
 from glora_jax.method.selection import matches
@@ -436,7 +436,8 @@ def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
 def read_structure(structure: Structure | None) -> Any:
   """What the file of a structure holds; a structure that is no path is returned as it is.
 
-  A string is a path where it has a suffix or a separator, and does not begin as a preset does.
+  A string is a path if it has a suffix or a separator, unless it begins as a preset does and there
+  is no such file.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -444,21 +445,24 @@ def read_structure(structure: Structure | None) -> Any:
   """
   if isinstance(structure, str):
     is_path = os.path.basename(structure) != structure or os.path.splitext(structure)[1]
-    if begins_as_preset(structure) or not is_path:
+    if not is_path or (begins_as_preset(structure) and not os.path.exists(structure)):
       return structure
   elif not isinstance(structure, os.PathLike):
     return structure
   path = os.path.expanduser(os.fspath(structure))
   if not os.path.isfile(path):
+    wrong = 'is not a file' if os.path.exists(path) else 'does not exist'
     raise FileNotFoundError(
-      f"structure='{printable(path)}' does not exist; pass a genome.json, an adapter, or the name "
-      'of a preset.'
+      f"structure='{printable(path)}' {wrong}; pass a genome.json, an adapter, or the name of a "
+      'preset.'
     )
-  if not path.endswith('.json'):
+  if not path.lower().endswith('.json'):
     return read_tensors(path, 'adapter')[1]
   content = load_json(path, 'pass what genome_to_json returned')
   if isinstance(content, dict) and STAMP in content:  # what a user wrote has none
     check_stamp(path, content.pop(STAMP), 'genome')
+  if not isinstance(content, dict | list):
+    raise damaged(path, f'it holds {shown(content)}', 'pass what genome_to_json returned')
   return content
 
 
@@ -479,11 +483,16 @@ def genome_of(spec: Spec, structure: Structure, call: str = 'fix') -> np.ndarray
   if isinstance(structure, str):
     return preset(spec, structure)
   if isinstance(structure, Mapping):
-    is_file = 'genome' in structure
-    genome = (genome_from_json if is_file else custom_genome)(spec, structure)
+    genome = (genome_from_json if _is_of_file(structure) else custom_genome)(spec, structure)
     return canonicalize(spec, genome)
   check_one_genome(spec, structure, call)
   return canonicalize(spec, structure)
+
+
+def _is_of_file(structure: Any) -> TypeGuard[Mapping[str, Any]]:
+  """Whether a structure is what a file holds; choices may have a pattern 'genome'."""
+  is_mapping = isinstance(structure, Mapping)
+  return is_mapping and not isinstance(structure.get('genome', ''), str | Mapping)
 
 
 def space_for(
@@ -501,7 +510,7 @@ def space_for(
 
 def smallest_space(structure: Structure | None) -> SearchSpace:
   """The search space of the ranks that a structure names, and of a file's scale."""
-  of_file = structure if isinstance(structure, Mapping) and 'genome' in structure else {}
+  of_file = structure if _is_of_file(structure) else {}
   ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
   scales = of_file.get('scale')
   scale = scales[0] if isinstance(scales, list) and scales else 1.0

@@ -15,7 +15,6 @@ from glora_jax.limits import (
   check_flag,
   check_type,
   check_whole,
-  is_finite,
   listed,
   plain,
   shown,
@@ -39,6 +38,7 @@ LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 # Genomes are int8, and the codes of ranks follow those of the flat forms.
 MOST_RANKS = int(np.iinfo(np.int8).max) + 1 - max(len(FLAT_FORMS[t]) for t in LORA_TENSORS)
 _MOST_FEATURES = 2**24
+_SCALES = 1e-10, 1e10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,8 @@ class SearchSpace:
 
   Raises:
     ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, an
-      allele that does not exist, a scale that is not positive, or one_shift where C or E cannot be
-      none.
+      allele that does not exist, a scale that is not from 1e-10 to 1e10, or one_shift where C or E
+      cannot be none.
 
   Example:
     >>> space = SearchSpace(ranks=(2, 4), A='none', E=('none', 'vector'))
@@ -87,8 +87,8 @@ class SearchSpace:
     for name in ('tied', 'one_shift'):
       object.__setattr__(self, name, check_flag(getattr(self, name), name))
     scale = plain(self.scale)
-    if type(scale) not in (int, float) or not is_finite(scale) or scale <= 0:
-      raise ValueError(f'scale={shown(scale)} must be a finite number above 0.')
+    if type(scale) not in (int, float) or not is_scale(scale):
+      raise ValueError(f'scale={shown(scale)} must be a number from {_SCALES[0]} to {_SCALES[1]}.')
     object.__setattr__(self, 'scale', scale)
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
@@ -150,6 +150,11 @@ class SearchSpace:
     """Names of all forms of a tensor, in the order of their codes."""
     loras = tuple(f'lora:{rank}' for rank in self.ranks) if tensor in LORA_TENSORS else ()
     return FLAT_FORMS[tensor] + loras
+
+
+def is_scale(scale: float) -> bool:
+  """Whether numbers in float32 stay finite with a scale, and with the ratio of two."""
+  return _SCALES[0] <= scale <= _SCALES[1]
 
 
 def checked_ranks(given: Any) -> tuple[int, ...]:

@@ -307,8 +307,6 @@ def _read(path: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Arrays]:
   """
   file = os.path.join(path, CONFIG)
   config = read_json(file)
-  if config is None:
-    raise FileNotFoundError(f'There is no {file}; pass the folder of a PEFT adapter.')
   if not isinstance(config, dict):
     raise ValueError(f'{file} is not the config of a PEFT adapter; get it again.')
   odd = {k: x for k, x in config.items() if x and x != 'none' and _NOT_READ.fullmatch(k)}
@@ -486,7 +484,9 @@ def _names_to_read(
       continue
     format = FORMATS[name]
     known = _parts(adapted, _modules_of(adapted.model, format, ''), range(len(adapted.spec)))
-    prefixes = {modules[0].removesuffix(end) for end in known if modules[0].endswith(end)}
+    prefixes = {
+      module.removesuffix(end) for module in modules for end in known if module.endswith(end)
+    }
     for prefix in sorted(prefix for prefix in prefixes if prefix == '' or prefix.endswith('.')):
       if {full_name(format, prefix, module) for module in known} >= set(modules):
         return _modules_of(adapted.model, format, prefix), format

@@ -120,6 +120,35 @@ def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fi
     adapter_file.load_adapter(tmp_path / 'a', of_five, wider, strict=False)
 
 
+@pytest.mark.parametrize('there, here', [(1e10, 1e-10), (1e-10, 1e10)])
+def test_adapters_of_every_scale_load_into_every_other(there, here, tmp_path):
+  model, path = BodyAndHead(), tmp_path / 'a.safetensors'
+  saved, loading = (
+    glora_jax.adapt(model, jnp.ones((1, 4)), structure='lora:1', scale=scale)
+    for scale in (there, here)
+  )
+  params = random_params(model, jnp.ones((1, 4)))
+  variables = random_variables(saved, params)
+  adapter_file.save_adapter(path, saved, variables)
+  fixed, loaded = adapter_file.load_adapter(path, loading, variables['params'])
+  kernels = (a.fold(v)['body']['kernel'] for a, v in ((saved, variables), (fixed, loaded)))
+  assert_allclose(*kernels, rtol=1e-5)
+
+
+def test_what_the_adapter_adapts_and_the_model_does_not_is_named(tmp_path):
+  def function(params, words):
+    return params['table'][words] @ params['w']
+
+  params, words = {'table': jnp.ones((7, 4)), 'w': jnp.ones((4, 4))}, jnp.zeros(2, int)
+  adapt = functools.partial(glora_jax.adapt_function, function, params, words)
+  adapted, path = adapt(structure='lora:1', embeddings=True), tmp_path / 'a.safetensors'
+  adapter_file.save_adapter(path, adapted, adapted.init(jax.random.key(0), params))
+  with pytest.raises(ValueError, match=r'adapts table, .* \(embedding lookup\).* embeddings='):
+    adapter_file.load_adapter(path, adapt(), params)
+  with pytest.raises(ValueError, match=r'only one has table\. .* embeddings='):
+    adapt(structure=path)
+
+
 SPACE = glora_jax.SearchSpace((1, 2), C='none', D='none', E='none')
 SQUARES = {name: {'w': jnp.eye(4) + number} for number, name in enumerate('ab')}
 
@@ -189,7 +218,7 @@ SPOILT = [
   ({'params': np.zeros(3)}, {}, 'is not the name of a tensor in a collection'),
   ({}, {'spec': None}, 'spec is missing'),
   ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
-  ({}, {'scale': [-0.0]}, r'scale=\[-0.0\] are not all above 0'),
+  ({}, {'scale': [-0.0]}, r'scale=\[-0.0\] are not all'),
   ({}, {'scale': [1e308]}, r'scale=\[1e\+308\] are not all'),
   ({}, {'parameters': [[]]}, 'belongs to another model'),
 ]

@@ -183,6 +183,18 @@ def test_what_cannot_be_added_up_leaves_the_file_that_is_there(
   assert (folder / 'out').read_text() == 'before'
 
 
+def test_a_file_counts_once_however_its_path_is_spelled(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  (folder / 'link').symlink_to('a')
+  for spelled in ('./a', str(folder / 'a'), 'link'):
+    assert_refused('each once', glora_jax.combine, {'a': 1, spelled: 1}, 'out')
+
+
+def test_a_folder_that_is_missing_is_to_be_made(folder):
+  with pytest.raises(OSError, match=r'no/out cannot be written .* make its folder'):
+    glora_jax.combine({folder / 'a': 1}, folder / 'no' / 'out')
+
+
 def test_an_adapter_is_not_replaced_by_the_sum(folder):
   with pytest.raises(FileExistsError, match='an input'):
     glora_jax.combine({folder / 'a': 1}, folder / 'a')

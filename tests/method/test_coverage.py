@@ -1,5 +1,7 @@
 """Which matrices have rows, which are heads, and what is said of all others."""
 
+import ast
+import functools
 import logging
 import re
 
@@ -162,3 +164,49 @@ def test_a_last_layer_that_is_no_head_is_said(lines, name, options, warning):
   found = [message for level, message in lines() if level == 'WARNING']
   assert len(found) == (warning is not None)
   assert warning is None or re.search(warning, found[0])
+
+
+class Inner(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(8, name='out')(x)
+
+
+class Outer(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3, name='out')(Inner(name='inner')(x))
+
+
+def of_torch(params, x):
+  x = jnp.tanh(x @ params['body.weight'].T)
+  return x @ params['classifier.weight'].T + params['classifier.bias']
+
+
+NAMED_AS_IN_TORCH = {
+  'body.weight': jnp.ones((5, 4)),
+  'classifier.weight': jnp.ones((3, 5)),
+  'classifier.bias': jnp.ones(3),
+}
+
+
+@pytest.mark.parametrize(
+  'adapt, trained',
+  [
+    (functools.partial(glora_jax.adapt, Outer(), X), {'out/kernel', 'out/bias'}),
+    (
+      functools.partial(glora_jax.adapt_function, of_torch, NAMED_AS_IN_TORCH, jnp.ones((2, 4))),
+      {'classifier.weight', 'classifier.bias'},
+    ),
+  ],
+)
+def test_the_heads_that_are_advised_are_the_output_layer(adapt, trained, lines):
+  adapt()
+  [advice] = [message for _, message in lines() if 'is not trained in full' in message]
+  heads = ast.literal_eval(advice.split('pass heads=')[1].removesuffix('.'))
+  assert {'/'.join(path) for path in adapt(heads=heads).head_paths} == trained
+
+
+def test_no_head_is_advised_where_nothing_else_would_be_left(lines):
+  glora_jax.adapt(nn.Dense(3), X)
+  assert not [message for level, message in lines() if level == 'WARNING']

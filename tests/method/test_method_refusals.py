@@ -1,6 +1,8 @@
 """What public calls refuse: each error names the value that is wrong."""
 
 import functools
+import json
+import os
 
 import flax.linen as nn
 import jax
@@ -195,6 +197,31 @@ def test_what_cannot_be_is_refused_by_name(call, named):
 def test_a_file_that_is_not_there_is_named():
   with pytest.raises(FileNotFoundError, match=r"structure='\./no\.json' does not exist"):
     adapt(structure='./no.json')
+
+
+def test_a_structure_that_is_no_file_of_one_is_named(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.json')
+  for path in (tmp_path, tmp_path / 'pipe.json'):
+    with pytest.raises(FileNotFoundError, match='is not a file; pass a genome'):
+      adapt(structure=path)
+  for content in ('null', '3', '"lora:2"'):
+    (tmp_path / 'x.json').write_text(content)
+    assert_refused(['x.json is damaged', 'genome_to_json'], adapt, structure=tmp_path / 'x.json')
+
+
+def test_names_of_files_may_look_like_presets_and_patterns_like_files(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  expected = adapt(structure='bitfit')
+  content = json.dumps(glora_jax.genome_to_json(expected.spec, expected.genome))
+  (tmp_path / 'lora:2').mkdir()
+  for name in ('lora:2/x.json', 'UP.JSON'):
+    (tmp_path / name).write_text(content)
+    assert adapt(structure=name).genome.tolist() == expected.genome.tolist()
+  params = {'genome': jnp.ones((4, 4))}
+  adapted = glora_jax.adapt_function(
+    lambda params, x: x @ params['genome'], params, jnp.ones((1, 4)), structure={'genome': 'lora:2'}
+  )
+  assert adapted.count_params() == 2 * (4 + 4)
 
 
 def test_a_linear_probe_needs_no_supports():

@@ -151,6 +151,8 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
 FC1 = 'vit.layers.0.mlp.fc1'
 A, B = f'{FC1}.lora_A.weight', f'{FC1}.lora_B.weight'
 LORA = {A: numbers(3, 16), B: numbers(48, 3)}
+CLASSES = 5
+SIDES = ('A', A, 3), ('B', B, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +216,20 @@ def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, 
   case = trained('hf_vit')
   write(tmp_path, tensors, **{'r': 3, 'lora_alpha': 3, **config})
   assert_refused(named, load_peft, tmp_path, case.adapted, case.params)
+  (tmp_path / 'adapter_config.json').write_text('null')
+  assert_refused('not the config of a PEFT adapter', load_peft, tmp_path, case.adapted, case.params)
+
+
+def test_an_adapter_of_all_linear_layers_has_one_for_the_classifier_too(tmp_path):
+  case = trained('hf_vit')
+  of_head = {f'classifier.lora_{side}.weight': LORA[name][:n] for side, name, n in SIDES}
+  adapted = adapt(case.model, IMAGES, space=SearchSpace(3), heads=None)
+  write(tmp_path, {**of_head, **LORA}, r=3, lora_alpha=3)
+  fixed, variables = load_peft(tmp_path, adapted, case.params)
+  own = variables['glora']['head']
+  change = own['B_down'] @ own['B_up']
+  assert_allclose(change, (numbers(48, 3)[:CLASSES] @ numbers(3, 16)).T, atol=1e-6)
+  assert np.flatnonzero(fixed.genome[:, 1]).size == 2
 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
