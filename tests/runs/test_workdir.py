@@ -75,7 +75,7 @@ def test_a_run_knows_its_images_wherever_they_are(short, tmp_path, caplog):
 def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
   change(tmp_path)
   assert change(tmp_path, training__epochs=20, seed=7) == {'seed': 7, 'training.epochs': 20}
-  free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__cache': 'cache'}
+  free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__dir': 'moved'}
   fields = {'training__epochs': 20, 'seed': 7, **free, 'data__workers': 2}
   assert not change(tmp_path, tested=True, **fields, checkpoint_epochs=3)
   assert change(tmp_path, **fields, compare__seeds=3) == {'compare.seeds': 3}  # unread
