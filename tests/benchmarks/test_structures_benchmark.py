@@ -59,7 +59,7 @@ def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
   assert store.results[TRIALS[1]] == {'number': 2, 'commit': 'a'}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_shared_program_trains_as_the_fixed_subnet_does():
   base = lab.backbone(Model(10))
   adapted = base.adapted

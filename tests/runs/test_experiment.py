@@ -116,10 +116,10 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
   run_config, tmp_path
 ):
   """Stopped amid it, the same; the last epoch's weights are others, of the same training."""
-  config = changed(run_config, presets=(), structure='lora', budget=None, training__epochs=8)
+  config = changed(run_config, presets=(), structure='lora', budget=None, training__epochs=4)
   config.training.update(learning_rate=0.1, final_learning_rate=0.1)
   found = {}
-  for keep, stop in (('best', never), ('last', never), ('best', polls(8))):
+  for keep, stop in (('best', never), ('last', never), ('best', polls(4))):
     workdir = tmp_path / f'{keep}-{len(found)}'
     context = context_of(changed(config, training__keep=keep), workdir)
     stages = experiment.stages_of(context.settings)
@@ -130,12 +130,12 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
     candidate = walk(context, stages, until='training/lora')
     lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
     curve = [x for x in lines if x['stage'] == 'training/lora' and 'val_accuracy' in x]
-    assert [line['epoch'] for line in curve] == list(range(1, 9))
+    assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
     found[keep, len(found)] = candidate, curve, context.measure(candidate, 'val')
   (best, curve, accuracy), (last, other, at_end), (again, *_) = found.values()
   assert curve == other
   chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
-  assert best.best_epoch == last.best_epoch == chosen['epoch'] < 8
+  assert best.best_epoch == last.best_epoch == chosen['epoch'] < 4
   assert accuracy == {name: chosen[name] for name in accuracy}
   assert at_end == {name: curve[-1][name] for name in at_end}
   jax.tree.map(np.testing.assert_array_equal, best.variables, again.variables)

@@ -77,7 +77,7 @@ def test_every_structure_has_its_own_price_and_trainings_side_by_side_the_same()
   assert many.operations == pytest.approx(prices[-1], rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_plan_of_a_config_has_the_steps_of_every_stage_and_writes_nothing(
   run_config, tmp_path, monkeypatch
 ):

@@ -283,6 +283,7 @@ SHORT = {
   'allocation__head_epochs': 1,
   'training__epochs': 6,
   'training__warmup_epochs': 0,
+  'training__batch_size': 80,
 }
 
 
@@ -292,7 +293,13 @@ SHORT = {
   [
     {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT},
     {'structure': 'gradient', 'presets': (), **SHORT},
-    {'structure': 'known', 'model__weights': 'embedded', 'presets': (), **SHORT},
+    {
+      'structure': 'known',
+      'model__weights': 'embedded',
+      'presets': (),
+      **SHORT,
+      'training__epochs': 1,
+    },
     {'job': 'compare', 'budget': None, 'presets': (), **SHORT},
   ],
 )

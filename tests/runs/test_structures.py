@@ -10,6 +10,7 @@ import html_pages
 import jax
 import numpy as np
 import pytest
+from label_lists import write_images
 from tiny_runs import changed, context_of
 
 from glora_jax.files import read_arrays, read_json
@@ -25,6 +26,7 @@ from glora_jax.runs.config import check_config
 from glora_jax.runs.stage import walk
 from glora_jax.runs.stages import allocation, results
 from glora_jax.runs.stages.allocation import allocate_shifts
+from glora_jax.runs.workdir import Stopped
 from glora_jax.search import known
 from glora_jax.search.choice import choose
 from glora_jax.training.head_alone import HeadAlone
@@ -40,10 +42,18 @@ def config(run_config):
 
 
 @pytest.fixture(scope='module')
-def gradient_run(config, tmp_path_factory):
-  """(workdir, result) of a run that nothing disturbed."""
+def structure_run(config, tmp_path_factory):
+  """The workdir of a run that nothing disturbed, up to its structure."""
   workdir = tmp_path_factory.mktemp('gradient') / 'run'
-  return workdir, experiment.run(config, str(workdir))
+  with pytest.raises(Stopped):
+    experiment.run(config, str(workdir), (workdir / 'structure' / 'stage.json').exists)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def gradient_run(structure_run, config):
+  """(workdir, result) of this run, which goes on from there."""
+  return structure_run, experiment.run(config, str(structure_run))
 
 
 def found_by(context):
@@ -52,10 +62,10 @@ def found_by(context):
 
 
 @pytest.fixture
-def prepared(config, gradient_run, tmp_path):
+def prepared(config, structure_run, tmp_path):
   """The run up to its structure, in a workdir of its own that has the same warm head."""
   workdir = tmp_path / 'prepared'
-  shutil.copytree(gradient_run[0] / 'head', workdir / 'head')
+  shutil.copytree(structure_run / 'head', workdir / 'head')
   return context_of(config, workdir)
 
 
@@ -94,10 +104,8 @@ def test_its_page_shows_the_structure_and_its_folded_model_opens(gradient_run):
 
 
 def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
-  prepared, gradient_run, monkeypatch
+  prepared, structure_run, monkeypatch
 ):
-  workdir, _ = gradient_run
-
   def be_killed(path, arrays, kind):
     raise KeyboardInterrupt
 
@@ -106,7 +114,7 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
     with pytest.raises(KeyboardInterrupt):
       found_by(prepared)
   found = found_by(prepared)
-  expected = read_arrays(workdir / 'structure' / 'allocation.npz')
+  expected = read_arrays(structure_run / 'structure' / 'allocation.npz')
   written = read_arrays(prepared.path('structure', 'allocation.npz'))
   assert found.genome.tolist() == expected['genome'].tolist()
   assert written.keys() == expected.keys()
@@ -132,15 +140,14 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
 
 
 def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
-  prepared, gradient_run, monkeypatch
+  prepared, structure_run, monkeypatch
 ):
-  workdir, _ = gradient_run
-  shutil.copytree(workdir / 'structure', prepared.path('structure'))
+  shutil.copytree(structure_run / 'structure', prepared.path('structure'))
   monkeypatch.setattr(HeadAlone, 'features', None)
   for name in ('compile_ahead', 'allocate'):
     monkeypatch.setattr(allocation, name, None)
   found = found_by(prepared)
-  written = read_json(workdir / 'structure' / 'genome.json')
+  written = read_json(structure_run / 'structure' / 'genome.json')
   assert found.genome.tolist() == written['genome']
   assert found.allocation.count_params() == written['params']
   # It is the base model with a warm head.
@@ -174,8 +181,10 @@ def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
 
 
 def test_what_is_known_of_a_backbone_fills_a_budget_without_any_gradient(config, tmp_path):
+  write_images(tmp_path / 'photos', [f'{n % 2}/{n}.png' for n in range(40)])
   config = changed(config, structure='known', budget=5000, model__weights='embedded')
-  config.training.update(epochs=1, warmup_epochs=0)
+  config.task = f'folder:{tmp_path}/photos'
+  config.training.update(epochs=1, warmup_epochs=0, batch_size=8)
   result = experiment.run(config, str(tmp_path / 'run'))
   spec = context_of(config, tmp_path / 'again').adapted.spec
   expected = choose(spec, known.read(EMBEDDED_KNOWN, spec).values, 5000)
@@ -188,17 +197,15 @@ def test_what_is_known_of_a_backbone_fills_a_budget_without_any_gradient(config,
 
 
 @pytest.fixture
-def known_file(gradient_run, prepared):
+def known_file(structure_run, prepared):
   """A file of what the gradient says of the backbone, which is then known."""
-  shutil.copytree(gradient_run[0] / 'structure', prepared.path('structure'))
+  shutil.copytree(structure_run / 'structure', prepared.path('structure'))
   path = prepared.path('backbone.json')
   known.write(path, prepared.adapted.spec, [found_by(prepared).allocation.values])
   return path
 
 
-def test_a_file_of_known_values_gives_the_structure_that_they_gave(
-  known_file, gradient_run, config, tmp_path
-):
+def test_a_file_of_known_values_gives_the_structure_that_they_gave(known_file, config, tmp_path):
   config = changed(config, allocation__known=known_file, allocation__max_rank=3)
   reading = changed(config, allocation__prior='known')
   run = context_of(reading, tmp_path / 'reading')
@@ -230,6 +237,7 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
   config.compare.update(methods=('gradient', 'known', 'lora:1@qkv'), budgets=(600, 900), seeds=2)
   config.compare.rate.update(gradient=1e-2)
   config.compare.rates = (1e-2,)
+  config.training.batch_size = 80
   config.allocation.update(head_epochs=1, prior=None, known=known_file)
   result = comparison.run(config, str(workdir))
   rows = result['methods']

@@ -102,13 +102,12 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
   """kill -9 and SIGTERM come amid the second of three tasks; of the third an image is broken."""
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
   (tmp_path / 'lists' / 'oxford_pets' / 'images' / 't20.png').write_bytes(b'broken')
-  config = few_shot(run_config, tmp_path / 'lists', budget=5000)
+  config = few_shot(run_config, tmp_path / 'lists', structure='lora', budget=5000)
   config.training.update(batch_size=2, epochs=12, warmup_epochs=0)
-  config.finetune.epochs = 12
   workdir, flags = tmp_path / 'run', overrides(all_fields(config))
-  for number, stage in ((signal.SIGKILL, 'supernet'), (signal.SIGTERM, 'search')):
+  for number, stage in ((signal.SIGKILL, 'linear'), (signal.SIGTERM, 'lora')):
     process = start_command('configs/quickstart.py', workdir, flags)
-    wait_for(process, workdir / 'oxford_pets' / '1' / '1' / stage)
+    wait_for(process, workdir / 'oxford_pets' / '1' / '1' / 'training' / stage)
     process.send_signal(number)
     _, errors = process.communicate()
     expected = command_line.STOPPED if number == signal.SIGTERM else -number

@@ -199,10 +199,9 @@ def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
 def finished(short, tmp_path_factory):
   """The workdirs of two runs, of which the first has the config `short`."""
   folder = tmp_path_factory.mktemp('runs')
-  experiment.run(short, str(folder / 'linear'))
-  other = tiny_runs.changed(short, structure='lora', budget=5000, training__epochs=3)
-  experiment.run(other, str(folder / 'lora'))
-  return folder / 'linear', folder / 'lora'
+  experiment.run(short, str(folder / 'first'))
+  experiment.run(tiny_runs.changed(short, seed=7), str(folder / 'other'))
+  return folder / 'first', folder / 'other'
 
 
 @pytest.mark.parametrize(
