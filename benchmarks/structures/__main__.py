@@ -38,8 +38,9 @@ from benchmarks.machinery.measuring import make_parser, print_result
 from benchmarks.structures import methods, plan, tables
 from benchmarks.structures.jobs import FOLDER, Job, Store, run_jobs
 from benchmarks.structures.plan import MAIN, Method, Protocol, Rates, rated
+from glora_jax.errors import UserError
 from glora_jax.runs import runners
-from glora_jax.runs.terminal import MISTAKES, sentence
+from glora_jax.runs.terminal import sentence
 
 QUICK_METHODS = (('pass', 5_184), ('random(0)', 5_184), ('bitfit', 0))
 Part = Callable[[argparse.Namespace], None]
@@ -54,7 +55,7 @@ def command(parser: argparse.ArgumentParser, parts: Mapping[str, Part], quick: P
   given = parser.parse_args()
   try:
     given.runner = runners.named(given.runner, given.resources)
-  except MISTAKES as error:
+  except (UserError, ImportError, OSError) as error:
     raise SystemExit(f'error: {sentence(error)}') from error
   for do in [quick] if given.quick else [parts[name] for name in given.parts or parts]:
     do(given)

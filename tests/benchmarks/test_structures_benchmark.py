@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.machinery.measuring import make_parser
 from benchmarks.structures import jobs, plan
 from benchmarks.structures import laboratory as lab
+from benchmarks.structures.__main__ import command
 from benchmarks.structures.jobs import UNKNOWN, Store
 from benchmarks.structures.laboratory import Model
 from benchmarks.structures.statistics import difference
@@ -57,6 +59,12 @@ def test_a_job_that_was_done_is_read_and_not_done_again(tmp_path, monkeypatch):
     jobs.run_jobs(TRIALS, store, THIS_PROCESS, notes={'commit': 'a'})
   assert done == TRIALS
   assert store.results[TRIALS[1]] == {'number': 2, 'commit': 'a'}
+
+
+def test_a_runner_that_does_not_exist_is_one_sentence(monkeypatch):
+  monkeypatch.setattr('sys.argv', ['structures', '--runner', 'slurm'])
+  with pytest.raises(SystemExit, match="error: --runner='slurm' is unknown"):
+    command(make_parser('', 'nothing'), {}, lambda given: None)
 
 
 @pytest.mark.full
