@@ -83,6 +83,11 @@ class Numbered:
     return b''
 
 
+def _state(status: os.stat_result) -> tuple[int, int]:
+  """The time, which is never 0, and the size in `SEEN`."""
+  return status.st_mtime_ns or 1, status.st_size
+
+
 @dataclasses.dataclass
 class Files:
   """Image files and their labels.
@@ -137,7 +142,7 @@ class Files:
     """The bytes of a file, which is seen then."""
     content, status = images.read(self.paths[index])
     digest = hashlib.blake2b(content, digest_size=SEEN['digest'].itemsize).digest()
-    self.seen[index] = status.st_mtime_ns, status.st_size, digest
+    self.seen[index] = *_state(status), digest
     return content
 
   def digest(self, index: int) -> bytes:
@@ -152,8 +157,7 @@ class Files:
   def recall(self, index: int, seen: np.void) -> None:
     """Takes over what an earlier process saw of a file if size and time are the same."""
     with contextlib.suppress(OSError):
-      status = os.stat(self.paths[index])
-      if (status.st_mtime_ns, status.st_size) == (seen['time'], seen['size']):
+      if _state(os.stat(self.paths[index])) == (seen['time'], seen['size']):
         self.seen[index] = seen
 
   def name(self, index: int) -> str:
