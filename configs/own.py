@@ -5,9 +5,10 @@
   python -m glora_jax.main --config configs/own.py:beans,structure=lora:4
   python -m glora_jax.main --config configs/own.py:photos/,tiny=True
 
-Images without a split into train, val and test are split once, stratified; `split.json` in the
-workdir records the split. Without `weights`, the small backbone of the package is used, which has
-only seen gray images of 28 x 28 pixels: good for a trial, not for results.
+Images without a split into train, val and test are split stratified, always the same way;
+`split.json` in the workdir lists which image is where. Without `weights`, the small backbone of the
+package is used, which has only seen gray images of 28 x 28 pixels: good for a trial, not for
+results.
 
 The structure is allocated from one gradient; without `budget`, it has as many parameters as the
 knee of its curve. `structure=search` trains and searches a supernet, and `structure=NAME` trains a

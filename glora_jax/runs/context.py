@@ -339,8 +339,8 @@ def make_context(
   task = _with_note(settings, task)
   left = count_images(task)  # fewer if broken ones are left out
   facts = {split: task.open(split).identity for split in task.splits}
-  files = {name: os.path.join(workdir, name) for name in (WEIGHTS,)}
-  facts |= {name: sha256_of(path) for name, path in files.items() if os.path.isfile(path)}
+  record = os.path.join(workdir, WEIGHTS)
+  facts |= {WEIGHTS: sha256_of(record)} if os.path.isfile(record) else {}
   context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
   if left != counts:
     context.settings = fit_batches(given, stages, left, mesh)

@@ -127,7 +127,7 @@ def _compare_images(settings: RunSettings, workdir: str) -> None:
   """Warns if a user's own images have changed since a run finished.
 
   Raises:
-    ValueError: the images of another place are others.
+    ValueError: the images are in another place, and differ.
   """
   if not has_files(settings.task, settings.data):
     return

@@ -308,7 +308,7 @@ def _make_ready(context: Context, name: str, key: str) -> None:
       replaced = _place_of_replaced(context, name, found['key'])
       os.makedirs(os.path.dirname(replaced), exist_ok=True)
       os.rename(folder, replaced)
-      log.info('%s: its files of before are kept in %s.', name, replaced)
+      log.info('%s: its earlier files are kept in %s.', name, replaced)
     earlier = _place_of_replaced(context, name, key)
     if read_mark(folder) is None and read_mark(earlier) is not None:  # a correction was undone
       os.makedirs(os.path.dirname(folder), exist_ok=True)
