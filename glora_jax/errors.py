@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 
 
@@ -16,20 +17,26 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-  """Makes errors of a block UserErrors: there, they are about what was given.
+  """Raises the ValueErrors that this package raises in a block as UserErrors.
+
+  Those of other packages stay as they are: there, they are bugs.
 
   Args:
-    *kinds: the classes of these errors; ValueError by default.
+    *kinds: other classes of errors, in place of ValueError.
 
   Example:
+    >>> from glora_jax.method.presets import parse_preset_name
     >>> with user_errors():
-    ...   int('x')
+    ...   parse_preset_name('lora:0')
     Traceback (most recent call last):
-    glora_jax.errors.UserError: invalid literal for int() with base 10: 'x'
+    glora_jax.errors.UserError: The preset 'lora:0' has the rank '0'; it must be an integer of at \
+least 1, as in 'lora:2'.
   """
   try:
     yield
   except Exception as error:
-    if isinstance(error, UserError) or not isinstance(error, kinds or ValueError):
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    is_ours = frame.f_globals.get('__name__', '').startswith('glora_jax')
+    if isinstance(error, UserError) or not (is_ours and isinstance(error, kinds or ValueError)):
       raise
     raise UserError(str(error)) from error

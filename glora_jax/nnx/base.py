@@ -33,8 +33,9 @@ def warn_if_base_changed(model: nnx.Module) -> None:
   seen = _SEEN.get(name)
   if checksums and seen and not seen & {checksums, None}:
     log.warning(
-      'The base of this %s has changed since attach; an adapter fits only the base that it was '
-      'trained on. To train the adapter alone, optimize glora_jax.nnx.Trained, not nnx.Param.',
+      'The base of this %s is not the one that attach saw: it was trained, or loaded later. An '
+      'adapter fits only the base that it was trained on; to train the adapter alone, optimize '
+      'glora_jax.nnx.Trained, not nnx.Param.',
       type(model).__name__,
     )
 

@@ -134,7 +134,8 @@ def _compare_images(settings: RunSettings, workdir: str) -> None:
   try:
     found = differences(find(settings.task, settings.data), workdir)
   except (OSError, ValueError) as error:
-    found = str(error)
+    log.warning('The images of this run cannot be read: %s', error)
+    return
   if found:
     sentence = f'The images are not those of this run ({found}); for these, use another --workdir.'
     if read_task(workdir) != canonical(settings.task):
@@ -171,8 +172,8 @@ def prepared(
     otherwise.difference_update(again)
   if otherwise:
     log.warning(
-      'Begun with other images, weights or devices, or by another version of glora_jax; run again: '
-      '%s.',
+      'These stages began with other images, weights or devices, or with another version of '
+      'glora_jax, and run again: %s.',
       ', '.join(stage.name for stage in stages if stage.name in otherwise),
     )
   return context

@@ -162,7 +162,7 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
 
 
 def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
-  """Names of the stages with a folder that was made with another key, and run again."""
+  """Names of the stages that run again, since their folder was made with another key."""
   marks = (
     (name, key, read_mark(context.path(name))) for name, key in keys_of(context, stages).items()
   )
@@ -288,9 +288,10 @@ def clocked(folder: str | None) -> Iterator[Mark]:
 def read_mark(folder: str) -> Mark | None:
   """The content of `stage.json` in a folder; None if there is none."""
   path = os.path.join(folder, MARK)
-  if not os.path.exists(path):
+  try:
+    return read_record(path, 'stage', Mark, f'remove {folder} to run the stage again')
+  except FileNotFoundError:  # or moved by the primary process meanwhile
     return None
-  return read_record(path, 'stage', Mark, f'remove {folder} to run the stage again')
 
 
 def _make_ready(context: Context, name: str, key: str) -> None:

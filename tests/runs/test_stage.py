@@ -8,11 +8,14 @@ import os
 import shutil
 import types
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_runs import changed, stages_of
 
 from glora_jax.errors import UserError
 from glora_jax.files import write_json
+from glora_jax.method.presets import parse_preset_name
 from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.job import claimed, run_job
@@ -349,12 +352,19 @@ def test_a_stage_whose_folder_is_a_link_is_refused(tmp_path):
   assert os.listdir(outside) == ['x.host.7.glora_jax.partial']
 
 
-@pytest.mark.parametrize('where', ['check', 'run'])
-def test_an_error_of_a_check_is_the_users_and_one_within_a_stage_is_a_bug(where, tmp_path):
-  def fail(context):
-    raise ValueError('of numpy')
-
+@pytest.mark.parametrize(
+  'where, fail, is_users',
+  [
+    ('check', lambda context: parse_preset_name('lora:0'), True),
+    ('check', lambda context: np.zeros(2).reshape(3), False),
+    ('check', lambda context: jnp.zeros(2).reshape(3), False),
+    ('run', lambda context: parse_preset_name('lora:0'), False),
+  ],
+)
+def test_what_a_check_refuses_is_the_users_mistake_and_all_else_is_a_bug(
+  where, fail, is_users, tmp_path
+):
   stages = [Stage('one', **{'run': lambda context: {}, where: fail}, splits=('train',))]
-  with pytest.raises(ValueError, match='of numpy') as raised:
+  with pytest.raises((ValueError, TypeError)) as raised:
     run_job(check_config(default_config()), stages, str(tmp_path / 'run'), lambda: False, dict)
-  assert isinstance(raised.value, UserError) == (where == 'check')
+  assert isinstance(raised.value, UserError) == is_users
