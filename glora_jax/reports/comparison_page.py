@@ -266,8 +266,8 @@ def tell_making(result: Mapping[str, Any]) -> str:
     f'Every method was trained for {result["epochs"]} epochs.',
     result['train_on'] == 'train+val'
     and """
-    Structures and learning rates were chosen on training and validation images; then both were
-    trained on together.
+    Once its structure and learning rate were settled, it was trained on training and validation
+    images together.
     """,
     is_search
     and f'The search spends {result["finetune_epochs"]} of them on finetuning its structure.',

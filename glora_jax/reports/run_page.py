@@ -309,14 +309,17 @@ def tell_protocol(findings: Findings) -> str:
     return ''
   images, chosen = 'the training images alone', ''
   if findings.archive is not None:
-    chosen = 'The validation images chose the searched structure.'
+    chosen = """
+      The validation images chose the searched structure, in a supernet trained on the training
+      images alone.
+    """
   elif result['structure'] == KNOWN or str(result['structure']).endswith(GENOME_ENDING):
     chosen = """
       The structure comes from a file that does not say how it was chosen; if that was on these
       validation or test images, their accuracies are too high.
     """
   if 'train+val' in result['data']['images']:
-    images = 'training and validation images together, for all epochs; only test images measure it'
+    images = 'training and validation images together; only test images measure it'
   elif findings.keeps_best:
     chosen = f'{chosen} The validation images chose the epochs to keep.'
   return paragraph(

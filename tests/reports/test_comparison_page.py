@@ -59,3 +59,10 @@ def test_a_method_says_how_many_of_its_seeds_diverged_or_learned_nothing(
   assert lines['lora', '1']['diverged'] == 'Its loss is not finite.'
   assert lines['linear', '0']['diverged'] == ''
   assert float(lines['search-200', '0']['inherited_test_accuracy']) == 0.85
+
+
+def test_a_comparison_on_all_images_does_not_call_given_rates_chosen():
+  result = {'methods': {'bitfit': {}}, 'epochs': 2, 'rates': (0.1,), 'train_on': 'train+val'}
+  told = comparison_page.tell_making({**result, 'seconds': {}})
+  assert 'training and validation images' in ' '.join(told.split())
+  assert 'chosen' not in told

@@ -78,6 +78,15 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
     assert ('validation images chose the epochs' in text) == keeps_best
 
 
+def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
+  findings = pages.make_findings(allocation)
+  data = findings.result['data']
+  findings.result['data'] = {**data, 'images': {**data['images'], 'train+val': 20}}
+  text = run_page.tell_protocol(findings)
+  assert 'in a supernet trained on the training images alone' in ' '.join(text.split())
+  assert 'for all epochs' not in text  # a searched structure is finetuned, for fewer
+
+
 def test_the_adapters_base_is_fetched_with_its_checksum(allocation):
   findings = pages.make_findings(allocation)
   findings.result['weights'] = 'https://example.org/vit.npz'
