@@ -128,15 +128,16 @@ class TrainingCheckpoints:
 
   def _require_damage(self, step: int, error: Exception) -> None:
     """Raises the error, or that of reading a file of the state, unless a file is damaged."""
+    # Orbax says that a file is missing if it cannot be reached, and tensorstore raises a
+    # ValueError.
+    for folder, _, names in os.walk(self._folder_of(step), onerror=_raise):
+      for name in names:
+        open(os.path.join(folder, name), 'rb').close()
     cause: BaseException = error
     while cause.__cause__ is not None:
       cause = cause.__cause__
     if not isinstance(cause, _OF_DAMAGE) or _OF_THE_SYSTEM.match(str(cause)):
       raise error
-    # Orbax says that a file is missing if it cannot be reached.
-    for folder, _, names in os.walk(self._folder_of(step), onerror=_raise):
-      for name in names:
-        open(os.path.join(folder, name), 'rb').close()
 
   def _set_aside(self, step: int, reason: str) -> None:
     """Renames a damaged state, and says so."""
