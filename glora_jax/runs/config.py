@@ -129,7 +129,7 @@ class RunSettings:
   train_on: Literal['train', 'train+val'] = Field(
     default='train',
     description="images to train on once structure and rate are chosen or given; 'train+val' adds "
-    'the validation images, which then measure nothing',
+    "the validation images, which then measure nothing; protocol='paper' always adds them",
   )
   seed: Integer = Field(
     default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
