@@ -219,6 +219,7 @@ def test_for_a_given_structure_no_image_counts_as_a_validation_image(
     labels.write_text('\n'.join(['path,label,split', *lines]))
     config = changed(run_config, task=f'csv:{labels}', structure=structure, train_on='train+val')
     config.update(presets=(), budget=9000)
+    config.training.update(epochs=1, warmup_epochs=0)
     if structure == 'known':
       config.model.weights = 'embedded'
     workdir = tmp_path / f'run-{border}'
