@@ -29,7 +29,7 @@ Path = str | os.PathLike
 
 STAMP = 'glora_jax'  # under which a file of ours says its kind and format
 FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
-AGAIN = 'replace it; what a run has written is written again once it is removed'
+AGAIN = 'replace it, or remove it if a run wrote it, which then writes it again'
 MOST_JSON_BYTES = 2**28
 _LONGEST_REASON = 200
 _LONGEST_NAME = 128

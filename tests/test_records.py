@@ -55,7 +55,7 @@ def test_a_shape_is_an_annotation(value, shape, reason):
   [
     (
       '{"glora_jax": {"kind": "seconds", "format": 1}, "a": "fast"}',
-      "is damaged (a='fast' should be a valid number); remove it",
+      "is damaged (a='fast' should be a valid number); replace it",
     ),
     ('[' * 10**5, 'is damaged (maximum recursion depth'),
     (b'\xff\xfe', "is damaged ('utf-8' codec can't decode byte"),
