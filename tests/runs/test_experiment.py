@@ -239,6 +239,7 @@ def test_after_the_choice_validation_images_are_only_trained_on(
 ):
   """Searched structures and learning rates are chosen on them before."""
   config = changed(run_config, job=job, presets=(), train_on='train+val', finetune__epochs=2)
+  config.training.batch_size = 80
   if job == 'compare':
     config.update(budget=None)
     config.compare.update(methods=('lora', 'search'), budgets=(900,), seeds=1, rates=(1e-3, 1e-2))
