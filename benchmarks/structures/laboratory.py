@@ -30,7 +30,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.models import weights
 from glora_jax.search.evolution import evolve
-from glora_jax.search.scoring import make_image_scorer
+from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.losses import cross_entropy, make_loss
@@ -229,9 +229,16 @@ def fit(
 
 @functools.cache
 def scorer(model: Model) -> Callable:
-  """Right answers and losses, image by image."""
+  """Number of right answers and summed losses of genomes."""
   base = backbone(model)
-  return make_image_scorer(base.adapted, base.preprocess)
+  return make_scorer(base.adapted, base.preprocess)
+
+
+@functools.cache
+def predictor(model: Model) -> Callable:
+  """The answers of one genome, image by image."""
+  base = backbone(model)
+  return make_predictor(base.adapted, base.preprocess)
 
 
 @functools.lru_cache(maxsize=4)
@@ -302,8 +309,7 @@ def search(job: Job, where: Setting, times: list[float]) -> tuple[np.ndarray, An
   validation = splits(job.task, job.seed)['val']
 
   def score(genomes):
-    right, losses = scorer(where.model)(supernet, genomes, *validation)
-    return np.asarray(right).sum(1), np.asarray(losses).sum(1)
+    return scorer(where.model)(supernet, genomes, *validation)
 
   evolution = embedded_task.SEARCH
   archive = evolve(adapted.spec, score, keys[1], evolution, budget=job.budget, progress=False)
@@ -320,8 +326,9 @@ def score(job: Job, model: Model, variables: Any, genome: np.ndarray) -> dict[st
   """Accuracy and mean loss by split, and of seeds of a table which test images were right."""
   result: dict[str, Any] = {}
   for split, data in splits(job.task, job.seed).items():
-    right, losses = map(np.asarray, scorer(model)(variables, genome[None], *data))
-    result[split] = [round(float(right.mean()), 5), round(float(losses.mean()), 5)]
+    sums = scorer(model)(variables, genome[None], *data)
+    result[split] = [round(float(total[0]) / len(data[1]), 5) for total in sums]
     if split == 'test' and job.seed < ANSWERS_BELOW:
-      result['answers'] = base64.b85encode(np.packbits(right[0]).tobytes()).decode()
+      right = predictor(model)(variables, genome, data[0]).are(data[1])
+      result['answers'] = base64.b85encode(np.packbits(right).tobytes()).decode()
   return result

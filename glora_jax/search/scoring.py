@@ -62,12 +62,12 @@ def made_for(platform: str) -> Iterator[None]:
 
 
 class Scores(NamedTuple):
-  """What the answers of each candidate are worth: all of them together, or one by one.
+  """The scores of each candidate, over all images.
 
   Attributes:
-    correct: number of right answers, int32 [candidate]; one by one, whether the most probable class
-      is the label, bool [candidate, image]. Where the loss is not finite, it is not.
-    loss: cross-entropy, float32; summed [candidate], or [candidate, image].
+    correct: number of right answers, int32 [candidate]: those whose most probable class is the
+      label, and whose loss is finite.
+    loss: summed cross-entropies, float32 [candidate].
   """
 
   correct: jax.Array
@@ -170,40 +170,6 @@ def make_scorer(
     return scorer_of_chunk(chunks[shape])(*arguments)
 
   return evaluator.checked(score_in_memory if chunk is None else scorer_of_chunk(chunk))
-
-
-def make_image_scorer(
-  adapted: Adapted,
-  preprocess: Preprocess | None = None,
-  *,
-  chunk: int | None = None,
-  block: int = 256,
-  classes: Any = None,
-  **apply_kwargs: Any,
-) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
-  """As `make_scorer`, but nothing is summed.
-
-  Args:
-    adapted: what `glora_jax.adapt` returned.
-    preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
-      images that are inputs already.
-    chunk: number of candidates evaluated side by side; None for 1 on CPU, 8 elsewhere.
-    block: number of images evaluated at a time.
-    classes: which classes an answer is taken among, bool [class]; None for all.
-    **apply_kwargs: keyword arguments that the model is called with.
-
-  Returns:
-    The compiled function `(variables, genomes, images, labels) -> Scores`: the pair of whether
-    each answer is right, bool [candidate, image], and cross-entropies, float32 [candidate, image].
-
-  Raises:
-    ValueError: see `make_scorer`.
-  """
-  evaluator = _Evaluator(adapted, preprocess, block, classes, None, apply_kwargs)
-  if chunk is None:
-    chunk = 1 if jax.default_backend() == 'cpu' else _DEFAULT_CHUNK
-  chunk = check_whole(chunk, 'chunk', 1)
-  return evaluator.checked(jax.jit(functools.partial(evaluator.per_image, chunk=chunk)))
 
 
 def make_predictor(
@@ -374,12 +340,17 @@ class _Evaluator:
 
     With a sum for each shard nothing crosses devices until all blocks are done.
     """
-    answers = self._answers(variables, images, genome)
+    logits_of = self._forward(variables, genome)
 
     def add(sums: Scores, block: Block) -> tuple[Scores, None]:
+      rows, labels, is_image = block
+      logits = logits_of(images[rows])
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      # Padding is wrong and costs nothing.
+      answers = right_answers(logits, labels, losses) & is_image, jnp.where(is_image, losses, 0)
       new = (
         part.reshape(self.data_shards, -1).sum(1, dtype=total.dtype)
-        for part, total in zip(answers(block), sums, strict=True)
+        for part, total in zip(answers, sums, strict=True)
       )
       return jax.tree.map(jnp.add, sums, Scores(*new)), None
 
@@ -402,25 +373,6 @@ class _Evaluator:
 
     by_shard = jax.lax.map(split_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
     return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
-
-  def per_image(
-    self,
-    variables: Mapping[str, Any],
-    genomes: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    chunk: int,
-  ) -> Scores:
-    """What every single answer of a population is worth, [candidate, image]."""
-    images, blocks = self._blocks(images, labels)
-
-    def score(genome: jax.Array) -> Scores:
-      scores = jax.lax.map(self._answers(variables, images, genome), blocks)
-      return jax.tree.map(lambda part: part.reshape(-1)[: len(labels)], scores)
-
-    batch_size = chunk if chunk > 1 else None  # None maps without `vmap`
-    return jax.lax.map(score, jnp.asarray(genomes), batch_size=batch_size)
 
   def predictions(
     self, variables: Mapping[str, Any], genome: jax.Array, images: jax.Array
@@ -446,26 +398,6 @@ class _Evaluator:
     rows, _ = self._in_blocks(number, self.candidate_shards * self.data_shards)
     by_block = jax.lax.map(predict, jnp.asarray(rows))
     return jax.tree.map(lambda part: self._place(part.reshape(-1)[:number]), by_block)
-
-  def _answers(
-    self, variables: Mapping[str, Any], images: jax.Array, genome: jax.Array
-  ) -> Callable[[Block], Scores]:
-    """What a structure's answers to a block of all images are worth, [image], by the block.
-
-    Padding is wrong and costs nothing.
-    """
-    logits_of = self._forward(variables, genome)
-
-    def answers(block: Block) -> Scores:
-      rows, labels, is_image = block
-      logits = logits_of(images[rows])
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return Scores(
-        correct=right_answers(logits, labels, losses) & is_image,
-        loss=jnp.where(is_image, losses, 0),
-      )
-
-    return answers
 
   def _forward(
     self, variables: Mapping[str, Any], genome: jax.Array
