@@ -68,7 +68,7 @@ def test_a_backbone_that_nothing_is_known_of_borrows_from_shifts(name, prior):
     ({'model__weights': 'typo'}, FileNotFoundError, "model.weights='typo'"),
     ({'augment__shift': 8}, ValueError, 'shift=8'),
     ({'space__ranks': (1000,)}, ValueError, 'rank 1000'),
-    ({'structure': str(ROOT / 'tests/golden/mutants.json')}, ValueError, 'mutants.json'),
+    ({'structure': str(ROOT / 'configs/compare_rates.json')}, ValueError, 'compare_rates.json'),
     ({**COMPARED, 'watch__profile': 'search'}, ValueError, "watch.profile='search'"),
     ({'structure': 'lora:8'}, ValueError, "structure='lora:8' has 4,096 parameters"),
     ({**READ_OFF, 'budget': 3}, ValueError, 'budget=3'),
