@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from trees import randomized
 
+import glora_jax
+
 
 def random_params(model, *inputs, seed=1, **kwargs):
   """Normal numbers in the place of a model's parameters; nothing is compiled."""
@@ -18,6 +20,12 @@ def random_variables(adapted, params, seed=2):
   """Params, and normal numbers in the place of the supports; nothing is compiled."""
   shapes = jax.eval_shape(adapted.init, jax.random.key(0), params)
   return {'params': params, 'glora': randomized(shapes['glora'], seed)}
+
+
+def ready(model, *inputs, **options):
+  """(A Linen model adapted, variables with random params and supports)."""
+  adapted = glora_jax.adapt(model, *inputs, **options)
+  return adapted, random_variables(adapted, random_params(model, *inputs))
 
 
 def trained_variables(adapted, params, scale=0.3):
@@ -53,6 +61,30 @@ def assert_trees_close(actual, expected, tolerance=1e-5):
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     assert a.dtype == b.dtype
     assert_close(a, b, tolerance)
+
+
+def assert_folds(adapted, variables, *inputs, structure=None, tolerance=1e-5, **kwargs):
+  """Folded, a model answers as it does adapted: fixed to a structure, and with it at the call.
+
+  Returns the answer as a vector. The structure is by default the one that the model is fixed to.
+  """
+  free, fixed = adapted.fix(None), adapted.fix(adapted.genome if structure is None else structure)
+
+  @jax.jit
+  def answers(variables, inputs):
+    others = {name: tree for name, tree in variables.items() if name != 'glora'}
+    folded = {**others, 'params': fixed.fold(variables)}
+    outputs = (
+      adapted.model.apply(folded, *inputs, **kwargs),
+      fixed.apply(variables, *inputs, **kwargs),
+      free.apply(variables, *inputs, genome=fixed.genome, **kwargs),
+    )
+    return [vector(output) for output in outputs]
+
+  expected, *found = answers(variables, inputs)
+  for output in found:
+    assert_close(output, expected, tolerance)
+  return expected
 
 
 def assert_refused(named, call, *arguments, kind=ValueError, **fields):
