@@ -13,6 +13,7 @@ from markupsafe import Markup
 from scipy import stats
 from typing_extensions import TypedDict
 
+from glora_jax.compiling import MEMORY, Compilation
 from glora_jax.data.task import Task
 from glora_jax.files import number as to_number
 from glora_jax.method.genomes import count_params
@@ -27,6 +28,7 @@ from glora_jax.reports.tables import (
   PAPER_LABEL,
   Cell,
   Method,
+  Table,
   accuracies,
   accuracy_plot,
   code,
@@ -54,6 +56,7 @@ _THE = {  # in a sentence
   KNOWN: 'the known structure',
 }
 _CHANCE = 0.05  # larger p-values may be chance
+_MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
 _RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
 _FEW = 60  # points of a curve, at most, that have tooltips
 
@@ -74,6 +77,7 @@ class Findings:
     backbone: arguments of `weights.load` and `weights.refit` that load the base again.
     keeps_best: whether the weights are those of the best epoch on the validation images.
     made: how it was found, process by process.
+    programs: what was compiled, by stage and name.
   """
 
   result: Mapping[str, Any]
@@ -87,6 +91,7 @@ class Findings:
   backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   keeps_best: bool = False
   made: Sequence[page.Made] = ()
+  programs: Mapping[str, Mapping[str, Compilation]] = dataclasses.field(default_factory=dict)
 
   @property
   def searched_images(self) -> tuple[str, int]:
@@ -132,7 +137,9 @@ def write(workdir: str, findings: Findings) -> None:
       page.Section('search', 'Search', search_blocks(findings)),
       page.Section('training', 'Training', training_blocks(f'{workdir}/metrics.jsonl', result)),
       errors.section(findings.task.classes, findings.outcome),
-      page.Section('cost', 'Cost', [stage_bars(result['seconds'])]),
+      page.Section(
+        'cost', 'Cost', [stage_bars(result['seconds']), table_of_programs(findings), _MEMORY]
+      ),
       page.Section('run', 'What was run', [tell_run(findings), tell_protocol(findings)]),
       page.reproduce(
         findings.made,
@@ -152,6 +159,27 @@ def stage_bars(seconds: Mapping[str, float]) -> charts.Bars:
   """A bar for the time of every stage, in order."""
   values = [(stage_title(stage, {}), value, duration(value)) for stage, value in seconds.items()]
   return charts.Bars(values, 'dim')
+
+
+def table_of_programs(findings: Findings) -> Table:
+  """What each stage compiled: the seconds that this took, and the memory of each device."""
+  labels = {name: tested['label'] for name, tested in findings.result['structures'].items()}
+  rows = [
+    (stage_title(stage, labels), name, duration(found['seconds']), *_mebibytes(found['memory']))
+    for stage, programs in findings.programs.items()
+    for name, found in programs.items()
+  ]
+  return Table(
+    'Compiled programs, and their memory on each device by the compiler',
+    ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
+    rows,
+    text_columns=2,
+  )
+
+
+def _mebibytes(memory: Mapping[str, int]) -> list[str]:
+  sizes = [memory.get(kind) for kind in MEMORY]
+  return ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
 
 
 def interval(share: float, number: int) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax.compiling import Compilation, reported
 from glora_jax.data import normalization, pipeline
 from glora_jax.data.augment import Augmentation
 from glora_jax.data.opening import open_images
@@ -85,6 +86,7 @@ class Context:
     splits: the splits that were read.
     compiled: scorers and predictors, by their maker and masked split (None for all others).
     seconds: time of the stages so far, by title.
+    programs: compiled programs of the stages so far, by stage and name.
     begun: names of the stages before the current one.
     dispatched: to be called after every dispatch; a profiler counts them in a stage that it traces.
   """
@@ -104,6 +106,7 @@ class Context:
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   compiled: dict[tuple[Callable, str | None], Callable] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  programs: dict[str, dict[str, Compilation]] = dataclasses.field(default_factory=dict)
   begun: Sequence[str] = ()
   dispatched: Callable[[], None] = lambda: None
 
@@ -111,7 +114,7 @@ class Context:
   def _folds(self) -> dict[bool, Callable]:
     """Compiled folds for structures of the run's space, and of the other one."""
     spaces = {True: self.adapted} | ({False: self.beside.adapted} if self.beside else {})
-    return {is_own: jax.jit(adapted.fold) for is_own, adapted in spaces.items()}
+    return {is_own: reported('fold', jax.jit(adapted.fold)) for is_own, adapted in spaces.items()}
 
   def fold(self, model: Model) -> Any:
     """The plain model's parameters."""

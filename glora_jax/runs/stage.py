@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from typing_extensions import TypedDict
 
 import glora_jax
 from glora_jax import mesh as meshes
+from glora_jax.compiling import Compilation, reporting_to
 from glora_jax.errors import UserError, user_errors
 from glora_jax.files import write_json
 from glora_jax.records import read_record
@@ -133,11 +135,13 @@ class Mark(TypedDict):
     key: digest of what the stage read, and the number of shards.
     whole: whether the stage is complete.
     seconds: how long it took, including interrupted starts.
+    programs: what it compiled, by name: all seconds, and the memory of the largest.
   """
 
   key: str
   whole: bool
   seconds: float
+  programs: dict[str, Compilation]
 
 
 def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
@@ -252,11 +256,29 @@ def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
   if stage.has_folder:
     _make_ready(context, stage.name, key)
   try:
-    with clocked(context.path(stage.name) if stage.has_folder else None) as mark:
+    with (
+      clocked(context.path(stage.name) if stage.has_folder else None) as mark,
+      reporting_to(functools.partial(_note_program, stage.name, mark)),
+    ):
       yield mark
   finally:
+    context.programs[stage.name] = mark['programs']
     seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']
     context.seconds[stage.title] = round(seconds, 2)
+
+
+def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
+  """Logs a compilation, and adds it to the record of its stage unless that is complete."""
+  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
+  held = f'; a device holds {sizes}' if sizes else ''
+  log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
+  if mark['whole']:
+    return
+  earlier = mark['programs'].get(name, Compilation(seconds=0.0, memory={}))
+  mark['programs'][name] = Compilation(
+    seconds=round(earlier['seconds'] + found['seconds'], 2),
+    memory=max(earlier['memory'], found['memory'], key=lambda memory: sum(memory.values())),
+  )
 
 
 @contextlib.contextmanager
@@ -268,7 +290,7 @@ def clocked(folder: str | None) -> Iterator[Mark]:
   Args:
     folder: the folder; None records nothing.
   """
-  mark = (folder and read_mark(folder)) or Mark(key='', whole=False, seconds=0.0)
+  mark = (folder and read_mark(folder)) or new_mark('')
   if mark['whole']:
     yield mark
     return
@@ -283,6 +305,11 @@ def clocked(folder: str | None) -> Iterator[Mark]:
       with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
         write_json(os.path.join(folder, MARK), mark, 'stage')
+
+
+def new_mark(key: str) -> Mark:
+  """What `stage.json` says before a stage has begun."""
+  return Mark(key=key, whole=False, seconds=0.0, programs={})
 
 
 def read_mark(folder: str) -> Mark | None:
@@ -316,8 +343,7 @@ def _make_ready(context: Context, name: str, key: str) -> None:
       os.rename(earlier, folder)
     if read_mark(folder) is None:
       os.makedirs(folder, exist_ok=True)
-      mark = Mark(key=key, whole=False, seconds=0.0)
-      write_json(os.path.join(folder, MARK), mark, 'stage')
+      write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
 
 
 def _place_of_replaced(context: Context, name: str, key: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from glora_jax.compiling import reported, staged_like
 from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call
@@ -156,7 +157,7 @@ def make_scorer(
 
   @functools.cache
   def scorer_of_chunk(chunk: int) -> Callable[..., Scores]:
-    return jax.jit(functools.partial(evaluator.totals, chunk=chunk))
+    return reported('scoring', jax.jit(functools.partial(evaluator.totals, chunk=chunk)))
 
   # By what the memory depends on: a call with one genome or image must not decide for others.
   chunks: dict[Any, int] = {}
@@ -204,9 +205,9 @@ def make_predictor(
       does not fit the model, is a population, or has a higher rank than the variables store.
   """
   evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
-  compiled = jax.jit(evaluator.predictions)
+  compiled = reported('predictions', jax.jit(evaluator.predictions))
 
-  @_staged_like(compiled)
+  @staged_like(compiled)
   def predict(variables: Any, genome: Any, images: Any) -> Predictions:
     check = functools.partial(check_one_genome, call='The predictor')
     genome = evaluator.as_genomes(variables, genome, check)
@@ -250,11 +251,6 @@ def fitting_chunk(
   fitting = 1 + max(0, memory - of_one) // max(1, of_two - of_one)
   num_chunks = ceil_div(most, int(min(fitting, most)))
   return ceil_div(most, num_chunks)
-
-
-def _staged_like(compiled: Any) -> Callable[[Callable], Callable]:
-  """Gives a function `lower` and `trace` of a compiled one; `jax.export` takes what has these."""
-  return functools.wraps(compiled, assigned=('lower', 'trace'), updated=())
 
 
 class _Evaluator:
@@ -304,7 +300,7 @@ class _Evaluator:
   def checked(self, compiled: Callable[..., Scores]) -> Callable[..., Scores]:
     """A compiled scorer, which looks at what it is given before anybody believes its scores."""
 
-    @_staged_like(compiled)
+    @staged_like(compiled)
     def score(variables: Any, genomes: Any, images: Any, labels: Any) -> Scores:
       genomes = self.as_genomes(variables, genomes, check_population)
       images, labels = as_numbers('images', images), as_numbers('labels', labels)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from glora_jax.compiling import reported
 from glora_jax.mesh import on_host, options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
@@ -172,12 +173,13 @@ class Pass:
 
   @functools.cached_property
   def _program(self) -> Any:  # a compiled function
-    return jax.jit(
+    program = jax.jit(
       self._add_batch,
       donate_argnums=0,
       out_shardings=None if self.mesh is None else replicated(self.mesh),
       compiler_options=options_of_one_pass(),
     )
+    return reported('gradient', program)
 
   def _add_batch(self, total, probes, variables, batch, key):
     """The sums with a batch's gradient, and (its loss, whether all is finite, its norm)."""

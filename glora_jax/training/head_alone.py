@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from glora_jax import mesh as meshes
+from glora_jax.compiling import reported
 from glora_jax.limits import check_callable, check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
@@ -260,11 +261,12 @@ class HeadAlone(Adapted):
 
   def features_program(self, mesh: jax.sharding.Mesh | None = None) -> Any:  # a compiled function
     """The compiled `(body_of(variables), images) -> features` of a batch."""
-    return jax.jit(
+    program = jax.jit(
       self.halves(self.batch_size).body,
       out_shardings=None if mesh is None else meshes.replicated(mesh),
       compiler_options=meshes.options_of_one_pass(),
     )
+    return reported('features', program)
 
 
 def _apply(model: Any, rest: Any, inputs: Any, options: Mapping[str, Any], params: Any) -> Any:

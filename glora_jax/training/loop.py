@@ -20,6 +20,7 @@ import optax
 from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
+from glora_jax.compiling import reported
 from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
@@ -503,7 +504,10 @@ def fit(
 
   size, limits = recipe.batch_size, (first, last)
   blocks = feed(images, labels, order_key, size, limits, steps_per_dispatch, mesh)
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen))
+  steps = reported(
+    'training steps',
+    make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen)),
+  )
   show = progress and meshes.primary()
   with Progress(title, first, last, size * (runs or 1), show) as bar:
     block = next(blocks, None)

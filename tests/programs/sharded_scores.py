@@ -40,7 +40,7 @@ def check(model, shapes):
       found = score(*arguments)
       assert_array_equal(found.correct, correct)
       assert_allclose(found.loss, loss, rtol=1e-5)
-    assert score.__wrapped__._cache_size() == 1
+    assert score.__wrapped__.__wrapped__._cache_size() == 1
     predict_on_mesh = scoring.make_predictor(adapted, mesh=mesh, block=8)
     found = predict_on_mesh(variables, genomes[1], images)
     assert_array_equal(found.classes, predictions.classes)

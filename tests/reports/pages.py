@@ -43,6 +43,12 @@ RESULT = {  # of a run, but for its structures
   'allocation': {'head_epochs': 6, 'epochs': 4},
 }
 
+MEMORY = {'arguments': 2**20, 'outputs': 0, 'temporaries': 3 * 2**30}
+PROGRAMS = {
+  'supernet': {'training steps': {'seconds': 61.4, 'memory': MEMORY}},
+  'training/lora': {'scoring': {'seconds': 0.25, 'memory': {}}},  # the backend does not know
+}
+
 
 def pixels(indices):
   """Black images."""
@@ -89,6 +95,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
     allocation=allocation,
     backbone={'image_size': 8},
     made=[MADE],
+    programs=PROGRAMS,
   )
 
 

@@ -67,6 +67,14 @@ def test_the_table_has_a_column_for_every_further_test_set(allocation):
   assert lines[2] == '| a structure | 1,234 | trained on | 50.0 | 25.0 | 12.5 |'
 
 
+def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocation):
+  lines = str(run_page.table_of_programs(pages.make_findings(allocation))).splitlines()
+  assert lines[2:] == [
+    '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
+    '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',
+  ]
+
+
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
 def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   findings = dataclasses.replace(pages.make_findings(allocation), archive=None)

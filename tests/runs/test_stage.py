@@ -8,11 +8,13 @@ import os
 import shutil
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import changed, stages_of
 
+from glora_jax.compiling import reported
 from glora_jax.errors import UserError
 from glora_jax.files import write_json
 from glora_jax.method.presets import parse_preset_name
@@ -66,6 +68,7 @@ class Job:
       facts=dict(facts),
       shards=shards,
       seconds={},
+      programs={},
     )
 
 
@@ -108,6 +111,29 @@ def test_what_was_complete_is_kept_although_the_new_one_fails(job):
   assert not read_mark(str(job.folder / 'second'))['whole']
   job.stages = (job.stages[0], second, *job.stages[2:])
   assert job.start() == (result, [])
+
+
+def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
+  sizes = [8, 2]
+
+  def run(context, *results):
+    for size in sizes:
+      reported('sum', jax.jit(lambda x: x.sum()))(np.ones(size, np.float32))
+    if 2 in sizes:
+      raise OSError('no space left')
+
+  job.stages = (dataclasses.replace(job.stages[0], run=run),)
+  with pytest.raises(OSError, match='no space'):
+    job.start()
+  first = read_mark(str(job.folder / 'first'))['programs']['sum']
+  sizes[:] = [4]
+  job.start()
+  kept = read_mark(str(job.folder / 'first'))['programs']
+  assert kept['sum']['memory']['arguments'] == 4 * 8  # of the largest
+  assert kept['sum']['seconds'] >= first['seconds']
+  context = job.context()
+  walk(context, job.stages)
+  assert context.programs == {'first': kept}
 
 
 def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job):

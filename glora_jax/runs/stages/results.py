@@ -271,6 +271,7 @@ def write_results(
       backbone=_backbone(context),
       keeps_best=config.training.keep == 'best',
       made=recorded_processes(context.workdir),
+      programs=context.programs,
     )
     run_page.write(context.workdir, findings)
   return result
