@@ -1,4 +1,4 @@
-"""What no linter checks of the code: encodings of texts, functions three deep, long files."""
+"""What no linter checks of the code: functions three deep, long files."""
 
 import ast
 
@@ -27,26 +27,6 @@ def deep_functions(node, depth=0):
     if is_function and depth >= 2:
       yield child.name, child.lineno
     yield from deep_functions(child, depth + is_function)
-
-
-def texts_by_locale(tree):
-  """Lines that open a text without saying its encoding, which then is that of the machine."""
-  calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-  for call in calls:
-    is_open = isinstance(call.func, ast.Name) and call.func.id == 'open'
-    is_text = is_open and 'b' not in ''.join(ast.unparse(mode) for mode in call.args[1:2])
-    if is_text and 'encoding' not in {keyword.arg for keyword in call.keywords}:
-      yield call.lineno
-
-
-def test_the_library_opens_no_text_in_the_encoding_of_the_machine(modules):
-  wrong = [
-    f'{path}:{line}'
-    for path, tree in modules.items()
-    if path.parts[0] == 'glora_jax'
-    for line in texts_by_locale(tree)
-  ]
-  assert not wrong
 
 
 def test_functions_nest_one_deep_at_most(modules):

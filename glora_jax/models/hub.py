@@ -126,7 +126,7 @@ def snapshot(name: str, files: HubFiles = CHECKPOINT) -> Snapshot:
   try:
     import huggingface_hub as hub
     import huggingface_hub.constants
-    import huggingface_hub.errors
+    import huggingface_hub.errors  # noqa: F401, hub.errors needs it
   except ImportError as error:
     raise ImportError(
       f"'{name}' is a name on the Hugging Face hub, but huggingface_hub is not installed; pip "

@@ -3,7 +3,6 @@
 import pathlib
 import sys
 
-import jax
 import jax.export
 import numpy as np
 
