@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from label_lists import write_images
 from PIL import Image
-from places import FIXTURES, ROOT
+from places import FIXTURES
 from tiny_runs import changed, context_of, stages_of
 
 from glora_jax.files import read_json
 from glora_jax.models import weights
-from glora_jax.runs import comparison, experiment, job
+from glora_jax.runs import experiment, job
 from glora_jax.runs.backbone import load_backbone
 from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import fit_batches
@@ -30,10 +30,6 @@ def fitted(settings, counts=None):
   return fit_batches(settings, experiment.stages_of(settings), counts or COUNTS, None)
 
 
-COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
-READ_OFF = {'structure': 'gradient', 'presets': (), 'training__epochs': 5}
-KNOWN = {'structure': 'known', 'presets': ()}
-PRIOR = {'allocation__prior': 'known'}
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
 
@@ -59,32 +55,6 @@ def test_a_backbone_that_nothing_is_known_of_borrows_from_shifts(name, prior):
   model, allocation = ModelSettings(weights=name), AllocationSettings(prior='known')
   settings = RunSettings(structure='gradient', model=model, allocation=allocation)
   assert fitted(settings).allocation.prior == prior
-
-
-@pytest.mark.parametrize(
-  'fields, error, named',
-  [
-    ({'task': 'digit'}, ValueError, "'digit'"),
-    ({'model__weights': 'typo'}, FileNotFoundError, "model.weights='typo'"),
-    ({'augment__shift': 8}, ValueError, 'shift=8'),
-    ({'space__ranks': (1000,)}, ValueError, 'rank 1000'),
-    ({'structure': str(ROOT / 'configs/compare_rates.json')}, ValueError, 'compare_rates.json'),
-    ({**COMPARED, 'watch__profile': 'search'}, ValueError, "watch.profile='search'"),
-    ({'structure': 'lora:8'}, ValueError, "structure='lora:8' has 4,096 parameters"),
-    ({**READ_OFF, 'budget': 3}, ValueError, 'budget=3'),
-    ({**KNOWN, 'model__weights': 'embedded', 'budget': 3}, ValueError, 'budget=3'),
-    ({**KNOWN, 'allocation__known': weights.EMBEDDED_KNOWN}, ValueError, 'known.json'),
-    ({**KNOWN, 'allocation__known': 'no.json'}, FileNotFoundError, 'no.json'),
-    ({**READ_OFF, **PRIOR, 'allocation__known': 'no.json'}, FileNotFoundError, 'no.json'),
-    ({**COMPARED, 'data__max_resident': 0}, ValueError, 'data.max_resident=0'),
-  ],
-)
-def test_a_start_that_fails_leaves_no_workdir(fields, error, named, run_config, tmp_path):
-  config = changed(run_config, **fields)
-  run = comparison.run if config.job == 'compare' else experiment.run
-  with pytest.raises(error, match=named):
-    run(config, str(tmp_path / 'run'))
-  assert not os.listdir(tmp_path)
 
 
 @pytest.fixture
