@@ -122,86 +122,11 @@ def test_arguments_reach_the_fields():
   assert config.allocation.max_rank == 16
 
 
-RANGES = """
-seed: int, at least -2147483648, at most 4294967295
-budget: float | None
-component_dropout: float, at least 0, below 1
-checkpoint_epochs: int, at least 1
-data.max_resident: int, at least 0, at most 4611686018427387904
-data.workers: int, at least 0, at most 1024
-model.image_size: int | None, at least 1, at most 4096
-model.patch_size: int | None, at least 1, at most 4096
-model.num_heads: int | None, at least 1, at most 4096
-model.drop_path: float, at least 0, below 1
-model.dtype: 'float32' | 'bfloat16'
-model.base_dtype: 'float32' | 'bfloat16'
-model.unroll: int, at least 1
-space.ranks: tuple[int, ...] | None, at least 1
-augment.crop: float, at least 0, at most 1
-augment.shift: int, at least 0
-augment.color_jitter: float, at least 0
-augment.rand_augment: float, at least 0, at most 10.0
-augment.erasing: float, at least 0, at most 1
-augment.mixup: float, at least 0
-training.epochs: int, at least 0
-training.batch_size: int, at least 1
-training.learning_rate: float, above 0
-training.initial_learning_rate: float, at least 0
-training.final_learning_rate: float, at least 0
-training.warmup_epochs: int, at least 0
-training.weight_decay: float, at least 0
-training.accumulate: int, at least 1
-training.max_grad_norm: float, at least 0
-sampling.largest: float, at least 0, at most 1
-sampling.paths: int, at least 1
-consistency.weight: float, at least 0
-consistency.sigma: float, at least 0
-search.population: int, at least 1, at most 1000000
-search.generations: int, at least 0, at most 1000000
-search.parents: int, at least 1
-search.mutations: int, at least 0
-search.crossovers: int, at least 0
-search.mutation_probability: float, at least 0, at most 1
-finetune.epochs: int, at least 0
-finetune.warmup_epochs: int | None, at least 0
-finetune.learning_rate: float | None, above 0
-allocation.head_epochs: int, at least 1
-allocation.max_rank: int, at least 1, at most 1024
-mesh.fsdp: int | None, at least 1
-compare.budgets: tuple[int, ...], at least 0
-compare.seeds: int, at least 1, at most 1000
-compare.rates: tuple[float, ...], above 0
-compare.rate: Mapping[str, float | None], above 0
-distributed.num_processes: int | None, at least 1
-distributed.process_id: int | None, at least 0
-"""
-
-
-def test_every_number_of_a_config_has_its_range():
-  said = [f'{name}: {expected(info)}' for name, info, _ in schema.walk(RunSettings())]
-  assert [line for line in said if re.search('int|float', line)] == RANGES.split('\n')[1:-1]
-
-
-BEYOND = {'ge': -1, 'gt': 0, 'le': 1, 'lt': 0}
-
-
-@pytest.mark.parametrize(
-  'name, value',
-  [
-    (name, bound + BEYOND[word])
-    for name, info, _ in schema.walk(RunSettings())
-    for word, bound in bounds(info).items()
-  ],
-)
-def test_a_range_is_checked(name, value):
-  config = default_config()
-  if name == 'compare.rate':
-    name += '.lora'
-  elif name in ('space.ranks', 'compare.budgets', 'compare.rates'):
-    value = (value,)
-  config.update_from_flattened_dict({name: value})
-  with pytest.raises(ValueError, match=rf'^{name}(\[0\])?=\S+ should be (greater|less) than '):
-    check_config(config)
+def test_every_number_of_a_config_has_a_range():
+  """But for the budget, which has its own rule."""
+  fields = {name: info for name, info, _ in schema.walk(RunSettings())}
+  numbers = [name for name, info in fields.items() if re.search(r'\b(int|float)\b', expected(info))]
+  assert [name for name in numbers if not bounds(fields[name])] == ['budget']
 
 
 def test_all_mistakes_of_a_config_are_said_at_once():
