@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from numpy.testing import assert_array_equal
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from glora_jax.data import image
 
@@ -44,15 +44,13 @@ def test_every_kind_of_image_comes_out_as_what_it_looks_like(picture, options, e
 
 
 @pytest.mark.parametrize('highest', [65535, 1])
-@pytest.mark.parametrize('format', ['png', 'png of mode I', 'tiff', 'ppm'])
-def test_sixteen_bit_grey_keeps_its_upper_bits(format, highest, monkeypatch):
-  if format == 'png of mode I':  # as older versions of Pillow open it
-    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ('I', 'I;16B'))
+@pytest.mark.parametrize('format', ['png', 'tiff', 'ppm'])
+def test_sixteen_bit_grey_keeps_its_upper_bits(format, highest):
   values = RNG.integers(0, highest + 1, (5, 6), np.uint16)
   values[0, 0] = highest
   expected = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
   written = values.astype(np.int32) if format == 'ppm' else values  # of which Pillow writes 16 bits
-  content = encoded(Image.fromarray(written), format[:4].strip())
+  content = encoded(Image.fromarray(written), format)
   assert_array_equal(image.decode(content), expected)
 
 
@@ -104,22 +102,3 @@ def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
 def test_a_thread_of_an_image_is_cropped_without_enlarging_all_of_it(shape):
   picture = Image.fromarray(np.zeros((*shape, 3), np.uint8))
   assert image.resize(picture, 224, 'crop').shape == (224, 224, 3)
-
-
-@pytest.mark.parametrize('format', image.FORMATS)
-def test_damage_to_an_image_is_one_kind_of_error_and_a_draft_sees_it(format):
-  content = encoded(Image.fromarray(PIXELS.repeat(9, 0)), format)
-  rng = np.random.default_rng(0)
-  for _ in range(40):
-    damaged = bytearray(content[: rng.integers(len(content)) if rng.random() < 0.4 else None])
-    for place in rng.integers(0, max(1, len(damaged)), rng.integers(3)):
-      damaged[place : place + 1] = bytes([rng.integers(256)])
-    assert is_readable(damaged) == is_readable(damaged, draft=True)
-
-
-def is_readable(content, draft=False):
-  try:
-    image.decode(bytes(content), draft=draft)
-  except OSError:
-    return False
-  return True

@@ -95,13 +95,13 @@ def test_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read, f
   assert [times_read(), times_read()] == [5, 5]
 
 
-@pytest.mark.parametrize('time', [0, 1])  # archives may set it
-def test_a_file_of_the_same_size_and_time_is_not_read_again(opened, tmp_path, time):
+def test_a_file_of_the_same_size_and_time_is_not_read_again(opened, tmp_path):
+  """Be it the time 0, which archives may set."""
   path = tmp_path / 'train' / '0.png'
-  os.utime(path, ns=(time, time))
+  os.utime(path, ns=(0, 0))
   first = opened()
   path.write_bytes(bytes(path.stat().st_size))  # nobody looks
-  os.utime(path, ns=(time, time))
+  os.utime(path, ns=(0, 0))
   assert opened().open('train').identity == first.open('train').identity
 
 

@@ -44,6 +44,8 @@ def test_an_image_is_decoded_or_refused(data):
     if data.draw(st.integers(0, 4)):
       spoil(data.draw, path)
     pixels = judged(lambda: image.resize(image.decode(str(path)), size, rule), place)
+    draft = judged(lambda: np.asarray(image.decode(str(path), draft=True)), place)
+    assert (draft is REFUSED) == (pixels is REFUSED)
     if pixels is not REFUSED:
       content = path.read_bytes()
       assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
