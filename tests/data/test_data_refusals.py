@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 
 import numpy as np
 import pytest
@@ -23,8 +22,9 @@ LISTS = {'source': 'lists', 'root': '/no'}
 @pytest.mark.parametrize(
   'task, source, named',
   [
-    *((name, {}, f"{name.partition('/')[2] or name}'") for name in ('digit', 'vtab/cifar10')),
-    *((f'fewshot/{name}', {}, f"{name}'") for name in ('food', 'food101/four/0')),
+    ('digit', {}, "digit'"),
+    ('vtab/cifar10', {}, "cifar10'"),
+    ('fewshot/food101/four/0', {}, "food101/four/0'"),
     ('fewshot/food101/0/0', {}, '0 shots leave nothing'),
     ('folder:/no/one', {}, '/no/one'),
     ('tfds:clevr', {}, 'TFDS clevr has the features image, file_name'),
@@ -59,22 +59,19 @@ def fill(folder, classes, number=3):
       'val and test have no class in common',
     ),
     (['a'], '1 subfolders'),
-    (['a', 'b\ud800'], r'b\ud800'),
   ],
 )
 def test_folders_that_cannot_be_a_task(tmp_path, classes, named):
-  fill(tmp_path, [os.fsdecode(name.encode('utf-8', 'surrogatepass')) for name in classes])
-  with pytest.raises(ValueError, match=re.escape(named).replace(r'\\ud800', r'\\udc')):
-    find(f'folder:{tmp_path}')
+  fill(tmp_path, classes)
+  assert_refused(named, find, f'folder:{tmp_path}')
 
 
 def test_class_folders_without_images_or_with_too_few_and_a_link_to_the_parent(tmp_path):
   fill(tmp_path, ['cat', 'dog'])
   task = f'folder:{tmp_path}'
-  for target in ('.', '..'):
-    (tmp_path / 'again').symlink_to(target)
-    assert_refused('again is a link', find, task)
-    (tmp_path / 'again').unlink()
+  (tmp_path / 'again').symlink_to('..')
+  assert_refused('again is a link', find, task)
+  (tmp_path / 'again').unlink()
   fill(tmp_path, ['rare'], 1)
   assert_refused('rare (1)', find, task)
   (tmp_path / 'empty').mkdir()
@@ -89,13 +86,11 @@ CSVS = [
   ('0.png,x\n./0.png,y\n', 'line 2: ./0.png is already in line 1 as 0.png'),
   ('path,label,split,Split\n0.png,x,train,test\n', 'line 1'),
   (f'path,label\n{"x" * 200_000},x\n', 'line 2'),
-  ('0.png,x\n1,b.png,x\n', "line 2: '1,b.png,x'"),
   ('0.png,x\nnone.png,y\n', 'none.png'),
 ]
 LISTS_OF_LABELS = [
   ('0.png 0\n1.png\n', 'line 2'),
   ('0.png 0\n1.png 8\n', 'line 2: the label 8'),
-  ('0.png 0\n./0.png 1\n', 'already in line 1 as 0.png'),
   ('1.png \N{SUPERSCRIPT TWO}', '\N{SUPERSCRIPT TWO}'),
 ]
 
@@ -126,12 +121,6 @@ def test_label_files_that_are_missing_empty_or_no_utf_8(tmp_path, read):
     assert_refused(str(path), read, path)
 
 
-@pytest.mark.parametrize('labels, named', [([0, 9], '0 to 9'), ([], 'pets has no images in test')])
-def test_a_split_without_images_or_with_a_label_beyond_the_classes(labels, named):
-  split = Files([f'{n}.png' for n in labels], labels)
-  assert_refused(named, Task('pets', ('cat', 'dog', 'owl'), {'test': split}, '').open, 'test')
-
-
 def encoded(values, format='tiff'):
   buffer = io.BytesIO()
   Image.fromarray(np.array([values])).save(buffer, format)
@@ -145,11 +134,9 @@ GREY = np.zeros(9, np.uint8)
   'content, named',
   [
     (encoded(np.array([0, 200], np.int32)), 'mode I'),
-    *(
-      (encoded(np.array(x, np.float32)), named)
-      for *x, named in ((-0.01, 1, 'from -0.01 to 1'), (0, 1.02, 'to 1.02'), (np.nan, 'not finite'))
-    ),
-    *((x, 'not a readable image') for x in (b'', b'no image', encoded(GREY, 'jpeg')[:200])),
+    (encoded(np.array([0, 1.02], np.float32)), 'to 1.02'),
+    (encoded(np.array([np.nan], np.float32)), 'not finite'),
+    (encoded(GREY, 'jpeg')[:200], 'not a readable image'),
     (encoded(GREY, 'ICO'), 'neither BMP'),
     (b'P6 20000 20000 255\n', '20000 x 20000 pixels'),
   ],
@@ -163,7 +150,6 @@ def test_an_image_that_is_none(content, named, monkeypatch):
   'make, named',
   [
     (os.mkfifo, 'not a regular file'),
-    (lambda path: path.symlink_to('/dev/zero'), 'not a regular file'),
     (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40), '1,099,511,627,776'),
   ],
 )
@@ -172,15 +158,31 @@ def test_what_is_no_file_or_longer_than_memory_is_not_read(tmp_path, make, named
   assert_refused(named, image.decode, tmp_path / 'x.png', kind=OSError)
 
 
-def test_an_argument():
-  images = np.ones((2, 8, 8, 3), np.uint8)
-  assert_refused('8 x 8', augment.Augmentation(flip=True).apply, None, images, 9, 'unit')
-  assert_refused('shift=8', augment.Augmentation(shift=8).apply, None, images, 8, 'unit')
-  assert_refused("'fill'", image.resize, Image.new('L', (9, 9)), 8, 'fill')
-  assert_refused('=[0.5, 0.5]', normalization.normalize, images, [0.5, 0.5])
+IMAGES = np.ones((2, 8, 8, 3), np.uint8)
 
 
-@pytest.mark.parametrize('place', ['file', 'file/cache', '/proc/cache'])
+def split_of(*labels):
+  """The test split of a task of three classes."""
+  files = Files([f'{n}.png' for n in labels], labels)
+  return Task('pets', ('cat', 'dog', 'owl'), {'test': files}, '').open('test')
+
+
+@pytest.mark.parametrize(
+  'call, named',
+  [
+    (lambda: split_of(0, 9), '0 to 9'),
+    (lambda: split_of(), 'pets has no images in test'),
+    (lambda: augment.Augmentation(flip=True).apply(None, IMAGES, 9, 'unit'), '8 x 8'),
+    (lambda: augment.Augmentation(shift=8).apply(None, IMAGES, 8, 'unit'), 'shift=8'),
+    (lambda: image.resize(Image.new('L', (9, 9)), 8, 'fill'), "'fill'"),
+    (lambda: normalization.normalize(IMAGES, [0.5, 0.5]), '=[0.5, 0.5]'),
+  ],
+)
+def test_an_argument_that_cannot_be(call, named):
+  assert_refused(named, call)
+
+
+@pytest.mark.parametrize('place', ['file', 'file/cache'])
 def test_a_cache_that_cannot_be_written(tmp_path, place):
   (tmp_path / 'file').touch()
   cache = os.path.join(tmp_path, place)
