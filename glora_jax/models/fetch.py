@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import string
 import urllib.parse
@@ -12,12 +11,10 @@ from typing import NamedTuple
 import pooch
 import requests
 
-from glora_jax.files import first_line, sha256_of, whole
+from glora_jax.files import first_line, sha256_of
 from glora_jax.limits import printable, shown
 from glora_jax.models import hub
 from glora_jax.models.weights import EMBEDDED, EMBEDDED_FILE
-
-log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = 'GLORA_JAX_CACHE'
 
@@ -67,18 +64,18 @@ def known_normalization(weights: str) -> str | None:
 
 
 def fetch(weights: str, sha256: str | None = None) -> str:
-  """The local path of weights, downloaded where they are not there yet.
+  """The local path of weights, downloaded if they are not there yet.
 
-  A download goes to a temporary file, is checked, and only then takes its name: whoever is killed
-  meanwhile leaves nothing behind that looks whole.
+  pooch keeps the downloads. Each goes to a temporary file, is checked, and only then gets its name:
+  an interrupted one leaves nothing behind that looks whole. A file in the cache that does not have
+  the sum is downloaded again.
 
   Args:
     weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
       `hf:owner/name[@revision]` on the Hugging Face hub (see `models.hub`), whose folder is
       returned; a name in `SHORTCUTS`; or 'embedded', the backbone in the package.
-    sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record: the sum of its first
-      download is written beside the file, and every later use is checked against that; give
-      `sha256` to be sure of the first one, too.
+    sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record; pass it to have its
+      download checked.
 
   Raises:
     ValueError: the sum is wrong, missing or no SHA-256.
@@ -106,7 +103,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
     raise ValueError(
       f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
     )
-  return _cached(url, sha256)
+  return _downloaded(url, sha256)
 
 
 def _checked_path(weights: str, sha256: str | None) -> str:
@@ -135,34 +132,13 @@ def path_in_cache(url: str) -> str:
   return os.path.join(cache_folder(), address, name)
 
 
-def _cached(url: str, sha256: str | None) -> str:
-  """The path of a download in the cache, checked against `sha256` or that of its first download."""
+def _downloaded(url: str, sha256: str | None) -> str:
+  """The path of an address in the cache."""
   path = path_in_cache(url)
-  record = f'{path}.sha256'
-  expected = sha256
-  if expected is None and os.path.exists(record):
-    with open(record, encoding='utf-8') as file:
-      expected = file.read().strip()
-  if os.path.exists(path) and expected and (found := sha256_of(path)) != expected:
-    raise ValueError(
-      f'{path} has SHA-256 {found}, expected {expected}. Remove it to download it again, or check '
-      'model.sha256.'
-    )
-  if not os.path.exists(path) or not expected:
-    _download(url, path, expected)
-  if not os.path.exists(record):
-    with whole(record) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-      file.write((expected or sha256_of(path)) + '\n')
-  return path
-
-
-def _download(url: str, path: str, expected: str | None) -> None:
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  log.info('Downloading %s', url)
   try:
-    pooch.retrieve(
+    return pooch.retrieve(
       url,
-      expected and f'sha256:{expected}',
+      sha256 and f'sha256:{sha256}',
       os.path.basename(path),
       os.path.dirname(path),
       downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),  # pyrefly: ignore
@@ -175,6 +151,6 @@ def _download(url: str, path: str, expected: str | None) -> None:
     ) from error
   except ValueError as error:  # pooch's own for a wrong sum
     raise ValueError(
-      f'The download from {url} does not have SHA-256 {expected} and was discarded; check the URL '
+      f'The download from {url} does not have SHA-256 {sha256} and was discarded; check the URL '
       'and the sum.'
     ) from error
