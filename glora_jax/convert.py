@@ -4,10 +4,10 @@
 
 IN is a file, a folder (also a run's), a URL, a name on the hub (`hf:owner/name`), a shortcut or
 `embedded`, as in `model.weights`. Without OUT, its layers, sizes and variant are printed. OUT is
-one file if it ends in .npz, .safetensors or .pth, else a folder, which also gets the `config.json`
-that transformers, timm and this package read. OUT ending in .jax_export is the whole computation,
-from uint8 images to logits, for `jax.export.deserialize`. Files are replaced with --overwrite only,
-and IN never.
+one file if it ends in .safetensors, else a folder, which also gets the `config.json` that
+transformers, timm and this package read. OUT ending in .jax_export is the whole computation, from
+uint8 images to logits, for `jax.export.deserialize`. Files are replaced with --overwrite only, and
+IN never.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from glora_jax.models import weights
 from glora_jax.models.checkpoint import locate
 from glora_jax.models.export import export, save_exported
 from glora_jax.models.fetch import fetch, known_normalization
-from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.formats.table import WRITTEN
 from glora_jax.models.metadata import OURS, check_agreement
 from glora_jax.models.vit import describe
 from glora_jax.models.weights import Checkpoint
@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('input', metavar='IN')
   parser.add_argument('output', metavar='OUT', nargs='?')
   parser.add_argument(
-    '--format', choices=(OURS, *FORMATS), help='format to write; by default that of IN'
+    '--format',
+    choices=(OURS, *WRITTEN),
+    help=f'format to write; by default that of IN if it is one of these, else {OURS}',
   )
   parser.add_argument('--overwrite', action='store_true', help='replace existing files')
   parser.add_argument('--sha256', help='checksum of the file that IN stands for')
@@ -108,7 +110,7 @@ def _inspection(checkpoint: Checkpoint) -> str:
   model, params, metadata = checkpoint
   origin = metadata.get('source')
   facts = {
-    'format': f'{origin.format} ({origin.container})' if origin else OURS,
+    'format': origin.format if origin else OURS,
     **(dataclasses.asdict(origin.variant) if origin else {}),
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
@@ -146,7 +148,8 @@ def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
   model, params, metadata = checkpoint
   origin = metadata.get('source')
   weights.save(path, model, params, metadata, format or origin)
-  return f'{path}: {format or (origin.format if origin else OURS)}'
+  default = origin.format if origin and origin.is_written else OURS
+  return f'{path}: {format or default}'
 
 
 def command() -> None:

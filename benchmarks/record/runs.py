@@ -17,7 +17,7 @@ from benchmarks.machinery.killable import without_seconds
 from benchmarks.record.comparing import Values, digest
 from glora_jax.files import read_arrays
 from glora_jax.models import peft, weights
-from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.formats.table import WRITTEN
 from glora_jax.runs import comparison, experiment
 from glora_jax.runs.config import default_config
 
@@ -67,7 +67,7 @@ def _conversions(source: pathlib.Path, place: pathlib.Path) -> Values:
   place.mkdir()
   model, params, metadata = weights.load(source)
   found: Values = {'parameters': digest(params)}
-  for name in ('glora_jax', *FORMATS):
+  for name in ('glora_jax', *WRITTEN):
     folder = place / name
     try:
       weights.save(folder, model, params, metadata, name)

@@ -1,4 +1,4 @@
-"""Files of named arrays: npz, safetensors and PyTorch are read into a dictionary, and written.
+"""Files of named arrays: npz, safetensors and PyTorch are read into a dictionary.
 
 Nothing in a file is executed, and none is read that declares more than it holds. Knows nothing of
 models.
@@ -6,25 +6,16 @@ models.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import zipfile
 from collections.abc import Mapping
-from types import ModuleType
 from typing import IO, Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from glora_jax.files import (
-  Path,
-  first_line,
-  read_safetensors,
-  whole,
-  write_arrays,
-  write_safetensors,
-)
+from glora_jax.files import Path, first_line, read_safetensors
 from glora_jax.limits import check_path, listed, shown
 from glora_jax.tree import differences
 
@@ -32,13 +23,9 @@ Container = Literal['npz', 'safetensors', 'torch']
 Arrays = dict[str, np.ndarray]
 
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
-FILE_NAMES: dict[Container, str] = {
-  'npz': 'model.npz',
-  'safetensors': 'model.safetensors',
-  'torch': 'model.pth',
-}
+MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
 
-# Beside model.safetensors, as in most folders of Hugging Face, they hold the same weights.
+# Beside it, in most folders of Hugging Face, these hold the same weights.
 _SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
 
 _FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
@@ -61,14 +48,12 @@ class Tensors(NamedTuple):
     container: type of the file.
     arrays: its arrays by name; whoever takes one out lets its memory go.
     metadata: texts by name, which a safetensors file may have.
-    wrapper: key that holds the tensors of a PyTorch file; None where they are at the top.
   """
 
   path: str
   container: Container
   arrays: Arrays
   metadata: Mapping[str, str] = {}
-  wrapper: str | None = None
 
 
 class _RefusedError(ValueError):
@@ -158,27 +143,30 @@ def _check_header(tensor: str, file: IO[bytes], size: int) -> None:
 
 
 def _read_torch(path: str, key: str | None) -> Tensors:
-  torch = require_torch(path)
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError(
+      f'{path} is a PyTorch file and needs PyTorch: pip install torch, or convert it to '
+      'safetensors on a machine that has it.'
+    ) from error
   try:
     content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
-    unsafe = 'eights_only' in str(error) or 'npickl' in str(error)
-    fault = 'holds more than tensors, or is damaged' if unsafe else 'is damaged or incomplete'
     raise _RefusedError(
-      f'{path} {fault}: PyTorch does not load it with weights_only=True.'
+      f'{path} is damaged, or holds more than tensors: PyTorch does not load it with '
+      'weights_only=True.'
     ) from error
 
-  def named(content: Any) -> dict[str, Any]:
+  def named(content: Any, kind: type) -> dict[str, Any]:
     entries = content.items() if isinstance(content, dict) else ()
-    return {k: x for k, x in entries if isinstance(k, str) and isinstance(x, torch.Tensor)}
+    return {k: x for k, x in entries if isinstance(k, str) and isinstance(x, kind)}
 
-  state, wrapper = named(content), None
-  entries = content.items() if isinstance(content, dict) else ()
-  inner = {name: named(value) for name, value in entries if isinstance(name, str)}
+  state = named(content, torch.Tensor)
+  inner = {name: named(value, torch.Tensor) for name, value in named(content, dict).items()}
   inner = {name: tensors for name, tensors in inner.items() if tensors}
   if key is not None or (inner and (not state or any(name in inner for name in WRAPPERS))):
-    wrapper = _choose_wrapper(path, {name: len(tensors) for name, tensors in inner.items()}, key)
-    state = inner[wrapper]
+    state = inner[_choose_wrapper(path, {name: len(x) for name, x in inner.items()}, key)]
   if not state:
     raise _RefusedError(f'{path} holds no named tensors; expected a state dict.')
   arrays = {}
@@ -191,7 +179,7 @@ def _read_torch(path: str, key: str | None) -> Tensors:
     is_bfloat16 = value.dtype == torch.bfloat16
     array = (value.view(torch.int16) if is_bfloat16 else value).detach().numpy()
     arrays[name] = array.view(ml_dtypes.bfloat16) if is_bfloat16 else array
-  return Tensors(path, 'torch', arrays, wrapper=wrapper)
+  return Tensors(path, 'torch', arrays)
 
 
 def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str:
@@ -211,55 +199,6 @@ def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str
       'Python), and for a run convert it first with --key.'
     )
   return chosen
-
-
-def write_checkpoint(
-  path: Path,
-  arrays: Arrays,
-  container: Container,
-  *,
-  wrapper: str | None = None,
-  metadata: Mapping[str, str] = {},
-) -> None:
-  """Writes a file, whole or not at all.
-
-  Args:
-    path: path of the file.
-    arrays: arrays by name; an npz file keeps bfloat16 as two raw bytes, as big_vision expects.
-    container: type of the file.
-    wrapper: key that is to hold the tensors of a PyTorch file.
-    metadata: texts by name for a safetensors file.
-
-  Raises:
-    OSError: it cannot be written there.
-    ImportError: it is a PyTorch file, and PyTorch is not installed.
-  """
-  if container == 'npz':
-    write_arrays(path, arrays)
-  elif container == 'safetensors':
-    write_safetensors(path, arrays, dict(metadata))
-  else:
-    torch = require_torch(path)
-    state = {}
-    for name, value in arrays.items():
-      value = np.asarray(value, order='C')
-      is_bfloat16 = value.dtype == ml_dtypes.bfloat16
-      tensor = torch.from_numpy(value.view(np.int16) if is_bfloat16 else value)
-      state[name] = tensor.view(torch.bfloat16) if is_bfloat16 else tensor
-    with whole(path) as temporary:
-      torch.save({wrapper: state} if wrapper else state, temporary)
-
-
-def require_torch(path: Path) -> ModuleType:
-  """PyTorch, which a file needs; ImportError where it is not installed."""
-  with contextlib.suppress(ImportError):
-    import torch
-
-    return torch
-  raise ImportError(
-    f'{path} is a PyTorch file and needs PyTorch: pip install torch, or convert it to safetensors '
-    'on a machine that has it.'
-  )
 
 
 def require_shapes(where: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -302,7 +241,7 @@ def locate(path: Path) -> str:
     return locate(folded)
   parts = [name for name in checkpoints if '-of-' in name]
   files = [name for name in checkpoints if name not in (*parts, 'images.npz')]  # of a run
-  if FILE_NAMES['safetensors'] in files:
+  if MODEL_FILE in files:
     files = [name for name in files if name not in _SAME_WEIGHTS]
   named = list(filter(_is_model, files))
   if len(files) == 1 or len(named) == 1:
@@ -331,18 +270,9 @@ def _is_model(name: str) -> bool:
   return os.path.splitext(name)[0] in ('model', 'pytorch_model')
 
 
-def container_of(path: str) -> Container | None:
-  """The type of file that a path promises; None for a folder."""
-  if not path.endswith(EXTENSIONS):
-    return None
-  if path.endswith('.npz'):
-    return 'npz'
-  return 'safetensors' if path.endswith('.safetensors') else 'torch'
-
-
-def require_no_other(folder: str, name: str) -> None:
-  """Raises ValueError where a folder holds a checkpoint beside the file that is to be written."""
-  if others := [other for other in checkpoints_in(folder) if other != name]:
+def require_no_other(folder: str) -> None:
+  """Raises ValueError if a folder holds a checkpoint beside the file that is to be written."""
+  if others := [name for name in checkpoints_in(folder) if name != MODEL_FILE]:
     raise ValueError(
       f'The folder {folder} already holds another checkpoint ({", ".join(others)}); choose another '
       'folder.'

@@ -9,7 +9,7 @@ import collections
 import os
 import re
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,8 +26,8 @@ from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models import hub
 from glora_jax.models.checkpoint import Arrays, read_checkpoint, require_numbers
-from glora_jax.models.formats.format import Format
-from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.formats.format import TorchFormat
+from glora_jax.models.formats.table import TORCH_FORMATS, WRITTEN
 from glora_jax.models.metadata import read_json
 from glora_jax.models.translate import Origin, fit_to_format, full_name
 from glora_jax.models.vit import ViT
@@ -51,9 +51,8 @@ _B = TENSORS.index('B')
 _FLAT = len(FLAT_FORMS['B'])  # the codes of B before those of its LoRAs
 _FOLD = 'fold the structure (adapted.fold) and save the model with weights.save instead'
 
-# Formats that name the modules of transformers up to version 4, and since version 5.
+# What modules are called in transformers 5, whose files have the names of version 4.
 _MODULES = {'hf_vit': 'hf_vit_modules', 'hf_dinov2': 'hf_dinov2_modules'}
-_TORCH_FORMATS = [name for name, format in FORMATS.items() if format.container != 'npz']
 
 # Names of parameters here, and in torch.
 _KERNELS = ('kernel', 'w')
@@ -94,7 +93,6 @@ def save_peft(
   names: Names,
   genome: Any = None,
   *,
-  transformers: Literal[4, 5] = 5,
   base: str | None = None,
 ) -> None:
   r"""Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model.
@@ -116,7 +114,6 @@ def save_peft(
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
       outputs equally, and '{}' is the place in a stack.
     genome: of a free structure, int [rows, 5].
-    transformers: 5, or 4, in which modules of ViT and DINOv2 had other names.
     base: name or path of the base model to note in the adapter; a name on the hub may have a
       revision, `hf:owner/name@revision`.
 
@@ -148,7 +145,7 @@ def save_peft(
     path_name(path): np.asarray(nn.meta.unbox(value))
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
-  modules, params = _names_to_write(names, adapted, params, transformers)
+  modules, params = _names_to_write(names, adapted, params)
   tensors: Arrays = {}
   ranks, alphas = {}, {}
   parts = _parts(adapted, modules, np.flatnonzero(genome[:, _B]))
@@ -419,7 +416,7 @@ def _with_heads(
   params: Any,
   adapted: Adapted,
   modules: NameMap,
-  format: Format[Any] | None,
+  format: TorchFormat[Any] | None,
 ) -> Any:
   """The params with the heads that an adapter has."""
   for head in sorted(adapted.head_paths):
@@ -442,22 +439,17 @@ def _with_heads(
   return params
 
 
-def _names_to_write(
-  names: Any, adapted: Adapted, params: Arrays, transformers: int
-) -> tuple[NameMap, Arrays]:
+def _names_to_write(names: Any, adapted: Adapted, params: Arrays) -> tuple[NameMap, Arrays]:
   """The map that an adapter is written with, and the model's parameters as the names know them."""
-  if transformers not in (4, 5):
-    raise ValueError(f'transformers={shown(transformers)} must be 4 or 5.')
   if isinstance(names, Mapping):
     return names, params
   given = _format_name(names, adapted)
-  by_version = _MODULES if transformers == 5 else {new: old for old, new in _MODULES.items()}
-  name = by_version.get(given, given)
-  if name not in _TORCH_FORMATS:
-    known = listed(_TORCH_FORMATS)
+  name = _MODULES.get(given, given)
+  if name not in TORCH_FORMATS:
+    known = listed(WRITTEN)
     raise ValueError(f'names={shown(given)} is not a format of a torch model; use one of {known}.')
-  format = FORMATS[name]
-  origin = Origin(name, format.container, format.variant)
+  format = TORCH_FORMATS[name]
+  origin = Origin(name, format.variant)
   model, flat, _ = fit_to_format(adapted.model, params, origin)
   for group in adapted.groups:
     for site in group.members:
@@ -474,15 +466,14 @@ def _names_to_write(
 
 def _names_to_read(
   names: Any, adapted: Adapted, modules: Sequence[str]
-) -> tuple[NameMap, Format[Any] | None]:
+) -> tuple[NameMap, TorchFormat[Any] | None]:
   """The map that fits the modules of an adapter, and the format that it is of."""
   if isinstance(names, Mapping):
     return names, None
   given = names and _format_name(names, adapted)
-  for name in _TORCH_FORMATS if isinstance(adapted.model, ViT) else ():
+  for name, format in TORCH_FORMATS.items() if isinstance(adapted.model, ViT) else ():
     if given not in (None, name):
       continue
-    format = FORMATS[name]
     known = _parts(adapted, _modules_of(adapted.model, format, ''), range(len(adapted.spec)))
     prefixes = {
       module.removesuffix(end) for module in modules for end in known if module.endswith(end)
@@ -512,7 +503,7 @@ def _format_name(names: Any, adapted: Adapted) -> str:
   return names.format if isinstance(names, Origin) else names
 
 
-def _modules_of(model: ViT, format: Format[Any], prefix: str) -> NameMap:
+def _modules_of(model: ViT, format: TorchFormat[Any], prefix: str) -> NameMap:
   """The modules of a format that `convert` knows, by path of ours."""
   return {
     rule.ours.rpartition('/')[0]: [

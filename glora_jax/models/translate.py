@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.models.checkpoint import Arrays, Container, require_numbers, require_shapes
+from glora_jax.models.checkpoint import Arrays, require_numbers, require_shapes
 from glora_jax.models.formats.format import Format, Rule, Variant
-from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.formats.table import TORCH_FORMATS, WRITTEN
 from glora_jax.models.vit import ViT
 
 
@@ -25,19 +25,20 @@ class Origin:
 
   Attributes:
     format: name of the format, a key of `FORMATS`.
-    container: type of the file.
     variant: how the file is laid out.
     prefix: what stands before all names.
-    wrapper: key that holds the tensors of a PyTorch file.
     unused: tensors that the model has no use for.
   """
 
   format: str
-  container: Container
   variant: Variant
   prefix: str = ''
-  wrapper: str | None = None
   unused: Arrays = dataclasses.field(default_factory=dict, repr=False)
+
+  @property
+  def is_written(self) -> bool:
+    """Whether the format is written; all others are only read."""
+    return self.format in WRITTEN
 
 
 def read_params(
@@ -124,7 +125,7 @@ def fit_to_format(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays
   Raises:
     ValueError: the format has no place for the model.
   """
-  format = FORMATS[origin.format]
+  format = TORCH_FORMATS[origin.format]
   model, flat = format.represent(model, dict(flat), origin.variant)
   rules = {rule.ours: rule for rule in format.rules(model, origin.variant) if rule.ours in flat}
   if homeless := sorted(flat.keys() - rules.keys()):
@@ -145,7 +146,7 @@ def to_tensors(model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
   Raises:
     ValueError: the format has no place for the model.
   """
-  format = FORMATS[origin.format]
+  format = TORCH_FORMATS[origin.format]
   model, flat, rules = fit_to_format(model, flat, origin)
   tensors = _written(rules, flat, model.depth) | origin.unused
   prefix = format.prefix(model, origin.prefix)

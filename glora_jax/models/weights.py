@@ -17,26 +17,22 @@ import numpy as np
 
 from glora_jax import files
 from glora_jax.data.normalization import Normalization
-from glora_jax.files import Path, write_json
+from glora_jax.files import Path, write_json, write_safetensors
 from glora_jax.limits import check_path, check_type, shown
 from glora_jax.models import hub
 from glora_jax.models.checkpoint import (
-  EXTENSIONS,
-  FILE_NAMES,
+  MODEL_FILE,
   Arrays,
   Container,
   Tensors,
-  container_of,
   locate,
   read_checkpoint,
   require_no_other,
   require_numbers,
   require_shapes,
-  require_torch,
-  write_checkpoint,
 )
 from glora_jax.models.formats.format import Format, Reading
-from glora_jax.models.formats.table import FORMATS, detect, explain
+from glora_jax.models.formats.table import FORMATS, WRITTEN, detect, explain
 from glora_jax.models.metadata import (
   OURS,
   VIT_FIELDS,
@@ -65,12 +61,12 @@ EMBEDDED = 'embedded'  # the name that configs give to the backbone in the packa
 EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
 EMBEDDED_KNOWN = EMBEDDED_FILE.replace('.safetensors', '.known.json')  # see `search.known`
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
-# Endings of files that are not written; a folder would be a surprise.
-_OF_OTHERS = ('.onnx', '.h5', '.keras', '.msgpack', '.ckpt', '.pb', '.tflite', '.gguf', '.pkl')
+# Endings of files that are not written; a folder of this name would be a surprise.
+_OF_OTHERS = (
+  *('.npz', '.pth', '.pt', '.bin', '.onnx', '.h5', '.keras', '.msgpack', '.ckpt', '.pb', '.tflite'),
+  *('.gguf', '.pkl'),
+)
 _REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
-
-# Fields of the ViT that a reader of the file alone may take for something else.
-_OPEN_FIELDS = ('num_heads', 'pool', 'activation', 'norm_eps', 'norm_after_pool')
 
 
 class Checkpoint(NamedTuple):
@@ -219,8 +215,7 @@ def _load_foreign(
       model.num_classes,
     )
   metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
-  name = format.nearest(variant).name
-  metadata['source'] = Origin(name, container, variant, prefix, tensors.wrapper, unused)
+  metadata['source'] = Origin(format.name, variant, prefix, unused)
   return Checkpoint(model, params, metadata)
 
 
@@ -446,24 +441,24 @@ def save(
   metadata: Mapping[str, Any],
   format: str | Origin | None = None,
 ) -> None:
-  """Writes a checkpoint, whole or not at all.
+  """Writes a checkpoint as safetensors, whole or not at all.
 
   Args:
-    path: path of a file, ending in .safetensors, .npz, .pth, .pt or .bin; or else of a folder,
-      which then holds the file and the `config.json` with which transformers, timm and `load` know
-      all about it. A file alone loses what tensors cannot store; the log lists that.
+    path: path of a file, ending in .safetensors; or else of a folder, which then holds the file and
+      the `config.json` with which transformers, timm and `load` know all about it. A file alone
+      loses what tensors cannot store.
     model: the ViT.
     params: its parameters, nested.
     metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' where they are
       known; in this project's own format any JSON types.
-    format: name of a format in `FORMATS`; what `load` returned as metadata's 'source', which writes
-      a file back key by key; 'glora_jax' or None for this project's own format.
+    format: 'timm', 'hf_vit' or 'hf_dinov2'; what `load` returned as metadata's 'source', which
+      writes a file back key by key if its format is one of these; otherwise, and for 'glora_jax' or
+      None, this project's own format.
 
   Raises:
     ValueError: the parameters are not the model's, or not finite; metadata are invalid; the format
       is unknown, or cannot store the model; the folder already holds another checkpoint.
     OSError: it cannot be written there.
-    ImportError: a PyTorch file is asked for, and PyTorch is not installed.
 
   Example:
     >>> import tempfile
@@ -478,7 +473,7 @@ def save(
   if target.endswith(_OF_OTHERS) and not os.path.isdir(target):
     raise ValueError(
       f'{target}: {os.path.splitext(target)[1]} files are not written; end the name in '
-      f'{", ".join(EXTENSIONS)}, or leave the ending out for a folder.'
+      '.safetensors, or leave the ending out for a folder.'
     )
   check_type(model, ViT, 'model')
   check_type(params, Mapping, 'params')
@@ -495,89 +490,51 @@ def save(
     raise ValueError(f'{refusal}: {error}') from error
   require_shapes(refusal, flat, expected_params(model, metadata['image_size']))
   require_numbers(refusal, flat)
-  if format is not None and format != OURS:
-    origin = format if isinstance(format, Origin) else _new_origin(format, model, flat)
-    _save_foreign(target, model, flat, metadata, origin)
-  elif container_of(target) not in (None, 'safetensors'):
-    raise ValueError(
-      f'The format {OURS} is written as safetensors; {target} must end in .safetensors.'
-    )
+  origin = _origin(format, model, flat)
+  if origin is None:
+    files.write_tensors(_prepare_file(target), flat, KIND, {'model': describe(model), **metadata})
   else:
-    file = _prepare_file(target, 'safetensors')
-    files.write_tensors(file, flat, KIND, {'model': describe(model), **metadata})
+    _save_foreign(target, model, flat, metadata, origin)
 
 
 def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origin: Origin) -> None:
   """Writes another code base's checkpoint; whatever may be refused is refused before."""
-  format, alone = FORMATS[origin.format], container_of(path)
-  container = alone or origin.container
   model, tensors = to_tensors(model, flat, origin)
-  beside = format.side_files(model, metadata, origin.variant, tensors)
+  beside = WRITTEN[origin.format].side_files(model, metadata, origin.variant, tensors)
   # It says everything in the terms of the code base that will read it, and in ours.
   known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
-  ours = {OURS: {'model': describe(model), **known}}
-  beside['config.json'] = {**beside.get('config.json', {}), **ours}
-  if container == 'torch':
-    require_torch(path)
-  file = _prepare_file(path, container)
-  in_torch_layout = {'format': 'pt'} if origin.container != 'npz' else {}
-  write_checkpoint(file, tensors, container, wrapper=origin.wrapper, metadata=in_torch_layout)
-  if not alone:
+  beside['config.json'] |= {OURS: {'model': describe(model), **known}}
+  write_safetensors(_prepare_file(path), tensors, {'format': 'pt'})
+  if not _is_file(path):
     for name, content in beside.items():
       write_json(os.path.join(path, name), content)
-  elif unsaid := _unsaid(model, metadata, container, origin, tensors):
-    log.warning(
-      '%s alone cannot store %s; save to a folder, whose config.json can.',
-      file,
-      ', '.join(unsaid),
-    )
 
 
-def _prepare_file(path: str, container: Container) -> str:
+def _is_file(path: str) -> bool:
+  """Whether a file is to be written there, and no folder."""
+  return path.endswith('.safetensors')
+
+
+def _prepare_file(path: str) -> str:
   """The path of the file that is to be written, whose folder is there and holds no other."""
-  if container_of(path):
+  if _is_file(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     return path
   os.makedirs(path, exist_ok=True)
-  require_no_other(path, FILE_NAMES[container])
-  return os.path.join(path, FILE_NAMES[container])
+  require_no_other(path)
+  return os.path.join(path, MODEL_FILE)
 
 
-def _new_origin(name: str, model: ViT, flat: Arrays) -> Origin:
-  """A format's own layout, for a model that comes from elsewhere."""
-  if not isinstance(name, str) or name not in FORMATS:
+def _origin(format: str | Origin | None, model: ViT, flat: Arrays) -> Origin | None:
+  """The layout that a format asks for; None for our own."""
+  if format is None or format == OURS:
+    return None
+  if isinstance(format, Origin):
+    return format if format.is_written else None
+  if not isinstance(format, str) or format not in WRITTEN:
     raise ValueError(
-      f'The format {shown(name)} is unknown; the formats are {OURS}, {", ".join(FORMATS)}.'
+      f'The format {shown(format)} is not written; use one of {OURS}, {", ".join(WRITTEN)}.'
     )
-  format = FORMATS[name]
-  placeholders = format.placeholders(model.width, flat['norm/scale'].dtype)
-  return Origin(name, format.container, format.variant, unused=placeholders)
-
-
-def _unsaid(
-  model: ViT, metadata: Metadata, container: Container, origin: Origin, tensors: Arrays
-) -> list[str]:
-  """What a reader of the file alone will not have, or take for something else."""
-  format = FORMATS[origin.format]
-  prefix = format.prefix(model, origin.prefix)
-  shapes = {name.removeprefix(prefix): value.shape for name, value in tensors.items()}
-  read = format.read_shape(shapes)
-  height, width = sides(metadata['image_size'])
-  assumed = {
-    'image_size': metadata['image_size'] if height == width and read.tokens else None,
-    'normalization': _assumed_normalization(container, model),
-    'resize': 'squash',
-    'crop': None,
-    'classes': None,
-  }
-  open_fields = [
-    f'{name}={getattr(model, name)} (without it: {read.fields[name]})'
-    for name in _OPEN_FIELDS
-    if name in read.fields and read.fields[name] != getattr(model, name)
-  ]
-  open_facts = [
-    f'{name}={shown(metadata[name])}' + (f' (without it: {other})' if other else '')
-    for name, other in assumed.items()
-    if metadata.get(name) and metadata[name] != other
-  ]
-  return open_fields + open_facts
+  written = WRITTEN[format]
+  placeholders = written.placeholders(model.width, flat['norm/scale'].dtype)
+  return Origin(format, written.variant, unused=placeholders)

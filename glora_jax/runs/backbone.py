@@ -122,7 +122,7 @@ def load_backbone(
     image_size=settings.image_size,
     patch_size=settings.patch_size,
   )
-  if source := metadata.get('source'):
+  if (source := metadata.get('source')) and source.is_written:
     # Raises now if the format could not be written at the end.
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
     fit_to_format(model, flat, source)

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from glora_jax.errors import UserError
-from glora_jax.models.checkpoint import FILE_NAMES, checkpoints_in, require_no_other
+from glora_jax.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.reports import run_page
 from glora_jax.runs.backbone import Model
 from glora_jax.runs.config import RunSettings, check_config
@@ -131,19 +131,14 @@ def _check_folded(context: Context) -> None:
   """Raises ValueError if the folder of the folded model holds another checkpoint."""
   path = context.path('folded')
   if context.workdir and os.path.isdir(path):
-    source = context.metadata.get('source')
-    container = 'safetensors' if source is None else source.container
-    require_no_other(path, FILE_NAMES[container])
+    require_no_other(path)
 
 
 def summary(result: dict[str, Any], workdir: str) -> str:
   """The text that the command line prints at the end."""
-  # The purpose of a run; the model's file is named like its base's.
-  left = ('report.html', 'adapter.safetensors')
+  # The purpose of a run.
+  left = ('report.html', 'adapter.safetensors', f'folded/{MODEL_FILE}')
   gone = [name for name in left if not os.path.exists(os.path.join(workdir, name))]
-  folded = os.path.join(workdir, 'folded')
-  if not (os.path.isdir(folded) and checkpoints_in(folded)):
-    gone.append('the model in folded')
   last = f'Page: {workdir}/report.html\nFolded model: {workdir}/folded'
   if gone:
     last = (

@@ -22,7 +22,7 @@ def test_inspection_says_what_the_file_is_and_the_backbone_in_the_package_has_a_
     printed.append(capsys.readouterr().out)
   params = weights.load(FIXTURES / 'hf_dinov2').params
   size = f'{sum(x.size for x in jax.tree.leaves(params)):,}'
-  for text in ('format         hf_dinov2 (safetensors)', 'pool           token+gap', size):
+  for text in ('format         hf_dinov2\n', 'pool           token+gap', size):
     assert text in printed[0]
   assert printed[1] == printed[2]
 
@@ -43,7 +43,6 @@ def logits_of(path, images, **fields):
   'output, format',
   [
     ('out', None),
-    ('out.npz', 'big_vision'),
     ('out', 'hf_dinov2'),
     ('out.safetensors', 'glora_jax'),
   ],
@@ -87,16 +86,23 @@ def strangers(tmp_path, monkeypatch):
   os.mkdir('shelf')
   for link in ('hard.safetensors', 'hard.jax_export', 'shelf/model.safetensors'):
     os.link('in/model.safetensors', link)
-  os.symlink('in/model.safetensors', 'soft.npz')
+  os.symlink('in/model.safetensors', 'soft.safetensors')
   for folder in ('out', 'other', 'empty'):
     os.mkdir(folder)
   others = ('config.json', 'model.safetensors', 'notes.txt')
-  for name in (*(f'out/{name}' for name in others), 'other/notes.txt', 'a.npz', 'a.jax_export'):
+  for name in (
+    *(f'out/{name}' for name in others),
+    'other/notes.txt',
+    'a.safetensors',
+    'a.jax_export',
+  ):
     (tmp_path / name).write_text("a stranger's")
   return tmp_path
 
 
-@pytest.mark.parametrize('output', ['out', 'other', 'a.npz', 'a.jax_export', 'in/config.json'])
+@pytest.mark.parametrize(
+  'output', ['out', 'other', 'a.safetensors', 'a.jax_export', 'in/config.json']
+)
 def test_what_is_there_is_not_replaced_unasked(strangers, output):
   before = digests(strangers)
   for options in ([],) if output == 'a.jax_export' else ([], ['--format', 'hf_vit']):
@@ -107,7 +113,12 @@ def test_what_is_there_is_not_replaced_unasked(strangers, output):
 @pytest.mark.parametrize('given', ['in', 'in/model.safetensors', 'hard.safetensors', 'linked/'])
 def test_an_input_is_never_replaced(strangers, given):
   before = digests(strangers)
-  same = ['in/model.safetensors', 'out/../linked/model.safetensors', 'hard.safetensors', 'soft.npz']
+  same = [
+    'in/model.safetensors',
+    'out/../linked/model.safetensors',
+    'hard.safetensors',
+    'soft.safetensors',
+  ]
   outputs = [*same, 'in', 'linked', 'in/.', 'shelf']
   formats = ([], ['--format', 'glora_jax'], ['--format', 'hf_vit'])
   for output, options in [*itertools.product(outputs, formats), ('hard.jax_export', [])]:
@@ -126,7 +137,7 @@ def test_an_input_is_never_replaced(strangers, given):
     ('out', 'hf_vit', {'out/config.json', 'out/model.safetensors'}),
     ('out', 'glora_jax', {'out/model.safetensors'}),
     ('empty', 'glora_jax', set()),
-    ('a.npz', 'big_vision', {'a.npz'}),
+    ('a.safetensors', 'timm', {'a.safetensors'}),
   ],
 )
 def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, format, replaced):
@@ -144,7 +155,7 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
     ([weights.EMBEDDED_FILE, 'm.onnx'], 'm.onnx: .onnx files are not written; end the name in'),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '7000'], '1,000,000 patches of 7 pixels'),
     ([weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'], "normalization='clip'"),
-    ([FIXTURES / 'timm_gap_with_class_token', 'x.npz', '--format', 'vit_jax'], 'another format'),
+    ([FIXTURES / 'timm_gap_with_class_token', 'x', '--format', 'hf_vit'], 'another format'),
   ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(arguments, named, tmp_path, monkeypatch):

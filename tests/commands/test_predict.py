@@ -130,7 +130,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded
 
 
 def test_classes_without_names_are_numbers(problem, photos, tmp_path, ask):
-  path = save(tmp_path / 'model.npz', problem, 'vit_jax')
+  path = save(tmp_path / 'model.safetensors', problem, 'timm')
   code, [line], _ = ask(path, '--num-heads', 2, photos / 'b.png')
   assert code == 0
   assert line.startswith(f'{photos}/b.png: {of_adapted(problem, photos / "b.png").argmax()} ')

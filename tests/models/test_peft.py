@@ -62,11 +62,11 @@ def numbers(*shape, seed=0):
   return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('name, transformers', [('hf_vit', 4), ('hf_vit', 5), ('timm_vit', 5)])
-def test_what_was_written_is_read_back(name, transformers, tmp_path):
+@pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
+def test_what_was_written_is_read_back(name, tmp_path):
   case = trained(name)
   source = case.metadata['source']
-  save_peft(tmp_path, case.adapted, case.variables, source, case.genome, transformers=transformers)
+  save_peft(tmp_path, case.adapted, case.variables, source, case.genome)
   fixed, variables = load_peft(tmp_path, case.adapted, case.params)
   assert_array_equal(fixed.genome, case.genome)
   jax.tree.map(
@@ -230,6 +230,17 @@ def test_an_adapter_of_all_linear_layers_has_one_for_the_classifier_too(tmp_path
   change = own['B_down'] @ own['B_up']
   assert_allclose(change, (numbers(48, 3)[:CLASSES] @ numbers(3, 16)).T, atol=1e-6)
   assert np.flatnonzero(fixed.genome[:, 1]).size == 2
+
+
+def test_an_adapter_with_the_names_of_transformers_4_is_read(tmp_path):
+  case, old = trained('hf_vit'), 'vit.encoder.layer.0.intermediate.dense'
+  renamed = {name.replace(FC1, old): value for name, value in LORA.items()}
+  folders = [
+    write(tmp_path / folder, tensors, r=3, lora_alpha=3)
+    for folder, tensors in (('new', LORA), ('old', renamed))
+  ]
+  new, same = (load_peft(folder, case.adapted, case.params)[1]['glora'] for folder in folders)
+  jax.tree.map(assert_array_equal, new, same)
 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):

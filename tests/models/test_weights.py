@@ -59,18 +59,6 @@ def test_another_image_size_and_patch_size_go_together(own):
   assert params['embed']['kernel'].shape == expected['embed/kernel'].shape
 
 
-def test_metadata_that_a_file_alone_loses_are_said(tmp_path, caplog):
-  model = OURS.clone(layer_scale=None, activation='gelu_tanh', class_token=False)
-  known = {'image_size': 16, 'normalization': 'unit', 'resize': 'crop', 'classes': CLASSES}
-  weights.save(tmp_path / 'in_folder', model, params_of(model), known, 'big_vision')
-  assert not caplog.text
-  weights.save(tmp_path / 'alone.npz', model, params_of(model), known, 'big_vision')
-  lost = weights.load(tmp_path / 'alone.npz').metadata
-  assert (lost['normalization'], 'resize' in lost, 'classes' in lost) == ('inception', False, False)
-  assert "cannot store normalization='unit' (without it: inception), resize='crop'" in caplog.text
-  assert "classes=['a', 'b', 'c', 'd', 'e']; save to a folder" in caplog.text
-
-
 def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path):
   model, params, metadata = weights.load(FIXTURES / 'hf_vit')
   known = {**metadata, 'classes': CLASSES, 'normalization': 'imagenet'}
@@ -83,14 +71,14 @@ def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path
   assert (again['classes'], again['normalization']) == (CLASSES, 'imagenet')
 
 
-def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(tmp_path):
-  model = OURS.clone(layer_scale=None, class_token=False)
-  arguments = model, params_of(model), {'image_size': 16}
-  weights.save(tmp_path / 'out', *arguments, 'big_vision')
+def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(own, tmp_path):
+  (tmp_path / 'model.npz').touch()
   named = 'already holds another checkpoint (model.npz)'
-  assert_refused(named, weights.save, tmp_path / 'out', *arguments, 'timm')
-  weights.save(tmp_path / 'out', *arguments, 'big_vision_scan')
-  assert_refused('must end in .safetensors', weights.save, tmp_path / 'model.npz', *arguments)
+  assert_refused(named, weights.save, tmp_path, *weights.load(own[0]))
+  (tmp_path / 'model.npz').unlink()
+  for format in ('timm', None):
+    weights.save(tmp_path, *weights.load(own[0]), format)
+  assert 'source' not in weights.load(tmp_path).metadata
 
 
 def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):

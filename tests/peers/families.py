@@ -45,19 +45,15 @@ HF = {  # the beginning of the config's name, the model, and fields beside `HF_S
 FAMILIES = (*TIMM, *HF)
 
 
-def fresh(name: str) -> torch.nn.Module:
-  """The family's model as its library makes it."""
-  if name in TIMM:
-    return timm.models.vision_transformer.VisionTransformer(**{**SHAPE, **TIMM[name]})
-  kind, model, fields = HF[name]
-  config = getattr(transformers, f'{kind}Config')(**{**HF_SHAPE, **fields})
-  return getattr(transformers, f'{kind}{model}')(config)
-
-
 def build(name: str) -> torch.nn.Module:
   """The family's model, every parameter moved away from its initial value, in evaluation mode."""
   torch.manual_seed(sorted(FAMILIES).index(name))
-  model = fresh(name)
+  if name in TIMM:
+    model = timm.models.vision_transformer.VisionTransformer(**{**SHAPE, **TIMM[name]})
+  else:
+    kind, head, fields = HF[name]
+    config = getattr(transformers, f'{kind}Config')(**{**HF_SHAPE, **fields})
+    model = getattr(transformers, f'{kind}{head}')(config)
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.add_(torch.randn_like(parameter) * 0.2)

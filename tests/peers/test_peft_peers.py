@@ -12,8 +12,6 @@ pytest.importorskip('peft', reason='needs the peers extra')
 
 import peft
 import torch
-import transformers
-from packaging.version import Version
 
 import glora_jax
 from glora_jax.models import weights
@@ -22,7 +20,6 @@ from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 NAMES = ('hf_vit', 'hf_dinov2', 'hf_vit_model', 'timm_vit', 'timm_deit3', 'timm_clip')
-TRANSFORMERS = 4 if Version(transformers.__version__) < Version('5') else 5
 
 
 def loaded(name, tmp_path, ranks=(1, 3)):
@@ -39,7 +36,7 @@ def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   theirs, params, adapted, source = loaded(name, tmp_path)
   variables = trained_variables(adapted, params, 0.1)
   genome = mixed_loras(adapted.spec)
-  save_peft(tmp_path / 'adapter', adapted, variables, source, genome, transformers=TRANSFORMERS)
+  save_peft(tmp_path / 'adapter', adapted, variables, source, genome)
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
   expected = adapted.apply(variables, IMAGES, genome=genome)
@@ -61,8 +58,8 @@ def random_adapter(theirs, config, folder):
   return with_adapter
 
 
-QKV = ['q_proj', 'v_proj'] if TRANSFORMERS == 5 else ['query', 'value']
-FIRST = ['fc1'] if TRANSFORMERS == 5 else ['intermediate.dense']
+QKV = ['q_proj', 'v_proj']
+FIRST = ['fc1']
 LORAS = {
   'alpha': ({'r': 2, 'lora_alpha': 7, 'target_modules': FIRST}, (2,)),
   'rank_stabilized': ({'r': 2, 'target_modules': FIRST, 'use_rslora': True}, (2,)),

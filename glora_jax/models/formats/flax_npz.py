@@ -1,14 +1,12 @@
-"""The npz files of vision_transformer and of big_vision, two code bases in Flax."""
+"""The npz files of vision_transformer and of big_vision, two code bases in Flax: only read."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 
 import numpy as np
 
-from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.formats.format import (
   Format,
   Reading,
@@ -16,23 +14,20 @@ from glora_jax.models.formats.format import (
   Shapes,
   Variant,
   depth,
-  fold_class_position,
-  fold_layer_scale,
   patch_side,
   positions,
   same,
 )
 from glora_jax.models.vit import ViT
 
-log = logging.getLogger(__name__)
-
 _ENCODER = 'Transformer/encoderblock'
 
 # Where position embeddings stand in vision_transformer, and in big_vision early and late.
-_VIT_JAX_POSITIONS = 'Transformer/posembed_input/pos_embedding'
-_BIG_VISION_POSITIONS = 'pos_embedding'
-_POSITIONS = (_VIT_JAX_POSITIONS, 'Transformer/pos_embedding', _BIG_VISION_POSITIONS)
-
+_POSITIONS = (
+  'Transformer/posembed_input/pos_embedding',
+  'Transformer/pos_embedding',
+  'pos_embedding',
+)
 
 # Attention, second norm and MLP of a block, which Flax numbers in the order of their construction:
 # vision_transformer all modules together, big_vision those of each class.
@@ -52,7 +47,7 @@ class NpzVariant(Variant):
 
   scanned: bool = False
   classic: bool = False
-  position: str | None = _BIG_VISION_POSITIONS
+  position: str | None = None
 
   @property
   def block(self) -> str:
@@ -67,18 +62,14 @@ class NpzVariant(Variant):
 
 
 class FlaxNpz(Format[NpzVariant]):
-  """One of the layouts of vision_transformer and big_vision, which differ in names alone."""
+  """The layouts of vision_transformer and big_vision, which differ in names alone."""
 
+  name = 'flax_npz'
   signature = _ENCODER
   patch_kernel = 'embedding/kernel'
-  container = 'npz'
   config_fields = frozenset({'norm_eps', 'activation'})  # heads are an axis of the tensors
   interpolation = 'linear_corners'
   tolerates_strangers = True
-
-  def __init__(self, name: str, variant: NpzVariant):
-    self.name = name
-    self.variant = variant
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the number of heads is an axis of the query."""
@@ -134,34 +125,6 @@ class FlaxNpz(Format[NpzVariant]):
       )
     lacks_class_position = model.class_token and not variant.class_pos
     return positions(variant.position, lacks_class_position=lacks_class_position)
-
-  def represent(self, model: ViT, flat: Arrays, variant: NpzVariant) -> tuple[ViT, Arrays]:
-    """As `Format.represent`; a model with a class token reads it, one without takes the mean."""
-    model, flat = fold_layer_scale(model, flat)
-    if model.norm_after_pool:
-      raise self.refusal('a last LayerNorm after pooling')
-    self.require_pool(model, ('token',) if model.class_token else ('gap',))
-    if model.activation != 'gelu_tanh':
-      log.warning(
-        "%s uses the tanh approximation of GELU, but this model has activation='%s': logits will "
-        'differ slightly.',
-        self.name,
-        model.activation,
-      )
-    flat = fold_class_position(model, flat, variant)
-    if variant.position is None:
-      computed = sincos_2d(flat['pos_embed'].shape, model.class_token)
-      if not np.array_equal(computed, flat['pos_embed']):
-        raise self.refusal('a position embedding other than the computed one')
-    return model, flat
-
-  def nearest(self, variant: NpzVariant) -> FlaxNpz:
-    """As `Format.nearest`; a file may mix what the code bases have had over the years."""
-    traits = ('scanned', 'classic', 'position')
-    return max(
-      FORMATS,
-      key=lambda other: sum(getattr(other.variant, t) == getattr(variant, t) for t in traits),
-    )
 
   def resize_positions(
     self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], variant: NpzVariant
@@ -249,8 +212,4 @@ def sincos_2d(
   return np.concatenate([class_pos, patches])[None].astype(np.float32)
 
 
-FORMATS = (
-  FlaxNpz('vit_jax', NpzVariant(classic=True, position=_VIT_JAX_POSITIONS)),
-  FlaxNpz('big_vision', NpzVariant(class_pos=False)),
-  FlaxNpz('big_vision_scan', NpzVariant(class_pos=False, scanned=True)),
-)
+FORMAT = FlaxNpz()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from glora_jax.models.checkpoint import Arrays, Container
+from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.metadata import Metadata
 from glora_jax.models.resize import Interpolation, resize_pos_embed
 from glora_jax.models.vit import ViT
@@ -49,11 +49,10 @@ AnyVariant = TypeVar('AnyVariant', bound=Variant)
 
 
 class Format(abc.ABC, Generic[AnyVariant]):
-  """A code base's checkpoints; each family of code bases is a subclass, each format an instance.
+  """A code base's checkpoints, as they are read.
 
   Attributes:
-    name: name that `--format` takes.
-    container: type of the files that are written.
+    name: name of the format.
     patch_kernel: name of the patch embedding's kernel; what stands before it in a file is the
       prefix of all names.
     signature: pattern of names that only this format has.
@@ -63,20 +62,17 @@ class Format(abc.ABC, Generic[AnyVariant]):
     interpolation: how the code base resizes position embeddings, see `resize.resize_pos_embed`.
     tolerates_strangers: whether a file may hold tensors beside the model, as a training state does.
     preprocessor: name of the file on images that the code base has beside `config.json`.
-    variant: layout of the files that are written when a model comes from elsewhere.
   """
 
   name: str
   signature: str
   patch_kernel: ClassVar[str]
-  container: ClassVar[Container] = 'safetensors'
   unprefixed: ClassVar[str] = NO_NAME
   unused: ClassVar[str] = NO_NAME
   config_fields: ClassVar[frozenset[str]] = frozenset({'num_heads', 'norm_eps', 'activation'})
   interpolation: ClassVar[Interpolation] = 'bicubic_antialias'
   tolerates_strangers: ClassVar[bool] = False
   preprocessor: ClassVar[str | None] = None
-  variant: AnyVariant
 
   @abc.abstractmethod
   def read_shape(self, shapes: Shapes) -> Reading:
@@ -93,30 +89,6 @@ class Format(abc.ABC, Generic[AnyVariant]):
   @abc.abstractmethod
   def rules(self, model: ViT, variant: AnyVariant) -> list[Rule]:
     """Rules of all parameters that the format has a place for."""
-
-  @abc.abstractmethod
-  def represent(self, model: ViT, flat: Arrays, variant: AnyVariant) -> tuple[ViT, Arrays]:
-    """An equal model that the format has a place for, and its parameters.
-
-    Raises:
-      ValueError: there is none.
-    """
-
-  def nearest(self, variant: AnyVariant) -> Format[AnyVariant]:
-    """The format of the family whose own layout is nearest to that of a file."""
-    return self
-
-  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
-    """The kernel of a model's head, out of what `represent` may have made of it."""
-    return kernel
-
-  def prefix(self, model: ViT, given: str) -> str:
-    """The prefix of all names in a new file; `given` is that of the file the model came from."""
-    return given
-
-  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
-    """Tensors that the code base expects in a file and our model does not have."""
-    return {}
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the code base's own `config.json` says.
@@ -144,16 +116,6 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """
     return {}
 
-  def side_files(
-    self, model: ViT, metadata: Metadata, variant: AnyVariant, tensors: Arrays
-  ) -> dict[str, dict[str, Any]]:
-    """Contents of the JSON files that the code base reads beside the tensors, by file name.
-
-    Raises:
-      ValueError: the code base cannot be told of the model.
-    """
-    return {}
-
   def resize_positions(
     self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], variant: AnyVariant
   ) -> np.ndarray:
@@ -166,6 +128,46 @@ class Format(abc.ABC, Generic[AnyVariant]):
       variant: layout of the file that it came from.
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
+
+
+class TorchFormat(Format[AnyVariant]):
+  """A code base in PyTorch, whose checkpoints are also written, and whose modules PEFT adapts.
+
+  Attributes:
+    variant: layout of the files that are written when a model comes from elsewhere.
+  """
+
+  variant: AnyVariant
+
+  @abc.abstractmethod
+  def represent(self, model: ViT, flat: Arrays, variant: AnyVariant) -> tuple[ViT, Arrays]:
+    """An equal model that the format has a place for, and its parameters.
+
+    Raises:
+      ValueError: there is none.
+    """
+
+  @abc.abstractmethod
+  def side_files(
+    self, model: ViT, metadata: Metadata, variant: AnyVariant, tensors: Arrays
+  ) -> dict[str, dict[str, Any]]:
+    """Contents of the JSON files that the code base reads beside the tensors, by file name.
+
+    Raises:
+      ValueError: the code base cannot be told of the model.
+    """
+
+  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
+    """The kernel of a model's head, out of what `represent` may have made of it."""
+    return kernel
+
+  def prefix(self, model: ViT, given: str) -> str:
+    """The prefix of all names in a new file; `given` is that of the file the model came from."""
+    return given
+
+  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
+    """Tensors that the code base expects in a file and our model does not have."""
+    return {}
 
   def refusal(self, feature: str) -> ValueError:
     """The error for a model with a feature that the format has no place for."""

@@ -1,7 +1,7 @@
 """Checkpoints of ViT and DINOv2 in Hugging Face transformers.
 
 Each has two sets of names: those in files, which `from_pretrained` and `save_pretrained` use, and
-those of the modules in transformers 5, which a saved `state_dict()` has.
+those of the modules in transformers 5, which a saved `state_dict()` and PEFT's adapters have.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from glora_jax.limits import listed, shown
 from glora_jax.models.checkpoint import Arrays
 from glora_jax.models.formats.format import (
   HEADS,
-  Format,
   Reading,
   Rule,
   Shapes,
+  TorchFormat,
   Variant,
   depth,
   fold_layer_scale,
@@ -57,7 +57,7 @@ _ATTENTION_MODULES = tuple(f'attention.{name}_proj' for name in 'qkvo')
 _MLP = ('mlp.fc1', 'mlp.fc2')
 
 
-class HuggingFaceViT(Format[Variant]):
+class HuggingFaceViT(TorchFormat[Variant]):
   """`ViTModel` and `ViTForImageClassification`, which read the class token.
 
   Attributes:
@@ -329,17 +329,19 @@ FORMATS = (
     ENCODER,
     ('layernorm_before', *_ATTENTION, 'layernorm_after', 'intermediate.dense', 'output.dense'),
   ),
-  HuggingFaceViT(
-    'hf_vit_modules',
-    r'layers\.\d+\.layernorm_before',
-    'layers.{}',
-    ('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
-  ),
   HuggingFaceDinov2(
     'hf_dinov2',
     r'encoder\.layer\.\d+\.attention\.attention\.query',
     ENCODER,
     ('norm1', *_ATTENTION, 'norm2', *_MLP),
+  ),
+)
+MODULES = (
+  HuggingFaceViT(
+    'hf_vit_modules',
+    r'layers\.\d+\.layernorm_before',
+    'layers.{}',
+    ('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
   ),
   HuggingFaceDinov2(
     'hf_dinov2_modules',

@@ -1,4 +1,4 @@
-"""All formats by name, and which of them a file is in."""
+"""All formats by name, which of them are written, and which of them a file is in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from glora_jax.models.formats import flax_npz, hugging_face, timm
-from glora_jax.models.formats.format import Format
+from glora_jax.models.formats.format import Format, TorchFormat
 from glora_jax.tree import grouped
 
-FORMATS: dict[str, Format[Any]] = {
-  format.name: format
-  for format in (
-    timm.FORMAT,
-    *hugging_face.FORMATS,
-    *flax_npz.FORMATS,
-  )
+WRITTEN: dict[str, TorchFormat[Any]] = {
+  format.name: format for format in (timm.FORMAT, *hugging_face.FORMATS)
 }
+TORCH_FORMATS = WRITTEN | {format.name: format for format in hugging_face.MODULES}
+FORMATS: dict[str, Format[Any]] = {**TORCH_FORMATS, flax_npz.FORMAT.name: flax_npz.FORMAT}
 
 # Names of tensors that only other architectures have; the first pattern that fits explains why a
 # file is no plain ViT.

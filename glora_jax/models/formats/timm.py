@@ -18,6 +18,7 @@ from glora_jax.models.formats.format import (
   Reading,
   Rule,
   Shapes,
+  TorchFormat,
   Variant,
   depth,
   fold_class_position,
@@ -71,7 +72,7 @@ class TimmVariant(Variant):
   old_pre_logits: bool = False
 
 
-class Timm(Format[TimmVariant]):
+class Timm(TorchFormat[TimmVariant]):
   """The `VisionTransformer` of timm."""
 
   name = 'timm'

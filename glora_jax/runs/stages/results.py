@@ -334,7 +334,7 @@ def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
 
 
 def _save_models(context: Context, candidate: Model) -> None:
-  """Writes a structure as an adapter, a genome and a plain model in the weights' format."""
+  """Writes a structure as an adapter, a genome and a plain model."""
   adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
   if context.mesh is not None:
     variables, folded = meshes.on_host((variables, folded))
