@@ -43,7 +43,7 @@ def test_states_of_runs_side_by_side_round_trip_each_with_its_step(tmp_path):
   with TrainingCheckpoints(tmp_path) as checkpoints:
     for steps in ([5, 5], [5, 9]):  # the first has stopped
       checkpoints.save(state._replace(step=np.array(steps)))
-    checkpoints.wait()
+  with TrainingCheckpoints(tmp_path) as checkpoints:
     restored = checkpoints.latest(state)
   chex.assert_trees_all_equal(restored, state._replace(step=np.array([5, 9])))
 
@@ -111,8 +111,7 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back_and_all_is_k
         continue
       fallen_back += 1
       assert state.step == 5
-      assert f'step 9 in {folder} is damaged' in caplog.text
-      assert '9.damaged' in caplog.text
+      assert f'{folder}/9 is damaged' in caplog.text
       checkpoints.save(a_state(9))  # training comes there again
     with TrainingCheckpoints(folder) as checkpoints:
       chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(9))
@@ -184,8 +183,7 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
     TrainingCheckpoints(folder) as checkpoints,
     pytest.raises(
       ValueError,
-      match=r'None of the training states in .*states can be read '
-      r'\(steps 9, 5; 9: .*Remove that folder',
+      match=r'All training states in .*states are damaged \(\{9: .* 5: .*remove that folder',
     ),
   ):
     checkpoints.latest(a_state(0))

@@ -368,7 +368,6 @@ class Bookkeeper:
     if stop or step >= due:
       self.save(state)
     if stop:
-      self.checkpoints.wait()
       raise Stopped(f'{self.training.name} at step {step}', self.context.workdir)
 
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
