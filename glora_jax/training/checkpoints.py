@@ -135,9 +135,10 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
   def _restore(self, step: int, template: TrainState) -> TrainState:
     args = ocp.args.StandardRestore((template, _checksum(template)))
     restored, checksum = self._manager.restore(step, args=args)
-    if _checksum(restored) != checksum:
+    state = TrainState(*restored)
+    if _checksum(state) != checksum:
       raise ValueError('its numbers differ from those that were saved')
-    return restored
+    return state
 
   def save(self, state: TrainState) -> None:
     """Saves a state in the background; where its step is saved already, nothing happens.
@@ -149,7 +150,8 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
       OSError: this state, or the one before it, cannot be written.
     """
     # A copy, since the training loop reuses the memory of a state while this is being written.
-    copied = TrainState(*jax.tree.map(jnp.copy, state[:2]), state.step)
+    trainable, opt_state = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
+    copied = TrainState(trainable, opt_state, state.step)
     with self._explain_failures():
       if meshes.primary():
         stamp_folder(self._folder, KIND)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from glora_jax.method.validation import as_numbers, check_labelled, check_only_a
 from glora_jax.training.batches import ImageStream, feed, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
+from glora_jax.tree import differences
 
 log = logging.getLogger(__name__)
 
@@ -229,43 +229,6 @@ def initial_state(
   return TrainState(trainable, opt_state, np.zeros(runs, np.int32))
 
 
-class Progress:
-  """A progress bar over steps, with the latest metrics and the images per second.
-
-  Args:
-    title: what stands before the bar.
-    first: steps that are done already.
-    last: steps that are done at the end.
-    batch_size: number of images in a step.
-    shown: whether anything is shown.
-  """
-
-  def __init__(self, title: str, first: int, last: int, batch_size: int, shown: bool):
-    self._batch_size = batch_size
-    self._step = first
-    self._time = time.perf_counter()
-    self._bar = tqdm(
-      total=last, initial=min(first, last), desc=title, unit='step', disable=not shown
-    )
-
-  def __enter__(self) -> Progress:
-    return self
-
-  def __exit__(self, *exception) -> None:
-    self._bar.close()
-
-  def reach(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Moves the bar to a step, and shows the metrics."""
-    steps = step - self._step
-    now = time.perf_counter()
-    speed = steps * self._batch_size / (now - self._time)
-    shown = {name: f'{value:.3f}' for name, value in metrics.items()}
-    self._bar.set_postfix(shown | {'images/s': f'{speed:.0f}'})
-    self._bar.update(steps)
-    self._step = step
-    self._time = now
-
-
 def _own_state(
   trainable: Any,
   state: TrainState | None,
@@ -285,19 +248,18 @@ def _own_state(
 def _check_trees(state: TrainState, start: TrainState) -> None:
   """Raises ValueError unless a state has the arrays that training starts with."""
   for field, origin in (('trainable', 'structure'), ('opt_state', 'optimizer')):
-    theirs, ours = (
+    given, expected = (
       {
-        jax.tree_util.keystr(path, simple=True, separator='/'): list(np.shape(leaf))
+        jax.tree_util.keystr(path, simple=True, separator='/'): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(each, field))
       }
       for each in (state, start)
     )
-    for place in {**ours, **theirs}:
-      if theirs.get(place) != ours.get(place):
-        raise ValueError(
-          f'state.{field} has {theirs.get(place, "nothing")} at {place}, expected '
-          f'{ours.get(place, "nothing")}; continue with the {origin} that it was trained with.'
-        )
+    if problems := '; '.join(differences(given, expected)):
+      raise ValueError(
+        f'state.{field} has other arrays ({problems}); continue with the {origin} that it was '
+        'trained with.'
+      )
 
 
 def _first_step(state: TrainState, recipe: Recipe, per_epoch: int) -> int:
@@ -491,9 +453,8 @@ def fit(
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   warn_of_rounding(trainable)
   optimizer = recipe.optimizer(len(labels)) if tx is None else tx
-  epochs = recipe.epochs if stop_epoch is None else stop_epoch
   per_epoch = recipe.steps_per_epoch(len(labels))
-  last = epochs * per_epoch
+  last = per_epoch * (recipe.epochs if stop_epoch is None else stop_epoch)
   meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
 
   frozen = meshes.settle(mesh, frozen)
@@ -509,7 +470,7 @@ def fit(
     make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen)),
   )
   show = progress and meshes.primary()
-  with Progress(title, first, last, size * (runs or 1), show) as bar:
+  with tqdm(total=last, initial=min(first, last), desc=title, unit='step', disable=not show) as bar:
     block = next(blocks, None)
     while block is not None:
       trainable, opt_state, done, metrics = steps(
@@ -530,9 +491,10 @@ def fit(
       if stopped.all():
         break
       means = _means(metrics, stopped)
-      bar.reach(
-        block.stop, {name: np.asarray(mean)[~stopped].mean() for name, mean in means.items()}
+      bar.set_postfix(
+        {name: f'{np.asarray(mean)[~stopped].mean():.3f}' for name, mean in means.items()}
       )
+      bar.update(block.stop - bar.n)
       if on_dispatch is not None:
         on_dispatch(state, means)
       block = following
