@@ -37,6 +37,7 @@ from glora_jax.models import weights
 from glora_jax.models.vit import vit
 from glora_jax.runs.sections import RANKS_OTHERWISE, AllocationSettings
 from glora_jax.runs.stages.allocation import equal_batches
+from glora_jax.runs.stages.training import HeadOnFeatures
 from glora_jax.search.allocate import allocate, compile_ahead
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices, in_rows
@@ -85,8 +86,9 @@ def structure_seconds(given: argparse.Namespace) -> dict[str, float]:
   batches = in_rows(images, labels, rows)
   first = images[rows[0]], labels[rows[0]]
   ahead = compile_ahead(base.adapted, variables, loss, first, **sizes)
-  options = {'preprocess': base.preprocess, 'progress': False}
-  variables = warm_head(base.adapted, variables, images, labels, lab.HEAD, key, **options)
+  head = HeadOnFeatures.of(base.adapted)
+  features = head.features(variables, base.preprocess, images, labels, lab.BATCH_SIZE)
+  variables = warm_head(head, variables, features, labels, lab.HEAD, key, progress=False)
   jax.block_until_ready(variables)
   warm = time.perf_counter()
   options = {'budget': plan.BUDGETS[1], 'progress': False, 'ahead': ahead}

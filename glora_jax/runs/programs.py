@@ -30,15 +30,18 @@ from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH
 from glora_jax.runs.stage import Workload
 from glora_jax.runs.stages.allocation import (
   gradient_loss,
-  head_learner,
   head_recipe,
   shapes_of_batch,
 )
-from glora_jax.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
+from glora_jax.runs.stages.training import (
+  MOST_STEPS,
+  FullFineTuning,
+  HeadOnFeatures,
+  loss_of,
+)
 from glora_jax.search.allocate import pass_of
 from glora_jax.search.scoring import make_predictor, make_scorer
 from glora_jax.training.batches import MOST_STREAMED_STEPS, steps_per_call
-from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import initial_state, make_steps
 from glora_jax.training.recipe import Recipe
 
@@ -247,9 +250,9 @@ def _data(
   """Images (or features, for a head), labels and indices of a dispatch: a `batches.Block`."""
   images, most = _images(context, number), MOST_STEPS
   per_epoch = recipe.steps_per_epoch(number)
-  if isinstance(learner, HeadAlone):
-    batch = _images(context, learner.batch_size)
-    features = jax.eval_shape(learner.features_program(), learner.body_of(variables), batch)
+  if isinstance(learner, HeadOnFeatures):
+    batch = _images(context, recipe.batch_size // recipe.accumulate)
+    features = jax.eval_shape(learner.features_program(context.preprocess, None), variables, batch)
     images, most = Shape((number, *features.shape[1:]), features.dtype), per_epoch
   elif not context.is_resident(number):
     steps = steps_per_call(per_epoch, min(MOST_STEPS, MOST_STREAMED_STEPS))
@@ -323,20 +326,19 @@ def _fold(context: Context, workload: Workload) -> Program:
   return Program(jax.jit(context.adapted.fold), (context.variables, _genomes(context)), 1)
 
 
-def _head_alone(context: Context) -> tuple[HeadAlone, Recipe, Any]:
+def _head_alone(context: Context) -> tuple[HeadOnFeatures, Recipe, Any]:
   """The head that is warmed before a gradient is taken, its recipe and its first variables."""
   place = context.place(GRADIENT)
-  learner = head_learner(context, place)
-  assert isinstance(learner, HeadAlone)
-  return learner, head_recipe(context.settings), place.variables
+  return HeadOnFeatures.of(place.adapted), head_recipe(context.settings), place.variables
 
 
 def _features(context: Context, workload: Workload) -> Program:
   """The frozen body, applied once to every image before the head is trained alone."""
-  learner, _, variables = _head_alone(context)
-  batch = meshes.split_rows(context.mesh, _images(context, learner.batch_size))
-  arguments = learner.body_of(variables), batch
-  return Program(learner.features_program(context.mesh), arguments, learner.batch_size)
+  learner, recipe, variables = _head_alone(context)
+  size = recipe.batch_size // recipe.accumulate
+  batch = meshes.split_rows(context.mesh, _images(context, size))
+  program = learner.features_program(context.preprocess, context.mesh)
+  return Program(program, (variables, batch), size)
 
 
 def _head(context: Context, workload: Workload) -> Program:

@@ -190,17 +190,6 @@ def _take(arrays: Any, row: np.ndarray) -> Any:
   return jax.tree.map(lambda array: array[row], arrays)
 
 
-def rows_in_order(num_examples: int, batch_size: int) -> np.ndarray:
-  """Indices of all images in their order, int32 [rows, batch]; the last row goes on from the first.
-
-  Example:
-    >>> rows_in_order(5, 3).tolist()
-    [[0, 1, 2], [3, 4, 0]]
-  """
-  rows = -(-num_examples // batch_size)
-  return (np.arange(rows * batch_size, dtype=np.int32) % num_examples).reshape(rows, batch_size)
-
-
 def batch_indices(
   key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
 ) -> np.ndarray:

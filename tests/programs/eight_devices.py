@@ -17,6 +17,7 @@ from glora_jax import mesh as meshes
 from glora_jax.method import sharding
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.models.vit import ViT
+from glora_jax.runs.stages.training import HeadOnFeatures
 from glora_jax.search import scoring
 from glora_jax.training import loop
 from glora_jax.training.gradient import by_device
@@ -187,15 +188,29 @@ assert_trained_alike(fit(frozen, held, mesh=MESH), on_one_device)
 meshes.is_on_tpus = is_on_tpus
 
 
-# A head alone, on features.
-def warm(variables, images=images, mesh=None, adapted=adapted):
+# A head alone, under its body and on features.
+def negated(images, key):
+  return -images
+
+
+def warm(adapted, variables, images=images, mesh=None, **options):
   arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
-  options = {'preprocess': lambda images, _: -images, 'progress': False, 'mesh': mesh}
-  return warm_head(*arguments, **options)['params']['head']
+  return warm_head(*arguments, progress=False, mesh=mesh, **options)['params']['head']
 
 
-head_of_one_device = warm(variables)
-for head in (warm(variables, mesh=MESH), warm(on_fsdp, Stream(), FSDP, gathering)):
+def warm_on_features(adapted, variables, images, mesh):
+  head = HeadOnFeatures.of(adapted)
+  features = head.features(variables, negated, images, labels, 16, mesh)
+  return warm(head, variables, features, mesh)
+
+
+head_of_one_device = warm(adapted, variables, preprocess=negated)
+for head in (
+  warm(adapted, variables, mesh=MESH, preprocess=negated),
+  warm(gathering, on_fsdp, Stream(), FSDP, preprocess=negated),
+  warm_on_features(adapted, variables, images, MESH),
+  warm_on_features(gathering, on_fsdp, Stream(), FSDP),
+):
   jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, head_of_one_device)
   assert_replicated(head)
 

@@ -1,6 +1,7 @@
 """Structures that are not searched: read off a gradient, named or given, and trained alone."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -25,11 +26,12 @@ from glora_jax.runs.backbone import Stream
 from glora_jax.runs.config import check_config
 from glora_jax.runs.stage import walk
 from glora_jax.runs.stages import allocation, results
-from glora_jax.runs.stages.allocation import allocate_shifts
+from glora_jax.runs.stages.allocation import allocate_shifts, head_recipe, train_head
+from glora_jax.runs.stages.training import HeadOnFeatures
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import known
 from glora_jax.search.choice import choose
-from glora_jax.training.head_alone import HeadAlone
+from glora_jax.training.head_alone import warm_head
 
 
 @pytest.fixture(scope='module')
@@ -122,6 +124,19 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
     np.testing.assert_array_equal(written[name], values)
 
 
+@pytest.mark.parametrize('resident', [2**32, 0])
+def test_a_head_on_features_is_that_of_training_under_the_whole_model(config, tmp_path, resident):
+  """Nothing is augmented or dropped, and images may be streamed."""
+  fields = {'model__drop_path': 0.5, 'augment__erasing': 1.0, 'data__max_resident': resident}
+  run = context_of(changed(config, **fields), tmp_path)
+  place, key = run.place('gradient'), run.key(Stream.HEAD)
+  arguments = place.adapted, place.variables, *run.data('train'), head_recipe(run.settings), key
+  expected = warm_head(*arguments, preprocess=run.preprocess)['params']
+  found = train_head(run, place).variables['params']
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+  assert np.abs(found['head']['kernel']).max() > 1e-2
+
+
 def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepared, config):
   config = changed(config, allocation__prior='shifts')
   run = context_of(config, prepared.path('..', 'borrowing'))
@@ -131,7 +146,7 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   np.testing.assert_array_equal(prior.genome, again.genome)
   clear = dataclasses.replace(prior, signal=0.5)
   options = {'budget': 1000, 'key': run.key(Stream.STRUCTURE), 'folder': 'structure'}
-  warm = allocation.train_head(run, place)
+  warm = train_head(run, place)
   found = allocation.allocate_once(run, warm, **options, prior=clear)
   assert 0 < found.borrowed <= 1
   read = allocation.allocate_once(run, warm, **options)
@@ -143,7 +158,7 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   prepared, structure_run, monkeypatch
 ):
   shutil.copytree(structure_run / 'structure', prepared.path('structure'))
-  monkeypatch.setattr(HeadAlone, 'features', None)
+  monkeypatch.setattr(HeadOnFeatures, 'features', None)
   for name in ('compile_ahead', 'allocate'):
     monkeypatch.setattr(allocation, name, None)
   found = found_by(prepared)

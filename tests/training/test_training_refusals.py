@@ -95,8 +95,7 @@ def together(**arguments):
     (lambda: fit(key=jax.random.split(KEY, 0)), 'one random key'),
   ],
 )
-def test_training_refuses_what_it_cannot_use(call, named, monkeypatch):
-  monkeypatch.setattr(head_alone, 'halve', None)  # the first that `warm_head` computes
+def test_training_refuses_what_it_cannot_use(call, named):
   assert_refused(named, call)
 
 

@@ -27,19 +27,14 @@ from glora_jax.files import (
   write_arrays,
   write_json,
 )
-from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
-from glora_jax.method.genomes import (
-  check_genome,
-  genome_to_json,
-  smallest_genome,
-)
+from glora_jax.method.genomes import check_genome, genome_to_json
 from glora_jax.records import Array, check_arrays
 from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import GRADIENT, KNOWN
-from glora_jax.runs.stages.training import Training, train
+from glora_jax.runs.stages.training import HeadOnFeatures, Training, train
 from glora_jax.search import known
 from glora_jax.search.allocate import Prior, allocate, compile_ahead
 from glora_jax.search.allocated import Allocation
@@ -48,7 +43,7 @@ from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Ahead, Loss
 from glora_jax.training.batches import ImageStream, in_rows
-from glora_jax.training.head_alone import HeadAlone, warm_head
+from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.recipe import Recipe
 
@@ -92,25 +87,14 @@ def head_recipe(settings: RunSettings) -> Recipe:
   )
 
 
-def head_learner(context: Context, place: Model) -> Adapted:
-  """The head of a model, to be trained alone.
-
-  If model and head can be told apart, it is trained on features, which are computed once. The body
-  sees the images as the gradient does: as they are stored, and whole.
-  """
-  recipe, size = head_recipe(context.settings), context.metadata['image_size']
-  number = recipe.batch_size // recipe.accumulate
-  images = jax.ShapeDtypeStruct((number, size, size, 3), np.uint8)
-  alone = HeadAlone.find(place.adapted, place.variables, context.preprocess, images)
-  return alone or place.adapted.fix(smallest_genome(place.adapted.spec))
-
-
 def train_head(context: Context, place: Model) -> Model:
-  """The model with a head that was trained alone."""
-  learner, recipe = head_learner(context, place), head_recipe(context.settings)
+  """The model with a head that was trained alone.
+
+  The body sees the images as the gradient does: as they are stored, and whole.
+  """
+  learner, recipe = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
   starts, keys = [place.variables], [context.key(Stream.HEAD)]
-  split = context.train_split
-  training = Training('head', learner, recipe, split, starts, keys, measured=False)
+  training = Training('head', learner, recipe, context.train_split, starts, keys)
   [trained] = train(context, training)
   return Model(place.adapted, {**place.variables, 'params': trained.variables['params']})
 
@@ -345,9 +329,11 @@ def allocate_shifts(
   chosen = np.sort(rng.permutation(len(labels))[:most])
   found = shifted(np.asarray(images)[chosen], rng, context.task.num_classes)
   split = Split(*meshes.hold(context.mesh, tuple(found)))
-  recipe = head_recipe(context.settings)
-  options = {'preprocess': context.preprocess, 'mesh': context.mesh, 'progress': meshes.primary()}
-  variables = warm_head(place.adapted, place.variables, *split, recipe, head_key, **options)
+  learner, recipe = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
+  size, mesh = recipe.batch_size // recipe.accumulate, context.mesh
+  features = learner.features(place.variables, context.preprocess, *split, size, mesh)
+  data, options = (features, split.labels), {'mesh': mesh, 'progress': meshes.primary()}
+  variables = warm_head(learner, place.variables, *data, recipe, head_key, **options)
   warm = Model(place.adapted, variables)
   return read_off_gradient(context, warm, budget=budget, key=key, ahead=ahead, split=split)
 

@@ -29,7 +29,6 @@ from glora_jax.runs.stages.allocation import (
   allocate_once,
   borrowed_images,
   check_gradient,
-  head_learner,
   head_recipe,
   is_allocated,
   prior_of,
@@ -39,6 +38,7 @@ from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.structures import READS_OF_KNOWN
 from glora_jax.runs.stages.training import (
   FullFineTuning,
+  HeadOnFeatures,
   Training,
   best_on_val,
   calls_of_training,
@@ -263,12 +263,11 @@ def _train(
   stream: Stream = Stream.SUPERNET,
   *,
   split: str = 'train',
-  measured: bool = True,
 ) -> tuple[list[Model], float]:
   """The outcomes of a learner's trainings, one for each trial, and the seconds of each."""
   keys = [stream_key(trial.seed, stream) for trial in trials]
   rates = [trial.learning_rate for trial in trials]
-  training = Training(name, learner, recipe, split, starts, keys, rates, measured=measured)
+  training = Training(name, learner, recipe, split, starts, keys, rates)
   with clocked(context.path(name)) as clock:
     trained = train(context, training)
   return trained, clock['seconds'] / len(trained)
@@ -317,11 +316,11 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
   is_done = all(is_allocated(context, f'{task.folder}/{seed}') for seed in seeds)
   ahead = None if is_done else start_compiling(context, place)  # one program for all of them
-  head, warming = head_learner(context, place), head_recipe(context.settings)
+  head, warming = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
   trials = [Trial(seed, warming.learning_rate) for seed in seeds]
   starts = _starts(context, place.adapted, trials)
   folder = f'{task.folder}/heads'
-  heads, seconds = _train(context, folder, head, warming, starts, trials, measured=False)
+  heads, seconds = _train(context, folder, head, warming, starts, trials)
   rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, start, warm in zip(seeds, starts, heads, strict=True):
     folder, place = f'{task.folder}/{seed}', place._replace(variables=start)

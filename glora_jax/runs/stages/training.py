@@ -8,17 +8,20 @@ import logging
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glora_jax import mesh as meshes
+from glora_jax.compiling import reported
 from glora_jax.data import augment
 from glora_jax.files import number
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.sample import Preprocess
 from glora_jax.method.supports import COLLECTION
 from glora_jax.runs.backbone import Model
 from glora_jax.runs.context import Context
@@ -26,8 +29,8 @@ from glora_jax.runs.monitoring import Metrics
 from glora_jax.runs.stage import Call, Workload
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
+from glora_jax.training.batches import in_rows
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.head_alone import HeadAlone
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
@@ -41,13 +44,70 @@ ENOUGH_STEPS = 100  # by then a training should have learned something
 _LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
 
 
-class FullFineTuning(Adapted):
-  """Trains the whole base and no supports: the smallest structure with another split."""
+class WithoutSupports(Adapted):
+  """The smallest structure of a backbone, of which something else than supports is trained."""
 
   @classmethod
-  def of(cls, adapted: Adapted) -> FullFineTuning:
-    """Full fine-tuning of an adapted backbone."""
+  def of(cls, adapted: Adapted) -> Self:
+    """The same backbone, trained in this way."""
     return cls(**vars(adapted.fix(genomes.smallest_genome(adapted.spec))))
+
+
+class HeadOnFeatures(WithoutSupports):
+  """Trains the head alone. Its inputs are features: what the body answers without the head."""
+
+  def split(
+    self, variables: Any, *, supports: bool = True
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen): the head, and everything else."""
+    del supports
+    return super().split(variables, supports=False)
+
+  def apply(self, variables: Any, features: jax.Array, **unused: Any) -> Any:
+    """Logits [batch, class] of features [batch, width]."""
+    del unused
+    return nn.Dense(self.model.num_classes).apply({'params': variables['params']['head']}, features)
+
+  def features(
+    self,
+    variables: Any,
+    preprocess: Preprocess,
+    images: Any,
+    labels: Any,
+    batch_size: int,
+    mesh: jax.sharding.Mesh | None = None,
+  ) -> np.ndarray:
+    """The features of all images, [n, width]; the body sees each image once.
+
+    Args:
+      variables: variables of the backbone.
+      preprocess: `(images, None) -> inputs` of the backbone.
+      images: [n, ...], or a stream of them.
+      labels: int [n].
+      batch_size: number of images at a time.
+      mesh: devices that every batch is split over; None for one.
+    """
+    program, number = self.features_program(preprocess, mesh), len(labels)
+    # The last batch goes on with the first images: all have one shape.
+    rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
+    batches = in_rows(images, labels, rows, mesh)
+    return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
+
+  def features_program(
+    self, preprocess: Preprocess, mesh: jax.sharding.Mesh | None
+  ) -> Any:  # a compiled function
+    """The compiled `(variables, images) -> features` of a batch."""
+    body = dataclasses.replace(self, model=self.model.clone(num_classes=0))
+    program = jax.jit(
+      lambda variables, images: body.call_model(variables, preprocess(images, None)),
+      out_shardings=None if mesh is None else meshes.replicated(mesh),
+      compiler_options=meshes.options_of_one_pass(),
+    )
+    return reported('features', program)
+
+
+class FullFineTuning(WithoutSupports):
+  """Trains the whole base and no supports."""
 
   def split(
     self, variables: Any, *, supports: bool = True
@@ -83,7 +143,6 @@ class Training:
     keys: random keys, of each training.
     rates: learning rates of each training, at the schedule's peak. None for a single training at
       the recipe's rate, which writes metrics and ends the job if it diverges.
-    measured: whether a fixed structure is measured on the validation images meanwhile.
   """
 
   name: str
@@ -93,7 +152,6 @@ class Training:
   starts: Sequence[Any]
   keys: Sequence[jax.Array]
   rates: Sequence[float] | None = None
-  measured: bool = True
 
 
 class Best(NamedTuple):
@@ -153,8 +211,8 @@ def train(context: Context, training: Training) -> list[Model]:
   images, labels = context.data(training.split)
   per_epoch = recipe.steps_per_epoch(len(labels))
   last = recipe.epochs * per_epoch
-  is_head = isinstance(learner, HeadAlone)
-  is_measured = training.measured and learner.genome is not None
+  is_head = isinstance(learner, HeadOnFeatures)
+  is_measured = learner.genome is not None and not is_head
   is_measured &= _is_watched(context, training.split, is_alone=rates is None)
   interval = epochs_between_looks(recipe.epochs) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
@@ -169,7 +227,9 @@ def train(context: Context, training: Training) -> list[Model]:
     )
     state = bookkeeper.restored(_initial_state(context, training, trainable, len(labels)))
     if is_head and bookkeeper.saved < last:
-      images = learner.features(training.starts[0], images, labels, context.mesh)
+      size = recipe.batch_size // recipe.accumulate
+      start, preprocess = training.starts[0], context.preprocess
+      images = learner.features(start, preprocess, images, labels, size, context.mesh)
     try:
       state = loop.fit(
         loss_of(context, learner),
@@ -262,8 +322,8 @@ def start_of(training: Training) -> tuple[Any, Any]:
 
 def loss_of(context: Context, learner: Adapted) -> LossFn:
   """The loss of a training; without a fixed structure, of a supernet with sampled structures."""
-  if isinstance(learner, HeadAlone):
-    return learner.loss()
+  if isinstance(learner, HeadOnFeatures):
+    return make_loss(learner)
   sample = None
   if learner.genome is None:
     sample = functools.partial(context.settings.sampling.draw, spec=learner.spec)
