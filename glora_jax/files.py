@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import io
 import json
 import math
 import os
-import platform
-import re
 import stat
-import time
+import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,12 +28,8 @@ STAMP = 'glora_jax'  # under which a file of ours says its kind and format
 FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
 AGAIN = 'replace it, or remove it if a run wrote it, which then writes it again'
 MOST_JSON_BYTES = 2**28
+PARTIAL = '.glora_jax.partial'  # how the name of a file ends that is not complete yet
 _LONGEST_REASON = 200
-_LONGEST_NAME = 128
-_PARTIAL = '.glora_jax.partial'
-_PARTIAL_NAME = re.compile(rf'.+\..*\.\d+{re.escape(_PARTIAL)}', re.DOTALL)  # FILE.MACHINE.PROCESS
-# A writer in another container of this host has a process that cannot be seen, and writes on.
-_LONGEST_PAUSE = 60  # seconds
 
 
 class LaterVersionError(UserError):
@@ -70,8 +63,8 @@ def writing(path: Path) -> Iterator[None]:
 def whole(path: Path) -> Iterator[str]:
   """A temporary path beside the given one, moved there at the end of the block.
 
-  Whoever is killed while writing leaves the old file as it was, and beside it what the next who
-  writes the file removes.
+  A process that is killed while it writes leaves the old file as it was, and one beside it whose
+  name ends in `PARTIAL`.
 
   Args:
     path: path of the file.
@@ -82,19 +75,11 @@ def whole(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  # With machine and process in its name, so that two that write the same file do not meet.
-  folder, name = os.path.split(os.fspath(path))
-  if len(os.fsencode(name)) > _LONGEST_NAME:  # the system allows 255 bytes
-    name = hashlib.sha256(os.fsencode(name)).hexdigest()
-  beginning = f'{os.path.join(folder, name)}.{platform.node()}.'
-  temporary = f'{beginning}{os.getpid()}{_PARTIAL}'
+  # A name that no other process has, so that two may write the same file.
+  temporary = os.path.join(os.path.dirname(os.fspath(path)), f'{uuid.uuid4().hex}{PARTIAL}')
   with writing(path):
-    if os.path.lexists(path) and not os.path.islink(path):
-      _require_regular(path, os.lstat(path))  # a device or a pipe makes no room for a file
-    _remove_abandoned(beginning)
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(temporary)  # a link that lies there is not followed
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device
+      raise OSError(errno.EINVAL, 'not a regular file', os.fspath(path))
     try:
       yield temporary
       os.replace(temporary, path)
@@ -105,7 +90,7 @@ def whole(path: Path) -> Iterator[str]:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-  """Opens a file of the user's for reading, links followed, where it is a regular one.
+  """Opens a regular file of the user's for reading; links are followed.
 
   A FIFO would wait for its writer for ever, a device may never end.
 
@@ -113,22 +98,11 @@ def open_regular(path: Path) -> io.BufferedReader:
     path: path of the file.
 
   Raises:
-    OSError: there is none, it cannot be read, or it is no regular file.
+    OSError: there is none, it cannot be read, or it is not a regular file.
   """
-  _require_regular(path, os.stat(path))
-  flags = os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NONBLOCK', 0)
-  file = os.fdopen(os.open(path, flags), 'rb')
-  try:
-    _require_regular(path, os.fstat(file.fileno()))  # what lay there before may be gone
-  except OSError:
-    file.close()
-    raise
-  return file
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-  if not stat.S_ISREG(status.st_mode):
+  if not stat.S_ISREG(os.stat(path).st_mode):
     raise OSError(errno.EINVAL, 'not a regular file', os.fspath(path))
+  return open(path, 'rb')
 
 
 def sha256_of(path: Path) -> str:
@@ -479,37 +453,3 @@ def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
     raise FileExistsError(
       f'{printable(path)} already exists; choose another path, or pass --overwrite to replace it.'
     )
-
-
-def is_partial(name: str) -> bool:
-  """Whether a name is that of a file that is not whole yet, of any file, machine and process."""
-  return _PARTIAL_NAME.fullmatch(name) is not None
-
-
-def _remove_abandoned(beginning: str) -> None:
-  """Removes what killed processes of this machine left of a file; what cannot be removed stays.
-
-  That of a process that is there stays, and so does what was written to a moment ago.
-
-  Args:
-    beginning: of the names of all processes' partial files.
-  """
-  if os.name != 'posix':  # elsewhere a process cannot be asked for without ending it
-    return
-  for path in glob.glob(f'{glob.escape(beginning)}*{_PARTIAL}'):
-    process = path.removeprefix(beginning).removesuffix(_PARTIAL)
-    with contextlib.suppress(OSError):  # another process may have removed it first
-      is_still = time.time() - os.lstat(path).st_mtime > _LONGEST_PAUSE
-      if process.isdecimal() and is_still and not _is_alive(int(process)):
-        os.remove(path)
-
-
-def _is_alive(process: int) -> bool:
-  """Whether there is a process of a number on this machine, anybody's."""
-  try:
-    os.kill(process, 0)  # asks, and sends nothing
-  except ProcessLookupError:
-    return False
-  except (PermissionError, OverflowError):  # somebody else's; or no number of a process
-    return True
-  return True

@@ -1,20 +1,17 @@
 """Small files: whole or not there, and damage explained. Folders that one process holds."""
 
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from disks import small_disk
-from places import digests, program
+from places import program
 
 from glora_jax import files
-from glora_jax.runs import workdir
+from glora_jax.runs.workdir import LOCK, InUseError, claim
 
 
 def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):
@@ -44,34 +41,9 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['x.json']
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_write_and_nothing_else_does(tmp_path):
-  with subprocess.Popen(['true']) as ended:
-    pass
-  node, hour_ago = platform.node(), time.time() - 3600
-  abandoned = f'x.json.{node}.{ended.pid}.glora_jax.partial'
-  kept = {
-    f'x.json.{node}.{os.getppid()}.glora_jax.partial',  # of a process that is there
-    f'x.json.other-{node}.{ended.pid}.glora_jax.partial',
-    f'y.json.{node}.{ended.pid}.glora_jax.partial',
-    f'x.json.{node}.{10**30}.glora_jax.partial',
-    f'x.json.{node}.mine.glora_jax.partial',
-    f'x.json.{node}.{ended.pid}.partial',
-  }
-  for name in (abandoned, *kept):
-    (tmp_path / name).touch()
-    os.utime(tmp_path / name, (hour_ago, hour_ago))
-  files.write_json(tmp_path / 'x.json', 1)
-  assert set(os.listdir(tmp_path)) == {'x.json', *kept}
-  # The writer's process may be in a container, where it cannot be seen.
-  (tmp_path / abandoned).touch()
-  files.write_json(tmp_path / 'x.json', 2)
-  assert set(os.listdir(tmp_path)) == {'x.json', *kept, abandoned}
-
-
 def test_a_writer_leaves_alone_what_another_writes_meanwhile(tmp_path):
   """Two processes of this machine write the same file; each is whole, and the last one counts."""
   with files.whole(tmp_path / 'x.json') as temporary:
-    os.utime(temporary, (0, 0))
     other = 'from glora_jax import files; import sys; files.write_json(sys.argv[1], "other")'
     subprocess.run([sys.executable, '-c', other, str(tmp_path / 'x.json')], check=True)
     assert files.read_json(tmp_path / 'x.json') == 'other'
@@ -114,97 +86,32 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
     [*program('hold_folder'), str(folder)], stdout=subprocess.PIPE, text=True
   )
   assert holder.stdout.readline() == 'held\n'
-  with pytest.raises(
-    ValueError, match=rf'The workdir .*run is in use by process {holder.pid} on .*another --workdir'
-  ):
-    workdir.claim(folder).__enter__()
-  # What a kill leaves while `whole` is writing, and a file of somebody else.
-  (folder / f'x.json.elsewhere.{holder.pid}.glora_jax.partial').write_text('half')
-  (folder / 'mine.partial').write_text('not ours')
+  with pytest.raises(InUseError, match=r'The workdir .*run is in use by .*another --workdir'):
+    claim(folder).__enter__()
   holder.send_signal(signal.SIGKILL)
   holder.communicate()
-  with workdir.claim(folder):
-    assert f'process {os.getpid()} ' in (folder / 'lock').read_text()
-    with pytest.raises(ValueError, match='is in use'):
-      workdir.claim(folder).__enter__()
-  with workdir.claim(folder):
-    assert {path.name for path in folder.iterdir()} == {'lock', 'mine.partial'}
+  with claim(folder), pytest.raises(InUseError):
+    claim(folder).__enter__()
+  with pytest.raises(KeyError), claim(folder):
+    raise KeyError
+  with claim(folder):
+    assert os.listdir(folder) == [LOCK]
 
 
-@pytest.mark.parametrize('before', [None, set(), {'mine', 'lock'}])
-@pytest.mark.parametrize('written', [set(), {'result.json'}])
-def test_a_folder_whose_holder_fails_before_it_writes_is_as_it_was(before, written, tmp_path):
-  folder = tmp_path / 'run'
-  if before is not None:
-    folder.mkdir()
-  for name in before or ():
-    (folder / name).write_text('process 1 on host\n' if name == 'lock' else 'mine')
-  with pytest.raises(ValueError, match='of another config'), workdir.claim(folder):  # noqa: PT012
-    for name in written:
-      (folder / name).touch()
-    raise ValueError('of another config')
-  names = workdir.names_in(folder)
-  assert names == (before if not written else {*(before or ()), 'lock', 'result.json'})
+def test_what_killed_writers_left_is_removed_where_a_run_writes_and_nowhere_else(tmp_path):
+  ours = ('1.glora_jax.partial', 'training/lora/2.glora_jax.partial')
+  others = ('notes/3.glora_jax.partial', 'task/4.glora_jax.partial', 'x.partial', 'training/x')
+  for name in (LOCK, *ours, *others):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  with claim(tmp_path, ['training'], tasks=['task']):
+    assert [name for name in (*ours, *others) if (tmp_path / name).exists()] == [*others]
 
 
-@pytest.mark.parametrize('make', [os.symlink, os.link, shutil.copy, shutil.copytree])
-def test_a_lock_that_is_something_else_is_left_alone(make, tmp_path):
-  precious, folder = tmp_path / 'precious', tmp_path / 'run'
-  folder.mkdir()
-  precious.mkdir() if make is shutil.copytree else precious.write_text('precious')
-  make(precious, folder / 'lock')
-  before = digests(tmp_path)
-  with pytest.raises(ValueError, match='lock is not a lock of glora_jax'):
-    workdir.claim(folder).__enter__()
-  assert digests(tmp_path) == before
-
-
-def test_cleaning_up_stays_inside_and_takes_nobody_elses_files(tmp_path):
-  """Half-written files are removed where a run writes, and nowhere else."""
-  outside, folder = tmp_path / 'outside', tmp_path / 'run'
-  for path in (outside, folder / 'training' / 'lora', folder / 'notes'):
-    path.mkdir(parents=True)
-    (path / 'x.host.7.glora_jax.partial').touch()
-  ours = (
-    'result.json.host.name.of.it.7.glora_jax.partial',
-    'training/x.json..8.glora_jax.partial',  # of a machine without a name
-  )
-  others = (
-    *('download.123.partial', 'training.5.partial', 'training/lora/y.4.partial'),
-    *('training/6.glora_jax.partial', 'training/x.json.host.glora_jax.partial'),
-    'training/x.json.host.6.glora_jax.partial.gz',
-  )
-  for name in (*ours, *others):
-    (folder / name).touch()
-  (folder / 'lock').write_text('process 1 on host\n')
-  os.symlink(outside, folder / 'out')
-  os.symlink(outside / 'x.host.7.glora_jax.partial', folder / 'y.host.7.glora_jax.partial')
-  with workdir.claim(folder, names=['training']):
-    assert (outside / 'x.host.7.glora_jax.partial').exists()
-    assert (folder / 'notes' / 'x.host.7.glora_jax.partial').exists()
-    assert os.path.islink(folder / 'y.host.7.glora_jax.partial')
-    assert not (folder / 'training' / 'lora' / 'x.host.7.glora_jax.partial').exists()
-    assert [name for name in (*ours, *others) if (folder / name).exists()] == [*others]
-
-
-@pytest.mark.parametrize('name', ['folded', 'food101/4'])
-def test_a_folder_that_leads_out_of_a_workdir_is_refused(name, tmp_path):
-  outside, folder = tmp_path / 'outside', tmp_path / 'run'
-  outside.mkdir()
-  (folder / name).parent.mkdir(parents=True)
-  os.symlink(outside, folder / name)
-  with pytest.raises(ValueError, match=rf'run/{name} is a link, and a run writes only within'):
-    workdir.claim(folder, [str(folder / 'food101' / '4' / '0')]).__enter__()
-  assert not os.listdir(outside)
-  assert not (folder / 'lock').exists()
-
-
-@pytest.mark.parametrize('length', [200, 230, 255])
-def test_a_file_has_any_name_that_the_system_allows(length, tmp_path):
-  path = tmp_path / ('é' * (length // 2) + 'x' * (length % 2))
-  for content in (1, 2):
-    files.write_json(path, content)
-    assert files.read_json(path) == content
+def test_a_file_has_any_name_that_the_system_allows(tmp_path):
+  path = tmp_path / ('é' * 127 + 'x')
+  files.write_json(path, 1)
+  assert files.read_json(path) == 1
   assert [*tmp_path.iterdir()] == [path]
 
 
@@ -213,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
     small_disk(tmp_path, '64k', 'ro'),
     pytest.raises(OSError, match=r'run cannot be written \(Read-only file system\)'),
   ):
-    workdir.claim(tmp_path / 'run').__enter__()
+    claim(tmp_path / 'run').__enter__()
 
 
 def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):

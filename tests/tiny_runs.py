@@ -104,4 +104,5 @@ def stages_of(config):
 
 def context_of(config, workdir):
   """The context of a config's job, in a workdir."""
+  os.makedirs(workdir, exist_ok=True)
   return make_context(check_config(config), stages_of(config), str(workdir))

@@ -44,7 +44,7 @@ from glora_jax.runs.stages.methods import (
 )
 from glora_jax.runs.stages.results import freeze
 from glora_jax.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
-from glora_jax.runs.workdir import is_finished, write_config
+from glora_jax.runs.workdir import is_finished
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,6 @@ def run(
       require_apart(settings.task, workdir)
       stack.enter_context(claimed(workdir, stages))
       prepared(settings, stages, workdir)
-      write_config(settings, workdir)
     methods = settings.compare.methods
     jobs = {name: functools.partial(_train_one, settings, workdir, name) for name in methods}
     with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:

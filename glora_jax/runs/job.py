@@ -9,14 +9,14 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
 from glora_jax.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.data.opening import IMAGES, SPLIT, differences
 from glora_jax.errors import user_errors
-from glora_jax.files import sha256_of, whole, write_json
+from glora_jax.files import sha256_of, write_json
 from glora_jax.limits import check_path
 from glora_jax.models.checkpoint import EXTENSIONS
 from glora_jax.records import read_record
@@ -28,13 +28,10 @@ from glora_jax.runs.stage import (
   Stage,
   made_otherwise,
   read_by,
-  readers,
   require_tested,
   walk,
 )
 from glora_jax.runs.workdir import (
-  Change,
-  abandon,
   changes_of,
   claim,
   is_finished,
@@ -60,8 +57,7 @@ def run_job(
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which it holds alone meanwhile.
 
-  A finished job is only read. A start that fails before the context is made leaves the workdir as
-  it was.
+  A finished job is only read.
 
   Args:
     settings: the config.
@@ -85,12 +81,8 @@ def run_job(
         warn_of_unread(settings, read_by(stages), given)
       require_apart(settings.task, workdir)
       stack.enter_context(claimed(workdir, stages))
-      if is_finished(workdir):
-        return _finished(settings, stages, workdir, shape)
       context = prepared(settings, stages, workdir, stop)
-      if meshes.primary():
-        write_config(settings, workdir)
-        origins.note_process(workdir)
+      origins.note_process(workdir)
     result = walk(context, stages)
     result['seconds'] = context.seconds
     if meshes.primary():
@@ -102,7 +94,7 @@ def run_job(
 def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
   """Holds the workdir of a job for this process alone; see `workdir.claim`."""
   stages = [stage for stage in stages if stage.has_folder]
-  return claim(workdir, names=[name for stage in stages for name in (stage.title, stage.name)])
+  return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
 
 
 def _finished(
@@ -151,30 +143,27 @@ def prepared(
 ) -> Context:
   """The context of a job after checking all stages, before any of them starts.
 
-  Logs which stages run again, and why. If it raises, the workdir is as it was.
+  Logs which stages run again, and why. The config is written first: it says what the records of
+  images and weights beside it are of, even if the start fails.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
   """
   changes = changes_of(settings, workdir, read_by(stages))
-  # The record of opened images only gets better, even in a start that fails.
-  has_others = any(is_among(change.name, ('task', 'data.')) for change in changes)
-  others = [IMAGES, SPLIT] if has_others else []
-  with _undone_where_it_fails(workdir, [origins.WEIGHTS, *others]):
-    _forget(workdir, changes, others)
-    context = make_context(settings, stages, workdir, stop)
-    require_tested(context, stages)
-  otherwise = set(made_otherwise(context, stages))
+  if meshes.primary():
+    if any(is_among(change.name, ('task', 'data.')) for change in changes):
+      for name in (IMAGES, SPLIT):
+        pathlib.Path(workdir, name).unlink(missing_ok=True)
+    write_config(settings, workdir)
+  context = make_context(settings, stages, workdir, stop)
+  require_tested(context, stages)
   for change in changes:
-    again = readers(stages, [change.name])
-    which = f'run again: {", ".join(again)}' if again else 'no stage reads it'
-    log.info('%s; %s.', change, which)
-    otherwise.difference_update(again)
-  if otherwise:
+    log.info('%s.', change)
+  if again := made_otherwise(context, stages):
     log.warning(
-      'These stages began with other images, weights or devices, or with another version of '
-      'glora_jax, and run again: %s.',
-      ', '.join(stage.name for stage in stages if stage.name in otherwise),
+      'These stages began with other fields, images, weights or devices, or with another version '
+      'of glora_jax, and run again: %s.',
+      ', '.join(again),
     )
   return context
 
@@ -183,7 +172,7 @@ def _digests(workdir: str) -> dict[str, str]:
   """SHA-256 of a result's files by name; of `config.json`, of the fields that change results."""
   text = json.dumps(read_values(workdir), sort_keys=True)
   digests = {'config.json': hashlib.sha256(text.encode()).hexdigest()}
-  folded = sorted(names_in(os.path.join(workdir, 'folded')) or ())
+  folded = sorted(names_in(os.path.join(workdir, 'folded')))
   models = [f'folded/{name}' for name in folded if name.endswith((*EXTENSIONS, '.json'))]
   for name in (*_RESULTS, *models):
     if os.path.isfile(path := os.path.join(workdir, name)):
@@ -212,41 +201,3 @@ def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
   """
   made = origins.recorded_processes(workdir)
   return {**result, 'provenance': made} if made else result
-
-
-@contextlib.contextmanager
-def _undone_where_it_fails(workdir: str, names: Sequence[str]) -> Iterator[None]:
-  """Restores a workdir and some files in it if preparing fails."""
-  before = names_in(workdir)
-  files = [pathlib.Path(workdir, name) for name in names]
-  contents = {file: _content_of(file) for file in files}
-  try:
-    yield
-  except BaseException:
-    if meshes.primary():
-      with contextlib.suppress(OSError):  # the first error is the one that matters
-        for file, content in contents.items():
-          if content is None and file.is_file():
-            file.unlink()
-          elif content != _content_of(file):
-            with whole(file) as temporary:
-              pathlib.Path(temporary).write_bytes(content or b'')
-        abandon(workdir, before)
-    raise
-
-
-def _content_of(file: pathlib.Path) -> bytes | None:
-  return file.read_bytes() if file.is_file() else None
-
-
-def _forget(workdir: str, changes: tuple[Change, ...], others: Sequence[str]) -> None:
-  """Removes a record of other weights, and some other files.
-
-  It goes if no config tells what it is of, too: its start was killed early.
-  """
-  is_unclaimed = not os.path.exists(os.path.join(workdir, 'config.json'))
-  has_others = any(change.name == 'model.weights' for change in changes)
-  gone = [origins.WEIGHTS] if is_unclaimed or has_others else []
-  for path in (os.path.join(workdir, name) for name in (*others, *gone)):
-    if meshes.primary() and os.path.exists(path):
-      os.remove(path)

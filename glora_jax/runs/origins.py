@@ -16,7 +16,7 @@ import jax
 from typing_extensions import TypedDict
 
 import glora_jax
-from glora_jax.files import Path, sha256_of, write_json, writing
+from glora_jax.files import Path, sha256_of, write_json
 from glora_jax.mesh import primary
 from glora_jax.models import hub, weights
 from glora_jax.models.checkpoint import locate
@@ -71,8 +71,6 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
       'restore those, or choose another --workdir.'
     )
   if not record and primary():
-    with writing(workdir):
-      os.makedirs(workdir, exist_ok=True)
     record = _Weights(weights=settings.weights, revision=revision, sha256=sha256)
     write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
   return path

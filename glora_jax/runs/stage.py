@@ -158,7 +158,7 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     replaced = context.path('replaced', stage.name)
-    folders = (os.path.join(replaced, name) for name in sorted(names_in(replaced) or ()))
+    folders = (os.path.join(replaced, name) for name in sorted(names_in(replaced)))
     marks = map(read_mark, (context.path(stage.name), *folders))
     made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
     keys[stage.name] = (made or [f'{digest} {context.shards if stage.splits else 1}'])[0]
@@ -176,17 +176,6 @@ def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
 def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
   """The fields and sections that some stages read."""
   return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
-
-
-def readers(stages: Sequence[Stage], names: Iterable[str]) -> list[str]:
-  """Names of the stages that read some fields, and of those that take their results."""
-  names = list(names)
-  found: list[str] = []
-  for stage in stages:
-    fields = COMMON + stage.reads
-    if any(is_among(name, fields) for name in names) or not set(found).isdisjoint(stage.after):
-      found.append(stage.name)
-  return found
 
 
 def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:

@@ -108,6 +108,7 @@ def run(
   read = read_by(experiment.stages_of(settings))
   meshes.initialize(**dataclasses.asdict(settings.distributed))
   folders = {name: _folder(workdir, name) for name in tasks}
+  inside = [part for name in tasks for part in _folder('', name).split(os.sep)]
   board = Board(settings.task, tuple(tasks))
 
   def do(job: Callable[..., Any], beginning: str) -> None:
@@ -127,7 +128,7 @@ def run(
 
   with contextlib.ExitStack() as stack:
     with user_errors():
-      stack.enter_context(claim(workdir, list(folders.values())))
+      stack.enter_context(claim(workdir, tasks=inside))
       changes_of(settings, workdir, read, list(folders.values()))
     for name, folder in folders.items():
       if is_finished(folder):

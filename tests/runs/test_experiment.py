@@ -33,7 +33,7 @@ FILES = {
   'images.npz',
   'config.json',
   'weights.json',
-  'lock',
+  'glora_jax.lock',
   'metrics.jsonl',
   'provenance.json',
   'supernet',

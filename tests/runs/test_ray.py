@@ -3,7 +3,11 @@
 They need the extra `ray`.
 """
 
+import contextlib
+import glob
 import itertools
+import os
+import pathlib
 import re
 import signal
 
@@ -16,7 +20,7 @@ from glora_jax.errors import UserError
 from glora_jax.files import read_json
 from glora_jax.runs import command_line, comparison, runners, suite
 from glora_jax.runs.context import never
-from glora_jax.runs.workdir import InUseError
+from glora_jax.runs.workdir import LOCK, InUseError
 
 ray = pytest.importorskip('ray', reason='needs the extra ray')
 cluster_utils = pytest.importorskip('ray.cluster_utils')
@@ -74,12 +78,12 @@ def left_by(workdir):
 
 def raylet_of(folder):
   """The node's process whose worker holds a workdir; None where nobody does."""
-  try:
-    holder = int(re.match(r'process (\d+) on', (folder / 'lock').read_text())[1])
-    with open(f'/proc/{holder}/status') as status:
-      return int(re.search(r'PPid:\s*(\d+)', status.read())[1])
-  except (OSError, TypeError):
-    return None
+  for link in glob.glob('/proc/[0-9]*/fd/*'):
+    with contextlib.suppress(OSError):
+      if os.readlink(link) == str(folder / LOCK):
+        status = pathlib.Path(link).parents[1].joinpath('status').read_text()
+        return int(re.search(r'PPid:\s*(\d+)', status)[1])
+  return None
 
 
 def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(

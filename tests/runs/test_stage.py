@@ -22,6 +22,7 @@ from glora_jax.runs import comparison, experiment, fields, stage
 from glora_jax.runs.config import RunSettings, check_config, default_config
 from glora_jax.runs.job import claimed, run_job
 from glora_jax.runs.stage import Stage, read_mark, walk
+from glora_jax.runs.workdir import LOCK
 
 
 class Job:
@@ -365,17 +366,18 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
   assert not unnamed
 
 
-def test_a_stage_whose_folder_is_a_link_is_refused(tmp_path):
+@pytest.mark.parametrize('name', ['folded', 'training', 'training/lora:2'])
+def test_a_stage_whose_folder_is_a_link_is_refused(name, tmp_path):
   outside, folder = tmp_path / 'outside', tmp_path / 'run'
   outside.mkdir()
-  (outside / 'x.host.7.glora_jax.partial').touch()
-  (folder / 'training').mkdir(parents=True)
-  (folder / 'lock').write_text('process 1 on host\n')
-  (folder / 'training' / 'lora:2').symlink_to(outside)
+  (outside / '1.glora_jax.partial').touch()
+  (folder / name).parent.mkdir(parents=True)
+  (folder / LOCK).touch()
+  (folder / name).symlink_to(outside)
   stages = stages_of(changed(default_config(), structure='linear', presets=('lora:2',)))
-  with pytest.raises(ValueError, match='training/lora:2 is a link, and a run writes only within'):
+  with pytest.raises(ValueError, match=f'{name} is a link, and a run writes only within'):
     claimed(str(folder), stages).__enter__()
-  assert os.listdir(outside) == ['x.host.7.glora_jax.partial']
+  assert os.listdir(outside) == ['1.glora_jax.partial']
 
 
 @pytest.mark.parametrize(

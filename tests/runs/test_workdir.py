@@ -12,7 +12,7 @@ from places import digests
 
 from glora_jax.files import read_json, write_json
 from glora_jax.runs import comparison, experiment
-from glora_jax.runs.config import RunSettings, check_config, default_config
+from glora_jax.runs.config import check_config, default_config
 from glora_jax.runs.stage import read_by
 from glora_jax.runs.workdir import TEST_LIST, Stopped, changes_of, claim, write_config
 
@@ -144,55 +144,28 @@ def scatter(folder, *names):
   'names, first',
   [
     (('.DS_Store',), '.DS_Store'),
-    (('compiled/program',), 'compiled'),
     (('split.json', 'images.npz'), 'images.npz'),  # the names of ours, and nothing says so
-    (('head/deep/y.4.partial', 'photo.jpg', 'x.json.host.7.glora_jax.partial'), 'head'),
-    (('lock', 'photo.jpg'), 'photo.jpg'),  # a lock of somebody else
-    (('config.json', 'model.safetensors'), 'config.json'),
+    (('config.json', 'lock'), 'config.json'),
   ],
 )
 def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_touched(
   names, first, short, tmp_path
 ):
-  scatter(tmp_path, *names)
-  for name, text in (('lock', ''), ('config.json', '{"glora_jax": {"model": {}}, "job": 1}')):
-    if name in names:
-      (tmp_path / name).write_text(text)
-  before = digests(tmp_path)
+  before = scatter(tmp_path, *names)
   sentence = f'{tmp_path} is not a workdir of glora_jax and has {first}; choose a new '
   with pytest.raises(ValueError, match=re.escape(sentence)):
     experiment.run(short, str(tmp_path))
   assert digests(tmp_path) == before
 
 
-def test_a_workdir_is_one_by_its_lock_or_its_config(tmp_path):
-  """The lock is written first, and written over without being empty in between."""
-  killed, moved = tmp_path / 'killed', tmp_path / 'moved'
-  scatter(killed, 'split.json')
-  (killed / 'lock').write_text(2 * 'process 1 on host\n')
-  scatter(moved, 'metrics.jsonl', 'notes.txt')
-  write_config(RunSettings(), moved)
-  for folder in (killed, moved):
-    with claim(folder):
-      assert (folder / 'lock').read_text().count('\n') == 1
-  assert (killed / 'split.json').exists()
-
-
 def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
-  tasks = [str(tmp_path / 'food101' / '4' / seed) for seed in '012']
-  for task in tasks[:2]:
-    with claim(task):
-      (pathlib.Path(task) / 'split.json').touch()
-  (tmp_path / 'compiled').mkdir()  # by JAX, in a process of several
-  scatter(tmp_path, 'food101/4/2/photo.jpg')
-  with pytest.raises(ValueError, match=r'4/2 .* has photo\.jpg'), claim(tmp_path, tasks):
-    pass
-  (tmp_path / 'food101/4/2/photo.jpg').unlink()
-  with claim(tmp_path, tasks):
-    pass
-  os.remove(tmp_path / 'lock')
+  scatter(tmp_path, 'food101/4/0/split.json', 'compiled/program')  # by JAX, before there is a lock
   with pytest.raises(ValueError, match='workdir of glora_jax and has food101'), claim(tmp_path):
     pass
+  with claim(tmp_path, tasks=['food101', '4', '0']):
+    pass
+  with claim(tmp_path):
+    assert (tmp_path / 'food101/4/0/split.json').exists()
 
 
 @pytest.fixture(scope='module')
