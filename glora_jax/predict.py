@@ -11,7 +11,6 @@ the exit code is 1. `--json` prints one JSON object per line.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 import sys
@@ -39,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """
   given = _parser().parse_args(arguments)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
   with reported(debug=given.debug):
     with user_errors():
       images = find_images(given.images)
@@ -53,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         key=given.key,
       )
     unreadable = _answer(classifier, images, given)
-    sys.stdout.flush()
   if unreadable:
     sys.exit(
       f'error: {unreadable} of {len(images)} images cannot be read; the others were classified.'

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import logging
 import os
 import pathlib
@@ -29,7 +28,6 @@ import glora_jax
 from glora_jax.errors import UserError, user_errors
 from glora_jax.limits import check_path
 from glora_jax.runs.terminal import (
-  Painter,
   blame,
   entry,
   explain,
@@ -279,12 +277,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _configure_logging() -> None:
   """Shows this package's log, and keeps libraries from adding tracebacks to a sentence."""
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
-  handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(Painter(sys.stderr))
-  logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr, force=True)
   logging.getLogger('glora_jax').setLevel(logging.DEBUG if DEBUG.value else logging.INFO)
   if DEBUG.value:
     return

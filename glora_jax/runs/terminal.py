@@ -1,21 +1,17 @@
-"""What a command does with its terminal: help, colors, failing streams, Ctrl-C, errors.
-
-A user's mistake is reported in one sentence. Colors appear on a terminal only, unless NO_COLOR
-(no-color.org) is set.
-"""
+"""What a command does with its terminal: help, Ctrl-C, errors; a user's mistake is one sentence."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import logging
+import io
 import os
 import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NoReturn, TextIO
+from typing import NoReturn
 
 from absl import flags
 
@@ -27,8 +23,6 @@ BUG = 'This is a bug of glora_jax; please report it with its traceback.'
 _MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 _LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
-Style = Literal['bold', 'red', 'yellow']
-_CODES = {'bold': 1, 'red': 31, 'yellow': 33}
 _WIDTH, _COLUMN = 100, 32
 GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
 
@@ -96,7 +90,7 @@ def reported(*, debug: bool) -> Iterator[None]:
 
 def refuse(sentence: str) -> NoReturn:
   """Exits with a sentence about what is wrong."""
-  sys.exit(f'{painted("error:", "red", sys.stderr)} {sentence}')
+  sys.exit(f'error: {sentence}')
 
 
 def sentence(error: BaseException) -> str:
@@ -184,86 +178,30 @@ def _last_line(reason: object) -> str:
   return (str(reason).strip().splitlines() or ['no reason given'])[-1]
 
 
-def painted(text: str, style: Style, stream: TextIO) -> str:
-  """The text in a style if the stream shows styles, else the bare text.
-
-  Example:
-    >>> import io
-    >>> painted('search', 'bold', io.StringIO())
-    'search'
-  """
-  if not stream.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
-    return text
-  return f'\033[{_CODES[style]}m{text}\033[0m'
-
-
 def run_program(program: Callable[[], None]) -> None:
-  """Runs a command; failing streams and Ctrl-C end it without a traceback.
+  """Runs a command; Ctrl-C and a closed pipe (`| head`) end it without a traceback.
 
   Args:
     program: what the command does; it reports its own errors.
   """
-  open_closed_streams()
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
   try:
     try:
       program()
     finally:
-      sys.stdout.flush()  # here, not at interpreter exit, where it would print a traceback
+      print(end='', flush=True)  # here, and not at the interpreter's exit
   except KeyboardInterrupt:
     sys.exit(130)
-  except BrokenPipeError:  # `| head` has seen enough
-    forget_output()
+  except BrokenPipeError:
+    # The interpreter writes what is left at its exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
-  except OSError as error:
-    forget_output()
-    sys.exit(f'error: {explain_os(error)}')
-
-
-def open_closed_streams() -> None:
-  """Opens the null device for each standard stream that is closed (`>&-`).
-
-  Otherwise the next files to be opened get their numbers, and what libraries print goes into them.
-  """
-  for number in range(3):
-    try:
-      os.fstat(number)
-    except OSError:
-      os.open(os.devnull, os.O_RDWR)  # the system takes the lowest free number
-  for name in ('stdout', 'stderr'):
-    if getattr(sys, name) is None:
-      setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w'))
-
-
-def forget_output() -> None:
-  """Discards what standard output could not write, or the interpreter tries again at exit."""
-  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Painter(logging.Formatter):
-  """Prints bare messages: warnings in yellow, the start of a stage in bold.
-
-  Args:
-    stream: where the messages go.
-  """
-
-  def __init__(self, stream: TextIO):
-    super().__init__('%(message)s')
-    self._stream = stream
-
-  def format(self, record: logging.LogRecord) -> str:
-    """The text of a record."""
-    text = super().format(record)
-    if record.levelno >= logging.WARNING:
-      return painted(text, 'yellow', self._stream)
-    return painted(text, 'bold', self._stream) if ': stage ' in text else text
 
 
 def show(page: str) -> NoReturn:
   """Prints a page and exits."""
-  try:
-    print(page, flush=True)
-  except BrokenPipeError:  # `| head` has seen enough
-    forget_output()
+  print(page)
   sys.exit(0)
 
 
@@ -273,7 +211,7 @@ def help_page() -> str:
   program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
   lines = [f'{program} {USAGE}']
   for title, shapes in GROUPS.items():
-    lines += ['', painted(title, 'bold', sys.stdout)]
+    lines += ['', title]
     for shape in shapes:
       name = re.split('[ =]', shape)[0]
       meaning = _WITHOUT_FLAG.get(name) or str(flags.FLAGS[name].help)

@@ -24,6 +24,7 @@ from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
 from glora_jax.models.classifier import find_images
 from glora_jax.models.vit import ViT
+from glora_jax.runs.terminal import run_program
 
 CLASSES = ['a cat', 'a dog', '100 % "other", über']
 
@@ -154,7 +155,7 @@ def test_names_of_any_bytes_and_letters_are_answered(problem, photos, tmp_path, 
   ascii_only = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
   monkeypatch.setattr(sys, 'stdout', ascii_only)
   with pytest.raises(SystemExit):
-    predict.main(['--model', folded, str(tmp_path)])
+    run_program(lambda: predict.main(['--model', folded, str(tmp_path)]))
   assert rb'\xfcber.png: ' in ascii_only.buffer.getvalue()
 
 
