@@ -137,7 +137,7 @@ def start(**fields):
     (lambda c, p: look.show(get_config('vtab', 'all'), p), "task='vtab/all'"),
   ],
 )
-def test_a_job_that_cannot_be_leaves_nothing(call, named, run_config, tmp_path):
+def test_a_job_that_cannot_be_is_refused_before_its_first_stage(call, named, run_config, tmp_path):
   kinds = ValueError, TypeError, OSError
   assert_refused(named, call, run_config, str(tmp_path / 'run'), kind=kinds)
-  assert not list(tmp_path.iterdir())
+  assert not [*tmp_path.rglob('stage.json')]
