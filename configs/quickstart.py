@@ -40,7 +40,8 @@ def get_config(arguments=''):
     config.structure = 'search'
     config.budget = 40_000
     config.presets = ('lora:4', 'gradient')
-    # Chosen on validation images (benchmarks/RESULTS.md, recipes for the supernet).
+    # Chosen on validation images (benchmarks/RESULTS.md at commit fd8515f5, recipes for the
+    # supernet).
     config.sampling.largest = 0.5
     config.training.epochs = 16
     config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)

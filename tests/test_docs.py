@@ -14,7 +14,7 @@ from places import ROOT
 import glora_jax
 from glora_jax.runs import config, schema
 
-README = ROOT / 'README.md'
+README, RESULTS = ROOT / 'README.md', ROOT / 'benchmarks' / 'RESULTS.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 BUILT = ('config.md', 'notebooks/', '_build/')  # by docs/conf.py, and not committed
 PAGES = [page for page in PAGES if not any(part in str(page) for part in BUILT)]
@@ -48,7 +48,7 @@ def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
   assert 'layers_0' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('page', [README, *PAGES], ids=name_of)
+@pytest.mark.parametrize('page', [README, RESULTS, *PAGES], ids=name_of)
 def test_what_a_page_names_is_there(page):
   text = page.read_text()
   for path in re.findall(r'(?:configs|notebooks|benchmarks|tests|glora_jax)/[\w/.-]*\w', text):

@@ -1,33 +1,27 @@
-"""What the code gave at commit 9b23db6 (or where a change was meant, since), and what it gives now.
+"""The numbers that training, runs and TPU programs gave when they were recorded, and give now.
 
   python -m benchmarks.record [PART ...] [--write]
 
 The record lies in `tests/golden/record`, one file for each part:
 
-  models    all models of the tests' zoos: rows, what is not covered, counts, outputs, gradients,
-            folded parameters, and whether fold equals apply
-  training  losses of twenty steps of each kind of training, on one device and on eight; a head
-            alone; scores; an archive of each kind of search; an allocation
-  runs      conversions of each format, byte for byte; results, metrics, tables and pages of runs
-            and of a comparison
+  training  losses of twenty steps of each kind of training; scores; an allocation
+  runs      results, metrics and archives of runs and of a comparison
   programs  bytes, temporaries and collectives of TPU programs (pip install 'jax[tpu]')
   times     ratios of `supernet_step`, `score_population`, `nnx_step` and `function_step`; only
-            where it is named, with nothing beside it, and never a reason to fail
+            if it is named, with nothing else running, and never a reason to fail
 
-Numbers are the same to nine digits, close (within 1e-5 of the largest of their list, as where
-arithmetic is done in another order), or differ, which is listed, and the command ends with 1.
-`--write` writes the record anew: for a change that is meant, and whose commit says why. Other
-processors and versions of JAX round otherwise; the record names those that it was made with. The
-last line is JSON.
+What single models compute is not here: golden files and the tests' zoos hold it. Numbers are the
+same to nine digits, close (within 1e-5 of the largest of their list, as when arithmetic is done in
+another order), or differ, which is listed, and the command ends with 1. `--write` writes the record
+anew: for a change that is meant, and whose commit says why. Other processors and versions of JAX
+round otherwise; the record names those that it was made with. The last line is JSON.
 """
 
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (
-  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 '
-  '--xla_backend_optimization_level=0'  # most of the time is the compiler's
-)
+# Most of the time is the compiler's.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 
 import collections
 import importlib
@@ -43,7 +37,7 @@ from benchmarks.record.comparing import compare, plain, to_text
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'tests' / 'golden' / 'record'
-PARTS = ('models', 'training', 'runs', 'programs')
+PARTS = ('training', 'runs', 'programs')
 TIMES = 'times'
 MOST_LISTED, LONGEST = 40, 70
 VERDICTS = ('same', 'close', 'differs', 'missing', 'new')
@@ -63,7 +57,7 @@ def main() -> None:
   parser.add_argument('parts', nargs='*', metavar='PART', choices=names, default=[])
   parser.add_argument('--write', action='store_true', help='the record anew')
   given = parser.parse_args()
-  sys.path[:0] = [str(ROOT / 'tests' / name) for name in ('', 'method', 'nnx', 'search')]
+  sys.path.insert(0, str(ROOT / 'tests'))
   FOLDER.mkdir(parents=True, exist_ok=True)
   counts, failed = {}, False
   for part in given.parts or PARTS:

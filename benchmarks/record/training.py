@@ -1,8 +1,7 @@
-"""Twenty steps of each kind of training, a search, an allocation."""
+"""Twenty steps of each kind of training, scores, an allocation."""
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,20 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import glora_jax
 from benchmarks.record.comparing import Values, digest
-from glora_jax import mesh as meshes
 from glora_jax.data.augment import mixup
 from glora_jax.models.vit import ViT
-from glora_jax.nnx import live
 
 STEPS, BATCH, IMAGES, CLASSES, SIDE = 20, 16, 80, 3, 16
-SHARDED = 1024  # bytes of an array from which it is sharded
 RECIPE = glora_jax.Recipe(epochs=4, batch_size=BATCH, warmup_epochs=1, learning_rate=3e-3)
-SEARCH = glora_jax.Evolution(population=20, generations=6, parents=5, mutations=10, crossovers=8)
-MODES = ('paper', 'pareto', 'random')
 CONSISTENCY = glora_jax.Consistency(weight=0.5)
 SUPERNETS: dict[str, tuple[Values, Values]] = {  # fields of a recipe, and options of a loss
   'supernet': ({}, {}),
@@ -61,13 +54,12 @@ class Problem:
     self.adapted = glora_jax.adapt(model, self.images[:1], space=space)
     self.variables = self.adapted.init(jax.random.key(1), self.params)
 
-  def fit(self, learner: Any, loss: Any, recipe: Any = RECIPE, **options: Any) -> Values:
+  def fit(self, learner: Any, loss: Any, recipe: Any = RECIPE) -> Values:
     """The loss of every step, and what is trained at the end."""
     losses: list[float] = []
-    variables = options.pop('variables', self.variables)
     state = glora_jax.fit(
       loss,
-      *learner.split(variables),
+      *learner.split(self.variables),
       self.images,
       self.labels,
       recipe,
@@ -75,7 +67,6 @@ class Problem:
       steps_per_dispatch=1,
       on_dispatch=lambda _, means: losses.append(means['loss']),
       progress=False,
-      **options,
     )
     assert len(losses) == STEPS
     return {'losses': losses, 'trained': digest(state.trainable)}
@@ -97,130 +88,8 @@ def record() -> Iterator[tuple[str, Values]]:
     fixed = adapted.fix(preset)
     loss = glora_jax.make_loss(fixed, train=True, **options)
     yield f'training/{name}', problem.fit(fixed, loss)
-  # Images are split over devices, and frozen weights with them.
-  mesh, fsdp = meshes.over_devices(), meshes.over_devices(fsdp=4)
-  yield 'training/eight devices', problem.fit(adapted, _supernet_loss(adapted), mesh=mesh)
-  adapted, variables = glora_jax.shard(adapted, problem.variables, fsdp, min_bytes=SHARDED)
-  found = problem.fit(adapted, _supernet_loss(adapted), mesh=fsdp, variables=variables)
-  yield 'training/eight devices, fsdp=4', found
-  yield 'training/side by side', _side_by_side(problem)
-  yield 'training/head alone', _head(problem)
-  yield 'training/function', _function()
-  yield 'training/nnx', _nnx(problem)
   yield 'scores', _scores(problem)
-  for mode in MODES:
-    yield f'search/{mode}', search(mode)
   yield 'allocation', _allocation(problem)
-
-
-def _side_by_side(problem: Problem) -> Values:
-  trained = []
-  for preset in ('lora:2', 'bitfit'):
-    fixed = problem.adapted.fix(preset)
-    trainable, frozen = fixed.split(problem.variables)
-    state = glora_jax.fit(
-      glora_jax.make_loss(fixed, train=True),
-      jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), trainable),
-      frozen,
-      problem.images,
-      problem.labels,
-      RECIPE,
-      jnp.stack([jax.random.key(seed) for seed in range(2)]),
-      steps_per_dispatch=10,
-      progress=False,
-    )
-    trained += [digest(jax.tree.map(operator.itemgetter(n), state.trainable)) for n in range(2)]
-  return {'trained': trained}
-
-
-def _head(problem: Problem) -> Values:
-  variables = glora_jax.warm_head(
-    problem.adapted,
-    problem.variables,
-    problem.images,
-    problem.labels,
-    RECIPE,
-    jax.random.key(4),
-    progress=False,
-  )
-  return {'head': digest(variables['params']['head'])}
-
-
-def _block(x: jax.Array, kernels: Any) -> tuple[jax.Array, None]:
-  return x + jnp.tanh(x @ kernels['up']) @ kernels['down'], None
-
-
-def _two_blocks(params: Any, x: jax.Array) -> jax.Array:
-  """A function that scans over two blocks."""
-  x, _ = jax.lax.scan(_block, x, params['blocks'])
-  return x @ params['head']
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def _function() -> Values:
-  """The supernet's steps of a function, by hand."""
-  from trees import randomized
-
-  shapes = {'blocks': {'up': (2, 8, 16), 'down': (2, 16, 8)}, 'head': (8, CLASSES)}
-  params = jax.tree.map(
-    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
-    shapes,
-    is_leaf=lambda node: isinstance(node, tuple),
-  )
-  params = randomized(params, 5, 0.2)
-  x = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 8)), jnp.float32)
-  labels = jnp.arange(BATCH) % CLASSES
-  adapted = glora_jax.adapt_function(_two_blocks, params, x)
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(1), params))
-  optimizer = optax.adamw(3e-3)
-
-  def loss(trainable: Any, key: jax.Array) -> jax.Array:
-    genome = glora_jax.sample_genome(key, adapted.spec)
-    return _cross_entropy(adapted.apply(adapted.join(trainable, frozen), x, genome=genome), labels)
-
-  @jax.jit
-  def step(trainable: Any, state: Any, key: jax.Array) -> Any:
-    value, gradient = jax.value_and_grad(loss)(trainable, key)
-    updates, state = optimizer.update(gradient, state, trainable)
-    return optax.apply_updates(trainable, updates), state, value
-
-  state, losses = optimizer.init(trainable), []
-  for number in range(STEPS):
-    trainable, state, value = step(trainable, state, jax.random.key(number))
-    losses.append(float(value))
-  return {'losses': losses, 'trained': digest(trainable)}
-
-
-def _nnx(problem: Problem) -> Values:
-  """A live model with dropout and batch statistics, a structure drawn for every step."""
-  from live_models import TOKENS, Classifier
-
-  model = glora_jax.nnx.attach(Classifier(), TOKENS)
-  spec = live.spec(model)
-  optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=glora_jax.nnx.Trained)
-  labels = problem.labels[: len(TOKENS)]
-  wrt = nnx.DiffState(0, glora_jax.nnx.Trained)
-  loss = nnx.value_and_grad(lambda model: _cross_entropy(model(TOKENS), labels), argnums=wrt)
-
-  @nnx.jit
-  def step(model: Any, optimizer: Any, genome: jax.Array) -> jax.Array:
-    glora_jax.nnx.set_genome(model, genome)
-    value, gradients = loss(model)
-    optimizer.update(model, gradients)
-    return value
-
-  genomes = [
-    glora_jax.sample_genome(key, spec) for key in jax.random.split(jax.random.key(4), STEPS)
-  ]
-  losses = [float(step(model, optimizer, genome)) for genome in genomes]
-  return {
-    'losses': losses,
-    'trained': digest(nnx.state(model, glora_jax.nnx.Trained)),
-    'statistics': digest(nnx.state(model, nnx.BatchStat)),
-  }
 
 
 def _scores(problem: Problem) -> Values:
@@ -230,23 +99,7 @@ def _scores(problem: Problem) -> Values:
   genomes = glora_jax.random_genomes(np.random.default_rng(0), problem.adapted.spec, 10)
   score = glora_jax.make_scorer(problem.adapted)
   correct, loss = score(variables, genomes, problem.images, problem.labels)
-  on_mesh = glora_jax.make_scorer(problem.adapted, mesh=meshes.over_devices())
-  other, _ = on_mesh(variables, genomes, problem.images, problem.labels)
-  return {'correct': correct, 'loss': loss, 'correct, eight devices': other}
-
-
-def search(mode: Any) -> Values:
-  """An archive of scores that are whole numbers, the same on every machine."""
-  from toy_search import SPEC, Judge
-
-  settings = dataclasses.replace(SEARCH, mode=mode)
-  archive = glora_jax.evolve(SPEC, Judge(), jax.random.key(0), settings, budget=300, progress=False)
-  return {
-    'genomes': [''.join(map(str, genome.ravel())) for genome in archive.genomes],
-    'correct': archive.correct,
-    'generation': archive.generation,
-    'best': archive.best(spec=SPEC, budget=200),
-  }
+  return {'correct': correct, 'loss': loss}
 
 
 def _allocation(problem: Problem) -> Values:
@@ -260,7 +113,7 @@ def _allocation(problem: Problem) -> Values:
   def loss(forward: Any, batch: Any, key: jax.Array) -> jax.Array:
     del key
     images, labels = batch
-    return _cross_entropy(forward(images), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(forward(images), labels).mean()
 
   variables = adapted.init(jax.random.key(1), problem.params)
   allocation = glora_jax.allocate(

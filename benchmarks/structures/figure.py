@@ -1,11 +1,8 @@
-"""Draws `notebooks/pictures/structures.png`: ours less the best fixed method, with intervals.
-
-  python -m benchmarks.structures.figure [--version VERSION ...]
+"""Draws ours less the best fixed method, with intervals, by matplotlib (the extra `notebooks`).
 
 A panel for each budget that has results, a line for each task that has some. The fixed method is
 the best of all of at most the budget, by the means of the tests that it is compared on; its name
-stands at the right. Squares are tasks that were written when all methods were fixed. It draws with
-matplotlib, which the extra `notebooks` brings.
+stands at the right. Squares are tasks that were written when all methods were fixed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +10,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.machinery.measuring import make_parser
-from benchmarks.structures import plan
-from benchmarks.structures.tables import budget_table, print_others
+from benchmarks.structures.tables import Line
 from benchmarks.structures.tasks import TASKS
 from glora_jax.reports.page import PALETTES
 
-PATH = 'notebooks/pictures/structures.png'
 MARKERS = {'final': 'o', 'confirming': 's'}
 COLUMNS = 2
 WIDTH, HEIGHT, LINE = 4.9, 1.0, 0.27  # inches: of a panel, beside its lines, of a line
@@ -29,41 +23,25 @@ BY_VERDICT = {'win': COLORS['teal'], 'tie': COLORS['dim'], 'loss': COLORS['red']
 
 
 def draw_differences(
-  axis: Any, table: Mapping[str, Any], tasks: Sequence[str], marker: Callable[[str], str]
+  axis: Any, table: Mapping[str, Line], tasks: Sequence[str], marker: Callable[[str], str]
 ) -> None:
   """Differences to the best fixed method of each task with their intervals, in a panel."""
   axis.axvline(0, color=COLORS['ink'], linewidth=0.8)
   axis.set_yticks(range(len(tasks)), tasks)
   axis.set_ylim(len(tasks) - 0.5, -0.5)
   for task, line in table.items():
-    mean, low, high = line['difference']
-    color, place = BY_VERDICT[line['verdict']], tasks.index(task)
+    mean, low, high = line.difference
+    color, place = BY_VERDICT[line.difference.verdict], tasks.index(task)
     axis.plot((low, high), (place, place), color=color, linewidth=2)
     axis.plot(mean, place, marker(task), color=color, markersize=6)
-    name, *_ = line['best_fixed']
     where = {'transform': axis.get_yaxis_transform(), 'va': 'center'}
-    axis.text(1.02, place, name, fontsize=SMALL, color=COLORS['dim'], **where)
+    axis.text(1.02, place, line.best.method[0], fontsize=SMALL, color=COLORS['dim'], **where)
   axis.spines[['top', 'right']].set_visible(False)
   axis.set_xlabel('points over the best fixed method (right)')
 
 
-def main() -> None:
-  """Draws all budgets of which there are results."""
-  parser = make_parser(__doc__)
-  parser.add_argument('--version', nargs='+', help='of the lines; by default the present one')
-  versions = parser.parse_args().version
-  stores = {part: plan.MAIN.store(part, versions) for part in MARKERS}
-  print_others(stores)
-  rates, found = plan.MAIN.read_rates(), {}
-  for budget in plan.BUDGETS:
-    lines = {}
-    for part, store in stores.items():
-      names = plan.tasks('final') if part == 'final' else plan.tasks_of(part, budget)
-      lines |= budget_table(store, names, rates, budget)
-    if lines:
-      found[budget] = lines
-  if not found:
-    raise SystemExit('There is nothing to draw.')
+def draw(found: Mapping[int, Mapping[str, Line]], path: str) -> None:
+  """Draws the tables of some budgets."""
   tables = list(found.values())
   rows = [  # the tasks of which a row of panels has a line
     list(dict.fromkeys(task for table in tables[at : at + COLUMNS] for task in table))
@@ -79,9 +57,4 @@ def main() -> None:
     tasks = rows[number // COLUMNS]
     draw_differences(axis, found[budget], tasks, lambda task: MARKERS[TASKS[task].set])
     axis.set_title(f'{budget:,} parameters', fontsize=10)
-  figure.savefig(PATH, dpi=150)
-  print(PATH)
-
-
-if __name__ == '__main__':
-  main()
+  figure.savefig(path, dpi=150)

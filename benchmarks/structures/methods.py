@@ -3,20 +3,16 @@
 A name is a preset's (`lora:2@attn`), or one of
 
   lora:rising, hira:rising  ranks that rise with depth and fill the budget (PriLoRA)
-  pass                  read off the gradient, in one pass
-  pass(of mnist)        read off the gradient of another task
-  pass(of others)       read off the gradients of all other development tasks together
-  pass(prior shifts)    and from that of telling shifts, where the task's own is noise
-  pass(prior known)     and from known values, there
-  known                 from the values that are known of the embedded backbone, by no gradient
+  pass                  by the gradient, in one pass
+  pass(prior known)     also by known values, if the task's own gradient is noise
+  known                 by the values that are known of the embedded backbone, without a gradient
   random(3)             by random values in the same allocator, the fourth draw
-  search                the paper's: see `laboratory`
 
-Results have lines of `gradient`, too, which had its values held out in folds, and those of others
-(commit ee5beb0b has them last).
+Kept results also have `gradient(shifts)`, an earlier version of the first two with eight folds,
+and `search`, the paper's; benchmarks/RESULTS.md has the commit that trained them.
 
-A structure read off a gradient starts with down factors on its singular vectors, all others with
-the usual ones; `/usual` and `/aligned` after the name cross that.
+Structures by a gradient and random ones start with down factors on the gradient's singular
+vectors, all others with the usual ones.
 """
 
 import bisect
@@ -24,16 +20,14 @@ import dataclasses
 import fractions
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.structures import laboratory as lab
-from benchmarks.structures.jobs import Job
 from benchmarks.structures.laboratory import Setting
-from benchmarks.structures.tasks import TASKS
+from benchmarks.structures.tasks import tasks_of
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.presets import block_numbers, preset
 from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec, Tensor
@@ -41,62 +35,31 @@ from glora_jax.models.weights import EMBEDDED_KNOWN
 from glora_jax.search import known
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
-from glora_jax.search.allocation import Values, mean_of
+from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose
 from glora_jax.training.losses import cross_entropy
 
 MAX_RANK = 8
 BATCH_SIZE = 100  # of images for the gradient
-SEARCH, KNOWN = 'search', 'known'
+OURS = 'pass(prior known)'  # as a run does it with `structure='gradient'`
+PASS, KNOWN, RANDOM = 'pass', 'known', 'random('
 RISING: dict[str, Tensor] = {'lora:rising': 'B', 'hira:rising': 'A'}  # the tensor that has LoRAs
 
 
-class Name(NamedTuple):
-  """A method's name, taken apart.
-
-  Attributes:
-    base: name of a preset, or one of the above.
-    argument: what stands in parentheses; '' for nothing.
-    start: 'aligned' or 'usual'.
-  """
-
-  base: str
-  argument: str
-  start: str
-
-  @classmethod
-  def parse(cls, text: str) -> 'Name':
-    """Takes a name apart."""
-    text, _, start = text.partition('/')
-    base, _, argument = text.removesuffix(')').partition('(')
-    usually = 'aligned' if base in ('pass', 'gradient', 'random') else 'usual'
-    return cls(base, argument, start or usually)
-
-
-def structure(job: Job) -> tuple[np.ndarray, str, dict[str, Any]]:
-  """A job's genome, what its training starts from (see `starting`), and notes, JSON types."""
-  name = Name.parse(job.method)
-  setting = lab.setting(job.task, job.seed)
-  spec = setting.adapted.spec
-  notes: dict[str, Any] = {}
-  if name.base == 'random':
-    genome = choose(distinct(spec), random_values(spec, int(name.argument or 0)), job.budget)
-  elif name.base in ('pass', KNOWN):
-    values, notes = _values(name, setting)
-    genome = choose(distinct(spec), values, job.budget)
-    notes |= {'genome': genome.tolist()}
-  elif name.base in RISING:
-    genome = rising(spec, name.base, job.budget)
+def structure(setting: Setting, method: str, budget: int) -> tuple[np.ndarray, Any]:
+  """A method's genome, int8 [layer, 5], and the variables that its training starts from."""
+  spec = setting.base.adapted.spec
+  if method in RISING:
+    return rising(spec, method, budget), setting.variables
+  if method == KNOWN:
+    return choose(distinct(spec), known_values(spec).values, budget), setting.variables
+  if method in (PASS, OURS):
+    values = allocation(setting, method == OURS).values
+  elif method.startswith(RANDOM):
+    values = random_values(spec, int(method.removeprefix(RANDOM).removesuffix(')')))
   else:
-    genome = preset(spec, name.base)
-  if name.start == 'aligned':
-    allocation(setting)  # whose seconds are the structure's
-  return genome, name.start, notes
-
-
-def starting(setting: Setting, start: str) -> Any:
-  """The variables that a training starts from: 'usual', or 'aligned' with the gradient."""
-  return allocation(setting).variables if start == 'aligned' else setting.variables
+    return preset(spec, method), setting.variables
+  return choose(distinct(spec), values, budget), allocation(setting).variables
 
 
 def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
@@ -150,28 +113,6 @@ def rising_levels(
   return levels
 
 
-def _values(name: Name, setting: Setting) -> tuple[Values, dict[str, Any]]:
-  """What units are worth, as a method's name says, and what is kept with it."""
-  word, _, source = name.argument.partition(' ')
-  if name.base == KNOWN:
-    return known.read(EMBEDDED_KNOWN, setting.adapted.spec).values, {}
-  if word == 'of':
-    named = _others(setting.task) if source == 'others' else [source]
-    return mean_of([allocation(lab.setting(task, setting.seed)).values for task in named]), {}
-  prior = None
-  if source == 'shifts':
-    prior = lab.setting(setting.task, setting.seed, shifts=True)
-  elif source == KNOWN:
-    prior = KNOWN
-  read = allocation(setting, prior)
-  return read.values, {'share': round(read.borrowed, 3), 'signal': round(read.signal or 0.0, 3)}
-
-
-def _others(task: str) -> list[str]:
-  """The development tasks but one."""
-  return [name for name, found in TASKS.items() if found.set == 'development' and name != task]
-
-
 @functools.cache
 def distinct(spec: Spec) -> Spec:
   """The same layers with what allocations consider on offer; codes mean the same."""
@@ -179,45 +120,41 @@ def distinct(spec: Spec) -> Spec:
   return Spec(tuple(dataclasses.replace(layer, space=space) for layer in spec))
 
 
-def batches(setting: Setting) -> list[tuple[jax.Array, jax.Array]]:
-  """The training images in random batches."""
-  images, labels = setting.train
-  order = jax.random.permutation(setting.key, len(labels)).reshape(-1, BATCH_SIZE)
-  return [(images[part], labels[part]) for part in order]
-
-
 @functools.lru_cache(maxsize=64)
-def allocation(setting: Setting, prior: Setting | str | None = None) -> Allocation:
-  """What `allocate` finds for a setting, which may borrow from another, or from `KNOWN`."""
+def allocation(setting: Setting, has_prior: bool = False) -> Allocation:
+  """What `allocate` finds in a setting; with a prior, known values are borrowed."""
+  images, labels = setting.splits['train']
+  order = jax.random.permutation(setting.key, len(labels)).reshape(-1, BATCH_SIZE)
+  adapted = setting.base.adapted
 
   def loss(forward, batch, key):
     del key
     images, labels = batch
-    return cross_entropy(forward(setting.preprocess(images)), labels)[0]
-
-  def borrowed():
-    if isinstance(prior, Setting):
-      return allocation(prior)
-    return known.read(EMBEDDED_KNOWN, setting.adapted.spec)
+    return cross_entropy(forward(setting.base.preprocess(images)), labels)[0]
 
   return allocate(
-    setting.adapted,
+    adapted,
     setting.variables,
     loss,
-    batches(setting),
+    [(images[part], labels[part]) for part in order],
     budget=10_000,
     key=setting.key,
     max_rank=MAX_RANK,
-    prior=borrowed if prior else None,
+    prior=(lambda: known_values(adapted.spec)) if has_prior else None,
     progress=False,
   )
 
 
+def known_values(spec: Spec) -> known.Known:
+  """What the package knows of the embedded backbone."""
+  return known.read(EMBEDDED_KNOWN, spec)
+
+
 def know(seeds: range) -> None:
   """Writes the values of the embedded backbone: the mean over development tasks and seeds."""
-  settings = [lab.setting(task, seed) for task in _others('') for seed in seeds]
-  spec = settings[0].adapted.spec
-  known.write(EMBEDDED_KNOWN, spec, [allocation(each).values for each in tqdm(settings)])
+  settings = [lab.setting(task, seed) for task in tasks_of('development') for seed in seeds]
+  values = [allocation(each).values for each in settings]
+  known.write(EMBEDDED_KNOWN, settings[0].base.adapted.spec, values)
 
 
 def random_values(spec: Spec, number: int) -> Values:

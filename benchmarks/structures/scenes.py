@@ -10,7 +10,6 @@ angle turns x towards y.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +18,6 @@ SIDE = 28  # pixels
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float64)
 NOISE = 0.03  # standard deviation of that in all but the development scenes
 _FIELD = 5  # nodes a side of a smooth field
-_ORDERS = list(itertools.permutations((0.45, 0.7, 0.95)))
 
 Rng = np.random.Generator
 Array = np.ndarray  # a picture is float [28, 28, 3], from 0 to 1
@@ -310,44 +308,6 @@ def brightest(rng: Rng, label: int) -> Array:
   for index, (shape, center) in enumerate(zip(shapes, spread(rng, 5, 3.2, 7.2), strict=True)):
     color = tint(rng, *((0.9, 1.0) if index == label else (0.45, 0.65)))
     picture = paint(picture, coverage(shape, center, rng.uniform(2.6, 3.4)), color)
-  return finish(rng, picture)
-
-
-def order(rng: Rng, label: int) -> Array:
-  """Three discs side by side, dark, medium and bright in one of six orders from left to right."""
-  picture = clutter(rng, 2)
-  for column, brightness in enumerate(_ORDERS[label]):
-    center = np.array([4.5 + 9 * column, rng.uniform(4, SIDE - 5)]) + rng.uniform(-0.8, 0.8, 2)
-    color = np.clip(brightness + rng.uniform(-0.06, 0.06, 3), 0, 1)
-    picture = paint(picture, coverage(disc, center, rng.uniform(2.4, 3.4)), color)
-  return finish(rng, picture)
-
-
-def mirror(rng: Rng, label: int) -> Array:
-  """Eight discs, four of them images of the others: mirrored across x, y, or turned, or neither."""
-  signs = np.array([(-1, 1), (1, -1), (-1, -1)])
-  first = rng.uniform(-10.5, 10.5, (4, 2))
-  second = first * signs[label] if label < len(signs) else rng.uniform(-10.5, 10.5, (4, 2))
-  radii = np.tile(rng.uniform(1.6, 3.2, 4), 2)
-  picture = clutter(rng, 0)
-  centers = np.concatenate([first, second]) + (SIDE - 1) / 2
-  for center, radius in zip(centers, radii, strict=True):
-    picture = add_shape(rng, picture, disc, center, radius)
-  return finish(rng, picture)
-
-
-def bend(rng: Rng, label: int) -> Array:
-  """An arc of 15 pixels amid lines, turned by one of five ranges of 36 degrees from end to end."""
-  picture = clutter(rng, 2)
-  total = np.deg2rad(36 * (label + rng.uniform(0.1, 0.9)))
-  headings = rng.uniform(0, 2 * np.pi) + total * (np.arange(15) - 7) / 14
-  points = np.cumsum(np.stack([np.cos(headings), np.sin(headings)], -1), 0)
-  points -= (points.min(0) + points.max(0)) / 2
-  reach = points.max(0) + 1.5
-  points += rng.uniform(reach, SIDE - 1 - reach)
-  color = tint(rng, 0.7, 1)
-  for ends in itertools.pairwise(points):
-    picture = stroke(picture, np.array(ends), color, 1.4)
   return finish(rng, picture)
 
 

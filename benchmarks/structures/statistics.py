@@ -2,14 +2,12 @@
 
 import base64
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-BROKEN = 0.5  # share of the median accuracy, below which a training has broken down
 
 
 class Difference(NamedTuple):
@@ -27,15 +25,23 @@ class Difference(NamedTuple):
 
   @property
   def verdict(self) -> str:
-    """'win', 'loss' or, where the interval holds 0, 'tie'."""
+    """'win', 'loss' or, if the interval holds 0, 'tie'."""
     if self.low > 0:
       return 'win'
     return 'loss' if self.high < 0 else 'tie'
 
+  def __str__(self) -> str:
+    return f'{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]'
 
-def answers(result: dict[str, Any], number: int) -> np.ndarray:
-  """Which test images were right, bool [number]."""
-  packed = np.frombuffer(base64.b85decode(result['answers']), np.uint8)
+
+def pack(right: Any) -> str:
+  """Right answers, bool [number], as text."""
+  return base64.b85encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack(text: str, number: int) -> np.ndarray:
+  """Right answers, bool [number], from the text of `pack`."""
+  packed = np.frombuffer(base64.b85decode(text), np.uint8)
   return np.unpackbits(packed, count=number).astype(bool)
 
 
@@ -63,28 +69,3 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
   half = math.sqrt(squares)
   mean = float(differences.mean())
   return Difference(mean, mean - half, mean + half)
-
-
-def headroom(accuracies: Sequence[Sequence[float]]) -> float:
-  """The spread of structures beyond their seeds' noise, in points.
-
-  Args:
-    accuracies: test accuracy by structure and seed, in points; the same seeds for all.
-
-  Returns:
-    The root of the variance between structures' means less what seeds alone would make of it; 0
-    where they would make more.
-  """
-  table = np.asarray(accuracies)
-  paired = table - table.mean(0)  # what a seed does to all structures is no difference of theirs
-  structures, seeds = table.shape
-  noise = paired - paired.mean(1, keepdims=True)
-  within = (noise**2).sum() / ((structures - 1) * (seeds - 1))
-  between = paired.mean(1).var(ddof=1)
-  return math.sqrt(max(0.0, between - within / seeds))
-
-
-def broken_down(accuracies: Sequence[float]) -> np.ndarray:
-  """Which trainings of a task broke down, bool, by their test accuracies: see `BROKEN`."""
-  found = np.asarray(accuracies)
-  return found < BROKEN * np.median(found) if found.size else np.zeros(0, bool)

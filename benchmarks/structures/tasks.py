@@ -1,8 +1,8 @@
 """The tasks: all images of each, and what a seed draws of them.
 
-Everything is tuned on the development tasks; the final ones are looked at once, and the confirming
-ones were written after all that. Test images are the same for every seed, and none of them is ever
-among the images to learn from.
+Everything was tuned on the development tasks; the final ones were looked at once, and the
+confirming ones were written after all that. Test images are the same for every seed, and none of
+them is ever among the images to learn from.
 """
 
 import collections
@@ -47,15 +47,13 @@ class TaskSpec(NamedTuple):
   """A task.
 
   Attributes:
-    set: whether methods may be tuned on it, were held against each other on it, or were fixed
-      before it was there.
+    set: whether methods were tuned on it, were held against each other on it, or were fixed before
+      it was there.
     read: gives images uint8 [n, 28, 28, 3] and labels int [n], always the same.
-    tests: number of test images.
   """
 
   set: Literal['development', 'final', 'confirming']
   read: Callable[[], tuple[np.ndarray, np.ndarray]]
-  tests: int = TEST
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -138,35 +136,37 @@ def render(scene: scenes.Scene, classes: int, seed: int) -> tuple[np.ndarray, np
 
 
 TASKS = {
-  'digits': TaskSpec('development', read_digits, 797),
+  'digits': TaskSpec('development', read_digits),
   'mnist': TaskSpec('development', read_gray_mnist),
   'silhouettes': TaskSpec('development', read_silhouettes),
 }
-_SCENES: dict[tuple[Any, int], dict[str, int]] = {  # classes, by set and the first one's seed
-  ('development', 1): {'discs': 5, 'bars': 8},
-  ('final', 11): {
-    'count': 6,
-    'angle': 8,
-    'position': 9,
-    'distance': 4,
-    'size': 6,
-    'relation': 5,
-  },
-  ('confirming', 21): {
-    'stripes': 6,
-    'brightest': 5,
-    'order': 6,
-    'mirror': 4,
-    'bend': 5,
-    'gap': 8,
-    'inside': 6,
-    'corners': 6,
-  },
+_RENDERED: dict[Any, list[tuple[str, int, int]]] = {  # name, classes and seed, by set
+  'development': [('discs', 5, 1), ('bars', 8, 2)],
+  'final': [
+    ('count', 6, 11),
+    ('angle', 8, 12),
+    ('position', 9, 13),
+    ('distance', 4, 14),
+    ('size', 6, 15),
+    ('relation', 5, 16),
+  ],
+  'confirming': [
+    ('stripes', 6, 21),
+    ('brightest', 5, 22),
+    ('gap', 8, 26),
+    ('inside', 6, 27),
+    ('corners', 6, 28),
+  ],
 }
-for (_set, _first), _rendered in _SCENES.items():
-  for _seed, (_name, _classes) in enumerate(_rendered.items(), _first):
+for _set, _listed in _RENDERED.items():
+  for _name, _classes, _seed in _listed:
     _read = functools.partial(render, getattr(scenes, _name), _classes, _seed)
     TASKS[_name] = TaskSpec(_set, _read)
+
+
+def tasks_of(which: str) -> list[str]:
+  """Names of the tasks of a set."""
+  return [name for name, task in TASKS.items() if task.set == which]
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,9 +4,7 @@ All start from one warm head, which is the linear probe. Each structure is fixed
 its own: a free one would take twice as long here.
 """
 
-import base64
 import functools
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import optax
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import Job
 from benchmarks.structures.methods import distinct, random_values
+from benchmarks.structures.statistics import pack
 from benchmarks.words import encoder, texts
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
@@ -48,14 +47,14 @@ class Learner(NamedTuple):
     trainable: what gets gradients.
     frozen: what does not.
     fold: trained arrays to parameters of the plain encoder.
-    notes: JSON types.
+    params: their number.
   """
 
   loss: loop.LossFn
   trainable: Any
   frozen: Any
   fold: Callable[[Any], Any]
-  notes: dict[str, Any]
+  params: int
 
 
 @functools.cache
@@ -117,26 +116,24 @@ def learner(job: Job) -> Learner:
       return cross_entropy(encoder.logits(params, batch[0]), batch[1])
 
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Learner(loss, params, {}, lambda trained: trained, {'params': size})
+    return Learner(loss, params, {}, lambda trained: trained, size)
   found, variables = structure(job)
   fixed = adapted()[0].fix(found)
-  notes = {'params': fixed.count_params(), 'genome': fixed.genome.tolist()}
   trainable, frozen = fixed.split(variables)
   return Learner(
     make_loss(fixed),
     trainable,
     frozen,
     lambda trained: fixed.fold(fixed.join(trained, frozen)),
-    notes,
+    fixed.count_params(),
   )
 
 
-def optimizer(epochs: int, rate: float) -> optax.GradientTransformation:
-  """AdamW, a tenth of all steps warm-up, then a cosine; the rate is no constant of the program."""
-  steps = epochs * (texts.TRAIN // BATCH_SIZE)
-  schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps, 0.01)
-  by_rate = optax.GradientTransformation(lambda params: jnp.float32(rate), lab.scaled().update)
-  return optax.chain(optax.adamw(schedule), by_rate)
+def optimizer(job: Job) -> optax.GradientTransformation:
+  """AdamW, a tenth of all steps warm-up, then a cosine."""
+  steps = job.epochs * (texts.TRAIN // BATCH_SIZE)
+  rate = optax.warmup_cosine_decay_schedule(0.0, job.rate, steps // 10, steps, 0.01 * job.rate)
+  return optax.adamw(rate)
 
 
 def fit(job: Job, what: Learner) -> Any:
@@ -150,43 +147,30 @@ def fit(job: Job, what: Learner) -> Any:
     *map(jnp.asarray, texts.draw(job.task, job.seed)['train']),
     Recipe(epochs=job.epochs, warmup_epochs=0, batch_size=BATCH_SIZE),
     lab.key_of(job.seed, 'order'),
-    tx=optimizer(job.epochs, job.rate),
+    tx=optimizer(job),
     steps_per_dispatch=texts.TRAIN // BATCH_SIZE,  # one shape, one program
     progress=False,
   ).trainable
 
 
 @jax.jit
-def test(params: Any, tokens: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Which answers are right, bool [sentence], and their mean loss."""
+def test(params: Any, tokens: jax.Array, labels: jax.Array) -> jax.Array:
+  """Which answers are right, bool [sentence]."""
   blocks = tokens.reshape(-1, BATCH_SIZE, tokens.shape[1])
   logits = jax.lax.map(functools.partial(encoder.logits, params), blocks)
-  logits = logits.reshape(len(labels), -1)
-  return logits.argmax(-1) == labels, cross_entropy(logits, labels)[0]
+  return logits.reshape(len(labels), -1).argmax(-1) == labels
 
 
-def run(job: Job, stop: Any = None) -> dict[str, Any]:
-  """Trains and tests; JSON types. Seconds are those of the warm head, what is trained, training."""
-  del stop
-  times = [time.perf_counter()]
-  jax.block_until_ready(start(job.task, job.seed))
-  times.append(time.perf_counter())
+def run(job: Job) -> dict[str, Any]:
+  """The trained parameters of a job, and its right answers; JSON types."""
   what = learner(job)
-  times.append(time.perf_counter())
-  trained = jax.block_until_ready(fit(job, what))
-  times.append(time.perf_counter())
-  right, loss = test(what.fold(trained), *texts.draw(job.task, job.seed)['test'])
-  return {
-    **what.notes,
-    'test': [round(float(right.mean()), 5), round(float(loss), 5)],
-    'answers': base64.b85encode(np.packbits(right).tobytes()).decode(),
-    'seconds': [round(each, 1) for each in np.diff(times).tolist()],
-  }
+  right = test(what.fold(fit(job, what)), *texts.draw(job.task, job.seed)['test'])
+  return {'params': what.params, 'answers': pack(right)}
 
 
 def timed(job: Job, number: int) -> Callable[[], Any]:
   """A call that does the next steps of a job; the first compiles."""
-  what, tx = learner(job), optimizer(job.epochs, job.rate)
+  what, tx = learner(job), optimizer(job)
   steps, indices = loop.make_steps(what.loss, tx), np.arange(number * BATCH_SIZE)
   data = map(jnp.asarray, texts.draw(job.task, job.seed)['train'])
   fixed = what.frozen, *data, indices.reshape(number, BATCH_SIZE), lab.key_of(job.seed, 'order')

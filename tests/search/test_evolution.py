@@ -1,12 +1,14 @@
 """The evolution, on scores that can be computed by hand."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from places import ROOT
 from toy_search import GENES, SMALL, SPEC, TARGET, Judge, assert_same, search
 
 from glora_jax.method.draws import random_genomes
@@ -22,6 +24,16 @@ def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_o
   assert [asked.shape for asked in judge.asked] == [(20, 4, 5)] * 7
   assert archive.generation.tolist() == [g for g in range(7) for _ in range(20)]
   assert (archive.best() == TARGET).sum() == archive.correct.max()
+
+
+@pytest.mark.parametrize('mode', ['paper', 'pareto', 'random'])
+def test_a_search_ends_in_the_golden_archive(mode):
+  golden = json.loads((ROOT / 'tests' / 'golden' / 'searches.json').read_text())[mode]
+  archive, _ = search(dataclasses.replace(SMALL, crossovers=8, mode=mode), budget=300)
+  assert [''.join(map(str, genome.ravel())) for genome in archive.genomes] == golden['genomes']
+  assert archive.correct.tolist() == golden['correct']
+  assert archive.generation.tolist() == golden['generation']
+  assert archive.best(spec=SPEC, budget=200).tolist() == golden['best']
 
 
 @settings(deadline=None, max_examples=20)
