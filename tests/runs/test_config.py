@@ -1,6 +1,7 @@
 """Every config of the project loads, is complete, and understands its arguments."""
 
 import dataclasses
+import importlib.util
 import re
 
 import pytest
@@ -148,3 +149,11 @@ def test_all_mistakes_of_a_config_are_said_at_once():
     'search=3',
     'finetune.momentum=0.9',
   ]
+
+
+def test_events_without_their_package_are_explained(monkeypatch):
+  config = default_config()
+  config.watch.tensorboard = True
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ImportError, match='pip install tensorboardX'):
+    check_config(config)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shlex
 import shutil
 from typing import Any
@@ -141,10 +140,12 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
 
 
 def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run, folded_answers):
-  _, result = finished_run
+  workdir, result = finished_run
   answers, labels, metadata = folded_answers
   accuracy = result['structures'][result['result']]['test_accuracy']
   assert np.mean(answers == labels) == pytest.approx(accuracy, abs=1e-9)
+  wrong = f'{(answers != labels).sum()} of 797 test images are misclassified'
+  assert wrong in html_pages.read(workdir).text
   assert result['fold_max_abs_diff'] < 1e-4
   assert metadata['classes'] == list('0123456789')
 
@@ -193,17 +194,7 @@ def polls(number):
   return lambda: next(asked) == number
 
 
-def test_a_training_that_ends_in_guessing_says_so(run_config, tmp_path, caplog):
-  """A head learns nothing on a backbone of random numbers."""
-  context = context_of(changed(run_config, presets=(), training__epochs=2), tmp_path)
-  walk(context, experiment.stages_of(context.settings), until='training/linear')
-  assert 'training/linear learned almost nothing: its training accuracy is' in caplog.text
-
-
-@pytest.mark.parametrize('structure', ['lora', 'known'])
-def test_for_a_given_structure_no_image_counts_as_a_validation_image(
-  structure, run_config, tmp_path
-):
+def test_for_a_given_structure_no_image_counts_as_a_validation_image(run_config, tmp_path):
   """Trained on train and val, it does not depend on where one ends and the other begins."""
   left = {}
   for border in (40, 60):
@@ -213,14 +204,12 @@ def test_for_a_given_structure_no_image_counts_as_a_validation_image(
     lines = [f'{name},{name[0]},{split}' for name, split in zip(rows, splits, strict=True)]
     labels = tmp_path / f'{border}.csv'
     labels.write_text('\n'.join(['path,label,split', *lines]))
-    config = changed(run_config, task=f'csv:{labels}', structure=structure, train_on='train+val')
+    config = changed(run_config, task=f'csv:{labels}', structure='lora', train_on='train+val')
     config.update(presets=(), budget=9000)
     config.training.update(epochs=1, warmup_epochs=0)
-    if structure == 'known':
-      config.model.weights = 'embedded'
     workdir = tmp_path / f'run-{border}'
     result = experiment.run(config, str(workdir))
-    assert result['result'] == structure
+    assert result['result'] == 'lora'
     assert {row['val_accuracy'] for row in result['structures'].values()} == {None}
     left[border] = [(workdir / name).read_bytes() for name in ('test_list.json', 'metrics.jsonl')]
     assert b'val_accuracy"' not in left[border][1]
@@ -228,8 +217,13 @@ def test_for_a_given_structure_no_image_counts_as_a_validation_image(
   assert left[40] == left[60]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('job', ['adapt', 'compare'])
+@pytest.mark.parametrize(
+  'job',
+  [
+    pytest.param('adapt', marks=pytest.mark.slow),
+    pytest.param('compare', marks=pytest.mark.full),
+  ],
+)
 def test_after_the_choice_validation_images_are_only_trained_on(
   job, run_config, tmp_path, monkeypatch
 ):
@@ -272,21 +266,10 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   assert list(structures) == ['linear', 'search']
   assert all(structure['val_accuracy'] is None for structure in structures.values())
   assert not (tmp_path / 'finetune').exists()
-  assert (structures['search']['label'], result['finetuned']) == ('searched', False)
+  assert not result['finetuned']
   assert tables.PAPER_LABEL in html_pages.read(tmp_path).text
   assert tables.PAPER_LABEL in experiment.summary(result, str(tmp_path))
-  assert (structures['search']['params'], result['evaluations']) == (0, 1)
   assert not np.any(structures['search']['genome'])
-
-
-def test_the_errors_in_the_report_are_those_of_the_folded_model(finished_run, folded_answers):
-  workdir, result = finished_run
-  answers, labels, _ = folded_answers
-  text = html_pages.read(workdir).text
-  assert result['data']['images'] == {'train': 800, 'val': 200, 'test': 797}
-  assert f'{(answers != labels).sum()} of 797 test images are misclassified' in text
-  true, answer, count = map(int, re.search(r'(\d), taken for (\d)\s+(\d+) of', text).groups())
-  assert ((labels == true) & (answers == answer)).sum() == count
 
 
 def test_command_and_code_in_the_report_answer_as_the_adapted_model_does(

@@ -75,15 +75,12 @@ def test_the_command_replaces_a_file_only_when_asked(tmp_path):
   assert {path.name for path in after if after[path] != before.get(path)} == {'batch.png'}
 
 
-@pytest.mark.parametrize(
-  'name', [f'dog/../{IMAGES[0]}', 'link.png', 'hard.png', '.dog/0.png', 'labels.csv']
-)
+@pytest.mark.parametrize('name', [f'dog/../{IMAGES[0]}', 'link.png', 'hard.png', 'labels.csv'])
 def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   lines = ['path,label', *(f'{image},{image[:3]}' for image in IMAGES)]
   (tmp_path / 'labels.csv').write_text('\n'.join(lines))
   os.symlink(tmp_path / IMAGES[0], tmp_path / 'link.png')
   os.link(tmp_path / IMAGES[1], tmp_path / 'hard.png')
-  os.symlink(tmp_path / 'dog', tmp_path / '.dog')
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
   with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):
@@ -91,18 +88,13 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   assert digests(tmp_path) == before
 
 
-def test_the_check_counts_what_is_ready(config, capsys):
-  assert look.check(config)
-  assert '1 of 1 ready.' in capsys.readouterr().out
-
-
 @pytest.mark.parametrize('skip_broken', [False, True])
 def test_images_that_cannot_be_decoded_are_not_ready(skip_broken, config, tmp_path, capsys):
   assert look.check(config)
+  assert '1 of 1 ready.' in capsys.readouterr().out
   (tmp_path / IMAGES[2]).write_bytes(b'broken')
   config.data.skip_broken = skip_broken
   before = digests(tmp_path)
-  capsys.readouterr()
   assert look.check(config) == skip_broken
   assert (IMAGES[2] in capsys.readouterr().out) != skip_broken
   assert digests(tmp_path) == before

@@ -18,7 +18,7 @@ from tiny_runs import all_fields, changed, overrides, start_command, wait_for, w
 
 from glora_jax.errors import UserError
 from glora_jax.files import read_json
-from glora_jax.runs import command_line, comparison, runners, suite
+from glora_jax.runs import command_line, runners, suite
 from glora_jax.runs.context import never
 from glora_jax.runs.workdir import LOCK, InUseError
 
@@ -113,25 +113,6 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
   assert dead
   assert not board.failed
   assert left_by(workdir) == left_by(tmp_path / 'process')
-
-
-def test_a_comparison_on_ray_has_the_rows_of_one_process(cluster, config, tmp_path):
-  config = changed(config, job='compare', task='fewshot/oxford_pets/1/0', structure='search')
-  config.budget = None
-  config.mesh.devices = 'one'
-  config.compare.update(methods=('linear', 'lora'), seeds=2, rates=(1e-3, 1e-2))
-  config.compare.rate.linear = 5e-3
-  config.training.update(batch_size=2, epochs=2, warmup_epochs=0)
-  runner = runners.named(f'ray:{cluster.address}')
-  results = [
-    comparison.run(config, str(tmp_path / 'process')),
-    comparison.run(config, str(tmp_path / 'ray'), never, runner),
-  ]
-  for result in results:
-    assert set(result['seconds']) == {'tuning', 'training', 'test', 'report'}
-  alone, on_ray = map(without_seconds, results)
-  assert on_ray == alone
-  assert (tmp_path / 'ray' / 'report.html').exists()
 
 
 def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster, tmp_path):

@@ -1,4 +1,4 @@
-"""What is refused before anything starts: one line, with the value; nothing is left."""
+"""What is refused before anything starts: one line, with the value."""
 
 import pytest
 from comparing import assert_refused

@@ -99,21 +99,6 @@ def test_a_corrected_field_runs_again_what_reads_it_and_nothing_more(changes, ag
   assert job.start() == (before, [])  # corrected back: what was made at first is there
 
 
-def test_what_was_complete_is_kept_although_the_new_one_fails(job):
-  result, _ = job.start()
-
-  def fail(context):
-    raise OSError('no space left')
-
-  second = job.stages[1]
-  job.stages = (job.stages[0], dataclasses.replace(second, run=fail), *job.stages[2:])
-  with pytest.raises(OSError, match='no space'):
-    job.start(budget=5)
-  assert not read_mark(str(job.folder / 'second'))['whole']
-  job.stages = (job.stages[0], second, *job.stages[2:])
-  assert job.start() == (result, [])
-
-
 def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
   sizes = [8, 2]
 
@@ -223,35 +208,6 @@ def test_a_part_of_a_job_runs_what_it_needs(job):
   assert job.start()[1] == ['second']
 
 
-SEARCH = ('supernet', 'training/linear', 'search', 'finetune')
-COMPARED = tuple(
-  f'{part}/{name}' for part in ('tuning', 'training') for name in ('lora:2', 'search')
-)
-
-
-@pytest.mark.parametrize(
-  'values, names',
-  [
-    ({}, SEARCH),
-    ({'protocol': 'paper'}, SEARCH[:3]),
-    (
-      {'presets': ('gradient',)},
-      ('head', 'structure', *SEARCH[:2], 'training/gradient', *SEARCH[2:]),
-    ),
-    ({'structure': 'gradient'}, ('head', 'structure', 'training/linear', 'training/gradient')),
-    (
-      {'structure': 'linear', 'presets': ('ssf',)},
-      ('structure', 'training/linear', 'training/ssf'),
-    ),
-    ({'job': 'compare', 'compare__methods': ('lora:2', 'search')}, COMPARED),
-  ],
-)
-def test_a_config_names_the_stages_of_its_job(values, names):
-  stages = stages_of(changed(default_config(), **values))
-  assert tuple(one.name for one in stages) == (*names, 'test', 'report')
-  assert all(one.after == ('structure',) for one in stages if one.name == 'training/gradient')
-
-
 def test_every_field_is_free_or_read_by_a_stage():
   jobs = [
     {'presets': ('gradient', 'lora')},
@@ -322,7 +278,6 @@ SHORT = {
   'values',
   [
     {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT},
-    {'structure': 'gradient', 'presets': (), **SHORT},
     {
       'structure': 'known',
       'model__weights': 'embedded',
@@ -384,7 +339,6 @@ def test_a_stage_whose_folder_is_a_link_is_refused(name, tmp_path):
   'where, fail, is_users',
   [
     ('check', lambda context: parse_preset_name('lora:0'), True),
-    ('check', lambda context: np.zeros(2).reshape(3), False),
     ('check', lambda context: jnp.zeros(2).reshape(3), False),
     ('run', lambda context: parse_preset_name('lora:0'), False),
   ],

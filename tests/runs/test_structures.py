@@ -165,12 +165,7 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
   written = read_json(structure_run / 'structure' / 'genome.json')
   assert found.genome.tolist() == written['genome']
   assert found.allocation.count_params() == written['params']
-  # It is the base model with a warm head.
-  images = prepared.preprocess(prepared.data('train').images[:4])
-  start = jax.jit(found.adapted.apply)(found.variables, images)
-  base = jax.jit(prepared.adapted.model.apply)({'params': found.variables['params']}, images)
-  np.testing.assert_allclose(start, base, atol=1e-5)
-  assert np.abs(found.variables['params']['head']['kernel']).max() > 0
+  assert np.abs(found.variables['params']['head']['kernel']).max() > 0  # it is warm
 
 
 def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
@@ -243,29 +238,19 @@ def test_batches_are_equal_and_share_no_image(number, batch, devices):
   assert indices.shape[1] % devices == 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
   run_config, known_file, tmp_path
 ):
-  workdir = tmp_path / 'run'
   config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)
-  config.compare.update(methods=('gradient', 'known', 'lora:1@qkv'), budgets=(600, 900), seeds=2)
-  config.compare.rate.update(gradient=1e-2)
-  config.compare.rates = (1e-2,)
+  config.compare.update(methods=('gradient', 'known'), budgets=(600, 900), seeds=2, rates=(1e-2,))
+  config.compare.rate.gradient = 1e-2
   config.training.batch_size = 80
   config.allocation.update(head_epochs=1, prior=None, known=known_file)
-  result = comparison.run(config, str(workdir))
-  rows = result['methods']
-  names = [f'{method}-{budget}' for method in ('gradient', 'known') for budget in (600, 900)]
-  assert [*rows] == [*names, 'lora:1@qkv']
-  for name, least, most in zip(names, (0, 600) * 2, (600, 900) * 2, strict=True):
-    assert all(least < row['params'] <= most for row in rows[name])
-  assert all(len(genomes) == 2 for genomes in result['structures'].values())
-  assert 'of the tensors that one of 2 seeds trains' in html_pages.read(workdir).words()
-  os.remove(workdir / 'result.json')
-  os.remove(workdir / 'training' / 'gradient' / '42' / 'allocation.npz')
-  again = comparison.run(config, str(workdir))
-  assert again['structures'] == result['structures']
-  found = [again['methods'], rows]
-  first, second = ([row['test_accuracy'] for row in x['gradient-600']] for x in found)
-  assert first == second
+  result = comparison.run(config, str(tmp_path))
+  for method in config.compare.methods:
+    for least, most in ((0, 600), (600, 900)):
+      rows = result['methods'][f'{method}-{most}']
+      assert all(least < row['params'] <= most for row in rows)
+  first, second = result['structures']['gradient-600']
+  assert first != second

@@ -1,17 +1,12 @@
 """A run that is stopped, killed or corrected ends in the very result of the undisturbed one."""
 
-import logging
-import os
 import re
 import signal
-import sys
 
 import pytest
-from tiny_runs import all_fields, changed, contents, overrides, start_command, wait_for
+from tiny_runs import all_fields, contents, overrides, start_command, wait_for
 
-from glora_jax.runs import command_line, experiment
-from glora_jax.runs.config import check_config
-from glora_jax.runs.workdir import Stopped
+from glora_jax.runs import command_line
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +21,7 @@ def start(config, workdir):
   return start_command('configs/quickstart.py', workdir, overrides(all_fields(config)))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_command_that_is_stopped_and_killed_resumes_to_the_undisturbed_result(
   run_config, undisturbed, tmp_path
 ):
@@ -49,25 +44,3 @@ def test_a_command_that_is_stopped_and_killed_resumes_to_the_undisturbed_result(
   assert process.returncode == 0, errors
   assert 'searched, finetuned' in printed
   assert contents(workdir) == undisturbed
-
-
-@pytest.mark.full
-def test_a_field_that_is_corrected_on_the_way_ends_as_if_it_had_been_so_from_the_start(
-  run_config, undisturbed, tmp_path, caplog
-):
-  caplog.set_level(logging.INFO)
-  workdir = tmp_path / 'run'
-  wrong = changed(run_config, finetune__learning_rate=0.5, search__mutations=1)
-  with pytest.raises(Stopped, match='Stopped training/lora at step'):
-    experiment.run(wrong, str(workdir), stop=(workdir / 'training' / 'lora').exists)
-  experiment.run(run_config, str(workdir))
-  assert 'search.mutations was 1 and is now 2.' in caplog.text
-  assert contents(workdir) == undisturbed
-
-
-def test_events_without_their_package_are_explained(run_config, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
-  without = [path for path in sys.path if not os.path.isdir(os.path.join(path, 'tensorboardX'))]
-  monkeypatch.setattr(sys, 'path', without)
-  with pytest.raises(ImportError, match='pip install tensorboardX'):
-    check_config(changed(run_config, watch__tensorboard=True))
