@@ -17,24 +17,8 @@ from places import ROOT, environment, program
 
 from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
-from glora_jax.method.sharding import sharded_axis
-from glora_jax.models import weights
 from glora_jax.records import read_lines
 from glora_jax.runs.monitoring import Line
-
-
-@pytest.mark.parametrize(
-  'shape, devices, axis',
-  [
-    ((768, 3072), 8, 1),
-    ((64, 16, 24), 8, 2),
-    ((64, 3, 5), 8, None),
-    ((), 8, None),
-    ((16, 16, 3, 768), 8, 3),
-  ],
-)
-def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, devices, axis):
-  assert sharded_axis(shape, devices) == axis
 
 
 @pytest.fixture
@@ -177,14 +161,6 @@ def assert_runs_agree(workdir, expected):
   accuracy = expected_one['test_accuracy']
   assert searched['test_accuracy'] == pytest.approx(accuracy, abs=2.5 / 797)
   assert result['fold_max_abs_diff'] < 1e-4
-  params, expected_params = (
-    jax.tree.leaves(weights.load(folder / 'folded')[1]) for folder in (workdir, expected)
-  )
-  close = [
-    np.ravel(np.isclose(a, b, rtol=1e-2, atol=1e-3))
-    for a, b in zip(params, expected_params, strict=True)
-  ]
-  assert np.mean(np.concatenate(close)) > 0.98
 
 
 @pytest.mark.full

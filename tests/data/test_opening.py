@@ -199,22 +199,20 @@ def test_what_is_left_must_measure(opened, tmp_path):
   assert_refused('3 of 3 images', opened, skip_broken=True, kind=UnreadableImages)
 
 
-def test_a_copy_a_link_and_the_file_itself_are_named_with_what_they_are(tmp_path, caplog):
-  names = [*(f'train/{n}.bmp' for n in range(4)), 'test/a.bmp', 'test/b.bmp']
-  write_images(tmp_path, names)
-  paths = [str(tmp_path / name) for name in names]
-  splits = {'train': Files(paths[:4], [0] * 4), 'test': Files(paths[4:], [0] * 2)}
-  warn_of_copies('pets', splits)
+def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path, caplog):
+  write_images(tmp_path, [f'{n}.bmp' for n in range(6)])
+  first, second, third, *others = (str(tmp_path / f'{n}.bmp') for n in range(6))
+  train = Files([first, second, third], [0] * 3)
+  warn_of_copies('pets', {'train': train, 'test': Files(others, [0] * 3)})
   assert not caplog.text
-  first, second, third = (tmp_path / f'train/{n}.bmp' for n in range(3))
-  shutil.copy(second, tmp_path / 'test/a.bmp')
-  os.remove(tmp_path / 'test/b.bmp')
-  os.symlink(third, tmp_path / 'test/b.bmp')
-  splits['test'].paths.append(str(first))
-  splits['test'].given_labels.append(0)
-  os.remove(tmp_path / 'train/3.bmp')  # is passed over
-  warn_of_copies('pets', {split: Files(x.paths, x.given_labels) for split, x in splits.items()})
+  copied, linked, missing = others
+  shutil.copy(second, copied)
+  os.remove(linked)
+  os.symlink(third, linked)
+  os.remove(missing)  # is passed over
+  test = Files([*others, first], [0] * 4)
+  warn_of_copies('pets', {'train': Files(train.paths, [0] * 3), 'test': test})
   [record] = caplog.records
   assert 'pets: 3 images of test are byte-for-byte copies of images of train' in record.getMessage()
-  for copy, original in (('test/a.bmp', second), ('test/b.bmp', third), ('train/0.bmp', first)):
-    assert f'{tmp_path}/{copy} is {original}' in record.getMessage()
+  for copy, original in ((copied, second), (linked, third), (first, first)):
+    assert f'{copy} is {original}' in record.getMessage()

@@ -51,14 +51,6 @@ def test_every_task_is_read_from_disjoint_splits_of_the_published_sizes(mocked, 
   assert len(labels) == 200
 
 
-def test_two_tasks_on_the_same_images_keep_decoded_ones_apart(mocked, tmp_path, caplog):
-  names = ('clevr_count', 'clevr_dist', 'smallnorb_azi', 'smallnorb_ele')
-  for name in (*names, *names):
-    pipeline.load(find(f'vtab/{name}').open('val'), 8, cache=str(tmp_path))
-  assert len(list(tmp_path.iterdir())) == 4
-  assert not caplog.text
-
-
 def write_list(path, images, labelled):
   """A list of images with their labels, and the images in a folder."""
   write_images(images, labelled)

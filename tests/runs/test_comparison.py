@@ -111,17 +111,6 @@ def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
 
 
 @pytest.mark.slow
-def test_what_is_lost_is_made_again_to_the_same_result(compared, copy, config):
-  lost = ['tuning/lora', 'training/finetuning', 'training/search/supernets']
-  lost += ['training/search/900-0', 'training/search/900-1/states']
-  for names in ([], lost):
-    os.remove(copy / 'result.json')
-    for name in names:
-      shutil.rmtree(copy / name)
-    assert without_seconds(comparison.run(config, str(copy))) == without_seconds(compared[1])
-
-
-@pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, config, tmp_path):
   _, result = compared
   asked = iter([False] * 6 + [True] * 100)
