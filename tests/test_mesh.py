@@ -93,29 +93,17 @@ def test_joined_processes_wait_share_arrays_read_their_part_and_hear_of_a_signal
 
 
 @pytest.fixture(scope='module')
-def start(backbone, tmp_path_factory):
+def start(run_config):
   """A function that starts a tiny run in a workdir, on some devices, with more flags."""
-  config = tmp_path_factory.mktemp('mesh') / 'config.py'
-  config.write_text('from glora_jax.runs.config import default_config as get_config\n')
-  fields = {
-    'model.weights': backbone,
-    'model.drop_path': 0.0,  # which each device would draw by itself
-    'budget': 1000,
-    'training.epochs': 2,
-    'training.warmup_epochs': 1,
-    'training.accumulate': 2,
-    'training.learning_rate': 1e-2,
-    'search.population': 6,
-    'search.generations': 1,
-    'search.parents': 3,
-    'search.mutations': 3,
-    'search.crossovers': 3,
-    'finetune.epochs': 0,
-  }
+  # Each device would drop paths by itself.
+  config = tiny_runs.changed(run_config, model__drop_path=0.0, training__accumulate=2, presets=())
+  fields = tiny_runs.overrides(tiny_runs.all_fields(config))
 
   def start(workdir, devices, *more):
-    flags = [*tiny_runs.overrides(fields), *more]
-    return tiny_runs.start_command(str(config), workdir, flags, env=environment(devices))
+    flags = [*fields, *more]
+    return tiny_runs.start_command(
+      'configs/quickstart.py', workdir, flags, env=environment(devices)
+    )
 
   return start
 
@@ -186,6 +174,5 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
     lines = read_lines(workdir / 'metrics.jsonl', 'metrics', Line)
     steps = [(line['stage'], line['step']) for line in lines]
     assert len(set(steps)) == len(steps)  # one process writes
-    assert read_json(workdir / 'config.json')['search']['population'] == 6
   assert_runs_agree(two, alone)
   assert_runs_agree(left, alone)

@@ -1,12 +1,11 @@
 """What cannot be a task, a list, an image or a setting is refused, and its value is named."""
 
-import io
 import os
 
 import numpy as np
 import pytest
 from comparing import assert_refused
-from label_lists import write_images
+from label_lists import encoded, write_images
 from PIL import Image
 
 from glora_jax.data import augment, image, normalization, pipeline
@@ -121,21 +120,20 @@ def test_label_files_that_are_missing_empty_or_no_utf_8(tmp_path, read):
     assert_refused(str(path), read, path)
 
 
-def encoded(values, format='tiff'):
-  buffer = io.BytesIO()
-  Image.fromarray(np.array([values])).save(buffer, format)
-  return buffer.getvalue()
+def row(*values, kind=np.float32):
+  """An image of one row."""
+  return Image.fromarray(np.array([values], kind))
 
 
-GREY = np.zeros(9, np.uint8)
+GREY = row(*[0] * 9, kind=np.uint8)
 
 
 @pytest.mark.parametrize(
   'content, named',
   [
-    (encoded(np.array([0, 200], np.int32)), 'mode I'),
-    (encoded(np.array([0, 1.02], np.float32)), 'to 1.02'),
-    (encoded(np.array([np.nan], np.float32)), 'not finite'),
+    (encoded(row(0, 200, kind=np.int32), 'tiff'), 'mode I'),
+    (encoded(row(0, 1.02), 'tiff'), 'to 1.02'),
+    (encoded(row(np.nan), 'tiff'), 'not finite'),
     (encoded(GREY, 'jpeg')[:200], 'not a readable image'),
     (encoded(GREY, 'ICO'), 'neither BMP'),
     (b'P6 20000 20000 255\n', '20000 x 20000 pixels'),

@@ -1,11 +1,11 @@
 """Decoding: every kind of image comes out as what it looks like, and resized as Pillow does it."""
 
-import io
 import os
 
 import numpy as np
 import pytest
 from comparing import assert_refused
+from label_lists import encoded
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -13,12 +13,6 @@ from glora_jax.data import image
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (9, 13, 3), np.uint8)
-
-
-def encoded(picture, format='png', **options):
-  buffer = io.BytesIO()
-  picture.save(buffer, format, **options)
-  return buffer.getvalue()
 
 
 PICTURE = Image.fromarray(PIXELS)

@@ -1,12 +1,12 @@
 """Images and folders of them that are damaged or odd: every image once, or one line."""
 
-import io
 import os
 
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 from judging import REFUSED, cases, judged, new_place, same
+from label_lists import encoded
 from PIL import Image
 from spoiling import spoil
 
@@ -19,14 +19,12 @@ NAMES = ('a', 'b', 'train', 'test', 'Train', '.hidden', 'ü,', 'a\nb\x1b[2J', '\
 TOPS = (['a', 'b'], ['train', 'val', 'test'], ['Train', 'test'], ['train', 'bus'])
 
 
-def encoded(mode='RGB', form='PNG'):
-  """An image file."""
-  file = io.BytesIO()
-  Image.fromarray(np.arange(77, dtype=np.uint8).reshape(7, 11)).convert(mode).save(file, form)
-  return file.getvalue()
+def image_file(mode='RGB', form='PNG'):
+  picture = Image.fromarray(np.arange(77, dtype=np.uint8).reshape(7, 11))
+  return encoded(picture.convert(mode), form)
 
 
-PNG = encoded()
+PNG = image_file()
 
 
 @cases(1)
@@ -34,7 +32,7 @@ PNG = encoded()
 def test_an_image_is_decoded_or_refused(data):
   mode = data.draw(st.sampled_from(['RGB', 'L', '1', 'P', 'RGBA', 'CMYK', 'F']))
   try:
-    content = encoded(mode, data.draw(st.sampled_from([*image.FORMATS, 'EPS', 'TGA'])))
+    content = image_file(mode, data.draw(st.sampled_from([*image.FORMATS, 'EPS', 'TGA'])))
   except (OSError, ValueError, KeyError):  # not every format has every mode
     content = PNG
   size, rule = data.draw(st.integers(1, 32)), data.draw(st.sampled_from(image.RULES))
