@@ -72,13 +72,6 @@ def test_an_image_with_odd_exif_data_is_taken_as_it_lies(format):
   assert_array_equal(image.decode(odd), image.decode(encoded(plain, format)))
 
 
-def test_cropping_keeps_the_aspect_ratio_and_the_middle():
-  picture = Image.fromarray(RNG.integers(0, 256, (100, 150, 3), np.uint8))
-  # As torchvision's Resize and CenterCrop.
-  reference = picture.resize((109, 73), Image.Resampling.BICUBIC).crop((22, 4, 86, 68))
-  assert_array_equal(image.resize(picture, 64, 'crop'), reference)
-
-
 def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
   """Pillow would start `gs` from the PATH for PostScript, whatever the file is called."""
   (tmp_path / 'gs').write_text(f'#!/bin/sh\ntouch {tmp_path}/started\n')

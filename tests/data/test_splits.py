@@ -1,25 +1,11 @@
-"""Splits: made and drawn, stratified, complete, disjoint, decided by the seed."""
+"""Shots: as many as there are, disjoint, decided by the seed."""
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from glora_jax.data.splits import shots, split_indices
-
-SHARES = (0.8, 0.1, 0.1)
-
-
-def test_dealing_is_stratified_and_complete():
-  labels = np.repeat(np.arange(5), [3, 10, 40, 100, 7])
-  parts = split_indices(labels, SHARES, seed=0)
-  assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
-  for part, share in zip(parts, SHARES, strict=True):
-    counts = np.bincount(labels[part], minlength=5)
-    assert counts.min() >= 1
-    assert np.abs(counts - share * np.bincount(labels)).max() <= 2
-  others = split_indices(labels, SHARES, seed=1)
-  assert any(not np.array_equal(part, other) for part, other in zip(parts, others, strict=True))
+from glora_jax.data.splits import shots
 
 
 @hypothesis.given(

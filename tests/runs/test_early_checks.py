@@ -161,26 +161,27 @@ def fail(*_):
   raise OSError('too late')
 
 
+PHOTOGRAPHS = {'size': (120, 100), 'color': (9, 0, 200), 'name': 'embedded'}
+
+
 @pytest.mark.parametrize(
-  'size, is_color, is_embedded, is_noted',
+  'fields, is_noted',
   [
-    ((120, 100), True, True, True),
-    ((120, 99), True, True, False),
-    ((120, 100), False, True, False),
-    ((120, 100), True, False, False),
+    ({}, True),
+    ({'size': (120, 99)}, False),
+    ({'color': (9, 9, 9)}, False),
+    ({'name': None}, False),
   ],
 )
 def test_the_small_backbone_is_said_to_suit_trials_of_photographs_only(
-  size, is_color, is_embedded, is_noted, run_config, tmp_path, caplog
+  fields, is_noted, run_config, tmp_path
 ):
+  fields = {**PHOTOGRAPHS, **fields}
   config = changed(run_config, task=f'folder:{tmp_path / "photos"}', training__batch_size=4)
-  if is_embedded:
-    config.model.weights = 'embedded'
+  config.model.weights = fields['name'] or run_config.model.weights
   for number in range(20):
-    folder = tmp_path / 'photos' / 'ab'[number % 2]
-    folder.mkdir(parents=True, exist_ok=True)
-    color = (number, 0, 200) if is_color else (number,) * 3
-    Image.new('RGB', size, color).save(folder / f'{number}.png')
+    path = tmp_path / 'photos' / 'ab'[number % 2] / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', fields['size'], fields['color']).save(path)
   notes = prepared(config, tmp_path / 'run').task.notes
   assert ('weights=dinov2-S/14' in ' '.join(notes)) == is_noted
-  assert ('weights=dinov2-S/14' in caplog.text) == is_noted
