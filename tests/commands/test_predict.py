@@ -3,6 +3,7 @@
 Its answers are those of the adapted model, whatever the format; wrong inputs are one sentence.
 """
 
+import io
 import json
 import os
 import re
