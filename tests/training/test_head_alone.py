@@ -4,10 +4,10 @@ import chex
 import jax
 import numpy as np
 import pytest
+from comparing import ready, vector
 from numpy.testing import assert_allclose
 from small_models import LiveMlp, Mlp
-from tiny import flat, problem
-from trees import randomized
+from tiny import problem
 
 import glora_jax
 from glora_jax.training.head_alone import warm_head
@@ -26,15 +26,10 @@ def halved(images, key):
 
 def of_linen():
   """(adapted, variables, the body's answers to images)."""
-  model, images = Mlp(), problem().images
-  adapted = glora_jax.adapt(model, images)
-  params = randomized(jax.eval_shape(model.init, KEY, images)['params'], 1)
-  fc = params['fc']
-  return (
-    adapted,
-    adapted.init(KEY, params),
-    jax.nn.gelu(halved(images, None) @ fc['kernel'] + fc['bias']),
-  )
+  images = problem().images
+  adapted, variables = ready(Mlp(), images)
+  fc = variables['params']['fc']
+  return adapted, variables, jax.nn.gelu(halved(images, None) @ fc['kernel'] + fc['bias'])
 
 
 def of_nnx():
@@ -60,5 +55,5 @@ def test_the_head_learns_from_what_the_frozen_body_answers(make):
   before = start.pop('head')
   chex.assert_trees_all_equal(found, {**variables, 'params': start})
   expected = fit(loss_fn, before, {}, features, *data, **options).trainable
-  assert_allclose(flat(head), flat(expected), atol=2e-5)
-  assert np.abs(flat(head) - flat(before)).max() > 1e-2
+  assert_allclose(vector(head), vector(expected), atol=2e-5)
+  assert np.abs(vector(head) - vector(before)).max() > 1e-2

@@ -1,4 +1,4 @@
-"""The losses: which subnets a step takes, several paths, one fixed subnet."""
+"""The losses: which subnets a step trains, several paths, one fixed subnet, what is dropped."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from tiny import Problem, unchanged
+from tiny import Problem
 from tiny import problem as initial_problem
 from trees import randomized
 
@@ -18,7 +18,7 @@ from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
 from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.losses import cross_entropy, make_loss
+from glora_jax.training.losses import cross_entropy, drop_components, make_loss
 from glora_jax.training.sampling import Sampling
 
 KEY = jax.random.key(5)
@@ -42,21 +42,15 @@ def test_logits_that_are_not_finite_are_no_right_answers():
   assert metrics['accuracy'] == 0.5  # a class that is no answer is -inf
 
 
-def loss_at(trainable, images, labels, genomes, consistency=Consistency()):
+def loss_at(trainable, images, labels, genomes, **options):
   """A supernet's loss for genomes that are given."""
-  loss_fn = make_loss(
-    problem().adapted,
-    unchanged,
-    lambda key: genomes,
-    consistency=consistency,
-    train=True,
-  )
+  loss_fn = make_loss(problem().adapted, None, lambda key: genomes, train=True, **options)
   _, frozen = problem().split()
   loss, _ = loss_fn(trainable, frozen, (images, labels), KEY)
   return loss
 
 
-compiled_loss = jax.jit(loss_at, static_argnames='consistency')
+compiled_loss = jax.jit(loss_at, static_argnames=('consistency', 'component_dropout'))
 loss_and_gradient = jax.jit(jax.value_and_grad(loss_at))
 
 
@@ -117,7 +111,7 @@ def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome():
   genome = random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
   subnet = adapted.fix(genome)
   trainable, frozen = subnet.split(variables)
-  loss_fn = make_loss(subnet, unchanged, train=True)
+  loss_fn = make_loss(subnet, train=True)
   value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   (loss, _), gradient = value_and_grad(trainable, frozen, (images, labels), KEY)
   whole, _ = problem().split()
@@ -133,7 +127,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch():
   adapted, variables, images, labels = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'full'))
   trainable, frozen = subnet.split(variables)
-  loss_fn, optimizer = make_loss(subnet, unchanged, train=True), optax.sgd(1.0)
+  loss_fn, optimizer = make_loss(subnet, train=True), optax.sgd(1.0)
   carry = loop.Carry(trainable, optimizer.init(trainable), 0, True)
   whole, parts = (
     jax.jit(loop.make_step(loss_fn, optimizer, accumulate))(carry, frozen, (images, labels), KEY)
@@ -167,3 +161,40 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
   none, simple, double = (loss(weight=weight, sigma=0.3) for weight in (1e-9, 100.0, 200.0))
   assert simple > none + 1e-3
   assert_allclose(double - simple, simple - none, rtol=1e-3)
+
+
+def test_the_mean_over_many_masks_is_what_is_not_dropped():
+  adapted, supports = problem().adapted, problem().variables['glora']
+  genome = presets.preset(adapted.spec, 'full')
+  drop = jax.vmap(lambda key: drop_components(key, supports, adapted.groups, genome, 0.3))
+  means = jax.tree.map(lambda leaf: leaf.mean(0), jax.jit(drop)(jax.random.split(KEY, 2000)))
+  five_deviations = 5 * np.sqrt(0.3 / 0.7 / 2000)
+  chex.assert_trees_all_close(means, supports, rtol=five_deviations)
+
+
+def test_only_up_factors_of_rows_with_a_lora_change_and_no_type_is_promoted_by_itself():
+  adapted, supports = problem().adapted, problem().variables['glora']
+  genome = np.zeros((len(adapted.spec), 5), np.int8)
+  genome[:, 0] = 2  # vectors for A, which lie in its up factor
+  genome[1, 1] = 4  # a LoRA for B in the second layer
+  with jax.numpy_dtype_promotion('strict'):
+    dropped = drop_components(KEY, supports, adapted.groups, jnp.asarray(genome), 0.5)
+  before = jax.tree.map(jnp.copy, supports)
+  where = dropped['blocks']['dense'].pop('B_up') != before['blocks']['dense'].pop('B_up')
+  chex.assert_trees_all_equal(dropped, before)
+  assert not where[0].any()
+  assert where[1].all()  # zero or doubled
+
+
+def test_every_path_of_a_supernet_is_dropped_by_its_own_genome():
+  adapted, _, images, labels = problem()
+  trainable, _ = problem().split()
+  lora, vectors = (presets.preset(adapted.spec, name) for name in ('lora', 'ssf'))
+
+  def change(*genomes):
+    arguments = trainable, images, labels, jnp.asarray(genomes)
+    return abs(compiled_loss(*arguments, component_dropout=0.5) - compiled_loss(*arguments))
+
+  assert change(lora, vectors) > 1e-4
+  assert change(vectors, lora) > 1e-4
+  assert change(vectors, vectors) < 1e-6

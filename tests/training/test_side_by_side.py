@@ -1,6 +1,5 @@
 """Runs side by side: equal to running them apart, each with its own fate."""
 
-import dataclasses
 import functools
 import operator
 
@@ -9,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import vector
 from numpy.testing import assert_allclose
-from tiny import flat, problem, unchanged
+from tiny import problem
 
 from glora_jax.method import presets
-from glora_jax.method.draws import sample_genome
 from glora_jax.training import loop
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
@@ -31,7 +30,7 @@ def of_lora(**options):
   """The loss of a preset, and its halves."""
   adapted, variables, *_ = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
-  return make_loss(subnet, unchanged, train=True, **options), subnet.split(variables)
+  return make_loss(subnet, train=True, **options), subnet.split(variables)
 
 
 def stacked(*trees):
@@ -51,34 +50,35 @@ def sum_loss(trainable, frozen, batch, key):
 FALLING = Recipe(4, 5, 0.1, final_learning_rate=0.1, warmup_epochs=0, weight_decay=0)
 
 
-@pytest.mark.parametrize('fields', [{}, {'update_used_only': True, 'max_grad_norm': 0.05}])
-def test_seeds_and_starts_side_by_side_are_those_trained_apart(fields):
-  loss_fn, (trainable, frozen) = of_lora(component_dropout=0.0 if fields else 0.5)
-  starts = trainable, jax.tree.map(lambda leaf: 0.9 * leaf, trainable)
-  recipe = dataclasses.replace(RECIPE, weight_decay=0.1, **fields)
-  together = fit(loss_fn, (stacked(*starts), frozen), KEYS, recipe, steps_per_dispatch=4)
-  assert together.step.tolist() == [9, 9]
-  for number, start in enumerate(starts):
-    apart = fit(loss_fn, (start, frozen), KEYS[number], recipe)
-    found = flat(of_run(together.trainable, number))
-    assert_allclose(found, flat(apart.trainable), rtol=1e-3, atol=2e-4)
-    stayed = np.isclose(found, flat(start), rtol=1e-3, atol=2e-4)
-    assert np.mean(stayed) < 0.7
-
-
-def test_a_rate_is_a_factor_on_the_recipes_and_seeds_of_a_supernet_are_runs_too():
+def of_supernet():
   adapted, variables, *_ = problem()
-  sample = functools.partial(sample_genome, spec=adapted.spec)
-  loss_fn = make_loss(adapted, unchanged, sample, train=True)
-  trainable, frozen = adapted.split(variables)
-  slow, recipe = (
-    Recipe(3, 8, rate, rate / 100, rate / 10, warmup_epochs=1, weight_decay=0.1)
-    for rate in (5e-3, 1e-2)
+  return make_loss(adapted, train=True), adapted.split(variables)
+
+
+@pytest.mark.parametrize(
+  'make, fields',
+  [
+    (functools.partial(of_lora, component_dropout=0.5), {}),
+    (of_lora, {'update_used_only': True, 'max_grad_norm': 0.05}),
+    (of_supernet, {}),
+  ],
+)
+def test_seeds_starts_and_rates_side_by_side_are_those_trained_apart(make, fields):
+  loss_fn, (trainable, frozen) = make()
+  starts = trainable, jax.tree.map(lambda leaf: 0.9 * leaf, trainable)
+  recipe, slow = (
+    Recipe(3, 8, rate, rate / 100, rate / 10, warmup_epochs=1, weight_decay=0.1, **fields)
+    for rate in (1e-2, 5e-3)
   )
-  together = fit(loss_fn, (stacked(trainable), frozen), KEYS[:1], recipe, rates=[0.5])
-  found = of_run(together.trainable['params'], 0)
-  expected = fit(loss_fn, (trainable, frozen), KEYS[0], slow).trainable['params']
-  assert_allclose(flat(found), flat(expected), rtol=1e-3, atol=2e-4)
+  options = {'rates': [1.0, 0.5], 'steps_per_dispatch': 4}
+  together = fit(loss_fn, (stacked(*starts), frozen), KEYS, recipe, **options)
+  assert together.step.tolist() == [9, 9]
+  for number, (start, own) in enumerate(zip(starts, (recipe, slow), strict=True)):
+    apart = fit(loss_fn, (start, frozen), KEYS[number], own)
+    found = vector(of_run(together.trainable, number))
+    assert_allclose(found, vector(apart.trainable), rtol=1e-3, atol=2e-4)
+    stayed = np.isclose(found, vector(start), rtol=1e-3, atol=2e-4)
+    assert np.mean(stayed) < 0.7
 
 
 def test_runs_that_are_resumed_end_as_the_undisturbed_ones_to_the_bit():

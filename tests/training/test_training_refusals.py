@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from comparing import assert_refused
-from tiny import Tiny, problem, unchanged
+from tiny import Tiny, problem
 
 import glora_jax
 from glora_jax.training import head_alone, loop
@@ -28,8 +28,7 @@ class Partial:
 
 
 def supernet(**arguments):
-  defaults = {'adapted': problem().adapted, 'preprocess': unchanged, 'sample': len}
-  return make_loss(**defaults | arguments)
+  return make_loss(**{'adapted': problem().adapted, 'sample': len} | arguments)
 
 
 def fit(**arguments):
@@ -53,7 +52,7 @@ def begun(trainable=None):
 
 
 def warm(**arguments):
-  defaults = problem()._asdict() | SHARED | {'key': KEY, 'preprocess': unchanged}
+  defaults = problem()._asdict() | SHARED | {'key': KEY}
   return head_alone.warm_head(**defaults | arguments)
 
 
@@ -69,7 +68,7 @@ def together(**arguments):
     (lambda: list(given(Partial(), np.ones((3, 10), int))), '2 batches for 3 rows'),
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
     (lambda: supernet(rngs={'dropout': KEY}), 'rngs'),
-    (lambda: make_loss(problem().adapted.fix('bitfit'), unchanged, len), 'sample draws structures'),
+    (lambda: make_loss(problem().adapted.fix('bitfit'), sample=len), 'sample draws structures'),
     (
       lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
       '10 images cannot be cut',

@@ -81,13 +81,3 @@ class Stream:
     for index in indices:
       self.events.append(index)
       yield problem().images[index], problem().labels[index]
-
-
-def unchanged(images, key):
-  """A preprocessing that does nothing."""
-  return images
-
-
-def flat(tree):
-  """All numbers of a tree in a row."""
-  return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
