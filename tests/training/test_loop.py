@@ -118,26 +118,6 @@ def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, f
   chex.assert_trees_all_close(state, first_epoch, rtol=1e-5, atol=1e-6)
 
 
-def test_a_diverging_loss_stops_with_the_last_good_state():
-  start, states = jnp.arange(3.0), []
-
-  def loss(limit, bias, *_):
-    return jnp.sum(bias) + jnp.where(jnp.abs(bias - start).max() > limit, jnp.nan, 0), {}
-
-  def minimize(limit, **options):
-    data, fields = (jnp.zeros(16), jnp.ones((16, 3))), {'epochs': 6, 'learning_rate': 3e-2}
-    minimized(functools.partial(loss, limit), start, *data, fields=fields, **options)
-
-  with pytest.raises(loop.NonFiniteLossError, match='not finite at step 4, ') as caught:
-    minimize(0.1)
-  minimize(
-    np.inf,
-    steps_per_dispatch=1,
-    on_dispatch=lambda state, _: states.append(jax.tree.map(np.array, state)),
-  )
-  chex.assert_trees_all_close(caught.value.state, states[3], rtol=1e-5)
-
-
 def test_what_is_said_of_a_loss_that_is_not_finite_goes_to_other_processes():
   error = loop.NonFiniteLossError(TrainState({'w': np.ones(2)}, (), 3), 0.5)
   received = pickle.loads(pickle.dumps(error))
@@ -167,7 +147,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
 
   recipe = Recipe(epochs=epochs, batch_size=4, warmup_epochs=0, accumulate=accumulate)
   start, images, labels = {'w': jnp.zeros(3)}, jnp.ones((4, 3)), jnp.zeros(4)
-  with pytest.raises(loop.NonFiniteLossError) as caught:
+  with pytest.raises(loop.NonFiniteLossError, match='at step 0, with learning_rate=') as caught:
     loop.fit(distance, start, {}, images, labels, recipe, KEY, progress=False)
   state = caught.value.state
   chex.assert_trees_all_equal(state, TrainState(start, recipe.optimizer(4).init(start), 0))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from trees import randomized
+from comparing import ready
 
 import glora_jax
 from glora_jax.method.adapted import Adapted
@@ -60,14 +60,12 @@ class Problem(NamedTuple):
 
 @functools.cache
 def problem(drop=0.1):
-  """Images of three classes, and an adapted model whose supports are at their initial values."""
-  model = Tiny(drop)
+  """Images of three classes, and an adapted model with random supports."""
   labels = jnp.arange(NUM_IMAGES) % NUM_CLASSES
   patterns = jax.random.normal(jax.random.key(5), (NUM_CLASSES, 8))
   images = 2 * patterns[labels] + jax.random.normal(jax.random.key(0), (NUM_IMAGES, 8))
-  adapted = glora_jax.adapt(model, images[:1], space=glora_jax.SearchSpace((2, 4)))
-  params = randomized(jax.eval_shape(model.init, jax.random.key(2), images[:1])['params'], 3)
-  variables = jax.jit(adapted.init)(jax.random.key(1), params)
+  adapted, variables = ready(Tiny(drop), images[:1], space=glora_jax.SearchSpace((2, 4)))
+  variables['glora'] = jax.tree.map(lambda support: 0.1 * support, variables['glora'])
   return Problem(adapted, variables, images, labels)
 
 
