@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import flax
 import flax.linen as nn
 import hypothesis.strategies as st
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax_vit import FlaxViT
 from hypothesis import assume, given
 from judging import REFUSED, cases, judged, new_place, same
 from spoiling import spoilt_copy
@@ -19,7 +21,7 @@ import glora_jax
 from glora_jax import Archive, Layer, SearchSpace, Spec
 from glora_jax.files import read_json, write_arrays, write_json
 from glora_jax.models import weights
-from glora_jax.models.formats.table import FORMATS
+from glora_jax.models.formats.table import WRITTEN
 from glora_jax.models.metadata import OURS
 from glora_jax.models.peft import load_peft, save_peft
 from glora_jax.models.vit import ViT
@@ -62,6 +64,20 @@ def vit():
   model = ViT(5, patch_size=4, width=12, depth=2, num_heads=2)
   images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
   return model, randomized(jax.eval_shape(model.init, jax.random.key(0), images)['params'])
+
+
+def npz():
+  """The tensors of a big_vision file, by name."""
+  images = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
+  params = randomized(jax.eval_shape(FlaxViT().init, jax.random.key(0), images)['params'])
+  return flax.traverse_util.flatten_dict(params, sep='/')
+
+
+def write_checkpoint(folder, value):
+  if isinstance(value, dict):
+    write_arrays(folder / 'model.npz', value)
+  else:
+    weights.save(folder, *value)
 
 
 def read_checkpoint(folder):
@@ -128,8 +144,8 @@ def read_states(folder):
 
 KINDS = {
   'checkpoint': Kind(
-    lambda: [[*vit(), METADATA, name] for name in (OURS, *FORMATS)],
-    lambda folder, value: weights.save(str(folder), *value),
+    lambda: [npz(), *([*vit(), METADATA, name] for name in (OURS, *WRITTEN))],
+    write_checkpoint,
     read_checkpoint,
   ),
   'adapter': Kind(
