@@ -34,14 +34,14 @@ ROUNDING = 1e-3  # by which fractions may be beyond black and white
 CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet evaluations
 
 
-def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False) -> Image.Image:
+def decode(encoded: bytes | str, *, draft: bool = False) -> Image.Image:
   """Opens an image as 8-bit RGB the right way up (see `to_rgb`).
 
   The only place where image files come in: regular files of the formats in `FORMATS`, within the
   limits `MOST_BYTES` and `MOST_PIXELS`; no other part of Pillow ever sees their bytes.
 
   Args:
-    encoded: the bytes of an image file, its path, or the open file.
+    encoded: the bytes of an image file, or its path.
     draft: whether a JPEG may come out smaller, which takes a fraction of the time: enough to see
       that it can be decoded.
 
@@ -59,10 +59,8 @@ def decode(encoded: bytes | str | os.PathLike | BinaryIO, *, draft: bool = False
     with contextlib.ExitStack() as stack:
       if isinstance(encoded, bytes):
         file = io.BytesIO(encoded)
-      elif isinstance(encoded, str | os.PathLike):
-        file = stack.enter_context(open_regular(encoded))
       else:
-        file = encoded  # which stays open
+        file = stack.enter_context(open_regular(encoded))
       picture = stack.enter_context(_identify(file))
       if draft:
         picture.draft('RGB', (1, 1))

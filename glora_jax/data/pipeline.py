@@ -10,7 +10,6 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -197,8 +196,7 @@ def require_writable(cache: str) -> None:
   path = os.path.abspath(os.path.expanduser(cache))
   while not os.path.lexists(path):
     path = os.path.dirname(path)
-  is_folder = os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
-  if not is_folder or not shutil.disk_usage(path).total:  # /proc holds no file
+  if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
     raise OSError(
       f'data.cache={cache!r} is not writable because of {path}; use another folder, or None for no '
       'cache.'

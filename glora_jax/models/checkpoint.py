@@ -37,7 +37,6 @@ ALWAYS_UNPACKED = 64 * 2**20
 
 # Keys under which PyTorch files keep the weights, the likelier first.
 WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
-_LEGACY_TORCH = b'\x8a\x0al\xfc\x9cF'  # the magic number of PyTorch before its files were zip files
 
 
 class Tensors(NamedTuple):
@@ -108,7 +107,7 @@ def _read(path: str, start: bytes, key: str | None) -> Tensors:
     return _read_torch(path, key)
   if start[8:9] == b'{':  # after the length of a safetensors file's JSON
     return Tensors(path, 'safetensors', *read_safetensors(path))
-  if start.startswith(b'\x80') or start[2:8] == _LEGACY_TORCH:
+  if start.startswith(b'\x80'):  # a pickle, as PyTorch wrote before its files were zip files
     return _read_torch(path, key)
   fault = f'is not an npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
   raise _RefusedError(f'{path} {fault if start else "is empty; get it again."}')

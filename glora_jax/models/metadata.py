@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
@@ -106,20 +104,6 @@ def _check_image_size(value: Any) -> None:
       raise ValueError(f'it must be 1 to {MOST_PIXELS:,} pixels, or height and width.')
 
 
-def _check_dtype(value: Any) -> None:
-  try:
-    is_float = jnp.issubdtype(jnp.dtype(value), jnp.floating)
-  except (TypeError, ValueError):
-    is_float = False
-  if not is_float:
-    raise ValueError('it must be a floating-point type.')
-
-
-def _check_policy(name: str) -> None:
-  if not hasattr(jax.checkpoint_policies, name):
-    raise ValueError('it must be the name of a policy in jax.checkpoint_policies.')
-
-
 # Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
 _STRICT = Field(strict=True, allow_inf_nan=False)
 _COUNT = Annotated[int, Field(strict=True, ge=1, le=MOST_COUNTED)]
@@ -135,27 +119,13 @@ FACTS: Mapping[str, Any] = {
   'resize': Literal[*RULES],  # pyrefly: ignore
   'crop': Annotated[float, _STRICT, Field(gt=0.01, le=1)],
 }
-# What else a caller may say of the ViT.
-VIT_FIELDS: Mapping[str, Any] = {
-  **FACTS,
-  **dict.fromkeys(('width', 'depth', 'mlp_dim', 'pre_logits', 'unroll'), _COUNT),
-  **dict.fromkeys(
-    ('class_token', 'pre_norm', 'norm_after_pool'), Annotated[bool, Field(strict=True)]
-  ),
-  'num_classes': Annotated[int, Field(strict=True, ge=0, le=MOST_COUNTED)],
-  'layer_scale': Annotated[float, _STRICT],
-  'drop_path': Annotated[float, _STRICT, Field(ge=0, lt=1)],
-  'dtype': Annotated[Any, passing(_check_dtype)],
-  'remat': Annotated[Text, passing(_check_policy)],
-}
 
 
-def check_facts(facts: Mapping[str, Any], known: Mapping[str, Any] = FACTS) -> None:
+def check_facts(facts: Mapping[str, Any]) -> None:
   """Checks what is said of a checkpoint, where it is a fact that is known here.
 
   Args:
     facts: facts by name; None is one that is left open.
-    known: types of facts by name.
 
   Raises:
     ValueError: a fact cannot be; the sentence says which, and what it must be.
@@ -167,8 +137,8 @@ def check_facts(facts: Mapping[str, Any], known: Mapping[str, Any] = FACTS) -> N
     ValueError: resize='stretch' should be 'squash' or 'crop'.
   """
   for name, value in facts.items():
-    if value is not None and name in known:
-      taken(value, name, known[name])
+    if value is not None and name in FACTS:
+      taken(value, name, FACTS[name])
 
 
 # Facts that have more than one form.

@@ -12,6 +12,7 @@ from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models.checkpoint import read_checkpoint, require_numbers, require_shapes
+from glora_jax.models.formats.format import Variant
 from glora_jax.models.formats.timm import FORMAT as TIMM
 from glora_jax.models.vit import ViT
 from glora_jax.tree import get
@@ -102,7 +103,7 @@ def _places(adapted: Adapted, supports: Any) -> dict[str, np.ndarray]:
   """The part of the supports that each tensor of the file fills, by its name."""
   layer_names = {
     rule.ours: rule.theirs[0].removesuffix('.weight')
-    for rule in TIMM.rules(adapted.model, TIMM.variant)
+    for rule in TIMM.rules(adapted.model, Variant())
   }
   places = {}
   for group in adapted.groups:

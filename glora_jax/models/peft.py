@@ -26,7 +26,7 @@ from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.models import hub
 from glora_jax.models.checkpoint import Arrays, read_checkpoint, require_numbers
-from glora_jax.models.formats.format import TorchFormat
+from glora_jax.models.formats.format import TorchFormat, Variant
 from glora_jax.models.formats.table import TORCH_FORMATS, WRITTEN
 from glora_jax.models.metadata import read_json
 from glora_jax.models.translate import Origin, fit_to_format, full_name
@@ -416,7 +416,7 @@ def _with_heads(
   params: Any,
   adapted: Adapted,
   modules: NameMap,
-  format: TorchFormat[Any] | None,
+  format: TorchFormat | None,
 ) -> Any:
   """The params with the heads that an adapter has."""
   for head in sorted(adapted.head_paths):
@@ -449,7 +449,7 @@ def _names_to_write(names: Any, adapted: Adapted, params: Arrays) -> tuple[NameM
     known = listed(WRITTEN)
     raise ValueError(f'names={shown(given)} is not a format of a torch model; use one of {known}.')
   format = TORCH_FORMATS[name]
-  origin = Origin(name, format.variant)
+  origin = Origin(name, Variant())
   model, flat, _ = fit_to_format(adapted.model, params, origin)
   for group in adapted.groups:
     for site in group.members:
@@ -466,7 +466,7 @@ def _names_to_write(names: Any, adapted: Adapted, params: Arrays) -> tuple[NameM
 
 def _names_to_read(
   names: Any, adapted: Adapted, modules: Sequence[str]
-) -> tuple[NameMap, TorchFormat[Any] | None]:
+) -> tuple[NameMap, TorchFormat | None]:
   """The map that fits the modules of an adapter, and the format that it is of."""
   if isinstance(names, Mapping):
     return names, None
@@ -503,13 +503,13 @@ def _format_name(names: Any, adapted: Adapted) -> str:
   return names.format if isinstance(names, Origin) else names
 
 
-def _modules_of(model: ViT, format: TorchFormat[Any], prefix: str) -> NameMap:
+def _modules_of(model: ViT, format: TorchFormat, prefix: str) -> NameMap:
   """The modules of a format that `convert` knows, by path of ours."""
   return {
     rule.ours.rpartition('/')[0]: [
       full_name(format, prefix, name.rpartition('.')[0]) for name in rule.theirs
     ]
-    for rule in format.rules(model, format.variant)
+    for rule in format.rules(model, Variant())
     if all(name.endswith(('.weight', '.bias')) for name in rule.theirs)
   }
 

@@ -31,11 +31,10 @@ from glora_jax.models.checkpoint import (
   require_numbers,
   require_shapes,
 )
-from glora_jax.models.formats.format import Format, Reading
+from glora_jax.models.formats.format import Format, Reading, Variant
 from glora_jax.models.formats.table import FORMATS, WRITTEN, detect, explain
 from glora_jax.models.metadata import (
   OURS,
-  VIT_FIELDS,
   Metadata,
   check_agreement,
   check_facts,
@@ -132,8 +131,7 @@ def load(
     raise ValueError(
       f'The ViT has no field {", ".join(wrong)}; its fields are {", ".join(sorted(known))}.'
     )
-  check_facts(fields, VIT_FIELDS)
-  check_facts({'image_size': image_size, 'normalization': normalization})
+  check_facts({**fields, 'image_size': image_size, 'normalization': normalization})
   fields = {name: value for name, value in fields.items() if value is not None}
   tensors = read_checkpoint(locate(hub.local(path)), taken(key, 'key', Text | None))
   if OURS not in tensors.metadata:
@@ -535,6 +533,5 @@ def _origin(format: str | Origin | None, model: ViT, flat: Arrays) -> Origin | N
     raise ValueError(
       f'The format {shown(format)} is not written; use one of {OURS}, {", ".join(WRITTEN)}.'
     )
-  written = WRITTEN[format]
-  placeholders = written.placeholders(model.width, flat['norm/scale'].dtype)
-  return Origin(format, written.variant, unused=placeholders)
+  placeholders = WRITTEN[format].placeholders(model.width, flat['norm/scale'].dtype)
+  return Origin(format, Variant(), unused=placeholders)

@@ -24,7 +24,7 @@ from glora_jax.method.presets import (
 )
 from glora_jax.method.space import SearchSpace
 from glora_jax.models import weights
-from glora_jax.models.vit import ACTIVATIONS
+from glora_jax.models.blocks import ACTIVATIONS
 from glora_jax.settings import (
   FILLED,
   Flag,

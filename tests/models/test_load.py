@@ -16,6 +16,7 @@ from glora_jax.data import image
 from glora_jax.files import write_json
 from glora_jax.models import weights
 from glora_jax.models.checkpoint import locate
+from glora_jax.models.formats.format import Variant
 from glora_jax.models.formats.table import FORMATS
 from glora_jax.models.vit import ViT, expected_params
 from glora_jax.runs.config import default_config
@@ -149,9 +150,9 @@ def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
   if expected:
     model, metadata = ViT(2, num_heads=4), {'normalization': 'imagenet', **facts}
     timm, hf = (FORMATS[name] for name in ('timm', 'hf_vit'))
-    config = timm.side_files(model, metadata, timm.variant, {})['config.json']
+    config = timm.side_files(model, metadata, Variant(), {})['config.json']
     assert short_side(timm.read_config(config)) == expected
-    processor = hf.side_files(model, metadata, hf.variant, {})['preprocessor_config.json']
+    processor = hf.side_files(model, metadata, Variant(), {})['preprocessor_config.json']
     assert processor['do_center_crop']
     assert processor['crop_size'] == {'height': 224, 'width': 224}
     assert short_side({'image_size': 224, **hf.read_preprocessor(processor)}) == expected

@@ -160,7 +160,6 @@ GRID = np.zeros((1, 196, 2), np.float32)
 def test_arguments_that_cannot_be_are_named(backbone, own, tmp_path):
   assert_refused("'XL'", vit, 'XL', 10)
   assert_refused('196 tokens', resize_pos_embed, GRID, (13, 13), (7, 7), 'bicubic')
-  assert_refused("'nearest'", resize_pos_embed, GRID, (14, 14), (7, 7), 'nearest')
   assert_refused('./photos', find_images, './photos')
   assert_refused('patch_size', params_of, OURS.clone(patch_size=7))
   (tmp_path / 'odd').write_bytes(b'x' * 100)

@@ -16,7 +16,7 @@ from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
 from glora_jax.models.classifier import Classifier, find_images
 from glora_jax.models.export import export, load_exported, save_exported
-from glora_jax.models.resize import INTERPOLATIONS, resize_pos_embed
+from glora_jax.models.resize import resize_pos_embed
 from glora_jax.models.vit import describe, expected_params
 
 
@@ -95,7 +95,7 @@ def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):
   assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)
 
 
-@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+@pytest.mark.parametrize('interpolation', ['bicubic_antialias', 'bicubic', 'linear_corners'])
 def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
   old = np.random.default_rng(0).normal(size=(1, 13, 2)).astype(np.float32)
   assert_array_equal(resize_pos_embed(old, (3, 4), (3, 4), interpolation), old)

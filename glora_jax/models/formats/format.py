@@ -130,17 +130,11 @@ class Format(abc.ABC, Generic[AnyVariant]):
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
 
-class TorchFormat(Format[AnyVariant]):
-  """A code base in PyTorch, whose checkpoints are also written, and whose modules PEFT adapts.
-
-  Attributes:
-    variant: layout of the files that are written when a model comes from elsewhere.
-  """
-
-  variant: AnyVariant
+class TorchFormat(Format[Variant]):
+  """A code base in PyTorch, whose checkpoints are also written, and whose modules PEFT adapts."""
 
   @abc.abstractmethod
-  def represent(self, model: ViT, flat: Arrays, variant: AnyVariant) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
     """An equal model that the format has a place for, and its parameters.
 
     Raises:
@@ -149,7 +143,7 @@ class TorchFormat(Format[AnyVariant]):
 
   @abc.abstractmethod
   def side_files(
-    self, model: ViT, metadata: Metadata, variant: AnyVariant, tensors: Arrays
+    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
   ) -> dict[str, dict[str, Any]]:
     """Contents of the JSON files that the code base reads beside the tensors, by file name.
 

@@ -57,7 +57,7 @@ _ATTENTION_MODULES = tuple(f'attention.{name}_proj' for name in 'qkvo')
 _MLP = ('mlp.fc1', 'mlp.fc2')
 
 
-class HuggingFaceViT(TorchFormat[Variant]):
+class HuggingFaceViT(TorchFormat):
   """`ViTModel` and `ViTForImageClassification`, which read the class token.
 
   Attributes:
@@ -71,7 +71,6 @@ class HuggingFaceViT(TorchFormat[Variant]):
   unused = r'embeddings\.mask_token$|pooler\.'
   interpolation = 'bicubic'
   preprocessor = PREPROCESSOR
-  variant = Variant()
   title = 'ViT'
   norm_eps = 1e-12
 

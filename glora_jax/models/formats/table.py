@@ -10,7 +10,7 @@ from glora_jax.models.formats import flax_npz, hugging_face, timm
 from glora_jax.models.formats.format import Format, TorchFormat
 from glora_jax.tree import grouped
 
-WRITTEN: dict[str, TorchFormat[Any]] = {
+WRITTEN: dict[str, TorchFormat] = {
   format.name: format for format in (timm.FORMAT, *hugging_face.FORMATS)
 }
 TORCH_FORMATS = WRITTEN | {format.name: format for format in hugging_face.MODULES}

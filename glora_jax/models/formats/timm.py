@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from collections.abc import Mapping
@@ -61,18 +60,7 @@ ACTIVATIONS_BY_NAME = {
 POOLS = {'avg': 'gap', 'token': 'token'}  # timm's names, and ours
 
 
-@dataclasses.dataclass(frozen=True)
-class TimmVariant(Variant):
-  """How a file of timm's is laid out.
-
-  Attributes:
-    old_pre_logits: whether there are pre-logits, which timm had until 2022.
-  """
-
-  old_pre_logits: bool = False
-
-
-class Timm(TorchFormat[TimmVariant]):
+class Timm(TorchFormat):
   """The `VisionTransformer` of timm."""
 
   name = 'timm'
@@ -80,7 +68,6 @@ class Timm(TorchFormat[TimmVariant]):
   patch_kernel = 'patch_embed.proj.weight'
   unused = r'mask_token$'
   config_fields = Format.config_fields | {'pool'}
-  variant = TimmVariant()
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the parts that a model has are told by their tensors."""
@@ -91,7 +78,7 @@ class Timm(TorchFormat[TimmVariant]):
     class_token = 'cls_token' in shapes
     norm_after_pool = 'fc_norm.weight' in shapes
     pre_norm = 'norm_pre.weight' in shapes
-    pre_logits = shapes['pre_logits.fc.weight'][0] if 'pre_logits.fc.weight' in shapes else None
+    has_pre_logits = 'pre_logits.fc.weight' in shapes  # timm's until 2022
     fields = {
       'width': width,
       'patch_size': patch_side(patches[2], patches[3]),
@@ -103,15 +90,14 @@ class Timm(TorchFormat[TimmVariant]):
       'pool': 'token' if class_token and not norm_after_pool else 'gap',
       'pre_norm': pre_norm,
       'layer_scale': 1.0 if 'blocks.0.ls1.gamma' in shapes else None,
-      'pre_logits': pre_logits,
+      'pre_logits': shapes['pre_logits.fc.weight'][0] if has_pre_logits else None,
       'num_classes': shapes['head.weight'][0] if 'head.weight' in shapes else 0,
       'norm_eps': CLIP_NORM_EPS if pre_norm else NORM_EPS,
       'activation': 'gelu',
     }
-    variant = TimmVariant(old_pre_logits=bool(pre_logits))
-    return Reading(fields, variant, tokens=shapes['pos_embed'][1])
+    return Reading(fields, Variant(), tokens=shapes['pos_embed'][1])
 
-  def rules(self, model: ViT, variant: TimmVariant) -> list[Rule]:
+  def rules(self, model: ViT, variant: Variant) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are one layer, as they are here."""
     lacks_class_position = model.class_token and not variant.class_pos
     return [
@@ -128,12 +114,14 @@ class Timm(TorchFormat[TimmVariant]):
       *torch_linear('blocks/mlp/fc2', 'blocks.{}.mlp.fc2'),
       same('blocks/scale2/gamma', 'blocks.{}.ls2.gamma'),
       *torch_norm('norm', 'fc_norm' if model.norm_after_pool else 'norm'),
-      *(torch_linear('pre_logits', 'pre_logits.fc') if variant.old_pre_logits else []),
+      *torch_linear('pre_logits', 'pre_logits.fc'),
       *torch_linear('head', 'head'),
     ]
 
-  def represent(self, model: ViT, flat: Arrays, variant: TimmVariant) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
     """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
+    if model.pre_logits is not None:
+      raise self.refusal('pre-logits')
     self.require_pool(model, tuple(POOLS.values()))
     if model.norm_eps not in (NORM_EPS, CLIP_NORM_EPS):
       log.warning(
@@ -176,7 +164,7 @@ class Timm(TorchFormat[TimmVariant]):
     return hints
 
   def side_files(
-    self, model: ViT, metadata: Metadata, variant: TimmVariant, tensors: Arrays
+    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
   ) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
     return {
@@ -197,7 +185,7 @@ def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
   return None
 
 
-def _model_arguments(model: ViT, metadata: Metadata, variant: TimmVariant) -> dict[str, Any]:
+def _model_arguments(model: ViT, metadata: Metadata, variant: Variant) -> dict[str, Any]:
   """What differs from the architecture that `config.json` names."""
   mlp_dim = model.mlp_dim or 4 * model.width
   ratio = mlp_dim / model.width
