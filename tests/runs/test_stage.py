@@ -176,21 +176,6 @@ def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monk
   assert 10 < moment < 99
 
 
-def files_of(folder):
-  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-
-
-@pytest.mark.parametrize('other', ['first.old', 'first.gone'])
-def test_a_users_copy_next_to_a_stage_stays_as_it_is(other, job):
-  job.start()
-  shutil.copytree(job.folder / 'first', job.folder / other)
-  (job.folder / other / 'thesis.txt').write_text('mine')
-  before = files_of(job.folder / other)
-  for parents in (5, 6, 5):
-    job.start(search__parents=parents)
-  assert files_of(job.folder / other) == before
-
-
 def test_notes_in_the_folder_of_a_stage_stay_with_what_they_are_about(job):
   job.start()
   path = job.folder / 'parts' / 'third' / 'plots' / 'loss.png'
