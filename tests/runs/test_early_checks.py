@@ -121,17 +121,17 @@ def always():
 
 def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path, caplog):
   model, params, metadata = weights.load(weights.EMBEDDED_FILE)
-  weights.save(tmp_path / 'ours', model, params, {'image_size': metadata['image_size']})
+  ours = str(tmp_path / 'ours')
+  weights.save(ours, model, params, {'image_size': metadata['image_size']})
   with pytest.raises(ValueError, match=r'set model\.normalization'):
-    load_backbone(ModelSettings(), str(tmp_path / 'ours'), 3)
-  path = shutil.copy(FIXTURES / 'timm_vit' / 'model.safetensors', tmp_path)
-  assert load_backbone(ModelSettings(num_heads=4), path, 3)[2]['normalization'] == 'inception'
-  assert 'assuming' in caplog.text
-  caplog.clear()
-  for place, heads in ((str(tmp_path / 'ours'), None), (path, 4)):
-    named = ModelSettings(normalization='clip', num_heads=heads)
-    assert load_backbone(named, place, 3)[2]['normalization'] == 'clip'
-  assert 'assuming' not in caplog.text
+    load_backbone(ModelSettings(), ours, 3)
+  theirs = shutil.copy(FIXTURES / 'timm_vit' / 'model.safetensors', tmp_path)
+  for given, found in ((None, 'inception'), ('clip', 'clip')):
+    caplog.clear()
+    settings = ModelSettings(num_heads=4, normalization=given)
+    assert load_backbone(settings, theirs, 3)[2]['normalization'] == found
+    assert ('assuming' in caplog.text) == (given is None)
+  assert load_backbone(ModelSettings(normalization='clip'), ours, 3)[2]['normalization'] == 'clip'
 
 
 def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tmp_path):

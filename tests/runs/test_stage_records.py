@@ -31,7 +31,6 @@ def archive_of(spec, **changes):
   'changes, reason',
   [
     ({'correct': np.array([1, 2, -3, 4])}, 'negative number of right answers'),
-    ({'generation': np.array([0, 2, 3, 3])}, 'generations'),
     ({'genomes': np.full((4, 8, 5), 9, np.int8)}, '9 for A of layer 0'),
   ],
 )

@@ -114,9 +114,6 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
   assert len(board.results) == 2
   tables = [(folder / 'table.csv').read_text() for folder in (workdir, tmp_path / 'undisturbed')]
   assert tables[0] == tables[1]
-  config.suite.settings = {'oxford_pets': {'budget': 400}}
-  with pytest.raises(ValueError, match=r'suite\.settings\.oxford_pets\.budget was None and is now'):
-    suite.run(config, str(workdir))
 
 
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
