@@ -73,10 +73,8 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   chosen, other = structures[result['result']], structures['supernet']
   more, gained = other['against_result'], chosen['test_accuracy'] - other['test_accuracy']
   assert (more['result_only'] - more['other_only']) / 797 == pytest.approx(gained)
-  assert structures['linear']['params'] == 0
   assert [made['versions'].keys() >= {'jax'} for made in result['provenance']] == [True]
   assert 0 < structures['search']['params'] <= 1000
-  assert result['evaluations'] == 12
   described = read_json(workdir / 'genome.json')
   for name in ('genome', 'params'):
     assert described[name] == chosen[name]
