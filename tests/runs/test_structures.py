@@ -244,7 +244,7 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
   config.compare.rate.gradient = 1e-2
   config.training.batch_size = 80
   config.allocation.update(head_epochs=1, prior=None, known=known_file)
-  result = comparison.run(config, str(tmp_path))
+  result = comparison.run(config, str(tmp_path / 'run'))
   for method in config.compare.methods:
     for least, most in ((0, 600), (600, 900)):
       rows = result['methods'][f'{method}-{most}']
