@@ -13,7 +13,7 @@ from toy_search import GENES, SMALL, SPEC, TARGET, Judge, assert_same, search
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize, count_params
-from glora_jax.search.evolution import Evolution, cross, mutate
+from glora_jax.search.evolution import Evolution, mutate
 from glora_jax.search.pareto import hypervolume
 
 
@@ -81,13 +81,6 @@ def test_where_size_and_fitness_conflict_pareto_finds_the_larger_front():
     np.mean([volume(mode, seed) for seed in range(4)]) for mode in ('pareto', 'paper', 'random')
   )
   assert pareto > paper > random
-
-
-def test_children_have_genes_of_both_parents():
-  parents = np.stack([np.zeros((4, 5), np.int8), np.ones((4, 5), np.int8)])
-  crossed = cross(np.random.default_rng(0), SPEC, parents, 200)
-  assert set(np.unique(crossed)) == {0, 1}
-  assert 0.4 < crossed.mean() < 0.6
 
 
 def test_mutation_draws_genes_anew_with_its_probability():

@@ -3,12 +3,11 @@
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from comparing import random_params, random_variables
+from comparing import ready
+from small_models import Mlp
 
 import glora_jax
 from glora_jax.method.draws import random_genomes
@@ -18,18 +17,7 @@ NUM_IMAGES = 23
 MOST_GENOMES = 24
 
 
-class Mlp(nn.Module):
-  """Two linear layers."""
-
-  width: int = 12
-
-  @nn.compact
-  def __call__(self, images):
-    hidden = jnp.tanh(nn.Dense(self.width)(images.reshape(len(images), -1)))
-    return nn.Dense(4)(hidden)
-
-
-MODELS = {'mlp': Mlp(), 'vit': ViT(4, patch_size=8, width=12, depth=2, num_heads=2)}
+MODELS = {'mlp': Mlp(12, 4), 'vit': ViT(4, patch_size=8, width=12, depth=2, num_heads=2)}
 IMAGE_SIZES = {'mlp': 4, 'vit': 16}
 
 
@@ -44,26 +32,20 @@ class Problem(NamedTuple):
 
 
 @functools.cache
-def images_and_labels(name):
+def supernet(name):
+  """(A model adapted, random variables, images, labels)."""
   size = IMAGE_SIZES[name]
   images = jax.random.normal(jax.random.key(0), (NUM_IMAGES, size, size, 3))
   # With this key some are right about the last image, which padding repeats.
-  return images, jax.random.randint(jax.random.key(8), (NUM_IMAGES,), 0, 4)
-
-
-@functools.cache
-def supernet(name):
-  """(adapted, variables) of a model with random params and supports."""
-  images, _ = images_and_labels(name)
-  adapted = glora_jax.adapt(MODELS[name], images[:1])
-  return adapted, random_variables(adapted, random_params(MODELS[name], images[:1]))
+  labels = jax.random.randint(jax.random.key(8), (NUM_IMAGES,), 0, 4)
+  return *ready(MODELS[name], images[:1], heads=None), images, labels
 
 
 def problem(name, num_genomes=7):
   """A supernet with the first so many of `MOST_GENOMES` random subnets."""
-  adapted, variables = supernet(name)
+  adapted, variables, images, labels = supernet(name)
   genomes = random_genomes(np.random.default_rng(0), adapted.spec, MOST_GENOMES)
-  return Problem(adapted, variables, genomes[:num_genomes], *images_and_labels(name))
+  return Problem(adapted, variables, genomes[:num_genomes], images, labels)
 
 
 @functools.cache
