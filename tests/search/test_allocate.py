@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import random_params
+from comparing import assert_close, random_params
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -133,10 +133,6 @@ def allocated(problem, *, loss=loss, **options):
   options = {'budget': 150, 'max_rank': 2, 'progress': False} | options
   adapted, variables, batches = problem
   return glora_jax.allocate(adapted, variables, loss, batches, **{'key': KEY, **options})
-
-
-def assert_close(found, expected, tolerance=1e-4):
-  assert_allclose(found, expected, atol=tolerance * np.abs(expected).max() + 1e-7)
 
 
 @pytest.mark.parametrize('make', [mixed, scanned, live])

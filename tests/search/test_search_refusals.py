@@ -17,6 +17,7 @@ import glora_jax
 from glora_jax.search import choice, known, scoring
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.search.evolution import Evolution
+from glora_jax.search.known import Known
 
 
 def scored(changes, **options):
@@ -73,6 +74,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('[0, 4, 4, 3]', lambda: predicted(np.zeros((0, 4, 4, 3)))),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
+    ('finite', lambda: allocating(prior=Known(mixed()[0].spec, WORTH))),
     ('One batch', lambda: allocating(prior=allocating(), batches=mixed()[2][:1])),
     ('(correct, loss)', lambda: evolved(lambda genomes: genomes)),
     ('integers', lambda: evolved(lambda genomes: (np.full(20, 0.5), np.ones(20)))),

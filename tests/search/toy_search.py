@@ -31,9 +31,3 @@ def search(settings=SMALL, judge=None, seed=0, **options):
   judge = judge or Judge()
   archive = evolve(SPEC, judge, jax.random.key(seed), settings, progress=False, **options)
   return archive, judge
-
-
-def assert_same(archive, other):
-  """Two archives are equal to the last bit."""
-  for name, values in archive.arrays().items():
-    np.testing.assert_array_equal(values, other.arrays()[name])
