@@ -133,14 +133,16 @@ def axes_of(site: Any) -> str:
 
 def expected(kernels: Kernels) -> dict[str, Kernel]:
   """Kernels counted by hand without the axes of their biases, to compare with `found`."""
-  return {path: kernel._replace(bias_axes=None) for path, kernel in kernels.items()}
+  return {
+    path: Kernel(kernel.axes.replace('S', 's'), kernel.bias) for path, kernel in kernels.items()
+  }
 
 
 def count_rows(kernels: Kernels, params: Mapping[str, Any]) -> int:
   """How many layers kernels hold, whose arrays are given by name."""
   return sum(
     math.prod(
-      size for size, axis in zip(params[path].shape, kernel.axes, strict=True) if axis == 's'
+      size for size, axis in zip(params[path].shape, kernel.axes, strict=True) if axis in 'Ss'
     )
     for path, kernel in kernels.items()
   )

@@ -18,7 +18,7 @@ from glora_jax.files import read_tensors, write_tensors
 from glora_jax.models.vit import ViT
 from glora_jax.serve import Pool
 
-IMAGES, NAMES = normal(6, 16, 16, 3), ['a', None, 'b', 'c', 'a', 'b']
+X, IMAGES, NAMES = normal(6, 4), normal(6, 16, 16, 3), ['a', None, 'b', 'c', 'a', 'b']
 STRUCTURES = {
   'a': {'qkv': {'A': 'vector', 'B': 'lora:2', 'C': 'lora:2', 'D': 'vector', 'E': 'constant'}},
   'b': {'fc': {'A': 'constant', 'B': 'vector', 'C': 'vector'}, 'proj': {'D': 'constant'}},
@@ -39,6 +39,14 @@ def save(folder, adapted, params, structures):
   return alone
 
 
+def pool_of(folder, adapted, params, names, **options):
+  """A pool with the adapters of those names."""
+  pool = Pool(adapted, params, **options)
+  for name in names:
+    pool.load(name, folder / name)
+  return pool
+
+
 def assert_alone(answers, alone, params, inputs, names=NAMES):
   base = next(iter(alone.values()))[0].model
   runs = {name: functools.partial(fixed.apply, own) for name, (fixed, own) in alone.items()}
@@ -49,46 +57,40 @@ def assert_alone(answers, alone, params, inputs, names=NAMES):
     assert_allclose(answers[number], expected[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('tied', [(True, False), (False, True)])
-@pytest.mark.parametrize('merge', [False, True])
-def test_each_example_is_answered_as_by_its_adapter_alone(tied, merge, tmp_path):
+@pytest.mark.parametrize('merge, tied', [(False, (True, False)), (True, (False, True))])
+def test_each_example_is_answered_as_by_its_adapter_alone(merge, tied, tmp_path):
   model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
   params = random_params(model, IMAGES)
   of_qkv, of_others = (glora_jax.SearchSpace((2, 4), tied=own, scale=2) for own in tied)
   adapted = glora_jax.adapt(model, IMAGES, space={'qkv': of_qkv, '': of_others})
   alone = save(tmp_path, adapted, params, STRUCTURES | A_TOO if merge else STRUCTURES)
-  pool = Pool(adapted, params, slots=3, rank=5, merge=merge)
-  for name in STRUCTURES:
-    pool.load(name, tmp_path / name)
+  pool = pool_of(tmp_path, adapted, params, alone, slots=3, rank=5, merge=merge)
   assert_alone(pool(IMAGES, NAMES), alone, params, (IMAGES,))
 
 
 def mlp(params, x):
-  return nn.tanh(x @ params['w'] + params['b']) @ params['head']['w'] + params['head']['b']
+  return (
+    params['activation'](x @ params['w'] + params['b']) @ params['head']['w'] + params['head']['b']
+  )
 
 
-def of_function():
-  params = randomized({'w': jnp.ones((4, 5)), 'b': jnp.ones(5)})
-  params['head'] = randomized({'w': jnp.ones((5, 3)), 'b': jnp.ones(3)}, 1)
-  return glora_jax.adapt_function(mlp, params, normal(1, 4)), params
-
-
-def activated(params, x):
-  return params['activation'](x @ params['w'] + params['b']) @ params['head']['w']
-
-
-def of_leaves_that_are_no_arrays():
-  params = {'name': 'one', 'activation': jnp.tanh, **of_function()[1]}
-  return glora_jax.adapt_function(activated, params, normal(1, 4)), params
+def of_function(classes=3, shift=0, **options):
+  """A function, some of whose parameters are no arrays."""
+  params = {
+    'name': 'one',
+    'activation': jnp.tanh,
+    'w': normal(4, 5) + shift,
+    'b': normal(5),
+    'head': {'w': normal(5, classes), 'b': normal(classes)},
+  }
+  return glora_jax.adapt_function(mlp, params, X[:1], **options), params
 
 
 def of_nnx():
   model = nnx.Sequential(
     nnx.Linear(4, 5, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(5, 3, rngs=nnx.Rngs(1))
   )
-  adapted, variables = glora_jax.nnx.as_adapted(
-    glora_jax.nnx.attach(model, normal(1, 4), heads=None)
-  )
+  adapted, variables = glora_jax.nnx.as_adapted(glora_jax.nnx.attach(model, X, heads=None))
   return adapted, variables['params']
 
 
@@ -100,20 +102,16 @@ class Tied(nn.Module):
 
 
 def of_tie():
-  x = normal(1, 4)
-  return glora_jax.adapt(Tied(), x, ties=[('q', 'k')]), random_params(Tied(), x)
+  return glora_jax.adapt(Tied(), X, ties=[('q', 'k')]), random_params(Tied(), X)
 
 
-@pytest.mark.parametrize('make', [of_function, of_leaves_that_are_no_arrays, of_nnx, of_tie])
+@pytest.mark.parametrize('make', [of_function, of_nnx, of_tie])
 def test_functions_nnx_models_and_ties_are_served(make, tmp_path):
   adapted, params = make()
-  x = normal(6, 4)
   every = {'': {'A': 'constant', 'B': 'lora', 'C': 'vector', 'D': 'constant', 'E': 'constant'}}
   alone = save(tmp_path, adapted, params, {'a': every, 'b': {'': {'B': 'constant'}}, 'c': 'ssf'})
-  pool = Pool(adapted, params)
-  for name in alone:
-    pool.load(name, tmp_path / name)
-  assert_alone(pool(x, NAMES), alone, params, (x,))
+  pool = pool_of(tmp_path, adapted, params, alone)
+  assert_alone(pool(X, NAMES), alone, params, (X,))
 
 
 class Decoder(nn.Module):
@@ -128,9 +126,7 @@ def test_a_decoder_keeps_a_cache_for_each_example(tmp_path):
   params = random_params(model, x[:1])
   adapted = glora_jax.adapt(model, x[:1, :1])
   alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'bitfit', 'c': 'ssf'})
-  pool = Pool(adapted, params, mutable=['cache'])
-  for name in alone:
-    pool.load(name, tmp_path / name)
+  pool = pool_of(tmp_path, adapted, params, alone, mutable=['cache'])
   empty = model.init(jax.random.key(0), x[:1])['cache']
   cache = jax.tree.map(lambda leaf: jnp.stack([leaf] * 6), empty)
   own = [empty] * 6
@@ -150,97 +146,76 @@ def test_a_decoder_keeps_a_cache_for_each_example(tmp_path):
 
 def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
   adapted, params = of_function()
-  x = normal(6, 4)
   alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'ssf', 'c': 'bitfit'})
-  pool = Pool(adapted, params, slots=2.0, rank=4.0, evict=True)
-  pool.load('a', tmp_path / 'a')
-  pool(x, ['a'] * 6)
+  pool = pool_of(tmp_path, adapted, params, 'a', slots=2.0, rank=4.0, evict=True)
+  pool(X, ['a'] * 6)
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
   try:
     pool.load('b', tmp_path / 'b')
-    pool(x, ['b', 'a', None] * 2)
+    pool(X, ['b', 'a', None] * 2)
     pool.load('c', tmp_path / 'c')  # in the place of b, which was used before a
     assert pool.names == ['a', 'c']
-    pool(x, (name for name in ['c', 'a', None] * 2))
+    pool(X, (name for name in ['c', 'a', None] * 2))
     assert pool.names == ['c', 'a']
-    answers = pool(x, ['c', 'a', None] * 2)
+    answers = pool(X, ['c', 'a', None] * 2)
   finally:
     jax.monitoring.clear_event_listeners()
   assert not [name for name in compiled if 'backend_compile' in name]
-  assert_alone(answers, alone, params, (x,), ['c', 'a', None] * 2)
-
-
-def narrow(classes, seed=0):
-  params = {**of_function()[1], 'head': {'w': normal(5, classes), 'b': normal(classes)}}
-  return glora_jax.adapt_function(mlp, params, normal(1, 4), structure='lora:2'), params
+  assert_alone(answers, alone, params, (X,), ['c', 'a', None] * 2)
 
 
 def test_logits_beyond_an_adapters_classes_are_minus_infinity(tmp_path):
   adapted, params = of_function()
-  few, own = narrow(2)
-  alone = save(tmp_path, few, own, {'a': 'lora:2'})
-  pool = Pool(adapted, params)
-  pool.load('a', tmp_path / 'a')
-  answers = pool(normal(2, 4), ['a', None])
+  alone = save(tmp_path, *of_function(classes=2), {'a': 'lora:2'})
+  answers = pool_of(tmp_path, adapted, params, 'a')(X[:2], ['a', None])
   assert np.isneginf(answers).tolist() == [[False, False, True], [False] * 3]
-  assert_allclose(answers[:1, :2], alone['a'][0].apply(alone['a'][1], normal(2, 4))[:1], rtol=1e-5)
+  fixed, variables = alone['a']
+  assert_allclose(answers[:1, :2], fixed.apply(variables, X[:1]), rtol=1e-5)
 
 
 def test_a_sum_without_heads_is_served_with_those_of_another_base(tmp_path):
   adapted, params = of_function()
   save(tmp_path, adapted, params, {'a': 'lora'})
   glora_jax.combine({tmp_path / 'a': 1}, tmp_path / 'sum')
-  other, x = jax.tree.map(lambda leaf: leaf + 1, params), normal(2, 4)
+  _, other = of_function(shift=1)
   pool = Pool(adapted, other)
   pool.load('a', tmp_path / 'sum', strict=False)
   fixed, variables = glora_jax.load_adapter(tmp_path / 'sum', adapted, other, strict=False)
-  assert_allclose(pool(x, ['a', 'a']), fixed.apply(variables, x), rtol=1e-5)
+  assert_allclose(pool(X, ['a'] * 6), fixed.apply(variables, X), rtol=1e-5)
 
 
-REFUSED = {
-  'a rank beyond the pool': ('lora:8', 'rank=8'),
-  'a rank of C beyond it': ({'': {'C': 'lora:8'}}, 'rank=8'),
-  'a LoRA for A': ('hira:2', 'merge=True'),
-  'another base': ('base', 'other base weights'),
-  'more classes': ('classes', r'head/w is \(5, 4\)'),
-  'a full pool': ('ssf', 'full.*a'),
-}
+REFUSED = [
+  # structure, options of the function and of the pool, what is said
+  ('lora:8', {}, {}, 'rank=8'),
+  ('hira:2', {}, {}, 'merge=True'),
+  ('lora:2', {'shift': 1}, {}, 'other base weights'),
+  ('lora:2', {'classes': 4}, {}, r'head/w is \(5, 4\)'),
+  ('ssf', {}, {'slots': 1}, 'full.*a'),
+]
 
 
-@pytest.mark.parametrize('case', REFUSED)
-def test_what_does_not_fit_is_refused_and_nothing_is_lost(case, tmp_path):
-  structure, message = REFUSED[case]
+@pytest.mark.parametrize('structure, function, options, message', REFUSED)
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(
+  structure, function, options, message, tmp_path
+):
   adapted, params = of_function()
   alone = save(tmp_path, adapted, params, {'a': 'bitfit'})
-  pool = Pool(adapted, params, slots=1 if 'full' in case else 2, rank=4)
-  pool.load('a', tmp_path / 'a')
-  if structure == 'base':
-    params_of_other, structure = {**params, 'w': params['w'] + 1}, 'lora:2'
-  elif structure == 'classes':
-    adapted, params_of_other = narrow(4)
-    structure = 'lora:2'
-  else:
-    params_of_other = params
-  wide = glora_jax.adapt_function(
-    mlp, params_of_other, normal(1, 4), space=glora_jax.SearchSpace((2, 8))
-  )
-  save(tmp_path, wide, params_of_other, {'b': structure})
+  pool = pool_of(tmp_path, adapted, params, 'a', **{'slots': 2, 'rank': 4, **options})
+  space = glora_jax.SearchSpace((2, 8))
+  save(tmp_path, *of_function(**function, space=space), {'b': structure})
   with pytest.raises(ValueError, match=message):
     pool.load('b', tmp_path / 'b')
   with pytest.raises(ValueError, match="no adapter 'b' in the pool; it holds: a"):
-    pool(normal(6, 4), ['b'] * 6)
-  with pytest.raises(ValueError, match=r'1 names .* 6 examples'):
-    pool(normal(6, 4), ['a'])
-  assert_alone(pool(normal(6, 4), ['a', None] * 3), alone, params, (normal(6, 4),), ['a', None] * 3)
+    pool(X, ['b'] * 6)
+  assert_alone(pool(X, ['a', None] * 3), alone, params, (X,), ['a', None] * 3)
 
 
 @pytest.mark.parametrize('late', [False, True])
 def test_a_load_that_is_interrupted_loses_nothing(late, tmp_path):
   adapted, params = of_function()
   alone = save(tmp_path, adapted, params, {'a': 'ssf', 'b': 'bitfit'})
-  pool = Pool(adapted, params, slots=1, evict=True)
-  pool.load('a', tmp_path / 'a')
+  pool = pool_of(tmp_path, adapted, params, 'a', slots=1, evict=True)
   write = pool._write
 
   def interrupted(*arguments, **kwargs):
@@ -252,22 +227,18 @@ def test_a_load_that_is_interrupted_loses_nothing(late, tmp_path):
   with pytest.raises(KeyboardInterrupt):
     pool.load('b', tmp_path / 'b')
   names = ['a', None] * 3
-  assert_alone(pool(normal(6, 4), names), alone, params, (normal(6, 4),), names)
+  assert_alone(pool(X, names), alone, params, (X,), names)
 
 
 def test_odd_names_files_and_collections_are_refused_in_a_sentence(tmp_path):
   adapted, params = of_function()
   save(tmp_path, adapted, params, {'a': 'lora'})
-  pool, path = Pool(adapted, params), tmp_path / 'a'
-  pool.load('a', path)
-  x = normal(6, 4)
-  assert_refused('1 names', pool, x, 'a')
-  assert_refused("adapter ['a']", pool, x, [['a']] * 6)
-  assert_refused('4, 6 examples', pool, x, ['a'] * 6, cache={'k': jnp.ones(4)})
+  pool, path = pool_of(tmp_path, adapted, params, 'a'), tmp_path / 'a'
+  assert_refused('1 names', pool, X, 'a')
+  assert_refused("adapter ['a']", pool, X, [['a']] * 6)
+  assert_refused('4, 6 examples', pool, X, ['a'] * 6, cache={'k': jnp.ones(4)})
   assert_refused('no examples', pool, 1.0, ['a'])
-  assert_refused("merge='no'", Pool, adapted, params, merge='no')
-  with pytest.raises(TypeError, match='names=None must be a list'):
-    pool(x, None)
+  assert_refused('names=None must be a list', pool, X, None, kind=TypeError)
   tensors, metadata = read_tensors(path, 'adapter')
   metadata['layers'][0]['B'] = f'lora:{"9" * 5000}'
   write_tensors(path, tensors, 'adapter', metadata)
@@ -282,7 +253,7 @@ def test_hidden_layers_of_heads_are_not_padded(tmp_path):
   def made(width):
     layer = {'w': normal(5, width), 'b': normal(width)}
     params = {'body': normal(4, 5), 'h': layer, 'last': {'w': normal(width, 2), 'b': normal(2)}}
-    return glora_jax.adapt_function(function, params, normal(1, 4), heads=['h', 'last']), params
+    return glora_jax.adapt_function(function, params, X, heads=['h', 'last']), params
 
   save(tmp_path, *made(3), {'a': 'lora'})
   assert_refused('heads of another model', Pool(*made(4), rank=4).load, 'a', tmp_path / 'a')

@@ -41,6 +41,7 @@ def of_activations(apply, params, kernels, rows, **counted) -> FunctionExample:
 
 @example
 def list_of_layers():
+  """In a dictionary with a path of a module in the manner of Haiku."""
   sizes = (WIDTH, HIDDEN, 7, WIDTH)
   layers = [
     {'w': weights(*shape, seed=i), 'b': normal(shape[1], seed=i)}
@@ -48,13 +49,14 @@ def list_of_layers():
   ]
 
   def apply(params, x):
-    *hidden, last = params['layers']
+    *hidden, last = params['mlp/~/layers']
     for layer in hidden:
-      x = jnp.tanh(x @ layer['w'] + layer['b'])
+      y = x @ layer['w']
+      x = jnp.tanh(y + jnp.broadcast_to(layer['b'], y.shape))
     return last['b'] + jnp.dot(x, last['w'])  # the bias first
 
-  kernels = {f'layers/{i}/w': Kernel('io', f'layers/{i}/b') for i in range(3)}
-  return of_activations(apply, {'layers': layers}, kernels, 3)
+  kernels = {f'mlp/~/layers/{i}/w': Kernel('io', f'mlp/~/layers/{i}/b') for i in range(3)}
+  return of_activations(apply, {'mlp/~/layers': layers}, kernels, 3)
 
 
 @functools.partial(
@@ -89,26 +91,6 @@ def dataclasses_called_one_example_at_a_time():
 
 
 @example
-def names_with_slashes():
-  """In the manner of Haiku: a dictionary of modules by their paths."""
-  params = {
-    'mlp/~/linear_0': {'w': weights(WIDTH, HIDDEN), 'b': normal(HIDDEN)},
-    'mlp/~/linear_1': {'w': weights(HIDDEN, WIDTH), 'b': normal(WIDTH)},
-    'mlp/~/layer_norm': {'scale': 1 + normal(WIDTH) / 4, 'offset': normal(WIDTH)},
-  }
-
-  def apply(params, x):
-    first, second = params['mlp/~/linear_0'], params['mlp/~/linear_1']
-    norm = params['mlp/~/layer_norm']
-    x = x * norm['scale'] + norm['offset']
-    x = jax.nn.relu(jnp.dot(x, first['w']) + jnp.broadcast_to(first['b'], (*x.shape[:-1], HIDDEN)))
-    return jnp.dot(x, second['w']) + second['b']
-
-  kernels = {f'mlp/~/linear_{i}/w': Kernel('io', f'mlp/~/linear_{i}/b') for i in range(2)}
-  return of_activations(apply, params, kernels, 2)
-
-
-@example
 def gpt2_kernels():
   """Kernels [out, in], as Flax's GPT-2 keeps them; one of them makes queries, keys and values."""
   shapes = {'c_attn': (3 * WIDTH, WIDTH), 'c_proj': (WIDTH, WIDTH)}
@@ -134,7 +116,7 @@ def gpt2_kernels():
 
 @example
 def attention_kernels():
-  """Separate queries, and keys and values stacked in one kernel, which is one row."""
+  """Separate queries, and keys and values stacked in one kernel, which is split by choice."""
   params = {
     'q': {'w': weights(HEADS, WIDTH, CHANNELS), 'b': normal(HEADS, CHANNELS)},
     'kv': {'w': weights(2, WIDTH, HEADS, CHANNELS), 'b': normal(2, HEADS, CHANNELS)},
@@ -150,19 +132,11 @@ def attention_kernels():
 
   kernels = {
     'q/w': Kernel('oio', 'q/b'),
-    'kv/w': Kernel('oioo', 'kv/b'),
+    'kv/w': Kernel('sioo', 'kv/b', 'soo'),
     'out/w': Kernel('iio', 'out/b'),
   }
-  return of_activations(apply, params, kernels, 3)
-
-
-@example
-def stacked_keys_and_values_by_choice():
-  base = attention_kernels()
-  kernels = {**base.kernels, 'kv/w': Kernel('sioo', 'kv/b', 'soo')}
-  return dataclasses.replace(
-    base, kernels=kernels, rows=4, options={'split': {'kv': 0}}, blind=r'kv/w\[0'
-  )
+  counted = {'options': {'split': {'kv': 0}}, 'blind': r'kv/w\[0'}
+  return of_activations(apply, params, kernels, 4, **counted)
 
 
 @example
@@ -201,15 +175,6 @@ def block(params, x):
 
 def block_kernels(axes: str, bias_axes: str):
   return {f'{layer}/w': Kernel(axes, f'{layer}/b', bias_axes) for layer in ('up', 'down')}
-
-
-@example
-def scanned_and_rematerialized():
-  def apply(params, x):
-    body = jax.checkpoint(lambda x, layer: (block(layer, x), None))
-    return jax.lax.scan(body, x, params)[0]
-
-  return of_activations(apply, block_params(DEPTH), block_kernels('sio', 'so'), 6)
 
 
 @example

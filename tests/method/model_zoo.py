@@ -82,8 +82,7 @@ def lifted(lift, *args, axis=0, **options):
   return lift(*args, variable_axes={'params': axis}, split_rngs={'params': True}, **options)
 
 
-# ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned,
-# pooling by attention.
+# ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned.
 
 
 class MlpBlock(nn.Module):
@@ -107,16 +106,6 @@ class ScannedBlock(nn.Module):
     return x, out
 
 
-class PoolingHead(nn.Module):
-  """Attention pooling: one learned query asks all tokens."""
-
-  @nn.compact
-  def __call__(self, x):
-    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
-    x = nn.MultiHeadDotProductAttention(HEADS)(jnp.tile(probe, (len(x), 1, 1)), x)
-    return (x + MlpBlock()(nn.LayerNorm()(x)))[:, 0]
-
-
 class ScannedViT(nn.Module):
   @nn.compact
   def __call__(self, images, *, train=False):
@@ -131,18 +120,17 @@ class ScannedViT(nn.Module):
       length=2,
     )(name='encoderblock')(x, not train)
     x = nn.LayerNorm(name='encoder_norm')(x)
-    x = out['pooled'] = PoolingHead()(x)
+    x = out['pooled'] = x.mean(1)
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
 
 
 @example
-def scanned_vit_attention_pooling():
-  rows = [f'encoderblock/{layer}[{i}]' for i in range(2) for layer in FLAX_BLOCK]
-  rows += [f'PoolingHead_0/{layer}' for layer in FLAX_BLOCK]
-  return Example(ScannedViT(), tuple(rows), (normal(2, 4, 4, 3),), blind=KEYS)
+def scanned_vit():
+  rows = tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in FLAX_BLOCK)
+  return Example(ScannedViT(), rows, (normal(2, 4, 4, 3),), blind=KEYS)
 
 
-# Decoder-only language model: RMSNorm, grouped-query attention, SwiGLU, tied embeddings, no biases.
+# Decoder-only language model: RMSNorm, grouped-query attention, experts, tied embeddings.
 
 
 class GroupedQueryAttention(nn.Module):
@@ -155,12 +143,17 @@ class GroupedQueryAttention(nn.Module):
     return project(x.shape[-1], axis=(-2, -1), name='o_proj')(attend(q, k, v))
 
 
-class SwiGLU(nn.Module):
+class MixtureOfExperts(nn.Module):
+  """A stack of layers by `nn.vmap`, weighted by a router."""
+
   @nn.compact
   def __call__(self, x):
-    project = functools.partial(nn.Dense, use_bias=False)
-    gate = nn.silu(project(HIDDEN, name='gate_proj')(x))
-    return project(x.shape[-1], name='down_proj')(gate * project(HIDDEN, name='up_proj')(x))
+    gates = nn.softmax(nn.Dense(2, name='router')(x))
+    experts = functools.partial(lifted, nn.vmap, out_axes=-2, axis_size=2)
+    hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
+    return jnp.einsum(
+      'btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates
+    )
 
 
 class Decoder(nn.Module):
@@ -169,14 +162,15 @@ class Decoder(nn.Module):
     embed = nn.Embed(VOCABULARY, WIDTH, name='embed')
     x = embed(tokens)
     x = x + GroupedQueryAttention(name='attention')(nn.RMSNorm()(x))
-    x = x + SwiGLU(name='mlp')(nn.RMSNorm()(x))
+    x = x + MixtureOfExperts(name='moe')(nn.RMSNorm()(x))
     return embed.attend(nn.RMSNorm()(x))
 
 
 @example
 def decoder():
   sizes = {f'attention/{name}_proj': (8, 4 if name in 'kv' else 8) for name in 'qkvo'}
-  rows = (*sizes, *(f'mlp/{name}_proj' for name in ('gate', 'up', 'down')))
+  experts = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
+  rows = (*sizes, *(f'moe/{name}' for name in experts))
   return Example(Decoder(), rows, (tokens(),), sizes=sizes)
 
 
@@ -187,9 +181,8 @@ class Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
-    y = nn.relu(norm()(nn.Conv(WIDTH // 2, (1, 1), use_bias=False)(x)))
-    y = nn.relu(norm()(nn.Conv(WIDTH // 2, (3, 3), use_bias=False)(y)))
-    y = norm()(nn.Conv(WIDTH, (1, 1), use_bias=False)(y))
+    y = nn.relu(norm()(nn.Conv(WIDTH, (1, 1), use_bias=False)(x)))
+    y = norm()(nn.Conv(WIDTH, (3, 3), use_bias=False)(y))
     gate = nn.silu(nn.Dense(WIDTH // 2, name='squeeze')(y.mean((1, 2))))
     y = y * nn.sigmoid(nn.Dense(WIDTH, name='excite')(gate))[:, None, None]
     return nn.silu(x + y)
@@ -209,34 +202,6 @@ class ResNet(nn.Module):
 def resnet():
   rows = ('Bottleneck_0/squeeze', 'Bottleneck_0/excite', 'neck')
   return Example(ResNet(), rows, (normal(2, 6, 6, 3),), kwargs={'train': False})
-
-
-# Mixture of experts: a stack of layers by nn.vmap, weighted by a router.
-
-
-class MixtureOfExperts(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    gates = nn.softmax(nn.Dense(2, name='router')(x))
-    experts = functools.partial(lifted, nn.vmap, out_axes=-2, axis_size=2)
-    hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
-    return jnp.einsum(
-      'btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates
-    )
-
-
-class SparseModel(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    x = x + MixtureOfExperts(name='moe')(nn.LayerNorm()(x))
-    return nn.Dense(CLASSES, name='head')(x)
-
-
-@example
-def mixture_of_experts():
-  layers = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
-  rows = tuple(f'moe/{layer}' for layer in layers)
-  return Example(SparseModel(), rows, (normal(2, 5, WIDTH),))
 
 
 # Wrappers: one way of writing or lifting each, around the same two-layer block.
@@ -307,23 +272,6 @@ def lifted_layers():
   return Example(LiftedLayers(), rows, stack_axes=axes, sizes=sizes)
 
 
-class Listed(nn.Module):
-  """Modules made in setup, in a list and a dictionary, called backwards."""
-
-  def setup(self):
-    self.layers = [nn.Dense(WIDTH), nn.Dense(HIDDEN, use_bias=False)]
-    self.table = {'b': nn.Sequential([nn.Dense(WIDTH), nn.silu]), 'a': nn.Dense(WIDTH)}
-
-  def __call__(self, x):
-    x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
-    return self.table['a'](self.table['b'](x))
-
-
-@example
-def made_in_setup():
-  return Example(Listed(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a'))
-
-
 class User(nn.Module):
   """Calls a layer that somebody else owns."""
 
@@ -335,17 +283,22 @@ class User(nn.Module):
 
 
 class Shared(nn.Module):
-  @nn.compact
+  """Layers of a list and a dictionary, called backwards, one of them also by another module."""
+
+  def setup(self):
+    self.layers = [nn.Dense(WIDTH), nn.Dense(WIDTH, use_bias=False)]
+    self.table = {'b': nn.Sequential([nn.Dense(WIDTH), nn.silu]), 'a': nn.Dense(WIDTH)}
+    self.user = User(self.layers[1])
+
   def __call__(self, x):
-    shared = nn.Dense(WIDTH, name='shared')
-    x = nn.Dense(WIDTH, name='between')(nn.silu(shared(x)))
-    x = nn.silu(shared(x))
-    return User(shared, name='user')(x)
+    x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
+    x = self.table['a'](self.table['b'](x))
+    return self.user(nn.silu(x))
 
 
 @example
 def called_twice():
-  return Example(Shared(), ('shared', 'between', 'user/own'))
+  return Example(Shared(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a', 'user/own'))
 
 
 class Scanned(nn.Module):
@@ -359,26 +312,6 @@ class Scanned(nn.Module):
     scan = lifted(nn.scan, Step, axis=self.axis, length=self.length)
     x, _ = scan(name='blocks')(x, None)
     return nn.Dense(CLASSES, name='head')(x)
-
-
-@example
-def scan_axis_1():
-  axes = {'blocks': ((1,), (1,))}
-  return Example(Scanned(1), block_rows('blocks', stack=(LENGTH,)), stack_axes=axes)
-
-
-class Broadcast(nn.Module):
-  """One block applied three times by a scan."""
-
-  @nn.compact
-  def __call__(self, x):
-    scan = nn.scan(Step, variable_broadcast='params', split_rngs={'params': False}, length=3)
-    return scan(name='block')(x, None)[0]
-
-
-@example
-def scan_broadcast():
-  return Example(Broadcast(), block_rows('block'))
 
 
 class Branches(nn.Module):
@@ -436,6 +369,8 @@ def function_scan():
 
 
 class Recurrent(nn.Module):
+  """Layers that a scan applies to each step with the same parameters."""
+
   @nn.compact
   def __call__(self, x):
     return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
@@ -499,19 +434,6 @@ def dense_general():
   return Example(ManyAxes(), rows, (normal(2, 2, 4),), stack_axes=axes, sizes=sizes)
 
 
-class LowPrecision(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    dense = functools.partial(nn.Dense, param_dtype=jnp.bfloat16)
-    x = nn.silu(dense(HIDDEN, dtype=jnp.float32, name='fc1')(x))
-    return dense(WIDTH, dtype=jnp.float32, use_bias=False, name='fc2')(x)
-
-
-@example
-def bfloat16_params():
-  return Example(LowPrecision(), ('fc1', 'fc2'))
-
-
 class BoxedStep(nn.Module):
   @nn.compact
   def __call__(self, x, _):
@@ -532,13 +454,13 @@ class Boxed(nn.Module):
   @nn.compact
   def __call__(self, x):
     names = {nn.PARTITION_NAME: 'layers'}
-    scan = lifted(nn.scan, BoxedStep, axis=1, length=2, metadata_params=names)
+    scan = lifted(nn.scan, BoxedStep, axis=1, length=LENGTH, metadata_params=names)
     return scan(name='steps')(x, None)[0]
 
 
 @example
 def with_partitioning():
-  rows = tuple(f'steps/{layer}[{i}]' for i in range(2) for layer in ('up', 'down'))
+  rows = tuple(f'steps/{layer}[{i}]' for i in range(LENGTH) for layer in ('up', 'down'))
   return Example(Boxed(), rows, stack_axes={'steps': ((1,), (1,))})
 
 
@@ -604,19 +526,6 @@ def kernel_read_from_variables():
   return Example(TiedAutoencoder(), ('encoder',))
 
 
-class CalledByKeyword(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.DenseGeneral(WIDTH, name='second')(
-      inputs=nn.silu(nn.Dense(WIDTH, name='first')(inputs=x))
-    )
-
-
-@example
-def called_by_keyword():
-  return Example(CalledByKeyword(), ('first', 'second'))
-
-
 class GainDense(nn.Dense):
   """A Dense with a learned gain on its output."""
 
@@ -632,9 +541,12 @@ class Customized(nn.Module):
       return 0.5 * jax.lax.dot_general(*args, **kwargs)
 
     x = nn.silu(nn.Dense(WIDTH, dot_general=halved, name='own_product')(x))
-    return GainDense(WIDTH, name='subclass')(x)
+    x = nn.silu(GainDense(HIDDEN, name='subclass')(x))
+    narrow = {'dtype': jnp.float32, 'param_dtype': jnp.bfloat16}
+    x = nn.silu(nn.Dense(WIDTH, **narrow, name='narrow')(x))
+    return nn.DenseGeneral(WIDTH, name='by_keyword')(inputs=x)
 
 
 @example
 def customized_layers():
-  return Example(Customized(), ('own_product', 'subclass'))
+  return Example(Customized(), ('own_product', 'subclass', 'narrow', 'by_keyword'))

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_trees_close, random_variables, vector
+from comparing import assert_close, assert_folds, assert_trees_close, random_variables, vector
 from hand_count import Kernel, unboxed
 from zoo_cases import SPACE, Case
 
 from glora_jax import SearchSpace
 from glora_jax.method.adapt import adapt
-from glora_jax.method.genomes import canonicalize
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
 every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
@@ -105,19 +104,11 @@ def test_every_support_of_every_layer_gets_a_gradient(name):
   session(name).check_gradients()
 
 
-@pytest.mark.parametrize(
-  'name', ['customized_layers', 'called_by_keyword', 'lifted_layers', 'called_twice']
-)
+@pytest.mark.parametrize('name', ['customized_layers', 'lifted_layers', 'called_twice'])
 def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
   case = session(name)
-  for codes in ((2, 3, 1, 2, 2), (0, 4, 0, 0, 0)):  # scales with LoRA beside them, LoRA alone
-    genome = canonicalize(
-      case.adapted.spec, np.broadcast_to(np.array(codes), (len(case.adapted.spec), 5))
-    )
-    subnet = case.adapted.fix(genome)
-    apply = functools.partial(subnet.apply, **case.example.kwargs)
-    outputs = vector(jax.jit(apply)(case.variables, *case.example.inputs))
-    assert_close(outputs, case.plain(case.fold(case.variables, genome)))
+  for structure in ('scale_shift_lora', 'lora'):
+    assert_folds(case.adapted, case.variables, *case.example.inputs, structure=structure)
 
 
 @pytest.mark.parametrize('axis', [0, 1, -1])
@@ -140,11 +131,8 @@ def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ra
   params = model_zoo.Example(model, ()).variables()['params']
   adapts = [adapt(model, x, space=SearchSpace(ranks=ranks)) for ranks in ((2, 4), (1, 4))]
   genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
-  variables, results = random_variables(adapts[0], params), []
-  for adapted in (*adapts, *adapts):
-    results.append(jax.jit(functools.partial(adapted.apply, genome=genome))(variables, x))
-    folded = jax.jit(functools.partial(adapted.fold, genome=genome))(variables)
-    assert_close(results[-1], jax.jit(model.apply)({'params': folded}, x))
+  variables = random_variables(adapts[0], params)
+  results = [assert_folds(each, variables, x, structure=genome) for each in (*adapts, *adapts)]
   assert np.abs(results[0] - results[1]).max() > 1e-3 * np.abs(results[0]).max()
 
 

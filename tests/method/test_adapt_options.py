@@ -6,57 +6,34 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_trees_close, random_params, random_variables
+from comparing import (
+  assert_close,
+  assert_folds,
+  assert_trees_close,
+  random_params,
+  random_variables,
+  ready,
+)
 from trees import normal
 
 import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
-from glora_jax.method.genomes import canonicalize
 from glora_jax.models.vit import ViT
 
 X = normal(3, 5, 12)
 
 
-def ready(model, inputs=X, **options):
-  """(adapted, variables with random params and supports)."""
-  adapted = glora_jax.adapt(model, inputs, **{'space': SearchSpace((2, 4)), **options})
-  return adapted, random_variables(adapted, random_params(model, inputs))
+SPACE = SearchSpace((2, 4))
 
 
-def check_fold_and_merging(adapted, variables, inputs=X, number=3):
-  """Folded, applied and fixed all give the same outputs.
-
-  For random genomes and the largest one; fixed for a genome whose A is a vector beside a LoRA of B,
-  so that no merged kernel is formed, and for a random one.
-  """
-  spec = adapted.spec
-  alleles = np.minimum(np.array([2, 127, 1, 2, 2]), spec.num_codes - 1).astype(np.int8)
-  genomes = np.stack(
-    [
-      *random_genomes(np.random.default_rng(0), spec, number),
-      presets.preset(spec, 'full'),
-      canonicalize(spec, alleles),
-    ]
-  )
-
-  @jax.jit
-  @jax.vmap
-  def outputs(genome):
-    folded = {'params': adapted.fold(variables, genome)}
-    return (
-      adapted.apply(variables, inputs, genome=genome),
-      adapted.model.apply(folded, inputs),
-    )
-
-  applied, folded = outputs(genomes)
-  for found, expected in zip(applied, folded, strict=True):
-    assert_close(found, expected)
-  for row in (0, -1):
-    assert_close(jax.jit(adapted.fix(genomes[row]).apply)(variables, inputs), folded[row])
-  base = adapted.model.apply({'params': variables['params']}, inputs)
-  assert np.abs(folded[-2] - base).max() > 1e-3 * np.abs(folded[-2]).max()
+def checked(model, inputs=X, space=SPACE, **options):
+  """A model adapted; its largest structure folds, and one whose A is a vector beside a LoRA."""
+  adapted, variables = ready(model, inputs, space=space, **options)
+  for structure in ('full', 'scale_shift_lora'):
+    assert_folds(adapted, variables, inputs, structure=structure)
+  return adapted
 
 
 def population(adapted, variables, inputs):
@@ -77,8 +54,8 @@ class Projections(nn.Module):
 
 
 def test_tied_layers_are_one_layer_whose_outputs_stand_side_by_side():
-  fused, variables = ready(Projections(True))
-  tied = glora_jax.adapt(Projections(False), X, ties=[tuple('qkv')], space=SearchSpace((2, 4)))
+  fused, variables = ready(Projections(True), X, space=SPACE)
+  tied = glora_jax.adapt(Projections(False), X, ties=[tuple('qkv')], space=SPACE)
   parts = jax.tree.map(lambda leaf: jnp.split(leaf, 3, axis=-1), variables['params']['qkv'])
   params = {t: {name: parts[name][i] for name in parts} for i, t in enumerate('qkv')}
   supports = {'q': variables['glora']['qkv']}
@@ -100,23 +77,15 @@ class Attention(nn.Module):
     return nn.Dense(7, name='mlp')(y + nn.Dense(12, name='other')(y))
 
 
-def test_a_tie_has_one_space():
-  ties = [('query', 'key', 'value')]
-  by_pattern = {'query|key': SearchSpace((2, 4)), 'value': SearchSpace((1,))}
-  with pytest.raises(ValueError, match='value and attn/query do not have the same space'):
-    glora_jax.adapt(Attention(), X, ties=ties, space=by_pattern)
-
-
 def test_spaces_by_pattern_give_each_layer_its_own_and_leave_others_alone():
   spaces = {'mlp': SearchSpace((8,)), 'attn/(query|out)': SearchSpace((2,), A=0)}
-  adapted, variables = ready(Attention(), space=spaces)
+  adapted = glora_jax.adapt(Attention(), X, space=spaces)
   assert {layer.name: layer.space.ranks for layer in adapted.spec} == {
     'attn/query': (2,),
     'attn/out': (2,),
     'mlp': (8,),
   }
   assert adapted.spec.layers[0].offered('A') == (0,)
-  check_fold_and_merging(adapted, variables)
 
 
 class Einsums(nn.Module):
@@ -147,11 +116,10 @@ class Einsums(nn.Module):
   ],
 )
 def test_einsums_are_linear_layers(equation, shape, sizes, rows, use_bias, at_call):
-  adapted, variables = ready(Einsums(equation, shape, use_bias, at_call))
+  adapted = checked(Einsums(equation, shape, use_bias, at_call))
   assert [(layer.in_features, layer.out_features, layer.bias) for layer in adapted.spec] == [
     (*sizes, use_bias)
   ] * rows
-  check_fold_and_merging(adapted, variables)
 
 
 class StandardizedConv(nn.Conv):
@@ -170,12 +138,11 @@ def test_convolutions_are_an_option_those_of_a_derived_class_too():
   images = normal(2, 8, 8, 3)
   with pytest.raises(ValueError, match=r'patches/kernel 4x4x3x8 \(convolution; use convs=True\)'):
     glora_jax.adapt(Convs(), images)
-  adapted, variables = ready(Convs(), images, convs=True)
+  adapted = checked(Convs(), images, convs=True)
   assert [(layer.name, layer.in_features, layer.out_features) for layer in adapted.spec] == [
     ('patches', 48, 8),
     ('pointwise', 8, 6),
   ]
-  check_fold_and_merging(adapted, variables, images)
 
 
 def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias():
@@ -213,7 +180,7 @@ def test_boxed_kernels_get_supports_in_matching_boxes_which_an_adapter_file_brin
 
 def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
   model = ViT(5, patch_size=8, width=12, depth=3, num_heads=2)
-  vit = glora_jax.adapt(model, normal(4, 16, 16, 3), space=SearchSpace((2, 4)))
+  vit = glora_jax.adapt(model, normal(4, 16, 16, 3), space=SPACE)
   few_alleles = SearchSpace((2, 4), A='none', B=('none', 'lora:2'), C='none')
   for adapted in (vit, glora_jax.adapt(Attention(), X, space=few_alleles)):
     _, *lines = adapted.summary().splitlines()
@@ -243,11 +210,7 @@ def doubled(next_function, args, kwargs, context):
 
 @pytest.mark.parametrize('name', ['full', 'scale_shift_lora:2'])
 def test_a_layer_keeps_statistics_and_streams_and_interceptors_of_others_see_one_call(name):
-  model = nn.Sequential([Restless(6), nn.Dense(3)])
-  adapted, variables = ready(model)
+  adapted, variables = ready(nn.Sequential([Restless(6), nn.Dense(3)]), X, space=SPACE)
   call = {'rngs': {'dropout': jax.random.key(1)}, 'mutable': ['statistics']}
-  fixed = adapted.fix(name)
   with nn.intercept_methods(doubled):
-    expected = model.apply({'params': fixed.fold(variables)}, X, **call)
-    assert_trees_close(adapted.apply(variables, X, genome=fixed.genome, **call), expected)
-    assert_trees_close(fixed.apply(variables, X, **call), expected)
+    assert_folds(adapted, variables, X, structure=name, **call)

@@ -1,6 +1,7 @@
 """Layers whose A is no LoRA: the merged layer's numbers, with gradients that stay thin."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -82,56 +83,47 @@ def test_what_other_platforms_than_the_cpu_run_gives_the_same(without, monkeypat
   jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
-@pytest.mark.parametrize('near', [-1.0, -0.7])
 @pytest.mark.parametrize('without', ['CDE', 'BCDE'])
-def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without, near):
+def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without):
   """At -1 the output has nothing left of x W, which is the gradient by the vector."""
   inputs, kernel, bias, stored = layer(MANY, without)
-  row = stored['A_up'][0].at[2].set(near)
+  row = stored['A_up'][0].at[2].set(-1.0)
   arguments = inputs, kernel, bias, stored | {'A_up': stored['A_up'].at[0].set(row)}
   alleles = jnp.array([2, 0 if 'B' in without else 4, 0, 0, 0])
   assert_merged(arguments, alleles, 1e-5)
 
 
-@pytest.mark.parametrize('tokens, without', [(MANY, 'CDE'), (MANY, 'BCDE'), (FEW, 'CDE')])
-def test_derivatives_of_both_modes_and_orders_are_right(tokens, without):
+@pytest.mark.parametrize('tokens', [MANY, FEW])
+def test_derivatives_of_both_modes_and_orders_are_right(tokens):
   with jax.enable_x64(True):
-    inputs, kernel, bias, stored = layer(tokens, without, 'float64')
+    inputs, kernel, bias, stored = layer(tokens, 'CDE', 'float64')
     function = functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0]))
     outputs = jax.jit(lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)))
     check_grads(outputs, (inputs, stored), order=2)
 
 
-@pytest.mark.parametrize('without', ['CDE', 'BCDE'])
-def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side(without):
-  arguments = layer(MANY, without)
+def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side():
+  arguments = layer(MANY, 'CDE')
   several = jax.tree.map(lambda value: jnp.stack([value, -value, 2 * value]), arguments)
   alleles = jnp.array([[0, 4, 0, 0, 0], [2, 0, 0, 0, 0], [2, 2, 0, 0, 0]])
-  alleles = alleles * jnp.array([1, 'B' not in without, 1, 1, 1])
   assert_merged(several, alleles, wrap=jax.vmap)
-
-
-def kernel_gradients(function, tokens):
-  """Products of a gradient's program that sum over all tokens into the kernel's shape."""
-  inputs, kernel, bias, stored = layer(tokens, 'ACDE')
-
-  def loss(inputs, stored):
-    return jnp.sin(function(inputs, kernel, bias, stored, jnp.array([0, 4, 0, 0, 0]))).sum()
-
-  program = jax.jit(jax.grad(loss, (0, 1))).lower(inputs, stored).as_text()
-  operands = f'tensor<{tokens}x{IN}xf32>', f'tensor<{tokens}x{OUT}xf32>'
-  products = [line for line in program.splitlines() if 'dot_general' in line]
-  return [
-    line
-    for line in products
-    if all(operand in line for operand in operands) and f'{tokens}x' not in line.split('->')[-1]
-  ]
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
 def test_no_gradient_of_the_kernel_is_computed_for_its_factors(tokens):
-  assert kernel_gradients(through_merged_kernel, tokens)
-  assert not kernel_gradients(ours, tokens)
+  """By a product that sums over all tokens into the kernel's shape."""
+  inputs, kernel, bias, stored = layer(tokens, 'ACDE')
+  operand = rf'tensor<{tokens}x(?:{IN}|{OUT})xf32>'
+
+  def sums_over_tokens(function):
+    def loss(inputs, stored):
+      return jnp.sin(function(inputs, kernel, bias, stored, jnp.array([0, 4, 0, 0, 0]))).sum()
+
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(inputs, stored).as_text()
+    return re.search(rf'dot_general.*\({operand}, {operand}\) -> tensor<(?!{tokens}x)', program)
+
+  assert sums_over_tokens(through_merged_kernel)
+  assert not sums_over_tokens(ours)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from comparing import (
   assert_close,
+  assert_folds,
   assert_refused,
   assert_trees_close,
   random_params,
   trained_variables,
-  vector,
 )
 from flax import nnx
 from trees import normal, randomized
 
 import glora_jax
-from glora_jax.method.check import check_genomes
 from glora_jax.models.peft import save_peft
 
 V, D = 41, 6
@@ -79,32 +78,23 @@ def test_a_function_with_supports_is_the_folded_one(function, structure):
   adapted = adapt(function, structure)
   assert_close(adapted.apply(adapted.init(KEY, PARAMS), TOKENS), function(PARAMS, TOKENS))
   variables = trained_variables(adapted, PARAMS)
-  assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
+  assert_folds(adapted, variables, TOKENS)
   nothing = TOKENS[:0]
   assert adapted.apply(variables, nothing).shape == function(PARAMS, nothing).shape
   assert glora_jax.Layer('table', V, D, False, adapted.spec.layers[0].space) in adapted.spec.layers
 
 
-@pytest.mark.parametrize('structure', [*STRUCTURES, None])
+@pytest.mark.parametrize('structure', ['scale_shift_lora:2', 'full'])
 def test_linen_and_nnx_models_with_supports_are_the_folded_ones(structure):
   options = {'structure': structure, 'embeddings': True}
   adapted, params = glora_jax.adapt(Decoder(), TOKENS, **options), random_params(Decoder(), TOKENS)
   assert [layer.name for layer in adapted.spec] == ['embed/embedding', 'mlp']
-  variables = trained_variables(adapted, params)
-  for genome in [None] if structure else check_genomes(adapted.spec):
-    outputs = jax.jit(lambda variables, g: adapted.apply(variables, TOKENS, genome=g))
-    folded = Decoder().apply({'params': adapted.fold(variables, genome)}, TOKENS)
-    assert_close(vector(outputs(variables, genome)), vector(folded))
+  assert_folds(adapted, trained_variables(adapted, params), TOKENS)
   live = Live()
   model = glora_jax.nnx.attach(live, TOKENS, **options)
   assert_close(model(TOKENS), live(TOKENS))
   nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.Support)))
   assert_close(nnx.jit(lambda model: model(TOKENS))(model), glora_jax.nnx.fold(model)(TOKENS))
-  if structure:
-    pure = glora_jax.nnx.adapt(live, TOKENS, **options)
-    variables = trained_variables(pure, glora_jax.nnx.params(live))
-    folded = glora_jax.nnx.with_params(live, pure.fold(variables))
-    assert_close(pure.apply(variables, TOKENS), folded(TOKENS))
 
 
 @pytest.mark.parametrize('function', [vmapped, decoded])
@@ -137,7 +127,7 @@ def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(options):
 
   adapted = adapt(function)
   variables = trained_variables(adapted, PARAMS)
-  assert_close(adapted.apply(variables, TOKENS), function(adapted.fold(variables), TOKENS))
+  assert_folds(adapted, variables, TOKENS)
   trainable, frozen = adapted.split(variables)
   found = jax.grad(lambda part: adapted.apply(adapted.join(part, frozen), TOKENS).sum())
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found(trainable)))
@@ -148,7 +138,6 @@ def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
   params = random_params(Decoder(), TOKENS)
   fixed = adapted.fix({'embed': 'lora', 'mlp': 'bitfit'})
   assert fixed.count_params() == 4 * (V + D) + D
-  assert adapted.fix('bitfit').count_params() == D  # a table has no bias
   variables, path = trained_variables(fixed, params), tmp_path / 'adapter.safetensors'
   glora_jax.save_adapter(path, fixed, variables)
   loaded, again = glora_jax.load_adapter(path, adapted, params)
@@ -167,6 +156,6 @@ def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
 
 
 def test_a_table_without_a_lookup_is_refused():
-  for given, named in ((True, 'Dense has no embedding lookup'), ('yes', "embeddings='yes'")):
-    assert_refused(named, glora_jax.adapt, nn.Dense(3), jnp.ones((1, 4)), embeddings=given)
+  inputs = jnp.ones((1, 4))
+  assert_refused('no embedding lookup', glora_jax.adapt, nn.Dense(3), inputs, embeddings=True)
   assert_refused('embeddings', glora_jax.nnx.adapt, Live(), embeddings=True)

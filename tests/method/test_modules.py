@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import assert_close, assert_trees_close, random_params, random_variables
+from comparing import assert_folds, assert_trees_close, random_params, random_variables
 from model_zoo import EXAMPLES
 
 import glora_jax
@@ -16,7 +16,7 @@ from glora_jax.method.trace.find import find
 # What the trace sees otherwise than the modules, and on purpose: `nn.vmap` over layers with one
 # input is one product with more outputs, and a kernel that is used transposed too is no row.
 SPLIT = {
-  'mixture_of_experts': {'moe/up': 0},
+  'decoder': {'moe/up': 0},
   'lifted_layers': {'stacked': 3},
   'scan_of_vmap': {'branches/fc1': 0},
 }
@@ -66,14 +66,10 @@ def test_no_array_of_the_trace_outlives_it():
     assert len(discover(nn.Dense(3), (inputs,), {})[1].sites) == 1
 
 
-def assert_free_and_fixed_are_folded(adapted, tolerance=1e-5):
-  """A LoRA, of a free structure and of a fixed one, gives what the folded model does."""
-  model = adapted.model
-  variables = random_variables(adapted, random_params(model, INPUTS))
-  genome = glora_jax.preset(adapted.spec, 'lora')
-  expected = model.apply({'params': adapted.fold(variables, genome)}, INPUTS)
-  assert_close(adapted.apply(variables, INPUTS, genome=genome), expected, tolerance)
-  assert_close(adapted.fix(genome).apply(variables, INPUTS), expected, tolerance)
+def assert_folded(adapted, tolerance=1e-5):
+  """A LoRA gives what the folded model does."""
+  variables = random_variables(adapted, random_params(adapted.model, INPUTS))
+  assert_folds(adapted, variables, INPUTS, structure='lora', tolerance=tolerance)
 
 
 class Mapped(nn.Module):
@@ -122,7 +118,7 @@ class Conditionals(nn.Module):
 def test_a_derived_layer_may_be_called_with_arguments_of_its_own():
   adapted = glora_jax.adapt(Conditionals(), INPUTS, heads=None)
   assert [layer.name for layer in adapted.spec] == ['first', 'second']
-  assert_free_and_fixed_are_folded(adapted)
+  assert_folded(adapted)
 
 
 class Named(nn.Module):
@@ -151,7 +147,7 @@ def test_a_model_that_looks_at_the_tree_of_its_parameters_is_adapted_by_their_us
   adapted = glora_jax.adapt(Normalized(), INPUTS)
   assert [layer.name for layer in adapted.spec] == ['second']
   assert [matrix.name for matrix in adapted.coverage().uncovered] == ['first/kernel']
-  assert_free_and_fixed_are_folded(adapted)
+  assert_folded(adapted)
 
 
 class Reading(nn.Module):
@@ -178,7 +174,7 @@ CHANGES = (jnp.tril, jnp.transpose, in_16_bits)
 def test_what_else_is_made_of_a_kernel_is_made_of_the_merged_one(model):
   is_rounded = getattr(model, 'change', None) is in_16_bits
   adapted = glora_jax.adapt(model, INPUTS)
-  assert_free_and_fixed_are_folded(adapted, 2**-6 if is_rounded else 1e-5)
+  assert_folded(adapted, 2**-6 if is_rounded else 1e-5)
 
 
 class Clipped(nn.Module):
@@ -204,7 +200,7 @@ class Clipped(nn.Module):
 def test_a_layer_whose_call_has_a_gradient_of_its_own_is_merged_before_the_call(preset):
   adapted = glora_jax.adapt(Clipped(), INPUTS)
   assert adapted.summary().endswith('merged before the call: first')
-  assert_free_and_fixed_are_folded(adapted)
+  assert_folded(adapted)
   variables = random_variables(adapted, random_params(adapted.model, INPUTS))
   genome = glora_jax.preset(adapted.spec, preset)
 

@@ -136,9 +136,8 @@ def test_custom_genomes_read_their_dictionary():
   assert genome[4].tolist() == [0, 5, 0, 0, 0]
   assert genome[3].tolist() == [0, 0, 0, 0, 2]
   assert not genome[[1, 2]].any()  # fc1 has no bias
-  for alleles, message in (({'F': 1}, 'no such tensor'), ({'D': 'lora'}, 'none, constant, vector')):
-    with pytest.raises(ValueError, match=message):
-      custom_genome(BLOCKS, {'qkv': alleles})
+  with pytest.raises(ValueError, match='no such tensor'):
+    custom_genome(BLOCKS, {'qkv': {'F': 1}})
 
 
 @pytest.mark.parametrize('name', ['bitfit', 'prompt', 'lora@qkv', 'lora@last_half', 'ssf@fc1'])

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from nnx_zoo import Einsum
+from nnx_zoo import EncoderBlock
 from trees import normal
 
 import glora_jax
@@ -14,24 +14,12 @@ SPACE = glora_jax.SearchSpace(RANKS)
 TOKENS = normal(4, 3, 8)
 
 
-class Block(nnx.Module):
-  def __init__(self, rngs):
-    self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
-    self.up = Einsum('btd,df->btf', (8, 12), rngs=rngs)
-    self.down = nnx.Linear(12, 8, rngs=rngs)
-    self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-  def __call__(self, x):
-    x = x + self.attention(x)
-    return x + self.down(self.dropout(nnx.gelu(self.up(x))))
-
-
 class Classifier(nnx.Module):
   """A block, a batch norm and a head, which other methods call too."""
 
   def __init__(self, seed=0):
     rngs = nnx.Rngs(seed)
-    self.block = Block(rngs)
+    self.block = EncoderBlock(rngs=rngs)
     self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
     self.head = nnx.Linear(8, 3, rngs=rngs)
 
@@ -40,9 +28,6 @@ class Classifier(nnx.Module):
 
   def __call__(self, x):
     return self.head(self.features(x))
-
-
-ROWS = ['attention/query', 'attention/key', 'attention/value', 'attention/out', 'up/w', 'down']
 
 
 def randomize(model, seed=1, scale=0.3):

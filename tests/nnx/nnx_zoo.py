@@ -7,7 +7,6 @@ a model, write it and a function decorated with `example` that counts its kernel
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -19,7 +18,7 @@ from hand_count import Kernel, Kernels, NnxExample, attend, beside, registry
 from trees import normal
 
 VOCABULARY, WIDTH, HIDDEN, HEADS, CHANNELS, CLASSES, EXPERTS = 11, 8, 14, 2, 6, 3, 4
-BATCH, TIME = 2, 5
+BATCH, TIME, ROWS = 2, 5, 4
 
 
 EXAMPLES, example = registry()
@@ -32,6 +31,10 @@ def tokens() -> jax.Array:
 
 def activations() -> jax.Array:
   return normal(BATCH, TIME, WIDTH)
+
+
+def vectors() -> jax.Array:
+  return normal(ROWS, WIDTH)
 
 
 def images() -> jax.Array:
@@ -99,34 +102,44 @@ class Embedder(nnx.Module):
     return jnp.dot(x, self.input_embedding[...].T)
 
 
-class SeparateAttention(nnx.Module):
+class StackedAttention(nnx.Module):
+  """Keys and values of one kernel, the last product by Flax's own Einsum."""
+
   def __init__(self, *, rngs):
-    self.q_proj = Einsum('BTD,DNH->BTNH', (WIDTH, HEADS, CHANNELS), rngs=rngs)
-    self.k_proj = Einsum('BSD,DKH->BSKH', (WIDTH, 1, CHANNELS), rngs=rngs)
-    self.v_proj = Einsum('BSD,DKH->BSKH', (WIDTH, 1, CHANNELS), rngs=rngs)
-    self.o_proj = Einsum('BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), rngs=rngs)
-    self.q_norm = nnx.RMSNorm(CHANNELS, rngs=rngs)
+    self.q_einsum = Einsum('BTD,NDH->BTNH', (HEADS, WIDTH, CHANNELS), rngs=rngs)
+    self.kv_einsum = Einsum('BSD,CKDH->CBSKH', (2, 1, WIDTH, CHANNELS), rngs=rngs)
+    self.attn_vec_einsum = nnx.Einsum(
+      'BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), (WIDTH,), rngs=rngs
+    )
 
   def __call__(self, x):
-    return self.o_proj(attend(self.q_norm(self.q_proj(x)), self.k_proj(x), self.v_proj(x)))
+    return self.attn_vec_einsum(attend(self.q_einsum(x), *self.kv_einsum(x)))
 
 
-class GatedMLP(nnx.Module):
+class Experts(nnx.Module):
+  """Raw parameters [expert, in, out], taken out of the stack one after the other by number."""
+
   def __init__(self, *, rngs):
-    linear = functools.partial(nnx.Linear, use_bias=False, rngs=rngs)
-    self.gate_proj, self.up_proj = linear(WIDTH, HIDDEN), linear(WIDTH, HIDDEN)
-    self.down_proj = linear(HIDDEN, WIDTH)
+    self.router = nnx.Linear(WIDTH, EXPERTS, use_bias=False, rngs=rngs)
+    self.up_proj = nnx.Param(initial(rngs, EXPERTS, WIDTH, HIDDEN))
+    self.down_proj = nnx.Param(initial(rngs, EXPERTS, HIDDEN, WIDTH))
 
   def __call__(self, x):
-    return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+    weight, index = jax.lax.top_k(jax.nn.softmax(self.router(x)), 2)
+    gates = (jax.nn.one_hot(index, EXPERTS) * weight[..., None]).sum(-2)
+    results = []
+    for i in range(EXPERTS):
+      hidden = nnx.silu(jnp.einsum('BTD,DF->BTF', x, self.up_proj[...][i]))
+      results.append(jnp.einsum('BTF,FD->BTD', hidden, self.down_proj[...][i]))
+    return jnp.einsum('BTED,BTE->BTD', jnp.stack(results, axis=2), gates)
 
 
 class DecoderLayer(nnx.Module):
-  def __init__(self, attention, mlp, *, rngs):
+  def __init__(self, *, rngs):
     self.input_layernorm = nnx.RMSNorm(WIDTH, rngs=rngs)
-    self.attn = attention(rngs=rngs)
+    self.attn = StackedAttention(rngs=rngs)
     self.post_attention_layernorm = nnx.RMSNorm(WIDTH, rngs=rngs)
-    self.mlp = mlp(rngs=rngs)
+    self.mlp = Experts(rngs=rngs)
 
   def __call__(self, x):
     x = x + self.attn(self.input_layernorm(x))
@@ -134,187 +147,46 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """A language model of one kind of layers, whose output layer is its embedding or its own."""
+  """A language model of one layer, whose output layer is its embedding."""
 
-  def __init__(self, attention, mlp, tied, depth=1, *, rngs):
+  def __init__(self, *, rngs):
     self.embedder = Embedder(rngs=rngs)
-    self.layers = nnx.List([DecoderLayer(attention, mlp, rngs=rngs) for _ in range(depth)])
+    self.layers = nnx.List([DecoderLayer(rngs=rngs)])
     self.final_norm = nnx.RMSNorm(WIDTH, rngs=rngs)
-    if not tied:
-      self.lm_head = Einsum('BTD,DV->BTV', (WIDTH, VOCABULARY), rngs=rngs)
 
   def __call__(self, tokens):
     x = self.embedder.encode(tokens)
     for layer in self.layers:
       x = layer(x)
-    x = self.final_norm(x)
-    return self.lm_head(x) if hasattr(self, 'lm_head') else self.embedder.decode(x)
+    return self.embedder.decode(self.final_norm(x))
 
 
-SEPARATE = {
-  'attn/q_proj/w': Kernel('ioo'),
-  'attn/k_proj/w': Kernel('ioo'),
-  'attn/v_proj/w': Kernel('ioo'),
-  'attn/o_proj/w': Kernel('iio'),
+DECODER = {
+  'layers/0/attn/q_einsum/w': Kernel('oio'),
+  'layers/0/attn/kv_einsum/w': Kernel('ooio'),
+  'layers/0/attn/attn_vec_einsum/kernel': beside('iio', 'layers/0/attn/attn_vec_einsum/kernel'),
+  'layers/0/mlp/router/kernel': Kernel('io'),
+  'layers/0/mlp/up_proj': Kernel('sio'),
+  'layers/0/mlp/down_proj': Kernel('sio'),
 }
-GATED = dense('mlp/gate_proj', 'mlp/up_proj', 'mlp/down_proj', bias=False)
 
 
-def decoder(attention, mlp, tied, kernels, rows, depth=1):
-  every = {}
-  for i in range(depth):
-    every |= under(f'layers/{i}/', kernels)
+@example
+def decoder():
+  """Gemma of tunix with its experts: 3 rows of attention, the router, 2 for each expert."""
   embedding = ('embedder/input_embedding',)
-  return NnxExample(
-    made(Decoder, attention, mlp, tied, depth),
-    (tokens(),),
-    every,
-    rows,
-    uncovered=embedding,
-  )
+  return NnxExample(made(Decoder), (tokens(),), DECODER, 12, uncovered=embedding)
 
 
 @example
-def own_einsum():
-  """Qwen3 and Llama3 of tunix: 7 rows a layer."""
-  return decoder(SeparateAttention, GatedMLP, False, SEPARATE | GATED, 14, depth=2)
-
-
-class StackedAttention(nnx.Module):
-  def __init__(self, *, rngs):
-    self.q_einsum = Einsum('BTD,NDH->BTNH', (HEADS, WIDTH, CHANNELS), rngs=rngs)
-    self.kv_einsum = Einsum('BSD,CKDH->CBSKH', (2, 1, WIDTH, CHANNELS), rngs=rngs)
-    self.attn_vec_einsum = Einsum('BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), rngs=rngs)
-
-  def __call__(self, x):
-    return self.attn_vec_einsum(attend(self.q_einsum(x), *self.kv_einsum(x)))
-
-
-STACKED = {
-  'attn/q_einsum/w': Kernel('oio'),
-  'attn/kv_einsum/w': Kernel('ooio'),
-  'attn/attn_vec_einsum/w': Kernel('iio'),
-}
-
-
-@example
-def stacked_keys_and_values():
-  """Gemma of tunix, tied: 6 rows a layer."""
-  return decoder(StackedAttention, GatedMLP, True, STACKED | GATED, 6)
-
-
-@example
-def stacked_keys_and_values_split():
+def decoder_with_keys_and_values_split():
   """The same with a row for the keys and one for the values."""
-  base = stacked_keys_and_values()
-  kernels = {**base.kernels, 'layers/0/attn/kv_einsum/w': Kernel('soio')}
-  return dataclasses.replace(base, kernels=kernels, rows=7, options={'split': {'kv_einsum': 0}})
+  kernels = {**DECODER, 'layers/0/attn/kv_einsum/w': Kernel('soio')}
+  options = {'split': {'kv_einsum': 0}}
+  return dataclasses.replace(decoder(), kernels=kernels, rows=13, options=options)
 
 
-# Experts as raw parameters [expert, in, out].
-
-
-class Experts(nnx.Module):
-  def __init__(self, *, rngs):
-    self.router = nnx.Linear(WIDTH, EXPERTS, use_bias=False, rngs=rngs)
-    self.gate_proj = nnx.Param(initial(rngs, EXPERTS, WIDTH, HIDDEN))
-    self.up_proj = nnx.Param(initial(rngs, EXPERTS, WIDTH, HIDDEN))
-    self.down_proj = nnx.Param(initial(rngs, EXPERTS, HIDDEN, WIDTH))
-
-
-class ExpertsInALoop(Experts):
-  """tunix on a CPU: one expert after the other, taken out of the stack by number."""
-
-  def __call__(self, x):
-    weight, index = jax.lax.top_k(jax.nn.softmax(self.router(x)), 2)
-    gates = (jax.nn.one_hot(index, EXPERTS) * weight[..., None]).sum(-2)
-    results = []
-    for i in range(EXPERTS):
-      gate = jnp.astype(self.gate_proj[...][i], x.dtype)
-      hidden = nnx.silu(jnp.einsum('BTD,DF->BTF', x, gate))
-      hidden = hidden * jnp.einsum('BTD,DF->BTF', x, self.up_proj[...][i])
-      results.append(jnp.einsum('BTF,FD->BTD', hidden, self.down_proj[...][i]))
-    return jnp.einsum('BTED,BTE->BTD', jnp.stack(results, axis=2), gates)
-
-
-class ExpertsByEinsum(Experts):
-  def __call__(self, x):
-    gates = jax.nn.softmax(self.router(x))
-    hidden = nnx.silu(jnp.einsum('btd,edf->btef', x, self.gate_proj[...]))
-    hidden = hidden * jnp.einsum('btd,edf->btef', x, self.up_proj[...])
-    results = jnp.einsum('btef,efd->bted', hidden, self.down_proj[...])
-    return jnp.einsum('bted,bte->btd', results, gates)
-
-
-class ExpertsByRaggedProducts(Experts):
-  """tunix and MaxText on an accelerator: tokens sorted by expert, one grouped product."""
-
-  def __call__(self, x):
-    flat = x.reshape(-1, x.shape[-1])
-    scores = jax.nn.softmax(self.router(flat))
-    weight, index = jax.lax.top_k(scores, 2)
-    expert = index.reshape(-1)
-    order = jnp.argsort(expert)
-    sizes = jnp.bincount(expert, length=EXPERTS)
-    grouped = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
-    chosen = jnp.repeat(flat, 2, axis=0)[order]
-    hidden = nnx.silu(grouped(chosen, self.gate_proj[...])) * grouped(chosen, self.up_proj[...])
-    results = grouped(hidden, self.down_proj[...])[jnp.argsort(order)]
-    results = results.reshape(*weight.shape, -1) * weight[..., None]
-    return results.sum(1).reshape(x.shape)
-
-
-EXPERTS_FOUND = {
-  **dense('mlp/router', bias=False),
-  **{f'mlp/{name}_proj': Kernel('sio') for name in ('gate', 'up', 'down')},
-}
-
-
-@example
-def experts_in_a_loop():
-  """Qwen3 with experts of tunix: 4 rows of attention, the router, 3 for each expert."""
-  return decoder(SeparateAttention, ExpertsInALoop, True, SEPARATE | EXPERTS_FOUND, 17)
-
-
-@example
-def experts_by_ragged_products():
-  return decoder(SeparateAttention, ExpertsByRaggedProducts, True, SEPARATE | EXPERTS_FOUND, 17)
-
-
-@example
-def experts_by_einsum():
-  """Experts that all see the same tokens are outputs of one layer, but for the last product's."""
-  experts = {
-    **EXPERTS_FOUND,
-    'mlp/gate_proj': Kernel('oio'),
-    'mlp/up_proj': Kernel('oio'),
-  }
-  return decoder(SeparateAttention, ExpertsByEinsum, True, SEPARATE | experts, 11)
-
-
-# Flax's own example: nnx.Einsum for attention.
-
-
-class FlaxGemmaAttention(StackedAttention):
-  def __init__(self, *, rngs):
-    self.q_einsum = nnx.Einsum('BTD,NDH->BTNH', (HEADS, WIDTH, CHANNELS), rngs=rngs)
-    self.kv_einsum = nnx.Einsum('BSD,CKDH->CBSKH', (2, 1, WIDTH, CHANNELS), rngs=rngs)
-    self.attn_vec_einsum = nnx.Einsum(
-      'BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), (WIDTH,), rngs=rngs
-    )
-
-
-@example
-def flax_gemma():
-  kernels = {
-    'attn/q_einsum/kernel': Kernel('oio'),
-    'attn/kv_einsum/kernel': Kernel('ooio'),
-    'attn/attn_vec_einsum/kernel': beside('iio', 'attn/attn_vec_einsum/kernel'),
-  }
-  return decoder(FlaxGemmaAttention, GatedMLP, True, kernels | GATED, 6)
-
-
-# A vision transformer with a convolution for patches: bonsai, jimm; Mamba's parts.
+# A vision transformer with a convolution for patches: bonsai, jimm; a depthwise one: Mamba.
 
 
 class EncoderBlock(nnx.Module):
@@ -340,6 +212,7 @@ class ViT(nnx.Module):
     self.patches = nnx.Conv(3, WIDTH, (2, 2), (2, 2), padding='VALID', rngs=rngs)
     self.cls_token = nnx.Param(initial(rngs, 1, 1, WIDTH))
     self.pos_embeddings = nnx.Param(initial(rngs, 1, 5, WIDTH))
+    self.local = nnx.Conv(WIDTH, WIDTH, (3,), feature_group_count=WIDTH, padding=1, rngs=rngs)
     self.blocks = nnx.List([EncoderBlock(rngs=rngs) for _ in range(2)])
     self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
     self.classifier = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
@@ -348,60 +221,33 @@ class ViT(nnx.Module):
     patches = self.patches(images).reshape(len(images), -1, WIDTH)
     tokens = jnp.broadcast_to(self.cls_token[...], (len(images), 1, WIDTH))
     x = jnp.concatenate([tokens, patches], axis=1) + self.pos_embeddings[...]
+    x = x + self.local(x)
     for block in self.blocks:
-      x = block(x)
+      x = nnx.remat(EncoderBlock.__call__)(block, x)
     return self.classifier(self.norm(x)[:, 0])
 
 
-VIT = under('blocks/0/', ENCODER_BLOCK) | under('blocks/1/', ENCODER_BLOCK)
-
-
 @example
-def vit_with_its_convolution():
-  """12 layers and the patches' convolution; the classifier is the head."""
-  kernels = {'patches/kernel': beside('iiio', 'patches/kernel')} | VIT
-
+def vit_with_its_convolutions():
+  """12 layers and two convolutions, of which one has its window alone as its inputs: in = 3."""
+  kernels = {
+    'patches/kernel': beside('iiio', 'patches/kernel'),
+    'local/kernel': beside('iio', 'local/kernel'),
+    **under('blocks/0/', ENCODER_BLOCK),
+    **under('blocks/1/', ENCODER_BLOCK),
+  }
   return NnxExample(
     made(ViT),
     (images(),),
     kernels,
-    13,
+    14,
     uncovered=('pos_embeddings',),
     options={'convs': True},
     blind=BLIND_KEYS,
   )
 
 
-@example
-def vit_without_its_convolution():
-  base = vit_with_its_convolution()
-  uncovered = (*base.uncovered, 'patches/kernel')
-  return dataclasses.replace(base, kernels=VIT, rows=12, uncovered=uncovered, options={})
-
-
-class GatedConvolution(nnx.Module):
-  """Mamba2's layers: one projection for everything, a depthwise convolution, a gate."""
-
-  def __init__(self, *, rngs):
-    self.in_proj = nnx.Linear(WIDTH, 2 * HIDDEN, use_bias=False, rngs=rngs)
-    self.conv = nnx.Conv(HIDDEN, HIDDEN, (3,), feature_group_count=HIDDEN, padding=1, rngs=rngs)
-    self.out_proj = nnx.Linear(HIDDEN, WIDTH, use_bias=False, rngs=rngs)
-
-  def __call__(self, x):
-    z, x = jnp.split(self.in_proj(x), 2, axis=-1)
-    return self.out_proj(nnx.silu(self.conv(x)) * nnx.silu(z))
-
-
-@example
-def depthwise_convolution():
-  """It is a layer of its window alone: in = 3."""
-  kernels = dense('in_proj', 'out_proj', bias=False)
-  kernels |= {'conv/kernel': beside('iio', 'conv/kernel')}
-  options = {'convs': True}
-  return NnxExample(made(GatedConvolution), (activations(),), kernels, 3, options=options)
-
-
-# Lifted layers: scanned, vmapped, rematerialized.
+# Lifted layers: scanned, vmapped.
 
 
 class Layer(nnx.Module):
@@ -417,18 +263,20 @@ class Layer(nnx.Module):
 
 
 class ScannedLayers(nnx.Module):
-  """Layers made by `nnx.vmap` and run by `nnx.scan`."""
+  """Layers made by `nnx.vmap` and run by `nnx.scan`, stacked along an axis."""
 
-  def __init__(self, depth, *, rngs):
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap(axis_size=depth)
+  def __init__(self, axes, *, rngs):
+    self.axes = axes
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap(out_axes=axes, axis_size=3)
     def make_layer(rngs):
       return Layer(rngs=rngs)
 
     self.layers = make_layer(rngs)
 
   def __call__(self, x):
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    @nnx.scan(in_axes=(nnx.Carry, self.axes), out_axes=nnx.Carry)
     def run(x, layer):
       return layer(x)
 
@@ -436,11 +284,33 @@ class ScannedLayers(nnx.Module):
 
 
 @example
-def scanned_layers():
-  """Flax's toy of a scan over layers."""
+def scanned_along_axis_1():
+  axes = nnx.StateAxes({nnx.Param: 1, ...: 0})
+  kernels = {'layers/linear/kernel': Kernel('iso', 'layers/linear/bias', 'os')}
+  return NnxExample(made(ScannedLayers, axes), (activations(),), kernels, 3)
 
-  kernels = {'layers/linear/kernel': beside('sio', 'layers/linear/kernel')}
-  return NnxExample(made(ScannedLayers, 2), (activations(),), kernels, 2)
+
+class Ensemble(nnx.Module):
+  """Two scans beside each other."""
+
+  def __init__(self, *, rngs):
+    @nnx.split_rngs(splits=2)
+    @nnx.vmap(axis_size=2)
+    def make_member(rngs):
+      return ScannedLayers(0, rngs=rngs)
+
+    self.members = make_member(rngs)
+
+  def __call__(self, x):
+    return nnx.vmap(lambda member, x: member(x), in_axes=(0, None))(self.members, x)
+
+
+@example
+def scans_in_a_vmap():
+  kernels = {'members/layers/linear/kernel': Kernel('sSio', 'members/layers/linear/bias', 'sSo')}
+  # Stacked vectors look like matrices where no scan says which axis is the stack.
+  uncovered = ('members/layers/norm/bias', 'members/layers/norm/scale')
+  return NnxExample(made(Ensemble), (activations(),), kernels, 6, uncovered=uncovered)
 
 
 class VmappedBranches(nnx.Module):
@@ -473,96 +343,47 @@ def vmapped_branches():
     (activations(),),
     stacked | dense('out'),
     19,
-    # Stacked vectors look like matrices where no scan says which axis is the stack.
     uncovered=tuple(f'branches/norm{i}/{name}' for i in (1, 2) for name in ('bias', 'scale')),
     blind=r'/key\[',
   )
 
 
-class Rematerialized(nnx.Module):
-  def __init__(self, *, rngs):
-    self.block = EncoderBlock(rngs=rngs)
-    self.last = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
-
-  def __call__(self, x):
-    return self.last(nnx.remat(EncoderBlock.__call__)(self.block, x))
-
-
-@example
-def rematerialized():
-  kernels = under('block/', ENCODER_BLOCK) | dense('last')
-  return NnxExample(made(Rematerialized), (activations(),), kernels, 7, blind=BLIND_KEYS)
-
-
 # linen inside NNX: openpi's pattern.
 
 
-class LinenMlp(nn.Module):
+class LinenLayer(nn.Module):
   @nn.compact
   def __call__(self, x):
-    return nn.Dense(WIDTH)(nn.gelu(nn.Dense(HIDDEN)(x)))
+    return x + nn.silu(nn.Dense(WIDTH, name='dense')(x)), None
 
 
-class LinenBlock(nn.Module):
-  @nn.compact
-  def __call__(self, x, deterministic=True):
-    y = nn.LayerNorm()(x)
-    x = x + nn.MultiHeadDotProductAttention(HEADS, deterministic=deterministic)(y, y)
-    return x + LinenMlp(name='mlp')(nn.LayerNorm()(x)), None
-
-
-class SigLIP(nn.Module):
-  """An image encoder whose blocks are scanned, but for the last."""
+class Linen(nn.Module):
+  """Layers that are scanned, a state and a head."""
 
   @nn.compact
-  def __call__(self, images):
-    x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
-    x = x.reshape(len(x), -1, WIDTH)
-    x = x + self.param('pos_embedding', nn.initializers.normal(), (1, x.shape[1], WIDTH))
-    scan = nn.scan(
-      LinenBlock,
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=nn.broadcast,
-      length=2,
-    )
-    x, _ = scan(name='encoderblock')(x, True)
-    return LinenBlock(name='last')(x)[0]
+  def __call__(self, x):
+    lift = {'variable_axes': {'params': 0}, 'split_rngs': {'params': True}}
+    x, _ = nn.scan(LinenLayer, length=2, **lift)(name='layers')(x)
+    x = nn.BatchNorm(use_running_average=False, momentum=0.5, name='norm')(x)
+    return nn.Dense(WIDTH, name='head')(nn.silu(x))
 
 
-class VisionLanguage(nnx.Module):
-  """An image encoder of linen inside of NNX, two projections beside it."""
+class Bridged(nnx.Module):
+  """A linen model in an NNX model."""
 
   def __init__(self, *, rngs):
-    self.img = nnx.bridge.ToNNX(SigLIP(), rngs=rngs)
-    self.img.lazy_init(images())
-    self.state_proj = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
-    self.action_out_proj = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+    self.inner = nnx.bridge.ToNNX(Linen(), rngs=rngs)
+    self.inner.lazy_init(vectors(), mutable=['batch_stats'])
+    self.out = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
 
-  def __call__(self, images, state):
-    x = self.img(images).mean(1)
-    return self.action_out_proj(nnx.silu(x + self.state_proj(state)))
-
-
-def linen_block(prefix: str, stack: str = '') -> dict[str, Kernel]:
-  attention = under('MultiHeadDotProductAttention_0/', FLAX_ATTENTION)
-  block = attention | dense('mlp/Dense_0', 'mlp/Dense_1')
-  return {
-    path: kernel._replace(axes=stack + kernel.axes) for path, kernel in under(prefix, block).items()
-  }
+  def __call__(self, x):
+    return self.out(self.inner(x, mutable=['batch_stats']))
 
 
 @example
-def linen_blocks_inside():
-  kernels = linen_block('img/encoderblock/', 's') | linen_block('img/last/')
-  return NnxExample(
-    made(VisionLanguage),
-    (images(), normal(BATCH, WIDTH)),
-    kernels | dense('state_proj', 'action_out_proj'),
-    20,
-    uncovered=('img/embedding/kernel', 'img/pos_embedding'),
-    blind=r'/key(\[|$)',
-  )
+def linen_inside():
+  kernels = {'inner/layers/dense/kernel': beside('sio', 'inner/layers/dense/kernel')}
+  return NnxExample(made(Bridged), (vectors(),), kernels | dense('out'), 3)
 
 
 # Ways of sharing and calling.
@@ -609,3 +430,69 @@ class Streams(nnx.Module):
 def streams_as_an_argument():
   kwargs = {'rngs': nnx.Rngs(dropout=1)}
   return NnxExample(made(Streams), (activations(),), dense('fc', 'out'), 2, kwargs=kwargs)
+
+
+# Parameters in odd places, under odd names, and in a stack of their own.
+
+
+class Matrix(nnx.Module):
+  def __init__(self, *, rngs):
+    self.w = nnx.Param(initial(rngs, WIDTH, HIDDEN))
+
+  def __call__(self, x):
+    return x @ self.w[...]
+
+
+class Scattered(nnx.Module):
+  """A bias beside another module's kernel, containers of parameters, a parameter in two places."""
+
+  def __init__(self, *, rngs):
+    self.matrix = Matrix(rngs=rngs)
+    self.bias = nnx.Param(jnp.ones(HIDDEN))
+    square = (HIDDEN, HIDDEN)
+    self.nested = nnx.data({'up': [nnx.Param(initial(rngs, *square))]})
+    self.experts = nnx.List([nnx.Param(initial(rngs, *square)) for _ in range(2)])
+    self.named = nnx.Dict(only=nnx.Param(initial(rngs, *square)))
+    self.repeated = self.named.only
+
+  def __call__(self, x):
+    x = jnp.tanh(self.matrix(x) + self.bias)
+    x = jnp.tanh(x @ self.nested['up'][0][...])
+    for expert in self.experts:
+      x = jnp.tanh(x @ expert.get_value())
+    for name, matrix in self.named.items():
+      assert name == 'only'
+      x = jnp.tanh(x @ matrix)
+    return x @ self.repeated
+
+
+@example
+def scattered_parameters():
+  kernels = {'matrix/w': Kernel('io', 'bias')}
+  kernels |= dict.fromkeys(('nested/up/0', 'experts/0', 'experts/1', 'named/only'), Kernel('io'))
+  return NnxExample(made(Scattered), (vectors(),), kernels, 5)
+
+
+class OddNames(nnx.Module):
+  """Names with slashes, as Haiku gives them, a parameter called as supports are, a stack."""
+
+  def __init__(self, *, rngs):
+    up, head = nnx.Linear(WIDTH, HIDDEN, rngs=rngs), nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+    up.glora_kernel = nnx.Param(jnp.full(HIDDEN, 2.0))
+    self.mlp = nnx.Dict({'mlp/~/up': up, 'mlp/~/head': head})
+    self.raw = nnx.Dict({'mix/w': nnx.Param(normal(HIDDEN, WIDTH))})
+    self.stack = nnx.LinearGeneral(WIDTH, WIDTH, batch_axis={0: ROWS}, rngs=rngs)
+
+  def __call__(self, x):
+    up = self.mlp['mlp/~/up']
+    x = up(self.stack(x)) * up.glora_kernel[...]
+    return self.mlp['mlp/~/head'](x @ self.raw['mix/w'][...])
+
+
+@example
+def odd_names():
+  kernels = dense('mlp/mlp/~/up') | {
+    'raw/mix/w': Kernel('io'),
+    'stack/kernel': beside('sio', 'stack/kernel'),
+  }
+  return NnxExample(made(OddNames), (vectors(),), kernels, 2 + ROWS)

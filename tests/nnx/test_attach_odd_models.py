@@ -1,64 +1,19 @@
-"""Attached models of every kind: identity at the start, fold, fixed subnets, populations."""
+"""Models with classes, products and states of their own, attached; others are in the zoo."""
 
-import functools
 from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from live_models import call, genomes, randomize
+from live_models import SPACE, call, randomize
+from nnx_zoo import EXAMPLES, WIDTH, Matrix, vectors
 from numpy.testing import assert_allclose
-from odd_models import MODELS, Matrix, X
 
-import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import Head, live
+from glora_jax.nnx import Head
 
-SPACE = glora_jax.SearchSpace((1, 2))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def outputs(graphdef, state, population):
-  """What the subnets of a population say, all at once."""
-
-  def output(genome):
-    model = nnx.merge(graphdef, state, copy=True)
-    glora_nnx.set_genome(model, genome)
-    return model(X)
-
-  return jax.vmap(output)(population)
-
-
-def attached_model(name):
-  """A model, and the same attached."""
-  make, options, _ = MODELS[name]
-  model = make()
-  return model, glora_nnx.attach(model, X, space=SPACE, **options)
-
-
-@pytest.mark.parametrize('name', MODELS)
-def test_all_layers_are_found_and_folded_they_say_what_a_population_says(name, tmp_path):
-  model, attached = attached_model(name)
-  assert {layer.name for layer in live.spec(attached)} == set(MODELS[name][2])
-  population = genomes(attached, 2)
-  base = call(nnx.clone(model), X)
-  start = outputs(*nnx.split(attached), population)
-  assert_allclose(start, np.broadcast_to(base, start.shape), atol=1e-5)
-
-  randomize(attached)
-  moved = outputs(*nnx.split(attached), population)
-  assert np.abs(moved - start).max() > 1e-3
-  for genome, expected in zip(population, moved, strict=True):
-    glora_nnx.set_genome(attached, genome)
-    folded = glora_nnx.fold(attached)
-    assert nnx.graphdef(folded) == nnx.graphdef(model)
-    assert_allclose(call(folded, X), expected, atol=1e-4)
-  assert_allclose(call(glora_nnx.fix(attached, genome), X), expected, atol=1e-4)
-  glora_nnx.save_adapter(tmp_path / 'adapter', attached)
-  _, another = attached_model(name)
-  glora_nnx.load_adapter(tmp_path / 'adapter', another)
-  assert_allclose(call(another, X), expected, atol=1e-4)
+X = vectors()
 
 
 class Counting(nnx.Module):
@@ -71,15 +26,18 @@ class Counting(nnx.Module):
 
 
 def test_a_product_of_its_own_keeps_its_state():
-  layer = nnx.Linear(4, 3, dot_general=Counting(), rngs=nnx.Rngs(0))
+  layer = nnx.Linear(WIDTH, 3, dot_general=Counting(), rngs=nnx.Rngs(0))
   attached = glora_nnx.attach(layer, X, structure='lora:2', heads=None)
   assert_allclose(attached(X), layer(X), atol=1e-6)
   assert attached.dot_general.calls[...] == 1
 
 
 def test_slashes_are_no_matter_where_layers_are_found_by_class():
-  adapted = glora_nnx.adapt(MODELS['odd names'][0]())
-  assert [layer.name for layer in adapted.spec] == ['mlp/mlp/~/up']
+  adapted = glora_nnx.adapt(EXAMPLES['odd_names']().make())
+  assert [layer.name for layer in adapted.spec] == [
+    'mlp/mlp/~/up',
+    *(f'stack[{row}]' for row in range(2)),
+  ]
 
 
 class Registered(nnx.Module):
@@ -107,7 +65,7 @@ def test_a_base_need_not_be_told_of_what_is_attached(base, arguments, caplog):
   class Own(Matrix, base, **arguments):
     pass
 
-  model = Own(nnx.Rngs(0))
+  model = Own(rngs=nnx.Rngs(0))
   attached = glora_nnx.attach(model, X, space=SPACE)
   assert ('missing 1 required keyword-only argument' in caplog.text) == (base is OfAKind)
   assert isinstance(attached, Own)
@@ -122,7 +80,7 @@ def test_a_base_need_not_be_told_of_what_is_attached(base, arguments, caplog):
 
 
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
-  model = MODELS['bridged'][0]()
+  model = EXAMPLES['linen_inside']().make()
   attached = glora_nnx.attach(model, X, space=SPACE)
   before = attached.inner.norm['mean'][...]
   call(model, X)
@@ -144,7 +102,7 @@ class Failing(nnx.Module):
   """A model that only runs as long as nothing is attached."""
 
   def __init__(self, error):
-    self.w, self.error = nnx.Param(np.ones((3, 4, 4), np.float32)), error
+    self.w, self.error = nnx.Param(np.ones((3, WIDTH, WIDTH), np.float32)), error
 
   def __call__(self, x):
     if 'glora_w' in vars(self):

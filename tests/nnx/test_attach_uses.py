@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from live_models import call, randomize, variables
 from numpy.testing import assert_allclose, assert_array_equal
+from small_models import LiveMlp
 from trees import normal
 
 import glora_jax
@@ -18,22 +19,10 @@ X = normal(10, 6)
 SPACE = glora_jax.SearchSpace((1, 2))
 
 
-class Mlp(nnx.Module):
-  def __init__(self):
-    rngs = nnx.Rngs(0)
-    self.hidden = nnx.Linear(6, 8, rngs=rngs)
-    self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
-    self.dropout = nnx.Dropout(0.5, rngs=rngs)
-    self.head = nnx.Linear(8, 3, rngs=rngs)
-
-  def __call__(self, x):
-    return self.head(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
-
-
 @pytest.fixture
 def attached():
   """A small classifier whose supports are not zero, in evaluation mode."""
-  model = glora_nnx.attach(Mlp(), X, space=SPACE)
+  model = glora_nnx.attach(LiveMlp(), X, space=SPACE)
   model.eval()
   randomize(model)
   return model
@@ -44,7 +33,7 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   glora_nnx.set_genome(attached, genome)
   fixed = glora_nnx.fix(attached, genome)
   assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
-  shapes = {name: leaf.shape for name, leaf in fixed.hidden.glora_kernel.variables.items()}
+  shapes = {name: leaf.shape for name, leaf in fixed.fc.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
   count = sum(variable.get_value().size for variable in variables(fixed, Support))
   assert count == glora_nnx.as_adapted(fixed)[0].count_params() == 14
@@ -58,12 +47,12 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   glora_nnx.set_genome(attached, genome)
   expected = call(attached, X)
   glora_nnx.save_adapter(tmp_path / 'live.safetensors', attached, note='kept')
-  other = glora_nnx.attach(Mlp(), X, space=SPACE)
+  other = glora_nnx.attach(LiveMlp(), X, space=SPACE)
   other.eval()
   glora_nnx.load_adapter(tmp_path / 'live.safetensors', other)
   assert_allclose(call(other, X), expected, atol=1e-6)
 
-  plain = Mlp()
+  plain = LiveMlp()
   plain.eval()
   adapted = functional.adapt(plain, X, space=SPACE)
   assert adapted.spec == live.spec(attached)
@@ -72,7 +61,7 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   )
   assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
 
-  lora = glora_nnx.attach(Mlp(), X, space=SPACE)
+  lora = glora_nnx.attach(LiveMlp(), X, space=SPACE)
   lora = glora_nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
   with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
     glora_nnx.load_adapter(tmp_path / 'live.safetensors', lora)
@@ -83,7 +72,7 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   genome = glora_jax.preset(adapted.spec, 'lora:1')
   subnet = adapted.fix(genome)
   cut = subnet.join(*subnet.split(values))
-  with pytest.raises(ValueError, match=r'a LoRA of rank 2 for A in hidden, but .* rank 1: they we'):
+  with pytest.raises(ValueError, match=r'a LoRA of rank 2 for A in fc, but .* rank 1: they we'):
     glora_nnx.set_variables(attached, cut)
   jax.tree.map(assert_array_equal, glora_nnx.as_adapted(attached)[1], values)
   fixed = glora_nnx.fix(attached, genome)
@@ -101,9 +90,9 @@ def test_statistics_that_are_left_out_stay_as_they_are(attached):
 
 
 def test_mere_shapes_of_a_model_are_attached_and_get_their_values_later():
-  model = Mlp()
+  model = LiveMlp()
   model.eval()
-  shapes = nnx.eval_shape(Mlp)
+  shapes = nnx.eval_shape(LiveMlp)
   shapes.eval()
   late = glora_nnx.attach(shapes, X, space=SPACE)
   nnx.update(late, nnx.state(model))
@@ -120,7 +109,7 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', nnx.state(attached))
     checkpointer.wait_until_finished()
-    other = glora_nnx.attach(Mlp(), X, space=SPACE)
+    other = glora_nnx.attach(LiveMlp(), X, space=SPACE)
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
   nnx.update(other, restored)
   assert_array_equal(call(other, X), call(attached, X))

@@ -7,26 +7,36 @@ import jax.numpy as jnp
 import nnx_zoo
 import numpy as np
 import pytest
-from comparing import vector
+from comparing import assert_close, vector
 from flax import nnx
 from hand_count import randomized_model
+from live_models import call, genomes, randomize
 from zoo_cases import SPACE, Case, Results, case_of
 
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import Support, live
 
-# Small, and unlike each other; the others are left to `.ci/full`, and computed for the record, too.
-QUICK = (
-  'stacked_keys_and_values',
-  'scanned_layers',
-  'shared_layers',
-  'streams_as_an_argument',
+# Small, and unlike each other; the others are left to `.ci/full`.
+QUICK = ('decoder', 'shared_layers', 'streams_as_an_argument')
+QUICK_ALIVE = (
+  'scanned_along_axis_1',
+  'scans_in_a_vmap',
+  'linen_inside',
+  'scattered_parameters',
+  'odd_names',
 )
 every_model = pytest.mark.parametrize('name', nnx_zoo.EXAMPLES)
-quick_models = pytest.mark.parametrize(
-  'name',
-  [pytest.param(name, marks=[pytest.mark.full] * (name not in QUICK)) for name in nnx_zoo.EXAMPLES],
-)
+
+
+def quick_models(*quick):
+  """The others take longer."""
+  return pytest.mark.parametrize(
+    'name',
+    [
+      pytest.param(name, marks=[pytest.mark.full] * (name not in quick))
+      for name in nnx_zoo.EXAMPLES
+    ],
+  )
 
 
 @nnx.jit
@@ -59,18 +69,10 @@ def test_rows_are_the_layers_that_a_reader_counts(name):
   case(name).check_rows()
 
 
-@quick_models
-def test_every_subnet_is_the_model_at_initialization(name):
+@quick_models(*QUICK)
+def test_as_a_function_it_starts_as_the_model_folds_by_the_equation_and_has_gradients(name):
   case(name).check_identity()
-
-
-@quick_models
-def test_fold_is_the_equation_along_the_axes_that_a_reader_finds(name):
   case(name).check_fold()
-
-
-@quick_models
-def test_every_support_of_every_layer_gets_a_gradient(name):
   case(name).check_gradients()
 
 
@@ -98,7 +100,7 @@ class LiveCase(Case):
     return [Results(outputs, gradients, folded)]
 
 
-@quick_models
+@quick_models(*QUICK, *QUICK_ALIVE)
 def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients(name):
   alive, (example, model) = LiveCase(name), base(name)
   alive.check_rows()
@@ -107,4 +109,33 @@ def test_a_live_model_has_the_rows_computes_the_equation_folds_and_has_gradients
   sizes = [float(np.abs(leaf).max()) for leaf in jax.tree.leaves(alive.results[0].gradients)]
   assert min(sizes) > 1e-6 * max(sizes) or example.blind != r'(?!)'
   assert isinstance(alive.attached, type(model))
-  assert type(nnx.eval_shape(glora_nnx.fold, alive.attached)) is type(model)
+  assert nnx.graphdef(glora_nnx.fold(alive.attached)) == nnx.graphdef(model)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs_of(graphdef, state, population, inputs):
+  """What the subnets of a population say, all at once."""
+
+  def output(genome):
+    model = nnx.merge(graphdef, state, copy=True)
+    glora_nnx.set_genome(model, genome)
+    return model(*inputs)
+
+  return jax.vmap(output)(population)
+
+
+@pytest.mark.parametrize('name', QUICK_ALIVE)
+def test_a_population_a_fixed_model_and_one_with_the_adapter_of_a_file_say_the_same(name, tmp_path):
+  example, model = base(name)
+  attached, another = (glora_nnx.attach(model, *example.inputs, space=SPACE) for _ in range(2))
+  randomize(attached)
+  population = genomes(attached, 2)
+  outputs = outputs_of(*nnx.split(attached), population, example.inputs)
+  for genome, expected in zip(population, outputs, strict=True):
+    glora_nnx.set_genome(attached, genome)
+    folded = glora_nnx.fold(attached)
+    assert_close(call(folded, *example.inputs), expected)
+  assert_close(call(glora_nnx.fix(attached, genome), *example.inputs), expected)
+  glora_nnx.save_adapter(tmp_path / 'adapter', attached)
+  glora_nnx.load_adapter(tmp_path / 'adapter', another)
+  assert_close(call(another, *example.inputs), expected)
