@@ -8,6 +8,9 @@ from trees import randomized
 
 import glora_jax
 
+# A structure of which no merged kernel is formed.
+THIN = {'': {'A': 'vector', 'B': 'lora', 'C': 'vector', 'D': 'vector', 'E': 'vector'}}
+
 
 def random_params(model, *inputs, seed=1, **kwargs):
   """Normal numbers in the place of a model's parameters; nothing is compiled."""

@@ -84,6 +84,17 @@ class Case:
     """Of each genome, with random supports."""
     return self.compute(self.variables)
 
+  def check_layers(self):
+    """All layers and matrices are found that were counted by hand."""
+    self.check_rows()
+    self.check_coverage()
+
+  def check_results(self):
+    """It starts as the model itself, folds by the equation, and every support gets a gradient."""
+    self.check_identity()
+    self.check_fold()
+    self.check_gradients()
+
   def check_rows(self):
     """Kernels, axes, biases and the number of rows are those that were counted by hand."""
     assert found(self.adapted) == expected(self.kernels)

@@ -2,8 +2,7 @@
 
 Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may
 compile every one. To add a model, write it and a function decorated with `example`. Convolutions
-are plain layers in these models: the ResNet's 1x1 convolutions and the patch embeddings are where
-to extend.
+are plain layers in these models.
 """
 
 from __future__ import annotations
@@ -177,30 +176,20 @@ def decoder():
 # ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
 
 
-class Bottleneck(nn.Module):
-  @nn.compact
-  def __call__(self, x, train):
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
-    y = nn.relu(norm()(nn.Conv(WIDTH, (1, 1), use_bias=False)(x)))
-    y = norm()(nn.Conv(WIDTH, (3, 3), use_bias=False)(y))
-    gate = nn.silu(nn.Dense(WIDTH // 2, name='squeeze')(y.mean((1, 2))))
-    y = y * nn.sigmoid(nn.Dense(WIDTH, name='excite')(gate))[:, None, None]
-    return nn.silu(x + y)
-
-
 class ResNet(nn.Module):
   @nn.compact
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
-    x = nn.relu(nn.BatchNorm(not train)(x))
-    x = Bottleneck()(x, train)
+    x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+    gate = nn.silu(nn.Dense(WIDTH // 2, name='squeeze')(x.mean((1, 2))))
+    x = nn.silu(x + x * nn.sigmoid(nn.Dense(WIDTH, name='excite')(gate))[:, None, None])
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
 
 
 @example
 def resnet():
-  rows = ('Bottleneck_0/squeeze', 'Bottleneck_0/excite', 'neck')
+  rows = ('squeeze', 'excite', 'neck')
   return Example(ResNet(), rows, (normal(2, 6, 6, 3),), kwargs={'train': False})
 
 

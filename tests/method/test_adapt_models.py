@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_folds, assert_trees_close, random_variables, vector
+from comparing import THIN, assert_close, assert_folds, assert_trees_close, random_variables, vector
 from hand_count import Kernel, unboxed
 from zoo_cases import SPACE, Case
 
@@ -90,24 +90,14 @@ def test_no_matrix_is_left_that_is_used_like_a_linear_layer(name):
 
 
 @every_model
-def test_every_subnet_is_the_base_model_at_initialization(name):
-  session(name).check_identity()
-
-
-@every_model
-def test_fold_is_the_equation_on_every_layers_own_slice_and_gives_what_a_population_gives(name):
-  session(name).check_fold()
-
-
-@every_model
-def test_every_support_of_every_layer_gets_a_gradient(name):
-  session(name).check_gradients()
+def test_a_model_starts_as_itself_folds_by_the_equation_and_every_support_has_a_gradient(name):
+  session(name).check_results()
 
 
 @pytest.mark.parametrize('name', ['customized_layers', 'lifted_layers', 'called_twice'])
 def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
   case = session(name)
-  for structure in ('scale_shift_lora', 'lora'):
+  for structure in (THIN, 'lora'):
     assert_folds(case.adapted, case.variables, *case.example.inputs, structure=structure)
 
 

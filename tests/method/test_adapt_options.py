@@ -7,6 +7,7 @@ import model_zoo
 import numpy as np
 import pytest
 from comparing import (
+  THIN,
   assert_close,
   assert_folds,
   assert_trees_close,
@@ -29,9 +30,9 @@ SPACE = SearchSpace((2, 4))
 
 
 def checked(model, inputs=X, space=SPACE, **options):
-  """A model adapted; its largest structure folds, and one whose A is a vector beside a LoRA."""
+  """A model adapted, of which the largest structure folds and a thin one."""
   adapted, variables = ready(model, inputs, space=space, **options)
-  for structure in ('full', 'scale_shift_lora'):
+  for structure in ('full', THIN):
     assert_folds(adapted, variables, inputs, structure=structure)
   return adapted
 

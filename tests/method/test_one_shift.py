@@ -1,10 +1,7 @@
 """Rows with C or E but never both, wherever genomes come from."""
 
-import collections
-
 import jax
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,16 +56,3 @@ def test_the_largest_genome_keeps_the_larger_shift():
   assert_distinct(smallest_genome(SPEC))
   always = draw(jax.random.key(0), SPEC, 1)
   np.testing.assert_array_equal(always, largest)
-
-
-@pytest.mark.parametrize('compiled', [False, True])
-def test_c_and_e_together_are_drawn_uniformly(compiled):
-  spec = Spec((Layer('a', 6, 9, space=SearchSpace((1,), E=('none', 'vector'), one_shift=True)),))
-  if compiled:
-    keys = jax.random.split(jax.random.key(0), 8000)
-    drawn = np.asarray(jax.jit(jax.vmap(lambda key: sample_genome(key, spec)))(keys))
-  else:
-    drawn = random_genomes(np.random.default_rng(0), spec, 8000)
-  counts = collections.Counter(map(tuple, drawn[:, 0][:, [C, E]].tolist()))
-  assert counts.keys() == {(0, 0), (1, 0), (2, 0), (0, 2)}
-  assert max(abs(count - 2000) for count in counts.values()) < 5 * np.sqrt(2000)

@@ -25,7 +25,6 @@ QUICK_ALIVE = (
   'scattered_parameters',
   'odd_names',
 )
-every_model = pytest.mark.parametrize('name', nnx_zoo.EXAMPLES)
 
 
 def quick_models(*quick):
@@ -64,21 +63,14 @@ def case(name):
   return case_of(*base(name))
 
 
-@every_model
-def test_rows_are_the_layers_that_a_reader_counts(name):
-  case(name).check_rows()
+@pytest.mark.parametrize('name', nnx_zoo.EXAMPLES)
+def test_layers_and_matrices_are_those_that_a_reader_counts(name):
+  case(name).check_layers()
 
 
 @quick_models(*QUICK)
 def test_as_a_function_it_starts_as_the_model_folds_by_the_equation_and_has_gradients(name):
-  case(name).check_identity()
-  case(name).check_fold()
-  case(name).check_gradients()
-
-
-@every_model
-def test_matrices_that_no_row_covers_are_named(name):
-  case(name).check_coverage()
+  case(name).check_results()
 
 
 class LiveCase(Case):
