@@ -167,7 +167,7 @@ def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
 
 def test_logits_beyond_an_adapters_classes_are_minus_infinity(tmp_path):
   adapted, params = of_function()
-  alone = save(tmp_path, *of_function(classes=2), {'a': 'lora:2'})
+  alone = save(tmp_path, *of_function(classes=2), {'a': 'lora'})
   answers = pool_of(tmp_path, adapted, params, 'a')(X[:2], ['a', None])
   assert np.isneginf(answers).tolist() == [[False, False, True], [False] * 3]
   fixed, variables = alone['a']

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import assert_close, assert_folds, random_variables, ready
+from comparing import assert_folds, assert_trees_close, random_variables, ready
 from numpy.testing import assert_array_equal
 from small_models import Mlp
 
@@ -72,8 +72,8 @@ def check(adapted, variables, genome, inputs=(X,), **kwargs):
   narrow = rejoined(subnet, variables)
   assert shapes(narrow['glora']) != shapes(variables['glora'])
   jax.tree.map(assert_array_equal, rejoined(subnet, narrow), narrow)
-  found, expected = (assert_folds(subnet, each, *inputs, **kwargs) for each in (narrow, variables))
-  assert_close(found, expected)
+  assert_folds(subnet, narrow, *inputs, **kwargs)
+  assert_trees_close(jax.jit(subnet.fold)(narrow), jax.jit(subnet.fold)(variables), 1e-2)
 
 
 @pytest.mark.parametrize('name', MODELS)

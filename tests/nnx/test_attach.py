@@ -22,7 +22,7 @@ from glora_jax.nnx import Genome, Head, Trained, live
 def pair():
   """A model, and the same attached, in evaluation mode, with supports that are not zero."""
   model = Classifier()
-  attached = glora_nnx.attach(model, TOKENS, space=SPACE, ties=[('query', 'key', 'value')])
+  attached = glora_nnx.attach(model, TOKENS, space=SPACE)
   model.eval()
   attached.eval()
   randomize(attached)
@@ -80,7 +80,8 @@ class Decoder(nnx.Module):
 def test_a_decoding_cache_is_filled_step_by_step():
   model = Decoder(nnx.Rngs(0))
   model.attention.init_cache((4, 3, 8))
-  attached = glora_nnx.attach(model, TOKENS[:, :1], space=SPACE)
+  ties = [('query', 'key', 'value')]
+  attached = glora_nnx.attach(model, TOKENS[:, :1], space=SPACE, ties=ties)
   for step in range(2):
     x = TOKENS[:, step : step + 1]
     assert_allclose(call(attached, x), call(model, x), atol=1e-5)

@@ -90,7 +90,7 @@ def letters_at(product, axes):
   return ''.join(product.groups[axis] for axis in axes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(products(merged=True))
 def test_a_layer_is_found_if_no_axis_of_its_parameter_is_two_things(product):
   params, x = random_arrays(product)
@@ -102,7 +102,7 @@ def test_a_layer_is_found_if_no_axis_of_its_parameter_is_two_things(product):
       assert {ROLE_OF[letter] for letter in letters_at(product, axes)} <= {role}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(products(merged=False))
 def test_matrices_and_vectors_of_a_layout_are_what_the_product_multiplies_and_adds(product):
   params, x = random_arrays(product)
