@@ -109,21 +109,22 @@ def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side():
   assert_merged(several, alleles, wrap=jax.vmap)
 
 
+def sums_over_tokens(function, tokens):
+  """Whether a gradient has a product that sums over all tokens into the shape of the kernel."""
+  inputs, kernel, bias, stored = layer(tokens, 'ACDE')
+
+  def loss(inputs, stored):
+    return jnp.sin(function(inputs, kernel, bias, stored, jnp.array([0, 4, 0, 0, 0]))).sum()
+
+  program = jax.jit(jax.grad(loss, (0, 1))).lower(inputs, stored).as_text()
+  operand = rf'tensor<{tokens}x(?:{IN}|{OUT})xf32>'
+  return re.search(rf'dot_general.*\({operand}, {operand}\) -> tensor<(?!{tokens}x)', program)
+
+
 @pytest.mark.parametrize('tokens', [MANY, FEW])
 def test_no_gradient_of_the_kernel_is_computed_for_its_factors(tokens):
-  """By a product that sums over all tokens into the kernel's shape."""
-  inputs, kernel, bias, stored = layer(tokens, 'ACDE')
-  operand = rf'tensor<{tokens}x(?:{IN}|{OUT})xf32>'
-
-  def sums_over_tokens(function):
-    def loss(inputs, stored):
-      return jnp.sin(function(inputs, kernel, bias, stored, jnp.array([0, 4, 0, 0, 0]))).sum()
-
-    program = jax.jit(jax.grad(loss, (0, 1))).lower(inputs, stored).as_text()
-    return re.search(rf'dot_general.*\({operand}, {operand}\) -> tensor<(?!{tokens}x)', program)
-
-  assert sums_over_tokens(through_merged_kernel)
-  assert not sums_over_tokens(ours)
+  assert sums_over_tokens(through_merged_kernel, tokens)
+  assert not sums_over_tokens(ours, tokens)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
