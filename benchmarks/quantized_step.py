@@ -27,8 +27,9 @@ import qwix
 
 import glora_jax
 from benchmarks.machinery.measuring import in_turn, make_parser, print_result, print_table
+from benchmarks.machinery.slices import mesh_of
 from benchmarks.tpu_programs.decoder import Size, decoder, shapes
-from glora_jax.runs.plan import bytes_by_kind, devices_of
+from glora_jax.compiling import memory_of
 
 SMALL, MIDDLE = Size(128, 4, 4, 384, 256, 128), Size(512, 8, 8, 1408, 4096, 256)
 LARGE = Size(2048, 8, 16, 5632, 4096, 512)
@@ -107,10 +108,10 @@ def sizes(size: Size, kind: str, topology: str | None) -> dict[str, float]:
   carry = jax.eval_shape(lambda: start(random(size)))
   arguments = carry, jax.ShapeDtypeStruct((TEXTS, size.length), jnp.int32)
   if topology is not None:
-    sharding = jax.sharding.SingleDeviceSharding(devices_of(topology)[0])
+    sharding = jax.sharding.SingleDeviceSharding(mesh_of(topology).devices.flat[0])
     arguments = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), arguments)
   trained = jax.jit(lambda *arguments: step(*arguments)[:2])
-  found = bytes_by_kind(trained.lower(*arguments).compile())
+  found = memory_of(trained.lower(*arguments).compile())
   own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((carry[:2], arguments[1])))
   base = found['arguments'] - own
   return {'base': base / 2**20, 'temporaries': found['temporaries'] / 2**20}

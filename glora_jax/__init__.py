@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.sharding import shard
   from glora_jax.method.space import Layer, SearchSpace, Spec
   from glora_jax.models.official import load_official_supernet
-  from glora_jax.runs.plan import plan
   from glora_jax.search.allocate import allocate
   from glora_jax.search.archive import Archive
   from glora_jax.search.evolution import Evolution, evolve
@@ -67,7 +66,6 @@ _HOMES = {
     'Spec',
   ),
   'glora_jax.models.official': ('load_official_supernet',),
-  'glora_jax.runs.plan': ('plan',),
   'glora_jax.search.allocate': ('allocate',),
   'glora_jax.search.archive': ('Archive',),
   'glora_jax.search.evolution': ('Evolution', 'evolve'),
@@ -106,7 +104,6 @@ __all__ = [
   'make_loss',
   'make_scorer',
   'nnx',
-  'plan',
   'preset',
   'presets',
   'random_genomes',

@@ -2,7 +2,6 @@
 
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py --workdir DIR --config.FIELD=VALUE
-  python -m glora_jax.main --config configs/quickstart.py --plan [--plan.topology v5e:2x4]
   python -m glora_jax.main --config vtab:all --check
   python -m glora_jax.main --config own:photos/ --show [--output batch.png] [--overwrite]
   python -m glora_jax.main --config vtab:all --runner ray[:ADDRESS]
@@ -31,12 +30,10 @@ from glora_jax.runs.command_line import (
   CHECK,
   OUTPUT,
   OVERWRITE,
-  PLAN,
   RESOURCES,
   RUNNER,
   SHOW,
   STOPPED,
-  TOPOLOGY,
   catch_signals,
   given_fields,
   open_page,
@@ -52,13 +49,6 @@ if TYPE_CHECKING:
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Runs what the config describes, and prints a summary."""
-  if PLAN.value or TOPOLOGY.value is not None:
-    text = plan_of_first(config)
-    from glora_jax import mesh
-
-    if mesh.primary():
-      print(text)
-    return
   if CHECK.value or SHOW.value:
     from glora_jax.runs import look
 
@@ -82,20 +72,6 @@ def main(config: ml_collections.ConfigDict) -> None:
     print(summary)
     open_page(page.path(workdir))
   sys.exit(code)
-
-
-def plan_of_first(config: ml_collections.ConfigDict) -> str:
-  """The plan of a run, or of the first run of a suite."""
-  from glora_jax.runs import suite
-  from glora_jax.runs.config import check_config
-  from glora_jax.runs.plan import plan
-
-  settings = check_config(config)
-  tasks = suite.tasks_of(settings) if settings.job == 'adapt' else {'': settings}
-  (name, first), *others = tasks.items()
-  page = str(plan(first, TOPOLOGY.value))
-  rest = f'\nThis is {name}; the other {len(others)} tasks are not planned.'
-  return page + rest if others else page
 
 
 def dispatch(

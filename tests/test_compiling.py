@@ -51,13 +51,6 @@ def test_a_program_is_compiled_once_and_reported_for_each_shape(compiled):
   assert len([name for name in compiled if 'steps' in name]) == 2
 
 
-def test_nobody_who_listens_changes_nothing(compiled):
-  steps = reported('steps', make_steps())
-  state, _ = steps(jnp.zeros(3), 0, np.ones((4, 3), np.float32))
-  assert_array_equal(state, [4, 4, 4])
-  assert len([name for name in compiled if 'steps' in name]) == 1
-
-
 def test_a_backend_may_not_know_the_memory(monkeypatch):
   monkeypatch.setattr(jax.stages.Compiled, 'memory_analysis', lambda self: None)
   assert memory_of(jax.jit(jnp.sin).lower(1.0).compile()) == {}

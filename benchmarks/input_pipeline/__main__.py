@@ -8,8 +8,7 @@ files, in turn, median of the ratios. `workers`: images per second by the number
 decode, 0 for threads. `growth_mib`: how much resident memory grows between the 2,000th and the last
 of 20,000 streamed images.
 
-`cores`: those that decode as fast as one v5e chip takes images, by the seconds of the processor
-that an image takes here and the plan's arithmetic for training ViT-B/16 at 45% and 20% of the peak.
+`images_per_core`: images that a core decodes in a second, by the seconds of the processor.
 
 `million`: a TFDS data set of a million JPEG images of 32 x 32 (0.8 GB), made, opened, checked and
 streamed once. `--quick` takes fewer of everything. The last line is JSON.
@@ -19,19 +18,9 @@ import os
 import tempfile
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks.input_pipeline import million, photographs
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
 from glora_jax.data import pipeline
-from glora_jax.models.vit import vit
-from glora_jax.runs.config import RunSettings
-from glora_jax.runs.plan import CHIPS, SHARES, images_per_core
-from glora_jax.runs.programs import MAKERS, shape_of_run
-from glora_jax.runs.stage import Workload
-
-COUNTS = {'train': 800, 'val': 200, 'test': 1000}
-CHIP = 'v5e'
 
 
 class Amount(NamedTuple):
@@ -55,18 +44,14 @@ QUICK = Amount(repeats=3, files=256, streamed=2_000, records=20_000)
 
 
 def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
-  """What streamed photographs cost, and the cores that a chip needs.
-
-  A chip takes images as the plan's arithmetic has it for training ViT-B/16, at 45% and 20% of the
-  peak.
-  """
+  """What streamed photographs cost."""
   files = photographs.write(folder, amount.files)
   ours, pillow, ratio = photographs.measure_over_pillow(files, amount.repeats)
   workers = photographs.measure_workers(files, amount.repeats)
   stream = pipeline.Stream(files, photographs.SIZE)
   order = photographs.cycled(amount.files, amount.streamed // photographs.BATCH)
   growth = photographs.watched(stream.batches(order), order.size)
-  per_core = images_per_core(files, photographs.SIZE, 'squash')
+  per_core = photographs.images_per_core(files)
   print(
     f'streaming                 {ours:6.0f} images a second; Pillow alone on '
     f'{os.cpu_count()} cores {pillow:.0f}; ratio {ratio:.2f}'
@@ -76,22 +61,11 @@ def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
     print(f'  {name:23} {rate:6.0f} images a second, the first batch after {first:.1f} s')
   print(f'memory over {order.size:,} images  {growth:+.0f} MiB')
   print(f'a core decodes            {per_core:6.0f} images a second')
-  run = shape_of_run(RunSettings(), vit('B', 100, dtype='bfloat16', drop_path=0.1), 224, COUNTS)
-  cores = {}
-  for name, program in {'supernet': 'supernet', 'lora': 'subnet'}.items():
-    cost = MAKERS[program](run, Workload(structure='lora'))
-    rates = CHIPS[CHIP].peak * np.array(SHARES) / cost.operations
-    most, fewest = cores[name] = np.ceil(rates / per_core).astype(int).tolist()
-    print(
-      f'one {CHIP} on ViT-B/16, {name:8} takes {rates[1]:,.0f} to {rates[0]:,.0f} images a '
-      f'second: {fewest} to {most} cores'
-    )
   return {
     'stream_over_pillow': ratio,
     'workers': {number: rate for number, (_, rate) in workers.items()},
     'growth_mib': growth,
     'images_per_core': per_core,
-    'cores': cores,
   }
 
 

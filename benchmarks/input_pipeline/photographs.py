@@ -19,6 +19,7 @@ from glora_jax.mesh import blocks
 SIZE = 224
 HEIGHT, WIDTH = 375, 500
 BATCH = 32  # streamed images
+TIMED = 48  # images of a core
 FEWEST_BATCHES = 16  # over which workers are timed
 
 
@@ -65,6 +66,14 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
     times = in_turn(ways, repeats)
   ours, pillow = (len(files.paths) / times.median(name) for name in ('ours', 'pillow'))
   return ours, pillow, times.ratio('pillow', 'ours')
+
+
+def images_per_core(files: Files) -> float:
+  """Images that a core reads, decodes and resizes in a second of its own."""
+  read_with_pillow(files.paths[:1])  # which loads the decoder
+  start = time.thread_time()
+  read_with_pillow(files.paths[:TIMED])
+  return TIMED / (time.thread_time() - start)
 
 
 def measure_workers(files: Files, repeats: int) -> dict[int, tuple[float, ...]]:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 import glora_jax
 from benchmarks.machinery.measuring import in_turn, print_table
+from glora_jax.compiling import memory_of
 from glora_jax.method.adapted import Adapted
 from glora_jax.models.vit import ViT
-from glora_jax.runs.plan import bytes_by_kind
 from glora_jax.training import loop, losses
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
@@ -92,10 +92,9 @@ class CompiledSteps:
     steps = loop.make_steps(loss_fn, optimizer)
     lowered = steps.lower(self.trainable, self.optimizer_state, self.done, *self.constants)
     self.compiled = lowered.compile()
-    kinds = bytes_by_kind(self.compiled)
     parts = {'optimizer_bytes': self.optimizer_state, 'gradient_bytes': self.trainable}
     self.bytes = {
-      'bytes_held': sum(kinds[name] for name in ('arguments', 'temporaries', 'outputs')),
+      'bytes_held': sum(memory_of(self.compiled).values()),
       **{name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in parts.items()},
     }
 

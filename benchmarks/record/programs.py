@@ -4,8 +4,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.tpu_programs.cases import NAMES, Case, Kept, compiled
-from glora_jax.runs.plan import has_compiler
+from benchmarks.machinery.slices import has_compiler
+from benchmarks.tpu_programs.cases import Case, Kept, compiled
+from benchmarks.tpu_programs.programs import NAMES
 
 TOPOLOGY, BATCH = 'v5e:2x2', 64
 SHARDED = ('supernet', 'subnet', 'scoring')

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 import glora_jax
+from benchmarks.tpu_programs.programs import Program
 from glora_jax import mesh as meshes
-from glora_jax.runs.programs import Program
 from glora_jax.training.loop import make_steps
 
 Shape = jax.ShapeDtypeStruct
@@ -148,4 +148,4 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   steps = make_steps(loss_fn, optimizer, mesh=mesh, whole=base != 'sharded')
   key = jax.eval_shape(jax.random.key, 0)
   arguments = trainable, state, 0, frozen, texts, texts, None, key
-  return Program(steps, arguments, STEPS * batch)
+  return steps, arguments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import os
 from typing import Any, NamedTuple
 
@@ -207,29 +206,6 @@ def variables_before_training(
   if mesh is None:
     return adapted.init(key, jax.tree.map(jnp.asarray, params))
   # From the host to their devices: a large base need not fit one of them.
-  return placed(adapted, adapted.init(key, params), settings, mesh)
-
-
-def shapes_before_training(
-  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """The shapes of the variables before training, on devices that need not exist here."""
-  start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
-  return placed(adapted, jax.eval_shape(start, params), settings, mesh)
-
-
-def placed(
-  adapted: Adapted, variables: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """Variables, or their shapes, on the devices of a run; unchanged without a mesh."""
-  if mesh is None:
-    return variables
-  return adapted.join(*placed_halves(*adapted.split(variables), settings, mesh))
-
-
-def placed_halves(
-  trainable: Any, frozen: Any, settings: RunSettings, mesh: jax.sharding.Mesh
-) -> tuple[Any, Any]:
-  """Trained arrays, whole on every device of a run, and frozen ones as the config places them."""
+  trainable, frozen = adapted.split(adapted.init(key, params))
   place = sharding.shard_arrays if settings.mesh.base == 'sharded' else meshes.replicate
-  return meshes.replicate(mesh, trainable), place(mesh, frozen)
+  return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))

@@ -157,10 +157,6 @@ CHECK = flags.DEFINE_bool('check', False, 'Show which data is ready or missing, 
 SHOW = flags.DEFINE_bool('show', False, 'Draw a batch of training images, then exit.')
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture written by --show.')
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace an existing file.')
-PLAN = flags.DEFINE_bool('plan', False, 'Estimate steps, memory and time of the run, then exit.')
-TOPOLOGY = flags.DEFINE_string(
-  'plan.topology', None, 'TPU slice to plan for, e.g. v5e:2x4; this machine by default.'
-)
 RUNNER = flags.DEFINE_string(
   'runner',
   'process',

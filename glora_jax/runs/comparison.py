@@ -33,11 +33,10 @@ from glora_jax.runs.fields import warn_of_unread
 from glora_jax.runs.job import claimed, prepared, run_job
 from glora_jax.runs.origins import Made, current, note_process, recorded_processes, recorded_weights
 from glora_jax.runs.runners import THIS_PROCESS, Runner, ThisProcess
-from glora_jax.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TUNING_SEED
-from glora_jax.runs.stage import Call, Stage, read_by, walk
+from glora_jax.runs.sections import GRADIENT, NO_PRESETS, TUNING_SEED
+from glora_jax.runs.stage import Stage, read_by, walk
 from glora_jax.runs.stages.methods import (
   TrainedStructure,
-  budgets_of,
   rate_of,
   seeds_of,
   stages_of_methods,
@@ -131,20 +130,10 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   methods = stages_of_methods(settings)
   names = tuple(stage.name for stage in methods)
   trained = tuple(name for name in names if name.startswith('training/'))
-  test = Stage('test', _test, after=trained, calls=_calls_of_test, has_folder=False)
+  test = Stage('test', _test, after=trained, has_folder=False)
   run = functools.partial(_report, names)
   reads, after = ('compare.methods',), ('test', *names)
   return (*methods, test, Stage('report', run, reads, after, has_folder=False))
-
-
-def _calls_of_test(context: Context) -> list[Call]:
-  compare, tested = context.settings.compare, 0
-  for name in compare.methods:
-    rows = max(1, len(budgets_of(context.settings, name)))
-    inherited = 2 if name == SEARCH else 1  # searched ones are also tested before finetuning
-    tested += inherited * compare.seeds * rows
-  images = tested * (context.counts['val'] + context.counts['test'])
-  return [Call('evaluation', images)]
 
 
 def _test(context: Context, *trained: dict[str, list[TrainedStructure]]) -> Any:

@@ -32,7 +32,6 @@ from glora_jax.runs.backbone import (
   fetch_task,
   is_beside,
   load_backbone,
-  shapes_before_training,
   stream_key,
   variables_before_training,
 )
@@ -277,7 +276,6 @@ def make_context(
   stages: Sequence[Stage],
   workdir: str,
   stop: Callable[[], bool] = never,
-  devices: Sequence[jax.Device] | None = None,
 ) -> Context:
   """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
 
@@ -287,8 +285,6 @@ def make_context(
     workdir: folder of the job, which gets only a split of the user's own images, a record of which
       of them can be decoded, and one of the weights.
     stop: see `experiment.run`.
-    devices: for a plan: its devices, which need not exist here. Then the variables are shapes, and
-      no image is opened.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
@@ -298,13 +294,7 @@ def make_context(
     raise ValueError(
       f'watch.profile={shown(profile)} is not a stage of this job; give one of {", ".join(titles)}.'
     )
-  if devices is None:
-    mesh, start = (
-      meshes.over_devices(given.mesh.devices, given.mesh.fsdp),
-      variables_before_training,
-    )
-  else:
-    mesh, start = meshes.over(devices, given.mesh.fsdp), shapes_before_training
+  mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
   counts = count_images(task)
   settings = fit_batches(given, stages, counts, mesh)
@@ -314,11 +304,9 @@ def make_context(
   adapted, other = adapt_spaces(settings, model, size, mesh)
   check_ranks(adapted)
   require_feasible(adapted.spec, settings.budget)
-  variables, beside = start(adapted, params, settings, mesh), None
-  if other is not None and devices is None:
+  variables, beside = variables_before_training(adapted, params, settings, mesh), None
+  if other is not None:
     beside = Model(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
-  elif other is not None:
-    beside = Model(other, start(other, params, settings, mesh))
   context = Context(
     settings=settings,
     workdir=workdir,
@@ -333,8 +321,6 @@ def make_context(
   )
   for stage in stages:
     stage.check(context)
-  if devices is not None:
-    return context
   if settings.data.cache is not None:
     pipeline.require_writable(settings.data.cache)
   log.info('%s: %s', task.name, describe(adapted, variables, mesh))

@@ -22,7 +22,7 @@ from glora_jax.runs.config import RunSettings, check_config
 from glora_jax.runs.context import Context, never
 from glora_jax.runs.job import run_job
 from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stage import Call, Stage
+from glora_jax.runs.stage import Stage
 from glora_jax.runs.stages.results import (
   SUPERNET,
   Result,
@@ -87,7 +87,6 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
     functools.partial(_test, tested, names),
     reads=('report.', 'train_on'),
     after=names,
-    calls=functools.partial(_calls_of_test, len(tested)),
     has_folder=False,
   )
   report = Stage(
@@ -99,12 +98,6 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
     has_folder=False,
   )
   return (*before, test, report)
-
-
-def _calls_of_test(tested: int, context: Context) -> list[Call]:
-  splits = context.counts.keys() - {'train', 'train+val'}
-  images = sum(context.counts[split] for split in splits)
-  return [Call('evaluation', tested * images)]
 
 
 def _test(

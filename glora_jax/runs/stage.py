@@ -1,8 +1,8 @@
 """A stage of a job, and the walk that runs a list of them.
 
 A `Stage` declares everything about a stage. The rest follows from the list of stages: what a start
-resumes, what runs again after a field was corrected, fields that nothing reads, what `--plan`
-compiles, and the order, titles, seconds, profiles and folders of a job.
+resumes, what runs again after a field was corrected, fields that nothing reads, and the order,
+titles, seconds, profiles and folders of a job.
 
 The key of a stage is a digest of the fields that it reads, the keys of the stages before it, the
 images, the weights and the version of this package, and the number of shards if something is drawn
@@ -22,7 +22,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
@@ -40,58 +40,12 @@ from glora_jax.training.loop import NonFiniteLossError
 
 if TYPE_CHECKING:
   from glora_jax.runs.context import Context
-  from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 MARK = 'stage.json'
 # What every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
-
-
-class Workload(NamedTuple):
-  """How much a program is given at once, and what it trains.
-
-  Attributes:
-    chunk: candidates side by side, on each device of the mesh's candidate axis.
-    block: images of a candidate that are evaluated at a time, on all devices together.
-    side_by_side: trainings side by side.
-    structure: what is trained alone: a preset's name, a genome's file, or a name in `FOUND`, whose
-      structure is not known yet and counts as the largest. For trainings side by side also
-      'finetuning', for the whole base, and None, for supernets.
-    recipe: how it is trained; None if nothing is trained, and for the job's recipe.
-  """
-
-  chunk: int = 8
-  block: int = 256
-  side_by_side: int = 2
-  structure: str | None = 'lora'
-  recipe: Recipe | None = None
-
-
-class Call(NamedTuple):
-  """A compiled program that a stage calls, and how often.
-
-  Attributes:
-    program: key of `programs.MAKERS`.
-    images: images that go through the program, for each step and each candidate.
-    workload: what the program is given.
-    steps: steps of training; 0 if nothing is trained.
-  """
-
-  program: str
-  images: int
-  workload: Workload = Workload()
-  steps: int = 0
-
-  @classmethod
-  def training(cls, program: str, workload: Workload, images: int, times: int = 1) -> Call:
-    """A training on a number of images, repeated, with the workload's trainings side by side."""
-    recipe = workload.recipe
-    assert recipe is not None
-    steps = times * recipe.epochs * recipe.steps_per_epoch(images)
-    each = workload.side_by_side if program == 'train_many' else 1
-    return cls(program, steps * recipe.batch_size * each, workload, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +60,6 @@ class Stage:
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it takes.
     check: raises ValueError or OSError for what can be known before anything runs.
-    calls: the programs that it calls.
     splits: those that it trains on, in batches; what it draws for them depends on the number of
       devices that a batch is split over. Empty if nothing is trained.
     has_folder: whether it has a folder and a key. The test and the report have none: the test has
@@ -118,7 +71,6 @@ class Stage:
   reads: tuple[str, ...] = ()
   after: tuple[str, ...] = ()
   check: Callable[[Context], Any] = lambda context: None
-  calls: Callable[[Context], Iterable[Call]] | None = None
   splits: tuple[str, ...] = ()
   has_folder: bool = True
 

@@ -44,7 +44,6 @@ GROUPS: Mapping[str, Sequence[str]] = {
     'open',
   ),
   'Its data': ('check', 'show', 'output FILE', 'overwrite'),
-  'Its cost': ('plan', 'plan.topology SLICE'),
   'Where it runs': ('runner ray[:ADDRESS]', 'runner.resources GPU=1,CPU=8'),
   'Reference': ('list', 'help', 'help_config'),
   'More': ('debug',),

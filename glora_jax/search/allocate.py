@@ -19,7 +19,6 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.groups import Group
 from glora_jax.method.sample import check_key
-from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_only_arrays
 from glora_jax.search.allocated import CLEAR, NOISE, Allocation, check_priors, pooled, share_of
@@ -34,7 +33,7 @@ from glora_jax.search.allocation import (
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
 from glora_jax.search.known import Known
-from glora_jax.search.sketch import Ahead, Loss, Mean, Pass
+from glora_jax.search.sketch import Loss, Mean, Pass
 from glora_jax.settings import Number, taken
 from glora_jax.tree import replace
 
@@ -58,7 +57,6 @@ def allocate(
   floor: bool = True,
   prior: Prior | None = None,
   progress: bool = True,
-  ahead: Ahead | None = None,
 ) -> Allocation:
   """Decides from one gradient which layers to train, in which form and with which rank.
 
@@ -91,7 +89,6 @@ def allocate(
       a noisy gradient gains. Or a function that returns one of these or None, called only if this
       loss's gradient is too noisy.
     progress: whether to show a bar.
-    ahead: what `compile_ahead` returned for the same arguments, with any head.
 
   Returns:
     The allocation: `genome`, `variables` to train it from, and the reasons.
@@ -128,17 +125,19 @@ def allocate(
   max_rank = check_whole(max_rank, 'max_rank', 1)
   rho = taken(rho, 'rho', Number, gt=0)
   check_flag(floor, 'floor')
-  _check_devices(mesh, ahead)
+  if mesh is not None:
+    require_mesh(mesh)
   check_key(key)
   _check_model(adapted, variables, loss)
   if not isinstance(batches, Iterable):
     raise ValueError(f'batches={shown(batches)} must be a list or another iterable of batches.')
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
-  number = _number(adapted.spec, max_rank)
+  number = min(max_rank, max(max(layer.space.ranks) for layer in adapted.spec))
   priors = () if callable(prior) else check_priors(adapted.spec, prior, number)
-  gradient = pass_of(adapted, variables, loss, number, key, mesh)
-  mean, signal = gradient.run(batches, progress, ahead)
+  base = {**variables, 'params': adapted.full_precision(variables['params'])}
+  gradient = Pass(adapted, base, loss, number, key, mesh)
+  mean, signal = gradient.run(batches, progress)
   # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
   with threadpool_limits(1, 'blas'):
     values, supports = _read_off(gradient, mean, variables[COLLECTION])
@@ -179,56 +178,6 @@ def allocate(
   return Allocation(genome, start, adapted.spec, values, curve, budget, proposed, signal, borrowed)
 
 
-def compile_ahead(
-  adapted: Adapted,
-  variables: Mapping[str, Any],
-  loss: Loss,
-  batch: Any,
-  *,
-  max_rank: int = 8,
-) -> Ahead | None:
-  """Starts to compile what `allocate` will run, while a head is warmed: shapes alone matter.
-
-  Args:
-    adapted: see `allocate`, as for all of these.
-    variables: the variables.
-    loss: what is differentiated.
-    batch: a batch like those that will come, on one device; for others `allocate` compiles by
-      itself.
-    max_rank: most rank-one parts.
-
-  Returns:
-    What `allocate` takes as `ahead`; None under `jax.disable_jit`.
-
-  Raises:
-    ValueError: a number is out of its range.
-  """
-  max_rank = check_whole(max_rank, 'max_rank', 1)
-  _check_model(adapted, variables, loss)
-  if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
-    return None
-  number = _number(adapted.spec, max_rank)
-  return pass_of(adapted, variables, loss, number, jax.random.key(0)).start_compiling(batch)
-
-
-def pass_of(
-  adapted: Adapted,
-  variables: Mapping[str, Any],
-  loss: Loss,
-  max_rank: int,
-  key: jax.Array,
-  mesh: jax.sharding.Mesh | None = None,
-) -> Pass:
-  """A pass as `allocate` makes it, of variables that may be shapes."""
-  variables = {**variables, 'params': adapted.full_precision(variables['params'])}
-  return Pass(adapted, variables, loss, _number(adapted.spec, max_rank), key, mesh)
-
-
-def _number(spec: Spec, max_rank: int) -> int:
-  """Rank-one parts that are considered in a layer, at most."""
-  return min(max_rank, max(max(layer.space.ranks) for layer in spec))
-
-
 def _read_off(gradient: Pass, mean: Mean, supports: Any) -> tuple[Values, Any]:
   """(values, the supports, whose down factors start on the gradient's directions)."""
   rows: dict[int, Values] = {}
@@ -261,16 +210,6 @@ def _aligned(group: Group, supports: Any, rows: Sequence[RowGradients], norm: fl
     stacked = np.stack([layer[name] for layer in layers]).reshape(array.shape)
     supports = replace(supports, (*group.path, name), jnp.asarray(stacked, array.dtype))
   return supports
-
-
-def _check_devices(mesh: Any, ahead: Any) -> None:
-  """Raises ValueError unless these are devices and a program, or None."""
-  if mesh is not None:
-    require_mesh(mesh)
-  if not isinstance(ahead, Ahead | None):
-    raise ValueError(
-      f'ahead={shown(ahead)} must be what compile_ahead returned, or None to compile here.'
-    )
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:

@@ -42,9 +42,9 @@ class Evolution:
 
   Example:
     >>> from glora_jax import Evolution
-    >>> search = Evolution(population=20, generations=5, mutations=10, crossovers=10)
-    >>> search.evaluations
-    120
+    >>> search = Evolution(generations=5)
+    >>> search.population, search.mutations + search.crossovers
+    (50, 50)
   """
 
   population: Whole = Field(
@@ -90,11 +90,6 @@ class Evolution:
         f'mutations={self.mutations} and crossovers={self.crossovers} are more than '
         f'population={self.population}; lower them.'
       )
-
-  @property
-  def evaluations(self) -> int:
-    """Structures that are scored, in all generations together."""
-    return self.population * (self.generations + 1)
 
 
 def evolve(

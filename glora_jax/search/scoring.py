@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -43,23 +41,6 @@ _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the
 # Some of the labelled images: which of them (int32), their classes, and False for the padding that
 # fills up the last block, each [image]. All blocks together have an axis before that.
 Block = tuple[jax.Array, jax.Array, jax.Array]
-
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
-
-
-@contextlib.contextmanager
-def made_for(platform: str) -> Iterator[None]:
-  """Scorers that are traced within are those of a platform, 'cpu', 'gpu' or 'tpu', not JAX's own.
-
-  Example:
-    >>> with made_for('tpu'):  # on a machine that plans for one
-    ...   program = jax.make_jaxpr(jnp.sin)(1.0)
-  """
-  token = _platform.set(platform)
-  try:
-    yield
-  finally:
-    _platform.reset(token)
 
 
 class Scores(NamedTuple):
@@ -152,7 +133,7 @@ def make_scorer(
   evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
   chunk = None if chunk is None else check_whole(chunk, 'chunk', 1)
   memory = taken(memory, 'memory', Number | None, ge=0)  # 1e9 is a number of bytes, too
-  if chunk is None and memory is None and jax.default_backend() == 'cpu':
+  if chunk is None and memory is None and _platform_of(mesh) == 'cpu':
     chunk = 1
 
   @functools.cache
@@ -402,8 +383,7 @@ class _Evaluator:
 
     It is folded once, or merged in every pass, which holds less.
     """
-    platform = _platform.get() or jax.default_backend()
-    is_folded = not isinstance(self.adapted.model, nn.Module) or platform == 'cpu'
+    is_folded = not isinstance(self.adapted.model, nn.Module) or _platform_of(self.mesh) == 'cpu'
     if is_folded:
       variables = {**variables, 'params': self.adapted.folded(variables, genome)}
 
@@ -452,6 +432,11 @@ class _Evaluator:
     if self.mesh is None:
       return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+
+def _platform_of(mesh: Mesh | None) -> str:
+  """'cpu', 'gpu' or 'tpu'; of a mesh that of its devices, which need not be here."""
+  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def _as_mask(classes: Any) -> Any:

@@ -8,12 +8,11 @@ arXiv 1609.00048, algorithm 7).
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,23 +40,6 @@ Loss = Callable[[Callable[..., Any], Any, jax.Array], jax.Array]
 _OVERSAMPLING = 4, 8  # directions of a sketch for each one that is wanted, and some more
 
 
-class Ahead(NamedTuple):
-  """The program of the pass, which compiles in the background.
-
-  Attributes:
-    program: what will be the compiled program.
-    shapes: of its arguments: their structure, and the shape and type of every array.
-  """
-
-  program: concurrent.futures.Future[Any]
-  shapes: Any
-
-
-def _shapes(arguments: Any) -> Any:
-  leaves, structure = jax.tree.flatten(arguments)
-  return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
-
-
 @dataclass(frozen=True, eq=False)
 class Pass:
   """A pass over batches.
@@ -78,9 +60,7 @@ class Pass:
   key: jax.Array
   mesh: jax.sharding.Mesh | None = None
 
-  def run(
-    self, batches: Iterable[Any], progress: bool = True, ahead: Ahead | None = None
-  ) -> tuple[Mean, float | None]:
+  def run(self, batches: Iterable[Any], progress: bool = True) -> tuple[Mean, float | None]:
     """Goes over the batches.
 
     Returns:
@@ -91,7 +71,7 @@ class Pass:
       ValueError: there are no batches.
       NonFiniteError: a loss or its gradient is not finite.
     """
-    total, probes, fixed = self._arguments()
+    total, probes, fixed = self.start()
     placed = total, probes
     total, probes = jax.device_put(placed) if self.mesh is None else settle(self.mesh, placed)
     fixed, found = settle(self.mesh, fixed), []
@@ -99,9 +79,7 @@ class Pass:
       check_only_arrays(f'arrays of batch {number}', batch)
       key = jax.random.fold_in(self.key, number)
       arguments = total, probes, fixed, split_rows(self.mesh, batch), key
-      fits = ahead is not None and ahead.shapes == _shapes(arguments)
-      program = ahead.program.result() if ahead is not None and fits else self._program
-      total, of_batch = program(*arguments)
+      total, of_batch = self.program(*arguments)
       found.append(of_batch)
       jax.block_until_ready(found[-2:-1])  # no more than two batches wait for the device
     if not found:
@@ -109,21 +87,6 @@ class Pass:
     losses, finite, norms = np.array(jax.device_get(found), np.float64).T
     _check_finite(losses, finite)
     return self._finished(jax.device_get(total), norms**2)
-
-  def program(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(compiled function, its arguments) for a batch, which may be shapes."""
-    return self._program, (*self._arguments(), batch, self.key)
-
-  def start_compiling(self, batch: Any) -> Ahead:
-    """Compiles the program for batches like this one in a thread of its own, on one device.
-
-    It is traced before, in this thread, whose settings of JAX are its own.
-    """
-    program, arguments = self.program(batch)
-    compiler = concurrent.futures.ThreadPoolExecutor(1, 'compiler')
-    compiled = compiler.submit(program.lower(*arguments).compile)
-    compiler.shutdown(wait=False)
-    return Ahead(compiled, _shapes(arguments))
 
   def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], RowGradients]]]:
     """Every group, with what reads the gradients of its n-th row."""
@@ -155,7 +118,7 @@ class Pass:
       for left in [gradients[site.name]['B_left']]
     )
 
-  def _arguments(self) -> tuple[Any, ...]:
+  def start(self) -> tuple[Any, ...]:
     """(sums of the gradients, probes, all variables but the supports) before the first batch."""
     fixed = {name: value for name, value in self.variables.items() if name != COLLECTION}
     shapes = jax.eval_shape(self._differentiated, fixed['params'], self.probes)
@@ -172,7 +135,8 @@ class Pass:
       yield from member_probes(group, probes[group.name])
 
   @functools.cached_property
-  def _program(self) -> Any:  # a compiled function
+  def program(self) -> Any:
+    """The compiled `(sums, probes, variables, batch, key) -> (sums, what is said of the batch)`."""
     program = jax.jit(
       self._add_batch,
       donate_argnums=0,

@@ -23,7 +23,7 @@ def shrink(notebook, folder):
   """Small settings and fewer pictures; the real task becomes a folder of images."""
   write_images(folder / 'real', [f'{n % 2}/{n}.png' for n in range(20)])
   settings = """
-EPOCHS, TOPOLOGY = 4, None
+EPOCHS = 4
 REAL_TASK, REAL_WEIGHTS = 'folder:real', 'embedded'
 REAL_EPOCHS, RUN_REAL_TASK = 4, True
 DEPTH, PRETRAINING_STEPS, STEPS, POPULATION = 2, 20, 20, 4

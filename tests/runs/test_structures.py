@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shutil
 from typing import Any
@@ -18,12 +19,14 @@ from glora_jax.files import read_arrays, read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.models.classifier import Classifier
+from glora_jax.models.vit import ViT
 from glora_jax.models.weights import EMBEDDED_KNOWN
 from glora_jax.records import read_lines
 from glora_jax.reports import run_page
 from glora_jax.runs import comparison, experiment
-from glora_jax.runs.backbone import Stream
-from glora_jax.runs.config import check_config
+from glora_jax.runs.backbone import Stream, adapt_spaces
+from glora_jax.runs.config import RunSettings, check_config
+from glora_jax.runs.sections import SpaceSettings
 from glora_jax.runs.stage import walk
 from glora_jax.runs.stages import allocation, results
 from glora_jax.runs.stages.allocation import allocate_shifts, head_recipe, train_head
@@ -156,8 +159,7 @@ def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
 ):
   shutil.copytree(structure_run / 'structure', prepared.path('structure'))
   monkeypatch.setattr(HeadOnFeatures, 'features', None)
-  for name in ('compile_ahead', 'allocate'):
-    monkeypatch.setattr(allocation, name, None)
+  monkeypatch.setattr(allocation, 'allocate', None)
   found = found_by(prepared)
   written = read_json(structure_run / 'structure' / 'genome.json')
   assert found.genome.tolist() == written['genome']
@@ -251,3 +253,18 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
       assert all(least < row['params'] <= most for row in rows)
   first, second = result['structures']['gradient-600']
   assert first != second
+
+
+def test_a_run_of_two_spaces_says_once_what_is_not_adapted(caplog):
+  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+  [gradient, searched] = (
+    RunSettings(structure=name, presets=('gradient',), space=SpaceSettings(ranks=(2,)))
+    for name in ('gradient', 'search')
+  )
+  expected, _ = adapt_spaces(gradient, model, 8)
+  caplog.set_level(logging.INFO, 'glora_jax')
+  adapted, beside = adapt_spaces(searched, model, 8)
+  assert caplog.text.count('2 of 7 weight matrices are not adapted') == 1
+  assert 'embed/kernel (convolution; use convs=True), pos_embed (not a matmul)' in caplog.text
+  assert (beside.spec, beside.groups) == (expected.spec, expected.groups)
+  assert adapted.spec != expected.spec

@@ -19,11 +19,9 @@ from glora_jax import tree
 from glora_jax.models.vit import ViT
 from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice, known
-from glora_jax.search.allocate import compile_ahead
 from glora_jax.search.allocated import CLEAR, pooled, share_of
 from glora_jax.search.allocation import Directions
 from glora_jax.search.known import Known
-from glora_jax.search.sketch import Pass
 
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))
@@ -200,21 +198,6 @@ def test_batches_are_read_once_and_a_single_one_does_not_tell_noise():
   assert alone.signal is None
   for values, same in zip(alone.values, listed.values, strict=True):
     assert_close(values, same, 1e-3)
-
-
-def test_a_program_that_compiled_in_the_background_finds_the_same(monkeypatch):
-  adapted, variables, batches = scanned()
-  expected = allocated((adapted, variables, batches))
-  cold = {**variables, 'params': jax.tree.map(jnp.zeros_like, variables['params'])}
-  ahead = compile_ahead(adapted, cold, loss, batches[0], max_rank=2)
-  with monkeypatch.context() as patched:
-    patched.setattr(Pass, '_program', None)  # nothing is compiled again
-    found = allocated((adapted, variables, batches), ahead=ahead)
-  assert_array_equal(found.genome, expected.genome)
-  jax.tree.map(assert_array_equal, found.values, expected.values)
-  jax.tree.map(assert_array_equal, found.variables, expected.variables)
-  with jax.disable_jit():
-    assert compile_ahead(adapted, variables, loss, batches[0]) is None
 
 
 def test_what_batches_have_not_in_common_is_noise():

@@ -12,7 +12,6 @@ from places import environment, program
 from tiny_models import problem, reference_scores
 
 from glora_jax.search import scoring
-from glora_jax.search.scoring import made_for
 
 
 def assert_same_scores(found, expected):
@@ -20,21 +19,27 @@ def assert_same_scores(found, expected):
   assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
+def pretend(monkeypatch, platform):
+  """Makes scorers those of a platform that may not be here."""
+  monkeypatch.setattr(scoring, '_platform_of', lambda mesh: platform)
+
+
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize(
   'model, chunk, block',
   [('mlp', 3, 8), ('mlp', 4, 256), ('vit', 7, 8)],
 )
-def test_scores_are_those_of_the_folded_models(model, platform, chunk, block):
+def test_scores_are_those_of_the_folded_models(model, platform, chunk, block, monkeypatch):
   adapted, *arguments = problem(model)
-  with made_for(platform):  # folded once a candidate, or merged in every pass
-    found = scoring.make_scorer(adapted, chunk=chunk, block=block)(*arguments)
+  pretend(monkeypatch, platform)  # folded once a candidate, or merged in every pass
+  found = scoring.make_scorer(adapted, chunk=chunk, block=block)(*arguments)
   assert_same_scores(found, reference_scores(model))
 
 
-def test_where_jax_counts_in_64_bits_scores_are_the_same():
+def test_where_jax_counts_in_64_bits_scores_are_the_same(monkeypatch):
   adapted, *arguments = problem('mlp')
-  with made_for('tpu'), jax.enable_x64(True):
+  pretend(monkeypatch, 'tpu')
+  with jax.enable_x64(True):
     found = scoring.make_scorer(adapted, chunk=3, block=8)(*arguments)
   assert_same_scores(found, reference_scores('mlp'))
   assert (found.correct.dtype, found.loss.dtype) == (jnp.int32, jnp.float32)
@@ -58,14 +63,17 @@ def test_images_become_inputs_block_by_block():
 @pytest.mark.parametrize(
   'platform, block, classes', [('cpu', 8, None), ('tpu', 23, np.array([True, False, True, True]))]
 )
-def test_predictions_are_the_most_probable_of_the_classes_that_count(platform, block, classes):
+def test_predictions_are_the_most_probable_of_the_classes_that_count(
+  platform, block, classes, monkeypatch
+):
   adapted, variables, genomes, images, labels = problem('mlp')
   genome = genomes[1]
   logits = np.array(jax.jit(adapted.apply)(variables, images, genome=genome))
   if classes is not None:
     assert (logits.argmax(-1) == 1).any()  # a class that does not count
     logits[:, ~classes] = -np.inf
-  with made_for(platform):
+  with monkeypatch.context() as patched:
+    pretend(patched, platform)
     predict = scoring.make_predictor(adapted, block=block, classes=classes)
     found = predict(variables, genome.tolist(), images)
   assert_array_equal(found.classes, logits.argmax(-1))
@@ -91,7 +99,7 @@ def test_an_answer_that_is_not_finite_is_wrong_whatever_scores_it():
     assert_array_equal(correct, expected)
 
 
-def test_the_chunk_is_the_largest_that_fits_into_memory():
+def test_the_chunk_is_the_largest_that_fits_into_memory(monkeypatch):
   adapted, *arguments = problem('mlp', 12)
 
   @functools.cache
@@ -102,7 +110,8 @@ def test_the_chunk_is_the_largest_that_fits_into_memory():
   def size(chunk):
     return scorer(chunk).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
-  with made_for('tpu'):  # where kernels are merged in every pass
+  with monkeypatch.context() as patched:
+    pretend(patched, 'tpu')  # where kernels are merged in every pass
     for most, larger in ((1, 2), (3, 4), (6, 12)):  # chunks of equal size
       assert scoring.fitting_chunk(scorer, arguments, 12, size(most)) == most
       assert size(larger) > size(most)

@@ -36,12 +36,12 @@ from glora_jax.runs.context import Context
 from glora_jax.runs.sections import GRADIENT, KNOWN
 from glora_jax.runs.stages.training import HeadOnFeatures, Training, train
 from glora_jax.search import known
-from glora_jax.search.allocate import Prior, allocate, compile_ahead
+from glora_jax.search.allocate import Prior, allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.known import Known
-from glora_jax.search.sketch import Ahead, Loss
+from glora_jax.search.sketch import Loss
 from glora_jax.training.batches import ImageStream, in_rows
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy
@@ -54,12 +54,6 @@ MOST_IMAGES = 4096  # for shifts; with more images a task's own gradient is clea
 _FEWEST_BATCHES = 8  # to tell how much of a gradient is noise, if there are enough images
 
 log = logging.getLogger(__name__)
-
-
-def borrowed_images(context: Context) -> int:
-  """The number of training images that a prior reads as well; 0 if there is none."""
-  is_read = context.settings.allocation.prior == 'shifts'
-  return min(context.counts[context.train_split], MOST_IMAGES) if is_read else 0
 
 
 def check_gradient(context: Context) -> None:
@@ -117,27 +111,12 @@ def equal_batches(
     >>> equal_batches(jax.random.key(0), num_examples=100, batch_size=16).shape
     (8, 12)
   """
-  size = _size_of_batches(num_examples, batch_size, devices)
+  most = min(batch_size, num_examples // _FEWEST_BATCHES)
+  size = max(1, most // devices) * devices
   # On the host: compiling a permutation takes longer than reading all batches.
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   order = rng.permutation(num_examples).astype(np.int32)
   return order[: num_examples // size * size].reshape(-1, size)
-
-
-def _size_of_batches(num_examples: int, batch_size: int, devices: int) -> int:
-  most = min(batch_size, num_examples // _FEWEST_BATCHES)
-  return max(1, most // devices) * devices
-
-
-def shapes_of_batch(context: Context) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """Shapes of the images and labels of one batch of the gradient."""
-  number, batch_size = context.counts[context.train_split], context.settings.training.batch_size
-  size, pixels = (
-    _size_of_batches(number, batch_size, context.devices),
-    context.metadata['image_size'],
-  )
-  images = jax.ShapeDtypeStruct((size, pixels, pixels, 3), np.uint8)
-  return images, jax.ShapeDtypeStruct((size,), np.int32)
 
 
 def gradient_loss(context: Context) -> Loss:
@@ -151,27 +130,12 @@ def gradient_loss(context: Context) -> Loss:
   return loss
 
 
-def start_compiling(context: Context, place: Model) -> Ahead | None:
-  """Compiles the programs of `read_off_gradient` in the background; None on a mesh.
-
-  Args:
-    context: the context.
-    place: the model and its variables, with any head.
-  """
-  if context.mesh is not None:
-    return None
-  max_rank, batch = context.settings.allocation.max_rank, shapes_of_batch(context)
-  loss = gradient_loss(context)
-  return compile_ahead(place.adapted, place.variables, loss, batch, max_rank=max_rank)
-
-
 def read_off_gradient(
   context: Context,
   place: Model,
   *,
   budget: int | None,
   key: jax.Array,
-  ahead: Ahead | None = None,
   split: Split | None = None,
   prior: Prior | None = None,
 ) -> Allocation:
@@ -182,7 +146,6 @@ def read_off_gradient(
     place: the model and its variables, with a warm head.
     budget: most trained parameters; None for the knee of the curve.
     key: random key of batches and directions.
-    ahead: what `start_compiling` returned.
     split: images and labels instead of the run's training images.
     prior: see `allocate`.
 
@@ -204,13 +167,7 @@ def read_off_gradient(
     mesh=context.mesh,
     prior=prior,
     progress=meshes.primary(),
-    ahead=ahead,
   )
-
-
-def is_allocated(context: Context, folder: str) -> bool:
-  """Whether an earlier `allocate_once` finished in a folder of the workdir."""
-  return os.path.exists(context.path(folder, ALLOCATION))
 
 
 def allocate_once(
@@ -220,7 +177,6 @@ def allocate_once(
   budget: int | None,
   key: jax.Array,
   folder: str,
-  ahead: Ahead | None = None,
   prior: Prior | None = None,
 ) -> Allocation:
   """`read_off_gradient`, or the result of an earlier call in a folder of the workdir.
@@ -229,9 +185,8 @@ def allocate_once(
   `genome.json`.
   """
   path = context.path(folder, ALLOCATION)
-  if not is_allocated(context, folder):
-    options = {'budget': budget, 'key': key, 'ahead': ahead, 'prior': prior}
-    allocation = read_off_gradient(context, place, **options)
+  if not os.path.exists(path):
+    allocation = read_off_gradient(context, place, budget=budget, key=key, prior=prior)
     trainable, _ = place.adapted.split(allocation.variables)
     trainable = meshes.on_host(trainable)
     if meshes.primary():
@@ -302,7 +257,7 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
 
 
 def allocate_shifts(
-  context: Context, place: Model, *, budget: int | None, key: jax.Array, ahead: Ahead | None = None
+  context: Context, place: Model, *, budget: int | None, key: jax.Array
 ) -> Allocation | None:
   """An allocation from shifted training images, with a head that tells the shifts apart.
 
@@ -314,7 +269,6 @@ def allocate_shifts(
     place: the model and its variables before any training.
     budget: budget of the structure, which does not change what a prior gives.
     key: random key.
-    ahead: what `start_compiling` returned.
 
   Returns:
     The allocation, which `glora_jax.allocate` takes as prior; None if the images are streamed.
@@ -335,7 +289,7 @@ def allocate_shifts(
   data, options = (features, split.labels), {'mesh': mesh, 'progress': meshes.primary()}
   variables = warm_head(learner, place.variables, *data, recipe, head_key, **options)
   warm = Model(place.adapted, variables)
-  return read_off_gradient(context, warm, budget=budget, key=key, ahead=ahead, split=split)
+  return read_off_gradient(context, warm, budget=budget, key=key, split=split)
 
 
 def prior_of(

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
@@ -23,16 +23,13 @@ from glora_jax.runs.backbone import Model, Stream, stream_key
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context
 from glora_jax.runs.sections import FOUND, GRADIENT, KNOWN, NO_PRESETS, SEARCH, TUNING_SEED
-from glora_jax.runs.stage import TRAINING, Call, Stage, Workload, clocked
+from glora_jax.runs.stage import TRAINING, Stage, clocked
 from glora_jax.runs.stages.allocation import (
   allocate_known,
   allocate_once,
-  borrowed_images,
   check_gradient,
   head_recipe,
-  is_allocated,
   prior_of,
-  start_compiling,
 )
 from glora_jax.runs.stages.search import run_search
 from glora_jax.runs.stages.structures import READS_OF_KNOWN
@@ -41,7 +38,6 @@ from glora_jax.runs.stages.training import (
   HeadOnFeatures,
   Training,
   best_on_val,
-  calls_of_training,
   train,
 )
 from glora_jax.search.allocated import Allocation
@@ -115,7 +111,6 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
         f'tuning/{name}',
         functools.partial(_choose_rate, method),
         reads=(*reads, 'compare.rates'),
-        calls=functools.partial(_calls, method, is_tuning=True),
         splits=('train',),
       )
       tuning.append(tune)
@@ -126,7 +121,6 @@ def stages_of_methods(settings: RunSettings) -> tuple[Stage, ...]:
       reads=(*reads, 'compare.seeds', 'train_on'),
       after=after,
       check=functools.partial(_check, method),
-      calls=functools.partial(_calls, method, is_tuning=False),
       splits=('train', settings.final_split),
     )
     training.append(train_all)
@@ -314,8 +308,6 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   """
   place, budgets = context.place(GRADIENT), task.budgets
   seeds = list(dict.fromkeys(trial.seed for trial in task.trials))
-  is_done = all(is_allocated(context, f'{task.folder}/{seed}') for seed in seeds)
-  ahead = None if is_done else start_compiling(context, place)  # one program for all of them
   head, warming = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
   trials = [Trial(seed, warming.learning_rate) for seed in seeds]
   starts = _starts(context, place.adapted, trials)
@@ -324,7 +316,7 @@ def _read_off_gradients(context: Context, task: Task) -> dict[str, list[TrainedS
   rows: dict[str, list[TrainedStructure]] = {f'{GRADIENT}-{budget}': [] for budget in budgets}
   for seed, start, warm in zip(seeds, starts, heads, strict=True):
     folder, place = f'{task.folder}/{seed}', place._replace(variables=start)
-    options: dict[str, Any] = {'budget': max(budgets), 'ahead': ahead}
+    options: dict[str, Any] = {'budget': max(budgets)}
     prior = prior_of(context, place, key=stream_key(seed, Stream.PRIOR), **options)
     warmed = place._replace(variables={**start, 'params': warm.variables['params']})
     of_seed = task._replace(trials=[trial for trial in task.trials if trial.seed == seed])
@@ -439,31 +431,3 @@ class TriedRate(TypedDict):
 
 class _Tried(TypedDict):
   rows: list[TriedRate]
-
-
-def _calls(method: str, context: Context, is_tuning: bool) -> Iterator[Call]:
-  """The programs that a method calls: tuned with one seed, trained at one rate."""
-  settings, number = context.settings, context.counts['train']
-  compare, recipe = settings.compare, settings.training
-  seeds, rates = (1, len(compare.rates)) if is_tuning else (compare.seeds, 1)
-  trials = seeds * rates
-  rows = 1 if is_tuning else max(1, len(budgets_of(settings, method)))
-  if method == SEARCH:
-    shorter = _of_supernet(settings)
-    supernets = Workload(structure=None, recipe=shorter, side_by_side=trials)
-    yield Call.training('train_many', supernets, number)
-    times = trials * rows
-    images = times * settings.search.evaluations * context.counts['val']
-    yield Call('scoring', images)
-    alone = Workload(structure=SEARCH, recipe=settings.finetuning, side_by_side=1)
-    yield from calls_of_training(context, 'train_many', alone, times=times)
-  elif method == GRADIENT:
-    borrowed = borrowed_images(context)
-    for program in ('features', 'allocation'):
-      yield Call(program, seeds * (number + borrowed))
-    shorter = settings.allocation.shortened(recipe)
-    workload = Workload(structure=GRADIENT, recipe=shorter, side_by_side=rates)
-    yield from calls_of_training(context, 'train_many', workload, times=seeds * rows)
-  else:
-    workload = Workload(structure=method, recipe=recipe, side_by_side=trials)
-    yield from calls_of_training(context, 'train_many', workload, times=rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,9 +16,8 @@ from glora_jax.method.space import Spec
 from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context, train_split_of
-from glora_jax.runs.sections import SEARCH
-from glora_jax.runs.stage import TRAINING, Call, Stage, Workload
-from glora_jax.runs.stages.training import Training, calls_of_training, train
+from glora_jax.runs.stage import TRAINING, Stage
+from glora_jax.runs.stages.training import Training, train
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
@@ -36,13 +34,6 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     'supernet',
     _train_supernet,
     reads=('sampling.', *TRAINING),
-    calls=lambda context: [
-      Call.training(
-        'supernet',
-        Workload(recipe=context.settings.training),
-        context.counts[context.train_split],
-      )
-    ],
     splits=(train_split_of(settings),),
   )
   search = Stage(
@@ -50,12 +41,6 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     _search,
     reads=('budget', 'search.'),
     after=('supernet',),
-    calls=lambda context: [
-      Call(
-        'scoring',
-        context.settings.search.evaluations * context.counts[context.search_split],
-      )
-    ],
   )
   if not settings.finetunes:
     return (supernet,), (search,)
@@ -64,15 +49,9 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     _finetune,
     reads=('finetune.', 'search.fitness', 'train_on', *TRAINING),
     after=('supernet', 'search'),
-    calls=_calls_of_finetuning,
     splits=(settings.final_split,),
   )
   return (supernet,), (search, finetune)
-
-
-def _calls_of_finetuning(context: Context) -> Iterator[Call]:
-  workload = Workload(structure=SEARCH, recipe=context.settings.finetuning)
-  return calls_of_training(context, 'subnet', workload, context.settings.final_split)
 
 
 def _train_supernet(context: Context) -> Any:

@@ -8,7 +8,6 @@ from a file. All are trained with one recipe, which is shorter after a gradient 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -26,20 +25,16 @@ from glora_jax.runs.backbone import Model, Stream
 from glora_jax.runs.config import RunSettings
 from glora_jax.runs.context import Context, train_split_of
 from glora_jax.runs.sections import GENOME_ENDING, GRADIENT, KNOWN, NO_PRESETS, SEARCH
-from glora_jax.runs.stage import TRAINING, Call, Stage, Workload
+from glora_jax.runs.stage import TRAINING, Stage
 from glora_jax.runs.stages.allocation import (
   allocate_known,
   allocate_once,
-  borrowed_images,
   check_gradient,
-  is_allocated,
   prior_of,
-  start_compiling,
   train_head,
 )
-from glora_jax.runs.stages.training import Training, calls_of_training, train
+from glora_jax.runs.stages.training import Training, train
 from glora_jax.search.allocated import Allocation
-from glora_jax.search.sketch import Ahead
 
 FOLDER = 'structure'
 FILE = 'file'  # the name of a structure from a file
@@ -92,7 +87,6 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       _warm_head,
       reads=('allocation.', *TRAINING),
       check=check_gradient,
-      calls=lambda context: [Call('features', _seen(context))],
       splits=(train_split_of(settings),),
     )
     structure = Stage(
@@ -100,7 +94,6 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       _read_off,
       reads=('allocation.', 'budget', 'training.'),
       after=('head',),
-      calls=lambda context: [Call('allocation', _seen(context))],
     )
     return head, structure
   if settings.structure == SEARCH:
@@ -122,13 +115,6 @@ def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
 
 def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> Stage:
   folder = f'training/{file_name(name)}'
-
-  def calls(context: Context) -> Iterator[Call]:
-    recipe = context.settings.training
-    if name == GRADIENT:
-      recipe = context.settings.allocation.shortened(recipe)
-    workload = Workload(structure=settings.structure if is_given else name, recipe=recipe)
-    return calls_of_training(context, 'subnet', workload, settings.final_split)
 
   def check(context: Context) -> None:
     if not is_given and name not in NO_PRESETS:
@@ -153,31 +139,22 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     reads=('train_on', *TRAINING, *(('allocation.',) if name == GRADIENT else ())),
     after=('structure',) if is_given or name == GRADIENT else (),
     check=check,
-    calls=calls,
     splits=(settings.final_split,),
   )
 
 
-def _seen(context: Context) -> int:
-  """Images that head and gradient see, including those of the prior."""
-  return context.counts[context.train_split] + borrowed_images(context)
+def _warm_head(context: Context) -> Model:
+  """The gradient's space with a warm head."""
+  return train_head(context, context.place(GRADIENT))
 
 
-def _warm_head(context: Context) -> tuple[Model, Ahead | None]:
-  """The gradient's space with a warm head, and its programs as they compile in the background."""
-  place = context.place(GRADIENT)
-  ahead = None if is_allocated(context, FOLDER) else start_compiling(context, place)
-  return train_head(context, place), ahead
-
-
-def _read_off(context: Context, warmed: tuple[Model, Ahead | None]) -> Model:
+def _read_off(context: Context, warm: Model) -> Model:
   """The structure allocated from the gradient, with the head that it was taken with."""
-  warm, ahead = warmed
-  options = {'budget': check_budget(context.settings.budget), 'ahead': ahead}
+  budget = check_budget(context.settings.budget)
   place = context.place(GRADIENT)
-  prior = prior_of(context, place, key=context.key(Stream.PRIOR), **options)
+  prior = prior_of(context, place, budget=budget, key=context.key(Stream.PRIOR))
   key = context.key(Stream.STRUCTURE)
-  allocation = allocate_once(context, warm, key=key, folder=FOLDER, prior=prior, **options)
+  allocation = allocate_once(context, warm, key=key, folder=FOLDER, prior=prior, budget=budget)
   learner = warm.adapted.fix(allocation.genome)
   return Model(learner, allocation.variables, allocation=allocation)
 

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
@@ -26,7 +26,6 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.runs.backbone import Model
 from glora_jax.runs.context import Context
 from glora_jax.runs.monitoring import Metrics
-from glora_jax.runs.stage import Call, Workload
 from glora_jax.runs.workdir import Stopped
 from glora_jax.training import loop
 from glora_jax.training.batches import in_rows
@@ -213,8 +212,9 @@ def train(context: Context, training: Training) -> list[Model]:
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)
   is_measured = learner.genome is not None and not is_head
-  is_measured &= _is_watched(context, training.split, is_alone=rates is None)
-  interval = epochs_between_looks(recipe.epochs) * per_epoch
+  is_measured &= training.split == 'train'
+  is_measured &= rates is None or context.settings.training.keep == 'best'
+  interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
       context=context,
@@ -254,30 +254,6 @@ def train(context: Context, training: Training) -> list[Model]:
   if rates is None:
     bookkeeper.warn_of_guessing(state, labels)
   return bookkeeper.trained(state)
-
-
-def _is_watched(context: Context, split: str, *, is_alone: bool) -> bool:
-  """Whether the validation accuracy of a fixed structure is used while it trains."""
-  return split == 'train' and (is_alone or context.settings.training.keep == 'best')
-
-
-def epochs_between_looks(epochs: int) -> int:
-  """Epochs between two measurements on the validation images."""
-  return max(1, math.ceil(epochs / LOOKS))
-
-
-def calls_of_training(
-  context: Context, program: str, workload: Workload, split: str = 'train', times: int = 1
-) -> Iterator[Call]:
-  """The programs that trainings of a fixed structure call: steps and measurements."""
-  assert workload.recipe is not None
-  yield Call.training(program, workload, context.counts[split], times)
-  is_alone = program != 'train_many'
-  if _is_watched(context, split, is_alone=is_alone):
-    epochs = workload.recipe.epochs
-    trainings = times * (1 if is_alone else workload.side_by_side)
-    looks = math.ceil(epochs / epochs_between_looks(epochs))
-    yield Call('evaluation', looks * trainings * context.counts['val'])
 
 
 def equal_parts(steps: int) -> int:

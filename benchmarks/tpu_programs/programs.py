@@ -1,0 +1,163 @@
+"""The programs of a run on a mesh that need not exist: compiled functions, and shapes to call them.
+
+A ViT in bfloat16 as a run would adapt it, with all images on the devices.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from glora_jax import mesh as meshes
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.sharding import shard_arrays
+from glora_jax.runs.backbone import (
+  Model,
+  adapt_spaces,
+  variables_before_training,
+)
+from glora_jax.runs.config import RunSettings
+from glora_jax.runs.context import Context
+from glora_jax.runs.sections import (
+  GRADIENT,
+  MeshSettings,
+  ModelSettings,
+  SpaceSettings,
+  TrainingSettings,
+)
+from glora_jax.runs.stages.allocation import gradient_loss
+from glora_jax.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
+from glora_jax.search.scoring import make_predictor, make_scorer
+from glora_jax.search.sketch import Pass
+from glora_jax.training.batches import steps_per_call
+from glora_jax.training.loop import initial_state, make_steps
+
+Program = tuple[Any, tuple[Any, ...]]  # a compiled function and its arguments
+Shape = jax.ShapeDtypeStruct
+KEY = jax.eval_shape(jax.random.key, 0)
+COUNTS = {'train': 800, 'val': 200, 'test': 1000}
+FINETUNING = 'finetuning'  # of all weights, in float32: what the supernet is measured by
+NAMES = ('supernet', 'subnet', 'scoring', 'allocation', 'evaluation', FINETUNING)
+
+
+def make_run(
+  model: nn.Module, size: int, rank: int, batch: int, base: Any, mesh: jax.sharding.Mesh
+) -> Context:
+  """A run whose variables are shapes on a mesh.
+
+  Args:
+    model: the backbone, with a head for the task.
+    size: side of its images.
+    rank: of its LoRAs.
+    batch: images of a step, on all devices together.
+    base: 'replicated' or 'sharded', as `config.mesh.base`.
+    mesh: the devices.
+  """
+  settings = RunSettings(
+    presets=(GRADIENT,),
+    training=TrainingSettings(batch_size=batch),
+    space=SpaceSettings(ranks=(rank,)),
+    model=ModelSettings(dtype='bfloat16', base_dtype='bfloat16'),
+    mesh=MeshSettings(base=base),
+  )
+  images = Shape((1, size, size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  searched, other = adapt_spaces(settings, model, size, mesh)
+  assert other is not None, 'the space of a gradient'
+
+  def variables(adapted: Adapted) -> Any:
+    start = functools.partial(variables_before_training, adapted, settings=settings, mesh=None)
+    shapes = jax.eval_shape(start, params)
+    return adapted.join(*_placed(settings, mesh, *adapted.split(shapes)))
+
+  counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * batch)}  # enough for a gradient's batches
+  metadata = {'image_size': size, 'normalization': 'inception'}
+  no_task: Any = None
+  return Context(
+    settings,
+    '',
+    no_task,
+    searched,
+    variables(searched),
+    metadata,
+    counts=counts,
+    beside=Model(other, variables(other)),
+    mesh=mesh,
+  )
+
+
+def _placed(
+  settings: RunSettings, mesh: jax.sharding.Mesh, trainable: Any, frozen: Any
+) -> tuple[Any, Any]:
+  """Shapes of trained and frozen arrays on the devices of a run."""
+  place = shard_arrays if settings.mesh.base == 'sharded' else meshes.replicate
+  return meshes.replicate(mesh, trainable), place(mesh, frozen)
+
+
+def _split(run: Context, split: str) -> Any:
+  """Shapes of a split's images and labels."""
+  number, size = run.counts[split], run.metadata['image_size']
+  images, labels = Shape((number, size, size, 3), jnp.uint8), Shape((number,), jnp.int32)
+  return meshes.hold(run.mesh, (images, labels))
+
+
+def training(run: Context, learner: Adapted) -> Program:
+  """Training steps of a learner, as `fit` compiles them."""
+  assert run.mesh is not None
+  recipe, number = run.settings.training, run.counts['train']
+  halves = jax.eval_shape(learner.split, run.variables)
+  trainable, frozen = _placed(run.settings, run.mesh, *halves)
+  optimizer = recipe.optimizer(number)
+  start = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
+  whole = meshes.are_whole(frozen)
+  steps = make_steps(loss_of(run, learner), optimizer, recipe.accumulate, run.mesh, whole)
+  per_call = steps_per_call(recipe.steps_per_epoch(number), MOST_STEPS)
+  indices = Shape((per_call, recipe.batch_size), jnp.int32)
+  state, indices = meshes.replicate(run.mesh, (start.opt_state, indices))
+  return steps, (trainable, state, 0, frozen, *_split(run, 'train'), indices, KEY, None)
+
+
+def _genomes(run: Context, *axes: int) -> Any:
+  return meshes.replicate(run.mesh, Shape((*axes, len(run.adapted.spec), 5), jnp.int8))
+
+
+def scoring(run: Context, chunk: int) -> Program:
+  """The scores of a population on the validation images."""
+  score = make_scorer(run.adapted, run.preprocess, chunk=chunk, mesh=run.mesh)
+  genomes = _genomes(run, run.settings.search.population)
+  return score, (run.variables, genomes, *_split(run, 'val'))
+
+
+def allocation(run: Context) -> Program:
+  """What `allocate` does with a batch."""
+  (adapted, variables, *_), batch_size = run.place(GRADIENT), run.settings.training.batch_size
+  ranks = max(max(layer.space.ranks) for layer in adapted.spec)
+  parts, size = min(run.settings.allocation.max_rank, ranks), run.metadata['image_size']
+  found = Pass(adapted, variables, gradient_loss(run), parts, jax.random.key(0), run.mesh)
+  images = Shape((batch_size, size, size, 3), jnp.uint8)
+  batch = meshes.split_rows(run.mesh, (images, Shape((batch_size,), jnp.int32)))
+  return found.program, (*found.start(), batch, KEY)
+
+
+def evaluation(run: Context) -> Program:
+  """A structure's answers on the test images."""
+  predict = make_predictor(run.adapted, run.preprocess, mesh=run.mesh)
+  return predict, (run.variables, _genomes(run), _split(run, 'test')[0])
+
+
+def program_of(name: str, run: Context, chunk: int) -> Program:
+  """The program of a name in `NAMES`; `chunk` candidates are scored side by side on each device."""
+  if name == 'scoring':
+    return scoring(run, chunk)
+  if name == 'allocation':
+    return allocation(run)
+  if name == 'evaluation':
+    return evaluation(run)
+  learners = {
+    'supernet': run.adapted,
+    'subnet': run.adapted.fix('lora'),
+    FINETUNING: FullFineTuning.of(run.adapted),
+  }
+  return training(run, learners[name])
