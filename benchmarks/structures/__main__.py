@@ -76,7 +76,7 @@ def main() -> None:
   parser.add_argument('--results', default=plan.RESULTS, help='folder of results')
   parser.add_argument('--pictures', default='notebooks/pictures', help='folder of the picture')
   parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
-  parser.add_argument('--tasks', nargs='+', default=FINAL, help='some of the tasks')
+  parser.add_argument('--tasks', nargs='+', choices=FINAL, default=FINAL)
   parser.add_argument('--seeds', type=int, default=plan.SEEDS, help='of ours and its contenders')
   given = parser.parse_args()
   if given.quick:
