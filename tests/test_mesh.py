@@ -17,8 +17,16 @@ from places import ROOT, environment, program
 
 from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
+from glora_jax.method.sharding import sharded_axis
 from glora_jax.records import read_lines
 from glora_jax.runs.monitoring import Line
+
+
+@pytest.mark.parametrize(
+  'shape, axis', [((768, 3072), 1), ((64, 16, 24), 2), ((64, 3, 5), None), ((), None)]
+)
+def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, axis):
+  assert sharded_axis(shape, 8) == axis
 
 
 @pytest.fixture
