@@ -75,7 +75,7 @@ def test_every_method_and_budget_has_a_row_for_each_seed_and_the_table_says_so(c
 
 @pytest.mark.slow
 def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ(compared, config):
-  workdir, _ = compared
+  workdir, result = compared
   context = context_of(config, workdir)
   before = flax.traverse_util.flatten_dict(context.variables['params'], sep='/')
   stages = stages_of(config)
@@ -88,6 +88,9 @@ def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ
   assert {
     name.split('/')[0] for name, x in still.items() if not np.array_equal(x, before[name])
   } == {'head'}
+  assert result['methods']['finetuning'][0]['params'] == sum(
+    value.size for name, value in before.items() if not name.startswith('head/')
+  )
   one, other = (jax.tree.leaves(subnet.model.variables['glora']) for subnet in lora)
   assert not all(np.allclose(x, y, atol=1e-4) for x, y in zip(one, other, strict=True))
 
