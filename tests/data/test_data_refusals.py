@@ -58,6 +58,7 @@ def fill(folder, classes, number=3):
       'val and test have no class in common',
     ),
     (['a'], '1 subfolders'),
+    (['a', 'b\n'], r'b\n'),
   ],
 )
 def test_folders_that_cannot_be_a_task(tmp_path, classes, named):
