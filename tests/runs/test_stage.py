@@ -258,19 +258,17 @@ SHORT = {
 }
 
 
-@pytest.mark.slow
+SEARCHED = {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT}
+KNOWN = {'structure': 'known', 'presets': (), **SHORT, 'training__epochs': 1}
+COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
+
+
 @pytest.mark.parametrize(
   'values',
   [
-    {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT},
-    {
-      'structure': 'known',
-      'model__weights': 'embedded',
-      'presets': (),
-      **SHORT,
-      'training__epochs': 1,
-    },
-    {'job': 'compare', 'budget': None, 'presets': (), **SHORT},
+    pytest.param(SEARCHED, marks=pytest.mark.slow),
+    pytest.param({**KNOWN, 'model__weights': 'embedded'}, marks=pytest.mark.slow),
+    pytest.param(COMPARED, marks=pytest.mark.full),
   ],
 )
 def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_path, monkeypatch):
