@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 
 import numpy as np
@@ -33,7 +32,6 @@ SPOILT = [  # tensors that are put into a timm file, or taken out, and what is n
   ),
   ({'dist_token': numbers(2)}, 'dist_token'),
   ({'norm.weight': np.full(16, -np.inf)}, 'norm.weight'),
-  ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few axes'),
   ({'blocks.3000000.norm1.weight': numbers(16)}, 'block 3000000'),
 ]
 
@@ -61,32 +59,13 @@ def test_what_a_caller_says_of_a_file_is_named(is_ours, fields, named, own, timm
   assert_refused(named, load, **fields)
 
 
-@pytest.mark.parametrize(
-  'metadata, named',
-  [
-    ({'normalization': [[0, 0, 0], [True, 0.5, 1]]}, 'normalization='),
-    ({'resize': 'stretch'}, "resize='stretch'"),
-  ],
-)
-def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(
-  metadata, named, own, tmp_path
-):
-  path, metadata = tmp_path / 'odd.safetensors', {'image_size': 16, **metadata}
-  assert_refused([str(path), named], weights.save, path, OURS, own[1], metadata)
+def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(own, tmp_path):
+  path, metadata = tmp_path / 'odd.safetensors', {'image_size': 16, 'resize': 'stretch'}
+  named = [str(path), "resize='stretch'"]
+  assert_refused(named, weights.save, path, OURS, own[1], metadata)
   assert not path.exists()
   write_tensors(path, flat(own[1]), 'vit', {'model': describe(OURS), **metadata})
   assert_refused(named, weights.load, path)
-
-
-def test_files_that_only_look_like_ours_are_refused(tmp_path):
-  path = tmp_path / 'odd.safetensors'
-  for metadata, named in (
-    ('nothing', 'not a glora_jax vit file'),
-    ('{"kind": "vit", "model": {"depth": "x"}}', 'not a glora_jax vit file'),
-    ('{"kind": "vit", "model": {"depth": 2}, "notes": [1e999]}', 'damaged'),
-  ):
-    safetensors.numpy.save_file({'a': np.zeros(3)}, path, {'glora_jax': metadata})
-    assert_refused([str(path), named], weights.load, path)
 
 
 def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
@@ -118,32 +97,12 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(model, params, forma
   assert not path.exists()
 
 
-def test_an_odd_config_beside_the_file_is_named(timm):
-  for text in (
-    '[1, 2',
-    '{"architecture": "x", "model_args": {"num_heads": "4"}}',
-    '{"architecture": "x", "global_pool": "max"}',
-  ):
-    timm.config.write_text(text)
-    assert_refused(str(timm.config), timm.load)
-  timm.config.unlink()
-  os.mkfifo(timm.config)  # which is not waited for
-  assert_refused(str(timm.config), timm.load, kind=OSError)
-
-
-@pytest.mark.parametrize(
-  'file, fields, named',
-  [
-    ('preprocessor_config.json', {'image_mean': [0.5, 0.5, 0.5]}, 'image_std'),
-    ('config.json', {'id2label': {'cat': 'a'}}, 'the keys cat;'),
-    ('config.json', {'id2label': dict.fromkeys('12345', 'cat')}, '1, 2, 3, 4, 5'),
-  ],
-)
-def test_an_odd_file_of_hugging_face_is_named(file, fields, named, tmp_path):
+def test_class_names_that_are_not_those_of_all_classes_are_named(tmp_path):
   folder = shutil.copytree(FIXTURES / 'hf_vit', tmp_path / 'hf_vit')
   config = json.loads((folder / 'config.json').read_text())
-  (folder / file).write_text(json.dumps({**config, **fields}))
-  assert_refused([f'{folder}/{file}', named], weights.load, folder)
+  config['id2label'] = dict.fromkeys('12345', 'cat')
+  (folder / 'config.json').write_text(json.dumps(config))
+  assert_refused([f'{folder}/config.json', '1, 2, 3, 4, 5'], weights.load, folder)
 
 
 def test_folders_without_one_checkpoint_are_named(tmp_path):

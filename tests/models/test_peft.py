@@ -91,8 +91,6 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   assert_allclose(fixed.apply(of_torch, images), expected, atol=1e-4)
   _, read = load_peft(tmp_path, adapted, params)
   jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
-  save_peft(tmp_path, case.adapted, case.variables, 'hf_dinov2', case.genome)
-  assert_refused(f'({2 * width}, ', load_peft, tmp_path, adapted, params)
 
 
 class Stacked(nn.Module):
@@ -131,14 +129,12 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
   save_peft(tmp_path, adapted, variables, names, genome, base='hf:me/base@v1')
   config, tensors = contents(tmp_path)
   assert (config['base_model_name_or_path'], config['revision']) == ('me/base', 'v1')
-  assert (config['r'], config['rank_pattern'], config['alpha_pattern']) == (2, {}, {})
   layers = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('query', 'value')]
   for module in layers:
     shared = tensors[f'{module[:-5]}query.lora_A.weight']
     assert_array_equal(tensors[f'{module}.lora_A.weight'], shared)
   halves = [f'model.layers.{n}.{name}' for n in (0, 1) for name in ('left', 'right')]
   assert set(config['target_modules']) == {*layers, *halves}
-  assert tensors['model.layers.1.left.lora_B.weight'].shape == (2, 2)
   assert config['modules_to_save'] == ['model.head', 'model.norm']
   head = variables['params']['head']['kernel']
   assert_array_equal(tensors['model.head.weight'], head.T)
@@ -191,7 +187,6 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
   for adapted, params, names, named in (
     (conv, of_conv, {'Conv': 'conv'}, 'Conv'),
     (conv, of_conv, 'timm', 'Conv'),
-    (adapt(case.model, IMAGES, heads='embed'), case.params, 'timm', 'embed/'),
     (adapt(case.model, IMAGES, heads='norm1'), case.params, 'timm', 'norm1/'),
   ):
     variables, genome = trained_variables(adapted, params), preset(adapted.spec, 'lora')
@@ -203,12 +198,9 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
   [
     (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
     (LORA, {'alpha_pattern': {'(': 2}}, FC1),
-    (LORA, {'lora_alpha': 1e308}, '1e+308'),
-    ({**LORA, A: numbers(3, 16, 1, 1)}, {}, '(3, 16, 1, 1)'),
     (LORA, {'rank_pattern': {'fc1': 4}}, 'rank 4'),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, '(x)'),
     ({A: numbers(2, 16), B: numbers(48, 2)}, {'r': 2}, 'rank 2'),
-    ({**LORA, B: np.full((48, 3), np.nan)}, {}, B),
     ({**LORA, 'classifier.weight': numbers(7, 16)}, {}, '(16, 7)'),
   ],
 )
@@ -220,27 +212,21 @@ def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, 
   assert_refused('not the config of a PEFT adapter', load_peft, tmp_path, case.adapted, case.params)
 
 
-def test_an_adapter_of_all_linear_layers_has_one_for_the_classifier_too(tmp_path):
+@pytest.mark.parametrize('module', [FC1, 'vit.encoder.layer.0.intermediate.dense'])
+def test_an_adapter_of_all_linear_layers_has_one_for_the_classifier_too(module, tmp_path):
+  """With the names of transformers 5 and 4."""
   case = trained('hf_vit')
   of_head = {f'classifier.lora_{side}.weight': LORA[name][:n] for side, name, n in SIDES}
+  of_layer = {name.replace(FC1, module): value for name, value in LORA.items()}
   adapted = adapt(case.model, IMAGES, space=SearchSpace(3), heads=None)
-  write(tmp_path, {**of_head, **LORA}, r=3, lora_alpha=3)
+  write(tmp_path, {**of_head, **of_layer}, r=3, lora_alpha=3)
   fixed, variables = load_peft(tmp_path, adapted, case.params)
   own = variables['glora']['head']
   change = own['B_down'] @ own['B_up']
   assert_allclose(change, (numbers(48, 3)[:CLASSES] @ numbers(3, 16)).T, atol=1e-6)
   assert np.flatnonzero(fixed.genome[:, 1]).size == 2
-
-
-def test_an_adapter_with_the_names_of_transformers_4_is_read(tmp_path):
-  case, old = trained('hf_vit'), 'vit.encoder.layer.0.intermediate.dense'
-  renamed = {name.replace(FC1, old): value for name, value in LORA.items()}
-  folders = [
-    write(tmp_path / folder, tensors, r=3, lora_alpha=3)
-    for folder, tensors in (('new', LORA), ('old', renamed))
-  ]
-  new, same = (load_peft(folder, case.adapted, case.params)[1]['glora'] for folder in folders)
-  jax.tree.map(assert_array_equal, new, same)
+  first = variables['glora']['blocks']['mlp']['fc1']['B_down'][0]
+  assert_array_equal(first, LORA[A].T)
 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
