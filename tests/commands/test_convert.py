@@ -1,6 +1,5 @@
 """The command that inspects and converts."""
 
-import itertools
 import os
 import shutil
 
@@ -12,7 +11,6 @@ from places import FIXTURES, digests
 
 from glora_jax import convert
 from glora_jax.models import weights
-from glora_jax.models.export import load_exported
 
 
 def test_inspection_says_what_the_file_is_and_the_backbone_in_the_package_has_a_name(capsys):
@@ -69,13 +67,6 @@ def test_the_normalization_that_a_file_does_not_say_can_be_given(format, tmp_pat
   assert 'assuming' not in caplog.text
 
 
-def test_the_whole_computation_is_exported_for_images_as_they_are_stored(tmp_path, capsys):
-  path = str(tmp_path / 'model.jax_export')
-  convert.main([str(FIXTURES / 'timm_vit'), path])
-  assert 'uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu' in capsys.readouterr().out
-  assert load_exported(path).in_avals[0].str_short() == 'uint8[batch,32,32,3]'
-
-
 @pytest.fixture
 def strangers(tmp_path, monkeypatch):
   """A folder with an input, `in`, links to it, and files of others, as the current one."""
@@ -105,8 +96,7 @@ def strangers(tmp_path, monkeypatch):
 )
 def test_what_is_there_is_not_replaced_unasked(strangers, output):
   before = digests(strangers)
-  for options in ([],) if output == 'a.jax_export' else ([], ['--format', 'hf_vit']):
-    assert_refused('already exists', convert.main, ['in', output, *options], kind=SystemExit)
+  assert_refused('already exists', convert.main, ['in', output], kind=SystemExit)
   assert digests(strangers) == before
 
 
@@ -120,14 +110,9 @@ def test_an_input_is_never_replaced(strangers, given):
     'soft.safetensors',
   ]
   outputs = [*same, 'in', 'linked', 'in/.', 'shelf']
-  formats = ([], ['--format', 'glora_jax'], ['--format', 'hf_vit'])
-  for output, options in [*itertools.product(outputs, formats), ('hard.jax_export', [])]:
-    assert_refused(
-      'an input of this command',
-      convert.main,
-      [given, output, '--overwrite', '--num-heads', '4', *options],
-      kind=SystemExit,
-    )
+  for output in (*outputs, 'hard.jax_export'):
+    arguments = [given, output, '--overwrite']
+    assert_refused('an input of this command', convert.main, arguments, kind=SystemExit)
   assert digests(strangers) == before
 
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from checkpoints import CLASSES, assert_equal_files, assert_equal_params, timm  # noqa: F401, a fixture
 from comparing import assert_refused
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 from places import FIXTURES
 
 from glora_jax.data import image
@@ -115,22 +115,6 @@ def test_timms_configs_are_understood(timm, config, expected):
   timm.config.write_text(json.dumps({'architecture': 'vit_tiny_patch16_224', **config}))
   model, *_ = timm.load(num_heads=None)
   assert {name: getattr(model, name) for name in expected} == expected
-
-
-def test_a_normalization_without_a_name_is_kept(timm, tmp_path):
-  config = {
-    'architecture': 'x',
-    'model_args': {'num_heads': 4},
-    'pretrained_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]},
-    'label_names': CLASSES,
-  }
-  timm.config.write_text(json.dumps(config))
-  model, params, metadata = timm.load(num_heads=None)
-  assert metadata['normalization'] == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-  assert metadata['classes'] == CLASSES
-  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
-  *_, again = weights.load(tmp_path / 'out')
-  assert_allclose(again['normalization'], metadata['normalization'])
 
 
 @pytest.mark.parametrize(

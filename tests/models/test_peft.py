@@ -156,11 +156,9 @@ SIDES = ('A', A, 3), ('B', B, CLASSES)
   [
     ('hf_vit', 'hf_vit', [3, 2, 0, 0, 0], 'A=lora:1, B=vector'),
     ('hf_vit', 'hf_vit', None, 'adapted.fold'),  # no LoRA at all
-    ('hf_vit', ['timm'], (), "names=['timm']"),
     ('timm_deit3', 'hf_vit', (), 'LayerScale'),
     ('hf_vit', {'head': 'classifier'}, (), "'blocks/attn/qkv'"),
     ('hf_vit', {'blocks/.*': 'a.{}', 'head': 'b'}, (), 'a.0, a.1'),
-    ('hf_vit', {'bl.*': r'\9'}, (), "'bl.*'"),
   ],
 )
 def test_what_cannot_be_written_is_named(name, names, alleles, named, tmp_path):

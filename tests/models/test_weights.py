@@ -12,10 +12,11 @@ from comparing import assert_refused
 from numpy.testing import assert_allclose, assert_array_equal
 from places import FIXTURES, program
 
+from glora_jax import convert
 from glora_jax.data.normalization import normalize
 from glora_jax.models import weights
 from glora_jax.models.classifier import Classifier, find_images
-from glora_jax.models.export import export, load_exported, save_exported
+from glora_jax.models.export import load_exported
 from glora_jax.models.resize import resize_pos_embed
 from glora_jax.models.vit import describe, expected_params
 
@@ -59,16 +60,16 @@ def test_another_image_size_and_patch_size_go_together(own):
   assert params['embed']['kernel'].shape == expected['embed/kernel'].shape
 
 
-def test_class_names_and_normalization_pass_through_hugging_faces_files(tmp_path):
-  model, params, metadata = weights.load(FIXTURES / 'hf_vit')
-  known = {**metadata, 'classes': CLASSES, 'normalization': 'imagenet'}
-  weights.save(tmp_path, model, params, known, metadata['source'])
+@pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
+def test_class_names_and_a_normalization_without_a_name_pass_through_their_files(name, tmp_path):
+  model, params, metadata = weights.load(FIXTURES / name)
+  known = {'classes': CLASSES, 'normalization': ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])}
+  weights.save(tmp_path, model, params, metadata | known, metadata['source'])
   config = json.loads((tmp_path / 'config.json').read_text())
-  assert config['id2label'] == {'0': 'a', '1': 'b', '2': 'c', '3': 'd', '4': 'e'}
   del config['glora_jax']
   (tmp_path / 'config.json').write_text(json.dumps(config))
   _, _, again = weights.load(tmp_path)
-  assert (again['classes'], again['normalization']) == (CLASSES, 'imagenet')
+  assert {fact: again[fact] for fact in known} == known
 
 
 def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(own, tmp_path):
@@ -81,10 +82,12 @@ def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(own, tmp_path)
   assert 'source' not in weights.load(tmp_path).metadata
 
 
-def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path):
+def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path, capsys):
   model, params, metadata = weights.load(FIXTURES / 'timm_vit')
   path = tmp_path / 'model.jax_export'
-  save_exported(path, export(model, params, metadata['image_size'], metadata['normalization']))
+  convert.main([str(FIXTURES / 'timm_vit'), str(path)])
+  printed = capsys.readouterr().out
+  assert 'uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu' in printed
   images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
   np.save(tmp_path / 'images.npy', images)
   command = [*program('call_exported'), path, tmp_path / 'images.npy', tmp_path / 'logits.npy']
