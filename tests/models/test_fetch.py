@@ -81,7 +81,7 @@ def test_paths_are_checked_and_returned_and_an_address_needs_its_sum(tmp_path):
 
 
 COMMIT = '1' * 40
-MALFORMED = ['hf:vit', 'hf:a/b/c', 'hf: me/vit', 'hf:me/v--it', 'hf:me/vit@', 'hf:me/vit@../../x']
+MALFORMED = ['hf:a/b/c', 'hf:me/v--it', 'hf:me/vit@../../x']
 
 
 @pytest.fixture
