@@ -31,6 +31,9 @@ SPOILT = [  # tensors that are put into a timm file, or taken out, and what is n
     ['blocks.{0-1}.mlp.fc2.bias', 'blocks.1.extra.weight', 'norm.bias is (7,)'],
   ),
   ({'dist_token': numbers(2)}, 'dist_token'),
+  ({'norm.weight': np.full(16, -np.inf)}, 'norm.weight'),
+  ({'norm.weight': np.zeros(16, np.int32)}, 'int32'),
+  ({'patch_embed.proj.weight': numbers(16, 3)}, 'too few axes'),
   ({'blocks.3000000.norm1.weight': numbers(16)}, 'block 3000000'),
 ]
 
@@ -58,6 +61,17 @@ def test_what_a_caller_says_of_a_file_is_named(is_ours, fields, named, own, timm
   assert_refused(named, load, **fields)
 
 
+DIVERGED = {**params_of(OURS), 'norm': {'scale': np.full(12, np.nan), 'bias': numbers(12)}}
+
+
+def test_files_that_only_look_like_ours_are_refused(tmp_path):
+  path, metadata = tmp_path / 'odd.safetensors', {'model': describe(OURS), 'image_size': 16}
+  write_tensors(path, flat(DIVERGED), 'vit', metadata)
+  assert_refused('norm/scale is not finite', weights.load, path)
+  write_tensors(path, flat(DIVERGED), 'vit', {'model': {'depth': 'x'}})
+  assert_refused('not a glora_jax vit file', weights.load, path)
+
+
 def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(own, tmp_path):
   path, metadata = tmp_path / 'odd.safetensors', {'image_size': 16, 'resize': 'stretch'}
   named = [str(path), "resize='stretch'"]
@@ -72,9 +86,6 @@ def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
   safetensors.numpy.save_file(tensors, tmp_path / 'other.safetensors')
   named = 'does not hold a ViT of a known format; it has layers.{0-2}.weight'
   assert_refused(named, weights.load, tmp_path / 'other.safetensors')
-
-
-DIVERGED = {**params_of(OURS), 'norm': {'scale': np.full(12, np.nan), 'bias': numbers(12)}}
 
 
 @pytest.mark.parametrize(

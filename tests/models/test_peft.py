@@ -153,9 +153,11 @@ SIDES = ('A', A, 3), ('B', B, CLASSES)
   [
     ('hf_vit', 'hf_vit', [3, 2, 0, 0, 0], 'A=lora:1, B=vector'),
     ('hf_vit', 'hf_vit', None, 'adapted.fold'),  # no LoRA at all
+    ('hf_vit', ['timm'], (), "names=['timm']"),
     ('timm_deit3', 'hf_vit', (), 'LayerScale'),
     ('hf_vit', {'head': 'classifier'}, (), "'blocks/attn/qkv'"),
     ('hf_vit', {'blocks/.*': 'a.{}', 'head': 'b'}, (), 'a.0, a.1'),
+    ('hf_vit', {'bl.*': r'\9'}, (), "'bl.*'"),
   ],
 )
 def test_what_cannot_be_written_is_named(name, names, alleles, named, tmp_path):
@@ -184,6 +186,7 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
   for adapted, params, names, named in (
     (conv, of_conv, {'Conv': 'conv'}, 'Conv'),
     (conv, of_conv, 'timm', 'Conv'),
+    (adapt(case.model, IMAGES, heads='embed'), case.params, 'timm', 'embed/'),
     (adapt(case.model, IMAGES, heads='norm1'), case.params, 'timm', 'norm1/'),
   ):
     variables, genome = trained_variables(adapted, params), preset(adapted.spec, 'lora')
@@ -195,6 +198,9 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
   [
     (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
     (LORA, {'alpha_pattern': {'(': 2}}, FC1),
+    (LORA, {'lora_alpha': 1e308}, '1e+308'),
+    ({**LORA, A: numbers(3, 16, 1, 1)}, {}, '(3, 16, 1, 1)'),
+    ({**LORA, B: np.full((48, 3), np.nan)}, {}, B),
     (LORA, {'rank_pattern': {'fc1': 4}}, 'rank 4'),
     ({'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)}, {}, '(x)'),
     ({A: numbers(2, 16), B: numbers(48, 2)}, {'r': 2}, 'rank 2'),
