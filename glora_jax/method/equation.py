@@ -124,7 +124,8 @@ def effective_bias(
       down, up = supports['C_down'], supports['C_up']
       used = jnp.arange(down.shape[-1]) < _rank('C', alleles[2], ranks)
       lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
-    c = jnp.where(alleles[2] == 1, read(supports, 'C', 'vector'), lora)
+    is_flat = alleles[2] < len(FLAT_FORMS['C'])
+    c = jnp.where(is_flat, flat_form(supports, 'C', alleles[2]), lora)
     shift = shift + _with_wide(lambda wide, c: matrix_product(c, wide), kernel, c)
   if bias is None:
     return shift.astype(kernel.dtype)
@@ -149,9 +150,8 @@ def weight_factors(
   down, up = supports[f'{tensor}_down'], supports[f'{tensor}_up']
   columns = jnp.arange(down.shape[-1])
   used = columns < _rank(tensor, allele, ranks)
-  flat = (allele == 1) | (allele == 2)
-  first = columns == 0
-  row = jnp.where(allele == 1, read(supports, tensor, 'constant'), read(supports, tensor, 'vector'))
+  flat = (allele > 0) & (allele < len(FLAT_FORMS[tensor]))
+  first, row = columns == 0, flat_form(supports, tensor, allele)
   down = jnp.where(flat, first.astype(down.dtype), jnp.where(used, down, 0))
   up = jnp.where(flat, jnp.where(first[:, None], row, 0), jnp.where(used[:, None], up, 0))
   return down, up
@@ -205,9 +205,11 @@ def _product_of_factors_jvp(
 
 
 def flat_form(supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Array) -> jax.Array:
-  """D or E in the form of its allele, [out]; also A or B where it is not a LoRA."""
-  constant, vector = read(supports, tensor, 'constant'), read(supports, tensor, 'vector')
-  return jnp.where(allele == 0, 0, jnp.where(allele == 1, constant, vector))
+  """A tensor in the form of its allele, [out] or of C [in]; a LoRA acts as the last flat form."""
+  form: Any = 0
+  for code, name in enumerate(FLAT_FORMS[tensor][1:], 1):
+    form = jnp.where(allele < code, form, read(supports, tensor, name))
+  return form
 
 
 def _rank(tensor: Tensor, allele: jax.Array, ranks: Sequence[int]) -> jax.Array:

@@ -1,12 +1,12 @@
-"""What may be chosen: the forms of each tensor, the alleles on offer, the layers of a genome."""
+"""What may be chosen: the alleles on offer, and the layers of a genome."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,21 +20,15 @@ from glora_jax.limits import (
   shown,
   whole_number,
 )
+from glora_jax.method.supports import (
+  FLAT_FORMS,
+  LORA_TENSORS,
+  TENSORS,
+  WEIGHT_TENSORS,
+  Tensor,
+  num_params,
+)
 
-Tensor = Literal['A', 'B', 'C', 'D', 'E']
-
-TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C', 'D', 'E')
-WEIGHT_TENSORS: tuple[Tensor, ...] = ('A', 'B')  # they change the kernel; the others the bias
-
-# The forms of each tensor in the order of their codes. The LoRA of every rank follows in A, B, C.
-FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
-  'A': ('none', 'constant', 'vector'),
-  'B': ('none', 'constant', 'vector'),
-  'C': ('none', 'vector'),
-  'D': ('none', 'constant', 'vector'),
-  'E': ('none', 'constant', 'vector'),
-}
-LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 # Genomes are int8, and the codes of ranks follow those of the flat forms.
 MOST_RANKS = int(np.iinfo(np.int8).max) + 1 - max(len(FLAT_FORMS[t]) for t in LORA_TENSORS)
 _MOST_FEATURES = 2**24
@@ -231,12 +225,9 @@ class Layer:
     """Trained parameters of every form of a tensor, in the order of the codes."""
     if not self._has(tensor):
       return (0,) * len(self.space.names(tensor))
-    fan_in, fan_out, ranks = self.in_features, self.out_features, self.space.ranks
-    if tensor in WEIGHT_TENSORS:
-      return (0, 1, fan_out, *(rank * (fan_in + fan_out) for rank in ranks))
-    if tensor == 'C':
-      return (0, fan_in, *(rank * (fan_in + 1) for rank in ranks))
-    return (0, 1, fan_out)
+    cost = functools.partial(num_params, tensor, self.in_features, self.out_features)
+    ranks = self.space.ranks if tensor in LORA_TENSORS else ()
+    return (*map(cost, FLAT_FORMS[tensor]), *(cost('lora', rank) for rank in ranks))
 
   def canonical(self, tensor: Tensor) -> tuple[int, ...]:
     """For every code the cheapest one that is the same function, whatever the supports hold."""

@@ -9,20 +9,29 @@ allele reads all follow from it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.space import (
-  FLAT_FORMS,
-  TENSORS,
-  WEIGHT_TENSORS,
-  Tensor,
-)
-
 COLLECTION = 'glora'  # name of the supports' collection among a model's variables
+
+Tensor = Literal['A', 'B', 'C', 'D', 'E']
+
+TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C', 'D', 'E')
+WEIGHT_TENSORS: tuple[Tensor, ...] = ('A', 'B')  # they change the kernel; the others the bias
+
+# The forms of each tensor in the order of their codes. The LoRA of every rank follows in A, B, C.
+FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
+  'A': ('none', 'constant', 'vector'),
+  'B': ('none', 'constant', 'vector'),
+  'C': ('none', 'vector'),
+  'D': ('none', 'constant', 'vector'),
+  'E': ('none', 'constant', 'vector'),
+}
+LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 
 Axis = Literal['in', 'out', 'rank', 'one']
 Form = Literal['constant', 'vector', 'lora']
@@ -250,6 +259,15 @@ def used_parts(
       else:
         parts[name] = tuple(slice(0, rank) if axis == 'rank' else _ALL for axis in support.axes)
   return parts
+
+
+def num_params(
+  tensor: Tensor, in_features: int, out_features: int, form: str, rank: int = 1
+) -> int:
+  """Trained parameters of a form of a tensor in a layer; of a LoRA, with a rank."""
+  sizes = {'in': in_features, 'out': out_features, 'rank': rank, 'one': 1}
+  shapes = ([sizes[axis] for axis in SUPPORTS[name].axes] for name in _made_of(tensor, form))
+  return sum(map(math.prod, shapes))
 
 
 def _made_of(tensor: Tensor, form: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glora_jax.method.genomes import canonicalize, count_params, smallest_genome
-from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Layer, Spec
+from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Layer, Spec, Tensor
+from glora_jax.method.supports import num_params
 from glora_jax.search.allocation import UNIT_FORMS, Values
 
 _A, _B, _C, _D, _E = range(len(TENSORS))
@@ -254,7 +256,10 @@ def require_something(spec: Spec, budget: float | None) -> None:
 
 def unit_costs(spec: Spec, number: int) -> Values:
   """Trained parameters of every unit, in the form of `Values` [row] and [row, rank]."""
-  fan_in = np.array([layer.in_features for layer in spec], np.int64)
-  fan_out = np.array([layer.out_features for layer in spec], np.int64)
-  parts = np.tile((fan_in + fan_out)[:, None], number)
-  return Values(A_vector=fan_out, A_lora=parts, B_lora=parts, C_vector=fan_in, E_vector=fan_out)
+
+  def costs(tensor: Tensor, form: str) -> np.ndarray:
+    sizes = ((layer.in_features, layer.out_features) for layer in spec)
+    one = np.array([num_params(tensor, *own, form) for own in sizes], np.int64)
+    return np.tile(one[:, None], number) if form == 'lora' else one
+
+  return Values(*itertools.starmap(costs, UNIT_FORMS))
