@@ -229,14 +229,15 @@ class Pool:
   def _check_fits(self, path: FilePath, metadata: Mapping[str, Any]) -> None:
     """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
     for layer, alleles in zip(metadata['spec'], metadata['layers'], strict=True):
+      name = shown(layer['name'])
       for tensor in 'ABC':
         kind, _, rank = alleles[tensor][:20].partition(':')
         has = f'The adapter {printable(path)} has {shown(alleles[tensor])} for {tensor} in '
         if kind == 'lora' and tensor == 'A' and not self._merge:
-          raise ValueError(f'{has}{shown(layer)}; a pool with merge=True takes a LoRA for A.')
+          raise ValueError(f'{has}{name}; a pool with merge=True takes a LoRA for A.')
         if rank.isdecimal() and int(rank) > self._rank:
           raise ValueError(
-            f'{has}{shown(layer)}, and this pool holds rank {self._rank}; make it with rank={rank}.'
+            f'{has}{name}, and this pool holds rank {self._rank}; make it with rank={rank}.'
           )
 
   def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:

@@ -46,10 +46,19 @@ _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
 
+class _Sizes(TypedDict):
+  """A layer but for its space."""
+
+  name: str
+  in_features: int
+  out_features: int
+  bias: bool
+
+
 class _Metadata(TypedDict):
   """What the metadata of an adapter must say."""
 
-  spec: list[str]
+  spec: list[_Sizes]
   scale: list[float]
   base: str
   rounded: list[str]
@@ -163,7 +172,12 @@ def _rows(adapted: Adapted) -> dict[str, list[Any]]:
       ]
   return {
     'spec': [
-      f'{layer.name}, {layer.in_features} to {layer.out_features}' + ' with bias' * layer.bias
+      _Sizes(
+        name=layer.name,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        bias=layer.bias,
+      )
       for layer in adapted.spec
     ],
     'scale': [layer.space.scale for layer in adapted.spec],
@@ -354,10 +368,11 @@ def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
   pairs = itertools.zip_longest(theirs, ours, fillvalue='no such layer')
   for row, (there, here) in enumerate(pairs):
     if there != here:
+      there, here = (printable(str(layer))[:_LONGEST_LAYER] for layer in (there, here))
       raise ValueError(
         f'The adapter {printable(path)} belongs to another model. It has {len(theirs)} layers, and '
         f'this model {len(ours)}; the first that differs is layer {row}: '
-        f'{printable(there)[:_LONGEST_LAYER]} there, {printable(here)[:_LONGEST_LAYER]} here.'
+        f'{there} there, {here} here.'
       )
   if None in order:
     row = order.index(None)

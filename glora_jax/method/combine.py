@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,11 +24,10 @@ from glora_jax.limits import check_path, check_type, check_whole, plain, printab
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
 from glora_jax.method.presets import smallest_space
-from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec, Tensor
+from glora_jax.method.space import TENSORS, Layer, Spec, Tensor
 from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes, used_parts
 
 log = logging.getLogger(__name__)
-_LAYER = re.compile(r'(.*), (\d{1,8}) to (\d{1,8})( with bias)?', re.DOTALL)
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 # Where a file stores a flat form, and in which shape; D and E are stored as they are.
 _FLAT = {'A': ('A_up', (1, -1)), 'B': ('B_up', (1, -1)), 'C': ('C_down', (-1, 1))}
@@ -170,7 +168,10 @@ def _read(path: str) -> _Adapter:
   _, tensors, metadata = read_adapter(path)
   try:
     space = smallest_space(metadata)
-    layers = [_layer(text, space) for text in metadata['spec']]
+    layers = [
+      Layer(row['name'], row['in_features'], row['out_features'], row['bias'], space)
+      for row in metadata['spec']
+    ]
     genome = genome_from_json(Spec(tuple(layers)), metadata).tolist()
   except ValueError as error:
     raise damaged(path, error, AGAIN) from error
@@ -186,14 +187,6 @@ def _read(path: str) -> _Adapter:
     if (down := f'{COLLECTION}/{layer.name}/B_down') in tensors:
       tensors[down] = tensors[down] * np.float64(scale)  # of 16 bits, too, without rounding
   return _Adapter(tensors, metadata, layers)
-
-
-def _layer(text: str, space: SearchSpace) -> Layer:
-  """The layer that a file's metadata describe."""
-  if (found := _LAYER.fullmatch(text)) is None:
-    raise ValueError(f'{shown(text)} does not describe a layer')
-  name, inputs, outputs, bias = found.groups()
-  return Layer(name, int(inputs), int(outputs), bias is not None, space)
 
 
 def _check_alike(files: Mapping[str, _Adapter]) -> None:
