@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -266,18 +265,10 @@ def _ties(terms: Sequence[Term], rank: int | None, density: float) -> tuple[Term
 
 
 def _low_rank(matrix: np.ndarray, rank: int) -> tuple[Term, float]:
-  """A matrix by its largest singular values, and the norm of the others relative to all.
-
-  Through the eigenvectors of the smaller side's products, six times as fast as an SVD, and exact to
-  1e-8 of the largest.
-  """
-  if len(matrix) > matrix.shape[1]:
-    (up, down), error = _low_rank(matrix.T, rank)
-    return (down.T, up.T), error
-  squares, vectors = np.linalg.eigh(matrix @ matrix.T)  # ascending
-  down = vectors[:, ::-1][:, :rank]
-  lost = np.abs(squares[:-rank]).sum() / (squares.sum() or 1)
-  return (down, down.T @ matrix), math.sqrt(lost)
+  """A matrix by its largest singular values, and the norm of the others relative to all."""
+  left, values, right = np.linalg.svd(matrix, full_matrices=False)
+  error = np.linalg.norm(values[rank:]) / (np.linalg.norm(values) or 1)
+  return (left[:, :rank], values[:rank, None] * right[:rank]), float(error)
 
 
 def _stored(tensor: Tensor, term: Term) -> tuple[dict[str, np.ndarray], str]:

@@ -59,26 +59,23 @@ def _crowding_distance(values: np.ndarray) -> np.ndarray:
   return distance
 
 
-def hypervolume(
-  params: np.ndarray, error: np.ndarray, most_params: float, most_error: float = 1.0
-) -> float:
-  """Share of the box up to (most_params, most_error) that the points dominate.
+def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float) -> float:
+  """Share of the box up to (most_params, 1) that the points dominate.
 
   A place in the box is dominated where a point is at least as good in both. A structure without
   trained parameters and without errors would give 1. A box without width is the line of its errors.
 
   Args:
     params: trained parameters of each point, [point].
-    error: error of each point, [point].
+    error: error of each point, [point], at most 1.
     most_params: the box's edge in parameters.
-    most_error: the box's edge in error.
   """
   front = pareto_front(params, error)
   widths = np.diff(np.append(params[front], most_params).clip(max=most_params))
-  heights = np.clip(most_error - error[front], 0, None)
+  heights = 1 - error[front]
   if most_params == 0:
-    return float(heights[params[front] <= 0].max(initial=0.0) / most_error)
-  return float((widths * heights).sum() / (most_params * most_error))
+    return float(heights[params[front] <= 0].max(initial=0.0))
+  return float((widths * heights).sum() / most_params)
 
 
 def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
