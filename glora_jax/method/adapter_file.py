@@ -41,30 +41,33 @@ from glora_jax.tree import (
 
 AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each row.
-_BY_ROW = ('spec', 'scale', 'genome', 'layers', 'parameters')
+_BY_ROW = ('spec', 'scale', 'genome', 'layers')
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
 
-class _Sizes(TypedDict):
-  """A layer but for its space."""
+class _Row(TypedDict):
+  """A layer: its sizes, and for each member of a tie the kernel, its axes, and where in the stack.
+
+  It is known by these parameters, and not by its place among the rows.
+  """
 
   name: str
   in_features: int
   out_features: int
   bias: bool
+  parameters: list[dict[str, Any]]
 
 
 class _Metadata(TypedDict):
   """What the metadata of an adapter must say."""
 
-  spec: list[_Sizes]
+  spec: list[_Row]
   scale: list[float]
   base: str
   rounded: list[str]
   genome: list[list[int]]
   layers: list[NamedAlleles]
-  parameters: list[list[dict[str, Any]]]
 
 
 def save_adapter(
@@ -111,7 +114,8 @@ def save_adapter(
   base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])
   known, *rounded = fingerprints(base, None, *_ROUNDED)
   described = {
-    **_rows(adapted),
+    'spec': _rows(adapted),
+    'scale': [layer.space.scale for layer in adapted.spec],
     'base': known,
     'rounded': rounded,
     **genome_to_json(adapted.spec, genome),
@@ -151,16 +155,13 @@ def _parts(
     yield f'{COLLECTION}/{layer}/{name}', array, part
 
 
-def _rows(adapted: Adapted) -> dict[str, list[Any]]:
-  """What a file says of each row, but for its structure.
-
-  Its parameters are what it is known by: for each layer of a tie the kernel, its axes, and where in
-  the stack.
-  """
-  parameters: list[list[dict[str, Any]]] = [[] for _ in adapted.spec]
+def _rows(adapted: Adapted) -> list[_Row]:
+  """The layers, in the order of the genome's rows."""
+  rows = {}
   for group in adapted.groups:
     for index, row in group.slices():
-      parameters[row] = [
+      layer = adapted.spec.layers[row]
+      parameters = [
         {
           'kernel': path_name(site.kernel_path),
           'stack': list(site.layout.stack),
@@ -170,19 +171,14 @@ def _rows(adapted: Adapted) -> dict[str, list[Any]]:
         }
         for site in group.members
       ]
-  return {
-    'spec': [
-      _Sizes(
+      rows[row] = _Row(
         name=layer.name,
         in_features=layer.in_features,
         out_features=layer.out_features,
         bias=layer.bias,
+        parameters=parameters,
       )
-      for layer in adapted.spec
-    ],
-    'scale': [layer.space.scale for layer in adapted.spec],
-    'parameters': parameters,
-  }
+  return [rows[row] for row in range(len(rows))]
 
 
 def require_finite(
@@ -352,19 +348,19 @@ def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
   Raises:
     ValueError: they are not those of the model.
   """
-  own = _rows(adapted)
-  numbers = {json.dumps(key): row for row, key in enumerate(metadata['parameters'])}
-  order = [numbers.get(json.dumps(key)) for key in own['parameters']]
-  if len(order) == len(metadata['parameters']) and None not in order:
+  ours = _rows(adapted)
+  numbers = {json.dumps(row['parameters']): n for n, row in enumerate(metadata['spec'])}
+  order = [numbers.get(json.dumps(row['parameters'])) for row in ours]
+  if len(order) == len(metadata['spec']) and None not in order:
     metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
-  adapted_there = {site.get('kernel') for row in metadata['parameters'] for site in row}
+  theirs = metadata['spec']
+  adapted_there = {site.get('kernel') for row in theirs for site in row['parameters']}
   for kernel, reason in adapted.uncovered:
     if path_name(kernel) in adapted_there:
       raise ValueError(
         f'The adapter {printable(path)} adapts {path_name(kernel)}, and this model does not '
         f'({reason}); adapt the same layers, with the same embeddings=, convs=, select= and heads=.'
       )
-  theirs, ours = metadata['spec'], own['spec']
   pairs = itertools.zip_longest(theirs, ours, fillvalue='no such layer')
   for row, (there, here) in enumerate(pairs):
     if there != here:
@@ -374,12 +370,6 @@ def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
         f'this model {len(ours)}; the first that differs is layer {row}: '
         f'{there} there, {here} here.'
       )
-  if None in order:
-    row = order.index(None)
-    raise ValueError(
-      f'The adapter {printable(path)} belongs to another model: it has no layer '
-      f'{adapted.spec.layers[row].name} in the parameters and axes {own["parameters"][row]}.'
-    )
 
 
 def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.ndarray:

@@ -135,7 +135,7 @@ def combine(
   space = smallest_space({'genome': [], 'layers': alleles})
   spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in first.layers))
   described = {
-    **{name: first.metadata[name] for name in ('spec', 'parameters', 'base', 'rounded')},
+    **{name: first.metadata[name] for name in ('spec', 'base', 'rounded')},
     'scale': [1.0] * len(spec),
     **genome_to_json(spec, genome_from_json(spec, {'layers': alleles})),
   }
@@ -199,10 +199,7 @@ def _check_alike(files: Mapping[str, _Adapter]) -> None:
         f'{both} were trained on different base weights; combine adapters of one base.'
       )
     # A layer is known by its name and sizes, and by where its parameters lie.
-    rows, own = (
-      set(map(json.dumps, zip(said['spec'], said['parameters'], strict=True)))
-      for said in (ours, theirs)
-    )
+    rows, own = (set(map(json.dumps, said['spec'])) for said in (ours, theirs))
     if odd := rows ^ own:
       raise ValueError(
         f'{both} adapt different layers; combine adapters of one model: {min(odd)[:400]}.'
