@@ -33,7 +33,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from glora_jax.method.quantized import is_quantized
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
-from glora_jax.method.supports import RANK_AXES, SUPPORTS, read
+from glora_jax.method.supports import SUPPORTS, read
 
 LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
 NEAR_ZERO = 0.25  # less than this, 1 + A is nothing to divide by
@@ -41,56 +41,41 @@ NEAR_ZERO = 0.25  # less than this, 1 + A is nothing to divide by
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def effective(
+def effective_kernel(
   kernel: jax.Array,
-  bias: jax.Array | None,
   supports: Mapping[str, jax.Array],
   alleles: jax.Array,
-  ranks: Sequence[int] | None = None,
+  ranks: Sequence[int],
   product: Product | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-  """The kernel and bias of one linear layer with its supports merged in (eq. 10).
+) -> jax.Array:
+  """The kernel of one linear layer with its supports merged in: W' = W + W * A + B.
 
-  Everything is computed in `promote_types(kernel.dtype, float32)`, a bias that is wider than that
-  in its own type, and cast once, so that a structure is the same numbers, within their rounding,
-  whether it is trained, scored or folded.
+  Everything is computed in `promote_types(kernel.dtype, float32)` and cast once, so that a
+  structure is the same numbers, within their rounding, whether it is trained, scored or folded.
 
   Args:
     kernel: W, float [in, out].
-    bias: b, float [out], or None.
-    supports: supports of the layer, as `init_supports` returns them.
+    supports: supports of the layer (`supports.support_shapes`).
     alleles: forms of A, B, C, D, E, int [5]; may be traced. Values beyond the last form act as the
       last.
-    ranks: LoRA ranks that the codes stand for, ascending; None for the one rank of the storage.
+    ranks: LoRA ranks that the codes stand for, ascending.
     product: of the two factors of a LoRA, `low_rank_product` for instance; None for a matrix
       product, which is the better one where the layer runs at once.
 
   Returns:
-    (kernel, bias) in their own dtypes. Without bias the second is E + C @ W, in the kernel's dtype,
-    if the supports have any of C, D, E, and None otherwise.
-
-  Raises:
-    ValueError: the kernel or the alleles are not those of one layer.
+    [in, out] in the kernel's dtype.
 
   Example:
-    >>> from glora_jax.method.supports import init_supports
-    >>> supports = init_supports(jax.random.key(0), 3, 2)
-    >>> supports['E'] = jnp.array([0.5, -0.5])
+    >>> supports = {'B_down': jnp.ones((3, 1)), 'B_up': jnp.ones((1, 2)), 'E': jnp.ones(2)}
     >>> alleles = jnp.array([0, 3, 0, 0, 2])  # LoRA for B, a vector for E
-    >>> kernel, bias = jax.jit(effective)(jnp.ones((3, 2)), jnp.zeros(2), supports, alleles)
-    >>> kernel.shape, bias.tolist()
-    ((3, 2), [0.5, -0.5])
+    >>> kernel = jnp.zeros((3, 2))
+    >>> effective_kernel(kernel, supports, alleles, ranks=(1,)).tolist()
+    [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    >>> effective_bias(kernel, jnp.zeros(2), supports, alleles, ranks=(1,)).tolist()
+    [1.0, 1.0]
   """
-  if jnp.ndim(kernel) != 2 or jnp.shape(alleles) != (5,):
-    raise ValueError(
-      f'Expected one layer, a kernel [in, out] and alleles [5], got {kernel.shape} and '
-      f'{jnp.shape(alleles)}; use jax.vmap over a stack.'
-    )
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
-  if not ranks:  # the largest that is stored
-    names = RANK_AXES.keys() & supports.keys()
-    ranks = (max((supports[name].shape[RANK_AXES[name]] for name in names), default=1),)
   stored = stored_tensors(supports)
   merged = kernel.astype(dtype)
   if 'A' in stored:
@@ -98,22 +83,32 @@ def effective(
     merged = merged + _with_wide(jnp.multiply, kernel, form)
   if 'B' in stored:
     merged = merged + weight_form(supports, 'B', alleles[1], ranks, product)
-  return merged.astype(kernel.dtype), effective_bias(kernel, bias, supports, alleles, ranks)
+  return merged.astype(kernel.dtype)
 
 
 def effective_bias(
   kernel: jax.Array,
-  bias: jax.Array | None,
+  bias: jax.Array,
   supports: Mapping[str, jax.Array],
   alleles: jax.Array,
   ranks: Sequence[int],
-) -> jax.Array | None:
-  """The second half of `effective`: b' = b + b * D + E + C @ W. Arguments as there."""
+) -> jax.Array:
+  """The bias of such a layer: b' = b + b * D + E + C @ W, computed in a wider type if b is wider.
+
+  Args:
+    kernel: W, float [in, out].
+    bias: b, float [out].
+    supports: as of `effective_kernel`, like the others.
+    alleles: forms of A, B, C, D, E.
+    ranks: LoRA ranks.
+
+  Returns:
+    [out] in the bias' dtype.
+  """
   stored = stored_tensors(supports) - set(WEIGHT_TENSORS)
   if not stored:
     return bias
-  dtype = jnp.promote_types(kernel.dtype, jnp.float32)
-  dtype = dtype if bias is None else jnp.promote_types(dtype, bias.dtype)
+  dtype = jnp.result_type(kernel.dtype, bias.dtype, jnp.float32)
   supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
   shift = jnp.zeros(kernel.shape[-1], dtype)
   if 'E' in stored:
@@ -127,8 +122,6 @@ def effective_bias(
     is_flat = alleles[2] < len(FLAT_FORMS['C'])
     c = jnp.where(is_flat, flat_form(supports, 'C', alleles[2]), lora)
     shift = shift + _with_wide(lambda wide, c: matrix_product(c, wide), kernel, c)
-  if bias is None:
-    return shift.astype(kernel.dtype)
   wide = bias.astype(dtype)
   d = flat_form(supports, 'D', alleles[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)

@@ -41,7 +41,7 @@ def merge_kernels(
   ranks: tuple[int, ...],
   product: equation.Product | None = None,
 ) -> jax.Array:
-  """The kernel of `equation.effective`, of any layout.
+  """The kernel of `equation.effective_kernel`, of any layout.
 
   Args:
     kernel: kernel of a layer or of a stack of layers.
@@ -49,14 +49,14 @@ def merge_kernels(
     alleles: their alleles, int [stack..., 5].
     layout: which axes of the kernel and bias are stack, input and output.
     ranks: LoRA ranks that the codes stand for.
-    product: of the two factors of a LoRA, as of `equation.effective`.
+    product: of the two factors of a LoRA, as of `equation.effective_kernel`.
 
   Returns:
     The merged kernel, in its shape.
   """
-  effective = functools.partial(equation.effective, ranks=ranks, product=product)
+  function = functools.partial(equation.effective_kernel, ranks=ranks, product=product)
   matrices = layout.matrices(kernel)
-  merged, _ = over_stack(effective, len(layout.stack))(matrices, None, supports, alleles)
+  merged = over_stack(function, len(layout.stack))(matrices, supports, alleles)
   return layout.kernel(merged, kernel.shape)
 
 
@@ -326,7 +326,7 @@ def merged(
 
   Args:
     deferred: the kernel.
-    product: of the two factors of a LoRA, as of `equation.effective`.
+    product: of the two factors of a LoRA, as of `equation.effective_kernel`.
     gather: makes an array whole on every device; None where all are.
   """
   plan, kernel = deferred.plan, _whole(deferred.kernel, gather)

@@ -104,7 +104,26 @@ _DRAWN = tuple(name for name, support in SUPPORTS.items() if support.drawn)
 def support_shapes(
   in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
 ) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of the arrays that a layer stores; the arguments are `init_supports`'."""
+  """Names and shapes of the arrays that a layer stores.
+
+  All forms of a tensor share storage (weight entanglement). The LoRA of rank s of A is
+  `A_down[:, :s] @ A_up[:s]`, its vector is `A_up[0]` and its constant `A_up[0, 0]`; likewise B. The
+  LoRA of C is `C_down[:, :s] @ C_up[:s]` and its vector `C_down[:, 0]`. The constant of D is
+  `D[0]`; likewise E.
+
+  Args:
+    in_features: inputs of the layer.
+    out_features: outputs of the layer.
+    ranks: LoRA ranks on offer; the largest is the size of the storage.
+    bias: whether the layer has one. Without it C, D and E have nowhere to go and are left out.
+    tied: False gives constants and vectors storage of their own: `A_constant` [1],
+      `A_vector` [out], `C_vector` [in], ...
+
+  Example:
+    >>> shapes = support_shapes(in_features=3, out_features=2, ranks=(1,))
+    >>> {name: shape for name, shape in shapes.items() if name[0] in 'AC'}
+    {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
+  """
   sizes = {'in': in_features, 'out': out_features, 'rank': max(ranks), 'one': 1}
   return {
     name: tuple(sizes[axis] for axis in support.axes)
@@ -113,57 +132,13 @@ def support_shapes(
   }
 
 
-def init_supports(
-  key: jax.Array,
-  in_features: int,
-  out_features: int,
-  ranks: Sequence[int] = (4,),
-  *,
-  bias: bool = True,
-  tied: bool = True,
-  dtype: jnp.dtype = jnp.float32,
-) -> Supports:
-  """Supports with which every structure is the base layer.
-
-  All forms of a tensor share storage (weight entanglement). The LoRA of
-  rank s of A is `A_down[:, :s] @ A_up[:s]`, its vector is `A_up[0]` and its constant `A_up[0, 0]`;
-  likewise B. The LoRA of C is `C_down[:, :s] @ C_up[:s]` and its vector `C_down[:, 0]`. The
-  constant of D is `D[0]`; likewise E. `A_down`, `B_down` and `C_up` are Xavier-uniform, everything
-  else is zero.
-
-  Args:
-    key: random key.
-    in_features: inputs of the layer.
-    out_features: outputs of the layer.
-    ranks: LoRA ranks on offer; the largest is the size of the storage, r.
-    bias: whether the layer has one. Without it C, D and E have nowhere to go and are left out.
-    tied: False gives constants and vectors storage of their own: `A_constant` [1],
-      `A_vector` [out], `C_vector` [in], ...
-    dtype: data type of all supports.
-
-  Returns:
-    `A_down` [in, r], `A_up` [r, out], `B_down` and `B_up` likewise, `C_down` [in, r],
-    `C_up` [r, 1], `D` and `E` [out].
-
-  Raises:
-    ValueError: a value is of another type, the key is none, or ranks do not ascend from 1 or more.
-
-  Example:
-    >>> supports = init_supports(jax.random.key(0), in_features=3, out_features=2, ranks=(1,))
-    >>> {name: value.shape for name, value in supports.items() if name[0] in 'AC'}
-    {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
-  """
-  shapes = support_shapes(in_features, out_features, ranks, bias, tied)
-  return init_arrays(key[None], (), shapes, dtype)
-
-
 def init_arrays(
   keys: jax.Array, stack_shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], dtype: Any
 ) -> Supports:
-  """Supports of a stack of layers, as `init_supports` gives them for each.
+  """Supports of a stack of layers, with which every structure is the base layer.
 
-  A random array is one program for each shape, since such programs compile slowly; all zeros
-  together are one.
+  `A_down`, `B_down` and `C_up` are Xavier-uniform, everything else is zero. A random array is one
+  program for each shape, since such programs compile slowly; all zeros together are one.
 
   Args:
     keys: a random key for each layer, [layer].

@@ -180,7 +180,7 @@ def aligned_factors(
   """Starting values of one layer: down factors on given directions, all else at the base model.
 
   Args:
-    supports: the layer's supports, as `init_supports` returns them.
+    supports: the layer's supports (`method.supports.support_shapes`).
     directions: orthonormal columns [in, n] for `A_down`, `B_down` or both; columns of these beyond
       the n-th stay as they are, and so does `C_up`, which a LoRA of C alone reads.
     norm: length that the columns get.

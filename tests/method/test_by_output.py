@@ -23,7 +23,8 @@ MANY, FEW = 40, 4  # tokens that are more, and fewer, than it pays to merge for
 def layer(tokens, without=(), dtype='float32'):
   """Inputs, kernel, bias and supports, all of them random."""
   keys = jax.random.split(jax.random.key(0), 4)
-  stored = randomized(supports.init_supports(keys[0], IN, OUT, ranks=RANKS))
+  shapes = supports.support_shapes(IN, OUT, RANKS)
+  stored = randomized({name: jnp.zeros(shape) for name, shape in shapes.items()})
   stored = {n: value for n, value in stored.items() if supports.SUPPORTS[n].tensor not in without}
   shapes = (tokens, IN), (IN, OUT), (OUT,)
   arrays = [jax.random.normal(key, shape) for key, shape in zip(keys[1:], shapes, strict=True)]
@@ -31,9 +32,7 @@ def layer(tokens, without=(), dtype='float32'):
 
 
 def through_merged_kernel(inputs, kernel, bias, stored, alleles):
-  """What `effective` says."""
-  kernel, _ = equation.effective(kernel, None, stored, alleles, RANKS)
-  return inputs @ kernel + bias
+  return inputs @ equation.effective_kernel(kernel, stored, alleles, RANKS) + bias
 
 
 def ours(inputs, kernel, bias, stored, alleles):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glora_jax.method.space import Layer, SearchSpace
-from glora_jax.method.supports import SUPPORTS, init_supports, support_shapes, used_parts
+from glora_jax.method.supports import SUPPORTS, init_arrays, support_shapes, used_parts
 
 STORAGES = pytest.mark.parametrize(
   'ranks, tied', list(itertools.product([(4,), (2, 3)], [True, False]))
@@ -30,7 +30,8 @@ def test_used_parts_hold_as_many_numbers_as_are_counted(ranks, tied, bias):
 
 
 def test_one_factor_of_every_lora_is_drawn_and_all_else_is_zero():
-  supports = init_supports(jax.random.key(0), 5, 7, tied=False)
+  shapes = support_shapes(5, 7, (4,), tied=False)
+  supports = init_arrays(jax.random.key(0)[None], (), shapes, np.float32)
   drawn = {name for name, value in supports.items() if np.any(value)}
   assert drawn == {'A_down', 'B_down', 'C_up'} == {n for n, s in SUPPORTS.items() if s.drawn}
   limit = np.sqrt(6 / (5 + 4))  # Glorot's, of 5 inputs and rank 4
