@@ -388,13 +388,8 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     if by_name.keys() == {*own} and len(by_name) == len(own):
       names = [by_name[name] for name in own]
     codes = [_codes_of_names(layer, row) for layer, row in zip(spec, names, strict=True)]
-  check_genome(spec, codes)
-  genome = np.asarray(codes)
-  if genome.ndim != 2 or len(genome if names is None else names) != len(genome):
-    raise ValueError(
-      f'The genome has shape {genome.shape} and names for {len(names or ())} layers; {_EXPECTED}.'
-    )
-  return genome.astype(np.int8)
+  check_one_genome(spec, codes, 'genome_from_json')
+  return np.asarray(codes).astype(np.int8)
 
 
 def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:

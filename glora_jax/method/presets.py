@@ -276,12 +276,6 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     >>> custom_genome(spec, {'qkv': {'B': 'lora', 'E': 'constant'}, 'mlp': 'bitfit'}).tolist()
     [[0, 3, 0, 0, 1], [0, 0, 0, 0, 2]]
   """
-  check_spec(spec)
-  if not isinstance(choices, Mapping):
-    raise ValueError(
-      f"choices={shown(choices)} must map regular expressions to presets, {{'qkv': 'lora'}} for "
-      'instance.'
-    )
   names = [layer.name for layer in spec]
   deciding = [next((p for p in choices if matches(p, name)), None) for name in names]
   if unused := [pattern for pattern in choices if pattern not in deciding]:
@@ -466,14 +460,13 @@ def read_structure(structure: Structure | None) -> Any:
   return content
 
 
-def genome_of(spec: Spec, structure: Structure, call: str = 'fix') -> np.ndarray:
+def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
   """The canonical genome of a structure, int8 [rows, 5].
 
   Args:
     spec: the layers.
     structure: a preset's name (see `preset`), choices by layer (`custom_genome`), a genome int
       [rows, 5], what `genome_to_json` returned, or the path of a genome file or of an adapter.
-    call: the function that it was given to.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -485,7 +478,7 @@ def genome_of(spec: Spec, structure: Structure, call: str = 'fix') -> np.ndarray
   if isinstance(structure, Mapping):
     genome = (genome_from_json if _is_of_file(structure) else custom_genome)(spec, structure)
     return canonicalize(spec, genome)
-  check_one_genome(spec, structure, call)
+  check_one_genome(spec, structure, 'fix')
   return canonicalize(spec, structure)
 
 

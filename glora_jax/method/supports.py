@@ -183,7 +183,7 @@ def of_tensors(
   return {name: value for name, value in supports.items() if SUPPORTS[name].tensor in tensors}
 
 
-def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: Form) -> jax.Array:
+def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Array:
   """The constant or vector of a tensor, wherever it is stored.
 
   Args:

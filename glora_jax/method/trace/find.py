@@ -385,8 +385,6 @@ def _with_bias(
 
 def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   """The parts of axes that lie along each other; None if one varies where the other does not."""
-  if len(kernel.dims) != len(bias.dims):
-    return None
   kernel_items, bias_items = (
     [taken for taken in view.taken if taken.atom.size > 1] for view in (kernel, bias)
   )

@@ -94,9 +94,7 @@ def _view(value: Value) -> View | None:
 
 def rearranged(step: Step) -> list[Value]:
   """A primitive that moves the axes of its first operand."""
-  first, *others = step.operands
-  if any(not value.is_constant for value in others):
-    return other(step)
+  first = step.operands[0]
   view = first.view and moved(step.name, step.params, first.view)
   if first.view and not view:
     return step.results(origins=origins_of([first], NO_LAYOUT), repeated=first.repeated)
