@@ -44,7 +44,7 @@ QUICK = Amount(repeats=3, files=256, streamed=2_000, records=20_000)
 
 
 def of_photographs(amount: Amount, folder: str) -> dict[str, Any]:
-  """What streamed photographs cost."""
+  """What streaming photographs costs, beside Pillow alone and in memory."""
   files = photographs.write(folder, amount.files)
   ours, pillow, ratio = photographs.measure_over_pillow(files, amount.repeats)
   workers = photographs.measure_workers(files, amount.repeats)
