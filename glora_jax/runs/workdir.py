@@ -158,7 +158,12 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
     raise ValueError(f'{printable(folder)} is not a folder; choose another --workdir.')
   _refuse_strangers(folder, tasks)
   written = [pathlib.Path(folder, name) for name in (*WRITTEN, *stages)]
-  _refuse_links(written)
+  for path in written:
+    if path.is_symlink():
+      raise ValueError(
+        f'{path} is a link, and a run writes only within its workdir; remove the link, or choose '
+        'another --workdir.'
+      )
   try:
     with writing(folder):
       os.makedirs(folder, exist_ok=True)
@@ -181,15 +186,6 @@ def is_finished(workdir: Path) -> bool:
 def names_in(folder: Path) -> set[str]:
   """The names in a folder; none if it does not exist."""
   return set(os.listdir(folder)) if os.path.isdir(folder) else set()
-
-
-def _refuse_links(folders: Iterable[pathlib.Path]) -> None:
-  """Raises ValueError if a folder that a run writes into is a link."""
-  if links := [folder for folder in folders if folder.is_symlink()]:
-    raise ValueError(
-      f'{links[0]} is a link, and a run writes only within its workdir; remove the link, or choose '
-      'another --workdir.'
-    )
 
 
 def _refuse_strangers(folder: Path, tasks: Collection[str]) -> None:
