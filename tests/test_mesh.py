@@ -20,6 +20,7 @@ from glora_jax.files import read_arrays, read_json
 from glora_jax.method.sharding import sharded_axis
 from glora_jax.records import read_lines
 from glora_jax.runs.monitoring import Line
+from glora_jax.runs.workdir import LOCK
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,8 @@ def test_joined_processes_wait_share_arrays_read_their_part_and_hear_of_a_signal
 def start(run_config):
   """A function that starts a tiny run in a workdir, on some devices, with more flags."""
   # Each device would drop paths by itself.
-  config = tiny_runs.changed(run_config, model__drop_path=0.0, training__accumulate=2, presets=())
+  fields = {'model__drop_path': 0.0, 'training__accumulate': 2, 'finetune__epochs': 0}
+  config = tiny_runs.changed(run_config, presets=(), **fields)
   fields = tiny_runs.overrides(tiny_runs.all_fields(config))
 
   def start(workdir, devices, *more):
@@ -138,7 +140,7 @@ def finish(*processes):
 def copy_as_if_killed(source, target):
   """What a kill leaves that comes when the supernet is trained, and the next stage has begun."""
   target.mkdir()
-  for name in ('config.json', 'metrics.jsonl'):
+  for name in (LOCK, 'config.json', 'metrics.jsonl'):
     shutil.copy(source / name, target)
   shutil.copytree(source / 'supernet', target / 'supernet')
 
