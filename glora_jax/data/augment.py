@@ -17,6 +17,7 @@ from glora_jax.settings import Flag, Number, Whole, declared
 
 _MAX_MAGNITUDE = rand_augment.MAX_MAGNITUDE
 _DRAWS_PER_BOX = 10  # as torchvision and timm
+_CROP_RATIO = (3 / 4, 4 / 3)  # as torchvision and timm
 _ERASED_AREA = (0.02, 1 / 3)  # as timm
 _ERASED_RATIO = (0.3, 1 / 0.3)
 
@@ -107,7 +108,6 @@ def crop_boxes(
   number: int,
   image_shape: tuple[int, int],
   scale: tuple[float, float],
-  ratio: tuple[float, float],
 ) -> jax.Array:
   """The boxes of `random_resized_crop`.
 
@@ -119,15 +119,14 @@ def crop_boxes(
     number: number of boxes.
     image_shape: height and width of the image.
     scale: least and largest share of the image's area.
-    ratio: least and largest ratio of width to height.
 
   Returns:
     int32 [number, 4] (top, left, height, width).
   """
-  boxes, fits = random_boxes(key, number, image_shape, scale, ratio, image_shape)
+  boxes, fits = random_boxes(key, number, image_shape, scale, _CROP_RATIO, image_shape)
   image_height, image_width = image_shape
-  height = min(image_height, round(image_width / ratio[0]))
-  width = min(image_width, round(image_height * ratio[1]))
+  height = min(image_height, round(image_width / _CROP_RATIO[0]))
+  width = min(image_width, round(image_height * _CROP_RATIO[1]))
   middle = jnp.asarray([(image_height - height) // 2, (image_width - width) // 2, height, width])
   return jnp.where(fits[:, None], boxes, middle)
 
@@ -137,21 +136,19 @@ def random_resized_crop(
   images: jax.Array,
   size: int,
   scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
   """A random part of each image, resized (Szegedy et al. 2015, arXiv 1409.4842).
 
-  The share of the area is uniform in `scale`, the ratio of width to height log-uniform in `ratio`,
-  as in torchvision and timm. Resizing is bilinear and antialiased. It reads the image a little
-  beyond the crop, so that, unlike with Pillow, which crops first, the outermost pixels of the
-  result know their neighbours.
+  The share of the area is uniform in `scale`, the ratio of width to height log-uniform between 3/4
+  and 4/3, as in torchvision and timm. Resizing is bilinear and antialiased. It reads the image a
+  little beyond the crop, so that, unlike with Pillow, which crops first, the outermost pixels of
+  the result know their neighbours.
 
   Args:
     key: decides the parts.
     images: uint8 [batch, height, width, channels].
     size: side of the result.
     scale: least and largest share of the image's area.
-    ratio: least and largest ratio of width to height.
 
   Returns:
     uint8 [batch, size, size, channels].
@@ -170,7 +167,7 @@ def random_resized_crop(
     return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
   number, height, width, _ = images.shape
-  return jax.vmap(crop)(images, crop_boxes(key, number, (height, width), scale, ratio))
+  return jax.vmap(crop)(images, crop_boxes(key, number, (height, width), scale))
 
 
 def color_jitter(key: jax.Array, images: jax.Array, strength: float = 0.4) -> jax.Array:
