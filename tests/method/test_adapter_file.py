@@ -197,7 +197,10 @@ SPOILT = [
   ({'glora/fc/E': np.full(6, np.nan, np.float32)}, {}, 'fc/E is not finite'),
   ({'glora/fc/E': np.zeros((1, 1), np.float32)}, {}, r'glora/fc/E is \(1, 1\) and should be'),
   ({'glora/fc/E': None}, {}, 'missing: glora/fc/E'),
+  ({'glora/fc/E': np.zeros(6, np.int32)}, {}, 'glora/fc/E is int32'),
   ({'params': np.zeros(3)}, {}, 'is not the name of a tensor in a collection'),
+  ({}, {'spec': None}, 'spec is missing'),
+  ({}, {'genome': [[0, 0, 0, 0, 0]] * 2}, 'are of .* layers'),
   ({}, {'scale': [-0.0]}, r'scale=\[-0.0\] are not all'),
   ({}, {'spec': [ROW]}, 'belongs to another model'),
 ]

@@ -97,8 +97,10 @@ REFUSED = [
   (lambda: Spec((3,)), 'layers='),
   # what adapt is given
   (lambda: adapt(space=(2, 4)), 'space=(2, 4)'),
+  (lambda: adapt(space=SearchSpace((4, 100_000))), '100000'),
   (lambda: adapt(select='('), "'('"),
   (lambda: chain(select='conv'), "select='conv'", 'first, beside, second'),
+  (lambda: chain(space={'first': SearchSpace(), 'conv': SearchSpace()}), "'conv'"),
   (lambda: chain(ties=[('first', 'second')]), 'second and first', 'input array'),
   (
     lambda: chain(ties=[('first', 'beside')], space={'first': SearchSpace(2), '': SearchSpace(4)}),
@@ -143,6 +145,7 @@ REFUSED = [
   (lambda: jax.eval_shape(dense().count_params, GENOME), 'traced'),
   (lambda: check_genome(LAYERS, np.zeros((2, 5), np.int8)), '(2, 5)', '[..., 3, 5]'),
   (lambda: check_genome(LAYERS, np.ones((3, 5), bool)), 'bool'),
+  (lambda: check_genome(LAYERS, np.ones((3, 5), object)), 'object'),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),
   (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'layers[0].A'),
   (lambda: random(-1), 'budget=-1'),
@@ -152,6 +155,7 @@ REFUSED = [
     for name, *named in (
       ('lorra', "'lorra'", 'linear, bitfit'),
       ('ssf:2', "'ssf:2'", 'ssf has no LoRA'),
+      ('lora@(', "'('"),
       ('lora:5', 'rank 5', 'of a has the ranks 4'),
       ('lora@qkv', "'qkv'", 'are a, b, c'),
     )

@@ -30,6 +30,21 @@ def reasons(found):
 
 ONE_KERNEL = {
   'reshaped': (lambda w, x: x @ w.reshape(D, F), (2, 2, F), 'iio'),
+  'experts by take in a loop': (
+    lambda w, x: jax.lax.fori_loop(0, E, lambda i, y: y + x @ jnp.take(w, i, axis=1), zeros(5, F)),
+    (D, E, F),
+    'iso',
+  ),
+  'unstacked': (
+    lambda w, x: sum(x @ expert for expert in jnp.unstack(w, axis=1)),
+    (D, E, F),
+    'iso',
+  ),
+  'split in parts': (
+    lambda w, x: sum(x @ part for part in jnp.split(w, 3, axis=1)),
+    (D, F),
+    'io',
+  ),
   'parts of which one has a single head': (
     lambda w, x: (
       jnp.einsum('bd,dnh->bnh', x, w[:, :2]),
