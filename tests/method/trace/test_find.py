@@ -100,6 +100,14 @@ HIDDEN = {
     'used in a callback',
   ),
   'outer product': (lambda w, x: jnp.tensordot(x, w, 0), 'without an axis of inputs'),
+  'inputs and outputs in one axis': (
+    lambda w, x: x[:, :2] @ w.reshape(2, 2 * D),
+    'in two ways, once transposed',
+  ),
+  'layers and inputs in one axis': (
+    lambda w, x: jnp.einsum('bsd,sdf->bsf', x.reshape(-1, 2, 2), w.reshape(2, 2, D)),
+    'in two ways: an axis is a stack',
+  ),
   'sum of axes': (lambda w, x: jnp.einsum('bd,df->b', x, w), 'changed first: reduce_sum'),
 }
 
