@@ -190,28 +190,3 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
   assert '+ 65 in heads' in vit.summary()
   chosen = vit.summary(presets.preset(vit.spec, 'bitfit'))
   assert 'trained parameters: 324 in this structure' in chosen
-
-
-class Restless(nn.Dense):
-  """A linear layer with a random stream, and with statistics beside its parameters."""
-
-  @nn.compact
-  def __call__(self, inputs):
-    outputs = nn.Dropout(0.5, deterministic=False)(super().__call__(inputs))
-    self.variable('statistics', 'mean', jnp.zeros, self.features).value = outputs.mean((0, 1))
-    return outputs
-
-
-def doubled(next_function, args, kwargs, context):
-  """An interceptor by which every linear layer returns twice as much."""
-  outputs = next_function(*args, **kwargs)
-  is_linear = context.method_name == '__call__' and isinstance(context.module, nn.Dense)
-  return 2 * outputs if is_linear else outputs
-
-
-@pytest.mark.parametrize('name', ['full', 'scale_shift_lora:2'])
-def test_a_layer_keeps_statistics_and_streams_and_interceptors_of_others_see_one_call(name):
-  adapted, variables = ready(nn.Sequential([Restless(6), nn.Dense(3)]), X, space=SPACE)
-  call = {'rngs': {'dropout': jax.random.key(1)}, 'mutable': ['statistics']}
-  with nn.intercept_methods(doubled):
-    assert_folds(adapted, variables, X, structure=name, **call)

@@ -56,9 +56,9 @@ COMPILED = [
 ]
 
 
-def assert_merged(arguments, alleles, tolerance=1e-4, wrap=lambda function: function):
+def assert_merged(arguments, alleles, tolerance=1e-4):
   """Outputs and all gradients are those of the merged kernel."""
-  found, expected = (wrap(function)(arguments, alleles) for function in COMPILED)
+  found, expected = (function(arguments, alleles) for function in COMPILED)
   close = functools.partial(assert_allclose, rtol=tolerance, atol=tolerance)
   jax.tree.map(close, found, expected)
 
@@ -99,13 +99,6 @@ def test_derivatives_of_both_modes_and_orders_are_right(tokens):
     function = functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0]))
     outputs = jax.jit(lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)))
     check_grads(outputs, (inputs, stored), order=2)
-
-
-def test_layers_with_alleles_and_supports_of_their_own_run_side_by_side():
-  arguments = layer(MANY, 'CDE')
-  several = jax.tree.map(lambda value: jnp.stack([value, -value, 2 * value]), arguments)
-  alleles = jnp.array([[0, 4, 0, 0, 0], [2, 0, 0, 0, 0], [2, 2, 0, 0, 0]])
-  assert_merged(several, alleles, wrap=jax.vmap)
 
 
 def sums_over_tokens(function, tokens):
@@ -152,12 +145,10 @@ def test_small_changes_of_a_narrow_kernel_are_not_rounded_away():
   assert_allclose(outputs.astype(jnp.float32), IN * 3e-4, rtol=2e-2)
 
 
-def exported(platform, batch=MANY):
+def exported(platform):
   """A layer with A as a vector and B as a LoRA, exported on this machine for a platform."""
-  inputs, kernel, bias, stored = layer(MANY, 'CDE')
-  inputs = jax.ShapeDtypeStruct((batch, IN), inputs.dtype)
   function = jax.jit(functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0])))
-  return jax.export.export(function, platforms=[platform])(inputs, kernel, bias, stored)
+  return jax.export.export(function, platforms=[platform])(*layer(MANY, 'CDE'))
 
 
 def test_a_program_is_that_of_the_platform_that_it_is_exported_for():
@@ -169,11 +160,3 @@ def test_a_program_is_that_of_the_platform_that_it_is_exported_for():
     return any(f'tensor<{IN}x{OUT}xf32>' in line for line in sums)
 
   assert (changes_kernel('cpu'), changes_kernel('tpu')) == (True, False)
-
-
-def test_a_layer_is_exported_for_batches_of_any_size():
-  inputs, kernel, bias, stored = layer(MANY, 'CDE')
-  program = exported('cpu', *jax.export.symbolic_shape('batch'))
-  for x in (inputs, inputs[:FEW]):
-    expected = ours(x, kernel, bias, stored, jnp.array([2, 4, 0, 0, 0]))
-    assert_allclose(program.call(x, kernel, bias, stored), expected, rtol=1e-5, atol=1e-5)

@@ -121,19 +121,6 @@ def test_a_derived_layer_may_be_called_with_arguments_of_its_own():
   assert_folded(adapted)
 
 
-class Named(nn.Module):
-  """A model with arguments that have the names of what it is traced with."""
-
-  @nn.compact
-  def __call__(self, inputs, params, others):
-    return nn.Dense(3, name='dense')(inputs * params + others)
-
-
-def test_arguments_of_a_model_may_have_any_names():
-  adapted = glora_jax.adapt(Named(), INPUTS, params=2.0, others=INPUTS)
-  assert [layer.name for layer in adapted.spec] == ['dense']
-
-
 class Normalized(nn.Module):
   """A layer whose kernel a module of Flax's normalizes, by its path, and a plain one."""
 
