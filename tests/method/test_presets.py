@@ -140,13 +140,6 @@ def test_custom_genomes_read_their_dictionary():
     custom_genome(BLOCKS, {'qkv': {'F': 1}})
 
 
-@pytest.mark.parametrize('name', ['bitfit', 'prompt', 'lora@qkv', 'lora@last_half', 'ssf@fc1'])
-def test_a_custom_genome_of_all_layers_by_a_presets_name_is_the_preset(name):
-  genome = custom_genome(BLOCKS, {'blocks': name})
-  np.testing.assert_array_equal(genome, preset(BLOCKS, name))
-  assert genome.any()
-
-
 def test_a_preset_of_a_pattern_is_that_of_the_layers_that_the_pattern_decides():
   genome = custom_genome(BLOCKS, {r'\[[01]\]': 'lora@last_half', 'blocks': 'bitfit'})
   assert np.flatnonzero(genome[:, 1]).tolist() == [4, 5, 6, 7]  # block 1 of 0 and 1
