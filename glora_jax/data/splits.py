@@ -73,7 +73,7 @@ def shots(labels: np.ndarray, per_class: int, seed: int, skip: int = 0) -> np.nd
   Example:
     >>> labels = np.array([0, 1, 0, 1, 0, 1])
     >>> train = shots(labels, per_class=2, seed=0)
-    >>> val = shots(labels, per_class=1, seed=0, skip=2)
+    >>> val = shots(labels, per_class=2, seed=0, skip=2)  # one of each class is left
     >>> sorted(labels[train].tolist()), sorted(labels[val].tolist()), set(train) & set(val)
     ([0, 0, 1, 1], [0, 1], set())
   """
