@@ -111,8 +111,6 @@ def test_what_is_erased_is_a_box_of_noise():
   heights, widths = (changed[hit].any(axis).sum(1) for axis in (2, 1))
   areas = changed[hit].sum((1, 2))
   assert_array_equal(areas, heights * widths)
-  assert max(heights) < 30
-  assert max(widths) < 40
   assert np.abs(np.log(widths / heights)).max() < np.log(1 / 0.3) + 0.2
   shares = areas / (30 * 40)
   assert 0.01 < shares.min() < shares.max() < 1 / 3 + 0.02

@@ -95,16 +95,6 @@ def test_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read, f
   assert [times_read(), times_read()] == [5, 5]
 
 
-def test_a_file_of_the_same_size_and_time_is_not_read_again(opened, tmp_path):
-  """Be it the time 0, which archives may set."""
-  path = tmp_path / 'train' / '0.png'
-  os.utime(path, ns=(0, 0))
-  first = opened()
-  path.write_bytes(bytes(path.stat().st_size))  # nobody looks
-  os.utime(path, ns=(0, 0))
-  assert opened().open('train').identity == first.open('train').identity
-
-
 def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, caplog):
   break_images(tmp_path)
   with pytest.raises(UnreadableImages, match=r'^3 of 12 images') as raised:

@@ -104,7 +104,7 @@ def read(monkeypatch):
   return indices
 
 
-def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
+def test_labels_of_many_examples_are_remembered_beside_them_and_read_again_when_damaged(
   copied, read, monkeypatch
 ):
   labels = tfds.read(builder_in(prepared_digits()), 'test').labels
@@ -116,18 +116,8 @@ def test_labels_of_many_examples_are_read_once_and_remembered_beside_them(
   for _ in range(2):
     assert_array_equal(tfds.read(copied, 'test').labels, labels)
     assert read == list(range(797))
-  assert os.path.dirname(few.record) == str(copied.data_path)
-  others = (LabelFeature(bin_size=2), lambda example: int(example['label']) // 2)
-  for label_of in others:  # from another feature, and by a function that may change
-    examples = tfds.read(copied, 'test', label_of)
-    assert_array_equal(examples.labels, labels // 2)
-  assert examples.record is None
-
-
-def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeypatch):
-  monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
-  examples = tfds.read(copied, 'test')
-  labels, record = examples.labels, pathlib.Path(examples.record)
+  record = pathlib.Path(few.record)
+  assert record.parent == pathlib.Path(copied.data_path)
   for spoil in (
     lambda: record.write_bytes(record.read_bytes()[:100]),
     lambda: (record.unlink(), record.mkdir()),  # not to be written, as where a data set is shared
@@ -136,6 +126,11 @@ def test_remembered_labels_that_are_damaged_are_read_again(copied, read, monkeyp
     read.clear()
     assert_array_equal(tfds.read(copied, 'test').labels, labels)
     assert read == list(range(797))
+  others = (LabelFeature(bin_size=2), lambda example: int(example['label']) // 2)
+  for label_of in others:  # from another feature, and by a function that may change
+    examples = tfds.read(copied, 'test', label_of)
+    assert_array_equal(examples.labels, labels // 2)
+  assert examples.record is None
 
 
 def test_a_damaged_data_set_is_named(tmp_path):
