@@ -4,15 +4,12 @@ Files in the exact layout of the published ones, and small models with the logit
 transformers gave (`tests/peers/make_fixtures.py`).
 """
 
-import re
-
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from checkpoints import (
   FAMILIES,
   assert_equal_files,
@@ -24,12 +21,10 @@ from checkpoints import (
 from comparing import assert_refused
 from flax_vit import FlaxViT
 from numpy.testing import assert_allclose, assert_array_equal
-from places import FIXTURES
 from trees import normal
 
 from glora_jax.files import write_arrays
 from glora_jax.models import weights
-from glora_jax.models.checkpoint import MODEL_FILE
 from glora_jax.models.formats.table import WRITTEN
 from glora_jax.models.vit import ViT
 from glora_jax.runs.backbone import load_backbone
@@ -104,10 +99,14 @@ def test_parameters_are_found_in_the_middle_of_a_training_state(big_vision, pref
   assert_allclose(logits_of(model, loaded, IMAGES), logits, atol=1e-5)
 
 
-def test_a_run_starts_with_a_format_that_is_only_read(big_vision, tmp_path):
+def test_a_run_starts_with_a_format_that_is_only_read_and_ours_is_written(big_vision, tmp_path):
   np.savez(tmp_path / 'base.npz', **big_vision[0])
-  model, params, _ = load_backbone(ModelSettings(), str(tmp_path / 'base.npz'), 7)
+  model, params, metadata = load_backbone(ModelSettings(), str(tmp_path / 'base.npz'), 7)
   assert (model.num_classes, params['head']['bias'].shape) == (7, (7,))
+  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
+  _, again, metadata = weights.load(tmp_path / 'out')
+  assert 'source' not in metadata
+  assert_equal_params(again, params)
 
 
 def test_a_file_of_two_towers_is_refused(big_vision, tmp_path):
@@ -132,33 +131,6 @@ def test_computed_positions_are_computed_again_and_those_of_an_oblong_are_part_o
   rows, columns = image_size[0] // 8, image_size[1] // 8
   expected = square['pos_embed'].reshape(5, 5, 12)[:rows, :columns].reshape(1, -1, 12)
   assert_array_equal(params['pos_embed'], expected)
-
-
-# What transformers 5 calls the modules of a block: patterns of the names in its files.
-RENAMED = (
-  (r'attention\.attention\.(.)\w+', r'attention.\1_proj'),
-  (r'attention\.output\.dense', 'attention.o_proj'),
-)
-OF_VIT = (
-  (r'encoder\.layer', 'layers'),
-  (r'intermediate\.dense', 'mlp.fc1'),
-  (r'output\.dense', 'mlp.fc2'),
-)
-
-
-@pytest.mark.parametrize('name, more', [('hf_vit', OF_VIT), ('hf_dinov2', ())])
-def test_the_names_of_modules_are_read_and_ours_are_written(name, more, tmp_path):
-  tensors = safetensors.numpy.load_file(FIXTURES / name / MODEL_FILE)
-  for old, new in RENAMED + more:
-    tensors = {re.sub(old, new, full_name): value for full_name, value in tensors.items()}
-  safetensors.numpy.save_file(tensors, tmp_path / 'in.safetensors')
-  model, params, metadata = weights.load(tmp_path / 'in.safetensors', num_heads=4)
-  assert metadata['source'].format == f'{name}_modules'
-  assert_equal_params(params, weights.load(FIXTURES / name).params)
-  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
-  _, again, metadata = weights.load(tmp_path / 'out')
-  assert 'source' not in metadata
-  assert_equal_params(again, params)
 
 
 MODELS = st.fixed_dictionaries(

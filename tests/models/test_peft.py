@@ -28,16 +28,14 @@ IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 @functools.cache
 def trained(name):
   """A fixture, adapted, its supports and head random."""
-  model, params, metadata = weights.load(FIXTURES / name)
+  model, params, _ = weights.load(FIXTURES / name)
   adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
   return types.SimpleNamespace(
     model=model,
     params=params,
-    metadata=metadata,
     adapted=adapted,
     variables=trained_variables(adapted, params),
     genome=mixed_loras(adapted.spec),
-    fold=jax.jit(adapted.fold),
   )
 
 
@@ -62,20 +60,6 @@ def numbers(*shape, seed=0):
   return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
-def test_what_was_written_is_read_back(name, tmp_path):
-  case = trained(name)
-  source = case.metadata['source']
-  save_peft(tmp_path, case.adapted, case.variables, source, case.genome)
-  fixed, variables = load_peft(tmp_path, case.adapted, case.params)
-  assert_array_equal(fixed.genome, case.genome)
-  jax.tree.map(
-    assert_array_equal,
-    case.fold(variables, fixed.genome),
-    case.fold(case.variables, case.genome),
-  )
-
-
 @pytest.mark.parametrize('pool', ['token', 'gap'])
 def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_path):
   case = trained('hf_dinov2')
@@ -83,12 +67,11 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   half = slice(width) if pool == 'token' else slice(width, None)
   params = {**case.params, 'head': {**wide, 'kernel': wide['kernel'][half]}}
   adapted = adapt(case.model.clone(pool=pool), IMAGES, space=SearchSpace((1, 3)))
-  variables, images = trained_variables(adapted, params), numbers(2, 32, 32, 3)
+  variables = trained_variables(adapted, params)
   save_peft(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
-  assert contents(tmp_path)[1]['classifier.weight'].T.shape == wide['kernel'].shape
-  fixed, of_torch = load_peft(tmp_path, case.adapted, case.params)
-  expected = adapted.apply(variables, images, genome=case.genome)
-  assert_allclose(fixed.apply(of_torch, images), expected, atol=1e-4)
+  expected = np.zeros_like(wide['kernel'])
+  expected[half] = variables['params']['head']['kernel']
+  assert_array_equal(contents(tmp_path)[1]['classifier.weight'].T, expected)
   _, read = load_peft(tmp_path, adapted, params)
   jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
 
@@ -171,10 +154,8 @@ def test_what_cannot_be_written_is_named(name, names, alleles, named, tmp_path):
 
 def test_supports_of_a_training_that_diverged_are_named():
   case = trained('hf_vit')
-  variables = {
-    **case.variables,
-    'glora': jax.tree.map(lambda x: x * np.nan, case.variables['glora']),
-  }
+  supports = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
+  variables = {**case.variables, 'glora': supports}
   assert_refused('q_proj.lora', save_peft, 'never', case.adapted, variables, 'hf_vit', case.genome)
 
 

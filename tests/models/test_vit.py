@@ -47,25 +47,6 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
     assert round(sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(
-  'fields',
-  [
-    {},
-    {'pool': 'gap', 'class_token': False, 'norm_after_pool': True, 'activation': 'gelu_tanh'},
-    {'pool': 'token+gap', 'pre_norm': True, 'activation': 'quick_gelu'},
-    {'pre_logits': 7, 'layer_scale': 0.1},
-  ],
-)
-def test_every_variant_has_logits_in_float32_and_gradients_everywhere(fields):
-  model = build(**fields)
-  logits, gradients = logits_and_gradients(model)
-  assert logits.shape == (3, 5)
-  assert logits.dtype == jnp.float32
-  flat = jax.tree_util.tree_leaves_with_path(gradients)
-  # A class token that only 'gap' skips still takes part through attention.
-  assert all(np.any(leaf) for _, leaf in flat), [path for path, leaf in flat if not np.any(leaf)]
-
-
 def test_bfloat16_computation_keeps_float32_parameters_and_logits_which_start_at_zero():
   model = build(dtype=jnp.bfloat16)
   logits, variables = jax.jit(model.init_with_output)(jax.random.key(1), IMAGES)
