@@ -21,22 +21,19 @@ def mounting_is_allowed():
 
 
 @contextlib.contextmanager
-def small_disk(folder, size, *options):
+def small_disk(folder, size):
   """A file system of its own in a folder, as large as given.
 
-  Skips the test where mounting is not allowed. Gives a function that mounts it anew with other
-  options, 'size=8m' or 'ro'; what it holds stays.
+  Skips the test where mounting is not allowed. Gives a function that mounts it anew with another
+  option, 'size=8m'; what it holds stays.
   """
   if not mounting_is_allowed():
     pytest.skip('a small disk cannot be mounted here')
 
-  def mount(*options):
-    subprocess.run(['mount', '-o', ','.join(options), '-t', 'tmpfs', 'tmpfs', folder], check=True)
+  def remount(option):
+    subprocess.run(['mount', '-o', f'remount,{option}', folder], check=True)
 
-  def remount(*options):
-    subprocess.run(['mount', '-o', ','.join(('remount', *options)), folder], check=True)
-
-  mount(f'size={size}', *options)
+  subprocess.run(['mount', '-o', f'size={size}', '-t', 'tmpfs', 'tmpfs', folder], check=True)
   try:
     yield remount
   finally:

@@ -14,16 +14,12 @@ from glora_jax import files
 from glora_jax.runs.workdir import LOCK, InUseError, claim
 
 
-def test_json_and_arrays_round_trip_and_damage_is_explained(tmp_path):
+def test_json_and_arrays_round_trip(tmp_path):
   texts, arrays = tmp_path / 'x.json', tmp_path / 'x.npz'
   files.write_json(texts, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
   assert files.read_json(texts, 'tuning') == {'a': [1, None], 'b': None}
   files.write_arrays(arrays, {'a': np.arange(3)})
   np.testing.assert_array_equal(files.read_arrays(arrays)['a'], np.arange(3))
-  for path, read in ((texts, files.read_json), (arrays, files.read_arrays)):
-    path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(ValueError, match=f'{path.name} is damaged'):
-      read(path)
   assert {path.name for path in tmp_path.iterdir()} == {'x.json', 'x.npz'}
 
 
@@ -106,21 +102,6 @@ def test_what_killed_writers_left_is_removed_where_a_run_writes_and_nowhere_else
     (tmp_path / name).touch()
   with claim(tmp_path, ['training'], tasks=['task']):
     assert [name for name in (*ours, *others) if (tmp_path / name).exists()] == [*others]
-
-
-def test_a_file_has_any_name_that_the_system_allows(tmp_path):
-  path = tmp_path / ('é' * 127 + 'x')
-  files.write_json(path, 1)
-  assert files.read_json(path) == 1
-  assert [*tmp_path.iterdir()] == [path]
-
-
-def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
-  with (
-    small_disk(tmp_path, '64k', 'ro'),
-    pytest.raises(OSError, match=r'run cannot be written \(Read-only file system\)'),
-  ):
-    claim(tmp_path / 'run').__enter__()
 
 
 def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):

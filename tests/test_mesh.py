@@ -107,7 +107,7 @@ def start(run_config):
   # Each device would drop paths by itself.
   fields = {'model__drop_path': 0.0, 'training__accumulate': 2, 'finetune__epochs': 0}
   config = tiny_runs.changed(run_config, presets=(), **fields)
-  fields = tiny_runs.overrides(tiny_runs.all_fields(config))
+  fields = tiny_runs.overrides(config)
 
   def start(workdir, devices, *more):
     flags = [*fields, *more]

@@ -6,6 +6,7 @@ import sys
 import time
 
 import jax
+from flax.traverse_util import flatten_dict
 from places import ROOT
 
 from benchmarks.machinery import killable
@@ -57,19 +58,14 @@ def contents(workdir):
   return {'result': result, **{name: (workdir / name).read_bytes() for name in names}}
 
 
-def overrides(fields):
-  """Flags that give a config these fields, by dotted name."""
-  return [f'--config.{name}={value}' for name, value in fields.items() if value is not None]
-
-
-def all_fields(config):
-  """The fields of a config that a flag can give, by dotted name."""
-  sections = config.to_dict()
-  fields = {name: value for name, value in sections.items() if not isinstance(value, dict)}
-  for section in sections.keys() - fields.keys():
-    for name, value in sections[section].items():
-      fields[f'{section}.{name}'] = value
-  return {name: value for name, value in fields.items() if name != 'job'}
+def overrides(config):
+  """Flags that give the fields of a config, whose job the config file says."""
+  fields = flatten_dict(config.to_dict(), sep='.')
+  return [
+    f'--config.{name}={value}'
+    for name, value in fields.items()
+    if value is not None and name != 'job'
+  ]
 
 
 def start_command(config_file, workdir, flags, env=()):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from flax_vit import FlaxViT
 from hypothesis import assume, given
 from judging import REFUSED, cases, judged, new_place, same
@@ -53,13 +52,6 @@ def dense():
   return adapted, randomized(adapted.init(jax.random.key(0), params))
 
 
-@functools.cache
-def attached():
-  """The same in NNX."""
-  linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-  return glora_jax.nnx.attach(linear, INPUTS, space=SearchSpace(ranks=(1, 2)))
-
-
 def vit():
   model = ViT(5, patch_size=4, width=12, depth=2, num_heads=2)
   images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
@@ -97,18 +89,6 @@ def read_peft(folder):
   adapted, variables = dense()
   fixed, variables = load_peft(str(folder), adapted, variables['params'], NAMES)
   return [variables, fixed.genome]
-
-
-def read_live(folder):
-  """Loads into a model; one that refuses the adapter must not have changed."""
-  model = nnx.clone(attached())
-  before = nnx.to_pure_dict(nnx.state(model))
-  try:
-    glora_jax.nnx.load_adapter(str(folder / 'adapter.safetensors'), model)
-  except Exception:
-    assert same(nnx.to_pure_dict(nnx.state(model)), before)
-    raise
-  assert np.isfinite(model(INPUTS)).all()
 
 
 def archives():
@@ -154,13 +134,6 @@ KINDS = {
       str(folder / 'adapter.safetensors'), dense()[0], *value
     ),
     read_adapter,
-  ),
-  'adapter of a live model': Kind(
-    lambda: [attached()],
-    lambda folder, value: glora_jax.nnx.save_adapter(
-      str(folder / 'adapter.safetensors'), attached()
-    ),
-    read_live,
   ),
   'adapter of PEFT': Kind(
     lambda: [[dense()[1], LORA]],

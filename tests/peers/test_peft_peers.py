@@ -61,7 +61,6 @@ def random_adapter(theirs, config, folder):
 QKV = ['q_proj', 'v_proj']
 FIRST = ['fc1']
 LORAS = {
-  'alpha': ({'r': 2, 'lora_alpha': 7, 'target_modules': FIRST}, (2,)),
   'rank_stabilized': ({'r': 2, 'target_modules': FIRST, 'use_rslora': True}, (2,)),
   'patterns': (  # and q and v apart
     {

@@ -10,7 +10,7 @@ import pytest
 from few_shot_lists import write_few_shot_lists
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
-from tiny_runs import all_fields, changed, overrides, start_command, wait_for
+from tiny_runs import changed, overrides, start_command, wait_for
 
 from glora_jax.data import tfds as tfds_lib
 from glora_jax.data.tasks import vtab
@@ -94,7 +94,7 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
   (tmp_path / 'lists' / 'oxford_pets' / 'images' / 't20.png').write_bytes(b'broken')
   config = few_shot(run_config, tmp_path / 'lists', structure='lora', budget=5000)
   config.training.update(batch_size=2, epochs=12, warmup_epochs=0)
-  workdir, flags = tmp_path / 'run', overrides(all_fields(config))
+  workdir, flags = tmp_path / 'run', overrides(config)
   for number, stage in ((signal.SIGKILL, 'linear'), (signal.SIGTERM, 'lora')):
     process = start_command('configs/quickstart.py', workdir, flags)
     wait_for(process, workdir / 'oxford_pets' / '1' / '1' / 'training' / stage)

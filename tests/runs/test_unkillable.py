@@ -4,7 +4,7 @@ import re
 import signal
 
 import pytest
-from tiny_runs import all_fields, contents, overrides, start_command, wait_for
+from tiny_runs import contents, overrides, start_command, wait_for
 
 from glora_jax.runs import command_line
 
@@ -18,7 +18,7 @@ def undisturbed(finished_run):
 
 def start(config, workdir):
   """The command, with the config's fields as flags."""
-  return start_command('configs/quickstart.py', workdir, overrides(all_fields(config)))
+  return start_command('configs/quickstart.py', workdir, overrides(config))
 
 
 @pytest.mark.full
