@@ -69,29 +69,25 @@ def contents(*folders):
   return found
 
 
-def judged(attempt, place=None):
+def judged(attempt, place):
   """What an attempt gives, or REFUSED; raises AssertionError where it is neither right nor well.
 
-  A result must be finite and the same when it is made again. What is given must be as it was, and
-  so must the workdir of what was refused.
+  A result must be finite and the same when it is made again, and all files must be as they were.
   """
-  outside = contents(*place[:2]) if place else {}
-  work = contents(place.work) if place else {}
+  before = contents(*place)
   try:
     result = _within_time(attempt)
   except Exception as error:
     if not is_line_of_ours(error):
       raise
     result = again = REFUSED
-    left = contents(place.work) if place else {}
   else:
     for leaf in jax.tree.leaves(result):
       is_float = isinstance(leaf, float | ARRAY) and np.asarray(leaf).dtype.kind == 'f'
       assert not is_float or np.isfinite(leaf).all(), f'accepted, and not finite: {result!r:.400}'
-    again, left = _within_time(attempt), work
-  assert left == work, 'refused, and it left files'
+    again = _within_time(attempt)
   assert same(result, again), f'once {result!r:.400}, then {again!r:.400}'
-  assert not place or contents(*place[:2]) == outside, 'files that were given have changed'
+  assert contents(*place) == before, 'files have changed'
   return result
 
 

@@ -122,10 +122,8 @@ def spoilt_copy(draw, source, target):
   for _ in range(number):
     files = [path for path in target.rglob('*') if path.is_file() and not path.is_symlink()]
     if files:
-      # Random names, as Orbax gives them, decide nothing.
-      files.sort(key=lambda path: (path.stat().st_size, str(path)))
       try:
-        spoil(draw, draw(st.sampled_from(files)))
+        spoil(draw, draw(st.sampled_from(sorted(files))))
       except (ValueError, OSError, safetensors.SafetensorError):
         continue  # it is spoilt already
   return number

@@ -120,19 +120,7 @@ def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, capsys):
   for name, key, expected in ((back, None, ema), (path, 'model', state)):
     params = weights.load(name, num_heads=4, key=key).params
     assert_array_equal(params['norm']['bias'], expected['norm.bias'])
-
-
-def test_buffers_of_a_loss_are_no_second_model(tmp_path):
-  path, state = tmp_path / 'in.pth', families.build('timm_vit').state_dict()
-  loss, moments = {'center': torch.ones(1, 5)}, {'state': {0: {'step': torch.tensor(3)}}}
-  for saved in (
-    {'loss': loss, 'optimizer': moments, 'teacher': state},
-    {**state, 'loss': loss},
-  ):
-    torch.save(saved, path)
-    _, params, _ = weights.load(path, num_heads=4)
-    assert_array_equal(params['norm']['bias'], state['norm.bias'])
-  assert_refused("no state dict at the key 'model'", weights.load, path, key='model')
+  assert_refused("no state dict at the key 'ema'", weights.load, path, key='ema')
 
 
 def test_swiglu_models_are_refused_by_name(tmp_path):

@@ -134,8 +134,9 @@ def test_the_chunk_fits_the_images_of_each_call_whatever_the_first_call_had():
 
 @pytest.mark.slow
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
-  command = [*program('sharded_scores'), 'vit']
-  ran = subprocess.run(command, env=environment(8), capture_output=True, text=True)
+  ran = subprocess.run(
+    program('sharded_scores'), env=environment(8), capture_output=True, text=True
+  )
   assert ran.returncode == 0, ran.stderr[-3000:]
   lines = ran.stdout.strip().splitlines()
   assert len(lines) == 4

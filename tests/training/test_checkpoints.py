@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from disks import small_disk
+from limiting import limited
 
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState, initial_state
@@ -111,17 +111,6 @@ def test_a_state_that_is_damaged_again_takes_no_other_ones_place(saved_states, t
 
 
 @contextlib.contextmanager
-def no_more_files():
-  """No file can be opened."""
-  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-  resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@contextlib.contextmanager
 def endless_link(path):
   """A link to itself in the place of a file or folder: neither damaged nor missing."""
   aside = path.rename(path.with_name('aside'))
@@ -134,7 +123,7 @@ def endless_link(path):
 @pytest.mark.parametrize(
   'refusing',
   [
-    lambda state: no_more_files(),
+    lambda state: limited(resource.RLIMIT_NOFILE, 3),
     lambda state: endless_link(state / 'default/_METADATA'),  # read in Python
     lambda state: endless_link(state / 'default/manifest.ocdbt'),  # read by tensorstore
     lambda state: endless_link(state / 'default'),  # missing, says orbax
@@ -166,14 +155,13 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
   assert sorted(folder.rglob('*')) == before
 
 
-def test_a_full_disk_is_a_sentence_that_comes_from_the_background_and_older_states_stay(tmp_path):
+def test_a_state_that_cannot_be_written_is_a_sentence_and_older_states_stay(tmp_path):
   folder = tmp_path / 'states'
-  with small_disk(tmp_path, '200k') as remount:
-    save(folder, a_state(5))
-    sentence = r'cannot be written to .*states \(No space left on device\)\. .*free some space'
-    with pytest.raises(OSError, match=sentence):
-      save(folder, a_state(9, side=400))
-    chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(5))
-    remount('size=8m')
-    save(folder, a_state(9))
-    chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(9))
+  save(folder, a_state(5))
+  large = a_state(9, side=400)
+  sentence = r'cannot be written to .*states \(File too large\)\. .*free some space'
+  with limited(resource.RLIMIT_FSIZE, 100_000), pytest.raises(OSError, match=sentence):
+    save(folder, large)
+  chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(5))
+  save(folder, a_state(9))
+  chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(9))
