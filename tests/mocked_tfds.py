@@ -75,17 +75,16 @@ def resolve(dataset, expression):
 class Mocked:
   """What `as_data_source` gives: examples by index."""
 
-  def __init__(self, dataset, split, positions, encoded):
+  def __init__(self, dataset, split, positions):
     self.dataset = dataset
     self.split = split
     self.positions = positions
-    self.encoded = encoded
 
   def __len__(self):
     return len(self.positions)
 
   def __getitem__(self, index):
-    return example(self.dataset, self.split, self.positions[int(index)], self.encoded)
+    return example(self.dataset, self.split, self.positions[int(index)])
 
   def __getitems__(self, indices):
     return [self[index] for index in indices]
@@ -112,13 +111,13 @@ def encoded_image(dataset, split, position):
   return buffer.getvalue()
 
 
-def example(dataset, split, position, encoded=True):
+def example(dataset, split, position):
   """The features of an example; its image only repeats itself after 502 positions."""
-  image = (encoded_image if encoded else stored_image)(dataset, split, position % 502)
-  return {'image': image, **labels(dataset, position)}
+  image = encoded_image(dataset, split, position % 502)
+  return {'image': image, **label_features(dataset, position)}
 
 
-def labels(dataset, position):
+def label_features(dataset, position):
   """The features that the label of an example is made of."""
   match dataset:
     case 'clevr':
@@ -141,10 +140,10 @@ def labels(dataset, position):
       return {'label': position % CLASSES[dataset]}
 
 
-def as_data_source(self, split, decoders=None, **_):
+def as_data_source(self, split, **_):
   """Takes the place of the method of every builder."""
   name, positions = resolve(self.name, split)
-  return Mocked(self.name, name, positions, bool(decoders))
+  return Mocked(self.name, name, positions)
 
 
 @pytest.fixture

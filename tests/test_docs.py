@@ -1,16 +1,19 @@
 """README and documentation: short, and true of every command, config, field and file they name."""
 
+import copy
 import importlib.util
 import re
+import shlex
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 from places import ROOT
 
 import glora_jax
-from glora_jax.runs import config, schema
+from glora_jax.runs import command_line, config, schema
 
 README, RESULTS = ROOT / 'README.md', ROOT / 'benchmarks' / 'RESULTS.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
@@ -63,3 +66,33 @@ def test_every_public_name_is_in_the_reference():
   text = (ROOT / 'docs' / 'reference' / 'api.md').read_text()
   documented = set(re.findall(r':: (?:glora_jax\.nnx\.)?(\w+)\n', text))
   assert not {*glora_jax.__all__, *glora_jax.nnx.__all__} - {'nnx', 'serve'} - documented
+
+
+PRINTED = re.compile(r'python -m (glora_jax[\w.]*) ([^`|\n]*)')
+FILLED = {'HOST:PORT': 'localhost:1234', '=N': '=2', '=I': '=0', '=S': '=0'}
+LEFT_OPEN = re.compile(r'\b(FILE|FOLDER|NAME|DIR|IN|NAME_OR_FILE)\b|--help|--list')
+PRINTING = [README, *PAGES, *(ROOT / 'configs').glob('*.py')]
+TEXTS = [page.read_text().replace('\\\n', ' ') for page in PRINTING]  # commands of several lines
+COMMANDS = sorted({found for text in TEXTS for found in PRINTED.findall(text)})
+COMMANDS = [(module, rest) for module, rest in COMMANDS if not LEFT_OPEN.search(rest)]
+
+
+@pytest.mark.parametrize('module, rest', COMMANDS, ids=' '.join)
+def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  for open_value, value in FILLED.items():
+    rest = re.sub(rf'{re.escape(open_value)}\b', value, rest)  # not of =None
+  words = shlex.split(rest, comments=True)
+  if module != 'glora_jax.main':
+    importlib.import_module(module)._parser().parse_args(words)
+    return
+  monkeypatch.setattr('sys.argv', ['main', *words])  # where ml_collections looks for overrides
+  values = flags.FlagValues()
+  command_line.define_config(values)
+  for flag in vars(command_line).values():
+    if isinstance(flag, flags.FlagHolder) and flag.name != 'config':
+      values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
+  assert values(['main', *words]) == ['main']
+  config.check_config(values.config)

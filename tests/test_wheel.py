@@ -1,7 +1,5 @@
 """What is built of the project: every file of the package, the configs in it, and nothing else."""
 
-import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -16,7 +14,6 @@ import glora_jax
 from glora_jax.runs import command_line
 
 LEFT_OUT = ('.git', '.pytest_cache', 'runs', 'dist', 'build', 'docs', 'glora_jax.egg-info')
-OLDEST_SETUPTOOLS = 77
 
 
 def sources():
@@ -48,9 +45,7 @@ def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
   """The folder with the wheel and the sdist that a copy of the project makes."""
-  setuptools = importlib.metadata.version('setuptools')
-  if importlib.util.find_spec('build') is None or int(setuptools.split('.')[0]) < OLDEST_SETUPTOOLS:
-    pytest.skip(f'building needs build and setuptools {OLDEST_SETUPTOOLS}: the extra "test"')
+  pytest.importorskip('build', reason='needs the extra test')
   copy, output = tmp_path_factory.mktemp('project') / 'copy', tmp_path_factory.mktemp('built')
   shutil.copytree(
     ROOT, copy, ignore=lambda folder, _: LEFT_OUT if folder == str(ROOT) else ('__pycache__',)

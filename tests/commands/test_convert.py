@@ -122,7 +122,6 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
     ([weights.EMBEDDED_FILE, 'm.onnx'], 'm.onnx: .onnx files are not written; end the name in'),
     ([weights.EMBEDDED_FILE, 'x', '--image-size', '7000'], '1,000,000 patches of 7 pixels'),
     ([weights.EMBEDDED_FILE, 'x', '--normalization', 'clip'], "normalization='clip'"),
-    ([FIXTURES / 'timm_gap_with_class_token', 'x', '--format', 'hf_vit'], 'another format'),
   ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(arguments, named, tmp_path, monkeypatch):

@@ -35,16 +35,14 @@ DEPTH, PRETRAINING_STEPS, STEPS, POPULATION = 2, 20, 20, 4
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
-def test_a_notebook_is_short_and_stored_with_its_outputs(name):
+def test_a_notebook_is_stored_with_its_outputs(name):
   notebook = read(name)
-  assert len(notebook.cells) <= 25
   outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
   assert {output.output_type for output in outputs} <= {'stream', 'display_data', 'execute_result'}
   assert not any(output.get('name') == 'stderr' for output in outputs)
   printing = [cell for cell in notebook.cells if re.search(r'print\(|display\(', cell.source)]
   assert all(cell.outputs for cell in printing if 'RUN_REAL_TASK:' not in cell.source)
   text = (ROOT / 'notebooks' / name).read_text()
-  assert len(text) < 250_000
   assert not re.search(r'/tmp/|/home/|https?://\S*[A-Z]{3,}/[A-Z]{2,}', text), 'opens nothing'
 
 

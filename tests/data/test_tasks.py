@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from label_lists import write_images
-from mocked_tfds import dataset_of, example, mocked, pixels, resolve  # noqa: F401
+from mocked_tfds import dataset_of, label_features, mocked, pixels, resolve  # noqa: F401
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -37,7 +37,7 @@ def test_every_task_is_read_from_disjoint_splits_of_the_published_sizes(mocked, 
     stored, positions = resolve(dataset, expression)
     seen += [(stored, position) for position in positions]
     loaded = pipeline.load(task.open(split), 8)
-    labels = [vtab_task.label(example(dataset, *place, False)) for place in seen[-len(positions) :]]
+    labels = [vtab_task.label(label_features(dataset, position)) for position in positions]
     assert_array_equal(loaded.labels, labels)
     for index in (0, -1):
       picture = Image.fromarray(pixels(dataset, stored, positions[index]))
