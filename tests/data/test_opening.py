@@ -61,17 +61,6 @@ def break_images(tmp_path):
   (tmp_path / 'train' / '4.png').symlink_to('none.png')
 
 
-def test_what_fits_is_decoded_and_nothing_is_read_twice(task, read):
-  found, arrays = open_images(task, 8, lambda number: number < 5)
-  everything = [f'{split}/{n}.png' for split in SIZES for n in range(SIZES[split])]
-  assert sorted(read) == sorted(everything)
-  assert found.splits == task.splits
-  assert arrays.keys() == {'val', 'test'}
-  np.testing.assert_array_equal(arrays['test'].labels, [0, 1, 0, 1])
-  assert arrays['test'].images.shape == (4, 8, 8, 3)
-  assert arrays['test'].images.max((1, 2, 3)).tolist() == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize('fits', [False, True], ids=['streamed', 'resident'])
 def test_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read, fits):
   def times_read(**options):
