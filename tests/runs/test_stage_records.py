@@ -76,5 +76,3 @@ def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path)
   results.freeze(run, {'lora': {**structure, 'val_accuracy': 0.900}})
   with pytest.raises(ValueError, match='was frozen with other structures'):
     results.freeze(run, {'lora': {**structure, 'val_accuracy': 0.9, 'weights': 'others'}})
-  with pytest.raises(ValueError, match='was frozen with other structures'):  # an older list
-    results.freeze(run, {'result': 'lora', 'lora': {**structure, 'val_accuracy': 0.9}})

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import logging
 import os
 import shutil
 from typing import Any
@@ -18,19 +17,14 @@ from tiny_runs import changed, context_of
 from glora_jax.files import read_arrays, read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
-from glora_jax.models.classifier import Classifier
-from glora_jax.models.vit import ViT
 from glora_jax.models.weights import EMBEDDED_KNOWN
 from glora_jax.records import read_lines
-from glora_jax.reports import run_page
 from glora_jax.runs import comparison, experiment
-from glora_jax.runs.backbone import Stream, adapt_spaces
-from glora_jax.runs.config import RunSettings, check_config
-from glora_jax.runs.sections import SpaceSettings
+from glora_jax.runs.backbone import Stream
+from glora_jax.runs.config import check_config
 from glora_jax.runs.stage import walk
 from glora_jax.runs.stages import allocation, results
 from glora_jax.runs.stages.allocation import allocate_shifts, head_recipe, train_head
-from glora_jax.runs.stages.training import HeadOnFeatures
 from glora_jax.runs.workdir import Stopped
 from glora_jax.search import known
 from glora_jax.search.choice import choose
@@ -97,17 +91,6 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
   assert check_config(config).allocation.epochs() == 5 - last['training/gradient']
 
 
-def test_its_page_shows_the_structure_and_its_folded_model_opens(gradient_run):
-  workdir, result = gradient_run
-  page = html_pages.read(workdir)
-  assert ['layer', 'A vector', 'A LoRA', 'B LoRA', 'C vector', 'E vector'] in page.rows()
-  assert 'No validation image was used.' in page.words()
-  assert 'supernet' not in page.words()
-  assert 'gradient' in run_page.table(result)
-  assert Classifier(str(workdir)).classes == tuple('0123456789')
-  assert result['fold_max_abs_diff'] < 1e-4
-
-
 def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
   prepared, structure_run, monkeypatch
 ):
@@ -152,19 +135,6 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepare
   read = allocation.allocate_once(run, warm, **options)
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
-
-
-def test_a_structure_that_was_found_is_read_and_costs_nothing_again(
-  prepared, structure_run, monkeypatch
-):
-  shutil.copytree(structure_run / 'structure', prepared.path('structure'))
-  monkeypatch.setattr(HeadOnFeatures, 'features', None)
-  monkeypatch.setattr(allocation, 'allocate', None)
-  found = found_by(prepared)
-  written = read_json(structure_run / 'structure' / 'genome.json')
-  assert found.genome.tolist() == written['genome']
-  assert found.allocation.count_params() == written['params']
-  assert np.abs(found.variables['params']['head']['kernel']).max() > 0  # it is warm
 
 
 def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
@@ -253,18 +223,3 @@ def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
       assert all(least < row['params'] <= most for row in rows)
   first, second = result['structures']['gradient-600']
   assert first != second
-
-
-def test_a_run_of_two_spaces_says_once_what_is_not_adapted(caplog):
-  model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
-  [gradient, searched] = (
-    RunSettings(structure=name, presets=('gradient',), space=SpaceSettings(ranks=(2,)))
-    for name in ('gradient', 'search')
-  )
-  expected, _ = adapt_spaces(gradient, model, 8)
-  caplog.set_level(logging.INFO, 'glora_jax')
-  adapted, beside = adapt_spaces(searched, model, 8)
-  assert caplog.text.count('2 of 7 weight matrices are not adapted') == 1
-  assert 'embed/kernel (convolution; use convs=True), pos_embed (not a matmul)' in caplog.text
-  assert (beside.spec, beside.groups) == (expected.spec, expected.groups)
-  assert adapted.spec != expected.spec

@@ -17,15 +17,12 @@ LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'
   'fields, given, named',
   [
     # By a config file.
-    ({}, (), []),
     ({'mesh.fsdp': 4, 'mesh.base': 'sharded'}, (), []),
     ({'mesh.fsdp': 4}, (), ['mesh.fsdp']),
     ({'job': 'compare', 'watch.tensorboard': True}, (), ['watch.tensorboard']),
     # By a command line, for a job that does not read them.
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
-    ({'structure': 'gradient'}, ('allocation.max_rank', 'sampling.largest'), ['sampling.largest']),
     (KNOWN, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
-    ({'protocol': 'paper'}, ('finetune.epochs', 'search.mode'), ['finetune.epochs']),
     (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
     (
       {**RATED, 'compare.methods': ('lora',)},

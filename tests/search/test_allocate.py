@@ -159,8 +159,6 @@ def test_a_thin_sketch_finds_the_first_directions_of_a_large_kernel():
   full = slow_gradients(adapted, variables, batches)[0][0]
   exact = allocation.row_values(full, 2, allocation.xavier_norm(150, 2))
   assert_allclose(found.values.B_lora[0], exact.B_lora, rtol=0.02)
-  down = adapted.groups[0].own(found.variables['glora'])['B_down']
-  assert abs(full.kernel.vectors[:, 0] @ down[:, 0]) > 0.99 * np.linalg.norm(down[:, 0])
 
 
 def test_starting_values_lie_on_the_mean_gradient_and_change_no_output():
@@ -198,21 +196,6 @@ def test_batches_are_read_once_and_a_single_one_does_not_tell_noise():
   assert alone.signal is None
   for values, same in zip(alone.values, listed.values, strict=True):
     assert_close(values, same, 1e-3)
-
-
-def test_what_batches_have_not_in_common_is_noise():
-  adapted, variables, batches = mixed()
-
-  def opposed(forward, batch, key):
-    return loss(forward, batch[:2], key) * batch[2]
-
-  def signal(*signs):
-    given = [(*batches[0], jnp.float32(sign)) for sign in signs]
-    return allocated((adapted, variables, given), loss=opposed).signal
-
-  assert signal(1, 1, 1) == pytest.approx(1, abs=1e-4)
-  # Of two parts in three the mean is a third: a noise of variance 4 / 3 has a mean square of 4 / 9.
-  assert signal(1, 1, -1) == pytest.approx(1 - (4 / 9) / (1 / 9), abs=1e-3)
 
 
 def test_clear_priors_choose_where_the_own_gradient_is_noise():

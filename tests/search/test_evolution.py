@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from places import ROOT
-from toy_search import GENES, SMALL, SPEC, TARGET, Judge, search
+from toy_search import SMALL, SPEC, TARGET, search
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize, count_params
 from glora_jax.search.evolution import Evolution, mutate
-from glora_jax.search.pareto import hypervolume
 
 
 def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_once():
@@ -67,21 +66,6 @@ def test_a_resumed_search_equals_an_uninterrupted_one(mode):
     assert len(judge.asked) == plan.generations - archive.generation.max()
     chex.assert_trees_all_equal(whole.arrays(), resumed.arrays())
   assert not np.array_equal(whole.genomes, search(plan, seed=1)[0].genomes)
-
-
-def test_where_size_and_fitness_conflict_pareto_finds_the_larger_front():
-  largest = canonicalize(SPEC, SPEC.num_codes - 1)
-  most = count_params(SPEC, largest)
-
-  def volume(mode, seed):
-    plan = dataclasses.replace(SMALL, generations=10, parents=10, mode=mode)
-    archive, _ = search(plan, judge=Judge(largest), seed=seed)
-    return hypervolume(count_params(SPEC, archive.genomes), 1 - archive.correct / GENES, most)
-
-  pareto, paper, random = (
-    np.mean([volume(mode, seed) for seed in range(4)]) for mode in ('pareto', 'paper', 'random')
-  )
-  assert pareto > paper > random
 
 
 def test_mutation_draws_genes_anew_with_its_probability():

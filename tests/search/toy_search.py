@@ -16,18 +16,17 @@ SMALL = Evolution(population=20, generations=6, parents=5, mutations=10, crossov
 class Judge:
   """Scores genomes by how many genes equal the target's, and remembers what it was asked."""
 
-  def __init__(self, target=TARGET):
+  def __init__(self):
     self.asked = []
-    self.target = target
 
   def __call__(self, genomes):
     self.asked.append(genomes.copy())
-    correct = (genomes == self.target).sum((1, 2))
+    correct = (genomes == TARGET).sum((1, 2))
     return correct, 100.0 - correct
 
 
-def search(settings=SMALL, judge=None, seed=0, **options):
+def search(settings=SMALL, seed=0, **options):
   """(archive, judge) of a search."""
-  judge = judge or Judge()
+  judge = Judge()
   archive = evolve(SPEC, judge, jax.random.key(seed), settings, progress=False, **options)
   return archive, judge

@@ -158,15 +158,17 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
 
 def test_a_gradient_of_16_bits_keeps_its_type_and_no_part_is_rounded_away():
   def loss_fn(trainable, frozen, batch, key):
-    return jnp.sum(trainable.astype(jnp.float32) * batch[1].mean()), {}
+    mean = batch[1].mean()
+    return jnp.sum(trainable.astype(jnp.float32) * mean), {'mean': mean}
 
   optimizer = optax.sgd(1.0)
   start, labels = jnp.zeros(2, jnp.bfloat16), jnp.array([256.0] + [1.0] * 255)
   carry = loop.Carry(start, optimizer.init(start), 0, True)
   step = loop.make_step(loss_fn, optimizer, accumulate=256)
-  carry, _ = step(carry, {}, (jnp.ones((256, 3)), labels), KEY)
+  carry, metrics = step(carry, {}, (jnp.ones((256, 3)), labels), KEY)
   assert carry.trainable.dtype == jnp.bfloat16
   assert (carry.trainable == jnp.bfloat16(-labels.mean())).all()
+  assert_allclose(metrics['mean'], labels.mean(), rtol=1e-6)
 
 
 def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():

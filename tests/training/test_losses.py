@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 from numpy.testing import assert_allclose, assert_array_equal
@@ -14,7 +13,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
-from glora_jax.training import loop
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.losses import cross_entropy, drop_components, make_loss
 from glora_jax.training.sampling import Sampling
@@ -94,36 +92,6 @@ def test_several_paths_are_the_mean_of_their_groups_losses():
   assert_allclose(loss, np.mean(losses), rtol=1e-5)
   expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *gradients)
   jax.tree.map(functools.partial(assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
-
-
-def test_the_loss_of_a_fixed_subnet_is_the_supernets_with_that_genome():
-  adapted, variables, images, labels = problem()
-  genome = random_genomes(np.random.default_rng(0), adapted.spec, 1)[0]
-  subnet = adapted.fix(genome)
-  trainable, frozen = subnet.split(variables)
-  loss_fn = make_loss(subnet, train=True)
-  value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-  (loss, _), gradient = value_and_grad(trainable, frozen, (images, labels), KEY)
-  whole, _ = problem().split()
-  expected, expected_gradient = loss_and_gradient(whole, images, labels, genome)
-  assert_allclose(loss, expected, rtol=1e-5)
-  by_path = dict(jax.tree_util.tree_leaves_with_path(expected_gradient))
-  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-    stored = by_path[path][tuple(map(slice, leaf.shape))]  # storage is cut to the rank in use
-    assert_allclose(leaf, stored, rtol=1e-3, atol=1e-5)
-
-
-def test_accumulated_parts_make_the_step_of_the_whole_batch():
-  adapted, variables, images, labels = problem()
-  subnet = adapted.fix(presets.preset(adapted.spec, 'full'))
-  trainable, frozen = subnet.split(variables)
-  loss_fn, optimizer = make_loss(subnet, train=True), optax.sgd(1.0)
-  carry = loop.Carry(trainable, optimizer.init(trainable), 0, True)
-  whole, parts = (
-    jax.jit(loop.make_step(loss_fn, optimizer, accumulate))(carry, frozen, (images, labels), KEY)
-    for accumulate in (1, 3)
-  )
-  chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_is_a_factor_for_each_output_that_all_supports_of_a_layer_share():
