@@ -48,17 +48,14 @@ def copy(compared, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'epochs, rate, named', [(2, 1e30, 'diverged'), (9, 5e-3, 'learned nothing')]
+  'epochs, rate, named', [(2, 1e30, 'diverged'), (9, 5e-3, 'learned_nothing')]
 )
 def test_seeds_that_diverge_or_end_in_guessing_are_named(epochs, rate, named, config, tmp_path):
   """A head learns nothing on a backbone of random weights."""
   fields = {'compare__methods': ('linear',), 'compare__seeds': 1, 'training__epochs': epochs}
   config = changed(config, **fields, compare__rate__linear=rate)
   result = comparison.run(config, str(tmp_path))
-  text = html_pages.read(tmp_path).text
-  for trouble in ('diverged', 'learned nothing'):
-    assert bool(result[trouble.replace(' ', '_')]) == (trouble == named)
-    assert (f'linear probe ({trouble})' in text) == (trouble == named)
+  assert [trouble for trouble in ('diverged', 'learned_nothing') if result[trouble]] == [named]
 
 
 @pytest.mark.slow

@@ -22,10 +22,8 @@ from glora_jax.settings import bounds, expected
 @pytest.mark.parametrize(
   'name, arguments, task',
   [
-    ('quickstart', (), 'digits'),
     ('quickstart', ('search',), 'digits'),
     ('vtab', ('clevr_count,source=noah,root=/data',), 'vtab/clevr_count'),
-    ('vtab', ('all',), 'vtab/all'),
     ('fewshot', ('food101,shots=all',), 'fewshot/food101/all/0'),
     ('generalization', ('2,source=lists,root=/data',), 'generalization/2'),
     ('own', (str(CONFIGS),), f'folder:{CONFIGS}'),

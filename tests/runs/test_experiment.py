@@ -47,17 +47,6 @@ FILES = {
 }
 
 
-@pytest.fixture(scope='module')
-def folded_answers(finished_run):
-  """(answers of the folded model, true classes, its metadata) for the test images."""
-  workdir, _ = finished_run
-  model, params, metadata = weights.load(workdir / 'folded' / 'model.safetensors')
-  images, labels = pipeline.load(find('digits').open('test'), metadata['image_size'])
-  inputs = normalization.normalize(images, metadata['normalization'])
-  logits = jax.jit(model.apply)({'params': params}, inputs)
-  return np.asarray(logits.argmax(-1)), labels, metadata
-
-
 def test_a_run_leaves_everything_in_the_workdir(finished_run):
   workdir, result = finished_run
   assert set(os.listdir(workdir)) == FILES
@@ -136,9 +125,12 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
   jax.tree.map(np.testing.assert_array_equal, best.variables, again.variables)
 
 
-def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run, folded_answers):
+def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run):
   workdir, result = finished_run
-  answers, labels, metadata = folded_answers
+  model, params, metadata = weights.load(workdir / 'folded' / 'model.safetensors')
+  images, labels = pipeline.load(find('digits').open('test'), metadata['image_size'])
+  inputs = normalization.normalize(images, metadata['normalization'])
+  answers = np.asarray(jax.jit(model.apply)({'params': params}, inputs).argmax(-1))
   accuracy = result['structures'][result['result']]['test_accuracy']
   assert np.mean(answers == labels) == pytest.approx(accuracy, abs=1e-9)
   wrong = f'{(answers != labels).sum()} of 797 test images are misclassified'
