@@ -1,7 +1,6 @@
 """Files of arrays: what is in them, and what hostile or broken ones do."""
 
 import io
-import json
 import struct
 import zipfile
 
@@ -17,11 +16,6 @@ def npy(shape):
   return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + bytes(16)
 
 
-def of_header(**spec):
-  header = json.dumps({'a': {'dtype': 'F32', **spec}}).encode()
-  return struct.pack('<Q', len(header)) + header + bytes(16)
-
-
 def archive(name, content):
   file = io.BytesIO()
   with zipfile.ZipFile(file, 'w') as opened:
@@ -34,8 +28,6 @@ def archive(name, content):
   [
     (b'', 'is empty'),
     (b'GIF89a' + bytes(100), 'not an npz, safetensors or PyTorch file'),
-    (of_header(shape=[4], data_offsets=[0, 2**40]), 'file'),
-    (of_header(shape=[4], data_offsets=[0, 16], dtype='X'), 'file'),
     (archive('photo.jpg', b''), 'photo.jpg'),
     (archive('a.npy', npy((-1, 4))), '(-1, 4)'),
     (archive('a.npy', npy((2**40,))), '(1099511627776,)'),
