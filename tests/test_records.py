@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from glora_jax import files
-from glora_jax.records import check_shape, read_lines
+from glora_jax.records import check_shape, read_lines, read_record
 
 
 class Row(TypedDict):
@@ -31,6 +31,15 @@ def test_a_shape_is_an_annotation(value, shape, reason):
   else:
     with pytest.raises(ValueError, match=f'^{re.escape(reason)}$'):
       check_shape(value, shape)
+
+
+def test_a_record_of_another_shape_is_damaged(tmp_path):
+  path = tmp_path / 'seconds.json'
+  files.write_json(path, {'test': 'fast'}, 'seconds')
+  with pytest.raises(
+    ValueError, match=r"damaged \(test='fast' should be a valid number\); replace"
+  ):
+    read_record(path, 'seconds', dict[str, float])
 
 
 def test_what_would_grow_in_memory_or_runs_code_is_refused(tmp_path):
