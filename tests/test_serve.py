@@ -86,11 +86,11 @@ def of_function(classes=3, shift=0, **options):
   return glora_jax.adapt_function(mlp, params, X[:1], **options), params
 
 
-def of_nnx():
+def of_nnx(classes=3):
   model = nnx.Sequential(
-    nnx.Linear(4, 5, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(5, 3, rngs=nnx.Rngs(1))
+    nnx.Linear(4, 5, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(5, classes, rngs=nnx.Rngs(1))
   )
-  adapted, variables = glora_jax.nnx.as_adapted(glora_jax.nnx.attach(model, X, heads=None))
+  adapted, variables = glora_jax.nnx.as_adapted(glora_jax.nnx.attach(model, X, heads='layers/2'))
   return adapted, variables['params']
 
 
@@ -165,9 +165,10 @@ def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
   assert_alone(answers, alone, params, (X,), ['c', 'a', None] * 2)
 
 
-def test_logits_beyond_an_adapters_classes_are_minus_infinity(tmp_path):
-  adapted, params = of_function()
-  alone = save(tmp_path, *of_function(classes=2), {'a': 'lora'})
+@pytest.mark.parametrize('make', [of_function, of_nnx])
+def test_logits_beyond_an_adapters_classes_are_minus_infinity(make, tmp_path):
+  adapted, params = make()
+  alone = save(tmp_path, *make(classes=2), {'a': 'lora'})
   answers = pool_of(tmp_path, adapted, params, 'a')(X[:2], ['a', None])
   assert np.isneginf(answers).tolist() == [[False, False, True], [False] * 3]
   fixed, variables = alone['a']

@@ -157,13 +157,14 @@ def call(model, inputs, kwargs):
 
 
 def case_of(example, model=None, **options):
-  """A `Case` of a function, or of an NNX model as a function of its parameters."""
+  """A `Case` of a function, or of an attached NNX model as a function of its parameters."""
   inputs, options = example.inputs, {'space': SPACE, **example.options, **options}
   if model is None:
     adapted = glora_jax.adapt_function(example.apply, example.params, *inputs, **options)
     plain = jax.jit(lambda params: vector(example.apply(params, *inputs)))
     return Case(example, adapted, example.params, plain)
-  adapted = glora_nnx.adapt(model, *inputs, **options, **example.kwargs)
+  attached = glora_nnx.attach(model, *inputs, **options, **example.kwargs)
+  adapted, _ = glora_nnx.as_adapted(attached)
 
   def plain(params):
     return call(glora_nnx.with_params(model, params), inputs, example.kwargs)

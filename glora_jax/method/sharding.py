@@ -98,7 +98,7 @@ def shard(
   they split batches over all of its axes.
 
   Args:
-    adapted: what `adapt`, `adapt_function` or `glora_jax.nnx.adapt` returned.
+    adapted: what `adapt`, `adapt_function` or `glora_jax.nnx.as_adapted` returned.
     variables: its variables, or their shapes. NumPy arrays go straight from the host to their
       devices, so the base need not fit on one.
     mesh: devices with axes of any names. If one is called 'fsdp', weights are sharded over that one

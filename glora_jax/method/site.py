@@ -109,13 +109,13 @@ def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout:
     assert equation is not None  # Flax has refused the call without one
     return _einsum_layout(equation.replace(' ', ''))
   assert isinstance(module, nn.DenseGeneral)
-  stack = axis_count(module.batch_dims)
-  inputs_end = stack + axis_count(module.axis)
-  dims = tuple(range(inputs_end + axis_count(module.features)))
+  stack = _axis_count(module.batch_dims)
+  inputs_end = stack + _axis_count(module.axis)
+  dims = tuple(range(inputs_end + _axis_count(module.features)))
   return Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack])
 
 
-def axis_count(sizes: int | Sequence[int]) -> int:
+def _axis_count(sizes: int | Sequence[int]) -> int:
   """How many axes a module's argument stands for."""
   return 1 if isinstance(sizes, int) else len(sizes)
 

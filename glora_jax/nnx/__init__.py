@@ -1,10 +1,10 @@
-"""GLoRA on Flax NNX models: live ones, or as pure functions like Linen's.
+"""GLoRA on Flax NNX models that stay alive.
 
 Knows the method, and nothing of images or runs.
 """
 
 from glora_jax.nnx.attach import attach, fix
-from glora_jax.nnx.functional import adapt, params, with_params
+from glora_jax.nnx.functional import params, with_params
 from glora_jax.nnx.live import (
   as_adapted,
   load_adapter,
@@ -22,7 +22,6 @@ __all__ = [
   'Head',
   'Support',
   'Trained',
-  'adapt',
   'as_adapted',
   'attach',
   'fix',

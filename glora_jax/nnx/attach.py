@@ -24,7 +24,7 @@ from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
 from glora_jax.nnx.base import remember_base
 from glora_jax.nnx.functional import by_use, check_model, params, trace_call
 from glora_jax.nnx.live import adapters, set_genome, spec
-from glora_jax.nnx.owners import PREFIX, UNCOVERED, AdaptedParam, Model, make_owner
+from glora_jax.nnx.owners import PREFIX, UNADAPTED, AdaptedParam, Model, Unadapted, make_owner
 from glora_jax.nnx.places import Location, Place, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
 from glora_jax.tree import Path
@@ -67,7 +67,7 @@ def attach(
     convs: whether convolutions count as linear layers.
     embeddings: whether tables that are looked up do; see `glora_jax.adapt`.
     split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
-      kernels' names.
+      kernels' names. Layers that `nnx.vmap` runs on one shared input need it.
     key: random key of the supports, or `nnx.Rngs`; None for a fixed one.
     **kwargs: further arguments of the call.
 
@@ -77,8 +77,8 @@ def attach(
 
   Raises:
     ValueError: the model is already attached, has no linear layer, or none that `select` or `space`
-      matches; or a tie does not fit, or an argument has the wrong type. Errors of the model itself
-      on these inputs pass through.
+      matches; or a tie does not fit, or an argument has the wrong type, or `split` is needed.
+      Errors of the model itself on these inputs pass through.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -101,21 +101,36 @@ def attach(
     >>> bool(jnp.allclose(model(x), mlp(x)))
     True
   """
-  check_model(model, 'attach')
+  check_model(model)
   structure = read_structure(structure)
   selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
   adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
   attached = _with_supports(model, adapted, random, Genome)
-  if any(group.stack_shape for group in adapted.groups):
+  # A stack of matrices may be mapped or scanned over, and its adapter with it.
+  if any(len(group.members[0].kernel_shape) > 2 for group in adapted.groups):
     try:
       trace_call(attached, inputs, kwargs)
     except ValueError as error:  # a model may scan over `nnx.Param` alone, or along its own axis
       log.info('%s: the genome has to be an nnx.Param; without, %s', type(model).__name__, error)
       attached = _with_supports(model, adapted, random, ParamGenome)
+      _check_runs(attached, inputs, kwargs)
   remember_base(attached)
   return attached
+
+
+def _check_runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> None:
+  """Raises ValueError if an attached model does not run."""
+  try:
+    trace_call(model, inputs, kwargs)
+  except ValueError as error:
+    reason = str(error).partition('\n')[0].removesuffix(':')
+    raise ValueError(
+      f'{type(model).__name__} does not run with an adapter next to its kernels: {reason}. If '
+      'nnx.vmap runs layers on one input, name the axis of the output that counts them, as in '
+      "split={'layers/up': 0}."
+    ) from error
 
 
 def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
@@ -157,8 +172,9 @@ def _with_supports(
   for owner, adapted_params in insertion.owners.values():
     if adapted_params or isinstance(owner, nnx.bridge.ToNNX):
       make_owner(owner, adapted_params)
-  if adapted.uncovered:
-    setattr(model, UNCOVERED, adapted.uncovered)
+  unadapted = Unadapted(adapted.uncovered, adapted.head_sites)
+  if any(unadapted):
+    setattr(model, UNADAPTED, unadapted)
   return model
 
 

@@ -1,132 +1,32 @@
-"""GLoRA on Flax NNX models by pure functions: `nnx.split`, merge the supports, `nnx.merge`.
+"""An NNX model as a pure function of its parameters, and the layers that its call uses.
 
-All state but parameters stands still. A model whose state moves (dropout, BatchNorm, a cache) is
-attached (`glora_jax.nnx.attach`).
-
-An NNX model bridged into linen (`nnx.bridge.ToLinen`) is a linen model to `glora_jax.adapt`, too.
-Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as parts, are adapted here as they are.
+All its other state keeps its values. An NNX model bridged into Linen (`nnx.bridge.ToLinen`) is a
+Linen model to `glora_jax.adapt`. Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as
+parts, are attached as they are.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
-import logging
 import math
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from glora_jax.limits import check_type
-from glora_jax.method.adapt import DEFAULT_HEADS, assemble
-from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import Structure, read_structure, space_for
 from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
 from glora_jax.method.sample import Sample
-from glora_jax.method.selection import Selection, Selector
-from glora_jax.method.site import Layout, Site, axis_count
-from glora_jax.method.space import SearchSpace
-from glora_jax.method.trace.events import NO_SAMPLE
+from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner
 from glora_jax.tree import Path, differences, flatten, path_name, plain_path, replace
 
-log = logging.getLogger(__name__)
-
 STATISTICS = 'batch_stats'  # name of their collection among the variables
-
-
-def adapt(
-  model: nnx.Module,
-  *sample_inputs: Any,
-  structure: Structure | None = None,
-  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
-  scale: float | None = None,
-  select: Selector | None = None,
-  heads: Selector | None = DEFAULT_HEADS,
-  ties: Sequence[Sequence[str]] = (),
-  convs: bool = False,
-  embeddings: bool = False,
-  split: Mapping[str, int] = types.MappingProxyType({}),
-  **kwargs: Any,
-) -> Adapted:
-  """Attaches GLoRA to an unmodified NNX model, as pure functions of its parameters.
-
-  With sample inputs the linear layers are found by how the model uses its parameters, in whatever
-  modules (`glora_jax.adapt_function`). Without, they are its `nnx.Linear` and `nnx.LinearGeneral`.
-  Rows follow the order of the module tree (names sorted), which need not be that of execution. All
-  state but `nnx.Param` (batch statistics, random streams, caches) keeps its current values, and the
-  log warns of it.
-
-  Args:
-    model: any NNX model; it is not changed.
-    *sample_inputs: example inputs; only shapes and dtypes matter.
-    structure: the structure to train; see `glora_jax.adapt`.
-    space: the alleles on offer; see `glora_jax.adapt`.
-    scale: factor on LoRAs of B; see `glora_jax.adapt`.
-    select: which linear layers to adapt, by the attributes' names joined by '/'; see
-      `glora_jax.adapt`.
-    heads: which modules to train in full, in the same way; None for none.
-    ties: layers to adapt as one; see `glora_jax.adapt`. Needs sample inputs.
-    convs: whether kernels of convolutions count as linear layers. Needs sample inputs.
-    embeddings: whether tables that are looked up do; see `glora_jax.adapt`. Needs sample inputs.
-    split: axes of outputs to treat as stacks; see `glora_jax.adapt_function`.
-    **kwargs: further arguments of the call.
-
-  Returns:
-    The adapted model, whose `apply` calls the model.
-
-  Raises:
-    ValueError: the model is already attached, has no linear layer, none that `select` or `space`
-      matches, or, without sample inputs, one with a stacked kernel. Errors of the model itself on
-      the sample inputs pass through.
-
-  Example:
-    >>> import glora_jax, jax, jax.numpy as jnp
-    >>> from flax import nnx
-    >>> model, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((2, 4))
-    >>> model = nnx.Sequential(model)
-    >>> adapted = glora_jax.nnx.adapt(model, x, structure='lora:2')
-    >>> variables = adapted.init(jax.random.key(0), glora_jax.nnx.params(model))
-    >>> outputs = adapted.apply(variables, x)  # the model itself is not changed
-    >>> folded = glora_jax.nnx.with_params(model, adapted.fold(variables))
-    >>> type(folded).__name__, bool(jnp.allclose(folded(x), outputs))
-    ('Sequential', True)
-  """
-  structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
-  check_model(model, 'adapt')
-  frozen = Frozen(model)
-  if sample_inputs or kwargs:
-    found = by_use(model, sample_inputs, kwargs, convs=convs, embeddings=embeddings, split=split)
-  elif ties or convs or embeddings or split:
-    raise ValueError(
-      'ties, convs, embeddings and split need sample inputs, which show how the parameters are '
-      'used; call glora_jax.nnx.adapt(model, *inputs, ...).'
-    )
-  else:
-    found = by_class(model)
-    if not found.sites and not found.refused:
-      raise ValueError(
-        f'{frozen.__name__} has no nnx.Linear or nnx.LinearGeneral to adapt; with sample inputs, '
-        'glora_jax.nnx.adapt(model, *inputs), other layers are found too.'
-      )
-  further = (nnx.to_flat_state(state) for state in frozen.states[1:])
-  if kinds := collections.Counter(type(leaf).__name__ for flat in further for _, leaf in flat):
-    log.warning(
-      '%s has state that no call updates: %s. If it has to change, as in dropout, BatchNorm or a '
-      'cache, use glora_jax.nnx.attach.',
-      frozen.__name__,
-      ', '.join(f'{number} {kind}' for kind, number in kinds.items()),
-    )
-  return assemble(frozen, as_computed_with(params(model)), found, selection, structure)
 
 
 def params(model: nnx.Module) -> dict[str, Any]:
@@ -201,13 +101,13 @@ def require_module(model: Any, call: str) -> None:
     )
 
 
-def check_model(model: Any, call: str) -> None:
+def check_model(model: Any) -> None:
   """Raises ValueError unless a model can be adapted.
 
   It cannot where it is none of NNX, is quantized, or a part of it is attached or changes whenever
   it is read.
   """
-  require_module(model, call)
+  require_module(model, 'attach')
   for path, node in nnx.iter_graph(model):
     if is_owner(node):
       raise ValueError(
@@ -361,39 +261,3 @@ def trace_call(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> N
     return nnx.merge(graphdef, state, copy=True)(*args, **keywords)
 
   jax.eval_shape(call, state, sample.arrays)
-
-
-def by_class(model: nnx.Module) -> Found:
-  """The `nnx.Linear` and `nnx.LinearGeneral` of a model, and why others cannot be adapted."""
-  sites: list[Site] = []
-  refused: dict[Path, str] = {}
-  # A parameter of several modules is there once, as the first's.
-  present = flatten(as_computed_with(params(model)))
-  for keys, module in nnx.iter_graph(model):
-    path = plain_path(keys)
-    kernel_path, bias_path = (*path, 'kernel'), (*path, 'bias')
-    if not isinstance(module, (nnx.Linear, nnx.LinearGeneral)) or kernel_path not in present:
-      continue
-    kernel = present[kernel_path]
-    dims = tuple(range(kernel.ndim))
-    stack = len(getattr(module, 'batch_axis', {}) or {})
-    inputs_end = stack + axis_count(module.in_features)
-    if kernel.ndim != inputs_end + axis_count(module.out_features):
-      refused[kernel_path] = (
-        f'its kernel {kernel.shape} is stacked, and only sample inputs show how '
-        '(glora_jax.nnx.adapt(model, *inputs))'
-      )
-      continue
-    sites.append(
-      Site(
-        kernel_path,
-        bias_path=None if present.get(bias_path) is None else bias_path,
-        kernel_shape=kernel.shape,
-        dtype=np.dtype(kernel.dtype),
-        layout=Layout(dims[:stack], dims[stack:inputs_end], dims[inputs_end:], dims[:stack]),
-        kind=type(module).__name__,
-      )
-    )
-  biases = {site.bias_path for site in sites}
-  matrices = [path for path, value in present.items() if value.ndim > 1 and path not in biases]
-  return Found(_numbered(sites), dict.fromkeys(matrices, NO_SAMPLE), refused=refused)

@@ -25,7 +25,7 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, set_beside, set_like
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
-from glora_jax.nnx.owners import UNCOVERED, plain
+from glora_jax.nnx.owners import UNADAPTED, Unadapted, plain
 from glora_jax.nnx.places import by_paths
 from glora_jax.nnx.variables import Head
 from glora_jax.tree import flatten, get, replace
@@ -135,8 +135,8 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   """Turns an attached model into what `glora_jax.adapt` returns, and its variables.
 
-  With it `glora_jax.make_scorer`, `glora_jax.allocate` and other functions of an adapted model work
-  on an attached one; `set_variables` writes their results back.
+  With it `glora_jax.shard`, `glora_jax.allocate`, `glora_jax.serve.Pool` and other functions of an
+  adapted model work on an attached one; `set_variables` writes their results back.
 
   Args:
     model: an attached model; it is not changed. All its state but parameters and batch statistics
@@ -187,9 +187,9 @@ def _without_supports(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     groups=groups,
     head_paths=frozenset(flatten(nested(nnx.state(model, Head)))),
     param_shapes=flatten(as_computed_with(variables['params'])),
-    uncovered=vars(model).get(UNCOVERED, ()),
     mesh=static.mesh,
     genome=get_genome(model) if static.is_fixed else None,
+    **vars(model).get(UNADAPTED, Unadapted())._asdict(),
   )
   return adapted, variables
 

@@ -21,24 +21,33 @@ from glora_jax.method.genomes import goes_by_output
 from glora_jax.method.quantized import is_quantized, taken_out
 from glora_jax.method.rules import Deferred, merge_biases, merge_kernels, not_adapted
 from glora_jax.method.sharding import gather_over
+from glora_jax.method.site import Site
 from glora_jax.method.space import WEIGHT_TENSORS
 from glora_jax.method.supports import of_tensors
 from glora_jax.nnx.adapter import Adapter, left
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
+from glora_jax.tree import Path
 
 log = logging.getLogger(__name__)
 
 Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
-UNCOVERED = 'glora_uncovered'  # attribute of the whole model: the matrices that are not adapted
+UNADAPTED = 'glora_unadapted'  # attribute of the whole model, an `Unadapted`
 # NNX's own layers that run by their program: the array's attribute, the method's name, and whose.
 _BY_PROGRAM = (
   ('kernel', '__call__', (nnx.Linear.__call__, nnx.LinearGeneral.__call__)),
   ('embedding', '__call__', (nnx.Embed.__call__,)),
   ('embedding', 'attend', (nnx.Embed.attend,)),
 )
+
+
+class Unadapted(NamedTuple):
+  """The matrices of an attached model that have no adapter; see `glora_jax.Adapted`."""
+
+  uncovered: tuple[tuple[Path, str], ...] = ()
+  head_sites: tuple[Site, ...] = ()
 
 
 class AdaptedParam(NamedTuple):
@@ -152,8 +161,8 @@ def _put_plain(module: nnx.Pytree, new: dict[int, tuple[nnx.Variable, nnx.Variab
       new[id(variable)] = variable, without_role(variable)
     if id(variable) in new:
       put(module, {location: new[id(variable)][1]})
-  if UNCOVERED in vars(module):
-    delattr(module, UNCOVERED)
+  if UNADAPTED in vars(module):
+    delattr(module, UNADAPTED)
 
 
 def _added(owner: nnx.Pytree) -> set[str]:
@@ -161,7 +170,7 @@ def _added(owner: nnx.Pytree) -> set[str]:
   params = params_of(owner)
   own = {param.location for param in params}
   bases = {param.kernel.attribute for param in params if param.kernel not in own}
-  added = bases | {param.adapter for param in params} | {UNCOVERED}
+  added = bases | {param.adapter for param in params} | {UNADAPTED}
   return added & vars(owner).keys()
 
 

@@ -158,4 +158,3 @@ def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
 def test_a_table_without_a_lookup_is_refused():
   inputs = jnp.ones((1, 4))
   assert_refused('no embedding lookup', glora_jax.adapt, nn.Dense(3), inputs, embeddings=True)
-  assert_refused('embeddings', glora_jax.nnx.adapt, Live(), embeddings=True)

@@ -37,7 +37,8 @@ def with_structure(structure, **options):
   live = nnx.bridge.ToNNX(Mlp(), nnx.Rngs(0)).lazy_init(X)
   yield glora_jax.adapt(Mlp(), X, structure=structure, **options), PARAMS
   yield glora_jax.adapt_function(function, PARAMS, X, structure=structure, **options), PARAMS
-  yield glora_jax.nnx.adapt(live, X, structure=structure, **options), glora_jax.nnx.params(live)
+  attached = glora_jax.nnx.attach(live, X, structure=structure, **options)
+  yield glora_jax.nnx.as_adapted(attached)[0], glora_jax.nnx.params(live)
 
 
 @pytest.mark.parametrize('structure', ['scale_shift_lora:2', 'full', 'linear'])

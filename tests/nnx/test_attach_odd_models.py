@@ -5,13 +5,15 @@ from typing import ClassVar
 import jax
 import numpy as np
 import pytest
+from comparing import assert_refused
 from flax import nnx
 from live_models import SPACE, call, randomize
 from nnx_zoo import EXAMPLES, WIDTH, Matrix, vectors
 from numpy.testing import assert_allclose
 
+import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import Head
+from glora_jax.nnx import Head, live
 
 X = vectors()
 
@@ -30,14 +32,6 @@ def test_a_product_of_its_own_keeps_its_state():
   attached = glora_nnx.attach(layer, X, structure='lora:2', heads=None)
   assert_allclose(attached(X), layer(X), atol=1e-6)
   assert attached.dot_general.calls[...] == 1
-
-
-def test_slashes_are_no_matter_where_layers_are_found_by_class():
-  adapted = glora_nnx.adapt(EXAMPLES['odd_names']().make())
-  assert [layer.name for layer in adapted.spec] == [
-    'mlp/mlp/~/up',
-    *(f'stack[{row}]' for row in range(4)),
-  ]
 
 
 class Registered(nnx.Module):
@@ -98,21 +92,60 @@ def test_a_linen_model_inside_keeps_its_state_and_its_head():
   assert_allclose(folded.inner.norm['mean'][...], mean)
 
 
+class OnOneInput(nnx.Module):
+  """Layers that are stacked, and all run on the same input."""
+
+  def __init__(self, rngs):
+    make = nnx.vmap(lambda rngs: nnx.Linear(WIDTH, 5, rngs=rngs))
+    self.layers = nnx.split_rngs(splits=3)(make)(rngs)
+
+  def __call__(self, x):
+    return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x)
+
+
+def test_layers_that_are_mapped_over_one_input_need_their_axis_named(caplog):
+  caplog.set_level('INFO')
+  model = OnOneInput(nnx.Rngs(0))
+  assert_refused(['OnOneInput', 'split='], glora_nnx.attach, model, X)
+  assert 'the genome has to be an nnx.Param; without, vmap' in caplog.text
+  attached = glora_nnx.attach(model, X, space=SPACE, split={'layers': 0})
+  randomize(attached)
+  adapted, variables = glora_nnx.as_adapted(attached)
+  assert [layer.name for layer in adapted.spec] == [f'layers[{row}]' for row in range(3)]
+  expected = glora_nnx.fold(attached)(X)
+  assert_allclose(attached(X), expected, atol=1e-5)
+  genome = live.get_genome(attached)
+  assert_allclose(adapted.apply(variables, X, genome=genome), expected, atol=1e-5)
+
+
 class Failing(nnx.Module):
   """A model that only runs as long as nothing is attached."""
 
-  def __init__(self, error):
-    self.w, self.error = nnx.Param(np.ones((3, WIDTH, WIDTH), np.float32)), error
+  def __init__(self):
+    self.w = nnx.Param(np.ones((3, WIDTH, WIDTH), np.float32))
 
   def __call__(self, x):
     if 'glora_w' in vars(self):
-      raise self.error('of another kind')
+      raise RuntimeError('of another kind')
     return sum(x @ kernel for kernel in self.w[...])
 
 
-def test_what_does_not_run_because_of_the_genomes_type_is_logged_and_other_errors_pass(caplog):
-  caplog.set_level('INFO')
+def test_errors_of_another_kind_pass():
   with pytest.raises(RuntimeError, match='of another kind'):
-    glora_nnx.attach(Failing(RuntimeError), X)
-  glora_nnx.attach(Failing(ValueError), X)
-  assert 'the genome has to be an nnx.Param; without, of another kind' in caplog.text
+    glora_nnx.attach(Failing(), X)
+
+
+def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting():
+  example = EXAMPLES['vit_with_its_convolutions']()
+  (images,) = example.inputs
+  attached = glora_nnx.attach(example.make(), images, space=SPACE)
+  randomize(attached)
+  folded = glora_nnx.fold(attached)
+  linen = nnx.bridge.ToLinen(lambda rngs: nnx.clone(folded))
+  start = linen.init(jax.random.key(0), images)
+  assert_allclose(linen.apply(start, images), folded(images), atol=1e-5)
+  again = glora_jax.adapt(linen, images)
+  assert {layer.name for layer in again.spec} == {layer.name for layer in live.spec(attached)}
+  start |= again.init(jax.random.key(0), start['params'])
+  outputs = again.apply(start, images, genome=glora_jax.preset(again.spec, 'full'))
+  assert_allclose(outputs, folded(images), atol=1e-5)

@@ -14,7 +14,7 @@ from trees import normal
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import Support, Trained, functional, live
+from glora_jax.nnx import Support, Trained, live
 
 X = normal(10, 6)
 SPACE = glora_jax.SearchSpace((1, 2))
@@ -55,11 +55,8 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
 
   plain = LiveMlp()
   plain.eval()
-  adapted = functional.adapt(plain, X, space=SPACE)
-  assert adapted.spec == live.spec(attached)
-  fixed, values = glora_jax.load_adapter(
-    tmp_path / 'live.safetensors', adapted, functional.params(plain)
-  )
+  adapted, values = glora_nnx.as_adapted(glora_nnx.attach(plain, X, space=SPACE))
+  fixed, values = glora_jax.load_adapter(tmp_path / 'live.safetensors', adapted, values['params'])
   assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
 
   lora = glora_nnx.attach(LiveMlp(), X, space=SPACE)

@@ -9,11 +9,10 @@ import pytest
 from comparing import assert_refused
 from flax import nnx
 from live_models import SPACE, TOKENS, Classifier
-from nnx_zoo import Matrix
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import functional, live
+from glora_jax.nnx import live
 
 X = jnp.ones((2, 6))
 GENOME = np.zeros((6, 5), np.int8)
@@ -38,11 +37,6 @@ def lora():
 class WithFeatures(Classifier):
   def __call__(self, x):
     return super().__call__(x), x
-
-
-class Stacked(nnx.Module):
-  def __init__(self, rngs):
-    self.layers = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs), in_axes=0)(rngs.fork(split=3))
 
 
 def made(kind, *sizes):
@@ -70,8 +64,8 @@ def set_statistics(**statistics):
 
 
 def shapes_alone():
-  adapted = glora_nnx.adapt(nnx.eval_shape(Classifier), TOKENS)
-  variables = adapted.init(jax.random.key(0), functional.params(model()))
+  adapted, _ = glora_nnx.as_adapted(attach(nnx.eval_shape(Classifier)))
+  variables = adapted.init(jax.random.key(0), glora_nnx.params(model()))
   return adapted.apply(variables, TOKENS, genome=GENOME)
 
 
@@ -88,11 +82,8 @@ REFUSED = [
   (lambda: score(attach(WithFeatures())), 'tuple'),
   # NNX models as functions
   (lambda: hooked(lambda w: nnx.Param(w, on_get_value=lambda _, v: v / 2)), 'own get_value'),
-  (lambda: glora_nnx.adapt(attached()), 'Classifier'),
-  (lambda: glora_nnx.adapt(made(Matrix)), 'with sample inputs'),
-  (lambda: glora_nnx.adapt(made(Stacked)), 'layers', '(3, 4, 4)'),
   (
-    lambda: functional.with_params(made(nnx.Linear, 6, 4), {'kernel': np.zeros((4, 6))}),
+    lambda: glora_nnx.with_params(made(nnx.Linear, 6, 4), {'kernel': np.zeros((4, 6))}),
     '(4, 6)',
     '(6, 4)',
   ),

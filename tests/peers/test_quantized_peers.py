@@ -307,7 +307,6 @@ def test_models_that_are_quantized_themselves_are_refused():
   for name, call, arguments in (
     ('Model', glora_jax.adapt, (quantized(weight_qtype='int8')[0], X)),
     ('product', glora_jax.adapt_function, (product, kernels, X)),
-    ('NnxModel', glora_jax.nnx.adapt, (model, X)),
     ('NnxModel', glora_jax.nnx.attach, (model, X)),
   ):
     assert_refused(f'{name} is a quantized model of qwix', call, *arguments)

@@ -66,7 +66,7 @@ def run_named(devices, x):
 
 
 def run_plain(x, labels, mesh=None):
-  """Losses of some steps, scores, and outputs folded and by the functional interface."""
+  """Losses of some steps, scores, and outputs folded and as a pure function."""
   model, inputs = attach(x), x
   if mesh is not None:
     glora_jax.nnx.shard(model, mesh, min_bytes=64)

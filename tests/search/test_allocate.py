@@ -17,7 +17,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 import glora_jax
 from glora_jax import tree
 from glora_jax.models.vit import ViT
-from glora_jax.nnx import functional
 from glora_jax.search import allocation, choice, known
 from glora_jax.search.allocated import CLEAR, pooled, share_of
 from glora_jax.search.allocation import Directions
@@ -58,8 +57,11 @@ def live():
   rngs = nnx.Rngs(0)
   hidden = nnx.Linear(8, 12, use_bias=False, rngs=rngs)
   model = nnx.Sequential(hidden, nnx.gelu, nnx.Linear(12, 4, rngs=rngs))
-  adapted = functional.adapt(model, space=SPACE, heads=None)
-  return adapted, adapted.init(jax.random.key(1), functional.params(model)), drawn_batches(8)
+  batches = drawn_batches(8)
+  attached = glora_jax.nnx.attach(
+    model, batches[0][0], space=SPACE, heads=None, key=jax.random.key(1)
+  )
+  return *glora_jax.nnx.as_adapted(attached), batches
 
 
 def prepared(model, shape, **options):

@@ -35,8 +35,7 @@ def of_linen():
 def of_nnx():
   model = LiveMlp(8)
   model.eval()
-  adapted = glora_jax.nnx.adapt(model)
-  variables = adapted.init(KEY, glora_jax.nnx.params(model))
+  adapted, variables = glora_jax.nnx.as_adapted(glora_jax.nnx.attach(model, problem().images))
   return adapted, variables, jax.nn.gelu(model.norm(model.fc(halved(problem().images, None))))
 
 

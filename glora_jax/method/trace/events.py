@@ -22,7 +22,6 @@ CONVOLUTION = 'convolution; use convs=True'
 AN_INPUT = 'used as an input of other weights'
 UNUSED = 'not used'
 NO_MODULE = 'matmul outside the known modules; use glora_jax.adapt_function'
-NO_SAMPLE = 'not in a known module; pass sample inputs'
 
 # What a user has chosen, and what is no linear layer to anybody; there are other reasons besides.
 CHOSEN = (HEAD, NOT_SELECTED)
