@@ -18,6 +18,7 @@ from glora_jax.method.presets import Structure, genome_of, read_structure, space
 from glora_jax.method.quantized import as_computed_with, is_quantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
+from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
@@ -109,7 +110,7 @@ def attach(
   adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
   attached = _with_supports(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.
-  if any(len(group.members[0].kernel_shape) > 2 for group in adapted.groups):
+  if any(_may_be_a_stack(group.members[0]) for group in adapted.groups):
     try:
       trace_call(attached, inputs, kwargs)
     except ValueError as error:  # a model may scan over `nnx.Param` alone, or along its own axis
@@ -118,6 +119,11 @@ def attach(
       _check_runs(attached, inputs, kwargs)
   remember_base(attached)
   return attached
+
+
+def _may_be_a_stack(site: Site) -> bool:
+  """Whether a kernel is a stack, or one whose axis counts as an output: of layers on one input."""
+  return bool(site.layout.stack) or (len(site.kernel_shape) > 2 and 0 in site.layout.outputs)
 
 
 def _check_runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> None:
