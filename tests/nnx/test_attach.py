@@ -10,12 +10,12 @@ import optax
 import pytest
 from flax import nnx
 from hand_count import by_name
-from live_models import SPACE, TOKENS, Classifier, call, genomes, randomize, variables
+from live_models import SPACE, TOKENS, Classifier, call, randomize
 from numpy.testing import assert_allclose, assert_array_equal
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import Genome, Head, Trained, live
+from glora_jax.nnx import Head, Trained, live
 
 
 @pytest.fixture(scope='module')
@@ -158,11 +158,3 @@ def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
   assert type(glora_nnx.fold(other).head) is Scale
   assert nnx.graphdef(other) == nnx.graphdef(attached)
   assert_array_equal(other(TOKENS), attached(TOKENS))
-
-
-def test_a_genome_is_no_parameter(pair):
-  _, attached = pair
-  assert not any(isinstance(variable, Genome) for variable in variables(attached, nnx.Param))
-  [genome] = genomes(attached, 1)
-  glora_nnx.set_genome(attached, genome)
-  assert_array_equal(live.get_genome(attached), genome)

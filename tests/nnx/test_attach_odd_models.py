@@ -65,12 +65,7 @@ def test_a_base_need_not_be_told_of_what_is_attached(base, arguments, caplog):
   assert isinstance(attached, Own)
   assert type(attached).__name__ == 'Own'
   assert Registered.register.get('Own', Own) is Own
-  randomize(attached)
-  outputs = nnx.jit(lambda model: model(X))(attached)
-  assert np.abs(outputs - model(X)).max() > 1e-3
-  folded = glora_nnx.fold(attached)
-  assert type(folded) is Own
-  assert_allclose(folded(X), outputs, atol=1e-5)
+  assert type(glora_nnx.fold(attached)) is Own
 
 
 def test_a_linen_model_inside_keeps_its_state_and_its_head():
@@ -110,29 +105,8 @@ def test_layers_that_are_mapped_over_one_input_need_their_axis_named(caplog):
   assert 'the genome has to be an nnx.Param; without, vmap' in caplog.text
   attached = glora_nnx.attach(model, X, space=SPACE, split={'layers': 0})
   randomize(attached)
-  adapted, variables = glora_nnx.as_adapted(attached)
-  assert [layer.name for layer in adapted.spec] == [f'layers[{row}]' for row in range(3)]
-  expected = glora_nnx.fold(attached)(X)
-  assert_allclose(attached(X), expected, atol=1e-5)
-  genome = live.get_genome(attached)
-  assert_allclose(adapted.apply(variables, X, genome=genome), expected, atol=1e-5)
-
-
-class Failing(nnx.Module):
-  """A model that only runs as long as nothing is attached."""
-
-  def __init__(self):
-    self.w = nnx.Param(np.ones((3, WIDTH, WIDTH), np.float32))
-
-  def __call__(self, x):
-    if 'glora_w' in vars(self):
-      raise RuntimeError('of another kind')
-    return sum(x @ kernel for kernel in self.w[...])
-
-
-def test_errors_of_another_kind_pass():
-  with pytest.raises(RuntimeError, match='of another kind'):
-    glora_nnx.attach(Failing(), X)
+  assert [layer.name for layer in live.spec(attached)] == [f'layers[{row}]' for row in range(3)]
+  assert_allclose(attached(X), glora_nnx.fold(attached)(X), atol=1e-5)
 
 
 def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting():
