@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from comparing import random_variables, ready
-from numpy.testing import assert_allclose, assert_array_equal
+from comparing import assert_trees_close, random_variables, ready
+from numpy.testing import assert_array_equal
 from small_models import Mlp
 from trees import normal
 
@@ -66,19 +66,20 @@ FORMS = {
 
 
 @pytest.mark.parametrize('tied', [(True, False), (False, True)])
-def test_an_adapter_loads_whichever_forms_share_storage_there_and_here(subnet, tied, tmp_path):
+def test_an_adapter_loads_whichever_forms_share_storage_and_scale_there_and_here(
+  subnet, tied, tmp_path
+):
   """Storage is shared for the sake of a search; an adapter has one structure."""
   free, variables = subnet
-  qkv, others = (glora_jax.SearchSpace((2, 4), tied=own) for own in tied)
+  qkv, others = (glora_jax.SearchSpace((2, 4), tied=own, scale=3.0) for own in tied)
   space = {'qkv': qkv, '': others}
   adapted = glora_jax.adapt(free.model, IMAGES, space=space, structure=FORMS)
   trained = random_variables(adapted, variables['params'])
   path, params = tmp_path / 'a.safetensors', trained['params']
-  close = functools.partial(assert_allclose, rtol=1e-5, atol=1e-6)
   adapter_file.save_adapter(path, adapted, trained)
   for here in (glora_jax.adapt(free.model, IMAGES, structure=path), free):
     fixed, loaded = adapter_file.load_adapter(path, here, params)
-    jax.tree.map(close, fixed.fold(loaded), adapted.fold(trained))
+    assert_trees_close(fixed.fold(loaded), adapted.fold(trained))
 
 
 @pytest.mark.parametrize('kind', [jnp.bfloat16, jnp.float16])
@@ -115,18 +116,6 @@ def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fi
   of_five = glora_jax.adapt(Mlp(classes=5), ONE)
   with pytest.raises(ValueError, match='has the heads'):
     adapter_file.load_adapter(tmp_path / 'a', of_five, wider, strict=False)
-
-
-@pytest.mark.parametrize('there, here', [(1e10, 1e-10), (1e-10, 1e10)])
-def test_adapters_of_every_scale_load_into_every_other(there, here, tmp_path):
-  path = tmp_path / 'a.safetensors'
-  (saved, variables), (loading, _) = (
-    ready(Mlp(), ONE, structure='lora:1', scale=scale) for scale in (there, here)
-  )
-  adapter_file.save_adapter(path, saved, variables)
-  fixed, loaded = adapter_file.load_adapter(path, loading, variables['params'])
-  kernels = (a.fold(v)['fc']['kernel'] for a, v in ((saved, variables), (fixed, loaded)))
-  assert_allclose(*kernels, rtol=1e-5)
 
 
 def test_what_the_adapter_adapts_and_the_model_does_not_is_named(tmp_path):
@@ -166,12 +155,7 @@ def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path):
   adapter_file.save_adapter(path, adapted, variables, genome)
   other, loaded = adapter_file.load_adapter(path, other, SQUARES)
   assert_array_equal(other.genome, genome[::-1])
-  for saved, read in zip(
-    jax.tree.leaves(adapted.fold(variables, genome)),
-    jax.tree.leaves(other.fold(loaded)),
-    strict=True,
-  ):
-    assert_allclose(saved, read, atol=1e-6)
+  assert_trees_close(other.fold(loaded), adapted.fold(variables, genome))
 
 
 def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
