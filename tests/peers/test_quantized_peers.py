@@ -42,10 +42,6 @@ class NnxModel(nnx.Module):
     return self.head(nnx.silu(self.fc(x)))
 
 
-def product(params, x):
-  return x @ params['w']
-
-
 def quantized(**rule):
   """(the model as qwix quantizes it, its params)."""
   rules = [qwix.QuantizationRule(module_path='(attention|fc).*', **rule)]
@@ -96,12 +92,15 @@ def shape_and_type(leaf):
   return leaf.shape, leaf.dtype
 
 
-def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_and_tells_a_structure(ready):
+def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_is_checked_and_gets_a_structure(
+  ready,
+):
   theirs, params, adapted, variables = ready
   assert is_quantized(variables['params']['attention']['query']['kernel'])
   genome = glora_jax.preset(adapted.spec, 'full')
   ours = adapted.apply(variables, X, genome=genome)
   assert_allclose(ours, theirs.apply({'params': params}, X), atol=1e-5)
+  assert glora_jax.check(adapted, variables, X).ok
   found = glora_jax.allocate(
     adapted,
     variables,
@@ -113,12 +112,6 @@ def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_and_tells_a_str
   )
   assert 0 < found.count_params() <= 40
   assert_allclose(adapted.fix(found.genome).apply(found.variables, X), ours, atol=1e-5)
-
-
-def test_a_quantized_base_passes_the_check(ready):
-  *_, adapted, variables = ready
-  found = glora_jax.check(adapted, variables, X)
-  assert found.ok, str(found)
 
 
 def test_fold_is_full_precision_and_requantized_as_it_was(ready, caplog):
@@ -301,12 +294,11 @@ def test_asymmetric_quantization_has_its_zero_points_back():
 
 
 def test_models_that_are_quantized_themselves_are_refused():
-  kernels = {'w': qwix.quantize(jnp.ones((8, 3)), 'int8')}
   provider = qwix.PtqProvider([qwix.QuantizationRule(module_path='.*', weight_qtype='int8')])
   model = qwix.quantize_model(NnxModel(nnx.Rngs(0)), provider, X)
   for name, call, arguments in (
     ('Model', glora_jax.adapt, (quantized(weight_qtype='int8')[0], X)),
-    ('product', glora_jax.adapt_function, (product, kernels, X)),
+    ('two_layers', glora_jax.adapt_function, (two_layers, pack(KERNELS, 'int8'), X)),
     ('NnxModel', glora_jax.nnx.attach, (model, X)),
   ):
     assert_refused(f'{name} is a quantized model of qwix', call, *arguments)
