@@ -18,7 +18,6 @@ from glora_jax.errors import UserError
 from glora_jax.reports import scoreboard
 from glora_jax.runs import command_line, suite
 from glora_jax.runs.config import check_config
-from glora_jax.runs.workdir import Stopped
 
 
 @pytest.fixture
@@ -63,7 +62,6 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   [
     (UserError('It is too large.'), logging.INFO, False),
     (UserError('It is too large.'), logging.DEBUG, True),  # --debug
-    (OSError(28, 'No space left on device', '/x'), logging.INFO, False),
     (ValueError('operands could not be broadcast'), logging.INFO, True),
   ],
 )
@@ -75,12 +73,6 @@ def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(
     suite.attempt(board, 'vtab/dtd', lambda: fail(error))
   assert ('in fail' in caplog.text) == has_traceback
   assert ('bug of glora_jax' in board.failed['vtab/dtd']) == (type(error) is ValueError)
-
-
-def test_a_stop_is_no_failure_of_a_task():
-  board = scoreboard.Board('vtab/all', ['vtab/dtd'])
-  with pytest.raises(Stopped):
-    suite.attempt(board, 'vtab/dtd', lambda: fail(Stopped('there', 'workdir')))
 
 
 def fail(error):
