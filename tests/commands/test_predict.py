@@ -93,17 +93,13 @@ def test_probabilities_are_those_of_the_adapted_model(
   assert code == 0
   answers = [json.loads(line) for line in lines]
   assert [answer['image'] for answer in answers] == find_images([str(photos)])
-  others = []
   for answer in answers:
     expected = of_adapted(problem, answer['image'], rule, **crop)
     found = {row['class']: row['probability'] for row in answer['classes']}
     np.testing.assert_allclose([found[name] for name in CLASSES], expected, atol=1e-5)
     assert answer['class'] == CLASSES[expected.argmax()]
     assert answer['probability'] == answer['classes'][0]['probability']
-    others.append(of_adapted(problem, answer['image'], 'crop' if rule == 'squash' else 'squash'))
   assert len({answer['class'] for answer in answers}) > 1
-  found = [answer['probability'] for answer in answers]
-  assert not np.allclose(np.max(others, axis=1), found, atol=1e-3)
 
 
 def test_lines_for_people_have_the_most_probable_classes_first(problem, photos, folded, ask):

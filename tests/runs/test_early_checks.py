@@ -122,27 +122,23 @@ def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tm
     experiment.run(run_config, str(tmp_path), stop=always)
 
 
-PHOTOGRAPHS = {'size': (120, 100), 'color': (9, 0, 200), 'name': 'embedded'}
-
-
 @pytest.mark.parametrize(
-  'fields, is_noted',
+  'side, blue, name, is_noted',
   [
-    ({}, True),
-    ({'size': (120, 99)}, False),
-    ({'color': (9, 9, 9)}, False),
-    ({'name': None}, False),
+    (100, 200, 'embedded', True),
+    (99, 200, 'embedded', False),
+    (100, 9, 'embedded', False),  # gray
+    (100, 200, None, False),
   ],
 )
 def test_the_small_backbone_is_said_to_suit_trials_of_photographs_only(
-  fields, is_noted, run_config, tmp_path
+  side, blue, name, is_noted, run_config, tmp_path
 ):
-  fields = {**PHOTOGRAPHS, **fields}
-  config = changed(run_config, task=f'folder:{tmp_path / "photos"}', training__batch_size=4)
-  config.model.weights = fields['name'] or run_config.model.weights
   for number in range(20):
     path = tmp_path / 'photos' / 'ab'[number % 2] / f'{number}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', fields['size'], fields['color']).save(path)
+    Image.new('RGB', (120, side), (9, 9, blue)).save(path)
+  config = changed(run_config, task=f'folder:{tmp_path / "photos"}', training__batch_size=4)
+  config.model.weights = name or run_config.model.weights
   notes = prepared(config, tmp_path / 'run').task.notes
   assert ('weights=dinov2-S/14' in ' '.join(notes)) == is_noted
