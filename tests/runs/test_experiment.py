@@ -101,7 +101,7 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
 ):
   """Stopped amid it, the same; the last epoch's weights are others, of the same training."""
   config = changed(run_config, presets=(), structure='lora', budget=None, training__epochs=4)
-  config.training.update(learning_rate=0.1, final_learning_rate=0.1)
+  config.training.update(learning_rate=5e-3, final_learning_rate=10.0)  # the end spoils it
   found = {}
   for keep, stop in (('best', never), ('last', never), ('best', polls(4))):
     workdir = tmp_path / f'{keep}-{len(found)}'
