@@ -58,7 +58,7 @@ def test_seeds_that_diverge_or_end_in_guessing_are_named(epochs, rate, named, co
   assert [trouble for trouble in ('diverged', 'learned_nothing') if result[trouble]] == [named]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_method_and_budget_has_a_row_for_each_seed_and_the_table_says_so(compared):
   workdir, result = compared
   methods = result['methods']
@@ -70,7 +70,7 @@ def test_every_method_and_budget_has_a_row_for_each_seed_and_the_table_says_so(c
   assert f'{100 * np.mean(accuracies):.1f} ± ' in html_pages.read(workdir).text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ(compared, config):
   workdir, result = compared
   context = context_of(config, workdir)
@@ -92,7 +92,7 @@ def test_full_fine_tuning_moves_all_of_the_base_the_others_none_and_seeds_differ
   assert not all(np.allclose(x, y, atol=1e-4) for x, y in zip(one, other, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
   workdir, result = compared
   chosen = read_json(workdir / 'rates.json')
@@ -107,7 +107,7 @@ def test_learning_rates_are_given_or_the_best_on_validation_images(compared):
   assert chosen['seed'] not in result['seeds']
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, config, tmp_path):
   _, result = compared
   asked = iter([False] * 6 + [True] * 100)
@@ -118,7 +118,7 @@ def test_a_comparison_that_is_stopped_goes_on_to_the_same_result(compared, confi
   assert without_seconds(comparison.run(config, str(workdir))) == without_seconds(result)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_list_than_the_frozen_one_is_not_tested(copy, config):
   os.remove(copy / 'result.json')
   frozen = read_json(copy / 'test_list.json', 'test list')

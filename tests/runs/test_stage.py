@@ -267,7 +267,7 @@ COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
   'values',
   [
     pytest.param(SEARCHED, marks=pytest.mark.slow),
-    pytest.param({**KNOWN, 'model__weights': 'embedded'}, marks=pytest.mark.slow),
+    pytest.param({**KNOWN, 'model__weights': 'embedded'}, marks=pytest.mark.full),
     pytest.param(COMPARED, marks=pytest.mark.full),
   ],
 )

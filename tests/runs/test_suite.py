@@ -79,7 +79,7 @@ def fail(error):
   raise error
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_config, tmp_path):
   """kill -9 and SIGTERM come amid the second of three tasks; of the third an image is broken."""
   write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
