@@ -99,5 +99,5 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def staged_like(compiled: Any) -> Callable[[Callable], Callable]:
-  """Gives a function `lower` and `trace` of a compiled one; `jax.export` takes what has these."""
+  """Gives a function `lower` and `trace` of a compiled one, which `jax.export` needs."""
   return functools.wraps(compiled, assigned=('lower', 'trace'), updated=())

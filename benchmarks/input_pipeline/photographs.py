@@ -69,7 +69,7 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
 
 
 def images_per_core(files: Files) -> float:
-  """Images that a core reads, decodes and resizes in a second of its own."""
+  """Images that one core reads, decodes and resizes per second."""
   read_with_pillow(files.paths[:1])  # which loads the decoder
   start = time.thread_time()
   read_with_pillow(files.paths[:TIMED])

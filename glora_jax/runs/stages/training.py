@@ -86,23 +86,17 @@ class HeadOnFeatures(WithoutSupports):
       batch_size: number of images at a time.
       mesh: devices that every batch is split over; None for one.
     """
-    program, number = self.features_program(preprocess, mesh), len(labels)
-    # The last batch goes on with the first images: all have one shape.
-    rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
-    batches = in_rows(images, labels, rows, mesh)
-    return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
-
-  def features_program(
-    self, preprocess: Preprocess, mesh: jax.sharding.Mesh | None
-  ) -> Any:  # a compiled function
-    """The compiled `(variables, images) -> features` of a batch."""
     body = dataclasses.replace(self, model=self.model.clone(num_classes=0))
     program = jax.jit(
       lambda variables, images: body.call_model(variables, preprocess(images, None)),
       out_shardings=None if mesh is None else meshes.replicated(mesh),
       compiler_options=meshes.options_of_one_pass(),
     )
-    return reported('features', program)
+    program, number = reported('features', program), len(labels)
+    # The last batch goes on with the first images: all have one shape.
+    rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
+    batches = in_rows(images, labels, rows, mesh)
+    return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
 
 
 class FullFineTuning(WithoutSupports):
