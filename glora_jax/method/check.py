@@ -136,20 +136,16 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   def base(params: Any) -> jax.Array:
     return outputs(adapted.call_model, {**variables, 'params': adapted.full_precision(params)})
 
-  def unadapted() -> jax.Array:
-    return base(variables['params'])
-
   def errors(model: Adapted, **genome: Any) -> jax.Array:
     started, applied = (outputs(model.apply, own, **genome) for own in (fresh, variables))
     folded = base(model.fold(variables, **genome))
-    pairs = (started, untouched), (folded, applied)
+    pairs = (started, base(variables['params'])), (folded, applied)
     return jnp.array([jnp.abs(x - y).max() / jnp.abs(y).max() for x, y in pairs])
 
   def loss(supports: Any) -> jax.Array:
     applied = outputs(adapted.apply, {**variables, COLLECTION: supports}, genome=largest)
     return jnp.cos(jnp.arange(len(applied))) @ applied
 
-  untouched = jax.jit(unadapted)()
   free = jax.lax.map(lambda genome: errors(adapted, genome=genome), np.stack([largest, *drawn]))
   identity, folding = np.maximum(free.max(0), errors(adapted.fix(drawn[0]))).tolist()
   gradients = jax.device_get(jax.grad(loss)(variables[COLLECTION]))
@@ -158,7 +154,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     for layer, name, array, part in parts_read(adapted.groups, adapted.spec, largest, gradients)
     if not np.nan_to_num(array[part]).any()
   ]
-  program = str(jax.make_jaxpr(unadapted)())
+  program = str(jax.make_jaxpr(lambda: base(variables['params']))())
   tolerance = next(value for name, value in _TOLERANCES.items() if name in program)
   reach = f'supports without a gradient: {listed(missed) or "none"}'
   return Check(
