@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
-from glora_jax.models.vit import ViT, vit
+from glora_jax.vision.models.vit import ViT, vit
 
 CANDIDATES = 8
 BATCH = 8

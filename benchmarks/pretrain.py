@@ -17,11 +17,11 @@ import numpy as np
 
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result
-from glora_jax.data import augment
-from glora_jax.data.normalization import normalize
-from glora_jax.models import weights
 from glora_jax.training import loop, losses
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data import augment
+from glora_jax.vision.data.normalization import normalize
+from glora_jax.vision.models import weights
 
 CLASSES = (
   *('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat'),

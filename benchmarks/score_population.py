@@ -18,7 +18,7 @@ import glora_jax
 from benchmarks.machinery import peers
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE, NUM_CLASSES
 from benchmarks.machinery.measuring import Times, in_turn, make_parser, print_result, print_table
-from glora_jax.models.vit import ViT
+from glora_jax.vision.models.vit import ViT
 
 BLOCK = 256  # images of one call of the plain forward, as many as the scorer takes
 REPEATS, QUICK_REPEATS = 7, 3

@@ -25,7 +25,7 @@ one seed at the saved rates, 49 minutes for learning rates and five seeds.
 import json
 import pathlib
 
-from glora_jax.runs.config import default_config, parse_arguments, shrink
+from glora_jax.vision.runs.config import default_config, parse_arguments, shrink
 
 RATES = pathlib.Path(__file__).parent / 'compare_rates.json'
 

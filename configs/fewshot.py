@@ -21,7 +21,7 @@ accelerator. Published for GLoRA (arXiv 2306.07967), accuracy in % with 1, 4 and
   stanford_cars 7.8 30.8 74.3    fgvc_aircraft 8.7 24.0 54.1
 """
 
-from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
+from glora_jax.vision.runs.config import default_config, parse_arguments, shrink, with_settings
 
 ARGUMENTS = {
   'source': str,

@@ -14,7 +14,7 @@ accelerator. Published for GLoRA (arXiv 2306.07967), accuracy in %: ImageNet 78.
 30.6, A 13.3, R 31.0.
 """
 
-from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
+from glora_jax.vision.runs.config import default_config, parse_arguments, shrink, with_settings
 
 ARGUMENTS = {'source': str, 'root': str, 'rank': 8, 'settings': str, 'tiny': False}
 

@@ -21,7 +21,7 @@ benchmarks/RESULTS.md compares such structures with fixed ones.
 import os
 import re
 
-from glora_jax.runs.config import default_config, parse_arguments, shrink
+from glora_jax.vision.runs.config import default_config, parse_arguments, shrink
 
 MOST_RANK = 1024
 _WITH_CONFIGURATION = re.compile(r'\w+/[^/]+')  # a TFDS data set, 'imagenette/160px-v2'

@@ -21,7 +21,7 @@ normalized as the weights were trained; `docs/howto/vtab.md` has the command tha
 official code does.
 """
 
-from glora_jax.runs.config import default_config, parse_arguments, shrink, with_settings
+from glora_jax.vision.runs.config import default_config, parse_arguments, shrink, with_settings
 
 ARGUMENTS = {'source': str, 'root': str, 'rank': 8, 'settings': str, 'tiny': False}
 

@@ -1,7 +1,7 @@
 """The page of all config fields, from the declarations that check them."""
 
-from glora_jax.runs import config, schema
-from glora_jax.settings import expected
+from glora_jax.vision.runs import config, schema
+from glora_jax.vision.settings import expected
 
 HEAD = """# Config fields
 

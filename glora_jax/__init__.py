@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.method.presets import preset, presets
   from glora_jax.method.sharding import shard
   from glora_jax.method.space import Layer, SearchSpace, Spec
-  from glora_jax.models.official import load_official_supernet
   from glora_jax.search.allocate import allocate
   from glora_jax.search.archive import Archive
   from glora_jax.search.evolution import Evolution, evolve
@@ -31,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
   from glora_jax.training.losses import make_loss
   from glora_jax.training.recipe import Recipe
   from glora_jax.training.sampling import Sampling
+  from glora_jax.vision.models.official import load_official_supernet
 
 __version__ = '0.3.0'
 
@@ -65,7 +65,7 @@ _HOMES = {
     'SearchSpace',
     'Spec',
   ),
-  'glora_jax.models.official': ('load_official_supernet',),
+  'glora_jax.vision.models.official': ('load_official_supernet',),
   'glora_jax.search.allocate': ('allocate',),
   'glora_jax.search.archive': ('Archive',),
   'glora_jax.search.evolution': ('Evolution', 'evolve'),

@@ -22,19 +22,19 @@ from typing import Any
 
 import flax
 
-from glora_jax.data.normalization import NORMALIZATIONS
 from glora_jax.errors import user_errors
 from glora_jax.files import require_free
 from glora_jax.mesh import require_devices
-from glora_jax.models import weights
-from glora_jax.models.checkpoint import locate
-from glora_jax.models.export import export, save_exported
-from glora_jax.models.fetch import fetch, known_normalization
-from glora_jax.models.formats.table import WRITTEN
-from glora_jax.models.metadata import OURS, check_agreement
-from glora_jax.models.vit import describe
-from glora_jax.models.weights import Checkpoint
-from glora_jax.runs.terminal import reported, run_program
+from glora_jax.vision.data.normalization import NORMALIZATIONS
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.checkpoint import locate
+from glora_jax.vision.models.export import export, save_exported
+from glora_jax.vision.models.fetch import fetch, known_normalization
+from glora_jax.vision.models.formats.table import WRITTEN
+from glora_jax.vision.models.metadata import OURS, check_agreement
+from glora_jax.vision.models.vit import describe
+from glora_jax.vision.models.weights import Checkpoint
+from glora_jax.vision.runs.terminal import reported, run_program
 
 EXPORTED = '.jax_export'
 

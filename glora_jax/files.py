@@ -19,8 +19,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from glora_jax.checks import printable, shown
 from glora_jax.errors import UserError
-from glora_jax.limits import printable, shown
 
 Path = str | os.PathLike
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import ml_collections
 
 from glora_jax.errors import UserError
-from glora_jax.runs.command_line import (
+from glora_jax.vision.runs.command_line import (
   CHECK,
   OUTPUT,
   OVERWRITE,
@@ -40,17 +40,17 @@ from glora_jax.runs.command_line import (
   run_with_config,
   workdir_of_config,
 )
-from glora_jax.runs.terminal import GREETING, run_program, show
+from glora_jax.vision.runs.terminal import GREETING, run_program, show
 
 if TYPE_CHECKING:
-  from glora_jax.runs.config import RunSettings
-  from glora_jax.runs.runners import Runner
+  from glora_jax.vision.runs.config import RunSettings
+  from glora_jax.vision.runs.runners import Runner
 
 
 def main(config: ml_collections.ConfigDict) -> None:
   """Runs what the config describes, and prints a summary."""
   if CHECK.value or SHOW.value:
-    from glora_jax.runs import look
+    from glora_jax.vision.runs import look
 
     if CHECK.value:
       sys.exit(0 if look.check(config) else 1)
@@ -59,8 +59,8 @@ def main(config: ml_collections.ConfigDict) -> None:
   workdir = workdir_of_config()
   stop = catch_signals()  # first, to catch an early signal as well
   from glora_jax import mesh
-  from glora_jax.reports import page
-  from glora_jax.runs.workdir import Stopped
+  from glora_jax.vision.reports import page
+  from glora_jax.vision.runs.workdir import Stopped
 
   try:
     flags = RUNNER.value, RESOURCES.value, given_fields()
@@ -83,9 +83,9 @@ def dispatch(
   given: Sequence[str] = (),
 ) -> tuple[str, int]:
   """Runs a comparison, a suite or a single run; returns its summary and exit code."""
-  from glora_jax.reports import comparison_page
-  from glora_jax.runs import comparison, experiment, runners, suite
-  from glora_jax.runs.config import check_config
+  from glora_jax.vision.reports import comparison_page
+  from glora_jax.vision.runs import comparison, experiment, runners, suite
+  from glora_jax.vision.runs.config import check_config
 
   settings = check_config(config)
   if settings.job == 'compare':
@@ -109,8 +109,8 @@ def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Ru
   Raises:
     UserError, ImportError, OSError: see `runners.named`.
   """
-  from glora_jax.runs import runners
-  from glora_jax.runs.sections import DistributedSettings
+  from glora_jax.vision.runs import runners
+  from glora_jax.vision.runs.sections import DistributedSettings
 
   if name != RUNNER.default and settings.distributed != DistributedSettings():
     raise UserError(

@@ -32,9 +32,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from glora_jax import tree as trees
+from glora_jax.checks import shown
 from glora_jax.errors import UserError
 from glora_jax.files import first_line
-from glora_jax.limits import shown
 
 AXES = ('candidate', 'data')
 FSDP = 'fsdp'  # as fully sharded data parallelism is called

@@ -174,7 +174,7 @@ def check_shape(value: Any, shape: Any, where: str = '') -> None:
   """
   import pydantic
 
-  from glora_jax.settings import sentences
+  from glora_jax.vision.settings import sentences
 
   try:
     _adapter(shape).validate_python((value,))

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from glora_jax.checks import check_flag, check_type, check_whole, listed, printable, shown
 from glora_jax.files import Path as FilePath
-from glora_jax.limits import check_flag, check_type, check_whole, listed, printable, shown
 from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call
 from glora_jax.method.adapter_file import (

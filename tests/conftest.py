@@ -22,8 +22,8 @@ from PIL import Image
 from places import ROOT
 from trees import randomized
 
-from glora_jax.models import weights
-from glora_jax.models.vit import ViT
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.vit import ViT
 
 # What pytest would import to look for examples: child processes' programs, helpers that need peers.
 collect_ignore = ['programs', 'peers/families.py', 'peers/make_fixtures.py']
@@ -36,7 +36,7 @@ if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
   # Child processes take seconds to compile what they import.
   os.environ['PYTHONPYCACHEPREFIX'] = str(CACHE / 'bytecode')
 
-# A busy machine is no reason to fail. `full` is for `tests/fuzz`, twenty thousand cases by chance.
+# A busy machine is no reason to fail. `full` is for `tests/vision/fuzz`: 20,000 cases by chance.
 hypothesis.settings.register_profile('ci', derandomize=True, deadline=None)
 hypothesis.settings.register_profile('full', max_examples=2500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
@@ -118,7 +118,7 @@ def run_config(backbone):
 @pytest.fixture(scope='session')
 def finished_run(run_config, tmp_path_factory):
   """(workdir, result) of a run that nothing disturbed."""
-  from glora_jax.runs import experiment
+  from glora_jax.vision.runs import experiment
 
   workdir = tmp_path_factory.mktemp('run') / 'finished'
   return workdir, experiment.run(run_config, str(workdir))
@@ -127,7 +127,7 @@ def finished_run(run_config, tmp_path_factory):
 @pytest.fixture
 def read(monkeypatch):
   """The images that are read, by the last two parts of their paths."""
-  from glora_jax.data.examples import Files
+  from glora_jax.vision.data.examples import Files
 
   paths, image = [], Files.image
 

@@ -10,15 +10,16 @@ import jax
 from glora_jax.files import sha256_of
 
 ROOT = pathlib.Path(__file__).parent.parent
-FIXTURES = ROOT / 'tests' / 'fixtures'
+FIXTURES = ROOT / 'tests' / 'vision' / 'fixtures'
 GOLDEN = ROOT / 'tests' / 'golden'
 CONFIGS = ROOT / 'configs'
 
 
 def program(name):
   """The command that starts a program of `tests/programs`, which imports what tests import."""
-  paths = f'PYTHONPATH={ROOT}:{ROOT}/tests:{ROOT}/tests/data:{ROOT}/tests/search'
-  return ['env', paths, sys.executable, f'{ROOT}/tests/programs/{name}.py']
+  folders = ('', '/vision', '/vision/data', '/search')
+  paths = ':'.join([str(ROOT), *(f'{ROOT}/tests{folder}' for folder in folders)])
+  return ['env', f'PYTHONPATH={paths}', sys.executable, f'{ROOT}/tests/programs/{name}.py']
 
 
 def environment(devices):

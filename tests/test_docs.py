@@ -13,7 +13,7 @@ from absl import flags
 from places import ROOT
 
 import glora_jax
-from glora_jax.runs import command_line, config, schema
+from glora_jax.vision.runs import command_line, config, schema
 
 README, RESULTS = ROOT / 'README.md', ROOT / 'benchmarks' / 'RESULTS.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))

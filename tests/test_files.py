@@ -12,7 +12,7 @@ from limiting import limited
 from places import program
 
 from glora_jax import files
-from glora_jax.runs.workdir import LOCK, InUseError, claim
+from glora_jax.vision.runs.workdir import LOCK, InUseError, claim
 
 
 def test_json_and_arrays_round_trip(tmp_path):

@@ -19,8 +19,8 @@ from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
 from glora_jax.method.sharding import sharded_axis
 from glora_jax.records import read_lines
-from glora_jax.runs.monitoring import Line
-from glora_jax.runs.workdir import LOCK
+from glora_jax.vision.runs.monitoring import Line
+from glora_jax.vision.runs.workdir import LOCK
 
 
 @pytest.mark.parametrize(

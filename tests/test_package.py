@@ -35,14 +35,14 @@ def test_the_import_loads_nothing_adapting_what_it_needs_and_runs_no_library_of_
   printed = run(
     'import sys, glora_jax; print(*sys.modules); glora_jax.adapt; print(*sys.modules);'
     'print(*dir(glora_jax)); [getattr(glora_jax, name) for name in glora_jax.__all__];'
-    'import glora_jax.runs.job; print(*sys.modules)'
+    'import glora_jax.vision.runs.job; print(*sys.modules)'
   )
   at_once, at_first_use, listed, of_runs = map(str.split, printed.splitlines())
   assert not {'jax', 'flax', 'numpy'} & {*at_once}
   assert 'glora_jax.method.adapt' in at_first_use
   assert not {*LATER} & {*at_first_use}
   assert {*glora_jax.__all__} <= {*listed}
-  assert 'glora_jax.data.tasks.digits' in of_runs
+  assert 'glora_jax.vision.data.tasks.digits' in of_runs
   assert not {'sklearn', 'pandas', 'matplotlib'} & {*of_runs}
 
 

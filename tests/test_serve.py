@@ -15,8 +15,8 @@ from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
-from glora_jax.models.vit import ViT
 from glora_jax.serve import Pool
+from glora_jax.vision.models.vit import ViT
 
 X, IMAGES, NAMES = normal(6, 4), normal(6, 16, 16, 3), ['a', None, 'b', 'c', 'a', 'b']
 STRUCTURES = {

@@ -11,7 +11,7 @@ import pytest
 from places import CONFIGS, ROOT
 
 import glora_jax
-from glora_jax.runs import command_line
+from glora_jax.vision.runs import command_line
 
 LEFT_OUT = ('.git', '.pytest_cache', 'runs', 'dist', 'build', 'docs', 'glora_jax.egg-info')
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.input_pipeline import million, photographs
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
-from glora_jax.data import pipeline
+from glora_jax.vision.data import pipeline
 
 
 class Amount(NamedTuple):

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from benchmarks.input_pipeline.photographs import cuts, resident_memory, watched
-from glora_jax.data import pipeline
-from glora_jax.data.opening import open_images
-from glora_jax.data.task import Task
-from glora_jax.data.tfds import TfdsExamples, prepare, read
 from glora_jax.training.batches import batch_indices
+from glora_jax.vision.data import pipeline
+from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.data.tfds import TfdsExamples, prepare, read
 
 SIDE = 32
 CLASSES = 1000

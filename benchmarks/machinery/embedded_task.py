@@ -1,8 +1,8 @@
 """The quickstart's problem in parts: small images of ten classes, and a model like its backbone."""
 
-from glora_jax.data import pipeline
-from glora_jax.data.catalog import find
-from glora_jax.models.vit import ViT
+from glora_jax.vision.data import pipeline
+from glora_jax.vision.data.catalog import find
+from glora_jax.vision.models.vit import ViT
 
 IMAGE_SIZE = 28
 NUM_CLASSES = 10

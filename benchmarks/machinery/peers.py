@@ -13,9 +13,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.machinery.training_steps import CLASSES, RANK, CompiledSteps, Problem
-from glora_jax.models.vit import ViT
 from glora_jax.training import losses
 from glora_jax.training.batches import batch_indices
+from glora_jax.vision.models.vit import ViT
 
 ADAPTED_LAYERS = '(qkv|proj|fc1|fc2)'
 

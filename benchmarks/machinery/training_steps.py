@@ -13,10 +13,10 @@ import glora_jax
 from benchmarks.machinery.measuring import in_turn, print_table
 from glora_jax.compiling import memory_of
 from glora_jax.method.adapted import Adapted
-from glora_jax.models.vit import ViT
 from glora_jax.training import loop, losses
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.models.vit import ViT
 
 CLASSES = 10
 RANK = 4

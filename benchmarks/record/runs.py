@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.machinery.killable import without_seconds
 from benchmarks.record.comparing import Values
 from glora_jax.files import read_arrays
-from glora_jax.runs import comparison, experiment
-from glora_jax.runs.config import default_config
+from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs.config import default_config
 
 SHORT = {  # the embedded backbone on digits, with a few epochs of everything
   'mesh.devices': 'one',

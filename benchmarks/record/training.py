@@ -12,8 +12,8 @@ import optax
 
 import glora_jax
 from benchmarks.record.comparing import Values, digest
-from glora_jax.data.augment import mixup
-from glora_jax.models.vit import ViT
+from glora_jax.vision.data.augment import mixup
+from glora_jax.vision.models.vit import ViT
 
 STEPS, BATCH, IMAGES, CLASSES, SIDE = 20, 16, 80, 3, 16
 RECIPE = glora_jax.Recipe(epochs=4, batch_size=BATCH, warmup_epochs=1, learning_rate=3e-3)

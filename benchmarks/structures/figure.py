@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.structures.tables import Line
 from benchmarks.structures.tasks import TASKS
-from glora_jax.reports.page import PALETTES
+from glora_jax.vision.reports.page import PALETTES
 
 MARKERS = {'final': 'o', 'confirming': 's'}
 COLUMNS = 2

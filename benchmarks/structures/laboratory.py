@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from benchmarks.machinery.embedded_task import IMAGE_SIZE
 from benchmarks.structures.tasks import draw, load_pool
-from glora_jax.data import normalization
-from glora_jax.data.pipeline import Split
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
-from glora_jax.models import weights
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data import normalization
+from glora_jax.vision.data.pipeline import Split
+from glora_jax.vision.models import weights
 
 RANKS = tuple(range(1, 17))  # 16 of LoRA on qkv at 36,864 parameters
 BATCH_SIZE = 64

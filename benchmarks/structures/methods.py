@@ -31,13 +31,13 @@ from benchmarks.structures.tasks import tasks_of
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.presets import block_numbers, preset
 from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec, Tensor
-from glora_jax.models.weights import EMBEDDED_KNOWN
 from glora_jax.search import known
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose
 from glora_jax.training.losses import cross_entropy
+from glora_jax.vision.models.weights import EMBEDDED_KNOWN
 
 MAX_RANK = 8
 BATCH_SIZE = 100  # of images for the gradient

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machinery import embedded_task
 from benchmarks.structures import scenes
-from glora_jax.data.pipeline import Split
+from glora_jax.vision.data.pipeline import Split
 
 TRAIN, VAL, TEST = 800, 200, 4000
 RENDERED = 8000  # images of a rendered task

@@ -17,7 +17,7 @@ from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.collectives import collectives
 from benchmarks.tpu_programs.programs import Program, make_run, program_of
 from glora_jax.compiling import memory_of
-from glora_jax.models.vit import vit
+from glora_jax.vision.models.vit import vit
 
 OF_DECODERS = ('supernet', 'subnet')
 BACKBONES = {  # a model, the side of its images, and the rank of its supports

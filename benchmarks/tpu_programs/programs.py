@@ -13,26 +13,26 @@ import jax.numpy as jnp
 from glora_jax import mesh as meshes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.sharding import shard_arrays
-from glora_jax.runs.backbone import (
+from glora_jax.search.scoring import make_predictor, make_scorer
+from glora_jax.search.sketch import Pass
+from glora_jax.training.batches import steps_per_call
+from glora_jax.training.loop import initial_state, make_steps
+from glora_jax.vision.runs.backbone import (
   Model,
   adapt_spaces,
   variables_before_training,
 )
-from glora_jax.runs.config import RunSettings
-from glora_jax.runs.context import Context
-from glora_jax.runs.sections import (
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.sections import (
   GRADIENT,
   MeshSettings,
   ModelSettings,
   SpaceSettings,
   TrainingSettings,
 )
-from glora_jax.runs.stages.allocation import gradient_loss
-from glora_jax.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
-from glora_jax.search.scoring import make_predictor, make_scorer
-from glora_jax.search.sketch import Pass
-from glora_jax.training.batches import steps_per_call
-from glora_jax.training.loop import initial_state, make_steps
+from glora_jax.vision.runs.stages.allocation import gradient_loss
+from glora_jax.vision.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
 
 Program = tuple[Any, tuple[Any, ...]]  # a compiled function and its arguments
 Shape = jax.ShapeDtypeStruct

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from glora_jax.data.pipeline import Split
+from glora_jax.vision.data.pipeline import Split
 
 FOLDER = os.path.join('runs', 'words')
 ENCODER = os.path.join(FOLDER, 'encoder.safetensors')

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from glora_jax.limits import listed, shown
+from glora_jax.checks import listed, shown
 from glora_jax.method.adapted import Adapted, name_of
 from glora_jax.method.coverage import log_uncovered
 from glora_jax.method.groups import Group, number_rows, spec_of, tie

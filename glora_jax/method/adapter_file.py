@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from typing_extensions import TypedDict
 
+from glora_jax.checks import check_path, check_type, printable, shown
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
-from glora_jax.limits import check_path, check_type, printable, shown
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import (
   NamedAlleles,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import check_type, listed
+from glora_jax.checks import check_type, listed
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from glora_jax.checks import check_path, check_type, check_whole, plain, printable, shown
 from glora_jax.files import Path, damaged, require_free, write_tensors
-from glora_jax.limits import check_path, check_type, check_whole, plain, printable, shown
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
 from glora_jax.method.presets import smallest_space

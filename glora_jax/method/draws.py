@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import check_whole, plain, shown, whole_number
+from glora_jax.checks import check_whole, plain, shown, whole_number
 from glora_jax.method.genomes import (
   alleles_at,
   count_params,

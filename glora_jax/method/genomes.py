@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from typing_extensions import TypedDict
 
+from glora_jax.checks import listed, shown
 from glora_jax.files import first_line
-from glora_jax.limits import listed, shown
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, check_spec
 from glora_jax.records import check_shape
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
+from glora_jax.checks import listed, printable, shown
 from glora_jax.files import STAMP, check_stamp, damaged, load_json, read_tensors
-from glora_jax.limits import listed, printable, shown
 from glora_jax.method.genomes import canonicalize, check_one_genome, genome_from_json
 from glora_jax.method.selection import matches
 from glora_jax.method.space import (

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from glora_jax.limits import shown
+from glora_jax.checks import shown
 
 
 class Sample:

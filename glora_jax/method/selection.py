@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from glora_jax.checks import check_flag, shown
 from glora_jax.files import first_line
-from glora_jax.limits import check_flag, shown
 from glora_jax.method.space import SearchSpace
 from glora_jax.tree import Path, path_name
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glora_jax.limits import (
+from glora_jax.checks import (
   MOST_COUNTED,
   check_flag,
   check_type,

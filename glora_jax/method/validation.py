@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import listed, shown
+from glora_jax.checks import listed, shown
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.method.supports import COLLECTION
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from glora_jax.limits import listed
+from glora_jax.checks import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import largest_genome, occurring

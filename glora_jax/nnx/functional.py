@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from glora_jax.limits import check_type
+from glora_jax.checks import check_type
 from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site

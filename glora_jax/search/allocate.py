@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from glora_jax.limits import check_flag, check_whole, shown
+from glora_jax.checks import check_flag, check_whole, shown
 from glora_jax.mesh import on_host, require_mesh, settle
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
@@ -34,8 +34,8 @@ from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss, Mean, Pass
-from glora_jax.settings import Number, taken
 from glora_jax.tree import replace
+from glora_jax.vision.settings import Number, taken
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glora_jax.limits import shown
+from glora_jax.checks import shown
 from glora_jax.method.coverage import layer_table
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor

@@ -12,7 +12,7 @@ from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome, count_params
 from glora_jax.method.space import Spec
 from glora_jax.records import Array, check_arrays
-from glora_jax.settings import taken
+from glora_jax.vision.settings import taken
 
 Fitness = Literal['accuracy', 'loss']
 

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from glora_jax.limits import check_callable, check_type, shown
+from glora_jax.checks import check_callable, check_type, shown
 from glora_jax.method.draws import random_genomes, require_feasible, shrink
 from glora_jax.method.genomes import canonicalize, check_population, count_params, linked
 from glora_jax.method.sample import check_key
@@ -25,7 +25,7 @@ from glora_jax.method.validation import as_numbers
 from glora_jax.search.archive import Archive, Fitness
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.pareto import nondominated_order
-from glora_jax.settings import Number, Whole, declared
+from glora_jax.vision.settings import Number, Whole, declared
 
 Mode = Literal['paper', 'pareto', 'random']
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from typing_extensions import TypedDict
 
+from glora_jax.checks import check_type, shown
 from glora_jax.files import Path, damaged, write_json
-from glora_jax.limits import check_type, shown
 from glora_jax.method.space import Layer, Spec
 from glora_jax.records import read_record
 from glora_jax.search.allocation import Values, mean_of

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from glora_jax.checks import check_callable, check_type, check_whole, shown
 from glora_jax.compiling import reported, staged_like
-from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call
 from glora_jax.method.genomes import check_one_genome, check_population
@@ -33,7 +33,7 @@ from glora_jax.method.validation import (
   is_known,
   right_answers,
 )
-from glora_jax.settings import Number, taken
+from glora_jax.vision.settings import Number, taken
 
 CANDIDATE = 'candidate'  # the axis of a mesh that structures are split over
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest

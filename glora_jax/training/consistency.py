@@ -9,7 +9,7 @@ import jax
 from pydantic import Field
 
 from glora_jax.method.supports import SUPPORTS
-from glora_jax.settings import Number, declared
+from glora_jax.vision.settings import Number, declared
 
 
 @declared

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from glora_jax.limits import check_callable, check_type
+from glora_jax.checks import check_callable, check_type
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.sample import Preprocess, unchanged

@@ -19,8 +19,8 @@ import optax
 from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
+from glora_jax.checks import check_callable, check_type, check_whole, shown
 from glora_jax.compiling import reported
-from glora_jax.limits import check_callable, check_type, check_whole, shown
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
 from glora_jax.training.batches import ImageStream, feed, split_traced

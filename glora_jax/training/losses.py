@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.limits import check_callable, check_type
+from glora_jax.checks import check_callable, check_type
 from glora_jax.mesh import own_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
@@ -24,11 +24,11 @@ from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_classes, check_whole_numbers, right_answers
-from glora_jax.settings import Number, taken
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import LossFn, Metrics
 from glora_jax.training.sampling import Sampling
 from glora_jax.tree import replace
+from glora_jax.vision.settings import Number, taken
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
 MIX_STREAM = 2**32 - 1  # fold_in(key, n) is key n of a split, and augmentation splits the key

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from pydantic import Field
 
-from glora_jax.limits import listed
-from glora_jax.settings import Flag, Number, Whole, declared
+from glora_jax.checks import listed
+from glora_jax.vision.settings import Flag, Number, Whole, declared
 
 log = logging.getLogger(__name__)
 

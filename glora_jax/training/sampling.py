@@ -7,7 +7,7 @@ from pydantic import Field
 
 from glora_jax.method import space
 from glora_jax.method.draws import sample_genome
-from glora_jax.settings import Number, Whole, declared
+from glora_jax.vision.settings import Number, Whole, declared
 
 
 @declared

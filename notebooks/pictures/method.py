@@ -8,7 +8,7 @@ from matplotlib import patches
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glora_jax.reports.page import PALETTES
+from glora_jax.vision.reports.page import PALETTES
 
 LIGHT = types.SimpleNamespace(**PALETTES['light'])
 FROZEN = '#d9d9d9'

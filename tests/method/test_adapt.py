@@ -12,7 +12,7 @@ from comparing import ready
 from trees import normal
 
 import glora_jax
-from glora_jax.models.vit import ViT
+from glora_jax.vision.models.vit import ViT
 
 
 @pytest.fixture(scope='module')

@@ -21,7 +21,7 @@ import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
-from glora_jax.models.vit import ViT
+from glora_jax.vision.models.vit import ViT
 
 X = normal(3, 5, 12)
 

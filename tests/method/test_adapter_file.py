@@ -17,7 +17,7 @@ from glora_jax.files import read_tensors, write_tensors
 from glora_jax.method import adapter_file, presets
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize
-from glora_jax.models.vit import ViT
+from glora_jax.vision.models.vit import ViT
 
 IMAGES, ONE = normal(2, 16, 16, 3), jnp.ones((1, 4))
 

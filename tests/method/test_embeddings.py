@@ -19,7 +19,7 @@ from flax import nnx
 from trees import normal, randomized
 
 import glora_jax
-from glora_jax.models.peft import save_peft
+from glora_jax.peft import save_peft
 
 V, D = 41, 6
 KEY = jax.random.key(0)

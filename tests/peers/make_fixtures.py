@@ -1,4 +1,4 @@
-"""Writes `tests/fixtures/`.
+"""Writes `tests/vision/fixtures/`.
 
 Each family's model as its own library saves it, images, and the logits that the library gives:
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.peers import families
 
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
+FIXTURES = pathlib.Path(__file__).parent.parent / 'vision' / 'fixtures'
 OTHER_SIZE = 56  # at which transformers interpolates its position embeddings
 
 

@@ -21,7 +21,7 @@ import torch
 import torchvision
 from timm.data import auto_augment
 
-from glora_jax.data import augment, rand_augment
+from glora_jax.vision.data import augment, rand_augment
 
 PHOTOGRAPHS, REPEATS = 60, 4
 BILINEAR = {

@@ -14,8 +14,8 @@ import peft
 import torch
 
 import glora_jax
-from glora_jax.models import weights
-from glora_jax.models.peft import load_peft, save_peft
+from glora_jax.peft import load_peft, save_peft
+from glora_jax.vision.models import weights
 from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)

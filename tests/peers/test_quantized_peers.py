@@ -22,7 +22,7 @@ import qwix
 
 import glora_jax
 from glora_jax.method.quantized import has_quantized, is_quantized, requantize, taken_out
-from glora_jax.models.peft import load_peft, save_peft
+from glora_jax.peft import load_peft, save_peft
 
 X, KEY = normal(2, 4, 8), jax.random.key(0)
 

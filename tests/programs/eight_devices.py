@@ -16,14 +16,14 @@ from benchmarks.tpu_programs.collectives import collectives
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
 from glora_jax.method.draws import random_genomes, sample_genome
-from glora_jax.models.vit import ViT
-from glora_jax.runs.stages.training import HeadOnFeatures
 from glora_jax.search import scoring
 from glora_jax.training import loop
 from glora_jax.training.gradient import by_device
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
 MESH = meshes.over_devices()
 FSDP = meshes.over_devices(fsdp=4)

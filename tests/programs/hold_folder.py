@@ -3,7 +3,7 @@
 import sys
 import time
 
-from glora_jax.runs.workdir import claim
+from glora_jax.vision.runs.workdir import claim
 
 with claim(sys.argv[1]):
   print('held', flush=True)

@@ -3,7 +3,8 @@
 import json
 import sys
 
-from glora_jax.models import hub, weights
+from glora_jax import hub
+from glora_jax.vision.models import weights
 
 
 def outcome(name):

@@ -8,8 +8,8 @@ import time
 
 from digits_folder import Digits
 
-from glora_jax.data import pipeline
-from glora_jax.data.tfds import read
+from glora_jax.vision.data import pipeline
+from glora_jax.vision.data.tfds import read
 
 logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
 folder = sys.argv[1]

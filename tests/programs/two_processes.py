@@ -16,11 +16,11 @@ from PIL import Image
 
 import glora_jax
 from glora_jax import mesh as meshes
-from glora_jax.data.examples import Files
-from glora_jax.data.pipeline import Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState, fit
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data.examples import Files
+from glora_jax.vision.data.pipeline import Stream
 
 port, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 signals = []

@@ -16,11 +16,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import glora_jax
 from glora_jax import tree
-from glora_jax.models.vit import ViT
 from glora_jax.search import allocation, choice, known
 from glora_jax.search.allocated import CLEAR, pooled, share_of
 from glora_jax.search.allocation import Directions
 from glora_jax.search.known import Known
+from glora_jax.vision.models.vit import ViT
 
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))

@@ -11,7 +11,7 @@ from small_models import Mlp
 
 import glora_jax
 from glora_jax.method.draws import random_genomes
-from glora_jax.models.vit import ViT
+from glora_jax.vision.models.vit import ViT
 
 NUM_IMAGES = 23
 MOST_GENOMES = 24

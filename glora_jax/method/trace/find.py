@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.limits import shown
+from glora_jax.checks import shown
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import TABLE, Layout, Site, interleaved
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value

@@ -1,1 +1,0 @@
-"""One file for each family of tasks; `glora_jax.data.catalog` finds a task by its name."""

@@ -1,0 +1,219 @@
+"""Every task by its name, and whether its data is there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.checks import listed, shown
+from glora_jax.vision.data import folders, label_files, tfds
+from glora_jax.vision.data.task import Source, Task, require_printable
+from glora_jax.vision.data.tasks import digits, fewshot, generalization, vtab
+
+_MOST_CLASSES_LISTED = 20
+
+
+class Family(NamedTuple):
+  """The tasks of a benchmark, whose names begin with the same word: 'fewshot/food101/4/0'.
+
+  Attributes:
+    title: what reports call the benchmark.
+    task: makes a task from what follows the first word of its name.
+    parts: what follows the first word of the names: for every part, all values that 'all' stands
+      for.
+  """
+
+  title: str
+  task: Callable[[str, Source], Task]
+  parts: Mapping[str, tuple[str | int, ...]]
+
+
+FAMILIES: Mapping[str, Family] = {
+  'vtab': Family('VTAB-1k', vtab.task, {'NAME': vtab.NAMES}),
+  'fewshot': Family(
+    'Few-shot',
+    fewshot.task,
+    {'NAME': fewshot.NAMES, 'SHOTS': fewshot.SHOTS, 'SEED': fewshot.SEEDS},
+  ),
+  'generalization': Family(
+    'Domain generalization', generalization.task, {'SEED': generalization.SEEDS}
+  ),
+}
+
+
+def find(name: str, source: Source = Source()) -> Task:
+  """The task of a name that a config gives.
+
+  Args:
+    name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed);
+      'folder:PATH'; 'csv:PATH'; 'tfds:NAME'.
+    source: where the images of the task come from.
+
+  Raises:
+    ValueError: the name is unknown, or what it names cannot be a task.
+    FileNotFoundError: what it names is not there.
+
+  Example:
+    >>> task = find('fewshot/oxford_pets/4/0')
+    >>> task.num_classes, task.group
+    (37, 'fewshot')
+  """
+  if name == 'digits':
+    return digits.digits()
+  kind, _, rest = name.partition('/')
+  if kind in FAMILIES:
+    return FAMILIES[kind].task(rest, source)
+  kind, _, path = name.partition(':')
+  if kind in ('folder', 'csv', 'tfds') and path:
+    require_printable('The task', [path])
+    if kind == 'tfds':
+      return tfds.own_task(path, source)
+    return (folders.folder_task if kind == 'folder' else label_files.csv_task)(absolute(path))
+  patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
+  raise ValueError(
+    f'The task {shown(name)} is unknown; the tasks are: digits, {patterns}, '
+    'and your own: folder:PATH, csv:PATH, tfds:NAME.'
+  )
+
+
+def absolute(path: str) -> str:
+  """The absolute path of a folder or CSV that a user gives."""
+  return os.path.abspath(os.path.expanduser(path))
+
+
+def canonical(name: str) -> str:
+  """A task's name with its path written in the one way in which `find` takes it.
+
+  Example:
+    >>> canonical('folder:/data/../data/photos/'), canonical('digits')
+    ('folder:/data/photos', 'digits')
+  """
+  kind, _, path = name.partition(':')
+  if kind not in ('folder', 'csv') or not path:
+    return name
+  return f'{kind}:{absolute(path)}'
+
+
+def has_files(name: str, source: Source) -> bool:
+  """Whether a task's images are files of the user's, which may change."""
+  return name.startswith(('folder:', 'csv:')) or source.root is not None
+
+
+def require_apart(name: str, written: str, field: str = '--workdir') -> None:
+  """Checks that what a run writes will not lie among the images of its task.
+
+  Args:
+    name: name of the task.
+    written: folder that the run writes into.
+    field: what gives that folder.
+
+  Raises:
+    ValueError: it would, where folders are classes, and pictures are images.
+  """
+  kind, _, path = name.partition(':')
+  if kind != 'folder' or not path or '\0' in path:  # which `find` refuses
+    return
+  folder = os.path.realpath(absolute(path))
+  inside = os.path.relpath(os.path.realpath(written), folder)
+  is_hidden = inside != os.curdir and any(part.startswith('.') for part in inside.split(os.sep))
+  if not is_hidden:  # nor elsewhere, which begins with '..'
+    raise ValueError(
+      f'{field}={written} lies in {folder}, whose folders are read as classes of images; choose a '
+      'folder elsewhere.'
+    )
+
+
+def _pattern(kind: str) -> str:
+  """What names of a family look like: 'vtab/NAME (cifar100, ...)'."""
+  parts = FAMILIES[kind].parts
+  pattern = '/'.join((kind, *parts))
+  if 'NAME' not in parts:
+    return pattern
+  return f'{pattern} ({", ".join(map(str, parts["NAME"]))})'
+
+
+def expand(name: str) -> list[str]:
+  """The names of all tasks that a name stands for.
+
+  Args:
+    name: name of a task, or such a name with 'all' for one or more of its parts; parts that are
+      left out behind an 'all' are 'all', too.
+
+  Example:
+    >>> expand('fewshot/food101/all/0')[:3]
+    ['fewshot/food101/1/0', 'fewshot/food101/2/0', 'fewshot/food101/4/0']
+    >>> len(expand('vtab/all')), expand('digits')
+    (19, ['digits'])
+  """
+  kind, _, rest = name.partition('/')
+  given = rest.split('/')
+  values = list(FAMILIES[kind].parts.values()) if kind in FAMILIES else []
+  if 'all' not in given or len(given) > len(values):
+    return [name]
+  given += ['all'] * (len(values) - len(given))
+  choices = [
+    all_values if part == 'all' else (part,) for part, all_values in zip(given, values, strict=True)
+  ]
+  return _names(kind, choices)
+
+
+def data_sets(kind: str) -> list[str]:
+  """A task for each data set of a family; shots and seeds are drawn from the same images.
+
+  Example:
+    >>> data_sets('fewshot')[:2], data_sets('generalization')
+    (['fewshot/food101/1/0', 'fewshot/stanford_cars/1/0'], ['generalization/0'])
+  """
+  parts = FAMILIES[kind].parts.items()
+  choices = [values if part == 'NAME' else values[:1] for part, values in parts]
+  return _names(kind, choices)
+
+
+def _names(kind: str, choices: Iterable[Iterable[str | int]]) -> list[str]:
+  return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
+
+
+def is_ready(name: str, source: Source) -> bool:
+  """Whether all data of a task is there; nothing is opened, downloaded or prepared."""
+  try:
+    return find(name, source).missing() is None
+  except (ValueError, OSError, ImportError):
+    return False
+
+
+def report(name: str, source: Source) -> tuple[bool, list[str]]:
+  """Whether a task can be opened, and lines on what it needs, or how many images of which classes.
+
+  Nothing is downloaded or prepared.
+  """
+  try:
+    task = find(name, source)
+    notes = [f'  note: {note}' for note in task.notes]
+    if missing := task.missing():
+      return False, [f'{name}: MISSING', f'  {missing}', *notes]
+    splits = [f'  {split:6} {_describe(task, split)}' for split in task.splits]
+    return True, [f'{name}: ready, {task.origin}', *notes, *splits]
+  except (ValueError, OSError, ImportError) as error:
+    return False, [f'{name}: NOT READY', f'  {error}']
+
+
+def _describe(task: Task, split: str) -> str:
+  """Images and classes of a split in one line; the count of every class where they are few."""
+  labels = task.open(split).labels
+  counts = np.bincount(labels, minlength=task.num_classes)
+  present = counts[counts > 0]
+  more = f' to {present.max()}' if present.max() > present.min() else ''
+  line = (
+    f'{len(labels):,} images, {len(present)} of {task.num_classes} classes, '
+    f'{present.min()}{more} each'
+  )
+  if task.num_classes <= _MOST_CLASSES_LISTED:
+    pairs = zip(task.classes, counts, strict=True)
+    line += ': ' + ', '.join(f'{name} {count}' for name, count in pairs)
+  if split == 'train' and not counts.all():
+    line += f'; none of {listed(task.classes[n] for n in np.flatnonzero(counts == 0))}'
+  return line

@@ -1,0 +1,145 @@
+"""The user's own images in a folder: a subfolder for each class, or split folders with these."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from glora_jax.checks import listed, printable
+from glora_jax.vision.data.examples import Files
+from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image
+from glora_jax.vision.data.splits import NAMES, own_task
+from glora_jax.vision.data.task import Task, require_printable
+
+log = logging.getLogger(__name__)
+
+
+def folder_task(folder: str) -> Task:
+  """A task on a folder with a subfolder for each class, or with train, val and test of such.
+
+  Args:
+    folder: absolute path of the folder.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ValueError: it is not what is expected; a class has no images, or fewer than there are splits;
+      what is split already cannot measure anything.
+  """
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(
+      f'There is no folder {folder}; expected one with a subfolder of images for each class.'
+    )
+  given = _split_folders(folder)
+  train = given.get('train', folder)
+  classes = tuple(_subfolders(train))
+  if len(classes) < 2:
+    otherwise = '' if given else ', or train, val and test with such folders inside'
+    raise ValueError(
+      f'{train} has {len(classes)} subfolders; expected two or more, one for each class{otherwise}.'
+    )
+  require_printable(train, classes)
+  for other in given.values():
+    if unknown := set(_subfolders(other)) - set(classes):
+      raise ValueError(f'{other} has classes that {train} lacks: {listed(sorted(unknown))}.')
+  images = {
+    split: _scan(path, classes, folder) for split, path in (given or {'train': folder}).items()
+  }
+  return own_task('folder', folder, classes, images, are_split=bool(given))
+
+
+def _subfolders(folder: str) -> list[str]:
+  """The names of the folders in a folder, sorted; what begins with a dot is left out.
+
+  Raises:
+    OSError: the folder cannot be listed.
+  """
+  try:
+    names = os.listdir(folder)
+  except OSError as error:
+    raise OSError(f'The folder {folder} cannot be listed ({error.strerror}).') from error
+  return sorted(
+    name for name in names if not name.startswith('.') and os.path.isdir(os.path.join(folder, name))
+  )
+
+
+def _split_folders(folder: str) -> dict[str, str]:
+  """The folders of splits in a folder by split, 'train' among them; none where it holds classes.
+
+  Upper and lower case are the same. A single folder `train` with images in it, beside other
+  folders, is a class.
+
+  Raises:
+    ValueError: there are folders of splits, but no 'train', two of one split, or others as well.
+  """
+  inside = _subfolders(folder)
+  named = [name for name in inside if name.lower() in NAMES]
+  others = [name for name in inside if name not in named]
+  is_class = len(named) == 1 and not _subfolders(os.path.join(folder, named[0]))
+  if not named or (others and is_class):
+    return {}
+  found = f'{folder} has split folders ({listed(named)})'
+  expected = 'train, and optionally val and test, with the class folders inside'
+  if others:
+    raise ValueError(
+      f'{found} and others ({listed(others)}); expected class folders only, or {expected}. Move '
+      'the others away, or list the images in a CSV if a class is called like a split.'
+    )
+  splits = [NAMES[name.lower()] for name in named]
+  if 'train' not in splits:
+    raise ValueError(f'{found}, but no train; expected {expected}.')
+  if len(set(splits)) < len(splits):
+    raise ValueError(f'{found}, several for one split; keep one.')
+  return {split: os.path.join(folder, name) for split, name in zip(splits, named, strict=True)}
+
+
+def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
+  """All images below the class folders, in the order of their names.
+
+  Warnings say which endings the files have that are left aside, and that images beside the class
+  folders are.
+
+  Args:
+    folder: folder that holds the class folders; one for each class that occurs.
+    classes: names of the class folders, in the order of the labels.
+    root: see `Files`.
+
+  Raises:
+    ValueError: a class folder holds no images, or leads back to the folder.
+  """
+  paths, labels, empty, others = [], [], [], []
+  for label, name in enumerate(classes):
+    class_folder = os.path.join(folder, name)
+    if not os.path.isdir(class_folder):
+      continue
+    target = os.path.realpath(class_folder)
+    if os.path.commonpath([target, os.path.realpath(folder)]) == target:
+      raise ValueError(
+        f'The class folder {class_folder} is a link to {target}, which holds the other classes; '
+        'remove it.'
+      )
+    files = files_below(class_folder)
+    images = list(filter(is_image, files))
+    others += [file for file in files if not is_image(file)]
+    paths += images
+    labels += [label] * len(images)
+    if not images:
+      empty.append(name)
+  if empty:
+    raise ValueError(
+      f'{folder}: no images in the class folders {listed(empty)}; '
+      f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
+    )
+  names = (name for name in os.listdir(folder) if is_image(name) and not name.startswith('.'))
+  if loose := [name for name in names if os.path.isfile(os.path.join(folder, name))]:
+    log.warning(
+      '%d images in %s are ignored because they are in no class folder (%s for instance).',
+      *(len(loose), printable(folder), printable(min(loose))),
+    )
+  if others:
+    endings = sorted({os.path.splitext(file)[1].lower() or 'no ending' for file in others})
+    log.warning(
+      '%d files in %s are ignored because they do not end like images (%s).',
+      *(len(others), printable(folder), listed(endings)),
+    )
+  return Files(paths, labels, root)

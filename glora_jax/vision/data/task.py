@@ -1,0 +1,214 @@
+"""A classification task: its classes, and the splits whose images `pipeline` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from glora_jax.checks import shown
+from glora_jax.vision.data.examples import Examples, Joined, Split, opened
+from glora_jax.vision.settings import Text, declared
+
+SourceKind = Literal['tfds', 'noah', 'lists']
+
+
+@declared
+class Source:
+  """Where a task's images come from.
+
+  The user's home, `~`, is filled in where a folder begins with it.
+
+  Example:
+    >>> Source(source='lists', root='/data').folder('lists', 'few-shot tasks', 'the lists')
+    '/data'
+  """
+
+  dir: Text | None = Field(default=None, description='folder of TFDS; None for its default')
+  source: SourceKind | None = Field(
+    default=None,
+    description="'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot "
+    'lists); None for the first kind that the task has',
+  )
+  root: Text | None = Field(
+    default=None, description="folder that holds what 'noah' and 'lists' read"
+  )
+  version: Text | None = Field(
+    default=None, description="version of the TFDS data set, in place of the benchmark's"
+  )
+
+  def __post_init__(self):
+    for name in ('dir', 'root'):
+      if (path := getattr(self, name)) is not None:
+        object.__setattr__(self, name, os.path.expanduser(path))
+
+  def folder(self, kind: SourceKind, user: str, content: str) -> str | None:
+    """The folder that a task is read from, by `root`; None where it is read from TFDS.
+
+    Args:
+      kind: the kind of folder that the task can be read from.
+      user: what the sentence of the error calls the task.
+      content: what the folder holds, for the sentence of the error.
+
+    Raises:
+      ValueError: the task has no such source, or the source lacks `root`, or does not read the
+        `root` or `version` that is given.
+    """
+    if self.source not in (None, 'tfds', kind):
+      raise ValueError(
+        f"data.source='{self.source}' is unknown for {user}; use 'tfds' or '{kind}'."
+      )
+    if self.source == kind and self.version is not None:
+      raise ValueError(
+        f"data.version={shown(self.version)} is for TFDS data sets, and data.source='{kind}' reads "
+        'folders; leave it out.'
+      )
+    if self.source == kind and self.root is None:
+      raise ValueError(f"data.source='{kind}' needs data.root, the folder that holds {content}.")
+    if self.source != kind and self.root is not None:
+      raise ValueError(
+        f"data.root={shown(self.root)} is only read with data.source='{kind}'; set that, or leave "
+        'data.root out.'
+      )
+    return self.root
+
+
+def is_count(text: str) -> bool:
+  """Whether a part of a task's name is a whole number of at most nine digits.
+
+  Example:
+    >>> [is_count(text) for text in ('16', '-1', '²', '')]
+    [True, False, False, False]
+  """
+  return re.fullmatch('[0-9]{1,9}', text) is not None
+
+
+def require_printable(origin: str, names: Iterable[str]) -> None:
+  """Checks that names can stand in files and on screens.
+
+  Args:
+    origin: where the names come from, for the sentence of the error.
+    names: names of classes or paths.
+
+  Raises:
+    ValueError: a name is not UTF-8, or has a control character, a line end for instance.
+  """
+  for name in names:
+    if any(unicodedata.category(character) in ('Cc', 'Cs') for character in name):
+      raise ValueError(
+        f'{origin} has the name {shown(name)}, which is not UTF-8 or has control characters; '
+        'rename it.'
+      )
+
+
+def require_measurable(
+  origin: str, classes: Sequence[str], labels: Mapping[str, np.ndarray]
+) -> None:
+  """Checks that the classes of a task's splits let accuracies on them mean something.
+
+  Args:
+    origin: what the sentence of the error calls the task.
+    classes: names of the classes.
+    labels: the labels of every split, int [n]; 'train', 'val' and 'test', where they are among
+      them, each need two classes, and the last two a class in common.
+
+  Raises:
+    ValueError: they do not.
+  """
+  present = {
+    split: np.unique(labels[split]) for split in ('train', 'val', 'test') if split in labels
+  }
+  for split, found in present.items():
+    if len(found) == 1:
+      raise ValueError(
+        f'{origin}: all images of {split} are of the class {classes[found[0]]}, so accuracy on '
+        'them means nothing; add images of the others.'
+      )
+  if {'val', 'test'} <= present.keys() and not np.intersect1d(present['val'], present['test']).size:
+    raise ValueError(
+      f'{origin}: val and test have no class in common; put images of every class into both.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One classification task.
+
+  Attributes:
+    name: what configs and reports call it.
+    classes: names of the classes, in the order of the labels.
+    splits: 'train', 'val', 'test', and further test sets where the task has them; each is opened
+      when its examples are asked for.
+    origin: data set and version, or folder; printed in every result.
+    notes: what a reader of the results must know of the data.
+    group: the group of its benchmark that it belongs to.
+    masked: names of the test sets whose images have only a part of the classes: answers are taken
+      among those.
+    missing: returns what must be fetched or prepared before the task can be opened, and how; None
+      where nothing is missing.
+
+  Example:
+    >>> from glora_jax.vision.data.examples import Files
+    >>> split = Files(['cat.png', 'dog.png'], [0, 1])
+    >>> splits = {'train': split, 'val': split, 'test': split}
+    >>> task = Task('pets', ('cat', 'dog'), splits, origin='two photographs')
+    >>> task.num_classes, task.tests, task.open('train+val').labels.tolist()
+    (2, ('test',), [0, 1, 0, 1])
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  splits: Mapping[str, Split]
+  origin: str
+  notes: tuple[str, ...] = ()
+  group: str = ''
+  masked: tuple[str, ...] = ()
+  missing: Callable[[], str | None] = lambda: None
+
+  @property
+  def num_classes(self) -> int:
+    """The number of classes."""
+    return len(self.classes)
+
+  @property
+  def tests(self) -> tuple[str, ...]:
+    """Names of all test sets; 'test' is the first."""
+    return ('test', *(name for name in self.splits if name not in ('train', 'val', 'test')))
+
+  def open(self, split: str) -> Examples:
+    """The examples of a split, or of several joined with '+', in their stored order.
+
+    Raises:
+      ValueError: the split is empty, or has a label that is no class.
+    """
+    parts = [opened(self.splits[part]) for part in split.split('+')]
+    examples = parts[0] if len(parts) == 1 else Joined(parts)
+    labels = examples.labels
+    if not len(labels):
+      raise ValueError(f'{self.name} has no images in {split}.')
+    if labels.min() < 0 or labels.max() >= self.num_classes:
+      raise ValueError(
+        f'{self.name} {split} has labels {labels.min()} to {labels.max()}, '
+        f'but {self.num_classes} classes.'
+      )
+    return examples
+
+  def opened(self) -> Task:
+    """The task with all splits opened, so that what they are asked for is read once.
+
+    Raises:
+      ValueError, OSError: a split cannot be opened; see `open`.
+    """
+    return dataclasses.replace(self, splits={split: self.open(split) for split in self.splits})
+
+  def mask(self, split: str) -> np.ndarray | None:
+    """The classes that occur in a masked test set, bool [classes]; None for all others."""
+    if split not in self.masked:
+      return None
+    return np.isin(np.arange(self.num_classes), self.open(split).labels)

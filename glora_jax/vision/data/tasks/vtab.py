@@ -1,0 +1,201 @@
+"""VTAB-1k (Zhai et al. 2019, arXiv 1910.04867): 19 tasks of 800 training and 200 validation images.
+
+From TFDS as the benchmark's own data code (google-research/task_adaptation) defines them, or from
+the folders that NOAH made and most PyTorch papers use, whose images were saved again as JPEG:
+pixels differ, and every result says which it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from glora_jax.checks import shown
+from glora_jax.vision.data import tfds
+from glora_jax.vision.data.label_files import read_list
+from glora_jax.vision.data.task import Source, Task
+from glora_jax.vision.data.tfds import Example, LabelFeature, LabelFunction, read
+
+Group = Literal['natural', 'specialized', 'structured']
+GROUPS: tuple[Group, ...] = ('natural', 'specialized', 'structured')
+TRAIN = 'train[:800]'
+
+
+class VtabTask(NamedTuple):
+  """A task of the benchmark; all of them train on `train[:800]`.
+
+  Attributes:
+    name: name in the names of tasks.
+    group: natural, specialized or structured.
+    builder: name in TFDS, with the version that the benchmark asks for.
+    val: TFDS split of the 200 validation images.
+    test: TFDS split of the test images.
+    classes: names of the classes, or how many there are where TFDS has their names.
+    label: function from the features of an example to its class.
+    folders: names that copies of NOAH's folder have; empty where it is the name of the task.
+    scale: factor from stored values to pixels.
+  """
+
+  name: str
+  group: Group
+  builder: str
+  val: str
+  test: str
+  classes: int | tuple[str, ...]
+  label: LabelFunction = LabelFeature()
+  folders: tuple[str, ...] = ()
+  scale: int = 1
+
+
+_FEWEST_OBJECTS = 3  # of a CLEVR scene
+_CLEVR_BOUNDS = (0, 8, 8.5, 9, 9.5, 10, 100)  # bounds of CLEVR's classes
+_KITTI_BOUNDS = (-100, 8, 20, 999)  # bounds of KITTI's classes, in metres
+_NO_VEHICLE = 1000.0  # depth beyond the last bound
+_VEHICLE_TYPES = 3  # KITTI's object types below are car, van and truck
+
+
+def last_below(value: float, bounds: Sequence[float]) -> int:
+  """The largest index whose bound is below the value.
+
+  Example:
+    >>> last_below(8.5, (0, 8, 8.5, 9))
+    1
+  """
+  return max(index for index, bound in enumerate(bounds) if bound < value)
+
+
+def clevr_count(example: Example) -> int:
+  """The number of objects, 3 to 10, counted from 0."""
+  return len(_objects(example, 'size')) - _FEWEST_OBJECTS
+
+
+def clevr_distance(example: Example) -> int:
+  """The distance of the nearest object to the camera in six bins."""
+  return last_below(_objects(example, 'pixel_coords')[:, 2].min(), _CLEVR_BOUNDS)
+
+
+def kitti_distance(example: Example) -> int:
+  """The depth of the nearest vehicle in three bins, or the class of images without vehicles."""
+  is_vehicle = _objects(example, 'type') < _VEHICLE_TYPES
+  depths = _objects(example, 'location').reshape(-1, 3)[is_vehicle, 2]
+  return last_below(np.append(depths, _NO_VEHICLE).min(), _KITTI_BOUNDS)
+
+
+def dsprites_orientation(example: Example) -> int:
+  """The orientation, one of 40, in 16 bins of 40 / 16 = 5 / 2."""
+  return 2 * int(example['label_orientation']) // 5
+
+
+def _objects(example: Example, feature: str) -> np.ndarray:
+  return np.asarray(example['objects'][feature])
+
+
+def _numbered(pattern: str, numbers: range) -> tuple[str, ...]:
+  return tuple(pattern.format(number) for number in numbers)
+
+
+_COUNTS = _numbered('{} objects', range(3, 11))
+_DISTANCES = ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10')
+_VEHICLES = ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle')
+_POSITIONS = _numbered('x bin {}', range(16))
+_ORIENTATIONS = _numbered('orientation bin {}', range(16))
+_AZIMUTHS = _numbered('azimuth {} degrees', range(0, 360, 20))
+_ELEVATIONS = _numbered('elevation {} degrees', range(30, 75, 5))
+_CLEVR = ('structured', 'clevr:3.*.*', 'train[63000:63200]', 'validation')
+_DSPRITES = ('structured', 'dsprites:2.*.*', 'train[589824:590024]', 'train[663552:]')
+_NORB = ('structured', 'smallnorb:2.*.*', 'test[:200]', 'test[50%:]')
+_X, _AZIMUTH = LabelFeature('label_x_position', bin_size=2), LabelFeature('label_azimuth')
+_CIFAR, _PETS = ('cifar', 'cifar100'), ('oxford_iiit_pet', 'oxford_pet')
+_RETINOPATHY = 'diabetic_retinopathy_detection/btgraham-300:3.*.*'
+_200 = 'validation[:200]'
+
+TASKS = (
+  VtabTask(
+    'cifar100', 'natural', 'cifar100:3.*.*', 'train[45000:45200]', 'test', 100, folders=_CIFAR
+  ),
+  VtabTask('caltech101', 'natural', 'caltech101:3.*.*', 'train[2754:2954]', 'test', 102),
+  VtabTask('dtd', 'natural', 'dtd:3.*.*', _200, 'test', 47),
+  VtabTask('oxford_flowers102', 'natural', 'oxford_flowers102:2.*.*', _200, 'test', 102),
+  VtabTask(
+    'oxford_iiit_pet',
+    *('natural', 'oxford_iiit_pet:3.*.*', 'train[2944:3144]', 'test', 37),
+    folders=_PETS,
+  ),
+  VtabTask('svhn', 'natural', 'svhn_cropped:3.0.0', 'train[65931:66131]', 'test', 10),
+  VtabTask('sun397', 'natural', 'sun397/tfds:4.*.*', _200, 'test', 397),
+  VtabTask('patch_camelyon', 'specialized', 'patch_camelyon:2.*.*', _200, 'test', 2),
+  VtabTask(
+    'eurosat', 'specialized', 'eurosat/rgb:2.*.*', 'train[16200:16400]', 'train[21600:]', 10
+  ),
+  VtabTask('resisc45', 'specialized', 'resisc45:3.*.*', 'train[18900:19100]', 'train[25200:]', 45),
+  VtabTask('diabetic_retinopathy', 'specialized', _RETINOPATHY, _200, 'test', 5),
+  VtabTask('clevr_count', *_CLEVR, _COUNTS, clevr_count),
+  VtabTask('clevr_dist', *_CLEVR, _DISTANCES, clevr_distance),
+  VtabTask('dmlab', 'structured', 'dmlab:2.0.1', _200, 'test', 6),
+  VtabTask('kitti', 'structured', 'kitti:3.1.0', _200, 'test', _VEHICLES, kitti_distance),
+  VtabTask('dsprites_loc', *_DSPRITES, _POSITIONS, _X, scale=255),
+  VtabTask('dsprites_ori', *_DSPRITES, _ORIENTATIONS, dsprites_orientation, scale=255),
+  VtabTask('smallnorb_azi', *_NORB, _AZIMUTHS, _AZIMUTH),
+  VtabTask('smallnorb_ele', *_NORB, _ELEVATIONS, LabelFeature('label_elevation')),
+)
+NAMES = tuple(vtab_task.name for vtab_task in TASKS)
+
+
+def find(name: str) -> VtabTask:
+  """The task of a name.
+
+  Raises:
+    ValueError: no such task.
+
+  Example:
+    >>> find('kitti').classes[-1]
+    'no vehicle'
+  """
+  if name not in NAMES:
+    raise ValueError(f'VTAB-1k has no task {shown(name)}; its tasks are {", ".join(NAMES)}.')
+  return TASKS[NAMES.index(name)]
+
+
+def task(name: str, source: Source) -> Task:
+  """The task of a name, from TFDS or from NOAH's folder.
+
+  Raises:
+    ValueError: no such task or source.
+    FileNotFoundError: NOAH's folder is not there.
+  """
+  root = source.folder('noah', 'VTAB-1k', "vtab-1k's task folders")
+  _, group, full_name, val, test, classes, label, folders, scale = find(name)
+  builder = tfds.find_builder(full_name, source.dir, source.version)
+  if isinstance(classes, int):
+    classes = tfds.class_names(builder, classes)
+  if root is not None:
+    bases = (root, os.path.join(root, 'vtab-1k'))
+    candidates = [os.path.join(base, folder) for base in bases for folder in folders or (name,)]
+    folder = next(filter(os.path.isdir, candidates), None)
+    if folder is None:
+      raise FileNotFoundError(
+        f'There is no folder {candidates[0]}; '
+        'it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
+      )
+    lists = {'train': 'train800.txt', 'val': 'val200.txt', 'test': 'test.txt'}
+    splits = {
+      split: partial(read_list, os.path.join(folder, list_name), (folder,), len(classes))
+      for split, list_name in lists.items()
+    }
+    return Task(f'vtab/{name}', classes, splits, f"NOAH's folder {folder}", group=group)
+  expressions = {'train': TRAIN, 'val': val, 'test': test}
+  splits = {
+    split: partial(read, builder, expression, label, scale)
+    for split, expression in expressions.items()
+  }
+  notes = ()
+  if not builder.version.match(source.version or full_name.partition(':')[2]):
+    notes = (
+      f'TFDS {builder.info.full_name} replaces {full_name}: its examples have another order, so '
+      "the 800 training examples are not the benchmark's.",
+    )
+  return tfds.task_of([builder], f'vtab/{name}', classes, splits, notes=notes, group=group)

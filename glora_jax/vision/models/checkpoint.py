@@ -1,0 +1,278 @@
+"""Files of named arrays: npz, safetensors and PyTorch are read into a dictionary.
+
+Nothing in a file is executed, and none is read that declares more than it holds. Knows nothing of
+models.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Any, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from glora_jax.checks import check_path, listed, shown
+from glora_jax.files import Path, first_line, read_safetensors
+from glora_jax.tree import differences
+
+Container = Literal['npz', 'safetensors', 'torch']
+Arrays = dict[str, np.ndarray]
+
+EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
+MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
+
+# Beside it, in most folders of Hugging Face, these hold the same weights.
+_SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
+
+_FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
+_RAW_BFLOAT16 = ('|V2', '<V2')  # NumPy stores bfloat16, which it does not know, as two raw bytes
+
+# Weights hardly shrink; a file that declares to unpack to much more than it has is a trap.
+MOST_UNPACKED_PER_BYTE = 8
+ALWAYS_UNPACKED = 64 * 2**20
+
+# Keys under which PyTorch files keep the weights, the likelier first.
+WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
+
+
+class Tensors(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    path: path of the file.
+    container: type of the file.
+    arrays: its arrays by name; whoever takes one out lets its memory go.
+    metadata: texts by name, which a safetensors file may have.
+  """
+
+  path: str
+  container: Container
+  arrays: Arrays
+  metadata: Mapping[str, str] = {}
+
+
+class _RefusedError(ValueError):
+  """Why a file is refused, in a sentence that stands by itself."""
+
+
+def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
+  """Reads a file by its contents; its name does not matter.
+
+  Args:
+    path: path of an npz, safetensors or PyTorch file.
+    key: key of the state dict in a PyTorch file that holds several.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is empty, cut off, of another type, declares what it does not hold, or the key
+      does not say which state dict.
+    ImportError: it is a PyTorch file, and PyTorch is not installed.
+  """
+  name = check_path(path)
+  if not os.path.isfile(name):
+    raise FileNotFoundError(
+      f'There is no file {name}; pass the path of an npz, safetensors or PyTorch checkpoint.'
+    )
+  with open(name, 'rb') as file:
+    start = file.read(16)
+  try:
+    tensors = _read(name, start, key)
+  except (ImportError, _RefusedError):
+    raise
+  except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
+    raise ValueError(
+      f'{name} is damaged or incomplete ({first_line(error)}); get it again.'
+    ) from error
+  if key is not None and tensors.container != 'torch':
+    raise ValueError(f'{name} is not a PyTorch file, so it has no key {shown(key)}; leave it out.')
+  return tensors
+
+
+def _read(path: str, start: bytes, key: str | None) -> Tensors:
+  """The contents of a file that begins with some bytes."""
+  if start.startswith(b'PK'):
+    size = os.path.getsize(path)
+    with zipfile.ZipFile(path) as archive:
+      unpacked = sum(member.file_size for member in archive.infolist())
+      if unpacked > ALWAYS_UNPACKED + MOST_UNPACKED_PER_BYTE * size:
+        raise _RefusedError(
+          f'{path} has {size} bytes and claims to unpack to {unpacked}; this is not a checkpoint.'
+        )
+      if not any(name.endswith('data.pkl') for name in archive.namelist()):
+        return Tensors(path, 'npz', _read_npz(path, archive))
+    return _read_torch(path, key)
+  if start[8:9] == b'{':  # after the length of a safetensors file's JSON
+    return Tensors(path, 'safetensors', *read_safetensors(path))
+  if start.startswith(b'\x80'):  # a pickle, as PyTorch wrote before its files were zip files
+    return _read_torch(path, key)
+  fault = f'is not an npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
+  raise _RefusedError(f'{path} {fault if start else "is empty; get it again."}')
+
+
+def _read_npz(path: str, archive: zipfile.ZipFile) -> Arrays:
+  arrays = {}
+  for member in archive.infolist():
+    name, extension = os.path.splitext(member.filename)
+    if extension != '.npy':
+      raise _RefusedError(f'{path} is a zip file with {member.filename} in it, not an npz file.')
+    with archive.open(member) as file:
+      _check_header(f'{path}: the tensor {name}', file, member.file_size)
+      file.seek(0)
+      array = np.lib.format.read_array(file, allow_pickle=False)
+    arrays[name] = array.view(ml_dtypes.bfloat16) if array.dtype.str in _RAW_BFLOAT16 else array
+  return arrays
+
+
+def _check_header(tensor: str, file: IO[bytes], size: int) -> None:
+  """Raises an error for a member of an npz file that does not hold what its header declares."""
+  is_old = np.lib.format.read_magic(file) == (1, 0)
+  read = np.lib.format.read_array_header_1_0 if is_old else np.lib.format.read_array_header_2_0
+  shape, _, dtype = read(file)
+  if dtype.hasobject:
+    raise _RefusedError(
+      f'{tensor} holds Python objects, which would be executed; this is not a checkpoint.'
+    )
+  present = size - file.tell()
+  if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != present:
+    raise _RefusedError(f'{tensor} declares shape {shape} of {dtype}, but has {present} bytes.')
+
+
+def _read_torch(path: str, key: str | None) -> Tensors:
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError(
+      f'{path} is a PyTorch file and needs PyTorch: pip install torch, or convert it to '
+      'safetensors on a machine that has it.'
+    ) from error
+  try:
+    content = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:
+    raise _RefusedError(
+      f'{path} is damaged, or holds more than tensors: PyTorch does not load it with '
+      'weights_only=True.'
+    ) from error
+
+  def named(content: Any, kind: type) -> dict[str, Any]:
+    entries = content.items() if isinstance(content, dict) else ()
+    return {k: x for k, x in entries if isinstance(k, str) and isinstance(x, kind)}
+
+  state = named(content, torch.Tensor)
+  inner = {name: named(value, torch.Tensor) for name, value in named(content, dict).items()}
+  inner = {name: tensors for name, tensors in inner.items() if tensors}
+  if key is not None or (inner and (not state or any(name in inner for name in WRAPPERS))):
+    state = inner[_choose_wrapper(path, {name: len(x) for name, x in inner.items()}, key)]
+  if not state:
+    raise _RefusedError(f'{path} holds no named tensors; expected a state dict.')
+  arrays = {}
+  for name, value in state.items():
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+      raise _RefusedError(
+        f'{path}: the tensor {name} declares shape {tuple(value.shape)}, but holds fewer numbers; '
+        'this is not a checkpoint.'
+      )
+    is_bfloat16 = value.dtype == torch.bfloat16
+    array = (value.view(torch.int16) if is_bfloat16 else value).detach().numpy()
+    arrays[name] = array.view(ml_dtypes.bfloat16) if is_bfloat16 else array
+  return Tensors(path, 'torch', arrays)
+
+
+def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str:
+  """The key of the state dict that is meant, of some with so many tensors each."""
+  if key is not None:
+    if key not in sizes:
+      kept = f'its state dicts are {listed(sizes)}' if sizes else 'leave the key out'
+      raise _RefusedError(f'{path} has no state dict at the key {shown(key)}; {kept}.')
+    return key
+  largest = max(sizes, key=lambda name: sizes[name])
+  chosen = next((name for name in WRAPPERS if name in sizes), largest)
+  # The buffers of a loss or an optimizer are no second model.
+  models = [name for name, size in sizes.items() if size >= sizes[chosen] / 2]
+  if len(models) > 1:
+    raise _RefusedError(
+      f'{path} holds several state dicts, {listed(models)}; choose one with --key (key= in '
+      'Python), and for a run convert it first with --key.'
+    )
+  return chosen
+
+
+def require_shapes(where: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+  """Raises ValueError that names all arrays that are missing, unexpected or misshaped."""
+  if problems := differences(given, expected):
+    raise ValueError(
+      f'{where}: the tensors do not match the model. {"; ".join(problems)}. Check that the '
+      'checkpoint is complete and of this model.'
+    )
+
+
+def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Raises ValueError where arrays hold anything but numbers that are finite, in float32 too."""
+  for name, value in arrays.items():
+    if value.dtype.name not in _FLOATS:
+      raise ValueError(f'{where}: the tensor {name} is {value.dtype.name}, not floating-point.')
+    with np.errstate(over='ignore'):
+      is_finite = np.isfinite(value.astype(np.float32, copy=False)).all()
+    if not is_finite:
+      raise ValueError(
+        f'{where}: the tensor {name} is not finite; the training diverged, or the file is damaged.'
+      )
+
+
+def locate(path: Path) -> str:
+  """The checkpoint file of a path: the path itself, or the one such file in a folder.
+
+  Of a run's folder it is the one in `folded/`: where that has one, and the folder no model itself.
+
+  Raises:
+    FileNotFoundError: the folder has no checkpoint.
+    ValueError: it has several, or one in parts.
+  """
+  folder = check_path(path)
+  if not os.path.isdir(folder):
+    return folder
+  checkpoints = checkpoints_in(folder)
+  folded = os.path.join(folder, 'folded')
+  if not any(map(_is_model, checkpoints)) and os.path.isdir(folded) and checkpoints_in(folded):
+    return locate(folded)
+  parts = [name for name in checkpoints if '-of-' in name]
+  files = [name for name in checkpoints if name not in (*parts, 'images.npz')]  # of a run
+  if MODEL_FILE in files:
+    files = [name for name in files if name not in _SAME_WEIGHTS]
+  named = list(filter(_is_model, files))
+  if len(files) == 1 or len(named) == 1:
+    return os.path.join(folder, (named or files)[0])
+  if files:
+    raise ValueError(
+      f'The folder {folder} holds several checkpoints ({", ".join(files)}); pass the path of one.'
+    )
+  if parts:
+    raise ValueError(
+      f'{folder} holds a checkpoint in several parts ({", ".join(parts)}), which is not supported; '
+      'save it as one file.'
+    )
+  raise FileNotFoundError(
+    f'There is no checkpoint in the folder {folder}; expected folded/ of a finished run, or a file '
+    f'ending in {", ".join(EXTENSIONS)}.'
+  )
+
+
+def checkpoints_in(folder: str) -> list[str]:
+  """Names of the files in a folder that end as checkpoints do, in their order."""
+  return sorted(name for name in os.listdir(folder) if name.endswith(EXTENSIONS))
+
+
+def _is_model(name: str) -> bool:
+  return os.path.splitext(name)[0] in ('model', 'pytorch_model')
+
+
+def require_no_other(folder: str) -> None:
+  """Raises ValueError if a folder holds a checkpoint beside the file that is to be written."""
+  if others := [name for name in checkpoints_in(folder) if name != MODEL_FILE]:
+    raise ValueError(
+      f'The folder {folder} already holds another checkpoint ({", ".join(others)}); choose another '
+      'folder.'
+    )

@@ -1,0 +1,197 @@
+"""Image files to classes, by a plain model."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from glora_jax.checks import shown
+from glora_jax.errors import UserError
+from glora_jax.vision.data import image
+from glora_jax.vision.data.normalization import Normalization, normalize
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.metadata import check_agreement, require_normalization
+
+
+def find_images(paths: Iterable[str]) -> list[str]:
+  """Finds images, in the order of the paths, and in a folder in that of their names.
+
+  Args:
+    paths: paths of images, which are taken as they are; or of folders, which stand for all files
+      below them that end as images do.
+
+  Raises:
+    ValueError: it is one path, and no list of them.
+    FileNotFoundError: there is no such path, or no image in a folder.
+  """
+  if isinstance(paths, str | os.PathLike):  # letters of a text are paths, too: '.' and '/'
+    raise ValueError(f'paths={shown(paths)} is one path; pass a list of paths.')
+  found = []
+  for path in paths:
+    if os.path.isdir(path):
+      images = sorted(image.images_below(path))
+      if not images:
+        raise FileNotFoundError(
+          f'There are no images in the folder {path}; an image is a file ending in '
+          f'{", ".join(image.EXTENSIONS)}.'
+        )
+      found += images
+    elif os.path.exists(path):
+      found.append(path)
+    else:
+      raise FileNotFoundError(
+        f'There is no file or folder {path}; pass images, or folders with images.'
+      )
+  return found
+
+
+class Prediction(NamedTuple):
+  """What a model answers for an image.
+
+  Attributes:
+    path: path of the image.
+    outcome: probabilities, float32 [classes]; or what is wrong with a file that cannot be decoded.
+  """
+
+  path: str
+  outcome: np.ndarray | str
+
+
+class Classifier:
+  """A plain model that says what is in image files.
+
+  Attributes:
+    classes: names of the classes; their numbers where the checkpoint has no names.
+    rule: how images become square, see `data.image.resize`.
+    share: share of the shorter side that the rule 'crop' keeps.
+    image_size: side of the images that the model sees, in pixels.
+
+  Example:
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> classifier = Classifier(weights.EMBEDDED_FILE)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   Image.new('L', (28, 28)).save(os.path.join(folder, 'black.png'))
+    ...   (prediction,) = classifier(find_images([folder]))
+    >>> os.path.basename(prediction.path), prediction.outcome.shape, len(classifier.classes)
+    ('black.png', (10,), 10)
+  """
+
+  def __init__(
+    self,
+    path: str,
+    *,
+    rule: str | None = None,
+    normalization: Normalization | None = None,
+    **fields: Any,
+  ):
+    """Loads a checkpoint.
+
+    Args:
+      path: path of a checkpoint, file or folder, or of the folder of a whole run; or a name on the
+        hub, `hf:owner/name[@revision]`.
+      rule: how images become square; None for what the checkpoint remembers, and for 'squash', a
+        run's default, where it remembers nothing.
+      normalization: normalization of images, where the checkpoint does not tell it; another than
+        it tells is refused.
+      **fields: `key`, or fields of the ViT, see `weights.load`.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: the rule is unknown; or the checkpoint cannot be read, has no head, or is for
+        images that are not square.
+    """
+    if rule is not None:
+      image.check_rule(rule)
+    model, params, metadata = weights.load(path, normalization=normalization, **fields)
+    check_agreement(path, metadata, {'normalization': normalization})
+    if not model.num_classes:
+      raise ValueError(
+        f'{path} has no head, so no classes to choose from; pass the folder folded/ of a run, or a '
+        'checkpoint with a head.'
+      )
+    if not isinstance(metadata['image_size'], int):
+      raise ValueError(
+        f'{path} is for images of {metadata["image_size"]}; only models of square images are '
+        'supported here.'
+      )
+    normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
+    self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
+    self.rule: Any = rule or metadata.get('resize') or 'squash'
+    self.share = metadata.get('crop') or image.CROP
+    self.image_size = metadata['image_size']
+    self._path = path
+    self._params = jax.tree.map(jax.numpy.asarray, params)
+
+    def forward(params: Any, pixels: jax.Array) -> jax.Array:
+      logits: Any = model.apply({'params': params}, normalize(pixels, normalization))
+      return jax.nn.softmax(logits.astype(np.float32))
+
+    self._forward = jax.jit(forward)
+
+  def __call__(self, images: Sequence[str], *, batch_size: int = 64) -> Iterator[Prediction]:
+    """Classifies images, in their order.
+
+    Args:
+      images: paths of images.
+      batch_size: images at a time; the last batch is padded, so that one compilation serves all.
+
+    Raises:
+      ValueError: the images are no list of paths, or the model's answers are not finite.
+    """
+    if isinstance(images, str) or not isinstance(images, Sequence):
+      raise ValueError(
+        f'images={shown(images)} must be a list of paths; find_images makes one of a folder.'
+      )
+    batch_size = max(1, min(batch_size, len(images)))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      for start in range(0, len(images), batch_size):
+        paths = images[start : start + batch_size]
+        decoded = list(pool.map(self._read, paths))
+        pixels = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8)
+        for number, picture in enumerate(decoded):
+          if not isinstance(picture, str):
+            pixels[number] = picture
+        batch = np.asarray(self._forward(self._params, pixels))  # [batch, classes]
+        if not np.isfinite(batch).all():
+          raise UserError(
+            f'{self._path} returns logits that are not finite; its weights or its normalization '
+            'are damaged, get it again.'
+          )
+        for path, picture, probabilities in zip(paths, decoded, batch, strict=False):
+          yield Prediction(path, picture if isinstance(picture, str) else probabilities)
+
+  def _read(self, path: str) -> np.ndarray | str:
+    """Pixels, uint8 [size, size, 3], or what is wrong with the file."""
+    try:
+      return image.resize(image.decode(path), self.image_size, self.rule, self.share)
+    except OSError as error:
+      return str(error)
+
+
+def most_probable(
+  classes: Sequence[str], probabilities: np.ndarray, count: int | None = None
+) -> list[dict[str, Any]]:
+  """The most probable classes, the most probable first.
+
+  Args:
+    classes: names of the classes.
+    probabilities: their probabilities, [classes].
+    count: how many classes are wanted; None for all.
+
+  Returns:
+    'class' and 'probability' of each.
+
+  Example:
+    >>> most_probable(['cat', 'dog'], np.array([0.25, 0.75]), count=1)
+    [{'class': 'dog', 'probability': 0.75}]
+  """
+  return [
+    {'class': classes[number], 'probability': float(probabilities[number])}
+    for number in np.argsort(-probabilities, kind='stable')[:count]
+  ]

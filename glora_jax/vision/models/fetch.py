@@ -1,0 +1,156 @@
+"""Published weights: from an address, a name on the hub or a shortcut to a path here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import string
+import urllib.parse
+from typing import NamedTuple
+
+import pooch
+import requests
+
+from glora_jax import hub
+from glora_jax.checks import printable, shown
+from glora_jax.files import first_line, sha256_of
+from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_FILE
+
+CACHE_VARIABLE = 'GLORA_JAX_CACHE'
+
+
+class Published(NamedTuple):
+  """A published file.
+
+  Attributes:
+    url: address of the file.
+    normalization: normalization of the images that the model was trained on.
+  """
+
+  url: str
+  normalization: str
+
+
+_AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
+_HUGGING_FACE = 'https://huggingface.co/facebook/{}/resolve/{}/model.safetensors'
+
+SHORTCUTS = {
+  # The official GLoRA's own base (Dosovitskiy et al. 2021, arXiv 2010.11929).
+  'in21k-B/16': Published(
+    'https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz', 'inception'
+  ),
+  # Steiner et al. 2022, arXiv 2106.10270: the checkpoint that big_vision recommends.
+  'augreg-B/16': Published(
+    f'{_AUGREG}/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz', 'inception'
+  ),
+  # Oquab et al. 2023, arXiv 2304.07193; the revisions never change.
+  'dinov2-S/14': Published(
+    _HUGGING_FACE.format('dinov2-small', 'ed25f3a31f01632728cabb09d1542f84ab7b0056'), 'imagenet'
+  ),
+  'dinov2-B/14': Published(
+    _HUGGING_FACE.format('dinov2-base', 'f9e44c814b77203eaa57a6bdbbd535f21ede1415'), 'imagenet'
+  ),
+}
+
+
+def cache_folder() -> str:
+  """Where downloads are kept: $GLORA_JAX_CACHE, or the system's folder for caches."""
+  return os.environ.get(CACHE_VARIABLE) or str(pooch.os_cache('glora_jax'))
+
+
+def known_normalization(weights: str) -> str | None:
+  """The normalization that goes with a shortcut; None for everything else."""
+  return SHORTCUTS[weights].normalization if weights in SHORTCUTS else None
+
+
+def fetch(weights: str, sha256: str | None = None) -> str:
+  """The local path of weights, downloaded if they are not there yet.
+
+  pooch keeps the downloads. Each goes to a temporary file, is checked, and only then gets its name:
+  an interrupted one leaves nothing behind that looks whole. A file in the cache that does not have
+  the sum is downloaded again.
+
+  Args:
+    weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
+      `hf:owner/name[@revision]` on the Hugging Face hub (see `models.hub`), whose folder is
+      returned; a name in `SHORTCUTS`; or 'embedded', the backbone in the package.
+    sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record; pass it to have its
+      download checked.
+
+  Raises:
+    ValueError: the sum is wrong, missing or no SHA-256.
+    OSError: the address cannot be reached; the sentence says which file to put where.
+    ImportError: it is on the hub, and `huggingface_hub` is not installed.
+  """
+  if sha256 is not None:
+    if len(sha256) != 64 or set(sha256) - set(string.hexdigits):
+      raise ValueError(f'sha256={shown(sha256)} must be a SHA-256, 64 hexadecimal digits.')
+    sha256 = sha256.lower()
+  if hub.is_hub_name(weights):
+    snapshot = hub.snapshot(weights)
+    if sha256 is not None and (found := sha256_of(snapshot.tensors)) != sha256:
+      raise ValueError(f'{weights} has SHA-256 {found}, expected {sha256}.')
+    return snapshot.folder
+  if weights == EMBEDDED:
+    return _checked_path(EMBEDDED_FILE, sha256)
+  is_published = weights in SHORTCUTS
+  url = SHORTCUTS[weights].url if is_published else weights
+  if url.startswith('gs://'):
+    url = 'https://storage.googleapis.com/' + url.removeprefix('gs://')
+  if not url.startswith(('https://', 'http://')):
+    return _checked_path(weights, sha256)
+  if sha256 is None and not is_published:
+    raise ValueError(
+      f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
+    )
+  return _downloaded(url, sha256)
+
+
+def _checked_path(weights: str, sha256: str | None) -> str:
+  path = os.path.expanduser(weights)
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+      f"model.weights='{printable(weights)}' is not a file, a folder, or one of "
+      f'{", ".join((EMBEDDED, *SHORTCUTS))}; URLs start with https://, names on the Hugging Face '
+      'hub with hf:.'
+    )
+  if sha256 is None:
+    return path
+  if os.path.isdir(path):
+    raise ValueError(
+      f'model.sha256 is the sum of one file, but {path} is a folder; set model.weights to the file.'
+    )
+  if (found := sha256_of(path)) != sha256:
+    raise ValueError(f'{path} has SHA-256 {found}, expected {sha256}.')
+  return path
+
+
+def path_in_cache(url: str) -> str:
+  """Where the download of an address is, or will be."""
+  name = os.path.basename(urllib.parse.urlsplit(url).path) or 'weights'
+  address = hashlib.sha256(url.encode()).hexdigest()[:16]  # addresses may end alike
+  return os.path.join(cache_folder(), address, name)
+
+
+def _downloaded(url: str, sha256: str | None) -> str:
+  """The path of an address in the cache."""
+  path = path_in_cache(url)
+  try:
+    return pooch.retrieve(
+      url,
+      sha256 and f'sha256:{sha256}',
+      os.path.basename(path),
+      os.path.dirname(path),
+      downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),  # pyrefly: ignore
+    )
+  except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
+    reason = first_line(error)
+    raise OSError(
+      f'{url} could not be downloaded ({reason}). Download the file in another way and put it at '
+      f'{path}, or set model.weights to its path.'
+    ) from error
+  except ValueError as error:  # pooch's own for a wrong sum
+    raise ValueError(
+      f'The download from {url} does not have SHA-256 {sha256} and was discarded; check the URL '
+      'and the sum.'
+    ) from error

@@ -1,0 +1,351 @@
+"""Checkpoints of ViT and DINOv2 in Hugging Face transformers.
+
+Each has two sets of names: those in files, which `from_pretrained` and `save_pretrained` use, and
+those of the modules in transformers 5, which a saved `state_dict()` and PEFT's adapters have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from glora_jax.checks import listed, shown
+from glora_jax.vision.data.image import CROP
+from glora_jax.vision.data.normalization import statistics
+from glora_jax.vision.models.checkpoint import Arrays
+from glora_jax.vision.models.formats.format import (
+  HEADS,
+  Reading,
+  Rule,
+  Shapes,
+  TorchFormat,
+  Variant,
+  depth,
+  fold_layer_scale,
+  patch_side,
+  positions,
+  same,
+  torch_conv,
+  torch_linear,
+  torch_norm,
+)
+from glora_jax.vision.models.metadata import Metadata, normalization_of, share_of, sides
+from glora_jax.vision.models.vit import Pool, ViT
+
+# transformers' names of the activations, and ours; where two of theirs are one of ours, the first
+# is written.
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'quick_gelu': 'quick_gelu',
+}
+MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae', 'dinov2')  # of which MSN's and MAE's are plain ViTs
+PREPROCESSOR = 'preprocessor_config.json'
+BICUBIC = 3  # as Pillow counts its filters
+ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
+
+# Modules of a block in their order: norm, queries, keys, values, projection, norm, MLP.
+_ATTENTION = (
+  *(f'attention.attention.{name}' for name in ('query', 'key', 'value')),
+  'attention.output.dense',
+)
+_ATTENTION_MODULES = tuple(f'attention.{name}_proj' for name in 'qkvo')
+_MLP = ('mlp.fc1', 'mlp.fc2')
+
+
+class HuggingFaceViT(TorchFormat):
+  """`ViTModel` and `ViTForImageClassification`, which read the class token.
+
+  Attributes:
+    block: names of a block's modules, in their order.
+    title: the beginning of the names of its classes.
+    norm_eps: what its LayerNorms add, where no config says.
+  """
+
+  patch_kernel = 'embeddings.patch_embeddings.projection.weight'
+  unprefixed = r'classifier\.'
+  unused = r'embeddings\.mask_token$|pooler\.'
+  interpolation = 'bicubic'
+  preprocessor = PREPROCESSOR
+  title = 'ViT'
+  norm_eps = 1e-12
+
+  def __init__(self, name: str, signature: str, path: str, block: Sequence[str]):
+    self.name = name
+    self.signature = signature
+    self.block = [f'{path}.{module}' for module in block]
+
+  def scale_rules(self) -> list[Rule]:
+    """Rules of LayerScale; there is none."""
+    return []
+
+  def fit_layer_scale(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
+    """An equal model with LayerScale if, and only if, the code base has it."""
+    return fold_layer_scale(model, flat)
+
+  def pool(self, num_classes: int) -> Pool:
+    """How a model with so many classes pools; none are features alone."""
+    return 'token'
+
+  def own_config(self, model: ViT, tensors: Arrays) -> dict[str, Any]:
+    """What only the config of this architecture says."""
+    return {'intermediate_size': model.mlp_dim or 4 * model.width}
+
+  def read_shape(self, shapes: Shapes) -> Reading:
+    """As `Format.read_shape`; the layers of every file are the same."""
+    patches = shapes[self.patch_kernel]
+    num_classes = shapes['classifier.weight'][0] if 'classifier.weight' in shapes else 0
+    pre_logits = None
+    # A classifier reads the class token itself; only a model without one gives what its pooler
+    # makes of it.
+    if 'pooler.dense.weight' in shapes and not num_classes:
+      pre_logits = shapes['pooler.dense.weight'][0]
+    norm1, *_, fc1, _ = self.block
+    fields = {
+      'width': patches[0],
+      'patch_size': patch_side(patches[2], patches[3]),
+      'num_heads': HEADS.get(patches[0]),
+      'depth': depth(shapes, re.escape(norm1).replace(r'\{\}', r'(\d+)')),
+      'mlp_dim': shapes[f'{fc1}.weight'.format(0)][0],
+      'layer_scale': 1.0 if self.scale_rules() else None,
+      'pool': self.pool(num_classes),
+      'pre_logits': pre_logits,
+      'num_classes': num_classes,
+      'norm_eps': self.norm_eps,
+      'activation': 'gelu',
+    }
+    return Reading(fields, Variant(), tokens=shapes['embeddings.position_embeddings'][1])
+
+  def rules(self, model: ViT, variant: Variant) -> list[Rule]:
+    """As `Format.rules`; queries, keys and values are layers of their own."""
+    norm1, *qkv, proj, norm2, fc1, fc2 = self.block
+    return [
+      same('cls', 'embeddings.cls_token'),
+      positions('embeddings.position_embeddings', lacks_class_position=False),
+      *torch_conv('embed', self.patch_kernel.removesuffix('.weight')),
+      *self.scale_rules(),
+      *torch_norm('blocks/norm1', norm1),
+      *torch_linear('blocks/attn/qkv', *qkv),
+      *torch_linear('blocks/attn/proj', proj),
+      *torch_norm('blocks/norm2', norm2),
+      *torch_linear('blocks/mlp/fc1', fc1),
+      *torch_linear('blocks/mlp/fc2', fc2),
+      *torch_norm('norm', 'layernorm'),
+      *torch_linear('pre_logits', 'pooler.dense'),
+      *torch_linear('head', 'classifier'),
+    ]
+
+  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
+    """As `Format.represent`; there is always a class token, and no LayerNorm after pooling."""
+    if not model.class_token:
+      raise self.refusal('a model without class token')
+    if model.norm_after_pool:
+      raise self.refusal('a last LayerNorm after pooling')
+    model, flat = self.fit_layer_scale(model, flat)
+    model, flat = self.fit_head(model, flat)
+    self.require_pool(model, (self.pool(model.num_classes),))
+    if model.num_classes and model.pre_logits is not None:
+      raise self.refusal('pre-logits and a head together')
+    return model, flat
+
+  def fit_head(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
+    """An equal model whose head reads what the code base's heads read, where there is one."""
+    return model, flat
+
+  def prefix(self, model: ViT, given: str) -> str:
+    """As `Format.prefix`; a classifier keeps its encoder below the name of the architecture."""
+    return f'{self.title.lower()}.' if model.num_classes else given
+
+  def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    """As `Format.read_config`; the normalization stands in a file of its own."""
+    if config.get('model_type') not in MODEL_TYPES:
+      return {}
+    if config.get('use_swiglu_ffn'):
+      raise ValueError(
+        'use_swiglu_ffn=true, a ViT with SwiGLU instead of a plain MLP (DINOv2 giant), is not '
+        'supported; use S, B or L.'
+      )
+    activation = config.get('hidden_act', 'gelu')
+    if activation not in ACTIVATIONS:
+      raise ValueError(
+        f'hidden_act={shown(activation)} is not supported; use one of {", ".join(ACTIVATIONS)}.'
+      )
+    hints = {
+      'activation': ACTIVATIONS[activation],
+      'num_heads': config.get('num_attention_heads'),
+      'norm_eps': config.get('layer_norm_eps'),
+      'image_size': config.get('image_size'),
+    }
+    labels = config.get('id2label') or {}
+    if labels and not all(label.startswith('LABEL_') for label in labels.values()):
+      numbers = [str(number) for number in range(len(labels))]
+      if labels.keys() != set(numbers):
+        raise ValueError(
+          f'id2label has the keys {listed(labels)}; they must be the numbers of all classes, from '
+          '0.'
+        )
+      hints['classes'] = [labels[number] for number in numbers]
+    return hints
+
+  def read_preprocessor(self, preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """As `Format.read_preprocessor`: the normalization, and whether images are cropped."""
+    facts: dict[str, Any] = {}
+    if preprocessor.get('do_normalize') is False:
+      facts['normalization'] = 'unit'
+    elif 'image_mean' in preprocessor:
+      facts['normalization'] = normalization_of(
+        preprocessor['image_mean'], preprocessor['image_std']
+      )
+    crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
+    side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
+    short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
+    are_sizes = isinstance(side, int) and isinstance(short_side, int) and side <= short_side
+    if preprocessor.get('do_center_crop') and are_sizes:
+      facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
+    return facts
+
+  def side_files(
+    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
+  ) -> dict[str, dict[str, Any]]:
+    """As `Format.side_files`; for `from_pretrained`."""
+    kind = 'ForImageClassification' if model.num_classes else 'Model'
+    config = {
+      'architectures': [f'{self.title}{kind}'],
+      'model_type': self.title.lower(),
+      'hidden_size': model.width,
+      'num_hidden_layers': model.depth,
+      'num_attention_heads': model.num_heads,
+      'image_size': metadata['image_size'],
+      'patch_size': model.patch_size,
+      'num_channels': 3,
+      'qkv_bias': True,
+      'hidden_act': next(name for name, ours in ACTIVATIONS.items() if ours == model.activation),
+      'layer_norm_eps': model.norm_eps,
+      **self.own_config(model, tensors),
+    }
+    if model.num_classes:
+      classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]
+      config['id2label'] = {str(number): name for number, name in enumerate(classes)}
+      config['label2id'] = {name: number for number, name in enumerate(classes)}
+    files = {'config.json': config}
+    if metadata.get('normalization') is not None:
+      files[PREPROCESSOR] = _preprocessor(metadata)
+    return files
+
+
+class HuggingFaceDinov2(HuggingFaceViT):
+  """`Dinov2Model`, and `Dinov2ForImageClassification`, which reads class token and mean patch."""
+
+  title = 'Dinov2'
+  norm_eps = 1e-6
+
+  def scale_rules(self) -> list[Rule]:
+    """LayerScale is called lambda1, which is nested in each of two modules."""
+    return [
+      same('blocks/scale1/gamma', f'{ENCODER}.layer_scale1.lambda1'),
+      same('blocks/scale2/gamma', f'{ENCODER}.layer_scale2.lambda1'),
+    ]
+
+  def fit_layer_scale(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
+    """A model without LayerScale gets one that scales by 1."""
+    if model.layer_scale is not None:
+      return model, flat
+    ones = np.ones((model.depth, model.width), flat['cls'].dtype)
+    scales = {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
+    return model.clone(layer_scale=1.0), {**flat, **scales}
+
+  def pool(self, num_classes: int) -> Pool:
+    """A classifier reads class token and mean patch side by side."""
+    return 'token+gap' if num_classes else 'token'
+
+  def fit_head(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
+    """A head that reads one half of what DINOv2's read is zero for the other."""
+    if not model.num_classes or model.pool == 'token+gap':
+      return model, flat
+    head = flat['head/kernel']
+    halves = [head, np.zeros_like(head)]
+    kernel = np.concatenate(halves if model.pool == 'token' else halves[::-1])
+    return model.clone(pool='token+gap'), {**flat, 'head/kernel': kernel}
+
+  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
+    """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
+    if model.pool == 'token+gap' or len(kernel) != 2 * model.width:
+      return kernel
+    token, mean = np.split(kernel, 2)
+    own, other = (token, mean) if model.pool == 'token' else (mean, token)
+    return kernel if other.any() else own
+
+  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
+    """A token for masked patches, which only DINOv2's pretraining uses."""
+    return {'embeddings.mask_token': np.zeros((1, width), dtype)}
+
+  def own_config(self, model: ViT, tensors: Arrays) -> dict[str, Any]:
+    """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
+    mlp_dim = model.mlp_dim or 4 * model.width
+    if mlp_dim % model.width:
+      raise self.refusal(f'mlp_dim={mlp_dim}, which is not a multiple of the width')
+    return {
+      'mlp_ratio': mlp_dim // model.width,
+      'layerscale_value': 1.0,
+      'use_swiglu_ffn': False,
+      'use_mask_token': any('mask_token' in name for name in tensors),
+    }
+
+
+def _preprocessor(metadata: Metadata) -> dict[str, Any]:
+  """What `AutoImageProcessor` reads."""
+  height, width = sides(metadata['image_size'])
+  mean, deviation = statistics(metadata['normalization'])
+  preprocessor = {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_normalize': True,
+    'do_rescale': True,
+    'do_resize': True,
+    'image_mean': list(mean),
+    'image_std': list(deviation),
+    'resample': BICUBIC,
+    'rescale_factor': 1 / 255,
+    'size': {'height': height, 'width': width},
+  }
+  if metadata.get('resize') == 'crop' and height == width:
+    preprocessor.update(
+      image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
+      size={'shortest_edge': round(height / (metadata.get('crop') or CROP))},
+      do_center_crop=True,
+      crop_size={'height': height, 'width': width},
+    )
+  return preprocessor
+
+
+FORMATS = (
+  HuggingFaceViT(
+    'hf_vit',
+    r'encoder\.layer\.\d+\.layernorm_before',
+    ENCODER,
+    ('layernorm_before', *_ATTENTION, 'layernorm_after', 'intermediate.dense', 'output.dense'),
+  ),
+  HuggingFaceDinov2(
+    'hf_dinov2',
+    r'encoder\.layer\.\d+\.attention\.attention\.query',
+    ENCODER,
+    ('norm1', *_ATTENTION, 'norm2', *_MLP),
+  ),
+)
+MODULES = (
+  HuggingFaceViT(
+    'hf_vit_modules',
+    r'layers\.\d+\.layernorm_before',
+    'layers.{}',
+    ('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
+  ),
+  HuggingFaceDinov2(
+    'hf_dinov2_modules',
+    r'encoder\.layer\.\d+\.attention\.q_proj',
+    ENCODER,
+    ('norm1', *_ATTENTION_MODULES, 'norm2', *_MLP),
+  ),
+)

@@ -1,0 +1,237 @@
+"""timm's checkpoints: DeiT, DINO, MAE, augreg, CLIP and their like."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from glora_jax.checks import shown
+from glora_jax.vision.data.image import CROP
+from glora_jax.vision.data.normalization import statistics
+from glora_jax.vision.models.checkpoint import Arrays
+from glora_jax.vision.models.formats.format import (
+  HEADS,
+  Format,
+  Reading,
+  Rule,
+  Shapes,
+  TorchFormat,
+  Variant,
+  depth,
+  fold_class_position,
+  patch_side,
+  positions,
+  same,
+  torch_conv,
+  torch_linear,
+  torch_norm,
+)
+from glora_jax.vision.models.metadata import (
+  OURS,
+  Metadata,
+  normalization_of,
+  share_of,
+  shortest,
+  sides,
+)
+from glora_jax.vision.models.vit import ViT
+
+log = logging.getLogger(__name__)
+
+NORM_EPS = 1e-6
+CLIP_NORM_EPS = 1e-5
+
+# Of these architectures (CLIP's and no other), timm's LayerNorms add `CLIP_NORM_EPS`.
+CLIP_ARCHITECTURE = 'vit_base_patch16_clip_224'
+ARCHITECTURE = 'vit_base_patch16_224'
+
+# What names of architectures say, by pattern: the number of heads where it is not that of the
+# width, and the activation. timm's SigLIPs have the first version's, except where there is only a
+# second one.
+HEADS_BY_NAME = {
+  r'so400m|giantopt|gopt|vit_base_patch16_gap': 16,
+  r'^test_vit$': 2,
+  # Of widths that only timm's models have.
+  r'^vit_xsmall_': 4,
+  r'^vit_betwixt_': 10,
+  r'^vit_base_patch\d+_plus_': 14,
+}
+ACTIVATIONS_BY_NAME = {
+  r'quickgelu': 'quick_gelu',
+  r'(base_patch32|so400m_patch16|giantopt_patch16)_siglip': 'gelu_tanh',
+  r'large_patch16_siglip_(gap_)?512': 'gelu_tanh',
+}
+
+POOLS = {'avg': 'gap', 'token': 'token'}  # timm's names, and ours
+
+
+class Timm(TorchFormat):
+  """The `VisionTransformer` of timm."""
+
+  name = 'timm'
+  signature = r'blocks\.\d+\.'
+  patch_kernel = 'patch_embed.proj.weight'
+  unused = r'mask_token$'
+  config_fields = Format.config_fields | {'pool'}
+
+  def read_shape(self, shapes: Shapes) -> Reading:
+    """As `Format.read_shape`; the parts that a model has are told by their tensors."""
+    if 2 * shapes['blocks.0.mlp.fc2.weight'][1] == shapes['blocks.0.mlp.fc1.weight'][0]:
+      raise ValueError('its MLPs use SwiGLU; only plain MLPs are supported.')
+    patches = shapes[self.patch_kernel]
+    width = patches[0]
+    class_token = 'cls_token' in shapes
+    norm_after_pool = 'fc_norm.weight' in shapes
+    pre_norm = 'norm_pre.weight' in shapes
+    has_pre_logits = 'pre_logits.fc.weight' in shapes  # timm's until 2022
+    fields = {
+      'width': width,
+      'patch_size': patch_side(patches[2], patches[3]),
+      'depth': depth(shapes, r'blocks\.(\d+)\.'),
+      'mlp_dim': shapes['blocks.0.mlp.fc1.weight'][0],
+      'num_heads': HEADS.get(width),
+      'class_token': class_token,
+      'norm_after_pool': norm_after_pool,
+      'pool': 'token' if class_token and not norm_after_pool else 'gap',
+      'pre_norm': pre_norm,
+      'layer_scale': 1.0 if 'blocks.0.ls1.gamma' in shapes else None,
+      'pre_logits': shapes['pre_logits.fc.weight'][0] if has_pre_logits else None,
+      'num_classes': shapes['head.weight'][0] if 'head.weight' in shapes else 0,
+      'norm_eps': CLIP_NORM_EPS if pre_norm else NORM_EPS,
+      'activation': 'gelu',
+    }
+    return Reading(fields, Variant(), tokens=shapes['pos_embed'][1])
+
+  def rules(self, model: ViT, variant: Variant) -> list[Rule]:
+    """As `Format.rules`; queries, keys and values are one layer, as they are here."""
+    lacks_class_position = model.class_token and not variant.class_pos
+    return [
+      same('cls', 'cls_token'),
+      positions('pos_embed', lacks_class_position=lacks_class_position),
+      *torch_conv('embed', 'patch_embed.proj'),
+      *torch_norm('pre_norm', 'norm_pre'),
+      *torch_norm('blocks/norm1', 'blocks.{}.norm1'),
+      *torch_linear('blocks/attn/qkv', 'blocks.{}.attn.qkv'),
+      *torch_linear('blocks/attn/proj', 'blocks.{}.attn.proj'),
+      same('blocks/scale1/gamma', 'blocks.{}.ls1.gamma'),
+      *torch_norm('blocks/norm2', 'blocks.{}.norm2'),
+      *torch_linear('blocks/mlp/fc1', 'blocks.{}.mlp.fc1'),
+      *torch_linear('blocks/mlp/fc2', 'blocks.{}.mlp.fc2'),
+      same('blocks/scale2/gamma', 'blocks.{}.ls2.gamma'),
+      *torch_norm('norm', 'fc_norm' if model.norm_after_pool else 'norm'),
+      *torch_linear('pre_logits', 'pre_logits.fc'),
+      *torch_linear('head', 'head'),
+    ]
+
+  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
+    """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
+    if model.pre_logits is not None:
+      raise self.refusal('pre-logits')
+    self.require_pool(model, tuple(POOLS.values()))
+    if model.norm_eps not in (NORM_EPS, CLIP_NORM_EPS):
+      log.warning(
+        "timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, but this model's add %g: logits "
+        'will differ slightly.',
+        model.norm_eps,
+      )
+    return model, fold_class_position(model, flat, variant)
+
+  def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    """As `Format.read_config`; much is said by the name of the architecture alone."""
+    if 'architecture' not in config or OURS in config:
+      return {}
+    architecture = config['architecture']
+    pretrained = config.get('pretrained_cfg') or config
+    arguments = config.get('model_args') or {}
+    pool = arguments.get('global_pool') or config.get('global_pool')
+    if pool not in (None, '', *POOLS):
+      raise ValueError(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
+    activation = arguments.get('act_layer') or _by_name(ACTIVATIONS_BY_NAME, architecture)
+    hints = {
+      'activation': activation,
+      'num_heads': arguments.get('num_heads') or _by_name(HEADS_BY_NAME, architecture),
+      'pool': None if pool in (None, '') else POOLS[pool],
+      'classes': pretrained.get('label_names') or config.get('label_names'),
+    }
+    if size := arguments.get('img_size') or (pretrained.get('input_size') or [])[1:]:
+      height, width = size if isinstance(size, list) else (size, size)
+      hints['image_size'] = shortest(height, width)
+    if 'mean' in pretrained:
+      hints['normalization'] = normalization_of(pretrained['mean'], pretrained['std'])
+    share, size = pretrained.get('crop_pct'), hints.get('image_size')
+    is_share = isinstance(share, int | float) and 0.01 < share <= 1
+    if is_share and pretrained.get('crop_mode', 'center') == 'center':
+      if share == CROP:
+        share = None
+      elif isinstance(size, int):  # timm scales it to a whole number of pixels
+        share = share_of(size, int(size / share))
+      hints |= {'resize': 'crop', 'crop': share}
+    return hints
+
+  def side_files(
+    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
+  ) -> dict[str, dict[str, Any]]:
+    """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
+    return {
+      'config.json': {
+        'architecture': CLIP_ARCHITECTURE if model.norm_eps == CLIP_NORM_EPS else ARCHITECTURE,
+        'num_classes': model.num_classes,
+        'num_features': model.width,
+        'model_args': _model_arguments(model, metadata, variant),
+        'pretrained_cfg': _pretrained_config(model, metadata),
+      }
+    }
+
+
+def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
+  for pattern, value in table.items():
+    if re.search(pattern, architecture):
+      return value
+  return None
+
+
+def _model_arguments(model: ViT, metadata: Metadata, variant: Variant) -> dict[str, Any]:
+  """What differs from the architecture that `config.json` names."""
+  mlp_dim = model.mlp_dim or 4 * model.width
+  ratio = mlp_dim / model.width
+  return {
+    'img_size': list(sides(metadata['image_size'])),
+    'patch_size': model.patch_size,
+    'embed_dim': model.width,
+    'depth': model.depth,
+    'num_heads': model.num_heads,
+    # timm truncates width times ratio.
+    'mlp_ratio': ratio if int(model.width * ratio) == mlp_dim else ratio + 1e-9,
+    'class_token': model.class_token,
+    'global_pool': 'token' if model.pool == 'token' else 'avg',
+    'no_embed_class': not variant.class_pos,
+    'pre_norm': model.pre_norm,
+    'fc_norm': model.norm_after_pool,
+    'init_values': model.layer_scale and 1e-5,
+    'act_layer': model.activation,
+  }
+
+
+def _pretrained_config(model: ViT, metadata: Metadata) -> dict[str, Any]:
+  resize, share = metadata.get('resize'), metadata.get('crop')
+  crop_pct = CROP if share is None else share - 1e-9  # timm truncates size over share
+  config: dict[str, Any] = {
+    'input_size': [3, *sides(metadata['image_size'])],
+    'num_classes': model.num_classes,
+    'interpolation': 'bicubic',
+    'crop_pct': crop_pct if resize == 'crop' else 1.0,
+    'crop_mode': 'squash' if resize == 'squash' else 'center',
+    'first_conv': 'patch_embed.proj',
+    'classifier': 'head',
+  }
+  if metadata.get('normalization') is not None:
+    mean, deviation = statistics(metadata['normalization'])
+    config.update(mean=list(mean), std=list(deviation))
+  if metadata.get('classes'):
+    config['label_names'] = list(metadata['classes'])
+  return config
+
+
+FORMAT = Timm()

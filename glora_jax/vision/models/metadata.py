@@ -1,0 +1,200 @@
+"""What is known of a checkpoint besides its tensors, and what that can be: sizes, class names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from glora_jax.checks import MOST_COUNTED, shown
+from glora_jax.files import Path, load_json
+from glora_jax.vision.data.image import CROP, RULES
+from glora_jax.vision.data.normalization import NORMALIZATIONS, Normalization, statistics
+from glora_jax.vision.models.blocks import ACTIVATIONS, POOLS
+from glora_jax.vision.settings import Several, Text, passing, taken
+
+OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
+
+Metadata = dict[str, Any]
+"""Facts of a checkpoint by name.
+
+'image_size': side of the images, `[height, width]` where they are not square.
+'normalization': see `data.normalization.statistics`.
+'resize': how images become square, see `data.image.resize`.
+'crop': share of the shorter side that the rule 'crop' keeps, where it is not `data.image.CROP`.
+'classes': names of the classes, in the order of the head's outputs.
+'source': the `translate.Origin` of a foreign file; never written.
+"""
+
+ImageSize = int | Sequence[int]
+
+
+def sides(image_size: ImageSize) -> tuple[int, int]:
+  """(height, width) of an image size."""
+  if isinstance(image_size, int):
+    return image_size, image_size
+  height, width = image_size
+  return height, width
+
+
+def shortest(height: int, width: int) -> int | list[int]:
+  """An image size as metadata has it: one number where the image is square."""
+  return height if height == width else [height, width]
+
+
+def share_of(size: int, short_side: int) -> float | None:
+  """The share of an image's shorter side that is kept; None where it is that of the rule 'crop'."""
+  return None if short_side == round(size / CROP) else size / short_side
+
+
+def normalization_of(
+  mean: Sequence[float], deviation: Sequence[float]
+) -> Normalization | tuple[list[float], list[float]]:
+  """The name of a normalization, or mean and deviation themselves where it has none."""
+  given = list(mean), list(deviation)
+  for name, known in NORMALIZATIONS.items():
+    if np.allclose(known, given, atol=2e-3):
+      return name
+  return given
+
+
+def require_normalization(
+  path: Path, normalization: Normalization | None, setting: str
+) -> Normalization:
+  """The normalization of a checkpoint's images; our own format may be written without one.
+
+  Args:
+    path: path of the checkpoint.
+    normalization: what the checkpoint or its user says; None where neither does.
+    setting: name by which the user gives it.
+
+  Raises:
+    ValueError: neither says it.
+  """
+  if normalization is None:
+    raise ValueError(
+      f'{path} does not say how images are normalized; set {setting} to one of '
+      f'{", ".join(NORMALIZATIONS)}.'
+    )
+  return normalization
+
+
+def read_json(path: Path) -> Any:
+  """The contents of a JSON file beside a checkpoint; None where there is no such file.
+
+  Raises:
+    OSError: it cannot be read, or is no regular file.
+    ValueError: it is damaged.
+  """
+  if not os.path.exists(path):
+    return None
+  return load_json(path, 'get it again, or remove it')
+
+
+MOST_PIXELS = 2**16  # of a side
+
+
+def _check_image_size(value: Any) -> None:
+  is_pair = isinstance(value, list | tuple) and len(value) == 2
+  for side in value if is_pair else [value]:
+    if type(side) is not int or not 0 < side <= MOST_PIXELS:
+      raise ValueError(f'it must be 1 to {MOST_PIXELS:,} pixels, or height and width.')
+
+
+# Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
+_STRICT = Field(strict=True, allow_inf_nan=False)
+_COUNT = Annotated[int, Field(strict=True, ge=1, le=MOST_COUNTED)]
+FACTS: Mapping[str, Any] = {
+  'num_heads': _COUNT,
+  'norm_eps': Annotated[float, _STRICT, Field(gt=0, lt=1)],
+  'activation': Literal[*ACTIVATIONS],  # pyrefly: ignore
+  'pool': Literal[*POOLS],  # pyrefly: ignore
+  'patch_size': _COUNT,
+  'image_size': Annotated[Any, passing(_check_image_size)],
+  'classes': Several[Text],
+  'normalization': Annotated[Any, passing(statistics)],
+  'resize': Literal[*RULES],  # pyrefly: ignore
+  'crop': Annotated[float, _STRICT, Field(gt=0.01, le=1)],
+}
+
+
+def check_facts(facts: Mapping[str, Any]) -> None:
+  """Checks what is said of a checkpoint, where it is a fact that is known here.
+
+  Args:
+    facts: facts by name; None is one that is left open.
+
+  Raises:
+    ValueError: a fact cannot be; the sentence says which, and what it must be.
+
+  Example:
+    >>> check_facts({'image_size': [28, 14], 'resize': 'squash'})
+    >>> check_facts({'resize': 'stretch'})
+    Traceback (most recent call last):
+    ValueError: resize='stretch' should be 'squash' or 'crop'.
+  """
+  for name, value in facts.items():
+    if value is not None and name in FACTS:
+      taken(value, name, FACTS[name])
+
+
+# Facts that have more than one form.
+_IN_ONE_FORM: Mapping[str, Callable[[Any], Any]] = {
+  'image_size': sides,
+  'normalization': statistics,
+}
+
+
+def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+  """Checks that a caller says nothing else than a checkpoint.
+
+  Args:
+    path: path of the checkpoint.
+    stated: facts and fields that it states, by name; None is one that it leaves open.
+    given: what the caller gives, None for nothing.
+
+  Raises:
+    ValueError: both give a value, and these differ.
+
+  Example:
+    >>> check_agreement('a.npz', {'num_heads': 3, 'pool': None}, {'num_heads': 3, 'pool': 'gap'})
+    >>> check_agreement('a', {'num_heads': 3}, {'num_heads': 1})
+    Traceback (most recent call last):
+    ValueError: a says num_heads=3, but num_heads=1 was given; leave it out, or correct the file.
+  """
+  for name, value in given.items():
+    own = stated.get(name)
+    if value is None or own is None:
+      continue
+    form = _IN_ONE_FORM.get(name)
+    if (form(own) != form(value)) if form else own != value:
+      raise ValueError(
+        f'{path} says {name}={shown(own)}, but {name}={shown(value)} was given; leave it out, or '
+        'correct the file.'
+      )
+
+
+def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:
+  """Checks the metadata of a whole checkpoint.
+
+  Args:
+    metadata: facts by name.
+    num_classes: number of the model's classes; 0 where it has no head.
+
+  Raises:
+    ValueError: a fact is missing or cannot be, or there are not as many names as classes.
+  """
+  if metadata.get('image_size') is None:
+    raise ValueError(
+      "The metadata have no 'image_size'; set it to the side of the images in pixels."
+    )
+  check_facts(metadata)
+  classes = metadata.get('classes')
+  if classes and len(classes) != num_classes:
+    raise ValueError(
+      f'The head has {num_classes} outputs, but there are {len(classes)} names of classes; pass '
+      'one for each.'
+    )

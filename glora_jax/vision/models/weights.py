@@ -1,0 +1,536 @@
+"""Checkpoints of the ViT: `load` other people's, `refit` them to a task, `save` them back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import numpy as np
+
+from glora_jax import files, hub
+from glora_jax.checks import check_path, check_type, shown
+from glora_jax.files import Path, write_json, write_safetensors
+from glora_jax.tree import grouped
+from glora_jax.vision.data.normalization import Normalization
+from glora_jax.vision.models.checkpoint import (
+  MODEL_FILE,
+  Arrays,
+  Container,
+  Tensors,
+  locate,
+  read_checkpoint,
+  require_no_other,
+  require_numbers,
+  require_shapes,
+)
+from glora_jax.vision.models.formats.format import Format, Reading, Variant
+from glora_jax.vision.models.formats.table import FORMATS, WRITTEN, detect, explain
+from glora_jax.vision.models.metadata import (
+  OURS,
+  Metadata,
+  check_agreement,
+  check_facts,
+  check_metadata_of,
+  read_json,
+  shortest,
+  sides,
+)
+from glora_jax.vision.models.resize import (
+  check_patches,
+  find_grid,
+  resize_patch_embed,
+  resize_pos_embed,
+)
+from glora_jax.vision.models.translate import Origin, read_params, to_tensors
+from glora_jax.vision.models.vit import ViT, describe, expected_params
+from glora_jax.vision.settings import Text, Whole, taken
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = 'embedded'  # the name that configs give to the backbone in the package
+EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
+EMBEDDED_KNOWN = EMBEDDED_FILE.replace('.safetensors', '.known.json')  # see `search.known`
+KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
+# Endings of files that are not written; a folder of this name would be a surprise.
+_OF_OTHERS = (
+  *('.npz', '.pth', '.pt', '.bin', '.onnx', '.h5', '.keras', '.msgpack', '.ckpt', '.pb', '.tflite'),
+  *('.gguf', '.pkl'),
+)
+_REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
+
+
+class Checkpoint(NamedTuple):
+  """A model, its parameters, and what else is known of it.
+
+  Attributes:
+    model: the ViT.
+    params: nested dictionary of NumPy arrays.
+    metadata: see `metadata.Metadata`.
+  """
+
+  model: ViT
+  params: dict[str, Any]
+  metadata: Metadata
+
+
+def load(
+  path: Path,
+  *,
+  key: str | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  normalization: Normalization | None = None,
+  **fields: Any,
+) -> Checkpoint:
+  """Reads a checkpoint of any known format, which its contents tell.
+
+  The model's shape is read off the file. A `config.json` of the same code base next to it tells
+  what tensors cannot: the LayerNorm epsilon, the activation, normalization, class names, and the
+  number of heads. Without it, the number of heads is assumed to be that of the published model of
+  the same width; npz files contain it.
+
+  Args:
+    path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
+      `hf:owner/name` or `hf:owner/name@revision` (see `models.hub`).
+    key: key of the state dict in a PyTorch file that holds several, 'model_ema' for instance.
+    image_size: image size that the position embedding was made for, (height, width) where its grid
+      is not square; use `refit` for another size.
+    normalization: normalization of the images that the model was trained on; what the file says
+      takes precedence.
+    **fields: fields of the ViT that neither file nor `config.json` gives, `num_heads=8` for
+      instance.
+
+  Returns:
+    (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
+    'classes', 'resize' and 'crop'; for foreign files also 'source', which `save` takes.
+
+  Raises:
+    FileNotFoundError: there is no such file, or none of that name on the hub.
+    ImportError: it is a PyTorch file, and PyTorch is not installed; or it is on the hub, and
+      `huggingface_hub` is not.
+    ValueError: the file is damaged, hostile or of another architecture; its tensors do not match
+      its model (missing, unexpected and misshaped ones are named); or a field is invalid, or
+      differs from the file's.
+
+  Example:
+    >>> from glora_jax.vision.models import weights
+    >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+    >>> model.width, model.depth, metadata['image_size']
+    (96, 6, 28)
+  """
+  known = {field.name for field in dataclasses.fields(ViT)} - {'parent', 'name'}
+  if wrong := sorted(fields.keys() - known):
+    raise ValueError(
+      f'The ViT has no field {", ".join(wrong)}; its fields are {", ".join(sorted(known))}.'
+    )
+  check_facts({**fields, 'image_size': image_size, 'normalization': normalization})
+  fields = {name: value for name, value in fields.items() if value is not None}
+  tensors = read_checkpoint(locate(hub.local(path)), taken(key, 'key', Text | None))
+  if OURS not in tensors.metadata:
+    return _load_foreign(tensors, image_size, normalization, fields)
+  if image_size is not None:
+    raise ValueError(
+      f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
+    )
+  model, params, metadata = _load_own(tensors, fields)
+  if normalization is not None and metadata.get('normalization') is None:
+    metadata['normalization'] = normalization
+  return Checkpoint(model, params, metadata)
+
+
+def _load_own(tensors: Tensors, fields: Mapping[str, Any]) -> Checkpoint:
+  """What `save` wrote in this project's own format."""
+  path, arrays = tensors.path, tensors.arrays
+  try:
+    metadata = json.loads(tensors.metadata[OURS])
+  except (ValueError, RecursionError):
+    metadata = None
+  metadata = files.check_metadata(path, metadata, KIND)
+  try:
+    model = ViT(**metadata.pop('model'))
+    expected = expected_params(model, metadata['image_size'])
+  except Exception as error:  # Flax and JAX each have their own
+    raise ValueError(f'{path} is not a glora_jax {KIND} file.') from error
+  if fields:
+    check_agreement(path, describe(model), fields)
+    model = model.clone(**fields)
+    expected = expected_params(model, metadata['image_size'])
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  require_shapes(path, arrays, expected)
+  require_numbers(path, arrays)
+  return Checkpoint(model, flax.traverse_util.unflatten_dict(arrays, sep='/'), metadata)
+
+
+def _load_foreign(
+  tensors: Tensors,
+  image_size: int | tuple[int, int] | None,
+  normalization: Normalization | None,
+  fields: Mapping[str, Any],
+) -> Checkpoint:
+  path, container = tensors.path, tensors.container
+  format, prefix, arrays = _recognize(tensors)
+  hints = _read_hints(path, format)
+  reading = _read_shape(path, arrays, format)
+  check_agreement(f'{path} or its config.json', hints, {'image_size': image_size})
+  model = _build(path, format, reading.fields, hints, fields)
+  hinted_size = hints.get('image_size')
+  size, class_pos = find_grid(path, model, reading.tokens, image_size, hinted_size)
+  variant = dataclasses.replace(reading.variant, class_pos=class_pos)
+  expected = expected_params(model, size)
+  params, unused = read_params(path, arrays, format, model, variant, expected)
+  normalization = hints.get('normalization') or normalization
+  metadata: Metadata = {
+    'image_size': shortest(*size),
+    'normalization': normalization or _assumed_normalization(container, model),
+  }
+  if not normalization and container != 'npz':
+    log.warning(
+      "%s does not say how images were normalized; assuming '%s'. If that is wrong, set "
+      'model.normalization, or pass --normalization.',
+      path,
+      metadata['normalization'],
+    )
+  classes = list(hints.get('classes', ()))
+  if len(classes) == model.num_classes > 0:
+    metadata['classes'] = classes
+  elif classes and model.num_classes:
+    log.warning(
+      '%s: the config.json next to it names %d classes, but the head has %d outputs; ignoring the '
+      'names.',
+      path,
+      len(classes),
+      model.num_classes,
+    )
+  metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
+  metadata['source'] = Origin(format.name, variant, prefix, unused)
+  return Checkpoint(model, params, metadata)
+
+
+def _recognize(tensors: Tensors) -> tuple[Format[Any], str, Arrays]:
+  """The one model in a file: its format, its prefix, and its arrays by plain name."""
+  names = list(tensors.arrays)
+  if other := explain(names):
+    raise ValueError(f'{tensors.path} is not a plain ViT. {other}')
+  found = detect(names)
+  if not found:
+    raise ValueError(
+      f'{tensors.path} does not hold a ViT of a known format; it has {grouped(names)}. The formats '
+      f'are {OURS}, {", ".join(FORMATS)}.'
+    )
+  if len(found) > 1:
+    prefixes = ', '.join(prefix or 'no prefix' for _, prefix in found)
+    raise ValueError(
+      f'{tensors.path} holds several models, below {prefixes}; save one of them to a file of its '
+      'own.'
+    )
+  ((format, prefix),) = found
+  plain, strangers = {}, {}
+  for name in names:
+    if re.match(format.unprefixed, name):
+      plain[name] = tensors.arrays.pop(name)
+    elif name.startswith(prefix):
+      plain[name.removeprefix(prefix)] = tensors.arrays.pop(name)
+    else:
+      strangers[name] = tensors.arrays.pop(name)
+  if strangers and format.tolerates_strangers:
+    log.warning('%s: ignored: %s.', tensors.path, grouped(strangers))
+  else:  # they will be named as unexpected, or are known to be of no use
+    plain |= strangers
+  return format, prefix, plain
+
+
+def _read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
+  """What the JSON files beside a checkpoint say that its tensors do not.
+
+  Only those of the format's own code base, or ours, are believed.
+  """
+  folder = os.path.dirname(file)
+  path = os.path.join(folder, 'config.json')
+  config = read_json(path)
+  if not isinstance(config, dict):
+    return {}
+  stamp = config.get(OURS)
+  if isinstance(stamp, dict) and stamp.get('kind') == 'config':  # of a workdir
+    return {}
+  with _naming(path):
+    of_format = format.read_config(config)
+    ours = dict(config.get(OURS, {'model': {}}))
+    hints = {**ours.pop('model'), **ours, **of_format}
+    check_facts(hints)
+  if of_format and format.preprocessor is not None:
+    path = os.path.join(folder, format.preprocessor)
+    preprocessor = read_json(path) or {}
+    with _naming(path):
+      facts = format.read_preprocessor(preprocessor)
+      check_facts(facts)
+    hints |= {name: fact for name, fact in facts.items() if fact is not None}
+  return {name: fact for name, fact in hints.items() if fact is not None}
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names a file in the sentence on what is wrong in it."""
+  try:
+    yield
+  except (KeyError, TypeError, AttributeError, IndexError) as error:
+    raise ValueError(
+      f'{path} is not a valid {os.path.basename(path)} of transformers, timm or glora_jax '
+      f'({type(error).__name__}: {error}); correct or remove it.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _read_shape(path: str, arrays: Arrays, format: Format[Any]) -> Reading:
+  """What the format reads off the shapes; every failure is a sentence with the file's path."""
+  shapes = {name: array.shape for name, array in arrays.items()}
+  beginning = f'{path} looks like a {format.name} checkpoint, but'
+  try:
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+      raise ValueError(f'{grouped(empty)} hold nothing.')
+    return format.read_shape(shapes)
+  except KeyError as error:
+    raise ValueError(
+      f'{beginning} the tensor {error.args[0]}, which gives its shape, is missing. It has: '
+      f'{grouped(shapes)}.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(f'{beginning} {error}') from error
+  except IndexError as error:
+    raise ValueError(f'{beginning} a tensor that gives its shape has too few axes.') from error
+
+
+def _build(
+  path: str,
+  format: Format[Any],
+  read: Mapping[str, Any],
+  hints: Mapping[str, Any],
+  fields: Mapping[str, Any],
+) -> ViT:
+  """The model: what the file says, then `config.json`, and the caller where both say nothing."""
+  hinted = {name: hints[name] for name in format.config_fields if name in hints}
+  # Shapes tell whether there is a LayerScale, and not what it began with.
+  assumed = {*format.config_fields, 'layer_scale'}
+  stated = {name: value for name, value in read.items() if name not in assumed} | hinted
+  check_agreement(f'{path} or its config.json', stated, fields)
+  model = ViT(**{**read, **hinted, **fields})
+  if model.num_heads is None:
+    raise ValueError(
+      f'{path} does not say how many heads a width of {model.width} is split into; pass num_heads.'
+    )
+  if 'num_heads' in format.config_fields - hinted.keys() - fields.keys():
+    log.info(
+      '%s does not say how many heads it has; assuming %d, as in the published models of width %d.',
+      path,
+      model.num_heads,
+      model.width,
+    )
+  return model
+
+
+def _assumed_normalization(container: Container, model: ViT) -> str:
+  """The normalization of images for a file that does not tell it."""
+  if container == 'npz':
+    return 'inception'  # vision_transformer and big_vision know no other
+  if model.pre_norm:
+    return 'clip'
+  if model.layer_scale is not None or container == 'torch':
+    # DeiT, DINO, MAE and their like are published as PyTorch files, and trained with ImageNet's
+    # statistics; so are models with LayerScale.
+    return 'imagenet'
+  return 'inception'
+
+
+def refit(
+  model: ViT,
+  params: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  *,
+  num_classes: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  patch_size: int | None = None,
+) -> Checkpoint:
+  """Fits a pretrained model to another task; what is given stays as it is.
+
+  Args:
+    model: the ViT.
+    params: its parameters, nested.
+    metadata: the metadata that `load` returned.
+    num_classes: size of a new head of zeros, which replaces the old one and its pre-logits; 0
+      leaves the model without a head, None keeps the old one.
+    image_size: image size, (height, width) where it is not square, that the position embedding is
+      resized for, in the way of the checkpoint's own code base (see `resize_pos_embed`).
+    patch_size: patch size that the patch embedding is resized to (see `resize_patch_embed`); the
+      position embedding follows.
+
+  Returns:
+    (model, params, metadata) of the new model.
+
+  Raises:
+    ValueError: the image size is not a multiple of the patch size, has too many patches, or a size
+      is invalid.
+
+  Example:
+    >>> from glora_jax.vision.models import weights
+    >>> checkpoint = weights.load(weights.EMBEDDED_FILE)
+    >>> model, params, metadata = weights.refit(*checkpoint, num_classes=3, image_size=56)
+    >>> params['head']['kernel'].shape, metadata['image_size']
+    ((96, 3), 56)
+  """
+  check_facts({'image_size': image_size})
+  patch_size = taken(patch_size, 'patch_size', Whole | None, ge=1, le=256)
+  num_classes = taken(num_classes, 'num_classes', Whole | None, ge=0)
+  params, metadata = dict(params), dict(metadata)
+  old_size = sides(metadata['image_size'])
+  new_size = old_size if image_size is None else sides(image_size)
+  patch = model.patch_size if patch_size is None else patch_size
+  if any(side % patch or side < 1 for side in new_size):
+    wanted = shortest(*new_size)
+    raise ValueError(f'image_size={wanted} is not a multiple of the patch size {patch}.')
+  check_patches(shortest(*new_size), patch)
+  if patch != model.patch_size:
+    kernel = resize_patch_embed(params['embed']['kernel'], patch)
+    params['embed'] = {**params['embed'], 'kernel': kernel}
+  old_grid = old_size[0] // model.patch_size, old_size[1] // model.patch_size
+  new_grid = new_size[0] // patch, new_size[1] // patch
+  if old_grid != new_grid:
+    origin, positions = metadata.get('source'), (params['pos_embed'], old_grid, new_grid)
+    params['pos_embed'] = (
+      FORMATS[origin.format].resize_positions(*positions, origin.variant)
+      if origin
+      else resize_pos_embed(*positions, 'bicubic_antialias')
+    )
+  model = model.clone(patch_size=patch)
+  metadata['image_size'] = shortest(*new_size)
+  if num_classes is not None:
+    model = _replace_head(model, params, num_classes)
+    metadata.pop('classes', None)
+  return Checkpoint(model, params, metadata)
+
+
+def _replace_head(model: ViT, params: dict[str, Any], num_classes: int) -> ViT:
+  """Puts a head of zeros, or none, in the place of the old one; returns the model with it."""
+  params.pop('pre_logits', None)
+  params.pop('head', None)
+  if num_classes:
+    inputs = model.width * (2 if model.pool == 'token+gap' else 1)
+    params['head'] = {
+      'kernel': np.zeros((inputs, num_classes), np.float32),
+      'bias': np.zeros(num_classes, np.float32),
+    }
+  return model.clone(num_classes=num_classes, pre_logits=None)
+
+
+def save(
+  path: Path,
+  model: ViT,
+  params: Any,
+  metadata: Mapping[str, Any],
+  format: str | Origin | None = None,
+) -> None:
+  """Writes a checkpoint as safetensors, whole or not at all.
+
+  Args:
+    path: path of a file, ending in .safetensors; or else of a folder, which then holds the file and
+      the `config.json` with which transformers, timm and `load` know all about it. A file alone
+      loses what tensors cannot store.
+    model: the ViT.
+    params: its parameters, nested.
+    metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' where they are
+      known; in this project's own format any JSON types.
+    format: 'timm', 'hf_vit' or 'hf_dinov2'; what `load` returned as metadata's 'source', which
+      writes a file back key by key if its format is one of these; otherwise, and for 'glora_jax' or
+      None, this project's own format.
+
+  Raises:
+    ValueError: the parameters are not the model's, or not finite; metadata are invalid; the format
+      is unknown, or cannot store the model; the folder already holds another checkpoint.
+    OSError: it cannot be written there.
+
+  Example:
+    >>> import tempfile
+    >>> from glora_jax.vision.models import weights
+    >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   weights.save(folder, model, params, metadata, 'timm')
+    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format)
+    ['config.json', 'model.safetensors'] timm
+  """
+  target = check_path(path)
+  if target.endswith(_OF_OTHERS) and not os.path.isdir(target):
+    raise ValueError(
+      f'{target}: {os.path.splitext(target)[1]} files are not written; end the name in '
+      '.safetensors, or leave the ending out for a folder.'
+    )
+  check_type(model, ViT, 'model')
+  check_type(params, Mapping, 'params')
+  check_type(metadata, Mapping, 'metadata')
+  flat = {
+    name: np.asarray(value)
+    for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
+  }
+  metadata = {name: value for name, value in metadata.items() if name != 'source'}
+  refusal = f'{target} is not written'
+  try:
+    check_metadata_of(metadata, model.num_classes)
+  except ValueError as error:
+    raise ValueError(f'{refusal}: {error}') from error
+  require_shapes(refusal, flat, expected_params(model, metadata['image_size']))
+  require_numbers(refusal, flat)
+  origin = _origin(format, model, flat)
+  if origin is None:
+    files.write_tensors(_prepare_file(target), flat, KIND, {'model': describe(model), **metadata})
+  else:
+    _save_foreign(target, model, flat, metadata, origin)
+
+
+def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origin: Origin) -> None:
+  """Writes another code base's checkpoint; whatever may be refused is refused before."""
+  model, tensors = to_tensors(model, flat, origin)
+  beside = WRITTEN[origin.format].side_files(model, metadata, origin.variant, tensors)
+  # It says everything in the terms of the code base that will read it, and in ours.
+  known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
+  beside['config.json'] |= {OURS: {'model': describe(model), **known}}
+  write_safetensors(_prepare_file(path), tensors, {'format': 'pt'})
+  if not _is_file(path):
+    for name, content in beside.items():
+      write_json(os.path.join(path, name), content)
+
+
+def _is_file(path: str) -> bool:
+  """Whether a file is to be written there, and no folder."""
+  return path.endswith('.safetensors')
+
+
+def _prepare_file(path: str) -> str:
+  """The path of the file that is to be written, whose folder is there and holds no other."""
+  if _is_file(path):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    return path
+  os.makedirs(path, exist_ok=True)
+  require_no_other(path)
+  return os.path.join(path, MODEL_FILE)
+
+
+def _origin(format: str | Origin | None, model: ViT, flat: Arrays) -> Origin | None:
+  """The layout that a format asks for; None for our own."""
+  if format is None or format == OURS:
+    return None
+  if isinstance(format, Origin):
+    return format if format.is_written else None
+  if not isinstance(format, str) or format not in WRITTEN:
+    raise ValueError(
+      f'The format {shown(format)} is not written; use one of {OURS}, {", ".join(WRITTEN)}.'
+    )
+  placeholders = WRITTEN[format].placeholders(model.width, flat['norm/scale'].dtype)
+  return Origin(format, Variant(), unused=placeholders)

@@ -1,0 +1,171 @@
+"""The errors of a classifier: how many answers are wrong, and which classes are confused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.vision.reports.charts import Bars
+from glora_jax.vision.reports.page import Heading, Section
+
+MATRIX_CLASSES = 20  # more do not fit into a readable confusion matrix
+WORST, PAIRS = 6, 20  # pairs of classes to show: below a matrix, and instead of one
+IMAGES = 12
+
+
+class Outcome(NamedTuple):
+  """The result's answers on the test images.
+
+  Attributes:
+    labels: the true classes, int [image].
+    classes: the answers, int [image].
+    probabilities: probability of each answer, [image].
+    pixels: function from indices of images to uint8 [image, size, size, 3].
+    file: function from the index of an image to its file, if it has one, else ''.
+  """
+
+  labels: np.ndarray
+  classes: np.ndarray
+  probabilities: np.ndarray
+  pixels: Callable[[np.ndarray], np.ndarray]
+  file: Callable[[int], str]
+
+  def confusion(self, number: int) -> np.ndarray:
+    """Number of images by true class and answer, int [true, answer], for `number` classes."""
+    cells = np.bincount(self.labels * number + self.classes, minlength=number**2)
+    return cells.reshape(number, number)
+
+  def surest_errors(self, most: int) -> np.ndarray:
+    """Indices of the wrong answers with the highest probabilities, the highest first.
+
+    Equal probabilities stay in the order of the images.
+    """
+    wrong = np.flatnonzero(self.classes != self.labels)
+    return wrong[np.argsort(-self.probabilities[wrong], kind='stable')][:most]
+
+
+class Row(NamedTuple):
+  """A class in a confusion matrix.
+
+  Attributes:
+    name: its name.
+    recall: how much of it was found, '97%'; 'none' if there are no images of it.
+    cells: (how many images, strength of the shade from 0 to 1) of every answer.
+  """
+
+  name: str
+  recall: str
+  cells: Sequence[tuple[int, float]]
+
+
+class Confusion(NamedTuple):
+  """A confusion matrix."""
+
+  rows: Sequence[Row]
+
+
+class Image(NamedTuple):
+  """A test image with a wrong answer; `pixels` are uint8 [size, size, 3]."""
+
+  pixels: np.ndarray
+  file: str
+  true: str
+  answer: str
+  probability: str
+
+
+class Images(NamedTuple):
+  """Test images with wrong answers."""
+
+  images: Sequence[Image]
+
+
+def section(classes: Sequence[str], outcome: Outcome) -> Section:
+  """The section of a page on errors: in words, by class, and as images.
+
+  Args:
+    classes: names of the classes.
+    outcome: the answers on the test images.
+  """
+  matrix = outcome.confusion(len(classes))
+  is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
+  wrong, number = matrix.sum() - matrix.trace(), matrix.sum()
+  blocks = [
+    f'{wrong:,} of {number:,} test images are misclassified.'
+    if wrong
+    else f'All {number:,} test images are classified correctly.',
+    is_small and Confusion(confusion_rows(classes, matrix)),
+  ]
+  if pairs:
+    named = [
+      (
+        f'{classes[true]}, taken for {classes[answer]}',
+        matrix[true, answer],
+        f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
+      )
+      for true, answer in pairs[: WORST if is_small else PAIRS]
+    ]
+    surest = outcome.surest_errors(IMAGES)
+    images = [
+      Image(
+        pixels,
+        outcome.file(at),
+        classes[outcome.labels[at]],
+        classes[outcome.classes[at]],
+        f'{100 * outcome.probabilities[at]:.1f}%',
+      )
+      for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
+    ]
+    shown = 'All of them' if wrong <= IMAGES else f'The {IMAGES} with the most confident answers'
+    blocks += [
+      Heading('Most often confused'),
+      Bars(named, 'red'),
+      Heading('Misclassified images'),
+      f'{shown}, with true class, answer and its probability.',
+      Images(images),
+    ]
+  return Section('errors', 'Errors', blocks)
+
+
+def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
+  """Every confused (class, answer), the most frequent first.
+
+  Args:
+    matrix: int [true, answer], numbers of images.
+
+  Example:
+    >>> confused_pairs(np.array([[50, 2], [7, 40]]))
+    [(1, 0), (0, 1)]
+  """
+  pairs = np.argwhere(matrix - np.diag(np.diag(matrix))).tolist()
+  return sorted(((true, answer) for true, answer in pairs), key=lambda at: (-matrix[at], at))
+
+
+def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
+  """The rows of a confusion matrix, with separate shades for right answers and errors.
+
+  On a common scale, the errors of a good model would vanish next to its right answers.
+
+  Args:
+    classes: names of the classes.
+    matrix: int [true, answer], numbers of images.
+
+  Example:
+    >>> cat, dog = confusion_rows(['cat', 'dog'], np.array([[9, 1], [0, 10]]))
+    >>> cat.recall, cat.cells
+    ('90%', [(9, 0.9), (1, 1.0)])
+  """
+  of_class, right = matrix.sum(axis=1), np.eye(len(matrix), dtype=bool)
+  shares = matrix / np.maximum(of_class, 1)[:, None]
+  most = max(shares[~right].max(initial=0), 1e-9)
+  strengths = np.where(right, shares, shares / most).round(3)
+  return [
+    Row(
+      name,
+      f'{100 * shares[true, true]:.0f}%' if of_class[true] else 'none',
+      list(zip(matrix[true].tolist(), strengths[true].tolist(), strict=True)),
+    )
+    for true, name in enumerate(classes)
+  ]

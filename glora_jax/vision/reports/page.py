@@ -1,0 +1,254 @@
+"""Pages: self-contained HTML files of a head and sections, with nothing to download or run.
+
+A section has sentences, tables, charts and other blocks with a macro in `templates/parts.html`. The
+templates escape everything, since names of classes, files and tasks come from strangers, and the
+page's policy forbids downloads and scripts.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import functools
+import html
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from glora_jax.files import whole
+from glora_jax.vision.reports.charts import Chart
+from glora_jax.vision.reports.tables import Table
+
+NAME = 'report.html'
+Made = Mapping[str, Any]  # a process in `provenance.json`
+# On light and on dark paper. The four accents can be told apart with protanopia and deuteranopia,
+# and so can the series.
+COLORS = {
+  'paper': ('#ffffff', '#16191d'),  # background
+  'ink': ('#222222', '#f0f0f0'),  # text and axes
+  'dim': ('#555555', '#b4b8be'),  # secondary: means, a budget
+  'grey': ('#aaaaaa', '#72777e'),  # a crowd of points
+  'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
+  'blank': ('#ebebeb', '#2a2f35'),  # an empty cell
+  'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: structures, right answers; the form 'vector'
+  'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
+  'purple': ('#6f4fa8', '#9d85e6'),  # what it is compared with; the form 'LoRA'
+  'yellow': ('#f5c04a', '#fbe08a'),  # fills only, too faint for lines; the form 'constant'
+}
+# For any number of curves, in this order: the colors of Okabe and Ito without yellow.
+SERIES = (
+  ('#0072b2', '#4a7fe0'),
+  ('#e69f00', '#e69f00'),
+  ('#009e73', '#00b386'),
+  ('#d55e00', '#d55e00'),
+  ('#cc79a7', '#e08fbd'),
+  ('#56b4e9', '#7cc8f2'),
+  ('#222222', '#f0f0f0'),
+)
+PALETTES = {
+  theme: {
+    **{name: pair[at] for name, pair in COLORS.items()},
+    **{f'series-{number}': pair[at] for number, pair in enumerate(SERIES)},
+  }
+  for at, theme in enumerate(('light', 'dark'))
+}
+_SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
+_WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)
+
+
+class Section(NamedTuple):
+  """A part of a page.
+
+  Attributes:
+    id: its name in links and for `show`.
+    title: its heading.
+    blocks: its content; empty blocks are left out, and so is a section without others.
+  """
+
+  id: str
+  title: str
+  blocks: Sequence[Any]
+
+
+class Heading(NamedTuple):
+  """The heading of what follows in a section."""
+
+  text: str
+
+
+class Items(NamedTuple):
+  """Sentences in a list."""
+
+  texts: Sequence[str]
+
+
+class Code(NamedTuple):
+  """Lines for a terminal or a program."""
+
+  text: str
+
+
+class Facts(NamedTuple):
+  """Terms with their values."""
+
+  facts: Sequence[tuple[str, str]]
+
+
+class Details(NamedTuple):
+  """A table that is shown on request."""
+
+  table: Table
+
+
+class Pair(NamedTuple):
+  """Charts side by side where there is room."""
+
+  charts: Sequence[Chart]
+
+
+def path(workdir: str) -> str:
+  """The path of a workdir's page."""
+  return os.path.join(workdir, NAME)
+
+
+def write(
+  workdir: str,
+  *,
+  what: str,
+  heading: str,
+  verdict: Sequence[str],
+  sections: Sequence[Section],
+  warning: str = '',
+  figures: Sequence[tuple[str, str, str]] = (),
+) -> None:
+  """Writes `report.html`, whole or not at all.
+
+  Args:
+    workdir: folder for it.
+    what: the kind of page, for example 'a run'.
+    heading: the name of its task.
+    verdict: sentences on the result.
+    sections: the rest of the page.
+    warning: a warning above everything else.
+    figures: (name, number, note) of the most important numbers.
+  """
+  text = _template().render(
+    what=what,
+    heading=heading,
+    verdict=verdict,
+    sections=[section for section in sections if any(section.blocks)],
+    warning=warning,
+    figures=figures,
+  )
+  with whole(path(workdir)) as temporary, open(temporary, 'wb') as file:
+    # Names that no encoding holds are shown with backslashes.
+    file.write(text.encode('utf-8', 'backslashreplace'))
+
+
+def write_table(workdir: str, lines: Sequence[Mapping[str, Any]]) -> None:
+  """Writes `table.csv`, whole or not at all, with a column for every key that any line has."""
+  table = os.path.join(workdir, 'table.csv')
+  with whole(table) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+    fields = dict.fromkeys(field for line in lines for field in line)
+    writer = csv.DictWriter(file, list(fields), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """A page, or a part of one, that a notebook displays in a frame of its height.
+
+  Attributes:
+    workdir: whose page it is.
+    text: HTML.
+  """
+
+  workdir: str
+  text: str = dataclasses.field(repr=False)
+
+  def _repr_html_(self) -> str:
+    return (
+      f'<iframe srcdoc="{html.escape(self.text)}" title="{NAME}" '
+      'style="width: 100%; height: 40rem; border: 0" '
+      'onload="this.style.height = this.contentDocument.body.offsetHeight + \'px\'"></iframe>'
+    )
+
+
+def show(workdir: str, *sections: str) -> Shown:
+  """The page of a run, a comparison or a suite, for a notebook.
+
+  Args:
+    workdir: its folder.
+    *sections: names of sections, for example 'accuracy' and 'structure'; none for all.
+
+  Raises:
+    OSError: there is no page.
+    ValueError: the page has no section of this name; the sentence lists those that it has.
+  """
+  with open(path(workdir), encoding='utf-8') as file:
+    text = file.read()
+  found = {match[1]: match[0] for match in _SECTION.finditer(text)}
+  if unknown := [name for name in sections if name not in found]:
+    raise ValueError(f'The page has no section {unknown[0]!r}; it has {", ".join(found)}.')
+  if sections:
+    head, _, body = text.partition('<header>')
+    warning = _WARNING.search(body)
+    text = head + (warning[0] if warning else '') + '\n'.join(found[name] for name in sections)
+  return Shown(workdir, text)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('glora_jax.vision.reports'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {'macro': lambda block: type(block).__name__.lower(), 'png': png}
+  environment.globals['palettes'] = PALETTES  # pyrefly: ignore
+  return environment.get_template('page.html')
+
+
+def png(pixels: np.ndarray) -> str:
+  """An image as a data URL.
+
+  Args:
+    pixels: uint8 [height, width, 3].
+
+  Example:
+    >>> png(np.zeros((1, 1, 3), np.uint8))[:30]
+    'data:image/png;base64,iVBORw0K'
+  """
+  buffer = io.BytesIO()
+  Image.fromarray(np.asarray(pixels)).save(buffer, 'PNG', optimize=True)
+  return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def reproduce(made: Iterable[Made], facts: Sequence[tuple[str, str]]) -> Section:
+  """The section on how to reproduce a result.
+
+  Args:
+    made: how it was made, process by process; equal ones are shown once.
+    facts: further terms and values.
+  """
+  blocks: list[Any] = [Facts(facts)]
+  found: list[Made] = []
+  for each in made:
+    if each not in found:
+      found.append(each)
+      versions = ', '.join(f'{name} {version}' for name, version in each['versions'].items())
+      blocks += [
+        each['command'] and Code(each['command']),
+        Facts([('Device', each['device']), ('Versions', versions)]),
+      ]
+  return Section('reproduce', 'Reproduce it', blocks)

@@ -1,0 +1,266 @@
+"""A structure on a page: block by block to scale, and how it was allocated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from glora_jax.method.genomes import genome_to_json
+from glora_jax.method.space import TENSORS, Spec
+from glora_jax.search.allocated import Allocation, Unit, agreement
+from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
+from glora_jax.vision.reports.page import Details, Section
+from glora_jax.vision.reports.tables import Table, code, grouped, paragraph, sentence_case
+
+MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
+FORMS = {
+  'A.vector': 'A vector',
+  'A.lora': 'A LoRA',
+  'B.lora': 'B LoRA',
+  'C.vector': 'C vector',
+  'E.vector': 'E vector',
+}
+DRAWN = {'none': 'none', 'constant': 'constant', 'vector': 'vector', 'lora': 'LoRA, its rank'}
+_STACKED = re.compile(r'(?P<kind>.*)\[(?P<block>\d+)\]')
+
+
+class Piece(NamedTuple):
+  """A support tensor of a layer.
+
+  Attributes:
+    meaning: its letter and what it does, 'B, shift W'.
+    form: 'none', 'constant', 'vector' or 'lora'.
+    rank: of a LoRA, '4'; '' for other forms.
+    params: trained parameters.
+    start: where it begins in the layer's bar, in percent of the largest layer.
+    share: its length there.
+  """
+
+  meaning: str
+  form: str
+  rank: str
+  params: int
+  start: float
+  share: float
+
+
+class Layer(NamedTuple):
+  """A layer of the figure.
+
+  Attributes:
+    name: its name.
+    params: trained parameters.
+    pieces: its support tensors, A to E.
+  """
+
+  name: str
+  params: int
+  pieces: Sequence[Piece]
+
+
+class Figure(NamedTuple):
+  """A structure.
+
+  Attributes:
+    title: name of the structure.
+    params: trained parameters.
+    kinds: the heading of every column: a kind of layer.
+    blocks: (name of the row, a layer or None for every kind).
+    table: the form of every tensor and the parameters of every layer.
+  """
+
+  title: str
+  params: int
+  kinds: Sequence[str]
+  blocks: Sequence[tuple[str, Sequence[Layer | None]]]
+  table: Table
+
+
+class Structures(NamedTuple):
+  """Structures with one legend."""
+
+  figures: Sequence[Figure]
+
+  def forms(self) -> list[tuple[str, str]]:
+    """(form, its name in the legend) of the forms that are drawn."""
+    layers = (each for figure in self.figures for _, row in figure.blocks for each in row if each)
+    drawn = {piece.form for each in layers for piece in each.pieces}
+    return [(form, label) for form, label in DRAWN.items() if form in drawn]
+
+
+def figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> Figure:
+  """The figure of a structure.
+
+  Args:
+    title: name of the structure.
+    spec: the layers; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one column.
+    genome: int [layer, 5].
+  """
+  genome = np.asarray(genome)
+  costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome]  # [layer, 5]
+  shares = 100 * costs / (costs.sum(axis=1).max(initial=0) or 1)
+  starts = shares.cumsum(axis=1) - shares
+  blocks: dict[str, dict[str, Layer]] = {}
+  rows = []
+  for at, forms in enumerate(genome_to_json(spec, genome)['layers']):
+    pieces = [
+      Piece(
+        f'{letter}, {MEANINGS[number]}',
+        forms[letter].partition(':')[0],
+        forms[letter].partition(':')[2],
+        int(costs[at, number]),
+        round(float(starts[at, number]), 2),
+        round(float(shares[at, number]), 2),
+      )
+      for number, letter in enumerate(TENSORS)
+    ]
+    name, params = spec.layers[at].name, int(costs[at].sum())
+    match = _STACKED.fullmatch(name)
+    kind, block = (match['kind'], match['block']) if match else ('', name)
+    blocks.setdefault(block, {})[kind] = Layer(name, params, pieces)
+    rows.append((name, *map(_form, pieces), f'{params:,}'))
+  kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))
+  headings = [kind.rpartition('/')[2] for kind in kinds]
+  columns = ('layer', *TENSORS, 'parameters')
+  return Figure(
+    title,
+    int(costs.sum()),
+    headings if len(set(headings)) == len(kinds) else kinds,
+    [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()],
+    Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS)),
+  )
+
+
+def _form(piece: Piece) -> str:
+  """The form, the rank of a LoRA and the parameters, for example 'vector, 64'."""
+  if piece.form == 'none':
+    return ''
+  form = f'LoRA of rank {piece.rank}' if piece.rank else piece.form
+  return f'{form}, {piece.params:,}'
+
+
+def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
+  """The section of a page on an allocated structure.
+
+  Args:
+    allocation: the allocation.
+    result: content of the run's `result.json`.
+  """
+  blocks = [
+    tell_choice(allocation, result),
+    value_chart(allocation),
+    Details(values_table(list(allocation.units()))),
+  ]
+  source = 'one gradient' if result['allocation']['epochs'] else 'other tasks'
+  return Section('allocation', f'Allocation from {source}', blocks)
+
+
+def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
+  """How a structure was allocated, within which budget, and at what cost."""
+  cost = result['allocation']
+  numbers = Markup('Numbers: {}.').format(code('structure/'))
+  if not cost['epochs']:
+    return paragraph(
+      f"""
+      The structure of {allocation.count_params():,} parameters has the most value within a budget
+      of {allocation.budget:,}. The value of a unit (a vector, or one rank of a LoRA) is what it was
+      worth in this backbone on other tasks. No gradient was taken.
+      """,
+      numbers,
+    )
+  head = f'{cost["head_epochs"]} epoch' + 's' * (cost['head_epochs'] != 1)
+  return paragraph(
+    f"""
+    The structure of {allocation.count_params():,} parameters was allocated from one gradient of the
+    pretrained model, in one pass over the training images after {head} of training the head alone.
+    The value of a unit (a vector, or one rank of a LoRA) is the squared gradient along it, and the
+    best by value per parameter were chosen, up to {allocation.budget:,} parameters.
+    """,
+    allocation.proposed
+    and """
+    That budget is the knee of the curve below, where more parameters begin to add less value than
+    average.
+    """,
+    allocation.borrowed
+    and f"""
+    The gradients of its batches have little in common, so {100 * allocation.borrowed:.0f}% of the
+    values come from a prior.
+    """,
+    # Those of the paper's protocol are among the training images.
+    result['protocol'] == 'honest' and 'No validation image was used.',
+    f'Its training is {cost["epochs"]} epochs shorter, the cost of head and gradient.',
+    numbers,
+  )
+
+
+def value_chart(allocation: Allocation) -> Chart:
+  """The value of the units by budget, the best taken first."""
+  params, values, knee = allocation.curve
+  percent = 100 / max(float(values[-1]), float(np.finfo(np.float32).tiny)) * values
+  best = f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%'
+  return Chart(
+    'Value by budget',
+    axis('trained parameters', [0, params[-1], allocation.budget]),
+    Axis('value in % of all units', [0, 25, 50, 75, 100]),
+    [Line('', 'teal', steps(thinned(params, percent)))],
+    [Mark((params[knee], percent[knee]), best, 'dim')],
+    [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
+    [('knee', 'dim', 'dot')],
+  )
+
+
+def values_table(units: Sequence[Unit]) -> Table:
+  """Value by layer and form, for forms that at least one layer can have.
+
+  Args:
+    units: all units that could be taken.
+  """
+  total = sum(unit.value for unit in units) or 1.0
+  forms = [form for form in FORMS if any(unit.form == form for unit in units)]
+  rows = [
+    (layer, *(_value([unit for unit in same if unit.form == form], total) for form in forms))
+    for layer, same in grouped(units, lambda unit: unit.layer).items()
+  ]
+  caption = 'Value by layer and form in percent; chosen units in bold, LoRAs with their rank'
+  return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)
+
+
+def _value(units: Sequence[Unit], total: float) -> str:
+  """The value of a form in a layer in percent of the total, bold if it was taken."""
+  if not units:
+    return ''
+  share = f'{100 * sum(unit.value for unit in units) / total:.1f}'
+  if not (bought := sum(unit.bought for unit in units)):
+    return share
+  rank = f' ({bought})' if units[0].part else ''
+  return Markup('<strong>{}</strong>{}').format(share, rank)
+
+
+def agreements(genomes: Iterable[tuple[str, Sequence]]) -> list[str]:
+  """How much structures agree, in a sentence for each name that several share.
+
+  Args:
+    genomes: (name of the structure, int [rows, 5]).
+
+  Example:
+    >>> lora = np.zeros((3, 5), np.int8)
+    >>> lora[0, 1] = 3
+    >>> agreements([('gradient', lora), ('gradient', lora), ('other', lora)])[0].partition(' (')[0]
+    'Gradient: of the tensors that one of 2 seeds trains, another trains 100% in the same form'
+  """
+  sentences = []
+  for name, same in grouped(genomes, lambda each: each[0]).items():
+    if len(same) > 1:
+      found = agreement([np.array(genome) for _, genome in same])
+      share, chance = (round(100 * value) for value in found)
+      little = ' That is little: do not read much into the places that a single seed chooses.'
+      sentences.append(
+        f'{sentence_case(name)}: of the tensors that one of {len(same)} seeds trains, another '
+        f'trains {share}% in the same form ({chance}% by chance).'
+        f'{little if found.is_little else ""}'
+      )
+  return sentences

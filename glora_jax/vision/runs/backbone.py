@@ -1,0 +1,211 @@
+"""The backbone of a run before training: task, weights, new head, supports and devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.method import sharding
+from glora_jax.method.adapt import adapt
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.groups import spec_of
+from glora_jax.method.presets import parse_preset_name
+from glora_jax.method.space import Spec
+from glora_jax.search.allocated import Allocation
+from glora_jax.vision.data.catalog import find, require_apart
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.fetch import fetch, known_normalization
+from glora_jax.vision.models.metadata import require_normalization
+from glora_jax.vision.models.translate import fit_to_format
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.origins import find_weights
+from glora_jax.vision.runs.sections import GRADIENT, KNOWN, NO_PRESETS, SEARCH, ModelSettings
+
+
+@enum.unique
+class Stream(enum.IntEnum):
+  """The purposes of random keys.
+
+  Equal numbers would give equal draws; changed numbers would change a resumed run.
+  """
+
+  INIT = 0
+  SUPERNET = 1
+  BASELINE = 2
+  SEARCH = 3
+  FINETUNE = 5
+  HEAD = 6
+  STRUCTURE = 7
+  TRAINING = 8
+  PRIOR = 9
+
+
+def stream_key(seed: int, stream: Stream) -> jax.Array:
+  """The random key of a seed for one purpose."""
+  return jax.random.fold_in(jax.random.key(seed), int(stream))
+
+
+class Model(NamedTuple):
+  """An adapted backbone and its variables, before or after a training.
+
+  Attributes:
+    adapted: the adapted backbone, fixed to a structure if that is trained alone or tested.
+    variables: its variables; of a training that diverged, those of its last good state.
+    best_epoch: epoch of its training that was best on the validation images; None if these were
+      not used.
+    diverged: whether training stopped early because the loss or its gradient was not finite.
+    allocation: the allocation that gave the structure; None for other structures.
+  """
+
+  adapted: Adapted
+  variables: Any
+  best_epoch: int | None = None
+  diverged: bool = False
+  allocation: Allocation | None = None
+
+  @property
+  def genome(self) -> np.ndarray:
+    """The alleles of its structure, int8 [layer, 5]."""
+    assert self.adapted.genome is not None
+    return self.adapted.genome
+
+
+def is_beside(spec: Spec, name: str) -> bool:
+  """Whether a baseline needs another space than the one that is searched.
+
+  Args:
+    spec: the layers, with the alleles that the search has.
+    name: 'gradient', 'known', 'search', 'finetuning', or a preset's name.
+  """
+  if name in NO_PRESETS:
+    return name in (GRADIENT, KNOWN)
+  rank = parse_preset_name(name).rank
+  return rank is not None and any(rank not in layer.space.ranks for layer in spec)
+
+
+def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
+  """(the task, the path of the weights), both on disk.
+
+  Raises:
+    ValueError: the cache of decoded images lies among the task's images, or see `find`.
+    FileNotFoundError, OSError: images or weights are missing.
+  """
+  model, cache = settings.model, settings.data.cache
+  if cache is not None:
+    require_apart(settings.task, os.path.expanduser(cache), 'data.cache')
+  with meshes.primary_first('prepare'):
+    # Opening prepares the data; some class names are known only then.
+    find(settings.task, settings.data).open('train')
+    path = find_weights(model, workdir)
+  return find(settings.task, settings.data).opened(), path
+
+
+def load_backbone(
+  settings: ModelSettings, path: str, num_classes: int
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+  """(model, params, metadata) with a new head, at the size and precision of the config."""
+  loaded = weights.load(path, **_hints(settings))
+  model, params, metadata = weights.refit(
+    *loaded,
+    num_classes=num_classes,
+    image_size=settings.image_size,
+    patch_size=settings.patch_size,
+  )
+  if (source := metadata.get('source')) and source.is_written:
+    # Raises now if the format could not be written at the end.
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
+    fit_to_format(model, flat, source)
+  model = model.clone(
+    drop_path=settings.drop_path,
+    remat=settings.remat,
+    unroll=settings.unroll,
+    dtype=None if settings.dtype == 'float32' else settings.dtype,
+  )
+  if not isinstance(metadata['image_size'], int):
+    raise ValueError(
+      f'The weights are for images of {metadata["image_size"]}, but a run needs square ones; give '
+      'model.image_size.'
+    )
+  normalization = require_normalization(
+    path, settings.normalization or metadata.get('normalization'), 'model.normalization'
+  )
+  return model, params, {**metadata, 'normalization': normalization}
+
+
+def _hints(settings: ModelSettings) -> dict[str, Any]:
+  """What the config says about the weights, in case the file does not."""
+  known = {
+    'num_heads': settings.num_heads,
+    'activation': settings.activation,
+    'normalization': settings.normalization or known_normalization(settings.weights),
+  }
+  return {name: value for name, value in known.items() if value is not None}
+
+
+def image_size_here(settings: ModelSettings) -> int | None:
+  """The side of the images of a run, in pixels, without a download.
+
+  Returns:
+    The size in the config or in weights on this machine; None if they are elsewhere, or for images
+    that are not square.
+  """
+  if settings.image_size is not None:
+    return settings.image_size
+  name = settings.weights
+  if name != weights.EMBEDDED and not os.path.exists(os.path.expanduser(name)):
+    return None
+  _, _, metadata = weights.load(fetch(name), **_hints(settings))
+  size = metadata['image_size']
+  return size if isinstance(size, int) else None
+
+
+def adapt_spaces(
+  settings: RunSettings, model: nn.Module, size: int, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Adapted, Adapted | None]:
+  """The model adapted with the run's space, and with that of baselines which need another one.
+
+  Args:
+    settings: the config.
+    model: the backbone.
+    size: side of its images.
+    mesh: devices of the run.
+  """
+  sample = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  space = settings.space.search_space(settings.structure)
+  # A sharded base is gathered where it is used.
+  gathered = mesh if settings.mesh.base == 'sharded' else None
+  adapted = dataclasses.replace(adapt(model, sample, space=space), mesh=gathered)
+  is_searched = settings.structure == SEARCH
+  rows = settings.compare.methods if settings.job == 'compare' else settings.presets
+  if is_searched and any(is_beside(adapted.spec, name) for name in rows):
+    space = settings.space.search_space(GRADIENT)
+    groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
+    return adapted, dataclasses.replace(adapted, groups=groups, spec=spec_of(groups))
+  return adapted, None
+
+
+def variables_before_training(
+  adapted: Adapted, params: Any, settings: RunSettings, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """The variables before training, in their types and on their devices."""
+  base_dtype = jnp.dtype(settings.model.base_dtype)
+  params = flax.traverse_util.path_aware_map(
+    lambda path, x: x if path in adapted.head_paths else x.astype(base_dtype), params
+  )
+  key = stream_key(settings.seed, Stream.INIT)
+  if mesh is None:
+    return adapted.init(key, jax.tree.map(jnp.asarray, params))
+  # From the host to their devices: a large base need not fit one of them.
+  trainable, frozen = adapted.split(adapted.init(key, params))
+  place = sharding.shard_arrays if settings.mesh.base == 'sharded' else meshes.replicate
+  return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))

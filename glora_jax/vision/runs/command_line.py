@@ -1,0 +1,397 @@
+"""The command line: flags, configs by name ('own:photos/'), signals, errors, and `--list`.
+
+JAX is not imported here, so that a wrong config name is reported at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import logging
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import threading
+import urllib.parse
+import webbrowser
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
+
+import glora_jax
+from glora_jax.checks import check_path
+from glora_jax.errors import UserError, user_errors
+from glora_jax.vision.runs.terminal import (
+  blame,
+  entry,
+  explain,
+  help_page,
+  refuse,
+  reported,
+  run_program,
+  show,
+)
+
+_HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
+STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command resumes
+_PACKAGE = os.path.dirname(os.path.abspath(glora_jax.__file__))
+# A wheel has them in the package; a checkout, installed as it lies or not, at its top.
+_PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
+FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
+
+
+class _OrNone(flags.ArgumentParser):
+  """Parses 'None' as None, for fields that may have no value, and all else by its type."""
+
+  def __init__(self, kind: type):
+    self._kind = kind
+
+  def parse(self, argument: Any) -> Any:
+    """The value of a string."""
+    return None if argument == 'None' else self._kind(argument)
+
+
+class _Tuple(flags.ArgumentParser):
+  """Parses a tuple; a second one replaces it, as with all other fields, and is not appended."""
+
+  def parse(self, argument: Any) -> Any:
+    """The tuple of a string."""
+    return tuple_parser.TupleParser().parse(argument)
+
+
+config_flags.register_flag_parser_for_type(tuple, _Tuple())
+for _kind in (int, float, str):
+  config_flags.register_flag_parser_for_type(_kind, _OrNone(_kind))
+
+
+class _Page(flags.BooleanFlag):
+  """A flag that prints a page (a longer one with `=all`) and exits, as absl's `--help` does."""
+
+  def __init__(self, name: str, text: Callable[[bool], str], help: str):
+    super().__init__(name, False, help)
+    self._text = text
+
+  def parse(self, argument: Any) -> None:
+    """Prints the page if the flag is given."""
+    if argument == 'all' or self._parse(argument):
+      own = logging.getLogger('glora_jax')
+      level = own.level
+      own.setLevel(logging.ERROR)  # hides which versions of data sets are used, for instance
+      try:
+        text = self._text(argument == 'all')
+      finally:
+        own.setLevel(level)
+      show(text)
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Loads a config by name or file; an error exits with one sentence."""
+
+  def parse(self, argument: str) -> ml_collections.ConfigDict:
+    """The config of `NAME_OR_FILE[:ARGUMENTS]`."""
+    try:
+      return load_config(argument)
+    except ValueError as error:
+      refuse(str(error))
+
+
+def define_config(values: flags.FlagValues) -> flags.FlagHolder:
+  """Defines `--config`, and `--config.FIELD` for each field of the config."""
+  holder = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Name of a config of the package, or a Python file with get_config(); override its fields '
+    'with --config.FIELD=VALUE.',
+    flag_values=values,
+    allow_overwrite=False,
+  )
+  values['config'].parser = _ConfigParser()
+  return holder
+
+
+def load_config(value: str) -> ml_collections.ConfigDict:
+  """Loads a config by name or file; arguments of its `get_config` follow a colon.
+
+  Raises:
+    ValueError: the file is missing, fails, or returns something else.
+
+  Example:
+    >>> load_config('vtab:clevr_count').task
+    'vtab/clevr_count'
+  """
+  name, colon, arguments = value.partition(':')
+  path = path_of(name)
+  try:
+    config = runpy.run_path(path)['get_config'](*([arguments] if colon else []))
+  except (Exception, SystemExit) as error:  # a config file may raise anything
+    raise ValueError(blame(error, path)) from error
+  if type(config) is not ml_collections.ConfigDict:  # a frozen one cannot be changed
+    raise ValueError(
+      f'get_config() in {path} returned a {type(config).__name__}; return the config that '
+      'glora_jax.vision.runs.config.default_config() makes, with your values.'
+    )
+  return config.lock()
+
+
+def fields_page(everything: bool) -> str:
+  """The common config fields, or all of them: name, default, type, range and meaning."""
+  from glora_jax.vision.runs import config, schema
+
+  if everything:
+    return schema.describe(config.RunSettings())
+  page = schema.describe(config.RunSettings(), config.NEEDED)
+  return f'{page}\n\n--help_config=all shows all fields.'
+
+
+CONFIG = define_config(flags.FLAGS)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder for all output; runs/NAME_OF_CONFIG by default.'
+)
+CHECK = flags.DEFINE_bool('check', False, 'Show which data is ready or missing, then exit.')
+SHOW = flags.DEFINE_bool('show', False, 'Draw a batch of training images, then exit.')
+OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture written by --show.')
+OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace an existing file.')
+RUNNER = flags.DEFINE_string(
+  'runner',
+  'process',
+  "Where a suite's runs and a comparison's methods are computed: in this process, or on the nodes "
+  'of a Ray cluster, ray[:ADDRESS].',
+)
+RESOURCES = flags.DEFINE_string(
+  'runner.resources', None, 'What each takes of a node; a TPU chip, a GPU or all cores by default.'
+)
+OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
+DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
+LIST = flags.DEFINE_flag(
+  _Page(
+    'list',
+    lambda _: inventory(),
+    'List configs, structures, presets, tasks and weights, and which are ready, then exit.',
+  )
+)
+HELP_CONFIG = flags.DEFINE_flag(
+  _Page('help_config', fields_page, 'Show the common config fields (=all: all of them), then exit.')
+)
+
+
+def workdir_of_config() -> str:
+  """`--workdir`, or a folder in `runs` named after the config and its arguments.
+
+  Raises:
+    UserError: it is not a path.
+  """
+  if WORKDIR.value:
+    with user_errors():
+      return os.path.expanduser(check_path(WORKDIR.value))
+  filename = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, arguments = filename.partition(':')
+  stem = os.path.splitext(os.path.basename(path))[0]
+  parts = arguments.strip('/').replace('/', '_').split(',')
+  return os.path.join('runs', '-'.join([stem, *filter(None, parts)]))
+
+
+def given_fields() -> tuple[str, ...]:
+  """Dotted names of the config fields that are set on the command line."""
+  return tuple(config_flags.get_override_values(flags.FLAGS['config']))
+
+
+def open_page(path: str) -> None:
+  """Opens the page of a result in a browser if `--open` is given."""
+  if not OPEN.value:
+    return
+  if not os.path.isfile(path):
+    print(
+      f'{path} does not exist; remove result.json next to it and rerun to write it again.',
+      file=sys.stderr,
+    )
+  elif not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
+    print(f'No browser could be started; open {path} by hand.', file=sys.stderr)
+
+
+def catch_signals() -> Callable[[], bool]:
+  """Makes SIGTERM and Ctrl-C a request to stop.
+
+  Returns:
+    A function that says whether one has arrived. A second one ends the process at once.
+  """
+  asked = threading.Event()
+
+  def handle(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    asked.set()
+    # Not print: the signal may interrupt one.
+    os.write(2, b'\nStopping once everything is saved; repeat the signal to stop at once.\n')
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, handle)
+  return asked.is_set
+
+
+def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> None:
+  """Calls a command with the command line's config; a user's mistake exits with one sentence."""
+
+  def guarded(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      refuse(
+        f'unknown arguments {argv[1:]}; give a config as --config NAME_OR_FILE, its fields as '
+        '--config.FIELD=VALUE.'
+      )
+    _configure_logging()
+    with reported(debug=DEBUG.value):
+      command(_given_config())
+
+  run_program(lambda: app.run(guarded, flags_parser=_parse_flags))
+
+
+def _given_config() -> ml_collections.ConfigDict:
+  """The config of the command line; raises UserError if there is none."""
+  if CONFIG.value is None:
+    raise UserError(
+      'No config given; give --config NAME_OR_FILE, for example --config quickstart. '
+      '--help_config shows its fields.'
+    )
+  return CONFIG.value
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses the flags; a mistake exits with one sentence instead of absl's whole usage."""
+  if not _HELP.isdisjoint(argv):
+    show(help_page())
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    if (text := explain(error)) is None:
+      raise
+    refuse(text)
+
+
+def _configure_logging() -> None:
+  """Shows this package's log, and keeps libraries from adding tracebacks to a sentence."""
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr, force=True)
+  logging.getLogger('glora_jax').setLevel(logging.DEBUG if DEBUG.value else logging.INFO)
+  if DEBUG.value:
+    return
+  # An error in one of orbax's threads, a full disk for instance, reaches us as an exception and
+  # becomes the sentence. The other threads fail for the same reason, but nothing catches what they
+  # raise: Python would print it through this hook, absl and asyncio through their loggers.
+  sys.unraisablehook = lambda _: None
+  for library in ('absl', 'asyncio'):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def names() -> list[str]:
+  """The names of all configs of the package.
+
+  Example:
+    >>> 'quickstart' in names()
+    True
+  """
+  files = os.listdir(FOLDER) if os.path.isdir(FOLDER) else ()
+  return sorted(name.removesuffix('.py') for name in files if name.endswith('.py'))
+
+
+def path_of(name: str) -> str:
+  """The path of the config file that `--config` names.
+
+  Args:
+    name: a config of the package, which comes before a file of the same name in the current folder;
+      or the path of a Python file.
+
+  Raises:
+    ValueError: neither a config nor a file has this name.
+
+  Example:
+    >>> os.path.basename(path_of('quickstart'))
+    'quickstart.py'
+  """
+  if name in names():
+    return os.path.join(FOLDER, f'{name}.py')
+  if name.endswith('.py') and os.path.isfile(name):
+    return name
+  near = difflib.get_close_matches(name, names(), 1)
+  raise ValueError(
+    f"There is no config '{name}'{f' (did you mean {near[0]}?)' if near else ''}; give the path of "
+    f'a .py file, or one of {", ".join(names())}.'
+  )
+
+
+def inventory() -> str:
+  """What is available, and what is ready on this machine; nothing is downloaded or prepared."""
+  from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN, PLACES, PRESETS
+  from glora_jax.vision.data.task import (
+    Source,
+  )  # imports JAX, which other commands need not wait for
+  from glora_jax.vision.runs.sections import SEARCH
+
+  structures = (
+    (SEARCH, 'found by training a supernet and searching it'),
+    (GRADIENT, 'allocated from one gradient of your task'),
+    (KNOWN, 'allocated from what paid off on the backbone in other tasks'),
+    ('a preset', 'see below'),
+    (f'PATH{GENOME_ENDING}', 'the structure of an earlier run'),
+  )
+  return '\n'.join(
+    [
+      'Configs: --config NAME[:ARGUMENTS]',
+      *_rows(_configs()),
+      '',
+      'Structures: --config.structure=NAME',
+      *_rows(structures),
+      '',
+      'Presets: --config.structure=NAME, or as baselines --config.presets="(\'NAME\',)"',
+      f'  {", ".join(PRESETS)}',
+      f'  with a rank (lora:2) and a place (lora:2@qkv): {", ".join(PLACES)}, or a regular',
+      '  expression for layer names',
+      '',
+      'Tasks: --config.task=NAME',
+      *_rows(_tasks(Source())),
+      '',
+      'Weights: --config.model.weights=NAME',
+      *_rows(_weights()),
+    ]
+  )
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+  return [line for name, meaning in rows for line in entry(f'  {name}', meaning, 28)]
+
+
+def _configs() -> Iterator[tuple[str, str]]:
+  for name in names():
+    with open(path_of(name), encoding='utf-8') as file:
+      docstring = ast.get_docstring(ast.parse(file.read())) or ''
+    yield name, docstring.partition('\n')[0]
+
+
+def _tasks(source: Any) -> Iterator[tuple[str, str]]:
+  from glora_jax.vision.data import catalog
+
+  yield 'digits', 'from scikit-learn; no download'
+  for kind, family in catalog.FAMILIES.items():
+    ready = [name for name in catalog.data_sets(kind) if catalog.is_ready(name, source)]
+    names = ', '.join(map(str, family.parts.get('NAME', ())))
+    which = f' ({", ".join(name.split("/")[1] for name in ready)})' if ready and names else ''
+    title = f'{family.title}: {names}' if names else family.title
+    yield '/'.join((kind, *family.parts)), f'{title}; ready: {len(ready)}{which}'
+  yield 'folder:PATH', 'your images: a folder with one subfolder per class'
+  yield 'csv:PATH', 'your images: a table of paths and labels'
+  yield 'tfds:NAME', 'any image classification data set of TFDS'
+
+
+def _weights() -> Iterator[tuple[str, str]]:
+  from glora_jax.vision.models import fetch
+  from glora_jax.vision.models.weights import EMBEDDED
+
+  yield EMBEDDED, 'in the package: a small ViT trained on Fashion-MNIST'
+  for name, published in fetch.SHORTCUTS.items():
+    is_here = os.path.exists(fetch.path_in_cache(published.url))
+    host = urllib.parse.urlsplit(published.url).hostname
+    yield name, f'{"downloaded" if is_here else "not downloaded yet,"} from {host}'
+  yield 'PATH', 'a file or folder of timm, transformers, big_vision, ...'
+  yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"

@@ -1,0 +1,488 @@
+"""The config of a run: all fields, their defaults, and how they depend on each other.
+
+`RunSettings` is the schema. A config file returns an `ml_collections.ConfigDict` that
+`default_config` made from it; `check_config` turns one back into `RunSettings` before anything
+starts. To print all fields with types, defaults, ranges and meanings:
+
+    python -m glora_jax.main --help_config=all
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import ml_collections
+import pydantic
+from pydantic import AfterValidator, Field
+
+from glora_jax.checks import listed, plain, shown
+from glora_jax.errors import UserError
+from glora_jax.files import load_json
+from glora_jax.method import draws
+from glora_jax.search.evolution import Evolution
+from glora_jax.training.consistency import Consistency
+from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
+from glora_jax.vision.data.augment import Augmentation
+from glora_jax.vision.data.catalog import expand
+from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_KNOWN
+from glora_jax.vision.runs import schema
+from glora_jax.vision.runs.sections import (
+  GRADIENT,
+  KNOWN,
+  LEAST_SEED,
+  MOST_SEED,
+  SEARCH,
+  TUNING_SEED,
+  AllocationSettings,
+  Comparison,
+  DataSettings,
+  DistributedSettings,
+  Finetuning,
+  MeshSettings,
+  ModelSettings,
+  ReportSettings,
+  SpaceSettings,
+  SuiteSettings,
+  TrainingSettings,
+  WatchSettings,
+  check_structure,
+  preset_or,
+)
+from glora_jax.vision.settings import (
+  Integer,
+  Name,
+  Number,
+  Several,
+  Text,
+  Whole,
+  declared,
+  passing,
+  sentences,
+  taken,
+)
+
+NEEDED = (  # most often; `--help_config` shows these
+  'job',
+  'task',
+  'protocol',
+  'structure',
+  'seed',
+  'budget',
+  'presets',
+  'model.weights',
+  'model.image_size',
+  'model.dtype',
+  'augment.flip',
+  'training.epochs',
+  'training.batch_size',
+  'training.learning_rate',
+  'finetune.epochs',
+)
+_BOOLEANS = {'True': True, 'False': False}
+
+
+Budget = Annotated[Number, AfterValidator(draws.check_budget)]
+
+
+@declared
+class OwnSettings:
+  """Settings of a single task of a suite."""
+
+  budget: Budget | None = Field(default=None, description='as `budget`')
+  learning_rate: Number = Field(default=1e-4, gt=0, description='as `training.learning_rate`')
+
+
+@declared
+class RunSettings:
+  """The config of a run, a comparison or a suite.
+
+  The defaults are the official code's recipe and search, on the task and backbone of the package.
+  """
+
+  job: Literal['adapt', 'compare'] = Field(
+    default='adapt',
+    description="'adapt' adapts the backbone to the task, 'compare' compares methods on it",
+  )
+  task: Text = Field(
+    default='digits', description="name of the task, or of several, such as 'vtab/all'"
+  )
+  data: DataSettings = DataSettings()
+  protocol: Literal['honest', 'paper'] = Field(
+    default='honest',
+    description="'honest' searches on the validation images; 'paper' trains on train+val and "
+    'searches on test, which every table and page of it states',
+  )
+  structure: Annotated[Text, passing(check_structure)] = Field(
+    default=SEARCH,
+    description="where the structure comes from: 'search' (train a supernet and search it), "
+    "'gradient' (allocated from one gradient, see `allocation`), 'known' (allocated from what paid "
+    "off on the backbone in other tasks, `allocation.known`), a preset ('lora:2@qkv', see "
+    '`glora_jax.preset`), or the path of a genome.json',
+  )
+  train_on: Literal['train', 'train+val'] = Field(
+    default='train',
+    description="images to train on once structure and rate are chosen or given; 'train+val' adds "
+    "the validation images, which then measure nothing; protocol='paper' always adds them",
+  )
+  seed: Integer = Field(
+    default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
+  )
+  model: ModelSettings = ModelSettings()
+  space: SpaceSettings = SpaceSettings()
+  budget: Budget | None = Field(
+    default=None,
+    description='most trained parameters, without the head, a whole number; None for no limit',
+  )
+  augment: Augmentation = Augmentation()
+  training: TrainingSettings = TrainingSettings()
+  sampling: Sampling = Sampling()
+  consistency: Consistency = Consistency()
+  component_dropout: Number = Field(
+    default=0.0,
+    ge=0,
+    lt=1,
+    description='probability that a training step drops a rank-one part of a LoRA of A or B; the '
+    'others are scaled up to keep the mean (MLAE, arXiv 2405.18897)',
+  )
+  search: Evolution = Evolution()
+  finetune: Finetuning = Finetuning()
+  allocation: AllocationSettings = AllocationSettings()
+  presets: Several[Annotated[Text, preset_or(GRADIENT)]] = Field(
+    default=(),
+    description='baselines in addition to the linear probe, each trained alone with the same '
+    "recipe: presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with "
+    "structure='search' also 'gradient'",
+  )
+  report: ReportSettings = ReportSettings()
+  checkpoint_epochs: Whole = Field(
+    default=10, ge=1, description='epochs between two saved training states'
+  )
+  mesh: MeshSettings = MeshSettings()
+  compare: Comparison = Comparison()
+  distributed: DistributedSettings = DistributedSettings()
+  suite: SuiteSettings = SuiteSettings()
+  watch: WatchSettings = WatchSettings()
+
+  def __post_init__(self):
+    mistakes = list(_mistakes(self))
+    if self.job == 'compare':
+      mistakes += _mistakes_of_comparison(self)
+    try:
+      self.finetuning  # noqa: B018, checks that its fields fit together
+    except ValueError as error:
+      mistakes.append(f'finetune.{error}')
+    if self.has_gradient:
+      try:
+        self.allocation.shortened(self.training)
+      except ValueError as error:
+        mistakes.append(f'training.{error}')
+    if mistakes:
+      raise ValueError('\n'.join(mistakes))
+
+  @property
+  def finetuning(self) -> Recipe:
+    """The recipe that finetunes a searched structure from the supernet's weights."""
+    return self.finetune.recipe(self.training)
+
+  @property
+  def finetunes(self) -> bool:
+    """Whether a run finetunes its searched structure."""
+    return self.protocol == 'honest' and self.finetune.epochs > 0
+
+  @property
+  def final_split(self) -> str:
+    """The split that structures are trained on once they are chosen or given."""
+    return 'train+val' if self.protocol == 'paper' else self.train_on
+
+  @property
+  def has_gradient(self) -> bool:
+    """Whether a structure is allocated from a gradient."""
+    if self.job == 'compare':
+      return GRADIENT in self.compare.methods
+    return self.structure == GRADIENT or GRADIENT in self.presets
+
+  @property
+  def known(self) -> str | None:
+    """Path of the values known for the backbone; None if there are none."""
+    own = EMBEDDED_KNOWN if self.model.weights == EMBEDDED else None
+    return own if self.allocation.known is None else os.path.expanduser(self.allocation.known)
+
+
+def _mistakes(settings: RunSettings) -> Iterator[str]:
+  """Sentences about fields that contradict each other."""
+  if settings.structure != SEARCH and settings.protocol != 'honest':
+    yield (
+      f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
+      f"set; give train_on='train+val' to train structure={settings.structure!r} on all images."
+    )
+  if settings.final_split != 'train' and settings.training.keep == 'best':
+    yield (
+      "training.keep='best' needs validation images that are not trained on; give 'last', or "
+      "train_on='train'."
+    )
+  if settings.train_on == 'train+val' and settings.structure == SEARCH:
+    if settings.protocol == 'honest' and not settings.finetunes:
+      yield (
+        "finetune.epochs=0 leaves nothing to train on both with train_on='train+val': the supernet "
+        "is trained on 'train'; give epochs."
+      )
+  if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in settings.presets:
+    yield (
+      f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "
+      f"alone; leave it out, or give structure='gradient' and {settings.structure!r} as a preset."
+    )
+  compares = settings.job == 'compare'
+  if settings.structure == KNOWN or (compares and KNOWN in settings.compare.methods):
+    if settings.known is None:
+      yield (
+        f'No values are known for model.weights={settings.model.weights!r}; give a file of them as '
+        "allocation.known, or structure='gradient'."
+      )
+    if settings.budget is None and not compares:
+      yield "budget=None does not say how much structure='known' may train; give a number."
+
+
+def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:
+  """Sentences about fields that a comparison does not allow."""
+  for name, only, reason in (
+    ('protocol', 'honest', 'a comparison reads the test images last'),
+    ('budget', None, 'a comparison has compare.budgets'),
+    ('presets', (), 'a comparison has compare.methods'),
+    ('structure', SEARCH, 'a comparison has compare.methods'),
+    ('report.result', None, 'a comparison has no single result'),
+  ):
+    if (value := operator.attrgetter(name)(settings)) != only:
+      yield f'{name}={value!r} must be {only!r}: {reason}.'
+  training, compare, own = settings.training, settings.compare, settings.finetune.epochs
+  if own >= training.epochs:
+    yield (
+      f'finetune.epochs={own} must be below training.epochs={training.epochs}: a comparison takes '
+      'them from there.'
+    )
+  if SEARCH in compare.methods and training.warmup_epochs > (left := training.epochs - own):
+    yield (
+      f'training.warmup_epochs={training.warmup_epochs} is more than the {left} epochs that '
+      f'finetune.epochs={own} leaves for the supernet in a comparison; lower one of the two.'
+    )
+  if settings.seed + TUNING_SEED + compare.seeds > MOST_SEED:
+    yield (
+      f'seed={settings.seed} leaves no room for the {compare.seeds} seeds of a comparison; give a '
+      'lower one.'
+    )
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The defaults of `RunSettings` as a config whose fields can be changed.
+
+  Example:
+    >>> config = default_config()
+    >>> config.training.epochs = 100
+    >>> check_config(config).training.epochs
+    100
+  """
+  return schema.to_config_dict(RunSettings())
+
+
+def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings:
+  """Reads a config.
+
+  Args:
+    config: a config with all fields of `default_config`; settings are returned as they are.
+
+  Returns:
+    Its values, by section.
+
+  Raises:
+    TypeError: the config is neither.
+    UserError: fields are unknown, missing or have wrong values: a line for each.
+    ImportError: a field needs a package that is not installed.
+  """
+  if isinstance(config, RunSettings):
+    return config
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise TypeError(
+      f'config is a {type(config).__name__}; pass the ConfigDict that config.default_config() '
+      'makes, with your values.'
+    )
+  values = config.to_dict()
+  missing = [
+    f'{name} is missing; start from config.default_config().'
+    for name in _missing(RunSettings(), values)
+  ]
+  try:
+    settings = pydantic.TypeAdapter(RunSettings).validate_python(values)
+  except pydantic.ValidationError as error:
+    raise UserError('\n'.join([*missing, sentences(error)])) from None
+  if missing:
+    raise UserError('\n'.join(missing))
+  if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
+    raise ImportError(
+      'watch.tensorboard=True needs tensorboardX, which is not installed; pip install tensorboardX.'
+    )
+  return settings
+
+
+def _missing(section: Any, values: Mapping[str, Any], prefix: str = '') -> Iterator[str]:
+  """Dotted names of the fields and sections that a config lacks."""
+  for name, value in vars(section).items():
+    if name not in values:
+      yield prefix + name
+    elif dataclasses.is_dataclass(value) and isinstance(values[name], Mapping):
+      yield from _missing(value, values[name], f'{prefix}{name}.')
+
+
+def parse_arguments(
+  text: str, defaults: dict[str, Any], choices: Sequence[str] | None = None
+) -> tuple[str, dict[str, Any]]:
+  """Splits the part of `--config FILE:ARGUMENTS` after the colon, 'cifar100,source=noah,rank=4'.
+
+  Args:
+    text: an optional value without a name, then any number of `name=value`.
+    defaults: the known names with their default values, or with a type for a default of None. A
+      value gets the type of its default; if that is None, digits are an integer and all else is a
+      string.
+    choices: allowed first values, '' for none; None allows any.
+
+  Returns:
+    (the first value, or ''; all names with their values).
+
+  Raises:
+    ValueError: an unknown or repeated name, a value of another type, or a first value that is not
+      among the choices.
+
+  Example:
+    >>> parse_arguments('cifar100,rank=4', {'source': None, 'rank': 8})
+    ('cifar100', {'source': None, 'rank': 4})
+    >>> parse_arguments('tiny=True', {'tiny': False})
+    ('', {'tiny': True})
+  """
+  parts = text.split(',')
+  beginnings = [','.join(parts[:length]) for length in range(len(parts), 0, -1)]
+  first = next(filter(os.path.exists, beginnings), None)  # a path may have commas
+  if first is None:
+    first = '' if parts[0].partition('=')[0] in defaults else parts[0]
+  if choices is not None and first not in choices:
+    expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
+    raise ValueError(f'{shown(first)} is not an argument of this config; it takes {expected}.')
+  given: dict[str, Any] = {}
+  for part in text.removeprefix(first).removeprefix(',').split(',') if text != first else ():
+    name, equals, value = part.partition('=')
+    if name not in defaults or name in given or not equals:
+      raise ValueError(
+        f"{shown(part)} in the config's arguments is unknown or repeated; give NAME=VALUE, with "
+        f'the names {", ".join(defaults)}; a path with a comma in it must exist.'
+      )
+    default = defaults[name]
+    kind = default if isinstance(default, type) else type(default)
+    if default is None:
+      kind = int if value.isdigit() else str
+    try:
+      given[name] = _BOOLEANS[value] if kind is bool else kind(value)
+    except (KeyError, ValueError) as error:
+      expected = 'True or False' if kind is bool else f'of type {kind.__name__}'
+      raise ValueError(
+        f"{shown(part)} in the config's arguments: {name} must be {expected}."
+      ) from error
+  others = {name: None if isinstance(x, type) else x for name, x in defaults.items()}
+  return first, {**others, **given}
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shrinks a config until it runs in seconds; its results mean nothing.
+
+  Few epochs, one generation of four structures, two methods of a comparison, the backbone of the
+  package, no cache of decoded images. Task, images and structure stay.
+
+  Args:
+    config: a config, which is changed.
+
+  Returns:
+    The same config.
+
+  Example:
+    >>> check_config(shrink(default_config())).training.epochs
+    4
+  """
+  config.model.weights = EMBEDDED
+  config.data.cache = None
+  config.training.update(epochs=4, warmup_epochs=0)  # head and gradient count as two
+  config.allocation.head_epochs = 1
+  config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
+  config.finetune.update(epochs=1, warmup_epochs=0)
+  config.compare.update(methods=('linear', 'lora:2'), seeds=1)
+  return config
+
+
+def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_collections.ConfigDict:
+  """A config with budgets and learning rates by task from a file.
+
+  The file is JSON, `{"cifar100": {"budget": 860000, "learning_rate": 1e-4}}`. A task is named
+  without its benchmark: 'cifar100', 'food101/4/0'. 'food101' or 'food101/4' stands for all tasks
+  below it; the longest name that fits counts. All other fields stay as they are.
+
+  Args:
+    config: the config to be changed; the content of the file becomes part of it.
+    path: path of the file; None changes nothing.
+
+  Raises:
+    FileNotFoundError: the file does not exist.
+    ValueError: the file has other content; the sentence says what.
+  """
+  if path is None:
+    return config
+  path = os.path.expanduser(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(
+      f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by "
+      'task.'
+    )
+  settings = load_json(path, 'settings= takes JSON')
+  check_settings(settings, config.task, path)
+  if expand(config.task) == [config.task]:
+    own = settings_of(settings, config.task)
+    config.budget = plain(own.get('budget', config.budget))
+    if (rate := own.get('learning_rate')) is not None:
+      config.training.learning_rate = config.finetune.learning_rate = float(rate)
+  else:
+    config.suite.settings = ml_collections.ConfigDict(settings)
+  return config
+
+
+def check_settings(settings: Any, task: str, where: str) -> None:
+  """Checks settings by task.
+
+  Args:
+    settings: task's name -> its budget and learning rate.
+    task: a config's task, whose benchmark the names belong to.
+    where: how the sentence begins: path of the file, or name of the config's field.
+
+  Raises:
+    ValueError: a name, type or value is wrong.
+  """
+  benchmark = task.partition('/')[0]
+  names = dict.fromkeys((*expand(f'{benchmark}/all'), *expand(task)))
+  known = [name.partition('/')[2] for name in names]
+  for name in taken(settings, where, Mapping[Name, OwnSettings]):
+    if not any(_stands_for(name, task) for task in known):
+      near = difflib.get_close_matches(name, known) or known
+      raise ValueError(f"{where}: '{name}' is not a task of {benchmark}; give {listed(near)}.")
+
+
+def settings_of(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
+  """The budget and learning rate of a single task in settings; the longest name counts."""
+  name = task.partition('/')[2]
+  own: dict[str, Any] = {}
+  for given in sorted((given for given in settings if _stands_for(given, name)), key=len):
+    own |= settings[given]
+  return own
+
+
+def _stands_for(name: str, task: str) -> bool:
+  return task == name or task.startswith(f'{name}/')

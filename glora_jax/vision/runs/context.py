@@ -1,0 +1,486 @@
+"""What all stages of a job share: made and checked once, before the first stage runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.checks import MOST_COUNTED, shown
+from glora_jax.compiling import Compilation, reported
+from glora_jax.files import sha256_of
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.draws import require_feasible
+from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
+from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data import normalization, pipeline
+from glora_jax.vision.data.augment import Augmentation
+from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.models import weights
+from glora_jax.vision.runs.backbone import (
+  Model,
+  Stream,
+  adapt_spaces,
+  fetch_task,
+  is_beside,
+  load_backbone,
+  stream_key,
+  variables_before_training,
+)
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.origins import WEIGHTS
+from glora_jax.vision.runs.sections import TrainingSettings
+
+if TYPE_CHECKING:
+  from glora_jax.vision.runs.stage import Stage
+
+log = logging.getLogger(__name__)
+
+_SIDE_OF_PHOTOGRAPHS = 100  # pixels, of the smallest
+_NOTE = (
+  'The small backbone of the package has only seen gray images of 28 x 28 pixels; for color images '
+  'of this size it suits trials only. For results add weights=dinov2-S/14 to the arguments of the '
+  'config, as in own:FOLDER,weights=dinov2-S/14.'
+)
+STREAMED_BLOCK = 1024  # images of a stream that are scored at once
+
+
+def never() -> bool:
+  """A `stop` that never asks to stop."""
+  return False
+
+
+def train_split_of(settings: RunSettings) -> str:
+  """The split that structures are chosen with: supernet, heads and gradients are trained on it."""
+  return 'train' if settings.protocol == 'honest' else 'train+val'
+
+
+@dataclasses.dataclass
+class Context:
+  """What all stages of a job share.
+
+  Attributes:
+    settings: the config, checked.
+    workdir: folder for everything that is written.
+    task: the images and labels.
+    adapted: the adapted backbone.
+    variables: its variables before any training.
+    metadata: what the weights' file says: 'image_size', 'normalization' and more.
+    stop: called wherever everything is saved; if it returns True, the job ends.
+    counts: number of images by split, including 'train+val'.
+    facts: what else all results depend on: digests of the images by split, and of the weights.
+    beside: the space of baselines that the search's space lacks; None if it has all of them.
+    mesh: the devices; None for a single one.
+    decoded: arrays of small splits that are not on a device yet.
+    splits: the splits that were read.
+    compiled: scorers and predictors, by their maker and masked split (None for all others).
+    seconds: time of the stages so far, by title.
+    programs: compiled programs of the stages so far, by stage and name.
+    begun: names of the stages before the current one.
+    dispatched: to be called after every dispatch; a profiler counts them in a stage that it traces.
+  """
+
+  settings: RunSettings
+  workdir: str
+  task: Task
+  adapted: Adapted
+  variables: dict[str, Any]
+  metadata: dict[str, Any]
+  stop: Callable[[], bool] = never
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  beside: Model | None = None
+  mesh: jax.sharding.Mesh | None = None
+  decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
+  splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
+  compiled: dict[tuple[Callable, str | None], Callable] = dataclasses.field(default_factory=dict)
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  programs: dict[str, dict[str, Compilation]] = dataclasses.field(default_factory=dict)
+  begun: Sequence[str] = ()
+  dispatched: Callable[[], None] = lambda: None
+
+  @functools.cached_property
+  def _folds(self) -> dict[bool, Callable]:
+    """Compiled folds for structures of the run's space, and of the other one."""
+    spaces = {True: self.adapted} | ({False: self.beside.adapted} if self.beside else {})
+    return {is_own: reported('fold', jax.jit(adapted.fold)) for is_own, adapted in spaces.items()}
+
+  def fold(self, model: Model) -> Any:
+    """The plain model's parameters."""
+    fold = self._folds[model.adapted.spec is self.adapted.spec]
+    return fold(model.variables, model.genome)
+
+  @property
+  def train_split(self) -> str:
+    """See `train_split_of`; what was chosen is trained on `settings.final_split`."""
+    return train_split_of(self.settings)
+
+  @property
+  def search_split(self) -> str:
+    """The split that the search scores structures on."""
+    return 'val' if self.settings.protocol == 'honest' else 'test'
+
+  @property
+  def devices(self) -> int:
+    """Number of devices that a batch is split over."""
+    return 1 if self.mesh is None else self.mesh.size
+
+  @property
+  def shards(self) -> int:
+    """Parts of a batch with separate random draws for images and passes."""
+    settings = self.settings
+    drawn = (settings.augment, settings.model.drop_path, settings.sampling.paths)
+    if drawn == (Augmentation(), 0, 1) or not meshes.are_whole(self.variables):
+      return 1  # nothing is drawn, or the compiler splits the batch
+    return self.devices
+
+  def place(self, name: str) -> Model:
+    """The space of a structure with a name."""
+    if self.beside is not None and is_beside(self.adapted.spec, name):
+      return self.beside
+    return Model(self.adapted, self.variables)
+
+  def path(self, *names: str) -> str:
+    """A path within the workdir."""
+    return os.path.join(self.workdir, *names)
+
+  def key(self, stream: Stream) -> jax.Array:
+    """The random key of the run's seed for one purpose."""
+    return stream_key(self.settings.seed, stream)
+
+  def data(self, split: str) -> pipeline.Split:
+    """A split, read once: on the device if it is small, else a stream with its labels."""
+    if split not in self.splits:
+      examples = self.task.open(split)
+      if self.is_resident(len(examples.labels)):
+        found = meshes.hold(self.mesh, tuple(self._decoded(split)))
+      else:
+        data, size = self.settings.data, self.metadata['image_size']
+        found = (
+          pipeline.Stream(examples, size, rule=data.resize, workers=data.workers),
+          examples.labels,
+        )
+      self.splits[split] = pipeline.Split(*found)
+      self.decoded.pop(split, None)
+    return self.splits[split]
+
+  def _decoded(self, split: str) -> pipeline.Split:
+    """The arrays of a small split, or of several joined with '+'."""
+    if '+' in split:
+      return pipeline.joined([self._decoded(part) for part in split.split('+')])
+    if split in self.splits:
+      return pipeline.Split(*(np.asarray(x.addressable_data(0)) for x in self.splits[split]))
+    if split in self.decoded:
+      return self.decoded[split]
+    data, size = self.settings.data, self.metadata['image_size']
+    return pipeline.load(self.task.open(split), size, rule=data.resize, cache=data.cache)
+
+  def is_resident(self, number: int) -> bool:
+    """Whether a split with this number of images stays on the device."""
+    size = self.metadata['image_size']
+    return number * size * size * 3 <= self.settings.data.max_resident
+
+  def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
+    del key
+    return normalization.normalize(images, self.metadata['normalization'])
+
+  def augmented(self, images: jax.Array, key: jax.Array) -> jax.Array:
+    """`preprocess` for a batch in training: augmented, then normalized."""
+    return self.settings.augment.apply(
+      key, images, self.metadata['image_size'], self.metadata['normalization']
+    )
+
+  def score(self, variables: Any, genomes: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores a population on a split.
+
+    Args:
+      variables: the model's variables.
+      genomes: int8 [candidate, layer, 5].
+      split: name of the split.
+
+    Returns:
+      (correct answers [candidate], summed loss [candidate]).
+    """
+    scorer = self._compiled(make_scorer, split)
+    images, labels = self.data(split)
+    if not isinstance(images, pipeline.Stream):
+      return scorer(variables, genomes, images, labels)
+    correct: Any = 0
+    loss: Any = 0.0
+    for block in meshes.blocks(self.mesh, images, STREAMED_BLOCK):
+      block_correct, block_loss = scorer(variables, genomes, *block)
+      correct = correct + np.asarray(block_correct)
+      loss = loss + np.asarray(block_loss, np.float64)
+    return correct, loss
+
+  def _plain(self, model: Model) -> tuple[Any, jax.Array]:
+    """(variables, genome) of the folded structure, so that one program scores all of them."""
+    variables = {**self.variables, 'params': self.fold(model)}
+    return variables, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
+
+  def measure(self, model: Model, split: str) -> dict[str, float]:
+    """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+    variables, genome = self._plain(model)
+    correct, loss = self.score(variables, genome[None], split)
+    images = len(self.data(split).labels)
+    return {
+      f'{split}_accuracy': int(correct[0]) / images,
+      f'{split}_loss': float(loss[0]) / images,
+    }
+
+  def predict(self, model: Model, split: str) -> Predictions:
+    """A structure's answers for every image of a split, as NumPy arrays [image]."""
+    variables, genome = self._plain(model)
+    predictor = self._compiled(make_predictor, split)
+    images = self.data(split).images
+    blocks = [images]
+    if isinstance(images, pipeline.Stream):
+      blocks = (block for block, _ in meshes.blocks(self.mesh, images, STREAMED_BLOCK))
+    parts = [predictor(variables, genome, block) for block in blocks]
+    return Predictions(
+      *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
+    )
+
+  def pixels(self, split: str, indices: np.ndarray) -> np.ndarray:
+    """The images of a split at indices [image], uint8 [image, size, size, 3].
+
+    One process may call it alone: resident images are whole on every device.
+    """
+    images = self.data(split).images
+    if isinstance(images, pipeline.Stream):
+      return next(images.batches(np.asarray(indices)[None])).images
+    return np.asarray(images.addressable_data(0)[np.asarray(indices)])
+
+  def _compiled(self, make: Callable, split: str) -> Callable:
+    """The scorer or predictor of a split; splits without a mask share theirs."""
+    key = make, split if split in self.task.masked else None
+    if key not in self.compiled:
+      options = {'classes': self.task.mask(split), 'mesh': self.mesh}
+      self.compiled[key] = make(self.adapted, self.preprocess, **options)
+    return self.compiled[key]
+
+
+def make_context(
+  given: RunSettings,
+  stages: Sequence[Stage],
+  workdir: str,
+  stop: Callable[[], bool] = never,
+) -> Context:
+  """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
+
+  Args:
+    given: the config; the context's batches are no larger than the images allow.
+    stages: all stages of the job.
+    workdir: folder of the job, which gets only a split of the user's own images, a record of which
+      of them can be decoded, and one of the weights.
+    stop: see `experiment.run`.
+
+  Raises:
+    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
+  """
+  titles = dict.fromkeys(stage.title for stage in stages if stage.has_folder)
+  if (profile := given.watch.profile) not in (None, *titles):
+    raise ValueError(
+      f'watch.profile={shown(profile)} is not a stage of this job; give one of {", ".join(titles)}.'
+    )
+  mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
+  task, path = fetch_task(given, workdir)
+  counts = count_images(task)
+  settings = fit_batches(given, stages, counts, mesh)
+  model, params, metadata = load_backbone(settings.model, path, task.num_classes)
+  size = metadata['image_size']
+  settings.augment.check_size(size)
+  adapted, other = adapt_spaces(settings, model, size, mesh)
+  check_ranks(adapted)
+  require_feasible(adapted.spec, settings.budget)
+  variables, beside = variables_before_training(adapted, params, settings, mesh), None
+  if other is not None:
+    beside = Model(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
+  context = Context(
+    settings=settings,
+    workdir=workdir,
+    task=task,
+    adapted=adapted,
+    variables=variables,
+    metadata=metadata,
+    stop=lambda: meshes.on_any(stop()),
+    counts=counts,
+    beside=beside,
+    mesh=mesh,
+  )
+  for stage in stages:
+    stage.check(context)
+  if settings.data.cache is not None:
+    pipeline.require_writable(settings.data.cache)
+  log.info('%s: %s', task.name, describe(adapted, variables, mesh))
+  task, decoded = _open_images(context, stages)
+  task = _with_note(settings, task)
+  left = count_images(task)  # fewer if broken ones are left out
+  facts = {split: task.open(split).identity for split in task.splits}
+  record = os.path.join(workdir, WEIGHTS)
+  facts |= {WEIGHTS: sha256_of(record)} if os.path.isfile(record) else {}
+  context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
+  if left != counts:
+    context.settings = fit_batches(given, stages, left, mesh)
+    for stage in stages:
+      stage.check(context)
+  return context
+
+
+def _open_images(
+  context: Context, stages: Sequence[Stage]
+) -> tuple[Task, dict[str, pipeline.Split]]:
+  """The task without broken images that can be left out, and its small splits, decoded."""
+  from glora_jax.vision.runs.stage import has_begun
+
+  data, folder = context.settings.data, context.workdir or None
+  # Streamed images are opened by one process, and the others wait for it.
+  is_streamed = not all(context.is_resident(context.counts[split]) for split in context.task.splits)
+  with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
+    if folder and meshes.primary():
+      os.makedirs(context.workdir, exist_ok=True)
+    return open_images(
+      context.task,
+      context.metadata['image_size'],
+      context.is_resident,
+      rule=data.resize,
+      skip_broken=data.skip_broken,
+      cache=data.cache,
+      folder=folder,
+      write=meshes.primary(),
+      has_begun=bool(folder) and has_begun(context.workdir, stages),
+    )
+
+
+def _with_note(settings: RunSettings, task: Task) -> Task:
+  """The task with a note, which is logged, if the package's backbone is to see photographs."""
+  if settings.model.weights != weights.EMBEDDED:
+    return task
+  picture = task.open('train').image(0)
+  pixels = np.asarray(picture)
+  if min(picture.size) < _SIDE_OF_PHOTOGRAPHS or (pixels == pixels[..., :1]).all():
+    return task
+  log.warning(_NOTE)
+  return dataclasses.replace(task, notes=(*task.notes, _NOTE))
+
+
+def count_images(task: Task) -> dict[str, int]:
+  """The number of images of every split of a task, and of 'train+val'.
+
+  Raises:
+    ValueError, OSError: a split cannot be opened.
+  """
+  counts = {split: len(task.open(split).labels) for split in task.splits}
+  return {**counts, 'train+val': counts['train'] + counts['val']}
+
+
+def check_ranks(adapted: Adapted) -> None:
+  """Raises ValueError if a LoRA rank on offer is too large for every layer."""
+  sides = [min(layer.in_features, layer.out_features) for layer in adapted.spec]
+  ranks = {rank for layer in adapted.spec for rank in layer.space.ranks}
+  if beyond := [rank for rank in sorted(ranks) if rank > max(sides)]:
+    raise ValueError(
+      f'space.ranks has {beyond[0]}, but no layer of the model can have a rank above {max(sides)}; '
+      'lower it.'
+    )
+
+
+def fit_batches(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  counts: Mapping[str, int],
+  mesh: jax.sharding.Mesh | None,
+) -> RunSettings:
+  """The settings with batches that the images fill, and with a prior that there is.
+
+  Args:
+    settings: the config.
+    stages: all stages of the job.
+    counts: number of images by split.
+    mesh: the devices that batches are split over.
+
+  Raises:
+    ValueError: a batch is larger than the images, cannot be cut into equal paths or split over
+      the devices, or there are more steps than can be counted.
+  """
+  splits = [split for stage in stages for split in stage.splits]
+  sizes = [counts[split] for split in splits]
+  has_supernet = any('sampling.' in stage.reads for stage in stages)
+  paths = settings.sampling.paths if has_supernet else 1
+  fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
+  recipes: dict[str, Recipe] = {'training': fitted.training}
+  if any('finetune.' in stage.reads for stage in stages):
+    recipes['finetune'] = fitted.finetuning
+  for name, recipe in recipes.items():
+    steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
+    if steps > MOST_COUNTED:
+      raise ValueError(
+        f'{name}.epochs={recipe.epochs} means {steps:,} steps, more than can be counted; lower it.'
+      )
+  if settings.has_gradient and settings.allocation.prior == 'known' and settings.known is None:
+    allocation = dataclasses.replace(settings.allocation, prior='shifts')
+    fitted = dataclasses.replace(fitted, allocation=allocation)
+  return fitted
+
+
+def _fit(
+  recipe: TrainingSettings, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
+) -> TrainingSettings:
+  """A recipe with a batch that the images fill; see `fit_batches`."""
+  size, fewest, devices = recipe.batch_size, min(sizes), 1 if mesh is None else mesh.size
+  if size > fewest:
+    parts = recipe.accumulate * paths * devices
+    largest = fewest // parts * parts
+    if not largest:
+      raise ValueError(
+        f'training.batch_size={size} is larger than the {fewest} training images; lower it.'
+      )
+    log.warning(
+      'training.batch_size=%d is more than the %d training images; using %d.',
+      size,
+      fewest,
+      largest,
+    )
+    recipe = dataclasses.replace(recipe, batch_size=largest)
+  part = recipe.batch_size // recipe.accumulate
+  meshes.require_divisible(mesh, part)
+  if (part := part // devices) % paths:
+    raise ValueError(
+      f'sampling.paths={paths} must divide the {part} images of a supernet step on each device '
+      '(training.batch_size, split by accumulate and devices); change one of the two.'
+    )
+  return recipe
+
+
+def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:
+  """One line on what is adapted, trained in full and frozen, in which precision and on what."""
+  trainable, frozen = adapted.split(variables)
+  axes = [f'{name} {size}' for name, size in mesh.shape.items()] if mesh else ()
+  computed = getattr(adapted.model, 'dtype', None)
+  precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
+  return (
+    f'{len(adapted.spec)} layers of {type(adapted.model).__name__} are adapted; '
+    f'{count(trainable["params"]):,} parameters in heads, {count(frozen):,} frozen '
+    f'({_dtypes(frozen)}); computed in {precision} on {jax.device_count()} x '
+    f'{jax.devices()[0].device_kind}{", mesh " * bool(axes)}{", ".join(axes)}'
+  )
+
+
+def count(tree: Any) -> int:
+  """Number of parameters in a tree, or in its shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _dtypes(tree: Any) -> str:
+  return ', '.join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}))

@@ -1,0 +1,126 @@
+"""Config fields by dotted name: which are read, and warnings about those that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import operator
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import flax
+
+from glora_jax.checks import shown
+from glora_jax.files import json_default
+from glora_jax.vision.data.catalog import canonical, expand
+from glora_jax.vision.models.weights import EMBEDDED
+from glora_jax.vision.runs.config import RunSettings
+
+log = logging.getLogger(__name__)
+
+_LARGE_RATE = 2e-3  # above it only the small backbone of the package was tuned
+
+# Fields that change no result: a job may resume with other values, and no key contains them.
+FREE = (
+  'checkpoint_epochs',
+  'data.cache',
+  'data.dir',
+  'data.root',
+  'data.workers',
+  'distributed.',
+  'mesh.',
+  'suite.prepare',
+  'watch.',
+)
+# What the context is made of, which every stage uses.
+COMMON = (
+  'data.',
+  'job',
+  'model.',
+  'protocol',
+  'seed',
+  'space.',
+  'structure',
+  'suite.settings.',
+  'task',
+)
+
+
+def as_json(settings: RunSettings) -> dict[str, Any]:
+  """A config's values as `config.json` has them; the task is valid from every directory."""
+  values = json.loads(json.dumps(dataclasses.asdict(settings), default=json_default))
+  return {**values, 'task': canonical(settings.task)}
+
+
+def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested values of a config by dotted name, without the free ones and the place of images."""
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(values), sep='.')
+  kind, _, path = str(flat.get('task')).partition(':')
+  if path and kind in ('folder', 'csv'):  # known by content, wherever they are
+    flat['task'] = f'{kind}:PATH'
+  return {name: value for name, value in flat.items() if not is_among(name, FREE)}
+
+
+def values_of(settings: RunSettings) -> dict[str, Any]:
+  """The values of all fields except the free ones, by dotted name."""
+  return by_name(as_json(settings))
+
+
+def is_among(name: str, fields: Iterable[str]) -> bool:
+  """Whether a dotted name is among some fields and sections.
+
+  Example:
+    >>> is_among('finetune.epochs', ('budget', 'finetune.')), is_among('budget', ('finetune.',))
+    (True, False)
+  """
+  return any(name == field or (field.endswith('.') and name.startswith(field)) for field in fields)
+
+
+def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[str]) -> None:
+  """Warns of fields that are set and have no effect.
+
+  A config file may set fields for other jobs, so only some of its fields are reported.
+
+  Args:
+    settings: the config.
+    read: fields and sections that the stages read.
+    given: names of fields that are set on a command line. Learning rates that stay as they are
+      though another backbone is given are named, too.
+  """
+  compares = settings.job == 'compare'
+  job = 'a comparison' if compares else f'a run of structure={shown(settings.structure)}'
+  idle = {}
+  if compares:
+    idle['watch.tensorboard'] = 'trainings side by side write no metrics'
+  if len(expand(settings.task)) == 1:
+    idle['suite.settings'] = "it is for a task that stands for several, such as 'vtab/all'"
+  if (base := settings.mesh.base) != 'sharded':
+    idle['mesh.fsdp'] = f"mesh.base={base!r} keeps the weights whole; give 'sharded'"
+  defaults = RunSettings()
+  for name, reason in idle.items():
+    value, default = map(operator.attrgetter(name), (settings, defaults))
+    if value != default:
+      log.warning('%s=%s has no effect in %s: %s.', name, shown(value), job, reason)
+  _warn_of_rates(settings, set(given))
+  used = (*read, *FREE)
+  for name in given:
+    if name not in idle and not is_among(name, used):
+      log.warning('--config.%s has no effect in %s.', name, job)
+
+
+def _warn_of_rates(settings: RunSettings, given: Collection[str]) -> None:
+  """Warns of learning rates that stay as they are for another backbone, or in a comparison task."""
+  compares, is_other = settings.job == 'compare', settings.model.weights != EMBEDDED
+  if compares and any(settings.compare.rate.values()):
+    name, changing = 'compare.rate', {'model.weights', 'task'}
+    advice = 'on the digits, with the small backbone; compare:tune chooses rates on your images'
+    is_other = is_other or settings.task != RunSettings().task
+  elif not compares and settings.training.learning_rate > _LARGE_RATE:
+    name, changing = 'training.learning_rate', {'model.weights'}
+    advice = 'for the small backbone of the package; others often need about 1e-3'
+  else:
+    return
+  is_given = any(is_among(field, (name, f'{name}.')) for field in given)
+  if is_other and not changing.isdisjoint(given) and not is_given:
+    log.warning('%s was chosen %s.', name, advice)

@@ -1,0 +1,203 @@
+"""A job from its config to `result.json`: the workdir is claimed, and the stages run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from glora_jax import mesh as meshes
+from glora_jax.checks import check_path
+from glora_jax.errors import user_errors
+from glora_jax.files import sha256_of, write_json
+from glora_jax.records import read_record
+from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
+from glora_jax.vision.data.opening import IMAGES, SPLIT, differences
+from glora_jax.vision.models.checkpoint import EXTENSIONS
+from glora_jax.vision.runs import origins
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.context import Context, make_context, never
+from glora_jax.vision.runs.fields import is_among, warn_of_unread
+from glora_jax.vision.runs.stage import (
+  Stage,
+  made_otherwise,
+  read_by,
+  require_tested,
+  walk,
+)
+from glora_jax.vision.runs.workdir import (
+  changes_of,
+  claim,
+  is_finished,
+  names_in,
+  read_task,
+  read_values,
+  write_config,
+)
+
+log = logging.getLogger(__name__)
+
+# What belongs to `result.json`, besides the model in `folded`.
+_RESULTS = ('adapter.safetensors', 'genome.json', 'search/archive.npz', 'test_list.json')
+
+
+def run_job(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  workdir: str,
+  stop: Callable[[], bool],
+  shape: Any,
+  given: Sequence[str] | None = (),
+) -> dict[str, Any]:
+  """Runs the stages of a job in its workdir, which it holds alone meanwhile.
+
+  A finished job is only read.
+
+  Args:
+    settings: the config.
+    stages: all stages of the job; the last one's result becomes `result.json`, with the seconds of
+      every stage and digests of what belongs to it.
+    workdir: see `experiment.run`.
+    stop: see `experiment.run`.
+    shape: annotation of the result.
+    given: see `experiment.run`.
+
+  Returns:
+    The content of `result.json`, and how it was made (`provenance`).
+  """
+  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  with contextlib.ExitStack() as stack:
+    with user_errors():
+      workdir = check_path(workdir)
+      if is_finished(workdir):
+        return _finished(settings, stages, workdir, shape)
+      if given is not None:
+        warn_of_unread(settings, read_by(stages), given)
+      require_apart(settings.task, workdir)
+      stack.enter_context(claimed(workdir, stages))
+      context = prepared(settings, stages, workdir, stop)
+      origins.note_process(workdir)
+    result = walk(context, stages)
+    result['seconds'] = context.seconds
+    if meshes.primary():
+      result['sha256'] = _digests(workdir)
+      write_json(os.path.join(workdir, 'result.json'), result, 'result')
+    return _with_provenance(result, workdir)
+
+
+def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
+  """Holds the workdir of a job for this process alone; see `workdir.claim`."""
+  stages = [stage for stage in stages if stage.has_folder]
+  return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
+
+
+def _finished(
+  settings: RunSettings, stages: Sequence[Stage], workdir: str, shape: Any
+) -> dict[str, Any]:
+  """The result of a finished job, checked against the workdir's files and the config."""
+  changes = changes_of(settings, workdir, read_by(stages))
+  result = read_record(os.path.join(workdir, 'result.json'), 'result', shape)
+  _require_own(result, workdir)
+  log.info('This run is finished; its results are in %s.', workdir)
+  _compare_images(settings, workdir)
+  for change in changes:
+    log.info('%s; no stage reads it.', change)
+  for name in ('profile', 'tensorboard'):
+    value = getattr(settings.watch, name)
+    if value and not names_in(os.path.join(workdir, name)):
+      log.warning('watch.%s=%r has no effect: this run is finished.', name, value)
+  return _with_provenance(result, workdir)
+
+
+def _compare_images(settings: RunSettings, workdir: str) -> None:
+  """Warns if a user's own images have changed since a run finished.
+
+  Raises:
+    ValueError: the images are in another place, and differ.
+  """
+  if not has_files(settings.task, settings.data):
+    return
+  try:
+    found = differences(find(settings.task, settings.data), workdir)
+  except (OSError, ValueError) as error:
+    log.warning('The images of this run cannot be read: %s', error)
+    return
+  if found:
+    sentence = f'The images are not those of this run ({found}); for these, use another --workdir.'
+    if read_task(workdir) != canonical(settings.task):
+      raise ValueError(sentence)
+    log.warning(sentence)
+
+
+def prepared(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  workdir: str,
+  stop: Callable[[], bool] = never,
+) -> Context:
+  """The context of a job after checking all stages, before any of them starts.
+
+  Logs which stages run again, and why. The config is written first: it says what the records of
+  images and weights beside it are of, even if the start fails.
+
+  Raises:
+    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
+  """
+  changes = changes_of(settings, workdir, read_by(stages))
+  if meshes.primary():
+    if any(is_among(change.name, ('task', 'data.')) for change in changes):
+      for name in (IMAGES, SPLIT):
+        pathlib.Path(workdir, name).unlink(missing_ok=True)
+    write_config(settings, workdir)
+  context = make_context(settings, stages, workdir, stop)
+  require_tested(context, stages)
+  for change in changes:
+    log.info('%s.', change)
+  if again := made_otherwise(context, stages):
+    log.warning(
+      'These stages began with other fields, images, weights or devices, or with another version '
+      'of glora_jax, and run again: %s.',
+      ', '.join(again),
+    )
+  return context
+
+
+def _digests(workdir: str) -> dict[str, str]:
+  """SHA-256 of a result's files by name; of `config.json`, of the fields that change results."""
+  text = json.dumps(read_values(workdir), sort_keys=True)
+  digests = {'config.json': hashlib.sha256(text.encode()).hexdigest()}
+  folded = sorted(names_in(os.path.join(workdir, 'folded')))
+  models = [f'folded/{name}' for name in folded if name.endswith((*EXTENSIONS, '.json'))]
+  for name in (*_RESULTS, *models):
+    if os.path.isfile(path := os.path.join(workdir, name)):
+      digests[name] = sha256_of(path)
+  return digests
+
+
+def _require_own(result: dict[str, Any], workdir: str) -> None:
+  """Checks that result and files of a finished workdir are of one run; files may be missing."""
+  path = os.path.join(workdir, 'result.json')
+  for name, digest in _digests(workdir).items():
+    if result['sha256'].get(name, digest) != digest:
+      file, owner = os.path.join(workdir, name), path
+      if name == 'config.json':
+        file, owner = path, file
+      raise ValueError(
+        f'{file} does not belong to {owner}: it is from another run, or one of the two was edited. '
+        'Restore the right one, or choose another --workdir.'
+      )
+
+
+def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
+  """A result with how it was made, if that is known.
+
+  `result.json` does not have that, so that the same run elsewhere writes the same file.
+  """
+  made = origins.recorded_processes(workdir)
+  return {**result, 'provenance': made} if made else result

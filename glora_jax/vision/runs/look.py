@@ -1,0 +1,153 @@
+"""A look at the data of a config: what is ready (`--check`), and a batch of images (`--show`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from glora_jax.checks import shown
+from glora_jax.errors import user_errors
+from glora_jax.files import require_free, whole
+from glora_jax.mesh import require_devices
+from glora_jax.vision.data import catalog, pipeline
+from glora_jax.vision.data.examples import Part
+from glora_jax.vision.data.normalization import statistics
+from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.runs.backbone import image_size_here
+from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.sections import DataSettings
+
+NUMBER_OF_IMAGES = 8
+NUMBER_OF_DRAWS = 2  # rows of augmented images
+DEFAULT_SIZE = 224  # of most published weights, which are not downloaded for a look
+_NORMALIZATION = 'imagenet'
+_SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
+
+
+@user_errors()
+def check(config: ml_collections.ConfigDict) -> bool:
+  """Prints what the data of every task of a config needs; returns whether all are ready.
+
+  Nothing is downloaded or prepared.
+  """
+  settings = check_config(config)
+  names = catalog.expand(settings.task)
+  number_ready = 0
+  for name in names:
+    is_ready, lines = catalog.report(name, settings.data)
+    if is_ready and catalog.has_files(name, settings.data):
+      is_ready, lines = _with_images(name, settings.data, lines)
+    number_ready += is_ready
+    print('\n'.join(lines), flush=True)
+  print(f'\n{number_ready} of {len(names)} ready.')
+  return number_ready == len(names)
+
+
+def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool, list[str]]:
+  """A report, or another one if images of the user's cannot be decoded."""
+  try:
+    open_images(
+      catalog.find(name, data),
+      0,
+      lambda number: False,
+      rule=data.resize,
+      skip_broken=data.skip_broken,
+    )
+  except (ValueError, OSError) as error:
+    return False, [f'{name}: NOT READY', f'  {error}']
+  return True, lines
+
+
+@user_errors()
+def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = False) -> None:
+  """Draws a batch of a config's training images with their labels, at the size of the model.
+
+  The first row is only resized; the others are augmented, as in training. Prints the path.
+
+  Args:
+    config: config of a run; its seed chooses the images.
+    path: path of the PNG.
+    overwrite: whether to replace an existing file; images of the task and its CSV are never
+      replaced.
+
+  Raises:
+    ValueError: a field is wrong, or the task stands for several.
+    OSError: the images cannot be read, or the picture cannot be written.
+  """
+  require_devices()
+  settings = check_config(config)
+  names = catalog.expand(settings.task)
+  if names != [settings.task]:
+    raise ValueError(
+      f'task={shown(settings.task)} stands for {len(names)} tasks, and --show draws one; give '
+      f'--config.task={names[0]}, for instance.'
+    )
+  task = catalog.find(settings.task, settings.data)
+  require_free(path, overwrite, _inputs(task) if overwrite else ())
+  examples = task.open('train')
+  order = np.random.default_rng(settings.seed % 2**64).permutation(len(examples.labels))
+  size = image_size_here(settings.model) or DEFAULT_SIZE
+  images, labels = pipeline.load(
+    Part(examples, order[:NUMBER_OF_IMAGES]),
+    size,
+    rule=settings.data.resize,
+    skip_broken=settings.data.skip_broken,
+  )
+  mean, deviation = map(np.array, statistics(_NORMALIZATION))
+  rows = {'resized': images}
+  for number in range(NUMBER_OF_DRAWS):
+    key = jax.random.fold_in(jax.random.key(settings.seed), number)
+    augmented = settings.augment.apply(key, jnp.asarray(images), size, _NORMALIZATION)
+    pixels = np.round((np.asarray(augmented) * deviation + mean) * 255)
+    rows[f'augmented {number + 1}'] = np.clip(pixels, 0, 255).astype(np.uint8)
+  contact_sheet(path, rows, [task.classes[label] for label in labels])
+  print(path)
+
+
+def _inputs(task: Task) -> Iterator[str]:
+  """The path of a task's CSV or folder, and paths or names of all images."""
+  yield task.name.partition(':')[2]
+  for split in task.splits:
+    examples = task.open(split)
+    yield from map(examples.name, range(len(examples.labels)))
+
+
+def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> None:
+  """Writes a PNG of rows of images.
+
+  Args:
+    path: path of the PNG.
+    rows: the images of each row, uint8 [n, height, width, 3], by its title.
+    labels: the heading of each column.
+  """
+  try:
+    font = ImageFont.truetype('DejaVuSans.ttf', _FONT_SIZE)
+  except OSError:  # not on this machine; Pillow's own font has ASCII only
+    font = ImageFont.load_default(_FONT_SIZE)
+  step = _SIDE + _GAP
+  left = round(max(map(font.getlength, rows))) + 2 * _GAP
+  top = _FONT_SIZE + 2 * _GAP
+  sheet = Image.new('RGB', (left + step * len(labels), top + step * len(rows)), 'white')
+  draw = ImageDraw.Draw(sheet)
+  for column, label in enumerate(labels):
+    short = label
+    while font.getlength(short) > _SIDE:
+      short = short.removesuffix('…')[:-1] + '…'
+    place = (left + column * step + _SIDE / 2, top - _GAP)
+    draw.text(place, short, 'black', font, anchor='ms')
+  for row, (title, images) in enumerate(rows.items()):
+    y = top + row * step
+    draw.text((left - _GAP, y + _SIDE / 2), title, 'dimgray', font, anchor='rm')
+    for column, image in enumerate(images):
+      is_small = len(image) <= _SIDE  # so that its pixels can be seen
+      resampling = Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC
+      tile = Image.fromarray(image).resize((_SIDE, _SIDE), resampling)
+      sheet.paste(tile, (left + column * step, y))
+  with whole(path) as temporary:
+    sheet.save(temporary, 'png')

@@ -1,0 +1,166 @@
+"""What made a run: its weights and its processes.
+
+The weights are recorded because their name, path or URL may later stand for others.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+
+import jax
+from typing_extensions import TypedDict
+
+import glora_jax
+from glora_jax import hub
+from glora_jax.files import Path, sha256_of, write_json
+from glora_jax.mesh import primary
+from glora_jax.records import read_record
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.checkpoint import locate
+from glora_jax.vision.models.fetch import fetch
+from glora_jax.vision.runs.sections import ModelSettings
+
+WEIGHTS = 'weights.json'
+PROVENANCE = 'provenance.json'
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_COMMAND, _MODULE = 'glora', 'glora_jax.main'
+_OPTIONS_WITH_VALUE = ('-W', '-X', '--check-hash-based-pycs')
+
+
+class _Weights(TypedDict):
+  weights: str
+  revision: str
+  sha256: str
+
+
+def find_weights(settings: ModelSettings, workdir: Path) -> str:
+  """The path of a run's weights on this machine, downloaded if needed.
+
+  The checksum of their file is written to `weights.json`, so that a resumed run has the same
+  weights. A branch on the hub moves on, so its commit at the first start is written there and used
+  from then on.
+
+  Args:
+    settings: the section of the config.
+    workdir: folder of the run.
+
+  Raises:
+    ValueError: the weights are not the recorded or expected ones; see also `fetch`.
+  """
+  if settings.weights == weights.EMBEDDED:
+    return fetch(settings.weights, settings.sha256)
+  record = _read(workdir)
+  if record and record['weights'] != settings.weights:  # no stage has used the old ones
+    record = {}
+  name, revision, expected = settings.weights, '', settings.sha256
+  if hub.is_hub_name(name):
+    asked = hub.parse(name)
+    begun = asked._replace(revision=record['revision']) if record else asked
+    revision = hub.snapshot(str(begun)).revision
+    name, expected = str(asked._replace(revision=revision)), expected or record.get('sha256')
+  path = fetch(name, expected)
+  # `fetch` has checked the file against a given checksum.
+  sha256 = expected.lower() if expected else sha256_of(locate(path))
+  if record and record['sha256'] != sha256:
+    raise ValueError(
+      f'{path} has SHA-256 {sha256}, but this run began with weights of {record["sha256"]}; '
+      'restore those, or choose another --workdir.'
+    )
+  if not record and primary():
+    record = _Weights(weights=settings.weights, revision=revision, sha256=sha256)
+    write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
+  return path
+
+
+def recorded_weights(workdir: Path) -> dict[str, str]:
+  """What a run's result says about weights on the hub, besides their name."""
+  record = _read(workdir)
+  if not record.get('revision'):
+    return {}
+  return {f'weights_{field}': record[field] for field in ('revision', 'sha256')}
+
+
+def _read(workdir: Path) -> dict[str, str]:
+  path = os.path.join(workdir, WEIGHTS)
+  return read_record(path, 'weights', _Weights) if os.path.exists(path) else {}
+
+
+class Made(TypedDict):
+  """How a process made its part of a result.
+
+  Attributes:
+    command: the command line; '' if a user's program called this package.
+    versions: versions of Python and of the packages that matter, by name.
+    device: the devices in words.
+  """
+
+  command: str
+  versions: dict[str, str]
+  device: str
+
+
+class _Processes(TypedDict):
+  processes: list[Made]
+
+
+def note_process(workdir: Path, made: Made | None = None) -> None:
+  """Adds a process to `provenance.json`, unless an equal one is there.
+
+  Args:
+    workdir: folder of the run.
+    made: how the process made its part; None for this process.
+
+  Raises:
+    ValueError, OSError: the file is damaged, of a later version, or cannot be written.
+  """
+  processes, made = recorded_processes(workdir), made or current()
+  if made not in processes and primary():
+    write_json(os.path.join(workdir, PROVENANCE), {'processes': [*processes, made]}, 'provenance')
+
+
+def recorded_processes(workdir: Path) -> list[Made]:
+  """The processes that made a run's result, in order."""
+  path = os.path.join(workdir, PROVENANCE)
+  if not os.path.exists(path):
+    return []
+  remedy = 'remove it; only the record of how the run was made is lost'
+  return read_record(path, 'provenance', _Processes, remedy)['processes']
+
+
+def current() -> Made:
+  """How this process makes its part."""
+  versions = {'glora_jax': glora_jax.__version__, 'Python': platform.python_version()}
+  versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+  kinds = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  device = f'{kinds}; {os.cpu_count()} cores of {platform.machine()}, {platform.system()}'
+  return {'command': command_of(sys.orig_argv), 'versions': versions, 'device': device}
+
+
+def command_of(words: Sequence[str]) -> str:
+  """The command of this package that started a process; '' for other commands.
+
+  Args:
+    words: the words of the command line, with the interpreter.
+
+  Example:
+    >>> command_of(['/usr/bin/python3', '-m', 'glora_jax.main', '--config', 'my own.py'])
+    "python -m glora_jax.main --config 'my own.py'"
+    >>> command_of(['/usr/bin/python3', '/usr/bin/glora', '--config', 'quickstart'])
+    'glora --config quickstart'
+    >>> command_of(['python', '-u', '-X', 'dev', '/usr/bin/glora', '--open'])
+    'glora --open'
+    >>> command_of(['python', 'mine.py', 'glora_jax.main'])
+    ''
+  """
+  rest = list(words[1:])
+  while rest and rest[0].startswith('-'):  # the interpreter's own options
+    del rest[: 2 if rest[0] in _OPTIONS_WITH_VALUE else 1]
+  for command in (words, rest):
+    if command and os.path.basename(command[0]) == _COMMAND:
+      return shlex.join([_COMMAND, *command[1:]])
+  return shlex.join(['python', '-m', *rest]) if rest[:1] == [_MODULE] else ''

@@ -1,0 +1,293 @@
+"""A stage of a job, and the walk that runs a list of them.
+
+A `Stage` declares everything about a stage. The rest follows from the list of stages: what a start
+resumes, what runs again after a field was corrected, fields that nothing reads, and the order,
+titles, seconds, profiles and folders of a job.
+
+The key of a stage is a digest of the fields that it reads, the keys of the stages before it, the
+images, the weights and the version of this package, and the number of shards if something is drawn
+for each. `stage.json` in its folder has the key that the folder was made with. A folder of another
+key is moved to `replaced/NAME/KEY`, and comes back if the key does; nothing is removed. What is
+complete is kept, whatever the number of shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+import glora_jax
+from glora_jax import mesh as meshes
+from glora_jax.compiling import Compilation, reporting_to
+from glora_jax.errors import UserError, user_errors
+from glora_jax.files import write_json
+from glora_jax.records import read_record
+from glora_jax.search.errors import NoGradientError, NonFiniteError
+from glora_jax.training.loop import NonFiniteLossError
+from glora_jax.vision.runs.fields import COMMON, is_among, values_of
+from glora_jax.vision.runs.monitoring import profiled
+from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, names_in
+
+if TYPE_CHECKING:
+  from glora_jax.vision.runs.context import Context
+
+log = logging.getLogger(__name__)
+
+MARK = 'stage.json'
+# What every training reads.
+TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of a job.
+
+  Attributes:
+    name: its name, and that of its folder in the workdir. The part before a '/' is the title under
+      which its seconds and its profile are kept.
+    run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
+      earlier start left in the folder, and only reads it if it is complete.
+    reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
+    after: names of the stages whose results it takes.
+    check: raises ValueError or OSError for what can be known before anything runs.
+    splits: those that it trains on, in batches; what it draws for them depends on the number of
+      devices that a batch is split over. Empty if nothing is trained.
+    has_folder: whether it has a folder and a key. The test and the report have none: the test has
+      its frozen list, and the report comes last.
+  """
+
+  name: str
+  run: Callable[..., Any]
+  reads: tuple[str, ...] = ()
+  after: tuple[str, ...] = ()
+  check: Callable[[Context], Any] = lambda context: None
+  splits: tuple[str, ...] = ()
+  has_folder: bool = True
+
+  @property
+  def title(self) -> str:
+    """The name under which its seconds and its profile are kept."""
+    return self.name.partition('/')[0]
+
+
+class Mark(TypedDict):
+  """What `stage.json` says of a stage's folder.
+
+  Attributes:
+    key: digest of what the stage read, and the number of shards.
+    whole: whether the stage is complete.
+    seconds: how long it took, including interrupted starts.
+    programs: what it compiled, by name: all seconds, and the memory of the largest.
+  """
+
+  key: str
+  whole: bool
+  seconds: float
+  programs: dict[str, Compilation]
+
+
+def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
+  """The key of every stage, by name: equal keys mean equal results."""
+  values = values_of(context.settings)
+  keys: dict[str, str] = {}
+  for stage in stages:
+    content = {
+      'stage': stage.name,
+      'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
+      'before': [keys[name] for name in stage.after],
+      'facts': context.facts,
+      'version': glora_jax.__version__,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    replaced = context.path('replaced', stage.name)
+    folders = (os.path.join(replaced, name) for name in sorted(names_in(replaced)))
+    marks = map(read_mark, (context.path(stage.name), *folders))
+    made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
+    keys[stage.name] = (made or [f'{digest} {context.shards if stage.splits else 1}'])[0]
+  return keys
+
+
+def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
+  """Names of the stages that run again, since their folder was made with another key."""
+  marks = (
+    (name, key, read_mark(context.path(name))) for name, key in keys_of(context, stages).items()
+  )
+  return [name for name, key, mark in marks if mark is not None and mark['key'] != key]
+
+
+def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
+  """The fields and sections that some stages read."""
+  return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
+
+
+def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:
+  """Whether a stage has left something in a workdir."""
+  return any(os.path.exists(os.path.join(workdir, stage.name, MARK)) for stage in stages)
+
+
+def require_tested(context: Context, stages: Sequence[Stage]) -> None:
+  """Raises ValueError if the test images were read and a stage would now run on something else.
+
+  Fields that differ from `config.json` have been reported before.
+  """
+  if os.path.exists(context.path(TEST_LIST)) and (names := made_otherwise(context, stages)):
+    raise ValueError(
+      f'{context.path(names[0])} was made with other fields, images, weights or devices, or by '
+      'another version of glora_jax, and the test images were read since; start with the same as '
+      'before, or choose another --workdir.'
+    )
+
+
+def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
+  """Runs the stages of a job in order; what is complete is only read.
+
+  Args:
+    context: what they share.
+    stages: all stages of the job.
+    until: name of the last stage to run, after those that it needs; None for all of them.
+
+  Returns:
+    The result of the last one.
+
+  Raises:
+    UserError: a loss or a gradient is not finite, or a file is damaged.
+    Stopped: the job was asked to stop.
+  """
+  keys = keys_of(context, stages)
+  wanted = list(stages) if until is None else _needed(stages, until)
+  results: dict[str, Any] = {}
+  for number, stage in enumerate(wanted, 1):
+    if context.stop():
+      raise Stopped(f'before the stage {stage.name}', context.workdir)
+    log.info('%s: stage %d of %d', stage.name, number, len(wanted))
+    context.begun = tuple(results)
+    profiling = profiled(
+      context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
+    )
+    diverged = user_errors(NonFiniteLossError, NonFiniteError, NoGradientError)
+    timed = _timed(context, stage, keys[stage.name])
+    with diverged, profiling as context.dispatched, timed as mark:
+      results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
+    log.info('%s: done in %.1f s', stage.name, mark['seconds'])
+  return results[wanted[-1].name]
+
+
+def _needed(stages: Sequence[Stage], until: str) -> list[Stage]:
+  """A stage and all that it needs, in order."""
+  needed = {until}
+  for stage in reversed(stages):
+    if stage.name in needed:
+      needed.update(stage.after)
+  return [stage for stage in stages if stage.name in needed]
+
+
+@contextlib.contextmanager
+def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
+  """Times a stage under its title, and gives it a folder of the right key."""
+  if stage.has_folder:
+    _make_ready(context, stage.name, key)
+  try:
+    with (
+      clocked(context.path(stage.name) if stage.has_folder else None) as mark,
+      reporting_to(functools.partial(_note_program, stage.name, mark)),
+    ):
+      yield mark
+  finally:
+    context.programs[stage.name] = mark['programs']
+    seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']
+    context.seconds[stage.title] = round(seconds, 2)
+
+
+def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
+  """Logs a compilation, and adds it to the record of its stage unless that is complete."""
+  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
+  held = f'; a device holds {sizes}' if sizes else ''
+  log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
+  if mark['whole']:
+    return
+  earlier = mark['programs'].get(name, Compilation(seconds=0.0, memory={}))
+  mark['programs'][name] = Compilation(
+    seconds=round(earlier['seconds'] + found['seconds'], 2),
+    memory=max(earlier['memory'], found['memory'], key=lambda memory: sum(memory.values())),
+  )
+
+
+@contextlib.contextmanager
+def clocked(folder: str | None) -> Iterator[Mark]:
+  """Records in a folder how long a stage or a part of one took, and whether it is complete.
+
+  Interrupted starts count; reading what is complete does not.
+
+  Args:
+    folder: the folder; None records nothing.
+  """
+  mark = (folder and read_mark(folder)) or new_mark('')
+  if mark['whole']:
+    yield mark
+    return
+  start = time.perf_counter()
+  try:
+    yield mark
+    mark['whole'] = True
+  finally:
+    mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
+    if folder and meshes.primary():
+      # On a full disk the first error is the one that matters.
+      with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        write_json(os.path.join(folder, MARK), mark, 'stage')
+
+
+def new_mark(key: str) -> Mark:
+  """What `stage.json` says before a stage has begun."""
+  return Mark(key=key, whole=False, seconds=0.0, programs={})
+
+
+def read_mark(folder: str) -> Mark | None:
+  """The content of `stage.json` in a folder; None if there is none."""
+  path = os.path.join(folder, MARK)
+  try:
+    return read_record(path, 'stage', Mark, f'remove {folder} to run the stage again')
+  except FileNotFoundError:  # or moved by the primary process meanwhile
+    return None
+
+
+def _make_ready(context: Context, name: str, key: str) -> None:
+  """Puts the folder of a key into place; one of another key is moved to `replaced/`."""
+  folder = context.path(name)
+  with meshes.primary_first(name):
+    if not meshes.primary():
+      return
+    found = read_mark(folder)
+    if found is None and os.path.isdir(folder) and os.listdir(folder):
+      raise UserError(
+        f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
+      )
+    if found is not None and found['key'] != key:
+      replaced = _place_of_replaced(context, name, found['key'])
+      os.makedirs(os.path.dirname(replaced), exist_ok=True)
+      os.rename(folder, replaced)
+      log.info('%s: its earlier files are kept in %s.', name, replaced)
+    earlier = _place_of_replaced(context, name, key)
+    if read_mark(folder) is None and read_mark(earlier) is not None:  # a correction was undone
+      os.makedirs(os.path.dirname(folder), exist_ok=True)
+      os.rename(earlier, folder)
+    if read_mark(folder) is None:
+      os.makedirs(folder, exist_ok=True)
+      write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
+
+
+def _place_of_replaced(context: Context, name: str, key: str) -> str:
+  """Where the folder of a stage with a key is kept while another is in its place."""
+  digest, _, shards = key.partition(' ')
+  return context.path('replaced', name, f'{digest[:16]}-{shards}')

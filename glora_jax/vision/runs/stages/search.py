@@ -1,0 +1,140 @@
+"""The stages of a run with a search: supernet, search, and finetuning the structure found."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any
+
+import jax
+
+from glora_jax import mesh as meshes
+from glora_jax.files import damaged, read_arrays, write_arrays
+from glora_jax.method.draws import check_budget
+from glora_jax.method.space import Spec
+from glora_jax.search import evolution
+from glora_jax.search.archive import Archive
+from glora_jax.vision.runs.backbone import Model, Stream
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.context import Context, train_split_of
+from glora_jax.vision.runs.stage import TRAINING, Stage
+from glora_jax.vision.runs.stages.training import Training, train
+from glora_jax.vision.runs.workdir import Stopped
+
+log = logging.getLogger(__name__)
+
+
+def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+  """The stages that come before the baselines, and those after them.
+
+  The supernet is trained with fresh genomes for every step (section 3.3 of the paper).
+  """
+  supernet = Stage(
+    'supernet',
+    _train_supernet,
+    reads=('sampling.', *TRAINING),
+    splits=(train_split_of(settings),),
+  )
+  search = Stage(
+    'search',
+    _search,
+    reads=('budget', 'search.'),
+    after=('supernet',),
+  )
+  if not settings.finetunes:
+    return (supernet,), (search,)
+  finetune = Stage(
+    'finetune',
+    _finetune,
+    reads=('finetune.', 'search.fitness', 'train_on', *TRAINING),
+    after=('supernet', 'search'),
+    splits=(settings.final_split,),
+  )
+  return (supernet,), (search, finetune)
+
+
+def _train_supernet(context: Context) -> Any:
+  """The variables of the trained supernet."""
+  training = Training(
+    'supernet',
+    context.adapted,
+    context.settings.training,
+    context.train_split,
+    [context.variables],
+    [context.key(Stream.SUPERNET)],
+  )
+  [trained] = train(context, training)
+  return trained.variables
+
+
+def _search(context: Context, supernet: Any) -> Archive:
+  budget, key = check_budget(context.settings.budget), context.key(Stream.SEARCH)
+  return run_search(context, supernet, budget=budget, key=key)
+
+
+def run_search(
+  context: Context, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search'
+) -> Archive:
+  """Searches on the search split, with the supernet's weights.
+
+  Args:
+    context: the context.
+    variables: the trained supernet's variables.
+    budget: most trained parameters; None for no limit.
+    key: random key.
+    folder: folder in the workdir for the archive, which is saved after every generation.
+
+  Returns:
+    All structures that were scored.
+
+  Raises:
+    Stopped: the job was asked to stop.
+  """
+  path = context.path(folder, 'archive.npz')
+  os.makedirs(context.path(folder), exist_ok=True)
+  archive = None
+  if os.path.exists(path):
+    archive = read_archive(path, context.adapted.spec)
+    log.info('search: resumed after generation %d', archive.generation[-1])
+
+  def on_generation(archive: Archive) -> None:
+    if meshes.primary():
+      write_arrays(path, archive.arrays(), 'archive')
+    context.dispatched()
+    if context.stop():
+      raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
+
+  return evolution.evolve(
+    context.adapted.spec,
+    functools.partial(context.score, variables, split=context.search_split),
+    key,
+    settings=context.settings.search,
+    budget=budget,
+    archive=archive,
+    on_generation=on_generation,
+    progress=meshes.primary(),
+  )
+
+
+def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:
+  """The best structure, finetuned from the supernet's weights."""
+  learner = context.adapted.fix(archive.best(context.settings.search.fitness))
+  settings, keys = context.settings, [context.key(Stream.FINETUNE)]
+  split = settings.final_split
+  training = Training('finetune', learner, settings.finetuning, split, [supernet], keys)
+  [trained] = train(context, training)
+  return trained
+
+
+def read_archive(path: str, spec: Spec) -> Archive:
+  """The archive of a search that was interrupted.
+
+  Raises:
+    ValueError: the file is damaged, of a later version, or of another space.
+  """
+  arrays = read_arrays(path, 'archive')
+  try:
+    return Archive.from_arrays(arrays, spec)
+  except ValueError as error:
+    raise damaged(path, error) from error

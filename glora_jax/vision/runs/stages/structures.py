@@ -1,0 +1,207 @@
+"""What a run trains from the pretrained model: the structure that its config names, and baselines.
+
+The structure comes from one gradient, from values known for the backbone, from a preset's name or
+from a file. All are trained with one recipe, which is shorter after a gradient by what that cost
+(`AllocationSettings.epochs`).
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from typing_extensions import TypedDict
+
+from glora_jax import mesh as meshes
+from glora_jax.checks import printable
+from glora_jax.errors import UserError
+from glora_jax.files import damaged, write_json
+from glora_jax.method.draws import check_budget
+from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
+from glora_jax.method.presets import file_name, genome_of, preset
+from glora_jax.method.space import Spec
+from glora_jax.records import read_record
+from glora_jax.search.allocated import Allocation
+from glora_jax.vision.runs.backbone import Model, Stream
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.context import Context, train_split_of
+from glora_jax.vision.runs.sections import GENOME_ENDING, GRADIENT, KNOWN, NO_PRESETS, SEARCH
+from glora_jax.vision.runs.stage import TRAINING, Stage
+from glora_jax.vision.runs.stages.allocation import (
+  allocate_known,
+  allocate_once,
+  check_gradient,
+  prior_of,
+  train_head,
+)
+from glora_jax.vision.runs.stages.training import Training, train
+
+FOLDER = 'structure'
+FILE = 'file'  # the name of a structure from a file
+READS_OF_KNOWN = ('allocation.known', 'allocation.max_rank')
+
+
+class _Genome(TypedDict):
+  genome: list[list[int]]
+  layers: list[dict[str, str]]
+
+
+def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
+  """The genome of a given structure.
+
+  Args:
+    spec: the layers.
+    name: a preset's name, or the path of a genome file, for example a run's `genome.json`.
+    budget: most trained parameters; None for no limit.
+
+  Returns:
+    Canonical genome, int8 [rows, 5].
+
+  Raises:
+    ValueError: it does not fit the model, or has more parameters than the budget.
+    FileNotFoundError: the file does not exist.
+  """
+  try:
+    genome = genome_of(spec, name)
+  except ValueError as error:
+    if not name.endswith(GENOME_ENDING):
+      raise
+    raise ValueError(
+      f"structure='{printable(name)}' does not fit this model ({error}); give one with a row for "
+      f'each of its {len(spec)} layers, and with ranks that are in space.ranks.'
+    ) from error
+  params = count_params(spec, genome)
+  if budget is not None and params > budget:
+    raise ValueError(
+      f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
+      'or give a smaller structure.'
+    )
+  return genome
+
+
+def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages that find a structure without a search."""
+  if settings.has_gradient:
+    head = Stage(
+      'head',
+      _warm_head,
+      reads=('allocation.', *TRAINING),
+      check=check_gradient,
+      splits=(train_split_of(settings),),
+    )
+    structure = Stage(
+      'structure',
+      _read_off,
+      reads=('allocation.', 'budget', 'training.'),
+      after=('head',),
+    )
+    return head, structure
+  if settings.structure == SEARCH:
+    return ()
+  reads = ('budget', *(READS_OF_KNOWN if settings.structure == KNOWN else ()))
+  return (Stage('structure', _given, reads=reads, check=_named),)
+
+
+def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
+  """The stages that train fixed structures from the pretrained model, by the structures' names.
+
+  They are the linear probe, the baselines, and the structure that the config names.
+  """
+  given = FILE if settings.structure.endswith(GENOME_ENDING) else settings.structure
+  names = dict.fromkeys(('linear', *settings.presets, given))
+  names.pop(SEARCH, None)
+  return {name: _stage_of_training(settings, name, is_given=name == given) for name in names}
+
+
+def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> Stage:
+  folder = f'training/{file_name(name)}'
+
+  def check(context: Context) -> None:
+    if not is_given and name not in NO_PRESETS:
+      preset(context.place(name).adapted.spec, name)
+
+  def run(context: Context, structure: Model | None = None) -> Model:
+    if structure is None:
+      place = context.place(name)
+      structure = Model(place.adapted.fix(name), place.variables)
+    recipe = context.settings.training
+    if name == GRADIENT and structure.allocation is not None:
+      recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
+    keys = [context.key(Stream.TRAINING if is_given else Stream.BASELINE)]
+    split = context.settings.final_split
+    training = Training(folder, structure.adapted, recipe, split, [structure.variables], keys)
+    [trained] = train(context, training)
+    return trained
+
+  return Stage(
+    folder,
+    run,
+    reads=('train_on', *TRAINING, *(('allocation.',) if name == GRADIENT else ())),
+    after=('structure',) if is_given or name == GRADIENT else (),
+    check=check,
+    splits=(settings.final_split,),
+  )
+
+
+def _warm_head(context: Context) -> Model:
+  """The gradient's space with a warm head."""
+  return train_head(context, context.place(GRADIENT))
+
+
+def _read_off(context: Context, warm: Model) -> Model:
+  """The structure allocated from the gradient, with the head that it was taken with."""
+  budget = check_budget(context.settings.budget)
+  place = context.place(GRADIENT)
+  prior = prior_of(context, place, budget=budget, key=context.key(Stream.PRIOR))
+  key = context.key(Stream.STRUCTURE)
+  allocation = allocate_once(context, warm, key=key, folder=FOLDER, prior=prior, budget=budget)
+  learner = warm.adapted.fix(allocation.genome)
+  return Model(learner, allocation.variables, allocation=allocation)
+
+
+def _given(context: Context) -> Model:
+  """The structure of a preset, a file or known values; of the workdir if the file is gone.
+
+  Raises:
+    ValueError: the file has another genome than when the job began.
+  """
+  path, settings = context.path(FOLDER, 'genome.json'), context.settings
+  place = context.place(settings.structure)
+  spec = place.adapted.spec
+  with meshes.primary_first(FOLDER):
+    named, allocation = _named(context)
+    if named is not None and not os.path.exists(path):
+      write_json(path, genome_to_json(spec, named), 'genome')
+  content = read_record(path, 'genome', _Genome)
+  try:
+    genome = genome_from_json(spec, content)
+  except ValueError as error:
+    raise damaged(path, error) from error
+  if named is not None and not np.array_equal(named, genome):
+    raise UserError(
+      f"structure='{printable(settings.structure)}' has changed since this job began, which used "
+      f'{path}; restore that one, or choose another --workdir.'
+    )
+  return Model(place.adapted.fix(genome), place.variables, allocation=allocation)
+
+
+def _named(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
+  """The genome that the config names, and the allocation if it is from known values.
+
+  Both are None if the file is gone since the job began; the workdir has the genome.
+
+  Raises:
+    ValueError: it does not fit the model or the budget.
+    FileNotFoundError: the file does not exist.
+  """
+  settings = context.settings
+  try:
+    if settings.structure == KNOWN:
+      allocation = allocate_known(context, settings.budget)
+      return allocation.genome, allocation
+    spec = context.place(settings.structure).adapted.spec
+    return named_genome(spec, settings.structure, settings.budget), None
+  except FileNotFoundError:
+    if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
+      raise
+    return None, None

@@ -1,0 +1,464 @@
+"""The trainer of all stages: one training, or several of one learner side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.compiling import reported
+from glora_jax.files import number
+from glora_jax.method import genomes
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.sample import Preprocess
+from glora_jax.method.supports import COLLECTION
+from glora_jax.training import loop
+from glora_jax.training.batches import in_rows
+from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
+from glora_jax.training.losses import make_loss
+from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data import augment
+from glora_jax.vision.runs.backbone import Model
+from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.monitoring import Metrics
+from glora_jax.vision.runs.workdir import Stopped
+
+log = logging.getLogger(__name__)
+
+MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
+LOOKS = 20  # measurements on the validation images during a training
+MOST_SIDE_BY_SIDE = 8  # to bound memory; more are trained one group after another
+ENOUGH_STEPS = 100  # by then a training should have learned something
+_LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
+
+
+class WithoutSupports(Adapted):
+  """The smallest structure of a backbone, of which something else than supports is trained."""
+
+  @classmethod
+  def of(cls, adapted: Adapted) -> Self:
+    """The same backbone, trained in this way."""
+    return cls(**vars(adapted.fix(genomes.smallest_genome(adapted.spec))))
+
+
+class HeadOnFeatures(WithoutSupports):
+  """Trains the head alone. Its inputs are features: what the body answers without the head."""
+
+  def split(
+    self, variables: Any, *, supports: bool = True
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen): the head, and everything else."""
+    del supports
+    return super().split(variables, supports=False)
+
+  def apply(self, variables: Any, features: jax.Array, **unused: Any) -> Any:
+    """Logits [batch, class] of features [batch, width]."""
+    del unused
+    return nn.Dense(self.model.num_classes).apply({'params': variables['params']['head']}, features)
+
+  def features(
+    self,
+    variables: Any,
+    preprocess: Preprocess,
+    images: Any,
+    labels: Any,
+    batch_size: int,
+    mesh: jax.sharding.Mesh | None = None,
+  ) -> np.ndarray:
+    """The features of all images, [n, width]; the body sees each image once.
+
+    Args:
+      variables: variables of the backbone.
+      preprocess: `(images, None) -> inputs` of the backbone.
+      images: [n, ...], or a stream of them.
+      labels: int [n].
+      batch_size: number of images at a time.
+      mesh: devices that every batch is split over; None for one.
+    """
+    body = dataclasses.replace(self, model=self.model.clone(num_classes=0))
+    program = jax.jit(
+      lambda variables, images: body.call_model(variables, preprocess(images, None)),
+      out_shardings=None if mesh is None else meshes.replicated(mesh),
+      compiler_options=meshes.options_of_one_pass(),
+    )
+    program, number = reported('features', program), len(labels)
+    # The last batch goes on with the first images: all have one shape.
+    rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
+    batches = in_rows(images, labels, rows, mesh)
+    return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
+
+
+class FullFineTuning(WithoutSupports):
+  """Trains the whole base and no supports."""
+
+  def split(
+    self, variables: Any, *, supports: bool = True
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen): all parameters in float32, and everything else."""
+    del supports
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
+    others = {name: value for name, value in variables.items() if name != 'params'}
+    return {'params': params}, others
+
+  def join(self, trainable: Any, frozen: Any) -> dict[str, Any]:
+    """The inverse of `split`."""
+    return {**frozen, **trainable}
+
+  def count_params(self, genome: Any = None) -> int:
+    """Number of trained parameters, heads not counted."""
+    del genome
+    return sum(
+      shape.size for path, shape in self.param_shapes.items() if path not in self.head_paths
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+  """A training, or several of one learner side by side.
+
+  Attributes:
+    name: folder of the training states in the workdir, and the name in `metrics.jsonl`.
+    learner: the model to train; without a fixed structure it is a supernet.
+    recipe: how to train.
+    split: split to train on.
+    starts: variables to start from, of each training.
+    keys: random keys, of each training.
+    rates: learning rates of each training, at the schedule's peak. None for a single training at
+      the recipe's rate, which writes metrics and ends the job if it diverges.
+  """
+
+  name: str
+  learner: Adapted
+  recipe: Recipe
+  split: str
+  starts: Sequence[Any]
+  keys: Sequence[jax.Array]
+  rates: Sequence[float] | None = None
+
+
+class Best(NamedTuple):
+  """The best on the validation images so far; with several trainings all have an axis [n].
+
+  Attributes:
+    trainable: the trained arrays at that epoch; None if the last epoch's are kept.
+    accuracy: on the validation images, float32 []; ties are decided by `loss`.
+    loss: on them, float32 [].
+    epoch: number of epochs, float32 [].
+  """
+
+  trainable: Any
+  accuracy: Any
+  loss: Any
+  epoch: Any
+
+  def better(self, other: Best) -> Best:
+    """The better of two, for each training."""
+    is_better = (other.accuracy > self.accuracy) | (
+      (other.accuracy == self.accuracy) & (other.loss < self.loss)
+    )
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+      # A copy: training reuses the memory of the new ones.
+      return jnp.where(
+        is_better.reshape(is_better.shape + (1,) * (old.ndim - is_better.ndim)), new, old
+      )
+
+    return jax.tree.map(choose, self, other)
+
+
+def train(context: Context, training: Training) -> list[Model]:
+  """Trains, or resumes from the newest saved state.
+
+  A fixed structure that is trained on the training images is measured on the validation images
+  about twenty times; of several side by side only if the best is kept. `training.keep` says whether
+  the best of these states or the last one is kept.
+
+  Args:
+    context: the context.
+    training: what to train, and how.
+
+  Returns:
+    The outcome of each training.
+
+  Raises:
+    NonFiniteLossError: a single training diverged; its last good state is saved.
+    Stopped: the job was asked to stop; the newest state is saved.
+  """
+  learner, recipe, rates = training.learner, training.recipe, training.rates
+  if rates is not None and len(rates) > MOST_SIDE_BY_SIDE:
+    first, rest = slice(MOST_SIDE_BY_SIDE), slice(MOST_SIDE_BY_SIDE, None)
+    parts = [_part(training, 'first', first), _part(training, 'rest', rest)]
+    return [trained for part in parts for trained in train(context, part)]
+  trainable, frozen = start_of(training)
+  images, labels = context.data(training.split)
+  per_epoch = recipe.steps_per_epoch(len(labels))
+  last = recipe.epochs * per_epoch
+  is_head = isinstance(learner, HeadOnFeatures)
+  is_measured = learner.genome is not None and not is_head
+  is_measured &= training.split == 'train'
+  is_measured &= rates is None or context.settings.training.keep == 'best'
+  interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch
+  with TrainingCheckpoints(context.path(training.name)) as checkpoints:
+    bookkeeper = Bookkeeper(
+      context=context,
+      training=training,
+      frozen=frozen,
+      checkpoints=checkpoints,
+      last=last,
+      steps_per_epoch=per_epoch,
+      interval=interval if is_measured else None,
+    )
+    state = bookkeeper.restored(_initial_state(context, training, trainable, len(labels)))
+    if is_head and bookkeeper.saved < last:
+      size = recipe.batch_size // recipe.accumulate
+      start, preprocess = training.starts[0], context.preprocess
+      images = learner.features(start, preprocess, images, labels, size, context.mesh)
+    try:
+      state = loop.fit(
+        loss_of(context, learner),
+        trainable,
+        frozen,
+        images,
+        labels,
+        recipe,
+        training.keys[0] if rates is None else jnp.stack(training.keys),
+        rates=None if rates is None else [rate / recipe.learning_rate for rate in rates],
+        state=state,
+        steps_per_dispatch=per_epoch if is_head else equal_parts(interval if is_measured else last),
+        on_dispatch=bookkeeper,
+        title=training.name,
+        mesh=context.mesh,
+      )
+    except NonFiniteLossError as error:
+      bookkeeper.save(error.state)
+      log.warning('The state before that step is kept in %s.', context.path(training.name))
+      raise
+    bookkeeper.save(state)
+  if rates is None:
+    bookkeeper.warn_of_guessing(state, labels)
+  return bookkeeper.trained(state)
+
+
+def equal_parts(steps: int) -> int:
+  """The steps of a compiled call of at most `MOST_STEPS`, a divisor if one is near.
+
+  Calls of one length are one program; a shorter last one is compiled, too.
+
+  Example:
+    >>> equal_parts(192), equal_parts(53)
+    (48, 27)
+  """
+  fewest = max(1, math.ceil(steps / MOST_STEPS))
+  parts = (number for number in range(fewest, 2 * fewest + 1) if steps % number == 0)
+  return math.ceil(steps / next(parts, fewest)) or 1
+
+
+def _part(training: Training, name: str, part: slice) -> Training:
+  """A part of several trainings, with its own folder."""
+  return dataclasses.replace(
+    training,
+    name=f'{training.name}/{name}',
+    starts=training.starts[part],
+    keys=training.keys[part],
+    rates=(training.rates or ())[part],
+  )
+
+
+def start_of(training: Training) -> tuple[Any, Any]:
+  """(trainable, frozen) of a training; with several, the former has a leading axis for them.
+
+  Frozen arrays are the same for all of them: supports that the structure does not read are zeros.
+  """
+  learner = training.learner
+  halves = [learner.split(start) for start in training.starts]
+  trainable, frozen = halves[0]
+  if training.rates is None:
+    return trainable, frozen
+  if COLLECTION in frozen and not isinstance(learner, FullFineTuning):
+    frozen = {**frozen, COLLECTION: jax.tree.map(jnp.zeros_like, frozen[COLLECTION])}
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(half[0] for half in halves)), frozen
+
+
+def loss_of(context: Context, learner: Adapted) -> LossFn:
+  """The loss of a training; without a fixed structure, of a supernet with sampled structures."""
+  if isinstance(learner, HeadOnFeatures):
+    return make_loss(learner)
+  sample = None
+  if learner.genome is None:
+    sample = functools.partial(context.settings.sampling.draw, spec=learner.spec)
+  settings = context.settings
+  alpha = settings.augment.mixup
+  return make_loss(
+    learner,
+    context.augmented,
+    sample,
+    mix=functools.partial(augment.mixup, alpha=alpha) if alpha else None,
+    consistency=settings.consistency,
+    component_dropout=settings.component_dropout,
+    train=True,
+  )
+
+
+def _initial_state(
+  context: Context, training: Training, trainable: Any, num_images: int
+) -> TrainState:
+  """The state before the first step, which also places a restored state."""
+  number = None if training.rates is None else len(training.starts)
+  state = loop.initial_state(trainable, training.recipe.optimizer(num_images), number)
+  if context.mesh is None:
+    return state
+  trainable, opt_state = meshes.replicate(context.mesh, (state.trainable, state.opt_state))
+  return TrainState(trainable, opt_state, 0)
+
+
+@dataclasses.dataclass
+class Bookkeeper:
+  """Called after every dispatch: writes metrics, measures, saves states, ends the job on request.
+
+  Attributes:
+    context: the context.
+    training: the current training.
+    frozen: its frozen arrays.
+    checkpoints: where its states are saved.
+    last: its number of steps.
+    steps_per_epoch: number of steps.
+    interval: steps between two measurements on the validation images; None for none.
+    saved: step of the newest saved state.
+    looked: number of intervals at the last measurement.
+    accuracies: on training images, of every dispatch.
+  """
+
+  context: Context
+  training: Training
+  frozen: Any
+  checkpoints: TrainingCheckpoints
+  last: int
+  steps_per_epoch: int
+  interval: int | None
+  saved: int = 0
+  looked: int = 0
+  accuracies: list[float] = dataclasses.field(default_factory=list)
+
+  def restored(self, start: TrainState) -> TrainState | None:
+    """The newest saved state, shaped as the first one; None if there is none."""
+    kept = start.trainable if self.context.settings.training.keep == 'best' else None
+    worst = [jnp.full(np.shape(start.step), x, jnp.float32) for x in (-1, jnp.inf, 0)]
+    self.best = meshes.replicate(self.context.mesh, Best(kept, *worst))
+    state = self.checkpoints.latest(self._with_best(start))
+    if state is not None:
+      if self.interval is not None:
+        trainable, self.best = state.trainable
+        state = state._replace(trainable=trainable)
+      self.saved = int(np.max(state.step))
+      self.looked = self.saved // (self.interval or 1)
+    settings, name = self.context.settings, self.training.name
+    board = self.context.path('tensorboard') if settings.watch.tensorboard else None
+    self.metrics = None
+    if self.training.rates is None:
+      before = self.context.begun
+      self.metrics = Metrics(self.context.workdir, name, self.saved, before, board)
+    return state
+
+  def _with_best(self, state: TrainState) -> TrainState:
+    """A state as it is saved: together with the best one."""
+    if self.interval is None:
+      return state
+    return state._replace(trainable=(state.trainable, self.best))
+
+  def save(self, state: TrainState) -> None:
+    """Saves a state in the background."""
+    self.checkpoints.save(self._with_best(state))
+    self.saved = int(np.max(state.step))
+
+  def __call__(self, state: TrainState, means: dict[str, Any]) -> None:
+    """Takes the state after a dispatch, and the means of its metrics."""
+    step = int(np.max(state.step))
+    epoch = step / self.steps_per_epoch
+    measured = {}
+    if self.interval is not None and (step // self.interval > self.looked or step == self.last):
+      self.looked = step // self.interval
+      measured = self._measure(state, epoch)
+    if self.metrics is not None:
+      self.accuracies.append(means['accuracy'])
+      self.metrics.write(step, {'epoch': epoch, **means, **measured})
+    self.context.dispatched()
+    stop = self.context.stop()
+    due = self.saved + self.context.settings.checkpoint_epochs * self.steps_per_epoch
+    if stop or step >= due:
+      self.save(state)
+    if stop:
+      raise Stopped(f'{self.training.name} at step {step}', self.context.workdir)
+
+  def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
+    """Measures on the validation images, keeps the best, and returns a single training's values."""
+    found = [self.context.measure(model, 'val') for model in self._models(state.trainable)]
+    accuracies, losses = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
+    values = (accuracies, losses, [epoch] * len(found))
+    numbers = [np.array(value, np.float32).reshape(self.best.epoch.shape) for value in values]
+    kept = None if self.best.trainable is None else state.trainable
+    self.best = self.best.better(Best(kept, *meshes.replicate(self.context.mesh, numbers)))
+    return found[0]
+
+  def _models(self, trainable: Any) -> list[Model]:
+    """The model of each training."""
+    rates, learner = self.training.rates, self.training.learner
+    parts = [trainable]
+    if rates is not None:
+      parts = [jax.tree.map(operator.itemgetter(run), trainable) for run in range(len(rates))]
+    return [Model(learner, learner.join(part, self.frozen)) for part in parts]
+
+  def trained(self, state: TrainState) -> list[Model]:
+    """The outcome of each training."""
+    trainable, epochs = state.trainable, [None] * np.size(state.step)
+    if self.interval is not None:
+      trainable = trainable if self.best.trainable is None else self.best.trainable
+      epochs = [round(epoch) for epoch in np.ravel(self.best.epoch).tolist()]
+    stopped = (np.ravel(state.step) < self.last).tolist()
+    found = zip(self._models(trainable), epochs, stopped, strict=True)
+    return [model._replace(best_epoch=epoch, diverged=has) for model, epoch, has in found]
+
+  def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
+    """Warns if a training ended about as good as guessing."""
+    newest = self.accuracies[-2:]  # the last may be of a step alone
+    is_long = newest and state.step >= ENOUGH_STEPS and meshes.primary()
+    if is_long and is_guessing(max(newest), labels):
+      log.warning(
+        '%s learned almost nothing: its training accuracy is at most %.1f%%, and always answering '
+        'the most frequent class gets %.1f%%; lower the learning rate, bound the gradients '
+        '(max_grad_norm=1), or train for more epochs.',
+        self.training.name,
+        100 * max(newest),
+        100 * share_of_largest_class(labels),
+      )
+
+
+def is_guessing(accuracy: float, labels: np.ndarray) -> bool:
+  """Whether an accuracy is about that of always answering one class, int labels [n]."""
+  guessing = share_of_largest_class(labels)
+  return accuracy < guessing + _LEAST_LEARNED * (1 - guessing)
+
+
+def share_of_largest_class(labels: np.ndarray) -> float:
+  """The accuracy of always answering the most frequent class, int labels [n]."""
+  return float(np.bincount(labels).max()) / len(labels)
+
+
+def best_on_val(rows: Iterable[Any]) -> Any:
+  """The row of the highest 'val_accuracy', ties by 'val_loss', where nan and inf come last."""
+
+  def rank(row: Any) -> tuple[float, float]:
+    loss = number(row['val_loss'])
+    return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
+
+  return max(rows, key=rank)

@@ -1,0 +1,238 @@
+"""What a command does with its terminal: help, Ctrl-C, errors; a user's mistake is one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from glora_jax.checks import printable
+from glora_jax.errors import UserError
+from glora_jax.files import first_line
+
+BUG = 'This is a bug of glora_jax; please report it with its traceback.'
+_MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
+_LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
+_OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
+_WIDTH, _COLUMN = 100, 32
+GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
+
+  see it work, in two minutes     python -m glora_jax.main --config quickstart
+  train on your own images        python -m glora_jax.main --config own:FOLDER
+  predict with the result         python -m glora_jax.predict --model runs/quickstart/folded IMAGE
+  list everything available       python -m glora_jax.main --list
+  adapt your own model            import glora_jax; help(glora_jax.adapt)
+
+FOLDER has one subfolder of images per class. --help shows all flags, --help_config the config
+fields."""
+USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
+# Flags by purpose, with their values.
+GROUPS: Mapping[str, Sequence[str]] = {
+  'The run': (
+    'config NAME_OR_FILE[:ARGUMENTS]',
+    'config.FIELD=VALUE',
+    'workdir FOLDER',
+    'open',
+  ),
+  'Its data': ('check', 'show', 'output FILE', 'overwrite'),
+  'Where it runs': ('runner ray[:ADDRESS]', 'runner.resources GPU=1,CPU=8'),
+  'Reference': ('list', 'help', 'help_config'),
+  'More': ('debug',),
+}
+_WITHOUT_FLAG = {
+  'config.FIELD': 'Override a field of the config, e.g. --config.seed=1.',
+  'help': 'Show this page, then exit.',
+}
+
+
+def is_mistake(error: BaseException) -> bool:
+  """Whether an error is the user's mistake or the machine's, and not a bug of this package.
+
+  JAX's own errors are bugs, unless memory ran out or another process died.
+  """
+  if isinstance(error, ImportError):
+    return error.name is None  # Python's own has the name of a module
+  if type(error).__name__ in _OF_JAX:
+    return _MEMORY in str(error) or _LOST.search(str(error)) is not None
+  return isinstance(error, UserError | OSError | MemoryError)
+
+
+@contextlib.contextmanager
+def reported(*, debug: bool) -> Iterator[None]:
+  """Ends the command with one line about a mistake in the block; a bug keeps its traceback.
+
+  Args:
+    debug: whether a mistake keeps it, too.
+  """
+  try:
+    yield
+  except BrokenPipeError:  # of standard output; there are no other pipes
+    raise
+  except Exception as error:
+    if not is_mistake(error):
+      error.add_note(BUG)
+      raise
+    if debug:
+      traceback.print_exc()
+      sys.exit(1)
+    refuse(f'{sentence(error)} (--debug shows where.)')
+
+
+def refuse(sentence: str) -> NoReturn:
+  """Exits with a sentence about what is wrong."""
+  sys.exit(f'error: {sentence}')
+
+
+def sentence(error: BaseException) -> str:
+  """The line that reports a mistake to the user.
+
+  Example:
+    >>> sentence(PermissionError(13, 'Permission denied', '/data'))
+    '/data cannot be read or written (Permission denied).'
+  """
+  text = str(error).strip() or type(error).__name__
+  if isinstance(error, MemoryError) or _MEMORY in text:
+    return f'Out of memory ({first_line(text)}); lower the batch size, or use a larger device.'
+  if _LOST.search(text):
+    return (
+      f'Another process of this run died ({first_line(text)}); start all of them again with the '
+      'same command to resume.'
+    )
+  return explain_os(error) if isinstance(error, OSError) else text
+
+
+def explain_os(error: OSError) -> str:
+  """A sentence about what the system refused: the file and the reason, without the number."""
+  if error.strerror is None:
+    return str(error)
+  if error.filename is None:
+    return f'A file or a stream cannot be read or written ({error.strerror}).'
+  return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'
+
+
+def blame(error: BaseException, path: str) -> str:
+  """A sentence about what a config file raised: its author's mistake, with the line."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  if isinstance(error, SyntaxError) and error.filename in (path, None):
+    place = f', line {error.lineno},' if error.lineno else ''
+    return f'{path}{place} is not valid Python ({error.msg}).'
+  place = f', line {lines[-1]},' if lines else ''
+  if isinstance(error, KeyError) and not lines:
+    return f'{path} has no get_config(); define one that returns the config.'
+  if lines and (isinstance(error, ValueError) or is_mistake(error)):
+    return sentence(error)  # from one of our own functions
+  return f'{path}{place} fails with {type(error).__name__} ({_last_line(error)}).'
+
+
+def explain(error: Exception) -> str | None:
+  """A sentence about what parsing the flags raised; None if it is our own bug."""
+  if isinstance(error, flags.IllegalFlagValueError):
+    return _wrong_value(str(error))
+  if isinstance(error, AttributeError | KeyError):
+    found = re.match(r"\W*'(\w+)\W*'", str(error))
+    return found and _unknown_field(found[1])
+  text = _last_line(error)
+  if isinstance(error, flags.UnrecognizedFlagError):
+    return f'{text} (--help shows all flags, --help_config=all all fields).'
+  return text
+
+
+def _unknown_field(name: str) -> str:
+  """The sentence about a field that the config does not have, with the closest name."""
+  from glora_jax.vision.runs import (
+    config,
+    schema,
+  )  # import JAX, which a correct line need not wait for
+
+  known = [part for field, *_ in schema.walk(config.RunSettings()) for part in field.split('.')]
+  near = difflib.get_close_matches(name, known, 1)
+  guess = f' (did you mean {near[0]}?)' if near else ''
+  return f"The config has no field '{name}'{guess}. --help_config=all shows all fields."
+
+
+def _wrong_value(text: str) -> str:
+  """The sentence about a value that a field does not take, with what it takes."""
+  given = re.match(r'flag (--config\.([\w.]+)=.*?): ', text, re.DOTALL)
+  if given is None:
+    is_second = text.startswith('flag --config=')
+    return '--config is given twice; give it once.' if is_second else _last_line(text)
+  from glora_jax.vision.runs import (
+    config,
+    schema,
+  )  # import JAX, which a correct line need not wait for
+  from glora_jax.vision.settings import expected
+
+  known = {name: info for name, info, _ in schema.walk(config.RunSettings())}
+  if given[2] not in known:
+    return f'{given[1]}: {given[2]} is a section; set its fields, --config.{given[2]}.FIELD=VALUE.'
+  info = known[given[2]]
+  return f'{given[1]} must be {expected(info)}: {info.description}.'
+
+
+def _last_line(reason: object) -> str:
+  return (str(reason).strip().splitlines() or ['no reason given'])[-1]
+
+
+def run_program(program: Callable[[], None]) -> None:
+  """Runs a command; Ctrl-C and a closed pipe (`| head`) end it without a traceback.
+
+  Args:
+    program: what the command does; it reports its own errors.
+  """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
+  try:
+    try:
+      program()
+    finally:
+      print(end='', flush=True)  # here, and not at the interpreter's exit
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except BrokenPipeError:
+    # The interpreter writes what is left at its exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
+def show(page: str) -> NoReturn:
+  """Prints a page and exits."""
+  print(page)
+  sys.exit(0)
+
+
+def help_page() -> str:
+  """One page with all flags of the command, by purpose."""
+  spec = sys.modules['__main__'].__spec__
+  program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
+  lines = [f'{program} {USAGE}']
+  for title, shapes in GROUPS.items():
+    lines += ['', title]
+    for shape in shapes:
+      name = re.split('[ =]', shape)[0]
+      meaning = _WITHOUT_FLAG.get(name) or str(flags.FLAGS[name].help)
+      lines += entry(f'  --{shape}', meaning, _COLUMN)
+  lines += ['', 'Exit codes: 0, done; 1, error; 75, stopped by a signal. The same command resumes.']
+  return '\n'.join(lines)
+
+
+def entry(name: str, meaning: str, column: int) -> list[str]:
+  """Lines with a name and its meaning from a column on; a long name has a line to itself.
+
+  Example:
+    >>> entry('lora', 'low rank', 8)
+    ['lora    low rank']
+  """
+  lines = [' ' * column + line for line in textwrap.wrap(meaning, _WIDTH - column)]
+  if len(name) >= column:
+    return [name, *lines]
+  return [name + lines[0][len(name) :], *lines[1:]]

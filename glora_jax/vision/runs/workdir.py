@@ -1,0 +1,208 @@
+"""The folder of one run: which process holds it, and for which config."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import filelock
+
+from glora_jax.checks import printable, shown
+from glora_jax.errors import UserError
+from glora_jax.files import PARTIAL, Path, write_json, writing
+from glora_jax.mesh import primary
+from glora_jax.records import read_record
+from glora_jax.vision.data.catalog import expand
+from glora_jax.vision.data.task import require_printable
+from glora_jax.vision.runs.config import RunSettings
+from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
+
+# Folders that a job or a suite writes into besides those of its stages.
+WRITTEN = ('compiled', 'folded', 'profile', 'replaced', 'tensorboard')
+
+LOCK = 'glora_jax.lock'  # stays, and marks a folder as a workdir
+TEST_LIST = 'test_list.json'  # written before the test images are read
+_REMEDY = 'restore it, or choose another --workdir'
+
+
+class Stopped(RuntimeError):
+  """A run stopped on request, with everything saved."""
+
+  def __init__(self, where: str, workdir: str):
+    super().__init__(
+      f'Stopped {where}. Everything is saved in {workdir}; the same command resumes.'
+    )
+
+
+class InUseError(UserError):
+  """Another process holds a workdir."""
+
+
+class Change(NamedTuple):
+  """A field whose value differs from the one in its workdir.
+
+  Attributes:
+    name: dotted name.
+    old: its value in `config.json`; None if it has none.
+    new: the given value.
+  """
+
+  name: str
+  old: Any
+  new: Any
+
+  def __str__(self):
+    return f'{printable(self.name)} was {shown(self.old)} and is now {shown(self.new)}'
+
+
+def changes_of(
+  settings: RunSettings, workdir: Path, read: Iterable[str], tasks: Sequence[Path] = ()
+) -> tuple[Change, ...]:
+  """The fields in which a config differs from the `config.json` of its workdir.
+
+  Fields that change no result, `fields.FREE`, are not listed. Until the test images are read, what
+  a stage reads may be corrected, and the stage runs again. The job and the tasks of a suite may not
+  change.
+
+  Args:
+    settings: the given config.
+    workdir: folder of the job.
+    read: fields and sections that its stages read.
+    tasks: folders of the runs of a suite, whose tests count as well.
+
+  Raises:
+    ValueError: the workdir belongs to another config; the sentence lists the differences.
+  """
+  if not os.path.exists(os.path.join(workdir, 'config.json')):
+    return ()
+  old, new = read_values(workdir), values_of(settings)
+  changes = tuple(
+    Change(name, old.get(name), new.get(name))
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
+  )
+  was_tested = any(os.path.exists(os.path.join(x, TEST_LIST)) for x in (workdir, *tasks))
+  is_suite = any(len(expand(str(values.get('task')))) > 1 for values in (old, new))
+  fixed = ('job', *(['task'] if is_suite else []), *(read if was_tested else []))
+  if refused := [change for change in changes if is_among(change.name, fixed)]:
+    reason = ' Its test images were read.' if was_tested else ''
+    raise ValueError(
+      f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}.{reason} '
+      'Choose another --workdir, or remove this one.'
+    )
+  return changes
+
+
+def write_config(settings: RunSettings, workdir: Path) -> None:
+  """Writes `config.json`, unless it has the same content already.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  path = os.path.join(workdir, 'config.json')
+  content = as_json(settings)
+  if not os.path.exists(path) or _read(path) != content:
+    write_json(path, content, 'config')
+
+
+def read_values(workdir: Path) -> dict[str, Any]:
+  """The fields of a workdir's config that can change a result, by dotted name.
+
+  Raises:
+    OSError: `config.json` is missing or cannot be read.
+    ValueError: it is damaged, or of a later version.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{path} is missing; {_REMEDY}.')
+  return by_name(_read(path))
+
+
+def read_task(workdir: Path) -> str:
+  """The task in a workdir's config, with its path."""
+  return _read(os.path.join(workdir, 'config.json'))['task']
+
+
+def _read(path: str) -> dict[str, Any]:
+  return read_record(path, 'config', dict[str, Any], _REMEDY)
+
+
+@contextlib.contextmanager
+def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ()) -> Iterator[None]:
+  """Holds a folder for the primary process alone, and makes it if it is missing.
+
+  The system releases it when the process ends, however it ends. Partial files of killed processes
+  are removed.
+
+  Args:
+    folder: path of the folder.
+    stages: names of the folders in it that stages write into.
+    tasks: names of the folders in it that are runs of a suite.
+
+  Raises:
+    InUseError: another process holds it.
+    ValueError: its name cannot be printed, it is a file, it has files but is not a workdir, or a
+      stage's folder is a link.
+    OSError: it cannot be written.
+  """
+  if not primary():
+    yield
+    return
+  # Training states cannot be saved below a name that is not UTF-8.
+  for name in os.path.abspath(folder).split(os.sep):
+    require_printable('The path of the workdir', [name])
+  if os.path.lexists(folder) and not os.path.isdir(folder):
+    raise ValueError(f'{printable(folder)} is not a folder; choose another --workdir.')
+  _refuse_strangers(folder, tasks)
+  written = [pathlib.Path(folder, name) for name in (*WRITTEN, *stages)]
+  for path in written:
+    if path.is_symlink():
+      raise ValueError(
+        f'{path} is a link, and a run writes only within its workdir; remove the link, or choose '
+        'another --workdir.'
+      )
+  try:
+    with writing(folder):
+      os.makedirs(folder, exist_ok=True)
+      lock = filelock.FileLock(os.path.join(folder, LOCK)).acquire(timeout=0)
+  except filelock.Timeout as error:
+    raise InUseError(
+      f'The workdir {folder} is in use by another process. Wait for it to end, or choose another '
+      '--workdir.'
+    ) from error
+  with lock:
+    _remove_partial_files(folder, written)
+    yield
+
+
+def is_finished(workdir: Path) -> bool:
+  """Whether a run or a comparison has written its result, which comes last."""
+  return os.path.exists(os.path.join(workdir, 'result.json'))
+
+
+def names_in(folder: Path) -> set[str]:
+  """The names in a folder; none if it does not exist."""
+  return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+
+def _refuse_strangers(folder: Path, tasks: Collection[str]) -> None:
+  """Raises ValueError if a folder is not a workdir and contains more than a suite's runs."""
+  names = names_in(folder)
+  # JAX may make `compiled` before there is a lock.
+  if LOCK not in names and (others := names.difference(tasks, ['compiled'])):
+    raise ValueError(
+      f'{printable(folder)} is not a workdir of glora_jax and has {printable(min(others))}; choose '
+      'a new or empty folder as --workdir.'
+    )
+
+
+def _remove_partial_files(folder: Path, written: Iterable[pathlib.Path]) -> None:
+  """Removes partial files from a folder and from those in it that a run writes into."""
+  pattern = f'*{PARTIAL}'
+  partial = [*pathlib.Path(folder).glob(pattern)]
+  partial += [path for inside in written for path in inside.rglob(pattern)]
+  for path in partial:
+    path.unlink(missing_ok=True)

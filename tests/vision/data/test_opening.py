@@ -1,0 +1,197 @@
+"""Every image read once before a run: broken ones are all named, and left out for good."""
+
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pytest
+from comparing import assert_refused
+from label_lists import write_images
+
+from glora_jax.vision.data.examples import Files
+from glora_jax.vision.data.opening import differences, open_images, warn_of_copies
+from glora_jax.vision.data.pipeline import UnreadableImages
+from glora_jax.vision.data.task import Task
+
+SIZES = {'train': 5, 'val': 3, 'test': 4}
+
+
+@pytest.fixture
+def task(tmp_path):
+  """Twelve images of two classes in three splits."""
+  splits = {}
+  for split, number in SIZES.items():
+    write_images(tmp_path / split, [f'{n}.png' for n in range(number)])
+    paths = [f'{tmp_path}/{split}/{n}.png' for n in range(number)]
+    splits[split] = Files(paths, [n % 2 for n in range(number)], str(tmp_path))
+  return Task('pets', ('cat', 'dog'), splits, origin='a test')
+
+
+def anew(task):
+  """The task as another process finds it: nothing of its files is read yet."""
+  splits = {split: Files(x.paths, x.given_labels, x.root) for split, x in task.splits.items()}
+  return dataclasses.replace(task, splits=splits)
+
+
+@pytest.fixture(params=[4, 1000], ids=['streamed', 'resident'])
+def opened(request, task, tmp_path):
+  """The task as a run opens it, with a record; all its splits fit in memory, or val alone does."""
+
+  def call(**options):
+    folder = str(tmp_path)
+    return open_images(
+      anew(task), 8, lambda number: number < request.param, folder=folder, **options
+    )[0]
+
+  return call
+
+
+def names_of(task, split):
+  examples = task.open(split)
+  return [os.path.basename(examples.name(index)) for index in range(len(examples.labels))]
+
+
+def break_images(tmp_path):
+  """One that is cut off, a pipe, and a link to nowhere."""
+  (tmp_path / 'test' / '2.png').write_bytes((tmp_path / 'test' / '2.png').read_bytes()[:45])
+  (tmp_path / 'train' / '1.png').unlink()
+  os.mkfifo(tmp_path / 'train' / '1.png')
+  (tmp_path / 'train' / '4.png').unlink()
+  (tmp_path / 'train' / '4.png').symlink_to('none.png')
+
+
+@pytest.mark.parametrize('fits', [False, True], ids=['streamed', 'resident'])
+def test_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read, fits):
+  def times_read(**options):
+    open_images(anew(task), 8, lambda number: fits, folder=str(tmp_path), **options)
+    return len(read) / 12
+
+  record = tmp_path / 'images.npz'
+  assert times_read(write=False) == 1  # as another process
+  assert not record.exists()
+  assert [times_read(), times_read()] == [2, 2]
+  content = record.read_bytes()
+  record.write_bytes(b'PK\x03\x04 no npz')
+  assert [times_read(), times_read()] == [3, 3]
+  np.savez(record, identity=np.zeros(3))  # of another kind
+  assert [times_read(), times_read()] == [4, 4]
+  assert record.read_bytes() == content
+  os.utime(tmp_path / 'val' / '1.png', ns=(1, 1))
+  assert [times_read(), times_read()] == [4, 4]
+  assert record.read_bytes() != content
+  write_images(tmp_path / 'val', ['1.png'])
+  assert [times_read(), times_read()] == [5, 5]
+
+
+def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, caplog):
+  break_images(tmp_path)
+  with pytest.raises(UnreadableImages, match=r'^3 of 12 images') as raised:
+    opened()
+  for reason in ('not a regular', 'No such file or directory', 'test/2.png', 'skip_broken=True'):
+    assert reason in str(raised.value)
+  assert not (tmp_path / 'images.npz').exists()
+  found = opened(skip_broken=True)
+  assert [len(found.open(split).labels) for split in SIZES] == [3, 3, 3]
+  assert names_of(found, 'train') == ['0.png', '2.png', '3.png']
+  np.testing.assert_array_equal(found.open('train').labels, [0, 0, 1])
+  assert '2 of 5 images cannot be decoded and are left out' in caplog.text
+  assert opened(skip_broken=True).notes == found.notes
+
+
+def test_a_run_that_has_begun_leaves_out_what_it_left_out(opened, tmp_path):
+  break_images(tmp_path)
+  broken = tmp_path / 'train' / '1.png'
+  first = opened(skip_broken=True)
+  assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
+  again = opened(skip_broken=True, has_begun=True)
+  for split in SIZES:
+    assert names_of(again, split) == names_of(first, split)
+  broken.unlink()
+  shutil.copy(tmp_path / 'train' / '0.png', broken)
+  assert_refused('1 changed; train/1.png', opened, skip_broken=True, has_begun=True)
+  assert '1.png' in names_of(opened(skip_broken=True), 'train')
+
+
+def test_a_run_whose_record_is_damaged_leaves_out_what_is_broken_again(opened, tmp_path):
+  break_images(tmp_path)
+  first = opened(skip_broken=True)
+  (tmp_path / 'images.npz').write_bytes(b'')
+  again = opened(skip_broken=True, has_begun=True)
+  assert again.notes == first.notes
+  assert names_of(again, 'train') == names_of(first, 'train')
+
+
+def flip_a_bit(task, folder):
+  path, status = folder / 'train/0.png', os.stat(folder / 'train/0.png')
+  content = bytearray(path.read_bytes())
+  content[-20] ^= 1
+  path.write_bytes(content)
+  os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def add_images(task, folder):
+  write_images(folder / 'test', ['new.png', 'newer.png'])
+  task.splits['test'].paths.extend(f'{folder}/test/{name}.png' for name in ('new', 'newer'))
+  task.splits['test'].given_labels.extend([0, 1])
+
+
+def remove_an_image(task, folder):
+  task.splits['val'].paths.pop()
+  task.splits['val'].given_labels.pop()
+
+
+def change_a_label(task, folder):
+  task.splits['val'].given_labels[0] = 1
+
+
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    (flip_a_bit, '1 changed; train/0.png'),
+    (add_images, '2 added; test/new.png'),
+    (remove_an_image, '1 missing; val/2.png'),
+    (change_a_label, 'other labels, splits or order'),
+  ],
+)
+def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
+  opened, task, tmp_path, change, said
+):
+  opened(skip_broken=True)
+  assert not differences(anew(task), str(tmp_path))
+  change(task, tmp_path)
+  assert_refused(said, opened, skip_broken=True, has_begun=True)
+  assert said in differences(anew(task), str(tmp_path))
+  opened(skip_broken=True)  # nothing was computed yet
+  assert not differences(anew(task), str(tmp_path))
+
+
+def test_what_is_left_must_measure(opened, tmp_path):
+  (tmp_path / 'val' / '1.png').write_bytes(b'x')
+  assert_refused('pets: all images of val are of the class cat', opened, skip_broken=True)
+  assert not (tmp_path / 'images.npz').exists()
+  for n in (1, 3):
+    (tmp_path / 'train' / f'{n}.png').write_bytes(b'x')
+  assert_refused('pets: no image of dog in train can be decoded', opened, skip_broken=True)
+  for n in range(3):
+    (tmp_path / 'val' / f'{n}.png').write_bytes(b'x')
+  assert_refused('3 of 3 images', opened, skip_broken=True, kind=UnreadableImages)
+
+
+def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path, caplog):
+  write_images(tmp_path, [f'{n}.bmp' for n in range(6)])
+  first, second, third, *others = (str(tmp_path / f'{n}.bmp') for n in range(6))
+  train = Files([first, second, third], [0] * 3)
+  warn_of_copies('pets', {'train': train, 'test': Files(others, [0] * 3)})
+  assert not caplog.text
+  copied, linked, missing = others
+  shutil.copy(second, copied)
+  os.remove(linked)
+  os.symlink(third, linked)
+  os.remove(missing)  # is passed over
+  test = Files([*others, first], [0] * 4)
+  warn_of_copies('pets', {'train': Files(train.paths, [0] * 3), 'test': test})
+  [record] = caplog.records
+  assert 'pets: 3 images of test are byte-for-byte copies of images of train' in record.getMessage()
+  for copy, original in ((copied, second), (linked, third), (first, first)):
+    assert f'{copy} is {original}' in record.getMessage()

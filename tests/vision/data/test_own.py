@@ -1,0 +1,139 @@
+"""The user's own images: folders, CSVs, TFDS data sets; split once; every mistake a sentence."""
+
+import itertools
+import os
+import re
+
+import numpy as np
+import pytest
+from digits_folder import prepared_digits
+from label_lists import write_images
+
+from glora_jax.files import read_json
+from glora_jax.vision.data.catalog import find
+from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.task import Source
+
+
+def fill(folder, counts):
+  for name, count in counts.items():
+    write_images(folder / name, [f'{n:03d}.png' for n in range(count)])
+
+
+@pytest.fixture
+def photos(tmp_path):
+  fill(tmp_path / 'photos', {'cat': 20, 'dog': 10, 'owl': 3})
+  return tmp_path / 'photos'
+
+
+def names(examples):
+  return {examples.name(index) for index in range(len(examples.labels))}
+
+
+def open_all(task):
+  return {split: task.open(split) for split in ('train', 'val', 'test')}
+
+
+def test_a_folder_is_split_stratified_and_always_the_same_way(photos, tmp_path):
+  task = find(f'folder:{photos}')
+  assert task.classes == ('cat', 'dog', 'owl')
+  parts = open_all(task)
+  counts = [np.bincount(part.labels).tolist() for part in parts.values()]
+  assert counts == [[16, 8, 1], [2, 1, 1], [2, 1, 1]]
+  assert len(set.union(*map(names, parts.values()))) == 33
+  assert names(find(f'folder:{photos}').open('val')) == names(parts['val'])
+  open_images(task, 8, lambda number: False, folder=str(tmp_path))
+  saved = read_json(tmp_path / 'split.json', 'split')
+  files = task.open('val').files[0]
+  assert [files.paths[n] for n in saved['val']] == [parts['val'].name(n) for n in range(4)]
+  assert sorted(itertools.chain(*saved.values())) == list(range(33))
+
+
+@pytest.mark.parametrize(
+  'layout',
+  [('train', 'val', 'test'), ('Training', 'Validation', 'TEST'), ('train', 'test'), ('train',)],
+)
+def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
+  for split in layout:
+    fill(tmp_path / split, {'a': 10, 'b': 10})
+  task = find(f'folder:{tmp_path}')
+  sizes = [len(part.labels) for part in open_all(task).values()]
+  assert sizes == {3: [20, 20, 20], 2: [18, 2, 20], 1: [16, 2, 2]}[len(layout)]
+  assert bool(task.notes) == (len(layout) < 3)
+  if 'test' in layout:
+    assert all('/test/' in name for name in names(task.open('test')))
+
+
+def test_classes_of_test_folders_are_those_of_train_and_a_class_may_be_called_so(tmp_path):
+  fill(tmp_path / 'classes', {'bus': 5, 'train': 5})
+  assert find(f'folder:{tmp_path}/classes').classes == ('bus', 'train')
+  fill(tmp_path / 'split' / 'train', {'a': 5, 'b': 5, 'c': 5})
+  fill(tmp_path / 'split' / 'val', {'c': 1, 'b': 1})
+  fill(tmp_path / 'split' / 'test', {'b': 1, 'a': 1})
+  task = find(f'folder:{tmp_path}/split')
+  assert (task.open('val').labels.tolist(), task.open('test').labels.tolist()) == ([1, 2], [0, 1])
+  assert task.notes == ('val has no images of a.', 'test has no images of c.')
+
+
+def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_path, caplog):
+  photos = tmp_path / 'photos'
+  fill(tmp_path, {'more': 2})
+  fill(photos, {'a/x': 3, 'a/y': 2, 'b ü': 5, 'a/.thumbnails': 3, 'a/x/.ipynb_checkpoints': 2})
+  write_images(photos, ['0.png', '1.png', 'a/.hidden.png', '.cache/0.png'])
+  for name in ('notes.txt', 'phone.HEIC', 'Makefile'):
+    (photos / 'a' / 'x' / name).touch()
+  os.rename(photos / 'a' / 'y' / '000.png', photos / 'a' / 'y' / '000.JFIF')
+  (photos / 'a' / 'more').symlink_to(tmp_path / 'more')
+  task = find(f'folder:{photos}')
+  assert task.classes == ('a', 'b ü')
+  assert len(task.open('train+val+test').labels) == 10
+  assert 'do not end like images (.heic, .txt, no ending)' in caplog.text
+  assert f'2 images in {photos} are ignored because they are in no class folder' in caplog.text
+  assert re.search(r'Links to folders are not followed: .*/a/more', caplog.text)
+
+
+@pytest.mark.parametrize(
+  'header, splits, sizes',
+  [
+    ('path,label', None, [14, 2, 2]),
+    ('path,label,Split', ('training', 'Val', 'test'), [6, 6, 6]),
+    ('path,label,Split', ('train', 'train', 'test'), [10, 2, 6]),
+  ],
+)
+def test_a_csv_is_split_as_it_says(photos, header, splits, sizes):
+  lines = [header]
+  for name in ('dog', 'cat'):
+    for n in range(9):
+      cells = [f'photos/{name}/{n:03d}.png', name, *(splits[n // 3 :][:1] if splits else ())]
+      lines.append(','.join(cells))
+  (photos.parent / 'labels.csv').write_text('\n'.join(lines))
+  task = find(f'csv:{photos.parent}/labels.csv')
+  assert task.classes == ('cat', 'dog')
+  assert len(task.notes) == (sizes[1] == 2)
+  parts = open_all(task).values()
+  assert [len(part.labels) for part in parts] == sizes
+  assert len(set.union(*map(names, parts))) == 18
+  for part in parts:
+    for index, label in enumerate(part.labels):
+      assert f'/{task.classes[label]}/' in part.name(index)
+  if sizes[2] == 6:
+    assert {name[-7:] for name in names(task.open('test'))} == {'006.png', '007.png', '008.png'}
+
+
+def test_numbers_as_labels_are_ordered_as_numbers(photos):
+  labels = ('10', '9', '2', '02', '\N{SUPERSCRIPT TWO}', '9' * 5000)
+  (photos.parent / 'labels.csv').write_text(
+    ''.join(f'photos/cat/{n:03d}.png,{labels[n % 6]}\n' for n in range(18))
+  )
+  task = find(f'csv:{photos.parent}/labels.csv')
+  assert task.classes == ('02', '2', '9', '10', '9' * 5000, '\N{SUPERSCRIPT TWO}')
+
+
+def test_any_tfds_data_set_with_image_and_label_is_a_task():
+  task = find('tfds:digits', Source(dir=prepared_digits()))
+  assert task.classes == tuple('0123456789')
+  sizes = [len(part.labels) for part in open_all(task).values()]
+  assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
+  assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
+  assert task.open('train').whole is task.open('val').whole  # whose labels are read once
+  assert task.notes == ('val were taken from train, stratified, seed 0: 10% each.',)

@@ -1,0 +1,166 @@
+"""The tasks by name: VTAB-1k, few-shot, domain generalization, and the embedded digits."""
+
+import hashlib
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from comparing import assert_refused
+from label_lists import write_images
+from mocked_tfds import dataset_of, label_features, mocked, pixels, resolve  # noqa: F401
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from glora_jax.vision.data import pipeline
+from glora_jax.vision.data.catalog import find
+from glora_jax.vision.data.task import Source
+from glora_jax.vision.data.tasks import generalization, vtab
+
+SPLITS = ('train', 'val', 'test')
+NUM_TEST = {  # images, as the benchmark's authors publish them
+  **{'cifar100': 10000, 'caltech101': 6084, 'dtd': 1880, 'oxford_flowers102': 6149},
+  **{'oxford_iiit_pet': 3669, 'svhn': 26032, 'sun397': 21750, 'patch_camelyon': 32768},
+  **{'eurosat': 5400, 'resisc45': 6300, 'diabetic_retinopathy': 42670, 'clevr_count': 15000},
+  **{'clevr_dist': 15000, 'dmlab': 22735, 'kitti': 711, 'dsprites_loc': 73728},
+  **{'dsprites_ori': 73728, 'smallnorb_azi': 12150, 'smallnorb_ele': 12150},
+}
+
+
+@pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
+def test_every_task_is_read_from_disjoint_splits_of_the_published_sizes(mocked, vtab_task):
+  task, dataset, seen = find(f'vtab/{vtab_task.name}'), dataset_of(vtab_task), []
+  assert vtab_task.classes in (task.num_classes, task.classes)
+  assert task.group == vtab_task.group
+  for split, expression in (('train', vtab.TRAIN), ('val', vtab_task.val)):
+    stored, positions = resolve(dataset, expression)
+    seen += [(stored, position) for position in positions]
+    loaded = pipeline.load(task.open(split), 8)
+    labels = [vtab_task.label(label_features(dataset, position)) for position in positions]
+    assert_array_equal(loaded.labels, labels)
+    for index in (0, -1):
+      picture = Image.fromarray(pixels(dataset, stored, positions[index]))
+      expected = picture.resize((8, 8), Image.Resampling.BICUBIC)
+      assert_array_equal(loaded.images[index], expected)
+  stored, positions = resolve(dataset, vtab_task.test)
+  seen += [(stored, position) for position in positions]
+  number = NUM_TEST[vtab_task.name]
+  assert len(task.open('test').source) == number
+  assert len(set(seen)) == len(seen) == 1000 + number
+  assert len(labels) == 200
+
+
+def write_list(path, images, labelled):
+  """A list of images with their labels, and the images in a folder."""
+  write_images(images, labelled)
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(''.join(f'{name} {label}\n' for name, label in labelled.items()))
+
+
+def test_noahs_vtab_folder_is_read(tmp_path):
+  folder = tmp_path / 'vtab-1k' / 'clevr_count'
+  for split, count in (('train800', 5), ('val200', 3), ('test', 4)):
+    labelled = {f'images/{split}/{n:06d}.jpg': n for n in range(count)}
+    write_list(folder / f'{split}.txt', folder, labelled)
+  task = find('vtab/clevr_count', Source(source='noah', root=str(tmp_path)))
+  assert "NOAH's folder" in task.origin
+  assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [5, 3, 4]
+  opened = task.open('train+val')
+  assert opened.name(4) == str(folder / 'images/train800/000004.jpg')
+  assert_array_equal(opened.labels, [0, 1, 2, 3, 4, 0, 1, 2])
+
+
+@hypothesis.given(st.lists(st.floats(0.125, 100, width=32), min_size=3, max_size=10))
+def test_clevr_rules_are_those_of_the_table(distances):
+  objects = {'size': distances, 'pixel_coords': np.array([[0, 0, each] for each in distances])}
+  assert vtab.clevr_count({'objects': objects}) == len(distances) - 3
+  expected = sum(min(distances) > bound for bound in (8, 8.5, 9, 9.5, 10))
+  assert vtab.clevr_distance({'objects': objects}) == expected
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 7), st.floats(-50, 200, width=32)), max_size=6))
+def test_kitti_takes_the_nearest_vehicle_and_has_a_class_for_none(objects):
+  kinds = np.array([kind for kind, _ in objects], int)
+  found = {'type': kinds, 'location': np.array([[1, 2, depth] for _, depth in objects])}
+  depths = [depth for kind, depth in objects if kind in (0, 1, 2)]
+  expected = sum(min(depths) > bound for bound in (8, 20)) if depths else 3
+  assert vtab.kitti_distance({'objects': found}) == expected
+
+
+@hypothesis.given(st.integers(0, 31), st.integers(0, 39))
+def test_dsprites_bins_are_floors(x, orientation):
+  example = {'label_x_position': x, 'label_orientation': orientation}
+  assert vtab.find('dsprites_loc').label(example) == int(np.floor(x / (32 / 16)))
+  assert vtab.find('dsprites_ori').label(example) == int(np.floor(orientation / (40 / 16)))
+
+
+@pytest.mark.parametrize('shots', [1, 16])
+def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
+  drawn = []
+  for seed in (0, 0, 1):
+    task = find(f'fewshot/food101/{shots}/{seed}')
+    assert 'they differ from NOAH' in task.notes[0]
+    train, val = task.open('train'), task.open('val')
+    assert_array_equal(np.bincount(train.labels, minlength=101), shots)
+    assert_array_equal(np.bincount(val.labels, minlength=101), min(shots, 4))
+    assert not set(train.indices) & set(val.indices)
+    drawn.append(set(train.indices))
+  assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same(mocked):
+  task = find('fewshot/oxford_flowers102/16/0')
+  assert len(task.open('train').labels) == 16 * 102
+  assert len(task.open('val').labels) == 4 * 102
+  assert_refused('too few in class 0 (20)', find('fewshot/oxford_flowers102/21/0').open, 'train')
+
+
+def test_noahs_lists_of_few_shots_are_read(tmp_path):
+  folder = tmp_path / 'oxford_pets'
+  lists = ('train_meta.list.num_shot_2.seed_1', 'val_meta.list', 'test_meta.list')
+  for number, name in enumerate(lists):
+    labelled = {f'{2 * number + label}.jpg': label for label in range(2)}
+    write_list(folder / 'annotations' / name, folder / 'images', labelled)
+  task = find('fewshot/oxford_pets/2/1', Source(source='lists', root=str(tmp_path)))
+  for number, split in enumerate(SPLITS):
+    opened = task.open(split)
+    assert opened.labels.tolist() == [0, 1]
+    assert opened.name(1).endswith(f'/images/{2 * number + 1}.jpg')
+
+
+def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):
+  task = find('generalization/0')
+  assert task.tests == ('test', 'v2', 'sketch', 'a', 'r')
+  train = task.open('train')
+  assert_array_equal(np.bincount(train.labels), 16)
+  assert not set(train.indices) & set(task.open('val').indices)
+  for split in ('test', 'v2', 'sketch'):
+    assert task.mask(split) is None
+  for split in ('a', 'r'):
+    assert_array_equal(np.flatnonzero(task.mask(split)), np.arange(0, 1000, 5))
+
+
+def test_noahs_lists_of_imagenets_are_read(tmp_path):
+  for test_set in generalization.TESTS:
+    folder = tmp_path / test_set.folder
+    lists = {'val_meta.list': {'x/0.jpg': 7, 'x/1.jpg': 12}}
+    if test_set.folder == 'imagenet':
+      lists['train_meta.list.num_shot_16.seed_2'] = {'x/0.jpg': 3}
+      lists['unofficial_val_list_4_shot16seed0'] = {'x/1.jpg': 3}
+    for name, labelled in lists.items():
+      write_list(folder / 'annotations' / name, folder / 'images', labelled)
+  task = find('generalization/2', Source(source='lists', root=str(tmp_path)))
+  assert [task.open(split).labels.tolist() for split in task.splits] == [[3], [3], *[[7, 12]] * 5]
+  assert np.flatnonzero(task.mask('r')).tolist() == [7, 12]
+
+
+# Of the labels, as TFDS gave them.
+DIGESTS = {'train': 'cf2b8d988b171884', 'val': '0c79e221026b5275', 'test': '0420885e69d13f5a'}
+
+
+@pytest.mark.parametrize('split', DIGESTS)
+def test_order_and_splits_of_the_digits_stay_those_of_the_first_results(split):
+  examples = pickle.loads(pickle.dumps(find('digits').open(split)))
+  labels = pipeline.load(examples, 8).labels
+  assert hashlib.sha256(labels.tobytes()).hexdigest()[:16] == DIGESTS[split]

@@ -1,0 +1,156 @@
+"""TFDS data sets: what they are called, and what is handed to other processes."""
+
+import logging
+import os
+import pathlib
+import pickle
+import subprocess
+import tempfile
+import time
+
+import pytest
+from comparing import assert_refused
+from digits_folder import Digits, copy_digits, prepared_digits
+from numpy.testing import assert_array_equal
+from places import program
+
+from glora_jax.vision.data import pipeline, tfds
+from glora_jax.vision.data.catalog import find
+from glora_jax.vision.data.task import Source
+from glora_jax.vision.data.tfds import LabelFeature, TfdsExamples
+
+
+def builder_in(folder):
+  return Digits(data_dir=str(folder), file_format='array_record')
+
+
+def test_a_builder_made_before_its_data_set_was_prepared_reads_it(tmp_path):
+  early = Digits(data_dir=str(tmp_path))
+  assert not tfds.is_prepared(early)
+  copy_digits(tmp_path)
+  tfds.prepare(early)
+  assert len(tfds.read(early, 'test').labels) == 797
+
+
+def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path, monkeypatch, caplog):
+  meeting_point = tmp_path / 'begun'
+  meeting_point.mkdir()
+  generate_examples = Digits._generate_examples
+
+  def wait_and_generate_examples(self, indices):
+    (meeting_point / 'here').touch()
+    while len(list(meeting_point.iterdir())) < 2:
+      assert other.poll() is None
+      time.sleep(0.01)
+    return generate_examples(self, indices)
+
+  monkeypatch.setattr(Digits, '_generate_examples', wait_and_generate_examples)
+  command = [*program('prepare_together'), str(tmp_path / 'tfds'), str(meeting_point)]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  other = subprocess.Popen(command, text=True, **pipes)
+  with caplog.at_level(logging.INFO):
+    images, labels = pipeline.load(tfds.read(builder_in(tmp_path / 'tfds'), 'test'), 8)
+  output, errors = other.communicate(timeout=120)
+  assert other.returncode == 0, errors[-2000:]
+  expected = f'{images.shape} {images.sum()} {labels.sum()}'
+  assert output.splitlines()[-2:] == [expected, 'tensorflow False']  # TFDS prints before
+  assert (caplog.text + errors).count('Another process has prepared') == 1
+  assert [path.name for path in (tmp_path / 'tfds' / 'digits').iterdir()] == ['1.0.0']
+
+
+def test_examples_can_be_pickled_and_a_split_that_is_lacking_is_named():
+  builder = builder_in(prepared_digits())
+  examples = tfds.read(builder, 'train[800:]')
+  again = pickle.loads(pickle.dumps(examples))
+  assert again.identity == examples.identity
+  assert_array_equal(again.labels, examples.labels)
+  assert_array_equal(again.image(7), examples.image(7))
+  assert_refused("digits/1.0.0 cannot be read as 'validation'", tfds.read, builder, 'validation')
+
+
+def test_looking_for_a_data_set_leaves_no_temporary_file(tmp_path, monkeypatch):
+  folder = tmp_path / 'temporary'
+  folder.mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+  builder = tfds.find_builder('mnist', str(tmp_path / 'data'))
+  assert not tfds.is_prepared(builder)
+  assert not list(folder.iterdir())
+  assert tempfile.tempdir == str(folder)
+
+
+@pytest.fixture
+def copied(tmp_path):
+  """A builder of digits in a folder of their own."""
+  copy_digits(tmp_path)
+  return builder_in(tmp_path)
+
+
+def test_a_data_set_that_was_moved_is_the_same(copied):
+  moved, whole = (tfds.read(builder, 'test') for builder in (copied, builder_in(prepared_digits())))
+  assert moved.identity == whole.identity != tfds.read(copied, 'train').identity
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """The examples that are read for their labels."""
+  indices = []
+  features_of = TfdsExamples._features_of
+
+  def note(self, wanted):
+    indices.extend(wanted)
+    return features_of(self, wanted)
+
+  monkeypatch.setattr(TfdsExamples, '_features_of', note)
+  return indices
+
+
+def test_labels_of_many_examples_are_remembered_beside_them_and_read_again_when_damaged(
+  copied, read, monkeypatch
+):
+  labels = tfds.read(builder_in(prepared_digits()), 'test').labels
+  few = tfds.read(copied, 'test')
+  assert few.labels.shape == labels.shape
+  assert not os.path.exists(few.record)
+  monkeypatch.setattr(tfds, 'FEWEST_REMEMBERED', 797)
+  read.clear()
+  for _ in range(2):
+    assert_array_equal(tfds.read(copied, 'test').labels, labels)
+    assert read == list(range(797))
+  record = pathlib.Path(few.record)
+  assert record.parent == pathlib.Path(copied.data_path)
+  for spoil in (
+    lambda: record.write_bytes(record.read_bytes()[:100]),
+    lambda: (record.unlink(), record.mkdir()),  # not to be written, as where a data set is shared
+  ):
+    spoil()
+    read.clear()
+    assert_array_equal(tfds.read(copied, 'test').labels, labels)
+    assert read == list(range(797))
+  others = (LabelFeature(bin_size=2), lambda example: int(example['label']) // 2)
+  for label_of in others:  # from another feature, and by a function that may change
+    examples = tfds.read(copied, 'test', label_of)
+    assert_array_equal(examples.labels, labels // 2)
+  assert examples.record is None
+
+
+def test_a_damaged_data_set_is_named(tmp_path):
+  copy_digits(tmp_path)
+  (folder,) = (tmp_path / 'digits').iterdir()
+  (records,) = folder.glob('*test*')
+  records.write_bytes(records.read_bytes()[:60_000])
+  assert_refused(
+    'example 0 of digits/1.0.0 test',
+    find('tfds:digits', Source(dir=str(tmp_path))).open,
+    'test',
+    kind=OSError,
+  )
+  (folder / 'dataset_info.json').write_text('{"name":')
+  assert_refused('TFDS cannot read', find, 'tfds:digits', Source(dir=str(tmp_path)))
+
+
+def test_a_home_in_the_folder_of_tfds_is_filled_in(monkeypatch, tmp_path):
+  """TFDS would take a folder called ~ in the one that the command was started in."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  folder = tmp_path / 'tfds'
+  source = Source(dir='~/tfds', root='~/lists')
+  assert (source.dir, source.root) == (str(folder), str(tmp_path / 'lists'))

@@ -1,0 +1,70 @@
+"""Configs in which any value stands in any field: the settings it says, or one line."""
+
+import copy
+import json
+import re
+
+import hypothesis.strategies as st
+from hypothesis import given
+from judging import REFUSED, cases, judged, new_place
+from spoiling import NASTY
+
+from glora_jax.vision.runs.config import RunSettings, check_config, default_config
+from glora_jax.vision.runs.fields import values_of
+from glora_jax.vision.runs.schema import walk
+from glora_jax.vision.runs.workdir import changes_of, read_values, write_config
+from glora_jax.vision.settings import bounds, expected
+
+FIELDS = {name: info for name, info, _ in walk(RunSettings())}
+DEFAULTS = default_config().to_dict()
+SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, dict))
+TEXTS = ('lora:2@qkv', 'hira@(', 'x.json', '~', 'folder:', 'hf:a/b', '0' * 64)
+
+
+class Given:
+  """What a config file can return: a config whose values have any type."""
+
+  def __init__(self, values):
+    self.values = values
+
+  def to_dict(self):
+    return copy.deepcopy(self.values)
+
+  def to_json(self, json_encoder_cls=None):
+    return json.dumps(self.values, cls=json_encoder_cls)
+
+
+def value_of(draw, name):
+  """A value for a field: any, one at the edges of its range, a text that means something."""
+  if name in SECTIONS or draw(st.integers(0, 2)) == 2:
+    return draw(st.sampled_from(NASTY))
+  edges = [bound + step for bound in bounds(FIELDS[name]).values() for step in (0, 1, -1)]
+  choices = re.findall("'(\\w+)'", expected(FIELDS[name]))
+  value = draw(st.sampled_from([*edges, *edges, *TEXTS, *choices]))
+  return draw(st.sampled_from([value] * 7 + [(value,)]))
+
+
+def put(values, name, value):
+  """Sets a field by its dotted name; nothing where its section is gone."""
+  section, _, last = name.rpartition('.')
+  values = values[section] if section else values
+  if isinstance(values, dict):
+    values[last] = value
+
+
+@cases(2)
+@given(st.data())
+def test_a_config_is_what_it_says_or_is_refused(data):
+  values = copy.deepcopy(DEFAULTS)
+  for name in data.draw(st.lists(st.sampled_from([*FIELDS, *SECTIONS]), min_size=1, max_size=2)):
+    put(values, name, value_of(data.draw, name))
+  if data.draw(st.integers(0, 29)) == 29:
+    del values[data.draw(st.sampled_from(sorted(values)))]
+  with new_place() as place:
+    config = Given(values)
+    settings = judged(lambda: check_config(config), place)
+    if settings is not REFUSED:
+      place.work.mkdir()
+      write_config(settings, place.work)
+      assert read_values(place.work) == values_of(settings)
+      assert not changes_of(settings, place.work, ['search.'])

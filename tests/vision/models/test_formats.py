@@ -1,0 +1,165 @@
+"""Other people's checkpoints without their libraries.
+
+Files in the exact layout of the published ones, and small models with the logits that timm and
+transformers gave (`tests/peers/make_fixtures.py`).
+"""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import (
+  FAMILIES,
+  assert_equal_files,
+  assert_equal_params,
+  flat,
+  logits_of,
+  params_of,
+)
+from comparing import assert_refused
+from flax_vit import FlaxViT
+from numpy.testing import assert_allclose, assert_array_equal
+from trees import normal
+
+from glora_jax.files import write_arrays
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.formats.table import WRITTEN
+from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.runs.backbone import load_backbone
+from glora_jax.vision.runs.sections import ModelSettings
+
+IMAGES = normal(2, 24, 24, 3)
+
+
+def test_fixtures_are_present():
+  assert len(FAMILIES) == 11
+
+
+@pytest.mark.parametrize('folder', FAMILIES, ids=lambda path: path.name)
+def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(folder, tmp_path):
+  with np.load(folder / 'expected.npz') as file:
+    expected = dict(file)
+  model, params, metadata = weights.load(folder)
+  logits = logits_of(model, params, expected['images'])
+  assert_allclose(logits, expected['logits'], atol=1e-4)
+  if 'large_images' in expected:
+    images = expected['large_images']
+    large, resized, _ = weights.refit(model, params, metadata, image_size=images.shape[1])
+    logits = logits_of(large, resized, images)
+    assert_allclose(logits, expected['large_logits'], atol=1e-4)
+  weights.save(tmp_path / 'back', model, params, metadata, metadata['source'])
+  assert_equal_files(folder / 'model.safetensors', tmp_path / 'back' / 'model.safetensors')
+  again, same, _ = weights.load(tmp_path / 'back')
+  assert again == model
+  assert_equal_params(same, params)
+
+
+LAYOUTS = {
+  'in21k': {'classic': True, 'pre_logits': True},
+  'headless': {'classic': True, 'head': False},
+  'big_vision': {},
+  'big_vision_gap': {'cls': False},
+  'scanned': {'scanned': True},
+  'sincos': {'sincos': True, 'cls': False},
+  'bfloat16': {},
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_npz_files_give_the_logits_of_their_code(layout, tmp_path):
+  module = FlaxViT(**LAYOUTS[layout])
+  dtype = jnp.bfloat16 if layout == 'bfloat16' else np.float32
+  wrote = jax.tree.map(lambda value: value.astype(dtype), params_of(module, 24))
+  write_arrays(tmp_path / 'in.npz', flat(wrote))
+  size = {'image_size': 24} if layout == 'sincos' else {}  # which it must be told
+  model, params, metadata = weights.load(tmp_path / 'in.npz', **size)
+  assert (model.num_heads, model.width, model.depth) == (3, 12, 2)
+  assert (model.patch_size, model.mlp_dim, metadata['image_size']) == (8, 20, 24)
+  logits = jax.jit(module.apply)({'params': wrote}, IMAGES)
+  assert_allclose(logits_of(model, params, IMAGES), logits, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def big_vision():
+  """(tensors of a big_vision model by name, its logits)."""
+  params = params_of(FlaxViT(), 24)
+  return flat(params), jax.jit(FlaxViT().apply)({'params': params}, IMAGES)
+
+
+@pytest.mark.parametrize('prefix', ['params/', 'opt/target/'])
+def test_parameters_are_found_in_the_middle_of_a_training_state(big_vision, prefix, tmp_path):
+  tensors, logits = big_vision
+  moments = {f'opt/0/1/{name}': np.zeros_like(value) for name, value in tensors.items()}
+  others = {'opt/0/count': np.int32(3), 'chrono/steps': np.float64(1)}
+  parameters = {prefix + name: value for name, value in tensors.items()}
+  np.savez(tmp_path / 'state.npz', **moments, **others, **parameters)  # moments first
+  model, loaded, _ = weights.load(tmp_path / 'state.npz')
+  assert_allclose(logits_of(model, loaded, IMAGES), logits, atol=1e-5)
+
+
+def test_a_run_starts_with_a_format_that_is_only_read_and_ours_is_written(big_vision, tmp_path):
+  np.savez(tmp_path / 'base.npz', **big_vision[0])
+  model, params, metadata = load_backbone(ModelSettings(), str(tmp_path / 'base.npz'), 7)
+  assert (model.num_classes, params['head']['bias'].shape) == (7, (7,))
+  weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
+  _, again, metadata = weights.load(tmp_path / 'out')
+  assert 'source' not in metadata
+  assert_equal_params(again, params)
+
+
+def test_a_file_of_two_towers_is_refused(big_vision, tmp_path):
+  towers = {
+    f'params/{tower}/{name}': value
+    for tower in ('img', 'txt')
+    for name, value in big_vision[0].items()
+  }
+  np.savez(tmp_path / 'lit.npz', **towers)
+  assert_refused('params/img/, params/txt/', weights.load, tmp_path / 'lit.npz')
+
+
+@pytest.mark.parametrize('image_size', [(16, 24), (40, 24)])
+def test_computed_positions_are_computed_again_and_those_of_an_oblong_are_part_of_a_square(
+  image_size, tmp_path
+):
+  np.savez(tmp_path / 'sincos.npz', **flat(params_of(FlaxViT(sincos=True, cls=False), 24)))
+  checkpoint = weights.load(tmp_path / 'sincos.npz', image_size=24)
+  _, square, _ = weights.refit(*checkpoint, image_size=40)
+  assert_equal_params(square, weights.load(tmp_path / 'sincos.npz', image_size=40).params)
+  _, params, _ = weights.refit(*checkpoint, image_size=image_size)
+  rows, columns = image_size[0] // 8, image_size[1] // 8
+  expected = square['pos_embed'].reshape(5, 5, 12)[:rows, :columns].reshape(1, -1, 12)
+  assert_array_equal(params['pos_embed'], expected)
+
+
+MODELS = st.fixed_dictionaries(
+  {
+    'pool': st.sampled_from(['token', 'gap', 'token+gap']),
+    'class_token': st.booleans(),
+    'norm_after_pool': st.booleans(),
+    'layer_scale': st.sampled_from([None, 1.0]),
+    'pre_logits': st.sampled_from([None, 7]),
+    'num_classes': st.sampled_from([0, 3]),
+    'pre_norm': st.booleans(),
+  }
+)
+
+
+@hypothesis.given(MODELS, st.sampled_from(sorted(WRITTEN)))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_any_model_in_any_format_computes_the_same_or_is_refused(tmp_path_factory, fields, format):
+  hypothesis.assume(fields['class_token'] or fields['pool'] == 'gap')
+  model = ViT(patch_size=8, width=12, depth=2, num_heads=3, mlp_dim=24, **fields)
+  params = params_of(model, 24)
+  folder = tmp_path_factory.mktemp('any')
+  try:
+    weights.save(folder, model, params, {'image_size': 24, 'normalization': 'unit'}, format)
+  except ValueError as error:
+    if 'choose another format' not in str(error):
+      raise
+    return
+  loaded, converted, metadata = weights.load(folder)
+  assert metadata['source'].format == format
+  assert metadata['normalization'] == 'unit'
+  assert_allclose(logits_of(loaded, converted, IMAGES), logits_of(model, params, IMAGES), atol=1e-4)

@@ -1,0 +1,67 @@
+"""What tests of reports share: results made by hand."""
+
+import numpy as np
+import pages
+import pytest
+
+from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Values
+from glora_jax.search.choice import Curve
+from glora_jax.vision.data.catalog import expand
+from glora_jax.vision.reports import scoreboard
+from glora_jax.vision.reports.scoreboard import Board
+
+
+def result(task, accuracy, protocol, others):
+  """What a run leaves, with the accuracy in percent for the result, less for the others."""
+  further = {name: value / 100 for name, value in (others or {}).items()}
+  labels = {
+    'linear': ('linear probe', 10),
+    'lora': ('lora:2', 2),
+    'supernet': ('searched, in the supernet', 5),
+    'search': ('searched', 0),
+  }
+  trained = scoreboard.published()['trained_on'][task.partition('/')[0]]
+  images = {**pages.RESULT['data']['images'], trained: 30}
+  return {
+    **pages.RESULT,
+    'data': {**pages.RESULT['data'], 'images': images},
+    'task': task,
+    'protocol': protocol,
+    'structures': {
+      name: pages.structure(250_000, (accuracy - less) / 100, label=label, genome=[[0, 3, 0, 0, 2]])
+      | {'val_accuracy': None if protocol == 'paper' else 0.5, 'other_test_accuracies': further}
+      for name, (label, less) in labels.items()
+    },
+  }
+
+
+@pytest.fixture
+def make_board():
+  """A function from the results' accuracies by task to a suite that has them."""
+
+  def make(accuracies, suite='vtab/all', protocol='honest', others=None):
+    results = {
+      task: result(task, accuracy, protocol, others) for task, accuracy in accuracies.items()
+    }
+    return Board(suite, expand(suite), results)
+
+  return make
+
+
+@pytest.fixture
+def allocation():
+  """Two layers: a vector of A and E, and a LoRA of B of rank 2 in the second."""
+  space = SearchSpace.distinct((1, 2))
+  spec = Spec((Layer('attn/qkv', 4, 8, space=space), Layer('mlp/fc2', 8, 4, space=space)))
+  genome = np.array([[2, 0, 0, 0, 2], [0, 4, 0, 0, 0]], np.int8)
+  values = Values(
+    A_vector=np.array([3.0, 0.0]),
+    A_lora=np.zeros((2, 2)),
+    B_lora=np.array([[0.0, 0.0], [4.0, 1.0]]),
+    C_vector=np.zeros(2),
+    E_vector=np.array([2.0, 0.0]),
+  )
+  curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
+  return Allocation(genome, {}, spec, values, curve, 40, False)

@@ -1,0 +1,121 @@
+"""The pages of runs, comparisons and suites: whole, readable, and as their results say."""
+
+import re
+import types
+
+import html_pages
+import pages
+import pytest
+
+from glora_jax.vision.reports import page, tables
+from glora_jax.vision.runs import command_line
+
+
+@pytest.fixture
+def board(make_board):
+  """A suite of which one task is done, one failed and one is not ready."""
+  suite = make_board({'vtab/cifar100': 70.0})
+  suite.failed['vtab/dtd'] = 'The loss was not finite.'
+  suite.missing['vtab/kitti'] = f'kitti needs {pages.SCRIPT}.'
+  return suite
+
+
+@pytest.fixture(params=['run', 'comparison', 'suite'])
+def any_page(request, tmp_path, allocation, board):
+  """The elements of a page of each kind."""
+  if request.param == 'run':
+    return pages.write_run(tmp_path, pages.make_findings(allocation))
+  if request.param == 'comparison':
+    return pages.write_comparison(tmp_path, allocation)
+  return pages.write_suite(tmp_path, board)
+
+
+def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
+  assert not any_page.all('script', 'iframe', 'object', 'embed')
+  for element in everything(any_page):
+    assert not any(name.startswith('on') for name in element.attributes)
+    for name in ('src', 'href', 'xlink:href', 'action'):
+      address = element.attributes.get(name) or ''
+      assert re.match(r'data:|#|$', address) or address == 'cifar100/report.html'
+  [style] = any_page.all('style')
+  assert not re.search(r'url\(|@import|https?:', style.text)
+  policies = [each.attributes.get('content', '') for each in any_page.all('meta')]
+  assert any(policy.startswith("default-src 'none'") for policy in policies)
+
+
+def everything(element):
+  """All elements within one."""
+  return [each for inner in element.inner for each in (inner, *everything(inner))]
+
+
+def test_what_a_page_links_to_is_there(any_page):
+  names = [each.attributes['id'] for each in everything(any_page) if 'id' in each.attributes]
+  links = {each.attributes['href'] for each in any_page.all('a')}
+  assert {link.removeprefix('#') for link in links if link[0] == '#'} <= set(names)
+
+
+def test_names_from_strangers_are_text(tmp_path, allocation):
+  findings = pages.make_findings(allocation, ('d\udcffg', pages.SCRIPT, 'dog'))
+  root = pages.write_run(tmp_path, findings)
+  assert root.all('h1')[0].words() == pages.IMAGE
+  assert f'{pages.SCRIPT}, taken for dog' in root.text
+  assert r'd\udcffg, taken for' in root.text  # no encoding has it
+  assert any(pages.SCRIPT in image.attributes['alt'] for image in root.all('img'))
+  assert all(image.attributes['src'].startswith('data:image/png;') for image in root.all('img'))
+
+
+def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
+  findings = pages.make_findings(allocation)
+  root = pages.write_run(tmp_path, findings)
+  head = root.all('header')[0].words()
+  assert 'classifies 80.0% of 40 test images correctly' in head
+  assert '65.2 to 89.5 (95%)' in head
+  assert '30.0 points more than the linear probe' in head
+  assert "2.5 points more than the gradient's structure (may be chance" in head
+  assert 'The result is the trained structure' in head
+  assert '1 x cpu' in head
+  rows = root.all('table')[0].rows()
+  assert rows[1] == ['linear probe', '0', '50.0', '50.0']
+  assert rows[-1] == ['searched, finetuned', '40', '80.0', '80.0']
+  assert '8 of 40 test images are misclassified.' in root.text
+  assert len(root.all('img')) == 8
+  text = ' '.join(root.text.split())
+  assert 'supernet, epoch 2: 75' in text  # the title of a point
+  assert pages.MADE['command'] in text
+
+
+def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, allocation):
+  findings = pages.make_findings(allocation, [f'class {number}' for number in range(41)])
+  findings.outcome.classes[:] = findings.outcome.labels
+  structures = {'gradient': findings.result['structures']['search']}
+  result = {**findings.result, 'structures': structures, 'result': 'gradient'}
+  fields = {**vars(findings), 'result': result, 'archive': None}
+  root = pages.write_run(tmp_path, type(findings)(**fields))
+  assert 'All 40 test images are classified correctly' in root.text
+  assert not root.all('img')
+  assert not [table for table in root.all('table') if table.attributes.get('class') == 'confusion']
+  assert 'Search' not in [heading.words() for heading in root.all('h2')]
+
+
+def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):
+  findings = pages.make_findings(allocation)
+  findings.result['protocol'] = 'paper'
+  pages.write_run(tmp_path, findings)
+  frame = html_pages.parse(page.show(str(tmp_path), 'errors', 'accuracy')._repr_html_())
+  [shown] = frame.all('iframe')
+  root = html_pages.parse(shown.attributes['srcdoc'] + '</body></html>')
+  assert [heading.words() for heading in root.all('h2')] == ['Errors', 'Accuracy']
+  assert tables.PAPER_LABEL in root.words()
+  with pytest.raises(ValueError, match="no section 'error'; it has accuracy"):
+    page.show(str(tmp_path), 'error')
+
+
+def test_a_page_that_is_there_is_opened_where_that_is_asked(monkeypatch, tmp_path, capsys):
+  opened, path = [], tmp_path / 'report.html'
+  monkeypatch.setattr(command_line, 'OPEN', types.SimpleNamespace(value=True))
+  monkeypatch.setattr(command_line.webbrowser, 'open', lambda url: opened.append(url) or True)
+  command_line.open_page(str(path))
+  assert capsys.readouterr().err
+  path.write_text('')
+  command_line.open_page(str(path))
+  assert opened == [path.as_uri()]

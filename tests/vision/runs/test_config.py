@@ -1,0 +1,157 @@
+"""Every config of the project loads, is complete, and understands its arguments."""
+
+import dataclasses
+import importlib.util
+import re
+
+import pytest
+from absl import flags
+from places import CONFIGS, get_config
+
+from glora_jax.method.space import SearchSpace
+from glora_jax.vision.runs import command_line, schema
+from glora_jax.vision.runs.config import (
+  NEEDED,
+  RunSettings,
+  check_config,
+  default_config,
+)
+from glora_jax.vision.settings import bounds, expected
+
+
+@pytest.mark.parametrize(
+  'name, arguments, task',
+  [
+    ('quickstart', ('search',), 'digits'),
+    ('vtab', ('clevr_count,source=noah,root=/data',), 'vtab/clevr_count'),
+    ('fewshot', ('food101,shots=all',), 'fewshot/food101/all/0'),
+    ('generalization', ('2,source=lists,root=/data',), 'generalization/2'),
+    ('own', (str(CONFIGS),), f'folder:{CONFIGS}'),
+    ('own', ('x/labels.csv,weights=dinov2-S/14,budget=5000',), 'csv:x/labels.csv'),
+    ('own', ('sun397/tfds:4.*.*',), 'tfds:sun397/tfds:4.*.*'),
+  ],
+)
+def test_configs_are_complete_and_know_their_task(name, arguments, task):
+  assert check_config(get_config(name, *arguments)).task == task
+
+
+@pytest.mark.parametrize(
+  'arguments, structure, ranks',
+  [
+    (('beans',), 'gradient', None),
+    (('beans,rank=3',), 'gradient', (1, 2, 3)),
+    (('beans,structure=search,rank=8',), 'search', (8,)),
+  ],
+)
+def test_a_task_of_ones_own_takes_its_structure_from_a_gradient(arguments, structure, ranks):
+  settings = check_config(get_config('own', *arguments))
+  assert (settings.structure, settings.space.ranks) == (structure, ranks)
+
+
+@pytest.mark.parametrize('epochs, warmup', [(4, 0), (12, 1), (20, 10)])
+def test_any_number_of_epochs_leaves_something_to_a_task_of_ones_own(epochs, warmup):
+  settings = check_config(get_config('own', f'beans,epochs={epochs}'))
+  assert settings.training.warmup_epochs == warmup
+  assert settings.allocation.shortened(settings.training).epochs == epochs - 2
+
+
+def test_finetuning_is_the_training_but_for_what_finetune_says():
+  config = default_config()
+  config.training.update(epochs=40, warmup_epochs=8, weight_decay=0.5, learning_rate=0.1)
+  config.finetune.epochs = 5
+  training = check_config(config).training
+  expected = dataclasses.replace(training, epochs=5, warmup_epochs=5)
+  assert check_config(config).finetuning == expected
+  config.finetune.update(warmup_epochs=2, learning_rate=0.2)
+  expected = dataclasses.replace(training, epochs=5, warmup_epochs=2, learning_rate=0.2)
+  assert check_config(config).finetuning == expected
+  config.finetune.warmup_epochs = 6
+  with pytest.raises(ValueError, match=r'finetune\.warmup_epochs=6 is more than epochs=5'):
+    check_config(config)
+
+
+def test_the_defaults_are_those_of_the_settings():
+  assert check_config(default_config()) == RunSettings()
+
+
+def test_a_rate_may_be_of_any_preset_with_its_rank():
+  config = default_config()
+  with config.compare.rate.unlocked():
+    config.compare.rate['scale_shift_lora:1'] = 2e-3
+  assert check_config(config).compare.rate['scale_shift_lora:1'] == 2e-3
+  with config.compare.rate.unlocked():
+    config.compare.rate['lorra'] = 2e-3
+  with pytest.raises(ValueError, match=r"compare.rate.lorra: The preset 'lorra' is unknown"):
+    check_config(config)
+
+
+def test_open_ranks_are_those_of_the_structure():
+  config = default_config()
+  assert config.space.ranks is None
+  space = check_config(config).space
+  assert space.search_space() == SearchSpace((4,))
+  assert space.search_space('gradient') == SearchSpace.distinct(range(1, 9))
+  assert space.search_space('lora:2@qkv') == SearchSpace(tuple(range(1, 9)))
+  config.space.ranks = (2, 4)
+  space = check_config(config).space
+  assert space.search_space().ranks == space.search_space('gradient').ranks == (2, 4)
+
+
+@pytest.mark.parametrize(
+  'given, names', [('true', NEEDED), ('all', [name for name, *_ in schema.walk(RunSettings())])]
+)
+def test_the_help_flag_prints_its_fields_and_ends(given, names, capsys):
+  flag = flags.FLAGS[command_line.HELP_CONFIG.name]
+  flag.parse('false')
+  with pytest.raises(SystemExit):
+    flag.parse(given)
+  page = capsys.readouterr().out
+  assert sorted(re.findall(r'^  --config\.([\w.]+)=', page, re.M)) == sorted(names)
+  assert all(info.description for _, info, _ in schema.walk(RunSettings()))
+  assert page.endswith('--help_config=all shows all fields.\n') == (given == 'true')
+
+
+def test_arguments_reach_the_fields():
+  config = get_config('vtab', 'cifar100,source=noah,root=/data,rank=2')
+  assert (config.data.source, config.data.root, config.space.ranks) == ('noah', '/data', (2,))
+  assert get_config('vtab', 'cifar100,root=2024').data.root == '2024'
+  config = get_config('own', '~/x.csv,weights=dinov2-S/14,budget=5000,rank=16')
+  assert config.task.startswith('csv:/')
+  assert (config.model.weights, config.budget) == ('dinov2-S/14', 5000)
+  assert config.allocation.max_rank == 16
+
+
+def test_every_number_of_a_config_has_a_range():
+  """But for the budget, which has its own rule."""
+  fields = {name: info for name, info, _ in schema.walk(RunSettings())}
+  numbers = [name for name, info in fields.items() if re.search(r'\b(int|float)\b', expected(info))]
+  assert [name for name in numbers if not bounds(fields[name])] == ['budget']
+
+
+def test_all_mistakes_of_a_config_are_said_at_once():
+  config = default_config()
+  config.update_from_flattened_dict({'training.epochs': 5, 'sampling.paths': 0, 'budget': 0.5})
+  with config.unlocked(), config.ignore_type():
+    config.search = 3
+    config.finetune.momentum = 0.9
+    del config.mesh
+  with pytest.raises(ValueError) as caught:
+    check_config(config)
+  assert 'mesh is missing' in str(caught.value)
+  assert 'momentum=0.9 is unknown' in str(caught.value)
+  assert [line.partition(' ')[0] for line in str(caught.value).split('\n')] == [
+    'mesh',
+    'budget=0.5',
+    'training.warmup_epochs=10',
+    'sampling.paths=0',
+    'search=3',
+    'finetune.momentum=0.9',
+  ]
+
+
+def test_events_without_their_package_are_explained(monkeypatch):
+  config = default_config()
+  config.watch.tensorboard = True
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ImportError, match='pip install tensorboardX'):
+    check_config(config)

@@ -1,0 +1,31 @@
+"""Every config starts: with `tiny=True`, in seconds.
+
+On the digits: that the data sets of the configs open is in `tests/vision/data`.
+"""
+
+import pytest
+from places import CONFIGS, get_config
+
+from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs.workdir import Stopped
+
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
+def test_a_tiny_config_starts(name, tmp_path):
+  """Up to the first steps."""
+  before = {'own': 'beans,', 'vtab': 'dtd,', 'fewshot': 'oxford_pets,'}.get(name, '')
+  config = get_config(name, f'{before}tiny=True')
+  config.task = 'digits'
+  config.checkpoint_epochs = 1
+
+  def stop():
+    """Whether there is a training state, which is named by its step."""
+    return any(path.name.isdigit() for path in tmp_path.rglob('*') if path.is_dir())
+
+  run = comparison.run if name == 'compare' else experiment.run
+  with pytest.raises(Stopped):
+    run(config, str(tmp_path), stop)
+  assert stop()

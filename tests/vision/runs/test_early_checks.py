@@ -1,0 +1,144 @@
+"""What a later stage needs is checked before the first; after a start that fails another works."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from label_lists import write_images
+from PIL import Image
+from places import FIXTURES
+from tiny_runs import changed, context_of, stages_of
+
+from glora_jax.files import read_json
+from glora_jax.training.sampling import Sampling
+from glora_jax.vision.models import weights
+from glora_jax.vision.runs import experiment, job
+from glora_jax.vision.runs.backbone import load_backbone
+from glora_jax.vision.runs.config import RunSettings, check_config
+from glora_jax.vision.runs.context import fit_batches
+from glora_jax.vision.runs.sections import AllocationSettings, ModelSettings, TrainingSettings
+from glora_jax.vision.runs.workdir import LOCK, Stopped
+
+
+def prepared(config, workdir):
+  workdir.mkdir()
+  return job.prepared(check_config(config), stages_of(config), str(workdir))
+
+
+def fitted(settings, counts=None):
+  """Settings with batches that images fill."""
+  return fit_batches(settings, experiment.stages_of(settings), counts or COUNTS, None)
+
+
+COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
+
+
+def test_a_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
+  found = fitted(RunSettings())
+  assert 'training.batch_size=64 is more than the 18 training images' in caplog.text
+  assert (found.training.batch_size, found.finetuning.batch_size) == (18, 18)
+  accumulating = RunSettings(training=TrainingSettings(accumulate=4))
+  assert fitted(accumulating).training.batch_size == 16
+  paths = RunSettings(sampling=Sampling(paths=5))
+  assert fitted(paths).training.batch_size == 15
+  assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
+
+
+@pytest.mark.parametrize('name, prior', [('embedded', 'known'), ('mine', 'shifts')])
+def test_a_backbone_that_nothing_is_known_of_borrows_from_shifts(name, prior):
+  model, allocation = ModelSettings(weights=name), AllocationSettings(prior='known')
+  settings = RunSettings(structure='gradient', model=model, allocation=allocation)
+  assert fitted(settings).allocation.prior == prior
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Ten images of each of two classes, of which a run trains on eight."""
+  write_images(tmp_path / 'photos', [f'{name}/{n}.png' for n in range(10) for name in 'ab'])
+  return tmp_path / 'photos'
+
+
+def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
+  config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
+  with pytest.raises(
+    ValueError, match=rf'data.cache={photos}/cache lies in {photos}, whose folders'
+  ):
+    experiment.run(config, str(tmp_path / 'run'))
+  assert set(os.listdir(photos)) == {'a', 'b'}
+
+
+def test_a_corrected_config_starts_where_the_first_start_failed(run_config, photos, tmp_path):
+  """A split that was made for the first one is forgotten; what a user put there since is not."""
+  workdir = tmp_path / 'run'
+  wrong = changed(run_config, task=f'folder:{photos}', model__weights='typo')
+  with pytest.raises(FileNotFoundError, match='typo'):
+    experiment.run(wrong, str(workdir))
+  right = changed(wrong, model__weights=run_config.model.weights)
+  with pytest.raises(Stopped, match='before the stage supernet'):
+    experiment.run(right, str(workdir), stop=always)
+  assert (workdir / 'split.json').exists()
+  (workdir / 'notes.txt').write_text('mine')
+  with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
+    experiment.run(run_config, str(workdir), stop=always)
+  assert not (workdir / 'split.json').exists()
+  assert (workdir / 'notes.txt').read_text() == 'mine'
+  assert read_json(workdir / 'config.json')['task'] == 'digits'
+
+
+def test_no_image_is_decoded_twice(run_config, photos, tmp_path, read):
+  found = context_of(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
+  assert len(set(read)) == len(read) == 20
+  for first, *others in (('train+val', 'train', 'val'), ('test',)):
+    parts = [np.asarray(found.data(split).images) for split in (first, *others)]
+    np.testing.assert_array_equal(parts[0], np.concatenate(parts[1:] or parts))
+  assert len(read) == 20
+  assert not found.decoded
+
+
+def always():
+  return True
+
+
+def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path, caplog):
+  model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+  ours = str(tmp_path / 'ours')
+  weights.save(ours, model, params, {'image_size': metadata['image_size']})
+  with pytest.raises(ValueError, match=r'set model\.normalization'):
+    load_backbone(ModelSettings(), ours, 3)
+  theirs = shutil.copy(FIXTURES / 'timm_vit' / 'model.safetensors', tmp_path)
+  for given, found in ((None, 'inception'), ('clip', 'clip')):
+    caplog.clear()
+    settings = ModelSettings(num_heads=4, normalization=given)
+    assert load_backbone(settings, theirs, 3)[2]['normalization'] == found
+    assert ('assuming' in caplog.text) == (given is None)
+  assert load_backbone(ModelSettings(normalization='clip'), ours, 3)[2]['normalization'] == 'clip'
+
+
+def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tmp_path):
+  (tmp_path / LOCK).touch()
+  weights.save(tmp_path / 'folded' / 'other.safetensors', *weights.load(weights.EMBEDDED_FILE))
+  with pytest.raises(ValueError, match=r'another checkpoint \(other.safetensors'):
+    experiment.run(run_config, str(tmp_path), stop=always)
+
+
+@pytest.mark.parametrize(
+  'side, blue, name, is_noted',
+  [
+    (100, 200, 'embedded', True),
+    (99, 200, 'embedded', False),
+    (100, 9, 'embedded', False),  # gray
+    (100, 200, None, False),
+  ],
+)
+def test_the_small_backbone_is_said_to_suit_trials_of_photographs_only(
+  side, blue, name, is_noted, run_config, tmp_path
+):
+  for number in range(20):
+    path = tmp_path / 'photos' / 'ab'[number % 2] / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (120, side), (9, 9, blue)).save(path)
+  config = changed(run_config, task=f'folder:{tmp_path / "photos"}', training__batch_size=4)
+  config.model.weights = name or run_config.model.weights
+  notes = prepared(config, tmp_path / 'run').task.notes
+  assert ('weights=dinov2-S/14' in ' '.join(notes)) == is_noted

@@ -1,0 +1,286 @@
+"""Whole runs in this process: stages, files, protocols, reports, wrong inputs."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+from typing import Any
+
+import html_pages
+import jax
+import numpy as np
+import pytest
+from label_lists import write_images
+from PIL import Image
+from tiny_runs import changed, context_of, stages_of
+
+from glora_jax import main, predict
+from glora_jax.files import read_json
+from glora_jax.records import read_lines
+from glora_jax.vision.data import image, normalization, pipeline
+from glora_jax.vision.data.catalog import find
+from glora_jax.vision.models import weights
+from glora_jax.vision.reports import tables
+from glora_jax.vision.runs import experiment
+from glora_jax.vision.runs.context import never
+from glora_jax.vision.runs.stage import read_mark, walk
+from glora_jax.vision.runs.workdir import Stopped
+
+FILES = {
+  'images.npz',
+  'config.json',
+  'weights.json',
+  'glora_jax.lock',
+  'metrics.jsonl',
+  'provenance.json',
+  'supernet',
+  'training',
+  'search',
+  'finetune',
+  'adapter.safetensors',
+  'genome.json',
+  'folded',
+  'test_list.json',
+  'result.json',
+  'report.html',
+}
+
+
+def test_a_run_leaves_everything_in_the_workdir(finished_run):
+  workdir, result = finished_run
+  assert set(os.listdir(workdir)) == FILES
+  # Not with what it was made: the same run in another folder writes the same file.
+  written = {name: value for name, value in result.items() if name != 'provenance'}
+  assert read_json(workdir / 'result.json') == written
+  given = {'task': 'digits', 'protocol': 'honest', 'seed': 42, 'budget': 1000}
+  assert given.items() <= result.items()
+  assert set(result['seconds']) == {'supernet', 'training', 'search', 'finetune', 'test', 'report'}
+  structures = result['structures']
+  assert list(structures) == ['linear', 'lora', 'supernet', 'search']
+  chosen, other = structures[result['result']], structures['supernet']
+  more, gained = other['against_result'], chosen['test_accuracy'] - other['test_accuracy']
+  assert (more['result_only'] - more['other_only']) / 797 == pytest.approx(gained)
+  assert [made['versions'].keys() >= {'jax'} for made in result['provenance']] == [True]
+  assert 0 < structures['search']['params'] <= 1000
+  described = read_json(workdir / 'genome.json')
+  for name in ('genome', 'params'):
+    assert described[name] == chosen[name]
+
+
+def test_the_result_is_the_best_on_the_validation_images_within_the_budget(finished_run):
+  result = finished_run[1]
+  trained = {name: x for name, x in result['structures'].items() if name != 'supernet'}
+  assert trained['lora']['params'] > 1000  # of what the budget allows
+  best = max(x['val_accuracy'] for name, x in trained.items() if name != 'lora')
+  assert result['result'] != 'lora'
+  assert trained[result['result']]['val_accuracy'] == best
+
+
+def test_the_report_can_be_of_another_structure(finished_run, run_config, tmp_path):
+  """What is trained stays the same; once the test images were read, the choice does, too."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished_run[0], workdir)
+  for name in ('result.json', 'test_list.json'):
+    os.remove(workdir / name)
+  config = changed(run_config, report__result='lora')
+  result = experiment.run(config, str(workdir))
+  assert result['result'] == 'lora'
+  assert result['structures']['lora']['genome'] == read_json(workdir / 'genome.json')['genome']
+  os.remove(workdir / 'result.json')
+  with pytest.raises(ValueError, match="result was 'lora' and is now 'search'"):
+    experiment.run(changed(run_config, report__result='search'), str(workdir))
+  with pytest.raises(
+    ValueError, match='is not trained in this run; give one of linear, lora, supernet'
+  ):
+    experiment.run(changed(run_config, report__result='ssf'), str(tmp_path / 'other'))
+
+
+def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_kept(
+  run_config, tmp_path
+):
+  """Stopped amid it, the same; the last epoch's weights are others, of the same training."""
+  config = changed(run_config, presets=(), structure='lora', budget=None, training__epochs=4)
+  config.training.update(learning_rate=5e-3, final_learning_rate=10.0)  # the end spoils it
+  found = {}
+  for keep, stop in (('best', never), ('last', never), ('best', polls(4))):
+    workdir = tmp_path / f'{keep}-{len(found)}'
+    context = context_of(changed(config, training__keep=keep), workdir)
+    stages = experiment.stages_of(context.settings)
+    context.stop = stop
+    with contextlib.nullcontext() if stop is never else pytest.raises(Stopped):
+      walk(context, stages, until='training/lora')
+    context.stop = never
+    candidate = walk(context, stages, until='training/lora')
+    lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
+    curve = [x for x in lines if x['stage'] == 'training/lora' and 'val_accuracy' in x]
+    assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
+    found[keep, len(found)] = candidate, curve, context.measure(candidate, 'val')
+  (best, curve, accuracy), (last, other, at_end), (again, *_) = found.values()
+  assert curve == other
+  chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
+  assert best.best_epoch == last.best_epoch == chosen['epoch'] < 4
+  assert accuracy == {name: chosen[name] for name in accuracy}
+  assert at_end == {name: curve[-1][name] for name in at_end}
+  jax.tree.map(np.testing.assert_array_equal, best.variables, again.variables)
+
+
+def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run):
+  workdir, result = finished_run
+  model, params, metadata = weights.load(workdir / 'folded' / 'model.safetensors')
+  images, labels = pipeline.load(find('digits').open('test'), metadata['image_size'])
+  inputs = normalization.normalize(images, metadata['normalization'])
+  answers = np.asarray(jax.jit(model.apply)({'params': params}, inputs).argmax(-1))
+  accuracy = result['structures'][result['result']]['test_accuracy']
+  assert np.mean(answers == labels) == pytest.approx(accuracy, abs=1e-9)
+  wrong = f'{(answers != labels).sum()} of 797 test images are misclassified'
+  assert wrong in html_pages.read(workdir).text
+  assert result['fold_max_abs_diff'] < 1e-4
+  assert metadata['classes'] == list('0123456789')
+
+
+def test_the_test_list_was_frozen_before_any_test_accuracy_existed(finished_run):
+  workdir, result = finished_run
+  frozen = read_json(workdir / 'test_list.json')
+  assert frozen['result'] == result['result']
+  assert frozen['structures'].keys() == result['structures'].keys()
+  assert not any('test_accuracy' in row for row in frozen['structures'].values())
+  assert frozen['structures']['search']['genome'] == result['structures']['search']['genome']
+
+
+def test_a_finished_run_is_not_run_again_and_the_command_prints_its_table(finished_run, run_config):
+  workdir, result = finished_run
+  before = {name: os.path.getmtime(workdir / name) for name in FILES}
+  assert experiment.run(run_config, str(workdir)) == result
+  printed, code = main.dispatch(run_config, str(workdir), never)
+  assert {name: os.path.getmtime(workdir / name) for name in FILES} == before
+  assert code == 0
+  assert 'searched, finetuned' in printed
+  assert f'{100 * result["structures"]["search"]["test_accuracy"]:.1f}' in printed
+  assert f'{workdir}/report.html' in printed
+
+
+def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run, tmp_path):
+  result = finished_run[1]
+  for name in ('report.html', 'adapter.safetensors'):
+    (tmp_path / name).touch()
+  last = experiment.summary(result, str(tmp_path)).splitlines()[-1]
+  assert last.startswith('Missing from this finished run: folded/model.safetensors; ')
+  (tmp_path / 'folded').mkdir()
+  (tmp_path / 'folded' / 'model.safetensors').touch()
+  assert 'Missing' not in experiment.summary(result, str(tmp_path))
+
+
+def snippets(workdir, beginning):
+  """The snippets of a page that begin with a text."""
+  codes = [code.text for code in html_pages.read(workdir).all('code')]
+  return [code for code in codes if code.startswith(beginning)]
+
+
+def polls(number):
+  """A `stop` that says True when it is asked for the number-th time."""
+  asked = iter(range(1, number + 1))
+  return lambda: next(asked) == number
+
+
+def test_for_a_given_structure_no_image_counts_as_a_validation_image(run_config, tmp_path):
+  """Trained on train and val, it does not depend on where one ends and the other begins."""
+  left = {}
+  for border in (40, 60):
+    splits = border * ['train'] + (80 - border) * ['val'] + 20 * ['test']
+    rows = [f'{number % 3}/{number}.png' for number in range(100)]
+    write_images(tmp_path, rows)
+    lines = [f'{name},{name[0]},{split}' for name, split in zip(rows, splits, strict=True)]
+    labels = tmp_path / f'{border}.csv'
+    labels.write_text('\n'.join(['path,label,split', *lines]))
+    config = changed(run_config, task=f'csv:{labels}', structure='lora', train_on='train+val')
+    config.update(presets=(), budget=9000)
+    config.training.update(epochs=1, warmup_epochs=0)
+    workdir = tmp_path / f'run-{border}'
+    result = experiment.run(config, str(workdir))
+    assert result['result'] == 'lora'
+    assert {row['val_accuracy'] for row in result['structures'].values()} == {None}
+    left[border] = [(workdir / name).read_bytes() for name in ('test_list.json', 'metrics.jsonl')]
+    assert b'val_accuracy"' not in left[border][1]
+    left[border].append(result['structures'])
+  assert left[40] == left[60]
+
+
+@pytest.mark.parametrize(
+  'job',
+  [
+    pytest.param('adapt', marks=pytest.mark.slow),
+    pytest.param('compare', marks=pytest.mark.full),
+  ],
+)
+def test_after_the_choice_validation_images_are_only_trained_on(
+  job, run_config, tmp_path, monkeypatch
+):
+  """Searched structures and learning rates are chosen on them before."""
+  config = changed(run_config, job=job, presets=(), train_on='train+val', finetune__epochs=2)
+  config.training.batch_size = 80
+  if job == 'compare':
+    config.update(budget=None)
+    config.compare.update(methods=('lora', 'search'), budgets=(900,), seeds=1, rates=(1e-3, 1e-2))
+  context = context_of(config, tmp_path)
+  stages = stages_of(config)
+  chosen = 'search' if job == 'adapt' else 'tuning/search'
+  measure = context.measure
+
+  def measure_no_more(model, split):
+    mark = read_mark(str(tmp_path / chosen))
+    assert split != 'val' or not (mark and mark['whole'])
+    return measure(model, split)
+
+  monkeypatch.setattr(context, 'measure', measure_no_more)
+  tested = walk(context, stages, until='test')
+  if job == 'compare':
+    assert {row['val_accuracy'] for rows in tested.values() for row in rows} == {None}
+    return
+  assert tested.result == 'search'
+  assert list(tested.rows) == ['linear', 'search']  # the supernet has seen fewer images
+  assert {row['val_accuracy'] for row in tested.rows.values()} == {None}
+  lines = read_lines(tmp_path / 'metrics.jsonl', 'metrics', dict[str, Any])
+  tuned = [line for line in lines if line['stage'] == 'finetune']
+  assert tuned[-1]['step'] == 2 * (1000 // config.training.batch_size)
+
+
+@pytest.mark.slow
+def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp_path):
+  """At a budget of nothing, so with the linear structure."""
+  config = changed(run_config, presets=(), protocol='paper', budget=0)
+  result = experiment.run(config, str(tmp_path))
+  assert (result['protocol'], result['result']) == ('paper', 'search')
+  structures = result['structures']
+  assert list(structures) == ['linear', 'search']
+  assert all(structure['val_accuracy'] is None for structure in structures.values())
+  assert not (tmp_path / 'finetune').exists()
+  assert not result['finetuned']
+  assert tables.PAPER_LABEL in html_pages.read(tmp_path).text
+  assert tables.PAPER_LABEL in experiment.summary(result, str(tmp_path))
+  assert not np.any(structures['search']['genome'])
+
+
+def test_command_and_code_in_the_report_answer_as_the_adapted_model_does(
+  finished_run, run_config, tmp_path, monkeypatch, capsys
+):
+  workdir, _ = finished_run
+  monkeypatch.chdir(tmp_path)
+  noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+  Image.fromarray(noise).save('photo.jpg')
+  [command] = snippets(workdir, 'python -m glora_jax.predict ')
+  predict.main([*shlex.split(command)[3:], '--json'])
+  printed = json.loads(capsys.readouterr().out)
+  found = {row['class']: row['probability'] for row in printed['classes']}
+  [code] = snippets(workdir, 'import jax.numpy')
+  loaded = {}
+  exec(code, loaded)
+  pixels = image.resize(image.decode('photo.jpg'), 8, run_config.data.resize)[None]
+  inputs = normalization.normalize(pixels, loaded['metadata']['normalization'])
+  logits = jax.jit(loaded['adapted'].apply)(loaded['variables'], inputs)
+  expected = jax.nn.softmax(logits)[0]
+  np.testing.assert_allclose([found[name] for name in '0123456789'], expected, atol=1e-5)
+  [code] = snippets(workdir, 'from glora_jax.vision.models.classifier')
+  names = {}
+  exec(code, names)
+  np.testing.assert_allclose(names['probabilities'], expected, atol=1e-5)

@@ -1,0 +1,142 @@
+"""Wrong command lines and config files: one sentence with the value, what was expected, what to do.
+
+In this process: `test_command_line` starts the command itself.
+"""
+
+import sys
+
+import pytest
+from absl import flags
+from comparing import assert_refused
+from places import ROOT
+
+from glora_jax.errors import UserError
+from glora_jax.vision.runs import command_line
+from glora_jax.vision.runs.config import parse_arguments
+from glora_jax.vision.runs.terminal import is_mistake, reported, sentence
+
+QUICKSTART = f'--config={ROOT / "configs/quickstart.py"}'
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """A function that gives the config of a command line."""
+
+  def forget():
+    for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS['config'].value = None
+    flags.FLAGS['config'].present = 0
+    flags.FLAGS.unparse_flags()
+
+  def parse_anew(*words):
+    forget()
+    monkeypatch.setattr(sys, 'argv', ['main', *words])
+    command_line._parse_flags(sys.argv)
+    return command_line._given_config()
+
+  yield parse_anew
+  forget()
+
+
+ENDS = (SystemExit, ValueError, OSError)  # how a command line may end
+
+
+def test_none_unsets_a_field_and_other_values_are_read_as_before(parse):
+  fields = ('budget=None', 'data.cache=None/', 'model.image_size=32')
+  config = parse(QUICKSTART, *(f'--config.{field}' for field in fields))
+  assert (config.budget, config.data.cache, config.model.image_size) == (None, 'None/', 32)
+
+
+def test_of_two_values_of_a_field_the_last_one_counts(parse):
+  fields = ('presets=("ssf",)', 'presets=("hira", "full")', 'seed=1', 'seed=2', 'presets=("lora",)')
+  config = parse(QUICKSTART, *(f'--config.{field}' for field in fields))
+  assert (config.presets, config.seed) == (('lora',), 2)
+
+
+OWN = f'--config={ROOT}/configs/own.py'
+
+
+@pytest.mark.parametrize(
+  'words, named',
+  [
+    ([], '--config NAME_OR_FILE'),
+    (['--config=configs'], "no config 'configs'"),
+    ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet' (did you mean budget?)"),
+    ([QUICKSTART, '--config.budget=10k'], '--config.budget=10k must be float | None: most'),
+    ([QUICKSTART, '--config.presets=("a",'], '--config.presets=("a", must be tuple[str, ...]: '),
+    ([QUICKSTART, '--config.training=3'], '--config.training=3: training is a section'),
+    ([QUICKSTART, '--zzzz=1'], "'zzzz' (--help shows all flags"),
+    ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny must be True or False"),
+    ([f'{OWN}:no/', '--config.seed=1'], "no folder 'no/'"),
+    ([QUICKSTART, QUICKSTART], '--config is given twice'),
+  ],
+)
+def test_a_wrong_command_line_is_one_sentence(words, named, parse):
+  assert_refused(named, parse, *words, kind=ENDS)
+
+
+@pytest.mark.parametrize(
+  'program, expected',
+  [
+    ('def f(:', ', line 1, is not valid Python (invalid syntax)'),
+    ('\n\nimport no_such_package', 'wrong.py, line 3, fails with ModuleNotFoundError'),
+    ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
+    ('get_config = 3', "wrong.py fails with TypeError ('int' object is not callable)"),
+    ('import sys\nsys.exit(0)', 'wrong.py, line 2, fails with SystemExit (0)'),
+    ('from ml_collections import FrozenConfigDict as get_config', 'a FrozenConfigDict'),
+  ],
+)
+def test_a_wrong_config_file_is_one_sentence(program, expected, parse, tmp_path):
+  path = tmp_path / 'wrong.py'
+  path.write_text(program)
+  assert_refused(expected, parse, f'--config={path}', '--config.model.weights=x', kind=ENDS)
+
+
+def test_a_path_with_a_comma_is_an_argument(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for name in ('photos, 2026, best', 'rank=3'):
+    (tmp_path / name).mkdir()
+  for text, expected in (
+    ('photos, 2026, best,rank=3', ('photos, 2026, best', {'rank': 3})),
+    ('rank=3,rank=4', ('rank=3', {'rank': 4})),
+    ('rank=5', ('', {'rank': 5})),
+    ('photos', ('photos', {'rank': None})),
+  ):
+    assert parse_arguments(text, {'rank': int}) == expected
+
+
+def test_mistakes_have_a_sentence_without_a_number_or_a_page():
+  class JaxRuntimeError(RuntimeError):
+    """As JAX calls its own."""
+
+  assert not is_mistake(JaxRuntimeError('INTERNAL: a fault'))
+  for text, begins in (
+    ('RESOURCE_EXHAUSTED: Out of memory.\nA page of details', 'Out of memory'),
+    ('UNKNOWN: Gloo all-reduce failed: [pair.cc:5] Connection closed by peer', 'Another process'),
+  ):
+    error = JaxRuntimeError(text)
+    assert is_mistake(error)
+    assert sentence(error).startswith(begins)
+    assert '\n' not in sentence(error)
+  assert 'Out of memory' in sentence(MemoryError('Unable to allocate 7 TiB'))
+  refused = PermissionError(13, 'Permission denied', '/data/x')
+  assert sentence(refused) == '/data/x cannot be read or written (Permission denied).'
+
+
+@pytest.mark.parametrize('debug', [False, True])
+def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(debug, capsys):
+  for mistake in (UserError('It is wrong.'), OSError('It is not there.')):
+    with pytest.raises(SystemExit) as exited, reported(debug=debug):
+      raise mistake
+    assert ('Traceback' in capsys.readouterr().err) == debug
+    assert debug or exited.value.code == f'error: {mistake} (--debug shows where.)'
+  for bug in (
+    ValueError('shapes'),
+    RuntimeError('x'),
+    KeyError('y'),
+    ModuleNotFoundError(name='z'),
+  ):
+    with pytest.raises(type(bug)) as raised, reported(debug=debug):
+      raise bug
+    assert 'This is a bug' in raised.value.__notes__[0]

@@ -1,0 +1,43 @@
+"""What the command says of itself, and how it ends where nobody reads on."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from places import ROOT
+
+from glora_jax.vision.data import catalog
+from glora_jax.vision.runs import command_line, terminal
+
+
+def test_the_help_is_one_page_with_every_flag():
+  lines = terminal.help_page().splitlines()
+  starts = {line.split()[0] for line in lines if line.startswith('  --')}
+  defined = [value for value in vars(command_line).values() if isinstance(value, flags.FlagHolder)]
+  assert starts == {f'--{flag.name}' for flag in defined} | {'--help', '--config.FIELD=VALUE'}
+
+
+def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
+  monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
+  monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
+  text = command_line.inventory()
+  names = (*command_line.names(), 'hira', 'in21k-B/16')
+  assert all(f' {name}' in text for name in names)
+  assert 'ready: 1 (cifar100)' in ' '.join(text.split())
+  assert 'Domain generalization; ready: 0' in text
+
+
+def test_ctrl_c_ends_without_a_traceback():
+  def interrupted():
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as ended:
+    terminal.run_program(interrupted)
+  assert ended.value.code == 130
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+  command = f'{sys.executable} -m glora_jax.main --help | true'
+  result = subprocess.run(['sh', '-c', command], check=True, capture_output=True, cwd=ROOT)
+  assert not result.stderr

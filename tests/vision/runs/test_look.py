@@ -1,0 +1,100 @@
+"""The commands that look at data: a contact sheet, and what is ready; wrong fields a sentence."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from label_lists import write_images
+from PIL import Image
+from places import ROOT, digests
+
+from glora_jax.vision.models import weights
+from glora_jax.vision.runs import look
+from glora_jax.vision.runs.backbone import image_size_here
+from glora_jax.vision.runs.config import default_config
+from glora_jax.vision.runs.sections import ModelSettings
+
+IMAGES = [f'{name}/{n}.png' for name in ('cat $x_', 'dog') for n in range(5)]
+
+
+@pytest.fixture
+def config(tmp_path):
+  write_images(tmp_path, IMAGES)
+  config = default_config()
+  config.task = f'folder:{tmp_path}'
+  config.model.image_size = 16
+  config.augment.flip = True
+  return config
+
+
+def test_a_contact_sheet_shows_what_training_sees(config, tmp_path, monkeypatch):
+  sheets = []
+  monkeypatch.setattr(look, 'contact_sheet', lambda path, rows, labels: sheets.append(rows))
+  config.seed = -3
+  look.show(config, str(tmp_path / 'sheet.png'))
+  ((resized, *augmented),) = (rows.values() for rows in sheets)
+  assert resized.shape == (6, 16, 16, 3)
+  for row in augmented:
+    np.testing.assert_array_equal(np.sort(row, axis=2), np.sort(resized, axis=2))
+
+
+def test_the_size_of_weights_that_are_here_is_known(backbone, tmp_path):
+  """Heads that a file does not say are the config's."""
+  saved = str(tmp_path / 'vit.safetensors')
+  weights.save(saved, *weights.load(backbone), 'timm')
+  known = [('embedded', None), ('in21k-B/16', None), (saved, 2)]
+  sizes = [image_size_here(ModelSettings(weights=name, num_heads=heads)) for name, heads in known]
+  assert sizes == [28, None, 8]
+
+
+def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
+  config.model.update(image_size=None, weights='in21k-B/16')
+  look.show(config, str(tmp_path / 'sheet.png'))
+  with Image.open(tmp_path / 'sheet.png') as sheet:
+    assert sheet.width > 400
+
+
+def test_the_command_replaces_a_file_only_when_asked(tmp_path):
+  write_images(tmp_path, IMAGES)
+  (tmp_path / 'batch.png').write_bytes(b"a stranger's")
+  before = digests(tmp_path)
+
+  def show(*words):
+    command = [sys.executable, '-m', 'glora_jax.main', '--config', 'own:.,tiny=True', '--show']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.run(
+      [*command, *words], capture_output=True, text=True, cwd=tmp_path, env=env
+    ).stderr
+
+  assert 'batch.png already exists; choose another path, or pass --overwrite' in show()
+  assert digests(tmp_path) == before
+  assert 'error' not in show('--overwrite')
+  after = digests(tmp_path)
+  assert {path.name for path in after if after[path] != before.get(path)} == {'batch.png'}
+
+
+@pytest.mark.parametrize('name', [f'dog/../{IMAGES[0]}', 'link.png', 'hard.png', 'labels.csv'])
+def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
+  lines = ['path,label', *(f'{image},{image[:3]}' for image in IMAGES)]
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  os.symlink(tmp_path / IMAGES[0], tmp_path / 'link.png')
+  os.link(tmp_path / IMAGES[1], tmp_path / 'hard.png')
+  before = digests(tmp_path)
+  config.task = f'csv:{tmp_path}/labels.csv'
+  with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):
+    look.show(config, str(tmp_path / name), overwrite=True)
+  assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize('skip_broken', [False, True])
+def test_images_that_cannot_be_decoded_are_not_ready(skip_broken, config, tmp_path, capsys):
+  assert look.check(config)
+  assert '1 of 1 ready.' in capsys.readouterr().out
+  (tmp_path / IMAGES[2]).write_bytes(b'broken')
+  config.data.skip_broken = skip_broken
+  before = digests(tmp_path)
+  assert look.check(config) == skip_broken
+  assert (IMAGES[2] in capsys.readouterr().out) != skip_broken
+  assert digests(tmp_path) == before

@@ -1,0 +1,143 @@
+"""What is refused before anything starts: one line, with the value."""
+
+import pytest
+from comparing import assert_refused
+from places import CONFIGS, get_config
+from tiny_runs import changed
+
+from glora_jax import main
+from glora_jax.training.sampling import Sampling
+from glora_jax.vision.models import weights
+from glora_jax.vision.runs import comparison, experiment, look, runners, suite
+from glora_jax.vision.runs.config import (
+  RunSettings,
+  check_config,
+  check_settings,
+  default_config,
+  parse_arguments,
+  with_settings,
+)
+from glora_jax.vision.runs.context import fit_batches, never
+from glora_jax.vision.runs.sections import TrainingSettings
+
+ADAPTING = [
+  ({'model.sha256': 'zz'}, "model.sha256='zz'"),
+  ({'space.ranks': (4, 2)}, 'space.ranks=(4, 2)'),
+  ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
+  ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
+  ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
+  ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
+  ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
+  ({'structure': 'known'}, 'budget=None'),
+  ({'structure': 'known', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
+  ({'structure': 'known', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
+  (
+    {'structure': 'gradient', 'training.epochs': 2, 'training.warmup_epochs': 0},
+    'training.epochs=2 is too few',
+  ),
+]
+COMPARING = [
+  ({'compare.rates': ()}, 'compare.rates=()'),
+  ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
+  ({'protocol': 'paper'}, "protocol='paper'"),
+  ({'finetune.epochs': 500, 'training.warmup_epochs': 0}, 'finetune.epochs=500'),
+  ({'seed': 2**32 - 1}, 'seed=4294967295'),
+]
+
+
+@pytest.mark.parametrize(
+  'fields, named',
+  [*ADAPTING, *(({'job': 'compare', **fields}, named) for fields, named in COMPARING)],
+)
+def test_a_field_that_cannot_be_is_named(fields, named):
+  config = default_config()
+  config.update_from_flattened_dict(fields)
+  assert_refused(named, check_config, config)
+
+
+def fit(**sections):
+  settings, counts = RunSettings(**sections), {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
+  fit_batches(settings, experiment.stages_of(settings), counts, None)
+
+
+def settle(settings):
+  check_settings(settings, 'vtab/all', 'own.json')
+
+
+@pytest.mark.parametrize(
+  'call, named',
+  [
+    (
+      lambda: fit(training=TrainingSettings(batch_size=32, accumulate=32)),
+      'training.batch_size=32',
+    ),
+    (
+      lambda: fit(
+        training=TrainingSettings(batch_size=16, accumulate=2), sampling=Sampling(paths=3)
+      ),
+      'sampling.paths=3',
+    ),
+    (
+      lambda: fit(training=TrainingSettings(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)),
+      'training.epochs=2147483647',
+    ),
+    (lambda: parse_arguments('a,rank=1,rank=2', {'rank': 4}), "'rank=2'"),
+    (lambda: settle({'cifar10': {'budget': 1}}), "own.json: 'cifar10'"),
+    (lambda: settle({'cifar100': {'budgets': 1}}), 'cifar100.budgets=1 is unknown'),
+    (lambda: runners.named('process:8'), "'process:8'"),
+    (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
+    (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
+    (lambda: get_config('own', 'beans,epochs=9,tiny=True'), 'its own epochs'),
+  ],
+)
+def test_a_value_that_cannot_be_is_named(call, named):
+  assert_refused(named, call)
+
+
+COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
+READ_OFF = {'structure': 'gradient', 'presets': (), 'training__epochs': 5}
+KNOWN = {'structure': 'known', 'presets': ()}
+
+
+def start(**fields):
+  """A function that starts the job of a config with other values."""
+
+  def run(config, workdir):
+    config = changed(config, **fields)
+    (comparison if config.job == 'compare' else experiment).run(config, workdir)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  'call, named',
+  [
+    (start(model__weights='typo'), "model.weights='typo'"),
+    (start(augment__shift=8), 'shift=8'),
+    (start(space__ranks=(1000,)), 'rank 1000'),
+    (start(structure=str(CONFIGS / 'compare_rates.json')), 'compare_rates.json'),
+    (start(structure='lora:8'), "structure='lora:8' has 4,096 parameters"),
+    (start(**READ_OFF, budget=3), 'budget=3'),
+    (start(**KNOWN, budget=3, model__weights='embedded'), 'budget=3'),
+    (start(**KNOWN, allocation__known=weights.EMBEDDED_KNOWN), 'known.json'),
+    (start(**KNOWN, allocation__known='no.json'), 'no.json'),
+    (start(**COMPARED, watch__profile='search'), "watch.profile='search'"),
+    (start(**COMPARED, data__max_resident=0), 'data.max_resident=0'),
+    (lambda c, p: with_settings(c, 'no.json'), "'no.json'"),
+    (lambda c, p: experiment.run(c.to_dict(), p), 'config is a dict; pass the'),
+    (lambda c, p: experiment.run(c, None), 'got None'),
+    (lambda c, p: suite.run(get_config('vtab', 'all'), None), 'got None'),
+    (lambda c, p: comparison.run(c, p), "job='adapt'"),
+    (lambda c, p: experiment.run(changed(c, **COMPARED), p), "job='compare'"),
+    (lambda c, p: main.dispatch(c, p, never, 'ray'), '--runner=ray'),
+    (
+      lambda c, p: main.chosen_runner(changed(c, distributed__num_processes=2), 'ray', None),
+      '--runner=ray',
+    ),
+    (lambda c, p: look.show(get_config('vtab', 'all'), p), "task='vtab/all'"),
+  ],
+)
+def test_a_job_that_cannot_be_is_refused_before_its_first_stage(call, named, run_config, tmp_path):
+  kinds = ValueError, TypeError, OSError
+  assert_refused(named, call, run_config, str(tmp_path / 'run'), kind=kinds)
+  assert not [*tmp_path.rglob('stage.json')]

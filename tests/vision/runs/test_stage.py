@@ -1,0 +1,335 @@
+"""A list of stages: what is read, what runs again, and what a kill or a correction leaves."""
+
+import contextlib
+import dataclasses
+import functools
+import operator
+import os
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import changed, stages_of
+
+from glora_jax.compiling import reported
+from glora_jax.errors import UserError
+from glora_jax.files import write_json
+from glora_jax.method.presets import parse_preset_name
+from glora_jax.vision.runs import comparison, experiment, fields, stage
+from glora_jax.vision.runs.config import RunSettings, check_config, default_config
+from glora_jax.vision.runs.job import claimed, run_job
+from glora_jax.vision.runs.stage import Stage, read_mark, walk
+from glora_jax.vision.runs.workdir import LOCK
+
+
+class Job:
+  """Three stages, of which the last takes the results of both others, and what was run of them."""
+
+  def __init__(self, folder):
+    self.folder, self.ran = folder, []
+    last = ('second', 'parts/third')
+    self.stages = (
+      self.make('first', 'search.parents'),
+      self.make('second', 'budget', splits=('train',)),
+      self.make('parts/third', 'search.mode', after=('first',)),
+      Stage('last', lambda _, *results: results, after=last, has_folder=False),
+    )
+
+  def make(self, name, field, **options):
+    """A stage that leaves a file with what it read, unless it is there."""
+
+    def run(context, *results):
+      path = context.path(name, 'genome.json')
+      if not os.path.exists(path):
+        self.ran.append(name)
+        value = operator.attrgetter(field)(context.settings)
+        with open(path, 'w') as file:
+          file.write(f'{value}, {context.facts}, {context.settings.seed}, {results}')
+      with open(path) as file:
+        return file.read()
+
+    return Stage(name, run, (field,), **options)
+
+  def start(self, stop=lambda: False, facts=(), shards=1, until=None, **values):
+    """Walks the stages with other values of the config; (result, what was run)."""
+    self.ran.clear()
+    result = walk(self.context(stop, facts, shards, **values), self.stages, until)
+    return result, list(self.ran)
+
+  def context(self, stop=lambda: False, facts=(), shards=1, **values):
+    """What the stages are given."""
+    return types.SimpleNamespace(
+      settings=check_config(changed(default_config(), **values)),
+      workdir=str(self.folder),
+      path=lambda *names: os.path.join(self.folder, *names),
+      stop=stop,
+      facts=dict(facts),
+      shards=shards,
+      seconds={},
+      programs={},
+    )
+
+
+@pytest.fixture
+def job(tmp_path):
+  return Job(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'changes, again',
+  [
+    ({'search__parents': 5}, ['first', 'parts/third']),
+    ({'budget': 5}, ['second']),
+    ({'search__mode': 'random'}, ['parts/third']),
+    ({'search__generations': 5}, []),  # nobody reads it
+    ({'checkpoint_epochs': 5, 'mesh__devices': 'one', 'data__workers': 2}, []),
+    ({'seed': 5}, ['first', 'second', 'parts/third']),
+    ({'facts': {'weights': 'others'}}, ['first', 'second', 'parts/third']),
+  ],
+)
+def test_a_corrected_field_runs_again_what_reads_it_and_nothing_more(changes, again, job, tmp_path):
+  before, _ = job.start()
+  after, ran = job.start(**changes)
+  assert ran == again
+  assert after == Job(tmp_path / 'anew').start(**changes)[0]
+  assert job.start(**changes) == (after, [])
+  assert job.start() == (before, [])  # corrected back: what was made at first is there
+
+
+def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
+  sizes = [8, 2]
+
+  def run(context, *results):
+    for size in sizes:
+      reported('sum', jax.jit(lambda x: x.sum()))(np.ones(size, np.float32))
+    if 2 in sizes:
+      raise OSError('no space left')
+
+  job.stages = (dataclasses.replace(job.stages[0], run=run),)
+  with pytest.raises(OSError, match='no space'):
+    job.start()
+  first = read_mark(str(job.folder / 'first'))['programs']['sum']
+  sizes[:] = [4]
+  job.start()
+  kept = read_mark(str(job.folder / 'first'))['programs']
+  assert kept['sum']['memory']['arguments'] == 4 * 8  # of the largest
+  assert kept['sum']['seconds'] >= first['seconds']
+  context = job.context()
+  walk(context, job.stages)
+  assert context.programs == {'first': kept}
+
+
+def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job):
+  result, _ = job.start()
+  assert job.start(shards=4) == (result, [])
+  mark = read_mark(str(job.folder / 'second'))
+  write_json(job.folder / 'second' / 'stage.json', {**mark, 'whole': False}, 'stage')
+  assert stage.made_otherwise(job.context(), job.stages) == []
+  assert stage.made_otherwise(job.context(shards=4), job.stages) == ['second']
+  assert job.start(shards=4)[1] == ['second']
+  assert job.start(budget=5, shards=2)[1] == ['second']
+  assert job.start(budget=5)[1] == []
+
+
+def test_after_the_test_no_stage_runs_on_something_else(job):
+  """Images and devices are in no `config.json`."""
+  job.start()
+  (job.folder / 'test_list.json').touch()
+  for shards in (1, 4):
+    stage.require_tested(job.context(shards=shards), job.stages)
+  shutil.rmtree(job.folder / 'first')
+  stage.require_tested(job.context(), job.stages)  # what is gone is made again
+  for values in ({'facts': {'images': 3}}, {'search__mode': 'random'}):
+    with pytest.raises(ValueError, match='the test images were read since; start with the same'):
+      stage.require_tested(job.context(**values), job.stages)
+
+
+class Killed(BaseException):
+  """What a process that is killed does no more than this."""
+
+
+def or_die(function, left, *arguments, **options):
+  """Calls a function while a process that was killed after so many calls is alive."""
+  if next(left, None) is None:
+    raise Killed
+  return function(*arguments, **options)
+
+
+def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monkeypatch):
+  """Before every file that is written, and every folder that is made or moved."""
+  values = {'search__parents': 5, 'budget': 5}
+  expected, _ = Job(tmp_path / 'whole').start(**values)
+  writes = [(stage, 'write_json'), (os, 'makedirs'), (os, 'rename')]
+  for moment in range(100):
+    job, left = Job(tmp_path / str(moment)), iter(range(moment))
+    job.start()
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+      for module, name in writes:
+        patched.setattr(module, name, functools.partial(or_die, getattr(module, name), left))
+      assert job.start(**values)[0] == expected
+      break
+    assert job.start(**values)[0] == expected
+    assert job.start()[1] == [], moment  # what was complete before is there
+  assert 10 < moment < 99
+
+
+def test_notes_in_the_folder_of_a_stage_stay_with_what_they_are_about(job):
+  job.start()
+  path = job.folder / 'parts' / 'third' / 'plots' / 'loss.png'
+  path.parent.mkdir()
+  path.write_text('mine')
+  job.start(search__mode='random')
+  [moved] = job.folder.rglob('loss.png')
+  assert moved.relative_to(job.folder).parts[:3] == ('replaced', 'parts', 'third')
+  job.start()
+  assert path.read_text() == 'mine'
+
+
+def test_a_part_of_a_job_runs_what_it_needs(job):
+  assert job.start(until='parts/third')[1] == ['first', 'parts/third']
+  assert job.start()[1] == ['second']
+
+
+def test_every_field_is_free_or_read_by_a_stage():
+  jobs = [
+    {'presets': ('gradient', 'lora')},
+    {'structure': 'gradient'},
+    {'job': 'compare', 'compare__methods': ('lora', 'search', 'gradient')},
+  ]
+  read = [*fields.FREE]
+  for values in jobs:
+    read += stage.read_by(stages_of(changed(default_config(), **values)))
+  for name in fields.values_of(RunSettings()):
+    if not name.startswith('compare.rate.'):  # of methods that are not compared
+      assert fields.is_among(name, read), name
+
+
+@pytest.mark.parametrize(
+  'values, chosen',
+  [
+    ({'presets': ('gradient', 'lora')}, {'supernet', 'search', 'head', 'structure'}),
+    ({'structure': 'lora:2'}, {'structure'}),
+    (
+      {'job': 'compare', 'compare__methods': ('lora:2', 'search')},
+      {'tuning/lora:2', 'tuning/search'},
+    ),
+  ],
+)
+def test_training_on_all_images_changes_no_stage_that_chooses(values, chosen, job):
+  keys = []
+  for train_on in ('train', 'train+val'):
+    context = job.context(**values, train_on=train_on)
+    stages = [one for one in stages_of(context.settings) if one.has_folder]
+    keys.append(stage.keys_of(context, stages))
+  same = {name for name in keys[0] if keys[0][name] == keys[1][name]}
+  assert same == chosen
+
+
+def recorded(settings, prefix, note):
+  """Settings that note which of their fields are read, by dotted name."""
+  kind = type(settings)
+  names = {field.name for field in dataclasses.fields(kind)}
+
+  class Recorded(kind):
+    def __getattribute__(self, name):
+      value = super().__getattribute__(name)
+      if name in names and not dataclasses.is_dataclass(value):
+        note(prefix + name)
+      return value
+
+  copy = object.__new__(Recorded)
+  for name in names:
+    value = getattr(settings, name)
+    is_section = dataclasses.is_dataclass(value)
+    object.__setattr__(
+      copy, name, recorded(value, f'{prefix}{name}.', note) if is_section else value
+    )
+  return copy
+
+
+SHORT = {
+  'allocation__head_epochs': 1,
+  'training__epochs': 6,
+  'training__warmup_epochs': 0,
+  'training__batch_size': 80,
+}
+
+
+SEARCHED = {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT}
+KNOWN = {'structure': 'known', 'presets': (), **SHORT, 'training__epochs': 1}
+COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    pytest.param(SEARCHED, marks=pytest.mark.slow),
+    pytest.param({**KNOWN, 'model__weights': 'embedded'}, marks=pytest.mark.full),
+    pytest.param(COMPARED, marks=pytest.mark.full),
+  ],
+)
+def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_path, monkeypatch):
+  """So no result can depend on a field that is not in its key."""
+  config = changed(run_config, **values)
+  if config.job == 'compare':
+    config.compare.update(methods=('lora', 'search', 'gradient'), budgets=(900,), seeds=1)
+    config.compare.update(rates=(1e-3,))
+  current, unnamed = [], []
+
+  def note(name):
+    if not current:
+      return
+    named = (*fields.FREE, *fields.COMMON, *current[0].reads, 'compare.rate')  # one of its entries
+    if not fields.is_among(name, named):
+      unnamed.append((current[0].name, name))
+
+  def noted_run(one, context, *results):
+    context.settings = recorded(context.settings, '', note)
+    current.append(one)
+    try:
+      return one.run(context, *results)
+    finally:
+      current.clear()
+
+  job = comparison if config.job == 'compare' else experiment
+  stages = [
+    dataclasses.replace(one, run=functools.partial(noted_run, one)) if one.has_folder else one
+    for one in stages_of(config)
+  ]
+  monkeypatch.setattr(job, 'stages_of', lambda settings: tuple(stages))
+  job.run(config, str(tmp_path / 'run'))
+  assert not unnamed
+
+
+@pytest.mark.parametrize('name', ['folded', 'training', 'training/lora:2'])
+def test_a_stage_whose_folder_is_a_link_is_refused(name, tmp_path):
+  outside, folder = tmp_path / 'outside', tmp_path / 'run'
+  outside.mkdir()
+  (outside / '1.glora_jax.partial').touch()
+  (folder / name).parent.mkdir(parents=True)
+  (folder / LOCK).touch()
+  (folder / name).symlink_to(outside)
+  stages = stages_of(changed(default_config(), structure='linear', presets=('lora:2',)))
+  with pytest.raises(ValueError, match=f'{name} is a link, and a run writes only within'):
+    claimed(str(folder), stages).__enter__()
+  assert os.listdir(outside) == ['1.glora_jax.partial']
+
+
+@pytest.mark.parametrize(
+  'where, fail, is_users',
+  [
+    ('check', lambda context: parse_preset_name('lora:0'), True),
+    ('check', lambda context: jnp.zeros(2).reshape(3), False),
+    ('run', lambda context: parse_preset_name('lora:0'), False),
+  ],
+)
+def test_what_a_check_refuses_is_the_users_mistake_and_all_else_is_a_bug(
+  where, fail, is_users, tmp_path
+):
+  stages = [Stage('one', **{'run': lambda context: {}, where: fail}, splits=('train',))]
+  with pytest.raises((ValueError, TypeError)) as raised:
+    run_job(check_config(default_config()), stages, str(tmp_path / 'run'), lambda: False, dict)
+  assert isinstance(raised.value, UserError) == is_users

@@ -1,0 +1,214 @@
+"""Structures that are not searched: read off a gradient, named or given, and trained alone."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import changed, context_of
+
+from glora_jax.files import read_arrays, read_json
+from glora_jax.method.genomes import genome_to_json
+from glora_jax.method.presets import preset
+from glora_jax.records import read_lines
+from glora_jax.search import known
+from glora_jax.search.choice import choose
+from glora_jax.training.head_alone import warm_head
+from glora_jax.vision.models.weights import EMBEDDED_KNOWN
+from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs.backbone import Stream
+from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.stage import walk
+from glora_jax.vision.runs.stages import allocation, results
+from glora_jax.vision.runs.stages.allocation import allocate_shifts, head_recipe, train_head
+from glora_jax.vision.runs.workdir import Stopped
+
+
+@pytest.fixture(scope='module')
+def config(run_config):
+  """The config of a run that reads its structure off a gradient."""
+  config = changed(run_config, structure='gradient', presets=())
+  config.allocation.update(head_epochs=1, prior=None)
+  config.training.update(epochs=5, warmup_epochs=1, batch_size=32, learning_rate=1e-2)
+  return config
+
+
+@pytest.fixture(scope='module')
+def structure_run(config, tmp_path_factory):
+  """The workdir of a run that nothing disturbed, up to its structure."""
+  workdir = tmp_path_factory.mktemp('gradient') / 'run'
+  with pytest.raises(Stopped):
+    experiment.run(config, str(workdir), (workdir / 'structure' / 'stage.json').exists)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def gradient_run(structure_run, config):
+  """(workdir, result) of this run, which goes on from there."""
+  return structure_run, experiment.run(config, str(structure_run))
+
+
+def found_by(context):
+  """The structure of a run."""
+  return walk(context, experiment.stages_of(context.settings), until='structure')
+
+
+@pytest.fixture
+def prepared(config, structure_run, tmp_path):
+  """The run up to its structure, in a workdir of its own that has the same warm head."""
+  workdir = tmp_path / 'prepared'
+  shutil.copytree(structure_run / 'head', workdir / 'head')
+  return context_of(config, workdir)
+
+
+def test_the_result_has_all_keys_and_the_structure_that_was_written_before_training(gradient_run):
+  workdir, result = gradient_run
+  assert result.keys() >= results.Result.__annotations__.keys()
+  assert result['structure'] == 'gradient'
+  for name in ('finetuned', 'evaluations', 'hypervolume'):
+    assert result[name] is None
+  assert set(result['seconds']) == {'head', 'structure', 'training', 'test', 'report'}
+  assert 0 < result['structures']['gradient']['params'] <= 1000
+  assert result['allocation'].items() >= {'budget': 1000, 'proposed': False, 'epochs': 2}.items()
+  described = read_json(workdir / 'structure' / 'genome.json')
+  assert described['genome'] == result['structures']['gradient']['genome']
+  forms = {layer[tensor] for layer in described['layers'] for tensor in 'CD'}
+  assert forms <= {'none', 'vector'}
+
+
+def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config):
+  workdir, _ = gradient_run
+  lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
+  last = {line['stage']: line['epoch'] for line in lines}
+  assert last == {'head': 1, 'training/linear': 5, 'training/gradient': 3}
+  assert check_config(config).allocation.epochs() == 5 - last['training/gradient']
+
+
+def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
+  prepared, structure_run, monkeypatch
+):
+  def be_killed(path, arrays, kind):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(allocation, 'write_arrays', be_killed)
+    with pytest.raises(KeyboardInterrupt):
+      found_by(prepared)
+  found = found_by(prepared)
+  expected = read_arrays(structure_run / 'structure' / 'allocation.npz')
+  written = read_arrays(prepared.path('structure', 'allocation.npz'))
+  assert found.genome.tolist() == expected['genome'].tolist()
+  assert written.keys() == expected.keys()
+  for name, values in expected.items():
+    np.testing.assert_array_equal(written[name], values)
+
+
+@pytest.mark.parametrize('resident', [2**32, 0])
+def test_a_head_on_features_is_that_of_training_under_the_whole_model(config, tmp_path, resident):
+  """Nothing is augmented or dropped, and images may be streamed."""
+  fields = {'model__drop_path': 0.5, 'augment__erasing': 1.0, 'data__max_resident': resident}
+  run = context_of(changed(config, **fields), tmp_path)
+  place, key = run.place('gradient'), run.key(Stream.HEAD)
+  arguments = place.adapted, place.variables, *run.data('train'), head_recipe(run.settings), key
+  expected = warm_head(*arguments, preprocess=run.preprocess)['params']
+  found = train_head(run, place).variables['params']
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+  assert np.abs(found['head']['kernel']).max() > 1e-2
+
+
+def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepared, config):
+  run = context_of(changed(config, allocation__prior='shifts'), prepared.path('..', 'borrowing'))
+  place = run.place('gradient')
+  prior = allocate_shifts(run, place, budget=1000, key=run.key(Stream.PRIOR))
+  clear = dataclasses.replace(prior, signal=0.5)
+  options = {'budget': 1000, 'key': run.key(Stream.STRUCTURE), 'folder': 'structure'}
+  warm = allocation.train_head(run, place)
+  found = allocation.allocate_once(run, warm, **options, prior=clear)
+  assert 0 < found.borrowed <= 1
+  read = allocation.allocate_once(run, warm, **options)
+  assert read.borrowed == found.borrowed
+  np.testing.assert_array_equal(read.genome, found.genome)
+
+
+def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
+  config, tmp_path, monkeypatch
+):
+  narrow = changed(config, structure='lora', space__ranks=(2,), budget=None)
+  spec = context_of(narrow, tmp_path / 'narrow').adapted.spec
+  path = tmp_path / 'mine.json'
+  path.write_text(json.dumps(genome_to_json(spec, preset(spec, 'lora:2@qkv'))))
+  monkeypatch.setenv('HOME', str(tmp_path))
+  config = changed(config, structure='~/mine.json')
+  run = context_of(config, tmp_path / 'run')
+  expected = preset(run.adapted.spec, 'lora:2@qkv').tolist()
+  assert found_by(run).genome.tolist() == expected
+  kept = path.read_text()
+  path.write_text(json.dumps(genome_to_json(spec, preset(spec, 'linear'))))
+  with pytest.raises(ValueError, match=r'mine\.json. has changed since this job began'):
+    found_by(run)
+  path.write_text(kept)
+  assert found_by(run).genome.tolist() == expected
+  os.remove(path)
+  assert found_by(run).genome.tolist() == expected
+
+
+def test_what_is_known_of_the_backbone_in_the_package_fills_a_budget(config, tmp_path):
+  config = changed(config, structure='known', budget=5000, model__weights='embedded')
+  run = context_of(config, tmp_path)
+  expected = choose(run.adapted.spec, known.read(EMBEDDED_KNOWN, run.adapted.spec).values, 5000)
+  assert found_by(run).genome.tolist() == expected.tolist()
+
+
+@pytest.fixture
+def known_file(structure_run, prepared):
+  """A file of what the gradient says of the backbone, which is then known."""
+  shutil.copytree(structure_run / 'structure', prepared.path('structure'))
+  path = prepared.path('backbone.json')
+  known.write(path, prepared.adapted.spec, [found_by(prepared).allocation.values])
+  return path
+
+
+def test_a_file_of_known_values_gives_the_structure_that_they_gave(known_file, config, tmp_path):
+  config = changed(config, allocation__known=known_file, allocation__max_rank=3)
+  reading = changed(config, allocation__prior='known')
+  run = context_of(reading, tmp_path / 'reading')
+  prior = allocation.prior_of(run, run.place('gradient'))()
+  assert prior.values.B_lora.shape[-1] == 3
+  assert run.settings.allocation.epochs(borrowed=True) == 2
+  run = context_of(changed(config, structure='known'), tmp_path / 'run')
+  expected = choose(run.adapted.spec, prior.values, 1000).tolist()
+  assert found_by(run).genome.tolist() == expected
+  os.remove(known_file)
+  assert found_by(run).genome.tolist() == expected
+
+
+@pytest.mark.parametrize('number, batch, devices', [(800, 64, 1), (101, 70, 2), (9, 8, 8)])
+def test_batches_are_equal_and_share_no_image(number, batch, devices):
+  indices = allocation.equal_batches(jax.random.key(0), number, batch, devices)
+  assert len(np.unique(indices)) == indices.size > number - indices.shape[1]
+  assert len(indices) >= min(8, number // devices)
+  assert indices.shape[1] <= batch
+  assert indices.shape[1] % devices == 0
+
+
+@pytest.mark.full
+def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
+  run_config, known_file, tmp_path
+):
+  config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)
+  config.compare.update(methods=('gradient', 'known'), budgets=(600, 900), seeds=2, rates=(1e-2,))
+  config.compare.rate.gradient = 1e-2
+  config.training.batch_size = 80
+  config.allocation.update(head_epochs=1, prior=None, known=known_file)
+  result = comparison.run(config, str(tmp_path / 'run'))
+  for method in config.compare.methods:
+    for least, most in ((0, 600), (600, 900)):
+      rows = result['methods'][f'{method}-{most}']
+      assert all(least < row['params'] <= most for row in rows)
+  first, second = result['structures']['gradient-600']
+  assert first != second

@@ -1,0 +1,46 @@
+"""Fields that are given and do nothing are named, and no others."""
+
+import pytest
+from tiny_runs import stages_of
+
+from glora_jax.vision.runs.config import check_config, default_config
+from glora_jax.vision.runs.fields import warn_of_unread
+from glora_jax.vision.runs.stage import read_by
+
+COMPARE = {'job': 'compare'}
+KNOWN = {'structure': 'known', 'budget': 900}
+RATED = {**COMPARE, 'compare.rate.lora': 1e-3}
+LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'}
+
+
+@pytest.mark.parametrize(
+  'fields, given, named',
+  [
+    # By a config file.
+    ({'mesh.fsdp': 4, 'mesh.base': 'sharded'}, (), []),
+    ({'mesh.fsdp': 4}, (), ['mesh.fsdp']),
+    ({'job': 'compare', 'watch.tensorboard': True}, (), ['watch.tensorboard']),
+    # By a command line, for a job that does not read them.
+    ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
+    (KNOWN, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
+    (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
+    (
+      {**RATED, 'compare.methods': ('lora',)},
+      ('compare.rates', 'finetune.learning_rate'),
+      ['compare.rates', 'finetune.learning_rate'],
+    ),
+    # Rates for another backbone or task.
+    ({**LARGE, **OTHER}, ('model.weights',), ['training.learning_rate']),
+    ({**LARGE, **OTHER}, ('model.weights', 'training.learning_rate'), []),
+    ({**LARGE, **OTHER}, (), []),  # as a config file has them
+    ({**LARGE}, ('model.weights',), []),
+    ({**RATED, 'task': 'folder:photos'}, ('task',), ['compare.rate']),
+    ({**RATED, **OTHER}, ('model.weights', 'compare.rate.lora'), []),
+    (RATED, ('task',), []),
+  ],
+)
+def test_what_is_given_and_does_nothing_is_named(fields, given, named, caplog):
+  config = default_config()
+  config.update_from_flattened_dict(fields)
+  warn_of_unread(check_config(config), read_by(stages_of(config)), given)
+  assert [str(record.args[0]) for record in caplog.records] == named

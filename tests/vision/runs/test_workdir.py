@@ -1,0 +1,194 @@
+"""A workdir belongs to one config from when its test images were read, and to one process."""
+
+import os
+import pathlib
+import re
+import shutil
+
+import pytest
+import tiny_runs
+from label_lists import write_images
+from places import digests
+
+from glora_jax.vision.runs import experiment
+from glora_jax.vision.runs.config import check_config, default_config
+from glora_jax.vision.runs.stage import read_by
+from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, changes_of, claim, write_config
+
+
+def changed(**fields):
+  """A config with other values; `search__mode` is the field `search.mode`."""
+  return tiny_runs.changed(default_config(), **fields)
+
+
+def change(workdir, tested=False, tasks=(), **fields):
+  """What a config changes in a workdir."""
+  config = changed(**fields)
+  if tested:
+    (pathlib.Path(tasks[0] if tasks else workdir) / TEST_LIST).touch()
+  settings, read = check_config(config), read_by(tiny_runs.stages_of(config))
+  changes = changes_of(settings, workdir, read, tasks)
+  write_config(settings, workdir)
+  return {change.name: change.new for change in changes}
+
+
+def test_a_path_of_images_means_the_same_however_and_from_wherever_it_is_given(
+  tmp_path, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  for folder in ('run', 'a'):
+    (tmp_path / folder).mkdir()
+  monkeypatch.chdir(tmp_path / 'a')
+  change(workdir, task='folder:photos/')
+  monkeypatch.chdir(tmp_path)
+  for same in ('a/photos', './a/photos', f'{tmp_path}/a/photos', f'{tmp_path}/run/../a/photos//'):
+    assert not change(workdir, tested=True, task=f'folder:{same}')
+  with pytest.raises(ValueError, match='belongs to another config: task was'):
+    change(workdir, task='csv:a/photos')
+
+
+def test_a_run_knows_its_images_wherever_they_are(short, tmp_path, caplog):
+  photos, moved, workdir = (tmp_path / name for name in ('photos', 'moved', 'run'))
+  write_images(photos, [f'{name}/{n}.png' for n in range(10) for name in 'ab'])
+  config = tiny_runs.changed(short, task=f'folder:{photos}')
+  with pytest.raises(Stopped, match='Everything is saved'):
+    experiment.run(config, str(workdir), stop=(workdir / 'structure' / 'stage.json').exists)
+  shutil.move(photos, moved)
+  config = tiny_runs.changed(short, task=f'folder:{moved}')
+  result = experiment.run(config, str(workdir))
+  for path in moved.rglob('*.png'):
+    path.touch()
+  caplog.clear()
+  assert experiment.run(config, str(workdir)) == result
+  assert not caplog.text
+  shutil.copytree(moved, photos)
+  write_images(photos, ['a/new.png'])
+  with pytest.raises(ValueError, match=r'not those of this run \(1 added; a/new.png\)'):
+    experiment.run(tiny_runs.changed(short, task=f'folder:{photos}'), str(workdir))
+  shutil.rmtree(moved)
+  shutil.move(photos, moved)
+  assert experiment.run(config, str(workdir)) == result
+  assert 'not those of this run (1 added; a/new.png)' in caplog.text
+
+
+def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
+  change(tmp_path)
+  assert change(tmp_path, training__epochs=20, seed=7) == {'seed': 7, 'training.epochs': 20}
+  free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__dir': 'moved'}
+  fields = {'training__epochs': 20, 'seed': 7, **free, 'data__workers': 2}
+  assert not change(tmp_path, tested=True, **fields, checkpoint_epochs=3)
+  assert change(tmp_path, **fields, compare__seeds=3) == {'compare.seeds': 3}  # unread
+  before = digests(tmp_path)
+  with pytest.raises(
+    ValueError, match=r'search.parents was 10 and is now 2\. Its test images were'
+  ):
+    change(tmp_path, **fields, search__parents=2)
+  assert digests(tmp_path) == before
+
+
+def test_a_workdir_is_of_one_job(tmp_path):
+  change(tmp_path)
+  with pytest.raises(ValueError, match="job was 'adapt' and is now 'compare'"):
+    change(tmp_path, job='compare')
+
+
+def test_a_suite_s_config_is_fixed_by_what_its_tasks_have_tested(tmp_path):
+  folders = [tmp_path / 'dtd', tmp_path / 'cifar100']
+  folders[0].mkdir()
+  change(tmp_path, tasks=folders, task='vtab/all')
+  change(tmp_path, tasks=folders, task='vtab/all', finetune__epochs=30)
+  with pytest.raises(ValueError, match=r'training.epochs was 500 and is now 20'):
+    change(tmp_path, True, folders, task='vtab/all', finetune__epochs=30, training__epochs=20)
+
+
+@pytest.mark.parametrize('before, after', [('vtab/all', 'digits'), ('digits', 'vtab/all')])
+def test_a_workdir_is_of_one_suite_or_of_one_run(before, after, tmp_path):
+  """Each writes the page of its own; the tasks of another list have nothing of the first."""
+  change(tmp_path, task=before)
+  for task in (after, 'fewshot/all'):
+    with pytest.raises(ValueError, match=f"task was '{before}' and is now '{task}'"):
+      change(tmp_path, task=task)
+
+
+@pytest.mark.parametrize(
+  'name, named',
+  [('file', 'file is not a folder'), ('nowhere', 'here is not a folder'), ('\udcff', r'\\udcff')],
+)
+def test_what_is_no_folder_is_no_workdir(name, named, tmp_path):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'nowhere').symlink_to(tmp_path / 'none')
+  with pytest.raises(ValueError, match=named), claim(tmp_path / name):
+    pass
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'nowhere']
+
+
+@pytest.fixture(scope='module')
+def short(run_config):
+  """The config of the shortest run that there is."""
+  config = tiny_runs.changed(run_config, structure='linear', presets=())
+  config.training.update(epochs=1, warmup_epochs=0, batch_size=512)
+  return config
+
+
+def scatter(folder, *names):
+  """Writes files of somebody else into a folder, and returns their digests by path."""
+  for name in names:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(name)
+  return digests(folder)
+
+
+@pytest.mark.parametrize(
+  'names, first',
+  [
+    (('.DS_Store',), '.DS_Store'),
+    (('split.json', 'images.npz'), 'images.npz'),  # the names of ours, and nothing says so
+    (('config.json', 'lock'), 'config.json'),
+  ],
+)
+def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_touched(
+  names, first, short, tmp_path
+):
+  before = scatter(tmp_path, *names)
+  sentence = f'{tmp_path} is not a workdir of glora_jax and has {first}; choose a new '
+  with pytest.raises(ValueError, match=re.escape(sentence)):
+    experiment.run(short, str(tmp_path))
+  assert digests(tmp_path) == before
+
+
+def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
+  scatter(tmp_path, 'food101/4/0/split.json', 'compiled/program')  # by JAX, before there is a lock
+  with pytest.raises(ValueError, match='workdir of glora_jax and has food101'), claim(tmp_path):
+    pass
+  with claim(tmp_path, tasks=['food101', '4', '0']):
+    pass
+  with claim(tmp_path):
+    assert (tmp_path / 'food101/4/0/split.json').exists()
+
+
+@pytest.fixture(scope='module')
+def finished(short, tmp_path_factory):
+  """The workdirs of two runs, of which the first has the config `short`."""
+  folder = tmp_path_factory.mktemp('runs')
+  experiment.run(short, str(folder / 'first'))
+  experiment.run(tiny_runs.changed(short, seed=7), str(folder / 'other'))
+  return folder / 'first', folder / 'other'
+
+
+@pytest.mark.parametrize(
+  'name', ['adapter.safetensors', 'folded/model.safetensors', 'test_list.json', 'result.json']
+)
+def test_a_file_of_another_run_in_a_finished_workdir_is_named(name, short, finished, tmp_path):
+  """Without it the same command ends in the result that there was."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished[0], workdir)
+  result = experiment.run(short, str(workdir))
+  shutil.copy(finished[1] / name, workdir / name)
+  before = digests(workdir)
+  with pytest.raises(ValueError, match=re.escape(f'{workdir / name} does not belong to ')):
+    experiment.run(short, str(workdir))
+  assert digests(workdir) == before
+  os.remove(workdir / name)
+  again = experiment.run(short, str(workdir))
+  assert again == result or name == 'result.json'  # without which all is tested again
+  assert tiny_runs.without_seconds(again) == tiny_runs.without_seconds(result)
