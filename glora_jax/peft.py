@@ -18,10 +18,16 @@ import numpy as np
 from glora_jax import hub
 from glora_jax.checks import check_path, check_type, listed, shown
 from glora_jax.files import Path, first_line, write_json, write_safetensors
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import (
+  Adapted,
+  check_params,
+  check_variables,
+  dequantize_heads,
+  genome_for,
+)
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
+from glora_jax.method.genomes import canonicalize
 from glora_jax.method.groups import Group, check_storage
-from glora_jax.method.quantized import full_precision
 from glora_jax.method.site import TABLE, Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.method.supports import COLLECTION
@@ -136,11 +142,12 @@ def save_peft(
   folder = check_path(folder)
   taken(base, 'base', Text | None)
   check_type(adapted, Adapted, 'adapted')
-  adapted, genome = adapted.fixed(genome, 'save_peft')
-  adapted.check_variables(variables)
+  genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_peft'))
+  adapted = adapted.fix(genome)
+  check_variables(adapted, variables)
   supports = variables[COLLECTION]
   _require_loras(adapted.spec, genome)
-  check_storage(adapted.groups, supports, genome)
+  check_storage(adapted._places.groups, supports, genome)
   params = {
     path_name(path): np.asarray(nn.meta.unbox(value))
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
@@ -161,7 +168,7 @@ def save_peft(
     arrays = group.own(supports)
     tensors[f'{module}.lora_A.weight'] = np.asarray(arrays['B_down'])[index][:, :rank].T
     tensors[f'{module}.lora_B.weight'] = np.asarray(arrays['B_up'])[index][:rank, outputs].T
-  heads = {_head(adapted, modules, path): path for path in sorted(adapted.head_paths)}
+  heads = {_head(adapted, modules, path): path for path in sorted(adapted._places.head_paths)}
   tensors |= {name: _turned(path, params[path_name(path)]) for name, path in heads.items()}
   require_finite(folder, tensors)
   os.makedirs(folder, exist_ok=True)
@@ -259,14 +266,14 @@ def load_peft(
     [[0, 3, 0, 0, 0]]
   """
   check_type(adapted, Adapted, 'adapted')
-  adapted.check_params(params)
+  check_params(adapted, params)
   path = check_path(hub.local(check_path(folder), HUB_FILES))
   loras, others = _read(path)
   if not loras:
     raise ValueError(f'{path} adapts no module; pass the folder of a PEFT adapter.')
   modules, format = _names_to_read(names, adapted, list(loras))
   layers = _match(path, loras, _parts(adapted, modules, range(len(adapted.spec))))
-  params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
+  params = dequantize_heads(adapted, params)
   shapes = shapes_of_fresh(adapted.fix(None), params)[COLLECTION]
   supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
@@ -419,8 +426,8 @@ def _with_heads(
   format: TorchFormat | None,
 ) -> Any:
   """The params with the heads that an adapter has."""
-  for head in sorted(adapted.head_paths):
-    name, expected = _head(adapted, modules, head), adapted.param_shapes[head].shape
+  for head in sorted(adapted._places.head_paths):
+    name, expected = _head(adapted, modules, head), adapted._places.param_shapes[head].shape
     if name not in others:
       continue
     value = _turned(head, others.pop(name))
@@ -451,7 +458,7 @@ def _names_to_write(names: Any, adapted: Adapted, params: Arrays) -> tuple[NameM
   format = TORCH_FORMATS[name]
   origin = Origin(name, Variant())
   model, flat, _ = fit_to_format(adapted.model, params, origin)
-  for group in adapted.groups:
+  for group in adapted._places.groups:
     for site in group.members:
       kernel = path_name(site.kernel_path)
       if flat[kernel] is not params[kernel]:
@@ -517,7 +524,7 @@ def _modules_of(model: ViT, format: TorchFormat, prefix: str) -> NameMap:
 def _parts(adapted: Adapted, names: NameMap, rows: Container[int]) -> dict[str, Part]:
   """The torch modules that some rows of the genome are made of, by name."""
   parts, repeated = {}, []
-  for group in adapted.groups:
+  for group in adapted._places.groups:
     for index, row in group.slices():
       start = 0
       for site in group.members if row in rows else ():
@@ -543,8 +550,8 @@ def _parts(adapted: Adapted, names: NameMap, rows: Container[int]) -> dict[str, 
 def _head(adapted: Adapted, names: NameMap, path: TreePath) -> str:
   """The tensor, by full name, of a parameter that is trained in full."""
   *module, leaf = path
-  shape, is_kernel = adapted.param_shapes[path].shape, leaf in _KERNELS
-  sites = [site for site in adapted.head_sites if site.kernel_path == path]
+  shape, is_kernel = adapted._places.param_shapes[path].shape, leaf in _KERNELS
+  sites = [site for site in adapted._places.head_sites if site.kernel_path == path]
   is_linear = all(site.layout == _LINEAR for site in sites)
   if leaf not in _LEAVES or len(shape) != 1 + is_kernel or not is_linear:
     raise ValueError(

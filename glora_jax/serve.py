@@ -8,7 +8,6 @@ examples picks a slot where a kernel is used, by a rule of `glora_jax.method.rul
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from glora_jax.checks import check_flag, check_type, check_whole, listed, printable, shown
 from glora_jax.files import Path as FilePath
 from glora_jax.method import equation
-from glora_jax.method.adapted import Adapted, Call
+from glora_jax.method.adapted import Adapted, Call, dequantize_heads, run, with_space
 from glora_jax.method.adapter_file import (
   check_base,
   check_heads,
@@ -32,9 +31,8 @@ from glora_jax.method.adapter_file import (
   shapes_of_fresh,
   unpack,
 )
-from glora_jax.method.groups import spec_of
 from glora_jax.method.program import arrays_of
-from glora_jax.method.quantized import full_precision, set_apart
+from glora_jax.method.quantized import set_apart
 from glora_jax.method.rules import merge_biases, over_stack
 from glora_jax.method.space import MOST_RANKS, SearchSpace
 from glora_jax.method.supports import COLLECTION, SUPPORTS, of_tensors
@@ -98,11 +96,11 @@ class Pool:
     self._rank, self._apply_kwargs = check_whole(rank, 'rank', 1, MOST_RANKS), apply_kwargs
     self._merge, self._evicts = check_flag(merge, 'merge'), check_flag(evict, 'evict')
     self._ranks = tuple(range(1, self._rank + 1))  # an adapter's may be any
-    adapted = _offering(adapted, (self._rank,), tied=False)
+    adapted = with_space(adapted, SearchSpace((self._rank,), tied=False))
     self._adapted = adapted.fix(
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
-    params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)
+    params = dequantize_heads(adapted, params)
     arrays, rebuild = arrays_of(params)
     params = rebuild(list(map(jnp.asarray, arrays)))
     self._params, self._rebuild = arrays_of(params)  # which hold no array of the host
@@ -150,7 +148,7 @@ class Pool:
         f'The pool is full, its {self._most} slots hold {listed(self._slots)}; evict one, or make '
         'a pool with more slots or with evict=True.'
       )
-    loader = _offering(self._adapted, self._ranks)
+    loader = with_space(self._adapted, SearchSpace(self._ranks))
     stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
     genome, supports, others = unpack(path, tensors, metadata, loader, stored)
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
@@ -216,7 +214,7 @@ class Pool:
   def _empty(self, supports: Any) -> dict[str, Any]:
     """The arrays of all slots: the base in each."""
     zeros: dict[str, Any] = {}
-    for group in self._adapted.groups:
+    for group in self._adapted._places.groups:
       at = len(group.stack_shape)
       own = {
         name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
@@ -243,7 +241,7 @@ class Pool:
   def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
     heads, kept = dict(heads), {}
-    for site in self._adapted.head_sites:
+    for site in self._adapted._places.head_sites:
       if site.bias_path in heads:
         kept |= {site.kernel_path: site.layout.inputs, site.bias_path: ()}
     for own in kept.keys() & heads.keys():
@@ -261,10 +259,10 @@ class Pool:
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
-    params, packed = set_apart(self._rebuild(params), self._adapted.param_shapes)
+    params, packed = set_apart(self._rebuild(params), self._adapted._places.param_shapes)
     written = arrays[COLLECTION]
-    loader = _offering(self._adapted, self._ranks)
-    for group, given in zip(self._adapted.groups, loader.groups, strict=True):
+    loader = with_space(self._adapted, SearchSpace(self._ranks))
+    for group, given in zip(self._adapted._places.groups, loader._places.groups, strict=True):
       alleles, members, ranks = given.alleles(genome), [], given.space.ranks
       for site, part in given.of_members(given.own(supports)):
         form = functools.partial(_as_union, ranks=ranks, merge=self._merge)
@@ -298,20 +296,13 @@ class Pool:
       variables = {**others, 'params': update(params, heads), COLLECTION: arrays[COLLECTION]}
       args = jax.tree.map(lambda all_, one: one[None] if np.ndim(all_) else one, inputs, own)
       call = Call(args, self._apply_kwargs)
-      result = self._adapted.run(call, variables, jnp.asarray(genome), genome, slot)
+      result = run(self._adapted, call, variables, jnp.asarray(genome), genome, slot)
       outputs, *updated = result if self._apply_kwargs.get('mutable') else (result,)
       outputs = jax.tree.map(lambda output: output[0], outputs)
       return (outputs, *updated) if updated else outputs
 
     axes = jax.tree.map(lambda leaf: 0 if np.ndim(leaf) else None, inputs)
     return jax.vmap(answer, (0, axes, 0))(slots, inputs, collections)
-
-
-def _offering(adapted: Adapted, ranks: tuple[int, ...], tied: bool = True) -> Adapted:
-  """A model with a free structure of some ranks; `tied` says whether forms share storage."""
-  space = SearchSpace(ranks, tied=tied)
-  groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
-  return dataclasses.replace(adapted, groups=groups, spec=spec_of(groups), genome=None)
 
 
 def _as_union(

@@ -4,6 +4,8 @@ import doctest
 import subprocess
 import sys
 
+import flax.linen as nn
+import jax.numpy as jnp
 import pytest
 
 import glora_jax
@@ -60,6 +62,14 @@ def test_the_first_pages_of_the_command_load_no_jax():
 def test_a_name_that_is_not_there_is_an_attribute_error():
   with pytest.raises(AttributeError, match="module 'glora_jax' has no attribute 'adpat'"):
     glora_jax.adpat  # noqa: B018
+
+
+def test_an_adapted_model_shows_what_users_call():
+  adapted = glora_jax.adapt(nn.Dense(3), jnp.ones((1, 4)))
+  settings = {'model', 'spec', 'mesh', 'genome'}
+  methods = {'fix', 'init', 'apply', 'fold', 'split', 'join'}
+  figures = {'summary', 'coverage', 'count_params', 'full_precision'}
+  assert {name for name in dir(adapted) if name[0] != '_'} == settings | methods | figures
 
 
 @pytest.mark.parametrize('name', sorted(set(glora_jax.__all__) - MODULES))

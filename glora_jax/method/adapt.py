@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from glora_jax.checks import listed, shown
-from glora_jax.method.adapted import Adapted, name_of
+from glora_jax.method.adapted import Adapted, Places, name_of
 from glora_jax.method.coverage import log_uncovered
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.modules import discover
@@ -200,11 +200,13 @@ def assemble(
   adapted = Adapted(
     model,
     spec_of(groups),
-    groups,
-    heads.paths,
-    shapes,
-    tuple((path, reasons[path]) for path in shapes if path in reasons and path not in covered),
-    head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),
+    Places(
+      groups,
+      heads.paths,
+      shapes,
+      tuple((path, reasons[path]) for path in shapes if path in reasons and path not in covered),
+      head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),
+    ),
   )
   log_uncovered(adapted.coverage())
   if selection.heads is not None:
@@ -230,16 +232,16 @@ def _log_heads(
     log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
     log.info('%s has no head; only supports are trained.', name)
-  is_others = any(last[-1:] != [*group.members] for group in adapted.groups)
+  is_others = any(last[-1:] != [*group.members] for group in adapted._places.groups)
   if is_default and last and is_others and heads.paths.isdisjoint(outputs):
-    is_adapted = any(last[-1] in group.members for group in adapted.groups)
+    is_adapted = any(last[-1] in group.members for group in adapted._places.groups)
     log.warning(
       'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
       'heads=%r.',
       name,
       last[-1].name,
       'gets supports' if is_adapted else 'stays frozen',
-      _as_heads(last[-1], adapted.param_shapes),
+      _as_heads(last[-1], adapted._places.param_shapes),
     )
 
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from glora_jax.method import genomes, program
 from glora_jax.method.coverage import Coverage, Matrix, layer_table
-from glora_jax.method.groups import Group, check_storage, cut
+from glora_jax.method.groups import Group, check_storage, cut, spec_of
 from glora_jax.method.modules import graft, intercept
 from glora_jax.method.presets import Structure, genome_of
 from glora_jax.method.quantized import full_precision, has_quantized, set_apart
 from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import TABLE, Site
-from glora_jax.method.space import Spec
+from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   check_collections,
@@ -38,6 +38,25 @@ class Call(NamedTuple):
   kwargs: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """Where in a model its adapted layers, its heads and its other parameters are.
+
+  Attributes:
+    groups: where the rows of a genome are in the model.
+    head_paths: paths of the parameters that are trained in full.
+    param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
+    uncovered: paths of the matrices that are not adapted, and why; see `Adapted.coverage`.
+    head_sites: the linear layers among the heads.
+  """
+
+  groups: tuple[Group, ...]
+  head_paths: frozenset[Path]
+  param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
+  uncovered: tuple[tuple[Path, str], ...]
+  head_sites: tuple[Site, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Adapted:
   """A model with GLoRA attached, with a free or a fixed structure; see `adapt`.
@@ -51,12 +70,7 @@ class Adapted:
   Attributes:
     model: the untouched model.
     spec: the `len(spec)` rows of a genome.
-    groups: where the rows are in the model.
-    head_paths: paths of the parameters that are trained in full.
-    param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
-    uncovered: paths of the matrices that are not adapted, and why; see `coverage`.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
-    head_sites: the linear layers among the heads.
     genome: the fixed structure, canonical, int8 [rows, 5]; None while it is free.
 
   Example:
@@ -88,12 +102,8 @@ class Adapted:
 
   model: Any
   spec: Spec
-  groups: tuple[Group, ...]
-  head_paths: frozenset[Path]
-  param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
-  uncovered: tuple[tuple[Path, str], ...] = ()
+  _places: Places  # what the rest of the library reads
   mesh: jax.sharding.Mesh | None = None
-  head_sites: tuple[Site, ...] = ()
   genome: np.ndarray | None = None
 
   def __post_init__(self):
@@ -143,10 +153,10 @@ class Adapted:
         or the key is not a random key.
     """
     check_key(key)
-    whole = self.check_params(params)
-    params = full_precision(params, self.param_shapes, only=self.head_paths)
+    whole = check_params(self, params)
+    params = dequantize_heads(self, params)
     leaves, supports = flatten(whole), {}
-    for group in self.groups:
+    for group in self._places.groups:
       new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
       if new:
         supports = replace(supports, group.path, new)
@@ -176,9 +186,9 @@ class Adapted:
       ValueError: the genome or the variables do not fit the model, a genome is missing, or one is
         given although the structure is fixed.
     """
-    genome = self._structure(genome, 'apply')
+    genome = genome_for(self, genome, 'apply')
     self._check(variables, genome)
-    return self.run(Call(args, kwargs), variables, jnp.asarray(genome), self.genome)
+    return run(self, Call(args, kwargs), variables, jnp.asarray(genome), self.genome)
 
   def fold(self, variables: Mapping[str, Any], genome: Any = None) -> Any:
     """Plain params for the untouched model.
@@ -191,45 +201,17 @@ class Adapted:
       The params with the structure's supports merged into kernels and biases, all else as it was.
       Of a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
     """
-    genome = self._structure(genome, 'fold')
+    genome = genome_for(self, genome, 'fold')
     self._check(variables, genome)
-    return self.folded(variables, jnp.asarray(genome))
-
-  def folded(self, variables: Mapping[str, Any], genome: jax.Array) -> Any:
-    """`fold` of checked arguments."""
-    params = self.full_precision(variables['params'])
-    self.check_params(params)
-    return fold(self.groups, params, variables[COLLECTION], genome)
-
-  def fixed(self, genome: Any, call: str) -> tuple[Adapted, np.ndarray]:
-    """The model fixed to its own structure or, where that is free, a given one; and the genome."""
-    genome = genomes.canonicalize(self.spec, self._structure(genome, call))
-    return dataclasses.replace(self, genome=genome), genome
-
-  def _structure(self, genome: Any, call: str) -> Any:
-    """The genome that a call is about: its own, or of a free structure the one that it is given."""
-    if self.genome is None:
-      if genome is None:
-        raise ValueError(
-          f'{call} needs a genome because the structure is free; pass genome=..., or fix a '
-          "structure first: adapted.fix('lora:4')."
-        )
-      genomes.check_one_genome(self.spec, genome, call)
-      return genome
-    if genome is not None:
-      raise ValueError(
-        f'{call} takes no genome because the structure is fixed; leave it out, or free the '
-        'structure with adapted.fix(None).'
-      )
-    return self.genome
+    return fold_params(self, variables, jnp.asarray(genome))
 
   def _check(self, variables: Any, genome: Any) -> None:
     check_collections(variables)
-    check_storage(self.groups, variables[COLLECTION], genome)
+    check_storage(self._places.groups, variables[COLLECTION], genome)
 
   def full_precision(self, params: Any) -> Any:
     """Params of a quantized base as the model's own, in float32; all others as they are."""
-    return full_precision(params, self.param_shapes)
+    return full_precision(params, self._places.param_shapes)
 
   def count_params(self, genome: Any = None) -> Any:
     """Trained parameters, an int; of many genomes [..., rows, 5] int64 [...]. Heads do not count.
@@ -238,7 +220,7 @@ class Adapted:
       genome: int [..., rows, 5]; None for the fixed structure.
     """
     if genome is None:
-      genome = self._structure(None, 'count_params')
+      genome = genome_for(self, None, 'count_params')
     return genomes.count_params(self.spec, genome)
 
   def split(
@@ -263,14 +245,14 @@ class Adapted:
         another model or search space, or were cut to a structure with lower ranks.
     """
     check_collections(variables, ('params', COLLECTION) if supports else ('params',))
-    head, body = partition(variables['params'], self.head_paths.__contains__)
+    head, body = partition(variables['params'], self._places.head_paths.__contains__)
     rest = {name: value for name, value in variables.items() if name != 'params'}
     trainable = {'params': head}
     if supports:
       trainable[COLLECTION] = rest.pop(COLLECTION)
       if self.genome is not None:
-        read = {(*g.path, name) for g in self.groups for name in g.read_by(self.genome)}
-        cut_off = cut(self.groups, trainable[COLLECTION], self.genome)
+        read = {(*g.path, name) for g in self._places.groups for name in g.read_by(self.genome)}
+        cut_off = cut(self._places.groups, trainable[COLLECTION], self.genome)
         trainable[COLLECTION], rest[COLLECTION] = partition(cut_off, read.__contains__)
     return trainable, {'params': body, **rest}
 
@@ -308,8 +290,8 @@ class Adapted:
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
     genomes.check_one_genome(self.spec, chosen, 'summary')
     trained = self.count_params(chosen)
-    heads = sum(self.param_shapes[path].size for path in self.head_paths)
-    total = sum(shape.size for shape in self.param_shapes.values())
+    heads = sum(self._places.param_shapes[path].size for path in self._places.head_paths)
+    total = sum(shape.size for shape in self._places.param_shapes.values())
     structure = 'the largest structure' if genome is None else 'this structure'
     totals = (
       f'trained parameters: {trained:,} in {structure} + {heads:,} in heads '
@@ -317,8 +299,8 @@ class Adapted:
     )
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
     lines = [*table, totals, *self.coverage().lines()]
-    early = [site.name for group in self.groups for site in group.members if site.shared]
-    if early and self._runs_by_modules:
+    early = [site.name for group in self._places.groups for site in group.members if site.shared]
+    if early and _runs_by_modules(self):
       lines.append(f'merged before the call: {", ".join(early)}')
     return '\n'.join(lines)
 
@@ -339,113 +321,174 @@ class Adapted:
         embedding  8x4  50.0%  embedding lookup
         head       4x4  25.0%  trained in full
     """
-    total = sum(shape.size for shape in self.param_shapes.values())
+    total = sum(shape.size for shape in self._places.param_shapes.values())
 
     def matrix(path: Path, reason: str = '') -> Matrix:
-      shape = self.param_shapes[path]
+      shape = self._places.param_shapes[path]
       return Matrix(path_name(path), shape.shape, shape.size / total, reason)
 
-    covered = tuple(matrix(site.kernel_path) for group in self.groups for site in group.members)
-    return Coverage(covered, tuple(itertools.starmap(matrix, self.uncovered)))
+    covered = tuple(
+      matrix(site.kernel_path) for group in self._places.groups for site in group.members
+    )
+    return Coverage(covered, tuple(itertools.starmap(matrix, self._places.uncovered)))
 
-  def run(
-    self,
-    call: Call,
-    variables: Mapping[str, Any],
-    genome: jax.Array,
-    fixed: np.ndarray | None = None,
-    slot: jax.Array | None = None,
-  ) -> Any:
-    """`apply` of checked arguments.
 
-    Args:
-      call: arguments of the model besides its variables.
-      variables: variables from `init`, their supports checked.
-      genome: int [rows, 5], checked.
-      fixed: the genome where it is known when tracing; see `modules.graft`.
-      slot: which of supports with an axis of slots after the stack's are used; see `serve.Pool`.
+def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:
+  """The genome that a call is about: the model's own or, if its structure is free, the given one.
 
-    Returns:
-      What the model's `apply` returns.
-    """
-    params, supports = variables['params'], variables[COLLECTION]
-    self.check_params(params)
-    function, is_linen = self._function(variables), isinstance(self.model, nn.Module)
-    if self._runs_by_modules and slot is None and not has_quantized(params):
-      grafted, runs = graft(self.groups, params, supports, genome, fixed)
-      with nn.intercept_methods(functools.partial(intercept, runs)):
-        result = function(grafted, call)
-    else:
+  Args:
+    adapted: the adapted model.
+    genome: int [rows, 5], which may be traced; None where the model has its own.
+    call: name of the function that was called.
 
-      def deferred(params: Any) -> Any:
-        params, packed = set_apart(params, self.param_shapes)
-        return defer(self.groups, params, supports, genome, fixed, slot=slot, packed=packed)
-
-      result = program.call(function, params, call, self.mesh, defer=deferred)
-    if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
-      result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
-    return result
-
-  @property
-  def _runs_by_modules(self) -> bool:
-    """Whether linen's modules use the kernels; else a program does, of an adapted table as well."""
-    kinds = (site.kind for group in self.groups for site in group.members)
-    return isinstance(self.model, nn.Module) and self.mesh is None and TABLE not in kinds
-
-  def call_model(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What `model.apply` returns; sharded weights are gathered a layer at a time.
-
-    Args:
-      variables: variables of the model itself.
-      *args: inputs of the model.
-      **kwargs: further arguments, as of `apply`.
-    """
-    function, call = self._function(variables), Call(args, kwargs)
-    return program.call(function, variables['params'], call, self.mesh, lays_gradients=True)
-
-  def _function(self, variables: Mapping[str, Any]) -> Callable[[Any, Call], Any]:
-    """The model as a function of its params and a call, with its other collections."""
-    rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
-
-    def function(params: Any, call: Call) -> Any:
-      return self.model.apply({'params': params, **rest}, *call.args, **call.kwargs)
-
-    return function
-
-  def check_variables(self, variables: Any) -> None:
-    """Checks that variables are those of this model, before anything is computed with them.
-
-    Args:
-      variables: variables from `init`, after training for instance.
-
-    Raises:
-      ValueError: they lack a collection, or their parameters or supports are those of another model
-        or search space.
-    """
-    check_collections(variables)
-    check_storage(self.groups, variables[COLLECTION], self.genome)
-    self.check_params(variables['params'])
-
-  def check_params(self, params: Any) -> Any:
-    """Checks that parameters are those of this model.
-
-    Args:
-      params: what is given for them, which may be anything.
-
-    Returns:
-      The parameters, or the shapes of quantized ones in full.
-
-    Raises:
-      ValueError: they are not; missing, unexpected and misshaped ones are named, and those that are
-        no floating-point numbers where the model's are.
-    """
-    whole = jax.eval_shape(self.full_precision, params) if has_quantized(params) else params
-    given, expected = _by_name(flatten(whole)), _by_name(self.param_shapes)
-    if problems := [*differences(given, expected), *_of_another_kind(given, expected)]:
+  Raises:
+    ValueError: there is none, or there are two, or it does not fit.
+  """
+  if adapted.genome is None:
+    if genome is None:
       raise ValueError(
-        f'The params do not match the adapted {name_of(self.model)}. {"; ".join(problems)}.'
+        f'{call} needs a genome because the structure is free; pass genome=..., or fix a '
+        "structure first: adapted.fix('lora:4')."
       )
-    return whole
+    genomes.check_one_genome(adapted.spec, genome, call)
+    return genome
+  if genome is not None:
+    raise ValueError(
+      f'{call} takes no genome because the structure is fixed; leave it out, or free the '
+      'structure with adapted.fix(None).'
+    )
+  return adapted.genome
+
+
+def with_space(adapted: Adapted, space: SearchSpace) -> Adapted:
+  """The model with a free structure and one search space for all layers."""
+  places = adapted._places
+  groups = tuple(dataclasses.replace(group, space=space) for group in places.groups)
+  places = dataclasses.replace(places, groups=groups)
+  return dataclasses.replace(adapted, spec=spec_of(groups), _places=places, genome=None)
+
+
+def run(
+  adapted: Adapted,
+  call: Call,
+  variables: Mapping[str, Any],
+  genome: jax.Array,
+  fixed: np.ndarray | None = None,
+  slot: jax.Array | None = None,
+) -> Any:
+  """`Adapted.apply` of checked arguments.
+
+  Args:
+    adapted: the adapted model.
+    call: arguments of the model besides its variables.
+    variables: variables from `init`, their supports checked.
+    genome: int [rows, 5], checked.
+    fixed: the genome where it is known when tracing; see `modules.graft`.
+    slot: which of supports with an axis of slots after the stack's are used; see `serve.Pool`.
+
+  Returns:
+    What the model's `apply` returns.
+  """
+  model, places = adapted.model, adapted._places
+  params, supports = variables['params'], variables[COLLECTION]
+  check_params(adapted, params)
+  function = _function(model, variables)
+  if _runs_by_modules(adapted) and slot is None and not has_quantized(params):
+    grafted, runs = graft(places.groups, params, supports, genome, fixed)
+    with nn.intercept_methods(functools.partial(intercept, runs)):
+      result = function(grafted, call)
+  else:
+
+    def deferred(params: Any) -> Any:
+      params, packed = set_apart(params, places.param_shapes)
+      return defer(places.groups, params, supports, genome, fixed, slot=slot, packed=packed)
+
+    result = program.call(function, params, call, adapted.mesh, defer=deferred)
+  is_linen = isinstance(model, nn.Module)
+  if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
+    result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
+  return result
+
+
+def fold_params(adapted: Adapted, variables: Mapping[str, Any], genome: jax.Array) -> Any:
+  """`Adapted.fold` of checked arguments."""
+  params = adapted.full_precision(variables['params'])
+  check_params(adapted, params)
+  return fold(adapted._places.groups, params, variables[COLLECTION], genome)
+
+
+def call_model(adapted: Adapted, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+  """What `model.apply` returns; sharded weights are gathered a layer at a time.
+
+  Args:
+    adapted: the adapted model.
+    variables: variables of the model itself.
+    *args: inputs of the model.
+    **kwargs: further arguments, as of `Adapted.apply`.
+  """
+  function, call = _function(adapted.model, variables), Call(args, kwargs)
+  return program.call(function, variables['params'], call, adapted.mesh, lays_gradients=True)
+
+
+def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call], Any]:
+  """A model as a function of its params and a call, with its other collections."""
+  rest = {name: value for name, value in variables.items() if name not in ('params', COLLECTION)}
+
+  def function(params: Any, call: Call) -> Any:
+    return model.apply({'params': params, **rest}, *call.args, **call.kwargs)
+
+  return function
+
+
+def _runs_by_modules(adapted: Adapted) -> bool:
+  """Whether linen's modules use the kernels; else a program does, of an adapted table as well."""
+  kinds = (site.kind for group in adapted._places.groups for site in group.members)
+  return isinstance(adapted.model, nn.Module) and adapted.mesh is None and TABLE not in kinds
+
+
+def dequantize_heads(adapted: Adapted, params: Any) -> Any:
+  """The params with heads in float32: also those of a quantized base are trained."""
+  places = adapted._places
+  return full_precision(params, places.param_shapes, only=places.head_paths)
+
+
+def check_variables(adapted: Adapted, variables: Any) -> None:
+  """Checks that variables are those of a model, before anything is computed with them.
+
+  Args:
+    adapted: the adapted model.
+    variables: variables from `init`, after training for instance.
+
+  Raises:
+    ValueError: they lack a collection, or their parameters or supports are those of another model
+      or search space.
+  """
+  check_collections(variables)
+  check_storage(adapted._places.groups, variables[COLLECTION], adapted.genome)
+  check_params(adapted, variables['params'])
+
+
+def check_params(adapted: Adapted, params: Any) -> Any:
+  """Checks that parameters are those of a model.
+
+  Args:
+    adapted: the adapted model.
+    params: what is given for them, which may be anything.
+
+  Returns:
+    The parameters, or the shapes of quantized ones in full.
+
+  Raises:
+    ValueError: they are not; missing, unexpected and misshaped ones are named, and those that are
+      no floating-point numbers where the model's are.
+  """
+  whole = jax.eval_shape(adapted.full_precision, params) if has_quantized(params) else params
+  given, expected = _by_name(flatten(whole)), _by_name(adapted._places.param_shapes)
+  if problems := [*differences(given, expected), *_of_another_kind(given, expected)]:
+    raise ValueError(
+      f'The params do not match the adapted {name_of(adapted.model)}. {"; ".join(problems)}.'
+    )
+  return whole
 
 
 def name_of(model: Any) -> str:

@@ -16,7 +16,13 @@ from typing_extensions import TypedDict
 
 from glora_jax.checks import check_path, check_type, printable, shown
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import (
+  Adapted,
+  check_params,
+  check_variables,
+  dequantize_heads,
+  genome_for,
+)
 from glora_jax.method.genomes import (
   NamedAlleles,
   canonicalize,
@@ -24,7 +30,6 @@ from glora_jax.method.genomes import (
   genome_to_json,
 )
 from glora_jax.method.groups import parts_read
-from glora_jax.method.quantized import full_precision
 from glora_jax.method.sample import is_array
 from glora_jax.method.space import is_scale
 from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
@@ -108,8 +113,9 @@ def save_adapter(
   """
   path = check_path(path)
   check_type(adapted, Adapted, 'adapted')
-  adapted, genome = adapted.fixed(genome, 'save_adapter')
-  adapted.check_variables(variables)
+  genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_adapter'))
+  adapted = adapted.fix(genome)
+  check_variables(adapted, variables)
   trainable, frozen = adapted.split(variables)
   base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])
   known, *rounded = fingerprints(base, None, *_ROUNDED)
@@ -147,7 +153,9 @@ def _parts(
   A file has the names and axes of forms that share storage, whatever the space: with one structure
   there is nothing to share. An array of a form's own is given as a view with those axes.
   """
-  for layer, name, array, part in parts_read(adapted.groups, adapted.spec, genome, supports):
+  for layer, name, array, part in parts_read(
+    adapted._places.groups, adapted.spec, genome, supports
+  ):
     if (shared := SUPPORTS[name].shared) is not None:
       own = part[: -len(SUPPORTS[name].axes)]
       name, part = shared.name, (*own, *shared.index)
@@ -158,7 +166,7 @@ def _parts(
 def _rows(adapted: Adapted) -> list[_Row]:
   """The layers, in the order of the genome's rows."""
   rows = {}
-  for group in adapted.groups:
+  for group in adapted._places.groups:
     for index, row in group.slices():
       layer = adapted.spec.layers[row]
       parameters = [
@@ -246,8 +254,8 @@ def load_adapter(
   check_type(adapted, Adapted, 'adapted')
   path, tensors, metadata = read_adapter(path)
   in_order(path, metadata, adapted)
-  adapted.check_params(params)
-  params = full_precision(params, adapted.param_shapes, only=adapted.head_paths)  # as init does
+  check_params(adapted, params)
+  params = dequantize_heads(adapted, params)
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   genome, supports, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
@@ -321,7 +329,8 @@ def unpack(
   check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
   for name, (array, part) in parts.items():
     array[part] = tensors.pop(name)
-  for group in adapted.groups:  # a LoRA that was saved with another scale stays the same LoRA
+  # A LoRA that was saved with another scale stays the same LoRA.
+  for group in adapted._places.groups:
     down = group.own(supports).get('B_down')
     for index, row in group.slices():
       if down is not None and metadata['scale'][row] != group.space.scale:
@@ -355,7 +364,7 @@ def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
     metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
   theirs = metadata['spec']
   adapted_there = {site.get('kernel') for row in theirs for site in row['parameters']}
-  for kernel, reason in adapted.uncovered:
+  for kernel, reason in adapted._places.uncovered:
     if path_name(kernel) in adapted_there:
       raise ValueError(
         f'The adapter {printable(path)} adapts {path_name(kernel)}, and this model does not '

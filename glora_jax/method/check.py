@@ -7,6 +7,7 @@ itself and measures.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.checks import check_type, listed
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, call_model, check_variables
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.groups import parts_read
@@ -116,7 +117,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     ([], True)
   """
   check_type(adapted, Adapted, 'adapted')
-  adapted.check_variables(variables)
+  check_variables(adapted, variables)
   variables = jax.tree.map(_without_zeros, variables)
   fresh = {**variables, **adapted.init(jax.random.key(0), variables['params'])}
   largest = largest_genome(adapted.spec)
@@ -134,7 +135,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     return jnp.concatenate(numbers)
 
   def base(params: Any) -> jax.Array:
-    return outputs(adapted.call_model, {**variables, 'params': adapted.full_precision(params)})
+    model = functools.partial(call_model, adapted)
+    return outputs(model, {**variables, 'params': adapted.full_precision(params)})
 
   def errors(model: Adapted, **genome: Any) -> jax.Array:
     started, applied = (outputs(model.apply, own, **genome) for own in (fresh, variables))
@@ -151,7 +153,9 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   gradients = jax.device_get(jax.grad(loss)(variables[COLLECTION]))
   missed = [
     f'{layer} {name}'
-    for layer, name, array, part in parts_read(adapted.groups, adapted.spec, largest, gradients)
+    for layer, name, array, part in parts_read(
+      adapted._places.groups, adapted.spec, largest, gradients
+    )
     if not np.nan_to_num(array[part]).any()
   ]
   program = str(jax.make_jaxpr(lambda: base(variables['params']))())

@@ -15,7 +15,7 @@ from flax import nnx
 from glora_jax import mesh as meshes
 from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file, sharding
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, Places, check_variables
 from glora_jax.method.genomes import canonicalize, check_one_genome
 from glora_jax.method.groups import Group, check_supports, spec_of
 from glora_jax.method.presets import genome_of
@@ -182,14 +182,16 @@ def _without_supports(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   variables, static = frozen.variables(), found[0].static
   groups = tuple(adapter.group for adapter in found)
   adapted = Adapted(
-    model=frozen,
-    spec=spec_of(groups),
-    groups=groups,
-    head_paths=frozenset(flatten(nested(nnx.state(model, Head)))),
-    param_shapes=flatten(as_computed_with(variables['params'])),
+    frozen,
+    spec_of(groups),
+    Places(
+      groups,
+      head_paths=frozenset(flatten(nested(nnx.state(model, Head)))),
+      param_shapes=flatten(as_computed_with(variables['params'])),
+      **vars(model).get(UNADAPTED, Unadapted())._asdict(),
+    ),
     mesh=static.mesh,
     genome=get_genome(model) if static.is_fixed else None,
-    **vars(model).get(UNADAPTED, Unadapted())._asdict(),
   )
   return adapted, variables
 
@@ -218,16 +220,16 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   """
   found = adapters(model)
   adapted, own = _without_supports(model)
-  adapted.check_variables(variables)
+  check_variables(adapted, variables)
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
   needed = [adapter.group.stored_for(adapter.static.in_use) for adapter in found]
-  check_supports(adapted.groups, variables[COLLECTION], needed)
+  check_supports(adapted._places.groups, variables[COLLECTION], needed)
   for adapter in found:
     supports = adapter.group.own(variables[COLLECTION])
     for name, variable in adapter.variables.items():
       set_beside(adapter, variable, jnp.asarray(supports[name]))
-  heads = {path: get(variables['params'], path) for path in adapted.head_paths}
+  heads = {path: get(variables['params'], path) for path in adapted._places.head_paths}
   by_path = by_paths(model)
   for path, value in (heads | flatten(statistics)).items():
     set_like(by_path[path], value)

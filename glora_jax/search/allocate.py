@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from glora_jax.checks import check_flag, check_whole, shown
 from glora_jax.mesh import on_host, require_mesh, settle
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.method.draws import check_budget
 from glora_jax.method.groups import Group
 from glora_jax.method.sample import check_key
@@ -223,7 +223,7 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
       'allocate chooses a structure, but this model has a fixed one; pass adapted.fix(None), with '
       'variables from its init.'
     )
-  adapted.check_variables(variables)
+  check_variables(adapted, variables)
   check_only_arrays('variables', variables)
   if not callable(loss):
     raise ValueError(f'loss={shown(loss)} must be a function, loss(forward, batch, key).')

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from glora_jax.checks import check_callable, check_type, check_whole, shown
 from glora_jax.compiling import reported, staged_like
 from glora_jax.mesh import least_of_all, require_mesh
-from glora_jax.method.adapted import Adapted, Call
+from glora_jax.method.adapted import Adapted, Call, call_model, fold_params, run
 from glora_jax.method.genomes import check_one_genome, check_population
 from glora_jax.method.groups import check_storage
 from glora_jax.method.sample import Preprocess, unchanged
@@ -274,7 +274,7 @@ class _Evaluator:
     if is_known(genomes):
       check(self.adapted.spec, genomes)
       check_collections(variables)
-      check_storage(self.adapted.groups, variables[COLLECTION], genomes)
+      check_storage(self.adapted._places.groups, variables[COLLECTION], genomes)
     check_only_arrays('variables', variables)
     return as_numbers('genomes', genomes)  # lists would be an argument for each number
 
@@ -385,14 +385,14 @@ class _Evaluator:
     """
     is_folded = not isinstance(self.adapted.model, nn.Module) or _platform_of(self.mesh) == 'cpu'
     if is_folded:
-      variables = {**variables, 'params': self.adapted.folded(variables, genome)}
+      variables = {**variables, 'params': fold_params(self.adapted, variables, genome)}
 
     def logits_of(images: jax.Array) -> jax.Array:
       inputs = self.preprocess(images, None)
       if is_folded:
-        logits: Any = self.adapted.call_model(variables, inputs, **self.apply_kwargs)
+        logits: Any = call_model(self.adapted, variables, inputs, **self.apply_kwargs)
       else:
-        logits = self.adapted.run(Call((inputs,), self.apply_kwargs), variables, genome)
+        logits = run(self.adapted, Call((inputs,), self.apply_kwargs), variables, genome)
       check_logits(logits, len(images))
       logits = logits.astype(jnp.float32)
       self.num_classes = logits.shape[-1]

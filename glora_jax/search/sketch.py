@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.compiling import reported
 from glora_jax.mesh import on_host, options_of_one_pass, replicated, settle, split_rows
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
@@ -90,14 +90,16 @@ class Pass:
 
   def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], RowGradients]]]:
     """Every group, with what reads the gradients of its n-th row."""
-    for group in self.adapted.groups:
+    for group in self.adapted._places.groups:
       yield group, _reader(group, self.variables['params'], mean, self.probes[group.name])
 
   @functools.cached_property
   def probes(self) -> dict[str, dict[str, Probe]]:
     """What the gradients of every group's kernels are multiplied by."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
-    return {group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted.groups}
+    return {
+      group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted._places.groups
+    }
 
   def _finished(self, total: Any, squares: np.ndarray) -> tuple[Mean, float | None]:
     """The mean gradient, and how much of it is not noise, by the squares of the batches' own."""
@@ -113,7 +115,7 @@ class Pass:
     """The squared gradient by all kernels, as far as the sketches from the left see it."""
     return sum(
       group.in_features / left.shape[-2] * (left * left).sum()
-      for group in self.adapted.groups
+      for group in self.adapted._places.groups
       for site in group.members
       for left in [gradients[site.name]['B_left']]
     )
@@ -131,7 +133,7 @@ class Pass:
 
   def _sites(self, probes: Any) -> Iterator[tuple[Site, dict[str, Probe]]]:
     """Every site with its part of its group's probes."""
-    for group in self.adapted.groups:
+    for group in self.adapted._places.groups:
       yield from member_probes(group, probes[group.name])
 
   @functools.cached_property
@@ -163,7 +165,7 @@ class Pass:
     for site, parts in self._sites(probes):
       params, new = with_changed(params, site, slots[site.name], parts, inside)
       taps |= new
-    forward = functools.partial(self.adapted.call_model, {**variables, 'params': params})
+    forward = functools.partial(call_model, self.adapted, {**variables, 'params': params})
     # No interceptor where there is nothing to tap: it would slow down tracing.
     with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
       value = self.loss(forward, batch, key)

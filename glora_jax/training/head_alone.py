@@ -81,7 +81,7 @@ def warm_head(
     True
   """
   check_type(adapted, Adapted, 'adapted')
-  if not adapted.head_paths:
+  if not adapted._places.head_paths:
     raise ValueError(
       'The adapted model has no head (heads=None), so there is nothing to train alone; pass '
       'heads= to adapt.'

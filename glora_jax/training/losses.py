@@ -198,7 +198,9 @@ def _with_component_dropout(logits_fn: Logits, adapted: Adapted, probability: fl
 
   def dropped_fn(variables, inputs, genome, key):
     drop_key = jax.random.fold_in(key, COMPONENT_STREAM)
-    supports = drop_components(drop_key, variables[COLLECTION], adapted.groups, genome, probability)
+    supports = drop_components(
+      drop_key, variables[COLLECTION], adapted._places.groups, genome, probability
+    )
     return logits_fn({**variables, COLLECTION: supports}, inputs, genome, key)
 
   return dropped_fn
@@ -230,7 +232,7 @@ def drop_components(
     >>> adapted = glora_jax.adapt(nn.Dense(2), jnp.zeros((1, 3)))
     >>> supports = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
     >>> genome = jnp.array([[2, 3, 0, 0, 0]])  # a vector for A, a LoRA for B
-    >>> dropped = drop_components(jax.random.key(2), supports, adapted.groups, genome, 0.5)
+    >>> dropped = drop_components(jax.random.key(2), supports, adapted._places.groups, genome, 0.5)
     >>> dropped['A_up'][:, 0].tolist(), dropped['B_up'][:, 0].tolist()
     ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
   """

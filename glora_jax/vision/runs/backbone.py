@@ -16,8 +16,7 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
 from glora_jax.method.adapt import adapt
-from glora_jax.method.adapted import Adapted
-from glora_jax.method.groups import spec_of
+from glora_jax.method.adapted import Adapted, with_space
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.method.space import Spec
 from glora_jax.search.allocated import Allocation
@@ -188,9 +187,7 @@ def adapt_spaces(
   is_searched = settings.structure == SEARCH
   rows = settings.compare.methods if settings.job == 'compare' else settings.presets
   if is_searched and any(is_beside(adapted.spec, name) for name in rows):
-    space = settings.space.search_space(GRADIENT)
-    groups = tuple(dataclasses.replace(group, space=space) for group in adapted.groups)
-    return adapted, dataclasses.replace(adapted, groups=groups, spec=spec_of(groups))
+    return adapted, with_space(adapted, settings.space.search_space(GRADIENT))
   return adapted, None
 
 
@@ -200,7 +197,7 @@ def variables_before_training(
   """The variables before training, in their types and on their devices."""
   base_dtype = jnp.dtype(settings.model.base_dtype)
   params = flax.traverse_util.path_aware_map(
-    lambda path, x: x if path in adapted.head_paths else x.astype(base_dtype), params
+    lambda path, x: x if path in adapted._places.head_paths else x.astype(base_dtype), params
   )
   key = stream_key(settings.seed, Stream.INIT)
   if mesh is None:

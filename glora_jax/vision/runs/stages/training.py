@@ -19,7 +19,7 @@ from glora_jax import mesh as meshes
 from glora_jax.compiling import reported
 from glora_jax.files import number
 from glora_jax.method import genomes
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.sample import Preprocess
 from glora_jax.method.supports import COLLECTION
 from glora_jax.training import loop
@@ -88,7 +88,7 @@ class HeadOnFeatures(WithoutSupports):
     """
     body = dataclasses.replace(self, model=self.model.clone(num_classes=0))
     program = jax.jit(
-      lambda variables, images: body.call_model(variables, preprocess(images, None)),
+      lambda variables, images: call_model(body, variables, preprocess(images, None)),
       out_shardings=None if mesh is None else meshes.replicated(mesh),
       compiler_options=meshes.options_of_one_pass(),
     )
@@ -119,7 +119,9 @@ class FullFineTuning(WithoutSupports):
     """Number of trained parameters, heads not counted."""
     del genome
     return sum(
-      shape.size for path, shape in self.param_shapes.items() if path not in self.head_paths
+      shape.size
+      for path, shape in self._places.param_shapes.items()
+      if path not in self._places.head_paths
     )
 
 
