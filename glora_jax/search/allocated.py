@@ -6,7 +6,6 @@ task with a noisy gradient can borrow values from one with a clear gradient.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,16 +15,13 @@ import numpy as np
 from glora_jax.checks import shown
 from glora_jax.method.coverage import layer_table
 from glora_jax.method.genomes import count_params
-from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, Tensor
+from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
 from glora_jax.search.known import Known, check_layers, check_values, describe
 
 NOISE = 0.14  # a signal of this size is trusted by half
 CLEAR = 0.3  # one of this size needs no other
-LITTLE = 0.5  # of the way from chance to one and the same structure
-# Codes from the first LoRA on are one form: ranks differ by degrees.
-_FIRST_LORA = np.array([len(FLAT_FORMS[tensor]) for tensor in TENSORS])
 
 
 class Unit(NamedTuple):
@@ -213,54 +209,3 @@ def _check_prior(spec: Spec, prior: Any, number: int) -> None:
       f'The prior has values of {parts} rank-one parts, but max_rank asks for {number}; use the '
       'same max_rank for both.'
     )
-
-
-class Agreement(NamedTuple):
-  """How much structures agree.
-
-  Attributes:
-    share: of the tensors that one of two structures trains, the share that both train in the same
-      form, whatever its rank; the mean over all pairs.
-    chance: the same for pairs of which one has its layers shifted, the mean over all shifts: what
-      structures of these forms share without agreeing on where.
-  """
-
-  share: float
-  chance: float
-
-  @property
-  def is_little(self) -> bool:
-    """Whether they are nearer to chance than to one and the same structure."""
-    return self.share - self.chance < LITTLE * (1 - self.chance)
-
-
-def agreement(genomes: Sequence[np.ndarray]) -> Agreement:
-  """How much structures of one model agree.
-
-  Args:
-    genomes: at least two, each int [rows, 5].
-
-  Raises:
-    ValueError: there are fewer than two.
-
-  Example:
-    >>> first, second = np.zeros((2, 4, 5), np.int8)
-    >>> first[:, 1], second[:, 1] = [3, 4, 0, 0], [3, 0, 0, 5]
-    >>> found = agreement([first, second])
-    >>> print(f'{found.share:.2f} {found.chance:.2f} {found.is_little}')
-    0.33 0.44 True
-  """
-  if len(genomes) < 2:
-    raise ValueError(f'{len(genomes)} genome has nothing to agree with; pass at least two.')
-  forms = [np.minimum(genome, _FIRST_LORA) for genome in genomes]
-  pairs = list(itertools.combinations(forms, 2))
-  shifts = range(1, len(forms[0]))
-  shifted = [_share(first, np.roll(second, by, axis=0)) for first, second in pairs for by in shifts]
-  share = np.mean([_share(*pair) for pair in pairs])
-  return Agreement(float(share), float(np.mean(shifted)) if shifted else 0.0)
-
-
-def _share(first: np.ndarray, second: np.ndarray) -> float:
-  """Of the tensors that one of two trains, the share that both train in the same form."""
-  trained = (first > 0) | (second > 0)
-  return float((first == second)[trained].mean()) if trained.any() else 1.0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from glora_jax.method.draws import check_budget
-from glora_jax.method.genomes import check_genome, count_params
+from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
-from glora_jax.records import Array, check_arrays
 from glora_jax.vision.settings import taken
 
 Fitness = Literal['accuracy', 'loss']
@@ -54,29 +52,6 @@ class Archive:
       generation=np.zeros(0, np.int64),
     )
 
-  @classmethod
-  def from_arrays(cls, arrays: Mapping[str, np.ndarray], spec: Spec) -> Archive:
-    """The inverse of `arrays`, for arrays that come from a file.
-
-    Args:
-      arrays: the fields by name.
-      spec: the layers that the genomes are of.
-
-    Raises:
-      ValueError: they are not the archive of a search in this space; the reason.
-    """
-    empty = cls.empty(spec).arrays().items()
-    check_arrays(
-      arrays, {name: Array(x.dtype.kind, ('structure', *x.shape[1:])) for name, x in empty}
-    )
-    check_genome(spec, arrays['genomes'])
-    if not len(arrays['genomes']) or arrays['correct'].min() < 0:
-      raise ValueError('it holds no structure, or a negative number of right answers')
-    generation = arrays['generation']
-    if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
-      raise ValueError('its generations are not consecutive')
-    return cls(**{name: arrays[name].astype(x.dtype) for name, x in empty})
-
   def __len__(self) -> int:
     return len(self.genomes)
 
@@ -94,7 +69,7 @@ class Archive:
     return Archive(*(np.concatenate([old, np.asarray(added, old.dtype)]) for old, added in pairs))
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The fields by name; `Archive.from_arrays` is the inverse."""
+    """The fields by name, as `np.savez` keeps them; `Archive(**arrays)` is the inverse."""
     return dict(vars(self))
 
   def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from glora_jax.method.genomes import count_params, largest_genome
-from glora_jax.method.space import Spec
-from glora_jax.search.archive import Archive
-
 
 def pareto_front(params: np.ndarray, cost: np.ndarray) -> np.ndarray:
   """Indices of the points that no other beats in both parameters and cost.
@@ -57,37 +53,3 @@ def _crowding_distance(values: np.ndarray) -> np.ndarray:
   distance = np.full(len(values), np.inf)
   distance[1:-1] = np.abs(values[2:] - values[:-2]) / (np.ptp(values) or 1)
   return distance
-
-
-def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float) -> float:
-  """Share of the box up to (most_params, 1) that the points dominate.
-
-  A place in the box is dominated where a point is at least as good in both. A structure without
-  trained parameters and without errors would give 1. A box without width is the line of its errors.
-
-  Args:
-    params: trained parameters of each point, [point].
-    error: error of each point, [point], at most 1.
-    most_params: the box's edge in parameters.
-  """
-  front = pareto_front(params, error)
-  widths = np.diff(np.append(params[front], most_params).clip(max=most_params))
-  heights = 1 - error[front]
-  if most_params == 0:
-    return float(heights[params[front] <= 0].max(initial=0.0))
-  return float((widths * heights).sum() / most_params)
-
-
-def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
-  """The hypervolume of all structures that were scored up to each generation.
-
-  Args:
-    archive: the search's archive.
-    spec: the genomes' spec; its largest structure on offer is the box's edge in parameters.
-    num_images: number of images that the structures were scored on.
-  """
-  params = count_params(spec, archive.genomes)
-  error = 1 - archive.correct / num_images
-  most_params = count_params(spec, largest_genome(spec))
-  ends = np.searchsorted(archive.generation, np.unique(archive.generation), side='right')
-  return [hypervolume(params[:end], error[:end], most_params) for end in ends]

@@ -1,12 +1,11 @@
-"""Values of two losses as one, and how much structures agree, counted by hand."""
+"""Values of two losses as one."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from glora_jax.search.allocated import agreement, pooled, share_of
+from glora_jax.search.allocated import pooled, share_of
 from glora_jax.search.allocation import Values
 
 signals = st.floats(-1, 1)
@@ -33,26 +32,3 @@ def test_the_other_losss_scale_does_not_matter(seed, scale, share):
   scaled = pooled(own, Values(*(scale * part for part in other)), share)
   for part, same in zip(found, scaled, strict=True):
     assert_allclose(part, same, rtol=1e-9, atol=1e-9)
-
-
-def genome(**columns):
-  codes = np.zeros((4, 5), np.int8)
-  for tensor, values in columns.items():
-    codes[:, 'ABCDE'.index(tensor)] = values
-  return codes
-
-
-def test_ranks_count_as_one_form_and_other_forms_do_not():
-  lora, other_rank, vector = (genome(B=[code, 0, 0, 0]) for code in (3, 9, 2))
-  same = agreement([lora, other_rank, lora])
-  assert same.share == 1 > same.chance
-  assert not same.is_little
-  assert agreement([lora, vector]).share == 0
-
-
-def test_structures_that_share_no_more_than_chance_agree_little():
-  found = agreement([genome(E=[2, 2, 0, 0]), genome(E=[0, 2, 2, 0])])
-  assert found.share == pytest.approx(1 / 3)
-  # The second one shifted: to layers 2 and 3, to 3 and 0, to 0 and 1.
-  assert found.chance == pytest.approx((0 + 1 / 3 + 1) / 3)
-  assert found.is_little

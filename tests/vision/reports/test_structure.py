@@ -1,4 +1,7 @@
-"""What a report says of a structure that was read off a gradient, from values made by hand."""
+"""What a report says of a structure read off a gradient, and how much structures agree, by hand."""
+
+import numpy as np
+import pytest
 
 from glora_jax.vision.reports import structure
 
@@ -9,3 +12,26 @@ def test_the_papers_protocol_is_not_said_to_leave_validation_images_alone(alloca
     result = {'protocol': protocol, 'allocation': {'head_epochs': 6, 'epochs': 4}}
     text = structure.tell_choice(allocation, result)
     assert ('No validation image was used' in text) == (protocol == 'honest')
+
+
+def genome(**columns):
+  codes = np.zeros((4, 5), np.int8)
+  for tensor, values in columns.items():
+    codes[:, 'ABCDE'.index(tensor)] = values
+  return codes
+
+
+def test_ranks_count_as_one_form_and_other_forms_do_not():
+  lora, other_rank, vector = (genome(B=[code, 0, 0, 0]) for code in (3, 9, 2))
+  same = structure.agreement([lora, other_rank, lora])
+  assert same.share == 1 > same.chance
+  assert not same.is_little
+  assert structure.agreement([lora, vector]).share == 0
+
+
+def test_structures_that_share_no_more_than_chance_agree_little():
+  found = structure.agreement([genome(E=[2, 2, 0, 0]), genome(E=[0, 2, 2, 0])])
+  assert found.share == pytest.approx(1 / 3)
+  # The second one shifted: to layers 2 and 3, to 3 and 0, to 0 and 1.
+  assert found.chance == pytest.approx((0 + 1 / 3 + 1) / 3)
+  assert found.is_little

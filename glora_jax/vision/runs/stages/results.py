@@ -23,12 +23,13 @@ from glora_jax.errors import UserError
 from glora_jax.files import write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
-from glora_jax.method.genomes import genome_to_json
+from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
 from glora_jax.method.presets import preset_label
+from glora_jax.method.space import Spec
 from glora_jax.records import read_record
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
-from glora_jax.search.pareto import hypervolume_by_generation
+from glora_jax.search.pareto import pareto_front
 from glora_jax.search.scoring import Predictions
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import Examples
@@ -361,7 +362,7 @@ def _difference_to_folded(context: Context, candidate: Model) -> float:
   plain, params, _ = weights.load(context.path('folded'))
   images = context.data('train').images
   if isinstance(images, pipeline.Stream):
-    images = next(meshes.blocks(None, images, COMPARED_IMAGES))[0]
+    images = next(pipeline.blocks(None, images, COMPARED_IMAGES))[0]
   inputs = context.preprocess(images[:COMPARED_IMAGES])
   adapted, genome = candidate.adapted.fix(None), candidate.genome
   adapted_logits = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(
@@ -369,3 +370,37 @@ def _difference_to_folded(context: Context, candidate: Model) -> float:
   )
   plain_logits = jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)
   return float(jnp.max(jnp.abs(adapted_logits - plain_logits)))
+
+
+def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float) -> float:
+  """Share of the box up to (most_params, 1) that the points dominate.
+
+  A place in the box is dominated where a point is at least as good in both. A structure without
+  trained parameters and without errors would give 1. A box without width is the line of its errors.
+
+  Args:
+    params: trained parameters of each point, [point].
+    error: error of each point, [point], at most 1.
+    most_params: the box's edge in parameters.
+  """
+  front = pareto_front(params, error)
+  widths = np.diff(np.append(params[front], most_params).clip(max=most_params))
+  heights = 1 - error[front]
+  if most_params == 0:
+    return float(heights[params[front] <= 0].max(initial=0.0))
+  return float((widths * heights).sum() / most_params)
+
+
+def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
+  """The hypervolume of all structures that were scored up to each generation.
+
+  Args:
+    archive: the search's archive.
+    spec: the genomes' spec; its largest structure on offer is the box's edge in parameters.
+    num_images: number of images that the structures were scored on.
+  """
+  params = count_params(spec, archive.genomes)
+  error = 1 - archive.correct / num_images
+  most_params = count_params(spec, largest_genome(spec))
+  ends = np.searchsorted(archive.generation, np.unique(archive.generation), side='right')
+  return [hypervolume(params[:end], error[:end], most_params) for end in ends]
