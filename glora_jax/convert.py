@@ -22,9 +22,7 @@ from typing import Any
 
 import flax
 
-from glora_jax.errors import user_errors
 from glora_jax.files import require_free
-from glora_jax.mesh import require_devices
 from glora_jax.vision.data.normalization import NORMALIZATIONS
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import locate
@@ -34,7 +32,8 @@ from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.metadata import OURS, check_agreement
 from glora_jax.vision.models.vit import describe
 from glora_jax.vision.models.weights import Checkpoint
-from glora_jax.vision.runs.terminal import reported, run_program
+from glora_jax.vision.runs.processes import require_devices
+from glora_jax.vision.runs.terminal import reported, run_program, user_errors
 
 EXPORTED = '.jax_export'
 

@@ -15,10 +15,10 @@ import pytest
 import tiny_runs
 from places import ROOT, environment, program
 
-from glora_jax import mesh
 from glora_jax.files import read_arrays, read_json
 from glora_jax.method.sharding import sharded_axis
 from glora_jax.records import read_lines
+from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.monitoring import Line
 from glora_jax.vision.runs.workdir import LOCK
 
@@ -47,26 +47,26 @@ def plain_machine(monkeypatch):
 
 
 def test_a_plain_machine_is_left_alone(plain_machine):
-  mesh.initialize()
+  processes.initialize()
   assert not jax.distributed.is_initialized()
   plain_machine.setenv('SLURM_NTASKS', '1')
   plain_machine.setenv('SLURM_STEP_NODELIST', 'node1')
-  mesh.initialize()
+  processes.initialize()
   assert not jax.distributed.is_initialized()
 
 
 def test_half_a_description_is_refused(plain_machine):
   for given in (('host:1', None, None), ('host:1', 2, 2)):
     with pytest.raises(ValueError, match='set all three'):
-      mesh.initialize(*given)
+      processes.initialize(*given)
   plain_machine.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
   with pytest.raises(ValueError, match='coordinator=host:1, num_processes=None'):
-    mesh.initialize()
+    processes.initialize()
 
 
 def test_on_one_device_there_is_no_mesh():
-  assert mesh.over_devices('one') is None
-  assert (mesh.over_devices('all') is None) == (jax.device_count() == 1)
+  assert processes.over_devices('one') is None
+  assert (processes.over_devices('all') is None) == (jax.device_count() == 1)
 
 
 @pytest.mark.slow

@@ -79,7 +79,9 @@ def measure(folder: str, number: int) -> tuple[int, dict[str, Cost], float, floa
   timed('opening every image once', lambda: check(examples))
   indices = timed(
     'order of an epoch',
-    lambda: batch_indices(jax.random.key(0), 0, len(labels) // BATCH, len(labels), BATCH),
+    lambda: np.stack(
+      [*batch_indices(jax.random.key(0), 0, len(labels) // BATCH, len(labels), BATCH)]
+    ),
   )
   batches = pipeline.Stream(examples, SIDE).batches(indices)
   first = timed('first batch', lambda: next(batches))

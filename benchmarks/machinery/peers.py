@@ -85,7 +85,7 @@ def peft_steps(problem: Problem, adapter: Literal['lora', 'glora']) -> Callable[
   optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
   images = torch.tensor(np.asarray(problem.images)).permute(0, 3, 1, 2).contiguous().to(device)
   labels = torch.tensor(np.asarray(problem.labels)).long().to(device)
-  indices = batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)
+  indices = np.stack([*batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)])
   batches = torch.tensor(indices).long().to(device)
   half_precision = shape.model.dtype == jnp.bfloat16
 

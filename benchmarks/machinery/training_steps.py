@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import glora_jax
 from benchmarks.machinery.measuring import in_turn, print_table
@@ -87,7 +88,7 @@ class CompiledSteps:
     self.trainable = jax.tree.map(jnp.copy, trainable)
     self.optimizer_state = jax.jit(optimizer.init)(self.trainable)
     self.done = 0
-    indices = batch_indices(jax.random.key(0), 0, self.steps, number, batch)
+    indices = np.stack([*batch_indices(jax.random.key(0), 0, self.steps, number, batch)])
     self.constants = frozen, problem.images, problem.labels, indices, jax.random.key(1)
     steps = loop.make_steps(loss_fn, optimizer)
     lowered = steps.lower(self.trainable, self.optimizer_state, self.done, *self.constants)

@@ -82,7 +82,7 @@ def _resident(
   first, last = steps
   block_size = steps_per_call(len(labels) // batch_size, most_steps)
   in_order = functools.partial(
-    _in_order, first=first, last=last, num_examples=len(labels), batch_size=batch_size
+    batch_indices, first=first, last=last, num_examples=len(labels), batch_size=batch_size
   )
   rows = zip(*map(in_order, key), strict=True) if isinstance(key, list) else in_order(key)
   for start in range(first, last, block_size):
@@ -106,7 +106,7 @@ def _streamed(
   first, last = steps
   steps_per_epoch = num_examples // batch_size
   block_size = steps_per_call(steps_per_epoch, min(most_steps, MOST_STREAMED_STEPS))
-  in_order = _in_order(key, first, last, num_examples, batch_size)
+  in_order = batch_indices(key, first, last, num_examples, batch_size)
   batches = _read(stream, in_order, batch_size, mesh)
   while first < last:
     left_of_epoch = steps_per_epoch - first % steps_per_epoch
@@ -134,33 +134,6 @@ def _read(
     yield from given(stream, np.stack(asked)[:, rows])
 
 
-def in_rows(
-  images: jax.Array | np.ndarray | ImageStream,
-  labels: jax.Array | np.ndarray,
-  indices: np.ndarray,
-  mesh: jax.sharding.Mesh | None = None,
-) -> Iterator[tuple[Any, Any]]:
-  """The images and labels of every row of indices, split over the devices.
-
-  Args:
-    images: the whole set [n, ...], or a stream of it.
-    labels: int [n]; a stream's labels are its own.
-    indices: int [rows, batch].
-    mesh: devices that every batch is split over; None for one device.
-  """
-  if not isinstance(images, ImageStream):
-    for row in indices:
-      batch = _take((images, labels), row)
-      yield batch if mesh is None else jax.device_put(batch, meshes.split_over(mesh))
-    return
-  rows = slice(None) if mesh is None else meshes.local_rows(mesh, indices.shape[1])
-  for local_images, local_labels in given(images, indices[:, rows]):
-    if mesh is None:
-      yield local_images, local_labels
-    else:
-      yield meshes.from_hosts(mesh, local_images), meshes.from_hosts(mesh, local_labels)
-
-
 def given(stream: ImageStream, indices: np.ndarray) -> Iterator[tuple[Any, Any]]:
   """The images and labels that a stream gives for rows of indices, int [rows, batch].
 
@@ -184,16 +157,10 @@ def given(stream: ImageStream, indices: np.ndarray) -> Iterator[tuple[Any, Any]]
     )
 
 
-@jax.jit
-def _take(arrays: Any, row: np.ndarray) -> Any:
-  """Some rows of arrays; one program compiles faster than the parts of it that JAX would call."""
-  return jax.tree.map(lambda array: array[row], arrays)
-
-
 def batch_indices(
   key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
-) -> np.ndarray:
-  """The images of the steps `first` to `last - 1`, int32 [steps, batch].
+) -> Iterator[np.ndarray]:
+  """The images of the steps `first` to `last - 1`, one step after another, each int32 [batch].
 
   Every epoch is its own permutation, a function of the key and the epoch alone; the partial batch
   at its end is dropped.
@@ -205,13 +172,6 @@ def batch_indices(
     num_examples: number of images in the training set.
     batch_size: number of images in a step.
   """
-  return np.stack([*_in_order(key, first, last, num_examples, batch_size)])
-
-
-def _in_order(
-  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
-) -> Iterator[np.ndarray]:
-  """The rows of `batch_indices` one by one, with the order of every epoch drawn once."""
   per_epoch = num_examples // batch_size
   for epoch in range(first // per_epoch, -(-last // per_epoch)):
     order = np.asarray(_permutation(key, epoch, num_examples))[: per_epoch * batch_size]

@@ -22,11 +22,12 @@ from glora_jax.training.gradient import by_device
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data.pipeline import blocks
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
-MESH = meshes.over_devices()
-FSDP = meshes.over_devices(fsdp=4)
+MESH = meshes.over(jax.devices())
+FSDP = meshes.over(jax.devices(), fsdp=4)
 MIN_BYTES = 1024  # of a sharded array
 RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
 
@@ -99,7 +100,7 @@ def assert_trained_alike(found, expected):
 assert dict(MESH.shape) == {'candidate': 1, 'data': 8}
 assert dict(FSDP.shape) == {'candidate': 1, 'data': 2, 'fsdp': 4}
 with pytest.raises(ValueError, match=r'mesh.fsdp=3 does not divide the 8 devices of a process'):
-  meshes.over_devices(fsdp=3)
+  meshes.over(jax.devices(), fsdp=3)
 
 # Where arrays lie.
 sharded = sharding.shard_arrays(MESH, frozen, min_bytes=MIN_BYTES)
@@ -203,9 +204,9 @@ for head in (
   assert_replicated(head)
 
 # Reading.
-blocks = list(meshes.blocks(MESH, Stream(), 10))
-assert [len(block_labels) for _, block_labels in blocks] == [16, 16, 11]
-assert_array_equal(np.concatenate([rows for rows, _ in blocks]), images)
+read = list(blocks(MESH, Stream(), 10))
+assert [len(block_labels) for _, block_labels in read] == [16, 16, 11]
+assert_array_equal(np.concatenate([rows for rows, _ in read]), images)
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)

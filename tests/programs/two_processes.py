@@ -21,13 +21,14 @@ from glora_jax.training.loop import TrainState, fit
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.pipeline import Stream
+from glora_jax.vision.runs import processes
 
 port, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 signals = []
 signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
 
 for _ in range(2):  # the second call does nothing
-  meshes.initialize(f'localhost:{port}', 2, process)
+  processes.initialize(f'localhost:{port}', 2, process)
 assert jax.process_count() == 2
 assert meshes.primary() == (process == 0)
 
@@ -40,7 +41,7 @@ for name in 'ab':
     assert (folder / name).exists()
 
 # Arrays.
-mesh = meshes.over_devices()
+mesh = processes.over_devices()
 assert dict(mesh.shape) == {'candidate': 2, 'data': 1}
 rows = meshes.local_rows(mesh, 6)
 assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]
@@ -51,7 +52,7 @@ placed = meshes.replicate(mesh, np.arange(3.0))
 assert placed.dtype == np.float32
 assert_array_equal(placed, np.arange(3))
 with pytest.raises(ValueError, match='does not fit 2 processes'):
-  meshes.over_devices('one')
+  processes.over_devices('one')
 assert meshes.least_of_all(process + 5) == 5
 
 # A stream: each reads the rows of its own device, and training that goes on amid an epoch ends

@@ -14,13 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import grain
+import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from tqdm.contrib.concurrent import thread_map
 
+from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.files import write_arrays, writing
 from glora_jax.records import Array, read_if_whole
+from glora_jax.training.batches import ImageStream
 from glora_jax.vision.data.examples import Examples
 from glora_jax.vision.data.image import ResizeRule, resize
 
@@ -309,3 +313,56 @@ class _DecodedInOrder:
 def joined(parts: Sequence[Split]) -> Split:
   """Splits in memory as one."""
   return Split(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def in_rows(
+  images: jax.Array | np.ndarray | ImageStream,
+  labels: Any,
+  indices: np.ndarray,
+  mesh: Mesh | None = None,
+) -> Iterator[tuple[Any, Any]]:
+  """The images and labels of every row of indices, split over the devices.
+
+  Args:
+    images: the whole set [n, ...], or a stream of it.
+    labels: int [n]; of a stream it has its own.
+    indices: int [rows, batch].
+    mesh: devices that every batch is split over; None for one device.
+  """
+  if not isinstance(images, ImageStream):
+    for row in indices:
+      batch = _take((images, labels), row)
+      yield batch if mesh is None else jax.device_put(batch, meshes.split_over(mesh))
+    return
+  rows = slice(None) if mesh is None else meshes.local_rows(mesh, indices.shape[1])
+  for local_images, local_labels in images.batches(indices[:, rows]):
+    if mesh is None:
+      yield local_images, local_labels
+    else:
+      yield meshes.from_hosts(mesh, local_images), meshes.from_hosts(mesh, local_labels)
+
+
+@jax.jit
+def _take(arrays: Any, row: np.ndarray) -> Any:
+  """Some rows of arrays; one program compiles faster than the parts of it that JAX would call."""
+  return jax.tree.map(lambda array: array[row], arrays)
+
+
+def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any]]:
+  """All images and labels of a stream in their order, block by block.
+
+  On a mesh every process decodes its part of a block, but all of the last block, which may not
+  come out even.
+
+  Args:
+    mesh: devices that the blocks are split over, or None.
+    stream: a `Stream`.
+    size: number of images in a block, about.
+  """
+  shards = 1 if mesh is None else mesh.size
+  size = -(-size // shards) * shards
+  even = len(stream) // size * size
+  if even:
+    yield from in_rows(stream, None, np.arange(even).reshape(-1, size), mesh)
+  if even < len(stream):
+    yield from stream.batches(np.arange(even, len(stream))[None])

@@ -26,7 +26,7 @@ from ml_collections.config_flags import tuple_parser
 
 import glora_jax
 from glora_jax.checks import check_path
-from glora_jax.errors import UserError, user_errors
+from glora_jax.errors import UserError
 from glora_jax.vision.runs.terminal import (
   blame,
   entry,
@@ -36,6 +36,7 @@ from glora_jax.vision.runs.terminal import (
   reported,
   run_program,
   show,
+  user_errors,
 )
 
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort'}

@@ -39,6 +39,7 @@ from glora_jax.vision.runs.backbone import (
 )
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.origins import WEIGHTS
+from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.sections import TrainingSettings
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class Context:
       return scorer(variables, genomes, images, labels)
     correct: Any = 0
     loss: Any = 0.0
-    for block in meshes.blocks(self.mesh, images, STREAMED_BLOCK):
+    for block in pipeline.blocks(self.mesh, images, STREAMED_BLOCK):
       block_correct, block_loss = scorer(variables, genomes, *block)
       correct = correct + np.asarray(block_correct)
       loss = loss + np.asarray(block_loss, np.float64)
@@ -246,7 +247,7 @@ class Context:
     images = self.data(split).images
     blocks = [images]
     if isinstance(images, pipeline.Stream):
-      blocks = (block for block, _ in meshes.blocks(self.mesh, images, STREAMED_BLOCK))
+      blocks = (block for block, _ in pipeline.blocks(self.mesh, images, STREAMED_BLOCK))
     parts = [predictor(variables, genome, block) for block in blocks]
     return Predictions(
       *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
@@ -294,7 +295,7 @@ def make_context(
     raise ValueError(
       f'watch.profile={shown(profile)} is not a stage of this job; give one of {", ".join(titles)}.'
     )
-  mesh = meshes.over_devices(given.mesh.devices, given.mesh.fsdp)
+  mesh = over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
   counts = count_images(task)
   settings = fit_batches(given, stages, counts, mesh)

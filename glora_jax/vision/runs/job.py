@@ -14,13 +14,12 @@ from typing import Any
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
-from glora_jax.errors import user_errors
 from glora_jax.files import sha256_of, write_json
 from glora_jax.records import read_record
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.opening import IMAGES, SPLIT, differences
 from glora_jax.vision.models.checkpoint import EXTENSIONS
-from glora_jax.vision.runs import origins
+from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among, warn_of_unread
@@ -31,6 +30,7 @@ from glora_jax.vision.runs.stage import (
   require_tested,
   walk,
 )
+from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   changes_of,
   claim,
@@ -71,7 +71,7 @@ def run_job(
   Returns:
     The content of `result.json`, and how it was made (`provenance`).
   """
-  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  processes.initialize(**dataclasses.asdict(settings.distributed))
   with contextlib.ExitStack() as stack:
     with user_errors():
       workdir = check_path(workdir)

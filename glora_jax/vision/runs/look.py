@@ -11,9 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from glora_jax.checks import shown
-from glora_jax.errors import user_errors
 from glora_jax.files import require_free, whole
-from glora_jax.mesh import require_devices
 from glora_jax.vision.data import catalog, pipeline
 from glora_jax.vision.data.examples import Part
 from glora_jax.vision.data.normalization import statistics
@@ -21,7 +19,9 @@ from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.runs.backbone import image_size_here
 from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.processes import require_devices
 from glora_jax.vision.runs.sections import DataSettings
+from glora_jax.vision.runs.terminal import user_errors
 
 NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images

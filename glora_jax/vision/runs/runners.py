@@ -22,9 +22,10 @@ import jax
 
 from glora_jax import mesh
 from glora_jax.checks import shown
-from glora_jax.errors import UserError, user_errors
+from glora_jax.errors import UserError
 from glora_jax.files import first_line
-from glora_jax.vision.runs.terminal import is_mistake, sentence
+from glora_jax.vision.runs.processes import stay_alone
+from glora_jax.vision.runs.terminal import is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import InUseError, Stopped
 
 Job = Callable[[Callable[[], bool]], Any]  # saves and ends if `stop` returns True
@@ -91,7 +92,7 @@ def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
       raise UserError(f'{path} does not exist on {socket.gethostname()}; all nodes must share it.')
   os.chdir(folder)
   sys.orig_argv = words  # which provenance keeps
-  mesh.stay_alone()
+  stay_alone()
   logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)
   keep_compiled(workdir)
@@ -145,7 +146,7 @@ def named(name: str, resources: str | None = None) -> Runner:
     raise ImportError(f"--runner={name} needs Ray, which is not installed; pip install 'ray'.")
   # A process that hands out jobs computes nothing, and leaves accelerators to the jobs.
   jax.config.update('jax_platforms', 'cpu')
-  mesh.stay_alone()
+  stay_alone()
   nodes = _join(name[len('ray:') :] or os.environ.get('RAY_ADDRESS', ''))
   return OnRay(_options(amounts, nodes))
 

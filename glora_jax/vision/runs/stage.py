@@ -29,13 +29,14 @@ from typing_extensions import TypedDict
 import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.compiling import Compilation, reporting_to
-from glora_jax.errors import UserError, user_errors
+from glora_jax.errors import UserError
 from glora_jax.files import write_json
 from glora_jax.records import read_record
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.vision.runs.fields import COMMON, is_among, values_of
 from glora_jax.vision.runs.monitoring import profiled
+from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, names_in
 
 if TYPE_CHECKING:

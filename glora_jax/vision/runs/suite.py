@@ -24,12 +24,12 @@ import ml_collections
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
-from glora_jax.errors import UserError, user_errors
+from glora_jax.errors import UserError
 from glora_jax.files import first_line
 from glora_jax.vision.data.catalog import expand, find
 from glora_jax.vision.reports import page, scoreboard
 from glora_jax.vision.reports.scoreboard import Board
-from glora_jax.vision.runs import experiment
+from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.config import RunSettings, check_config, check_settings, settings_of
 from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.fields import warn_of_unread
@@ -37,7 +37,7 @@ from glora_jax.vision.runs.job import claimed, prepared
 from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
 from glora_jax.vision.runs.sections import SuiteSettings
 from glora_jax.vision.runs.stage import read_by
-from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence
+from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import (
   InUseError,
   Stopped,
@@ -106,7 +106,7 @@ def run(
     workdir = check_path(workdir)
   tasks = tasks_of(settings)
   read = read_by(experiment.stages_of(settings))
-  meshes.initialize(**dataclasses.asdict(settings.distributed))
+  processes.initialize(**dataclasses.asdict(settings.distributed))
   folders = {name: _folder(workdir, name) for name in tasks}
   inside = [part for name in tasks for part in _folder('', name).split(os.sep)]
   board = Board(settings.task, tuple(tasks))

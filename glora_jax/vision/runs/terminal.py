@@ -87,6 +87,33 @@ def reported(*, debug: bool) -> Iterator[None]:
     refuse(f'{sentence(error)} (--debug shows where.)')
 
 
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+  """Raises the ValueErrors that this package raises in a block as UserErrors.
+
+  Those of other packages stay as they are: there, they are bugs.
+
+  Args:
+    *kinds: other classes of errors, in place of ValueError.
+
+  Example:
+    >>> from glora_jax.method.presets import parse_preset_name
+    >>> with user_errors():
+    ...   parse_preset_name('lora:0')
+    Traceback (most recent call last):
+    glora_jax.errors.UserError: The preset 'lora:0' has the rank '0'; it must be an integer of at \
+least 1, as in 'lora:2'.
+  """
+  try:
+    yield
+  except Exception as error:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    is_ours = frame.f_globals.get('__name__', '').startswith('glora_jax')
+    if isinstance(error, UserError) or not (is_ours and isinstance(error, kinds or ValueError)):
+      raise
+    raise UserError(str(error)) from error
+
+
 def refuse(sentence: str) -> NoReturn:
   """Exits with a sentence about what is wrong."""
   sys.exit(f'error: {sentence}')

@@ -10,7 +10,6 @@ from comparing import assert_refused
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from glora_jax import mesh as meshes
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import Files, Part
 
@@ -32,7 +31,7 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
   for rows, batch in zip(indices, stream.batches(indices), strict=True):
     assert_array_equal(batch.images, whole.images[rows])
     assert_array_equal(batch.labels, whole.labels[rows])
-  blocks = list(meshes.blocks(None, stream, 32))
+  blocks = list(pipeline.blocks(None, stream, 32))
   assert [len(labels) for _, labels in blocks] == [32, 32, 6]
   assert_array_equal(np.concatenate([images for images, _ in blocks]), whole.images)
 
@@ -44,7 +43,7 @@ def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
     pipeline.load(some, 8)
   assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
   stream = pipeline.Stream(some, 8)
-  assert_refused('/broken.png', list, meshes.blocks(None, stream, 4), kind=OSError)
+  assert_refused('/broken.png', list, pipeline.blocks(None, stream, 4), kind=OSError)
   for _ in range(2):
     kept = pipeline.load(some, 8, skip_broken=True, cache=str(tmp_path / 'cache'))
     assert len(kept.labels) == 7

@@ -35,11 +35,11 @@ from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss
-from glora_jax.training.batches import ImageStream, in_rows
+from glora_jax.training.batches import ImageStream
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.data.pipeline import Split
+from glora_jax.vision.data.pipeline import Split, in_rows
 from glora_jax.vision.data.shifts import shifted
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings

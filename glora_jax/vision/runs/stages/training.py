@@ -23,12 +23,11 @@ from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.sample import Preprocess
 from glora_jax.method.supports import COLLECTION
 from glora_jax.training import loop
-from glora_jax.training.batches import in_rows
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.data import augment
+from glora_jax.vision.data import augment, pipeline
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.monitoring import Metrics
@@ -95,7 +94,7 @@ class HeadOnFeatures(WithoutSupports):
     program, number = reported('features', program), len(labels)
     # The last batch goes on with the first images: all have one shape.
     rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
-    batches = in_rows(images, labels, rows, mesh)
+    batches = pipeline.in_rows(images, labels, rows, mesh)
     return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
 
 
