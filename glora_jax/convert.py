@@ -22,18 +22,23 @@ from typing import Any
 
 import flax
 
+from glora_jax.errors import MissingPackageError
 from glora_jax.files import require_free
-from glora_jax.vision.data.normalization import NORMALIZATIONS
-from glora_jax.vision.models import weights
-from glora_jax.vision.models.checkpoint import locate
-from glora_jax.vision.models.export import export, save_exported
-from glora_jax.vision.models.fetch import fetch, known_normalization
-from glora_jax.vision.models.formats.table import WRITTEN
-from glora_jax.vision.models.metadata import OURS, check_agreement
-from glora_jax.vision.models.vit import describe
-from glora_jax.vision.models.weights import Checkpoint
-from glora_jax.vision.runs.processes import require_devices
-from glora_jax.vision.runs.terminal import reported, run_program, user_errors
+
+try:
+  from glora_jax.vision.data.normalization import NORMALIZATIONS
+  from glora_jax.vision.models import weights
+  from glora_jax.vision.models.checkpoint import locate
+  from glora_jax.vision.models.export import export, save_exported
+  from glora_jax.vision.models.fetch import fetch, known_normalization
+  from glora_jax.vision.models.formats.table import WRITTEN
+  from glora_jax.vision.models.metadata import OURS, check_agreement
+  from glora_jax.vision.models.vit import describe
+  from glora_jax.vision.models.weights import Checkpoint
+  from glora_jax.vision.runs.processes import require_devices
+  from glora_jax.vision.runs.terminal import reported, run_program, user_errors
+except MissingPackageError as error:
+  sys.exit(f'error: {error}')
 
 EXPORTED = '.jax_export'
 

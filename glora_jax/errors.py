@@ -1,4 +1,4 @@
-"""The error that a command reports in one line."""
+"""Errors that a command reports in one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
   The commands show it without a traceback. Any other exception, but for what the system refuses
   (OSError, MemoryError) and a package that is not installed, is a bug of this package.
   """
+
+
+class MissingPackageError(ImportError):
+  """A package of the extra `vision` is not installed; the text says how to install it."""

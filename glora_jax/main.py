@@ -23,26 +23,30 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import ml_collections
+from glora_jax.errors import MissingPackageError, UserError
 
-from glora_jax.errors import UserError
-from glora_jax.vision.runs.command_line import (
-  CHECK,
-  OUTPUT,
-  OVERWRITE,
-  RESOURCES,
-  RUNNER,
-  SHOW,
-  STOPPED,
-  catch_signals,
-  given_fields,
-  open_page,
-  run_with_config,
-  workdir_of_config,
-)
-from glora_jax.vision.runs.terminal import GREETING, run_program, show
+try:
+  from glora_jax.vision.runs.command_line import (
+    CHECK,
+    OUTPUT,
+    OVERWRITE,
+    RESOURCES,
+    RUNNER,
+    SHOW,
+    STOPPED,
+    catch_signals,
+    given_fields,
+    open_page,
+    run_with_config,
+    workdir_of_config,
+  )
+  from glora_jax.vision.runs.terminal import GREETING, run_program, show
+except MissingPackageError as error:
+  sys.exit(f'error: {error}')
 
 if TYPE_CHECKING:
+  import ml_collections
+
   from glora_jax.vision.runs.config import RunSettings
   from glora_jax.vision.runs.runners import Runner
 

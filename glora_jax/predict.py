@@ -19,11 +19,16 @@ from collections.abc import Sequence
 from tqdm.auto import tqdm
 
 from glora_jax.checks import printable
-from glora_jax.vision.data import image
-from glora_jax.vision.data.normalization import NORMALIZATIONS
-from glora_jax.vision.models.classifier import Classifier, find_images, most_probable
-from glora_jax.vision.runs.processes import require_devices
-from glora_jax.vision.runs.terminal import reported, run_program, user_errors
+from glora_jax.errors import MissingPackageError
+
+try:
+  from glora_jax.vision.data import image
+  from glora_jax.vision.data.normalization import NORMALIZATIONS
+  from glora_jax.vision.models.classifier import Classifier, find_images, most_probable
+  from glora_jax.vision.runs.processes import require_devices
+  from glora_jax.vision.runs.terminal import reported, run_program, user_errors
+except MissingPackageError as error:
+  sys.exit(f'error: {error}')
 
 MANY = 200  # images from which on a progress bar is shown
 SHOWN = 3  # classes per line by default

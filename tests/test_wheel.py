@@ -1,18 +1,26 @@
-"""What is built of the project: every file of the package, the configs in it, and nothing else."""
+"""What is built of the project: its files, and what it requires."""
 
+import importlib.metadata
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
+from packaging.requirements import Requirement
 from places import CONFIGS, ROOT
 
 import glora_jax
 from glora_jax.vision.runs import command_line
 
+COMMANDS = {
+  'glora': 'glora_jax.main',
+  'glora-predict': 'glora_jax.predict',
+  'glora-convert': 'glora_jax.convert',
+}
 LEFT_OUT = ('.git', '.pytest_cache', 'runs', 'dist', 'build', 'docs', 'glora_jax.egg-info')
 
 
@@ -25,6 +33,24 @@ def sources():
     for path in root.rglob('*')
     if path.is_file() and '__pycache__' not in path.parts
   }
+
+
+def declared():
+  """The lines of pyproject.toml: (the library's requirements, those of the extra `vision`)."""
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  return project['dependencies'], project['optional-dependencies']['vision']
+
+
+def requirements(distribution, extra=''):
+  """What a package requires here, with an extra or without."""
+  found = map(Requirement, distribution.requires or ())
+  return [each for each in found if not each.marker or each.marker.evaluate({'extra': extra})]
+
+
+def test_requirements_txt_lists_the_library_and_the_application():
+  lines = (ROOT / 'requirements.txt').read_text().splitlines()
+  library, vision = declared()
+  assert [line for line in lines if not line.startswith('#')] == library + vision
 
 
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
@@ -64,8 +90,84 @@ def test_a_wheel_holds_the_package_with_weights_and_configs_and_nothing_else(bui
   package = {name: content for name, content in files.items() if '.dist-info/' not in name}
   assert package == sources()
   assert {'glora_jax/py.typed', 'glora_jax/configs/compare_rates.json'} <= package.keys()
-  [metadata] = [content for name, content in files.items() if name.endswith('/METADATA')]
-  assert b'License-Expression: Apache-2.0' in metadata
+
+
+@pytest.mark.slow
+def test_a_wheel_requires_the_library_and_for_an_extra_the_application(built):
+  [path] = built.glob('*.whl')
+  [found] = importlib.metadata.distributions(path=[str(path)])
+  assert found.metadata['License-Expression'] == 'Apache-2.0'
+
+  def lines(extra=''):
+    return {f'{each.name}{each.specifier}' for each in requirements(found, extra)}
+
+  library, vision = map(set, declared())
+  assert lines() == library
+  assert lines('vision') == library | vision
+  assert all('glora_jax' in lines(extra) for extra in ('test', 'docs', 'peers', 'notebooks'))
+
+
+def link_with_requirements(name, folder, linked):
+  """Links an installed package into a folder, and everything that it requires."""
+  if name in linked:
+    return
+  linked.add(name)
+  installed = importlib.metadata.distribution(name)
+  for top in {file.parts[0] for file in installed.files} - {'..', '__pycache__'}:
+    if not (folder / top).exists():
+      (folder / top).symlink_to(installed.locate_file(top))
+  for each in requirements(installed):
+    link_with_requirements(each.name, folder, linked)
+
+
+def run(folder, *words):
+  """A process that finds the packages in a folder before all others."""
+  paths = f'{folder}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+  options = {'cwd': folder, 'env': {**os.environ, 'PYTHONPATH': paths}, 'text': True}
+  return subprocess.run([sys.executable, *words], **options, capture_output=True)
+
+
+@pytest.mark.slow
+def test_with_the_library_alone_a_command_says_what_to_install(built, tmp_path):
+  [wheel] = built.glob('*.whl')
+  words = ['-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', tmp_path, wheel]
+  subprocess.run([sys.executable, *words], check=True)
+  linked = set()
+  for line in declared()[0]:
+    link_with_requirements(Requirement(line).name, tmp_path, linked)
+  assert run(tmp_path, '-S', '-c', 'import glora_jax; glora_jax.adapt').returncode == 0
+  sentence = (
+    'glora_jax.vision and the commands need tensorflow-datasets, which is not installed; in the '
+    "clone run pip install -e '.[vision]'\n"
+  )
+  for script, module in COMMANDS.items():
+    for words in (['-m', module], [tmp_path / 'bin' / script]):
+      ended = run(tmp_path, '-S', *words)  # without the packages of this environment
+      assert (ended.returncode, ended.stdout, ended.stderr) == (1, '', f'error: {sentence}')
+  ended = run(tmp_path, '-S', '-c', 'import glora_jax.vision.runs.experiment')
+  assert ended.stderr.endswith(f'glora_jax.errors.MissingPackageError: {sentence}')
+
+
+def test_a_missing_package_of_the_application_is_named(tmp_path):
+  (tmp_path / 'glora_jax-1.dist-info').mkdir()
+  (tmp_path / 'glora_jax-1.dist-info' / 'METADATA').write_text(
+    'Name: glora_jax\nVersion: 1\nRequires-Dist: jax>=0.1\n'
+    'Requires-Dist: not-there>=9; extra == "peers"\n'
+    'Requires-Dist: pillow>=1; extra == "vision"\n'
+    'Requires-Dist: nor.this-one[more]>=2; extra == "vision"\n'
+  )
+  ended = run(tmp_path, '-m', 'glora_jax.main')
+  assert ended.returncode == 1
+  [line] = ended.stderr.splitlines()
+  assert line.startswith('error: glora_jax.vision and the commands need nor.this-one, which is not')
+
+
+def test_a_package_that_is_there_but_fails_keeps_its_traceback(tmp_path):
+  (tmp_path / 'ml_collections.py').write_text('import not_there')
+  ended = run(tmp_path, '-m', 'glora_jax.main')
+  assert ended.returncode == 1
+  assert ended.stderr.startswith('Traceback')
+  assert ended.stderr.endswith("ModuleNotFoundError: No module named 'not_there'\n")
 
 
 @pytest.mark.slow
