@@ -41,6 +41,8 @@ from glora_jax.vision.models.translate import Origin, fit_to_format, full_name
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.settings import Text, taken
 
+__all__ = ['load_peft', 'save_peft']
+
 NameMap = Mapping[str, str | Sequence[str]]
 """Names of torch modules by regular expressions of our paths; see `save_peft`."""
 

@@ -38,6 +38,8 @@ from glora_jax.method.space import MOST_RANKS, SearchSpace
 from glora_jax.method.supports import COLLECTION, SUPPORTS, of_tensors
 from glora_jax.tree import Path, flatten, replace, update
 
+__all__ = ['Pool']
+
 _BASE = 0  # the slot of the base itself, in which all supports are zero
 
 

@@ -7,6 +7,7 @@ from comparing import assert_refused
 from places import ROOT
 
 import glora_jax
+from glora_jax.vision.models.official import load_official_supernet
 from glora_jax.vision.models.vit import ViT
 
 OFFICIAL = ('Au', 'Ad', 'Bu', 'Bd', 'Cu', 'Cd', 'D', 'E')
@@ -34,7 +35,7 @@ def test_supports_and_head_find_their_places(golden_vit, saved):
   adapted = adapt(model, images)
   base = jax.tree.map(np.asarray, golden_vit['params'])
   base['head'] = jax.tree.map(np.zeros_like, base['head'])
-  variables = glora_jax.load_official_supernet(path, adapted, base)
+  variables = load_official_supernet(path, adapted, base)
   jax.tree.map(
     lambda ours, golden: np.testing.assert_array_equal(ours, golden.astype(ours.dtype)),
     variables['glora'],
@@ -49,6 +50,6 @@ def test_what_a_file_lacks_is_named_and_only_a_tied_vit_with_a_head_takes_it(
   tensors, path, model, images = saved
   lacking = {name: value for name, value in tensors.items() if not name.endswith('mlp.fc1.D')}
   np.savez(tmp_path / 'lacking.npz', **lacking)
-  load, params = glora_jax.load_official_supernet, golden_vit['params']
+  load, params = load_official_supernet, golden_vit['params']
   assert_refused('mlp.fc1.D', load, tmp_path / 'lacking.npz', adapt(model, images), params)
   assert_refused('tied SearchSpace', load, path, adapt(model, images, tied=False), params)
