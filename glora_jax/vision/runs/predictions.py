@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,25 +57,33 @@ def make_predictor(
     The function `(variables, images) -> Predictions`, with folded parameters in the variables, and
     images [image, ...].
   """
-  shards = 1 if mesh is None else mesh.size
+  program = functools.partial(_predict, adapted, preprocess, classes, mesh)
   whole = None if mesh is None else meshes.replicated(mesh)
+  return reported('predictions', jax.jit(program, out_shardings=whole))
 
-  def predictions(variables: Any, images: jax.Array) -> Predictions:
-    number = len(images)
-    size = -(-min(BLOCK, number) // shards) * shards
-    rows = np.arange(-(-number // size) * size, dtype=np.int32).reshape(-1, size)
-    rows = np.minimum(rows, number - 1)  # the last image fills up the last block
-    if whole is not None:
-      images = jax.lax.with_sharding_constraint(images, whole)
 
-    def predict(rows: jax.Array) -> Predictions:
-      inputs = preprocess(images[split_traced(mesh, rows)], None)
-      logits = call_model(adapted, variables, inputs).astype(jnp.float32)
-      if classes is not None:
-        logits = jnp.where(classes, logits, -jnp.inf)
-      return Predictions(logits.argmax(-1).astype(jnp.int32), jax.nn.softmax(logits).max(-1))
+def _predict(
+  adapted: Adapted,
+  preprocess: Preprocess,
+  classes: np.ndarray | None,
+  mesh: jax.sharding.Mesh | None,
+  variables: Any,
+  images: jax.Array,
+) -> Predictions:
+  """See `make_predictor`; images that are split over the devices are gathered first."""
+  number, shards = len(images), 1 if mesh is None else mesh.size
+  size = -(-min(BLOCK, number) // shards) * shards
+  rows = np.arange(-(-number // size) * size, dtype=np.int32).reshape(-1, size)
+  rows = np.minimum(rows, number - 1)  # the last image fills up the last block
+  if mesh is not None:
+    images = jax.lax.with_sharding_constraint(images, meshes.replicated(mesh))
 
-    by_block = jax.lax.map(predict, jnp.asarray(rows))
-    return jax.tree.map(lambda part: part.reshape(-1)[:number], by_block)
+  def of_block(rows: jax.Array) -> Predictions:
+    inputs = preprocess(images[split_traced(mesh, rows)], None)
+    logits = call_model(adapted, variables, inputs).astype(jnp.float32)
+    if classes is not None:
+      logits = jnp.where(classes, logits, -jnp.inf)
+    return Predictions(logits.argmax(-1).astype(jnp.int32), jax.nn.softmax(logits).max(-1))
 
-  return reported('predictions', jax.jit(predictions, out_shardings=whole))
+  by_block = jax.lax.map(of_block, jnp.asarray(rows))
+  return jax.tree.map(lambda part: part.reshape(-1)[:number], by_block)
