@@ -30,6 +30,7 @@ AGAIN = 'replace it, or remove it if a run wrote it, which then writes it again'
 MOST_JSON_BYTES = 2**28
 PARTIAL = '.glora_jax.partial'  # how the name of a file ends that is not complete yet
 _LONGEST_REASON = 200
+_FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
 
 
 class LaterVersionError(UserError):
@@ -313,6 +314,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     with safetensors.safe_open(path, 'numpy') as file:
       arrays[name] = file.get_tensor(name)
   return arrays, texts
+
+
+def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Raises ValueError if arrays hold anything but numbers that are finite, in float32 too."""
+  for name, value in arrays.items():
+    if value.dtype.name not in _FLOATS:
+      raise ValueError(f'{where}: the tensor {name} is {value.dtype.name}, not floating-point.')
+    with np.errstate(over='ignore'):
+      is_finite = np.isfinite(value.astype(np.float32, copy=False)).all()
+    if not is_finite:
+      raise ValueError(
+        f'{where}: the tensor {name} is not finite; the training diverged, or the file is damaged.'
+      )
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Weights by their name on the Hugging Face hub: `hf:owner/name`, or `hf:owner/name@revision`.
+"""Files by their name on the Hugging Face hub: `hf:owner/name`, or `hf:owner/name@revision`.
 
-`huggingface_hub` does the work, with its own cache, endpoint and offline mode (`$HF_HOME`,
-`$HF_ENDPOINT`, `$HF_HUB_OFFLINE`); it comes with the extra `hub`. Only safetensors files are read.
+The package `huggingface_hub` does the work, with its own cache, endpoint and offline mode
+(`$HF_HOME`, `$HF_ENDPOINT`, `$HF_HUB_OFFLINE`). Only safetensors files are read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple, TypeGuard
 
@@ -20,21 +21,6 @@ log = logging.getLogger(__name__)
 PREFIX = 'hf:'
 _PART = r'[A-Za-z0-9][A-Za-z0-9._-]*'
 _NAME = re.compile(rf'{PREFIX}({_PART}/{_PART})(?:@([\w./-]+))?')
-
-
-class HubFiles(NamedTuple):
-  """What is wanted of a repository.
-
-  Attributes:
-    tensors: the safetensors file, without which there is nothing to read.
-    beside: files that stand beside it in some repositories, and are taken where they do.
-  """
-
-  tensors: str
-  beside: tuple[str, ...] = ()
-
-
-CHECKPOINT = HubFiles('model.safetensors', ('config.json', 'preprocessor_config.json'))
 
 
 class HubName(NamedTuple):
@@ -50,20 +36,6 @@ class HubName(NamedTuple):
 
   def __str__(self) -> str:
     return f'{PREFIX}{self.repository}' + (f'@{self.revision}' if self.revision else '')
-
-
-class Snapshot(NamedTuple):
-  """Files of one commit of a repository, in the hub's cache on this machine.
-
-  Attributes:
-    folder: path of the folder that holds them.
-    tensors: path of the safetensors file.
-    revision: the commit.
-  """
-
-  folder: str
-  tensors: str
-  revision: str
 
 
 def is_hub_name(path: Path | None) -> TypeGuard[str]:
@@ -93,28 +65,31 @@ def parse(name: str) -> HubName:
   return HubName(*match.groups())
 
 
-def local(path: Path, files: HubFiles = CHECKPOINT) -> Path:
-  """The folder on this machine, where a name on the hub is given.
+def local(path: Path, files: Sequence[str]) -> Path:
+  """The folder on this machine if a name on the hub is given.
 
   Args:
     path: `hf:owner/name` or `hf:owner/name@revision`; everything else is returned as it is.
-    files: which files of the repository the folder is to hold.
+    files: files of the repository, as of `snapshot`.
 
   Raises:
     ValueError: see `snapshot`; also ImportError, FileNotFoundError and OSError.
 
-  >>> local('weights/model.safetensors')
+  >>> local('weights/model.safetensors', ['model.safetensors'])
   'weights/model.safetensors'
   """
-  return snapshot(path, files).folder if is_hub_name(path) else path
+  return snapshot(path, files) if is_hub_name(path) else path
 
 
-def snapshot(name: str, files: HubFiles = CHECKPOINT) -> Snapshot:
-  """Files of a repository, downloaded where they are not in the hub's cache yet.
+def snapshot(name: str, files: Sequence[str]) -> str:
+  """The folder with files of a repository, downloaded unless they are in the hub's cache.
 
   Args:
     name: `hf:owner/name` or `hf:owner/name@revision`.
-    files: which of its files.
+    files: a safetensors file, which the repository must have, and files that it may have, too.
+
+  Returns:
+    Path of the folder, whose name is the commit.
 
   Raises:
     ValueError: the name is malformed.
@@ -132,12 +107,11 @@ def snapshot(name: str, files: HubFiles = CHECKPOINT) -> Snapshot:
       f"'{name}' is a name on the Hugging Face hub, but huggingface_hub is not installed; pip "
       'install huggingface_hub, or pass the path of a file.'
     ) from error
-  tensors = _download(hub, hub_name, files.tensors)
-  folder = os.path.dirname(tensors)
-  commit = os.path.basename(folder)
-  for beside in files.beside:
-    _download_if_there(hub, hub_name._replace(revision=commit), beside)
-  return Snapshot(folder, tensors, commit)
+  tensors, *others = files
+  folder = os.path.dirname(_download(hub, hub_name, tensors))
+  for file in others:  # of the same commit, wherever a branch is by now
+    _download_if_there(hub, hub_name._replace(revision=os.path.basename(folder)), file)
+  return folder
 
 
 def _download(hub: ModuleType, name: HubName, file: str) -> str:

@@ -14,8 +14,8 @@ import peft
 import torch
 
 import glora_jax
-from glora_jax.peft import load_peft, save_peft
 from glora_jax.vision.models import weights
+from glora_jax.vision.models.peft import load, save
 from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
@@ -36,7 +36,7 @@ def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   theirs, params, adapted, source = loaded(name, tmp_path)
   variables = trained_variables(adapted, params, 0.1)
   genome = mixed_loras(adapted.spec)
-  save_peft(tmp_path / 'adapter', adapted, variables, source, genome)
+  save(tmp_path / 'adapter', adapted, variables, source, genome)
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
   expected = adapted.apply(variables, IMAGES, genome=genome)
@@ -81,7 +81,7 @@ def test_a_lora_of_peft_is_read_as_a_subnet(kind, tmp_path):
   theirs, params, adapted, _ = loaded('hf_vit', tmp_path, ranks)
   config = peft.LoraConfig(modules_to_save=['classifier'], **fields)
   expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter'), IMAGES)
-  adapted, variables = load_peft(tmp_path / 'adapter', adapted, params)
+  adapted, variables = load(tmp_path / 'adapter', adapted, params)
   found = adapted.apply(variables, IMAGES)
   np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
   assert not adapted.genome[:, [0, 2, 3, 4]].any()

@@ -24,11 +24,11 @@ Arrays = dict[str, np.ndarray]
 
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
+HUB_FILES = (MODEL_FILE, 'config.json', 'preprocessor_config.json')  # that are read of a repository
 
 # Beside it, in most folders of Hugging Face, these hold the same weights.
 _SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
 
-_FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
 _RAW_BFLOAT16 = ('|V2', '<V2')  # NumPy stores bfloat16, which it does not know, as two raw bytes
 
 # Weights hardly shrink; a file that declares to unpack to much more than it has is a trap.
@@ -207,19 +207,6 @@ def require_shapes(where: str, given: Mapping[str, Any], expected: Mapping[str, 
       f'{where}: the tensors do not match the model. {"; ".join(problems)}. Check that the '
       'checkpoint is complete and of this model.'
     )
-
-
-def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises ValueError where arrays hold anything but numbers that are finite, in float32 too."""
-  for name, value in arrays.items():
-    if value.dtype.name not in _FLOATS:
-      raise ValueError(f'{where}: the tensor {name} is {value.dtype.name}, not floating-point.')
-    with np.errstate(over='ignore'):
-      is_finite = np.isfinite(value.astype(np.float32, copy=False)).all()
-    if not is_finite:
-      raise ValueError(
-        f'{where}: the tensor {name} is not finite; the training diverged, or the file is damaged.'
-      )
 
 
 def locate(path: Path) -> str:

@@ -14,6 +14,7 @@ import requests
 from glora_jax import hub
 from glora_jax.checks import printable, shown
 from glora_jax.files import first_line, sha256_of
+from glora_jax.vision.models.checkpoint import HUB_FILES, MODEL_FILE
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_FILE
 
 CACHE_VARIABLE = 'GLORA_JAX_CACHE'
@@ -72,7 +73,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
 
   Args:
     weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
-      `hf:owner/name[@revision]` on the Hugging Face hub (see `models.hub`), whose folder is
+      `hf:owner/name[@revision]` on the Hugging Face hub (see `glora_jax.hub`), whose folder is
       returned; a name in `SHORTCUTS`; or 'embedded', the backbone in the package.
     sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record; pass it to have its
       download checked.
@@ -87,10 +88,10 @@ def fetch(weights: str, sha256: str | None = None) -> str:
       raise ValueError(f'sha256={shown(sha256)} must be a SHA-256, 64 hexadecimal digits.')
     sha256 = sha256.lower()
   if hub.is_hub_name(weights):
-    snapshot = hub.snapshot(weights)
-    if sha256 is not None and (found := sha256_of(snapshot.tensors)) != sha256:
+    folder = hub.snapshot(weights, HUB_FILES)
+    if sha256 is not None and (found := sha256_of(os.path.join(folder, MODEL_FILE))) != sha256:
       raise ValueError(f'{weights} has SHA-256 {found}, expected {sha256}.')
-    return snapshot.folder
+    return folder
   if weights == EMBEDDED:
     return _checked_path(EMBEDDED_FILE, sha256)
   is_published = weights in SHORTCUTS

@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.files import Path
+from glora_jax.files import Path, require_numbers
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.supports import COLLECTION
 from glora_jax.tree import get
-from glora_jax.vision.models.checkpoint import read_checkpoint, require_numbers, require_shapes
+from glora_jax.vision.models.checkpoint import read_checkpoint, require_shapes
 from glora_jax.vision.models.formats.format import Variant
 from glora_jax.vision.models.formats.timm import FORMAT as TIMM
 from glora_jax.vision.models.vit import ViT

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.vision.models.checkpoint import Arrays, require_numbers, require_shapes
+from glora_jax.files import require_numbers
+from glora_jax.vision.models.checkpoint import Arrays, require_shapes
 from glora_jax.vision.models.formats.format import Format, Rule, Variant
 from glora_jax.vision.models.formats.table import TORCH_FORMATS, WRITTEN
 from glora_jax.vision.models.vit import ViT

@@ -17,10 +17,11 @@ import numpy as np
 
 from glora_jax import files, hub
 from glora_jax.checks import check_path, check_type, shown
-from glora_jax.files import Path, write_json, write_safetensors
+from glora_jax.files import Path, require_numbers, write_json, write_safetensors
 from glora_jax.tree import grouped
 from glora_jax.vision.data.normalization import Normalization
 from glora_jax.vision.models.checkpoint import (
+  HUB_FILES,
   MODEL_FILE,
   Arrays,
   Container,
@@ -28,7 +29,6 @@ from glora_jax.vision.models.checkpoint import (
   locate,
   read_checkpoint,
   require_no_other,
-  require_numbers,
   require_shapes,
 )
 from glora_jax.vision.models.formats.format import Format, Reading, Variant
@@ -98,7 +98,7 @@ def load(
 
   Args:
     path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
-      `hf:owner/name` or `hf:owner/name@revision` (see `models.hub`).
+      `hf:owner/name` or `hf:owner/name@revision` (see `glora_jax.hub`).
     key: key of the state dict in a PyTorch file that holds several, 'model_ema' for instance.
     image_size: image size that the position embedding was made for, (height, width) where its grid
       is not square; use `refit` for another size.
@@ -132,7 +132,7 @@ def load(
     )
   check_facts({**fields, 'image_size': image_size, 'normalization': normalization})
   fields = {name: value for name, value in fields.items() if value is not None}
-  tensors = read_checkpoint(locate(hub.local(path)), taken(key, 'key', Text | None))
+  tensors = read_checkpoint(locate(hub.local(path, HUB_FILES)), taken(key, 'key', Text | None))
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
   if image_size is not None:

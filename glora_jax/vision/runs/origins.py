@@ -21,7 +21,7 @@ from glora_jax.files import Path, sha256_of, write_json
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.checkpoint import locate
+from glora_jax.vision.models.checkpoint import HUB_FILES, locate
 from glora_jax.vision.models.fetch import fetch
 from glora_jax.vision.runs.sections import ModelSettings
 
@@ -61,7 +61,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   if hub.is_hub_name(name):
     asked = hub.parse(name)
     begun = asked._replace(revision=record['revision']) if record else asked
-    revision = hub.snapshot(str(begun)).revision
+    revision = os.path.basename(hub.snapshot(str(begun), HUB_FILES))
     name, expected = str(asked._replace(revision=revision)), expected or record.get('sha256')
   path = fetch(name, expected)
   # `fetch` has checked the file against a given checksum.

@@ -21,10 +21,9 @@ def repository(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / 'model.safetensors').write_text(f'tensors of {commit}')
 
-  def snapshot(name, files=hub.CHECKPOINT):
+  def snapshot(name, files):
     revision = hub.parse(name).revision
-    folder = tmp_path / 'cache' / branches.get(revision, revision)
-    return hub.Snapshot(str(folder), str(folder / files.tensors), folder.name)
+    return str(tmp_path / 'cache' / branches.get(revision, revision))
 
   monkeypatch.setattr(hub, 'snapshot', snapshot)
   return tmp_path / 'cache', branches

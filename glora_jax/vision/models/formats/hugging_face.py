@@ -273,7 +273,7 @@ class HuggingFaceDinov2(HuggingFaceViT):
 
   def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
     """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
-    if model.pool == 'token+gap' or len(kernel) != 2 * model.width:
+    if model.pool == 'token+gap' or kernel.shape[:1] != (2 * model.width,):
       return kernel
     token, mean = np.split(kernel, 2)
     own, other = (token, mean) if model.pool == 'token' else (mean, token)

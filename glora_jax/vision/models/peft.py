@@ -1,0 +1,152 @@
+"""Adapters of HF PEFT for the ViTs of timm and transformers, by the names in their formats."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Set
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from glora_jax.checks import check_type, listed, shown
+from glora_jax.files import Path
+from glora_jax.method.adapted import Adapted, check_variables
+from glora_jax.peft import load_peft, read_peft, save_peft
+from glora_jax.tree import flatten, grouped, path_name
+from glora_jax.vision.models.formats.format import TorchFormat, Variant
+from glora_jax.vision.models.formats.table import TORCH_FORMATS, WRITTEN
+from glora_jax.vision.models.translate import Origin, fit_to_format, full_name
+from glora_jax.vision.models.vit import ViT
+
+# How modules are called in transformers 5, whose files have the names of version 4.
+_MODULES = {'hf_vit': 'hf_vit_modules', 'hf_dinov2': 'hf_dinov2_modules'}
+
+
+def save(
+  folder: Path,
+  adapted: Adapted,
+  variables: Mapping[str, Any],
+  format: str | Origin,
+  genome: Any = None,
+  *,
+  base: str | None = None,
+) -> None:
+  """Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model of a format.
+
+  DINOv2's classifiers read class token and mean patch; a head that reads one of them is written
+  with zeros for the other, and `load` takes these off again.
+
+  Args:
+    folder: path of the folder; created if missing.
+    adapted: the adapted ViT.
+    variables: its variables, after training.
+    format: 'timm', 'hf_vit' or 'hf_dinov2', or the 'source' that `weights.load` returned.
+    genome: of a free structure, int [rows, 5].
+    base: as of `glora_jax.peft.save_peft`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: the format is not one of these, has no place for the model, or folds LayerScale into
+      an adapted layer; see also `glora_jax.peft.save_peft`.
+
+  Example:
+    >>> import tempfile, jax
+    >>> from glora_jax import adapt
+    >>> from glora_jax.vision.models import peft, weights
+    >>> model, params, _ = weights.load(weights.EMBEDDED_FILE)
+    >>> adapted = adapt(model, np.zeros((1, 28, 28, 3)), structure='lora:4')
+    >>> variables = adapted.init(jax.random.key(0), params)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   peft.save(folder, adapted, variables, 'timm')
+    ...   again, _ = peft.load(folder, adapted, params)
+    >>> (again.genome == adapted.genome).all()
+    np.True_
+  """
+  check_type(adapted, Adapted, 'adapted')
+  check_type(adapted.model, ViT, 'adapted.model')
+  given, prefix = (format.format, format.prefix) if isinstance(format, Origin) else (format, '')
+  check_type(given, str, 'format')
+  name = _MODULES.get(given, given)
+  if name not in TORCH_FORMATS:
+    raise ValueError(
+      f'format={shown(given)} is not a format of a torch model; use one of {listed(WRITTEN)}.'
+    )
+  prefix = TORCH_FORMATS[name].prefix(adapted.model, prefix)
+  names = _names(TORCH_FORMATS[name], adapted.model, prefix)
+  check_variables(adapted, variables)
+  params = {
+    path_name(path): np.asarray(nn.meta.unbox(value))
+    for path, value in flatten(adapted.full_precision(variables['params'])).items()
+  }
+  _, fitted, _ = fit_to_format(adapted.model, params, Origin(name, Variant()))
+  for group in adapted._places.groups:
+    for site in group.members:
+      kernel = path_name(site.kernel_path)
+      if fitted[kernel] is not params[kernel]:
+        raise ValueError(
+          f'The format {name} folds LayerScale into {site.name}, which the adapter does not fit; '
+          "use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure and save "
+          'the model with weights.save.'
+        )
+  heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
+  save_peft(folder, adapted, variables, names, genome, heads=heads, base=base)
+
+
+def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str, Any]]:
+  """Reads an adapter of PEFT's LoRA for the torch model of any format, which its names tell.
+
+  Args:
+    folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
+    adapted: the ViT, adapted, with the heads that the adapter trains.
+    params: the base's parameters.
+
+  Returns:
+    (adapted, variables), as `glora_jax.peft.load_peft`.
+
+  Raises:
+    FileNotFoundError: there is no adapter.
+    TypeError: an argument has the wrong type.
+    ValueError: its names are those of no format; see also `glora_jax.peft.load_peft`.
+
+  Example: see `save`.
+  """
+  check_type(adapted, Adapted, 'adapted')
+  check_type(adapted.model, ViT, 'adapted.model')
+  adapter = read_peft(folder)
+  format, names = _find(adapted.model, adapter.loras.keys())
+  head = f'{names["head"][0]}.weight'
+  if head in adapter.heads:
+    adapter.heads[head] = format.own_head(adapted.model, adapter.heads[head].T).T
+  return load_peft(adapter, adapted, params, names)
+
+
+def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[str]]]:
+  """The format that has all modules of an adapter, and its names with their prefix."""
+  for format in TORCH_FORMATS.values():
+    known = [
+      name.format(block)
+      for block in range(model.depth)
+      for name in itertools.chain(*_names(format, model, '').values())
+    ]
+    prefixes = {
+      module.removesuffix(end) for module in modules for end in known if module.endswith(end)
+    }
+    for prefix in sorted(prefix for prefix in prefixes if prefix == '' or prefix.endswith('.')):
+      if modules <= {full_name(format, prefix, module) for module in known}:
+        return format, _names(format, model, prefix)
+  raise ValueError(
+    f'The modules of the adapter ({grouped(modules)}) are not all layers of this ViT in a format '
+    f'({listed(WRITTEN)}); load it with glora_jax.peft.load_peft and a map of names.'
+  )
+
+
+def _names(format: TorchFormat, model: ViT, prefix: str) -> dict[str, list[str]]:
+  """The torch modules of a format, by path of ours."""
+  return {
+    rule.ours.rpartition('/')[0]: [
+      full_name(format, prefix, name.removesuffix('.weight')) for name in rule.theirs
+    ]
+    for rule in format.rules(model, Variant())
+    if rule.ours.endswith(('/kernel', '/scale'))
+  }

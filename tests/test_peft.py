@@ -1,0 +1,224 @@
+"""Adapters of HF PEFT by a map of names; `tests/peers/test_peft_peers.py` has PEFT itself."""
+
+import functools
+import json
+import re
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from comparing import assert_refused, trained_variables
+from numpy.testing import assert_array_equal
+from small_models import Mlp
+from trees import randomized
+
+from glora_jax import SearchSpace, adapt, hub, preset
+from glora_jax.files import read_json
+from glora_jax.method.genomes import canonicalize
+from glora_jax.peft import load_peft, save_peft
+
+ROOT = 'base_model.model.'
+INPUTS = jnp.zeros((1, 4))
+
+
+def params_of(model, inputs=INPUTS):
+  return randomized(jax.eval_shape(model.init, jax.random.key(0), inputs)['params'])
+
+
+def contents(folder):
+  """(config, tensors by full name of the torch model)."""
+  tensors = safetensors.numpy.load_file(folder / 'adapter_model.safetensors')
+  assert all(name.startswith(ROOT) for name in tensors)
+  named = {name.removeprefix(ROOT): value for name, value in tensors.items()}
+  return read_json(folder / 'adapter_config.json'), named
+
+
+def write(folder, tensors, **config):
+  """An adapter as PEFT writes one."""
+  tensors = {f'{ROOT}{name}': np.asarray(value, np.float32) for name, value in tensors.items()}
+  safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors')
+  (folder / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA', **config}))
+  return folder
+
+
+class Stacked(nn.Module):
+  """Two scanned layers, a tie and a head."""
+
+  @nn.compact
+  def __call__(self, x):
+    layer = nn.scan(Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)(
+      name='layers'
+    )
+    x, _ = layer(x, None)
+    return nn.Dense(2, name='head')(nn.LayerNorm(name='norm')(x))
+
+
+class Block(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    query, value = nn.Dense(4, name='query')(x), nn.Dense(4, name='value')(x)
+    return nn.Dense(4, use_bias=False, name='both')(query * value), None
+
+
+def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
+  params = params_of(Stacked())
+  heads = ['^head$', '^norm$']
+  adapted = adapt(
+    Stacked(), INPUTS, space=SearchSpace((2,)), heads=heads, ties=[('query', 'value')]
+  )
+  variables = trained_variables(adapted, params)
+  genome = canonicalize(adapted.spec, preset(adapted.spec, 'lora:2'))
+  names = {
+    'layers/(query|value)': r'model.layers.{}.\1',
+    'layers/both': ['model.layers.{}.left', 'model.layers.{}.right'],
+    re.compile('(HEAD|norm)', re.IGNORECASE): r'model.\1',
+  }
+  save_peft(tmp_path, adapted, variables, names, genome, base='hf:me/base@v1')
+  config, tensors = contents(tmp_path)
+  assert (config['base_model_name_or_path'], config['revision']) == ('me/base', 'v1')
+  modules = ('query', 'value', 'left', 'right')
+  layers = {f'model.layers.{n}.{name}' for n in (0, 1) for name in modules}
+  assert set(config['target_modules']) == layers
+  assert config['modules_to_save'] == ['model.head', 'model.norm']
+  head = variables['params']['head']['kernel']
+  assert_array_equal(tensors['model.head.weight'], head.T)
+  fixed, read = load_peft(tmp_path, adapted, params, names)
+  assert_array_equal(fixed.genome, genome)
+  fold = jax.jit(adapted.fold)
+  jax.tree.map(assert_array_equal, fold(read, fixed.genome), fold(variables, genome))
+
+
+NAMES = {'fc': 'model.fc', 'head': 'classifier'}
+
+
+@functools.cache
+def trained():
+  """A model of one layer and a head, adapted, its supports and head random."""
+  params = params_of(Mlp())
+  adapted = adapt(Mlp(), INPUTS, space=SearchSpace((1, 3)), heads='head')
+  variables = trained_variables(adapted, params)
+  return types.SimpleNamespace(adapted=adapted, params=params, variables=variables)
+
+
+@pytest.mark.parametrize(
+  'names, alleles, named, kind',
+  [
+    (NAMES, [3, 2, 0, 0, 0], 'A=lora:1, B=vector', ValueError),
+    (NAMES, [0, 0, 0, 0, 0], 'adapted.fold', ValueError),
+    ('timm', (), 'names', (TypeError, ValueError)),
+    ({'fc': 5}, (), "'fc': 5", (TypeError, ValueError)),
+    ({'head': 'classifier'}, (), "'fc'", ValueError),
+    ({'fc': ['a', 'a'], 'head': 'b'}, (), ' a stands', ValueError),
+    ({'fc': ['a', 'b', 'c', 'd'], 'head': 'b'}, (), 'a, b, c, d', ValueError),
+    ({'fc': 'a.{}', 'head': 'b'}, (), "'a.{}'", ValueError),
+    ({'f.*': r'\9'}, (), "'f.*'", ValueError),
+    ({**NAMES, 'head': ['a', 'b']}, (), 'one torch module', ValueError),
+  ],
+)
+def test_an_adapter_that_cannot_be_written_is_one_sentence(names, alleles, named, kind, tmp_path):
+  case, genome = trained(), np.array([alleles or [0, 4, 0, 0, 0]], np.int8)
+  given = tmp_path / 'a', case.adapted, case.variables, names, genome
+  assert_refused(named, save_peft, *given, kind=kind)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_is_no_name_is_refused_before_anything_is_written(tmp_path):
+  case, genome = trained(), np.array([[0, 4, 0, 0, 0]], np.int8)
+  given = tmp_path / 'a', case.adapted, case.variables, NAMES, genome
+  assert_refused('hf:owner/name', save_peft, *given, base='hf:me')
+  assert_refused('base', save_peft, *given, base=tmp_path, kind=(TypeError, ValueError))
+  assert not list(tmp_path.iterdir())
+
+
+def test_supports_of_a_training_that_diverged_are_named():
+  case, genome = trained(), np.array([[0, 4, 0, 0, 0]], np.int8)
+  supports = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
+  variables = {**case.variables, 'glora': supports}
+  assert_refused('model.fc.lora', save_peft, 'never', case.adapted, variables, NAMES, genome)
+
+
+class Image(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(2, name='fc')(nn.Conv(3, (2, 2), name='conv')(x))
+
+
+def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refused():
+  for model, inputs, options, named in (
+    (Image(), jnp.zeros((1, 4, 4, 3)), {'convs': True}, 'conv is a convolution'),
+    (Image(), jnp.zeros((1, 4, 4, 3)), {'heads': 'conv'}, 'conv/'),
+    (Stacked(), INPUTS, {'heads': 'query'}, 'layers/query/'),
+  ):
+    adapted = adapt(model, inputs, **options)
+    variables = trained_variables(adapted, params_of(model, inputs))
+    names = {'layers/(.*)': r'{}.\1', '(.*)': r'\1'}
+    genome = preset(adapted.spec, 'lora')
+    assert_refused(named, save_peft, 'never', adapted, variables, names, genome)
+
+
+def test_two_heads_of_one_name_are_refused():
+  adapted = adapt(Stacked(), INPUTS, heads=['^head$', '^norm$'], structure={'both': 'lora'})
+  variables = trained_variables(adapted, params_of(Stacked()))
+  names = {'layers/(.*)': r'{}.\1', '.*': 'same'}
+  assert_refused('no other head same', save_peft, 'never', adapted, variables, names)
+
+
+def numbers(*shape, seed=0):
+  return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
+
+
+A, B = 'model.fc.lora_A.weight', 'model.fc.lora_B.weight'
+LORA = {A: numbers(3, 4), B: numbers(6, 3)}
+
+
+@pytest.mark.parametrize(
+  'tensors, config, named',
+  [
+    (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
+    (LORA, {'use_dora': True}, 'use_dora=True'),
+    (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4'"),
+    (LORA, {'alpha_pattern': {'(': 2}}, 'model.fc'),
+    (LORA, {'lora_alpha': 1e308}, '1e+308'),
+    ({**LORA, A: numbers(3, 4, 1, 1)}, {}, '(3, 4, 1, 1)'),
+    ({A: LORA[A]}, {}, "{'lora_A': (3, 4)}"),
+    ({**LORA, B: np.full((6, 3), np.nan)}, {}, B),
+    (LORA, {'rank_pattern': {'fc': 4}}, 'rank 4'),
+    ({'x.lora_A.weight': numbers(3, 4), 'x.lora_B.weight': numbers(6, 3)}, {}, 'adapts x,'),
+    ({A: numbers(2, 4), B: numbers(6, 2)}, {'r': 2}, 'rank 2'),
+    ({A: numbers(3, 5), B: numbers(6, 3)}, {}, '(5, 6)'),
+    ({**LORA, 'classifier.weight': numbers(7, 6)}, {}, '(6, 7)'),
+    ({**LORA, 'norm.weight': numbers(6)}, {}, 'norm.weight'),
+    ({'classifier.weight': numbers(3, 6)}, {}, 'no module'),
+  ],
+)
+def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, tmp_path):
+  case = trained()
+  write(tmp_path, tensors, **{'r': 3, 'lora_alpha': 3, **config})
+  given = tmp_path, case.adapted, case.params, NAMES
+  assert_refused([str(tmp_path), named], load_peft, *given)
+  (tmp_path / 'adapter_model.safetensors').write_bytes(b'x')
+  (tmp_path / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA'}))
+  assert_refused('adapter_model.safetensors is damaged', load_peft, *given)
+  (tmp_path / 'adapter_config.json').write_text('null')
+  assert_refused('not the config of a PEFT adapter', load_peft, *given)
+  (tmp_path / 'adapter_config.json').unlink()
+  assert_refused('adapter_config.json', load_peft, *given, kind=FileNotFoundError)
+
+
+def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
+  case = trained()
+  folder = write(tmp_path, LORA, r=3, lora_alpha=3)
+
+  def snapshot(name, files):
+    assert name == 'hf:me/adapter@main'
+    assert files == ('adapter_model.safetensors', 'adapter_config.json')
+    return str(folder)
+
+  monkeypatch.setattr(hub, 'snapshot', snapshot)
+  fixed, variables = load_peft('hf:me/adapter@main', case.adapted, case.params, NAMES)
+  assert fixed.genome.tolist() == [[0, 4, 0, 0, 0]]
+  assert_array_equal(variables['glora']['fc']['B_down'], LORA[A].T)

@@ -1,0 +1,116 @@
+"""Adapters of HF PEFT by the names of formats; `tests/peers/test_peft_peers.py` has PEFT."""
+
+import functools
+import json
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from comparing import assert_refused, mixed_loras, trained_variables
+from numpy.testing import assert_allclose, assert_array_equal
+from places import FIXTURES
+
+from glora_jax import SearchSpace, adapt
+from glora_jax.vision.models import peft, weights
+
+ROOT = 'base_model.model.'
+IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+
+
+@functools.cache
+def trained(name):
+  """A fixture, adapted, its supports and head random."""
+  model, params, _ = weights.load(FIXTURES / name)
+  adapted = adapt(model, IMAGES, space=SearchSpace((1, 3)))
+  return types.SimpleNamespace(
+    model=model,
+    params=params,
+    adapted=adapted,
+    variables=trained_variables(adapted, params),
+    genome=mixed_loras(adapted.spec),
+  )
+
+
+def write(folder, tensors, **config):
+  """Makes an adapter as PEFT writes one."""
+  tensors = {f'{ROOT}{name}': np.asarray(value, np.float32) for name, value in tensors.items()}
+  safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors')
+  (folder / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA', **config}))
+
+
+def numbers(*shape, seed=0):
+  return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('pool', ['token', 'gap'])
+def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_path):
+  case = trained('hf_dinov2')
+  wide, width = case.params['head'], case.model.width
+  half = slice(width) if pool == 'token' else slice(width, None)
+  params = {**case.params, 'head': {**wide, 'kernel': wide['kernel'][half]}}
+  adapted = adapt(case.model.clone(pool=pool), IMAGES, space=SearchSpace((1, 3)))
+  variables = trained_variables(adapted, params)
+  peft.save(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
+  expected = np.zeros_like(wide['kernel'])
+  expected[half] = variables['params']['head']['kernel']
+  written = safetensors.numpy.load_file(tmp_path / 'adapter_model.safetensors')
+  assert_array_equal(written[f'{ROOT}classifier.weight'].T, expected)
+  _, read = peft.load(tmp_path, adapted, params)
+  jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
+
+
+FC1 = 'vit.layers.0.mlp.fc1'
+A, B = f'{FC1}.lora_A.weight', f'{FC1}.lora_B.weight'
+LORA = {A: numbers(3, 16), B: numbers(48, 3)}
+CLASSES = 5
+SIDES = ('A', A, 3), ('B', B, CLASSES)
+
+
+@pytest.mark.parametrize(
+  'name, format, named, kind',
+  [
+    ('hf_vit', ['timm'], 'format', (TypeError, ValueError)),
+    ('hf_vit', 'flax_npz', "format='flax_npz'", ValueError),
+    ('timm_deit3', 'hf_vit', 'LayerScale', ValueError),
+  ],
+)
+def test_an_adapter_that_cannot_be_written_is_one_sentence(name, format, named, kind, tmp_path):
+  case = trained(name)
+  given = tmp_path / 'a', case.adapted, case.variables, format, case.genome
+  assert_refused(named, peft.save, *given, kind=kind)
+  assert not list(tmp_path.iterdir())
+
+
+def test_another_model_than_the_vit_is_refused():
+  adapted, params = adapt(nn.Dense(4), jnp.zeros((1, 4)), structure='lora'), {}
+  assert_refused(
+    'adapted.model', peft.save, 'never', adapted, params, 'timm', kind=(TypeError, ValueError)
+  )
+  assert_refused('adapted.model', peft.load, 'never', adapted, params, kind=(TypeError, ValueError))
+
+
+def test_an_adapter_of_no_format_is_refused(tmp_path):
+  case = trained('hf_vit')
+  write(tmp_path, {'x.lora_A.weight': numbers(3, 16), 'x.lora_B.weight': numbers(4, 3)})
+  assert_refused('(x)', peft.load, tmp_path, case.adapted, case.params)
+
+
+@pytest.mark.parametrize('module', [FC1, 'vit.encoder.layer.0.intermediate.dense'])
+def test_an_adapter_of_all_linear_layers_has_one_for_the_classifier_too(module, tmp_path):
+  """With the names of transformers 5 and 4."""
+  case = trained('hf_vit')
+  of_head = {f'classifier.lora_{side}.weight': LORA[name][:n] for side, name, n in SIDES}
+  of_layer = {name.replace(FC1, module): value for name, value in LORA.items()}
+  adapted = adapt(case.model, IMAGES, space=SearchSpace(3), heads=None)
+  write(tmp_path, {**of_head, **of_layer}, r=3, lora_alpha=3)
+  fixed, variables = peft.load(tmp_path, adapted, case.params)
+  own = variables['glora']['head']
+  change = own['B_down'] @ own['B_up']
+  assert_allclose(change, (numbers(48, 3)[:CLASSES] @ numbers(3, 16)).T, atol=1e-6)
+  assert np.flatnonzero(fixed.genome[:, 1]).size == 2
+  first = variables['glora']['blocks']['mlp']['fc1']['B_down'][0]
+  assert_array_equal(first, LORA[A].T)
