@@ -162,6 +162,11 @@ def test_a_missing_package_of_the_application_is_named(tmp_path):
   assert line.startswith('error: glora_jax.vision and the commands need nor.this-one, which is not')
 
 
+def test_a_clone_that_is_on_the_path_but_not_installed_is_asked_for_nothing(tmp_path):
+  (tmp_path / 'glora_jax').symlink_to(ROOT / 'glora_jax')
+  assert run(tmp_path, '-S', '-c', 'import glora_jax.vision').returncode == 0
+
+
 def test_a_package_that_is_there_but_fails_keeps_its_traceback(tmp_path):
   (tmp_path / 'ml_collections.py').write_text('import not_there')
   ended = run(tmp_path, '-m', 'glora_jax.main')

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from glora_jax import mesh as meshes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.sharding import shard_arrays
-from glora_jax.search.scoring import make_predictor, make_scorer
+from glora_jax.search.scoring import make_scorer
 from glora_jax.search.sketch import Pass
 from glora_jax.training.batches import steps_per_call
 from glora_jax.training.loop import initial_state, make_steps
@@ -24,6 +24,7 @@ from glora_jax.vision.runs.backbone import (
 )
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.predictions import make_predictor
 from glora_jax.vision.runs.sections import (
   GRADIENT,
   MeshSettings,
@@ -119,14 +120,11 @@ def training(run: Context, learner: Adapted) -> Program:
   return steps, (trainable, state, 0, frozen, *_split(run, 'train'), indices, KEY, None)
 
 
-def _genomes(run: Context, *axes: int) -> Any:
-  return meshes.replicate(run.mesh, Shape((*axes, len(run.adapted.spec), 5), jnp.int8))
-
-
 def scoring(run: Context, chunk: int) -> Program:
   """The scores of a population on the validation images."""
   score = make_scorer(run.adapted, run.preprocess, chunk=chunk, mesh=run.mesh)
-  genomes = _genomes(run, run.settings.search.population)
+  shape = run.settings.search.population, len(run.adapted.spec), 5
+  genomes = meshes.replicate(run.mesh, Shape(shape, jnp.int8))
   return score, (run.variables, genomes, *_split(run, 'val'))
 
 
@@ -144,7 +142,7 @@ def allocation(run: Context) -> Program:
 def evaluation(run: Context) -> Program:
   """A structure's answers on the test images."""
   predict = make_predictor(run.adapted, run.preprocess, mesh=run.mesh)
-  return predict, (run.variables, _genomes(run), _split(run, 'test')[0])
+  return predict, (run.variables, _split(run, 'test')[0])
 
 
 def program_of(name: str, run: Context, chunk: int) -> Program:

@@ -298,7 +298,9 @@ class Adapted:
       f"({100 * (trained + heads) / total:.2f}% of the model's {total:,})"
     )
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
-    lines = [*table, totals, *self.coverage().lines()]
+    lines, coverage = [*table, totals], self.coverage()
+    if coverage.uncovered:
+      lines.append(str(coverage))
     early = [site.name for group in self._places.groups for site in group.members if site.shared]
     if early and _runs_by_modules(self):
       lines.append(f'merged before the call: {", ".join(early)}')

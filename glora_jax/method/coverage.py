@@ -57,29 +57,22 @@ class Coverage:
     return sum(matrix.share for matrix in self.uncovered)
 
   def __str__(self) -> str:
-    return '\n'.join(self.lines()) or 'all weight matrices are adapted'
-
-  def lines(self) -> list[str]:
-    """A table of the matrices that are not adapted; no line if there are none."""
     if not self.uncovered:
-      return []
+      return 'all weight matrices are adapted'
     rows = [
       (f'  {matrix.name}', 'x'.join(map(str, matrix.shape)), f'{matrix.share:.1%}', matrix.reason)
       for matrix in self.uncovered
     ]
-    return [f'{self.count(self.uncovered)}:', *align(rows, right=(2,))]
+    return '\n'.join([f'{_count(self, self.uncovered)}:', *align(rows, right=(2,))])
 
-  def count(self, uncovered: Sequence[Matrix]) -> str:
-    """How many matrices are not adapted, in words.
 
-    Args:
-      uncovered: all of them, or those that are to be counted.
-    """
-    number = len(self.covered) + len(self.uncovered)
-    are, share = 'is' if len(uncovered) == 1 else 'are', sum(matrix.share for matrix in uncovered)
-    return (
-      f'{len(uncovered)} of {number} weight matrices {are} not adapted ({share:.1%} of parameters)'
-    )
+def _count(whole: Coverage, uncovered: Sequence[Matrix]) -> str:
+  """How many matrices are not adapted, in words."""
+  number = len(whole.covered) + len(whole.uncovered)
+  are, share = 'is' if len(uncovered) == 1 else 'are', sum(matrix.share for matrix in uncovered)
+  return (
+    f'{len(uncovered)} of {number} weight matrices {are} not adapted ({share:.1%} of parameters)'
+  )
 
 
 def log_uncovered(whole: Coverage) -> None:
@@ -94,7 +87,7 @@ def log_uncovered(whole: Coverage) -> None:
   named = [f'{matrix.name} ({matrix.reason})' for matrix in others[:_MOST_NAMED]]
   more = ['... (adapted.coverage() lists all)'] if len(others) > _MOST_NAMED else []
   level = logging.INFO if others[0].reason.startswith(ORDINARY) else logging.WARNING
-  log.log(level, '%s: %s', whole.count(others), ', '.join(named + more))
+  log.log(level, '%s: %s', _count(whole, others), ', '.join(named + more))
 
 
 def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:

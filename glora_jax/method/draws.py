@@ -58,12 +58,12 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     raise ValueError(f'largest={shown(largest)} must be a probability, from 0 to 1.')
   check_spec(spec)
   check_key(key)
-  choice = jax.random.randint(key, (len(spec), 5), 0, spec.num_offered)
-  if spec.one_shift.any():
+  choice = jax.random.randint(key, (len(spec), 5), 0, spec._num_offered)
+  if spec._one_shift.any():
     shift_key = jax.random.fold_in(key, 2)
     shifts = jax.random.randint(shift_key, (len(spec),), 0, num_shifts(spec))
     choice = drawn_apart(spec, choice, shifts)
-  codes = jnp.take_along_axis(jnp.asarray(spec.offered_table), choice[..., None], axis=-1)[..., 0]
+  codes = jnp.take_along_axis(jnp.asarray(spec._offered_table), choice[..., None], axis=-1)[..., 0]
   if largest:
     takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), float(largest), choice.shape)
     codes = jnp.where(linked(spec, takes_largest), largest_genome(spec), codes)
@@ -174,10 +174,10 @@ def shrink(
   # Rows and tensors as one axis of genes.
   codes = genomes.reshape(len(genomes), -1)  # a view: what is written there, the genomes get
   costs_of_codes = spec.cost_table.reshape(codes.shape[1], -1)
-  offered = spec.offered_table.astype(np.int64).reshape(codes.shape[1], -1)
+  offered = spec._offered_table.astype(np.int64).reshape(codes.shape[1], -1)
   offered_costs = np.take_along_axis(costs_of_codes, offered, axis=-1)
   # `offered` repeats its last code as filling; a repeated code must not be drawn more often.
-  exists = np.arange(offered.shape[1]) < spec.num_offered.reshape(-1, 1)
+  exists = np.arange(offered.shape[1]) < spec._num_offered.reshape(-1, 1)
 
   genes = np.arange(codes.shape[1])
   costs = costs_of_codes[genes, codes]
@@ -193,8 +193,8 @@ def shrink(
 
 def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
   """Genomes drawn uniformly among those on offer, int8 [number, rows, 5]."""
-  places = rng.integers(0, spec.num_offered, (number, len(spec), 5))
-  if spec.one_shift.any():
+  places = rng.integers(0, spec._num_offered, (number, len(spec), 5))
+  if spec._one_shift.any():
     shifts = rng.integers(0, num_shifts(spec), (number, len(spec)))
     places = drawn_apart(spec, places, shifts)
   return alleles_at(spec, places)

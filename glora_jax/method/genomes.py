@@ -174,7 +174,7 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     [[0, 3, 0, 0, 0]]
   """
   check_genome(spec, genomes, known=True)
-  return _lookup(spec.canonical_table, genomes, lambda block: block).reshape(np.shape(genomes))
+  return _lookup(spec._canonical_table, genomes, lambda block: block).reshape(np.shape(genomes))
 
 
 def _lookup(
@@ -196,7 +196,7 @@ def _lookup(
 
 def smallest_genome(spec: Spec) -> np.ndarray:
   """The cheapest structure on offer, int8 [rows, 5]."""
-  costs = np.take_along_axis(spec.cost_table, spec.offered_table.astype(np.int64), axis=-1)
+  costs = np.take_along_axis(spec.cost_table, spec._offered_table.astype(np.int64), axis=-1)
   return alleles_at(spec, costs.argmin(-1))
 
 
@@ -205,18 +205,18 @@ def largest_genome(spec: Spec) -> np.ndarray:
 
   Of C and E, where a row may have one of them, it has the one with more parameters.
   """
-  return with_one_shift(spec, alleles_at(spec, spec.num_offered - 1))
+  return with_one_shift(spec, alleles_at(spec, spec._num_offered - 1))
 
 
 def alleles_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
   """The codes of alleles [..., rows, 5] that are given by their places among those on offer."""
-  table = spec.offered_table.reshape((1,) * (choice.ndim - 2) + spec.offered_table.shape)
+  table = spec._offered_table.reshape((1,) * (choice.ndim - 2) + spec._offered_table.shape)
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
 
 
 def num_shifts(spec: Spec) -> np.ndarray:
   """How many choices C and E leave a row that has one of them at most, int64 [rows]."""
-  return spec.num_offered[:, C] + spec.num_offered[:, E] - 1
+  return spec._num_offered[:, C] + spec._num_offered[:, E] - 1
 
 
 def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
@@ -233,8 +233,8 @@ def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
     Places like those given, int [..., rows, 5].
   """
   xp = places.__array_namespace__()
-  num_c = spec.num_offered[:, C]
-  has_both = spec.one_shift & (places[..., C] > 0) & (places[..., E] > 0)
+  num_c = spec._num_offered[:, C]
+  has_both = spec._one_shift & (places[..., C] > 0) & (places[..., E] > 0)
   c = xp.where(has_both, xp.where(shifts < num_c, shifts, 0), places[..., C])
   e = xp.where(has_both, xp.where(shifts < num_c, 0, shifts - num_c + 1), places[..., E])
   columns = [places[..., column] for column in range(len(TENSORS))]
@@ -254,7 +254,7 @@ def linked(spec: Spec, chosen: Any) -> Any:
   Returns:
     bool [..., rows, 5].
   """
-  rows = spec.one_shift[:, None]
+  rows = spec._one_shift[:, None]
   return (chosen & ~rows) | (chosen[..., _E_FOR_C] & rows)
 
 
@@ -273,8 +273,8 @@ def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   rows = np.arange(len(spec))
   c, e = genomes[..., C], genomes[..., E]
   c_costs_more = spec.cost_table[rows, C, c] > spec.cost_table[rows, E, e]
-  has_both = spec.one_shift & (c > 0) & (e > 0)
-  refused = spec.one_shift & (spec.num_offered[:, C] == 1)
+  has_both = spec._one_shift & (c > 0) & (e > 0)
+  refused = spec._one_shift & (spec._num_offered[:, C] == 1)
   repaired = genomes.copy()
   repaired[..., C] = np.where((has_both & ~c_costs_more) | refused, 0, c)
   repaired[..., E] = np.where(has_both & c_costs_more & ~refused, 0, e)

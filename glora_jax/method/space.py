@@ -229,7 +229,7 @@ class Layer:
     ranks = self.space.ranks if tensor in LORA_TENSORS else ()
     return (*map(cost, FLAT_FORMS[tensor]), *(cost('lora', rank) for rank in ranks))
 
-  def canonical(self, tensor: Tensor) -> tuple[int, ...]:
+  def _canonical(self, tensor: Tensor) -> tuple[int, ...]:
     """For every code the cheapest one that is the same function, whatever the supports hold."""
     codes = tuple(range(len(self.space.names(tensor))))
     if not self._has(tensor):
@@ -283,12 +283,12 @@ class Spec:
     return self._table(Layer.costs, np.int64)
 
   @functools.cached_property
-  def canonical_table(self) -> np.ndarray:
+  def _canonical_table(self) -> np.ndarray:
     """The canonical code of every code, int8 [rows, 5, codes]."""
-    return self._table(Layer.canonical, np.int8)
+    return self._table(Layer._canonical, np.int8)
 
   @functools.cached_property
-  def offered_table(self) -> np.ndarray:
+  def _offered_table(self) -> np.ndarray:
     """Codes on offer, int8 [rows, 5, most on offer]."""
     return self._table(Layer.offered, np.int8)
 
@@ -298,12 +298,12 @@ class Spec:
     return self._count(lambda layer, tensor: layer.space.names(tensor))
 
   @functools.cached_property
-  def num_offered(self) -> np.ndarray:
+  def _num_offered(self) -> np.ndarray:
     """Number of forms on offer, int64 [rows, 5]."""
     return self._count(Layer.offered)
 
   @functools.cached_property
-  def one_shift(self) -> np.ndarray:
+  def _one_shift(self) -> np.ndarray:
     """Rows where C and E may not both be there, bool [rows]."""
     return np.array([layer.space.one_shift for layer in self.layers], bool)
 

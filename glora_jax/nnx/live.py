@@ -115,7 +115,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
   check_one_genome(layers, genome, call)
   if isinstance(genome, jax.core.Tracer):
     return
-  codes, same = canonicalize(layers, genome), layers.canonical_table
+  codes, same = canonicalize(layers, genome), layers._canonical_table
   for adapter in found:
     rows = np.array(adapter.group.rows)
     for column, stored in enumerate(adapter.static.in_use):

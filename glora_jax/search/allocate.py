@@ -138,7 +138,7 @@ def allocate(
   base = {**variables, 'params': adapted.full_precision(variables['params'])}
   gradient = Pass(adapted, base, loss, number, key, mesh)
   mean, signal = gradient.run(batches, progress)
-  # On two busy cores 8 decompositions of 96 x 96 took 1.5 s with BLAS' threads, 13 ms without.
+  # On two busy cores 48 decompositions of a ViT-B take 3.6 s with BLAS' threads, 0.25 s without.
   with threadpool_limits(1, 'blas'):
     values, supports = _read_off(gradient, mean, variables[COLLECTION])
   if not any(part.any() for part in values):

@@ -118,7 +118,7 @@ def bought(spec: Spec, genome: np.ndarray, number: int) -> Values:
     column = TENSORS.index(tensor)
     codes = canonical[:, column]
     if form == 'vector':
-      vectors = spec.canonical_table[:, column, _VECTOR[tensor]]
+      vectors = spec._canonical_table[:, column, _VECTOR[tensor]]
       fields.append((codes == vectors) & (vectors > 0))
     else:
       without = [0] * len(FLAT_FORMS[tensor])

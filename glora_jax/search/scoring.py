@@ -1,4 +1,4 @@
-"""How structures answer images: scores of whole populations, and predictions of one."""
+"""Scores of whole populations of structures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from glora_jax.checks import check_callable, check_type, check_whole, shown
 from glora_jax.compiling import reported, staged_like
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call, call_model, fold_params, run
-from glora_jax.method.genomes import check_one_genome, check_population
+from glora_jax.method.genomes import check_population
 from glora_jax.method.groups import check_storage
 from glora_jax.method.sample import Preprocess, unchanged
-from glora_jax.method.space import Spec
 from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,
@@ -54,22 +53,6 @@ class Scores(NamedTuple):
 
   correct: jax.Array
   loss: jax.Array
-
-
-class Predictions(NamedTuple):
-  """What one structure says of each image.
-
-  Attributes:
-    classes: the most probable class, int32 [image].
-    probabilities: its probability, float32 [image].
-  """
-
-  classes: Any
-  probabilities: Any
-
-  def are(self, labels: Any) -> Any:
-    """Which of them are these labels, bool [image]; none whose probability is not finite."""
-    return (self.classes == labels) & np.isfinite(self.probabilities)
 
 
 def make_scorer(
@@ -154,49 +137,6 @@ def make_scorer(
   return evaluator.checked(score_in_memory if chunk is None else scorer_of_chunk(chunk))
 
 
-def make_predictor(
-  adapted: Adapted,
-  preprocess: Preprocess | None = None,
-  *,
-  block: int = 256,
-  classes: Any = None,
-  mesh: jax.sharding.Mesh | None = None,
-  **apply_kwargs: Any,
-) -> Callable[[Any, Any, jax.Array], Predictions]:
-  """A compiled function that predicts the classes of images with one structure.
-
-  Of what it computes it keeps two numbers an image.
-
-  Args:
-    adapted: what `glora_jax.adapt` returned.
-    preprocess: `(images, None) -> inputs` of the model, for one block after another; None for
-      images that are inputs already.
-    block: number of images evaluated at a time.
-    classes: which classes an answer is taken among, bool [class]; None for all.
-    mesh: devices that the images of a block are split over; what comes back is whole on every one.
-      None for one device.
-    **apply_kwargs: keyword arguments that the model is called with.
-
-  Returns:
-    The function `(variables, genome, images) -> Predictions`, with a genome int8 [layer, 5] and
-    images [image, ...].
-
-  Raises:
-    ValueError: `block` is no whole number above 0. Of the function: there is no image; the genome
-      does not fit the model, is a population, or has a higher rank than the variables store.
-  """
-  evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
-  compiled = reported('predictions', jax.jit(evaluator.predictions))
-
-  @staged_like(compiled)
-  def predict(variables: Any, genome: Any, images: Any) -> Predictions:
-    check = functools.partial(check_one_genome, call='The predictor')
-    genome = evaluator.as_genomes(variables, genome, check)
-    return compiled(variables, genome, as_numbers('images', images))
-
-  return predict
-
-
 def fitting_chunk(
   scorer_of_chunk: Callable[[int], Any],
   arguments: Sequence[Any],
@@ -235,7 +175,7 @@ def fitting_chunk(
 
 
 class _Evaluator:
-  """What all of these compile, for an adapted model; the arguments are those of `make_scorer`.
+  """What a scorer compiles, for an adapted model; the arguments are those of `make_scorer`.
 
   Attributes:
     candidate_shards: number of groups of devices that candidates are split over.
@@ -263,27 +203,22 @@ class _Evaluator:
       require_mesh(mesh)
     self.mesh = mesh
     sizes = {} if mesh is None else mesh.shape
-    self.axes = tuple(sizes)
     self.candidate_axes = tuple(name for name in sizes if name == CANDIDATE)
     self.data_axes = tuple(name for name in sizes if name != CANDIDATE)
     self.candidate_shards = sizes.get(CANDIDATE, 1)
     self.data_shards = math.prod(sizes.values()) // self.candidate_shards
-
-  def as_genomes(self, variables: Any, genomes: Any, check: Callable[[Spec, Any], None]) -> Any:
-    """Genomes as an array, after a look at them and at the variables; not where they are traced."""
-    if is_known(genomes):
-      check(self.adapted.spec, genomes)
-      check_collections(variables)
-      check_storage(self.adapted._places.groups, variables[COLLECTION], genomes)
-    check_only_arrays('variables', variables)
-    return as_numbers('genomes', genomes)  # lists would be an argument for each number
 
   def checked(self, compiled: Callable[..., Scores]) -> Callable[..., Scores]:
     """A compiled scorer, which looks at what it is given before anybody believes its scores."""
 
     @staged_like(compiled)
     def score(variables: Any, genomes: Any, images: Any, labels: Any) -> Scores:
-      genomes = self.as_genomes(variables, genomes, check_population)
+      if is_known(genomes):  # not where they are traced
+        check_population(self.adapted.spec, genomes)
+        check_collections(variables)
+        check_storage(self.adapted._places.groups, variables[COLLECTION], genomes)
+      check_only_arrays('variables', variables)
+      genomes = as_numbers('genomes', genomes)  # lists would be an argument for each number
       images, labels = as_numbers('images', images), as_numbers('labels', labels)
       scores = compiled(variables, genomes, images, labels)
       # How many classes there are is known once the model has been traced, and nothing waits here.
@@ -351,31 +286,6 @@ class _Evaluator:
     by_shard = jax.lax.map(split_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
     return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
 
-  def predictions(
-    self, variables: Mapping[str, Any], genome: jax.Array, images: jax.Array
-  ) -> Predictions:
-    """The predictions of one structure, int8 [layer, 5], for images [image, ...].
-
-    The images of a block are split over all devices of the mesh; the result is whole on every one.
-    """
-    if not np.ndim(images) or not len(images):
-      raise ValueError(
-        f'The images are {list(np.shape(images))}; they must be [image, ...], with at least one.'
-      )
-    number = len(images)
-    logits_of, images = self._forward(variables, genome), self._place(jnp.asarray(images))
-
-    def predict(rows: jax.Array) -> Predictions:
-      logits = logits_of(images[self._place(rows, self.axes)])
-      return Predictions(
-        classes=logits.argmax(-1).astype(jnp.int32),
-        probabilities=jax.nn.softmax(logits).max(-1),
-      )
-
-    rows, _ = self._in_blocks(number, self.candidate_shards * self.data_shards)
-    by_block = jax.lax.map(predict, jnp.asarray(rows))
-    return jax.tree.map(lambda part: self._place(part.reshape(-1)[:number]), by_block)
-
   def _forward(
     self, variables: Mapping[str, Any], genome: jax.Array
   ) -> Callable[[jax.Array], jax.Array]:
@@ -410,22 +320,17 @@ class _Evaluator:
   def _blocks(self, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Block]:
     """All images, whole on every device, and which of them each block has, [block, image].
 
-    The rows of a block are split over the data shards, each of which takes its own images.
+    The rows of a block are split over the data shards, each of which takes its own images. Blocks
+    come out even over the shards: the last image fills up the last block.
     """
     check_scored(images, labels)
-    rows, is_image = self._in_blocks(len(labels), self.data_shards)
+    number = len(labels)
+    size = ceil_div(min(self.block, number), self.data_shards) * self.data_shards
+    rows = np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
+    is_image, rows = rows < number, np.minimum(rows, number - 1)
     blocks = jnp.asarray(rows), jnp.asarray(labels)[rows], jnp.asarray(is_image)
     split = jax.tree.map(lambda part: self._place(part, None, self.data_axes), blocks)
     return self._place(jnp.asarray(images)), split
-
-  def _in_blocks(self, number: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of so many images, int32, and whether each is one, bool [block, image].
-
-    Blocks come out even over the shards: the last image fills up the last block.
-    """
-    size = ceil_div(min(self.block, number), shards) * shards
-    rows = np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
-    return np.minimum(rows, number - 1), rows < number
 
   def _place(self, x: jax.Array, *axes: Any) -> jax.Array:
     """The array split over the named axes of the mesh, whole along all others."""

@@ -22,7 +22,6 @@ from glora_jax.training.gradient import by_device
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.data.pipeline import blocks
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
@@ -202,11 +201,6 @@ for head in (
 ):
   jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, head_of_one_device)
   assert_replicated(head)
-
-# Reading.
-read = list(blocks(MESH, Stream(), 10))
-assert [len(block_labels) for _, block_labels in read] == [16, 16, 11]
-assert_array_equal(np.concatenate([rows for rows, _ in read]), images)
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)

@@ -27,10 +27,7 @@ def most_collectives(text):
 
 def check(shapes):
   adapted, *arguments = problem('vit', NUM_GENOMES)
-  variables, genomes, images, _ = arguments
   correct, loss = reference_scores('vit', NUM_GENOMES)
-  predict = scoring.make_predictor(adapted, block=8)
-  predictions = predict(variables, genomes[1], images)
   for shape in shapes:
     mesh = jax.make_mesh(shape, ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)
@@ -39,11 +36,7 @@ def check(shapes):
       assert_array_equal(found.correct, correct)
       assert_allclose(found.loss, loss, rtol=1e-5)
     assert score.__wrapped__.__wrapped__._cache_size() == 1
-    predict_on_mesh = scoring.make_predictor(adapted, mesh=mesh, block=8)
-    found = predict_on_mesh(variables, genomes[1], images)
-    assert_array_equal(found.classes, predictions.classes)
-    assert_allclose(found.probabilities, predictions.probabilities, rtol=1e-5)
-    assert found.classes.sharding.is_fully_replicated
+    assert found.correct.sharding.is_fully_replicated
     text = score.lower(*arguments).compile().as_text()
     print(shape, most_collectives(text))
 

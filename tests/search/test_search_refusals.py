@@ -26,11 +26,6 @@ def scored(changes, **options):
   return scoring.make_scorer(adapted, **options)(*arguments)
 
 
-def predicted(images):
-  adapted, variables, genomes, *_ = problem('mlp')
-  return scoring.make_predictor(adapted)(variables, genomes[0], images)
-
-
 def evolved(score):
   return glora_jax.evolve(SPEC, score, jax.random.key(0), SMALL, progress=False)
 
@@ -71,7 +66,6 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('axes data', lambda: scored({}, mesh=jax.make_mesh((1,), ('data',)))),
     # Every image would get the answer of the first.
     ('[1, 4] for 23 images', lambda: scored({}, preprocess=lambda images, key: images[:1])),
-    ('[0, 4, 4, 3]', lambda: predicted(np.zeros((0, 4, 4, 3)))),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
     ('finite', lambda: allocating(prior=Known(mixed()[0].spec, WORTH))),

@@ -20,7 +20,7 @@ from glora_jax.compiling import Compilation, reported
 from glora_jax.files import sha256_of
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
-from glora_jax.search.scoring import Predictions, make_predictor, make_scorer
+from glora_jax.search.scoring import make_scorer
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import normalization, pipeline
 from glora_jax.vision.data.augment import Augmentation
@@ -39,6 +39,7 @@ from glora_jax.vision.runs.backbone import (
 )
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.origins import WEIGHTS
+from glora_jax.vision.runs.predictions import Predictions, make_predictor
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.sections import TrainingSettings
 
@@ -225,15 +226,14 @@ class Context:
       loss = loss + np.asarray(block_loss, np.float64)
     return correct, loss
 
-  def _plain(self, model: Model) -> tuple[Any, jax.Array]:
-    """(variables, genome) of the folded structure, so that one program scores all of them."""
-    variables = {**self.variables, 'params': self.fold(model)}
-    return variables, jnp.zeros((len(self.adapted.spec), 5), jnp.int8)
+  def _folded(self, model: Model) -> dict[str, Any]:
+    """The variables of the folded structure, so that one program is for all of them."""
+    return {**self.variables, 'params': self.fold(model)}
 
   def measure(self, model: Model, split: str) -> dict[str, float]:
     """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
-    variables, genome = self._plain(model)
-    correct, loss = self.score(variables, genome[None], split)
+    genomes = jnp.zeros((1, len(self.adapted.spec), 5), jnp.int8)
+    correct, loss = self.score(self._folded(model), genomes, split)
     images = len(self.data(split).labels)
     return {
       f'{split}_accuracy': int(correct[0]) / images,
@@ -242,13 +242,13 @@ class Context:
 
   def predict(self, model: Model, split: str) -> Predictions:
     """A structure's answers for every image of a split, as NumPy arrays [image]."""
-    variables, genome = self._plain(model)
+    variables = self._folded(model)
     predictor = self._compiled(make_predictor, split)
     images = self.data(split).images
     blocks = [images]
     if isinstance(images, pipeline.Stream):
       blocks = (block for block, _ in pipeline.blocks(self.mesh, images, STREAMED_BLOCK))
-    parts = [predictor(variables, genome, block) for block in blocks]
+    parts = [predictor(variables, block) for block in blocks]
     return Predictions(
       *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
     )

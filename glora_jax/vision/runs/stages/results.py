@@ -30,7 +30,6 @@ from glora_jax.records import read_record
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
-from glora_jax.search.scoring import Predictions
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import Examples
 from glora_jax.vision.models import weights
@@ -40,6 +39,7 @@ from glora_jax.vision.reports.run_page import Findings
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.origins import recorded_processes, recorded_weights
+from glora_jax.vision.runs.predictions import Predictions
 from glora_jax.vision.runs.sections import GRADIENT, KNOWN, SEARCH
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.workdir import TEST_LIST

@@ -1,0 +1,54 @@
+"""Reads a stream in blocks and predicts on eight devices, with the base whole and sharded."""
+
+import jax
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+from trees import randomized
+
+import glora_jax
+from glora_jax import mesh as meshes
+from glora_jax.vision.data.pipeline import blocks
+from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.runs.predictions import make_predictor
+
+MESH = meshes.over(jax.devices())
+images = np.random.default_rng(0).normal(size=(43, 16, 16, 3)).astype(np.float32)
+labels = np.arange(43) % 3
+
+
+class Stream:
+  """Images that lie in memory."""
+
+  def __len__(self):
+    return len(labels)
+
+  def batches(self, indices):
+    for index in indices:
+      yield images[index], labels[index]
+
+
+read = list(blocks(MESH, Stream(), 10))
+assert [len(block_labels) for _, block_labels in read] == [16, 16, 11]
+assert_array_equal(np.concatenate([rows for rows, _ in read]), images)
+
+model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2)
+adapted = glora_jax.adapt(model, images[:1])
+params = randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.5)
+variables = adapted.init(jax.random.key(1), params)
+
+
+def preprocess(images, key):
+  return -images
+
+
+expected = make_predictor(adapted, preprocess)(variables, images)
+assert len({*np.asarray(expected.classes).tolist()}) > 1
+fsdp = meshes.over(jax.devices(), fsdp=4)
+sharded = glora_jax.shard(adapted, variables, fsdp, min_bytes=1024)
+for mesh, (model_on_mesh, laid) in {MESH: (adapted, variables), fsdp: sharded}.items():
+  predict = make_predictor(model_on_mesh, preprocess, mesh=mesh)
+  parts = [predict(laid, rows) for rows, _ in blocks(mesh, Stream(), 40)]
+  assert all(part.classes.sharding.is_fully_replicated for part in parts)
+  classes, probabilities = map(np.concatenate, zip(*parts, strict=True))
+  assert_array_equal(classes, expected.classes)
+  assert_allclose(probabilities, expected.probabilities, rtol=1e-4)

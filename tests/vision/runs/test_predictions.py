@@ -1,0 +1,58 @@
+"""Predictions of images: the most probable class that counts, in blocks, on several devices."""
+
+import subprocess
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from places import ROOT, environment, program
+
+import glora_jax
+from glora_jax.vision.runs import predictions
+
+IMAGES = jax.random.normal(jax.random.key(0), (23, 6))
+
+
+def doubled(images, key):
+  return 2 * images
+
+
+@pytest.fixture
+def problem():
+  """(an adapted model, its variables)"""
+  model = nn.Dense(4)
+  adapted = glora_jax.adapt(model, IMAGES)
+  params = model.init(jax.random.key(1), IMAGES)['params']
+  return adapted, adapted.init(jax.random.key(2), params)
+
+
+@pytest.mark.parametrize('block, classes', [(8, None), (256, np.array([True, False, True, True]))])
+def test_predictions_are_the_most_probable_of_the_classes_that_count(
+  block, classes, problem, monkeypatch
+):
+  adapted, variables = problem
+  logits = np.array(nn.Dense(4).apply({'params': variables['params']}, 2 * IMAGES))
+  if classes is not None:
+    assert (logits.argmax(-1) == 1).any()  # a class that does not count
+    logits[:, ~classes] = -np.inf
+  monkeypatch.setattr(predictions, 'BLOCK', block)
+  found = predictions.make_predictor(adapted, doubled, classes=classes)(variables, IMAGES)
+  assert_array_equal(found.classes, logits.argmax(-1))
+  assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
+
+
+def test_an_answer_that_is_not_finite_is_wrong(problem):
+  adapted, variables = problem
+  infinite = np.arange(len(IMAGES)) % 3 == 0
+  found = predictions.make_predictor(adapted, doubled)(variables, IMAGES.at[infinite].set(jnp.inf))
+  assert_array_equal(found.are(found.classes), ~infinite)
+
+
+@pytest.mark.slow
+def test_eight_devices_read_blocks_and_predict_as_one():
+  command = program('answers_on_eight_devices')
+  ran = subprocess.run(command, env=environment(8), capture_output=True, text=True, cwd=ROOT)
+  assert ran.returncode == 0, ran.stderr[-3000:]
