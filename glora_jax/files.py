@@ -1,17 +1,15 @@
-"""Files that are whole or not there, and reading them back: JSON, npz, safetensors."""
+"""Files that are whole or not there, and reading them back: JSON and safetensors."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import math
 import os
 import stat
 import uuid
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -106,12 +104,6 @@ def open_regular(path: Path) -> io.BufferedReader:
   return open(path, 'rb')
 
 
-def sha256_of(path: Path) -> str:
-  """SHA-256 of a file's contents, hexadecimal."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   """Writes a JSON file, whole or not at all.
 
@@ -172,56 +164,6 @@ def load_json(path: Path, remedy: str) -> Any:
       return json.loads(text.decode())
     except (ValueError, RecursionError) as error:
       raise damaged(path, error, remedy) from error
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], kind: str | None = None) -> None:
-  """Writes an npz file, whole or not at all.
-
-  Args:
-    path: path of the file.
-    arrays: the arrays by name.
-    kind: kind of the file, which it then says of itself, with its format, as the text 'glora_jax'.
-
-  Raises:
-    OSError: it cannot be written there.
-  """
-  stamp = {} if kind is None else {STAMP: np.array(json.dumps(stamp_of(kind)))}
-  with whole(path) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **stamp, **arrays)  # pyrefly: ignore
-
-
-def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dict[str, np.ndarray]:
-  """Reads what `write_arrays` wrote.
-
-  Args:
-    path: path of the file.
-    kind: kind that the file must be of; None for any.
-    remedy: what to do where the file is damaged.
-
-  Returns:
-    The arrays by name, without what the file says of itself.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    OSError: it cannot be read, or is no regular file.
-    ValueError: the file is damaged, of another kind, or of a later version.
-  """
-  with open_regular(path) as file:
-    try:
-      members = zipfile.ZipFile(file).infolist()
-      if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError(
-          'it is compressed; glora_jax writes no compressed files'
-        )  # and may be a bomb
-      file.seek(0)
-      with np.load(file, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
-      stamp = json.loads(str(arrays.pop(STAMP, 'null')))
-    except Exception as error:  # zipfile, zlib and numpy each have their own
-      raise damaged(path, error, remedy) from error
-  if kind is not None:
-    check_stamp(path, stamp, kind, remedy)
-  return arrays
 
 
 def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
@@ -432,16 +374,6 @@ def _with_nulls(content: Any) -> Any:
 def json_default(value: Any) -> Any:
   """What `json` writes of a value that it does not know: of arrays their numbers."""
   return value.tolist() if hasattr(value, 'tolist') else json.JSONEncoder().default(value)
-
-
-def number(value: float | None) -> float:
-  """A number of a file of ours, which is null there where it was not finite.
-
-  Example:
-    >>> number(0.5), number(None)
-    (0.5, nan)
-  """
-  return math.nan if value is None else value
 
 
 def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

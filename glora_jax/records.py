@@ -1,8 +1,8 @@
-"""Reads back our own files: JSON and npz, checked for their kind, format and shape.
+"""Reads back our own files of JSON, checked for their kind, format and shape.
 
 The shape of JSON is an annotation, which pydantic checks: `dict[str, float]`, `list[int] | None`, a
-`TypedDict` (of `typing_extensions`, which pydantic asks for). That of arrays is an `Array` for each
-name. Errors name the file, the place in it and what to do.
+`TypedDict` (of `typing_extensions`, which pydantic asks for). Errors name the file, the place in it
+and what to do.
 """
 
 from __future__ import annotations
@@ -11,20 +11,15 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from glora_jax.files import (
   AGAIN,
   STAMP,
-  LaterVersionError,
   Path,
   check_stamp,
   damaged,
   open_regular,
-  read_arrays,
   read_json,
   write_json,
 )
@@ -32,21 +27,6 @@ from glora_jax.files import (
 log = logging.getLogger(__name__)
 
 FORMAT_FILE = 'format.json'  # in which a folder says its kind and format
-
-
-class Array(NamedTuple):
-  """What an array of a file must be.
-
-  Attributes:
-    kind: kinds of its dtype as NumPy's letters: 'i' whole numbers, 'f' numbers, 'b' truths, 'U' a
-      text.
-    shape: its sides; a text stands for any length, the same wherever it occurs.
-    finite: whether its numbers are finite.
-  """
-
-  kind: str
-  shape: tuple[int | str, ...] = ()
-  finite: bool = True
 
 
 def read_record(path: Path, kind: str, shape: Any, remedy: str = AGAIN) -> Any:
@@ -97,28 +77,6 @@ def check_folder(folder: Path, kind: str) -> None:
   path = os.path.join(folder, FORMAT_FILE)
   if os.path.exists(path):
     read_record(path, kind, dict[str, Any], 'remove it')
-
-
-def read_if_whole(
-  path: Path, kind: str, expected: Mapping[str, Array]
-) -> dict[str, np.ndarray] | None:
-  """The arrays of an npz file that can be made again; None where it is missing or damaged.
-
-  Args:
-    path: path of the file.
-    kind: kind that the file must be of.
-    expected: the arrays that it must hold.
-
-  Raises:
-    LaterVersionError: a later version wrote it.
-  """
-  try:
-    check_arrays(arrays := read_arrays(path, kind), expected)
-    return arrays
-  except LaterVersionError:
-    raise
-  except (OSError, ValueError):
-    return None
 
 
 def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
@@ -189,32 +147,3 @@ def _adapter(shape: Any) -> Any:
 
   config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
   return pydantic.TypeAdapter(tuple[shape], config=config)
-
-
-def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]) -> None:
-  """Raises ValueError with the reason where arrays are not those that are expected.
-
-  Example:
-    >>> arrays = {'genomes': np.zeros((3, 7, 5), np.int8), 'loss': np.zeros(2)}
-    >>> check_arrays(arrays, {'genomes': Array('i', ('n', 7, 5)), 'loss': Array('f', ('n',))})
-    Traceback (most recent call last):
-    ValueError: loss is float64 [2], expected [3]
-  """
-  if lacking := expected.keys() - arrays.keys():
-    raise ValueError(f'it lacks {min(lacking)}')
-  if unknown := arrays.keys() - expected.keys():
-    raise ValueError(f'it has the unknown {min(unknown)}')
-  lengths: dict[str, int] = {}
-  for name, array in arrays.items():
-    kind, shape, finite = expected[name]
-    described = f'{name} is {array.dtype} {list(array.shape)}'
-    if array.dtype.kind not in kind:
-      raise ValueError(f'{described}, expected a dtype of kind {kind}')
-    if array.ndim != len(shape):
-      raise ValueError(f'{described}, expected {len(shape)} axes')
-    sides = zip(shape, array.shape, strict=True)
-    wanted = [lengths.setdefault(x, length) if isinstance(x, str) else x for x, length in sides]
-    if wanted != list(array.shape):
-      raise ValueError(f'{described}, expected {wanted}')
-    if finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
-      raise ValueError(f'{described} with non-finite numbers')

@@ -7,7 +7,7 @@ import sys
 
 import jax
 
-from glora_jax.files import sha256_of
+from glora_jax.vision.files import sha256_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIXTURES = ROOT / 'tests' / 'vision' / 'fixtures'

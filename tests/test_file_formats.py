@@ -7,7 +7,7 @@ import pytest
 
 from glora_jax import files, records
 
-WRITERS = ('write_json', 'write_arrays', 'write_tensors', 'stamp_folder', 'stamp_of')
+WRITERS = ('write_json', 'write_tensors', 'stamp_folder', 'stamp_of')
 
 
 @pytest.mark.parametrize('writer', WRITERS)
@@ -15,7 +15,6 @@ def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(writer, tmp
   path = tmp_path / 'file'
   write, read = {
     'write_json': (lambda: files.write_json(path, {}, 'order'), files.read_json),
-    'write_arrays': (lambda: files.write_arrays(path, {}, 'order'), files.read_arrays),
     'write_tensors': (
       lambda: files.write_tensors(path, {'a': np.ones(1)}, 'order', {}),
       files.read_tensors,

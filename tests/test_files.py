@@ -15,13 +15,11 @@ from glora_jax import files
 from glora_jax.vision.runs.workdir import LOCK, InUseError, claim
 
 
-def test_json_and_arrays_round_trip(tmp_path):
-  texts, arrays = tmp_path / 'x.json', tmp_path / 'x.npz'
-  files.write_json(texts, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
-  assert files.read_json(texts, 'tuning') == {'a': [1, None], 'b': None}
-  files.write_arrays(arrays, {'a': np.arange(3)})
-  np.testing.assert_array_equal(files.read_arrays(arrays)['a'], np.arange(3))
-  assert {path.name for path in tmp_path.iterdir()} == {'x.json', 'x.npz'}
+def test_json_round_trips(tmp_path):
+  path = tmp_path / 'x.json'
+  files.write_json(path, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
+  assert files.read_json(path, 'tuning') == {'a': [1, None], 'b': None}
+  assert [path.name for path in tmp_path.iterdir()] == ['x.json']
 
 
 def test_a_writer_that_dies_leaves_the_old_file(tmp_path):
@@ -61,12 +59,13 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence_and_leaves_the_old_one(tmp_path):
-  files.write_arrays(tmp_path / 'x.npz', {'a': np.arange(3)})
-  refused = pytest.raises(OSError, match=r'x.npz cannot be written \(File too large\)')
+  path = tmp_path / 'x.safetensors'
+  files.write_tensors(path, {'a': np.arange(3)}, 'order', {})
+  refused = pytest.raises(OSError, match=r'x.safetensors cannot be written \(File too large\)')
   with limited(resource.RLIMIT_FSIZE, 1000), refused:
-    files.write_arrays(tmp_path / 'x.npz', {'a': np.zeros(10**5)})
-  assert [path.name for path in tmp_path.iterdir()] == ['x.npz']
-  np.testing.assert_array_equal(files.read_arrays(tmp_path / 'x.npz')['a'], np.arange(3))
+    files.write_tensors(path, {'a': np.zeros(10**5)}, 'order', {})
+  assert [*tmp_path.iterdir()] == [path]
+  np.testing.assert_array_equal(files.read_tensors(path, 'order')[0]['a'], np.arange(3))
 
 
 def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):

@@ -15,9 +15,10 @@ import pytest
 import tiny_runs
 from places import ROOT, environment, program
 
-from glora_jax.files import read_arrays, read_json
+from glora_jax.files import read_json
 from glora_jax.method.sharding import sharded_axis
 from glora_jax.records import read_lines
+from glora_jax.vision.files import read_arrays
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.monitoring import Line
 from glora_jax.vision.runs.workdir import LOCK

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.machinery.killable import without_seconds
 from benchmarks.record.comparing import Values
-from glora_jax.files import read_arrays
+from glora_jax.vision.files import read_arrays
 from glora_jax.vision.runs import comparison, experiment
 from glora_jax.vision.runs.config import default_config
 

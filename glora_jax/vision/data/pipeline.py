@@ -22,11 +22,11 @@ from tqdm.contrib.concurrent import thread_map
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
-from glora_jax.files import write_arrays, writing
-from glora_jax.records import Array, read_if_whole
+from glora_jax.files import writing
 from glora_jax.training.batches import ImageStream
 from glora_jax.vision.data.examples import Examples
 from glora_jax.vision.data.image import ResizeRule, resize
+from glora_jax.vision.files import Array, read_if_whole, write_arrays
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from glora_jax.checks import shown
-from glora_jax.files import first_line, write_arrays
-from glora_jax.records import Array, read_if_whole
+from glora_jax.files import first_line
 from glora_jax.vision.data.examples import Examples, Numbered, Split
 from glora_jax.vision.data.image import decode, from_array
 from glora_jax.vision.data.splits import NAMES, SEED, SPLITS, with_splits
 from glora_jax.vision.data.task import Source, Task
+from glora_jax.vision.files import Array, read_if_whole, write_arrays
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ import requests
 
 from glora_jax import hub
 from glora_jax.checks import printable, shown
-from glora_jax.files import first_line, sha256_of
+from glora_jax.files import first_line
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models.checkpoint import HUB_FILES, MODEL_FILE
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_FILE
 

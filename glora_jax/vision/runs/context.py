@@ -17,7 +17,6 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.checks import MOST_COUNTED, shown
 from glora_jax.compiling import Compilation, reported
-from glora_jax.files import sha256_of
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.search.scoring import make_scorer
@@ -26,6 +25,7 @@ from glora_jax.vision.data import normalization, pipeline
 from glora_jax.vision.data.augment import Augmentation
 from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Task
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs.backbone import (
   Model,

@@ -14,10 +14,11 @@ from typing import Any
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
-from glora_jax.files import sha256_of, write_json
+from glora_jax.files import write_json
 from glora_jax.records import read_record
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.opening import IMAGES, SPLIT, differences
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models.checkpoint import EXTENSIONS
 from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.config import RunSettings

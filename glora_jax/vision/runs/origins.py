@@ -17,9 +17,10 @@ from typing_extensions import TypedDict
 
 import glora_jax
 from glora_jax import hub
-from glora_jax.files import Path, sha256_of, write_json
+from glora_jax.files import Path, write_json
 from glora_jax.mesh import primary
 from glora_jax.records import read_record
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import HUB_FILES, locate
 from glora_jax.vision.models.fetch import fetch

@@ -11,7 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from glora_jax.files import STAMP, write_arrays
+from glora_jax.files import STAMP
+from glora_jax.vision.files import write_arrays
 from glora_jax.vision.models.checkpoint import read_checkpoint
 
 NUMBERS = (0, 1, -1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf)

@@ -13,7 +13,7 @@ from places import FIXTURES
 from served import serving
 
 from glora_jax import hub
-from glora_jax.files import sha256_of
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import fetch as fetching
 from glora_jax.vision.models.fetch import fetch
 

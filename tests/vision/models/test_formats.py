@@ -23,7 +23,7 @@ from flax_vit import FlaxViT
 from numpy.testing import assert_allclose, assert_array_equal
 from trees import normal
 
-from glora_jax.files import write_arrays
+from glora_jax.vision.files import write_arrays
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.vit import ViT

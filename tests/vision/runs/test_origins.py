@@ -3,7 +3,8 @@
 import pytest
 
 from glora_jax import hub
-from glora_jax.files import read_json, sha256_of
+from glora_jax.files import read_json
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import origins
 from glora_jax.vision.runs.origins import find_weights, recorded_weights

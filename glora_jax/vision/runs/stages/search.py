@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, read_arrays, write_arrays
+from glora_jax.files import damaged
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.space import Spec
-from glora_jax.records import Array, check_arrays
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
+from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, train_split_of

@@ -17,7 +17,6 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.compiling import reported
-from glora_jax.files import number
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.sample import Preprocess
@@ -28,6 +27,7 @@ from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import augment, pipeline
+from glora_jax.vision.files import number
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.monitoring import Metrics

@@ -1,0 +1,156 @@
+"""Files of runs and of images: npz, digests, and numbers of JSON that may not be finite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from glora_jax.files import (
+  AGAIN,
+  STAMP,
+  LaterVersionError,
+  Path,
+  check_stamp,
+  damaged,
+  open_regular,
+  stamp_of,
+  whole,
+)
+
+
+class Array(NamedTuple):
+  """What an array of a file must be.
+
+  Attributes:
+    kind: kinds of its dtype as NumPy's letters: 'i' whole numbers, 'f' numbers, 'b' truths, 'U' a
+      text.
+    shape: its sides; a text stands for any length, the same wherever it occurs.
+    finite: whether its numbers are finite.
+  """
+
+  kind: str
+  shape: tuple[int | str, ...] = ()
+  finite: bool = True
+
+
+def sha256_of(path: Path) -> str:
+  """SHA-256 of a file's contents, hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], kind: str | None = None) -> None:
+  """Writes an npz file, whole or not at all.
+
+  Args:
+    path: path of the file.
+    arrays: the arrays by name.
+    kind: kind of the file, which it then says of itself, with its format, as the text 'glora_jax'.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
+  stamp = {} if kind is None else {STAMP: np.array(json.dumps(stamp_of(kind)))}
+  with whole(path) as temporary, open(temporary, 'wb') as file:
+    np.savez(file, **stamp, **arrays)  # pyrefly: ignore
+
+
+def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dict[str, np.ndarray]:
+  """Reads what `write_arrays` wrote.
+
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of; None for any.
+    remedy: what to do where the file is damaged.
+
+  Returns:
+    The arrays by name, without what the file says of itself.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, or is no regular file.
+    ValueError: the file is damaged, of another kind, or of a later version.
+  """
+  with open_regular(path) as file:
+    try:
+      members = zipfile.ZipFile(file).infolist()
+      if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(
+          'it is compressed; glora_jax writes no compressed files'
+        )  # and may be a bomb
+      file.seek(0)
+      with np.load(file, allow_pickle=False) as content:
+        arrays = {name: content[name] for name in content.files}
+      stamp = json.loads(str(arrays.pop(STAMP, 'null')))
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+      raise damaged(path, error, remedy) from error
+  if kind is not None:
+    check_stamp(path, stamp, kind, remedy)
+  return arrays
+
+
+def read_if_whole(
+  path: Path, kind: str, expected: Mapping[str, Array]
+) -> dict[str, np.ndarray] | None:
+  """The arrays of an npz file that can be made again; None where it is missing or damaged.
+
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of.
+    expected: the arrays that it must hold.
+
+  Raises:
+    LaterVersionError: a later version wrote it.
+  """
+  try:
+    check_arrays(arrays := read_arrays(path, kind), expected)
+    return arrays
+  except LaterVersionError:
+    raise
+  except (OSError, ValueError):
+    return None
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]) -> None:
+  """Raises ValueError with the reason where arrays are not those that are expected.
+
+  Example:
+    >>> arrays = {'genomes': np.zeros((3, 7, 5), np.int8), 'loss': np.zeros(2)}
+    >>> check_arrays(arrays, {'genomes': Array('i', ('n', 7, 5)), 'loss': Array('f', ('n',))})
+    Traceback (most recent call last):
+    ValueError: loss is float64 [2], expected [3]
+  """
+  if lacking := expected.keys() - arrays.keys():
+    raise ValueError(f'it lacks {min(lacking)}')
+  if unknown := arrays.keys() - expected.keys():
+    raise ValueError(f'it has the unknown {min(unknown)}')
+  lengths: dict[str, int] = {}
+  for name, array in arrays.items():
+    kind, shape, finite = expected[name]
+    described = f'{name} is {array.dtype} {list(array.shape)}'
+    if array.dtype.kind not in kind:
+      raise ValueError(f'{described}, expected a dtype of kind {kind}')
+    if array.ndim != len(shape):
+      raise ValueError(f'{described}, expected {len(shape)} axes')
+    sides = zip(shape, array.shape, strict=True)
+    wanted = [lengths.setdefault(x, length) if isinstance(x, str) else x for x, length in sides]
+    if wanted != list(array.shape):
+      raise ValueError(f'{described}, expected {wanted}')
+    if finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
+      raise ValueError(f'{described} with non-finite numbers')
+
+
+def number(value: float | None) -> float:
+  """A number of a file of ours, which is null there where it was not finite.
+
+  Example:
+    >>> number(0.5), number(None)
+    (0.5, nan)
+  """
+  return math.nan if value is None else value
