@@ -16,10 +16,10 @@ CONFIGS = ROOT / 'configs'
 
 
 def program(name):
-  """The command that starts a program of `tests/programs`, which imports what tests import."""
+  """The command that starts a program below `tests`, which imports what tests import."""
   folders = ('', '/vision', '/vision/data', '/search')
   paths = ':'.join([str(ROOT), *(f'{ROOT}/tests{folder}' for folder in folders)])
-  return ['env', f'PYTHONPATH={paths}', sys.executable, f'{ROOT}/tests/programs/{name}.py']
+  return ['env', f'PYTHONPATH={paths}', sys.executable, f'{ROOT}/tests/{name}.py']
 
 
 def environment(devices):

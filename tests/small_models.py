@@ -1,6 +1,8 @@
 """The smallest models that can be adapted."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -14,6 +16,52 @@ class Mlp(nn.Module):
   def __call__(self, x):
     x = nn.Dense(self.hidden, name='fc')(x.reshape(len(x), -1))
     return nn.Dense(self.classes, name='head')(nn.gelu(x))
+
+
+class Block(nn.Module):
+  """A block of a transformer, which drops its branches now and then."""
+
+  drop_path: float
+
+  @nn.compact
+  def __call__(self, x, train):
+    width = x.shape[-1]
+    qkv = nn.Dense(3 * width, name='qkv')(nn.LayerNorm(name='norm1')(x))
+    heads = (part.reshape(*x.shape[:2], 2, -1) for part in jnp.split(qkv, 3, axis=-1))
+    attended = nn.dot_product_attention(*heads).reshape(x.shape)
+    x += self._dropped(nn.Dense(width, name='proj')(attended), train)
+    hidden = nn.gelu(nn.Dense(2 * width, name='fc1')(nn.LayerNorm(name='norm2')(x)))
+    return x + self._dropped(nn.Dense(width, name='fc2')(hidden), train), None
+
+  def _dropped(self, branch, train):
+    if not (train and self.drop_path):
+      return branch
+    keep = jax.random.bernoulli(self.make_rng('drop_path'), 1 - self.drop_path, (len(branch), 1, 1))
+    return branch * keep / (1 - self.drop_path)
+
+
+class Transformer(nn.Module):
+  """Scanned blocks on a class token and the numbers of an image, so many in a token; a head."""
+
+  classes: int
+  depth: int = 2
+  width: int = 12
+  drop_path: float = 0.0
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    cls = self.param('cls', nn.initializers.normal(), (1, 1, self.width))
+    tokens = x.reshape(len(x), -1, self.width)
+    x = jnp.concatenate([jnp.repeat(cls, len(x), 0), tokens], axis=1)
+    blocks = nn.scan(
+      Block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'drop_path': True},
+      in_axes=nn.broadcast,
+      length=self.depth,
+    )
+    x, _ = blocks(self.drop_path, name='blocks')(x, train)
+    return nn.Dense(self.classes, name='head')(nn.LayerNorm(name='norm')(x)[:, 0])
 
 
 class LiveMlp(nnx.Module):

@@ -1,18 +1,15 @@
-"""Small files: whole or not there, and damage explained. Folders that one process holds."""
+"""Small files: whole or not there, and damage explained."""
 
 import os
 import resource
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from limiting import limited
-from places import program
 
 from glora_jax import files
-from glora_jax.vision.runs.workdir import LOCK, InUseError, claim
 
 
 def test_json_round_trips(tmp_path):
@@ -66,34 +63,6 @@ def test_a_file_that_cannot_be_written_is_a_sentence_and_leaves_the_old_one(tmp_
     files.write_tensors(path, {'a': np.zeros(10**5)}, 'order', {})
   assert [*tmp_path.iterdir()] == [path]
   np.testing.assert_array_equal(files.read_tensors(path, 'order')[0]['a'], np.arange(3))
-
-
-def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
-  folder = tmp_path / 'new' / 'run'
-  holder = subprocess.Popen(
-    [*program('hold_folder'), str(folder)], stdout=subprocess.PIPE, text=True
-  )
-  assert holder.stdout.readline() == 'held\n'
-  with pytest.raises(InUseError, match=r'The workdir .*run is in use by .*another --workdir'):
-    claim(folder).__enter__()
-  holder.send_signal(signal.SIGKILL)
-  holder.communicate()
-  with claim(folder), pytest.raises(InUseError):
-    claim(folder).__enter__()
-  with pytest.raises(KeyError), claim(folder):
-    raise KeyError
-  with claim(folder):
-    assert os.listdir(folder) == [LOCK]
-
-
-def test_what_killed_writers_left_is_removed_where_a_run_writes_and_nowhere_else(tmp_path):
-  ours = ('1.glora_jax.partial', 'training/lora/2.glora_jax.partial')
-  others = ('notes/3.glora_jax.partial', 'task/4.glora_jax.partial', 'x.partial', 'training/x')
-  for name in (LOCK, *ours, *others):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).touch()
-  with claim(tmp_path, ['training'], tasks=['task']):
-    assert [name for name in (*ours, *others) if (tmp_path / name).exists()] == [*others]
 
 
 def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):

@@ -1,27 +1,12 @@
-"""Devices: joining processes, placing arrays, and runs on several devices and processes.
+"""Several devices, which are simulated, and several processes do what one does."""
 
-Devices are simulated; a run on several equals the run on others.
-"""
-
-import os
-import shutil
-import socket
 import subprocess
-import time
 
-import jax
-import numpy as np
 import pytest
-import tiny_runs
+from joining import run_two
 from places import ROOT, environment, program
 
-from glora_jax.files import read_json
 from glora_jax.method.sharding import sharded_axis
-from glora_jax.records import read_lines
-from glora_jax.vision.files import read_arrays
-from glora_jax.vision.runs import processes
-from glora_jax.vision.runs.monitoring import Line
-from glora_jax.vision.runs.workdir import LOCK
 
 
 @pytest.mark.parametrize(
@@ -31,159 +16,16 @@ def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, axis):
   assert sharded_axis(shape, 8) == axis
 
 
-@pytest.fixture
-def plain_machine(monkeypatch):
-  """An environment that speaks of one process."""
-  for name in (
-    'JAX_COORDINATOR_ADDRESS',
-    'JAX_NUM_PROCESSES',
-    'JAX_PROCESS_ID',
-    'SLURM_NTASKS',
-    'SLURM_STEP_NODELIST',
-    'OMPI_COMM_WORLD_SIZE',
-    'TPU_WORKER_HOSTNAMES',
-  ):
-    monkeypatch.delenv(name, raising=False)
-  return monkeypatch
-
-
-def test_a_plain_machine_is_left_alone(plain_machine):
-  processes.initialize()
-  assert not jax.distributed.is_initialized()
-  plain_machine.setenv('SLURM_NTASKS', '1')
-  plain_machine.setenv('SLURM_STEP_NODELIST', 'node1')
-  processes.initialize()
-  assert not jax.distributed.is_initialized()
-
-
-def test_half_a_description_is_refused(plain_machine):
-  for given in (('host:1', None, None), ('host:1', 2, 2)):
-    with pytest.raises(ValueError, match='set all three'):
-      processes.initialize(*given)
-  plain_machine.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
-  with pytest.raises(ValueError, match='coordinator=host:1, num_processes=None'):
-    processes.initialize()
-
-
-def test_on_one_device_there_is_no_mesh():
-  assert processes.over_devices('one') is None
-  assert (processes.over_devices('all') is None) == (jax.device_count() == 1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'name', ['eight_devices', 'sharded_params', 'sharded_nnx', 'sharded_allocation']
 )
 def test_eight_devices_train_score_allocate_and_fold_as_one(name):
-  ran = subprocess.run(program(name), env=environment(8), capture_output=True, text=True, cwd=ROOT)
+  ran = subprocess.run(
+    program(f'programs/{name}'), env=environment(8), capture_output=True, text=True, cwd=ROOT
+  )
   assert ran.returncode == 0, ran.stderr[-3000:]
 
 
-def free_port():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    return free.getsockname()[1]
-
-
-def test_joined_processes_wait_share_arrays_read_their_part_and_hear_of_a_signal_to_one(tmp_path):
-  port = free_port()
-  finish(
-    *(
-      subprocess.Popen(
-        [*program('two_processes'), str(port), str(process), str(tmp_path)],
-        cwd=ROOT,
-        env=environment(1),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-      )
-      for process in range(2)
-    )
-  )
-
-
-@pytest.fixture(scope='module')
-def start(run_config):
-  """A function that starts a tiny run in a workdir, on some devices, with more flags."""
-  # Each device would drop paths by itself.
-  fields = {'model__drop_path': 0.0, 'training__accumulate': 2, 'finetune__epochs': 0}
-  config = tiny_runs.changed(run_config, presets=(), **fields)
-  fields = tiny_runs.overrides(config)
-
-  def start(workdir, devices, *more):
-    flags = [*fields, *more]
-    return tiny_runs.start_command(
-      'configs/quickstart.py', workdir, flags, env=environment(devices)
-    )
-
-  return start
-
-
-def start_two(start, workdir, *more, devices=2):
-  joined = (
-    f'--config.distributed.coordinator=localhost:{free_port()}',
-    '--config.distributed.num_processes=2',
-  )
-  return [
-    start(workdir, devices, *joined, f'--config.distributed.process_id={process}', *more)
-    for process in range(2)
-  ]
-
-
-def finish(*processes):
-  """Standard output of each."""
-  printed = [process.communicate(timeout=300) for process in processes]
-  for process, (_, errors) in zip(processes, printed, strict=True):
-    assert process.returncode == 0, errors[-3000:]
-  return [output for output, _ in printed]
-
-
-def copy_as_if_killed(source, target):
-  """What a kill leaves that comes when the supernet is trained, and the next stage has begun."""
-  target.mkdir()
-  for name in (LOCK, 'config.json', 'metrics.jsonl'):
-    shutil.copy(source / name, target)
-  shutil.copytree(source / 'supernet', target / 'supernet')
-
-
-def assert_runs_agree(workdir, expected):
-  """Two runs have found the same structures with the same scores, and the same result."""
-  result, expected_result = (read_json(folder / 'result.json') for folder in (workdir, expected))
-  found, archive = (
-    read_arrays(folder / 'search' / 'archive.npz') for folder in (workdir, expected)
-  )
-  np.testing.assert_array_equal(found['genomes'], archive['genomes'])
-  np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)
-  assert np.abs(found['correct'] - archive['correct']).max() <= 1
-  searched, expected_one = (each['structures']['search'] for each in (result, expected_result))
-  assert searched['genome'] == expected_one['genome']
-  accuracy = expected_one['test_accuracy']
-  assert searched['test_accuracy'] == pytest.approx(accuracy, abs=2.5 / 797)
-  assert result['fold_max_abs_diff'] < 1e-4
-
-
-@pytest.mark.full
-def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(start, tmp_path):
-  """Two of two simulated devices each, against one of four.
-
-  The two stream the training images and shard the base; the one has both as a whole.
-  """
-  two, left, alone = (tmp_path / name for name in ('two', 'left', 'alone'))
-  layout = ('--config.data.max_resident=100000', '--config.mesh.base=sharded')
-  pair = start_two(start, two, *layout)
-  while not (two / 'training').exists() and all(process.poll() is None for process in pair):
-    time.sleep(0.05)
-  copy_as_if_killed(two, left)
-  printed = finish(*pair)
-  assert '| searched |' in printed[0]
-  assert 'searched' not in printed[1]
-  finish(start(left, 2, *layout))
-  finish(start(alone, 4))
-
-  assert sorted(os.listdir(two)) == sorted(os.listdir(alone))
-  for workdir in (two, left, alone):
-    lines = read_lines(workdir / 'metrics.jsonl', 'metrics', Line)
-    steps = [(line['stage'], line['step']) for line in lines]
-    assert len(set(steps)) == len(steps)  # one process writes
-  assert_runs_agree(two, alone)
-  assert_runs_agree(left, alone)
+def test_joined_processes_wait_share_arrays_and_read_their_part(tmp_path):
+  run_two('programs/two_processes', tmp_path)

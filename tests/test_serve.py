@@ -11,14 +11,14 @@ import pytest
 from comparing import assert_refused, random_params
 from flax import nnx
 from numpy.testing import assert_allclose
+from small_models import Transformer
 from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
 from glora_jax.serve import Pool
-from glora_jax.vision.models.vit import ViT
 
-X, IMAGES, NAMES = normal(6, 4), normal(6, 16, 16, 3), ['a', None, 'b', 'c', 'a', 'b']
+X, IMAGES, NAMES = normal(6, 4), normal(6, 4, 4, 3), ['a', None, 'b', 'c', 'a', 'b']
 STRUCTURES = {
   'a': {'qkv': {'A': 'vector', 'B': 'lora:2', 'C': 'lora:2', 'D': 'vector', 'E': 'constant'}},
   'b': {'fc': {'A': 'constant', 'B': 'vector', 'C': 'vector'}, 'proj': {'D': 'constant'}},
@@ -59,7 +59,7 @@ def assert_alone(answers, alone, params, inputs, names=NAMES):
 
 @pytest.mark.parametrize('merge, tied', [(False, (True, False)), (True, (False, True))])
 def test_each_example_is_answered_as_by_its_adapter_alone(merge, tied, tmp_path):
-  model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
+  model = Transformer(3)
   params = random_params(model, IMAGES)
   of_qkv, of_others = (glora_jax.SearchSpace((2, 4), tied=own, scale=2) for own in tied)
   adapted = glora_jax.adapt(model, IMAGES, space={'qkv': of_qkv, '': of_others})

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from comparing import assert_trees_close, random_variables, ready
 from numpy.testing import assert_array_equal
-from small_models import Mlp
+from small_models import Mlp, Transformer
 from trees import normal
 
 import glora_jax
@@ -17,17 +17,15 @@ from glora_jax.files import read_tensors, write_tensors
 from glora_jax.method import adapter_file, presets
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize
-from glora_jax.vision.models.vit import ViT
 
-IMAGES, ONE = normal(2, 16, 16, 3), jnp.ones((1, 4))
+IMAGES, ONE = normal(2, 4, 4, 3), jnp.ones((1, 4))
 
 
 @pytest.fixture(scope='module')
 def subnet():
-  """(adapted, variables) of a ViT, some of whose forms share storage."""
-  model = ViT(3, patch_size=8, width=12, depth=2, num_heads=2)
+  """(adapted, variables) of scanned blocks, some of whose forms share storage."""
   untied, tied = (glora_jax.SearchSpace((2, 4), tied=own) for own in (False, True))
-  return ready(model, IMAGES, space={'qkv': untied, '': tied})
+  return ready(Transformer(3), IMAGES, space={'qkv': untied, '': tied})
 
 
 def test_an_adapter_holds_the_trained_numbers_and_heads_and_gives_the_same_logits(subnet, tmp_path):

@@ -7,11 +7,17 @@ import hand_count
 import jax
 import jax.numpy as jnp
 import numpy as np
+import official
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose
 
 from glora_jax.method import equation, supports
+
+
+@pytest.fixture(scope='module')
+def golden_layer():
+  return official.load_layer()
 
 
 def effective(kernel, bias, layer_supports, alleles, ranks=(4,)):

@@ -39,7 +39,7 @@ def answer(path):
 
 
 def outcomes(environment, *names):
-  command = [*program('hub_names'), *names]
+  command = [*program('vision/programs/hub_names'), *names]
   ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
   return dict(zip(names, json.loads(ran.stdout), strict=True))
 

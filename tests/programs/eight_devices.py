@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from small_models import Transformer
 from trees import randomized
 
 import glora_jax
@@ -22,8 +23,6 @@ from glora_jax.training.gradient import by_device
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.models.vit import ViT
-from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
 MESH = meshes.over(jax.devices())
 FSDP = meshes.over(jax.devices(), fsdp=4)
@@ -33,7 +32,7 @@ RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
 labels = np.arange(43) % 3
 noise = np.random.default_rng(0).normal(size=(43, 16, 16, 3))
 images = noise.astype(np.float32) + labels[:, None, None, None].astype(np.float32)
-model = ViT(3, patch_size=8, width=64, depth=2, num_heads=2, drop_path=0.3)
+model = Transformer(3, width=64, drop_path=0.3)
 params = randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1)
 adapted = glora_jax.adapt(model, images[:1])
 variables = adapted.init(jax.random.key(1), params)
@@ -176,28 +175,21 @@ assert held.sharding.is_fully_replicated
 meshes.is_on_tpus = is_on_tpus
 
 
-# A head alone, under its body and on features.
+# A head alone.
 def negated(images, key):
   return -images
 
 
-def warm(adapted, variables, images=images, mesh=None, **options):
+def warm(adapted, variables, images=images, mesh=None):
   arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
-  return warm_head(*arguments, progress=False, mesh=mesh, **options)['params']['head']
+  options = {'preprocess': negated, 'progress': False, 'mesh': mesh}
+  return warm_head(*arguments, **options)['params']['head']
 
 
-def warm_on_features(adapted, variables, images, mesh):
-  head = HeadOnFeatures.of(adapted)
-  features = head.features(variables, negated, images, labels, 16, mesh)
-  return warm(head, variables, features, mesh)
-
-
-head_of_one_device = warm(adapted, variables, preprocess=negated)
+head_of_one_device = warm(adapted, variables)
 for head in (
-  warm(adapted, variables, mesh=MESH, preprocess=negated),
-  warm(gathering, on_fsdp, Stream(), FSDP, preprocess=negated),
-  warm_on_features(adapted, variables, images, MESH),
-  warm_on_features(gathering, on_fsdp, Stream(), FSDP),
+  warm(adapted, variables, mesh=MESH),
+  warm(gathering, on_fsdp, Stream(), FSDP),
 ):
   jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, head_of_one_device)
   assert_replicated(head)
@@ -213,10 +205,10 @@ assert_allclose(found.loss, expected.loss, rtol=1e-4)
 # Kernels are gathered a block at a time, and folded ones lie as those of the base.
 text = jax.jit(gathering.apply).lower(on_fsdp, images[:16], genome=genomes[0]).compile().as_text()
 gathered = set(re.findall(r'f32\[([\d,]+)\]\S* all-gather\(', text))
-assert '1,64,256' in gathered
-assert gathered.isdisjoint({'2,64,256', '16,5,64'})  # neither stacks nor activations
+assert '1,64,128' in gathered
+assert gathered.isdisjoint({'2,64,128', '16,13,64'})  # neither stacks nor activations
 folded = jax.jit(gathering.fold)(on_fsdp, genomes[0])
 close = functools.partial(assert_allclose, rtol=1e-4, atol=1e-6)
 jax.tree.map(close, folded, adapted.fold(variables, genomes[0]))
-kernel, base = (tree['blocks']['mlp']['fc1']['kernel'] for tree in (folded, on_fsdp['params']))
+kernel, base = (tree['blocks']['fc1']['kernel'] for tree in (folded, on_fsdp['params']))
 assert kernel.sharding.is_equivalent_to(base.sharding, base.ndim)

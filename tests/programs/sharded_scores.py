@@ -1,4 +1,4 @@
-"""Scores a population of ViTs on meshes of three shapes, as one device does.
+"""Scores a population of transformers on meshes of three shapes, as one device does.
 
 Prints a line for each mesh, which ends with the most collectives in the body of a loop.
 """
@@ -26,8 +26,8 @@ def most_collectives(text):
 
 
 def check(shapes):
-  adapted, *arguments = problem('vit', NUM_GENOMES)
-  correct, loss = reference_scores('vit', NUM_GENOMES)
+  adapted, *arguments = problem('transformer', NUM_GENOMES)
+  correct, loss = reference_scores('transformer', NUM_GENOMES)
   for shape in shapes:
     mesh = jax.make_mesh(shape, ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)

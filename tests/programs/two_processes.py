@@ -1,8 +1,6 @@
-"""One of two processes that wait for each other, share arrays, read a stream, hear of a signal."""
+"""One of two processes that wait for each other, share arrays and read a stream."""
 
-import os
 import pathlib
-import signal
 import sys
 import time
 
@@ -10,25 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from numpy.testing import assert_array_equal
-from PIL import Image
 
 import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState, fit
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.data.examples import Files
-from glora_jax.vision.data.pipeline import Stream
-from glora_jax.vision.runs import processes
 
 port, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-signals = []
-signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-
-for _ in range(2):  # the second call does nothing
-  processes.initialize(f'localhost:{port}', 2, process)
+jax.distributed.initialize(f'localhost:{port}', 2, process)
 assert jax.process_count() == 2
 assert meshes.primary() == (process == 0)
 
@@ -41,7 +30,7 @@ for name in 'ab':
     assert (folder / name).exists()
 
 # Arrays.
-mesh = processes.over_devices()
+mesh = meshes.over(jax.devices())
 assert dict(mesh.shape) == {'candidate': 2, 'data': 1}
 rows = meshes.local_rows(mesh, 6)
 assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]
@@ -51,47 +40,44 @@ assert_array_equal(meshes.on_host(shared), 10 * np.arange(6))
 placed = meshes.replicate(mesh, np.arange(3.0))
 assert placed.dtype == np.float32
 assert_array_equal(placed, np.arange(3))
-with pytest.raises(ValueError, match='does not fit 2 processes'):
-  processes.over_devices('one')
+assert not meshes.on_any(False)
+assert meshes.on_any(process == 1)
 assert meshes.least_of_all(process + 5) == 5
 
 # A stream: each reads the rows of its own device, and training that goes on amid an epoch ends
 # exactly where it would have ended.
-paths = [str(folder / f'{number}.png') for number in range(20)]
-with meshes.primary_first('images'):
-  if meshes.primary():
-    for number, path in enumerate(paths):
-      Image.new('RGB', (4, 4), (number, 100, 200)).save(path)
+points = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+labels = np.arange(20) % 2
 
 
-class Counted(Files):
-  """Files that know how many images were asked for."""
+class Stream:
+  """Points and their labels, which knows how many it was asked for."""
 
   read = 0
 
-  def image(self, index, **options):
-    self.read += 1
-    return super().image(index, **options)
+  def batches(self, indices):
+    for index in indices:
+      self.read += len(index)
+      yield points[index], labels[index]
 
 
 def loss_fn(trainable, frozen, batch, key):
-  images, labels = batch
+  points, labels = batch
   del frozen, key
-  errors = images.astype(jnp.float32).mean((1, 2)) @ trainable / 255 - labels
+  errors = points @ trainable - labels
   return jnp.mean(errors**2), {}
 
 
 def train(state=None):
-  """All states, and how many images were read for them."""
-  files = Counted(paths, [number % 2 for number in range(20)])
-  stream, states = Stream(files, 4), []
+  """All states, and how many points were read for them."""
+  stream, states = Stream(), []
   recipe = Recipe(epochs=3, batch_size=6, learning_rate=0.1, warmup_epochs=0)
   fit(
     loss_fn,
     jnp.ones(3),
     {},
     stream,
-    stream.labels,
+    labels,
     recipe,
     jax.random.key(0),
     state=state,
@@ -100,7 +86,7 @@ def train(state=None):
     progress=False,
     mesh=mesh,
   )
-  return states, files.read
+  return states, stream.read
 
 
 states, read = train()
@@ -144,9 +130,3 @@ glora_jax.save_adapter(own, adapted, variables)
 assert own.read_bytes() == in_parts
 _, loaded = glora_jax.load_adapter(own, adapted, parts['params'])
 assert_array_equal(loaded['glora']['B_down'], variables['glora']['B_down'])
-
-# Signals.
-assert not meshes.on_any(bool(signals))
-if process == 1:
-  os.kill(os.getpid(), signal.SIGTERM)
-assert meshes.on_any(bool(signals))

@@ -13,6 +13,7 @@ import pytest
 from comparing import assert_close, random_params
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from small_models import Transformer
 
 import glora_jax
 from glora_jax import tree
@@ -20,7 +21,6 @@ from glora_jax.search import allocation, choice, known
 from glora_jax.search.allocated import CLEAR, pooled, share_of
 from glora_jax.search.allocation import Directions
 from glora_jax.search.known import Known
-from glora_jax.vision.models.vit import ViT
 
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))
@@ -50,7 +50,7 @@ def mixed():
 
 @functools.cache
 def scanned():
-  return prepared(ViT(4, patch_size=4, width=12, depth=2, num_heads=2), (8, 8, 3))
+  return prepared(Transformer(4), (4, 4, 3))
 
 
 def live():

@@ -27,7 +27,7 @@ def pretend(monkeypatch, platform):
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize(
   'model, chunk, block',
-  [('mlp', 3, 8), ('mlp', 4, 256), ('vit', 7, 8)],
+  [('mlp', 3, 8), ('mlp', 4, 256), ('transformer', 7, 8)],
 )
 def test_scores_are_those_of_the_folded_models(model, platform, chunk, block, monkeypatch):
   adapted, *arguments = problem(model)
@@ -119,7 +119,7 @@ def test_the_chunk_fits_the_images_of_each_call_whatever_the_first_call_had():
 @pytest.mark.slow
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
   ran = subprocess.run(
-    program('sharded_scores'), env=environment(8), capture_output=True, text=True
+    program('programs/sharded_scores'), env=environment(8), capture_output=True, text=True
   )
   assert ran.returncode == 0, ran.stderr[-3000:]
   lines = ran.stdout.strip().splitlines()

@@ -45,7 +45,11 @@ def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path, monk
     return generate_examples(self, indices)
 
   monkeypatch.setattr(Digits, '_generate_examples', wait_and_generate_examples)
-  command = [*program('prepare_together'), str(tmp_path / 'tfds'), str(meeting_point)]
+  command = [
+    *program('vision/programs/prepare_together'),
+    str(tmp_path / 'tfds'),
+    str(meeting_point),
+  ]
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
   other = subprocess.Popen(command, text=True, **pipes)
   with caplog.at_level(logging.INFO):

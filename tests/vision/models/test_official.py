@@ -1,6 +1,7 @@
-"""What the official code saves, onto our ViT."""
+"""Our ViT against the official one: answers with all forms, and what the official code saves."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import assert_refused
@@ -53,3 +54,21 @@ def test_what_a_file_lacks_is_named_and_only_a_tied_vit_with_a_head_takes_it(
   load, params = load_official_supernet, golden_vit['params']
   assert_refused('mlp.fc1.D', load, tmp_path / 'lacking.npz', adapt(model, images), params)
   assert_refused('tied SearchSpace', load, path, adapt(model, images, tied=False), params)
+
+
+@pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])
+def test_all_golden_genomes_give_the_official_logits_and_counts(golden_vit, dtype, tolerance):
+  with jax.enable_x64(dtype == 'float64'):
+    variables, images = jax.tree.map(
+      lambda value: jnp.asarray(value, dtype),
+      ({name: golden_vit[name] for name in ('params', 'glora')}, golden_vit['x']),
+    )
+    adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images)
+    apply = jax.vmap(lambda genome: adapted.apply(variables, images, genome=genome))
+    logits = np.asarray(jax.jit(apply)(golden_vit['genomes']))
+  assert logits.dtype == dtype
+  official = golden_vit['logits']
+  assert np.abs(logits - official).max() <= tolerance * np.abs(official).max()
+  np.testing.assert_array_equal(
+    adapted.count_params(golden_vit['genomes']), golden_vit['param_count']
+  )

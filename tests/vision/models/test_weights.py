@@ -73,7 +73,12 @@ def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path, c
   assert 'uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu' in printed
   images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
   np.save(tmp_path / 'images.npy', images)
-  command = [*program('call_exported'), path, tmp_path / 'images.npy', tmp_path / 'logits.npy']
+  command = [
+    *program('vision/programs/call_exported'),
+    path,
+    tmp_path / 'images.npy',
+    tmp_path / 'logits.npy',
+  ]
   ran = subprocess.run(command, check=True, capture_output=True, text=True)
   assert ran.stdout.strip() == 'uint8[batch,32,32,3]'
   expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))

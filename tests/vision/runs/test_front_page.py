@@ -41,3 +41,26 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
   command = f'{sys.executable} -m glora_jax.main --help | true'
   result = subprocess.run(['sh', '-c', command], check=True, capture_output=True, cwd=ROOT)
   assert not result.stderr
+
+
+def loaded_by(code):
+  """The standard output of a fresh process, whose last line has the modules that it loaded."""
+  words = [sys.executable, '-c', f'import sys\n{code}\nprint(*sys.modules)']
+  return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_first_pages_of_the_command_load_no_jax():
+  code = (
+    'import glora_jax.main as main; sys.argv = ["main"{}]\ntry: main.command()\n'
+    'except SystemExit: pass'
+  )
+  for flag, expected in (('', 'Five things to do'), (', "--help"', '--workdir FOLDER')):
+    page = loaded_by(code.format(flag))
+    assert expected in page
+    assert 'jax' not in page.splitlines()[-1].split()
+
+
+def test_runs_load_no_library_of_a_single_task():
+  modules = loaded_by('import glora_jax.vision.runs.job').split()
+  assert 'glora_jax.vision.data.tasks.digits' in modules
+  assert not {'sklearn', 'pandas', 'matplotlib'} & {*modules}

@@ -4,16 +4,26 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import subprocess
 
 import pytest
 import tiny_runs
 from label_lists import write_images
-from places import digests
+from places import digests, program
 
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.stage import read_by
-from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, changes_of, claim, write_config
+from glora_jax.vision.runs.workdir import (
+  LOCK,
+  TEST_LIST,
+  InUseError,
+  Stopped,
+  changes_of,
+  claim,
+  write_config,
+)
 
 
 def changed(**fields):
@@ -192,3 +202,31 @@ def test_a_file_of_another_run_in_a_finished_workdir_is_named(name, short, finis
   again = experiment.run(short, str(workdir))
   assert again == result or name == 'result.json'  # without which all is tested again
   assert tiny_runs.without_seconds(again) == tiny_runs.without_seconds(result)
+
+
+def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):
+  folder = tmp_path / 'new' / 'run'
+  holder = subprocess.Popen(
+    [*program('vision/programs/hold_folder'), str(folder)], stdout=subprocess.PIPE, text=True
+  )
+  assert holder.stdout.readline() == 'held\n'
+  with pytest.raises(InUseError, match=r'The workdir .*run is in use by .*another --workdir'):
+    claim(folder).__enter__()
+  holder.send_signal(signal.SIGKILL)
+  holder.communicate()
+  with claim(folder), pytest.raises(InUseError):
+    claim(folder).__enter__()
+  with pytest.raises(KeyError), claim(folder):
+    raise KeyError
+  with claim(folder):
+    assert os.listdir(folder) == [LOCK]
+
+
+def test_what_killed_writers_left_is_removed_where_a_run_writes_and_nowhere_else(tmp_path):
+  ours = ('1.glora_jax.partial', 'training/lora/2.glora_jax.partial')
+  others = ('notes/3.glora_jax.partial', 'task/4.glora_jax.partial', 'x.partial', 'training/x')
+  for name in (LOCK, *ours, *others):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  with claim(tmp_path, ['training'], tasks=['task']):
+    assert [name for name in (*ours, *others) if (tmp_path / name).exists()] == [*others]

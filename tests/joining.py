@@ -1,0 +1,33 @@
+"""Processes that join."""
+
+import socket
+import subprocess
+
+from places import ROOT, environment, program
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
+def finish(*processes):
+  """Standard output of each."""
+  printed = [process.communicate(timeout=300) for process in processes]
+  for process, (_, errors) in zip(processes, printed, strict=True):
+    assert process.returncode == 0, errors[-3000:]
+  return [output for output, _ in printed]
+
+
+def run_two(name, *arguments):
+  """Runs a program below `tests` as two processes of a device each."""
+  port = str(free_port())
+  options = {'cwd': ROOT, 'env': environment(1), 'text': True}
+  options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  finish(
+    *(
+      subprocess.Popen([*program(name), port, str(process), *map(str, arguments)], **options)
+      for process in range(2)
+    )
+  )
