@@ -66,6 +66,12 @@ def assert_trees_close(actual, expected, tolerance=1e-5):
     assert_close(a, b, tolerance)
 
 
+def assert_trees_equal(actual, expected):
+  """Equal structures, and leaves of equal numbers."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
 def assert_folds(adapted, variables, *inputs, structure=None, tolerance=1e-5, **kwargs):
   """Folded, a model answers as it does adapted: fixed to a structure, and with it at the call.
 

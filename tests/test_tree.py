@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Any
 
-import chex
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import assert_trees_equal
 from flax import nnx
 from numpy.testing import assert_array_equal
 
@@ -53,7 +53,7 @@ def test_a_leaf_is_read_replaced_and_parted_by_its_path(whole, name):
   assert list(tree.flatten(first)) == [path]
   assert set(tree.flatten(second)) == set(tree.flatten(whole)) - {path}
   plain = whole.unfreeze() if isinstance(whole, flax.core.FrozenDict) else whole
-  chex.assert_trees_all_equal(tree.union(first, second), plain)
+  assert_trees_equal(tree.union(first, second), plain)
   replaced = tree.union(first, tree.replace(first, path, 2 * leaf))  # the second decides
   assert_array_equal(nn.meta.unbox(tree.get(replaced, path)), 2)
 

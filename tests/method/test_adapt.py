@@ -1,9 +1,8 @@
 """Splitting variables in halves and joining them; objects that hold a model."""
 
-import chex
 import jax
 import pytest
-from comparing import ready
+from comparing import assert_trees_equal, ready
 from small_models import Mlp
 from trees import normal
 
@@ -23,10 +22,10 @@ def test_split_separates_heads_and_supports_and_join_puts_them_back(small):
   assert trainable['params'].keys() == {'head'}
   assert 'head' not in frozen['params']
   assert trainable.keys() == {'params', 'glora'}
-  chex.assert_trees_all_equal(adapted.join(trainable, frozen), variables)
+  assert_trees_equal(adapted.join(trainable, frozen), variables)
   probe, rest = adapted.split({'params': variables['params']}, supports=False)
   assert probe == {'params': trainable['params']}
-  chex.assert_trees_all_equal(adapted.join(probe, rest), {**variables, 'glora': {}})
+  assert_trees_equal(adapted.join(probe, rest), {**variables, 'glora': {}})
 
 
 class Holder:

@@ -1,11 +1,11 @@
 """What is done with an attached model: fixed, scored, searched, allocated, saved and loaded."""
 
-import chex
 import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from comparing import assert_trees_equal
 from flax import nnx
 from live_models import call, randomize, variables
 from numpy.testing import assert_allclose, assert_array_equal
@@ -64,7 +64,7 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   before = nnx.to_pure_dict(nnx.state(lora))
   with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
     glora_nnx.load_adapter(tmp_path / 'live.safetensors', lora)
-  chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(lora)), before)
+  assert_trees_equal(nnx.to_pure_dict(nnx.state(lora)), before)
 
 
 def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_no_other(attached):

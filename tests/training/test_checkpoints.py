@@ -6,12 +6,12 @@ import os
 import resource
 import shutil
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import assert_trees_equal
 from limiting import limited
 
 from glora_jax.training.checkpoints import TrainingCheckpoints
@@ -41,7 +41,7 @@ def test_training_states_round_trip_and_the_newest_counts(tmp_path):
   assert latest(tmp_path, a_state(0)) is None
   save(tmp_path, a_state(5), a_state(9), a_state(5)._replace(step=9))  # which is there already
   restored = latest(tmp_path, a_state(0))
-  chex.assert_trees_all_equal(restored, a_state(9))
+  assert_trees_equal(restored, a_state(9))
   assert restored.step == 9
 
 
@@ -50,7 +50,7 @@ def test_states_of_runs_side_by_side_round_trip_each_with_its_step(tmp_path):
   state = initial_state(starts, optax.adamw(0.1), runs=2)
   stopped = state._replace(step=np.array([5, 9]))
   save(tmp_path, state._replace(step=np.array([5, 5])), stopped)  # the first has stopped
-  chex.assert_trees_all_equal(latest(tmp_path, state), stopped)
+  assert_trees_equal(latest(tmp_path, state), stopped)
 
 
 @pytest.fixture(scope='module')
@@ -89,14 +89,14 @@ def test_whatever_file_is_damaged_a_state_that_was_saved_comes_back_and_all_is_k
     before = files_in(folder / '9')
     with TrainingCheckpoints(folder) as checkpoints:
       state = checkpoints.latest(a_state(0))
-      chex.assert_trees_all_equal(state, a_state(state.step))
+      assert_trees_equal(state, a_state(state.step))
       if state.step == 9:  # orbax has some things twice
         continue
       fallen_back += 1
       assert state.step == 5
       assert f'{folder}/9 is damaged' in caplog.text
       checkpoints.save(a_state(9))  # training comes there again
-    chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(9))
+    assert_trees_equal(latest(folder, a_state(0)), a_state(9))
     assert files_in(folder / '9.damaged') == before
   assert fallen_back >= 2  # the numbers themselves, and what says where they are
 
@@ -139,7 +139,7 @@ def test_a_state_that_the_system_does_not_let_read_is_not_damaged(saved_states, 
     assert any(os.strerror(n) in str(caught.value) for n in (errno.EMFILE, errno.ELOOP))
     assert 'damaged' not in str(caught.value)
     assert files_in(folder) == before
-    chex.assert_trees_all_equal(checkpoints.latest(a_state(0)), a_state(9))
+    assert_trees_equal(checkpoints.latest(a_state(0)), a_state(9))
 
 
 def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
@@ -162,6 +162,6 @@ def test_a_state_that_cannot_be_written_is_a_sentence_and_older_states_stay(tmp_
   sentence = r'cannot be written to .*states \(File too large\)\. .*free some space'
   with limited(resource.RLIMIT_FSIZE, 100_000), pytest.raises(OSError, match=sentence):
     save(folder, large)
-  chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(5))
+  assert_trees_equal(latest(folder, a_state(0)), a_state(5))
   save(folder, a_state(9))
-  chex.assert_trees_all_equal(latest(folder, a_state(0)), a_state(9))
+  assert_trees_equal(latest(folder, a_state(0)), a_state(9))

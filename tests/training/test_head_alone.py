@@ -1,10 +1,9 @@
 """A head that is trained alone, against the same head trained on the answers of its frozen body."""
 
-import chex
 import jax
 import numpy as np
 import pytest
-from comparing import ready, vector
+from comparing import assert_trees_equal, ready, vector
 from numpy.testing import assert_allclose
 from small_models import LiveMlp, Mlp
 from tiny import problem
@@ -52,7 +51,7 @@ def test_the_head_learns_from_what_the_frozen_body_answers(make):
   found = warm_head(adapted, variables, images, *data, preprocess=halved, **options)
   head, start = found['params'].pop('head'), {**variables['params']}
   before = start.pop('head')
-  chex.assert_trees_all_equal(found, {**variables, 'params': start})
+  assert_trees_equal(found, {**variables, 'params': start})
   expected = fit(loss_fn, before, {}, features, *data, **options).trainable
   assert_allclose(vector(head), vector(expected), atol=2e-5)
   assert np.abs(vector(head) - vector(before)).max() > 1e-2

@@ -3,12 +3,11 @@
 import functools
 import operator
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import vector
+from comparing import assert_trees_equal, vector
 from numpy.testing import assert_allclose
 from tiny import problem
 
@@ -86,7 +85,7 @@ def test_runs_that_are_resumed_end_as_the_undisturbed_ones_to_the_bit():
   train = functools.partial(fit, loss_fn, (stacked(trainable, trainable), frozen), KEYS)
   whole, half = train(rates=[1.0, 0.1]), train(rates=[1.0, 0.1], stop_epoch=1)
   assert half.step.tolist() == [3, 3]
-  chex.assert_trees_all_equal(train(rates=[1.0, 0.1], state=half), whole)
+  assert_trees_equal(train(rates=[1.0, 0.1], state=half), whole)
 
 
 def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
@@ -109,4 +108,4 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
   assert np.isnan(np.stack(means)).any(0).tolist() == [False, True]
   assert not np.isnan(means[0]).any()
   for before in states:
-    chex.assert_trees_all_equal(train(state=before), state)
+    assert_trees_equal(train(state=before), state)
