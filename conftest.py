@@ -2,7 +2,6 @@
 
 import gc
 import importlib.metadata
-import importlib.util
 import os
 
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit it.
@@ -18,6 +17,8 @@ import jax
 import pytest
 from places import ROOT
 
+from glora_jax.errors import MissingPackageError
+
 # What pytest would import to look for examples: child processes' programs, helpers that need peers.
 collect_ignore = [
   'tests/programs',
@@ -26,16 +27,15 @@ collect_ignore = [
   'tests/peers/make_fixtures.py',
 ]
 
-LIBRARY_ALONE = importlib.util.find_spec('tensorflow_datasets') is None
-if LIBRARY_ALONE:
-  commands = [f'glora_jax/{name}.py' for name in ('main', 'predict', 'convert')]
+MISSING = ''  # what the application needs and is not installed
+try:
+  import glora_jax.vision  # noqa: F401
+except MissingPackageError as error:
+  MISSING = str(error)
   collect_ignore += [
-    'glora_jax/vision',
-    *commands,
-    'tests/vision',
-    'tests/peers',
-    'tests/benchmarks',
+    f'glora_jax/{name}' for name in ('main.py', 'predict.py', 'convert.py', 'vision')
   ]
+  collect_ignore += [f'tests/{name}' for name in ('benchmarks', 'peers', 'vision')]
 
 CACHE = ROOT / '.pytest_cache'
 jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
@@ -61,10 +61,8 @@ def pytest_xdist_auto_num_workers():
 
 def pytest_terminal_summary(terminalreporter):
   """Says which tests were left out."""
-  if LIBRARY_ALONE:
-    terminalreporter.write_line(
-      "The tests of glora_jax.vision were left out; they need pip install -e '.[test]'."
-    )
+  if MISSING:
+    terminalreporter.write_line(f'Tests of the application were left out: {MISSING}')
 
 
 def pytest_collection_finish():
