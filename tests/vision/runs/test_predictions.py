@@ -52,7 +52,7 @@ def test_an_answer_that_is_not_finite_is_wrong(problem):
 
 
 @pytest.mark.slow
-def test_eight_devices_read_blocks_and_predict_as_one():
-  command = program('answers_on_eight_devices')
+def test_eight_devices_read_predict_and_train_a_head_on_features_as_one():
+  command = program('vision/programs/vit_on_eight_devices')
   ran = subprocess.run(command, env=environment(8), capture_output=True, text=True, cwd=ROOT)
   assert ran.returncode == 0, ran.stderr[-3000:]

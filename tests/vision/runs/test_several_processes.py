@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import time
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from joining import finish, free_port, run_two
-from places import environment, program
+from places import environment
 
 from glora_jax.files import read_json
 from glora_jax.records import read_lines
@@ -140,10 +139,3 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
     assert len(set(steps)) == len(steps)  # one process writes
   assert_runs_agree(two, alone)
   assert_runs_agree(left, alone)
-
-
-@pytest.mark.slow
-def test_a_head_is_trained_on_features_on_eight_devices_as_on_one():
-  command = program('vision/programs/features_on_eight_devices')
-  ran = subprocess.run(command, env=environment(8), capture_output=True, text=True)
-  assert ran.returncode == 0, ran.stderr[-3000:]

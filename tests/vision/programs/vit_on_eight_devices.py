@@ -1,4 +1,6 @@
-"""Reads a stream in blocks and predicts on eight devices, with the base whole and sharded."""
+"""Reads, predicts and trains a head on eight devices, with the base whole and sharded."""
+
+import functools
 
 import jax
 import numpy as np
@@ -7,9 +9,12 @@ from trees import randomized
 
 import glora_jax
 from glora_jax import mesh as meshes
+from glora_jax.training.head_alone import warm_head
+from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.pipeline import blocks
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.predictions import make_predictor
+from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
 MESH = meshes.over(jax.devices())
 images = np.random.default_rng(0).normal(size=(43, 16, 16, 3)).astype(np.float32)
@@ -41,6 +46,13 @@ def preprocess(images, key):
   return -images
 
 
+def warm(adapted, variables, inputs, mesh=None, **options):
+  recipe = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
+  arguments = adapted, variables, inputs, labels, recipe, jax.random.key(4)
+  return warm_head(*arguments, progress=False, mesh=mesh, **options)['params']['head']
+
+
+under_body = warm(adapted, variables, images, preprocess=preprocess)
 expected = make_predictor(adapted, preprocess)(variables, images)
 assert len({*np.asarray(expected.classes).tolist()}) > 1
 fsdp = meshes.over(jax.devices(), fsdp=4)
@@ -52,3 +64,8 @@ for mesh, (model_on_mesh, laid) in {MESH: (adapted, variables), fsdp: sharded}.i
   classes, probabilities = map(np.concatenate, zip(*parts, strict=True))
   assert_array_equal(classes, expected.classes)
   assert_allclose(probabilities, expected.probabilities, rtol=1e-4)
+  learner = HeadOnFeatures.of(model_on_mesh)
+  features = learner.features(laid, preprocess, Stream(), labels, 16, mesh)
+  head = warm(learner, laid, features, mesh)
+  jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, under_body)
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(head))
