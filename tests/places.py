@@ -1,13 +1,12 @@
 """Where tests find things: folders of the project, programs of child processes, configs."""
 
+import hashlib
 import importlib.util
 import os
 import pathlib
 import sys
 
 import jax
-
-from glora_jax.vision.files import sha256_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIXTURES = ROOT / 'tests' / 'vision' / 'fixtures'
@@ -43,4 +42,8 @@ def get_config(name, *arguments):
 
 def digests(folder):
   """SHA-256 of every file below a folder, by path."""
-  return {path: sha256_of(path) for path in folder.rglob('*') if path.is_file()}
+  return {
+    path: hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
