@@ -187,7 +187,7 @@ class Adapted:
         given although the structure is fixed.
     """
     genome = genome_for(self, genome, 'apply')
-    self._check(variables, genome)
+    check_variables(self, variables, genome)
     return run(self, Call(args, kwargs), variables, jnp.asarray(genome), self.genome)
 
   def fold(self, variables: Mapping[str, Any], genome: Any = None) -> Any:
@@ -202,12 +202,8 @@ class Adapted:
       Of a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
     """
     genome = genome_for(self, genome, 'fold')
-    self._check(variables, genome)
+    check_variables(self, variables, genome)
     return fold_params(self, variables, jnp.asarray(genome))
-
-  def _check(self, variables: Any, genome: Any) -> None:
-    check_collections(variables)
-    check_storage(self._places.groups, variables[COLLECTION], genome)
 
   def full_precision(self, params: Any) -> Any:
     """Params of a quantized base as the model's own, in float32; all others as they are."""
@@ -383,7 +379,7 @@ def run(
   Args:
     adapted: the adapted model.
     call: arguments of the model besides its variables.
-    variables: variables from `init`, their supports checked.
+    variables: variables from `init`, checked.
     genome: int [rows, 5], checked.
     fixed: the genome where it is known when tracing; see `modules.graft`.
     slot: which of supports with an axis of slots after the stack's are used; see `serve.Pool`.
@@ -393,7 +389,6 @@ def run(
   """
   model, places = adapted.model, adapted._places
   params, supports = variables['params'], variables[COLLECTION]
-  check_params(adapted, params)
   function = _function(model, variables)
   if _runs_by_modules(adapted) and slot is None and not has_quantized(params):
     grafted, runs = graft(places.groups, params, supports, genome, fixed)
@@ -415,7 +410,6 @@ def run(
 def fold_params(adapted: Adapted, variables: Mapping[str, Any], genome: jax.Array) -> Any:
   """`Adapted.fold` of checked arguments."""
   params = adapted.full_precision(variables['params'])
-  check_params(adapted, params)
   return fold(adapted._places.groups, params, variables[COLLECTION], genome)
 
 
@@ -454,19 +448,22 @@ def dequantize_heads(adapted: Adapted, params: Any) -> Any:
   return full_precision(params, places.param_shapes, only=places.head_paths)
 
 
-def check_variables(adapted: Adapted, variables: Any) -> None:
+def check_variables(adapted: Adapted, variables: Any, genome: Any = None) -> None:
   """Checks that variables are those of a model, before anything is computed with them.
 
   Args:
     adapted: the adapted model.
     variables: variables from `init`, after training for instance.
+    genome: int [rows, 5], what they are needed for; None for the model's own or, if that is free,
+      for any.
 
   Raises:
     ValueError: they lack a collection, or their parameters or supports are those of another model
       or search space.
   """
   check_collections(variables)
-  check_storage(adapted._places.groups, variables[COLLECTION], adapted.genome)
+  genome = adapted.genome if genome is None else genome
+  check_storage(adapted._places.groups, variables[COLLECTION], genome)
   check_params(adapted, variables['params'])
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from glora_jax.checks import check_callable, check_type, check_whole, shown
 from glora_jax.compiling import reported, staged_like
 from glora_jax.mesh import least_of_all, require_mesh
-from glora_jax.method.adapted import Adapted, Call, call_model, fold_params, run
+from glora_jax.method.adapted import Adapted, Call, call_model, check_params, fold_params, run
 from glora_jax.method.genomes import check_population
 from glora_jax.method.groups import check_storage
 from glora_jax.method.sample import Preprocess, unchanged
@@ -293,6 +293,7 @@ class _Evaluator:
 
     It is folded once, or merged in every pass, which holds less.
     """
+    check_params(self.adapted, variables['params'])
     is_folded = not isinstance(self.adapted.model, nn.Module) or _platform_of(self.mesh) == 'cpu'
     if is_folded:
       variables = {**variables, 'params': fold_params(self.adapted, variables, genome)}
