@@ -43,7 +43,7 @@ from glora_jax.method.supports import COLLECTION
 from glora_jax.tree import Path as TreePath
 from glora_jax.tree import get, grouped, path_name, replace
 
-__all__ = ['load_peft', 'save_peft']
+__all__ = ['PeftAdapter', 'load_peft', 'read_peft', 'save_peft']
 
 NameMap = Mapping[str, str | Sequence[str]]
 """Names of torch modules by regular expressions of our paths; see `save_peft`."""
