@@ -1,7 +1,6 @@
 """The page of all config fields, from the declarations that check them."""
 
 from glora_jax.vision.runs import config, schema
-from glora_jax.vision.settings import expected
 
 HEAD = """# Config fields
 
@@ -17,8 +16,8 @@ def text() -> str:
     if prefix:
       lines += ['', f'{"#" * (1 + prefix.count("."))} `{prefix}*`', '', summary]
     lines += ['', '| field | default | type and range | meaning |', '|---|---|---|---|']
-    for name, info, value in fields:
-      default = '(empty)' if value in ('', ()) else f'`{value}`'
-      cells = (f'`{name}`', default, expected(info), info.description)
+    for field in fields:
+      default = '(empty)' if field.value in ('', ()) else f'`{field.value}`'
+      cells = (f'`{field.name}`', default, field.expected, field.meaning)
       lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')
   return '\n'.join(lines)

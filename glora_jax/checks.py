@@ -1,68 +1,211 @@
-"""Checks of single arguments, and how messages quote values.
-
-It imports no pydantic (`settings`), which would take a tenth of the time that `adapt` takes.
-"""
+"""Checks of arguments, settings and JSON by their annotations, and how messages quote values."""
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
+import functools
 import math
+import operator
 import os
 import re
-from collections.abc import Iterable
-from typing import Any
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 MOST_COUNTED = 2**31 - 1  # JAX counts in int32
 _LONGEST_SHOWN = 80  # characters of a value that a sentence quotes
 _MOST_LISTED = 10  # names that a sentence has
 _NOT_PRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_UNIONS = (typing.Union, types.UnionType)
+_WORDS = {
+  Any: 'anything',
+  None: 'None',
+  types.NoneType: 'None',
+  bool: 'True or False',
+  int: 'an integer',
+  float: 'a finite number',
+  str: 'a string',
+  dict: 'a dictionary',
+  collections.abc.Callable: 'a function',
+}
+_LIMITS = {
+  'least': (operator.ge, 'at least'),
+  'above': (operator.gt, 'above'),
+  'most': (operator.le, 'at most'),
+  'below': (operator.lt, 'below'),
+}
 
 
-def check_whole(value: Any, name: str, least: int = 0, most: int = MOST_COUNTED) -> int:
-  """An integer of a range, as a Python int; 2.0 counts.
+def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
+  """A value of an annotated type, with Python's numbers in the place of NumPy's and JAX's.
+
+  2.0 counts as an integer, and True does not. Lists and tuples stand for each other, and a
+  `TypedDict` allows further names.
+
+  Args:
+    value: any value.
+    kind: its annotation: `int`, `float`, `bool`, `str`, `None`, `Any`, a `Literal`, a class, a
+      `TypedDict`; or `list`, `tuple`, `dict`, `Mapping` or unions of these.
+    name: what the sentence of the error calls the value.
+    **limits: of the numbers in it: `least`, `above`, `most`, `below`. An integer that has any is a
+      count, which JAX needs to be at most 2**31 - 1 unless `most` says otherwise.
 
   Raises:
-    ValueError: the value is anything else.
+    TypeError: the value, or one in it, has another type.
+    ValueError: a number is not finite or beyond a limit, a string is not among the choices, or a
+      name is missing.
 
   Example:
-    >>> check_whole(2.5, 'number')
+    >>> validate(2.0, int | None, 'chunk', least=1)
+    2
+    >>> validate({'test': [1, 'two']}, dict[str, list[int]], 'seconds')
     Traceback (most recent call last):
-    ValueError: number=2.5 must be an integer from 0 to 2147483647.
+    TypeError: seconds.test[1]='two' must be an integer.
   """
-  number = whole_number(value)
-  if number is None or not least <= number <= most:
-    raise ValueError(f'{name}={shown(plain(value))} must be an integer from {least} to {most}.')
-  return number
+  origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+  if not _is_of(value, kind):
+    raise TypeError(_must_be(expected(kind), value, name))
+  if origin in _UNIONS:
+    fitting = next(part for part in parts if _is_of(value, part))
+    return validate(value, fitting, name, **limits)
+  value = _python(value, kind)
+  if origin is Literal and value not in parts:
+    raise ValueError(_must_be(expected(kind), value, name))
+  if origin in (int, float):
+    return _number(value, origin, name, **limits)
+  if typing.is_typeddict(kind):
+    return _members(value, kind, name)
+  if origin in (list, tuple) and parts:
+    items = enumerate(value)
+    return origin(validate(item, parts[0], f'{name}[{place}]', **limits) for place, item in items)
+  if origin in (dict, collections.abc.Mapping) and parts:
+    names = [validate(key, parts[0], f'a name in {name or "it"}') for key in value]
+    return {key: validate(value[key], parts[1], _member(name, key), **limits) for key in names}
+  return value
 
 
-def check_flag(value: Any, name: str) -> bool:
-  """True or False, as Python's; raises ValueError for all else."""
-  if not isinstance(flag := plain(value), bool):
-    raise ValueError(f'{name}={shown(flag)} must be True or False.')
-  return flag
+def _is_of(value: Any, kind: Any) -> bool:
+  """Whether a value has a type, as far as it shows without a look at what is in it."""
+  origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+  value = _python(value, kind)
+  if origin in _UNIONS:
+    return any(_is_of(value, part) for part in parts)
+  if origin is Any:
+    return True
+  if origin is None:
+    return value is None
+  if origin is Literal:
+    return type(value) in map(type, parts)
+  if origin is int:
+    return whole_number(value) is not None
+  if origin is float:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  if origin in (list, tuple):
+    return isinstance(value, list | tuple)
+  return isinstance(value, Mapping if typing.is_typeddict(kind) or origin is dict else origin)
 
 
-def check_type(value: Any, kind: type, name: str) -> None:
-  """Checks an argument that must be an instance of a class.
+def _python(value: Any, kind: Any) -> Any:
+  """A scalar of NumPy or JAX as Python's, and an array as lists where these are expected."""
+  origin = typing.get_origin(kind) or kind
+  is_scalar = origin in (bool, int, float, str, Literal) and getattr(value, 'shape', None) == ()
+  return plain(value) if is_scalar or origin in (list, tuple) else value
+
+
+def _members(value: Mapping[str, Any], kind: Any, name: str) -> dict[str, Any]:
+  """A dictionary whose members have the types of a `TypedDict`; it may have others."""
+  if missing := kind.__required_keys__ - value.keys():
+    raise ValueError(f'{_member(name, min(missing))} is missing.')
+  known = {key: each for key, each in kinds_of(kind).items() if key in value}
+  return {**value, **{key: validate(value[key], known[key], _member(name, key)) for key in known}}
+
+
+def _number(value: Any, kind: type, name: str, **limits: float) -> Any:
+  if kind is float and not is_finite(value):
+    raise ValueError(_must_be('finite', value, name))
+  if kind is int and limits:
+    limits = {'most': MOST_COUNTED, **limits}
+  for limit, bound in limits.items():
+    is_within, words = _LIMITS[limit]
+    if not is_within(value, bound):
+      raise ValueError(_must_be(f'{words} {bound}', value, name))
+  return kind(value)
+
+
+def _member(name: str, key: str) -> str:
+  return f'{name}.{listed([key])}' if name else listed([key])
+
+
+def _must_be(words: str, value: Any, name: str) -> str:
+  """A sentence with a number or a text itself, and the type of all else, which may be long."""
+  if getattr(value, 'shape', None) == ():
+    value = plain(value)
+  if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+    return f'{name}={shown(value)} must be {words}.' if name else f'expected {words}.'
+  return f'{name or "it"} must be {words}, got {expected(type(value))}.'
+
+
+def expected(kind: Any, **limits: float) -> str:
+  """An annotation in words, with the limits of its numbers.
+
+  Example:
+    >>> expected(tuple[int, ...] | None, least=1)
+    'a tuple (each an integer) or None, at least 1'
+  """
+  origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+  if origin in _UNIONS:
+    words = ' or '.join(map(expected, parts))
+  elif origin is Literal:
+    words = ' or '.join(map(repr, parts))
+  elif origin in _WORDS or typing.is_typeddict(kind):
+    words = _WORDS.get(origin, 'a dictionary')
+  else:
+    words = f'{"an" if origin.__name__[0] in "AEIOUaeiou" else "a"} {origin.__name__}'
+  if origin in (list, tuple, dict, collections.abc.Mapping) and parts:
+    words += f' (each {expected(parts[origin not in (list, tuple)])})'
+  return ', '.join([words, *(f'{_LIMITS[name][1]} {bound}' for name, bound in limits.items())])
+
+
+def field(default: Any, **limits: float) -> Any:
+  """A field of a dataclass with the limits of its numbers, for `validate_fields`."""
+  return dataclasses.field(default=default, metadata=limits)
+
+
+def validate_fields(settings: Any) -> None:
+  """Checks the fields of a frozen dataclass by their annotations and limits.
 
   Raises:
-    ValueError: it is something else.
+    TypeError: fields have another type; a line for each mistake.
+    ValueError: fields of the right types have values that are not allowed.
 
   Example:
-    >>> import pathlib
-    >>> check_type('runs', pathlib.Path, 'folder')
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Noise:
+    ...   sigma: float = field(0.1, least=0)
+    ...   def __post_init__(self):
+    ...     validate_fields(self)
+    >>> Noise(sigma=-1)
     Traceback (most recent call last):
-    ValueError: folder: expected a Path, got str.
+    ValueError: sigma=-1 must be at least 0.
   """
-  if not isinstance(value, kind):
-    given = 'None' if value is None else type(value).__name__
-    article = 'an' if kind.__name__[0] in 'AEIOU' else 'a'
-    raise ValueError(f'{name}: expected {article} {kind.__name__}, got {given}.')
+  mistakes: list[Exception] = []
+  for each in dataclasses.fields(settings):
+    kind, value = kinds_of(type(settings))[each.name], getattr(settings, each.name)
+    try:
+      object.__setattr__(settings, each.name, validate(value, kind, each.name, **each.metadata))
+    except (TypeError, ValueError) as error:
+      mistakes.append(error)
+  if mistakes:
+    is_type = any(isinstance(mistake, TypeError) for mistake in mistakes)
+    raise (TypeError if is_type else ValueError)('\n'.join(map(str, mistakes)))
 
 
-def check_callable(value: Any, name: str) -> None:
-  """Raises ValueError for an argument that is not a function."""
-  if not callable(value):
-    raise ValueError(f'{name}={shown(value)} must be a function.')
+@functools.cache
+def kinds_of(kind: type) -> dict[str, Any]:
+  """The annotations of a class by name."""
+  return typing.get_type_hints(kind)
 
 
 def is_finite(number: float) -> bool:
@@ -107,7 +250,8 @@ def check_path(path: Any) -> str:
   """A path as a string.
 
   Raises:
-    ValueError: it is not a path.
+    TypeError: it is not a path.
+    ValueError: it is empty, or has a null character.
 
   Example:
     >>> import pathlib
@@ -115,8 +259,10 @@ def check_path(path: Any) -> str:
     'runs/digits'
   """
   text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-  if not isinstance(text, str) or not text or '\0' in text:
-    raise ValueError(f'expected a path (a string or a pathlib.Path), got {shown(path)}.')
+  if not isinstance(text, str):
+    raise TypeError(f'expected a path (a string or a pathlib.Path), got {shown(path)}.')
+  if not text or '\0' in text:
+    raise ValueError(f'expected a path, got {shown(path)}.')
   return text
 
 

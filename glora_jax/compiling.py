@@ -13,10 +13,9 @@ import contextvars
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
-from typing_extensions import TypedDict
 
 MEMORY = ('arguments', 'outputs', 'temporaries')  # kinds of it
 

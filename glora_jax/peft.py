@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from glora_jax import hub
-from glora_jax.checks import check_path, check_type, shown
+from glora_jax.checks import check_path, shown, validate
 from glora_jax.files import (
   Path,
   damaged,
@@ -157,9 +157,9 @@ def save_peft(
   """
   folder = check_path(folder)
   if base is not None:
-    check_type(base, str, 'base')
+    validate(base, str, 'base')
   on_hub = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_peft'))
   check_variables(adapted.fix(genome), variables)
   _require_loras(adapted.spec, genome)
@@ -271,7 +271,7 @@ def load_peft(
     >>> adapted.genome.tolist()
     [[0, 3, 0, 0, 0]]
   """
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   check_params(adapted, params)
   if not isinstance(adapter, PeftAdapter):
     adapter = read_peft(adapter)
@@ -443,7 +443,7 @@ def _lora_of_layer(adapter: PeftAdapter, layer: Layer) -> tuple[np.ndarray, np.n
 
 def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[Layer]:
   """The layers of some rows of the genome, with their torch modules."""
-  check_type(names, Mapping, 'names')
+  validate(names, Mapping, 'names')
   layers, modules = [], collections.Counter()
   for group in adapted._places.groups:
     for index, row in group.slices():

@@ -1,18 +1,17 @@
 """Reads back our own files of JSON, checked for their kind, format and shape.
 
-The shape of JSON is an annotation, which pydantic checks: `dict[str, float]`, `list[int] | None`, a
-`TypedDict` (of `typing_extensions`, which pydantic asks for). Errors name the file, the place in it
-and what to do.
+The shape of JSON is an annotation: `dict[str, float]`, `list[int] | None`, a `TypedDict`. Errors
+name the file, the place in it and what to do.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 from typing import Any
 
+from glora_jax.checks import validate
 from glora_jax.files import (
   AGAIN,
   STAMP,
@@ -35,7 +34,7 @@ def read_record(path: Path, kind: str, shape: Any, remedy: str = AGAIN) -> Any:
   Args:
     path: path of the file.
     kind: kind that the file must be of.
-    shape: annotation of its content; a `TypedDict` takes more names than it has.
+    shape: annotation of its content; a `TypedDict` allows further names.
     remedy: what to do where the file is damaged.
 
   Raises:
@@ -53,10 +52,9 @@ def read_record(path: Path, kind: str, shape: Any, remedy: str = AGAIN) -> Any:
   """
   content = read_json(path, kind, remedy)
   try:
-    check_shape(content, shape)
-  except ValueError as error:
+    return validate(content, shape, '')
+  except (TypeError, ValueError) as error:
     raise damaged(path, error, remedy) from None
-  return content
 
 
 def stamp_folder(folder: Path, kind: str) -> None:
@@ -101,8 +99,8 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
         content = json.loads(text)
         is_stamp = isinstance(content, dict) and content.keys() == {STAMP}
         if not is_stamp:
-          check_shape(content, shape)
-      except (ValueError, RecursionError):
+          content = validate(content, shape, '')
+      except (TypeError, ValueError, RecursionError):
         damaged_lines += text.endswith(b'\n')
         continue
       if is_stamp:
@@ -112,38 +110,3 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
   if damaged_lines:
     log.warning('%s: ignoring %d damaged lines.', path, damaged_lines)
   return lines
-
-
-def check_shape(value: Any, shape: Any, where: str = '') -> None:
-  """Checks what `json` read.
-
-  Args:
-    value: what `json` read.
-    shape: see `read_record`.
-    where: what the sentence calls the value.
-
-  Raises:
-    ValueError: it is of another shape.
-
-  Example:
-    >>> check_shape({'test': [1, 'two']}, dict[str, list[int]])
-    Traceback (most recent call last):
-    ValueError: test[1]='two' should be a valid integer
-  """
-  import pydantic
-
-  from glora_jax.vision.settings import sentences
-
-  try:
-    _adapter(shape).validate_python((value,))
-  except pydantic.ValidationError as error:
-    raise ValueError(sentences(error, (where,)).partition('\n')[0].rstrip('.')) from None
-
-
-@functools.cache
-def _adapter(shape: Any) -> Any:
-  """What validates a tuple of one value: a `TypedDict` itself takes no settings of pydantic's."""
-  import pydantic  # not above, since `adapt` imports this module
-
-  config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
-  return pydantic.TypeAdapter(tuple[shape], config=config)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glora_jax.checks import check_flag, check_type, check_whole, listed, printable, shown
+from glora_jax.checks import listed, printable, shown, validate
 from glora_jax.files import Path as FilePath
 from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call, dequantize_heads, run, with_space
@@ -64,7 +64,8 @@ class Pool:
       instance.
 
   Raises:
-    ValueError: an argument has the wrong type, or the parameters belong to another model.
+    TypeError: an argument has another type.
+    ValueError: a number is beyond its limits, or the parameters belong to another model.
 
   Example:
     >>> import tempfile, flax.linen as nn, glora_jax, jax, jax.numpy as jnp
@@ -93,10 +94,12 @@ class Pool:
     evict: bool = False,
     **apply_kwargs: Any,
   ):
-    check_type(adapted, Adapted, 'adapted')
-    self._most = check_whole(slots, 'slots', 1)
-    self._rank, self._apply_kwargs = check_whole(rank, 'rank', 1, MOST_RANKS), apply_kwargs
-    self._merge, self._evicts = check_flag(merge, 'merge'), check_flag(evict, 'evict')
+    validate(adapted, Adapted, 'adapted')
+    self._most = validate(slots, int, 'slots', least=1)
+    self._rank = validate(rank, int, 'rank', least=1, most=MOST_RANKS)
+    self._merge = validate(merge, bool, 'merge')
+    self._evicts = validate(evict, bool, 'evict')
+    self._apply_kwargs = apply_kwargs
     self._ranks = tuple(range(1, self._rank + 1))  # an adapter's may be any
     adapted = with_space(adapted, SearchSpace((self._rank,), tied=False))
     self._adapted = adapted.fix(
@@ -137,7 +140,7 @@ class Pool:
       ValueError: the file is damaged, or of another model or base; or its structure is beyond the
         pool's, or the pool is full. What was loaded before stays.
     """
-    check_type(name, str, 'name')
+    validate(name, str, 'name')
     path, tensors, metadata = read_adapter(path)
     in_order(path, metadata, self._adapted)
     self._check_fits(path, metadata)

@@ -1,5 +1,7 @@
 """What tests of many rooms share: random variables, equality of outputs, refusals."""
 
+import traceback
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,11 +98,13 @@ def assert_folds(adapted, variables, *inputs, structure=None, tolerance=1e-5, **
   return expected
 
 
-def assert_refused(named, call, *arguments, kind=ValueError, **fields):
-  """Asserts that a call raises one line that names all texts."""
+def assert_refused(named, call, *arguments, kind=(TypeError, ValueError), **fields):
+  """Asserts that a call raises one line that names all texts, and that no bug raises it."""
   with pytest.raises(kind) as caught:
     call(*arguments, **fields)
   message = str(caught.value)
   assert '\n' not in message
+  line = traceback.extract_tb(caught.value.__traceback__)[-1].line
+  assert type(caught.value) is not TypeError or line.startswith('raise')
   for text in [named] if isinstance(named, str) else named:
     assert text in message

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typing_extensions import TypedDict
 
-from glora_jax.checks import check_path, check_type, printable, shown
+from glora_jax.checks import check_path, printable, shown, validate
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
 from glora_jax.method.adapted import (
   Adapted,
@@ -33,7 +32,6 @@ from glora_jax.method.groups import parts_read
 from glora_jax.method.sample import is_array
 from glora_jax.method.space import is_scale
 from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
-from glora_jax.records import check_shape
 from glora_jax.tree import (
   differences,
   fingerprints,
@@ -112,7 +110,7 @@ def save_adapter(
     {'glora/Dense/A_up': (1, 3), 'glora/Dense/D': (3,), 'glora/Dense/E': (3,)}
   """
   path = check_path(path)
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_adapter'))
   adapted = adapted.fix(genome)
   check_variables(adapted, variables)
@@ -251,7 +249,7 @@ def load_adapter(
     >>> adapted
     <Adapted Dense: 1 layer, 56 parameters>
   """
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   path, tensors, metadata = read_adapter(path)
   in_order(path, metadata, adapted)
   check_params(adapted, params)
@@ -341,8 +339,8 @@ def unpack(
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
   """Raises ValueError unless metadata say what those of an adapter must, of each row."""
   try:
-    check_shape(metadata, _Metadata)
-  except ValueError as error:
+    validate(metadata, _Metadata, '')
+  except (TypeError, ValueError) as error:
     raise damaged(path, f'in its metadata {error}', AGAIN) from None
   lengths = [len(metadata[name]) for name in _BY_ROW]
   if len(set(lengths)) > 1:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.checks import check_type, listed
+from glora_jax.checks import listed, validate
 from glora_jax.method.adapted import Adapted, call_model, check_variables
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
@@ -116,7 +116,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     >>> [row.name for row in found.rows if not row.ok], found.ok
     ([], True)
   """
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   check_variables(adapted, variables)
   variables = jax.tree.map(_without_zeros, variables)
   fresh = {**variables, **adapted.init(jax.random.key(0), variables['params'])}

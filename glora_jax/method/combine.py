@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from glora_jax.checks import check_path, check_type, check_whole, plain, printable, shown
+from glora_jax.checks import check_path, printable, shown, validate
 from glora_jax.files import Path, damaged, require_free, write_tensors
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
@@ -105,10 +105,8 @@ def combine(
   out_path, weights = check_path(out_path), _checked_weights(adapters)
   if method not in ('linear', 'ties'):
     raise ValueError(f"method={shown(method)} is unknown; use 'linear' or 'ties'.")
-  rank = None if rank is None else check_whole(rank, 'rank', 1)
-  share = plain(density)
-  if not isinstance(share, int | float) or not 0 < share <= 1:
-    raise ValueError(f'density={shown(share)} must be a number above 0 and at most 1.')
+  rank = validate(rank, int | None, 'rank', least=1)
+  density = validate(density, float, 'density', above=0, most=1)
   if head is not None and (head := check_path(head)) not in weights:
     raise ValueError(
       f'head={shown(head)} is not one of the adapters that are combined; choose one of them.'
@@ -119,7 +117,7 @@ def combine(
   first = files[next(iter(files))]
   others = {} if head is None else _others(head, files)
 
-  merge = _sum if method == 'linear' else functools.partial(_ties, density=share)
+  merge = _sum if method == 'linear' else functools.partial(_ties, density=density)
   tensors, alleles, errors = {}, [], {}
   for layer in first.layers:
     alleles.append({})
@@ -150,13 +148,11 @@ def combine(
 
 def _checked_weights(adapters: Any) -> dict[str, float]:
   """The weight of each file by its path, as Python's numbers."""
-  check_type(adapters, Mapping, 'adapters')
-  weights = {check_path(path): plain(weight) for path, weight in adapters.items()}
-  for path, weight in weights.items():
-    if type(weight) not in (int, float) or not abs(weight) <= _LARGEST_WEIGHT:
-      raise ValueError(
-        f'The weight {shown(weight)} of {printable(path)} must be a number, finite in float32.'
-      )
+  weights = {}
+  for path, weight in validate(adapters, Mapping, 'adapters').items():
+    limits = {'least': -_LARGEST_WEIGHT, 'most': _LARGEST_WEIGHT}
+    name = f'adapters[{printable(check_path(path))}]'
+    weights[check_path(path)] = validate(weight, float, name, **limits)
   if not 0 < len(set(map(os.path.realpath, weights))) == len(adapters):
     raise ValueError(f'adapters={shown(adapters)} must name one or more files, each once.')
   return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.checks import check_whole, plain, shown, whole_number
+from glora_jax.checks import validate
 from glora_jax.method.genomes import (
   alleles_at,
   count_params,
@@ -42,7 +43,8 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     int8 [rows, 5].
 
   Raises:
-    ValueError: `largest` is not a probability, `spec` not a Spec, or `key` not a random key.
+    TypeError: `largest` is not a number, `spec` not a Spec, or `key` not a random key.
+    ValueError: `largest` is not from 0 to 1.
 
   Example:
     >>> import jax
@@ -53,9 +55,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     >>> genome.shape, genome[0, :4].tolist(), int(genome[0, 4]) in (0, 1, 2)
     ((1, 5), [0, 3, 0, 0], True)
   """
-  largest = plain(largest)
-  if type(largest) not in (int, float) or not 0 <= largest <= 1:
-    raise ValueError(f'largest={shown(largest)} must be a probability, from 0 to 1.')
+  largest = validate(largest, float, 'largest', least=0, most=1)
   check_spec(spec)
   check_key(key)
   choice = jax.random.randint(key, (len(spec), 5), 0, spec._num_offered)
@@ -65,7 +65,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
     choice = drawn_apart(spec, choice, shifts)
   codes = jnp.take_along_axis(jnp.asarray(spec._offered_table), choice[..., None], axis=-1)[..., 0]
   if largest:
-    takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), float(largest), choice.shape)
+    takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), largest, choice.shape)
     codes = jnp.where(linked(spec, takes_largest), largest_genome(spec), codes)
   return codes
 
@@ -74,17 +74,11 @@ def check_budget(budget: Any) -> int | None:
   """A budget as an int that fits into 64 bits, which no model exceeds, or None for no limit.
 
   Raises:
-    ValueError: the budget is negative, fractional or no number.
+    TypeError: the budget is not an integer.
+    ValueError: it is negative.
   """
-  if budget is None:
-    return None
-  number = whole_number(budget)
-  if number is None or number < 0:
-    raise ValueError(
-      f'budget={shown(plain(budget))} must be None or an integer of at least 0 trained parameters '
-      '(0: the linear probe).'
-    )
-  return min(number, sys.maxsize)
+  number = validate(budget, int | None, 'budget', least=0, most=math.inf)
+  return number if number is None else min(number, sys.maxsize)
 
 
 def require_feasible(spec: Spec, budget: Any) -> int | None:
@@ -122,8 +116,9 @@ def random_genomes(
     int8 [number, rows, 5].
 
   Raises:
-    ValueError: `rng` is not a NumPy generator; the number is not an integer of at least 0; the
-      budget is not an integer, negative, or below the smallest structure on offer.
+    TypeError: `rng` is not a NumPy generator, or the number or the budget not an integer.
+    ValueError: the number or the budget is negative, or the budget is below the smallest structure
+      on offer.
 
   Example:
     >>> import numpy as np
@@ -133,11 +128,8 @@ def random_genomes(
     >>> population.shape, bool(count_params(spec, population).max() <= 200)
     ((100, 2, 5), True)
   """
-  number = check_whole(number, 'number')
-  if not isinstance(rng, np.random.Generator):
-    raise ValueError(
-      f'rng={shown(rng)} must be a NumPy generator such as np.random.default_rng(0).'
-    )
+  number = validate(number, int, 'number', least=0)
+  validate(rng, np.random.Generator, 'rng')
   budget = require_feasible(spec, budget)
   if budget is None:
     return _draw(rng, spec, number)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typing_extensions import TypedDict
 
-from glora_jax.checks import listed, shown
+from glora_jax.checks import listed, shown, validate
 from glora_jax.files import first_line
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, check_spec
-from glora_jax.records import check_shape
 
 Codes = tuple[tuple[int, ...], ...]  # for A, B, C, D, E those that a stack of layers may have
 _BLOCK = 8192  # genomes looked up at a time, which bounds memory
@@ -373,9 +371,9 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     names, codes = codes.get('layers'), codes.get('genome')
   if names is not None:
     try:
-      check_shape(names, list[NamedAlleles], 'layers')
-    except ValueError as error:
-      raise ValueError(f'The genome cannot be read: {error}; {_EXPECTED}.') from None
+      validate(names, list[NamedAlleles], 'layers')
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'The genome cannot be read: {str(error)[:-1]}; {_EXPECTED}.') from None
   own = [layer.name for layer in spec]
   by_name = {str(row.get('layer')): row for row in names or ()}
   if names is not None and len(names) != len(spec):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from glora_jax.checks import check_flag, shown
+from glora_jax.checks import shown, validate
 from glora_jax.files import first_line
 from glora_jax.method.space import SearchSpace
 from glora_jax.tree import Path, path_name
@@ -122,8 +122,8 @@ class Selection:
       raise ValueError(f'ties={shown(ties)} must be a list of lists of names.')
     self.spaces = spaces
     self.select, self.heads, self.ties = select, heads, ties
-    self.convs = check_flag(convs, 'convs')
-    self.embeddings = check_flag(embeddings, 'embeddings')
+    self.convs = validate(convs, bool, 'convs')
+    self.embeddings = validate(embeddings, bool, 'embeddings')
 
   def heads_among(self, paths: Iterable[Path]) -> Heads:
     """The modules and parameters that are trained in full.

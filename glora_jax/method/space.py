@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from glora_jax.checks import (
-  MOST_COUNTED,
-  check_flag,
-  check_type,
-  check_whole,
-  listed,
-  plain,
-  shown,
-  whole_number,
-)
+from glora_jax.checks import listed, plain, shown, validate, whole_number
 from glora_jax.method.supports import (
   FLAT_FORMS,
   LORA_TENSORS,
@@ -79,10 +69,8 @@ class SearchSpace:
   def __post_init__(self):
     object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
     for name in ('tied', 'one_shift'):
-      object.__setattr__(self, name, check_flag(getattr(self, name), name))
-    scale = plain(self.scale)
-    if type(scale) not in (int, float) or not is_scale(scale):
-      raise ValueError(f'scale={shown(scale)} must be a number from {_SCALES[0]} to {_SCALES[1]}.')
+      object.__setattr__(self, name, validate(getattr(self, name), bool, name))
+    scale = validate(self.scale, float, 'scale', least=_SCALES[0], most=_SCALES[1])
     object.__setattr__(self, 'scale', scale)
     for tensor in TENSORS:
       object.__setattr__(self, tensor, self._codes(tensor, getattr(self, tensor)))
@@ -155,11 +143,11 @@ def checked_ranks(given: Any) -> tuple[int, ...]:
   """LoRA ranks, one or several, as a tuple.
 
   Raises:
+    TypeError: they are not integers.
     ValueError: they do not ascend from 1 or more, or are more than a genome has codes for.
   """
-  ranks = tuple(whole_number(rank) or 0 for rank in _as_tuple(given))
-  ascending = all(low < high for low, high in itertools.pairwise((0, *ranks, MOST_COUNTED + 1)))
-  if not ranks or not ascending:
+  ranks = validate(_as_tuple(given), tuple[int, ...], 'ranks', least=1)
+  if not ranks or list(ranks) != sorted(set(ranks)):
     raise ValueError(
       f'ranks={shown(given)} must be positive integers in ascending order, (4,) or (2, 4, 8) for '
       'instance.'
@@ -191,7 +179,8 @@ class Layer:
     space: the alleles on offer.
 
   Raises:
-    ValueError: a value is of another type, or a number of features is below 1 or above 2**24.
+    TypeError: a value has another type.
+    ValueError: a number of features is below 1 or above 2**24.
 
   Example:
     >>> layer = Layer('fc1', in_features=8, out_features=32, space=SearchSpace(ranks=(2, 4)))
@@ -206,13 +195,13 @@ class Layer:
   space: SearchSpace = SearchSpace()
 
   def __post_init__(self):
-    check_type(self.name, str, 'name')
+    validate(self.name, str, 'name')
     for name in ('in_features', 'out_features'):
       label = f'{listed([self.name])}: {name}'
-      side = check_whole(getattr(self, name), label, 1, _MOST_FEATURES)
+      side = validate(getattr(self, name), int, label, least=1, most=_MOST_FEATURES)
       object.__setattr__(self, name, side)
-    object.__setattr__(self, 'bias', check_flag(self.bias, 'bias'))
-    check_type(self.space, SearchSpace, 'space')
+    object.__setattr__(self, 'bias', validate(self.bias, bool, 'bias'))
+    validate(self.space, SearchSpace, 'space')
 
   def offered(self, tensor: Tensor) -> tuple[int, ...]:
     """Codes on offer; only 'none' for C, D and E without bias, and for C where E is smaller."""
@@ -263,13 +252,7 @@ class Spec:
   layers: tuple[Layer, ...]
 
   def __post_init__(self):
-    is_sequence = isinstance(self.layers, tuple | list)
-    if not is_sequence or not all(isinstance(layer, Layer) for layer in self.layers):
-      raise ValueError(
-        f"layers={shown(self.layers)} must be a tuple of Layers, (Layer('fc1', 8, 32),) for "
-        'instance.'
-      )
-    object.__setattr__(self, 'layers', tuple(self.layers))
+    object.__setattr__(self, 'layers', validate(self.layers, tuple[Layer, ...], 'layers'))
 
   def __len__(self) -> int:
     return len(self.layers)
@@ -321,9 +304,9 @@ class Spec:
 
 
 def check_spec(spec: Any) -> None:
-  """Raises ValueError unless a value is a spec, and not the adapted model that has one."""
+  """Raises TypeError unless a value is a spec, and not the adapted model that has one."""
   if not isinstance(spec, Spec):
-    raise ValueError(
+    raise TypeError(
       f'expected a Spec, got {type(spec).__name__}; pass adapted.spec, or for an attached NNX '
       'model glora_jax.nnx.as_adapted(model)[0].spec.'
     )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from glora_jax.checks import check_type
+from glora_jax.checks import validate
 from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
@@ -74,7 +74,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
     >>> glora_jax.nnx.with_params(model, new)(jnp.ones(4)).tolist()
     [4.0, 4.0, 4.0]
   """
-  check_type(new, Mapping, 'new')
+  validate(new, Mapping, 'new')
   check_values('new values', new, params(model), 'glora_jax.nnx.params gives')
   return Frozen(model).merged({'params': new})
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from glora_jax.checks import check_flag, check_whole, shown
+from glora_jax.checks import validate
 from glora_jax.mesh import on_host, require_mesh, settle
 from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.method.draws import check_budget
@@ -35,7 +35,6 @@ from glora_jax.search.errors import NoGradientError
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss, Mean, Pass
 from glora_jax.tree import replace
-from glora_jax.vision.settings import Number, taken
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,8 @@ def allocate(
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    ValueError: an argument has the wrong type or is out of range; the variables or a prior belong
+    TypeError: an argument has another type.
+    ValueError: an argument is out of range; the variables or a prior belong
       to another model; the space offers nothing that is considered; the budget is too small for any
       unit; there are no batches, or one batch and a prior; a loss or gradient is not finite; or no
       layer has a gradient.
@@ -122,15 +122,14 @@ def allocate(
     True
     >>> structure = adapted.fix(allocation.genome)  # to be trained from allocation.variables
   """
-  max_rank = check_whole(max_rank, 'max_rank', 1)
-  rho = taken(rho, 'rho', Number, gt=0)
-  check_flag(floor, 'floor')
+  max_rank = validate(max_rank, int, 'max_rank', least=1)
+  rho = validate(rho, float, 'rho', above=0)
+  validate(floor, bool, 'floor')
   if mesh is not None:
     require_mesh(mesh)
   check_key(key)
   _check_model(adapted, variables, loss)
-  if not isinstance(batches, Iterable):
-    raise ValueError(f'batches={shown(batches)} must be a list or another iterable of batches.')
+  validate(batches, Iterable, 'batches')
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   number = min(max_rank, max(max(layer.space.ranks) for layer in adapted.spec))
@@ -213,11 +212,8 @@ def _aligned(group: Group, supports: Any, rows: Sequence[RowGradients], norm: fl
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
-  """Raises ValueError unless these are an adapted model, its variables, and a function."""
-  if not isinstance(adapted, Adapted):
-    raise ValueError(
-      f'allocate takes an Adapted (from glora_jax.adapt), got {type(adapted).__name__}.'
-    )
+  """Checks that these are an adapted model, its variables, and a function."""
+  validate(adapted, Adapted, 'adapted')
   if adapted.genome is not None:
     raise ValueError(
       'allocate chooses a structure, but this model has a fixed one; pass adapted.fix(None), with '
@@ -225,5 +221,4 @@ def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
     )
   check_variables(adapted, variables)
   check_only_arrays('variables', variables)
-  if not callable(loss):
-    raise ValueError(f'loss={shown(loss)} must be a function, loss(forward, batch, key).')
+  validate(loss, Callable, 'loss')

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from glora_jax.checks import validate
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
-from glora_jax.vision.settings import taken
 
 Fitness = Literal['accuracy', 'loss']
 
@@ -80,7 +80,7 @@ class Archive:
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     """
-    taken(fitness, 'fitness', Fitness)
+    validate(fitness, Fitness, 'fitness')
     return np.lexsort((self.loss,) if fitness == 'loss' else (self.loss, -self.correct))
 
   def cost(self, fitness: Fitness = 'accuracy') -> np.ndarray:

@@ -7,16 +7,16 @@ archive ends exactly where the undisturbed one ends.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from pydantic import Field
 from tqdm.auto import tqdm
 
-from glora_jax.checks import check_callable, check_type, shown
+from glora_jax.checks import field, shown, validate, validate_fields
 from glora_jax.method.draws import random_genomes, require_feasible, shrink
 from glora_jax.method.genomes import canonicalize, check_population, count_params, linked
 from glora_jax.method.sample import check_key
@@ -25,7 +25,6 @@ from glora_jax.method.validation import as_numbers
 from glora_jax.search.archive import Archive, Fitness
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.pareto import nondominated_order
-from glora_jax.vision.settings import Number, Whole, declared
 
 Mode = Literal['paper', 'pareto', 'random']
 
@@ -33,12 +32,27 @@ MOST_SCORED = 10**6  # structures in a generation: a machine's memory has no roo
 _TRIES = 10  # rounds of draws before a generation is content with fewer new children
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Evolution:
   """Settings of a search. The defaults are the paper's: 50 + 20 x 50 evaluations.
 
+  Attributes:
+    population: number of structures scored in each generation.
+    generations: number of generations after the random one, which is generation 0.
+    parents: number of the best structures so far from which the next generation comes.
+    mutations: number of mutated children in a generation.
+    crossovers: number of crossed children in a generation; what mutations and crossovers leave of
+      the population is drawn at random.
+    mutation_probability: probability that a gene of a mutated child is drawn anew.
+    fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
+    mode: 'paper' looks for the fittest structure (GLoRA section 3.4); 'pareto' looks for structures
+      that nothing beats in both fitness and trained parameters, by the selection of NSGA-II (Deb et
+      al. 2002), so that any budget can be read off afterwards; 'random' draws every generation at
+      random, for comparison.
+
   Raises:
-    ValueError: a value has the wrong type, is out of range, or not one of the choices.
+    TypeError: a field has another type.
+    ValueError: a number is beyond its limits, or a text not one of the choices.
 
   Example:
     >>> from glora_jax import Evolution
@@ -47,44 +61,17 @@ class Evolution:
     (50, 50)
   """
 
-  population: Whole = Field(
-    default=50, ge=1, le=MOST_SCORED, description='number of structures scored in each generation'
-  )
-  generations: Whole = Field(
-    default=20,
-    ge=0,
-    le=MOST_SCORED,
-    description='number of generations after the random one, which is generation 0',
-  )
-  parents: Whole = Field(
-    default=10,
-    ge=1,
-    description='number of the best structures so far from which the next generation comes',
-  )
-  mutations: Whole = Field(
-    default=25, ge=0, description='number of mutated children in a generation'
-  )
-  crossovers: Whole = Field(
-    default=25,
-    ge=0,
-    description='number of crossed children in a generation; what mutations and crossovers leave '
-    'of the population is drawn at random',
-  )
-  mutation_probability: Number = Field(
-    default=0.2, ge=0, le=1, description='probability that a gene of a mutated child is drawn anew'
-  )
-  fitness: Fitness = Field(
-    default='accuracy', description="'accuracy' (ties are broken by the loss) or 'loss'"
-  )
-  mode: Mode = Field(
-    default='paper',
-    description="'paper' looks for the fittest structure (GLoRA section 3.4); 'pareto' looks for "
-    'structures that nothing beats in both fitness and trained parameters, by the selection of '
-    "NSGA-II (Deb et al. 2002), so that any budget can be read off afterwards; 'random' draws "
-    'every generation at random, for comparison',
-  )
+  population: int = field(50, least=1, most=MOST_SCORED)
+  generations: int = field(20, least=0, most=MOST_SCORED)
+  parents: int = field(10, least=1)
+  mutations: int = field(25, least=0)
+  crossovers: int = field(25, least=0)
+  mutation_probability: float = field(0.2, least=0, most=1)
+  fitness: Fitness = 'accuracy'
+  mode: Mode = 'paper'
 
   def __post_init__(self):
+    validate_fields(self)
     if self.mutations + self.crossovers > self.population:
       raise ValueError(
         f'mutations={self.mutations} and crossovers={self.crossovers} are more than '
@@ -141,12 +128,11 @@ def evolve(
   """
   budget = require_feasible(spec, budget)
   check_key(key)
-  check_type(settings, Evolution, 'settings')
-  check_callable(score, 'score')
-  if on_generation is not None:
-    check_callable(on_generation, 'on_generation')
+  validate(settings, Evolution, 'settings')
+  validate(score, Callable, 'score')
+  validate(on_generation, Callable | None, 'on_generation')
   archive = Archive.empty(spec) if archive is None else archive
-  check_type(archive, Archive, 'archive')
+  validate(archive, Archive, 'archive')
   for genomes in (archive.genomes, initial):
     if genomes is not None:
       check_population(spec, genomes)

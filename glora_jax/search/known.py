@@ -7,12 +7,11 @@ without a gradient of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
-from typing_extensions import TypedDict
 
-from glora_jax.checks import check_type, shown
+from glora_jax.checks import shown, validate
 from glora_jax.files import Path, damaged, write_json
 from glora_jax.method.space import Layer, Spec
 from glora_jax.records import read_record
@@ -90,7 +89,7 @@ def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
   if not losses:
     raise ValueError('losses is empty; pass the values of at least one allocation.')
   for values in losses:
-    check_type(values, Values, 'losses')
+    validate(values, Values, 'losses')
     check_values(values, spec)
   rounded = {
     name: np.vectorize(lambda value: float(f'{value:.{_DIGITS}g}'))(part).tolist()

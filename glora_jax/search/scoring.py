@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glora_jax.checks import check_callable, check_type, check_whole, shown
+from glora_jax.checks import shown, validate
 from glora_jax.compiling import reported, staged_like
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call, call_model, check_params, fold_params, run
@@ -32,7 +32,6 @@ from glora_jax.method.validation import (
   is_known,
   right_answers,
 )
-from glora_jax.vision.settings import Number, taken
 
 CANDIDATE = 'candidate'  # the axis of a mesh that structures are split over
 _DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
@@ -114,8 +113,8 @@ def make_scorer(
     [3, 3, 3, 3]
   """
   evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
-  chunk = None if chunk is None else check_whole(chunk, 'chunk', 1)
-  memory = taken(memory, 'memory', Number | None, ge=0)  # 1e9 is a number of bytes, too
+  chunk = validate(chunk, int | None, 'chunk', least=1)
+  memory = validate(memory, float | None, 'memory', least=0)  # 1e9 is a number of bytes, too
   if chunk is None and memory is None and _platform_of(mesh) == 'cpu':
     chunk = 1
 
@@ -192,11 +191,11 @@ class _Evaluator:
     mesh: Mesh | None,
     apply_kwargs: Mapping[str, Any],
   ):
-    check_type(adapted, Adapted, 'adapted')
+    validate(adapted, Adapted, 'adapted')
     self.adapted, self.apply_kwargs = adapted, apply_kwargs
     self.preprocess = preprocess or unchanged
-    check_callable(self.preprocess, 'preprocess')
-    self.block = check_whole(block, 'block', 1)
+    validate(self.preprocess, Callable, 'preprocess')
+    self.block = validate(block, int, 'block', least=1)
     self.classes = _as_mask(classes)
     self.num_classes = 0
     if mesh is not None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import Any
 
 import jax
-from pydantic import Field
 
+from glora_jax.checks import field, validate_fields
 from glora_jax.method.supports import SUPPORTS
-from glora_jax.vision.settings import Number, declared
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Consistency:
   """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
 
   Two passes, with supports multiplied by different noise, should give the same logits.
 
+  Attributes:
+    weight: weight of the squared difference between the logits of both, summed over classes; 0 runs
+      a single pass without noise.
+    sigma: standard deviation of the noise around 1; each output of a layer has one number, shared
+      by all its supports.
+
   Raises:
-    ValueError: a value is not a number, not finite or negative.
+    TypeError: a field is not a number.
+    ValueError: it is not finite, or negative.
 
   Example:
     >>> import jax.numpy as jnp
@@ -29,18 +36,11 @@ class Consistency:
     (0.0, True)
   """
 
-  weight: Number = Field(
-    default=0.0,
-    ge=0,
-    description='weight of the squared difference between the logits of both, summed over '
-    'classes; 0 runs a single pass without noise',
-  )
-  sigma: Number = Field(
-    default=0.2,
-    ge=0,
-    description='standard deviation of the noise around 1; each output of a layer has one number, '
-    'shared by all its supports',
-  )
+  weight: float = field(0.0, least=0)
+  sigma: float = field(0.2, least=0)
+
+  def __post_init__(self):
+    validate_fields(self)
 
   def perturb(self, key: jax.Array, supports: Any) -> Any:
     """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from glora_jax.checks import check_callable, check_type
+from glora_jax.checks import validate
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.method.sample import Preprocess, unchanged
@@ -80,14 +80,14 @@ def warm_head(
     >>> bool((logits.argmax(-1) == labels).mean() > 0.9)
     True
   """
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   if not adapted._places.head_paths:
     raise ValueError(
       'The adapted model has no head (heads=None), so there is nothing to train alone; pass '
       'heads= to adapt.'
     )
   preprocess = unchanged if preprocess is None else preprocess
-  check_callable(preprocess, 'preprocess')
+  validate(preprocess, Callable, 'preprocess')
   probe = adapted.fix(smallest_genome(adapted.spec))
   loss = make_loss(probe, lambda images, key: preprocess(images, None), **apply_kwargs)
   trainable, frozen = probe.split(variables, supports=False)

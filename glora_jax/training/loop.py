@@ -19,7 +19,7 @@ import optax
 from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
-from glora_jax.checks import check_callable, check_type, check_whole, shown
+from glora_jax.checks import shown, validate
 from glora_jax.compiling import reported
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
@@ -264,7 +264,7 @@ def _check_trees(state: TrainState, start: TrainState) -> None:
 
 def _first_step(state: TrainState, recipe: Recipe, per_epoch: int) -> int:
   """The step at which training continues, checked."""
-  first = check_whole(np.max(state.step), 'state.step')
+  first = validate(np.max(state.step), int, 'state.step', least=0)
   if first > recipe.epochs * per_epoch:
     raise ValueError(
       f'state.step={first} is more than epochs={recipe.epochs} of {per_epoch} steps; continue with '
@@ -311,7 +311,7 @@ def _checked_runs(
   check_key(key if is_one else key[0])
   runs = None if is_one else len(key)
   if state is not None:
-    check_type(state, TrainState, 'state')
+    validate(state, TrainState, 'state')
     if np.shape(state.step) != (() if is_one else (runs,)):
       raise ValueError(f'state.step={shown(state.step)} must have the shape of the keys.')
   if runs is None:
@@ -437,14 +437,12 @@ def fit(
     >>> print(state.step, state.trainable['slope'].round(1)[:, 0])
     [200 200] [3. 0.]
   """
-  check_callable(loss_fn, 'loss_fn')
-  check_type(recipe, Recipe, 'recipe')
-  if tx is not None:
-    check_type(tx, optax.GradientTransformation, 'tx')
+  validate(loss_fn, Callable, 'loss_fn')
+  validate(recipe, Recipe, 'recipe')
+  validate(tx, optax.GradientTransformation | None, 'tx')
   check_only_arrays('arrays to train with', (trainable, frozen))
-  steps_per_dispatch = check_whole(steps_per_dispatch, 'steps_per_dispatch', 1)
-  if stop_epoch is not None:
-    stop_epoch = check_whole(stop_epoch, 'stop_epoch', 0, recipe.epochs)
+  steps_per_dispatch = validate(steps_per_dispatch, int, 'steps_per_dispatch', least=1)
+  stop_epoch = validate(stop_epoch, int | None, 'stop_epoch', least=0, most=recipe.epochs)
   if mesh is not None:
     meshes.require_mesh(mesh)
   images, labels = _checked_data(loss_fn, images, labels)

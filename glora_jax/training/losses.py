@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.checks import check_callable, check_type
+from glora_jax.checks import validate
 from glora_jax.mesh import own_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
@@ -28,7 +28,6 @@ from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import LossFn, Metrics
 from glora_jax.training.sampling import Sampling
 from glora_jax.tree import replace
-from glora_jax.vision.settings import Number, taken
 
 # Numbers folded into a step's image key or model key, for further random streams of their own.
 MIX_STREAM = 2**32 - 1  # fold_in(key, n) is key n of a split, and augmentation splits the key
@@ -118,18 +117,18 @@ def make_loss(
     >>> print(loss.shape, metrics['accuracy'])
     () 0.5
   """
-  check_type(adapted, Adapted, 'adapted')
+  validate(adapted, Adapted, 'adapted')
   if adapted.genome is not None and sample is not None:
     raise ValueError(
       'sample draws structures, but this one is fixed; leave sample out, or free the structure '
       'with adapted.fix(None).'
     )
   sample = functools.partial(Sampling().draw, spec=adapted.spec) if sample is None else sample
-  check_callable(sample, 'sample')
+  validate(sample, Callable, 'sample')
   preprocess = unchanged if preprocess is None else preprocess
-  check_callable(preprocess, 'preprocess')
-  check_type(consistency, Consistency, 'consistency')
-  component_dropout = taken(component_dropout, 'component_dropout', Number, ge=0, lt=1)
+  validate(preprocess, Callable, 'preprocess')
+  validate(consistency, Consistency, 'consistency')
+  component_dropout = validate(component_dropout, float, 'component_dropout', least=0, below=1)
   if 'rngs' in apply_kwargs and isinstance(adapted.model, nn.Module):
     raise ValueError('A loss makes its rngs from its key; leave rngs out.')
 

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import Field
 
-from glora_jax.checks import listed
-from glora_jax.vision.settings import Flag, Number, Whole, declared
+from glora_jax.checks import field, listed, validate_fields
 
 log = logging.getLogger(__name__)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Recipe:
   """How to train. The defaults are those of the official GLoRA code.
 
+  Attributes:
+    epochs: passes over the training images; each drops its last partial batch.
+    batch_size: number of images in a step.
+    learning_rate: peak of the schedule, reached after the warm-up; from there a cosine leads down
+      to `final_learning_rate` at the last step.
+    initial_learning_rate: where the warm-up starts.
+    final_learning_rate: where the cosine ends.
+    warmup_epochs: epochs of linear warm-up.
+    weight_decay: AdamW's decoupled weight decay.
+    update_used_only: do not update a number in a step whose structure does not use it (its gradient
+      is zero): no decay, no moments; the official optimizer updates all of them.
+    accumulate: number of equal parts that a batch is split into to save memory, computed one after
+      the other; their gradients are averaged, and each part draws its own structure.
+    max_grad_norm: largest norm of the gradient of a step, over all trained numbers together; larger
+      gradients are scaled down to it before the optimizer; 0 turns clipping off, as the official
+      code does.
+
   Raises:
-    ValueError: a value has the wrong type, is not finite or out of range.
+    TypeError: a field has another type.
+    ValueError: a number is not finite or beyond its limits.
 
   Example:
     >>> recipe = Recipe(epochs=10, batch_size=8, warmup_epochs=2)
@@ -29,43 +46,19 @@ class Recipe:
     6
   """
 
-  epochs: Whole = Field(
-    default=500,
-    ge=0,
-    description='passes over the training images; each drops its last partial batch',
-  )
-  batch_size: Whole = Field(default=64, ge=1, description='number of images in a step')
-  learning_rate: Number = Field(
-    default=1e-4,
-    gt=0,
-    description='peak of the schedule, reached after the warm-up; from there a cosine leads down '
-    'to `final_learning_rate` at the last step',
-  )
-  initial_learning_rate: Number = Field(default=1e-6, ge=0, description='where the warm-up starts')
-  final_learning_rate: Number = Field(default=1e-5, ge=0, description='where the cosine ends')
-  warmup_epochs: Whole = Field(default=10, ge=0, description='epochs of linear warm-up')
-  weight_decay: Number = Field(default=1e-4, ge=0, description="AdamW's decoupled weight decay")
-  update_used_only: Flag = Field(
-    default=False,
-    description='do not update a number in a step whose structure does not use it (its gradient '
-    'is zero): no decay, no moments; the official optimizer updates all of them',
-  )
-  accumulate: Whole = Field(
-    default=1,
-    ge=1,
-    description='number of equal parts that a batch is split into to save memory, computed one '
-    'after the other; their gradients are averaged, and each part draws its own '
-    'structure',
-  )
-  max_grad_norm: Number = Field(
-    default=0.0,
-    ge=0,
-    description='largest norm of the gradient of a step, over all trained numbers together; '
-    'larger gradients are scaled down to it before the optimizer; 0 turns clipping '
-    'off, as the official code does',
-  )
+  epochs: int = field(500, least=0)
+  batch_size: int = field(64, least=1)
+  learning_rate: float = field(1e-4, above=0)
+  initial_learning_rate: float = field(1e-6, least=0)
+  final_learning_rate: float = field(1e-5, least=0)
+  warmup_epochs: int = field(10, least=0)
+  weight_decay: float = field(1e-4, least=0)
+  update_used_only: bool = False
+  accumulate: int = field(1, least=1)
+  max_grad_norm: float = field(0.0, least=0)
 
   def __post_init__(self):
+    validate_fields(self)
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'accumulate={self.accumulate} must divide batch_size={self.batch_size}; use a divisor.'

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import jax
-from pydantic import Field
+import dataclasses
 
+import jax
+
+from glora_jax.checks import field, validate_fields
 from glora_jax.method import space
 from glora_jax.method.draws import sample_genome
-from glora_jax.vision.settings import Number, Whole, declared
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Sampling:
   """Which structures a step of the supernet's training takes.
 
   `Sampling(largest=0)` is the paper's: one structure, uniform over all genomes.
 
+  Attributes:
+    largest: probability that a gene takes its largest allele instead of a uniformly drawn one.
+    paths: number of groups that every batch is split into, each with its own genome.
+
   Raises:
-    ValueError: a value has the wrong type, is not finite or out of range.
+    TypeError: a field has another type.
+    ValueError: a number is not finite or beyond its limits.
 
   Example:
     >>> import flax.linen as nn
@@ -28,17 +34,11 @@ class Sampling:
     (4, 1, 5) [[3, 3, 2, 2, 2]]
   """
 
-  largest: Number = Field(
-    default=0.0,
-    ge=0,
-    le=1,
-    description='probability that a gene takes its largest allele instead of a uniformly drawn one',
-  )
-  paths: Whole = Field(
-    default=1,
-    ge=1,
-    description='number of groups that every batch is split into, each with its own genome',
-  )
+  largest: float = field(0.0, least=0, most=1)
+  paths: int = field(1, least=1)
+
+  def __post_init__(self):
+    validate_fields(self)
 
   def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
     """The genomes of one step.

@@ -94,7 +94,7 @@ REFUSED = [
   # spaces and layers
   (lambda: SearchSpace(ranks=range(1, MOST_RANKS + 2)), f'{MOST_RANKS}'),
   (lambda: SearchSpace(E='vector', one_shift=True), 'one_shift=True'),
-  (lambda: Spec((3,)), 'layers='),
+  (lambda: Spec((3,)), 'layers[0]=3 must be a Layer'),
   # what adapt is given
   (lambda: adapt(space=(2, 4)), 'space=(2, 4)'),
   (lambda: adapt(space=SearchSpace((4, 100_000))), '100000'),

@@ -78,7 +78,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('mutations=40', lambda: Evolution(mutations=40)),
     ("'glora'", lambda: allocating(variables={'params': {}, 'glora': {}})),
     ('no batches', lambda: allocating(batches=iter([]))),
-    ('another iterable', lambda: allocating(batches=lambda: mixed()[2])),
+    ('batches must be an Iterable', lambda: allocating(batches=lambda: mixed()[2])),
     ('budget=2 is too small', lambda: allocating(budget=2)),
     ('shape (4, 4)', lambda: allocating(loss=lambda forward, batch, key: forward(batch[0]))),
     ('batch 0', lambda: allocating(loss=without_gradient)),

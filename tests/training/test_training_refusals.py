@@ -73,7 +73,7 @@ def together(**arguments):
       lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
       '10 images cannot be cut',
     ),
-    (lambda: fit(state={'step': 3}), 'state: expected a TrainState, got dict'),
+    (lambda: fit(state={'step': 3}), 'state must be a TrainState, got a dict'),
     (lambda: fit(labels=problem().labels.at[2].set(-1)), 'label -1 of image 2'),
     (lambda: warm(labels=problem().labels.at[5].set(3)), 'label 3 of image 5'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),

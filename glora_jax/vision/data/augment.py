@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field
 
+from glora_jax.checks import field, validate_fields
 from glora_jax.vision.data import operations, rand_augment
 from glora_jax.vision.data.normalization import Normalization, normalize
-from glora_jax.vision.settings import Flag, Number, Whole, declared
 
 _MAX_MAGNITUDE = rand_augment.MAX_MAGNITUDE
 _DRAWS_PER_BOX = 10  # as torchvision and timm
@@ -255,12 +255,24 @@ def mixup(
   return mix(images), mix(labels)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
   """What is done to training images, in the order of the fields; all of it is off by default.
 
+  Attributes:
+    crop: smallest share of the area that `random_resized_crop` takes, e.g. 0.08; it crops the
+      squares that images are stored as, so it sees no more pixels than these have and nothing that
+      `data.resize` cut off; 0 turns crops off.
+    flip: whether `random_flip` is applied.
+    shift: largest shift of `random_shift`, in pixels.
+    color_jitter: strength of `color_jitter`.
+    rand_augment: magnitude of `rand_augment` on timm's scale of 0 to 10, usually 9; 0 turns it off.
+    erasing: probability of `random_erasing`.
+    mixup: alpha of `mixup`; it needs the labels, so the caller of `apply` mixes.
+
   Raises:
-    ValueError: a value cannot be.
+    TypeError: a field has another type.
+    ValueError: a number is not finite or beyond its limits.
 
   Example:
     >>> augmentation = Augmentation(flip=True, shift=1)
@@ -269,29 +281,16 @@ class Augmentation:
     dtype('float32')
   """
 
-  crop: Number = Field(
-    default=0.0,
-    ge=0,
-    le=1,
-    description='smallest share of the area that `random_resized_crop` takes, e.g. 0.08; it crops '
-    'the squares that images are stored as, so it sees no more pixels than these have '
-    'and nothing that `data.resize` cut off; 0 turns crops off',
-  )
-  flip: Flag = Field(default=False, description='whether `random_flip` is applied')
-  shift: Whole = Field(default=0, ge=0, description='largest shift of `random_shift`, in pixels')
-  color_jitter: Number = Field(default=0.0, ge=0, description='strength of `color_jitter`')
-  rand_augment: Number = Field(
-    default=0.0,
-    ge=0,
-    le=_MAX_MAGNITUDE,
-    description="magnitude of `rand_augment` on timm's scale of 0 to 10, usually 9; 0 turns it off",
-  )
-  erasing: Number = Field(default=0.0, ge=0, le=1, description='probability of `random_erasing`')
-  mixup: Number = Field(
-    default=0.0,
-    ge=0,
-    description='alpha of `mixup`; it needs the labels, so the caller of `apply` mixes',
-  )
+  crop: float = field(0.0, least=0, most=1)
+  flip: bool = False
+  shift: int = field(0, least=0)
+  color_jitter: float = field(0.0, least=0)
+  rand_augment: float = field(0.0, least=0, most=_MAX_MAGNITUDE)
+  erasing: float = field(0.0, least=0, most=1)
+  mixup: float = field(0.0, least=0)
+
+  def __post_init__(self):
+    validate_fields(self)
 
   def check_size(self, size: int) -> None:
     """Checks that images of a size can be augmented.

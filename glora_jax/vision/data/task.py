@@ -10,40 +10,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from glora_jax.checks import shown
+from glora_jax.checks import shown, validate_fields
 from glora_jax.vision.data.examples import Examples, Joined, Split, opened
-from glora_jax.vision.settings import Text, declared
 
 SourceKind = Literal['tfds', 'noah', 'lists']
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Source:
   """Where a task's images come from.
 
   The user's home, `~`, is filled in where a folder begins with it.
+
+  Attributes:
+    dir: folder of TFDS; None for its default.
+    source: 'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot lists);
+      None for the first kind that the task has.
+    root: folder that holds what 'noah' and 'lists' read.
+    version: version of the TFDS data set, in place of the benchmark's.
 
   Example:
     >>> Source(source='lists', root='/data').folder('lists', 'few-shot tasks', 'the lists')
     '/data'
   """
 
-  dir: Text | None = Field(default=None, description='folder of TFDS; None for its default')
-  source: SourceKind | None = Field(
-    default=None,
-    description="'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot "
-    'lists); None for the first kind that the task has',
-  )
-  root: Text | None = Field(
-    default=None, description="folder that holds what 'noah' and 'lists' read"
-  )
-  version: Text | None = Field(
-    default=None, description="version of the TFDS data set, in place of the benchmark's"
-  )
+  dir: str | None = None
+  source: SourceKind | None = None
+  root: str | None = None
+  version: str | None = None
 
   def __post_init__(self):
+    validate_fields(self)
     for name in ('dir', 'root'):
       if (path := getattr(self, name)) is not None:
         object.__setattr__(self, name, os.path.expanduser(path))

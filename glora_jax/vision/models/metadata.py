@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
-from glora_jax.checks import MOST_COUNTED, shown
+from glora_jax.checks import expected, shown, validate
 from glora_jax.files import Path, load_json
 from glora_jax.vision.data.image import CROP, RULES
 from glora_jax.vision.data.normalization import NORMALIZATIONS, Normalization, statistics
 from glora_jax.vision.models.blocks import ACTIVATIONS, POOLS
-from glora_jax.vision.settings import Several, Text, passing, taken
 
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
@@ -97,27 +95,18 @@ def read_json(path: Path) -> Any:
 MOST_PIXELS = 2**16  # of a side
 
 
-def _check_image_size(value: Any) -> None:
-  is_pair = isinstance(value, list | tuple) and len(value) == 2
-  for side in value if is_pair else [value]:
-    if type(side) is not int or not 0 < side <= MOST_PIXELS:
-      raise ValueError(f'it must be 1 to {MOST_PIXELS:,} pixels, or height and width.')
-
-
-# Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
-_STRICT = Field(strict=True, allow_inf_nan=False)
-_COUNT = Annotated[int, Field(strict=True, ge=1, le=MOST_COUNTED)]
-FACTS: Mapping[str, Any] = {
-  'num_heads': _COUNT,
-  'norm_eps': Annotated[float, _STRICT, Field(gt=0, lt=1)],
-  'activation': Literal[*ACTIVATIONS],  # pyrefly: ignore
-  'pool': Literal[*POOLS],  # pyrefly: ignore
-  'patch_size': _COUNT,
-  'image_size': Annotated[Any, passing(_check_image_size)],
-  'classes': Several[Text],
-  'normalization': Annotated[Any, passing(statistics)],
-  'resize': Literal[*RULES],  # pyrefly: ignore
-  'crop': Annotated[float, _STRICT, Field(gt=0.01, le=1)],
+# Kinds and limits of facts.
+FACTS: Mapping[str, tuple[Any, dict[str, float]]] = {
+  'num_heads': (int, {'least': 1}),
+  'norm_eps': (float, {'above': 0, 'below': 1}),
+  'activation': (Literal[*ACTIVATIONS], {}),  # pyrefly: ignore
+  'pool': (Literal[*POOLS], {}),  # pyrefly: ignore
+  'patch_size': (int, {'least': 1}),
+  'image_size': (Any, {}),
+  'classes': (tuple[str, ...], {}),
+  'normalization': (Any, {}),
+  'resize': (Literal[*RULES], {}),  # pyrefly: ignore
+  'crop': (float, {'above': 0.01, 'most': 1}),
 }
 
 
@@ -128,17 +117,36 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     facts: facts by name; None is one that is left open.
 
   Raises:
-    ValueError: a fact cannot be; the sentence says which, and what it must be.
+    TypeError: a fact has another type.
+    ValueError: a fact is invalid.
 
   Example:
     >>> check_facts({'image_size': [28, 14], 'resize': 'squash'})
     >>> check_facts({'resize': 'stretch'})
     Traceback (most recent call last):
-    ValueError: resize='stretch' should be 'squash' or 'crop'.
+    ValueError: resize='stretch' must be 'squash' or 'crop'.
   """
   for name, value in facts.items():
-    if value is not None and name in FACTS:
-      taken(value, name, FACTS[name])
+    if value is None or name not in FACTS:
+      continue
+    kind, limits = FACTS[name]
+    # Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
+    if kind in (int, float) and type(value) not in (int, kind):
+      raise TypeError(f'{name}={shown(value)} must be {expected(kind)}.')
+    validate(value, kind, name, **limits)
+    if name == 'image_size':
+      _check_image_size(value)
+    elif name == 'normalization':
+      statistics(value)
+
+
+def _check_image_size(value: Any) -> None:
+  is_pair = isinstance(value, list | tuple) and len(value) == 2
+  for side in value if is_pair else [value]:
+    if type(side) is not int or not 0 < side <= MOST_PIXELS:
+      raise ValueError(
+        f'image_size={shown(value)} must be 1 to {MOST_PIXELS:,} pixels, or height and width.'
+      )
 
 
 # Facts that have more than one form.

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from glora_jax.checks import check_type, listed, shown
+from glora_jax.checks import listed, shown, validate
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.peft import load_peft, read_peft, save_peft
@@ -63,10 +63,10 @@ def save(
     >>> (again.genome == adapted.genome).all()
     np.True_
   """
-  check_type(adapted, Adapted, 'adapted')
-  check_type(adapted.model, ViT, 'adapted.model')
+  validate(adapted, Adapted, 'adapted')
+  validate(adapted.model, ViT, 'adapted.model')
   given, prefix = (format.format, format.prefix) if isinstance(format, Origin) else (format, '')
-  check_type(given, str, 'format')
+  validate(given, str, 'format')
   name = _MODULES.get(given, given)
   if name not in TORCH_FORMATS:
     raise ValueError(
@@ -111,8 +111,8 @@ def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str
 
   Example: see `save`.
   """
-  check_type(adapted, Adapted, 'adapted')
-  check_type(adapted.model, ViT, 'adapted.model')
+  validate(adapted, Adapted, 'adapted')
+  validate(adapted.model, ViT, 'adapted.model')
   adapter = read_peft(folder)
   format, names = _find(adapted.model, adapter.loras.keys())
   head = f'{names["head"][0]}.weight'

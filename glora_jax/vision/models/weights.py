@@ -16,7 +16,7 @@ import flax.linen as nn
 import numpy as np
 
 from glora_jax import files, hub
-from glora_jax.checks import check_path, check_type, shown
+from glora_jax.checks import check_path, shown, validate
 from glora_jax.files import Path, require_numbers, write_json, write_safetensors
 from glora_jax.tree import grouped
 from glora_jax.vision.data.normalization import Normalization
@@ -51,7 +51,6 @@ from glora_jax.vision.models.resize import (
 )
 from glora_jax.vision.models.translate import Origin, read_params, to_tensors
 from glora_jax.vision.models.vit import ViT, describe, expected_params
-from glora_jax.vision.settings import Text, Whole, taken
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ def load(
     )
   check_facts({**fields, 'image_size': image_size, 'normalization': normalization})
   fields = {name: value for name, value in fields.items() if value is not None}
-  tensors = read_checkpoint(locate(hub.local(path, HUB_FILES)), taken(key, 'key', Text | None))
+  tensors = read_checkpoint(locate(hub.local(path, HUB_FILES)), validate(key, str | None, 'key'))
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
   if image_size is not None:
@@ -388,8 +387,8 @@ def refit(
     ((96, 3), 56)
   """
   check_facts({'image_size': image_size})
-  patch_size = taken(patch_size, 'patch_size', Whole | None, ge=1, le=256)
-  num_classes = taken(num_classes, 'num_classes', Whole | None, ge=0)
+  patch_size = validate(patch_size, int | None, 'patch_size', least=1, most=256)
+  num_classes = validate(num_classes, int | None, 'num_classes', least=0)
   params, metadata = dict(params), dict(metadata)
   old_size = sides(metadata['image_size'])
   new_size = old_size if image_size is None else sides(image_size)
@@ -472,9 +471,9 @@ def save(
       f'{target}: {os.path.splitext(target)[1]} files are not written; end the name in '
       '.safetensors, or leave the ending out for a folder.'
     )
-  check_type(model, ViT, 'model')
-  check_type(params, Mapping, 'params')
-  check_type(metadata, Mapping, 'metadata')
+  validate(model, ViT, 'model')
+  validate(params, Mapping, 'params')
+  validate(metadata, Mapping, 'metadata')
   flat = {
     name: np.asarray(value)
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()

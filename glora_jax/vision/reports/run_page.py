@@ -6,12 +6,11 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from markupsafe import Markup
 from scipy import stats
-from typing_extensions import TypedDict
 
 from glora_jax.compiling import MEMORY, Compilation
 from glora_jax.method.genomes import count_params

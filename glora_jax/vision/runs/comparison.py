@@ -14,11 +14,10 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_collections
 import numpy as np
-from typing_extensions import TypedDict
 
 from glora_jax import tree
 from glora_jax.checks import check_path

@@ -15,13 +15,11 @@ import importlib.util
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import ml_collections
-import pydantic
-from pydantic import AfterValidator, Field
 
-from glora_jax.checks import listed, plain, shown
+from glora_jax.checks import field, listed, plain, shown, validate, validate_fields
 from glora_jax.errors import UserError
 from glora_jax.files import load_json
 from glora_jax.method import draws
@@ -52,20 +50,8 @@ from glora_jax.vision.runs.sections import (
   SuiteSettings,
   TrainingSettings,
   WatchSettings,
+  check_presets,
   check_structure,
-  preset_or,
-)
-from glora_jax.vision.settings import (
-  Integer,
-  Name,
-  Number,
-  Several,
-  Text,
-  Whole,
-  declared,
-  passing,
-  sentences,
-  taken,
 )
 
 NEEDED = (  # most often; `--help_config` shows these
@@ -88,82 +74,70 @@ NEEDED = (  # most often; `--help_config` shows these
 _BOOLEANS = {'True': True, 'False': False}
 
 
-Budget = Annotated[Number, AfterValidator(draws.check_budget)]
-
-
-@declared
+@dataclasses.dataclass(frozen=True)
 class OwnSettings:
-  """Settings of a single task of a suite."""
+  """Settings of a single task of a suite.
 
-  budget: Budget | None = Field(default=None, description='as `budget`')
-  learning_rate: Number = Field(default=1e-4, gt=0, description='as `training.learning_rate`')
+  Attributes:
+    budget: as `budget`.
+    learning_rate: as `training.learning_rate`.
+  """
+
+  budget: float | None = field(None, least=0)
+  learning_rate: float = field(1e-4, above=0)
+
+  def __post_init__(self):
+    validate_fields(self)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class RunSettings:
   """The config of a run, a comparison or a suite.
 
   The defaults are the official code's recipe and search, on the task and backbone of the package.
+
+  Attributes:
+    job: 'adapt' adapts the backbone to the task, 'compare' compares methods on it.
+    task: name of the task, or of several, such as 'vtab/all'.
+    protocol: 'honest' searches on the validation images; 'paper' trains on train+val and searches
+      on test, which every table and page of it states.
+    structure: where the structure comes from: 'search' (train a supernet and search it), 'gradient'
+      (allocated from one gradient, see `allocation`), 'known' (allocated from what paid off on the
+      backbone in other tasks, `allocation.known`), a preset ('lora:2@qkv', see `glora_jax.preset`),
+      or the path of a genome.json.
+    train_on: images to train on once structure and rate are chosen or given; 'train+val' adds the
+      validation images, which then measure nothing; protocol='paper' always adds them.
+    seed: seed of all randomness.
+    budget: most trained parameters, without the head, a whole number; None for no limit.
+    component_dropout: probability that a training step drops a rank-one part of a LoRA of A or B;
+      the others are scaled up to keep the mean (MLAE, arXiv 2405.18897).
+    presets: baselines in addition to the linear probe, each trained alone with the same recipe:
+      presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with structure='search' also
+      'gradient'.
+    checkpoint_epochs: epochs between two saved training states.
   """
 
-  job: Literal['adapt', 'compare'] = Field(
-    default='adapt',
-    description="'adapt' adapts the backbone to the task, 'compare' compares methods on it",
-  )
-  task: Text = Field(
-    default='digits', description="name of the task, or of several, such as 'vtab/all'"
-  )
+  job: Literal['adapt', 'compare'] = 'adapt'
+  task: str = 'digits'
   data: DataSettings = DataSettings()
-  protocol: Literal['honest', 'paper'] = Field(
-    default='honest',
-    description="'honest' searches on the validation images; 'paper' trains on train+val and "
-    'searches on test, which every table and page of it states',
-  )
-  structure: Annotated[Text, passing(check_structure)] = Field(
-    default=SEARCH,
-    description="where the structure comes from: 'search' (train a supernet and search it), "
-    "'gradient' (allocated from one gradient, see `allocation`), 'known' (allocated from what paid "
-    "off on the backbone in other tasks, `allocation.known`), a preset ('lora:2@qkv', see "
-    '`glora_jax.preset`), or the path of a genome.json',
-  )
-  train_on: Literal['train', 'train+val'] = Field(
-    default='train',
-    description="images to train on once structure and rate are chosen or given; 'train+val' adds "
-    "the validation images, which then measure nothing; protocol='paper' always adds them",
-  )
-  seed: Integer = Field(
-    default=42, ge=LEAST_SEED, le=MOST_SEED, description='seed of all randomness'
-  )
+  protocol: Literal['honest', 'paper'] = 'honest'
+  structure: str = SEARCH
+  train_on: Literal['train', 'train+val'] = 'train'
+  seed: int = field(42, least=LEAST_SEED, most=MOST_SEED)
   model: ModelSettings = ModelSettings()
   space: SpaceSettings = SpaceSettings()
-  budget: Budget | None = Field(
-    default=None,
-    description='most trained parameters, without the head, a whole number; None for no limit',
-  )
+  budget: float | None = field(None, least=0)
   augment: Augmentation = Augmentation()
   training: TrainingSettings = TrainingSettings()
   sampling: Sampling = Sampling()
   consistency: Consistency = Consistency()
-  component_dropout: Number = Field(
-    default=0.0,
-    ge=0,
-    lt=1,
-    description='probability that a training step drops a rank-one part of a LoRA of A or B; the '
-    'others are scaled up to keep the mean (MLAE, arXiv 2405.18897)',
-  )
+  component_dropout: float = field(0.0, least=0, below=1)
   search: Evolution = Evolution()
   finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()
-  presets: Several[Annotated[Text, preset_or(GRADIENT)]] = Field(
-    default=(),
-    description='baselines in addition to the linear probe, each trained alone with the same '
-    "recipe: presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with "
-    "structure='search' also 'gradient'",
-  )
+  presets: tuple[str, ...] = ()
   report: ReportSettings = ReportSettings()
-  checkpoint_epochs: Whole = Field(
-    default=10, ge=1, description='epochs between two saved training states'
-  )
+  checkpoint_epochs: int = field(10, least=1)
   mesh: MeshSettings = MeshSettings()
   compare: Comparison = Comparison()
   distributed: DistributedSettings = DistributedSettings()
@@ -171,6 +145,10 @@ class RunSettings:
   watch: WatchSettings = WatchSettings()
 
   def __post_init__(self):
+    validate_fields(self)
+    check_structure(self.structure)
+    check_presets('presets', self.presets, (GRADIENT,))
+    object.__setattr__(self, 'budget', draws.check_budget(self.budget))
     mistakes = list(_mistakes(self))
     if self.job == 'compare':
       mistakes += _mistakes_of_comparison(self)
@@ -317,9 +295,9 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
     for name in _missing(RunSettings(), values)
   ]
   try:
-    settings = pydantic.TypeAdapter(RunSettings).validate_python(values)
-  except pydantic.ValidationError as error:
-    raise UserError('\n'.join([*missing, sentences(error)])) from None
+    settings = schema.read(RunSettings, values)
+  except ValueError as error:
+    raise UserError('\n'.join([*missing, str(error)])) from None
   if missing:
     raise UserError('\n'.join(missing))
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
@@ -469,7 +447,9 @@ def check_settings(settings: Any, task: str, where: str) -> None:
   benchmark = task.partition('/')[0]
   names = dict.fromkeys((*expand(f'{benchmark}/all'), *expand(task)))
   known = [name.partition('/')[2] for name in names]
-  for name in taken(settings, where, Mapping[Name, OwnSettings]):
+  for name, own in validate(settings, Mapping[str, Mapping], where).items():
+    own = schema.read(OwnSettings, own, f'{where}.{name}.')
+    draws.check_budget(own.budget)
     if not any(_stands_for(name, task) for task in known):
       near = difflib.get_close_matches(name, known) or known
       raise ValueError(f"{where}: '{name}' is not a task of {benchmark}; give {listed(near)}.")

@@ -12,10 +12,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import jax
-from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax.files import STAMP, Path, stamp_of, to_json, whole, writing

@@ -11,9 +11,9 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TypedDict
 
 import jax
-from typing_extensions import TypedDict
 
 import glora_jax
 from glora_jax import hub

@@ -4,46 +4,114 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import textwrap
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
-from pydantic.fields import FieldInfo
 
-from glora_jax.vision.settings import expected
+from glora_jax.checks import expected, kinds_of, shown, validate
 
 HELP_WIDTH = 100
-Fields = list[tuple[str, FieldInfo, Any]]  # dotted name, declaration, value
 
 
-def sections(settings: Any, prefix: str = '') -> Iterator[tuple[str, str, Fields]]:
+class Field(NamedTuple):
+  """A field of a config.
+
+  Attributes:
+    name: its dotted name.
+    value: its default.
+    kind: its annotation.
+    limits: those of its numbers, see `checks.validate`.
+    meaning: what the docstring of its section says of it.
+  """
+
+  name: str
+  value: Any
+  kind: Any
+  limits: Mapping[str, float]
+  meaning: str
+
+  @property
+  def expected(self) -> str:
+    """Type and limits in words: 'an integer or None, at least 1'."""
+    return expected(self.kind, **self.limits)
+
+
+def sections(settings: Any, prefix: str = '') -> Iterator[tuple[str, str, list[Field]]]:
   """(prefix of dotted names, summary, fields) of settings and of nested settings."""
   inner, fields = [], []
-  for name, info in type(settings).__pydantic_fields__.items():
-    value = getattr(settings, name)
+  kinds, meanings = kinds_of(type(settings)), meanings_of(type(settings))
+  for each in dataclasses.fields(settings):
+    name, value = each.name, getattr(settings, each.name)
     if dataclasses.is_dataclass(value):
       inner.append((value, f'{prefix}{name}.'))
     else:
-      fields.append((prefix + name, info, value))
+      meaning = meanings.get(name, '')
+      fields.append(Field(prefix + name, value, kinds[name], each.metadata, meaning))
   summary = (inspect.getdoc(type(settings)) or '').partition('\n\n')[0]
   yield prefix, ' '.join(summary.split()), fields
   for value, its_prefix in inner:
     yield from sections(value, its_prefix)
 
 
-def walk(settings: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
-  """(dotted name, declaration, value) of all fields."""
+def meanings_of(section: type) -> dict[str, str]:
+  """The lines below `Attributes:` in the docstrings of a class and its bases, by field."""
+  found = {}
+  for each in reversed(section.__mro__):
+    _, _, attributes = inspect.cleandoc(each.__doc__ or '').partition('\nAttributes:\n')
+    for entry in re.split(r'\n(?=  \w)', attributes.partition('\n\n')[0]):
+      name, _, meaning = entry.strip().partition(': ')
+      found[name] = ' '.join(meaning.split()).removesuffix('.')
+  return found
+
+
+def walk(settings: Any) -> Iterator[Field]:
+  """All fields of settings and of nested settings."""
   for _, _, fields in sections(settings):
     yield from fields
+
+
+def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
+  """Settings from nested values.
+
+  Args:
+    section: class of the settings.
+    values: values of its fields by name; those of a nested section are a mapping, too.
+    prefix: of the dotted names in the sentences of the error.
+
+  Raises:
+    ValueError: a field is unknown, or a value has another type or is not allowed; a line for each
+      mistake.
+  """
+  fields = {each.name: each for each in dataclasses.fields(section)}
+  known, mistakes = {}, []
+  for name, value in values.items():
+    dotted = f'{prefix}{name}'
+    try:
+      if name not in fields:
+        raise ValueError(f'{dotted}={shown(value)} is unknown; remove it, or correct its name.')
+      if dataclasses.is_dataclass(kind := kinds_of(section)[name]):
+        known[name] = read(kind, validate(value, Mapping, dotted), f'{dotted}.')
+      else:
+        known[name] = validate(value, kind, dotted, **fields[name].metadata)
+    except (TypeError, ValueError) as error:
+      mistakes.append(str(error))
+  try:
+    if not mistakes:
+      return section(**known)
+  except ValueError as error:  # about fields that do not fit together
+    mistakes = [prefix + line for line in str(error).splitlines()]
+  raise ValueError('\n'.join(mistakes))
 
 
 def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
   """Settings as a `ConfigDict`; fields that are None accept values of their type."""
   config = ml_collections.ConfigDict()
-  for name, info in type(settings).__pydantic_fields__.items():
-    value, kind = getattr(settings, name), info.annotation
+  for name, kind in kinds_of(type(settings)).items():
+    value = getattr(settings, name)
     if dataclasses.is_dataclass(value):
       config[name] = to_config_dict(value)
     elif isinstance(value, Mapping):
@@ -64,14 +132,13 @@ def describe(settings: Any, only: Collection[str] = ()) -> str:
   """
   lines = []
   for prefix, summary, fields in sections(settings):
-    fields = [field for field in fields if not only or field[0] in only]
+    fields = [field for field in fields if not only or field.name in only]
     if prefix and fields:
       lines += ['', textwrap.fill(f'--config.{prefix}*: {summary}', HELP_WIDTH), '']
-    for name, info, value in fields:
-      default = dict(value) if isinstance(value, Mapping) else value
+    for field in fields:
       lines += [
-        f'  --config.{name}={default}    ({expected(info)})',
-        textwrap.indent(textwrap.fill(info.description or '', HELP_WIDTH - 6), ' ' * 6),
+        f'  --config.{field.name}={field.value}    ({field.expected})',
+        textwrap.indent(textwrap.fill(field.meaning, HELP_WIDTH - 6), ' ' * 6),
       ]
   return '\n'.join(lines)
 

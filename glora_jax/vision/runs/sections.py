@@ -7,11 +7,11 @@ declared where they are used.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field
-
+from glora_jax.checks import field, shown, validate_fields
 from glora_jax.method.presets import (
   GENOME_ENDING,
   GRADIENT,
@@ -26,18 +26,6 @@ from glora_jax.vision.data import image, normalization
 from glora_jax.vision.data.task import Source
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.blocks import ACTIVATIONS
-from glora_jax.vision.settings import (
-  FILLED,
-  Flag,
-  Integer,
-  Name,
-  Number,
-  Several,
-  Text,
-  Whole,
-  declared,
-  passing,
-)
 
 DType = Literal['float32', 'bfloat16']
 NormalizationName = Literal[*normalization.NORMALIZATIONS]  # pyrefly: ignore
@@ -68,14 +56,14 @@ RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
 
 
-def preset_or(*others: str) -> AfterValidator:
-  """For `Annotated`: checks that a string is the name of a preset, or one of some others."""
-
-  def check(name: str) -> None:
+def check_presets(field: str, names: Collection[str], others: Collection[str]) -> None:
+  """Raises ValueError unless the names of a field are presets, or among some others."""
+  for name in names:
     if name not in others:
-      parse_preset_name(name)
-
-  return passing(check)
+      try:
+        parse_preset_name(name)
+      except ValueError as error:
+        raise ValueError(f'{field}: {error}') from None
 
 
 def check_structure(name: str) -> None:
@@ -87,115 +75,99 @@ def check_structure(name: str) -> None:
   if name in FOUND or name.endswith(GENOME_ENDING):
     return
   if begins_as_preset(name):
-    parse_preset_name(name)
+    check_presets('structure', [name], ())
     return
   raise ValueError(
-    f'it must be {", ".join(FOUND)}, a preset ({", ".join(PRESET_NAMES)}, with a rank or '
-    f"a place as in 'lora:2@qkv'), or a genome file, whose name ends in {GENOME_ENDING}."
+    f'structure={shown(name)} must be {", ".join(FOUND)}, a preset ({", ".join(PRESET_NAMES)}, '
+    "with a rank or a place as in 'lora:2@qkv'), or a genome file, whose name ends in "
+    f'{GENOME_ENDING}.'
   )
 
 
-METHOD = preset_or(*NO_PRESETS)
-Rates = Mapping[Annotated[Name, METHOD], Annotated[Number, Field(gt=0)] | None]
+def check_no_dots(field: str, names: Collection[str]) -> None:
+  """Raises ValueError for names of a mapping that would be several parts of a dotted name."""
+  for name in names:
+    if not name or '.' in name:
+      raise ValueError(f'{field}: the name {shown(name)} must not be empty or have a dot.')
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class DataSettings(Source):
-  """Where the images come from, and how they are read."""
+  """Where the images come from, and how they are read.
 
-  resize: image.ResizeRule = Field(
-    default='squash',
-    description="how images become square: 'squash' scales each side, 'crop' keeps the aspect "
-    'ratio and takes the middle',
-  )
-  skip_broken: Flag = Field(
-    default=False, description='whether to leave out images that cannot be decoded'
-  )
-  cache: Text | None = Field(default=None, description='folder for decoded images; None for none')
-  max_resident: Integer = Field(
-    default=4 * 2**30,
-    ge=0,
-    le=2**62,
-    description='most bytes of each split to keep on the device; a larger one is streamed',
-  )
-  workers: Whole = Field(
-    default=0, ge=0, le=1024, description='processes that decode streamed images; 0 for threads'
-  )
+  Attributes:
+    resize: how images become square: 'squash' scales each side, 'crop' keeps the aspect ratio and
+      takes the middle.
+    skip_broken: whether to leave out images that cannot be decoded.
+    cache: folder for decoded images; None for none.
+    max_resident: most bytes of each split to keep on the device; a larger one is streamed.
+    workers: processes that decode streamed images; 0 for threads.
+  """
+
+  resize: image.ResizeRule = 'squash'
+  skip_broken: bool = False
+  cache: str | None = None
+  max_resident: int = field(4 * 2**30, least=0, most=2**62)
+  workers: int = field(0, least=0, most=1024)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
-  """The pretrained backbone, and how it computes."""
+  """The pretrained backbone, and how it computes.
 
-  weights: Annotated[Text, FILLED] = Field(
-    default=weights.EMBEDDED,
-    description="'embedded', a path (also of a run's folder), a URL, 'hf:owner/name[@revision]' on "
-    "the Hugging Face hub, or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`)",
-  )
-  sha256: Annotated[str, Field(strict=True, pattern='^[0-9a-fA-F]{64}$')] | None = Field(
-    default=None, description='checksum of the weights, 64 hexadecimal digits'
-  )
-  image_size: Whole | None = Field(
-    default=None,
-    ge=1,
-    le=MOST_PIXELS,
-    description='pixels of a side of an image; None for what the weights were trained with',
-  )
-  patch_size: Whole | None = Field(
-    default=None,
-    ge=1,
-    le=MOST_PIXELS,
-    description='pixels of a side of a patch; None for what the weights were trained with',
-  )
-  normalization: NormalizationName | None = Field(
-    default=None,
-    description='how pixels are normalized; None for what the weights were trained with',
-  )
-  num_heads: Whole | None = Field(
-    default=None, ge=1, le=MOST_PIXELS, description='attention heads, if the file does not say'
-  )
-  activation: ActivationName | None = Field(
-    default=None,
-    description="activation of the MLPs, if the file does not say; None for that of the weights' "
-    'code base',
-  )
-  drop_path: Number = Field(
-    default=0.1,
-    ge=0,
-    lt=1,
-    description='largest probability of dropping a residual branch in training',
-  )
-  dtype: DType = Field(
-    default='float32',
-    description="type of the computation; with 'bfloat16', supports, heads and the merging of both "
-    'stay in float32',
-  )
-  base_dtype: DType = Field(
-    default='float32', description='type in which the frozen weights are kept and saved'
-  )
-  remat: RematPolicy | None = Field(
-    default=None,
-    description='policy of `jax.checkpoint_policies` for activations; None keeps all of them',
-  )
-  unroll: Whole = Field(
-    default=1,
-    ge=1,
-    description='blocks in a step of the scan over blocks; all of them are fastest on CPU, and '
-    'compile longest',
-  )
+  Attributes:
+    weights: 'embedded', a path (also of a run's folder), a URL, 'hf:owner/name[@revision]' on the
+      Hugging Face hub, or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`).
+    sha256: checksum of the weights, 64 hexadecimal digits.
+    image_size: pixels of a side of an image; None for what the weights were trained with.
+    patch_size: pixels of a side of a patch; None for what the weights were trained with.
+    normalization: how pixels are normalized; None for what the weights were trained with.
+    num_heads: attention heads, if the file does not say.
+    activation: activation of the MLPs, if the file does not say; None for that of the weights' code
+      base.
+    drop_path: largest probability of dropping a residual branch in training.
+    dtype: type of the computation; with 'bfloat16', supports, heads and the merging of both stay in
+      float32.
+    base_dtype: type in which the frozen weights are kept and saved.
+    remat: policy of `jax.checkpoint_policies` for activations; None keeps all of them.
+    unroll: blocks in a step of the scan over blocks; all of them are fastest on CPU, and compile
+      longest.
+  """
 
-
-@declared
-class SpaceSettings:
-  """The search space, the same for every layer."""
-
-  ranks: Annotated[Several[Annotated[Whole, Field(ge=1)]], FILLED] | None = Field(
-    default=None,
-    description="LoRA ranks on offer, ascending; None for (4,) with structure='search', and for 1 "
-    'to 8 otherwise',
-  )
+  weights: str = weights.EMBEDDED
+  sha256: str | None = None
+  image_size: int | None = field(None, least=1, most=MOST_PIXELS)
+  patch_size: int | None = field(None, least=1, most=MOST_PIXELS)
+  normalization: NormalizationName | None = None
+  num_heads: int | None = field(None, least=1, most=MOST_PIXELS)
+  activation: ActivationName | None = None
+  drop_path: float = field(0.1, least=0, below=1)
+  dtype: DType = 'float32'
+  base_dtype: DType = 'float32'
+  remat: RematPolicy | None = None
+  unroll: int = field(1, least=1)
 
   def __post_init__(self):
+    validate_fields(self)
+    if not self.weights:
+      raise ValueError("weights='' must not be empty.")
+    if self.sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', self.sha256):
+      raise ValueError(f'sha256={shown(self.sha256)} must be 64 hexadecimal digits.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceSettings:
+  """The search space, the same for every layer.
+
+  Attributes:
+    ranks: LoRA ranks on offer, ascending; None for (4,) with structure='search', and for 1 to 8
+      otherwise.
+  """
+
+  ranks: tuple[int, ...] | None = field(None, least=1)
+
+  def __post_init__(self):
+    validate_fields(self)
     self.search_space()  # checks that ranks ascend
 
   def search_space(self, structure: str = 'search') -> SearchSpace:
@@ -216,45 +188,51 @@ class SpaceSettings:
     return SearchSpace.distinct(ranks) if is_bought else SearchSpace(ranks=ranks)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class TrainingSettings(Recipe):
-  """How everything is trained, and which weights are kept."""
+  """How everything is trained, and which weights are kept.
 
-  keep: Literal['best', 'last'] = Field(
-    default='last',
-    description="weights of a fixed structure to keep: of the 'last' epoch, or of the 'best' on "
-    "the validation images among about twenty; with 200 validation images 'best' was behind on all "
-    'tasks measured',
-  )
+  Attributes:
+    keep: weights of a fixed structure to keep: of the 'last' epoch, or of the 'best' on the
+      validation images among about twenty; with 200 validation images 'best' was behind on all
+      tasks measured.
+  """
+
+  keep: Literal['best', 'last'] = 'last'
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class ReportSettings:
-  """What a run calls its result."""
+  """What a run calls its result.
 
-  result: Text | None = Field(
-    default=None,
-    description="name of the structure to fold as the result: 'search', 'gradient', 'lora:2' and "
-    'so on; None for the one with the best validation accuracy within the budget (with '
-    "protocol='paper' the searched one)",
-  )
+  Attributes:
+    result: name of the structure to fold as the result: 'search', 'gradient', 'lora:2' and so on;
+      None for the one with the best validation accuracy within the budget (with protocol='paper'
+      the searched one).
+  """
+
+  result: str | None = None
+
+  def __post_init__(self):
+    validate_fields(self)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Finetuning:
-  """How the finetuning of a searched structure differs from `training`."""
+  """How the finetuning of a searched structure differs from `training`.
 
-  epochs: Whole = Field(
-    default=100, ge=0, description='passes over the training images; 0 for no finetuning'
-  )
-  warmup_epochs: Whole | None = Field(
-    default=None,
-    ge=0,
-    description="epochs of linear warm-up; None for training's, but at most `epochs`",
-  )
-  learning_rate: Number | None = Field(
-    default=None, gt=0, description="peak of the schedule; None for training's"
-  )
+  Attributes:
+    epochs: passes over the training images; 0 for no finetuning.
+    warmup_epochs: epochs of linear warm-up; None for training's, but at most `epochs`.
+    learning_rate: peak of the schedule; None for training's.
+  """
+
+  epochs: int = field(100, least=0)
+  warmup_epochs: int | None = field(None, least=0)
+  learning_rate: float | None = field(None, above=0)
+
+  def __post_init__(self):
+    validate_fields(self)
 
   def recipe(self, training: Recipe) -> Recipe:
     """The whole recipe.
@@ -272,32 +250,27 @@ class Finetuning:
     )
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class AllocationSettings:
-  """How a structure is allocated from a gradient (`glora_jax.allocate`)."""
+  """How a structure is allocated from a gradient (`glora_jax.allocate`).
 
-  head_epochs: Whole = Field(
-    default=6,
-    ge=1,
-    description='epochs of training the head alone before the gradient is taken',
-  )
-  max_rank: Whole = Field(
-    default=8,
-    ge=1,
-    le=MOST_PARTS,
-    description='largest LoRA rank that a layer can get for A or for B',
-  )
-  prior: Literal['shifts', 'known'] | None = Field(
-    default='known',
-    description="what a noisy gradient borrows from: 'known' (values known for the backbone; "
-    "'shifts' if there are none), 'shifts' (the gradient of telling which way the same images were "
-    'shifted), None for nothing',
-  )
-  known: Text | None = Field(
-    default=None,
-    description='file of values known for the backbone (`search.known.write`), for '
-    "structure='known' and prior='known'; None for those of the 'embedded' backbone",
-  )
+  Attributes:
+    head_epochs: epochs of training the head alone before the gradient is taken.
+    max_rank: largest LoRA rank that a layer can get for A or for B.
+    prior: what a noisy gradient borrows from: 'known' (values known for the backbone; 'shifts' if
+      there are none), 'shifts' (the gradient of telling which way the same images were shifted),
+      None for nothing.
+    known: file of values known for the backbone (`search.known.write`), for structure='known' and
+      prior='known'; None for those of the 'embedded' backbone.
+  """
+
+  head_epochs: int = field(6, least=1)
+  max_rank: int = field(8, least=1, most=MOST_PARTS)
+  prior: Literal['shifts', 'known'] | None = 'known'
+  known: str | None = None
+
+  def __post_init__(self):
+    validate_fields(self)
 
   def epochs(self, borrowed: bool = False) -> int:
     """The epochs that head and gradient count as.
@@ -333,52 +306,55 @@ class AllocationSettings:
     return recipe.epochs - self.shortened(recipe, borrowed).epochs
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class MeshSettings:
-  """The devices of a run."""
+  """The devices of a run.
 
-  devices: Literal['all', 'one'] = Field(
-    default='all', description="devices to use; 'one' leaves the others alone"
-  )
-  base: Literal['replicated', 'sharded'] = Field(
-    default='replicated',
-    description="place of the frozen weights: whole on each device, or 'sharded' across devices",
-  )
-  fsdp: Whole | None = Field(
-    default=None,
-    ge=1,
-    description="with base='sharded', devices of a process that share one copy of the weights; "
-    'None for one copy across all devices',
-  )
+  Attributes:
+    devices: devices to use; 'one' leaves the others alone.
+    base: place of the frozen weights: whole on each device, or 'sharded' across devices.
+    fsdp: with base='sharded', devices of a process that share one copy of the weights; None for one
+      copy across all devices.
+  """
+
+  devices: Literal['all', 'one'] = 'all'
+  base: Literal['replicated', 'sharded'] = 'replicated'
+  fsdp: int | None = field(None, least=1)
+
+  def __post_init__(self):
+    validate_fields(self)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What a comparison compares (`comparison.run`)."""
+  """What a comparison compares (`comparison.run`).
 
-  methods: Annotated[Several[Annotated[Text, METHOD]], FILLED] = Field(
-    default=METHODS,
-    description="names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full "
-    "fine-tuning), 'search', 'gradient' and 'known'; the last three have a row for each budget",
-  )
-  budgets: Several[Annotated[Whole, Field(ge=0)]] = Field(
-    default=(20_000, 40_000),
-    description="most trained parameters of 'search', 'gradient' and 'known', ascending; a row of "
-    'the table each',
-  )
-  seeds: Whole = Field(
-    default=5, ge=1, le=TUNING_SEED, description='number of seeds, counted up from `seed`'
-  )
-  rates: Annotated[Several[Annotated[Number, Field(gt=0)]], FILLED] = Field(
-    default=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    description='learning rates to choose from for each method',
-  )
-  rate: Rates = Field(
-    default=dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)),
-    description='learning rate by method; None or no entry to choose it on the validation images',
+  Attributes:
+    methods: names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full
+      fine-tuning), 'search', 'gradient' and 'known'; the last three have a row for each budget.
+    budgets: most trained parameters of 'search', 'gradient' and 'known', ascending; a row of the
+      table each.
+    seeds: number of seeds, counted up from `seed`.
+    rates: learning rates to choose from for each method.
+    rate: learning rate by method; None or no entry to choose it on the validation images.
+  """
+
+  methods: tuple[str, ...] = METHODS
+  budgets: tuple[int, ...] = field((20_000, 40_000), least=0)
+  seeds: int = field(5, least=1, most=TUNING_SEED)
+  rates: tuple[float, ...] = field((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), above=0)
+  rate: Mapping[str, float | None] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)), metadata={'above': 0}
   )
 
   def __post_init__(self):
+    validate_fields(self)
+    for name in ('methods', 'rates'):
+      if not getattr(self, name):
+        raise ValueError(f'{name}=() must not be empty.')
+    check_presets('methods', self.methods, NO_PRESETS)
+    check_presets('rate', self.rate, NO_PRESETS)
+    check_no_dots('rate', self.rate)
     if set(FOUND).isdisjoint(self.methods):
       return
     if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
@@ -387,41 +363,53 @@ class Comparison:
       )
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class DistributedSettings:
-  """Several processes as one run; None takes a value from the environment."""
+  """Several processes as one run; None takes a value from the environment.
 
-  coordinator: Text | None = Field(default=None, description='HOST:PORT of process 0')
-  num_processes: Whole | None = Field(default=None, ge=1, description='number of processes')
-  process_id: Whole | None = Field(
-    default=None, ge=0, description='number of this process, counted from 0'
-  )
+  Attributes:
+    coordinator: HOST:PORT of process 0.
+    num_processes: number of processes.
+    process_id: number of this process, counted from 0.
+  """
+
+  coordinator: str | None = None
+  num_processes: int | None = field(None, least=1)
+  process_id: int | None = field(None, least=0)
+
+  def __post_init__(self):
+    validate_fields(self)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class SuiteSettings:
-  """A task that stands for several, such as 'vtab/all'."""
+  """A task that stands for several, such as 'vtab/all'.
 
-  settings: Mapping[Name, Any] = Field(
-    default={},
-    description="'budget' and 'learning_rate' of single tasks, by task (`config.with_settings`)",
-  )
-  prepare: Flag = Field(
-    default=False,
-    description='whether to download and prepare data that needs no manual download; otherwise '
-    'tasks without data are left out',
-  )
+  Attributes:
+    settings: 'budget' and 'learning_rate' of single tasks, by task (`config.with_settings`).
+    prepare: whether to download and prepare data that needs no manual download; otherwise tasks
+      without data are left out.
+  """
+
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  prepare: bool = False
+
+  def __post_init__(self):
+    validate_fields(self)
+    check_no_dots('settings', self.settings)
 
 
-@declared
+@dataclasses.dataclass(frozen=True)
 class WatchSettings:
-  """What is recorded besides the results; a resumed run may change it."""
+  """What is recorded besides the results; a resumed run may change it.
 
-  tensorboard: Flag = Field(
-    default=False,
-    description='whether to write the metrics to WORKDIR/tensorboard as well; needs tensorboardX',
-  )
-  profile: Text | None = Field(
-    default=None,
-    description="stage to profile, such as 'supernet'; traces are in WORKDIR/profile",
-  )
+  Attributes:
+    tensorboard: whether to write the metrics to WORKDIR/tensorboard as well; needs tensorboardX.
+    profile: stage to profile, such as 'supernet'; traces are in WORKDIR/profile.
+  """
+
+  tensorboard: bool = False
+  profile: str | None = None
+
+  def __post_init__(self):
+    validate_fields(self)

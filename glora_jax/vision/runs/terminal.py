@@ -89,9 +89,9 @@ def reported(*, debug: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-  """Raises the ValueErrors that this package raises in a block as UserErrors.
+  """Raises this package's ValueErrors, and the TypeErrors of `checks`, as UserErrors.
 
-  Those of other packages stay as they are: there, they are bugs.
+  Those of other packages stay as they are: there, they are bugs. So is any other TypeError.
 
   Args:
     *kinds: other classes of errors, in place of ValueError.
@@ -108,8 +108,10 @@ least 1, as in 'lora:2'.
     yield
   except Exception as error:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    is_ours = frame.f_globals.get('__name__', '').startswith('glora_jax')
-    if isinstance(error, UserError) or not (is_ours and isinstance(error, kinds or ValueError)):
+    raised_in = frame.f_globals.get('__name__', '')
+    is_checked = isinstance(error, TypeError) and raised_in == 'glora_jax.checks'
+    is_expected = raised_in.startswith('glora_jax') and isinstance(error, kinds or ValueError)
+    if isinstance(error, UserError) or not (is_expected or is_checked):
       raise
     raise UserError(str(error)) from error
 
@@ -181,7 +183,7 @@ def _unknown_field(name: str) -> str:
     schema,
   )  # import JAX, which a correct line need not wait for
 
-  known = [part for field, *_ in schema.walk(config.RunSettings()) for part in field.split('.')]
+  known = [part for field in schema.walk(config.RunSettings()) for part in field.name.split('.')]
   near = difflib.get_close_matches(name, known, 1)
   guess = f' (did you mean {near[0]}?)' if near else ''
   return f"The config has no field '{name}'{guess}. --help_config=all shows all fields."
@@ -197,13 +199,12 @@ def _wrong_value(text: str) -> str:
     config,
     schema,
   )  # import JAX, which a correct line need not wait for
-  from glora_jax.vision.settings import expected
 
-  known = {name: info for name, info, _ in schema.walk(config.RunSettings())}
+  known = {field.name: field for field in schema.walk(config.RunSettings())}
   if given[2] not in known:
     return f'{given[1]}: {given[2]} is a section; set its fields, --config.{given[2]}.FIELD=VALUE.'
-  info = known[given[2]]
-  return f'{given[1]} must be {expected(info)}: {info.description}.'
+  field = known[given[2]]
+  return f'{given[1]} must be {field.expected}: {field.meaning}.'
 
 
 def _last_line(reason: object) -> str:

@@ -13,9 +13,8 @@ from glora_jax.vision.runs.config import RunSettings, check_config, default_conf
 from glora_jax.vision.runs.fields import values_of
 from glora_jax.vision.runs.schema import walk
 from glora_jax.vision.runs.workdir import changes_of, read_values, write_config
-from glora_jax.vision.settings import bounds, expected
 
-FIELDS = {name: info for name, info, _ in walk(RunSettings())}
+FIELDS = {field.name: field for field in walk(RunSettings())}
 DEFAULTS = default_config().to_dict()
 SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, dict))
 TEXTS = ('lora:2@qkv', 'hira@(', 'x.json', '~', 'folder:', 'hf:a/b', '0' * 64)
@@ -38,8 +37,8 @@ def value_of(draw, name):
   """A value for a field: any, one at the edges of its range, a text that means something."""
   if name in SECTIONS or draw(st.integers(0, 2)) == 2:
     return draw(st.sampled_from(NASTY))
-  edges = [bound + step for bound in bounds(FIELDS[name]).values() for step in (0, 1, -1)]
-  choices = re.findall("'(\\w+)'", expected(FIELDS[name]))
+  edges = [bound + step for bound in FIELDS[name].limits.values() for step in (0, 1, -1)]
+  choices = re.findall("'(\\w+)'", FIELDS[name].expected)
   value = draw(st.sampled_from([*edges, *edges, *TEXTS, *choices]))
   return draw(st.sampled_from([value] * 7 + [(value,)]))
 

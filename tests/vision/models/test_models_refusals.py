@@ -91,7 +91,7 @@ def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
 @pytest.mark.parametrize(
   'model, params, format, named',
   [
-    (OURS, None, None, 'params: expected a Mapping, got None.'),
+    (OURS, None, None, 'params=None must be a Mapping.'),
     (OURS, DIVERGED, None, 'norm/scale'),
     (OURS.clone(num_classes=3), params_of(OURS), 'timm', 'head/bias is (5,)'),
     (OURS, params_of(OURS), 'hf_vit', "pool='gap'"),

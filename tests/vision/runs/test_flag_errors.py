@@ -10,10 +10,12 @@ from absl import flags
 from comparing import assert_refused
 from places import ROOT
 
+from glora_jax.checks import validate
 from glora_jax.errors import UserError
+from glora_jax.training.recipe import Recipe
 from glora_jax.vision.runs import command_line
 from glora_jax.vision.runs.config import parse_arguments
-from glora_jax.vision.runs.terminal import is_mistake, reported, sentence
+from glora_jax.vision.runs.terminal import is_mistake, reported, sentence, user_errors
 
 QUICKSTART = f'--config={ROOT / "configs/quickstart.py"}'
 
@@ -63,8 +65,14 @@ OWN = f'--config={ROOT}/configs/own.py'
     ([], '--config NAME_OR_FILE'),
     (['--config=configs'], "no config 'configs'"),
     ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet' (did you mean budget?)"),
-    ([QUICKSTART, '--config.budget=10k'], '--config.budget=10k must be float | None: most'),
-    ([QUICKSTART, '--config.presets=("a",'], '--config.presets=("a", must be tuple[str, ...]: '),
+    (
+      [QUICKSTART, '--config.budget=10k'],
+      '--config.budget=10k must be a finite number or None, at least 0: most',
+    ),
+    (
+      [QUICKSTART, '--config.presets=("a",'],
+      '--config.presets=("a", must be a tuple (each a string): ',
+    ),
     ([QUICKSTART, '--config.training=3'], '--config.training=3: training is a section'),
     ([QUICKSTART, '--zzzz=1'], "'zzzz' (--help shows all flags"),
     ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny must be True or False"),
@@ -140,3 +148,11 @@ def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(debug, capsys):
     with pytest.raises(type(bug)) as raised, reported(debug=debug):
       raise bug
     assert 'This is a bug' in raised.value.__notes__[0]
+
+
+def test_a_wrong_type_that_a_check_finds_is_a_mistake_and_any_other_is_a_bug():
+  with pytest.raises(UserError, match=r"^chunk='x' must be an integer\.$"), user_errors():
+    validate('x', int, 'chunk')
+  for bug in (lambda: Recipe(batches=3), lambda: Recipe().steps_per_epoch(None)):
+    with pytest.raises(TypeError), user_errors():
+      bug()

@@ -10,9 +10,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from typing_extensions import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from glora_jax.files import write_json
 from glora_jax.method import genomes

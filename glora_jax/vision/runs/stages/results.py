@@ -10,12 +10,11 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax import tree

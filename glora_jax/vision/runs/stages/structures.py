@@ -8,9 +8,9 @@ from a file. All are trained with one recipe, which is shorter after a gradient 
 from __future__ import annotations
 
 import os
+from typing import TypedDict
 
 import numpy as np
-from typing_extensions import TypedDict
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
