@@ -23,7 +23,7 @@ from glora_jax.vision.runs.sections import TrainingSettings
 ADAPTING = [
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),
   ({'space.ranks': (4, 2)}, 'space.ranks=(4, 2)'),
-  ({'presets': ('lora', 'ssf:2')}, "presets[1]='ssf:2'"),
+  ({'presets': ('lora', 'ssf:2')}, "presets: The preset 'ssf:2'"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
   ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
