@@ -1,29 +1,49 @@
 """The package as a user meets it: what an import loads, which names it has, an example of each."""
 
+import ast
 import doctest
+import re
 import subprocess
 import sys
+import tomllib
 
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
+from places import ROOT
 
 import glora_jax
 
 MODULES = {'nnx', 'peft', 'serve'}  # among the public names
 # What adapting a model does not need.
-LATER = [
-  'orbax',
-  'scipy',
-  'PIL',
-  'dm_pix',
-  'matplotlib',
-  'tqdm',
-  'tensorflow_datasets',
-  'chex',
-  'flax.nnx',
-  'huggingface_hub',
+LATER = ['orbax', 'scipy', 'tqdm', 'flax.nnx', 'huggingface_hub']
+
+OPTIONAL = {'hub.py': {'huggingface_hub'}}  # which says so where it is missing
+APPLICATION = ('glora_jax.vision', 'glora_jax.main', 'glora_jax.predict', 'glora_jax.convert')
+LIBRARY = [
+  path.relative_to(ROOT / 'glora_jax')
+  for path in (ROOT / 'glora_jax').rglob('*.py')
+  if not '.'.join(path.relative_to(ROOT).with_suffix('').parts).startswith(APPLICATION)
 ]
+
+
+def imports(path):
+  """The names of all modules that a file imports, and of what it imports from them."""
+  for node in ast.walk(ast.parse((ROOT / 'glora_jax' / path).read_text())):
+    if isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+    elif isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=str)
+def test_the_library_imports_itself_and_its_requirements_alone(path):
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  required = {re.match(r'\w+', line)[0] for line in project['dependencies']}
+  required |= {'glora_jax', 'numpy'} | OPTIONAL.get(path.name, set())  # numpy comes with jax
+  names = [*imports(path)]
+  assert {name.partition('.')[0] for name in names} <= required | sys.stdlib_module_names
+  assert not [name for name in names if name.startswith(APPLICATION)]
 
 
 def run(code):

@@ -1,4 +1,6 @@
-"""Ties, spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, the summary."""
+"""Ties, spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, halves, the summary."""
+
+import types
 
 import flax.linen as nn
 import jax
@@ -11,11 +13,12 @@ from comparing import (
   assert_close,
   assert_folds,
   assert_trees_close,
+  assert_trees_equal,
   random_params,
   random_variables,
   ready,
 )
-from small_models import Transformer
+from small_models import Mlp, Transformer
 from trees import normal
 
 import glora_jax
@@ -189,3 +192,25 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
   assert '+ 65 in heads' in stacked.summary()
   chosen = stacked.summary(presets.preset(stacked.spec, 'bitfit'))
   assert 'trained parameters: 252 in this structure' in chosen
+
+
+def test_split_separates_heads_and_supports_and_join_puts_them_back():
+  adapted, variables = ready(Mlp(), X, space=SPACE)
+  trainable, frozen = adapted.split(variables)
+  assert trainable['params'].keys() == {'head'}
+  assert 'head' not in frozen['params']
+  assert trainable.keys() == {'params', 'glora'}
+  assert_trees_equal(adapted.join(trainable, frozen), variables)
+  probe, rest = adapted.split({'params': variables['params']}, supports=False)
+  assert probe == {'params': trainable['params']}
+  assert_trees_equal(adapted.join(probe, rest), {**variables, 'glora': {}})
+
+
+def test_an_object_that_holds_a_linen_model_is_adapted_as_that():
+  """Transformers gives a module, its parameters, and a call of its own."""
+  adapted, variables = ready(Mlp(), X, space=SPACE)
+  holder = types.SimpleNamespace(module=adapted.model, params=variables['params'])
+  held = glora_jax.adapt(holder, X, space=SPACE)
+  assert held.spec == adapted.spec
+  assert held.model is adapted.model
+  held.init(jax.random.key(0), holder.params)
