@@ -165,11 +165,12 @@ def save_peft(
   _require_loras(adapted.spec, genome)
   tensors, ranks, alphas = {}, {}, {}
   for group, index, row, modules in _layers(adapted, names, np.flatnonzero(genome[:, _B])):
-    if others := [site for site in group.members if site.is_convolution or site.kind == TABLE]:
-      raise ValueError(
-        f'{others[0].name} is a convolution or an embedding, and only linear layers are written as '
-        f'PEFT LoRAs; {_FOLD}.'
-      )
+    for site in group.members:
+      if site.is_convolution or site.kind == TABLE:
+        raise ValueError(
+          f'{site.name} is a convolution or an embedding, and only linear layers are written as '
+          f'PEFT LoRAs; {_FOLD}.'
+        )
     arrays = group.own(variables[COLLECTION])
     rank = group.space.ranks[genome[row, _B] - _FLAT]
     alpha = rank * group.space.scale
@@ -192,7 +193,6 @@ def save_peft(
     'peft_type': 'LORA',
     'base_model_name_or_path': on_hub.repository or None,
     'revision': on_hub.revision,
-    'inference_mode': True,
     'r': rank,
     'lora_alpha': alpha,
     'rank_pattern': rank_pattern,

@@ -10,39 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
-from comparing import assert_refused, trained_variables
+from comparing import assert_refused, random_params, trained_variables
 from numpy.testing import assert_array_equal
+from peft_files import contents, numbers, write
 from small_models import Mlp
-from trees import randomized
 
 from glora_jax import SearchSpace, adapt, hub, preset
-from glora_jax.files import read_json
 from glora_jax.method.genomes import canonicalize
 from glora_jax.peft import load_peft, save_peft
 
-ROOT = 'base_model.model.'
 INPUTS = jnp.zeros((1, 4))
-
-
-def params_of(model, inputs=INPUTS):
-  return randomized(jax.eval_shape(model.init, jax.random.key(0), inputs)['params'])
-
-
-def contents(folder):
-  """(config, tensors by full name of the torch model)."""
-  tensors = safetensors.numpy.load_file(folder / 'adapter_model.safetensors')
-  assert all(name.startswith(ROOT) for name in tensors)
-  named = {name.removeprefix(ROOT): value for name, value in tensors.items()}
-  return read_json(folder / 'adapter_config.json'), named
-
-
-def write(folder, tensors, **config):
-  """An adapter as PEFT writes one."""
-  tensors = {f'{ROOT}{name}': np.asarray(value, np.float32) for name, value in tensors.items()}
-  safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors')
-  (folder / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA', **config}))
-  return folder
 
 
 class Stacked(nn.Module):
@@ -65,10 +42,10 @@ class Block(nn.Module):
 
 
 def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
-  params = params_of(Stacked())
+  params = random_params(Stacked(), INPUTS)
   heads = ['^head$', '^norm$']
   adapted = adapt(
-    Stacked(), INPUTS, space=SearchSpace((2,)), heads=heads, ties=[('query', 'value')]
+    Stacked(), INPUTS, space=SearchSpace((2,), scale=2.0), heads=heads, ties=[('query', 'value')]
   )
   variables = trained_variables(adapted, params)
   genome = canonicalize(adapted.spec, preset(adapted.spec, 'lora:2'))
@@ -90,6 +67,10 @@ def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
   assert_array_equal(fixed.genome, genome)
   fold = jax.jit(adapted.fold)
   jax.tree.map(assert_array_equal, fold(read, fixed.genome), fold(variables, genome))
+  again, cut = load_peft(tmp_path, fixed, params, names)
+  jax.tree.map(assert_array_equal, jax.jit(again.fold)(cut), fold(variables, genome))
+  other = adapted.fix({'both': 'lora:2'})
+  assert_refused('adapted.fix(None)', load_peft, tmp_path, other, params, names)
 
 
 NAMES = {'fc': 'model.fc', 'head': 'classifier'}
@@ -98,7 +79,7 @@ NAMES = {'fc': 'model.fc', 'head': 'classifier'}
 @functools.cache
 def trained():
   """A model of one layer and a head, adapted, its supports and head random."""
-  params = params_of(Mlp())
+  params = random_params(Mlp(), INPUTS)
   adapted = adapt(Mlp(), INPUTS, space=SearchSpace((1, 3)), heads='head')
   variables = trained_variables(adapted, params)
   return types.SimpleNamespace(adapted=adapted, params=params, variables=variables)
@@ -154,21 +135,18 @@ def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refu
     (Stacked(), INPUTS, {'heads': 'query'}, 'layers/query/'),
   ):
     adapted = adapt(model, inputs, **options)
-    variables = trained_variables(adapted, params_of(model, inputs))
+    variables = trained_variables(adapted, random_params(model, inputs))
     names = {'layers/(.*)': r'{}.\1', '(.*)': r'\1'}
     genome = preset(adapted.spec, 'lora')
     assert_refused(named, save_peft, 'never', adapted, variables, names, genome)
 
 
-def test_two_heads_of_one_name_are_refused():
+def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
   adapted = adapt(Stacked(), INPUTS, heads=['^head$', '^norm$'], structure={'both': 'lora'})
-  variables = trained_variables(adapted, params_of(Stacked()))
-  names = {'layers/(.*)': r'{}.\1', '.*': 'same'}
-  assert_refused('no other head same', save_peft, 'never', adapted, variables, names)
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
+  variables = trained_variables(adapted, random_params(Stacked(), INPUTS))
+  for both, named in (('{}.both', 'no other head same'), ('both', "'{}' 1 times")):
+    names = {'layers/both': both, '.*': 'same'}
+    assert_refused(named, save_peft, 'never', adapted, variables, names)
 
 
 A, B = 'model.fc.lora_A.weight', 'model.fc.lora_B.weight'
@@ -211,12 +189,12 @@ def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
   case = trained()
-  folder = write(tmp_path, LORA, r=3, lora_alpha=3)
+  write(tmp_path, LORA, r=3, lora_alpha=3)
 
   def snapshot(name, files):
     assert name == 'hf:me/adapter@main'
     assert files == ('adapter_model.safetensors', 'adapter_config.json')
-    return str(folder)
+    return str(tmp_path)
 
   monkeypatch.setattr(hub, 'snapshot', snapshot)
   fixed, variables = load_peft('hf:me/adapter@main', case.adapted, case.params, NAMES)

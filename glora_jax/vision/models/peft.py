@@ -132,7 +132,7 @@ def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[st
     prefixes = {
       module.removesuffix(end) for module in modules for end in known if module.endswith(end)
     }
-    for prefix in sorted(prefix for prefix in prefixes if prefix == '' or prefix.endswith('.')):
+    for prefix in sorted(prefixes):
       if modules <= {full_name(format, prefix, module) for module in known}:
         return format, _names(format, model, prefix)
   raise ValueError(

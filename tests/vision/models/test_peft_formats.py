@@ -1,7 +1,6 @@
 """Adapters of HF PEFT by the names of formats; `tests/peers/test_peft_peers.py` has PEFT."""
 
 import functools
-import json
 import types
 
 import flax.linen as nn
@@ -9,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from comparing import assert_refused, mixed_loras, trained_variables
 from numpy.testing import assert_allclose, assert_array_equal
+from peft_files import contents, numbers, write
 from places import FIXTURES
 
 from glora_jax import SearchSpace, adapt
 from glora_jax.vision.models import peft, weights
 
-ROOT = 'base_model.model.'
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 
 
@@ -35,17 +33,6 @@ def trained(name):
   )
 
 
-def write(folder, tensors, **config):
-  """Makes an adapter as PEFT writes one."""
-  tensors = {f'{ROOT}{name}': np.asarray(value, np.float32) for name, value in tensors.items()}
-  safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors')
-  (folder / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA', **config}))
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
-
-
 @pytest.mark.parametrize('pool', ['token', 'gap'])
 def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_path):
   case = trained('hf_dinov2')
@@ -57,8 +44,7 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   peft.save(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
   expected = np.zeros_like(wide['kernel'])
   expected[half] = variables['params']['head']['kernel']
-  written = safetensors.numpy.load_file(tmp_path / 'adapter_model.safetensors')
-  assert_array_equal(written[f'{ROOT}classifier.weight'].T, expected)
+  assert_array_equal(contents(tmp_path)[1]['classifier.weight'].T, expected)
   _, read = peft.load(tmp_path, adapted, params)
   jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
 
