@@ -29,7 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from glora_jax import tree as trees
-from glora_jax.checks import shown
+from glora_jax.checks import validate
 
 AXES = ('candidate', 'data')
 FSDP = 'fsdp'  # as fully sharded data parallelism is called
@@ -126,9 +126,8 @@ def options_of_one_pass() -> dict[str, Any] | None:
 
 
 def require_mesh(mesh: Any) -> None:
-  """Raises ValueError unless this is a mesh of automatic axes, as `over` makes it."""
-  if not isinstance(mesh, Mesh):
-    raise ValueError(f'mesh={shown(mesh)} must be a jax.sharding.Mesh.')
+  """Checks that this is a mesh of automatic axes, as `over` makes it."""
+  validate(mesh, Mesh, 'mesh')
   if any(kind is not AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
       f'The axes {", ".join(mesh.axis_names)} of the mesh must be automatic; make it with '

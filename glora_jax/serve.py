@@ -192,8 +192,7 @@ class Pool:
       ValueError: the pool has no adapter of a name, or names and examples are not as many.
     """
     inputs = x if isinstance(x, tuple) else (x,)
-    if not isinstance(names, Iterable):
-      raise TypeError(f'names={shown(names)} must be a list, with a name or None for each example.')
+    validate(names, Iterable, 'names')
     names = [names] if isinstance(names, str) else list(names)
     slots = np.array([_BASE if name is None else self._slot(name) for name in names], np.int32)
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves((inputs, collections)) if np.ndim(leaf)}

@@ -235,7 +235,7 @@ def test_odd_names_files_and_collections_are_refused_in_a_sentence(tmp_path):
   assert_refused("adapter ['a']", pool, X, [['a']] * 6)
   assert_refused('4, 6 examples', pool, X, ['a'] * 6, cache={'k': jnp.ones(4)})
   assert_refused('no examples', pool, 1.0, ['a'])
-  assert_refused('names=None must be a list', pool, X, None, kind=TypeError)
+  assert_refused('names=None must be an Iterable', pool, X, None, kind=TypeError)
   tensors, metadata = read_tensors(path, 'adapter')
   metadata['layers'][0]['B'] = f'lora:{"9" * 5000}'
   write_tensors(path, tensors, 'adapter', metadata)

@@ -113,20 +113,20 @@ def _linen_module(model: Any) -> nn.Module:
   """The linen module that a user gave or that an object of his holds.
 
   Raises:
-    ValueError: there is none.
+    TypeError: there is none.
   """
   if isinstance(model, nn.Module):
     return model
   nnx = sys.modules.get('flax.nnx')  # loaded if the model is of it
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   if nnx is not None and isinstance(model, nnx.Module):
-    raise ValueError(
+    raise TypeError(
       f'{name} is an NNX model, and glora_jax.adapt takes Linen models; call '
       'glora_jax.nnx.attach(model, *inputs).'
     )
   module = getattr(model, 'module', None)
   if not isinstance(module, nn.Module):
-    raise ValueError(
+    raise TypeError(
       f'expected an instance of a Linen model, got {name}; for a function of parameters and inputs '
       'call glora_jax.adapt_function(apply, params, *inputs).'
     )

@@ -39,8 +39,8 @@ def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
     known: whether the codes themselves are needed.
 
   Raises:
-    ValueError: the spec is none, the shape or the dtype is wrong, a code does not exist, or codes
-      that are needed are traced.
+    TypeError: the spec is not a Spec, or the genome not an array of integers.
+    ValueError: the shape is wrong, a code does not exist, or codes that are needed are traced.
   """
   check_spec(spec)
   genome = _as_array(genome)
@@ -52,7 +52,7 @@ def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
       f'[..., {rows}, 5].'
     )
   if not jnp.issubdtype(dtype, jnp.integer):
-    raise ValueError(
+    raise TypeError(
       f'The genome has dtype {dtype}; it must be an integer type, int8 by convention.'
     )
   if isinstance(genome, jax.core.Tracer):
@@ -113,7 +113,7 @@ def _as_array(genome: Any) -> Any:
   """Codes as an array, where they are none yet.
 
   Raises:
-    ValueError: they are no table of numbers.
+    TypeError: they are not a table of numbers.
   """
   if isinstance(genome, jax.Array):
     return genome
@@ -122,7 +122,7 @@ def _as_array(genome: Any) -> Any:
   except (ValueError, TypeError, OverflowError):  # lists of several lengths, for instance
     codes = np.array(None)
   if codes.dtype.kind in _NO_NUMBERS:
-    raise ValueError(f'The genome must be a table of codes [rows, 5], got {shown(genome)}.')
+    raise TypeError(f'The genome must be a table of codes [rows, 5], got {shown(genome)}.')
   return codes
 
 
@@ -386,7 +386,10 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     if by_name.keys() == {*own} and len(by_name) == len(own):
       names = [by_name[name] for name in own]
     codes = [_codes_of_names(layer, row) for layer, row in zip(spec, names, strict=True)]
-  check_one_genome(spec, codes, 'genome_from_json')
+  try:
+    check_one_genome(spec, codes, 'genome_from_json')
+  except TypeError as error:
+    raise ValueError(f'The genome cannot be read: {error}') from None
   return np.asarray(codes).astype(np.int8)
 
 

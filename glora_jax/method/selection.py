@@ -106,7 +106,7 @@ class Selection:
       isinstance(pattern, str | re.Pattern) and isinstance(own, SearchSpace)
       for pattern, own in spaces.items()
     ):
-      raise ValueError(
+      raise TypeError(
         f'space={shown(space)} must be a SearchSpace, SearchSpace(ranks=(2, 4)) for instance, or a '
         'dictionary of one or more by regular expression.'
       )
@@ -114,12 +114,12 @@ class Selection:
       spaces = {name: dataclasses.replace(own, scale=scale) for name, own in spaces.items()}
     for name, selector in (('select', select), ('heads', heads)):
       if not _is_list(_patterns(selector), str, re.Pattern):
-        raise ValueError(
+        raise TypeError(
           f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
           'None.'
         )
     if not _is_list(ties, object) or not all(_is_list(tie, str) for tie in ties):
-      raise ValueError(f'ties={shown(ties)} must be a list of lists of names.')
+      raise TypeError(f'ties={shown(ties)} must be a list of lists of names.')
     self.spaces = spaces
     self.select, self.heads, self.ties = select, heads, ties
     self.convs = validate(convs, bool, 'convs')

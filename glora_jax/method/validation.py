@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.checks import listed, shown
+from glora_jax.checks import listed, shown, validate
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.method.supports import COLLECTION
 
@@ -36,12 +36,8 @@ def check_ranks(spec: Spec) -> None:
 
 
 def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTION)) -> None:
-  """Raises ValueError unless variables have the collections that are named."""
-  if not isinstance(variables, Mapping):
-    raise ValueError(
-      f'expected variables as a dictionary, got {type(variables).__name__}; pass what init '
-      'returned.'
-    )
+  """Raises TypeError or ValueError unless variables have the collections that are named."""
+  validate(variables, Mapping, 'variables')
   for name in names:
     if name not in variables:
       raise ValueError(
@@ -54,14 +50,14 @@ def as_numbers(name: str, value: Any) -> Any:
   """Arrays of numbers as they are, traced ones, too; lists of numbers as one.
 
   Raises:
-    ValueError: it is something else.
+    TypeError: it is something else.
   """
   try:
     array = value if hasattr(value, 'dtype') else np.asarray(value)
   except (ValueError, TypeError):  # a list of lists of different lengths
     array = None
   if array is None or not _is_of(array.dtype, np.number, np.bool_):
-    raise ValueError(f'The {name} are {shown(value)}; they must be an array of numbers.')
+    raise TypeError(f'The {name} are {shown(value)}; they must be an array of numbers.')
   return array
 
 
@@ -89,9 +85,9 @@ def check_labelled(images: Any, labels: Any) -> None:
 
 
 def check_whole_numbers(labels: Any) -> None:
-  """Raises ValueError unless labels, which may be traced, have a type of whole numbers."""
+  """Raises TypeError unless labels, which may be traced, have a type of whole numbers."""
   if not jax.dtypes.issubdtype(dtype := jax.dtypes.result_type(labels), np.integer):
-    raise ValueError(f'The labels are {dtype}; they must be integers, the numbers of classes.')
+    raise TypeError(f'The labels are {dtype}; they must be integers, the numbers of classes.')
 
 
 def check_scored(images: Any, labels: Any) -> None:
@@ -102,8 +98,8 @@ def check_scored(images: Any, labels: Any) -> None:
     labels: int [image]; may be traced.
 
   Raises:
-    ValueError: there are none, their numbers differ, or an image has several labels or no whole
-      number.
+    TypeError: the labels are not integers.
+    ValueError: there are none, their numbers differ, or an image has several labels.
   """
   check_labelled(images, labels)
   check_whole_numbers(labels)
@@ -146,13 +142,13 @@ def check_only_arrays(name: str, tree: Any) -> None:
     tree: any pytree, of parameters of which some are functions for instance.
 
   Raises:
-    ValueError: a leaf is not a number or an array of numbers.
+    TypeError: a leaf is not a number or an array of numbers.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     dtype = getattr(leaf, 'dtype', type(leaf))
     if not _is_of(dtype, np.number, np.bool_, bool, int, float, complex, jax.dtypes.extended):
       place = jax.tree_util.keystr(path, simple=True, separator='/') or 'the top'
-      raise ValueError(
+      raise TypeError(
         f'The {name} hold {shown(leaf)} at {place}, but compiled functions accept only arrays of '
         'numbers; leave it out, or let the function close over it (in Equinox '
         'eqx.partition(model, eqx.is_array), and adapt_function with the arrays).'

@@ -92,10 +92,10 @@ def check_values(what: str, given: Any, own: Any, source: str) -> None:
 
 
 def require_module(model: Any, call: str) -> None:
-  """Raises ValueError unless a model is one of NNX, as a call of `glora_jax.nnx` takes it."""
+  """Raises TypeError unless a model is one of NNX, as a call of `glora_jax.nnx` takes it."""
   if not isinstance(model, nnx.Module):
     given = f'the class {model.__name__}' if isinstance(model, type) else type(model).__name__
-    raise ValueError(
+    raise TypeError(
       f'glora_jax.nnx.{call} takes an NNX model, got {given}; use glora_jax.adapt for Linen '
       'models, and glora_jax.adapt_function for functions of parameters and inputs.'
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glora_jax.checks import shown
+from glora_jax.checks import validate
 from glora_jax.method.coverage import layer_table
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
@@ -182,7 +182,8 @@ def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Know
     number: rank-one parts that are considered in a layer.
 
   Raises:
-    ValueError: it is something else, or of other rows or parts.
+    TypeError: it is something else.
+    ValueError: it has other rows or parts.
   """
   if prior is None:
     return ()
@@ -194,12 +195,8 @@ def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Know
 
 
 def _check_prior(spec: Spec, prior: Any, number: int) -> None:
-  """Raises ValueError unless a prior has the same rows and parts."""
-  if not isinstance(prior, Allocation | Known):
-    raise ValueError(
-      f'prior={shown(prior)} must be None, an Allocation, known values, a list of these, or a '
-      'function that returns one of them.'
-    )
+  """Checks that a prior has the same rows and parts."""
+  validate(prior, Allocation | Known, 'prior')
   theirs = [describe(layer) for layer in prior.spec]
   check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
   check_values(prior.values, spec)

@@ -230,7 +230,7 @@ def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarra
   places = np.arange(size)
   given = score(children[np.where(places < len(children), places, 0)])
   if not isinstance(given, tuple | list) or len(given) != 2:
-    raise ValueError(
+    raise TypeError(
       f'score returned {shown(given)}; it must return the pair (correct, loss), each [population].'
     )
   scores = []

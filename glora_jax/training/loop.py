@@ -142,7 +142,7 @@ def _checked_result(loss_fn: LossFn, *arguments: Any) -> Any:
   result = loss_fn(*arguments)
   is_pair = isinstance(result, tuple) and len(result) == 2
   if not is_pair or not isinstance(result[1], Mapping):
-    raise ValueError(
+    raise TypeError(
       f'The loss function returned {shown(result)}; it must return the pair (loss, metrics), '
       'metrics a dictionary that may be empty.'
     )

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.checks import shown
+from glora_jax.checks import validate
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import TABLE, Layout, Site, interleaved
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
@@ -170,10 +170,7 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
     ValueError: an expression is found in no kernel's path or is none, or an axis is none of its
       outputs.
   """
-  if not isinstance(split, Mapping):
-    raise ValueError(
-      f'split={shown(split)} must map regular expressions to an axis of the outputs.'
-    )
+  validate(split, Mapping, 'split')
   for pattern, axis in split.items():
     try:
       found = [path for path in kernels if re.search(pattern, path_name(path))]
