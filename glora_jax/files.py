@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import json
-import math
 import os
 import stat
 import uuid
@@ -17,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from glora_jax.checks import printable, shown
+from glora_jax.checks import printable, shown, validate
 from glora_jax.errors import UserError
 
 Path = str | os.PathLike
@@ -109,7 +108,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
 
   Args:
     path: path of the file.
-    content: what `json` can write; with a kind a dictionary. Null stands for what is not finite.
+    content: what `json` can write, all numbers finite; with a kind a dictionary.
     kind: kind of the file, which it then says of itself, with its format, under 'glora_jax'.
 
   Raises:
@@ -118,15 +117,16 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
   with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(to_json(content, indent=2) + '\n')
+    file.write(json.dumps(content, indent=2, allow_nan=False) + '\n')
 
 
-def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
+def read_json(path: Path, kind: str | None = None, shape: Any = Any, remedy: str = AGAIN) -> Any:
   """Reads what `write_json` wrote.
 
   Args:
     path: path of the file.
     kind: kind that the file must be of; None for a file of another program.
+    shape: annotation of the content, see `checks.validate`.
     remedy: what to do where the file is damaged.
 
   Returns:
@@ -135,13 +135,24 @@ def read_json(path: Path, kind: str | None = None, remedy: str = AGAIN) -> Any:
   Raises:
     FileNotFoundError: there is no such file.
     OSError: it cannot be read, or is no regular file.
-    ValueError: the file is damaged, of another kind, or of a later version.
+    ValueError: the file is damaged, of another kind or shape, or of a later version.
+
+  Example:
+    >>> import os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = os.path.join(folder, 'seconds.json')
+    ...   write_json(path, {'test': 1.5}, 'seconds')
+    ...   read_json(path, 'seconds', dict[str, float])
+    {'test': 1.5}
   """
   content = load_json(path, remedy)
   stamp = content.pop(STAMP, None) if isinstance(content, dict) else None
   if kind is not None:
     check_stamp(path, stamp, kind, remedy)
-  return content
+  try:
+    return validate(content, shape, '')
+  except (TypeError, ValueError) as error:
+    raise damaged(path, error, remedy) from None
 
 
 def load_json(path: Path, remedy: str) -> Any:
@@ -343,32 +354,6 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   # The weights in the package say no format.
   _check_format(path, metadata.pop('format', 1), kind, 'get it again')
   return metadata
-
-
-def to_json(content: Any, indent: int | None = None) -> str:
-  """What `json.dumps` gives, with null for numbers that are not finite, which its standard lacks.
-
-  Args:
-    content: what `json` can write.
-    indent: spaces before what lies a level deeper; None for all on one line.
-
-  Example:
-    >>> to_json({'val_accuracy': 0.5, 'val_loss': float('nan')})
-    '{"val_accuracy": 0.5, "val_loss": null}'
-  """
-  try:
-    return json.dumps(content, indent=indent, allow_nan=False)
-  except ValueError:  # rare, so that most files are gone through once
-    return json.dumps(_with_nulls(content), indent=indent, allow_nan=False)
-
-
-def _with_nulls(content: Any) -> Any:
-  """The content with None for numbers that are not finite."""
-  if isinstance(content, dict):
-    return {name: _with_nulls(value) for name, value in content.items()}
-  if isinstance(content, list | tuple):
-    return [_with_nulls(value) for value in content]
-  return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def json_default(value: Any) -> Any:

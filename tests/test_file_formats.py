@@ -1,16 +1,12 @@
 """Files of ours say their kind and format, and one of a later format is refused in a sentence."""
 
-import json
-
 import numpy as np
 import pytest
 
-from glora_jax import files, records
-
-WRITERS = ('write_json', 'write_tensors', 'stamp_folder', 'stamp_of')
+from glora_jax import files
 
 
-@pytest.mark.parametrize('writer', WRITERS)
+@pytest.mark.parametrize('writer', ['write_json', 'write_tensors'])
 def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(writer, tmp_path, monkeypatch):
   path = tmp_path / 'file'
   write, read = {
@@ -18,14 +14,6 @@ def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(writer, tmp
     'write_tensors': (
       lambda: files.write_tensors(path, {'a': np.ones(1)}, 'order', {}),
       files.read_tensors,
-    ),
-    'stamp_folder': (
-      lambda: records.stamp_folder(tmp_path, 'order'),
-      lambda path, kind: records.check_folder(path.parent, kind),
-    ),
-    'stamp_of': (
-      lambda: path.write_text(json.dumps({files.STAMP: files.stamp_of('order')}) + '\n'),
-      lambda path, kind: records.read_lines(path, kind, dict[str, int]),
     ),
   }[writer]
   write()

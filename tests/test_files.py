@@ -14,8 +14,8 @@ from glora_jax import files
 
 def test_json_round_trips(tmp_path):
   path = tmp_path / 'x.json'
-  files.write_json(path, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
-  assert files.read_json(path, 'tuning') == {'a': [1, None], 'b': None}
+  files.write_json(path, {'a': (1, None), 'b': 0.5}, 'tuning')
+  assert files.read_json(path, 'tuning') == {'a': [1, None], 'b': 0.5}
   assert [path.name for path in tmp_path.iterdir()] == ['x.json']
 
 
@@ -72,3 +72,15 @@ def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):
     files.write_json(path, 1)
   assert path.is_fifo()
   assert [path.name for path in tmp_path.iterdir()] == ['pipe']
+
+
+def test_json_of_another_shape_is_damaged(tmp_path):
+  path = tmp_path / 'seconds.json'
+  files.write_json(path, {'test': 'fast'}, 'seconds')
+  with pytest.raises(ValueError, match=r"damaged \(test='fast' must be a finite number\); replace"):
+    files.read_json(path, 'seconds', dict[str, float])
+
+
+def test_metadata_cannot_take_the_names_of_what_a_file_says_of_itself(tmp_path):
+  with pytest.raises(ValueError, match="metadata name 'kind' is reserved"):
+    files.write_tensors(tmp_path / 'x.safetensors', {'a': np.ones(1)}, 'adapter', {'kind': 'mine'})

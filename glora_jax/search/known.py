@@ -12,9 +12,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from glora_jax.checks import shown, validate
-from glora_jax.files import Path, damaged, write_json
+from glora_jax.files import Path, damaged, read_json, write_json
 from glora_jax.method.space import Layer, Spec
-from glora_jax.records import read_record
 from glora_jax.search.allocation import Values, mean_of
 
 _DIGITS = 4  # significant digits that are kept
@@ -105,7 +104,7 @@ def read(path: Path, spec: Spec) -> Known:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, or of other layers.
   """
-  content = read_record(path, _KIND, _Content)
+  content = read_json(path, _KIND, _Content)
   check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
   try:
     values = Values(*(np.asarray(content['values'][name], float) for name in Values._fields))

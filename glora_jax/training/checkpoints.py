@@ -17,8 +17,7 @@ import orbax.checkpoint as ocp
 
 from glora_jax import mesh as meshes
 from glora_jax.errors import UserError
-from glora_jax.files import Path, first_line
-from glora_jax.records import check_folder, stamp_folder
+from glora_jax.files import Path, first_line, read_json, write_json
 from glora_jax.training.loop import TrainState
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,9 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
 
   def __init__(self, folder: Path):
     self._folder = os.path.abspath(folder)
-    check_folder(self._folder, KIND)  # of a later version orbax might read something else
+    self._format = os.path.join(self._folder, 'format.json')  # of the states: kind and format
+    if os.path.exists(self._format):  # of a later version orbax might read something else
+      read_json(self._format, KIND, remedy='remove it')
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     with self._explain_failures():
       # Without a handler nobody knows the shapes of saved states.
@@ -154,7 +155,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     copied = TrainState(trainable, opt_state, state.step)
     with self._explain_failures():
       if meshes.primary():
-        stamp_folder(self._folder, KIND)
+        write_json(self._format, {}, KIND)
       self._manager.save(
         int(np.max(state.step)), args=ocp.args.StandardSave((copied, _checksum(state)))
       )

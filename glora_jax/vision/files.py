@@ -1,16 +1,19 @@
-"""Files of runs and of images: npz, digests, and numbers of JSON that may not be finite."""
+"""Files of runs and of images: npz, lines of JSON, numbers in JSON that may not be finite."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from glora_jax import files
+from glora_jax.checks import validate
 from glora_jax.files import (
   AGAIN,
   STAMP,
@@ -22,6 +25,8 @@ from glora_jax.files import (
   stamp_of,
   whole,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Array(NamedTuple):
@@ -146,6 +151,20 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
       raise ValueError(f'{described} with non-finite numbers')
 
 
+def write_json(path: Path, content: Any, kind: str | None = None) -> None:
+  """As `glora_jax.files.write_json`, with null for numbers that are not finite."""
+  files.write_json(path, with_nulls(content), kind)
+
+
+def with_nulls(content: Any) -> Any:
+  """The content with None for numbers that are not finite, which JSON lacks."""
+  if isinstance(content, dict):
+    return {name: with_nulls(value) for name, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [with_nulls(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def number(value: float | None) -> float:
   """A number of a file of ours, which is null there where it was not finite.
 
@@ -154,3 +173,38 @@ def number(value: float | None) -> float:
     (0.5, nan)
   """
   return math.nan if value is None else value
+
+
+def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
+  """Reads a file with a JSON text in every line, but for lines that are damaged.
+
+  A kill cuts off the last line; a warning says how many others there are. The first line says kind
+  and format.
+
+  Args:
+    path: path of the file.
+    kind: kind that the file must be of.
+    shape: annotation of the content of a line, see `checks.validate`.
+
+  Raises:
+    OSError: there is no such file, or it cannot be read.
+    ValueError: the file is of another kind, or of a later version.
+  """
+  lines, damaged_lines = [], 0
+  with open_regular(path) as file:
+    for text in file:
+      try:
+        content = json.loads(text)
+        is_stamp = isinstance(content, dict) and content.keys() == {STAMP}
+        if not is_stamp:
+          content = validate(content, shape, '')
+      except (TypeError, ValueError, RecursionError):
+        damaged_lines += text.endswith(b'\n')
+        continue
+      if is_stamp:
+        check_stamp(path, content[STAMP], kind)
+      else:
+        lines.append(content)
+  if damaged_lines:
+    log.warning('%s: ignoring %d damaged lines.', path, damaged_lines)
+  return lines

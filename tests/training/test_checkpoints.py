@@ -14,7 +14,8 @@ import pytest
 from comparing import assert_trees_equal
 from limiting import limited
 
-from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax import files
+from glora_jax.training.checkpoints import KIND, TrainingCheckpoints
 from glora_jax.training.loop import TrainState, initial_state
 
 
@@ -51,6 +52,14 @@ def test_states_of_runs_side_by_side_round_trip_each_with_its_step(tmp_path):
   stopped = state._replace(step=np.array([5, 9]))
   save(tmp_path, state._replace(step=np.array([5, 5])), stopped)  # the first has stopped
   assert_trees_equal(latest(tmp_path, state), stopped)
+
+
+def test_states_of_a_later_version_are_refused(tmp_path, monkeypatch):
+  with monkeypatch.context() as later:
+    later.setattr(files, 'FORMATS', {KIND: 2})
+    save(tmp_path, a_state(5))
+  with pytest.raises(files.LaterVersionError, match=r'by a later version .*format 2 of'):
+    latest(tmp_path, a_state(0))
 
 
 @pytest.fixture(scope='module')

@@ -19,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from glora_jax.checks import listed, printable
-from glora_jax.files import write_json
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import SEEN, Examples, Joined, Part
 from glora_jax.vision.data.image import ResizeRule
 from glora_jax.vision.data.pipeline import Split, UnreadableImages
 from glora_jax.vision.data.task import Task, require_measurable
-from glora_jax.vision.files import Array, read_if_whole, write_arrays
+from glora_jax.vision.files import Array, read_if_whole, write_arrays, write_json
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from glora_jax.compiling import MEMORY, Compilation
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN
 from glora_jax.method.space import Spec
-from glora_jax.records import read_lines
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.files import number as to_number
+from glora_jax.vision.files import read_lines
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.reports import charts, errors, page, structure
 from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis

@@ -22,9 +22,9 @@ import numpy as np
 from glora_jax import tree
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
-from glora_jax.files import write_json
 from glora_jax.method.presets import file_name, preset_label
 from glora_jax.vision.data.catalog import require_apart
+from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import comparison_page
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import Context, make_context, never

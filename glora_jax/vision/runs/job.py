@@ -14,11 +14,10 @@ from typing import Any
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
-from glora_jax.files import write_json
-from glora_jax.records import read_record
+from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.opening import IMAGES, SPLIT, differences
-from glora_jax.vision.files import sha256_of
+from glora_jax.vision.files import sha256_of, write_json
 from glora_jax.vision.models.checkpoint import EXTENSIONS
 from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.config import RunSettings
@@ -103,7 +102,7 @@ def _finished(
 ) -> dict[str, Any]:
   """The result of a finished job, checked against the workdir's files and the config."""
   changes = changes_of(settings, workdir, read_by(stages))
-  result = read_record(os.path.join(workdir, 'result.json'), 'result', shape)
+  result = read_json(os.path.join(workdir, 'result.json'), 'result', shape)
   _require_own(result, workdir)
   log.info('This run is finished; its results are in %s.', workdir)
   _compare_images(settings, workdir)

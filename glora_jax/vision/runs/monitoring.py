@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, TypedDict
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.files import STAMP, Path, stamp_of, to_json, whole, writing
-from glora_jax.records import read_lines
+from glora_jax.files import STAMP, Path, stamp_of, whole, writing
+from glora_jax.vision.files import read_lines, with_nulls
 
 if TYPE_CHECKING:
   from tensorboardX.event_file_writer import EventsWriter
@@ -75,7 +75,7 @@ class Metrics:
       stamp = json.dumps({STAMP: stamp_of('metrics')})
       for path, lines in zip(self.paths, (own, earlier + own), strict=True):
         with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-          file.writelines([stamp + '\n', *(to_json(line) + '\n' for line in lines)])
+          file.writelines([stamp + '\n', *(json.dumps(with_nulls(line)) + '\n' for line in lines)])
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
@@ -86,7 +86,7 @@ class Metrics:
       return
     for path in self.paths:
       with writing(path), open(path, 'a', encoding='utf-8') as file:
-        file.write(to_json({'stage': self.stage, 'step': step, **values}) + '\n')
+        file.write(json.dumps(with_nulls({'stage': self.stage, 'step': step, **values})) + '\n')
     if self.board:
       from tensorboardX.proto.event_pb2 import Event
       from tensorboardX.summary import scalar

@@ -17,10 +17,9 @@ import jax
 
 import glora_jax
 from glora_jax import hub
-from glora_jax.files import Path, write_json
+from glora_jax.files import Path, read_json
 from glora_jax.mesh import primary
-from glora_jax.records import read_record
-from glora_jax.vision.files import sha256_of
+from glora_jax.vision.files import sha256_of, write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import HUB_FILES, locate
 from glora_jax.vision.models.fetch import fetch
@@ -88,7 +87,7 @@ def recorded_weights(workdir: Path) -> dict[str, str]:
 
 def _read(workdir: Path) -> dict[str, str]:
   path = os.path.join(workdir, WEIGHTS)
-  return read_record(path, 'weights', _Weights) if os.path.exists(path) else {}
+  return read_json(path, 'weights', _Weights) if os.path.exists(path) else {}
 
 
 class Made(TypedDict):
@@ -130,7 +129,7 @@ def recorded_processes(workdir: Path) -> list[Made]:
   if not os.path.exists(path):
     return []
   remedy = 'remove it; only the record of how the run was made is lost'
-  return read_record(path, 'provenance', _Processes, remedy)['processes']
+  return read_json(path, 'provenance', _Processes, remedy)['processes']
 
 
 def current() -> Made:

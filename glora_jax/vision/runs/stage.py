@@ -28,10 +28,10 @@ import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.compiling import Compilation, reporting_to
 from glora_jax.errors import UserError
-from glora_jax.files import write_json
-from glora_jax.records import read_record
+from glora_jax.files import read_json
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
+from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.fields import COMMON, is_among, values_of
 from glora_jax.vision.runs.monitoring import profiled
 from glora_jax.vision.runs.terminal import user_errors
@@ -256,7 +256,7 @@ def read_mark(folder: str) -> Mark | None:
   """The content of `stage.json` in a folder; None if there is none."""
   path = os.path.join(folder, MARK)
   try:
-    return read_record(path, 'stage', Mark, f'remove {folder} to run the stage again')
+    return read_json(path, 'stage', Mark, f'remove {folder} to run the stage again')
   except FileNotFoundError:  # or moved by the primary process meanwhile
     return None
 

@@ -12,11 +12,11 @@ import filelock
 
 from glora_jax.checks import printable, shown
 from glora_jax.errors import UserError
-from glora_jax.files import PARTIAL, Path, write_json, writing
+from glora_jax.files import PARTIAL, Path, read_json, writing
 from glora_jax.mesh import primary
-from glora_jax.records import read_record
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.data.task import require_printable
+from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
 
@@ -127,7 +127,7 @@ def read_task(workdir: Path) -> str:
 
 
 def _read(path: str) -> dict[str, Any]:
-  return read_record(path, 'config', dict[str, Any], _REMEDY)
+  return read_json(path, 'config', dict[str, Any], _REMEDY)
 
 
 @contextlib.contextmanager

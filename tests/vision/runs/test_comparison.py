@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny_runs import changed, context_of, stages_of, without_seconds
 
-from glora_jax.files import read_json, write_json
+from glora_jax.files import read_json
+from glora_jax.vision.files import write_json
 from glora_jax.vision.runs import comparison
 from glora_jax.vision.runs.config import default_config
 from glora_jax.vision.runs.stage import walk

@@ -17,9 +17,9 @@ from tiny_runs import changed, context_of, stages_of
 
 from glora_jax import main, predict
 from glora_jax.files import read_json
-from glora_jax.records import read_lines
 from glora_jax.vision.data import image, normalization, pipeline
 from glora_jax.vision.data.catalog import find
+from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import tables
 from glora_jax.vision.runs import experiment

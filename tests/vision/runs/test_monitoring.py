@@ -7,7 +7,7 @@ import struct
 import jax.numpy as jnp
 import pytest
 
-from glora_jax.records import read_lines
+from glora_jax.vision.files import read_lines
 from glora_jax.vision.runs import monitoring
 
 

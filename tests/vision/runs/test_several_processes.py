@@ -12,8 +12,7 @@ from joining import finish, free_port, run_two
 from places import environment
 
 from glora_jax.files import read_json
-from glora_jax.records import read_lines
-from glora_jax.vision.files import read_arrays
+from glora_jax.vision.files import read_arrays, read_lines
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.monitoring import Line
 from glora_jax.vision.runs.workdir import LOCK

@@ -15,11 +15,10 @@ from tiny_runs import changed, context_of
 from glora_jax.files import read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
-from glora_jax.records import read_lines
 from glora_jax.search import known
 from glora_jax.search.choice import choose
 from glora_jax.training.head_alone import warm_head
-from glora_jax.vision.files import read_arrays
+from glora_jax.vision.files import read_arrays, read_lines
 from glora_jax.vision.models.weights import EMBEDDED_KNOWN
 from glora_jax.vision.runs import comparison, experiment
 from glora_jax.vision.runs.backbone import Stream

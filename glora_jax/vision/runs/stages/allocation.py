@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, write_json
+from glora_jax.files import damaged
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome, genome_to_json
 from glora_jax.search import known
@@ -35,7 +35,7 @@ from glora_jax.training.losses import cross_entropy
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.pipeline import Split, in_rows
 from glora_jax.vision.data.shifts import shifted
-from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
+from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays, write_json
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context

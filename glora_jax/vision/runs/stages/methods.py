@@ -12,16 +12,16 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
-from glora_jax.files import write_json
+from glora_jax.files import read_json
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import file_name, preset
-from glora_jax.records import read_record
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.choice import choose
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.training.recipe import Recipe
+from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream, stream_key
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context
@@ -164,7 +164,7 @@ def _choose_rate(method: str, context: Context) -> list[TriedRate]:
       for trial, structure in zip(trials, structures, strict=True)
     ]
     write_json(path, {'rows': rows}, 'tuning')
-  return read_record(path, 'tuning', _Tried)['rows']
+  return read_json(path, 'tuning', _Tried)['rows']
 
 
 def _train_seeds(

@@ -19,18 +19,18 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.errors import UserError
-from glora_jax.files import write_json
+from glora_jax.files import read_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
 from glora_jax.method.presets import preset_label
 from glora_jax.method.space import Spec
-from glora_jax.records import read_record
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import Examples
+from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import run_page
 from glora_jax.vision.reports.errors import Outcome
@@ -131,7 +131,7 @@ def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
   path = context.path(TEST_LIST)
   if os.path.exists(path):
     remedy = 'use a new workdir, because what this one tests is no longer known'
-    frozen = read_record(path, 'test list', dict[str, Any], remedy)
+    frozen = read_json(path, 'test list', dict[str, Any], remedy)
     if _without_accuracies(frozen) != _without_accuracies(tested):
       raise UserError(
         f'{path} was frozen with other structures than this run has now; use a new workdir.'

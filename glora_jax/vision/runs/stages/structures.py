@@ -15,13 +15,13 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.errors import UserError
-from glora_jax.files import damaged, write_json
+from glora_jax.files import damaged, read_json
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import file_name, genome_of, preset
 from glora_jax.method.space import Spec
-from glora_jax.records import read_record
 from glora_jax.search.allocated import Allocation
+from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, train_split_of
@@ -172,7 +172,7 @@ def _given(context: Context) -> Model:
     named, allocation = _named(context)
     if named is not None and not os.path.exists(path):
       write_json(path, genome_to_json(spec, named), 'genome')
-  content = read_record(path, 'genome', _Genome)
+  content = read_json(path, 'genome', _Genome)
   try:
     genome = genome_from_json(spec, content)
   except ValueError as error:
