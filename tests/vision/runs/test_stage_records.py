@@ -1,10 +1,9 @@
 """What the stages of a run left is read back with its shape checked; damage is one sentence."""
 
-import functools
 import os
 import types
 
-import jax
+import chex
 import numpy as np
 import pytest
 from tiny_runs import context_of
@@ -67,8 +66,7 @@ def test_many_trainings_are_trained_in_parts_to_the_same_result(run, monkeypatch
   monkeypatch.setattr(training, 'MOST_SIDE_BY_SIDE', 2)
   [parts] = methods.train_method(run, 'linear', methods.Task('b', trials, ())).values()
   for one, other in zip(together, parts, strict=True):
-    variables = one.model.variables, other.model.variables
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), *variables)
+    chex.assert_trees_all_close(one.model.variables, other.model.variables, rtol=0, atol=1e-6)
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
