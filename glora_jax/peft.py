@@ -92,7 +92,7 @@ class PeftAdapter(NamedTuple):
   heads: dict[str, np.ndarray]
 
 
-class Layer(NamedTuple):
+class _Layer(NamedTuple):
   """A layer of ours, and the torch modules that it is made of.
 
   Attributes:
@@ -156,8 +156,8 @@ def save_peft(
     (['layers.0.fc'], 4, 8)
   """
   folder = check_path(folder)
-  if base is not None:
-    validate(base, str, 'base')
+  validate(base, str | None, 'base')
+  validate(heads, Mapping, 'heads')
   on_hub = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
   validate(adapted, Adapted, 'adapted')
   genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_peft'))
@@ -417,7 +417,7 @@ def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> An
   return next(matching, usual)
 
 
-def _lora_of_layer(adapter: PeftAdapter, layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
+def _lora_of_layer(adapter: PeftAdapter, layer: _Layer) -> tuple[np.ndarray, np.ndarray] | None:
   """The LoRA of a layer: those of its modules side by side, of which those with equal `down` share.
 
   None if the adapter adapts none of them.
@@ -441,7 +441,7 @@ def _lora_of_layer(adapter: PeftAdapter, layer: Layer) -> tuple[np.ndarray, np.n
   return np.concatenate(downs, axis=1), np.concatenate(ups)
 
 
-def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[Layer]:
+def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Layer]:
   """The layers of some rows of the genome, with their torch modules."""
   validate(names, Mapping, 'names')
   layers, modules = [], collections.Counter()
@@ -449,7 +449,7 @@ def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[Laye
     for index, row in group.slices():
       if row not in rows:
         continue
-      layer, start = Layer(group, index, row, {}), 0
+      layer, start = _Layer(group, index, row, {}), 0
       for site in group.members:
         found = _modules(names, site.name, index)
         width, rest = divmod(site.out_features, len(found))
@@ -498,15 +498,15 @@ def _heads(adapted: Adapted, names: NameMap) -> dict[str, TreePath]:
 def _modules(names: NameMap, path: str, index: tuple[int, ...]) -> list[str]:
   """Names of the torch modules of a path of ours; '{}' is its place on an axis of a stack."""
   for pattern, modules in names.items():
+    validate(modules, str | list[str], f'names[{shown(pattern)}]')
+    given = [modules] if isinstance(modules, str) else modules
     try:
       match = re.fullmatch(pattern, path)
-      given = [modules] if isinstance(modules, str) else modules
       found = [match.expand(name).format(*index) for name in given] if match else []
-    except (re.error, LookupError, TypeError, ValueError) as error:
-      kind = TypeError if isinstance(error, TypeError) else ValueError
-      raise kind(
-        f'names: {shown(pattern)}: {shown(modules)} is not a pattern of paths with one or several '
-        f'names of torch modules ({error}).'
+    except (re.error, LookupError, ValueError) as error:
+      raise ValueError(
+        f'names[{shown(pattern)}]={shown(modules)} is not a pattern of paths and its torch modules '
+        f'({error}).'
       ) from error
     if not match:
       continue

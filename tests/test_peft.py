@@ -90,8 +90,8 @@ def trained():
   [
     (NAMES, [3, 2, 0, 0, 0], 'A=lora:1, B=vector', ValueError),
     (NAMES, [0, 0, 0, 0, 0], 'adapted.fold', ValueError),
-    ('timm', (), 'names', (TypeError, ValueError)),
-    ({'fc': 5}, (), "'fc': 5", (TypeError, ValueError)),
+    ('timm', (), 'names', TypeError),
+    ({'fc': 5}, (), "names['fc']=5", TypeError),
     ({'head': 'classifier'}, (), "'fc'", ValueError),
     ({'fc': ['a', 'a'], 'head': 'b'}, (), ' a stands', ValueError),
     ({'fc': ['a', 'b', 'c', 'd'], 'head': 'b'}, (), 'a, b, c, d', ValueError),
@@ -111,7 +111,7 @@ def test_a_base_that_is_no_name_is_refused_before_anything_is_written(tmp_path):
   case, genome = trained(), np.array([[0, 4, 0, 0, 0]], np.int8)
   given = tmp_path / 'a', case.adapted, case.variables, NAMES, genome
   assert_refused('hf:owner/name', save_peft, *given, base='hf:me')
-  assert_refused('base', save_peft, *given, base=tmp_path, kind=(TypeError, ValueError))
+  assert_refused('base', save_peft, *given, base=tmp_path, kind=TypeError)
   assert not list(tmp_path.iterdir())
 
 

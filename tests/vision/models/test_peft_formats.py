@@ -59,7 +59,7 @@ SIDES = ('A', A, 3), ('B', B, CLASSES)
 @pytest.mark.parametrize(
   'name, format, named, kind',
   [
-    ('hf_vit', ['timm'], 'format', (TypeError, ValueError)),
+    ('hf_vit', ['timm'], 'format', TypeError),
     ('hf_vit', 'flax_npz', "format='flax_npz'", ValueError),
     ('timm_deit3', 'hf_vit', 'LayerScale', ValueError),
   ],
@@ -73,10 +73,8 @@ def test_an_adapter_that_cannot_be_written_is_one_sentence(name, format, named, 
 
 def test_another_model_than_the_vit_is_refused():
   adapted, params = adapt(nn.Dense(4), jnp.zeros((1, 4)), structure='lora'), {}
-  assert_refused(
-    'adapted.model', peft.save, 'never', adapted, params, 'timm', kind=(TypeError, ValueError)
-  )
-  assert_refused('adapted.model', peft.load, 'never', adapted, params, kind=(TypeError, ValueError))
+  assert_refused('adapted.model', peft.save, 'never', adapted, params, 'timm', kind=TypeError)
+  assert_refused('adapted.model', peft.load, 'never', adapted, params, kind=TypeError)
 
 
 def test_an_adapter_of_no_format_is_refused(tmp_path):
