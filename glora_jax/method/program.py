@@ -24,14 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh
 
 from glora_jax.method.equation import low_rank_product, matrix_product
 from glora_jax.method.quantized import has_quantized
-from glora_jax.method.rules import Deferred, Gather, InParts, by_output, by_rows, merged
+from glora_jax.method.rules import Deferred, Gather, by_output, by_rows, merged, not_adapted
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
-from glora_jax.method.trace.events import parts_of_scan, shape_of
+from glora_jax.method.trace.events import parts_of_scan
 from glora_jax.method.trace.primitives import moved
 from glora_jax.method.trace.view import Atom
 
@@ -55,7 +56,8 @@ def call(
     inputs: any tree. Where a loop goes over them, weights are gathered in it and not before it.
     mesh: devices that the weights are sharded over; None where each holds them whole.
     defer: what puts `Deferred` in the place of weights; None for none.
-    lays_gradients: see `gathering`.
+    lays_gradients: whether gradients by sharded weights lie in parts, too: where those of all
+      layers are there at once.
   """
   if mesh is not None:
     arrays, rebuild = arrays_of((params, inputs))
@@ -67,7 +69,8 @@ def call(
 
   if mesh is None:
     return _run(of_params, params)
-  return gathering(of_params, params, mesh, lays_gradients=lays_gradients)
+  params = jax.tree.map(_in_parts, params, is_leaf=_is_deferred)
+  return _run(of_params, params, gather_over(mesh, lays_gradients))
 
 
 @jax.custom_jvp
@@ -81,29 +84,18 @@ def _tied_tangents(primals: Any, tangents: Any) -> Any:
   return _tied(*primals), tangents[0]  # also of keys and whole numbers, which have none
 
 
-def gathering(
-  function: Callable[[Any], Any], params: Any, mesh: Mesh, *, lays_gradients: bool = False
-) -> Any:
-  """What a function of weights returns, which are gathered a layer at a time.
-
-  Args:
-    function: of a tree of weights.
-    params: any tree of weights, of which some may be `Deferred`.
-    mesh: devices that the weights are sharded over.
-    lays_gradients: whether gradients by them lie in parts, too: where those of all layers are
-      there at once.
-  """
-
-  def in_parts(leaf: Any) -> Any:
-    is_whole = _is_deferred(leaf) or not is_array(leaf) or leaf.ndim < 2
-    return leaf if is_whole else InParts(leaf)
-
-  params = jax.tree.map(in_parts, params, is_leaf=_is_deferred)
-  return _run(function, params, gather_over(mesh, lays_gradients))
+def _in_parts(leaf: Any) -> Any:
+  """A weight of which every device holds a part, deferred."""
+  is_whole = _is_deferred(leaf) or not is_array(leaf) or leaf.ndim < 2
+  return leaf if is_whole else not_adapted(leaf, leaf.dtype)
 
 
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
-  """What a function of weights returns, of which some are `Deferred`."""
+  """What a function of weights returns, of which some are `Deferred`.
+
+  A model may return the weights that it was given, as NNX's calls do: nothing is merged for results
+  that nobody uses.
+  """
   deferred, rebuild = arrays_of(params, _is_deferred)
   if not deferred:
     return function(params)
@@ -115,7 +107,8 @@ def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = No
 
   shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in deferred]
   program = jax.make_jaxpr(of_arrays)(shapes)
-  return results[1](_Program(gather).arrays(program, deferred))
+  used, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
+  return results[1](_Program(gather).arrays(program.replace(jaxpr=used), deferred))
 
 
 def _product(down: jax.Array, up: jax.Array) -> jax.Array:
@@ -128,7 +121,7 @@ def _product(down: jax.Array, up: jax.Array) -> jax.Array:
 
 
 def _is_deferred(value: Any) -> bool:
-  return isinstance(value, Deferred | InParts)
+  return isinstance(value, Deferred)
 
 
 def arrays_of(
@@ -165,16 +158,10 @@ def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Defer
 
 # Of the first operand, which is laid otherwise or cut.
 _MOVED = frozenset(('transpose', 'reshape', 'squeeze', 'broadcast_in_dim'))
-_IN_PARTS = frozenset(
-  ('convert_element_type', 'transpose', 'reshape', 'squeeze', 'slice', 'dynamic_slice')
-)
-_ELEMENTWISE = frozenset(('add', 'div', 'mul', 'neg', 'select_n', 'sub'))
 
 
-def _items(kernel: Deferred | InParts) -> Deferred | InParts | None:
+def _items(kernel: Deferred) -> Deferred | None:
   """What a scan goes through: layers along the first dimension, with the plan of one of them."""
-  if isinstance(kernel, InParts):
-    return kernel
   plan = kernel.plan
   view = plan.view.indexed((0,), None)
   if plan.view.shape[0] == 1:
@@ -200,21 +187,8 @@ class _Program:
     """What a program returns, as arrays."""
     return list(map(self._whole, self._run(program, operands)))
 
-  def _own(
-    self, results: Sequence[Any], operands: Sequence[Any], handed: dict[int, int]
-  ) -> list[Any]:
-    """Results as arrays, but None for deferred operands that are handed on as they came.
-
-    Their numbers go into `handed`, with those of the operands.
-    """
-    places = {id(value): n for n, value in enumerate(operands) if _is_deferred(value)}
-    handed |= {n: places[id(result)] for n, result in enumerate(results) if id(result) in places}
-    return [None if n in handed else self._whole(result) for n, result in enumerate(results)]
-
   def _whole(self, value: Any) -> Any:
-    if isinstance(value, Deferred):
-      return merged(value, _product, self._gather)
-    return self._gather(value.array) if isinstance(value, InParts) and self._gather else value
+    return merged(value, _product, self._gather) if _is_deferred(value) else value
 
   def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
     consts: Sequence[Any] = ()
@@ -240,7 +214,7 @@ class _Program:
       return self._run(equation.params['jaxpr'], values)
     if name in _CONTROL:
       return _CONTROL[name](self, equation, values)
-    passed = _passed_on(equation, values)
+    passed = _passed_on(equation, *values)
     return self._use(equation, values) if passed is None else [passed]
 
   def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
@@ -261,9 +235,9 @@ class _Program:
     if equation.primitive.name == 'dot_general':
       place = int(_is_deferred(values[1]))
       kernel, x = values[place], values[1 - place]
-      if isinstance(kernel, Deferred) and not _is_deferred(x):
+      if not _is_deferred(x):
         return by_output(kernel, x, place, params, self._gather)
-    if 'slice_sizes' in params and isinstance(values[0], Deferred):  # gather, dynamic_slice
+    if 'slice_sizes' in params and _is_deferred(values[0]):  # gather, dynamic_slice
       indices = list(map(self._whole, values[1:]))
 
       def take(array: jax.Array, **changed: Any) -> jax.Array:
@@ -274,18 +248,17 @@ class _Program:
 
   def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """A block that is computed again on the way back."""
-    params, handed = equation.params, {}
+    params = equation.params
 
     def block(*values: Any) -> list[Any]:
-      return self._own(self._run(params['jaxpr'], values), values, handed)
+      return self.arrays(params['jaxpr'], values)
 
     policy = params['policy'] and functools.partial(_is_kept, params['policy'])
-    results = jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*values)
-    return _with_handed(results, handed, values)
+    return jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*values)
 
   def _scan(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """A scan, whose constants and items are merged in its body."""
-    params, handed = equation.params, {}
+    params = equation.params
     num_consts, num_carry = parts_of_scan(equation)
     consts, rest = self._constants(values[:num_consts]), values[num_consts:]
     carry, stacks = list(map(self._whole, rest[:num_carry])), rest[num_carry:]
@@ -294,13 +267,12 @@ class _Program:
     ]
 
     def body(carry: Any, items: Any) -> Any:
-      results = self._run(params['jaxpr'], [*consts, *carry, *items])
-      carry = list(map(self._whole, results[:num_carry]))
-      return carry, self._own(results[num_carry:], items, handed)
+      results = self.arrays(params['jaxpr'], [*consts, *carry, *items])
+      return results[:num_carry], results[num_carry:]
 
     options = {name: params[name] for name in ('length', 'reverse', 'unroll')}
     carry, collected = jax.lax.scan(body, carry, items, **options)
-    return [*carry, *_with_handed(collected, handed, stacks)]
+    return [*carry, *collected]
 
   def _while(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     params = equation.params
@@ -318,7 +290,7 @@ class _Program:
     """What each iteration of a loop has; what each would merge the whole of is merged before."""
 
     def before(value: Any) -> Any:
-      is_made_before = isinstance(value, Deferred) and not (self._gather or value.is_packed)
+      is_made_before = _is_deferred(value) and not (self._gather or value.is_packed)
       plan = value.plan if is_made_before else None
       return value if plan is None or plan.stack or plan.goes_by_output else self._whole(value)
 
@@ -342,27 +314,14 @@ _CONTROL: Mapping[str, Callable[[_Program, core.JaxprEqn, Sequence[Any]], Sequen
 }
 
 
-def _passed_on(equation: core.JaxprEqn, values: Sequence[Any]) -> Deferred | InParts | None:
-  """What an equation makes of deferred values that goes on as one; None where it uses them."""
-  name, first = equation.primitive.name, values[0]
-  if isinstance(first, Deferred):
-    return _passed(name, equation.params, first, values[1:])
-  shape = shape_of(equation.outvars[0])
-  is_in_parts = (isinstance(first, InParts) and name in _IN_PARTS) or (
-    name in _ELEMENTWISE
-    and all(isinstance(v, InParts) and v.shape == shape for v in values if _is_deferred(v))
-  )
-  arrays = [value.array if isinstance(value, InParts) else value for value in values]
-  return InParts(*result_of(equation, arrays)) if is_in_parts else None
-
-
-def _passed(
-  name: str, params: Mapping[str, Any], kernel: Deferred, indices: Sequence[Any]
-) -> Deferred | None:
-  """What a primitive makes of an adapted kernel, and perhaps of indices into it."""
+def _passed_on(equation: core.JaxprEqn, kernel: Any, *indices: Any) -> Deferred | None:
+  """What an equation makes of a deferred kernel that goes on as one; None where it uses it."""
+  name, params = equation.primitive.name, equation.params
+  if not _is_deferred(kernel):
+    return None
   view = kernel.plan.view
   if name == 'convert_element_type' and jnp.issubdtype(params['new_dtype'], jnp.floating):
-    return kernel.planned(casts=(*kernel.plan.casts, np.dtype(params['new_dtype'])))
+    return kernel.cast(params['new_dtype'])
   if name == 'dynamic_slice':
     return _cut(kernel, indices, params['slice_sizes'])
   if name == 'slice' and not params['strides']:
@@ -371,13 +330,6 @@ def _passed(
   is_larger = name == 'broadcast_in_dim' and math.prod(params['shape']) > math.prod(view.shape)
   seen = moved(name, params, view) if name in _MOVED and not is_larger else None
   return None if seen is None else kernel.planned(view=seen)
-
-
-def _with_handed(
-  results: Sequence[Any], handed: Mapping[int, int], operands: Sequence[Any]
-) -> list[Any]:
-  """The results of a program with the operands that it hands on."""
-  return [operands[handed[n]] if n in handed else result for n, result in enumerate(results)]
 
 
 def _is_kept(policy: Callable[..., bool], primitive: Any, *args: Any, **params: Any) -> bool:

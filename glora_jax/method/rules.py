@@ -12,7 +12,7 @@ import functools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -219,25 +219,15 @@ class Deferred:
     """The same with another plan."""
     return dataclasses.replace(self, plan=dataclasses.replace(self.plan, **changes))
 
+  def cast(self, dtype: Any) -> Deferred:
+    """The same in another type: one that is only gathered at once, so that fewer bytes are sent."""
+    if self.supports or self.is_packed:
+      return self.planned(casts=(*self.plan.casts, np.dtype(dtype)))
+    return self.map(lambda kernel: kernel.astype(dtype)).planned(casts=())
+
   def map(self, function: Callable[[jax.Array], jax.Array]) -> Deferred:
     """The same with a function of the kernel, every support and the alleles in their places."""
     return jax.tree.map(function, self)
-
-
-class InParts(NamedTuple):
-  """An array on its way to where it is used, of which every device holds a part."""
-
-  array: jax.Array
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Shape of the whole array."""
-    return self.array.shape
-
-  @property
-  def dtype(self) -> np.dtype:
-    """Its type."""
-    return self.array.dtype
 
 
 def defer(
@@ -288,7 +278,10 @@ def defer(
 
 
 def not_adapted(array: Any, dtype: np.dtype) -> Deferred:
-  """A quantized array without supports, deferred; axes with a scale at each place are its stack."""
+  """An array without supports, deferred; all its axes are its stack.
+
+  Of a quantized one those are that have a scale at each place.
+  """
   sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
   stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)
   rest = tuple(n for n in range(array.ndim) if n not in stack)

@@ -56,7 +56,7 @@ def repeated(params, x):
 
 
 def handed_on(params, x):
-  """In the manner of NNX, whose calls return the state that they were given."""
+  """In the manner of NNX, whose calls return the state that they were given; nobody uses it."""
 
   @jax.checkpoint
   def run(params, x):
@@ -66,8 +66,7 @@ def handed_on(params, x):
     layer, x = run(layer, x)
     return x, layer
 
-  x, params = jax.lax.scan(body, x, params)
-  return block(x, of_items(params, 0))
+  return jax.lax.scan(body, x, params)[0]
 
 
 def turned(params, x):
@@ -226,10 +225,11 @@ def test_a_scanned_layer_is_gathered_in_the_scan_and_again_on_the_way_back(funct
   assert sorted(gathers(jax.make_jaxpr(jax.grad(total))(PARAMS, X).jaxpr)) == sorted(2 * once)
 
 
-def test_what_is_made_of_a_weight_item_by_item_is_made_in_parts_and_then_gathered():
-  def changed(stack):
-    kernel = stack[0].astype(jnp.float16) * 2 + jnp.ones((WIDTH, HIDDEN))
-    return X @ kernel.astype(jnp.float32)
+def test_of_a_cast_layer_its_part_is_cast_and_then_gathered():
+  def cast(stack, x):
+    return x.astype(jnp.float16) @ stack[0].astype(jnp.float16)
 
-  made = jax.make_jaxpr(lambda stack: program.gathering(changed, stack, MESH))(PARAMS['up'])
-  assert gathers(made.jaxpr) == [((WIDTH, HIDDEN),)]
+  made = jax.make_jaxpr(lambda stack: program.call(cast, stack, X, MESH))(PARAMS['up'])
+  assert gathers(made.jaxpr) == [((1, WIDTH, HIDDEN),)]
+  constraint = next(e for e in equations(made.jaxpr) if e.primitive.name == 'sharding_constraint')
+  assert constraint.outvars[0].aval.dtype == jnp.float16
