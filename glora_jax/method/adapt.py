@@ -85,9 +85,9 @@ def adapt(
     The adapted model.
 
   Raises:
-    ValueError: the model is not a Linen model, has no linear layer, none that `select` or `space`
-      matches, or one that GLoRA cannot express (an unusual `nn.Einsum`), or a tie does not fit; the
-      message names the paths. Errors of the model itself on the sample inputs pass through.
+    ValueError: the model is not a Linen model, has no linear layer, or none that `select` or
+      `space` matches, or a tie does not fit; the message names the paths. Errors of the model
+      itself on the sample inputs pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -155,12 +155,6 @@ def assemble(
   name = name_of(model)
   flat = flatten(params)
   heads = selection.heads_among(flat)
-  refused = {path: path_name(path[:-1]) for path in found.refused}
-  for path, layer in refused.items():
-    if selection.space_of(layer) is not None and path not in heads.paths:
-      reason = found.refused[path]
-      raise ValueError(f'{layer} cannot be adapted: {reason}. Leave it out with select.')
-
   shapes = {  # whose values are not to be kept alive
     path: jax.ShapeDtypeStruct(array.shape, array.dtype)
     for path, boxed in flat.items()
@@ -171,9 +165,9 @@ def assemble(
     raise ValueError(f'{name} has no embedding lookup; leave embeddings=True out.')
   for sites in (apart(found.sites), apart([*found.sites, *found.outside])):
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
-    if refused or any(site.kernel_path not in tables for site in candidates):
+    if any(site.kernel_path not in tables for site in candidates):
       break
-  if not candidates and not refused:
+  if not candidates:
     others = [
       f'{path_name(path)} {"x".join(map(str, shapes[path].shape))} ({reason})'
       for path, reason in found.uncovered.items()
@@ -184,7 +178,7 @@ def assemble(
       f'{", ".join(others) or "no matrix is left"}.'
     )
   groups = _groups(name, candidates, selection)
-  layers = [*(site.name for site in sites), *refused.values()]
+  layers = [site.name for site in sites]
   if patterns := unmatched(selection.select, layers):
     raise ValueError(
       f'select: {listed(patterns)} matches no linear layer of {name}; its layers are: '
@@ -193,7 +187,7 @@ def assemble(
   bare = [group.name for group in groups if not group.has_bias]
   if bare and structure is None:
     log.warning('Layers without a bias get no C, D or E: %s.', ', '.join(bare))
-  left_out = [*(site.kernel_path for site in sites), *refused]
+  left_out = (site.kernel_path for site in sites)
   reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
   reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)
   covered = {site.kernel_path for group in groups for site in group.members}

@@ -62,7 +62,6 @@ class _Recorder:
     clock: number of module calls begun or ended so far.
     found: the linear modules in the order of their first calls, by the path of their kernel, with
       the times at which axes were taken off it.
-    refused: why others cannot be adapted, likewise.
     shared: paths of the modules whose parameters were also read past `self.param`.
     inputs: by their ids, the distinct arrays that linear modules get, with their numbers.
   """
@@ -70,7 +69,6 @@ class _Recorder:
   def __init__(self):
     self.clock = 0
     self.found: dict[Path, tuple[Site, tuple[int, ...]]] = {}
-    self.refused: dict[Path, str] = {}
     self.shared: set[Path] = set()
     self.inputs: dict[int, tuple[int, Any]] = {}
 
@@ -91,10 +89,8 @@ class _Recorder:
       return
     if kernel.unbox().shape != tuple(kernel.whole.shape[axis] for axis in kernel.left):
       return
-    try:
-      local = linear_layout(module, *args, **kwargs)
-    except ValueError as error:
-      self.refused[kernel.path] = str(error)
+    local = linear_layout(module, *args, **kwargs)
+    if local is None:
       return
     array = args[0] if args else kwargs.get('inputs', next(iter(kwargs.values()), None))
     site = Site(
@@ -296,7 +292,6 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
       **dict.fromkeys(left_out, CONVOLUTION),
       **dict.fromkeys(outside, NO_MODULE),
     },
-    refused=recorder.refused,
     # No interceptor sees them, so they are folded before the call.
     outside=tuple(dataclasses.replace(by_use[path], shared=True) for path in outside),
   )

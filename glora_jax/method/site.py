@@ -84,7 +84,7 @@ def _put_back(values: jax.Array, order: Sequence[int], shape: tuple[int, ...]) -
   return values.reshape([shape[dim] for dim in order]).transpose(np.argsort(order))
 
 
-def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout:
+def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout | None:
   """How the `kernel` and `bias` of a linear module are laid out.
 
   Args:
@@ -93,10 +93,8 @@ def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout:
     **kwargs: further arguments of its call.
 
   Returns:
-    The layout of the parameters that the module itself sees.
-
-  Raises:
-    ValueError: the module is an `nn.Einsum` that is no linear layer.
+    The layout of the parameters that the module itself sees; None for an `nn.Einsum` that is no
+    linear layer.
   """
   if isinstance(module, nn.Dense):
     return Layout((), (0,), (1,))
@@ -120,7 +118,8 @@ def _axis_count(sizes: int | Sequence[int]) -> int:
   return 1 if isinstance(sizes, int) else len(sizes)
 
 
-def _einsum_layout(equation: str) -> Layout:
+def _einsum_layout(equation: str) -> Layout | None:
+  """The layout of a kernel of which each letter stands in the input or the result."""
   operands, result = equation.split('->')
   inputs, kernel = operands.split(',')
   stack = [letter for letter in kernel if letter in inputs and letter in result]
@@ -129,11 +128,7 @@ def _einsum_layout(equation: str) -> Layout:
   letters = {*stack, *fan_in, *fan_out}
   is_linear = fan_in and fan_out and set(kernel) == letters and len(kernel) == len(letters)
   if '.' in kernel or not is_linear:
-    raise ValueError(
-      f"nn.Einsum('{equation}') is not a linear layer: each letter of its kernel '{kernel}' must "
-      'stand in the input or the result, at least one only in the input and one only in the '
-      'result'
-    )
+    return None
   # Flax gives the bias the kernel's letters in the order of the result.
   bias = [letter for letter in result if letter in kernel]
   return Layout(

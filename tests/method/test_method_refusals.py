@@ -114,7 +114,7 @@ REFUSED = [
     lambda: glora_jax.adapt(
       nn.Einsum((4,), 'bd,d->bd', False, kernel_init=nn.initializers.ones), X
     ),
-    'bd,d->bd',
+    'Einsum has no linear layer',
   ),
   # what adapt_function is given
   (lambda: adapt_function(lambda params, x: x @ PARAMS['kernel']), 'none of its params'),

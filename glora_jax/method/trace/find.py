@@ -45,7 +45,6 @@ class Found(NamedTuple):
     unused: paths of all parameters that the call does not use.
     outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
       meets no other activations.
-    refused: why linear modules cannot be adapted, by the path of their kernel.
     outside: linear layers by use alone, in a model whose modules say which its layers are.
   """
 
@@ -53,7 +52,6 @@ class Found(NamedTuple):
   uncovered: Mapping[Path, str]
   unused: tuple[Path, ...] = ()
   outputs: tuple[Path, ...] = ()
-  refused: Mapping[Path, str] = types.MappingProxyType({})
   outside: tuple[Site, ...] = ()
 
 
