@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
@@ -33,11 +32,6 @@ from glora_jax.method.space import (
 
 # What may be given for a structure: a name, a path, choices or the content of a file, a genome.
 Structure = str | os.PathLike | Mapping[str, Any] | Sequence | np.ndarray
-GENOME_ENDING = '.json'  # of a structure that is the path of a file
-# No presets, but names of rows: the structures from a gradient, and from a backbone's known values.
-GRADIENT, KNOWN = 'gradient', 'known'
-_KEPT_IN_FILES = ':@'
-_LONGEST_NAME = 200  # as a file
 _OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
 PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 Role = Literal['qkv', 'proj', 'mlp']
@@ -76,8 +70,7 @@ PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'scale_shift': {'A': 'vector', 'E': 'vector'},
   'scale_shift_lora': {'A': 'vector', 'B': 'lora', 'E': 'vector'},
 }
-PRESET_NAMES = tuple(PRESETS)
-_RANKED = ('lora', 'hira', 'scale_shift_lora')
+RANKED = ('lora', 'hira', 'scale_shift_lora')
 
 
 class PresetName(NamedTuple):
@@ -108,22 +101,14 @@ def parse_preset_name(name: str) -> PresetName:
   method, at, place = name.partition('@') if is_name else ('', '', '')
   base, colon, rank = method.partition(':')
   if base not in PRESETS:
-    is_found = name in (GRADIENT, KNOWN, 'search')
-    found = (
-      ' In Python, glora_jax.allocate and glora_jax.evolve find structures.' if is_found else ''
-    )
     raise ValueError(
       f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, optionally with '
-      f"a rank and a place, as in 'lora:2@qkv'.{found}"
+      f"a rank and a place, as in 'lora:2@qkv'."
     )
-  if len(file_name(name)) > _LONGEST_NAME:
-    raise ValueError(
-      f'The preset {shown(name)} is too long for the name of its folder; give a shorter place.'
-    )
-  if colon and base not in _RANKED:
+  if colon and base not in RANKED:
     raise ValueError(
       f"The preset '{name}' has a rank, but {base} has no LoRA; presets with a LoRA are "
-      f'{", ".join(_RANKED)}.'
+      f'{", ".join(RANKED)}.'
     )
   if colon and not re.fullmatch('[1-9][0-9]*', rank):
     raise ValueError(
@@ -148,40 +133,6 @@ def parse_preset_name(name: str) -> PresetName:
 def begins_as_preset(text: str) -> bool:
   """Whether a text is meant as a preset's name, which may be wrong behind its base."""
   return re.split('[:@]', text)[0] in PRESETS
-
-
-def preset_label(spec: Spec, name: str) -> str:
-  """What tables call a preset: its name, with its rank where it has one.
-
-  Args:
-    spec: the layers.
-    name: a preset's name.
-
-  Raises:
-    ValueError: no preset can have this name, or no layer is in its place.
-
-  Example:
-    >>> from glora_jax import Layer, SearchSpace, Spec
-    >>> spec = Spec((Layer('attn/qkv', 8, 24, space=SearchSpace(ranks=(2, 4))),))
-    >>> preset_label(spec, 'lora@qkv'), preset_label(spec, 'ssf')
-    ('lora:4@qkv', 'ssf')
-  """
-  base, rank, place = parse_preset_name(name)
-  if base not in _RANKED or rank is not None or not len(spec):
-    return name
-  placed = zip(spec, placed_rows(spec, place), strict=True)
-  largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
-  return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
-
-
-def file_name(name: str) -> str:
-  """A preset's name as that of a file; a regular expression may hold what names of files may not.
-
-  Example:
-    >>> file_name('lora:2@qkv'), file_name('lora@blocks/3')
-    ('lora:2@qkv', 'lora@blocks%2F3')
-  """
-  return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
 
 
 def preset(spec: Spec, name: str) -> np.ndarray:
@@ -250,7 +201,7 @@ def presets(spec: Spec) -> dict[str, np.ndarray]:
   """
   check_spec(spec)
   biased = any(layer.bias for layer in spec)
-  return {name: preset(spec, name) for name in PRESET_NAMES if biased or name not in _OF_BIASES}
+  return {name: preset(spec, name) for name in PRESETS if biased or name not in _OF_BIASES}
 
 
 def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int]]) -> np.ndarray:

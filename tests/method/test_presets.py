@@ -7,10 +7,8 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import (
   block_numbers,
   custom_genome,
-  file_name,
   placed_rows,
   preset,
-  preset_label,
   presets,
   role,
 )
@@ -97,18 +95,6 @@ def test_every_base_is_a_preset_whatever_the_space_offers():
   distinct = spec_of(('qkv', 'proj'), SearchSpace.distinct((1, 2)))
   assert presets(distinct)['ssf'].tolist() == [[2, 0, 0, 2, 2]] * 2
   assert presets(distinct)['scale_shift_lora'].tolist() == [[2, 4, 0, 0, 2]] * 2
-
-
-def test_labels_say_the_rank_and_files_have_safe_names():
-  assert preset_label(BLOCKS, 'lora') == 'lora:3'
-  assert preset_label(BLOCKS, 'hira@attn') == 'hira:3@attn'
-  qkv, fc1 = (spec_of([name], SearchSpace(rank)) for name, rank in (('qkv', 4), ('fc1', 8)))
-  mixed = Spec((*qkv, *fc1))
-  assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['lora:4/8', 'lora:4@qkv']
-  for name in ('lora:2', 'bitfit', 'ssf@qkv'):
-    assert preset_label(BLOCKS, name) == name
-  assert '/' not in file_name('lora@blocks/../x')
-  assert file_name('lora:2@qkv') == 'lora:2@qkv'
 
 
 def test_presets_cost_what_their_methods_cost():

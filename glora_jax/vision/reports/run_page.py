@@ -14,7 +14,6 @@ from scipy import stats
 
 from glora_jax.compiling import MEMORY, Compilation
 from glora_jax.method.genomes import count_params
-from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN
 from glora_jax.method.space import Spec
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
@@ -43,6 +42,7 @@ from glora_jax.vision.reports.tables import (
   structure_of,
   weights_name,
 )
+from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, KNOWN
 
 EQUATION = paragraph(
   'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',

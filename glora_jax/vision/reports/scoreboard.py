@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from glora_jax.method.presets import GENOME_ENDING
 from glora_jax.vision.data import catalog
 from glora_jax.vision.data.tasks import fewshot, vtab
 from glora_jax.vision.reports import page
@@ -35,6 +34,7 @@ from glora_jax.vision.reports.tables import (
   share_cell,
   weights_name,
 )
+from glora_jax.vision.structure_names import GENOME_ENDING
 
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results

@@ -324,11 +324,12 @@ def path_of(name: str) -> str:
 
 def inventory() -> str:
   """What is available, and what is ready on this machine; nothing is downloaded or prepared."""
-  from glora_jax.method.presets import GENOME_ENDING, GRADIENT, KNOWN, PLACES, PRESETS
+  from glora_jax.method.presets import PLACES, PRESETS
   from glora_jax.vision.data.task import (
     Source,
   )  # imports JAX, which other commands need not wait for
   from glora_jax.vision.runs.sections import SEARCH
+  from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, KNOWN
 
   structures = (
     (SEARCH, 'found by training a supernet and searching it'),

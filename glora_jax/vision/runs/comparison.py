@@ -22,7 +22,6 @@ import numpy as np
 from glora_jax import tree
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
-from glora_jax.method.presets import file_name, preset_label
 from glora_jax.vision.data.catalog import require_apart
 from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import comparison_page
@@ -50,6 +49,7 @@ from glora_jax.vision.runs.stages.results import freeze
 from glora_jax.vision.runs.stages.training import ENOUGH_STEPS, is_guessing, share_of_largest_class
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import is_finished
+from glora_jax.vision.structure_names import file_name, preset_label
 
 log = logging.getLogger(__name__)
 

@@ -12,20 +12,14 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from glora_jax.checks import field, shown, validate_fields
-from glora_jax.method.presets import (
-  GENOME_ENDING,
-  GRADIENT,
-  KNOWN,
-  PRESET_NAMES,
-  begins_as_preset,
-  parse_preset_name,
-)
+from glora_jax.method.presets import PRESETS, begins_as_preset
 from glora_jax.method.space import SearchSpace
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import image, normalization
 from glora_jax.vision.data.task import Source
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.blocks import ACTIVATIONS
+from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, KNOWN, check_preset
 
 DType = Literal['float32', 'bfloat16']
 NormalizationName = Literal[*normalization.NORMALIZATIONS]  # pyrefly: ignore
@@ -61,7 +55,7 @@ def check_presets(field: str, names: Collection[str], others: Collection[str]) -
   for name in names:
     if name not in others:
       try:
-        parse_preset_name(name)
+        check_preset(name)
       except ValueError as error:
         raise ValueError(f'{field}: {error}') from None
 
@@ -78,7 +72,7 @@ def check_structure(name: str) -> None:
     check_presets('structure', [name], ())
     return
   raise ValueError(
-    f'structure={shown(name)} must be {", ".join(FOUND)}, a preset ({", ".join(PRESET_NAMES)}, '
+    f'structure={shown(name)} must be {", ".join(FOUND)}, a preset ({", ".join(PRESETS)}, '
     "with a rank or a place as in 'lora:2@qkv'), or a genome file, whose name ends in "
     f'{GENOME_ENDING}.'
   )
@@ -344,7 +338,7 @@ class Comparison:
   seeds: int = field(5, least=1, most=TUNING_SEED)
   rates: tuple[float, ...] = field((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), above=0)
   rate: Mapping[str, float | None] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys((*PRESET_NAMES, *NO_PRESETS)), metadata={'above': 0}
+    default_factory=lambda: dict.fromkeys((*PRESETS, *NO_PRESETS)), metadata={'above': 0}
   )
 
   def __post_init__(self):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 from glora_jax.files import read_json
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import file_name, preset
+from glora_jax.method.presets import preset
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.choice import choose
 from glora_jax.search.errors import NoGradientError, NonFiniteError
@@ -43,6 +43,7 @@ from glora_jax.vision.runs.stages.training import (
   best_on_val,
   train,
 )
+from glora_jax.vision.structure_names import file_name
 
 log = logging.getLogger(__name__)
 

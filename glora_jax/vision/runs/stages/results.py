@@ -23,7 +23,6 @@ from glora_jax.files import read_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
-from glora_jax.method.presets import preset_label
 from glora_jax.method.space import Spec
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.archive import Archive
@@ -42,6 +41,7 @@ from glora_jax.vision.runs.predictions import Predictions
 from glora_jax.vision.runs.sections import GRADIENT, KNOWN, SEARCH
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.workdir import TEST_LIST
+from glora_jax.vision.structure_names import preset_label
 
 SUPERNET = 'supernet'  # the searched structure with the supernet's weights
 

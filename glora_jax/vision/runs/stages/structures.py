@@ -18,7 +18,7 @@ from glora_jax.errors import UserError
 from glora_jax.files import damaged, read_json
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
-from glora_jax.method.presets import file_name, genome_of, preset
+from glora_jax.method.presets import genome_of, preset
 from glora_jax.method.space import Spec
 from glora_jax.search.allocated import Allocation
 from glora_jax.vision.files import write_json
@@ -35,6 +35,7 @@ from glora_jax.vision.runs.stages.allocation import (
   train_head,
 )
 from glora_jax.vision.runs.stages.training import Training, train
+from glora_jax.vision.structure_names import file_name
 
 FOLDER = 'structure'
 FILE = 'file'  # the name of a structure from a file

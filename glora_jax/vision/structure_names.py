@@ -1,0 +1,58 @@
+"""Names of structures in a run: in its config, in its tables, and as names of folders."""
+
+from __future__ import annotations
+
+import urllib.parse
+
+from glora_jax.checks import shown
+from glora_jax.method.presets import RANKED, parse_preset_name, placed_rows
+from glora_jax.method.space import Spec
+
+GENOME_ENDING = '.json'  # of a structure that is the path of a file
+# No presets, but names of rows: the structures from a gradient, and from a backbone's known values.
+GRADIENT, KNOWN = 'gradient', 'known'
+_KEPT_IN_FILES = ':@'
+_LONGEST_NAME = 200  # as a file
+
+
+def check_preset(name: str) -> None:
+  """Raises ValueError unless a name is that of a preset, and fit for a folder."""
+  parse_preset_name(name)
+  if len(file_name(name)) > _LONGEST_NAME:
+    raise ValueError(
+      f'The preset {shown(name)} is too long for the name of its folder; give a shorter place.'
+    )
+
+
+def preset_label(spec: Spec, name: str) -> str:
+  """What tables call a preset: its name, with its rank where it has one.
+
+  Args:
+    spec: the layers.
+    name: a preset's name.
+
+  Raises:
+    ValueError: no preset can have this name, or no layer is in its place.
+
+  Example:
+    >>> from glora_jax import Layer, SearchSpace, Spec
+    >>> spec = Spec((Layer('attn/qkv', 8, 24, space=SearchSpace(ranks=(2, 4))),))
+    >>> preset_label(spec, 'lora@qkv'), preset_label(spec, 'ssf')
+    ('lora:4@qkv', 'ssf')
+  """
+  base, rank, place = parse_preset_name(name)
+  if base not in RANKED or rank is not None or not len(spec):
+    return name
+  placed = zip(spec, placed_rows(spec, place), strict=True)
+  largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
+  return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
+
+
+def file_name(name: str) -> str:
+  """A preset's name as that of a file; a regular expression may hold what names of files may not.
+
+  Example:
+    >>> file_name('lora:2@qkv'), file_name('lora@blocks/3')
+    ('lora:2@qkv', 'lora@blocks%2F3')
+  """
+  return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
