@@ -23,7 +23,7 @@ from glora_jax.method.adapted import Adapted, Places, name_of
 from glora_jax.method.coverage import log_uncovered
 from glora_jax.method.groups import Group, number_rows, spec_of, tie
 from glora_jax.method.modules import discover
-from glora_jax.method.presets import Structure, read_structure, space_for
+from glora_jax.method.presets import Structure, read_structure, smallest_space
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
@@ -103,7 +103,8 @@ def adapt(
     (['hidden'], 24)
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
+  space = smallest_space(structure) if space is None else space
+  selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   model = _linen_module(model)
   params, found = discover(model, sample_inputs, model_kwargs, convs, embeddings)
   return assemble(model, params, found, selection, structure)
@@ -351,7 +352,8 @@ def adapt_function(
     True
   """
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
+  space = smallest_space(structure) if space is None else space
+  selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)

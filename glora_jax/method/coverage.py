@@ -51,11 +51,6 @@ class Coverage:
     """The part of the model's parameters that lies in covered matrices."""
     return sum(matrix.share for matrix in self.covered)
 
-  @property
-  def uncovered_share(self) -> float:
-    """The part that lies in uncovered matrices."""
-    return sum(matrix.share for matrix in self.uncovered)
-
   def __str__(self) -> str:
     if not self.uncovered:
       return 'all weight matrices are adapted'

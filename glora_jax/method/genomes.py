@@ -8,7 +8,7 @@ rows are. Nothing in this file knows of models.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import jax
@@ -17,10 +17,9 @@ import numpy as np
 
 from glora_jax.checks import listed, shown, validate
 from glora_jax.files import first_line
-from glora_jax.method.space import FLAT_FORMS, TENSORS, Layer, Spec, check_spec
+from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Layer, Spec, check_spec
 
 Codes = tuple[tuple[int, ...], ...]  # for A, B, C, D, E those that a stack of layers may have
-_BLOCK = 8192  # genomes looked up at a time, which bounds memory
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
 # Rows that have C or E but never both, where `SearchSpace.one_shift` says so: E as a vector reaches
 # every bias that C reaches, so both in a row are parameters spent twice. The two genes are drawn,
@@ -146,8 +145,7 @@ def count_params(spec: Spec, genomes: Any) -> Any:
     160
   """
   check_genome(spec, genomes, known=True)
-  counts = _lookup(spec.cost_table, genomes, lambda block: block.sum(axis=(1, 2)))
-  counts = counts.reshape(np.shape(genomes)[:-2])
+  counts = _lookup(spec.cost_table, genomes).sum((-2, -1))
   return counts if counts.ndim else int(counts)
 
 
@@ -172,24 +170,14 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     [[0, 3, 0, 0, 0]]
   """
   check_genome(spec, genomes, known=True)
-  return _lookup(spec._canonical_table, genomes, lambda block: block).reshape(np.shape(genomes))
+  return _lookup(spec._canonical_table, genomes)
 
 
-def _lookup(
-  table: np.ndarray, genomes: Any, of_block: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-  """A function of `table[row, tensor, genomes[..., row, tensor]]`, some genomes at a time.
-
-  Args:
-    table: a value for every code, [rows, 5, codes].
-    genomes: int [..., rows, 5].
-    of_block: of values [block, rows, 5], an array [block, ...].
-  """
+def _lookup(table: np.ndarray, genomes: Any) -> np.ndarray:
+  """`table[row, tensor, code]` of each code of genomes, [..., rows, 5]."""
   rows, tensors, codes = table.shape
-  flat = np.asarray(genomes).reshape(-1, rows, tensors)
-  offsets = (np.arange(rows * tensors) * codes).reshape(rows, tensors)
-  blocks = (flat[start : start + _BLOCK] for start in range(0, max(len(flat), 1), _BLOCK))
-  return np.concatenate([of_block(table.take(b.astype(np.int64) + offsets)) for b in blocks])
+  starts = (np.arange(rows * tensors) * codes).reshape(rows, tensors)
+  return table.take(np.asarray(genomes).astype(np.int64) + starts)
 
 
 def smallest_genome(spec: Spec) -> np.ndarray:
@@ -385,7 +373,8 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   if names is not None:
     if by_name.keys() == {*own} and len(by_name) == len(own):
       names = [by_name[name] for name in own]
-    codes = [_codes_of_names(layer, row) for layer, row in zip(spec, names, strict=True)]
+    alleles = [{tensor: row[tensor] for tensor in TENSORS} for row in names]
+    codes = [codes_of(layer, own) for layer, own in zip(spec, alleles, strict=True)]
   try:
     check_one_genome(spec, codes, 'genome_from_json')
   except TypeError as error:
@@ -393,19 +382,24 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   return np.asarray(codes).astype(np.int8)
 
 
-def _codes_of_names(layer: Layer, names: Mapping[str, str]) -> list[int]:
-  """Codes of A, B, C, D, E in a layer, from the names of the alleles by tensor.
+def codes_of(layer: Layer, alleles: Mapping[Any, Any]) -> list[int]:
+  """Codes of A, B, C, D, E in a layer, from alleles by tensor as names or codes; else none.
+
+  'lora' is the LoRA of the largest rank.
 
   Raises:
     ValueError: the layer does not have one of them.
   """
-  codes = []
-  for tensor in TENSORS:
-    code = layer.space.code(tensor, names[tensor])
+  codes: dict[str, int] = dict.fromkeys(TENSORS, 0)
+  for tensor, allele in alleles.items():
+    names = layer.space.names(tensor) if tensor in TENSORS else ()
+    if allele == 'lora' and tensor in LORA_TENSORS:
+      allele = names[-1]
+    code = layer.space.code(tensor, allele) if names else None
     if code is None:
       raise ValueError(
-        f'The genome says {listed([names[tensor]])} for {tensor} of {layer.name}; the alleles are '
-        f'{", ".join(layer.space.names(tensor))}.'
+        f'The structure says {listed([str(allele)])} for {listed([str(tensor)])} of {layer.name}; '
+        f'the alleles are {", ".join(names) or "none, no such tensor"}.'
       )
-    codes.append(code)
-  return codes
+    codes[tensor] = code
+  return list(codes.values())

@@ -18,12 +18,10 @@ import numpy as np
 
 from glora_jax.checks import listed, printable, shown
 from glora_jax.files import STAMP, check_stamp, damaged, load_json, read_tensors
-from glora_jax.method.genomes import canonicalize, check_one_genome, genome_from_json
+from glora_jax.method.genomes import canonicalize, check_one_genome, codes_of, genome_from_json
 from glora_jax.method.selection import matches
 from glora_jax.method.space import (
-  LORA_TENSORS,
   TENSORS,
-  Layer,
   SearchSpace,
   Spec,
   Tensor,
@@ -179,7 +177,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
         f'{", ".join(map(str, layer.space.ranks))}; use one of these, or add that rank to the '
         'space.'
       )
-    genome[row] = _codes(layer, alleles)
+    genome[row] = codes_of(layer, alleles)
   return canonicalize(spec, genome)
 
 
@@ -238,35 +236,13 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     rows = [row for row, decides in enumerate(deciding) if decides == pattern]
     layers = [spec.layers[row] for row in rows]
     if isinstance(choice, Mapping):
-      genome[rows] = [_codes(layer, choice) for layer in layers]
+      genome[rows] = [codes_of(layer, choice) for layer in layers]
       continue
     try:
       genome[rows] = preset(Spec(tuple(layers)), choice)
     except ValueError as error:
       raise ValueError(f'structure: among the layers of {shown(pattern)}: {error}') from error
   return canonicalize(spec, genome)
-
-
-def _codes(layer: Layer, choice: Mapping[Any, str | int]) -> list[int]:
-  """Codes of A, B, C, D, E in a layer, from alleles by tensor; the others are none.
-
-  Raises:
-    ValueError: a tensor or an allele does not exist.
-  """
-  codes: dict[str, int] = dict.fromkeys(TENSORS, 0)
-  for tensor, allele in choice.items():
-    names = layer.space.names(tensor) if tensor in TENSORS else ()
-    if allele == 'lora' and tensor in LORA_TENSORS:
-      allele = names[-1]
-    code = layer.space.code(tensor, allele) if tensor in TENSORS else None
-    if code is None:
-      named = tensor if tensor in TENSORS else shown(tensor)
-      raise ValueError(
-        f'structure: {layer.name} has no {named}={shown(allele)}; the tensors are A to E, '
-        f'the alleles of {named}: {", ".join(names) or "none, no such tensor"}.'
-      )
-    codes[tensor] = code
-  return list(codes.values())
 
 
 def placed_rows(spec: Spec, place: str | None) -> np.ndarray:
@@ -439,21 +415,12 @@ def _is_of_file(structure: Any) -> TypeGuard[Mapping[str, Any]]:
   return is_mapping and not isinstance(structure.get('genome', ''), str | Mapping)
 
 
-def space_for(
-  structure: Structure | None, space: SearchSpace | Mapping[str, SearchSpace] | None
-) -> SearchSpace | Mapping[str, SearchSpace]:
-  """The search space of a model that is adapted.
+def smallest_space(structure: Structure | None) -> SearchSpace:
+  """The smallest search space that has a structure: the ranks that it names, and a file's scale.
 
   Args:
-    structure: the structure, out of its file; None while it is free.
-    space: what the user gave; None for the smallest that has the structure: the LoRA ranks that it
-      names, or rank 4.
+    structure: the structure, out of its file; None while it is free, for rank 4.
   """
-  return smallest_space(structure) if space is None else space
-
-
-def smallest_space(structure: Structure | None) -> SearchSpace:
-  """The search space of the ranks that a structure names, and of a file's scale."""
   of_file = structure if _is_of_file(structure) else {}
   ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
   scales = of_file.get('scale')

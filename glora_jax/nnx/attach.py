@@ -14,7 +14,7 @@ from glora_jax.checks import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import largest_genome, occurring
-from glora_jax.method.presets import Structure, genome_of, read_structure, space_for
+from glora_jax.method.presets import Structure, genome_of, read_structure, smallest_space
 from glora_jax.method.quantized import as_computed_with, is_quantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
@@ -104,7 +104,8 @@ def attach(
   """
   check_model(model)
   structure = read_structure(structure)
-  selection = Selection(space_for(structure, space), scale, select, heads, ties, convs, embeddings)
+  space = smallest_space(structure) if space is None else space
+  selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
   adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
