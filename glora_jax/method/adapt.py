@@ -268,11 +268,10 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   }
   chosen = [site for site in candidates if site.name in spaces]
   if not chosen:
-    given = f'space with the patterns {", ".join(map(shown, selection.spaces))}'
-    selector = selection.select
-    if selector is not None and not any(matches(selector, site.name) for site in candidates):
-      given = f'select={shown(selector)}'
-    raise ValueError(f'{given} matches no linear layer of {model}; these are: {listed}.')
+    raise ValueError(
+      f'select={shown(selection.select)} and space={shown([*selection.spaces])} match no linear '
+      f'layer of {model}; these are: {listed}.'
+    )
   for site in chosen:
     if not jnp.issubdtype(site.dtype, jnp.floating) or jnp.finfo(site.dtype).bits < 16:
       raise ValueError(
@@ -361,10 +360,7 @@ def adapt_function(
     function, params, sample_inputs, kwargs, convs=convs, embeddings=embeddings, split=split
   )
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
-  paths = set(flatten(arrays))
-  if not paths:
-    raise ValueError(f'The params of {name} hold no array; pass the ones that it computes with.')
-  if paths == set(found.unused):
+  if flatten(arrays).keys() == set(found.unused):
     raise ValueError(
       f'{name} uses none of its params: it is called as {name}(params, *inputs) and must compute '
       'with these, not with arrays that it closes over.'

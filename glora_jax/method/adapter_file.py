@@ -361,21 +361,14 @@ def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
   if len(order) == len(metadata['spec']) and None not in order:
     metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
   theirs = metadata['spec']
-  adapted_there = {site.get('kernel') for row in theirs for site in row['parameters']}
-  for kernel, reason in adapted._places.uncovered:
-    if path_name(kernel) in adapted_there:
-      raise ValueError(
-        f'The adapter {printable(path)} adapts {path_name(kernel)}, and this model does not '
-        f'({reason}); adapt the same layers, with the same embeddings=, convs=, select= and heads=.'
-      )
   pairs = itertools.zip_longest(theirs, ours, fillvalue='no such layer')
   for row, (there, here) in enumerate(pairs):
     if there != here:
       there, here = (printable(str(layer))[:_LONGEST_LAYER] for layer in (there, here))
       raise ValueError(
-        f'The adapter {printable(path)} belongs to another model. It has {len(theirs)} layers, and '
-        f'this model {len(ours)}; the first that differs is layer {row}: '
-        f'{there} there, {here} here.'
+        f'The adapter {printable(path)} belongs to another model, or one adapted with another '
+        f'embeddings=, convs=, select= or heads=. It has {len(theirs)} layers, and this model '
+        f'{len(ours)}; the first that differs is layer {row}: {there} there, {here} here.'
       )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -26,7 +25,6 @@ from glora_jax.method.presets import smallest_space
 from glora_jax.method.space import TENSORS, Layer, Spec, Tensor
 from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes, used_parts
 
-log = logging.getLogger(__name__)
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 # Where a file stores a flat form, and in which shape; D and E are stored as they are.
 _FLAT = {'A': ('A_up', (1, -1)), 'B': ('B_up', (1, -1)), 'C': ('C_down', (-1, 1))}
@@ -138,11 +136,6 @@ def combine(
     **genome_to_json(spec, genome_from_json(spec, {'layers': alleles})),
   }
   write_tensors(out_path, {**tensors, **others}, 'adapter', described)
-  if errors:
-    worst = max(errors, key=errors.__getitem__)
-    log.info(
-      '%d LoRAs were cut; %s lost most, %.2g of its norm.', len(errors), worst, errors[worst]
-    )
   return errors
 
 

@@ -46,7 +46,7 @@ from glora_jax.method.site import (
   linear_layout,
 )
 from glora_jax.method.supports import support_shapes
-from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
+from glora_jax.method.trace.events import NO_MODULE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, replace
 
@@ -63,14 +63,12 @@ class _Recorder:
     found: the linear modules in the order of their first calls, by the path of their kernel, with
       the times at which axes were taken off it.
     shared: paths of the modules whose parameters were also read past `self.param`.
-    inputs: by their ids, the distinct arrays that linear modules get, with their numbers.
   """
 
   def __init__(self):
     self.clock = 0
     self.found: dict[Path, tuple[Site, tuple[int, ...]]] = {}
     self.shared: set[Path] = set()
-    self.inputs: dict[int, tuple[int, Any]] = {}
 
   def __call__(self, next_function, args, kwargs, context):
     self.clock += 1
@@ -92,7 +90,6 @@ class _Recorder:
     local = linear_layout(module, *args, **kwargs)
     if local is None:
       return
-    array = args[0] if args else kwargs.get('inputs', next(iter(kwargs.values()), None))
     site = Site(
       kernel_path=kernel.path,
       bias_path=None if bias is None else bias.path,
@@ -107,7 +104,6 @@ class _Recorder:
       lifts=kernel.lifted,
       kind=type(module).__name__,
       is_convolution=isinstance(module, nn.Conv),
-      input_id=self.inputs.setdefault(id(array), (len(self.inputs), array))[0],
       shared=kernel.unbox().dtype != kernel.whole.dtype,
     )
     self.found[kernel.path] = site, kernel.times
@@ -181,23 +177,13 @@ class Box(nn.meta.AxisMetadata[Any]):
 
   __jax_array__ = read
 
+  def __getitem__(self, index: Any) -> Any:
+    return self.read()[index]
+
   def __getattr__(self, name: str) -> Any:
     if name.startswith('__'):
       raise AttributeError(name)
     return getattr(self.read(), name)
-
-
-# What a model may do to a parameter that it reads out of its variables.
-for _name in (
-  *('getitem', 'iter', 'len', 'neg', 'abs', 'add', 'radd', 'sub', 'rsub', 'mul', 'rmul'),
-  *('truediv', 'rtruediv', 'floordiv', 'rfloordiv', 'mod', 'rmod', 'pow', 'rpow'),
-  *('matmul', 'rmatmul', 'lt', 'le', 'gt', 'ge'),
-):
-  setattr(
-    Box,
-    f'__{_name}__',
-    lambda self, *args, name=f'__{_name}__': getattr(self.read(), name)(*args),
-  )
 
 
 def discover(
@@ -236,7 +222,6 @@ def discover(
     variables, mutable = {**others, 'params': params}, nn.DenyList('params')
     with nn.intercept_methods(recorder):
       outputs, _ = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
-    recorder.inputs.clear()  # nothing may hold arrays of a trace when it is over
     return outputs
 
   apply.__name__ = name
@@ -273,6 +258,8 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     own_stack = site.stack_shape[len(site.lifts) :]
     rows[site.kernel_path] += itertools.islice(numbers, math.prod(own_stack))
   for path, (site, _) in recorder.found.items():
+    if site.is_convolution and not convs:
+      continue
     # What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would
     # do the same to what lies beside it, and so would a sum of squares over all parameters, which
     # is part of the outputs: a program must use it as the module itself does, and in no other way.
@@ -281,17 +268,14 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     if use is not None:
       unlike = set(site.layout.inputs) ^ set(use.layout.inputs)
       shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # one of size one may be either
-    sites.append(dataclasses.replace(site, rows=tuple(rows[path]), shared=shared))
-  left_out = [site.kernel_path for site in sites if site.is_convolution and not convs]
+    input_id = path if use is None else use.input_id
+    changes = {'rows': tuple(rows[path]), 'shared': shared, 'input_id': input_id}
+    sites.append(dataclasses.replace(site, **changes))
   inside = {site.kernel_path for site in sites}
   outside = [path for path in by_use if path not in inside]
   return found._replace(
-    sites=tuple(site for site in sites if site.kernel_path not in left_out),
-    uncovered={
-      **found.uncovered,
-      **dict.fromkeys(left_out, CONVOLUTION),
-      **dict.fromkeys(outside, NO_MODULE),
-    },
+    sites=tuple(sites),
+    uncovered={**found.uncovered, **dict.fromkeys(outside, NO_MODULE)},
     # No interceptor sees them, so they are folded before the call.
     outside=tuple(dataclasses.replace(by_use[path], shared=True) for path in outside),
   )

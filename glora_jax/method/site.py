@@ -157,7 +157,7 @@ class Site:
     lifts: the axes of the kernel that lifted transforms added, outermost first.
     kind: name of the module's class.
     is_convolution: whether it is a convolution, also of a class that somebody derived from one.
-    input_id: a number that is equal for sites that get the very same input array.
+    input_id: equal for sites that get the very same input array.
     shared: whether the model also uses the parameters in other ways than in the module's call, or
       in products as they are; then they are folded before the call.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
@@ -173,7 +173,7 @@ class Site:
   lifts: tuple[int, ...] = ()
   kind: str = 'Dense'
   is_convolution: bool = False
-  input_id: int = 0
+  input_id: Hashable = 0
   shared: bool = False
   rows: tuple[int, ...] = ()
   nests: bool = False

@@ -32,21 +32,16 @@ _ITEM_BY_ITEM = frozenset(
     *('exp', 'log', 'neg', 'sqrt', 'rsqrt', 'tanh', 'logistic'),
   )
 )
-_OPAQUE = {
-  'pallas_call': 'used in a Pallas kernel',
-  'shard_map': 'used in a shard_map',
-  'ffi_call': 'used in a foreign function call',
-  'pure_callback': 'used in a callback',
-  'io_callback': 'used in a callback',
-  'custom_partitioning': 'used in a function with custom partitioning',
-}
+_OPAQUE = frozenset(
+  ('pallas_call', 'shard_map', 'ffi_call', 'pure_callback', 'io_callback', 'custom_partitioning')
+)
 NO_LAYOUT = 'axes rearranged in an unsupported way'
 
 
 def other(step: Step) -> list[Value]:
   """A primitive that no layout can see through."""
   if step.name in _OPAQUE:
-    step.note(step.operands, _OPAQUE[step.name], forbids=True)
+    step.note(step.operands, f'used in {step.name}', forbids=True)
   if step.depends:
     reason = ITEM_BY_ITEM if step.name in _ITEM_BY_ITEM else f'used in {step.name}'
     step.note(step.operands, reason)

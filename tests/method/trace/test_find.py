@@ -97,7 +97,7 @@ HIDDEN = {
   'normalized': (lambda w, x: x @ (w / jnp.linalg.norm(w)), 'combined with other parameters first'),
   'in a callback': (
     lambda w, x: jax.pure_callback(np.dot, zeros(5, D), x, w),
-    'used in a callback',
+    'used in pure_callback',
   ),
   'outer product': (lambda w, x: jnp.tensordot(x, w, 0), 'without an axis of inputs'),
   'inputs and outputs in one axis': (
