@@ -85,9 +85,10 @@ def adapt(
     The adapted model.
 
   Raises:
-    ValueError: the model is not a Linen model, has no linear layer, or none that `select` or
-      `space` matches, or a tie does not fit; the message names the paths. Errors of the model
-      itself on the sample inputs pass through.
+    TypeError: the model is not a Linen model, or another argument has another type.
+    ValueError: the model has no linear layer, or none that `select` or `space` matches, or a tie
+      does not fit; the message names the paths. Errors of the model itself on the sample inputs
+      pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -334,6 +335,7 @@ def adapt_function(
     The adapted function. Its `init` takes the params, and `apply` the function's other arguments.
 
   Raises:
+    TypeError: an argument has another type.
     ValueError: the function closes over its parameters, has no linear layer, or the choices do not
       fit. Errors of the function itself on the sample inputs pass through.
 

@@ -149,8 +149,8 @@ class Adapted:
       fixed structure reads, in the ranks that it reads, or all.
 
     Raises:
-      ValueError: `params` are not this model's (missing, unexpected and misshaped ones are named),
-        or the key is not a random key.
+      TypeError: the key is not a random key.
+      ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
     """
     check_key(key)
     whole = check_params(self, params)

@@ -103,7 +103,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     A table with a row for each check.
 
   Raises:
-    ValueError: the model is not adapted or its structure is fixed, the variables are of another
+    TypeError: the model is not adapted.
+    ValueError: its structure is fixed, the variables are of another
       one, or the model returns no floating-point array.
 
   Example:

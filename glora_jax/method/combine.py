@@ -79,6 +79,7 @@ def combine(
   Raises:
     FileNotFoundError: there is no such file.
     FileExistsError: the result would replace one of the adapters.
+    TypeError: an argument has another type.
     ValueError: no adapter, a weight that is not finite, an unknown method, a rank below 1, a
       density that is not above 0 and at most 1, a head that is not among the adapters or that has
       none, a damaged file, adapters of different bases or layers, or a result that is not finite;

@@ -109,7 +109,8 @@ def shard(
     (the model, its variables on the devices).
 
   Raises:
-    ValueError: `mesh` is not a mesh, the variables lack a collection, or the number of devices
+    TypeError: `mesh` is not a mesh.
+    ValueError: the variables lack a collection, or the number of devices
       divides no axis of a weight.
 
   Example:

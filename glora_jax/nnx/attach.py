@@ -77,9 +77,10 @@ def attach(
     heads as `glora_jax.nnx.Head` and its genome as `glora_jax.nnx.Genome`.
 
   Raises:
+    TypeError: an argument has another type.
     ValueError: the model is already attached, has no linear layer, or none that `select` or `space`
-      matches; or a tie does not fit, or an argument has the wrong type, or `split` is needed.
-      Errors of the model itself on these inputs pass through.
+      matches; or a tie does not fit, or `split` is needed. Errors of the model itself on these
+      inputs pass through.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp

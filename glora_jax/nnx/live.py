@@ -344,8 +344,9 @@ def shard(
     min_bytes: smallest size of a kernel that is sharded.
 
   Raises:
-    ValueError: the model is not attached, or only a part of one that is; `mesh` is not a mesh, or
-      the number of devices divides no kernel; the model is unchanged.
+    TypeError: `mesh` is not a mesh.
+    ValueError: the model is not attached, or only a part of one that is; or the number of devices
+      divides no kernel; the model is unchanged.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp

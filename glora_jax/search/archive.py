@@ -105,8 +105,9 @@ class Archive:
       budget: most trained parameters of the genome; None for no limit.
 
     Raises:
-      ValueError: no structure is within the budget, the budget or the fitness cannot be, or a
-        budget comes without a spec.
+      TypeError: the budget is not an integer.
+      ValueError: no structure is within the budget, the fitness is unknown, or a budget comes
+        without a spec.
     """
     budget = check_budget(budget)
     ranking = self.ranking(fitness)

@@ -111,6 +111,7 @@ def evolve(
     generation with too few new ones is smaller, and one without any ends the search.
 
   Raises:
+    TypeError: an argument has another type, or `score` does not return a pair.
     ValueError: no structure is within the budget; `initial` or `archive` are of another spec; a
       score is not a number, a count of right answers is not an integer, or a loss not finite.
 

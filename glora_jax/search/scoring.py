@@ -92,9 +92,10 @@ def make_scorer(
     correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
 
   Raises:
-    ValueError: `chunk` or `block` is not an integer above 0, or `memory` is not a number. The
-      returned function raises it if there are no images, the numbers of images and labels differ, a
-      label is not a class, or a genome does not fit the model or the ranks of the variables.
+    TypeError: an argument has another type.
+    ValueError: `chunk`, `block` or `memory` is out of range. The returned function raises it if
+      there are no images, the numbers of images and labels differ, a label is not a class, or a
+      genome does not fit the model or the ranks of the variables.
 
   Example:
     >>> import flax.linen as nn

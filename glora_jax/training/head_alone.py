@@ -52,8 +52,8 @@ def warm_head(
     The variables with the trained head.
 
   Raises:
-    ValueError: `adapted` is not an adapted model or has no head, the variables are those of
-      another, `preprocess` is not a function, or as in `fit`.
+    TypeError: `adapted` is not an adapted model, `preprocess` not a function, or as in `fit`.
+    ValueError: the model has no head, the variables are those of another, or as in `fit`.
     NonFiniteLossError: as in `fit`.
 
   Example:

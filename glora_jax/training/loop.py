@@ -394,7 +394,8 @@ def fit(
     its last good state (see its `step`) with a warning; the others go on.
 
   Raises:
-    ValueError: an argument has the wrong type or is out of range; there is not one label for each
+    TypeError: an argument has another type.
+    ValueError: an argument is out of range; there is not one label for each
       image, or a label is not a class; the loss or a metric is not a number; the batch size does
       not fit the images or the mesh; `state` has other arrays or more steps than this training; or
       several runs lack a start or rate each, or have a stream or mesh.

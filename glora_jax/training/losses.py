@@ -101,7 +101,8 @@ def make_loss(
     cut into equal paths.
 
   Raises:
-    ValueError: an argument has the wrong type or is out of range.
+    TypeError: an argument has another type.
+    ValueError: an argument is out of range.
 
   Example:
     >>> import flax.linen as nn
