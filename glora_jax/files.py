@@ -207,29 +207,22 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
     path: path of the file.
     stamp: what it says; None where it says nothing.
     kind: kind that it must be of.
-    remedy: what to do where it says none.
+    remedy: what to do if it is another file.
 
   Raises:
     LaterVersionError: a later version wrote it.
     ValueError: it is of another kind, or says none.
   """
-  if not isinstance(stamp, dict):
-    raise damaged(path, f'{STAMP}={stamp!r} has no kind', remedy)
-  if stamp.get('kind') != kind:
-    raise UserError(
-      f'{printable(path)} is a file of kind {shown(stamp.get("kind"))}, expected {kind!r}; replace '
-      'or remove it.'
-    )
-  _check_format(path, stamp.get('format'), kind, remedy)
-
-
-def _check_format(path: Path, written: Any, kind: str, remedy: str) -> None:
-  known = FORMATS.get(kind, 1)
-  if not isinstance(written, int) or written < 1:
-    raise damaged(path, f'its format is {written!r}', remedy)
-  if written > known:
+  written = stamp.get('kind') if isinstance(stamp, dict) else None
+  if written != kind:
+    other = f' but one of kind {shown(written)}' if written else ''
+    raise UserError(f'{printable(path)} is not a glora_jax {kind} file{other}; {remedy}.')
+  format, known = stamp.get('format'), FORMATS.get(kind, 1)
+  if not isinstance(format, int) or format < 1:
+    raise damaged(path, f'its format is {format!r}', remedy)
+  if format > known:
     raise LaterVersionError(
-      f'{printable(path)} was written by a later version of glora_jax (format {shown(written)} of '
+      f'{printable(path)} was written by a later version of glora_jax (format {shown(format)} of '
       f'{kind!r}; this version reads up to {known}); upgrade glora_jax, or use a file of this '
       'version.'
     )
@@ -343,16 +336,14 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   Raises:
     ValueError: it is of another kind or a later version, or could not be written again.
   """
-  written = metadata.pop('kind', None) if isinstance(metadata, dict) else None
-  if written != kind:
-    other = f' but one of kind {shown(written)}; pass the right file' if written else ''
-    raise UserError(f'{printable(path)} is not a glora_jax {kind} file{other}.')
+  stamp = {}
+  if isinstance(metadata, dict):  # the weights in the package say no format
+    stamp = {'kind': metadata.pop('kind', None), 'format': metadata.pop('format', 1)}
+  check_stamp(path, stamp, kind, 'pass the right file')
   try:
     json.dumps(metadata, allow_nan=False)
   except ValueError as error:
     raise damaged(path, error) from error
-  # The weights in the package say no format.
-  _check_format(path, metadata.pop('format', 1), kind, 'get it again')
   return metadata
 
 

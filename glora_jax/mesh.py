@@ -28,7 +28,6 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from glora_jax import tree as trees
 from glora_jax.checks import validate
 
 AXES = ('candidate', 'data')
@@ -256,11 +255,6 @@ def are_whole(tree: Any) -> bool:
 def from_hosts(mesh: Mesh, local: np.ndarray, axis: int = 0) -> jax.Array:
   """An array split along an axis, made of the `local_rows` that every process holds."""
   return jax.make_array_from_process_local_data(split_over(mesh, axis), local)
-
-
-def on_host(tree: Any) -> Any:
-  """A tree of NumPy arrays, whole in every process; all must call it."""
-  return jax.tree.map(trees.on_host, tree)
 
 
 def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:

@@ -182,3 +182,13 @@ def is_known(value: Any) -> bool:
   if isinstance(value, jax.core.Tracer):
     return False
   return not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated
+
+
+def check_loss(loss: Any) -> None:
+  """Raises ValueError unless a loss is one floating-point number, the mean over a batch."""
+  is_number = isinstance(loss, jax.Array | np.ndarray | np.generic | float)
+  given = f'{jnp.result_type(loss)} {list(jnp.shape(loss))}' if is_number else shown(loss)
+  if not is_number or jnp.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+    raise ValueError(
+      f'The loss is {given}; it must be one floating-point number, the mean over a batch.'
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from glora_jax.checks import validate
-from glora_jax.mesh import on_host, require_mesh, settle
+from glora_jax.mesh import require_mesh, settle
 from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.method.draws import check_budget
 from glora_jax.method.groups import Group
@@ -34,7 +34,7 @@ from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss, Mean, Pass
-from glora_jax.tree import replace
+from glora_jax.tree import on_host, replace
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def _aligned(group: Group, supports: Any, rows: Sequence[RowGradients], norm: fl
   """The supports with a group's down factors on the gradients' singular vectors."""
   given = group.own(supports)
   flat = {
-    name: np.asarray(on_host(array)).reshape(-1, *array.shape[len(group.stack_shape) :])
+    name: on_host(array).reshape(-1, *array.shape[len(group.stack_shape) :])
     for name, array in given.items()
   }
   layers = []

@@ -189,20 +189,15 @@ def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Know
     return ()
   several = isinstance(prior, Sequence) and not isinstance(prior, Known)
   priors = tuple(prior) if several else (prior,)
-  for found in priors:
-    _check_prior(spec, found, number)
+  for each in priors:
+    validate(each, Allocation | Known, 'prior')
+    theirs = [describe(layer) for layer in each.spec]
+    check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
+    check_values(each.values, spec)
+    parts = each.values.B_lora.shape[-1]
+    if parts != number:
+      raise ValueError(
+        f'The prior has values of {parts} rank-one parts, but max_rank asks for {number}; use the '
+        'same max_rank for both.'
+      )
   return priors
-
-
-def _check_prior(spec: Spec, prior: Any, number: int) -> None:
-  """Checks that a prior has the same rows and parts."""
-  validate(prior, Allocation | Known, 'prior')
-  theirs = [describe(layer) for layer in prior.spec]
-  check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
-  check_values(prior.values, spec)
-  parts = prior.values.B_lora.shape[-1]
-  if parts != number:
-    raise ValueError(
-      f'The prior has values of {parts} rank-one parts, but max_rank asks for {number}; use the '
-      'same max_rank for both.'
-    )

@@ -21,17 +21,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from glora_jax.compiling import reported
-from glora_jax.mesh import on_host, options_of_one_pass, replicated, settle, split_rows
+from glora_jax.mesh import options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_only_arrays
+from glora_jax.method.validation import check_loss, check_only_arrays
 from glora_jax.search.allocation import Directions, RowGradients, directions_of
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
+from glora_jax.tree import on_host
 
 Mean = dict[str, dict[str, Any]]  # of what gradients met, by site and name
 # `loss(forward, batch, key)` is the mean over a batch; `forward` is called like the model.
@@ -169,15 +170,8 @@ class Pass:
     # No interceptor where there is nothing to tap: it would slow down tracing.
     with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
       value = self.loss(forward, batch, key)
-    if not isinstance(value, jax.Array | np.ndarray | np.generic | float):
-      given = f'is a {type(value).__name__}'
-    elif jnp.shape(value):
-      given = f'has shape {jnp.shape(value)}'
-    elif not jnp.issubdtype(dtype := jnp.result_type(value), jnp.floating):
-      given = f'is {dtype}'
-    else:
-      return value
-    raise ValueError(f'The loss {given}; it must be one number, the mean over a batch.')
+    check_loss(value)
+    return value
 
 
 def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:
@@ -219,10 +213,10 @@ def _reader(
   """What gives the gradients of a group's row, its members side by side along the outputs."""
   names = mean[group.members[0].name]
   found = {name: _side_by_side(group, mean, name) for name in names}
-  kernels = [
-    _flat(site.layout.matrices(on_host(site.kernel(params)).astype(np.float32)), 2)
-    for site in group.members
-  ]
+  kernels = []
+  for site in group.members:
+    kernel: Any = on_host(site.kernel(params))
+    kernels.append(_flat(site.layout.matrices(kernel.astype(np.float32)), 2))
 
   def directions(name: str, row: int) -> Directions:
     left = _flat(probes[name].left, 2)[row]

@@ -22,7 +22,7 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import shown, validate
 from glora_jax.compiling import reported
 from glora_jax.method.sample import check_key
-from glora_jax.method.validation import as_numbers, check_labelled, check_only_arrays
+from glora_jax.method.validation import as_numbers, check_labelled, check_loss, check_only_arrays
 from glora_jax.training.batches import ImageStream, feed, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
@@ -152,12 +152,7 @@ def _checked_result(loss_fn: LossFn, *arguments: Any) -> Any:
     if not is_array or jnp.shape(value):
       given = f'{jnp.result_type(value)} {list(jnp.shape(value))}' if is_array else shown(value)
       raise ValueError(f'The metric {shown(name)} is {given}; it must be one number.')
-  dtype = jnp.result_type(loss)
-  if jnp.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(
-      f'The loss is {dtype} {list(jnp.shape(loss))}; it must be one floating-point number, the '
-      'mean over the batch.'
-    )
+  check_loss(loss)
   return result
 
 

@@ -23,6 +23,7 @@ from glora_jax.training.gradient import by_device
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import make_loss
 from glora_jax.training.recipe import Recipe
+from glora_jax.tree import on_host
 
 MESH = meshes.over(jax.devices())
 FSDP = meshes.over(jax.devices(), fsdp=4)
@@ -107,7 +108,7 @@ assert bytes_per_device(large) * 8 == sum(leaf.nbytes for leaf in large)
 total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
 assert total / 8 <= bytes_per_device(sharded) < total / 7, (bytes_per_device(sharded), total)
 assert bytes_per_device(meshes.replicate(MESH, frozen)) == total
-jax.tree.map(assert_array_equal, meshes.on_host(sharded), frozen)
+jax.tree.map(assert_array_equal, jax.tree.map(on_host, sharded), frozen)
 
 # Training, where nothing is drawn but structures: eight devices do what one does.
 on_one_device = fit(frozen)

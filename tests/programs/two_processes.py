@@ -15,6 +15,7 @@ from glora_jax import mesh as meshes
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.loop import TrainState, fit
 from glora_jax.training.recipe import Recipe
+from glora_jax.tree import on_host
 
 port, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 jax.distributed.initialize(f'localhost:{port}', 2, process)
@@ -36,7 +37,7 @@ rows = meshes.local_rows(mesh, 6)
 assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]
 shared = meshes.from_hosts(mesh, 10 * rows)
 assert not shared.is_fully_addressable
-assert_array_equal(meshes.on_host(shared), 10 * np.arange(6))
+assert_array_equal(on_host(shared), 10 * np.arange(6))
 placed = meshes.replicate(mesh, np.arange(3.0))
 assert placed.dtype == np.float32
 assert_array_equal(placed, np.arange(3))
@@ -82,7 +83,7 @@ def train(state=None):
     jax.random.key(0),
     state=state,
     steps_per_dispatch=2,
-    on_dispatch=lambda state, _: states.append(meshes.on_host(state)),
+    on_dispatch=lambda state, _: states.append(jax.tree.map(on_host, state)),
     progress=False,
     mesh=mesh,
   )

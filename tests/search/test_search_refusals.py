@@ -80,7 +80,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('no batches', lambda: allocating(batches=iter([]))),
     ('batches must be an Iterable', lambda: allocating(batches=lambda: mixed()[2])),
     ('budget=2 is too small', lambda: allocating(budget=2)),
-    ('shape (4, 4)', lambda: allocating(loss=lambda forward, batch, key: forward(batch[0]))),
+    ('[4, 4]', lambda: allocating(loss=lambda forward, batch, key: forward(batch[0]))),
     ('batch 0', lambda: allocating(loss=without_gradient)),
     ('at most 0', lambda: search()[0].best(spec=SPEC, budget=0)),
     ('none of the forms', lambda: choice.choose(spec_of((4, 8), space=NO_FORM), WORTH, 100)),

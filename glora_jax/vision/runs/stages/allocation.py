@@ -33,6 +33,7 @@ from glora_jax.training.batches import ImageStream
 from glora_jax.training.head_alone import warm_head
 from glora_jax.training.losses import cross_entropy
 from glora_jax.training.recipe import Recipe
+from glora_jax.tree import on_host
 from glora_jax.vision.data.pipeline import Split, in_rows
 from glora_jax.vision.data.shifts import shifted
 from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays, write_json
@@ -183,7 +184,7 @@ def allocate_once(
   if not os.path.exists(path):
     allocation = read_off_gradient(context, place, budget=budget, key=key, prior=prior)
     trainable, _ = place.adapted.split(allocation.variables)
-    trainable = meshes.on_host(trainable)
+    trainable = jax.tree.map(on_host, trainable)
     if meshes.primary():
       os.makedirs(context.path(folder), exist_ok=True)
       described = genome_to_json(place.adapted.spec, allocation.genome)

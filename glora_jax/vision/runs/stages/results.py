@@ -337,7 +337,7 @@ def _save_models(context: Context, candidate: Model) -> None:
   """Writes a structure as an adapter, a genome and a plain model."""
   adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
   if context.mesh is not None:
-    variables, folded = meshes.on_host((variables, folded))
+    variables, folded = jax.tree.map(tree.on_host, (variables, folded))
   with meshes.primary_first('folded'):
     if not meshes.primary():
       return
