@@ -22,12 +22,10 @@ def finish(*processes):
 
 def run_two(name, *arguments):
   """Runs a program below `tests` as two processes of a device each."""
-  port = str(free_port())
-  options = {'cwd': ROOT, 'env': environment(1), 'text': True}
-  options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-  finish(
-    *(
-      subprocess.Popen([*program(name), port, str(process), *map(str, arguments)], **options)
-      for process in range(2)
-    )
-  )
+  words = [*program(name), str(free_port())]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  started = [
+    subprocess.Popen([*words, number, *map(str, arguments)], cwd=ROOT, env=environment(1), **pipes)
+    for number in '01'
+  ]
+  finish(*started)
