@@ -23,10 +23,10 @@ from typing import Any
 import flax
 
 from glora_jax.errors import MissingPackageError
-from glora_jax.files import require_free
 
 try:
   from glora_jax.vision.data.normalization import NORMALIZATIONS
+  from glora_jax.vision.files import require_free
   from glora_jax.vision.models import weights
   from glora_jax.vision.models.checkpoint import locate
   from glora_jax.vision.models.export import export, save_exported

@@ -352,26 +352,18 @@ def json_default(value: Any) -> Any:
   return value.tolist() if hasattr(value, 'tolist') else json.JSONEncoder().default(value)
 
 
-def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-  """Checks that a command may write a file.
+def require_other_than(path: Path, inputs: Iterable[Path]) -> None:
+  """Checks that writing a file replaces none of those that are read, by whatever path or link.
 
   Args:
     path: path of the file.
-    overwrite: whether it may replace a file.
-    inputs: paths of what the command reads, which is never replaced, by whatever path or link.
+    inputs: paths of the files that are read.
 
   Raises:
-    FileExistsError: it may not.
+    FileExistsError: it does.
   """
-  if not os.path.lexists(path):
-    return
   for other in inputs:
     if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
       raise FileExistsError(
-        f'{printable(path)} would replace {printable(other)}, an input of this command; choose '
-        'another path.'
+        f'{printable(path)} would replace {printable(other)}, an input; choose another path.'
       )
-  if not overwrite:
-    raise FileExistsError(
-      f'{printable(path)} already exists; choose another path, or pass --overwrite to replace it.'
-    )

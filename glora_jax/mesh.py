@@ -1,11 +1,10 @@
 """Devices: several processes as one program, a mesh over all their devices, where arrays lie on it.
 
-Every process runs the same program on the same workdir and sees the same numbers; the primary one
-alone writes files. The mesh has a row for each process ('candidate') and a column for each of its
-devices ('data'). Training splits a batch over all of them. A search splits a population's
-structures over the rows and images over the columns, so that scores cross hosts once, at the end.
-A third axis, 'fsdp', may cut the columns: images are split over it, too, and sharded frozen weights
-only over it.
+Every process runs the same program and sees the same numbers; the primary one alone writes files.
+The mesh has a row for each process ('candidate') and a column for each of its devices ('data').
+Training splits a batch over all of them. A search splits a population's structures over the rows
+and images over the columns, so that scores cross hosts once, at the end. A third axis, 'fsdp', may
+cut the columns: images are split over it, too, and sharded frozen weights only over it.
 
 Images that stay on a device are laid there so that a batch is taken without a copy of all of them.
 A TPU has its numbers in rows of 128. Of images [n, height, width, 3] it would put n last, since 3
@@ -143,8 +142,7 @@ def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
   if mesh is not None and batch_size % mesh.size:
     raise ValueError(
       f'A batch of {batch_size} images cannot be split over {mesh.size} devices; make batch_size '
-      f'(and its part by accumulate) a multiple of {mesh.size}, or use fewer devices '
-      "(mesh.devices='one' in a config)."
+      f'(and its part by accumulate) a multiple of {mesh.size}, or use fewer devices.'
     )
 
 

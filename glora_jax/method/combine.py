@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from glora_jax.checks import check_path, printable, shown, validate
-from glora_jax.files import Path, damaged, require_free, write_tensors
+from glora_jax.files import Path, damaged, require_other_than, write_tensors
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
 from glora_jax.method.presets import smallest_space
@@ -110,7 +110,7 @@ def combine(
     raise ValueError(
       f'head={shown(head)} is not one of the adapters that are combined; choose one of them.'
     )
-  require_free(out_path, True, weights)
+  require_other_than(out_path, weights)
   files = {path: _read(path) for path in weights}
   _check_alike(files)
   first = files[next(iter(files))]

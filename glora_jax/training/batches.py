@@ -24,7 +24,7 @@ _ASKED_AT_ONCE = 2**20
 
 @runtime_checkable
 class ImageStream(Protocol):
-  """Images that are read when they are needed; `data.pipeline.Stream` for instance."""
+  """Images that are read when they are needed."""
 
   def batches(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The images [batch, ...] and labels [batch] of each row of indices, int [steps, batch]."""

@@ -358,8 +358,8 @@ def fit(
       array starts with an axis [n].
     frozen: tree of arrays, which several runs share.
     images: the whole training set on the device, [n, ...], or a stream of it with
-      `batches(indices)`, like `data.pipeline.Stream`, which yields the rows of these indices.
-      Several runs take no stream, since each has its own order.
+      `batches(indices)`, which yields the rows of these indices. Several runs take no stream, since
+      each has its own order.
     labels: int [n]; a stream's labels are its own.
     recipe: epochs, batches and optimizer.
     key: random key. It decides the order of the images and, folded with the step, goes to

@@ -266,7 +266,7 @@ def _by_paths(logits_fn: Logits) -> Logits:
     if not paths or len(inputs) % paths:
       raise ValueError(
         f'A batch of {len(inputs)} images cannot be cut into {paths} equal paths; '
-        'change batch_size or sampling.paths.'
+        'change batch_size or the paths.'
       )
     groups = inputs.reshape(paths, -1, *inputs.shape[1:])
     keys = jax.random.split(key, paths)

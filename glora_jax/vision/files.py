@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 import math
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from glora_jax import files
-from glora_jax.checks import validate
+from glora_jax.checks import printable, validate
 from glora_jax.files import (
   AGAIN,
   STAMP,
@@ -208,3 +209,21 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
   if damaged_lines:
     log.warning('%s: ignoring %d damaged lines.', path, damaged_lines)
   return lines
+
+
+def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+  """Checks that a command may write a file.
+
+  Args:
+    path: path of the file.
+    overwrite: whether it may replace a file.
+    inputs: paths of the files that the command reads, which it never replaces.
+
+  Raises:
+    FileExistsError: it may not.
+  """
+  files.require_other_than(path, inputs)
+  if os.path.lexists(path) and not overwrite:
+    raise FileExistsError(
+      f'{printable(path)} already exists; choose another path, or pass --overwrite to replace it.'
+    )

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from glora_jax.checks import shown
-from glora_jax.files import require_free, whole
+from glora_jax.files import whole
 from glora_jax.vision.data import catalog, pipeline
 from glora_jax.vision.data.examples import Part
 from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Task
+from glora_jax.vision.files import require_free
 from glora_jax.vision.runs.backbone import image_size_here
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.processes import require_devices

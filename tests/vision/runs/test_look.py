@@ -83,7 +83,7 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   os.link(tmp_path / IMAGES[1], tmp_path / 'hard.png')
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
-  with pytest.raises(FileExistsError, match=r'would replace .*, an input of this command'):
+  with pytest.raises(FileExistsError, match=r'would replace .*, an input'):
     look.show(config, str(tmp_path / name), overwrite=True)
   assert digests(tmp_path) == before
 
