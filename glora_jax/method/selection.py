@@ -122,7 +122,7 @@ class Selection:
       raise TypeError(f'ties={shown(ties)} must be a list of lists of names.')
     self.spaces = spaces
     self.select, self.heads, self.ties = select, heads, ties
-    self.convs = validate(convs, bool, 'convs')
+    validate(convs, bool, 'convs')
     self.embeddings = validate(embeddings, bool, 'embeddings')
 
   def heads_among(self, paths: Iterable[Path]) -> Heads:

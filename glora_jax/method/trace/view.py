@@ -166,13 +166,9 @@ def _sliced(dim: Dim, start: int, stop: int) -> tuple[Dim, list[Taken]] | None:
     return dim, []
   atom, *rest = dim
   inner = size_of(tuple(rest))
-  if start % inner == stop % inner == 0:
-    first, size = atom.start + start // inner, (stop - start) // inner
-    if size == 1:
-      gone = [Taken(atom._replace(start=0), first)] if _is_own(atom) else []
-      return (Atom(NO_AXIS, 1), *rest), gone
-    return (atom._replace(size=size, start=first), *rest), []
-  number = start // inner
+  number, size = start // inner, (stop - start) // inner
+  if start % inner == stop % inner == 0 and size > 1:
+    return (atom._replace(size=size, start=atom.start + number), *rest), []
   if (stop - 1) // inner != number:
     return None
   cut = _sliced(tuple(rest), start - number * inner, stop - number * inner)
@@ -190,21 +186,11 @@ def common_parts(first: Dim, second: Dim) -> list[tuple[Atom, Atom]] | None:
   left, right = ([atom for atom in dim if atom.size > 1] for dim in (first, second))
   pairs = []
   while left and right:
-    size = math.gcd(left[-1].size, right[-1].size)
-    inner, other = _last(left, size), _last(right, size)
-    if size == 1 or inner is None or other is None:
+    size = math.gcd(left[0].size, right[0].size)
+    if size == 1:
       return None
-    pairs.append((inner, other))
-  return None if left or right else pairs[::-1]
-
-
-def _last(atoms: list[Atom], size: int) -> Atom | None:
-  """The innermost items of atoms, which are removed from the list."""
-  atom = atoms.pop()
-  if atom.size == size:
-    return atom
-  parts = split(atom, atom.size // size)
-  if parts is None:
-    return None
-  atoms.append(parts[0])
-  return parts[1]
+    parts, others = _drawn(left, size), _drawn(right, size)
+    if parts is None or others is None:
+      return None
+    pairs += zip(parts, others, strict=True)
+  return None if left or right else pairs
