@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
-import math
 import operator
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -123,7 +123,7 @@ def _members(value: Mapping[str, Any], kind: Any, name: str) -> dict[str, Any]:
 
 
 def _number(value: Any, kind: type, name: str, **limits: float) -> Any:
-  if kind is float and not is_finite(value):
+  if kind is float and not abs(value) <= sys.float_info.max:  # of NaN, too
     raise ValueError(_must_be('finite', value, name))
   if kind is int and limits:
     limits = {'most': MOST_COUNTED, **limits}
@@ -206,14 +206,6 @@ def validate_fields(settings: Any) -> None:
 def kinds_of(kind: type) -> dict[str, Any]:
   """The annotations of a class by name."""
   return typing.get_type_hints(kind)
-
-
-def is_finite(number: float) -> bool:
-  """Whether a number is finite, as a float too."""
-  try:
-    return math.isfinite(number)
-  except OverflowError:  # a whole number that no float can hold
-    return False
 
 
 def plain(value: Any) -> Any:

@@ -102,8 +102,7 @@ def combine(
     'lora:3'
   """
   out_path, weights = check_path(out_path), _checked_weights(adapters)
-  if method not in ('linear', 'ties'):
-    raise ValueError(f"method={shown(method)} is unknown; use 'linear' or 'ties'.")
+  validate(method, Literal['linear', 'ties'], 'method')
   rank = validate(rank, int | None, 'rank', least=1)
   density = validate(density, float, 'density', above=0, most=1)
   if head is not None and (head := check_path(head)) not in weights:
