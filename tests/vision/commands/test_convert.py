@@ -94,7 +94,7 @@ def test_an_input_is_never_replaced(strangers, given):
   outputs = [*same, 'in', 'linked', 'in/.', 'shelf']
   for output in (*outputs, 'hard.jax_export'):
     arguments = [given, output, '--overwrite']
-    assert_refused('an input of this command', convert.main, arguments, kind=SystemExit)
+    assert_refused('an input', convert.main, arguments, kind=SystemExit)
   assert digests(strangers) == before
 
 
