@@ -102,7 +102,7 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
   try:
     if not mistakes:
       return section(**known)
-  except ValueError as error:  # about fields that do not fit together
+  except (TypeError, ValueError) as error:  # of checks that a section does itself
     mistakes = [prefix + line for line in str(error).splitlines()]
   raise ValueError('\n'.join(mistakes))
 

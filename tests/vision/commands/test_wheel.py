@@ -190,4 +190,4 @@ def test_an_installed_wheel_finds_its_configs_outside_of_the_checkout(built, tmp
   words = ['--config', 'quickstart', '--config.budget=0.5', '--workdir', tmp_path / 'run']
   run = subprocess.run([target / 'bin' / 'glora', *words], **options, stderr=subprocess.PIPE)
   assert run.returncode == 1
-  assert 'budget=0.5 must be None or an integer' in run.stderr
+  assert 'budget=0.5 must be an integer or None' in run.stderr

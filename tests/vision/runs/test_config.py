@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 from places import CONFIGS, get_config
 
+from glora_jax.errors import UserError
 from glora_jax.method.space import SearchSpace
 from glora_jax.vision.runs import command_line, schema
 from glora_jax.vision.runs.config import (
@@ -145,6 +146,13 @@ def test_all_mistakes_of_a_config_are_said_at_once():
     'search=3',
     'finetune.momentum=0.9',
   }
+
+
+def test_a_budget_that_is_no_whole_number_is_a_mistake_of_the_config():
+  config = default_config()
+  config.budget = 0.5
+  with pytest.raises(UserError, match='must be an integer or None'):
+    check_config(config)
 
 
 def test_events_without_their_package_are_explained(monkeypatch):
