@@ -186,9 +186,6 @@ def assemble(
       f'select: {listed(patterns)} matches no linear layer of {name}; its layers are: '
       f'{", ".join(layers)}.'
     )
-  bare = [group.name for group in groups if not group.has_bias]
-  if bare and structure is None:
-    log.warning('Layers without a bias get no C, D or E: %s.', ', '.join(bare))
   left_out = (site.kernel_path for site in sites)
   reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
   reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)

@@ -170,14 +170,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
     alleles = {t: f'lora:{rank}' if form == 'lora' else form for t, form in alleles.items()}
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
   for row in rows:
-    layer = spec.layers[row]
-    if rank is not None and rank not in layer.space.ranks:
-      raise ValueError(
-        f"The preset '{name}' needs rank {rank}, but the space of {layer.name} has the ranks "
-        f'{", ".join(map(str, layer.space.ranks))}; use one of these, or add that rank to the '
-        'space.'
-      )
-    genome[row] = codes_of(layer, alleles)
+    genome[row] = codes_of(spec.layers[row], alleles)
   return canonicalize(spec, genome)
 
 

@@ -156,7 +156,7 @@ REFUSED = [
       ('lorra', "'lorra'", 'linear, bitfit'),
       ('ssf:2', "'ssf:2'", 'ssf has no LoRA'),
       ('lora@(', "'('"),
-      ('lora:5', 'rank 5', 'of a has the ranks 4'),
+      ('lora:5', 'lora:5', 'of a', 'lora:4'),
       ('lora@qkv', "'qkv'", 'are a, b, c'),
     )
   ),
