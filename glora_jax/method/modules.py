@@ -46,7 +46,7 @@ from glora_jax.method.site import (
   linear_layout,
 )
 from glora_jax.method.supports import support_shapes
-from glora_jax.method.trace.events import NO_MODULE
+from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, replace
 
@@ -245,6 +245,7 @@ def discover(
 def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   """What was found, by the modules where they are known."""
   by_use = {site.kernel_path: site for site in found.sites}
+  convolutions: list[Path] = []  # that are not adapted
   rows, numbers = collections.defaultdict(list), itertools.count()
   sites = [  # tables, which no linear module has, come first
     dataclasses.replace(site, rows=tuple(itertools.islice(numbers, len(site.rows))))
@@ -259,6 +260,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     rows[site.kernel_path] += itertools.islice(numbers, math.prod(own_stack))
   for path, (site, _) in recorder.found.items():
     if site.is_convolution and not convs:
+      convolutions.append(path)  # the program may multiply matrices, as patch embeddings do
       continue
     # What changes a kernel on its way (`nn.map_variables`), a mask, a factor or another type, would
     # do the same to what lies beside it, and so would a sum of squares over all parameters, which
@@ -271,11 +273,15 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     input_id = path if use is None else use.input_id
     changes = {'rows': tuple(rows[path]), 'shared': shared, 'input_id': input_id}
     sites.append(dataclasses.replace(site, **changes))
-  inside = {site.kernel_path for site in sites}
+  inside = {site.kernel_path for site in sites} | {*convolutions}
   outside = [path for path in by_use if path not in inside]
   return found._replace(
     sites=tuple(sites),
-    uncovered={**found.uncovered, **dict.fromkeys(outside, NO_MODULE)},
+    uncovered={
+      **found.uncovered,
+      **dict.fromkeys(convolutions, CONVOLUTION),
+      **dict.fromkeys(outside, NO_MODULE),
+    },
     # No interceptor sees them, so they are folded before the call.
     outside=tuple(dataclasses.replace(by_use[path], shared=True) for path in outside),
   )

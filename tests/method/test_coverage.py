@@ -15,6 +15,7 @@ import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method import presets
 from glora_jax.method.trace.events import (
+  CONVOLUTION,
   HEAD,
   ITEM_BY_ITEM,
   LOOKED_UP,
@@ -92,6 +93,16 @@ def test_a_model_that_is_covered_says_so(lines):
   assert coverage.uncovered == ()
   assert str(coverage) == 'all weight matrices are adapted'
   assert lines() == []
+
+
+def test_a_convolution_that_multiplies_matrices_as_patch_embeddings_do_is_still_one(lines):
+  def product(x, kernel, *args, **kwargs):
+    return x @ kernel[0, 0]
+
+  model = nn.Sequential([nn.Conv(3, (1, 1), conv_general_dilated=product), nn.Dense(2)])
+  adapted = glora_jax.adapt(model, jnp.ones((1, 4, 4, 2)), heads=None)
+  assert uncovered(adapted) == {'layers_0/kernel': CONVOLUTION}
+  assert [level for level, _ in lines()] == ['INFO']
 
 
 def test_what_is_not_selected_and_a_tied_embedding_are_said():
