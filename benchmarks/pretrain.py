@@ -76,8 +76,7 @@ def pretrain(folder: str, output: str, recipe: Recipe = RECIPE) -> dict[str, flo
     logits = model.apply({'params': params}, inputs, train=True, rngs={'drop_path': drop_key})
     return losses.cross_entropy(logits, labels)
 
-  images, labels = map(jnp.asarray, data['train'])
-  state = loop.fit(loss_fn, params, {}, images, labels, recipe, train_key, title='pretrain')
+  state = loop.minimize(loss_fn, params, {}, data['train'], recipe, train_key, title='pretrain')
 
   @jax.jit
   def predict(params, images):

@@ -27,9 +27,9 @@ from glora_jax.search.evolution import Evolution as Evolution
 from glora_jax.search.evolution import evolve as evolve
 from glora_jax.search.scoring import make_scorer as make_scorer
 from glora_jax.training.consistency import Consistency as Consistency
-from glora_jax.training.head_alone import warm_head as warm_head
-from glora_jax.training.loop import fit as fit
-from glora_jax.training.losses import make_loss as make_loss
+from glora_jax.training.fit import fit as fit
+from glora_jax.training.fit import linear_probe as linear_probe
+from glora_jax.training.losses import classification as classification
 from glora_jax.training.recipe import Recipe as Recipe
 from glora_jax.training.sampling import Sampling as Sampling
 

@@ -180,6 +180,12 @@ def union(first: Any, second: Any) -> Any:
   )
 
 
+def join(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+  """The collections of two, with the `union` of those that are in both."""
+  both = {name: union(first[name], second[name]) for name in first.keys() & second.keys()}
+  return {**first, **second, **both}
+
+
 def path_name(path: Path) -> str:
   """The '/'-joined path; parts may be integers, the items of a bridged NNX model's lists."""
   return '/'.join(map(str, path))

@@ -3,8 +3,6 @@
 import importlib.util
 import re
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import pytest
 from places import ROOT
@@ -23,16 +21,16 @@ def name_of(page):
 
 def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(8), nn.relu, nn.Dense(3)])
-  images, labels = jnp.ones((64, 4)), jnp.zeros(64, int)
-  params = model.init(jax.random.key(1), images)['params']
-  names = {'model': model, 'images': images, 'labels': labels, 'params': params}
   [block] = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
+  names = {}
   exec(block, names)
-  logits = names['adapted'].apply(names['variables'], images)
-  expected = model.apply({'params': names['plain_params']}, images)
-  assert jnp.allclose(logits, expected, atol=1e-5)
-  assert not jnp.allclose(logits, model.apply({'params': params}, images), atol=1e-3)
+  model, x, trained = names['model'], names['x'], names['state'].variables
+  logits = model.apply({'params': names['params']}, x)
+  assert jnp.allclose(logits, names['adapted'].apply(trained, x), atol=1e-5)
+  assert not jnp.allclose(logits, names['adapted'].apply(names['variables'], x), atol=1e-3)
+  base = names['variables']['params']
+  adapted, loaded = glora_jax.load_adapter('adapter.safetensors', names['adapted'], base)
+  assert jnp.array_equal(adapted.apply(loaded, x), names['adapted'].apply(trained, x))
   assert 'layers_0' in capsys.readouterr().out
 
 

@@ -16,6 +16,7 @@ from glora_jax.compiling import memory_of
 from glora_jax.method.adapted import Adapted
 from glora_jax.training import loop, losses
 from glora_jax.training.batches import batch_indices
+from glora_jax.training.fit import step_loss
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.models.vit import ViT
 
@@ -84,12 +85,12 @@ class CompiledSteps:
     """Compiles the steps and copies what they consume."""
     _, _, batch, self.steps = problem.shape
     number = len(problem.labels)
-    optimizer = Recipe(batch_size=batch).optimizer(number)
+    optimizer = Recipe(batch_size=batch).optimizer(number // batch)
     self.trainable = jax.tree.map(jnp.copy, trainable)
     self.optimizer_state = jax.jit(optimizer.init)(self.trainable)
     self.done = 0
     indices = np.stack([*batch_indices(jax.random.key(0), 0, self.steps, number, batch)])
-    self.constants = frozen, problem.images, problem.labels, indices, jax.random.key(1)
+    self.constants = frozen, (problem.images, problem.labels), indices, jax.random.key(1)
     steps = loop.make_steps(loss_fn, optimizer)
     lowered = steps.lower(self.trainable, self.optimizer_state, self.done, *self.constants)
     self.compiled = lowered.compile()
@@ -133,7 +134,7 @@ def glora_steps(
   adapted = adapted or problem.adapt()
   learner = adapted if structure is None else adapted.fix(structure)
   halves = learner.split(adapted.init(jax.random.key(2), problem.params))
-  return CompiledSteps(losses.make_loss(learner), *halves, problem)
+  return CompiledSteps(step_loss(learner, losses.classification()), *halves, problem)
 
 
 def compare(

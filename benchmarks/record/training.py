@@ -54,16 +54,17 @@ class Problem:
     self.adapted = glora_jax.adapt(model, self.images[:1], space=space)
     self.variables = self.adapted.init(jax.random.key(1), self.params)
 
-  def fit(self, learner: Any, loss: Any, recipe: Any = RECIPE) -> Values:
+  def fit(self, learner: Any, options: Values, recipe: Any = RECIPE, sample: Any = None) -> Values:
     """The loss of every step, and what is trained at the end."""
     losses: list[float] = []
     state = glora_jax.fit(
-      loss,
-      *learner.split(self.variables),
-      self.images,
-      self.labels,
+      learner,
+      self.variables,
+      glora_jax.classification(train=True, **options),
+      (self.images, self.labels),
       recipe,
-      jax.random.key(4),
+      key=jax.random.key(4),
+      sample=sample,
       steps_per_dispatch=1,
       on_dispatch=lambda _, means: losses.append(means['loss']),
       progress=False,
@@ -72,22 +73,19 @@ class Problem:
     return {'losses': losses, 'trained': digest(state.trainable)}
 
 
-def _supernet_loss(adapted: Any, sampling: Any = glora_jax.Sampling(), **options: Any) -> Any:
-  draw = functools.partial(sampling.draw, spec=adapted.spec)
-  return glora_jax.make_loss(adapted, None, draw, train=True, **options)
-
-
 def record() -> Iterator[tuple[str, Values]]:
   """Names and entries, one after the other."""
   problem = Problem()
   adapted = problem.adapted
-  for name, (fields, options) in SUPERNETS.items():
+  for name, (fields, given) in SUPERNETS.items():
+    options = dict(given)
     recipe = dataclasses.replace(RECIPE, **fields)
-    yield f'training/{name}', problem.fit(adapted, _supernet_loss(adapted, **options), recipe)
+    sampling = options.pop('sampling', glora_jax.Sampling())
+    draw = functools.partial(sampling.draw, spec=adapted.spec)
+    yield f'training/{name}', problem.fit(adapted, options, recipe, draw)
   for name, (preset, options) in FIXED.items():
     fixed = adapted.fix(preset)
-    loss = glora_jax.make_loss(fixed, train=True, **options)
-    yield f'training/{name}', problem.fit(fixed, loss)
+    yield f'training/{name}', problem.fit(fixed, options)
   yield 'scores', _scores(problem)
   yield 'allocation', _allocation(problem)
 

@@ -12,7 +12,8 @@ from benchmarks.structures.tasks import draw, load_pool
 from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
-from glora_jax.training.head_alone import warm_head
+from glora_jax.training.fit import linear_probe
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import normalization
 from glora_jax.vision.data.pipeline import Split
@@ -90,13 +91,13 @@ def setting(task: str, seed: int) -> Setting:
   pool = load_pool(task)
   base = backbone(pool.num_classes)
   splits = {name: Split(*map(jnp.asarray, split)) for name, split in draw(pool, seed).items()}
-  variables = warm_head(
+  variables = linear_probe(
     base.adapted,
     base.adapted.init(key_of(seed, 'init'), base.params),
-    *splits['train'],
+    classification(lambda images, key: base.preprocess(images)),
+    splits['train'],
     HEAD,
-    key_of(seed, 'head'),
-    preprocess=base.preprocess,
+    key=key_of(seed, 'head'),
     progress=False,
   )
   return Setting(base, variables, splits, key_of(seed, 'structure'))

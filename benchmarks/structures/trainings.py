@@ -12,8 +12,8 @@ from benchmarks.structures.jobs import Job
 from benchmarks.structures.laboratory import BATCH_SIZE, Setting, backbone, key_of, setting
 from benchmarks.structures.statistics import pack
 from benchmarks.structures.tasks import load_pool
-from glora_jax.training import loop
-from glora_jax.training.losses import make_loss
+from glora_jax.training.fit import fit
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 
 STEPS_PER_DISPATCH = 48
@@ -49,18 +49,17 @@ def train(job: Job) -> dict[str, Any]:
   where = setting(job.task, job.seed)
   genome, variables = methods.structure(where, job.method, job.budget)
   fixed = where.base.adapted.fix(genome)
-  trainable, frozen = fixed.split(variables)
-  state = loop.fit(
-    make_loss(fixed, where.base.preprocess, train=True),
-    trainable,
-    frozen,
-    *where.splits['train'],
+  state = fit(
+    fixed,
+    variables,
+    classification(where.base.preprocess, train=True),
+    where.splits['train'],
     recipe(job),
-    key_of(job.seed, 'order'),
+    key=key_of(job.seed, 'order'),
     steps_per_dispatch=STEPS_PER_DISPATCH,
     progress=False,
   )
-  params = fixed.fold(fixed.join(state.trainable, frozen))
+  params = fixed.fold(state.variables)
   return {'params': fixed.count_params(), 'answers': pack(right_answers(job, where, params))}
 
 

@@ -147,5 +147,5 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   trainable, state = meshes.replicate(mesh, (trainable, jax.eval_shape(optimizer.init, trainable)))
   steps = make_steps(loss_fn, optimizer, mesh=mesh, whole=base != 'sharded')
   key = jax.eval_shape(jax.random.key, 0)
-  arguments = trainable, state, 0, frozen, texts, texts, None, key
+  arguments = trainable, state, 0, frozen, (texts, texts), None, key
   return steps, arguments

@@ -110,14 +110,14 @@ def training(run: Context, learner: Adapted) -> Program:
   recipe, number = run.settings.training, run.counts['train']
   halves = jax.eval_shape(learner.split, run.variables)
   trainable, frozen = _placed(run.settings, run.mesh, *halves)
-  optimizer = recipe.optimizer(number)
+  optimizer = recipe.optimizer(recipe.steps_per_epoch(number))
   start = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
   whole = meshes.are_whole(frozen)
   steps = make_steps(loss_of(run, learner), optimizer, recipe.accumulate, run.mesh, whole)
   per_call = steps_per_call(recipe.steps_per_epoch(number), MOST_STEPS)
   indices = Shape((per_call, recipe.batch_size), jnp.int32)
   state, indices = meshes.replicate(run.mesh, (start.opt_state, indices))
-  return steps, (trainable, state, 0, frozen, *_split(run, 'train'), indices, KEY, None)
+  return steps, (trainable, state, 0, frozen, _split(run, 'train'), indices, KEY, None)
 
 
 def scoring(run: Context, chunk: int) -> Program:

@@ -26,8 +26,8 @@ from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import mean_of
 from glora_jax.search.choice import choose
 from glora_jax.training import loop
-from glora_jax.training.head_alone import warm_head
-from glora_jax.training.losses import cross_entropy, make_loss
+from glora_jax.training.fit import linear_probe, step_loss
+from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.recipe import Recipe
 
 BUDGET = 41_472  # of LoRA of rank 1 in every layer
@@ -43,7 +43,7 @@ class Learner(NamedTuple):
   """What is trained.
 
   Attributes:
-    loss: of a batch; see `loop.fit`.
+    loss: of a batch; see `loop.minimize`.
     trainable: what gets gradients.
     frozen: what does not.
     fold: trained arrays to parameters of the plain encoder.
@@ -72,7 +72,8 @@ def start(task: str, seed: int) -> dict[str, Any]:
   model, params = adapted()
   variables = model.init(lab.key_of(seed, 'init'), params)
   train = texts.draw(task, seed)['train']
-  return warm_head(model, variables, *train, HEAD, lab.key_of(seed, 'head'), progress=False)
+  key = lab.key_of(seed, 'head')
+  return linear_probe(model, variables, classification(), train, HEAD, key=key, progress=False)
 
 
 @functools.lru_cache(maxsize=4)
@@ -121,7 +122,7 @@ def learner(job: Job) -> Learner:
   fixed = adapted()[0].fix(found)
   trainable, frozen = fixed.split(variables)
   return Learner(
-    make_loss(fixed),
+    step_loss(fixed, classification()),
     trainable,
     frozen,
     lambda trained: fixed.fold(fixed.join(trained, frozen)),
@@ -140,11 +141,11 @@ def fit(job: Job, what: Learner) -> Any:
   """The trained arrays; a probe is trained already."""
   if job.method == PROBE:
     return what.trainable
-  return loop.fit(
+  return loop.minimize(
     what.loss,
     what.trainable,
     what.frozen,
-    *map(jnp.asarray, texts.draw(job.task, job.seed)['train']),
+    texts.draw(job.task, job.seed)['train'],
     Recipe(epochs=job.epochs, warmup_epochs=0, batch_size=BATCH_SIZE),
     lab.key_of(job.seed, 'order'),
     tx=optimizer(job),
@@ -172,8 +173,8 @@ def timed(job: Job, number: int) -> Callable[[], Any]:
   """A call that does the next steps of a job; the first compiles."""
   what, tx = learner(job), optimizer(job)
   steps, indices = loop.make_steps(what.loss, tx), np.arange(number * BATCH_SIZE)
-  data = map(jnp.asarray, texts.draw(job.task, job.seed)['train'])
-  fixed = what.frozen, *data, indices.reshape(number, BATCH_SIZE), lab.key_of(job.seed, 'order')
+  data = jax.tree.map(jnp.asarray, texts.draw(job.task, job.seed)['train'])
+  fixed = what.frozen, data, indices.reshape(number, BATCH_SIZE), lab.key_of(job.seed, 'order')
   trainable = jax.tree.map(jnp.array, what.trainable)
   state = [trainable, tx.init(trainable)]
 

@@ -28,7 +28,7 @@ from glora_jax.method.validation import (
   check_collections,
   check_ranks,
 )
-from glora_jax.tree import Path, differences, flatten, partition, path_name, replace, union
+from glora_jax.tree import Path, differences, flatten, join, partition, path_name, replace
 
 
 class Call(NamedTuple):
@@ -262,14 +262,7 @@ class Adapted:
     Returns:
       Variables for `apply` and `fold`.
     """
-    return {
-      **frozen,
-      **trainable,
-      **{
-        name: union(frozen.get(name, {}), trainable.get(name, {}))
-        for name in ('params', COLLECTION)
-      },
-    }
+    return join(frozen, trainable)
 
   def summary(self, genome: Any = None) -> str:
     """A table of the adapted layers: sizes, alleles, trained and total parameters.

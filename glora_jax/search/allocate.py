@@ -70,10 +70,9 @@ def allocate(
 
   Args:
     adapted: the adapted model.
-    variables: its variables, from `Adapted.init`, with a trained head (`warm_head`): the gradient
-      under a random head says little. Gradients are those of the base model with this head.
-    loss: `loss(forward, batch, key)` returns the mean over a batch, a finite scalar. `forward` is
-      called like the model: `forward(*inputs, **kwargs)`.
+    variables: its variables, from `Adapted.init`, with a trained head (`linear_probe`): under a
+      random head the gradient says little. Gradients are those of the base model with this head.
+    loss: `loss(forward, batch, key)`, see `fit`; metrics are not used.
     batches: the batches, trees of arrays; each is read once. Each shape is compiled separately, so
       use one. Eight or more show how much of the gradient is noise.
     budget: most trained parameters; None for the knee of the curve of value by budget.
@@ -100,7 +99,7 @@ def allocate(
       gradient.
 
   Example:
-    >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> import glora_jax
     >>> class Mlp(nn.Module):
     ...   @nn.compact
@@ -111,10 +110,7 @@ def allocate(
     >>> space = glora_jax.SearchSpace((1, 2), A=('none', 'vector'), C='none', D='none')
     >>> adapted = glora_jax.adapt(Mlp(), x, space=space)
     >>> variables = adapted.init(jax.random.key(1), Mlp().init(jax.random.key(2), x)['params'])
-    >>> def loss(forward, batch, key):
-    ...   images, labels = batch
-    ...   losses = optax.softmax_cross_entropy_with_integer_labels(forward(images), labels)
-    ...   return losses.mean()
+    >>> loss = glora_jax.classification()
     >>> allocation = glora_jax.allocate(
     ...   adapted, variables, loss, batches, budget=12, key=jax.random.key(3), progress=False
     ... )

@@ -23,20 +23,19 @@ from tqdm.auto import tqdm
 from glora_jax.compiling import reported
 from glora_jax.mesh import options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted, call_model
+from glora_jax.method.forward import Forward, Loss, loss_and_metrics
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.supports import COLLECTION
-from glora_jax.method.validation import check_loss, check_only_arrays
+from glora_jax.method.validation import check_only_arrays
 from glora_jax.search.allocation import Directions, RowGradients, directions_of
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
 from glora_jax.tree import on_host
 
 Mean = dict[str, dict[str, Any]]  # of what gradients met, by site and name
-# `loss(forward, batch, key)` is the mean over a batch; `forward` is called like the model.
-Loss = Callable[[Callable[..., Any], Any, jax.Array], jax.Array]
 
 _OVERSAMPLING = 4, 8  # directions of a sketch for each one that is wanted, and some more
 
@@ -166,12 +165,19 @@ class Pass:
     for site, parts in self._sites(probes):
       params, new = with_changed(params, site, slots[site.name], parts, inside)
       taps |= new
-    forward = functools.partial(call_model, self.adapted, {**variables, 'params': params})
+    forward = _Base(self.adapted, {**variables, 'params': params})
     # No interceptor where there is nothing to tap: it would slow down tracing.
     with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
-      value = self.loss(forward, batch, key)
-    check_loss(value)
-    return value
+      return loss_and_metrics(self.loss(forward, batch, key))[0]
+
+
+class _Base(Forward):
+  """The model without its adapter, as the gradient by its kernels needs it."""
+
+  def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
+    """What the model returns."""
+    del genome
+    return call_model(self.adapted, self.variables, *inputs, **kwargs)
 
 
 def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:

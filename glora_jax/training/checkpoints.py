@@ -77,7 +77,8 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     renamed to `STEP.damaged`, with a warning. After any other error all files stay as they are.
 
     Args:
-      template: a state with the structure, shapes and types that the result shall have.
+      template: a state with the structure, shapes and types that the result shall have, and its
+        frozen arrays, which are not saved.
 
     Returns:
       The state; None where there is no state yet.
@@ -134,9 +135,10 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     )
 
   def _restore(self, step: int, template: TrainState) -> TrainState:
-    args = ocp.args.StandardRestore((template, np.zeros((), np.uint32)))
+    saved = template._replace(frozen=None)
+    args = ocp.args.StandardRestore((saved, np.zeros((), np.uint32)))
     restored, checksum = self._manager.restore(step, args=args)
-    state = TrainState(*restored)
+    state = TrainState(*restored)._replace(frozen=template.frozen)
     if _checksum(state) != checksum:
       raise ValueError('its numbers differ from those that were saved')
     return state

@@ -1,7 +1,7 @@
 """One training step, many steps as one compiled call, and the loop over them.
 
-`fit` knows neither models nor GLoRA: it minimizes a `loss_fn(trainable, frozen, batch, key)`, in
-one run or in several side by side. Everything random is a function of the key and the step number,
+`minimize` knows neither models nor GLoRA, only a `loss_fn(trainable, frozen, batch, key)`, in one
+run or in several side by side. Everything random is a function of the key and the step number,
 so that a run that is resumed from a saved state ends exactly where the undisturbed one ends.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,18 +22,22 @@ from tqdm.auto import tqdm
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown, validate
 from glora_jax.compiling import reported
+from glora_jax.method.forward import loss_and_metrics
 from glora_jax.method.sample import check_key
-from glora_jax.method.validation import as_numbers, check_labelled, check_loss, check_only_arrays
-from glora_jax.training.batches import ImageStream, feed, split_traced
+from glora_jax.method.validation import check_only_arrays
+from glora_jax.training.batches import Given, Resident, Streamed, source_of, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
-from glora_jax.tree import differences
+from glora_jax.tree import differences, join
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, jax.Array]
-# (trainable, frozen, (images, labels), key) -> (loss, metrics), all scalars.
-LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+# (trainable, frozen, batch, key) -> loss, or (loss, metrics), all scalars.
+LossFn = Callable[[Any, Any, Any, jax.Array], Any]
+
+
+Source = Resident | Streamed | Given
 
 
 class TrainState(NamedTuple):
@@ -42,11 +47,22 @@ class TrainState(NamedTuple):
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
     step: number of steps that are done; of several runs NumPy's int [n].
+    frozen: tree of arrays that training leaves as they are, which several runs share; of a saved
+      state None.
   """
 
   trainable: Any
   opt_state: Any
   step: Any
+  frozen: Any = None
+
+  @property
+  def variables(self) -> Any:
+    """The variables of the adapted model, as `Adapted.join` makes them; of n runs a list of n."""
+    if not np.ndim(self.step):
+      return join(self.trainable, self.frozen)
+    runs = (jax.tree.map(operator.itemgetter(run), self.trainable) for run in range(len(self.step)))
+    return [join(trainable, self.frozen) for trainable in runs]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -63,8 +79,8 @@ class NonFiniteLossError(RuntimeError):
     rate = '' if learning_rate is None else f', with learning_rate={learning_rate:g}'
     super().__init__(
       f'The loss or its gradient was not finite at step {state.step}{rate}. Lower the learning '
-      'rate, clip the gradients (max_grad_norm=1), or check the images, the labels and the '
-      'pretrained weights.'
+      'rate, clip the gradients (max_grad_norm=1), or check the examples and the pretrained '
+      'weights.'
     )
 
   def __reduce__(self) -> tuple:
@@ -97,30 +113,38 @@ def make_step(
   """Makes one training step, not compiled.
 
   Args:
-    loss_fn: see `fit`.
+    loss_fn: see `minimize`.
     optimizer: what makes updates of gradients.
     accumulate: see `Recipe`.
-    mesh: see `fit`.
+    mesh: see `minimize`.
     whole: whether the frozen arrays are whole on every device of the mesh, so that each takes the
-      gradient of its own images. Where some lie in parts, the compiler splits the batch.
+      gradient of its own examples. Where some lie in parts, the compiler splits the batch.
 
   Returns:
-    `step_fn(carry, frozen, batch, key, rate=None) -> (carry, metrics)`; the rate is a factor on the
-    updates. From the first loss or gradient on that is not finite nothing is updated any more: the
-    carry stays the last good state.
+    `step_fn(carry, frozen, batch, key, rate=None, weight=None) -> (carry, metrics)`; the rate is a
+    factor on the updates, the weight one on the gradient. From the first loss or gradient on that
+    is not finite nothing is updated any more: the carry stays the last good state.
   """
-  gradient_fn = jax.value_and_grad(functools.partial(_checked_result, loss_fn), has_aux=True)
+
+  def checked_fn(*arguments):
+    return loss_and_metrics(loss_fn(*arguments))
+
+  gradient_fn = jax.value_and_grad(checked_fn, has_aux=True)
   if accumulate > 1:
     gradient_fn = part_by_part(gradient_fn, accumulate)
   if mesh is not None and whole:
     gradient_fn = by_device(gradient_fn, mesh, axis=int(accumulate > 1))
 
-  def step_fn(carry, frozen, batch, key, rate=None):
+  def cut(rows):
+    return split_traced(mesh, rows.reshape(accumulate, -1, *rows.shape[1:]), axis=1)
+
+  def step_fn(carry, frozen, batch, key, rate=None, weight=None):
     if accumulate > 1:
-      cut = (rows.reshape(accumulate, -1, *rows.shape[1:]) for rows in batch)
-      batch = tuple(split_traced(mesh, rows, axis=1) for rows in cut)
+      batch = jax.tree.map(cut, batch)
     step_key = jax.random.fold_in(key, carry.step)
     (loss, metrics), grads = gradient_fn(carry.trainable, frozen, batch, step_key)
+    if weight is not None:
+      grads = jax.tree.map(lambda leaf: weight.astype(leaf.dtype) * leaf, grads)
     updates, opt_state = optimizer.update(grads, carry.opt_state, carry.trainable)
     if rate is not None:
       updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
@@ -137,25 +161,6 @@ def make_step(
   return step_fn
 
 
-def _checked_result(loss_fn: LossFn, *arguments: Any) -> Any:
-  """What a user's loss function gives, after a look at whether training can minimize it."""
-  result = loss_fn(*arguments)
-  is_pair = isinstance(result, tuple) and len(result) == 2
-  if not is_pair or not isinstance(result[1], Mapping):
-    raise TypeError(
-      f'The loss function returned {shown(result)}; it must return the pair (loss, metrics), '
-      'metrics a dictionary that may be empty.'
-    )
-  loss, metrics = result
-  for name, value in metrics.items():
-    is_array = isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
-    if not is_array or jnp.shape(value):
-      given = f'{jnp.result_type(value)} {list(jnp.shape(value))}' if is_array else shown(value)
-      raise ValueError(f'The metric {shown(name)} is {given}; it must be one number.')
-  check_loss(loss)
-  return result
-
-
 def make_steps(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -166,17 +171,17 @@ def make_steps(
   """Makes many training steps as one compiled function.
 
   Args:
-    loss_fn: see `fit`.
+    loss_fn: see `minimize`.
     optimizer: what makes updates of gradients.
     accumulate: see `Recipe`.
-    mesh: see `fit`.
+    mesh: see `minimize`.
     whole: see `make_step`.
 
   Returns:
-    `steps(trainable, opt_state, step, frozen, images, labels, indices, key, rates=None)`, which
-    returns `(trainable, opt_state, done, metrics)`. The first three are a `TrainState`, the
-    arguments `images`, `labels` and `indices` those of a `batches.Block`. `done` counts the steps
-    that are done, as `step` does: from the first loss or gradient on that is not finite none is.
+    `steps(trainable, opt_state, step, frozen, data, indices, key, rates=None, weight=None)`, which
+    returns `(trainable, opt_state, done, metrics)`. The first three are a `TrainState`, `data`,
+    `indices` and `weight` those of a `batches.Block`. `done` counts the steps that are done, as
+    `step` does: from the first loss or gradient on that is not finite none is.
     The metrics are arrays [step]. The memory of the first two arguments is reused.
     Of n runs side by side, rates are float [n], keys [n], indices [step, n, batch] and metrics
     [step, n]; a run that is behind the others has stopped.
@@ -184,28 +189,29 @@ def make_steps(
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh, whole)
   replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
 
-  def streamed_step(carry, batch, frozen, key, rate=None):
-    return step_fn(carry, frozen, tuple(split_traced(mesh, rows) for rows in batch), key, rate)
+  def streamed_step(carry, batch, frozen, key, rate=None, weight=None):
+    batch = jax.tree.map(functools.partial(split_traced, mesh), batch)
+    return step_fn(carry, frozen, batch, key, rate, weight)
 
-  def resident_step(carry, index, images, labels, frozen, key, rate):
+  def resident_step(carry, index, data, frozen, key, rate):
     index = split_traced(mesh, index)  # each device takes its own rows of what it holds whole
-    return streamed_step(carry, (images[index], labels[index]), frozen, key, rate)
+    return streamed_step(carry, jax.tree.map(lambda rows: rows[index], data), frozen, key, rate)
 
-  step_of_runs = jax.vmap(resident_step, in_axes=(0, 0, None, None, None, 0, 0))
+  step_of_runs = jax.vmap(resident_step, in_axes=(0, 0, None, None, 0, 0))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1), **replicated)
-  def steps(trainable, opt_state, step, frozen, images, labels, indices, key, rates=None):
+  def steps(trainable, opt_state, step, frozen, data, indices, key, rates=None, weight=None):
     step = jnp.int32(step)
     finite = jnp.bool_(True) if rates is None else step == step.max()
     carry = Carry(trainable, opt_state, step, finite)
     if indices is None:
       carry, metrics = jax.lax.scan(
-        lambda carry, batch: streamed_step(carry, batch, frozen, key), carry, (images, labels)
+        lambda carry, batch: streamed_step(carry, batch, frozen, key, weight=weight), carry, data
       )
     else:
       step_by_index = resident_step if rates is None else step_of_runs
       carry, metrics = jax.lax.scan(
-        lambda carry, index: step_by_index(carry, index, images, labels, frozen, key, rates),
+        lambda carry, index: step_by_index(carry, index, data, frozen, key, rates),
         carry,
         indices,
       )
@@ -226,6 +232,7 @@ def initial_state(
 
 def _own_state(
   trainable: Any,
+  frozen: Any,
   state: TrainState | None,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh | None,
@@ -237,7 +244,7 @@ def _own_state(
     _check_trees(state, jax.eval_shape(begin, trainable))
   start = begin(trainable) if state is None else state
   own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, start[:2]))
-  return TrainState(own[0], own[1], start.step)
+  return TrainState(own[0], own[1], start.step, frozen)
 
 
 def _check_trees(state: TrainState, start: TrainState) -> None:
@@ -257,30 +264,33 @@ def _check_trees(state: TrainState, start: TrainState) -> None:
       )
 
 
-def _first_step(state: TrainState, recipe: Recipe, per_epoch: int) -> int:
+def _steps_per_epoch(source: Source, recipe: Recipe, mesh: jax.sharding.Mesh | None) -> int | None:
+  """The steps of an epoch, checked; None if their number is unknown."""
+  if not isinstance(source, Given):
+    meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
+    return recipe.steps_per_epoch(source.num_examples)
+  if source.is_one_pass and recipe.steps is None and recipe.epochs > 1:
+    raise ValueError(
+      f'batches is an iterator, which is empty after the first of {recipe.epochs} epochs; pass a '
+      'list or another iterable that starts anew in each.'
+    )
+  return source.per_epoch
+
+
+def _first_step(state: TrainState, source: Source, limit: int) -> int:
   """The step at which training continues, checked."""
   first = validate(np.max(state.step), int, 'state.step', least=0)
-  if first > recipe.epochs * per_epoch:
+  if first > limit:
     raise ValueError(
-      f'state.step={first} is more than epochs={recipe.epochs} of {per_epoch} steps; continue with '
-      'the batch size and the epochs that it was trained with.'
+      f'state.step={first} is more than the {limit} steps of this training; continue with the '
+      'batch size and the epochs that it was trained with.'
+    )
+  if isinstance(source, Given) and source.is_one_pass and first:
+    raise ValueError(
+      f'batches is an iterator, which cannot go on at state.step={first}; pass a list or another '
+      'iterable that starts anew.'
     )
   return first
-
-
-def _checked_data(loss_fn: LossFn, images: Any, labels: Any) -> tuple[Any, Any]:
-  """The images and labels, as arrays unless they are a stream."""
-  labels = as_numbers('labels', labels)
-  if not isinstance(images, ImageStream):
-    images = as_numbers('images', images)
-    check_labelled(images, labels)
-  _check_labels(loss_fn, labels)
-  return images, labels
-
-
-def _check_labels(loss_fn: LossFn, labels: Any) -> None:
-  """Raises ValueError unless the labels are classes, as far as the loss knows these."""
-  getattr(loss_fn, 'check_labels', lambda labels: None)(labels)
 
 
 def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
@@ -297,26 +307,30 @@ def _keys_of_runs(keys: jax.Array) -> tuple[list[jax.Array], jax.Array]:
   return list(orders), jnp.stack(steps)
 
 
+def are_several(key: Any) -> bool:
+  """Whether a key is an array of keys [n], for as many runs."""
+  is_typed = hasattr(key, 'dtype') and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  return is_typed and np.ndim(key) == 1 and len(key) > 0
+
+
 def _checked_runs(
-  key: Any, trainable: Any, rates: Any, state: TrainState | None, images: Any, mesh: Any
+  key: Any, trainable: Any, rates: Any, state: TrainState | None, source: Source, mesh: Any
 ) -> tuple[int | None, jax.Array | None]:
   """The number of runs side by side and their rates, float [n]; None for one run alone."""
-  is_typed = hasattr(key, 'dtype') and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-  is_one = not (is_typed and np.ndim(key) == 1 and len(key))
-  check_key(key if is_one else key[0])
-  runs = None if is_one else len(key)
+  runs = len(key) if are_several(key) else None
+  check_key(key if runs is None else key[0])
   if state is not None:
     validate(state, TrainState, 'state')
-    if np.shape(state.step) != (() if is_one else (runs,)):
+    if np.shape(state.step) != (() if runs is None else (runs,)):
       raise ValueError(f'state.step={shown(state.step)} must have the shape of the keys.')
   if runs is None:
     if rates is not None:
       raise ValueError(f'rates={shown(rates)} are for several keys; pass one key for each run.')
     return None, None
-  if mesh is not None or isinstance(images, ImageStream):
+  if mesh is not None or not isinstance(source, Resident):
     raise ValueError(
-      'Runs side by side each have their own order of images; pass resident images and no mesh, '
-      'or train one run after the other.'
+      'Runs side by side each have their own order of examples; pass arrays and no mesh, or train '
+      'one run after the other.'
     )
   if any(np.shape(leaf)[:1] != (runs,) for leaf in jax.tree.leaves(trainable)):
     raise ValueError(f'Every array of trainable must have an axis [{runs}], a start for each key.')
@@ -326,12 +340,11 @@ def _checked_runs(
   return runs, jnp.asarray(checked)
 
 
-def fit(
+def minimize(
   loss_fn: LossFn,
   trainable: Any,
   frozen: Any,
-  images: jax.Array | np.ndarray | ImageStream,
-  labels: jax.Array | np.ndarray,
+  batches: Any,
   recipe: Recipe,
   key: jax.Array,
   *,
@@ -345,90 +358,50 @@ def fit(
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """Minimizes a loss by the recipe, in one run or in several side by side.
-
-  An array of keys [n] trains n runs in one program by `vmap`, with the results of n separate runs:
-  seeds, or learning rates to compare. On an accelerator small runs together cost little more than
-  one; on CPU nothing is gained.
+  """Minimizes any loss by the recipe; `fit` does it for an adapted model.
 
   Args:
-    loss_fn: `(trainable, frozen, batch, key) -> (loss, metrics)`, scalars, the loss a mean over the
-      batch, which is (images, labels).
-    trainable: tree of arrays; only these get gradients and optimizer state. For several runs every
+    loss_fn: `(trainable, frozen, batch, key) -> loss`, or a pair with metrics, all scalars, the
+      loss a mean over the batch.
+    trainable: tree of arrays; only these get gradients and optimizer state. For several keys every
       array starts with an axis [n].
     frozen: tree of arrays, which several runs share.
-    images: the whole training set on the device, [n, ...], or a stream of it with
-      `batches(indices)`, which yields the rows of these indices. Several runs take no stream, since
-      each has its own order.
-    labels: int [n]; a stream's labels are its own.
+    batches: see `fit`, like all that follow.
     recipe: epochs, batches and optimizer.
-    key: random key. It decides the order of the images and, folded with the step, goes to
-      `loss_fn`. For several runs an array of keys [n], as from `jax.random.split`.
-    tx: the optimizer, with its schedule; then only epochs, batch size and parts of the recipe
-      count. `optax.partition` and `optax.masked` treat arrays differently. None for the recipe's.
-    rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
-      they are factors on the learning rate.
-    state: state to continue from, of the same structure, optimizer and batch size; it is not
-      changed. None starts from `trainable`.
-    stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
-    steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
-      `on_dispatch` called.
-    on_dispatch: called with the state and the mean metrics since the last call, to save or log
-      them. The state's arrays are valid until it returns, as the next steps reuse their memory:
-      copy what you keep. For several runs the means are NumPy arrays [n], NaN where one stopped.
+    key: random key, or keys [n].
+    tx: the optimizer.
+    rates: factors on the updates of several runs.
+    state: state to continue from.
+    stop_epoch: the epoch to stop after.
+    steps_per_dispatch: most steps per compiled call.
+    on_dispatch: called after each of them.
     title: text before the progress bar.
     progress: whether to show the bar.
-    mesh: devices of all processes that every batch is split over; the trained state is whole on
-      each of them. The loss is called on every device, with its images and the same key (see
-      `mesh.own_key`), and losses, metrics and gradients are averaged. Arrays of `frozen` that are
-      already on the mesh stay there; if some are sharded (`glora_jax.shard`), the loss is called
-      once, with the whole batch. The rest is replicated. None for one device, and for several runs.
+    mesh: devices that every batch is split over.
 
   Returns:
-    The final state. If the loss or gradient of one of several runs is not finite, that run stops at
-    its last good state (see its `step`) with a warning; the others go on.
+    The final state.
 
   Raises:
-    TypeError: an argument has another type.
-    ValueError: an argument is out of range; there is not one label for each
-      image, or a label is not a class; the loss or a metric is not a number; the batch size does
-      not fit the images or the mesh; `state` has other arrays or more steps than this training; or
-      several runs lack a start or rate each, or have a stream or mesh.
-    NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
-      the last good one.
+    ValueError: as in `fit`.
+    NonFiniteLossError: as in `fit`.
 
   Example:
     >>> def loss_fn(trainable, frozen, batch, key):
-    ...   images, labels = batch
-    ...   errors = images @ trainable['slope'] - labels
-    ...   return jnp.mean(errors**2), {'largest_error': jnp.abs(errors).max()}
-    >>> images = jnp.linspace(-1, 1, 8)[:, None]
+    ...   x, y = batch
+    ...   return jnp.mean((x @ trainable['slope'] - y) ** 2)
+    >>> x = jnp.linspace(-1, 1, 8)[:, None]
     >>> recipe = Recipe(epochs=100, batch_size=4, learning_rate=0.1, weight_decay=0.0)
-    >>> state = fit(
-    ...   loss_fn,
-    ...   {'slope': jnp.zeros(1)},
-    ...   {},
-    ...   images,
-    ...   3 * images[:, 0],
-    ...   recipe,
-    ...   jax.random.key(0),
-    ...   progress=False,
-    ... )
+    >>> data, start = (x, 3 * x[:, 0]), {'slope': jnp.zeros(1)}
+    >>> state = minimize(loss_fn, start, {}, data, recipe, jax.random.key(0), progress=False)
     >>> print(state.step, state.trainable['slope'].round(1))
     200 [3.]
 
     Two learning rates side by side:
 
-    >>> state = fit(
-    ...   loss_fn,
-    ...   {'slope': jnp.zeros((2, 1))},
-    ...   {},
-    ...   images,
-    ...   3 * images[:, 0],
-    ...   recipe,
-    ...   jax.random.split(jax.random.key(0)),
-    ...   rates=[1.0, 0.001],
-    ...   progress=False,
+    >>> starts, keys = {'slope': jnp.zeros((2, 1))}, jax.random.split(jax.random.key(0))
+    >>> state = minimize(
+    ...   loss_fn, starts, {}, data, recipe, keys, rates=[1.0, 0.001], progress=False
     ... )
     >>> print(state.step, state.trainable['slope'].round(1)[:, 0])
     [200 200] [3. 0.]
@@ -441,24 +414,24 @@ def fit(
   stop_epoch = validate(stop_epoch, int | None, 'stop_epoch', least=0, most=recipe.epochs)
   if mesh is not None:
     meshes.require_mesh(mesh)
-  images, labels = _checked_data(loss_fn, images, labels)
-  runs, rates = _checked_runs(key, trainable, rates, state, images, mesh)
+  parts = recipe.accumulate * (1 if mesh is None else mesh.size)
+  source = source_of(batches, recipe.batch_size, parts)
+  runs, rates = _checked_runs(key, trainable, rates, state, source, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   warn_of_rounding(trainable)
-  optimizer = recipe.optimizer(len(labels)) if tx is None else tx
-  per_epoch = recipe.steps_per_epoch(len(labels))
-  last = per_epoch * (recipe.epochs if stop_epoch is None else stop_epoch)
-  meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
+  per_epoch = _steps_per_epoch(source, recipe, mesh)
+  limit = recipe.num_steps(per_epoch)
+  last = limit if stop_epoch is None else min(limit, stop_epoch * (per_epoch or limit))
+  optimizer = recipe.optimizer(per_epoch) if tx is None else tx
 
   frozen = meshes.settle(mesh, frozen)
-  state = _own_state(trainable, state, optimizer, mesh, runs)
-  first = _first_step(state, recipe, per_epoch)
+  state = _own_state(trainable, frozen, state, optimizer, mesh, runs)
+  first = _first_step(state, source, limit)
   if 0 < first < last:
     log.info('%s: resumed at step %d', title, first)
 
-  size, limits = recipe.batch_size, (first, last)
-  blocks = feed(images, labels, order_key, size, limits, steps_per_dispatch, mesh)
+  blocks = source.blocks(order_key, (first, last), steps_per_dispatch, mesh)
   steps = reported(
     'training steps',
     make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen)),
@@ -472,15 +445,15 @@ def fit(
         state.opt_state,
         state.step,
         frozen,
-        block.images,
-        block.labels,
+        block.data,
         block.indices,
         step_key,
         rates,
+        None if block.weight is None else jnp.float32(block.weight),
       )
-      _check_labels(loss_fn, labels)
       following = next(blocks, None)  # read and put on the device while these steps run
-      state = TrainState(trainable, opt_state, int(done) if runs is None else np.asarray(done))
+      number = int(done) if runs is None else np.asarray(done)
+      state = TrainState(trainable, opt_state, number, frozen)
       stopped = np.less(state.step, block.stop)
       if stopped.all():
         break

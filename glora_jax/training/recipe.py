@@ -20,8 +20,10 @@ class Recipe:
   """How to train. The defaults are those of the official GLoRA code.
 
   Attributes:
-    epochs: passes over the training images; each drops its last partial batch.
-    batch_size: number of images in a step.
+    epochs: passes over the training examples; each drops its last partial batch.
+    batch_size: number of examples in a step.
+    steps: number of steps in place of that of the epochs, for batches of unknown number; the
+      warm-up keeps its share of the epochs.
     learning_rate: peak of the schedule, reached after the warm-up; from there a cosine leads down
       to `final_learning_rate` at the last step.
     initial_learning_rate: where the warm-up starts.
@@ -48,6 +50,7 @@ class Recipe:
 
   epochs: int = field(500, least=0)
   batch_size: int = field(64, least=1)
+  steps: int | None = field(None, least=0)
   learning_rate: float = field(1e-4, above=0)
   initial_learning_rate: float = field(1e-6, least=0)
   final_learning_rate: float = field(1e-5, least=0)
@@ -69,7 +72,7 @@ class Recipe:
       )
 
   def steps_per_epoch(self, num_examples: int) -> int:
-    """Full batches among so many training images.
+    """Full batches among so many training examples.
 
     Raises:
       ValueError: there is not even one.
@@ -77,20 +80,36 @@ class Recipe:
     steps = num_examples // self.batch_size
     if not steps:
       raise ValueError(
-        f'batch_size={self.batch_size} is larger than the {num_examples} training images; lower it.'
+        f'batch_size={self.batch_size} is larger than the {num_examples} training examples; lower '
+        'it.'
       )
     return steps
 
-  def optimizer(self, num_examples: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay over the whole run."""
-    steps_per_epoch = self.steps_per_epoch(num_examples)
-    warmup_steps = self.warmup_epochs * steps_per_epoch
+  def num_steps(self, per_epoch: int | None) -> int:
+    """The steps of the whole training.
+
+    Args:
+      per_epoch: steps of an epoch; None if their number is unknown.
+
+    Raises:
+      ValueError: it is needed and unknown.
+    """
+    if self.steps is not None:
+      return self.steps
+    if per_epoch is None:
+      raise ValueError('The number of batches is unknown; say how many steps: Recipe(steps=...).')
+    return self.epochs * per_epoch
+
+  def optimizer(self, per_epoch: int | None) -> optax.GradientTransformation:
+    """AdamW with linear warm-up and cosine decay over the whole training; see `num_steps`."""
+    num_steps = self.num_steps(per_epoch)
+    warmup_steps = round(num_steps * self.warmup_epochs / max(self.epochs, 1))
     schedule = optax.warmup_cosine_decay_schedule(
       init_value=self.initial_learning_rate if warmup_steps else self.learning_rate,
       peak_value=self.learning_rate,
       warmup_steps=warmup_steps,
       # optax wants at least one step of decay.
-      decay_steps=max(self.epochs * steps_per_epoch, warmup_steps + 1),
+      decay_steps=max(num_steps, warmup_steps + 1),
       end_value=self.final_learning_rate,
     )
     optimizer = optax.adamw(schedule, weight_decay=self.weight_decay)

@@ -18,10 +18,9 @@ from glora_jax import mesh as meshes
 from glora_jax.method import sharding
 from glora_jax.method.draws import random_genomes, sample_genome
 from glora_jax.search import scoring
-from glora_jax.training import loop
+from glora_jax.training.fit import step_loss
 from glora_jax.training.gradient import by_device
-from glora_jax.training.head_alone import warm_head
-from glora_jax.training.losses import make_loss
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 
@@ -63,20 +62,17 @@ def noisy(x, key):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
 
-def loss_of(adapted, drawn=False):
-  """The loss of a supernet, of which but for the structure nothing is drawn unless asked for."""
-  preprocess = noisy if drawn else None
-  return make_loss(adapted, preprocess, lambda key: sample_genome(key, adapted.spec), train=drawn)
-
-
-def fit(frozen, images=images, adapted=adapted, drawn=False, **options):
-  """The final state, and the mean loss of every dispatch."""
+def fit(variables=variables, data=(images, labels), adapted=adapted, drawn=False, **options):
+  """The state and mean losses of a supernet; but for the structure, things are drawn if asked."""
   losses = []
-  loss_fn = loss_of(adapted, drawn)
-  recipe = options.pop('recipe', RECIPE)
-  arguments = loss_fn, trainable, frozen, images, labels, recipe, jax.random.key(4)
-  state = loop.fit(
-    *arguments,
+  state = glora_jax.fit(
+    adapted,
+    variables,
+    classification(noisy if drawn else None, train=drawn),
+    data,
+    options.pop('recipe', RECIPE),
+    key=jax.random.key(4),
+    sample=lambda key: sample_genome(key, adapted.spec),
     progress=False,
     steps_per_dispatch=2,
     on_dispatch=lambda _, means: losses.append(means['loss']),
@@ -111,23 +107,25 @@ assert bytes_per_device(meshes.replicate(MESH, frozen)) == total
 jax.tree.map(assert_array_equal, jax.tree.map(on_host, sharded), frozen)
 
 # Training, where nothing is drawn but structures: eight devices do what one does.
-on_one_device = fit(frozen)
-on_mesh = fit(frozen, mesh=MESH)
+on_one_device = fit()
+on_mesh = fit(mesh=MESH)
 assert_replicated(on_mesh[0][:2])
 assert_trained_alike(on_mesh, on_one_device)
 in_parts = dataclasses.replace(RECIPE, accumulate=2)
-assert_trained_alike(fit(frozen, mesh=MESH, recipe=in_parts), fit(frozen, recipe=in_parts))
+assert_trained_alike(fit(mesh=MESH, recipe=in_parts), fit(recipe=in_parts))
+listed = [(images[start : start + 16], labels[start : start + 16]) for start in (0, 16)]
+assert_trained_alike(fit(data=listed, mesh=MESH), fit(data=listed))
 
 # What is drawn for images depends on the number of devices, each of which draws for its own; the
 # same devices draw it again. With sharded weights the batch is one, and so is what is drawn.
-drawn_on_one = fit(frozen, drawn=True)
-drawn_on_mesh = fit(frozen, drawn=True, mesh=MESH)
+drawn_on_one = fit(drawn=True)
+drawn_on_mesh = fit(drawn=True, mesh=MESH)
 assert not np.allclose(drawn_on_mesh[1], drawn_on_one[1], rtol=1e-3)
 gathering, on_fsdp = glora_jax.shard(adapted, variables, FSDP, min_bytes=MIN_BYTES)
 options = {'adapted': gathering, 'mesh': FSDP, 'drawn': True}
-assert_trained_alike(fit(gathering.split(on_fsdp)[1], Stream(), **options), drawn_on_one)
-half, _ = fit(frozen, mesh=MESH, drawn=True, stop_epoch=1)
-resumed, _ = fit(frozen, mesh=MESH, drawn=True, state=half)
+assert_trained_alike(fit(on_fsdp, Stream(), **options), drawn_on_one)
+half, _ = fit(mesh=MESH, drawn=True, stop_epoch=1)
+resumed, _ = fit(mesh=MESH, drawn=True, state=half)
 assert_array_equal(flat(resumed.trainable), flat(drawn_on_mesh[0].trainable))
 
 
@@ -143,9 +141,9 @@ assert_allclose(found['own'], np.mean([*map(jax.random.uniform, own_keys)]), rto
 
 # Weights that are too small to be sharded are whole on every device, and each takes its images.
 whole, on_devices = glora_jax.shard(adapted, variables, MESH)
-assert_trained_alike(fit(whole.split(on_devices)[1], adapted=whole, mesh=MESH), on_one_device)
+assert_trained_alike(fit(on_devices, adapted=whole, mesh=MESH), on_one_device)
 with pytest.raises(ValueError, match='A batch of 12 images cannot be split over 8 devices'):
-  fit(frozen, mesh=MESH, recipe=Recipe(batch_size=12))
+  fit(mesh=MESH, recipe=Recipe(batch_size=12))
 
 
 def bytes_reduced(around):
@@ -153,7 +151,7 @@ def bytes_reduced(around):
   rows, dense = np.ones((16, 64), np.float32), nn.Dense(64)
   layer = glora_jax.adapt(dense, rows, space=glora_jax.SearchSpace((1,)))
   params = dense.init(jax.random.key(0), rows)['params']
-  gradient = around(jax.value_and_grad(make_loss(layer), has_aux=True))
+  gradient = around(jax.value_and_grad(step_loss(layer, classification()), has_aux=True))
   gradient = jax.jit(gradient, out_shardings=meshes.replicated(MESH))
   half, rest = meshes.replicate(MESH, layer.split(layer.init(jax.random.key(0), params)))
   batch = meshes.split_rows(MESH, (rows, np.zeros(16, np.int32)))
@@ -176,21 +174,22 @@ assert held.sharding.is_fully_replicated
 meshes.is_on_tpus = is_on_tpus
 
 
-# A head alone.
+# A linear probe.
 def negated(images, key):
   return -images
 
 
-def warm(adapted, variables, images=images, mesh=None):
-  arguments = adapted, variables, images, labels, RECIPE, jax.random.key(4)
-  options = {'preprocess': negated, 'progress': False, 'mesh': mesh}
-  return warm_head(*arguments, **options)['params']['head']
+def probe(adapted, variables, data=(images, labels), mesh=None):
+  options = {'key': jax.random.key(4), 'progress': False, 'mesh': mesh}
+  loss = classification(negated)
+  found = glora_jax.linear_probe(adapted, variables, loss, data, RECIPE, **options)
+  return found['params']['head']
 
 
-head_of_one_device = warm(adapted, variables)
+head_of_one_device = probe(adapted, variables)
 for head in (
-  warm(adapted, variables, mesh=MESH),
-  warm(gathering, on_fsdp, Stream(), FSDP),
+  probe(adapted, variables, mesh=MESH),
+  probe(gathering, on_fsdp, Stream(), FSDP),
 ):
   jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, head_of_one_device)
   assert_replicated(head)

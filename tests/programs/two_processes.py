@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.loop import TrainState, fit
+from glora_jax.training.loop import TrainState, minimize
 from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 
@@ -56,6 +56,9 @@ class Stream:
 
   read = 0
 
+  def __len__(self):
+    return len(labels)
+
   def batches(self, indices):
     for index in indices:
       self.read += len(index)
@@ -66,19 +69,18 @@ def loss_fn(trainable, frozen, batch, key):
   points, labels = batch
   del frozen, key
   errors = points @ trainable - labels
-  return jnp.mean(errors**2), {}
+  return jnp.mean(errors**2)
 
 
 def train(state=None):
   """All states, and how many points were read for them."""
   stream, states = Stream(), []
   recipe = Recipe(epochs=3, batch_size=6, learning_rate=0.1, warmup_epochs=0)
-  fit(
+  minimize(
     loss_fn,
     jnp.ones(3),
     {},
     stream,
-    labels,
     recipe,
     jax.random.key(0),
     state=state,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from glora_jax.training.batches import batch_indices, feed, steps_per_call
+from glora_jax.training.batches import batch_indices, source_of, steps_per_call
 
 KEY = jax.random.key(0)
 
@@ -31,7 +31,13 @@ def test_a_call_takes_whole_epochs_or_a_whole_fraction_of_one(steps_per_epoch, m
 
 
 class Stream:
-  """Images that are their own numbers."""
+  """So many images, which are their own numbers."""
+
+  def __init__(self, number):
+    self.number = number
+
+  def __len__(self):
+    return self.number
 
   def batches(self, indices):
     for index in indices:
@@ -41,23 +47,23 @@ class Stream:
 @pytest.mark.parametrize('first', [0, 3, 7])
 def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
   images, labels = 10 * np.arange(32), np.arange(32) % 3
-  resident, streamed = (feed(data, labels, KEY, 10, (first, 8), 4) for data in (images, Stream()))
+  sources = source_of((images, labels), 10, 1), source_of(Stream(32), 10, 1)
+  resident, streamed = (source.blocks(KEY, (first, 8), 4) for source in sources)
   pairs = itertools.zip_longest(resident, streamed)
   stops = []
   for resident_block, streamed_block in pairs:
     assert streamed_block.indices is None
-    assert isinstance(streamed_block.images, jax.Array)  # on its way before a step asks for it
+    assert isinstance(streamed_block.data[0], jax.Array)  # on its way before a step asks for it
     assert streamed_block.stop == resident_block.stop
-    assert_array_equal(streamed_block.images, resident_block.images[resident_block.indices])
-    assert_array_equal(streamed_block.labels, resident_block.labels[resident_block.indices])
+    for batches, rows in zip(streamed_block.data, resident_block.data, strict=True):
+      assert_array_equal(batches, rows[resident_block.indices])
     stops.append(streamed_block.stop)
   assert stops[-1] == 8
 
 
 def test_a_streams_blocks_end_where_an_epoch_does():
   """Of eleven steps, which no whole number of blocks of at most eight is."""
-  labels = np.arange(110) % 3
-  stops = [block.stop for block in feed(Stream(), labels, KEY, 10, (3, 40), 11)]
+  stops = [block.stop for block in source_of(Stream(110), 10, 1).blocks(KEY, (3, 40), 11)]
   assert {11, 22, 33} < set(stops)
   assert stops == sorted(stops)
   assert stops[-1] == 40

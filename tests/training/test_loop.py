@@ -14,8 +14,9 @@ from tiny import NUM_IMAGES, Stream, problem
 
 from glora_jax.training import loop
 from glora_jax.training.batches import batch_indices
+from glora_jax.training.fit import step_loss
 from glora_jax.training.loop import TrainState
-from glora_jax.training.losses import make_loss
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=6, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
@@ -26,17 +27,13 @@ KEY = jax.random.key(4)
 @pytest.fixture(scope='module')
 def loss_fn():
   """The loss of a supernet that drops features and paths."""
-  return make_loss(problem().adapted, train=True)
+  return step_loss(problem().adapted, classification(train=True))
 
 
 @pytest.fixture(scope='module')
 def fit(loss_fn):
-  def fit(recipe=RECIPE, images=None, **options):
-    labels = problem().labels
-    images = problem().images if images is None else images
-    return loop.fit(
-      loss_fn, *problem().split(), images, labels, recipe, KEY, progress=False, **options
-    )
+  def fit(recipe=RECIPE, data=problem().data, **options):
+    return loop.minimize(loss_fn, *problem().split(), data, recipe, KEY, progress=False, **options)
 
   return fit
 
@@ -53,20 +50,19 @@ def first_epoch(fit):
   return fit(stop_epoch=1)
 
 
-def minimized(loss, start, labels=jnp.zeros(4), images=jnp.ones((4, 3)), **options):
-  """The state after training with a loss(trainable, images, labels) -> (value, metrics)."""
+def minimized(loss, start, **options):
+  """The state after training with a loss(trainable)."""
   recipe = Recipe(**{'epochs': 1, 'batch_size': 4, 'warmup_epochs': 0} | options.pop('fields', {}))
 
   def loss_fn(trainable, frozen, batch, key):
-    images, labels = batch
-    return loss(trainable, images, labels)
+    return loss(trainable)
 
-  return loop.fit(loss_fn, start, {}, images, labels, recipe, KEY, progress=False, **options)
+  return loop.minimize(loss_fn, start, {}, jnp.ones(4), recipe, KEY, progress=False, **options)
 
 
 def test_arrays_in_which_steps_are_rounded_away_are_named(caplog):
   trainable = {'params': {'head': {'kernel': jnp.ones((3, 2), 'bfloat16')}}, 'steps': jnp.ones(2)}
-  minimized(lambda tree, *_: (jnp.sum(tree['params']['head']['kernel'] ** 2), {}), trainable)
+  minimized(lambda tree: jnp.sum(tree['params']['head']['kernel'] ** 2), trainable)
   assert 'may end in NaN: params/head/kernel. Pass' in caplog.text
 
 
@@ -74,7 +70,7 @@ def test_a_step_is_adamw_on_the_sampled_subnet(loss_fn, first_epoch):
   """The compiled loop against the same steps written out one by one."""
   trainable, frozen = problem().split()
   order_key, step_key = jax.random.split(KEY)
-  optimizer = RECIPE.optimizer(NUM_IMAGES)
+  optimizer = RECIPE.optimizer(STEPS_PER_EPOCH)
   opt_state = optimizer.init(trainable)
 
   @jax.jit
@@ -106,7 +102,7 @@ def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run(fit, f
   """A block is read when the steps before it are dispatched, and before anyone waits for them."""
   events = []
   state = fit(
-    images=Stream(events),
+    data=Stream(events),
     steps_per_dispatch=1,
     stop_epoch=1,
     on_dispatch=lambda *_: events.append(None),
@@ -125,8 +121,8 @@ def test_what_is_said_of_a_loss_that_is_not_finite_goes_to_other_processes():
 
 
 def test_any_optimizer_takes_the_place_of_the_recipes_and_its_state_resumes():
-  def loss(tree, *_):
-    return sum(map(jnp.sum, tree.values())), {}
+  def loss(tree):
+    return sum(map(jnp.sum, tree.values()))
 
   start = {'moved': jnp.zeros(2), 'kept': jnp.zeros(2)}
   mask = {'moved': 'sgd', 'kept': 'none'}
@@ -146,13 +142,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
     return jnp.sqrt(jnp.sum((images @ trainable['w'] - labels) ** 2)), {}
 
   recipe = Recipe(epochs=epochs, batch_size=4, warmup_epochs=0, accumulate=accumulate)
-  start, images, labels = {'w': jnp.zeros(3)}, jnp.ones((4, 3)), jnp.zeros(4)
+  start, data = {'w': jnp.zeros(3)}, (jnp.ones((4, 3)), jnp.zeros(4))
   with pytest.raises(loop.NonFiniteLossError, match='at step 0, with learning_rate=') as caught:
-    loop.fit(distance, start, {}, images, labels, recipe, KEY, progress=False)
+    loop.minimize(distance, start, {}, data, recipe, KEY, progress=False)
   state = caught.value.state
-  assert_trees_equal(state, TrainState(start, recipe.optimizer(4).init(start), 0))
+  assert_trees_equal(state, TrainState(start, recipe.optimizer(1).init(start), 0, {}))
   starts = jax.tree.map(lambda leaf: leaf[None], start)
-  found = loop.fit(distance, starts, {}, images, labels, recipe, KEY[None], progress=False)
+  found = loop.minimize(distance, starts, {}, data, recipe, KEY[None], progress=False)
   assert_trees_equal(jax.tree.map(lambda leaf: leaf[0], found), state)
 
 
@@ -172,5 +168,5 @@ def test_a_gradient_of_16_bits_keeps_its_type_and_no_part_is_rounded_away():
 
 
 def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():
-  state = minimized(lambda tree, *_: (1e18 * jnp.sum(tree), {}), jnp.zeros(1000))
+  state = minimized(lambda tree: 1e18 * jnp.sum(tree), jnp.zeros(1000))
   assert_allclose(state.trainable, -Recipe().learning_rate, rtol=1e-5)

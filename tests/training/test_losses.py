@@ -12,9 +12,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
+from glora_jax.method.forward import Forward, drop_components
 from glora_jax.method.genomes import largest_genome
 from glora_jax.training.consistency import Consistency
-from glora_jax.training.losses import cross_entropy, drop_components, make_loss
+from glora_jax.training.fit import step_loss
+from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.sampling import Sampling
 
 KEY = jax.random.key(5)
@@ -32,7 +34,8 @@ def test_logits_that_are_not_finite_are_no_right_answers():
 
 def loss_at(trainable, images, labels, genomes, **options):
   """A supernet's loss for genomes that are given."""
-  loss_fn = make_loss(problem().adapted, None, lambda key: genomes, train=True, **options)
+  loss = classification(train=True, **options)
+  loss_fn = step_loss(problem().adapted, loss, lambda key: genomes)
   _, frozen = problem().split()
   loss, _ = loss_fn(trainable, frozen, (images, labels), KEY)
   return loss
@@ -54,9 +57,8 @@ def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
     return images, targets
 
   adapted, _, images, labels = problem()
-  genome = largest_genome(adapted.spec)
-  loss_fn = make_loss(adapted, preprocess, lambda key: genome, mix=mix, train=True)
-  loss_fn(*problem().split(), (images, labels), KEY)
+  forward = Forward(adapted, problem().variables, largest_genome(adapted.spec))
+  classification(preprocess, mix=mix, train=True)(forward, (images, labels), KEY)
   split = jax.random.split(keys['augmentation'], 1000)
   assert not (jax.random.key_data(split) == jax.random.key_data(keys['mixing'])).all(-1).any()
 

@@ -1,5 +1,6 @@
 """Runs side by side: equal to running them apart, each with its own fate."""
 
+import dataclasses
 import functools
 import operator
 
@@ -13,7 +14,8 @@ from tiny import problem
 
 from glora_jax.method import presets
 from glora_jax.training import loop
-from glora_jax.training.losses import make_loss
+from glora_jax.training.fit import step_loss
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8, warmup_epochs=1, learning_rate=1e-2)
@@ -21,15 +23,14 @@ KEYS = jax.random.split(jax.random.key(0), 2)
 
 
 def fit(loss_fn, halves, key, recipe=RECIPE, **options):
-  _, _, images, labels = problem()
-  return loop.fit(loss_fn, *halves, images, labels, recipe, key, progress=False, **options)
+  return loop.minimize(loss_fn, *halves, problem().data, recipe, key, progress=False, **options)
 
 
 def of_lora(**options):
   """The loss of a preset, and its halves."""
   adapted, variables, *_ = problem()
   subnet = adapted.fix(presets.preset(adapted.spec, 'lora'))
-  return make_loss(subnet, train=True, **options), subnet.split(variables)
+  return step_loss(subnet, classification(train=True, **options)), subnet.split(variables)
 
 
 def stacked(*trees):
@@ -46,12 +47,19 @@ def sum_loss(trainable, frozen, batch, key):
   return jnp.where(value < -0.5, jnp.nan, value), {}
 
 
-FALLING = Recipe(4, 5, 0.1, final_learning_rate=0.1, warmup_epochs=0, weight_decay=0)
+FALLING = Recipe(
+  epochs=4,
+  batch_size=5,
+  learning_rate=0.1,
+  final_learning_rate=0.1,
+  warmup_epochs=0,
+  weight_decay=0,
+)
 
 
 def of_supernet():
   adapted, variables, *_ = problem()
-  return make_loss(adapted, train=True), adapted.split(variables)
+  return step_loss(adapted, classification(train=True)), adapted.split(variables)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,14 @@ def test_seeds_starts_and_rates_side_by_side_are_those_trained_apart(make, field
   loss_fn, (trainable, frozen) = make()
   starts = trainable, jax.tree.map(lambda leaf: 0.9 * leaf, trainable)
   recipe, slow = (
-    Recipe(3, 8, rate, rate / 100, rate / 10, warmup_epochs=1, weight_decay=0.1, **fields)
+    dataclasses.replace(
+      RECIPE,
+      learning_rate=rate,
+      initial_learning_rate=rate / 100,
+      final_learning_rate=rate / 10,
+      weight_decay=0.1,
+      **fields,
+    )
     for rate in (1e-2, 5e-3)
   )
   options = {'rates': [1.0, 0.5], 'steps_per_dispatch': 4}

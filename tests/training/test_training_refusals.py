@@ -9,56 +9,66 @@ from comparing import assert_refused
 from tiny import Tiny, problem
 
 import glora_jax
-from glora_jax.training import head_alone, loop
+from glora_jax.training import loop
 from glora_jax.training.batches import given
-from glora_jax.training.losses import cross_entropy, make_loss
+from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(4)
 RECIPE = Recipe(epochs=2, batch_size=10, warmup_epochs=0)
+ONE_EPOCH = Recipe(epochs=1, warmup_epochs=0)
+IN_PARTS = Recipe(epochs=1, warmup_epochs=0, batch_size=10, accumulate=5)
 SHARED = {'recipe': RECIPE, 'progress': False}
 
 
 class Partial:
   """A stream that leaves the last row out."""
 
+  def __len__(self):
+    return 24
+
   def batches(self, indices):
     for index in indices[:-1]:
       yield index, index
 
 
-def supernet(**arguments):
-  return make_loss(**{'adapted': problem().adapted, 'sample': len} | arguments)
-
-
-def fit(**arguments):
-  trainable, frozen = problem().split()
-  defaults = problem()._asdict() | {'trainable': trainable, 'frozen': frozen, 'key': KEY}
-  del defaults['adapted'], defaults['variables']
-  return loop.fit(**defaults | {'loss_fn': supernet()} | SHARED | arguments)
+def fit(data=None, **arguments):
+  adapted, variables, images, labels = problem()
+  data = {'images': images, 'labels': labels} | (data or {})
+  defaults = {
+    'adapted': adapted,
+    'variables': variables,
+    'loss': classification(),
+    'batches': tuple(data.values()),
+    'key': KEY,
+  }
+  return glora_jax.fit(**defaults | SHARED | arguments)
 
 
 def losing(*result):
-  return fit(loss_fn=lambda *_: result)
+  return fit(loss=lambda *_: result)
 
 
-def bitfit():
-  return problem().adapted.fix('bitfit').split(problem().variables)[0]
-
-
-def begun(trainable=None):
+def begun(structure=None):
   """The state before the first of 4 steps."""
-  return loop.initial_state(trainable or problem().split()[0], RECIPE.optimizer(24))
+  trainable, _ = problem().adapted.fix(structure).split(problem().variables)
+  return loop.initial_state(trainable, RECIPE.optimizer(2))
 
 
-def warm(**arguments):
-  defaults = problem()._asdict() | SHARED | {'key': KEY}
-  return head_alone.warm_head(**defaults | arguments)
+def probe(labels, adapted=None):
+  adapted, data = adapted or problem().adapted, (problem().images, labels)
+  loss = classification()
+  return glora_jax.linear_probe(adapted, problem().variables, loss, data, key=KEY, **SHARED)
 
 
 def together(**arguments):
-  starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), problem().split()[0])
-  return fit(**{'trainable': starts, 'key': jax.random.split(KEY)} | arguments)
+  starts = [problem().variables] * 2
+  return fit(**{'variables': starts, 'key': jax.random.split(KEY)} | arguments)
+
+
+def batches():
+  """An iterator, of which nobody knows how long it is."""
+  yield problem().data
 
 
 @pytest.mark.parametrize(
@@ -67,26 +77,39 @@ def together(**arguments):
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
     (lambda: list(given(Partial(), np.ones((3, 10), int))), '2 batches for 3 rows'),
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
-    (lambda: supernet(rngs={'dropout': KEY}), 'rngs'),
-    (lambda: make_loss(problem().adapted.fix('bitfit'), sample=len), 'sample draws structures'),
-    (
-      lambda: fit(loss_fn=supernet(sample=lambda key: np.ones((3, 2, 5)))),
-      '10 images cannot be cut',
-    ),
+    (lambda: classification(rngs={'dropout': KEY}), 'rngs'),
+    (lambda: fit(adapted=problem().adapted.fix('bitfit'), sample=len), 'sample draws structures'),
+    (lambda: fit(sample=lambda key: np.ones((3, 2, 5))), 'A batch of 10 cannot be cut into 3'),
     (lambda: fit(state={'step': 3}), 'state must be a TrainState, got a dict'),
-    (lambda: fit(labels=problem().labels.at[2].set(-1)), 'label -1 of image 2'),
-    (lambda: warm(labels=problem().labels.at[5].set(3)), 'label 3 of image 5'),
+    (lambda: fit({'labels': problem().labels.at[2].set(-1)}), 'label -1 of image 2'),
+    (lambda: fit({'labels': problem().labels.at[5].set(3)}), 'label 3 of image 5'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
     (
       lambda: losing(jnp.zeros(()), {'confusion': jnp.ones((3, 3))}),
       "'confusion' is float32 [3, 3]",
     ),
-    (lambda: fit(state=begun(bitfit())), 'state.trainable has other arrays (missing: '),
+    (lambda: fit(state=begun('bitfit')), 'state.trainable has other arrays (missing: '),
     (lambda: fit(state=begun(), tx=optax.sgd(0.1)), 'state.opt_state has other arrays'),
     (lambda: fit(state=begun()._replace(step=5)), 'state.step=5'),
-    (lambda: warm(adapted=glora_jax.adapt(Tiny(), problem().images, heads=None)), 'heads=None'),
-    (lambda: together(images=Partial()), 'resident images'),
-    (lambda: together(trainable=problem().split()[0]), 'axis [2]'),
+    (
+      lambda: probe(problem().labels, glora_jax.adapt(Tiny(), problem().images, heads=None)),
+      'heads=None',
+    ),
+    (lambda: together(batches=Partial()), 'pass arrays and no mesh'),
+    (lambda: together(variables=[problem().variables]), 'axis [2]'),
+    (lambda: fit(batches=batches()), 'empty after the first of 2 epochs'),
+    (lambda: fit(batches=iter([problem().data]), recipe=Recipe(steps=3)), 'no batches left'),
+    (lambda: fit(batches=batches(), recipe=ONE_EPOCH), 'Recipe(steps=...)'),
+    (
+      lambda: fit(batches=batches(), recipe=Recipe(steps=9), state=begun()._replace(step=1)),
+      'go on at state.step=1',
+    ),
+    (lambda: fit(batches=[]), 'There are no batches'),
+    (lambda: fit(batches=(jnp.ones((4, 2)), np.arange(3))), '[[4, 2], [3]]'),
+    (
+      lambda: fit(batches=[problem().data], recipe=IN_PARTS),
+      'divided into 5 equal parts',
+    ),
     (lambda: together(rates=[1.0]), 'rates=[1.0]'),
     (lambda: fit(key=jax.random.split(KEY, 0)), 'one random key'),
   ],

@@ -57,6 +57,10 @@ class Problem(NamedTuple):
   def split(self):
     return self.adapted.split(self.variables)
 
+  @property
+  def data(self):
+    return self.images, self.labels
+
 
 @functools.cache
 def problem(drop=0.1):
@@ -74,6 +78,9 @@ class Stream:
 
   def __init__(self, events):
     self.events = events
+
+  def __len__(self):
+    return NUM_IMAGES
 
   def batches(self, indices):
     for index in indices:

@@ -23,7 +23,7 @@ from tqdm.contrib.concurrent import thread_map
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.files import writing
-from glora_jax.training.batches import ImageStream
+from glora_jax.training import batches
 from glora_jax.vision.data.examples import Examples
 from glora_jax.vision.data.image import ResizeRule, resize
 from glora_jax.vision.files import Array, read_if_whole, write_arrays
@@ -238,7 +238,7 @@ class Stream:
   """Examples that are decoded when they are needed, a few batches ahead.
 
   Threads or worker processes of grain decode them. Takes the place of a resident `Split` in
-  `training.fit` and in scoring: `images` there is a `Stream`, `labels` its labels.
+  `fit` and in scoring.
 
   Attributes:
     examples: see `load`.
@@ -316,7 +316,7 @@ def joined(parts: Sequence[Split]) -> Split:
 
 
 def in_rows(
-  images: jax.Array | np.ndarray | ImageStream,
+  images: jax.Array | np.ndarray | batches.Stream,
   labels: Any,
   indices: np.ndarray,
   mesh: Mesh | None = None,
@@ -329,7 +329,7 @@ def in_rows(
     indices: int [rows, batch].
     mesh: devices that every batch is split over; None for one device.
   """
-  if not isinstance(images, ImageStream):
+  if not isinstance(images, batches.Stream):
     for row in indices:
       batch = _take((images, labels), row)
       yield batch if mesh is None else jax.device_put(batch, meshes.split_over(mesh))

@@ -9,7 +9,7 @@ from trees import randomized
 
 import glora_jax
 from glora_jax import mesh as meshes
-from glora_jax.training.head_alone import warm_head
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.pipeline import blocks
 from glora_jax.vision.models.vit import ViT
@@ -46,13 +46,15 @@ def preprocess(images, key):
   return -images
 
 
-def warm(adapted, variables, inputs, mesh=None, **options):
+def probe(adapted, variables, inputs, mesh=None, preprocess=None):
   recipe = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
-  arguments = adapted, variables, inputs, labels, recipe, jax.random.key(4)
-  return warm_head(*arguments, progress=False, mesh=mesh, **options)['params']['head']
+  options = {'key': jax.random.key(4), 'progress': False, 'mesh': mesh}
+  loss, data = classification(preprocess), (inputs, labels)
+  found = glora_jax.linear_probe(adapted, variables, loss, data, recipe, **options)
+  return found['params']['head']
 
 
-under_body = warm(adapted, variables, images, preprocess=preprocess)
+under_body = probe(adapted, variables, images, preprocess=preprocess)
 expected = make_predictor(adapted, preprocess)(variables, images)
 assert len({*np.asarray(expected.classes).tolist()}) > 1
 fsdp = meshes.over(jax.devices(), fsdp=4)
@@ -66,6 +68,6 @@ for mesh, (model_on_mesh, laid) in {MESH: (adapted, variables), fsdp: sharded}.i
   assert_allclose(probabilities, expected.probabilities, rtol=1e-4)
   learner = HeadOnFeatures.of(model_on_mesh)
   features = learner.features(laid, preprocess, Stream(), labels, 16, mesh)
-  head = warm(learner, laid, features, mesh)
+  head = probe(learner, laid, features, mesh)
   jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, under_body)
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(head))

@@ -17,7 +17,8 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.search import known
 from glora_jax.search.choice import choose
-from glora_jax.training.head_alone import warm_head
+from glora_jax.training.fit import linear_probe
+from glora_jax.training.losses import classification
 from glora_jax.vision.files import read_arrays, read_lines
 from glora_jax.vision.models.weights import EMBEDDED_KNOWN
 from glora_jax.vision.runs import comparison, experiment
@@ -114,8 +115,15 @@ def test_a_head_on_features_is_that_of_training_under_the_whole_model(config, tm
   fields = {'model__drop_path': 0.5, 'augment__erasing': 1.0, 'data__max_resident': resident}
   run = context_of(changed(config, **fields), tmp_path)
   place, key = run.place('gradient'), run.key(Stream.HEAD)
-  arguments = place.adapted, place.variables, *run.data('train'), head_recipe(run.settings), key
-  expected = warm_head(*arguments, preprocess=run.preprocess)['params']
+  data, loss = run.data('train'), classification(lambda images, key: run.preprocess(images))
+  expected = linear_probe(
+    place.adapted,
+    place.variables,
+    loss,
+    data if resident else data.images,
+    head_recipe(run.settings),
+    key=key,
+  )['params']
   found = train_head(run, place).variables['params']
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), found, expected)
   assert np.abs(found['head']['kernel']).max() > 1e-2

@@ -29,9 +29,9 @@ from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss
-from glora_jax.training.batches import ImageStream
-from glora_jax.training.head_alone import warm_head
-from glora_jax.training.losses import cross_entropy
+from glora_jax.training import batches
+from glora_jax.training.fit import linear_probe
+from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 from glora_jax.vision.data.pipeline import Split, in_rows
@@ -270,7 +270,7 @@ def allocate_shifts(
     The allocation, which `glora_jax.allocate` takes as prior; None if the images are streamed.
   """
   images, labels = context.data(context.train_split)
-  if isinstance(images, ImageStream):
+  if isinstance(images, batches.Stream):
     log.info('The training images are streamed; the gradient is used without a prior.')
     return None
   head_key, shift_key, key = jax.random.split(key, 3)
@@ -282,8 +282,16 @@ def allocate_shifts(
   learner, recipe = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
   size, mesh = recipe.batch_size // recipe.accumulate, context.mesh
   features = learner.features(place.variables, context.preprocess, *split, size, mesh)
-  data, options = (features, split.labels), {'mesh': mesh, 'progress': meshes.primary()}
-  variables = warm_head(learner, place.variables, *data, recipe, head_key, **options)
+  variables = linear_probe(
+    learner,
+    place.variables,
+    classification(),
+    (features, split.labels),
+    recipe,
+    key=head_key,
+    mesh=mesh,
+    progress=meshes.primary(),
+  )
   warm = Model(place.adapted, variables)
   return read_off_gradient(context, warm, budget=budget, key=key, split=split)
 

@@ -22,9 +22,11 @@ from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.sample import Preprocess
 from glora_jax.method.supports import COLLECTION
 from glora_jax.training import loop
+from glora_jax.training.batches import Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax.training.fit import step_loss
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
-from glora_jax.training.losses import make_loss
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import augment, pipeline
 from glora_jax.vision.files import number
@@ -220,18 +222,17 @@ def train(context: Context, training: Training) -> list[Model]:
       steps_per_epoch=per_epoch,
       interval=interval if is_measured else None,
     )
-    state = bookkeeper.restored(_initial_state(context, training, trainable, len(labels)))
+    state = bookkeeper.restored(_initial_state(context, training, trainable, per_epoch))
     if is_head and bookkeeper.saved < last:
       size = recipe.batch_size // recipe.accumulate
       start, preprocess = training.starts[0], context.preprocess
       images = learner.features(start, preprocess, images, labels, size, context.mesh)
     try:
-      state = loop.fit(
+      state = loop.minimize(
         loss_of(context, learner),
         trainable,
         frozen,
-        images,
-        labels,
+        images if isinstance(images, Stream) else (images, labels),
         recipe,
         training.keys[0] if rates is None else jnp.stack(training.keys),
         rates=None if rates is None else [rate / recipe.learning_rate for rate in rates],
@@ -294,29 +295,28 @@ def start_of(training: Training) -> tuple[Any, Any]:
 def loss_of(context: Context, learner: Adapted) -> LossFn:
   """The loss of a training; without a fixed structure, of a supernet with sampled structures."""
   if isinstance(learner, HeadOnFeatures):
-    return make_loss(learner)
+    return step_loss(learner, classification())
   sample = None
   if learner.genome is None:
     sample = functools.partial(context.settings.sampling.draw, spec=learner.spec)
   settings = context.settings
   alpha = settings.augment.mixup
-  return make_loss(
-    learner,
+  loss = classification(
     context.augmented,
-    sample,
     mix=functools.partial(augment.mixup, alpha=alpha) if alpha else None,
     consistency=settings.consistency,
     component_dropout=settings.component_dropout,
     train=True,
   )
+  return step_loss(learner, loss, sample)
 
 
 def _initial_state(
-  context: Context, training: Training, trainable: Any, num_images: int
+  context: Context, training: Training, trainable: Any, per_epoch: int
 ) -> TrainState:
   """The state before the first step, which also places a restored state."""
   number = None if training.rates is None else len(training.starts)
-  state = loop.initial_state(trainable, training.recipe.optimizer(num_images), number)
+  state = loop.initial_state(trainable, training.recipe.optimizer(per_epoch), number)
   if context.mesh is None:
     return state
   trainable, opt_state = meshes.replicate(context.mesh, (state.trainable, state.opt_state))

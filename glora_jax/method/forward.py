@@ -1,0 +1,177 @@
+"""What a loss calls: an adapted model with the structure and the adapter of one training step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax.checks import shown
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.groups import Group
+from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
+from glora_jax.method.supports import COLLECTION
+from glora_jax.method.validation import check_loss
+from glora_jax.tree import replace
+
+# `loss(forward, batch, key)` is the mean over a batch, or a pair of it and a dictionary of metrics.
+Loss = Callable[[Any, Any, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forward:
+  """Runs an adapted model within a loss: `forward(*inputs, genome=None, **kwargs)`.
+
+  What a Linen model needs besides its inputs goes with the call, as in `model.apply`:
+  `forward(x, train=True, rngs={'dropout': key})`. Its other collections, batch statistics for
+  instance, are those of the variables and stay so; `mutable=['batch_stats']` returns updated ones.
+
+  Attributes:
+    adapted: the adapted model.
+    variables: its variables.
+    genome: of a free structure the one that the step has drawn, int [layer, 5]; or several, [path,
+      layer, 5]: then the inputs are cut into as many equal parts along their first axis, each for
+      its own structure, and each with its own part of the `rngs`.
+    dropping: (key, probability) of `dropping_components`; None drops none.
+  """
+
+  adapted: Adapted
+  variables: Mapping[str, Any]
+  genome: Any = None
+  dropping: tuple[jax.Array, float] | None = None
+
+  def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
+    """What the model returns.
+
+    Args:
+      *inputs: its inputs.
+      genome: another genome than the step's, int [layer, 5] or [path, layer, 5]; for a free
+        structure only.
+      **kwargs: further arguments of the model.
+
+    Raises:
+      ValueError: the inputs do not divide into equal paths, or as in `Adapted.apply`.
+    """
+    if genome is None:
+      genome = self.genome if self.adapted.genome is None else self.adapted.genome
+    genome = jnp.asarray(genome)
+    if genome.ndim == 2:
+      return self._of_one(inputs, kwargs, genome, self.dropping)
+    paths, number = len(genome), len(jax.tree.leaves(inputs)[0])
+    if not paths or number % paths:
+      raise ValueError(
+        f'A batch of {number} cannot be cut into {paths} equal paths; change batch_size or '
+        'sampling.paths.'
+      )
+    cut = jax.tree.map(lambda rows: rows.reshape(paths, -1, *rows.shape[1:]), inputs)
+    split = functools.partial(jax.random.split, num=paths)
+    rngs = jax.tree.map(split, kwargs.pop('rngs', {}))
+    dropping = self.dropping and (split(self.dropping[0]), self.dropping[1])
+
+    def of_path(inputs, rngs, genome, drop_key):
+      own = {**kwargs, 'rngs': rngs} if rngs else kwargs
+      return self._of_one(inputs, own, genome, dropping and (drop_key, dropping[1]))
+
+    outputs = jax.vmap(of_path)(cut, rngs, genome, dropping and dropping[0])
+    return jax.tree.map(lambda part: part.reshape(number, *part.shape[2:]), outputs)
+
+  def _of_one(self, inputs: Any, kwargs: Any, genome: jax.Array, dropping: Any) -> Any:
+    """The outputs of one structure."""
+    variables, adapted = self.variables, self.adapted
+    if dropping:
+      adapter = drop_components(
+        dropping[0], self.adapter, adapted._places.groups, genome, dropping[1]
+      )
+      variables = {**variables, COLLECTION: adapter}
+    chosen = {'genome': genome} if adapted.genome is None else {}
+    return adapted.apply(variables, *inputs, **chosen, **kwargs)
+
+  @property
+  def adapter(self) -> Any:
+    """The trained tensors of all layers, the collection 'glora'."""
+    return self.variables[COLLECTION]
+
+  def with_adapter(self, adapter: Any) -> Forward:
+    """The same call with another adapter, noise on it for instance."""
+    return dataclasses.replace(self, variables={**self.variables, COLLECTION: adapter})
+
+  def dropping_components(self, key: jax.Array, probability: float) -> Forward:
+    """The same call without some rank-one parts of LoRAs; see `drop_components`."""
+    return dataclasses.replace(self, dropping=(key, probability))
+
+
+def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
+  """What a loss returned, as a pair.
+
+  Raises:
+    TypeError: the metrics are no dictionary.
+    ValueError: the loss or a metric is not one number.
+  """
+  loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+  if not isinstance(metrics, Mapping):
+    raise TypeError(
+      f'The loss function returned {shown(result)}; it must return the loss, or the pair (loss, '
+      'metrics), metrics a dictionary.'
+    )
+  for name, value in metrics.items():
+    is_number = isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
+    if not is_number or jnp.shape(value):
+      given = f'{jnp.result_type(value)} {list(jnp.shape(value))}' if is_number else shown(value)
+      raise ValueError(f'The metric {shown(name)} is {given}; it must be one number.')
+  check_loss(loss)
+  return loss, metrics
+
+
+def drop_components(
+  key: jax.Array, supports: Any, groups: Sequence[Group], genome: Any, probability: float
+) -> Any:
+  """Supports of which some rank-one parts are missing, and the others count for more (MLAE).
+
+  Where a genome has a LoRA for A or B, each of its rank-one parts is dropped with the probability,
+  by a row of zeros in the up factor, and otherwise divided by one minus it. In the mean over keys
+  the weights stay what they are. All other forms are left alone, a vector that is stored in an up
+  factor as well.
+
+  Args:
+    key: random key. What a layer loses depends on the key and the layer's row alone.
+    supports: the `glora` collection.
+    groups: the adapted layers.
+    genome: int [rows, 5]; may be traced.
+    probability: at least 0 and below 1.
+
+  Returns:
+    A collection of the same structure, shapes and dtypes.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> adapted = glora_jax.adapt(nn.Dense(2), jnp.zeros((1, 3)))
+    >>> supports = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
+    >>> genome = jnp.array([[2, 3, 0, 0, 0]])  # a vector for A, a LoRA for B
+    >>> dropped = drop_components(jax.random.key(2), supports, adapted._places.groups, genome, 0.5)
+    >>> dropped['A_up'][:, 0].tolist(), dropped['B_up'][:, 0].tolist()
+    ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
+  """
+  for group in groups:
+    alleles = group.alleles(genome)
+    row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(group.rows))
+    for column, tensor in enumerate(WEIGHT_TENSORS):
+      if (up := group.own(supports).get(f'{tensor}_up')) is None:
+        continue
+      draw = functools.partial(_factors, column=column, rank=up.shape[-2], probability=probability)
+      factors = jax.vmap(draw)(row_keys).reshape(up.shape[:-1])
+      is_lora = alleles[..., column] >= len(FLAT_FORMS[tensor])
+      factors = jnp.where(is_lora[..., None], factors, 1).astype(up.dtype)
+      supports = replace(supports, (*group.path, f'{tensor}_up'), up * factors[..., None])
+  return supports
+
+
+def _factors(row_key: jax.Array, column: int, rank: int, probability: float) -> jax.Array:
+  """What the rank-one parts of one tensor of one layer are multiplied by, float [rank]."""
+  kept = jax.random.bernoulli(jax.random.fold_in(row_key, column), 1 - probability, (rank,))
+  return kept.astype(float) / (1 - probability)

@@ -1,0 +1,204 @@
+"""fit: every kind of data and of model, killed and resumed; what a loss may call."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from comparing import assert_trees_equal, ready, vector
+from numpy.testing import assert_allclose, assert_array_equal
+from small_models import LiveMlp
+from tiny import Stream, problem
+
+import glora_jax
+from glora_jax.method.forward import Forward
+from glora_jax.training.batches import batch_indices
+from glora_jax.training.checkpoints import TrainingCheckpoints
+
+KEY = jax.random.key(4)
+RECIPE = glora_jax.Recipe(epochs=3, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
+
+
+class Killed(BaseException):
+  """In place of a signal: what a killed process has not saved is lost."""
+
+
+class Passes:
+  """Batches, iterated anew in each epoch, of a number that nobody knows."""
+
+  def __iter__(self):
+    yield from cut(6)
+
+
+def cut(size):
+  """The data in batches, of which the last may be smaller."""
+  images, labels = problem().data
+  return [(images[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]
+
+
+def squares(forward, batch, key):
+  """Another loss than cross-entropy, of batches of any kind, without metrics."""
+  images, labels = (batch['x'], batch['y']) if isinstance(batch, dict) else batch
+  outputs = forward(images, train=True, rngs={'dropout': key, 'drop_path': key})
+  return jnp.mean((outputs - jax.nn.one_hot(labels, 3)) ** 2)
+
+
+def fit(batches, recipe=RECIPE, structure='lora:2', loss=squares, **options):
+  adapted = problem().adapted.fix(structure)
+  return glora_jax.fit(
+    adapted, problem().variables, loss, batches, recipe, key=KEY, progress=False, **options
+  )
+
+
+KINDS = {
+  'tuple': lambda: problem().data,
+  'dictionary': lambda: dict(zip('xy', map(np.asarray, problem().data), strict=True)),
+  'indexed': lambda: Stream([]),
+  'list': lambda: cut(6),
+  'ragged list': lambda: cut(7),
+  'unknown number': Passes,
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_training_that_is_killed_amid_an_epoch_resumes_to_the_same_bytes(kind, tmp_path):
+  recipe = glora_jax.Recipe(**vars(RECIPE) | ({'steps': 12} if kind == 'unknown number' else {}))
+  train = functools.partial(fit, recipe=recipe, steps_per_dispatch=1)
+  batches = KINDS[kind]()
+  whole = train(batches)
+  assert whole.step == 12
+
+  def save_and_die(state, means):
+    checkpoints.save(state)
+    if state.step == 6:
+      raise Killed
+
+  with TrainingCheckpoints(tmp_path) as checkpoints, pytest.raises(Killed):
+    train(batches, on_dispatch=save_and_die)
+  with TrainingCheckpoints(tmp_path) as checkpoints:
+    state = checkpoints.latest(whole)
+  assert state.step == 6
+  assert_trees_equal(train(KINDS[kind](), state=state), whole)
+
+
+def test_a_list_and_a_dictionary_train_as_the_data_set_whose_batches_they_are():
+  order, _ = jax.random.split(KEY)
+  rows = [*batch_indices(order, 0, 4, 24, 6)]
+  images, labels = problem().data
+  recipe = glora_jax.Recipe(**vars(RECIPE) | {'epochs': 1})
+  expected = vector(fit((images, labels), recipe).trainable)
+  listed = fit([(images[row], labels[row]) for row in rows], recipe)
+  for found in (listed, fit({'x': images, 'y': labels}, recipe)):
+    assert_allclose(vector(found.trainable), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_smaller_batch_counts_as_many_times_less_as_it_has_fewer_examples():
+  """By plain gradient descent, whose sum of steps is then that over all examples alike."""
+
+  def mean(forward, batch, key):
+    return forward(batch).mean()
+
+  model, x = nn.Dense(1), jnp.arange(14.0).reshape(7, 2)
+  adapted, variables = ready(model, x, structure='bitfit', heads=None)
+  state = glora_jax.fit(
+    adapted,
+    variables,
+    mean,
+    [x[:4], x[4:6], x[6:]],
+    glora_jax.Recipe(epochs=1, warmup_epochs=0),
+    key=KEY,
+    tx=optax.sgd(1.0),
+    progress=False,
+  )
+  moved = vector(variables['glora']) - vector(state.variables['glora'])
+  assert_allclose(moved, 1 + 2 / 4 + 1 / 4, rtol=1e-6)
+
+
+def test_paths_of_a_step_each_have_their_structure_their_examples_and_their_randomness():
+  adapted, variables, images, _ = problem()
+  genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, 3)
+  forward = Forward(adapted, variables, genomes)
+  rngs = {'dropout': jax.random.key(1), 'drop_path': jax.random.key(2)}
+  found = forward(images, train=True, rngs=rngs)
+  for number, (genome, part) in enumerate(zip(genomes, np.split(images, 3), strict=True)):
+    own = {name: jax.random.split(key, 3)[number] for name, key in rngs.items()}
+    expected = adapted.apply(variables, part, genome=genome, train=True, rngs=own)
+    assert_allclose(found[8 * number : 8 * number + 8], expected, rtol=1e-4, atol=1e-5)
+  one = forward(images, genome=genomes[1])
+  assert_allclose(one, adapted.apply(variables, images, genome=genomes[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_several_keys_train_from_their_own_starts_and_give_a_list_of_variables():
+  adapted, variables = problem().adapted.fix('bitfit'), problem().variables
+  keys = jax.random.split(KEY)
+  starts = [variables, jax.tree.map(lambda leaf: 0.9 * leaf, variables)]
+  starts[1]['params'] = {**variables['params'], 'head': starts[1]['params']['head']}
+  train = functools.partial(
+    glora_jax.fit, adapted, loss=squares, batches=problem().data, recipe=RECIPE, progress=False
+  )
+  together = train(starts, key=keys, rates=[1.0, 1.0]).variables
+  for own, start, key in zip(together, starts, keys, strict=True):
+    apart, _ = adapted.split(train(start, key=key).variables)
+    assert_allclose(vector(adapted.split(own)[0]), vector(apart), rtol=1e-3, atol=2e-4)
+
+
+def of_nnx():
+  adapted, variables = glora_jax.nnx.as_adapted(
+    glora_jax.nnx.attach(LiveMlp(8), problem().images, structure='lora:2')
+  )
+  return adapted, variables, problem().data, lambda forward, batch: forward(batch[0])
+
+
+def of_tokens():
+  """A decoder whose table is adapted, and batches of tokens with a mask."""
+
+  class Decoder(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+      return nn.Dense(8, name='out')(nn.gelu(nn.Dense(4)(nn.Embed(8, 4)(tokens))))
+
+  tokens = jax.random.randint(KEY, (12, 5), 0, 8)
+  adapted, variables = ready(Decoder(), tokens, structure='lora:2', embeddings=True, heads=None)
+  batches = [{'tokens': part, 'mask': part > 0} for part in np.split(np.asarray(tokens), 2)]
+  return adapted, variables, batches, lambda forward, batch: forward(batch['tokens'])
+
+
+@pytest.mark.parametrize('make', [of_nnx, of_tokens])
+def test_live_models_and_decoders_train_by_the_same_call_and_their_base_stays(make):
+  adapted, variables, batches, outputs = make()
+
+  def loss(forward, batch, key):
+    return jnp.mean(outputs(forward, batch) ** 2), {'largest': jnp.float32(0)}
+
+  state = glora_jax.fit(adapted, variables, loss, batches, RECIPE, key=KEY, progress=False)
+  before, after = adapted.split(variables), adapted.split(state.variables)
+  assert_trees_equal(before[1], after[1])
+  assert np.abs(vector(before[0]) - vector(after[0])).max() > 1e-3
+
+
+def test_statistics_of_a_batch_stay_and_are_there_for_a_loss_to_update():
+  class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+      return nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+
+  x = problem().images
+  whole = Normed().init(KEY, x)
+  adapted = glora_jax.adapt(Normed(), x, structure='bitfit')
+  variables = {**adapted.init(KEY, whole['params']), 'batch_stats': whole['batch_stats']}
+  moved = []
+
+  def loss(forward, batch, key):
+    outputs, updates = forward(batch, train=True, mutable=['batch_stats'])
+    moved.append(jax.tree.structure(updates['batch_stats']))
+    return jnp.mean(outputs**2)
+
+  state = glora_jax.fit(adapted, variables, loss, x, RECIPE, key=KEY, progress=False)
+  assert moved[0] == jax.tree.structure(whole['batch_stats'])
+  assert_trees_equal(state.variables['batch_stats'], whole['batch_stats'])
+  assert_array_equal(
+    state.variables['params']['Dense_0']['kernel'], whole['params']['Dense_0']['kernel']
+  )
