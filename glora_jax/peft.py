@@ -34,12 +34,12 @@ from glora_jax.method.adapted import (
   dequantize_heads,
   genome_for,
 )
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.groups import Group
 from glora_jax.method.site import TABLE, Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
-from glora_jax.method.supports import COLLECTION
 from glora_jax.tree import Path as TreePath
 from glora_jax.tree import get, grouped, path_name, replace
 
@@ -205,10 +205,10 @@ def save_peft(
 
 def _require_loras(spec: Spec, genome: np.ndarray) -> None:
   """Raises ValueError unless the genome has LoRAs in B and nothing else."""
-  for layer, alleles in zip(spec, genome.tolist(), strict=True):
+  for layer, forms in zip(spec, genome.tolist(), strict=True):
     forms = [
       f'{tensor}={layer.space.names(tensor)[code]}'
-      for tensor, code in zip(TENSORS, alleles, strict=True)
+      for tensor, code in zip(TENSORS, forms, strict=True)
       if code and (tensor != 'B' or code < _FLAT)
     ]
     if forms:
@@ -284,7 +284,7 @@ def load_peft(
     )
   params = dequantize_heads(adapted, params)
   shapes = shapes_of_fresh(adapted.fix(None), params)[COLLECTION]
-  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
+  arrays = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
   loras = [(layer, *lora) for layer in layers if (lora := _lora_of_layer(adapter, layer))]
   ranks = {len(up) for _, _, up in loras}
@@ -298,7 +298,7 @@ def load_peft(
         f'the adapter: {", ".join(map(str, sorted(ranks)))}.'
       )
     genome[row, _B] = _FLAT + space.ranks.index(rank)
-    arrays = group.own(supports)
+    arrays = group.own(arrays)
     arrays['B_down'][index][:, :rank] = down / space.scale
     arrays['B_up'][index][:rank] = up
   heads = _heads(adapted, names)
@@ -316,7 +316,7 @@ def load_peft(
         f'{expected} here.'
       )
     params = replace(params, path, value.T)
-  fixed, variables = adapted.fix(genome), {'params': params, COLLECTION: supports}
+  fixed, variables = adapted.fix(genome), {'params': params, COLLECTION: arrays}
   if adapted.genome is not None:
     if (adapted.genome != fixed.genome).any():
       raise ValueError(

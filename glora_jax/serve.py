@@ -22,6 +22,7 @@ from glora_jax.checks import listed, printable, shown, validate
 from glora_jax.files import Path as FilePath
 from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call, dequantize_heads, run, with_space
+from glora_jax.method.adapter import ADAPTER, COLLECTION, of_tensors
 from glora_jax.method.adapter_file import (
   check_base,
   check_heads,
@@ -35,7 +36,6 @@ from glora_jax.method.program import arrays_of
 from glora_jax.method.quantized import set_apart
 from glora_jax.method.rules import merge_biases, over_stack
 from glora_jax.method.space import MOST_RANKS, SearchSpace
-from glora_jax.method.supports import COLLECTION, SUPPORTS, of_tensors
 from glora_jax.tree import Path, flatten, replace, update
 
 __all__ = ['Pool']
@@ -101,7 +101,7 @@ class Pool:
     self._evicts = validate(evict, bool, 'evict')
     self._apply_kwargs = apply_kwargs
     self._ranks = tuple(range(1, self._rank + 1))  # an adapter's may be any
-    adapted = with_space(adapted, SearchSpace((self._rank,), tied=False))
+    adapted = with_space(adapted, SearchSpace((self._rank,), shared=False))
     self._adapted = adapted.fix(
       {'': {'A': 'lora' if merge else 'vector', 'B': 'lora', 'E': 'vector'}}
     )
@@ -155,7 +155,7 @@ class Pool:
       )
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
-    genome, supports, others = unpack(path, tensors, metadata, loader, stored)
+    genome, adapter, others = unpack(path, tensors, metadata, loader, stored)
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
     if others:
       raise ValueError(
@@ -163,7 +163,7 @@ class Pool:
         'supports and heads; load it with load_adapter.'
       )
     slot = slot or min(free, default=0) or next(iter(self._slots.values()))
-    given = jax.tree.map(jnp.asarray, (slot, supports, genome, heads))
+    given = jax.tree.map(jnp.asarray, (slot, adapter, genome, heads))
     written = self._write(self._arrays, self._params, *given)
     others = {other: own for other, own in self._slots.items() if own != slot}
     self._arrays, self._slots = written, {**others, name: slot}
@@ -215,14 +215,14 @@ class Pool:
       )
     return self._slots[name]
 
-  def _empty(self, supports: Any) -> dict[str, Any]:
+  def _empty(self, adapter: Any) -> dict[str, Any]:
     """The arrays of all slots: the base in each."""
     zeros: dict[str, Any] = {}
     for group in self._adapted._places.groups:
       at = len(group.stack_shape)
       own = {
         name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
-        for name, value in group.own(supports).items()
+        for name, value in group.own(adapter).items()
       }
       zeros = replace(zeros, group.path, own)
     heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
@@ -230,11 +230,11 @@ class Pool:
 
   def _check_fits(self, path: FilePath, metadata: Mapping[str, Any]) -> None:
     """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
-    for layer, alleles in zip(metadata['spec'], metadata['layers'], strict=True):
+    for layer, forms in zip(metadata['spec'], metadata['layers'], strict=True):
       name = shown(layer['name'])
       for tensor in 'ABC':
-        kind, _, rank = alleles[tensor][:20].partition(':')
-        has = f'The adapter {printable(path)} has {shown(alleles[tensor])} for {tensor} in '
+        kind, _, rank = forms[tensor][:20].partition(':')
+        has = f'The adapter {printable(path)} has {shown(forms[tensor])} for {tensor} in '
         if kind == 'lora' and tensor == 'A' and not self._merge:
           raise ValueError(f'{has}{name}; a pool with merge=True takes a LoRA for A.')
         if rank.isdecimal() and int(rank) > self._rank:
@@ -259,7 +259,7 @@ class Pool:
     return heads
 
   def _written(
-    self, arrays: Any, params: Any, slot: Any, supports: Any, genome: Any, heads: Any
+    self, arrays: Any, params: Any, slot: Any, adapter: Any, genome: Any, heads: Any
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
@@ -267,21 +267,21 @@ class Pool:
     written = arrays[COLLECTION]
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     for group, given in zip(self._adapted._places.groups, loader._places.groups, strict=True):
-      alleles, members, ranks = given.alleles(genome), [], given.space.ranks
-      for site, part in given.of_members(given.own(supports)):
+      forms, members, ranks = given.forms(genome), [], given.space.ranks
+      for site, part in given.of_members(given.own(adapter)):
         form = functools.partial(_as_union, ranks=ranks, merge=self._merge)
-        new = over_stack(form, len(group.stack_shape))(part, alleles)
+        new = over_stack(form, len(group.stack_shape))(part, forms)
         if (bias := site.bias(params)) is not None:
           kernel = packed.get(site.kernel_path, site.kernel(params))
           # Of zeros: D adds nothing to them, and a small shift is not rounded off.
           zeros, of_bias = jnp.zeros(bias.shape), of_tensors(part, ('C', 'D', 'E'))
-          shift = merge_biases(kernel, zeros, of_bias, alleles, site.layout, ranks)
+          shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
           new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
         members.append(new)
       own = group.own(written)
       for name, array in own.items():
         new = members[0][name]
-        if 'out' in SUPPORTS[name].axes:
+        if 'out' in ADAPTER[name].axes:
           new = jnp.concatenate([member[name] for member in members], -1)
         own[name] = put(array, new.astype(array.dtype), slot, len(group.stack_shape))
       written = replace(written, group.path, own)
@@ -310,14 +310,14 @@ class Pool:
 
 
 def _as_union(
-  supports: Mapping[str, jax.Array], alleles: jax.Array, ranks: Sequence[int], merge: bool
+  adapter: Mapping[str, jax.Array], forms: jax.Array, ranks: Sequence[int], merge: bool
 ) -> dict[str, jax.Array]:
   """The supports of A and B of a layer of any structure as those of the pool's; and D's form."""
-  new = {'D': equation.flat_form(supports, 'D', alleles[3])}
-  new['B_down'], new['B_up'] = equation.weight_factors(supports, 'B', alleles[1], ranks)
+  new = {'D': equation.flat_form(adapter, 'D', forms[3])}
+  new['B_down'], new['B_up'] = equation.weight_factors(adapter, 'B', forms[1], ranks)
   if merge:
-    new['A_down'], new['A_up'] = equation.weight_factors(supports, 'A', alleles[0], ranks)
+    new['A_down'], new['A_up'] = equation.weight_factors(adapter, 'A', forms[0], ranks)
   else:
-    form = equation.flat_form(supports, 'A', alleles[0])
+    form = equation.flat_form(adapter, 'A', forms[0])
     new['A_vector'] = jnp.broadcast_to(form, new['B_up'].shape[-1:])
   return new

@@ -148,41 +148,41 @@ def count_rows(kernels: Kernels, params: Mapping[str, Any]) -> int:
   )
 
 
-def equation(kernel, bias, supports, alleles, ranks):
+def equation(kernel, bias, adapter, forms, ranks):
   """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W.
 
-  Constants and vectors that are not tied have storage of their own.
+  Constants and vectors that are not shared have storage of their own.
   """
-  a, b, c, d, e = (int(allele) for allele in alleles)
+  a, b, c, d, e = (int(form) for form in forms)
 
   def product(tensor, rank):
-    return supports[f'{tensor}_down'][:, :rank] @ supports[f'{tensor}_up'][:rank]
+    return adapter[f'{tensor}_down'][:, :rank] @ adapter[f'{tensor}_up'][:rank]
 
   def weight(tensor, code):
     if code > 2:
       return product(tensor, ranks[code - 3])
-    first = supports[f'{tensor}_up'][0]
-    own = supports.get(f'{tensor}_constant', first)[0], supports.get(f'{tensor}_vector', first)
+    first = adapter[f'{tensor}_up'][0]
+    own = adapter.get(f'{tensor}_constant', first)[0], adapter.get(f'{tensor}_vector', first)
     return (0.0, *own)[code]
 
   new_kernel = kernel + kernel * weight('A', a) + weight('B', b)
   if bias is None:
     return new_kernel, None
   prompt = (
-    (np.zeros(len(kernel)), supports.get('C_vector', supports['C_down'][:, 0]))[c]
+    (np.zeros(len(kernel)), adapter.get('C_vector', adapter['C_down'][:, 0]))[c]
     if c < 2
     else product('C', ranks[c - 2])[:, 0]
   )
 
   def vector(tensor, code):
-    full = supports[tensor]
-    return (0.0, supports.get(f'{tensor}_constant', full)[0], full)[code]
+    full = adapter[tensor]
+    return (0.0, adapter.get(f'{tensor}_constant', full)[0], full)[code]
 
   return new_kernel, bias + bias * vector('D', d) + vector('E', e) + prompt @ kernel
 
 
 def fold_by_hand(
-  kernels: Kernels, params: Mapping[str, Any], supports: Mapping[str, Any], rows: Any, ranks: Any
+  kernels: Kernels, params: Mapping[str, Any], adapter: Mapping[str, Any], rows: Any, ranks: Any
 ) -> dict[str, np.ndarray]:
   """Folded parameters by name, from the axes that were counted by hand.
 
@@ -190,16 +190,16 @@ def fold_by_hand(
     kernels: the kernels.
     params: all parameters by name.
     supports: the supports by name: a row's name and the support's.
-    rows: the alleles of each row by its name.
+    rows: the forms of each row by its name.
     ranks: the ranks on offer.
   """
   folded = {path: np.asarray(value, np.float64) for path, value in params.items()}
   for path, kernel in kernels.items():
     name = path.removesuffix('/kernel')
     own = {
-      support.removeprefix(f'{name}/'): np.asarray(value)
-      for support, value in supports.items()
-      if support.rpartition('/')[0] == name
+      entry.removeprefix(f'{name}/'): np.asarray(value)
+      for entry, value in adapter.items()
+      if entry.rpartition('/')[0] == name
     }
     matrices, put_back = _ordered(folded[path], kernel.axes)
     bias_axes = kernel.bias_axes or kernel.axes.replace('i', '').replace('o', '').ljust(
@@ -210,7 +210,7 @@ def fold_by_hand(
     )
     for index in np.ndindex(matrices.shape[: kernel.axes.lower().count('s')]):
       row = name + (f'[{",".join(map(str, index))}]' if index else '')
-      slices = {support: value[index] for support, value in own.items()}
+      slices = {entry: value[index] for entry, value in own.items()}
       matrices[index], bias = equation(
         matrices[index], None if vectors is None else vectors[index], slices, rows[row], ranks
       )

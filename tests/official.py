@@ -9,7 +9,7 @@ from places import GOLDEN
 LAYERS = {'attn': ('qkv', 'proj'), 'mlp': ('fc1', 'fc2')}
 
 
-def supports_from_official(tensors):
+def adapter_from_official(tensors):
   """One layer's supports.
 
   `Au` is `A_down` transposed and `Ad` is `A_up` transposed, likewise B; `Cd` and `Cu` are as they
@@ -32,7 +32,7 @@ def load_layer():
   with np.load(GOLDEN / 'official_layer.npz') as file:
     values = dict(file)
   values['kernel'] = values.pop('weight').T
-  values['supports'] = supports_from_official(values)
+  values['supports'] = adapter_from_official(values)
   return values
 
 
@@ -45,9 +45,9 @@ def load_vit():
   blocks = [state['blocks'][str(number)] for number in range(len(state['blocks']))]
   patch = state['patch_embed']['proj']
   params = [_params(block) for block in blocks]
-  supports = [
+  adapter = [
     {
-      part: {name: supports_from_official(block[part][name]) for name in names}
+      part: {name: adapter_from_official(block[part][name]) for name in names}
       for part, names in LAYERS.items()
     }
     for block in blocks
@@ -61,7 +61,7 @@ def load_vit():
       'norm': _params(state['norm']),
       'head': _params(state['head']),
     },
-    'glora': {'blocks': _stack(supports)},
+    'glora': {'blocks': _stack(adapter)},
     'x': values['x_nchw'].transpose(0, 2, 3, 1),
     'genomes': values['genomes'],
     'logits': values['logits'],

@@ -86,7 +86,7 @@ def trained():
 
 
 @pytest.mark.parametrize(
-  'names, alleles, named, kind',
+  'names, forms, named, kind',
   [
     (NAMES, [3, 2, 0, 0, 0], 'A=lora:1, B=vector', ValueError),
     (NAMES, [0, 0, 0, 0, 0], 'adapted.fold', ValueError),
@@ -100,8 +100,8 @@ def trained():
     ({**NAMES, 'head': ['a', 'b']}, (), 'one torch module', ValueError),
   ],
 )
-def test_an_adapter_that_cannot_be_written_is_one_sentence(names, alleles, named, kind, tmp_path):
-  case, genome = trained(), np.array([alleles or [0, 4, 0, 0, 0]], np.int8)
+def test_an_adapter_that_cannot_be_written_is_one_sentence(names, forms, named, kind, tmp_path):
+  case, genome = trained(), np.array([forms or [0, 4, 0, 0, 0]], np.int8)
   given = tmp_path / 'a', case.adapted, case.variables, names, genome
   assert_refused(named, save_peft, *given, kind=kind)
   assert not list(tmp_path.iterdir())
@@ -117,8 +117,8 @@ def test_a_base_that_is_no_name_is_refused_before_anything_is_written(tmp_path):
 
 def test_supports_of_a_training_that_diverged_are_named():
   case, genome = trained(), np.array([[0, 4, 0, 0, 0]], np.int8)
-  supports = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
-  variables = {**case.variables, 'glora': supports}
+  adapter = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
+  variables = {**case.variables, 'glora': adapter}
   assert_refused('model.fc.lora', save_peft, 'never', case.adapted, variables, NAMES, genome)
 
 

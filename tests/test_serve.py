@@ -61,7 +61,7 @@ def assert_alone(answers, alone, params, inputs, names=NAMES):
 def test_each_example_is_answered_as_by_its_adapter_alone(merge, tied, tmp_path):
   model = Transformer(3)
   params = random_params(model, IMAGES)
-  of_qkv, of_others = (glora_jax.SearchSpace((2, 4), tied=own, scale=2) for own in tied)
+  of_qkv, of_others = (glora_jax.SearchSpace((2, 4), shared=own, scale=2) for own in tied)
   adapted = glora_jax.adapt(model, IMAGES, space={'qkv': of_qkv, '': of_others})
   alone = save(tmp_path, adapted, params, STRUCTURES | A_TOO if merge else STRUCTURES)
   pool = pool_of(tmp_path, adapted, params, alone, slots=3, rank=5, merge=merge)

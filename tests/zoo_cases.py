@@ -14,21 +14,21 @@ from hand_count import by_name, count_rows, expected, fold_by_hand, found, unbox
 import glora_jax
 from glora_jax import SearchSpace, preset, random_genomes
 from glora_jax import nnx as glora_nnx
-from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.trace.events import HEAD
 from glora_jax.tree import path_name
 
 SPACE = SearchSpace(ranks=(1, 2))
 
 
-def as_at_start(supports):
+def as_at_start(adapter):
   """Supports with zeros where fresh ones have them."""
 
   def value(path, leaf):
     name = next(part.key for part in reversed(path) if hasattr(part, 'key'))  # the last is a box's
-    return leaf if SUPPORTS[name].drawn else jnp.zeros_like(leaf)
+    return leaf if ADAPTER[name].drawn else jnp.zeros_like(leaf)
 
-  return jax.tree_util.tree_map_with_path(value, supports)
+  return jax.tree_util.tree_map_with_path(value, adapter)
 
 
 class Results(NamedTuple):
@@ -62,9 +62,9 @@ class Case:
     self._one = jax.jit(self._compute)
 
   def _compute(self, variables, genome):
-    def loss(supports):
+    def loss(adapter):
       outputs = self.adapted.apply(
-        {**variables, 'glora': supports},
+        {**variables, 'glora': adapter},
         *self.example.inputs,
         genome=genome,
         **self.example.kwargs,
@@ -115,8 +115,8 @@ class Case:
     params = unboxed(self.params)
     for genome, results in zip(self.genomes, self.results, strict=True):
       rows = {layer.name: genome[row] for row, layer in enumerate(self.adapted.spec)}
-      supports = unboxed(self.variables['glora'])
-      by_hand = fold_by_hand(self.kernels, params, supports, rows, SPACE.ranks)
+      adapter = unboxed(self.variables['glora'])
+      by_hand = fold_by_hand(self.kernels, params, adapter, rows, SPACE.ranks)
       assert jax.tree.structure(results.folded) == jax.tree.structure(self.params)
       for path, value in unboxed(results.folded).items():
         assert value.dtype == params[path].dtype

@@ -60,7 +60,7 @@ def adapt(
     structure: the structure to train: a preset's name ('lora:8', 'bitfit',
       'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of a genome file or an
       adapter; see `Adapted.fix`. None leaves it free, for a supernet or a search.
-    space: the alleles on offer: one space for all layers, or spaces by regular expression. A layer
+    space: the forms on offer: one space for all layers, or spaces by regular expression. A layer
       gets the first space whose expression is found in its path; layers without a match are not
       adapted. None is the smallest space that has the structure, or `SearchSpace()`.
     scale: factor on LoRAs of B, alpha / rank in other libraries; None for the space's own, which
@@ -283,8 +283,8 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; these '
         f'are: {listed}.'
       )
-  tied = tie(chosen, selection.ties, spaces)
-  return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in tied])
+  fused = tie(chosen, selection.ties, spaces)
+  return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in fused])
 
 
 def adapt_function(
@@ -316,7 +316,7 @@ def adapt_function(
     *sample_inputs: example inputs of the function; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train; see `adapt`.
-    space: the alleles on offer; see `adapt`.
+    space: the forms on offer; see `adapt`.
     scale: factor on LoRAs of B; see `adapt`.
     select: which linear layers to adapt, by name; see `adapt`.
     heads: which parameters to train in full, by their names or those of their containers; see

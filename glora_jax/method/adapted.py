@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import genomes, program
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.coverage import Coverage, Matrix, layer_table
 from glora_jax.method.groups import Group, check_storage, cut, spec_of
 from glora_jax.method.modules import graft, intercept
@@ -23,7 +24,6 @@ from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import TABLE, Site
 from glora_jax.method.space import SearchSpace, Spec
-from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   check_collections,
   check_ranks,
@@ -121,7 +121,7 @@ class Adapted:
     Args:
       structure: a preset's name ('lora:4'; see `glora_jax.preset`), a genome int [rows, 5], choices
         by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: by regular expression a preset, or
-        the alleles by tensor), or the path of a genome file or an adapter; None makes it free
+        the forms by tensor), or the path of a genome file or an adapter; None makes it free
         again.
 
     Raises:
@@ -155,12 +155,12 @@ class Adapted:
     check_key(key)
     whole = check_params(self, params)
     params = dequantize_heads(self, params)
-    leaves, supports = flatten(whole), {}
+    leaves, adapter = flatten(whole), {}
     for group in self._places.groups:
       new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
       if new:
-        supports = replace(supports, group.path, new)
-    return {'params': params, COLLECTION: supports}
+        adapter = replace(adapter, group.path, new)
+    return {'params': params, COLLECTION: adapter}
 
   def apply(
     self,
@@ -220,7 +220,7 @@ class Adapted:
     return genomes.count_params(self.spec, genome)
 
   def split(
-    self, variables: Mapping[str, Any], *, supports: bool = True
+    self, variables: Mapping[str, Any], *, adapter: bool = True
   ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits the variables in two: what gradients and the optimizer see, and the rest.
 
@@ -230,7 +230,7 @@ class Adapted:
 
     Args:
       variables: variables from `init`.
-      supports: whether supports are trained. False freezes them and trains only the heads: a linear
+      adapter: whether supports are trained. False freezes them and trains only the heads: a linear
         probe.
 
     Returns:
@@ -240,11 +240,11 @@ class Adapted:
       ValueError: the variables lack a collection; of a fixed structure also where they are of
         another model or search space, or were cut to a structure with lower ranks.
     """
-    check_collections(variables, ('params', COLLECTION) if supports else ('params',))
+    check_collections(variables, ('params', COLLECTION) if adapter else ('params',))
     head, body = partition(variables['params'], self._places.head_paths.__contains__)
     rest = {name: value for name, value in variables.items() if name != 'params'}
     trainable = {'params': head}
-    if supports:
+    if adapter:
       trainable[COLLECTION] = rest.pop(COLLECTION)
       if self.genome is not None:
         read = {(*g.path, name) for g in self._places.groups for name in g.read_by(self.genome)}
@@ -265,10 +265,10 @@ class Adapted:
     return join(frozen, trainable)
 
   def summary(self, genome: Any = None) -> str:
-    """A table of the adapted layers: sizes, alleles, trained and total parameters.
+    """A table of the adapted layers: sizes, forms, trained and total parameters.
 
     Args:
-      genome: structure to show, int [rows, 5]; None shows the fixed structure, or all alleles on
+      genome: structure to show, int [rows, 5]; None shows the fixed structure, or all forms on
         offer.
 
     Returns:
@@ -381,17 +381,17 @@ def run(
     What the model's `apply` returns.
   """
   model, places = adapted.model, adapted._places
-  params, supports = variables['params'], variables[COLLECTION]
+  params, adapter = variables['params'], variables[COLLECTION]
   function = _function(model, variables)
   if _runs_by_modules(adapted) and slot is None and not has_quantized(params):
-    grafted, runs = graft(places.groups, params, supports, genome, fixed)
+    grafted, runs = graft(places.groups, params, adapter, genome, fixed)
     with nn.intercept_methods(functools.partial(intercept, runs)):
       result = function(grafted, call)
   else:
 
     def deferred(params: Any) -> Any:
       params, packed = set_apart(params, places.param_shapes)
-      return defer(places.groups, params, supports, genome, fixed, slot=slot, packed=packed)
+      return defer(places.groups, params, adapter, genome, fixed, slot=slot, packed=packed)
 
     result = program.call(function, params, call, adapted.mesh, defer=deferred)
   is_linen = isinstance(model, nn.Module)

@@ -22,8 +22,9 @@ from glora_jax.method.adapted import (
   dequantize_heads,
   genome_for,
 )
+from glora_jax.method.adapter import ADAPTER, COLLECTION, RANK_AXES
 from glora_jax.method.genomes import (
-  NamedAlleles,
+  NamedForms,
   canonicalize,
   genome_from_json,
   genome_to_json,
@@ -31,7 +32,6 @@ from glora_jax.method.genomes import (
 from glora_jax.method.groups import parts_read
 from glora_jax.method.sample import is_array
 from glora_jax.method.space import is_scale
-from glora_jax.method.supports import COLLECTION, RANK_AXES, SUPPORTS
 from glora_jax.tree import (
   differences,
   fingerprints,
@@ -70,7 +70,7 @@ class _Metadata(TypedDict):
   base: str
   rounded: list[str]
   genome: list[list[int]]
-  layers: list[NamedAlleles]
+  layers: list[NamedForms]
 
 
 def save_adapter(
@@ -144,18 +144,16 @@ def save_adapter(
 
 
 def _parts(
-  adapted: Adapted, genome: np.ndarray, supports: Any
+  adapted: Adapted, genome: np.ndarray, adapter: Any
 ) -> Iterator[tuple[str, np.ndarray, tuple[int | slice, ...]]]:
   """The numbers that a structure reads: a tensor's name in a file, an array, the part of it.
 
   A file has the names and axes of forms that share storage, whatever the space: with one structure
   there is nothing to share. An array of a form's own is given as a view with those axes.
   """
-  for layer, name, array, part in parts_read(
-    adapted._places.groups, adapted.spec, genome, supports
-  ):
-    if (shared := SUPPORTS[name].shared) is not None:
-      own = part[: -len(SUPPORTS[name].axes)]
+  for layer, name, array, part in parts_read(adapted._places.groups, adapted.spec, genome, adapter):
+    if (shared := ADAPTER[name].within) is not None:
+      own = part[: -len(ADAPTER[name].axes)]
       name, part = shared.name, (*own, *shared.index)
       array = np.expand_dims(array, RANK_AXES[name]) if name in RANK_AXES else array
     yield f'{COLLECTION}/{layer}/{name}', array, part
@@ -256,13 +254,13 @@ def load_adapter(
   params = dequantize_heads(adapted, params)
   shapes = shapes_of_fresh(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
-  genome, supports, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
+  genome, adapter, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
   if strict:
     check_base(path, metadata, known_by(frozen['params']))
   heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
   if heads:  # a sum of adapters may have none
     check_heads(path, heads, own)
-  trained = {'params': update(trainable['params'], heads), COLLECTION: supports}
+  trained = {'params': update(trainable['params'], heads), COLLECTION: adapter}
   return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
 
 
@@ -322,18 +320,18 @@ def unpack(
     ValueError: the file is damaged, or the space lacks its structure.
   """
   genome = _structure(path, metadata, adapted)
-  supports = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
-  parts = {name: (array, part) for name, array, part in _parts(adapted, genome, supports)}
+  adapter = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
+  parts = {name: (array, part) for name, array, part in _parts(adapted, genome, adapter)}
   check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
   for name, (array, part) in parts.items():
     array[part] = tensors.pop(name)
   # A LoRA that was saved with another scale stays the same LoRA.
   for group in adapted._places.groups:
-    down = group.own(supports).get('B_down')
+    down = group.own(adapter).get('B_down')
     for index, row in group.slices():
       if down is not None and metadata['scale'][row] != group.space.scale:
         down[index] *= metadata['scale'][row] / group.space.scale
-  return genome, supports, flax.traverse_util.unflatten_dict(tensors, sep='/')
+  return genome, adapter, flax.traverse_util.unflatten_dict(tensors, sep='/')
 
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
@@ -396,21 +394,21 @@ def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.
 
 
 def check_tensors(
-  path: Path, tensors: Mapping[str, np.ndarray], supports: Mapping[str, np.ndarray]
+  path: Path, tensors: Mapping[str, np.ndarray], adapter: Mapping[str, np.ndarray]
 ) -> None:
   """Checks the tensors of a file.
 
   Args:
     path: path of the file.
     tensors: its tensors by name.
-    supports: the parts of supports that its genome reads, by the names that they have in it.
+    adapter: the parts of supports that its genome reads, by the names that they have in it.
 
   Raises:
-    ValueError: a support is missing, of a layer or an allele that there is not, or misshaped; or
+    ValueError: a support is missing, of a layer or a form that there is not, or misshaped; or
       numbers are not finite, or no floating-point numbers.
   """
   given = {name: value for name, value in tensors.items() if name.startswith(f'{COLLECTION}/')}
-  if problems := differences(given, supports):
+  if problems := differences(given, adapter):
     raise damaged(path, f'its genome needs other supports: {"; ".join(problems)}', AGAIN)
   inner = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == '/'}
   if odd := inner & tensors.keys() or {name for name in tensors if '/' not in name}:

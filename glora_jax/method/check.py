@@ -17,10 +17,10 @@ import numpy as np
 
 from glora_jax.checks import listed, validate
 from glora_jax.method.adapted import Adapted, call_model, check_variables
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.groups import parts_read
-from glora_jax.method.supports import COLLECTION
 
 # Largest difference of equal outputs, relative to the largest output, by the coarsest type that a
 # model computes in, as its program is printed; four roundings of 16 bits and less.
@@ -145,8 +145,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     pairs = (started, base(variables['params'])), (folded, applied)
     return jnp.array([jnp.abs(x - y).max() / jnp.abs(y).max() for x, y in pairs])
 
-  def loss(supports: Any) -> jax.Array:
-    applied = outputs(adapted.apply, {**variables, COLLECTION: supports}, genome=largest)
+  def loss(adapter: Any) -> jax.Array:
+    applied = outputs(adapted.apply, {**variables, COLLECTION: adapter}, genome=largest)
     return jnp.cos(jnp.arange(len(applied))) @ applied
 
   free = jax.lax.map(lambda genome: errors(adapted, genome=genome), np.stack([largest, *drawn]))

@@ -19,11 +19,11 @@ import numpy as np
 
 from glora_jax.checks import check_path, printable, shown, validate
 from glora_jax.files import Path, damaged, require_other_than, write_tensors
+from glora_jax.method.adapter import ADAPTER, COLLECTION, adapter_shapes, used_parts
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
 from glora_jax.method.presets import smallest_space
 from glora_jax.method.space import TENSORS, Layer, Spec, Tensor
-from glora_jax.method.supports import COLLECTION, SUPPORTS, support_shapes, used_parts
 
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 # Where a file stores a flat form, and in which shape; D and E are stored as they are.
@@ -116,24 +116,24 @@ def combine(
   others = {} if head is None else _others(head, files)
 
   merge = _sum if method == 'linear' else functools.partial(_ties, density=density)
-  tensors, alleles, errors = {}, [], {}
+  tensors, forms, errors = {}, [], {}
   for layer in first.layers:
-    alleles.append({})
+    forms.append({})
     for tensor in TENSORS:
       found = (_term(file, layer.name, tensor, weights[path]) for path, file in files.items())
       with np.errstate(over='ignore', invalid='ignore'):  # the result is refused below
         term, error = merge(terms, rank) if (terms := list(filter(None, found))) else ((), 0.0)
-        arrays, alleles[-1][tensor] = _stored(tensor, term)
+        arrays, forms[-1][tensor] = _stored(tensor, term)
       tensors |= {f'{COLLECTION}/{layer.name}/{name}': value for name, value in arrays.items()}
       if error > np.finfo(np.float32).eps:
         errors[f'{layer.name}/{tensor}'] = error
   require_finite(out_path, tensors, 'the weights are too large')
-  space = smallest_space({'genome': [], 'layers': alleles})
+  space = smallest_space({'genome': [], 'layers': forms})
   spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in first.layers))
   described = {
     **{name: first.metadata[name] for name in ('spec', 'base', 'rounded')},
     'scale': [1.0] * len(spec),
-    **genome_to_json(spec, genome_from_json(spec, {'layers': alleles})),
+    **genome_to_json(spec, genome_from_json(spec, {'layers': forms})),
   }
   write_tensors(out_path, {**tensors, **others}, 'adapter', described)
   return errors
@@ -164,12 +164,12 @@ def _read(path: str) -> _Adapter:
   except ValueError as error:
     raise damaged(path, error, AGAIN) from error
   expected = {}
-  for layer, alleles in zip(layers, genome, strict=True):
+  for layer, forms in zip(layers, genome, strict=True):
     how = space.ranks, layer.bias
-    shapes = support_shapes(layer.in_features, layer.out_features, *how)
-    for support, part in used_parts(alleles, *how).items():
-      whole = np.broadcast_to(np.float32(0), shapes[support])  # of any size, in no memory
-      expected[f'{COLLECTION}/{layer.name}/{support}'] = whole[part]
+    shapes = adapter_shapes(layer.in_features, layer.out_features, *how)
+    for entry, part in used_parts(forms, *how).items():
+      whole = np.broadcast_to(np.float32(0), shapes[entry])  # of any size, in no memory
+      expected[f'{COLLECTION}/{layer.name}/{entry}'] = whole[part]
   check_tensors(path, tensors, expected)
   for layer, scale in zip(layers, metadata['scale'], strict=True):
     if (down := f'{COLLECTION}/{layer.name}/B_down') in tensors:
@@ -206,7 +206,7 @@ def _others(path: str, files: Mapping[str, _Adapter]) -> dict[str, np.ndarray]:
 
 def _term(file: _Adapter, layer: str, tensor: Tensor, weight: float) -> Term:
   """A tensor of a layer as an adapter has it, times a weight; () where that is nothing."""
-  names = [f'{COLLECTION}/{layer}/{name}' for name, own in SUPPORTS.items() if own.tensor == tensor]
+  names = [f'{COLLECTION}/{layer}/{name}' for name, own in ADAPTER.items() if own.tensor == tensor]
   stored = [file.tensors[name].astype(np.float64) for name in names if name in file.tensors]
   if not stored or not weight:
     return ()

@@ -86,11 +86,11 @@ def log_uncovered(whole: Coverage) -> None:
 
 
 def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
-  """The lines of a table of layers: sizes, alleles, trained and total parameters.
+  """The lines of a table of layers: sizes, forms, trained and total parameters.
 
   Args:
     spec: the layers.
-    genome: whose alleles to show, int [rows, 5]; None shows all on offer, and counts those of the
+    genome: whose forms to show, int [rows, 5]; None shows all on offer, and counts those of the
       largest structure.
   """
   rows: list[Sequence[str]] = [('layer', 'in', 'out', *TENSORS, 'trained', 'total')]
@@ -98,14 +98,14 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
   for layer, codes in zip(spec, counted.tolist(), strict=True):
     pairs = list(zip(TENSORS, codes, strict=True))
     shown = [layer.offered(tensor) if genome is None else (code,) for tensor, code in pairs]
-    alleles = (
+    forms = (
       ' '.join(layer.space.names(tensor)[code] for code in codes)
       for tensor, codes in zip(TENSORS, shown, strict=True)
     )
     trained = sum(layer.costs(tensor)[code] for tensor, code in pairs)
     total = (layer.in_features + layer.bias) * layer.out_features
     sides = f'{layer.in_features:,}', f'{layer.out_features:,}'
-    rows.append((layer.name, *sides, *alleles, f'{trained:,}', f'{total:,}'))
+    rows.append((layer.name, *sides, *forms, f'{trained:,}', f'{total:,}'))
   return align(rows, right=(1, 2, 8, 9))
 
 

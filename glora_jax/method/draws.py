@@ -12,9 +12,9 @@ import numpy as np
 
 from glora_jax.checks import validate
 from glora_jax.method.genomes import (
-  alleles_at,
   count_params,
   drawn_apart,
+  forms_at,
   largest_genome,
   linked,
   num_shifts,
@@ -28,7 +28,7 @@ _ROUNDS = 8  # of rejection, after which genomes are repaired instead
 
 
 def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
-  """A random genome, each gene independent and uniform over the alleles on offer.
+  """A random genome, each gene independent and uniform over the forms on offer.
 
   Where a row may have C or E but not both, the pair is drawn uniformly from what is allowed. Works
   under `jit`.
@@ -36,7 +36,7 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
   Args:
     key: random key.
     spec: the layers.
-    largest: probability that a gene takes its last allele on offer, the one with the most
+    largest: probability that a gene takes its last form on offer, the one with the most
       parameters, instead of a drawn one.
 
   Returns:
@@ -93,7 +93,7 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
   if budget is not None and least > budget:
     raise ValueError(
       f'budget={budget} is below the {least} parameters of the smallest structure on offer; raise '
-      'it, or offer cheaper alleles.'
+      'it, or offer cheaper forms.'
     )
   return budget
 
@@ -147,7 +147,7 @@ def shrink(
 ) -> np.ndarray:
   """Genomes repaired to respect a budget.
 
-  While a genome is over it, a random gene of it gets a random cheaper allele. A row with both C and
+  While a genome is over it, a random gene of it gets a random cheaper form. A row with both C and
   E, where its space has one shift, first loses the cheaper of the two.
 
   Args:
@@ -189,4 +189,4 @@ def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
   if spec._one_shift.any():
     shifts = rng.integers(0, num_shifts(spec), (number, len(spec)))
     places = drawn_apart(spec, places, shifts)
-  return alleles_at(spec, places)
+  return forms_at(spec, places)

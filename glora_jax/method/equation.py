@@ -3,7 +3,7 @@
     W' = W + W * A + B            (* is elementwise)
     b' = b + b * D + E + C @ W
 
-in Flax's layout, W [in, out] and b [out]. Which form each of A, B, C, D, E takes is an *allele*, an
+in Flax's layout, W [in, out] and b [out]. Which form each of A, B, C, D, E takes is an *form*, an
 integer that may be traced, so that one compiled program serves every structure:
 
     A, B:  0 none, 1 constant, 2 vector (one number per output), 3, 4, ... LoRA of the first,
@@ -11,8 +11,8 @@ integer that may be traced, so that one compiled program serves every structure:
     C:     0 none, 1 vector (one number per input), 2, 3, ... LoRA of the first, second, ... rank
     D, E:  0 none, 1 constant, 2 vector (one number per output)
 
-The arrays that the forms are made of are the layer's supports: see `glora_jax.method.supports`.
-Those that no allele on offer reads may be left out: a tensor without any is none.
+The arrays that the forms are made of are the layer's supports: see `glora_jax.method.adapter`.
+Those that no form on offer reads may be left out: a tensor without any is none.
 
 Training a layer with a merged kernel would compute the gradient of the whole kernel first and then
 that of its factors. Where A is not a LoRA, `layer_by_output` gives the same output as
@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from glora_jax.method.adapter import ADAPTER, read
 from glora_jax.method.quantized import is_quantized
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
-from glora_jax.method.supports import SUPPORTS, read
 
 LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
 NEAR_ZERO = 0.25  # less than this, 1 + A is nothing to divide by
@@ -43,8 +43,8 @@ Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 def effective_kernel(
   kernel: jax.Array,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
+  adapter: Mapping[str, jax.Array],
+  forms: jax.Array,
   ranks: Sequence[int],
   product: Product | None = None,
 ) -> jax.Array:
@@ -55,8 +55,8 @@ def effective_kernel(
 
   Args:
     kernel: W, float [in, out].
-    supports: supports of the layer (`supports.support_shapes`).
-    alleles: forms of A, B, C, D, E, int [5]; may be traced. Values beyond the last form act as the
+    adapter: supports of the layer (`adapter.adapter_shapes`).
+    forms: forms of A, B, C, D, E, int [5]; may be traced. Values beyond the last form act as the
       last.
     ranks: LoRA ranks that the codes stand for, ascending.
     product: of the two factors of a LoRA, `low_rank_product` for instance; None for a matrix
@@ -67,30 +67,30 @@ def effective_kernel(
 
   Example:
     >>> supports = {'B_down': jnp.ones((3, 1)), 'B_up': jnp.ones((1, 2)), 'E': jnp.ones(2)}
-    >>> alleles = jnp.array([0, 3, 0, 0, 2])  # LoRA for B, a vector for E
+    >>> forms = jnp.array([0, 3, 0, 0, 2])  # LoRA for B, a vector for E
     >>> kernel = jnp.zeros((3, 2))
-    >>> effective_kernel(kernel, supports, alleles, ranks=(1,)).tolist()
+    >>> effective_kernel(kernel, supports, forms, ranks=(1,)).tolist()
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
-    >>> effective_bias(kernel, jnp.zeros(2), supports, alleles, ranks=(1,)).tolist()
+    >>> effective_bias(kernel, jnp.zeros(2), supports, forms, ranks=(1,)).tolist()
     [1.0, 1.0]
   """
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
-  supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
-  stored = stored_tensors(supports)
+  adapter = {name: jnp.asarray(value, dtype) for name, value in adapter.items()}
+  stored = stored_tensors(adapter)
   merged = kernel.astype(dtype)
   if 'A' in stored:
-    form = weight_form(supports, 'A', alleles[0], ranks, product)
+    form = weight_form(adapter, 'A', forms[0], ranks, product)
     merged = merged + _with_wide(jnp.multiply, kernel, form)
   if 'B' in stored:
-    merged = merged + weight_form(supports, 'B', alleles[1], ranks, product)
+    merged = merged + weight_form(adapter, 'B', forms[1], ranks, product)
   return merged.astype(kernel.dtype)
 
 
 def effective_bias(
   kernel: jax.Array,
   bias: jax.Array,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
+  adapter: Mapping[str, jax.Array],
+  forms: jax.Array,
   ranks: Sequence[int],
 ) -> jax.Array:
   """The bias of such a layer: b' = b + b * D + E + C @ W, computed in a wider type if b is wider.
@@ -98,69 +98,69 @@ def effective_bias(
   Args:
     kernel: W, float [in, out].
     bias: b, float [out].
-    supports: as of `effective_kernel`, like the others.
-    alleles: forms of A, B, C, D, E.
+    adapter: as of `effective_kernel`, like the others.
+    forms: forms of A, B, C, D, E.
     ranks: LoRA ranks.
 
   Returns:
     [out] in the bias' dtype.
   """
-  stored = stored_tensors(supports) - set(WEIGHT_TENSORS)
+  stored = stored_tensors(adapter) - set(WEIGHT_TENSORS)
   if not stored:
     return bias
   dtype = jnp.result_type(kernel.dtype, bias.dtype, jnp.float32)
-  supports = {name: jnp.asarray(value, dtype) for name, value in supports.items()}
+  adapter = {name: jnp.asarray(value, dtype) for name, value in adapter.items()}
   shift = jnp.zeros(kernel.shape[-1], dtype)
   if 'E' in stored:
-    shift = shift + flat_form(supports, 'E', alleles[4])
+    shift = shift + flat_form(adapter, 'E', forms[4])
   if 'C' in stored:
     lora = 0
-    if 'C_up' in supports:
-      down, up = supports['C_down'], supports['C_up']
-      used = jnp.arange(down.shape[-1]) < _rank('C', alleles[2], ranks)
+    if 'C_up' in adapter:
+      down, up = adapter['C_down'], adapter['C_up']
+      used = jnp.arange(down.shape[-1]) < _rank('C', forms[2], ranks)
       lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
-    is_flat = alleles[2] < len(FLAT_FORMS['C'])
-    c = jnp.where(is_flat, flat_form(supports, 'C', alleles[2]), lora)
+    is_flat = forms[2] < len(FLAT_FORMS['C'])
+    c = jnp.where(is_flat, flat_form(adapter, 'C', forms[2]), lora)
     shift = shift + _with_wide(lambda wide, c: matrix_product(c, wide), kernel, c)
   wide = bias.astype(dtype)
-  d = flat_form(supports, 'D', alleles[3]) if 'D' in stored else 0
+  d = flat_form(adapter, 'D', forms[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)
 
 
-def stored_tensors(supports: Mapping[str, jax.Array]) -> set[str]:
+def stored_tensors(adapter: Mapping[str, jax.Array]) -> set[str]:
   """The tensors that supports store something of."""
-  return {SUPPORTS[name].tensor for name in supports}
+  return {ADAPTER[name].tensor for name in adapter}
 
 
 def weight_factors(
-  supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Array, ranks: Sequence[int]
+  adapter: Mapping[str, jax.Array], tensor: Tensor, form: jax.Array, ranks: Sequence[int]
 ) -> tuple[jax.Array, jax.Array]:
-  """A or B in the form of its allele as two factors, [in, r] and [r, out].
+  """A or B in its form as two factors, [in, r] and [r, out].
 
   None, constant, vector and LoRA of any rank are all one product of two thin matrices: ones times
   a row for the flat forms, the masked factors for LoRA.
   """
-  down, up = supports[f'{tensor}_down'], supports[f'{tensor}_up']
+  down, up = adapter[f'{tensor}_down'], adapter[f'{tensor}_up']
   columns = jnp.arange(down.shape[-1])
-  used = columns < _rank(tensor, allele, ranks)
-  flat = (allele > 0) & (allele < len(FLAT_FORMS[tensor]))
-  first, row = columns == 0, flat_form(supports, tensor, allele)
+  used = columns < _rank(tensor, form, ranks)
+  flat = (form > 0) & (form < len(FLAT_FORMS[tensor]))
+  first, row = columns == 0, flat_form(adapter, tensor, form)
   down = jnp.where(flat, first.astype(down.dtype), jnp.where(used, down, 0))
   up = jnp.where(flat, jnp.where(first[:, None], row, 0), jnp.where(used[:, None], up, 0))
   return down, up
 
 
 def weight_form(
-  supports: Mapping[str, jax.Array],
+  adapter: Mapping[str, jax.Array],
   tensor: Tensor,
-  allele: jax.Array,
+  form: jax.Array,
   ranks: Sequence[int],
   product: Product | None = None,
 ) -> jax.Array:
-  """A or B in the form of its allele, [in, out]; [1, out] or [1, 1] without storage for a LoRA."""
-  if f'{tensor}_down' not in supports:
-    return jnp.atleast_2d(flat_form(supports, tensor, allele))
-  factors = weight_factors(supports, tensor, allele, ranks)
+  """A or B in its form, [in, out]; [1, out] or [1, 1] without storage for a LoRA."""
+  if f'{tensor}_down' not in adapter:
+    return jnp.atleast_2d(flat_form(adapter, tensor, form))
+  factors = weight_factors(adapter, tensor, form, ranks)
   return _product_of_factors(product or matrix_product, *factors)
 
 
@@ -197,17 +197,17 @@ def _product_of_factors_jvp(
   return _product_of_factors(product, down, up), change
 
 
-def flat_form(supports: Mapping[str, jax.Array], tensor: Tensor, allele: jax.Array) -> jax.Array:
-  """A tensor in the form of its allele, [out] or of C [in]; a LoRA acts as the last flat form."""
-  form: Any = 0
+def flat_form(adapter: Mapping[str, jax.Array], tensor: Tensor, form: jax.Array) -> jax.Array:
+  """A tensor in its form, [out] or of C [in]; a LoRA acts as the last flat form."""
+  value: Any = 0
   for code, name in enumerate(FLAT_FORMS[tensor][1:], 1):
-    form = jnp.where(allele < code, form, read(supports, tensor, name))
-  return form
+    value = jnp.where(form < code, value, read(adapter, tensor, name))
+  return value
 
 
-def _rank(tensor: Tensor, allele: jax.Array, ranks: Sequence[int]) -> jax.Array:
-  """The rank of an allele's LoRA; 0 where the allele is a flat form."""
-  return jnp.asarray((0,) * len(FLAT_FORMS[tensor]) + tuple(ranks))[allele]
+def _rank(tensor: Tensor, form: jax.Array, ranks: Sequence[int]) -> jax.Array:
+  """The rank of a form's LoRA; 0 where the form is a flat form."""
+  return jnp.asarray((0,) * len(FLAT_FORMS[tensor]) + tuple(ranks))[form]
 
 
 def _with_wide(
@@ -235,8 +235,8 @@ def layer_by_output(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
+  adapter: Mapping[str, jax.Array],
+  forms: jax.Array,
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
@@ -246,35 +246,35 @@ def layer_by_output(
     product: x W of inputs [..., in] and a kernel [in, out].
     inputs: x, float [..., in].
     kernel: W, float [in, out].
-    supports: supports of the layer, of the tensors that take part.
-    alleles: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
+    adapter: supports of the layer, of the tensors that take part.
+    forms: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
     ranks: LoRA ranks that the codes stand for.
     precision: that of the layer's own product, as `jax.lax.dot_general` has it.
 
   Returns:
     float [..., out], in the product's dtype.
   """
-  stored = stored_tensors(supports)
-  can_merge = 'B_down' in supports if 'B' in stored else 'A' in stored
+  stored = stored_tensors(adapter)
+  can_merge = 'B_down' in adapter if 'B' in stored else 'A' in stored
   if can_merge and _is_large(product, inputs, kernel):
     into, out = kernel.shape
     scale, down, up = jnp.ones(out), jnp.zeros((into, 0)), jnp.zeros((0, out))
     if 'A' in stored:
-      scale = 1 + flat_form(supports, 'A', alleles[0]).astype(kernel.dtype)
+      scale = 1 + flat_form(adapter, 'A', forms[0]).astype(kernel.dtype)
     if 'B' in stored:
-      down, up = weight_factors(supports, 'B', alleles[1], ranks)
+      down, up = weight_factors(adapter, 'B', forms[1], ranks)
     terms = (term.astype(kernel.dtype) for term in (scale, down, up))
     return _large_product(product, precision, inputs, kernel, *terms)
   output = product(inputs, kernel)
   dtype = output.dtype
   if 'A' in stored:
-    output = output + output * _beside(output, flat_form(supports, 'A', alleles[0]))
-  if 'B_down' in supports:
-    down, up = weight_factors(supports, 'B', alleles[1], ranks)
+    output = output + output * _beside(output, flat_form(adapter, 'A', forms[0]))
+  if 'B_down' in adapter:
+    down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = down.astype(dtype), up.astype(dtype)
     output = output + _through_factors(inputs.astype(dtype), *factors, precision)
   elif 'B' in stored:
-    row = _beside(output, flat_form(supports, 'B', alleles[1]))
+    row = _beside(output, flat_form(adapter, 'B', forms[1]))
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
   return output
 
@@ -283,8 +283,8 @@ def transposed_by_output(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
-  supports: Mapping[str, jax.Array],
-  alleles: jax.Array,
+  adapter: Mapping[str, jax.Array],
+  forms: jax.Array,
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
@@ -293,16 +293,16 @@ def transposed_by_output(
   y W'^T = (y * (1 + A)) W^T + (y B_up^T) B_down^T; arguments as of `layer_by_output`, but `inputs`
   [..., out] and the result [..., in].
   """
-  stored, scaled = stored_tensors(supports), inputs
+  stored, scaled = stored_tensors(adapter), inputs
   if 'A' in stored:
-    scaled = scaled + scaled * _beside(scaled, flat_form(supports, 'A', alleles[0]))
+    scaled = scaled + scaled * _beside(scaled, flat_form(adapter, 'A', forms[0]))
   output = product(scaled, kernel)
-  if 'B_down' in supports:
-    down, up = weight_factors(supports, 'B', alleles[1], ranks)
+  if 'B_down' in adapter:
+    down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = up.T.astype(output.dtype), down.T.astype(output.dtype)
     output = output + _through_factors(inputs.astype(output.dtype), *factors, precision)
   elif 'B' in stored:
-    row = _beside(inputs, flat_form(supports, 'B', alleles[1]))
+    row = _beside(inputs, flat_form(adapter, 'B', forms[1]))
     output = output + (inputs * row).sum(-1, keepdims=True).astype(output.dtype)
   return output
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from glora_jax.checks import shown
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
-from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_loss
 from glora_jax.tree import replace
 
@@ -128,7 +128,7 @@ def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
 
 
 def drop_components(
-  key: jax.Array, supports: Any, groups: Sequence[Group], genome: Any, probability: float
+  key: jax.Array, adapter: Any, groups: Sequence[Group], genome: Any, probability: float
 ) -> Any:
   """Supports of which some rank-one parts are missing, and the others count for more (MLAE).
 
@@ -139,7 +139,7 @@ def drop_components(
 
   Args:
     key: random key. What a layer loses depends on the key and the layer's row alone.
-    supports: the `glora` collection.
+    adapter: the `glora` collection.
     groups: the adapted layers.
     genome: int [rows, 5]; may be traced.
     probability: at least 0 and below 1.
@@ -158,17 +158,17 @@ def drop_components(
     ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
   """
   for group in groups:
-    alleles = group.alleles(genome)
+    forms = group.forms(genome)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(group.rows))
     for column, tensor in enumerate(WEIGHT_TENSORS):
-      if (up := group.own(supports).get(f'{tensor}_up')) is None:
+      if (up := group.own(adapter).get(f'{tensor}_up')) is None:
         continue
       draw = functools.partial(_factors, column=column, rank=up.shape[-2], probability=probability)
       factors = jax.vmap(draw)(row_keys).reshape(up.shape[:-1])
-      is_lora = alleles[..., column] >= len(FLAT_FORMS[tensor])
+      is_lora = forms[..., column] >= len(FLAT_FORMS[tensor])
       factors = jnp.where(is_lora[..., None], factors, 1).astype(up.dtype)
-      supports = replace(supports, (*group.path, f'{tensor}_up'), up * factors[..., None])
-  return supports
+      adapter = replace(adapter, (*group.path, f'{tensor}_up'), up * factors[..., None])
+  return adapter
 
 
 def _factors(row_key: jax.Array, column: int, rank: int, probability: float) -> jax.Array:

@@ -1,6 +1,6 @@
 """Genomes: their cost, which are equivalent, and their JSON form.
 
-A *genome* is an int8 array [rows, 5]: for every adapted layer the allele of A, B, C, D and E (see
+A *genome* is an int8 array [rows, 5]: for every adapted layer the form of A, B, C, D and E (see
 `glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` holds what the
 rows are. Nothing in this file knows of models.
 """
@@ -183,19 +183,19 @@ def _lookup(table: np.ndarray, genomes: Any) -> np.ndarray:
 def smallest_genome(spec: Spec) -> np.ndarray:
   """The cheapest structure on offer, int8 [rows, 5]."""
   costs = np.take_along_axis(spec.cost_table, spec._offered_table.astype(np.int64), axis=-1)
-  return alleles_at(spec, costs.argmin(-1))
+  return forms_at(spec, costs.argmin(-1))
 
 
 def largest_genome(spec: Spec) -> np.ndarray:
-  """The structure with most parameters on offer, the last allele of every gene, int8 [rows, 5].
+  """The structure with most parameters on offer, the last form of every gene, int8 [rows, 5].
 
   Of C and E, where a row may have one of them, it has the one with more parameters.
   """
-  return with_one_shift(spec, alleles_at(spec, spec._num_offered - 1))
+  return with_one_shift(spec, forms_at(spec, spec._num_offered - 1))
 
 
-def alleles_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
-  """The codes of alleles [..., rows, 5] that are given by their places among those on offer."""
+def forms_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
+  """The codes of forms [..., rows, 5] that are given by their places among those on offer."""
   table = spec._offered_table.reshape((1,) * (choice.ndim - 2) + spec._offered_table.shape)
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
 
@@ -212,7 +212,7 @@ def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
 
   Args:
     spec: the layers.
-    places: of each gene its place among the alleles on offer, int [..., rows, 5].
+    places: of each gene its place among the forms on offer, int [..., rows, 5].
     shifts: a choice for each row, int [..., rows], below `num_shifts`.
 
   Returns:
@@ -267,14 +267,14 @@ def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   return repaired
 
 
-def occurring(alleles: np.ndarray) -> Codes:
-  """The codes that occur in alleles [layer, 5].
+def occurring(forms: np.ndarray) -> Codes:
+  """The codes that occur in forms [layer, 5].
 
   Example:
     >>> occurring(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
     ((0,), (0, 3), (0,), (0,), (0, 2))
   """
-  return tuple(tuple(sorted(set(column.tolist()))) for column in alleles.T)
+  return tuple(tuple(sorted(set(column.tolist()))) for column in forms.T)
 
 
 def goes_by_output(codes: Codes) -> bool:
@@ -282,8 +282,8 @@ def goes_by_output(codes: Codes) -> bool:
   return max(codes[0]) < len(FLAT_FORMS['A'])
 
 
-class NamedAlleles(TypedDict):
-  """The names of a row's alleles."""
+class NamedForms(TypedDict):
+  """The names of a row's forms."""
 
   A: str
   B: str
@@ -301,7 +301,7 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
 
   Returns:
     `genome`, the codes as lists; `params`, the trained parameters; `layers`, for every layer its
-    name and the names of its alleles.
+    name and the names of its forms.
 
   Raises:
     ValueError: the genome does not fit the spec.
@@ -325,7 +325,7 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
 def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
   """The genome of what `genome_to_json` returned.
 
-  Alleles are read by name where names are given, so a genome means the same in a space with other
+  Forms are read by name where names are given, so a genome means the same in a space with other
   ranks, where its codes differ. If the rows have the names of all the spec's layers, they are
   matched by name, in any order; rows with other names, from another library for instance, are taken
   in their order.
@@ -338,7 +338,7 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     int8 [rows, 5].
 
   Raises:
-    ValueError: the content is not a genome, does not fit the spec, or has an allele that the spec
+    ValueError: the content is not a genome, does not fit the spec, or has a form that the spec
       lacks.
 
   Example:
@@ -359,7 +359,7 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
     names, codes = codes.get('layers'), codes.get('genome')
   if names is not None:
     try:
-      validate(names, list[NamedAlleles], 'layers')
+      validate(names, list[NamedForms], 'layers')
     except (TypeError, ValueError) as error:
       raise ValueError(f'The genome cannot be read: {str(error)[:-1]}; {_EXPECTED}.') from None
   own = [layer.name for layer in spec]
@@ -373,8 +373,8 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   if names is not None:
     if by_name.keys() == {*own} and len(by_name) == len(own):
       names = [by_name[name] for name in own]
-    alleles = [{tensor: row[tensor] for tensor in TENSORS} for row in names]
-    codes = [codes_of(layer, own) for layer, own in zip(spec, alleles, strict=True)]
+    forms = [{tensor: row[tensor] for tensor in TENSORS} for row in names]
+    codes = [codes_of(layer, own) for layer, own in zip(spec, forms, strict=True)]
   try:
     check_one_genome(spec, codes, 'genome_from_json')
   except TypeError as error:
@@ -382,8 +382,8 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
   return np.asarray(codes).astype(np.int8)
 
 
-def codes_of(layer: Layer, alleles: Mapping[Any, Any]) -> list[int]:
-  """Codes of A, B, C, D, E in a layer, from alleles by tensor as names or codes; else none.
+def codes_of(layer: Layer, forms: Mapping[Any, Any]) -> list[int]:
+  """Codes of A, B, C, D, E in a layer, from forms by tensor as names or codes; else none.
 
   'lora' is the LoRA of the largest rank.
 
@@ -391,15 +391,15 @@ def codes_of(layer: Layer, alleles: Mapping[Any, Any]) -> list[int]:
     ValueError: the layer does not have one of them.
   """
   codes: dict[str, int] = dict.fromkeys(TENSORS, 0)
-  for tensor, allele in alleles.items():
+  for tensor, form in forms.items():
     names = layer.space.names(tensor) if tensor in TENSORS else ()
-    if allele == 'lora' and tensor in LORA_TENSORS:
-      allele = names[-1]
-    code = layer.space.code(tensor, allele) if names else None
+    if form == 'lora' and tensor in LORA_TENSORS:
+      form = names[-1]
+    code = layer.space.code(tensor, form) if names else None
     if code is None:
       raise ValueError(
-        f'The structure says {listed([str(allele)])} for {listed([str(tensor)])} of {layer.name}; '
-        f'the alleles are {", ".join(names) or "none, no such tensor"}.'
+        f'The structure says {listed([str(form)])} for {listed([str(tensor)])} of {layer.name}; '
+        f'the forms are {", ".join(names) or "none, no such tensor"}.'
       )
     codes[tensor] = code
   return list(codes.values())

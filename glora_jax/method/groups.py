@@ -1,4 +1,4 @@
-"""One set of supports: for one linear layer, or for several that are tied.
+"""One set of supports: for one linear layer, or for several that are fused.
 
 A set may store all ranks of LoRA that are on offer, or those that one genome uses: in the storage
 of rank r the LoRA of a lower rank is its first columns, so a fixed structure's supports are cut to
@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glora_jax.method.adapter import (
+  ADAPTER,
+  COLLECTION,
+  RANK_AXES,
+  adapter_shapes,
+  init_arrays,
+  read,
+  used_parts,
+)
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
-from glora_jax.method.supports import (
-  COLLECTION,
-  RANK_AXES,
-  SUPPORTS,
-  init_arrays,
-  read,
-  support_shapes,
-  used_parts,
-)
 from glora_jax.tree import Path, differences, flatten, path_name
 
 _LONGEST_LIST = 500  # characters of what differs that a sentence has
@@ -44,7 +44,7 @@ class Group:
     members: the linear modules that it acts on: one, or those of a tie in the order of their
       outputs, whose kernels then stand side by side as one virtual layer.
     rows: genome rows of its layers, in the order of the flattened stack.
-    space: the alleles on offer.
+    space: the forms on offer.
   """
 
   members: tuple[Site, ...]
@@ -104,27 +104,27 @@ class Group:
     Returns:
       Supports with the stack's axes first, in boxes like the kernel's.
     """
-    keys, shapes = _keys_of_rows(key, np.array(self.rows)), self.support_shapes()
+    keys, shapes = _keys_of_rows(key, np.array(self.rows)), self.adapter_shapes()
     ranks = dict.fromkeys(shapes, 0) if genome is None else self.read_by(genome)
     shapes = {name: shapes[name] for name in ranks}
-    supports = cut_to(ranks, init_arrays(keys, self.stack_shape, shapes, self.support_dtype))
-    return _boxed(supports, kernel, self.members[0])
+    adapter = cut_to(ranks, init_arrays(keys, self.stack_shape, shapes, self.adapter_dtype))
+    return _boxed(adapter, kernel, self.members[0])
 
   @property
-  def support_dtype(self) -> np.dtype:
+  def adapter_dtype(self) -> np.dtype:
     """Data type of the supports; of NumPy's float64, what JAX makes of it."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(self.dtype, jnp.float32))
 
-  def support_shapes(self) -> dict[str, tuple[int, ...]]:
+  def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the supports, [stack..., ...]."""
-    shapes = support_shapes(
-      self.in_features, self.out_features, self.space.ranks, self.has_bias, self.space.tied
+    shapes = adapter_shapes(
+      self.in_features, self.out_features, self.space.ranks, self.has_bias, self.space.shared
     )
     return {name: self.stack_shape + shape for name, shape in shapes.items()}
 
-  def used_parts(self, alleles: Sequence[int]) -> dict[str, tuple[slice, ...]]:
+  def used_parts(self, forms: Sequence[int]) -> dict[str, tuple[slice, ...]]:
     """Which part of which support of a layer the codes of A, B, C, D and E read."""
-    return used_parts(alleles, self.space.ranks, self.has_bias, self.space.tied)
+    return used_parts(forms, self.space.ranks, self.has_bias, self.space.shared)
 
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
     """The supports that genomes [..., rows, 5] read; of those with ranks the largest, else 0."""
@@ -132,13 +132,13 @@ class Group:
     return self.stored_for(occurring(own))
 
   def stored_for(self, in_use: Codes) -> dict[str, int]:
-    """The supports that some allele reads; of those with ranks the largest, else 0."""
+    """The supports that some form reads; of those with ranks the largest, else 0."""
     ranks: dict[str, int] = {}
     for column, codes in enumerate(in_use):
       for code in codes:
-        alleles = [0] * len(TENSORS)
-        alleles[column] = code
-        for name, part in self.used_parts(alleles).items():
+        forms = [0] * len(TENSORS)
+        forms[column] = code
+        for name, part in self.used_parts(forms).items():
           rank = part[RANK_AXES[name]].stop if name in RANK_AXES else 0
           ranks[name] = max(ranks.get(name, 0), rank)
     return ranks
@@ -149,7 +149,7 @@ class Group:
       collection = collection.get(name, {})
     return dict(nn.meta.unbox(collection))
 
-  def alleles(self, genome: Any) -> Any:
+  def forms(self, genome: Any) -> Any:
     """The group's rows of a genome, [stack..., 5]."""
     return genome[np.array(self.rows)].reshape((*self.stack_shape, 5))
 
@@ -157,18 +157,18 @@ class Group:
     """The index in the stack and the row of every layer."""
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
 
-  def of_members(self, supports: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
+  def of_members(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
     """Every member with the supports that make up its part of the outputs, and B's LoRA scaled."""
-    whole = dict(supports)
+    whole = dict(adapter)
     if self.space.scale != 1 and 'B_down' in whole:  # which no other form shares
       whole['B_down'] = whole['B_down'] * self.space.scale
     if len(self.members) == 1:
       yield self.members[0], whole
       return
     # In shared storage a constant is a number of the vector, which a member's part may not contain.
-    for name, support in SUPPORTS.items():
-      if support.form == 'constant' and support.shared and support.shared.name in supports:
-        whole[name] = read(supports, support.tensor, 'constant')
+    for name, entry in ADAPTER.items():
+      if entry.form == 'constant' and entry.within and entry.within.name in adapter:
+        whole[name] = read(adapter, entry.tensor, 'constant')
     start = 0
     for site in self.members:
       outputs = slice(start, start + site.out_features)
@@ -176,7 +176,7 @@ class Group:
       yield (
         site,
         {
-          name: value[..., outputs] if 'out' in SUPPORTS[name].axes else value
+          name: value[..., outputs] if 'out' in ADAPTER[name].axes else value
           for name, value in whole.items()
         },
       )
@@ -187,16 +187,16 @@ def _keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
   return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
 
 
-def _boxed(supports: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
+def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
   """Supports in a box like the kernel's, if it has one.
 
   Axes that they share with the kernel have its names, the others None.
   """
   if not isinstance(kernel, nn.Partitioned):
-    return dict(supports)
+    return dict(adapter)
   boxed = {}
-  for name, value in supports.items():
-    names, own = site.axis_names(kernel.names, SUPPORTS[name].axes)
+  for name, value in adapter.items():
+    names, own = site.axis_names(kernel.names, ADAPTER[name].axes)
     stack = tuple(names[dim] for dim in site.layout.stack)
     boxed[name] = kernel.replace(value=value, names=stack + own)
   return boxed
@@ -209,7 +209,7 @@ def tie(
 
   Args:
     sites: the linear modules, in order.
-    ties: ends of paths that are tied wherever they stand beside each other; see `adapt`.
+    ties: ends of paths that are fused wherever they stand beside each other; see `adapt`.
     spaces: the space of every site, by its name.
 
   Returns:
@@ -219,15 +219,15 @@ def tie(
     ValueError: a tie finds no sites, or sites that do not fit each other.
   """
   by_name = {site.name: site for site in sites}
-  tied: dict[str, tuple[Site, ...]] = {}
+  fused: dict[str, tuple[Site, ...]] = {}
   for ends in map(tuple, ties):
     for members in _members_of_tie(ends, by_name, spaces):
       for site in members:
-        if site.name in tied:
+        if site.name in fused:
           raise ValueError(f'{site.name} is in two ties; a layer can be in only one.')
-        tied[site.name] = members
+        fused[site.name] = members
   # A tie is met once a member; a dictionary keeps the first place.
-  return list(dict.fromkeys(tied.get(site.name, (site,)) for site in sites))
+  return list(dict.fromkeys(fused.get(site.name, (site,)) for site in sites))
 
 
 def _members_of_tie(
@@ -297,7 +297,7 @@ def spec_of(groups: Sequence[Group]) -> Spec:
 
 
 def parts_read(
-  groups: Sequence[Group], spec: Spec, genome: np.ndarray, supports: Any
+  groups: Sequence[Group], spec: Spec, genome: np.ndarray, adapter: Any
 ) -> Iterator[tuple[str, str, Any, tuple[int | slice, ...]]]:
   """For every layer and array that a structure reads: their names, the array, the part of it.
 
@@ -305,28 +305,28 @@ def parts_read(
     groups: the adapted layers.
     spec: their rows.
     genome: the structure, int [rows, 5].
-    supports: the `glora` collection.
+    adapter: the `glora` collection.
   """
   for group in groups:
-    own = group.own(supports)
+    own = group.own(adapter)
     for index, row in group.slices():
       for name, part in group.used_parts(genome[row].tolist()).items():
         yield spec.layers[row].name, name, own[name], (*index, *part)
 
 
-def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str, Any]:
+def cut(groups: Sequence[Group], adapter: Any, genome: np.ndarray) -> dict[str, Any]:
   """Supports of the ranks that a genome reads, as nested dictionaries.
 
   Args:
     groups: the adapted layers.
-    supports: the `glora` collection; an array that needs no cut is returned itself.
+    adapter: the `glora` collection; an array that needs no cut is returned itself.
     genome: concrete, int [rows, 5].
 
   Raises:
     ValueError: the supports are of other layers, or of a structure with lower ranks.
   """
-  check_storage(groups, supports, genome)
-  flat = flatten(supports)
+  check_storage(groups, adapter, genome)
+  flat = flatten(adapter)
   for group in groups:
     read = group.read_by(genome)
     for name in RANK_AXES:
@@ -336,9 +336,9 @@ def cut(groups: Sequence[Group], supports: Any, genome: np.ndarray) -> dict[str,
   return flax.traverse_util.unflatten_dict(flat)
 
 
-def cut_to(ranks: Mapping[str, int], supports: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def cut_to(ranks: Mapping[str, int], adapter: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """The supports of some names, cut to their ranks; 0 is that of those without ranks."""
-  return {name: _first_ranks(name, supports[name], rank) for name, rank in ranks.items()}
+  return {name: _first_ranks(name, adapter[name], rank) for name, rank in ranks.items()}
 
 
 def _first_ranks(name: str, value: Any, rank: int) -> Any:
@@ -348,31 +348,31 @@ def _first_ranks(name: str, value: Any, rank: int) -> Any:
   return value[(..., slice(rank), *[slice(None)] * (-1 - axis))]
 
 
-def check_storage(groups: Sequence[Group], supports: Any, genomes: Any = None) -> None:
+def check_storage(groups: Sequence[Group], adapter: Any, genomes: Any = None) -> None:
   """Checks that supports are those of the layers, and hold all that genomes read.
 
   Args:
     groups: the adapted layers.
-    supports: the `glora` collection.
+    adapter: the `glora` collection.
     genomes: int [..., rows, 5]; where they are traced, or None, all supports must be there, in any
       rank.
 
   Raises:
-    ValueError: see `check_supports`.
+    ValueError: see `check_adapter`.
   """
   is_known = genomes is not None and not isinstance(genomes, jax.core.Tracer)
   needed = [group.read_by(np.asarray(genomes)) for group in groups] if is_known else None
-  check_supports(groups, supports, needed)
+  check_adapter(groups, adapter, needed)
 
 
-def check_supports(
-  groups: Sequence[Group], supports: Any, needed: Sequence[Mapping[str, int]] | None
+def check_adapter(
+  groups: Sequence[Group], adapter: Any, needed: Sequence[Mapping[str, int]] | None
 ) -> None:
   """Checks that supports are those of the layers, and are stored in the ranks that are needed.
 
   Args:
     groups: the adapted layers.
-    supports: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
+    adapter: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
     needed: for each group its supports that must be there, with the least rank; None for all, in
       any rank.
 
@@ -380,10 +380,10 @@ def check_supports(
     ValueError: the supports are of other layers or of another space, or of a structure with fewer
       forms or lower ranks; the sentence names what differs, or the layer.
   """
-  given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(supports).items()}
+  given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(adapter).items()}
   expected, cut_off = {}, []
   for number, group in enumerate(groups):
-    shapes = group.support_shapes()
+    shapes = group.adapter_shapes()
     ranks = dict.fromkeys(shapes, 0) if needed is None else needed[number]
     for name, shape in shapes.items():
       path = path_name((*group.path, name))
@@ -394,7 +394,7 @@ def check_supports(
         axis, rank = RANK_AXES[name] % len(shape), ranks.get(name, 0)
         shape = (*shape[:axis], min(stored[axis], shape[axis]), *shape[axis + 1 :])
         if stored[axis] < rank:
-          cut_off.append((rank, SUPPORTS[name].tensor, group.name, stored[axis]))
+          cut_off.append((rank, ADAPTER[name].tensor, group.name, stored[axis]))
       expected[path] = jax.ShapeDtypeStruct(shape, np.float32)
   if problems := '; '.join(differences(given, expected)):
     most = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'

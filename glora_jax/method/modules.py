@@ -32,6 +32,7 @@ import numpy as np
 
 from glora_jax.files import first_line
 from glora_jax.method import equation
+from glora_jax.method.adapter import adapter_shapes
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.rules import Deferred, defer, fold, merge_kernels
@@ -45,7 +46,6 @@ from glora_jax.method.site import (
   lay_beside,
   linear_layout,
 )
-from glora_jax.method.supports import support_shapes
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import Path, flatten, map_with_path, replace
@@ -298,19 +298,19 @@ def _run(layout: Layout, ranks: tuple[int, ...], goes_by_output: bool, call: Mod
   """
   module, kernel, bias = call.module, call.params['kernel'], call.params.get('bias')
   stack, inputs, outputs = layout.sizes(kernel.shape)
-  shapes = support_shapes(inputs, outputs, ranks=(-1,), tied=False) | {'alleles': (5,)}
+  shapes = adapter_shapes(inputs, outputs, ranks=(-1,), shared=False) | {'forms': (5,)}
   # Of the kernel that the module sees, with its own stack axes first; stored in any rank.
-  supports = {name: value.reshape(stack + shapes[name]) for name, value in call.leaves.items()}
-  alleles = supports.pop('alleles')
-  if not jnp.issubdtype(alleles.dtype, jnp.integer):  # of a model that casts all that it is given
-    alleles = alleles.astype(jnp.int8)
+  adapter = {name: value.reshape(stack + shapes[name]) for name, value in call.leaves.items()}
+  forms = adapter.pop('forms')
+  if not jnp.issubdtype(forms.dtype, jnp.integer):  # of a model that casts all that it is given
+    forms = forms.astype(jnp.int8)
 
   # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
   plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
   arguments = [*call.args, *call.kwargs.values()]  # of any but its one, it says what is wrong
   if plain and goes_by_output and len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}:
-    return _dense(module, arguments[0], kernel, bias, supports, alleles, ranks)
-  return call.with_params(kernel=merge_kernels(kernel, supports, alleles, layout, ranks))
+    return _dense(module, arguments[0], kernel, bias, adapter, forms, ranks)
+  return call.with_params(kernel=merge_kernels(kernel, adapter, forms, layout, ranks))
 
 
 def _dense(
@@ -337,11 +337,11 @@ def _dense(
 def graft(
   groups: Sequence[Group],
   params: Any,
-  supports: Any,
+  adapter: Any,
   genome: jax.Array,
   fixed: np.ndarray | None = None,
 ) -> tuple[Any, dict[str, Callable[[ModuleCall], Any]]]:
-  """Params with supports and alleles beside their kernels, stacked as these are.
+  """Params with supports and forms beside their kernels, stacked as these are.
 
   They go into `params` itself, since a third-party `nn.scan` may hand on no other collection. What
   the model also reads by other ways than its modules' calls is folded at once. So are biases: on
@@ -350,7 +350,7 @@ def graft(
   Args:
     groups: the adapted layers.
     params: parameters of the model.
-    supports: the `glora` collection.
+    adapter: the `glora` collection.
     genome: int [rows, 5]; may be traced.
     fixed: the genome where it is known when tracing.
 
@@ -358,14 +358,14 @@ def graft(
     The params, and what `intercept` does with each graft in them, by its key.
   """
   others = [group for group in groups if not any(site.shared for site in group.members)]
-  params = fold([group for group in groups if group not in others], params, supports, genome)
+  params = fold([group for group in groups if group not in others], params, adapter, genome)
   kernels, runs = flatten(params), {}
-  params = defer(others, params, supports, genome, fixed)
+  params = defer(others, params, adapter, genome, fixed)
   for site in (site for group in others for site in group.members):
     kernel = site.kernel(params)
     if isinstance(kernel, Deferred):
       params = replace(params, site.kernel_path, kernels[site.kernel_path])
-      leaves = {'alleles': kernel.alleles, **kernel.supports}
+      leaves = {'forms': kernel.forms, **kernel.adapter}
       static = site.local, kernel.plan.ranks, kernel.plan.goes_by_output
       params, run = put_beside(params, site, leaves, functools.partial(_run, *static))
       runs |= run

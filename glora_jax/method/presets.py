@@ -55,7 +55,7 @@ _INDEX = re.compile(r'\[([\d,]+)\]$')
 _NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
 
-# The methods that GLoRA contains, and the largest structure of all: the alleles that are not none,
+# The methods that GLoRA contains, and the largest structure of all: the forms that are not none,
 # alike in all layers of the place. 'lora' is that of the name's rank, or else of the largest.
 PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'linear': {},
@@ -145,7 +145,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
       regular expression that is searched in the layers' names.
 
   Returns:
-    Canonical genome, int8 [rows, 5]. It has its alleles even where the space offers a search fewer.
+    Canonical genome, int8 [rows, 5]. It has its forms even where the space offers a search fewer.
 
   Raises:
     ValueError: the name is unknown, the space lacks its rank, no layer is in its place, or the
@@ -165,12 +165,12 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, but no adapted layer has one.")
-  alleles, rank = dict(PRESETS[parsed.base]), parsed.rank
+  forms, rank = dict(PRESETS[parsed.base]), parsed.rank
   if rank is not None:
-    alleles = {t: f'lora:{rank}' if form == 'lora' else form for t, form in alleles.items()}
+    forms = {t: f'lora:{rank}' if form == 'lora' else form for t, form in forms.items()}
   genome = np.zeros((len(spec), len(TENSORS)), np.int8)
   for row in rows:
-    genome[row] = codes_of(spec.layers[row], alleles)
+    genome[row] = codes_of(spec.layers[row], forms)
   return canonicalize(spec, genome)
 
 
@@ -201,7 +201,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
   Args:
     spec: the layers.
     choices: by regular expression (searched in a layer's name), the name of a preset, or the
-      alleles by tensor as names or codes ('lora' is the largest rank). The first pattern that is
+      forms by tensor as names or codes ('lora' is the largest rank). The first pattern that is
       found in a name decides; a layer that none is found in gets none. A preset is that of all
       layers that its pattern decides, and its place is among them.
 
@@ -209,7 +209,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     Canonical genome, int8 [rows, 5].
 
   Raises:
-    ValueError: a pattern matches no layer or is no regular expression, or a tensor, allele or
+    ValueError: a pattern matches no layer or is no regular expression, or a tensor, form or
       preset does not exist.
 
   Example:
@@ -422,7 +422,7 @@ def smallest_space(structure: Structure | None) -> SearchSpace:
 
 
 def _ranks(structure: Any) -> Iterator[int]:
-  """The ranks that a structure names, in any order; an allele 'lora:4' reads as the preset does."""
+  """The ranks that a structure names, in any order; a form 'lora:4' reads as the preset does."""
   if isinstance(structure, str):
     rank = parse_preset_name(structure).rank if begins_as_preset(structure) else None
     yield from () if rank is None else (rank,)

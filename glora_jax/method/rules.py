@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import equation
+from glora_jax.method.adapter import ADAPTER, of_tensors
 from glora_jax.method.genomes import goes_by_output, occurring
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import is_quantized, spread, taken_out
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
-from glora_jax.method.supports import SUPPORTS, of_tensors
 from glora_jax.method.trace.view import View
 from glora_jax.tree import Path, flatten, update
 
@@ -35,8 +35,8 @@ Gather = Callable[[jax.Array], jax.Array]  # makes an array whole on every devic
 @functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'product'), inline=True)
 def merge_kernels(
   kernel: jax.Array,
-  supports: Mapping[str, Any],
-  alleles: jax.Array,
+  adapter: Mapping[str, Any],
+  forms: jax.Array,
   layout: Layout,
   ranks: tuple[int, ...],
   product: equation.Product | None = None,
@@ -45,8 +45,8 @@ def merge_kernels(
 
   Args:
     kernel: kernel of a layer or of a stack of layers.
-    supports: their supports of A and B, with the layout's stack axes first.
-    alleles: their alleles, int [stack..., 5].
+    adapter: their supports of A and B, with the layout's stack axes first.
+    forms: their forms, int [stack..., 5].
     layout: which axes of the kernel and bias are stack, input and output.
     ranks: LoRA ranks that the codes stand for.
     product: of the two factors of a LoRA, as of `equation.effective_kernel`.
@@ -56,7 +56,7 @@ def merge_kernels(
   """
   function = functools.partial(equation.effective_kernel, ranks=ranks, product=product)
   matrices = layout.matrices(kernel)
-  merged = over_stack(function, len(layout.stack))(matrices, supports, alleles)
+  merged = over_stack(function, len(layout.stack))(matrices, adapter, forms)
   return layout.kernel(merged, kernel.shape)
 
 
@@ -64,8 +64,8 @@ def merge_kernels(
 def merge_biases(
   kernel: jax.Array,
   bias: jax.Array,
-  supports: Mapping[str, Any],
-  alleles: jax.Array,
+  adapter: Mapping[str, Any],
+  forms: jax.Array,
   layout: Layout,
   ranks: tuple[int, ...],
 ) -> jax.Array:
@@ -73,20 +73,20 @@ def merge_biases(
   if not is_quantized(kernel):
     function = functools.partial(equation.effective_bias, ranks=ranks)
     vectors = over_stack(function, len(layout.stack))(
-      layout.matrices(kernel), layout.vectors(bias), supports, alleles
+      layout.matrices(kernel), layout.vectors(bias), adapter, forms
     )
     return layout.bias(vectors, bias.shape)
 
   @jax.checkpoint
   def layer(arguments: Any) -> Any:  # of a stack that is quantized one at a time is taken out
-    kernel, bias, supports, alleles = arguments
+    kernel, bias, adapter, forms = arguments
     matrix = taken_out(kernel).reshape(-1, bias.size)
-    return equation.effective_bias(matrix, bias, supports, alleles, ranks)
+    return equation.effective_bias(matrix, bias, adapter, forms, ranks)
 
   for _ in layout.stack:
     layer = functools.partial(jax.lax.map, layer)
   kernel = spread(kernel, layout.stack).transpose(layout.stack + layout.inputs + layout.outputs)
-  return layout.bias(layer((kernel, layout.vectors(bias), supports, alleles)), bias.shape)
+  return layout.bias(layer((kernel, layout.vectors(bias), adapter, forms)), bias.shape)
 
 
 def over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
@@ -161,7 +161,7 @@ def _after(number: int, order: Sequence[int]) -> tuple[int, ...]:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=('kernel', 'supports', 'alleles', 'slot'),
+  data_fields=('kernel', 'adapter', 'forms', 'slot'),
   meta_fields=('plan',),
 )
 @dataclasses.dataclass(frozen=True)
@@ -170,16 +170,16 @@ class Deferred:
 
   Attributes:
     kernel: float [stack..., inputs..., outputs...], in its own type, or a quantized array.
-    supports: supports of A and B, [stack..., ...]; none of a quantized array that is not adapted.
-    alleles: int [stack..., 5]; None without supports.
+    adapter: supports of A and B, [stack..., ...]; none of a quantized array that is not adapted.
+    forms: int [stack..., 5]; None without supports.
     plan: what is static of it.
     slot: of supports [stack..., slots, ...] those that are used, int [stack...]; None where there
       are no slots.
   """
 
   kernel: Any
-  supports: Mapping[str, jax.Array]
-  alleles: Any
+  adapter: Mapping[str, jax.Array]
+  forms: Any
   plan: Plan
   slot: jax.Array | None = None
 
@@ -187,18 +187,18 @@ class Deferred:
   def whole(
     cls,
     kernel: jax.Array,
-    supports: Mapping[str, jax.Array],
-    alleles: Any,
+    adapter: Mapping[str, jax.Array],
+    forms: Any,
     layout: Layout,
     ranks: tuple[int, ...],
     goes_by_output: bool,
   ) -> Deferred:
-    """A kernel in the model's own shape, deferred; supports and alleles have stack axes first."""
+    """A kernel in the model's own shape, deferred; supports and forms have stack axes first."""
     axes = layout.stack, layout.inputs, layout.outputs
     if is_quantized(kernel):
       kernel = spread(kernel, layout.stack)
     plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
-    return cls(kernel.transpose(sum(axes, ())), supports, alleles, plan)
+    return cls(kernel.transpose(sum(axes, ())), adapter, forms, plan)
 
   @property
   def is_packed(self) -> bool:
@@ -221,19 +221,19 @@ class Deferred:
 
   def cast(self, dtype: Any) -> Deferred:
     """The same in another type: one that is only gathered at once, so that fewer bytes are sent."""
-    if self.supports or self.is_packed:
+    if self.adapter or self.is_packed:
       return self.planned(casts=(*self.plan.casts, np.dtype(dtype)))
     return self.map(lambda kernel: kernel.astype(dtype)).planned(casts=())
 
   def map(self, function: Callable[[jax.Array], jax.Array]) -> Deferred:
-    """The same with a function of the kernel, every support and the alleles in their places."""
+    """The same with a function of the kernel, every support and the forms in their places."""
     return jax.tree.map(function, self)
 
 
 def defer(
   groups: Sequence[Group],
   params: Any,
-  supports: Any,
+  adapter: Any,
   genome: jax.Array,
   fixed: np.ndarray | None = None,
   slot: jax.Array | None = None,
@@ -244,7 +244,7 @@ def defer(
   Args:
     groups: the adapted layers.
     params: parameters of the model; any pytree.
-    supports: the `glora` collection.
+    adapter: the `glora` collection.
     genome: int [rows, 5]; may be traced.
     fixed: the genome where it is known when tracing.
     slot: which of supports with an axis of slots after the stack's are used; None without one.
@@ -255,7 +255,7 @@ def defer(
     path: not_adapted(array, leaves[path].dtype) for path, array in packed.items()
   }
   for group in groups:
-    alleles, ranks = group.alleles(genome), group.space.ranks
+    forms, ranks = group.forms(genome), group.space.ranks
     used, by_outputs = set(TENSORS), False
     if fixed is not None:
       in_use = occurring(fixed[np.array(group.rows)])
@@ -263,15 +263,15 @@ def defer(
       by_outputs = goes_by_output(in_use)
     of_kernel = used & set(WEIGHT_TENSORS)
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
-    for site, part in group.of_members(group.own(supports)):
+    for site, part in group.of_members(group.own(adapter)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - of_kernel)
       array = packed.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
-        rest = bias, _picked(of_bias, own_slot), alleles, site.layout, ranks
+        rest = bias, _picked(of_bias, own_slot), forms, site.layout, ranks
         new[site.bias_path] = merge_biases(array, *rest)
       if part := of_tensors(part, of_kernel):
-        deferred = Deferred.whole(array, part, alleles, site.layout, ranks, by_outputs)
+        deferred = Deferred.whole(array, part, forms, site.layout, ranks, by_outputs)
         deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
   return update(params, new)
@@ -289,16 +289,16 @@ def not_adapted(array: Any, dtype: np.dtype) -> Deferred:
   return deferred.planned(casts=(dtype,))
 
 
-def _picked(supports: Mapping[str, jax.Array], slot: jax.Array | None) -> Mapping[str, jax.Array]:
+def _picked(adapter: Mapping[str, jax.Array], slot: jax.Array | None) -> Mapping[str, jax.Array]:
   """The supports of one slot, each layer's where there are several."""
   if slot is None:
-    return supports
+    return adapter
   pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
   pick = over_stack(pick, slot.ndim)
-  return {name: pick(value, slot) for name, value in supports.items()}
+  return {name: pick(value, slot) for name, value in adapter.items()}
 
 
-def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array) -> Any:
+def fold(groups: Sequence[Group], params: Any, adapter: Any, genome: jax.Array) -> Any:
   """Params with all supports merged into kernels and biases; arguments as of `defer`.
 
   Returns:
@@ -308,7 +308,7 @@ def fold(groups: Sequence[Group], params: Any, supports: Any, genome: jax.Array)
   def folded(leaf: Any) -> Any:
     return merged(leaf, equation.low_rank_product) if isinstance(leaf, Deferred) else leaf
 
-  deferred = defer(groups, params, supports, genome)
+  deferred = defer(groups, params, adapter, genome)
   return jax.tree.map(folded, deferred, is_leaf=lambda leaf: isinstance(leaf, Deferred))
 
 
@@ -323,8 +323,8 @@ def merged(
     gather: makes an array whole on every device; None where all are.
   """
   plan, kernel = deferred.plan, _whole(deferred.kernel, gather)
-  if deferred.supports:
-    arrays = kernel, _picked(deferred.supports, deferred.slot), deferred.alleles
+  if deferred.adapter:
+    arrays = kernel, _picked(deferred.adapter, deferred.slot), deferred.forms
     kernel = merge_kernels(*arrays, plan.layout, plan.ranks, product)
   return _cast(plan, plan.laid(kernel, range(len(plan.view.dims))))
 
@@ -387,7 +387,7 @@ def by_output(
   def layer(x: jax.Array, one: Deferred) -> jax.Array:
     run = jax.checkpoint(product) if gather or one.is_packed else product
     by_form = equation.layer_by_output if is_layer else equation.transposed_by_output
-    arguments = run, x, one.kernel, _picked(one.supports, one.slot), one.alleles
+    arguments = run, x, one.kernel, _picked(one.adapter, one.slot), one.forms
     return by_form(*arguments, plan.ranks, params['precision'])
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]
@@ -443,11 +443,11 @@ def by_rows(
   found = base(table.kernel)
   layout = Layout((), tuple(dim for dim in range(found.ndim) if dim != width), (width,))
   of_slots = rows if table.slot is None else jax.vmap(rows)
-  by_row = {name for name in table.supports if SUPPORTS[name].axes[0] == 'in'}
-  own = {name: of_slots(v) if name in by_row else v for name, v in table.supports.items()}
+  by_row = {name for name in table.adapter if ADAPTER[name].axes[0] == 'in'}
+  own = {name: of_slots(v) if name in by_row else v for name, v in table.adapter.items()}
   own = _picked(own, table.slot)
-  supports = {name: layout.matrices(v) if name in by_row else v for name, v in own.items()}
-  merged = _cast(plan, merge_kernels(found, supports, table.alleles, layout, plan.ranks))
+  adapter = {name: layout.matrices(v) if name in by_row else v for name, v in own.items()}
+  merged = _cast(plan, merge_kernels(found, adapter, table.forms, layout, plan.ranks))
   if params.get('mode') != jax.lax.GatherScatterMode.FILL_OR_DROP:
     return merged
   fill, is_there = params['fill_value'], rows(jnp.ones((table.kernel.shape[0], 1))) > 0

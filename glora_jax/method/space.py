@@ -1,4 +1,4 @@
-"""What may be chosen: the alleles on offer, and the layers of a genome."""
+"""What may be chosen: the forms on offer, and the layers of a genome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from glora_jax.checks import listed, plain, shown, validate, whole_number
-from glora_jax.method.supports import (
+from glora_jax.method.adapter import (
   FLAT_FORMS,
   LORA_TENSORS,
   TENSORS,
@@ -27,17 +27,17 @@ _SCALES = 1e-10, 1e10
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-  """The alleles on offer.
+  """The forms on offer.
 
   Attributes:
     ranks: LoRA ranks, ascending; the largest is the size of the storage.
-    A: alleles on offer for A, as codes or names ('none', 'constant', 'vector', 'lora:4' or, where
+    A: forms on offer for A, as codes or names ('none', 'constant', 'vector', 'lora:4' or, where
       there is one rank, 'lora'); None offers all.
     B: the same for B.
     C: the same for C.
     D: the same for D.
     E: the same for E.
-    tied: whether all forms of a tensor share storage, as in the official code.
+    shared: whether all forms of a tensor share storage, as in the official code.
     scale: factor on LoRAs of B, alpha / rank in other libraries.
     one_shift: whether random structures have C or E in a layer but never both, and C only where a
       layer has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller
@@ -45,7 +45,7 @@ class SearchSpace:
 
   Raises:
     ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, an
-      allele that does not exist, a scale that is not from 1e-10 to 1e10, or one_shift where C or E
+      form that does not exist, a scale that is not from 1e-10 to 1e10, or one_shift where C or E
       cannot be none.
 
   Example:
@@ -62,13 +62,13 @@ class SearchSpace:
   C: tuple[int, ...] | None = None
   D: tuple[int, ...] | None = None
   E: tuple[int, ...] | None = None
-  tied: bool = True
+  shared: bool = True
   one_shift: bool = False
   scale: float = 1.0
 
   def __post_init__(self):
     object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
-    for name in ('tied', 'one_shift'):
+    for name in ('shared', 'one_shift'):
       object.__setattr__(self, name, validate(getattr(self, name), bool, name))
     scale = validate(self.scale, float, 'scale', least=_SCALES[0], most=_SCALES[1])
     object.__setattr__(self, 'scale', scale)
@@ -102,30 +102,30 @@ class SearchSpace:
     return cls(ranks, A=(0, 2, *loras), B=(0, *loras), C=(0, 1), D=(0,), E=(0, 2), one_shift=True)
 
   def _codes(self, tensor: Tensor, offered: Any) -> tuple[int, ...]:
-    """The codes of the alleles that a user offers by code or by name, ascending."""
+    """The codes of the forms that a user offers by code or by name, ascending."""
     names = self.names(tensor)
     if offered is None:
       return tuple(range(len(names)))
-    alleles = _as_tuple(offered)
-    codes = [code for allele in alleles if (code := self.code(tensor, allele)) is not None]
-    if not codes or len(codes) < len(alleles):
+    forms = _as_tuple(offered)
+    codes = [code for form in forms if (code := self.code(tensor, form)) is not None]
+    if not codes or len(codes) < len(forms):
       raise ValueError(
         f'{tensor}={shown(offered)} is not a choice among {", ".join(names)} '
         f'(codes 0 to {len(names) - 1}).'
       )
     return tuple(sorted(set(codes)))
 
-  def code(self, tensor: Tensor, allele: str | int) -> int | None:
-    """The code of an allele that is given by name or by code; None where there is no such allele.
+  def code(self, tensor: Tensor, form: str | int) -> int | None:
+    """The code of a form that is given by name or by code; None where there is no such form.
 
     'lora' is the LoRA of the one rank, and means nothing where there are several.
     """
     names = self.names(tensor)
-    if allele == 'lora' and len(self.ranks) == 1 and tensor in LORA_TENSORS:
+    if form == 'lora' and len(self.ranks) == 1 and tensor in LORA_TENSORS:
       return len(names) - 1
-    if isinstance(allele, str):
-      return names.index(allele) if allele in names else None
-    code = whole_number(allele)
+    if isinstance(form, str):
+      return names.index(form) if form in names else None
+    code = whole_number(form)
     return code if code in range(len(names)) else None
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ class Layer:
     in_features: inputs of the layer.
     out_features: outputs of the layer.
     bias: whether the layer has a bias, without which C, D and E have nowhere to go.
-    space: the alleles on offer.
+    space: the forms on offer.
 
   Raises:
     TypeError: a value has another type.
@@ -223,8 +223,8 @@ class Layer:
     codes = tuple(range(len(self.space.names(tensor))))
     if not self._has(tensor):
       return (0,) * len(codes)
-    # One output: a vector is one number, and in tied storage the very same one.
-    if self.out_features == 1 and self.space.tied and tensor != 'C':
+    # One output: a vector is one number, and in shared storage the very same one.
+    if self.out_features == 1 and self.space.shared and tensor != 'C':
       return tuple(1 if code == 2 else code for code in codes)
     return codes
 

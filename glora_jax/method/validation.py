@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.checks import listed, shown, validate
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.space import SearchSpace, Spec
-from glora_jax.method.supports import COLLECTION
 
 # Times a layer's longer side that a rank may be: the default rank goes with a layer of one number.
 _MOST_RANK_TO_SIDE = 4

@@ -20,10 +20,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.site import Layout, Site, lay_beside
-from glora_jax.method.supports import SUPPORTS
 from glora_jax.nnx.variables import Support
 
 # Metadata of a kernel that what lies beside it has, too.
@@ -39,7 +39,7 @@ class Static:
 
   Attributes:
     group: the layers.
-    in_use: the alleles that may occur.
+    in_use: the forms that may occur.
     mesh: devices that the kernels are sharded over; None where each holds them whole.
     is_fixed: whether the model has one structure alone.
   """
@@ -56,8 +56,8 @@ class Static:
     return f'Static({self.group.name})'
 
   @functools.cached_property
-  def only_alleles(self) -> np.ndarray | None:
-    """The alleles [5] where there is no choice, known when tracing; None where there is one."""
+  def only_forms(self) -> np.ndarray | None:
+    """The forms [5] where there is no choice, known when tracing; None where there is one."""
     is_one = max(map(len, self.in_use)) == 1
     return np.array(self.in_use, np.int8)[:, 0] if is_one else None
 
@@ -69,27 +69,27 @@ class Adapter(nnx.Pytree):
 
   Args:
     static: what is static of it.
-    supports: arrays by name, [stack..., ...], of which it stores what some allele reads.
-    alleles: int8 [stack..., 5].
+    supports: arrays by name, [stack..., ...], of which it stores what some form reads.
+    forms: int8 [stack..., 5].
     kernel: variable of the first layer's kernel, whose metadata and devices they share.
-    genome_type: type of the variable of the alleles.
+    genome_type: type of the variable of the forms.
 
   Attributes:
-    genome: the alleles, with the static in their metadata.
+    genome: the forms, with the static in their metadata.
   """
 
   def __init__(
     self,
     static: Static,
-    supports: Mapping[str, jax.Array],
-    alleles: Any,
+    arrays: Mapping[str, jax.Array],
+    forms: Any,
     kernel: nnx.Variable,
     genome_type: type[nnx.Variable],
   ):
     beside = functools.partial(_beside, static.group.members[0], kernel)
-    self.genome = beside(genome_type, jnp.asarray(alleles, jnp.int8), (None,), static=static)
-    for name, value in cut_to(static.group.stored_for(static.in_use), supports).items():
-      setattr(self, name, beside(Support, value, SUPPORTS[name].axes))
+    self.genome = beside(genome_type, jnp.asarray(forms, jnp.int8), (None,), static=static)
+    for name, value in cut_to(static.group.stored_for(static.in_use), arrays).items():
+      setattr(self, name, beside(Support, value, ADAPTER[name].axes))
 
   @property
   def static(self) -> Static:
@@ -104,25 +104,25 @@ class Adapter(nnx.Pytree):
   @property
   def variables(self) -> dict[str, nnx.Variable]:
     """The variables of the supports, by name."""
-    return {name: value for name, value in vars(self).items() if name in SUPPORTS}
+    return {name: value for name, value in vars(self).items() if name in ADAPTER}
 
   @property
-  def supports(self) -> dict[str, jax.Array]:
+  def arrays(self) -> dict[str, jax.Array]:
     """The whole supports, [stack..., ...]."""
     site = self.group.members[0]
-    return _supports(self, site.layout, site.stack_shape)
+    return _adapter(self, site.layout, site.stack_shape)
 
   @property
-  def alleles(self) -> jax.Array:
-    """The whole alleles, [stack..., 5]."""
+  def forms(self) -> jax.Array:
+    """The whole forms, [stack..., 5]."""
     site = self.group.members[0]
     return stack_first(self.genome.get_value(), site.layout, site.stack_shape, 1)
 
 
-def fix_alleles(adapter: Adapter, genome: np.ndarray) -> None:
+def fix_forms(adapter: Adapter, genome: np.ndarray) -> None:
   """Leaves of an adapter's supports what its genome int [rows, 5] reads."""
   in_use = occurring(genome[list(adapter.group.rows)])
-  stored = cut_to(adapter.group.stored_for(in_use), adapter.supports)
+  stored = cut_to(adapter.group.stored_for(in_use), adapter.arrays)
   for name, variable in adapter.variables.items():
     if name in stored:
       set_beside(adapter, variable, stored[name])
@@ -138,23 +138,23 @@ def left(
   """What a member merges into what is left of its kernel.
 
   Returns:
-    The layout of what is left, and with its stack axes first its supports and its alleles.
+    The layout of what is left, and with its stack axes first its supports and its forms.
   """
   group, static = adapter.group, adapter.static
   taken = taken_axes(group.members[member], kernel.shape)
   local, home = (group.members[number].layout.below(taken) for number in (member, 0))
   stack, *_ = local.sizes(kernel.shape)
-  alleles = stack_first(adapter.genome.get_value(), home, stack, 1)
-  if static.only_alleles is not None:
-    alleles = jnp.broadcast_to(static.only_alleles, alleles.shape)
-  _, supports = list(group.of_members(_supports(adapter, home, stack)))[member]
-  return local, supports, alleles
+  forms = stack_first(adapter.genome.get_value(), home, stack, 1)
+  if static.only_forms is not None:
+    forms = jnp.broadcast_to(static.only_forms, forms.shape)
+  _, arrays = list(group.of_members(_adapter(adapter, home, stack)))[member]
+  return local, arrays, forms
 
 
-def _supports(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
+def _adapter(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
   """What is left of the supports, with its stack axes first."""
   return {
-    name: stack_first(variable.get_value(), layout, stack, len(SUPPORTS[name].axes))
+    name: stack_first(variable.get_value(), layout, stack, len(ADAPTER[name].axes))
     for name, variable in adapter.variables.items()
   }
 

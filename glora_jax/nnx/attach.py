@@ -13,6 +13,7 @@ from flax import nnx
 from glora_jax.checks import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.genomes import largest_genome, occurring
 from glora_jax.method.presets import Structure, genome_of, read_structure, smallest_space
 from glora_jax.method.quantized import as_computed_with, is_quantized
@@ -20,8 +21,7 @@ from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, SearchSpace
-from glora_jax.method.supports import COLLECTION
-from glora_jax.nnx.adapter import Adapter, Static, fix_alleles
+from glora_jax.nnx.adapter import Adapter, Static, fix_forms
 from glora_jax.nnx.base import remember_base
 from glora_jax.nnx.functional import by_use, check_model, params, trace_call
 from glora_jax.nnx.live import adapters, set_genome, spec
@@ -59,7 +59,7 @@ def attach(
       `nnx.eval_shape` gets supports; fill its other values with `nnx.update`.
     *inputs: example inputs; only shapes and dtypes matter.
     structure: the structure to train; see `glora_jax.adapt`. None leaves it free.
-    space: the alleles on offer; see `glora_jax.adapt`. Tensors that can only be none store nothing.
+    space: the forms on offer; see `glora_jax.adapt`. Tensors that can only be none store nothing.
     scale: factor on LoRAs of B; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
@@ -110,14 +110,14 @@ def attach(
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
   adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
-  attached = _with_supports(model, adapted, random, Genome)
+  attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.
   if any(_may_be_a_stack(group.members[0]) for group in adapted._places.groups):
     try:
       trace_call(attached, inputs, kwargs)
     except ValueError as error:  # a model may scan over `nnx.Param` alone, or along its own axis
       log.info('%s: the genome has to be an nnx.Param; without, %s', type(model).__name__, error)
-      attached = _with_supports(model, adapted, random, ParamGenome)
+      attached = _with_adapter(model, adapted, random, ParamGenome)
       _check_runs(attached, inputs, kwargs)
   remember_base(attached)
   return attached
@@ -156,12 +156,12 @@ def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
   return key
 
 
-def _with_supports(
+def _with_adapter(
   model: Model, adapted: Adapted, key: jax.Array, genome_type: type[Genome]
 ) -> Model:
   """A copy of a model that is attached: supports beside its parameters, its heads marked."""
   model = nnx.clone(model)
-  supports = adapted.init(key, params(model))[COLLECTION]
+  arrays = adapted.init(key, params(model))[COLLECTION]
   genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   insertion = _Insertion(model)
   for group in adapted._places.groups:
@@ -171,7 +171,7 @@ def _with_supports(
       in_use = tuple(map(layer.offered, TENSORS))
     static = Static(group, in_use, is_fixed=adapted.genome is not None)
     kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
-    adapter = Adapter(static, group.own(supports), group.alleles(genome), kernel, genome_type)
+    adapter = Adapter(static, group.own(arrays), group.forms(genome), kernel, genome_type)
     insertion.add(adapter)
   for path in adapted._places.head_paths:
     insertion.mark_head(path)
@@ -278,5 +278,5 @@ def fix(model: Model, structure: Structure) -> Model:
   genome = genome_of(spec(model), structure)
   set_genome(model, genome)
   for adapter in adapters(model):
-    fix_alleles(adapter, genome)
+    fix_forms(adapter, genome)
   return model

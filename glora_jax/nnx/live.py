@@ -16,12 +16,12 @@ from glora_jax import mesh as meshes
 from glora_jax.files import Path as FilePath
 from glora_jax.method import adapter_file, sharding
 from glora_jax.method.adapted import Adapted, Places, check_variables
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.genomes import canonicalize, check_one_genome
-from glora_jax.method.groups import Group, check_supports, spec_of
+from glora_jax.method.groups import Group, check_adapter, spec_of
 from glora_jax.method.presets import genome_of
 from glora_jax.method.quantized import as_computed_with
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.method.supports import COLLECTION
 from glora_jax.nnx.adapter import Adapter, set_beside, set_like
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
@@ -60,14 +60,14 @@ def spec(model: nnx.Module) -> Spec:
 def get_genome(model: nnx.Module) -> np.ndarray:
   """The genome of an attached model, int8 [rows, 5]; raises ValueError if it is traced."""
   found = adapters(model)
-  alleles = [adapter.alleles for adapter in found]
-  if any(isinstance(array, jax.core.Tracer) for array in alleles):
+  forms = [adapter.forms for adapter in found]
+  if any(isinstance(array, jax.core.Tracer) for array in forms):
     raise ValueError(
       'The genome of the model is traced, but its codes are needed here; call this outside of '
       'nnx.jit, nnx.vmap and nnx.grad.'
     )
   rows = np.concatenate([adapter.group.rows for adapter in found])
-  codes = [np.asarray(array).reshape(-1, len(TENSORS)) for array in alleles]
+  codes = [np.asarray(array).reshape(-1, len(TENSORS)) for array in forms]
   return np.concatenate(codes)[rows.argsort()]
 
 
@@ -80,7 +80,7 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
       as `fix` takes it.
 
   Raises:
-    ValueError: the genome does not fit, or has alleles that are not on offer.
+    ValueError: the genome does not fit, or has forms that are not on offer.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -97,11 +97,11 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
   if not isinstance(genome, jax.core.Tracer):
     genome = np.asarray(genome)  # NumPy has nothing to compile
   for adapter in found:
-    set_beside(adapter, adapter.genome, adapter.group.alleles(genome))
+    set_beside(adapter, adapter.genome, adapter.group.forms(genome))
 
 
 def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
-  """Checks that a model can have a genome: that it stores its alleles, or the same by other names.
+  """Checks that a model can have a genome: that it stores its forms, or the same by other names.
 
   Args:
     found: all its sets of supports.
@@ -109,7 +109,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
     call: name of the function that was called.
 
   Raises:
-    ValueError: it does not fit, or has alleles that are not on offer.
+    ValueError: it does not fit, or has forms that are not on offer.
   """
   layers = spec_of([adapter.group for adapter in found])
   check_one_genome(layers, genome, call)
@@ -167,18 +167,18 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     >>> glora_jax.nnx.as_adapted(model)[0].count_params() <= 8
     True
   """
-  adapted, variables = _without_supports(model)
-  supports: dict[str, Any] = {}
+  adapted, variables = _without_adapter(model)
+  arrays: dict[str, Any] = {}
   for adapter in adapters(model):
-    own = adapter.supports
+    own = adapter.arrays
     own = own if adapter.static.is_fixed else _widened(adapter.group, own)
-    supports = replace(supports, adapter.group.path, own)
-  return adapted, {**variables, COLLECTION: supports}
+    arrays = replace(arrays, adapter.group.path, own)
+  return adapted, {**variables, COLLECTION: arrays}
 
 
-def _without_supports(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
+def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   """`as_adapted`, but the variables lack the supports."""
-  found, frozen = adapters(model), Frozen(plain(model, with_supports=False))
+  found, frozen = adapters(model), Frozen(plain(model, with_adapter=False))
   variables, static = frozen.variables(), found[0].static
   groups = tuple(adapter.group for adapter in found)
   adapted = Adapted(
@@ -219,16 +219,16 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
     [1.0, 1.0, 1.0]
   """
   found = adapters(model)
-  adapted, own = _without_supports(model)
+  adapted, own = _without_adapter(model)
   check_variables(adapted, variables)
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
   needed = [adapter.group.stored_for(adapter.static.in_use) for adapter in found]
-  check_supports(adapted._places.groups, variables[COLLECTION], needed)
+  check_adapter(adapted._places.groups, variables[COLLECTION], needed)
   for adapter in found:
-    supports = adapter.group.own(variables[COLLECTION])
+    arrays = adapter.group.own(variables[COLLECTION])
     for name, variable in adapter.variables.items():
-      set_beside(adapter, variable, jnp.asarray(supports[name]))
+      set_beside(adapter, variable, jnp.asarray(arrays[name]))
   heads = {path: get(variables['params'], path) for path in adapted._places.head_paths}
   by_path = by_paths(model)
   for path, value in (heads | flatten(statistics)).items():
@@ -286,7 +286,7 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
     >>> glora_jax.nnx.load_adapter.__name__
     'load_adapter'
   """
-  adapted, variables = _without_supports(model)
+  adapted, variables = _without_adapter(model)
   fixed, loaded = adapter_file.load_adapter(
     path, adapted.fix(None), variables['params'], strict=strict
   )
@@ -296,7 +296,7 @@ def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> N
 
 
 def summary(model: nnx.Module, genome: Any = None) -> str:
-  """A table of the adapted layers of a model: sizes, alleles, trained and total parameters.
+  """A table of the adapted layers of a model: sizes, forms, trained and total parameters.
 
   Args:
     model: an attached model.
@@ -315,15 +315,15 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
     Linear   4    3  none  lora:4  none  none  none       28     15
     trained parameters: 28 in this structure + 0 in heads (186.67% of the model's 15)
   """
-  adapted, _ = _without_supports(model)
+  adapted, _ = _without_adapter(model)
   return adapted.summary(get_genome(model) if genome is None else genome)
 
 
 def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """All supports of a group, with zeros where nothing is stored."""
   widened = {}
-  for name, shape in group.support_shapes().items():
-    value = stored.get(name, jnp.zeros((0,) * len(shape), group.support_dtype))
+  for name, shape in group.adapter_shapes().items():
+    value = stored.get(name, jnp.zeros((0,) * len(shape), group.adapter_dtype))
     missing = np.subtract(shape, value.shape)
     widened[name] = jnp.pad(value, [(0, size) for size in missing]) if missing.any() else value
   return widened

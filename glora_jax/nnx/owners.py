@@ -17,13 +17,13 @@ import jax
 from flax import nnx
 
 from glora_jax.method import program
+from glora_jax.method.adapter import of_tensors
 from glora_jax.method.genomes import goes_by_output
 from glora_jax.method.quantized import is_quantized, taken_out
 from glora_jax.method.rules import Deferred, merge_biases, merge_kernels, not_adapted
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Site
 from glora_jax.method.space import WEIGHT_TENSORS
-from glora_jax.method.supports import of_tensors
 from glora_jax.nnx.adapter import Adapter, left
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
@@ -120,12 +120,12 @@ def fold(model: Model) -> Model:
     >>> type(folded) is nnx.Linear, bool(jnp.allclose(folded(x), linear(x) + 1))
     (True, True)
   """
-  folded = plain(model, with_supports=True)
+  folded = plain(model, with_adapter=True)
   warn_if_base_changed(model)
   return folded
 
 
-def plain(model: Model, *, with_supports: bool) -> Model:
+def plain(model: Model, *, with_adapter: bool) -> Model:
   """The plain model, with its supports folded in or as it was attached; all other state as it is.
 
   Raises:
@@ -139,7 +139,7 @@ def plain(model: Model, *, with_supports: bool) -> Model:
   found = [module for _, module in modules(model)]
   # By the ids of the old ones, which are kept, or their ids would be given to others.
   new: dict[int, tuple[nnx.Variable, nnx.Variable]] = {}
-  for owner in filter(is_owner, found if with_supports else ()):
+  for owner in filter(is_owner, found if with_adapter else ()):
     for param in params_of(owner):
       base = variable_at(owner, param.location)
       if id(base) not in new:
@@ -180,13 +180,13 @@ def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   if not param.adapter:
     return taken_out(kernel)
   adapter: Adapter = vars(owner)[param.adapter]
-  local, supports, alleles = left(adapter, param.member, kernel)
+  local, arrays, forms = left(adapter, param.member, kernel)
   ranks = adapter.group.space.ranks
   if not param.is_kernel:
     bias = variable_at(owner, param.location).get_value()
-    return merge_biases(kernel, bias, supports, alleles, local, ranks)
-  used, kernel = of_tensors(supports, WEIGHT_TENSORS), taken_out(kernel)
-  return merge_kernels(kernel, used, alleles, local, ranks) if used else kernel
+    return merge_biases(kernel, bias, arrays, forms, local, ranks)
+  used, kernel = of_tensors(arrays, WEIGHT_TENSORS), taken_out(kernel)
+  return merge_kernels(kernel, used, forms, local, ranks) if used else kernel
 
 
 def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
@@ -293,8 +293,8 @@ def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwar
   def defer(base: Any) -> Deferred:
     if adapter is None:
       return not_adapted(base, base.dtype)
-    layout, supports, alleles = left(adapter, param.member, base)
-    arrays = base, of_tensors(supports, WEIGHT_TENSORS), alleles
+    layout, arrays, forms = left(adapter, param.member, base)
+    arrays = base, of_tensors(arrays, WEIGHT_TENSORS), forms
     return Deferred.whole(*arrays, layout, adapter.group.space.ranks, by_outputs)
 
   mesh = None if adapter is None else adapter.static.mesh
@@ -314,7 +314,7 @@ def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
     location: variable.replace(values[location]) if location in values else without_role(variable)
     for location, variable in own.items()
   }
-  supports = {name: attributes.pop(name) for name in _added(owner)}
+  arrays = {name: attributes.pop(name) for name in _added(owner)}
   try:
     put(owner, plain)
     _set_class(owner, plain_class(owner))
@@ -322,4 +322,4 @@ def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
   finally:
     _set_class(owner, kind)
     put(owner, own)  # what the call has updated besides, batch statistics for instance, stays
-    attributes.update(supports)
+    attributes.update(arrays)

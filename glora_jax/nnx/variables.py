@@ -64,7 +64,7 @@ class Head(Trained):
 
 
 class Genome(nnx.Variable):
-  """The alleles of a set of supports, int8 [stack..., 5]; not a parameter, and never trained.
+  """The forms of a set of supports, int8 [stack..., 5]; not a parameter, and never trained.
 
   `glora_jax.nnx.set_genome` sets those of a model.
 

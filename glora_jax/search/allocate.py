@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 from glora_jax.checks import validate
 from glora_jax.mesh import require_mesh, settle
 from glora_jax.method.adapted import Adapted, check_variables
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.draws import check_budget
 from glora_jax.method.groups import Group
 from glora_jax.method.sample import check_key
-from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_only_arrays
 from glora_jax.search.allocated import CLEAR, NOISE, Allocation, check_priors, pooled, share_of
 from glora_jax.search.allocation import (
@@ -64,7 +64,7 @@ def allocate(
   parameter are bought until the budget is full (`search.choice`). This trains no supernet and uses
   no validation images.
 
-  It considers the alleles on offer among A none, vector, LoRA; B none, LoRA; C none, vector (the
+  It considers the forms on offer among A none, vector, LoRA; B none, LoRA; C none, vector (the
   vector where a layer has fewer inputs than outputs); E none, vector; and either C or E in a row.
   In a space with only LoRAs of B it gives every layer its rank.
 
@@ -135,7 +135,7 @@ def allocate(
   mean, signal = gradient.run(batches, progress)
   # On two busy cores 48 decompositions of a ViT-B take 3.6 s with BLAS' threads, 0.25 s without.
   with threadpool_limits(1, 'blas'):
-    values, supports = _read_off(gradient, mean, variables[COLLECTION])
+    values, adapter = _read_off(gradient, mean, variables[COLLECTION])
   if not any(part.any() for part in values):
     raise NoGradientError(
       'No adapted layer has a gradient: either the head is all zeros (train it first, as a linear '
@@ -169,11 +169,11 @@ def allocate(
     budget = int(curve.params[curve.knee])
     log.info('No budget given: using the knee of the curve, %s parameters.', f'{budget:,}')
   genome = choose(adapted.spec, values, budget, rho=rho, floor=floor)
-  start = {**variables, COLLECTION: settle(mesh, supports)}
+  start = {**variables, COLLECTION: settle(mesh, adapter)}
   return Allocation(genome, start, adapted.spec, values, curve, budget, proposed, signal, borrowed)
 
 
-def _read_off(gradient: Pass, mean: Mean, supports: Any) -> tuple[Values, Any]:
+def _read_off(gradient: Pass, mean: Mean, adapter: Any) -> tuple[Values, Any]:
   """(values, the supports, whose down factors start on the gradient's directions)."""
   rows: dict[int, Values] = {}
   # Decompositions leave the interpreter to other threads.
@@ -183,14 +183,14 @@ def _read_off(gradient: Pass, mean: Mean, supports: Any) -> tuple[Values, Any]:
       found = list(threads.map(read, range(len(group.rows))))
       for row, gradients in zip(group.rows, found, strict=True):
         rows[row] = row_values(gradients, gradient.max_rank, norm)
-      supports = _aligned(group, supports, found, norm)
+      adapter = _aligned(group, adapter, found, norm)
   ordered = [rows[row] for row in range(len(rows))]
-  return Values(*(np.stack(column) for column in zip(*ordered, strict=True))), supports
+  return Values(*(np.stack(column) for column in zip(*ordered, strict=True))), adapter
 
 
-def _aligned(group: Group, supports: Any, rows: Sequence[RowGradients], norm: float) -> Any:
+def _aligned(group: Group, adapter: Any, rows: Sequence[RowGradients], norm: float) -> Any:
   """The supports with a group's down factors on the gradients' singular vectors."""
-  given = group.own(supports)
+  given = group.own(adapter)
   flat = {
     name: on_host(array).reshape(-1, *array.shape[len(group.stack_shape) :])
     for name, array in given.items()
@@ -203,8 +203,8 @@ def _aligned(group: Group, supports: Any, rows: Sequence[RowGradients], norm: fl
     layers.append(aligned_factors(layer, found, norm))
   for name, array in given.items():
     stacked = np.stack([layer[name] for layer in layers]).reshape(array.shape)
-    supports = replace(supports, (*group.path, name), jnp.asarray(stacked, array.dtype))
-  return supports
+    adapter = replace(adapter, (*group.path, name), jnp.asarray(stacked, array.dtype))
+  return adapter
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:

@@ -175,12 +175,12 @@ def mean_of(losses: Sequence[Values]) -> Values:
 
 
 def aligned_factors(
-  supports: Mapping[str, np.ndarray], directions: Mapping[str, np.ndarray], norm: float
+  adapter: Mapping[str, np.ndarray], directions: Mapping[str, np.ndarray], norm: float
 ) -> dict[str, np.ndarray]:
   """Starting values of one layer: down factors on given directions, all else at the base model.
 
   Args:
-    supports: the layer's supports (`method.supports.support_shapes`).
+    adapter: the layer's supports (`method.adapter.adapter_shapes`).
     directions: orthonormal columns [in, n] for `A_down`, `B_down` or both; columns of these beyond
       the n-th stay as they are, and so does `C_up`, which a LoRA of C alone reads.
     norm: length that the columns get.
@@ -191,7 +191,7 @@ def aligned_factors(
   kept = ('A_down', 'B_down', 'C_up')
   aligned = {
     name: np.array(value) if name in kept else np.zeros_like(value)
-    for name, value in supports.items()
+    for name, value in adapter.items()
   }
   for name, columns in directions.items():
     number = min(columns.shape[-1], aligned[name].shape[-1])

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from glora_jax.method.adapter import num_params
 from glora_jax.method.genomes import canonicalize, count_params, smallest_genome
 from glora_jax.method.space import FLAT_FORMS, TENSORS, WEIGHT_TENSORS, Layer, Spec, Tensor
-from glora_jax.method.supports import num_params
 from glora_jax.search.allocation import UNIT_FORMS, Values
 
 _A, _B, _C, _D, _E = range(len(TENSORS))
@@ -73,10 +73,10 @@ def choose(
   Ranks are nested, a tensor has one form in a row, and of C and E a row takes one, C only where it
   has fewer inputs than outputs. The LoRA of A may take the place of its vector. What is worth
   nothing is never bought, and what no longer fits is passed over: where everything is worth
-  something, the budget is filled as far as the alleles on offer allow.
+  something, the budget is filled as far as the forms on offer allow.
 
   Args:
-    spec: the layers, with their alleles on offer.
+    spec: the layers, with their forms on offer.
     values: see `allocation.Values`.
     budget: most trained parameters.
     rho: a row's rank is at most so many times the rank that every row could have, rounded up.
@@ -186,7 +186,7 @@ def all_options(spec: Spec, values: Values, cap: float = math.inf) -> list[Optio
   """What every row may take, the cheapest on offer of each gene before its others.
 
   Args:
-    spec: the layers, with their alleles on offer.
+    spec: the layers, with their forms on offer.
     values: what that is worth.
     cap: most rank of a LoRA; the smallest rank on offer may always be had.
   """
@@ -250,7 +250,7 @@ def require_something(spec: Spec, budget: float | None) -> None:
     forced = f' in addition to the {least} that cannot be left out' if least else ''
     raise ValueError(
       f'budget={budget} is too small for any unit: the cheapest on offer has {min(extras)} '
-      f'parameters{forced}; raise the budget, or offer cheaper alleles.'
+      f'parameters{forced}; raise the budget, or offer cheaper forms.'
     )
 
 

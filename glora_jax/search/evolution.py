@@ -272,7 +272,7 @@ def mutate(
     spec: the genomes' spec.
     parents: genomes, int8 [parent, layer, 5].
     number: number of children.
-    probability: probability that a gene is drawn anew, uniformly from the alleles on offer.
+    probability: probability that a gene is drawn anew, uniformly from the forms on offer.
 
   Returns:
     The children, int8 [number, layer, 5].

@@ -18,10 +18,10 @@ from glora_jax.checks import shown, validate
 from glora_jax.compiling import reported, staged_like
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call, call_model, check_params, fold_params, run
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.genomes import check_population
 from glora_jax.method.groups import check_storage
 from glora_jax.method.sample import Preprocess, unchanged
-from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import (
   as_numbers,
   check_classes,

@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 from glora_jax.compiling import reported
 from glora_jax.mesh import options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted, call_model
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.forward import Forward, Loss, loss_and_metrics
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
-from glora_jax.method.supports import COLLECTION
 from glora_jax.method.validation import check_only_arrays
 from glora_jax.search.allocation import Directions, RowGradients, directions_of
 from glora_jax.search.errors import NonFiniteError

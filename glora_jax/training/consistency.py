@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from glora_jax.checks import field, validate_fields
-from glora_jax.method.supports import SUPPORTS
+from glora_jax.method.adapter import ADAPTER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Consistency:
   def __post_init__(self):
     validate_fields(self)
 
-  def perturb(self, key: jax.Array, supports: Any) -> Any:
+  def perturb(self, key: jax.Array, adapter: Any) -> Any:
     """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""
 
     def noisy(path, value):
       *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-      support = SUPPORTS[name]
-      if support.drawn:  # the other factor of the same LoRA is multiplied
+      entry = ADAPTER[name]
+      if entry.drawn:  # the other factor of the same LoRA is multiplied
         return value
       module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
-      stack = value.shape[: value.ndim - len(support.axes)]
-      outputs = value.shape[-1] if 'out' in support.axes else 1
+      stack = value.shape[: value.ndim - len(entry.axes)]
+      outputs = value.shape[-1] if 'out' in entry.axes else 1
       noise = 1 + self.sigma * jax.random.normal(module_key, (*stack, outputs), value.dtype)
       return value * (noise[..., None, :] if value.ndim > noise.ndim else noise)
 
-    return jax.tree_util.tree_map_with_path(noisy, supports)
+    return jax.tree_util.tree_map_with_path(noisy, adapter)

@@ -265,7 +265,7 @@ def linear_probe(
       'heads= to adapt.'
     )
   probe = adapted.fix(smallest_genome(adapted.spec))
-  trainable, frozen = probe.split(variables, supports=False)
+  trainable, frozen = probe.split(variables, adapter=False)
   state = minimize(
     step_loss(probe, loss),
     trainable,

@@ -18,7 +18,7 @@ class Sampling:
   `Sampling(largest=0)` is the paper's: one structure, uniform over all genomes.
 
   Attributes:
-    largest: probability that a gene takes its largest allele instead of a uniformly drawn one.
+    largest: probability that a gene takes its largest form instead of a uniformly drawn one.
     paths: number of groups that every batch is split into, each with its own genome.
 
   Raises:

@@ -62,13 +62,13 @@ def test_tied_layers_are_one_layer_whose_outputs_stand_side_by_side():
   tied = glora_jax.adapt(Projections(False), X, ties=[tuple('qkv')], space=SPACE)
   parts = jax.tree.map(lambda leaf: jnp.split(leaf, 3, axis=-1), variables['params']['qkv'])
   params = {t: {name: parts[name][i] for name in parts} for i, t in enumerate('qkv')}
-  supports = {'q': variables['glora']['qkv']}
+  adapter = {'q': variables['glora']['qkv']}
   start = tied.init(jax.random.key(0), params)['glora']
-  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, supports)
+  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, adapter)
   assert [layer.name for layer in tied.spec] == ['q+k+v']
   genomes = random_genomes(np.random.default_rng(0), tied.spec, 8)
   np.testing.assert_array_equal(tied.count_params(genomes), fused.count_params(genomes))
-  outputs = population(tied, {'params': params, 'glora': supports}, X)(genomes)
+  outputs = population(tied, {'params': params, 'glora': adapter}, X)(genomes)
   assert_close(outputs, population(fused, variables, X)(genomes))
 
 
@@ -169,8 +169,8 @@ def test_boxed_kernels_get_supports_in_matching_boxes_which_an_adapter_file_brin
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, variables, full)
   _, read = glora_jax.load_adapter(tmp_path / 'adapter', adapted, variables['params'])
   assert_trees_close(read, variables, 0)
-  supports = read['glora']
-  assert {name: box.names for name, box in supports['steps']['up'].items()} == {
+  adapter = read['glora']
+  assert {name: box.names for name, box in adapter['steps']['up'].items()} == {
     'A_down': ('layers', 'embed', None),
     'A_up': ('layers', None, 'mlp'),
     'B_down': ('layers', 'embed', None),
@@ -184,8 +184,8 @@ def test_boxed_kernels_get_supports_in_matching_boxes_which_an_adapter_file_brin
 
 def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
   stacked = glora_jax.adapt(Transformer(5, depth=3), X, space=SPACE)
-  few_alleles = SearchSpace((2, 4), A='none', B=('none', 'lora:2'), C='none')
-  for adapted in (stacked, glora_jax.adapt(Attention(), X, space=few_alleles)):
+  few_forms = SearchSpace((2, 4), A='none', B=('none', 'lora:2'), C='none')
+  for adapted in (stacked, glora_jax.adapt(Attention(), X, space=few_forms)):
     _, *lines = adapted.summary().splitlines()
     trained = [int(row.split()[-2].replace(',', '')) for row in lines[: len(adapted.spec)]]
     assert f'trained parameters: {sum(trained):,} in the largest structure' in lines[len(trained)]
@@ -201,7 +201,7 @@ def test_split_separates_heads_and_supports_and_join_puts_them_back():
   assert 'head' not in frozen['params']
   assert trainable.keys() == {'params', 'glora'}
   assert_trees_equal(adapted.join(trainable, frozen), variables)
-  probe, rest = adapted.split({'params': variables['params']}, supports=False)
+  probe, rest = adapted.split({'params': variables['params']}, adapter=False)
   assert probe == {'params': trainable['params']}
   assert_trees_equal(adapted.join(probe, rest), {**variables, 'glora': {}})
 

@@ -24,8 +24,8 @@ IMAGES, ONE = normal(2, 4, 4, 3), jnp.ones((1, 4))
 @pytest.fixture(scope='module')
 def subnet():
   """(adapted, variables) of scanned blocks, some of whose forms share storage."""
-  untied, tied = (glora_jax.SearchSpace((2, 4), tied=own) for own in (False, True))
-  return ready(Transformer(3), IMAGES, space={'qkv': untied, '': tied})
+  split, shared = (glora_jax.SearchSpace((2, 4), shared=own) for own in (False, True))
+  return ready(Transformer(3), IMAGES, space={'qkv': split, '': shared})
 
 
 def test_an_adapter_holds_the_trained_numbers_and_heads_and_gives_the_same_logits(subnet, tmp_path):
@@ -40,9 +40,9 @@ def test_an_adapter_holds_the_trained_numbers_and_heads_and_gives_the_same_logit
     assert_array_equal(fixed.genome, canonicalize(adapted.spec, genome))
     assert_array_equal(apply(loaded, fixed.genome), apply(variables, genome))
     tensors = safetensors.numpy.load_file(path)
-    supports = {name for name in tensors if name.startswith('glora/')}
-    assert tensors.keys() - supports == set(heads)
-    assert sum(tensors[name].size for name in supports) == adapted.count_params(genome)
+    adapter = {name for name in tensors if name.startswith('glora/')}
+    assert tensors.keys() - adapter == set(heads)
+    assert sum(tensors[name].size for name in adapter) == adapted.count_params(genome)
 
 
 def test_adapters_of_another_space_or_structure_are_refused(subnet, tmp_path):
@@ -69,7 +69,7 @@ def test_an_adapter_loads_whichever_forms_share_storage_and_scale_there_and_here
 ):
   """Storage is shared for the sake of a search; an adapter has one structure."""
   free, variables = subnet
-  qkv, others = (glora_jax.SearchSpace((2, 4), tied=own, scale=3.0) for own in tied)
+  qkv, others = (glora_jax.SearchSpace((2, 4), shared=own, scale=3.0) for own in tied)
   space = {'qkv': qkv, '': others}
   adapted = glora_jax.adapt(free.model, IMAGES, space=space, structure=FORMS)
   trained = random_variables(adapted, variables['params'])

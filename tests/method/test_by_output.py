@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from trees import randomized
 
 from glora_jax import SearchSpace, adapt
-from glora_jax.method import equation, supports
+from glora_jax.method import adapter, equation
 
 IN, OUT, RANKS = 8, 6, (1, 3)
 MANY, FEW = 40, 4  # tokens that are more, and fewer, than it pays to merge for
@@ -23,28 +23,28 @@ MANY, FEW = 40, 4  # tokens that are more, and fewer, than it pays to merge for
 def layer(tokens, without=(), dtype='float32'):
   """Inputs, kernel, bias and supports, all of them random."""
   keys = jax.random.split(jax.random.key(0), 4)
-  shapes = supports.support_shapes(IN, OUT, RANKS)
+  shapes = adapter.adapter_shapes(IN, OUT, RANKS)
   stored = randomized({name: jnp.zeros(shape) for name, shape in shapes.items()})
-  stored = {n: value for n, value in stored.items() if supports.SUPPORTS[n].tensor not in without}
+  stored = {n: value for n, value in stored.items() if adapter.ADAPTER[n].tensor not in without}
   shapes = (tokens, IN), (IN, OUT), (OUT,)
   arrays = [jax.random.normal(key, shape) for key, shape in zip(keys[1:], shapes, strict=True)]
   return jax.tree.map(lambda value: value.astype(dtype), (*arrays, stored))
 
 
-def through_merged_kernel(inputs, kernel, bias, stored, alleles):
-  return inputs @ equation.effective_kernel(kernel, stored, alleles, RANKS) + bias
+def through_merged_kernel(inputs, kernel, bias, stored, forms):
+  return inputs @ equation.effective_kernel(kernel, stored, forms, RANKS) + bias
 
 
-def ours(inputs, kernel, bias, stored, alleles):
-  output = equation.layer_by_output(jnp.matmul, inputs, kernel, stored, alleles, RANKS)
+def ours(inputs, kernel, bias, stored, forms):
+  output = equation.layer_by_output(jnp.matmul, inputs, kernel, stored, forms, RANKS)
   return output if bias is None else output + jnp.broadcast_to(bias, output.shape)
 
 
-def with_gradients(function, arguments, alleles):
+def with_gradients(function, arguments, forms):
   """Outputs, and the gradients of all arguments."""
 
   def loss(*arguments):
-    outputs = function(*arguments, alleles)
+    outputs = function(*arguments, forms)
     return jnp.sin(outputs).sum(), outputs
 
   (_, outputs), gradients = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*arguments)
@@ -56,9 +56,9 @@ COMPILED = [
 ]
 
 
-def assert_merged(arguments, alleles, tolerance=1e-4):
+def assert_merged(arguments, forms, tolerance=1e-4):
   """Outputs and all gradients are those of the merged kernel."""
-  found, expected = (function(arguments, alleles) for function in COMPILED)
+  found, expected = (function(arguments, forms) for function in COMPILED)
   close = functools.partial(assert_allclose, rtol=tolerance, atol=tolerance)
   jax.tree.map(close, found, expected)
 
@@ -76,9 +76,9 @@ def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, withou
 def test_what_other_platforms_than_the_cpu_run_gives_the_same(without, monkeypatch):
   monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
   arguments = layer(MANY, without)
-  alleles = jnp.array([0 if 'A' in without else 2, 0 if 'B' in without else 4, 0, 0, 0])
-  found = jax.jit(functools.partial(with_gradients, ours))(arguments, alleles)
-  expected = COMPILED[1](arguments, alleles)
+  forms = jnp.array([0 if 'A' in without else 2, 0 if 'B' in without else 4, 0, 0, 0])
+  found = jax.jit(functools.partial(with_gradients, ours))(arguments, forms)
+  expected = COMPILED[1](arguments, forms)
   jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
@@ -88,15 +88,15 @@ def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without):
   inputs, kernel, bias, stored = layer(MANY, without)
   row = stored['A_up'][0].at[2].set(-1.0)
   arguments = inputs, kernel, bias, stored | {'A_up': stored['A_up'].at[0].set(row)}
-  alleles = jnp.array([2, 0 if 'B' in without else 4, 0, 0, 0])
-  assert_merged(arguments, alleles, 1e-5)
+  forms = jnp.array([2, 0 if 'B' in without else 4, 0, 0, 0])
+  assert_merged(arguments, forms, 1e-5)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])
 def test_derivatives_of_both_modes_and_orders_are_right(tokens):
   with jax.enable_x64(True):
     inputs, kernel, bias, stored = layer(tokens, 'CDE', 'float64')
-    function = functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0]))
+    function = functools.partial(ours, forms=jnp.array([2, 4, 0, 0, 0]))
     outputs = jax.jit(lambda inputs, stored: jnp.sin(function(inputs, kernel, bias, stored)))
     check_grads(outputs, (inputs, stored), order=2)
 
@@ -147,7 +147,7 @@ def test_small_changes_of_a_narrow_kernel_are_not_rounded_away():
 
 def exported(platform):
   """A layer with A as a vector and B as a LoRA, exported on this machine for a platform."""
-  function = jax.jit(functools.partial(ours, alleles=jnp.array([2, 4, 0, 0, 0])))
+  function = jax.jit(functools.partial(ours, forms=jnp.array([2, 4, 0, 0, 0])))
   return jax.export.export(function, platforms=[platform])(*layer(MANY, 'CDE'))
 
 

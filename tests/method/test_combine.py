@@ -36,7 +36,7 @@ ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)  # on which what is changed is all 
 TIED = {'ties': (('key', 'query'),)}
 SPACES = [
   glora_jax.SearchSpace((1, 2)),
-  glora_jax.SearchSpace((2, 3), tied=False),
+  glora_jax.SearchSpace((2, 3), shared=False),
   glora_jax.SearchSpace((1, 3), scale=0.5),
 ]
 

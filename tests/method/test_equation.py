@@ -12,7 +12,7 @@ import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose
 
-from glora_jax.method import equation, supports
+from glora_jax.method import adapter, equation
 
 
 @pytest.fixture(scope='module')
@@ -20,9 +20,9 @@ def golden_layer():
   return official.load_layer()
 
 
-def effective(kernel, bias, layer_supports, alleles, ranks=(4,)):
+def effective(kernel, bias, layer_adapter, forms, ranks=(4,)):
   """The kernel and bias of a layer with its supports merged in (eq. 10)."""
-  rest = layer_supports, alleles, ranks
+  rest = layer_adapter, forms, ranks
   return (
     equation.effective_kernel(kernel, *rest),
     equation.effective_bias(kernel, bias, *rest),
@@ -31,12 +31,12 @@ def effective(kernel, bias, layer_supports, alleles, ranks=(4,)):
 
 @functools.cache
 def merged(ranks=(4,)):
-  """A compiled `effective` over a population: kernel, bias, supports, alleles [genome, 5]."""
+  """A compiled `effective` over a population: kernel, bias, supports, forms [genome, 5]."""
   function = functools.partial(effective, ranks=ranks)
   return jax.jit(jax.vmap(function, (None, None, None, 0)))
 
 
-def all_alleles(ranks):
+def all_forms(ranks):
   """Every combination of forms, [genome, 5]."""
   codes = (3 + len(ranks), 3 + len(ranks), 2 + len(ranks), 3, 3)
   return np.array(list(itertools.product(*map(range, codes))))
@@ -51,8 +51,8 @@ def as_arrays(golden, dtype):
 @pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])
 def test_all_432_forms_equal_the_official_layer(golden_layer, dtype, tolerance):
   with jax.enable_x64(dtype == 'float64'):
-    kernel, bias, layer_supports, x = as_arrays(golden_layer, dtype)
-    kernels, biases = merged()(kernel, bias, layer_supports, golden_layer['genomes'])
+    kernel, bias, layer_adapter, x = as_arrays(golden_layer, dtype)
+    kernels, biases = merged()(kernel, bias, layer_adapter, golden_layer['genomes'])
     ours = np.asarray(x @ kernels + biases[:, None])
   assert ours.dtype == dtype
   assert len(golden_layer['genomes']) == 432
@@ -61,13 +61,13 @@ def test_all_432_forms_equal_the_official_layer(golden_layer, dtype, tolerance):
 
 def test_a_gradient_keeps_no_wide_copy_of_a_narrow_kernel():
   bias = jnp.zeros(5, jnp.bfloat16)
-  kernel, alleles = jnp.ones((6, 5), jnp.bfloat16), jnp.array([3, 3, 2, 2, 2])
+  kernel, forms = jnp.ones((6, 5), jnp.bfloat16), jnp.array([3, 3, 2, 2, 2])
 
-  def backward(layer_supports):
-    function = functools.partial(effective, kernel, bias, alleles=alleles)
-    return jax.vjp(function, layer_supports)[1]
+  def backward(layer_adapter):
+    function = functools.partial(effective, kernel, bias, forms=forms)
+    return jax.vjp(function, layer_adapter)[1]
 
-  start = {name: jnp.zeros(shape) for name, shape in supports.support_shapes(6, 5, (4,)).items()}
+  start = {name: jnp.zeros(shape) for name, shape in adapter.adapter_shapes(6, 5, (4,)).items()}
   kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, start)) if leaf.size == 30]
   assert all(leaf.dtype == jnp.bfloat16 for leaf in kept)
 
@@ -78,8 +78,8 @@ def test_gradients_of_every_support_equal_finite_differences(golden_layer):
     weights = np.random.default_rng(0).normal(size=golden_layer['y'].shape[1:])
 
     @jax.jit
-    def loss(layer_supports, genome):
-      new_kernel, new_bias = effective(kernel, bias, layer_supports, genome)
+    def loss(layer_adapter, genome):
+      new_kernel, new_bias = effective(kernel, bias, layer_adapter, genome)
       return jnp.sum(weights * (x @ new_kernel + new_bias) ** 2)
 
     for genome in ([3, 3, 2, 2, 2], [2, 2, 1, 1, 1], [1, 1, 2, 0, 1], [0, 3, 0, 1, 0]):
@@ -87,22 +87,22 @@ def test_gradients_of_every_support_equal_finite_differences(golden_layer):
       check_grads(of_genome, (start,), order=1, modes=['rev'])
       # Others do not take part.
       taking_part = {name for name, slope in jax.grad(of_genome)(start).items() if np.any(slope)}
-      assert taking_part == supports.used_parts(genome, (4,)).keys()
+      assert taking_part == adapter.used_parts(genome, (4,)).keys()
 
 
-@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('shared', [True, False])
 @pytest.mark.parametrize('fan_in, fan_out, ranks', [(1, 5, (1,)), (6, 1, (4,)), (6, 5, (2, 4, 8))])
-def test_nested_ranks_and_untied_storage_equal_a_plain_reading(fan_in, fan_out, ranks, tied):
+def test_nested_ranks_and_untied_storage_equal_a_plain_reading(fan_in, fan_out, ranks, shared):
   rng = np.random.default_rng(0)
-  shapes = supports.support_shapes(fan_in, fan_out, ranks, tied=tied)
-  layer_supports = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+  shapes = adapter.adapter_shapes(fan_in, fan_out, ranks, shared=shared)
+  layer_adapter = {name: rng.normal(size=shape) for name, shape in shapes.items()}
   kernel, bias = rng.normal(size=(fan_in, fan_out)), rng.normal(size=fan_out)
-  genomes = all_alleles(ranks)
+  genomes = all_forms(ranks)
   with jax.enable_x64(True):
-    kernels, biases = map(np.asarray, merged(ranks)(kernel, bias, layer_supports, genomes))
+    kernels, biases = map(np.asarray, merged(ranks)(kernel, bias, layer_adapter, genomes))
   assert kernels.dtype == np.float64
-  for index, alleles in enumerate(genomes):
-    expected = hand_count.equation(kernel, bias, layer_supports, alleles, ranks)
+  for index, forms in enumerate(genomes):
+    expected = hand_count.equation(kernel, bias, layer_adapter, forms, ranks)
     assert_allclose(kernels[index], expected[0], rtol=1e-12, atol=1e-12)
     assert_allclose(biases[index], expected[1], rtol=1e-12, atol=1e-12)
 
@@ -128,9 +128,9 @@ def test_a_product_of_factors_and_its_derivatives_are_a_matrix_product_s(rank):
 
 
 def test_folding_low_ranks_makes_no_array_of_the_kernels_size_but_the_result():
-  shapes = supports.support_shapes(256, 256, (4,))
-  layer_supports = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-  arguments = jnp.ones((256, 256)), layer_supports, jnp.array([3, 3, 0, 0, 0])
+  shapes = adapter.adapter_shapes(256, 256, (4,))
+  layer_adapter = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+  arguments = jnp.ones((256, 256)), layer_adapter, jnp.array([3, 3, 0, 0, 0])
   rest = {'ranks': (4,), 'product': equation.low_rank_product}
   fold = functools.partial(equation.effective_kernel, **rest)
   memory = jax.jit(fold).lower(*arguments).compile().memory_analysis()
@@ -139,7 +139,7 @@ def test_folding_low_ranks_makes_no_array_of_the_kernels_size_but_the_result():
 
 def test_supports_left_unread_may_be_anything():
   """Selected, not multiplied by zero: a NaN in a form that is not chosen stays out."""
-  shapes = supports.support_shapes(4, 5, (4,))
+  shapes = adapter.adapter_shapes(4, 5, (4,))
   nans = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
   kernels, biases = merged()(np.ones((4, 5)), np.ones(5), nans, np.zeros((1, 5), int))
   assert np.all(kernels == 1)

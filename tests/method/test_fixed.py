@@ -73,13 +73,13 @@ def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
   path.write_text(json.dumps(described))
   adapter = tmp_path / 'adapter.safetensors'
   glora_jax.save_adapter(adapter, adapted, adapted.init(jax.random.key(0), PARAMS))
-  alleles = {'A': 'vector', 'B': 'lora:2', 'E': 'vector'}
+  forms = {'A': 'vector', 'B': 'lora:2', 'E': 'vector'}
   for structure in (
     path,
     str(path),
     adapter,
     {**described, 'tied': 5, 'scale': 'x'},  # what it says besides is not trusted
-    {'fc': alleles},
+    {'fc': forms},
     {'fc': 'scale_shift_lora:2'},
   ):
     other = glora_jax.adapt(Mlp(), X, structure=structure)
@@ -94,8 +94,8 @@ def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
   plain = glora_jax.adapt(Mlp(), X, structure='full', space=SearchSpace((2,)))
   scaled = glora_jax.adapt(Mlp(), X, structure='full', space=SearchSpace((2,)), scale=3.0)
   variables = random_variables(plain, PARAMS)
-  supports = variables['glora']['fc']
-  longer = {'fc': {**supports, 'B_up': 3 * supports['B_up']}}
+  adapter = variables['glora']['fc']
+  longer = {'fc': {**adapter, 'B_up': 3 * adapter['B_up']}}
   expected = {**variables, 'glora': longer}
   assert_close(scaled.apply(variables, X), plain.apply(expected, X), 1e-4)
   assert_trees_close(scaled.fold(variables), plain.fold(expected), 1e-4)
@@ -114,9 +114,9 @@ def test_a_scale_multiplies_a_lora_of_b_and_nothing_else(tmp_path):
 def test_a_live_model_is_attached_with_one_structure_and_a_scale():
   linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
   model = glora_jax.nnx.attach(linear, X, structure='lora:2', scale=2.0)
-  supports = model.glora_kernel
-  supports.B_up[...] = jnp.ones((2, 3))
-  low_rank = supports.B_down.get_value() @ jnp.ones((2, 3))
+  adapter = model.glora_kernel
+  adapter.B_up[...] = jnp.ones((2, 3))
+  low_rank = adapter.B_down.get_value() @ jnp.ones((2, 3))
   assert low_rank.shape == (4, 3)
   assert_close(model(X), linear(X) + 2 * X @ low_rank, 1e-5)
   assert_close(glora_jax.nnx.fold(model)(X), model(X), 1e-5)

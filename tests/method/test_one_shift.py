@@ -27,7 +27,7 @@ draw = jax.jit(sample_genome, static_argnums=(1, 2))
 
 
 def assert_distinct(genomes):
-  """No row has C and E, C stands only where in < out, and every allele is on offer."""
+  """No row has C and E, C stands only where in < out, and every form is on offer."""
   check_genome(SPEC, genomes)
   assert not ((genomes[..., C] > 0) & (genomes[..., E] > 0)).any()
   assert not genomes[..., [1, 2, 3], C].any()

@@ -73,7 +73,7 @@ def test_cut_storage_is_the_same_subnet_in_boxes_and_a_scan():
 
 
 @pytest.mark.parametrize(
-  'space', [SearchSpace((1, 2, 4), tied=False), SearchSpace.distinct((1, 2, 4))]
+  'space', [SearchSpace((1, 2, 4), shared=False), SearchSpace.distinct((1, 2, 4))]
 )
 def test_cut_storage_is_the_same_subnet_in_every_space(space):
   adapted, variables = mlp(space)

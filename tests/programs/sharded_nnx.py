@@ -30,7 +30,7 @@ class Mlp(nnx.Module):
 
 @nnx.jit
 def step(model, optimizer, x):
-  """One step on all alleles."""
+  """One step on all forms."""
 
   def loss(model):
     return ((model(x) - 1) ** 2).mean()

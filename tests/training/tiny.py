@@ -69,7 +69,7 @@ def problem(drop=0.1):
   patterns = jax.random.normal(jax.random.key(5), (NUM_CLASSES, 8))
   images = 2 * patterns[labels] + jax.random.normal(jax.random.key(0), (NUM_IMAGES, 8))
   adapted, variables = ready(Tiny(drop), images[:1], space=glora_jax.SearchSpace((2, 4)))
-  variables['glora'] = jax.tree.map(lambda support: 0.1 * support, variables['glora'])
+  variables['glora'] = jax.tree.map(lambda entry: 0.1 * entry, variables['glora'])
   return Problem(adapted, variables, images, labels)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from glora_jax.files import Path, require_numbers
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.supports import COLLECTION
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.tree import get
 from glora_jax.vision.models.checkpoint import read_checkpoint, require_shapes
 from glora_jax.vision.models.formats.format import Variant
@@ -39,8 +39,8 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   Args:
     path: path of the `.pt` file (needs PyTorch, and is read with `weights_only=True`), or of its
       tensors as safetensors or npz.
-    adapted: the ViT of `models/vit.py`, adapted with tied storage; its largest rank is that of the
-      file.
+    adapted: the ViT of `models/vit.py`, adapted with shared storage; its largest rank is that of
+      the file.
     params: parameters of the base, with a head of the file's number of classes, which is replaced.
 
   Returns:
@@ -75,17 +75,17 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
     (1, 16, 2)
   """
   is_classifier = isinstance(adapted.model, ViT) and adapted.model.num_classes
-  if not is_classifier or not all(layer.space.tied for layer in adapted.spec):
+  if not is_classifier or not all(layer.space.shared for layer in adapted.spec):
     raise ValueError(
       'An official supernet needs the ViT of glora_jax.vision.models.vit, with a head (num_classes '
-      'above 0), adapted with a tied SearchSpace.'
+      'above 0), adapted with a shared SearchSpace.'
     )
   path, _, arrays, *_ = read_checkpoint(path)
   trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
-  supports = jax.tree.map(
+  adapter = jax.tree.map(
     lambda value: np.zeros(value.shape, value.dtype), nn.meta.unbox(trainable[COLLECTION])
   )
-  places = _places(adapted, supports)
+  places = _places(adapted, adapter)
   head = nn.meta.unbox(trainable['params']['head'])
   kernel, bias = head['kernel'], head['bias']
   require_shapes(path, arrays, {**places, 'head.weight': kernel.T, 'head.bias': bias})
@@ -96,10 +96,10 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
     'kernel': arrays['head.weight'].T.astype(kernel.dtype),
     'bias': arrays['head.bias'].astype(kernel.dtype),
   }
-  return adapted.join({'params': {'head': new_head}, COLLECTION: supports}, frozen)
+  return adapted.join({'params': {'head': new_head}, COLLECTION: adapter}, frozen)
 
 
-def _places(adapted: Adapted, supports: Any) -> dict[str, np.ndarray]:
+def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
   """The part of the supports that each tensor of the file fills, by its name."""
   layer_names = {
     rule.ours: rule.theirs[0].removesuffix('.weight')
@@ -107,7 +107,7 @@ def _places(adapted: Adapted, supports: Any) -> dict[str, np.ndarray]:
   }
   places = {}
   for group in adapted._places.groups:
-    module = get(supports, group.path)
+    module = get(adapter, group.path)
     pattern = layer_names['/'.join(group.members[0].kernel_path)]
     for index, _ in group.slices():
       for ours, (theirs, is_transposed) in OFFICIAL_NAMES.items():

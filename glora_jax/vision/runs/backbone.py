@@ -74,7 +74,7 @@ class Model(NamedTuple):
 
   @property
   def genome(self) -> np.ndarray:
-    """The alleles of its structure, int8 [layer, 5]."""
+    """The forms of its structure, int8 [layer, 5]."""
     assert self.adapted.genome is not None
     return self.adapted.genome
 
@@ -83,7 +83,7 @@ def is_beside(spec: Spec, name: str) -> bool:
   """Whether a baseline needs another space than the one that is searched.
 
   Args:
-    spec: the layers, with the alleles that the search has.
+    spec: the layers, with the forms that the search has.
     name: 'gradient', 'known', 'search', 'finetuning', or a preset's name.
   """
   if name in NO_PRESETS:

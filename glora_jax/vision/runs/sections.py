@@ -169,7 +169,7 @@ class SpaceSettings:
 
     Args:
       structure: where the structure comes from: 'search', 'gradient', 'known', or a preset or a
-        file, which may use any allele.
+        file, which may use any form.
 
     Example:
       >>> SpaceSettings().search_space().ranks, SpaceSettings().search_space('gradient').ranks

@@ -19,8 +19,8 @@ def saved(golden_vit, tmp_path_factory):
   """(tensors that the official code saves, path of a file of them, our ViT, its images)."""
   with np.load(ROOT / 'tests' / 'golden' / 'official_vit.npz') as file:
     state = {name.removeprefix('param/'): file[name] for name in file if name.startswith('param/')}
-  supports = {name for name in state if name.rsplit('.', 1)[-1] in OFFICIAL}
-  tensors = {name: state[name] for name in (*supports, 'head.weight', 'head.bias')}
+  adapter = {name for name in state if name.rsplit('.', 1)[-1] in OFFICIAL}
+  tensors = {name: state[name] for name in (*adapter, 'head.weight', 'head.bias')}
   path = tmp_path_factory.mktemp('official') / 'supernet.npz'
   np.savez(path, **tensors)
   model = ViT(len(state['head.bias']), **golden_vit['shape'])
@@ -53,7 +53,7 @@ def test_what_a_file_lacks_is_named_and_only_a_tied_vit_with_a_head_takes_it(
   np.savez(tmp_path / 'lacking.npz', **lacking)
   load, params = load_official_supernet, golden_vit['params']
   assert_refused('mlp.fc1.D', load, tmp_path / 'lacking.npz', adapt(model, images), params)
-  assert_refused('tied SearchSpace', load, path, adapt(model, images, tied=False), params)
+  assert_refused('shared SearchSpace', load, path, adapt(model, images, shared=False), params)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])

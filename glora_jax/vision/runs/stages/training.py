@@ -19,8 +19,8 @@ from glora_jax import mesh as meshes
 from glora_jax.compiling import reported
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted, call_model
+from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.sample import Preprocess
-from glora_jax.method.supports import COLLECTION
 from glora_jax.training import loop
 from glora_jax.training.batches import Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
@@ -44,7 +44,7 @@ ENOUGH_STEPS = 100  # by then a training should have learned something
 _LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
 
 
-class WithoutSupports(Adapted):
+class WithoutAdapter(Adapted):
   """The smallest structure of a backbone, of which something else than supports is trained."""
 
   @classmethod
@@ -53,15 +53,13 @@ class WithoutSupports(Adapted):
     return cls(**vars(adapted.fix(genomes.smallest_genome(adapted.spec))))
 
 
-class HeadOnFeatures(WithoutSupports):
+class HeadOnFeatures(WithoutAdapter):
   """Trains the head alone. Its inputs are features: what the body answers without the head."""
 
-  def split(
-    self, variables: Any, *, supports: bool = True
-  ) -> tuple[dict[str, Any], dict[str, Any]]:
+  def split(self, variables: Any, *, adapter: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): the head, and everything else."""
-    del supports
-    return super().split(variables, supports=False)
+    del adapter
+    return super().split(variables, adapter=False)
 
   def apply(self, variables: Any, features: jax.Array, **unused: Any) -> Any:
     """Logits [batch, class] of features [batch, width]."""
@@ -100,14 +98,12 @@ class HeadOnFeatures(WithoutSupports):
     return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
 
 
-class FullFineTuning(WithoutSupports):
+class FullFineTuning(WithoutAdapter):
   """Trains the whole base and no supports."""
 
-  def split(
-    self, variables: Any, *, supports: bool = True
-  ) -> tuple[dict[str, Any], dict[str, Any]]:
+  def split(self, variables: Any, *, adapter: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): all parameters in float32, and everything else."""
-    del supports
+    del adapter
     params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
     others = {name: value for name, value in variables.items() if name != 'params'}
     return {'params': params}, others

@@ -1,9 +1,9 @@
 """What a layer stores and trains: its supports, all described by one table.
 
 The paper's support tensors A, B, C, D, E take several forms, and a form is made of one or two
-arrays. `SUPPORTS` says of each array which form of which tensor it belongs to and what its axes
+arrays. `ADAPTER` says of each array which form of which tensor it belongs to and what its axes
 are. Shapes, initial values, the names of sharded axes, the slices of a tie and the numbers that an
-allele reads all follow from it.
+form reads all follow from it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 
 Axis = Literal['in', 'out', 'rank', 'one']
 Form = Literal['constant', 'vector', 'lora']
-Supports = dict[str, jax.Array]
+Arrays = dict[str, jax.Array]
 
 _ALL = slice(None)
 _FIRST = slice(0, 1)
@@ -53,7 +53,7 @@ class Part(NamedTuple):
   index: tuple[slice, ...]
 
 
-class Support(NamedTuple):
+class Entry(NamedTuple):
   """One array of a layer.
 
   Attributes:
@@ -70,39 +70,39 @@ class Support(NamedTuple):
   form: Form
   axes: tuple[Axis, ...]
   drawn: bool = False
-  shared: Part | None = None
+  within: Part | None = None
 
 
-SUPPORTS: Mapping[str, Support] = {
-  'A_down': Support('A', 'lora', ('in', 'rank'), drawn=True),
-  'A_up': Support('A', 'lora', ('rank', 'out')),
-  'A_constant': Support('A', 'constant', ('one',), shared=Part('A_up', (_FIRST, _FIRST))),
-  'A_vector': Support('A', 'vector', ('out',), shared=Part('A_up', (_FIRST, _ALL))),
-  'B_down': Support('B', 'lora', ('in', 'rank'), drawn=True),
-  'B_up': Support('B', 'lora', ('rank', 'out')),
-  'B_constant': Support('B', 'constant', ('one',), shared=Part('B_up', (_FIRST, _FIRST))),
-  'B_vector': Support('B', 'vector', ('out',), shared=Part('B_up', (_FIRST, _ALL))),
-  'C_down': Support('C', 'lora', ('in', 'rank')),
-  'C_up': Support('C', 'lora', ('rank', 'one'), drawn=True),
-  'C_vector': Support('C', 'vector', ('in',), shared=Part('C_down', (_ALL, _FIRST))),
-  'D': Support('D', 'vector', ('out',)),
-  'D_constant': Support('D', 'constant', ('one',), shared=Part('D', (_FIRST,))),
-  'E': Support('E', 'vector', ('out',)),
-  'E_constant': Support('E', 'constant', ('one',), shared=Part('E', (_FIRST,))),
+ADAPTER: Mapping[str, Entry] = {
+  'A_down': Entry('A', 'lora', ('in', 'rank'), drawn=True),
+  'A_up': Entry('A', 'lora', ('rank', 'out')),
+  'A_constant': Entry('A', 'constant', ('one',), within=Part('A_up', (_FIRST, _FIRST))),
+  'A_vector': Entry('A', 'vector', ('out',), within=Part('A_up', (_FIRST, _ALL))),
+  'B_down': Entry('B', 'lora', ('in', 'rank'), drawn=True),
+  'B_up': Entry('B', 'lora', ('rank', 'out')),
+  'B_constant': Entry('B', 'constant', ('one',), within=Part('B_up', (_FIRST, _FIRST))),
+  'B_vector': Entry('B', 'vector', ('out',), within=Part('B_up', (_FIRST, _ALL))),
+  'C_down': Entry('C', 'lora', ('in', 'rank')),
+  'C_up': Entry('C', 'lora', ('rank', 'one'), drawn=True),
+  'C_vector': Entry('C', 'vector', ('in',), within=Part('C_down', (_ALL, _FIRST))),
+  'D': Entry('D', 'vector', ('out',)),
+  'D_constant': Entry('D', 'constant', ('one',), within=Part('D', (_FIRST,))),
+  'E': Entry('E', 'vector', ('out',)),
+  'E_constant': Entry('E', 'constant', ('one',), within=Part('E', (_FIRST,))),
 }
 
 # The arrays that have an axis of rank-one parts, and where that is from the end.
 RANK_AXES: Mapping[str, int] = {
-  name: support.axes.index('rank') - len(support.axes)
-  for name, support in SUPPORTS.items()
-  if 'rank' in support.axes
+  name: entry.axes.index('rank') - len(entry.axes)
+  for name, entry in ADAPTER.items()
+  if 'rank' in entry.axes
 }
 
-_DRAWN = tuple(name for name, support in SUPPORTS.items() if support.drawn)
+_DRAWN = tuple(name for name, entry in ADAPTER.items() if entry.drawn)
 
 
-def support_shapes(
-  in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, tied: bool = True
+def adapter_shapes(
+  in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, shared: bool = True
 ) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the arrays that a layer stores.
 
@@ -116,25 +116,25 @@ def support_shapes(
     out_features: outputs of the layer.
     ranks: LoRA ranks on offer; the largest is the size of the storage.
     bias: whether the layer has one. Without it C, D and E have nowhere to go and are left out.
-    tied: False gives constants and vectors storage of their own: `A_constant` [1],
+    shared: False gives constants and vectors storage of their own: `A_constant` [1],
       `A_vector` [out], `C_vector` [in], ...
 
   Example:
-    >>> shapes = support_shapes(in_features=3, out_features=2, ranks=(1,))
+    >>> shapes = adapter_shapes(in_features=3, out_features=2, ranks=(1,))
     >>> {name: shape for name, shape in shapes.items() if name[0] in 'AC'}
     {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
   """
   sizes = {'in': in_features, 'out': out_features, 'rank': max(ranks), 'one': 1}
   return {
-    name: tuple(sizes[axis] for axis in support.axes)
-    for name, support in SUPPORTS.items()
-    if (bias or support.tensor in WEIGHT_TENSORS) and not (tied and support.shared)
+    name: tuple(sizes[axis] for axis in entry.axes)
+    for name, entry in ADAPTER.items()
+    if (bias or entry.tensor in WEIGHT_TENSORS) and not (shared and entry.within)
   }
 
 
 def init_arrays(
   keys: jax.Array, stack_shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], dtype: Any
-) -> Supports:
+) -> Arrays:
   """Supports of a stack of layers, with which every structure is the base layer.
 
   `A_down`, `B_down` and `C_up` are Xavier-uniform, everything else is zero. A random array is one
@@ -146,13 +146,13 @@ def init_arrays(
     shapes: names of the supports, and their shapes [stack..., ...].
     dtype: data type of all supports.
   """
-  zeros = {name: shape for name, shape in shapes.items() if not SUPPORTS[name].drawn}
-  supports = dict(zip(zeros, _zeros(tuple(zeros.values()), dtype), strict=True))
+  zeros = {name: shape for name, shape in shapes.items() if not ADAPTER[name].drawn}
+  adapter = dict(zip(zeros, _zeros(tuple(zeros.values()), dtype), strict=True))
   split = _split(keys, len(_DRAWN))
   for number, name in enumerate(_DRAWN):
     if name in shapes:
-      supports[name] = _draw(split, number, shapes[name], len(stack_shape), dtype)
-  return {name: supports[name] for name in shapes}
+      adapter[name] = _draw(split, number, shapes[name], len(stack_shape), dtype)
+  return {name: adapter[name] for name in shapes}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -177,62 +177,62 @@ def _draw(
 
 
 def of_tensors(
-  supports: Mapping[str, jax.Array], tensors: Collection[Tensor]
+  adapter: Mapping[str, jax.Array], tensors: Collection[Tensor]
 ) -> dict[str, jax.Array]:
   """The supports of some tensors."""
-  return {name: value for name, value in supports.items() if SUPPORTS[name].tensor in tensors}
+  return {name: value for name, value in adapter.items() if ADAPTER[name].tensor in tensors}
 
 
-def read(supports: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Array:
+def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Array:
   """The constant or vector of a tensor, wherever it is stored.
 
   Args:
-    supports: supports of a layer, or of a stack of layers with the stack's axes first.
+    adapter: supports of a layer, or of a stack of layers with the stack's axes first.
     tensor: the tensor.
     form: 'constant' or 'vector'.
 
   Returns:
     [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector; a zero where nothing is
-    stored of it, since then no allele on offer reads it.
+    stored of it, since then no form on offer reads it.
   """
   (name,) = _made_of(tensor, form)
-  shared = SUPPORTS[name].shared
-  if name in supports:
-    return supports[name]
-  if shared is None or shared.name not in supports:
+  shared = ADAPTER[name].within
+  if name in adapter:
+    return adapter[name]
+  if shared is None or shared.name not in adapter:
     return jnp.zeros(())
-  axes = SUPPORTS[shared.name].axes
-  part = supports[shared.name][(..., *shared.index)]
+  axes = ADAPTER[shared.name].axes
+  part = adapter[shared.name][(..., *shared.index)]
   return part.squeeze(axes.index('rank') - len(axes)) if 'rank' in axes else part
 
 
 def used_parts(
-  alleles: Sequence[int], ranks: Sequence[int], bias: bool = True, tied: bool = True
+  forms: Sequence[int], ranks: Sequence[int], bias: bool = True, shared: bool = True
 ) -> dict[str, tuple[slice, ...]]:
   """Which part of which support the forms of a layer read.
 
   Args:
-    alleles: five concrete codes, the forms of A, B, C, D, E.
+    forms: five concrete codes, the forms of A, B, C, D, E.
     ranks: LoRA ranks that the codes stand for.
     bias: whether the layer has a bias.
-    tied: whether the forms of a tensor share storage.
+    shared: whether the forms of a tensor share storage.
 
   Returns:
     Slices by the support's name; they hold as many numbers as are trained.
   """
   parts = {}
-  for tensor, allele in zip(TENSORS, alleles, strict=True):
+  for tensor, code in zip(TENSORS, forms, strict=True):
     if not bias and tensor not in WEIGHT_TENSORS:
       continue
     flat = FLAT_FORMS[tensor]
-    form = flat[allele] if allele < len(flat) else 'lora'
-    rank = ranks[allele - len(flat)] if form == 'lora' else None
+    form = flat[code] if code < len(flat) else 'lora'
+    rank = ranks[code - len(flat)] if form == 'lora' else None
     for name in _made_of(tensor, form):
-      support = SUPPORTS[name]
-      if tied and support.shared:
-        parts[support.shared.name] = support.shared.index
+      entry = ADAPTER[name]
+      if shared and entry.within:
+        parts[entry.within.name] = entry.within.index
       else:
-        parts[name] = tuple(slice(0, rank) if axis == 'rank' else _ALL for axis in support.axes)
+        parts[name] = tuple(slice(0, rank) if axis == 'rank' else _ALL for axis in entry.axes)
   return parts
 
 
@@ -241,12 +241,12 @@ def num_params(
 ) -> int:
   """Trained parameters of a form of a tensor in a layer; of a LoRA, with a rank."""
   sizes = {'in': in_features, 'out': out_features, 'rank': rank, 'one': 1}
-  shapes = ([sizes[axis] for axis in SUPPORTS[name].axes] for name in _made_of(tensor, form))
+  shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in _made_of(tensor, form))
   return sum(map(math.prod, shapes))
 
 
 def _made_of(tensor: Tensor, form: str) -> tuple[str, ...]:
   """The supports that a form of a tensor is made of; none for 'none'."""
   return tuple(
-    name for name, support in SUPPORTS.items() if (support.tensor, support.form) == (tensor, form)
+    name for name, entry in ADAPTER.items() if (entry.tensor, entry.form) == (tensor, form)
   )
