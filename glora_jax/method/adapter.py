@@ -62,7 +62,7 @@ class Entry(NamedTuple):
     axes: what its axes are; 'one' is an axis of size one.
     drawn: whether it starts Xavier-uniform. All others start at zero, one in each form, so that
       every structure starts as the base layer.
-    shared: where its numbers are stored if the forms of a tensor share storage (weight
+    within: where its numbers are stored if the forms of a tensor share storage (weight
       entanglement); None where it is stored anyway.
   """
 
