@@ -12,6 +12,7 @@ from glora_jax.method.check import check as check
 from glora_jax.method.combine import combine as combine
 from glora_jax.method.draws import random_genomes as random_genomes
 from glora_jax.method.draws import sample_genome as sample_genome
+from glora_jax.method.forward import Forward as Forward
 from glora_jax.method.genomes import count_params as count_params
 from glora_jax.method.genomes import genome_from_json as genome_from_json
 from glora_jax.method.genomes import genome_to_json as genome_to_json
@@ -29,6 +30,7 @@ from glora_jax.search.scoring import make_scorer as make_scorer
 from glora_jax.training.consistency import Consistency as Consistency
 from glora_jax.training.fit import fit as fit
 from glora_jax.training.fit import linear_probe as linear_probe
+from glora_jax.training.loop import TrainState as TrainState
 from glora_jax.training.losses import classification as classification
 from glora_jax.training.recipe import Recipe as Recipe
 from glora_jax.training.sampling import Sampling as Sampling

@@ -262,7 +262,7 @@ class Adapted:
     Returns:
       Variables for `apply` and `fold`.
     """
-    return join(frozen, trainable)
+    return {COLLECTION: {}, **join(frozen, trainable)}
 
   def summary(self, genome: Any = None) -> str:
     """A table of the adapted layers: sizes, forms, trained and total parameters.

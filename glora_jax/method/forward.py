@@ -38,6 +38,16 @@ class Forward:
       layer, 5]: then the inputs are cut into as many equal parts along their first axis, each for
       its own structure, and each with its own part of the `rngs`.
     dropping: (key, probability) of `dropping_components`; None drops none.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> x = jnp.ones((2, 3))
+    >>> adapted = glora_jax.adapt(nn.Dense(2), x, structure='lora:1')
+    >>> params = {'kernel': jnp.ones((3, 2)), 'bias': jnp.zeros(2)}
+    >>> forward = Forward(adapted, adapted.init(jax.random.key(0), params))
+    >>> forward(x).tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
   """
 
   adapted: Adapted

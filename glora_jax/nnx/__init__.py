@@ -15,12 +15,12 @@ from glora_jax.nnx.live import (
   summary,
 )
 from glora_jax.nnx.owners import fold
-from glora_jax.nnx.variables import Genome, Head, Support, Trained
+from glora_jax.nnx.variables import AdapterParam, Genome, Head, Trained
 
 __all__ = [
+  'AdapterParam',
   'Genome',
   'Head',
-  'Support',
   'Trained',
   'as_adapted',
   'attach',

@@ -24,7 +24,7 @@ from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.site import Layout, Site, lay_beside
-from glora_jax.nnx.variables import Support
+from glora_jax.nnx.variables import AdapterParam
 
 # Metadata of a kernel that what lies beside it has, too.
 _SHARED = ('eager_sharding', 'mesh', 'out_sharding', 'sharding_rules')
@@ -89,7 +89,7 @@ class Adapter(nnx.Pytree):
     beside = functools.partial(_beside, static.group.members[0], kernel)
     self.genome = beside(genome_type, jnp.asarray(forms, jnp.int8), (None,), static=static)
     for name, value in cut_to(static.group.stored_for(static.in_use), arrays).items():
-      setattr(self, name, beside(Support, value, ADAPTER[name].axes))
+      setattr(self, name, beside(AdapterParam, value, ADAPTER[name].axes))
 
   @property
   def static(self) -> Static:

@@ -73,8 +73,8 @@ def attach(
     **kwargs: further arguments of the call.
 
   Returns:
-    A model of the same class, with supports next to its parameters (`glora_jax.nnx.Support`), its
-    heads as `glora_jax.nnx.Head` and its genome as `glora_jax.nnx.Genome`.
+    A model of the same class, with the adapter next to its parameters
+    (`glora_jax.nnx.AdapterParam`), its heads as `glora_jax.nnx.Head` and its genome as `glora_jax.nnx.Genome`.
 
   Raises:
     TypeError: an argument has another type.

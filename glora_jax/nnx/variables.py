@@ -36,14 +36,14 @@ class Trained(nnx.LoRAParam):
   """
 
 
-class Support(Trained):
+class AdapterParam(Trained):
   """One support of one or several layers; its stack axes lie where those of its kernel do.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
-    >>> sorted(nnx.state(model, glora_jax.nnx.Support)['glora_kernel'])
+    >>> sorted(nnx.state(model, glora_jax.nnx.AdapterParam)['glora_kernel'])
     ['A_down', 'A_up', 'B_down', 'B_up', 'C_down', 'C_up', 'D', 'E']
   """
 

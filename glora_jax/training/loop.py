@@ -49,6 +49,12 @@ class TrainState(NamedTuple):
     step: number of steps that are done; of several runs NumPy's int [n].
     frozen: tree of arrays that training leaves as they are, which several runs share; of a saved
       state None.
+
+  Example:
+    >>> trainable = {'params': {'head': jnp.ones(2)}, 'glora': {}}
+    >>> state = TrainState(trainable, opt_state=(), step=3, frozen={'params': {'body': jnp.ones(3)}})
+    >>> sorted(state.variables['params'])
+    ['body', 'head']
   """
 
   trainable: Any

@@ -30,7 +30,7 @@ X = normal(2, 4)
 class Decoder(nn.Module):
   """An embedding, positions, a product without a module, and a layer that gives the outputs."""
 
-  shared: bool = False
+  tied: bool = False
 
   @nn.compact
   def __call__(self, tokens):
@@ -106,7 +106,7 @@ def test_a_convolution_that_multiplies_matrices_as_patch_embeddings_do_is_still_
 
 
 def test_what_is_not_selected_and_a_tied_embedding_are_said():
-  model = Decoder(shared=True)
+  model = Decoder(tied=True)
   params = jax.eval_shape(model.init, jax.random.key(0), TOKENS)['params']
 
   def apply(params, tokens):

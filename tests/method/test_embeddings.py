@@ -93,7 +93,7 @@ def test_linen_and_nnx_models_with_supports_are_the_folded_ones(structure):
   live = Live()
   model = glora_jax.nnx.attach(live, TOKENS, **options)
   assert_close(model(TOKENS), live(TOKENS))
-  nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.Entry)))
+  nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.AdapterParam)))
   assert_close(nnx.jit(lambda model: model(TOKENS))(model), glora_jax.nnx.fold(model)(TOKENS))
 
 
@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(functio
   adapted = adapt(function)
   trainable, frozen = adapted.split(trained_variables(adapted, PARAMS))
   model = glora_jax.nnx.attach(Live(), TOKENS, structure='lora:2', embeddings=True)
-  graph, adapter, rest = nnx.split(model, glora_jax.nnx.Entry, ...)
+  graph, adapter, rest = nnx.split(model, glora_jax.nnx.AdapterParam, ...)
 
   def gradient(run):
     return jax.grad(lambda part: jnp.sin(run(part)).sum())

@@ -33,7 +33,7 @@ class Classifier(nnx.Module):
 def randomize(model, seed=1, scale=0.3):
   """Puts normal numbers in the place of all supports."""
   rng = np.random.default_rng(seed)
-  for variable in variables(model, glora_jax.nnx.Entry):
+  for variable in variables(model, glora_jax.nnx.AdapterParam):
     values = rng.normal(0, scale, variable.shape)
     variable.set_value(jnp.asarray(values, variable.get_value().dtype))
 

@@ -14,7 +14,7 @@ from trees import normal
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import Entry, Trained, live
+from glora_jax.nnx import AdapterParam, Trained, live
 
 X = normal(10, 6)
 SPACE = glora_jax.SearchSpace((1, 2))
@@ -36,7 +36,7 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
   shapes = {name: leaf.shape for name, leaf in fixed.fc.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
-  count = sum(variable.get_value().size for variable in variables(fixed, Entry))
+  count = sum(variable.get_value().size for variable in variables(fixed, AdapterParam))
   assert count == glora_nnx.as_adapted(fixed)[0].count_params() == 14
   assert len(variables(fixed, Trained)) == 4
 

@@ -14,7 +14,7 @@ from live_models import call, genomes, randomize
 from zoo_cases import SPACE, Case, Results, case_of
 
 from glora_jax import nnx as glora_nnx
-from glora_jax.nnx import Entry, live
+from glora_jax.nnx import AdapterParam, live
 
 # Small, and unlike each other; the others are left to `.ci/full`.
 QUICK = ('decoder', 'shared_layers', 'streams_as_an_argument')
@@ -47,7 +47,7 @@ def compute(model, inputs, kwargs):
     return jnp.cos(jnp.arange(len(outputs))) @ outputs, outputs
 
   folded = glora_nnx.params(glora_nnx.fold(model))
-  return *nnx.grad(loss, argnums=nnx.DiffState(0, Entry), has_aux=True)(model), folded
+  return *nnx.grad(loss, argnums=nnx.DiffState(0, AdapterParam), has_aux=True)(model), folded
 
 
 @functools.cache

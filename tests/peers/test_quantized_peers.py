@@ -252,7 +252,7 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select, structure):
   assert is_quantized(vars(ours.fc)['kernel'].get_value())
   assert_allclose(ours(X), theirs(X), atol=1e-5)
   for one in (ours, plain):
-    nnx.update(one, randomized(nnx.state(one, glora_jax.nnx.Entry)))
+    nnx.update(one, randomized(nnx.state(one, glora_jax.nnx.AdapterParam)))
 
   def loss(model, x=X):
     return (model(x) ** 2).sum()
