@@ -74,7 +74,8 @@ def attach(
 
   Returns:
     A model of the same class, with the adapter next to its parameters
-    (`glora_jax.nnx.AdapterParam`), its heads as `glora_jax.nnx.Head` and its genome as `glora_jax.nnx.Genome`.
+    (`glora_jax.nnx.AdapterParam`), its heads as `glora_jax.nnx.Head` and its genome as
+    `glora_jax.nnx.Genome`.
 
   Raises:
     TypeError: an argument has another type.

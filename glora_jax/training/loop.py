@@ -51,8 +51,8 @@ class TrainState(NamedTuple):
       state None.
 
   Example:
-    >>> trainable = {'params': {'head': jnp.ones(2)}, 'glora': {}}
-    >>> state = TrainState(trainable, opt_state=(), step=3, frozen={'params': {'body': jnp.ones(3)}})
+    >>> trainable, frozen = {'params': {'head': 1.0}}, {'params': {'body': 2.0}}
+    >>> state = TrainState(trainable, opt_state=(), step=3, frozen=frozen)
     >>> sorted(state.variables['params'])
     ['body', 'head']
   """
