@@ -40,8 +40,7 @@ from glora_jax.method.genomes import canonicalize
 from glora_jax.method.groups import Group
 from glora_jax.method.site import TABLE, Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
-from glora_jax.tree import Path as TreePath
-from glora_jax.tree import get, grouped, path_name, replace
+from glora_jax.tree import KeyPath, get, grouped, path_name, replace
 
 __all__ = ['PeftAdapter', 'load_peft', 'read_peft', 'save_peft']
 
@@ -470,7 +469,7 @@ def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Lay
   return layers
 
 
-def _heads(adapted: Adapted, names: NameMap) -> dict[str, TreePath]:
+def _heads(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
   """The parameters that are trained in full, by name of the torch tensor."""
   heads, places = {}, adapted._places
   for path in sorted(places.head_paths):

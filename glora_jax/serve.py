@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.checks import listed, printable, shown, validate
-from glora_jax.files import Path as FilePath
+from glora_jax.files import Path
 from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call, dequantize_heads, run, with_space
 from glora_jax.method.adapter import ADAPTER, COLLECTION, of_tensors
@@ -36,7 +36,7 @@ from glora_jax.method.program import arrays_of
 from glora_jax.method.quantized import set_apart
 from glora_jax.method.rules import merge_biases, over_stack
 from glora_jax.method.space import MOST_RANKS, SearchSpace
-from glora_jax.tree import Path, flatten, replace, update
+from glora_jax.tree import KeyPath, flatten, replace, update
 
 __all__ = ['Pool']
 
@@ -127,7 +127,7 @@ class Pool:
     """The names of the adapters that are loaded, the least recently used first."""
     return list(self._slots)
 
-  def load(self, name: str, path: FilePath, *, strict: bool = True) -> None:
+  def load(self, name: str, path: Path, *, strict: bool = True) -> None:
     """Loads an adapter, in the place of one of the same name where there is one.
 
     Args:
@@ -228,7 +228,7 @@ class Pool:
     heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
     return {'heads': heads, COLLECTION: zeros}
 
-  def _check_fits(self, path: FilePath, metadata: Mapping[str, Any]) -> None:
+  def _check_fits(self, path: Path, metadata: Mapping[str, Any]) -> None:
     """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
     for layer, forms in zip(metadata['spec'], metadata['layers'], strict=True):
       name = shown(layer['name'])
@@ -242,7 +242,7 @@ class Pool:
             f'{has}{name}, and this pool holds rank {self._rank}; make it with rank={rank}.'
           )
 
-  def _padded(self, path: FilePath, heads: Mapping[Path, Any]) -> dict[Path, Any]:
+  def _padded(self, path: Path, heads: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
     heads, kept = dict(heads), {}
     for site in self._adapted._places.head_sites:

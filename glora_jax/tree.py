@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
+"""The place of a leaf in a pytree, as `flatten` gives it."""
 
 
-def flatten(tree: Any) -> dict[Path, Any]:
+def flatten(tree: Any) -> dict[KeyPath, Any]:
   """The leaves of a pytree by path, in the tree's own order.
 
   A path is what `keystr(simple=True, separator='/')` writes, split. Metadata boxes of linen count
@@ -43,17 +44,17 @@ def flatten(tree: Any) -> dict[Path, Any]:
   return {path: leaf for path, leaf in found.items() if jax.tree.leaves(leaf)}
 
 
-def path_of(keys: jax.tree_util.KeyPath) -> Path:
+def path_of(keys: jax.tree_util.KeyPath) -> KeyPath:
   """The path that keys of JAX stand for."""
   return tuple(jax.tree_util.keystr(keys, simple=True, separator='/').split('/')) if keys else ()
 
 
-def plain_path(parts: Iterable[Any]) -> Path:
+def plain_path(parts: Iterable[Any]) -> KeyPath:
   """A path as `flatten` gives it, of parts that may be numbers or have '/' in them."""
   return tuple(name for part in parts for name in str(part).split('/'))
 
 
-def map_with_path(function: Callable[[Path, Any], Any], tree: Any) -> Any:
+def map_with_path(function: Callable[[KeyPath, Any], Any], tree: Any) -> Any:
   """A pytree with every leaf changed by a function of its path and value.
 
   Args:
@@ -112,7 +113,7 @@ def _put_into(leaf: Any, value: Any) -> Any:
   return jax.tree.map(lambda _: value, leaf, is_leaf=_is_none) if _is_variable(leaf) else value
 
 
-def get(tree: Any, path: Path) -> Any:
+def get(tree: Any, path: KeyPath) -> Any:
   """The value of a pytree at a path; of nested dictionaries it may be a dictionary."""
   for depth, name in enumerate(path):
     if not (isinstance(tree, dict | flax.core.FrozenDict) and name in tree):
@@ -121,7 +122,7 @@ def get(tree: Any, path: Path) -> Any:
   return _bare(tree)
 
 
-def replace(tree: Any, path: Path, value: Any) -> Any:
+def replace(tree: Any, path: KeyPath, value: Any) -> Any:
   """A pytree with the value at a path replaced or, in a dictionary, added.
 
   Boxes, frozen dictionaries and all other nodes stay what they were.
@@ -135,7 +136,7 @@ def replace(tree: Any, path: Path, value: Any) -> Any:
   return tree.copy(changed) if isinstance(tree, flax.core.FrozenDict) else {**tree, **changed}
 
 
-def update(tree: Any, changes: Mapping[Path, Any]) -> Any:
+def update(tree: Any, changes: Mapping[KeyPath, Any]) -> Any:
   """A pytree with values replaced by path, all at once; see `replace`.
 
   Raises:
@@ -150,7 +151,7 @@ def update(tree: Any, changes: Mapping[Path, Any]) -> Any:
   return map_with_path(lambda path, value: changes.get(path, value), tree)
 
 
-def partition(tree: Any, belongs: Callable[[Path], bool]) -> tuple[Any, Any]:
+def partition(tree: Any, belongs: Callable[[KeyPath], bool]) -> tuple[Any, Any]:
   """Two trees: the leaves whose paths belong to the first, and the others.
 
   Nested dictionaries become two nested dictionaries, each with its own leaves. Two trees of another
@@ -186,7 +187,7 @@ def join(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
   return {**first, **second, **both}
 
 
-def path_name(path: Path) -> str:
+def path_name(path: KeyPath) -> str:
   """The '/'-joined path; parts may be integers, the items of a bridged NNX model's lists."""
   return '/'.join(map(str, path))
 

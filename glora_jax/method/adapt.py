@@ -31,7 +31,7 @@ from glora_jax.method.site import TABLE, Site, apart
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.events import HEAD, NOT_SELECTED
 from glora_jax.method.trace.find import Found, find
-from glora_jax.tree import Path, flatten, map_with_path, path_name
+from glora_jax.tree import KeyPath, flatten, map_with_path, path_name
 
 log = logging.getLogger(__name__)
 DEFAULT_HEADS = r'(^|/)(head|classifier|lm_head|output_projection)$'
@@ -208,7 +208,11 @@ def assemble(
 
 
 def _log_heads(
-  adapted: Adapted, selector: Selector, heads: Heads, sites: Sequence[Site], outputs: Sequence[Path]
+  adapted: Adapted,
+  selector: Selector,
+  heads: Heads,
+  sites: Sequence[Site],
+  outputs: Sequence[KeyPath],
 ) -> None:
   """Says what is trained in full, and which layer might have to be."""
   name = name_of(adapted.model)
@@ -238,7 +242,7 @@ def _log_heads(
     )
 
 
-def _as_heads(site: Site, params: Iterable[Path]) -> str | list[str]:
+def _as_heads(site: Site, params: Iterable[KeyPath]) -> str | list[str]:
   """The `heads=` that trains a layer in full, and nothing else."""
   own = [path for path in (site.kernel_path, site.bias_path) if path]
   module = site.kernel_path[:-1]

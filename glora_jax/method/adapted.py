@@ -28,7 +28,7 @@ from glora_jax.method.validation import (
   check_collections,
   check_ranks,
 )
-from glora_jax.tree import Path, differences, flatten, join, partition, path_name, replace
+from glora_jax.tree import KeyPath, differences, flatten, join, partition, path_name, replace
 
 
 class Call(NamedTuple):
@@ -51,9 +51,9 @@ class Places:
   """
 
   groups: tuple[Group, ...]
-  head_paths: frozenset[Path]
-  param_shapes: Mapping[Path, jax.ShapeDtypeStruct]
-  uncovered: tuple[tuple[Path, str], ...]
+  head_paths: frozenset[KeyPath]
+  param_shapes: Mapping[KeyPath, jax.ShapeDtypeStruct]
+  uncovered: tuple[tuple[KeyPath, str], ...]
   head_sites: tuple[Site, ...]
 
 
@@ -314,7 +314,7 @@ class Adapted:
     """
     total = sum(shape.size for shape in self._places.param_shapes.values())
 
-    def matrix(path: Path, reason: str = '') -> Matrix:
+    def matrix(path: KeyPath, reason: str = '') -> Matrix:
       shape = self._places.param_shapes[path]
       return Matrix(path_name(path), shape.shape, shape.size / total, reason)
 
@@ -500,7 +500,7 @@ def _of_another_kind(given: Mapping[str, Any], expected: Mapping[str, Any]) -> l
   return [f'not floating-point of 16 bits or more: {", ".join(wrong)}'] if wrong else []
 
 
-def _by_name(flat: Mapping[Path, Any]) -> dict[str, Any]:
+def _by_name(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
   """Arrays out of their boxes, by name."""
   named = {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
   return {name: value for name, value in named.items() if is_array(value)}

@@ -31,7 +31,7 @@ from glora_jax.method.adapter import (
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
-from glora_jax.tree import Path, differences, flatten, path_name
+from glora_jax.tree import KeyPath, differences, flatten, path_name
 
 _LONGEST_LIST = 500  # characters of what differs that a sentence has
 
@@ -52,7 +52,7 @@ class Group:
   space: SearchSpace
 
   @property
-  def path(self) -> Path:
+  def path(self) -> KeyPath:
     """Path of the supports in the `glora` collection: the first member's."""
     return self.members[0].path
 

@@ -48,7 +48,7 @@ from glora_jax.method.site import (
 )
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
-from glora_jax.tree import Path, flatten, map_with_path, replace
+from glora_jax.tree import KeyPath, flatten, map_with_path, replace
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class _Recorder:
 
   def __init__(self):
     self.clock = 0
-    self.found: dict[Path, tuple[Site, tuple[int, ...]]] = {}
-    self.shared: set[Path] = set()
+    self.found: dict[KeyPath, tuple[Site, tuple[int, ...]]] = {}
+    self.shared: set[KeyPath] = set()
 
   def __call__(self, next_function, args, kwargs, context):
     self.clock += 1
@@ -134,7 +134,7 @@ class Box(nn.meta.AxisMetadata[Any]):
 
   value: Any
   recorder: _Recorder
-  path: Path
+  path: KeyPath
   whole: jax.ShapeDtypeStruct
   lifted: tuple[int, ...] = ()
   times: tuple[int, ...] = ()
@@ -245,7 +245,7 @@ def discover(
 def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   """What was found, by the modules where they are known."""
   by_use = {site.kernel_path: site for site in found.sites}
-  convolutions: list[Path] = []  # that are not adapted
+  convolutions: list[KeyPath] = []  # that are not adapted
   rows, numbers = collections.defaultdict(list), itertools.count()
   sites = [  # tables, which no linear module has, come first
     dataclasses.replace(site, rows=tuple(itertools.islice(numbers, len(site.rows))))

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from glora_jax.tree import Path, path_name, path_of
+from glora_jax.tree import KeyPath, path_name, path_of
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def spread(array: Any, axes: Iterable[int]) -> Any:
   return jax.tree.map(repeated, array)
 
 
-def set_apart(params: Any, shapes: Mapping[Path, Any]) -> tuple[Any, dict[Path, Any]]:
+def set_apart(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, dict[KeyPath, Any]]:
   """Params with shapes in the place of quantized arrays, and the quantized arrays by path.
 
   Args:
@@ -95,7 +95,7 @@ def set_apart(params: Any, shapes: Mapping[Path, Any]) -> tuple[Any, dict[Path, 
     (params, quantized arrays in the model's shapes). Quantized biases and arrays whose tiles do not
     lie along the model's axes are taken out here.
   """
-  packed: dict[Path, Any] = {}
+  packed: dict[KeyPath, Any] = {}
 
   def shape_of(keys: Any, value: Any) -> Any:
     if not is_quantized(value):
@@ -113,7 +113,7 @@ def set_apart(params: Any, shapes: Mapping[Path, Any]) -> tuple[Any, dict[Path, 
 
 
 def full_precision(
-  params: Any, shapes: Mapping[Path, Any], only: Container[Path] | None = None
+  params: Any, shapes: Mapping[KeyPath, Any], only: Container[KeyPath] | None = None
 ) -> Any:
   """Params without quantized arrays.
 

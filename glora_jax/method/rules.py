@@ -27,7 +27,7 @@ from glora_jax.method.quantized import is_quantized, spread, taken_out
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.method.trace.view import View
-from glora_jax.tree import Path, flatten, update
+from glora_jax.tree import KeyPath, flatten, update
 
 Gather = Callable[[jax.Array], jax.Array]  # makes an array whole on every device
 
@@ -237,7 +237,7 @@ def defer(
   genome: jax.Array,
   fixed: np.ndarray | None = None,
   slot: jax.Array | None = None,
-  packed: Mapping[Path, Any] = types.MappingProxyType({}),
+  packed: Mapping[KeyPath, Any] = types.MappingProxyType({}),
 ) -> Any:
   """Params with biases merged, and in the place of adapted kernels what is still to be merged.
 
@@ -251,7 +251,7 @@ def defer(
     packed: quantized arrays by path, of which `params` has the shapes (`set_apart`).
   """
   leaves = flatten(params)
-  new: dict[Path, Any] = {
+  new: dict[KeyPath, Any] = {
     path: not_adapted(array, leaves[path].dtype) for path, array in packed.items()
   }
   for group in groups:

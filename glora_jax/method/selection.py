@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from glora_jax.checks import shown, validate
 from glora_jax.files import first_line
 from glora_jax.method.space import SearchSpace
-from glora_jax.tree import Path, path_name
+from glora_jax.tree import KeyPath, path_name
 
 Pattern = str | re.Pattern[str]
 Selector = Pattern | Sequence[Pattern] | Callable[[str], bool]
@@ -68,7 +68,7 @@ class Heads(NamedTuple):
   """
 
   modules: tuple[str, ...]
-  paths: frozenset[Path]
+  paths: frozenset[KeyPath]
   unmatched: tuple[str, ...] = ()
 
 
@@ -125,7 +125,7 @@ class Selection:
     validate(convs, bool, 'convs')
     self.embeddings = validate(embeddings, bool, 'embeddings')
 
-  def heads_among(self, paths: Iterable[Path]) -> Heads:
+  def heads_among(self, paths: Iterable[KeyPath]) -> Heads:
     """The modules and parameters that are trained in full.
 
     Args:

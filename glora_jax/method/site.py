@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.tree import Path, get
+from glora_jax.tree import KeyPath, get
 
 TABLE = 'Embed'  # kind of a site whose rows are looked up
 LINEAR_MODULES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
@@ -165,8 +165,8 @@ class Site:
     nests: whether the kernel's module holds other layers, too (see `apart`).
   """
 
-  kernel_path: Path
-  bias_path: Path | None
+  kernel_path: KeyPath
+  bias_path: KeyPath | None
   kernel_shape: tuple[int, ...]
   dtype: np.dtype
   layout: Layout
@@ -179,7 +179,7 @@ class Site:
   nests: bool = False
 
   @property
-  def path(self) -> Path:
+  def path(self) -> KeyPath:
     """Path of its supports in the `glora` collection: the kernel's, or its module's.
 
     A parameter that is called `kernel` stands for its module, unless that holds other layers.

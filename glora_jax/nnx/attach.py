@@ -28,7 +28,7 @@ from glora_jax.nnx.live import adapters, set_genome, spec
 from glora_jax.nnx.owners import PREFIX, UNADAPTED, AdaptedParam, Model, Unadapted, make_owner
 from glora_jax.nnx.places import Location, Place, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
-from glora_jax.tree import Path
+from glora_jax.tree import KeyPath
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class _Insertion:
         setattr(owner, name, adapter)
         self._of_owner(owner).append(AdaptedParam(location, kernel, name, member))
 
-  def mark_head(self, path: Path) -> None:
+  def mark_head(self, path: KeyPath) -> None:
     """Makes a parameter a head."""
     found = self.places[path]
     head = as_head(variable_at(*found[0]))

@@ -24,7 +24,7 @@ from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner
-from glora_jax.tree import Path, differences, flatten, path_name, plain_path, replace
+from glora_jax.tree import KeyPath, differences, flatten, path_name, plain_path, replace
 
 STATISTICS = 'batch_stats'  # name of their collection among the variables
 
@@ -235,7 +235,7 @@ def _in_module_order(sites: Sequence[Site], model: nnx.Module) -> list[Site]:
   """Sites in the order of the modules that hold their kernels."""
   order = {plain_path(path): number for number, (path, _) in enumerate(nnx.iter_graph(model))}
 
-  def place(site: Site) -> tuple[int, Path]:
+  def place(site: Site) -> tuple[int, KeyPath]:
     owners = (site.kernel_path[:end] for end in range(len(site.kernel_path) - 1, -1, -1))
     return next(order[owner] for owner in owners if owner in order), site.kernel_path
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from glora_jax import mesh as meshes
-from glora_jax.files import Path as FilePath
+from glora_jax.files import Path
 from glora_jax.method import adapter_file, sharding
 from glora_jax.method.adapted import Adapted, Places, check_variables
 from glora_jax.method.adapter import COLLECTION
@@ -235,7 +235,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
     set_like(by_path[path], value)
 
 
-def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
+def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
   """Writes the supports of an attached model to one file; see `glora_jax.save_adapter`.
 
   The log warns if the base has changed since `attach`.
@@ -267,7 +267,7 @@ def save_adapter(path: FilePath, model: nnx.Module, **metadata: Any) -> None:
   adapter_file.save_adapter(path, adapted, variables, genome, **metadata)
 
 
-def load_adapter(path: FilePath, model: nnx.Module, *, strict: bool = True) -> None:
+def load_adapter(path: Path, model: nnx.Module, *, strict: bool = True) -> None:
   """Reads what `save_adapter` or `glora_jax.save_adapter` wrote into an attached model.
 
   Args:

@@ -28,7 +28,7 @@ from glora_jax.nnx.adapter import Adapter, left
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
-from glora_jax.tree import Path
+from glora_jax.tree import KeyPath
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _BY_PROGRAM = (
 class Unadapted(NamedTuple):
   """The matrices of an attached model that have no adapter; see `glora_jax.Adapted`."""
 
-  uncovered: tuple[tuple[Path, str], ...] = ()
+  uncovered: tuple[tuple[KeyPath, str], ...] = ()
   head_sites: tuple[Site, ...] = ()
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from glora_jax.tree import Path, plain_path
+from glora_jax.tree import KeyPath, plain_path
 
 _CONTAINERS = (nnx.List, nnx.Dict)
 
@@ -22,16 +22,16 @@ class Location(NamedTuple):
   """
 
   attribute: str
-  inside: Path = ()
+  inside: KeyPath = ()
 
 
 Place = tuple[nnx.Pytree, Location]  # a module, and where in it
 
 
-def places(model: nnx.Module) -> dict[Path, list[Place]]:
+def places(model: nnx.Module) -> dict[KeyPath, list[Place]]:
   """All places of every variable, by its paths in the model's state, with names for numbers."""
   by_id: dict[int, list[Place]] = {}
-  by_path: dict[Path, list[Place]] = {}
+  by_path: dict[KeyPath, list[Place]] = {}
   for path, owner in modules(model):
     for location, variable in locations(owner):
       together = by_id.setdefault(id(variable), [])
@@ -40,12 +40,12 @@ def places(model: nnx.Module) -> dict[Path, list[Place]]:
   return by_path
 
 
-def by_paths(model: nnx.Module) -> dict[Path, nnx.Variable]:
+def by_paths(model: nnx.Module) -> dict[KeyPath, nnx.Variable]:
   """All variables of a model, by their paths in its state, with names for numbers."""
   return {path: variable_at(*found[0]) for path, found in places(model).items()}
 
 
-def modules(model: nnx.Module) -> Iterator[tuple[Path, nnx.Pytree]]:
+def modules(model: nnx.Module) -> Iterator[tuple[KeyPath, nnx.Pytree]]:
   """All modules of a model, each once, by path; NNX's lists and dictionaries belong to others."""
   for path, node in nnx.iter_graph(model):
     if isinstance(node, nnx.Pytree) and (node is model or not isinstance(node, _CONTAINERS)):
@@ -71,7 +71,7 @@ def variable_at(owner: nnx.Pytree, location: Location) -> nnx.Variable:
 
 def put(owner: nnx.Pytree, new: Mapping[Location, nnx.Variable]) -> None:
   """Sets the variables that a module itself has at some locations."""
-  by_attribute: dict[str, dict[Path, nnx.Variable]] = {}
+  by_attribute: dict[str, dict[KeyPath, nnx.Variable]] = {}
   for location, variable in new.items():
     by_attribute.setdefault(location.attribute, {})[location.inside] = variable
   attributes = vars(owner)
@@ -82,7 +82,7 @@ def put(owner: nnx.Pytree, new: Mapping[Location, nnx.Variable]) -> None:
       attributes[name] = with_variables(attributes[name], changes)
 
 
-def with_variables(value: Any, new: Mapping[Path, nnx.Variable]) -> Any:
+def with_variables(value: Any, new: Mapping[KeyPath, nnx.Variable]) -> Any:
   """An attribute's value with other variables at some paths."""
   if () in new:
     return new[()]
@@ -91,7 +91,7 @@ def with_variables(value: Any, new: Mapping[Path, nnx.Variable]) -> Any:
   )
 
 
-def _leaves(value: Any) -> Iterator[tuple[Path, Any]]:
+def _leaves(value: Any) -> Iterator[tuple[KeyPath, Any]]:
   for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_leaf):
     yield _names(path), leaf
 
@@ -102,5 +102,5 @@ def _is_leaf(value: Any) -> bool:
   return is_node and not isinstance(value, _CONTAINERS)
 
 
-def _names(path: Any) -> Path:
+def _names(path: Any) -> KeyPath:
   return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

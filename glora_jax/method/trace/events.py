@@ -11,7 +11,7 @@ from jax.extend import core
 
 from glora_jax.method.site import Loop
 from glora_jax.method.trace.view import Scope, View
-from glora_jax.tree import Path
+from glora_jax.tree import KeyPath
 
 # Why a matrix is not adapted, in the few words that stand in brackets behind its name.
 HEAD = 'trained in full'
@@ -31,7 +31,7 @@ ORDINARY = (LOOKED_UP, ITEM_BY_ITEM, CONVOLUTION, AN_INPUT, UNUSED)
 class Origin(NamedTuple):
   """A parameter that an array was computed from, and how."""
 
-  path: Path
+  path: KeyPath
   reason: str
   stacked: frozenset[int] = frozenset()
 
@@ -73,7 +73,7 @@ class Value:
   origins: tuple[Origin, ...] = ()
   number: int | None = None
   token: Hashable = None
-  layer: Path | None = None
+  layer: KeyPath | None = None
 
   @property
   def is_constant(self) -> bool:
@@ -83,7 +83,7 @@ class Value:
 
 def origins_of(values: Iterable[Value], reason: str) -> tuple[Origin, ...]:
   """The parameters that values depend on, once each; a view's reason is the given one."""
-  found: dict[Path, Origin] = {}
+  found: dict[KeyPath, Origin] = {}
   for value in values:
     own = (Origin(value.view.path, reason, value.view.stacked),) if value.view else ()
     for origin in (*value.origins, *own):
@@ -114,7 +114,7 @@ def joined(first: Value, second: Value, token: Hashable) -> Value:
   )
 
 
-def common_layer(values: Iterable[Value]) -> Path | None:
+def common_layer(values: Iterable[Value]) -> KeyPath | None:
   """The layer of all values that depend on the input, where it is the same."""
   layers = {value.layer for value in values if value.depends}
   return layers.pop() if len(layers) == 1 else None
@@ -158,12 +158,12 @@ class Events:
   """
 
   def __init__(self):
-    self.uses: defaultdict[Path, list[Use]] = defaultdict(list)
+    self.uses: defaultdict[KeyPath, list[Use]] = defaultdict(list)
     self.sums: defaultdict[Scope, list[tuple[View, View]]] = defaultdict(list)
-    self.others: dict[Path, str] = {}
-    self.forbids: dict[Path, str] = {}
-    self.stacked: defaultdict[Path, set[int]] = defaultdict(set)
-    self.otherwise: set[Path] = set()
+    self.others: dict[KeyPath, str] = {}
+    self.forbids: dict[KeyPath, str] = {}
+    self.stacked: defaultdict[KeyPath, set[int]] = defaultdict(set)
+    self.otherwise: set[KeyPath] = set()
 
 
 class Position(NamedTuple):

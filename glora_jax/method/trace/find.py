@@ -29,7 +29,7 @@ from glora_jax.method.site import TABLE, Layout, Site, interleaved
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
 from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, View, common_parts, size_of
 from glora_jax.method.trace.walk import walk
-from glora_jax.tree import Path, flatten, path_name, update
+from glora_jax.tree import KeyPath, flatten, path_name, update
 
 Shape = Sequence[int]
 LOOKUPS = dict.fromkeys(('gather', 'dynamic_slice'), TABLE)  # of rows
@@ -49,9 +49,9 @@ class Found(NamedTuple):
   """
 
   sites: tuple[Site, ...]
-  uncovered: Mapping[Path, str]
-  unused: tuple[Path, ...] = ()
-  outputs: tuple[Path, ...] = ()
+  uncovered: Mapping[KeyPath, str]
+  unused: tuple[KeyPath, ...] = ()
+  outputs: tuple[KeyPath, ...] = ()
   outside: tuple[Site, ...] = ()
 
 
@@ -142,8 +142,8 @@ _Kernel = tuple[list[Use], tuple[Role, ...]]
 
 
 def _kernels(
-  events: Events, arrays: Mapping[Path, Any]
-) -> tuple[dict[Path, _Kernel], dict[Path, str]]:
+  events: Events, arrays: Mapping[KeyPath, Any]
+) -> tuple[dict[KeyPath, _Kernel], dict[KeyPath, str]]:
   """The kernels in the order of their first uses, and why other parameters can be none."""
   kernels, reasons = {}, dict(events.forbids)
   for path, own in events.uses.items():
@@ -161,7 +161,7 @@ def _kernels(
   return kernels, reasons
 
 
-def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
+def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
   """Makes stacks of the axes of outputs that a user wants to be some.
 
   Raises:
@@ -193,7 +193,7 @@ def _split(kernels: dict[Path, _Kernel], split: Mapping[str, int]) -> None:
 
 
 def _sites(
-  kernels: Mapping[Path, _Kernel], events: Events, arrays: Mapping[Path, Any]
+  kernels: Mapping[KeyPath, _Kernel], events: Events, arrays: Mapping[KeyPath, Any]
 ) -> tuple[Site, ...]:
   """The kernels with their biases, and with rows in execution order; what does not run is last."""
   shapes = {path: array.shape for path, array in arrays.items()}
@@ -286,8 +286,8 @@ def _layout_of(use: Use, roles: Sequence[Role]) -> Layout:
 
 
 def _layers(
-  uses: Sequence[Use], layouts: Mapping[Path, Layout]
-) -> Iterator[tuple[Path, tuple[int, ...]]]:
+  uses: Sequence[Use], layouts: Mapping[KeyPath, Layout]
+) -> Iterator[tuple[KeyPath, tuple[int, ...]]]:
   """The layers that uses run, in execution order: the kernel's path and the index in its stack.
 
   Args:
@@ -324,8 +324,8 @@ def _bias_of(
   uses: Sequence[Use],
   sums: Mapping[Scope, Sequence[tuple[View, View]]],
   layout: Layout,
-  shapes: Mapping[Path, Shape],
-) -> tuple[Path, Layout] | None:
+  shapes: Mapping[KeyPath, Shape],
+) -> tuple[KeyPath, Layout] | None:
   """The parameter that is added to all products of a kernel along exactly its outputs.
 
   With it comes the layout of both.
@@ -336,7 +336,7 @@ def _bias_of(
     layout: the kernel's layout.
     shapes: shapes of all parameters, by path.
   """
-  found: set[tuple[Path, Layout] | None] = set()
+  found: set[tuple[KeyPath, Layout] | None] = set()
   for use in uses:
     fitting = [
       (bias.path, fitted)
@@ -352,7 +352,7 @@ _Pair = tuple[Atom, Atom]
 
 
 def _with_bias(
-  layout: Layout, product: View, added: View, shapes: Mapping[Path, Shape]
+  layout: Layout, product: View, added: View, shapes: Mapping[KeyPath, Shape]
 ) -> Layout | None:
   """A kernel's layout with that of the bias that is added; None if it is no bias of the kernel."""
   pairs = _pairs(product, added)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from glora_jax.tree import Path
+from glora_jax.tree import KeyPath
 
 # Where in a program something happens: the positions of equations, outermost first.
 Scope = tuple[int, ...]
@@ -61,12 +61,12 @@ class View:
     taken: the parts of axes that are gone, in the order in which they went.
   """
 
-  path: Path
+  path: KeyPath
   dims: tuple[Dim, ...]
   taken: tuple[Taken, ...] = ()
 
   @classmethod
-  def whole(cls, path: Path, shape: Sequence[int]) -> View:
+  def whole(cls, path: KeyPath, shape: Sequence[int]) -> View:
     """The parameter itself."""
     return cls(path, tuple((Atom(axis, size),) for axis, size in enumerate(shape)))
 
