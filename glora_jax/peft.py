@@ -308,7 +308,7 @@ def load_peft(
     )
   for name, value in adapter.heads.items():
     path = heads[name]
-    expected = adapted._places.param_shapes[path].shape
+    expected = adapted.places.param_shapes[path].shape
     if value.T.shape != expected:
       raise ValueError(
         f'{adapter.path} is of another model: its {path_name(path)} is {value.T.shape}, and '
@@ -444,7 +444,7 @@ def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Lay
   """The layers of some rows of the genome, with their torch modules."""
   validate(names, Mapping, 'names')
   layers, modules = [], collections.Counter()
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     for index, row in group.slices():
       if row not in rows:
         continue
@@ -471,7 +471,7 @@ def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Lay
 
 def _heads(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
   """The parameters that are trained in full, by name of the torch tensor."""
-  heads, places = {}, adapted._places
+  heads, places = {}, adapted.places
   for path in sorted(places.head_paths):
     *module, leaf = path
     shape, is_kernel = places.param_shapes[path].shape, leaf in _KERNELS

@@ -218,7 +218,7 @@ class Pool:
   def _empty(self, adapter: Any) -> dict[str, Any]:
     """The arrays of all slots: the base in each."""
     zeros: dict[str, Any] = {}
-    for group in self._adapted._places.groups:
+    for group in self._adapted.places.groups:
       at = len(group.stack_shape)
       own = {
         name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
@@ -245,7 +245,7 @@ class Pool:
   def _padded(self, path: Path, heads: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
     heads, kept = dict(heads), {}
-    for site in self._adapted._places.head_sites:
+    for site in self._adapted.places.head_sites:
       if site.bias_path in heads:
         kept |= {site.kernel_path: site.layout.inputs, site.bias_path: ()}
     for own in kept.keys() & heads.keys():
@@ -263,10 +263,10 @@ class Pool:
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
-    params, packed = set_apart(self._rebuild(params), self._adapted._places.param_shapes)
+    params, packed = set_apart(self._rebuild(params), self._adapted.places.param_shapes)
     written = arrays[COLLECTION]
     loader = with_space(self._adapted, SearchSpace(self._ranks))
-    for group, given in zip(self._adapted._places.groups, loader._places.groups, strict=True):
+    for group, given in zip(self._adapted.places.groups, loader.places.groups, strict=True):
       forms, members, ranks = given.forms(genome), [], given.space.ranks
       for site, part in given.of_members(given.own(adapter)):
         form = functools.partial(_as_union, ranks=ranks, merge=self._merge)

@@ -113,7 +113,7 @@ def found(adapted: Any) -> dict[str, Kernel]:
   The bias's axes are left out: `fold_by_hand` tells whether they were understood.
   """
   kernels = {}
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     for site in group.members:
       bias = None if site.bias_path is None else '/'.join(site.bias_path)
       kernels['/'.join(site.kernel_path)] = Kernel(axes_of(site), bias)

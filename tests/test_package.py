@@ -72,7 +72,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 def test_an_adapted_model_shows_what_users_call():
   adapted = glora_jax.adapt(nn.Dense(3), jnp.ones((1, 4)))
-  settings = {'model', 'spec', 'mesh', 'genome'}
+  settings = {'model', 'spec', 'places', 'mesh', 'genome'}
   methods = {'fix', 'init', 'apply', 'fold', 'split', 'join'}
   figures = {'summary', 'coverage', 'count_params', 'full_precision'}
   assert {name for name in dir(adapted) if name[0] != '_'} == settings | methods | figures

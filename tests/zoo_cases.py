@@ -144,7 +144,7 @@ class Case:
   def check_coverage(self):
     """Every matrix that no row stands for is named, with a reason; heads have one of their own."""
     matrices = self.adapted.coverage().uncovered
-    heads = {path_name(path) for path in self.adapted._places.head_paths}
+    heads = {path_name(path) for path in self.adapted.places.head_paths}
     assert {matrix.name for matrix in matrices} - heads == set(self.example.uncovered)
     for matrix in matrices:
       assert (matrix.reason == HEAD) if matrix.name in heads else matrix.reason

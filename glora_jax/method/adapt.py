@@ -229,16 +229,16 @@ def _log_heads(
     log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
     log.info('%s has no head; only supports are trained.', name)
-  is_others = any(last[-1:] != [*group.members] for group in adapted._places.groups)
+  is_others = any(last[-1:] != [*group.members] for group in adapted.places.groups)
   if is_default and last and is_others and heads.paths.isdisjoint(outputs):
-    is_adapted = any(last[-1] in group.members for group in adapted._places.groups)
+    is_adapted = any(last[-1] in group.members for group in adapted.places.groups)
     log.warning(
       'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
       'heads=%r.',
       name,
       last[-1].name,
       'gets supports' if is_adapted else 'stays frozen',
-      _as_heads(last[-1], adapted._places.param_shapes),
+      _as_heads(last[-1], adapted.places.param_shapes),
     )
 
 

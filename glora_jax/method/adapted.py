@@ -70,6 +70,7 @@ class Adapted:
   Attributes:
     model: the untouched model.
     spec: the `len(spec)` rows of a genome.
+    places: where in the model its layers and heads are. The library reads it; users rarely need it.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
     genome: the fixed structure, canonical, int8 [rows, 5]; None while it is free.
 
@@ -102,7 +103,7 @@ class Adapted:
 
   model: Any
   spec: Spec
-  _places: Places  # what the rest of the library reads
+  places: Places
   mesh: jax.sharding.Mesh | None = None
   genome: np.ndarray | None = None
 
@@ -156,7 +157,7 @@ class Adapted:
     whole = check_params(self, params)
     params = dequantize_heads(self, params)
     leaves, adapter = flatten(whole), {}
-    for group in self._places.groups:
+    for group in self.places.groups:
       new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
       if new:
         adapter = replace(adapter, group.path, new)
@@ -207,7 +208,7 @@ class Adapted:
 
   def full_precision(self, params: Any) -> Any:
     """Params of a quantized base as the model's own, in float32; all others as they are."""
-    return full_precision(params, self._places.param_shapes)
+    return full_precision(params, self.places.param_shapes)
 
   def count_params(self, genome: Any = None) -> Any:
     """Trained parameters, an int; of many genomes [..., rows, 5] int64 [...]. Heads do not count.
@@ -241,14 +242,14 @@ class Adapted:
         another model or search space, or were cut to a structure with lower ranks.
     """
     check_collections(variables, ('params', COLLECTION) if adapter else ('params',))
-    head, body = partition(variables['params'], self._places.head_paths.__contains__)
+    head, body = partition(variables['params'], self.places.head_paths.__contains__)
     rest = {name: value for name, value in variables.items() if name != 'params'}
     trainable = {'params': head}
     if adapter:
       trainable[COLLECTION] = rest.pop(COLLECTION)
       if self.genome is not None:
-        read = {(*g.path, name) for g in self._places.groups for name in g.read_by(self.genome)}
-        cut_off = cut(self._places.groups, trainable[COLLECTION], self.genome)
+        read = {(*g.path, name) for g in self.places.groups for name in g.read_by(self.genome)}
+        cut_off = cut(self.places.groups, trainable[COLLECTION], self.genome)
         trainable[COLLECTION], rest[COLLECTION] = partition(cut_off, read.__contains__)
     return trainable, {'params': body, **rest}
 
@@ -279,8 +280,8 @@ class Adapted:
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
     genomes.check_one_genome(self.spec, chosen, 'summary')
     trained = self.count_params(chosen)
-    heads = sum(self._places.param_shapes[path].size for path in self._places.head_paths)
-    total = sum(shape.size for shape in self._places.param_shapes.values())
+    heads = sum(self.places.param_shapes[path].size for path in self.places.head_paths)
+    total = sum(shape.size for shape in self.places.param_shapes.values())
     structure = 'the largest structure' if genome is None else 'this structure'
     totals = (
       f'trained parameters: {trained:,} in {structure} + {heads:,} in heads '
@@ -290,7 +291,7 @@ class Adapted:
     lines, coverage = [*table, totals], self.coverage()
     if coverage.uncovered:
       lines.append(str(coverage))
-    early = [site.name for group in self._places.groups for site in group.members if site.shared]
+    early = [site.name for group in self.places.groups for site in group.members if site.shared]
     if early and _runs_by_modules(self):
       lines.append(f'merged before the call: {", ".join(early)}')
     return '\n'.join(lines)
@@ -312,16 +313,16 @@ class Adapted:
         embedding  8x4  50.0%  embedding lookup
         head       4x4  25.0%  trained in full
     """
-    total = sum(shape.size for shape in self._places.param_shapes.values())
+    total = sum(shape.size for shape in self.places.param_shapes.values())
 
     def matrix(path: KeyPath, reason: str = '') -> Matrix:
-      shape = self._places.param_shapes[path]
+      shape = self.places.param_shapes[path]
       return Matrix(path_name(path), shape.shape, shape.size / total, reason)
 
     covered = tuple(
-      matrix(site.kernel_path) for group in self._places.groups for site in group.members
+      matrix(site.kernel_path) for group in self.places.groups for site in group.members
     )
-    return Coverage(covered, tuple(itertools.starmap(matrix, self._places.uncovered)))
+    return Coverage(covered, tuple(itertools.starmap(matrix, self.places.uncovered)))
 
 
 def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:
@@ -353,10 +354,10 @@ def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:
 
 def with_space(adapted: Adapted, space: SearchSpace) -> Adapted:
   """The model with a free structure and one search space for all layers."""
-  places = adapted._places
+  places = adapted.places
   groups = tuple(dataclasses.replace(group, space=space) for group in places.groups)
   places = dataclasses.replace(places, groups=groups)
-  return dataclasses.replace(adapted, spec=spec_of(groups), _places=places, genome=None)
+  return dataclasses.replace(adapted, spec=spec_of(groups), places=places, genome=None)
 
 
 def run(
@@ -380,7 +381,7 @@ def run(
   Returns:
     What the model's `apply` returns.
   """
-  model, places = adapted.model, adapted._places
+  model, places = adapted.model, adapted.places
   params, adapter = variables['params'], variables[COLLECTION]
   function = _function(model, variables)
   if _runs_by_modules(adapted) and slot is None and not has_quantized(params):
@@ -403,7 +404,7 @@ def run(
 def fold_params(adapted: Adapted, variables: Mapping[str, Any], genome: jax.Array) -> Any:
   """`Adapted.fold` of checked arguments."""
   params = adapted.full_precision(variables['params'])
-  return fold(adapted._places.groups, params, variables[COLLECTION], genome)
+  return fold(adapted.places.groups, params, variables[COLLECTION], genome)
 
 
 def call_model(adapted: Adapted, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -431,13 +432,13 @@ def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call],
 
 def _runs_by_modules(adapted: Adapted) -> bool:
   """Whether linen's modules use the kernels; else a program does, of an adapted table as well."""
-  kinds = (site.kind for group in adapted._places.groups for site in group.members)
+  kinds = (site.kind for group in adapted.places.groups for site in group.members)
   return isinstance(adapted.model, nn.Module) and adapted.mesh is None and TABLE not in kinds
 
 
 def dequantize_heads(adapted: Adapted, params: Any) -> Any:
   """The params with heads in float32: also those of a quantized base are trained."""
-  places = adapted._places
+  places = adapted.places
   return full_precision(params, places.param_shapes, only=places.head_paths)
 
 
@@ -456,7 +457,7 @@ def check_variables(adapted: Adapted, variables: Any, genome: Any = None) -> Non
   """
   check_collections(variables)
   genome = adapted.genome if genome is None else genome
-  check_storage(adapted._places.groups, variables[COLLECTION], genome)
+  check_storage(adapted.places.groups, variables[COLLECTION], genome)
   check_params(adapted, variables['params'])
 
 
@@ -475,7 +476,7 @@ def check_params(adapted: Adapted, params: Any) -> Any:
       no floating-point numbers where the model's are.
   """
   whole = jax.eval_shape(adapted.full_precision, params) if has_quantized(params) else params
-  given, expected = _by_name(flatten(whole)), _by_name(adapted._places.param_shapes)
+  given, expected = _by_name(flatten(whole)), _by_name(adapted.places.param_shapes)
   if problems := [*differences(given, expected), *_of_another_kind(given, expected)]:
     raise ValueError(
       f'The params do not match the adapted {name_of(adapted.model)}. {"; ".join(problems)}.'

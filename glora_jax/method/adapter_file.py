@@ -151,7 +151,7 @@ def _parts(
   A file has the names and axes of forms that share storage, whatever the space: with one structure
   there is nothing to share. An array of a form's own is given as a view with those axes.
   """
-  for layer, name, array, part in parts_read(adapted._places.groups, adapted.spec, genome, adapter):
+  for layer, name, array, part in parts_read(adapted.places.groups, adapted.spec, genome, adapter):
     if (shared := ADAPTER[name].within) is not None:
       own = part[: -len(ADAPTER[name].axes)]
       name, part = shared.name, (*own, *shared.index)
@@ -162,7 +162,7 @@ def _parts(
 def _rows(adapted: Adapted) -> list[_Row]:
   """The layers, in the order of the genome's rows."""
   rows = {}
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     for index, row in group.slices():
       layer = adapted.spec.layers[row]
       parameters = [
@@ -326,7 +326,7 @@ def unpack(
   for name, (array, part) in parts.items():
     array[part] = tensors.pop(name)
   # A LoRA that was saved with another scale stays the same LoRA.
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     down = group.own(adapter).get('B_down')
     for index, row in group.slices():
       if down is not None and metadata['scale'][row] != group.space.scale:

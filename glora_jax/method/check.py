@@ -155,7 +155,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   missed = [
     f'{layer} {name}'
     for layer, name, array, part in parts_read(
-      adapted._places.groups, adapted.spec, largest, gradients
+      adapted.places.groups, adapted.spec, largest, gradients
     )
     if not np.nan_to_num(array[part]).any()
   ]

@@ -95,7 +95,7 @@ class Forward:
     variables, adapted = self.variables, self.adapted
     if dropping:
       adapter = drop_components(
-        dropping[0], self.adapter, adapted._places.groups, genome, dropping[1]
+        dropping[0], self.adapter, adapted.places.groups, genome, dropping[1]
       )
       variables = {**variables, COLLECTION: adapter}
     chosen = {'genome': genome} if adapted.genome is None else {}
@@ -163,7 +163,7 @@ def drop_components(
     >>> adapted = glora_jax.adapt(nn.Dense(2), jnp.zeros((1, 3)))
     >>> supports = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
     >>> genome = jnp.array([[2, 3, 0, 0, 0]])  # a vector for A, a LoRA for B
-    >>> dropped = drop_components(jax.random.key(2), supports, adapted._places.groups, genome, 0.5)
+    >>> dropped = drop_components(jax.random.key(2), supports, adapted.places.groups, genome, 0.5)
     >>> dropped['A_up'][:, 0].tolist(), dropped['B_up'][:, 0].tolist()
     ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
   """

@@ -113,7 +113,7 @@ def attach(
   adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
   attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.
-  if any(_may_be_a_stack(group.members[0]) for group in adapted._places.groups):
+  if any(_may_be_a_stack(group.members[0]) for group in adapted.places.groups):
     try:
       trace_call(attached, inputs, kwargs)
     except ValueError as error:  # a model may scan over `nnx.Param` alone, or along its own axis
@@ -165,7 +165,7 @@ def _with_adapter(
   arrays = adapted.init(key, params(model))[COLLECTION]
   genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   insertion = _Insertion(model)
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     in_use = occurring(genome[list(group.rows)])
     if adapted.genome is None:
       layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same on offer
@@ -174,14 +174,14 @@ def _with_adapter(
     kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
     adapter = Adapter(static, group.own(arrays), group.forms(genome), kernel, genome_type)
     insertion.add(adapter)
-  for path in adapted._places.head_paths:
+  for path in adapted.places.head_paths:
     insertion.mark_head(path)
   insertion.take_out_others()
   # A linen model must not see the type of its heads, either.
   for owner, adapted_params in insertion.owners.values():
     if adapted_params or isinstance(owner, nnx.bridge.ToNNX):
       make_owner(owner, adapted_params)
-  unadapted = Unadapted(adapted._places.uncovered, adapted._places.head_sites)
+  unadapted = Unadapted(adapted.places.uncovered, adapted.places.head_sites)
   if any(unadapted):
     setattr(model, UNADAPTED, unadapted)
   return model

@@ -224,12 +224,12 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   statistics = variables.get(STATISTICS, {})
   check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
   needed = [adapter.group.stored_for(adapter.static.in_use) for adapter in found]
-  check_adapter(adapted._places.groups, variables[COLLECTION], needed)
+  check_adapter(adapted.places.groups, variables[COLLECTION], needed)
   for adapter in found:
     arrays = adapter.group.own(variables[COLLECTION])
     for name, variable in adapter.variables.items():
       set_beside(adapter, variable, jnp.asarray(arrays[name]))
-  heads = {path: get(variables['params'], path) for path in adapted._places.head_paths}
+  heads = {path: get(variables['params'], path) for path in adapted.places.head_paths}
   by_path = by_paths(model)
   for path, value in (heads | flatten(statistics)).items():
     set_like(by_path[path], value)

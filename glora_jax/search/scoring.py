@@ -216,7 +216,7 @@ class _Evaluator:
       if is_known(genomes):  # not where they are traced
         check_population(self.adapted.spec, genomes)
         check_collections(variables)
-        check_storage(self.adapted._places.groups, variables[COLLECTION], genomes)
+        check_storage(self.adapted.places.groups, variables[COLLECTION], genomes)
       check_only_arrays('variables', variables)
       genomes = as_numbers('genomes', genomes)  # lists would be an argument for each number
       images, labels = as_numbers('images', images), as_numbers('labels', labels)

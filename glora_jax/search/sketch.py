@@ -90,7 +90,7 @@ class Pass:
 
   def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], RowGradients]]]:
     """Every group, with what reads the gradients of its n-th row."""
-    for group in self.adapted._places.groups:
+    for group in self.adapted.places.groups:
       yield group, _reader(group, self.variables['params'], mean, self.probes[group.name])
 
   @functools.cached_property
@@ -98,7 +98,7 @@ class Pass:
     """What the gradients of every group's kernels are multiplied by."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
     return {
-      group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted._places.groups
+      group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted.places.groups
     }
 
   def _finished(self, total: Any, squares: np.ndarray) -> tuple[Mean, float | None]:
@@ -115,7 +115,7 @@ class Pass:
     """The squared gradient by all kernels, as far as the sketches from the left see it."""
     return sum(
       group.in_features / left.shape[-2] * (left * left).sum()
-      for group in self.adapted._places.groups
+      for group in self.adapted.places.groups
       for site in group.members
       for left in [gradients[site.name]['B_left']]
     )
@@ -133,7 +133,7 @@ class Pass:
 
   def _sites(self, probes: Any) -> Iterator[tuple[Site, dict[str, Probe]]]:
     """Every site with its part of its group's probes."""
-    for group in self.adapted._places.groups:
+    for group in self.adapted.places.groups:
       yield from member_probes(group, probes[group.name])
 
   @functools.cached_property

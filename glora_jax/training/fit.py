@@ -259,7 +259,7 @@ def linear_probe(
     True
   """
   validate(adapted, Adapted, 'adapted')
-  if not adapted._places.head_paths:
+  if not adapted.places.head_paths:
     raise ValueError(
       'The adapted model has no head (heads=None), so there is nothing to train alone; pass '
       'heads= to adapt.'

@@ -137,7 +137,7 @@ def test_what_is_not_selected_and_a_tied_embedding_are_said():
 def test_heads_are_names_paths_expressions_or_a_function(heads, expected):
   adapted = glora_jax.adapt(Two(), X, heads=heads)
   assert rows(adapted) == expected
-  assert {path[0] for path in adapted._places.head_paths} == {'fc', 'fc2'} - set(expected)
+  assert {path[0] for path in adapted.places.head_paths} == {'fc', 'fc2'} - set(expected)
 
 
 def test_compiled_expressions_select_what_their_texts_do_by_their_flags():
@@ -208,7 +208,7 @@ def test_the_heads_that_are_advised_are_the_output_layer(adapt, trained, lines):
   adapt()
   [advice] = [message for _, message in lines() if 'is not trained in full' in message]
   heads = ast.literal_eval(advice.split('pass heads=')[1].removesuffix('.'))
-  assert {'/'.join(path) for path in adapt(heads=heads)._places.head_paths} == trained
+  assert {'/'.join(path) for path in adapt(heads=heads).places.head_paths} == trained
 
 
 def test_no_head_is_advised_where_nothing_else_would_be_left(lines):

@@ -29,7 +29,7 @@ def test_a_function_has_its_heads_trained_and_is_written_and_read(name, tmp_path
   trained = trained_variables(adapted, example.params)
   old, new = (tree.flatten(whole) for whole in (example.params, trained['params']))
   changed = {path for path in old if not np.array_equal(old[path], new[path])}
-  assert changed == adapted._places.head_paths != set()
+  assert changed == adapted.places.head_paths != set()
   outputs = assert_folds(adapted, trained, x)
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, trained)
   fixed, loaded = glora_jax.load_adapter(tmp_path / 'adapter', adapted, example.params)

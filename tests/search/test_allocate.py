@@ -98,7 +98,7 @@ def slow_gradients(adapted, variables, batches):
   found = [gradient(params, batch) for batch in batches]
   mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
   by_row, squares = {}, np.zeros(len(found) + 1)
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     weights, *kernels = (slow_kernels(group, nn.meta.unbox(x)) for x in (params, mean, *found))
     squares += [np.sum(kernel**2) for kernel in kernels]
     bias = slow_biases(group, mean)

@@ -106,7 +106,7 @@ def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
     for rule in TIMM.rules(adapted.model, Variant())
   }
   places = {}
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     module = get(adapter, group.path)
     pattern = layer_names['/'.join(group.members[0].kernel_path)]
     for index, _ in group.slices():

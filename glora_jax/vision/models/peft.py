@@ -80,7 +80,7 @@ def save(
     for path, value in flatten(adapted.full_precision(variables['params'])).items()
   }
   _, fitted, _ = fit_to_format(adapted.model, params, Origin(name, Variant()))
-  for group in adapted._places.groups:
+  for group in adapted.places.groups:
     for site in group.members:
       kernel = path_name(site.kernel_path)
       if fitted[kernel] is not params[kernel]:

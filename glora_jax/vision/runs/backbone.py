@@ -197,7 +197,7 @@ def variables_before_training(
   """The variables before training, in their types and on their devices."""
   base_dtype = jnp.dtype(settings.model.base_dtype)
   params = flax.traverse_util.path_aware_map(
-    lambda path, x: x if path in adapted._places.head_paths else x.astype(base_dtype), params
+    lambda path, x: x if path in adapted.places.head_paths else x.astype(base_dtype), params
   )
   key = stream_key(settings.seed, Stream.INIT)
   if mesh is None:

@@ -117,8 +117,8 @@ class FullFineTuning(WithoutAdapter):
     del genome
     return sum(
       shape.size
-      for path, shape in self._places.param_shapes.items()
-      if path not in self._places.head_paths
+      for path, shape in self.places.param_shapes.items()
+      if path not in self.places.head_paths
     )
 
 
