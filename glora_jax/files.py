@@ -58,7 +58,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[str]:
+def atomic(path: Path) -> Iterator[str]:
   """A temporary path beside the given one, moved there at the end of the block.
 
   A process that is killed while it writes leaves the old file as it was, and one beside it whose
@@ -116,7 +116,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   """
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
-  with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+  with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     file.write(json.dumps(content, indent=2, allow_nan=False) + '\n')
 
 
@@ -245,7 +245,7 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
     content = safetensors.numpy.save(contiguous, metadata)
   except safetensors.SafetensorError as error:
     raise OSError(f'{printable(path)} cannot be written ({first_line(error)}).') from error
-  with whole(path) as temporary, open(temporary, 'wb') as file:
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
     file.write(content)
 
 

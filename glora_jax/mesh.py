@@ -231,20 +231,20 @@ def local_rows(mesh: Mesh, number: int) -> np.ndarray:
   return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
 
-def own_key(key: jax.Array) -> jax.Array:
+def device_key(key: jax.Array) -> jax.Array:
   """A device's own random key, for what is drawn for images, within the loss of a `fit` on a mesh.
 
   The loss is called on every device with the same key. Elsewhere the key stays as it is.
 
   Example:
-    >>> bool(own_key(jax.random.key(0)) == jax.random.key(0))
+    >>> bool(device_key(jax.random.key(0)) == jax.random.key(0))
     True
   """
   axes = jax.sharding.get_abstract_mesh().manual_axes
   return jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key
 
 
-def are_whole(tree: Any) -> bool:
+def are_replicated(tree: Any) -> bool:
   """Whether no array of a tree, which may be of shapes, lies in parts on several devices."""
   shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree)]
   return all(sharding is None or sharding.is_fully_replicated for sharding in shardings)
@@ -276,12 +276,12 @@ def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
       leaf = put(leaf, replicated(mesh))
     elif not isinstance(leaf, jax.ShapeDtypeStruct):
       leaf = jnp.asarray(leaf)
-    return laid(leaf)
+    return image_by_image(leaf)
 
   return jax.tree.map(place, tree)
 
 
-def laid(array: Any) -> Any:
+def image_by_image(array: Any) -> Any:
   """An array, or a shape with a place, image by image where it has images on TPUs."""
   shape = array.shape
   are_images = len(shape) == 4 and shape[3] <= _MOST_CHANNELS and shape[2] > _HALF_A_ROW

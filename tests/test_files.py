@@ -24,7 +24,7 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path):
 
   with (  # noqa: PT012
     pytest.raises(KeyboardInterrupt),
-    files.whole(tmp_path / 'x.json') as temporary,
+    files.atomic(tmp_path / 'x.json') as temporary,
     open(temporary, 'w') as file,
   ):
     file.write('half')
@@ -35,7 +35,7 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path):
 
 def test_a_writer_leaves_alone_what_another_writes_meanwhile(tmp_path):
   """Two processes of this machine write the same file; each is whole, and the last one counts."""
-  with files.whole(tmp_path / 'x.json') as temporary:
+  with files.atomic(tmp_path / 'x.json') as temporary:
     other = 'from glora_jax import files; import sys; files.write_json(sys.argv[1], "other")'
     subprocess.run([sys.executable, '-c', other, str(tmp_path / 'x.json')], check=True)
     assert files.read_json(tmp_path / 'x.json') == 'other'

@@ -112,7 +112,7 @@ def training(run: Context, learner: Adapted) -> Program:
   trainable, frozen = _placed(run.settings, run.mesh, *halves)
   optimizer = recipe.optimizer(recipe.steps_per_epoch(number))
   start = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
-  whole = meshes.are_whole(frozen)
+  whole = meshes.are_replicated(frozen)
   steps = make_steps(loss_of(run, learner), optimizer, recipe.accumulate, run.mesh, whole)
   per_call = steps_per_call(recipe.steps_per_epoch(number), MOST_STEPS)
   indices = Shape((per_call, recipe.batch_size), jnp.int32)

@@ -86,8 +86,8 @@ def fit(
     title: text before the progress bar.
     progress: whether to show the bar.
     mesh: devices of all processes that every batch is split over; the trained state is replicated.
-      The loss is called on every device, with its examples, the same key (see `mesh.own_key`) and
-      the same structures, and losses, metrics and gradients are averaged. Variables that are
+      The loss is called on every device, with its examples, the same key (see `mesh.device_key`)
+      and the same structures, and losses, metrics and gradients are averaged. Variables that are
       already on the mesh stay there; if some are sharded (`glora_jax.shard`), the loss is called
       once, with the whole batch. The rest is replicated. None for one device, and for several runs.
 

@@ -440,7 +440,7 @@ def minimize(
   blocks = source.blocks(order_key, (first, last), steps_per_dispatch, mesh)
   steps = reported(
     'training steps',
-    make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_whole(frozen)),
+    make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_replicated(frozen)),
   )
   show = progress and meshes.primary()
   with tqdm(total=last, initial=min(first, last), desc=title, unit='step', disable=not show) as bar:

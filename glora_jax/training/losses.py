@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from glora_jax.checks import validate
-from glora_jax.mesh import own_key
+from glora_jax.mesh import device_key
 from glora_jax.method.forward import Forward, Loss
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.validation import check_classes, check_whole_numbers, right_answers
@@ -92,7 +92,7 @@ def classification(
   def loss(forward: Forward, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
     images, labels = batch
     _, image_key, model_key = jax.random.split(key, 3)  # `fit` draws the structure by the first
-    image_key = own_key(image_key)
+    image_key = device_key(image_key)
     inputs, targets = preprocess(images, image_key), labels
     if mix is not None:
       logits = jax.eval_shape(lambda: logits_of(forward, inputs, model_key))
@@ -120,7 +120,7 @@ def _streams(forward: Forward, key: jax.Array) -> dict[str, Any]:
   """The random streams of a Linen model; a function or an NNX model has none."""
   if not isinstance(forward.adapted.model, nn.Module):
     return {}
-  key = own_key(key)
+  key = device_key(key)
   return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}
 
 

@@ -20,11 +20,11 @@ from glora_jax.files import (
   STAMP,
   LaterVersionError,
   Path,
+  atomic,
   check_stamp,
   damaged,
   open_regular,
   stamp_of,
-  whole,
 )
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], kind: str | None 
     OSError: it cannot be written there.
   """
   stamp = {} if kind is None else {STAMP: np.array(json.dumps(stamp_of(kind)))}
-  with whole(path) as temporary, open(temporary, 'wb') as file:
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
     np.savez(file, **stamp, **arrays)  # pyrefly: ignore
 
 

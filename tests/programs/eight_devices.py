@@ -130,7 +130,7 @@ assert_array_equal(flat(resumed.trainable), flat(drawn_on_mesh[0].trainable))
 
 
 def draw(trainable, frozen, batch, key):
-  return jax.numpy.sum(trainable), {'own': jax.random.uniform(meshes.own_key(key))}
+  return jax.numpy.sum(trainable), {'own': jax.random.uniform(meshes.device_key(key))}
 
 
 key = jax.random.key(4)

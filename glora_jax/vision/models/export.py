@@ -8,7 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from glora_jax.files import Path, open_regular, whole
+from glora_jax.files import Path, atomic, open_regular
 from glora_jax.vision.data.normalization import Normalization, normalize
 from glora_jax.vision.models.metadata import ImageSize, sides
 from glora_jax.vision.models.vit import ViT
@@ -54,7 +54,7 @@ def export(
 
 def save_exported(path: Path, exported: jax.export.Exported) -> None:
   """Writes what `export` returned, whole or not at all."""
-  with whole(path) as temporary, open(temporary, 'wb') as file:
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
     file.write(exported.serialize())
 
 

@@ -22,7 +22,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from glora_jax.files import whole
+from glora_jax.files import atomic
 from glora_jax.vision.reports.charts import Chart
 from glora_jax.vision.reports.tables import Table
 
@@ -147,7 +147,7 @@ def write(
     warning=warning,
     figures=figures,
   )
-  with whole(path(workdir)) as temporary, open(temporary, 'wb') as file:
+  with atomic(path(workdir)) as temporary, open(temporary, 'wb') as file:
     # Names that no encoding holds are shown with backslashes.
     file.write(text.encode('utf-8', 'backslashreplace'))
 
@@ -155,7 +155,7 @@ def write(
 def write_table(workdir: str, lines: Sequence[Mapping[str, Any]]) -> None:
   """Writes `table.csv`, whole or not at all, with a column for every key that any line has."""
   table = os.path.join(workdir, 'table.csv')
-  with whole(table) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+  with atomic(table) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
     fields = dict.fromkeys(field for line in lines for field in line)
     writer = csv.DictWriter(file, list(fields), lineterminator='\n')
     writer.writeheader()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from glora_jax.checks import shown
-from glora_jax.files import whole
+from glora_jax.files import atomic
 from glora_jax.vision.data import catalog, pipeline
 from glora_jax.vision.data.examples import Part
 from glora_jax.vision.data.normalization import statistics
@@ -150,5 +150,5 @@ def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[st
       resampling = Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC
       tile = Image.fromarray(image).resize((_SIDE, _SIDE), resampling)
       sheet.paste(tile, (left + column * step, y))
-  with whole(path) as temporary:
+  with atomic(path) as temporary:
     sheet.save(temporary, 'png')

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.files import STAMP, Path, stamp_of, whole, writing
+from glora_jax.files import STAMP, Path, atomic, stamp_of, writing
 from glora_jax.vision.files import read_lines, with_nulls
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Metrics:
       earlier = [line for name in before for line in _lines_of(os.path.join(workdir, name))]
       stamp = json.dumps({STAMP: stamp_of('metrics')})
       for path, lines in zip(self.paths, (own, earlier + own), strict=True):
-        with whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
           file.writelines([stamp + '\n', *(json.dumps(with_nulls(line)) + '\n' for line in lines)])
 
   def write(self, step: int, values: dict[str, float]) -> None:
