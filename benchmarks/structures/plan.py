@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.structures.jobs import Job, Method, read_rates
 from benchmarks.structures.laboratory import backbone
-from benchmarks.structures.methods import KNOWN, OURS, PASS, RANDOM, RISING
+from benchmarks.structures.methods import OURS, PASS, RANDOM, RISING, TRANSFER
 from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import preset
 
@@ -57,7 +57,7 @@ def twice_as_large(budget: int) -> list[Method]:
 def rate_of(method: Method) -> float:
   """A method's learning rate; one that varies another has that one's."""
   name, budget = method
-  if name in (PASS, OURS, KNOWN):
+  if name in (PASS, OURS, TRANSFER):
     name = 'gradient'
   elif name.startswith(RANDOM):
     name = 'random(0)'

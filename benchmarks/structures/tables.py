@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.machinery.measuring import print_table
 from benchmarks.structures import plan
 from benchmarks.structures.jobs import Method, Results
-from benchmarks.structures.methods import KNOWN, OURS, PASS
+from benchmarks.structures.methods import OURS, PASS, TRANSFER
 from benchmarks.structures.statistics import Difference, difference, unpack
 from benchmarks.structures.tasks import TEST
 
@@ -86,7 +86,7 @@ def line_of(ours: Row, fixed: Sequence[Row], beside: Sequence[Row]) -> Line:
 def budget_table(results: Results, tasks: Sequence[str], budget: int) -> dict[str, Line]:
   """The lines of the tasks on which ours and all fixed methods were trained."""
   fixed = plan.fixed_methods(budget)
-  names = (PASS, KNOWN, plan.BEFORE, 'search')
+  names = (PASS, TRANSFER, plan.BEFORE, 'search')
   others = [*((name, budget) for name in names), *plan.twice_as_large(budget)]
   table = {}
   for task in tasks:
@@ -101,7 +101,7 @@ def budget_table(results: Results, tasks: Sequence[str], budget: int) -> dict[st
 
 def print_methods(title: str, results: Results, tasks: Sequence[str], budget: int) -> None:
   """Prints the mean of every method on every task, and in brackets the number of seeds."""
-  ours = [(name, budget) for name in (OURS, PASS, KNOWN, plan.BEFORE)]
+  ours = [(name, budget) for name in (OURS, PASS, TRANSFER, plan.BEFORE)]
   lines = []
   for method in [*ours, *plan.fixed_methods(budget)]:
     rows = [row for task in tasks for row in rows_of(results, task, [method])]

@@ -33,7 +33,7 @@ from benchmarks.structures.jobs import Job, Method, read_rates, read_results, ru
 from benchmarks.structures.statistics import Difference, difference, unpack
 from benchmarks.structures.tables import Line, as_json, line_of, print_lines, rows_of
 from benchmarks.words import texts, trainings
-from benchmarks.words.trainings import BATCH_SIZE, BUDGET, CEILING, KNOWN, PROBE
+from benchmarks.words.trainings import BATCH_SIZE, BUDGET, CEILING, PROBE, TRANSFER
 from glora_jax.files import read_json, write_json
 
 RESULTS = str(pathlib.Path(__file__).parent / 'results')
@@ -45,7 +45,7 @@ FIXED: list[Method] = [
   for name in ('bitfit', 'lora:1', 'lora:2@attn', 'lora:1@mlp', 'hira:1', 'scale_shift_lora:1@attn')
 ]
 RANDOM = [(f'random({number})', BUDGET) for number in range(2)]
-METHODS = [(PROBE, 0), *FIXED, *RANDOM, OURS, (KNOWN, BUDGET), (CEILING, 0)]
+METHODS = [(PROBE, 0), *FIXED, *RANDOM, OURS, (TRANSFER, BUDGET), (CEILING, 0)]
 STEPS, REPEATS = 3, 5  # that are timed
 COLUMNS = ('seconds', 'warm head', 'gradient', 'steps')
 
@@ -81,7 +81,11 @@ def time_steps(given: argparse.Namespace) -> None:
   steps = {method: times.median(method) / STEPS for method in works}
   whole = EPOCHS * (texts.TRAIN // BATCH_SIZE)
   found = {  # a random structure starts on the gradient's vectors, too
-    name: [head, gradient * (budget > 0 and name != KNOWN), whole * steps.get((name, budget), 0.0)]
+    name: [
+      head,
+      gradient * (budget > 0 and name != TRANSFER),
+      whole * steps.get((name, budget), 0.0),
+    ]
     for name, budget in METHODS
   }
   print_table(dict.fromkeys(COLUMNS, ',.1f'), [(name, *parts) for name, parts in found.items()])
@@ -130,7 +134,7 @@ def draw(
   for axis, task in zip(picture.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True):
     means = sorted((each, name) for name, each in accuracies[task].items() if name in times)
     for number, ((mean, low, high), name) in enumerate(means):
-      color = figure.COLORS['teal' if name in (OURS[0], KNOWN) else 'dim']
+      color = figure.COLORS['teal' if name in (OURS[0], TRANSFER) else 'dim']
       axis.plot((times[name],) * 2, (low, high), color=color, linewidth=1)
       axis.plot(times[name], mean, 'o', color=color, markersize=6)
       axis.annotate(

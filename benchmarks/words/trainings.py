@@ -36,7 +36,7 @@ BATCH_SIZE = 32
 # the best of five logistic regressions.
 HEAD = Recipe(epochs=10, warmup_epochs=1, batch_size=BATCH_SIZE, learning_rate=3e-3)
 MAX_RANK = 8
-PROBE, CEILING, KNOWN = 'linear', 'finetuning', 'known'
+PROBE, CEILING, TRANSFER = 'linear', 'finetuning', 'transfer'
 
 
 class Learner(NamedTuple):
@@ -99,7 +99,7 @@ def structure(job: Job) -> tuple[Any, dict[str, Any]]:
     found = allocation(job.task, job.seed)
     return found.genome, found.variables
   spec = adapted()[0].spec
-  if job.method == KNOWN:  # by the development tasks, and so without a gradient of its own
+  if job.method == TRANSFER:  # by the development tasks, and so without a gradient of its own
     others = [task for task in texts.DEVELOPMENT if task != job.task]
     values = mean_of([allocation(task, job.seed).values for task in others])
     return choose(distinct(spec), values, BUDGET), start(job.task, job.seed)

@@ -32,13 +32,13 @@ from glora_jax.search.allocation import (
 )
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
-from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss, Mean, Pass
+from glora_jax.search.transfer import Transfer
 from glora_jax.tree import on_host, replace
 
 log = logging.getLogger(__name__)
 
-Priors = Allocation | Known | Sequence[Allocation | Known]
+Priors = Allocation | Transfer | Sequence[Allocation | Transfer]
 Prior = Priors | Callable[[], Priors | None]
 
 

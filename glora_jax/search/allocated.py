@@ -18,7 +18,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
 from glora_jax.search.allocation import UNIT_FORMS, Values
 from glora_jax.search.choice import Curve, bought, unit_costs
-from glora_jax.search.known import Known, check_layers, check_values, describe
+from glora_jax.search.transfer import Transfer, check_layers, check_values, describe
 
 NOISE = 0.14  # a signal of this size is trusted by half
 CLEAR = 0.3  # one of this size needs no other
@@ -173,12 +173,12 @@ def pooled(own: Values, other: Values, share: float) -> Values:
   )
 
 
-def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Known, ...]:
+def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Transfer, ...]:
   """What a prior consists of: nothing, a single one or several.
 
   Args:
     spec: the layers.
-    prior: an allocation, known values, a list of them, or None.
+    prior: an allocation, transferred scores, a list of them, or None.
     number: rank-one parts that are considered in a layer.
 
   Raises:
@@ -187,10 +187,10 @@ def check_priors(spec: Spec, prior: Any, number: int) -> tuple[Allocation | Know
   """
   if prior is None:
     return ()
-  several = isinstance(prior, Sequence) and not isinstance(prior, Known)
+  several = isinstance(prior, Sequence) and not isinstance(prior, Transfer)
   priors = tuple(prior) if several else (prior,)
   for each in priors:
-    validate(each, Allocation | Known, 'prior')
+    validate(each, Allocation | Transfer, 'prior')
     theirs = [describe(layer) for layer in each.spec]
     check_layers('The prior', theirs, spec, 'allocate it on the same adapted model.')
     check_values(each.values, spec)

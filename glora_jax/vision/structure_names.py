@@ -9,8 +9,8 @@ from glora_jax.method.presets import RANKED, parse_preset_name, placed_rows
 from glora_jax.method.space import Spec
 
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
-# No presets, but names of rows: the structures from a gradient, and from a backbone's known values.
-GRADIENT, KNOWN = 'gradient', 'known'
+# No presets, but names of rows: structures from a gradient, and from other tasks' scores.
+GRADIENT, TRANSFER = 'gradient', 'transfer'
 _KEPT_IN_FILES = ':@'
 _LONGEST_NAME = 200  # as a file
 

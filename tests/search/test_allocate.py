@@ -17,10 +17,10 @@ from small_models import Transformer
 
 import glora_jax
 from glora_jax import tree
-from glora_jax.search import allocation, choice, known
+from glora_jax.search import allocation, choice, transfer
 from glora_jax.search.allocated import CLEAR, pooled, share_of
 from glora_jax.search.allocation import Directions
-from glora_jax.search.known import Known
+from glora_jax.search.transfer import Transfer
 
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))
@@ -209,7 +209,7 @@ def test_clear_priors_choose_where_the_own_gradient_is_noise():
     dataclasses.replace(own, signal=signal, values=values)
     for signal, values in ((0.8, own.values), (0.9, swapped))
   )
-  remembered = Known(problem[0].spec, swapped)
+  remembered = Transfer(problem[0].spec, swapped)
   for given in (first, [first, second], lambda: remembered):
     found = allocated(problem, prior=given)
     priors = given if isinstance(given, list) else [given() if callable(given) else given]
@@ -231,17 +231,17 @@ def test_a_loss_in_other_units_has_the_same_signal_and_structure(factor):
   assert_array_equal(found.genome, own.genome)
 
 
-def test_known_values_are_a_mean_in_a_file_of_the_same_layers(tmp_path):
+def test_transferred_scores_are_a_mean_in_a_file_of_the_same_layers(tmp_path):
   problem = mixed()
-  spec, path = problem[0].spec, tmp_path / 'known.json'
+  spec, path = problem[0].spec, tmp_path / 'transfer.json'
   losses = [allocated(problem, key=jax.random.key(key)).values for key in (0, 1)]
-  known.write(path, spec, losses)
-  found = known.read(path, spec).values
+  transfer.write(path, spec, losses)
+  found = transfer.read(path, spec).values
   jax.tree.map(functools.partial(assert_allclose, rtol=1e-3), found, allocation.mean_of(losses))
   with pytest.raises(ValueError, match=r'conv 12 x 6 there'):
-    known.read(path, scanned()[0].spec)
+    transfer.read(path, scanned()[0].spec)
   content = json.loads(path.read_text())
   content['values']['E_vector'][0] = -1.0
   path.write_text(json.dumps(content))
   with pytest.raises(ValueError, match='damaged'):
-    known.read(path, spec)
+    transfer.read(path, spec)

@@ -14,10 +14,10 @@ from tiny_models import problem
 from toy_search import SMALL, SPEC, search
 
 import glora_jax
-from glora_jax.search import choice, known, scoring
+from glora_jax.search import choice, scoring, transfer
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.search.evolution import Evolution
-from glora_jax.search.known import Known
+from glora_jax.search.transfer import Transfer
 
 
 def scored(changes, **options):
@@ -48,8 +48,8 @@ def with_a_wider_layer():
   return dataclasses.replace(own, spec=spec)
 
 
-def known_written(*losses, spec=SPEC):
-  known.write(os.devnull, spec, losses)
+def transfer_written(*losses, spec=SPEC):
+  transfer.write(os.devnull, spec, losses)
 
 
 WORTH = random_worth(0, SPEC, positive=True)
@@ -68,13 +68,13 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('[1, 4] for 23 images', lambda: scored({}, preprocess=lambda images, key: images[:1])),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
-    ('finite', lambda: allocating(prior=Known(mixed()[0].spec, WORTH))),
+    ('finite', lambda: allocating(prior=Transfer(mixed()[0].spec, WORTH))),
     ('One batch', lambda: allocating(prior=allocating(), batches=mixed()[2][:1])),
     ('(correct, loss)', lambda: evolved(lambda genomes: genomes)),
     ('integers', lambda: evolved(lambda genomes: (np.full(20, 0.5), np.ones(20)))),
-    ('finite numbers', lambda: known_written(WORTH._replace(C_vector=WORTH.C_vector * np.nan))),
-    ('2 layers', lambda: known_written(WORTH, spec=glora_jax.Spec(SPEC.layers[:2]))),
-    ('at least one', known_written),
+    ('finite numbers', lambda: transfer_written(WORTH._replace(C_vector=WORTH.C_vector * np.nan))),
+    ('2 layers', lambda: transfer_written(WORTH, spec=glora_jax.Spec(SPEC.layers[:2]))),
+    ('at least one', transfer_written),
     ('mutations=40', lambda: Evolution(mutations=40)),
     ("'glora'", lambda: allocating(variables={'params': {}, 'glora': {}})),
     ('no batches', lambda: allocating(batches=iter([]))),

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = 'embedded'  # the name that configs give to the backbone in the package
 EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
-EMBEDDED_KNOWN = EMBEDDED_FILE.replace('.safetensors', '.known.json')  # see `search.known`
+EMBEDDED_TRANSFER = EMBEDDED_FILE.replace('.safetensors', '.transfer.json')  # see `search.transfer`
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
 # Endings of files that are not written; a folder of this name would be a surprise.
 _OF_OTHERS = (

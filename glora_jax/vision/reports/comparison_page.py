@@ -28,7 +28,7 @@ from glora_jax.vision.reports.tables import (
 CHOSEN = {  # methods that choose a structure within a budget, and how they are drawn
   'search': ('searched', 'red', 'star'),
   'gradient': ('gradient', 'teal', 'star'),
-  'known': ('known', 'dim', 'star'),
+  'transfer': ('transferred', 'dim', 'star'),
 }
 # Troubles of a seed, by the field of `result.json` that has the sentences.
 TROUBLES = {'diverged': 'diverged', 'learned_nothing': 'learned nothing'}

@@ -42,7 +42,7 @@ from glora_jax.vision.reports.tables import (
   structure_of,
   weights_name,
 )
-from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, KNOWN
+from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, TRANSFER
 
 EQUATION = paragraph(
   'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',
@@ -52,7 +52,7 @@ _THE = {  # in a sentence
   'linear': 'the linear probe',
   'search': 'the searched structure',
   GRADIENT: "the gradient's structure",
-  KNOWN: 'the known structure',
+  TRANSFER: 'the transferred structure',
 }
 _CHANCE = 0.05  # larger p-values may be chance
 _MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
@@ -110,7 +110,7 @@ def write(workdir: str, findings: Findings) -> None:
     structure.figure(
       sentence_case(structures[name]['label']), findings.specs[name], structures[name]['genome']
     )
-    for name in dict.fromkeys((result['result'], 'search', GRADIENT, KNOWN))
+    for name in dict.fromkeys((result['result'], 'search', GRADIENT, TRANSFER))
     if name in structures
   ]
   plot = accuracy_plot(f' with 95% intervals on {number:,} images', methods)
@@ -340,7 +340,7 @@ def tell_protocol(findings: Findings) -> str:
       The validation images chose the searched structure, in a supernet trained on the training
       images alone.
     """
-  elif result['structure'] == KNOWN or str(result['structure']).endswith(GENOME_ENDING):
+  elif result['structure'] == TRANSFER or str(result['structure']).endswith(GENOME_ENDING):
     chosen = """
       The structure comes from a file that does not say how it was chosen; if that was on these
       validation or test images, their accuracies are too high.

@@ -28,7 +28,7 @@ from glora_jax.vision.models.metadata import require_normalization
 from glora_jax.vision.models.translate import fit_to_format
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.origins import find_weights
-from glora_jax.vision.runs.sections import GRADIENT, KNOWN, NO_PRESETS, SEARCH, ModelSettings
+from glora_jax.vision.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TRANSFER, ModelSettings
 
 
 @enum.unique
@@ -84,10 +84,10 @@ def is_beside(spec: Spec, name: str) -> bool:
 
   Args:
     spec: the layers, with the forms that the search has.
-    name: 'gradient', 'known', 'search', 'finetuning', or a preset's name.
+    name: 'gradient', 'transfer', 'search', 'finetuning', or a preset's name.
   """
   if name in NO_PRESETS:
-    return name in (GRADIENT, KNOWN)
+    return name in (GRADIENT, TRANSFER)
   rank = parse_preset_name(name).rank
   return rank is not None and any(rank not in layer.space.ranks for layer in spec)
 

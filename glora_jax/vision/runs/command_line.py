@@ -329,12 +329,12 @@ def inventory() -> str:
     Source,
   )  # imports JAX, which other commands need not wait for
   from glora_jax.vision.runs.sections import SEARCH
-  from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, KNOWN
+  from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, TRANSFER
 
   structures = (
     (SEARCH, 'found by training a supernet and searching it'),
     (GRADIENT, 'allocated from one gradient of your task'),
-    (KNOWN, 'allocated from what paid off on the backbone in other tasks'),
+    (TRANSFER, "allocated from other tasks' scores of the backbone"),
     ('a preset', 'see below'),
     (f'PATH{GENOME_ENDING}', 'the structure of an earlier run'),
   )

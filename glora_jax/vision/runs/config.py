@@ -29,14 +29,14 @@ from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 from glora_jax.vision.data.augment import Augmentation
 from glora_jax.vision.data.catalog import expand
-from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_KNOWN
+from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_TRANSFER
 from glora_jax.vision.runs import schema
 from glora_jax.vision.runs.sections import (
   GRADIENT,
-  KNOWN,
   LEAST_SEED,
   MOST_SEED,
   SEARCH,
+  TRANSFER,
   TUNING_SEED,
   AllocationSettings,
   Comparison,
@@ -102,9 +102,9 @@ class RunSettings:
     protocol: 'honest' searches on the validation images; 'paper' trains on train+val and searches
       on test, which every table and page of it states.
     structure: where the structure comes from: 'search' (train a supernet and search it), 'gradient'
-      (allocated from one gradient, see `allocation`), 'known' (allocated from what paid off on the
-      backbone in other tasks, `allocation.known`), a preset ('lora:2@qkv', see `glora_jax.preset`),
-      or the path of a genome.json.
+      (allocated from one gradient, see `allocation`), 'transfer' (allocated from other
+      tasks' scores of the backbone, `allocation.transfer`), a preset ('lora:2@qkv', see
+      `glora_jax.preset`), or the path of a genome.json.
     train_on: images to train on once structure and rate are chosen or given; 'train+val' adds the
       validation images, which then measure nothing; protocol='paper' always adds them.
     seed: seed of all randomness.
@@ -187,10 +187,10 @@ class RunSettings:
     return self.structure == GRADIENT or GRADIENT in self.presets
 
   @property
-  def known(self) -> str | None:
-    """Path of the values known for the backbone; None if there are none."""
-    own = EMBEDDED_KNOWN if self.model.weights == EMBEDDED else None
-    return own if self.allocation.known is None else os.path.expanduser(self.allocation.known)
+  def transfer(self) -> str | None:
+    """Path of other tasks' scores of the backbone; None if there are none."""
+    own = EMBEDDED_TRANSFER if self.model.weights == EMBEDDED else None
+    return own if self.allocation.transfer is None else os.path.expanduser(self.allocation.transfer)
 
 
 def _mistakes(settings: RunSettings) -> Iterator[str]:
@@ -217,14 +217,14 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"alone; leave it out, or give structure='gradient' and {settings.structure!r} as a preset."
     )
   compares = settings.job == 'compare'
-  if settings.structure == KNOWN or (compares and KNOWN in settings.compare.methods):
-    if settings.known is None:
+  if settings.structure == TRANSFER or (compares and TRANSFER in settings.compare.methods):
+    if settings.transfer is None:
       yield (
-        f'No values are known for model.weights={settings.model.weights!r}; give a file of them as '
-        "allocation.known, or structure='gradient'."
+        f'There are no scores of other tasks for model.weights={settings.model.weights!r}; give a '
+        "file of them as allocation.transfer, or structure='gradient'."
       )
     if settings.budget is None and not compares:
-      yield "budget=None does not say how much structure='known' may train; give a number."
+      yield "budget=None does not say how much structure='transfer' may train; give a number."
 
 
 def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:

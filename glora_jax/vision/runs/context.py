@@ -429,7 +429,8 @@ def fit_batches(
       raise ValueError(
         f'{name}.epochs={recipe.epochs} means {steps:,} steps, more than can be counted; lower it.'
       )
-  if settings.has_gradient and settings.allocation.prior == 'known' and settings.known is None:
+  borrows = settings.has_gradient and settings.allocation.prior == 'transfer'
+  if borrows and settings.transfer is None:
     allocation = dataclasses.replace(settings.allocation, prior='shifts')
     fitted = dataclasses.replace(fitted, allocation=allocation)
   return fitted

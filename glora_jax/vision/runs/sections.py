@@ -19,7 +19,7 @@ from glora_jax.vision.data import image, normalization
 from glora_jax.vision.data.task import Source
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.blocks import ACTIVATIONS
-from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, KNOWN, check_preset
+from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, TRANSFER, check_preset
 
 DType = Literal['float32', 'bfloat16']
 NormalizationName = Literal[*normalization.NORMALIZATIONS]  # pyrefly: ignore
@@ -32,8 +32,8 @@ RematPolicy = Literal[
 ]
 
 # Where a structure comes from, if not from a preset or a file.
-SEARCH = 'search'  # or GRADIENT, or KNOWN
-FOUND = (SEARCH, GRADIENT, KNOWN)  # a comparison has a row of them for each budget
+SEARCH = 'search'  # or GRADIENT, or TRANSFER
+FOUND = (SEARCH, GRADIENT, TRANSFER)  # a comparison has a row of them for each budget
 
 # What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
 METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
@@ -168,7 +168,7 @@ class SpaceSettings:
     """The space that `glora_jax.adapt` takes.
 
     Args:
-      structure: where the structure comes from: 'search', 'gradient', 'known', or a preset or a
+      structure: where the structure comes from: 'search', 'gradient', 'transfer', or a preset or a
         file, which may use any form.
 
     Example:
@@ -178,7 +178,7 @@ class SpaceSettings:
     ranks = self.ranks
     if ranks is None:
       ranks = RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
-    is_bought = structure in (GRADIENT, KNOWN)
+    is_bought = structure in (GRADIENT, TRANSFER)
     return SearchSpace.distinct(ranks) if is_bought else SearchSpace(ranks=ranks)
 
 
@@ -251,17 +251,17 @@ class AllocationSettings:
   Attributes:
     head_epochs: epochs of training the head alone before the gradient is taken.
     max_rank: largest LoRA rank that a layer can get for A or for B.
-    prior: what a noisy gradient borrows from: 'known' (values known for the backbone; 'shifts' if
-      there are none), 'shifts' (the gradient of telling which way the same images were shifted),
-      None for nothing.
-    known: file of values known for the backbone (`search.known.write`), for structure='known' and
-      prior='known'; None for those of the 'embedded' backbone.
+    prior: what a noisy gradient borrows from: 'transfer' (other tasks' scores of the backbone;
+      'shifts' if there are none), 'shifts' (the gradient of telling which way the same images were
+      shifted), None for nothing.
+    transfer: file of other tasks' scores of the backbone (`search.transfer.write`), for
+      structure='transfer' and prior='transfer'; None for those of the 'embedded' backbone.
   """
 
   head_epochs: int = field(6, least=1)
   max_rank: int = field(8, least=1, most=MOST_PARTS)
-  prior: Literal['shifts', 'known'] | None = 'known'
-  known: str | None = None
+  prior: Literal['shifts', 'transfer'] | None = 'transfer'
+  transfer: str | None = None
 
   def __post_init__(self):
     validate_fields(self)
@@ -325,8 +325,8 @@ class Comparison:
 
   Attributes:
     methods: names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full
-      fine-tuning), 'search', 'gradient' and 'known'; the last three have a row for each budget.
-    budgets: most trained parameters of 'search', 'gradient' and 'known', ascending; a row of the
+      fine-tuning), 'search', 'gradient' and 'transfer'; the last three have a row for each budget.
+    budgets: most trained parameters of 'search', 'gradient' and 'transfer', ascending; a row of the
       table each.
     seeds: number of seeds, counted up from `seed`.
     rates: learning rates to choose from for each method.

@@ -45,9 +45,9 @@ def test_a_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
   assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
 
 
-@pytest.mark.parametrize('name, prior', [('embedded', 'known'), ('mine', 'shifts')])
-def test_a_backbone_that_nothing_is_known_of_borrows_from_shifts(name, prior):
-  model, allocation = ModelSettings(weights=name), AllocationSettings(prior='known')
+@pytest.mark.parametrize('name, prior', [('embedded', 'transfer'), ('mine', 'shifts')])
+def test_a_backbone_without_scores_of_other_tasks_borrows_from_shifts(name, prior):
+  model, allocation = ModelSettings(weights=name), AllocationSettings(prior='transfer')
   settings = RunSettings(structure='gradient', model=model, allocation=allocation)
   assert fitted(settings).allocation.prior == prior
 

@@ -28,9 +28,9 @@ ADAPTING = [
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
   ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
   ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
-  ({'structure': 'known'}, 'budget=None'),
-  ({'structure': 'known', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
-  ({'structure': 'known', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
+  ({'structure': 'transfer'}, 'budget=None'),
+  ({'structure': 'transfer', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
+  ({'structure': 'transfer', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
   (
     {'structure': 'gradient', 'training.epochs': 2, 'training.warmup_epochs': 0},
     'training.epochs=2 is too few',
@@ -96,7 +96,7 @@ def test_a_value_that_cannot_be_is_named(call, named):
 
 COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
 READ_OFF = {'structure': 'gradient', 'presets': (), 'training__epochs': 5}
-KNOWN = {'structure': 'known', 'presets': ()}
+TRANSFER = {'structure': 'transfer', 'presets': ()}
 
 
 def start(**fields):
@@ -118,9 +118,9 @@ def start(**fields):
     (start(structure=str(CONFIGS / 'compare_rates.json')), 'compare_rates.json'),
     (start(structure='lora:8'), "structure='lora:8' has 4,096 parameters"),
     (start(**READ_OFF, budget=3), 'budget=3'),
-    (start(**KNOWN, budget=3, model__weights='embedded'), 'budget=3'),
-    (start(**KNOWN, allocation__known=weights.EMBEDDED_KNOWN), 'known.json'),
-    (start(**KNOWN, allocation__known='no.json'), 'no.json'),
+    (start(**TRANSFER, budget=3, model__weights='embedded'), 'budget=3'),
+    (start(**TRANSFER, allocation__transfer=weights.EMBEDDED_TRANSFER), 'transfer.json'),
+    (start(**TRANSFER, allocation__transfer='no.json'), 'no.json'),
     (start(**COMPARED, watch__profile='search'), "watch.profile='search'"),
     (start(**COMPARED, data__max_resident=0), 'data.max_resident=0'),
     (lambda c, p: with_settings(c, 'no.json'), "'no.json'"),

@@ -259,7 +259,7 @@ SHORT = {
 
 
 SEARCHED = {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT}
-KNOWN = {'structure': 'known', 'presets': (), **SHORT, 'training__epochs': 1}
+TRANSFER = {'structure': 'transfer', 'presets': (), **SHORT, 'training__epochs': 1}
 COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
 
 
@@ -267,7 +267,7 @@ COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
   'values',
   [
     pytest.param(SEARCHED, marks=pytest.mark.slow),
-    pytest.param({**KNOWN, 'model__weights': 'embedded'}, marks=pytest.mark.full),
+    pytest.param({**TRANSFER, 'model__weights': 'embedded'}, marks=pytest.mark.full),
     pytest.param(COMPARED, marks=pytest.mark.full),
   ],
 )

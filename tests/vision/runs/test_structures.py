@@ -15,12 +15,12 @@ from tiny_runs import changed, context_of
 from glora_jax.files import read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
-from glora_jax.search import known
+from glora_jax.search import transfer
 from glora_jax.search.choice import choose
 from glora_jax.training.fit import linear_probe
 from glora_jax.training.losses import classification
 from glora_jax.vision.files import read_arrays, read_lines
-from glora_jax.vision.models.weights import EMBEDDED_KNOWN
+from glora_jax.vision.models.weights import EMBEDDED_TRANSFER
 from glora_jax.vision.runs import comparison, experiment
 from glora_jax.vision.runs.backbone import Stream
 from glora_jax.vision.runs.config import check_config
@@ -165,33 +165,35 @@ def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
   assert found_by(run).genome.tolist() == expected
 
 
-def test_what_is_known_of_the_backbone_in_the_package_fills_a_budget(config, tmp_path):
-  config = changed(config, structure='known', budget=5000, model__weights='embedded')
+def test_scores_of_the_backbone_in_the_package_fill_a_budget(config, tmp_path):
+  config = changed(config, structure='transfer', budget=5000, model__weights='embedded')
   run = context_of(config, tmp_path)
-  expected = choose(run.adapted.spec, known.read(EMBEDDED_KNOWN, run.adapted.spec).values, 5000)
+  expected = choose(
+    run.adapted.spec, transfer.read(EMBEDDED_TRANSFER, run.adapted.spec).values, 5000
+  )
   assert found_by(run).genome.tolist() == expected.tolist()
 
 
 @pytest.fixture
-def known_file(structure_run, prepared):
-  """A file of what the gradient says of the backbone, which is then known."""
+def transfer_file(structure_run, prepared):
+  """A file of the scores of one run's gradient."""
   shutil.copytree(structure_run / 'structure', prepared.path('structure'))
   path = prepared.path('backbone.json')
-  known.write(path, prepared.adapted.spec, [found_by(prepared).allocation.values])
+  transfer.write(path, prepared.adapted.spec, [found_by(prepared).allocation.values])
   return path
 
 
-def test_a_file_of_known_values_gives_the_structure_that_they_gave(known_file, config, tmp_path):
-  config = changed(config, allocation__known=known_file, allocation__max_rank=3)
-  reading = changed(config, allocation__prior='known')
+def test_a_file_of_transferred_scores_gives_the_same_structure(transfer_file, config, tmp_path):
+  config = changed(config, allocation__transfer=transfer_file, allocation__max_rank=3)
+  reading = changed(config, allocation__prior='transfer')
   run = context_of(reading, tmp_path / 'reading')
   prior = allocation.prior_of(run, run.place('gradient'))()
   assert prior.values.B_lora.shape[-1] == 3
   assert run.settings.allocation.epochs(borrowed=True) == 2
-  run = context_of(changed(config, structure='known'), tmp_path / 'run')
+  run = context_of(changed(config, structure='transfer'), tmp_path / 'run')
   expected = choose(run.adapted.spec, prior.values, 1000).tolist()
   assert found_by(run).genome.tolist() == expected
-  os.remove(known_file)
+  os.remove(transfer_file)
   assert found_by(run).genome.tolist() == expected
 
 
@@ -206,13 +208,15 @@ def test_batches_are_equal_and_share_no_image(number, batch, devices):
 
 @pytest.mark.full
 def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
-  run_config, known_file, tmp_path
+  run_config, transfer_file, tmp_path
 ):
   config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)
-  config.compare.update(methods=('gradient', 'known'), budgets=(600, 900), seeds=2, rates=(1e-2,))
+  config.compare.update(
+    methods=('gradient', 'transfer'), budgets=(600, 900), seeds=2, rates=(1e-2,)
+  )
   config.compare.rate.gradient = 1e-2
   config.training.batch_size = 80
-  config.allocation.update(head_epochs=1, prior=None, known=known_file)
+  config.allocation.update(head_epochs=1, prior=None, transfer=transfer_file)
   result = comparison.run(config, str(tmp_path / 'run'))
   for method in config.compare.methods:
     for least, most in ((0, 600), (600, 900)):

@@ -8,7 +8,7 @@ from glora_jax.vision.runs.fields import warn_of_unread
 from glora_jax.vision.runs.stage import read_by
 
 COMPARE = {'job': 'compare'}
-KNOWN = {'structure': 'known', 'budget': 900}
+TRANSFER = {'structure': 'transfer', 'budget': 900}
 RATED = {**COMPARE, 'compare.rate.lora': 1e-3}
 LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'}
 
@@ -22,7 +22,7 @@ LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'
     ({'job': 'compare', 'watch.tensorboard': True}, (), ['watch.tensorboard']),
     # By a command line, for a job that does not read them.
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
-    (KNOWN, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
+    (TRANSFER, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
     (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
     (
       {**RATED, 'compare.methods': ('lora',)},

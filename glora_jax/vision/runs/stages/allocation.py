@@ -1,8 +1,8 @@
 """Allocation in a run: the warm head, the batches of the gradient, the prior, and the file.
 
 The gradient is taken with a warm head on the training images as they are stored: no augmentation,
-no validation images. A noisy gradient may borrow from a prior. `allocate_known` takes no gradient
-and uses what paid off on the backbone in other tasks.
+no validation images. A noisy gradient may borrow from a prior. `allocate_transfer` needs no
+gradient: it uses other tasks' scores of the backbone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from glora_jax import mesh as meshes
 from glora_jax.files import damaged
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome, genome_to_json
-from glora_jax.search import known
+from glora_jax.search import transfer
 from glora_jax.search.allocate import Prior, allocate
 from glora_jax.search.allocated import Allocation
 from glora_jax.search.allocation import Values
 from glora_jax.search.choice import choose, require_something, trace_curve
-from glora_jax.search.known import Known
 from glora_jax.search.sketch import Loss
+from glora_jax.search.transfer import Transfer
 from glora_jax.training import batches
 from glora_jax.training.fit import linear_probe
 from glora_jax.training.losses import classification, cross_entropy
@@ -40,7 +40,7 @@ from glora_jax.vision.files import Array, check_arrays, read_arrays, write_array
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context
-from glora_jax.vision.runs.sections import GRADIENT, KNOWN
+from glora_jax.vision.runs.sections import GRADIENT, TRANSFER
 from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, train
 
 HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
@@ -58,8 +58,8 @@ def check_gradient(context: Context) -> None:
   compares = settings.job == 'compare'
   for budget in settings.compare.budgets if compares else (settings.budget,):
     require_something(context.place(GRADIENT).adapted.spec, budget)
-  if settings.allocation.prior == 'known':
-    known_of(context)
+  if settings.allocation.prior == 'transfer':
+    transfer_of(context)
 
 
 def head_recipe(settings: RunSettings) -> Recipe:
@@ -298,27 +298,27 @@ def allocate_shifts(
 
 def prior_of(
   context: Context, place: Model, **options: Any
-) -> Callable[[], Allocation | Known | None] | None:
-  """The prior for `allocate` that the config asks for; see `allocate_shifts` and `known_of`."""
+) -> Callable[[], Allocation | Transfer | None] | None:
+  """The prior for `allocate` that the config asks for; see `allocate_shifts` and `transfer_of`."""
   prior = context.settings.allocation.prior
   if prior is None:
     return None
-  if prior == 'known':
-    return functools.partial(known_of, context)
+  if prior == 'transfer':
+    return functools.partial(transfer_of, context)
   return functools.partial(allocate_shifts, context, place, **options)
 
 
-def known_of(context: Context) -> Known:
-  """The values known for the backbone, cut to the largest rank that is considered.
+def transfer_of(context: Context) -> Transfer:
+  """Other tasks' scores of the backbone, cut to the largest rank that is considered.
 
   Raises:
     FileNotFoundError: the file does not exist.
     ValueError: the file is damaged, or for another backbone.
   """
-  spec = context.place(KNOWN).adapted.spec
-  path = context.settings.known
+  spec = context.place(TRANSFER).adapted.spec
+  path = context.settings.transfer
   assert path is not None
-  found = known.read(path, spec)
+  found = transfer.read(path, spec)
   number = min(context.settings.allocation.max_rank, max(spec.layers[0].space.ranks))
   values = [part if part.ndim == 1 else _cut(part, number) for part in found.values]
   return found._replace(values=Values(*values))
@@ -329,14 +329,14 @@ def _cut(values: np.ndarray, number: int) -> np.ndarray:
   return np.pad(values, ((0, 0), (0, number)))[:, :number]
 
 
-def allocate_known(context: Context, budget: float | None) -> Allocation:
-  """The structure with the most value within a budget, by the values known for the backbone.
+def allocate_transfer(context: Context, budget: float | None) -> Allocation:
+  """The structure with the highest score within a budget, by other tasks' scores of the backbone.
 
   Raises:
-    FileNotFoundError, ValueError: see `known_of`; the budget is too small for any unit.
+    FileNotFoundError, ValueError: see `transfer_of`; the budget is too small for any unit.
   """
-  number, (spec, values, _) = check_budget(budget), known_of(context)
+  number, (spec, values, _) = check_budget(budget), transfer_of(context)
   assert number is not None
   genome, curve = choose(spec, values, number), trace_curve(spec, values)
-  variables = context.place(KNOWN).variables
+  variables = context.place(TRANSFER).variables
   return Allocation(genome, variables, spec, values, curve, number, proposed=False)

@@ -25,17 +25,24 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream, stream_key
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context
-from glora_jax.vision.runs.sections import FOUND, GRADIENT, KNOWN, NO_PRESETS, SEARCH, TUNING_SEED
+from glora_jax.vision.runs.sections import (
+  FOUND,
+  GRADIENT,
+  NO_PRESETS,
+  SEARCH,
+  TRANSFER,
+  TUNING_SEED,
+)
 from glora_jax.vision.runs.stage import TRAINING, Stage, clocked
 from glora_jax.vision.runs.stages.allocation import (
-  allocate_known,
   allocate_once,
+  allocate_transfer,
   check_gradient,
   head_recipe,
   prior_of,
 )
 from glora_jax.vision.runs.stages.search import run_search
-from glora_jax.vision.runs.stages.structures import READS_OF_KNOWN
+from glora_jax.vision.runs.stages.structures import READS_OF_TRANSFER
 from glora_jax.vision.runs.stages.training import (
   FullFineTuning,
   HeadOnFeatures,
@@ -53,7 +60,7 @@ _STOPPED = 'stopped at its last good state: its loss or gradient was no longer f
 _READS = {
   SEARCH: ('finetune.', 'sampling.', 'search.', 'compare.budgets'),
   GRADIENT: ('allocation.', 'compare.budgets'),
-  KNOWN: (*READS_OF_KNOWN, 'compare.budgets'),
+  TRANSFER: (*READS_OF_TRANSFER, 'compare.budgets'),
 }
 
 
@@ -141,9 +148,9 @@ def _check(method: str, context: Context) -> None:
     )
   if method == GRADIENT:
     check_gradient(context)
-  elif method == KNOWN:
+  elif method == TRANSFER:
     for budget in budgets_of(context.settings, method):
-      allocate_known(context, budget)
+      allocate_transfer(context, budget)
   elif method not in NO_PRESETS:
     preset(context.place(method).adapted.spec, method)
 
@@ -204,7 +211,7 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
 
   Args:
     context: the context.
-    method: a preset's name, 'finetuning', 'search', 'gradient' or 'known'.
+    method: a preset's name, 'finetuning', 'search', 'gradient' or 'transfer'.
     task: folder, trials and budgets.
 
   Returns:
@@ -216,12 +223,12 @@ def train_method(context: Context, method: str, task: Task) -> dict[str, list[Tr
   if method == GRADIENT:
     return _read_off_gradients(context, task)
   adapted = context.place(method).adapted
-  if method == KNOWN:
+  if method == TRANSFER:
     return {
-      f'{KNOWN}-{budget}': _train_fixed(
+      f'{TRANSFER}-{budget}': _train_fixed(
         context,
         f'{task.folder}/{budget}',
-        adapted.fix(allocate_known(context, budget).genome),
+        adapted.fix(allocate_transfer(context, budget).genome),
         task,
       )
       for budget in task.budgets

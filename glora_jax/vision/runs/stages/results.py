@@ -38,7 +38,7 @@ from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.origins import recorded_processes, recorded_weights
 from glora_jax.vision.runs.predictions import Predictions
-from glora_jax.vision.runs.sections import GRADIENT, KNOWN, SEARCH
+from glora_jax.vision.runs.sections import GRADIENT, SEARCH, TRANSFER
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.workdir import TEST_LIST
 from glora_jax.vision.structure_names import preset_label
@@ -288,7 +288,7 @@ def _label(context: Context, candidate: Model, name: str) -> str:
   labels = {
     'linear': 'linear probe',
     GRADIENT: 'gradient',
-    KNOWN: 'known',
+    TRANSFER: 'transferred',
     SUPERNET: "searched, with the supernet's weights",
     SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
     FILE: os.path.basename(context.settings.structure),

@@ -1,8 +1,8 @@
 """What a run trains from the pretrained model: the structure that its config names, and baselines.
 
-The structure comes from one gradient, from values known for the backbone, from a preset's name or
-from a file. All are trained with one recipe, which is shorter after a gradient by what that cost
-(`AllocationSettings.epochs`).
+The structure comes from one gradient, from other tasks' scores of the backbone, from a preset's
+name or from a file. All are trained with one recipe, which is shorter after a gradient by what that
+cost (`AllocationSettings.epochs`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, train_split_of
-from glora_jax.vision.runs.sections import GENOME_ENDING, GRADIENT, KNOWN, NO_PRESETS, SEARCH
+from glora_jax.vision.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH, TRANSFER
 from glora_jax.vision.runs.stage import TRAINING, Stage
 from glora_jax.vision.runs.stages.allocation import (
-  allocate_known,
   allocate_once,
+  allocate_transfer,
   check_gradient,
   prior_of,
   train_head,
@@ -39,7 +39,7 @@ from glora_jax.vision.structure_names import file_name
 
 FOLDER = 'structure'
 FILE = 'file'  # the name of a structure from a file
-READS_OF_KNOWN = ('allocation.known', 'allocation.max_rank')
+READS_OF_TRANSFER = ('allocation.transfer', 'allocation.max_rank')
 
 
 class _Genome(TypedDict):
@@ -99,7 +99,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
     return head, structure
   if settings.structure == SEARCH:
     return ()
-  reads = ('budget', *(READS_OF_KNOWN if settings.structure == KNOWN else ()))
+  reads = ('budget', *(READS_OF_TRANSFER if settings.structure == TRANSFER else ()))
   return (Stage('structure', _given, reads=reads, check=_named),)
 
 
@@ -161,7 +161,7 @@ def _read_off(context: Context, warm: Model) -> Model:
 
 
 def _given(context: Context) -> Model:
-  """The structure of a preset, a file or known values; of the workdir if the file is gone.
+  """The structure of a preset, a file or transferred scores; of the workdir if the file is gone.
 
   Raises:
     ValueError: the file has another genome than when the job began.
@@ -187,7 +187,7 @@ def _given(context: Context) -> Model:
 
 
 def _named(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
-  """The genome that the config names, and the allocation if it is from known values.
+  """The genome that the config names, and the allocation if it is from transferred scores.
 
   Both are None if the file is gone since the job began; the workdir has the genome.
 
@@ -197,8 +197,8 @@ def _named(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
   """
   settings = context.settings
   try:
-    if settings.structure == KNOWN:
-      allocation = allocate_known(context, settings.budget)
+    if settings.structure == TRANSFER:
+      allocation = allocate_transfer(context, settings.budget)
       return allocation.genome, allocation
     spec = context.place(settings.structure).adapted.spec
     return named_genome(spec, settings.structure, settings.budget), None

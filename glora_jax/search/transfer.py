@@ -17,10 +17,10 @@ from glora_jax.method.space import Layer, Spec
 from glora_jax.search.allocation import Values, mean_of
 
 _DIGITS = 4  # significant digits that are kept
-_KIND = 'known'
+_KIND = 'transfer'
 
 
-class Known(NamedTuple):
+class Transfer(NamedTuple):
   """Values of a backbone, which `allocate` takes as a prior, too.
 
   Attributes:
@@ -97,7 +97,7 @@ def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
   write_json(path, {'layers': [describe(layer) for layer in spec], 'values': rounded}, _KIND)
 
 
-def read(path: Path, spec: Spec) -> Known:
+def read(path: Path, spec: Spec) -> Transfer:
   """The values in a file, for the layers of a spec, whatever they have on offer.
 
   Raises:
@@ -111,4 +111,4 @@ def read(path: Path, spec: Spec) -> Known:
     check_values(values, spec)
   except (TypeError, ValueError) as error:
     raise damaged(path, error) from error
-  return Known(spec, values)
+  return Transfer(spec, values)
