@@ -170,7 +170,7 @@ def save_peft(
           f'{site.name} is a convolution or an embedding, and only linear layers are written as '
           f'PEFT LoRAs; {_FOLD}.'
         )
-    arrays = group.own(variables[COLLECTION])
+    arrays = group.arrays(variables[COLLECTION])
     rank = group.space.ranks[genome[row, _B] - _FLAT]
     alpha = rank * group.space.scale
     for module, outputs in modules.items():
@@ -297,7 +297,7 @@ def load_peft(
         f'the adapter: {", ".join(map(str, sorted(ranks)))}.'
       )
     genome[row, _B] = _FLAT + space.ranks.index(rank)
-    arrays = group.own(arrays)
+    arrays = group.arrays(arrays)
     arrays['B_down'][index][:, :rank] = down / space.scale
     arrays['B_up'][index][:rank] = up
   heads = _heads(adapted, names)

@@ -222,7 +222,7 @@ class Pool:
       at = len(group.stack_shape)
       own = {
         name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
-        for name, value in group.own(adapter).items()
+        for name, value in group.arrays(adapter).items()
       }
       zeros = replace(zeros, group.path, own)
     heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
@@ -268,7 +268,7 @@ class Pool:
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     for group, given in zip(self._adapted.places.groups, loader.places.groups, strict=True):
       forms, members, ranks = given.forms(genome), [], given.space.ranks
-      for site, part in given.of_members(given.own(adapter)):
+      for site, part in given.by_member(given.arrays(adapter)):
         form = functools.partial(_as_union, ranks=ranks, merge=self._merge)
         new = over_stack(form, len(group.stack_shape))(part, forms)
         if (bias := site.bias(params)) is not None:
@@ -278,7 +278,7 @@ class Pool:
           shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
           new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
         members.append(new)
-      own = group.own(written)
+      own = group.arrays(written)
       for name, array in own.items():
         new = members[0][name]
         if 'out' in ADAPTER[name].axes:

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 from glora_jax.checks import listed, shown
 from glora_jax.method.adapted import Adapted, Places, name_of
 from glora_jax.method.coverage import log_uncovered
-from glora_jax.method.groups import Group, number_rows, spec_of, tie
+from glora_jax.method.groups import Group, fuse, number_rows, spec_of
 from glora_jax.method.modules import discover
 from glora_jax.method.presets import Structure, read_structure, smallest_space
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
-from glora_jax.method.site import TABLE, Site, apart
+from glora_jax.method.site import TABLE, Site, with_disjoint_paths
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.events import HEAD, NOT_SELECTED
 from glora_jax.method.trace.find import Found, find
@@ -165,7 +165,10 @@ def assemble(
   tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
   if selection.embeddings and not tables:
     raise ValueError(f'{name} has no embedding lookup; leave embeddings=True out.')
-  for sites in (apart(found.sites), apart([*found.sites, *found.outside])):
+  for sites in (
+    with_disjoint_paths(found.sites),
+    with_disjoint_paths([*found.sites, *found.outside]),
+  ):
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
     if any(site.kernel_path not in tables for site in candidates):
       break
@@ -287,7 +290,7 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; these '
         f'are: {listed}.'
       )
-  fused = tie(chosen, selection.ties, spaces)
+  fused = fuse(chosen, selection.ties, spaces)
   return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in fused])
 
 

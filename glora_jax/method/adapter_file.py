@@ -327,7 +327,7 @@ def unpack(
     array[part] = tensors.pop(name)
   # A LoRA that was saved with another scale stays the same LoRA.
   for group in adapted.places.groups:
-    down = group.own(adapter).get('B_down')
+    down = group.arrays(adapter).get('B_down')
     for index, row in group.slices():
       if down is not None and metadata['scale'][row] != group.space.scale:
         down[index] *= metadata['scale'][row] / group.space.scale

@@ -171,7 +171,7 @@ def drop_components(
     forms = group.forms(genome)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(group.rows))
     for column, tensor in enumerate(WEIGHT_TENSORS):
-      if (up := group.own(adapter).get(f'{tensor}_up')) is None:
+      if (up := group.arrays(adapter).get(f'{tensor}_up')) is None:
         continue
       draw = functools.partial(_factors, column=column, rank=up.shape[-2], probability=probability)
       factors = jax.vmap(draw)(row_keys).reshape(up.shape[:-1])

@@ -143,7 +143,7 @@ class Group:
           ranks[name] = max(ranks.get(name, 0), rank)
     return ranks
 
-  def own(self, collection: Any) -> dict[str, Any]:
+  def arrays(self, collection: Any) -> dict[str, Any]:
     """Its supports in the `glora` collection, out of their boxes; {} where none are stored."""
     for name in self.path:
       collection = collection.get(name, {})
@@ -157,7 +157,7 @@ class Group:
     """The index in the stack and the row of every layer."""
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
 
-  def of_members(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
+  def by_member(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
     """Every member with the supports that make up its part of the outputs, and B's LoRA scaled."""
     whole = dict(adapter)
     if self.space.scale != 1 and 'B_down' in whole:  # which no other form shares
@@ -202,7 +202,7 @@ def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[st
   return boxed
 
 
-def tie(
+def fuse(
   sites: Sequence[Site], ties: Sequence[Sequence[str]], spaces: Mapping[str, SearchSpace]
 ) -> list[tuple[Site, ...]]:
   """The sites one by one or, where a tie wants it, together at the place of the earliest.
@@ -308,7 +308,7 @@ def parts_read(
     adapter: the `glora` collection.
   """
   for group in groups:
-    own = group.own(adapter)
+    own = group.arrays(adapter)
     for index, row in group.slices():
       for name, part in group.used_parts(genome[row].tolist()).items():
         yield spec.layers[row].name, name, own[name], (*index, *part)

@@ -42,8 +42,8 @@ from glora_jax.method.site import (
   TABLE,
   Layout,
   Site,
-  interleaved,
-  lay_beside,
+  align_stack,
+  interleave,
   linear_layout,
 )
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
@@ -255,7 +255,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
   looped = [
     (site, [*zip(times, site.stack_shape, strict=False)]) for site, times in recorder.found.values()
   ]
-  for site, _ in interleaved(looped):
+  for site, _ in interleave(looped):
     own_stack = site.stack_shape[len(site.lifts) :]
     rows[site.kernel_path] += itertools.islice(numbers, math.prod(own_stack))
   for path, (site, _) in recorder.found.items():
@@ -394,7 +394,7 @@ def put_beside(
   # A lifted transform will take its axis off every leaf at the kernel's place, so a leaf has as
   # many dimensions.
   stack, ndim = site.layout.stack[: len(site.lifts)], len(site.kernel_shape)
-  placed = {name: lay_beside(value, stack, ndim) for name, value in leaves.items()}
+  placed = {name: align_stack(value, stack, ndim) for name, value in leaves.items()}
   return replace(params, (*site.kernel_path[:-1], key), placed), {key: run}
 
 

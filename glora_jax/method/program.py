@@ -33,7 +33,7 @@ from glora_jax.method.rules import Deferred, Gather, by_output, by_rows, merged,
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan
-from glora_jax.method.trace.primitives import moved
+from glora_jax.method.trace.primitives import move_axes
 from glora_jax.method.trace.view import Atom
 
 CALLS = ('jit', 'pjit')  # primitives that do no more than call a jaxpr
@@ -163,7 +163,7 @@ _MOVED = frozenset(('transpose', 'reshape', 'squeeze', 'broadcast_in_dim'))
 def _items(kernel: Deferred) -> Deferred | None:
   """What a scan goes through: layers along the first dimension, with the plan of one of them."""
   plan = kernel.plan
-  view = plan.view.indexed((0,), None)
+  view = plan.view.index((0,), None)
   if plan.view.shape[0] == 1:
     return kernel.planned(view=view).map(lambda leaf: leaf[None])
   place = plan.layer_axis(0)
@@ -328,7 +328,7 @@ def _passed_on(equation: core.JaxprEqn, kernel: Any, *indices: Any) -> Deferred 
     starts = params['start_indices']
     return _cut(kernel, starts, np.subtract(params['limit_indices'], starts).tolist())
   is_larger = name == 'broadcast_in_dim' and math.prod(params['shape']) > math.prod(view.shape)
-  seen = moved(name, params, view) if name in _MOVED and not is_larger else None
+  seen = move_axes(name, params, view) if name in _MOVED and not is_larger else None
   return None if seen is None else kernel.planned(view=seen)
 
 

@@ -197,7 +197,7 @@ class Deferred:
     axes = layout.stack, layout.inputs, layout.outputs
     if is_quantized(kernel):
       kernel = spread(kernel, layout.stack)
-    plan = Plan(*axes, View.whole((), kernel.shape), ranks, goes_by_output)
+    plan = Plan(*axes, View.of((), kernel.shape), ranks, goes_by_output)
     return cls(kernel.transpose(sum(axes, ())), adapter, forms, plan)
 
   @property
@@ -263,7 +263,7 @@ def defer(
       by_outputs = goes_by_output(in_use)
     of_kernel = used & set(WEIGHT_TENSORS)
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
-    for site, part in group.of_members(group.own(adapter)):
+    for site, part in group.by_member(group.arrays(adapter)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - of_kernel)
       array = packed.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:

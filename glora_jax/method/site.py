@@ -35,7 +35,7 @@ class Layout:
   outputs: tuple[int, ...]
   bias_stack: tuple[int, ...] = ()
 
-  def below(self, taken: Collection[int]) -> Layout:
+  def without_stack(self, taken: Collection[int]) -> Layout:
     """The layout below transforms that take off the axes at some places of the stack."""
     lost = [self.stack[place] for place in taken]
     bias_lost = [self.bias_stack[place] for place in taken if self.bias_stack]
@@ -162,7 +162,7 @@ class Site:
       in products as they are; then they are folded before the call.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
       those of a genome are counted among the adapted layers alone (see `number_rows`).
-    nests: whether the kernel's module holds other layers, too (see `apart`).
+    nests: whether the kernel's module holds other layers, too (see `with_disjoint_paths`).
   """
 
   kernel_path: KeyPath
@@ -195,7 +195,7 @@ class Site:
   @property
   def local(self) -> Layout:
     """Layout of the parameters that the module itself sees, below all lifted transforms."""
-    return self.layout.below(range(len(self.lifts)))
+    return self.layout.without_stack(range(len(self.lifts)))
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
@@ -242,7 +242,7 @@ class Site:
     )
 
 
-def apart(sites: Sequence[Site]) -> list[Site]:
+def with_disjoint_paths(sites: Sequence[Site]) -> list[Site]:
   """The sites with no path that is the beginning of another's: one that is becomes its kernel's."""
   beginnings = {site.path[:end] for site in sites for end in range(len(site.path))}
   return [dataclasses.replace(site, nests=site.path in beginnings) for site in sites]
@@ -252,7 +252,7 @@ Item = TypeVar('Item')
 Loop = tuple[Hashable, int]  # what tells it from others, and its number of iterations
 
 
-def interleaved(
+def interleave(
   items: Iterable[tuple[Item, Sequence[Loop]]], numbers: tuple[int, ...] = ()
 ) -> Iterator[tuple[Item, tuple[int, ...]]]:
   """Items in the order in which they run, with the numbers of the iterations.
@@ -271,10 +271,10 @@ def interleaved(
       yield from ((item, numbers) for item, _ in members)
     else:
       for number in range(loop[1]):
-        yield from interleaved(members, (*numbers, number))
+        yield from interleave(members, (*numbers, number))
 
 
-def lay_beside(value: Any, axes: Sequence[int], ndim: int) -> Any:
+def align_stack(value: Any, axes: Sequence[int], ndim: int) -> Any:
   """Moves the first axes of an array to where a kernel has them.
 
   Args:

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
-from glora_jax.method.site import Layout, Site, lay_beside
+from glora_jax.method.site import Layout, Site, align_stack
 from glora_jax.nnx.variables import AdapterParam
 
 # Metadata of a kernel that what lies beside it has, too.
@@ -142,12 +142,12 @@ def left(
   """
   group, static = adapter.group, adapter.static
   taken = taken_axes(group.members[member], kernel.shape)
-  local, home = (group.members[number].layout.below(taken) for number in (member, 0))
+  local, home = (group.members[number].layout.without_stack(taken) for number in (member, 0))
   stack, *_ = local.sizes(kernel.shape)
   forms = stack_first(adapter.genome.get_value(), home, stack, 1)
   if static.only_forms is not None:
     forms = jnp.broadcast_to(static.only_forms, forms.shape)
-  _, arrays = list(group.of_members(_adapter(adapter, home, stack)))[member]
+  _, arrays = list(group.by_member(_adapter(adapter, home, stack)))[member]
   return local, arrays, forms
 
 
@@ -216,7 +216,7 @@ def put_beside(value: jax.Array, site: Site) -> jax.Array:
   kernel has, so that an axis counts the same from either end.
   """
   stack = site.layout.stack
-  return lay_beside(
+  return align_stack(
     value, stack, value.ndim if _is_in_place(sorted(stack)) else len(site.kernel_shape)
   )
 

@@ -172,7 +172,7 @@ def _with_adapter(
       in_use = tuple(map(layer.offered, TENSORS))
     static = Static(group, in_use, is_fixed=adapted.genome is not None)
     kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
-    adapter = Adapter(static, group.own(arrays), group.forms(genome), kernel, genome_type)
+    adapter = Adapter(static, group.arrays(arrays), group.forms(genome), kernel, genome_type)
     insertion.add(adapter)
   for path in adapted.places.head_paths:
     insertion.mark_head(path)

@@ -226,7 +226,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   needed = [adapter.group.stored_for(adapter.static.in_use) for adapter in found]
   check_adapter(adapted.places.groups, variables[COLLECTION], needed)
   for adapter in found:
-    arrays = adapter.group.own(variables[COLLECTION])
+    arrays = adapter.group.arrays(variables[COLLECTION])
     for name, variable in adapter.variables.items():
       set_beside(adapter, variable, jnp.asarray(arrays[name]))
   heads = {path: get(variables['params'], path) for path in adapted.places.head_paths}

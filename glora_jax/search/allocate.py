@@ -190,7 +190,7 @@ def _read_off(gradient: Pass, mean: Mean, adapter: Any) -> tuple[Values, Any]:
 
 def _aligned(group: Group, adapter: Any, rows: Sequence[RowGradients], norm: float) -> Any:
   """The supports with a group's down factors on the gradients' singular vectors."""
-  given = group.own(adapter)
+  given = group.arrays(adapter)
   flat = {
     name: on_host(array).reshape(-1, *array.shape[len(group.stack_shape) :])
     for name, array in given.items()

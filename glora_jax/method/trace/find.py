@@ -25,7 +25,7 @@ import numpy as np
 
 from glora_jax.checks import validate
 from glora_jax.method.sample import Sample, is_array
-from glora_jax.method.site import TABLE, Layout, Site, interleaved
+from glora_jax.method.site import TABLE, Layout, Site, interleave
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
 from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, View, common_parts, size_of
 from glora_jax.method.trace.walk import walk
@@ -109,7 +109,7 @@ def find(
     program = jax.make_jaxpr(run)(shapes, sample.arrays)
   values = [
     # A leading axis of size one is there to be repeated over a batch.
-    Value(view=View.whole(path, array.shape), repeated=array.shape[:1] == (1,))
+    Value(view=View.of(path, array.shape), repeated=array.shape[:1] == (1,))
     for path, array in arrays.items()
   ]
   values += [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
@@ -299,7 +299,7 @@ def _layers(
     (use, [(scope, length if scope in stacked else 1) for scope, length in use.scans])
     for use in uses
   ]
-  for use, numbers in interleaved(looped):
+  for use, numbers in interleave(looped):
     path = use.view.path
     counters = {scope: number for (scope, _), number in zip(use.scans, numbers, strict=True)}
     yield from ((path, index) for index in _indices(use, layouts[path].stack, counters))

@@ -90,10 +90,10 @@ def _view(value: Value) -> View | None:
 def rearranged(step: Step) -> list[Value]:
   """A primitive that moves the axes of its first operand."""
   first = step.operands[0]
-  view = first.view and moved(step.name, step.params, first.view)
+  view = first.view and move_axes(step.name, step.params, first.view)
   if first.view and not view:
     return step.results(origins=origins_of([first], NO_LAYOUT), repeated=first.repeated)
-  product = first.product and moved(step.name, step.params, first.product.view)
+  product = first.product and move_axes(step.name, step.params, first.product.view)
   is_broadcast = step.name == 'broadcast_in_dim'
   return [
     dataclasses.replace(
@@ -107,7 +107,7 @@ def rearranged(step: Step) -> list[Value]:
   ]
 
 
-def moved(name: str, params: Mapping[str, Any], view: View) -> View | None:
+def move_axes(name: str, params: Mapping[str, Any], view: View) -> View | None:
   """A view after a primitive that moves axes; None where it cannot be said."""
   if name == 'transpose':
     return view.transposed(params['permutation'])
@@ -116,7 +116,7 @@ def moved(name: str, params: Mapping[str, Any], view: View) -> View | None:
   if name == 'broadcast_in_dim':
     return view.broadcast(params['shape'], params['broadcast_dimensions'])
   if name == 'squeeze':
-    return view.indexed(params['dimensions'], 0)
+    return view.index(params['dimensions'], 0)
   assert name == 'slice'
   if any(stride != 1 for stride in params['strides'] or ()):
     return None
@@ -141,7 +141,7 @@ def split_up(step: Step) -> list[Value]:
   stops = [*itertools.accumulate(map(int, sizes))]
   parts = [_part(view, axis, stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
   if step.name == 'unstack':
-    parts = [part and part.indexed((axis,), 0) for part in parts]
+    parts = [part and part.index((axis,), 0) for part in parts]
   hidden = origins_of([whole], NO_LAYOUT)
   return [Value(view=part) if part else Value(origins=hidden) for part in parts]
 
@@ -168,7 +168,7 @@ def sliced_at(step: Step) -> list[Value]:
   for place in unknown:
     stops[place] = view.shape[place]
   part = view.sliced(first, stops) if all(sizes[place] == 1 for place in unknown) else None
-  part = part and part.indexed(unknown, None)
+  part = part and part.index(unknown, None)
   if part is None:
     return step.results(origins=origins_of([whole], NO_LAYOUT))
   kept = [place for place in range(len(sizes)) if place not in unknown]
@@ -200,10 +200,10 @@ def _item(step: Step, view: View, index: Value) -> View | None:
   if step.params['slice_sizes'] != (*shape[:axis], 1, *shape[axis + 1 :]):
     return None
   if index.number is None:
-    return view.indexed(axes, None)
+    return view.index(axes, None)
   start = min(max(index.number, 0), shape[axis] - 1)
   part = _part(view, axis, start, start + 1)
-  return part and part.indexed(axes, 0)
+  return part and part.index(axes, 0)
 
 
 def multiplied(step: Step) -> list[Value]:

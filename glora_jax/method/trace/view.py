@@ -66,7 +66,7 @@ class View:
   taken: tuple[Taken, ...] = ()
 
   @classmethod
-  def whole(cls, path: KeyPath, shape: Sequence[int]) -> View:
+  def of(cls, path: KeyPath, shape: Sequence[int]) -> View:
     """The parameter itself."""
     return cls(path, tuple((Atom(axis, size),) for axis, size in enumerate(shape)))
 
@@ -94,7 +94,7 @@ class View:
         return None
       dims.append(dim)
     if not dims:
-      return self.indexed(range(len(self.dims)), 0)
+      return self.index(range(len(self.dims)), 0)
     dims[-1] += tuple(remaining)  # of size one
     return dataclasses.replace(self, dims=tuple(dims))
 
@@ -117,7 +117,7 @@ class View:
       taken += cut[1]
     return dataclasses.replace(self, dims=tuple(dims), taken=tuple(taken))
 
-  def indexed(self, places: Sequence[int], by: int | Scope | None) -> View:
+  def index(self, places: Sequence[int], by: int | Scope | None) -> View:
     """One item along some dimensions; see `Taken` for how it can be chosen."""
     gone = [Taken(atom, by) for place in places for atom in self.dims[place] if _is_own(atom)]
     dims = tuple(dim for place, dim in enumerate(self.dims) if place not in places)

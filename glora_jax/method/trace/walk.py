@@ -141,7 +141,7 @@ def scan(step: Step) -> list[Value]:
   items = [  # one along the first axis of each
     dataclasses.replace(
       stack,
-      view=stack.view and stack.view.indexed((0,), scope),
+      view=stack.view and stack.view.index((0,), scope),
       product=None,
       number=None,
       layer=None,
