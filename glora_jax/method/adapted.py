@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -385,9 +384,8 @@ def run(
   params, adapter = variables['params'], variables[COLLECTION]
   function = _function(model, variables)
   if _runs_by_modules(adapted) and slot is None and not has_quantized(params):
-    grafted, runs = graft(places.groups, params, adapter, genome, fixed)
-    with nn.intercept_methods(functools.partial(intercept, runs)):
-      result = function(grafted, call)
+    with nn.intercept_methods(intercept):
+      result = function(graft(places.groups, params, adapter, genome, fixed), call)
   else:
 
     def deferred(params: Any) -> Any:

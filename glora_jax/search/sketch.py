@@ -160,14 +160,14 @@ class Pass:
     return jax.tree.map(jnp.add, total, found), (loss, finite, norm)
 
   def _batch_loss(self, slots, probes, variables, batch, key):
-    params, taps = variables['params'], {}
+    params, has_taps = variables['params'], False
     inside = isinstance(self.adapted.model, nn.Module)
     for site, parts in self._sites(probes):
-      params, new = with_changed(params, site, slots[site.name], parts, inside)
-      taps |= new
+      params, is_tapped = with_changed(params, site, slots[site.name], parts, inside)
+      has_taps |= is_tapped
     forward = _Base(self.adapted, {**variables, 'params': params})
     # No interceptor where there is nothing to tap: it would slow down tracing.
-    with nn.intercept_methods(functools.partial(intercept, taps)) if taps else nullcontext():
+    with nn.intercept_methods(intercept) if has_taps else nullcontext():
       return loss_and_metrics(self.loss(forward, batch, key))[0]
 
 

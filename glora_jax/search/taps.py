@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -93,28 +94,33 @@ def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict
   return slots | ({'bias': site.bias(params)} if site.has_bias else {})
 
 
-def _run(layout: Layout, call: ModuleCall) -> Any:
-  """What a linear module returns with its kernel tapped where it is called, inside a scan.
+@dataclasses.dataclass(frozen=True)
+class _RunTapped:
+  """Runs a linear module with its kernel tapped where it is called, inside a scan.
 
   Tapped from outside, all layers of the scan would have their gradients at once.
 
-  Args:
+  Attributes:
     layout: layout of the kernel that the module sees.
-    call: the call.
   """
-  stack, fan_in, fan_out = layout.sizes(call.params['kernel'].shape)
-  axes = {'in': fan_in, 'out': fan_out, 'width': -1}
-  shaped = {
-    name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
-    for name, value in call.leaves.items()
-  }
-  slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
-  probes = {
-    name: Probe(shaped[f'{_PROBE}{name}_in'], shaped[f'{_PROBE}{name}_out'])
-    for name in ('A', 'B')
-    if f'{_PROBE}{name}_in' in shaped
-  }
-  return call.with_params(kernel=tapped(layout, call.params['kernel'], slots, probes))
+
+  layout: Layout
+
+  def __call__(self, call: ModuleCall) -> Any:
+    kernel = call.params['kernel']
+    stack, fan_in, fan_out = self.layout.sizes(kernel.shape)
+    axes = {'in': fan_in, 'out': fan_out, 'width': -1}
+    shaped = {
+      name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
+      for name, value in call.arrays.items()
+    }
+    slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
+    probes = {
+      name: Probe(shaped[f'{_PROBE}{name}_in'], shaped[f'{_PROBE}{name}_out'])
+      for name in ('A', 'B')
+      if f'{_PROBE}{name}_in' in shaped
+    }
+    return call.with_params(kernel=tapped(self.layout, kernel, slots, probes))
 
 
 _PROBE = 'probe_'
@@ -130,7 +136,7 @@ _AXES = {
 
 def with_changed(
   params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe], inside: bool
-) -> tuple[Any, dict[str, Callable[[ModuleCall], Any]]]:
+) -> tuple[Any, bool]:
   """Params with the kernel and bias of a site that are differentiated.
 
   Args:
@@ -141,15 +147,15 @@ def with_changed(
     inside: whether modules' calls can be intercepted.
 
   Returns:
-    The params, and what `intercept` does with the tap of a kernel in a scan, by its key in them.
+    The params, and whether the kernel is tapped in its module's call, which `intercept` must see.
   """
   if site.bias_path is not None:
     params = replace(params, site.bias_path, changed['bias'])
   slots = {name: value for name, value in changed.items() if name != 'bias'}
   if not (inside and site.lifts) or site.shared:
     kernel = tapped(site.layout, site.kernel(params), slots, probes)
-    return replace(params, site.kernel_path, kernel), {}
+    return replace(params, site.kernel_path, kernel), False
   leaves = dict(slots)
   for name, probe in probes.items():
     leaves |= {f'{_PROBE}{name}_in': probe.left, f'{_PROBE}{name}_out': probe.right}
-  return put_beside(params, site, leaves, functools.partial(_run, site.local))
+  return put_beside(params, site, leaves, _RunTapped(site.local)), True
