@@ -283,7 +283,7 @@ def load_peft(
     )
   params = dequantize_heads(adapted, params)
   shapes = shapes_of_fresh(adapted.fix(None), params)[COLLECTION]
-  arrays = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
+  collection = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
   loras = [(layer, *lora) for layer in layers if (lora := _lora_of_layer(adapter, layer))]
   ranks = {len(up) for _, _, up in loras}
@@ -297,7 +297,7 @@ def load_peft(
         f'the adapter: {", ".join(map(str, sorted(ranks)))}.'
       )
     genome[row, _B] = _FLAT + space.ranks.index(rank)
-    arrays = group.arrays(arrays)
+    arrays = group.arrays(collection)
     arrays['B_down'][index][:, :rank] = down / space.scale
     arrays['B_up'][index][:rank] = up
   heads = _heads(adapted, names)
@@ -315,7 +315,7 @@ def load_peft(
         f'{expected} here.'
       )
     params = replace(params, path, value.T)
-  fixed, variables = adapted.fix(genome), {'params': params, COLLECTION: arrays}
+  fixed, variables = adapted.fix(genome), {'params': params, COLLECTION: collection}
   if adapted.genome is not None:
     if (adapted.genome != fixed.genome).any():
       raise ValueError(
