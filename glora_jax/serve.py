@@ -33,7 +33,7 @@ from glora_jax.method.adapter_file import (
   unpack,
 )
 from glora_jax.method.program import arrays_of
-from glora_jax.method.quantized import set_apart
+from glora_jax.method.quantized import split_quantized
 from glora_jax.method.rules import merge_biases, over_stack
 from glora_jax.method.space import MOST_RANKS, SearchSpace
 from glora_jax.tree import KeyPath, flatten, replace, update
@@ -263,7 +263,7 @@ class Pool:
   ) -> Any:
     """The arrays of all slots with an adapter in one."""
     put = jax.lax.dynamic_update_index_in_dim
-    params, packed = set_apart(self._rebuild(params), self._adapted.places.param_shapes)
+    params, quantized = split_quantized(self._rebuild(params), self._adapted.places.param_shapes)
     written = arrays[COLLECTION]
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     for group, given in zip(self._adapted.places.groups, loader.places.groups, strict=True):
@@ -272,7 +272,7 @@ class Pool:
         form = functools.partial(_as_union, ranks=ranks, merge=self._merge)
         new = over_stack(form, len(group.stack_shape))(part, forms)
         if (bias := site.bias(params)) is not None:
-          kernel = packed.get(site.kernel_path, site.kernel(params))
+          kernel = quantized.get(site.kernel_path, site.kernel(params))
           # Of zeros: D adds nothing to them, and a small shift is not rounded off.
           zeros, of_bias = jnp.zeros(bias.shape), of_tensors(part, ('C', 'D', 'E'))
           shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
@@ -313,11 +313,11 @@ def _as_union(
   adapter: Mapping[str, jax.Array], forms: jax.Array, ranks: Sequence[int], merge: bool
 ) -> dict[str, jax.Array]:
   """The supports of A and B of a layer of any structure as those of the pool's; and D's form."""
-  new = {'D': equation.flat_form(adapter, 'D', forms[3])}
+  new = {'D': equation.flat_tensor(adapter, 'D', forms[3])}
   new['B_down'], new['B_up'] = equation.weight_factors(adapter, 'B', forms[1], ranks)
   if merge:
     new['A_down'], new['A_up'] = equation.weight_factors(adapter, 'A', forms[0], ranks)
   else:
-    form = equation.flat_form(adapter, 'A', forms[0])
+    form = equation.flat_tensor(adapter, 'A', forms[0])
     new['A_vector'] = jnp.broadcast_to(form, new['B_up'].shape[-1:])
   return new

@@ -18,7 +18,7 @@ from glora_jax.method.coverage import Coverage, Matrix, layer_table
 from glora_jax.method.groups import Group, check_storage, cut, spec_of
 from glora_jax.method.modules import graft, intercept
 from glora_jax.method.presets import Structure, genome_of
-from glora_jax.method.quantized import full_precision, has_quantized, set_apart
+from glora_jax.method.quantized import full_precision, has_quantized, split_quantized
 from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
 from glora_jax.method.site import TABLE, Site
@@ -389,8 +389,8 @@ def run(
   else:
 
     def deferred(params: Any) -> Any:
-      params, packed = set_apart(params, places.param_shapes)
-      return defer(places.groups, params, adapter, genome, fixed, slot=slot, packed=packed)
+      params, quantized = split_quantized(params, places.param_shapes)
+      return defer(places.groups, params, adapter, genome, fixed, slot=slot, quantized=quantized)
 
     result = program.call(function, params, call, adapted.mesh, defer=deferred)
   is_linen = isinstance(model, nn.Module)
@@ -415,7 +415,7 @@ def call_model(adapted: Adapted, variables: Mapping[str, Any], *args: Any, **kwa
     **kwargs: further arguments, as of `Adapted.apply`.
   """
   function, call = _function(adapted.model, variables), Call(args, kwargs)
-  return program.call(function, variables['params'], call, adapted.mesh, lays_gradients=True)
+  return program.call(function, variables['params'], call, adapted.mesh, shard_gradients=True)
 
 
 def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call], Any]:

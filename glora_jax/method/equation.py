@@ -15,7 +15,7 @@ The arrays that the forms are made of are the layer's supports: see `glora_jax.m
 Those that no form on offer reads may be left out: a tensor without any is none.
 
 Training a layer with a merged kernel would compute the gradient of the whole kernel first and then
-that of its factors. Where A is not a LoRA, `layer_by_output` gives the same output as
+that of its factors. Where A is not a LoRA, `layer_output` gives the same output as
 x W' + b' = (x W) * (1 + A) + (x B_down) B_up + b', in which all that is trained has thin gradients.
 Where a merged kernel is cheaper nevertheless, `_large_product` has these gradients as its own.
 """
@@ -79,10 +79,10 @@ def effective_kernel(
   stored = stored_tensors(adapter)
   merged = kernel.astype(dtype)
   if 'A' in stored:
-    form = weight_form(adapter, 'A', forms[0], ranks, product)
+    form = weight_tensor(adapter, 'A', forms[0], ranks, product)
     merged = merged + _with_wide(jnp.multiply, kernel, form)
   if 'B' in stored:
-    merged = merged + weight_form(adapter, 'B', forms[1], ranks, product)
+    merged = merged + weight_tensor(adapter, 'B', forms[1], ranks, product)
   return merged.astype(kernel.dtype)
 
 
@@ -112,7 +112,7 @@ def effective_bias(
   adapter = {name: jnp.asarray(value, dtype) for name, value in adapter.items()}
   shift = jnp.zeros(kernel.shape[-1], dtype)
   if 'E' in stored:
-    shift = shift + flat_form(adapter, 'E', forms[4])
+    shift = shift + flat_tensor(adapter, 'E', forms[4])
   if 'C' in stored:
     lora = 0
     if 'C_up' in adapter:
@@ -120,10 +120,10 @@ def effective_bias(
       used = jnp.arange(down.shape[-1]) < _rank('C', forms[2], ranks)
       lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
     is_flat = forms[2] < len(FLAT_FORMS['C'])
-    c = jnp.where(is_flat, flat_form(adapter, 'C', forms[2]), lora)
+    c = jnp.where(is_flat, flat_tensor(adapter, 'C', forms[2]), lora)
     shift = shift + _with_wide(lambda wide, c: matrix_product(c, wide), kernel, c)
   wide = bias.astype(dtype)
-  d = flat_form(adapter, 'D', forms[3]) if 'D' in stored else 0
+  d = flat_tensor(adapter, 'D', forms[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)
 
 
@@ -144,13 +144,13 @@ def weight_factors(
   columns = jnp.arange(down.shape[-1])
   used = columns < _rank(tensor, form, ranks)
   flat = (form > 0) & (form < len(FLAT_FORMS[tensor]))
-  first, row = columns == 0, flat_form(adapter, tensor, form)
+  first, row = columns == 0, flat_tensor(adapter, tensor, form)
   down = jnp.where(flat, first.astype(down.dtype), jnp.where(used, down, 0))
   up = jnp.where(flat, jnp.where(first[:, None], row, 0), jnp.where(used[:, None], up, 0))
   return down, up
 
 
-def weight_form(
+def weight_tensor(
   adapter: Mapping[str, jax.Array],
   tensor: Tensor,
   form: jax.Array,
@@ -159,7 +159,7 @@ def weight_form(
 ) -> jax.Array:
   """A or B in its form, [in, out]; [1, out] or [1, 1] without storage for a LoRA."""
   if f'{tensor}_down' not in adapter:
-    return jnp.atleast_2d(flat_form(adapter, tensor, form))
+    return jnp.atleast_2d(flat_tensor(adapter, tensor, form))
   factors = weight_factors(adapter, tensor, form, ranks)
   return _product_of_factors(product or matrix_product, *factors)
 
@@ -197,7 +197,7 @@ def _product_of_factors_jvp(
   return _product_of_factors(product, down, up), change
 
 
-def flat_form(adapter: Mapping[str, jax.Array], tensor: Tensor, form: jax.Array) -> jax.Array:
+def flat_tensor(adapter: Mapping[str, jax.Array], tensor: Tensor, form: jax.Array) -> jax.Array:
   """A tensor in its form, [out] or of C [in]; a LoRA acts as the last flat form."""
   value: Any = 0
   for code, name in enumerate(FLAT_FORMS[tensor][1:], 1):
@@ -231,7 +231,7 @@ def matrix_product(left: jax.Array, right: jax.Array) -> jax.Array:
   return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def layer_by_output(
+def layer_output(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
@@ -260,7 +260,7 @@ def layer_by_output(
     into, out = kernel.shape
     scale, down, up = jnp.ones(out), jnp.zeros((into, 0)), jnp.zeros((0, out))
     if 'A' in stored:
-      scale = 1 + flat_form(adapter, 'A', forms[0]).astype(kernel.dtype)
+      scale = 1 + flat_tensor(adapter, 'A', forms[0]).astype(kernel.dtype)
     if 'B' in stored:
       down, up = weight_factors(adapter, 'B', forms[1], ranks)
     terms = (term.astype(kernel.dtype) for term in (scale, down, up))
@@ -268,18 +268,18 @@ def layer_by_output(
   output = product(inputs, kernel)
   dtype = output.dtype
   if 'A' in stored:
-    output = output + output * _beside(output, flat_form(adapter, 'A', forms[0]))
+    output = output + output * _beside(output, flat_tensor(adapter, 'A', forms[0]))
   if 'B_down' in adapter:
     down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = down.astype(dtype), up.astype(dtype)
     output = output + _through_factors(inputs.astype(dtype), *factors, precision)
   elif 'B' in stored:
-    row = _beside(output, flat_form(adapter, 'B', forms[1]))
+    row = _beside(output, flat_tensor(adapter, 'B', forms[1]))
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row
   return output
 
 
-def transposed_by_output(
+def transposed_output(
   product: Product,
   inputs: jax.Array,
   kernel: jax.Array,
@@ -290,19 +290,19 @@ def transposed_by_output(
 ) -> jax.Array:
   """The product with the transposed kernel, that of a tied head: no array has the kernel's size.
 
-  y W'^T = (y * (1 + A)) W^T + (y B_up^T) B_down^T; arguments as of `layer_by_output`, but `inputs`
+  y W'^T = (y * (1 + A)) W^T + (y B_up^T) B_down^T; arguments as of `layer_output`, but `inputs`
   [..., out] and the result [..., in].
   """
   stored, scaled = stored_tensors(adapter), inputs
   if 'A' in stored:
-    scaled = scaled + scaled * _beside(scaled, flat_form(adapter, 'A', forms[0]))
+    scaled = scaled + scaled * _beside(scaled, flat_tensor(adapter, 'A', forms[0]))
   output = product(scaled, kernel)
   if 'B_down' in adapter:
     down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = up.T.astype(output.dtype), down.T.astype(output.dtype)
     output = output + _through_factors(inputs.astype(output.dtype), *factors, precision)
   elif 'B' in stored:
-    row = _beside(inputs, flat_form(adapter, 'B', forms[1]))
+    row = _beside(inputs, flat_tensor(adapter, 'B', forms[1]))
     output = output + (inputs * row).sum(-1, keepdims=True).astype(output.dtype)
   return output
 

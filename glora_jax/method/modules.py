@@ -456,7 +456,7 @@ def _dense(
     last_axis = ((x.ndim - 1,), (0,)), ((), ())
     return jax.lax.dot_general(*operands, last_axis, precision=module.precision)
 
-  output = equation.layer_by_output(product, inputs, kernel, *rest, precision=module.precision)
+  output = equation.layer_output(product, inputs, kernel, *rest, precision=module.precision)
   if bias is not None:  # JAX may be configured not to broadcast by itself
     output += jnp.broadcast_to(bias.astype(output.dtype), output.shape)
   return output

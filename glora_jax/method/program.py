@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from glora_jax.method.equation import low_rank_product, matrix_product
 from glora_jax.method.quantized import has_quantized
-from glora_jax.method.rules import Deferred, Gather, by_output, by_rows, merged, not_adapted
+from glora_jax.method.rules import Deferred, Gather, by_output, by_rows, merged
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan
@@ -46,7 +46,7 @@ def call(
   mesh: Mesh | None = None,
   *,
   defer: Callable[[Any], Any] | None = None,
-  lays_gradients: bool = False,
+  shard_gradients: bool = False,
 ) -> Any:
   """What a function of weights and inputs returns.
 
@@ -56,7 +56,7 @@ def call(
     inputs: any tree. Where a loop goes over them, weights are gathered in it and not before it.
     mesh: devices that the weights are sharded over; None where each holds them whole.
     defer: what puts `Deferred` in the place of weights; None for none.
-    lays_gradients: whether gradients by sharded weights lie in parts, too: where those of all
+    shard_gradients: whether gradients by sharded weights lie in parts, too: where those of all
       layers are there at once.
   """
   if mesh is not None:
@@ -70,7 +70,7 @@ def call(
   if mesh is None:
     return _run(of_params, params)
   params = jax.tree.map(_in_parts, params, is_leaf=_is_deferred)
-  return _run(of_params, params, gather_over(mesh, lays_gradients))
+  return _run(of_params, params, gather_over(mesh, shard_gradients))
 
 
 @jax.custom_jvp
@@ -87,7 +87,7 @@ def _tied_tangents(primals: Any, tangents: Any) -> Any:
 def _in_parts(leaf: Any) -> Any:
   """A weight of which every device holds a part, deferred."""
   is_whole = _is_deferred(leaf) or not is_array(leaf) or leaf.ndim < 2
-  return leaf if is_whole else not_adapted(leaf, leaf.dtype)
+  return leaf if is_whole else Deferred.unadapted(leaf, leaf.dtype)
 
 
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
@@ -290,7 +290,7 @@ class _Program:
     """What each iteration of a loop has; what each would merge the whole of is merged before."""
 
     def before(value: Any) -> Any:
-      is_made_before = _is_deferred(value) and not (self._gather or value.is_packed)
+      is_made_before = _is_deferred(value) and not (self._gather or value.is_quantized)
       plan = value.plan if is_made_before else None
       return value if plan is None or plan.stack or plan.goes_by_output else self._whole(value)
 

@@ -52,7 +52,7 @@ def check_unquantized(name: str, params: Any) -> None:
     )
 
 
-def taken_out(array: Any) -> jax.Array:
+def dequantize(array: Any) -> jax.Array:
   """A quantized array in full, in the type that it stands for; any other array as it is."""
   if not is_quantized(array):
     return array
@@ -65,15 +65,15 @@ def _bare(array: Any) -> Any:
   return nn.meta.unbox(getattr(array, 'array', array))
 
 
-def as_computed_with(params: Any) -> Any:
+def as_dequantized(params: Any) -> Any:
   """Params; where some are quantized, the shapes and types that a model computes with instead."""
   if not has_quantized(params):
     return params
-  take_out = functools.partial(jax.tree.map, taken_out, is_leaf=is_quantized)
+  take_out = functools.partial(jax.tree.map, dequantize, is_leaf=is_quantized)
   return jax.eval_shape(take_out, params)
 
 
-def spread(array: Any, axes: Iterable[int]) -> Any:
+def repeat_scales(array: Any, axes: Iterable[int]) -> Any:
   """A quantized array with its scales repeated, so that each place along some axes has one."""
 
   def repeated(leaf: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ def spread(array: Any, axes: Iterable[int]) -> Any:
   return jax.tree.map(repeated, array)
 
 
-def set_apart(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, dict[KeyPath, Any]]:
+def split_quantized(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, dict[KeyPath, Any]]:
   """Params with shapes in the place of quantized arrays, and the quantized arrays by path.
 
   Args:
@@ -105,7 +105,7 @@ def set_apart(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, dict[Key
     with contextlib.suppress(ValueError):  # of tiles that do not lie along the model's axes
       array = array.reshape(own.shape)
     if array.shape != own.shape or array.ndim < 2:
-      return taken_out(array).reshape(own.shape).astype(own.dtype)
+      return dequantize(array).reshape(own.shape).astype(own.dtype)
     packed[path] = array.astype(jnp.promote_types(array.dtype, own.dtype))
     return jax.ShapeDtypeStruct(own.shape, own.dtype)
 
@@ -133,7 +133,7 @@ def full_precision(
     path = path_of(keys)
     if not is_quantized(value) or (only is not None and path not in only):
       return value
-    array, own = taken_out(_bare(value).astype(jnp.float32)), shapes.get(path)
+    array, own = dequantize(_bare(value).astype(jnp.float32)), shapes.get(path)
     return array if own is None or own.size != array.size else array.reshape(own.shape)
 
   return jax.tree_util.tree_map_with_path(unpacked, params, is_leaf=is_quantized)
@@ -155,7 +155,7 @@ def requantize(params: Any, like: Any) -> Any:
   for (keys, old), value in zip(leaves, structure.flatten_up_to(params), strict=True):
     new.append(_quantized(value, old) if is_quantized(old) else value)
     if is_quantized(old) and not isinstance(value, jax.core.Tracer):
-      error = jnp.linalg.norm(taken_out(new[-1]).ravel() - value.ravel())
+      error = jnp.linalg.norm(dequantize(new[-1]).ravel() - value.ravel())
       errors[path_name(path_of(keys))] = float(error / jnp.linalg.norm(value.ravel()))
   if errors:
     worst = max(errors, key=lambda name: errors[name])

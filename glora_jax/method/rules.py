@@ -23,7 +23,7 @@ from glora_jax.method import equation
 from glora_jax.method.adapter import ADAPTER, of_tensors
 from glora_jax.method.genomes import goes_by_output, occurring
 from glora_jax.method.groups import Group
-from glora_jax.method.quantized import is_quantized, spread, taken_out
+from glora_jax.method.quantized import dequantize, is_quantized, repeat_scales
 from glora_jax.method.site import Layout
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.method.trace.view import View
@@ -80,12 +80,14 @@ def merge_biases(
   @jax.checkpoint
   def layer(arguments: Any) -> Any:  # of a stack that is quantized one at a time is taken out
     kernel, bias, adapter, forms = arguments
-    matrix = taken_out(kernel).reshape(-1, bias.size)
+    matrix = dequantize(kernel).reshape(-1, bias.size)
     return equation.effective_bias(matrix, bias, adapter, forms, ranks)
 
   for _ in layout.stack:
     layer = functools.partial(jax.lax.map, layer)
-  kernel = spread(kernel, layout.stack).transpose(layout.stack + layout.inputs + layout.outputs)
+  kernel = repeat_scales(kernel, layout.stack).transpose(
+    layout.stack + layout.inputs + layout.outputs
+  )
   return layout.bias(layer((kernel, layout.vectors(bias), adapter, forms)), bias.shape)
 
 
@@ -184,7 +186,7 @@ class Deferred:
   slot: jax.Array | None = None
 
   @classmethod
-  def whole(
+  def from_kernel(
     cls,
     kernel: jax.Array,
     adapter: Mapping[str, jax.Array],
@@ -196,12 +198,24 @@ class Deferred:
     """A kernel in the model's own shape, deferred; supports and forms have stack axes first."""
     axes = layout.stack, layout.inputs, layout.outputs
     if is_quantized(kernel):
-      kernel = spread(kernel, layout.stack)
+      kernel = repeat_scales(kernel, layout.stack)
     plan = Plan(*axes, View.of((), kernel.shape), ranks, goes_by_output)
     return cls(kernel.transpose(sum(axes, ())), adapter, forms, plan)
 
+  @classmethod
+  def unadapted(cls, array: Any, dtype: Any) -> Deferred:
+    """An array without an adapter, deferred: it is only gathered or dequantized.
+
+    All its axes are its stack; of a quantized one those are that have a scale at each place.
+    """
+    sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
+    stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)
+    rest = tuple(n for n in range(array.ndim) if n not in stack)
+    deferred = cls.from_kernel(array, {}, None, Layout(stack, (), rest), (), False)
+    return deferred.planned(casts=(dtype,))
+
   @property
-  def is_packed(self) -> bool:
+  def is_quantized(self) -> bool:
     """Whether the kernel is quantized, and taken out where it is used."""
     return is_quantized(self.kernel)
 
@@ -221,7 +235,7 @@ class Deferred:
 
   def cast(self, dtype: Any) -> Deferred:
     """The same in another type: one that is only gathered at once, so that fewer bytes are sent."""
-    if self.adapter or self.is_packed:
+    if self.adapter or self.is_quantized:
       return self.planned(casts=(*self.plan.casts, np.dtype(dtype)))
     return self.map(lambda kernel: kernel.astype(dtype)).planned(casts=())
 
@@ -237,7 +251,7 @@ def defer(
   genome: jax.Array,
   fixed: np.ndarray | None = None,
   slot: jax.Array | None = None,
-  packed: Mapping[KeyPath, Any] = types.MappingProxyType({}),
+  quantized: Mapping[KeyPath, Any] = types.MappingProxyType({}),
 ) -> Any:
   """Params with biases merged, and in the place of adapted kernels what is still to be merged.
 
@@ -248,11 +262,11 @@ def defer(
     genome: int [rows, 5]; may be traced.
     fixed: the genome where it is known when tracing.
     slot: which of supports with an axis of slots after the stack's are used; None without one.
-    packed: quantized arrays by path, of which `params` has the shapes (`set_apart`).
+    quantized: quantized arrays by path, of which `params` has the shapes (`split_quantized`).
   """
   leaves = flatten(params)
   new: dict[KeyPath, Any] = {
-    path: not_adapted(array, leaves[path].dtype) for path, array in packed.items()
+    path: Deferred.unadapted(array, leaves[path].dtype) for path, array in quantized.items()
   }
   for group in groups:
     forms, ranks = group.forms(genome), group.space.ranks
@@ -265,28 +279,16 @@ def defer(
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
     for site, part in group.by_member(group.arrays(adapter)):
       kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - of_kernel)
-      array = packed.get(site.kernel_path, kernel)
+      array = quantized.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
         rest = bias, _picked(of_bias, own_slot), forms, site.layout, ranks
         new[site.bias_path] = merge_biases(array, *rest)
       if part := of_tensors(part, of_kernel):
-        deferred = Deferred.whole(array, part, forms, site.layout, ranks, by_outputs)
+        deferred = Deferred.from_kernel(array, part, forms, site.layout, ranks, by_outputs)
         deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
   return update(params, new)
-
-
-def not_adapted(array: Any, dtype: np.dtype) -> Deferred:
-  """An array without supports, deferred; all its axes are its stack.
-
-  Of a quantized one those are that have a scale at each place.
-  """
-  sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
-  stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)
-  rest = tuple(n for n in range(array.ndim) if n not in stack)
-  deferred = Deferred.whole(array, {}, None, Layout(stack, (), rest), (), False)
-  return deferred.planned(casts=(dtype,))
 
 
 def _picked(adapter: Mapping[str, jax.Array], slot: jax.Array | None) -> Mapping[str, jax.Array]:
@@ -331,7 +333,7 @@ def merged(
 
 def _whole(kernel: Any, gather: Gather | None) -> jax.Array:
   """A kernel as it is used: gathered from devices, and taken out of a quantized array."""
-  return taken_out(jax.tree.map(gather, kernel) if gather else kernel)
+  return dequantize(jax.tree.map(gather, kernel) if gather else kernel)
 
 
 def _cast(plan: Plan, array: jax.Array) -> jax.Array:
@@ -378,21 +380,21 @@ def by_output(
 
   def product(x: jax.Array, matrix: Any) -> jax.Array:
     matrix = _cast(plan, _whole(matrix, gather))
-    if deferred.is_packed:
+    if deferred.is_quantized:
       matrix = matrix.reshape(math.prod(matrix.shape[: len(plan.inputs)]), -1)
     options = {name: params[name] for name in ('precision', 'preferred_element_type')}
     dims = (x.ndim - 1,), (0 if is_layer else 1,)
     return jax.lax.dot_general(x, matrix, (dims, ((), ())), **options)
 
   def layer(x: jax.Array, one: Deferred) -> jax.Array:
-    run = jax.checkpoint(product) if gather or one.is_packed else product
-    by_form = equation.layer_by_output if is_layer else equation.transposed_by_output
+    run = jax.checkpoint(product) if gather or one.is_quantized else product
+    by_form = equation.layer_output if is_layer else equation.transposed_output
     arguments = run, x, one.kernel, _picked(one.adapter, one.slot), one.forms
     return by_form(*arguments, plan.ranks, params['precision'])
 
   lead = [x.shape[dim] for dim in (*others[1], *others[2])]
   matrices = deferred
-  if not deferred.is_packed:
+  if not deferred.is_quantized:
     matrices = dataclasses.replace(deferred, kernel=plan.layout.matrices(deferred.kernel))
   moved = matrices.map(
     lambda leaf: leaf.transpose(*order, *range(len(order), leaf.ndim)).reshape(
@@ -438,7 +440,7 @@ def by_rows(
     return take(matrix, slice_sizes=(1, matrix.shape[1]), **filled)
 
   table = deferred.map(lambda leaf: leaf.reshape(leaf.shape[stack:]))
-  is_made = gather or deferred.is_packed
+  is_made = gather or deferred.is_quantized
   base = jax.checkpoint(lambda kernel: rows(_whole(kernel, gather))) if is_made else rows
   found = base(table.kernel)
   layout = Layout((), tuple(dim for dim in range(found.ndim) if dim != width), (width,))

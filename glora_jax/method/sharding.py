@@ -133,7 +133,7 @@ def shard(
 
 
 @functools.cache
-def gather_over(mesh: Mesh, lays_gradients: bool = False) -> Callable[[jax.Array], jax.Array]:
+def gather_over(mesh: Mesh, shard_gradients: bool = False) -> Callable[[jax.Array], jax.Array]:
   """What makes an array whole on every device, and lays the gradient by it in parts if asked to."""
 
   @jax.custom_jvp
@@ -145,7 +145,7 @@ def gather_over(mesh: Mesh, lays_gradients: bool = False) -> Callable[[jax.Array
   @gather.defjvp
   def _(primals, tangents):
     (array,), (tangent,) = primals, tangents
-    if not lays_gradients:
+    if not shard_gradients:
       return gather(array), tangent
     return gather(array), jax.lax.with_sharding_constraint(tangent, sharded(mesh, array.shape))
 

@@ -16,7 +16,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.genomes import largest_genome, occurring
 from glora_jax.method.presets import Structure, genome_of, read_structure, smallest_space
-from glora_jax.method.quantized import as_computed_with, is_quantized
+from glora_jax.method.quantized import as_dequantized, is_quantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Selection, Selector
 from glora_jax.method.site import Site
@@ -110,7 +110,7 @@ def attach(
   selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
-  adapted = assemble(model, as_computed_with(params(model)), found, selection, structure)
+  adapted = assemble(model, as_dequantized(params(model)), found, selection, structure)
   attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.
   if any(_may_be_a_stack(group.members[0]) for group in adapted.places.groups):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glora_jax.checks import validate
-from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
+from glora_jax.method.quantized import as_dequantized, is_quantized, split_quantized
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
@@ -82,7 +82,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
 def check_values(what: str, given: Any, own: Any, source: str) -> None:
   """Raises ValueError for values that a model does not have, or has in another shape."""
   new, old = (
-    {path_name(path): x for path, x in flatten(as_computed_with(tree)).items()}
+    {path_name(path): x for path, x in flatten(as_dequantized(tree)).items()}
     for tree in (given, own)
   )
   if problems := differences({**old, **new}, old):
@@ -189,7 +189,7 @@ def _filled(state: Any, values: Mapping[str, Any]) -> Any:
   Raises:
     ValueError: a value is none of the state's.
   """
-  whole, packed = set_apart(values, {})
+  whole, packed = split_quantized(values, {})
   new = flatten(whole) | packed
   leaves = [
     (path, leaf.replace(new.pop(plain_path(path), leaf.get_value())))
@@ -223,7 +223,7 @@ def by_use(
     lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
     frozen.states[1:],
   )
-  found = find(frozen, as_computed_with(params(model)), inputs, kwargs, **options)
+  found = find(frozen, as_dequantized(params(model)), inputs, kwargs, **options)
   # A model that is one linear layer gives it its name.
   named = [
     site if site.path else dataclasses.replace(site, kind=frozen.__name__) for site in found.sites

@@ -20,7 +20,7 @@ from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.genomes import canonicalize, check_one_genome
 from glora_jax.method.groups import Group, check_adapter, spec_of
 from glora_jax.method.presets import genome_of
-from glora_jax.method.quantized import as_computed_with
+from glora_jax.method.quantized import as_dequantized
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.nnx.adapter import Adapter, set_beside, set_like
 from glora_jax.nnx.base import warn_if_base_changed
@@ -187,7 +187,7 @@ def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     Places(
       groups,
       head_paths=frozenset(flatten(nested(nnx.state(model, Head)))),
-      param_shapes=flatten(as_computed_with(variables['params'])),
+      param_shapes=flatten(as_dequantized(variables['params'])),
       **vars(model).get(UNADAPTED, Unadapted())._asdict(),
     ),
     mesh=static.mesh,

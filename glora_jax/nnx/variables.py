@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from glora_jax.method.quantized import taken_out
+from glora_jax.method.quantized import dequantize
 
 
 class Trained(nnx.LoRAParam):
@@ -93,7 +93,7 @@ def without_role(variable: nnx.Variable) -> nnx.Variable:
 
 
 def _of_type(kind: type[nnx.Variable], variable: nnx.Variable) -> nnx.Variable:
-  return kind.from_metadata(taken_out(variable.get_raw_value()), variable.get_metadata())
+  return kind.from_metadata(dequantize(variable.get_raw_value()), variable.get_metadata())
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def through_merged_kernel(inputs, kernel, bias, stored, forms):
 
 
 def ours(inputs, kernel, bias, stored, forms):
-  output = equation.layer_by_output(jnp.matmul, inputs, kernel, stored, forms, RANKS)
+  output = equation.layer_output(jnp.matmul, inputs, kernel, stored, forms, RANKS)
   return output if bias is None else output + jnp.broadcast_to(bias, output.shape)
 
 

@@ -181,7 +181,7 @@ MESH = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType
 
 
 def gathered(function):
-  return lambda params, x: program.call(function, params, x, MESH, lays_gradients=True)
+  return lambda params, x: program.call(function, params, x, MESH, shard_gradients=True)
 
 
 def squares(function, params, x):

@@ -21,7 +21,7 @@ pytest.importorskip('qwix', reason='needs the peers extra')
 import qwix
 
 import glora_jax
-from glora_jax.method.quantized import has_quantized, is_quantized, requantize, taken_out
+from glora_jax.method.quantized import dequantize, has_quantized, is_quantized, requantize
 from glora_jax.peft import load_peft, save_peft
 
 X, KEY = normal(2, 4, 8), jax.random.key(0)
@@ -242,7 +242,7 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select, structure):
   provider = qwix.PtqProvider([qwix.QuantizationRule(weight_qtype='nf4', tile_size=4)])
   theirs = qwix.quantize_model(model, provider, X)
   packed = glora_jax.nnx.params(theirs)
-  full = jax.tree.map(taken_out, packed, is_leaf=is_quantized)
+  full = jax.tree.map(dequantize, packed, is_leaf=is_quantized)
 
   def attached(params):
     base = glora_jax.nnx.with_params(model, params)
