@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -25,15 +25,34 @@ from glora_jax.method.adapter import (
   RANK_AXES,
   adapter_shapes,
   init_arrays,
+  of_tensors,
   read,
   used_parts,
 )
-from glora_jax.method.genomes import Codes, occurring
+from glora_jax.method.genomes import Codes, goes_by_output, occurring
 from glora_jax.method.site import Site
-from glora_jax.method.space import TENSORS, Layer, SearchSpace, Spec
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Layer, SearchSpace, Spec
 from glora_jax.tree import KeyPath, differences, flatten, path_name
 
 _LONGEST_LIST = 500  # characters of what differs that a sentence has
+
+
+class Part(NamedTuple):
+  """What a linear module gets of its group's adapter.
+
+  Attributes:
+    site: the module.
+    of_kernel: the arrays of A and B, [stack..., ...].
+    of_bias: those of C, D and E.
+    forms: int [stack..., 5].
+    goes_by_output: whether no layer of the stack can have a LoRA for A.
+  """
+
+  site: Site
+  of_kernel: dict[str, Any]
+  of_bias: dict[str, Any]
+  forms: Any
+  goes_by_output: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +175,24 @@ class Group:
   def slices(self) -> Iterator[tuple[tuple[int, ...], int]]:
     """The index in the stack and the row of every layer."""
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
+
+  def parts(self, collection: Any, genome: Any, fixed: np.ndarray | None = None) -> Iterator[Part]:
+    """What each linear module gets of the adapter, without what a fixed structure does not use.
+
+    Args:
+      collection: the `glora` collection.
+      genome: int [layer, 5]; may be traced.
+      fixed: the genome if it is known when tracing.
+    """
+    used, by_output = set(TENSORS), False
+    if fixed is not None:
+      in_use = occurring(fixed[np.array(self.rows)])
+      used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
+      by_output = goes_by_output(in_use)
+    for site, arrays in self.by_member(self.arrays(collection)):
+      of_kernel = of_tensors(arrays, used & {*WEIGHT_TENSORS})
+      of_bias = of_tensors(arrays, used - {*WEIGHT_TENSORS})
+      yield Part(site, of_kernel, of_bias, self.forms(genome), by_output)
 
   def by_member(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
     """Every member with the supports that make up its part of the outputs, and B's LoRA scaled."""

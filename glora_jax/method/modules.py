@@ -33,7 +33,7 @@ from glora_jax.method import equation
 from glora_jax.method.adapter import adapter_shapes
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import check_unquantized
-from glora_jax.method.rules import Deferred, defer, fold, merge_kernels
+from glora_jax.method.rules import fold, merge_biases, merge_kernels
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import (
   LINEAR_MODULES,
@@ -46,7 +46,7 @@ from glora_jax.method.site import (
 )
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
-from glora_jax.tree import KeyPath, flatten, map_with_path, replace
+from glora_jax.tree import KeyPath, map_with_path, replace
 
 log = logging.getLogger(__name__)
 _KEY = '_glora'  # name among a linear module's params of what lies beside its kernel
@@ -309,15 +309,17 @@ def graft(
   """
   early = [group for group in groups if any(site.shared for site in group.members)]
   others = [group for group in groups if group not in early]
-  params = fold(early, params, adapter, genome)
-  kernels = flatten(params)
-  params = defer(others, params, adapter, genome, fixed)
-  for site in (site for group in others for site in group.members):
-    kernel = site.kernel(params)
-    if isinstance(kernel, Deferred):
-      params = replace(params, site.kernel_path, kernels[site.kernel_path])
-      run = _RunAdapted(site.local, kernel.plan.ranks, kernel.plan.goes_by_output)
-      params = put_beside(params, site, {'forms': kernel.forms, **kernel.adapter}, run)
+  params = fold(early, params, adapter, genome) if early else params
+  for group in others:
+    ranks = group.space.ranks
+    for site, of_kernel, of_bias, forms, by_output in group.parts(adapter, genome, fixed):
+      if of_bias and site.bias_path:
+        kernel, bias = site.kernel(params), site.bias(params)
+        new = merge_biases(kernel, bias, of_bias, forms, site.layout, ranks)
+        params = replace(params, site.bias_path, new)
+      if of_kernel:
+        run = _RunAdapted(site.local, ranks, by_output)
+        params = put_beside(params, site, {'forms': forms, **of_kernel}, run)
   return params
 
 

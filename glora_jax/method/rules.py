@@ -20,12 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import equation
-from glora_jax.method.adapter import ADAPTER, of_tensors
-from glora_jax.method.genomes import goes_by_output, occurring
+from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import dequantize, is_quantized, repeat_scales
 from glora_jax.method.site import Layout
-from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.method.trace.view import View
 from glora_jax.tree import KeyPath, flatten, update
 
@@ -269,23 +267,17 @@ def defer(
     path: Deferred.unadapted(array, leaves[path].dtype) for path, array in quantized.items()
   }
   for group in groups:
-    forms, ranks = group.forms(genome), group.space.ranks
-    used, by_outputs = set(TENSORS), False
-    if fixed is not None:
-      in_use = occurring(fixed[np.array(group.rows)])
-      used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
-      by_outputs = goes_by_output(in_use)
-    of_kernel = used & set(WEIGHT_TENSORS)
+    ranks = group.space.ranks
     own_slot = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
-    for site, part in group.by_member(group.arrays(adapter)):
-      kernel, of_bias = nn.meta.unbox(leaves[site.kernel_path]), of_tensors(part, used - of_kernel)
+    for site, of_kernel, of_bias, forms, by_output in group.parts(adapter, genome, fixed):
+      kernel = nn.meta.unbox(leaves[site.kernel_path])
       array = quantized.get(site.kernel_path, kernel)
       if of_bias and site.bias_path:
         bias = nn.meta.unbox(leaves[site.bias_path])
         rest = bias, _picked(of_bias, own_slot), forms, site.layout, ranks
         new[site.bias_path] = merge_biases(array, *rest)
-      if part := of_tensors(part, of_kernel):
-        deferred = Deferred.from_kernel(array, part, forms, site.layout, ranks, by_outputs)
+      if of_kernel:
+        deferred = Deferred.from_kernel(array, of_kernel, forms, site.layout, ranks, by_output)
         deferred = deferred.planned(casts=(kernel.dtype,))
         new[site.kernel_path] = dataclasses.replace(deferred, slot=own_slot)
   return update(params, new)
