@@ -35,7 +35,7 @@ from glora_jax.method.adapted import (
   genome_for,
 )
 from glora_jax.method.adapter import COLLECTION
-from glora_jax.method.adapter_file import require_finite, shapes_of_fresh
+from glora_jax.method.adapter_file import init_shapes, require_finite
 from glora_jax.method.genomes import canonicalize
 from glora_jax.method.groups import Group
 from glora_jax.method.site import TABLE, Layout
@@ -282,7 +282,7 @@ def load_peft(
       'name; adapt the layer, or correct names=.'
     )
   params = dequantize_heads(adapted, params)
-  shapes = shapes_of_fresh(adapted.fix(None), params)[COLLECTION]
+  shapes = init_shapes(adapted.fix(None), params)[COLLECTION]
   collection = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
   loras = [(layer, *lora) for layer in layers if (lora := _lora_of_layer(adapter, layer))]

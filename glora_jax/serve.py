@@ -24,12 +24,12 @@ from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call, dequantize_heads, run, with_space
 from glora_jax.method.adapter import ADAPTER, COLLECTION, of_tensors
 from glora_jax.method.adapter_file import (
+  base_fingerprints,
   check_base,
   check_heads,
-  in_order,
-  known_by,
+  init_shapes,
+  order_layers,
   read_adapter,
-  shapes_of_fresh,
   unpack,
 )
 from glora_jax.method.program import arrays_of
@@ -109,9 +109,9 @@ class Pool:
     arrays, rebuild = arrays_of(params)
     params = rebuild(list(map(jnp.asarray, arrays)))
     self._params, self._rebuild = arrays_of(params)  # which hold no array of the host
-    fresh = shapes_of_fresh(self._adapted, params)
+    fresh = init_shapes(self._adapted, params)
     trainable, frozen = self._adapted.split({**fresh, 'params': params})
-    self._bases = list(known_by(frozen['params']))
+    self._bases = list(base_fingerprints(frozen['params']))
     self._heads = {p: nn.meta.unbox(value) for p, value in flatten(trainable['params']).items()}
     laid = self._params[0].sharding
     if isinstance(laid, NamedSharding):
@@ -142,7 +142,7 @@ class Pool:
     """
     validate(name, str, 'name')
     path, tensors, metadata = read_adapter(path)
-    in_order(path, metadata, self._adapted)
+    order_layers(path, metadata, self._adapted)
     self._check_fits(path, metadata)
     if strict:
       check_base(path, metadata, self._bases)
@@ -154,7 +154,7 @@ class Pool:
         'a pool with more slots or with evict=True.'
       )
     loader = with_space(self._adapted, SearchSpace(self._ranks))
-    stored = shapes_of_fresh(loader, self._rebuild(self._params))[COLLECTION]
+    stored = init_shapes(loader, self._rebuild(self._params))[COLLECTION]
     genome, adapter, others = unpack(path, tensors, metadata, loader, stored)
     heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
     if others:

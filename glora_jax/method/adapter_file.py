@@ -201,7 +201,7 @@ def _not_finite(tensors: Mapping[str, Any]) -> str | None:
   return next((name for name in floats if not np.isfinite(tensors[name]).all()), None)
 
 
-def shapes_of_fresh(adapted: Adapted, params: Any) -> dict[str, Any]:
+def init_shapes(adapted: Adapted, params: Any) -> dict[str, Any]:
   """The shapes of what `init` makes of parameters, of which some may be no arrays."""
   is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
   if not all(is_own.values()):
@@ -249,14 +249,14 @@ def load_adapter(
   """
   validate(adapted, Adapted, 'adapted')
   path, tensors, metadata = read_adapter(path)
-  in_order(path, metadata, adapted)
+  order_layers(path, metadata, adapted)
   check_params(adapted, params)
   params = dequantize_heads(adapted, params)
-  shapes = shapes_of_fresh(adapted, params)
+  shapes = init_shapes(adapted, params)
   trainable, frozen = adapted.split({**shapes, 'params': params})
   genome, adapter, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
   if strict:
-    check_base(path, metadata, known_by(frozen['params']))
+    check_base(path, metadata, base_fingerprints(frozen['params']))
   heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
   if heads:  # a sum of adapters may have none
     check_heads(path, heads, own)
@@ -272,7 +272,7 @@ def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any
   return path, tensors, metadata
 
 
-def known_by(base: Any) -> Iterator[str]:
+def base_fingerprints(base: Any) -> Iterator[str]:
   """Fingerprints of frozen parameters by which adapters know them: as they are, and rounded."""
   yield from fingerprints(base, None)
   yield from fingerprints(base, *_ROUNDED)
@@ -308,7 +308,7 @@ def unpack(
   Args:
     path: path of the file.
     tensors: its tensors.
-    metadata: its metadata, `in_order`.
+    metadata: its metadata, `order_layers`.
     adapted: the model, whose space has the structure.
     stored: the supports that the model stores, or their shapes.
 
@@ -347,7 +347,7 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
     raise damaged(path, f'scale={shown(metadata["scale"])} are not all scales', AGAIN)
 
 
-def in_order(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
+def order_layers(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
   """Puts the rows of a file's metadata into the order of the model's.
 
   Raises:

@@ -101,7 +101,7 @@ def combine(
     >>> adapted.spec.layers[0].space.names('B')[adapted.genome[0, 1]]
     'lora:3'
   """
-  out_path, weights = check_path(out_path), _checked_weights(adapters)
+  out_path, weights = check_path(out_path), _read_weights(adapters)
   validate(method, Literal['linear', 'ties'], 'method')
   rank = validate(rank, int | None, 'rank', least=1)
   density = validate(density, float, 'density', above=0, most=1)
@@ -139,7 +139,7 @@ def combine(
   return errors
 
 
-def _checked_weights(adapters: Any) -> dict[str, float]:
+def _read_weights(adapters: Any) -> dict[str, float]:
   """The weight of each file by its path, as Python's numbers."""
   weights = {}
   for path, weight in validate(adapters, Mapping, 'adapters').items():

@@ -97,7 +97,7 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
   counted = largest_genome(spec) if genome is None else genome
   for layer, codes in zip(spec, counted.tolist(), strict=True):
     pairs = list(zip(TENSORS, codes, strict=True))
-    shown = [layer.offered(tensor) if genome is None else (code,) for tensor, code in pairs]
+    shown = [layer.choices(tensor) if genome is None else (code,) for tensor, code in pairs]
     forms = (
       ' '.join(layer.space.names(tensor)[code] for code in codes)
       for tensor, codes in zip(TENSORS, shown, strict=True)

@@ -13,13 +13,13 @@ import numpy as np
 from glora_jax.checks import validate
 from glora_jax.method.genomes import (
   count_params,
-  drawn_apart,
+  enforce_one_shift,
   forms_at,
   largest_genome,
-  linked,
+  link_shifts,
   num_shifts,
+  redraw_shifts,
   smallest_genome,
-  with_one_shift,
 )
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec, check_spec
@@ -58,15 +58,15 @@ def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array
   largest = validate(largest, float, 'largest', least=0, most=1)
   check_spec(spec)
   check_key(key)
-  choice = jax.random.randint(key, (len(spec), 5), 0, spec._num_offered)
+  choice = jax.random.randint(key, (len(spec), 5), 0, spec._num_choices)
   if spec._one_shift.any():
     shift_key = jax.random.fold_in(key, 2)
     shifts = jax.random.randint(shift_key, (len(spec),), 0, num_shifts(spec))
-    choice = drawn_apart(spec, choice, shifts)
-  codes = jnp.take_along_axis(jnp.asarray(spec._offered_table), choice[..., None], axis=-1)[..., 0]
+    choice = redraw_shifts(spec, choice, shifts)
+  codes = jnp.take_along_axis(jnp.asarray(spec._choices_table), choice[..., None], axis=-1)[..., 0]
   if largest:
     takes_largest = jax.random.bernoulli(jax.random.fold_in(key, 1), largest, choice.shape)
-    codes = jnp.where(linked(spec, takes_largest), largest_genome(spec), codes)
+    codes = jnp.where(link_shifts(spec, takes_largest), largest_genome(spec), codes)
   return codes
 
 
@@ -159,17 +159,17 @@ def shrink(
   Returns:
     int8 [n, rows, 5].
   """
-  genomes = with_one_shift(spec, genomes)
+  genomes = enforce_one_shift(spec, genomes)
   budget = require_feasible(spec, budget)
   if budget is None:
     return genomes
   # Rows and tensors as one axis of genes.
   codes = genomes.reshape(len(genomes), -1)  # a view: what is written there, the genomes get
   costs_of_codes = spec.cost_table.reshape(codes.shape[1], -1)
-  offered = spec._offered_table.astype(np.int64).reshape(codes.shape[1], -1)
+  offered = spec._choices_table.astype(np.int64).reshape(codes.shape[1], -1)
   offered_costs = np.take_along_axis(costs_of_codes, offered, axis=-1)
   # `offered` repeats its last code as filling; a repeated code must not be drawn more often.
-  exists = np.arange(offered.shape[1]) < spec._num_offered.reshape(-1, 1)
+  exists = np.arange(offered.shape[1]) < spec._num_choices.reshape(-1, 1)
 
   genes = np.arange(codes.shape[1])
   costs = costs_of_codes[genes, codes]
@@ -185,8 +185,8 @@ def shrink(
 
 def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
   """Genomes drawn uniformly among those on offer, int8 [number, rows, 5]."""
-  places = rng.integers(0, spec._num_offered, (number, len(spec), 5))
+  places = rng.integers(0, spec._num_choices, (number, len(spec), 5))
   if spec._one_shift.any():
     shifts = rng.integers(0, num_shifts(spec), (number, len(spec)))
-    places = drawn_apart(spec, places, shifts)
+    places = redraw_shifts(spec, places, shifts)
   return forms_at(spec, places)

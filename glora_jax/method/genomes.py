@@ -29,13 +29,13 @@ _E_FOR_C = np.array([E if column == C else column for column in range(len(TENSOR
 _EXPECTED = 'pass what genome_to_json returned'
 
 
-def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
+def check_genome(spec: Spec, genome: Any, concrete: bool = False) -> None:
   """Checks that genomes fit a spec.
 
   Args:
     spec: the layers.
     genome: [..., rows, 5]; may be traced, and then only shape and dtype are checked.
-    known: whether the codes themselves are needed.
+    concrete: whether the codes themselves are needed.
 
   Raises:
     TypeError: the spec is not a Spec, or the genome not an array of integers.
@@ -55,7 +55,7 @@ def check_genome(spec: Spec, genome: Any, known: bool = False) -> None:
       f'The genome has dtype {dtype}; it must be an integer type, int8 by convention.'
     )
   if isinstance(genome, jax.core.Tracer):
-    if known:
+    if concrete:
       raise ValueError(
         'The genome is traced, but its codes are needed here; call this outside of jax.jit, '
         'jax.vmap and jax.grad.'
@@ -144,7 +144,7 @@ def count_params(spec: Spec, genomes: Any) -> Any:
     >>> count_params(spec, preset(spec, 'lora'))  # 4 * (8 + 32)
     160
   """
-  check_genome(spec, genomes, known=True)
+  check_genome(spec, genomes, concrete=True)
   counts = _lookup(spec.cost_table, genomes).sum((-2, -1))
   return counts if counts.ndim else int(counts)
 
@@ -169,7 +169,7 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     >>> canonicalize(spec, np.array([[0, 3, 2, 2, 2]])).tolist()
     [[0, 3, 0, 0, 0]]
   """
-  check_genome(spec, genomes, known=True)
+  check_genome(spec, genomes, concrete=True)
   return _lookup(spec._canonical_table, genomes)
 
 
@@ -182,7 +182,7 @@ def _lookup(table: np.ndarray, genomes: Any) -> np.ndarray:
 
 def smallest_genome(spec: Spec) -> np.ndarray:
   """The cheapest structure on offer, int8 [rows, 5]."""
-  costs = np.take_along_axis(spec.cost_table, spec._offered_table.astype(np.int64), axis=-1)
+  costs = np.take_along_axis(spec.cost_table, spec._choices_table.astype(np.int64), axis=-1)
   return forms_at(spec, costs.argmin(-1))
 
 
@@ -191,21 +191,21 @@ def largest_genome(spec: Spec) -> np.ndarray:
 
   Of C and E, where a row may have one of them, it has the one with more parameters.
   """
-  return with_one_shift(spec, forms_at(spec, spec._num_offered - 1))
+  return enforce_one_shift(spec, forms_at(spec, spec._num_choices - 1))
 
 
 def forms_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
   """The codes of forms [..., rows, 5] that are given by their places among those on offer."""
-  table = spec._offered_table.reshape((1,) * (choice.ndim - 2) + spec._offered_table.shape)
+  table = spec._choices_table.reshape((1,) * (choice.ndim - 2) + spec._choices_table.shape)
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
 
 
 def num_shifts(spec: Spec) -> np.ndarray:
   """How many choices C and E leave a row that has one of them at most, int64 [rows]."""
-  return spec._num_offered[:, C] + spec._num_offered[:, E] - 1
+  return spec._num_choices[:, C] + spec._num_choices[:, E] - 1
 
 
-def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
+def redraw_shifts(spec: Spec, places: Any, shifts: Any) -> Any:
   """Drawn genes in which rows that got C and E are drawn anew, uniformly over what they may have.
 
   A row that is drawn uniformly and rejected where it has both is then uniform over the others.
@@ -219,7 +219,7 @@ def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
     Places like those given, int [..., rows, 5].
   """
   xp = places.__array_namespace__()
-  num_c = spec._num_offered[:, C]
+  num_c = spec._num_choices[:, C]
   has_both = spec._one_shift & (places[..., C] > 0) & (places[..., E] > 0)
   c = xp.where(has_both, xp.where(shifts < num_c, shifts, 0), places[..., C])
   e = xp.where(has_both, xp.where(shifts < num_c, 0, shifts - num_c + 1), places[..., E])
@@ -228,7 +228,7 @@ def drawn_apart(spec: Spec, places: Any, shifts: Any) -> Any:
   return xp.stack(columns, axis=-1)
 
 
-def linked(spec: Spec, chosen: Any) -> Any:
+def link_shifts(spec: Spec, chosen: Any) -> Any:
   """Chosen genes, where C is chosen if and only if E is in rows with one shift.
 
   Taking C and E of a row from the same genome keeps the row as valid as it was there.
@@ -244,7 +244,7 @@ def linked(spec: Spec, chosen: Any) -> Any:
   return (chosen & ~rows) | (chosen[..., _E_FOR_C] & rows)
 
 
-def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
+def enforce_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   """Genomes in which no row of a space with one shift has both C and E.
 
   The one that costs less gives way, and C wherever it is not on offer.
@@ -260,7 +260,7 @@ def with_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   c, e = genomes[..., C], genomes[..., E]
   c_costs_more = spec.cost_table[rows, C, c] > spec.cost_table[rows, E, e]
   has_both = spec._one_shift & (c > 0) & (e > 0)
-  refused = spec._one_shift & (spec._num_offered[:, C] == 1)
+  refused = spec._one_shift & (spec._num_choices[:, C] == 1)
   repaired = genomes.copy()
   repaired[..., C] = np.where((has_both & ~c_costs_more) | refused, 0, c)
   repaired[..., E] = np.where(has_both & c_costs_more & ~refused, 0, e)

@@ -162,7 +162,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   """
   check_spec(spec)
   parsed = parse_preset_name(name)
-  rows = np.flatnonzero(placed_rows(spec, parsed.place)).tolist()
+  rows = np.flatnonzero(mask_of_place(spec, parsed.place)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, but no adapted layer has one.")
   forms, rank = dict(PRESETS[parsed.base]), parsed.rank
@@ -238,7 +238,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
   return canonicalize(spec, genome)
 
 
-def placed_rows(spec: Spec, place: str | None) -> np.ndarray:
+def mask_of_place(spec: Spec, place: str | None) -> np.ndarray:
   """The layers that are in a place.
 
   Args:
@@ -255,7 +255,7 @@ def placed_rows(spec: Spec, place: str | None) -> np.ndarray:
   Example:
     >>> from glora_jax import Layer, Spec
     >>> spec = Spec(tuple(Layer(f'blocks/{name}[0]', 8, 8) for name in ('qkv', 'proj', 'fc1')))
-    >>> placed_rows(spec, 'attn').tolist()
+    >>> mask_of_place(spec, 'attn').tolist()
     [True, True, False]
   """
   names = [layer.name for layer in spec]

@@ -67,7 +67,7 @@ class SearchSpace:
   scale: float = 1.0
 
   def __post_init__(self):
-    object.__setattr__(self, 'ranks', checked_ranks(self.ranks))
+    object.__setattr__(self, 'ranks', parse_ranks(self.ranks))
     for name in ('shared', 'one_shift'):
       object.__setattr__(self, name, validate(getattr(self, name), bool, name))
     scale = validate(self.scale, float, 'scale', least=_SCALES[0], most=_SCALES[1])
@@ -97,7 +97,7 @@ class SearchSpace:
       >>> space.D, space.E, space.one_shift
       ((0,), (0, 2), True)
     """
-    ranks = checked_ranks(ranks)
+    ranks = parse_ranks(ranks)
     loras = tuple(range(len(FLAT_FORMS['A']), len(FLAT_FORMS['A']) + len(ranks)))
     return cls(ranks, A=(0, 2, *loras), B=(0, *loras), C=(0, 1), D=(0,), E=(0, 2), one_shift=True)
 
@@ -139,7 +139,7 @@ def is_scale(scale: float) -> bool:
   return _SCALES[0] <= scale <= _SCALES[1]
 
 
-def checked_ranks(given: Any) -> tuple[int, ...]:
+def parse_ranks(given: Any) -> tuple[int, ...]:
   """LoRA ranks, one or several, as a tuple.
 
   Raises:
@@ -203,7 +203,7 @@ class Layer:
     object.__setattr__(self, 'bias', validate(self.bias, bool, 'bias'))
     validate(self.space, SearchSpace, 'space')
 
-  def offered(self, tensor: Tensor) -> tuple[int, ...]:
+  def choices(self, tensor: Tensor) -> tuple[int, ...]:
     """Codes on offer; only 'none' for C, D and E without bias, and for C where E is smaller."""
     e_is_smaller = self.space.one_shift and self.in_features >= self.out_features
     if not self._has(tensor) or (tensor == 'C' and e_is_smaller):
@@ -271,9 +271,9 @@ class Spec:
     return self._table(Layer._canonical, np.int8)
 
   @functools.cached_property
-  def _offered_table(self) -> np.ndarray:
+  def _choices_table(self) -> np.ndarray:
     """Codes on offer, int8 [rows, 5, most on offer]."""
-    return self._table(Layer.offered, np.int8)
+    return self._table(Layer.choices, np.int8)
 
   @functools.cached_property
   def num_codes(self) -> np.ndarray:
@@ -281,9 +281,9 @@ class Spec:
     return self._count(lambda layer, tensor: layer.space.names(tensor))
 
   @functools.cached_property
-  def _num_offered(self) -> np.ndarray:
+  def _num_choices(self) -> np.ndarray:
     """Number of forms on offer, int64 [rows, 5]."""
-    return self._count(Layer.offered)
+    return self._count(Layer.choices)
 
   @functools.cached_property
   def _one_shift(self) -> np.ndarray:

@@ -169,7 +169,7 @@ def _with_adapter(
     in_use = occurring(genome[list(group.rows)])
     if adapted.genome is None:
       layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same on offer
-      in_use = tuple(map(layer.offered, TENSORS))
+      in_use = tuple(map(layer.choices, TENSORS))
     static = Static(group, in_use, is_fixed=adapted.genome is not None)
     kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
     adapter = Adapter(static, group.arrays(arrays), group.forms(genome), kernel, genome_type)

@@ -125,7 +125,7 @@ class Allocation:
 def _is_offered(layer: Layer, tensor: Tensor, part: int) -> bool:
   """Whether a unit can be bought: a vector (part 0), or a rank-one part of a LoRA."""
   flat = len(FLAT_FORMS[tensor])
-  offered = layer.offered(tensor)
+  offered = layer.choices(tensor)
   if part:
     return any(code >= flat and layer.space.ranks[code - flat] >= part for code in offered)
   is_cheaper = layer.in_features < layer.out_features

@@ -206,7 +206,7 @@ def _choices(
   pairs = zip(WEIGHT_TENSORS, (values.A_lora, values.B_lora), strict=True)
   for column, (tensor, parts) in enumerate(pairs):
     yield {column: base[column]}, 0.0
-    offered, flat = layer.offered(tensor), len(FLAT_FORMS[tensor])
+    offered, flat = layer.choices(tensor), len(FLAT_FORMS[tensor])
     if tensor == 'A' and _VECTOR['A'] in offered:
       yield _VECTOR_OF_A, values.A_vector
     loras = [code for code in offered if code >= flat]
@@ -215,10 +215,10 @@ def _choices(
       if rank <= cap or code == loras[0]:
         yield {column: code}, parts[:rank].sum()
   yield {_C: base[_C], _E: base[_E]}, 0.0
-  if _VECTOR['E'] in layer.offered('E') and not base[_C]:
+  if _VECTOR['E'] in layer.choices('E') and not base[_C]:
     yield _VECTOR_OF_E, values.E_vector
   is_cheaper = layer.in_features < layer.out_features
-  if _VECTOR['C'] in layer.offered('C') and not base[_E] and is_cheaper:
+  if _VECTOR['C'] in layer.choices('C') and not base[_E] and is_cheaper:
     yield _VECTOR_OF_C, values.C_vector
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from glora_jax.checks import field, shown, validate, validate_fields
 from glora_jax.method.draws import random_genomes, require_feasible, shrink
-from glora_jax.method.genomes import canonicalize, check_population, count_params, linked
+from glora_jax.method.genomes import canonicalize, check_population, count_params, link_shifts
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import as_numbers
@@ -278,7 +278,7 @@ def mutate(
     The children, int8 [number, layer, 5].
   """
   chosen = parents[rng.integers(len(parents), size=number)]
-  is_mutated = linked(spec, rng.random(chosen.shape) < probability)
+  is_mutated = link_shifts(spec, rng.random(chosen.shape) < probability)
   return np.where(is_mutated, random_genomes(rng, spec, number), chosen)
 
 
@@ -296,5 +296,5 @@ def cross(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int
   """
   mothers = parents[rng.integers(len(parents), size=number)]
   fathers = parents[rng.integers(len(parents), size=number)]
-  is_mothers = linked(spec, rng.random(mothers.shape) < 0.5)
+  is_mothers = link_shifts(spec, rng.random(mothers.shape) < 0.5)
   return np.where(is_mothers, mothers, fathers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.parse
 
 from glora_jax.checks import shown
-from glora_jax.method.presets import RANKED, parse_preset_name, placed_rows
+from glora_jax.method.presets import RANKED, mask_of_place, parse_preset_name
 from glora_jax.method.space import Spec
 
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
@@ -43,7 +43,7 @@ def preset_label(spec: Spec, name: str) -> str:
   base, rank, place = parse_preset_name(name)
   if base not in RANKED or rank is not None or not len(spec):
     return name
-  placed = zip(spec, placed_rows(spec, place), strict=True)
+  placed = zip(spec, mask_of_place(spec, place), strict=True)
   largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
   return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
 

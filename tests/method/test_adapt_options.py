@@ -89,7 +89,7 @@ def test_spaces_by_pattern_give_each_layer_its_own_and_leave_others_alone():
     'attn/out': (2,),
     'mlp': (8,),
   }
-  assert adapted.spec.layers[0].offered('A') == (0,)
+  assert adapted.spec.layers[0].choices('A') == (0,)
 
 
 class Einsums(nn.Module):

@@ -33,7 +33,7 @@ def assert_distinct(genomes):
   assert not genomes[..., [1, 2, 3], C].any()
   for row, layer in enumerate(SPEC):
     for column, tensor in enumerate(TENSORS):
-      assert set(np.unique(genomes[..., row, column])) <= set(layer.offered(tensor))
+      assert set(np.unique(genomes[..., row, column])) <= set(layer.choices(tensor))
 
 
 @given(seed=seeds, budget=budgets, share=st.floats(0, 1))

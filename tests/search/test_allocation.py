@@ -131,7 +131,7 @@ def test_only_what_is_on_offer_is_chosen_and_the_smallest_rank_always():
     spec = spec_of((4, 8), (8, 4), space=offer)
     genome = choice.choose(spec, random_worth(0, spec, positive=True), 60)
     assert genome.any()
-    assert (genome[..., None] == spec._offered_table).any(-1).all()
+    assert (genome[..., None] == spec._choices_table).any(-1).all()
     assert count_params(spec, genome) <= 60
 
 

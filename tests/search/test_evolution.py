@@ -72,7 +72,7 @@ def test_mutation_draws_genes_anew_with_its_probability():
   rng = np.random.default_rng(0)
   parent = np.zeros((1, 4, 5), np.int8)
   mutated = mutate(rng, SPEC, parent, 2000, 0.2)
-  drawn_anew = 0.2 * (1 - 1 / SPEC._num_offered)  # a fresh draw may hit the old form
+  drawn_anew = 0.2 * (1 - 1 / SPEC._num_choices)  # a fresh draw may hit the old form
   assert np.abs((mutated != 0).mean(0) - drawn_anew).max() < 0.05
   assert_array_equal(mutate(rng, SPEC, parent, 3, 0.0), np.zeros((3, 4, 5)))
 
