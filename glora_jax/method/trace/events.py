@@ -1,4 +1,4 @@
-"""What a walk over a program knows of arrays, and what it writes down about parameters."""
+"""What a walk over a program knows of arrays (`Value`) and records of parameters (`Events`)."""
 
 from __future__ import annotations
 
@@ -29,19 +29,26 @@ ORDINARY = (LOOKED_UP, ITEM_BY_ITEM, CONVOLUTION, AN_INPUT, UNUSED)
 
 
 class Origin(NamedTuple):
-  """A parameter that an array was computed from, and how."""
+  """A parameter that an array was computed from, and why the array is not a view of it.
+
+  Attributes:
+    path: path of the parameter.
+    reason: why, in a few words.
+    indexed_axes: the axes of the parameter of which single items were selected before.
+  """
 
   path: KeyPath
   reason: str
-  stacked: frozenset[int] = frozenset()
+  indexed_axes: frozenset[int] = frozenset()
 
 
 class Product(NamedTuple):
-  """The result of a product of activations with a parameter.
+  """The result of a product of activations with a kernel.
 
   Attributes:
     use: the scope of the product.
-    view: the result as if it were the parameter: its atoms are where its outputs lie.
+    view: where the kernel's stack and outputs lie in the result. What the activations have brought
+      in is no axis (`Atom.is_axis`).
   """
 
   use: Scope
@@ -52,18 +59,19 @@ class Product(NamedTuple):
 class Value:
   """What is known of an array.
 
+  An array is activations (`depends`), a parameter with its axes moved (`view`), something computed
+  from parameters alone (`origins`), or a constant.
+
   Attributes:
-    depends: whether it depends on the input, or on a product that takes the input's place.
-    repeated: whether it depends on a parameter that is repeated for every example, or was made to
-      be: it meets kernels in the input's place.
-    view: the parameter that it is, in other axes; None if it is none.
+    depends: whether it depends on the input, or on a product that stands for the input.
+    repeated: whether it is computed from parameters that are repeated for every example, learned
+      queries for instance. In a product with another parameter it stands for the input.
+    view: where the axes of the parameter are that the array is; None if it is no parameter.
     product: the product of activations with a parameter that it is; None if it is none.
-    origins: of an array that does not depend on the input, the parameters that it depends on in
-      other ways.
-    number: its value, where it is one known integer.
+    origins: the parameters that an array without `depends` was computed from.
+    number: its value, if it is one known integer.
     token: equal for arrays that hold the same numbers, as far as that is known.
-    layer: path of the kernel of the last product that all its dependence on the input went through;
-      None if there is none.
+    layer: path of the last kernel on every way from the input to the array; None if there is none.
   """
 
   depends: bool = False
@@ -82,16 +90,16 @@ class Value:
 
 
 def origins_of(values: Iterable[Value], reason: str) -> tuple[Origin, ...]:
-  """The parameters that values depend on, once each; a view's reason is the given one."""
-  found: dict[KeyPath, Origin] = {}
+  """The parameters that values were computed from, once each; the reason is that of views."""
+  origins: dict[KeyPath, Origin] = {}
   for value in values:
-    own = (Origin(value.view.path, reason, value.view.stacked),) if value.view else ()
-    for origin in (*value.origins, *own):
-      found.setdefault(origin.path, origin)
-  return tuple(found.values())
+    views = (Origin(value.view.path, reason, value.view.indexed_axes),) if value.view else ()
+    for origin in (*value.origins, *views):
+      origins.setdefault(origin.path, origin)
+  return tuple(origins.values())
 
 
-def joined(first: Value, second: Value, token: Hashable) -> Value:
+def join(first: Value, second: Value, token: Hashable) -> Value:
   """What is known of an array that may be one or the other.
 
   Args:
@@ -115,7 +123,7 @@ def joined(first: Value, second: Value, token: Hashable) -> Value:
 
 
 def common_layer(values: Iterable[Value]) -> KeyPath | None:
-  """The layer of all values that depend on the input, where it is the same."""
+  """The layer of all values that depend on the input, if it is the same."""
   layers = {value.layer for value in values if value.depends}
   return layers.pop() if len(layers) == 1 else None
 
@@ -124,12 +132,13 @@ Role = Literal['in', 'out', 'stack']
 
 
 class Use(NamedTuple):
-  """A parameter meets activations in a product.
+  """A product of activations with a parameter.
 
   Attributes:
     scope: scope of the product.
-    view: the parameter as the product takes it.
-    roles: what the view's dimensions are.
+    view: where the parameter's axes are in the operand.
+    roles: what the operand's dimensions are: summed over ('in'), shared with the activations or
+      grouped ('stack'), or neither ('out').
     token: the token of the activations.
     scans: the scans around it, outermost first.
     kind: name of the product.
@@ -148,13 +157,13 @@ class Events:
 
   Attributes:
     uses: the products with activations.
-    sums: the parameters that are added to a product, by its scope; each as the product's view and
-      its own, which have the same dimensions.
-    others: the first of other uses, as what follows the parameter's name in a sentence.
-    forbids: the first use with which a parameter can be no kernel, whatever else it is used for.
-    stacked: the axes of which one item at a time is used.
-    otherwise: the parameters that are multiplied by a constant, or go into a function with a
-      gradient of its own, with which they still are what they were.
+    sums: the parameters that are added to a product, by its scope: pairs of the product's view and
+      the parameter's, which have equal dimensions.
+    others: the first use in anything else, as a reason that follows the parameter's name.
+    forbids: the first use after which a parameter cannot be a kernel, whatever else it is used for.
+    indexed_axes: the axes of which single items are selected.
+    changed: the parameters that are kernels although the program does something else to them: it
+      multiplies them by a constant, or passes them to a function with its own gradient.
   """
 
   def __init__(self):
@@ -162,15 +171,15 @@ class Events:
     self.sums: defaultdict[Scope, list[tuple[View, View]]] = defaultdict(list)
     self.others: dict[KeyPath, str] = {}
     self.forbids: dict[KeyPath, str] = {}
-    self.stacked: defaultdict[KeyPath, set[int]] = defaultdict(set)
-    self.otherwise: set[KeyPath] = set()
+    self.indexed_axes: defaultdict[KeyPath, set[int]] = defaultdict(set)
+    self.changed: set[KeyPath] = set()
 
 
 class Position(NamedTuple):
   """Where a walk is.
 
   Attributes:
-    events: what it writes down.
+    events: what it has recorded.
     convs: whether the kernels of convolutions are to be found.
     scope: the equations that it is in.
     scans: the scans among them, outermost first, by their scopes.
@@ -189,14 +198,14 @@ class Position(NamedTuple):
 
 
 def shape_of(variable: core.Var | core.Literal) -> tuple[int, ...]:
-  """Shape of a variable; () where it is no array."""
+  """Shape of a variable; () if it is no array."""
   return getattr(variable.aval, 'shape', ())
 
 
 def parts_of_scan(equation: core.JaxprEqn) -> tuple[int, int]:
-  """How many operands of a `scan` its body takes whole, and how many it carries on.
+  """How many operands of a `scan` are loop-invariant, and how many it carries.
 
-  What it goes through comes after these.
+  The stacks that it goes through come after these.
   """
   params = equation.params
   if 'ft_in' in params:  # JAX 0.12 and later keep the operands' tree
@@ -243,13 +252,13 @@ class Step(NamedTuple):
     return shape_of(self.equation.outvars[0])
 
   def note(self, values: Iterable[Value], reason: str, forbids: bool = False) -> None:
-    """Writes down how the parameters that values depend on are used."""
+    """Records how the parameters are used that values were computed from."""
     events = self.position.events
-    for path, own_reason, stacked in origins_of(values, reason):
-      events.others.setdefault(path, own_reason)
-      events.stacked[path] |= stacked
+    for path, how, indexed_axes in origins_of(values, reason):
+      events.others.setdefault(path, how)
+      events.indexed_axes[path] |= indexed_axes
       if forbids:
-        events.forbids.setdefault(path, own_reason)
+        events.forbids.setdefault(path, how)
 
   def results(self, **known: Any) -> list[Value]:
     """What is known of every result, the same for all."""

@@ -1,11 +1,18 @@
-"""Any function's linear layers, found by use: the parameters that meet activations in products.
+"""Any function's linear layers, found by use: the parameters that are multiplied by activations.
 
 The function is traced once, so nothing is computed, and its program is read: which parameter enters
-a product (`dot_general`, `ragged_dot_general` and, on request, convolutions) against something that
-depends on the input, whoever wrote the module that it lies in. Axes that are summed over are
-inputs. Axes that are shared with the activations, scanned over, grouped or indexed one by one are a
-stack of layers, and all others are outputs. A parameter that is added along exactly the outputs is
-the bias.
+a product (`dot_general`, `ragged_dot_general` and, on request, convolutions) with something that
+depends on the input, whoever wrote the module that it is in. Each axis of such a kernel has a role:
+
+- 'in': the product sums over it.
+- 'stack': it counts layers. The product shares it with the activations (`[expert]` in
+  `einsum('ebd,edf->ebf')`) or groups by it, a scan goes through it, or items are selected from it.
+- 'out': all others.
+
+The parameter that is added along exactly the stack and the outputs is the bias.
+
+`find` walks the program (`walk`), which records products and sums (`Events`), decides what the axes
+of kernels are (`_kernels`), and then numbers the layers and finds their biases (`_sites`).
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from glora_jax.checks import validate
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import TABLE, Layout, Site, interleave
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
-from glora_jax.method.trace.view import NO_AXIS, Atom, Scope, View, common_parts, size_of
+from glora_jax.method.trace.view import NO_AXIS, Atom, Index, Scope, View, common_parts, size_of
 from glora_jax.method.trace.walk import walk
 from glora_jax.tree import KeyPath, flatten, path_name, update
 
@@ -37,15 +44,15 @@ _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot', **L
 
 
 class Found(NamedTuple):
-  """What was found in a function.
+  """The linear layers of a function.
 
   Attributes:
-    sites: its linear layers in the order of their first uses, with their rows.
-    uncovered: why the other matrices among its parameters are in none, in a few words, by path.
+    sites: its kernels in the order of their first uses, with the rows of their layers.
+    uncovered: the other matrices among its parameters: by path, why each is in no layer.
     unused: paths of all parameters that the call does not use.
-    outputs: paths of the kernels whose layers the function's outputs are: what follows such a layer
-      meets no other activations.
-    outside: linear layers by use alone, in a model whose modules say which its layers are.
+    outputs: paths of the kernels of output layers: whatever reaches an output of the function has
+      gone through this kernel last.
+    outside: layers that only the program shows, in a model whose modules say which its layers are.
   """
 
   sites: tuple[Site, ...]
@@ -69,21 +76,20 @@ def find(
 
   Args:
     function: any pure function that JAX can trace.
-    params: its parameters, any pytree, or their shapes. What is no array is taken as it is.
-    inputs: further arguments. Arrays may be `jax.ShapeDtypeStruct`; everything else is taken as it
-      is.
+    params: its parameters, any pytree, or their shapes. Leaves that are no arrays are passed on.
+    inputs: further arguments. Arrays may be `jax.ShapeDtypeStruct`; all else is passed on.
     kwargs: keyword arguments, likewise.
     convs: whether kernels of convolutions count as linear layers, of all inputs of a window.
     embeddings: whether tables that are looked up do, of one-hot inputs.
-    split: axes of outputs that are to be stacks: by a regular expression that is searched in the
-      parameter's path, the number of the axis.
+    split: output axes to use as stacks: numbers of axes by regular expressions, which are searched
+      in the parameters' paths.
 
   Returns:
     The layers, and the matrices that are in none.
 
   Raises:
     ValueError: `split` does not fit.
-    Exception: what the function raises on these inputs, with a note that says which they are.
+    Exception: what the function raises on these inputs, with a note of their shapes.
 
   Example:
     >>> params = {'embed': jnp.ones((5, 4)), 'mlp': {'w': jnp.ones((4, 3)), 'b': jnp.zeros(3)}}
@@ -100,8 +106,8 @@ def find(
   }
   sample = Sample(inputs, kwargs)
 
-  def run(leaves, given):
-    args, keywords = sample.arguments(given)
+  def run(leaves, input_arrays):
+    args, keywords = sample.arguments(input_arrays)
     return function(update(params, dict(zip(arrays, leaves, strict=True))), *args, **keywords)
 
   shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays.values()]
@@ -125,7 +131,7 @@ def find(
     for path, array in arrays.items()
     if path not in covered
     and (
-      _is_matrix(array.shape, events.stacked[path])
+      _is_matrix(array.shape, events.indexed_axes[path])
       or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ())[-1:])
     )
   }
@@ -137,19 +143,27 @@ def find(
   )
 
 
-# The products of a parameter that is a kernel, in execution order, and what its axes are.
-_Kernel = tuple[list[Use], tuple[Role, ...]]
+class _Kernel(NamedTuple):
+  """A parameter that is multiplied by activations.
+
+  Attributes:
+    uses: its products in execution order; lookups come first.
+    roles: what its axes are.
+  """
+
+  uses: list[Use]
+  roles: tuple[Role, ...]
 
 
 def _kernels(
   events: Events, arrays: Mapping[KeyPath, Any]
 ) -> tuple[dict[KeyPath, _Kernel], dict[KeyPath, str]]:
-  """The kernels in the order of their first uses, and why other parameters can be none."""
+  """The kernels in the order of their first uses, and why other parameters cannot be kernels."""
   kernels, reasons = {}, dict(events.forbids)
-  for path, own in events.uses.items():
-    # A table is what its lookups say, which come first; others (a tied head) may be transposed.
-    own.sort(key=lambda use: use.kind not in LOOKUPS)
-    roles = _axis_roles(own, arrays[path].shape)
+  for path, uses in events.uses.items():
+    # The lookups of a table decide, and a tied head that multiplies by it may be transposed.
+    uses = sorted(uses, key=lambda use: use.kind not in LOOKUPS)
+    roles = _axis_roles(uses, arrays[path].shape)
     if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
       reasons[path] = f'integers: {arrays[path].dtype}'
     elif path in reasons:
@@ -157,30 +171,30 @@ def _kernels(
     elif isinstance(roles, str):
       reasons[path] = roles
     else:
-      kernels[path] = own, roles
+      kernels[path] = _Kernel(uses, roles)
   return kernels, reasons
 
 
 def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
-  """Makes stacks of the axes of outputs that a user wants to be some.
+  """Makes stacks of the output axes that a user names; see `find`.
 
   Raises:
-    ValueError: an expression is found in no kernel's path or is none, or an axis is none of its
-      outputs.
+    ValueError: an expression matches no kernel's path, or is invalid; or an axis is not one of
+      several output axes.
   """
   validate(split, Mapping, 'split')
   for pattern, axis in split.items():
     try:
-      found = [path for path in kernels if re.search(pattern, path_name(path))]
+      paths = [path for path in kernels if re.search(pattern, path_name(path))]
     except (re.error, TypeError) as error:
       raise ValueError(f'split: {pattern!r} is not a regular expression: {error}.') from error
-    if not found:
+    if not paths:
       raise ValueError(
         f"split: the pattern '{pattern}' matches no linear layer; the layers are: "
         f'{", ".join(map(path_name, kernels))}.'
       )
-    for path in found:
-      uses, roles = kernels[path]
+    for path in paths:
+      roles = kernels[path].roles
       axes = range(-len(roles), len(roles))
       is_output = axis in axes and roles[axis] == 'out' and roles.count('out') > 1
       if not is_output:
@@ -188,100 +202,106 @@ def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
           f'split: axis {axis} of {path_name(path)} cannot be made a stack; its axes are '
           f'{", ".join(roles)}, and one of several outputs can.'
         )
-      place = axis % len(roles)
-      kernels[path] = uses, (*roles[:place], 'stack', *roles[place + 1 :])
+      axis %= len(roles)
+      split_roles = (*roles[:axis], 'stack', *roles[axis + 1 :])
+      kernels[path] = kernels[path]._replace(roles=split_roles)
 
 
 def _sites(
   kernels: Mapping[KeyPath, _Kernel], events: Events, arrays: Mapping[KeyPath, Any]
 ) -> tuple[Site, ...]:
-  """The kernels with their biases, and with rows in execution order; what does not run is last."""
+  """The kernels with their biases, and their layers with rows in execution order.
+
+  Layers of a stack that do not run come last.
+  """
   shapes = {path: array.shape for path, array in arrays.items()}
-  layouts = {path: _layout_of(uses[0], roles) for path, (uses, roles) in kernels.items()}
-  biased = {
-    path: found
-    for path, (uses, _) in kernels.items()
-    if (found := _bias_of(uses, events.sums, layouts[path], shapes))
+  layouts = {path: _layout_of(kernel) for path, kernel in kernels.items()}
+  biases = {
+    path: _bias_of(kernel.uses, events.sums, layouts[path], shapes)
+    for path, kernel in kernels.items()
   }
-  owners = Counter([*kernels, *(bias for bias, _ in biased.values())])
-  uses = sorted((use for own, _ in kernels.values() for use in own), key=lambda use: use.scope)
   indices = {
     path: [*np.ndindex(*(shapes[path][axis] for axis in layout.stack))]
     for path, layout in layouts.items()
   }
-  every = dict.fromkeys(_layers(uses, layouts))
-  every |= dict.fromkeys((path, index) for path, own in indices.items() for index in own)
-  rows = {layer: row for row, layer in enumerate(every)}
+  uses = [use for kernel in kernels.values() for use in kernel.uses]
+  uses.sort(key=lambda use: use.scope)
+  # A layer that runs several times has the row of the first; a dictionary keeps that place.
+  layers = dict.fromkeys(_layers(uses, layouts))
+  layers |= dict.fromkeys((path, index) for path in kernels for index in indices[path])
+  rows = {layer: row for row, layer in enumerate(layers)}
+  users = Counter([*kernels, *(bias.path for bias in biases.values() if bias)])
   tokens: dict[Any, int] = {}
   sites = []
-  for path, ((use, *_), _) in kernels.items():
-    bias, layout = biased.get(path, (None, layouts[path]))
-    if bias and owners[bias] > 1:  # several layers add it, or it is a kernel
-      bias, layout = None, layouts[path]
+  for path, kernel in kernels.items():
+    use, bias = kernel.uses[0], biases[path]
+    if bias and users[bias.path] > 1:  # several layers add it, or it is a kernel
+      bias = None
     site = Site(
       kernel_path=path,
-      bias_path=bias,
+      bias_path=bias.path if bias else None,
       kernel_shape=shapes[path],
       dtype=np.dtype(arrays[path].dtype),
-      layout=layout,
+      layout=bias.layout if bias else layouts[path],
       kind=_KINDS.get(use.kind, 'Dot'),
       is_convolution=use.kind == 'conv_general_dilated',
       input_id=tokens.setdefault(use.token, len(tokens)),
-      shared=path in events.otherwise or path in events.others,
+      shared=path in events.changed or path in events.others,
       rows=tuple(rows[path, index] for index in indices[path]),
     )
     sites.append(site)
   return tuple(sites)
 
 
-def _is_matrix(shape: Sequence[int], stacked: Container[int] = ()) -> bool:
+def _is_matrix(shape: Sequence[int], stack: Container[int] = ()) -> bool:
   """Whether an array has two axes or more, without stacks and leading axes of size one."""
-  axes = (size for axis, size in enumerate(shape) if axis not in stacked)
-  return len([*itertools.dropwhile(lambda size: size == 1, axes)]) > 1
+  sizes = (size for axis, size in enumerate(shape) if axis not in stack)
+  return len([*itertools.dropwhile(lambda size: size == 1, sizes)]) > 1
 
 
 def _axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
-  """What the axes of a parameter are, or why that cannot be said.
+  """What the axes of a parameter are, or why that cannot be decided.
 
-  An axis of which single items are taken is a stack, unless it is also used as a whole.
+  A dimension of an operand has a role, and so has each axis that has a part in it. If an item is
+  selected from an axis, the axis is a stack, and if a product uses it in full, what it is there.
+  The uses must agree, but for axes of size one, which may be anything.
 
   Args:
-    uses: the products that it enters.
+    uses: its products, the lookups first: if there are any, they alone decide.
     shape: its shape.
   """
   found: list[list[Role]] = [[] for _ in shape]
-  uses = [use for use in uses if use.kind in LOOKUPS] or uses
-  for use in uses:  # of an axis as a whole, or in parts
+  for use in [use for use in uses if use.kind in LOOKUPS] or uses:
     for dim, role in zip(use.view.dims, use.roles, strict=True):
       for atom in dim:
-        if atom.axis != NO_AXIS:
+        if atom.is_axis:
           found[atom.axis].append(role)
-    for atom, by in use.view.taken:
-      if not isinstance(by, int):
+    for atom, at in use.view.indices:
+      # An item with a number may be a slice of outputs, so it is no role.
+      if not isinstance(at, int):
         found[atom.axis].append('stack')
-  ways = [set(own) for own, size in zip(found, shape, strict=True) if size > 1]
-  if any({'in', 'out'} <= own for own in ways):
+  ways = [set(roles) for roles, size in zip(found, shape, strict=True) if size > 1]
+  if any({'in', 'out'} <= roles for roles in ways):
     return 'used in matmuls in two ways, once transposed'
-  if any(len(own) > 1 for own in ways):
+  if any(len(roles) > 1 for roles in ways):
     return 'used in matmuls in two ways: an axis is a stack in one of them'
-  roles: tuple[Role, ...] = tuple(axis[0] if axis else 'stack' for axis in found)
-  if 'in' not in roles or 'out' not in roles:
+  # An axis of which only items with numbers are used has no role yet: it is a stack.
+  result: tuple[Role, ...] = tuple(roles[0] if roles else 'stack' for roles in found)
+  if 'in' not in result or 'out' not in result:
     return 'used in a matmul without an axis of inputs or of outputs'
-  return roles
+  return result
 
 
-def _layout_of(use: Use, roles: Sequence[Role]) -> Layout:
+def _layout_of(kernel: _Kernel) -> Layout:
   """The layout of a kernel without bias.
 
-  The stack's axes are first those that were taken, in the order in which they were.
-
-  Args:
-    use: its first use.
-    roles: what its axes are.
+  Its stack has the axes in the order in which the first use selects from them, outer scans first,
+  and then those that a product shares with the activations.
   """
+  indexed = (index.atom.axis for index in kernel.uses[0].view.indices)
   axes: dict[Role, list[int]] = {'stack': [], 'in': [], 'out': []}
-  for axis in dict.fromkeys([*(taken.atom.axis for taken in use.view.taken), *range(len(roles))]):
-    axes[roles[axis]].append(axis)
+  for axis in dict.fromkeys([*indexed, *range(len(kernel.roles))]):
+    axes[kernel.roles[axis]].append(axis)
   return Layout(tuple(axes['stack']), tuple(sorted(axes['in'])), tuple(sorted(axes['out'])))
 
 
@@ -294,30 +314,48 @@ def _layers(
     uses: uses of kernels, in execution order.
     layouts: those of the kernels, by path.
   """
-  stacked = {taken.by for use in uses for taken in use.view.taken}  # others have the same layers
+  # Iterations of a scan that selects from no kernel run the same layers: one of them will do.
+  selecting = {index.at for use in uses for index in use.view.indices}
   looped = [
-    (use, [(scope, length if scope in stacked else 1) for scope, length in use.scans])
+    (use, [(scope, length if scope in selecting else 1) for scope, length in use.scans])
     for use in uses
   ]
   for use, numbers in interleave(looped):
     path = use.view.path
-    counters = {scope: number for (scope, _), number in zip(use.scans, numbers, strict=True)}
-    yield from ((path, index) for index in _indices(use, layouts[path].stack, counters))
+    iterations = {scope: number for (scope, _), number in zip(use.scans, numbers, strict=True)}
+    for index in _stack_indices(use, layouts[path].stack, iterations):
+      yield path, index
 
 
-def _indices(
-  use: Use, stack: Sequence[int], counters: Mapping[Hashable, int]
+def _stack_indices(
+  use: Use, stack: Sequence[int], iterations: Mapping[Hashable, int]
 ) -> Iterator[tuple[int, ...]]:
-  """The indices in a kernel's stack that a use runs."""
-  parts: dict[int, list[list[int]]] = {axis: [] for axis in stack}
-  wholes = ((atom, None) for dim in use.view.dims for atom in dim)
-  for atom, by in [*wholes, *use.view.taken]:
-    if atom.axis in parts:
-      number = counters[by] if isinstance(by, tuple) else by
+  """The indices in a kernel's stack that a use runs.
+
+  An axis of the stack may be several atoms, each of which the use selects one item from or uses in
+  full. Every item adds its distance from the axis's start.
+
+  Args:
+    use: the use.
+    stack: axes of the stack.
+    iterations: numbers of the iterations of the scans around the use, by scope.
+  """
+  offsets: dict[int, list[list[int]]] = {axis: [] for axis in stack}
+  in_full = (Index(atom, None) for dim in use.view.dims for atom in dim)
+  for atom, at in [*in_full, *use.view.indices]:
+    if atom.axis in offsets:
+      number = iterations[at] if isinstance(at, tuple) else at
       numbers = range(atom.size) if number is None else [number]
-      parts[atom.axis].append([(atom.start + number) * atom.stride for number in numbers])
-  choices = [sorted(map(sum, itertools.product(*parts[axis]))) for axis in stack]
-  return itertools.product(*choices)
+      offsets[atom.axis].append([(atom.start + number) * atom.stride for number in numbers])
+  along = [sorted(map(sum, itertools.product(*offsets[axis]))) for axis in stack]
+  return itertools.product(*along)
+
+
+class _Bias(NamedTuple):
+  """A parameter that is added to products of a kernel, and the layout of both."""
+
+  path: KeyPath
+  layout: Layout
 
 
 def _bias_of(
@@ -325,10 +363,8 @@ def _bias_of(
   sums: Mapping[Scope, Sequence[tuple[View, View]]],
   layout: Layout,
   shapes: Mapping[KeyPath, Shape],
-) -> tuple[KeyPath, Layout] | None:
+) -> _Bias | None:
   """The parameter that is added to all products of a kernel along exactly its outputs.
-
-  With it comes the layout of both.
 
   Args:
     uses: the kernel's products.
@@ -336,70 +372,90 @@ def _bias_of(
     layout: the kernel's layout.
     shapes: shapes of all parameters, by path.
   """
-  found: set[tuple[KeyPath, Layout] | None] = set()
+  biases: set[_Bias | None] = set()
   for use in uses:
-    fitting = [
-      (bias.path, fitted)
+    candidates = (
+      (bias.path, _with_bias(layout, product, bias, shapes))
       for product, bias in sums.get(use.scope, ())
-      if (fitted := _with_bias(layout, product, bias, shapes)) is not None
-    ]
-    found.add(fitting[0] if fitting else None)
-  return found.pop() if len(found) == 1 else None
+    )
+    biases.add(next((_Bias(path, fitted) for path, fitted in candidates if fitted), None))
+  return biases.pop() if len(biases) == 1 else None
 
 
-# A part of an axis of a kernel, and the part of an axis of a bias that lies along it.
-_Pair = tuple[Atom, Atom]
+class _Pair(NamedTuple):
+  """A part of a kernel's axis, and the part of a bias's axis that is added along it."""
+
+  kernel: Atom
+  bias: Atom
 
 
 def _with_bias(
   layout: Layout, product: View, added: View, shapes: Mapping[KeyPath, Shape]
 ) -> Layout | None:
-  """A kernel's layout with that of the bias that is added; None if it is no bias of the kernel."""
-  pairs = _pairs(product, added)
-  if pairs is None:
-    return None
+  """The layout of a kernel and its bias; None if what is added is not its bias.
+
+  The two views have equal dimensions, so each part of the one's axes lies along a part of the
+  other's. With heads `einsum('bd,dhk->bhk', x, kernel) + bias.reshape(h, k)` the bias of h * k
+  numbers has two parts, one along the kernel's h and one along its k. It is the kernel's bias if
+
+  - one varies where the other does, along all of the kernel's stack and outputs and all of itself:
+    a table of positions does not, nor does a vector that all experts add;
+  - every axis of the stack has one axis of the bias, so that each layer has its own;
+  - its other axes, read row-major, are whole output axes one after another. The layout lists the
+    outputs in that order, which may be another than the kernel's: `Layout.matrices` and
+    `Layout.vectors` have to flatten them alike. `test_random_products` holds them against sums.
+  """
   kernel_shape, bias_shape = shapes[product.path], shapes[added.path]
-  wanted = {axis for axis in (*layout.stack, *layout.outputs) if kernel_shape[axis] > 1}
-  if not _covers([kernel for kernel, _ in pairs], wanted, kernel_shape):
+  kernel_axes = {axis for axis in (*layout.stack, *layout.outputs) if kernel_shape[axis] > 1}
+  pairs = _pairs(product, added)
+  if (
+    pairs is None
+    or not _covers([pair.kernel for pair in pairs], kernel_axes, kernel_shape)
+    or not _covers([pair.bias for pair in pairs], set(range(len(bias_shape))), bias_shape)
+  ):
     return None
-  if not _covers([bias for _, bias in pairs], set(range(len(bias_shape))), bias_shape):
-    return None
-  # For every axis of the bias the parts of the kernel's axes that lie along it, row-major.
-  ordered = sorted(pairs, key=lambda pair: -pair[1].stride)
-  along = [[k for k, bias in ordered if bias.axis == axis] for axis in range(len(bias_shape))]
+  # By axis of the bias, row-major: the parts of the kernel that lie along it.
+  row_major = sorted(pairs, key=lambda pair: -pair.bias.stride)
+  along = [
+    [pair.kernel for pair in row_major if pair.bias.axis == axis] for axis in range(len(bias_shape))
+  ]
   stack = _bias_stack(layout.stack, along, bias_shape)
   if stack is None:
     return None
-  outputs = [atom for axis, atoms in enumerate(along) if axis not in stack for atom in atoms]
-  order = _row_major_axes(outputs)
-  if order is None or set(order) - set(layout.outputs):
+  parts = [atom for axis, atoms in enumerate(along) if axis not in stack for atom in atoms]
+  outputs = _row_major_axes(parts)
+  if outputs is None or set(outputs) - set(layout.outputs):
     return None
-  alone = [axis for axis in layout.outputs if axis not in order]  # of size one
-  return dataclasses.replace(layout, outputs=(*order, *alone), bias_stack=stack)
+  of_size_one = [axis for axis in layout.outputs if axis not in outputs]
+  return dataclasses.replace(layout, outputs=(*outputs, *of_size_one), bias_stack=stack)
 
 
 def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
-  """The parts of axes that lie along each other; None if one varies where the other does not."""
-  kernel_items, bias_items = (
-    [taken for taken in view.taken if taken.atom.size > 1] for view in (kernel, bias)
+  """The parts of axes that lie along each other; None if one varies where the other does not.
+
+  Both may be items that one scan selects: then the axes that it goes through lie along each other,
+  too.
+  """
+  kernel_indices, bias_indices = (
+    [index for index in view.indices if index.atom.size > 1] for view in (kernel, bias)
   )
-  if [taken.by for taken in kernel_items] != [taken.by for taken in bias_items]:
+  if [index.at for index in kernel_indices] != [index.at for index in bias_indices]:
     return None
-  kernel_dims = [*kernel.dims, *((taken.atom,) for taken in kernel_items)]
-  bias_dims = [*bias.dims, *((taken.atom,) for taken in bias_items)]
+  kernel_dims = [*kernel.dims, *((index.atom,) for index in kernel_indices)]
+  bias_dims = [*bias.dims, *((index.atom,) for index in bias_indices)]
   pairs = []
   for kernel_dim, bias_dim in zip(kernel_dims, bias_dims, strict=True):
     if size_of(bias_dim) == 1:  # an addition repeats it
       bias_dim = (Atom(NO_AXIS, size_of(kernel_dim)),)
     parts = common_parts(kernel_dim, bias_dim)
-    if parts is None or any((k.axis == NO_AXIS) != (b.axis == NO_AXIS) for k, b in parts):
+    if parts is None or any(first.is_axis != second.is_axis for first, second in parts):
       return None
-    pairs += [part for part in parts if part[0].axis != NO_AXIS]
+    pairs += [_Pair(*atoms) for atoms in parts if atoms[0].is_axis]
   return pairs
 
 
 def _covers(atoms: Sequence[Atom], axes: set[int], shape: Shape) -> bool:
-  """Whether atoms make up axes as a whole, and no others."""
+  """Whether atoms make up all of some axes, and no others."""
   sizes: dict[int, int] = defaultdict(lambda: 1)
   for atom in atoms:
     sizes[atom.axis] *= atom.size
@@ -409,21 +465,30 @@ def _covers(atoms: Sequence[Atom], axes: set[int], shape: Shape) -> bool:
 def _bias_stack(
   stack: Sequence[int], along: Sequence[Sequence[Atom]], bias_shape: Shape
 ) -> tuple[int, ...] | None:
-  """The axes of a bias that are a kernel's stack; None if there are none that are just these."""
+  """For each stack axis of a kernel the axis of the bias that lies along it, and along no other.
+
+  None if one has no such axis. An axis of size one has no parts to go by, so a stack of one layer
+  gets the first axis of the bias that has none either.
+
+  Args:
+    stack: the axes of the kernel.
+    along: for each axis of the bias the parts of the kernel that lie along it, row-major.
+    bias_shape: shape of the bias.
+  """
   free = [axis for axis, atoms in enumerate(along) if not atoms and bias_shape[axis] == 1]
-  found = []
+  bias_stack = []
   for axis in stack:
     fitting = [number for number, atoms in enumerate(along) if _row_major_axes(atoms) == [axis]]
-    if not fitting and free:  # an axis of size one
+    if not fitting and free:
       fitting = [free.pop(0)]
     if len(fitting) != 1:
       return None
-    found += fitting
-  return tuple(found)
+    bias_stack += fitting
+  return tuple(bias_stack)
 
 
 def _row_major_axes(atoms: Sequence[Atom]) -> list[int] | None:
-  """The axes that atoms make up one after another; None where they lie between each other."""
+  """The axes that atoms make up one after another; None if parts of two axes alternate."""
   axes = []
   for axis, parts in itertools.groupby(atoms, lambda atom: atom.axis):
     strides = [atom.stride for atom in parts]

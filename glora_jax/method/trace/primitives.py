@@ -1,4 +1,4 @@
-"""What primitives do to a parameter: lay it otherwise, take parts of it, multiply it."""
+"""What primitives do to a parameter: move its axes, select parts of it, multiply it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_LAYOUT = 'axes rearranged in an unsupported way'
 
 
 def other(step: Step) -> list[Value]:
-  """A primitive that no layout can see through."""
+  """A primitive through which no parameter can be followed."""
   if step.name in _OPAQUE:
     step.note(step.operands, f'used in {step.name}', forbids=True)
   if step.depends:
@@ -67,19 +67,19 @@ _OF_NUMBERS: Mapping[str, Callable[..., int]] = {
 }
 
 
-def unchanged(step: Step) -> list[Value]:
+def keep(step: Step) -> list[Value]:
   """A primitive that returns its operands, in another type for instance."""
   return list(step.operands)
 
 
-def scaled(step: Step) -> list[Value]:
+def scale(step: Step) -> list[Value]:
   """Multiplication or division: by a constant, parameters and products are still what they were."""
   constants = [value for value in step.operands if value.is_constant]
   followed = step.operands[: 1 if step.name == 'div' else None]
   found = [view for value in followed if (view := _view(value)) and view.shape == step.out_shape]
   if len(found) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
-  step.position.events.otherwise.update(value.view.path for value in followed if value.view)
+  step.position.events.changed.update(value.view.path for value in followed if value.view)
   return [value for value in followed if _view(value)]
 
 
@@ -87,7 +87,7 @@ def _view(value: Value) -> View | None:
   return value.product.view if value.product else value.view
 
 
-def rearranged(step: Step) -> list[Value]:
+def rearrange(step: Step) -> list[Value]:
   """A primitive that moves the axes of its first operand."""
   first = step.operands[0]
   view = first.view and move_axes(step.name, step.params, first.view)
@@ -108,11 +108,11 @@ def rearranged(step: Step) -> list[Value]:
 
 
 def move_axes(name: str, params: Mapping[str, Any], view: View) -> View | None:
-  """A view after a primitive that moves axes; None where it cannot be said."""
+  """The view after a primitive that moves axes; None if there is none."""
   if name == 'transpose':
-    return view.transposed(params['permutation'])
+    return view.transpose(params['permutation'])
   if name == 'reshape':
-    return view.reshaped(params['new_sizes']) if params.get('dimensions') is None else None
+    return view.reshape(params['new_sizes']) if params.get('dimensions') is None else None
   if name == 'broadcast_in_dim':
     return view.broadcast(params['shape'], params['broadcast_dimensions'])
   if name == 'squeeze':
@@ -120,10 +120,10 @@ def move_axes(name: str, params: Mapping[str, Any], view: View) -> View | None:
   assert name == 'slice'
   if any(stride != 1 for stride in params['strides'] or ()):
     return None
-  return view.sliced(params['start_indices'], params['limit_indices'])
+  return view.slice(params['start_indices'], params['limit_indices'])
 
 
-def added(step: Step) -> list[Value]:
+def add(step: Step) -> list[Value]:
   """An addition, which may be that of a bias."""
   for product, bias in (step.operands, step.operands[::-1]):
     if product.product and bias.view:
@@ -131,18 +131,18 @@ def added(step: Step) -> list[Value]:
   return other(step)
 
 
-def split_up(step: Step) -> list[Value]:
+def split(step: Step) -> list[Value]:
   """`split` and `unstack`: parts that lie one after another along an axis."""
-  (whole,) = step.operands
-  if whole.view is None:
+  (array,) = step.operands
+  if array.view is None:
     return other(step)
-  view, axis = whole.view, step.params['axis']
+  view, axis = array.view, step.params['axis']
   sizes = step.params.get('sizes', [1] * view.shape[axis])
   stops = [*itertools.accumulate(map(int, sizes))]
   parts = [_part(view, axis, stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
   if step.name == 'unstack':
     parts = [part and part.index((axis,), 0) for part in parts]
-  hidden = origins_of([whole], NO_LAYOUT)
+  hidden = origins_of([array], NO_LAYOUT)
   return [Value(view=part) if part else Value(origins=hidden) for part in parts]
 
 
@@ -150,48 +150,52 @@ def _part(view: View, axis: int, start: int, stop: int) -> View | None:
   """The items of a view from a first one along an axis to before a last one."""
   starts, stops = [0] * len(view.shape), list(view.shape)
   starts[axis], stops[axis] = start, stop
-  return view.sliced(starts, stops)
+  return view.slice(starts, stops)
 
 
-def sliced_at(step: Step) -> list[Value]:
-  """`dynamic_slice`: at known places a slice, else an item of a stack, or of an embedding."""
-  whole, *starts = step.operands
-  if whole.view is None:
+def slice_at(step: Step) -> list[Value]:
+  """`dynamic_slice`: a slice if its start is known, else an item of a stack, or of an embedding."""
+  array, *starts = step.operands
+  if array.view is None:
     return other(step)
   if any(start.depends for start in starts):
-    return looked_up(step)
-  sizes, view = step.params['slice_sizes'], whole.view
-  rooms = [whole - size for whole, size in zip(view.shape, sizes, strict=True)]
-  first = [min(max(s.number or 0, 0), room) for s, room in zip(starts, rooms, strict=True)]
-  stops = [start + size for start, size in zip(first, sizes, strict=True)]
-  unknown = [place for place, room in enumerate(rooms) if room and starts[place].number is None]
-  for place in unknown:
-    stops[place] = view.shape[place]
-  part = view.sliced(first, stops) if all(sizes[place] == 1 for place in unknown) else None
+    return look_up(step)
+  sizes, view = step.params['slice_sizes'], array.view
+  lasts = [length - size for length, size in zip(view.shape, sizes, strict=True)]
+  firsts = [min(max(s.number or 0, 0), last) for s, last in zip(starts, lasts, strict=True)]
+  stops = [first + size for first, size in zip(firsts, sizes, strict=True)]
+  unknown = [dim for dim, last in enumerate(lasts) if last and starts[dim].number is None]
+  for dim in unknown:
+    stops[dim] = view.shape[dim]
+  part = view.slice(firsts, stops) if all(sizes[dim] == 1 for dim in unknown) else None
   part = part and part.index(unknown, None)
   if part is None:
-    return step.results(origins=origins_of([whole], NO_LAYOUT))
-  kept = [place for place in range(len(sizes)) if place not in unknown]
-  return [Value(view=part.broadcast(sizes, kept))]
+    return step.results(origins=origins_of([array], NO_LAYOUT))
+  known = [dim for dim in range(len(sizes)) if dim not in unknown]
+  return [Value(view=part.broadcast(sizes, known))]
 
 
-def looked_up(step: Step) -> list[Value]:
-  """`gather`: an item of a stack where the index is one number, else rows of an embedding."""
-  (whole, index), is_item = step.operands[:2], step.name == 'gather'
-  if whole.view and is_item and index.is_constant and (part := _item(step, whole.view, index)):
-    return [Value(view=part)]
-  if step.position.embeddings and whole.view and list(map(len, whole.view.dims)) == [1, 1]:
-    length, width = whole.view.shape
+def look_up(step: Step) -> list[Value]:
+  """`gather`: an item of a stack if the index is one number, else rows of an embedding."""
+  array, index = step.operands[:2]
+  view = array.view
+  if view and step.name == 'gather' and index.is_constant:
+    part = _item(step, view, index)
+    if part:
+      return [Value(view=part)]
+  if step.position.embeddings and view and [len(dim) for dim in view.dims] == [1, 1]:
+    length, width = view.shape
     ways: dict[Any, tuple[Role, ...]] = {(1, width): ('in', 'out'), (length, 1): ('out', 'in')}
-    if roles := ways.get(step.params['slice_sizes']):
-      _used(step, whole.view, roles, index.token)
+    roles = ways.get(step.params['slice_sizes'])
+    if roles:
+      _record_use(step, view, roles, index.token)
       return step.results(depends=True)
-  step.note([whole], LOOKED_UP, forbids=True)
+  step.note([array], LOOKED_UP, forbids=True)
   return other(step)
 
 
 def _item(step: Step, view: View, index: Value) -> View | None:
-  """The one item along an axis that a gather takes; None if it takes anything else."""
+  """The one item along an axis that a gather selects; None if it selects anything else."""
   numbers, shape = step.params['dimension_numbers'], view.shape
   axes = numbers.collapsed_slice_dims
   if step.shape(1) != (1,) or len(axes) != 1 or axes != numbers.start_index_map:
@@ -206,8 +210,12 @@ def _item(step: Step, view: View, index: Value) -> View | None:
   return part and part.index(axes, 0)
 
 
-def multiplied(step: Step) -> list[Value]:
-  """`dot_general`, `ragged_dot_general` and `conv_general_dilated`."""
+def multiply(step: Step) -> list[Value]:
+  """`dot_general`, `ragged_dot_general` and `conv_general_dilated`.
+
+  The kernel is the operand that is less like an input: a parameter against activations, or one that
+  is not repeated for every example against one that is, such as learned queries.
+  """
   first, second = (2 if value.depends else value.repeated for value in step.operands[:2])
   place = 0 if first < second else 1
   kernel, activations = step.operands[place], step.operands[1 - place]
@@ -221,32 +229,28 @@ def multiplied(step: Step) -> list[Value]:
   if isinstance(roles, str):
     step.note([kernel], roles, forbids=True)
     return step.results(depends=True)
-  _used(step, kernel.view, roles, activations.token)
-  sizes = zip(dims, step.out_shape, strict=True)
-  own = kernel.view.dims
-  view = View(  # the result as a view of the kernel
-    kernel.view.path,
-    tuple((Atom(NO_AXIS, size),) if dim is None else own[dim] for dim, size in sizes),
-    kernel.view.taken,
+  _record_use(step, kernel.view, roles, activations.token)
+  result_dims = tuple(
+    (Atom(NO_AXIS, size),) if dim is None else kernel.view.dims[dim]
+    for dim, size in zip(dims, step.out_shape, strict=True)
   )
-  product = Product(step.position.scope, view)
+  product = Product(step.position.scope, dataclasses.replace(kernel.view, dims=result_dims))
   return step.results(depends=True, product=product, layer=kernel.view.path)
 
 
-def _used(step: Step, view: View, roles: tuple[Role, ...], token: Hashable) -> None:
-  """Writes down that a kernel meets activations with a token."""
+def _record_use(step: Step, view: View, roles: tuple[Role, ...], token: Hashable) -> None:
+  """Records a product of a parameter with activations that have a token."""
   events, scans = step.position.events, step.position.scans
   events.uses[view.path].append(Use(step.position.scope, view, roles, token, scans, step.name))
-  events.stacked[view.path] |= view.stacked
+  events.indexed_axes[view.path] |= view.indexed_axes
 
 
-# What the dimensions of a kernel are, or why it is none; and for every dimension of the result the
-# kernel's that it is, None for the activations'.
+# What the dimensions of a kernel are, or why it is none; and for every dimension of the result that
+# of the kernel, or None if it is one of the activations.
 _Roles = tuple[tuple[Role, ...] | str, list[int | None]]
 
 
 def _dot(step: Step, place: int) -> _Roles:
-  """Batch axes come first, then those of the first operand that are left, and the second's."""
   contracted, batched = step.params['dimension_numbers']
   return _product(step, place, contracted[place], batched[place])
 
@@ -254,13 +258,23 @@ def _dot(step: Step, place: int) -> _Roles:
 def _product(
   step: Step, place: int, inputs: Sequence[int], batch: Sequence[int], groups: Sequence[int] = ()
 ) -> _Roles:
+  """Of a product whose result has the batch first, then the rest of one operand and of the other.
+
+  Args:
+    step: the product.
+    place: which operand the kernel is, 0 or 1.
+    inputs: the dimensions of the kernel that are summed over.
+    batch: those that it shares with the activations.
+    groups: those along which every row of the activations has one item.
+  """
   roles: tuple[Role, ...] = tuple(
     'in' if dim in inputs else 'stack' if dim in (*batch, *groups) else 'out'
     for dim in range(len(step.shape(place)))
   )
-  own = [dim for dim, role in enumerate(roles) if role == 'out']
-  others = [None] * (len(step.out_shape) - len(batch) - len(own))
-  return roles, [*batch, *(own + others if place == 0 else others + own)]
+  outputs = [dim for dim, role in enumerate(roles) if role == 'out']
+  activations = [None] * (len(step.out_shape) - len(batch) - len(outputs))
+  rest = [*outputs, *activations] if place == 0 else [*activations, *outputs]
+  return roles, [*batch, *rest]
 
 
 def _ragged(step: Step, place: int) -> _Roles:
@@ -278,9 +292,9 @@ def _conv(step: Step, place: int) -> _Roles:
   if place == 0 or step.params['batch_group_count'] > 1:
     return 'not a plain kernel of its convolution', []
   numbers = step.params['dimension_numbers']
-  own, feature = numbers.rhs_spec[0], numbers.out_spec[1]
-  roles: tuple[Role, ...] = tuple('out' if d == own else 'in' for d in range(len(step.shape(1))))
-  return roles, [own if dim == feature else None for dim in range(len(step.out_shape))]
+  output, feature = numbers.rhs_spec[0], numbers.out_spec[1]
+  roles: tuple[Role, ...] = tuple('out' if d == output else 'in' for d in range(len(step.shape(1))))
+  return roles, [output if dim == feature else None for dim in range(len(step.out_shape))]
 
 
 _PRODUCTS: Mapping[str, Callable[[Step, int], _Roles]] = {

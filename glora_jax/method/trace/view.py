@@ -1,8 +1,25 @@
-"""An array that is a parameter, whole or in part, with its axes rearranged.
+"""How a program sees a parameter: a `View` says where the parameter's axes are in an array.
 
-On its way into a product a parameter is transposed, reshaped, sliced and scanned over. A `View`
-follows it: it says of every dimension of what is left which part of which axis of the parameter
-lies there. Axes are made of *atoms*, so that a reshape can split an axis and merge its parts again.
+On its way into a product a parameter is transposed, reshaped, sliced and scanned over. Its view
+records, for every dimension of the array, which part of which axis of the parameter lies there. An
+axis is made of *atoms*, so that a reshape can split it and merge its parts again. Here axis 1, of
+6 items, is split into 2 heads of 3, and the heads come first:
+
+>>> view = View.of(('w',), (4, 6)).reshape((4, 2, 3)).transpose((1, 0, 2))
+>>> [[(atom.axis, atom.size, atom.stride) for atom in dim] for dim in view.dims]
+[[(1, 2, 3)], [(0, 4, 1)], [(1, 3, 1)]]
+
+One head is the items 3 to 5 of that axis, and the view remembers which it is:
+
+>>> head = view.index((0,), at=1)
+>>> head.shape, head.indices[0].at
+((4, 3), 1)
+
+Back in the kernel's shape the axis is one dimension of two atoms, row-major:
+
+>>> merged = view.transpose((1, 0, 2)).reshape((4, 6))
+>>> [(atom.axis, atom.size, atom.stride) for atom in merged.dims[1]]
+[(1, 2, 3), (1, 3, 1)]
 """
 
 from __future__ import annotations
@@ -20,10 +37,11 @@ NO_AXIS = -1
 
 
 class Atom(NamedTuple):
-  """Items of an axis of a parameter, at equal distances.
+  """Items `stride * start`, `stride * (start + 1)`, ... of an axis of a parameter.
 
   Attributes:
-    axis: the axis; `NO_AXIS` for what is none of the parameter, a broadcast one for instance.
+    axis: the axis; `NO_AXIS` if the parameter has none there: it is repeated, or the dimension is
+      one of the activations.
     size: number of items.
     stride: distance of the items along the axis.
     start: number of items at that distance that lie before the first.
@@ -34,18 +52,31 @@ class Atom(NamedTuple):
   stride: int = 1
   start: int = 0
 
+  @property
+  def is_axis(self) -> bool:
+    """Whether the parameter has an axis there."""
+    return self.axis != NO_AXIS
 
-class Taken(NamedTuple):
-  """A part of an axis that is gone, since one item at a time is looked at.
+  def split(self, size: int) -> tuple[Atom, Atom] | None:
+    """The atom as two, of which the first has the given size; None if it does not divide so."""
+    inner, rest = divmod(self.size, size)
+    if rest or self.start % inner:
+      return None
+    outer = self._replace(size=size, stride=self.stride * inner, start=self.start // inner)
+    return outer, self._replace(size=inner, start=0)
+
+
+class Index(NamedTuple):
+  """One item of an atom was selected, so that the array has this part of the axis no longer.
 
   Attributes:
-    atom: the items among which there was a choice.
-    by: the index of the item; the scope of the scan that goes through them; None for an index that
-      is known only when the program runs.
+    atom: the items that it was selected from.
+    at: the number of the item; the scope of the scan that goes through all of them; None for a
+      number that is known only when the program runs.
   """
 
   atom: Atom
-  by: int | Scope | None
+  at: int | Scope | None
 
 
 Dim = tuple[Atom, ...]  # row-major
@@ -58,12 +89,12 @@ class View:
   Attributes:
     path: path of the parameter.
     dims: the atoms of every dimension of the array.
-    taken: the parts of axes that are gone, in the order in which they went.
+    indices: the parts of axes of which one item was selected, in the order of selection.
   """
 
   path: KeyPath
   dims: tuple[Dim, ...]
-  taken: tuple[Taken, ...] = ()
+  indices: tuple[Index, ...] = ()
 
   @classmethod
   def of(cls, path: KeyPath, shape: Sequence[int]) -> View:
@@ -76,20 +107,20 @@ class View:
     return tuple(map(size_of, self.dims))
 
   @property
-  def stacked(self) -> frozenset[int]:
-    """The axes of the parameter of which a part is gone."""
-    return frozenset(taken.atom.axis for taken in self.taken)
+  def indexed_axes(self) -> frozenset[int]:
+    """The axes of the parameter of which single items were selected."""
+    return frozenset(index.atom.axis for index in self.indices)
 
-  def transposed(self, permutation: Sequence[int]) -> View:
+  def transpose(self, permutation: Sequence[int]) -> View:
     """The array with its dimensions in another order."""
     return dataclasses.replace(self, dims=tuple(self.dims[dim] for dim in permutation))
 
-  def reshaped(self, shape: Sequence[int]) -> View | None:
-    """The array in another shape; None where an axis would be cut at no multiple of its parts."""
+  def reshape(self, shape: Sequence[int]) -> View | None:
+    """The array in another shape; None if that cuts an axis other than in equal parts."""
     remaining = [atom for dim in self.dims for atom in dim]
     dims = []
     for size in shape:
-      dim = _drawn(remaining, size)
+      dim = _pop(remaining, size)
       if dim is None:
         return None
       dims.append(dim)
@@ -99,29 +130,29 @@ class View:
     return dataclasses.replace(self, dims=tuple(dims))
 
   def broadcast(self, shape: Sequence[int], places: Sequence[int]) -> View:
-    """The array repeated to a shape; its own dimensions come to lie at the places."""
+    """The array repeated to a shape, in which its dimensions have the given places."""
     dims: list[Dim] = [(Atom(NO_AXIS, size),) for size in shape]
     for place, dim in zip(places, self.dims, strict=True):
       repeated = (Atom(NO_AXIS, shape[place]),) if size_of(dim) < shape[place] else ()
       dims[place] = dim + repeated
     return dataclasses.replace(self, dims=tuple(dims))
 
-  def sliced(self, starts: Sequence[int], stops: Sequence[int]) -> View | None:
-    """A slice of the array; None where it cuts an axis that a reshape has merged with others."""
-    dims, taken = [], list(self.taken)
+  def slice(self, starts: Sequence[int], stops: Sequence[int]) -> View | None:
+    """A slice of the array; None if no view of the parameter is that."""
+    dims, indices = [], list(self.indices)
     for dim, start, stop in zip(self.dims, starts, stops, strict=True):
-      cut = _sliced(dim, start, stop)
+      cut = _slice_dim(dim, start, stop)
       if cut is None:
         return None
       dims.append(cut[0])
-      taken += cut[1]
-    return dataclasses.replace(self, dims=tuple(dims), taken=tuple(taken))
+      indices += cut[1]
+    return dataclasses.replace(self, dims=tuple(dims), indices=tuple(indices))
 
-  def index(self, places: Sequence[int], by: int | Scope | None) -> View:
-    """One item along some dimensions; see `Taken` for how it can be chosen."""
-    gone = [Taken(atom, by) for place in places for atom in self.dims[place] if _is_own(atom)]
+  def index(self, places: Sequence[int], at: int | Scope | None) -> View:
+    """One item along some dimensions, which the result no longer has; see `Index` for `at`."""
+    new = [Index(atom, at) for place in places for atom in self.dims[place] if atom.is_axis]
     dims = tuple(dim for place, dim in enumerate(self.dims) if place not in places)
-    return View(self.path, dims, (*self.taken, *gone))
+    return View(self.path, dims, (*self.indices, *new))
 
 
 def size_of(dim: Dim) -> int:
@@ -129,21 +160,11 @@ def size_of(dim: Dim) -> int:
   return math.prod(atom.size for atom in dim)
 
 
-def _is_own(atom: Atom) -> bool:
-  return atom.axis != NO_AXIS
+def _pop(remaining: list[Atom], size: int) -> Dim | None:
+  """Removes from a list the first atoms that together have a size, the last one cut if need be.
 
-
-def split(atom: Atom, size: int) -> tuple[Atom, Atom] | None:
-  """An atom as two, of which the first has the given size; None if it does not divide so."""
-  inner, rest = divmod(atom.size, size)
-  if rest or atom.start % inner:
-    return None
-  outer = atom._replace(size=size, stride=atom.stride * inner, start=atom.start // inner)
-  return outer, atom._replace(size=inner, start=0)
-
-
-def _drawn(remaining: list[Atom], size: int) -> Dim | None:
-  """The first atoms that together have a size, which are removed from the list."""
+  The atoms that are left may be lost if there are none of that size, and the result is None.
+  """
   dim: Dim = ()
   while remaining and (size_of(dim) < size or (not dim and remaining[0].size == size == 1)):
     wanted, rest = divmod(size, size_of(dim))
@@ -151,7 +172,7 @@ def _drawn(remaining: list[Atom], size: int) -> Dim | None:
       return None
     atom = remaining.pop(0)
     if atom.size > wanted:
-      parts = split(atom, wanted)
+      parts = atom.split(wanted)
       if parts is None:
         return None
       atom, inner = parts
@@ -160,8 +181,13 @@ def _drawn(remaining: list[Atom], size: int) -> Dim | None:
   return dim if size_of(dim) == size else None
 
 
-def _sliced(dim: Dim, start: int, stop: int) -> tuple[Dim, list[Taken]] | None:
-  """A slice of a dimension, and what is gone of it where one item is left."""
+def _slice_dim(dim: Dim, start: int, stop: int) -> tuple[Dim, list[Index]] | None:
+  """A slice of a dimension, and the items that it selects.
+
+  Of a dimension of several atoms, [2, 3] items say, a slice is a view if it lies within one item of
+  the first atom (4 to 6), which selects that item and goes on with the rest, or if it is several
+  whole ones (0 to 3, 3 to 6). Others (2 to 4) are None.
+  """
   if (start, stop) == (0, size_of(dim)):
     return dim, []
   atom, *rest = dim
@@ -171,17 +197,17 @@ def _sliced(dim: Dim, start: int, stop: int) -> tuple[Dim, list[Taken]] | None:
     return (atom._replace(size=size, start=atom.start + number), *rest), []
   if (stop - 1) // inner != number:
     return None
-  cut = _sliced(tuple(rest), start - number * inner, stop - number * inner)
+  cut = _slice_dim(tuple(rest), start - number * inner, stop - number * inner)
   if cut is None:
     return None
-  gone = [Taken(atom._replace(start=0), atom.start + number)] if _is_own(atom) else []
-  return (Atom(NO_AXIS, 1), *cut[0]), [*gone, *cut[1]]
+  new = [Index(atom._replace(start=0), atom.start + number)] if atom.is_axis else []
+  return (Atom(NO_AXIS, 1), *cut[0]), [*new, *cut[1]]
 
 
 def common_parts(first: Dim, second: Dim) -> list[tuple[Atom, Atom]] | None:
-  """Two dimensions of equal size cut into atoms at the same places; None where that cannot be.
+  """Two dimensions of equal size, cut at the same places, as pairs of atoms; None if impossible.
 
-  Atoms of size one that are no axis are left out.
+  Atoms of size one are left out.
   """
   left, right = ([atom for atom in dim if atom.size > 1] for dim in (first, second))
   pairs = []
@@ -189,7 +215,7 @@ def common_parts(first: Dim, second: Dim) -> list[tuple[Atom, Atom]] | None:
     size = math.gcd(left[0].size, right[0].size)
     if size == 1:
       return None
-    parts, others = _drawn(left, size), _drawn(right, size)
+    parts, others = _pop(left, size), _pop(right, size)
     if parts is None or others is None:
       return None
     pairs += zip(parts, others, strict=True)

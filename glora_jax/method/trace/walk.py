@@ -13,22 +13,22 @@ from glora_jax.method.trace.events import (
   Position,
   Step,
   Value,
-  joined,
+  join,
   origins_of,
   parts_of_scan,
   shape_of,
 )
 from glora_jax.method.trace.primitives import (
   Handler,
-  added,
-  looked_up,
-  multiplied,
+  add,
+  keep,
+  look_up,
+  multiply,
   other,
-  rearranged,
-  scaled,
-  sliced_at,
-  split_up,
-  unchanged,
+  rearrange,
+  scale,
+  slice_at,
+  split,
 )
 
 
@@ -40,7 +40,7 @@ def walk(
   Args:
     jaxpr: the program.
     values: what is known of its arguments.
-    position: where it is run; how it uses parameters is written down there.
+    position: where it is run; `position.events` records how it uses parameters.
   """
   program = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
   known = dict(zip(program.invars, values, strict=True))
@@ -54,18 +54,25 @@ def walk(
 
 def _value_of(variable: core.Var | core.Literal, known: Mapping[core.Var, Value]) -> Value:
   if not isinstance(variable, core.Literal):
-    return known.get(variable, Value())  # constants are not listed
+    return known.get(variable, Value())  # constants of a closed jaxpr are not known
   is_number = np.ndim(variable.val) == 0 and isinstance(variable.val, (int, np.integer))
   return Value(number=int(variable.val)) if is_number else Value()
 
 
 def _body(equation: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
-  """The program that a call runs on its operands as they are."""
+  """The program that a call runs on its operands, whatever the name of the primitive.
+
+  It is the one parameter that is a program of the operands' shapes and the results', so calls of
+  other libraries are followed, too.
+  """
   for value in equation.params.values():
     if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
       program = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-      own = [*map(shape_of, program.invars), None, *map(shape_of, program.outvars)]
-      if own == [*map(shape_of, equation.invars), None, *map(shape_of, equation.outvars)]:
+      inside, outside = (
+        [[*map(shape_of, variables)] for variables in (jaxpr.invars, jaxpr.outvars)]
+        for jaxpr in (program, equation)
+      )
+      if inside == outside:
         return value
   return None
 
@@ -75,7 +82,7 @@ def call(step: Step) -> list[Value]:
   body = _body(step.equation)
   assert body is not None
   if step.name.startswith('custom_vjp'):
-    step.position.events.otherwise.update(v.view.path for v in step.operands if v.view)
+    step.position.events.changed.update(v.view.path for v in step.operands if v.view)
   return walk(body, step.operands, step.position)
 
 
@@ -92,7 +99,7 @@ def branch(step: Step) -> list[Value]:
   for number, (value, *others) in enumerate(zip(*results, strict=True)):
     token = (step.position.scope, number)
     for other_value in others:
-      value = joined(value, other_value, token)
+      value = join(value, other_value, token)
     depends = which.depends and value.view is None
     found.append(Value(depends=True, token=token) if depends else value)
   return found
@@ -102,29 +109,34 @@ def loop(step: Step) -> list[Value]:
   """`while`: the condition, and the body with what it returns."""
   tests, consts = step.params['cond_nconsts'], step.params['body_nconsts']
   of_test, of_body = step.operands[:tests], step.operands[tests : tests + consts]
-  carry = _steady(step, step.params['body_jaxpr'], of_body, step.operands[tests + consts :], [])
-  walk(step.params['cond_jaxpr'], [*of_test, *carry], step.position.within(0))
-  walk(step.params['body_jaxpr'], [*of_body, *carry], step.position.within(1))
+  test, body = step.params['cond_jaxpr'], step.params['body_jaxpr']
+  carry = _fixed_point(step, body, of_body, step.operands[tests + consts :], [])
+  walk(test, [*of_test, *carry], step.position.within(0))
+  walk(body, [*of_body, *carry], step.position.within(1))
   return _after(step, carry)
 
 
-def _steady(
+def _fixed_point(
   step: Step, body, consts: Sequence[Value], carry: Sequence[Value], items: Sequence[Value]
 ) -> list[Value]:
-  """What is known of a loop's carry in every iteration."""
+  """What is known of a loop's carry in every iteration.
+
+  The body is walked, and nothing recorded, until what is known before an iteration is also known
+  after it. That ends, since `join` can only forget views and numbers and add origins.
+  """
   tokens = [(step.position.scope, 'carry', number) for number in range(len(carry))]
-  unheard = step.position._replace(events=Events())
+  silent = step.position._replace(events=Events())
   current = [dataclasses.replace(value, number=None, product=None, layer=None) for value in carry]
   while True:
-    found = walk(body, [*consts, *current, *items], unheard)[: len(carry)]
-    following = [joined(*values) for values in zip(current, found, tokens, strict=True)]
+    found = walk(body, [*consts, *current, *items], silent)[: len(carry)]
+    following = [join(*values) for values in zip(current, found, tokens, strict=True)]
     if following == current:
       return current
     current = following
 
 
 def _after(step: Step, carry: Sequence[Value]) -> list[Value]:
-  """What is known of a loop's carry at its end, where its numbers are others than inside."""
+  """What is known of a loop's carry after the last iteration; the numbers are other ones."""
   return [
     dataclasses.replace(value, token=(step.position.scope, number))
     for number, value in enumerate(carry)
@@ -132,13 +144,13 @@ def _after(step: Step, carry: Sequence[Value]) -> list[Value]:
 
 
 def scan(step: Step) -> list[Value]:
-  """`scan`: the body once, with one item of what it goes through."""
+  """`scan`: the body once, with one item of every stack that it goes through."""
   params = step.params
   consts, carried = parts_of_scan(step.equation)
   start = consts + carried
   stacks = step.operands[start:]
   scope = step.position.scope
-  items = [  # one along the first axis of each
+  items = [  # along the first axis
     dataclasses.replace(
       stack,
       view=stack.view and stack.view.index((0,), scope),
@@ -149,34 +161,36 @@ def scan(step: Step) -> list[Value]:
     )
     for number, stack in enumerate(stacks)
   ]
-  carry = _steady(step, params['jaxpr'], step.operands[:consts], step.operands[consts:start], items)
+  invariant, initial = step.operands[:consts], step.operands[consts:start]
+  carry = _fixed_point(step, params['jaxpr'], invariant, initial, items)
   scans = (*step.position.scans, (scope, params['length']))
   inside = step.position._replace(scans=scans)
-  results = walk(params['jaxpr'], [*step.operands[:consts], *carry, *items], inside)
-  wholes = {item.view: stack for item, stack in zip(items, stacks, strict=True) if item.view}
+  results = walk(params['jaxpr'], [*invariant, *carry, *items], inside)
+  # If the body returns the items of a stack, the result is the stack: parameters may pass through.
+  stack_of = {item.view: stack for item, stack in zip(items, stacks, strict=True) if item.view}
   collected = []
   for number, value in enumerate(results[carried:]):
     origins = () if value.depends else origins_of([value], 'stacked by a scan')
     stacked = Value(value.depends, origins=origins, token=(scope, 'stack', number))
-    collected.append(wholes.get(value.view, stacked) if value.view else stacked)
+    collected.append(stack_of.get(value.view, stacked) if value.view else stacked)
   return [*_after(step, carry), *collected]
 
 
 _HANDLERS: Mapping[str, Handler] = {
-  **dict.fromkeys(('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice'), rearranged),
-  **dict.fromkeys(('dot_general', 'ragged_dot_general', 'conv_general_dilated'), multiplied),
-  **dict.fromkeys(('add', 'add_any'), added),
-  **dict.fromkeys(('mul', 'div', 'neg'), scaled),
+  **dict.fromkeys(('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice'), rearrange),
+  **dict.fromkeys(('dot_general', 'ragged_dot_general', 'conv_general_dilated'), multiply),
+  **dict.fromkeys(('add', 'add_any'), add),
+  **dict.fromkeys(('mul', 'div', 'neg'), scale),
   **dict.fromkeys(
     (
       *('convert_element_type', 'copy', 'copy_p', 'reduce_precision', 'name', 'device_put'),
       *('sharding_constraint', 'optimization_barrier', 'reshard', 'mesh_cast', 'pvary', 'pcast'),
     ),
-    unchanged,
+    keep,
   ),
-  **dict.fromkeys(('split', 'unstack'), split_up),
-  'dynamic_slice': sliced_at,
-  'gather': looked_up,
+  **dict.fromkeys(('split', 'unstack'), split),
+  'dynamic_slice': slice_at,
+  'gather': look_up,
   'scan': scan,
   'while': loop,
   'cond': branch,
