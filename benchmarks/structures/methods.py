@@ -6,7 +6,7 @@ A name is a preset's (`lora:2@attn`), or one of
   pass                  by the gradient, in one pass
   pass(prior transfer)  also by transferred scores, if the task's own gradient is noise
   transfer              by other tasks' scores of the embedded backbone, without a gradient
-  random(3)             by random values in the same allocator, the fourth draw
+  random(3)             by random scores in the same allocator, the fourth draw
 
 Kept results also have `gradient(shifts)`, an earlier version of the first two with eight folds,
 and `search`, the paper's; benchmarks/RESULTS.md has the commit that trained them.
@@ -33,9 +33,9 @@ from glora_jax.method.presets import block_numbers, preset
 from glora_jax.method.space import FLAT_FORMS, TENSORS, SearchSpace, Spec, Tensor
 from glora_jax.search import transfer
 from glora_jax.search.allocate import allocate
-from glora_jax.search.allocated import Allocation
-from glora_jax.search.allocation import Values
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose
+from glora_jax.search.unit_scores import UnitScores
 from glora_jax.training.losses import cross_entropy
 from glora_jax.vision.models.weights import EMBEDDED_TRANSFER
 
@@ -52,14 +52,14 @@ def structure(setting: Setting, method: str, budget: int) -> tuple[np.ndarray, A
   if method in RISING:
     return rising(spec, method, budget), setting.variables
   if method == TRANSFER:
-    return choose(distinct(spec), transfer_of(spec).values, budget), setting.variables
+    return choose(distinct(spec), transfer_of(spec).scores, budget), setting.variables
   if method in (PASS, OURS):
-    values = allocation(setting, method == OURS).values
+    scores = allocation(setting, method == OURS).scores
   elif method.startswith(RANDOM):
-    values = random_values(spec, int(method.removeprefix(RANDOM).removesuffix(')')))
+    scores = random_scores(spec, int(method.removeprefix(RANDOM).removesuffix(')')))
   else:
     return preset(spec, method), setting.variables
-  return choose(distinct(spec), values, budget), allocation(setting).variables
+  return choose(distinct(spec), scores, budget), allocation(setting).variables
 
 
 def rising(spec: Spec, name: str, budget: int) -> np.ndarray:
@@ -151,17 +151,17 @@ def transfer_of(spec: Spec) -> transfer.Transfer:
 
 
 def know(seeds: range) -> None:
-  """Writes the values of the embedded backbone: the mean over development tasks and seeds."""
+  """Writes the scores of the embedded backbone: the mean over development tasks and seeds."""
   settings = [lab.setting(task, seed) for task in tasks_of('development') for seed in seeds]
-  values = [allocation(each).values for each in settings]
-  transfer.write(EMBEDDED_TRANSFER, settings[0].base.adapted.spec, values)
+  scores = [allocation(each).scores for each in settings]
+  transfer.write(EMBEDDED_TRANSFER, settings[0].base.adapted.spec, scores)
 
 
-def random_values(spec: Spec, number: int) -> Values:
-  """Values per parameter that are uniform draws, those of rank-one parts falling."""
+def random_scores(spec: Spec, number: int) -> UnitScores:
+  """Scores per parameter that are uniform draws, those of ranks falling."""
   rng = np.random.default_rng(number)
   outs = np.array([layer.out_features for layer in spec])
   ins = np.array([layer.in_features for layer in spec])
   parts = -np.sort(-rng.uniform(size=(2, len(spec), MAX_RANK)), axis=-1) * (ins + outs)[:, None]
   vectors = rng.uniform(size=(3, len(spec)))
-  return Values(vectors[0] * outs, *parts, vectors[1] * ins, vectors[2] * outs)
+  return UnitScores(vectors[0] * outs, *parts, vectors[1] * ins, vectors[2] * outs)

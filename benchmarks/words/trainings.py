@@ -15,16 +15,16 @@ import optax
 
 from benchmarks.structures import laboratory as lab
 from benchmarks.structures.jobs import Job
-from benchmarks.structures.methods import distinct, random_values
+from benchmarks.structures.methods import distinct, random_scores
 from benchmarks.structures.statistics import pack
 from benchmarks.words import encoder, texts
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace
 from glora_jax.search.allocate import allocate
-from glora_jax.search.allocated import Allocation
-from glora_jax.search.allocation import mean_of
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose
+from glora_jax.search.unit_scores import mean_scores
 from glora_jax.training import loop
 from glora_jax.training.fit import linear_probe, step_loss
 from glora_jax.training.losses import classification, cross_entropy
@@ -101,10 +101,10 @@ def structure(job: Job) -> tuple[Any, dict[str, Any]]:
   spec = adapted()[0].spec
   if job.method == TRANSFER:  # by the development tasks, and so without a gradient of its own
     others = [task for task in texts.DEVELOPMENT if task != job.task]
-    values = mean_of([allocation(task, job.seed).values for task in others])
-    return choose(distinct(spec), values, BUDGET), start(job.task, job.seed)
-  values = random_values(spec, int(job.method.removeprefix('random(')[:-1]))
-  return choose(distinct(spec), values, BUDGET), allocation(job.task, job.seed).variables
+    scores = mean_scores([allocation(task, job.seed).scores for task in others])
+    return choose(distinct(spec), scores, BUDGET), start(job.task, job.seed)
+  scores = random_scores(spec, int(job.method.removeprefix('random(')[:-1]))
+  return choose(distinct(spec), scores, BUDGET), allocation(job.task, job.seed).variables
 
 
 def learner(job: Job) -> Learner:

@@ -1,4 +1,9 @@
-"""A structure read off one gradient: what to train where, without a supernet."""
+"""A structure from one gradient: what to train in which layer, without a supernet.
+
+`allocate` is the procedure. `sketch` and `taps` take the gradient, `unit_scores` gives all units
+their scores, `priors` pools these with other losses' scores, `choice` chooses by them, and
+`allocation` has the result.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +26,20 @@ from glora_jax.method.draws import check_budget
 from glora_jax.method.groups import Group
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import check_only_arrays
-from glora_jax.search.allocated import CLEAR, NOISE, Allocation, check_priors, pooled, share_of
-from glora_jax.search.allocation import (
-  RowGradients,
-  Values,
-  aligned_factors,
-  mean_of,
-  row_values,
-  xavier_norm,
-)
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
+from glora_jax.search.priors import CLEAR, NOISE, check_priors, pool, prior_weight
 from glora_jax.search.sketch import Loss, Mean, Pass
 from glora_jax.search.transfer import Transfer
+from glora_jax.search.unit_scores import (
+  LayerGradients,
+  UnitScores,
+  align_factors,
+  mean_scores,
+  score_units,
+  xavier_norm,
+)
 from glora_jax.tree import on_host, replace
 
 log = logging.getLogger(__name__)
@@ -60,31 +66,31 @@ def allocate(
   """Decides from one gradient which layers to train, in which form and with which rank.
 
   One pass over the batches takes the mean gradient of the loss at the base model. It gives every
-  vector and every rank-one part a value (`search.allocation`); those with the most value per
-  parameter are bought until the budget is full (`search.choice`). This trains no supernet and uses
-  no validation images.
+  unit (a vector, or one rank of a LoRA) a score (`search.unit_scores`). Units with the highest
+  score per parameter are bought until the budget is full (`search.choice`). This trains no supernet
+  and needs no validation images.
 
-  It considers the forms on offer among A none, vector, LoRA; B none, LoRA; C none, vector (the
-  vector where a layer has fewer inputs than outputs); E none, vector; and either C or E in a row.
-  In a space with only LoRAs of B it gives every layer its rank.
+  Of the forms in the search space it considers, for A: none, vector, LoRA; for B: none, LoRA; for
+  C: none, vector (only if a layer has fewer inputs than outputs); for E: none, vector; and at most
+  one of C and E in a layer. In a space with only LoRAs of B it gives every layer its rank.
 
   Args:
     adapted: the adapted model.
     variables: its variables, from `Adapted.init`, with a trained head (`linear_probe`): under a
-      random head the gradient says little. Gradients are those of the base model with this head.
+      random head the gradient tells little. Gradients are those of the base model with this head.
     loss: `loss(forward, batch, key)`, see `fit`; metrics are not used.
     batches: the batches, trees of arrays; each is read once. Each shape is compiled separately, so
       use one. Eight or more show how much of the gradient is noise.
-    budget: most trained parameters; None for the knee of the curve of value by budget.
+    budget: most trained parameters; None for the knee of the curve of score by budget.
     key: random key.
-    max_rank: most rank-one parts that are considered in a layer.
+    max_rank: largest rank that is considered in a layer.
     mesh: devices that every batch is split over along its first axis; None for one device.
-    rho: largest rank of a row, as a multiple of the rank that all rows could have, rounded up.
-    floor: whether all rows get the vectors of A and E first, if the budget is ample.
+    rho: largest rank of a layer, as a multiple of the rank that all layers could have, rounded up.
+    floor: whether all layers get the vectors of A and E first, if the budget is ample.
     prior: an allocation on the same model by another loss with more or clearer examples, of any
-      budget, or a list of several with equal weight; its values are pooled with those of this
-      loss (`allocated.pooled`). Which layers matter depends mostly on the backbone, so a task with
-      a noisy gradient gains. Or a function that returns one of these or None, called only if this
+      budget, or a list of several with equal weight; its scores are pooled with those of this
+      loss (`search.priors`). Which layers matter depends mostly on the backbone, so a task with a
+      noisy gradient gains. Or a function that returns one of these or None, called only if this
       loss's gradient is too noisy.
     progress: whether to show a bar.
 
@@ -94,7 +100,7 @@ def allocate(
   Raises:
     TypeError: an argument has another type.
     ValueError: an argument is out of range; the variables or a prior belong to another model; the
-      space offers nothing that is considered; the budget is too small for any unit; there are no
+      space has no form that is considered; the budget is too small for any unit; there are no
       batches, or one batch and a prior; a loss or gradient is not finite; or no layer has a
       gradient.
 
@@ -128,83 +134,93 @@ def allocate(
   validate(batches, Iterable, 'batches')
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
-  number = min(max_rank, max(max(layer.space.ranks) for layer in adapted.spec))
-  priors = () if callable(prior) else check_priors(adapted.spec, prior, number)
+  ranks = min(max_rank, max(max(layer.space.ranks) for layer in adapted.spec))
+  priors = () if callable(prior) else check_priors(adapted.spec, prior, ranks)
+
   base = {**variables, 'params': adapted.full_precision(variables['params'])}
-  gradient = Pass(adapted, base, loss, number, key, mesh)
+  gradient = Pass(adapted, base, loss, ranks, key, mesh)
   mean, signal = gradient.run(batches, progress)
   # On two busy cores 48 decompositions of a ViT-B take 3.6 s with BLAS' threads, 0.25 s without.
   with threadpool_limits(1, 'blas'):
-    values, adapter = _read_off(gradient, mean, variables[COLLECTION])
-  if not any(part.any() for part in values):
+    scores, adapter = _read_gradient(gradient, mean, variables[COLLECTION])
+  if not any(field.any() for field in scores):
     raise NoGradientError(
       'No adapted layer has a gradient: either the head is all zeros (train it first, as a linear '
       'probe), or it is certain of every label (train it for fewer epochs).'
     )
-  borrowed = 0.0
+
   if callable(prior) and signal is not None and signal < CLEAR:
-    priors = check_priors(adapted.spec, prior(), number)
+    priors = check_priors(adapted.spec, prior(), ranks)
+  borrowed = _weight_of(priors, signal)
   if priors:
-    if signal is None:
-      raise ValueError(
-        'One batch does not show how much of the gradient is noise, and so how much the prior '
-        'counts; pass several batches.'
-      )
-    borrowed = share_of(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
-    values = pooled(values, mean_of([prior.values for prior in priors]), borrowed)
-    log.info(
-      '%.3f of the squared gradient is signal, so the prior counts %.0f%%.',
-      signal,
-      100 * borrowed,
-    )
-  elif signal is not None and signal < NOISE:
-    log.warning(
-      'Only %.3f of the squared gradient is signal, so the values say little: train the head for '
-      'fewer epochs, before it fits the examples, give more batches, or pass a prior.',
-      max(signal, 0.0),
-    )
-  curve = trace_curve(adapted.spec, values)
+    scores = pool(scores, mean_scores([each.scores for each in priors]), borrowed)
+
+  curve = trace_curve(adapted.spec, scores)
   proposed = budget is None
   if budget is None:
     budget = int(curve.params[curve.knee])
     log.info('No budget given: using the knee of the curve, %s parameters.', f'{budget:,}')
-  genome = choose(adapted.spec, values, budget, rho=rho, floor=floor)
+  genome = choose(adapted.spec, scores, budget, rho=rho, floor=floor)
   start = {**variables, COLLECTION: settle(mesh, adapter)}
-  return Allocation(genome, start, adapted.spec, values, curve, budget, proposed, signal, borrowed)
+  return Allocation(genome, start, adapted.spec, scores, curve, budget, proposed, signal, borrowed)
 
 
-def _read_off(gradient: Pass, mean: Mean, adapter: Any) -> tuple[Values, Any]:
-  """(values, the supports, whose down factors start on the gradient's directions)."""
-  rows: dict[int, Values] = {}
-  # Decompositions leave the interpreter to other threads.
+def _read_gradient(gradient: Pass, mean: Mean, adapter: Any) -> tuple[UnitScores, Any]:
+  """(scores of all units, the adapter with down factors along the gradient's directions)."""
+  by_row: dict[int, UnitScores] = {}
+  # NumPy's decompositions release the interpreter lock, so threads share the layers of a group.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
     for group, read in gradient.readers(mean):
+      layers = list(threads.map(read, range(len(group.rows))))
       norm = xavier_norm(group.in_features, max(group.space.ranks))
-      found = list(threads.map(read, range(len(group.rows))))
-      for row, gradients in zip(group.rows, found, strict=True):
-        rows[row] = row_values(gradients, gradient.max_rank, norm)
-      adapter = _aligned(group, adapter, found, norm)
-  ordered = [rows[row] for row in range(len(rows))]
-  return Values(*(np.stack(column) for column in zip(*ordered, strict=True))), adapter
+      for row, layer in zip(group.rows, layers, strict=True):
+        by_row[row] = score_units(layer, gradient.max_rank, norm)
+      adapter = _align(group, adapter, layers, norm)
+  ordered = [by_row[row] for row in range(len(by_row))]
+  return UnitScores(*(np.stack(field) for field in zip(*ordered, strict=True))), adapter
 
 
-def _aligned(group: Group, adapter: Any, rows: Sequence[RowGradients], norm: float) -> Any:
-  """The supports with a group's down factors on the gradients' singular vectors."""
-  given = group.arrays(adapter)
-  flat = {
-    name: on_host(array).reshape(-1, *array.shape[len(group.stack_shape) :])
-    for name, array in given.items()
+def _align(group: Group, adapter: Any, gradients: Sequence[LayerGradients], norm: float) -> Any:
+  """The adapter with a group's down factors along the gradients' singular vectors."""
+  arrays, stack_ndim = group.arrays(adapter), len(group.stack_shape)
+  by_layer = {
+    name: on_host(array).reshape(-1, *array.shape[stack_ndim:]) for name, array in arrays.items()
   }
-  layers = []
-  for index, row in enumerate(rows):
-    directions = {'B_down': row.kernel, 'A_down': row.scaled_kernel}
-    layer = {name: array[index] for name, array in flat.items()}
-    found = {name: each.vectors for name, each in directions.items() if each is not None}
-    layers.append(aligned_factors(layer, found, norm))
-  for name, array in given.items():
-    stacked = np.stack([layer[name] for layer in layers]).reshape(array.shape)
+  aligned = []
+  for index, layer in enumerate(gradients):
+    directions = {'B_down': layer.kernel.vectors}
+    if layer.scaled_kernel is not None:
+      directions['A_down'] = layer.scaled_kernel.vectors
+    layer_arrays = {name: array[index] for name, array in by_layer.items()}
+    aligned.append(align_factors(layer_arrays, directions, norm))
+  for name, array in arrays.items():
+    stacked = np.stack([layer[name] for layer in aligned]).reshape(array.shape)
     adapter = replace(adapter, (*group.path, name), jnp.asarray(stacked, array.dtype))
   return adapter
+
+
+def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) -> float:
+  """Weight of the priors, which is logged; warns of a noisy gradient without priors."""
+  if not priors:
+    if signal is not None and signal < NOISE:
+      log.warning(
+        'Only %.3f of the squared gradient is signal, so the scores are unreliable: train the head '
+        'for fewer epochs, before it fits the examples, give more batches, or pass a prior.',
+        max(signal, 0.0),
+      )
+    return 0.0
+  if signal is None:
+    raise ValueError(
+      'One batch does not show how much of the gradient is noise, and so how much weight the prior '
+      'gets; pass several batches.'
+    )
+  weight = prior_weight(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
+  log.info(
+    '%.3f of the squared gradient is signal, so the weight of the prior is %.0f%%.',
+    signal,
+    100 * weight,
+  )
+  return weight
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:

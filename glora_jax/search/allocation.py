@@ -1,199 +1,121 @@
-"""What every form of every row is worth by the mean gradient, and where its factors start.
-
-A *unit* is what can be bought by itself: a vector, or one rank-one part of a LoRA. All of them lie
-in one currency: the squared gradient by the unit's trained numbers at the base model.
-
-    E vector   g                      A vector   sum over inputs of W * G
-    C vector   W @ g                  LoRA of B  u^T G, of A  u^T (W * G)
-
-with the mean gradients G [in, out] by a kernel W and g [out] by its bias, and u a left singular
-vector of what it stands before, as long as a column of Xavier's down factor, c: with the down
-factor on u and the up factor at zero, u^T G is the gradient by the up factor, and its square is
-c^2 times that of G's singular value.
-
-Forms that are not considered span no more than these do, and cost as much or more: constants, the
-vector of B (a LoRA of rank one whose down factor is a constant), D beside E, the LoRA of C.
-
-Functions of NumPy arrays, which know neither models nor devices.
-"""
+"""An allocated structure, and the reasons for it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from glora_jax.method.space import Tensor
+from glora_jax.method.coverage import layer_table
+from glora_jax.method.genomes import count_params
+from glora_jax.method.space import FLAT_FORMS, Layer, Spec, Tensor
+from glora_jax.search.choice import Curve, chosen_units, unit_costs
+from glora_jax.search.unit_scores import UNIT_FORMS, UnitScores
 
 
-class Values(NamedTuple):
-  """What the units of every row are worth, float64; 0 where a unit does not exist.
-
-  Attributes:
-    A_vector: [row].
-    A_lora: [row, rank], each rank-one part by itself.
-    B_lora: [row, rank], likewise.
-    C_vector: [row].
-    E_vector: [row].
-  """
-
-  A_vector: np.ndarray
-  A_lora: np.ndarray
-  B_lora: np.ndarray
-  C_vector: np.ndarray
-  E_vector: np.ndarray
-
-  def total(self) -> float:
-    """What all of them are worth together."""
-    return sum(float(part.sum()) for part in self)
-
-  def shares(self) -> Values:
-    """The same on a scale of their own: all values add up to 1, unless all are 0."""
-    total = self.total() or 1.0
-    return Values(*(part / total for part in self))
-
-
-# What the fields of `Values` are about: the tensor and its form.
-UNIT_FORMS: tuple[tuple[Tensor, Literal['vector', 'lora']], ...] = (
-  ('A', 'vector'),
-  ('A', 'lora'),
-  ('B', 'lora'),
-  ('C', 'vector'),
-  ('E', 'vector'),
-)
-
-
-class Directions(NamedTuple):
-  """The first left singular vectors of a matrix.
+class Unit(NamedTuple):
+  """A vector or one rank of a LoRA, which could be chosen by itself; for tables and pictures.
 
   Attributes:
-    vectors: [in, n], orthonormal, the largest entry of each column positive.
-    squares: squared singular values, [n], descending.
+    layer: name of the layer.
+    form: 'A.vector', 'A.lora', 'B.lora', 'C.vector' or 'E.vector'.
+    rank: the rank of a LoRA, from 1; 0 for a vector.
+    score: its score.
+    cost: trained parameters.
+    chosen: whether the genome has it.
   """
 
-  vectors: np.ndarray
-  squares: np.ndarray
+  layer: str
+  form: str
+  rank: int
+  score: float
+  cost: int
+  chosen: bool
 
 
-class RowGradients(NamedTuple):
-  """The mean gradients of one row.
+@dataclass(frozen=True, eq=False)
+class Allocation:
+  """A structure, and why it was chosen.
 
   Attributes:
-    kernel: directions of the gradient by W.
-    scaled_kernel: of W times the gradient by W; None where A has no LoRA on offer.
-    scale: W times the gradient by W, summed over the inputs, [out].
-    bias: gradient by the bias, [out]; None without bias.
-    prompt: W @ bias, [in]; None without bias.
-  """
-
-  kernel: Directions
-  scaled_kernel: Directions | None
-  scale: np.ndarray
-  bias: np.ndarray | None
-  prompt: np.ndarray | None
-
-
-def xavier_norm(in_features: int, rank: int) -> float:
-  """Root of the expected squared norm of a column of a Xavier-uniform matrix [in, rank]."""
-  return math.sqrt(2 * in_features / (in_features + rank))
-
-
-def directions_of(right: np.ndarray, left: np.ndarray, probe: np.ndarray) -> Directions:
-  """The directions of a matrix G [in, out] by what is left of it.
-
-  Args:
-    right: G times a random matrix, [in, k].
-    left: `probe`.T @ G, [l, out] with l at least k.
-    probe: random orthonormal columns, [in, l].
-
-  Returns:
-    As many as `right` has columns, float64; those of G itself where k is G's rank or more.
+    genome: canonical genome, int8 [layers, 5].
+    variables: the variables that were passed, with aligned starting values: down factors along the
+      gradient's singular vectors, the rest of the adapter at the base model.
+    spec: the layers.
+    scores: scores of all units, float64 [layer] and [layer, rank]; pooled with a prior's, if there
+      is one.
+    curve: score by budget, with the proposed budget at its knee.
+    budget: most trained parameters.
+    proposed: whether the budget is the knee, because none was given.
+    signal: share of the squared mean gradient of the kernels that is not noise between batches, an
+      estimate that may be negative; None if unknown.
+    borrowed: weight of the prior in the scores, from 0 to 1.
 
   Example:
-    >>> rng = np.random.default_rng(0)
-    >>> gradient, right, probe = rng.normal(size=(6, 1)) * np.ones(4), np.eye(4, 2), np.eye(6, 5)
-    >>> found = directions_of(gradient @ right, probe.T @ gradient, probe)
-    >>> bool(np.isclose(found.squares[0], (gradient**2).sum()))
-    True
-  """
-  right, left, probe = (np.asarray(array, np.float64) for array in (right, left, probe))
-  basis = np.linalg.qr(right).Q
-  seen = probe.T @ basis
-  small = np.linalg.solve(seen.T @ seen, seen.T @ left)  # G is basis @ small, nearly
-  squares, vectors = np.linalg.eigh(small @ small.T)
-  vectors = basis @ vectors[:, ::-1]
-  largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
-  return Directions(vectors * np.where(largest < 0, -1, 1), np.maximum(squares[::-1], 0))
-
-
-def row_values(gradients: RowGradients, number: int, norm: float) -> Values:
-  """What the units of one row are worth.
-
-  Args:
-    gradients: see `RowGradients`.
-    number: number of rank-one parts of A and of B.
-    norm: length of the down factors' columns.
-
-  Returns:
-    float64 [] and [number].
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> import glora_jax
+    >>> model, batches = nn.Dense(2), list(jax.random.normal(jax.random.key(0), (8, 16, 4)))
+    >>> space = glora_jax.SearchSpace(A='none', B='none', C='none', D='none', E=('none', 'vector'))
+    >>> adapted = glora_jax.adapt(model, batches[0], space=space)
+    >>> params = model.init(jax.random.key(2), batches[0])['params']
+    >>> variables = adapted.init(jax.random.key(1), params)
+    >>> def loss(forward, batch, key):
+    ...   return jnp.square(forward(batch) - 1).mean()  # a bias of one is missing
+    >>> allocation = glora_jax.allocate(
+    ...   adapted, variables, loss, batches, budget=2, key=jax.random.key(3), progress=False
+    ... )
+    >>> [(unit.form, unit.cost, unit.chosen) for unit in allocation.units()]
+    [('E.vector', 2, True)]
   """
 
-  def square(vector: np.ndarray | None) -> np.ndarray:
-    return np.zeros(()) if vector is None else np.square(vector, dtype=np.float64).sum()
+  genome: np.ndarray
+  variables: dict[str, Any]
+  spec: Spec
+  scores: UnitScores
+  curve: Curve
+  budget: int
+  proposed: bool
+  signal: float | None = None
+  borrowed: float = 0.0
 
-  def parts(found: Directions | None) -> np.ndarray:
-    squares = np.zeros(0) if found is None else found.squares[:number]
-    return norm**2 * np.pad(squares, (0, number - len(squares)))
+  def count_params(self) -> int:
+    """Trained parameters of the genome, heads not counted."""
+    return count_params(self.spec, self.genome)
 
-  return Values(
-    A_vector=square(gradients.scale),
-    A_lora=parts(gradients.scaled_kernel),
-    B_lora=parts(gradients.kernel),
-    C_vector=square(gradients.prompt),
-    E_vector=square(gradients.bias),
-  )
+  def units(self) -> Iterator[Unit]:
+    """Every unit that the search spaces allow, layer by layer."""
+    ranks = self.scores.B_lora.shape[-1]
+    costs, chosen = unit_costs(self.spec, ranks), chosen_units(self.spec, self.genome, ranks)
+    for index, layer in enumerate(self.spec):
+      for (tensor, form), *fields in zip(UNIT_FORMS, self.scores, costs, chosen, strict=True):
+        columns = (np.atleast_1d(field[index]) for field in fields)
+        for number, (score, cost, is_chosen) in enumerate(zip(*columns, strict=True), 1):
+          rank = number if form == 'lora' else 0
+          if _is_allowed(layer, tensor, rank):
+            name = f'{tensor}.{form}'
+            yield Unit(layer.name, name, rank, float(score), int(cost), bool(is_chosen))
+
+  def summary(self) -> str:
+    """The structure as a table, and its number of trained parameters."""
+    source = 'the knee of the curve' if self.proposed else 'as given'
+    lines = layer_table(self.spec, self.genome)
+    lines.append(
+      f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({source})'
+    )
+    if self.signal is not None:
+      lines.append(f'{self.signal:.2f} of the squared gradient is signal')
+    if self.borrowed:
+      lines.append(f'weight of the prior: {100 * self.borrowed:.0f}%')
+    return '\n'.join(lines)
 
 
-def mean_of(losses: Sequence[Values]) -> Values:
-  """The mean of values by several losses, each of which counts alike.
-
-  Args:
-    losses: values by each loss, of the same rows and parts.
-
-  Returns:
-    Values that add up to 1 at most.
-
-  Example:
-    >>> mean_of([Values(*np.ones((5, 2))), Values(*np.full((5, 2), 7.0))]).E_vector
-    array([0.1, 0.1])
-  """
-  return Values(
-    *(np.mean(parts, axis=0) for parts in zip(*(v.shares() for v in losses), strict=True))
-  )
-
-
-def aligned_factors(
-  adapter: Mapping[str, np.ndarray], directions: Mapping[str, np.ndarray], norm: float
-) -> dict[str, np.ndarray]:
-  """Starting values of one layer: down factors on given directions, all else at the base model.
-
-  Args:
-    adapter: the layer's supports (`method.adapter.adapter_shapes`).
-    directions: orthonormal columns [in, n] for `A_down`, `B_down` or both; columns of these beyond
-      the n-th stay as they are, and so does `C_up`, which a LoRA of C alone reads.
-    norm: length that the columns get.
-
-  Returns:
-    The supports in their shapes and dtypes, every structure of which is the base layer.
-  """
-  kept = ('A_down', 'B_down', 'C_up')
-  aligned = {
-    name: np.array(value) if name in kept else np.zeros_like(value)
-    for name, value in adapter.items()
-  }
-  for name, columns in directions.items():
-    number = min(columns.shape[-1], aligned[name].shape[-1])
-    aligned[name][:, :number] = norm * columns[:, :number]
-  return aligned
+def _is_allowed(layer: Layer, tensor: Tensor, rank: int) -> bool:
+  """Whether a layer's space allows a unit: a vector (rank 0), or a rank of a LoRA."""
+  flat = len(FLAT_FORMS[tensor])  # the codes of LoRAs follow these
+  choices = layer.choices(tensor)
+  if rank:
+    return any(code >= flat and layer.space.ranks[code - flat] >= rank for code in choices)
+  is_cheaper = layer.in_features < layer.out_features  # a prompt than a bias
+  return FLAT_FORMS[tensor].index('vector') in choices and (tensor != 'C' or is_cheaper)

@@ -1,15 +1,15 @@
 """The mean gradient by the kernels and biases of an adapted model's base, in one pass over batches.
 
-No kernel's gradient is ever stored. On the way back it is multiplied by thin random matrices from
-both sides, and forgotten; the sums of these products have the mean gradient's first singular
-vectors and values (Tropp et al., Practical sketching algorithms for low-rank matrix approximation,
-arXiv 1609.00048, algorithm 7).
+No kernel's gradient is ever stored. The backward pass multiplies it by thin random matrices from
+both sides (`taps`). The products are linear in the gradient, so their mean over the batches is that
+of the mean gradient, and has its first singular vectors and values (Tropp et al., Practical
+sketching algorithms for low-rank matrix approximation, arXiv 1609.00048, algorithm 7).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +30,23 @@ from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.validation import check_only_arrays
-from glora_jax.search.allocation import Directions, RowGradients, directions_of
 from glora_jax.search.errors import NonFiniteError
-from glora_jax.search.taps import Probe, differentiated, member_probes, with_changed
+from glora_jax.search.taps import (
+  Probe,
+  Probes,
+  Products,
+  Sketch,
+  init_products,
+  insert_tap,
+  split_probes,
+)
+from glora_jax.search.unit_scores import Directions, LayerGradients, find_directions
 from glora_jax.tree import on_host
 
-Mean = dict[str, dict[str, Any]]  # of what gradients met, by site and name
+Mean = dict[str, Products]  # products of the mean gradient in float64, by site
 
-_OVERSAMPLING = 4, 8  # directions of a sketch for each one that is wanted, and some more
+# Columns of the right probe: 4 for each direction that is wanted, and 8 more.
+_COLUMNS_PER_DIRECTION, _MORE_COLUMNS = 4, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +55,7 @@ class Pass:
 
   Attributes:
     adapted: the adapted model.
-    variables: its variables, arrays or shapes; their supports do not matter.
+    variables: its variables, arrays or shapes; their adapter does not matter.
     loss: see `Loss`.
     max_rank: number of directions that are wanted of each kernel.
     key: random key.
@@ -64,8 +73,8 @@ class Pass:
     """Goes over the batches.
 
     Returns:
-      The mean over the batches, and the share of its square by the kernels that is not noise of
-      the batches: at most 1, in the mean 0 where all is noise; None of a single batch.
+      The mean over the batches, and its signal: the share of its square by the kernels that is not
+      noise of the batches. It is at most 1, and 0 on average if all is noise; None for one batch.
 
     Raises:
       ValueError: there are no batches.
@@ -86,59 +95,33 @@ class Pass:
       raise ValueError('There are no batches; pass at least one.')
     losses, finite, norms = np.array(jax.device_get(found), np.float64).T
     _check_finite(losses, finite)
-    return self._finished(jax.device_get(total), norms**2)
+    count = len(norms)
+    mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, jax.device_get(total))
+    return mean, self._signal(mean, norms**2)
 
-  def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], RowGradients]]]:
-    """Every group, with what reads the gradients of its n-th row."""
+  def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], LayerGradients]]]:
+    """Every group, with a function that returns the gradients of its n-th layer."""
     for group in self.adapted.places.groups:
       yield group, _reader(group, self.variables['params'], mean, self.probes[group.name])
 
   @functools.cached_property
-  def probes(self) -> dict[str, dict[str, Probe]]:
-    """What the gradients of every group's kernels are multiplied by."""
+  def probes(self) -> dict[str, Probes]:
+    """The probes of every group's kernels."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
     return {
       group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted.places.groups
     }
 
-  def _finished(self, total: Any, squares: np.ndarray) -> tuple[Mean, float | None]:
-    """The mean gradient, and how much of it is not noise, by the squares of the batches' own."""
-    count = len(squares)
-    mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, total)
-    square = float(self._square(mean))
-    if count == 1:
-      return mean, None
-    # Of noise alone the mean square is `count` times that of its mean.
-    return mean, 1 - (squares.mean() / square - 1) / (count - 1) if square else 0.0
-
-  def _square(self, gradients: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The squared gradient by all kernels, as far as the sketches from the left see it."""
-    return sum(
-      group.in_features / left.shape[-2] * (left * left).sum()
-      for group in self.adapted.places.groups
-      for site in group.members
-      for left in [gradients[site.name]['B_left']]
-    )
-
   def start(self) -> tuple[Any, ...]:
-    """(sums of the gradients, probes, all variables but the supports) before the first batch."""
+    """(sums of the products, probes, all variables but the adapter) before the first batch."""
     fixed = {name: value for name, value in self.variables.items() if name != COLLECTION}
-    shapes = jax.eval_shape(self._differentiated, fixed['params'], self.probes)
+    shapes = jax.eval_shape(self._init_products, fixed['params'], self.probes)
     zeros = jax.tree.map(lambda part: np.zeros(part.shape, np.float32), shapes)
     return zeros, self.probes, fixed
 
-  def _differentiated(self, params: Any, probes: Any) -> dict[str, Any]:
-    """What the loss is differentiated by, by site."""
-    return {site.name: differentiated(params, site, parts) for site, parts in self._sites(probes)}
-
-  def _sites(self, probes: Any) -> Iterator[tuple[Site, dict[str, Probe]]]:
-    """Every site with its part of its group's probes."""
-    for group in self.adapted.places.groups:
-      yield from member_probes(group, probes[group.name])
-
   @functools.cached_property
   def program(self) -> Any:
-    """The compiled `(sums, probes, variables, batch, key) -> (sums, what is said of the batch)`."""
+    """The compiled `(sums, probes, variables, batch, key) -> (sums, (loss, is finite, norm))`."""
     program = jax.jit(
       self._add_batch,
       donate_argnums=0,
@@ -149,8 +132,8 @@ class Pass:
 
   def _add_batch(self, total, probes, variables, batch, key):
     """The sums with a batch's gradient, and (its loss, whether all is finite, its norm)."""
-    slots = self._differentiated(variables['params'], probes)
-    loss, found = jax.value_and_grad(self._batch_loss)(slots, probes, variables, batch, key)
+    products = self._init_products(variables['params'], probes)
+    loss, found = jax.value_and_grad(self._batch_loss)(products, probes, variables, batch, key)
     found = jax.tree.map(lambda part: part.astype(jnp.float32), found)
     finite = jnp.stack([jnp.isfinite(part).all() for part in jax.tree.leaves(found)]).all()
     # Scaled, since the square of a float32 is 0 or infinite long before the number is.
@@ -159,16 +142,50 @@ class Pass:
     norm = largest * jnp.sqrt(self._square(scaled))
     return jax.tree.map(jnp.add, total, found), (loss, finite, norm)
 
-  def _batch_loss(self, slots, probes, variables, batch, key):
-    params, has_taps = variables['params'], False
-    inside = isinstance(self.adapted.model, nn.Module)
-    for site, parts in self._sites(probes):
-      params, is_tapped = with_changed(params, site, slots[site.name], parts, inside)
-      has_taps |= is_tapped
+  def _batch_loss(self, products, probes, variables, batch, key):
+    params, needs_interceptor = variables['params'], False
+    can_intercept = isinstance(self.adapted.model, nn.Module)
+    for site, site_probes in self._sites(probes):
+      params, is_inside = insert_tap(params, site, products[site.name], site_probes, can_intercept)
+      needs_interceptor |= is_inside
     forward = _Base(self.adapted, {**variables, 'params': params})
-    # No interceptor where there is nothing to tap: it would slow down tracing.
-    with nn.intercept_methods(intercept) if has_taps else nullcontext():
+    # Not without need: an interceptor slows down tracing.
+    with nn.intercept_methods(intercept) if needs_interceptor else nullcontext():
       return loss_and_metrics(self.loss(forward, batch, key))[0]
+
+  def _init_products(self, params: Any, probes: Any) -> dict[str, Products]:
+    """What the loss is differentiated by, by site."""
+    return {site.name: init_products(params, site, parts) for site, parts in self._sites(probes)}
+
+  def _sites(self, probes: Mapping[str, Probes]) -> Iterator[tuple[Site, Probes]]:
+    """Every site with its part of its group's probes."""
+    for group in self.adapted.places.groups:
+      yield from split_probes(group, probes[group.name])
+
+  def _signal(self, mean: Mean, squares: np.ndarray) -> float | None:
+    """The share of the mean gradient's square that is not noise, given the squares of batches.
+
+    With signal S and noise N of one batch, the square of a batch's gradient is S + N on average,
+    and that of the mean over n batches S + N / n. Both are measured; solved for S, in units of the
+    latter.
+    """
+    count, square = len(squares), float(self._square(mean))
+    if count == 1:
+      return None
+    return 1 - (squares.mean() / square - 1) / (count - 1) if square else 0.0
+
+  def _square(self, products: Mapping[str, Products]) -> Any:
+    """The squared gradient by all kernels, estimated from the sketches from the left.
+
+    These are the gradient's projections on random orthonormal columns, `width` of `in` dimensions,
+    which have width / in of its square on average.
+    """
+    return sum(
+      group.in_features / left.shape[-2] * (left * left).sum()
+      for group in self.adapted.places.groups
+      for site in group.members
+      for left in [products[site.name].kernel.left]
+    )
 
 
 class _Base(Forward):
@@ -181,7 +198,7 @@ class _Base(Forward):
 
 
 def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:
-  """Raises NonFiniteError where a batch's loss or its gradient is not finite."""
+  """Raises NonFiniteError if a batch's loss or its gradient is not finite."""
   wrong = np.flatnonzero(~np.isfinite(losses) | (finite == 0))
   if not len(wrong):
     return
@@ -197,56 +214,80 @@ def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:
   )
 
 
-def _draw_probes(group: Group, max_rank: int, rng: np.random.Generator) -> dict[str, Probe]:
-  """Orthonormal columns, at random, by 'B' and, where A has a LoRA on offer, 'A'."""
-  sizes, probes = (group.in_features, group.out_features), {}
-  times, more = _OVERSAMPLING
-  width = min(times * max_rank + more, *sizes)
-  widths = min(3 * width + 1, group.in_features), width
-  names = ('B', 'A') if max(group.space.A or (0,)) >= len(FLAT_FORMS['A']) else ('B',)
-  for name in names:
-    drawn = [
-      np.linalg.qr(rng.standard_normal(shape, np.float32)).Q
-      for shape in zip(sizes, widths, strict=True)
-    ]
-    probes[name] = Probe(*(np.broadcast_to(m, (*group.stack_shape, *m.shape)) for m in drawn))
-  return probes
+def _draw_probes(group: Group, max_rank: int, rng: np.random.Generator) -> Probes:
+  """Random orthonormal columns, the same for all layers of the group's stack."""
+  fan_in, fan_out = group.in_features, group.out_features
+  width = min(_COLUMNS_PER_DIRECTION * max_rank + _MORE_COLUMNS, fan_in, fan_out)
+  left_width = min(3 * width + 1, fan_in)
+
+  def draw(*shape: int) -> np.ndarray:
+    columns = np.linalg.qr(rng.standard_normal(shape, np.float32)).Q
+    return np.broadcast_to(columns, (*group.stack_shape, *columns.shape))
+
+  def probe() -> Probe:
+    return Probe(left=draw(fan_in, left_width), right=draw(fan_out, width))
+
+  has_lora_of_A = max(group.space.A or (0,)) >= len(FLAT_FORMS['A'])
+  return Probes(kernel=probe(), scaled_kernel=probe() if has_lora_of_A else None)
 
 
 def _reader(
-  group: Group, params: Any, mean: Mean, probes: dict[str, Probe]
-) -> Callable[[int], RowGradients]:
-  """What gives the gradients of a group's row, its members side by side along the outputs."""
-  names = mean[group.members[0].name]
-  found = {name: _side_by_side(group, mean, name) for name in names}
+  group: Group, params: Any, mean: Mean, probes: Probes
+) -> Callable[[int], LayerGradients]:
+  """A function that returns the gradients of a group's n-th layer.
+
+  The layer of a group with several members is their kernels side by side along the outputs.
+  """
+  products = [mean[site.name] for site in group.members]
+  kernel_sketch = _fuse([each.kernel for each in products])
+  scaled_sketch = None
+  if probes.scaled_kernel is not None:
+    scaled_sketch = _fuse([each.scaled_kernel for each in products])
+  scales = _fuse_vectors([each.scale for each in products])
+  biases = None
+  if group.has_bias:
+    members = zip(group.members, products, strict=True)
+    biases = _fuse_vectors([site.layout.vectors(each.bias) for site, each in members])
   kernels = []
   for site in group.members:
     kernel: Any = on_host(site.kernel(params))
-    kernels.append(_flat(site.layout.matrices(kernel.astype(np.float32)), 2))
+    kernels.append(_flatten_stack(site.layout.matrices(kernel.astype(np.float32)), 2))
 
-  def directions(name: str, row: int) -> Directions:
-    left = _flat(probes[name].left, 2)[row]
-    return directions_of(found[f'{name}_right'][row], found[f'{name}_left'][row], left)
+  def directions(sketch: Sketch, probe: Probe, index: int) -> Directions:
+    probe_left = _flatten_stack(probe.left, 2)[index]
+    return find_directions(sketch.right[index], sketch.left[index], probe_left)
 
-  def read(row: int) -> RowGradients:
-    bias = found['bias'][row] if 'bias' in found else None
-    kernel = np.concatenate([part[row] for part in kernels], -1)
-    prompt = None if bias is None else kernel @ bias
-    scaled = directions('A', row) if 'A' in probes else None
-    return RowGradients(directions('B', row), scaled, found['scale'][row], bias, prompt)
+  def read(index: int) -> LayerGradients:
+    scaled = None
+    if scaled_sketch is not None and probes.scaled_kernel is not None:
+      scaled = directions(scaled_sketch, probes.scaled_kernel, index)
+    bias = prompt = None
+    if biases is not None:
+      bias = biases[index]
+      prompt = np.concatenate([part[index] for part in kernels], -1) @ bias
+    kernel = directions(kernel_sketch, probes.kernel, index)
+    return LayerGradients(kernel, scaled, scales[index], bias, prompt)
 
   return read
 
 
-def _side_by_side(group: Group, mean: Mean, name: str) -> np.ndarray:
-  """What the members' gradients met, [row, ...]: side by side by outputs, added up by inputs."""
-  parts = []
-  for site in group.members:
-    part = mean[site.name][name]
-    parts.append(_flat(site.layout.vectors(part) if name == 'bias' else part, 1 + ('_' in name)))
-  return np.sum(parts, axis=0) if name.endswith('_right') else np.concatenate(parts, axis=-1)
+def _fuse(sketches: Sequence[Any]) -> Sketch:
+  """The sketch of matrices side by side along the outputs, [layer, ...].
+
+  The matrices have outputs of their own, and so have the sketches from the left. The sketches from
+  the right have summed over the outputs, so they are added up.
+  """
+  return Sketch(
+    left=np.concatenate([_flatten_stack(each.left, 2) for each in sketches], axis=-1),
+    right=np.sum([_flatten_stack(each.right, 2) for each in sketches], axis=0),
+  )
 
 
-def _flat(stacked: Any, kept: int) -> np.ndarray:
-  """An array with all axes but the last ones as one."""
-  return stacked.reshape(-1, *stacked.shape[stacked.ndim - kept :])
+def _fuse_vectors(vectors: Sequence[Any]) -> np.ndarray:
+  """Vectors [stack..., out] one after the other, [layer, out]."""
+  return np.concatenate([_flatten_stack(each, 1) for each in vectors], axis=-1)
+
+
+def _flatten_stack(array: Any, ndim: int) -> np.ndarray:
+  """An array [stack..., rest...] as [layer, rest...], with `ndim` dimensions of the rest."""
+  return array.reshape(-1, *array.shape[array.ndim - ndim :])

@@ -1,10 +1,15 @@
-"""Kernels whose gradient is never stored: on the way back it meets thin matrices, and is gone."""
+"""Kernels whose gradients are never stored: only their products with thin matrices are.
+
+The directions of a kernel's gradient G can be found from G times a thin matrix and from a thin
+matrix times G, so `tap` lets the backward pass compute these products and drop G at once. Without
+it, the gradients of all kernels would be in memory together.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,145 +22,179 @@ from glora_jax.tree import replace
 
 
 class Probe(NamedTuple):
-  """Thin matrices that a kernel's gradient is multiplied by.
+  """Thin matrices that a matrix [stack..., in, out] is multiplied by.
 
   Attributes:
-    left: [stack..., in, width]; the product has shape [stack..., width, out].
-    right: [stack..., out, width]; the product has shape [stack..., in, width].
+    left: [stack..., in, width], of which the transpose is multiplied from the left.
+    right: [stack..., out, width].
   """
 
   left: Any
   right: Any
 
 
+class Probes(NamedTuple):
+  """The probes of a kernel W with the gradient G.
+
+  Attributes:
+    kernel: for G, which a LoRA of B follows.
+    scaled_kernel: for W * G, which a LoRA of A follows; None if no layer can have one.
+  """
+
+  kernel: Probe
+  scaled_kernel: Probe | None
+
+
+class Sketch(NamedTuple):
+  """The products of a matrix [stack..., in, out] with a `Probe`.
+
+  Attributes:
+    left: [stack..., width, out].
+    right: [stack..., in, width].
+  """
+
+  left: Any
+  right: Any
+
+
+class Products(NamedTuple):
+  """What remains of the gradients of a kernel W and its bias.
+
+  Attributes:
+    kernel: sketch of the gradient G.
+    scaled_kernel: sketch of W * G; None without its probe.
+    scale: W * G summed over the inputs, [stack..., out].
+    bias: gradient of the bias, in the shape that it has in the params; None without bias.
+  """
+
+  kernel: Sketch
+  scaled_kernel: Sketch | None
+  scale: Any
+  bias: Any = None
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def tapped(layout: Layout, kernel: jax.Array, slots: Any, probes: Any) -> jax.Array:
-  """The kernel itself, whose gradient ends here: only products of it go to the slots.
+def tap(layout: Layout, kernel: jax.Array, zeros: Products, probes: Probes) -> jax.Array:
+  """Returns the kernel; the gradient by `zeros` is the products of the kernel's gradient.
+
+  The kernel does not depend on `zeros`, so their true gradient is zero. The rule for the backward
+  pass says otherwise: it multiplies the kernel's gradient by the probes, returns the products as
+  the gradient by `zeros`, and none for the kernel. `jax.grad` by `zeros` is thus a way to get the
+  products out of the backward pass. `tests/search/test_allocate.py` compares them with full
+  gradients (`test_scores_are_those_of_full_gradients`).
 
   Args:
     layout: layout of the kernel.
     kernel: kernel of a layer or of a stack of layers.
-    slots: zeros in the shapes of the products.
-    probes: what the gradient, and the kernel times the gradient, are multiplied by.
-
-  Returns:
-    The kernel.
+    zeros: zeros in the shapes of the products.
+    probes: the probes.
   """
-  del layout, slots, probes
+  del layout, zeros, probes
   return kernel
 
 
-def _tapped_forward(layout, kernel, slots, probes):
-  del layout, slots
+def _tap_forward(layout, kernel, zeros, probes):
+  del layout, zeros
   return kernel, (kernel, probes)
 
 
-def _tapped_backward(layout, residuals, gradient):
+def _tap_backward(layout, residuals, gradient):
   kernel, probes = residuals
-  return None, _products(layout, kernel, gradient, probes), None
+  return None, _multiply(layout, kernel, gradient, probes), None
 
 
-tapped.defvjp(_tapped_forward, _tapped_backward)
+tap.defvjp(_tap_forward, _tap_backward)
 
 
-def _products(
-  layout: Layout, kernel: jax.Array, gradient: jax.Array, probes: Mapping[str, Probe]
-) -> dict[str, jax.Array]:
-  """What a kernel's gradient meets, and is forgotten."""
+def _multiply(layout: Layout, kernel: jax.Array, gradient: jax.Array, probes: Probes) -> Products:
+  """The products of a kernel's gradient, in float32."""
   gradient = layout.matrices(gradient).astype(jnp.float32)
   scaled = layout.matrices(kernel).astype(jnp.float32) * gradient
-  found = {'scale': scaled.sum(-2)}
-  for name, matrix in (('B', gradient), ('A', scaled)):
-    if name in probes:
-      found[f'{name}_right'] = matrix @ probes[name].right
-      found[f'{name}_left'] = jnp.swapaxes(probes[name].left, -1, -2) @ matrix
-  return found
+  return Products(
+    kernel=_sketch(gradient, probes.kernel),
+    scaled_kernel=None if probes.scaled_kernel is None else _sketch(scaled, probes.scaled_kernel),
+    scale=scaled.sum(-2),
+  )
 
 
-def member_probes(
-  group: Group, probes: Mapping[str, Probe]
-) -> Iterator[tuple[Site, dict[str, Probe]]]:
-  """Every member with its part of the probes of the outputs."""
+def _sketch(matrix: jax.Array, probe: Probe) -> Sketch:
+  return Sketch(jnp.swapaxes(probe.left, -1, -2) @ matrix, matrix @ probe.right)
+
+
+def split_probes(group: Group, probes: Probes) -> Iterator[tuple[Site, Probes]]:
+  """Every member of a group with the probes of its part of the outputs."""
   start = 0
   for site in group.members:
     outputs = slice(start, start + site.out_features)
     start = outputs.stop
+    scaled = probes.scaled_kernel
     yield (
       site,
-      {name: probe._replace(right=probe.right[..., outputs, :]) for name, probe in probes.items()},
+      Probes(
+        kernel=_slice_outputs(probes.kernel, outputs),
+        scaled_kernel=None if scaled is None else _slice_outputs(scaled, outputs),
+      ),
     )
 
 
-def differentiated(params: Any, site: Site, probes: Mapping[str, Probe]) -> dict[str, Any]:
-  """What the loss is differentiated by at a site: zeros that get the products, and its bias."""
+def _slice_outputs(probe: Probe, outputs: slice) -> Probe:
+  return probe._replace(right=probe.right[..., outputs, :])
+
+
+def init_products(params: Any, site: Site, probes: Probes) -> Products:
+  """What the loss is differentiated by to get a site's products: zeros, and the site's bias."""
   kernel = jax.ShapeDtypeStruct(site.kernel_shape, jnp.float32)
-  shapes = jax.eval_shape(functools.partial(_products, site.layout), kernel, kernel, probes)
-  slots = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes)
-  return slots | ({'bias': site.bias(params)} if site.has_bias else {})
+  shapes = jax.eval_shape(functools.partial(_multiply, site.layout), kernel, kernel, probes)
+  zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+  return zeros._replace(bias=site.bias(params) if site.has_bias else None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _RunTapped:
-  """Runs a linear module with its kernel tapped where it is called, inside a scan.
-
-  Tapped from outside, all layers of the scan would have their gradients at once.
-
-  Attributes:
-    layout: layout of the kernel that the module sees.
-  """
-
-  layout: Layout
-
-  def __call__(self, call: ModuleCall) -> Any:
-    kernel = call.params['kernel']
-    stack, fan_in, fan_out = self.layout.sizes(kernel.shape)
-    axes = {'in': fan_in, 'out': fan_out, 'width': -1}
-    shaped = {
-      name: value.reshape(*stack, *(axes[axis] for axis in _AXES[name.split('_')[-1]]))
-      for name, value in call.arrays.items()
-    }
-    slots = {name: value for name, value in shaped.items() if not name.startswith(_PROBE)}
-    probes = {
-      name: Probe(shaped[f'{_PROBE}{name}_in'], shaped[f'{_PROBE}{name}_out'])
-      for name in ('A', 'B')
-      if f'{_PROBE}{name}_in' in shaped
-    }
-    return call.with_params(kernel=tapped(self.layout, kernel, slots, probes))
-
-
-_PROBE = 'probe_'
-# What the axes are of a product, and of a probe, by the end of its name.
-_AXES = {
-  'scale': ('out',),
-  'right': ('in', 'width'),
-  'left': ('width', 'out'),
-  'in': ('in', 'width'),
-  'out': ('out', 'width'),
-}
-
-
-def with_changed(
-  params: Any, site: Site, changed: Mapping[str, Any], probes: Mapping[str, Probe], inside: bool
+def insert_tap(
+  params: Any, site: Site, products: Products, probes: Probes, can_intercept: bool
 ) -> tuple[Any, bool]:
-  """Params with the kernel and bias of a site that are differentiated.
+  """Params whose gradient by `products` is the products of a site's gradients.
 
   Args:
     params: parameters of the model.
     site: a linear module.
-    changed: what `differentiated` returned.
+    products: what `init_products` returned.
     probes: as there.
-    inside: whether modules' calls can be intercepted.
+    can_intercept: whether calls of modules can be intercepted.
 
   Returns:
     The params, and whether the kernel is tapped in its module's call, which `intercept` must see.
   """
   if site.bias_path is not None:
-    params = replace(params, site.bias_path, changed['bias'])
-  slots = {name: value for name, value in changed.items() if name != 'bias'}
-  if not (inside and site.lifts) or site.shared:
-    kernel = tapped(site.layout, site.kernel(params), slots, probes)
+    params = replace(params, site.bias_path, products.bias)
+  zeros = products._replace(bias=None)
+  if site.shared or not (can_intercept and site.lifts):
+    kernel = tap(site.layout, site.kernel(params), zeros, probes)
     return replace(params, site.kernel_path, kernel), False
-  leaves = dict(slots)
-  for name, probe in probes.items():
-    leaves |= {f'{_PROBE}{name}_in': probe.left, f'{_PROBE}{name}_out': probe.right}
-  return put_beside(params, site, leaves, _RunTapped(site.local)), True
+  # The kernel of a scan has all layers. Tapped here, it would get all their gradients first, and
+  # then their products. So zeros and probes go into the scan beside the kernel, and each iteration
+  # taps its own part of it.
+  arrays, structure = jax.tree.flatten((zeros, probes))
+  shapes = tuple(array.shape[len(site.lifts) :] for array in arrays)
+  beside = {str(number): array for number, array in enumerate(arrays)}
+  return put_beside(params, site, beside, _RunTapped(site.local, structure, shapes)), True
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunTapped:
+  """Runs a linear module with its kernel tapped, in an iteration of a scan.
+
+  Attributes:
+    layout: layout of the kernel that the module sees.
+    structure: structure of the zeros and probes beside the kernel.
+    shapes: their shapes in the module, which the scan's axes have been removed from. Beside the
+      kernel the arrays have as many dimensions as the kernel.
+  """
+
+  layout: Layout
+  structure: jax.tree_util.PyTreeDef
+  shapes: tuple[tuple[int, ...], ...]
+
+  def __call__(self, call: ModuleCall) -> Any:
+    arrays = [call.arrays[str(number)].reshape(shape) for number, shape in enumerate(self.shapes)]
+    zeros, probes = self.structure.unflatten(arrays)
+    return call.with_params(kernel=tap(self.layout, call.params['kernel'], zeros, probes))

@@ -1,7 +1,7 @@
-"""Values of a backbone's units over several tasks, in a file.
+"""Scores of a backbone's units from several tasks, in a file.
 
-Which layers matter depends mostly on the backbone, so these values fill a budget on another task
-without a gradient of its own.
+Which layers matter depends mostly on the backbone, so these scores fill a budget on another task
+without a gradient of that task.
 """
 
 from __future__ import annotations
@@ -14,45 +14,82 @@ import numpy as np
 from glora_jax.checks import shown, validate
 from glora_jax.files import Path, damaged, read_json, write_json
 from glora_jax.method.space import Layer, Spec
-from glora_jax.search.allocation import Values, mean_of
+from glora_jax.search.unit_scores import UnitScores, mean_scores
 
-_DIGITS = 4  # significant digits that are kept
+_DIGITS = 4  # significant digits that a file has
 _KIND = 'transfer'
 
 
 class Transfer(NamedTuple):
-  """Values of a backbone, which `allocate` takes as a prior, too.
+  """Scores of a backbone's units from other tasks, which can also be a prior of `allocate`.
 
   Attributes:
     spec: the layers.
-    values: what their units are worth; they add up to 1.
-    signal: how clear that is, see `Allocation.signal`: as clear as can be.
+    scores: scores of their units; they add up to 1.
+    signal: as `Allocation.signal`; 1, since a mean over tasks is as clear as a prior can be.
   """
 
   spec: Spec
-  values: Values
+  scores: UnitScores
   signal: float = 1.0
 
 
-_Lists = TypedDict('_Lists', dict.fromkeys(Values._fields, list))  # pyrefly: ignore
+_Lists = TypedDict('_Lists', dict.fromkeys(UnitScores._fields, list))  # pyrefly: ignore
 
 
 class _Content(TypedDict):
   layers: list[str]
-  values: _Lists  # pyrefly: ignore
+  scores: _Lists  # pyrefly: ignore
+
+
+def write(path: Path, spec: Spec, losses: Sequence[UnitScores]) -> None:
+  """Writes the mean of several losses' scores (`Allocation.scores`) of the layers of a spec.
+
+  Raises:
+    ValueError: there are no scores, or not a finite one of at least 0 for each layer.
+    OSError: the file cannot be written.
+  """
+  if not losses:
+    raise ValueError('losses is empty; pass the scores of at least one allocation.')
+  for scores in losses:
+    validate(scores, UnitScores, 'losses')
+    check_scores(scores, spec)
+  rounded = {
+    name: np.vectorize(lambda score: float(f'{score:.{_DIGITS}g}'))(field).tolist()
+    for name, field in mean_scores(losses)._asdict().items()
+  }
+  write_json(path, {'layers': [describe(layer) for layer in spec], 'scores': rounded}, _KIND)
+
+
+def read(path: Path, spec: Spec) -> Transfer:
+  """The scores in a file, for the layers of a spec, whatever forms their spaces allow.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged, or of other layers.
+  """
+  content = read_json(path, _KIND, _Content)
+  check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
+  try:
+    fields = (np.asarray(content['scores'][name], float) for name in UnitScores._fields)
+    scores = UnitScores(*fields)
+    check_scores(scores, spec)
+  except (TypeError, ValueError) as error:
+    raise damaged(path, error) from error
+  return Transfer(spec, scores)
 
 
 def describe(layer: Layer) -> str:
-  """What a layer must have in common with another for values of one to mean anything in both."""
+  """Name and sizes of a layer, which are equal in two models if scores can be transferred."""
   bias = '' if layer.bias else ' without bias'
   return f'{layer.name} {layer.in_features} x {layer.out_features}{bias}'
 
 
 def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> None:
-  """Raises ValueError unless values are of the layers of a spec.
+  """Raises ValueError unless scores are of the layers of a spec.
 
   Args:
-    what: what has the values.
+    what: what has the scores.
     theirs: its layers; see `describe`.
     spec: the layers of the model.
     remedy: what to do.
@@ -63,52 +100,17 @@ def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> N
   pairs = zip(theirs, ours, strict=False)
   first = next((f' ({there} there, {here} here)' for there, here in pairs if there != here), '')
   raise ValueError(
-    f'{what} has values of {len(theirs)} layers that do not match the {len(ours)} of this '
+    f'{what} has scores of {len(theirs)} layers that do not match the {len(ours)} of this '
     f'model{first}; {remedy}'
   )
 
 
-def check_values(values: Values, spec: Spec) -> None:
-  """Raises ValueError unless values are finite, at least 0, and those of the layers of a spec."""
-  for name, part in values._asdict().items():
-    is_number = np.asarray(part).dtype.kind in 'iuf' and np.shape(part)[:1] == (len(spec),)
-    if not is_number or not (np.isfinite(part) & (part >= 0)).all():
+def check_scores(scores: UnitScores, spec: Spec) -> None:
+  """Raises ValueError unless scores are finite, at least 0, and those of the layers of a spec."""
+  for name, field in scores._asdict().items():
+    is_number = np.asarray(field).dtype.kind in 'iuf' and np.shape(field)[:1] == (len(spec),)
+    if not is_number or not (np.isfinite(field) & (field >= 0)).all():
       raise ValueError(
-        f'{name}={shown(part)} must be finite numbers of at least 0 for each of {len(spec)} layers.'
+        f'{name}={shown(field)} must be finite numbers of at least 0 for each of {len(spec)} '
+        'layers.'
       )
-
-
-def write(path: Path, spec: Spec, losses: Sequence[Values]) -> None:
-  """Writes the mean of values by several losses (`Allocation.values`) on the layers of a spec.
-
-  Raises:
-    ValueError: there are no values, or not a finite one of at least 0 for each layer.
-    OSError: the file cannot be written.
-  """
-  if not losses:
-    raise ValueError('losses is empty; pass the values of at least one allocation.')
-  for values in losses:
-    validate(values, Values, 'losses')
-    check_values(values, spec)
-  rounded = {
-    name: np.vectorize(lambda value: float(f'{value:.{_DIGITS}g}'))(part).tolist()
-    for name, part in mean_of(losses)._asdict().items()
-  }
-  write_json(path, {'layers': [describe(layer) for layer in spec], 'values': rounded}, _KIND)
-
-
-def read(path: Path, spec: Spec) -> Transfer:
-  """The values in a file, for the layers of a spec, whatever they have on offer.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is damaged, or of other layers.
-  """
-  content = read_json(path, _KIND, _Content)
-  check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
-  try:
-    values = Values(*(np.asarray(content['values'][name], float) for name in Values._fields))
-    check_values(values, spec)
-  except (TypeError, ValueError) as error:
-    raise damaged(path, error) from error
-  return Transfer(spec, values)

@@ -17,10 +17,10 @@ from small_models import Transformer
 
 import glora_jax
 from glora_jax import tree
-from glora_jax.search import allocation, choice, transfer
-from glora_jax.search.allocated import CLEAR, pooled, share_of
-from glora_jax.search.allocation import Directions
+from glora_jax.search import choice, transfer, unit_scores
+from glora_jax.search.priors import CLEAR, pool, prior_weight
 from glora_jax.search.transfer import Transfer
+from glora_jax.search.unit_scores import Directions
 
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))
@@ -105,7 +105,7 @@ def slow_gradients(adapted, variables, batches):
     for row, matrix, kernel, shift in zip(group.rows, weights, kernels[0], bias, strict=True):
       scaled = matrix * kernel
       parts = directions(kernel), directions(scaled), scaled.sum(0), shift, matrix @ shift
-      by_row[row] = allocation.RowGradients(*parts)
+      by_row[row] = unit_scores.LayerGradients(*parts)
   whole, *each = squares
   # The mean square of a noise is as many times that of its mean as there are batches.
   noise = (np.mean(each) - whole) / (len(each) - 1)
@@ -136,15 +136,15 @@ def allocated(problem, *, loss=loss, **options):
 
 
 @pytest.mark.parametrize('make', [mixed, scanned, live])
-def test_values_are_those_of_full_gradients(make):
+def test_scores_are_those_of_full_gradients(make):
   adapted, variables, batches = make()
   found = allocated((adapted, variables, batches))
   slow, signal = slow_gradients(adapted, variables, batches)
   for row, gradients in slow.items():
-    norm = allocation.xavier_norm(adapted.spec.layers[row].in_features, 2)
-    expected = allocation.row_values(gradients, 2, norm)
-    for values, same in zip(found.values, expected, strict=True):
-      assert_close(values[row], same, 4e-4)
+    norm = unit_scores.xavier_norm(adapted.spec.layers[row].in_features, 2)
+    expected = unit_scores.score_units(gradients, 2, norm)
+    for scores, same in zip(found.scores, expected, strict=True):
+      assert_close(scores[row], same, 4e-4)
   assert_allclose(found.signal, signal, rtol=1e-4)
 
 
@@ -159,8 +159,8 @@ def test_a_thin_sketch_finds_the_first_directions_of_a_large_kernel():
   variables = adapted.init(jax.random.key(3), random_params(model, images))
   found = allocated((adapted, variables, batches))
   full = slow_gradients(adapted, variables, batches)[0][0]
-  exact = allocation.row_values(full, 2, allocation.xavier_norm(150, 2))
-  assert_allclose(found.values.B_lora[0], exact.B_lora, rtol=0.02)
+  exact = unit_scores.score_units(full, 2, unit_scores.xavier_norm(150, 2))
+  assert_allclose(found.scores.B_lora[0], exact.B_lora, rtol=0.02)
 
 
 def test_starting_values_lie_on_the_mean_gradient_and_change_no_output():
@@ -170,7 +170,7 @@ def test_starting_values_lie_on_the_mean_gradient_and_change_no_output():
   for name, expected in (('B_down', full.kernel), ('A_down', full.scaled_kernel)):
     factor = nn.meta.unbox(found.variables['glora']['conv'][name])
     left = expected.vectors[:, 0]
-    norm = allocation.xavier_norm(len(left), 2)
+    norm = unit_scores.xavier_norm(len(left), 2)
     assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
     assert abs(left @ factor[:, 0]) > 0.999 * norm
   outputs = adapted.apply(found.variables, batches[0][0], genome=found.genome)
@@ -178,12 +178,12 @@ def test_starting_values_lie_on_the_mean_gradient_and_change_no_output():
   assert_allclose(outputs, expected, atol=1e-5)
 
 
-def test_the_genome_is_what_the_values_choose_without_a_budget_at_the_knee():
+def test_the_genome_is_what_the_scores_choose_without_a_budget_at_the_knee():
   problem = mixed()
   for given in (60, 400, None):
     found = allocated(problem, budget=given)
     budget = given or found.curve.params[found.curve.knee]
-    assert_array_equal(found.genome, choice.choose(problem[0].spec, found.values, budget))
+    assert_array_equal(found.genome, choice.choose(problem[0].spec, found.scores, budget))
     assert found.count_params() <= budget == found.budget
     assert found.proposed == (given is None)
 
@@ -192,32 +192,32 @@ def test_batches_are_read_once_and_a_single_one_does_not_tell_noise():
   adapted, variables, batches = mixed()
   listed = allocated((adapted, variables, batches))
   generated = allocated((adapted, variables, iter(batches)))
-  jax.tree.map(assert_array_equal, listed.values, generated.values)
+  jax.tree.map(assert_array_equal, listed.scores, generated.scores)
   together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
   alone = allocated((adapted, variables, [together]))
   assert alone.signal is None
-  for values, same in zip(alone.values, listed.values, strict=True):
-    assert_close(values, same, 1e-3)
+  for scores, same in zip(alone.scores, listed.scores, strict=True):
+    assert_close(scores, same, 1e-3)
 
 
 def test_clear_priors_choose_where_the_own_gradient_is_noise():
   problem = mixed()
   own = allocated(problem)
   assert own.signal < CLEAR  # labels are random
-  swapped = own.values._replace(A_lora=own.values.B_lora)
+  swapped = own.scores._replace(A_lora=own.scores.B_lora)
   first, second = (
-    dataclasses.replace(own, signal=signal, values=values)
-    for signal, values in ((0.8, own.values), (0.9, swapped))
+    dataclasses.replace(own, signal=signal, scores=scores)
+    for signal, scores in ((0.8, own.scores), (0.9, swapped))
   )
   remembered = Transfer(problem[0].spec, swapped)
   for given in (first, [first, second], lambda: remembered):
     found = allocated(problem, prior=given)
     priors = given if isinstance(given, list) else [given() if callable(given) else given]
-    assert found.borrowed == share_of(own.signal, np.mean([one.signal for one in priors])) > 0
+    assert found.borrowed == prior_weight(own.signal, np.mean([one.signal for one in priors])) > 0
     assert 'prior' in found.summary()
-    other = allocation.mean_of([one.values for one in priors])
-    expected = pooled(own.values, other, found.borrowed)
-    jax.tree.map(assert_allclose, found.values, expected)
+    other = unit_scores.mean_scores([one.scores for one in priors])
+    expected = pool(own.scores, other, found.borrowed)
+    jax.tree.map(assert_allclose, found.scores, expected)
     assert_array_equal(found.genome, choice.choose(problem[0].spec, expected, found.budget))
   nothing = allocated(problem, prior=lambda: None)
   assert_array_equal(nothing.genome, own.genome)
@@ -234,14 +234,16 @@ def test_a_loss_in_other_units_has_the_same_signal_and_structure(factor):
 def test_transferred_scores_are_a_mean_in_a_file_of_the_same_layers(tmp_path):
   problem = mixed()
   spec, path = problem[0].spec, tmp_path / 'transfer.json'
-  losses = [allocated(problem, key=jax.random.key(key)).values for key in (0, 1)]
+  losses = [allocated(problem, key=jax.random.key(key)).scores for key in (0, 1)]
   transfer.write(path, spec, losses)
-  found = transfer.read(path, spec).values
-  jax.tree.map(functools.partial(assert_allclose, rtol=1e-3), found, allocation.mean_of(losses))
+  found = transfer.read(path, spec).scores
+  jax.tree.map(
+    functools.partial(assert_allclose, rtol=1e-3), found, unit_scores.mean_scores(losses)
+  )
   with pytest.raises(ValueError, match=r'conv 12 x 6 there'):
     transfer.read(path, scanned()[0].spec)
   content = json.loads(path.read_text())
-  content['values']['E_vector'][0] = -1.0
+  content['scores']['E_vector'][0] = -1.0
   path.write_text(json.dumps(content))
   with pytest.raises(ValueError, match='damaged'):
     transfer.read(path, spec)

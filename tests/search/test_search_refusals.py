@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from test_allocate import allocated, mixed
-from test_allocation import random_worth, spec_of
+from test_choice import random_scores, spec_of
 from tiny_models import problem
 from toy_search import SMALL, SPEC, search
 
@@ -52,7 +52,7 @@ def transfer_written(*losses, spec=SPEC):
   transfer.write(os.devnull, spec, losses)
 
 
-WORTH = random_worth(0, SPEC, positive=True)
+SCORES = random_scores(0, SPEC, positive=True)
 NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='none')
 
 
@@ -68,12 +68,15 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('[1, 4] for 23 images', lambda: scored({}, preprocess=lambda images, key: images[:1])),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
-    ('finite', lambda: allocating(prior=Transfer(mixed()[0].spec, WORTH))),
+    ('finite', lambda: allocating(prior=Transfer(mixed()[0].spec, SCORES))),
     ('One batch', lambda: allocating(prior=allocating(), batches=mixed()[2][:1])),
     ('(correct, loss)', lambda: evolved(lambda genomes: genomes)),
     ('integers', lambda: evolved(lambda genomes: (np.full(20, 0.5), np.ones(20)))),
-    ('finite numbers', lambda: transfer_written(WORTH._replace(C_vector=WORTH.C_vector * np.nan))),
-    ('2 layers', lambda: transfer_written(WORTH, spec=glora_jax.Spec(SPEC.layers[:2]))),
+    (
+      'finite numbers',
+      lambda: transfer_written(SCORES._replace(C_vector=SCORES.C_vector * np.nan)),
+    ),
+    ('2 layers', lambda: transfer_written(SCORES, spec=glora_jax.Spec(SPEC.layers[:2]))),
     ('at least one', transfer_written),
     ('mutations=40', lambda: Evolution(mutations=40)),
     ("'glora'", lambda: allocating(variables={'params': {}, 'glora': {}})),
@@ -83,7 +86,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('[4, 4]', lambda: allocating(loss=lambda forward, batch, key: forward(batch[0]))),
     ('batch 0', lambda: allocating(loss=without_gradient)),
     ('at most 0', lambda: search()[0].best(spec=SPEC, budget=0)),
-    ('none of the forms', lambda: choice.choose(spec_of((4, 8), space=NO_FORM), WORTH, 100)),
+    ('none of the forms', lambda: choice.choose(spec_of((4, 8), space=NO_FORM), SCORES, 100)),
   ],
 )
 def test_a_search_refuses_what_it_cannot_use(named, call):

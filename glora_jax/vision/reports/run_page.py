@@ -15,7 +15,7 @@ from scipy import stats
 from glora_jax.compiling import MEMORY, Compilation
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.data.task import Task

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
-from glora_jax.search.allocated import Allocation, Unit
+from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
 from glora_jax.vision.reports.page import Details, Section
 from glora_jax.vision.reports.tables import Table, code, grouped, paragraph, sentence_case
@@ -156,8 +156,8 @@ def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
   """
   blocks = [
     tell_choice(allocation, result),
-    value_chart(allocation),
-    Details(values_table(list(allocation.units()))),
+    score_chart(allocation),
+    Details(scores_table(list(allocation.units()))),
   ]
   source = 'one gradient' if result['allocation']['epochs'] else 'other tasks'
   return Section('allocation', f'Allocation from {source}', blocks)
@@ -170,9 +170,9 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
   if not cost['epochs']:
     return paragraph(
       f"""
-      The structure of {allocation.count_params():,} parameters has the most value within a budget
-      of {allocation.budget:,}. The value of a unit (a vector, or one rank of a LoRA) is what it was
-      worth in this backbone on other tasks. No gradient was taken.
+      The structure of {allocation.count_params():,} parameters has the highest score within a
+      budget of {allocation.budget:,}. The score of a unit (a vector, or one rank of a LoRA) is its
+      mean score on other tasks of this backbone. No gradient was taken.
       """,
       numbers,
     )
@@ -181,18 +181,18 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
     f"""
     The structure of {allocation.count_params():,} parameters was allocated from one gradient of the
     pretrained model, in one pass over the training images after {head} of training the head alone.
-    The value of a unit (a vector, or one rank of a LoRA) is the squared gradient along it, and the
-    best by value per parameter were chosen, up to {allocation.budget:,} parameters.
+    The score of a unit (a vector, or one rank of a LoRA) is the squared gradient along it, and the
+    best by score per parameter were chosen, up to {allocation.budget:,} parameters.
     """,
     allocation.proposed
     and """
-    That budget is the knee of the curve below, where more parameters begin to add less value than
+    That budget is the knee of the curve below, where more parameters begin to add less score than
     average.
     """,
     allocation.borrowed
     and f"""
     The gradients of its batches have little in common, so {100 * allocation.borrowed:.0f}% of the
-    values come from a prior.
+    scores come from a prior.
     """,
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
@@ -201,15 +201,15 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
   )
 
 
-def value_chart(allocation: Allocation) -> Chart:
-  """The value of the units by budget, the best taken first."""
-  params, values, knee = allocation.curve
-  percent = 100 / max(float(values[-1]), float(np.finfo(np.float32).tiny)) * values
+def score_chart(allocation: Allocation) -> Chart:
+  """The score of the units by budget, the best bought first."""
+  params, scores, knee = allocation.curve
+  percent = 100 / max(float(scores[-1]), float(np.finfo(np.float32).tiny)) * scores
   best = f'knee: {params[knee]:,} parameters, {percent[knee]:.0f}%'
   return Chart(
-    'Value by budget',
+    'Score by budget',
     axis('trained parameters', [0, params[-1], allocation.budget]),
-    Axis('value in % of all units', [0, 25, 50, 75, 100]),
+    Axis('score in % of all units', [0, 25, 50, 75, 100]),
     [Line('', 'teal', steps(thinned(params, percent)))],
     [Mark((params[knee], percent[knee]), best, 'dim')],
     [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
@@ -217,30 +217,31 @@ def value_chart(allocation: Allocation) -> Chart:
   )
 
 
-def values_table(units: Sequence[Unit]) -> Table:
-  """Value by layer and form, for forms that at least one layer can have.
+def scores_table(units: Sequence[Unit]) -> Table:
+  """Score by layer and form, for forms that at least one layer can have.
 
   Args:
-    units: all units that could be taken.
+    units: all units that could be chosen.
   """
-  total = sum(unit.value for unit in units) or 1.0
+  total = sum(unit.score for unit in units) or 1.0
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
   rows = [
-    (layer, *(_value([unit for unit in same if unit.form == form], total) for form in forms))
+    (layer, *(_score([unit for unit in same if unit.form == form], total) for form in forms))
     for layer, same in grouped(units, lambda unit: unit.layer).items()
   ]
-  caption = 'Value by layer and form in percent; chosen units in bold, LoRAs with their rank'
+  caption = 'Score by layer and form in percent; chosen units in bold, LoRAs with their rank'
   return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)
 
 
-def _value(units: Sequence[Unit], total: float) -> str:
-  """The value of a form in a layer in percent of the total, bold if it was taken."""
+def _score(units: Sequence[Unit], total: float) -> str:
+  """The score of a form in a layer in percent of the total, bold if it was chosen."""
   if not units:
     return ''
-  share = f'{100 * sum(unit.value for unit in units) / total:.1f}'
-  if not (bought := sum(unit.bought for unit in units)):
+  share = f'{100 * sum(unit.score for unit in units) / total:.1f}'
+  chosen = sum(unit.chosen for unit in units)
+  if not chosen:
     return share
-  rank = f' ({bought})' if units[0].part else ''
+  rank = f' ({chosen})' if units[0].rank else ''
   return Markup('<strong>{}</strong>{}').format(share, rank)
 
 

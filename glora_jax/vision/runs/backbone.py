@@ -19,7 +19,7 @@ from glora_jax.method.adapt import adapt
 from glora_jax.method.adapted import Adapted, with_space
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.method.space import Spec
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Allocation
 from glora_jax.vision.data.catalog import find, require_apart
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.models import weights

@@ -5,9 +5,9 @@ import pages
 import pytest
 
 from glora_jax.method.space import Layer, SearchSpace, Spec
-from glora_jax.search.allocated import Allocation
-from glora_jax.search.allocation import Values
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import Curve
+from glora_jax.search.unit_scores import UnitScores
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.reports import scoreboard
 from glora_jax.vision.reports.scoreboard import Board
@@ -56,7 +56,7 @@ def allocation():
   space = SearchSpace.distinct((1, 2))
   spec = Spec((Layer('attn/qkv', 4, 8, space=space), Layer('mlp/fc2', 8, 4, space=space)))
   genome = np.array([[2, 0, 0, 0, 2], [0, 4, 0, 0, 0]], np.int8)
-  values = Values(
+  scores = UnitScores(
     A_vector=np.array([3.0, 0.0]),
     A_lora=np.zeros((2, 2)),
     B_lora=np.array([[0.0, 0.0], [4.0, 1.0]]),
@@ -64,4 +64,4 @@ def allocation():
     E_vector=np.array([2.0, 0.0]),
   )
   curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
-  return Allocation(genome, {}, spec, values, curve, 40, False)
+  return Allocation(genome, {}, spec, scores, curve, 40, False)

@@ -46,13 +46,13 @@ def test_the_search_shows_mean_and_best_of_every_generation(allocation):
 def test_a_long_curve_of_values_reaches_its_end(allocation):
   params = np.arange(1000)
   long = Curve(params, np.sqrt(params), 500)
-  chart = structure.value_chart(dataclasses.replace(allocation, curve=long, budget=999))
+  chart = structure.score_chart(dataclasses.replace(allocation, curve=long, budget=999))
   [line] = chart.lines
   assert chart.places(line.points)[-1][1] == 0
   assert len(line.points) < 1000
   assert chart.marks[0].title == 'knee: 500 parameters, 71%'
   nothing = Curve(np.zeros(1, np.int64), np.zeros(1), 0)
-  [line] = structure.value_chart(dataclasses.replace(allocation, curve=nothing)).lines
+  [line] = structure.score_chart(dataclasses.replace(allocation, curve=nothing)).lines
   assert line.points == [(0, 0)]
 
 

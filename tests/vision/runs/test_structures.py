@@ -169,7 +169,7 @@ def test_scores_of_the_backbone_in_the_package_fill_a_budget(config, tmp_path):
   config = changed(config, structure='transfer', budget=5000, model__weights='embedded')
   run = context_of(config, tmp_path)
   expected = choose(
-    run.adapted.spec, transfer.read(EMBEDDED_TRANSFER, run.adapted.spec).values, 5000
+    run.adapted.spec, transfer.read(EMBEDDED_TRANSFER, run.adapted.spec).scores, 5000
   )
   assert found_by(run).genome.tolist() == expected.tolist()
 
@@ -179,7 +179,7 @@ def transfer_file(structure_run, prepared):
   """A file of the scores of one run's gradient."""
   shutil.copytree(structure_run / 'structure', prepared.path('structure'))
   path = prepared.path('backbone.json')
-  transfer.write(path, prepared.adapted.spec, [found_by(prepared).allocation.values])
+  transfer.write(path, prepared.adapted.spec, [found_by(prepared).allocation.scores])
   return path
 
 
@@ -188,10 +188,10 @@ def test_a_file_of_transferred_scores_gives_the_same_structure(transfer_file, co
   reading = changed(config, allocation__prior='transfer')
   run = context_of(reading, tmp_path / 'reading')
   prior = allocation.prior_of(run, run.place('gradient'))()
-  assert prior.values.B_lora.shape[-1] == 3
+  assert prior.scores.B_lora.shape[-1] == 3
   assert run.settings.allocation.epochs(borrowed=True) == 2
   run = context_of(changed(config, structure='transfer'), tmp_path / 'run')
-  expected = choose(run.adapted.spec, prior.values, 1000).tolist()
+  expected = choose(run.adapted.spec, prior.scores, 1000).tolist()
   assert found_by(run).genome.tolist() == expected
   os.remove(transfer_file)
   assert found_by(run).genome.tolist() == expected

@@ -24,11 +24,11 @@ from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome, genome_to_json
 from glora_jax.search import transfer
 from glora_jax.search.allocate import Prior, allocate
-from glora_jax.search.allocated import Allocation
-from glora_jax.search.allocation import Values
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.sketch import Loss
 from glora_jax.search.transfer import Transfer
+from glora_jax.search.unit_scores import UnitScores
 from glora_jax.training import batches
 from glora_jax.training.fit import linear_probe
 from glora_jax.training.losses import classification, cross_entropy
@@ -177,7 +177,7 @@ def allocate_once(
 ) -> Allocation:
   """`read_off_gradient`, or the result of an earlier call in a folder of the workdir.
 
-  The folder has `allocation.npz`, with genome, starting values and values, and a readable
+  The folder has `allocation.npz`, with genome, starting values and scores, and a readable
   `genome.json`.
   """
   path = context.path(folder, ALLOCATION)
@@ -207,7 +207,7 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
     **{name: getattr(allocation, name) for name in _NUMBERS},
     'signal': np.nan if allocation.signal is None else allocation.signal,
     'start': trainable,
-    'values': allocation.values._asdict(),
+    'scores': allocation.scores._asdict(),
   }
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
   return {name: np.asarray(value) for name, value in flat.items()}
@@ -233,20 +233,20 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
     **{name: Array(kind) for name, kind in _NUMBERS.items()},
     'signal': Array('f', finite=False),
     'start': jax.tree.map(lambda start: Array('f', tuple(start.shape)), trainable),
-    'values': {
-      name: Array('f', parts if name.endswith('lora') else layers) for name in Values._fields
+    'scores': {
+      name: Array('f', parts if name.endswith('lora') else layers) for name in UnitScores._fields
     },
   }
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(expected, sep='/')
   check_arrays(arrays, flat)
   tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  values = Values(**tree['values'])
+  scores = UnitScores(**tree['scores'])
   return Allocation(
     genome=genome,
     variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
     spec=spec,
-    values=values,
-    curve=trace_curve(spec, values),
+    scores=scores,
+    curve=trace_curve(spec, scores),
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
     **{name: tree[name].item() for name in _NUMBERS},
   )
@@ -320,13 +320,13 @@ def transfer_of(context: Context) -> Transfer:
   assert path is not None
   found = transfer.read(path, spec)
   number = min(context.settings.allocation.max_rank, max(spec.layers[0].space.ranks))
-  values = [part if part.ndim == 1 else _cut(part, number) for part in found.values]
-  return found._replace(values=Values(*values))
+  scores = [field if field.ndim == 1 else _cut(field, number) for field in found.scores]
+  return found._replace(scores=UnitScores(*scores))
 
 
-def _cut(values: np.ndarray, number: int) -> np.ndarray:
-  """Values [row, rank] with a number of ranks; unknown values are zero."""
-  return np.pad(values, ((0, 0), (0, number)))[:, :number]
+def _cut(scores: np.ndarray, number: int) -> np.ndarray:
+  """Scores [layer, rank] with a number of ranks; unknown scores are zero."""
+  return np.pad(scores, ((0, 0), (0, number)))[:, :number]
 
 
 def allocate_transfer(context: Context, budget: float | None) -> Allocation:
@@ -335,8 +335,8 @@ def allocate_transfer(context: Context, budget: float | None) -> Allocation:
   Raises:
     FileNotFoundError, ValueError: see `transfer_of`; the budget is too small for any unit.
   """
-  number, (spec, values, _) = check_budget(budget), transfer_of(context)
+  number, (spec, scores, _) = check_budget(budget), transfer_of(context)
   assert number is not None
-  genome, curve = choose(spec, values, number), trace_curve(spec, values)
+  genome, curve = choose(spec, scores, number), trace_curve(spec, scores)
   variables = context.place(TRANSFER).variables
-  return Allocation(genome, variables, spec, values, curve, number, proposed=False)
+  return Allocation(genome, variables, spec, scores, curve, number, proposed=False)

@@ -16,7 +16,7 @@ from glora_jax.files import read_json
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import preset
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
@@ -358,7 +358,7 @@ def _train_structure(
   spec, variables, has_borrowed = place.adapted.spec, place.variables, False
   genome = genomes.smallest_genome(spec)
   if found is not None:
-    genome, variables = choose(spec, found.values, budget), found.variables
+    genome, variables = choose(spec, found.scores, budget), found.variables
     has_borrowed = found.borrowed > 0
   structure, recipe = place.adapted.fix(genome), context.settings.training
   shorter = context.settings.allocation.shortened(recipe, has_borrowed)

@@ -24,7 +24,7 @@ from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
 from glora_jax.method.space import Spec
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.data import pipeline

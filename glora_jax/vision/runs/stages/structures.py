@@ -20,7 +20,7 @@ from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import genome_of, preset
 from glora_jax.method.space import Spec
-from glora_jax.search.allocated import Allocation
+from glora_jax.search.allocation import Allocation
 from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
