@@ -1,9 +1,9 @@
-"""What a layer stores and trains: its supports, all described by one table.
+"""The adapter of a layer: the arrays that it stores and trains, all described by one table.
 
-The paper's support tensors A, B, C, D, E take several forms, and a form is made of one or two
-arrays. `ADAPTER` says of each array which form of which tensor it belongs to and what its axes
-are. Shapes, initial values, the names of sharded axes, the slices of a tie and the numbers that an
-form reads all follow from it.
+Each of the tensors A, B, C, D, E has one of several forms, and a form is made of one or two arrays.
+`ADAPTER` says which form of which tensor an array belongs to, and what its axes are. Shapes,
+initial values, the names of sharded axes, the slices of fused layers and the numbers that a form
+reads all follow from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-COLLECTION = 'glora'  # name of the supports' collection among a model's variables
+COLLECTION = 'glora'  # name of the adapter's collection among a model's variables
 
 Tensor = Literal['A', 'B', 'C', 'D', 'E']
 
@@ -42,10 +42,10 @@ _FIRST = slice(0, 1)
 
 
 class Part(NamedTuple):
-  """A part of a support.
+  """A part of an array.
 
   Attributes:
-    name: the support's name.
+    name: the array's name.
     index: one slice for each of its axes.
   """
 
@@ -60,10 +60,10 @@ class Entry(NamedTuple):
     tensor: the tensor of the equation that it belongs to.
     form: the form of that tensor that it makes up; a LoRA is made of two, 'down' and 'up'.
     axes: what its axes are; 'one' is an axis of size one.
-    drawn: whether it starts Xavier-uniform. All others start at zero, one in each form, so that
+    drawn: whether it starts Xavier-uniform. Every form has an array that starts at zero, so that
       every structure starts as the base layer.
     within: where its numbers are stored if the forms of a tensor share storage (weight
-      entanglement); None where it is stored anyway.
+      entanglement); None if it is always stored.
   """
 
   tensor: Tensor
@@ -91,7 +91,7 @@ ADAPTER: Mapping[str, Entry] = {
   'E_constant': Entry('E', 'constant', ('one',), within=Part('E', (_FIRST,))),
 }
 
-# The arrays that have an axis of rank-one parts, and where that is from the end.
+# The arrays with a rank axis, and which axis it is, counted from the end.
 RANK_AXES: Mapping[str, int] = {
   name: entry.axes.index('rank') - len(entry.axes)
   for name, entry in ADAPTER.items()
@@ -114,9 +114,9 @@ def adapter_shapes(
   Args:
     in_features: inputs of the layer.
     out_features: outputs of the layer.
-    ranks: LoRA ranks on offer; the largest is the size of the storage.
-    bias: whether the layer has one. Without it C, D and E have nowhere to go and are left out.
-    shared: False gives constants and vectors storage of their own: `A_constant` [1],
+    ranks: LoRA ranks to choose from; the largest is the size of the storage.
+    bias: whether the layer has one. Without it there is no C, D and E.
+    shared: False stores constants and vectors separately: `A_constant` [1],
       `A_vector` [out], `C_vector` [in], ...
 
   Example:
@@ -135,7 +135,7 @@ def adapter_shapes(
 def init_arrays(
   keys: jax.Array, stack_shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], dtype: Any
 ) -> Arrays:
-  """Supports of a stack of layers, with which every structure is the base layer.
+  """The initial adapter of a stack of layers, with which every structure is the base layer.
 
   `A_down`, `B_down` and `C_up` are Xavier-uniform, everything else is zero. A random array is one
   program for each shape, since such programs compile slowly; all zeros together are one.
@@ -143,8 +143,8 @@ def init_arrays(
   Args:
     keys: a random key for each layer, [layer].
     stack_shape: sizes of the stack's axes.
-    shapes: names of the supports, and their shapes [stack..., ...].
-    dtype: data type of all supports.
+    shapes: names of the arrays, and their shapes [stack..., ...].
+    dtype: data type of all of them.
   """
   zeros = {name: shape for name, shape in shapes.items() if not ADAPTER[name].drawn}
   adapter = dict(zip(zeros, _zeros(tuple(zeros.values()), dtype), strict=True))
@@ -179,21 +179,21 @@ def _draw(
 def of_tensors(
   adapter: Mapping[str, jax.Array], tensors: Collection[Tensor]
 ) -> dict[str, jax.Array]:
-  """The supports of some tensors."""
+  """The arrays of some tensors."""
   return {name: value for name, value in adapter.items() if ADAPTER[name].tensor in tensors}
 
 
 def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Array:
-  """The constant or vector of a tensor, wherever it is stored.
+  """The constant or vector of a tensor, from its own array or from a shared one.
 
   Args:
-    adapter: supports of a layer, or of a stack of layers with the stack's axes first.
+    adapter: arrays of a layer, or of a stack of layers with the stack's axes first.
     tensor: the tensor.
     form: 'constant' or 'vector'.
 
   Returns:
-    [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector; a zero where nothing is
-    stored of it, since then no form on offer reads it.
+    [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector; a zero if neither
+    array is stored, since then the space does not have the form.
   """
   (name,) = _made_of(tensor, form)
   shared = ADAPTER[name].within
@@ -209,7 +209,7 @@ def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Arr
 def used_parts(
   forms: Sequence[int], ranks: Sequence[int], bias: bool = True, shared: bool = True
 ) -> dict[str, tuple[slice, ...]]:
-  """Which part of which support the forms of a layer read.
+  """Which part of each array the forms of a layer read.
 
   Args:
     forms: five concrete codes, the forms of A, B, C, D, E.
@@ -218,7 +218,7 @@ def used_parts(
     shared: whether the forms of a tensor share storage.
 
   Returns:
-    Slices by the support's name; they hold as many numbers as are trained.
+    Slices by the array's name; together they hold the trained numbers.
   """
   parts = {}
   for tensor, code in zip(TENSORS, forms, strict=True):
@@ -239,14 +239,14 @@ def used_parts(
 def num_params(
   tensor: Tensor, in_features: int, out_features: int, form: str, rank: int = 1
 ) -> int:
-  """Trained parameters of a form of a tensor in a layer; of a LoRA, with a rank."""
+  """Trained parameters of a form of a tensor in a layer; a LoRA needs its rank."""
   sizes = {'in': in_features, 'out': out_features, 'rank': rank, 'one': 1}
   shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in _made_of(tensor, form))
   return sum(map(math.prod, shapes))
 
 
 def _made_of(tensor: Tensor, form: str) -> tuple[str, ...]:
-  """The supports that a form of a tensor is made of; none for 'none'."""
+  """The arrays that a form of a tensor is made of; () for 'none'."""
   return tuple(
     name for name, entry in ADAPTER.items() if (entry.tensor, entry.form) == (tensor, form)
   )

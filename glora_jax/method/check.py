@@ -1,4 +1,4 @@
-"""Whether GLoRA works as it should on a given model: one call, one table.
+"""Checks that GLoRA works on a model: one call, one table.
 
 A model may use its parameters in ways that no test of this package covers. `check` runs the model
 itself and measures.
@@ -22,8 +22,9 @@ from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import largest_genome
 from glora_jax.method.groups import parts_read
 
-# Largest difference of equal outputs, relative to the largest output, by the coarsest type that a
-# model computes in, as its program is printed; four roundings of 16 bits and less.
+# Largest difference between outputs that should be equal, relative to the largest output, by the
+# coarsest type in which a model computes, as its printed program names it. The first that occurs
+# counts. For 16 bits and fewer it is four roundings.
 _TOLERANCES = {'f8_': 0.5, 'bf16[': 0.03, 'f16[': 0.004, 'f32[': 1e-5, 'f64[': 1e-12}
 
 
@@ -35,7 +36,7 @@ class CheckRow:
     name: what must hold.
     measured: how far it is from holding; 0 is exact.
     tolerance: the largest `measured` that passes.
-    note: what was measured, and where it does not hold.
+    note: what was measured, and which arrays fail.
   """
 
   name: str
@@ -63,10 +64,10 @@ class Check:
   Example:
     >>> from glora_jax.method.check import Check
     >>> from glora_jax.method.check import CheckRow
-    >>> found = Check((CheckRow('identity at start', 2e-3, 1e-5, 'fresh supports'),))
+    >>> found = Check((CheckRow('identity at start', 2e-3, 1e-5, 'fresh adapter'),))
     >>> print(found)
     check                      measured  tolerance  ok
-    identity at start             0.002      1e-05  NO   fresh supports
+    identity at start             0.002      1e-05  NO   fresh adapter
     >>> found.ok
     False
   """
@@ -84,13 +85,13 @@ class Check:
 
 @jax.default_matmul_precision('highest')
 def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any) -> Check:
-  """Measures on the model itself whether GLoRA works as it should.
+  """Runs the model to check that GLoRA works on it.
 
-  It checks that structures with fresh supports are the base model, that the untouched model with
-  folded parameters returns what `apply` returns, and that every support of every layer gets a
-  gradient. The structures are the largest, eight random ones and, fixed, one of these. Outputs are
-  compared relative to the largest of them, at the device's highest precision of matrix products.
-  Zeros among the variables get noise, so that no term is zero.
+  With a fresh adapter every structure must be the base model. The untouched model with folded
+  parameters must return what `apply` returns. Every array of the adapter must get a gradient. The
+  structures are the largest, eight random ones and, fixed, one of these. Outputs are compared
+  relative to the largest of them, at the device's highest precision of matrix products. Zeros
+  among the variables are replaced by noise, so that no term is zero.
 
   Args:
     adapted: the adapted model with a free structure; for an attached NNX model, what
@@ -104,8 +105,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
 
   Raises:
     TypeError: the model is not adapted.
-    ValueError: its structure is fixed, the variables are of another
-      one, or the model returns no floating-point array.
+    ValueError: its structure is fixed, the variables are those of another model, or the model
+      returns no floating-point array.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -140,7 +141,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     return outputs(model, {**variables, 'params': adapted.full_precision(params)})
 
   def errors(model: Adapted, **genome: Any) -> jax.Array:
-    started, applied = (outputs(model.apply, own, **genome) for own in (fresh, variables))
+    started, applied = (outputs(model.apply, each, **genome) for each in (fresh, variables))
     folded = base(model.fold(variables, **genome))
     pairs = (started, base(variables['params'])), (folded, applied)
     return jnp.array([jnp.abs(x - y).max() / jnp.abs(y).max() for x, y in pairs])
@@ -161,18 +162,18 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   ]
   program = str(jax.make_jaxpr(lambda: base(variables['params']))())
   tolerance = next(value for name, value in _TOLERANCES.items() if name in program)
-  reach = f'supports without a gradient: {listed(missed) or "none"}'
+  reach = f'arrays without a gradient: {listed(missed) or "none"}'
   return Check(
     (
-      CheckRow('identity at start', identity, tolerance, 'max|dy| / max|y|: fresh supports'),
+      CheckRow('identity at start', identity, tolerance, 'max|dy| / max|y|: fresh adapter'),
       CheckRow('fold against apply', folding, tolerance, 'max|dy| / max|y|: untouched model'),
-      CheckRow('gradients reach supports', len(missed), 0, reach),
+      CheckRow('gradients reach adapter', len(missed), 0, reach),
     )
   )
 
 
 def _without_zeros(leaf: Any) -> Any:
-  """An array with noise in the place of floating-point zeros."""
+  """An array with its floating-point zeros replaced by noise."""
   if not jnp.issubdtype(getattr(leaf, 'dtype', int), jnp.floating):
     return leaf
   noise = np.random.default_rng(0).normal(0, 0.05, leaf.shape)

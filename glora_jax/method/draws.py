@@ -1,4 +1,4 @@
-"""Genomes at random: uniform over what is on offer, and within a budget of trained parameters."""
+"""Random genomes: uniform over the choices, and within a budget of trained parameters."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _ROUNDS = 8  # of rejection, after which genomes are repaired instead
 
 
 def sample_genome(key: jax.Array, spec: Spec, largest: float = 0.0) -> jax.Array:
-  """A random genome, each gene independent and uniform over the forms on offer.
+  """Draws a genome, the form of each tensor independently and uniformly among the choices.
 
-  Where a row may have C or E but not both, the pair is drawn uniformly from what is allowed. Works
+  If a layer may have C or E but not both, the pair is drawn uniformly among those allowed. Works
   under `jit`.
 
   Args:
     key: random key.
     spec: the layers.
-    largest: probability that a gene takes its last form on offer, the one with the most
-      parameters, instead of a drawn one.
+    largest: probability that a tensor gets its last choice, the one with the most parameters,
+      instead of a drawn one.
 
   Returns:
-    int8 [rows, 5].
+    int8 [layer, 5].
 
   Raises:
     TypeError: `largest` is not a number, `spec` not a Spec, or `key` not a random key.
@@ -85,15 +85,15 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
   """`check_budget`, for the budget of a search.
 
   Raises:
-    ValueError: the budget is none, or below the cheapest structure on offer.
+    ValueError: the budget is none, or below the cheapest structure in the space.
   """
   budget = check_budget(budget)
   check_spec(spec)
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least > budget:
     raise ValueError(
-      f'budget={budget} is below the {least} parameters of the smallest structure on offer; raise '
-      'it, or offer cheaper forms.'
+      f'budget={budget} is below the {least} parameters of the smallest structure in the space; '
+      'raise it, or add cheaper forms.'
     )
   return budget
 
@@ -103,8 +103,8 @@ def random_genomes(
 ) -> np.ndarray:
   """Random structures within a budget.
 
-  Uniform over the structures within the budget, by rejection, if enough of the space fits; after
-  eight rounds the rest is filled with repaired genomes, so any budget gets its population quickly.
+  They are uniform over the structures within the budget, by rejection, if enough of the space fits.
+  After eight rounds the rest is filled with repaired genomes, so that any budget is quick.
 
   Args:
     rng: NumPy generator.
@@ -113,12 +113,12 @@ def random_genomes(
     budget: most trained parameters of each; None for no limit.
 
   Returns:
-    int8 [number, rows, 5].
+    int8 [number, layer, 5].
 
   Raises:
     TypeError: `rng` is not a NumPy generator, or the number or the budget not an integer.
     ValueError: the number or the budget is negative, or the budget is below the smallest structure
-      on offer.
+      in the space.
 
   Example:
     >>> import numpy as np
@@ -145,46 +145,46 @@ def random_genomes(
 def shrink(
   rng: np.random.Generator, spec: Spec, genomes: np.ndarray, budget: int | None
 ) -> np.ndarray:
-  """Genomes repaired to respect a budget.
+  """Repairs genomes to respect a budget.
 
-  While a genome is over it, a random gene of it gets a random cheaper form. A row with both C and
-  E, where its space has one shift, first loses the cheaper of the two.
+  While a genome is over it, a random tensor in a random layer gets a random cheaper form. A layer
+  with both C and E whose space has one shift first loses the cheaper of the two.
 
   Args:
     rng: NumPy generator.
     spec: the layers.
-    genomes: int8 [n, rows, 5].
+    genomes: int8 [genome, layer, 5].
     budget: most trained parameters of each; None for no limit.
 
   Returns:
-    int8 [n, rows, 5].
+    int8 [genome, layer, 5].
   """
   genomes = enforce_one_shift(spec, genomes)
   budget = require_feasible(spec, budget)
   if budget is None:
     return genomes
-  # Rows and tensors as one axis of genes.
-  codes = genomes.reshape(len(genomes), -1)  # a view: what is written there, the genomes get
+  # From here on a gene is one tensor of one layer.
+  codes = genomes.reshape(len(genomes), -1)  # a view: writing to it changes the genomes
   costs_of_codes = spec.cost_table.reshape(codes.shape[1], -1)
-  offered = spec._choices_table.astype(np.int64).reshape(codes.shape[1], -1)
-  offered_costs = np.take_along_axis(costs_of_codes, offered, axis=-1)
-  # `offered` repeats its last code as filling; a repeated code must not be drawn more often.
-  exists = np.arange(offered.shape[1]) < spec._num_choices.reshape(-1, 1)
+  choices = spec._choices_table.astype(np.int64).reshape(codes.shape[1], -1)
+  choice_costs = np.take_along_axis(costs_of_codes, choices, axis=-1)
+  # The last code fills up a row of the table; a repeated code must not be drawn more often.
+  exists = np.arange(choices.shape[1]) < spec._num_choices.reshape(-1, 1)
 
   genes = np.arange(codes.shape[1])
   costs = costs_of_codes[genes, codes]
   while len(over := np.flatnonzero(costs.sum(1) > budget)):
-    can_get_cheaper = costs[over] > offered_costs.min(1)
+    can_get_cheaper = costs[over] > choice_costs.min(1)
     gene = (rng.random((len(over), len(genes))) * can_get_cheaper).argmax(1)
-    cheaper = (offered_costs[gene] < costs[over, gene, None]) & exists[gene]
+    cheaper = (choice_costs[gene] < costs[over, gene, None]) & exists[gene]
     choice = (rng.random(cheaper.shape) * cheaper).argmax(1)
-    codes[over, gene] = offered[gene, choice]
-    costs[over, gene] = offered_costs[gene, choice]
+    codes[over, gene] = choices[gene, choice]
+    costs[over, gene] = choice_costs[gene, choice]
   return genomes
 
 
 def _draw(rng: np.random.Generator, spec: Spec, number: int) -> np.ndarray:
-  """Genomes drawn uniformly among those on offer, int8 [number, rows, 5]."""
+  """Genomes drawn uniformly from the search space, int8 [number, layer, 5]."""
   places = rng.integers(0, spec._num_choices, (number, len(spec), 5))
   if spec._one_shift.any():
     shifts = rng.integers(0, num_shifts(spec), (number, len(spec)))

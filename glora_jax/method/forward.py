@@ -35,8 +35,8 @@ class Forward:
     adapted: the adapted model.
     variables: its variables.
     genome: of a free structure the one that the step has drawn, int [layer, 5]; or several, [path,
-      layer, 5]: then the inputs are cut into as many equal parts along their first axis, each for
-      its own structure, and each with its own part of the `rngs`.
+      layer, 5]: then the inputs are cut into as many equal parts along their first axis, and each
+      part runs with one structure and one split of the `rngs`.
     dropping: (key, probability) of `dropping_components`; None drops none.
 
   Example:
@@ -84,8 +84,8 @@ class Forward:
     dropping = self.dropping and (split(self.dropping[0]), self.dropping[1])
 
     def of_path(inputs, rngs, genome, drop_key):
-      own = {**kwargs, 'rngs': rngs} if rngs else kwargs
-      return self._of_one(inputs, own, genome, dropping and (drop_key, dropping[1]))
+      options = {**kwargs, 'rngs': rngs} if rngs else kwargs
+      return self._of_one(inputs, options, genome, dropping and (drop_key, dropping[1]))
 
     outputs = jax.vmap(of_path)(cut, rngs, genome, dropping and dropping[0])
     return jax.tree.map(lambda part: part.reshape(number, *part.shape[2:]), outputs)
@@ -116,10 +116,10 @@ class Forward:
 
 
 def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
-  """What a loss returned, as a pair.
+  """Splits what a loss returned into the loss and its metrics.
 
   Raises:
-    TypeError: the metrics are no dictionary.
+    TypeError: the metrics are not a dictionary.
     ValueError: the loss or a metric is not one number.
   """
   loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
@@ -140,18 +140,17 @@ def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
 def drop_components(
   key: jax.Array, adapter: Any, groups: Sequence[Group], genome: Any, probability: float
 ) -> Any:
-  """Supports of which some rank-one parts are missing, and the others count for more (MLAE).
+  """Drops rank-one parts of LoRAs at random and scales up the others (MLAE).
 
-  Where a genome has a LoRA for A or B, each of its rank-one parts is dropped with the probability,
-  by a row of zeros in the up factor, and otherwise divided by one minus it. In the mean over keys
-  the weights stay what they are. All other forms are left alone, a vector that is stored in an up
-  factor as well.
+  Each rank-one part of a LoRA of A or B is dropped with the probability, by a row of zeros in the
+  up factor, and otherwise divided by one minus it. So the mean over keys is the undropped LoRA. All
+  other forms stay, also a vector that is stored in an up factor.
 
   Args:
-    key: random key. What a layer loses depends on the key and the layer's row alone.
+    key: random key. What is dropped of a layer depends only on the key and the layer's row.
     adapter: the `glora` collection.
     groups: the adapted layers.
-    genome: int [rows, 5]; may be traced.
+    genome: int [layer, 5]; may be traced.
     probability: at least 0 and below 1.
 
   Returns:
@@ -161,9 +160,9 @@ def drop_components(
     >>> import flax.linen as nn
     >>> import glora_jax
     >>> adapted = glora_jax.adapt(nn.Dense(2), jnp.zeros((1, 3)))
-    >>> supports = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
+    >>> adapter = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
     >>> genome = jnp.array([[2, 3, 0, 0, 0]])  # a vector for A, a LoRA for B
-    >>> dropped = drop_components(jax.random.key(2), supports, adapted.places.groups, genome, 0.5)
+    >>> dropped = drop_components(jax.random.key(2), adapter, adapted.places.groups, genome, 0.5)
     >>> dropped['A_up'][:, 0].tolist(), dropped['B_up'][:, 0].tolist()
     ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
   """
@@ -171,7 +170,8 @@ def drop_components(
     forms = group.forms(genome)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(group.rows))
     for column, tensor in enumerate(WEIGHT_TENSORS):
-      if (up := group.arrays(adapter).get(f'{tensor}_up')) is None:
+      up = group.arrays(adapter).get(f'{tensor}_up')
+      if up is None:
         continue
       draw = functools.partial(_factors, column=column, rank=up.shape[-2], probability=probability)
       factors = jax.vmap(draw)(row_keys).reshape(up.shape[:-1])
@@ -182,6 +182,6 @@ def drop_components(
 
 
 def _factors(row_key: jax.Array, column: int, rank: int, probability: float) -> jax.Array:
-  """What the rank-one parts of one tensor of one layer are multiplied by, float [rank]."""
+  """Factors of the rank-one parts of a tensor of a layer, float [rank]."""
   kept = jax.random.bernoulli(jax.random.fold_in(row_key, column), 1 - probability, (rank,))
   return kept.astype(float) / (1 - probability)

@@ -1,8 +1,8 @@
-"""Genomes: their cost, which are equivalent, and their JSON form.
+"""Genomes: their cost, which of them are equivalent, and genomes as JSON.
 
-A *genome* is an int8 array [rows, 5]: for every adapted layer the form of A, B, C, D and E (see
-`glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` holds what the
-rows are. Nothing in this file knows of models.
+A *genome* is an int8 array [layer, 5]: for every adapted layer the form of A, B, C, D and E (see
+`glora_jax.method.equation` for the codes). Populations have leading axes. A `Spec` lists the
+layers. Nothing in this file knows of models.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from glora_jax.checks import listed, shown, validate
 from glora_jax.files import first_line
 from glora_jax.method.space import FLAT_FORMS, LORA_TENSORS, TENSORS, Layer, Spec, check_spec
 
-Codes = tuple[tuple[int, ...], ...]  # for A, B, C, D, E those that a stack of layers may have
+Codes = tuple[tuple[int, ...], ...]  # for A, B, C, D, E the codes that a stack of layers may have
 _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
-# Rows that have C or E but never both, where `SearchSpace.one_shift` says so: E as a vector reaches
-# every bias that C reaches, so both in a row are parameters spent twice. The two genes are drawn,
-# mutated and crossed as one, in arrays of NumPy or of JAX.
+# With `SearchSpace.one_shift` a layer has C or E but never both: E as a vector reaches every bias
+# that C reaches, so both would be parameters spent twice. The two are drawn, mutated and crossed as
+# one, in arrays of NumPy or of JAX.
 C, E = TENSORS.index('C'), TENSORS.index('E')
 _E_FOR_C = np.array([E if column == C else column for column in range(len(TENSORS))])
 _EXPECTED = 'pass what genome_to_json returned'
@@ -34,7 +34,7 @@ def check_genome(spec: Spec, genome: Any, concrete: bool = False) -> None:
 
   Args:
     spec: the layers.
-    genome: [..., rows, 5]; may be traced, and then only shape and dtype are checked.
+    genome: [..., layer, 5]; may be traced, and then only shape and dtype are checked.
     concrete: whether the codes themselves are needed.
 
   Raises:
@@ -62,7 +62,7 @@ def check_genome(spec: Spec, genome: Any, concrete: bool = False) -> None:
       )
     return
   codes = np.asarray(genome)
-  # In the genome's own type a million genomes are compared in no time.
+  # Compared in the genome's type, since a cast of a million genomes takes most of the time.
   last = (spec.num_codes - 1).astype(np.int8).astype(codes.dtype)
   wrong = (codes < 0) | (codes > last)
   if wrong.any():
@@ -80,8 +80,8 @@ def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
 
   Args:
     spec: the layers.
-    genome: [rows, 5]; may be traced, and then only shape and dtype are checked.
-    call: name of the call that it was given to.
+    genome: [layer, 5]; may be traced, and then only shape and dtype are checked.
+    call: name of the function that it is an argument of.
 
   Raises:
     ValueError: it is a population, does not fit, or has a code that does not exist.
@@ -89,13 +89,13 @@ def check_one_genome(spec: Spec, genome: Any, call: str) -> None:
   check_genome(spec, genome)
   if np.ndim(genome) != 2:
     raise ValueError(
-      f'{call} takes one genome [{len(spec)}, 5], got {np.shape(genome)}; pass genomes one at a '
+      f'{call} needs one genome [{len(spec)}, 5], got {np.shape(genome)}; pass genomes one at a '
       'time, or use jax.vmap over a population where it computes.'
     )
 
 
 def check_population(spec: Spec, genomes: Any) -> None:
-  """Checks that genomes are a population, int [candidate, rows, 5], and fit a spec.
+  """Checks that genomes are a population, int [candidate, layer, 5], and fit a spec.
 
   Raises:
     ValueError: they are not or do not.
@@ -109,7 +109,7 @@ def check_population(spec: Spec, genomes: Any) -> None:
 
 
 def _as_array(genome: Any) -> Any:
-  """Codes as an array, where they are none yet.
+  """Codes as an array.
 
   Raises:
     TypeError: they are not a table of numbers.
@@ -121,7 +121,7 @@ def _as_array(genome: Any) -> Any:
   except (ValueError, TypeError, OverflowError):  # lists of several lengths, for instance
     codes = np.array(None)
   if codes.dtype.kind in _NO_NUMBERS:
-    raise TypeError(f'The genome must be a table of codes [rows, 5], got {shown(genome)}.')
+    raise TypeError(f'The genome must be a table of codes [layer, 5], got {shown(genome)}.')
   return codes
 
 
@@ -130,7 +130,7 @@ def count_params(spec: Spec, genomes: Any) -> Any:
 
   Args:
     spec: the layers.
-    genomes: int [..., rows, 5].
+    genomes: int [..., layer, 5].
 
   Returns:
     int64 [...]; an int for one genome.
@@ -150,14 +150,14 @@ def count_params(spec: Spec, genomes: Any) -> Any:
 
 
 def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
-  """Genomes with every gene that cannot matter set to its cheapest equal.
+  """Genomes with each form replaced by the cheapest that is the same function.
 
   Args:
     spec: the layers.
-    genomes: int [..., rows, 5].
+    genomes: int [..., layer, 5].
 
   Returns:
-    int8 [..., rows, 5].
+    int8 [..., layer, 5].
 
   Raises:
     ValueError: the genomes do not fit the spec, or are traced.
@@ -174,49 +174,49 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
 
 
 def _lookup(table: np.ndarray, genomes: Any) -> np.ndarray:
-  """`table[row, tensor, code]` of each code of genomes, [..., rows, 5]."""
+  """`table[row, tensor, code]` of each code of genomes, [..., layer, 5]."""
   rows, tensors, codes = table.shape
   starts = (np.arange(rows * tensors) * codes).reshape(rows, tensors)
   return table.take(np.asarray(genomes).astype(np.int64) + starts)
 
 
 def smallest_genome(spec: Spec) -> np.ndarray:
-  """The cheapest structure on offer, int8 [rows, 5]."""
+  """The cheapest structure of the search space, int8 [layer, 5]."""
   costs = np.take_along_axis(spec.cost_table, spec._choices_table.astype(np.int64), axis=-1)
   return forms_at(spec, costs.argmin(-1))
 
 
 def largest_genome(spec: Spec) -> np.ndarray:
-  """The structure with most parameters on offer, the last form of every gene, int8 [rows, 5].
+  """The structure with most parameters, the last choice for every tensor, int8 [layer, 5].
 
-  Of C and E, where a row may have one of them, it has the one with more parameters.
+  If a layer may have C or E but not both, it has the one with more parameters.
   """
   return enforce_one_shift(spec, forms_at(spec, spec._num_choices - 1))
 
 
 def forms_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
-  """The codes of forms [..., rows, 5] that are given by their places among those on offer."""
+  """The codes of choices [..., layer, 5], which count among the choices of each tensor."""
   table = spec._choices_table.reshape((1,) * (choice.ndim - 2) + spec._choices_table.shape)
   return np.take_along_axis(table, choice[..., None], axis=-1)[..., 0]
 
 
 def num_shifts(spec: Spec) -> np.ndarray:
-  """How many choices C and E leave a row that has one of them at most, int64 [rows]."""
+  """Number of pairs of choices for C and E of which at most one is not none, int64 [layer]."""
   return spec._num_choices[:, C] + spec._num_choices[:, E] - 1
 
 
 def redraw_shifts(spec: Spec, places: Any, shifts: Any) -> Any:
-  """Drawn genes in which rows that got C and E are drawn anew, uniformly over what they may have.
+  """Replaces C and E of layers that got both by what is drawn uniformly among the allowed pairs.
 
-  A row that is drawn uniformly and rejected where it has both is then uniform over the others.
+  Pairs that are drawn uniformly and replaced if not allowed are uniform over the allowed ones.
 
   Args:
     spec: the layers.
-    places: of each gene its place among the forms on offer, int [..., rows, 5].
-    shifts: a choice for each row, int [..., rows], below `num_shifts`.
+    places: drawn choices, see `forms_at`, int [..., layer, 5].
+    shifts: a pair for each layer, int [..., layer], below `num_shifts`.
 
   Returns:
-    Places like those given, int [..., rows, 5].
+    Choices like `places`, int [..., layer, 5].
   """
   xp = places.__array_namespace__()
   num_c = spec._num_choices[:, C]
@@ -229,32 +229,32 @@ def redraw_shifts(spec: Spec, places: Any, shifts: Any) -> Any:
 
 
 def link_shifts(spec: Spec, chosen: Any) -> Any:
-  """Chosen genes, where C is chosen if and only if E is in rows with one shift.
+  """Chooses C if and only if E is chosen, in layers with one shift.
 
-  Taking C and E of a row from the same genome keeps the row as valid as it was there.
+  C and E of a layer then come from the same genome, so the pair stays allowed.
 
   Args:
     spec: the layers.
-    chosen: whether a gene is chosen, bool [..., rows, 5].
+    chosen: which tensors of which layers are chosen, bool [..., layer, 5].
 
   Returns:
-    bool [..., rows, 5].
+    bool [..., layer, 5].
   """
   rows = spec._one_shift[:, None]
   return (chosen & ~rows) | (chosen[..., _E_FOR_C] & rows)
 
 
 def enforce_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
-  """Genomes in which no row of a space with one shift has both C and E.
+  """Genomes without layers that have both C and E though their space has one shift.
 
-  The one that costs less gives way, and C wherever it is not on offer.
+  The one that costs less becomes none, or C if it is no choice.
 
   Args:
     spec: the layers.
-    genomes: int8 [..., rows, 5].
+    genomes: int8 [..., layer, 5].
 
   Returns:
-    int8 [..., rows, 5].
+    int8 [..., layer, 5].
   """
   rows = np.arange(len(spec))
   c, e = genomes[..., C], genomes[..., E]
@@ -283,7 +283,7 @@ def goes_by_output(codes: Codes) -> bool:
 
 
 class NamedForms(TypedDict):
-  """The names of a row's forms."""
+  """The names of a layer's forms."""
 
   A: str
   B: str
@@ -293,15 +293,15 @@ class NamedForms(TypedDict):
 
 
 def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
-  """A genome that a person can read.
+  """A genome as JSON that a person can read.
 
   Args:
     spec: the layers.
-    genome: int [rows, 5].
+    genome: int [layer, 5].
 
   Returns:
-    `genome`, the codes as lists; `params`, the trained parameters; `layers`, for every layer its
-    name and the names of its forms.
+    `genome`: the codes as lists. `params`: the number of trained parameters. `layers`: for every
+    layer its name and the names of its forms.
 
   Raises:
     ValueError: the genome does not fit the spec.
@@ -325,17 +325,16 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
 def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
   """The genome of what `genome_to_json` returned.
 
-  Forms are read by name where names are given, so a genome means the same in a space with other
-  ranks, where its codes differ. If the rows have the names of all the spec's layers, they are
-  matched by name, in any order; rows with other names, from another library for instance, are taken
-  in their order.
+  Forms are read by name if there are names, so a genome means the same in a space with other ranks
+  and so other codes. Layers are matched by name, in any order, if all names are those of the spec.
+  Otherwise, as with a file of another library, they are matched by their order.
 
   Args:
     spec: the layers.
     content: the dictionary, its JSON text, or the bare list of codes.
 
   Returns:
-    int8 [rows, 5].
+    int8 [layer, 5].
 
   Raises:
     ValueError: the content is not a genome, does not fit the spec, or has a form that the spec
@@ -362,19 +361,19 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
       validate(names, list[NamedForms], 'layers')
     except (TypeError, ValueError) as error:
       raise ValueError(f'The genome cannot be read: {str(error)[:-1]}; {_EXPECTED}.') from None
-  own = [layer.name for layer in spec]
+  expected = [layer.name for layer in spec]
   by_name = {str(row.get('layer')): row for row in names or ()}
   if names is not None and len(names) != len(spec):
     raise ValueError(
       f'The structure is of {len(names)} layers, and this model adapts {len(spec)}; only one has '
-      f'{listed(sorted(by_name.keys() ^ {*own}))}. Adapt the same layers, with the same '
+      f'{listed(sorted(by_name.keys() ^ {*expected}))}. Adapt the same layers, with the same '
       'embeddings=, convs=, select= and heads=.'
     )
   if names is not None:
-    if by_name.keys() == {*own} and len(by_name) == len(own):
-      names = [by_name[name] for name in own]
+    if by_name.keys() == {*expected} and len(by_name) == len(expected):
+      names = [by_name[name] for name in expected]
     forms = [{tensor: row[tensor] for tensor in TENSORS} for row in names]
-    codes = [codes_of(layer, own) for layer, own in zip(spec, forms, strict=True)]
+    codes = [codes_of(layer, row) for layer, row in zip(spec, forms, strict=True)]
   try:
     check_one_genome(spec, codes, 'genome_from_json')
   except TypeError as error:
@@ -383,7 +382,7 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
 
 
 def codes_of(layer: Layer, forms: Mapping[Any, Any]) -> list[int]:
-  """Codes of A, B, C, D, E in a layer, from forms by tensor as names or codes; else none.
+  """Codes of A, B, C, D, E in a layer, from a name or code of each tensor that is not none.
 
   'lora' is the LoRA of the largest rank.
 

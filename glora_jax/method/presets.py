@@ -1,7 +1,7 @@
-"""Structures as users give them: a name, choices by layer, a genome, or a file with one.
+"""Structures as users write them: a preset, choices by layer, a genome, or a file with one.
 
-A preset is called BASE[:RANK][@PLACE], as `lora`, `hira:2`, `lora:2@qkv`. A place is where a layer
-is, in attention or in an MLP and in which block, read off the names that code bases give:
+A preset is called BASE[:RANK][@PLACE]: `lora`, `hira:2`, `lora:2@qkv`. The place of a layer, in
+attention or in an MLP and in which block, is read from the names that code bases use:
 `blocks/qkv[2]`, `encoderblock_3/MlpBlock_0/Dense_1`, `layers/3/self_attn/q_proj`,
 `encoder/layer/3/attention/output/dense`.
 """
@@ -28,17 +28,17 @@ from glora_jax.method.space import (
   check_spec,
 )
 
-# What may be given for a structure: a name, a path, choices or the content of a file, a genome.
+# A preset's name, a path, choices by layer or the content of a file, a genome.
 Structure = str | os.PathLike | Mapping[str, Any] | Sequence | np.ndarray
-_OF_BIASES = ('bitfit', 'prompt')  # nothing is left of them where no layer has a bias
+_OF_BIASES = ('bitfit', 'prompt')  # presets that change nothing but biases
 PLACES = ('qkv', 'attn', 'mlp', 'last_half')
 Role = Literal['qkv', 'proj', 'mlp']
-# What a module is called that holds layers; the innermost decides.
+# Names of modules that hold layers; the innermost decides.
 _ATTENTION = re.compile('attn|attention', re.IGNORECASE)
 _MLP = re.compile('mlp|ffn|feed_?forward|^ff(_|$)|dense_?relu_?dense', re.IGNORECASE)
 _MLP_OF_BERT = re.compile('^(intermediate|output)$')
 _NEITHER = re.compile('embed|head', re.IGNORECASE)
-# What a layer is called.
+# Names of layers.
 _PROJECTION = '(_?(proj|projection|einsum|dense|lin|linear))?'
 _QKV = re.compile(
   f'(q|k|v|kv|qkv|query|key|value|query_key_value|c_attn|w[qkv]|to_([qkv]|kv|qkv)){_PROJECTION}',
@@ -50,13 +50,13 @@ _IN_MLP = re.compile(
   f'|(gate|up|down|gate_up){_PROJECTION}',
   re.IGNORECASE,
 )
-_PARAMETER = re.compile('w|weight|kernel')  # a layer that is called by its parameter
+_PARAMETER = re.compile('w|weight|kernel')  # a layer that is named by its parameter
 _INDEX = re.compile(r'\[([\d,]+)\]$')
 _NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
 
 # The methods that GLoRA contains, and the largest structure of all: the forms that are not none,
-# alike in all layers of the place. 'lora' is that of the name's rank, or else of the largest.
+# the same in all layers of the place. 'lora' has the rank in the preset's name, or the largest.
 PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'linear': {},
   'bitfit': {'E': 'vector'},
@@ -89,7 +89,7 @@ def parse_preset_name(name: str) -> PresetName:
   """The parts of a preset's name.
 
   Raises:
-    ValueError: no preset can have this name, whatever the model; one sentence.
+    ValueError: the name is invalid for every model.
 
   Example:
     >>> parse_preset_name('lora:2@attn')
@@ -129,7 +129,7 @@ def parse_preset_name(name: str) -> PresetName:
 
 
 def begins_as_preset(text: str) -> bool:
-  """Whether a text is meant as a preset's name, which may be wrong behind its base."""
+  """Whether a text is meant as a preset's name, even if its rank or place is invalid."""
   return re.split('[:@]', text)[0] in PRESETS
 
 
@@ -139,13 +139,13 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   Args:
     spec: the layers.
     name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full',
-      'hira' (A alone as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
-      and B as LoRA). lora, hira and scale_shift_lora take a rank; without one they use the
-      largest. The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a
-      regular expression that is searched in the layers' names.
+      'hira' (only A, as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
+      and B as LoRA). lora, hira and scale_shift_lora accept a rank; the default is the largest. The
+      places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a regular
+      expression that is searched in the layers' names.
 
   Returns:
-    Canonical genome, int8 [rows, 5]. It has its forms even where the space offers a search fewer.
+    Canonical genome, int8 [layer, 5]. Its forms need not be among the space's choices.
 
   Raises:
     ValueError: the name is unknown, the space lacks its rank, no layer is in its place, or the
@@ -175,13 +175,13 @@ def preset(spec: Spec, name: str) -> np.ndarray:
 
 
 def presets(spec: Spec) -> dict[str, np.ndarray]:
-  """All bases of presets that exist for a spec, in all layers, with the largest rank.
+  """Every preset that fits a spec, in all layers, with the largest rank.
 
   Args:
     spec: the layers.
 
   Returns:
-    Canonical genomes, int8 [rows, 5], by the preset's name.
+    Canonical genomes, int8 [layer, 5], by the preset's name.
 
   Example:
     >>> from glora_jax import Layer, Spec, count_params, presets
@@ -196,17 +196,17 @@ def presets(spec: Spec) -> dict[str, np.ndarray]:
 
 
 def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int]]) -> np.ndarray:
-  """A genome from a short dictionary by path pattern.
+  """The genome of choices by layer.
 
   Args:
     spec: the layers.
     choices: by regular expression (searched in a layer's name), the name of a preset, or the
       forms by tensor as names or codes ('lora' is the largest rank). The first pattern that is
-      found in a name decides; a layer that none is found in gets none. A preset is that of all
-      layers that its pattern decides, and its place is among them.
+      found in a name decides; a layer without a match gets no adapter. A preset is made for all
+      layers that its pattern decides, and its place is one among these.
 
   Returns:
-    Canonical genome, int8 [rows, 5].
+    Canonical genome, int8 [layer, 5].
 
   Raises:
     ValueError: a pattern matches no layer or is no regular expression, or a tensor, form or
@@ -239,7 +239,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
 
 
 def mask_of_place(spec: Spec, place: str | None) -> np.ndarray:
-  """The layers that are in a place.
+  """A mask of the layers that are in a place.
 
   Args:
     spec: the layers.
@@ -247,10 +247,10 @@ def mask_of_place(spec: Spec, place: str | None) -> np.ndarray:
       all layers.
 
   Returns:
-    bool [rows].
+    bool [layer].
 
   Raises:
-    ValueError: no layer is in the place; one sentence.
+    ValueError: no layer is in the place.
 
   Example:
     >>> from glora_jax import Layer, Spec
@@ -279,34 +279,34 @@ def mask_of_place(spec: Spec, place: str | None) -> np.ndarray:
 
 
 def role(name: str) -> Role | None:
-  """What a layer is in a transformer, by its name; None where the name does not say.
+  """The role of a layer in a transformer, read from its name; None if the name does not show it.
 
   Example:
     >>> role('layers/3/self_attn/q_proj'), role('encoderblock_3/MlpBlock_0/Dense_1')
     ('qkv', 'mlp')
   """
-  *parents, own = _INDEX.sub('', name).split('+')[0].split('/')  # of a tie the first
-  if parents and _PARAMETER.fullmatch(own):
-    own = parents.pop()
+  *parents, layer = _INDEX.sub('', name).split('+')[0].split('/')  # of fused layers the first
+  if parents and _PARAMETER.fullmatch(layer):
+    layer = parents.pop()
   for parent in reversed(parents):
     if _ATTENTION.search(parent):
-      return 'qkv' if _QKV.fullmatch(own) else 'proj'
+      return 'qkv' if _QKV.fullmatch(layer) else 'proj'
     if _MLP.search(parent):
       return 'mlp'
-  if any(_NEITHER.search(part) for part in (*parents, own)):
+  if any(_NEITHER.search(part) for part in (*parents, layer)):
     return None
-  if any(_MLP_OF_BERT.search(parent) for parent in parents) or _IN_MLP.fullmatch(own):
+  if any(_MLP_OF_BERT.search(parent) for parent in parents) or _IN_MLP.fullmatch(layer):
     return 'mlp'
-  if _QKV.fullmatch(own):
+  if _QKV.fullmatch(layer):
     return 'qkv'
-  return 'proj' if _OUT.fullmatch(own) else None
+  return 'proj' if _OUT.fullmatch(layer) else None
 
 
 def block_numbers(names: Sequence[str]) -> list[int | None]:
   """The number of every layer's block, counted from 0; None for a layer in no numbered block.
 
-  Blocks are told apart by the numbers of the modules around a layer and by its index in a stack, as
-  far as they vary; where there are none, by the numbers of the layers themselves.
+  Blocks differ in the numbers of the modules around a layer or in its index in a stack. If no such
+  number varies, they differ in the numbers of the layers themselves.
 
   Args:
     names: the layers' names.
@@ -327,7 +327,7 @@ def block_numbers(names: Sequence[str]) -> list[int | None]:
 
 
 def _varying_numbers(paths: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
-  """For every path its numbers, without those that are the same wherever they stand."""
+  """For every path its numbers, without those that are the same in all paths."""
   occurring = defaultdict(set)
   for path in paths:
     for place, number in _numbers(path):
@@ -338,7 +338,7 @@ def _varying_numbers(paths: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
 
 
 def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
-  """The numbers in a path, each with what stands before it: the same for siblings."""
+  """The numbers in a path, each with the path up to it, which siblings share."""
   found: list[tuple[tuple[str, ...], int]] = []
   for depth, part in enumerate(path):
     match = _NUMBERED.fullmatch(part)
@@ -348,10 +348,10 @@ def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
 
 
 def read_structure(structure: Structure | None) -> Any:
-  """What the file of a structure holds; a structure that is no path is returned as it is.
+  """The content of a structure's file; a structure that is not a path is returned unchanged.
 
-  A string is a path if it has a suffix or a separator, unless it begins as a preset does and there
-  is no such file.
+  A string is a path if it has a suffix or a separator, unless it begins like a preset and there is
+  no such file.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -373,7 +373,7 @@ def read_structure(structure: Structure | None) -> Any:
   if not path.lower().endswith('.json'):
     return read_tensors(path, 'adapter')[1]
   content = load_json(path, 'pass what genome_to_json returned')
-  if isinstance(content, dict) and STAMP in content:  # what a user wrote has none
+  if isinstance(content, dict) and STAMP in content:  # a file that a user wrote has none
     check_stamp(path, content.pop(STAMP), 'genome')
   if not isinstance(content, dict | list):
     raise damaged(path, f'it holds {shown(content)}', 'pass what genome_to_json returned')
@@ -381,16 +381,16 @@ def read_structure(structure: Structure | None) -> Any:
 
 
 def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
-  """The canonical genome of a structure, int8 [rows, 5].
+  """The canonical genome of a structure, int8 [layer, 5].
 
   Args:
     spec: the layers.
     structure: a preset's name (see `preset`), choices by layer (`custom_genome`), a genome int
-      [rows, 5], what `genome_to_json` returned, or the path of a genome file or of an adapter.
+      [layer, 5], what `genome_to_json` returned, or the path of a genome file or of an adapter.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the layers cannot have it.
+    ValueError: it does not fit the layers.
   """
   structure = read_structure(structure)
   if isinstance(structure, str):
@@ -403,7 +403,7 @@ def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
 
 
 def _is_of_file(structure: Any) -> TypeGuard[Mapping[str, Any]]:
-  """Whether a structure is what a file holds; choices may have a pattern 'genome'."""
+  """Whether a structure is the content of a file: choices may have a pattern 'genome', too."""
   is_mapping = isinstance(structure, Mapping)
   return is_mapping and not isinstance(structure.get('genome', ''), str | Mapping)
 
@@ -412,7 +412,7 @@ def smallest_space(structure: Structure | None) -> SearchSpace:
   """The smallest search space that has a structure: the ranks that it names, and a file's scale.
 
   Args:
-    structure: the structure, out of its file; None while it is free, for rank 4.
+    structure: what `read_structure` returned; None for a free structure, which gets rank 4.
   """
   of_file = structure if _is_of_file(structure) else {}
   ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))
@@ -422,7 +422,7 @@ def smallest_space(structure: Structure | None) -> SearchSpace:
 
 
 def _ranks(structure: Any) -> Iterator[int]:
-  """The ranks that a structure names, in any order; a form 'lora:4' reads as the preset does."""
+  """The ranks in a structure's names, in any order; the form 'lora:4' is parsed like a preset."""
   if isinstance(structure, str):
     rank = parse_preset_name(structure).rank if begins_as_preset(structure) else None
     yield from () if rank is None else (rank,)

@@ -1,4 +1,4 @@
-"""What may be chosen: the forms on offer, and the layers of a genome."""
+"""Search spaces, and the layers that a genome has a row for."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _SCALES = 1e-10, 1e10
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-  """The forms on offer.
+  """The forms that a search or an allocation may choose from.
 
   Attributes:
     ranks: LoRA ranks, ascending; the largest is the size of the storage.
-    A: forms on offer for A, as codes or names ('none', 'constant', 'vector', 'lora:4' or, where
-      there is one rank, 'lora'); None offers all.
+    A: choices for A, as codes or names ('none', 'constant', 'vector', 'lora:4' or, if there is one
+      rank, 'lora'); None for all.
     B: the same for B.
     C: the same for C.
     D: the same for D.
     E: the same for E.
     shared: whether all forms of a tensor share storage, as in the official code.
     scale: factor on LoRAs of B, alpha / rank in other libraries.
-    one_shift: whether random structures have C or E in a layer but never both, and C only where a
-      layer has fewer inputs than outputs: E reaches every bias that C reaches, and is smaller
-      elsewhere.
+    one_shift: whether random structures have C or E in a layer but never both, and C only in a
+      layer with fewer inputs than outputs: E reaches every bias that C reaches, and is smaller in
+      all other layers.
 
   Raises:
-    ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, an
-      form that does not exist, a scale that is not from 1e-10 to 1e10, or one_shift where C or E
+    ValueError: ranks that do not ascend from 1 or more, or are more than a genome has codes for, a
+      form that does not exist, a scale that is not from 1e-10 to 1e10, or one_shift if C or E
       cannot be none.
 
   Example:
@@ -85,7 +85,7 @@ class SearchSpace:
     """A space without redundant forms: none can be expressed by others in the same layer.
 
     A is none, a vector or a LoRA, B none or a LoRA, and either C or E may be a vector. D and the
-    constants are left out: E and the vectors reach whatever they reach.
+    constants are not choices: E and the vectors reach whatever they reach.
 
     Args:
       ranks: LoRA ranks, ascending.
@@ -101,24 +101,23 @@ class SearchSpace:
     loras = tuple(range(len(FLAT_FORMS['A']), len(FLAT_FORMS['A']) + len(ranks)))
     return cls(ranks, A=(0, 2, *loras), B=(0, *loras), C=(0, 1), D=(0,), E=(0, 2), one_shift=True)
 
-  def _codes(self, tensor: Tensor, offered: Any) -> tuple[int, ...]:
-    """The codes of the forms that a user offers by code or by name, ascending."""
+  def _codes(self, tensor: Tensor, choices: Any) -> tuple[int, ...]:
+    """The codes of a user's choices, which are codes or names, ascending."""
     names = self.names(tensor)
-    if offered is None:
+    if choices is None:
       return tuple(range(len(names)))
-    forms = _as_tuple(offered)
-    codes = [code for form in forms if (code := self.code(tensor, form)) is not None]
-    if not codes or len(codes) < len(forms):
+    codes = {self.code(tensor, form) for form in _as_tuple(choices)}
+    if not codes or None in codes:
       raise ValueError(
-        f'{tensor}={shown(offered)} is not a choice among {", ".join(names)} '
+        f'{tensor}={shown(choices)} is not a choice among {", ".join(names)} '
         f'(codes 0 to {len(names) - 1}).'
       )
-    return tuple(sorted(set(codes)))
+    return tuple(sorted(code for code in codes if code is not None))
 
   def code(self, tensor: Tensor, form: str | int) -> int | None:
-    """The code of a form that is given by name or by code; None where there is no such form.
+    """The code of a form, by its name or code; None if there is no such form.
 
-    'lora' is the LoRA of the one rank, and means nothing where there are several.
+    'lora' is the LoRA of the one rank; if there are several, there is no such form.
     """
     names = self.names(tensor)
     if form == 'lora' and len(self.ranks) == 1 and tensor in LORA_TENSORS:
@@ -139,44 +138,44 @@ def is_scale(scale: float) -> bool:
   return _SCALES[0] <= scale <= _SCALES[1]
 
 
-def parse_ranks(given: Any) -> tuple[int, ...]:
+def parse_ranks(ranks: Any) -> tuple[int, ...]:
   """LoRA ranks, one or several, as a tuple.
 
   Raises:
     TypeError: they are not integers.
     ValueError: they do not ascend from 1 or more, or are more than a genome has codes for.
   """
-  ranks = validate(_as_tuple(given), tuple[int, ...], 'ranks', least=1)
+  ranks = validate(_as_tuple(ranks), tuple[int, ...], 'ranks', least=1)
   if not ranks or list(ranks) != sorted(set(ranks)):
     raise ValueError(
-      f'ranks={shown(given)} must be positive integers in ascending order, (4,) or (2, 4, 8) for '
+      f'ranks={shown(ranks)} must be positive integers in ascending order, (4,) or (2, 4, 8) for '
       'instance.'
     )
   if len(ranks) > MOST_RANKS:
     raise ValueError(
-      f'ranks={shown(given)} has {len(ranks)} ranks, but a genome has codes for at most '
-      f'{MOST_RANKS}; offer fewer.'
+      f'ranks={shown(ranks)} has {len(ranks)} ranks, but a genome has codes for at most '
+      f'{MOST_RANKS}; use fewer.'
     )
   return ranks
 
 
-def _as_tuple(given: Any) -> tuple[Any, ...]:
-  """What a sequence or array holds, or the one value that is given."""
-  given = plain(given)
-  is_several = isinstance(given, Iterable) and not isinstance(given, str)
-  return tuple(given) if is_several else (given,)
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+  """The items of a sequence or array, or a single value, as a tuple."""
+  value = plain(value)
+  is_several = isinstance(value, Iterable) and not isinstance(value, str)
+  return tuple(value) if is_several else (value,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One row of a genome: a linear layer, or one slice of a stacked one.
+  """A linear layer, or one slice of a stack of them; a genome has a row for it.
 
   Attributes:
-    name: path of the module, with the index in its stack where there is one ('blocks/fc1[2]').
+    name: path of the module, with the index in its stack if it has one ('blocks/fc1[2]').
     in_features: inputs of the layer.
     out_features: outputs of the layer.
-    bias: whether the layer has a bias, without which C, D and E have nowhere to go.
-    space: the forms on offer.
+    bias: whether the layer has a bias, without which it has no C, D and E.
+    space: its choices.
 
   Raises:
     TypeError: a value has another type.
@@ -204,7 +203,7 @@ class Layer:
     validate(self.space, SearchSpace, 'space')
 
   def choices(self, tensor: Tensor) -> tuple[int, ...]:
-    """Codes on offer; only 'none' for C, D and E without bias, and for C where E is smaller."""
+    """Codes to choose from; only 'none' for C, D and E without bias, and for C if E is smaller."""
     e_is_smaller = self.space.one_shift and self.in_features >= self.out_features
     if not self._has(tensor) or (tensor == 'C' and e_is_smaller):
       return (0,)
@@ -219,7 +218,7 @@ class Layer:
     return (*map(cost, FLAT_FORMS[tensor]), *(cost('lora', rank) for rank in ranks))
 
   def _canonical(self, tensor: Tensor) -> tuple[int, ...]:
-    """For every code the cheapest one that is the same function, whatever the supports hold."""
+    """For every code the cheapest one that is the same function, whatever the adapter holds."""
     codes = tuple(range(len(self.space.names(tensor))))
     if not self._has(tensor):
       return (0,) * len(codes)
@@ -234,12 +233,12 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """The rows of a genome, in execution order. Static and hashable.
+  """The adapted layers, in execution order: one for each row of a genome. Static and hashable.
 
   The slices of a stack are in the order of the stack, even if a scan is reversed.
 
   Attributes:
-    layers: the adapted layers, one for each row.
+    layers: the adapted layers.
 
   Example:
     >>> spec = Spec((Layer('fc1', 8, 32), Layer('fc2', 32, 8)))
@@ -262,43 +261,43 @@ class Spec:
 
   @functools.cached_property
   def cost_table(self) -> np.ndarray:
-    """Trained parameters of every form, int64 [rows, 5, codes]."""
+    """Trained parameters of every form, int64 [layer, 5, code]."""
     return self._table(Layer.costs, np.int64)
 
   @functools.cached_property
   def _canonical_table(self) -> np.ndarray:
-    """The canonical code of every code, int8 [rows, 5, codes]."""
+    """The canonical code of every code, int8 [layer, 5, code]."""
     return self._table(Layer._canonical, np.int8)
 
   @functools.cached_property
   def _choices_table(self) -> np.ndarray:
-    """Codes on offer, int8 [rows, 5, most on offer]."""
+    """Codes to choose from, int8 [layer, 5, most choices]."""
     return self._table(Layer.choices, np.int8)
 
   @functools.cached_property
   def num_codes(self) -> np.ndarray:
-    """Number of forms that exist, int64 [rows, 5]."""
+    """Number of forms that exist, int64 [layer, 5]."""
     return self._count(lambda layer, tensor: layer.space.names(tensor))
 
   @functools.cached_property
   def _num_choices(self) -> np.ndarray:
-    """Number of forms on offer, int64 [rows, 5]."""
+    """Number of choices, int64 [layer, 5]."""
     return self._count(Layer.choices)
 
   @functools.cached_property
   def _one_shift(self) -> np.ndarray:
-    """Rows where C and E may not both be there, bool [rows]."""
+    """Layers that may not have both C and E, bool [layer]."""
     return np.array([layer.space.one_shift for layer in self.layers], bool)
 
   def _table(self, values: Callable[[Layer, Tensor], tuple[int, ...]], dtype: Any) -> np.ndarray:
-    """A tuple for every gene, [rows, 5, longest]; shorter ones repeat their last value."""
+    """A tuple for every tensor of every layer, [layer, 5, longest]; the last value fills it up."""
     rows = [[values(layer, tensor) for tensor in TENSORS] for layer in self.layers]
     longest = max((len(gene) for row in rows for gene in row), default=1)
     filled = [[gene + gene[-1:] * (longest - len(gene)) for gene in row] for row in rows]
     return np.array(filled, dtype).reshape(len(rows), len(TENSORS), longest)
 
   def _count(self, values: Callable[[Layer, Tensor], Iterable[Any]]) -> np.ndarray:
-    """The length of a tuple for every gene, int64 [rows, 5]."""
+    """The length of a tuple for every tensor of every layer, int64 [layer, 5]."""
     rows = [[len(tuple(values(layer, tensor))) for tensor in TENSORS] for layer in self.layers]
     return np.array(rows, np.int64).reshape(len(self), len(TENSORS))
 

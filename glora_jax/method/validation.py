@@ -1,4 +1,4 @@
-"""What the public calls on an adapted model refuse, each in one sentence."""
+"""Checks of arguments of the public functions; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from glora_jax.checks import listed, shown, validate
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.space import SearchSpace, Spec
 
-# Times a layer's longer side that a rank may be: the default rank goes with a layer of one number.
+# Largest rank, relative to a layer's longer side; so rank 4, the default, is valid for size 1.
 _MOST_RANK_TO_SIDE = 4
 
 
 def check_ranks(spec: Spec) -> None:
-  """Checks that some layer of every search space has a use for its largest rank.
+  """Checks that the largest rank of every search space is useful in some layer.
 
   Raises:
     ValueError: the rank is far above the sizes of all layers of the space.
@@ -47,7 +47,7 @@ def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTI
 
 
 def as_numbers(name: str, value: Any) -> Any:
-  """Arrays of numbers as they are, traced ones, too; lists of numbers as one.
+  """Returns arrays of numbers, traced ones too, unchanged, and lists of numbers as an array.
 
   Raises:
     TypeError: it is something else.
@@ -73,7 +73,7 @@ def check_labelled(images: Any, labels: Any) -> None:
     labels: int [image]; may be traced.
 
   Raises:
-    ValueError: there are none, or their numbers differ.
+    ValueError: there are no images, or not as many labels.
   """
   if np.ndim(labels) < 1 or np.ndim(images) < 1 or len(images) != len(labels):
     raise ValueError(
@@ -85,13 +85,14 @@ def check_labelled(images: Any, labels: Any) -> None:
 
 
 def check_whole_numbers(labels: Any) -> None:
-  """Raises TypeError unless labels, which may be traced, have a type of whole numbers."""
-  if not jax.dtypes.issubdtype(dtype := jax.dtypes.result_type(labels), np.integer):
+  """Raises TypeError unless labels, which may be traced, have an integer type."""
+  dtype = jax.dtypes.result_type(labels)
+  if not jax.dtypes.issubdtype(dtype, np.integer):
     raise TypeError(f'The labels are {dtype}; they must be integers, the numbers of classes.')
 
 
 def check_scored(images: Any, labels: Any) -> None:
-  """Checks that there are images, each with the one class that answers are held against.
+  """Checks that there are images, each with one class to compare the answer with.
 
   Args:
     images: [image, ...]; may be traced.
@@ -99,7 +100,7 @@ def check_scored(images: Any, labels: Any) -> None:
 
   Raises:
     TypeError: the labels are not integers.
-    ValueError: there are none, their numbers differ, or an image has several labels.
+    ValueError: there are no images, not as many labels, or several labels for an image.
   """
   check_labelled(images, labels)
   check_whole_numbers(labels)
@@ -112,7 +113,7 @@ def check_scored(images: Any, labels: Any) -> None:
 
 
 def check_logits(logits: Any, number: int) -> None:
-  """Raises ValueError unless a model returned logits, float [image, class], of so many images."""
+  """Raises ValueError unless a model returned logits, float [image, class], of `number` images."""
   shape = getattr(logits, 'shape', None)
   if shape is None or len(shape) != 2 or shape[0] != number:
     given = f'a {type(logits).__name__}' if shape is None else f'an array {list(shape)}'
@@ -124,7 +125,7 @@ def check_logits(logits: Any, number: int) -> None:
 
 
 def right_answers(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
-  """Which answers are right, bool [...]; one whose loss is not finite is wrong.
+  """Which answers are right, bool [...]; an answer whose loss is not finite is wrong.
 
   Args:
     logits: [..., class].
@@ -135,11 +136,11 @@ def right_answers(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> ja
 
 
 def check_only_arrays(name: str, tree: Any) -> None:
-  """Checks that a tree can be given to a compiled function.
+  """Checks that a compiled function accepts a tree.
 
   Args:
-    name: what it is called in a sentence.
-    tree: any pytree, of parameters of which some are functions for instance.
+    name: its name in an error's sentence.
+    tree: any pytree; of parameters, for instance, of which some may be functions.
 
   Raises:
     TypeError: a leaf is not a number or an array of numbers.
@@ -156,7 +157,7 @@ def check_only_arrays(name: str, tree: Any) -> None:
 
 
 def check_classes(labels: Any, number: int | None) -> None:
-  """Checks that labels are classes; where they are traced, or on other hosts, nothing is checked.
+  """Checks that labels are classes; not if they are traced or on other hosts.
 
   Args:
     labels: int [image].
@@ -178,7 +179,7 @@ def check_classes(labels: Any, number: int | None) -> None:
 
 
 def is_known(value: Any) -> bool:
-  """Whether the numbers of an array can be looked at here and now."""
+  """Whether an array's values are available: it is not traced, and this process has all of it."""
   if isinstance(value, jax.core.Tracer):
     return False
   return not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated

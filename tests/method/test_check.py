@@ -12,7 +12,7 @@ from glora_jax import SearchSpace
 from glora_jax.method.adapted import Adapted
 
 X = normal(5, 4)
-ROWS = ['identity at start', 'fold against apply', 'gradients reach supports']
+ROWS = ['identity at start', 'fold against apply', 'gradients reach adapter']
 
 
 class Mlp(nn.Module):
