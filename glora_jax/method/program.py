@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from glora_jax.method.equation import low_rank_product, matrix_product
 from glora_jax.method.quantized import has_quantized
-from glora_jax.method.rules import Deferred, Gather, by_output, by_rows, merged
+from glora_jax.method.rules import Deferred, Gather, look_up, merge, multiply
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan
@@ -144,7 +144,7 @@ def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Defer
     view = kernel.plan.view
     if size == view.shape[dim]:
       continue
-    place = kernel.plan.layer_axis(dim)
+    place = kernel.plan.stack_place(dim)
     if place is None:
       return None
     cut = functools.partial(
@@ -152,7 +152,7 @@ def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Defer
     )
     dims = list(view.dims)
     dims[dim] = (Atom(kernel.plan.stack[place], size),)
-    kernel = kernel.map(cut).planned(view=dataclasses.replace(view, dims=tuple(dims)))
+    kernel = kernel.map(cut).with_plan(view=dataclasses.replace(view, dims=tuple(dims)))
   return kernel
 
 
@@ -165,12 +165,12 @@ def _items(kernel: Deferred) -> Deferred | None:
   plan = kernel.plan
   view = plan.view.index((0,), None)
   if plan.view.shape[0] == 1:
-    return kernel.planned(view=view).map(lambda leaf: leaf[None])
-  place = plan.layer_axis(0)
+    return kernel.with_plan(view=view).map(lambda leaf: leaf[None])
+  place = plan.stack_place(0)
   if place is None:
     return None
   stack = tuple(axis for number, axis in enumerate(plan.stack) if number != place)
-  return kernel.planned(view=view, stack=stack).map(lambda leaf: jnp.moveaxis(leaf, place, 0))
+  return kernel.with_plan(view=view, stack=stack).map(lambda leaf: jnp.moveaxis(leaf, place, 0))
 
 
 class _Program:
@@ -188,7 +188,7 @@ class _Program:
     return list(map(self._whole, self._run(program, operands)))
 
   def _whole(self, value: Any) -> Any:
-    return merged(value, _product, self._gather) if _is_deferred(value) else value
+    return merge(value, _product, self._gather) if _is_deferred(value) else value
 
   def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
     consts: Sequence[Any] = ()
@@ -236,14 +236,14 @@ class _Program:
       place = int(_is_deferred(values[1]))
       kernel, x = values[place], values[1 - place]
       if not _is_deferred(x):
-        return by_output(kernel, x, place, params, self._gather)
+        return multiply(kernel, x, place, params, self._gather)
     if 'slice_sizes' in params and _is_deferred(values[0]):  # gather, dynamic_slice
       indices = list(map(self._whole, values[1:]))
 
       def take(array: jax.Array, **changed: Any) -> jax.Array:
         return equation.primitive.bind(array, *indices, **{**params, **changed})
 
-      return by_rows(values[0], take, params, self._gather)
+      return look_up(values[0], take, params, self._gather)
     return None
 
   def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
@@ -329,7 +329,7 @@ def _passed_on(equation: core.JaxprEqn, kernel: Any, *indices: Any) -> Deferred 
     return _cut(kernel, starts, np.subtract(params['limit_indices'], starts).tolist())
   is_larger = name == 'broadcast_in_dim' and math.prod(params['shape']) > math.prod(view.shape)
   seen = move_axes(name, params, view) if name in _MOVED and not is_larger else None
-  return None if seen is None else kernel.planned(view=seen)
+  return None if seen is None else kernel.with_plan(view=seen)
 
 
 def _is_kept(policy: Callable[..., bool], primitive: Any, *args: Any, **params: Any) -> bool:
