@@ -245,7 +245,7 @@ def device_key(key: jax.Array) -> jax.Array:
 
 
 def are_replicated(tree: Any) -> bool:
-  """Whether no array of a tree, which may be of shapes, lies in parts on several devices."""
+  """Whether no array of a tree, which may be of shapes, is sharded."""
   shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree)]
   return all(sharding is None or sharding.is_fully_replicated for sharding in shardings)
 

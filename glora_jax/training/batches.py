@@ -1,7 +1,11 @@
-"""The batches of training steps: which there are, their order, and how they come to the device.
+"""The batches of training steps: their kinds, their order, and how they get to the device.
 
-A data set's order is a function of the key and the step number alone. It is the same whether it
-lies on the device or is read when it is needed, from the first step on or from a later one.
+`source_of` turns what `fit` accepts into one of three sources: `Resident` (arrays), `Streamed` (an
+object with `batches(indices)`) and `Loader` (an iterable of batches). Each has `blocks(...)`, which
+yields the batches of consecutive steps for one compiled call.
+
+The order of a data set is a function of the key and the step number alone. It is the same for both
+kinds of data sets, and for a run that starts at a later step.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -20,10 +24,11 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import shown
 from glora_jax.method.validation import check_only_arrays
 
-# Batches of a stream that one compiled call takes. The next call's are put on the device meanwhile.
+# Most steps of a compiled call whose batches do not lie on the device. While it runs, those of the
+# next call are read and sent.
 MOST_STREAMED_STEPS = 8
-# Examples that a stream is asked for at once, about: worker processes start anew for each question.
-_ASKED_AT_ONCE = 2**20
+# About how many examples a stream reads per call of `batches`: each call may start its workers.
+_READ_AT_ONCE = 2**20
 
 
 @runtime_checkable
@@ -44,9 +49,9 @@ class Block(NamedTuple):
 
   Attributes:
     stop: the steps that are done when these are.
-    data: a tree, of the whole data set [n, ...], or of the batches [steps, batch, ...].
+    data: tree of arrays: the data set [n, ...], or the batches [steps, batch, ...].
     indices: the examples of every step, int32 [steps, batch], or of n runs [steps, n, batch]; None
-      where `data` are batches.
+      if `data` holds the batches.
     weight: what the gradients of these steps are multiplied by; None for 1.
   """
 
@@ -56,8 +61,8 @@ class Block(NamedTuple):
   weight: float | None = None
 
 
-def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed | Given:
-  """What a `fit` trains on, by its kind.
+def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed | Loader:
+  """The source of a training's batches, by the kind of `batches`.
 
   Args:
     batches: see `fit`.
@@ -65,26 +70,65 @@ def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed 
     parts: number of equal parts that every batch must divide into.
 
   Raises:
-    TypeError: it is none of the kinds.
-    ValueError: a data set has no examples, or arrays of different lengths.
+    TypeError: it is none of the kinds, or holds something else than numbers.
+    ValueError: a data set has no examples, or arrays of different lengths; or a list is empty, or
+      looks like a data set.
   """
   if isinstance(batches, Stream):
     return Streamed(batches, batch_size)
-  if isinstance(batches, dict | tuple) or hasattr(batches, 'dtype'):
-    data = jax.tree.map(
-      lambda leaf: np.asarray(leaf) if isinstance(leaf, list) else leaf,
-      batches,
-      is_leaf=lambda leaf: isinstance(leaf, list),
-    )
-    check_only_arrays('data', data)
+  if isinstance(batches, Mapping | tuple) or hasattr(batches, 'dtype'):
+    data = to_arrays(batches, is_array=lambda node: isinstance(node, list))
     return Resident(data, batch_size, size_of(data))
-  if isinstance(batches, Iterable):
-    if isinstance(batches, Sized) and not len(batches):
-      raise ValueError('There are no batches; pass at least one.')
-    return Given(batches, parts)
-  raise TypeError(
-    f'batches={shown(batches)} must be a data set (an array, or a tuple or dictionary of arrays), '
-    'an iterable of batches, or an object with batches(indices).'
+  if not isinstance(batches, Iterable) or isinstance(batches, str):
+    raise TypeError(
+      f'batches={shown(batches)} must be a data set (an array, or a tuple or dictionary of '
+      'arrays), an iterable of batches, or an object with batches(indices).'
+    )
+  if isinstance(batches, list):
+    _check_list(batches)
+  return Loader(batches, parts)
+
+
+def _check_list(batches: list[Any]) -> None:
+  """Raises ValueError if a list is empty, or is a data set such as [images, labels]."""
+  if not batches:
+    raise ValueError('There are no batches; pass at least one.')
+  if len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
+    raise ValueError(
+      'The arrays of the list of batches differ in their number of axes; if they are a data set, '
+      'pass them as a tuple.'
+    )
+
+
+def to_arrays(tree: Any, is_array: Callable[[Any], bool]) -> Any:
+  """A tree whose leaves are NumPy or JAX arrays; tensors of other libraries become NumPy's.
+
+  Args:
+    tree: a data set or a batch.
+    is_array: whether a node, a list for instance, becomes an array instead of a part of the tree.
+
+  Raises:
+    TypeError: a leaf is not a number or an array of numbers.
+  """
+  tree = dict(tree) if isinstance(tree, Mapping) else tree
+  tree = jax.tree.map(
+    lambda leaf: np.asarray(leaf) if _is_foreign(leaf) or is_array(leaf) else leaf,
+    tree,
+    is_leaf=is_array,
+  )
+  check_only_arrays('batches', tree)
+  return tree
+
+
+def _is_foreign(leaf: Any) -> bool:
+  """Whether a leaf is an array of another library, PyTorch's for instance."""
+  return hasattr(leaf, '__array__') and not isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _are_numbers(node: Any) -> bool:
+  """Whether a node is a list of numbers, or of such lists."""
+  return isinstance(node, list) and all(
+    isinstance(leaf, bool | int | float) for leaf in jax.tree.leaves(node)
   )
 
 
@@ -92,7 +136,7 @@ def size_of(batch: Any) -> int:
   """The number of examples in a tree of arrays [n, ...].
 
   Raises:
-    ValueError: its arrays differ in it, or there are none.
+    ValueError: the arrays have different lengths, or there are no examples.
   """
   sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
   if len(sizes) != 1 or not (size := sizes.pop()) or not size[0]:
@@ -106,7 +150,7 @@ def size_of(batch: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """A data set that lies on the device; steps take their examples by index.
+  """A data set that lies on the device, where each step indexes its examples.
 
   Attributes:
     data: tree of arrays [n, ...].
@@ -127,7 +171,7 @@ class Resident:
       key: random key of the order; also a list, of several runs.
       steps: the first step, and the one after the last.
       most_steps: most steps of a block.
-      mesh: devices that every batch is split over; the data set lies on each as a whole.
+      mesh: devices that every batch is split over; the data set is replicated.
     """
     data, (first, last) = meshes.hold(mesh, self.data), steps
     block_size = steps_per_call(self.num_examples // self.batch_size, most_steps)
@@ -172,18 +216,18 @@ class Streamed:
     steps_per_epoch = self.num_examples // self.batch_size
     block_size = steps_per_call(steps_per_epoch, min(most_steps, MOST_STREAMED_STEPS))
     in_order = batch_indices(key, first, last, self.num_examples, self.batch_size)
-    batches = _read(self.stream, in_order, self.batch_size, mesh)
+    batches = _read_in_order(self.stream, in_order, self.batch_size, mesh)
     while first < last:
       left_of_epoch = steps_per_epoch - first % steps_per_epoch
       num_steps = min(block_size, left_of_epoch) if block_size < steps_per_epoch else block_size
       stop = min(first + num_steps, last)
-      yield Block(stop, _stacked([*itertools.islice(batches, stop - first)], mesh), None)
+      yield Block(stop, _stack([*itertools.islice(batches, stop - first)], mesh), None)
       first = stop
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-  """Batches as somebody else has made them, iterated anew in each epoch.
+class Loader:
+  """Batches that the caller has made: a list, a data loader. Iterated anew in each epoch.
 
   Attributes:
     batches: an iterable of trees of arrays [batch, ...].
@@ -196,86 +240,89 @@ class Given:
   @property
   def per_epoch(self) -> int | None:
     """Number of batches; None if it is unknown."""
-    return len(self.batches) if isinstance(self.batches, Sized) else None
+    try:
+      return len(self.batches)  # pyrefly: ignore
+    except TypeError:  # no `__len__`, or one that raises, as tf.data's and PyTorch's may
+      return None
 
   @property
   def is_one_pass(self) -> bool:
     """Whether it is an iterator, which is empty after one pass."""
-    return iter(self.batches) is self.batches
+    return isinstance(self.batches, Iterator)
 
   def blocks(
     self, key: Any, steps: tuple[int, int], most_steps: int, mesh: jax.sharding.Mesh | None = None
   ) -> Iterator[Block]:
-    """The batches of some steps, see `Resident`; those of one shape that follow each other at once.
+    """The batches of some steps, see `Resident`; a block has consecutive batches of one shape.
 
-    A step with fewer examples than the first batch of its pass counts for less, each example alike.
+    The weight of a step is its number of examples, relative to the first batch of its epoch.
     """
     del key
     first, last = steps
+    most_steps = min(most_steps, MOST_STREAMED_STEPS)
     skipped = first if self.per_epoch is None else first % self.per_epoch
-    run = itertools.islice(self._passes(), skipped, skipped + last - first)
-    for (_, weight), alike in itertools.groupby(run, key=_kind):
-      while batches := [*itertools.islice(alike, min(most_steps, MOST_STREAMED_STEPS))]:
-        first += len(batches)
-        alone = [batch for batch, _ in batches]
+    weighted = itertools.islice(self._passes(), skipped, skipped + last - first)
+    for (_, weight), alike in itertools.groupby(weighted, key=_shapes_and_weight):
+      while block := [batch for batch, _ in itertools.islice(alike, most_steps)]:
+        first += len(block)
         if mesh is not None:
-          own = operator.itemgetter(meshes.local_rows(mesh, size_of(alone[0])))
-          alone = jax.tree.map(own, alone)
-        yield Block(first, _stacked(alone, mesh), None, None if weight == 1 else weight)
+          local = meshes.local_rows(mesh, size_of(block[0]))
+          block = jax.tree.map(operator.itemgetter(local), block)
+        yield Block(first, _stack(block, mesh), None, None if weight == 1 else weight)
 
   def _passes(self) -> Iterator[tuple[Any, float]]:
-    """(batch, size by that of the first batch of its pass), pass after pass."""
+    """(batch, its size relative to the first batch of its pass), pass after pass."""
     while True:
-      largest = 0
+      first_size = None
       for batch in self.batches:
-        check_only_arrays('batch', batch)
-        size = size_of(batch)
+        arrays = to_arrays(batch, _are_numbers)
+        size = size_of(arrays)
         if size % self.parts:
           raise ValueError(
             f'A batch of {size} examples cannot be divided into {self.parts} equal parts (devices '
             'times accumulate); leave it out, or change its size.'
           )
-        largest = largest or size
-        yield jax.tree.map(np.asarray, batch), size / largest
-      if not largest:
+        first_size = first_size or size
+        yield jax.tree.map(np.asarray, arrays), size / first_size
+      if first_size is None:
         raise ValueError(
           'There are no batches left; pass a list or another iterable that starts anew in each '
           'epoch, with at least one batch.'
         )
 
 
-def _kind(weighted: tuple[Any, float]) -> tuple[Any, float]:
-  """What batches of one compiled call have in common."""
+def _shapes_and_weight(weighted: tuple[Any, float]) -> tuple[Any, float]:
+  """What the batches of a block have in common."""
   batch, weight = weighted
   leaves, structure = jax.tree.flatten(batch)
   return (structure, [(leaf.shape, leaf.dtype) for leaf in leaves]), weight
 
 
-def _stacked(batches: Sequence[Any], mesh: jax.sharding.Mesh | None) -> Any:
-  """Batches as arrays [steps, batch, ...], on their way to the device; nothing waits for them."""
+def _stack(batches: Sequence[Any], mesh: jax.sharding.Mesh | None) -> Any:
+  """Batches as arrays [steps, batch, ...], sent to the device without waiting for it."""
   stacks = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
   if mesh is None:
     return jax.device_put(stacks)
   return jax.tree.map(lambda stack: meshes.from_hosts(mesh, stack, axis=1), stacks)
 
 
-def _read(
+def _read_in_order(
   stream: Stream,
   in_order: Iterator[np.ndarray],
   batch_size: int,
   mesh: jax.sharding.Mesh | None,
 ) -> Iterator[Any]:
-  """The batches of some steps, asked of the stream many at a time."""
-  rows = slice(None) if mesh is None else meshes.local_rows(mesh, batch_size)
-  while asked := [*itertools.islice(in_order, max(1, _ASKED_AT_ONCE // batch_size))]:
-    yield from given(stream, np.stack(asked)[:, rows])
+  """The batches of some steps, many per call of the stream."""
+  local = slice(None) if mesh is None else meshes.local_rows(mesh, batch_size)
+  while rows := [*itertools.islice(in_order, max(1, _READ_AT_ONCE // batch_size))]:
+    yield from read(stream, np.stack(rows)[:, local])
 
 
-def given(stream: Stream, indices: np.ndarray) -> Iterator[Any]:
-  """The batches that a stream gives for rows of indices, int [rows, batch].
+def read(stream: Stream, indices: np.ndarray) -> Iterator[Any]:
+  """The batches of a stream for rows of indices, int [rows, batch].
 
   Raises:
-    ValueError: it does not give a batch for each row, with an example for each index.
+    ValueError: it does not return a batch for each row, with an example for each index.
   """
   rows, size = indices.shape
   number = 0
@@ -331,10 +378,10 @@ def split_traced(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0)
 
 
 def steps_per_call(steps_per_epoch: int, most: int) -> int:
-  """How many steps a compiled call takes: at most so many, and the same in nearly every call.
+  """The number of steps of a compiled call: at most `most`, and the same in nearly every call.
 
-  Whole epochs where they are short, a whole fraction of an epoch where it is long: calls of one
-  shape are compiled once.
+  Calls of one length are compiled once. So a call has one or more complete epochs if they are
+  short, and otherwise a number of steps that divides the epoch, if a large one does.
   """
   if steps_per_epoch < most:
     return steps_per_epoch * (most // steps_per_epoch)

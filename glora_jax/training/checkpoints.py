@@ -1,4 +1,4 @@
-"""Training states on disk (orbax): saved in the background, checked when they are read."""
+"""Training states on disk (orbax): saved in the background, verified when they are read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from glora_jax.training.loop import TrainState
 log = logging.getLogger(__name__)
 
 KIND = 'training states'
-# What orbax, JSON and tensorstore raise for damaged files. Tensorstore's ValueErrors give the
-# system's code if it refused to read.
+# What orbax, JSON and tensorstore raise for damaged files. A ValueError of tensorstore is not about
+# damage if it holds an error code of the operating system.
 _OF_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, FileNotFoundError)
 _OF_THE_SYSTEM = 'os_error_code'
 
@@ -32,12 +32,12 @@ _OF_THE_SYSTEM = 'os_error_code'
 class TrainingCheckpoints(contextlib.AbstractContextManager):
   """The states of one training run, or of several side by side, in a folder.
 
-  The newest state that can be read is where training goes on. When the block of a `with` ends, all
-  that was saved is on disk. Every state is saved with a checksum:
-  orbax does not notice when the numbers in its files have changed.
+  Training resumes from the newest state that can be read. When the block of a `with` ends, all
+  states are on disk. Every state is saved with a checksum, because orbax does not notice if the
+  numbers in its files have changed.
 
   Args:
-    folder: path of the folder; it is made where it is missing.
+    folder: path of the folder, which is created if it is missing.
 
   Raises:
     OSError: the folder cannot be written.
@@ -58,11 +58,11 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
   def __init__(self, folder: Path):
     self._folder = os.path.abspath(folder)
     self._format = os.path.join(self._folder, 'format.json')  # of the states: kind and format
-    if os.path.exists(self._format):  # of a later version orbax might read something else
+    if os.path.exists(self._format):  # orbax might misread the states of a later version
       read_json(self._format, KIND, remedy='remove it')
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     with self._explain_failures():
-      # Without a handler nobody knows the shapes of saved states.
+      # Without a handler orbax does not know the shapes of saved states.
       handler = ocp.StandardCheckpointHandler()
       self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
@@ -71,21 +71,21 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
       self._manager.close()
 
   def latest(self, template: TrainState) -> TrainState | None:
-    """The newest state that is whole.
+    """The newest state that is not damaged.
 
     A newer state that is damaged (a wrong checksum; a file that is missing or cannot be parsed) is
-    renamed to `STEP.damaged`, with a warning. After any other error all files stay as they are.
+    renamed to `STEP.damaged`, with a warning. Any other error is raised, and no file changes.
 
     Args:
-      template: a state with the structure, shapes and types that the result shall have, and its
-        frozen arrays, which are not saved.
+      template: a state with the structure, shapes and types of the result, and with the frozen
+        arrays, which are not saved.
 
     Returns:
-      The state; None where there is no state yet.
+      The state; None if there is no state yet.
 
     Raises:
-      ValueError: all states are damaged; they stay where they are.
-      OSError: the processes read different states.
+      ValueError: all states are damaged; they are not renamed.
+      OSError: a state cannot be read, or the processes read different states.
     """
     state, read, damaged = None, -1, {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -112,8 +112,11 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     return state
 
   def _require_damage(self, step: int, error: Exception) -> None:
-    """Raises the error, or that of opening a file of the state, unless a file is damaged."""
-    # Orbax says that a file is missing if it cannot be reached.
+    """Raises the error unless it says that the state is damaged.
+
+    Orbax reports a file as missing if it cannot be opened, for want of permission or because too
+    many files are open. So all files are opened first, and an error of that is raised instead.
+    """
     for folder, _, names in os.walk(f'{self._folder}/{step}', onerror=_raise):
       for name in names:
         open(os.path.join(folder, name), 'rb').close()
@@ -121,7 +124,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
       raise error
 
   def _set_aside(self, step: int, reason: str) -> None:
-    """Renames a damaged state, and says so."""
+    """Renames a damaged state, with a warning."""
     folder = f'{self._folder}/{step}'
     names = (f'{folder}.damaged{number or ""}' for number in itertools.count())
     aside = next(name for name in names if not os.path.lexists(name))
@@ -144,10 +147,10 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     return state
 
   def save(self, state: TrainState) -> None:
-    """Saves a state in the background; where its step is saved already, nothing happens.
+    """Saves a state in the background, unless its step is saved already.
 
     Args:
-      state: the state; its arrays may be reused as soon as this returns.
+      state: the state; the memory of its arrays may be reused as soon as this returns.
 
     Raises:
       OSError: this state, or the one before it, cannot be written.
@@ -164,12 +167,12 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
 
   @contextlib.contextmanager
   def _explain_failures(self) -> Iterator[None]:
-    """Makes an OSError of one sentence of whatever goes wrong while writing."""
+    """Turns any error of writing into an OSError that says what to do."""
     try:
       yield
     except Exception as error:  # from orbax's threads, of many types
-      refusals = map(os.strerror, errno.errorcode)  # the system's words, if it refused
-      reason = next((refusal for refusal in refusals if refusal in str(error)), first_line(error))
+      of_the_system = map(os.strerror, errno.errorcode)
+      reason = next((words for words in of_the_system if words in str(error)), first_line(error))
       raise OSError(
         f'The training state cannot be written to {self._folder} ({reason}). What was saved before '
         'is kept; free some space or fix the permissions, and start the same command again.'

@@ -1,4 +1,4 @@
-"""Consistency regularization: two passes with noise on the supports should agree."""
+"""Consistency regularization: two passes with noise on the adapter should agree."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from glora_jax.method.adapter import ADAPTER
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-  """Consistency regularization after PACE (Ni et al. 2024, arXiv 2409.17137).
+  """Consistency regularization as in PACE (Ni et al. 2024, arXiv 2409.17137).
 
-  Two passes, with supports multiplied by different noise, should give the same logits.
+  Two passes, with the adapter multiplied by different noise, should give the same logits.
 
   Attributes:
-    weight: weight of the squared difference between the logits of both, summed over classes; 0 runs
+    weight: weight of the squared difference between the logits of both, summed over classes. 0 runs
       a single pass without noise.
-    sigma: standard deviation of the noise around 1; each output of a layer has one number, shared
-      by all its supports.
+    sigma: standard deviation of the noise around 1. Each output of a layer draws one number, which
+      multiplies all tensors of the adapter for that output.
 
   Raises:
     TypeError: a field is not a number.
@@ -30,8 +30,8 @@ class Consistency:
 
   Example:
     >>> import jax.numpy as jnp
-    >>> supports = {'dense': {'B_down': jnp.ones((4, 2)), 'B_up': jnp.ones((2, 3))}}
-    >>> noisy = Consistency(weight=1.0, sigma=0.1).perturb(jax.random.key(0), supports)
+    >>> adapter = {'dense': {'B_down': jnp.ones((4, 2)), 'B_up': jnp.ones((2, 3))}}
+    >>> noisy = Consistency(weight=1.0, sigma=0.1).perturb(jax.random.key(0), adapter)
     >>> noisy['dense']['B_down'].std().item(), noisy['dense']['B_up'].std().item() > 0
     (0.0, True)
   """
@@ -43,12 +43,12 @@ class Consistency:
     validate_fields(self)
 
   def perturb(self, key: jax.Array, adapter: Any) -> Any:
-    """The supports of all layers times noise: A, B, D and E along the outputs, C as a whole."""
+    """The adapter times noise: A, B, D and E along the outputs, C by one number."""
 
     def noisy(path, value):
       *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
       entry = ADAPTER[name]
-      if entry.drawn:  # the other factor of the same LoRA is multiplied
+      if entry.drawn:  # a down factor; the up factor of the same LoRA has the noise
         return value
       module_key = jax.random.fold_in(key, zlib.crc32('/'.join(map(str, module)).encode()))
       stack = value.shape[: value.ndim - len(entry.axes)]

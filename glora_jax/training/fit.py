@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,56 +40,61 @@ def fit(
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """Trains an adapted model: its adapter and heads, by the recipe.
+  """Trains the adapter and the heads of an adapted model, and returns the final state.
 
   A fixed structure computes only the terms that it has. With a free structure every step draws new
   structures: weight-sharing training of a supernet (GLoRA, section 3.3).
 
-  An array of keys [n] trains n runs in one program by `vmap`, with the results of n separate runs:
-  seeds, or learning rates to compare. On an accelerator small runs together cost little more than
-  one; on CPU nothing is gained.
+  An array of keys [n] trains n runs in one program (`vmap`), with the results of n separate runs:
+  seeds, or learning rates to compare. On an accelerator several small runs cost little more than
+  one; on a CPU nothing is gained.
 
   Args:
     adapted: the adapted model.
-    variables: its variables, from `Adapted.init`; for several keys a list of them, a start for
-      each. What is not trained is that of the first.
-    loss: `loss(forward, batch, key)` returns the mean over a batch, a scalar, or a pair of it and a
-      dictionary of metrics, scalars, too. `forward(*inputs, **kwargs)` runs the adapted model, see
-      `method.forward.Forward`. The usual one for (images, labels) is `classification()`.
-    batches: what a step trains on. An array, or a tuple or dictionary of arrays [n, ...], is a data
-      set: it lies on the device, and is shuffled and cut by the recipe. So is an object with a
-      length and `batches(indices)`, which yields the examples of these indices, as trees of NumPy
-      arrays. A list or another iterable holds batches, trees of arrays [batch, ...]; it is iterated
-      anew in each epoch, so each must have the same batches in the same order if an interrupted
-      run is to resume exactly. Batches of another shape are compiled once more; one with fewer
-      examples than the first counts for less, each example alike. Every process of several gives
-      the same batches, and sends its own rows.
-    recipe: epochs, batches and optimizer. If the number of batches is unknown, give its `steps`.
-    key: random key. It decides the order of a data set and, folded with the step, goes to the loss.
-      For several runs an array of keys [n], as from `jax.random.split`, and a data set of arrays.
+    variables: its variables, from `Adapted.init`. For several keys a list, a start for each; frozen
+      arrays are those of the first.
+    loss: `loss(forward, batch, key)` returns the mean over a batch, a scalar, or the pair of it and
+      a dictionary of metrics, which are scalars too. `forward(*inputs, **kwargs)` runs the adapted
+      model, see `method.forward.Forward`. For pairs (images, labels) use `classification()`.
+    batches: a data set or batches, in one of three kinds.
+
+      - An array, or a tuple or dictionary of arrays [n, ...], is a data set. It lies on the device,
+        and is shuffled and cut into batches by the recipe.
+      - An object with a length and `batches(indices)` is a data set that is read during training:
+        for indices int [steps, batch] it yields a tree of NumPy arrays [batch, ...] for each step.
+      - A list or another iterable holds batches, trees of arrays [batch, ...]; a list within a tree
+        that has only numbers is an array. It is iterated anew in each epoch. An interrupted run
+        resumes exactly if every epoch has the same batches in the same order. A batch of a new
+        shape is compiled once more. If a batch has fewer examples than the first of its epoch, its
+        gradient is scaled down, so that every example has the same weight. Several processes must
+        iterate the same batches; each sends the examples of its own devices.
+    recipe: epochs, batch size and optimizer. If the number of batches is unknown, it needs `steps`.
+    key: random key. It decides the order of a data set and, folded with the step, is the loss's
+      key. For several runs an array of keys [n], as from `jax.random.split`; the data must then be
+      a data set of arrays.
     sample: for a free structure, `key -> genome` int [layer, 5], or genomes [path, layer, 5], which
-      cut the batch (on each device) into as many equal parts, each through its own structure. None
-      draws one uniformly, as `Sampling().draw` does.
-    tx: the optimizer, with its schedule; then only epochs, steps, batch size and parts of the
-      recipe count. `optax.partition` and `optax.masked` treat arrays differently. None for the
-      recipe's.
+      cut the batch (on each device) into equal parts, one for each structure. None draws one genome
+      uniformly, as `Sampling().draw` does.
+    tx: an optimizer with its schedule, in place of the recipe's; of the recipe, `epochs`, `steps`,
+      `batch_size` and `accumulate` remain. `optax.partition` and `optax.masked` treat arrays
+      differently.
     rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
       they are factors on the learning rate.
     state: state to continue from, of the same structure, optimizer and batch size; it is not
       changed. None starts from `variables`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
-    steps_per_dispatch: most steps per compiled call, after each of which progress is shown and
-      `on_dispatch` called.
+    steps_per_dispatch: most steps per compiled call; after each call progress is shown and
+      `on_dispatch` is called.
     on_dispatch: called with the state and the mean metrics since the last call, to save or log
-      them. The state's arrays are valid until it returns, as the next steps reuse their memory:
-      copy what you keep. For several runs the means are NumPy arrays [n], NaN where one stopped.
+      them. The next steps reuse the memory of the state's arrays: copy what you keep. For several
+      runs the means are NumPy arrays [n], NaN for a run that stopped.
     title: text before the progress bar.
     progress: whether to show the bar.
     mesh: devices of all processes that every batch is split over; the trained state is replicated.
-      The loss is called on every device, with its examples, the same key (see `mesh.device_key`)
-      and the same structures, and losses, metrics and gradients are averaged. Variables that are
-      already on the mesh stay there; if some are sharded (`glora_jax.shard`), the loss is called
-      once, with the whole batch. The rest is replicated. None for one device, and for several runs.
+      Each device calls the loss with its own examples, the same key (see `mesh.device_key`) and the
+      same structures; losses, metrics and gradients are averaged. Variables that are already on the
+      mesh stay there, others are replicated. If some are sharded (`glora_jax.shard`), the loss is
+      called once, with all examples. None for one device, and for several runs.
 
   Returns:
     The final state; `state.variables` are those of the model. If the loss or gradient of one of
@@ -97,12 +102,14 @@ def fit(
     warning; the others go on.
 
   Raises:
-    TypeError: an argument has the wrong type.
-    ValueError: an argument is out of range; the arrays of the data have different lengths, or a
-      label is not a class; the loss or a metric is not a number; the batch size does not fit the
-      data or the mesh; an iterator is to be iterated twice, or goes on at a later step; the number
-      of steps is unknown; `state` has other arrays or more steps than this training; or several
-      runs lack a start or rate each, or have no arrays, or a mesh.
+    TypeError: an argument has the wrong type, the data hold something else than numbers, or the
+      metrics are no dictionary.
+    ValueError: an argument is out of range; the data have no examples, or arrays of different
+      lengths; the loss or a metric is not one number; the batch size does not fit the data or the
+      mesh; a batch or its paths do not divide into equal parts; an iterator would have to start
+      anew; the number of steps is unknown; `state` has other arrays or more steps than this
+      training; several runs lack a start or a rate each, have no arrays, or have a mesh; or, for
+      `classification()`, a label is not a class.
     NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
       the last good one.
 
@@ -131,9 +138,8 @@ def fit(
   """
   validate(adapted, Adapted, 'adapted')
   loss_fn = step_loss(adapted, loss, sample)
-  check = functools.partial(_check_data, loss, batches)
-  check()
-  trainable, frozen = halves(adapted, variables, are_several(key))
+  _check_data(loss, batches)
+  trainable, frozen = _split(adapted, variables, are_several(key))
   try:
     state = minimize(
       loss_fn,
@@ -153,20 +159,29 @@ def fit(
       mesh=mesh,
     )
   except NonFiniteLossError:
-    check()  # now the loss knows how many classes there are
+    _check_data(loss, batches)
     raise
-  check()
+  _check_data(loss, batches)
   return state
 
 
 def _check_data(loss: Loss, batches: Any) -> None:
-  """Lets a loss that knows what its data must be, `classification()`, look at a data set."""
-  if isinstance(batches, tuple | dict) and hasattr(loss, 'check'):
+  """Raises ValueError if arrays, or a list of batches, are not what a loss with a `check` needs.
+
+  That of `classification()` checks the labels. It learns the number of classes when the model is
+  traced, so a label that is too large is found only after that, when it has made the loss NaN.
+  """
+  if not hasattr(loss, 'check'):
+    return
+  if isinstance(batches, list):
+    for batch in batches:
+      loss.check(batch)
+  elif isinstance(batches, tuple | Mapping) or hasattr(batches, 'dtype'):
     loss.check(batches)
 
 
 def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> LossFn:
-  """A loss as `minimize` calls it: of the halves of `Adapted.split`, a batch and the step's key.
+  """A loss for `minimize`, of the trainable and frozen parts of `Adapted.split`.
 
   Args:
     adapted: the adapted model.
@@ -174,8 +189,8 @@ def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> Los
     sample: see `fit`.
 
   Raises:
-    TypeError: an argument is no function.
-    ValueError: `sample` is given and the structure is fixed.
+    TypeError: `loss` or `sample` is not a function.
+    ValueError: there is a `sample`, but the structure is fixed.
   """
   validate(loss, Callable, 'loss')
   if adapted.genome is not None and sample is not None:
@@ -195,14 +210,13 @@ def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> Los
   return loss_fn
 
 
-def halves(adapted: Adapted, variables: Any, are_several: bool) -> tuple[Any, Any]:
-  """(trainable, frozen) of variables; of several starts the former with an axis [n] for them."""
-  if not are_several:
+def _split(adapted: Adapted, variables: Any, several: bool) -> tuple[Any, Any]:
+  """(trainable, frozen) of variables; for n starts the trainable arrays have a leading axis [n]."""
+  if not several:
     return adapted.split(variables)
-  validate(variables, Sequence, 'variables')
-  split = [adapted.split(each) for each in variables]
-  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(half for half, _ in split))
-  return trainable, split[0][1]
+  starts = [adapted.split(start) for start in validate(variables, Sequence, 'variables')]
+  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start for start, _ in starts))
+  return trainable, starts[0][1]
 
 
 def linear_probe(
@@ -216,16 +230,17 @@ def linear_probe(
   mesh: jax.sharding.Mesh | None = None,
   progress: bool = True,
 ) -> dict[str, Any]:
-  """Trains only the head, as `allocate` needs it, for a few epochs.
+  """Trains the head alone for a few epochs, and returns the variables: the start for `allocate`.
 
-  The frozen body runs in every step, and nothing is differentiated but the head.
+  Every step runs the frozen body, and differentiates only the head.
 
   Args:
     adapted: the adapted model.
-    variables: its variables, whose supports are used only where every structure has some.
-    loss: see `fit`; leave out what makes the model random, dropout for instance.
+    variables: its variables; the adapter is used only for what no structure can leave out.
+    loss: see `fit`; it should not make the model random, by dropout for instance.
     batches: see `fit`.
-    recipe: how to train; a few epochs at about twice the later learning rate are enough.
+    recipe: how to train; a few epochs, at about twice the learning rate of the training that
+      follows, are enough.
     key: random key.
     mesh: devices; see `fit`.
     progress: whether to show a bar.
@@ -261,7 +276,7 @@ def linear_probe(
   validate(adapted, Adapted, 'adapted')
   if not adapted.places.head_paths:
     raise ValueError(
-      'The adapted model has no head (heads=None), so there is nothing to train alone; pass '
+      'The adapted model has no head (heads=None), so a linear probe has nothing to train; pass '
       'heads= to adapt.'
     )
   probe = adapted.fix(smallest_genome(adapted.spec))
@@ -273,7 +288,7 @@ def linear_probe(
     batches,
     recipe,
     key,
-    title='head',
+    title='linear probe',
     progress=progress,
     mesh=mesh,
   )

@@ -1,9 +1,12 @@
-"""Loss and gradient of a batch: part after part for want of memory, each device's own images.
+"""Loss and gradient of a batch: part by part to save memory, and on each device of a mesh.
 
-A function here takes `(trainable, frozen, batch, key)` and gives `((loss, metrics), gradient)`, as
-`jax.value_and_grad` makes it. A merged kernel is used by all images: a compiler that splits a batch
-over devices by itself sums the gradient by every merged kernel over them, which is as large as the
-base. Where every device goes on to the few numbers of the supports first, only those are sent.
+The functions here wrap a `(trainable, frozen, batch, key) -> ((loss, metrics), gradient)`, as
+`jax.value_and_grad` makes it, and return one of the same signature.
+
+Why `by_device` does not leave the split to the compiler: all examples use the same merged kernels.
+If the compiler splits the batch, it all-reduces the gradient of every merged kernel over the
+devices, which is as large as the base. Under `shard_map` each device first computes the gradient of
+its adapter, and only these few numbers are averaged over the devices.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ Gradient = Callable[[Any, Any, Any, jax.Array], Any]
 
 
 def part_by_part(gradient_fn: Gradient, parts: int) -> Gradient:
-  """The mean over the parts of a batch whose arrays are [part, row of it, ...], each with a key.
+  """The mean over the parts of a batch with arrays [part, example, ...], each with its own key.
 
   Example:
     >>> mean = part_by_part(lambda trainable, frozen, batch, key: (trainable * batch).mean(), 2)
@@ -39,40 +42,38 @@ def part_by_part(gradient_fn: Gradient, parts: int) -> Gradient:
       jax.tree.map(lambda part: jnp.zeros(part.shape, _wide(part.dtype)), shapes),
       (batch, keys),
     )
-    return jax.tree.map(lambda leaf, part: _like_a_part(leaf / parts, part.dtype), total, shapes)
+    return jax.tree.map(lambda leaf, part: _narrow(leaf / parts, part.dtype), total, shapes)
 
   return mean_fn
 
 
 def by_device(gradient_fn: Gradient, mesh: jax.sharding.Mesh, axis: int = 0) -> Gradient:
-  """The mean over the devices of a mesh, each of which takes its own images.
+  """The mean over the devices of a mesh, each with its own examples.
 
   Args:
-    gradient_fn: what every device does. `trainable`, `frozen` and the key are whole on each.
+    gradient_fn: what every device computes; `trainable`, `frozen` and the key are replicated.
     mesh: the devices.
-    axis: that of the images in a batch.
+    axis: the axis of the examples in a batch.
   """
-  axes = mesh.axis_names
 
-  def of_own(trainable, frozen, batch, key):
-    found = gradient_fn(trainable, frozen, batch, key)
-    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wide(jnp.result_type(leaf))), found)
-    return jax.tree.map(
-      lambda mean, own: _like_a_part(mean, jnp.result_type(own)), jax.lax.pmean(wide, axes), found
-    )
+  def mean_fn(trainable, frozen, batch, key):
+    local = gradient_fn(trainable, frozen, batch, key)
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wide(jnp.result_type(leaf))), local)
+    means = jax.lax.pmean(wide, mesh.axis_names)
+    return jax.tree.map(lambda mean, leaf: _narrow(mean, jnp.result_type(leaf)), means, local)
 
-  # What varies over devices is not checked: a model may begin a scan with zeros.
+  # check_vma would reject a model that begins a scan with zeros, which do not vary over devices.
   split = meshes.split_over(mesh, axis).spec
   return jax.shard_map(
-    of_own, mesh=mesh, in_specs=(P(), P(), split, P()), out_specs=P(), check_vma=False
+    mean_fn, mesh=mesh, in_specs=(P(), P(), split, P()), out_specs=P(), check_vma=False
   )
 
 
 def _wide(dtype: Any) -> Any:
-  """The type of a sum: bools have none, short numbers would overflow or be rounded."""
+  """The type to sum in: at least float32, as bools have no sum, and 16 bits overflow or round."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def _like_a_part(mean: jax.Array, dtype: Any) -> jax.Array:
-  """A mean in the type of what it is of, unless that is of whole numbers."""
+def _narrow(mean: jax.Array, dtype: Any) -> jax.Array:
+  """A mean in the type of its terms, unless they are integers or bools."""
   return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else mean

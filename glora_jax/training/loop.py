@@ -1,8 +1,9 @@
 """One training step, many steps as one compiled call, and the loop over them.
 
-`minimize` knows neither models nor GLoRA, only a `loss_fn(trainable, frozen, batch, key)`, in one
-run or in several side by side. Everything random is a function of the key and the step number,
-so that a run that is resumed from a saved state ends exactly where the undisturbed one ends.
+`minimize` knows neither models nor GLoRA, only a `loss_fn(trainable, frozen, batch, key)`. It
+trains one run, or several side by side. Everything random is a function of the key and the step
+number, so a run that resumes from a saved state ends with the same bytes as one that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from glora_jax.compiling import reported
 from glora_jax.method.forward import loss_and_metrics
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import check_only_arrays
-from glora_jax.training.batches import Given, Resident, Streamed, source_of, split_traced
+from glora_jax.training.batches import Loader, Resident, Streamed, source_of, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
 from glora_jax.tree import differences, join
@@ -37,18 +38,17 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, Any, jax.Array], Any]
 
 
-Source = Resident | Streamed | Given
+Source = Resident | Streamed | Loader
 
 
 class TrainState(NamedTuple):
-  """All that a training run needs to go on, or n runs side by side: then all have an axis [n].
+  """The state of a training run, or of n runs side by side, each field with a leading axis [n].
 
   Attributes:
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
-    step: number of steps that are done; of several runs NumPy's int [n].
-    frozen: tree of arrays that training leaves as they are, which several runs share; of a saved
-      state None.
+    step: number of steps that are done; for n runs a NumPy array, int [n].
+    frozen: tree of arrays that are not trained, without an axis for runs; None in a saved state.
 
   Example:
     >>> trainable, frozen = {'params': {'head': 1.0}}, {'params': {'body': 2.0}}
@@ -64,7 +64,7 @@ class TrainState(NamedTuple):
 
   @property
   def variables(self) -> Any:
-    """The variables of the adapted model, as `Adapted.join` makes them; of n runs a list of n."""
+    """The variables of the adapted model, as from `Adapted.join`; for n runs a list of n."""
     if not np.ndim(self.step):
       return join(self.trainable, self.frozen)
     runs = (jax.tree.map(operator.itemgetter(run), self.trainable) for run in range(len(self.step)))
@@ -76,7 +76,7 @@ class NonFiniteLossError(RuntimeError):
 
   Attributes:
     state: the last good state, before that step.
-    learning_rate: the recipe's; None where the optimizer is another.
+    learning_rate: the recipe's; None if `tx` was the optimizer.
   """
 
   def __init__(self, state: TrainState, learning_rate: float | None = None):
@@ -94,13 +94,13 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Carry(NamedTuple):
-  """What a compiled step hands to the next: a `TrainState`, and whether it is still moving.
+  """What one compiled step passes to the next: a `TrainState`, and whether it is still finite.
 
   Attributes:
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
     step: number of steps that are done, int32 [].
-    finite: whether every loss and every gradient was finite so far, bool [].
+    finite: whether every loss and gradient so far was finite, bool [].
   """
 
   trainable: Any
@@ -114,22 +114,22 @@ def make_step(
   optimizer: optax.GradientTransformation,
   accumulate: int = 1,
   mesh: jax.sharding.Mesh | None = None,
-  whole: bool = True,
+  replicated: bool = True,
 ) -> Callable[..., tuple[Carry, Metrics]]:
   """Makes one training step, not compiled.
 
   Args:
     loss_fn: see `minimize`.
-    optimizer: what makes updates of gradients.
+    optimizer: turns gradients into updates.
     accumulate: see `Recipe`.
     mesh: see `minimize`.
-    whole: whether the frozen arrays are whole on every device of the mesh, so that each takes the
-      gradient of its own examples. Where some lie in parts, the compiler splits the batch.
+    replicated: whether the frozen arrays are replicated over the mesh. If so, each device computes
+      the gradient of its own examples. If some are sharded, the compiler splits the batch.
 
   Returns:
     `step_fn(carry, frozen, batch, key, rate=None, weight=None) -> (carry, metrics)`; the rate is a
-    factor on the updates, the weight one on the gradient. From the first loss or gradient on that
-    is not finite nothing is updated any more: the carry stays the last good state.
+    factor on the updates, the weight one on the gradient. After the first loss or gradient that is
+    not finite, no step updates anything: the carry stays the last good state.
   """
 
   def checked_fn(*arguments):
@@ -138,7 +138,7 @@ def make_step(
   gradient_fn = jax.value_and_grad(checked_fn, has_aux=True)
   if accumulate > 1:
     gradient_fn = part_by_part(gradient_fn, accumulate)
-  if mesh is not None and whole:
+  if mesh is not None and replicated:
     gradient_fn = by_device(gradient_fn, mesh, axis=int(accumulate > 1))
 
   def cut(rows):
@@ -155,14 +155,15 @@ def make_step(
     if rate is not None:
       updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
     trainable = optax.apply_updates(carry.trainable, updates)
-    # A loss can be finite where its gradient is not: that of the root of 0, for instance. The
-    # gradient's norm could overflow, and zeros become NaN where a number is not finite.
+    # A finite loss can have a gradient that is not, as the root has at 0. The gradient's norm would
+    # be a cheap test, but overflows for large finite numbers. So the gradient is multiplied by 0
+    # first: a finite number becomes 0, any other NaN.
     zeros = [0 * leaf for leaf in jax.tree.leaves(grads)]
     finite = carry.finite & jnp.isfinite(loss)
     finite &= jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in zeros))
     new_carry = Carry(trainable, opt_state, carry.step + 1, finite)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_carry, carry)
-    return kept._replace(finite=finite), {'loss': loss, **metrics}
+    good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_carry, carry)
+    return good._replace(finite=finite), {'loss': loss, **metrics}
 
   return step_fn
 
@@ -172,42 +173,43 @@ def make_steps(
   optimizer: optax.GradientTransformation,
   accumulate: int = 1,
   mesh: jax.sharding.Mesh | None = None,
-  whole: bool = True,
+  replicated: bool = True,
 ) -> Callable[..., tuple[Any, Any, jax.Array, Metrics]]:
   """Makes many training steps as one compiled function.
 
   Args:
     loss_fn: see `minimize`.
-    optimizer: what makes updates of gradients.
+    optimizer: turns gradients into updates.
     accumulate: see `Recipe`.
     mesh: see `minimize`.
-    whole: see `make_step`.
+    replicated: see `make_step`.
 
   Returns:
     `steps(trainable, opt_state, step, frozen, data, indices, key, rates=None, weight=None)`, which
-    returns `(trainable, opt_state, done, metrics)`. The first three are a `TrainState`, `data`,
-    `indices` and `weight` those of a `batches.Block`. `done` counts the steps that are done, as
-    `step` does: from the first loss or gradient on that is not finite none is.
-    The metrics are arrays [step]. The memory of the first two arguments is reused.
-    Of n runs side by side, rates are float [n], keys [n], indices [step, n, batch] and metrics
+    returns `(trainable, opt_state, done, metrics)`. The first four arguments are the fields of a
+    `TrainState`; `data`, `indices` and `weight` are those of a `batches.Block`. `done` is the new
+    `step`; it stops at the first loss or gradient that is not finite. The metrics are arrays
+    [step]. The memory of the first two arguments is reused.
+    For n runs side by side, rates are float [n], keys [n], indices [step, n, batch] and metrics
     [step, n]; a run that is behind the others has stopped.
   """
-  step_fn = make_step(loss_fn, optimizer, accumulate, mesh, whole)
-  replicated = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
+  step_fn = make_step(loss_fn, optimizer, accumulate, mesh, replicated)
+  shardings = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
 
   def streamed_step(carry, batch, frozen, key, rate=None, weight=None):
     batch = jax.tree.map(functools.partial(split_traced, mesh), batch)
     return step_fn(carry, frozen, batch, key, rate, weight)
 
   def resident_step(carry, index, data, frozen, key, rate):
-    index = split_traced(mesh, index)  # each device takes its own rows of what it holds whole
+    index = split_traced(mesh, index)  # each device indexes its own examples
     return streamed_step(carry, jax.tree.map(lambda rows: rows[index], data), frozen, key, rate)
 
   step_of_runs = jax.vmap(resident_step, in_axes=(0, 0, None, None, 0, 0))
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1), **replicated)
+  @functools.partial(jax.jit, donate_argnums=(0, 1), **shardings)
   def steps(trainable, opt_state, step, frozen, data, indices, key, rates=None, weight=None):
     step = jnp.int32(step)
+    # A run that stopped in an earlier call is behind the others, and stays so.
     finite = jnp.bool_(True) if rates is None else step == step.max()
     carry = Carry(trainable, opt_state, step, finite)
     if indices is None:
@@ -229,14 +231,14 @@ def make_steps(
 def initial_state(
   trainable: Any, optimizer: optax.GradientTransformation, runs: int | None = None
 ) -> TrainState:
-  """The state before the first step, of one run or of so many side by side, by what they train."""
+  """The state before the first step, of one run or of `runs` runs side by side."""
   if runs is None:
     return TrainState(trainable, optimizer.init(trainable), 0)
   opt_state = jax.vmap(optimizer.init, axis_size=runs)(trainable)
   return TrainState(trainable, opt_state, np.zeros(runs, np.int32))
 
 
-def _own_state(
+def _start_state(
   trainable: Any,
   frozen: Any,
   state: TrainState | None,
@@ -244,26 +246,26 @@ def _own_state(
   mesh: jax.sharding.Mesh | None,
   runs: int | None,
 ) -> TrainState:
-  """Where training starts; the steps reuse its arrays' memory, and the caller's stay alive."""
+  """The state that training starts from: a copy, as the steps reuse its memory."""
   begin = functools.partial(initial_state, optimizer=optimizer, runs=runs)
   if state is not None:
     _check_trees(state, jax.eval_shape(begin, trainable))
   start = begin(trainable) if state is None else state
-  own: Any = jax.tree.map(jnp.copy, meshes.replicate(mesh, start[:2]))
-  return TrainState(own[0], own[1], start.step, frozen)
+  placed = meshes.replicate(mesh, (start.trainable, start.opt_state))
+  return TrainState(*jax.tree.map(jnp.copy, placed), start.step, frozen)
 
 
 def _check_trees(state: TrainState, start: TrainState) -> None:
-  """Raises ValueError unless a state has the arrays that training starts with."""
+  """Raises ValueError unless a state has the structure, shapes and types of the start."""
   for field, origin in (('trainable', 'structure'), ('opt_state', 'optimizer')):
-    given, expected = (
+    found, expected = (
       {
         jax.tree_util.keystr(path, simple=True, separator='/'): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(each, field))
       }
       for each in (state, start)
     )
-    if problems := '; '.join(differences(given, expected)):
+    if problems := '; '.join(differences(found, expected)):
       raise ValueError(
         f'state.{field} has other arrays ({problems}); continue with the {origin} that it was '
         'trained with.'
@@ -271,8 +273,12 @@ def _check_trees(state: TrainState, start: TrainState) -> None:
 
 
 def _steps_per_epoch(source: Source, recipe: Recipe, mesh: jax.sharding.Mesh | None) -> int | None:
-  """The steps of an epoch, checked; None if their number is unknown."""
-  if not isinstance(source, Given):
+  """The number of steps of an epoch, None if it is unknown.
+
+  Raises:
+    ValueError: the batches do not divide over the mesh, or cannot be iterated for all epochs.
+  """
+  if not isinstance(source, Loader):
     meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
     return recipe.steps_per_epoch(source.num_examples)
   if source.is_one_pass and recipe.steps is None and recipe.epochs > 1:
@@ -284,14 +290,18 @@ def _steps_per_epoch(source: Source, recipe: Recipe, mesh: jax.sharding.Mesh | N
 
 
 def _first_step(state: TrainState, source: Source, limit: int) -> int:
-  """The step at which training continues, checked."""
+  """The step at which training continues.
+
+  Raises:
+    ValueError: it is beyond the last step, or an iterator would have to start anew.
+  """
   first = validate(np.max(state.step), int, 'state.step', least=0)
   if first > limit:
     raise ValueError(
       f'state.step={first} is more than the {limit} steps of this training; continue with the '
       'batch size and the epochs that it was trained with.'
     )
-  if isinstance(source, Given) and source.is_one_pass and first:
+  if isinstance(source, Loader) and source.is_one_pass and first:
     raise ValueError(
       f'batches is an iterator, which cannot go on at state.step={first}; pass a list or another '
       'iterable that starts anew.'
@@ -300,7 +310,7 @@ def _first_step(state: TrainState, source: Source, limit: int) -> int:
 
 
 def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
-  """Means over steps: a number each, or of several runs NumPy's [n], NaN where one has stopped."""
+  """Means over the steps: floats, or for n runs NumPy arrays [n], NaN for a run that stopped."""
   means = {name: np.mean(values, axis=0) for name, values in metrics.items()}
   if not np.ndim(stopped):
     return {name: float(mean) for name, mean in means.items()}
@@ -308,13 +318,13 @@ def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
 
 
 def _keys_of_runs(keys: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-  """What orders the images of each run, and the keys of their steps, [n]."""
+  """Keys of the order of examples, one for each run, and keys of the steps, [n]."""
   orders, steps = zip(*map(jax.random.split, keys), strict=True)
   return list(orders), jnp.stack(steps)
 
 
 def are_several(key: Any) -> bool:
-  """Whether a key is an array of keys [n], for as many runs."""
+  """Whether a key is an array of keys [n], one for each of n runs."""
   is_typed = hasattr(key, 'dtype') and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
   return is_typed and np.ndim(key) == 1 and len(key) > 0
 
@@ -322,7 +332,12 @@ def are_several(key: Any) -> bool:
 def _checked_runs(
   key: Any, trainable: Any, rates: Any, state: TrainState | None, source: Source, mesh: Any
 ) -> tuple[int | None, jax.Array | None]:
-  """The number of runs side by side and their rates, float [n]; None for one run alone."""
+  """The number of runs side by side and their rates, float [n]; (None, None) for a single run.
+
+  Raises:
+    TypeError: a key or the state has the wrong type.
+    ValueError: several runs lack a start or a rate each, have no arrays, or have a mesh.
+  """
   runs = len(key) if are_several(key) else None
   check_key(key if runs is None else key[0])
   if state is not None:
@@ -364,14 +379,14 @@ def minimize(
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """Minimizes any loss by the recipe; `fit` does it for an adapted model.
+  """Minimizes any loss with a recipe; `fit` does so for an adapted model.
 
   Args:
     loss_fn: `(trainable, frozen, batch, key) -> loss`, or a pair with metrics, all scalars, the
       loss a mean over the batch.
-    trainable: tree of arrays; only these get gradients and optimizer state. For several keys every
-      array starts with an axis [n].
-    frozen: tree of arrays, which several runs share.
+    trainable: tree of arrays; only these have gradients and optimizer state. For n keys every array
+      has a leading axis [n].
+    frozen: tree of arrays, shared by several runs.
     batches: see `fit`, like all that follow.
     recipe: epochs, batches and optimizer.
     key: random key, or keys [n].
@@ -389,6 +404,7 @@ def minimize(
     The final state.
 
   Raises:
+    TypeError: as in `fit`.
     ValueError: as in `fit`.
     NonFiniteLossError: as in `fit`.
 
@@ -432,7 +448,7 @@ def minimize(
   optimizer = recipe.optimizer(per_epoch) if tx is None else tx
 
   frozen = meshes.settle(mesh, frozen)
-  state = _own_state(trainable, frozen, state, optimizer, mesh, runs)
+  state = _start_state(trainable, frozen, state, optimizer, mesh, runs)
   first = _first_step(state, source, limit)
   if 0 < first < last:
     log.info('%s: resumed at step %d', title, first)

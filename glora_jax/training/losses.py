@@ -1,4 +1,4 @@
-"""The usual loss of images, and what it is made of: `loss(forward, batch, key)`, see `fit`."""
+"""The loss of classification, a `loss(forward, batch, key)` as `fit` needs it, and its parts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from glora_jax.method.validation import check_classes, check_whole_numbers, righ
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import Metrics
 
-# Numbers folded into a step's image key or model key, for further random streams of their own.
-MIX_STREAM = 2**32 - 1  # fold_in(key, n) is key n of a split, and augmentation splits the key
+# Numbers that are folded into a step's image key or model key, one for each random stream. Each
+# must differ from the others of its key, and MIX_STREAM from the small numbers, too: augmentation
+# splits the image key, and key n of a split is fold_in(key, n).
+MIX_STREAM = 2**32 - 1
 DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
 PASS_STREAMS = (4, 5)
@@ -38,24 +40,25 @@ def classification(
   component_dropout: float = 0.0,
   **kwargs: Any,
 ) -> Loss:
-  """The cross-entropy of batches (inputs, labels), with the accuracy as a metric.
+  """Returns the cross-entropy loss for batches (inputs, labels), with the accuracy as a metric.
 
-  If `fit` splits a batch over several devices, all of them drop the same components; `preprocess`,
-  `mix` and the model draw separately on each device. A Linen model gets the random streams
-  'dropout' and 'drop_path'.
+  A Linen model gets the random streams 'dropout' and 'drop_path'. If `fit` splits a batch over
+  several devices, `preprocess`, `mix` and the model draw separately on each; the components that
+  are dropped are the same.
 
   Args:
-    preprocess: `(images, key) -> inputs` of the model; normalization and augmentation. None for
-      images that are inputs already.
-    mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class], for example
-      mixup.
+    preprocess: `(images, key) -> inputs` of the model: normalization and augmentation. None if the
+      images are the model's inputs.
+    mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]: mixup
+      for example.
     consistency: see `Consistency`.
-    component_dropout: probability that a step drops a rank-one part of a LoRA of A or B; the others
-      are scaled up to keep the mean (MLAE, arXiv 2405.18897).
-    **kwargs: further arguments of the model, `train=True` for instance.
+    component_dropout: probability that a step drops a rank-one part of a LoRA for A or B; the
+      others are scaled up to keep the mean (MLAE, arXiv 2405.18897).
+    **kwargs: keyword arguments of the model, `train=True` for instance.
 
   Returns:
-    `loss(forward, (images, labels), key) -> (loss, metrics)`, labels int [batch].
+    `loss(forward, (images, labels), key) -> (loss, metrics)`, labels int [batch], or a distribution
+    over the classes for each example, float [batch, class].
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -90,8 +93,8 @@ def classification(
     return logits
 
   def loss(forward: Forward, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-    images, labels = batch
-    _, image_key, model_key = jax.random.split(key, 3)  # `fit` draws the structure by the first
+    images, labels = _pair(batch)
+    _, image_key, model_key = jax.random.split(key, 3)  # `fit` draws the structure with the first
     image_key = device_key(image_key)
     inputs, targets = preprocess(images, image_key), labels
     if mix is not None:
@@ -117,44 +120,58 @@ def classification(
 
 
 def _streams(forward: Forward, key: jax.Array) -> dict[str, Any]:
-  """The random streams of a Linen model; a function or an NNX model has none."""
+  """Keyword arguments with the random streams of a Linen model; none for other models."""
   if not isinstance(forward.adapted.model, nn.Module):
     return {}
   key = device_key(key)
   return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}
 
 
-def _check(classes: set[int], data: Any) -> None:
-  """Raises ValueError unless data are inputs with labels that are classes, as far as is known.
+def _pair(data: Any) -> tuple[Any, Any]:
+  """The inputs and labels of a data set or batch.
 
-  A label above them makes the loss NaN, and one below 0 would be counted from the last class.
+  Raises:
+    ValueError: it is not a pair.
   """
-  if not isinstance(data, tuple) or len(data) != 2:
+  if not isinstance(data, tuple | list) or len(data) != 2:
     raise ValueError(
-      'classification() is the loss of pairs (inputs, labels); pass a tuple of two arrays, or '
-      'batches of these.'
+      f'classification() is the loss of pairs (inputs, labels), got {type(data).__name__}; pass '
+      'a tuple of two arrays, or batches of these.'
     )
-  labels = data[1]
+  inputs, labels = data
+  return inputs, labels
+
+
+def _check(classes: set[int], data: Any) -> None:
+  """Raises ValueError unless data is a pair whose labels are classes.
+
+  A label that is too large makes the loss NaN, and one below 0 would count from the last class.
+
+  Args:
+    classes: the number of classes, or nothing if it is not known yet.
+    data: a data set or batch.
+  """
+  _, labels = _pair(data)
   if np.ndim(labels) == 1:
     check_whole_numbers(labels)
     check_classes(labels, min(classes, default=None))
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
-  """Mean softmax cross-entropy, and the accuracy as a metric.
+  """Returns the mean softmax cross-entropy, and the accuracy as a metric.
 
   Args:
     logits: float [..., class].
     targets: labels, int [...], or a distribution over the classes for each, float [..., class].
 
   Raises:
-    ValueError: there is no target for each row of logits.
+    ValueError: the shape of the targets does not match that of the logits.
   """
   fitting = (logits.shape, logits.shape[:-1]) if hasattr(logits, 'shape') else ()
   if targets.shape not in fitting:
-    given = list(logits.shape) if fitting else f'of type {type(logits).__name__}'
+    found = list(logits.shape) if fitting else f'of type {type(logits).__name__}'
     raise ValueError(
-      f'Logits {given} and targets {list(targets.shape)} do not match; logits are [..., class], '
+      f'Logits {found} and targets {list(targets.shape)} do not match; logits are [..., class], '
       'and targets a label for each row of them or a distribution over the classes.'
     )
   if targets.shape == logits.shape[:-1]:

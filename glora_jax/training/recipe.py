@@ -20,27 +20,27 @@ class Recipe:
   """How to train. The defaults are those of the official GLoRA code.
 
   Attributes:
-    epochs: passes over the training examples; each drops its last partial batch.
-    batch_size: number of examples in a step.
-    steps: number of steps in place of that of the epochs, for batches of unknown number; the
-      warm-up keeps its share of the epochs.
+    epochs: passes over the data; those over a data set drop the last partial batch.
+    batch_size: number of examples in a step, for a data set.
+    steps: number of steps, in place of `epochs`; needed if the number of batches is unknown. The
+      warm-up has the share `warmup_epochs / epochs` of them.
     learning_rate: peak of the schedule, reached after the warm-up; from there a cosine leads down
       to `final_learning_rate` at the last step.
     initial_learning_rate: where the warm-up starts.
     final_learning_rate: where the cosine ends.
     warmup_epochs: epochs of linear warm-up.
     weight_decay: AdamW's decoupled weight decay.
-    update_used_only: do not update a number in a step whose structure does not use it (its gradient
-      is zero): no decay, no moments; the official optimizer updates all of them.
-    accumulate: number of equal parts that a batch is split into to save memory, computed one after
-      the other; their gradients are averaged, and each part draws its own structure.
-    max_grad_norm: largest norm of the gradient of a step, over all trained numbers together; larger
-      gradients are scaled down to it before the optimizer; 0 turns clipping off, as the official
-      code does.
+    update_used_only: in each step, update only the numbers that the step's structure uses (whose
+      gradient is not zero), see `used_only`. The official optimizer updates all of them.
+    accumulate: number of equal parts that a batch is split into to save memory. They are computed
+      one after the other, their gradients are averaged, and each draws its own structure.
+    max_grad_norm: largest global norm of a step's gradient; larger gradients are scaled down to it
+      before the optimizer. 0 turns clipping off, as in the official code.
 
   Raises:
-    TypeError: a field has another type.
-    ValueError: a number is not finite or beyond its limits.
+    TypeError: a field has the wrong type.
+    ValueError: a number is not finite or out of range; `accumulate` does not divide `batch_size`;
+      or `warmup_epochs` is more than `epochs`.
 
   Example:
     >>> recipe = Recipe(epochs=10, batch_size=8, warmup_epochs=2)
@@ -72,10 +72,10 @@ class Recipe:
       )
 
   def steps_per_epoch(self, num_examples: int) -> int:
-    """Full batches among so many training examples.
+    """The number of full batches in a data set.
 
     Raises:
-      ValueError: there is not even one.
+      ValueError: there is none.
     """
     steps = num_examples // self.batch_size
     if not steps:
@@ -86,13 +86,13 @@ class Recipe:
     return steps
 
   def num_steps(self, per_epoch: int | None) -> int:
-    """The steps of the whole training.
+    """The number of steps of the training.
 
     Args:
       per_epoch: steps of an epoch; None if their number is unknown.
 
     Raises:
-      ValueError: it is needed and unknown.
+      ValueError: `per_epoch` is unknown, and the recipe has no `steps`.
     """
     if self.steps is not None:
       return self.steps
@@ -101,14 +101,14 @@ class Recipe:
     return self.epochs * per_epoch
 
   def optimizer(self, per_epoch: int | None) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay over the whole training; see `num_steps`."""
+    """AdamW with linear warm-up and cosine decay over all steps; see `num_steps`."""
     num_steps = self.num_steps(per_epoch)
     warmup_steps = round(num_steps * self.warmup_epochs / max(self.epochs, 1))
     schedule = optax.warmup_cosine_decay_schedule(
       init_value=self.initial_learning_rate if warmup_steps else self.learning_rate,
       peak_value=self.learning_rate,
       warmup_steps=warmup_steps,
-      # optax wants at least one step of decay.
+      # optax needs at least one step of decay.
       decay_steps=max(num_steps, warmup_steps + 1),
       end_value=self.final_learning_rate,
     )
@@ -119,19 +119,19 @@ class Recipe:
 
 
 def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Updates only the numbers whose gradient is not exactly zero.
+  """Wraps an optimizer so that it updates only the numbers whose gradient is not exactly zero.
 
-  A structure leaves the supports that it does not use with a gradient of exactly zero. AdamW would
-  move them all the same, by weight decay and by what is left in their moments. Wrapped, it leaves
-  them and their moments as they are; what else its state holds, a count of steps, goes on.
+  Where a structure does not use a tensor, the gradient is exactly zero. AdamW would still move it,
+  by weight decay and by the momentum of earlier steps. The wrapper leaves such numbers and their
+  moments unchanged; the rest of the state, a count of steps for instance, advances.
 
   Args:
-    inner: the inner transformation.
+    inner: the optimizer.
 
   Returns:
-    A transformation with the state of `inner`.
+    An optimizer with the state of `inner`.
 
-  See `optax.conditionally_mask` for a wrapper that leaves out whole steps.
+  See `optax.conditionally_mask` for a wrapper that skips complete steps.
   """
 
   def init_fn(params):
@@ -140,7 +140,8 @@ def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformati
   def update_fn(updates, state, params=None):
     is_used = jax.tree.map(lambda gradient: gradient != 0, updates)
     new_updates, new_state = inner.update(updates, state, params)
-    # Moments lie in the state as trees of the parameters' own structure.
+    # Moments are trees of the parameters' structure within the state. Optax marks them by running
+    # `inner.init` on placeholders, so the mask can follow them into any nested state.
     is_updated = optax.tree_utils.tree_map_params(
       inner.init,
       lambda _, used: used,
@@ -158,7 +159,7 @@ def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def warn_of_rounding(trainable: Any) -> None:
-  """Says which trained arrays are so short that most of an optimizer's steps are rounded away."""
+  """Warns of trained arrays of 16 bits, in which most updates of an optimizer are rounded away."""
   leaves = jax.tree_util.tree_leaves_with_path(trainable)
   short = [
     jax.tree_util.keystr(path, simple=True, separator='/')

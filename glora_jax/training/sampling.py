@@ -1,4 +1,4 @@
-"""Which structures a step of the supernet's training takes."""
+"""The structures that each step of a supernet's training draws."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from glora_jax.method.draws import sample_genome
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """Which structures a step of the supernet's training takes.
+  """Draws the structures of each step of a supernet's training.
 
   `Sampling(largest=0)` is the paper's: one structure, uniform over all genomes.
 
   Attributes:
-    largest: probability that a gene takes its largest form instead of a uniformly drawn one.
-    paths: number of groups that every batch is split into, each with its own genome.
+    largest: probability that a tensor of a layer has its largest form instead of one drawn
+      uniformly.
+    paths: number of equal parts that every batch is split into, each with its own genome.
 
   Raises:
-    TypeError: a field has another type.
-    ValueError: a number is not finite or beyond its limits.
+    TypeError: a field has the wrong type.
+    ValueError: a number is not finite or out of range.
 
   Example:
     >>> import flax.linen as nn
@@ -41,14 +42,14 @@ class Sampling:
     validate_fields(self)
 
   def draw(self, key: jax.Array, spec: space.Spec) -> jax.Array:
-    """The genomes of one step.
+    """Draws the genome or genomes of one step.
 
     Args:
       key: random key.
       spec: the layers of an adapted model.
 
     Returns:
-      A genome, int8 [layer, 5], or where there are several paths genomes [path, layer, 5].
+      A genome, int8 [layer, 5], or for several paths genomes [path, layer, 5].
     """
     if self.paths == 1:
       return sample_genome(key, spec, self.largest)

@@ -1,6 +1,8 @@
 """fit: every kind of data and of model, killed and resumed; what a loss may call."""
 
 import functools
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -93,6 +95,48 @@ def test_a_list_and_a_dictionary_train_as_the_data_set_whose_batches_they_are():
   listed = fit([(images[row], labels[row]) for row in rows], recipe)
   for found in (listed, fit({'x': images, 'y': labels}, recipe)):
     assert_allclose(vector(found.trainable), expected, rtol=1e-4, atol=1e-6)
+
+
+class Tensor:
+  """An array of another library, which JAX does not know."""
+
+  dtype = 'torch.float32'
+
+  def __init__(self, values):
+    self.values = np.asarray(values)
+
+  def __array__(self, dtype=None, copy=None):
+    return self.values
+
+
+class Loader:
+  """A data loader: pairs as lists of tensors, and a length that raises, as of an endless one."""
+
+  def __len__(self):
+    raise TypeError('The data set has no length')
+
+  def __iter__(self):
+    yield from ([*map(Tensor, batch)] for batch in cut(6))
+
+
+LOADERS = {
+  'tensors': Loader,
+  'lists': lambda: [[*batch] for batch in cut(6)],
+  'numbers': lambda: [{'x': x.tolist(), 'y': y.tolist()} for x, y in cut(6)],
+  'mapping': lambda: [MappingProxyType({'x': x, 'y': y}) for x, y in cut(6)],
+  'named tuples': lambda: [Pair(*batch) for batch in cut(6)],
+}
+
+
+class Pair(NamedTuple):
+  images: Any
+  labels: Any
+
+
+@pytest.mark.parametrize('kind', LOADERS)
+def test_batches_of_other_libraries_train_as_their_arrays(kind):
+  recipe = glora_jax.Recipe(**vars(RECIPE) | {'steps': 4})
+  assert_trees_equal(fit(LOADERS[kind](), recipe), fit(cut(6), recipe))
 
 
 def test_a_smaller_batch_counts_as_many_times_less_as_it_has_fewer_examples():

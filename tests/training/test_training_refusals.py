@@ -10,7 +10,7 @@ from tiny import Tiny, problem
 
 import glora_jax
 from glora_jax.training import loop
-from glora_jax.training.batches import given
+from glora_jax.training.batches import read
 from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.recipe import Recipe
 
@@ -75,7 +75,7 @@ def batches():
   'call, named',
   [
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
-    (lambda: list(given(Partial(), np.ones((3, 10), int))), '2 batches for 3 rows'),
+    (lambda: list(read(Partial(), np.ones((3, 10), int))), '2 batches for 3 rows'),
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
     (lambda: classification(rngs={'dropout': KEY}), 'rngs'),
     (lambda: fit(adapted=problem().adapted.fix('bitfit'), sample=len), 'sample draws structures'),
@@ -105,6 +105,13 @@ def batches():
       'go on at state.step=1',
     ),
     (lambda: fit(batches=[]), 'There are no batches'),
+    (lambda: fit(loss=len, batches=[*problem().data]), 'pass them as a tuple'),
+    (lambda: fit(batches='photos/'), "batches='photos/' must be a data set"),
+    (lambda: fit(loss=len, batches={'names': np.array(['a', 'b'])}), 'at names'),
+    (lambda: fit(batches=problem().images), 'got ArrayImpl'),
+    (lambda: fit(batches=[{'images': problem().images}]), 'pairs (inputs, labels), got dict'),
+    (lambda: fit(batches=iter([{'x': problem().images}]), recipe=Recipe(steps=1)), 'got dict'),
+    (lambda: fit(batches=[(problem().images, problem().labels + 1)]), 'label 3 of image 2'),
     (lambda: fit(batches=(jnp.ones((4, 2)), np.arange(3))), '[[4, 2], [3]]'),
     (
       lambda: fit(batches=[problem().data], recipe=IN_PARTS),
