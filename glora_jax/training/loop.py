@@ -251,8 +251,9 @@ def _start_state(
   if state is not None:
     _check_trees(state, jax.eval_shape(begin, trainable))
   start = begin(trainable) if state is None else state
-  placed = meshes.replicate(mesh, (start.trainable, start.opt_state))
-  return TrainState(*jax.tree.map(jnp.copy, placed), start.step, frozen)
+  placed = meshes.replicate(mesh, start[:2])
+  trainable, opt_state = jax.tree.map(jnp.copy, placed)
+  return TrainState(trainable, opt_state, start.step, frozen)
 
 
 def _check_trees(state: TrainState, start: TrainState) -> None:
