@@ -1,4 +1,4 @@
-"""Tables of what is adapted in a model: its layers, and why other matrices are not."""
+"""Tables of what is adapted in a model, and why other matrices are not."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MOST_NAMED = 3  # matrices that the log names
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-  """A parameter with two or more axes, stacks of layers not counted.
+  """A parameter with two or more axes, without those that count layers.
 
   Attributes:
     name: its path, joined by '/'.
     shape: its shape.
-    share: its part of the model's parameters.
+    share: its fraction of the model's parameters.
     reason: why it is not adapted, in a few words; '' if it is.
   """
 
@@ -48,7 +48,7 @@ class Coverage:
 
   @property
   def share(self) -> float:
-    """The part of the model's parameters that lies in covered matrices."""
+    """The fraction of the model's parameters that is in covered matrices."""
     return sum(matrix.share for matrix in self.covered)
 
   def __str__(self) -> str:
@@ -61,28 +61,28 @@ class Coverage:
     return '\n'.join([f'{_count(self, self.uncovered)}:', *align(rows, right=(2,))])
 
 
-def _count(whole: Coverage, uncovered: Sequence[Matrix]) -> str:
+def _count(coverage: Coverage, uncovered: Sequence[Matrix]) -> str:
   """How many matrices are not adapted, in words."""
-  number = len(whole.covered) + len(whole.uncovered)
+  number = len(coverage.covered) + len(coverage.uncovered)
   are, share = 'is' if len(uncovered) == 1 else 'are', sum(matrix.share for matrix in uncovered)
   return (
     f'{len(uncovered)} of {number} weight matrices {are} not adapted ({share:.1%} of parameters)'
   )
 
 
-def log_uncovered(whole: Coverage) -> None:
-  """Says in one line which matrices of a model are not adapted, but for what a user left out.
+def log_uncovered(coverage: Coverage) -> None:
+  """Logs in one line which matrices are not adapted, except those that the user has left out.
 
-  It is a warning where a matrix is used in a way that might be a linear layer's.
+  It is a warning if one of them might be a linear layer that was not recognized.
   """
-  others = [matrix for matrix in whole.uncovered if matrix.reason not in CHOSEN]
+  others = [matrix for matrix in coverage.uncovered if matrix.reason not in CHOSEN]
   if not others:
     return
   others.sort(key=lambda matrix: (matrix.reason.startswith(ORDINARY), -matrix.share))
   named = [f'{matrix.name} ({matrix.reason})' for matrix in others[:_MOST_NAMED]]
   more = ['... (adapted.coverage() lists all)'] if len(others) > _MOST_NAMED else []
   level = logging.INFO if others[0].reason.startswith(ORDINARY) else logging.WARNING
-  log.log(level, '%s: %s', _count(whole, others), ', '.join(named + more))
+  log.log(level, '%s: %s', _count(coverage, others), ', '.join(named + more))
 
 
 def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
@@ -90,8 +90,8 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
 
   Args:
     spec: the layers.
-    genome: whose forms to show, int [rows, 5]; None shows all on offer, and counts those of the
-      largest structure.
+    genome: structure to show, int [rows, 5]; None shows all forms to choose from, and counts
+      parameters of the largest structure.
   """
   rows: list[Sequence[str]] = [('layer', 'in', 'out', *TENSORS, 'trained', 'total')]
   counted = largest_genome(spec) if genome is None else genome

@@ -1,9 +1,20 @@
-"""One set of supports: for one linear layer, or for several that are fused.
+"""A group: one kernel, or several that are fused (`ties=`), with the adapter's arrays for it.
 
-A set may store all ranks of LoRA that are on offer, or those that one genome uses: in the storage
-of rank r the LoRA of a lower rank is its first columns, so a fixed structure's supports are cut to
-the largest rank that it reads in each group of layers, and what it does not read may be missing.
-Everything that reads supports takes them in any width, and masks what a genome does not use.
+Kernels are *members*, and each may be a stack. A scanned block with q, k and v, fused, is one group
+of three members, with a row of the genome for each iteration of the scan:
+
+    stack        q            k            v
+    [0]      row 0: [in, out of q + out of k + out of v], one virtual layer
+    [1]      row 1: ...
+
+The arrays have the stack's axes first, like `B_down` [stack..., in, rank] and `B_up`
+[stack..., rank, out]. Those with outputs have the members' one after another, and `by_member` cuts
+them. Arrays without outputs are common to all members.
+
+The storage of a LoRA of rank r has those of lower ranks in its first columns. So the arrays of a
+fixed structure are cut to the largest rank that it reads in each group, arrays that it does not
+read may be missing, and all functions accept arrays of any rank and mask what a genome does not
+use.
 """
 
 from __future__ import annotations
@@ -57,13 +68,12 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """One set of supports.
+  """One or several kernels with one set of arrays.
 
   Attributes:
-    members: the linear modules that it acts on: one, or those of a tie in the order of their
-      outputs, whose kernels then stand side by side as one virtual layer.
+    members: the linear modules: one, or fused ones in the order of their outputs.
     rows: genome rows of its layers, in the order of the flattened stack.
-    space: the forms on offer.
+    space: the forms to choose from.
   """
 
   members: tuple[Site, ...]
@@ -72,7 +82,7 @@ class Group:
 
   @property
   def path(self) -> KeyPath:
-    """Path of the supports in the `glora` collection: the first member's."""
+    """Path of its arrays in the `glora` collection: the first member's."""
     return self.members[0].path
 
   @property
@@ -82,9 +92,9 @@ class Group:
     ends = [first.name]
     for site in others:
       pairs = zip(site.path, first.path, strict=False)
-      start = next(place for place, (own, beside) in enumerate(pairs) if own != beside)
-      # All that is not the first's where the path is the parameter's ('q/w').
-      ends.append('/'.join(site.path[-1 if site.path != site.kernel_path else start :]))
+      # A module's own name, but of a parameter ('q/w') all that is not the first member's.
+      differs = next(place for place, (name, other) in enumerate(pairs) if name != other)
+      ends.append('/'.join(site.path[differs if site.path == site.kernel_path else -1 :]))
     return '+'.join(ends)
 
   @property
@@ -113,7 +123,7 @@ class Group:
     return functools.reduce(jnp.promote_types, (site.dtype for site in self.members))
 
   def init(self, key: jax.Array, kernel: Any, genome: np.ndarray | None = None) -> dict[str, Any]:
-    """Fresh supports; a layer's depend on the key and its row alone.
+    """Initial arrays; those of a layer depend on the key and its row alone.
 
     Args:
       key: random key.
@@ -121,7 +131,7 @@ class Group:
       genome: the one structure that they are for, int [rows, 5]; None for all.
 
     Returns:
-      Supports with the stack's axes first, in boxes like the kernel's.
+      Arrays with the stack's axes first, in boxes like the kernel's.
     """
     keys, shapes = _keys_of_rows(key, np.array(self.rows)), self.adapter_shapes()
     ranks = dict.fromkeys(shapes, 0) if genome is None else self.read_by(genome)
@@ -131,27 +141,27 @@ class Group:
 
   @property
   def adapter_dtype(self) -> np.dtype:
-    """Data type of the supports; of NumPy's float64, what JAX makes of it."""
+    """Data type of its arrays; of NumPy's float64, what JAX makes of it."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(self.dtype, jnp.float32))
 
   def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the supports, [stack..., ...]."""
+    """Names and shapes of its arrays, [stack..., ...]."""
     shapes = adapter_shapes(
       self.in_features, self.out_features, self.space.ranks, self.has_bias, self.space.shared
     )
     return {name: self.stack_shape + shape for name, shape in shapes.items()}
 
   def used_parts(self, forms: Sequence[int]) -> dict[str, tuple[slice, ...]]:
-    """Which part of which support of a layer the codes of A, B, C, D and E read."""
+    """Which part of which array of a layer the codes of A, B, C, D and E read."""
     return used_parts(forms, self.space.ranks, self.has_bias, self.space.shared)
 
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
-    """The supports that genomes [..., rows, 5] read; of those with ranks the largest, else 0."""
-    own = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
-    return self.stored_for(occurring(own))
+    """The arrays that genomes [..., rows, 5] read, with the largest rank; 0 if they have none."""
+    layers = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
+    return self.stored_for(occurring(layers))
 
   def stored_for(self, in_use: Codes) -> dict[str, int]:
-    """The supports that some form reads; of those with ranks the largest, else 0."""
+    """The arrays that some code of a tensor reads, with the largest rank; 0 if they have none."""
     ranks: dict[str, int] = {}
     for column, codes in enumerate(in_use):
       for code in codes:
@@ -163,7 +173,7 @@ class Group:
     return ranks
 
   def arrays(self, collection: Any) -> dict[str, Any]:
-    """Its supports in the `glora` collection, out of their boxes; {} where none are stored."""
+    """Its arrays in the `glora` collection, out of their boxes; {} if none are stored."""
     for name in self.path:
       collection = collection.get(name, {})
     return dict(nn.meta.unbox(collection))
@@ -195,28 +205,29 @@ class Group:
       yield Part(site, of_kernel, of_bias, self.forms(genome), by_output)
 
   def by_member(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
-    """Every member with the supports that make up its part of the outputs, and B's LoRA scaled."""
-    whole = dict(adapter)
-    if self.space.scale != 1 and 'B_down' in whole:  # which no other form shares
-      whole['B_down'] = whole['B_down'] * self.space.scale
+    """Every member with the arrays for its outputs, and B's LoRA scaled.
+
+    Shared storage has a constant in the first number of a vector, which only the first member's
+    outputs contain. So constants become arrays of their own before the vectors are cut.
+    """
+    arrays = dict(adapter)
+    if self.space.scale != 1 and 'B_down' in arrays:  # which no other form shares
+      arrays['B_down'] = arrays['B_down'] * self.space.scale
     if len(self.members) == 1:
-      yield self.members[0], whole
+      yield self.members[0], arrays
       return
-    # In shared storage a constant is a number of the vector, which a member's part may not contain.
     for name, entry in ADAPTER.items():
       if entry.form == 'constant' and entry.within and entry.within.name in adapter:
-        whole[name] = read(adapter, entry.tensor, 'constant')
+        arrays[name] = read(adapter, entry.tensor, 'constant')
     start = 0
     for site in self.members:
       outputs = slice(start, start + site.out_features)
       start = outputs.stop
-      yield (
-        site,
-        {
-          name: value[..., outputs] if 'out' in ADAPTER[name].axes else value
-          for name, value in whole.items()
-        },
-      )
+      part = {
+        name: value[..., outputs] if 'out' in ADAPTER[name].axes else value
+        for name, value in arrays.items()
+      }
+      yield site, part
 
 
 @functools.partial(jax.jit, inline=True)
@@ -225,7 +236,7 @@ def _keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
 
 
 def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
-  """Supports in a box like the kernel's, if it has one.
+  """Arrays in boxes like the kernel's, if it has one.
 
   Axes that they share with the kernel have its names, the others None.
   """
@@ -233,62 +244,62 @@ def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[st
     return dict(adapter)
   boxed = {}
   for name, value in adapter.items():
-    names, own = site.axis_names(kernel.names, ADAPTER[name].axes)
+    names, layer = site.axis_names(kernel.names, ADAPTER[name].axes)
     stack = tuple(names[dim] for dim in site.layout.stack)
-    boxed[name] = kernel.replace(value=value, names=stack + own)
+    boxed[name] = kernel.replace(value=value, names=stack + layer)
   return boxed
 
 
 def fuse(
   sites: Sequence[Site], ties: Sequence[Sequence[str]], spaces: Mapping[str, SearchSpace]
 ) -> list[tuple[Site, ...]]:
-  """The sites one by one or, where a tie wants it, together at the place of the earliest.
+  """The members of each group: one site, or the fused ones, in the place of the earliest.
 
   Args:
     sites: the linear modules, in order.
-    ties: ends of paths that are fused wherever they stand beside each other; see `adapt`.
+    ties: lists of ends of paths. Layers that have them, and are siblings, are fused; see `adapt`.
     spaces: the space of every site, by its name.
 
   Returns:
-    Tuples of sites, those of a tie in the order in which the tie lists them.
+    Tuples of sites; fused ones in the order of their list.
 
   Raises:
-    ValueError: a tie finds no sites, or sites that do not fit each other.
+    ValueError: a list finds no sites, or sites that cannot be fused.
   """
   by_name = {site.name: site for site in sites}
   fused: dict[str, tuple[Site, ...]] = {}
   for ends in map(tuple, ties):
-    for members in _members_of_tie(ends, by_name, spaces):
+    for members in _fused(ends, by_name, spaces):
       for site in members:
         if site.name in fused:
-          raise ValueError(f'{site.name} is in two ties; a layer can be in only one.')
+          raise ValueError(f'ties: {site.name} is in two of them; a layer can be in only one.')
         fused[site.name] = members
-  # A tie is met once a member; a dictionary keeps the first place.
+  # Fused members are met once each; a dictionary keeps the first place.
   return list(dict.fromkeys(fused.get(site.name, (site,)) for site in sites))
 
 
-def _members_of_tie(
+def _fused(
   ends: tuple[str, ...], by_name: Mapping[str, Site], spaces: Mapping[str, SearchSpace]
 ) -> Iterator[tuple[Site, ...]]:
-  """The sites of a tie, once for every place where its ends stand beside each other.
+  """The sites that have some ends of paths, once for every module in which these are siblings.
 
   Raises:
-    ValueError: there are none, or they cannot share one set of supports.
+    ValueError: there are none, or they cannot be fused.
   """
   leading = ends[0] if ends else ''
   firsts = [name for name in by_name if name == leading or name.endswith(f'/{leading}')]
   if len(ends) < 2 or len(set(ends)) < len(ends) or not firsts:
     raise ValueError(
-      f'The tie {ends} must list two or more different path ends of selected layers; these are: '
+      f'ties: {ends} must list two or more different path ends of selected layers; these are: '
       f'{", ".join(by_name)}.'
     )
   for first in firsts:
     names = [first.removesuffix(leading) + end for end in ends]
     if missing := [name for name in names if name not in by_name]:
       raise ValueError(
-        f'The tie {ends} finds {first}, but next to it no selected layer {", ".join(missing)}.'
+        f'ties: {ends} finds {first}, but next to it no selected layer {", ".join(missing)}.'
       )
-    wanted, *others = [
+    facts, *others = [
       {
         'in': site.in_features,
         'stack': site.stack_shape,
@@ -298,17 +309,20 @@ def _members_of_tie(
       }
       for site in (by_name[name] for name in names)
     ]
-    for name, own in zip(names[1:], others, strict=True):
-      if unlike := [fact for fact in own if own[fact] != wanted[fact]]:
+    for name, other in zip(names[1:], others, strict=True):
+      unlike = [fact for fact in facts if other[fact] != facts[fact]]
+      if unlike:
         raise ValueError(
-          f'The tie {ends} does not fit: {name} and {first} do not have the same {unlike[0]}.'
+          f'ties: {ends} cannot be fused: {name} and {first} do not have the same {unlike[0]}.'
         )
     yield tuple(by_name[name] for name in names)
 
 
 def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
-  """The groups with rows counted among them alone, in the same order."""
-  # For every layer of a stack the first row that a member has for it.
+  """The groups with rows counted among them alone, in execution order.
+
+  A fused layer has the place of the member that runs first.
+  """
   earliest = [
     [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
     for group in groups
@@ -345,14 +359,14 @@ def parts_read(
     adapter: the `glora` collection.
   """
   for group in groups:
-    own = group.arrays(adapter)
+    arrays = group.arrays(adapter)
     for index, row in group.slices():
       for name, part in group.used_parts(genome[row].tolist()).items():
-        yield spec.layers[row].name, name, own[name], (*index, *part)
+        yield spec.layers[row].name, name, arrays[name], (*index, *part)
 
 
 def cut(groups: Sequence[Group], adapter: Any, genome: np.ndarray) -> dict[str, Any]:
-  """Supports of the ranks that a genome reads, as nested dictionaries.
+  """The adapter with the ranks that a genome reads, as nested dictionaries.
 
   Args:
     groups: the adapted layers.
@@ -360,39 +374,41 @@ def cut(groups: Sequence[Group], adapter: Any, genome: np.ndarray) -> dict[str, 
     genome: concrete, int [rows, 5].
 
   Raises:
-    ValueError: the supports are of other layers, or of a structure with lower ranks.
+    ValueError: the adapter is of other layers, or of a structure with lower ranks.
   """
   check_storage(groups, adapter, genome)
   flat = flatten(adapter)
   for group in groups:
     read = group.read_by(genome)
     for name in RANK_AXES:
-      if (path := (*group.path, name)) in flat:  # of what is not read one rank stays
-        first = functools.partial(_first_ranks, name, rank=read.get(name, 1))
+      path = (*group.path, name)
+      if path in flat:
+        rank = read.get(name, 1)  # one rank stays of what is not read
+        first = functools.partial(_first_ranks, name, rank=rank)
         flat[path] = jax.tree.map(first, flat[path])  # in its box, if it is in one
   return flax.traverse_util.unflatten_dict(flat)
 
 
 def cut_to(ranks: Mapping[str, int], adapter: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """The supports of some names, cut to their ranks; 0 is that of those without ranks."""
+  """The arrays of some names, cut to their ranks; 0 for arrays without ranks."""
   return {name: _first_ranks(name, adapter[name], rank) for name, rank in ranks.items()}
 
 
 def _first_ranks(name: str, value: Any, rank: int) -> Any:
-  """The first so many rank-one parts of a support."""
-  if not rank or value.shape[axis := RANK_AXES[name]] == rank:
+  """The first ranks of an array; all of it if `rank` is 0."""
+  axis = RANK_AXES.get(name, -1)
+  if not rank or value.shape[axis] == rank:
     return value
   return value[(..., slice(rank), *[slice(None)] * (-1 - axis))]
 
 
 def check_storage(groups: Sequence[Group], adapter: Any, genomes: Any = None) -> None:
-  """Checks that supports are those of the layers, and hold all that genomes read.
+  """Checks that an adapter is that of the layers, and has all that genomes read.
 
   Args:
     groups: the adapted layers.
     adapter: the `glora` collection.
-    genomes: int [..., rows, 5]; where they are traced, or None, all supports must be there, in any
-      rank.
+    genomes: int [..., rows, 5]; if they are traced, or None, all arrays must be there, in any rank.
 
   Raises:
     ValueError: see `check_adapter`.
@@ -405,43 +421,44 @@ def check_storage(groups: Sequence[Group], adapter: Any, genomes: Any = None) ->
 def check_adapter(
   groups: Sequence[Group], adapter: Any, needed: Sequence[Mapping[str, int]] | None
 ) -> None:
-  """Checks that supports are those of the layers, and are stored in the ranks that are needed.
+  """Checks that an adapter is that of the layers, in the ranks that are needed.
 
   Args:
     groups: the adapted layers.
     adapter: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
-    needed: for each group its supports that must be there, with the least rank; None for all, in
-      any rank.
+    needed: for each group its arrays that must be there, with the least rank; None for all, in any
+      rank.
 
   Raises:
-    ValueError: the supports are of other layers or of another space, or of a structure with fewer
-      forms or lower ranks; the sentence names what differs, or the layer.
+    ValueError: the adapter is of other layers or of another space, or of a structure with fewer
+      forms or lower ranks; the message names what differs, or the layer.
   """
-  given = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(adapter).items()}
+  stored = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(adapter).items()}
   expected, cut_off = {}, []
   for number, group in enumerate(groups):
     shapes = group.adapter_shapes()
     ranks = dict.fromkeys(shapes, 0) if needed is None else needed[number]
     for name, shape in shapes.items():
       path = path_name((*group.path, name))
-      if name not in ranks and path not in given:
+      if name not in ranks and path not in stored:
         continue
-      stored = np.shape(given.get(path, 0))
-      if name in RANK_AXES and len(stored) == len(shape):
+      stored_shape = np.shape(stored.get(path, 0))
+      if name in RANK_AXES and len(stored_shape) == len(shape):
         axis, rank = RANK_AXES[name] % len(shape), ranks.get(name, 0)
-        shape = (*shape[:axis], min(stored[axis], shape[axis]), *shape[axis + 1 :])
-        if stored[axis] < rank:
-          cut_off.append((rank, ADAPTER[name].tensor, group.name, stored[axis]))
+        stored_rank = stored_shape[axis]
+        shape = (*shape[:axis], min(stored_rank, shape[axis]), *shape[axis + 1 :])
+        if stored_rank < rank:
+          cut_off.append((rank, ADAPTER[name].tensor, group.name, stored_rank))
       expected[path] = jax.ShapeDtypeStruct(shape, np.float32)
-  if problems := '; '.join(differences(given, expected)):
+  if problems := '; '.join(differences(stored, expected)):
     most = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
     raise ValueError(
-      f"The supports in variables['{COLLECTION}'] do not match these layers and their search "
+      f"The adapter in variables['{COLLECTION}'] does not match these layers and their search "
       f'space. {most}. Pass what init of this adapted model returned.'
     )
-  for rank, tensor, layer, stored in cut_off:
+  for rank, tensor, layer, stored_rank in cut_off:
     raise ValueError(
       f'The structure has a LoRA of rank {rank} for {tensor} in {layer}, but these variables store '
-      f'rank {stored}: they were cut to a smaller structure. Pass the variables from before the '
-      'split.'
+      f'rank {stored_rank}: they were cut to a smaller structure. Pass the variables from before '
+      'the split.'
     )

@@ -1,4 +1,4 @@
-"""Chooses what is adapted in a model: names of modules, and the user's patterns for them."""
+"""What is adapted in a model and what is trained in full, by the user's patterns for names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Selector = Pattern | Sequence[Pattern] | Callable[[str], bool]
 
 
 def matches(selector: Selector, name: str) -> bool:
-  """Whether a name is chosen, by a regular expression (searched), several of them, or a function.
+  """Whether a regular expression (searched), one of several, or a function chooses a name.
 
   Raises:
-    ValueError: an expression is no regular expression.
+    ValueError: an expression is invalid.
   """
   if callable(selector):
     return selector(name)
@@ -34,19 +34,19 @@ def matches(selector: Selector, name: str) -> bool:
 
 
 def _named(pattern: Selector, names: Sequence[str]) -> list[str]:
-  """The names that are chosen; an expression that is a name, or the end of a path, is only that."""
+  """The names that a pattern chooses; one that is a name, or the end of one, chooses only those."""
   text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
   ends = [name for name in names if f'/{name}'.endswith(f'/{text}')]
   return ends or [name for name in names if matches(pattern, name)]
 
 
 def unmatched(selector: Selector | None, names: Sequence[str]) -> list[str]:
-  """The expressions of a selector that are found in none of the names."""
+  """The expressions of a selector that match none of the names."""
   return [str(p) for p in _patterns(selector) if not any(matches(p, name) for name in names)]
 
 
 def _patterns(selector: Selector | None) -> Sequence[Pattern]:
-  """The expressions of a selector; a function has none."""
+  """The expressions of a selector; () of a function."""
   if selector is None or callable(selector):
     return ()
   return [selector] if isinstance(selector, str | re.Pattern) else selector
@@ -62,7 +62,7 @@ class Heads(NamedTuple):
   """What is trained in full.
 
   Attributes:
-    modules: names of the modules, or of parameters that stand alone.
+    modules: names of the modules, or of single parameters.
     paths: paths of all their parameters.
     unmatched: the expressions of the selector that match nothing.
   """
@@ -73,22 +73,22 @@ class Heads(NamedTuple):
 
 
 class Selection:
-  """The choices among a model's modules; see `adapt` for what they mean.
+  """The arguments of `adapt` that choose among a model's layers, validated.
 
   Args:
     space: one search space for all layers, or spaces by regular expression.
-    scale: that of all spaces; None for their own.
+    scale: factor on LoRAs of B in all spaces; None for the spaces' own.
     select: the layers to adapt; None for all that are not heads.
     heads: the modules and parameters to train in full; None for none.
-    ties: the layers to adapt as one, by ends of their paths.
+    ties: the layers to fuse, by ends of their paths.
     convs: whether convolutions count as linear layers.
     embeddings: whether tables that are looked up do.
 
   Attributes:
-    spaces: spaces by regular expression; a single space's expression is found in every name.
+    spaces: spaces by regular expression; that of a single space matches every name.
 
   Raises:
-    ValueError: one of them is of another type.
+    TypeError: one of them has another type.
   """
 
   def __init__(
@@ -103,15 +103,15 @@ class Selection:
   ):
     spaces = dict(space) if isinstance(space, Mapping) else {'': space}
     if not spaces or not all(
-      isinstance(pattern, str | re.Pattern) and isinstance(own, SearchSpace)
-      for pattern, own in spaces.items()
+      isinstance(pattern, str | re.Pattern) and isinstance(value, SearchSpace)
+      for pattern, value in spaces.items()
     ):
       raise TypeError(
         f'space={shown(space)} must be a SearchSpace, SearchSpace(ranks=(2, 4)) for instance, or a '
         'dictionary of one or more by regular expression.'
       )
     if scale is not None:
-      spaces = {name: dataclasses.replace(own, scale=scale) for name, own in spaces.items()}
+      spaces = {name: dataclasses.replace(value, scale=scale) for name, value in spaces.items()}
     for name, selector in (('select', select), ('heads', heads)):
       if not _is_list(_patterns(selector), str, re.Pattern):
         raise TypeError(
@@ -131,19 +131,24 @@ class Selection:
     Args:
       paths: paths of all parameters.
     """
-    owners = {path: [path_name(path[:end]) for end in range(1, len(path) + 1)] for path in paths}
-    names = list(dict.fromkeys(name for own in owners.values() for name in own))
+    # Of each parameter its own name and those of the modules that contain it, outermost first.
+    names_of = {path: [path_name(path[:end]) for end in range(1, len(path) + 1)] for path in paths}
+    names = list(dict.fromkeys(itertools.chain(*names_of.values())))
     patterns = [self.heads] if callable(self.heads) else _patterns(self.heads)
-    named = [_named(pattern, names) for pattern in patterns]
-    taken = set(itertools.chain(*named))
-    found = {path: name for path, own in owners.items() for name in reversed(own) if name in taken}
-    absent = (str(pattern) for pattern, own in zip(patterns, named, strict=True) if not own)
-    return Heads(tuple(dict.fromkeys(found.values())), frozenset(found), tuple(absent))
+    matched = [_named(pattern, names) for pattern in patterns]
+    chosen = set(itertools.chain(*matched))
+    heads = {}  # the outermost module that is chosen, by path of the parameter
+    for path, own_names in names_of.items():
+      modules = [name for name in own_names if name in chosen]
+      if modules:
+        heads[path] = modules[0]
+    absent = (str(pattern) for pattern, found in zip(patterns, matched, strict=True) if not found)
+    return Heads(tuple(dict.fromkeys(heads.values())), frozenset(heads), tuple(absent))
 
   def space_of(self, name: str) -> SearchSpace | None:
-    """The space of a layer, of the first expression that is found in its name.
+    """The space of a layer: that of the first expression that matches its name.
 
-    None if the layer is left alone.
+    None if the layer is not adapted.
     """
     if self.select is not None and not matches(self.select, name):
       return None

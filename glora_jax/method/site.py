@@ -1,4 +1,4 @@
-"""A linear module of a model, where its layers are in the parameters, and which axes are which."""
+"""A kernel of a model (`Site`), and which of its axes are stack, inputs and outputs (`Layout`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ class Layout:
   Attributes:
     stack: dimensions of the kernel that count layers.
     inputs: dimensions of the kernel that are summed over.
-    outputs: dimensions of the kernel that are left.
+    outputs: all other dimensions of the kernel, in the order in which the bias has them.
     bias_stack: dimensions of the bias that count layers; its others are outputs.
+
+  Example:
+    >>> heads = Layout(stack=(), inputs=(0,), outputs=(1, 2))  # [in, heads, width]
+    >>> heads.matrices(jnp.ones((4, 2, 3))).shape
+    (4, 6)
   """
 
   stack: tuple[int, ...]
@@ -35,15 +40,15 @@ class Layout:
   outputs: tuple[int, ...]
   bias_stack: tuple[int, ...] = ()
 
-  def without_stack(self, taken: Collection[int]) -> Layout:
-    """The layout below transforms that take off the axes at some places of the stack."""
-    lost = [self.stack[place] for place in taken]
-    bias_lost = [self.bias_stack[place] for place in taken if self.bias_stack]
+  def without_stack(self, places: Collection[int]) -> Layout:
+    """The layout inside transforms that remove the axes at some places of the stack."""
+    removed = [self.stack[place] for place in places]
+    bias_removed = [self.bias_stack[place] for place in places if self.bias_stack]
     return Layout(
-      stack=_without(lost, self.stack),
-      inputs=_without(lost, self.inputs),
-      outputs=_without(lost, self.outputs),
-      bias_stack=_without(bias_lost, self.bias_stack),
+      stack=_without(removed, self.stack),
+      inputs=_without(removed, self.inputs),
+      outputs=_without(removed, self.outputs),
+      bias_stack=_without(bias_removed, self.bias_stack),
     )
 
   def sizes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
@@ -74,13 +79,13 @@ class Layout:
     return self.bias_stack + tuple(dim for dim in range(ndim) if dim not in self.bias_stack)
 
 
-def _without(lost: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
-  """The dimensions that are not lost, counted among those alone."""
-  return tuple(dim - sum(other < dim for other in lost) for dim in dims if dim not in lost)
+def _without(removed: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
+  """The dimensions that are not removed, counted without those that are."""
+  return tuple(dim - sum(other < dim for other in removed) for dim in dims if dim not in removed)
 
 
 def _put_back(values: jax.Array, order: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
-  """An array of the given shape out of one whose dimensions were put in an order and merged."""
+  """An array of the given shape from one whose dimensions were put in an order and merged."""
   return values.reshape([shape[dim] for dim in order]).transpose(np.argsort(order))
 
 
@@ -102,8 +107,7 @@ def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout | None
     spatial = 1 if isinstance(module.kernel_size, int) else len(module.kernel_size)
     return Layout((), tuple(range(spatial + 1)), (spatial + 1,))
   if isinstance(module, nn.Einsum):
-    given = args[1] if len(args) > 1 else kwargs.get('einsum_str')
-    equation = given or module.einsum_str
+    equation = (args[1] if len(args) > 1 else kwargs.get('einsum_str')) or module.einsum_str
     assert equation is not None  # Flax has refused the call without one
     return _einsum_layout(equation.replace(' ', ''))
   assert isinstance(module, nn.DenseGeneral)
@@ -119,7 +123,7 @@ def _axis_count(sizes: int | Sequence[int]) -> int:
 
 
 def _einsum_layout(equation: str) -> Layout | None:
-  """The layout of a kernel of which each letter stands in the input or the result."""
+  """The layout of an einsum's kernel; None if it is no linear layer."""
   operands, result = equation.split('->')
   inputs, kernel = operands.split(',')
   stack = [letter for letter in kernel if letter in inputs and letter in result]
@@ -145,24 +149,24 @@ def _positions(letters: Iterable[str], among: Sequence[str]) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """One linear module of the model, which may hold a whole stack of layers.
+  """One kernel of the model, which may be a stack of layers, with its bias.
 
   Attributes:
     kernel_path: path of the kernel in the params.
     bias_path: path of the bias; None without bias.
-    kernel_shape: shape of the whole kernel, with all stack axes.
+    kernel_shape: shape of the kernel, with all stack axes.
     dtype: data type of the kernel.
-    layout: layout of the whole parameters. Its stack is first what lifted transforms added,
+    layout: layout of the parameters with all stack axes: first those that lifted transforms added,
       outermost first, then the module's own.
     lifts: the axes of the kernel that lifted transforms added, outermost first.
-    kind: name of the module's class.
-    is_convolution: whether it is a convolution, also of a class that somebody derived from one.
-    input_id: equal for sites that get the very same input array.
-    shared: whether the model also uses the parameters in other ways than in the module's call, or
-      in products as they are; then they are folded before the call.
+    kind: name of the module's class, or what the program shows it to be ('Dot', 'Conv').
+    is_convolution: whether it is a convolution, also of a subclass.
+    input_id: equal for sites with the same input array.
+    shared: whether the parameters are used in other ways than in the module's call, or than in
+      products as they are. Then they are merged before the call.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
       those of a genome are counted among the adapted layers alone (see `number_rows`).
-    nests: whether the kernel's module holds other layers, too (see `with_disjoint_paths`).
+    nests: whether the kernel's module contains other layers, too (see `with_disjoint_paths`).
   """
 
   kernel_path: KeyPath
@@ -180,9 +184,9 @@ class Site:
 
   @property
   def path(self) -> KeyPath:
-    """Path of its supports in the `glora` collection: the kernel's, or its module's.
+    """Path of its arrays in the `glora` collection: the kernel's, or its module's.
 
-    A parameter that is called `kernel` stands for its module, unless that holds other layers.
+    A parameter called `kernel` stands for its module, unless that contains other layers.
     """
     is_a_module = self.kernel_path[-1:] == ('kernel',) and not self.nests
     return self.kernel_path[:-1] if is_a_module else self.kernel_path
@@ -194,7 +198,7 @@ class Site:
 
   @property
   def local(self) -> Layout:
-    """Layout of the parameters that the module itself sees, below all lifted transforms."""
+    """Layout of the parameters that the module itself sees, inside all lifted transforms."""
     return self.layout.without_stack(range(len(self.lifts)))
 
   @property
@@ -228,9 +232,13 @@ class Site:
   def axis_names(
     self, names: Sequence[Any], axes: Sequence[str | None]
   ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The kernel's names, one for each axis, and by them those of an array's axes 'in' and 'out'.
+    """Names of the kernel's axes for sharding, and those of an array with axes 'in' and 'out'.
 
-    All other axes of the array have none, nor has one that is several of the kernel's, flattened.
+    Other axes of the array have no name, and neither have inputs or outputs of several axes.
+
+    Args:
+      names: the kernel's, which may be fewer than its axes.
+      axes: what the array's axes are.
     """
     names = (*names, *(None,) * (len(self.kernel_shape) - len(names)))
     dims: dict[str | None, tuple[int, ...]] = {
@@ -243,13 +251,16 @@ class Site:
 
 
 def with_disjoint_paths(sites: Sequence[Site]) -> list[Site]:
-  """The sites with no path that is the beginning of another's: one that is becomes its kernel's."""
+  """The sites, none of whose paths is the beginning of another's.
+
+  If a module with a kernel contains other layers, its site gets the kernel's path.
+  """
   beginnings = {site.path[:end] for site in sites for end in range(len(site.path))}
   return [dataclasses.replace(site, nests=site.path in beginnings) for site in sites]
 
 
 Item = TypeVar('Item')
-Loop = tuple[Hashable, int]  # what tells it from others, and its number of iterations
+Loop = tuple[Hashable, int]  # its identity, and its number of iterations
 
 
 def interleave(
@@ -257,30 +268,30 @@ def interleave(
 ) -> Iterator[tuple[Item, tuple[int, ...]]]:
   """Items in the order in which they run, with the numbers of the iterations.
 
-  Of a loop first all items in its first place, then all in the second, ...: in the order of the
-  stack, also where a scan is reversed, since genomes have had that order from the first.
+  A loop runs all its items in iteration 0, then all in iteration 1, and so on. That is the order of
+  the stack, also if a scan runs in reverse: rows of saved genomes have this order.
 
   Args:
     items: what runs, in the order of the program, each with the loops around it, outermost first.
-    numbers: those of the iterations that all these items are in.
+    numbers: the iterations that all these items are in; () outside of loops.
   """
   level = len(numbers)
   for loop, together in itertools.groupby(items, lambda item: (*item[1], None)[level]):
-    members = list(together)
+    inside = list(together)
     if loop is None:
-      yield from ((item, numbers) for item, _ in members)
+      yield from ((item, numbers) for item, _ in inside)
     else:
       for number in range(loop[1]):
-        yield from interleave(members, (*numbers, number))
+        yield from interleave(inside, (*numbers, number))
 
 
 def align_stack(value: Any, axes: Sequence[int], ndim: int) -> Any:
-  """Moves the first axes of an array to where a kernel has them.
+  """Moves the stack's axes of an array to where a kernel has them.
 
   Args:
     value: array [stack..., rest...].
     axes: where the kernel has the stack's axes.
-    ndim: number of dimensions that it gets; those that it lacks are of size one.
+    ndim: number of dimensions of the result; new ones have size one.
   """
   value = value.reshape((*value.shape, *(1,) * (ndim - value.ndim)))
   if list(axes) == list(range(len(axes))):

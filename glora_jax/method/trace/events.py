@@ -13,7 +13,7 @@ from glora_jax.method.site import Loop
 from glora_jax.method.trace.view import Scope, View
 from glora_jax.tree import KeyPath
 
-# Why a matrix is not adapted, in the few words that stand in brackets behind its name.
+# Why a matrix is not adapted, as written in brackets after its name.
 HEAD = 'trained in full'
 NOT_SELECTED = 'not selected'
 LOOKED_UP = 'embedding lookup'
@@ -23,7 +23,7 @@ AN_INPUT = 'used as an input of other weights'
 UNUSED = 'not used'
 NO_MODULE = 'matmul outside the known modules; use glora_jax.adapt_function'
 
-# What a user has chosen, and what is no linear layer to anybody; there are other reasons besides.
+# Of two kinds of reasons the log does not warn: the user's choice, and what is no linear layer.
 CHOSEN = (HEAD, NOT_SELECTED)
 ORDINARY = (LOOKED_UP, ITEM_BY_ITEM, CONVOLUTION, AN_INPUT, UNUSED)
 
