@@ -7,6 +7,8 @@ import errno
 import itertools
 import logging
 import os
+import pathlib
+import shutil
 import zlib
 from collections.abc import Iterator
 
@@ -60,8 +62,12 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     self._format = os.path.join(self._folder, 'format.json')  # of the states: kind and format
     if os.path.exists(self._format):  # orbax might misread the states of a later version
       read_json(self._format, KIND, remedy='remove it')
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with self._explain_failures():
+      # Orbax's own removal goes on after `close`, while the next manager writes to the same folder.
+      if meshes.primary():
+        for partial in pathlib.Path(self._folder).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+          shutil.rmtree(partial)
       # Without a handler orbax does not know the shapes of saved states.
       handler = ocp.StandardCheckpointHandler()
       self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)

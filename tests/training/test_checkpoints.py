@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from comparing import assert_trees_equal
 from limiting import limited
@@ -162,6 +163,15 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
   with pytest.raises(ValueError, match=sentence):
     latest(folder, a_state(0))
   assert sorted(folder.rglob('*')) == before
+
+
+def test_what_an_interrupted_save_left_is_removed_before_anything_else(tmp_path):
+  partial = tmp_path / f'9{ocp.utils.TMP_DIR_SUFFIX}' / 'default'
+  partial.mkdir(parents=True)
+  for number in range(1000):
+    (partial / str(number)).touch()
+  with TrainingCheckpoints(tmp_path):
+    assert not partial.parent.exists()
 
 
 def test_a_state_that_cannot_be_written_is_a_sentence_and_older_states_stay(tmp_path):
