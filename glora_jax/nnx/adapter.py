@@ -1,8 +1,15 @@
-"""One set of supports in a live model: the arrays, the genome's rows, and where their axes are.
+"""The adapter of a layer in a live model: its arrays and forms, and where their axes are.
 
-`nnx.scan` and `nnx.vmap` take an axis off every variable of a module at the same place. So the
-stack axes of what lies beside a kernel are where the kernel has them, and the shape of what is left
-of a kernel tells which of them are taken off.
+A kernel may be a stack of layers that `nnx.scan` or `nnx.vmap` maps over. These take one axis off
+every variable of a module, at the same place for all. So an adapter's variables have their stack
+axes where the kernel has its own:
+
+    kernel   [in, layer, out]          in a mapped module   [in, out]
+    B_down   [in, layer, rank]                              [in, rank]
+    genome   [5, layer, 1]                                  [5, 1]
+
+`stack_like_kernel` moves the axes there, and `stack_first` back: the equation's functions expect
+[layer..., ...]. `mapped_axes` finds out which axes the transforms around a module have mapped.
 """
 
 from __future__ import annotations
@@ -11,8 +18,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +30,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
-from glora_jax.method.site import Layout, Site, align_stack
+from glora_jax.method.site import Layout, Site, lay_beside
+from glora_jax.method.space import TENSORS
 from glora_jax.nnx.variables import AdapterParam
 
-# Metadata of a kernel that what lies beside it has, too.
+# Metadata that an adapter's variables have in common with the kernel.
 _SHARED = ('eager_sharding', 'mesh', 'out_sharding', 'sharding_rules')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Static:
-  """What an adapter must know to merge, and is no array.
+  """The static part of an adapter.
 
-  It is static, so NNX hashes it at every call of a compiled function: by its rows alone, which is
-  quick.
+  NNX hashes it at every call of a compiled function. The hash of the rows alone is quick.
 
   Attributes:
     group: the layers.
     in_use: the forms that may occur.
-    mesh: devices that the kernels are sharded over; None where each holds them whole.
+    mesh: devices that the kernels are sharded over; None if they are replicated.
     is_fixed: whether the model has one structure alone.
   """
 
@@ -57,25 +64,26 @@ class Static:
 
   @functools.cached_property
   def only_forms(self) -> np.ndarray | None:
-    """The forms [5] where there is no choice, known when tracing; None where there is one."""
+    """The forms [5] if there is no choice, known when tracing; else None."""
     is_one = max(map(len, self.in_use)) == 1
     return np.array(self.in_use, np.int8)[:, 0] if is_one else None
 
 
 class Adapter(nnx.Pytree):
-  """The supports of one or several layers, beside the kernel of the first.
+  """The adapter of one layer, or of layers that are fused, next to the kernel of the first.
 
-  It has no methods: `nnx.tabulate` would run them as if they were those of a layer.
+  Each of its arrays is an attribute of its name (`B_down`), which holds an `AdapterParam`. It has
+  no methods: `nnx.tabulate` would run them as if they were those of a layer.
 
   Args:
-    static: what is static of it.
-    supports: arrays by name, [stack..., ...], of which it stores what some form reads.
+    static: its static part.
+    arrays: arrays by name, [stack..., ...]; only what some form reads is stored.
     forms: int8 [stack..., 5].
-    kernel: variable of the first layer's kernel, whose metadata and devices they share.
+    kernel: variable of the first layer's kernel, whose metadata and devices the arrays share.
     genome_type: type of the variable of the forms.
 
   Attributes:
-    genome: the forms, with the static in their metadata.
+    genome: the forms, with the static part in their metadata.
   """
 
   def __init__(
@@ -86,14 +94,14 @@ class Adapter(nnx.Pytree):
     kernel: nnx.Variable,
     genome_type: type[nnx.Variable],
   ):
-    beside = functools.partial(_beside, static.group.members[0], kernel)
-    self.genome = beside(genome_type, jnp.asarray(forms, jnp.int8), (None,), static=static)
+    variable = functools.partial(_variable_beside, static.group.members[0], kernel)
+    self.genome = variable(genome_type, jnp.asarray(forms, jnp.int8), (None,), static=static)
     for name, value in cut_to(static.group.stored_for(static.in_use), arrays).items():
-      setattr(self, name, beside(AdapterParam, value, ADAPTER[name].axes))
+      setattr(self, name, variable(AdapterParam, value, ADAPTER[name].axes))
 
   @property
   def static(self) -> Static:
-    """What is static of it."""
+    """Its static part."""
     return self.genome.static
 
   @property
@@ -103,69 +111,78 @@ class Adapter(nnx.Pytree):
 
   @property
   def variables(self) -> dict[str, nnx.Variable]:
-    """The variables of the supports, by name."""
+    """The variables of the arrays, by name."""
     return {name: value for name, value in vars(self).items() if name in ADAPTER}
 
   @property
   def arrays(self) -> dict[str, jax.Array]:
-    """The whole supports, [stack..., ...]."""
+    """The arrays outside of transforms, [stack..., ...]."""
     site = self.group.members[0]
-    return _adapter(self, site.layout, site.stack_shape)
+    return _arrays(self, site.layout, site.stack_shape)
 
   @property
   def forms(self) -> jax.Array:
-    """The whole forms, [stack..., 5]."""
+    """The forms outside of transforms, [stack..., 5]."""
     site = self.group.members[0]
     return stack_first(self.genome.get_value(), site.layout, site.stack_shape, 1)
 
 
 def fix_forms(adapter: Adapter, genome: np.ndarray) -> None:
-  """Leaves of an adapter's supports what its genome int [rows, 5] reads."""
+  """Cuts an adapter to what a genome, int [rows, 5], reads of it."""
   in_use = occurring(genome[list(adapter.group.rows)])
   stored = cut_to(adapter.group.stored_for(in_use), adapter.arrays)
   for name, variable in adapter.variables.items():
     if name in stored:
-      set_beside(adapter, variable, stored[name])
+      set_array(adapter, variable, stored[name])
     else:
       delattr(adapter, name)
   static = dataclasses.replace(adapter.static, in_use=in_use, is_fixed=True)
   adapter.genome.set_metadata('static', static)
 
 
-def left(
-  adapter: Adapter, member: int, kernel: jax.Array
-) -> tuple[Layout, dict[str, jax.Array], jax.Array]:
-  """What a member merges into what is left of its kernel.
+class Member(NamedTuple):
+  """What one layer of an adapter's reads, within the transforms around its module.
 
-  Returns:
-    The layout of what is left, and with its stack axes first its supports and its forms.
+  Attributes:
+    layout: which axes of its kernel are which.
+    arrays: the adapter's arrays for it, [stack..., ...].
+    forms: int [stack..., 5].
   """
+
+  layout: Layout
+  arrays: dict[str, jax.Array]
+  forms: jax.Array
+
+
+def member_of(adapter: Adapter, number: int, kernel: jax.Array) -> Member:
+  """The part of an adapter that one of its fused layers reads; `kernel` is that layer's."""
   group, static = adapter.group, adapter.static
-  taken = taken_axes(group.members[member], kernel.shape)
-  local, home = (group.members[number].layout.without_stack(taken) for number in (member, 0))
-  stack, *_ = local.sizes(kernel.shape)
-  forms = stack_first(adapter.genome.get_value(), home, stack, 1)
+  genome = adapter.genome.get_value()
+  mapped = mapped_axes(group.members[number], kernel.shape, genome.shape)
+  layout, first_layout = (group.members[at].layout.below(mapped) for at in (number, 0))
+  stack, *_ = layout.sizes(kernel.shape)
+  forms = stack_first(genome, first_layout, stack, 1)
   if static.only_forms is not None:
     forms = jnp.broadcast_to(static.only_forms, forms.shape)
-  _, arrays = list(group.by_member(_adapter(adapter, home, stack)))[member]
-  return local, arrays, forms
+  _, arrays = list(group.of_members(_arrays(adapter, first_layout, stack)))[number]
+  return Member(layout, arrays, forms)
 
 
-def _adapter(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
-  """What is left of the supports, with its stack axes first."""
+def _arrays(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
+  """An adapter's arrays, [stack..., ...], of the stack axes that are not mapped."""
   return {
     name: stack_first(variable.get_value(), layout, stack, len(ADAPTER[name].axes))
     for name, variable in adapter.variables.items()
   }
 
 
-def set_beside(adapter: Adapter, variable: nnx.Variable, value: Any) -> None:
-  """Gives one of an adapter's variables as much of a whole array [stack..., ...] as it stores."""
-  value = put_beside(value, adapter.group.members[0])
-  set_like(variable, value[tuple(map(slice, variable.shape))])
+def set_array(adapter: Adapter, variable: nnx.Variable, value: Any) -> None:
+  """Sets one of an adapter's variables to as much of an array [stack..., ...] as it stores."""
+  value = stack_like_kernel(value, adapter.group.members[0])
+  set_value(variable, value[tuple(map(slice, variable.shape))])
 
 
-def set_like(variable: nnx.Variable, value: Any) -> None:
+def set_value(variable: nnx.Variable, value: Any) -> None:
   """Sets a variable's value, in its data type and, unless it is traced, on its devices."""
   old = variable.get_value()
   new = jnp.asarray(value, old.dtype)
@@ -176,7 +193,7 @@ def set_like(variable: nnx.Variable, value: Any) -> None:
   variable.set_value(new)
 
 
-def _beside(
+def _variable_beside(
   site: Site,
   kernel: nnx.Variable,
   kind: type[nnx.Variable],
@@ -184,19 +201,19 @@ def _beside(
   axes: Any,
   **metadata: Any,
 ) -> nnx.Variable:
-  """A variable beside a kernel, on its devices, with its axes' names.
+  """A variable next to a kernel, on its devices, with its axes' names.
 
   Args:
     site: where the kernel is, and which of its axes are which.
-    kernel: its variable.
+    kernel: the kernel's variable.
     kind: type of the new variable.
     value: array [stack..., ...].
-    axes: what its axes after those of the stack are: 'in', 'out', or anything else.
+    axes: names of the array's axes after those of the stack: 'in', 'out', or anything else.
     **metadata: more of the new variable's metadata.
   """
-  array, given = put_beside(value, site), kernel.get_metadata()
+  array, of_kernel = stack_like_kernel(value, site), kernel.get_metadata()
   metadata |= dict.fromkeys(nnx.Variable.required_metadata, False)  # an array, and no reference
-  metadata |= {key: given[key] for key in _SHARED if key in given}
+  metadata |= {key: of_kernel[key] for key in _SHARED if key in of_kernel}
   names = metadata.get('out_sharding')
   if isinstance(names, NamedSharding):
     names = names.spec
@@ -209,82 +226,101 @@ def _beside(
   return kind.from_metadata(array, metadata)
 
 
-def put_beside(value: jax.Array, site: Site) -> jax.Array:
+def stack_like_kernel(value: jax.Array, site: Site) -> jax.Array:
   """An array [stack..., rest...] with its stack axes where a site's kernel has them.
 
-  They are first where the kernel's are its first ones. Otherwise it gets as many dimensions as the
-  kernel has, so that an axis counts the same from either end.
+  If these are not the kernel's first axes, the array gets as many dimensions as the kernel has, so
+  that `nnx.vmap` may count an axis from either end.
   """
   stack = site.layout.stack
-  return align_stack(
-    value, stack, value.ndim if _is_in_place(sorted(stack)) else len(site.kernel_shape)
-  )
+  return lay_beside(value, stack, value.ndim if _is_first(stack) else len(site.kernel_shape))
 
 
 def axis_names(names: Any, site: Site, axes: Any) -> tuple:
-  """Names of the axes of an array that `put_beside` has laid down.
+  """Names of the axes of an array after `stack_like_kernel`.
 
   Args:
     names: names of the kernel's axes.
     site: where the kernel is.
-    axes: what the array's axes after those of the stack are: 'in', 'out', or anything else.
+    axes: names of the array's axes after those of the stack: 'in', 'out', or anything else.
   """
-  names, own = site.axis_names(names, axes)
-  stack, result = site.layout.stack, list(own)
-  if not _is_in_place(sorted(stack)):
-    result += [None] * (len(names) - len(stack) - len(own))
+  names, rest = site.axis_names(names, axes)
+  stack, result = site.layout.stack, list(rest)
+  if not _is_first(stack):
+    result += [None] * (len(names) - len(stack) - len(rest))
   for dim in sorted(stack):
     result.insert(dim, names[dim])
   return tuple(result)
 
 
-def _is_in_place(stack: Sequence[int]) -> bool:
-  """Whether stack axes are the first ones, in their order."""
-  return list(stack) == list(range(len(stack)))
+def _is_first(stack: Sequence[int]) -> bool:
+  """Whether stack axes are the first ones of their kernel, in any order."""
+  return sorted(stack) == list(range(len(stack)))
 
 
-def taken_axes(site: Site, left: Sequence[int]) -> tuple[int, ...]:
-  """Which stack axes transforms have taken off a kernel, by their places in the stack.
+def mapped_axes(site: Site, kernel: Sequence[int], genome: Sequence[int]) -> tuple[int, ...]:
+  """Which stack axes transforms have mapped over, by their places in the stack.
 
-  Where sizes leave a choice, arrays have the same axes left whatever is chosen.
+  NNX does not say which, so the shapes that are left have to. A kernel's alone can fit two choices:
+  [3, 3, 3, 3] with stack axes 0 and 2 becomes [3, 3, 3] without either. The genome next to it,
+  [3, 5, 3, 1], becomes [5, 3, 1] or [3, 5, 1], and decides
+  (`test_a_stack_can_be_mapped_over_either_of_two_axes_of_the_same_size`). The choice makes no
+  difference among axes that all come first, as those of [3, 3, in, out].
 
   Args:
-    site: where the kernel is, with its whole shape.
-    left: shape of what is left of it.
+    site: where the kernel is, with its shape outside of transforms.
+    kernel: the kernel's shape within them.
+    genome: the genome's shape within them.
   """
-  whole, stack = site.kernel_shape, site.layout.stack
-  for dims in itertools.combinations(sorted(stack), len(whole) - len(left)):
-    if [size for dim, size in enumerate(whole) if dim not in dims] == list(left):
-      return tuple(map(stack.index, dims))
-  raise ValueError(
-    f'A kernel was attached with shape {whole} and now has shape {tuple(left)}; only its stack '
-    f'axes {stack} can be mapped or scanned over.'
-  )
+  stack, whole = site.layout.stack, site.kernel_shape
+  choices = [
+    dims
+    for dims in itertools.combinations(sorted(stack), len(whole) - len(kernel))
+    if _without(whole, dims) == tuple(kernel)
+  ]
+  if not choices:
+    raise ValueError(
+      f'A kernel was attached with shape {whole} and now has shape {tuple(kernel)}; only its stack '
+      f'axes {stack} can be mapped or scanned over.'
+    )
+  rest = iter((len(TENSORS), *(1,) * len(whole)))
+  forms = [size if dim in stack else next(rest) for dim, size in enumerate(whole)]
+  fitting = [dims for dims in choices if _without(forms, dims) == tuple(genome)] or choices[:1]
+  first, *others = [tuple(map(stack.index, dims)) for dims in fitting]
+  if any(site.layout.below(other) != site.layout.below(first) for other in others):
+    raise ValueError(
+      f'Of a kernel of shape {whole} either of the stack axes {stack} may be mapped or scanned '
+      'over here, which have the same size; map over both, or give one of them another size.'
+    )
+  return first
+
+
+def _without(shape: Sequence[int], dims: Collection[int]) -> tuple[int, ...]:
+  return tuple(size for dim, size in enumerate(shape) if dim not in dims)
 
 
 def stack_first(value: jax.Array, layout: Layout, stack: Sequence[int], ndim: int) -> jax.Array:
-  """Inverse of `put_beside`, below transforms.
+  """Inverse of `stack_like_kernel`, within transforms.
 
   Args:
-    value: what is left of an array that lies beside a kernel.
-    layout: layout of what is left of the kernel.
-    stack: sizes of its stack axes.
+    value: an array of an adapter, within the transforms around its module.
+    layout: the kernel's layout there.
+    stack: sizes of its stack axes there.
     ndim: number of the array's axes besides those.
 
   Returns:
     [stack..., rest...].
 
   Raises:
-    ValueError: the transforms took other axes off the array than off the kernel.
+    ValueError: the transforms map other axes of the array than of the kernel.
   """
-  left = [size for dim, size in enumerate(value.shape) if dim in layout.stack]
-  rest = [size for dim, size in enumerate(value.shape) if dim not in layout.stack]
-  if sorted(left) != sorted(stack) or len(rest) < ndim or math.prod(rest[ndim:]) != 1:
+  sizes = [size for dim, size in enumerate(value.shape) if dim in layout.stack]
+  rest = _without(value.shape, layout.stack)
+  if sorted(sizes) != sorted(stack) or len(rest) < ndim or math.prod(rest[ndim:]) != 1:
     raise ValueError(
       f'nnx.scan or nnx.vmap splits an array of shape {value.shape} along other axes than its '
       'kernel; give glora_jax.nnx.Genome and nnx.Param the same axis, nnx.StateAxes({(nnx.Param, '
       'glora_jax.nnx.Genome): 0, ...: None}) for instance.'
     )
-  if not _is_in_place(layout.stack):
-    value = jnp.moveaxis(value, layout.stack, range(len(layout.stack)))
+  value = jnp.moveaxis(value, layout.stack, range(len(layout.stack)))
   return value.reshape((*stack, *rest[:ndim]))

@@ -22,10 +22,10 @@ from glora_jax.method.groups import Group, check_adapter, spec_of
 from glora_jax.method.presets import genome_of
 from glora_jax.method.quantized import as_dequantized
 from glora_jax.method.space import TENSORS, Spec
-from glora_jax.nnx.adapter import Adapter, set_beside, set_like
+from glora_jax.nnx.adapter import Adapter, set_array, set_value
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
-from glora_jax.nnx.owners import UNADAPTED, Unadapted, plain
+from glora_jax.nnx.owners import UNADAPTED, Unadapted, detach
 from glora_jax.nnx.places import by_paths
 from glora_jax.nnx.variables import Head
 from glora_jax.tree import flatten, get, replace
@@ -97,7 +97,7 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
   if not isinstance(genome, jax.core.Tracer):
     genome = np.asarray(genome)  # NumPy has nothing to compile
   for adapter in found:
-    set_beside(adapter, adapter.genome, adapter.group.forms(genome))
+    set_array(adapter, adapter.genome, adapter.group.forms(genome))
 
 
 def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
@@ -178,7 +178,7 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
 
 def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   """`as_adapted`, but the variables lack the supports."""
-  found, frozen = adapters(model), Frozen(plain(model, with_adapter=False))
+  found, frozen = adapters(model), Frozen(detach(model, with_adapter=False))
   variables, static = frozen.variables(), found[0].static
   groups = tuple(adapter.group for adapter in found)
   adapted = Adapted(
@@ -228,11 +228,11 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   for adapter in found:
     arrays = adapter.group.arrays(variables[COLLECTION])
     for name, variable in adapter.variables.items():
-      set_beside(adapter, variable, jnp.asarray(arrays[name]))
+      set_array(adapter, variable, jnp.asarray(arrays[name]))
   heads = {path: get(variables['params'], path) for path in adapted.places.head_paths}
   by_path = by_paths(model)
   for path, value in (heads | flatten(statistics)).items():
-    set_like(by_path[path], value)
+    set_value(by_path[path], value)
 
 
 def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:

@@ -1,14 +1,23 @@
-"""The modules that own adapted parameters: their classes, made on the fly, which merge on reading.
+"""Modules whose parameters are adapted: reading one gives the kernel with its adapter merged in.
 
-What owns an adapted parameter becomes an instance of a subclass of its class, in which the
-parameter is a property: reading it gives the merged value, and the base stays in `vars(owner)`.
-Equal classes are the same object, or compiled functions would be traced again.
+An attached model must stay an instance of its class and run the code that its author wrote, and
+that code reads `self.kernel`. In Python only a class can intercept the reading of an attribute. So
+a module that owns adapted parameters, an *owner*, gets a subclass of its own class, made by
+`_owner_class`, in which each of these parameters is a property:
+
+    vars(owner)['kernel']         the base's variable
+    vars(owner)['glora_kernel']   its `Adapter`
+    owner.kernel                  a new variable with the merged value
+
+Three things follow. Equal classes must be the same object, since a class is part of the type that
+compiled functions are cached by: `_owner_class` is cached by the class and its `AdaptedParam`s.
+Pickle cannot find the class by its name, so its instances say how to make it (`reduce_with`). And
+all that looks into `vars(owner)`, as `nnx.split` does, sees the base and the adapter side by side.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -19,23 +28,21 @@ from flax import nnx
 from glora_jax.method import program
 from glora_jax.method.adapter import of_tensors
 from glora_jax.method.genomes import goes_by_output
-from glora_jax.method.quantized import dequantize, is_quantized
-from glora_jax.method.rules import Deferred, merge_biases, merge_kernels
+from glora_jax.method.quantized import is_quantized, taken_out
+from glora_jax.method.rules import Deferred, merge_biases, merge_kernels, not_adapted
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Site
 from glora_jax.method.space import WEIGHT_TENSORS
-from glora_jax.nnx.adapter import Adapter, left
+from glora_jax.nnx.adapter import Adapter, member_of
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
-from glora_jax.nnx.variables import Head, by_making, merged_variable, without_role
+from glora_jax.nnx.variables import Head, as_param, read_only, reduce_with
 from glora_jax.tree import KeyPath
 
-log = logging.getLogger(__name__)
-
 Model = TypeVar('Model', bound=nnx.Module)
-PREFIX = 'glora_'  # of the attributes that lie beside an owner's parameters
+PREFIX = 'glora_'  # of attributes that hold adapters
 UNADAPTED = 'glora_unadapted'  # attribute of the whole model, an `Unadapted`
-# NNX's own layers that run by their program: the array's attribute, the method's name, and whose.
+# Methods of NNX's own layers that `_by_program` runs: the array's attribute, the method, and whose.
 _BY_PROGRAM = (
   ('kernel', '__call__', (nnx.Linear.__call__, nnx.LinearGeneral.__call__)),
   ('embedding', '__call__', (nnx.Embed.__call__,)),
@@ -56,8 +63,8 @@ class AdaptedParam(NamedTuple):
   Attributes:
     location: where it is.
     kernel: where the kernel of its layer is, which may be this parameter.
-    adapter: name of the attribute that holds its supports; '' where it is quantized, not adapted.
-    member: number of the layer among those that share the supports.
+    adapter: name of the attribute that holds its adapter; '' if it is quantized and not adapted.
+    member: number of the layer among fused ones.
   """
 
   location: Location
@@ -67,45 +74,45 @@ class AdaptedParam(NamedTuple):
 
   @property
   def is_kernel(self) -> bool:
-    """Whether it is the kernel itself, and no bias."""
+    """Whether it is the kernel itself, not a bias."""
     return self.location == self.kernel
 
 
 def is_owner(module: Any) -> bool:
-  """Whether a module's class was made here."""
+  """Whether a module is an owner."""
   return hasattr(type(module), '_glora_params')
 
 
 def params_of(owner: nnx.Pytree) -> tuple[AdaptedParam, ...]:
-  """Its adapted parameters."""
+  """An owner's adapted parameters."""
   return type(owner)._glora_params  # pyrefly: ignore
 
 
-def plain_class(owner: nnx.Pytree) -> type:
-  """The class that it had."""
+def original_class(owner: nnx.Pytree) -> type:
+  """The class that an owner had before."""
   return type(owner)._glora_base  # pyrefly: ignore
 
 
 def make_owner(module: nnx.Pytree, params: Sequence[AdaptedParam]) -> None:
-  """Makes a module with supports beside its parameters an owner of them.
+  """Changes the class of a module that has adapters next to its parameters to an owner's.
 
   Args:
     module: a module of any class.
-    params: its adapted parameters; none for a bridge to linen that has heads alone.
+    params: its adapted parameters; none for a bridge to Linen that has heads alone.
   """
   _set_class(module, _owner_class(type(module), tuple(sorted(params))))
 
 
 def fold(model: Model) -> Model:
-  """The plain model of the original class, with the supports of its genome folded in.
+  """A model of the original class with the adapter of its genome folded in.
 
   Args:
     model: an attached model, or a module of one; it is not changed.
 
   Returns:
-    A model of the class that was attached, same code, same size. Heads have their original type,
-    and all other state is kept: batch statistics, random streams, caches, mode. The log warns if
-    the base has changed since `attach`.
+    A model as before `attach`, with the same code and size. Heads have their original type, and all
+    other state is unchanged: batch statistics, random streams, caches, mode. The log warns if the
+    base has changed since `attach`.
 
   Raises:
     ValueError: the model is not attached.
@@ -120,13 +127,13 @@ def fold(model: Model) -> Model:
     >>> type(folded) is nnx.Linear, bool(jnp.allclose(folded(x), linear(x) + 1))
     (True, True)
   """
-  folded = plain(model, with_adapter=True)
+  folded = detach(model, with_adapter=True)
   warn_if_base_changed(model)
   return folded
 
 
-def plain(model: Model, *, with_adapter: bool) -> Model:
-  """The plain model, with its supports folded in or as it was attached; all other state as it is.
+def detach(model: Model, *, with_adapter: bool) -> Model:
+  """A model of the original class, with the adapter folded in or as before; other state unchanged.
 
   Raises:
     ValueError: the model is not attached.
@@ -137,61 +144,61 @@ def plain(model: Model, *, with_adapter: bool) -> Model:
     )
   model = nnx.clone(model)
   found = [module for _, module in modules(model)]
-  # By the ids of the old ones, which are kept, or their ids would be given to others.
+  # By the old ones' ids. The old ones are in it as well: Python gives a dead one's id to others.
   new: dict[int, tuple[nnx.Variable, nnx.Variable]] = {}
   for owner in filter(is_owner, found if with_adapter else ()):
     for param in params_of(owner):
       base = variable_at(owner, param.location)
       if id(base) not in new:
-        new[id(base)] = base, base.replace(merged(owner, param))
+        new[id(base)] = base, base.replace(merge(owner, param))
   for module in found:
-    _put_plain(module, new)
+    _restore(module, new)
   for owner in filter(is_owner, found):
-    added = _added(owner)
-    _set_class(owner, plain_class(owner))
+    added = _added_names(owner)
+    _set_class(owner, original_class(owner))
     for name in added:
       delattr(owner, name)
   return model
 
 
-def _put_plain(module: nnx.Pytree, new: dict[int, tuple[nnx.Variable, nnx.Variable]]) -> None:
-  """Puts plain variables into a module's places, heads as the parameters that they were."""
+def _restore(module: nnx.Pytree, new: dict[int, tuple[nnx.Variable, nnx.Variable]]) -> None:
+  """Puts new variables in the place of a module's old ones, and gives heads their original type."""
   for location, variable in list(locations(module)):
     if isinstance(variable, Head) and id(variable) not in new:
-      new[id(variable)] = variable, without_role(variable)
+      new[id(variable)] = variable, as_param(variable)
     if id(variable) in new:
       put(module, {location: new[id(variable)][1]})
   if UNADAPTED in vars(module):
     delattr(module, UNADAPTED)
 
 
-def _added(owner: nnx.Pytree) -> set[str]:
-  """Names of the attributes that attaching has added; the model's own may begin as they do."""
+def _added_names(owner: nnx.Pytree) -> set[str]:
+  """Names of the attributes that `attach` added; the model's own may also begin with `PREFIX`."""
   params = params_of(owner)
-  own = {param.location for param in params}
-  bases = {param.kernel.attribute for param in params if param.kernel not in own}
+  locations = {param.location for param in params}
+  bases = {param.kernel.attribute for param in params if param.kernel not in locations}
   added = bases | {param.adapter for param in params} | {UNADAPTED}
   return added & vars(owner).keys()
 
 
-def merged(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
-  """An adapted parameter with its supports merged in."""
+def merge(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
+  """The value of an adapted parameter: the base's with its adapter merged in."""
   kernel = variable_at(owner, param.kernel).get_value()
   if not param.adapter:
-    return dequantize(kernel)
+    return taken_out(kernel)
   adapter: Adapter = vars(owner)[param.adapter]
-  local, arrays, forms = left(adapter, param.member, kernel)
+  layout, arrays, forms = member_of(adapter, param.member, kernel)
   ranks = adapter.group.space.ranks
   if not param.is_kernel:
     bias = variable_at(owner, param.location).get_value()
-    return merge_biases(kernel, bias, arrays, forms, local, ranks)
-  used, kernel = of_tensors(arrays, WEIGHT_TENSORS), dequantize(kernel)
-  return merge_kernels(kernel, used, forms, local, ranks) if used else kernel
+    return merge_biases(kernel, bias, arrays, forms, layout, ranks)
+  weights, kernel = of_tensors(arrays, WEIGHT_TENSORS), taken_out(kernel)
+  return merge_kernels(kernel, weights, forms, layout, ranks) if weights else kernel
 
 
-def _used(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
-  """The same as a layer is to use it, whole on every device."""
-  value, adapter = merged(owner, param), vars(owner).get(param.adapter)
+def _merge_for_use(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
+  """The same for the layer itself; a sharded kernel is gathered on every device."""
+  value, adapter = merge(owner, param), vars(owner).get(param.adapter)
   mesh = adapter.static.mesh if adapter and param.is_kernel else None
   return value if mesh is None else gather_over(mesh)(value)
 
@@ -202,60 +209,54 @@ def _set_class(module: nnx.Pytree, kind: type) -> None:
 
 @functools.cache
 def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
-  """The subclass of a class in which some parameters are merged where they are read."""
+  """The subclass of a class in which some parameters are properties that merge."""
   by_attribute: dict[str, list[AdaptedParam]] = {}
   for param in params:
     by_attribute.setdefault(param.location.attribute, []).append(param)
   members: dict[str, Any] = {
-    name: _merged_property(name, together) for name, together in by_attribute.items()
+    name: _property(name, together) for name, together in by_attribute.items()
   }
   members |= {'_glora_params': params, '_glora_base': base}
-  members |= {'__doc__': base.__doc__, '__module__': base.__module__}
-  members['__reduce_ex__'] = by_making(_owner_class, base, params)
+  members |= {name: getattr(base, name) for name in ('__doc__', '__module__', '__qualname__')}
+  members['__reduce_ex__'] = reduce_with(_owner_class, base, params)
   for attribute, name, methods in _BY_PROGRAM:
     if attribute in by_attribute and getattr(base, name, None) in methods:
       members[name] = functools.partialmethod(_by_program, attribute, name)
   if issubclass(base, nnx.bridge.ToNNX):
     members['__call__'] = _call_bridge
-  kind = _subclass(base, members)
-  kind.__name__, kind.__qualname__ = base.__name__, base.__qualname__
-  return kind
+  return _subclass(base, members)
 
 
 def _subclass(base: type, members: Mapping[str, Any]) -> type:
-  """A subclass of a module's class, of which that is told where it can be."""
-  name = PREFIX + base.__name__  # a base may keep a register of its subclasses by name
-  make = functools.partial(
-    types.new_class,
-    name,
-    kwds={'pytree': base._pytree__is_pytree},
-    exec_body=lambda namespace: namespace.update(members),
+  """A subclass of a module's class, without a call of the class's own `__init_subclass__`.
+
+  A user's may keep a register of subclasses, or need an argument that only he knows. NNX's must be
+  called, as it registers the pytree. `_OfNnxAlone` comes first and calls that one alone
+  (`test_a_base_need_not_be_told_of_what_is_attached`).
+  """
+  return types.new_class(
+    base.__name__,
+    (_OfNnxAlone, base),
+    {'pytree': base._pytree__is_pytree},
+    lambda namespace: namespace.update(members),
   )
-  try:
-    return make((base,))
-  except Exception as error:
-    # It demands arguments that only its author knows, or forbids subclasses.
-    log.info('%s.__init_subclass__ is not called: %s', base.__name__, error)
-    return make((_Untold, base))
 
 
-class _Untold(nnx.Pytree):
-  """First base of a class of which NNX alone is told, and no `__init_subclass__` of a user's."""
-
+class _OfNnxAlone(nnx.Pytree):
   def __init_subclass__(cls, **options: Any) -> None:
-    told = vars(nnx.Pytree)['__init_subclass__'].__func__
-    told(cls, **options)
+    init_subclass = vars(nnx.Pytree)['__init_subclass__'].__func__
+    init_subclass(cls, **options)
 
 
-def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:
-  """An attribute with merged values for the parameters in it."""
+def _property(name: str, params: Sequence[AdaptedParam]) -> property:
+  """An attribute that has merged values for the adapted parameters in it when it is read."""
 
   def read(owner: nnx.Pytree) -> Any:
     if name not in vars(owner):
       raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{name}'")
     new = {
-      param.location.inside: merged_variable(
-        variable_at(owner, param.location), _used(owner, param)
+      param.location.inside: read_only(
+        variable_at(owner, param.location), _merge_for_use(owner, param)
       )
       for param in params
     }
@@ -271,13 +272,16 @@ def _merged_property(name: str, params: Sequence[AdaptedParam]) -> property:
 
 
 def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwargs: Any) -> Any:
-  """A method of one of NNX's own layers, run by its program: a rule uses the array in it.
+  """Calls a method of one of NNX's own layers as a program in which the array is never merged.
 
-  Merged before, the array would have a gradient of its whole size; taken out of a quantized one, it
-  would be kept for the backward pass.
+  A merged kernel would have a gradient of its whole size, only to be reduced to that of the
+  adapter; a dequantized one would be kept for the backward pass. `program.call` traces the method
+  and gives each use of the array to the rules (`glora_jax.method.rules`): `x @ kernel` becomes
+  `x @ kernel + (x @ down) @ up`. The layer is called as an instance of its original class, with an
+  array that is a tracer, and everything else read as usual.
   """
-  own = {param.location.attribute: param for param in params_of(owner)}
-  param, kind = own.pop(attribute), plain_class(owner)
+  others = {param.location.attribute: param for param in params_of(owner)}
+  param, kind = others.pop(attribute), original_class(owner)
   variable, adapter = variable_at(owner, param.location), vars(owner).get(param.adapter)
   by_outputs = adapter is not None and goes_by_output(adapter.static.in_use)
   is_stateful = isinstance(vars(owner).get('dot_general'), nnx.Module)
@@ -286,40 +290,44 @@ def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwar
 
   def call(array: jax.Array, inputs: tuple) -> Any:
     layer = object.__new__(kind)
-    others = {other: getattr(owner, other) for other in own}
-    vars(layer).update(vars(owner), **others, **{attribute: merged_variable(variable, array)})
+    values = {name: getattr(owner, name) for name in others}
+    vars(layer).update(vars(owner), **values, **{attribute: read_only(variable, array)})
     return getattr(layer, name)(*inputs[0], **inputs[1])
 
   def defer(base: Any) -> Deferred:
     if adapter is None:
-      return Deferred.unadapted(base, base.dtype)
-    layout, arrays, forms = left(adapter, param.member, base)
+      return not_adapted(base, base.dtype)
+    layout, arrays, forms = member_of(adapter, param.member, base)
     arrays = base, of_tensors(arrays, WEIGHT_TENSORS), forms
-    return Deferred.from_kernel(*arrays, layout, adapter.group.space.ranks, by_outputs)
+    return Deferred.whole(*arrays, layout, adapter.group.space.ranks, by_outputs)
 
   mesh = None if adapter is None else adapter.static.mesh
   return program.call(call, variable.get_value(), (args, kwargs), mesh, defer=defer)
 
 
 def _call_bridge(owner: nnx.bridge.ToNNX, *args: Any, **kwargs: Any) -> Any:
-  """The call of a linen model, which reads its parameters off `vars`: merged ones for as long."""
+  """Calls a Linen model within NNX, which reads its parameters from `vars` and not by attribute.
+
+  So for the time of the call the owner has its original class, merged variables and no adapters.
+  Whatever the call updates besides, batch statistics for instance, stays.
+  """
   attributes, kind = vars(owner), type(owner)
-  values = {param.location: _used(owner, param) for param in params_of(owner)}
-  own = {
+  values = {param.location: _merge_for_use(owner, param) for param in params_of(owner)}
+  before = {
     location: variable
     for location, variable in locations(owner)
     if location in values or isinstance(variable, Head)
   }
-  plain = {
-    location: variable.replace(values[location]) if location in values else without_role(variable)
-    for location, variable in own.items()
+  during = {
+    location: variable.replace(values[location]) if location in values else as_param(variable)
+    for location, variable in before.items()
   }
-  arrays = {name: attributes.pop(name) for name in _added(owner)}
+  arrays = {name: attributes.pop(name) for name in _added_names(owner)}
   try:
-    put(owner, plain)
-    _set_class(owner, plain_class(owner))
+    put(owner, during)
+    _set_class(owner, original_class(owner))
     return owner(*args, **kwargs)
   finally:
     _set_class(owner, kind)
-    put(owner, own)  # what the call has updated besides, batch statistics for instance, stays
+    put(owner, before)
     attributes.update(arrays)

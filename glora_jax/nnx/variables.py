@@ -12,7 +12,7 @@ from glora_jax.method.quantized import dequantize
 
 
 class Trained(nnx.LoRAParam):
-  """Trained variables of an attached model: its supports and its heads.
+  """Trained variables of an attached model: its adapter and its heads.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp, optax
@@ -37,7 +37,7 @@ class Trained(nnx.LoRAParam):
 
 
 class AdapterParam(Trained):
-  """One support of one or several layers; its stack axes lie where those of its kernel do.
+  """An array of an adapter, with its stack axes where its kernel has them.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -64,7 +64,7 @@ class Head(Trained):
 
 
 class Genome(nnx.Variable):
-  """The forms of a set of supports, int8 [stack..., 5]; not a parameter, and never trained.
+  """The forms of a layer, int8 [stack..., 5], of A, B, C, D and E; never trained.
 
   `glora_jax.nnx.set_genome` sets those of a model.
 
@@ -78,16 +78,16 @@ class Genome(nnx.Variable):
 
 
 class ParamGenome(Genome, nnx.Param):
-  """A genome's rows where a model's transforms take axes off its `nnx.Param` alone."""
+  """The same for models whose transforms map over `nnx.Param` alone."""
 
 
 def as_head(variable: nnx.Variable) -> nnx.Variable:
-  """A parameter as one that is trained, with its metadata."""
+  """A parameter as a head, with its metadata."""
   return _of_type(_head_type(variable.var_type), variable)
 
 
-def without_role(variable: nnx.Variable) -> nnx.Variable:
-  """A head as the parameter that it was."""
+def as_param(variable: nnx.Variable) -> nnx.Variable:
+  """A head as a parameter of its original type."""
   kind = variable.var_type
   return _of_type(nnx.Param if kind is Head else kind.__bases__[1], variable)
 
@@ -98,14 +98,14 @@ def _of_type(kind: type[nnx.Variable], variable: nnx.Variable) -> nnx.Variable:
 
 @functools.cache
 def _head_type(original: type[nnx.Variable]) -> Any:
-  """The type of heads that were of a type; they stay instances of it."""
+  """The type of heads that were parameters of a type; they stay instances of it."""
   if original is nnx.Param:
     return Head
-  return type(Head)('Head', (Head, original), {'__reduce_ex__': by_making(_head_type, original)})
+  return type(Head)('Head', (Head, original), {'__reduce_ex__': reduce_with(_head_type, original)})
 
 
-def by_making(make: Callable[..., type], *arguments: Any) -> Callable[[Any, int], tuple]:
-  """How pickle takes apart what is of a class that is made here, and not looked up by its name."""
+def reduce_with(make: Callable[..., type], *arguments: Any) -> Callable[[Any, int], tuple]:
+  """A `__reduce_ex__` for a class that `make(*arguments)` returns; pickle knows others by name."""
 
   def reduce(value: Any, protocol: int) -> tuple:
     _, _, *state = object.__reduce_ex__(value, max(protocol, 2))
@@ -119,23 +119,18 @@ def _new(make: Callable[..., type], *arguments: Any) -> Any:
 
 
 @functools.cache
-def _merged_type(original: type[nnx.Variable]) -> Any:
-  """A type whose values cannot be set."""
+def _read_only_type(original: type[nnx.Variable]) -> Any:
+  """A type of variables that cannot be written to."""
   members = {'set_value': _refuse_value, 'set_raw_value': _refuse_value}
   return type(original)(original.__name__, (original,), members)
 
 
-def merged_variable(base: nnx.Variable, value: Any) -> nnx.Variable:
-  """A variable like a base's with a merged value, which lives as long as it is looked at."""
-  return _merged_type(base.var_type).from_metadata(value, base.get_metadata())
+def read_only(base: nnx.Variable, value: Any) -> nnx.Variable:
+  """A variable like a base's with a merged value, which nobody keeps: writing to it raises."""
+  return _read_only_type(base.var_type).from_metadata(value, base.get_metadata())
 
 
 def _refuse_value(variable: nnx.Variable, value: Any, **kwargs: Any) -> None:
-  """Says that a merged value is no place to write to.
-
-  Raises:
-    ValueError: always.
-  """
   del value, kwargs
   raise ValueError(
     f'This {type(variable).__name__} of shape {variable.shape} is the merged value of an adapted '
