@@ -1,7 +1,4 @@
-"""GLoRA on Flax NNX models that stay alive.
-
-Knows the method, and nothing of images or runs.
-"""
+"""GLoRA on Flax NNX models that stay alive: instances of their classes, with all their state."""
 
 from glora_jax.nnx.attach import attach, fix
 from glora_jax.nnx.functional import params, with_params

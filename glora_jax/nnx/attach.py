@@ -51,25 +51,25 @@ def attach(
   """Attaches GLoRA to an NNX model that stays alive.
 
   The result is called like the model, including its submodules and other methods, and keeps its
-  dropout streams, batch statistics, caches, `train()` and `eval()`. It computes what the model did
-  until its supports are trained. A free structure starts as the largest on offer.
+  dropout streams, batch statistics, caches, `train()` and `eval()`. Its outputs are the model's
+  until its adapter is trained. A free structure starts as the largest of the search space.
 
   Args:
     model: any NNX model; it is not changed, and its arrays are shared. A model from
-      `nnx.eval_shape` gets supports; fill its other values with `nnx.update`.
+      `nnx.eval_shape` gets an adapter; fill in its other values with `nnx.update`.
     *inputs: example inputs; only shapes and dtypes matter.
     structure: the structure to train; see `glora_jax.adapt`. None leaves it free.
-    space: the forms on offer; see `glora_jax.adapt`. Tensors that can only be none store nothing.
+    space: the search space; see `glora_jax.adapt`. Tensors that can only be none store nothing.
     scale: factor on LoRAs of B; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
     heads: which modules to train in full, in the same way; None for none.
-    ties: layers to adapt as one; see `glora_jax.adapt`.
+    ties: layers to fuse; see `glora_jax.adapt`.
     convs: whether convolutions count as linear layers.
-    embeddings: whether tables that are looked up do; see `glora_jax.adapt`.
+    embeddings: whether embedding tables do; see `glora_jax.adapt`.
     split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
       kernels' names. Layers that `nnx.vmap` runs on one shared input need it.
-    key: random key of the supports, or `nnx.Rngs`; None for a fixed one.
+    key: random key for the adapter, or `nnx.Rngs`; None for a fixed one.
     **kwargs: further arguments of the call.
 
   Returns:
@@ -116,7 +116,9 @@ def attach(
   if any(_may_be_a_stack(group.members[0]) for group in adapted.places.groups):
     try:
       trace_call(attached, inputs, kwargs)
-    except ValueError as error:  # a model may scan over `nnx.Param` alone, or along its own axis
+    except ValueError as error:
+      # The model's transforms may map over `nnx.Param` alone. A genome of that type is mapped with
+      # the kernels; by default it has another, so that optimizers of `nnx.Param` do not see it.
       log.info('%s: the genome has to be an nnx.Param; without, %s', type(model).__name__, error)
       attached = _with_adapter(model, adapted, random, ParamGenome)
       _check_runs(attached, inputs, kwargs)
@@ -125,7 +127,7 @@ def attach(
 
 
 def _may_be_a_stack(site: Site) -> bool:
-  """Whether a kernel is a stack, or one whose axis counts as an output: of layers on one input."""
+  """Whether a kernel is a stack, or may be one of layers on one input, which look like outputs."""
   return bool(site.layout.stack) or (len(site.kernel_shape) > 2 and 0 in site.layout.outputs)
 
 
@@ -134,7 +136,7 @@ def _check_runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> 
   try:
     trace_call(model, inputs, kwargs)
   except ValueError as error:
-    reason = str(error).partition('\n')[0].removesuffix(':')
+    reason = str(error).partition('\n')[0].rstrip(':.')
     raise ValueError(
       f'{type(model).__name__} does not run with an adapter next to its kernels: {reason}. If '
       'nnx.vmap runs layers on one input, name the axis of the output that counts them, as in '
@@ -143,13 +145,13 @@ def _check_runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> 
 
 
 def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
-  """A random key of whatever a user gave."""
+  """The random key that an argument stands for."""
   if key is None:
     return jax.random.key(0)
   if isinstance(key, nnx.Rngs):
     if not {'params', 'default'} & set(key):
       raise ValueError(
-        f'key is an nnx.Rngs with {listed(key) or "no stream"}, but supports need params or '
+        f'key is an nnx.Rngs with {listed(key) or "no stream"}, but the adapter needs params or '
         'default; pass nnx.Rngs(0) or nnx.Rngs(params=0).'
       )
     return key.params()
@@ -160,7 +162,7 @@ def _as_key(key: jax.Array | nnx.Rngs | None) -> jax.Array:
 def _with_adapter(
   model: Model, adapted: Adapted, key: jax.Array, genome_type: type[Genome]
 ) -> Model:
-  """A copy of a model that is attached: supports beside its parameters, its heads marked."""
+  """An attached copy of a model: with adapters next to its parameters, and its heads marked."""
   model = nnx.clone(model)
   arrays = adapted.init(key, params(model))[COLLECTION]
   genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
@@ -176,8 +178,8 @@ def _with_adapter(
     insertion.add(adapter)
   for path in adapted.places.head_paths:
     insertion.mark_head(path)
-  insertion.take_out_others()
-  # A linen model must not see the type of its heads, either.
+  insertion.dequantize_others()
+  # A Linen model must not see the type of its heads, so a bridge to one is always an owner.
   for owner, adapted_params in insertion.owners.values():
     if adapted_params or isinstance(owner, nnx.bridge.ToNNX):
       make_owner(owner, adapted_params)
@@ -188,11 +190,11 @@ def _with_adapter(
 
 
 class _Insertion:
-  """What every owner gets.
+  """Puts adapters and heads into a model, and notes which modules become owners.
 
   Attributes:
     places: where the variables are.
-    owners: the modules that get something, with their adapted parameters, by `id`.
+    owners: the modules that got something, with their adapted parameters, by `id`.
   """
 
   def __init__(self, model: nnx.Module):
@@ -200,7 +202,7 @@ class _Insertion:
     self.owners: dict[int, tuple[nnx.Pytree, list[AdaptedParam]]] = {}
 
   def add(self, adapter: Adapter) -> None:
-    """Lays supports beside all parameters that they act on."""
+    """Puts an adapter next to all parameters that it acts on."""
     for member, site in enumerate(adapter.group.members):
       kernels = self.places[site.kernel_path]
       found = [(owner, location, location) for owner, location in kernels]
@@ -220,19 +222,19 @@ class _Insertion:
       put(owner, {location: head})
       self._of_owner(owner)
 
-  def take_out_others(self) -> None:
-    """Has quantized parameters that are not adapted taken out where they are read."""
+  def dequantize_others(self) -> None:
+    """Lets quantized parameters that are not adapted be dequantized when they are read."""
     for owner, location in itertools.chain(*self.places.values()):
       if is_quantized(variable_at(owner, location).get_value()):
-        own = self._of_owner(owner)
-        if location not in {param.location for param in own}:
-          own.append(AdaptedParam(location, location, '', 0))
+        adapted = self._of_owner(owner)
+        if location not in {param.location for param in adapted}:
+          adapted.append(AdaptedParam(location, location, '', 0))
 
   def _of_owner(self, owner: nnx.Pytree) -> list[AdaptedParam]:
     return self.owners.setdefault(id(owner), (owner, []))[1]
 
   def _kernel_beside(self, owner: nnx.Pytree, bias: Location, kernels: Sequence[Place]) -> Location:
-    """Where an owner of a bias has the kernel, which it is given if another module owns it."""
+    """Where the owner of a bias has the kernel; if another module owns it, it gets it, too."""
     for other, location in kernels:
       if other is owner:
         return location
@@ -243,7 +245,7 @@ class _Insertion:
 
 
 def _free_name(owner: nnx.Pytree, location: Location, value: Any, end: str = '') -> str:
-  """Name of the attribute that holds, or will hold, something beside a parameter."""
+  """Name of the attribute that holds, or will hold, what stands next to a parameter."""
   name = PREFIX + '_'.join((location.attribute, *location.inside)) + end
   while vars(owner).get(name, value) is not value:
     name += '_'
@@ -253,8 +255,8 @@ def _free_name(owner: nnx.Pytree, location: Location, value: Any, end: str = '')
 def fix(model: Model, structure: Structure) -> Model:
   """An attached model with a single structure, in its cheapest form.
 
-  It holds only the supports that the structure reads, cut to its ranks, so an optimizer trains no
-  others. Where a layer of NNX itself has no LoRA for A, no merged kernel is computed.
+  Its adapter has only the arrays that the structure reads, cut to its ranks, so an optimizer trains
+  no others. NNX's own layers without a LoRA of A never compute a merged kernel.
 
   Args:
     model: an attached model; it is not changed.

@@ -1,4 +1,4 @@
-"""Whether an attached model still has the base that `attach` saw, or one that was trained."""
+"""Warns of an attached model whose base has been trained since `attach`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from glora_jax.nnx.variables import Genome, Trained
 
 log = logging.getLogger(__name__)
 
-# The bases that `attach` saw, as checksums by the paths and shapes of their parameters. They are
-# here, and not in the models: a static attribute would have a step that was compiled for one base
-# compiled again for the next, and a variable would be in the user's checkpoints and scans.
+# The bases that `attach` saw, as checksums by the paths and shapes of their parameters.
+#
+# They are global, since a model has no good place for them. With a static attribute, a step that
+# was compiled for one base would be compiled again for the next. A variable would be in the user's
+# checkpoints, and his scans would split it.
 _SEEN: dict[Any, set[bytes | None]] = collections.defaultdict(set)
 
 
@@ -41,7 +43,7 @@ def warn_if_base_changed(model: nnx.Module) -> None:
 
 
 def _base(model: nnx.Module) -> tuple[Any, bytes | None]:
-  """Paths and shapes of the base's parameters, and checksums; None if some have no values here."""
+  """Paths and shapes of the base's parameters, and checksums; None if some values are elsewhere."""
   params = [
     (path, array)
     for path, node in nnx.iter_graph(model)

@@ -1,8 +1,7 @@
 """An NNX model as a pure function of its parameters, and the layers that its call uses.
 
-All its other state keeps its values. An NNX model bridged into Linen (`nnx.bridge.ToLinen`) is a
-Linen model to `glora_jax.adapt`. Linen models bridged into NNX (`nnx.bridge.ToNNX`), whole or as
-parts, are attached as they are.
+An NNX model bridged into Linen (`nnx.bridge.ToLinen`) is a Linen model to `glora_jax.adapt`. Linen
+models bridged into NNX (`nnx.bridge.ToNNX`), or with parts that are, can be attached.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glora_jax.checks import validate
-from glora_jax.method.quantized import as_dequantized, is_quantized, split_quantized
+from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
@@ -48,12 +47,12 @@ def params(model: nnx.Module) -> dict[str, Any]:
 
 
 def _is_of_qwix(node: Any) -> bool:
-  """Whether a part of a model is what qwix puts in the place of a parameter."""
+  """Whether a part of a model is the array that qwix puts in the place of a parameter."""
   return is_quantized(node) and hasattr(node, 'array')
 
 
 def with_params(model: nnx.Module, new: Any) -> nnx.Module:
-  """A copy of a model with other values for its `nnx.Param`, those of `adapted.fold` for instance.
+  """A copy of a model with new values for its `nnx.Param`, those of `adapted.fold` for instance.
 
   Args:
     model: any NNX model; it is not changed.
@@ -76,14 +75,14 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
   """
   validate(new, Mapping, 'new')
   check_values('new values', new, params(model), 'glora_jax.nnx.params gives')
-  return Frozen(model).merged({'params': new})
+  return Functional(model).merge({'params': new})
 
 
-def check_values(what: str, given: Any, own: Any, source: str) -> None:
-  """Raises ValueError for values that a model does not have, or has in another shape."""
+def check_values(what: str, new_values: Any, values: Any, source: str) -> None:
+  """Raises ValueError for new values that a model does not have, or has in another shape."""
   new, old = (
-    {path_name(path): x for path, x in flatten(as_dequantized(tree)).items()}
-    for tree in (given, own)
+    {path_name(path): x for path, x in flatten(as_computed_with(tree)).items()}
+    for tree in (new_values, values)
   )
   if problems := differences({**old, **new}, old):
     raise ValueError(
@@ -92,20 +91,22 @@ def check_values(what: str, given: Any, own: Any, source: str) -> None:
 
 
 def require_module(model: Any, call: str) -> None:
-  """Raises TypeError unless a model is one of NNX, as a call of `glora_jax.nnx` takes it."""
+  """Raises TypeError unless a model is an NNX model; `call` is the name of the function."""
   if not isinstance(model, nnx.Module):
-    given = f'the class {model.__name__}' if isinstance(model, type) else type(model).__name__
+    got = f'the class {model.__name__}' if isinstance(model, type) else type(model).__name__
     raise TypeError(
-      f'glora_jax.nnx.{call} takes an NNX model, got {given}; use glora_jax.adapt for Linen '
+      f'glora_jax.nnx.{call} needs an NNX model, got {got}; use glora_jax.adapt for Linen '
       'models, and glora_jax.adapt_function for functions of parameters and inputs.'
     )
 
 
 def check_model(model: Any) -> None:
-  """Raises ValueError unless a model can be adapted.
+  """Raises an error for a model that cannot be attached.
 
-  It cannot where it is none of NNX, is quantized, or a part of it is attached or changes whenever
-  it is read.
+  Raises:
+    TypeError: it is not an NNX model.
+    ValueError: it is quantized, or a part of it is already attached or has a hook that changes its
+      value whenever it is read.
   """
   require_module(model, 'attach')
   for path, node in nnx.iter_graph(model):
@@ -129,13 +130,13 @@ def check_model(model: Any) -> None:
       )
 
 
-class Frozen:
-  """An NNX model with the `apply` of a linen one, and as a function of its parameters.
+class Functional:
+  """An NNX model as a function of its parameters, also with the `apply` of a Linen model.
 
-  All its further state stays what it is at the beginning, at every call.
+  Every call starts from the same further state: random streams, caches, counters.
 
   Attributes:
-    graphdef: what is static of the model.
+    graphdef: the static part of the model.
     states: its parameters, its batch statistics, and all else.
   """
 
@@ -144,16 +145,16 @@ class Frozen:
     self.graphdef, *self.states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
   def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-    """What the model's call returns with other parameters."""
-    return self.merged({'params': params})(*args, **kwargs)
+    """Calls the model with other parameters."""
+    return self.merge({'params': params})(*args, **kwargs)
 
   def variables(self) -> dict[str, Any]:
-    """Parameters and, where there are any, batch statistics."""
+    """Parameters and, if there are any, batch statistics."""
     params, statistics = map(nested, self.states[:2])
     return {'params': params} | ({STATISTICS: statistics} if statistics else {})
 
-  def merged(self, variables: Mapping[str, Any]) -> nnx.Module:
-    """The model with other values for its parameters, and for its batch statistics if given."""
+  def merge(self, variables: Mapping[str, Any]) -> nnx.Module:
+    """A model with these parameters, and these batch statistics if there are any."""
     values = variables['params'], variables.get(STATISTICS, {})
     states = [*map(_filled, self.states, values), self.states[2]]
     return nnx.merge(self.graphdef, *states, copy=True)
@@ -161,20 +162,20 @@ class Frozen:
   def apply(
     self, variables: Mapping[str, Any], *args: Any, method: str = '__call__', **kwargs: Any
   ) -> Any:
-    """What a method of the model returns with the variables' parameters and statistics.
+    """Calls a method of the model with the variables' parameters and statistics.
 
     Raises:
-      ValueError: of some state there is only the shape.
+      ValueError: some state has a shape and no values.
     """
-    merged = self.merged(variables)
-    for path, leaf in nnx.to_flat_state(nnx.state(merged)):
+    model = self.merge(variables)
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
       if isinstance(leaf.get_value(), jax.ShapeDtypeStruct):
         raise ValueError(
           f'{path_name(plain_path(path))} in {self.__name__} has only a shape, as from '
           'nnx.eval_shape; pass parameters with values, and adapt a model whose other state has '
           'values.'
         )
-    return getattr(merged, method)(*args, **kwargs)
+    return getattr(model, method)(*args, **kwargs)
 
 
 def nested(state: Any) -> dict[str, Any]:
@@ -184,13 +185,13 @@ def nested(state: Any) -> dict[str, Any]:
 
 
 def _filled(state: Any, values: Mapping[str, Any]) -> Any:
-  """A state with other values, where there are any.
+  """A state with new values; what has none keeps its own.
 
   Raises:
-    ValueError: a value is none of the state's.
+    ValueError: a value belongs to no variable of the state.
   """
-  whole, packed = split_quantized(values, {})
-  new = flatten(whole) | packed
+  full_precision, packed = set_apart(values, {})
+  new = flatten(full_precision) | packed
   leaves = [
     (path, leaf.replace(new.pop(plain_path(path), leaf.get_value())))
     for path, leaf in nnx.to_flat_state(state)
@@ -212,21 +213,21 @@ def by_use(
   """The linear layers of a model's call; see `glora_jax.method.trace.find.find`, also for options.
 
   Returns:
-    What was found, with rows in the order of the modules, which depends on no backend.
+    The layers, with rows in the order of the modules, the same on every backend.
 
   Raises:
     ValueError: `split` does not fit.
   """
-  frozen = Frozen(model)
-  # Where nnx.eval_shape has left the shape of other state alone, it is zeros.
-  frozen.states[1:] = jax.tree.map(
+  function = Functional(model)
+  # State of which nnx.eval_shape has made shapes is zeros.
+  function.states[1:] = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
-    frozen.states[1:],
+    function.states[1:],
   )
-  found = find(frozen, as_dequantized(params(model)), inputs, kwargs, **options)
-  # A model that is one linear layer gives it its name.
+  found = find(function, as_computed_with(params(model)), inputs, kwargs, **options)
+  # A model that is one linear layer has no path; the layer has the model's name.
   named = [
-    site if site.path else dataclasses.replace(site, kind=frozen.__name__) for site in found.sites
+    site if site.path else dataclasses.replace(site, kind=function.__name__) for site in found.sites
   ]
   return found._replace(sites=_numbered(_in_module_order(named, model)))
 
@@ -252,7 +253,7 @@ def _numbered(sites: Sequence[Site]) -> tuple[Site, ...]:
 
 
 def trace_call(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> None:
-  """Traces a call of a model, which stays as it is; its errors pass through."""
+  """Traces a call of a model, which does not change; its errors pass through."""
   graphdef, state = nnx.split(model)
   sample = Sample(inputs, kwargs)
 

@@ -1,4 +1,4 @@
-"""An attached model as a whole: its genome, its variables, adapter files, and its devices."""
+"""What an attached model can do: change its structure, save and load its adapter, be sharded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from glora_jax.method.quantized import as_dequantized
 from glora_jax.method.space import TENSORS, Spec
 from glora_jax.nnx.adapter import Adapter, set_array, set_value
 from glora_jax.nnx.base import warn_if_base_changed
-from glora_jax.nnx.functional import STATISTICS, Frozen, check_values, nested
+from glora_jax.nnx.functional import STATISTICS, Functional, check_values, nested
 from glora_jax.nnx.owners import UNADAPTED, Unadapted, detach
 from glora_jax.nnx.places import by_paths
 from glora_jax.nnx.variables import Head
@@ -32,10 +32,10 @@ from glora_jax.tree import flatten, get, replace
 
 
 def adapters(model: nnx.Module) -> list[Adapter]:
-  """All sets of supports of a model, in the order of their first rows.
+  """The adapters of a model's layers, in the order of their first rows.
 
   Raises:
-    ValueError: it is not attached, or a part or a combination of models that are.
+    ValueError: it is not attached, or it is a part of an attached model, or made of several.
   """
   found = [node for _, node in nnx.iter_graph(model) if isinstance(node, Adapter)]
   if not found:
@@ -53,7 +53,7 @@ def adapters(model: nnx.Module) -> list[Adapter]:
 
 
 def spec(model: nnx.Module) -> Spec:
-  """The rows of an attached model's genomes; raises ValueError if it is not a whole one."""
+  """The adapted layers of an attached model; raises ValueError if it is only a part of one."""
   return spec_of([adapter.group for adapter in adapters(model)])
 
 
@@ -72,15 +72,15 @@ def get_genome(model: nnx.Module) -> np.ndarray:
 
 
 def set_genome(model: nnx.Module, genome: Any) -> None:
-  """Gives an attached model another structure of its supernet.
+  """Changes the structure of an attached model.
 
   Args:
     model: an attached model, which is changed.
-    genome: int [rows, 5], which may be traced: one compiled step trains a supernet. Or a structure
-      as `fix` takes it.
+    genome: int [rows, 5], which may be traced, so that one compiled step trains a supernet; or a
+      structure, as `fix` accepts.
 
   Raises:
-    ValueError: the genome does not fit, or has forms that are not on offer.
+    ValueError: the genome does not fit, or has forms that the model does not store.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -101,15 +101,15 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
 
 
 def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
-  """Checks that a model can have a genome: that it stores its forms, or the same by other names.
+  """Checks that a model stores the forms of a genome, or equal ones with other codes.
 
   Args:
-    found: all its sets of supports.
-    genome: int [rows, 5]; where it is traced, only its shape and dtype are checked.
+    found: the adapters of all its layers.
+    genome: int [rows, 5]; if it is traced, only its shape and dtype are checked.
     call: name of the function that was called.
 
   Raises:
-    ValueError: it does not fit, or has forms that are not on offer.
+    ValueError: the genome does not fit, or has forms that the model does not store.
   """
   layers = spec_of([adapter.group for adapter in found])
   check_one_genome(layers, genome, call)
@@ -133,7 +133,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
 
 
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
-  """Turns an attached model into what `glora_jax.adapt` returns, and its variables.
+  """The adapted model and the variables of an attached one, as of `glora_jax.adapt` and `init`.
 
   With it `glora_jax.shard`, `glora_jax.allocate`, `glora_jax.serve.Pool` and other functions of an
   adapted model work on an attached one; `set_variables` writes their results back.
@@ -143,9 +143,9 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
       keeps its current values.
 
   Returns:
-    (adapted, variables): the variables hold `params`, `glora` and, where there are any,
-    `batch_stats`. The structure is fixed if the model's is. If it is free, supports that the model
-    does not store are zero: a genome that has them is scored without.
+    (adapted, variables): the variables have `params`, `glora` and, if there are any, `batch_stats`.
+    The structure is fixed if the model's is. If it is free, arrays that the model does not store
+    are zero, so forms that read them change nothing.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is.
@@ -170,19 +170,19 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   adapted, variables = _without_adapter(model)
   arrays: dict[str, Any] = {}
   for adapter in adapters(model):
-    own = adapter.arrays
-    own = own if adapter.static.is_fixed else _widened(adapter.group, own)
-    arrays = replace(arrays, adapter.group.path, own)
+    stored = adapter.arrays
+    stored = stored if adapter.static.is_fixed else _widen(adapter.group, stored)
+    arrays = replace(arrays, adapter.group.path, stored)
   return adapted, {**variables, COLLECTION: arrays}
 
 
 def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
-  """`as_adapted`, but the variables lack the supports."""
-  found, frozen = adapters(model), Frozen(detach(model, with_adapter=False))
-  variables, static = frozen.variables(), found[0].static
+  """`as_adapted`, but the variables lack the adapter."""
+  found, function = adapters(model), Functional(detach(model, with_adapter=False))
+  variables, static = function.variables(), found[0].static
   groups = tuple(adapter.group for adapter in found)
   adapted = Adapted(
-    frozen,
+    function,
     spec_of(groups),
     Places(
       groups,
@@ -197,7 +197,7 @@ def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
-  """Gives an attached model supports, heads and batch statistics.
+  """Sets the adapter, heads and batch statistics of an attached model.
 
   Args:
     model: an attached model, which is changed.
@@ -206,7 +206,7 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is, or the variables are those
-      of another, or were cut to a smaller structure than the model holds; the model is unchanged.
+      of another, or were cut to a smaller structure than the model's; the model is unchanged.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -219,10 +219,10 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
     [1.0, 1.0, 1.0]
   """
   found = adapters(model)
-  adapted, own = _without_adapter(model)
+  adapted, current = _without_adapter(model)
   check_variables(adapted, variables)
   statistics = variables.get(STATISTICS, {})
-  check_values('batch statistics', statistics, own.get(STATISTICS, {}), 'as_adapted returned')
+  check_values('batch statistics', statistics, current.get(STATISTICS, {}), 'as_adapted returned')
   needed = [adapter.group.stored_for(adapter.static.in_use) for adapter in found]
   check_adapter(adapted.places.groups, variables[COLLECTION], needed)
   for adapter in found:
@@ -236,14 +236,14 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
 
 
 def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
-  """Writes the supports of an attached model to one file; see `glora_jax.save_adapter`.
+  """Writes the adapter of an attached model to a file; see `glora_jax.save_adapter`.
 
   The log warns if the base has changed since `attach`.
 
   Args:
     path: path of the file.
     model: an attached model, after training.
-    **metadata: more to remember; see `glora_jax.save_adapter`.
+    **metadata: more to write; see `glora_jax.save_adapter`.
 
   Raises:
     ValueError: the model is not attached, or only a part of one that is.
@@ -268,18 +268,18 @@ def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
 
 
 def load_adapter(path: Path, model: nnx.Module, *, strict: bool = True) -> None:
-  """Reads what `save_adapter` or `glora_jax.save_adapter` wrote into an attached model.
+  """Loads a file of `save_adapter` or `glora_jax.save_adapter` into an attached model.
 
   Args:
     path: path of the file.
-    model: a model that is attached with the same space to the same base, which is changed: it gets
-      the file's genome, supports, heads and batch statistics.
-    strict: whether to refuse another base; see `glora_jax.load_adapter`.
+    model: a model that is attached with the same space to the same base. It is changed: it gets the
+      file's genome, adapter, heads and batch statistics.
+    strict: whether another base is an error; see `glora_jax.load_adapter`.
 
   Raises:
     FileNotFoundError: the file does not exist.
     ValueError: the file is damaged, or belongs to another model, space or base, or the model does
-      not store its supports; the model is unchanged.
+      not store its forms; the model is unchanged.
 
   Example: see `save_adapter`.
     >>> import glora_jax
@@ -319,8 +319,8 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
   return adapted.summary(get_genome(model) if genome is None else genome)
 
 
-def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """All supports of a group, with zeros where nothing is stored."""
+def _widen(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """All arrays of a group's adapter, with zeros where nothing is stored."""
   widened = {}
   for name, shape in group.adapter_shapes().items():
     value = stored.get(name, jnp.zeros((0,) * len(shape), group.adapter_dtype))
@@ -332,11 +332,11 @@ def _widened(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Arr
 def shard(
   model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = sharding.MIN_BYTES
 ) -> None:
-  """Shards the adapted kernels of a model over devices; everything else is whole on each.
+  """Shards the adapted kernels of a model over devices; everything else is replicated.
 
-  A layer gathers its kernel when it is called. With a fixed structure without LoRAs for A it
-  gathers it again in the backward pass; else the kernel is kept, unless the layer lies in a block
-  under `nnx.remat`: then no device ever holds all kernels. Split inputs over all axes of the mesh.
+  A layer all-gathers its kernel when it is called. With a fixed structure without LoRAs of A it
+  does so again in the backward pass. Otherwise the kernel is kept for the backward pass, unless the
+  layer is in a block under `nnx.remat`. Split inputs over all axes of the mesh.
 
   Args:
     model: an attached model, which is changed.
@@ -361,12 +361,12 @@ def shard(
   meshes.require_mesh(mesh)
   found = adapters(model)
   paths = {site.kernel_path for adapter in found for site in adapter.group.members}
-  own = by_paths(model)
-  values = {path: variable.get_raw_value() for path, variable in own.items()}
+  variables = by_paths(model)
+  values = {path: variable.get_raw_value() for path, variable in variables.items()}
   kernels = {path: values.pop(path) for path in paths}
   placed = sharding.shard_arrays(mesh, kernels, min_bytes) | meshes.replicate(mesh, values)
-  # Nothing can fail from here on, so a model that is refused stays as it was.
+  # Nothing can fail from here on, so after an error the model is unchanged.
   for adapter in found:
     adapter.genome.set_metadata('static', dataclasses.replace(adapter.static, mesh=mesh))
   for path, value in placed.items():
-    own[path].set_raw_value(value)
+    variables[path].set_raw_value(value)

@@ -18,7 +18,7 @@ class Location(NamedTuple):
 
   Attributes:
     attribute: name of the owner's attribute.
-    inside: path in the attribute's value, a list or a dictionary; () where that is the variable.
+    inside: path in the attribute's value, a list or a dictionary; () if that is the variable.
   """
 
   attribute: str
@@ -53,7 +53,7 @@ def modules(model: nnx.Module) -> Iterator[tuple[KeyPath, nnx.Pytree]]:
 
 
 def locations(owner: nnx.Pytree) -> Iterator[tuple[Location, nnx.Variable]]:
-  """The variables that a module owns, and not one of its submodules."""
+  """The variables that a module owns itself, and no submodule."""
   for name, value in vars(owner).items():
     is_data = not owner._pytree__is_pytree or owner._pytree__nodes.get(name, False)
     if name.startswith('_pytree__') or not is_data:
@@ -64,26 +64,26 @@ def locations(owner: nnx.Pytree) -> Iterator[tuple[Location, nnx.Variable]]:
 
 
 def variable_at(owner: nnx.Pytree, location: Location) -> nnx.Variable:
-  """The variable that a module itself has at a location, whatever its class makes of it."""
+  """The variable at a location of a module, without the properties of an owner's class."""
   found = _leaves(vars(owner)[location.attribute])
   return next(leaf for inside, leaf in found if inside == location.inside)
 
 
 def put(owner: nnx.Pytree, new: Mapping[Location, nnx.Variable]) -> None:
-  """Sets the variables that a module itself has at some locations."""
+  """Sets the variables at some locations of a module."""
   by_attribute: dict[str, dict[KeyPath, nnx.Variable]] = {}
   for location, variable in new.items():
     by_attribute.setdefault(location.attribute, {})[location.inside] = variable
   attributes = vars(owner)
   for name, changes in by_attribute.items():
-    if isinstance(attributes[name], _CONTAINERS):  # others may share it
+    if isinstance(attributes[name], _CONTAINERS):  # changed in place, as others may share it
       put(attributes[name], {Location(path[0], path[1:]): new for path, new in changes.items()})
     else:
       attributes[name] = with_variables(attributes[name], changes)
 
 
 def with_variables(value: Any, new: Mapping[KeyPath, nnx.Variable]) -> Any:
-  """An attribute's value with other variables at some paths."""
+  """An attribute's value with new variables at some paths."""
   if () in new:
     return new[()]
   return jax.tree_util.tree_map_with_path(
@@ -97,7 +97,7 @@ def _leaves(value: Any) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def _is_leaf(value: Any) -> bool:
-  """Whether a value is no container of variables, but one of them, or a module."""
+  """Whether a value is a variable or a module, and not a container of them."""
   is_node = isinstance(value, (nnx.Variable, nnx.Pytree))
   return is_node and not isinstance(value, _CONTAINERS)
 
