@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from glora_jax.method.adapter import ADAPTER
 from glora_jax.method.genomes import Codes, occurring
 from glora_jax.method.groups import Group, cut_to
-from glora_jax.method.site import Layout, Site, lay_beside
+from glora_jax.method.site import Layout, Site, align_stack
 from glora_jax.method.space import TENSORS
 from glora_jax.nnx.variables import AdapterParam
 
@@ -159,12 +159,12 @@ def member_of(adapter: Adapter, number: int, kernel: jax.Array) -> Member:
   group, static = adapter.group, adapter.static
   genome = adapter.genome.get_value()
   mapped = mapped_axes(group.members[number], kernel.shape, genome.shape)
-  layout, first_layout = (group.members[at].layout.below(mapped) for at in (number, 0))
+  layout, first_layout = (group.members[at].layout.without_stack(mapped) for at in (number, 0))
   stack, *_ = layout.sizes(kernel.shape)
   forms = stack_first(genome, first_layout, stack, 1)
   if static.only_forms is not None:
     forms = jnp.broadcast_to(static.only_forms, forms.shape)
-  _, arrays = list(group.of_members(_arrays(adapter, first_layout, stack)))[number]
+  _, arrays = list(group.by_member(_arrays(adapter, first_layout, stack)))[number]
   return Member(layout, arrays, forms)
 
 
@@ -233,7 +233,7 @@ def stack_like_kernel(value: jax.Array, site: Site) -> jax.Array:
   that `nnx.vmap` may count an axis from either end.
   """
   stack = site.layout.stack
-  return lay_beside(value, stack, value.ndim if _is_first(stack) else len(site.kernel_shape))
+  return align_stack(value, stack, value.ndim if _is_first(stack) else len(site.kernel_shape))
 
 
 def axis_names(names: Any, site: Site, axes: Any) -> tuple:
@@ -287,7 +287,7 @@ def mapped_axes(site: Site, kernel: Sequence[int], genome: Sequence[int]) -> tup
   forms = [size if dim in stack else next(rest) for dim, size in enumerate(whole)]
   fitting = [dims for dims in choices if _without(forms, dims) == tuple(genome)] or choices[:1]
   first, *others = [tuple(map(stack.index, dims)) for dims in fitting]
-  if any(site.layout.below(other) != site.layout.below(first) for other in others):
+  if any(site.layout.without_stack(other) != site.layout.without_stack(first) for other in others):
     raise ValueError(
       f'Of a kernel of shape {whole} either of the stack axes {stack} may be mapped or scanned '
       'over here, which have the same size; map over both, or give one of them another size.'

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glora_jax.checks import validate
-from glora_jax.method.quantized import as_computed_with, is_quantized, set_apart
+from glora_jax.method.quantized import as_dequantized, is_quantized, split_quantized
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
@@ -81,7 +81,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
 def check_values(what: str, new_values: Any, values: Any, source: str) -> None:
   """Raises ValueError for new values that a model does not have, or has in another shape."""
   new, old = (
-    {path_name(path): x for path, x in flatten(as_computed_with(tree)).items()}
+    {path_name(path): x for path, x in flatten(as_dequantized(tree)).items()}
     for tree in (new_values, values)
   )
   if problems := differences({**old, **new}, old):
@@ -190,7 +190,7 @@ def _filled(state: Any, values: Mapping[str, Any]) -> Any:
   Raises:
     ValueError: a value belongs to no variable of the state.
   """
-  full_precision, packed = set_apart(values, {})
+  full_precision, packed = split_quantized(values, {})
   new = flatten(full_precision) | packed
   leaves = [
     (path, leaf.replace(new.pop(plain_path(path), leaf.get_value())))
@@ -224,7 +224,7 @@ def by_use(
     lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
     function.states[1:],
   )
-  found = find(function, as_computed_with(params(model)), inputs, kwargs, **options)
+  found = find(function, as_dequantized(params(model)), inputs, kwargs, **options)
   # A model that is one linear layer has no path; the layer has the model's name.
   named = [
     site if site.path else dataclasses.replace(site, kind=function.__name__) for site in found.sites

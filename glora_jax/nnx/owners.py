@@ -28,8 +28,8 @@ from flax import nnx
 from glora_jax.method import program
 from glora_jax.method.adapter import of_tensors
 from glora_jax.method.genomes import goes_by_output
-from glora_jax.method.quantized import is_quantized, taken_out
-from glora_jax.method.rules import Deferred, merge_biases, merge_kernels, not_adapted
+from glora_jax.method.quantized import dequantize, is_quantized
+from glora_jax.method.rules import Deferred, merge_biases, merge_kernels
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Site
 from glora_jax.method.space import WEIGHT_TENSORS
@@ -185,14 +185,14 @@ def merge(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   """The value of an adapted parameter: the base's with its adapter merged in."""
   kernel = variable_at(owner, param.kernel).get_value()
   if not param.adapter:
-    return taken_out(kernel)
+    return dequantize(kernel)
   adapter: Adapter = vars(owner)[param.adapter]
   layout, arrays, forms = member_of(adapter, param.member, kernel)
   ranks = adapter.group.space.ranks
   if not param.is_kernel:
     bias = variable_at(owner, param.location).get_value()
     return merge_biases(kernel, bias, arrays, forms, layout, ranks)
-  weights, kernel = of_tensors(arrays, WEIGHT_TENSORS), taken_out(kernel)
+  weights, kernel = of_tensors(arrays, WEIGHT_TENSORS), dequantize(kernel)
   return merge_kernels(kernel, weights, forms, layout, ranks) if weights else kernel
 
 
@@ -296,10 +296,10 @@ def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwar
 
   def defer(base: Any) -> Deferred:
     if adapter is None:
-      return not_adapted(base, base.dtype)
+      return Deferred.unadapted(base, base.dtype)
     layout, arrays, forms = member_of(adapter, param.member, base)
     arrays = base, of_tensors(arrays, WEIGHT_TENSORS), forms
-    return Deferred.whole(*arrays, layout, adapter.group.space.ranks, by_outputs)
+    return Deferred.from_kernel(*arrays, layout, adapter.group.space.ranks, by_outputs)
 
   mesh = None if adapter is None else adapter.static.mesh
   return program.call(call, variable.get_value(), (args, kwargs), mesh, defer=defer)
