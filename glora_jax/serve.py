@@ -1,9 +1,10 @@
 """Many adapters on one base: every example of a batch names its adapter.
 
 One structure is compiled that contains all others up to a rank: A as a vector, B as a LoRA, a shift
-of the bias. An adapter with any structure within it is written into a slot of arrays that are
-already on the devices, so nothing is compiled for it. `jax.vmap` over the
-examples picks a slot where a kernel is used, by a rule of `glora_jax.method.rules`.
+of the bias. Each of its arrays has one more axis, of *slots*, and a slot holds one adapter. An
+adapter with any structure within this one is written into a slot of arrays that are already on the
+devices, so nothing is compiled for it. `jax.vmap` over the examples chooses a slot where a kernel
+is used, by a rule of `glora_jax.method.rules`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from glora_jax.tree import KeyPath, flatten, replace, update
 
 __all__ = ['Pool']
 
-_BASE = 0  # the slot of the base itself, in which all supports are zero
+_BASE = 0  # the slot of the base itself, in which the adapter is zero
 
 
 class Pool:
   """Adapters in slots on the devices; in a call each example of the batch names its adapter.
 
-  A pool takes files of `save_adapter` with any structure in which A is at most a vector, B and C at
-  most a LoRA of `rank`, and D and E anything. Each example runs as a batch of one, by `jax.vmap`.
+  A pool accepts files of `save_adapter` with any structure in which A is at most a vector, B and C
+  at most a LoRA of `rank`, and D and E anything. Each example runs as a batch of 1, by `jax.vmap`.
   Heads have the dtypes of the base's. While an adapter loads, the slots are on the devices twice.
   The pool compiles its calls; a jitted function that calls a pool keeps the adapters that were in
   it when it was traced. Threads that share a pool need a lock.
@@ -58,7 +59,7 @@ class Pool:
     params: parameters of the base.
     slots: number of adapters that the pool holds at once.
     rank: largest LoRA rank that an adapter may have in a layer, at most 125.
-    merge: whether to allow LoRAs of A. Then every layer merges a kernel for each example.
+    merge: whether LoRAs of A are allowed. Then every layer merges a kernel for each example.
     evict: whether a full pool drops the least recently used adapter; else it raises.
     **apply_kwargs: keyword arguments that the model is called with, `mutable=['cache']` for
       instance.
@@ -113,14 +114,14 @@ class Pool:
     trainable, frozen = self._adapted.split({**fresh, 'params': params})
     self._bases = list(base_fingerprints(frozen['params']))
     self._heads = {p: nn.meta.unbox(value) for p, value in flatten(trainable['params']).items()}
-    laid = self._params[0].sharding
-    if isinstance(laid, NamedSharding):
-      laid = NamedSharding(laid.mesh, PartitionSpec())
-    self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), laid)
+    sharding = self._params[0].sharding
+    if isinstance(sharding, NamedSharding):
+      sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    self._arrays = jax.device_put(self._empty(trainable[COLLECTION]), sharding)
     self._slots: dict[str, int] = {}  # of the adapters by name, least recently used first
     # Nothing is donated: an interrupted load leaves the old arrays, and calls that run use them.
-    self._write = jax.jit(self._written, out_shardings=laid)
-    self._answer = jax.jit(self._answers)
+    self._write = jax.jit(self._write_slot, out_shardings=sharding)
+    self._run = jax.jit(self._run_batch)
 
   @property
   def names(self) -> list[str]:
@@ -128,12 +129,12 @@ class Pool:
     return list(self._slots)
 
   def load(self, name: str, path: Path, *, strict: bool = True) -> None:
-    """Loads an adapter, in the place of one of the same name where there is one.
+    """Loads an adapter, which replaces one of the same name.
 
     Args:
       name: the name that calls use.
       path: the file that `save_adapter` wrote.
-      strict: whether to refuse an adapter that was trained on another base; see `load_adapter`.
+      strict: whether an adapter that was trained on another base is an error; see `load_adapter`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -156,36 +157,36 @@ class Pool:
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     stored = init_shapes(loader, self._rebuild(self._params))[COLLECTION]
     genome, adapter, others = unpack(path, tensors, metadata, loader, stored)
-    heads = self._padded(path, flatten(others.pop('params', {})) or self._heads)
+    heads = self._pad(path, flatten(others.pop('params', {})) or self._heads)
     if others:
       raise ValueError(
         f'The adapter {printable(path)} has its own {listed(others)}, and a pool holds only '
-        'supports and heads; load it with load_adapter.'
+        'adapters and heads; load it with load_adapter.'
       )
     slot = slot or min(free, default=0) or next(iter(self._slots.values()))
-    given = jax.tree.map(jnp.asarray, (slot, adapter, genome, heads))
-    written = self._write(self._arrays, self._params, *given)
-    others = {other: own for other, own in self._slots.items() if own != slot}
-    self._arrays, self._slots = written, {**others, name: slot}
+    content = jax.tree.map(jnp.asarray, (slot, adapter, genome, heads))
+    arrays = self._write(self._arrays, self._params, *content)
+    others = {other: number for other, number in self._slots.items() if number != slot}
+    self._arrays, self._slots = arrays, {**others, name: slot}
 
   def evict(self, name: str) -> None:
-    """Frees the slot of an adapter; raises ValueError where there is none of this name."""
+    """Frees the slot of an adapter; raises ValueError if there is none of this name."""
     self._slot(name)
     del self._slots[name]
 
   def __call__(self, x: Any, names: Sequence[str | None], **collections: Any) -> Any:
-    """What the model answers each example with its own adapter.
+    """Runs each example with its adapter.
 
     Args:
       x: the model's input with the examples first, [batch, ...]; of several inputs a tuple of
         pytrees. Numbers without axes are the same for all.
       names: the adapter of each example; None is the base.
-      **collections: the model's other collections, each leaf [batch, ...] that of an example alone.
+      **collections: the model's other collections, with leaves [batch, ...].
 
     Returns:
-      The outputs [batch, ...]. Where an adapter has fewer classes than the model, in a head with a
-      bias, the logits beyond are -inf. With `mutable` a pair of outputs and updated collections,
-      these laid as they came.
+      The outputs [batch, ...]. If an adapter has fewer classes than the model, in a head with a
+      bias, the logits of the others are -inf. With `mutable` a pair of outputs and updated
+      collections, with leaves [batch, ...].
 
     Raises:
       TypeError: the names are not a list.
@@ -206,7 +207,7 @@ class Pool:
       if name is not None:
         used[name] = used.pop(name)
     self._slots = used
-    return self._answer(self._arrays, self._params, slots, inputs, collections)
+    return self._run(self._arrays, self._params, slots, inputs, collections)
 
   def _slot(self, name: Any) -> int:
     if name not in self.names:  # a list, which any value may be looked up in
@@ -216,89 +217,95 @@ class Pool:
     return self._slots[name]
 
   def _empty(self, adapter: Any) -> dict[str, Any]:
-    """The arrays of all slots: the base in each."""
+    """The arrays of all slots, [stack..., slot, ...], with the base in each."""
     zeros: dict[str, Any] = {}
     for group in self._adapted.places.groups:
       at = len(group.stack_shape)
-      own = {
+      arrays = {
         name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
         for name, value in group.arrays(adapter).items()
       }
-      zeros = replace(zeros, group.path, own)
+      zeros = replace(zeros, group.path, arrays)
     heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
     return {'heads': heads, COLLECTION: zeros}
 
   def _check_fits(self, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Raises ValueError where an adapter has a form that the pool's structure does not contain."""
+    """Raises ValueError if an adapter has a form that the pool's structure does not contain."""
     for layer, forms in zip(metadata['spec'], metadata['layers'], strict=True):
       name = shown(layer['name'])
       for tensor in 'ABC':
         kind, _, rank = forms[tensor][:20].partition(':')
         has = f'The adapter {printable(path)} has {shown(forms[tensor])} for {tensor} in '
         if kind == 'lora' and tensor == 'A' and not self._merge:
-          raise ValueError(f'{has}{name}; a pool with merge=True takes a LoRA for A.')
+          raise ValueError(f'{has}{name}; a LoRA of A needs a pool with merge=True.')
         if rank.isdecimal() and int(rank) > self._rank:
           raise ValueError(
             f'{has}{name}, and this pool holds rank {self._rank}; make it with rank={rank}.'
           )
 
-  def _padded(self, path: Path, heads: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
+  def _pad(self, path: Path, heads: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
-    heads, kept = dict(heads), {}
+    heads, inputs = dict(heads), {}  # the input axes by path; a bias has none
     for site in self._adapted.places.head_sites:
       if site.bias_path in heads:
-        kept |= {site.kernel_path: site.layout.inputs, site.bias_path: ()}
-    for own in kept.keys() & heads.keys():
-      given, most = heads[own], self._heads[own].shape
-      if given.ndim == len(most):
-        missing = np.maximum(np.subtract(most, given.shape), 0)
-        missing[[*kept[own]]] = 0  # of inputs, which are no classes
-        fill = 0 if kept[own] else -np.inf
-        heads[own] = np.pad(given, [(0, size) for size in missing], constant_values=fill)
+        inputs |= {site.kernel_path: site.layout.inputs, site.bias_path: ()}
+    for head in inputs.keys() & heads.keys():
+      value, most = heads[head], self._heads[head].shape
+      if value.ndim == len(most):
+        missing = np.maximum(np.subtract(most, value.shape), 0)
+        missing[[*inputs[head]]] = 0  # classes are added, inputs are not
+        fill = 0 if inputs[head] else -np.inf
+        heads[head] = np.pad(value, [(0, size) for size in missing], constant_values=fill)
     check_heads(path, heads, self._heads)
     return heads
 
-  def _written(
+  def _write_slot(
     self, arrays: Any, params: Any, slot: Any, adapter: Any, genome: Any, heads: Any
   ) -> Any:
-    """The arrays of all slots with an adapter in one."""
-    put = jax.lax.dynamic_update_index_in_dim
+    """The arrays of all slots with an adapter of any structure written into one of them.
+
+    Its forms become those of the pool's structure, which has no C and no D: they only shift the
+    bias b, so the pool's E is D b + W C + E. Without b first, since a bfloat16 sum would round a
+    small shift off.
+    """
+    write = jax.lax.dynamic_update_index_in_dim
     params, quantized = split_quantized(self._rebuild(params), self._adapted.places.param_shapes)
-    written = arrays[COLLECTION]
+    collection = arrays[COLLECTION]
     loader = with_space(self._adapted, SearchSpace(self._ranks))
-    for group, given in zip(self._adapted.places.groups, loader.places.groups, strict=True):
-      forms, members, ranks = given.forms(genome), [], given.space.ranks
-      for site, part in given.by_member(given.arrays(adapter)):
-        form = functools.partial(_as_union, ranks=ranks, merge=self._merge)
-        new = over_stack(form, len(group.stack_shape))(part, forms)
+    for group, loaded in zip(self._adapted.places.groups, loader.places.groups, strict=True):
+      forms, members, ranks = loaded.forms(genome), [], loaded.space.ranks
+      for site, part in loaded.by_member(loaded.arrays(adapter)):
+        to_pool = functools.partial(_as_union, ranks=ranks, merge=self._merge)
+        new = over_stack(to_pool, len(group.stack_shape))(part, forms)
         if (bias := site.bias(params)) is not None:
           kernel = quantized.get(site.kernel_path, site.kernel(params))
-          # Of zeros: D adds nothing to them, and a small shift is not rounded off.
           zeros, of_bias = jnp.zeros(bias.shape), of_tensors(part, ('C', 'D', 'E'))
           shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
           new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
         members.append(new)
-      own = group.arrays(written)
-      for name, array in own.items():
+      slots = group.arrays(collection)
+      for name, array in slots.items():
         new = members[0][name]
         if 'out' in ADAPTER[name].axes:
           new = jnp.concatenate([member[name] for member in members], -1)
-        own[name] = put(array, new.astype(array.dtype), slot, len(group.stack_shape))
-      written = replace(written, group.path, own)
+        slots[name] = write(array, new.astype(array.dtype), slot, len(group.stack_shape))
+      collection = replace(collection, group.path, slots)
     heads = {
-      path: put(array, heads[path].astype(array.dtype), slot, 0)
+      path: write(array, heads[path].astype(array.dtype), slot, 0)
       for path, array in arrays['heads'].items()
     }
-    return {'heads': heads, COLLECTION: written}
+    return {'heads': heads, COLLECTION: collection}
 
-  def _answers(self, arrays: Any, params: Any, slots: Any, inputs: tuple, collections: Any) -> Any:
-    """What `__call__` returns, of slots int [batch]."""
+  def _run_batch(
+    self, arrays: Any, params: Any, slots: Any, inputs: tuple, collections: Any
+  ) -> Any:
+    """The result of `__call__` for slots int [batch]; each example runs as a batch of 1."""
     genome, params = self._adapted.genome, self._rebuild(params)
 
-    def answer(slot: jax.Array, own: tuple, others: Any) -> Any:
+    def run_one(slot: jax.Array, example: tuple, others: Any) -> Any:
       heads = {path: array[slot] for path, array in arrays['heads'].items()}
       variables = {**others, 'params': update(params, heads), COLLECTION: arrays[COLLECTION]}
-      args = jax.tree.map(lambda all_, one: one[None] if np.ndim(all_) else one, inputs, own)
+      args = jax.tree.map(lambda batch, one: one[None] if np.ndim(batch) else one, inputs, example)
       call = Call(args, self._apply_kwargs)
       result = run(self._adapted, call, variables, jnp.asarray(genome), genome, slot)
       outputs, *updated = result if self._apply_kwargs.get('mutable') else (result,)
@@ -306,13 +313,13 @@ class Pool:
       return (outputs, *updated) if updated else outputs
 
     axes = jax.tree.map(lambda leaf: 0 if np.ndim(leaf) else None, inputs)
-    return jax.vmap(answer, (0, axes, 0))(slots, inputs, collections)
+    return jax.vmap(run_one, (0, axes, 0))(slots, inputs, collections)
 
 
 def _as_union(
   adapter: Mapping[str, jax.Array], forms: jax.Array, ranks: Sequence[int], merge: bool
 ) -> dict[str, jax.Array]:
-  """The supports of A and B of a layer of any structure as those of the pool's; and D's form."""
+  """A layer's A and B as the pool's structure has them, and the form of D, which goes into E."""
   new = {'D': equation.flat_tensor(adapter, 'D', forms[3])}
   new['B_down'], new['B_up'] = equation.weight_factors(adapter, 'B', forms[1], ranks)
   if merge:
