@@ -1,4 +1,4 @@
-"""Checks of arguments, settings and JSON by their annotations, and how messages quote values."""
+"""Checks of arguments, settings and JSON by annotations, and values as error messages show them."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ _LIMITS = {
 
 
 def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
-  """A value of an annotated type, with Python's numbers in the place of NumPy's and JAX's.
+  """A value if it has an annotated type, with NumPy's and JAX's numbers as Python's; else raises.
 
-  2.0 counts as an integer, and True does not. Lists and tuples stand for each other, and a
-  `TypedDict` allows further names.
+  2.0 counts as an integer, and True does not. A list is accepted for a tuple and the other way
+  round, and a `TypedDict` may have further names.
 
   Args:
     value: any value.
     kind: its annotation: `int`, `float`, `bool`, `str`, `None`, `Any`, a `Literal`, a class, a
       `TypedDict`; or `list`, `tuple`, `dict`, `Mapping` or unions of these.
-    name: what the sentence of the error calls the value.
+    name: the value's name in error messages.
     **limits: of the numbers in it: `least`, `above`, `most`, `below`. An integer that has any is a
-      count, which JAX needs to be at most 2**31 - 1 unless `most` says otherwise.
+      count, which must be at most 2**31 - 1, as JAX needs it, unless `most` says otherwise.
 
   Raises:
     TypeError: the value, or one in it, has another type.
@@ -87,7 +87,7 @@ def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-  """Whether a value has a type, as far as it shows without a look at what is in it."""
+  """Whether a value has a type; the items of a container are not looked at."""
   origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
   value = _python(value, kind)
   if origin in _UNIONS:
@@ -108,14 +108,14 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _python(value: Any, kind: Any) -> Any:
-  """A scalar of NumPy or JAX as Python's, and an array as lists where these are expected."""
+  """A scalar of NumPy or JAX as Python's, and an array as lists if a list is expected."""
   origin = typing.get_origin(kind) or kind
   is_scalar = origin in (bool, int, float, str, Literal) and getattr(value, 'shape', None) == ()
   return plain(value) if is_scalar or origin in (list, tuple) else value
 
 
 def _members(value: Mapping[str, Any], kind: Any, name: str) -> dict[str, Any]:
-  """A dictionary whose members have the types of a `TypedDict`; it may have others."""
+  """A dictionary whose values are validated by a `TypedDict`; it may have others."""
   if missing := kind.__required_keys__ - value.keys():
     raise ValueError(f'{_member(name, min(missing))} is missing.')
   known = {key: each for key, each in kinds_of(kind).items() if key in value}
@@ -139,7 +139,7 @@ def _member(name: str, key: str) -> str:
 
 
 def _must_be(words: str, value: Any, name: str) -> str:
-  """A sentence with a number or a text itself, and the type of all else, which may be long."""
+  """An error message, which shows a number or a string, and the type of any other value."""
   if getattr(value, 'shape', None) == ():
     value = plain(value)
   if value is None or isinstance(value, bool | int | float | complex | str | bytes):
@@ -148,7 +148,7 @@ def _must_be(words: str, value: Any, name: str) -> str:
 
 
 def expected(kind: Any, **limits: float) -> str:
-  """An annotation in words, with the limits of its numbers.
+  """An annotation and the limits of its numbers in words.
 
   Example:
     >>> expected(tuple[int, ...] | None, least=1)
@@ -209,7 +209,7 @@ def kinds_of(kind: type) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-  """A value with Python's numbers and lists in the place of scalars and arrays of NumPy and JAX."""
+  """A scalar or array of NumPy or JAX as Python's numbers and lists; any other value unchanged."""
   return value.tolist() if hasattr(value, 'tolist') else value
 
 
@@ -228,10 +228,10 @@ def whole_number(value: Any) -> int | None:
 
 
 def shown(value: Any) -> str:
-  """A value as messages quote it, cut if long."""
+  """A value as error messages show it, cut if long."""
   try:
     text = repr(value)
-  except ValueError:  # Python writes out no whole number of more than 4300 digits
+  except ValueError:  # Python does not write out an integer of more than 4300 digits
     is_number = isinstance(value, int)
     return f'an integer of {value.bit_length()} bits' if is_number else 'too long to show'
   text = printable(' '.join(line.strip() for line in text.splitlines()))
@@ -259,7 +259,7 @@ def check_path(path: Any) -> str:
 
 
 def printable(text: str | os.PathLike) -> str:
-  r"""A path or name with escapes for what breaks a line, commands a terminal, or is not UTF-8.
+  r"""A path or name with escapes for line breaks, terminal commands, and what is not UTF-8.
 
   Example:
     >>> print(printable('über\n.png'))
@@ -269,7 +269,7 @@ def printable(text: str | os.PathLike) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-  """Names as messages list them, cut if many.
+  """Names in one line, as error messages show them, cut if there are many.
 
   Example:
     >>> listed(f'class{n}' for n in range(30))[-28:]
@@ -282,6 +282,6 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _without_middle(name: str) -> str:
-  """A name that is not endless; the end of a path says more than its beginning."""
+  """A name without its middle if it is long; the end of a path says more than its beginning."""
   half = _LONGEST_SHOWN // 2
   return name if len(name) <= _LONGEST_SHOWN else f'{name[:half]}...{name[-half:]}'

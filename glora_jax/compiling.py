@@ -1,8 +1,8 @@
 """The memory of compiled programs, and the seconds that compiling them took.
 
-The large programs of the library go through `reported`. Within `reporting_to` the first call with
-arguments of new shapes is compiled ahead of time, since only such a program can be asked for its
-memory. The call itself then finds it in JAX's own cache, so nothing is compiled twice
+The large programs of the library are wrapped by `reported`. Within `reporting_to`, their first call
+with arguments of new shapes is compiled ahead of time, since only a `jax.stages.Compiled` knows its
+memory. The call itself then finds the program in JAX's cache, so nothing is compiled twice
 (`tests/test_compiling.py` counts).
 """
 
@@ -17,14 +17,14 @@ from typing import Any, TypedDict
 
 import jax
 
-MEMORY = ('arguments', 'outputs', 'temporaries')  # kinds of it
+MEMORY = ('arguments', 'outputs', 'temporaries')  # kinds of memory
 
 
 class Compilation(TypedDict):
   """The compilation of one program.
 
   Attributes:
-    seconds: time that it took, or that reading the program from JAX's cache on disk took.
+    seconds: time to compile the program, or to read it from JAX's cache on disk.
     memory: see `memory_of`.
   """
 
@@ -56,7 +56,7 @@ def reporting_to(listener: _Listener) -> Iterator[None]:
 
 
 def reported(name: str, function: Any) -> Any:
-  """A result of `jax.jit` that reports its compilations; see `reporting_to`."""
+  """A jitted function that reports its compilations; see `reporting_to`."""
   known = set()
 
   @staged_like(function)
@@ -80,9 +80,9 @@ def _compile(function: Any, arguments: Any) -> Compilation:
 
 
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """Bytes of each device that a program needs, by kind.
+  """Bytes that a program needs on each device, by kind; empty if the backend does not know.
 
-  Outputs that are written over an argument do not count. Empty if the backend does not know.
+  Outputs that are written over an argument do not count.
 
   Example:
     >>> x = jax.ShapeDtypeStruct((8,), 'float32')
@@ -98,5 +98,5 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def staged_like(compiled: Any) -> Callable[[Callable], Callable]:
-  """Gives a function `lower` and `trace` of a compiled one, which `jax.export` needs."""
+  """A decorator that gives a function the `lower` and `trace` of a jitted one, for `jax.export`."""
   return functools.wraps(compiled, assigned=('lower', 'trace'), updated=())

@@ -2,12 +2,12 @@
 
 
 class UserError(ValueError):
-  """What was given is wrong, or a file is damaged; the text is a sentence that says what to do.
+  """An argument is wrong or a file is damaged; the message says what to do.
 
-  The commands show it without a traceback. Any other exception, but for what the system refuses
-  (OSError, MemoryError) and a package that is not installed, is a bug of this package.
+  The commands show it without a traceback, as they do OSError, MemoryError and a missing package.
+  Any other exception is a bug of this package.
   """
 
 
 class MissingPackageError(ImportError):
-  """A package of the extra `vision` is not installed; the text says how to install it."""
+  """A package of the extra `vision` is not installed; the message says how to install it."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and reading them back: JSON and safetensors."""
+"""Reading and writing JSON and safetensors files, with atomic writes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from glora_jax.errors import UserError
 
 Path = str | os.PathLike
 
-STAMP = 'glora_jax'  # under which a file of ours says its kind and format
-FORMATS: Mapping[str, int] = {}  # by kind, where the format is not 1
+STAMP = 'glora_jax'  # the key in our files that has their kind and format
+FORMATS: Mapping[str, int] = {}  # by kind, if not 1
 AGAIN = 'replace it, or remove it if a run wrote it, which then writes it again'
 MOST_JSON_BYTES = 2**28
-PARTIAL = '.glora_jax.partial'  # how the name of a file ends that is not complete yet
+PARTIAL = '.glora_jax.partial'  # suffix of a file that is not complete yet
 _LONGEST_REASON = 200
 _FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
 
 
 class LaterVersionError(UserError):
-  """A file was written by a later version of this package, and is not to be written over."""
+  """A file was written by a later version of this package, and must not be overwritten."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-  """Makes a sentence of the system's refusal to write.
+  """A block that writes a file or folder, whose OSErrors become sentences.
 
   Args:
-    path: path of the file or folder that is written in the block.
+    path: path of the file or folder.
 
   Raises:
     OSError: it cannot be written.
@@ -59,10 +59,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[str]:
-  """A temporary path beside the given one, moved there at the end of the block.
+  """A block that writes a file, whole or not at all, to a temporary path next to it.
 
-  A process that is killed while it writes leaves the old file as it was, and one beside it whose
-  name ends in `PARTIAL`.
+  At the end of the block the temporary file replaces the old one. If the process is killed before,
+  the old file is unchanged, and the temporary one is left, with the suffix `PARTIAL`.
 
   Args:
     path: path of the file.
@@ -73,7 +73,7 @@ def atomic(path: Path) -> Iterator[str]:
   Raises:
     OSError: it cannot be written; the old file is still there.
   """
-  # A name that no other process has, so that two may write the same file.
+  # A unique name, so that two processes may write the same file.
   temporary = os.path.join(os.path.dirname(os.fspath(path)), f'{uuid.uuid4().hex}{PARTIAL}')
   with writing(path):
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device
@@ -88,9 +88,9 @@ def atomic(path: Path) -> Iterator[str]:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-  """Opens a regular file of the user's for reading; links are followed.
+  """Opens a regular file for reading, or a link to one.
 
-  A FIFO would wait for its writer for ever, a device may never end.
+  A FIFO would wait for its writer forever, and a device may have no end.
 
   Args:
     path: path of the file.
@@ -108,8 +108,8 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
 
   Args:
     path: path of the file.
-    content: what `json` can write, all numbers finite; with a kind a dictionary.
-    kind: kind of the file, which it then says of itself, with its format, under 'glora_jax'.
+    content: JSON's types, with finite numbers; with a kind a dictionary.
+    kind: kind of the file, which is written with its format under 'glora_jax'; None for neither.
 
   Raises:
     OSError: it cannot be written there.
@@ -127,10 +127,10 @@ def read_json(path: Path, kind: str | None = None, shape: Any = Any, remedy: str
     path: path of the file.
     kind: kind that the file must be of; None for a file of another program.
     shape: annotation of the content, see `checks.validate`.
-    remedy: what to do where the file is damaged.
+    remedy: what to do if the file is damaged.
 
   Returns:
-    The content, without what the file says of itself.
+    The content, without kind and format.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -156,16 +156,16 @@ def read_json(path: Path, kind: str | None = None, shape: Any = Any, remedy: str
 
 
 def load_json(path: Path, remedy: str) -> Any:
-  """Reads a JSON file of anybody.
+  """Reads any JSON file.
 
   Args:
     path: path of the file.
-    remedy: what to do where it is damaged.
+    remedy: what to do if it is damaged.
 
   Raises:
     FileNotFoundError: there is no such file.
     OSError: it cannot be read, or is no regular file.
-    ValueError: it is damaged, or far larger than any that is read here.
+    ValueError: it is damaged, or larger than `MOST_JSON_BYTES`.
   """
   with open_regular(path) as file:
     try:
@@ -178,7 +178,7 @@ def load_json(path: Path, remedy: str) -> Any:
 
 
 def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
-  """The error about a file of ours that is not as it was written.
+  """The error that says that a file is damaged.
 
   Args:
     path: path of the file.
@@ -189,29 +189,29 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
 
 
 def first_line(reason: object) -> str:
-  """The beginning of what a library says went wrong, which may be a page."""
+  """The first line of a library's error message, which may be a page, cut if long."""
   lines = str(reason).strip().splitlines() or [type(reason).__name__]
-  shown = lines[0][:_LONGEST_REASON].rstrip('.')
-  return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
+  line = lines[0][:_LONGEST_REASON].rstrip('.')
+  return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def stamp_of(kind: str) -> dict[str, Any]:
-  """What a file of a kind says of itself: kind and format."""
+  """The kind and format that a file of a kind has under `STAMP`."""
   return {'kind': kind, 'format': FORMATS.get(kind, 1)}
 
 
 def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
-  """Checks what a file says of itself.
+  """Checks the kind and format of a file.
 
   Args:
     path: path of the file.
-    stamp: what it says; None where it says nothing.
+    stamp: what it has under `STAMP`; None if nothing.
     kind: kind that it must be of.
     remedy: what to do if it is another file.
 
   Raises:
     LaterVersionError: a later version wrote it.
-    ValueError: it is of another kind, or says none.
+    ValueError: it is of another kind, or has none.
   """
   written = stamp.get('kind') if isinstance(stamp, dict) else None
   if written != kind:
@@ -229,19 +229,19 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-  """Writes a safetensors file, whole or not at all; all of it is in memory before.
+  """Writes a safetensors file, whole or not at all; its content is first put together in memory.
 
   Args:
     path: path of the file.
     tensors: arrays by name.
-    metadata: texts by name. With more than one, the order of the file's bytes varies.
+    metadata: strings by name. With more than one, their order in the file varies.
 
   Raises:
     OSError: it cannot be written there.
   """
   contiguous = {name: np.asarray(value, order='C') for name, value in tensors.items()}
   try:
-    # Its own `save_file` makes a file that nobody else may read, and leaves another one if killed.
+    # `save_file` makes a file that only its owner can read, and a partial one if it is killed.
     content = safetensors.numpy.save(contiguous, metadata)
   except safetensors.SafetensorError as error:
     raise OSError(f'{printable(path)} cannot be written ({first_line(error)}).') from error
@@ -250,20 +250,18 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The arrays and the texts of anybody's safetensors file, by name; errors are the library's."""
+  """The arrays and the metadata of any safetensors file, by name; errors are the library's."""
   arrays = {}
   with safetensors.safe_open(path, 'numpy') as file:
     names, texts = list(file.keys()), file.metadata() or {}
-  for (
-    name
-  ) in names:  # opened anew: what a memory map has touched stays in memory until it is closed
+  for name in names:  # opened for each, as all that a memory map has read stays in memory
     with safetensors.safe_open(path, 'numpy') as file:
       arrays[name] = file.get_tensor(name)
   return arrays, texts
 
 
 def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises ValueError if arrays hold anything but numbers that are finite, in float32 too."""
+  """Raises ValueError unless arrays are floating-point and finite, in float32 too."""
   for name, value in arrays.items():
     if value.dtype.name not in _FLOATS:
       raise ValueError(f'{where}: the tensor {name} is {value.dtype.name}, not floating-point.')
@@ -278,17 +276,17 @@ def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
   """Writes a safetensors file of this project, whole or not at all.
 
-  All metadata is one JSON text, since the format keeps several in no order: so equal content makes
-  equal bytes.
+  All metadata is one JSON string, since safetensors writes several in any order. So equal content
+  gives equal bytes.
 
   Args:
     path: path of the file.
     tensors: arrays by name.
-    kind: kind of the file, which `read_tensors` asks for.
-    metadata: what else to keep, as JSON can; arrays are lists.
+    kind: kind of the file, which `read_tensors` checks.
+    metadata: more to write, of JSON's types; arrays become lists.
 
   Raises:
-    ValueError: metadata are named as what the file says of itself, or are not what JSON can say.
+    ValueError: metadata are called 'kind' or 'format', or cannot be written as JSON.
     OSError: it cannot be written there.
   """
   stamp = stamp_of(kind)
@@ -334,10 +332,10 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
   """The metadata of a safetensors file of this project, without kind and format.
 
   Raises:
-    ValueError: it is of another kind or a later version, or could not be written again.
+    ValueError: it is of another kind or a later version, or has numbers that are not finite.
   """
   stamp = {}
-  if isinstance(metadata, dict):  # the weights in the package say no format
+  if isinstance(metadata, dict):  # the weights in the package have no format
     stamp = {'kind': metadata.pop('kind', None), 'format': metadata.pop('format', 1)}
   check_stamp(path, stamp, kind, 'pass the right file')
   try:
@@ -348,19 +346,19 @@ def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
 
 
 def json_default(value: Any) -> Any:
-  """What `json` writes of a value that it does not know: of arrays their numbers."""
+  """The `default=` of `json.dumps` that writes arrays as lists."""
   return value.tolist() if hasattr(value, 'tolist') else json.JSONEncoder().default(value)
 
 
 def require_other_than(path: Path, inputs: Iterable[Path]) -> None:
-  """Checks that writing a file replaces none of those that are read, by whatever path or link.
+  """Checks that writing a file would replace none of the inputs, through any path or link.
 
   Args:
     path: path of the file.
     inputs: paths of the files that are read.
 
   Raises:
-    FileExistsError: it does.
+    FileExistsError: it would.
   """
   for other in inputs:
     if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):

@@ -39,7 +39,7 @@ class HubName(NamedTuple):
 
 
 def is_hub_name(path: Path | None) -> TypeGuard[str]:
-  """Whether a path is no path but a name on the hub.
+  """Whether a path is a name on the hub.
 
   >>> is_hub_name('hf:google/vit-base-patch16-224'), is_hub_name('weights/model.safetensors')
   (True, False)
@@ -51,7 +51,7 @@ def parse(name: str) -> HubName:
   """The repository and the revision of a name.
 
   Raises:
-    ValueError: it is no name of the form that the hub has.
+    ValueError: it does not have the form of the hub's names.
 
   >>> parse('hf:google/vit-base-patch16-224@refs/pr/1')
   HubName(repository='google/vit-base-patch16-224', revision='refs/pr/1')
@@ -66,14 +66,14 @@ def parse(name: str) -> HubName:
 
 
 def local(path: Path, files: Sequence[str]) -> Path:
-  """The folder on this machine if a name on the hub is given.
+  """A path unchanged, or for a name on the hub the local folder with its files.
 
   Args:
-    path: `hf:owner/name` or `hf:owner/name@revision`; everything else is returned as it is.
-    files: files of the repository, as of `snapshot`.
+    path: a path, `hf:owner/name` or `hf:owner/name@revision`.
+    files: files of the repository; see `snapshot`.
 
   Raises:
-    ValueError: see `snapshot`; also ImportError, FileNotFoundError and OSError.
+    ValueError, ImportError, FileNotFoundError, OSError: see `snapshot`.
 
   >>> local('weights/model.safetensors', ['model.safetensors'])
   'weights/model.safetensors'
@@ -82,20 +82,20 @@ def local(path: Path, files: Sequence[str]) -> Path:
 
 
 def snapshot(name: str, files: Sequence[str]) -> str:
-  """The folder with files of a repository, downloaded unless they are in the hub's cache.
+  """The local folder with files of a repository, which are downloaded if they are not cached.
 
   Args:
     name: `hf:owner/name` or `hf:owner/name@revision`.
-    files: a safetensors file, which the repository must have, and files that it may have, too.
+    files: a safetensors file, which the repository must have, and files that it may have.
 
   Returns:
-    Path of the folder, whose name is the commit.
+    Path of the folder, whose name is a commit.
 
   Raises:
     ValueError: the name is malformed.
     ImportError: `huggingface_hub` is not installed.
     FileNotFoundError: there is no such repository, revision or safetensors file.
-    OSError: the hub cannot be reached, or may not be, and the file is not in its cache.
+    OSError: the hub cannot be reached, or offline mode is on, and the file is not in the cache.
   """
   hub_name = parse(name)
   try:
@@ -109,13 +109,13 @@ def snapshot(name: str, files: Sequence[str]) -> str:
     ) from error
   tensors, *others = files
   folder = os.path.dirname(_download(hub, hub_name, tensors))
-  for file in others:  # of the same commit, wherever a branch is by now
+  for file in others:  # of the same commit, even if the branch has moved since
     _download_if_there(hub, hub_name._replace(revision=os.path.basename(folder)), file)
   return folder
 
 
 def _download(hub: ModuleType, name: HubName, file: str) -> str:
-  """The path of a file in the cache; every failure is a sentence."""
+  """The path of a file in the cache; every error is a sentence that says what to do."""
   errors = hub.errors
   at = name.revision or 'its default branch'
   try:

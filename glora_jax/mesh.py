@@ -1,16 +1,17 @@
-"""Devices: several processes as one program, a mesh over all their devices, where arrays lie on it.
+"""A mesh over the devices of all processes, and how arrays are sharded over it.
 
-Every process runs the same program and sees the same numbers; the primary one alone writes files.
-The mesh has a row for each process ('candidate') and a column for each of its devices ('data').
+Every process runs the same program with the same numbers; only the primary one writes files. The
+mesh has a row for each process ('candidate') and a column for each of its devices ('data').
 Training splits a batch over all of them. A search splits a population's structures over the rows
 and images over the columns, so that scores cross hosts once, at the end. A third axis, 'fsdp', may
-cut the columns: images are split over it, too, and sharded frozen weights only over it.
+split the columns: images are split over it, too, and sharded frozen weights only over it.
 
-Images that stay on a device are laid there so that a batch is taken without a copy of all of them.
-A TPU has its numbers in rows of 128. Of images [n, height, width, 3] it would put n last, since 3
-would fill 3 of the 128; each program that takes some images would first make a copy of all, with n
-first. Held image by image, and each of them channel by channel, they need no copy. Where a line of
-an image fills less than half of a row, that would take more room than a copy, and is left.
+Images that stay on a TPU need a layout of their own. A TPU stores arrays in rows of 128 numbers. It
+would make n the last axis of images [n, height, width, 3], since 3 fills only 3 of the 128. Then
+every program that gathers a batch would first copy all images, to have n first. `image_by_image`
+stores one image after the other, each channel by channel, and no copy is needed. If a line of an
+image fills less than half of a row, this layout would need more memory than the copy, and is not
+used.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _HALF_A_ROW = 64
 def primary() -> bool:
   """Whether this process writes the files that all share.
 
-  Orbax, which all processes must call, sees to that itself.
+  All processes must call orbax, which itself writes only in the primary one.
   """
   return jax.process_index() == 0
 
@@ -59,7 +60,7 @@ def barrier(name: str) -> None:
   """Waits until all processes have come to the barrier of this name."""
   if jax.process_count() == 1:
     return
-  # Imported by those who wait alone: it takes half a second.
+  # Imported here, since it takes half a second and only several processes need it.
   import orbax.checkpoint as ocp
 
   ocp.multihost.get_barrier_sync_fn()(key=f'glora_jax/{name}', timeout_ms=_BARRIER_TIMEOUT_MS)
@@ -67,7 +68,7 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def primary_first(name: str) -> Iterator[None]:
-  """The primary process goes through the block before the others, which find what it prepares."""
+  """Runs the block in the primary process before the others, for which it prepares something."""
   if not primary():
     barrier(name)
   try:
@@ -77,16 +78,16 @@ def primary_first(name: str) -> Iterator[None]:
       barrier(name)
 
 
-def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
-  """The mesh over devices, those of all processes for instance, or of a machine that is not here.
+def make_mesh(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
+  """The mesh over devices.
 
   Args:
-    devices: the devices.
-    fsdp: devices of a process that share a copy of frozen weights that are sharded, and the size
-      of an axis of that name; None for no such axis, and one copy for all devices.
+    devices: the devices of all processes, or those of a topology to compile for.
+    fsdp: size of an axis 'fsdp': the devices of a process that together hold one copy of the
+      sharded frozen weights. None for no such axis, and one copy on all devices.
 
   Returns:
-    A mesh [candidate, data], or [candidate, data, fsdp]; None of one device.
+    A mesh [candidate, data], or [candidate, data, fsdp]; None for one device.
 
   Raises:
     ValueError: the processes have different numbers of devices, or `fsdp` does not divide them.
@@ -116,15 +117,15 @@ def over(devices: Sequence[jax.Device], fsdp: int | None = None) -> Mesh | None:
 
 
 def options_of_one_pass() -> dict[str, Any] | None:
-  """For the compiler, of a program that is run a few dozen times at most.
+  """Compiler options for a program that runs at most a few dozen times.
 
-  On the embedded ViT it compiles in two thirds of the time, and runs as fast.
+  With them the embedded ViT compiles in two thirds of the time, and runs as fast.
   """
   return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
 
 
 def require_mesh(mesh: Any) -> None:
-  """Checks that this is a mesh of automatic axes, as `over` makes it."""
+  """Raises an error unless this is a mesh with automatic axes, as `make_mesh` returns."""
   validate(mesh, Mesh, 'mesh')
   if any(kind is not AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
@@ -134,11 +135,7 @@ def require_mesh(mesh: Any) -> None:
 
 
 def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
-  """Checks that a batch splits evenly over the devices; without a mesh every batch does.
-
-  Raises:
-    ValueError: it does not.
-  """
+  """Raises ValueError if a batch does not split evenly over the devices of a mesh."""
   if mesh is not None and batch_size % mesh.size:
     raise ValueError(
       f'A batch of {batch_size} images cannot be split over {mesh.size} devices; make batch_size '
@@ -147,7 +144,7 @@ def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that is whole on every device."""
+  """The sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, P())
 
 
@@ -157,9 +154,9 @@ def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def replicate(mesh: Mesh | None, tree: Any) -> Any:
-  """A tree with every array whole on every device; without a mesh the tree as it is.
+  """A tree with every array replicated on every device; without a mesh the tree unchanged.
 
-  All processes must hold the same values.
+  All processes must have the same values.
   """
   if mesh is None:
     return tree
@@ -167,9 +164,9 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def split_rows(mesh: Mesh | None, tree: Any) -> Any:
-  """A tree with every array split over all devices along its first axis; scalars stay whole.
+  """A tree with every array split over all devices along its first axis; scalars are unchanged.
 
-  Arrays that lie on the mesh stay where they are. Without a mesh, the tree as it is.
+  Arrays that are on the mesh stay as they are. Without a mesh the tree is unchanged.
 
   Raises:
     ValueError: an array does not split evenly.
@@ -185,28 +182,25 @@ def split_rows(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def settle(mesh: Mesh | None, tree: Any) -> Any:
-  """A tree whose arrays on the mesh stay as they are, while the rest is replicated.
-
-  Without a mesh, the tree as it is.
-  """
+  """A tree with every array replicated that is not on the mesh yet; without a mesh unchanged."""
   return _unless_there(mesh, tree, replicate)
 
 
 def _unless_there(mesh: Mesh | None, tree: Any, place: Callable[[Mesh, Any], Any]) -> Any:
-  """A tree whose leaves are placed, but for arrays that lie on the mesh."""
+  """A tree with every leaf placed that is not an array on the mesh."""
   if mesh is None:
     return tree
   devices = set(mesh.devices.flat)
 
-  def placed(leaf):
+  def place_unless_there(leaf):
     on_mesh = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
     return leaf if on_mesh else place(mesh, leaf)
 
-  return jax.tree.map(placed, tree)
+  return jax.tree.map(place_unless_there, tree)
 
 
 def put(leaf: Any, sharding: NamedSharding) -> Any:
-  """An array in a sharding, also where other processes have a part in it; a shape stays one."""
+  """An array in a sharding, which may span processes; a `ShapeDtypeStruct` stays one."""
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   is_array = isinstance(leaf, jax.Array)
@@ -214,27 +208,23 @@ def put(leaf: Any, sharding: NamedSharding) -> Any:
     return leaf
   if sharding.is_fully_addressable or (is_array and not leaf.is_fully_addressable):
     return jax.device_put(leaf, sharding)
-  # device_put would first send the value to all hosts, to see whether it is the same everywhere.
+  # `device_put` would send the value to all hosts, to check that it is the same everywhere.
   value = np.asarray(leaf)
   value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def local_rows(mesh: Mesh, number: int) -> np.ndarray:
-  """Which of so many rows lie on this process' devices when they are split over all.
-
-  Returns:
-    Their numbers, ascending; int [local].
-  """
+  """Which of `number` rows this process' devices have when they are split over all: int [local]."""
   slices = split_over(mesh).addressable_devices_indices_map((number,)).values()
   bounds = {index[0].indices(number)[:2] for index in slices if index is not None}
   return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
 
 def device_key(key: jax.Array) -> jax.Array:
-  """A device's own random key, for what is drawn for images, within the loss of a `fit` on a mesh.
+  """A different random key for each device, within the loss of a `fit` on a mesh.
 
-  The loss is called on every device with the same key. Elsewhere the key stays as it is.
+  The loss is called on every device with the same key. Outside of it the key is unchanged.
 
   Example:
     >>> bool(device_key(jax.random.key(0)) == jax.random.key(0))
@@ -245,24 +235,24 @@ def device_key(key: jax.Array) -> jax.Array:
 
 
 def are_replicated(tree: Any) -> bool:
-  """Whether no array of a tree, which may be of shapes, is sharded."""
+  """Whether every array of a tree, or of `ShapeDtypeStruct`s, is replicated on its devices."""
   shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree)]
   return all(sharding is None or sharding.is_fully_replicated for sharding in shardings)
 
 
 def from_hosts(mesh: Mesh, local: np.ndarray, axis: int = 0) -> jax.Array:
-  """An array split along an axis, made of the `local_rows` that every process holds."""
+  """An array split along an axis, made of the `local_rows` of every process."""
   return jax.make_array_from_process_local_data(split_over(mesh, axis), local)
 
 
 def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
-  """A tree whose arrays stay on the devices, whole on each; a shape stays one.
+  """A tree whose arrays are kept on the devices, replicated, images `image_by_image`.
 
-  Without a mesh, arrays that are free to go to any of several devices stay as they are.
+  Without a mesh, arrays that are not committed to one of several devices stay as they are.
 
   Args:
     mesh: the devices; None for one.
-    tree: arrays or shapes; images are [n, height, width, channel].
+    tree: arrays or `ShapeDtypeStruct`s; images are [n, height, width, channel].
 
   Example:
     >>> import numpy as np
@@ -282,18 +272,18 @@ def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
 
 
 def image_by_image(array: Any) -> Any:
-  """An array, or a shape with a place, image by image where it has images on TPUs."""
+  """An array in the layout for images, if it has images on TPUs; see the module's text."""
   shape = array.shape
   are_images = len(shape) == 4 and shape[3] <= _MOST_CHANNELS and shape[2] > _HALF_A_ROW
   if not (are_images and is_on_tpus(array.sharding)):
     return array
-  wanted = Format(_IMAGE_BY_IMAGE, array.sharding)
+  format = Format(_IMAGE_BY_IMAGE, array.sharding)
   if isinstance(array, jax.ShapeDtypeStruct):
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=wanted)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=format)
   is_free = not array.committed and jax.device_count() > 1
   if is_free or array.format.layout.major_to_minor == _IMAGE_BY_IMAGE.major_to_minor:
     return array
-  return jax.jit(_same, out_shardings=wanted)(array)
+  return jax.jit(_same, out_shardings=format)(array)
 
 
 def _same(array: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Nested dictionaries, and all other pytrees, by path."""
+"""Pytrees by path: nested dictionaries, and all others."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ KeyPath = tuple[str, ...]
 def flatten(tree: Any) -> dict[KeyPath, Any]:
   """The leaves of a pytree by path, in the tree's own order.
 
-  A path is what `keystr(simple=True, separator='/')` writes, split. Metadata boxes of linen count
-  as leaves, and an NNX variable is its array; None is no leaf.
+  A path is `jax.tree_util.keystr(keys, simple=True, separator='/')`, split at '/'. Linen's metadata
+  boxes are leaves, an NNX variable is its array, and None is not a leaf.
 
   Args:
     tree: nested dictionaries, or any other pytree: lists, dataclasses, an NNX state.
@@ -45,33 +45,32 @@ def flatten(tree: Any) -> dict[KeyPath, Any]:
 
 
 def path_of(keys: jax.tree_util.KeyPath) -> KeyPath:
-  """The path that keys of JAX stand for."""
+  """JAX's key path as a path of strings."""
   return tuple(jax.tree_util.keystr(keys, simple=True, separator='/').split('/')) if keys else ()
 
 
 def plain_path(parts: Iterable[Any]) -> KeyPath:
-  """A path as `flatten` gives it, of parts that may be numbers or have '/' in them."""
+  """A path as `flatten` returns it, from parts that may be numbers or have '/' in them."""
   return tuple(name for part in parts for name in str(part).split('/'))
 
 
 def map_with_path(function: Callable[[KeyPath, Any], Any], tree: Any) -> Any:
-  """A pytree with every leaf changed by a function of its path and value.
+  """A pytree with a function applied to the path and value of every leaf.
 
   Args:
-    function: takes what `flatten` gives of a leaf. Its value goes into the box or variable that the
-      leaf was in.
+    function: gets a path and a leaf, as of `flatten`. Its value is put into the leaf's box or
+      variable.
     tree: any pytree.
   """
 
-  def changed(keys, leaf):
-    value = function(path_of(keys), _bare(leaf))
-    return _put_into(leaf, value)
+  def apply(keys, leaf):
+    return _put_into(leaf, function(path_of(keys), _bare(leaf)))
 
-  return jax.tree_util.tree_map_with_path(changed, tree, is_leaf=_is_box)
+  return jax.tree_util.tree_map_with_path(apply, tree, is_leaf=_is_box)
 
 
 def _is_nested(tree: Any) -> bool:
-  """Whether a tree is nested dictionaries of leaves, whose keys are the parts of its paths."""
+  """Whether a tree is nested dictionaries of leaves, whose keys are strings without '/'."""
   return _has_plain_keys(tree) and all(
     isinstance(value, nn.meta.AxisMetadata)
     or jax.tree_util.all_leaves([value])
@@ -91,7 +90,7 @@ def _is_box(value: Any) -> bool:
 
 def _is_variable(value: Any) -> bool:
   """Whether a value is an NNX variable of one array."""
-  nnx = sys.modules.get('flax.nnx')  # who has a variable has imported it
+  nnx = sys.modules.get('flax.nnx')  # imported if there are variables; it takes long
   is_variable = nnx is not None and isinstance(value, nnx.Variable)
   return is_variable and len(jax.tree.leaves(value, is_leaf=_is_none)) == 1
 
@@ -105,7 +104,7 @@ def _bare(leaf: Any) -> Any:
 
 
 def _put_into(leaf: Any, value: Any) -> Any:
-  """A value in the box or variable of a leaf, unless it is in one itself."""
+  """A value put into the box or variable of a leaf, unless it is in one itself."""
   if _is_box(value):
     return value
   if isinstance(leaf, nn.meta.AxisMetadata):
@@ -114,7 +113,7 @@ def _put_into(leaf: Any, value: Any) -> Any:
 
 
 def get(tree: Any, path: KeyPath) -> Any:
-  """The value of a pytree at a path; of nested dictionaries it may be a dictionary."""
+  """The value of a pytree at a path; in nested dictionaries it may be a dictionary."""
   for depth, name in enumerate(path):
     if not (isinstance(tree, dict | flax.core.FrozenDict) and name in tree):
       return flatten(tree)[path[depth:]]
@@ -125,7 +124,7 @@ def get(tree: Any, path: KeyPath) -> Any:
 def replace(tree: Any, path: KeyPath, value: Any) -> Any:
   """A pytree with the value at a path replaced or, in a dictionary, added.
 
-  Boxes, frozen dictionaries and all other nodes stay what they were.
+  Boxes, frozen dictionaries and all other nodes keep their types.
   """
   if not path:
     return _put_into(tree, value)
@@ -154,8 +153,8 @@ def update(tree: Any, changes: Mapping[KeyPath, Any]) -> Any:
 def partition(tree: Any, belongs: Callable[[KeyPath], bool]) -> tuple[Any, Any]:
   """Two trees: the leaves whose paths belong to the first, and the others.
 
-  Nested dictionaries become two nested dictionaries, each with its own leaves. Two trees of another
-  kind have the nodes of the whole, and None in the place of the other's leaves.
+  Nested dictionaries become two nested dictionaries, each with its own leaves. Another pytree
+  becomes two of its structure, each with None in the place of the other's leaves.
   """
   if not _is_nested(tree):
     return (
@@ -169,7 +168,7 @@ def partition(tree: Any, belongs: Callable[[KeyPath], bool]) -> tuple[Any, Any]:
 
 
 def union(first: Any, second: Any) -> Any:
-  """A tree with the leaves of two, as `partition` returns; the second's where they share a path."""
+  """The inverse of `partition`; a leaf that both trees have is the second's."""
   leaves = {**flatten(first), **flatten(second)}
   with_gaps = [tree for tree in (second, first) if not _is_nested(tree)]
   if not with_gaps:
@@ -182,41 +181,41 @@ def union(first: Any, second: Any) -> Any:
 
 
 def join(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-  """The collections of two, with the `union` of those that are in both."""
+  """Two dictionaries of collections as one, with the `union` of those that are in both."""
   both = {name: union(first[name], second[name]) for name in first.keys() & second.keys()}
   return {**first, **second, **both}
 
 
 def path_name(path: KeyPath) -> str:
-  """The '/'-joined path; parts may be integers, the items of a bridged NNX model's lists."""
+  """The '/'-joined path; parts may be integers, as in the lists of a bridged NNX model."""
   return '/'.join(map(str, path))
 
 
-def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-  """What is missing, unexpected and misshaped among named arrays.
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+  """Names of missing, unexpected and misshaped arrays.
 
   Args:
-    given: the arrays, by name.
-    expected: what they should be, anything with shapes, by name.
+    found: arrays by name.
+    expected: anything with the shapes that they should have, by name.
 
   Returns:
-    A phrase for each kind of difference that occurs; none if all is well.
+    A phrase for each kind of difference that occurs.
   """
   misshaped = [
-    f'{name} is {np.shape(given[name])} and should be {expected[name].shape}'
-    for name in sorted(expected.keys() & given.keys())
-    if np.shape(given[name]) != expected[name].shape
+    f'{name} is {np.shape(found[name])} and should be {expected[name].shape}'
+    for name in sorted(expected.keys() & found.keys())
+    if np.shape(found[name]) != expected[name].shape
   ]
   kinds = {
-    'missing': sorted(expected.keys() - given.keys()),
-    'unexpected': sorted(given.keys() - expected.keys()),
+    'missing': sorted(expected.keys() - found.keys()),
+    'unexpected': sorted(found.keys() - expected.keys()),
     'misshaped': misshaped,
   }
   return [f'{kind}: {grouped(names)}' for kind, names in kinds.items() if names]
 
 
 def grouped(names: Iterable[str]) -> str:
-  """Names in one line; those that differ in one block number are written once, with all numbers.
+  """Names in one line, in which those that differ only in a block's number are one.
 
   Example:
     >>> grouped(['blocks.0.norm1.bias', 'blocks.1.norm1.bias', 'cls_token'])
@@ -240,9 +239,9 @@ def _numbered(pattern: str, numbers: Sequence[int]) -> str:
 
 
 def fingerprint(params: Any) -> str:
-  """SHA-256 over names, shapes, types and contents of all tensors of a pytree.
+  """SHA-256 of the names, shapes, types and contents of all tensors of a pytree.
 
-  Numbers and texts of Python are tensors of one item; functions and other objects are left out.
+  Python's numbers and strings are tensors of one item; functions and other objects are ignored.
 
   Args:
     params: any pytree; see `on_host` for arrays that are spread over processes.
@@ -262,22 +261,22 @@ def fingerprints(params: Any, *rounded: str | None) -> list[str]:
   digests = [hashlib.sha256() for _ in rounded]
   for name, boxed in sorted(named.items()):
     value = on_host(nn.meta.unbox(boxed))
-    if value.dtype.hasobject:  # its bytes would be an address
+    if value.dtype.hasobject:  # its bytes are an address
       continue
     is_long = jnp.issubdtype(value.dtype, jnp.floating) and value.itemsize > 2
     for digest, dtype in zip(digests, rounded, strict=True):
       with np.errstate(over='ignore'):
-        own = value.astype(dtype) if dtype and is_long else value
-      digest.update(f'{name}:{own.shape}:{own.dtype};'.encode())
-      digest.update(own.tobytes())
+        array = value.astype(dtype) if dtype and is_long else value
+      digest.update(f'{name}:{array.shape}:{array.dtype};'.encode())
+      digest.update(array.tobytes())
   return [digest.hexdigest() for digest in digests]
 
 
 def on_host(leaf: Any) -> np.ndarray:
-  """A leaf as an array of NumPy. Where its parts are in several processes, all must call it.
+  """A leaf as a NumPy array. If it is spread over processes, all must call this.
 
-  `np.asarray` of a JAX array leaves its copy in the array, as long as that lives: a base would be
-  on the host as well. Its parts are read instead, whose arrays are new ones.
+  `np.asarray(leaf)` would cache its result in the JAX array, so a base would stay on the host as
+  well as on the devices. The arrays of its shards are new objects, which take their caches along.
   """
   if not isinstance(leaf, jax.Array):
     return np.asarray(leaf, order='C')
@@ -285,7 +284,7 @@ def on_host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf.addressable_data(0))
   if not leaf.is_fully_addressable:
     return multihost_utils.process_allgather(leaf, tiled=True)
-  whole = np.empty(leaf.shape, leaf.dtype)
+  array = np.empty(leaf.shape, leaf.dtype)
   for shard in leaf.addressable_shards:
-    whole[shard.index] = shard.data
-  return whole
+    array[shard.index] = shard.data
+  return array

@@ -18,6 +18,6 @@ def mesh_of(topology: str) -> jax.sharding.Mesh:
   """The mesh over all chips of a slice, 'v5e:2x4' for instance; programs only compile for it."""
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # or libtpu asks a server that only TPU VMs have
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  mesh = meshes.over(topologies.get_topology_desc(topology, 'tpu').devices)
+  mesh = meshes.make_mesh(topologies.get_topology_desc(topology, 'tpu').devices)
   assert mesh is not None, 'a slice has several chips'
   return mesh

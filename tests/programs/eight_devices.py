@@ -24,8 +24,8 @@ from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 
-MESH = meshes.over(jax.devices())
-FSDP = meshes.over(jax.devices(), fsdp=4)
+MESH = meshes.make_mesh(jax.devices())
+FSDP = meshes.make_mesh(jax.devices(), fsdp=4)
 MIN_BYTES = 1024  # of a sharded array
 RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
 
@@ -95,7 +95,7 @@ def assert_trained_alike(found, expected):
 assert dict(MESH.shape) == {'candidate': 1, 'data': 8}
 assert dict(FSDP.shape) == {'candidate': 1, 'data': 2, 'fsdp': 4}
 with pytest.raises(ValueError, match=r'mesh.fsdp=3 does not divide the 8 devices of a process'):
-  meshes.over(jax.devices(), fsdp=3)
+  meshes.make_mesh(jax.devices(), fsdp=3)
 
 # Where arrays lie.
 sharded = sharding.shard_arrays(MESH, frozen, min_bytes=MIN_BYTES)

@@ -19,7 +19,7 @@ def check(is_sharded=False):
   options = {'budget': 150, 'key': KEY, 'max_rank': 2, 'progress': False}
   arguments = adapted, variables, loss, regrouped(batches)
   alone = glora_jax.allocate(*arguments, **options)
-  mesh = meshes.over(jax.devices(), fsdp=4 if is_sharded else None)
+  mesh = meshes.make_mesh(jax.devices(), fsdp=4 if is_sharded else None)
   assert mesh.size == 8
   if is_sharded:
     adapted, variables = glora_jax.shard(adapted, variables, mesh, min_bytes=64)

@@ -31,7 +31,7 @@ for name in 'ab':
     assert (folder / name).exists()
 
 # Arrays.
-mesh = meshes.over(jax.devices())
+mesh = meshes.make_mesh(jax.devices())
 assert dict(mesh.shape) == {'candidate': 2, 'data': 1}
 rows = meshes.local_rows(mesh, 6)
 assert rows.tolist() == [[0, 1, 2], [3, 4, 5]][process]

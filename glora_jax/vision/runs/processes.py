@@ -119,7 +119,7 @@ def over_devices(which: Literal['all', 'one'] = 'all', fsdp: int | None = None) 
 
   Args:
     which: 'all' devices, or 'one'.
-    fsdp: see `mesh.over`.
+    fsdp: see `mesh.make_mesh`.
 
   Returns:
     A mesh [candidate, data], or [candidate, data, fsdp]; None where there is one device alone, or
@@ -136,4 +136,4 @@ def over_devices(which: Literal['all', 'one'] = 'all', fsdp: int | None = None) 
         f"mesh.devices='one' does not fit {processes} processes; use 'all', or start one process."
       )
     return None
-  return meshes.over(jax.devices(), fsdp)
+  return meshes.make_mesh(jax.devices(), fsdp)

@@ -16,7 +16,7 @@ from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.predictions import make_predictor
 from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
-MESH = meshes.over(jax.devices())
+MESH = meshes.make_mesh(jax.devices())
 images = np.random.default_rng(0).normal(size=(43, 16, 16, 3)).astype(np.float32)
 labels = np.arange(43) % 3
 
@@ -57,7 +57,7 @@ def probe(adapted, variables, inputs, mesh=None, preprocess=None):
 under_body = probe(adapted, variables, images, preprocess=preprocess)
 expected = make_predictor(adapted, preprocess)(variables, images)
 assert len({*np.asarray(expected.classes).tolist()}) > 1
-fsdp = meshes.over(jax.devices(), fsdp=4)
+fsdp = meshes.make_mesh(jax.devices(), fsdp=4)
 sharded = glora_jax.shard(adapted, variables, fsdp, min_bytes=1024)
 for mesh, (model_on_mesh, laid) in {MESH: (adapted, variables), fsdp: sharded}.items():
   predict = make_predictor(model_on_mesh, preprocess, mesh=mesh)
