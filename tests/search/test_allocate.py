@@ -43,6 +43,25 @@ class Mixed(nn.Module):
     return nn.Dense(4, name='head')(jnp.tanh(x).mean((1, 2)))
 
 
+class Headed(nn.Module):
+  """Layers of a scan that are no matrices: one with two axes of outputs, one with a stack."""
+
+  @nn.compact
+  def __call__(self, x, _):
+    heads = nn.DenseGeneral((3, 2), name='split')(x)
+    heads = nn.Einsum((3, 2, 4), 'bhd,hde->bhe', name='heads')(jnp.tanh(heads))
+    return x + nn.DenseGeneral(x.shape[-1], axis=(1, 2), name='join')(jnp.tanh(heads)), None
+
+
+class Lifted(nn.Module):
+  """A scan whose axis is not the first of the kernels."""
+
+  @nn.compact
+  def __call__(self, x):
+    scan = nn.scan(Headed, variable_axes={'params': 1}, split_rngs={'params': True}, length=2)
+    return nn.Dense(4, name='head')(scan(name='blocks')(nn.Dense(6, name='stem')(x), None)[0])
+
+
 @functools.cache
 def mixed():
   return prepared(Mixed(), (4, 4, 3), ties=[('q', 'k', 'v')], convs=True)
@@ -51,6 +70,10 @@ def mixed():
 @functools.cache
 def scanned():
   return prepared(Transformer(4), (4, 4, 3))
+
+
+def lifted():
+  return prepared(Lifted(), (5,))
 
 
 def live():
@@ -135,7 +158,7 @@ def allocated(problem, *, loss=loss, **options):
   return glora_jax.allocate(adapted, variables, loss, batches, **{'key': KEY, **options})
 
 
-@pytest.mark.parametrize('make', [mixed, scanned, live])
+@pytest.mark.parametrize('make', [mixed, scanned, lifted, live])
 def test_scores_are_those_of_full_gradients(make):
   adapted, variables, batches = make()
   found = allocated((adapted, variables, batches))
