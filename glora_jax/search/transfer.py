@@ -43,11 +43,26 @@ class _Content(TypedDict):
 
 
 def write(path: Path, spec: Spec, losses: Sequence[UnitScores]) -> None:
-  """Writes the mean of several losses' scores (`Allocation.scores`) of the layers of a spec.
+  """Writes the mean of several losses' scores of one backbone.
+
+  Args:
+    path: path of the JSON file.
+    spec: the layers.
+    losses: scores of their units by each loss (`Allocation.scores`).
 
   Raises:
     ValueError: there are no scores, or not a finite one of at least 0 for each layer.
     OSError: the file cannot be written.
+
+  Example:
+    >>> import os, tempfile
+    >>> spec = Spec((Layer('hidden', 4, 2),))
+    >>> scores = UnitScores(*map(np.ones, (1, (1, 2), (1, 2), 1, 1)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = os.path.join(folder, 'backbone.json')
+    ...   write(path, spec, [scores, scores])
+    ...   read(path, spec).scores.E_vector.tolist()
+    [0.1429]
   """
   if not losses:
     raise ValueError('losses is empty; pass the scores of at least one allocation.')
@@ -62,7 +77,12 @@ def write(path: Path, spec: Spec, losses: Sequence[UnitScores]) -> None:
 
 
 def read(path: Path, spec: Spec) -> Transfer:
-  """The scores in a file, for the layers of a spec, whatever forms their spaces allow.
+  """The scores that `write` wrote, which `allocate` accepts as `prior`.
+
+  Args:
+    path: path of the file.
+    spec: the layers, which must have the names and sizes of those in the file; the forms in their
+      search spaces may be others.
 
   Raises:
     FileNotFoundError: there is no such file.
