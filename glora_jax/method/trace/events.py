@@ -162,6 +162,7 @@ class Events:
     others: the first use in anything else, as a reason that follows the parameter's name.
     forbids: the first use after which a parameter cannot be a kernel, whatever else it is used for.
     indexed_axes: the axes of which single items are selected.
+    computed: tokens of results, by primitive, its parameters and the operands' tokens.
     changed: the parameters that are kernels although the program does something else to them: it
       multiplies them by a constant, or passes them to a function with its own gradient.
   """
@@ -173,6 +174,7 @@ class Events:
     self.forbids: dict[KeyPath, str] = {}
     self.indexed_axes: defaultdict[KeyPath, set[int]] = defaultdict(set)
     self.changed: set[KeyPath] = set()
+    self.computed: dict[Hashable, Scope] = {}
 
 
 class Position(NamedTuple):
@@ -261,8 +263,14 @@ class Step(NamedTuple):
         events.forbids.setdefault(path, how)
 
   def results(self, **known: Any) -> list[Value]:
-    """What is known of every result, the same for all."""
-    return [
-      Value(token=(self.position.scope, number), **known)
-      for number, _ in enumerate(self.equation.outvars)
-    ]
+    """What is known of every result, the same for all.
+
+    What is computed again from the same numbers, without effects, has the first result's token:
+    fused layers may each pad their common input.
+    """
+    token = self.position.scope
+    operands = tuple(value.token for value in self.operands)
+    if None not in operands and not self.equation.effects:
+      computation = (self.name, str(self.params), operands)
+      token = self.position.events.computed.setdefault(computation, token)
+    return [Value(token=(token, number), **known) for number, _ in enumerate(self.equation.outvars)]

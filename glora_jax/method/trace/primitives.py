@@ -102,7 +102,7 @@ def rearrange(step: Step) -> list[Value]:
       or (is_broadcast and math.prod(step.shape(0)) < math.prod(step.out_shape)),
       view=view,
       product=Product(first.product.use, product) if first.product and product else None,
-      token=(step.name, str(step.params), first.token),
+      token=None if first.token is None else (step.name, str(step.params), first.token),
     )
   ]
 

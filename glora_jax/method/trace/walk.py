@@ -55,8 +55,11 @@ def walk(
 def _value_of(variable: core.Var | core.Literal, known: Mapping[core.Var, Value]) -> Value:
   if not isinstance(variable, core.Literal):
     return known.get(variable, Value())  # constants of a closed jaxpr are not known
-  is_number = np.ndim(variable.val) == 0 and isinstance(variable.val, (int, np.integer))
-  return Value(number=int(variable.val)) if is_number else Value()
+  if np.ndim(variable.val):
+    return Value()
+  is_integer = isinstance(variable.val, (int, np.integer))
+  token = ('literal', str(variable.aval), str(variable.val))
+  return Value(number=int(variable.val) if is_integer else None, token=token)
 
 
 def _body(equation: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:

@@ -206,6 +206,31 @@ def test_layers_with_the_same_input_are_known():
   assert q == k == v != o
 
 
+def test_layers_with_inputs_that_were_computed_alike_have_the_same_input():
+  params = {name: zeros(D, D) for name in 'qkabc'}
+
+  def function(params, x):
+    q, k = (jnp.pad(jnp.exp(x) + 1, ((0, 0), (1, 0)))[:, :D] @ params[name] for name in 'qk')
+    others = jnp.exp(x) + 2, x, x.reshape(D, -1).T
+    return q * k + sum(y @ params[name] for y, name in zip(others, 'abc', strict=True))
+
+  q, k, *others = (site.input_id for site in found_in(function, params).sites)
+  assert q == k
+  assert len({q, *others}) == 4
+
+
+def test_constants_with_different_numbers_make_different_inputs():
+  tables = jnp.arange(D), jnp.ones(D)  # which the program holds
+  steps = jnp.zeros_like, jnp.ones_like, *(lambda x, table=table: x + table for table in tables)
+  params = {name: zeros(D, D) for name in 'abcd'}
+
+  def function(params, x):
+    pairs = zip(steps, params.values(), strict=True)
+    return sum((jnp.tanh(x) + step(x)) @ kernel for step, kernel in pairs)
+
+  assert len({site.input_id for site in found_in(function, params).sites}) == 4
+
+
 def by_a_scan(params, x):
   x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ params['looped']), None), x, length=2)
   return x @ params['after']
