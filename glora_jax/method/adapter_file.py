@@ -1,4 +1,4 @@
-"""A trained structure as one small safetensors file."""
+"""Saves and loads an adapter as one small safetensors file."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ from glora_jax.tree import (
 )
 
 AGAIN = 'get it again, or save it again from its training'
-# Metadata with an item for each row.
+# Metadata with an item for each layer.
 _BY_ROW = ('spec', 'scale', 'genome', 'layers')
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
 
 class _Row(TypedDict):
-  """A layer: its sizes, and for each member of a tie the kernel, its axes, and where in the stack.
+  """A layer: its sizes, and where its parameters are in the model.
 
-  It is known by these parameters, and not by its place among the rows.
+  These are the path of the kernel, the kernel's axes and the index in the stack; of fused layers,
+  those of each. A layer is identified by them, and not by its row.
   """
 
   name: str
@@ -63,7 +64,7 @@ class _Row(TypedDict):
 
 
 class _Metadata(TypedDict):
-  """What the metadata of an adapter must say."""
+  """The required metadata of an adapter."""
 
   spec: list[_Row]
   scale: list[float]
@@ -76,26 +77,26 @@ class _Metadata(TypedDict):
 def save_adapter(
   path: Path, adapted: Adapted, variables: Any, genome: Any = None, **metadata: Any
 ) -> None:
-  """Writes the supports of one structure as one safetensors file.
+  """Writes the adapter of one structure as one safetensors file.
 
-  It holds only the numbers that the structure reads, the heads, and the model's other collections.
-  Tensors are named `glora/<layer>/<support>`, `params/<path>` and `<collection>/<path>` (batch
-  statistics, for instance). The metadata holds the genome, the sizes of every layer, the parameter
-  that it lies in, the axes there and the scale of its LoRA, and fingerprints of the frozen
-  parameters, as they are and rounded to 16 bits. By these `load_adapter` knows what the file
-  belongs to, in whatever order layers are found.
+  The file holds only the numbers that the structure reads, the heads, and the model's other
+  collections. Tensors are named `glora/<layer>/<array>`, `params/<path>` and `<collection>/<path>`
+  (batch statistics, for instance). The metadata holds the genome; of every layer its sizes, the
+  scale of its LoRA, and the path and axes of its parameter; and fingerprints of the frozen
+  parameters, exact and rounded to 16 bits. From these `load_adapter` knows which model the file
+  belongs to, even if the layers are found in another order.
 
   Args:
     path: path of the safetensors file.
     adapted: the adapted model.
     variables: its variables, after training. If processes hold parts of them, all must call this.
-    genome: of a free structure, int [rows, 5].
-    **metadata: more to remember, JSON types, or numbers and arrays of NumPy and JAX.
+    genome: of a free structure, int [layer, 5].
+    **metadata: more to store, JSON types, or numbers and arrays of NumPy and JAX.
 
   Raises:
     ValueError: the variables are those of another model, were cut to a structure with lower ranks,
       are not finite or are random keys, metadata have a reserved name or are not JSON, the path is
-      invalid, a genome is missing, or one is given although the structure is fixed.
+      invalid, a free structure has no genome, or a fixed one gets a second.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -116,11 +117,11 @@ def save_adapter(
   check_variables(adapted, variables)
   trainable, frozen = adapted.split(variables)
   base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])
-  known, *rounded = fingerprints(base, None, *_ROUNDED)
+  exact, *rounded = fingerprints(base, None, *_ROUNDED)
   described = {
     'spec': _rows(adapted),
     'scale': [layer.space.scale for layer in adapted.spec],
-    'base': known,
+    'base': exact,
     'rounded': rounded,
     **genome_to_json(adapted.spec, genome),
   }
@@ -146,21 +147,24 @@ def save_adapter(
 def _parts(
   adapted: Adapted, genome: np.ndarray, adapter: Any
 ) -> Iterator[tuple[str, np.ndarray, tuple[int | slice, ...]]]:
-  """The numbers that a structure reads: a tensor's name in a file, an array, the part of it.
+  """The numbers that a structure reads: a tensor's name in a file, an array, and the part of it.
 
-  A file has the names and axes of forms that share storage, whatever the space: with one structure
-  there is nothing to share. An array of a form's own is given as a view with those axes.
+  A file always has the names and axes of shared storage, so that it does not depend on
+  `SearchSpace.shared`: within one structure no two forms of a tensor share anything. An array that
+  the space stores separately (`A_vector` [out]) becomes a view with the axes of the shared one
+  (`A_up` [1, out]).
   """
   for layer, name, array, part in parts_read(adapted.places.groups, adapted.spec, genome, adapter):
-    if (shared := ADAPTER[name].within) is not None:
-      own = part[: -len(ADAPTER[name].axes)]
-      name, part = shared.name, (*own, *shared.index)
+    shared = ADAPTER[name].within
+    if shared is not None:
+      index_in_stack = part[: -len(ADAPTER[name].axes)]
+      name, part = shared.name, (*index_in_stack, *shared.index)
       array = np.expand_dims(array, RANK_AXES[name]) if name in RANK_AXES else array
     yield f'{COLLECTION}/{layer}/{name}', array, part
 
 
 def _rows(adapted: Adapted) -> list[_Row]:
-  """The layers, in the order of the genome's rows."""
+  """Describes the layers, in the order of the genome's rows."""
   rows = {}
   for group in adapted.places.groups:
     for index, row in group.slices():
@@ -190,8 +194,9 @@ def require_finite(
   tensors: Mapping[str, Any],
   why: str = 'the training diverged, lower its learning rate',
 ) -> None:
-  """Raises ValueError where tensors that are to be written have numbers that are not finite."""
-  if (name := _not_finite(tensors)) is not None:
+  """Raises ValueError if tensors that are to be written have numbers that are not finite."""
+  name = _not_finite(tensors)
+  if name is not None:
     raise ValueError(f'{printable(path)} is not written: {name} is not finite; {why}.')
 
 
@@ -202,17 +207,17 @@ def _not_finite(tensors: Mapping[str, Any]) -> str | None:
 
 
 def init_shapes(adapted: Adapted, params: Any) -> dict[str, Any]:
-  """The shapes of what `init` makes of parameters, of which some may be no arrays."""
-  is_own = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
-  if not all(is_own.values()):
-    params, _ = partition(params, is_own.__getitem__)
+  """The shapes of what `init` returns for parameters, of which some leaves may not be arrays."""
+  are_arrays = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
+  if not all(are_arrays.values()):
+    params, _ = partition(params, are_arrays.__getitem__)
   return jax.eval_shape(adapted.init, jax.random.key(0), params)
 
 
 def load_adapter(
   path: Path, adapted: Adapted, params: Any, *, strict: bool = True
 ) -> tuple[Adapted, dict[str, Any]]:
-  """Reads what `save_adapter` wrote onto the base that it was trained on.
+  """Loads what `save_adapter` wrote, onto the base that it was trained on.
 
   Args:
     path: path of the safetensors file.
@@ -220,13 +225,13 @@ def load_adapter(
       structure: `adapt(model, x, structure=path)`.
     params: the base's parameters, which may have been cast between float32 and a 16-bit type since;
       their heads are replaced, unless the file has none (see `combine`).
-    strict: whether to refuse another base. Bases match if their values are equal, exactly or after
-      rounding to bfloat16 or float16: smaller differences go unnoticed, and a base in
+    strict: whether to raise for another base. Bases match if their values are equal, exactly or
+      after rounding to bfloat16 or float16: smaller differences go unnoticed, and a base in
       bfloat16 differs from one in float16.
 
   Returns:
-    (adapted, variables): the model with the file's structure fixed, and its supports, heads and
-    other collections. If `adapted` had a free structure, the variables fit that as well: supports
+    (adapted, variables): the model with the file's structure fixed, and its adapter, heads and
+    other collections. If `adapted` had a free structure, the variables fit that as well: arrays
     that the file's structure does not read are zero. A LoRA saved with another scale than the
     model's is rescaled.
 
@@ -257,15 +262,15 @@ def load_adapter(
   genome, adapter, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
   if strict:
     check_base(path, metadata, base_fingerprints(frozen['params']))
-  heads, own = flatten(others.pop('params', {})), flatten(trainable['params'])
+  heads = flatten(others.pop('params', {}))
   if heads:  # a sum of adapters may have none
-    check_heads(path, heads, own)
+    check_heads(path, heads, flatten(trainable['params']))
   trained = {'params': update(trainable['params'], heads), COLLECTION: adapter}
   return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
 
 
 def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
-  """The path, the tensors and the checked metadata of an adapter file."""
+  """Reads an adapter file: its path, its tensors and its metadata, which are checked."""
   path = check_path(path)
   tensors, metadata = read_tensors(path, 'adapter')
   _check_metadata(path, metadata)
@@ -273,23 +278,23 @@ def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any
 
 
 def base_fingerprints(base: Any) -> Iterator[str]:
-  """Fingerprints of frozen parameters by which adapters know them: as they are, and rounded."""
+  """Fingerprints of frozen parameters, exact and rounded, which adapters name their base by."""
   yield from fingerprints(base, None)
   yield from fingerprints(base, *_ROUNDED)
 
 
-def check_base(path: Path, metadata: Mapping[str, Any], own: Iterable[str]) -> None:
-  """Raises ValueError unless an adapter was trained on the base of some fingerprints."""
-  if {metadata['base'], *metadata['rounded']}.isdisjoint(own):
+def check_base(path: Path, metadata: Mapping[str, Any], base: Iterable[str]) -> None:
+  """Raises ValueError unless an adapter was trained on the base with these fingerprints."""
+  if {metadata['base'], *metadata['rounded']}.isdisjoint(base):
     raise ValueError(
       f'The adapter {printable(path)} was trained on other base weights; load it onto those, or '
       'pass strict=False to use these anyway.'
     )
 
 
-def check_heads(path: Path, heads: Mapping[Any, Any], own: Mapping[Any, Any]) -> None:
+def check_heads(path: Path, heads: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
   """Raises ValueError unless an adapter's heads have the names and shapes of the model's."""
-  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, own)]
+  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, expected)]
   if problems := differences(*named):
     raise ValueError(
       f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
@@ -303,23 +308,23 @@ def unpack(
   adapted: Adapted,
   stored: Any,
 ) -> tuple[np.ndarray, Any, dict[str, Any]]:
-  """What `read_adapter` has read, as an adapted model has it.
+  """Turns what `read_adapter` returned into variables of an adapted model.
 
   Args:
     path: path of the file.
-    tensors: its tensors.
-    metadata: its metadata, `order_layers`.
+    tensors: its tensors; those of the adapter are removed.
+    metadata: its metadata, after `order_layers`.
     adapted: the model, whose space has the structure.
-    stored: the supports that the model stores, or their shapes.
+    stored: the arrays that the model's adapter stores, or their shapes.
 
   Returns:
-    (genome, supports, others): supports like `stored`, zero where the structure reads none; and the
-    file's other collections, with the heads among `params`.
+    (genome, adapter, others): an adapter like `stored`, zero in what the structure does not read;
+    and the file's other collections, with the heads among `params`.
 
   Raises:
     ValueError: the file is damaged, or the space lacks its structure.
   """
-  genome = _structure(path, metadata, adapted)
+  genome = _read_genome(path, metadata, adapted)
   adapter = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
   parts = {name: (array, part) for name, array, part in _parts(adapted, genome, adapter)}
   check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
@@ -335,7 +340,7 @@ def unpack(
 
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
-  """Raises ValueError unless metadata say what those of an adapter must, of each row."""
+  """Raises ValueError unless an adapter's metadata are complete, for every layer."""
   try:
     validate(metadata, _Metadata, '')
   except (TypeError, ValueError) as error:
@@ -348,17 +353,17 @@ def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def order_layers(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None:
-  """Puts the rows of a file's metadata into the order of the model's.
+  """Sorts the layers of a file's metadata, in place, in the order of the model's.
 
   Raises:
     ValueError: they are not those of the model.
   """
-  ours = _rows(adapted)
-  numbers = {json.dumps(row['parameters']): n for n, row in enumerate(metadata['spec'])}
-  order = [numbers.get(json.dumps(row['parameters'])) for row in ours]
-  if len(order) == len(metadata['spec']) and None not in order:
+  ours, theirs = _rows(adapted), metadata['spec']
+  rows = {json.dumps(layer['parameters']): row for row, layer in enumerate(theirs)}
+  order = [rows.get(json.dumps(layer['parameters'])) for layer in ours]
+  if len(order) == len(theirs) and None not in order:  # else the first that differs is named
     metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
-  theirs = metadata['spec']
+    theirs = metadata['spec']
   pairs = itertools.zip_longest(theirs, ours, fillvalue='no such layer')
   for row, (there, here) in enumerate(pairs):
     if there != here:
@@ -370,8 +375,8 @@ def order_layers(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None
       )
 
 
-def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.ndarray:
-  """The genome that a file's metadata say.
+def _read_genome(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.ndarray:
+  """The genome in a file's metadata.
 
   Raises:
     ValueError: the model's space does not have it, or the model is fixed to another.
@@ -380,8 +385,8 @@ def _structure(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> np.
     genome = canonicalize(adapted.spec, genome_from_json(adapted.spec, metadata))
   except ValueError as error:
     raise ValueError(
-      f'The adapter {printable(path)} has a structure that this model does not offer ({error}); '
-      'adapt with its path as structure=, or with a space that offers it.'
+      f"The adapter {printable(path)} has a structure that is not in this model's search space "
+      f'({error}); adapt with its path as structure=, or with a space that has it.'
     ) from error
   if adapted.genome is not None and (adapted.genome != genome).any():
     row = int((adapted.genome != genome).any(axis=1).argmax())
@@ -401,21 +406,24 @@ def check_tensors(
   Args:
     path: path of the file.
     tensors: its tensors by name.
-    adapter: the parts of supports that its genome reads, by the names that they have in it.
+    adapter: the parts of the adapter that its genome reads, by their names in the file.
 
   Raises:
-    ValueError: a support is missing, of a layer or a form that there is not, or misshaped; or
-      numbers are not finite, or no floating-point numbers.
+    ValueError: an array of the adapter is missing, misshaped or not read by the genome; a name is
+      not that of a tensor in a collection; or numbers are not finite or not floating-point.
   """
-  given = {name: value for name, value in tensors.items() if name.startswith(f'{COLLECTION}/')}
-  if problems := differences(given, adapter):
-    raise damaged(path, f'its genome needs other supports: {"; ".join(problems)}', AGAIN)
-  inner = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == '/'}
-  if odd := inner & tensors.keys() or {name for name in tensors if '/' not in name}:
-    raise damaged(path, f'{min(odd)} is not the name of a tensor in a collection', AGAIN)
+  arrays = {name: value for name, value in tensors.items() if name.startswith(f'{COLLECTION}/')}
+  if problems := differences(arrays, adapter):
+    raise damaged(path, f'its genome needs other arrays: {"; ".join(problems)}', AGAIN)
+  # Names become nested dictionaries: none may lie outside of a collection, or be both a tensor and
+  # a dictionary of others.
+  parents = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == '/'}
+  if wrong := parents & tensors.keys() or {name for name in tensors if '/' not in name}:
+    raise damaged(path, f'{min(wrong)} is not the name of a tensor in a collection', AGAIN)
   for name, value in tensors.items():
     is_learned = name.startswith((f'{COLLECTION}/', 'params/'))
     if is_learned and not jnp.issubdtype(value.dtype, jnp.floating):
       raise damaged(path, f'{name} is {value.dtype}, not floating-point', AGAIN)
-  if (name := _not_finite(tensors)) is not None:
+  name = _not_finite(tensors)
+  if name is not None:
     raise damaged(path, f'{name} is not finite', AGAIN)

@@ -1,9 +1,9 @@
 """Combines adapters into one, from their files.
 
-The equation is linear in A, B, C, D and E, so the weighted sum of the adapters' tensors is the
-weighted sum of what they do to a base, whatever their forms, ranks and scales. Flat forms (constant
-and vector) stay flat, LoRAs stand side by side as one of the sum of their ranks, and where a tensor
-has both, the flat ones are one more rank: ones times a row.
+The equation is linear in A, B, C, D and E. So the weighted sum of the adapters' tensors changes a
+base by the weighted sum of their changes, whatever their forms, ranks and scales. Flat forms
+(constant and vector) stay flat. LoRAs are concatenated to one whose rank is the sum of theirs. If a
+tensor has both, the flat ones become one more rank: ones times a row.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from glora_jax.method.presets import smallest_space
 from glora_jax.method.space import TENSORS, Layer, Spec, Tensor
 
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
-# Where a file stores a flat form, and in which shape; D and E are stored as they are.
+# The array of a file that stores a flat form, and its shape; D and E are stored as vectors.
 _FLAT = {'A': ('A_up', (1, -1)), 'B': ('B_up', (1, -1)), 'C': ('C_down', (-1, 1))}
 
-# A tensor of the equation in a layer: (row,) a flat form, [1] or [features]; (down, up) a LoRA,
-# [in, rank] and [rank, out].
+# A tensor of the equation in a layer. (row,) is a flat form, [1] or [features]. (down, up) is a
+# LoRA, [in, rank] and [rank, out]. () is none.
 Term = tuple[np.ndarray, ...]
 
 
 class _Adapter(NamedTuple):
-  """What a file holds; B's LoRAs are multiplied by their scale."""
+  """The content of a file; B's LoRAs are multiplied by their scale."""
 
   tensors: dict[str, np.ndarray]
   metadata: dict[str, Any]
@@ -55,8 +55,8 @@ def combine(
 
   'linear' is the weighted sum, exact up to rounding. 'ties' is TIES-Merging (arXiv 2306.01708,
   section 4.2) on the change that each tensor of a layer makes, which for a LoRA is its product
-  [in, out]: of each adapter the largest numbers are kept, each number's sign is elected by the
-  weighted sum, and those of this sign are averaged. Equal weights are the paper's lambda. Weights
+  [in, out]. The largest numbers of each adapter are kept, the weighted sum elects a sign for each
+  number, and the numbers with this sign are averaged. Equal weights are the paper's lambda. Weights
   multiply before the election, so that a negative one votes against its adapter; HF PEFT multiplies
   after it, which is the same for equal and positive weights. Full matrices are in memory for one
   layer at a time.
@@ -105,7 +105,8 @@ def combine(
   validate(method, Literal['linear', 'ties'], 'method')
   rank = validate(rank, int | None, 'rank', least=1)
   density = validate(density, float, 'density', above=0, most=1)
-  if head is not None and (head := check_path(head)) not in weights:
+  head = None if head is None else check_path(head)
+  if head not in (None, *weights):
     raise ValueError(
       f'head={shown(head)} is not one of the adapters that are combined; choose one of them.'
     )
@@ -120,10 +121,10 @@ def combine(
   for layer in first.layers:
     forms.append({})
     for tensor in TENSORS:
-      found = (_term(file, layer.name, tensor, weights[path]) for path, file in files.items())
-      with np.errstate(over='ignore', invalid='ignore'):  # the result is refused below
-        term, error = merge(terms, rank) if (terms := list(filter(None, found))) else ((), 0.0)
-        arrays, forms[-1][tensor] = _stored(tensor, term)
+      with np.errstate(over='ignore', invalid='ignore'):  # `require_finite` raises below
+        terms = [_term(file, layer.name, tensor, weights[path]) for path, file in files.items()]
+        term, error = merge([term for term in terms if term], rank)
+        arrays, forms[-1][tensor] = _to_arrays(tensor, term)
       tensors |= {f'{COLLECTION}/{layer.name}/{name}': value for name, value in arrays.items()}
       if error > np.finfo(np.float32).eps:
         errors[f'{layer.name}/{tensor}'] = error
@@ -140,7 +141,7 @@ def combine(
 
 
 def _read_weights(adapters: Any) -> dict[str, float]:
-  """The weight of each file by its path, as Python's numbers."""
+  """Validates the weights: a finite Python float for each path."""
   weights = {}
   for path, weight in validate(adapters, Mapping, 'adapters').items():
     limits = {'least': -_LARGEST_WEIGHT, 'most': _LARGEST_WEIGHT}
@@ -152,7 +153,7 @@ def _read_weights(adapters: Any) -> dict[str, float]:
 
 
 def _read(path: str) -> _Adapter:
-  """An adapter, checked without the model that it belongs to."""
+  """Reads an adapter, and checks it without the model that it belongs to."""
   _, tensors, metadata = read_adapter(path)
   try:
     space = smallest_space(metadata)
@@ -165,20 +166,20 @@ def _read(path: str) -> _Adapter:
     raise damaged(path, error, AGAIN) from error
   expected = {}
   for layer, forms in zip(layers, genome, strict=True):
-    how = space.ranks, layer.bias
-    shapes = adapter_shapes(layer.in_features, layer.out_features, *how)
-    for entry, part in used_parts(forms, *how).items():
-      whole = np.broadcast_to(np.float32(0), shapes[entry])  # of any size, in no memory
-      expected[f'{COLLECTION}/{layer.name}/{entry}'] = whole[part]
+    shapes = adapter_shapes(layer.in_features, layer.out_features, space.ranks, layer.bias)
+    for name, part in used_parts(forms, space.ranks, layer.bias).items():
+      zeros = np.broadcast_to(np.float32(0), shapes[name])  # takes no memory, whatever its size
+      expected[f'{COLLECTION}/{layer.name}/{name}'] = zeros[part]
   check_tensors(path, tensors, expected)
   for layer, scale in zip(layers, metadata['scale'], strict=True):
-    if (down := f'{COLLECTION}/{layer.name}/B_down') in tensors:
-      tensors[down] = tensors[down] * np.float64(scale)  # of 16 bits, too, without rounding
+    down = f'{COLLECTION}/{layer.name}/B_down'
+    if down in tensors:
+      tensors[down] = tensors[down] * np.float64(scale)  # so 16 bits are not rounded again
   return _Adapter(tensors, metadata, layers)
 
 
 def _check_alike(files: Mapping[str, _Adapter]) -> None:
-  """Raises ValueError where two adapters are of different bases or layers."""
+  """Raises ValueError if two adapters belong to different bases or layers."""
   first, *others = files
   for other in others:
     both = f'{printable(first)} and {printable(other)}'
@@ -187,11 +188,11 @@ def _check_alike(files: Mapping[str, _Adapter]) -> None:
       raise ValueError(
         f'{both} were trained on different base weights; combine adapters of one base.'
       )
-    # A layer is known by its name and sizes, and by where its parameters lie.
-    rows, own = (set(map(json.dumps, said['spec'])) for said in (ours, theirs))
-    if odd := rows ^ own:
+    # Layers are compared with their sizes and with the paths and axes of their parameters.
+    unlike = set(map(json.dumps, ours['spec'])) ^ set(map(json.dumps, theirs['spec']))
+    if unlike:
       raise ValueError(
-        f'{both} adapt different layers; combine adapters of one model: {min(odd)[:400]}.'
+        f'{both} adapt different layers; combine adapters of one model: {min(unlike)[:400]}.'
       )
 
 
@@ -205,25 +206,28 @@ def _others(path: str, files: Mapping[str, _Adapter]) -> dict[str, np.ndarray]:
 
 
 def _term(file: _Adapter, layer: str, tensor: Tensor, weight: float) -> Term:
-  """A tensor of a layer as an adapter has it, times a weight; () where that is nothing."""
-  names = [f'{COLLECTION}/{layer}/{name}' for name, own in ADAPTER.items() if own.tensor == tensor]
-  stored = [file.tensors[name].astype(np.float64) for name in names if name in file.tensors]
+  """An adapter's tensor of a layer, times a weight; () if it is none or the weight is 0."""
+  arrays = [name for name, entry in ADAPTER.items() if entry.tensor == tensor]
+  paths = [f'{COLLECTION}/{layer}/{name}' for name in arrays]
+  stored = [file.tensors[path].astype(np.float64) for path in paths if path in file.tensors]
   if not stored or not weight:
     return ()
   stored[-1] *= weight
-  if tensor == 'C':  # a vector is smaller than any LoRA
+  if tensor == 'C':  # as a vector, which is smaller than any LoRA
     stored = [functools.reduce(np.matmul, stored)]
   return tuple(stored) if len(stored) == 2 else (stored[0].ravel(),)
 
 
 def _sum(terms: Sequence[Term], rank: int | None) -> tuple[Term, float]:
-  """The sum of a tensor's terms, cut to a rank, and the error of that."""
+  """The sum of a tensor's terms, cut to a rank, and the error of the cut."""
+  if not terms:
+    return (), 0.0
   flat = [term[0] for term in terms if len(term) == 1]
   factors = [term for term in terms if len(term) == 2]
   row = functools.reduce(np.add, flat, np.zeros(1))
   if not factors:
     return (row,), 0.0
-  if flat:  # which together are one rank more
+  if flat:  # all of them together are one more rank
     down, up = factors[0]
     factors.append((np.ones_like(down[:, :1]), np.zeros_like(up[:1]) + row))
   down = np.concatenate([term[0] for term in factors], 1)
@@ -231,34 +235,37 @@ def _sum(terms: Sequence[Term], rank: int | None) -> tuple[Term, float]:
   most = min(len(down), up.shape[1], rank or len(up))
   if len(up) <= most:
     return (down, up), 0.0
-  (left, core), (right, other) = np.linalg.qr(down), np.linalg.qr(up.T)
-  (down, up), error = _low_rank(core @ other.T, most)
-  return (left @ down, up @ right.T), error
+  # Singular values of the product need only the small factors: down = Q1 R1, up = R2^T Q2^T.
+  (q_down, r_down), (q_up, r_up) = np.linalg.qr(down), np.linalg.qr(up.T)
+  (down, up), error = _low_rank(r_down @ r_up.T, most)
+  return (q_down @ down, up @ q_up.T), error
 
 
 def _ties(terms: Sequence[Term], rank: int | None, density: float) -> tuple[Term, float]:
-  """The terms merged number by number, as a LoRA again where one of them is, and its error."""
+  """Merges a tensor's terms number by number; if one is a LoRA, to a LoRA again, with its error."""
+  if not terms:
+    return (), 0.0
   changes = [term[0] if len(term) == 1 else term[0] @ term[1] for term in terms]
   change = np.stack(np.broadcast_arrays(*changes))
   size, axes = np.abs(change), tuple(range(1, change.ndim))
   least = np.quantile(size, 1 - density, axes, method='higher', keepdims=True)
   trimmed = np.where(size >= least, change, 0)
   elected = np.sign(trimmed) == np.sign(trimmed.sum(0))
-  merged = (trimmed * elected).sum(0) / np.maximum(elected.sum(0), 1)
-  if merged.ndim == 1:
-    return (merged,), 0.0
-  return _low_rank(merged, rank or sum(len(term[1]) if len(term) == 2 else 1 for term in terms))
+  mean = (trimmed * elected).sum(0) / np.maximum(elected.sum(0), 1)
+  if mean.ndim == 1:
+    return (mean,), 0.0
+  return _low_rank(mean, rank or sum(len(term[1]) if len(term) == 2 else 1 for term in terms))
 
 
 def _low_rank(matrix: np.ndarray, rank: int) -> tuple[Term, float]:
-  """A matrix by its largest singular values, and the norm of the others relative to all."""
-  left, values, right = np.linalg.svd(matrix, full_matrices=False)
+  """A matrix cut to its largest singular values, and the norm of the others relative to all."""
+  u, values, v = np.linalg.svd(matrix, full_matrices=False)
   error = np.linalg.norm(values[rank:]) / (np.linalg.norm(values) or 1)
-  return (left[:, :rank], values[:rank, None] * right[:rank]), float(error)
+  return (u[:, :rank], values[:rank, None] * v[:rank]), float(error)
 
 
-def _stored(tensor: Tensor, term: Term) -> tuple[dict[str, np.ndarray], str]:
-  """The arrays that a file has of a tensor whose forms share storage, and the name of its form."""
+def _to_arrays(tensor: Tensor, term: Term) -> tuple[dict[str, np.ndarray], str]:
+  """A tensor's arrays as a file stores them, by name, and the name of its form."""
   arrays = [array.astype(np.float32) for array in term]
   if not arrays:
     return {}, 'none'
