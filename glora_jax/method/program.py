@@ -1,15 +1,20 @@
 """Runs a model's program with adapted kernels: each is merged where the program uses it.
 
-A function of parameters and inputs is traced, and its program run equation by equation. An adapted
-kernel goes in as `Deferred`, which casts, transposes, reshapes, slices of a stack, calls, scans,
-loops, branches and blocks that are computed again pass on. The first equation that does not uses
-it, by a rule of `glora_jax.method.rules`. So only one merged kernel is alive at a time.
+A function of parameters and inputs is traced, and its jaxpr is evaluated equation by equation, as
+`jax.core.eval_jaxpr` does. In the place of an adapted kernel there is a `Deferred`. An equation
+does one of three things with it:
 
-Kernels of which every device holds a part (`glora_jax.shard`) are deferred in the same way, adapted
-or not, and gathered where they are used. A compiler that only knows how weights lie would rather
-send activations, and gather all images on every device. On the way back they are gathered and
-merged again, and so never kept. Quantized arrays are deferred likewise, and taken out where they
-are used.
+    it moves the kernel    casts, transposes, reshapes, slices of a stack: the result is `Deferred`
+    it has a program       calls, scans, loops, branches, checkpoints: the program is run the same
+                           way, with `Deferred` among its operands
+    it uses the kernel     anything else: a rule of `glora_jax.method.rules` applies
+
+So only one merged kernel is alive at a time, and a product needs none at all.
+
+Two more kinds of arrays go the same way, adapted or not. Sharded weights (`glora_jax.shard`) are
+all-gathered where they are used, a layer at a time, and again on the way back. A compiler that only
+knows their sharding would rather send activations, and all-gather all images on every device.
+Quantized arrays are dequantized where they are used.
 """
 
 from __future__ import annotations
@@ -48,20 +53,20 @@ def call(
   defer: Callable[[Any], Any] | None = None,
   shard_gradients: bool = False,
 ) -> Any:
-  """What a function of weights and inputs returns.
+  """Returns `function(params, inputs)`, with weights merged and gathered where they are used.
 
   Args:
     function: of weights and inputs.
     params: tree of weights.
-    inputs: any tree. Where a loop goes over them, weights are gathered in it and not before it.
-    mesh: devices that the weights are sharded over; None where each holds them whole.
-    defer: what puts `Deferred` in the place of weights; None for none.
-    shard_gradients: whether gradients by sharded weights lie in parts, too: where those of all
-      layers are there at once.
+    inputs: any tree. If a loop goes over them, weights are gathered in it and not before it.
+    mesh: devices that the weights are sharded over; None if they are replicated.
+    defer: puts `Deferred` in the place of weights; None for none.
+    shard_gradients: whether gradients by sharded weights are sharded, too: needed if those of all
+      layers are in memory at once.
   """
   if mesh is not None:
     arrays, rebuild = arrays_of((params, inputs))
-    params, inputs = rebuild(_tied(arrays))
+    params, inputs = rebuild(_barrier(arrays))
   params = params if defer is None else defer(params)
 
   def of_params(params: Any) -> Any:
@@ -69,77 +74,277 @@ def call(
 
   if mesh is None:
     return _run(of_params, params)
-  params = jax.tree.map(_in_parts, params, is_leaf=_is_deferred)
+  params = jax.tree.map(_defer_matrix, params, is_leaf=_is_deferred)
   return _run(of_params, params, gather_over(mesh, shard_gradients))
 
 
+# `call` may be within a loop over inputs, of a gradient that is accumulated for instance. Weights
+# are loop-invariant there, and so is their all-gather, which a compiler would hoist: all weights
+# would be gathered at once. Behind one barrier with the inputs, which are others in each iteration,
+# they are not invariant. (PRNG keys and integers come along, and have no tangents of their type:
+# the derivative of the barrier itself would fail.)
 @jax.custom_jvp
-def _tied(arrays: list[Any]) -> Any:
-  """Arrays, of which a compiler takes none out of a loop that some come from."""
+def _barrier(arrays: list[Any]) -> Any:
+  """Weights and inputs behind one barrier, so that no all-gather is hoisted out of a loop."""
   return jax.lax.optimization_barrier(arrays)
 
 
-@_tied.defjvp
-def _tied_tangents(primals: Any, tangents: Any) -> Any:
-  return _tied(*primals), tangents[0]  # also of keys and whole numbers, which have none
+@_barrier.defjvp
+def _barrier_jvp(primals: Any, tangents: Any) -> Any:
+  return _barrier(*primals), tangents[0]
 
 
-def _in_parts(leaf: Any) -> Any:
-  """A weight of which every device holds a part, deferred."""
-  is_whole = _is_deferred(leaf) or not is_array(leaf) or leaf.ndim < 2
-  return leaf if is_whole else Deferred.unadapted(leaf, leaf.dtype)
+def _defer_matrix(leaf: Any) -> Any:
+  """A weight that may be sharded, deferred; anything else as it is."""
+  is_weight = is_array(leaf) and not _is_deferred(leaf) and leaf.ndim >= 2
+  return Deferred.unadapted(leaf, leaf.dtype) if is_weight else leaf
 
 
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
-  """What a function of weights returns, of which some are `Deferred`.
-
-  A model may return the weights that it was given, as NNX's calls do: nothing is merged for results
-  that nobody uses.
-  """
-  deferred, rebuild = arrays_of(params, _is_deferred)
+  """What a function of weights returns, some of which are `Deferred`."""
+  deferred, rebuild_params = arrays_of(params, _is_deferred)
   if not deferred:
     return function(params)
-  results: list[Any] = []
 
-  def of_arrays(arrays: Sequence[Any]) -> list[Any]:
-    results[:] = arrays_of(function(rebuild(arrays)))
-    return results[0]
+  # `make_jaxpr` needs a function that returns arrays alone, but a model may return anything beside
+  # them (NNX modules, strings). So the function is traced for its arrays, and the rest of what it
+  # returned is kept from the trace, as what puts arrays back into it.
+  rebuild_result: Callable[[Sequence[Any]], Any] = list
+
+  def arrays_alone(arrays: Sequence[Any]) -> list[Any]:
+    nonlocal rebuild_result
+    result, rebuild_result = arrays_of(function(rebuild_params(arrays)))
+    return result
 
   shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in deferred]
-  program = jax.make_jaxpr(of_arrays)(shapes)
+  program = jax.make_jaxpr(arrays_alone)(shapes)
+  # A model may also return the weights that it got, as NNX's calls do within a scan: without what
+  # nobody uses, they are not merged for it (tests/method/test_program.py, `handed_on`).
   used, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
-  return results[1](_Program(gather).arrays(program.replace(jaxpr=used), deferred))
+  return rebuild_result(_Interpreter(gather).arrays(program.replace(jaxpr=used), deferred))
 
 
-def _product(down: jax.Array, up: jax.Array) -> jax.Array:
-  """The product of a LoRA's factors: on CPU a sum of outer products.
+def arrays_of(
+  tree: Any, belongs: Callable[[Any], bool] = is_array
+) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+  """The arrays of a tree, or other leaves, and what puts others in their places."""
+  leaves, structure = jax.tree.flatten(tree, is_leaf=_is_deferred)
+  places = [place for place, leaf in enumerate(leaves) if belongs(leaf)]
 
-  It needs no array of the kernel's size: sharded over eight devices a step holds 33 MiB in place of
-  43. On TPU a matrix product holds less.
-  """
-  return jax.lax.platform_dependent(down, up, cpu=low_rank_product, default=matrix_product)
+  def rebuild(arrays: Sequence[Any]) -> Any:
+    new = dict(zip(places, arrays, strict=True))
+    return structure.unflatten([new.get(place, leaf) for place, leaf in enumerate(leaves)])
+
+  return [leaves[place] for place in places], rebuild
 
 
 def _is_deferred(value: Any) -> bool:
   return isinstance(value, Deferred)
 
 
-def arrays_of(
-  tree: Any, belongs: Callable[[Any], bool] = is_array
-) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-  """The arrays of a tree, or other leaves, and what makes the tree of others in their places."""
-  leaves, structure = jax.tree.flatten(tree, is_leaf=_is_deferred)
-  places = [place for place, leaf in enumerate(leaves) if belongs(leaf)]
+class _Interpreter:
+  """Evaluates a jaxpr, of whose operands some are `Deferred`.
 
-  def rebuild(arrays: Sequence[Any]) -> Any:
-    given = dict(zip(places, arrays, strict=True))
-    return structure.unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)])
+  Args:
+    gather: all-gathers a sharded array; None if all are replicated.
+  """
 
-  return [leaves[place] for place in places], rebuild
+  def __init__(self, gather: Gather | None):
+    self._gather = gather
+
+  def arrays(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+    """What a program returns, as arrays."""
+    return list(map(self._merge, self._run(program, operands)))
+
+  def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+    """What a program returns; a kernel that it only hands on stays deferred."""
+    consts: Sequence[Any] = ()
+    if isinstance(program, core.ClosedJaxpr):
+      program, consts = program.jaxpr, program.consts
+    known = dict(zip(program.constvars, consts, strict=True))
+    known |= zip(program.invars, operands, strict=True)
+
+    def value_of(atom: Any) -> Any:
+      return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+    for equation in program.eqns:
+      results = self._evaluate(equation, [value_of(atom) for atom in equation.invars])
+      known |= zip(equation.outvars, results, strict=True)
+    return [value_of(atom) for atom in program.outvars]
+
+  def _evaluate(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """The results of an equation: of arrays, or by one of the three ways above."""
+    name = equation.primitive.name
+    if not any(map(_is_deferred, values)):
+      return _evaluate_arrays(equation, values)
+    if name in (*CALLS, 'closed_call'):
+      return self._run(equation.params['jaxpr'], values)
+    if name in _CONTROL:
+      return _CONTROL[name](self, equation, values)
+    moved = _move(equation, *values)
+    return self._use(equation, values) if moved is None else [moved]
+
+  def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """The results of an equation that uses kernels: by a rule, or of merged ones."""
+    result = self._by_rule(equation, values)
+    if result is not None:
+      return [result]
+
+    def use(*values: Any) -> Sequence[Any]:
+      return _evaluate_arrays(equation, list(map(self._merge, values)))
+
+    # What was gathered or dequantized is not kept for the way back, but made again.
+    is_kept = self._gather is None and not has_quantized(values)
+    return use(*values) if is_kept else jax.checkpoint(use)(*values)
+
+  def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> jax.Array | None:
+    """A product or a lookup without a merged kernel; None if no such rule applies."""
+    params = equation.params
+    if equation.primitive.name == 'dot_general':
+      place = int(_is_deferred(values[1]))
+      kernel, x = values[place], values[1 - place]
+      if not _is_deferred(x):
+        return multiply(kernel, x, place, params, self._gather)
+    if 'slice_sizes' in params and _is_deferred(values[0]):  # gather, dynamic_slice
+      indices = list(map(self._merge, values[1:]))
+
+      def take(array: jax.Array, **changed: Any) -> jax.Array:
+        return equation.primitive.bind(array, *indices, **{**params, **changed})
+
+      return look_up(values[0], take, params, self._gather)
+    return None
+
+  def _merge(self, value: Any) -> Any:
+    """The array that a deferred kernel stands for; any other value as it is."""
+    return merge(value, _product, self._gather) if _is_deferred(value) else value
+
+  # Equations that have programs. JAX's own transformation is called anew, with a function that runs
+  # the program: so gradients, batching and compilation are JAX's. Its operands may be `Deferred`,
+  # which is a pytree; what its programs return has to be arrays. What is merged before and what
+  # inside decides how much memory a step needs.
+
+  def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """Kernels go in deferred: what is saved for the way back is the base's array, and no merge."""
+    params = equation.params
+
+    def block(*values: Any) -> list[Any]:
+      return self.arrays(params['jaxpr'], values)
+
+    policy = params['policy'] and functools.partial(_is_saveable, params['policy'])
+    return jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*values)
+
+  def _scan(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """A stack goes in deferred, one layer of it an iteration, and each is merged in the body.
+
+    The carry has to have the same type before and after an iteration, so a kernel in it is merged
+    before the loop. So is a stack whose layers are not along its first dimension.
+    """
+    params = equation.params
+    num_consts, num_carry = parts_of_scan(equation)
+    consts, rest = self._loop_invariants(values[:num_consts]), values[num_consts:]
+    carry, stacks = list(map(self._merge, rest[:num_carry])), rest[num_carry:]
+    items = [
+      (_scanned(stack) or self._merge(stack)) if _is_deferred(stack) else stack for stack in stacks
+    ]
+
+    def body(carry: Any, items: Any) -> Any:
+      results = self.arrays(params['jaxpr'], [*consts, *carry, *items])
+      return results[:num_carry], results[num_carry:]
+
+    options = {name: params[name] for name in ('length', 'reverse', 'unroll')}
+    carry, collected = jax.lax.scan(body, carry, items, **options)
+    return [*carry, *collected]
+
+  def _while(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """As of a scan, without a stack that is gone through; the condition may use kernels, too."""
+    params = equation.params
+    of_condition, of_body = params['cond_nconsts'], params['body_nconsts']
+    cond_consts = self._loop_invariants(values[:of_condition])
+    body_consts = self._loop_invariants(values[of_condition : of_condition + of_body])
+    carry = list(map(self._merge, values[of_condition + of_body :]))
+    return jax.lax.while_loop(
+      lambda carry: self.arrays(params['cond_jaxpr'], [*cond_consts, *carry])[0],
+      lambda carry: self.arrays(params['body_jaxpr'], [*body_consts, *carry]),
+      carry,
+    )
+
+  def _cond(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """Kernels go into all branches deferred, and the branch that is run merges what it uses."""
+    index, *operands = map(self._merge, values[:1]), *values[1:]
+    branches = [
+      lambda *operands, program=program: self.arrays(program, operands)
+      for program in equation.params['branches']
+    ]
+    return jax.lax.switch(*index, branches, *operands)
+
+  def _loop_invariants(self, values: Sequence[Any]) -> list[Any]:
+    """The operands that each iteration of a loop reads.
+
+    One kernel without a stack would be merged anew in every iteration, so it is merged before the
+    loop. It goes in deferred if that is wrong or unnecessary: a loop takes one layer at a time of a
+    stack, a product needs no merged kernel, and gathered or dequantized ones are not to be kept.
+    """
+
+    def is_merged_before(value: Any) -> bool:
+      if not _is_deferred(value) or self._gather or value.is_quantized:
+        return False
+      return not (value.plan.stack or value.plan.goes_by_output)
+
+    return [self._merge(value) if is_merged_before(value) else value for value in values]
 
 
-def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Deferred | None:
-  """A slice along axes of the stack."""
+_CONTROL: Mapping[str, Callable[[_Interpreter, core.JaxprEqn, Sequence[Any]], Sequence[Any]]] = {
+  'checkpoint': _Interpreter._checkpoint,
+  'remat2': _Interpreter._checkpoint,
+  'scan': _Interpreter._scan,
+  'while': _Interpreter._while,
+  'cond': _Interpreter._cond,
+}
+
+
+def _product(down: jax.Array, up: jax.Array) -> jax.Array:
+  """The product of a LoRA's factors: on CPU a sum of outer products.
+
+  It needs no array of the kernel's size: sharded over eight devices a step needs 33 MiB in place of
+  43. On TPU a matrix product needs less.
+  """
+  return jax.lax.platform_dependent(down, up, cpu=low_rank_product, default=matrix_product)
+
+
+def _is_saveable(policy: Callable[..., bool], primitive: Any, *args: Any, **params: Any) -> bool:
+  """The policy of a `jax.checkpoint`, which saves nothing that was all-gathered.
+
+  `gather_over` is a `custom_jvp`, and a policy is asked about its call as a whole, in which the
+  all-gather is a `sharding_constraint`.
+  """
+  equations = getattr(params.get('call_jaxpr'), 'eqns', ())
+  is_gathered = any(equation.primitive.name == 'sharding_constraint' for equation in equations)
+  return not is_gathered and policy(primitive, *args, **params)
+
+
+def _move(equation: core.JaxprEqn, kernel: Any, *indices: Any) -> Deferred | None:
+  """A deferred kernel after an equation that only moves or casts it; None if it uses it."""
+  name, params = equation.primitive.name, equation.params
+  if not _is_deferred(kernel):
+    return None
+  view = kernel.plan.view
+  if name == 'convert_element_type' and jnp.issubdtype(params['new_dtype'], jnp.floating):
+    return kernel.cast(params['new_dtype'])
+  if name == 'dynamic_slice':
+    return _slice(kernel, indices, params['slice_sizes'])
+  if name == 'slice' and not params['strides']:
+    starts = params['start_indices']
+    return _slice(kernel, starts, np.subtract(params['limit_indices'], starts).tolist())
+  is_larger = name == 'broadcast_in_dim' and math.prod(params['shape']) > math.prod(view.shape)
+  moved = move_axes(name, params, view) if name in _MOVES and not is_larger else None
+  return None if moved is None else kernel.with_plan(view=moved)
+
+
+_MOVES = frozenset(('transpose', 'reshape', 'squeeze', 'broadcast_in_dim'))
+
+
+def _slice(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Deferred | None:
+  """A slice along axes of the stack, of the kernel and its adapter; None along other axes."""
   for dim, (start, size) in enumerate(zip(starts, sizes, strict=True)):
     view = kernel.plan.view
     if size == view.shape[dim]:
@@ -156,12 +361,12 @@ def _cut(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Defer
   return kernel
 
 
-# Of the first operand, which is laid otherwise or cut.
-_MOVED = frozenset(('transpose', 'reshape', 'squeeze', 'broadcast_in_dim'))
+def _scanned(kernel: Deferred) -> Deferred | None:
+  """A stack as `jax.lax.scan` needs it: layers first in each array, and the plan of one of them.
 
-
-def _items(kernel: Deferred) -> Deferred | None:
-  """What a scan goes through: layers along the first dimension, with the plan of one of them."""
+  So the leaves have an axis more than the plan says, until the scan has removed it. None if the
+  first dimension of the model's array is no axis of the stack.
+  """
   plan = kernel.plan
   view = plan.view.index((0,), None)
   if plan.view.shape[0] == 1:
@@ -173,174 +378,12 @@ def _items(kernel: Deferred) -> Deferred | None:
   return kernel.with_plan(view=view, stack=stack).map(lambda leaf: jnp.moveaxis(leaf, place, 0))
 
 
-class _Program:
-  """Runs a program, and uses deferred kernels where it does.
+def _evaluate_arrays(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+  """The results of an equation of arrays, one for each of its outputs.
 
-  Args:
-    gather: makes an array whole on every device; None where all are.
+  It is run as a program of one equation, so that JAX itself does what `eval_jaxpr` does for a
+  primitive: sub-programs, effects, several results.
   """
-
-  def __init__(self, gather: Gather | None):
-    self._gather = gather
-
-  def arrays(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-    """What a program returns, as arrays."""
-    return list(map(self._whole, self._run(program, operands)))
-
-  def _whole(self, value: Any) -> Any:
-    return merge(value, _product, self._gather) if _is_deferred(value) else value
-
-  def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-    consts: Sequence[Any] = ()
-    if isinstance(program, core.ClosedJaxpr):
-      program, consts = program.jaxpr, program.consts
-    known = dict(zip(program.constvars, consts, strict=True))
-    known |= zip(program.invars, operands, strict=True)
-
-    def value_of(atom: Any) -> Any:
-      return atom.val if isinstance(atom, core.Literal) else known[atom]
-
-    for equation in program.eqns:
-      results = self._results(equation, [value_of(atom) for atom in equation.invars])
-      known |= zip(equation.outvars, results, strict=True)
-    return [value_of(atom) for atom in program.outvars]
-
-  def _results(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """What an equation gives, of values of which some may be deferred."""
-    name = equation.primitive.name
-    if not any(map(_is_deferred, values)):
-      return result_of(equation, values)
-    if name in (*CALLS, 'closed_call'):
-      return self._run(equation.params['jaxpr'], values)
-    if name in _CONTROL:
-      return _CONTROL[name](self, equation, values)
-    passed = _passed_on(equation, *values)
-    return self._use(equation, values) if passed is None else [passed]
-
-  def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """What an equation gives of kernels; what is gathered is not kept for the way back."""
-    found = self._by_rule(equation, values)
-    if found is not None:
-      return [found]
-
-    def use(*values: Any) -> Sequence[Any]:
-      return result_of(equation, list(map(self._whole, values)))
-
-    is_kept = self._gather is None and not has_quantized(values)
-    return use(*values) if is_kept else jax.checkpoint(use)(*values)
-
-  def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> jax.Array | None:
-    """What a product or a lookup gives without a merged kernel; None where no rule applies."""
-    params = equation.params
-    if equation.primitive.name == 'dot_general':
-      place = int(_is_deferred(values[1]))
-      kernel, x = values[place], values[1 - place]
-      if not _is_deferred(x):
-        return multiply(kernel, x, place, params, self._gather)
-    if 'slice_sizes' in params and _is_deferred(values[0]):  # gather, dynamic_slice
-      indices = list(map(self._whole, values[1:]))
-
-      def take(array: jax.Array, **changed: Any) -> jax.Array:
-        return equation.primitive.bind(array, *indices, **{**params, **changed})
-
-      return look_up(values[0], take, params, self._gather)
-    return None
-
-  def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """A block that is computed again on the way back."""
-    params = equation.params
-
-    def block(*values: Any) -> list[Any]:
-      return self.arrays(params['jaxpr'], values)
-
-    policy = params['policy'] and functools.partial(_is_kept, params['policy'])
-    return jax.checkpoint(block, prevent_cse=params['prevent_cse'], policy=policy)(*values)
-
-  def _scan(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """A scan, whose constants and items are merged in its body."""
-    params = equation.params
-    num_consts, num_carry = parts_of_scan(equation)
-    consts, rest = self._constants(values[:num_consts]), values[num_consts:]
-    carry, stacks = list(map(self._whole, rest[:num_carry])), rest[num_carry:]
-    items = [
-      (_items(stack) or self._whole(stack)) if _is_deferred(stack) else stack for stack in stacks
-    ]
-
-    def body(carry: Any, items: Any) -> Any:
-      results = self.arrays(params['jaxpr'], [*consts, *carry, *items])
-      return results[:num_carry], results[num_carry:]
-
-    options = {name: params[name] for name in ('length', 'reverse', 'unroll')}
-    carry, collected = jax.lax.scan(body, carry, items, **options)
-    return [*carry, *collected]
-
-  def _while(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    params = equation.params
-    tests, consts = params['cond_nconsts'], params['body_nconsts']
-    of_test = self._constants(values[:tests])
-    of_body = self._constants(values[tests : tests + consts])
-    carry = list(map(self._whole, values[tests + consts :]))
-    return jax.lax.while_loop(
-      lambda carry: self.arrays(params['cond_jaxpr'], [*of_test, *carry])[0],
-      lambda carry: self.arrays(params['body_jaxpr'], [*of_body, *carry]),
-      carry,
-    )
-
-  def _constants(self, values: Sequence[Any]) -> list[Any]:
-    """What each iteration of a loop has; what each would merge the whole of is merged before."""
-
-    def before(value: Any) -> Any:
-      is_made_before = _is_deferred(value) and not (self._gather or value.is_quantized)
-      plan = value.plan if is_made_before else None
-      return value if plan is None or plan.stack or plan.goes_by_output else self._whole(value)
-
-    return list(map(before, values))
-
-  def _cond(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    index, *operands = map(self._whole, values[:1]), *values[1:]
-    branches = [
-      lambda *operands, program=program: self.arrays(program, operands)
-      for program in equation.params['branches']
-    ]
-    return jax.lax.switch(*index, branches, *operands)
-
-
-_CONTROL: Mapping[str, Callable[[_Program, core.JaxprEqn, Sequence[Any]], Sequence[Any]]] = {
-  'checkpoint': _Program._checkpoint,
-  'remat2': _Program._checkpoint,
-  'scan': _Program._scan,
-  'while': _Program._while,
-  'cond': _Program._cond,
-}
-
-
-def _passed_on(equation: core.JaxprEqn, kernel: Any, *indices: Any) -> Deferred | None:
-  """What an equation makes of a deferred kernel that goes on as one; None where it uses it."""
-  name, params = equation.primitive.name, equation.params
-  if not _is_deferred(kernel):
-    return None
-  view = kernel.plan.view
-  if name == 'convert_element_type' and jnp.issubdtype(params['new_dtype'], jnp.floating):
-    return kernel.cast(params['new_dtype'])
-  if name == 'dynamic_slice':
-    return _cut(kernel, indices, params['slice_sizes'])
-  if name == 'slice' and not params['strides']:
-    starts = params['start_indices']
-    return _cut(kernel, starts, np.subtract(params['limit_indices'], starts).tolist())
-  is_larger = name == 'broadcast_in_dim' and math.prod(params['shape']) > math.prod(view.shape)
-  seen = move_axes(name, params, view) if name in _MOVED and not is_larger else None
-  return None if seen is None else kernel.with_plan(view=seen)
-
-
-def _is_kept(policy: Callable[..., bool], primitive: Any, *args: Any, **params: Any) -> bool:
-  """The policy of a `jax.checkpoint`, which keeps nothing that was gathered."""
-  equations = getattr(params.get('call_jaxpr'), 'eqns', ())
-  is_gathered = any(equation.primitive.name == 'sharding_constraint' for equation in equations)
-  return not is_gathered and policy(primitive, *args, **params)
-
-
-def result_of(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-  """What an equation gives of arrays, a result for each of its outputs."""
   arguments = {
     atom: value
     for atom, value in zip(equation.invars, values, strict=True)

@@ -163,7 +163,8 @@ def multiply(
   #   rows    [batch..., tokens..., summed]    from x, `summed` in the order of the kernel's axes
   #   y       [batch..., tokens..., free]      where `free` becomes the model's dimensions again
   #
-  # (tests/method/test_program.py, `turned`, has all of these at once.)
+  # (`turned` in tests/method/test_program.py has several axes in another order and in parts,
+  # `experts_by_einsum` in function_zoo.py has a batch of layers.)
   layers = deferred.by_layer(stack, len(kernel_dims.batch))
   ordered = x.transpose(*x_dims.batch, *x_dims.free, *x_dims.contracted)
   rows = plan.flatten(ordered, kernel_dims.contracted)
