@@ -1,6 +1,7 @@
-"""Adapters of HF PEFT: writes a structure as PEFT LoRAs, and reads PEFT LoRAs as a structure.
+"""Adapters of HF PEFT: writes a structure of LoRAs as PEFT does, and reads PEFT's LoRAs as one.
 
-A map gives the torch model's names of the layers and heads here.
+The names of the torch model's modules come from a map of the caller's (`NameMap`). A layer here may
+be several modules there: queries, keys and values are often one kernel in JAX.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from glora_jax.tree import KeyPath, get, grouped, path_name, replace
 __all__ = ['PeftAdapter', 'load_peft', 'read_peft', 'save_peft']
 
 NameMap = Mapping[str, str | Sequence[str]]
-"""Names of torch modules by regular expressions of our paths; see `save_peft`."""
+"""Names of torch modules by regular expressions of paths here; see `save_peft`."""
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -56,7 +57,7 @@ _B = TENSORS.index('B')
 _FLAT = len(FLAT_FORMS['B'])  # the codes of B before those of its LoRAs
 _FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
 
-# Names of parameters here, and in torch.
+# Names of parameters here, and torch's for them.
 _KERNELS = ('kernel', 'w')
 _LEAVES = {
   'kernel': 'weight',
@@ -68,16 +69,17 @@ _LEAVES = {
 }
 _LINEAR = Layout((), (0,), (1,))
 
-# Fields of a config that make another function of the same tensors, or a base of its own.
+# Fields of a config with which the same tensors are another function, or belong to another base.
 _NOT_READ = re.compile(
   'use_(dora|bdlora|qalora)|bias|lora_bias|(kasa|arrow)_config|alora_invocation_tokens|'
   'layer_replication|target_parameters|trainable_token_indices'
 )
-_OTHER_BASES = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')  # `init_lora_weights` begins so
+# Beginnings of `init_lora_weights` with which PEFT changes the base.
+_OTHER_BASES = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
 
 
 class PeftAdapter(NamedTuple):
-  """An adapter as PEFT has it, by names of the torch model.
+  """A PEFT adapter, with the torch model's names.
 
   Attributes:
     path: path of its folder.
@@ -92,13 +94,13 @@ class PeftAdapter(NamedTuple):
 
 
 class _Layer(NamedTuple):
-  """A layer of ours, and the torch modules that it is made of.
+  """An adapted layer, and the torch modules that it consists of.
 
   Attributes:
-    group: the layers that it shares arrays with.
-    index: the layer's place in their stack.
+    group: the group that it belongs to.
+    index: its place in the group's stack.
     row: its row of the genome.
-    modules: the columns of its kernel that a module has, by the module's name.
+    modules: the columns of its kernel that are a module's, by the module's name.
   """
 
   group: Group
@@ -119,10 +121,10 @@ def save_peft(
 ) -> None:
   r"""Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model.
 
-  In each layer the structure may have a LoRA of B, of any rank, and no other tensor. The alpha of
-  a LoRA is its rank times its scale; where queries, keys and values are one layer
-  here and three there, each of the three gets the same `lora_A`. Heads are saved whole
-  (`modules_to_save`). `PeftModel.from_pretrained(torch_model, folder)` then gives the same logits.
+  In each layer the structure may have a LoRA of B, of any rank, and no other tensor. The alpha of a
+  LoRA is its rank times its scale. If queries, keys and values are one layer here and three in
+  torch, each of the three gets the same `lora_A`. Heads are saved as `modules_to_save`. Then
+  `PeftModel.from_pretrained(torch_model, folder)` gives the same logits.
 
   Args:
     folder: path of the folder; created if missing.
@@ -131,10 +133,10 @@ def save_peft(
     names: names of the torch model's modules, by paths here, which may be regular expressions:
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
       outputs equally, and '{}' is the place in a stack.
-    genome: of a free structure, int [rows, 5].
-    heads: tensors to write in place of the variables' own heads, by torch name, if the torch model
-      has a head in another shape.
-    base: name or path of the base model to note in the adapter; a name on the hub may have a
+    genome: int [rows, 5], if the structure is free.
+    heads: tensors to write instead of the variables' heads, by torch name, if the torch model has a
+      head in another shape.
+    base: name or path of the base model to write to the config; a name on the hub may have a
       revision, `hf:owner/name@revision`.
 
   Raises:
@@ -179,8 +181,8 @@ def save_peft(
       ranks[module] = rank
       alphas[module] = int(alpha) if alpha == int(alpha) else alpha
   params = dequantize_heads(adapted, variables['params'])
-  own_heads = _heads(adapted, names)
-  for name, path in own_heads.items():
+  head_paths = _head_paths(adapted, names)
+  for name, path in head_paths.items():
     tensors[name] = heads.get(name, np.asarray(nn.meta.unbox(get(params, path))).T)
   require_finite(folder, tensors)
   os.makedirs(folder, exist_ok=True)
@@ -197,7 +199,7 @@ def save_peft(
     'rank_pattern': rank_pattern,
     'alpha_pattern': alpha_pattern,
     'target_modules': list(ranks),
-    'modules_to_save': sorted({name.rpartition('.')[0] for name in own_heads}) or None,
+    'modules_to_save': sorted({name.rpartition('.')[0] for name in head_paths}) or None,
   }
   write_json(os.path.join(folder, CONFIG), config)
 
@@ -221,9 +223,9 @@ def _require_loras(spec: Spec, genome: np.ndarray) -> None:
 
 
 def _largest(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-  """The largest value of all modules, and if they differ that of each.
+  """The largest value of all modules, and if they differ, PEFT's pattern with that of each.
 
-  PEFT uses the first key that a module's name ends with, so longer names come first.
+  PEFT uses the first key of a pattern that a module's name ends with, so longer ones come first.
   """
   largest, patterns = max(values.values()), {}
   if min(values.values()) < largest:
@@ -234,29 +236,29 @@ def _largest(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 def load_peft(
   adapter: Path | PeftAdapter, adapted: Adapted, params: Any, names: NameMap
 ) -> tuple[Adapted, dict[str, Any]]:
-  """Reads an adapter of PEFT's LoRA as a structure of an adapted model.
+  """Reads a PEFT adapter of LoRAs as a structure of an adapted model.
 
-  A LoRA with another scale than the model's space is rescaled. Where queries, keys and values are
-  one layer here and three there, the layer's LoRA has the summed rank of all that differ in
-  `lora_A`, in general 3r, which its space must offer.
+  A LoRA with another scale than the model's search space is rescaled. If queries, keys and values
+  are one layer here and three in torch, the ranks of those with different `lora_A` add up, in
+  general to 3r, and the layer's search space must have a LoRA of that rank.
 
   Args:
-    adapter: path of its folder; its name on the hub, `hf:owner/name[@revision]`; or what
-      `read_peft` returned.
-    adapted: the base model, adapted, with the heads that the adapter trains.
+    adapter: path of its folder; its name on the hub, `hf:owner/name[@revision]`; or the result of
+      `read_peft`.
+    adapted: the adapted base model, with the heads that the adapter trains.
     params: the base's parameters; heads that the adapter has are replaced, and those of a quantized
       base are in full precision, as `adapted.init` returns them.
-    names: as of `save_peft`.
+    names: see `save_peft`.
 
   Returns:
-    (adapted, variables): the model with the adapter's structure fixed, and its supports and heads,
-    as of `load_adapter`.
+    (adapted, variables): the model with the adapter's structure fixed, and variables with its
+    arrays and heads, as of `load_adapter`.
 
   Raises:
     FileNotFoundError: there is no adapter.
     TypeError: an argument has the wrong type.
-    ValueError: it is damaged, of another kind, or belongs to another model; or the space does not
-      offer the ranks that it needs, which the message names.
+    ValueError: it is damaged, of another kind, or belongs to another model; or the search space
+      lacks the ranks that it needs, which the message names.
 
   Example:
     >>> import tempfile, jax.numpy as jnp
@@ -275,8 +277,8 @@ def load_peft(
   if not isinstance(adapter, PeftAdapter):
     adapter = read_peft(adapter)
   layers = _layers(adapted, names, range(len(adapted.spec)))
-  known = {module for layer in layers for module in layer.modules}
-  if unknown := adapter.loras.keys() - known:
+  modules = {module for layer in layers for module in layer.modules}
+  if unknown := adapter.loras.keys() - modules:
     raise ValueError(
       f'{adapter.path} adapts {grouped(unknown)}, and no adapted layer of this model has that '
       'name; adapt the layer, or correct names=.'
@@ -285,14 +287,15 @@ def load_peft(
   shapes = init_shapes(adapted.fix(None), params)[COLLECTION]
   collection = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), shapes)
   genome = np.zeros((len(adapted.spec), len(TENSORS)), np.int8)
-  loras = [(layer, *lora) for layer in layers if (lora := _lora_of_layer(adapter, layer))]
-  ranks = {len(up) for _, _, up in loras}
-  for (group, index, row, _), down, up in loras:
+  found = [(layer, _lora_of_layer(adapter, layer)) for layer in layers]
+  loras = [(layer, lora) for layer, lora in found if lora is not None]
+  ranks = {len(up) for _, (_, up) in loras}
+  for (group, index, row, _), (down, up) in loras:
     rank, space = len(up), group.space
     if rank not in space.ranks:
       raise ValueError(
         f'{adapter.path} needs a LoRA of rank {rank} for B in {adapted.spec.layers[row].name}, '
-        'which may be several modules of the adapter, and its space offers '
+        'which may be several modules of the adapter, and its search space has '
         f'{", ".join(map(str, space.ranks))}; adapt with a SearchSpace whose ranks are those of '
         f'the adapter: {", ".join(map(str, sorted(ranks)))}.'
       )
@@ -300,7 +303,7 @@ def load_peft(
     arrays = group.arrays(collection)
     arrays['B_down'][index][:, :rank] = down / space.scale
     arrays['B_up'][index][:rank] = up
-  heads = _heads(adapted, names)
+  heads = _head_paths(adapted, names)
   if others := adapter.heads.keys() - heads.keys():
     raise ValueError(
       f'{adapter.path} has {grouped(others)}, which are not heads of this model; adapt with the '
@@ -328,7 +331,7 @@ def load_peft(
 
 
 def read_peft(folder: Path) -> PeftAdapter:
-  """Reads an adapter as PEFT has it; argument and errors as of `load_peft`."""
+  """Reads a PEFT adapter without loading it into a model; errors as of `load_peft`."""
   path = check_path(hub.local(folder, (WEIGHTS, CONFIG)))
   file = os.path.join(path, WEIGHTS)
   if not os.path.isfile(file):
@@ -352,12 +355,12 @@ def read_peft(folder: Path) -> PeftAdapter:
       heads[name] = value
   if not sides:
     raise ValueError(f'{path} adapts no module; pass the folder of a PEFT adapter.')
-  loras = {module: _scaled(path, module, found, config) for module, found in sides.items()}
+  loras = {module: _lora(path, module, found, config) for module, found in sides.items()}
   return PeftAdapter(path, loras, heads)
 
 
 def _check_config(path: str, config: Any) -> None:
-  """Raises ValueError unless a config is that of plain LoRAs."""
+  """Raises ValueError unless a config is one of plain LoRAs."""
   if not isinstance(config, dict):
     raise ValueError(f'{path}: {CONFIG} is not the config of a PEFT adapter; get it again.')
   odd = {k: x for k, x in config.items() if x and x != 'none' and _NOT_READ.fullmatch(k)}
@@ -373,10 +376,10 @@ def _check_config(path: str, config: Any) -> None:
     )
 
 
-def _scaled(
+def _lora(
   path: str, module: str, sides: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A module's LoRA, with what PEFT multiplies it by."""
+  """A module's LoRA (down [in, rank], up [rank, out]) with PEFT's scale, alpha / rank, in `up`."""
   down, up = sides.get('A'), sides.get('B')
   if down is None or up is None or not down.ndim == up.ndim == 2 or len(down) != up.shape[1]:
     shapes = {f'lora_{side}': value.shape for side, value in sides.items()}
@@ -409,7 +412,7 @@ def _scaled(
 
 
 def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> Any:
-  """A module's value: that of the first pattern that its name ends with, or the usual one."""
+  """The value of the first pattern that a module's name ends with, or else the usual one."""
   matching = (
     value for key, value in (pattern or {}).items() if re.fullmatch(rf'(.*\.)?({key})', module)
   )
@@ -417,19 +420,20 @@ def _of_module(module: str, pattern: Mapping[str, Any] | None, usual: Any) -> An
 
 
 def _lora_of_layer(adapter: PeftAdapter, layer: _Layer) -> tuple[np.ndarray, np.ndarray] | None:
-  """The LoRA of a layer: those of its modules side by side, of which those with equal `down` share.
+  """The LoRA of a layer (down [in, rank], up [rank, out]); None if its modules have none.
 
-  None if the adapter adapts none of them.
+  The modules' LoRAs are put side by side, each with zeros in the outputs of the others. Those with
+  an equal `down` share its columns, so that what `save_peft` wrote gets its rank back.
   """
   group, by_down = layer.group, {}
   for module, outputs in layer.modules.items():
     if module not in adapter.loras:
       continue
     down, up = adapter.loras[module]
-    found, expected = (len(down), up.shape[1]), (group.in_features, outputs.stop - outputs.start)
-    if found != expected:
+    shape, expected = (len(down), up.shape[1]), (group.in_features, outputs.stop - outputs.start)
+    if shape != expected:
       raise ValueError(
-        f'{adapter.path} is of another model: its B of {module} is {found}, and {group.name} '
+        f'{adapter.path} is of another model: its B of {module} is {shape}, and {group.name} '
         f'needs {expected}.'
       )
     wide = np.zeros((len(up), group.out_features), np.float32)
@@ -441,7 +445,7 @@ def _lora_of_layer(adapter: PeftAdapter, layer: _Layer) -> tuple[np.ndarray, np.
 
 
 def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Layer]:
-  """The layers of some rows of the genome, with their torch modules."""
+  """The layers of some of the genome's rows, with their torch modules."""
   validate(names, Mapping, 'names')
   layers, modules = [], collections.Counter()
   for group in adapted.places.groups:
@@ -469,8 +473,8 @@ def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Lay
   return layers
 
 
-def _heads(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
-  """The parameters that are trained in full, by name of the torch tensor."""
+def _head_paths(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
+  """The paths of the parameters that are trained in full, by the torch tensors' names."""
   heads, places = {}, adapted.places
   for path in sorted(places.head_paths):
     *module, leaf = path
@@ -495,13 +499,13 @@ def _heads(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
 
 
 def _modules(names: NameMap, path: str, index: tuple[int, ...]) -> list[str]:
-  """Names of the torch modules of a path of ours; '{}' is its place on an axis of a stack."""
+  """Names of the torch modules for a path, in which '{}' is replaced by an index of the stack."""
   for pattern, modules in names.items():
     validate(modules, str | list[str], f'names[{shown(pattern)}]')
-    given = [modules] if isinstance(modules, str) else modules
+    templates = [modules] if isinstance(modules, str) else modules
     try:
       match = re.fullmatch(pattern, path)
-      found = [match.expand(name).format(*index) for name in given] if match else []
+      found = [match.expand(name).format(*index) for name in templates] if match else []
     except (re.error, LookupError, ValueError) as error:
       raise ValueError(
         f'names[{shown(pattern)}]={shown(modules)} is not a pattern of paths and its torch modules '
@@ -509,7 +513,7 @@ def _modules(names: NameMap, path: str, index: tuple[int, ...]) -> list[str]:
       ) from error
     if not match:
       continue
-    if not found or any(name.count('{}') != len(index) or not name for name in given):
+    if not found or any(name.count('{}') != len(index) or not name for name in templates):
       raise ValueError(
         f"names: {shown(modules)} should have '{{}}' {len(index)} times, once for each stack axis "
         f'of {path}.'

@@ -78,7 +78,7 @@ NAMES = {'fc': 'model.fc', 'head': 'classifier'}
 
 @functools.cache
 def trained():
-  """A model of one layer and a head, adapted, its supports and head random."""
+  """A model of one layer and a head, adapted, its adapter and head random."""
   params = random_params(Mlp(), INPUTS)
   adapted = adapt(Mlp(), INPUTS, space=SearchSpace((1, 3)), heads='head')
   variables = trained_variables(adapted, params)
@@ -115,7 +115,7 @@ def test_a_base_that_is_no_name_is_refused_before_anything_is_written(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_supports_of_a_training_that_diverged_are_named():
+def test_the_adapter_of_a_training_that_diverged_is_named():
   case, genome = trained(), np.array([[0, 4, 0, 0, 0]], np.int8)
   adapter = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
   variables = {**case.variables, 'glora': adapter}

@@ -170,7 +170,7 @@ def _with_adapter(
   for group in adapted.places.groups:
     in_use = occurring(genome[list(group.rows)])
     if adapted.genome is None:
-      layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same on offer
+      layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same choices
       in_use = tuple(map(layer.choices, TENSORS))
     static = Static(group, in_use, is_fixed=adapted.genome is not None)
     kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
@@ -267,7 +267,7 @@ def fix(model: Model, structure: Structure) -> Model:
     A model of the same class, attached.
 
   Raises:
-    ValueError: the model is not attached, or the structure does not fit or is not on offer.
+    ValueError: the model is not attached, or the structure does not fit or has forms that it lacks.
 
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp

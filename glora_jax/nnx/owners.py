@@ -42,7 +42,7 @@ from glora_jax.tree import KeyPath
 Model = TypeVar('Model', bound=nnx.Module)
 PREFIX = 'glora_'  # of attributes that hold adapters
 UNADAPTED = 'glora_unadapted'  # attribute of the whole model, an `Unadapted`
-# Methods of NNX's own layers that `_by_program` runs: the array's attribute, the method, and whose.
+# Methods of NNX's layers that `_by_program` runs: the array's attribute, the method, its originals.
 _BY_PROGRAM = (
   ('kernel', '__call__', (nnx.Linear.__call__, nnx.LinearGeneral.__call__)),
   ('embedding', '__call__', (nnx.Embed.__call__,)),
@@ -175,8 +175,8 @@ def _restore(module: nnx.Pytree, new: dict[int, tuple[nnx.Variable, nnx.Variable
 def _added_names(owner: nnx.Pytree) -> set[str]:
   """Names of the attributes that `attach` added; the model's own may also begin with `PREFIX`."""
   params = params_of(owner)
-  locations = {param.location for param in params}
-  bases = {param.kernel.attribute for param in params if param.kernel not in locations}
+  adapted = {param.location for param in params}
+  bases = {param.kernel.attribute for param in params if param.kernel not in adapted}
   added = bases | {param.adapter for param in params} | {UNADAPTED}
   return added & vars(owner).keys()
 
@@ -217,25 +217,28 @@ def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
     name: _property(name, together) for name, together in by_attribute.items()
   }
   members |= {'_glora_params': params, '_glora_base': base}
-  members |= {name: getattr(base, name) for name in ('__doc__', '__module__', '__qualname__')}
+  members |= {'__doc__': base.__doc__, '__module__': base.__module__}
   members['__reduce_ex__'] = reduce_with(_owner_class, base, params)
   for attribute, name, methods in _BY_PROGRAM:
     if attribute in by_attribute and getattr(base, name, None) in methods:
       members[name] = functools.partialmethod(_by_program, attribute, name)
   if issubclass(base, nnx.bridge.ToNNX):
     members['__call__'] = _call_bridge
-  return _subclass(base, members)
+  kind = _subclass(base, members)
+  kind.__name__, kind.__qualname__ = base.__name__, base.__qualname__
+  return kind
 
 
 def _subclass(base: type, members: Mapping[str, Any]) -> type:
-  """A subclass of a module's class, without a call of the class's own `__init_subclass__`.
+  """A subclass of a module's class, made without the class's own `__init_subclass__`.
 
   A user's may keep a register of subclasses, or need an argument that only he knows. NNX's must be
   called, as it registers the pytree. `_OfNnxAlone` comes first and calls that one alone
-  (`test_a_base_need_not_be_told_of_what_is_attached`).
+  (`test_a_base_need_not_be_told_of_what_is_attached`). A metaclass may also keep a register, so the
+  subclass gets its base's name only later.
   """
   return types.new_class(
-    base.__name__,
+    PREFIX + base.__name__,
     (_OfNnxAlone, base),
     {'pytree': base._pytree__is_pytree},
     lambda namespace: namespace.update(members),
@@ -290,7 +293,7 @@ def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwar
 
   def call(array: jax.Array, inputs: tuple) -> Any:
     layer = object.__new__(kind)
-    values = {name: getattr(owner, name) for name in others}
+    values = {other: getattr(owner, other) for other in others}
     vars(layer).update(vars(owner), **values, **{attribute: read_only(variable, array)})
     return getattr(layer, name)(*inputs[0], **inputs[1])
 

@@ -31,7 +31,7 @@ class Classifier(nnx.Module):
 
 
 def randomize(model, seed=1, scale=0.3):
-  """Puts normal numbers in the place of all supports."""
+  """Puts normal numbers in the place of an adapter's arrays."""
   rng = np.random.default_rng(seed)
   for variable in variables(model, glora_jax.nnx.AdapterParam):
     values = rng.normal(0, scale, variable.shape)

@@ -479,7 +479,7 @@ def scattered_parameters():
 
 
 class OddNames(nnx.Module):
-  """Names with slashes, as Haiku gives them, a parameter called as supports are, a stack."""
+  """Names with slashes, as Haiku gives them, a parameter named like an adapter, a stack."""
 
   def __init__(self, *, rngs):
     up, head = nnx.Linear(WIDTH, HIDDEN, rngs=rngs), nnx.Linear(WIDTH, CLASSES, rngs=rngs)

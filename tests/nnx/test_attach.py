@@ -20,7 +20,7 @@ from glora_jax.nnx import Head, Trained, live
 
 @pytest.fixture(scope='module')
 def pair():
-  """A model, and the same attached, in evaluation mode, with supports that are not zero."""
+  """A model, and the same attached, in evaluation mode, with an adapter that is not zero."""
   model = Classifier()
   attached = glora_nnx.attach(model, TOKENS, space=SPACE)
   model.eval()
@@ -96,7 +96,7 @@ def loss(model, x):
   return (model(x) ** 2).mean()
 
 
-def test_an_optimizer_trains_supports_and_heads_and_compiles_once():
+def test_an_optimizer_trains_the_adapter_and_heads_and_compiles_once():
   attached = fresh(select='fc')
   optimizer = nnx.Optimizer(attached, optax.adam(1e-2), wrt=Trained)
   before = nnx.to_pure_dict(nnx.state(attached, nnx.Param))

@@ -22,7 +22,7 @@ SPACE = glora_jax.SearchSpace((1, 2))
 
 @pytest.fixture
 def attached():
-  """A small classifier whose supports are not zero, in evaluation mode."""
+  """A small classifier whose adapter is not zero, in evaluation mode."""
   model = glora_nnx.attach(LiveMlp(), X, space=SPACE)
   model.eval()
   randomize(model)

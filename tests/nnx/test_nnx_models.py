@@ -40,7 +40,7 @@ def quick_models(*quick):
 
 @nnx.jit
 def compute(model, inputs, kwargs):
-  """Gradients of a sum of the outputs by the supports, the outputs, and the folded parameters."""
+  """Gradients of a sum of the outputs by the adapter, the outputs, and the folded parameters."""
 
   def loss(model):
     outputs = vector(model(*inputs, **kwargs))
