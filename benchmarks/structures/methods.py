@@ -150,7 +150,7 @@ def transfer_of(spec: Spec) -> transfer.Transfer:
   return transfer.read(EMBEDDED_TRANSFER, spec)
 
 
-def know(seeds: range) -> None:
+def write_transfer(seeds: range) -> None:
   """Writes the scores of the embedded backbone: the mean over development tasks and seeds."""
   settings = [lab.setting(task, seed) for task in tasks_of('development') for seed in seeds]
   scores = [allocation(each).scores for each in settings]

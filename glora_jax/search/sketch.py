@@ -70,11 +70,12 @@ class Pass:
   mesh: jax.sharding.Mesh | None = None
 
   def run(self, batches: Iterable[Any], progress: bool = True) -> tuple[Mean, float | None]:
-    """Goes over the batches.
+    """The mean gradient of the batches, and its signal.
 
     Returns:
-      The mean over the batches, and its signal: the share of its square by the kernels that is not
-      noise of the batches. It is at most 1, and 0 on average if all is noise; None for one batch.
+      The products of the mean gradient, and the share of its square by the kernels that is not
+      noise between batches. That is at most 1, and 0 on average if all is noise; None for one
+      batch.
 
     Raises:
       ValueError: there are no batches.
@@ -83,17 +84,17 @@ class Pass:
     total, probes, fixed = self.start()
     placed = total, probes
     total, probes = jax.device_put(placed) if self.mesh is None else settle(self.mesh, placed)
-    fixed, found = settle(self.mesh, fixed), []
+    fixed, measured = settle(self.mesh, fixed), []
     for number, batch in enumerate(tqdm(batches, 'gradient', unit='batch', disable=not progress)):
       check_only_arrays(f'arrays of batch {number}', batch)
       key = jax.random.fold_in(self.key, number)
       arguments = total, probes, fixed, split_rows(self.mesh, batch), key
       total, of_batch = self.program(*arguments)
-      found.append(of_batch)
-      jax.block_until_ready(found[-2:-1])  # no more than two batches wait for the device
-    if not found:
+      measured.append(of_batch)
+      jax.block_until_ready(measured[-2:-1])  # no more than two batches wait for the device
+    if not measured:
       raise ValueError('There are no batches; pass at least one.')
-    losses, finite, norms = np.array(jax.device_get(found), np.float64).T
+    losses, finite, norms = np.array(jax.device_get(measured), np.float64).T
     _check_finite(losses, finite)
     count = len(norms)
     mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, jax.device_get(total))
@@ -133,14 +134,16 @@ class Pass:
   def _add_batch(self, total, probes, variables, batch, key):
     """The sums with a batch's gradient, and (its loss, whether all is finite, its norm)."""
     products = self._init_products(variables['params'], probes)
-    loss, found = jax.value_and_grad(self._batch_loss)(products, probes, variables, batch, key)
-    found = jax.tree.map(lambda part: part.astype(jnp.float32), found)
-    finite = jnp.stack([jnp.isfinite(part).all() for part in jax.tree.leaves(found)]).all()
+    take_gradient = jax.value_and_grad(self._batch_loss)
+    loss, gradient = take_gradient(products, probes, variables, batch, key)
+    gradient = jax.tree.map(lambda part: part.astype(jnp.float32), gradient)
+    leaves = jax.tree.leaves(gradient)
+    finite = jnp.stack([jnp.isfinite(part).all() for part in leaves]).all()
     # Scaled, since the square of a float32 is 0 or infinite long before the number is.
-    largest = jnp.stack([jnp.abs(part).max() for part in jax.tree.leaves(found)]).max()
-    scaled = jax.tree.map(lambda part: part / jnp.where(largest, largest, 1), found)
+    largest = jnp.stack([jnp.abs(part).max() for part in leaves]).max()
+    scaled = jax.tree.map(lambda part: part / jnp.where(largest, largest, 1), gradient)
     norm = largest * jnp.sqrt(self._square(scaled))
-    return jax.tree.map(jnp.add, total, found), (loss, finite, norm)
+    return jax.tree.map(jnp.add, total, gradient), (loss, finite, norm)
 
   def _batch_loss(self, products, probes, variables, batch, key):
     params, needs_interceptor = variables['params'], False
