@@ -283,14 +283,15 @@ def mapped_axes(site: Site, kernel: Sequence[int], genome: Sequence[int]) -> tup
       f'A kernel was attached with shape {whole} and now has shape {tuple(kernel)}; only its stack '
       f'axes {stack} can be mapped or scanned over.'
     )
+  # The genome's shape outside: of the axes that are not the stack's the first is 5, the others 1.
   rest = iter((len(TENSORS), *(1,) * len(whole)))
   forms = [size if dim in stack else next(rest) for dim, size in enumerate(whole)]
   fitting = [dims for dims in choices if _without(forms, dims) == tuple(genome)] or choices[:1]
   first, *others = [tuple(map(stack.index, dims)) for dims in fitting]
   if any(site.layout.without_stack(other) != site.layout.without_stack(first) for other in others):
     raise ValueError(
-      f'Of a kernel of shape {whole} either of the stack axes {stack} may be mapped or scanned '
-      'over here, which have the same size; map over both, or give one of them another size.'
+      f'A kernel of shape {whole} is mapped or scanned over, and no shape tells over which of its '
+      f'stack axes {stack}; map over all of them, or give them different sizes.'
     )
   return first
 
