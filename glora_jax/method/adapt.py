@@ -1,8 +1,8 @@
-"""GLoRA on any Flax linen model, unmodified, or on a pure function.
+"""Attaches GLoRA to any Linen model, unmodified, or to a pure function.
 
-The supports are an ordinary variable collection, `glora`; `apply`
-merges them into each kernel where the model uses it, so that only one merged kernel is alive at a
-time: see `glora_jax.method.modules` for linen modules and `glora_jax.method.program` for all else.
+The adapter is an ordinary variable collection, `glora`. `apply` merges it into each kernel where
+the model uses the kernel, so that only one merged kernel is alive at a time: see
+`glora_jax.method.modules` for Linen's modules and `glora_jax.method.program` for everything else.
 """
 
 from __future__ import annotations
@@ -53,32 +53,32 @@ def adapt(
   """Attaches GLoRA to a model.
 
   Args:
-    model: any Flax linen model, or an object that holds one as `module`, as transformers' Flax
+    model: any Linen model, or an object that holds one as `module`, as transformers' Flax
       models do; it is not changed.
     *sample_inputs: example inputs of the model; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train: a preset's name ('lora:8', 'bitfit',
       'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of a genome file or an
       adapter; see `Adapted.fix`. None leaves it free, for a supernet or a search.
-    space: the forms on offer: one space for all layers, or spaces by regular expression. A layer
-      gets the first space whose expression is found in its path; layers without a match are not
-      adapted. None is the smallest space that has the structure, or `SearchSpace()`.
+    space: the search space: one for all layers, or several by regular expression. A layer gets the
+      first space whose expression is found in its path; layers without a match are not adapted.
+      None is the smallest space that has the structure, or `SearchSpace()`.
     scale: factor on LoRAs of B, alpha / rank in other libraries; None for the space's own, which
       is 1.
     select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a
-      string or compiled), several of them, or a function. None takes all that are not heads.
+      string or compiled), several of them, or a function. None selects all that are not heads.
     heads: which modules or parameters to train in full: names, paths or their ends ('fc',
       'decoder/fc'), regular expressions, a function, or several of the strings; None for none. The
       log lists the heads. By default modules called head, classifier, lm_head or
       output_projection.
-    ties: layers to adapt as one, with one set of supports and one row: their kernels are
-      concatenated along the output, in the listed order. Each tie lists the ends of their paths:
-      `('query', 'key', 'value')` ties these three wherever they are siblings.
+    ties: fused layers, which are adapted as one layer with one adapter: their kernels are
+      concatenated along the output, in the listed order. Each item lists the ends of their paths:
+      `('query', 'key', 'value')` fuses these three wherever they are siblings.
     convs: whether `nn.Conv` counts as a linear layer of all inputs of a window: in = height * width
       * channels.
     embeddings: whether a table that is looked up, as by `nn.Embed`, counts as a linear layer of
       one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
-      supports. The model then runs as its traced program, not by its modules.
+      adapter. The model then runs as its traced program, not by its modules.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
@@ -86,9 +86,9 @@ def adapt(
 
   Raises:
     TypeError: the model is not a Linen model, or another argument has another type.
-    ValueError: the model has no linear layer, or none that `select` or `space` matches, or a tie
-      does not fit; the message names the paths. Errors of the model itself on the sample inputs
-      pass through.
+    ValueError: the model has no linear layer, or none that `select` or `space` matches, or layers
+      that cannot be fused; the message names the paths. Errors of the model itself on the sample
+      inputs pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -112,18 +112,18 @@ def adapt(
 
 
 def _linen_module(model: Any) -> nn.Module:
-  """The linen module that a user gave or that an object of his holds.
+  """The Linen module that a model is, or holds as `module`.
 
   Raises:
     TypeError: there is none.
   """
   if isinstance(model, nn.Module):
     return model
-  nnx = sys.modules.get('flax.nnx')  # loaded if the model is of it
+  nnx = sys.modules.get('flax.nnx')  # imported already if the model is an NNX model
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   if nnx is not None and isinstance(model, nnx.Module):
     raise TypeError(
-      f'{name} is an NNX model, and glora_jax.adapt takes Linen models; call '
+      f'{name} is an NNX model, and glora_jax.adapt needs a Linen model; call '
       'glora_jax.nnx.attach(model, *inputs).'
     )
   module = getattr(model, 'module', None)
@@ -138,15 +138,15 @@ def _linen_module(model: Any) -> nn.Module:
 def assemble(
   model: Any, params: Any, found: Found, selection: Selection, structure: Any
 ) -> Adapted:
-  """The second half of `adapt`: chooses among linear layers that were found, by whatever means.
+  """Adapts the selected ones of the linear layers that were found: the second half of `adapt`.
 
   Args:
-    model: anything with the `apply` of a linen model.
+    model: anything with the `apply` of a Linen model.
     params: its parameters, or their shapes.
-    found: its linear layers; those outside of modules are taken where there are no others besides
-      heads.
-    selection: what of them is adapted.
-    structure: what is fixed, see `Adapted.fix`; None leaves it free.
+    found: its linear layers; those outside of Linen's linear modules are used only if there are no
+      others besides heads and tables.
+    selection: which of them are adapted.
+    structure: the structure to fix, see `Adapted.fix`; None leaves it free.
 
   Returns:
     The adapted model.
@@ -157,7 +157,7 @@ def assemble(
   name = name_of(model)
   flat = flatten(params)
   heads = selection.heads_among(flat)
-  shapes = {  # whose values are not to be kept alive
+  shapes = {  # and not the arrays, which an adapted model must not keep alive
     path: jax.ShapeDtypeStruct(array.shape, array.dtype)
     for path, boxed in flat.items()
     for array in jax.tree.leaves(boxed)
@@ -165,10 +165,9 @@ def assemble(
   tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
   if selection.embeddings and not tables:
     raise ValueError(f'{name} has no embedding lookup; leave embeddings=True out.')
-  for sites in (
-    with_disjoint_paths(found.sites),
-    with_disjoint_paths([*found.sites, *found.outside]),
-  ):
+  # Layers outside of Linen's linear modules are used only if no others are left to adapt.
+  for outside in ((), found.outside):
+    sites = with_disjoint_paths([*found.sites, *outside])
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
     if any(site.kernel_path not in tables for site in candidates):
       break
@@ -189,8 +188,7 @@ def assemble(
       f'select: {listed(patterns)} matches no linear layer of {name}; its layers are: '
       f'{", ".join(layers)}.'
     )
-  left_out = (site.kernel_path for site in sites)
-  reasons = {**found.uncovered, **dict.fromkeys(left_out, NOT_SELECTED)}
+  reasons = {**found.uncovered, **{site.kernel_path: NOT_SELECTED for site in sites}}
   reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)
   covered = {site.kernel_path for group in groups for site in group.members}
   adapted = Adapted(
@@ -217,7 +215,7 @@ def _log_heads(
   sites: Sequence[Site],
   outputs: Sequence[KeyPath],
 ) -> None:
-  """Says what is trained in full, and which layer might have to be."""
+  """Logs which heads are trained in full, and warns if the output layer is not one of them."""
   name = name_of(adapted.model)
   is_default = isinstance(selector, str) and selector == DEFAULT_HEADS
   if not is_default and not heads.modules:
@@ -231,7 +229,7 @@ def _log_heads(
   if heads.modules:
     log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
-    log.info('%s has no head; only supports are trained.', name)
+    log.info('%s has no head; only the adapter is trained.', name)
   is_others = any(last[-1:] != [*group.members] for group in adapted.places.groups)
   if is_default and last and is_others and heads.paths.isdisjoint(outputs):
     is_adapted = any(last[-1] in group.members for group in adapted.places.groups)
@@ -240,37 +238,36 @@ def _log_heads(
       'heads=%r.',
       name,
       last[-1].name,
-      'gets supports' if is_adapted else 'stays frozen',
+      'gets an adapter' if is_adapted else 'stays frozen',
       _as_heads(last[-1], adapted.places.param_shapes),
     )
 
 
 def _as_heads(site: Site, params: Iterable[KeyPath]) -> str | list[str]:
-  """The `heads=` that trains a layer in full, and nothing else."""
-  own = [path for path in (site.kernel_path, site.bias_path) if path]
+  """The `heads=` that trains this layer in full, and no other parameter."""
+  paths = [path for path in (site.kernel_path, site.bias_path) if path]
   module = site.kernel_path[:-1]
-  if module and all(path in own for path in params if path[: len(module)] == module):
-    own = [module]
+  if module and all(path in paths for path in params if path[: len(module)] == module):
+    paths = [module]
   ends = [path[:end] for path in params for end in range(len(path) + 1)]
   names = [
     path_name(path)
     if all(end == path or end[-len(path) :] != path for end in ends)
     else f'^{re.escape(path_name(path))}$'
-    for path in own
+    for path in paths
   ]
   return names[0] if len(names) == 1 else names
 
 
 def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tuple[Group, ...]:
-  """The sets of supports of the candidates that are selected, with their rows.
+  """Groups the selected candidates: one group for each layer, or for those that are fused.
 
   Raises:
-    ValueError: no candidate is selected, or a pattern or tie fits none.
+    ValueError: no candidate is selected, or a pattern or an item of `ties` matches none.
   """
   listed = ', '.join(site.name for site in candidates) or 'none apart from the heads'
-  spaces = {
-    site.name: space for site in candidates if (space := selection.space_of(site.name)) is not None
-  }
+  spaces = {site.name: selection.space_of(site.name) for site in candidates}
+  spaces = {name: space for name, space in spaces.items() if space is not None}
   chosen = [site for site in candidates if site.name in spaces]
   if not chosen:
     raise ValueError(
@@ -291,7 +288,7 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'are: {listed}.'
       )
   fused = fuse(chosen, selection.ties, spaces)
-  return number_rows([Group(own, own[0].rows, spaces[own[0].name]) for own in fused])
+  return number_rows([Group(sites, sites[0].rows, spaces[sites[0].name]) for sites in fused])
 
 
 def adapt_function(
@@ -312,26 +309,26 @@ def adapt_function(
   """Attaches GLoRA to a pure function: of plain JAX, Equinox, Haiku or any other library.
 
   The function is traced, and its linear layers are the parameters that it multiplies with
-  activations. A layer is called by the path of its parameter: the keys that lead to it, joined by
-  '/' (without a last 'kernel').
+  activations. The name of a layer is the path of its parameter: the keys that lead to it, joined
+  by '/' (without a last 'kernel').
 
   Args:
     function: called as `function(params, *inputs, **kwargs)`.
     params: its parameters, or their shapes, any pytree: nested dictionaries and lists, dataclasses,
-      an Equinox module. Leaves that are not arrays are passed on as they are; to take gradients by
-      all of the params, let them hold only arrays (`eqx.partition(model, eqx.is_array)`).
+      an Equinox module. Leaves that are not arrays are passed on unchanged; for gradients by all of
+      the params, let them hold only arrays (`eqx.partition(model, eqx.is_array)`).
     *sample_inputs: example inputs of the function; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train; see `adapt`.
-    space: the forms on offer; see `adapt`.
+    space: the search space; see `adapt`.
     scale: factor on LoRAs of B; see `adapt`.
     select: which linear layers to adapt, by name; see `adapt`.
     heads: which parameters to train in full, by their names or those of their containers; see
       `adapt`.
-    ties: layers to adapt as one; see `adapt`.
+    ties: fused layers; see `adapt`.
     convs: whether kernels of convolutions count as linear layers.
     embeddings: whether tables that are looked up (`table[tokens]`) do; see `adapt`.
-    split: axes of a layer's outputs to treat as a stack, with a row for each index:
+    split: axes of a layer's outputs to treat as a stack, with a layer for each index:
       `{'kv_einsum/w': 0}` maps a regular expression, searched in the parameter's path, to the axis.
     **kwargs: further arguments of the call.
 
@@ -375,7 +372,7 @@ def adapt_function(
 
 
 class Function:
-  """A function with the `apply` of a linen model.
+  """A function with the `apply` of a Linen model.
 
   Attributes:
     function: called as `function(params, *inputs, **kwargs)`.

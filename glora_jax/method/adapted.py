@@ -42,7 +42,7 @@ class Places:
   """Where in a model its adapted layers, its heads and its other parameters are.
 
   Attributes:
-    groups: where the rows of a genome are in the model.
+    groups: the adapted layers, and where in the model they are.
     head_paths: paths of the parameters that are trained in full.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
     uncovered: paths of the matrices that are not adapted, and why; see `Adapted.coverage`.
@@ -60,18 +60,18 @@ class Places:
 class Adapted:
   """A model with GLoRA attached, with a free or a fixed structure; see `adapt`.
 
-  While the structure is free, `apply` and `fold` take a genome, which may be traced. `fix` fixes
-  it: then nothing needs a genome, `init` makes only the supports that the structure reads, and
-  `apply` computes only the terms that it has. In an `nn.Dense` whose A is not a LoRA no
-  gradient has the kernel's size: a scale acts on the output, and a LoRA of B is two thin products,
-  or goes into the kernel where that is as exact and takes less time (`method.equation`).
+  While the structure is free, `apply` and `fold` need a genome, which may be traced. `fix` fixes
+  it: then nothing needs a genome, `init` makes only the arrays that the structure reads, and
+  `apply` computes only the terms that it has. In an `nn.Dense` whose A is not a LoRA no gradient
+  has the kernel's size: a scale acts on the output, and a LoRA of B is two thin products, or is
+  merged into the kernel if that is as exact and faster (`method.equation`).
 
   Attributes:
     model: the untouched model.
-    spec: the `len(spec)` rows of a genome.
+    spec: the adapted layers, one for each row of a genome.
     places: where in the model its layers and heads are. The library reads it; users rarely need it.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
-    genome: the fixed structure, canonical, int8 [rows, 5]; None while it is free.
+    genome: the fixed structure, canonical, int8 [layer, 5]; None while it is free.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -83,13 +83,13 @@ class Adapted:
     Dense   4    3  none  lora:2  none  none  none       14     15
     trained parameters: 14 in this structure + 0 in heads (93.33% of the model's 15)
 
-    Variables hold the base's parameters and fresh supports, with which the model is the base. Only
+    Variables hold the base's parameters and a fresh adapter, with which the model is the base. Only
     the first half of a split is trained.
 
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(1), params)
     >>> trainable, frozen = adapted.split(variables)
-    >>> {name: support.shape for name, support in trainable['glora'].items()}
+    >>> {name: array.shape for name, array in trainable['glora'].items()}
     {'B_down': (4, 2), 'B_up': (2, 3)}
 
     Joined again and folded they are plain parameters.
@@ -119,24 +119,24 @@ class Adapted:
     """The same model with one structure.
 
     Args:
-      structure: a preset's name ('lora:4'; see `glora_jax.preset`), a genome int [rows, 5], choices
-        by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: by regular expression a preset, or
-        the forms by tensor), or the path of a genome file or an adapter; None makes it free
-        again.
+      structure: a preset's name ('lora:4'; see `glora_jax.preset`), a genome int [layer, 5],
+        choices by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: by regular expression a
+        preset, or the forms by tensor), or the path of a genome file or an adapter; None makes it
+        free again.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the model cannot have it: a rank, say, that the search space does not offer.
+      ValueError: it does not fit the model: the search space lacks its rank, for instance.
     """
     genome = None if structure is None else genome_of(self.spec, structure)
     return dataclasses.replace(self, genome=genome)
 
   def init(self, key: jax.Array, params: Any) -> dict[str, Any]:
-    """The variables to train, with which the model is the base model, whatever its structure.
+    """Variables with a fresh adapter, with which the model is the base, whatever the structure.
 
-    Supports lie under their module's path (a tie's under its first member's), with the module's
-    stack axes first, in `promote_types(kernel, float32)`, and in a box with matching axis names
-    where the kernel is in one. A layer gets the same values whether the model is scanned or not,
+    The arrays of a layer are under its module's path (of fused layers, the first one's), with the
+    module's stack axes first, in `promote_types(kernel, float32)`, and in a box with matching axis
+    names if the kernel is in one. A layer gets the same values whether the model is scanned or not,
     and whether the structure is free or fixed.
 
     Args:
@@ -145,17 +145,16 @@ class Adapted:
         the heads.
 
     Returns:
-      Variables with the collections 'params', as given, and 'glora', the supports: those that the
-      fixed structure reads, in the ranks that it reads, or all.
+      Variables with the collections 'params', unchanged, and 'glora', the adapter: the arrays that
+      the fixed structure reads, in the ranks that it reads, or all.
 
     Raises:
       TypeError: the key is not a random key.
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
     """
     check_key(key)
-    whole = check_params(self, params)
+    leaves, adapter = flatten(check_params(self, params)), {}
     params = dequantize_heads(self, params)
-    leaves, adapter = flatten(whole), {}
     for group in self.places.groups:
       new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
       if new:
@@ -169,51 +168,51 @@ class Adapted:
     genome: Any = None,
     **kwargs: Any,
   ) -> Any:
-    """What `model.apply` returns, with the supports of a structure.
+    """What `model.apply` returns, with the adapter of a structure.
 
     Args:
       variables: variables from `init`, after training for instance, with the model's other
         collections if it has any.
       *args: inputs of the model.
-      genome: int [rows, 5], for a free structure only. It may be traced: one compilation serves all
-        structures, and `jax.vmap` over it a population.
+      genome: int [layer, 5], for a free structure only. It may be traced: one compilation serves
+        all structures, and `jax.vmap` over it a population.
       **kwargs: `rngs`, `mutable`, `method`, `capture_intermediates`, and the model's own.
 
     Returns:
       The model's outputs, and its updated collections where some are mutable.
 
     Raises:
-      ValueError: the genome or the variables do not fit the model, a genome is missing, or one is
-        given although the structure is fixed.
+      ValueError: the genome or the variables do not fit the model, a free structure has no genome,
+        or a fixed one gets a second.
     """
     genome = genome_for(self, genome, 'apply')
     check_variables(self, variables, genome)
     return run(self, Call(args, kwargs), variables, jnp.asarray(genome), self.genome)
 
   def fold(self, variables: Mapping[str, Any], genome: Any = None) -> Any:
-    """Plain params for the untouched model.
+    """Merges the adapter into the params, for the untouched model.
 
     Args:
       variables: variables from `init`, after training for instance.
-      genome: of a free structure, int [rows, 5]; may be traced.
+      genome: of a free structure, int [layer, 5]; may be traced.
 
     Returns:
-      The params with the structure's supports merged into kernels and biases, all else as it was.
-      Of a quantized base they are float32; `glora_jax.method.quantized.requantize` goes back.
+      The params with the adapter merged into kernels and biases, everything else unchanged. Those
+      of a quantized base are float32; `glora_jax.method.quantized.requantize` goes back.
     """
     genome = genome_for(self, genome, 'fold')
     check_variables(self, variables, genome)
     return fold_params(self, variables, jnp.asarray(genome))
 
   def full_precision(self, params: Any) -> Any:
-    """Params of a quantized base as the model's own, in float32; all others as they are."""
+    """Params with quantized arrays dequantized to float32, in the shapes that the model has."""
     return full_precision(params, self.places.param_shapes)
 
   def count_params(self, genome: Any = None) -> Any:
-    """Trained parameters, an int; of many genomes [..., rows, 5] int64 [...]. Heads do not count.
+    """Number of trained parameters without heads: an int, or int64 [...] for many genomes.
 
     Args:
-      genome: int [..., rows, 5]; None for the fixed structure.
+      genome: int [..., layer, 5]; None for the fixed structure.
     """
     if genome is None:
       genome = genome_for(self, None, 'count_params')
@@ -222,22 +221,22 @@ class Adapted:
   def split(
     self, variables: Mapping[str, Any], *, adapter: bool = True
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits the variables in two: what gradients and the optimizer see, and the rest.
+    """Splits the variables into what gradients and the optimizer see, and the rest.
 
-    With a fixed structure the supports that it reads are trained, cut to the largest LoRA rank that
-    it reads in each group of layers. Other supports are cut in the same way and stay frozen: joined
+    With a fixed structure the arrays that it reads are trained, cut to the largest LoRA rank that
+    it reads in each group of layers. Other arrays are cut in the same way and stay frozen: joined
     again, the variables fit this structure, but not others with higher ranks.
 
     Args:
       variables: variables from `init`.
-      adapter: whether supports are trained. False freezes them and trains only the heads: a linear
+      adapter: whether the adapter is trained. False freezes it and trains only the heads: a linear
         probe.
 
     Returns:
-      (trainable, frozen): supports and heads, and everything else.
+      (trainable, frozen): adapter and heads, and everything else.
 
     Raises:
-      ValueError: the variables lack a collection; of a fixed structure also where they are of
+      ValueError: the variables lack a collection; or the structure is fixed and they are those of
         another model or search space, or were cut to a structure with lower ranks.
     """
     check_collections(variables, ('params', COLLECTION) if adapter else ('params',))
@@ -253,7 +252,7 @@ class Adapted:
     return trainable, {'params': body, **rest}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, except for what it has cut off.
+    """Joins what `split` returned, without what it has cut off.
 
     Args:
       trainable: the first half, after training for instance.
@@ -268,12 +267,11 @@ class Adapted:
     """A table of the adapted layers: sizes, forms, trained and total parameters.
 
     Args:
-      genome: structure to show, int [rows, 5]; None shows the fixed structure, or all forms on
-        offer.
+      genome: structure to show, int [layer, 5]; None shows the fixed structure, or all choices.
 
     Returns:
-      One line for each layer, one about the whole model, one for each matrix that is not adapted,
-      and one for the layers of a linen model that cannot be merged in their modules' calls.
+      One line for each layer, one for the model, one for each matrix that is not adapted, and one
+      for the layers of a Linen model that cannot be merged in their modules' calls.
     """
     genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
@@ -325,12 +323,12 @@ class Adapted:
 
 
 def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:
-  """The genome that a call is about: the model's own or, if its structure is free, the given one.
+  """The genome that a function uses: the fixed structure, or its argument if that is free.
 
   Args:
     adapted: the adapted model.
-    genome: int [rows, 5], which may be traced; None where the model has its own.
-    call: name of the function that was called.
+    genome: its argument, int [layer, 5], which may be traced; None for a fixed structure.
+    call: name of the function.
 
   Raises:
     ValueError: there is none, or there are two, or it does not fit.
@@ -345,7 +343,7 @@ def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:
     return genome
   if genome is not None:
     raise ValueError(
-      f'{call} takes no genome because the structure is fixed; leave it out, or free the '
+      f'{call} accepts no genome because the structure is fixed; leave it out, or free the '
       'structure with adapted.fix(None).'
     )
   return adapted.genome
@@ -373,9 +371,10 @@ def run(
     adapted: the adapted model.
     call: arguments of the model besides its variables.
     variables: variables from `init`, checked.
-    genome: int [rows, 5], checked.
-    fixed: the genome where it is known when tracing; see `modules.graft`.
-    slot: which of supports with an axis of slots after the stack's are used; see `serve.Pool`.
+    genome: int [layer, 5], checked.
+    fixed: the genome if it is known when tracing; see `modules.graft`.
+    slot: index into the axis of slots that a pool's adapter has after the stack's axes; see
+      `serve.Pool`.
 
   Returns:
     What the model's `apply` returns.
@@ -395,7 +394,7 @@ def run(
     result = program.call(function, params, call, adapted.mesh, defer=deferred)
   is_linen = isinstance(model, nn.Module)
   if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
-    result[1]['params'] = variables['params']  # the base's own: merged values are no update of it
+    result[1]['params'] = variables['params']  # the base's: a merged kernel is not an update
   return result
 
 
@@ -406,7 +405,7 @@ def fold_params(adapted: Adapted, variables: Mapping[str, Any], genome: jax.Arra
 
 
 def call_model(adapted: Adapted, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-  """What `model.apply` returns; sharded weights are gathered a layer at a time.
+  """What `model.apply` returns without an adapter; sharded weights are gathered layer by layer.
 
   Args:
     adapted: the adapted model.
@@ -429,29 +428,29 @@ def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call],
 
 
 def _runs_by_modules(adapted: Adapted) -> bool:
-  """Whether linen's modules use the kernels; else a program does, of an adapted table as well."""
+  """Whether the model runs by its Linen modules; else it runs as a traced program."""
   kinds = (site.kind for group in adapted.places.groups for site in group.members)
   return isinstance(adapted.model, nn.Module) and adapted.mesh is None and TABLE not in kinds
 
 
 def dequantize_heads(adapted: Adapted, params: Any) -> Any:
-  """The params with heads in float32: also those of a quantized base are trained."""
+  """Params with quantized heads in float32, since heads are trained."""
   places = adapted.places
   return full_precision(params, places.param_shapes, only=places.head_paths)
 
 
 def check_variables(adapted: Adapted, variables: Any, genome: Any = None) -> None:
-  """Checks that variables are those of a model, before anything is computed with them.
+  """Checks that variables are those of a model.
 
   Args:
     adapted: the adapted model.
     variables: variables from `init`, after training for instance.
-    genome: int [rows, 5], what they are needed for; None for the model's own or, if that is free,
-      for any.
+    genome: structure whose arrays they must have, int [layer, 5]; None for the fixed structure or,
+      if it is free, for all.
 
   Raises:
-    ValueError: they lack a collection, or their parameters or supports are those of another model
-      or search space.
+    ValueError: they lack a collection, or their parameters or adapter are those of another model or
+      search space.
   """
   check_collections(variables)
   genome = adapted.genome if genome is None else genome
@@ -464,42 +463,43 @@ def check_params(adapted: Adapted, params: Any) -> Any:
 
   Args:
     adapted: the adapted model.
-    params: what is given for them, which may be anything.
+    params: the parameters; any value is accepted.
 
   Returns:
-    The parameters, or the shapes of quantized ones in full.
+    The parameters; the shapes of the dequantized ones if some are quantized.
 
   Raises:
-    ValueError: they are not; missing, unexpected and misshaped ones are named, and those that are
-      no floating-point numbers where the model's are.
+    ValueError: they are not; missing, unexpected and misshaped ones are named, and those that
+      should be floating-point numbers but are not.
   """
-  whole = jax.eval_shape(adapted.full_precision, params) if has_quantized(params) else params
-  given, expected = _by_name(flatten(whole)), _by_name(adapted.places.param_shapes)
-  if problems := [*differences(given, expected), *_of_another_kind(given, expected)]:
+  if has_quantized(params):
+    params = jax.eval_shape(adapted.full_precision, params)
+  actual, expected = _by_name(flatten(params)), _by_name(adapted.places.param_shapes)
+  if problems := [*differences(actual, expected), *_wrong_dtypes(actual, expected)]:
     raise ValueError(
       f'The params do not match the adapted {name_of(adapted.model)}. {"; ".join(problems)}.'
     )
-  return whole
+  return params
 
 
 def name_of(model: Any) -> str:
-  """How a model, or a function, is called in a sentence."""
+  """The name of a model or a function in a sentence."""
   return getattr(model, '__name__', type(model).__name__)
 
 
-def _of_another_kind(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-  """A phrase on arrays that should be floating-point numbers, and are none or too short ones."""
+def _wrong_dtypes(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+  """A phrase about arrays that should be floating-point numbers of 16 bits or more, but are not."""
   wrong = []
-  for name in sorted(expected.keys() & given.keys()):
-    own, wanted = given[name].dtype, expected[name].dtype
-    if jnp.issubdtype(wanted, jnp.floating):
-      bits = jnp.finfo(own).bits if jnp.issubdtype(own, jnp.floating) else 0
-      if bits < min(16, jnp.finfo(wanted).bits):  # JAX promotes shorter ones to nothing
-        wrong.append(f'{name} is {own}')
+  for name in sorted(expected.keys() & actual.keys()):
+    dtype, model_dtype = actual[name].dtype, expected[name].dtype
+    if jnp.issubdtype(model_dtype, jnp.floating):
+      bits = jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 0
+      if bits < min(16, jnp.finfo(model_dtype).bits):  # JAX does not promote shorter ones
+        wrong.append(f'{name} is {dtype}')
   return [f'not floating-point of 16 bits or more: {", ".join(wrong)}'] if wrong else []
 
 
 def _by_name(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
-  """Arrays out of their boxes, by name."""
+  """Arrays by name, unboxed."""
   named = {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
   return {name: value for name, value in named.items() if is_array(value)}

@@ -154,7 +154,7 @@ def test_compiled_expressions_select_what_their_texts_do_by_their_flags():
 @pytest.mark.parametrize(
   'name, options, warning',
   [
-    ('fc2', {}, "fc2, gets supports .* pass heads='fc2'"),
+    ('fc2', {}, "fc2, gets an adapter .* pass heads='fc2'"),
     ('fc2', {'select': 'fc$'}, 'fc2, stays frozen'),
     ('head', {}, None),
     ('fc2', {'heads': None}, None),

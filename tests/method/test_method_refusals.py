@@ -137,7 +137,7 @@ REFUSED = [
   (lambda: apply({'params': PARAMS}), "'glora'"),
   (lambda: apply(adapt(space=SearchSpace((2, 8))).init(KEY, PARAMS)), "['glora']"),
   (lambda: dense().apply(variables(), X), 'apply needs a genome'),
-  (lambda: dense().fix(GENOME).apply(variables(), X, genome=GENOME), 'apply takes no genome'),
+  (lambda: dense().fix(GENOME).apply(variables(), X, genome=GENOME), 'apply accepts no genome'),
   (lambda: adapt(structure='lora:2', scale=0.0), 'scale=0.0'),
   # keys, specs, genomes and presets without a model
   (lambda: dense().init(0, PARAMS), 'key='),
