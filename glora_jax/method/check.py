@@ -137,21 +137,26 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     return jnp.concatenate(numbers)
 
   def base(params: Any) -> jax.Array:
+    """The outputs of the untouched model."""
     model = functools.partial(call_model, adapted)
     return outputs(model, {**variables, 'params': adapted.full_precision(params)})
 
   def errors(model: Adapted, **genome: Any) -> jax.Array:
-    started, applied = (outputs(model.apply, each, **genome) for each in (fresh, variables))
+    """Errors of one structure: identity at start, fold against apply."""
+    started = outputs(model.apply, fresh, **genome)
+    applied = outputs(model.apply, variables, **genome)
     folded = base(model.fold(variables, **genome))
-    pairs = (started, base(variables['params'])), (folded, applied)
-    return jnp.array([jnp.abs(x - y).max() / jnp.abs(y).max() for x, y in pairs])
+    identity = _relative_error(started, base(variables['params']))
+    return jnp.stack([identity, _relative_error(folded, applied)])
 
   def loss(adapter: Any) -> jax.Array:
+    """A sum of all outputs, each with another weight, so that gradients do not cancel."""
     applied = outputs(adapted.apply, {**variables, COLLECTION: adapter}, genome=largest)
     return jnp.cos(jnp.arange(len(applied))) @ applied
 
-  free = jax.lax.map(lambda genome: errors(adapted, genome=genome), np.stack([largest, *drawn]))
-  identity, folding = np.maximum(free.max(0), errors(adapted.fix(drawn[0]))).tolist()
+  of_free = jax.lax.map(lambda genome: errors(adapted, genome=genome), np.stack([largest, *drawn]))
+  of_fixed = errors(adapted.fix(drawn[0]))
+  identity, folding = np.maximum(of_free.max(0), of_fixed).tolist()
   gradients = jax.device_get(jax.grad(loss)(variables[COLLECTION]))
   missed = [
     f'{layer} {name}'
@@ -170,6 +175,11 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
       CheckRow('gradients reach adapter', len(missed), 0, reach),
     )
   )
+
+
+def _relative_error(actual: jax.Array, expected: jax.Array) -> jax.Array:
+  """The largest difference, relative to the largest expected number."""
+  return jnp.abs(actual - expected).max() / jnp.abs(expected).max()
 
 
 def _without_zeros(leaf: Any) -> Any:
