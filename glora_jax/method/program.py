@@ -216,7 +216,7 @@ class _Interpreter:
 
   def _merge(self, value: Any) -> Any:
     """The array that a deferred kernel stands for; any other value as it is."""
-    return merge(value, _product, self._gather) if _is_deferred(value) else value
+    return merge(value, _lora_product, self._gather) if _is_deferred(value) else value
 
   # Equations that have programs. JAX's own transformation is called anew, with a function that runs
   # the program: so gradients, batching and compilation are JAX's. Its operands may be `Deferred`,
@@ -302,7 +302,7 @@ _CONTROL: Mapping[str, Callable[[_Interpreter, core.JaxprEqn, Sequence[Any]], Se
 }
 
 
-def _product(down: jax.Array, up: jax.Array) -> jax.Array:
+def _lora_product(down: jax.Array, up: jax.Array) -> jax.Array:
   """The product of a LoRA's factors: on CPU a sum of outer products.
 
   It needs no array of the kernel's size: sharded over eight devices a step needs 33 MiB in place of

@@ -92,19 +92,19 @@ def fold(groups: Sequence[Group], params: Any, adapter: Any, genome: jax.Array) 
 
 
 def merge(
-  deferred: Deferred, product: equation.Product | None = None, gather: Gather | None = None
+  deferred: Deferred, lora_product: equation.Product | None = None, gather: Gather | None = None
 ) -> jax.Array:
   """The model's array with the adapter in it.
 
   Args:
     deferred: the kernel.
-    product: of the two factors of a LoRA, as of `equation.effective_kernel`.
+    lora_product: of the two factors of a LoRA, as of `equation.effective_kernel`.
     gather: all-gathers a sharded array; None if all are replicated.
   """
   plan, kernel = deferred.plan, _materialize(deferred.kernel, gather)
   if deferred.adapter:
     adapter = _select_slot(deferred.adapter, deferred.slot)
-    kernel = merge_kernels(kernel, adapter, deferred.forms, plan.layout, plan.ranks, product)
+    kernel = merge_kernels(kernel, adapter, deferred.forms, plan.layout, plan.ranks, lora_product)
   return plan.cast(plan.unflatten(kernel, range(len(plan.view.dims))))
 
 
@@ -458,14 +458,14 @@ def _after(number: int, order: Sequence[int]) -> tuple[int, ...]:
   return (*range(number), *(number + place for place in order))
 
 
-@functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'product'), inline=True)
+@functools.partial(jax.jit, static_argnames=('layout', 'ranks', 'lora_product'), inline=True)
 def merge_kernels(
   kernel: jax.Array,
   adapter: Mapping[str, Any],
   forms: jax.Array,
   layout: Layout,
   ranks: tuple[int, ...],
-  product: equation.Product | None = None,
+  lora_product: equation.Product | None = None,
 ) -> jax.Array:
   """The kernel of `equation.effective_kernel`, of any layout.
 
@@ -478,12 +478,12 @@ def merge_kernels(
     forms: their forms, int [stack..., 5].
     layout: which axes of the kernel are stack, input and output.
     ranks: LoRA ranks that the codes stand for.
-    product: of the two factors of a LoRA, as of `equation.effective_kernel`.
+    lora_product: of the two factors of a LoRA, as of `equation.effective_kernel`.
 
   Returns:
     The merged kernel, in its shape.
   """
-  function = functools.partial(equation.effective_kernel, ranks=ranks, product=product)
+  function = functools.partial(equation.effective_kernel, ranks=ranks, lora_product=lora_product)
   matrices = layout.matrices(kernel)
   merged = over_stack(function, len(layout.stack))(matrices, adapter, forms)
   return layout.kernel(merged, kernel.shape)

@@ -131,7 +131,7 @@ def test_folding_low_ranks_makes_no_array_of_the_kernels_size_but_the_result():
   shapes = adapter.adapter_shapes(256, 256, (4,))
   layer_adapter = {name: jnp.zeros(shape) for name, shape in shapes.items()}
   arguments = jnp.ones((256, 256)), layer_adapter, jnp.array([3, 3, 0, 0, 0])
-  rest = {'ranks': (4,), 'product': equation.low_rank_product}
+  rest = {'ranks': (4,), 'lora_product': equation.low_rank_product}
   fold = functools.partial(equation.effective_kernel, **rest)
   memory = jax.jit(fold).lower(*arguments).compile().memory_analysis()
   assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 2
