@@ -260,10 +260,10 @@ def enforce_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   c, e = genomes[..., C], genomes[..., E]
   c_costs_more = spec.cost_table[rows, C, c] > spec.cost_table[rows, E, e]
   has_both = spec._one_shift & (c > 0) & (e > 0)
-  refused = spec._one_shift & (spec._num_choices[:, C] == 1)
+  never_c = spec._one_shift & (spec._num_choices[:, C] == 1)
   repaired = genomes.copy()
-  repaired[..., C] = np.where((has_both & ~c_costs_more) | refused, 0, c)
-  repaired[..., E] = np.where(has_both & c_costs_more & ~refused, 0, e)
+  repaired[..., C] = np.where((has_both & ~c_costs_more) | never_c, 0, c)
+  repaired[..., E] = np.where(has_both & c_costs_more & ~never_c, 0, e)
   return repaired
 
 

@@ -237,13 +237,13 @@ class Box(nn.meta.AxisMetadata[Any]):
     return self.read()[index]
 
   def __getattr__(self, name: str) -> Any:
-    if name.startswith('__'):  # JAX and NumPy ask for protocols that an array does not have
+    if name.startswith('__'):  # a protocol, which JAX and NumPy look for in every object
       raise AttributeError(name)
     return getattr(self.read(), name)
 
 
 def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
-  """What was found, with the layers as the modules show them, if these were called."""
+  """What was found by use, with the layers as their modules describe them."""
   by_use = {site.kernel_path: site for site in found.sites}
   convolutions: list[KeyPath] = []  # none of them is adapted
   rows, numbers = collections.defaultdict(list), itertools.count()
@@ -252,6 +252,8 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     for site in found.sites
     if site.kind == TABLE
   ]
+  # Rows count layers in the order in which they run. Axes that were removed at the same time belong
+  # to one loop, and each of its iterations runs all of these kernels before the next begins.
   looped = [
     (site, [*zip(times, site.stack_shape, strict=False)]) for site, times in recorder.found.values()
   ]
@@ -269,7 +271,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     shared = site.shared or path[:-1] in recorder.shared or use is None or use.shared
     if use is not None:
       unlike = set(site.layout.inputs) ^ set(use.layout.inputs)
-      shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # one of size one may be either
+      shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # of size 1 it may be either
     input_id = path if use is None else use.input_id
     changes = {'rows': tuple(rows[path]), 'shared': shared, 'input_id': input_id}
     sites.append(dataclasses.replace(site, **changes))
