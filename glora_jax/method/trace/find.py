@@ -101,14 +101,13 @@ def find(
     >>> found.uncovered
     {('embed',): 'embedding lookup'}
   """
-  arrays = {
-    path: bare for path, leaf in flatten(params).items() if is_array(bare := nn.meta.unbox(leaf))
-  }
+  leaves = {path: nn.meta.unbox(leaf) for path, leaf in flatten(params).items()}
+  arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
   sample = Sample(inputs, kwargs)
 
-  def run(leaves, input_arrays):
+  def run(values, input_arrays):
     args, keywords = sample.arguments(input_arrays)
-    return function(update(params, dict(zip(arrays, leaves, strict=True))), *args, **keywords)
+    return function(update(params, dict(zip(arrays, values, strict=True))), *args, **keywords)
 
   shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays.values()]
   with sample.explained(getattr(function, '__name__', type(function).__name__)):
@@ -126,18 +125,15 @@ def find(
   sites = _sites(kernels, events, arrays)
   covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
   reasons = {**events.others, **reasons}
-  uncovered = {
-    path: reasons.get(path, UNUSED)
+  matrices = [
+    path
     for path, array in arrays.items()
-    if path not in covered
-    and (
-      _is_matrix(array.shape, events.indexed_axes[path])
-      or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ())[-1:])
-    )
-  }
+    if _is_matrix(array.shape, events.indexed_axes[path])
+    or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ()))
+  ]
   return Found(
     sites,
-    uncovered,
+    {path: reasons.get(path, UNUSED) for path in matrices if path not in covered},
     unused=tuple(path for path in arrays if path not in {*events.others, *events.uses}),
     outputs=tuple(dict.fromkeys(value.layer for value in results if value.layer)),
   )

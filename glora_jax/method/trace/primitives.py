@@ -76,8 +76,9 @@ def scale(step: Step) -> list[Value]:
   """Multiplication or division: by a constant, parameters and products are still what they were."""
   constants = [value for value in step.operands if value.is_constant]
   followed = step.operands[: 1 if step.name == 'div' else None]
-  found = [view for value in followed if (view := _view(value)) and view.shape == step.out_shape]
-  if len(found) != 1 or len(constants) < len(step.operands) - 1:
+  views = [_view(value) for value in followed]
+  of_result = [view for view in views if view and view.shape == step.out_shape]
+  if len(of_result) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
   step.position.events.changed.update(value.view.path for value in followed if value.view)
   return [value for value in followed if _view(value)]

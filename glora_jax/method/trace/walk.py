@@ -98,14 +98,14 @@ def branch(step: Step) -> list[Value]:
   results = [
     walk(body, operands, step.position.within(number)) for number, body in enumerate(branches)
   ]
-  found = []
+  joined = []
   for number, (value, *others) in enumerate(zip(*results, strict=True)):
     token = (step.position.scope, number)
     for other_value in others:
       value = join(value, other_value, token)
     depends = which.depends and value.view is None
-    found.append(Value(depends=True, token=token) if depends else value)
-  return found
+    joined.append(Value(depends=True, token=token) if depends else value)
+  return joined
 
 
 def loop(step: Step) -> list[Value]:
@@ -131,8 +131,8 @@ def _fixed_point(
   silent = step.position._replace(events=Events())
   current = [dataclasses.replace(value, number=None, product=None, layer=None) for value in carry]
   while True:
-    found = walk(body, [*consts, *current, *items], silent)[: len(carry)]
-    following = [join(*values) for values in zip(current, found, tokens, strict=True)]
+    after = walk(body, [*consts, *current, *items], silent)[: len(carry)]
+    following = [join(*values) for values in zip(current, after, tokens, strict=True)]
     if following == current:
       return current
     current = following

@@ -121,6 +121,12 @@ def test_what_no_layout_expresses_is_named_with_its_reason(name):
   assert reason in reasons(found)['w']
 
 
+def test_a_matrix_of_which_a_vector_is_used_last_is_named():
+  found = found_in(lambda params, x: x @ params['w'] @ params['w'][0], {'w': zeros(D, D)})
+  assert not found.sites
+  assert list(reasons(found)) == ['w']
+
+
 @pytest.mark.parametrize('batch', [1, 5])
 def test_kernels_that_meet_repeated_parameters_are_found(batch):
   """Learned queries, as in attention pooling, stand in the place of activations."""
