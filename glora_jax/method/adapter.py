@@ -195,7 +195,7 @@ def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Arr
     [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector; a zero if neither
     array is stored, since then the space does not have the form.
   """
-  (name,) = _made_of(tensor, form)
+  (name,) = _arrays_of(tensor, form)
   shared = ADAPTER[name].within
   if name in adapter:
     return adapter[name]
@@ -227,7 +227,7 @@ def used_parts(
     flat = FLAT_FORMS[tensor]
     form = flat[code] if code < len(flat) else 'lora'
     rank = ranks[code - len(flat)] if form == 'lora' else None
-    for name in _made_of(tensor, form):
+    for name in _arrays_of(tensor, form):
       entry = ADAPTER[name]
       if shared and entry.within:
         parts[entry.within.name] = entry.within.index
@@ -241,11 +241,11 @@ def num_params(
 ) -> int:
   """Trained parameters of a form of a tensor in a layer; a LoRA needs its rank."""
   sizes = {'in': in_features, 'out': out_features, 'rank': rank, 'one': 1}
-  shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in _made_of(tensor, form))
+  shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in _arrays_of(tensor, form))
   return sum(map(math.prod, shapes))
 
 
-def _made_of(tensor: Tensor, form: str) -> tuple[str, ...]:
+def _arrays_of(tensor: Tensor, form: str) -> tuple[str, ...]:
   """The arrays that a form of a tensor is made of; () for 'none'."""
   return tuple(
     name for name, entry in ADAPTER.items() if (entry.tensor, entry.form) == (tensor, form)

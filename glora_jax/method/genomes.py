@@ -267,11 +267,11 @@ def enforce_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   return repaired
 
 
-def occurring(forms: np.ndarray) -> Codes:
-  """The codes that occur in forms [layer, 5].
+def distinct_codes(forms: np.ndarray) -> Codes:
+  """The different codes in forms [layer, 5], for each tensor.
 
   Example:
-    >>> occurring(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
+    >>> distinct_codes(np.array([[0, 3, 0, 0, 0], [0, 0, 0, 0, 2]]))
     ((0,), (0, 3), (0,), (0,), (0, 2))
   """
   return tuple(tuple(sorted(set(column.tolist()))) for column in forms.T)

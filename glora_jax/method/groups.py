@@ -40,7 +40,7 @@ from glora_jax.method.adapter import (
   read,
   used_parts,
 )
-from glora_jax.method.genomes import Codes, goes_by_output, occurring
+from glora_jax.method.genomes import Codes, distinct_codes, goes_by_output
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Layer, SearchSpace, Spec
 from glora_jax.tree import KeyPath, differences, flatten, path_name
@@ -158,7 +158,7 @@ class Group:
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
     """The arrays that genomes [..., rows, 5] read, with the largest rank; 0 if they have none."""
     layers = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
-    return self.stored_for(occurring(layers))
+    return self.stored_for(distinct_codes(layers))
 
   def stored_for(self, in_use: Codes) -> dict[str, int]:
     """The arrays that some code of a tensor reads, with the largest rank; 0 if they have none."""
@@ -196,7 +196,7 @@ class Group:
     """
     used, by_output = set(TENSORS), False
     if fixed is not None:
-      in_use = occurring(fixed[np.array(self.rows)])
+      in_use = distinct_codes(fixed[np.array(self.rows)])
       used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
       by_output = goes_by_output(in_use)
     for site, arrays in self.by_member(self.arrays(collection)):

@@ -328,12 +328,12 @@ def block_numbers(names: Sequence[str]) -> list[int | None]:
 
 def _varying_numbers(paths: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
   """For every path its numbers, without those that are the same in all paths."""
-  occurring = defaultdict(set)
+  values = defaultdict(set)
   for path in paths:
     for place, number in _numbers(path):
-      occurring[place].add(number)
+      values[place].add(number)
   return [
-    tuple(number for place, number in _numbers(path) if len(occurring[place]) > 1) for path in paths
+    tuple(number for place, number in _numbers(path) if len(values[place]) > 1) for path in paths
   ]
 
 

@@ -28,7 +28,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glora_jax.method.adapter import ADAPTER
-from glora_jax.method.genomes import Codes, occurring
+from glora_jax.method.genomes import Codes, distinct_codes
 from glora_jax.method.groups import Group, cut_to
 from glora_jax.method.site import Layout, Site, align_stack
 from glora_jax.method.space import TENSORS
@@ -129,7 +129,7 @@ class Adapter(nnx.Pytree):
 
 def fix_forms(adapter: Adapter, genome: np.ndarray) -> None:
   """Cuts an adapter to what a genome, int [rows, 5], reads of it."""
-  in_use = occurring(genome[list(adapter.group.rows)])
+  in_use = distinct_codes(genome[list(adapter.group.rows)])
   stored = cut_to(adapter.group.stored_for(in_use), adapter.arrays)
   for name, variable in adapter.variables.items():
     if name in stored:

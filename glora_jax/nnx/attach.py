@@ -14,7 +14,7 @@ from glora_jax.checks import listed
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
-from glora_jax.method.genomes import largest_genome, occurring
+from glora_jax.method.genomes import distinct_codes, largest_genome
 from glora_jax.method.presets import Structure, genome_of, read_structure, smallest_space
 from glora_jax.method.quantized import as_dequantized, is_quantized
 from glora_jax.method.sample import check_key
@@ -168,7 +168,7 @@ def _with_adapter(
   genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   insertion = _Insertion(model)
   for group in adapted.places.groups:
-    in_use = occurring(genome[list(group.rows)])
+    in_use = distinct_codes(genome[list(group.rows)])
     if adapted.genome is None:
       layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same choices
       in_use = tuple(map(layer.choices, TENSORS))
