@@ -273,8 +273,9 @@ class Loader:
   def _passes(self) -> Iterator[tuple[Any, float]]:
     """(batch, its size relative to the first batch of its pass), pass after pass."""
     while True:
-      first_size = None
+      first_size, number = None, 0
       for batch in self.batches:
+        number += 1
         arrays = to_arrays(batch, _are_numbers)
         size = size_of(arrays)
         if size % self.parts:
@@ -288,6 +289,11 @@ class Loader:
         raise ValueError(
           'There are no batches left; pass a list or another iterable that starts anew in each '
           'epoch, with at least one batch.'
+        )
+      if self.per_epoch not in (None, number):
+        raise ValueError(
+          f'batches has a length of {self.per_epoch}, but yielded {number} in an epoch; correct its '
+          'length, or pass batches without one and Recipe(steps=...).'
         )
 
 

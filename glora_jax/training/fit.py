@@ -107,9 +107,9 @@ def fit(
     ValueError: an argument is out of range; the data have no examples, or arrays of different
       lengths; the loss or a metric is not one number; the batch size does not fit the data or the
       mesh; a batch or its paths do not divide into equal parts; an iterator would have to start
-      anew; the number of steps is unknown; `state` has other arrays or more steps than this
-      training; several runs lack a start or a rate each, have no arrays, or have a mesh; or, for
-      `classification()`, a label is not a class.
+      anew; the number of steps is unknown, or the length of the batches is wrong; `state` has other
+      arrays or more steps than this training; several runs lack a start or a rate each, have no
+      arrays, or have a mesh; or, for `classification()`, a label is not a class.
     NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
       the last good one.
 

@@ -32,6 +32,16 @@ class Partial:
       yield index, index
 
 
+class Short:
+  """Batches with a wrong length, by which a later epoch could not be found again."""
+
+  def __len__(self):
+    return 3
+
+  def __iter__(self):
+    yield problem().data
+
+
 def fit(data=None, **arguments):
   adapted, variables, images, labels = problem()
   data = {'images': images, 'labels': labels} | (data or {})
@@ -105,6 +115,7 @@ def batches():
       'go on at state.step=1',
     ),
     (lambda: fit(batches=[]), 'There are no batches'),
+    (lambda: fit(batches=Short()), 'a length of 3, but yielded 1 in an epoch'),
     (lambda: fit(loss=len, batches=[*problem().data]), 'pass them as a tuple'),
     (lambda: fit(batches='photos/'), "batches='photos/' must be a data set"),
     (lambda: fit(loss=len, batches={'names': np.array(['a', 'b'])}), 'at names'),
