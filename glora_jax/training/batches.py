@@ -292,8 +292,8 @@ class Loader:
         )
       if self.per_epoch not in (None, number):
         raise ValueError(
-          f'batches has a length of {self.per_epoch}, but yielded {number} in an epoch; correct its '
-          'length, or pass batches without one and Recipe(steps=...).'
+          f'batches has a length of {self.per_epoch}, but yielded {number} in an epoch; correct '
+          'it, or pass batches without one and Recipe(steps=...).'
         )
 
 
