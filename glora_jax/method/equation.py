@@ -121,7 +121,7 @@ def effective_bias(
   if 'E' in stored:
     shift = shift + flat_tensor(adapter, 'E', forms[4])
   if 'C' in stored:
-    c = _input_tensor(adapter, forms[2], ranks)
+    c = _input_tensor(adapter, forms, ranks)
     shift = shift + _with_wide_kernel(lambda wide, c: matrix_product(c, wide), kernel, c)
   wide = bias.astype(dtype)
   d = flat_tensor(adapter, 'D', forms[3]) if 'D' in stored else 0
@@ -260,16 +260,16 @@ def weight_factors(
 
 
 def _input_tensor(
-  adapter: Mapping[str, jax.Array], form: jax.Array, ranks: Sequence[int]
+  adapter: Mapping[str, jax.Array], forms: jax.Array, ranks: Sequence[int]
 ) -> jax.Array:
   """C in its form, [in]."""
   lora = 0
   if 'C_up' in adapter:
     down, up = adapter['C_down'], adapter['C_up']
-    used = jnp.arange(down.shape[-1]) < _rank('C', form, ranks)
+    used = jnp.arange(down.shape[-1]) < _rank('C', forms[2], ranks)
     lora = matrix_product(jnp.where(used, down, 0), jnp.where(used, up[:, 0], 0))
-  is_flat = form < len(FLAT_FORMS['C'])
-  return jnp.where(is_flat, flat_tensor(adapter, 'C', form), lora)
+  is_flat = forms[2] < len(FLAT_FORMS['C'])
+  return jnp.where(is_flat, flat_tensor(adapter, 'C', forms[2]), lora)
 
 
 def _rank(tensor: Tensor, form: jax.Array, ranks: Sequence[int]) -> jax.Array:

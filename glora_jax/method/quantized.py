@@ -1,9 +1,9 @@
 """A base model whose parameters are quantized: qwix's arrays (int8, NF4 and all its other types).
 
-They stay as they are among the variables, a quarter of the size or less. Each is taken out where
-the model uses it (`glora_jax.method.program`), in float32 and cast to the model's own type. Folded
-parameters are full precision, float32, and lose nothing; `requantize` makes of these again what the
-base was.
+They stay quantized among the variables, a quarter of float32's bytes or less, and each is
+dequantized where the model uses it (`glora_jax.method.program`): in float32, then cast to the
+model's own type. Folded parameters are float32, and lose nothing; `requantize` quantizes them as
+the base was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def is_quantized(value: Any) -> bool:
   """Whether a value is a quantized array of qwix, alone or in qwix's record of how it was made."""
-  qwix: Any = sys.modules.get('qwix')  # who has such an array has imported it
+  qwix: Any = sys.modules.get('qwix')  # to have such an array is to have imported it
   return qwix is not None and isinstance(getattr(value, 'array', value), qwix.QArray)
 
 
@@ -53,7 +53,7 @@ def check_unquantized(name: str, params: Any) -> None:
 
 
 def dequantize(array: Any) -> jax.Array:
-  """A quantized array in full, in the type that it stands for; any other array as it is."""
+  """A quantized array in full precision, in the type it stands for; any other array unchanged."""
   if not is_quantized(array):
     return array
   wide = _bare(array).astype(jnp.float32)
@@ -61,27 +61,30 @@ def dequantize(array: Any) -> jax.Array:
 
 
 def _bare(array: Any) -> Any:
-  """A quantized array alone, out of Flax's boxes and of qwix's record of how it was made."""
+  """The quantized array in Flax's box and in qwix's record of how it was made."""
   return nn.meta.unbox(getattr(array, 'array', array))
 
 
 def as_dequantized(params: Any) -> Any:
-  """Params; where some are quantized, the shapes and types that a model computes with instead."""
+  """Params; if some are quantized, the shapes and types of all when dequantized."""
   if not has_quantized(params):
     return params
-  take_out = functools.partial(jax.tree.map, dequantize, is_leaf=is_quantized)
-  return jax.eval_shape(take_out, params)
+  return jax.eval_shape(functools.partial(jax.tree.map, dequantize, is_leaf=is_quantized), params)
 
 
 def repeat_scales(array: Any, axes: Iterable[int]) -> Any:
-  """A quantized array with its scales repeated, so that each place along some axes has one."""
+  """A quantized array with a scale for each index along some axes.
 
-  def repeated(leaf: jax.Array) -> jax.Array:
+  Scales are one for a tile of the array. With one for each layer, a stack of layers can be sliced,
+  scanned and batched leaf by leaf.
+  """
+
+  def repeat(leaf: jax.Array) -> jax.Array:
     for axis in axes:
       leaf = leaf.repeat(array.shape[axis] // leaf.shape[axis], axis)
     return leaf
 
-  return jax.tree.map(repeated, array)
+  return jax.tree.map(repeat, array)
 
 
 def split_quantized(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, dict[KeyPath, Any]]:
@@ -89,27 +92,28 @@ def split_quantized(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, di
 
   Args:
     params: parameters of a model, some of them quantized; any pytree.
-    shapes: the model's own parameters or their shapes, by path; {} where they are as given.
+    shapes: the model's own parameters or their shapes, by path; {} if `params` have them.
 
   Returns:
     (params, quantized arrays in the model's shapes). Quantized biases and arrays whose tiles do not
-    lie along the model's axes are taken out here.
+    lie along the model's axes are dequantized here.
   """
-  packed: dict[KeyPath, Any] = {}
+  quantized: dict[KeyPath, Any] = {}
 
   def shape_of(keys: Any, value: Any) -> Any:
     if not is_quantized(value):
       return value
     path = path_of(keys)
-    own, array = shapes.get(path, value), _bare(value)
-    with contextlib.suppress(ValueError):  # of tiles that do not lie along the model's axes
-      array = array.reshape(own.shape)
-    if array.shape != own.shape or array.ndim < 2:
-      return dequantize(array).reshape(own.shape).astype(own.dtype)
-    packed[path] = array.astype(jnp.promote_types(array.dtype, own.dtype))
-    return jax.ShapeDtypeStruct(own.shape, own.dtype)
+    like, array = shapes.get(path, value), _bare(value)
+    # qwix may have stored it as [in, out]; tiles of that need not be tiles of the model's axes.
+    with contextlib.suppress(ValueError):
+      array = array.reshape(like.shape)
+    if array.shape != like.shape or array.ndim < 2:
+      return dequantize(array).reshape(like.shape).astype(like.dtype)
+    quantized[path] = array.astype(jnp.promote_types(array.dtype, like.dtype))
+    return jax.ShapeDtypeStruct(like.shape, like.dtype)
 
-  return jax.tree_util.tree_map_with_path(shape_of, params, is_leaf=is_quantized), packed
+  return jax.tree_util.tree_map_with_path(shape_of, params, is_leaf=is_quantized), quantized
 
 
 def full_precision(
@@ -119,9 +123,9 @@ def full_precision(
 
   Args:
     params: parameters of a model, some of them quantized; any pytree.
-    shapes: what the model's own parameters are, by path: an array that qwix has stored in the shape
-      of its product gets its shape back.
-    only: paths of the arrays to unpack; None for all.
+    shapes: the model's own parameters or their shapes, by path: an array that qwix has stored in
+      the shape of its product gets the model's shape back.
+    only: paths of the arrays to dequantize; None for all.
 
   Returns:
     Params with float32 in the place of what was quantized; `params` itself if nothing was.
@@ -129,31 +133,31 @@ def full_precision(
   if not has_quantized(params):
     return params
 
-  def unpacked(keys, value):
+  def dequantize_leaf(keys, value):
     path = path_of(keys)
     if not is_quantized(value) or (only is not None and path not in only):
       return value
-    array, own = dequantize(_bare(value).astype(jnp.float32)), shapes.get(path)
-    return array if own is None or own.size != array.size else array.reshape(own.shape)
+    array, like = dequantize(_bare(value).astype(jnp.float32)), shapes.get(path)
+    return array if like is None or like.size != array.size else array.reshape(like.shape)
 
-  return jax.tree_util.tree_map_with_path(unpacked, params, is_leaf=is_quantized)
+  return jax.tree_util.tree_map_with_path(dequantize_leaf, params, is_leaf=is_quantized)
 
 
 def requantize(params: Any, like: Any) -> Any:
-  """Params quantized as others are.
+  """Quantizes params as others are quantized.
 
   Args:
     params: full-precision parameters, of `adapted.fold` for instance.
     like: parameters of the same structure, some of them quantized.
 
   Returns:
-    Params with quantized arrays in the places where `like` has them: of its types, with scales (and
-    zero points) of its shapes, chosen for the new values. What the rounding costs is logged.
+    Params with quantized arrays where `like` has them: of its types, with scales (and zero points)
+    of its shapes, chosen for the new values. The error of the rounding is logged.
   """
   leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
   new, errors = [], {}
   for (keys, old), value in zip(leaves, structure.flatten_up_to(params), strict=True):
-    new.append(_quantized(value, old) if is_quantized(old) else value)
+    new.append(_quantize_like(value, old) if is_quantized(old) else value)
     if is_quantized(old) and not isinstance(value, jax.core.Tracer):
       error = jnp.linalg.norm(dequantize(new[-1]).ravel() - value.ravel())
       errors[path_name(path_of(keys))] = float(error / jnp.linalg.norm(value.ravel()))
@@ -163,15 +167,20 @@ def requantize(params: Any, like: Any) -> Any:
   return structure.unflatten(new)
 
 
-def _quantized(value: jax.Array, like: Any) -> Any:
+def _quantize_like(value: jax.Array, like: Any) -> Any:
+  """A value with the tiles of another array.
+
+  qwix accepts them by axis: one scale for each index (`channelwise_axes`) or for each tile
+  (`tiled_axes`), and otherwise one for all of the axis, also for an axis of size one.
+  """
   old = _bare(like)
   tiles = dict(enumerate(old.scale_tile_shape))
-  shared = {axis for axis, tile in tiles.items() if tile == old.shape[axis]}
+  one_scale = {axis for axis, tile in tiles.items() if tile == old.shape[axis]}
   new = sys.modules['qwix'].quantize(
     value.reshape(old.shape),
     old.qtype,
-    channelwise_axes=[axis for axis, tile in tiles.items() if tile == 1 and axis not in shared],
-    tiled_axes={a: tile for a, tile in tiles.items() if tile > 1 and a not in shared},
+    channelwise_axes=[axis for axis, tile in tiles.items() if tile == 1 and axis not in one_scale],
+    tiled_axes={a: tile for a, tile in tiles.items() if tile > 1 and a not in one_scale},
     calibration_method='absmax' if old.zero_point is None else 'minmax',
     scale_dtype=old.scale.dtype,
   )
