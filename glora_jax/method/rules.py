@@ -156,12 +156,12 @@ def multiply(
     return output(product, x, layer.kernel, *rest)
 
   # The equation is one of matrices: x [tokens..., in] and W [in, out] of one layer. A `dot_general`
-  # may have any order of axes, several axes in place of each, and a batch of layers (experts that a
-  # model multiplies at once). So both operands get the order [batch..., tokens or in..., ...]:
+  # may have its axes in any order, several for each of these, and a batch of layers (experts that a
+  # model multiplies at once). So both operands are brought into the equation's order, batch first:
   #
   #   layers  [batch..., in, out]              from the kernel  [stack..., inputs..., outputs...]
   #   rows    [batch..., tokens..., summed]    from x, `summed` in the order of the kernel's axes
-  #   y       [batch..., tokens..., free]      where `free` becomes the model's dimensions again
+  #   y       [batch..., tokens..., free]      whose `free` is unflattened at last
   #
   # (`turned` in tests/method/test_program.py has several axes in another order and in parts,
   # `experts_by_einsum` in function_zoo.py has a batch of layers.)
