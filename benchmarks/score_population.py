@@ -48,10 +48,11 @@ def measure(
   params = jax.jit(model.init)(jax.random.key(2), images[:1])['params']
   variables = adapted.init(jax.random.key(1), params)
   genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, candidates)
-  score, forward = glora_jax.make_scorer(adapted), jax.jit(model.apply)
+  score = glora_jax.make_scorer(adapted, glora_jax.classification())
+  forward = jax.jit(model.apply)
   blocks = [images[at : at + BLOCK] for at in range(0, number, BLOCK)]
   ways = {
-    'ours': lambda: score(variables, genomes, images, labels),
+    'ours': lambda: score(variables, genomes, (images, labels)),
     'plain': lambda: [forward({'params': params}, block) for _ in genomes for block in blocks],
   }
   if with_torch:

@@ -95,8 +95,8 @@ def _scores(problem: Problem) -> Values:
 
   variables = random_variables(problem.adapted, problem.params)
   genomes = glora_jax.random_genomes(np.random.default_rng(0), problem.adapted.spec, 10)
-  score = glora_jax.make_scorer(problem.adapted)
-  correct, loss = score(variables, genomes, problem.images, problem.labels)
+  score = glora_jax.make_scorer(problem.adapted, glora_jax.classification())
+  correct, loss = score(variables, genomes, (problem.images, problem.labels))
   return {'correct': correct, 'loss': loss}
 
 

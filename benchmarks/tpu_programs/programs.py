@@ -17,6 +17,7 @@ from glora_jax.search.scoring import make_scorer
 from glora_jax.search.sketch import Pass
 from glora_jax.training.batches import steps_per_call
 from glora_jax.training.loop import initial_state, make_steps
+from glora_jax.training.losses import classification
 from glora_jax.vision.runs.backbone import (
   Model,
   adapt_spaces,
@@ -122,10 +123,11 @@ def training(run: Context, learner: Adapted) -> Program:
 
 def scoring(run: Context, chunk: int) -> Program:
   """The scores of a population on the validation images."""
-  score = make_scorer(run.adapted, run.preprocess, chunk=chunk, mesh=run.mesh)
+  loss = classification(run.preprocess)
+  score = make_scorer(run.adapted, loss, chunk=chunk, mesh=run.mesh)
   shape = run.settings.search.population, len(run.adapted.spec), 5
   genomes = meshes.replicate(run.mesh, Shape(shape, jnp.int8))
-  return score, (run.variables, genomes, *_split(run, 'val'))
+  return score, (run.variables, genomes, _split(run, 'val'))
 
 
 def allocation(run: Context) -> Program:

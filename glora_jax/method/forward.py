@@ -16,7 +16,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.groups import Group
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
-from glora_jax.method.validation import check_loss
+from glora_jax.method.validation import check_loss, is_data
 from glora_jax.tree import replace
 
 # `loss(forward, batch, key)` is the mean over a batch, or a pair of it and a dictionary of metrics.
@@ -38,6 +38,8 @@ class Forward:
       layer, 5]: then the inputs are cut into as many equal parts along their first axis, and each
       part runs with one structure and one split of the `rngs`.
     dropping: (key, probability) of `dropping_components`; None drops none.
+    call: another way to run the model with this genome and adapter, folded for instance; None for
+      `Adapted.apply`.
 
   Example:
     >>> import flax.linen as nn
@@ -54,6 +56,7 @@ class Forward:
   variables: Mapping[str, Any]
   genome: Any = None
   dropping: tuple[jax.Array, float] | None = None
+  call: Callable[..., Any] | None = None
 
   def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
     """What the model returns.
@@ -68,6 +71,8 @@ class Forward:
       ValueError: the inputs do not divide into equal paths, or as in `Adapted.apply`.
     """
     if genome is None:
+      if self.call is not None:
+        return self.call(*inputs, **kwargs)
       genome = self.genome if self.adapted.genome is None else self.adapted.genome
     genome = jnp.asarray(genome)
     if genome.ndim == 2:
@@ -108,11 +113,12 @@ class Forward:
 
   def with_adapter(self, adapter: Any) -> Forward:
     """The same call with another adapter, noise on it for instance."""
-    return dataclasses.replace(self, variables={**self.variables, COLLECTION: adapter})
+    variables = {**self.variables, COLLECTION: adapter}
+    return dataclasses.replace(self, variables=variables, call=None)
 
   def dropping_components(self, key: jax.Array, probability: float) -> Forward:
     """The same call without some rank-one parts of LoRAs; see `drop_components`."""
-    return dataclasses.replace(self, dropping=(key, probability))
+    return dataclasses.replace(self, dropping=(key, probability), call=None)
 
 
 def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
@@ -135,6 +141,21 @@ def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
       raise ValueError(f'The metric {shown(name)} is {given}; it must be one number.')
   check_loss(loss)
   return loss, metrics
+
+
+def check_data(loss: Loss, data: Any) -> None:
+  """Raises ValueError if arrays, or a list of batches, are not what a loss with a `check` needs.
+
+  That of `classification()` checks the labels. It learns the number of classes when the model is
+  traced, so a label that is too large is found only after that, when it has made the loss NaN.
+  """
+  if not hasattr(loss, 'check'):
+    return
+  if isinstance(data, list):
+    for batch in data:
+      loss.check(batch)
+  elif is_data(data):
+    loss.check(data)
 
 
 def drop_components(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,63 +65,11 @@ def _is_of(dtype: Any, *kinds: Any) -> bool:
   return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
 
 
-def check_labelled(images: Any, labels: Any) -> None:
-  """Checks that there are images, and as many labels.
-
-  Args:
-    images: [image, ...]; may be traced.
-    labels: int [image]; may be traced.
-
-  Raises:
-    ValueError: there are no images, or not as many labels.
-  """
-  if np.ndim(labels) < 1 or np.ndim(images) < 1 or len(images) != len(labels):
-    raise ValueError(
-      f'The images are {list(np.shape(images))} and the labels {list(np.shape(labels))}; there '
-      'must be one label for each image.'
-    )
-  if not len(labels):
-    raise ValueError('There are no images; pass at least one, with its label.')
-
-
 def check_whole_numbers(labels: Any) -> None:
   """Raises TypeError unless labels, which may be traced, have an integer type."""
   dtype = jax.dtypes.result_type(labels)
   if not jax.dtypes.issubdtype(dtype, np.integer):
     raise TypeError(f'The labels are {dtype}; they must be integers, the numbers of classes.')
-
-
-def check_scored(images: Any, labels: Any) -> None:
-  """Checks that there are images, each with one class to compare the answer with.
-
-  Args:
-    images: [image, ...]; may be traced.
-    labels: int [image]; may be traced.
-
-  Raises:
-    TypeError: the labels are not integers.
-    ValueError: there are no images, not as many labels, or several labels for an image.
-  """
-  check_labelled(images, labels)
-  check_whole_numbers(labels)
-  if np.ndim(labels) != 1:
-    raise ValueError(
-      f'The labels are {list(np.shape(labels))}, expected one class for each image, '
-      f'[{len(labels)}]; for several, one for each token for instance, pass evolve your own score '
-      'function.'
-    )
-
-
-def check_logits(logits: Any, number: int) -> None:
-  """Raises ValueError unless a model returned logits, float [image, class], of `number` images."""
-  shape = getattr(logits, 'shape', None)
-  if shape is None or len(shape) != 2 or shape[0] != number:
-    given = f'a {type(logits).__name__}' if shape is None else f'an array {list(shape)}'
-    raise ValueError(
-      f'The model returns {given} for {number} images, expected logits [image, class]; adapt a '
-      'model, or a function around it, that returns only these, and let preprocess keep the number '
-      'of images.'
-    )
 
 
 def right_answers(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
@@ -154,6 +102,69 @@ def check_only_arrays(name: str, tree: Any) -> None:
         'numbers; leave it out, or let the function close over it (in Equinox '
         'eqx.partition(model, eqx.is_array), and adapt_function with the arrays).'
       )
+
+
+def is_data(value: Any) -> bool:
+  """Whether a value is a data set: an array, or a tuple or dictionary of arrays."""
+  return isinstance(value, Mapping | tuple) or hasattr(value, 'dtype')
+
+
+def as_data(data: Any) -> Any:
+  """A data set of NumPy or JAX arrays.
+
+  Args:
+    data: an array, or a tuple or dictionary of arrays or lists [n, ...]; may be traced.
+
+  Raises:
+    TypeError: it is something else, or has leaves that are no arrays of numbers.
+    ValueError: the arrays have different lengths, or there are no examples.
+  """
+  if not is_data(data):
+    raise TypeError(f'data={shown(data)} must be an array, or a tuple or dictionary of arrays.')
+  data = to_arrays(data, is_array=lambda node: isinstance(node, list))
+  size_of(data)
+  return data
+
+
+def to_arrays(tree: Any, is_array: Callable[[Any], bool]) -> Any:
+  """A tree whose leaves are NumPy or JAX arrays; tensors of other libraries become NumPy's.
+
+  Args:
+    tree: a data set or a batch.
+    is_array: whether a node, a list for instance, becomes an array instead of a part of the tree.
+
+  Raises:
+    TypeError: a leaf is not a number or an array of numbers.
+  """
+  tree = dict(tree) if isinstance(tree, Mapping) else tree
+  tree = jax.tree.map(
+    lambda leaf: np.asarray(leaf) if _is_foreign(leaf) or is_array(leaf) else leaf,
+    tree,
+    is_leaf=is_array,
+  )
+  check_only_arrays('data', tree)
+  return tree
+
+
+def _is_foreign(leaf: Any) -> bool:
+  """Whether a leaf is an array of another library, PyTorch's for instance."""
+  return hasattr(leaf, '__array__') and not isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def size_of(batch: Any) -> int:
+  """The number of examples in a tree of arrays [n, ...].
+
+  Raises:
+    ValueError: the arrays have different lengths, or there are no examples.
+  """
+  sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+  if len(sizes) != 1 or not (size := sizes.pop()) or not size[0]:
+    shapes = [list(np.shape(leaf)) for leaf in jax.tree.leaves(batch)]
+    raise ValueError(
+      f'The arrays of the data are {shown(shapes)}; each must have one row for each example, and '
+      'there must be at least one.'
+    )
+  return size[0]
 
 
 def check_classes(labels: Any, number: int | None) -> None:

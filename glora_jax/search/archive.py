@@ -21,8 +21,8 @@ class Archive:
 
   Attributes:
     genomes: canonical genomes, int8 [structure, layer, 5].
-    correct: number of right answers, int64 [structure].
-    loss: summed cross-entropy, float64 [structure].
+    correct: number of right answers, int64 [structure]; 0 if the loss counts none.
+    loss: summed loss, float64 [structure].
     generation: generation in which each was scored, int64 [structure].
 
   Example:
@@ -61,7 +61,7 @@ class Archive:
     Args:
       genomes: the new structures' canonical genomes, int8 [new, layer, 5].
       correct: their numbers of right answers, int [new].
-      loss: their summed cross-entropies, float [new].
+      loss: their summed losses, float [new].
       generation: number of the generation.
     """
     new = genomes, correct, loss, np.full(len(genomes), generation)

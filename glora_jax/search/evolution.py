@@ -43,7 +43,7 @@ class Evolution:
     mutations: number of mutated children in a generation.
     crossovers: number of crossed children in a generation; what mutations and crossovers leave of
       the population is drawn at random.
-    mutation_probability: probability that a gene of a mutated child is drawn anew.
+    mutation_probability: probability that a form of a mutated child is drawn anew.
     fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     mode: 'paper' looks for the fittest structure (GLoRA section 3.4); 'pareto' looks for structures
       that nothing beats in both fitness and trained parameters, by the selection of NSGA-II (Deb et
@@ -95,7 +95,8 @@ def evolve(
 
   Args:
     spec: the genomes' spec.
-    score: genomes int8 [population, layer, 5] -> (correct [population], loss [population]); always
+    score: genomes int8 [population, layer, 5] -> (correct [population], loss [population]), as a
+      scorer of `make_scorer` returns them; correct may be None if the fitness is 'loss'. Always
       called with that shape.
     key: random key; the same key and scores give the same result.
     settings: sizes, probabilities and mode of the search.
@@ -113,7 +114,8 @@ def evolve(
   Raises:
     TypeError: an argument has another type, or `score` does not return a pair.
     ValueError: no structure is within the budget; `initial` or `archive` are of another spec; a
-      score is not a number, a count of right answers is not an integer, or a loss not finite.
+      score is not a number, a count of right answers is not an integer, or a loss not finite; or
+      there are no right answers to rank by.
 
   Example:
     >>> import jax
@@ -152,7 +154,7 @@ def evolve(
       children = _children(rng, spec, settings, budget, archive, start)
       if not len(children):
         break
-      scores = _scores(score, children, settings.population)
+      scores = _scores(score, children, settings)
       archive = archive.extended(children, *scores, generation)
       best = archive.ranking(settings.fitness)[0]
       bar.set_postfix(best=int(archive.correct[best]), loss=f'{archive.loss[best]:.2f}')
@@ -176,25 +178,25 @@ def _children(
   crossed ones, and what these leave of the population is drawn at random. Children above the
   budget are repaired (`draws.shrink`), not thrown away.
   """
-  known = {genome.tobytes() for genome in archive.genomes}
+  seen = {genome.tobytes() for genome in archive.genomes}
   children: list[np.ndarray] = []
 
   def fill(size: int, draw: Callable[[int], np.ndarray]) -> None:
-    """Draws as many as are missing, until there are so many or too many were known already."""
+    """Draws as many as are missing, until there are so many or too many were already seen."""
     for _ in range(_TRIES):
       missing = size - len(children)
       if missing <= 0:
         return
       for genome in canonicalize(spec, draw(missing)):
-        if len(children) < size and genome.tobytes() not in known:
-          known.add(genome.tobytes())
+        if len(children) < size and genome.tobytes() not in seen:
+          seen.add(genome.tobytes())
           children.append(genome)
 
-  def mutated(number: int) -> np.ndarray:
+  def draw_mutants(number: int) -> np.ndarray:
     drawn = mutate(rng, spec, parents, number, settings.mutation_probability)
     return shrink(rng, spec, drawn, budget)
 
-  def crossed(number: int) -> np.ndarray:
+  def draw_crosses(number: int) -> np.ndarray:
     return shrink(rng, spec, cross(rng, spec, parents, number), budget)
 
   if initial is not None:
@@ -203,8 +205,8 @@ def _children(
     fill(min(len(within), settings.population), lambda number: within)
   parents = _parents(spec, settings, archive)
   if len(parents):
-    fill(settings.mutations, mutated)
-    fill(len(children) + settings.crossovers, crossed)
+    fill(settings.mutations, draw_mutants)
+    fill(len(children) + settings.crossovers, draw_crosses)
   fill(settings.population, lambda number: random_genomes(rng, spec, number, budget))
   return np.array(children, np.int8).reshape(-1, len(spec), 5)
 
@@ -222,20 +224,31 @@ def _parents(spec: Spec, settings: Evolution, archive: Archive) -> np.ndarray:
   return archive.genomes[order[: settings.parents]]
 
 
-def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Right answers and losses of the children, [child], scored in a whole population of that size.
+def _scores(
+  score: Callable, children: np.ndarray, settings: Evolution
+) -> tuple[np.ndarray, np.ndarray]:
+  """Right answers and losses of the children, [child], scored in a population of the full size.
 
   Raises:
-    ValueError: they cannot be ranked, and kept in an archive.
+    ValueError: they are invalid, or cannot be ranked.
   """
+  size = settings.population
   places = np.arange(size)
   given = score(children[np.where(places < len(children), places, 0)])
   if not isinstance(given, tuple | list) or len(given) != 2:
     raise TypeError(
       f'score returned {shown(given)}; it must return the pair (correct, loss), each [population].'
     )
+  correct, loss = given
+  if correct is None:
+    if settings.fitness == 'accuracy':
+      raise ValueError(
+        "fitness='accuracy' needs numbers of right answers, and score returned None; let the loss "
+        "return the metric 'accuracy', or rank by loss with fitness='loss'."
+      )
+    correct = np.zeros(size)
   scores = []
-  for name, values in zip(('correct', 'loss'), given, strict=True):
+  for name, values in (('correct', correct), ('loss', loss)):
     # A masked score counts as not a number.
     values = np.ma.asarray(as_numbers('scores', values), np.float64).filled(np.nan)
     if values.shape != (size,):
@@ -255,7 +268,7 @@ def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarra
   if len(wrong):
     raise NonFiniteError(
       f'score returned a loss of {loss[wrong[0]]} for structure {wrong[0]} of a generation; it '
-      'must be finite. Train the supernet with a lower learning rate, or check the images.'
+      'must be finite. Train the supernet with a lower learning rate, or check the data.'
     )
   return correct, loss
 
@@ -263,16 +276,16 @@ def _scores(score: Callable, children: np.ndarray, size: int) -> tuple[np.ndarra
 def mutate(
   rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int, probability: float
 ) -> np.ndarray:
-  """Random parents with each gene drawn anew with the given probability.
+  """Random parents with each form drawn anew with the given probability.
 
-  C and E of a row that may have one of them are drawn anew together; likewise in `cross`.
+  C and E of a layer that may have only one of them are drawn anew together; likewise in `cross`.
 
   Args:
     rng: source of the choices.
     spec: the genomes' spec.
     parents: genomes, int8 [parent, layer, 5].
     number: number of children.
-    probability: probability that a gene is drawn anew, uniformly from the forms on offer.
+    probability: probability that a form is drawn anew, uniformly from those of the search space.
 
   Returns:
     The children, int8 [number, layer, 5].
@@ -283,7 +296,7 @@ def mutate(
 
 
 def cross(rng: np.random.Generator, spec: Spec, parents: np.ndarray, number: int) -> np.ndarray:
-  """Children that have each gene from one or the other of two random parents.
+  """Children that have each form from one or the other of two random parents.
 
   Args:
     rng: source of the choices.

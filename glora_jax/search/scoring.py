@@ -11,91 +11,83 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glora_jax.checks import shown, validate
+from glora_jax.checks import validate
 from glora_jax.compiling import reported, staged_like
 from glora_jax.mesh import least_of_all, require_mesh
 from glora_jax.method.adapted import Adapted, Call, call_model, check_params, fold_params, run
 from glora_jax.method.adapter import COLLECTION
+from glora_jax.method.forward import Forward, Loss, check_data, loss_and_metrics
 from glora_jax.method.genomes import check_population
 from glora_jax.method.groups import check_storage
-from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.validation import (
+  as_data,
   as_numbers,
-  check_classes,
   check_collections,
-  check_logits,
   check_only_arrays,
-  check_scored,
   is_known,
-  right_answers,
+  size_of,
 )
 
 CANDIDATE = 'candidate'  # the axis of a mesh that structures are split over
-_DEFAULT_CHUNK = 8  # where memory is not known; on CPU 1 was measured to be the fastest
-
-# Some of the labelled images: which of them (int32), their classes, and False for the padding that
-# fills up the last block, each [image]. All blocks together have an axis before that.
-Block = tuple[jax.Array, jax.Array, jax.Array]
+_DEFAULT_CHUNK = 8  # if memory is not known; on CPU 1 was measured to be the fastest
 
 
 class Scores(NamedTuple):
-  """The scores of each candidate, over all images.
+  """The scores of each candidate, over all examples.
 
   Attributes:
-    correct: number of right answers, int32 [candidate]: those whose most probable class is the
-      label, and whose loss is finite.
-    loss: summed cross-entropies, float32 [candidate].
+    correct: number of right answers, int32 [candidate]: the metric 'accuracy' of each block, times
+      its examples, rounded. None if the loss has no such metric.
+    loss: summed losses, float32 [candidate]: the mean of each block, times its examples.
   """
 
-  correct: jax.Array
+  correct: jax.Array | None
   loss: jax.Array
 
 
 def make_scorer(
   adapted: Adapted,
-  preprocess: Preprocess | None = None,
+  loss: Loss,
   *,
   chunk: int | None = None,
   block: int = 256,
-  classes: Any = None,
   mesh: jax.sharding.Mesh | None = None,
   memory: int | None = None,
-  **apply_kwargs: Any,
-) -> Callable[[Any, Any, jax.Array, jax.Array], Scores]:
-  """A compiled function that scores whole populations.
+) -> Callable[[Any, Any, Any], Scores]:
+  """A compiled function that scores whole populations, by the same kind of loss as `fit`.
 
   The genomes are traced: one compilation serves every population of the same size. Candidates run
-  in chunks, the images of a chunk in blocks, and only the two sums per candidate are kept.
+  in chunks, the examples of a chunk in blocks, and only the two sums per candidate are kept.
 
   Args:
     adapted: what `glora_jax.adapt` returned.
-    preprocess: `(images, None) -> inputs` of the model, called for each block; None for images that
-      are inputs already.
+    loss: `loss(forward, batch, key)`, see `fit`; `classification()` for pairs (images, labels). Its
+      key is always the same, so leave out what makes the model random.
     chunk: number of candidates evaluated side by side by `vmap` on each device of the mesh's
       candidate axis; this controls memory. None for 1 on CPU, where that was measured to be the
       fastest, and elsewhere for as many as fit into `memory` (`fitting_chunk`), decided at the
-      first call with so many genomes and images.
-    block: number of images evaluated at a time.
-    classes: the classes that may be answered, bool [class]; None for all.
+      first call with so many genomes and examples.
+    block: most examples of a call of the loss. Blocks are smaller, but more than half as large, if
+      they then have the same size; else the remaining examples are another, smaller block.
     mesh: devices; None for one. Candidates are split over its axis 'candidate', if it has one, the
-      images of a block over all others; both are padded, and the padding is masked. Sums are added
-      up across devices once, at the end.
+      examples of a block over all others, and the loss is called with the examples of one device.
+      Examples that do not divide are evaluated on each device, and counted once. Sums are added up
+      across devices once, at the end.
     memory: bytes of a device that the evaluation may use; None for half of the free memory.
-    **apply_kwargs: keyword arguments that the model is called with.
 
   Returns:
-    The function `(variables, genomes, images, labels) -> Scores`, with genomes int8
-    [candidate, layer, 5], images [image, ...] and labels int [image]. `Scores` is the pair of
-    correct answers, int32 [candidate], and summed cross-entropies, float32 [candidate].
+    The function `(variables, genomes, data) -> Scores`, with genomes int8 [candidate, layer, 5],
+    and as data an array, or a tuple or dictionary of arrays [n, ...]. `Scores` is the pair of
+    correct answers, int32 [candidate], and summed losses, float32 [candidate].
 
   Raises:
     TypeError: an argument has another type.
     ValueError: `chunk`, `block` or `memory` is out of range. The returned function raises it if
-      there are no images, the numbers of images and labels differ, a label is not a class, or a
-      genome does not fit the model or the ranks of the variables.
+      there are no examples, the arrays of the data have different lengths, a label is not a class,
+      the loss or a metric is not one number, or a genome does not fit the model or the ranks of the
+      variables.
 
   Example:
     >>> import flax.linen as nn
@@ -108,12 +100,12 @@ def make_scorer(
     >>> params = {'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, 4)
-    >>> score = glora_jax.make_scorer(adapted)
-    >>> correct, loss = score(variables, genomes, images, labels)
+    >>> score = glora_jax.make_scorer(adapted, glora_jax.classification())
+    >>> correct, loss = score(variables, genomes, (images, labels))
     >>> correct.tolist()  # without training every structure is the base model
     [3, 3, 3, 3]
   """
-  evaluator = _Evaluator(adapted, preprocess, block, classes, mesh, apply_kwargs)
+  evaluator = _Evaluator(adapted, loss, block, mesh)
   chunk = validate(chunk, int | None, 'chunk', least=1)
   memory = validate(memory, float | None, 'memory', least=0)  # 1e9 is a number of bytes, too
   if chunk is None and memory is None and _platform_of(mesh) == 'cpu':
@@ -123,16 +115,17 @@ def make_scorer(
   def scorer_of_chunk(chunk: int) -> Callable[..., Scores]:
     return reported('scoring', jax.jit(functools.partial(evaluator.totals, chunk=chunk)))
 
-  # By what the memory depends on: a call with one genome or image must not decide for others.
+  # By what the memory depends on: a call with one genome or example must not decide for others.
   chunks: dict[Any, int] = {}
 
-  def score_in_memory(variables: Any, genomes: Any, images: Any, labels: Any) -> Scores:
-    arguments = variables, genomes, images, labels
-    shape = len(genomes), images.shape, images.dtype
-    if shape not in chunks:
+  def score_in_memory(variables: Any, genomes: Any, data: Any) -> Scores:
+    arguments = variables, genomes, data
+    leaves, structure = jax.tree.flatten(data)
+    types = len(genomes), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    if types not in chunks:
       most = ceil_div(len(genomes), evaluator.candidate_shards)
-      chunks[shape] = fitting_chunk(scorer_of_chunk, arguments, most, memory)
-    return scorer_of_chunk(chunks[shape])(*arguments)
+      chunks[types] = fitting_chunk(scorer_of_chunk, arguments, most, memory)
+    return scorer_of_chunk(chunks[types])(*arguments)
 
   return evaluator.checked(score_in_memory if chunk is None else scorer_of_chunk(chunk))
 
@@ -152,7 +145,7 @@ def fitting_chunk(
     arguments: arguments of the compiled function.
     most: number of candidates that there are; chunks are of about equal size.
     memory: bytes for temporaries; None for half of what is free on the device, or for 8 candidates
-      where the device does not say.
+      if the device does not say.
 
   Returns:
     The chunk, from 1 to `most`.
@@ -179,26 +172,13 @@ class _Evaluator:
 
   Attributes:
     candidate_shards: number of groups of devices that candidates are split over.
-    data_shards: number of devices that the images of one candidate are split over.
-    num_classes: number of classes of the logits, once they have been traced.
+    data_shards: number of devices that the examples of one candidate are split over.
   """
 
-  def __init__(
-    self,
-    adapted: Adapted,
-    preprocess: Preprocess | None,
-    block: int,
-    classes: Any,
-    mesh: Mesh | None,
-    apply_kwargs: Mapping[str, Any],
-  ):
-    validate(adapted, Adapted, 'adapted')
-    self.adapted, self.apply_kwargs = adapted, apply_kwargs
-    self.preprocess = preprocess or unchanged
-    validate(self.preprocess, Callable, 'preprocess')
+  def __init__(self, adapted: Adapted, loss: Loss, block: int, mesh: Mesh | None):
+    self.adapted = validate(adapted, Adapted, 'adapted').fix(None)
+    self.loss = validate(loss, Callable, 'loss')
     self.block = validate(block, int, 'block', least=1)
-    self.classes = _as_mask(classes)
-    self.num_classes = 0
     if mesh is not None:
       require_mesh(mesh)
     self.mesh = mesh
@@ -209,65 +189,35 @@ class _Evaluator:
     self.data_shards = math.prod(sizes.values()) // self.candidate_shards
 
   def checked(self, compiled: Callable[..., Scores]) -> Callable[..., Scores]:
-    """A compiled scorer, which looks at what it is given before anybody believes its scores."""
+    """A compiled scorer that checks its arguments."""
 
     @staged_like(compiled)
-    def score(variables: Any, genomes: Any, images: Any, labels: Any) -> Scores:
-      if is_known(genomes):  # not where they are traced
+    def score(variables: Any, genomes: Any, data: Any) -> Scores:
+      if is_known(genomes):  # not if they are traced
         check_population(self.adapted.spec, genomes)
         check_collections(variables)
         check_storage(self.adapted.places.groups, variables[COLLECTION], genomes)
       check_only_arrays('variables', variables)
       genomes = as_numbers('genomes', genomes)  # lists would be an argument for each number
-      images, labels = as_numbers('images', images), as_numbers('labels', labels)
-      scores = compiled(variables, genomes, images, labels)
-      # How many classes there are is known once the model has been traced, and nothing waits here.
-      check_classes(labels, self.num_classes)
+      data = as_data(data)
+      check_data(self.loss, data)
+      scores = compiled(variables, genomes, data)
+      check_data(self.loss, data)  # now the loss knows how many classes there are
       return scores
 
     return score
 
   def totals(
-    self,
-    variables: Mapping[str, Any],
-    genomes: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    chunk: int,
+    self, variables: Mapping[str, Any], genomes: jax.Array, data: Any, *, chunk: int
   ) -> Scores:
-    """The scores of a population; on a mesh, whole in every process."""
-    total = functools.partial(self._shard_totals, variables, *self._blocks(images, labels))
+    """The scores of a population; on a mesh, replicated."""
+    total = functools.partial(self._shard_totals, variables, jax.tree.map(self._place, data))
     genomes = jnp.asarray(genomes)
     if self.mesh is None:
       by_shard = jax.lax.map(total, genomes, batch_size=chunk if chunk > 1 else None)
     else:
       by_shard = self._split_totals(total, genomes, chunk)
     return jax.tree.map(lambda sums: self._place(sums.sum(1, dtype=sums.dtype)), by_shard)
-
-  def _shard_totals(
-    self, variables: Mapping[str, Any], images: jax.Array, blocks: Block, genome: jax.Array
-  ) -> Scores:
-    """One candidate's sums over all blocks, [data shard].
-
-    With a sum for each shard nothing crosses devices until all blocks are done.
-    """
-    logits_of = self._forward(variables, genome)
-
-    def add(sums: Scores, block: Block) -> tuple[Scores, None]:
-      rows, labels, is_image = block
-      logits = logits_of(images[rows])
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      # Padding is wrong and costs nothing.
-      answers = right_answers(logits, labels, losses) & is_image, jnp.where(is_image, losses, 0)
-      new = (
-        part.reshape(self.data_shards, -1).sum(1, dtype=total.dtype)
-        for part, total in zip(answers, sums, strict=True)
-      )
-      return jax.tree.map(jnp.add, sums, Scores(*new)), None
-
-    zeros = Scores(*(jnp.zeros(self.data_shards, dtype) for dtype in (jnp.int32, jnp.float32)))
-    return jax.lax.scan(add, zeros, blocks)[0]
 
   def _split_totals(
     self, total: Callable[[jax.Array], Scores], genomes: jax.Array, chunk: int
@@ -286,55 +236,73 @@ class _Evaluator:
     by_shard = jax.lax.map(split_total, padded.reshape(-1, side_by_side, *genomes.shape[1:]))
     return jax.tree.map(lambda sums: sums.reshape(-1, self.data_shards)[:number], by_shard)
 
-  def _forward(
-    self, variables: Mapping[str, Any], genome: jax.Array
-  ) -> Callable[[jax.Array], jax.Array]:
-    """A structure's logits by images, float32 [image, class]; -inf for classes that do not count.
+  def _shard_totals(self, variables: Mapping[str, Any], data: Any, genome: jax.Array) -> Scores:
+    """One candidate's sums over all examples, [data shard].
 
-    It is folded once, or merged in every pass, which holds less.
+    With a sum for each shard nothing crosses devices until all blocks are done.
     """
-    check_params(self.adapted, variables['params'])
-    is_folded = not isinstance(self.adapted.model, nn.Module) or _platform_of(self.mesh) == 'cpu'
-    if is_folded:
-      variables = {**variables, 'params': fold_params(self.adapted, variables, genome)}
+    forward = self._forward(variables, genome)
 
-    def logits_of(images: jax.Array) -> jax.Array:
-      inputs = self.preprocess(images, None)
-      if is_folded:
-        logits: Any = call_model(self.adapted, variables, inputs, **self.apply_kwargs)
-      else:
-        logits = run(self.adapted, Call((inputs,), self.apply_kwargs), variables, genome)
-      check_logits(logits, len(images))
-      logits = logits.astype(jnp.float32)
-      self.num_classes = logits.shape[-1]
-      if self.classes is None:
-        return logits
-      if len(self.classes) != self.num_classes:
-        raise ValueError(
-          f'classes has {len(self.classes)} values, but the model has {self.num_classes} classes; '
-          'pass one for each.'
-        )
-      return jnp.where(self.classes, logits, -jnp.inf)
+    def of_shard(rows: jax.Array) -> Scores:
+      batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
+      mean, metrics = loss_and_metrics(self.loss(forward, batch, jax.random.key(0)))
+      correct = metrics.get('accuracy')
+      if correct is not None:
+        correct = jnp.round(correct * len(rows)).astype(jnp.int32)
+      return Scores(correct, jnp.float32(mean) * len(rows))
 
-    return logits_of
+    def of_block(rows: jax.Array) -> Scores:
+      if len(rows) > 1:
+        return jax.vmap(of_shard)(self._place(rows, self.data_axes))
+      return jax.tree.map(lambda one: one[None], of_shard(rows[0]))
 
-  def _blocks(self, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Block]:
-    """All images, whole on every device, and which of them each block has, [block, image].
+    blocks, rest = self._blocks(size_of(data))
+    by_block = jax.lax.map(of_block, self._place(jnp.asarray(blocks), None, self.data_axes))
+    sums = jax.tree.map(lambda part: part.sum(0, dtype=part.dtype), by_block)
+    if not rest.size:
+      return sums
+    # A rest that every device evaluates counts for the first of them.
+    padding = self.data_shards - len(rest)
+    return jax.tree.map(
+      lambda total, part: total + jnp.pad(part, (0, padding)), sums, of_block(jnp.asarray(rest))
+    )
 
-    The rows of a block are split over the data shards, each of which takes its own images. Blocks
-    come out even over the shards: the last image fills up the last block.
+  def _blocks(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The examples of each block, [block, data shard, example], and what is left, [shard, example].
+
+    A rest is compiled as a second program within the first. So blocks are of a size that leaves
+    none, if there is one between half of the largest size and that. A rest that does not divide
+    over the shards has one, [1, example].
     """
-    check_scored(images, labels)
-    number = len(labels)
-    size = ceil_div(min(self.block, number), self.data_shards) * self.data_shards
-    rows = np.arange(ceil_div(number, size) * size, dtype=np.int32).reshape(-1, size)
-    is_image, rows = rows < number, np.minimum(rows, number - 1)
-    blocks = jnp.asarray(rows), jnp.asarray(labels)[rows], jnp.asarray(is_image)
-    split = jax.tree.map(lambda part: self._place(part, None, self.data_axes), blocks)
-    return self._place(jnp.asarray(images)), split
+    shards = self.data_shards
+    per_shard = number // shards
+    largest = max(1, min(self.block // shards, per_shard))
+    sizes = range(largest, largest // 2, -1)
+    size = next((size for size in sizes if per_shard % size == 0), largest)
+    rows = np.arange(number, dtype=np.int32)
+    in_blocks = per_shard // size * size * shards
+    rest = rows[in_blocks:].reshape(1 if (number - in_blocks) % shards else shards, -1)
+    return rows[:in_blocks].reshape(-1, shards, size), rest
+
+  def _forward(self, variables: Mapping[str, Any], genome: jax.Array) -> Forward:
+    """What the loss of a structure calls.
+
+    It is folded once, or merged in every call, which needs less memory.
+    """
+    adapted = self.adapted
+    check_params(adapted, variables['params'])
+    if not isinstance(adapted.model, nn.Module) or _platform_of(self.mesh) == 'cpu':
+      folded = {**variables, 'params': fold_params(adapted, variables, genome)}
+      call = functools.partial(call_model, adapted, folded)
+    else:
+
+      def call(*inputs: Any, **kwargs: Any) -> Any:
+        return run(adapted, Call(inputs, kwargs), variables, genome)
+
+    return Forward(adapted, variables, genome, call=call)
 
   def _place(self, x: jax.Array, *axes: Any) -> jax.Array:
-    """The array split over the named axes of the mesh, whole along all others."""
+    """The array split over the named axes of the mesh, replicated along all others."""
     if self.mesh is None:
       return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
@@ -343,19 +311,6 @@ class _Evaluator:
 def _platform_of(mesh: Mesh | None) -> str:
   """'cpu', 'gpu' or 'tpu'; of a mesh that of its devices, which need not be here."""
   return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def _as_mask(classes: Any) -> Any:
-  """Which classes are answers as an array, which may be traced; None for all."""
-  if classes is None:
-    return None
-  mask = classes if isinstance(classes, jax.Array) else np.asarray(classes)
-  if mask.dtype != bool or mask.ndim != 1 or (is_known(mask) and not np.any(mask)):
-    raise ValueError(
-      f'classes={shown(classes)} must be True or False for each class, True for one at least; None '
-      'takes all.'
-    )
-  return mask
 
 
 def ceil_div(number: int, divisor: int) -> int:

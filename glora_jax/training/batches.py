@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown
-from glora_jax.method.validation import check_only_arrays
+from glora_jax.method.validation import as_data, is_data, size_of, to_arrays
 
 # Most steps of a compiled call whose batches do not lie on the device. While it runs, those of the
 # next call are read and sent.
@@ -76,8 +76,8 @@ def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed 
   """
   if isinstance(batches, Stream):
     return Streamed(batches, batch_size)
-  if isinstance(batches, Mapping | tuple) or hasattr(batches, 'dtype'):
-    data = to_arrays(batches, is_array=lambda node: isinstance(node, list))
+  if is_data(batches):
+    data = as_data(batches)
     return Resident(data, batch_size, size_of(data))
   if not isinstance(batches, Iterable) or isinstance(batches, str):
     raise TypeError(
@@ -100,52 +100,11 @@ def _check_list(batches: list[Any]) -> None:
     )
 
 
-def to_arrays(tree: Any, is_array: Callable[[Any], bool]) -> Any:
-  """A tree whose leaves are NumPy or JAX arrays; tensors of other libraries become NumPy's.
-
-  Args:
-    tree: a data set or a batch.
-    is_array: whether a node, a list for instance, becomes an array instead of a part of the tree.
-
-  Raises:
-    TypeError: a leaf is not a number or an array of numbers.
-  """
-  tree = dict(tree) if isinstance(tree, Mapping) else tree
-  tree = jax.tree.map(
-    lambda leaf: np.asarray(leaf) if _is_foreign(leaf) or is_array(leaf) else leaf,
-    tree,
-    is_leaf=is_array,
-  )
-  check_only_arrays('batches', tree)
-  return tree
-
-
-def _is_foreign(leaf: Any) -> bool:
-  """Whether a leaf is an array of another library, PyTorch's for instance."""
-  return hasattr(leaf, '__array__') and not isinstance(leaf, jax.Array | np.ndarray | np.generic)
-
-
 def _are_numbers(node: Any) -> bool:
   """Whether a node is a list of numbers, or of such lists."""
   return isinstance(node, list) and all(
     isinstance(leaf, bool | int | float) for leaf in jax.tree.leaves(node)
   )
-
-
-def size_of(batch: Any) -> int:
-  """The number of examples in a tree of arrays [n, ...].
-
-  Raises:
-    ValueError: the arrays have different lengths, or there are no examples.
-  """
-  sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-  if len(sizes) != 1 or not (size := sizes.pop()) or not size[0]:
-    shapes = [list(np.shape(leaf)) for leaf in jax.tree.leaves(batch)]
-    raise ValueError(
-      f'The arrays of the data are {shown(shapes)}; each must have one row for each example, and '
-      'there must be at least one.'
-    )
-  return size[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import optax
 
 from glora_jax.checks import validate
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.forward import Forward, Loss
+from glora_jax.method.forward import Forward, Loss, check_data
 from glora_jax.method.genomes import smallest_genome
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState, are_several, minimize
 from glora_jax.training.recipe import Recipe
@@ -138,7 +138,7 @@ def fit(
   """
   validate(adapted, Adapted, 'adapted')
   loss_fn = step_loss(adapted, loss, sample)
-  _check_data(loss, batches)
+  check_data(loss, batches)
   trainable, frozen = _split(adapted, variables, are_several(key))
   try:
     state = minimize(
@@ -159,25 +159,10 @@ def fit(
       mesh=mesh,
     )
   except NonFiniteLossError:
-    _check_data(loss, batches)
+    check_data(loss, batches)
     raise
-  _check_data(loss, batches)
+  check_data(loss, batches)
   return state
-
-
-def _check_data(loss: Loss, batches: Any) -> None:
-  """Raises ValueError if arrays, or a list of batches, are not what a loss with a `check` needs.
-
-  That of `classification()` checks the labels. It learns the number of classes when the model is
-  traced, so a label that is too large is found only after that, when it has made the loss NaN.
-  """
-  if not hasattr(loss, 'check'):
-    return
-  if isinstance(batches, list):
-    for batch in batches:
-      loss.check(batch)
-  elif isinstance(batches, tuple | Mapping) or hasattr(batches, 'dtype'):
-    loss.check(batches)
 
 
 def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> LossFn:

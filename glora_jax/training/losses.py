@@ -12,11 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from glora_jax.checks import validate
+from glora_jax.checks import shown, validate
 from glora_jax.mesh import device_key
 from glora_jax.method.forward import Forward, Loss
 from glora_jax.method.sample import Preprocess, unchanged
-from glora_jax.method.validation import check_classes, check_whole_numbers, right_answers
+from glora_jax.method.validation import (
+  check_classes,
+  check_whole_numbers,
+  is_known,
+  right_answers,
+)
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import Metrics
 
@@ -38,6 +43,7 @@ def classification(
   mix: Mix | None = None,
   consistency: Consistency = Consistency(),
   component_dropout: float = 0.0,
+  classes: Any = None,
   **kwargs: Any,
 ) -> Loss:
   """Returns the cross-entropy loss for batches (inputs, labels), with the accuracy as a metric.
@@ -54,6 +60,7 @@ def classification(
     consistency: see `Consistency`.
     component_dropout: probability that a step drops a rank-one part of a LoRA for A or B; the
       others are scaled up to keep the mean (MLAE, arXiv 2405.18897).
+    classes: the classes that may be answered, bool [class], if no label is another; None for all.
     **kwargs: keyword arguments of the model, `train=True` for instance.
 
   Returns:
@@ -80,16 +87,17 @@ def classification(
   validate(preprocess, Callable, 'preprocess')
   validate(consistency, Consistency, 'consistency')
   component_dropout = validate(component_dropout, float, 'component_dropout', least=0, below=1)
+  classes = _as_mask(classes)
   if 'rngs' in kwargs:
     raise ValueError('The loss makes its rngs from its key; leave rngs out.')
-  classes: set[int] = set()  # their number, once the model has been traced
+  numbers: set[int] = set()  # of classes, once the model has been traced
 
   def logits_of(forward: Any, inputs: jax.Array, key: jax.Array) -> jax.Array:
     if component_dropout:
       drop_key = jax.random.fold_in(key, COMPONENT_STREAM)
       forward = forward.dropping_components(drop_key, component_dropout)
     logits = forward(inputs, **_streams(forward, key), **kwargs)
-    classes.update(getattr(logits, 'shape', ())[-1:])
+    numbers.update(getattr(logits, 'shape', ())[-1:])
     return logits
 
   def loss(forward: Forward, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -102,20 +110,19 @@ def classification(
       mix_key = jax.random.fold_in(image_key, MIX_STREAM)
       inputs, targets = mix(mix_key, inputs, jax.nn.one_hot(labels, logits.shape[-1]))
     if not consistency.weight:
-      return cross_entropy(logits_of(forward, inputs, model_key), targets)
+      return cross_entropy(logits_of(forward, inputs, model_key), targets, classes)
     passes = []
     for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
       noise_key = jax.random.fold_in(model_key, noise_stream)
       noisy = forward.with_adapter(consistency.perturb(noise_key, forward.adapter))
       passes.append(logits_of(noisy, inputs, jax.random.fold_in(model_key, pass_stream)))
     first, second = passes
-    mean, metrics = jax.tree.map(
-      lambda a, b: (a + b) / 2, cross_entropy(first, targets), cross_entropy(second, targets)
-    )
+    of_first, of_second = (cross_entropy(logits, targets, classes) for logits in passes)
+    mean, metrics = jax.tree.map(lambda a, b: (a + b) / 2, of_first, of_second)
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
     return mean + consistency.weight * difference, metrics
 
-  loss.check = functools.partial(_check, classes)  # pyrefly: ignore
+  loss.check = functools.partial(_check, numbers)  # pyrefly: ignore
   return loss
 
 
@@ -125,6 +132,19 @@ def _streams(forward: Forward, key: jax.Array) -> dict[str, Any]:
     return {}
   key = device_key(key)
   return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}
+
+
+def _as_mask(classes: Any) -> Any:
+  """Which classes may be answered as an array, which may be traced; None for all."""
+  if classes is None:
+    return None
+  mask = classes if isinstance(classes, jax.Array) else np.asarray(classes)
+  if mask.dtype != bool or mask.ndim != 1 or (is_known(mask) and not np.any(mask)):
+    raise ValueError(
+      f'classes={shown(classes)} must be True or False for each class, True for one at least; None '
+      'allows all.'
+    )
+  return mask
 
 
 def _pair(data: Any) -> tuple[Any, Any]:
@@ -142,30 +162,33 @@ def _pair(data: Any) -> tuple[Any, Any]:
   return inputs, labels
 
 
-def _check(classes: set[int], data: Any) -> None:
+def _check(numbers: set[int], data: Any) -> None:
   """Raises ValueError unless data is a pair whose labels are classes.
 
   A label that is too large makes the loss NaN, and one below 0 would count from the last class.
 
   Args:
-    classes: the number of classes, or nothing if it is not known yet.
+    numbers: the number of classes, or nothing if it is not known yet.
     data: a data set or batch.
   """
   _, labels = _pair(data)
   if np.ndim(labels) == 1:
     check_whole_numbers(labels)
-    check_classes(labels, min(classes, default=None))
+    check_classes(labels, min(numbers, default=None))
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
+def cross_entropy(
+  logits: jax.Array, targets: jax.Array, classes: Any = None
+) -> tuple[jax.Array, Metrics]:
   """Returns the mean softmax cross-entropy, and the accuracy as a metric.
 
   Args:
     logits: float [..., class].
     targets: labels, int [...], or a distribution over the classes for each, float [..., class].
+    classes: the classes that may be answered, bool [class]; None for all.
 
   Raises:
-    ValueError: the shape of the targets does not match that of the logits.
+    ValueError: the shape of the targets or the length of `classes` does not match the logits.
   """
   fitting = (logits.shape, logits.shape[:-1]) if hasattr(logits, 'shape') else ()
   if targets.shape not in fitting:
@@ -174,8 +197,17 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Met
       f'Logits {found} and targets {list(targets.shape)} do not match; logits are [..., class], '
       'and targets a label for each row of them or a distribution over the classes.'
     )
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  if classes is not None:
+    if len(classes) != logits.shape[-1]:
+      raise ValueError(
+        f'classes has {len(classes)} values, but the model has {logits.shape[-1]} classes; pass '
+        'one for each.'
+      )
+    classes = jnp.broadcast_to(classes, logits.shape)
+    logits = jnp.where(classes, logits, -jnp.inf)
   if targets.shape == logits.shape[:-1]:
     labels, losses = targets, optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   else:
-    labels, losses = targets.argmax(-1), optax.softmax_cross_entropy(logits, targets)
+    labels, losses = targets.argmax(-1), optax.softmax_cross_entropy(logits, targets, where=classes)
   return losses.mean(), {'accuracy': jnp.mean(right_answers(logits, labels, losses))}

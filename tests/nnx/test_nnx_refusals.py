@@ -55,7 +55,8 @@ def hooked(kernel):
 
 def score(given):
   adapted, values = glora_nnx.as_adapted(given)
-  return glora_jax.make_scorer(adapted)(values, GENOME[None], TOKENS, np.zeros(len(TOKENS), int))
+  scorer = glora_jax.make_scorer(adapted, glora_jax.classification())
+  return scorer(values, GENOME[None], (TOKENS, np.zeros(len(TOKENS), int)))
 
 
 def set_statistics(**statistics):

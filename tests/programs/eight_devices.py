@@ -196,8 +196,9 @@ for head in (
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)
-expected = scoring.make_scorer(adapted)(variables, genomes, images, labels)
-found = scoring.make_scorer(gathering, mesh=FSDP)(on_fsdp, genomes, held, labels)
+loss = classification()
+expected = scoring.make_scorer(adapted, loss)(variables, genomes, (images, labels))
+found = scoring.make_scorer(gathering, loss, mesh=FSDP)(on_fsdp, genomes, (held, labels))
 assert found.correct.sharding.is_fully_replicated
 assert_array_equal(found.correct, expected.correct)
 assert_allclose(found.loss, expected.loss, rtol=1e-4)

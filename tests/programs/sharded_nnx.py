@@ -80,7 +80,8 @@ def run_plain(x, labels, mesh=None):
     assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
   genomes = np.stack([glora_jax.preset(live.spec(model), name) for name in ('lora', 'full')])
   adapted, variables = glora_jax.nnx.as_adapted(model)
-  scores = glora_jax.make_scorer(adapted, mesh=mesh, block=5)(variables, genomes, x, labels)
+  score = glora_jax.make_scorer(adapted, glora_jax.classification(), mesh=mesh, block=5)
+  scores = score(variables, genomes, (x, labels))
   return losses, tuple(scores), outputs, adapted.apply(variables, inputs, genome=genomes[1])
 
 

@@ -9,6 +9,7 @@ import jax
 from numpy.testing import assert_allclose, assert_array_equal
 from tiny_models import problem, reference_scores
 
+import glora_jax
 from glora_jax.search import scoring
 
 COLLECTIVE = re.compile(
@@ -26,15 +27,17 @@ def most_collectives(text):
 
 
 def check(shapes):
-  adapted, *arguments = problem('transformer', NUM_GENOMES)
-  correct, loss = reference_scores('transformer', NUM_GENOMES)
+  adapted, variables, genomes, *data = problem('transformer', NUM_GENOMES)
+  arguments = variables, genomes, tuple(data)
+  loss = glora_jax.classification()
+  correct, summed = reference_scores('transformer', NUM_GENOMES)
   for shape in shapes:
     mesh = jax.make_mesh(shape, ('candidate', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    score = scoring.make_scorer(adapted, mesh=mesh, chunk=2, block=8)
+    score = scoring.make_scorer(adapted, loss, mesh=mesh, chunk=2, block=8)
     for _ in range(3):
       found = score(*arguments)
       assert_array_equal(found.correct, correct)
-      assert_allclose(found.loss, loss, rtol=1e-5)
+      assert_allclose(found.loss, summed, rtol=1e-5)
     assert score.__wrapped__.__wrapped__._cache_size() == 1
     assert found.correct.sharding.is_fully_replicated
     text = score.lower(*arguments).compile().as_text()

@@ -20,10 +20,18 @@ from glora_jax.search.evolution import Evolution
 from glora_jax.search.transfer import Transfer
 
 
-def scored(changes, **options):
+def scored(changes=(), loss=None, **options):
   """Scores a problem of which some parts are changed."""
-  adapted, *arguments = {**problem('mlp')._asdict(), **changes}.values()
-  return scoring.make_scorer(adapted, **options)(*arguments)
+  adapted, variables, genomes, images, labels = {
+    **problem('mlp')._asdict(),
+    **dict(changes),
+  }.values()
+  loss = loss or glora_jax.classification()
+  return scoring.make_scorer(adapted, loss, **options)(variables, genomes, (images, labels))
+
+
+def scored_by(*args, **options):
+  return scored(loss=glora_jax.classification(*args, **options))
 
 
 def evolved(score):
@@ -62,10 +70,14 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('99', lambda: scored({'genomes': np.full((7, 2, 5), 99)})),
     ('(2, 5)', lambda: scored({'genomes': np.zeros((2, 5), int)})),
     ('label 7 of image 0', lambda: scored({'labels': np.full(23, 7)})),
-    ('True for one at least', lambda: scored({}, classes=np.zeros(4, bool))),
-    ('axes data', lambda: scored({}, mesh=jax.make_mesh((1,), ('data',)))),
+    ('True for one at least', lambda: scored_by(classes=np.zeros(4, bool))),
+    ('3 values', lambda: scored_by(classes=np.ones(3, bool))),
+    ('axes data', lambda: scored(mesh=jax.make_mesh((1,), ('data',)))),
     # Every image would get the answer of the first.
-    ('[1, 4] for 23 images', lambda: scored({}, preprocess=lambda images, key: images[:1])),
+    ('Logits [1, 4]', lambda: scored_by(lambda images, key: images[:1])),
+    ('[[23, 4, 4, 3], [22]]', lambda: scored({'labels': np.zeros(22, int)})),
+    ('[23, 4]', lambda: scored(loss=lambda forward, batch, key: forward(batch[0]))),
+    ("metric 'accuracy'", lambda: evolved(lambda genomes: (None, np.ones(20)))),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
     ('finite', lambda: allocating(prior=Transfer(mixed()[0].spec, SCORES))),

@@ -20,6 +20,7 @@ from glora_jax.compiling import Compilation, reported
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.search.scoring import make_scorer
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import normalization, pipeline
 from glora_jax.vision.data.augment import Augmentation
@@ -214,14 +215,13 @@ class Context:
     Returns:
       (correct answers [candidate], summed loss [candidate]).
     """
-    scorer = self._compiled(make_scorer, split)
-    images, labels = self.data(split)
-    if not isinstance(images, pipeline.Stream):
-      return scorer(variables, genomes, images, labels)
+    scorer, data = self._compiled(_scorer, split), self.data(split)
+    if not isinstance(data.images, pipeline.Stream):
+      return scorer(variables, genomes, data)
     correct: Any = 0
     loss: Any = 0.0
-    for block in pipeline.blocks(self.mesh, images, STREAMED_BLOCK):
-      block_correct, block_loss = scorer(variables, genomes, *block)
+    for block in pipeline.blocks(self.mesh, data.images, STREAMED_BLOCK):
+      block_correct, block_loss = scorer(variables, genomes, block)
       correct = correct + np.asarray(block_correct)
       loss = loss + np.asarray(block_loss, np.float64)
     return correct, loss
@@ -243,7 +243,7 @@ class Context:
   def predict(self, model: Model, split: str) -> Predictions:
     """A structure's answers for every image of a split, as NumPy arrays [image]."""
     variables = self._folded(model)
-    predictor = self._compiled(make_predictor, split)
+    predictor = self._compiled(_predictor, split)
     images = self.data(split).images
     blocks = [images]
     if isinstance(images, pipeline.Stream):
@@ -267,9 +267,17 @@ class Context:
     """The scorer or predictor of a split; splits without a mask share theirs."""
     key = make, split if split in self.task.masked else None
     if key not in self.compiled:
-      options = {'classes': self.task.mask(split), 'mesh': self.mesh}
-      self.compiled[key] = make(self.adapted, self.preprocess, **options)
+      self.compiled[key] = make(self, self.task.mask(split))
     return self.compiled[key]
+
+
+def _scorer(context: Context, classes: np.ndarray | None) -> Callable:
+  loss = classification(context.preprocess, classes=classes)
+  return make_scorer(context.adapted, loss, mesh=context.mesh)
+
+
+def _predictor(context: Context, classes: np.ndarray | None) -> Callable:
+  return make_predictor(context.adapted, context.preprocess, classes=classes, mesh=context.mesh)
 
 
 def make_context(
