@@ -25,7 +25,7 @@ def check(is_sharded=False):
     adapted, variables = glora_jax.shard(adapted, variables, mesh, min_bytes=64)
     arguments = adapted, variables, *arguments[2:]
   together = glora_jax.allocate(*arguments, **options, mesh=mesh)
-  for found, expected in zip(together.values, alone.values, strict=True):
+  for found, expected in zip(together.scores, alone.scores, strict=True):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
   np.testing.assert_array_equal(together.genome, alone.genome)
   for leaf in jax.tree.leaves(together.variables['glora']):
