@@ -23,7 +23,8 @@ Tensor = Literal['A', 'B', 'C', 'D', 'E']
 TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C', 'D', 'E')
 WEIGHT_TENSORS: tuple[Tensor, ...] = ('A', 'B')  # they change the kernel; the others the bias
 
-# The forms of each tensor in the order of their codes. The LoRA of every rank follows in A, B, C.
+# The flat forms of each tensor, in the order of their codes. In A, B and C the LoRAs follow, a code
+# for each rank.
 FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
   'A': ('none', 'constant', 'vector'),
   'B': ('none', 'constant', 'vector'),
@@ -54,16 +55,16 @@ class Part(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """One array of a layer.
+  """One array of a layer's adapter.
 
   Attributes:
     tensor: the tensor of the equation that it belongs to.
-    form: the form of that tensor that it makes up; a LoRA is made of two, 'down' and 'up'.
+    form: the form of that tensor that it stores; a LoRA has two arrays, 'down' and 'up'.
     axes: what its axes are; 'one' is an axis of size one.
     drawn: whether it starts Xavier-uniform. Every form has an array that starts at zero, so that
       every structure starts as the base layer.
-    within: where its numbers are stored if the forms of a tensor share storage (weight
-      entanglement); None if it is always stored.
+    within: the part of another array that stores it if the forms of a tensor share storage (weight
+      entanglement); None if it always has its own.
   """
 
   tensor: Tensor
@@ -106,16 +107,16 @@ def adapter_shapes(
 ) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the arrays that a layer stores.
 
-  All forms of a tensor share storage (weight entanglement). The LoRA of rank s of A is
-  `A_down[:, :s] @ A_up[:s]`, its vector is `A_up[0]` and its constant `A_up[0, 0]`; likewise B. The
-  LoRA of C is `C_down[:, :s] @ C_up[:s]` and its vector `C_down[:, 0]`. The constant of D is
-  `D[0]`; likewise E.
+  By default all forms of a tensor share storage (weight entanglement). A's LoRA of rank r is
+  `A_down[:, :r] @ A_up[:r]`, its vector `A_up[0]` and its constant `A_up[0, 0]`; likewise B. C's
+  LoRA is `C_down[:, :r] @ C_up[:r]` and its vector `C_down[:, 0]`. D's constant is `D[0]`; likewise
+  E.
 
   Args:
     in_features: inputs of the layer.
     out_features: outputs of the layer.
     ranks: LoRA ranks to choose from; the largest is the size of the storage.
-    bias: whether the layer has one. Without it there is no C, D and E.
+    bias: whether the layer has a bias; without one there is no C, D or E.
     shared: False stores constants and vectors separately: `A_constant` [1],
       `A_vector` [out], `C_vector` [in], ...
 
@@ -135,10 +136,10 @@ def adapter_shapes(
 def init_arrays(
   keys: jax.Array, stack_shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], dtype: Any
 ) -> Arrays:
-  """The initial adapter of a stack of layers, with which every structure is the base layer.
+  """The initial adapter of a stack of layers, with which every structure equals the base layer.
 
-  `A_down`, `B_down` and `C_up` are Xavier-uniform, everything else is zero. A random array is one
-  program for each shape, since such programs compile slowly; all zeros together are one.
+  `A_down`, `B_down` and `C_up` are Xavier-uniform, everything else is zero. Random draws compile
+  slowly, so arrays of one shape share a program. One program makes all zeros.
 
   Args:
     keys: a random key for each layer, [layer].
@@ -162,7 +163,7 @@ def _zeros(shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _split(keys: jax.Array, number: int) -> jax.Array:
-  """Keys [layer, number] of keys [layer]."""
+  """Splits keys [layer] into keys [layer, number]."""
   return jax.vmap(functools.partial(jax.random.split, num=number))(keys)
 
 
@@ -170,7 +171,7 @@ def _split(keys: jax.Array, number: int) -> jax.Array:
 def _draw(
   keys: jax.Array, number: int, shape: tuple[int, ...], stack_ndim: int, dtype: Any
 ) -> jax.Array:
-  """An array [stack..., ...] that is Xavier-uniform in each layer, with one of the layer's keys."""
+  """An array [stack..., ...], Xavier-uniform in each layer, from the layer's key `number`."""
   xavier = functools.partial(jax.nn.initializers.glorot_uniform(), dtype=dtype)
   draw = functools.partial(xavier, shape=shape[stack_ndim:])
   return jax.vmap(draw)(keys[:, number]).reshape(shape)
@@ -192,33 +193,33 @@ def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Arr
     form: 'constant' or 'vector'.
 
   Returns:
-    [stack..., 1] for a constant, [stack..., out] (of C: in) for a vector; a zero if neither
-    array is stored, since then the space does not have the form.
+    [stack..., 1] for a constant, [stack..., out] (C: in) for a vector; zero if neither array is
+    stored, since then the search space does not have the form.
   """
   (name,) = _arrays_of(tensor, form)
-  shared = ADAPTER[name].within
+  storage = ADAPTER[name].within
   if name in adapter:
     return adapter[name]
-  if shared is None or shared.name not in adapter:
+  if storage is None or storage.name not in adapter:
     return jnp.zeros(())
-  axes = ADAPTER[shared.name].axes
-  part = adapter[shared.name][(..., *shared.index)]
+  axes = ADAPTER[storage.name].axes
+  part = adapter[storage.name][(..., *storage.index)]
   return part.squeeze(axes.index('rank') - len(axes)) if 'rank' in axes else part
 
 
 def used_parts(
   forms: Sequence[int], ranks: Sequence[int], bias: bool = True, shared: bool = True
 ) -> dict[str, tuple[slice, ...]]:
-  """Which part of each array the forms of a layer read.
+  """The part of each array that the forms of a layer read.
 
   Args:
-    forms: five concrete codes, the forms of A, B, C, D, E.
+    forms: forms of A, B, C, D, E, five concrete codes.
     ranks: LoRA ranks that the codes stand for.
     bias: whether the layer has a bias.
     shared: whether the forms of a tensor share storage.
 
   Returns:
-    Slices by the array's name; together they hold the trained numbers.
+    Slices for the axes of each array, by its name. These parts are all that is trained.
   """
   parts = {}
   for tensor, code in zip(TENSORS, forms, strict=True):
@@ -239,7 +240,7 @@ def used_parts(
 def num_params(
   tensor: Tensor, in_features: int, out_features: int, form: str, rank: int = 1
 ) -> int:
-  """Trained parameters of a form of a tensor in a layer; a LoRA needs its rank."""
+  """The number of trained parameters of a tensor's form in a layer; a LoRA needs its rank."""
   sizes = {'in': in_features, 'out': out_features, 'rank': rank, 'one': 1}
   shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in _arrays_of(tensor, form))
   return sum(map(math.prod, shapes))

@@ -3,28 +3,29 @@
     W' = W + W * A + B            (* is elementwise)
     b' = b + b * D + E + C @ W
 
-in Flax's layout, W [in, out] and b [out]. A, B, C, D, E are the paper's support tensors. Which form
-each of them takes is an integer that may be traced, so that one compiled program serves every
-structure:
+in Flax's layout, W [in, out] and b [out]. A, B, C, D, E are the paper's support tensors. The form
+of each is an integer, its *code*. It may be traced, so one compiled program serves every structure:
 
-    A, B:  0 none, 1 constant, 2 vector (one number per output), 3, 4, ... LoRA of the first,
-           second, ... rank
-    C:     0 none, 1 vector (one number per input), 2, 3, ... LoRA of the first, second, ... rank
+    A, B:  0 none, 1 constant, 2 vector (one number per output), 3, 4, ... LoRA of rank ranks[0],
+           ranks[1], ...
+    C:     0 none, 1 vector (one number per input), 2, 3, ... LoRA of rank ranks[0], ranks[1], ...
     D, E:  0 none, 1 constant, 2 vector (one number per output)
 
-The arrays that the forms are made of are the layer's adapter: see `glora_jax.method.adapter`. Those
-that no form of the search space reads may be left out: a tensor without any is none.
+None, constant and vector are the *flat* forms. The layer's adapter (`glora_jax.method.adapter`)
+holds the arrays of all forms. Those that no form of the search space reads may be missing, and a
+tensor without arrays is none.
 
-There are two ways to use it:
+There are two ways to compute a layer:
 
-    effective_kernel,    W' and b' themselves: to fold a model, and for any structure
+    effective_kernel,    W' and b' themselves, for any structure; also to fold a model
     effective_bias
     layer_output         x W' = (x W) * (1 + A) + (x B_down) B_up, if A is not a LoRA
+    (transposed_output)
 
 The second is for training. With a merged kernel, the backward pass computes the gradient of all of
-W' and then that of the two factors; in the second, all that is trained has thin gradients, and no
-array of the kernel's size is made. For many tokens a merged kernel is cheaper nevertheless:
-`_merged_product` has one on the way forward, and the thin gradients on the way back.
+W' to get those of the two factors. In the second, only the factors and rows get one, and no array
+of the kernel's size is made. For many tokens a merged kernel is still the cheaper way forward:
+`_merged_product` merges in the forward pass, and leaves the gradients thin.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from glora_jax.method.adapter import ADAPTER, read
 from glora_jax.method.quantized import is_quantized
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
 
-LOW_RANK = 8  # up to which `low_rank_product` is a sum of outer products
-NEAR_ZERO = 0.25  # a smaller 1 + A is not divided by
+LOW_RANK = 8  # the highest rank for which `low_rank_product` sums outer products
+NEAR_ZERO = 0.25  # `_merged_product_jvp` divides by 1 + A, but by nothing smaller than this
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # of two matrices
 
@@ -57,17 +58,16 @@ def effective_kernel(
 ) -> jax.Array:
   """The kernel of one linear layer with its adapter merged in: W' = W + W * A + B.
 
-  Everything is computed in `promote_types(kernel.dtype, float32)` and cast once, so that a
-  structure is the same numbers, within their rounding, whether it is trained, scored or folded.
+  Everything is computed in `promote_types(kernel.dtype, float32)` and cast once. So a structure
+  gives the same numbers, up to rounding, whether it is trained, scored or folded.
 
   Args:
     kernel: W, float [in, out].
     adapter: the adapter's arrays of the layer (`adapter.adapter_shapes`).
-    forms: forms of A, B, C, D, E, int [5]; may be traced. Values beyond the last form act as the
-      last.
+    forms: forms of A, B, C, D, E, int [5]; may be traced. Codes beyond the last act as the last.
     ranks: LoRA ranks that the codes stand for, ascending.
-    lora_product: of the two factors of a LoRA, `low_rank_product` for instance; None for a matrix
-      product, which is better if the layer runs at once.
+    lora_product: multiplies the two factors of a LoRA, like `low_rank_product`; None for a matrix
+      product, which is better if the merged layer runs right away.
 
   Returns:
     [in, out] in the kernel's dtype.
@@ -100,17 +100,19 @@ def effective_bias(
   forms: jax.Array,
   ranks: Sequence[int],
 ) -> jax.Array:
-  """The bias of such a layer: b' = b + b * D + E + C @ W, computed in a wider type if b is wider.
+  """The bias of one linear layer with its adapter merged in: b' = b + b * D + E + C @ W.
+
+  It is computed in float32, or in the type of the kernel or the bias if that is wider.
 
   Args:
     kernel: W, float [in, out].
     bias: b, float [out].
-    adapter: as of `effective_kernel`, like the others.
+    adapter: see `effective_kernel`.
     forms: forms of A, B, C, D, E.
     ranks: LoRA ranks.
 
   Returns:
-    [out] in the bias' dtype.
+    [out] in the bias's dtype.
   """
   stored = stored_tensors(adapter) - set(WEIGHT_TENSORS)
   if not stored:
@@ -122,7 +124,7 @@ def effective_bias(
     shift = shift + flat_tensor(adapter, 'E', forms[4])
   if 'C' in stored:
     c = _input_tensor(adapter, forms, ranks)
-    shift = shift + _with_wide_kernel(lambda wide, c: matrix_product(c, wide), kernel, c)
+    shift = shift + _with_wide_kernel(lambda kernel, c: matrix_product(c, kernel), kernel, c)
   wide = bias.astype(dtype)
   d = flat_tensor(adapter, 'D', forms[3]) if 'D' in stored else 0
   return (wide + wide * d + shift).astype(bias.dtype)
@@ -145,20 +147,21 @@ def layer_output(
     product: x W of inputs [..., in] and a kernel [in, out].
     inputs: x, float [..., in].
     kernel: W, float [in, out].
-    adapter: the adapter's arrays of the layer, of the tensors that take part.
+    adapter: the layer's arrays of A and B; if a tensor is known to be none, they may be missing.
     forms: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
     ranks: LoRA ranks that the codes stand for.
-    precision: that of the layer's own product, as of `jax.lax.dot_general`.
+    precision: that of the layer's own product; see `jax.lax.dot_general`.
 
   Returns:
     float [..., out], in the product's dtype.
   """
   stored = stored_tensors(adapter)
-  # B without storage for a LoRA has no factors, and adds the same number to a row of inputs below.
+  # Merging needs B's factors. Without storage for a LoRA, B is one row instead, cheap as it is.
   can_merge = 'B_down' in adapter if 'B' in stored else 'A' in stored
   if can_merge and _prefers_merged(product, inputs, kernel):
-    into, out = kernel.shape
-    scale, down, up = jnp.ones(out), jnp.zeros((into, 0)), jnp.zeros((0, out))
+    fan_in, fan_out = kernel.shape
+    # Without A the scale is one, without B the factors have rank zero.
+    scale, down, up = jnp.ones(fan_out), jnp.zeros((fan_in, 0)), jnp.zeros((0, fan_out))
     if 'A' in stored:
       scale = 1 + flat_tensor(adapter, 'A', forms[0]).astype(kernel.dtype)
     if 'B' in stored:
@@ -190,11 +193,12 @@ def transposed_output(
   ranks: Sequence[int],
   precision: Any = None,
 ) -> jax.Array:
-  """The product y W'^T with the transposed kernel, that of a tied head.
+  """The output y W'^T of a tied head, which multiplies by the transposed kernel.
 
       y W'^T = (y * (1 + A)) W^T + (y B_up^T) B_down^T
 
-  Arguments are as of `layer_output`, but `inputs` are y [..., out] and the result is [..., in].
+  Arguments are those of `layer_output`, but `product` is y W^T, `inputs` are y [..., out] and the
+  result is [..., in].
   """
   stored, scaled = stored_tensors(adapter), inputs
   if 'A' in stored:
@@ -211,16 +215,16 @@ def transposed_output(
   return output
 
 
-# The tensors in their forms. A form is traced, so it selects by `jnp.where`.
+# The tensors in their forms. A form may be traced, so `jnp.where` selects it.
 
 
 def stored_tensors(adapter: Mapping[str, jax.Array]) -> set[str]:
-  """The tensors of which an adapter stores anything."""
+  """The tensors that an adapter has arrays of."""
   return {ADAPTER[name].tensor for name in adapter}
 
 
 def flat_tensor(adapter: Mapping[str, jax.Array], tensor: Tensor, form: jax.Array) -> jax.Array:
-  """A tensor in its flat form, [out] or of C [in]; a LoRA acts as the last flat form."""
+  """A tensor in its flat form, [out] (C: [in]) or [1]; a LoRA acts as the last flat form."""
   value: Any = 0
   for code, name in enumerate(FLAT_FORMS[tensor][1:], 1):
     value = jnp.where(form < code, value, read(adapter, tensor, name))
@@ -273,25 +277,24 @@ def _input_tensor(
 
 
 def _rank(tensor: Tensor, form: jax.Array, ranks: Sequence[int]) -> jax.Array:
-  """The rank of a form's LoRA; 0 of a flat form."""
+  """The rank of a form; 0 for a flat form."""
   return jnp.asarray((0,) * len(FLAT_FORMS[tensor]) + tuple(ranks))[form]
 
 
-# Products. What follows gives the numbers of the plain expressions above; it is about memory and
-# time.
+# Products. They give the same numbers as plain expressions would, in less memory or time.
 
 
 def matrix_product(left: jax.Array, right: jax.Array) -> jax.Array:
-  """The product of two factors, as exact as their type is on every device."""
+  """The product of two factors in the full precision of their type, on every device."""
   return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
   """The product of two thin factors [in, r] and [r, out]: a sum of outer products for a low rank.
 
-  This sum is elementwise, and fuses with what is done with it: one pass over a kernel, with no
-  array of its size besides. Folding a model takes a fifth of the time on CPU. For a layer that is
-  merged as it runs the TPU compiler needs less memory with a matrix product
+  The sum is elementwise, so XLA fuses it with its addition to a kernel: one pass, and no second
+  array of the kernel's size. Folding a model on CPU takes a fifth of the time. In a layer that
+  merges as it runs, the TPU compiler needs less memory for a matrix product
   (`benchmarks/RESULTS.md`).
   """
   if up.shape[0] > LOW_RANK:
@@ -302,9 +305,9 @@ def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
 
 # `jax.checkpoint` with a policy that saves the results of matrix products (the usual one for
 # transformers) would save this one: an array of the kernel's size in every layer, made of two thin
-# ones. A policy does not look into functions with a derivative of their own, so this has one
-# (tests/method/test_program.py, "no policy keeps it"). It is that of a matrix product, also of a
-# sum of outer products: the transpose of that would be as many reductions of a kernel.
+# ones. A policy does not look inside a `custom_jvp`, so this is one (`no_policy_keeps_it` in
+# tests/method/test_program.py). A sum of outer products gets the derivative of a matrix product,
+# too: its own would be reductions over the whole kernel, two for each outer product.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _product_of_factors(product: Product, down: jax.Array, up: jax.Array) -> jax.Array:
   """The product of a LoRA's factors, which `jax.checkpoint` never saves."""
@@ -323,10 +326,10 @@ def _product_of_factors_jvp(
 def _with_wide_kernel(
   function: Callable[[jax.Array, jax.Array], jax.Array], kernel: jax.Array, array: jax.Array
 ) -> jax.Array:
-  """A function of the kernel, cast to the wider type of an array of the adapter, and that array.
+  """Returns `function(kernel, array)` with the kernel cast to the array's wider type.
 
-  The gradient by the array needs the kernel. Without the checkpoint it would be the wide copy that
-  is saved, of all layers in a scan: twice the bytes of a base in bfloat16
+  The gradient of the array needs the kernel. Without the checkpoint, the wide copy would be saved
+  for it, in a scan those of all layers: twice the bytes of a base in bfloat16
   (`test_a_gradient_keeps_no_wide_copy_of_a_narrow_kernel`).
   """
   if kernel.dtype == array.dtype:
@@ -342,10 +345,9 @@ def _through_factors(
 ) -> jax.Array:
   """(x B_down) B_up, [..., out].
 
-  The barrier is for the gradient of `down`, which with t [tokens, r] is x^T t or, transposed,
-  t^T x. XLA would choose x^T t, which takes two to three times as long on CPU: its thin side is
-  where a matrix product needs the wide one. Behind a barrier `down` is an array [r, in], and its
-  gradient is t^T x.
+  The barrier is for the gradient of `down`. If t [tokens, r] is that of x B_down, it is x^T t or,
+  transposed, t^T x. XLA would choose x^T t, whose last axis is the thin one: two to three times as
+  long on CPU. Behind the barrier `down` is an array [r, in], and its gradient is t^T x.
   """
   down = jax.lax.optimization_barrier(down.T)
   last_axes = ((inputs.ndim - 1,), (1,))
@@ -354,7 +356,7 @@ def _through_factors(
 
 
 def _broadcast_like(row: jax.Array, output: jax.Array) -> jax.Array:
-  """Numbers [out] for each row of an output; JAX may be configured not to broadcast by itself."""
+  """A row [out] broadcast to an output, explicitly: users may set `jax_numpy_rank_promotion`."""
   return jnp.broadcast_to(row.astype(output.dtype), output.shape)
 
 
@@ -362,17 +364,17 @@ def _prefers_merged(product: Product, inputs: jax.Array, kernel: jax.Array) -> b
   """Whether `_merged_product` is cheaper, and as exact.
 
   Without it, x B is added to all outputs and its gradient to all inputs, tokens * (in + out)
-  numbers. With it both passes go over the kernel, 2 * in * out numbers. A sum that is rounded to
-  less than float32 would lose small changes of the kernel; a quantized kernel is dequantized in the
-  product only; and a batch of symbolic size (`jax.export`) cannot be compared.
+  numbers. With it both passes go over the kernel, 2 * in * out numbers. In less than float32 a
+  merged kernel would lose small changes. A quantized kernel is dequantized inside the product only,
+  and a symbolic batch size (`jax.export`) cannot be compared.
   """
   if is_quantized(kernel):
     return False
   dtype = jax.eval_shape(product, inputs, kernel).dtype
-  into, out = kernel.shape
+  fan_in, fan_out = kernel.shape
   tokens = math.prod(inputs.shape[:-1])
   is_exact = dtype == kernel.dtype and jnp.finfo(dtype).bits >= 32
-  return is_exact and isinstance(tokens, int) and tokens * (into + out) > 2 * into * out
+  return is_exact and isinstance(tokens, int) and tokens * (fan_in + fan_out) > 2 * fan_in * fan_out
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -387,35 +389,35 @@ def _merged_product(
 ) -> jax.Array:
   """The output y = x (W * s + B_down B_up), [..., out]; the scale s is 1 + A, [out].
 
-  On CPU it is the product with the merged kernel. TPUs and GPUs round what they multiply, and would
-  lose small changes of the kernel. Which of the two runs is decided when the program is lowered, so
+  On CPU it merges the kernel. TPUs and GPUs round the operands of a product, and would lose small
+  changes of the kernel, so there it does not. The choice is made when the program is lowered, so
   that a program exported on one platform is right on another.
   """
 
   def merged(inputs, kernel, scale, down, up):
     return product(inputs, kernel * _broadcast_like(scale, kernel) + matrix_product(down, up))
 
-  def apart(inputs, kernel, scale, down, up):
+  def unmerged(inputs, kernel, scale, down, up):
     output = product(inputs, kernel)
     return output * _broadcast_like(scale, output) + _through_factors(inputs, down, up, precision)
 
   arguments = inputs, kernel, scale, down, up
-  return jax.lax.platform_dependent(*arguments, cpu=merged, default=apart)
+  return jax.lax.platform_dependent(*arguments, cpu=merged, default=unmerged)
 
 
-# Its derivative is that of the output, and not that of a merged kernel:
+# The derivative avoids that of a merged kernel (s is `scale`, ds its tangent):
 #
 #     dy = dx (W * s + B_down B_up) + x (dW * s) + (x W) * ds + (x dB_down) B_up + (x B_down) dB_up
 #
-# Three things in it are not obvious (tests/method/test_by_output.py compares it with autodiff):
+# Three things are not obvious (tests/method/test_by_output.py compares all with autodiff):
 #
-# - The first term merges the kernel again, in a checkpoint. A scan over layers would otherwise save
+# - The first term merges the kernel again, in a checkpoint. Otherwise a scan over layers would save
 #   the merged kernels of all layers.
-# - (x W) * ds needs x W, and only y was computed. As y = (x W) * s + (x B_down) B_up, it is
-#       (x W) * ds = y * share - (x B_down) (B_up * share)    with share = ds / s
-#   The second part joins dB_up, and no product with W is needed. Near s = 0 the division is
-#   meaningless: if any s is near 0, x W is computed after all, which is decided at run time ("a
-#   vector that takes a kernel away").
+# - (x W) * ds needs x W, but only y was computed. Since y = (x W) * s + (x B_down) B_up,
+#       (x W) * ds = y * ratio - (x B_down) (B_up * ratio)    with ratio = ds / s
+#   The second part is subtracted from dB_up, and no product with W is needed. One cannot divide by
+#   s = 0: if any s is near 0, `ratio` is 0 and x W is computed after all, which is decided at run
+#   time (`test_a_vector_that_takes_a_kernel_away_gets_its_gradient`).
 # - With `symbolic_zeros`, arguments without a tangent (W is frozen) cost nothing.
 @functools.partial(_merged_product.defjvp, symbolic_zeros=True)
 def _merged_product_jvp(
@@ -428,10 +430,10 @@ def _merged_product_jvp(
   terms = []
   if not isinstance(d_scale, SymbolicZero):
     is_near_zero = (jnp.abs(scale) < NEAR_ZERO).any()
-    share = jnp.where(is_near_zero, 0, d_scale / jnp.where(is_near_zero, 1, scale))
-    d_up = (0 if isinstance(d_up, SymbolicZero) else d_up) - _broadcast_like(share, up) * up
-    by_scale = jax.checkpoint(functools.partial(_by_scale, product, precision))
-    terms.append(by_scale(is_near_zero, inputs, kernel, output, d_scale, share))
+    ratio = jnp.where(is_near_zero, 0, d_scale / jnp.where(is_near_zero, 1, scale))
+    d_up = (0 if isinstance(d_up, SymbolicZero) else d_up) - _broadcast_like(ratio, up) * up
+    scale_term = jax.checkpoint(functools.partial(_scale_term, product, precision))
+    terms.append(scale_term(is_near_zero, inputs, kernel, output, d_scale, ratio))
   if not isinstance(d_inputs, SymbolicZero):
     terms.append(jax.checkpoint(run)(d_inputs, kernel, scale, down, up))
   if not isinstance(d_kernel, SymbolicZero):
@@ -443,7 +445,7 @@ def _merged_product_jvp(
   return output, sum(terms)
 
 
-def _by_scale(
+def _scale_term(
   product: Product,
   precision: Any,
   is_near_zero: jax.Array,
@@ -451,17 +453,17 @@ def _by_scale(
   kernel: jax.Array,
   output: jax.Array,
   d_scale: jax.Array,
-  share: jax.Array,
+  ratio: jax.Array,
 ) -> jax.Array:
-  """The term of the scale: y * share, or (x W) * ds if any scale is near zero.
+  """The scale's term: y * ratio, or (x W) * ds if any scale is near zero.
 
-  Numbers [out] are repeated by a product with ones, and not broadcast, for the sake of the sum over
-  tokens on the way back: as a product it takes about half as long on CPU.
+  A row [out] is repeated for all tokens by a product with ones, not by broadcasting. Then the
+  backward pass sums over tokens by a product, too, which takes about half as long on CPU.
   """
   ones = jnp.ones((*output.shape[:-1], 1), output.dtype)
   repeat = functools.partial(jnp.matmul, ones, precision=precision)
   return jax.lax.cond(
     is_near_zero,
     lambda: product(inputs, kernel) * repeat(d_scale[None]),
-    lambda: output * repeat(share[None]),
+    lambda: output * repeat(ratio[None]),
   )

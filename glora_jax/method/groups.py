@@ -1,20 +1,19 @@
 """A group: one kernel, or several that are fused (`ties=`), with the adapter's arrays for it.
 
-Kernels are *members*, and each may be a stack. A scanned block with q, k and v, fused, is one group
-of three members, with a row of the genome for each iteration of the scan:
+The kernels are the group's *members*, and each may be a stack. In a scanned block, fused q, k and v
+are one group of three members, with a row of the genome for each iteration of the scan:
 
-    stack        q            k            v
-    [0]      row 0: [in, out of q + out of k + out of v], one virtual layer
-    [1]      row 1: ...
+    stack    genome    layer
+    [0]      row 0     [in, out of q + out of k + out of v]
+    [1]      row 1     ...
 
 The arrays have the stack's axes first, like `B_down` [stack..., in, rank] and `B_up`
-[stack..., rank, out]. Those with outputs have the members' one after another, and `by_member` cuts
-them. Arrays without outputs are common to all members.
+[stack..., rank, out]. Arrays with an axis of outputs have those of the members one after another,
+and `by_member` slices them. Other arrays are common to all members.
 
-The storage of a LoRA of rank r has those of lower ranks in its first columns. So the arrays of a
-fixed structure are cut to the largest rank that it reads in each group, arrays that it does not
-read may be missing, and all functions accept arrays of any rank and mask what a genome does not
-use.
+A LoRA of rank r stores those of lower ranks in its first columns. So the arrays of a fixed
+structure are cut to the largest rank that it reads in each group, and those that it does not read
+may be missing. All functions accept arrays of any rank, and mask what a genome does not use.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Layer, SearchSpace, Spec
 from glora_jax.tree import KeyPath, differences, flatten, path_name
 
-_LONGEST_LIST = 500  # characters of what differs that a sentence has
+_LONGEST_LIST = 500  # characters of the differences that an error message lists
 
 
 class Part(NamedTuple):
-  """What a linear module gets of its group's adapter.
+  """A linear module with its part of the group's adapter.
 
   Attributes:
     site: the module.
@@ -92,9 +91,9 @@ class Group:
     ends = [first.name]
     for site in others:
       pairs = zip(site.path, first.path, strict=False)
-      # A module's own name, but of a parameter ('q/w') all that is not the first member's.
-      differs = next(place for place, (name, other) in enumerate(pairs) if name != other)
-      ends.append('/'.join(site.path[differs if site.path == site.kernel_path else -1 :]))
+      # The last name of a module, but all of a parameter ('q/w') from the first difference on.
+      start = next(place for place, (name, other) in enumerate(pairs) if name != other)
+      ends.append('/'.join(site.path[start if site.path == site.kernel_path else -1 :]))
     return '+'.join(ends)
 
   @property
@@ -127,8 +126,8 @@ class Group:
 
     Args:
       key: random key.
-      kernel: the first member's kernel, in its box if it is in one.
-      genome: the one structure that they are for, int [rows, 5]; None for all.
+      kernel: the first member's kernel, in its Flax box (`nn.Partitioned`) if it has one.
+      genome: int [rows, 5] to make only the arrays of this structure; None for all.
 
     Returns:
       Arrays with the stack's axes first, in boxes like the kernel's.
@@ -141,7 +140,7 @@ class Group:
 
   @property
   def adapter_dtype(self) -> np.dtype:
-    """Data type of its arrays; of NumPy's float64, what JAX makes of it."""
+    """Data type of its arrays: float32, or wider if the kernels are and JAX allows it."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(self.dtype, jnp.float32))
 
   def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -152,16 +151,16 @@ class Group:
     return {name: self.stack_shape + shape for name, shape in shapes.items()}
 
   def used_parts(self, forms: Sequence[int]) -> dict[str, tuple[slice, ...]]:
-    """Which part of which array of a layer the codes of A, B, C, D and E read."""
+    """The part of each array of a layer that the codes of A, B, C, D and E read."""
     return used_parts(forms, self.space.ranks, self.has_bias, self.space.shared)
 
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
-    """The arrays that genomes [..., rows, 5] read, with the largest rank; 0 if they have none."""
+    """Names of the arrays that genomes [..., rows, 5] read, and the largest rank (0: no rank)."""
     layers = genomes[..., np.array(self.rows), :].reshape(-1, len(TENSORS))
     return self.stored_for(distinct_codes(layers))
 
   def stored_for(self, in_use: Codes) -> dict[str, int]:
-    """The arrays that some code of a tensor reads, with the largest rank; 0 if they have none."""
+    """Names of the arrays that any code in use reads, and the largest rank (0: no rank axis)."""
     ranks: dict[str, int] = {}
     for column, codes in enumerate(in_use):
       for code in codes:
@@ -187,7 +186,7 @@ class Group:
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
 
   def parts(self, collection: Any, genome: Any, fixed: np.ndarray | None = None) -> Iterator[Part]:
-    """What each linear module gets of the adapter, without what a fixed structure does not use.
+    """Each linear module's part of the adapter, without tensors that a fixed structure lacks.
 
     Args:
       collection: the `glora` collection.
@@ -208,10 +207,10 @@ class Group:
     """Every member with the arrays for its outputs, and B's LoRA scaled.
 
     Shared storage has a constant in the first number of a vector, which only the first member's
-    outputs contain. So constants become arrays of their own before the vectors are cut.
+    slice would contain. So constants become separate arrays before the vectors are sliced.
     """
     arrays = dict(adapter)
-    if self.space.scale != 1 and 'B_down' in arrays:  # which no other form shares
+    if self.space.scale != 1 and 'B_down' in arrays:  # B's constant and vector share only B_up
       arrays['B_down'] = arrays['B_down'] * self.space.scale
     if len(self.members) == 1:
       yield self.members[0], arrays
@@ -238,7 +237,7 @@ def _keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
 def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[str, Any]:
   """Arrays in boxes like the kernel's, if it has one.
 
-  Axes that they share with the kernel have its names, the others None.
+  Axes that they have in common with the kernel get its names, the others None.
   """
   if not isinstance(kernel, nn.Partitioned):
     return dict(adapter)
@@ -257,14 +256,14 @@ def fuse(
 
   Args:
     sites: the linear modules, in order.
-    ties: lists of ends of paths. Layers that have them, and are siblings, are fused; see `adapt`.
-    spaces: the space of every site, by its name.
+    ties: lists of path ends. Sibling layers with these ends are fused; see `adapt`.
+    spaces: the search space of every site, by its name.
 
   Returns:
     Tuples of sites; fused ones in the order of their list.
 
   Raises:
-    ValueError: a list finds no sites, or sites that cannot be fused.
+    ValueError: a list matches no sites, or sites that cannot be fused.
   """
   by_name = {site.name: site for site in sites}
   fused: dict[str, tuple[Site, ...]] = {}
@@ -274,14 +273,14 @@ def fuse(
         if site.name in fused:
           raise ValueError(f'ties: {site.name} is in two of them; a layer can be in only one.')
         fused[site.name] = members
-  # Fused members are met once each; a dictionary keeps the first place.
+  # Each member of a fused group gives the same tuple; a dictionary keeps the first.
   return list(dict.fromkeys(fused.get(site.name, (site,)) for site in sites))
 
 
 def _fused(
   ends: tuple[str, ...], by_name: Mapping[str, Site], spaces: Mapping[str, SearchSpace]
 ) -> Iterator[tuple[Site, ...]]:
-  """The sites that have some ends of paths, once for every module in which these are siblings.
+  """The sites with some path ends, a tuple for every module that contains them as siblings.
 
   Raises:
     ValueError: there are none, or they cannot be fused.
@@ -319,7 +318,7 @@ def _fused(
 
 
 def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
-  """The groups with rows counted among them alone, in execution order.
+  """The groups with their rows renumbered from 0, in execution order.
 
   A fused layer has the place of the member that runs first.
   """
@@ -336,7 +335,7 @@ def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
 
 
 def spec_of(groups: Sequence[Group]) -> Spec:
-  """What the rows are that the groups' layers have."""
+  """The layer of every row."""
   layers = {}
   for group in groups:
     for index, row in group.slices():
@@ -354,7 +353,7 @@ def parts_read(
 
   Args:
     groups: the adapted layers.
-    spec: their rows.
+    spec: their layers, by row.
     genome: the structure, int [rows, 5].
     adapter: the `glora` collection.
   """
@@ -370,7 +369,7 @@ def cut(groups: Sequence[Group], adapter: Any, genome: np.ndarray) -> dict[str, 
 
   Args:
     groups: the adapted layers.
-    adapter: the `glora` collection; an array that needs no cut is returned itself.
+    adapter: the `glora` collection; arrays that need no cut are not copied.
     genome: concrete, int [rows, 5].
 
   Raises:
@@ -383,14 +382,14 @@ def cut(groups: Sequence[Group], adapter: Any, genome: np.ndarray) -> dict[str, 
     for name in RANK_AXES:
       path = (*group.path, name)
       if path in flat:
-        rank = read.get(name, 1)  # one rank stays of what is not read
+        rank = read.get(name, 1)  # an array that is not read keeps one
         first = functools.partial(_first_ranks, name, rank=rank)
         flat[path] = jax.tree.map(first, flat[path])  # in its box, if it is in one
   return flax.traverse_util.unflatten_dict(flat)
 
 
 def cut_to(ranks: Mapping[str, int], adapter: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """The arrays of some names, cut to their ranks; 0 for arrays without ranks."""
+  """The named arrays, cut to the given ranks; 0 for an array without a rank axis."""
   return {name: _first_ranks(name, adapter[name], rank) for name, rank in ranks.items()}
 
 
@@ -403,12 +402,12 @@ def _first_ranks(name: str, value: Any, rank: int) -> Any:
 
 
 def check_storage(groups: Sequence[Group], adapter: Any, genomes: Any = None) -> None:
-  """Checks that an adapter is that of the layers, and has all that genomes read.
+  """Checks that an adapter fits the layers, and has all arrays that genomes read.
 
   Args:
     groups: the adapted layers.
     adapter: the `glora` collection.
-    genomes: int [..., rows, 5]; if they are traced, or None, all arrays must be there, in any rank.
+    genomes: int [..., rows, 5]; if traced or None, all arrays must be there, in any rank.
 
   Raises:
     ValueError: see `check_adapter`.
@@ -421,20 +420,20 @@ def check_storage(groups: Sequence[Group], adapter: Any, genomes: Any = None) ->
 def check_adapter(
   groups: Sequence[Group], adapter: Any, needed: Sequence[Mapping[str, int]] | None
 ) -> None:
-  """Checks that an adapter is that of the layers, in the ranks that are needed.
+  """Checks that an adapter fits the layers, and has the ranks that are needed.
 
   Args:
     groups: the adapted layers.
     adapter: the `glora` collection; LoRAs may be stored in a lower rank than the space's largest.
-    needed: for each group its arrays that must be there, with the least rank; None for all, in any
-      rank.
+    needed: for each group the arrays that must be there, and their minimum ranks; None for all, in
+      any rank.
 
   Raises:
     ValueError: the adapter is of other layers or of another space, or of a structure with fewer
       forms or lower ranks; the message names what differs, or the layer.
   """
   stored = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(adapter).items()}
-  expected, cut_off = {}, []
+  expected, too_low = {}, []
   for number, group in enumerate(groups):
     shapes = group.adapter_shapes()
     ranks = dict.fromkeys(shapes, 0) if needed is None else needed[number]
@@ -448,15 +447,15 @@ def check_adapter(
         stored_rank = stored_shape[axis]
         shape = (*shape[:axis], min(stored_rank, shape[axis]), *shape[axis + 1 :])
         if stored_rank < rank:
-          cut_off.append((rank, ADAPTER[name].tensor, group.name, stored_rank))
+          too_low.append((rank, ADAPTER[name].tensor, group.name, stored_rank))
       expected[path] = jax.ShapeDtypeStruct(shape, np.float32)
   if problems := '; '.join(differences(stored, expected)):
-    most = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
+    listed = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
     raise ValueError(
       f"The adapter in variables['{COLLECTION}'] does not match these layers and their search "
-      f'space. {most}. Pass what init of this adapted model returned.'
+      f'space. {listed}. Pass what init of this adapted model returned.'
     )
-  for rank, tensor, layer, stored_rank in cut_off:
+  for rank, tensor, layer, stored_rank in too_low:
     raise ValueError(
       f'The structure has a LoRA of rank {rank} for {tensor} in {layer}, but these variables store '
       f'rank {stored_rank}: they were cut to a smaller structure. Pass the variables from before '

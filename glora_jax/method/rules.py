@@ -1,13 +1,14 @@
-"""What is done with an adapted kernel where a model uses it: one of three rules.
+"""Three rules for what to compute when a model uses an adapted kernel.
 
-    merge     the kernel with its adapter in it, W' = W + W * A + B; any use will do
-    multiply  a product with activations, x W' = (x W) * (1 + A) + (x B_down) B_up: nothing of the
-              kernel's size is made, neither for the output nor for the gradients
-    look_up   rows of an embedding table, each merged by itself
+    merge     for any use: the kernel with its adapter merged in, W' = W + W * A + B
+    multiply  for a product with activations: x W' = (x W) * (1 + A) + (x B_down) B_up, without an
+              array of the kernel's size, neither for the output nor for the gradients
+    look_up   for an embedding lookup: only the rows that are read are merged
 
-Until then the kernel is `Deferred`: the base's array, its adapter, and a `Plan` of what the model
-has done with it so far. `defer` puts these in the place of kernels, `glora_jax.method.program`
-takes them to where they are used, and `fold` merges all of them for the plain model.
+Until it is used, the kernel is `Deferred`: the base's array, its adapter, and a `Plan`, which
+records its axes and how the model has moved and cast it so far. `defer` replaces kernels by
+`Deferred`, `glora_jax.method.program` carries these to where they are used, and `fold` merges them
+all for the original model.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def defer(
     adapter: the `glora` collection.
     genome: int [layers, 5]; may be traced.
     fixed: the genome if it is known when tracing.
-    slot: which slot of a pool's adapter is used, if its arrays have an axis of slots after those of
-      the stack; None without one.
-    quantized: quantized arrays by path, of which `params` has the shapes (`split_quantized`).
+    slot: which adapter of a pool (`glora_jax.serve`) to use: its arrays have an axis of slots after
+      those of the stack. None if there is no pool.
+    quantized: quantized arrays by path; `params` has shapes in their place (`split_quantized`).
   """
   leaves = flatten(params)
   new: dict[KeyPath, Any] = {
@@ -72,7 +73,7 @@ def defer(
         new[site.bias_path] = merge_biases(base, *rest)
       if of_kernel:
         deferred = Deferred.from_kernel(base, of_kernel, forms, site.layout, ranks, by_output)
-        deferred = deferred.with_plan(casts=(kernel.dtype,))
+        deferred = deferred.with_plan(casts=(kernel.dtype,))  # a quantized base has its own type
         new[site.kernel_path] = dataclasses.replace(deferred, slot=slots)
   return update(params, new)
 
@@ -94,11 +95,11 @@ def fold(groups: Sequence[Group], params: Any, adapter: Any, genome: jax.Array) 
 def merge(
   deferred: Deferred, lora_product: equation.Product | None = None, gather: Gather | None = None
 ) -> jax.Array:
-  """The model's array with the adapter in it.
+  """The model's array with the adapter merged in.
 
   Args:
     deferred: the kernel.
-    lora_product: of the two factors of a LoRA, as of `equation.effective_kernel`.
+    lora_product: see `equation.effective_kernel`.
     gather: all-gathers a sharded array; None if all are replicated.
   """
   plan, kernel = deferred.plan, _materialize(deferred.kernel, gather)
@@ -115,14 +116,14 @@ def multiply(
   params: Mapping[str, Any],
   gather: Gather | None = None,
 ) -> jax.Array | None:
-  """The `dot_general` of activations and an adapted kernel, which is not merged for it.
+  """The `dot_general` of activations and an adapted kernel, without merging the kernel.
 
   Args:
     deferred: the kernel.
     x: activations.
     place: which operand the kernel is, 0 or 1.
     params: parameters of the `dot_general`.
-    gather: all-gathers a sharded array, and again on the way back; None if all are replicated.
+    gather: all-gathers a sharded array, again in the backward pass; None if all are replicated.
 
   Returns:
     The product of a layer, x W', or of a tied head, x W'^T; None if it is neither, or if a layer
@@ -131,23 +132,23 @@ def multiply(
   plan = deferred.plan
   kernel_dims = _Dims.of_operand(place, len(plan.view.dims), params)
   x_dims = _Dims.of_operand(1 - place, x.ndim, params)
-  is_layer = kernel_dims.lie_in(plan, contracted=plan.inputs, free=plan.outputs)
-  is_transposed = kernel_dims.lie_in(plan, contracted=plan.outputs, free=plan.inputs)
+  is_layer = kernel_dims.match(plan, contracted=plan.inputs, free=plan.outputs)
+  is_transposed = kernel_dims.match(plan, contracted=plan.outputs, free=plan.inputs)
   stack = deferred.stack_order(kernel_dims.batch)
   if stack is None or not plan.goes_by_output or not (is_layer or is_transposed):
     return None
 
   def base_product(x: jax.Array, kernel: Any) -> jax.Array:
     kernel = plan.cast(_materialize(kernel, gather))
-    if deferred.is_quantized:  # [inputs..., outputs...], since scales do not reshape with it
+    if deferred.is_quantized:  # still [inputs..., outputs...]: its scales could not be reshaped
       kernel = kernel.reshape(math.prod(kernel.shape[: len(plan.inputs)]), -1)
     last_axis = (x.ndim - 1,), (0 if is_layer else 1,)
     options = {name: params[name] for name in ('precision', 'preferred_element_type')}
     return jax.lax.dot_general(x, kernel, (last_axis, ((), ())), **options)
 
-  # A checkpoint keeps the gathered or dequantized kernel out of what the backward pass needs.
-  is_made = gather or deferred.is_quantized
-  product = jax.checkpoint(base_product) if is_made else base_product
+  # With a checkpoint, a gathered or dequantized kernel is not saved for the backward pass.
+  is_temporary = gather or deferred.is_quantized
+  product = jax.checkpoint(base_product) if is_temporary else base_product
 
   def layer_output(x: jax.Array, layer: Deferred) -> jax.Array:
     output = equation.layer_output if is_layer else equation.transposed_output
@@ -155,16 +156,16 @@ def multiply(
     rest = adapter, layer.forms, plan.ranks, params['precision']
     return output(product, x, layer.kernel, *rest)
 
-  # The equation is one of matrices: x [tokens..., in] and W [in, out] of one layer. A `dot_general`
-  # may have its axes in any order, several for each of these, and a batch of layers (experts that a
-  # model multiplies at once). So both operands are brought into the equation's order, batch first:
+  # The equation needs one layer's matrices, x [tokens..., in] and W [in, out]. A `dot_general` may
+  # have several axes for each of these, in any order, and a batch of layers (experts that a model
+  # multiplies at once). So both operands are brought into the equation's order, batch first:
   #
-  #   layers  [batch..., in, out]              from the kernel  [stack..., inputs..., outputs...]
-  #   rows    [batch..., tokens..., summed]    from x, `summed` in the order of the kernel's axes
-  #   y       [batch..., tokens..., free]      whose `free` is unflattened at last
+  #   layers  [batch..., in, out]                from the kernel  [stack..., inputs..., outputs...]
+  #   rows    [batch..., tokens..., contracted]  from x, `contracted` in the kernel's order
+  #   y       [batch..., tokens..., free]        its `free` is unflattened last
   #
-  # (`turned` in tests/method/test_program.py has several axes in another order and in parts,
-  # `experts_by_einsum` in function_zoo.py has a batch of layers.)
+  # Tests: `turned` in tests/method/test_program.py has several axes, reordered and split;
+  # `experts_by_einsum` in tests/method/function_zoo.py has a batch of layers.
   layers = deferred.by_layer(stack, len(kernel_dims.batch))
   ordered = x.transpose(*x_dims.batch, *x_dims.free, *x_dims.contracted)
   rows = plan.flatten(ordered, kernel_dims.contracted)
@@ -172,7 +173,7 @@ def multiply(
   y = plan.unflatten(y, kernel_dims.free, rows.shape[:-1])
   if place == 1:
     return y
-  # The free dimensions of the first operand come first, and that is the kernel.
+  # `dot_general` puts the free dimensions of its first operand first: here the kernel's.
   first_token, first_free = len(x_dims.batch), rows.ndim - 1
   batch, tokens = range(first_token), range(first_token, first_free)
   return y.transpose(*batch, *range(first_free, y.ndim), *tokens)
@@ -184,14 +185,14 @@ def look_up(
   params: Mapping[str, Any],
   gather: Gather | None = None,
 ) -> jax.Array | None:
-  """Rows of an adapted table: each is merged by itself, and the table is not.
+  """Rows of an adapted embedding table, merged without merging the table.
 
   Args:
     deferred: the table.
-    take: the `gather` or `dynamic_slice` of the model, of another array and with some parameters
+    take: applies the model's `gather` or `dynamic_slice` to another array, with some parameters
       changed.
     params: parameters of that equation.
-    gather: as of `multiply`.
+    gather: see `multiply`.
 
   Returns:
     The rows; None if the equation reads anything else.
@@ -202,9 +203,9 @@ def look_up(
   is_table = is_one_layer and axes == [plan.inputs, plan.outputs]
   if not is_table or params['slice_sizes'] != (1, view.shape[1]):
     return None
-  # A token beyond the table may read as NaN. That is put in at the end: read from a factor it would
-  # make the whole gradient of the other factor NaN (tests/method/test_embeddings.py, "a token
-  # beyond the table").
+  # A token beyond the table may read as NaN. Lookups read 0 for it and NaN is put in at the end,
+  # since in one factor it would make the whole gradient of the other NaN
+  # (`test_a_token_beyond_the_table` in tests/method/test_embeddings.py).
   out_axis, finite = 1, {}
   if 'dimension_numbers' in params:
     out_axis, finite = params['dimension_numbers'].offset_dims[-1], {'fill_value': 0}
@@ -216,12 +217,12 @@ def look_up(
     return rows_of(_materialize(kernel, gather))
 
   table = deferred.map(lambda leaf: leaf.reshape(leaf.shape[stack_ndim:]))
-  is_made = gather or deferred.is_quantized
-  base = (jax.checkpoint(base_rows) if is_made else base_rows)(table.kernel)
+  is_temporary = gather or deferred.is_quantized
+  base = (jax.checkpoint(base_rows) if is_temporary else base_rows)(table.kernel)
   layout = Layout((), tuple(dim for dim in range(base.ndim) if dim != out_axis), (out_axis,))
 
-  # The arrays with a number for each token of the vocabulary are read as the table is. Those of a
-  # pool [slots, in, ...] are read before the slot is chosen, which would copy all of one.
+  # Arrays with a row for each token of the vocabulary are looked up like the table. A pool's
+  # [slots, in, ...] are looked up before the slot is selected, which would copy all of its rows.
   with_rows = {name for name in table.adapter if ADAPTER[name].axes[0] == 'in'}
   read = rows_of if table.slot is None else jax.vmap(rows_of)
   adapter = {name: read(v) if name in with_rows else v for name, v in table.adapter.items()}
@@ -232,19 +233,20 @@ def look_up(
   rows = plan.cast(merge_kernels(base, adapter, table.forms, layout, plan.ranks))
   if params.get('mode') != jax.lax.GatherScatterMode.FILL_OR_DROP:
     return rows
-  fill, is_there = params['fill_value'], rows_of(jnp.ones((table.kernel.shape[0], 1))) > 0
-  return jnp.where(is_there, rows, jnp.nan if fill is None else fill)
+  # Looked up in a table of ones, a token within the table reads 1, one beyond it 0.
+  fill, is_within = params['fill_value'], rows_of(jnp.ones((table.kernel.shape[0], 1))) > 0
+  return jnp.where(is_within, rows, jnp.nan if fill is None else fill)
 
 
 def _materialize(kernel: Any, gather: Gather | None) -> jax.Array:
-  """A kernel of the base as it is used: all-gathered and dequantized."""
+  """The base's kernel, all-gathered and dequantized."""
   return dequantize(jax.tree.map(gather, kernel) if gather else kernel)
 
 
 def _select_slot(
   adapter: Mapping[str, jax.Array], slot: jax.Array | None
 ) -> Mapping[str, jax.Array]:
-  """The arrays [stack..., ...] of the slots int [stack...], from [stack..., slots, ...]."""
+  """The arrays of a slot, int [stack...], from [stack..., slots, ...]; all arrays if it is None."""
   if slot is None:
     return adapter
   select = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
@@ -253,7 +255,7 @@ def _select_slot(
 
 
 class _Dims(NamedTuple):
-  """What a `dot_general` does with the dimensions of one of its operands."""
+  """The roles of an operand's dimensions in a `dot_general`."""
 
   contracted: tuple[int, ...]
   batch: tuple[int, ...]
@@ -264,8 +266,8 @@ class _Dims(NamedTuple):
     contracted, batch = (dims[place] for dims in params['dimension_numbers'])
     return cls(contracted, batch, tuple(n for n in range(ndim) if n not in (*contracted, *batch)))
 
-  def lie_in(self, plan: Plan, contracted: Sequence[int], free: Sequence[int]) -> bool:
-    """Whether these axes of the parameter are contracted and free, and no others."""
+  def match(self, plan: Plan, contracted: Sequence[int], free: Sequence[int]) -> bool:
+    """Whether it contracts no axes of the parameter but `contracted`, and keeps none but `free`."""
     return plan.axes(self.contracted) <= {*contracted} and plan.axes(self.free) <= {*free}
 
 
@@ -276,14 +278,14 @@ class _Dims(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-  """A kernel on its way to where it is used; a pytree, so that scans and checkpoints accept it.
+  """A kernel on its way to its use; a pytree, so that scans and checkpoints accept it.
 
   Attributes:
     kernel: float [stack..., inputs..., outputs...] in the base's type, or a quantized array.
     adapter: the adapter's arrays of A and B, [stack..., ...]; empty if the array is not adapted.
     forms: int [stack..., 5]; None without an adapter.
-    plan: what is static of it.
-    slot: of arrays [stack..., slots, ...] those that are used, int [stack...]; None without slots.
+    plan: its static part.
+    slot: the slot to use of arrays [stack..., slots, ...], int [stack...]; None without slots.
   """
 
   kernel: Any
@@ -313,17 +315,17 @@ class Deferred:
   def unadapted(cls, array: Any, dtype: Any) -> Deferred:
     """An array without an adapter, deferred: it is only gathered or dequantized.
 
-    All its axes are its stack; of a quantized one those are that have a scale at each place.
+    All its axes are its stack; if it is quantized, those that have a scale for each index.
     """
-    sizes = [leaf.shape for leaf in jax.tree.leaves(array)]
-    stack = tuple(n for n, size in enumerate(zip(*sizes, strict=True)) if len(set(size)) == 1)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(array)]
+    stack = tuple(n for n, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) == 1)
     rest = tuple(n for n in range(array.ndim) if n not in stack)
     deferred = cls.from_kernel(array, {}, None, Layout(stack, (), rest), (), False)
     return deferred.with_plan(casts=(dtype,))
 
   @property
   def is_quantized(self) -> bool:
-    """Whether the kernel is quantized, and dequantized where it is used."""
+    """Whether the kernel is quantized, and so dequantized when it is used."""
     return is_quantized(self.kernel)
 
   @property
@@ -337,24 +339,24 @@ class Deferred:
     return [self.kernel.dtype, *self.plan.casts][-1]
 
   def with_plan(self, **changes: Any) -> Deferred:
-    """The same with another plan."""
+    """The kernel with some fields of its plan changed."""
     return dataclasses.replace(self, plan=dataclasses.replace(self.plan, **changes))
 
   def cast(self, dtype: Any) -> Deferred:
-    """The same in another type: at once if it is only gathered, so that fewer bytes are sent."""
+    """The kernel in another type; one that is only gathered is cast now, to send fewer bytes."""
     if self.adapter or self.is_quantized:
       return self.with_plan(casts=(*self.plan.casts, np.dtype(dtype)))
     return self.map(lambda kernel: kernel.astype(dtype)).with_plan(casts=())
 
   def map(self, function: Callable[[jax.Array], jax.Array]) -> Deferred:
-    """The same with a function of the kernel, of each array of the adapter and of the forms."""
+    """Applies a function to the kernel, each array of the adapter, the forms and the slot."""
     return jax.tree.map(function, self)
 
   def stack_order(self, batch: Sequence[int]) -> list[int] | None:
-    """The axes of the stack: those that are batch dimensions, in their order, then all of size one.
+    """The stack's axes in an order: the batch dimensions as given, then all axes of size one.
 
-    None if some other axis would remain, or a batch dimension is anything but one axis of the
-    stack: that is no batch of layers.
+    None if the product has no batch of layers: if these are not all axes of the stack, or a batch
+    dimension is not exactly one of them.
     """
     places = [self.plan.stack_place(dim) for dim in batch]
     sizes = self.kernel.shape[: len(self.plan.stack)]
@@ -363,7 +365,7 @@ class Deferred:
     return None if None in places or len(order) != len(sizes) else order
 
   def by_layer(self, order: Sequence[int], batch_ndim: int) -> Deferred:
-    """Matrices [batch..., in, out], with the adapter likewise; quantized ones keep all their axes.
+    """Kernel [batch..., in, out], the adapter likewise; if quantized, it keeps its other axes.
 
     Args:
       order: the axes of the stack, those of the batch first; the others are of size one.
@@ -380,17 +382,17 @@ class Deferred:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is static of a deferred kernel: its axes, and where the model has put them so far.
+  """The static part of a deferred kernel: its axes, and where the model has moved them so far.
 
   Three heads of size 4 from 8 features, in 12 scanned blocks, are a parameter [12, 8, 3, 4] with
-  stack (0,), inputs (1,) and outputs (2, 3). When a block has made [8, 12] of its part, the view's
-  dimensions are axis 1, and axes 2 and 3 together (`glora_jax.method.trace.view`).
+  stack (0,), inputs (1,) and outputs (2, 3). When a block has reshaped its slice to [8, 12], the
+  view's two dimensions are axis 1, and axes 2 and 3 merged (`glora_jax.method.trace.view`).
 
   Attributes:
     stack: the axes that count layers, by their numbers in the parameter.
     inputs: the axes that are summed over.
     outputs: the others.
-    view: where they are in the array that the model has made of the parameter so far.
+    view: where they are in the model's array, which is what it has made of the parameter so far.
     ranks: LoRA ranks that the codes stand for.
     goes_by_output: whether no layer can have a LoRA for A, so that `multiply` applies.
     casts: types that the model has cast it to.
@@ -406,19 +408,19 @@ class Plan:
 
   @property
   def layout(self) -> Layout:
-    """That of the kernel itself, [stack..., inputs..., outputs...]."""
+    """The layout of `Deferred.kernel`, [stack..., inputs..., outputs...]."""
     dims = tuple(range(len(self.stack) + len(self.inputs) + len(self.outputs)))
     first, last = len(self.stack), len(self.stack) + len(self.inputs)
     return Layout(dims[:first], dims[first:last], dims[last:])
 
   def axes(self, dims: Sequence[int]) -> set[int]:
-    """The axes of the parameter that dimensions of the model's array are made of."""
+    """The axes of the parameter that some dimensions of the model's array are made of."""
     return {atom.axis for dim in dims for atom in self.view.dims[dim] if atom.size > 1}
 
   def stack_place(self, dim: int) -> int | None:
-    """The place in `stack` of the one axis that a dimension is; None if it is another, or a part.
+    """The place in `stack` of the axis that is a dimension; None if it is not one whole stack axis.
 
-    A reshape may have split an axis over several dimensions, or merged it with others.
+    A reshape may have split an axis into several dimensions, or merged it with others.
     """
     atoms = [atom for atom in self.view.dims[dim] if atom.size > 1]
     if len(atoms) != 1 or atoms[0].stride != 1 or atoms[0].axis not in self.stack:
@@ -428,25 +430,25 @@ class Plan:
     return None if axis in elsewhere else self.stack.index(axis)
 
   def cast(self, array: jax.Array) -> jax.Array:
-    """An array in the types that the model has cast it to, one after another."""
+    """Casts an array as the model has cast the kernel, step by step, since each may round."""
     return functools.reduce(lambda array, dtype: array.astype(dtype), self.casts, array)
 
   def flatten(self, array: jax.Array, dims: Sequence[int]) -> jax.Array:
-    """An array [..., dims of the model's array] as [..., one axis], in the kernel's order."""
+    """Merges an array's last axes, `dims` of the model's array, into one in the kernel's order."""
     sizes, order = self._atoms(dims)
     lead = array.shape[: array.ndim - len(dims)]
     moved = array.reshape(*lead, *sizes).transpose(_after(len(lead), order))
     return moved.reshape(*lead, math.prod(sizes))
 
   def unflatten(self, array: jax.Array, dims: Sequence[int], lead: Sequence[int] = ()) -> jax.Array:
-    """Inverse of `flatten`, of an array whose first axes have the sizes `lead`."""
+    """Inverse of `flatten`, for an array whose first axes have the sizes `lead`."""
     sizes, order = self._atoms(dims)
     atoms = array.reshape(*lead, *(sizes[place] for place in order))
     moved = atoms.transpose(_after(len(lead), np.argsort(order).tolist()))
     return moved.reshape(*lead, *(self.view.shape[dim] for dim in dims))
 
   def _atoms(self, dims: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Sizes of the parts of axes that lie along dimensions, and their order in the kernel."""
+    """Sizes of the atoms that some dims are made of, and the order that the kernel has them in."""
     atoms = [atom for dim in dims for atom in self.view.dims[dim] if atom.size > 1]
     axes = (*self.stack, *self.inputs, *self.outputs)
     places = [(axes.index(atom.axis), -atom.stride) for atom in atoms]
@@ -454,7 +456,7 @@ class Plan:
 
 
 def _after(number: int, order: Sequence[int]) -> tuple[int, ...]:
-  """A permutation that leaves the first axes where they are."""
+  """The permutation that keeps the first axes and puts those after them in an order."""
   return (*range(number), *(number + place for place in order))
 
 
@@ -467,10 +469,10 @@ def merge_kernels(
   ranks: tuple[int, ...],
   lora_product: equation.Product | None = None,
 ) -> jax.Array:
-  """The kernel of `equation.effective_kernel`, of any layout.
+  """`equation.effective_kernel` for a kernel of any layout.
 
-  Outside of a compiled function a merge is one program and not twenty, hence `jit`; inside of one
-  nothing is seen of it (`inline`).
+  `jit` makes a merge outside of a compiled function one program instead of twenty; inside of one,
+  `inline` leaves no trace of it.
 
   Args:
     kernel: kernel of a layer or of a stack of layers.
@@ -478,10 +480,10 @@ def merge_kernels(
     forms: their forms, int [stack..., 5].
     layout: which axes of the kernel are stack, input and output.
     ranks: LoRA ranks that the codes stand for.
-    lora_product: of the two factors of a LoRA, as of `equation.effective_kernel`.
+    lora_product: see `equation.effective_kernel`.
 
   Returns:
-    The merged kernel, in its shape.
+    The merged kernel, in the kernel's shape.
   """
   function = functools.partial(equation.effective_kernel, ranks=ranks, lora_product=lora_product)
   matrices = layout.matrices(kernel)
@@ -498,7 +500,7 @@ def merge_biases(
   layout: Layout,
   ranks: tuple[int, ...],
 ) -> jax.Array:
-  """The bias of `equation.effective_bias`, of any layout; arguments as of `merge_kernels`."""
+  """`equation.effective_bias` for a bias of any layout; arguments are those of `merge_kernels`."""
   if not is_quantized(kernel):
     function = functools.partial(equation.effective_bias, ranks=ranks)
     vectors = over_stack(function, len(layout.stack))(
@@ -506,8 +508,8 @@ def merge_biases(
     )
     return layout.bias(vectors, bias.shape)
 
-  # C @ W reads the kernel. Of a quantized stack one layer at a time is dequantized (a map, not a
-  # vmap), and dequantized again on the way back.
+  # C @ W reads the kernel. A quantized stack is dequantized one layer at a time (by `lax.map`, not
+  # `vmap`), and again in the backward pass.
   @jax.checkpoint
   def layer(arguments: Any) -> Any:
     kernel, bias, adapter, forms = arguments
@@ -522,7 +524,7 @@ def merge_biases(
 
 
 def over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
-  """A function of one layer as one of a stack of layers with so many axes."""
+  """Maps a function of one layer over a stack of layers with this number of axes."""
   for _ in range(axes):
     function = jax.vmap(function)
   return function

@@ -1,18 +1,18 @@
-"""Any function's linear layers, found by use: the parameters that are multiplied by activations.
+"""Finds the linear layers of any function: the parameters that are multiplied by activations.
 
-The function is traced once, so nothing is computed, and its program is read: which parameter enters
-a product (`dot_general`, `ragged_dot_general` and, on request, convolutions) with something that
-depends on the input, whoever wrote the module that it is in. Each axis of such a kernel has a role:
+The function is traced once, so nothing is computed, and its program is searched for products
+(`dot_general`, `ragged_dot_general` and, on request, convolutions) of a parameter with something
+that depends on the input, whatever module it is in. Each axis of such a kernel has a role:
 
 - 'in': the product sums over it.
-- 'stack': it counts layers. The product shares it with the activations (`[expert]` in
+- 'stack': it counts layers. The product shares it with the activations (`e` in
   `einsum('ebd,edf->ebf')`) or groups by it, a scan goes through it, or items are selected from it.
 - 'out': all others.
 
 The parameter that is added along exactly the stack and the outputs is the bias.
 
-`find` walks the program (`walk`), which records products and sums (`Events`), decides what the axes
-of kernels are (`_kernels`), and then numbers the layers and finds their biases (`_sites`).
+`find` walks the program (`walk`), which records products and sums (`Events`), decides the roles of
+the kernels' axes (`_kernels`), and then numbers the layers and finds their biases (`_sites`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from glora_jax.method.trace.walk import walk
 from glora_jax.tree import KeyPath, flatten, path_name, update
 
 Shape = Sequence[int]
-LOOKUPS = dict.fromkeys(('gather', 'dynamic_slice'), TABLE)  # of rows
+LOOKUPS = dict.fromkeys(('gather', 'dynamic_slice'), TABLE)  # of an embedding
 _KINDS = {'conv_general_dilated': 'Conv', 'ragged_dot_general': 'RaggedDot', **LOOKUPS}
 
 
@@ -47,12 +47,11 @@ class Found(NamedTuple):
   """The linear layers of a function.
 
   Attributes:
-    sites: its kernels in the order of their first uses, with the rows of their layers.
+    sites: its kernels in the order of their first uses; their layers are numbered (`Site.rows`).
     uncovered: the other matrices among its parameters: by path, why each is in no layer.
     unused: paths of all parameters that the call does not use.
-    outputs: paths of the kernels of output layers: whatever reaches an output of the function has
-      gone through this kernel last.
-    outside: layers that only the program shows, in a model whose modules say which its layers are.
+    outputs: paths of the kernels of output layers: the last one on every way to some output.
+    outside: if modules say which layers a model has, those that only its program shows.
   """
 
   sites: tuple[Site, ...]
@@ -76,13 +75,13 @@ def find(
 
   Args:
     function: any pure function that JAX can trace.
-    params: its parameters, any pytree, or their shapes. Leaves that are no arrays are passed on.
-    inputs: further arguments. Arrays may be `jax.ShapeDtypeStruct`; all else is passed on.
+    params: its parameters, any pytree, or their shapes. Leaves that are not arrays are kept.
+    inputs: further arguments. Arrays may be `jax.ShapeDtypeStruct`; all else is kept.
     kwargs: keyword arguments, likewise.
-    convs: whether kernels of convolutions count as linear layers, of all inputs of a window.
-    embeddings: whether tables that are looked up do, of one-hot inputs.
-    split: output axes to use as stacks: numbers of axes by regular expressions, which are searched
-      in the parameters' paths.
+    convs: whether convolutions count as linear layers, with a whole window as inputs.
+    embeddings: whether embedding lookups do, with one-hot vectors as inputs.
+    split: output axes that count layers: numbers of axes, by regular expressions that are searched
+      for in the parameters' paths.
 
   Returns:
     The layers, and the matrices that are in none.
@@ -113,7 +112,7 @@ def find(
   with sample.explained(getattr(function, '__name__', type(function).__name__)):
     program = jax.make_jaxpr(run)(shapes, sample.arrays)
   values = [
-    # A leading axis of size one is there to be repeated over a batch.
+    # A parameter with a leading axis of size one is made to be repeated over a batch.
     Value(view=View.of(path, array.shape), repeated=array.shape[:1] == (1,))
     for path, array in arrays.items()
   ]
@@ -144,7 +143,7 @@ class _Kernel(NamedTuple):
 
   Attributes:
     uses: its products in execution order; lookups come first.
-    roles: what its axes are.
+    roles: the roles of its axes.
   """
 
   uses: list[Use]
@@ -157,7 +156,7 @@ def _kernels(
   """The kernels in the order of their first uses, and why other parameters cannot be kernels."""
   kernels, reasons = {}, dict(events.forbids)
   for path, uses in events.uses.items():
-    # The lookups of a table decide, and a tied head that multiplies by it may be transposed.
+    # Lookups decide the roles of a table, since a tied head may multiply by its transpose.
     uses = sorted(uses, key=lambda use: use.kind not in LOOKUPS)
     roles = _axis_roles(uses, arrays[path].shape)
     if not jnp.issubdtype(arrays[path].dtype, jnp.inexact):
@@ -172,7 +171,7 @@ def _kernels(
 
 
 def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
-  """Makes stacks of the output axes that a user names; see `find`.
+  """Turns the output axes that a user names into stacks; see `find`.
 
   Raises:
     ValueError: an expression matches no kernel's path, or is invalid; or an axis is not one of
@@ -206,7 +205,7 @@ def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
 def _sites(
   kernels: Mapping[KeyPath, _Kernel], events: Events, arrays: Mapping[KeyPath, Any]
 ) -> tuple[Site, ...]:
-  """The kernels with their biases, and their layers with rows in execution order.
+  """The kernels with their biases; the rows number all layers in execution order.
 
   Layers of a stack that do not run come last.
   """
@@ -222,12 +221,12 @@ def _sites(
   }
   uses = [use for kernel in kernels.values() for use in kernel.uses]
   uses.sort(key=lambda use: use.scope)
-  # A layer that runs several times has the row of the first; a dictionary keeps that place.
+  # A layer that runs several times has the row of its first run: a dictionary keeps its place.
   layers = dict.fromkeys(_layers(uses, layouts))
   layers |= dict.fromkeys((path, index) for path in kernels for index in indices[path])
   rows = {layer: row for row, layer in enumerate(layers)}
   users = Counter([*kernels, *(bias.path for bias in biases.values() if bias)])
-  tokens: dict[Any, int] = {}
+  input_ids: dict[Any, int] = {}
   sites = []
   for path, kernel in kernels.items():
     use, bias = kernel.uses[0], biases[path]
@@ -241,7 +240,7 @@ def _sites(
       layout=bias.layout if bias else layouts[path],
       kind=_KINDS.get(use.kind, 'Dot'),
       is_convolution=use.kind == 'conv_general_dilated',
-      input_id=tokens.setdefault(use.token, len(tokens)),
+      input_id=input_ids.setdefault(use.token, len(input_ids)),
       shared=path in events.changed or path in events.others,
       rows=tuple(rows[path, index] for index in indices[path]),
     )
@@ -250,17 +249,17 @@ def _sites(
 
 
 def _is_matrix(shape: Sequence[int], stack: Container[int] = ()) -> bool:
-  """Whether an array has two axes or more, without stacks and leading axes of size one."""
+  """Whether an array has two or more axes, not counting stacks and leading axes of size one."""
   sizes = (size for axis, size in enumerate(shape) if axis not in stack)
   return len([*itertools.dropwhile(lambda size: size == 1, sizes)]) > 1
 
 
 def _axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
-  """What the axes of a parameter are, or why that cannot be decided.
+  """The roles of a parameter's axes, or why they cannot be decided.
 
-  A dimension of an operand has a role, and so has each axis that has a part in it. If an item is
-  selected from an axis, the axis is a stack, and if a product uses it in full, what it is there.
-  The uses must agree, but for axes of size one, which may be anything.
+  Each axis has the role of the operand's dimension that it lies in, and one that items are selected
+  from is a stack. Items of fixed numbers decide nothing, unless they are all that is used of an
+  axis: then it is a stack, too. The uses must agree, except on axes of size one.
 
   Args:
     uses: its products, the lookups first: if there are any, they alone decide.
@@ -273,15 +272,15 @@ def _axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:
         if atom.is_axis:
           found[atom.axis].append(role)
     for atom, at in use.view.indices:
-      # An item with a number may be a slice of outputs, so it is no role.
+      # An item of a fixed number may be a slice of the outputs.
       if not isinstance(at, int):
         found[atom.axis].append('stack')
-  ways = [set(roles) for roles, size in zip(found, shape, strict=True) if size > 1]
-  if any({'in', 'out'} <= roles for roles in ways):
+  by_axis = [set(roles) for roles, size in zip(found, shape, strict=True) if size > 1]
+  if any({'in', 'out'} <= roles for roles in by_axis):
     return 'used in matmuls in two ways, once transposed'
-  if any(len(roles) > 1 for roles in ways):
+  if any(len(roles) > 1 for roles in by_axis):
     return 'used in matmuls in two ways: an axis is a stack in one of them'
-  # An axis of which only items with numbers are used has no role yet: it is a stack.
+  # An axis without a role has only items of fixed numbers in use.
   result: tuple[Role, ...] = tuple(roles[0] if roles else 'stack' for roles in found)
   if 'in' not in result or 'out' not in result:
     return 'used in a matmul without an axis of inputs or of outputs'
@@ -308,9 +307,9 @@ def _layers(
 
   Args:
     uses: uses of kernels, in execution order.
-    layouts: those of the kernels, by path.
+    layouts: the kernels' layouts, by path.
   """
-  # Iterations of a scan that selects from no kernel run the same layers: one of them will do.
+  # If a scan selects from no kernel, all its iterations run the same layers: one is enough.
   selecting = {index.at for use in uses for index in use.view.indices}
   looped = [
     (use, [(scope, length if scope in selecting else 1) for scope, length in use.scans])
@@ -328,8 +327,8 @@ def _stack_indices(
 ) -> Iterator[tuple[int, ...]]:
   """The indices in a kernel's stack that a use runs.
 
-  An axis of the stack may be several atoms, each of which the use selects one item from or uses in
-  full. Every item adds its distance from the axis's start.
+  An axis of the stack may be several atoms. The use selects one item of each, or uses it in full,
+  and an index is the sum of the items' offsets along the axis.
 
   Args:
     use: the use.
@@ -340,7 +339,7 @@ def _stack_indices(
   in_full = (Index(atom, None) for dim in use.view.dims for atom in dim)
   for atom, at in [*in_full, *use.view.indices]:
     if atom.axis in offsets:
-      number = iterations[at] if isinstance(at, tuple) else at
+      number = iterations[at] if isinstance(at, tuple) else at  # a tuple is the scope of a scan
       numbers = range(atom.size) if number is None else [number]
       offsets[atom.axis].append([(atom.start + number) * atom.stride for number in numbers])
   along = [sorted(map(sum, itertools.product(*offsets[axis]))) for axis in stack]
@@ -394,12 +393,12 @@ def _with_bias(
   other's. With heads `einsum('bd,dhk->bhk', x, kernel) + bias.reshape(h, k)` the bias of h * k
   numbers has two parts, one along the kernel's h and one along its k. It is the kernel's bias if
 
-  - one varies where the other does, along all of the kernel's stack and outputs and all of itself:
-    a table of positions does not, nor does a vector that all experts add;
-  - every axis of the stack has one axis of the bias, so that each layer has its own;
+  - all of its axes lie along the kernel's stack and outputs, and cover them: unlike a table of
+    positions, or a vector that all experts add;
+  - one of its axes lies along each axis of the stack, so that each layer has its own bias;
   - its other axes, read row-major, are whole output axes one after another. The layout lists the
-    outputs in that order, which may be another than the kernel's: `Layout.matrices` and
-    `Layout.vectors` have to flatten them alike. `test_random_products` holds them against sums.
+    outputs in that order, which may differ from the kernel's, so that `Layout.matrices` and
+    `Layout.vectors` flatten them alike (tests/method/trace/test_random_products.py).
   """
   kernel_shape, bias_shape = shapes[product.path], shapes[added.path]
   kernel_axes = {axis for axis in (*layout.stack, *layout.outputs) if kernel_shape[axis] > 1}
@@ -429,8 +428,7 @@ def _with_bias(
 def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   """The parts of axes that lie along each other; None if one varies where the other does not.
 
-  Both may be items that one scan selects: then the axes that it goes through lie along each other,
-  too.
+  If one scan selects an item of each, the axes that it goes through lie along each other, too.
   """
   kernel_indices, bias_indices = (
     [index for index in view.indices if index.atom.size > 1] for view in (kernel, bias)
@@ -441,7 +439,7 @@ def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   bias_dims = [*bias.dims, *((index.atom,) for index in bias_indices)]
   pairs = []
   for kernel_dim, bias_dim in zip(kernel_dims, bias_dims, strict=True):
-    if size_of(bias_dim) == 1:  # an addition repeats it
+    if size_of(bias_dim) == 1:  # the addition broadcasts it
       bias_dim = (Atom(NO_AXIS, size_of(kernel_dim)),)
     parts = common_parts(kernel_dim, bias_dim)
     if parts is None or any(first.is_axis != second.is_axis for first, second in parts):
@@ -463,8 +461,8 @@ def _bias_stack(
 ) -> tuple[int, ...] | None:
   """For each stack axis of a kernel the axis of the bias that lies along it, and along no other.
 
-  None if one has no such axis. An axis of size one has no parts to go by, so a stack of one layer
-  gets the first axis of the bias that has none either.
+  None if one has no such axis. Axes of size one have no atoms to compare, so a stack axis of size
+  one gets the bias's first free axis of size one.
 
   Args:
     stack: the axes of the kernel.
@@ -484,7 +482,7 @@ def _bias_stack(
 
 
 def _row_major_axes(atoms: Sequence[Atom]) -> list[int] | None:
-  """The axes that atoms make up one after another; None if parts of two axes alternate."""
+  """The axes that atoms are made of, one after another; None if they are not in row-major order."""
   axes = []
   for axis, parts in itertools.groupby(atoms, lambda atom: atom.axis):
     strides = [atom.stride for atom in parts]
