@@ -3,6 +3,7 @@
 The adapter is an ordinary variable collection, `glora`. `apply` merges it into each kernel where
 the model uses the kernel, so that only one merged kernel is alive at a time: see
 `glora_jax.method.modules` for Linen's modules and `glora_jax.method.program` for everything else.
+The tensors A to E are those of the equation in `glora_jax.method.equation`.
 """
 
 from __future__ import annotations
@@ -63,32 +64,31 @@ def adapt(
     space: the search space: one for all layers, or several by regular expression. A layer gets the
       first space whose expression is found in its path; layers without a match are not adapted.
       None is the smallest space that has the structure, or `SearchSpace()`.
-    scale: factor on LoRAs of B, alpha / rank in other libraries; None for the space's own, which
-      is 1.
+    scale: factor on LoRAs of B (see `method.equation`), alpha / rank in other libraries; None for
+      the space's own, by default 1.
     select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a
       string or compiled), several of them, or a function. None selects all that are not heads.
-    heads: which modules or parameters to train in full: names, paths or their ends ('fc',
-      'decoder/fc'), regular expressions, a function, or several of the strings; None for none. The
-      log lists the heads. By default modules called head, classifier, lm_head or
-      output_projection.
+    heads: which modules or parameters to train in full: a name, a path or its end ('fc',
+      'decoder/fc'), a regular expression, several of these, or a function; None for none. The log
+      lists the heads. By default modules called head, classifier, lm_head or output_projection.
     ties: fused layers, which are adapted as one layer with one adapter: their kernels are
       concatenated along the output, in the listed order. Each item lists the ends of their paths:
       `('query', 'key', 'value')` fuses these three wherever they are siblings.
-    convs: whether `nn.Conv` counts as a linear layer of all inputs of a window: in = height * width
-      * channels.
-    embeddings: whether a table that is looked up, as by `nn.Embed`, counts as a linear layer of
+    convs: whether to adapt `nn.Conv`, as a linear layer with in = height * width * channels of its
+      window.
+    embeddings: whether to adapt tables that are looked up, as by `nn.Embed`: linear layers of
       one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
-      adapter. The model then runs as its traced program, not by its modules.
+      adapter. The model then runs as a traced program instead of through its modules.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
     The adapted model.
 
   Raises:
-    TypeError: the model is not a Linen model, or another argument has another type.
-    ValueError: the model has no linear layer, or none that `select` or `space` matches, or layers
-      that cannot be fused; the message names the paths. Errors of the model itself on the sample
-      inputs pass through.
+    TypeError: the model is not a Linen model, or another argument has the wrong type.
+    ValueError: the model has no linear layer (or no table for `embeddings`), `select`, `space`,
+      `ties` or explicit `heads` match nothing, or layers cannot be fused; the message names the
+      paths. Errors of the model itself on the sample inputs pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -138,14 +138,14 @@ def _linen_module(model: Any) -> nn.Module:
 def assemble(
   model: Any, params: Any, found: Found, selection: Selection, structure: Any
 ) -> Adapted:
-  """Adapts the selected ones of the linear layers that were found: the second half of `adapt`.
+  """Adapts the selected linear layers: the second half of `adapt`.
 
   Args:
     model: anything with the `apply` of a Linen model.
     params: its parameters, or their shapes.
     found: its linear layers; those outside of Linen's linear modules are used only if there are no
       others besides heads and tables.
-    selection: which of them are adapted.
+    selection: which of them to adapt.
     structure: the structure to fix, see `Adapted.fix`; None leaves it free.
 
   Returns:
@@ -157,7 +157,7 @@ def assemble(
   name = name_of(model)
   flat = flatten(params)
   heads = selection.heads_among(flat)
-  shapes = {  # and not the arrays, which an adapted model must not keep alive
+  shapes = {  # not the arrays, which an adapted model must not keep alive
     path: jax.ShapeDtypeStruct(array.shape, array.dtype)
     for path, boxed in flat.items()
     for array in jax.tree.leaves(boxed)
@@ -165,8 +165,7 @@ def assemble(
   tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
   if selection.embeddings and not tables:
     raise ValueError(f'{name} has no embedding lookup; leave embeddings=True out.')
-  # Layers outside of Linen's linear modules are used only if no others are left to adapt.
-  for outside in ((), found.outside):
+  for outside in ((), found.outside):  # the second time only if the first has no candidate
     sites = with_disjoint_paths([*found.sites, *outside])
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
     if any(site.kernel_path not in tables for site in candidates):
@@ -215,7 +214,7 @@ def _log_heads(
   sites: Sequence[Site],
   outputs: Sequence[KeyPath],
 ) -> None:
-  """Logs which heads are trained in full, and warns if the output layer is not one of them."""
+  """Logs the heads; warns if the output layer is none, and raises if `heads` match nothing."""
   name = name_of(adapted.model)
   is_default = isinstance(selector, str) and selector == DEFAULT_HEADS
   if not is_default and not heads.modules:
@@ -230,8 +229,8 @@ def _log_heads(
     log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
     log.info('%s has no head; only the adapter is trained.', name)
-  is_others = any(last[-1:] != [*group.members] for group in adapted.places.groups)
-  if is_default and last and is_others and heads.paths.isdisjoint(outputs):
+  has_other_layers = any(last[-1:] != [*group.members] for group in adapted.places.groups)
+  if is_default and last and has_other_layers and heads.paths.isdisjoint(outputs):
     is_adapted = any(last[-1] in group.members for group in adapted.places.groups)
     log.warning(
       'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
@@ -265,14 +264,14 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
   Raises:
     ValueError: no candidate is selected, or a pattern or an item of `ties` matches none.
   """
-  listed = ', '.join(site.name for site in candidates) or 'none apart from the heads'
+  available = ', '.join(site.name for site in candidates) or 'none apart from the heads'
   spaces = {site.name: selection.space_of(site.name) for site in candidates}
   spaces = {name: space for name, space in spaces.items() if space is not None}
   chosen = [site for site in candidates if site.name in spaces]
   if not chosen:
     raise ValueError(
       f'select={shown(selection.select)} and space={shown([*selection.spaces])} match no linear '
-      f'layer of {model}; these are: {listed}.'
+      f'layer of {model}; these are: {available}.'
     )
   for site in chosen:
     if not jnp.issubdtype(site.dtype, jnp.floating) or jnp.finfo(site.dtype).bits < 16:
@@ -285,7 +284,7 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
     if not any(matches(pattern, site.name) for site in chosen):
       raise ValueError(
         f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; these '
-        f'are: {listed}.'
+        f'are: {available}.'
       )
   fused = fuse(chosen, selection.ties, spaces)
   return number_rows([Group(sites, sites[0].rows, spaces[sites[0].name]) for sites in fused])
@@ -310,13 +309,13 @@ def adapt_function(
 
   The function is traced, and its linear layers are the parameters that it multiplies with
   activations. The name of a layer is the path of its parameter: the keys that lead to it, joined
-  by '/' (without a last 'kernel').
+  by '/', without 'kernel' at the end.
 
   Args:
     function: called as `function(params, *inputs, **kwargs)`.
     params: its parameters, or their shapes, any pytree: nested dictionaries and lists, dataclasses,
-      an Equinox module. Leaves that are not arrays are passed on unchanged; for gradients by all of
-      the params, let them hold only arrays (`eqx.partition(model, eqx.is_array)`).
+      an Equinox module. Leaves that are not arrays are passed on unchanged; to differentiate by all
+      params, pass only arrays (`eqx.partition(model, eqx.is_array)`).
     *sample_inputs: example inputs of the function; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train; see `adapt`.
@@ -326,8 +325,8 @@ def adapt_function(
     heads: which parameters to train in full, by their names or those of their containers; see
       `adapt`.
     ties: fused layers; see `adapt`.
-    convs: whether kernels of convolutions count as linear layers.
-    embeddings: whether tables that are looked up (`table[tokens]`) do; see `adapt`.
+    convs: whether to adapt kernels of convolutions; see `adapt`.
+    embeddings: whether to adapt tables that are looked up (`table[tokens]`); see `adapt`.
     split: axes of a layer's outputs to treat as a stack, with a layer for each index:
       `{'kv_einsum/w': 0}` maps a regular expression, searched in the parameter's path, to the axis.
     **kwargs: further arguments of the call.
@@ -336,7 +335,7 @@ def adapt_function(
     The adapted function. Its `init` takes the params, and `apply` the function's other arguments.
 
   Raises:
-    TypeError: an argument has another type.
+    TypeError: an argument has the wrong type.
     ValueError: the function closes over its parameters, has no linear layer, or the choices do not
       fit. Errors of the function itself on the sample inputs pass through.
 

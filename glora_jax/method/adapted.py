@@ -83,8 +83,8 @@ class Adapted:
     Dense   4    3  none  lora:2  none  none  none       14     15
     trained parameters: 14 in this structure + 0 in heads (93.33% of the model's 15)
 
-    Variables hold the base's parameters and a fresh adapter, with which the model is the base. Only
-    the first half of a split is trained.
+    Variables hold the base's parameters and a fresh adapter, which leaves the outputs unchanged.
+    `split` separates what is trained from the rest.
 
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(1), params)
@@ -92,7 +92,7 @@ class Adapted:
     >>> {name: array.shape for name, array in trainable['glora'].items()}
     {'B_down': (4, 2), 'B_up': (2, 3)}
 
-    Joined again and folded they are plain parameters.
+    Joined and folded, the variables are plain parameters again.
 
     >>> variables = adapted.join(trainable, frozen)
     >>> outputs, folded = jax.jit(adapted.apply)(variables, x), jax.jit(adapted.fold)(variables)
@@ -132,12 +132,12 @@ class Adapted:
     return dataclasses.replace(self, genome=genome)
 
   def init(self, key: jax.Array, params: Any) -> dict[str, Any]:
-    """Variables with a fresh adapter, with which the model is the base, whatever the structure.
+    """Variables with a fresh adapter, which leaves the outputs unchanged whatever the structure.
 
     The arrays of a layer are under its module's path (of fused layers, the first one's), with the
-    module's stack axes first, in `promote_types(kernel, float32)`, and in a box with matching axis
-    names if the kernel is in one. A layer gets the same values whether the model is scanned or not,
-    and whether the structure is free or fixed.
+    module's stack axes first, in `promote_types(kernel, float32)`, and in an `nn.Partitioned` with
+    matching axis names if the kernel is in one. A layer gets the same values whether the model is
+    scanned or not, and whether the structure is free or fixed.
 
     Args:
       key: random key.
@@ -145,8 +145,8 @@ class Adapted:
         the heads.
 
     Returns:
-      Variables with the collections 'params', unchanged, and 'glora', the adapter: the arrays that
-      the fixed structure reads, in the ranks that it reads, or all.
+      Variables with the collections 'params', unchanged, and 'glora', the adapter: the arrays and
+      ranks that the fixed structure reads, or all if it is free.
 
     Raises:
       TypeError: the key is not a random key.
@@ -175,11 +175,11 @@ class Adapted:
         collections if it has any.
       *args: inputs of the model.
       genome: int [layer, 5], for a free structure only. It may be traced: one compilation serves
-        all structures, and `jax.vmap` over it a population.
+        all structures, and `jax.vmap` over it runs a population.
       **kwargs: `rngs`, `mutable`, `method`, `capture_intermediates`, and the model's own.
 
     Returns:
-      The model's outputs, and its updated collections where some are mutable.
+      The model's outputs, and its updated collections if some are mutable.
 
     Raises:
       ValueError: the genome or the variables do not fit the model, a free structure has no genome,
@@ -194,7 +194,7 @@ class Adapted:
 
     Args:
       variables: variables from `init`, after training for instance.
-      genome: of a free structure, int [layer, 5]; may be traced.
+      genome: int [layer, 5], for a free structure only; may be traced.
 
     Returns:
       The params with the adapter merged into kernels and biases, everything else unchanged. Those
@@ -247,12 +247,12 @@ class Adapted:
       trainable[COLLECTION] = rest.pop(COLLECTION)
       if self.genome is not None:
         read = {(*g.path, name) for g in self.places.groups for name in g.read_by(self.genome)}
-        cut_off = cut(self.places.groups, trainable[COLLECTION], self.genome)
-        trainable[COLLECTION], rest[COLLECTION] = partition(cut_off, read.__contains__)
+        kept = cut(self.places.groups, trainable[COLLECTION], self.genome)
+        trainable[COLLECTION], rest[COLLECTION] = partition(kept, read.__contains__)
     return trainable, {'params': body, **rest}
 
   def join(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins what `split` returned, without what it has cut off.
+    """Inverse of `split`, except for the ranks that it cut off.
 
     Args:
       trainable: the first half, after training for instance.
@@ -365,7 +365,7 @@ def run(
   fixed: np.ndarray | None = None,
   slot: jax.Array | None = None,
 ) -> Any:
-  """`Adapted.apply` of checked arguments.
+  """`Adapted.apply` without its checks.
 
   Args:
     adapted: the adapted model.
@@ -399,7 +399,7 @@ def run(
 
 
 def fold_params(adapted: Adapted, variables: Mapping[str, Any], genome: jax.Array) -> Any:
-  """`Adapted.fold` of checked arguments."""
+  """`Adapted.fold` without its checks."""
   params = adapted.full_precision(variables['params'])
   return fold(adapted.places.groups, params, variables[COLLECTION], genome)
 
@@ -428,7 +428,7 @@ def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call],
 
 
 def _runs_by_modules(adapted: Adapted) -> bool:
-  """Whether the model runs by its Linen modules; else it runs as a traced program."""
+  """Whether the model runs through its Linen modules; sharding and tables need the program."""
   kinds = (site.kind for group in adapted.places.groups for site in group.members)
   return isinstance(adapted.model, nn.Module) and adapted.mesh is None and TABLE not in kinds
 
@@ -488,13 +488,13 @@ def name_of(model: Any) -> str:
 
 
 def _wrong_dtypes(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-  """A phrase about arrays that should be floating-point numbers of 16 bits or more, but are not."""
+  """[phrase about arrays that should be floating-point of 16 bits or more, but are not], or []."""
   wrong = []
   for name in sorted(expected.keys() & actual.keys()):
     dtype, model_dtype = actual[name].dtype, expected[name].dtype
     if jnp.issubdtype(model_dtype, jnp.floating):
       bits = jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 0
-      if bits < min(16, jnp.finfo(model_dtype).bits):  # JAX does not promote shorter ones
+      if bits < min(16, jnp.finfo(model_dtype).bits):  # JAX promotes no shorter floats implicitly
         wrong.append(f'{name} is {dtype}')
   return [f'not floating-point of 16 bits or more: {", ".join(wrong)}'] if wrong else []
 

@@ -19,7 +19,7 @@ from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
 from glora_jax.method.validation import check_loss, is_data
 from glora_jax.tree import replace
 
-# `loss(forward, batch, key)` is the mean over a batch, or a pair of it and a dictionary of metrics.
+# `loss(forward, batch, key)` returns the mean over a batch, or that and a dictionary of metrics.
 Loss = Callable[[Any, Any, jax.Array], Any]
 
 
@@ -27,18 +27,18 @@ Loss = Callable[[Any, Any, jax.Array], Any]
 class Forward:
   """Runs an adapted model within a loss: `forward(*inputs, genome=None, **kwargs)`.
 
-  What a Linen model needs besides its inputs goes with the call, as in `model.apply`:
+  What a Linen model needs besides its inputs is passed as to `model.apply`:
   `forward(x, train=True, rngs={'dropout': key})`. Its other collections, batch statistics for
   instance, are those of the variables and stay so; `mutable=['batch_stats']` returns updated ones.
 
   Attributes:
     adapted: the adapted model.
     variables: its variables.
-    genome: of a free structure the one that the step has drawn, int [layer, 5]; or several, [path,
-      layer, 5]: then the inputs are cut into as many equal parts along their first axis, and each
-      part runs with one structure and one split of the `rngs`.
+    genome: if the structure is free, the one that the step drew, int [layer, 5]. Or several, [path,
+      layer, 5]: the inputs are cut into as many equal parts (*paths*) along their first axis, each
+      of which runs with its own structure and its own split of the `rngs`.
     dropping: (key, probability) of `dropping_components`; None drops none.
-    call: another way to run the model with this genome and adapter, folded for instance; None for
+    call: runs the model with this genome and adapter in another way, folded for instance; None for
       `Adapted.apply`.
 
   Example:
@@ -76,7 +76,7 @@ class Forward:
       genome = self.genome if self.adapted.genome is None else self.adapted.genome
     genome = jnp.asarray(genome)
     if genome.ndim == 2:
-      return self._of_one(inputs, kwargs, genome, self.dropping)
+      return self._run_one(inputs, kwargs, genome, self.dropping)
     paths, number = len(genome), len(jax.tree.leaves(inputs)[0])
     if not paths or number % paths:
       raise ValueError(
@@ -90,13 +90,14 @@ class Forward:
 
     def of_path(inputs, rngs, genome, drop_key):
       options = {**kwargs, 'rngs': rngs} if rngs else kwargs
-      return self._of_one(inputs, options, genome, dropping and (drop_key, dropping[1]))
+      return self._run_one(inputs, options, genome, dropping and (drop_key, dropping[1]))
 
+    # Without rngs or dropping these are {} or None, trees without leaves, which vmap passes on.
     outputs = jax.vmap(of_path)(cut, rngs, genome, dropping and dropping[0])
     return jax.tree.map(lambda part: part.reshape(number, *part.shape[2:]), outputs)
 
-  def _of_one(self, inputs: Any, kwargs: Any, genome: jax.Array, dropping: Any) -> Any:
-    """The outputs of one structure."""
+  def _run_one(self, inputs: Any, kwargs: Any, genome: jax.Array, dropping: Any) -> Any:
+    """The outputs of the model with one structure."""
     variables, adapted = self.variables, self.adapted
     if dropping:
       adapter = drop_components(
@@ -112,12 +113,12 @@ class Forward:
     return self.variables[COLLECTION]
 
   def with_adapter(self, adapter: Any) -> Forward:
-    """The same call with another adapter, noise on it for instance."""
+    """This model with another adapter, a noisy one for instance."""
     variables = {**self.variables, COLLECTION: adapter}
     return dataclasses.replace(self, variables=variables, call=None)
 
   def dropping_components(self, key: jax.Array, probability: float) -> Forward:
-    """The same call without some rank-one parts of LoRAs; see `drop_components`."""
+    """This model without some rank-one parts of LoRAs; see `drop_components`."""
     return dataclasses.replace(self, dropping=(key, probability), call=None)
 
 
@@ -163,19 +164,19 @@ def drop_components(
 ) -> Any:
   """Drops rank-one parts of LoRAs at random and scales up the others (MLAE).
 
-  Each rank-one part of a LoRA of A or B is dropped with the probability, by a row of zeros in the
-  up factor, and otherwise divided by one minus it. So the mean over keys is the undropped LoRA. All
-  other forms stay, also a vector that is stored in an up factor.
+  Each rank-one part of a LoRA of A or B, a row of the up factor, becomes zero with the probability,
+  and is otherwise divided by one minus it. So the mean over keys is the undropped LoRA. Other forms
+  are unchanged, even a vector that shares the storage of an up factor.
 
   Args:
-    key: random key. What is dropped of a layer depends only on the key and the layer's row.
+    key: random key. What a layer drops depends only on the key and the layer's row.
     adapter: the `glora` collection.
     groups: the adapted layers.
     genome: int [layer, 5]; may be traced.
     probability: at least 0 and below 1.
 
   Returns:
-    A collection of the same structure, shapes and dtypes.
+    The adapter in the same shapes and dtypes.
 
   Example:
     >>> import flax.linen as nn

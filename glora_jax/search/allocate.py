@@ -1,8 +1,8 @@
 """A structure from one gradient: what to train in which layer, without a supernet.
 
-`allocate` is the procedure. `sketch` and `taps` take the gradient, `unit_scores` gives all units
-their scores, `priors` pools these with other losses' scores, `choice` chooses by them, and
-`allocation` has the result.
+`allocate` is the procedure. `sketch` and `taps` compute the gradient, `unit_scores` scores all
+units by it, `priors` pools these scores with those of other losses (`transfer` keeps some in a
+file), `choice` chooses by score, and `allocation` has the result.
 """
 
 from __future__ import annotations
@@ -63,16 +63,17 @@ def allocate(
   prior: Prior | None = None,
   progress: bool = True,
 ) -> Allocation:
-  """Decides from one gradient which layers to train, in which form and with which rank.
+  """Chooses from one gradient which layers to train, in which form and with which rank.
 
-  One pass over the batches takes the mean gradient of the loss at the base model. It gives every
+  One pass over the batches computes the mean gradient of the loss at the base model. It gives every
   unit (a vector, or one rank of a LoRA) a score (`search.unit_scores`). Units with the highest
   score per parameter are bought until the budget is full (`search.choice`). This trains no supernet
   and needs no validation images.
 
-  Of the forms in the search space it considers, for A: none, vector, LoRA; for B: none, LoRA; for
-  C: none, vector (only if a layer has fewer inputs than outputs); for E: none, vector; and at most
-  one of C and E in a layer. In a space with only LoRAs of B it gives every layer its rank.
+  Of the forms in the search space (`method.equation`) it considers, for A: none, vector, LoRA; for
+  B: none, LoRA; for C: none, vector (only if a layer has fewer inputs than outputs); for E: none,
+  vector; and at most one of C and E in a layer. In a space with only LoRAs of B it gives every
+  layer its rank.
 
   Args:
     adapted: the adapted model.
@@ -81,24 +82,26 @@ def allocate(
     loss: `loss(forward, batch, key)`, see `fit`; metrics are not used.
     batches: the batches, trees of arrays; each is read once. Each shape is compiled separately, so
       use one. Eight or more show how much of the gradient is noise.
-    budget: most trained parameters; None for the knee of the curve of score by budget.
+    budget: maximum number of trained parameters, without heads; None for the knee of the curve of
+      score by budget.
     key: random key.
     max_rank: largest rank that is considered in a layer.
     mesh: devices that every batch is split over along its first axis; None for one device.
-    rho: largest rank of a layer, as a multiple of the rank that all layers could have, rounded up.
-    floor: whether all layers get the vectors of A and E first, if the budget is ample.
+    rho: largest rank of a layer, as a multiple of what the budget buys in every layer; rounded up.
+    floor: whether all layers get the vectors of A and E first, if the budget is at least 1.5 times
+      their cost.
     prior: an allocation on the same model by another loss with more or clearer examples, of any
-      budget, or a list of several with equal weight; its scores are pooled with those of this
-      loss (`search.priors`). Which layers matter depends mostly on the backbone, so a task with a
-      noisy gradient gains. Or a function that returns one of these or None, called only if this
-      loss's gradient is too noisy.
+      budget, transferred scores (`search.transfer`), or a list of several with equal weight; its
+      scores are pooled with those of this loss (`search.priors`). Which layers matter depends
+      mostly on the backbone, so a task with a noisy gradient gains. Or a function that returns one
+      of these or None, called only if this loss's gradient is too noisy.
     progress: whether to show a bar.
 
   Returns:
     The allocation: `genome`, `variables` to train it from, and the reasons.
 
   Raises:
-    TypeError: an argument has another type.
+    TypeError: an argument has the wrong type.
     ValueError: an argument is out of range; the variables or a prior belong to another model; the
       space has no form that is considered; the budget is too small for any unit; there are no
       batches, or one batch and a prior; a loss or gradient is not finite; or no layer has a
@@ -122,7 +125,7 @@ def allocate(
     ... )
     >>> allocation.count_params() <= 12
     True
-    >>> structure = adapted.fix(allocation.genome)  # to be trained from allocation.variables
+    >>> fixed = adapted.fix(allocation.genome)  # train it from allocation.variables
   """
   max_rank = validate(max_rank, int, 'max_rank', least=1)
   rho = validate(rho, float, 'rho', above=0)
@@ -138,11 +141,11 @@ def allocate(
   priors = () if callable(prior) else check_priors(adapted.spec, prior, ranks)
 
   base = {**variables, 'params': adapted.full_precision(variables['params'])}
-  gradient = Pass(adapted, base, loss, ranks, key, mesh)
-  mean, signal = gradient.run(batches, progress)
+  one_pass = Pass(adapted, base, loss, ranks, key, mesh)
+  mean, signal = one_pass.run(batches, progress)
   # On two busy cores 48 decompositions of a ViT-B take 3.6 s with BLAS' threads, 0.25 s without.
   with threadpool_limits(1, 'blas'):
-    scores, adapter = _read_gradient(gradient, mean, variables[COLLECTION])
+    scores, adapter = _read_gradient(one_pass, mean, variables[COLLECTION])
   if not any(field.any() for field in scores):
     raise NoGradientError(
       'No adapted layer has a gradient: either the head is all zeros (train it first, as a linear '
@@ -165,16 +168,16 @@ def allocate(
   return Allocation(genome, start, adapted.spec, scores, curve, budget, proposed, signal, borrowed)
 
 
-def _read_gradient(gradient: Pass, mean: Mean, adapter: Any) -> tuple[UnitScores, Any]:
+def _read_gradient(one_pass: Pass, mean: Mean, adapter: Any) -> tuple[UnitScores, Any]:
   """(scores of all units, the adapter with down factors along the gradient's directions)."""
   by_row: dict[int, UnitScores] = {}
   # NumPy's decompositions release the interpreter lock, so threads share the layers of a group.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-    for group, read in gradient.readers(mean):
+    for group, read in one_pass.readers(mean):
       layers = list(threads.map(read, range(len(group.rows))))
       norm = xavier_norm(group.in_features, max(group.space.ranks))
       for row, layer in zip(group.rows, layers, strict=True):
-        by_row[row] = score_units(layer, gradient.max_rank, norm)
+        by_row[row] = score_units(layer, one_pass.max_rank, norm)
       adapter = _align(group, adapter, layers, norm)
   ordered = [by_row[row] for row in range(len(by_row))]
   return UnitScores(*(np.stack(field) for field in zip(*ordered, strict=True))), adapter
@@ -200,7 +203,7 @@ def _align(group: Group, adapter: Any, gradients: Sequence[LayerGradients], norm
 
 
 def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) -> float:
-  """Weight of the priors, which is logged; warns of a noisy gradient without priors."""
+  """Weight of the priors, which is logged; warns if a noisy gradient has none."""
   if not priors:
     if signal is not None and signal < NOISE:
       log.warning(
@@ -224,7 +227,7 @@ def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) ->
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:
-  """Checks that these are an adapted model, its variables, and a function."""
+  """Checks that these are an adapted model with a free structure, its variables, and a function."""
   validate(adapted, Adapted, 'adapted')
   if adapted.genome is not None:
     raise ValueError(

@@ -47,7 +47,7 @@ class Allocation:
     scores: scores of all units, float64 [layer] and [layer, rank]; pooled with a prior's, if there
       is one.
     curve: score by budget, with the proposed budget at its knee.
-    budget: most trained parameters.
+    budget: maximum number of trained parameters.
     proposed: whether the budget is the knee, because none was given.
     signal: share of the squared mean gradient of the kernels that is not noise between batches, an
       estimate that may be negative; None if unknown.
@@ -117,5 +117,5 @@ def _is_allowed(layer: Layer, tensor: Tensor, rank: int) -> bool:
   choices = layer.choices(tensor)
   if rank:
     return any(code >= flat and layer.space.ranks[code - flat] >= rank for code in choices)
-  is_cheaper = layer.in_features < layer.out_features  # a prompt than a bias
+  is_cheaper = layer.in_features < layer.out_features  # C's vector, [in], than E's, [out]
   return FLAT_FORMS[tensor].index('vector') in choices and (tensor != 'C' or is_cheaper)

@@ -28,7 +28,7 @@ _VECTOR_OF_A = {_A: _VECTOR['A']}
 _VECTOR_OF_C = {_C: _VECTOR['C'], _E: 0}
 _VECTOR_OF_E = {_C: 0, _E: _VECTOR['E']}
 _FLOOR = (_VECTOR_OF_A, _VECTOR_OF_E)  # what every layer gets first, if the budget is ample
-_FLOOR_FACTOR = 1.5  # a budget is ample from so many times the floor's cost
+_FLOOR_FACTOR = 1.5  # a budget is ample if it is at least this multiple of the floor's cost
 
 
 class Option(NamedTuple):
@@ -37,7 +37,7 @@ class Option(NamedTuple):
   Attributes:
     row: the layer's row of the genome.
     codes: the codes that it sets there, by column; two columns for a shift, else one.
-    cost: their trained parameters.
+    cost: number of their trained parameters.
     score: their score; 0 for the cheapest.
   """
 
@@ -84,8 +84,8 @@ def choose(
   Args:
     spec: the layers, with their search spaces.
     scores: see `UnitScores`.
-    budget: most trained parameters.
-    rho: largest rank of a layer, as a multiple of the rank that all layers could have, rounded up.
+    budget: maximum number of trained parameters.
+    rho: largest rank of a layer, as a multiple of what the budget buys in every layer; rounded up.
     floor: whether all layers get the vectors of A and E first, if the budget is at least 1.5 times
       their cost.
 
@@ -131,7 +131,7 @@ def find_knee(params: np.ndarray, scores: np.ndarray) -> int:
 
 
 def rank_limit(spec: Spec, budget: int, rho: float) -> int:
-  """The largest rank of a layer: `rho` times the rank that every layer could have, rounded up."""
+  """The largest rank of a layer: `rho` times what the budget buys in every layer, rounded up."""
   return math.ceil(rho * budget / sum(layer.in_features + layer.out_features for layer in spec))
 
 
@@ -143,7 +143,7 @@ def purchases(
   Args:
     options: all options.
     chosen: the option that each decision has at first.
-    remaining: most parameters that all purchases may add.
+    remaining: number of parameters that all purchases together may add.
 
   Yields:
     The option that is bought. Its cost and score are what it adds to those of the option that it
@@ -187,11 +187,11 @@ def _layer_options(
 ) -> Iterator[tuple[dict[int, int], Any]]:
   """(codes, score) of the options of a layer, whose cheapest codes are `base` [5]."""
   for tensor, rank_scores in zip(WEIGHT_TENSORS, (scores.A_lora, scores.B_lora), strict=True):
-    column, offered, flat = TENSORS.index(tensor), layer.choices(tensor), len(FLAT_FORMS[tensor])
+    column, choices, flat = TENSORS.index(tensor), layer.choices(tensor), len(FLAT_FORMS[tensor])
     yield {column: base[column]}, 0.0
-    if tensor == 'A' and _VECTOR['A'] in offered:
+    if tensor == 'A' and _VECTOR['A'] in choices:
       yield _VECTOR_OF_A, scores.A_vector
-    loras = [code for code in offered if code >= flat]
+    loras = [code for code in choices if code >= flat]
     for code in loras:
       rank = layer.space.ranks[code - flat]
       if rank <= most_rank or code == loras[0]:
@@ -225,15 +225,15 @@ def require_something(spec: Spec, budget: float | None) -> None:
   added = [cost for cost in added if cost > 0]
   if not added:
     raise ValueError(
-      'The search space offers none of the forms that can be allocated; offer A as vector or '
-      'LoRA, B as LoRA, C or E as vector (SearchSpace.distinct offers all of these).'
+      'The search space has none of the forms that can be allocated; add A as vector or LoRA, B as '
+      'LoRA, C or E as vector (SearchSpace.distinct has all of these).'
     )
   least = count_params(spec, smallest_genome(spec))
   if budget is not None and least + min(added) > budget:
     forced = f' in addition to the {least} that cannot be left out' if least else ''
     raise ValueError(
-      f'budget={budget} is too small for any unit: the cheapest on offer has {min(added)} '
-      f'parameters{forced}; raise the budget, or offer cheaper forms.'
+      f'budget={budget} is too small for any unit: the cheapest has {min(added)} parameters'
+      f'{forced}; raise the budget, or add cheaper forms to the search space.'
     )
 
 

@@ -1,4 +1,4 @@
-"""The mean gradient by the kernels and biases of an adapted model's base, in one pass over batches.
+"""The mean gradient of a base model's kernels and biases, from one pass over batches.
 
 No kernel's gradient is ever stored. The backward pass multiplies it by thin random matrices from
 both sides (`taps`). The products are linear in the gradient, so their mean over the batches is that
@@ -51,12 +51,12 @@ _COLUMNS_PER_DIRECTION, _MORE_COLUMNS = 4, 8
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-  """A pass over batches.
+  """One pass over batches, which sketches the mean gradient of the base.
 
   Attributes:
     adapted: the adapted model.
     variables: its variables, arrays or shapes; their adapter does not matter.
-    loss: see `Loss`.
+    loss: see `fit`.
     max_rank: number of directions that are wanted of each kernel.
     key: random key.
     mesh: devices that every batch is split over; None for one device.
@@ -73,17 +73,17 @@ class Pass:
     """The mean gradient of the batches, and its signal.
 
     Returns:
-      The products of the mean gradient, and the share of its square by the kernels that is not
-      noise between batches. That is at most 1, and 0 on average if all is noise; None for one
-      batch.
+      The products of the mean gradient, and the signal: the share of the kernels' squared gradient
+      that is not noise between batches. It is at most 1, and 0 on average if all is noise; None for
+      one batch.
 
     Raises:
       ValueError: there are no batches.
       NonFiniteError: a loss or its gradient is not finite.
     """
     total, probes, fixed = self.start()
-    placed = total, probes
-    total, probes = jax.device_put(placed) if self.mesh is None else settle(self.mesh, placed)
+    arrays = total, probes
+    total, probes = jax.device_put(arrays) if self.mesh is None else settle(self.mesh, arrays)
     fixed, measured = settle(self.mesh, fixed), []
     for number, batch in enumerate(tqdm(batches, 'gradient', unit='batch', disable=not progress)):
       check_only_arrays(f'arrays of batch {number}', batch)
@@ -166,10 +166,10 @@ class Pass:
       yield from split_probes(group, probes[group.name])
 
   def _signal(self, mean: Mean, squares: np.ndarray) -> float | None:
-    """The share of the mean gradient's square that is not noise, given the squares of batches.
+    """The share of the squared mean gradient that is not noise, given each batch's `squares`.
 
     With signal S and noise N of one batch, the square of a batch's gradient is S + N on average,
-    and that of the mean over n batches S + N / n. Both are measured; solved for S, in units of the
+    and that of the mean over n batches S + N / n. Both are measured; this is S relative to the
     latter.
     """
     count, square = len(squares), float(self._square(mean))
@@ -178,7 +178,7 @@ class Pass:
     return 1 - (squares.mean() / square - 1) / (count - 1) if square else 0.0
 
   def _square(self, products: Mapping[str, Products]) -> Any:
-    """The squared gradient by all kernels, estimated from the sketches from the left.
+    """The squared gradient of all kernels, estimated from the left sketches.
 
     These are the gradient's projections on random orthonormal columns, `width` of `in` dimensions,
     which have width / in of its square on average.
@@ -192,7 +192,7 @@ class Pass:
 
 
 class _Base(Forward):
-  """The model without its adapter, as the gradient by its kernels needs it."""
+  """The model without its adapter, whose kernels the gradient is computed of."""
 
   def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
     """What the model returns."""
@@ -277,8 +277,8 @@ def _reader(
 def _fuse(sketches: Sequence[Any]) -> Sketch:
   """The sketch of matrices side by side along the outputs, [layer, ...].
 
-  The matrices have outputs of their own, and so have the sketches from the left. The sketches from
-  the right have summed over the outputs, so they are added up.
+  The left sketches have the outputs of their matrices, and are put side by side, too. The right
+  sketches are sums over the outputs, so they are added up.
   """
   return Sketch(
     left=np.concatenate([_flatten_stack(each.left, 2) for each in sketches], axis=-1),

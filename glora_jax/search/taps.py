@@ -75,11 +75,11 @@ class Products(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def tap(layout: Layout, kernel: jax.Array, zeros: Products, probes: Probes) -> jax.Array:
-  """Returns the kernel; the gradient by `zeros` is the products of the kernel's gradient.
+  """Returns the kernel; the gradient of `zeros` is the products of the kernel's gradient.
 
   The kernel does not depend on `zeros`, so their true gradient is zero. The rule for the backward
   pass says otherwise: it multiplies the kernel's gradient by the probes, returns the products as
-  the gradient by `zeros`, and none for the kernel. `jax.grad` by `zeros` is thus a way to get the
+  the gradient of `zeros`, and none for the kernel. So `jax.grad` with respect to `zeros` gets the
   products out of the backward pass. `tests/search/test_allocate.py` compares them with full
   gradients (`test_scores_are_those_of_full_gradients`).
 
@@ -142,7 +142,7 @@ def _slice_outputs(probe: Probe, outputs: slice) -> Probe:
 
 
 def init_products(params: Any, site: Site, probes: Probes) -> Products:
-  """What the loss is differentiated by to get a site's products: zeros, and the site's bias."""
+  """What to differentiate the loss by for a site's products: zeros, and the site's bias."""
   kernel = jax.ShapeDtypeStruct(site.kernel_shape, jnp.float32)
   shapes = jax.eval_shape(functools.partial(_multiply, site.layout), kernel, kernel, probes)
   zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
@@ -152,7 +152,7 @@ def init_products(params: Any, site: Site, probes: Probes) -> Products:
 def insert_tap(
   params: Any, site: Site, products: Products, probes: Probes, can_intercept: bool
 ) -> tuple[Any, bool]:
-  """Params whose gradient by `products` is the products of a site's gradients.
+  """Params that make the gradient of `products` the products of a site's gradients.
 
   Args:
     params: parameters of the model.

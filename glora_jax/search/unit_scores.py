@@ -1,15 +1,14 @@
-"""Scores of all that a structure can train, from the mean gradient, and where LoRAs start.
+"""Scores of all that a structure can train, and starting values of LoRAs, from the mean gradient.
 
 A *unit* is what can be added to a structure by itself: a vector, or one rank of a LoRA. Scores of
-all units are comparable: each is the squared gradient by the unit's trained numbers, at the base
-model.
+all units are comparable: each is the squared gradient of the unit's parameters at the base model.
 
     E vector   g                      A vector   sum over inputs of W * G
     C vector   W @ g                  LoRA of B  u^T G, of A  u^T (W * G)
 
-Here G [in, out] is the mean gradient by a kernel W, and g [out] that by its bias. u is a left
+Here G [in, out] is the mean gradient of a kernel W, and g [out] that of its bias. u is a left
 singular vector of the matrix that it is multiplied with, scaled to the length c of a column of
-Xavier's down factor. If the down factor is u and the up factor zero, u^T G is the gradient by the
+Xavier's down factor. If the down factor is u and the up factor zero, u^T G is the gradient of the
 up factor, and its square is c^2 times that of G's singular value.
 
 Forms that are not considered span no more than these do, and cost as much or more: constants, the
@@ -82,11 +81,11 @@ class LayerGradients(NamedTuple):
   """The mean gradients of one layer.
 
   Attributes:
-    kernel: directions of the gradient by W.
-    scaled_kernel: of W times the gradient by W; None if the space has no LoRA of A.
-    scale: W times the gradient by W, summed over the inputs, [out].
-    bias: gradient by the bias, [out]; None without bias.
-    prompt: W @ bias, [in]; None without bias.
+    kernel: directions of G, the gradient of W.
+    scaled_kernel: directions of W * G; None if the space has no LoRA of A.
+    scale: gradient of A's vector: W * G summed over the inputs, [out].
+    bias: gradient of the bias, [out]; None without bias.
+    prompt: gradient of C's vector: W @ bias, [in]; None without bias.
   """
 
   kernel: Directions

@@ -24,10 +24,10 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import shown
 from glora_jax.method.validation import as_data, is_data, size_of, to_arrays
 
-# Most steps of a compiled call whose batches do not lie on the device. While it runs, those of the
-# next call are read and sent.
+# Maximum number of steps of a compiled call whose batches are not on the device yet. While it runs,
+# those of the next call are read and sent.
 MOST_STREAMED_STEPS = 8
-# About how many examples a stream reads per call of `batches`: each call may start its workers.
+# About how many examples a stream reads per call of `batches`, each of which may start workers.
 _READ_AT_ONCE = 2**20
 
 
@@ -48,11 +48,11 @@ class Block(NamedTuple):
   """The batches of consecutive training steps.
 
   Attributes:
-    stop: the steps that are done when these are.
+    stop: number of steps of the training that are completed by the end of the block.
     data: tree of arrays: the data set [n, ...], or the batches [steps, batch, ...].
     indices: the examples of every step, int32 [steps, batch], or of n runs [steps, n, batch]; None
       if `data` holds the batches.
-    weight: what the gradients of these steps are multiplied by; None for 1.
+    weight: factor on the gradients of these steps; None for 1.
   """
 
   stop: int
@@ -62,7 +62,7 @@ class Block(NamedTuple):
 
 
 def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed | Loader:
-  """The source of a training's batches, by the kind of `batches`.
+  """The source of batches for what `fit` got as `batches`.
 
   Args:
     batches: see `fit`.
@@ -70,7 +70,7 @@ def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed 
     parts: number of equal parts that every batch must divide into.
 
   Raises:
-    TypeError: it is none of the kinds, or holds something else than numbers.
+    TypeError: it is none of the kinds, or not all numbers.
     ValueError: a data set has no examples, or arrays of different lengths; or a list is empty, or
       looks like a data set.
   """
@@ -109,7 +109,7 @@ def _are_numbers(node: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """A data set that lies on the device, where each step indexes its examples.
+  """A data set on the device, where each step indexes its examples.
 
   Attributes:
     data: tree of arrays [n, ...].
@@ -127,9 +127,9 @@ class Resident:
     """The batches of some steps.
 
     Args:
-      key: random key of the order; also a list, of several runs.
+      key: random key of the order, or a list of keys, one for each run.
       steps: the first step, and the one after the last.
-      most_steps: most steps of a block.
+      most_steps: maximum number of steps of a block.
       mesh: devices that every batch is split over; the data set is replicated.
     """
     data, (first, last) = meshes.hold(mesh, self.data), steps
@@ -186,7 +186,7 @@ class Streamed:
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-  """Batches that the caller has made: a list, a data loader. Iterated anew in each epoch.
+  """Batches from the caller: a list, or a data loader, which is iterated anew in each epoch.
 
   Attributes:
     batches: an iterable of trees of arrays [batch, ...].
@@ -219,6 +219,7 @@ class Loader:
     del key
     first, last = steps
     most_steps = min(most_steps, MOST_STREAMED_STEPS)
+    # To resume, whole epochs are skipped without reading them, if their length is known.
     skipped = first if self.per_epoch is None else first % self.per_epoch
     weighted = itertools.islice(self._passes(), skipped, skipped + last - first)
     for (_, weight), alike in itertools.groupby(weighted, key=_shapes_and_weight):

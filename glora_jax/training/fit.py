@@ -18,7 +18,7 @@ from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState, are_
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
-Sample = Callable[[jax.Array], Any]
+Sample = Callable[[jax.Array], Any]  # key -> genome, or genomes
 
 
 def fit(
@@ -62,12 +62,12 @@ def fit(
         and is shuffled and cut into batches by the recipe.
       - An object with a length and `batches(indices)` is a data set that is read during training:
         for indices int [steps, batch] it yields a tree of NumPy arrays [batch, ...] for each step.
-      - A list or another iterable holds batches, trees of arrays [batch, ...]; a list within a tree
-        that has only numbers is an array. It is iterated anew in each epoch. An interrupted run
-        resumes exactly if every epoch has the same batches in the same order. A batch of a new
-        shape is compiled once more. If a batch has fewer examples than the first of its epoch, its
-        gradient is scaled down, so that every example has the same weight. Several processes must
-        iterate the same batches; each sends the examples of its own devices.
+      - A list or another iterable holds batches, trees of arrays [batch, ...]; a list of numbers in
+        a tree counts as an array. It is iterated anew in each epoch. An interrupted run resumes
+        exactly if every epoch has the same batches in the same order. A new shape is compiled anew.
+        If a batch has fewer examples than the first of its epoch, its gradient is scaled down, so
+        that every example has the same weight. Several processes must iterate the same batches;
+        each sends the examples of its own devices.
     recipe: epochs, batch size and optimizer. If the number of batches is unknown, it needs `steps`.
     key: random key. It decides the order of a data set and, folded with the step, is the loss's
       key. For several runs an array of keys [n], as from `jax.random.split`; the data must then be
@@ -75,16 +75,17 @@ def fit(
     sample: for a free structure, `key -> genome` int [layer, 5], or genomes [path, layer, 5], which
       cut the batch (on each device) into equal parts, one for each structure. None draws one genome
       uniformly, as `Sampling().draw` does.
-    tx: an optimizer with its schedule, in place of the recipe's; of the recipe, `epochs`, `steps`,
-      `batch_size` and `accumulate` remain. `optax.partition` and `optax.masked` treat arrays
+    tx: an optimizer with its schedule, in place of the recipe's, of which only `epochs`, `steps`,
+      `batch_size` and `accumulate` are used. `optax.partition` and `optax.masked` treat arrays
       differently.
     rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
       they are factors on the learning rate.
     state: state to continue from, of the same structure, optimizer and batch size; it is not
       changed. None starts from `variables`.
-    stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end.
-    steps_per_dispatch: most steps per compiled call; after each call progress is shown and
-      `on_dispatch` is called.
+    stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end, and so does
+      any but 0 if the number of batches is unknown.
+    steps_per_dispatch: maximum number of steps of a compiled call; after each call progress is
+      shown and `on_dispatch` is called.
     on_dispatch: called with the state and the mean metrics since the last call, to save or log
       them. The next steps reuse the memory of the state's arrays: copy what you keep. For several
       runs the means are NumPy arrays [n], NaN for a run that stopped.
@@ -102,8 +103,8 @@ def fit(
     warning; the others go on.
 
   Raises:
-    TypeError: an argument has the wrong type, the data hold something else than numbers, or the
-      metrics are no dictionary.
+    TypeError: an argument has the wrong type, the data are not all numbers, or the metrics are not
+      a dictionary.
     ValueError: an argument is out of range; the data have no examples, or arrays of different
       lengths; the loss or a metric is not one number; the batch size does not fit the data or the
       mesh; a batch or its paths do not divide into equal parts; an iterator would have to start
@@ -138,7 +139,7 @@ def fit(
   """
   validate(adapted, Adapted, 'adapted')
   loss_fn = step_loss(adapted, loss, sample)
-  check_data(loss, batches)
+  check_data(loss, batches)  # and again when the loss knows the number of classes
   trainable, frozen = _split(adapted, variables, are_several(key))
   try:
     state = minimize(
@@ -189,6 +190,7 @@ def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> Los
   def loss_fn(trainable, frozen, batch, key):
     genome = None
     if adapted.genome is None:
+      # The loss gets the same key; `classification` uses the other two of these splits.
       genome = sample(jax.random.split(key, 3)[0])
     return loss(Forward(adapted, adapted.join(trainable, frozen), genome), batch, key)
 
@@ -196,7 +198,7 @@ def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> Los
 
 
 def _split(adapted: Adapted, variables: Any, several: bool) -> tuple[Any, Any]:
-  """(trainable, frozen) of variables; for n starts the trainable arrays have a leading axis [n]."""
+  """(trainable, frozen); for several starts the trainable arrays are stacked along a new axis."""
   if not several:
     return adapted.split(variables)
   starts = [adapted.split(start) for start in validate(variables, Sequence, 'variables')]
@@ -215,13 +217,13 @@ def linear_probe(
   mesh: jax.sharding.Mesh | None = None,
   progress: bool = True,
 ) -> dict[str, Any]:
-  """Trains the head alone for a few epochs, and returns the variables: the start for `allocate`.
+  """Trains only the head for a few epochs, and returns the variables: the start for `allocate`.
 
   Every step runs the frozen body, and differentiates only the head.
 
   Args:
     adapted: the adapted model.
-    variables: its variables; the adapter is used only for what no structure can leave out.
+    variables: its variables; the adapter matters only if the search space requires some form.
     loss: see `fit`; it should not make the model random, by dropout for instance.
     batches: see `fit`.
     recipe: how to train; a few epochs, at about twice the learning rate of the training that

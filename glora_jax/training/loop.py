@@ -42,13 +42,13 @@ Source = Resident | Streamed | Loader
 
 
 class TrainState(NamedTuple):
-  """The state of a training run, or of n runs side by side, each field with a leading axis [n].
+  """The state of a training run, or of n runs side by side, stacked along a leading axis [n].
 
   Attributes:
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
-    step: number of steps that are done; for n runs a NumPy array, int [n].
-    frozen: tree of arrays that are not trained, without an axis for runs; None in a saved state.
+    step: number of completed steps; for n runs a NumPy array, int [n].
+    frozen: tree of arrays that are not trained, common to all runs; None in a saved state.
 
   Example:
     >>> trainable, frozen = {'params': {'head': 1.0}}, {'params': {'body': 2.0}}
@@ -90,7 +90,7 @@ class NonFiniteLossError(RuntimeError):
     )
 
   def __reduce__(self) -> tuple:
-    return type(self), (self.state, self.learning_rate)  # as other processes get it
+    return type(self), (self.state, self.learning_rate)  # or unpickling passes the message as state
 
 
 class Carry(NamedTuple):
@@ -99,7 +99,7 @@ class Carry(NamedTuple):
   Attributes:
     trainable: tree of arrays.
     opt_state: the optimizer's state for them.
-    step: number of steps that are done, int32 [].
+    step: number of completed steps, int32 [].
     finite: whether every loss and gradient so far was finite, bool [].
   """
 
@@ -127,8 +127,8 @@ def make_step(
       the gradient of its own examples. If some are sharded, the compiler splits the batch.
 
   Returns:
-    `step_fn(carry, frozen, batch, key, rate=None, weight=None) -> (carry, metrics)`; the rate is a
-    factor on the updates, the weight one on the gradient. After the first loss or gradient that is
+    `step_fn(carry, frozen, batch, key, rate=None, weight=None) -> (carry, metrics)`; `rate` scales
+    the updates, and `weight` the gradient. After the first loss or gradient that is
     not finite, no step updates anything: the carry stays the last good state.
   """
 
@@ -190,8 +190,8 @@ def make_steps(
     `TrainState`; `data`, `indices` and `weight` are those of a `batches.Block`. `done` is the new
     `step`; it stops at the first loss or gradient that is not finite. The metrics are arrays
     [step]. The memory of the first two arguments is reused.
-    For n runs side by side, rates are float [n], keys [n], indices [step, n, batch] and metrics
-    [step, n]; a run that is behind the others has stopped.
+    Rates make it n runs side by side: rates are float [n], keys [n], indices [step, n, batch] and
+    metrics [step, n]; a run that is behind the others has stopped.
   """
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh, replicated)
   shardings = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
@@ -319,7 +319,7 @@ def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
 
 
 def _keys_of_runs(keys: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-  """Keys of the order of examples, one for each run, and keys of the steps, [n]."""
+  """The keys of each run's order of examples, a list, and of its steps, [n]."""
   orders, steps = zip(*map(jax.random.split, keys), strict=True)
   return list(orders), jnp.stack(steps)
 
@@ -395,8 +395,8 @@ def minimize(
     rates: factors on the updates of several runs.
     state: state to continue from.
     stop_epoch: the epoch to stop after.
-    steps_per_dispatch: most steps per compiled call.
-    on_dispatch: called after each of them.
+    steps_per_dispatch: maximum number of steps of a compiled call.
+    on_dispatch: called after each compiled call.
     title: text before the progress bar.
     progress: whether to show the bar.
     mesh: devices that every batch is split over.
@@ -445,6 +445,7 @@ def minimize(
   warn_of_rounding(trainable)
   per_epoch = _steps_per_epoch(source, recipe, mesh)
   limit = recipe.num_steps(per_epoch)
+  # An epoch of unknown length counts as the whole training.
   last = limit if stop_epoch is None else min(limit, stop_epoch * (per_epoch or limit))
   optimizer = recipe.optimizer(per_epoch) if tx is None else tx
 

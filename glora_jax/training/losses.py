@@ -25,9 +25,9 @@ from glora_jax.method.validation import (
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.loop import Metrics
 
-# Numbers that are folded into a step's image key or model key, one for each random stream. Each
-# must differ from the others of its key, and MIX_STREAM from the small numbers, too: augmentation
-# splits the image key, and key n of a split is fold_in(key, n).
+# Numbers that are folded into a step's image key or model key, one for each random stream. Those of
+# one key must differ. MIX_STREAM must not be small either: augmentation splits the image key, and
+# key n of a split is fold_in(key, n).
 MIX_STREAM = 2**32 - 1
 DROPOUT_STREAM = 1
 NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
@@ -49,18 +49,18 @@ def classification(
   """Returns the cross-entropy loss for batches (inputs, labels), with the accuracy as a metric.
 
   A Linen model gets the random streams 'dropout' and 'drop_path'. If `fit` splits a batch over
-  several devices, `preprocess`, `mix` and the model draw separately on each; the components that
-  are dropped are the same.
+  several devices, `preprocess`, `mix` and the model draw separately on each, but all drop the same
+  components.
 
   Args:
     preprocess: `(images, key) -> inputs` of the model: normalization and augmentation. None if the
       images are the model's inputs.
-    mix: `(key, inputs, targets) -> (inputs, targets)`, with targets [batch, class]: mixup
-      for example.
+    mix: `(key, inputs, targets) -> (inputs, targets)` with targets [batch, class], mixup for
+      instance.
     consistency: see `Consistency`.
     component_dropout: probability that a step drops a rank-one part of a LoRA for A or B; the
       others are scaled up to keep the mean (MLAE, arXiv 2405.18897).
-    classes: the classes that may be answered, bool [class], if no label is another; None for all.
+    classes: which classes may be predicted, and be labels, bool [class]; None for all.
     **kwargs: keyword arguments of the model, `train=True` for instance.
 
   Returns:
@@ -90,14 +90,14 @@ def classification(
   classes = _as_mask(classes)
   if 'rngs' in kwargs:
     raise ValueError('The loss makes its rngs from its key; leave rngs out.')
-  numbers: set[int] = set()  # of classes, once the model has been traced
+  class_counts: set[int] = set()  # filled when the model is traced, for `_check`
 
   def logits_of(forward: Any, inputs: jax.Array, key: jax.Array) -> jax.Array:
     if component_dropout:
       drop_key = jax.random.fold_in(key, COMPONENT_STREAM)
       forward = forward.dropping_components(drop_key, component_dropout)
     logits = forward(inputs, **_streams(forward, key), **kwargs)
-    numbers.update(getattr(logits, 'shape', ())[-1:])
+    class_counts.update(getattr(logits, 'shape', ())[-1:])
     return logits
 
   def loss(forward: Forward, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -122,7 +122,7 @@ def classification(
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
     return mean + consistency.weight * difference, metrics
 
-  loss.check = functools.partial(_check, numbers)  # pyrefly: ignore
+  loss.check = functools.partial(_check, class_counts)  # pyrefly: ignore
   return loss
 
 
@@ -135,7 +135,7 @@ def _streams(forward: Forward, key: jax.Array) -> dict[str, Any]:
 
 
 def _as_mask(classes: Any) -> Any:
-  """Which classes may be answered as an array, which may be traced; None for all."""
+  """`classes` as a bool array, which may be traced; None for all."""
   if classes is None:
     return None
   mask = classes if isinstance(classes, jax.Array) else np.asarray(classes)
@@ -162,19 +162,19 @@ def _pair(data: Any) -> tuple[Any, Any]:
   return inputs, labels
 
 
-def _check(numbers: set[int], data: Any) -> None:
+def _check(class_counts: set[int], data: Any) -> None:
   """Raises ValueError unless data is a pair whose labels are classes.
 
   A label that is too large makes the loss NaN, and one below 0 would count from the last class.
 
   Args:
-    numbers: the number of classes, or nothing if it is not known yet.
+    class_counts: the number of classes; empty if it is not known yet.
     data: a data set or batch.
   """
   _, labels = _pair(data)
   if np.ndim(labels) == 1:
     check_whole_numbers(labels)
-    check_classes(labels, min(numbers, default=None))
+    check_classes(labels, min(class_counts, default=None))
 
 
 def cross_entropy(
@@ -185,7 +185,7 @@ def cross_entropy(
   Args:
     logits: float [..., class].
     targets: labels, int [...], or a distribution over the classes for each, float [..., class].
-    classes: the classes that may be answered, bool [class]; None for all.
+    classes: which classes may be predicted, bool [class]; None for all.
 
   Raises:
     ValueError: the shape of the targets or the length of `classes` does not match the logits.
