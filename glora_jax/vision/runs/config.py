@@ -200,6 +200,8 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
       f"set; give train_on='train+val' to train structure={settings.structure!r} on all images."
     )
+  if (steps := settings.training.steps) is not None:
+    yield f'training.steps={steps} must be None: a run trains by epochs; give training.epochs.'
   if settings.final_split != 'train' and settings.training.keep == 'best':
     yield (
       "training.keep='best' needs validation images that are not trained on; give 'last', or "

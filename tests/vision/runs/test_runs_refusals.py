@@ -27,6 +27,7 @@ ADAPTING = [
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
   ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
+  ({'training.steps': 9}, 'training.steps=9 must be None'),
   ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
   ({'structure': 'transfer'}, 'budget=None'),
   ({'structure': 'transfer', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
