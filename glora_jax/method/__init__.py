@@ -1,4 +1,4 @@
-"""GLoRA on one model: its linear layers, their supports, genomes, merging and folding.
+"""GLoRA on one model: its linear layers, their adapters, genomes, merging and folding.
 
 Knows nothing of images, training or runs.
 """
