@@ -140,7 +140,10 @@ def fit(
   validate(adapted, Adapted, 'adapted')
   loss_fn = step_loss(adapted, loss, sample)
   check_data(loss, batches)  # and again when the loss knows the number of classes
-  trainable, frozen = _split(adapted, variables, are_several(key))
+  if are_several(key):
+    trainable, frozen = split_starts(adapted, validate(variables, Sequence, 'variables'))
+  else:
+    trainable, frozen = adapted.split(variables)
   try:
     state = minimize(
       loss_fn,
@@ -197,13 +200,18 @@ def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> Los
   return loss_fn
 
 
-def _split(adapted: Adapted, variables: Any, several: bool) -> tuple[Any, Any]:
-  """(trainable, frozen); for several starts the trainable arrays are stacked along a new axis."""
-  if not several:
-    return adapted.split(variables)
-  starts = [adapted.split(start) for start in validate(variables, Sequence, 'variables')]
-  trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start for start, _ in starts))
-  return trainable, starts[0][1]
+def split_starts(adapted: Adapted, starts: Sequence[Any]) -> tuple[Any, Any]:
+  """(trainable, frozen) of several runs: a start's trainable arrays each, the first one's frozen.
+
+  Args:
+    adapted: the adapted model.
+    starts: variables of each run.
+
+  Returns:
+    The trainable arrays, stacked along a new first axis [run], and the frozen ones.
+  """
+  trainable, frozen = zip(*map(adapted.split, starts), strict=True)
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trainable), frozen[0]
 
 
 def linear_probe(

@@ -24,7 +24,7 @@ from glora_jax.method.sample import Preprocess
 from glora_jax.training import loop
 from glora_jax.training.batches import Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.fit import step_loss
+from glora_jax.training.fit import split_starts, step_loss
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
@@ -99,7 +99,7 @@ class HeadOnFeatures(WithoutAdapter):
 
 
 class FullFineTuning(WithoutAdapter):
-  """Trains the whole base and no supports."""
+  """Trains the whole base and no adapter."""
 
   def split(self, variables: Any, *, adapter: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): all parameters in float32, and everything else."""
@@ -107,10 +107,6 @@ class FullFineTuning(WithoutAdapter):
     params = jax.tree.map(lambda x: x.astype(jnp.float32), variables['params'])
     others = {name: value for name, value in variables.items() if name != 'params'}
     return {'params': params}, others
-
-  def join(self, trainable: Any, frozen: Any) -> dict[str, Any]:
-    """The inverse of `split`."""
-    return {**frozen, **trainable}
 
   def count_params(self, genome: Any = None) -> int:
     """Number of trained parameters, heads not counted."""
@@ -276,16 +272,15 @@ def _part(training: Training, name: str, part: slice) -> Training:
 def start_of(training: Training) -> tuple[Any, Any]:
   """(trainable, frozen) of a training; with several, the former has a leading axis for them.
 
-  Frozen arrays are the same for all of them: supports that the structure does not read are zeros.
+  Frozen arrays are the same for all of them: what the structure does not read is zero.
   """
   learner = training.learner
-  halves = [learner.split(start) for start in training.starts]
-  trainable, frozen = halves[0]
   if training.rates is None:
-    return trainable, frozen
+    return learner.split(training.starts[0])
+  trainable, frozen = split_starts(learner, training.starts)
   if COLLECTION in frozen and not isinstance(learner, FullFineTuning):
     frozen = {**frozen, COLLECTION: jax.tree.map(jnp.zeros_like, frozen[COLLECTION])}
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(half[0] for half in halves)), frozen
+  return trainable, frozen
 
 
 def loss_of(context: Context, learner: Adapted) -> LossFn:
