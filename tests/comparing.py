@@ -9,6 +9,7 @@ import pytest
 from trees import randomized
 
 import glora_jax
+from glora_jax.files import LaterVersionError
 
 # A structure of which no merged kernel is formed.
 THIN = {'': {'A': 'vector', 'B': 'lora', 'C': 'vector', 'D': 'vector', 'E': 'vector'}}
@@ -72,6 +73,19 @@ def assert_trees_equal(actual, expected):
   """Equal structures, and leaves of equal numbers."""
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_says_kind_and_format(path, write, read, monkeypatch):
+  """A file of kind 'order' is refused as another kind, and if its format is a later one."""
+  write()
+  read(path, 'order')
+  with pytest.raises(ValueError, match="of kind 'order'"):
+    read(path, 'archive')
+  with monkeypatch.context() as later:
+    later.setattr('glora_jax.files.FORMATS', {'order': 2})
+    write()
+  with pytest.raises(LaterVersionError, match=r"by a later version .*format 2 of 'order'"):
+    read(path, 'order')
 
 
 def assert_folds(adapted, variables, *inputs, structure=None, tolerance=1e-5, **kwargs):

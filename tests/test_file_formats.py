@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from comparing import assert_says_kind_and_format
 
 from glora_jax import files
 
@@ -16,12 +17,4 @@ def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(writer, tmp
       files.read_tensors,
     ),
   }[writer]
-  write()
-  read(path, 'order')
-  with pytest.raises(ValueError, match="of kind 'order'"):
-    read(path, 'archive')
-  with monkeypatch.context() as later:
-    later.setattr(files, 'FORMATS', {'order': 2})
-    write()
-  with pytest.raises(files.LaterVersionError, match=r"by a later version .*format 2 of 'order'"):
-    read(path, 'order')
+  assert_says_kind_and_format(path, write, read, monkeypatch)

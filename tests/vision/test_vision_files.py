@@ -7,9 +7,10 @@ from typing import TypedDict
 
 import numpy as np
 import pytest
+from comparing import assert_says_kind_and_format
 from numpy.testing import assert_array_equal
 
-from glora_jax.files import STAMP, LaterVersionError, read_json, stamp_of
+from glora_jax.files import STAMP, read_json, stamp_of
 from glora_jax.vision import files
 
 
@@ -35,15 +36,7 @@ def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(kept, tmp_p
       lambda path, kind: files.read_lines(path, kind, dict[str, int]),
     ),
   }[kept]
-  write()
-  read(path, 'order')
-  with pytest.raises(ValueError, match="of kind 'order'"):
-    read(path, 'archive')
-  with monkeypatch.context() as later:
-    later.setattr('glora_jax.files.FORMATS', {'order': 2})
-    write()
-  with pytest.raises(LaterVersionError, match=r"by a later version .*format 2 of 'order'"):
-    read(path, 'order')
+  assert_says_kind_and_format(path, write, read, monkeypatch)
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
