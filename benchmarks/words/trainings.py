@@ -99,7 +99,7 @@ def structure(job: Job) -> tuple[Any, dict[str, Any]]:
     found = allocation(job.task, job.seed)
     return found.genome, found.variables
   spec = adapted()[0].spec
-  if job.method == TRANSFER:  # by the development tasks, and so without a gradient of its own
+  if job.method == TRANSFER:  # from the development tasks, without a gradient of this one
     others = [task for task in texts.DEVELOPMENT if task != job.task]
     scores = mean_scores([allocation(task, job.seed).scores for task in others])
     return choose(distinct(spec), scores, BUDGET), start(job.task, job.seed)

@@ -247,7 +247,7 @@ def link_shifts(spec: Spec, chosen: Any) -> Any:
 def enforce_one_shift(spec: Spec, genomes: np.ndarray) -> np.ndarray:
   """Genomes without layers that have both C and E though their space has one shift.
 
-  The one that costs less becomes none, or C if it is no choice.
+  The cheaper of the two becomes none; if C can only be none, it is C.
 
   Args:
     spec: the layers.

@@ -435,7 +435,7 @@ class _RunAdapted:
     if not jnp.issubdtype(forms.dtype, jnp.integer):  # the model casts all of its params
       forms = forms.astype(jnp.int8)
 
-    # A subclass may do more, and a product of its own (quantized, say) need not split into terms.
+    # A subclass may do more, and another product (a quantized one, say) need not split into terms.
     is_plain = type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
     arguments = [*call.args, *call.kwargs.values()]
     has_its_one_argument = len(arguments) == 1 and call.kwargs.keys() <= {'inputs'}

@@ -256,7 +256,7 @@ class _Interpreter:
     return [*carry, *collected]
 
   def _while(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """As of a scan, without a stack that is gone through; the condition may use kernels, too."""
+    """As for a scan, but without stacked inputs; the condition may use kernels, too."""
     params = equation.params
     of_condition, of_body = params['cond_nconsts'], params['body_nconsts']
     cond_consts = self._loop_invariants(values[:of_condition])

@@ -54,7 +54,7 @@ def defer(
     genome: int [layers, 5]; may be traced.
     fixed: the genome if it is known when tracing.
     slot: which adapter of a pool (`glora_jax.serve`) to use: its arrays have an axis of slots after
-      those of the stack. None if there is no pool.
+      those of the stack. None without a pool.
     quantized: quantized arrays by path; `params` has shapes in their place (`split_quantized`).
   """
   leaves = flatten(params)

@@ -80,18 +80,18 @@ def draw_layer(axis: Axes) -> None:
   write(axis, 2.6, -0.25, "W' = W + W * A + B     b' = b + b * D + E + C W", LARGE)
 
 
-def draw_values(axis: Axes) -> None:
-  """What parts are worth for their parameters, in order, and where the budget ends."""
-  values, colors = 2.9 * 0.88 ** np.arange(20), [*TENSORS.values()]
-  rng, bought = np.random.default_rng(8), 9
-  for number, value in enumerate(values):
+def draw_scores(axis: Axes) -> None:
+  """Scores of units by parameter, in order, and where the budget ends."""
+  scores, colors = 2.9 * 0.88 ** np.arange(20), [*TENSORS.values()]
+  rng, chosen = np.random.default_rng(8), 9
+  for number, score in enumerate(scores):
     color = colors[rng.choice(len(colors), p=(0.15, 0.5, 0.05, 0.05, 0.25))]
-    bar(axis, (0.5 + 0.22 * number, 0.95), 0.17, value, color if number < bought else LIGHT.paper)
-  edge = 0.475 + 0.22 * bought
+    bar(axis, (0.5 + 0.22 * number, 0.95), 0.17, score, color if number < chosen else LIGHT.paper)
+  edge = 0.475 + 0.22 * chosen
   axis.plot([edge, edge], [0.7, 4.0], '--', color=LIGHT.ink, linewidth=1)
   write(axis, edge + 0.1, 3.7, 'budget of parameters', ha='left')
   arrow(axis, (0.35, 0.9), (0.35, 4.2))
-  write(axis, 0.15, 2.5, 'value', rotation=90, va='center', ha='right')
+  write(axis, 0.15, 2.5, 'score', rotation=90, va='center', ha='right')
   write(axis, 2.6, 0.35, 'layers and forms, best first')
   write(axis, 2.6, -0.25, 'by one gradient, or by a search', LARGE)
 
@@ -128,7 +128,7 @@ def main() -> None:
   figure = Figure(figsize=(10, 6.6), layout='constrained')
   drawings = {
     '1  Five small tensors for each linear layer': draw_layer,
-    '2  What is worth training?': draw_values,
+    '2  What is worth training?': draw_scores,
     '3  Train a structure: a form for each tensor': draw_structure,
     '4  Fold: the plain model, with new weights': draw_fold,
   }

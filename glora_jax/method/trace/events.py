@@ -66,7 +66,7 @@ class Value:
     depends: whether it depends on the input, or on a product that stands for the input.
     repeated: whether it is computed from parameters that are repeated for every example, learned
       queries for instance. In a product with another parameter it stands for the input.
-    view: where the axes of the parameter are that the array is; None if it is no parameter.
+    view: the parameter that the array is, and where its axes are; None if it is no parameter.
     product: the product of activations with a parameter that it is; None if it is none.
     origins: the parameters that an array without `depends` was computed from.
     number: its value, if it is one known integer.
