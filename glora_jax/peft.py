@@ -1,7 +1,7 @@
 """Adapters of HF PEFT: writes a structure of LoRAs as PEFT does, and reads PEFT's LoRAs as one.
 
-The names of the torch model's modules come from a map of the caller's (`NameMap`). A layer here may
-be several modules there: queries, keys and values are often one kernel in JAX.
+The names of the torch model's modules come from a map (`torch_names`). A layer here may be several
+modules there: queries, keys and values are often one kernel in JAX.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,12 +41,10 @@ from glora_jax.method.genomes import canonicalize
 from glora_jax.method.groups import Group
 from glora_jax.method.site import TABLE, Layout
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
+from glora_jax.torch_names import NameMap, modules_for, name_map
 from glora_jax.tree import KeyPath, get, grouped, path_name, replace
 
 __all__ = ['PeftAdapter', 'load_peft', 'read_peft', 'save_peft']
-
-NameMap = Mapping[str, str | Sequence[str]]
-"""Names of torch modules by regular expressions of paths here; see `save_peft`."""
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -113,7 +111,7 @@ def save_peft(
   folder: Path,
   adapted: Adapted,
   variables: Mapping[str, Any],
-  names: NameMap,
+  names: str | NameMap,
   genome: Any = None,
   *,
   heads: Mapping[str, np.ndarray] = {},
@@ -132,7 +130,8 @@ def save_peft(
     variables: its variables, after training.
     names: names of the torch model's modules, by paths here, which may be regular expressions:
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
-      outputs equally, and '{}' is the place in a stack.
+      outputs equally, and '{}' is the place in a stack. 'tunix_gemma3', 'tunix_llama3' and
+      'tunix_qwen3' are those of transformers' models, for the models of google-tunix.
     genome: int [rows, 5], if the structure is free.
     heads: tensors to write instead of the variables' heads, by torch name, if the torch model has a
       head in another shape.
@@ -161,6 +160,7 @@ def save_peft(
   validate(heads, Mapping, 'heads')
   on_hub = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
   validate(adapted, Adapted, 'adapted')
+  names = name_map(names)
   genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_peft'))
   check_variables(adapted.fix(genome), variables)
   _require_loras(adapted.spec, genome)
@@ -234,7 +234,7 @@ def _largest(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 
 
 def load_peft(
-  adapter: Path | PeftAdapter, adapted: Adapted, params: Any, names: NameMap
+  adapter: Path | PeftAdapter, adapted: Adapted, params: Any, names: str | NameMap
 ) -> tuple[Adapted, dict[str, Any]]:
   """Reads a PEFT adapter of LoRAs as a structure of an adapted model.
 
@@ -273,6 +273,7 @@ def load_peft(
     [[0, 3, 0, 0, 0]]
   """
   validate(adapted, Adapted, 'adapted')
+  names = name_map(names)
   check_params(adapted, params)
   if not isinstance(adapter, PeftAdapter):
     adapter = read_peft(adapter)
@@ -446,7 +447,6 @@ def _lora_of_layer(adapter: PeftAdapter, layer: _Layer) -> tuple[np.ndarray, np.
 
 def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Layer]:
   """The layers of some of the genome's rows, with their torch modules."""
-  validate(names, Mapping, 'names')
   layers, modules = [], collections.Counter()
   for group in adapted.places.groups:
     for index, row in group.slices():
@@ -454,7 +454,7 @@ def _layers(adapted: Adapted, names: NameMap, rows: Container[int]) -> list[_Lay
         continue
       layer, start = _Layer(group, index, row, {}), 0
       for site in group.members:
-        found = _modules(names, site.name, index)
+        found = modules_for(names, site.name, index)
         width, rest = divmod(site.out_features, len(found))
         if rest:
           raise ValueError(
@@ -487,7 +487,7 @@ def _head_paths(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
         f'PEFT heads are linear layers and norms, but {path_name(path)} {shape}, which is trained '
         f'in full, belongs to neither; {_FOLD}.'
       )
-    modules = _modules(names, path_name(tuple(module)), ())
+    modules = modules_for(names, path_name(tuple(module)))
     name = f'{modules[0]}.{_LEAVES[leaf]}'
     if len(modules) > 1 or name in heads:
       raise ValueError(
@@ -496,30 +496,3 @@ def _head_paths(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
       )
     heads[name] = path
   return heads
-
-
-def _modules(names: NameMap, path: str, index: tuple[int, ...]) -> list[str]:
-  """Names of the torch modules for a path, in which '{}' is replaced by an index of the stack."""
-  for pattern, modules in names.items():
-    validate(modules, str | list[str], f'names[{shown(pattern)}]')
-    templates = [modules] if isinstance(modules, str) else modules
-    try:
-      match = re.fullmatch(pattern, path)
-      found = [match.expand(name).format(*index) for name in templates] if match else []
-    except (re.error, LookupError, ValueError) as error:
-      raise ValueError(
-        f'names[{shown(pattern)}]={shown(modules)} is not a pattern of paths and its torch modules '
-        f'({error}).'
-      ) from error
-    if not match:
-      continue
-    if not found or any(name.count('{}') != len(index) or not name for name in templates):
-      raise ValueError(
-        f"names: {shown(modules)} should have '{{}}' {len(index)} times, once for each stack axis "
-        f'of {path}.'
-      )
-    return found
-  raise ValueError(
-    f"names: no pattern matches '{path}'; add the name of its torch module "
-    f'({", ".join(map(str, names)) or "there are none"}).'
-  )

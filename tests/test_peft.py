@@ -90,7 +90,8 @@ def trained():
   [
     (NAMES, [3, 2, 0, 0, 0], 'A=lora:1, B=vector', ValueError),
     (NAMES, [0, 0, 0, 0, 0], 'adapted.fold', ValueError),
-    ('timm', (), 'names', TypeError),
+    (5, (), 'names', TypeError),
+    ('timm', (), 'tunix_llama3', ValueError),
     ({'fc': 5}, (), "names['fc']=5", TypeError),
     ({'head': 'classifier'}, (), "'fc'", ValueError),
     ({'fc': ['a', 'a'], 'head': 'b'}, (), ' a stands', ValueError),
