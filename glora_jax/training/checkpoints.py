@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 
@@ -67,7 +68,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
       # Orbax's own removal goes on after `close`, while the next manager writes to the same folder.
       if meshes.primary():
         for partial in pathlib.Path(self._folder).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-          shutil.rmtree(partial)
+          _remove(partial)
       # Without a handler orbax does not know the shapes of saved states.
       handler = ocp.StandardCheckpointHandler()
       self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
@@ -191,6 +192,18 @@ def _checksum(state: TrainState) -> np.ndarray:
   for leaf in jax.tree.leaves(state[:2]):
     checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
   return np.asarray(checksum, np.uint32)
+
+
+def _remove(folder: pathlib.Path) -> None:
+  """Removes a folder, while the threads of a save that has failed may still add files to it."""
+  for _ in range(20):
+    try:
+      return shutil.rmtree(folder)
+    except OSError as error:
+      if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+        raise
+    time.sleep(0.05)
+  shutil.rmtree(folder)
 
 
 def _raise(error: OSError) -> None:

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import resource
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +175,23 @@ def test_what_an_interrupted_save_left_is_removed_before_anything_else(tmp_path)
     (partial / str(number)).touch()
   with TrainingCheckpoints(tmp_path):
     assert not partial.parent.exists()
+
+
+def test_what_an_interrupted_save_left_is_removed_while_its_threads_still_write(tmp_path):
+  partial = tmp_path / f'9{ocp.utils.TMP_DIR_SUFFIX}' / 'default'
+  partial.mkdir(parents=True)
+  end = time.monotonic() + 0.3
+
+  def write():
+    with contextlib.suppress(FileNotFoundError):
+      for number in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
+        (partial / str(number)).touch()
+
+  writer = threading.Thread(target=write)
+  writer.start()
+  with TrainingCheckpoints(tmp_path):
+    assert not partial.parent.exists()
+  writer.join()
 
 
 def test_a_state_that_cannot_be_written_is_a_sentence_and_older_states_stay(tmp_path):
