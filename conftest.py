@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 
 # XLA takes half of the tests' time for code that runs for milliseconds; child processes inherit it.
@@ -36,6 +37,9 @@ except MissingPackageError as error:
     f'glora_jax/{name}' for name in ('main.py', 'predict.py', 'convert.py', 'vision')
   ]
   collect_ignore += [f'tests/{name}' for name in ('benchmarks', 'peers', 'vision')]
+
+if importlib.util.find_spec('torchax') is None:
+  collect_ignore.append('glora_jax/torch.py')
 
 CACHE = ROOT / '.pytest_cache'
 jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))

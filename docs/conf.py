@@ -54,6 +54,7 @@ nb_execution_timeout = 300
 nb_merge_streams = True
 nb_output_stderr = 'remove'
 
+autodoc_mock_imports = ['torch', 'torchax']
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 napoleon_google_docstring = True

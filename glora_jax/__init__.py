@@ -14,7 +14,7 @@ with open(__file__.removesuffix('.py') + '.pyi', encoding='utf-8') as stub:
   lines = [line.split() for line in stub if line.startswith('from ')]
 _HOMES = {name: module for _, module, _, name, *_ in lines}
 del stub, lines
-__all__ = [*_HOMES]
+__all__ = [name for name in _HOMES if name != 'torch']  # which needs an extra
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,8 @@ MODULES = {'nnx', 'peft', 'serve'}  # among the public names
 # What adapting a model does not need.
 LATER = ['orbax', 'scipy', 'tqdm', 'flax.nnx', 'huggingface_hub']
 
-OPTIONAL = {'hub.py': {'huggingface_hub'}}  # which says so where it is missing
+# They say so where these are missing.
+OPTIONAL = {'hub.py': {'huggingface_hub'}, 'torch.py': {'torch', 'torchax'}}
 APPLICATION = ('glora_jax.vision', 'glora_jax.main', 'glora_jax.predict', 'glora_jax.convert')
 LIBRARY = [
   path.relative_to(ROOT / 'glora_jax')

@@ -309,7 +309,7 @@ def adapt_function(
 
   The function is traced, and its linear layers are the parameters that it multiplies with
   activations. The name of a layer is the path of its parameter: the keys that lead to it, joined
-  by '/', without 'kernel' at the end.
+  by '/', without 'kernel' or 'weight' at the end.
 
   Args:
     function: called as `function(params, *inputs, **kwargs)`.

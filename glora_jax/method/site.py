@@ -186,9 +186,9 @@ class Site:
   def path(self) -> KeyPath:
     """Path of its arrays in the `glora` collection: the kernel's, or its module's.
 
-    A parameter called `kernel` stands for its module, unless that contains other layers.
+    One called `kernel` or `weight` stands for its module, unless that contains other layers.
     """
-    is_a_module = self.kernel_path[-1:] == ('kernel',) and not self.nests
+    is_a_module = self.kernel_path[-1:] in (('kernel',), ('weight',)) and not self.nests
     return self.kernel_path[:-1] if is_a_module else self.kernel_path
 
   @property

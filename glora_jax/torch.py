@@ -1,0 +1,385 @@
+"""PyTorch modules: adapted and trained by JAX, then folded back into PyTorch.
+
+A module becomes a function of its parameters. A copy of it without values is called by PyTorch, in
+an environment of torchax, in which PyTorch's operators compute on JAX arrays. JAX traces that call
+once and compiles it; a training step does not run PyTorch.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import functools
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+try:
+  import torch
+  import torchax.interop
+except (ImportError, AttributeError) as error:  # the second if torchax does not know this torch
+  raise ImportError(
+    "glora_jax.torch needs torch and torchax, in versions that fit: pip install 'glora_jax[torch]' "
+    f'({error}).'
+  ) from error
+
+from glora_jax.checks import listed, validate
+from glora_jax.errors import UserError
+from glora_jax.method.adapt import DEFAULT_HEADS, adapt_function
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.presets import Structure
+from glora_jax.method.sample import is_array
+from glora_jax.method.selection import Selector
+from glora_jax.method.space import SearchSpace
+from glora_jax.tree import differences, flatten
+
+__all__ = ['adapt', 'load']
+
+log = logging.getLogger(__name__)
+
+BUFFERS = 'buffers'  # name of their collection among the variables
+
+# A call swaps the parameters of the copy for JAX's, and torchax has one state for all threads.
+_ONE_CALL = threading.RLock()
+
+
+def adapt(
+  module: torch.nn.Module,
+  *sample_inputs: Any,
+  structure: Structure | None = None,
+  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  scale: float | None = None,
+  select: Selector | None = None,
+  heads: Selector | None = DEFAULT_HEADS,
+  ties: Sequence[Sequence[str]] = (),
+  convs: bool = False,
+  embeddings: bool = False,
+  release: bool = False,
+  **kwargs: Any,
+) -> tuple[Adapted, dict[str, Any]]:
+  """Attaches GLoRA to a PyTorch module.
+
+  `adapted.apply(variables, *inputs, **kwargs)`, and `forward(*inputs, **kwargs)` in a loss, accept
+  JAX, NumPy and PyTorch arrays. They return what the module returns, with JAX arrays in it: the
+  `ModelOutput` of a transformers model has its fields. The module runs in evaluation mode, unless a
+  call has `train=True`; three arguments of a call are not the module's:
+
+  - `train=True`: training mode, with gradient checkpointing if a transformers model has it enabled.
+  - `rngs={'dropout': key}`: the key that dropout draws from, needed in training mode.
+  - `mutable=['buffers']`: returns `(outputs, {'buffers': changed})` with the buffers that the call
+    has changed, batch statistics for instance. In the variables, this collection replaces the
+    buffers of the module. Without it they stay as they are.
+
+  Args:
+    module: any module, which is not changed, unless `release` is set.
+    *sample_inputs: example inputs of the module; only shapes and dtypes matter.
+    structure: the structure to train; see `glora_jax.adapt`, also for the arguments below.
+    space: the search space.
+    scale: factor on LoRAs of B.
+    select: which linear layers to adapt, by PyTorch's name with '/' in place of '.'.
+    heads: which modules to train in full, weight and bias together.
+    ties: fused layers.
+    convs: whether to adapt convolutions.
+    embeddings: whether to adapt tables that are looked up.
+    release: whether to remove each value from the module once it is copied, so that the model is in
+      memory only once. `load` puts values back.
+    **kwargs: further arguments of the call, `use_cache=False` for instance.
+
+  Returns:
+    (adapted, params): the adapted module, and its `named_parameters` as JAX arrays of the same
+    dtypes, in nested dictionaries: `params['encoder']['0']['weight']`. A shared parameter has the
+    first of its names.
+
+  Raises:
+    TypeError: it is not a module, it returns what JAX cannot pass on, or another argument has the
+      wrong type.
+    ValueError: torchax lacks an operator that the module uses, or the module branches on the values
+      of arrays (the message names operator or line); or as in `glora_jax.adapt`.
+
+  Example:
+    >>> import glora_jax
+    >>> layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    >>> module, x = torch.nn.Sequential(*layers).eval(), torch.ones(2, 4)
+    >>> adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', heads='2')
+    >>> adapted
+    <Adapted Sequential: 1 layer, 24 parameters>
+
+    The variables are those of any adapted model. Folded, they go back into the module.
+
+    >>> variables = adapted.init(jax.random.key(0), params)
+    >>> outputs = adapted.apply(variables, x)
+    >>> glora_jax.torch.load(module, adapted.fold(variables))
+    >>> bool(np.allclose(module(x).detach(), outputs, atol=1e-6))
+    True
+  """
+  validate(module, torch.nn.Module, 'module')
+  validate(release, bool, 'release')
+  if module.training:
+    log.warning(
+      '%s is in training mode. It runs in evaluation mode unless a call has train=True.',
+      type(module).__name__,
+    )
+  model, parameters = Module(module), dict(module.named_parameters())
+  inputs, kwargs = _as_jax((sample_inputs, kwargs))
+  adapted = adapt_function(
+    model,
+    _nested({name: _shape(value) for name, value in parameters.items()}),
+    *inputs,
+    structure=structure,
+    space=space,
+    scale=scale,
+    select=select,
+    heads=heads,
+    ties=ties,
+    convs=convs,
+    embeddings=embeddings,
+    **kwargs,
+  )
+  arrays = {}
+  for name, value in parameters.items():
+    arrays[name] = _to_jax(value)
+    if release:
+      value.data = value.data.new_empty(0)
+  return dataclasses.replace(adapted, model=model), _nested(arrays)
+
+
+def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None = None) -> None:
+  """Writes values into a PyTorch module, in place, cast to the dtypes that it has.
+
+  Args:
+    module: the module, also one that was released.
+    params: values of its parameters, as `adapted.fold` returns them.
+    buffers: values of some of its buffers, as a call with `mutable=['buffers']` returns them.
+
+  Raises:
+    ValueError: they are those of another module; nothing is written.
+
+  Example:
+    >>> import glora_jax
+    >>> module = torch.nn.Linear(2, 1)
+    >>> params = {'weight': jnp.ones((1, 2)), 'bias': jnp.zeros(1)}
+    >>> glora_jax.torch.load(module, params)
+    >>> module(torch.ones(3, 2)).tolist()
+    [[2.0], [2.0], [2.0]]
+  """
+  validate(module, torch.nn.Module, 'module')
+  buffers = dict(buffers or {})
+  values = {'.'.join(path): value for path, value in flatten(params).items()} | buffers
+  tensors = dict(module.named_parameters())
+  tensors |= {name: value for name, value in module.named_buffers() if name in buffers}
+  shapes = {  # those of released parameters are not known
+    name: _shape(value) if value.numel() else values.get(name, value)
+    for name, value in tensors.items()
+  }
+  if problems := differences(values, shapes):
+    raise UserError(
+      f'These are not the values of this {type(module).__name__}. {"; ".join(problems)}. Pass what '
+      'adapted.fold returns.'
+    )
+  cast = [
+    f'{name} ({value.dtype} to {tensors[name].dtype})'
+    for name, value in values.items()
+    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype != _shape(tensors[name]).dtype
+  ]
+  if cast:
+    log.warning('%s: cast to the dtypes of the module: %s.', type(module).__name__, listed(cast))
+  for name, value in values.items():
+    tensor = tensors[name]
+    new = _to_torch(value).to(tensor.device, tensor.dtype)
+    if tensor.numel():
+      tensor.data.copy_(new)
+    else:
+      tensor.data = new.clone()
+
+
+class Module:
+  """A PyTorch module as a function of its parameters, also with the `apply` of a Linen model.
+
+  Attributes:
+    skeleton: a copy of the module, whose parameters and buffers have shapes but no values.
+    buffers: its buffers by name, which every call starts from.
+  """
+
+  def __init__(self, module: torch.nn.Module):
+    self.__name__ = type(module).__name__
+    self.buffers = {name: _to_jax(value) for name, value in module.named_buffers()}
+    copies = {id(value): value.to('meta') for value in module.buffers()}
+    for value in module.parameters():
+      copies[id(value)] = torch.nn.Parameter(value.detach().to('meta'), value.requires_grad)
+    self.skeleton = copy.deepcopy(module, copies)
+    for part in self.skeleton.modules():
+      _make_traceable(part)
+
+  def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls the module with other parameters."""
+    return self.apply({'params': params}, *args, **kwargs)
+
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    train: bool = False,
+    rngs: Mapping[str, jax.Array] | None = None,
+    mutable: Sequence[str] = (),
+    **kwargs: Any,
+  ) -> Any:
+    """Calls the module with the variables' parameters and buffers; see `adapt`."""
+    if train and not rngs:
+      raise UserError("train=True needs a key for dropout; pass rngs={'dropout': key}.")
+    key = next(iter(rngs.values())) if rngs else jax.random.key(0)
+    params = {'.'.join(path): value for path, value in flatten(variables['params']).items()}
+    buffers = {**self.buffers, **variables.get(BUFFERS, {})}
+    args, kwargs = _as_jax((args, kwargs))
+    with _ONE_CALL, self._explained(), _environment(key) as environment:
+      self.skeleton.train(train)
+      tensors, args, kwargs = environment.j2t_iso(({**params, **buffers}, args, kwargs))
+      outputs = torch.func.functional_call(self.skeleton, tensors, args, kwargs)
+      after = {name: tensors[name] for name in buffers}
+      outputs, after = environment.t2j_iso((outputs, after))
+    outputs = _as_pytree(self.__name__, outputs)
+    if not mutable:
+      return outputs
+    changed = {name: value for name, value in after.items() if value is not buffers[name]}
+    return outputs, {BUFFERS: changed}
+
+  @contextlib.contextmanager
+  def _explained(self) -> Generator[None]:
+    """Says in one line what JAX cannot trace in a module."""
+    try:
+      yield
+    except torchax.tensor.OperatorNotFound as error:
+      raise UserError(f'torchax cannot run {self.__name__}: {error}.') from error
+    except jax.errors.ConcretizationTypeError as error:
+      raise UserError(
+        f'{self.__name__} needs the values of an array to decide what to compute, and JAX traces '
+        f'it without values: {_line_of_model(error)}.'
+      ) from error
+
+
+def _line_of_model(error: Exception) -> str:
+  """The last line of an error's traceback that is neither PyTorch's, torchax's nor JAX's."""
+  libraries = ('/torch/', '/torchax/', '/jax/', '/glora_jax/', '/contextlib.py')
+  frames = traceback.extract_tb(error.__traceback__)
+  frame = [f for f in frames if not any(part in f.filename for part in libraries)][-1]
+  return f'{frame.filename}, line {frame.lineno}: {frame.line}'
+
+
+def _make_traceable(part: Any) -> None:
+  """Changes what a part of a copied module does in ways that JAX cannot trace."""
+  if hasattr(part, '_gradient_checkpointing_func'):  # of transformers
+    part._gradient_checkpointing_func = _checkpoint
+  if hasattr(getattr(part, 'config', None), '_experts_implementation'):  # the others branch
+    part.config._experts_implementation = 'batched_mm'
+  if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+    part.register_forward_pre_hook(_update_statistics)
+
+
+def _update_statistics(part: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+  """Updates a batch norm's statistics in training mode, which torchax's batch norm does not."""
+  if not (part.training and part.track_running_stats):
+    return
+  (x,) = inputs
+  axes = [axis for axis in range(x.ndim) if axis != 1]
+  momentum = part.momentum
+  if momentum is None:  # the statistics are means over all batches
+    momentum = 1 / (part.num_batches_tracked + 1)
+  part.running_mean.copy_((1 - momentum) * part.running_mean + momentum * x.mean(axes))
+  part.running_var.copy_((1 - momentum) * part.running_var + momentum * x.var(axes))
+
+
+def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a part of a module whose activations are computed again on the way back."""
+  environment = torchax.default_env()
+
+  def run(key, args):
+    with environment.override_property(prng=key):
+      return environment.t2j_iso(function(*environment.j2t_iso(args)))
+
+  key = environment.get_and_rotate_prng_key()
+  return environment.j2t_iso(jax.checkpoint(run)(key, environment.t2j_iso(args)))
+
+
+@contextlib.contextmanager
+def _environment(key: jax.Array) -> Generator[Any]:
+  """Where PyTorch's operators compute on JAX arrays, with random numbers from a key.
+
+  Without `override_property` torchax would draw from a key of its own. A trace would leave a tracer
+  in its place, and a compiled program would repeat its numbers for ever.
+  """
+  environment = torchax.default_env()
+  with environment.override_property(prng=key), environment, torch.device('jax'):
+    yield environment
+
+
+def _as_jax(tree: Any) -> Any:
+  """Arguments in which PyTorch's and NumPy's arrays are JAX's."""
+
+  def convert(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+      return _to_jax(leaf)
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+  return jax.tree.map(convert, tree)
+
+
+def _to_jax(tensor: torch.Tensor) -> jax.Array:
+  """A copy of a tensor."""
+  return jnp.array(jnp.from_dlpack(tensor.detach().cpu().contiguous()), copy=True)
+
+
+def _to_torch(array: Any) -> torch.Tensor:
+  """An array as a tensor on the CPU, which may share its memory."""
+  return torch.from_dlpack(jax.device_put(jnp.asarray(array), jax.devices('cpu')[0]))
+
+
+def _shape(tensor: torch.Tensor) -> jax.ShapeDtypeStruct:
+  dtype = torchax.interop.mappings.t2j_dtype(tensor.dtype)
+  return jax.ShapeDtypeStruct(tuple(tensor.shape), dtype)
+
+
+def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dictionaries of values by PyTorch's names."""
+  return flax.traverse_util.unflatten_dict(dict(named), sep='.')
+
+
+def _as_pytree(name: str, outputs: Any) -> Any:
+  """Outputs as a pytree of JAX, to which transformers' ModelOutputs are made known.
+
+  Raises:
+    TypeError: something in them is neither an array nor a number.
+  """
+  for leaf in jax.tree.leaves(outputs):
+    if isinstance(leaf, collections.OrderedDict):
+      kind = type(leaf)
+      jax.tree_util.register_pytree_with_keys(
+        kind, _fields_of, functools.partial(_with_fields, kind)
+      )
+      return _as_pytree(name, outputs)
+    if not (is_array(leaf) or isinstance(leaf, int | float | str)):
+      raise TypeError(
+        f'{name} returns a {type(leaf).__name__}, which JAX cannot pass on. If it is a cache, call '
+        'with use_cache=False.'
+      )
+  return outputs
+
+
+def _fields_of(outputs: Any) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+  """The fields of a ModelOutput that are not None, as JAX wants them."""
+  return [(jax.tree_util.GetAttrKey(name), outputs[name]) for name in outputs], tuple(outputs)
+
+
+def _with_fields(kind: Any, names: tuple[str, ...], values: Sequence[Any]) -> Any:
+  """A ModelOutput with these fields. Its constructor would look into them, and JAX has others."""
+  outputs = kind.__new__(kind)
+  for name, value in zip(names, values, strict=True):
+    outputs[name] = value
+  return outputs
