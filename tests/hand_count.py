@@ -195,7 +195,7 @@ def fold_by_hand(
   """
   folded = {path: np.asarray(value, np.float64) for path, value in params.items()}
   for path, kernel in kernels.items():
-    name = path.removesuffix('/kernel')
+    name = path.removesuffix('/kernel').removesuffix('/weight').removesuffix('/weight')
     own = {
       entry.removeprefix(f'{name}/'): np.asarray(value)
       for entry, value in adapter.items()
