@@ -5,6 +5,7 @@ Each function imports its code base, so that a missing one skips its own tests a
 
 import functools
 import importlib.util
+import os
 import sys
 import types
 
@@ -167,5 +168,48 @@ def haiku_transformer_block():
     kernels,
     7,
     options={'convs': True},
+    blind=r'attention/key',
+  )
+
+
+# Keras: parameters by the paths of its variables, which have slashes of their own.
+
+
+@example
+def keras_decoder():
+  os.environ['KERAS_BACKEND'] = 'jax'
+  import keras
+  from keras import layers
+
+  inputs = keras.Input([4], dtype='int32')
+  embed = layers.ReversibleEmbedding(VOCABULARY, WIDTH, name='embed')  # a tied head
+  x = layers.Conv1D(WIDTH, 3, padding='causal', name='conv')(embed(inputs))
+  x += layers.MultiHeadAttention(HEADS, CHANNELS, name='attention')(x, x, use_causal_mask=True)
+  y = layers.LayerNormalization(name='norm')(x)
+  y = layers.EinsumDense('bti,igo->btgo', (4, 2, HIDDEN), bias_axes='go', name='up')(y)
+  x += layers.Dense(WIDTH, name='down')(keras.ops.gelu(y[:, :, 0]) * y[:, :, 1])
+  model = keras.Model(inputs, embed(x, reverse=True))
+  paths = [variable.path for variable in model.trainable_variables]
+
+  def apply(params, tokens):
+    return model.stateless_call([params[path] for path in paths], [], tokens)[0]
+
+  return FunctionExample(
+    apply,
+    randomized({variable.path: variable.value for variable in model.trainable_variables}),
+    (jnp.array([[1, 5, 10, 16], [3, 0, 2, 3]]),),
+    {
+      'embed/embeddings': Kernel('io'),
+      'conv/kernel': Kernel('iio', 'conv/bias'),
+      **{
+        f'attention/{name}/kernel': Kernel('ioo', f'attention/{name}/bias')
+        for name in ('query', 'key', 'value')
+      },
+      'attention/attention_output/kernel': Kernel('iio', 'attention/attention_output/bias'),
+      'up/kernel': Kernel('ioo', 'up/bias'),
+      'down/kernel': Kernel('io', 'down/bias'),
+    },
+    8,
+    options={'convs': True, 'embeddings': True},
     blind=r'attention/key',
   )
