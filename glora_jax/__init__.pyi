@@ -28,6 +28,7 @@ from glora_jax.search.archive import Archive as Archive
 from glora_jax.search.evolution import Evolution as Evolution
 from glora_jax.search.evolution import evolve as evolve
 from glora_jax.search.scoring import make_scorer as make_scorer
+from glora_jax.torch_files import save_folded as save_folded
 from glora_jax.training.consistency import Consistency as Consistency
 from glora_jax.training.fit import fit as fit
 from glora_jax.training.fit import linear_probe as linear_probe

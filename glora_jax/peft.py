@@ -480,7 +480,7 @@ def _head_paths(adapted: Adapted, names: NameMap) -> dict[str, KeyPath]:
     *module, leaf = path
     shape, is_kernel = places.param_shapes[path].shape, leaf in _KERNELS
     is_linear = all(
-      site.layout == _LINEAR for site in places.head_sites if site.kernel_path == path
+      site.layout == _LINEAR for site in places.other_sites if site.kernel_path == path
     )
     if leaf not in _LEAVES or len(shape) != 1 + is_kernel or not is_linear:
       raise ValueError(

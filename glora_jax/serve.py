@@ -246,7 +246,7 @@ class Pool:
   def _pad(self, path: Path, heads: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
     """An adapter's heads with as many classes as the base's; the biases of the others are -inf."""
     heads, inputs = dict(heads), {}  # the input axes by path; a bias has none
-    for site in self._adapted.places.head_sites:
+    for site in self._adapted.places.other_sites:
       if site.bias_path in heads:
         inputs |= {site.kernel_path: site.layout.inputs, site.bias_path: ()}
     for head in inputs.keys() & heads.keys():

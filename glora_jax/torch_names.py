@@ -65,13 +65,14 @@ def name_map(names: str | NameMap) -> NameMap:
   return NAMES[names]
 
 
-def modules_for(names: NameMap, path: str, index: tuple[int, ...] = ()) -> list[str]:
+def modules_for(names: NameMap, path: str, index: tuple[int, ...] | None = ()) -> list[str]:
   """Names of the torch modules for a path.
 
   Args:
     names: a map.
     path: '/'-joined path of a layer, or of a module that has no layer.
-    index: index in a stack of layers, which replaces '{}' in a name, once for each axis.
+    index: index in a stack of layers, which replaces '{}' in a name, once for each axis; None
+      leaves '{}'.
 
   Raises:
     TypeError: a name is not a string.
@@ -82,7 +83,9 @@ def modules_for(names: NameMap, path: str, index: tuple[int, ...] = ()) -> list[
     templates = [found] if isinstance(found, str) else found
     try:
       match = re.fullmatch(pattern, path)
-      expanded = [match.expand(name).format(*index) for name in templates] if match else []
+      expanded = [match.expand(name) for name in templates] if match else []
+      if index is not None:
+        expanded = [name.format(*index) for name in expanded]
     except (re.error, LookupError, ValueError) as error:
       raise ValueError(
         f'names[{shown(pattern)}]={shown(found)} is not a pattern of paths and its torch modules '
@@ -90,10 +93,11 @@ def modules_for(names: NameMap, path: str, index: tuple[int, ...] = ()) -> list[
       ) from error
     if not match:
       continue
-    if not expanded or any(name.count('{}') != len(index) or not name for name in templates):
+    is_filled = index is None or all(name.count('{}') == len(index) for name in templates)
+    if not all(templates) or not expanded or not is_filled:
       raise ValueError(
-        f"names: {shown(found)} should have '{{}}' {len(index)} times, once for each stack axis "
-        f'of {path}.'
+        f"names: {shown(found)} should have '{{}}' {len(index or ())} times, once for each stack "
+        f'axis of {path}.'
       )
     return expanded
   raise ValueError(

@@ -198,7 +198,7 @@ def assemble(
       heads.paths,
       shapes,
       tuple((path, reasons[path]) for path in shapes if path in reasons and path not in covered),
-      head_sites=tuple(site for site in sites if site.kernel_path in heads.paths),
+      other_sites=tuple(site for site in sites if site.kernel_path not in covered),
     ),
   )
   log_uncovered(adapted.coverage())

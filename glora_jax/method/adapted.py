@@ -46,14 +46,14 @@ class Places:
     head_paths: paths of the parameters that are trained in full.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
     uncovered: paths of the matrices that are not adapted, and why; see `Adapted.coverage`.
-    head_sites: the linear layers among the heads.
+    other_sites: the linear layers that are not adapted: among the heads, or not selected.
   """
 
   groups: tuple[Group, ...]
   head_paths: frozenset[KeyPath]
   param_shapes: Mapping[KeyPath, jax.ShapeDtypeStruct]
   uncovered: tuple[tuple[KeyPath, str], ...]
-  head_sites: tuple[Site, ...]
+  other_sites: tuple[Site, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

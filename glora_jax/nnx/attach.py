@@ -183,7 +183,7 @@ def _with_adapter(
   for owner, adapted_params in insertion.owners.values():
     if adapted_params or isinstance(owner, nnx.bridge.ToNNX):
       make_owner(owner, adapted_params)
-  unadapted = Unadapted(adapted.places.uncovered, adapted.places.head_sites)
+  unadapted = Unadapted(adapted.places.uncovered, adapted.places.other_sites)
   if any(unadapted):
     setattr(model, UNADAPTED, unadapted)
   return model

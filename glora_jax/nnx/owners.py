@@ -54,7 +54,7 @@ class Unadapted(NamedTuple):
   """The matrices of an attached model that have no adapter; see `glora_jax.Adapted`."""
 
   uncovered: tuple[tuple[KeyPath, str], ...] = ()
-  head_sites: tuple[Site, ...] = ()
+  other_sites: tuple[Site, ...] = ()
 
 
 class AdaptedParam(NamedTuple):

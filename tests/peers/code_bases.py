@@ -23,7 +23,7 @@ EXAMPLES, example = registry()
 # tunix, whose package as a whole loads trainers and what these need; its models need less.
 
 
-def _tunix(name: str):
+def tunix(name: str):
   if 'tunix' not in sys.modules:
     specification = importlib.util.find_spec('tunix')
     if specification is None:
@@ -57,7 +57,7 @@ EXPERTS = {
 
 def _decoder(module, rows, layer, fields):
   """`fields` are those of the config beside `SIZES`."""
-  code = _tunix(module)
+  code = tunix(module)
   config = code.ModelConfig(**SIZES, **fields(code))
   positions = jnp.broadcast_to(jnp.arange(3), (2, 3))
   mask = jnp.broadcast_to(jnp.tri(3, dtype=bool), (2, 3, 3))
