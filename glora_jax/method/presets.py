@@ -61,6 +61,7 @@ PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'linear': {},
   'bitfit': {'E': 'vector'},
   'lora': {'B': 'lora'},
+  'dora': {'A': 'vector', 'B': 'lora'},
   'ssf': {'A': 'vector', 'D': 'vector', 'E': 'vector'},
   'prompt': {'C': 'vector'},
   'full': {'A': 'lora', 'B': 'lora', 'C': 'lora', 'D': 'vector', 'E': 'vector'},
@@ -68,7 +69,7 @@ PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'scale_shift': {'A': 'vector', 'E': 'vector'},
   'scale_shift_lora': {'A': 'vector', 'B': 'lora', 'E': 'vector'},
 }
-RANKED = ('lora', 'hira', 'scale_shift_lora')
+RANKED = ('lora', 'dora', 'hira', 'scale_shift_lora')
 
 
 class PresetName(NamedTuple):
@@ -138,11 +139,12 @@ def preset(spec: Spec, name: str) -> np.ndarray:
 
   Args:
     spec: the layers.
-    name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full',
+    name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'dora' (A as a vector and
+      B as LoRA: the weights that DoRA can reach, not its training), 'ssf', 'prompt', 'full',
       'hira' (only A, as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
-      and B as LoRA). lora, hira and scale_shift_lora accept a rank; the default is the largest. The
-      places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a regular
-      expression that is searched in the layers' names.
+      and B as LoRA). lora, dora, hira and scale_shift_lora accept a rank; the default is the
+      largest. The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a
+      regular expression that is searched in the layers' names.
 
   Returns:
     Canonical genome, int8 [layer, 5]. Its forms need not be among the space's choices.

@@ -36,6 +36,7 @@ TITLES = {
   'linear': 'linear probe',
   'bitfit': 'BitFit',
   'lora': 'LoRA',
+  'dora': 'DoRA-like',
   'ssf': 'SSF-like',
   'prompt': 'prompts',
   'full': 'all of GLoRA',
