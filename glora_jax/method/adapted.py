@@ -15,6 +15,7 @@ import numpy as np
 from glora_jax.method import genomes, program
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.coverage import Coverage, Matrix, layer_table
+from glora_jax.method.dropout import Dropout
 from glora_jax.method.groups import Group, check_storage, cut, spec_of
 from glora_jax.method.modules import graft, intercept
 from glora_jax.method.presets import Structure, genome_of
@@ -364,6 +365,7 @@ def run(
   genome: jax.Array,
   fixed: np.ndarray | None = None,
   slot: jax.Array | None = None,
+  dropout: Dropout | None = None,
 ) -> Any:
   """`Adapted.apply` without its checks.
 
@@ -375,6 +377,7 @@ def run(
     fixed: the genome if it is known when tracing; see `modules.graft`.
     slot: index into the axis of slots that a pool's adapter has after the stack's axes; see
       `serve.Pool`.
+    dropout: of the inputs of B's LoRAs; see `Forward.dropping_inputs`.
 
   Returns:
     What the model's `apply` returns.
@@ -382,14 +385,16 @@ def run(
   model, places = adapted.model, adapted.places
   params, adapter = variables['params'], variables[COLLECTION]
   function = _function(model, variables)
-  if _runs_by_modules(adapted) and slot is None and not has_quantized(params):
+  by_modules = _runs_by_modules(adapted) and slot is None and dropout is None
+  if by_modules and not has_quantized(params):
     with nn.intercept_methods(intercept):
       result = function(graft(places.groups, params, adapter, genome, fixed), call)
   else:
 
     def deferred(params: Any) -> Any:
       params, quantized = split_quantized(params, places.param_shapes)
-      return defer(places.groups, params, adapter, genome, fixed, slot=slot, quantized=quantized)
+      options = {'slot': slot, 'quantized': quantized, 'dropout': dropout}
+      return defer(places.groups, params, adapter, genome, fixed, **options)
 
     result = program.call(function, params, call, adapted.mesh, defer=deferred)
   is_linen = isinstance(model, nn.Module)

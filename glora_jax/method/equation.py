@@ -138,6 +138,7 @@ def layer_output(
   forms: jax.Array,
   ranks: Sequence[int],
   precision: Any = None,
+  dropped: jax.Array | None = None,
 ) -> jax.Array:
   """The output x W' of a layer whose A is not a LoRA, without bias.
 
@@ -151,6 +152,7 @@ def layer_output(
     forms: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
     ranks: LoRA ranks that the codes stand for.
     precision: that of the layer's own product; see `jax.lax.dot_general`.
+    dropped: x after dropout (`method.dropout`), for the LoRA of B alone; None without dropout.
 
   Returns:
     float [..., out], in the product's dtype.
@@ -158,7 +160,7 @@ def layer_output(
   stored = stored_tensors(adapter)
   # Merging needs B's factors. Without storage for a LoRA, B is one row instead, cheap as it is.
   can_merge = 'B_down' in adapter if 'B' in stored else 'A' in stored
-  if can_merge and _prefers_merged(product, inputs, kernel):
+  if can_merge and dropped is None and _prefers_merged(product, inputs, kernel):
     fan_in, fan_out = kernel.shape
     # Without A the scale is one, without B the factors have rank zero.
     scale, down, up = jnp.ones(fan_out), jnp.zeros((fan_in, 0)), jnp.zeros((0, fan_out))
@@ -177,7 +179,8 @@ def layer_output(
   if 'B_down' in adapter:
     down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = down.astype(dtype), up.astype(dtype)
-    output = output + _through_factors(inputs.astype(dtype), *factors, precision)
+    of_factors = inputs if dropped is None else dropped
+    output = output + _through_factors(of_factors.astype(dtype), *factors, precision)
   elif 'B' in stored:  # all rows of B are the same: x B is the sum of x, times that row
     row = _broadcast_like(flat_tensor(adapter, 'B', forms[1]), output)
     output = output + inputs.astype(dtype).sum(-1, keepdims=True) * row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.checks import shown
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, Call, check_variables, run
 from glora_jax.method.adapter import COLLECTION
-from glora_jax.method.groups import Group
-from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
+from glora_jax.method.dropout import Dropout, drop_components
 from glora_jax.method.validation import check_loss, is_data
-from glora_jax.tree import replace
 
 # `loss(forward, batch, key)` returns the mean over a batch, or that and a dictionary of metrics.
 Loss = Callable[[Any, Any, jax.Array], Any]
@@ -37,7 +35,8 @@ class Forward:
     genome: if the structure is free, the one that the step drew, int [layer, 5]. Or several, [path,
       layer, 5]: the inputs are cut into as many equal parts (*paths*) along their first axis, each
       of which runs with its own structure and its own split of the `rngs`.
-    dropping: (key, probability) of `dropping_components`; None drops none.
+    of_components: that of `dropping_components`; None drops none.
+    of_inputs: that of `dropping_inputs`; None drops none.
     call: runs the model with this genome and adapter in another way, folded for instance; None for
       `Adapted.apply`.
 
@@ -55,7 +54,8 @@ class Forward:
   adapted: Adapted
   variables: Mapping[str, Any]
   genome: Any = None
-  dropping: tuple[jax.Array, float] | None = None
+  of_components: Dropout | None = None
+  of_inputs: Dropout | None = None
   call: Callable[..., Any] | None = None
 
   def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
@@ -74,9 +74,9 @@ class Forward:
       if self.call is not None:
         return self.call(*inputs, **kwargs)
       genome = self.genome if self.adapted.genome is None else self.adapted.genome
-    genome = jnp.asarray(genome)
+    genome, dropouts = jnp.asarray(genome), (self.of_components, self.of_inputs)
     if genome.ndim == 2:
-      return self._run_one(inputs, kwargs, genome, self.dropping)
+      return self._run_one(inputs, kwargs, genome, *dropouts)
     paths, number = len(genome), len(jax.tree.leaves(inputs)[0])
     if not paths or number % paths:
       raise ValueError(
@@ -86,25 +86,33 @@ class Forward:
     cut = jax.tree.map(lambda rows: rows.reshape(paths, -1, *rows.shape[1:]), inputs)
     split = functools.partial(jax.random.split, num=paths)
     rngs = jax.tree.map(split, kwargs.pop('rngs', {}))
-    dropping = self.dropping and (split(self.dropping[0]), self.dropping[1])
 
-    def of_path(inputs, rngs, genome, drop_key):
+    def of_path(inputs, rngs, genome, dropouts):
       options = {**kwargs, 'rngs': rngs} if rngs else kwargs
-      return self._run_one(inputs, options, genome, dropping and (drop_key, dropping[1]))
+      return self._run_one(inputs, options, genome, *dropouts)
 
-    # Without rngs or dropping these are {} or None, trees without leaves, which vmap passes on.
-    outputs = jax.vmap(of_path)(cut, rngs, genome, dropping and dropping[0])
+    # Without rngs or dropout these are {} or None, trees without leaves, which vmap passes on.
+    outputs = jax.vmap(of_path)(cut, rngs, genome, jax.tree.map(split, dropouts))
     return jax.tree.map(lambda part: part.reshape(number, *part.shape[2:]), outputs)
 
-  def _run_one(self, inputs: Any, kwargs: Any, genome: jax.Array, dropping: Any) -> Any:
+  def _run_one(
+    self,
+    inputs: Any,
+    kwargs: Any,
+    genome: jax.Array,
+    of_components: Dropout | None,
+    of_inputs: Dropout | None,
+  ) -> Any:
     """The outputs of the model with one structure."""
     variables, adapted = self.variables, self.adapted
-    if dropping:
-      adapter = drop_components(
-        dropping[0], self.adapter, adapted.places.groups, genome, dropping[1]
-      )
-      variables = {**variables, COLLECTION: adapter}
     chosen = {'genome': genome} if adapted.genome is None else {}
+    if of_components:
+      adapter = drop_components(of_components, self.adapter, adapted.places.groups, genome)
+      variables = {**variables, COLLECTION: adapter}
+    if of_inputs:
+      check_variables(adapted, variables, chosen.get('genome'))
+      call = Call(inputs, kwargs)
+      return run(adapted, call, variables, genome, adapted.genome, dropout=of_inputs)
     return adapted.apply(variables, *inputs, **chosen, **kwargs)
 
   @property
@@ -119,7 +127,19 @@ class Forward:
 
   def dropping_components(self, key: jax.Array, probability: float) -> Forward:
     """This model without some rank-one parts of LoRAs; see `drop_components`."""
-    return dataclasses.replace(self, dropping=(key, probability), call=None)
+    return dataclasses.replace(self, of_components=Dropout(key, probability), call=None)
+
+  def dropping_inputs(self, key: jax.Array, probability: float) -> Forward:
+    """This model with dropout on the inputs of every LoRA of B: PEFT's `lora_dropout`.
+
+    Each number of the inputs x is zero in x B with the probability, and is otherwise divided by one
+    minus it; x W is not touched. Tables that are looked up have no inputs to drop. A layer that is
+    called several times drops the same each time. A Linen model then runs as a traced program.
+
+    The call raises ValueError for a LoRA of a convolution, or of a kernel that the model uses in
+    another way than as the matrix of a layer.
+    """
+    return dataclasses.replace(self, of_inputs=Dropout(key, probability), call=None)
 
 
 def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
@@ -157,53 +177,3 @@ def check_data(loss: Loss, data: Any) -> None:
       loss.check(batch)
   elif is_data(data):
     loss.check(data)
-
-
-def drop_components(
-  key: jax.Array, adapter: Any, groups: Sequence[Group], genome: Any, probability: float
-) -> Any:
-  """Drops rank-one parts of LoRAs at random and scales up the others (MLAE).
-
-  Each rank-one part of a LoRA of A or B, a row of the up factor, becomes zero with the probability,
-  and is otherwise divided by one minus it. So the mean over keys is the undropped LoRA. Other forms
-  are unchanged, even a vector that shares the storage of an up factor.
-
-  Args:
-    key: random key. What a layer drops depends only on the key and the layer's row.
-    adapter: the `glora` collection.
-    groups: the adapted layers.
-    genome: int [layer, 5]; may be traced.
-    probability: at least 0 and below 1.
-
-  Returns:
-    The adapter in the same shapes and dtypes.
-
-  Example:
-    >>> import flax.linen as nn
-    >>> import glora_jax
-    >>> adapted = glora_jax.adapt(nn.Dense(2), jnp.zeros((1, 3)))
-    >>> adapter = {'A_up': jnp.ones((4, 2)), 'B_up': jnp.ones((4, 2))}
-    >>> genome = jnp.array([[2, 3, 0, 0, 0]])  # a vector for A, a LoRA for B
-    >>> dropped = drop_components(jax.random.key(2), adapter, adapted.places.groups, genome, 0.5)
-    >>> dropped['A_up'][:, 0].tolist(), dropped['B_up'][:, 0].tolist()
-    ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
-  """
-  for group in groups:
-    forms = group.forms(genome)
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(group.rows))
-    for column, tensor in enumerate(WEIGHT_TENSORS):
-      up = group.arrays(adapter).get(f'{tensor}_up')
-      if up is None:
-        continue
-      draw = functools.partial(_factors, column=column, rank=up.shape[-2], probability=probability)
-      factors = jax.vmap(draw)(row_keys).reshape(up.shape[:-1])
-      is_lora = forms[..., column] >= len(FLAT_FORMS[tensor])
-      factors = jnp.where(is_lora[..., None], factors, 1).astype(up.dtype)
-      adapter = replace(adapter, (*group.path, f'{tensor}_up'), up * factors[..., None])
-  return adapter
-
-
-def _factors(row_key: jax.Array, column: int, rank: int, probability: float) -> jax.Array:
-  """Factors of the rank-one parts of a tensor of a layer, float [rank]."""
-  kept = jax.random.bernoulli(jax.random.fold_in(row_key, column), 1 - probability, (rank,))
-  return kept.astype(float) / (1 - probability)

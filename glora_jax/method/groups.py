@@ -132,7 +132,7 @@ class Group:
     Returns:
       Arrays with the stack's axes first, in boxes like the kernel's.
     """
-    keys, shapes = _keys_of_rows(key, np.array(self.rows)), self.adapter_shapes()
+    keys, shapes = keys_of_rows(key, np.array(self.rows)), self.adapter_shapes()
     ranks = dict.fromkeys(shapes, 0) if genome is None else self.read_by(genome)
     shapes = {name: shapes[name] for name in ranks}
     adapter = cut_to(ranks, init_arrays(keys, self.stack_shape, shapes, self.adapter_dtype))
@@ -230,7 +230,8 @@ class Group:
 
 
 @functools.partial(jax.jit, inline=True)
-def _keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
+def keys_of_rows(key: jax.Array, rows: Any) -> jax.Array:
+  """A random key for each row of a genome, which depends on the key and the row alone."""
   return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
 
 

@@ -282,11 +282,12 @@ class _Interpreter:
 
     One kernel without a stack would be merged anew in every iteration, so it is merged before the
     loop. It goes in deferred if that is wrong or unnecessary: a loop takes one layer at a time of a
-    stack, a product needs no merged kernel, and gathered or dequantized ones are not to be kept.
+    stack, a product needs no merged kernel, gathered or dequantized ones are not to be kept, and
+    dropout needs the inputs of the product.
     """
 
     def is_merged_before(value: Any) -> bool:
-      if not _is_deferred(value) or self._gather or value.is_quantized:
+      if not _is_deferred(value) or self._gather or value.is_quantized or value.dropout:
         return False
       return not (value.plan.stack or value.plan.goes_by_output)
 

@@ -26,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import equation
-from glora_jax.method.adapter import ADAPTER
+from glora_jax.method.adapter import ADAPTER, of_tensors
+from glora_jax.method.dropout import Dropout
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import dequantize, is_quantized, repeat_scales
-from glora_jax.method.site import Layout
+from glora_jax.method.site import TABLE, Layout
 from glora_jax.method.trace.view import View
 from glora_jax.tree import KeyPath, flatten, update
 
@@ -44,6 +45,7 @@ def defer(
   fixed: np.ndarray | None = None,
   slot: jax.Array | None = None,
   quantized: Mapping[KeyPath, Any] = types.MappingProxyType({}),
+  dropout: Dropout | None = None,
 ) -> Any:
   """Params with `Deferred` in the place of adapted kernels; biases are merged at once.
 
@@ -56,6 +58,7 @@ def defer(
     slot: which adapter of a pool (`glora_jax.serve`) to use: its arrays have an axis of slots after
       those of the stack. None without a pool.
     quantized: quantized arrays by path; `params` has shapes in their place (`split_quantized`).
+    dropout: of the inputs of B's LoRAs; see `Forward.dropping_inputs`.
   """
   leaves = flatten(params)
   new: dict[KeyPath, Any] = {
@@ -74,7 +77,10 @@ def defer(
       if of_kernel:
         deferred = Deferred.from_kernel(base, of_kernel, forms, site.layout, ranks, by_output)
         deferred = deferred.with_plan(casts=(kernel.dtype,))  # a quantized base has its own type
-        new[site.kernel_path] = dataclasses.replace(deferred, slot=slots)
+        deferred = dataclasses.replace(deferred, slot=slots)
+        if dropout and 'B_down' in of_kernel and site.kind != TABLE:
+          deferred = dataclasses.replace(deferred, dropout=dropout.of_layers(group))
+        new[site.kernel_path] = deferred
   return update(params, new)
 
 
@@ -103,6 +109,11 @@ def merge(
     gather: all-gathers a sharded array; None if all are replicated.
   """
   plan, kernel = deferred.plan, _materialize(deferred.kernel, gather)
+  if deferred.dropout:
+    raise ValueError(
+      f'lora_dropout: {deferred.dropout.layer} is used other than in a product of its kernel with '
+      'inputs, so there is nothing to drop; give it no LoRA for B.'
+    )
   if deferred.adapter:
     adapter = _select_slot(deferred.adapter, deferred.slot)
     kernel = merge_kernels(kernel, adapter, deferred.forms, plan.layout, plan.ranks, lora_product)
@@ -127,7 +138,7 @@ def multiply(
 
   Returns:
     The product of a layer, x W', or of a tied head, x W'^T; None if it is neither, or if a layer
-    may have a LoRA for A.
+    may have a LoRA for A and its inputs are not dropped.
   """
   plan = deferred.plan
   kernel_dims = _Dims.of_operand(place, len(plan.view.dims), params)
@@ -135,13 +146,17 @@ def multiply(
   is_layer = kernel_dims.match(plan, contracted=plan.inputs, free=plan.outputs)
   is_transposed = kernel_dims.match(plan, contracted=plan.outputs, free=plan.inputs)
   stack = deferred.stack_order(kernel_dims.batch)
-  if stack is None or not plan.goes_by_output or not (is_layer or is_transposed):
+  by_output = plan.goes_by_output and (is_layer or is_transposed)
+  if stack is None or not (is_layer if deferred.dropout else by_output):
     return None
 
-  def base_product(x: jax.Array, kernel: Any) -> jax.Array:
-    kernel = plan.cast(_materialize(kernel, gather))
+  def base_product(x: jax.Array, kernel: Any, of_a: Any = None, forms: Any = None) -> jax.Array:
+    kernel = _materialize(kernel, gather)
     if deferred.is_quantized:  # still [inputs..., outputs...]: its scales could not be reshaped
       kernel = kernel.reshape(math.prod(kernel.shape[: len(plan.inputs)]), -1)
+    if of_a:
+      kernel = equation.effective_kernel(kernel, of_a, forms, plan.ranks)
+    kernel = plan.cast(kernel)
     last_axis = (x.ndim - 1,), (0 if is_layer else 1,)
     options = {name: params[name] for name in ('precision', 'preferred_element_type')}
     return jax.lax.dot_general(x, kernel, (last_axis, ((), ())), **options)
@@ -153,8 +168,14 @@ def multiply(
   def layer_output(x: jax.Array, layer: Deferred) -> jax.Array:
     output = equation.layer_output if is_layer else equation.transposed_output
     adapter = _select_slot(layer.adapter, layer.slot)
-    rest = adapter, layer.forms, plan.ranks, params['precision']
-    return output(product, x, layer.kernel, *rest)
+    rest = layer.forms, plan.ranks, params['precision']
+    if not layer.dropout:
+      return output(product, x, layer.kernel, adapter, *rest)
+    dropped, of_product = layer.dropout.drop(x, layer.forms[1]), product
+    if not plan.goes_by_output:  # a LoRA for A is merged as ever, but without B
+      of_a, adapter = of_tensors(adapter, {'A'}), of_tensors(adapter, {'B'})
+      of_product = functools.partial(product, of_a=of_a, forms=layer.forms)
+    return equation.layer_output(of_product, x, layer.kernel, adapter, *rest, dropped=dropped)
 
   # The equation needs one layer's matrices, x [tokens..., in] and W [in, out]. A `dot_general` may
   # have several axes for each of these, in any order, and a batch of layers (experts that a model
@@ -273,7 +294,7 @@ class _Dims(NamedTuple):
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=('kernel', 'adapter', 'forms', 'slot'),
+  data_fields=('kernel', 'adapter', 'forms', 'slot', 'dropout'),
   meta_fields=('plan',),
 )
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +307,7 @@ class Deferred:
     forms: int [stack..., 5]; None without an adapter.
     plan: its static part.
     slot: the slot to use of arrays [stack..., slots, ...], int [stack...]; None without slots.
+    dropout: that of the inputs of B's LoRAs, with keys [stack...]; None for none.
   """
 
   kernel: Any
@@ -293,6 +315,7 @@ class Deferred:
   forms: Any
   plan: Plan
   slot: jax.Array | None = None
+  dropout: Dropout | None = None
 
   @classmethod
   def from_kernel(
@@ -349,7 +372,7 @@ class Deferred:
     return self.map(lambda kernel: kernel.astype(dtype)).with_plan(casts=())
 
   def map(self, function: Callable[[jax.Array], jax.Array]) -> Deferred:
-    """Applies a function to the kernel, each array of the adapter, the forms and the slot."""
+    """Applies a function to the kernel, each array of the adapter, forms, slot and keys."""
     return jax.tree.map(function, self)
 
   def stack_order(self, batch: Sequence[int]) -> list[int] | None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from glora_jax.checks import validate
+from glora_jax.mesh import device_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Forward, Loss, check_data
 from glora_jax.method.genomes import smallest_genome
@@ -19,6 +20,9 @@ from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
 Sample = Callable[[jax.Array], Any]  # key -> genome, or genomes
+
+# Folded into a step's key for `lora_dropout`. It is not small: key n of a split is fold_in(key, n).
+LORA_STREAM = 2**32 - 1
 
 
 def fit(
@@ -76,8 +80,8 @@ def fit(
       cut the batch (on each device) into equal parts, one for each structure. None draws one genome
       uniformly, as `Sampling().draw` does.
     tx: an optimizer with its schedule, in place of the recipe's, of which only `epochs`, `steps`,
-      `batch_size` and `accumulate` are used. `optax.partition` and `optax.masked` treat arrays
-      differently.
+      `batch_size`, `accumulate` and `lora_dropout` are used. `optax.partition` and `optax.masked`
+      treat arrays differently.
     rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
       they are factors on the learning rate.
     state: state to continue from, of the same structure, optimizer and batch size; it is not
@@ -138,7 +142,7 @@ def fit(
     True
   """
   validate(adapted, Adapted, 'adapted')
-  loss_fn = step_loss(adapted, loss, sample)
+  loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
   check_data(loss, batches)  # and again when the loss knows the number of classes
   if are_several(key):
     trainable, frozen = split_starts(adapted, validate(variables, Sequence, 'variables'))
@@ -169,13 +173,16 @@ def fit(
   return state
 
 
-def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> LossFn:
+def step_loss(
+  adapted: Adapted, loss: Loss, sample: Sample | None = None, lora_dropout: float = 0.0
+) -> LossFn:
   """A loss for `minimize`, of the trainable and frozen parts of `Adapted.split`.
 
   Args:
     adapted: the adapted model.
     loss: see `fit`.
     sample: see `fit`.
+    lora_dropout: see `Recipe`.
 
   Raises:
     TypeError: `loss` or `sample` is not a function.
@@ -195,7 +202,11 @@ def step_loss(adapted: Adapted, loss: Loss, sample: Sample | None = None) -> Los
     if adapted.genome is None:
       # The loss gets the same key; `classification` uses the other two of these splits.
       genome = sample(jax.random.split(key, 3)[0])
-    return loss(Forward(adapted, adapted.join(trainable, frozen), genome), batch, key)
+    forward = Forward(adapted, adapted.join(trainable, frozen), genome)
+    if lora_dropout:
+      drop_key = device_key(jax.random.fold_in(key, LORA_STREAM))
+      forward = forward.dropping_inputs(drop_key, lora_dropout)
+    return loss(forward, batch, key)
 
   return loss_fn
 

@@ -36,6 +36,8 @@ class Recipe:
       one after the other, their gradients are averaged, and each draws its own structure.
     max_grad_norm: largest global norm of a step's gradient; larger gradients are scaled down to it
       before the optimizer. 0 turns clipping off, as in the official code.
+    lora_dropout: probability of dropping each input of a LoRA of B, like PEFT's; see
+      `Forward.dropping_inputs`. Every step draws anew, and evaluation drops nothing.
 
   Raises:
     TypeError: a field has the wrong type.
@@ -59,6 +61,7 @@ class Recipe:
   update_used_only: bool = False
   accumulate: int = field(1, least=1)
   max_grad_norm: float = field(0.0, least=0)
+  lora_dropout: float = field(0.0, least=0, below=1)
 
   def __post_init__(self):
     validate_fields(self)

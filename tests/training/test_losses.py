@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.method import presets
 from glora_jax.method.draws import random_genomes
-from glora_jax.method.forward import Forward, drop_components
+from glora_jax.method.dropout import Dropout, drop_components
+from glora_jax.method.forward import Forward
 from glora_jax.method.genomes import largest_genome
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.fit import step_loss
@@ -126,7 +127,9 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
 def test_the_mean_over_many_masks_is_what_is_not_dropped():
   adapted, adapter = problem().adapted, problem().variables['glora']
   genome = presets.preset(adapted.spec, 'full')
-  drop = jax.vmap(lambda key: drop_components(key, adapter, adapted.places.groups, genome, 0.3))
+  drop = jax.vmap(
+    lambda key: drop_components(Dropout(key, 0.3), adapter, adapted.places.groups, genome)
+  )
   means = jax.tree.map(lambda leaf: leaf.mean(0), jax.jit(drop)(jax.random.split(KEY, 2000)))
   five_deviations = 5 * np.sqrt(0.3 / 0.7 / 2000)
   jax.tree.map(functools.partial(assert_allclose, rtol=five_deviations), means, adapter)
@@ -138,7 +141,9 @@ def test_only_up_factors_of_rows_with_a_lora_change_and_no_type_is_promoted_by_i
   genome[:, 0] = 2  # vectors for A, which lie in its up factor
   genome[1, 1] = 4  # a LoRA for B in the second layer
   with jax.numpy_dtype_promotion('strict'):
-    dropped = drop_components(KEY, adapter, adapted.places.groups, jnp.asarray(genome), 0.5)
+    dropped = drop_components(
+      Dropout(KEY, 0.5), adapter, adapted.places.groups, jnp.asarray(genome)
+    )
   before = jax.tree.map(jnp.copy, adapter)
   where = dropped['blocks']['dense'].pop('B_up') != before['blocks']['dense'].pop('B_up')
   assert_trees_equal(dropped, before)

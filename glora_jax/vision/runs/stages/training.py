@@ -299,7 +299,7 @@ def loss_of(context: Context, learner: Adapted) -> LossFn:
     component_dropout=settings.component_dropout,
     train=True,
   )
-  return step_loss(learner, loss, sample)
+  return step_loss(learner, loss, sample, settings.training.lora_dropout)
 
 
 def _initial_state(

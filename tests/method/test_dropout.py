@@ -1,0 +1,185 @@
+"""Dropout of LoRA inputs: what is dropped, where it acts, and that its mean is the model."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import ready, trained_variables
+from function_zoo import EXAMPLES as FUNCTIONS
+from model_zoo import EXAMPLES as MODELS
+from numpy.testing import assert_allclose, assert_array_equal
+from small_models import LiveMlp
+from trees import normal
+
+import glora_jax
+from glora_jax import Forward
+
+KEY, X = jax.random.key(0), normal(2, 3, 4)
+
+
+def identity_lora(x=X, probability=0.5, key=KEY, **options):
+  """What a Dense and its dropped LoRA return whose product of factors is the identity."""
+  adapted, variables = ready(nn.Dense(4), x, structure='lora:4', heads=None, **options)
+  variables['glora'] = {'B_down': jnp.eye(4), 'B_up': jnp.eye(4)}
+  output = Forward(adapted, variables).dropping_inputs(key, probability)(x)
+  return output, x @ variables['params']['kernel'] + variables['params']['bias']
+
+
+def test_each_number_of_each_example_is_dropped_or_doubled_and_the_base_gets_all():
+  output, of_base = identity_lora(jnp.broadcast_to(X[0, 0], (500, 2, 4)))
+  doubled = np.isclose(output - of_base, 2 * X[0, 0], atol=1e-5)
+  zero = np.isclose(output - of_base, 0, atol=1e-5)
+  assert (doubled ^ zero).all()
+  assert_allclose(doubled.mean(0), 0.5, atol=0.1)  # in every position of an example
+
+
+def test_the_key_decides_and_the_mean_over_keys_drops_nothing():
+  of_key = jax.vmap(lambda key: identity_lora(key=key, probability=0.3)[0])
+  outputs, of_base = of_key(jax.random.split(KEY, 4000)), identity_lora()[1]
+  assert_allclose(outputs.mean(0), of_base + X, atol=0.1)
+  assert (outputs[0] != outputs[1]).any()
+  assert_array_equal(identity_lora()[0], identity_lora()[0])
+
+
+def test_a_scale_of_the_space_scales_what_is_left():
+  (scaled, of_base), (plain, _) = identity_lora(scale=3.0), identity_lora()
+  assert_allclose(scaled - of_base, 3 * (plain - of_base), rtol=1e-4, atol=1e-5)
+
+
+def dropped(adapted, variables, inputs, kwargs, probability, key=KEY):
+  forward = Forward(adapted, variables).dropping_inputs(key, probability)
+  return jax.jit(lambda: forward(*inputs, **kwargs))()
+
+
+def assert_drops(adapted, variables, inputs, kwargs):
+  """Nothing is dropped with a probability near 0, and something with 0.5."""
+  close = functools.partial(assert_allclose, rtol=2e-4, atol=2e-4)
+  plain = adapted.apply(variables, *inputs, **kwargs)
+  run = functools.partial(dropped, adapted, variables, inputs, kwargs)
+  jax.tree.map(close, run(1e-9), plain)
+  differs = jax.tree.map(lambda a, b: (jnp.abs(a - b) > 1e-3).any(), run(0.5), plain)
+  assert any(jax.tree.leaves(differs))
+
+
+@pytest.mark.parametrize(
+  'name, structure',
+  [
+    ('scanned_vit', 'lora:2'),
+    ('recurrent', 'full'),
+    ('dense_general', 'full'),
+  ],  # full merges a LoRA of A
+)
+def test_layers_of_linen_models_drop(name, structure):
+  example = MODELS[name]()
+  adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
+  variables = example.variables()
+  variables = {**variables, **trained_variables(adapted, variables['params'])}
+  assert_drops(adapted, variables, example.inputs, example.kwargs)
+
+
+@pytest.mark.parametrize(
+  'name, structure', [('experts_by_einsum', 'dora:2'), ('gpt2_kernels', 'full')]
+)
+def test_layers_of_functions_drop(name, structure):
+  example = FUNCTIONS[name]()
+  adapted = glora_jax.adapt_function(
+    example.apply, example.params, *example.inputs, structure=structure, **example.options
+  )
+  variables = trained_variables(adapted, example.params)
+  assert_drops(adapted, variables, example.inputs, example.kwargs)
+
+
+def test_layers_of_an_attached_model_drop():
+  model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure='lora:2')
+  adapted, variables = glora_jax.nnx.as_adapted(model)
+  variables = trained_variables(adapted, variables['params'])
+  assert_drops(adapted, {**glora_jax.nnx.as_adapted(model)[1], **variables}, (normal(2, 6),), {})
+
+
+def layer_by_layer(params, x):
+  return jnp.stack([x @ params['w'][0], x @ params['w'][1]])
+
+
+def scanned(params, x):
+  return jax.lax.scan(lambda x, w: (x, x @ w), x, params['w'])[1]
+
+
+def test_layers_of_a_stack_draw_on_their_own_and_as_unrolled():
+  outputs = []
+  for function in (layer_by_layer, scanned):
+    params = {'w': jnp.zeros((2, 4, 4))}
+    adapted = glora_jax.adapt_function(function, params, X, structure='lora:4', heads=None)
+    stacked = jnp.stack([jnp.eye(4)] * 2)
+    variables = {'params': params, 'glora': {'w': {'B_down': stacked, 'B_up': stacked}}}
+    outputs.append(Forward(adapted, variables).dropping_inputs(KEY, 0.5)(X))
+  assert_array_equal(*outputs)
+  assert (outputs[0][0] != outputs[0][1]).any()
+
+
+def test_a_free_structure_drops_the_inputs_of_loras_alone_with_a_key_for_each_path():
+  space = glora_jax.SearchSpace(ranks=(4,))
+  adapted, variables = ready(nn.Dense(4), X, space=space, heads=None)
+  x = jnp.concatenate([X, X])
+  genomes = jnp.array([[0, 3, 0, 0, 0], [0, 3, 0, 0, 0], [2, 2, 1, 2, 2], [1, 1, 0, 0, 0]])
+  forward = Forward(adapted, variables, genomes[:, None])
+  plain, output = (jnp.split(f(x), 4) for f in (forward, forward.dropping_inputs(KEY, 0.5)))
+  assert (output[0] != plain[0]).any()
+  assert_allclose(output[2:], plain[2:], rtol=1e-5, atol=1e-5)
+  same = jnp.concatenate([X[:1]] * 4)
+  first, second, *_ = jnp.split(forward.dropping_inputs(KEY, 0.5)(same), 4)
+  assert (first != second).any()
+
+
+def test_training_drops_and_evaluation_does_not():
+  x = normal(64, 4)
+  adapted, variables = ready(nn.Dense(4), x, structure='lora:2', heads=None)
+
+  def loss(forward, batch, key):
+    return jnp.mean((forward(batch) - batch) ** 2)
+
+  def losses(**options):
+    recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup_epochs=0, **options), []
+    state = glora_jax.fit(
+      adapted,
+      variables,
+      loss,
+      x,
+      recipe,
+      key=KEY,
+      progress=False,
+      steps_per_dispatch=1,
+      on_dispatch=lambda state, metrics: seen.append(metrics['loss']),
+    )
+    return state, seen
+
+  state, dropped = losses(lora_dropout=0.5)
+  assert len(set(np.round(dropped, 2))) == 3  # drawn anew in each step
+  assert dropped != losses()[1]
+  kernel, bias = (adapted.fold(state.variables)[name] for name in ('kernel', 'bias'))
+  assert_allclose(adapted.apply(state.variables, x), x @ kernel + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_and_a_kernel_that_is_no_layer_are_refused():
+  images = normal(2, 4, 4, 3)
+  adapted, variables = ready(nn.Conv(4, (2, 2)), images, structure='lora:2', convs=True, heads=None)
+  with pytest.raises(ValueError, match='lora_dropout: Conv is used other than in a product'):
+    Forward(adapted, variables).dropping_inputs(KEY, 0.5)(images)
+
+  def penalized(params, x):
+    return x @ params['w'] + (params['w'] ** 2).sum()
+
+  params = {'w': jnp.eye(4)}
+  adapted = glora_jax.adapt_function(penalized, params, X, structure='lora:2', heads=None)
+  with pytest.raises(ValueError, match='lora_dropout: w is used other than'):
+    Forward(adapted, adapted.init(KEY, params)).dropping_inputs(KEY, 0.5)(X)
+
+
+def test_an_embedding_table_drops_nothing():
+  adapted, variables = ready(
+    nn.Embed(5, 4), jnp.arange(3), structure='lora:2', heads=None, embeddings=True
+  )
+  forward = Forward(adapted, variables)
+  assert_array_equal(forward.dropping_inputs(KEY, 0.5)(jnp.arange(3)), forward(jnp.arange(3)))
