@@ -201,3 +201,26 @@ def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
   fixed, variables = load_peft('hf:me/adapter@main', case.adapted, case.params, NAMES)
   assert fixed.genome.tolist() == [[0, 4, 0, 0, 0]]
   assert_array_equal(variables['glora']['fc']['B_down'], LORA[A].T)
+
+
+def test_a_lora_without_heads_has_what_vllm_reads_and_nothing_else(tmp_path):
+  adapted = adapt(Stacked(), INPUTS, space=SearchSpace((1, 3), scale=0.5), heads=None)
+  variables = trained_variables(adapted, random_params(Stacked(), INPUTS))
+  genome = np.zeros((len(adapted.spec), 5), np.int8)
+  genome[:, 1] = np.resize([3, 4], len(genome))  # both ranks
+  names = {'layers/(.*)': r'model.layers.{}.\1', 'head': 'lm_head'}
+  save_peft(tmp_path, adapted, variables, names, genome)
+  config, tensors = contents(tmp_path)
+  assert config['peft_type'] == 'LORA'
+  assert not config['modules_to_save']
+  assert config.get('bias', 'none') == 'none'
+  assert not any(config.get(field) for field in ('use_dora', 'use_rslora', 'lora_bias'))
+  modules = {name.rpartition('.lora_')[0] for name in tensors}
+  sides = [f'{module}.lora_{side}.weight' for module in modules for side in 'AB']
+  assert sorted(tensors) == sorted(sides)
+  assert sorted(config['target_modules']) == sorted(modules)
+  ranks = {module: len(tensors[f'{module}.lora_A.weight']) for module in modules}
+  assert {*ranks.values()} == {1, 3}
+  assert config['r'] == 3
+  for module, rank in ranks.items():  # it scales all modules by alpha / r, and reads no patterns
+    assert config['alpha_pattern'][module] / rank == config['lora_alpha'] / config['r'] == 0.5
