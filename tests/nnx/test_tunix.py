@@ -1,5 +1,7 @@
 """An attached model in google-tunix's own trainers; they need google-tunix with all it needs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,12 +152,11 @@ class Numbers:
     return 0
 
 
-def test_the_pages_lines_run_and_a_sampler_says_the_same_of_attached_and_folded(
-  tmp_path, monkeypatch
-):
+def test_the_pages_lines_run_and_what_they_make_says_the_same(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  section = (ROOT / 'docs' / 'howto' / 'nnx.md').read_text().split('## Train with tunix')[1]
-  code = section.split('```python\n')[1].split('```')[0]
+  (tmp_path / 'base').mkdir()
+  (tmp_path / 'base' / 'config.json').write_text('{}')
+  page = (ROOT / 'docs' / 'howto' / 'tunix.md').read_text()
 
   def sampler_of(model):
     cache = sampling.CacheConfig(cache_size=32, num_layers=2, num_kv_heads=1, head_dim=8)
@@ -165,9 +166,22 @@ def test_the_pages_lines_run_and_a_sampler_says_the_same_of_attached_and_folded(
     options = {'max_generation_steps': 8, 'temperature': 0.0, 'seed': 0}
     return sampler(input_strings=['3 4 5'], **options).text
 
-  _, other = attached('lora:8')
-  names = {'glora_jax': glora_jax, 'nnx': nnx, 'optax': optax, 'to_inputs': to_inputs}
-  names |= {'llama': plain(), 'inputs': inputs_of(TOKENS[0]), 'sampler': sampler_of(other)}
-  names |= {'batches': BATCHES, 'config': peft_trainer.TrainingConfig(**options(None, STEPS))}
-  exec(code, names)
+  other = glora_jax.nnx.attach(plain(), *inputs_of(TOKENS[0]), structure='lora:8', heads=None)
+  glora_jax.nnx.save_adapter('second.safetensors', other)
+  names = {'nnx': nnx, 'sampler': sampler_of(other), 'folder': str(tmp_path / 'checkpoints')}
+  names |= {'llama': plain(), 'inputs': inputs_of(TOKENS[0]), 'to_inputs': to_inputs}
+  names |= {'batches': BATCHES, 'checkpoint': str(tmp_path / 'base')}
+  for code in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
+    exec(code, names)
   assert say(names['sampler']) == say(sampler_of(names['plain'])) != say(sampler_of(plain()))
+  base, first = (one(*names['inputs'])[0] for one in (plain(), names['model']))
+  expected = jnp.stack([first[0], base[1], base[2], first[3]])  # the second is as it began
+  assert_allclose(names['logits'], expected, atol=1e-5)
+  assert {path.name for path in (tmp_path / 'folded').iterdir()} == {
+    'config.json',
+    'model-00001-of-00001.safetensors',
+    'model.safetensors.index.json',
+  }
+  adapted, variables = names['adapted'], names['variables']
+  again = glora_jax.peft.load_peft('peft', adapted, variables['params'], 'tunix_llama3')
+  assert_allclose(again[0].apply(again[1], *names['inputs'])[0], first, atol=1e-5)
