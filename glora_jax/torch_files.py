@@ -83,15 +83,16 @@ def save_folded(
   beside = [] if base is None else [*os.scandir(check_path(base))]
   if os.path.isdir(folder) and any(name.endswith(_WEIGHTS) for name in os.listdir(folder)):
     raise FileExistsError(f'{printable(folder)} has weights; choose another folder, or empty it.')
-  params = flatten(nn.meta.unbox(adapted.fold(variables, genome)))
-  sites = _sites(adapted)
-  to_torch = {path: functools.partial(_tensors, names, path, sites.get(path)) for path in params}
-  # Before anything is written: every parameter has names, and no two the same.
-  planned = [name for path in params for name in jax.eval_shape(to_torch[path], params[path])]
+  shapes, sites = adapted.places.param_shapes, _sites(adapted)
+  to_torch = {path: functools.partial(_tensors, names, path, sites.get(path)) for path in shapes}
+  # Before anything is folded: every parameter has names, and no two the same.
+  planned = [name for path in shapes for name in jax.eval_shape(to_torch[path], shapes[path])]
   if repeated := [name for name, count in collections.Counter(planned).items() if count > 1]:
     raise ValueError(
       f'names: {grouped(repeated)} stands for several parameters; give each its own.'
     )
+  folded = flatten(nn.meta.unbox(adapted.fold(variables, genome)))
+  params = {path: folded[path] for path in shapes}  # without leaves that are no arrays
   shards = _shards(params, max_shard_bytes)
   os.makedirs(folder, exist_ok=True)
   files = {}

@@ -167,6 +167,19 @@ def test_a_kernel_whose_axes_are_not_those_of_a_linear_layer_is_refused(convs, t
   assert_refused('conv', save_folded, tmp_path / 'a', adapted, variables, {'(.*)': r'\1'})
 
 
+def test_leaves_of_a_function_that_are_no_arrays_are_left_out(tmp_path):
+  params = {'w': jnp.ones((4, 3)), 'activation': jnp.tanh}
+  adapted = glora_jax.adapt_function(
+    lambda params, x: params['activation'](x @ params['w']),
+    params,
+    jnp.ones((1, 4)),
+    structure='ssf',
+  )
+  variables = adapted.init(jax.random.key(0), params)
+  save_folded(tmp_path, adapted, variables, {'w': 'fc'})
+  assert_array_equal(read(tmp_path)[0]['fc.weight'], params['w'].T)
+
+
 def test_what_diverged_is_named(tmp_path):
   case = trained()
   variables = {
