@@ -129,7 +129,7 @@ def save_adapter(
     raise ValueError(f'The metadata name {min(reserved)!r} is reserved; choose another.')
   tensors = {
     name: array[part]
-    for name, array, part in _parts(adapted, genome, jax.tree.map(on_host, trained))
+    for name, array, part in numbers_read(adapted, genome, jax.tree.map(on_host, trained))
   }
   others = {**frozen, COLLECTION: {}, 'params': trainable['params']}
   others = {'/'.join(p): nn.meta.unbox(value) for p, value in flatten(others).items()}
@@ -144,7 +144,7 @@ def save_adapter(
   write_tensors(path, tensors, 'adapter', {**described, **metadata})
 
 
-def _parts(
+def numbers_read(
   adapted: Adapted, genome: np.ndarray, adapter: Any
 ) -> Iterator[tuple[str, np.ndarray, tuple[int | slice, ...]]]:
   """The numbers that a structure reads: a tensor's name in a file, an array, and the part of it.
@@ -153,6 +153,11 @@ def _parts(
   `SearchSpace.shared`: within one structure no two forms of a tensor share anything. An array that
   the space stores separately (`A_vector` [out]) becomes a view with the axes of the shared one
   (`A_up` [1, out]).
+
+  Args:
+    adapted: the adapted model.
+    genome: the structure, int [rows, 5].
+    adapter: the `glora` collection, out of its boxes.
   """
   for layer, name, array, part in parts_read(adapted.places.groups, adapted.spec, genome, adapter):
     shared = ADAPTER[name].within
@@ -326,7 +331,7 @@ def unpack(
   """
   genome = _read_genome(path, metadata, adapted)
   adapter = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), stored)
-  parts = {name: (array, part) for name, array, part in _parts(adapted, genome, adapter)}
+  parts = {name: (array, part) for name, array, part in numbers_read(adapted, genome, adapter)}
   check_tensors(path, tensors, {name: array[part] for name, (array, part) in parts.items()})
   for name, (array, part) in parts.items():
     array[part] = tensors.pop(name)

@@ -13,6 +13,7 @@ from glora_jax.checks import listed, shown, validate
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.peft import load_peft, read_peft, save_peft
+from glora_jax.peft.kinds import KindName
 from glora_jax.tree import flatten, grouped, path_name
 from glora_jax.vision.models.formats.format import TorchFormat, Variant
 from glora_jax.vision.models.formats.table import TORCH_FORMATS, WRITTEN
@@ -30,9 +31,10 @@ def save(
   format: str | Origin,
   genome: Any = None,
   *,
+  kind: KindName | None = None,
   base: str | None = None,
-) -> None:
-  """Writes a structure of LoRAs as an adapter that HF PEFT loads onto the torch model of a format.
+) -> KindName:
+  """Writes a structure as an adapter that HF PEFT loads onto the torch model of a format.
 
   DINOv2's classifiers read class token and mean patch; a head that reads one of them is written
   with zeros for the other, and `load` takes these off again.
@@ -43,7 +45,11 @@ def save(
     variables: its variables, after training.
     format: 'timm', 'hf_vit' or 'hf_dinov2', or the 'source' that `weights.load` returned.
     genome: of a free structure, int [rows, 5].
-    base: as of `glora_jax.peft.save_peft`.
+    kind: as of `glora_jax.peft.save_peft`.
+    base: likewise.
+
+  Returns:
+    The kind that was written.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -58,10 +64,10 @@ def save(
     >>> adapted = adapt(model, np.zeros((1, 28, 28, 3)), structure='lora:4')
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   peft.save(folder, adapted, variables, 'timm')
+    ...   kind = peft.save(folder, adapted, variables, 'timm')
     ...   again, _ = peft.load(folder, adapted, params)
-    >>> (again.genome == adapted.genome).all()
-    np.True_
+    >>> kind, (again.genome == adapted.genome).all()
+    ('lora', np.True_)
   """
   validate(adapted, Adapted, 'adapted')
   validate(adapted.model, ViT, 'adapted.model')
@@ -90,11 +96,11 @@ def save(
           'the model with weights.save.'
         )
   heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
-  save_peft(folder, adapted, variables, names, genome, heads=heads, base=base)
+  return save_peft(folder, adapted, variables, names, genome, kind=kind, heads=heads, base=base)
 
 
 def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str, Any]]:
-  """Reads an adapter of PEFT's LoRA for the torch model of any format, which its names tell.
+  """Reads a PEFT adapter for the torch model of any format, which its names tell.
 
   Args:
     folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
@@ -114,7 +120,7 @@ def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str
   validate(adapted, Adapted, 'adapted')
   validate(adapted.model, ViT, 'adapted.model')
   adapter = read_peft(folder)
-  format, names = _find(adapted.model, adapter.loras.keys())
+  format, names = _find(adapted.model, adapter.modules.keys())
   head = f'{names["head"][0]}.weight'
   if head in adapter.heads:
     adapter.heads[head] = format.own_head(adapted.model, adapter.heads[head].T).T

@@ -1,0 +1,12 @@
+"""HF PEFT's files, both ways: LoRA, DoRA, HiRA and GLoRA out, these and IA3 in.
+
+    modules.py   the torch model's modules and heads, by the names of layers here
+    kinds.py     the kinds of PEFT: which forms each holds, its tensors, and what they mean
+    folder.py    an adapter's folder: chooses a kind and writes it, reads any
+
+Knows the adapted model (`method`); nothing here imports torch or PEFT.
+"""
+
+from glora_jax.peft.folder import PeftAdapter, load_peft, read_peft, save_peft
+
+__all__ = ['PeftAdapter', 'load_peft', 'read_peft', 'save_peft']

@@ -1,0 +1,242 @@
+"""The torch model's modules and heads, by the names of layers and parameters here.
+
+A layer here may be several modules there: queries, keys and values are often one kernel in JAX.
+Each gets the columns of the kernel that are its outputs.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.groups import Group
+from glora_jax.method.quantized import full_precision
+from glora_jax.method.site import TABLE, Layout, Site
+from glora_jax.torch_names import NameMap, modules_for
+from glora_jax.tree import KeyPath, get, grouped, on_host, path_name
+
+FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
+
+# Names of parameters here, and torch's for them.
+_KERNELS = ('kernel', 'w')
+_LEAVES = {
+  'kernel': 'weight',
+  'w': 'weight',
+  'weight': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'b': 'bias',
+}
+_LINEAR = Layout((), (0,), (1,))
+
+ModuleKind = Literal['Linear', 'Conv1D', 'Conv', 'Embedding']
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Module:
+  """A module of the torch model: a layer here, or some of its outputs.
+
+  Attributes:
+    name: its name in the torch model.
+    kind: its class there. `Conv1D` is transformers' linear layer whose weight is [in, out].
+    site: the kernel that it is a part of.
+    index: its place in the kernel's stack.
+    columns: its outputs among those of the kernel.
+    outputs: its outputs among those of the layer, which may be several fused kernels.
+    scale: factor on its LoRAs of B.
+    params: parameters of the base.
+  """
+
+  name: str
+  kind: ModuleKind
+  site: Site
+  index: tuple[int, ...]
+  columns: slice
+  outputs: slice
+  scale: float
+  params: Any
+
+  @property
+  def in_features(self) -> int:
+    """Inputs; of a convolution, height * width * channels; of a table, its rows."""
+    return self.site.in_features
+
+  @property
+  def out_features(self) -> int:
+    """Outputs."""
+    return self.columns.stop - self.columns.start
+
+  def kernel(self) -> np.ndarray:
+    """The base's weight, float32 [in, out]."""
+    layout, where = self.site.layout, [slice(None)] * len(self.site.kernel_shape)
+    for axis, place in zip(layout.stack, self.index, strict=True):
+      where[axis] = slice(place, place + 1)
+    kernel = self._param(self.site.kernel_path).reshape(self.site.kernel_shape)[tuple(where)]
+    matrix = on_host(layout.matrices(kernel)).reshape(self.in_features, -1)
+    return matrix[:, self.columns].astype(np.float32)
+
+  def bias(self) -> np.ndarray:
+    """The base's bias, float32 [out]; zeros if there is none."""
+    if self.site.bias_path is None:
+      return np.zeros(self.out_features, np.float32)
+    bias = on_host(self.site.layout.vectors(self._param(self.site.bias_path)))
+    return bias[self.index][self.columns].astype(np.float32)
+
+  def _param(self, path: KeyPath) -> Any:
+    """A parameter out of its box, in full precision."""
+    return nn.meta.unbox(full_precision(get(self.params, path), {}))
+
+  @property
+  def window(self) -> tuple[int, ...]:
+    """A one for each axis of a convolution's window; () for all other modules."""
+    return (1,) * (len(self.torch_inputs) - 1)
+
+  @property
+  def torch_inputs(self) -> tuple[int, ...]:
+    """Sizes of the inputs in torch's order: (in,), or channels, height and width."""
+    sizes = self._inputs
+    return (sizes[-1], *sizes[:-1]) if self._is_channels_last else sizes
+
+  def to_torch(self, factors: Pair) -> Pair:
+    """Factors [in, rank], [rank, out] as PEFT's pair: A [rank, in], B [out, rank], or kernels."""
+    down, up = factors
+    a = down.T.reshape(-1, *self._inputs)
+    b = up.T.reshape(*up.T.shape, *self.window)
+    return np.moveaxis(a, -1, 1) if self._is_channels_last else a, b
+
+  def from_torch(self, pair: Pair) -> Pair:
+    """Inverse of `to_torch`."""
+    a, b = pair
+    a = np.moveaxis(a, 1, -1) if self._is_channels_last else a
+    return a.reshape(len(a), -1).T, b.T
+
+  @property
+  def _inputs(self) -> tuple[int, ...]:
+    """Sizes of the inputs, in the order of the kernel here."""
+    if self.kind != 'Conv':
+      return (self.in_features,)
+    return tuple(self.site.kernel_shape[dim] for dim in self.site.layout.inputs)
+
+  @property
+  def _is_channels_last(self) -> bool:
+    """Whether a convolution's kernel is Flax's [height, width, in, out], not [out, in, ...]."""
+    return self.kind == 'Conv' and self.site.layout.outputs > self.site.layout.inputs
+
+
+class Layer(NamedTuple):
+  """An adapted layer, and the torch modules that it consists of.
+
+  Attributes:
+    group: the group that it belongs to.
+    index: its place in the group's stack.
+    row: its row of the genome.
+    modules: its modules; none if torch has no module for it.
+  """
+
+  group: Group
+  index: tuple[int, ...]
+  row: int
+  modules: tuple[Module, ...]
+
+
+def find_layers(
+  adapted: Adapted, names: NameMap | None, rows: Collection[int], params: Any
+) -> list[Layer]:
+  """The layers of some of the genome's rows, with their torch modules."""
+  layers = []
+  for group in adapted.places.groups:
+    for index, row in group.slices():
+      if row in rows:
+        layers.append(Layer(group, index, row, _modules(group, index, names, params)))
+  counts = collections.Counter(module.name for layer in layers for module in layer.modules)
+  if repeated := [name for name, count in counts.items() if count > 1]:
+    raise ValueError(
+      f'names: {grouped(repeated)} stands for several layers; give each its own name.'
+    )
+  return layers
+
+
+def _modules(
+  group: Group, index: tuple[int, ...], names: NameMap | None, params: Any
+) -> tuple[Module, ...]:
+  """The torch modules of a layer."""
+  modules, start = [], 0
+  for site in group.members:
+    found = _own_name(site) if names is None else modules_for(names, site.name, index)
+    width, rest = divmod(site.out_features, max(1, len(found)))
+    if rest:
+      raise ValueError(
+        f'names: the {site.out_features} outputs of {site.name} cannot be divided among '
+        f'{", ".join(found)}.'
+      )
+    for place, name in enumerate(found):
+      columns = slice(place * width, (place + 1) * width)
+      outputs = slice(start + columns.start, start + columns.stop)
+      kind = _kind(site, names is None)
+      scale = group.space.scale
+      modules.append(Module(name, kind, site, index, columns, outputs, scale, params))
+    start += site.out_features
+  return tuple(modules)
+
+
+def _kind(site: Site, is_torch: bool) -> ModuleKind:
+  """The class of a kernel's torch module."""
+  if site.kind == TABLE:
+    return 'Embedding'
+  if site.is_convolution:
+    return 'Conv'
+  return 'Conv1D' if is_torch and site.layout.inputs == (0,) else 'Linear'
+
+
+def _own_name(site: Site) -> list[str]:
+  """The name of a kernel's module in a model whose paths are torch's; [] if it has no module."""
+  *module, leaf = site.kernel_path
+  return ['.'.join(module)] if leaf == 'weight' and not site.stack_shape else []
+
+
+def find_heads(adapted: Adapted, names: NameMap | None) -> dict[str, KeyPath]:
+  """The paths of the heads, by the torch tensors' names.
+
+  PEFT saves modules, so a parameter of a module counts as one of its heads if another one is.
+  """
+  heads, places = {}, adapted.places
+  modules = {path[:-1] for path in places.head_paths}
+  for path in sorted(path for path in places.param_shapes if path[:-1] in modules):
+    name = '.'.join(path) if names is None else _head_name(adapted, names, path)
+    if name in heads:
+      module = name.rpartition('.')[0]
+      raise ValueError(
+        f'names: the head {path_name(path[:-1])} must be one torch module, and no other head '
+        f'{module}.'
+      )
+    heads[name] = path
+  return heads
+
+
+def _head_name(adapted: Adapted, names: NameMap, path: KeyPath) -> str:
+  """The name of a head's torch tensor."""
+  *module, leaf = path
+  shape, is_kernel = adapted.places.param_shapes[path].shape, leaf in _KERNELS
+  sites = [site for site in adapted.places.other_sites if site.kernel_path == path]
+  is_linear = all(site.layout == _LINEAR for site in sites)
+  if leaf not in _LEAVES or len(shape) != 1 + is_kernel or not is_linear:
+    raise ValueError(
+      f'PEFT heads are linear layers and norms, but {path_name(path)} {shape}, which is trained '
+      f'in full, belongs to neither; {FOLD}.'
+    )
+  found = modules_for(names, path_name(tuple(module)))
+  if len(found) > 1:
+    raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
+  return f'{found[0]}.{_LEAVES[leaf]}'
+
+
+def head_to_torch(value: Any, names: NameMap | None) -> Any:
+  """A head as torch has it, and back: a matrix is transposed unless the paths are torch's."""
+  return value if names is None else value.T
