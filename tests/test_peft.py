@@ -1,4 +1,4 @@
-"""Adapters of HF PEFT by a map of names; `tests/peers/test_peft_peers.py` has PEFT itself."""
+"""Adapters of HF PEFT without PEFT, which `tests/peers/test_peft_kinds.py` has."""
 
 import functools
 import json
@@ -10,20 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_refused, random_params, trained_variables
-from numpy.testing import assert_array_equal
+from comparing import assert_close, assert_refused, random_params, trained_variables
+from numpy.testing import assert_allclose, assert_array_equal
 from peft_files import contents, numbers, write
 from small_models import Mlp
 
-from glora_jax import SearchSpace, adapt, hub, preset
-from glora_jax.method.genomes import canonicalize
+from glora_jax import SearchSpace, adapt, adapt_function, hub
 from glora_jax.peft import load_peft, save_peft
 
 INPUTS = jnp.zeros((1, 4))
 
 
 class Stacked(nn.Module):
-  """Two scanned layers, a tie and a head."""
+  """Two scanned layers, fused ones and a head."""
 
   @nn.compact
   def __call__(self, x):
@@ -38,39 +37,132 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, _):
     query, value = nn.Dense(4, name='query')(x), nn.Dense(4, name='value')(x)
-    return nn.Dense(4, use_bias=False, name='both')(query * value), None
+    return nn.Dense(4, name='both')(query * value), None
 
 
-def test_any_model_is_written_and_read_by_a_map_of_names(tmp_path):
+STACKED_NAMES = {
+  'layers/(query|value)': r'model.layers.{}.\1',
+  'layers/both': ['model.layers.{}.left', 'model.layers.{}.right'],
+  re.compile('(HEAD|norm)', re.IGNORECASE): r'model.\1',
+}
+
+
+@functools.cache
+def stacked():
+  """A scanned model with fused layers, adapted, its adapter and heads random; jitted fold."""
   params = random_params(Stacked(), INPUTS)
-  heads = ['^head$', '^norm$']
   adapted = adapt(
-    Stacked(), INPUTS, space=SearchSpace((2,), scale=2.0), heads=heads, ties=[('query', 'value')]
+    Stacked(),
+    INPUTS,
+    space=SearchSpace((1, 2, 3), scale=2.0),
+    heads=['^head$', '^norm$'],
+    ties=[('query', 'value')],
   )
   variables = trained_variables(adapted, params)
-  genome = canonicalize(adapted.spec, preset(adapted.spec, 'lora:2'))
-  names = {
-    'layers/(query|value)': r'model.layers.{}.\1',
-    'layers/both': ['model.layers.{}.left', 'model.layers.{}.right'],
-    re.compile('(HEAD|norm)', re.IGNORECASE): r'model.\1',
-  }
-  save_peft(tmp_path, adapted, variables, names, genome, base='hf:me/base@v1')
+  return types.SimpleNamespace(
+    adapted=adapted, params=params, variables=variables, fold=jax.jit(adapted.fold)
+  )
+
+
+@pytest.mark.parametrize(
+  'structure, kind',
+  [
+    ('lora:2', 'lora'),
+    ({'': {'B': 'lora:2', 'C': 'lora:1', 'D': 'constant'}}, 'lora'),
+    ({'': {'A': 'lora:2'}}, 'hira'),
+    ({'': {'A': 'constant', 'B': 'lora:1', 'E': 'vector'}}, 'dora'),
+    ({'both': {'A': 'vector', 'B': 'vector'}}, 'dora'),
+    ({'query': {'A': 'lora:1', 'B': 'lora:2', 'C': 'vector', 'E': 'constant'}}, 'glora'),
+  ],
+)
+def test_a_structure_of_fused_layers_in_a_stack_comes_back(structure, kind, tmp_path):
+  case = stacked()
+  genome = case.adapted.fix(structure).genome
+  written = save_peft(tmp_path, case.adapted, case.variables, STACKED_NAMES, genome)
+  assert written == kind
+  fixed, read = load_peft(tmp_path, case.adapted, case.params, STACKED_NAMES)
+  expected = case.fold(case.variables, genome=genome)
+  jax.tree.map(assert_close, case.fold(read, genome=fixed.genome), expected)
+
+
+def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
+  case = stacked()
+  fixed = case.adapted.fix('lora:2')
+  save_peft(
+    tmp_path, case.adapted, case.variables, STACKED_NAMES, fixed.genome, base='hf:me/base@v1'
+  )
   config, tensors = contents(tmp_path)
   assert (config['base_model_name_or_path'], config['revision']) == ('me/base', 'v1')
   modules = ('query', 'value', 'left', 'right')
   layers = {f'model.layers.{n}.{name}' for n in (0, 1) for name in modules}
   assert set(config['target_modules']) == layers
   assert config['modules_to_save'] == ['model.head', 'model.norm']
-  head = variables['params']['head']['kernel']
+  assert (config['r'], config['lora_alpha'], config['rank_pattern']) == (2, 4, {})
+  head = case.variables['params']['head']['kernel']
   assert_array_equal(tensors['model.head.weight'], head.T)
-  fixed, read = load_peft(tmp_path, adapted, params, names)
-  assert_array_equal(fixed.genome, genome)
-  fold = jax.jit(adapted.fold)
-  jax.tree.map(assert_array_equal, fold(read, fixed.genome), fold(variables, genome))
-  again, cut = load_peft(tmp_path, fixed, params, names)
-  jax.tree.map(assert_array_equal, jax.jit(again.fold)(cut), fold(variables, genome))
-  other = adapted.fix({'both': 'lora:2'})
-  assert_refused('adapted.fix(None)', load_peft, tmp_path, other, params, names)
+  expected = case.fold(case.variables, genome=fixed.genome)
+  for adapted in (case.adapted, fixed):
+    again, read = load_peft(tmp_path, adapted, case.params, STACKED_NAMES)
+    assert_array_equal(again.genome, fixed.genome)
+    jax.tree.map(assert_close, jax.jit(again.fold)(read), expected)
+  other = case.adapted.fix({'both': 'lora:2'})
+  assert_refused('adapted.fix(None)', load_peft, tmp_path, other, case.params, STACKED_NAMES)
+
+
+def test_what_an_adapter_leaves_zero_fits_any_form_of_a_fixed_structure(tmp_path):
+  case = stacked()
+  save_peft(
+    tmp_path, case.adapted, case.variables, STACKED_NAMES, case.adapted.fix('lora:2').genome
+  )
+  fixed = case.adapted.fix('scale_shift_lora:2')
+  again, read = load_peft(tmp_path, fixed, case.params, STACKED_NAMES)
+  assert_array_equal(again.genome, fixed.genome)
+  expected = case.fold(case.variables, genome=case.adapted.fix('lora:2').genome)
+  jax.tree.map(assert_close, jax.jit(again.fold)(read), expected)
+
+
+TORCH_PATHS = {'layer': {'weight': numbers(6, 4), 'bias': numbers(6)}}
+EXPERTS = {'router': {'weight': numbers(4, 4)}, 'experts': {'weight': numbers(2, 4, 6)}}
+
+
+def test_the_magnitudes_of_dora_are_norms_and_what_has_none_is_said(tmp_path):
+  def apply(params, x):
+    return x @ params['layer']['weight'].T + params['layer']['bias']
+
+  adapted = adapt_function(
+    apply, TORCH_PATHS, INPUTS, structure={'': {'A': 'vector', 'B': 'lora:2'}}, heads=None
+  )
+  variables = trained_variables(adapted, TORCH_PATHS)
+  assert save_peft(tmp_path, adapted, variables) == 'dora'
+  _, tensors = contents(tmp_path)
+  kernel = TORCH_PATHS['layer']['weight']
+  product = tensors['layer.lora_B.weight'] @ tensors['layer.lora_A.weight']
+  merged = tensors['layer.lora_magnitude_vector'][:, None] * (kernel + product)
+  merged /= np.linalg.norm(kernel + product, axis=1)[:, None]
+  assert_allclose(merged, adapted.fold(variables)['layer']['weight'], atol=1e-6)
+
+  zero = {'layer': {**TORCH_PATHS['layer'], 'weight': np.zeros((6, 4), np.float32)}}
+  start = adapted.init(jax.random.key(0), zero)
+  as_dora = functools.partial(save_peft, kind='dora')
+  assert_refused('norm', as_dora, tmp_path, adapted, start)
+  assert save_peft(tmp_path, adapted, start) == 'glora'
+  vanished = jax.tree.map(lambda x: x, variables)
+  arrays = vanished['glora']['layer']
+  arrays['A_up'] = jnp.asarray(arrays['A_up']).at[0, 0].set(-1)
+  assert_refused('A of -1 (layer)', as_dora, tmp_path, adapted, vanished)
+
+
+def test_layers_that_are_no_module_of_torch_are_named(tmp_path):
+  def apply(params, x):
+    routed = x @ params['router']['weight'].T
+    return jnp.einsum('bi,eio->beo', routed, params['experts']['weight'])
+
+  adapted = adapt_function(apply, EXPERTS, INPUTS, structure='lora', heads=None)
+  variables = trained_variables(adapted, EXPERTS)
+  assert_refused(['experts', 'target_parameters'], save_peft, tmp_path, adapted, variables)
+  router = adapted.fix(None).fix({'router': 'lora'})
+  save_peft(tmp_path, router, router.init(jax.random.key(0), EXPERTS))
+  assert load_peft(tmp_path, adapted.fix(None), EXPERTS)[0].genome.any(axis=1).sum() == 1
 
 
 NAMES = {'fc': 'model.fc', 'head': 'classifier'}
@@ -86,25 +178,30 @@ def trained():
 
 
 @pytest.mark.parametrize(
-  'names, forms, named, kind',
+  'names, forms, kind, named, error',
   [
-    (NAMES, [3, 2, 0, 0, 0], 'A=lora:1, B=vector', ValueError),
-    (NAMES, [0, 0, 0, 0, 0], 'adapted.fold', ValueError),
-    (5, (), 'names', TypeError),
-    ('timm', (), 'tunix_llama3', ValueError),
-    ({'fc': 5}, (), "names['fc']=5", TypeError),
-    ({'head': 'classifier'}, (), "'fc'", ValueError),
-    ({'fc': ['a', 'a'], 'head': 'b'}, (), ' a stands', ValueError),
-    ({'fc': ['a', 'b', 'c', 'd'], 'head': 'b'}, (), 'a, b, c, d', ValueError),
-    ({'fc': 'a.{}', 'head': 'b'}, (), "'a.{}'", ValueError),
-    ({'f.*': r'\9'}, (), "'f.*'", ValueError),
-    ({**NAMES, 'head': ['a', 'b']}, (), 'one torch module', ValueError),
+    (NAMES, [3, 0, 0, 0, 0], 'lora', 'LoRAs of A (model.fc)', ValueError),
+    (NAMES, [2, 0, 0, 0, 0], 'lora', 'LoRA has no place for A (model.fc)', ValueError),
+    (NAMES, [3, 0, 0, 0, 1], 'hira', 'C, D or E', ValueError),
+    (NAMES, [3, 0, 0, 0, 0], 'dora', 'LoRAs of A', ValueError),
+    (NAMES, [3, 0, 0, 0, 0], 'ia3', "kind='ia3'", ValueError),
+    (NAMES, [0, 0, 0, 0, 0], None, 'adapted.fold', ValueError),
+    (None, (), None, 'fc is not the weight', ValueError),
+    ('timm', (), None, "names='timm'", ValueError),
+    (5, (), None, 'names', TypeError),
+    ({'fc': 5}, (), None, "names['fc']=5", TypeError),
+    ({'head': 'classifier'}, (), None, "'fc'", ValueError),
+    ({'fc': ['a', 'a'], 'head': 'b'}, (), None, ' a stands', ValueError),
+    ({'fc': ['a', 'b', 'c', 'd'], 'head': 'b'}, (), None, 'a, b, c, d', ValueError),
+    ({**NAMES, 'head': ['a', 'b']}, (), None, 'one torch module', ValueError),
   ],
 )
-def test_an_adapter_that_cannot_be_written_is_one_sentence(names, forms, named, kind, tmp_path):
+def test_an_adapter_that_cannot_be_written_is_one_sentence(
+  names, forms, kind, named, error, tmp_path
+):
   case, genome = trained(), np.array([forms or [0, 4, 0, 0, 0]], np.int8)
   given = tmp_path / 'a', case.adapted, case.variables, names, genome
-  assert_refused(named, save_peft, *given, kind=kind)
+  assert_refused(named, functools.partial(save_peft, kind=kind), *given, kind=error)
   assert not list(tmp_path.iterdir())
 
 
@@ -129,17 +226,18 @@ class Image(nn.Module):
     return nn.Dense(2, name='fc')(nn.Conv(3, (2, 2), name='conv')(x))
 
 
-def test_convolutions_and_heads_that_are_no_single_linear_layer_or_norm_are_refused():
-  for model, inputs, options, named in (
-    (Image(), jnp.zeros((1, 4, 4, 3)), {'convs': True}, 'conv is a convolution'),
-    (Image(), jnp.zeros((1, 4, 4, 3)), {'heads': 'conv'}, 'conv/'),
-    (Stacked(), INPUTS, {'heads': 'query'}, 'layers/query/'),
+def test_what_is_no_module_or_head_of_torch_is_refused():
+  images = jnp.zeros((1, 4, 4, 3))
+  for model, inputs, options, kind, named in (
+    (Image(), images, {'convs': True}, 'glora', 'Conv (.conv)'),
+    (Image(), images, {'heads': 'conv'}, 'lora', 'conv/'),
+    (Stacked(), INPUTS, {'heads': 'query'}, 'lora', 'layers/query/'),
   ):
-    adapted = adapt(model, inputs, **options)
+    adapted = adapt(model, inputs, structure='lora', **options)
     variables = trained_variables(adapted, random_params(model, inputs))
-    names = {'layers/(.*)': r'{}.\1', '(.*)': r'\1'}
-    genome = preset(adapted.spec, 'lora')
-    assert_refused(named, save_peft, 'never', adapted, variables, names, genome)
+    names = {'layers/(.*)': r'{}.\1', '(.*)': r'.\1'}
+    save = functools.partial(save_peft, kind=kind)
+    assert_refused(named, save, 'never', adapted, variables, names)
 
 
 def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
@@ -152,23 +250,33 @@ def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
 
 A, B = 'model.fc.lora_A.weight', 'model.fc.lora_B.weight'
 LORA = {A: numbers(3, 4), B: numbers(6, 3)}
+DORA = {**LORA, 'model.fc.lora_magnitude_vector': numbers(6)}
+GLORA = {'peft_type': 'GLORA'}
 
 
 @pytest.mark.parametrize(
   'tensors, config, named',
   [
-    (LORA, {'peft_type': 'IA3'}, "peft_type='IA3'"),
-    (LORA, {'use_dora': True}, 'use_dora=True'),
-    (LORA, {'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4'"),
+    (LORA, {'peft_type': 'VERA'}, ["peft_type='VERA'", 'merge_and_unload']),
+    (LORA, {'peft_type': ['LORA']}, 'peft_type'),
+    (LORA, {'use_dora': True}, 'no lora_magnitude_vector'),
+    (DORA, {}, 'lora_magnitude_vector'),
+    (LORA, {'target_parameters': ['mlp.experts']}, ['target_parameters', 'merge_and_unload']),
+    (LORA, {'init_lora_weights': 'pissa_niter_4'}, ['pissa_niter_4', 'path_initial_model']),
     (LORA, {'alpha_pattern': {'(': 2}}, 'model.fc'),
-    (LORA, {'lora_alpha': 1e308}, '1e+308'),
-    ({**LORA, A: numbers(3, 4, 1, 1)}, {}, '(3, 4, 1, 1)'),
-    ({A: LORA[A]}, {}, "{'lora_A': (3, 4)}"),
+    (LORA, {'rank_pattern': [3]}, 'rank_pattern'),
+    (LORA, {'lora_alpha': 1e308}, 'not finite'),
+    ({**LORA, A: numbers(3, 4, 2, 1)}, {}, '(3, 4, 2, 1)'),
+    ({A: LORA[A]}, {}, 'no lora_B.weight'),
     ({**LORA, B: np.full((6, 3), np.nan)}, {}, B),
     (LORA, {'rank_pattern': {'fc': 4}}, 'rank 4'),
     ({'x.lora_A.weight': numbers(3, 4), 'x.lora_B.weight': numbers(6, 3)}, {}, 'adapts x,'),
-    ({A: numbers(2, 4), B: numbers(6, 2)}, {'r': 2}, 'rank 2'),
-    ({A: numbers(3, 5), B: numbers(6, 3)}, {}, '(5, 6)'),
+    ({A: numbers(2, 4), B: numbers(6, 2)}, {'r': 2}, 'SearchSpace(ranks=(2,))'),
+    ({A: numbers(3, 5), B: numbers(6, 3)}, {}, '(3, 4) is needed'),
+    ({'model.fc.hira_A': numbers(3, 4)}, {'peft_type': 'HIRA'}, 'no hira_B'),
+    ({'model.fc.ia3_l': numbers(4, 1)}, {'peft_type': 'IA3'}, '(4, 1) as ia3_l'),
+    ({'model.fc.glora_A.X': numbers(5, 1)}, GLORA, '(5, 1) as glora_A.X'),
+    ({'model.fc.glora_A.Xd': numbers(6, 2)}, GLORA, 'glora_A.Xd'),
     ({**LORA, 'classifier.weight': numbers(7, 6)}, {}, '(6, 7)'),
     ({**LORA, 'norm.weight': numbers(6)}, {}, 'norm.weight'),
     ({'classifier.weight': numbers(3, 6)}, {}, 'no module'),
@@ -178,14 +286,28 @@ def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, 
   case = trained()
   write(tmp_path, tensors, **{'r': 3, 'lora_alpha': 3, **config})
   given = tmp_path, case.adapted, case.params, NAMES
-  assert_refused([str(tmp_path), named], load_peft, *given)
+  named = [named] if isinstance(named, str) else named
+  assert_refused([str(tmp_path), *named], load_peft, *given)
+
+
+def test_files_that_are_damaged_or_missing_are_one_sentence(tmp_path):
+  case = trained()
+  given = tmp_path, case.adapted, case.params, NAMES
+  write(tmp_path, LORA, r=3)
   (tmp_path / 'adapter_model.safetensors').write_bytes(b'x')
-  (tmp_path / 'adapter_config.json').write_text(json.dumps({'peft_type': 'LORA'}))
   assert_refused('adapter_model.safetensors is damaged', load_peft, *given)
-  (tmp_path / 'adapter_config.json').write_text('null')
+  (tmp_path / 'adapter_config.json').write_text(json.dumps(None))
   assert_refused('not the config of a PEFT adapter', load_peft, *given)
   (tmp_path / 'adapter_config.json').unlink()
   assert_refused('adapter_config.json', load_peft, *given, kind=FileNotFoundError)
+
+
+def test_a_bias_needs_one_in_the_model(tmp_path):
+  model = nn.Dense(6, use_bias=False)
+  adapted = adapt(model, INPUTS, structure='lora:3')
+  params = random_params(model, INPUTS)
+  write(tmp_path, {**LORA, 'model.fc.base_layer.bias': numbers(6)}, r=3, bias='lora_only')
+  assert_refused('has a bias', load_peft, tmp_path, adapted, params, {'Dense': 'model.fc'})
 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):

@@ -293,7 +293,7 @@ def _kind_of(path: str, config: Any) -> str:
   if not isinstance(config, dict):
     raise ValueError(f'{path}: {CONFIG} is not the config of a PEFT adapter; get it again.')
   kinds = {kind.peft_type: name for name, kind in reversed([*KINDS.items()])}
-  peft_type = config.get('peft_type')
+  peft_type = str(config.get('peft_type'))
   if peft_type not in kinds:
     raise ValueError(
       f'{path} has peft_type={shown(peft_type)}, which is read only if it is one of '
@@ -368,8 +368,8 @@ def _narrowest(changes: Changes, kinds: Sequence[KindName]) -> tuple[KindName, d
 def _of_layer(adapter: PeftAdapter, layer: Layer) -> Change:
   """What an adapter makes of a layer, from what it makes of the layer's modules."""
   changes = [(module, _of_module(adapter, module)) for module in layer.modules]
-  if len(changes) == 1:
-    return changes[0][1]
+  if len(changes) < 2:
+    return changes[0][1] if changes else {}
   # The layer has one C, and each module may have another, so what they add to the bias is an E.
   pairs = {tensor: _side_by_side(layer.group, changes, tensor) for tensor in WEIGHT_TENSORS}
   return change_of(pairs, {'E': np.concatenate([shift(*change) for change in changes])})
@@ -451,9 +451,10 @@ def _stored(
 
 
 def _counted(structure: Mapping[str, Any]) -> str:
-  """The combinations of forms in a structure, and how many layers have each."""
+  """The combinations of forms in a structure, and the number of layers that have each."""
   layers = (
     ', '.join(f'{tensor}={row[tensor]}' for tensor in TENSORS if row[tensor] != 'none')
     for row in structure['layers']
   )
-  return '; '.join(f'{n} layers {forms}' for forms, n in collections.Counter(layers).items())
+  counts = collections.Counter(layers).items()
+  return '; '.join(f'{forms} in {number} layers' for forms, number in counts if forms)

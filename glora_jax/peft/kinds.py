@@ -111,8 +111,10 @@ def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]
 
 def read_lora(module: Module, tensors: Arrays, config: Fields) -> Change:
   """The change of a module's LoRA or DoRA."""
-  down, up = _read_pair('lora', module, tensors, config)
+  down, up = _read_pair('lora', module, tensors)
   rank, alpha = len(up), _of_module(module.name, config, 'alpha_pattern', 'lora_alpha', 8)
+  if rank != (stated := _of_module(module.name, config, 'rank_pattern', 'r', rank)):
+    raise ValueError(f'the config gives it the rank {shown(stated)}, and its tensors have {rank}')
   a, e = _none(module), np.zeros(module.out_features, np.float32)
   with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
     scale = np.float32(alpha / (rank**0.5 if config.get('use_rslora') else rank))
@@ -148,13 +150,15 @@ def _norms(module: Module, down: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def write_hira(changes: Changes) -> tuple[Arrays, Fields]:
-  """The tensors and fields of HiRA."""
-  return _write_pairs('hira', [(module, factors(module, c, 'A')) for module, c in changes])
+  """The tensors and fields of HiRA: of one rank, since PEFT 0.21 ignores its `rank_pattern`."""
+  pairs = [(module, factors(module, change, 'A')) for module, change in changes]
+  rank = max(len(up) for _, (_, up) in pairs)
+  return _write_pairs('hira', [(module, _padded(pair, rank)) for module, pair in pairs])
 
 
 def read_hira(module: Module, tensors: Arrays, config: Fields) -> Change:
   """The change of a module's HiRA."""
-  return change_of({'A': _read_pair('hira', module, tensors, config)})
+  return change_of({'A': _read_pair('hira', module, tensors)})
 
 
 def write_glora(changes: Changes) -> tuple[Arrays, Fields]:
@@ -298,13 +302,10 @@ def _write_pairs(prefix: str, pairs: Sequence[tuple[Module, Factors]]) -> tuple[
   return tensors, {'fan_in_fan_out': is_conv1d, **_by_module('r', 'rank', ranks)}
 
 
-def _read_pair(prefix: str, module: Module, tensors: Arrays, config: Fields) -> Factors:
+def _read_pair(prefix: str, module: Module, tensors: Arrays) -> Factors:
   """The factors of a module's LoRA or HiRA."""
   first, second = _pair_names(prefix, module)
   rank = len(tensors.get(first, ()))
-  stated = _of_module(module.name, config, 'rank_pattern', 'r', rank)
-  if rank and stated != rank:
-    raise ValueError(f'the config gives it the rank {shown(stated)}, and its tensors have {rank}')
   down = _take(tensors, first, rank, *module.torch_inputs)
   return module.from_torch((down, _take(tensors, second, module.out_features, rank)))
 

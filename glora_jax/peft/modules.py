@@ -198,7 +198,8 @@ def _kind(site: Site, is_torch: bool) -> ModuleKind:
 def _own_name(site: Site) -> list[str]:
   """The name of a kernel's module in a model whose paths are torch's; [] if it has no module."""
   *module, leaf = site.kernel_path
-  return ['.'.join(module)] if leaf == 'weight' and not site.stack_shape else []
+  is_one = not site.stack_shape and (site.is_convolution or len(site.kernel_shape) == 2)
+  return ['.'.join(module)] if leaf == 'weight' and is_one else []
 
 
 def find_heads(adapted: Adapted, names: NameMap | None) -> dict[str, KeyPath]:

@@ -36,6 +36,8 @@ def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   theirs, params, adapted, source = loaded(name, tmp_path)
   variables = trained_variables(adapted, params, 0.1)
   genome = mixed_loras(adapted.spec)
+  if name in ('hf_vit', 'timm_vit'):  # q, k and v apart, and fused
+    genome[::2, [0, 4]] = 2
   save(tmp_path / 'adapter', adapted, variables, source, genome)
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
@@ -58,28 +60,17 @@ def random_adapter(theirs, config, folder):
   return with_adapter
 
 
-QKV = ['q_proj', 'v_proj']
-FIRST = ['fc1']
-LORAS = {
-  'rank_stabilized': ({'r': 2, 'target_modules': FIRST, 'use_rslora': True}, (2,)),
-  'patterns': (  # and q and v apart
-    {
-      'r': 1,
-      'lora_alpha': 3,
-      'target_modules': QKV + FIRST,
-      'rank_pattern': {QKV[0]: 3},
-      'alpha_pattern': {r'.*1.*': 5},
-    },
-    (1, 4),
-  ),
-}
-
-
-@pytest.mark.parametrize('kind', LORAS)
-def test_a_lora_of_peft_is_read_as_a_subnet(kind, tmp_path):
-  fields, ranks = LORAS[kind]
-  theirs, params, adapted, _ = loaded('hf_vit', tmp_path, ranks)
-  config = peft.LoraConfig(modules_to_save=['classifier'], **fields)
+def test_loras_of_parts_of_a_fused_layer_are_read_side_by_side(tmp_path):
+  """With patterns of rank and alpha, and queries and values apart."""
+  theirs, params, adapted, _ = loaded('hf_vit', tmp_path, (1, 4))
+  config = peft.LoraConfig(
+    r=1,
+    lora_alpha=3,
+    target_modules=['q_proj', 'v_proj', 'fc1'],
+    rank_pattern={'q_proj': 3},
+    alpha_pattern={r'.*1.*': 5},
+    modules_to_save=['classifier'],
+  )
   expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter'), IMAGES)
   adapted, variables = load(tmp_path / 'adapter', adapted, params)
   found = adapted.apply(variables, IMAGES)
