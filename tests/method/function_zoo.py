@@ -316,6 +316,39 @@ def convolutions():
   return FunctionExample(apply, params, inputs, kernels, 2, options={'convs': True})
 
 
+@example
+def transposed_convolutions():
+  """By a kernel as it is, and by one that is turned back to front, as other libraries do it."""
+  params = {
+    'plain': {'w': weights(2, 3, 3, 5), 'b': normal(5)},
+    'turned': {'w': weights(2, 3, WIDTH, 5), 'b': normal(WIDTH)},
+  }
+
+  def apply(params, x):
+    for layer, turned in (('plain', False), ('turned', True)):
+      x = jax.lax.conv_transpose(x, params[layer]['w'], (2, 2), 'VALID', transpose_kernel=turned)
+      x = jax.nn.silu(x + params[layer]['b'])
+    return x
+
+  kernels = {'plain/w': Kernel('iiio', 'plain/b'), 'turned/w': Kernel('iioi', 'turned/b')}
+  inputs = (normal(BATCH, 2, 2, 3),)
+  return FunctionExample(apply, params, inputs, kernels, 2, options={'convs': True})
+
+
+@example
+def layers_from_the_last_to_the_first():
+  params = {'w': weights(DEPTH, WIDTH, WIDTH), 'b': normal(DEPTH, WIDTH)}
+
+  def layer(x, params):
+    return jax.nn.silu(x @ params['w'] + params['b']), None
+
+  def apply(params, x):
+    return jax.lax.scan(layer, x, jax.tree.map(lambda array: array[::-1], params))[0]
+
+  kernels = {'w': Kernel('sio', 'b')}
+  return FunctionExample(apply, params, (activations(),), kernels, DEPTH)
+
+
 # linen modules with products of their own, which Flax's classes do not give away.
 
 

@@ -428,6 +428,8 @@ def _with_bias(
 def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   """The parts of axes that lie along each other; None if one varies where the other does not.
 
+  Nor may one run backwards where the other does not.
+
   If one scan selects an item of each, the axes that it goes through lie along each other, too.
   """
   kernel_indices, bias_indices = (
@@ -445,6 +447,8 @@ def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
     if parts is None or any(first.is_axis != second.is_axis for first, second in parts):
       return None
     pairs += [_Pair(*atoms) for atoms in parts if atoms[0].is_axis]
+  if any(pair.kernel.stride * pair.bias.stride < 0 for pair in pairs):
+    return None
   return pairs
 
 

@@ -118,6 +118,8 @@ def move_axes(name: str, params: Mapping[str, Any], view: View) -> View | None:
     return view.broadcast(params['shape'], params['broadcast_dimensions'])
   if name == 'squeeze':
     return view.index(params['dimensions'], 0)
+  if name == 'rev':
+    return view.reverse(params['dimensions'])
   assert name == 'slice'
   if any(stride != 1 for stride in params['strides'] or ()):
     return None

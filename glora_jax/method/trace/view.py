@@ -43,8 +43,8 @@ class Atom(NamedTuple):
     axis: the axis; `NO_AXIS` if the parameter has none there: it is repeated, or the dimension is
       one of the activations.
     size: number of items.
-    stride: distance of the items along the axis.
-    start: number of items at that distance that lie before the first.
+    stride: distance of the items along the axis; negative if they run backwards.
+    start: the first item's number at that distance.
   """
 
   axis: int
@@ -64,6 +64,10 @@ class Atom(NamedTuple):
       return None
     outer = self._replace(size=size, stride=self.stride * inner, start=self.start // inner)
     return outer, self._replace(size=inner, start=0)
+
+  def reverse(self) -> Atom:
+    """The same items, the last one first."""
+    return self._replace(stride=-self.stride, start=1 - self.start - self.size)
 
 
 class Index(NamedTuple):
@@ -127,6 +131,13 @@ class View:
     if not dims:
       return self.index(range(len(self.dims)), 0)
     dims[-1] += tuple(remaining)  # of size one
+    return dataclasses.replace(self, dims=tuple(dims))
+
+  def reverse(self, places: Sequence[int]) -> View:
+    """The array with some dimensions back to front."""
+    dims = list(self.dims)
+    for place in places:
+      dims[place] = tuple(atom.reverse() if atom.is_axis else atom for atom in dims[place])
     return dataclasses.replace(self, dims=tuple(dims))
 
   def broadcast(self, shape: Sequence[int], places: Sequence[int]) -> View:

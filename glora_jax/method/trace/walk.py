@@ -180,7 +180,10 @@ def scan(step: Step) -> list[Value]:
 
 
 _HANDLERS: Mapping[str, Handler] = {
-  **dict.fromkeys(('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice'), rearrange),
+  **dict.fromkeys(
+    ('transpose', 'reshape', 'broadcast_in_dim', 'squeeze', 'slice', 'rev'),
+    rearrange,
+  ),
   **dict.fromkeys(('dot_general', 'ragged_dot_general', 'conv_general_dilated'), multiply),
   **dict.fromkeys(('add', 'add_any'), add),
   **dict.fromkeys(('mul', 'div', 'neg'), scale),

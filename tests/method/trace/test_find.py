@@ -155,6 +155,7 @@ BIASES = {
     True,
   ),
   'with an axis of size one': (lambda w, b, x: b + x @ w, (D, F), (1, F), True),
+  'backwards as the outputs': (lambda w, b, x: x @ w[:, ::-1] + b[::-1], (D, F), (F,), True),
   # no biases
   'positions': (lambda w, b, x: x @ w + b, (D, F), (5, F), False),
   'one for all experts': (
@@ -163,6 +164,7 @@ BIASES = {
     (F,),
     False,
   ),
+  'backwards': (lambda w, b, x: x @ w + b[::-1], (D, F), (F,), False),
   'in one of two products': (lambda w, b, x: x @ w + b + x @ w, (D, F), (F,), False),
 }
 
@@ -198,6 +200,17 @@ def test_layers_of_a_python_loop_are_numbered_as_they_run_and_then_those_that_do
 
   rows = {site.name: site.rows for site in found_in(function, params).sites}
   assert rows == {'a': (2, 4, 0), 'b': (3, 5, 1)}
+
+
+def test_layers_that_run_from_the_last_to_the_first_are_numbered_so():
+  params = {'w': zeros(3, D, D)}
+  for function in (
+    lambda params, x: jax.lax.scan(lambda x, w: (x @ w, None), x, params['w'][::-1])[0],
+    lambda params, x: x @ params['w'][::-1][0] @ params['w'][::-1][1] @ params['w'][::-1][2],
+    lambda params, x: x @ params['w'][::-1][:2][0] @ params['w'][::-1][1:][0] @ params['w'][0],
+  ):
+    (site,) = found_in(function, params).sites
+    assert site.rows == (2, 1, 0)
 
 
 def test_layers_with_the_same_input_are_known():
