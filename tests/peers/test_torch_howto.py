@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from places import ROOT
 
+import glora_jax
+
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
+peft = pytest.importorskip('peft')
 pytest.importorskip('timm')
 pytest.importorskip('torchax')
 
@@ -22,11 +25,17 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   for lines in of_llama:
     exec(lines, names)
   tokens = names['tokens']
+  outputs = applied(names, tokens, use_cache=False).logits
   tuned = transformers.LlamaForCausalLM.from_pretrained('tuned')
   logits = tuned(torch.tensor(tokens)).logits
-  assert_close(logits, applied(names, tokens, use_cache=False).logits)
+  assert_close(logits, outputs)
   predicted = logits[:, :-1].argmax(-1).numpy()
   assert (predicted == tokens[:, 1:]).mean() > 0.8
+  base = transformers.LlamaForCausalLM(names['config'])
+  glora_jax.torch.load(base, names['params'])
+  with_adapter = peft.PeftModel.from_pretrained(base, 'adapter').eval()
+  assert_close(with_adapter(torch.tensor(tokens)).logits, outputs)
+
   exec(of_timm, names)
   assert_close(names['module'](names['images']), applied(names, names['images']))
 
