@@ -38,7 +38,7 @@ from glora_jax.method.rules import Deferred, Gather, look_up, merge, multiply
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan
-from glora_jax.method.trace.primitives import move_axes
+from glora_jax.method.trace.primitives import move_axes, selection
 from glora_jax.method.trace.view import Atom
 
 CALLS = ('jit', 'pjit')  # primitives that do no more than call a jaxpr
@@ -197,7 +197,7 @@ class _Interpreter:
     is_kept = self._gather is None and not has_quantized(values)
     return use(*values) if is_kept else jax.checkpoint(use)(*values)
 
-  def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> jax.Array | None:
+  def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Any:
     """A product or a lookup without a merged kernel; None if no such rule applies."""
     params = equation.params
     if equation.primitive.name == 'dot_general':
@@ -211,7 +211,9 @@ class _Interpreter:
       def take(array: jax.Array, **changed: Any) -> jax.Array:
         return equation.primitive.bind(array, *indices, **{**params, **changed})
 
-      return look_up(values[0], take, params, self._gather)
+      # Sharded experts are all-gathered once, not for each token that selects them.
+      layers = None if self._gather else _select(values[0], indices[0], params)
+      return layers or look_up(values[0], take, params, self._gather)
     return None
 
   def _merge(self, value: Any) -> Any:
@@ -360,6 +362,24 @@ def _slice(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Def
     dims[dim] = (Atom(kernel.plan.stack[place], size),)
     kernel = kernel.map(cut).with_plan(view=dataclasses.replace(view, dims=tuple(dims)))
   return kernel
+
+
+def _select(kernel: Deferred, indices: jax.Array, params: Mapping[str, Any]) -> Deferred | None:
+  """The layers of a stack that a `gather` selects by a list of numbers, as `weights[experts]` does.
+
+  None if it selects anything else, may fill in NaN, or if the product would merge what it selects:
+  many tokens select the same expert, so these are more layers than the stack has.
+  """
+  plan, place = kernel.plan, kernel.plan.stack_place(0)
+  if place is None or not plan.goes_by_output or indices.shape[1:] != (1,):
+    return None
+  is_take = selection(params, kernel.shape) == (0, [*range(1, len(kernel.shape))])
+  if not is_take or params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP:
+    return None
+  numbers = jnp.maximum(indices[:, 0], 0)
+  layers = kernel.map(functools.partial(jnp.take, indices=numbers, axis=place, mode='clip'))
+  dims = ((Atom(plan.stack[place], len(numbers)),), *plan.view.dims[1:])
+  return layers.with_plan(view=dataclasses.replace(plan.view, dims=dims))
 
 
 def _scanned(kernel: Deferred) -> Deferred | None:

@@ -242,6 +242,30 @@ def experts_by_ragged_products():
   return FunctionExample(apply, router_and_experts(), inputs, EXPERT_KERNELS, 9)
 
 
+@example
+def experts_by_index():
+  """Kernels [out, in] of the two experts of each token, as transformers' `batched_mm` has them."""
+  params = {
+    'router': weights(WIDTH, EXPERTS),
+    'up': {'w': weights(EXPERTS, HIDDEN, WIDTH), 'b': normal(EXPERTS, HIDDEN)},
+    'down': {'w': weights(EXPERTS, WIDTH, HIDDEN), 'b': normal(EXPERTS, WIDTH)},
+  }
+
+  def apply(params, x):
+    tokens = x.reshape(-1, WIDTH)
+    scores, experts = jax.lax.top_k(jax.nn.softmax(tokens @ params['router']), 2)
+
+    def affine(layer, x):
+      chosen = jax.tree.map(lambda stack: stack[experts.reshape(-1)], layer)
+      return (chosen['w'] @ x[..., None])[..., 0] + chosen['b']
+
+    hidden = jax.nn.silu(affine(params['up'], jnp.repeat(tokens, 2, axis=0)))
+    return (affine(params['down'], hidden) * scores.reshape(-1, 1)).reshape(-1, 2, WIDTH).sum(1)
+
+  kernels = {f'{name}/w': Kernel('soi', f'{name}/b', 'so') for name in ('up', 'down')}
+  return of_activations(apply, params, {'router': Kernel('io'), **kernels}, 9)
+
+
 # Control flow, and functions with derivatives of their own.
 
 
@@ -413,11 +437,11 @@ def own_modules_scanned_along_axis_1():
 
 @example
 def not_linear_layers():
-  """An embedding that is the output layer too, experts by gather, a product of two parameters."""
+  """An embedding that is the output layer too, prompts by gather, a product of two parameters."""
   params = {
     'embedding': weights(11, WIDTH),
     'layer': {'kernel': weights(WIDTH, HIDDEN), 'bias': normal(HIDDEN)},
-    'gathered': weights(EXPERTS, HIDDEN, WIDTH),
+    'prompts': weights(EXPERTS, CHANNELS, WIDTH),
     'left': weights(WIDTH, 2),
     'right': weights(2, WIDTH),
     'positions': weights(TIME, WIDTH),
@@ -427,13 +451,13 @@ def not_linear_layers():
   def apply(params, tokens):
     x = params['embedding'][tokens] + params['positions']
     x = jax.nn.silu(x @ params['layer']['kernel'] + params['layer']['bias'])
-    chosen = params['gathered'][tokens % EXPERTS]
-    x = jnp.einsum('btf,btfd->btd', x, chosen)
+    prompts = params['prompts'][tokens[:, 0] % EXPERTS]
+    x = jnp.concatenate([prompts, x[..., :WIDTH]], axis=1)
     x = x @ (params['left'] @ params['right'])
     return x @ params['embedding'].T
 
   kernels = {'layer/kernel': beside('io', 'layer/kernel')}
-  uncovered = ('embedding', 'gathered', 'left', 'positions', 'right', 'unused')
+  uncovered = ('embedding', 'prompts', 'left', 'positions', 'right', 'unused')
   return FunctionExample(
     apply, params, (jnp.array([[1, 5, 10], [3, 0, 2]]),), kernels, 1, uncovered=uncovered
   )

@@ -83,7 +83,14 @@ def turned(params, x):
   return jax.lax.scan(run, x, jax.tree.map(lambda stack: jnp.moveaxis(stack, 2, 0), items))[0]
 
 
-FUNCTIONS = [scanned, computed_again, counted, chosen, repeated, handed_on, turned]
+def selected(params, x):
+  """A layer for each of two tokens, as a mixture of experts has them."""
+  x = x[:2]
+  layers = of_items(params, x.argmax(-1) % DEPTH)
+  return x + (jnp.tanh(x[:, None] @ layers['up']) @ layers['down'])[:, 0]
+
+
+FUNCTIONS = [scanned, computed_again, counted, chosen, repeated, handed_on, turned, selected]
 
 
 @functools.cache

@@ -60,7 +60,9 @@ class Value:
   """What is known of an array.
 
   An array is activations (`depends`), a parameter with its axes moved (`view`), something computed
-  from parameters alone (`origins`), or a constant.
+  from parameters alone (`origins`), or a constant. Matrices that the input selects from a stack are
+  both activations and a view: kernels if activations are multiplied by them (a mixture of experts),
+  and otherwise what any activations are (prompts that are looked up).
 
   Attributes:
     depends: whether it depends on the input, or on a product that stands for the input.
@@ -68,7 +70,7 @@ class Value:
       queries for instance. In a product with another parameter it stands for the input.
     view: the parameter that the array is, and where its axes are; None if it is no parameter.
     product: the product of activations with a parameter that it is; None if it is none.
-    origins: the parameters that an array without `depends` was computed from.
+    origins: the parameters that it was computed from, unless their use has been recorded.
     number: its value, if it is one known integer.
     token: equal for arrays that hold the same numbers, as far as that is known.
     layer: path of the last kernel on every way from the input to the array; None if there is none.
@@ -93,9 +95,12 @@ def origins_of(values: Iterable[Value], reason: str) -> tuple[Origin, ...]:
   """The parameters that values were computed from, once each; the reason is that of views."""
   origins: dict[KeyPath, Origin] = {}
   for value in values:
-    views = (Origin(value.view.path, reason, value.view.indexed_axes),) if value.view else ()
-    for origin in (*value.origins, *views):
+    for origin in value.origins:
       origins.setdefault(origin.path, origin)
+    if value.view:
+      path, axes = value.view.path, value.view.indexed_axes
+      selected = Origin(path, f'selected by index; {reason}')
+      origins.setdefault(path, selected if value.depends else Origin(path, reason, axes))
   return tuple(origins.values())
 
 
@@ -110,8 +115,8 @@ def join(first: Value, second: Value, token: Hashable) -> Value:
   view, origins = first.view, first.origins
   depends = first.depends or second.depends
   if (view, origins) != (second.view, second.origins):
-    differ = origins_of((first, second), 'differs between branches or iterations')
-    view, origins = None, () if depends else differ
+    view = None
+    origins = origins_of((first, second), 'differs between branches or iterations')
   return Value(
     depends,
     first.repeated or second.repeated,

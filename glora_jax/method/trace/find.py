@@ -22,7 +22,7 @@ import itertools
 import re
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -34,7 +34,16 @@ from glora_jax.checks import validate
 from glora_jax.method.sample import Sample, is_array
 from glora_jax.method.site import TABLE, Layout, Site, interleave
 from glora_jax.method.trace.events import UNUSED, Events, Position, Role, Use, Value
-from glora_jax.method.trace.view import NO_AXIS, Atom, Index, Scope, View, common_parts, size_of
+from glora_jax.method.trace.view import (
+  NO_AXIS,
+  Atom,
+  Index,
+  Scope,
+  View,
+  common_parts,
+  is_matrix,
+  size_of,
+)
 from glora_jax.method.trace.walk import walk
 from glora_jax.tree import KeyPath, flatten, path_name, update
 
@@ -127,8 +136,8 @@ def find(
   matrices = [
     path
     for path, array in arrays.items()
-    if _is_matrix(array.shape, events.indexed_axes[path])
-    or any(_is_matrix(use.view.shape) for use in events.uses.get(path, ()))
+    if is_matrix(array.shape, events.indexed_axes[path])
+    or any(is_matrix(use.view.shape) for use in events.uses.get(path, ()))
   ]
   return Found(
     sites,
@@ -246,12 +255,6 @@ def _sites(
     )
     sites.append(site)
   return tuple(sites)
-
-
-def _is_matrix(shape: Sequence[int], stack: Container[int] = ()) -> bool:
-  """Whether an array has two or more axes, not counting stacks and leading axes of size one."""
-  sizes = (size for axis, size in enumerate(shape) if axis not in stack)
-  return len([*itertools.dropwhile(lambda size: size == 1, sizes)]) > 1
 
 
 def _axis_roles(uses: Sequence[Use], shape: Shape) -> tuple[Role, ...] | str:

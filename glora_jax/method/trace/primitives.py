@@ -22,7 +22,7 @@ from glora_jax.method.trace.events import (
   common_layer,
   origins_of,
 )
-from glora_jax.method.trace.view import NO_AXIS, Atom, View
+from glora_jax.method.trace.view import NO_AXIS, Atom, View, is_matrix
 
 Handler = Callable[[Step], list[Value]]
 
@@ -85,7 +85,9 @@ def scale(step: Step) -> list[Value]:
 
 
 def _view(value: Value) -> View | None:
-  return value.product.view if value.product else value.view
+  if value.product:
+    return value.product.view
+  return None if value.depends else value.view
 
 
 def rearrange(step: Step) -> list[Value]:
@@ -93,7 +95,7 @@ def rearrange(step: Step) -> list[Value]:
   first = step.operands[0]
   view = first.view and move_axes(step.name, step.params, first.view)
   if first.view and not view:
-    return step.results(origins=origins_of([first], NO_LAYOUT), repeated=first.repeated)
+    return _hidden(step)
   product = first.product and move_axes(step.name, step.params, first.product.view)
   is_broadcast = step.name == 'broadcast_in_dim'
   return [
@@ -106,6 +108,14 @@ def rearrange(step: Step) -> list[Value]:
       token=None if first.token is None else (step.name, str(step.params), first.token),
     )
   ]
+
+
+def _hidden(step: Step) -> list[Value]:
+  """The results if a parameter, the first operand, cannot be followed through the primitive."""
+  first = step.operands[0]
+  if first.depends:
+    return other(step)
+  return step.results(origins=origins_of([first], NO_LAYOUT), repeated=first.repeated)
 
 
 def move_axes(name: str, params: Mapping[str, Any], view: View) -> View | None:
@@ -137,7 +147,7 @@ def add(step: Step) -> list[Value]:
 def split(step: Step) -> list[Value]:
   """`split` and `unstack`: parts that lie one after another along an axis."""
   (array,) = step.operands
-  if array.view is None:
+  if array.view is None or array.depends:
     return other(step)
   view, axis = array.view, step.params['axis']
   sizes = step.params.get('sizes', [1] * view.shape[axis])
@@ -161,8 +171,6 @@ def slice_at(step: Step) -> list[Value]:
   array, *starts = step.operands
   if array.view is None:
     return other(step)
-  if any(start.depends for start in starts):
-    return look_up(step)
   sizes, view = step.params['slice_sizes'], array.view
   lasts = [length - size for length, size in zip(view.shape, sizes, strict=True)]
   firsts = [min(max(s.number or 0, 0), last) for s, last in zip(starts, lasts, strict=True)]
@@ -172,20 +180,77 @@ def slice_at(step: Step) -> list[Value]:
     stops[dim] = view.shape[dim]
   part = view.slice(firsts, stops) if all(sizes[dim] == 1 for dim in unknown) else None
   part = part and part.index(unknown, None)
-  if part is None:
-    return step.results(origins=origins_of([array], NO_LAYOUT))
   known = [dim for dim in range(len(sizes)) if dim not in unknown]
-  return [Value(view=part.broadcast(sizes, known))]
+  items = part and part.broadcast(sizes, known)
+  return _items(step, items, any(start.depends for start in starts))
 
 
 def look_up(step: Step) -> list[Value]:
-  """`gather`: an item of a stack if the index is one number, else rows of an embedding."""
+  """`gather`: items of a stack, or rows of an embedding."""
+  array, index = step.operands[:2]
+  items = array.view and _gathered(step, array.view, index)
+  is_one = items is not None and step.shape(1) == (1,) and index.is_constant
+  return _items(step, items, not is_one)
+
+
+def _items(step: Step, items: View | None, is_lookup: bool) -> list[Value]:
+  """Items of a parameter, or rows of an embedding if it is a lookup and they are no matrices.
+
+  If the input selects the items they are activations, too (see `Value`).
+  """
+  if is_lookup and not _has_matrices(items):
+    return _rows(step, items)
+  if items is None:
+    return _hidden(step)
+  return step.results(depends=step.depends, view=items, layer=common_layer(step.operands))
+
+
+def _gathered(step: Step, view: View, index: Value) -> View | None:
+  """The items along one axis that a gather selects; None if it selects anything else."""
+  along = selection(step.params, view.shape)
+  if along is None:
+    return None
+  (axis, places), part, at = along, view, None
+  if index.number is not None:
+    start = min(max(index.number, 0), view.shape[axis] - 1)
+    part, at = _part(view, axis, start, start + 1), 0
+  return part and part.index((axis,), at).broadcast(step.out_shape, places)
+
+
+def selection(params: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, list[int]] | None:
+  """The axis of an array along which a `gather` selects items; None if it selects anything else.
+
+  Args:
+    params: parameters of the `gather`.
+    shape: shape of the array.
+
+  Returns:
+    The axis, and where the other axes are in the result. `weights[experts]` drops the axis, and
+    under `vmap` `weights[expert]` keeps it with a size of one.
+  """
+  numbers, sizes = params['dimension_numbers'], params['slice_sizes']
+  dropped, places = numbers.collapsed_slice_dims, [*numbers.offset_dims]
+  axes = [axis for axis, size in enumerate(sizes) if size < shape[axis] or axis in dropped]
+  if len(axes) != 1 or sizes[axes[0]] != 1 or numbers.operand_batching_dims:
+    return None
+  if not dropped:
+    del places[axes[0]]
+  return axes[0], places
+
+
+def _has_matrices(items: View | None) -> bool:
+  """Whether selected items can be kernels: rows of a table of tokens or positions cannot."""
+  dims = items.dims if items else ()
+  return is_matrix([atom.size for dim in dims for atom in dim if atom.is_axis])
+
+
+def _rows(step: Step, rows: View | None) -> list[Value]:
+  """Rows of an embedding: a linear layer of one-hot vectors if these are to be found.
+
+  Rows may also be biases, which are added to the products of kernels that are selected alike.
+  """
   array, index = step.operands[:2]
   view = array.view
-  if view and step.name == 'gather' and index.is_constant:
-    part = _item(step, view, index)
-    if part:
-      return [Value(view=part)]
   if step.position.embeddings and view and [len(dim) for dim in view.dims] == [1, 1]:
     length, width = view.shape
     ways: dict[Any, tuple[Role, ...]] = {(1, width): ('in', 'out'), (length, 1): ('out', 'in')}
@@ -194,32 +259,20 @@ def look_up(step: Step) -> list[Value]:
       _record_use(step, view, roles, index.token)
       return step.results(depends=True)
   step.note([array], LOOKED_UP, forbids=True)
-  return other(step)
-
-
-def _item(step: Step, view: View, index: Value) -> View | None:
-  """The one item along an axis that a gather selects; None if it selects anything else."""
-  numbers, shape = step.params['dimension_numbers'], view.shape
-  axes = numbers.collapsed_slice_dims
-  if step.shape(1) != (1,) or len(axes) != 1 or axes != numbers.start_index_map:
-    return None
-  (axis,) = axes
-  if step.params['slice_sizes'] != (*shape[:axis], 1, *shape[axis + 1 :]):
-    return None
-  if index.number is None:
-    return view.index(axes, None)
-  start = min(max(index.number, 0), shape[axis] - 1)
-  part = _part(view, axis, start, start + 1)
-  return part and part.index(axes, 0)
+  return [dataclasses.replace(value, view=rows if value.depends else None) for value in other(step)]
 
 
 def multiply(step: Step) -> list[Value]:
   """`dot_general`, `ragged_dot_general` and `conv_general_dilated`.
 
   The kernel is the operand that is less like an input: a parameter against activations, or one that
-  is not repeated for every example against one that is, such as learned queries.
+  is not repeated for every example against one that is, such as learned queries. What the input has
+  selected from a stack is like a parameter against activations, and like activations against one.
   """
-  first, second = (2 if value.depends else value.repeated for value in step.operands[:2])
+  first, second = (
+    3 - _has_matrices(value.view) if value.depends else value.repeated
+    for value in step.operands[:2]
+  )
   place = 0 if first < second else 1
   kernel, activations = step.operands[place], step.operands[1 - place]
   if first == second or kernel.is_constant:

@@ -25,8 +25,9 @@ Back in the kernel's shape the axis is one dimension of two atoms, row-major:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from glora_jax.tree import KeyPath
@@ -169,6 +170,12 @@ class View:
 def size_of(dim: Dim) -> int:
   """Size of a dimension."""
   return math.prod(atom.size for atom in dim)
+
+
+def is_matrix(shape: Sequence[int], stack: Container[int] = ()) -> bool:
+  """Whether an array has two or more axes, not counting stacks and leading axes of size one."""
+  sizes = (size for axis, size in enumerate(shape) if axis not in stack)
+  return len([*itertools.dropwhile(lambda size: size == 1, sizes)]) > 1
 
 
 def _pop(remaining: list[Atom], size: int) -> Dim | None:

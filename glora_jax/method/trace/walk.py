@@ -104,7 +104,7 @@ def branch(step: Step) -> list[Value]:
     for other_value in others:
       value = join(value, other_value, token)
     depends = which.depends and value.view is None
-    joined.append(Value(depends=True, token=token) if depends else value)
+    joined.append(Value(True, origins=value.origins, token=token) if depends else value)
   return joined
 
 

@@ -68,6 +68,16 @@ ONE_KERNEL = {
     (2, D, 3),
     'oio',
   ),
+  'one expert for each example': (
+    lambda w, x: jax.vmap(lambda x: w[:, x.argmax()] @ x)(x),
+    (F, E, D),
+    'osi',
+  ),
+  'one expert for all examples, multiplied in parts': (
+    lambda w, x: x[:, :2] @ (expert := w[x.sum().astype(int)])[:2] + x[:, 2:] @ expert[2:],
+    (E, D, F),
+    'sio',
+  ),
   'carried by a loop': (
     lambda w, x: jax.lax.fori_loop(0, L, lambda _, c: (c[0], c[1] @ c[0]), (w, x))[1],
     (D, D),
@@ -91,6 +101,48 @@ def test_a_kernel_is_found_however_it_is_used(name):
   found = found_in(lambda params, x: function(params['w'], x), {'w': zeros(*shape)})
   assert layouts(found) == {'w': layout}
   assert not found.uncovered
+
+
+LOOKED_UP = {
+  'tokens': lambda table, x: table[x.astype(int)],
+  'positions of window pairs, as in Swin': (
+    lambda table, x: (x @ x.T)[..., None] + table[(np.arange(25) % D).reshape(5, 5)]
+  ),
+  'distances in buckets, as in T5': (
+    lambda table, x: x @ x.T + jnp.moveaxis(table[x.argmax(-1) - jnp.arange(5)[:, None]], 2, 0)
+  ),
+  'similarities of rows': lambda table, x: jnp.einsum('bd,bkd->bk', x, table[x.astype(int)]),
+  'in a loop': lambda table, x: jax.lax.map(lambda row: row + table[row.argmax()], x),
+}
+
+
+@pytest.mark.parametrize('name', LOOKED_UP)
+def test_rows_of_a_table_are_an_embedding_lookup(name):
+  function = LOOKED_UP[name]
+  found = found_in(lambda params, x: function(params['table'], x), {'table': zeros(D, D)})
+  assert not found.sites
+  assert reasons(found) == {'table': 'embedding lookup'}
+
+
+def test_selected_matrices_without_a_product_of_their_own_are_named_with_what_is_done_to_them():
+  params = {name: zeros(E, D, D) for name in ('added', 'fed', 'branch', 'cut')} | {'w': zeros(D, F)}
+
+  def function(params, x):
+    index = x.sum(1).astype(int)
+    chosen = {name: params[name][index] for name in ('added', 'fed', 'branch', 'cut')}
+    either = jax.lax.cond(x[0, 0] > 0, lambda: chosen['branch'], lambda: x[..., None] * x[:, None])
+    added = either + chosen['added']
+    halves = jnp.split(chosen['cut'], 2, axis=1)
+    return added.sum(), chosen['fed'] @ params['w'], halves[0] @ x[..., None]
+
+  found = found_in(function, params)
+  assert layouts(found) == {'w': 'io'}
+  assert reasons(found) == {
+    'added': 'selected by index; not a matmul',
+    'branch': 'selected by index; differs between branches or iterations',
+    'cut': 'selected by index; used in split',
+    'fed': 'selected by index; used as an input of other weights',
+  }
 
 
 HIDDEN = {
