@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,14 @@ class Dropout:
     """That of a stack of layers, with keys [stack...]."""
     keys = keys_of_rows(self.key, np.array(group.rows))
     return Dropout(keys.reshape(group.stack_shape + keys.shape[1:]), self.probability, group.name)
+
+  def of_each(self, shape: tuple[int, ...]) -> Dropout:
+    """That of a stack in which a layer may be several times, with other keys for each of them."""
+    fold_in = jax.random.fold_in
+    for _ in shape:
+      fold_in = jax.vmap(fold_in)
+    numbers = jnp.arange(math.prod(shape)).reshape(shape)
+    return dataclasses.replace(self, key=fold_in(self.key, numbers))
 
   def drop(self, inputs: jax.Array, form: jax.Array) -> jax.Array:
     """The inputs of B; those of a LoRA are zeroed at random, and the others scaled up.

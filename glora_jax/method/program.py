@@ -371,13 +371,16 @@ def _select(kernel: Deferred, indices: jax.Array, params: Mapping[str, Any]) -> 
   many tokens select the same expert, so these are more layers than the stack has.
   """
   plan, place = kernel.plan, kernel.plan.stack_place(0)
-  if place is None or not plan.goes_by_output or indices.shape[1:] != (1,):
+  is_merged = not (plan.goes_by_output or kernel.dropout)
+  if place is None or is_merged or indices.shape[1:] != (1,):
     return None
   is_take = selection(params, kernel.shape) == (0, [*range(1, len(kernel.shape))])
   if not is_take or params['mode'] == jax.lax.GatherScatterMode.FILL_OR_DROP:
     return None
   numbers = jnp.maximum(indices[:, 0], 0)
   layers = kernel.map(functools.partial(jnp.take, indices=numbers, axis=place, mode='clip'))
+  if layers.dropout:
+    layers = dataclasses.replace(layers, dropout=layers.dropout.of_each(layers.forms.shape[:-1]))
   dims = ((Atom(plan.stack[place], len(numbers)),), *plan.view.dims[1:])
   return layers.with_plan(view=dataclasses.replace(plan.view, dims=dims))
 

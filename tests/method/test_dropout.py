@@ -177,6 +177,20 @@ def test_a_convolution_and_a_kernel_that_is_no_layer_are_refused():
     Forward(adapted, adapted.init(KEY, params)).dropping_inputs(KEY, 0.5)(X)
 
 
+def test_each_token_that_selects_an_expert_drops_inputs_of_its_own():
+  def select(params, x):
+    experts = jnp.zeros(len(x), int) + (x[:, 0] > 9)
+    return jnp.einsum('bi,bio->bo', x, params['w'][experts])
+
+  params, x = {'w': jnp.zeros((2, 4, 4))}, jnp.ones((500, 4))
+  adapted = glora_jax.adapt_function(select, params, x, structure='lora:4', heads=None)
+  factors = {'B_down': jnp.stack([jnp.eye(4)] * 2), 'B_up': jnp.stack([jnp.eye(4)] * 2)}
+  variables = {'params': params, 'glora': {'w': factors}}
+  outputs = Forward(adapted, variables).dropping_inputs(KEY, 0.5)(x)
+  assert set(np.unique(outputs)) == {0, 2}
+  assert_allclose(outputs.mean(0), 1, atol=0.2)
+
+
 def test_an_embedding_table_drops_nothing():
   adapted, variables = ready(
     nn.Embed(5, 4), jnp.arange(3), structure='lora:2', heads=None, embeddings=True
