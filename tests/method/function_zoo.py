@@ -254,13 +254,14 @@ def experts_by_index():
   def apply(params, x):
     tokens = x.reshape(-1, WIDTH)
     scores, experts = jax.lax.top_k(jax.nn.softmax(tokens @ params['router']), 2)
-
-    def affine(layer, x):
-      chosen = jax.tree.map(lambda stack: stack[experts.reshape(-1)], layer)
-      return (chosen['w'] @ x[..., None])[..., 0] + chosen['b']
-
-    hidden = jax.nn.silu(affine(params['up'], jnp.repeat(tokens, 2, axis=0)))
-    return (affine(params['down'], hidden) * scores.reshape(-1, 1)).reshape(-1, 2, WIDTH).sum(1)
+    up, down = (
+      jax.tree.map(lambda stack: stack[experts.reshape(-1)], params[name])
+      for name in ('up', 'down')
+    )
+    columns = jnp.repeat(tokens, 2, axis=0)[..., None]
+    hidden = jax.nn.silu((up['w'] @ columns)[..., 0] + up['b'])
+    results = (down['w'] @ hidden[..., None])[..., 0] + down['b']
+    return (results * scores.reshape(-1, 1)).reshape(*x.shape[:2], 2, WIDTH).sum(2)
 
   kernels = {f'{name}/w': Kernel('soi', f'{name}/b', 'so') for name in ('up', 'down')}
   return of_activations(apply, params, {'router': Kernel('io'), **kernels}, 9)
