@@ -1,0 +1,102 @@
+"""docs/howto/coming_from_peft.md: its table and its example are true; and what dropout drops."""
+
+import copy
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from places import ROOT
+
+pytest.importorskip('peft', reason='needs the peers extra')
+pytest.importorskip('torchax', reason='needs the peers extra')
+
+import peft
+import torch
+import transformers
+
+import glora_jax
+from glora_jax.method.dropout import Dropout
+
+PAGE = (ROOT / 'docs' / 'howto' / 'coming_from_peft.md').read_text()
+ROWS = [row.replace(r'\|', '|') for row in re.findall(r'(?m)^\| `r=.*\|$', PAGE)]
+
+
+class Layer(torch.nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.attn = torch.nn.ModuleDict({name: torch.nn.Linear(8, 8) for name in ('q_proj', 'v_proj')})
+    self.mlp = torch.nn.Linear(8, 8)
+
+  def forward(self, x):
+    return self.mlp(self.attn['q_proj'](x) * self.attn['v_proj'](x))
+
+
+class Model(transformers.PreTrainedModel):
+  config_class = transformers.PretrainedConfig
+
+  def __init__(self):
+    super().__init__(transformers.PretrainedConfig())
+    self.layers = torch.nn.ModuleList(Layer() for _ in range(3))
+    self.lm_head = torch.nn.Linear(8, 5)
+
+  def get_output_embeddings(self):
+    return self.lm_head
+
+  def forward(self, x):
+    for layer in self.layers:
+      x = layer(x)
+    return self.lm_head(x)
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_a_row_trains_as_many_numbers_with_the_same_scale(row):
+  theirs, ours = (eval(f'dict({cell})') for cell in re.findall('`(.*?)`', row))
+  module, x = Model().eval(), torch.randn(2, 8)
+  wrapped = peft.get_peft_model(
+    copy.deepcopy(module), peft.LoraConfig(**{'lora_alpha': 8, **theirs})
+  )
+  adapted, params = glora_jax.torch.adapt(module, x, **{'heads': None, **ours})
+  shapes = jax.eval_shape(lambda: adapted.split(adapted.init(jax.random.key(0), params))[0])
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert count == wrapped.get_nb_trainable_parameters()[0]
+  scales = {m.scaling['default'] for m in wrapped.modules() if hasattr(m, 'lora_A')}
+  assert theirs.get('rank_pattern') or {layer.space.scale for layer in adapted.spec} == scales
+
+
+def test_the_example_prints_the_same_numbers_for_both(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  torch.manual_seed(0)
+  names = {}
+  for lines in re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL):
+    exec(lines, names)
+  losses = np.array([names['losses'], names['losses_of_peft']])
+  np.testing.assert_allclose(*losses, atol=1e-5)
+  assert losses[0, 0] - losses[0, -1] > 0.1
+  assert capsys.readouterr().out.count('PEFT') == 5
+
+
+def test_dropout_drops_what_that_of_peft_drops():
+  key, x = jax.random.key(0), torch.randn(4, 8)
+  module = torch.nn.Sequential(torch.nn.Linear(8, 5)).eval()
+  config = peft.LoraConfig(r=2, target_modules=['0'], lora_dropout=0.5, init_lora_weights=False)
+  theirs = peft.get_peft_model(copy.deepcopy(module), config)
+  [layer] = [part for part in theirs.modules() if hasattr(part, 'lora_dropout')]
+  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', scale=4.0, heads=None)
+  dropout = Dropout(key, 0.5).of_layers(adapted.places.groups[0])
+
+  def drop(x):  # PEFT's module, with our draw
+    return torch.tensor(np.asarray(dropout.drop(x.numpy(), 3)))
+
+  factors = {
+    f'B_{end}': side['default'].weight.detach().numpy().T
+    for end, side in (('down', layer.lora_A), ('up', layer.lora_B))
+  }
+  forward = glora_jax.Forward(adapted, {'params': params, 'glora': {'0': factors}})
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  close(forward(x), theirs.eval()(x).detach())
+  layer.lora_dropout['default'].forward = drop
+  dropped = forward.dropping_inputs(key, 0.5)(x)
+  close(dropped, theirs(x).detach())
+  assert np.abs(dropped - forward(x)).max() > 0.01
