@@ -19,15 +19,13 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import require_finite
 from glora_jax.method.site import TABLE, Site
 from glora_jax.method.trace.events import ITEM_BY_ITEM, LOOKED_UP
-from glora_jax.torch_names import NameMap, modules_for, name_map
+from glora_jax.torch_names import LEAVES, NameMap, modules_for, name_map
 from glora_jax.tree import KeyPath, flatten, grouped, on_host, path_name
 
 INDEX = 'model.safetensors.index.json'
 _WEIGHTS = ('.safetensors', INDEX)
 _BESIDE = ('.json', '.txt', '.model', '.jinja')  # ends of the files of a config and a tokenizer
 _ONLY = 'only linear layers, tables and vectors are written with torch names'
-# Names of parameters that belong to no layer, and torch's for them.
-_LEAVES = {'scale': 'weight', 'w': 'weight', 'weight': 'weight', 'bias': 'bias', 'b': 'bias'}
 
 
 def save_folded(
@@ -133,7 +131,7 @@ def _tensors(names: NameMap, path: KeyPath, site: Site | None, value: Any) -> di
   """The torch tensors that a parameter is, by name; `site` is its layer if it has one."""
   if site is None:
     *module, leaf = path
-    name, kind = (module, _LEAVES[leaf]) if leaf in _LEAVES else (path, 'weight')
+    name, kind = (module, LEAVES[leaf]) if leaf in LEAVES else (path, 'weight')
     name = path_name(tuple(name))
     stack = value.shape[: modules_for(names, name, None)[0].count('{}')]
   else:

@@ -10,6 +10,16 @@ from glora_jax.checks import listed, shown, validate
 NameMap = Mapping[str, str | Sequence[str]]
 """Names of torch modules by regular expressions of paths here; see `glora_jax.peft.save_peft`."""
 
+LEAVES = {
+  'kernel': 'weight',
+  'w': 'weight',
+  'weight': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'b': 'bias',
+}
+"""Names of a module's parameters here, and torch's for them."""
+
 _DECODER = {  # what google-tunix's decoders have in common
   'embedder/input_embedding': 'model.embed_tokens',
   'final_norm': 'model.norm',

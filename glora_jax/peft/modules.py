@@ -18,21 +18,12 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import full_precision
 from glora_jax.method.site import TABLE, Layout, Site
-from glora_jax.torch_names import NameMap, modules_for
+from glora_jax.torch_names import LEAVES, NameMap, modules_for
 from glora_jax.tree import KeyPath, get, grouped, on_host, path_name
 
 FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
 
-# Names of parameters here, and torch's for them.
 _KERNELS = ('kernel', 'w')
-_LEAVES = {
-  'kernel': 'weight',
-  'w': 'weight',
-  'weight': 'weight',
-  'scale': 'weight',
-  'bias': 'bias',
-  'b': 'bias',
-}
 _LINEAR = Layout((), (0,), (1,))
 
 ModuleKind = Literal['Linear', 'Conv1D', 'Conv', 'Embedding']
@@ -227,7 +218,7 @@ def _head_name(adapted: Adapted, names: NameMap, path: KeyPath) -> str:
   shape, is_kernel = adapted.places.param_shapes[path].shape, leaf in _KERNELS
   sites = [site for site in adapted.places.other_sites if site.kernel_path == path]
   is_linear = all(site.layout == _LINEAR for site in sites)
-  if leaf not in _LEAVES or len(shape) != 1 + is_kernel or not is_linear:
+  if leaf not in LEAVES or len(shape) != 1 + is_kernel or not is_linear:
     raise ValueError(
       f'PEFT heads are linear layers and norms, but {path_name(path)} {shape}, which is trained '
       f'in full, belongs to neither; {FOLD}.'
@@ -235,7 +226,7 @@ def _head_name(adapted: Adapted, names: NameMap, path: KeyPath) -> str:
   found = modules_for(names, path_name(tuple(module)))
   if len(found) > 1:
     raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
-  return f'{found[0]}.{_LEAVES[leaf]}'
+  return f'{found[0]}.{LEAVES[leaf]}'
 
 
 def head_to_torch(value: Any, names: NameMap | None) -> Any:
