@@ -64,13 +64,53 @@ def timm_vit(model: ViT, size: int) -> Any:
   )
 
 
-def peft_steps(problem: Problem, adapter: Literal['lora', 'glora']) -> Callable[[], None]:
-  """A Hugging Face PEFT adapter on timm's ViT of the same shape, trained by a plain loop."""
-  import peft
-  import torch
+class TorchSteps:
+  """A plain loop in PyTorch over the steps of a dispatch.
 
-  shape = problem.shape
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  Attributes:
+    trained: the parameters that are trained.
+    losses: those of the last call.
+  """
+
+  def __init__(self, model: Any, problem: Problem, half_precision: bool = False):
+    """Copies a model, an `nn.Module`, and a problem to the accelerator, if there is one."""
+    import torch
+
+    shape = problem.shape
+    self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    self.model = model.to(self.device).train()
+    self.trained = [value for value in model.parameters() if value.requires_grad]
+    self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=1e-4)
+    self.half_precision = half_precision
+    number = len(problem.labels)
+    indices = batch_indices(jax.random.key(0), 0, shape.steps, number, shape.batch)
+    self.data = [
+      torch.tensor(np.asarray(rows)).to(self.device) for rows in (problem.images, problem.labels)
+    ]
+    self.batches = torch.tensor(np.stack([*indices])).long().to(self.device)
+
+  def __call__(self) -> None:
+    """Does the steps."""
+    import torch
+
+    losses = []
+    for index in self.batches:
+      inputs, labels = (rows[index] for rows in self.data)
+      with torch.autocast(self.device, torch.bfloat16, enabled=self.half_precision):
+        outputs = self.model(inputs)
+        logits = getattr(outputs, 'logits', outputs)  # transformers returns several
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten().long())
+      self.optimizer.zero_grad(set_to_none=True)
+      loss.backward()
+      self.optimizer.step()
+      losses.append(loss.detach())
+    self.losses = torch.stack(losses).tolist()
+
+
+def peft_steps(problem: Problem, adapter: Literal['lora', 'glora']) -> TorchSteps:
+  """A Hugging Face PEFT adapter on timm's ViT of the same shape."""
+  import peft
+
   where = {
     'r': RANK,
     'target_modules': f'blocks\\..*\\.{ADAPTED_LAYERS}',
@@ -80,25 +120,10 @@ def peft_steps(problem: Problem, adapter: Literal['lora', 'glora']) -> Callable[
     config = peft.LoraConfig(lora_alpha=RANK, **where)
   else:  # all five tensors in their largest form
     config = peft.GloraConfig(config_A_B='lora', config_C='lora', config_D_E='vector', **where)
-  model = peft.get_peft_model(timm_vit(shape.model, shape.size), config).to(device).train()
-  trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-  optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
-  images = torch.tensor(np.asarray(problem.images)).permute(0, 3, 1, 2).contiguous().to(device)
-  labels = torch.tensor(np.asarray(problem.labels)).long().to(device)
-  indices = np.stack([*batch_indices(jax.random.key(0), 0, shape.steps, len(labels), shape.batch)])
-  batches = torch.tensor(indices).long().to(device)
-  half_precision = shape.model.dtype == jnp.bfloat16
-
-  def run():
-    for index in batches:
-      with torch.autocast(device, torch.bfloat16, enabled=half_precision):
-        loss = torch.nn.functional.cross_entropy(model(images[index]), labels[index])
-      optimizer.zero_grad(set_to_none=True)
-      loss.backward()
-      optimizer.step()
-    loss.item()
-
-  return run
+  shape = problem.shape
+  model = peft.get_peft_model(timm_vit(shape.model, shape.size), config)
+  problem = problem._replace(images=problem.images.transpose(0, 3, 1, 2))
+  return TorchSteps(model, problem, half_precision=shape.model.dtype == jnp.bfloat16)
 
 
 def serial_torch_scorer(model: ViT, images: jax.Array) -> Callable[[np.ndarray], None]:

@@ -102,10 +102,10 @@ class CompiledSteps:
 
   def __call__(self) -> None:
     """Does the steps; refuses to time what was left out because the loss was not finite."""
-    self.trainable, self.optimizer_state, done, metrics = self.compiled(
+    self.trainable, self.optimizer_state, done, self.metrics = self.compiled(
       self.trainable, self.optimizer_state, self.done, *self.constants
     )
-    jax.block_until_ready((self.trainable, metrics))
+    jax.block_until_ready((self.trainable, self.metrics))
     assert int(done) == self.done + self.steps, 'the loss was not finite'
     self.done = int(done)
 
