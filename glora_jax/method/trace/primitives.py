@@ -81,13 +81,12 @@ def scale(step: Step) -> list[Value]:
   if len(of_result) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
   step.position.events.changed.update(value.view.path for value in followed if value.view)
-  return [value for value in followed if _view(value)]
+  token = step.results()[0].token
+  return [dataclasses.replace(value, token=token) for value in followed if _view(value)]
 
 
 def _view(value: Value) -> View | None:
-  if value.product:
-    return value.product.view
-  return None if value.depends else value.view
+  return value.product.view if value.product else value.view
 
 
 def rearrange(step: Step) -> list[Value]:

@@ -290,6 +290,17 @@ def test_layers_with_inputs_that_were_computed_alike_have_the_same_input():
   assert len({q, *others}) == 4
 
 
+def test_a_scaled_product_is_another_input():
+  params = {name: zeros(D, D) for name in 'abc'}
+
+  def function(params, x):
+    x = x @ params['a']
+    return x @ params['b'] + (2 * x) @ params['c']
+
+  _, b, c = (site.input_id for site in found_in(function, params).sites)
+  assert b != c
+
+
 def test_constants_with_different_numbers_make_different_inputs():
   tables = jnp.arange(D), jnp.ones(D)  # which the program holds
   steps = jnp.zeros_like, jnp.ones_like, *(lambda x, table=table: x + table for table in tables)
