@@ -159,6 +159,7 @@ class _Recorder:
       lifts=kernel.removed,
       kind=type(module).__name__,
       is_convolution=isinstance(module, nn.Conv),
+      is_grouped=isinstance(module, nn.Conv) and module.feature_group_count > 1,
       shared=kernel.unbox().dtype != kernel.full.dtype,
     )
     self.found[kernel.path] = site, kernel.times

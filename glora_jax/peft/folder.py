@@ -380,8 +380,10 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
   tensors = dict(adapter.modules.get(module.name, {}))
   if not tensors:
     return {}
+  kind = KINDS[adapter.kind]
   try:
-    change = KINDS[adapter.kind].read(module, tensors, adapter.config)
+    kind.check([(module, {})])
+    change = kind.read(module, tensors, adapter.config)
     if tensors:
       raise ValueError(f'it has {listed(sorted(tensors))}, which {adapter.kind} does not')
     if not module.site.has_bias and change.keys() & {'C_down', 'D', 'E'}:

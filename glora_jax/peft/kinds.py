@@ -104,9 +104,7 @@ def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]
     alphas[module.name] = int(alpha) if alpha == int(alpha) else alpha
   tensors, fields = _write_pairs('lora', pairs)
   fields |= {'use_dora': is_dora, 'bias': bias, **_by_module('lora_alpha', 'alpha', alphas)}
-  # A head that is tied to a table gets the table's LoRA, too.
-  has_table = any(module.kind == 'Embedding' for module, _ in changes)
-  return tensors | others, {**fields, 'ensure_weight_tying': has_table and not is_dora}
+  return tensors | others, fields
 
 
 def read_lora(module: Module, tensors: Arrays, config: Fields) -> Change:
@@ -356,5 +354,5 @@ KINDS: Mapping[str, Kind] = {  # the narrowest first
     'DoRA', 'LORA', read_lora, functools.partial(write_lora, is_dora=True), (*_LORA, 'A')
   ),
   'glora': Kind('GLoRA', 'GLORA', read_glora, write_glora, ('Linear', *_NEEDS.values(), _SHIFT)),
-  'ia3': Kind('IA3', 'IA3', read_ia3),
+  'ia3': Kind('IA3', 'IA3', read_ia3, holds=_MODULES),
 }

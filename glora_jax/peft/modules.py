@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
@@ -26,7 +26,6 @@ FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
 _KERNELS = ('kernel', 'w')
 _LINEAR = Layout((), (0,), (1,))
 
-ModuleKind = Literal['Linear', 'Conv1D', 'Conv', 'Embedding']
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -36,7 +35,8 @@ class Module:
 
   Attributes:
     name: its name in the torch model.
-    kind: its class there. `Conv1D` is transformers' linear layer whose weight is [in, out].
+    kind: its class there: 'Linear', 'Conv1D' (transformers' linear layer, whose weight is [in, out]),
+      'Conv' or 'Embedding', or one that no adapter of PEFT is exact for.
     site: the kernel that it is a part of.
     index: its place in the kernel's stack.
     columns: its outputs among those of the kernel.
@@ -46,7 +46,7 @@ class Module:
   """
 
   name: str
-  kind: ModuleKind
+  kind: str
   site: Site
   index: tuple[int, ...]
   columns: slice
@@ -177,12 +177,12 @@ def _modules(
   return tuple(modules)
 
 
-def _kind(site: Site, is_torch: bool) -> ModuleKind:
+def _kind(site: Site, is_torch: bool) -> str:
   """The class of a kernel's torch module."""
   if site.kind == TABLE:
-    return 'Embedding'
+    return 'tied Embedding' if site.is_tied else 'Embedding'
   if site.is_convolution:
-    return 'Conv'
+    return 'grouped Conv' if site.is_grouped else 'Conv'
   return 'Conv1D' if is_torch and site.layout.inputs == (0,) else 'Linear'
 
 

@@ -170,6 +170,7 @@ class Events:
     computed: tokens of results, by primitive, its parameters and the operands' tokens.
     changed: the parameters that are kernels although the program does something else to them: it
       multiplies them by a constant, or passes them to a function with its own gradient.
+    grouped: the kernels of convolutions of groups of channels.
   """
 
   def __init__(self):
@@ -179,6 +180,7 @@ class Events:
     self.forbids: dict[KeyPath, str] = {}
     self.indexed_axes: defaultdict[KeyPath, set[int]] = defaultdict(set)
     self.changed: set[KeyPath] = set()
+    self.grouped: set[KeyPath] = set()
     self.computed: dict[Hashable, Scope] = {}
 
 

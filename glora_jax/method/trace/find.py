@@ -249,6 +249,8 @@ def _sites(
       layout=bias.layout if bias else layouts[path],
       kind=_KINDS.get(use.kind, 'Dot'),
       is_convolution=use.kind == 'conv_general_dilated',
+      is_grouped=path in events.grouped,
+      is_tied=len({use.kind in LOOKUPS for use in kernel.uses}) > 1,
       input_id=input_ids.setdefault(use.token, len(input_ids)),
       shared=path in events.changed or path in events.others,
       rows=tuple(rows[path, index] for index in indices[path]),

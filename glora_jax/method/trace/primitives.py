@@ -346,6 +346,9 @@ def _conv(step: Step, place: int) -> _Roles:
     return CONVOLUTION, []
   if place == 0 or step.params['batch_group_count'] > 1:
     return 'not a plain kernel of its convolution', []
+  view = step.operands[place].view
+  if step.params['feature_group_count'] > 1 and view is not None:
+    step.position.events.grouped.add(view.path)
   numbers = step.params['dimension_numbers']
   output, feature = numbers.rhs_spec[0], numbers.out_spec[1]
   roles: tuple[Role, ...] = tuple('out' if d == output else 'in' for d in range(len(step.shape(1))))
