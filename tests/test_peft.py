@@ -221,23 +221,58 @@ def test_the_adapter_of_a_training_that_diverged_is_named():
 
 
 class Image(nn.Module):
+  groups: int = 1
+
   @nn.compact
   def __call__(self, x):
-    return nn.Dense(2, name='fc')(nn.Conv(3, (2, 2), name='conv')(x))
+    conv = nn.Conv(4, (2, 2), feature_group_count=self.groups, name='conv')
+    return nn.Dense(2, name='fc')(conv(x))
 
 
-def test_what_is_no_module_or_head_of_torch_is_refused():
-  images = jnp.zeros((1, 4, 4, 3))
-  for model, inputs, options, kind, named in (
-    (Image(), images, {'convs': True}, 'glora', 'Conv (.conv)'),
-    (Image(), images, {'heads': 'conv'}, 'lora', 'conv/'),
-    (Stacked(), INPUTS, {'heads': 'query'}, 'lora', 'layers/query/'),
-  ):
-    adapted = adapt(model, inputs, structure='lora', **options)
-    variables = trained_variables(adapted, random_params(model, inputs))
-    names = {'layers/(.*)': r'{}.\1', '(.*)': r'.\1'}
-    save = functools.partial(save_peft, kind=kind)
-    assert_refused(named, save, 'never', adapted, variables, names)
+class Decoder(nn.Module):
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(5, 4, name='embed')
+    return embed.attend(nn.Dense(4, name='fc')(embed(tokens)))
+
+
+TOKENS = jnp.array([[1, 2]])
+
+
+@pytest.mark.parametrize(
+  'model, inputs, options, kind, named',
+  [
+    (Image(), jnp.zeros((1, 4, 4, 4)), {'convs': True}, 'glora', 'Conv (.conv)'),
+    (Image(2), jnp.zeros((1, 4, 4, 4)), {'convs': True}, None, 'grouped Conv (.conv)'),
+    (Decoder(), TOKENS, {'embeddings': True}, None, 'tied Embedding (.embed/embedding)'),
+    (Image(), jnp.zeros((1, 4, 4, 4)), {'heads': 'conv'}, None, 'conv/'),
+    (Stacked(), INPUTS, {'heads': 'query'}, None, 'layers/query/'),
+  ],
+)
+def test_what_is_no_module_or_head_of_peft_is_refused(model, inputs, options, kind, named):
+  adapted = adapt(model, inputs, structure='lora', **options)
+  variables = trained_variables(adapted, random_params(model, inputs))
+  names = {'layers/(.*)': r'{}.\1', '(.*)': r'.\1'}
+  assert_refused(named, functools.partial(save_peft, kind=kind), 'never', adapted, variables, names)
+
+
+def test_a_grouped_convolution_and_a_tied_table_are_also_found_by_use():
+  kernel = numbers(4, 2, 2, 2)  # torch's: out, in of a group, height, width
+
+  def apply(params, tokens, images):
+    images = jax.lax.conv_general_dilated(
+      images, params['conv']['weight'], (1, 1), 'VALID', feature_group_count=2
+    )
+    return images, params['table']['weight'][tokens] @ params['table']['weight'].T
+
+  params = {'conv': {'weight': kernel}, 'table': {'weight': numbers(5, 4)}}
+  adapted = adapt_function(
+    apply, params, TOKENS, jnp.zeros((1, 4, 3, 3)), structure='lora', convs=True, embeddings=True
+  )
+  variables = trained_variables(adapted, params)
+  assert_refused(
+    ['grouped Conv (conv)', 'tied Embedding (table)'], save_peft, 'never', adapted, variables
+  )
 
 
 def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
@@ -259,6 +294,7 @@ GLORA = {'peft_type': 'GLORA'}
   [
     (LORA, {'peft_type': 'VERA'}, ["peft_type='VERA'", 'merge_and_unload']),
     (LORA, {'peft_type': ['LORA']}, 'peft_type'),
+    ({'x.lora_A.weight': LORA[A]}, {}, 'adapts x,'),
     (LORA, {'use_dora': True}, 'no lora_magnitude_vector'),
     (DORA, {}, 'lora_magnitude_vector'),
     (LORA, {'target_parameters': ['mlp.experts']}, ['target_parameters', 'merge_and_unload']),

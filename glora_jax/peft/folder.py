@@ -336,6 +336,8 @@ def _changes(
         'names=.'
       )
     change = arrays[f'{COLLECTION}/{name}']
+    if 'C_up' in change:
+      change['C_down'] = change['C_down'] @ change.pop('C_up')
     changes += [(module, _of_outputs(change, module.outputs)) for module in layer.modules]
   return changes
 
@@ -371,8 +373,10 @@ def _of_layer(adapter: PeftAdapter, layer: Layer) -> Change:
   if len(changes) < 2:
     return changes[0][1] if changes else {}
   # The layer has one C, and each module may have another, so what they add to the bias is an E.
-  pairs = {tensor: _side_by_side(layer.group, changes, tensor) for tensor in WEIGHT_TENSORS}
-  return change_of(pairs, {'E': np.concatenate([shift(*change) for change in changes])})
+  joined = {'E': np.concatenate([shift(*change) for change in changes])}
+  for tensor in WEIGHT_TENSORS:
+    joined |= _side_by_side(layer.group, changes, tensor)
+  return change_of(joined)
 
 
 def _of_module(adapter: PeftAdapter, module: Module) -> Change:
@@ -386,14 +390,14 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
     change = kind.read(module, tensors, adapter.config)
     if tensors:
       raise ValueError(f'it has {listed(sorted(tensors))}, which {adapter.kind} does not')
-    if not module.site.has_bias and change.keys() & {'C_down', 'D', 'E'}:
+    if not module.has_bias and change.keys() & {'C_down', 'D', 'E'}:
       raise ValueError('it has a bias, and this model has none there')
   except ValueError as error:
     raise ValueError(f'{adapter.path}: {module.name} cannot be read: {error}.') from error
   return change
 
 
-def _side_by_side(group: Group, changes: Changes, tensor: str) -> Factors:
+def _side_by_side(group: Group, changes: Changes, tensor: str) -> Arrays:
   """A layer's A or B from those of its modules, each of which is zero in the others' outputs.
 
   Those with an equal `down` share its columns, so that what `save_peft` wrote gets its rank back.
@@ -404,7 +408,7 @@ def _side_by_side(group: Group, changes: Changes, tensor: str) -> Factors:
     wide = np.zeros((len(up), group.out_features), np.float32)
     by_down.setdefault(down.tobytes(), (down, wide))[1][:, module.outputs] = up
   downs, ups = zip(*by_down.values(), strict=True)
-  return np.concatenate(downs, axis=1), np.concatenate(ups)
+  return {f'{tensor}_down': np.concatenate(downs, axis=1), f'{tensor}_up': np.concatenate(ups)}
 
 
 def _with_heads(adapter: PeftAdapter, adapted: Adapted, params: Any, names: NameMap | None) -> Any:

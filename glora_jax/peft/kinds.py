@@ -28,7 +28,7 @@ import numpy as np
 
 from glora_jax.checks import shown
 from glora_jax.files import first_line
-from glora_jax.method.space import TENSORS
+from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.peft.modules import Module
 from glora_jax.tree import grouped
 
@@ -41,8 +41,7 @@ Change = Mapping[str, np.ndarray]
 """What an adapter makes of a module: float32 arrays by the names that a file of ours gives them.
 
 A LoRA of A is `A_down` [in, rank] and `A_up` [rank, out]; alone, `A_up` is a vector [1, out] or a
-constant [1, 1]. Likewise B. C is `C_down` [in, rank] and `C_up` [rank, 1], or a vector [in, 1]
-alone. D and E are [out], or [1].
+constant [1, 1]. Likewise B. C is `C_down` [in, 1], whatever its form. D and E are [out], or [1].
 """
 Changes = Sequence[tuple[Module, Change]]
 
@@ -113,19 +112,19 @@ def read_lora(module: Module, tensors: Arrays, config: Fields) -> Change:
   rank, alpha = len(up), _of_module(module.name, config, 'alpha_pattern', 'lora_alpha', 8)
   if rank != (stated := _of_module(module.name, config, 'rank_pattern', 'r', rank)):
     raise ValueError(f'the config gives it the rank {shown(stated)}, and its tensors have {rank}')
-  a, e = _none(module), np.zeros(module.out_features, np.float32)
+  a = e = np.zeros(module.out_features, np.float32)
   with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
     scale = np.float32(alpha / (rank**0.5 if config.get('use_rslora') else rank))
     up = scale * up
     if config.get('use_dora'):
       magnitude = _take(tensors, 'lora_magnitude_vector', module.out_features)
       factor = magnitude / _norms(module, down, up)
-      a, up = _row(module, factor - 1), factor * up
+      a, up = factor - 1, factor * up
     if 'lora_B.bias' in tensors:
       e = scale * _take(tensors, 'lora_B.bias', module.out_features)
     if _BIAS in tensors:
       e = e + (_take(tensors, _BIAS, module.out_features) - module.bias())
-  return change_of({'A': a, 'B': (down, up)}, {'E': e})
+  return change_of({'A_up': a[None], 'B_down': down, 'B_up': up, 'E': e})
 
 
 def _to_dora(
@@ -156,52 +155,52 @@ def write_hira(changes: Changes) -> tuple[Arrays, Fields]:
 
 def read_hira(module: Module, tensors: Arrays, config: Fields) -> Change:
   """The change of a module's HiRA."""
-  return change_of({'A': _read_pair('hira', module, tensors)})
+  down, up = _read_pair('hira', module, tensors)
+  return change_of({'A_down': down, 'A_up': up})
 
 
 def write_glora(changes: Changes) -> tuple[Arrays, Fields]:
   """The tensors and fields of PEFT's GLoRA, which has the same forms and rank in all modules."""
   pairs = [(factors(m, c, 'A'), factors(m, c, 'B', m.scale)) for m, c in changes]
   rank = max(1, *(len(up) for both in pairs for _, up in both))
-  stored = {name[0] for _, change in changes for name in change}
-  has_c, has_d = 'C' in stored, not stored.isdisjoint('DE')
   tensors = {}
   for (module, change), (a, (down, up)) in zip(changes, pairs, strict=True):
-    own: Arrays = {}
+    own, out = {}, np.zeros(module.out_features, np.float32)
     for name, pair in (('A', a), ('B', (down, module.scale * up))):
       down, up = _padded(pair, rank)
       own |= {f'{name}.Xd': up.T, f'{name}.Xu': down.T}
-    of_bias = {'C': (_c(module, change)[:, None], has_c)}
-    of_bias |= {name: (_row(module, change.get(name, 0))[1][0], has_d) for name in 'DE'}
-    for name, (numbers, is_stored) in of_bias.items():
-      own[f'{name}.{"X" if is_stored and module.site.has_bias else "zeros"}'] = numbers
+    stored = 'X' if module.has_bias else 'zeros'
+    own[f'C.{stored}'] = change.get('C_down', np.zeros((module.in_features, 1), np.float32))
+    own |= {f'{name}.{stored}': out + change.get(name, 0) for name in 'DE'}
     tensors |= {f'{module.name}.glora_{name}': numbers for name, numbers in own.items()}
-  fields = {'r': rank, 'config_A_B': 'lora', 'config_C': 'vector' if has_c else 'none'}
-  return tensors, {**fields, 'config_D_E': 'vector' if has_d else 'none'}
+  forms = {'config_A_B': 'lora', 'config_C': 'vector', 'config_D_E': 'vector'}
+  return tensors, {'r': rank, **forms}
 
 
 def read_glora(module: Module, tensors: Arrays, config: Fields) -> Change:
   """The change of a module's GLoRA."""
   fan_in, fan_out = module.in_features, module.out_features
-  sizes = {'C': fan_in, 'D': fan_out, 'E': fan_out}
-  pairs = {name: _read_glora(tensors, name, 1, size) for name, size in sizes.items()}
-  c, d, e = (down @ up for down, up in pairs.values())
-  a, b = (_read_glora(tensors, name, fan_in, fan_out) for name in 'AB')
-  return change_of({'A': a, 'B': b}, {'C_down': c.T, 'D': d[0], 'E': e[0]})
+  change = {}
+  for tensor in WEIGHT_TENSORS:
+    change |= _read_glora(tensors, tensor, fan_in, fan_out)
+  for tensor, size in (('C', fan_in), ('D', fan_out), ('E', fan_out)):
+    found = _read_glora(tensors, tensor, 1, size)
+    row = found[f'{tensor}_up']
+    row = found[f'{tensor}_down'] @ row if len(found) > 1 else row
+    change['C_down' if tensor == 'C' else tensor] = row.T if tensor == 'C' else row[0]
+  return change_of(change)
 
 
-def _read_glora(tensors: Arrays, name: str, fan_in: int, fan_out: int) -> Factors:
-  """One of GLoRA's tensors in any form as factors; C, D and E have one row."""
-  name = f'glora_{name}'
+def _read_glora(tensors: Arrays, tensor: str, fan_in: int, fan_out: int) -> Arrays:
+  """The arrays of one of GLoRA's tensors, of which C, D and E have one row."""
+  name, none = f'glora_{tensor}', np.zeros(1, np.float32)
   tensors.pop(f'{name}.zeros', None)
   if f'{name}.Xd' in tensors:
     rank = len(tensors.get(f'{name}.Xu', ()))
     up = _take(tensors, f'{name}.Xd', fan_out, rank).T
-    return _take(tensors, f'{name}.Xu', rank, fan_in).T, up
-  if f'{name}.X' not in tensors:
-    return np.zeros((fan_in, 1), np.float32), np.zeros((1, 1), np.float32)
-  size = 1 if tensors[f'{name}.X'].size == 1 else fan_out
-  return np.ones((fan_in, 1), np.float32), _take(tensors, f'{name}.X', size)[None]
+    return {f'{tensor}_down': _take(tensors, f'{name}.Xu', rank, fan_in).T, f'{tensor}_up': up}
+  size = 1 if tensors.setdefault(f'{name}.X', none).size == 1 else fan_out
+  return {f'{tensor}_up': _take(tensors, f'{name}.X', size)[None]}
 
 
 def read_ia3(module: Module, tensors: Arrays, config: Fields) -> Change:
@@ -213,31 +212,36 @@ def read_ia3(module: Module, tensors: Arrays, config: Fields) -> Change:
     channels, *window = module.torch_inputs
     factor = _take(tensors, 'ia3_l', channels).reshape(1, -1, *module.window) - 1
     factor = np.broadcast_to(factor, (1, channels, *window))
-    return change_of({'A': module.from_torch((factor, np.ones((module.out_features, 1))))})
+    down, up = module.from_torch((factor, np.ones((module.out_features, 1), np.float32)))
+    return change_of({'A_down': down, 'A_up': up})
   factor = _take(tensors, 'ia3_l', module.out_features) - 1
-  return change_of({'A': _row(module, factor)}, {'D': factor} if module.site.has_bias else {})
+  return change_of({'A_up': factor[None], 'D': factor * module.has_bias})
 
 
 # Changes.
 
 
-def change_of(pairs: Mapping[Any, Factors], of_bias: Mapping[str, np.ndarray] = {}) -> Change:
-  """A change of factors by tensor and arrays of the bias; what is zero is left out."""
-  change = {name: numbers for name, numbers in of_bias.items() if numbers.any()}
-  for tensor, (down, up) in pairs.items():
+def change_of(arrays: Change) -> Change:
+  """A change without what is zero; a LoRA of rank 1 whose `down` is ones is a vector."""
+  change = {name: numbers for name, numbers in arrays.items() if numbers.any()}
+  for tensor in WEIGHT_TENSORS:
+    down, up = (arrays.get(f'{tensor}_{side}') for side in ('down', 'up'))
+    if down is None or up is None:
+      continue
     used = down.any(0) | up.any(1)
-    down, up = down[:, used], up[used]
-    if len(up):
-      change[f'{tensor}_up'] = up
-    if len(up) > 1 or not (down == 1).all():
-      change[f'{tensor}_down'] = down
+    change |= {f'{tensor}_up': up[used], f'{tensor}_down': down[:, used]}
+    if used.sum() <= 1 and (down[:, used] == 1).all():
+      del change[f'{tensor}_down']
+    if not used.any():
+      del change[f'{tensor}_up']
   return change
 
 
 def forms_of(change: Change) -> dict[str, str]:
   """The names of the forms in a change, by tensor."""
   forms: dict[str, str] = dict.fromkeys(TENSORS, 'none')
-  for name, numbers in change.items():  # `up` before `down`
+  for name in sorted(change, reverse=True):  # `up` before `down`
+    numbers = change[name]
     is_constant = numbers.size == 1 and name != 'C_down'
     forms[name[0]] = 'constant' if is_constant else 'vector'
     if name in ('A_down', 'B_down'):
@@ -247,45 +251,26 @@ def forms_of(change: Change) -> dict[str, str]:
 
 def factors(module: Module, change: Change, tensor: str, scale: float = 1.0) -> Factors:
   """A or B in any form as the factors of a LoRA, which the scale will multiply."""
-  if f'{tensor}_up' not in change:
-    return _none(module)
-  if f'{tensor}_down' in change:
-    return change[f'{tensor}_down'], change[f'{tensor}_up']
-  return _row(module, change[f'{tensor}_up'] / scale)
+  down, up = change.get(f'{tensor}_down'), change.get(f'{tensor}_up', np.zeros((0, 1)))
+  if down is None:
+    down, up = np.ones((module.in_features, len(up)), np.float32), up / scale
+  return down, np.zeros((len(up), module.out_features), np.float32) + up
 
 
 def shift(module: Module, change: Change) -> np.ndarray:
   """What is added to a module's bias: b * D + E + C W, [out]."""
-  c, d, e = _c(module, change), change.get('D', 0), change.get('E', 0)
-  added = module.bias() * d + e
-  return added + c @ module.kernel() if c.any() else added
-
-
-def _c(module: Module, change: Change) -> np.ndarray:
-  """C, [in]."""
-  c = change.get('C_down', np.zeros((module.in_features, 1), np.float32))
-  return (c @ change['C_up'] if 'C_up' in change else c)[:, 0]
-
-
-def _none(module: Module) -> Factors:
-  return np.zeros((module.in_features, 0)), np.zeros((0, module.out_features))
-
-
-def _row(module: Module, numbers: Any) -> Factors:
-  """A constant or vector as factors."""
-  row = np.zeros((1, module.out_features), np.float32) + numbers
-  return np.ones((module.in_features, 1), np.float32), row
+  added = module.bias() * change.get('D', 0) + change.get('E', 0)
+  return added + (change['C_down'].T @ module.kernel())[0] if 'C_down' in change else added
 
 
 # Tensors and fields that several kinds have.
 
 
 def _padded(pair: Factors, rank: int) -> Factors:
-  """Factors of a rank or more, filled up with zeros, float32."""
+  """Factors of a rank or more, filled up with zeros."""
   down, up = pair
   missing = max(0, rank - len(up))
-  down, up = np.pad(down, ((0, 0), (0, missing))), np.pad(up, ((0, missing), (0, 0)))
-  return down.astype(np.float32), up.astype(np.float32)
+  return np.pad(down, ((0, 0), (0, missing))), np.pad(up, ((0, missing), (0, 0)))
 
 
 def _write_pairs(prefix: str, pairs: Sequence[tuple[Module, Factors]]) -> tuple[Arrays, Fields]:

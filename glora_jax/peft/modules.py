@@ -35,54 +35,65 @@ class Module:
 
   Attributes:
     name: its name in the torch model.
-    kind: its class there: 'Linear', 'Conv1D' (transformers' linear layer, whose weight is [in, out]),
-      'Conv' or 'Embedding', or one that no adapter of PEFT is exact for.
-    site: the kernel that it is a part of.
-    index: its place in the kernel's stack.
-    columns: its outputs among those of the kernel.
-    outputs: its outputs among those of the layer, which may be several fused kernels.
-    scale: factor on its LoRAs of B.
+    kind: its class there: 'Linear', 'Conv', 'Embedding', or 'Conv1D', which is transformers' linear
+      layer with a weight [in, out]; or one that no adapter of PEFT is exact for.
+    group: the layer's group.
+    index: the layer's place in the group's stack.
+    outputs: its outputs among those of the layer.
     params: parameters of the base.
   """
 
   name: str
   kind: str
-  site: Site
+  group: Group
   index: tuple[int, ...]
-  columns: slice
   outputs: slice
-  scale: float
   params: Any
 
   @property
   def in_features(self) -> int:
     """Inputs; of a convolution, height * width * channels; of a table, its rows."""
-    return self.site.in_features
+    return self.group.in_features
 
   @property
   def out_features(self) -> int:
     """Outputs."""
-    return self.columns.stop - self.columns.start
+    return self.outputs.stop - self.outputs.start
+
+  @property
+  def has_bias(self) -> bool:
+    """Whether it has a bias."""
+    return self.group.has_bias
+
+  @property
+  def scale(self) -> float:
+    """The factor on its LoRAs of B."""
+    return self.group.space.scale
 
   def kernel(self) -> np.ndarray:
     """The base's weight, float32 [in, out]."""
-    layout, where = self.site.layout, [slice(None)] * len(self.site.kernel_shape)
+    kernels = [self._matrix(site) for site in self.group.members]
+    return np.concatenate(kernels, axis=1)[:, self.outputs].astype(np.float32)
+
+  def _matrix(self, site: Site) -> np.ndarray:
+    """The weight of the layer in one of the group's kernels, [in, out]."""
+    layout, where = site.layout, [slice(None)] * len(site.kernel_shape)
     for axis, place in zip(layout.stack, self.index, strict=True):
       where[axis] = slice(place, place + 1)
-    kernel = self._param(self.site.kernel_path).reshape(self.site.kernel_shape)[tuple(where)]
-    matrix = on_host(layout.matrices(kernel)).reshape(self.in_features, -1)
-    return matrix[:, self.columns].astype(np.float32)
+    kernel = self._param(site.kernel_path).reshape(site.kernel_shape)[tuple(where)]
+    return on_host(layout.matrices(kernel)).reshape(self.in_features, -1)
 
   def bias(self) -> np.ndarray:
     """The base's bias, float32 [out]; zeros if there is none."""
-    if self.site.bias_path is None:
+    if not self.has_bias:
       return np.zeros(self.out_features, np.float32)
-    bias = on_host(self.site.layout.vectors(self._param(self.site.bias_path)))
-    return bias[self.index][self.columns].astype(np.float32)
+    biases = [site.layout.vectors(self._param(site.bias_path)) for site in self.group.members]
+    bias = np.concatenate([on_host(bias)[self.index] for bias in biases])
+    return bias[self.outputs].astype(np.float32)
 
-  def _param(self, path: KeyPath) -> Any:
+  def _param(self, path: KeyPath | None) -> Any:
     """A parameter out of its box, in full precision."""
-    return nn.meta.unbox(full_precision(get(self.params, path), {}))
+    return nn.meta.unbox(full_precision(get(self.params, path or ()), {}))
 
   @property
   def window(self) -> tuple[int, ...]:
@@ -113,12 +124,14 @@ class Module:
     """Sizes of the inputs, in the order of the kernel here."""
     if self.kind != 'Conv':
       return (self.in_features,)
-    return tuple(self.site.kernel_shape[dim] for dim in self.site.layout.inputs)
+    first = self.group.members[0]
+    return tuple(first.kernel_shape[dim] for dim in first.layout.inputs)
 
   @property
   def _is_channels_last(self) -> bool:
     """Whether a convolution's kernel is Flax's [height, width, in, out], not [out, in, ...]."""
-    return self.kind == 'Conv' and self.site.layout.outputs > self.site.layout.inputs
+    layout = self.group.members[0].layout
+    return self.kind == 'Conv' and layout.outputs > layout.inputs
 
 
 class Layer(NamedTuple):
@@ -167,13 +180,10 @@ def _modules(
         f'names: the {site.out_features} outputs of {site.name} cannot be divided among '
         f'{", ".join(found)}.'
       )
-    for place, name in enumerate(found):
-      columns = slice(place * width, (place + 1) * width)
-      outputs = slice(start + columns.start, start + columns.stop)
-      kind = _kind(site, names is None)
-      scale = group.space.scale
-      modules.append(Module(name, kind, site, index, columns, outputs, scale, params))
-    start += site.out_features
+    for name in found:
+      outputs = slice(start, start + width)
+      modules.append(Module(name, _kind(site, names is None), group, index, outputs, params))
+      start += width
   return tuple(modules)
 
 
