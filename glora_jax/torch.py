@@ -13,8 +13,10 @@ import copy
 import dataclasses
 import functools
 import logging
+import os
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +75,8 @@ def adapt(
   `ModelOutput` of a transformers model has its fields. The module runs in evaluation mode, unless a
   call has `train=True`; three arguments of a call are not the module's:
 
-  - `train=True`: training mode, with gradient checkpointing if a transformers model has it enabled.
+  - `train=True`: training mode, with gradient checkpointing if a transformers model has it enabled;
+    that of `torch.utils.checkpoint`, which timm calls, saves no memory here.
   - `rngs={'dropout': key}`: the key that dropout draws from, needed in training mode.
   - `mutable=['buffers']`: returns `(outputs, {'buffers': changed})` with the buffers that the call
     has changed, batch statistics for instance. In the variables, this collection replaces the
@@ -96,14 +99,15 @@ def adapt(
 
   Returns:
     (adapted, params): the adapted module, and its `named_parameters` as JAX arrays of the same
-    dtypes, in nested dictionaries: `params['encoder']['0']['weight']`. A shared parameter has the
-    first of its names.
+    dtypes (float64 only if JAX has `jax_enable_x64`), in nested dictionaries:
+    `params['encoder']['0']['weight']`. A shared parameter has the first of its names.
 
   Raises:
-    TypeError: it is not a module, it returns what JAX cannot pass on, or another argument has the
-      wrong type.
+    TypeError: it is not a module, it cannot be copied, it returns what JAX cannot pass on, or
+      another argument has the wrong type.
     ValueError: torchax lacks an operator that the module uses, or the module branches on the values
-      of arrays (the message names operator or line); or as in `glora_jax.adapt`.
+      of arrays or computes with other tensors than its own (the message names operator or line); or
+      as in `glora_jax.adapt`.
 
   Example:
     >>> import glora_jax
@@ -129,6 +133,18 @@ def adapt(
       type(module).__name__,
     )
   model, parameters = Module(module), dict(module.named_parameters())
+  if parameters and not any(value.numel() for value in parameters.values()):
+    raise UserError(f'{model.__name__} has no values: it was released. Load them first.')
+  if narrowed := [
+    name
+    for name, value in parameters.items()
+    if value.dtype == torch.float64 and _shape(value).dtype != jnp.float64
+  ]:
+    log.warning(
+      '%s: float64 becomes float32, because jax_enable_x64 is off: %s.',
+      model.__name__,
+      listed(narrowed),
+    )
   inputs, kwargs = _as_jax((sample_inputs, kwargs))
   adapted = adapt_function(
     model,
@@ -212,10 +228,21 @@ class Module:
   def __init__(self, module: torch.nn.Module):
     self.__name__ = type(module).__name__
     self.buffers = {name: _to_jax(value) for name, value in module.named_buffers()}
-    copies = {id(value): value.to('meta') for value in module.buffers()}
+    copies = {}  # by the id of what is copied, as `deepcopy` looks them up
+    for part in module.modules():
+      for value in vars(part).values():
+        if isinstance(value, torch.Tensor):  # neither parameter nor buffer: a constant
+          copies[id(value)] = torchax.default_env().j2t_iso(_to_jax(value))
+    copies |= {id(value): value.to('meta') for value in module.buffers()}
     for value in module.parameters():
       copies[id(value)] = torch.nn.Parameter(value.detach().to('meta'), value.requires_grad)
-    self.skeleton = copy.deepcopy(module, copies)
+    try:
+      self.skeleton = copy.deepcopy(module, copies)
+    except TypeError as error:
+      raise TypeError(
+        f'{self.__name__} cannot be copied ({error}); remove the attribute that cannot, and set it '
+        'again afterwards.'
+      ) from error
     for part in self.skeleton.modules():
       _make_traceable(part)
 
@@ -238,18 +265,29 @@ class Module:
     key = next(iter(rngs.values())) if rngs else jax.random.key(0)
     params = {'.'.join(path): value for path, value in flatten(variables['params']).items()}
     buffers = {**self.buffers, **variables.get(BUFFERS, {})}
-    args, kwargs = _as_jax((args, kwargs))
-    with _ONE_CALL, self._explained(), _environment(key) as environment:
+    params, buffers, args, kwargs = _as_jax((params, buffers, args, kwargs))
+    with _ONE_CALL, self._explained(), self._restored(), _environment(key) as environment:
       self.skeleton.train(train)
       tensors, args, kwargs = environment.j2t_iso(({**params, **buffers}, args, kwargs))
       outputs = torch.func.functional_call(self.skeleton, tensors, args, kwargs)
       after = {name: tensors[name] for name in buffers}
       outputs, after = environment.t2j_iso((outputs, after))
-    outputs = _as_pytree(self.__name__, outputs)
+      outputs = _as_pytree(self.__name__, outputs)
     if not mutable:
       return outputs
     changed = {name: value for name, value in after.items() if value is not buffers[name]}
     return outputs, {BUFFERS: changed}
+
+  @contextlib.contextmanager
+  def _restored(self) -> Generator[None]:
+    """Forgets what a call sets as attributes of the copy: outside of a trace it has no value."""
+    before = [(part, dict(vars(part))) for part in self.skeleton.modules()]
+    try:
+      yield
+    finally:
+      for part, attributes in before:
+        vars(part).clear()
+        vars(part).update(attributes)
 
   @contextlib.contextmanager
   def _explained(self) -> Generator[None]:
@@ -257,20 +295,37 @@ class Module:
     try:
       yield
     except torchax.tensor.OperatorNotFound as error:
-      raise UserError(f'torchax cannot run {self.__name__}: {error}.') from error
-    except jax.errors.ConcretizationTypeError as error:
+      raise UserError(f'torchax cannot run {self.__name__}: {error}{_place(error)}.') from error
+    except _NEED_VALUES as error:
       raise UserError(
         f'{self.__name__} needs the values of an array to decide what to compute, and JAX traces '
-        f'it without values: {_line_of_model(error)}.'
+        f'it without values{_place(error)}.'
+      ) from error
+    except AssertionError as error:  # torchax raises it with advice that does not help here
+      if not any(text in str(error) for text in ('mixed math', 'torchax Tensors can only')):
+        raise
+      raise UserError(
+        f'{self.__name__} computes with an operator that torchax does not know, or with a tensor '
+        'that is neither an input nor its parameter, buffer or attribute'
+        f'{_place(error)}. Such a tensor can be registered as a buffer.'
       ) from error
 
 
-def _line_of_model(error: Exception) -> str:
-  """The last line of an error's traceback that is neither PyTorch's, torchax's nor JAX's."""
-  libraries = ('/torch/', '/torchax/', '/jax/', '/glora_jax/', '/contextlib.py')
-  frames = traceback.extract_tb(error.__traceback__)
-  frame = [f for f in frames if not any(part in f.filename for part in libraries)][-1]
-  return f'{frame.filename}, line {frame.lineno}: {frame.line}'
+_NEED_VALUES = (
+  jax.errors.ConcretizationTypeError,
+  jax.errors.TracerArrayConversionError,
+  jax.errors.TracerIntegerConversionError,
+  jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def _place(error: Exception) -> str:
+  """The model's line that an error comes from: the last one outside of the libraries below it."""
+  folders = [os.path.dirname(library.__file__) + os.sep for library in (torch, torchax, jax)]
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    if not frame.filename.startswith((*folders, __file__, contextlib.__file__)):
+      return f': {frame.filename}, line {frame.lineno}: {frame.line}'
+  return ''
 
 
 def _make_traceable(part: Any) -> None:
@@ -284,14 +339,16 @@ def _make_traceable(part: Any) -> None:
 
 
 def _update_statistics(part: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-  """Updates a batch norm's statistics in training mode, which torchax's batch norm does not."""
-  if not (part.training and part.track_running_stats):
+  """Updates a batch norm's statistics in training mode, which torchax's batch norm does not.
+
+  Without a momentum they would be means over all batches, for which PyTorch itself needs the values
+  of a count.
+  """
+  if not (part.training and part.track_running_stats and part.momentum):
     return
   (x,) = inputs
   axes = [axis for axis in range(x.ndim) if axis != 1]
   momentum = part.momentum
-  if momentum is None:  # the statistics are means over all batches
-    momentum = 1 / (part.num_batches_tracked + 1)
   part.running_mean.copy_((1 - momentum) * part.running_mean + momentum * x.mean(axes))
   part.running_var.copy_((1 - momentum) * part.running_var + momentum * x.var(axes))
 
@@ -316,8 +373,10 @@ def _environment(key: jax.Array) -> Generator[Any]:
   in its place, and a compiled program would repeat its numbers for ever.
   """
   environment = torchax.default_env()
-  with environment.override_property(prng=key), environment, torch.device('jax'):
-    yield environment
+  with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32
+    warnings.filterwarnings('ignore', 'Explicitly requested dtype int64')
+    with environment.override_property(prng=key), environment, torch.device('jax'):
+      yield environment
 
 
 def _as_jax(tree: Any) -> Any:
@@ -343,7 +402,7 @@ def _to_torch(array: Any) -> torch.Tensor:
 
 def _shape(tensor: torch.Tensor) -> jax.ShapeDtypeStruct:
   dtype = torchax.interop.mappings.t2j_dtype(tensor.dtype)
-  return jax.ShapeDtypeStruct(tuple(tensor.shape), dtype)
+  return jax.ShapeDtypeStruct(tuple(tensor.shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _nested(named: Mapping[str, Any]) -> dict[str, Any]:

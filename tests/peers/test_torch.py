@@ -1,0 +1,500 @@
+"""PyTorch modules, adapted by torchax: a zoo counted by hand, and what holds for every module."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import subprocess
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import assert_close, assert_refused, assert_trees_equal, trained_variables, vector
+from places import ROOT, environment, program
+from zoo_cases import SPACE, Case
+
+pytest.importorskip('torchax', reason='needs the peers extra')
+pytest.importorskip('timm', reason='needs the peers extra')
+pytest.importorskip('transformers', reason='needs the peers extra')
+
+import torch
+import torchax
+import transformers
+
+import glora_jax
+import glora_jax.torch
+from tests.peers import torch_zoo
+
+# The zoo.
+
+FAST = ('llama', 'timm_vit', 'timm_efficientnet')
+
+
+def examples(fast):
+  """The zoo's names as parameters of a test, all but some of them for `.ci/full` alone."""
+  names = torch_zoo.EXAMPLES
+  return [pytest.param(name, marks=[] if name in fast else pytest.mark.full) for name in names]
+
+
+def as_numpy(tree):
+  """A tree with PyTorch's tensors as NumPy's arrays, in half precision as float32."""
+
+  def convert(leaf):
+    if not isinstance(leaf, torch.Tensor):
+      return leaf
+    return (leaf.float() if leaf.is_floating_point() else leaf).detach().numpy()
+
+  return jax.tree.map(convert, tree)
+
+
+def outputs_of(module, *args, **kwargs):
+  """What a module returns by PyTorch itself, as a vector."""
+  with torch.no_grad():
+    outputs = module(*args, **kwargs)
+  return vector(as_numpy(outputs.to_tuple() if hasattr(outputs, 'to_tuple') else outputs))
+
+
+def adapt(example, **options):
+  return glora_jax.torch.adapt(
+    example.module, *example.inputs, **options, **example.options, **example.kwargs
+  )
+
+
+@pytest.mark.parametrize('name', examples(FAST))
+def test_a_module_of_the_zoo_is_found_whole_and_folds_back_into_pytorch(name):
+  example = torch_zoo.EXAMPLES[name]()
+  adapted, params = adapt(example, space=SPACE)
+
+  def by_pytorch(params):
+    glora_jax.torch.load(example.module, params)
+    return outputs_of(example.module, *example.inputs, **example.kwargs)
+
+  case = Case(example, adapted, params, by_pytorch)
+  case.check_layers()
+  reasons = {matrix.name: matrix.reason for matrix in adapted.coverage().uncovered}
+  assert reasons == example.reasons
+  case.check_results()
+
+
+@pytest.mark.parametrize('name', examples(('llama',)))
+def test_a_module_of_the_zoo_is_trained(name):
+  example = torch_zoo.EXAMPLES[name]()
+  adapted, params = adapt(example, structure='lora:2')
+  options = {key: value for key, value in example.kwargs.items() if isinstance(value, bool)}
+  arrays = {key: value for key, value in example.kwargs.items() if key not in options}
+
+  def loss(forward, batch, key):
+    args, kwargs = batch
+    return jnp.mean(vector(forward(*args, **kwargs, **options)) ** 2)
+
+  losses = []
+  glora_jax.fit(
+    adapted,
+    adapted.init(jax.random.key(0), params),
+    loss,
+    [as_numpy((example.inputs, arrays))],
+    glora_jax.Recipe(epochs=5, batch_size=2, learning_rate=1e-2, warmup_epochs=0),
+    key=jax.random.key(1),
+    progress=False,
+    steps_per_dispatch=1,
+    on_dispatch=lambda state, means: losses.append(float(means['loss'])),
+  )
+  assert len(losses) == 5
+  assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize('name', examples(('llama',)))
+def test_peft_loads_a_lora_of_the_zoo_and_it_is_read_back(name, tmp_path):
+  peft = pytest.importorskip('peft')
+  example = torch_zoo.EXAMPLES[name]()
+  if not example.is_linear:
+    pytest.skip('has other layers than linear modules')
+  adapted, params = adapt(example, structure='lora:2')
+  variables = trained_variables(adapted, params, 0.1)
+  apply = jax.jit(lambda variables: vector(adapted.apply(variables, *example.inputs, **kwargs)))
+  kwargs = example.kwargs
+  expected = apply(variables)
+  glora_jax.peft.save_peft(tmp_path, adapted, variables)
+  again, read = glora_jax.peft.load_peft(tmp_path, adapted, params)
+  assert np.array_equal(again.genome, adapted.genome)
+  assert_close(apply(read), expected, example.tolerance)
+  with_adapter = peft.PeftModel.from_pretrained(example.module, tmp_path).eval()
+  assert_close(outputs_of(with_adapter, *example.inputs, **kwargs), expected, example.tolerance)
+
+
+def test_experts_of_the_module_run_as_they_did():
+  example = torch_zoo.EXAMPLES['qwen3_moe']()
+  config = example.module.config
+  before = config._experts_implementation, config.to_dict()
+  model = glora_jax.torch.Module(example.module)
+  assert (config._experts_implementation, config.to_dict()) == before
+  assert before[0] != model.skeleton.config._experts_implementation == 'batched_mm'
+
+
+# What holds for every module.
+
+
+class Small(torch.nn.Module):
+  """Two linear layers, and what is done with them."""
+
+  def __init__(self, body=None, **attributes):
+    super().__init__()
+    torch.manual_seed(0)
+    self.hidden, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+    self.body = body
+    for name, value in attributes.items():
+      setattr(self, name, value)
+    self.eval()
+
+  def forward(self, x, **kwargs):
+    if self.body is None:
+      return self.head(torch.relu(self.hidden(x)))
+    return self.body(self, x, **kwargs)
+
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+def ready(module, *inputs, **kwargs):
+  """(The module adapted, trained variables)."""
+  inputs = inputs or (X,)
+  adapted, params = glora_jax.torch.adapt(module, *inputs, structure='lora:2', **kwargs)
+  return adapted, trained_variables(adapted, params)
+
+
+def assert_runs(module, *inputs, tolerance=1e-5, **kwargs):
+  """An adapted module returns what PyTorch does, folded too; gives it adapted."""
+  inputs = inputs or (X,)
+  adapted, variables = ready(module, *inputs, **kwargs)
+  base = {'params': glora_jax.torch.adapt(module, *inputs, **kwargs)[1]}
+  assert_close(
+    vector(adapted.model.apply(base, *inputs, **kwargs)),
+    outputs_of(module, *inputs, **kwargs),
+    tolerance,
+  )
+  outputs = vector(adapted.apply(variables, *inputs, **kwargs))
+  glora_jax.torch.load(module, adapted.fold(variables))
+  assert_close(outputs, outputs_of(module, *inputs, **kwargs), tolerance)
+  return adapted
+
+
+def fails(module, x):
+  raise RuntimeError('inside')
+
+
+def test_a_module_is_left_as_it_was_also_by_an_error_of_its_own():
+  for body in (None, fails):
+    module = Small(body).train()
+    module.hidden.register_forward_hook(lambda part, args, output: output + 1)
+    module.register_buffer('steps', torch.arange(3))
+    module.hidden.weight.requires_grad_(False)
+    module.head.eval()
+    parts = [(part, dict(vars(part)), part.training) for part in module.modules()]
+    state = {name: (value, value.clone()) for name, value in module.state_dict().items()}
+    hooks = dict(module.hidden._forward_hooks)
+    if body is None:
+      ready(module)
+    else:
+      with pytest.raises(RuntimeError, match='inside'):
+        ready(module)
+    assert [(part, vars(part), part.training) for part in module.modules()] == parts
+    assert module.hidden._forward_hooks == hooks
+    assert not module.hidden.weight.requires_grad
+    for name, value in module.state_dict().items():
+      assert value.data_ptr() == state[name][0].data_ptr()
+      assert torch.equal(value, state[name][1])
+
+
+def test_a_call_that_fails_leaves_the_next_one_as_it_was():
+  adapted, variables = ready(Small())
+  expected = adapted.apply(variables, X)
+  with pytest.raises((TypeError, ValueError)):
+    adapted.apply(variables, X[:, :2])
+  assert_trees_equal(adapted.apply(variables, X), expected)
+
+
+def test_release_empties_a_module_and_load_fills_it(caplog):
+  module = Small()
+  expected = outputs_of(module, X)
+  adapted, params = glora_jax.torch.adapt(module, X, structure='lora:2', release=True)
+  assert not sum(value.numel() for value in module.parameters())
+  assert_close(adapted.model.apply({'params': params}, X).ravel(), expected)
+  other = torch.nn.Linear(2, 2)
+  assert_refused('hidden.bias', glora_jax.torch.load, other, params)
+  with pytest.raises(ValueError, match='released'):
+    glora_jax.torch.adapt(module, X)
+  variables = adapted.init(jax.random.key(0), params)
+  glora_jax.torch.load(module, adapted.fold(variables))
+  assert_close(outputs_of(module, X), expected)
+  assert not caplog.records
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float64'])
+def test_dtypes_stay_or_the_log_says_so(dtype, caplog):
+  kind = getattr(torch, dtype)
+  module, x = Small().to(kind), X.to(kind)
+  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2')
+  logged = [record.getMessage() for record in caplog.records]
+  if dtype == 'float64':
+    assert 'float64 becomes float32' in logged[0]
+    assert 'hidden.weight' in logged[0]
+  else:
+    assert not logged
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
+  variables = adapted.init(jax.random.key(0), params)
+  tolerance = {'bfloat16': 2e-2, 'float16': 2e-3, 'float64': 1e-6}[dtype]
+  expected = outputs_of(module, x)
+  assert_close(vector(adapted.apply(variables, x)), expected, tolerance)
+  caplog.clear()
+  glora_jax.torch.load(module, adapted.fold(variables))
+  assert {value.dtype for value in module.parameters()} == {kind}
+  assert_close(outputs_of(module, x), expected, tolerance)
+  assert not caplog.records
+  other = Small()
+  glora_jax.torch.load(other, adapted.fold(variables))
+  assert bool(caplog.records) == (dtype != 'float64')  # whose values are float32 here
+  assert {value.dtype for value in other.parameters()} == {torch.float32}
+
+
+def test_frozen_and_tied_parameters_are_adapted_like_others():
+  module = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3))).eval()
+  module[2].weight = module[0].weight
+  module.requires_grad_(False)
+  adapted = assert_runs(module)
+  assert [layer.name for layer in adapted.spec] == ['0', '1']
+  assert module[2].weight is module[0].weight
+
+
+def test_statistics_of_batch_norm_are_those_of_pytorch():
+  layers = torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+  module = torch.nn.Sequential(*layers).eval()
+  images = 2 + 3 * torch.randn(5, 3, 2, 2)
+  adapted, variables = ready(module, images)
+  start = dict(adapted.model.buffers)
+  fresh = {'params': variables['params']}
+  before = adapted.model.apply(fresh, images)
+  train = {'train': True, 'rngs': {'dropout': jax.random.key(0)}}
+  adapted.apply(variables, images, **train)  # not mutable: nothing stays
+  assert_trees_equal(adapted.model.buffers, start)
+  assert adapted.apply(variables, images, mutable=['buffers'])[1] == {'buffers': {}}
+  changed = {}
+  for _ in range(2):
+    outputs, changed = adapted.model.apply(
+      {**fresh, **changed}, images, mutable=['buffers'], **train
+    )
+  assert_close(before.ravel(), outputs_of(module, images))
+  module.train()
+  module(images)
+  assert_close(outputs.ravel(), outputs_of(module, images))
+  expected = as_numpy(dict(module.named_buffers()))
+  assert changed['buffers'].keys() == expected.keys()
+  for name, value in expected.items():
+    assert_close(changed['buffers'][name], value)
+  other = torch.nn.Sequential(torch.nn.BatchNorm2d(3), *layers[1:])
+  glora_jax.torch.load(other, variables['params'], changed['buffers'])
+  for name, value in other.named_buffers():
+    assert_close(value, expected[name])
+
+
+def chosen(module, x, rows, mask=None):
+  return module.head(module.hidden(x[rows]).masked_fill(~mask, 0.0))
+
+
+def test_inputs_are_of_jax_numpy_or_pytorch_by_position_or_keyword():
+  rows = torch.tensor([0, 3, 3])
+  mask = torch.tensor([[True], [False], [True]])
+  module = Small(chosen)
+  adapted, variables = ready(module, X, rows=rows, mask=mask)
+  expected = adapted.apply(variables, X, rows=rows, mask=mask)
+  glora_jax.torch.load(module, adapted.fold(variables))
+  assert_close(expected.ravel(), outputs_of(module, X, rows=rows, mask=mask))
+  inputs = X.numpy(), rows.numpy(), mask.numpy()
+  for x, rows, mask in (inputs, jax.tree.map(jnp.asarray, inputs)):
+    assert_trees_equal(adapted.apply(variables, x=x, rows=rows, mask=mask), expected)
+
+
+@dataclasses.dataclass
+class Outputs(transformers.utils.ModelOutput):
+  logits: torch.Tensor | None = None
+  loss: torch.Tensor | None = None
+  states: tuple[torch.Tensor, ...] | None = None
+
+
+def test_outputs_have_their_fields_under_jit_grad_and_vmap():
+  def body(module, x):
+    hidden = module.hidden(x)
+    return Outputs(logits=module.head(hidden), states=(hidden,))
+
+  adapted, variables = ready(Small(body))
+  x = X.numpy()
+  outputs = adapted.apply(variables, x)
+  assert outputs.loss is None
+  assert list(outputs) == ['logits', 'states']
+  jitted = jax.jit(adapted.apply)(variables, x)
+  assert isinstance(jitted, Outputs)
+  assert_close(jitted['logits'], outputs.logits)
+  assert_close(jitted.states[0], outputs[1][0])
+  each = jax.vmap(adapted.apply, (None, 0))(variables, x)
+  assert_close(each.logits, outputs.logits)
+  gradient = jax.grad(lambda variables: adapted.apply(variables, x).logits.sum())(variables)
+  assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient['glora']))
+
+
+def test_dropout_draws_from_the_key_of_the_call_and_leaves_no_tracer():
+  def body(module, x):
+    hidden = torch.nn.functional.dropout(module.hidden(x), 0.5, module.training)
+    return hidden.new_empty(hidden.shape).bernoulli_(0.5) + module.head(hidden)[:, :1]
+
+  adapted, variables = ready(Small(body))
+  key_before = torchax.default_env().prng_key
+
+  def call(key):
+    return adapted.apply(variables, X, train=True, rngs={'dropout': key})
+
+  first, second = jax.jit(call), jax.jit(lambda key: 1 * call(key))
+  outputs = first(jax.random.key(0))
+  assert_trees_equal(first(jax.random.key(0)), outputs)
+  assert_trees_equal(second(jax.random.key(0)), outputs)
+  assert np.abs(first(jax.random.key(1)) - outputs).max() > 0.1
+  assert torchax.default_env().prng_key is key_before
+  assert_refused('rngs', adapted.apply, variables, X, train=True)
+
+
+def test_a_call_in_which_a_module_sets_attributes_leaves_no_tracer():
+  def body(module, x):
+    if module.table is None:
+      module.table = module.hidden.weight.sum() + torch.arange(8)
+    module.last = module.head(module.hidden(x) * module.table)
+    return module.last
+
+  module = Small(body, table=None)
+  adapted, variables = ready(module)
+  model = adapted.model
+  apply = functools.partial(model.apply, variables)
+  with jax.checking_leaks():
+    outputs = [jax.jit(lambda x: apply(x))(X.numpy()) for _ in range(2)]
+  assert_trees_equal(*outputs)
+  assert module.table is model.skeleton.table is None
+  assert not hasattr(model.skeleton, 'last')
+
+
+def test_a_buffer_that_a_module_sets_anew_is_returned():
+  def body(module, x):
+    hidden = module.hidden(x)
+    module.mean = 0.5 * module.mean + hidden.mean(0)
+    return module.head(hidden)
+
+  module = Small(body)
+  module.register_buffer('mean', torch.ones(8))
+  adapted, variables = ready(module)
+  changed = adapted.model.apply(variables, X, mutable=['buffers'])[1]['buffers']
+  assert torch.equal(module.mean, torch.ones(8))
+  outputs_of(module, X)
+  assert_close(changed['mean'], module.mean.detach())
+
+
+def test_two_threads_trace_at_once():
+  adapted, variables = ready(Small())
+  with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    calls = [
+      threads.submit(jax.jit(lambda x, shift=shift: adapted.apply(variables, x) + shift), X.numpy())
+      for shift in range(4)
+    ]
+    outputs = [call.result() for call in calls]
+  for shift, output in enumerate(outputs):
+    assert_close(output - shift, outputs[0], 1e-4)
+
+
+def test_gradient_checkpointing_computes_again_with_equal_gradients():
+  config = transformers.LlamaConfig(**torch_zoo.DECODER | {'num_hidden_layers': 1})
+  module, gradients = transformers.LlamaForCausalLM(config).eval(), []
+  for checkpointed in (False, True):
+    if checkpointed:
+      module.gradient_checkpointing_enable()
+    adapted, variables = ready(module, torch_zoo.TOKENS, use_cache=False)
+
+    @jax.grad
+    def gradient(adapter, adapted=adapted, variables=variables):
+      call = {'use_cache': False, 'train': True, 'rngs': {'dropout': jax.random.key(0)}}
+      return adapted.apply({**variables, 'glora': adapter}, torch_zoo.TOKENS, **call).logits.sum()
+
+    assert ('remat' in str(jax.make_jaxpr(gradient)(variables['glora']))) == checkpointed
+    gradients.append(jax.jit(gradient)(variables['glora']))
+  jax.tree.map(assert_close, *gradients)
+
+
+def with_tensor(module, x, tensor=torch.ones(8)):
+  return module.head(module.hidden(x) * tensor)
+
+
+class Cache:
+  """What JAX cannot pass on."""
+
+
+@pytest.mark.parametrize(
+  'body, named',
+  [
+    (lambda m, x: m.head(m.hidden(x)) if x.sum() > 0 else x, ['needs the values', __file__]),
+    (lambda m, x: m.head(m.hidden(x)[x[:, 0] > 0]), ['needs the values', __file__]),
+    (lambda m, x: m.head(m.hidden(x)) * x.numpy().sum(), ['needs the values', __file__]),
+    (lambda m, x: torch.special.airy_ai(m.head(m.hidden(x))), ['airy_ai', __file__]),
+    (with_tensor, ['as a buffer', __file__]),
+    (lambda m, x: (m.head(m.hidden(x)), Cache()), ['Cache', 'use_cache=False']),
+  ],
+)
+def test_what_jax_cannot_trace_is_named_with_the_line(body, named):
+  assert_refused(named, ready, Small(body))
+
+
+def test_attributes_hooks_and_parametrizations_are_those_of_the_module():
+  assert_refused('lock', ready, Small(lock=threading.Lock()), kind=TypeError)
+  scaled = Small(lambda m, x: m.head(m.hidden(x) * m.factor), factor=torch.arange(8.0))
+  assert_runs(scaled)
+  hooked = Small()
+  hooked.hidden.register_forward_hook(lambda part, args, output: 2 * output)
+  hooked.head.register_forward_pre_hook(lambda part, args: (args[0] + 1,))
+  assert_runs(hooked)
+  for normalize in (torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm):
+    module = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(2))).eval()
+    normalize(module[0])
+    adapted = assert_runs(module)
+    assert [layer.name for layer in adapted.spec] == ['1']
+    assert 'combined with other parameters' in adapted.coverage().uncovered[0].reason
+
+
+def test_the_mode_of_the_module_is_logged(caplog):
+  ready(Small().train())
+  assert 'is in training mode' in caplog.records[0].getMessage()
+
+
+# The rest of the library on a module.
+
+
+def test_a_module_is_allocated_scored_served_and_saved(tmp_path):
+  module = Small()
+  adapted, params = glora_jax.torch.adapt(module, X, space=SPACE)
+  variables = adapted.init(jax.random.key(0), params)
+  loss, batch = glora_jax.classification(), (X.numpy(), np.arange(5) % 3)
+  key = jax.random.key(1)
+  given = glora_jax.allocate(adapted, variables, loss, [batch], budget=30, key=key, progress=False)
+  genomes = np.stack([given.genome, glora_jax.preset(adapted.spec, 'full')])
+  assert np.isfinite(glora_jax.make_scorer(adapted, loss)(variables, genomes, batch).loss).all()
+  fixed, variables = ready(module)
+  glora_jax.save_adapter(tmp_path / 'a', fixed, variables)
+  again, read = glora_jax.load_adapter(tmp_path / 'a', adapted, params)
+  expected = fixed.apply(variables, X)
+  assert_trees_equal(again.apply(read, X), expected)
+  pool = glora_jax.serve.Pool(adapted, params, rank=2)
+  pool.load('a', tmp_path / 'a')
+  answers = pool(X.numpy(), ['a', None, 'a', None, 'a'])
+  assert_close(answers[::2], expected[::2])
+  assert_close(answers[1::2], adapted.model.apply({'params': params}, X)[1::2])
+
+
+@pytest.mark.full
+def test_eight_devices_run_and_fold_a_module_as_one():
+  ran = subprocess.run(
+    program('programs/sharded_torch'), env=environment(8), capture_output=True, text=True, cwd=ROOT
+  )
+  assert ran.returncode == 0, ran.stderr[-3000:]
