@@ -10,9 +10,10 @@ batches. Both train as many parameters and start with the same loss, or the benc
 are medians of those within one repeat; below 1 is faster. Measure on a quiet machine: on a busy one
 PyTorch's threads wait for one another, and take several times as long.
 
-Memory is that of a process for each side (Linux only): what it has at the peak of the second
-dispatch, less what it had before the model was made. It includes weights, optimizer, activations,
-and what compiling left behind. The table of times has XLA's account of our compiled steps.
+Memory is that of a process for each side (Linux only), at the peak of the second dispatch. From it
+is taken what there was before the model was made, so that weights, optimizer, and what compiling
+left behind count; or, for what a step needs, what there was before the dispatch. The table of times
+has XLA's account of our compiled steps.
 
 Then seconds of `adapt` for a Llama of 105 narrow layers; and how much memory a process needs at
 most to make a Llama of 0.9 GiB, to adapt it and to initialize the variables, over the model's size,
@@ -20,6 +21,8 @@ with `release=True` and without. `--quick` takes two blocks, but for the 105 lay
 repeats. The last line is JSON.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import pathlib
 import re
@@ -121,14 +124,17 @@ def resident(field: str) -> float:
   return int(re.search(rf'{field}:\s+(\d+)', status)[1]) / 1024
 
 
-def held_by_steps(*given: Any) -> float:
-  """MiB of `steps_of`, at the peak of its second call."""
+def held_by_steps(*given: Any) -> tuple[float, float]:
+  """MiB of `steps_of` at the peak of its second call, and those that the call itself adds."""
   jnp.zeros(1).block_until_ready()  # JAX starts
-  before, steps = resident('VmRSS'), steps_of(*given)
+  first, steps = resident('VmRSS'), steps_of(*given)
   steps()
+  gc.collect()
+  ctypes.CDLL('libc.so.6').malloc_trim(0)  # what is free goes back to the system
   pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+  second = resident('VmRSS')
   steps()
-  return resident('VmHWM') - before
+  return resident('VmHWM') - first, resident('VmHWM') - second
 
 
 def held_by_adapt(blocks: int, release: bool) -> float:
@@ -141,7 +147,7 @@ def held_by_adapt(blocks: int, release: bool) -> float:
   return (resident('VmHWM') - before) / size
 
 
-def alone(function: Callable[..., float], *given: Any) -> float:
+def alone(function: Callable[..., Any], *given: Any) -> Any:
   """What a function returns in a process of its own."""
   with multiprocessing.get_context('spawn').Pool(1) as pool:
     return pool.apply(function, given)
@@ -163,7 +169,8 @@ def main() -> None:
     repeats = QUICK_REPEATS if given.quick else given.repeats
     found[task] = compare(rows, STEPS, repeats, {'over_peft': (OURS, PEFT)}, pause=PAUSE)
     held = {method: alone(held_by_steps, task, method, given.quick) for method in METHODS}
-    print_table({'': '', 'MiB of a process': '.0f'}, held.items())
+    columns = {'': '', 'MiB of a process': '.0f', 'of a step': '.0f'}
+    print_table(columns, [(method, *sizes) for method, sizes in held.items()])
     found[task] |= {'trained': trained, 'process_mib': held}
   module = llama(64, 15)
   found['adapt_seconds'] = seconds(lambda: adapt(module, TEXT, release=False)[1])
