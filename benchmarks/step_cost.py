@@ -50,7 +50,7 @@ def over_lora(steps: int, repeats: int) -> dict[str, float | None]:
   """The time of a step of fixed structures over that of a LoRA of rank 4."""
   problem = Problem.random(Shape(EMBEDDED_VIT, IMAGE_SIZE, 64, steps))
   adapted = problem.adapt((2, 4))
-  presets = 'lora:4', 'bitfit', 'ssf', 'scale_shift_lora:2'
+  presets = 'lora:4', 'dora:4', 'bitfit', 'ssf', 'scale_shift_lora:2'
   genomes = {preset: np.asarray(glora_jax.preset(adapted.spec, preset)) for preset in presets}
   layers = np.arange(len(adapted.spec))
   none = np.zeros_like(layers)
@@ -61,6 +61,7 @@ def over_lora(steps: int, repeats: int) -> dict[str, float | None]:
   rows = {
     name: glora_steps(problem, genome.astype(np.int8), adapted) for name, genome in genomes.items()
   }
+  rows['lora:4, dropout'] = glora_steps(problem, genomes['lora:4'], adapted, lora_dropout=0.1)
   times = in_turn(rows, repeats)
   return {name: times.ratio(name, 'lora:4') for name in rows}
 

@@ -122,7 +122,10 @@ def full_steps(problem: Problem) -> CompiledSteps:
 
 
 def glora_steps(
-  problem: Problem, structure: Any = None, adapted: Adapted | None = None
+  problem: Problem,
+  structure: Any = None,
+  adapted: Adapted | None = None,
+  lora_dropout: float = 0.0,
 ) -> CompiledSteps:
   """A fixed structure in its cheapest form, or without one the supernet: one drawn for every step.
 
@@ -130,11 +133,13 @@ def glora_steps(
     problem: what is trained.
     structure: name of a preset, or a genome.
     adapted: the problem's model, adapted in another way than `Problem.adapt` does.
+    lora_dropout: as of `Recipe`.
   """
   adapted = adapted or problem.adapt()
   learner = adapted if structure is None else adapted.fix(structure)
   halves = learner.split(adapted.init(jax.random.key(2), problem.params))
-  return CompiledSteps(step_loss(learner, losses.classification()), *halves, problem)
+  loss_fn = step_loss(learner, losses.classification(), lora_dropout=lora_dropout)
+  return CompiledSteps(loss_fn, *halves, problem)
 
 
 def compare(

@@ -438,6 +438,8 @@ def _stored(
   arrays, forms = {}, {}
   for layer, change in changes:
     name = adapted.spec.layers[layer.row].name
+    if 'B_down' in change:  # the factors are PEFT's, so training continues as it would there
+      change = {**change, 'B_up': change['B_up'] / layer.group.space.scale}
     arrays |= {f'{COLLECTION}/{name}/{key}': numbers for key, numbers in change.items()}
     forms[layer.row] = {'layer': name, **forms_of(change)}
   content = {'genome': [], 'layers': [forms[row] for row in sorted(forms)]}
@@ -451,7 +453,7 @@ def _stored(
       f'modules of the adapter, their ranks add up. Adapt with space=SearchSpace(ranks={ranks}).'
     ) from error
   shapes = init_shapes(adapted, params)[COLLECTION]
-  metadata = {**content, 'scale': [1.0] * len(forms)}
+  metadata = {**content, 'scale': [layer.space.scale for layer in adapted.spec]}
   genome, collection, _ = unpack(adapter.path, arrays, metadata, adapted, shapes)
   return genome, collection
 

@@ -77,6 +77,27 @@ def test_the_example_prints_the_same_numbers_for_both(tmp_path, monkeypatch, cap
   assert capsys.readouterr().out.count('PEFT') == 5
 
 
+def test_a_lora_is_loaded_with_its_own_factors_so_that_training_continues_as_in_peft(tmp_path):
+  module, x = torch.nn.Sequential(torch.nn.Linear(8, 5)).eval(), torch.randn(4, 8)
+  config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=['0'], init_lora_weights=False)
+  theirs = peft.get_peft_model(copy.deepcopy(module), config)
+  theirs.save_pretrained(tmp_path)
+  theirs(x).square().sum().backward()
+  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', scale=2.0, heads=None)
+  adapted, variables = glora_jax.peft.load_peft(tmp_path, adapted, params)
+  trainable, frozen = adapted.split(variables)
+
+  def loss(trainable):
+    return (adapted.apply(adapted.join(trainable, frozen), x) ** 2).sum()
+
+  for found, expected in ((trainable, 'data'), (jax.grad(loss)(trainable), 'grad')):
+    for name, side in (('B_down', 'A'), ('B_up', 'B')):
+      factor = getattr(
+        theirs.get_parameter(f'base_model.model.0.lora_{side}.default.weight'), expected
+      )
+      np.testing.assert_allclose(found['glora']['0'][name], factor.T, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_drops_what_that_of_peft_drops():
   key, x = jax.random.key(0), torch.randn(4, 8)
   module = torch.nn.Sequential(torch.nn.Linear(8, 5)).eval()
