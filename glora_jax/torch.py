@@ -301,14 +301,15 @@ class Module:
         f'{self.__name__} needs the values of an array to decide what to compute, and JAX traces '
         f'it without values{_place(error)}.'
       ) from error
-    except AssertionError as error:  # torchax raises it with advice that does not help here
-      if not any(text in str(error) for text in ('mixed math', 'torchax Tensors can only')):
+    except AssertionError as error:  # torchax's own advice does not help here
+      if 'mixed math' in str(error):
+        unknown = 'a tensor that is none of its inputs, parameters, buffers and attributes'
+        advice = '; register it as a buffer'
+      elif 'torchax Tensors can only' in str(error):
+        unknown, advice = 'an operator that torchax does not know', ''
+      else:
         raise
-      raise UserError(
-        f'{self.__name__} computes with an operator that torchax does not know, or with a tensor '
-        'that is neither an input nor its parameter, buffer or attribute'
-        f'{_place(error)}. Such a tensor can be registered as a buffer.'
-      ) from error
+      raise UserError(f'{self.__name__} computes with {unknown}{_place(error)}{advice}.') from error
 
 
 _NEED_VALUES = (

@@ -19,6 +19,7 @@ pytest.importorskip('timm', reason='needs the peers extra')
 pytest.importorskip('transformers', reason='needs the peers extra')
 
 import torch
+import torch.utils.checkpoint
 import torchax
 import transformers
 
@@ -341,6 +342,25 @@ def test_outputs_have_their_fields_under_jit_grad_and_vmap():
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient['glora']))
 
 
+@pytest.mark.parametrize('stopped', [False, True])
+def test_gradients_are_those_of_pytorch(stopped):
+  def body(module, x):
+    hidden = torch.nn.functional.gelu(module.hidden(x))
+    return module.head(hidden.detach() if stopped else hidden)
+
+  module = Small(body)
+  adapted, params = glora_jax.torch.adapt(module, X)
+  found = jax.grad(lambda params: (adapted.model.apply({'params': params}, X) ** 2).sum())(params)
+  (module(X) ** 2).sum().backward()
+  for name, value in module.named_parameters():
+    part, leaf = name.split('.')
+    if value.grad is None:
+      assert stopped
+      assert not np.any(found[part][leaf])
+    else:
+      assert_close(found[part][leaf], value.grad)
+
+
 def test_dropout_draws_from_the_key_of_the_call_and_leaves_no_tracer():
   def body(module, x):
     hidden = torch.nn.functional.dropout(module.hidden(x), 0.5, module.training)
@@ -428,6 +448,11 @@ def with_tensor(module, x, tensor=torch.ones(8)):
   return module.head(module.hidden(x) * tensor)
 
 
+@torch.library.custom_op('glora_jax_tests::twice', mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+  return 2 * x
+
+
 class Cache:
   """What JAX cannot pass on."""
 
@@ -439,12 +464,22 @@ class Cache:
     (lambda m, x: m.head(m.hidden(x)[x[:, 0] > 0]), ['needs the values', __file__]),
     (lambda m, x: m.head(m.hidden(x)) * x.numpy().sum(), ['needs the values', __file__]),
     (lambda m, x: torch.special.airy_ai(m.head(m.hidden(x))), ['airy_ai', __file__]),
+    (lambda m, x: twice(m.head(m.hidden(x))), ['an operator that torchax', __file__]),
     (with_tensor, ['as a buffer', __file__]),
     (lambda m, x: (m.head(m.hidden(x)), Cache()), ['Cache', 'use_cache=False']),
   ],
 )
 def test_what_jax_cannot_trace_is_named_with_the_line(body, named):
   assert_refused(named, ready, Small(body))
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_a_module_that_checkpoints_by_itself_runs(reentrant):
+  def body(module, x):
+    checkpoint = torch.utils.checkpoint.checkpoint
+    return module.head(checkpoint(module.hidden, x, use_reentrant=reentrant))
+
+  assert_runs(Small(body))
 
 
 def test_attributes_hooks_and_parametrizations_are_those_of_the_module():
