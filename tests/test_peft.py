@@ -152,6 +152,36 @@ def test_the_magnitudes_of_dora_are_norms_and_what_has_none_is_said(tmp_path):
   assert_refused('A of -1 (layer)', as_dora, tmp_path, adapted, vanished)
 
 
+def quantized(params):
+  qwix = pytest.importorskip('qwix')
+  return jax.tree.map(lambda x: qwix.quantize(x, 'int8') if x.ndim > 1 else x, params)
+
+
+def in_bfloat16(params):
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+
+
+@pytest.mark.parametrize('convert', [quantized, in_bfloat16])
+def test_dora_is_of_the_weights_that_a_quantized_or_narrow_base_stands_for(convert, tmp_path):
+  def apply(params, x):
+    return x @ params['layer']['weight'].T + params['layer']['bias']
+
+  base = convert(TORCH_PATHS)
+  adapted = adapt_function(
+    apply, TORCH_PATHS, INPUTS, structure={'': {'A': 'vector', 'B': 'lora:2'}}, heads=None
+  )
+  variables = {**trained_variables(adapted, TORCH_PATHS), 'params': base}
+  assert save_peft(tmp_path, adapted, variables) == 'dora'
+  fixed, read = load_peft(tmp_path, adapted, base)
+  for name, array in variables['glora']['layer'].items():
+    if name.startswith('A'):
+      assert_close(read['glora']['layer'][name], array)
+  x = numbers(3, 4)
+  assert_close(
+    fixed.apply(read, x).astype(np.float32), adapted.apply(variables, x).astype(np.float32)
+  )
+
+
 def test_layers_that_are_no_module_of_torch_are_named(tmp_path):
   def apply(params, x):
     routed = x @ params['router']['weight'].T
@@ -300,7 +330,9 @@ GLORA = {'peft_type': 'GLORA'}
     (LORA, {'target_parameters': ['mlp.experts']}, ['target_parameters', 'merge_and_unload']),
     (LORA, {'init_lora_weights': 'pissa_niter_4'}, ['pissa_niter_4', 'path_initial_model']),
     (LORA, {'alpha_pattern': {'(': 2}}, 'model.fc'),
-    (LORA, {'rank_pattern': [3]}, 'rank_pattern'),
+    (LORA, {'rank_pattern': [3]}, 'model.fc cannot be read'),
+    (LORA, {'lora_alpha': 'x'}, 'model.fc cannot be read'),
+    ({A: numbers(0, 4), B: numbers(6, 0)}, {'r': 0}, 'model.fc cannot be read'),
     (LORA, {'lora_alpha': 1e308}, 'not finite'),
     ({**LORA, A: numbers(3, 4, 2, 1)}, {}, '(3, 4, 2, 1)'),
     ({A: LORA[A]}, {}, 'no lora_B.weight'),
@@ -311,8 +343,13 @@ GLORA = {'peft_type': 'GLORA'}
     ({A: numbers(3, 5), B: numbers(6, 3)}, {}, '(3, 4) is needed'),
     ({'model.fc.hira_A': numbers(3, 4)}, {'peft_type': 'HIRA'}, 'no hira_B'),
     ({'model.fc.ia3_l': numbers(4, 1)}, {'peft_type': 'IA3'}, '(4, 1) as ia3_l'),
+    (
+      {'model.fc.ia3_l': numbers(6, 1)},
+      {'peft_type': 'IA3', 'feedforward_modules': '('},
+      'cannot be read',
+    ),
     ({'model.fc.glora_A.X': numbers(5, 1)}, GLORA, '(5, 1) as glora_A.X'),
-    ({'model.fc.glora_A.Xd': numbers(6, 2)}, GLORA, 'glora_A.Xd'),
+    ({'model.fc.glora_A.Xd': numbers(6, 2)}, GLORA, 'no glora_A.Xu'),
     ({**LORA, 'classifier.weight': numbers(7, 6)}, {}, '(6, 7)'),
     ({**LORA, 'norm.weight': numbers(6)}, {}, 'norm.weight'),
     ({'classifier.weight': numbers(3, 6)}, {}, 'no module'),

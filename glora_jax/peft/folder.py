@@ -18,6 +18,7 @@ from glora_jax.checks import check_path, listed, shown, validate
 from glora_jax.files import (
   Path,
   damaged,
+  first_line,
   load_json,
   read_safetensors,
   require_numbers,
@@ -56,7 +57,6 @@ from glora_jax.peft.modules import (
   Module,
   find_heads,
   find_layers,
-  head_to_torch,
 )
 from glora_jax.torch_names import NameMap, name_map
 from glora_jax.tree import get, grouped, on_host, path_name, replace
@@ -170,8 +170,8 @@ def save_peft(
   kind, tensors, fields = _narrowest(changes, [kind] if kind else get_args(KindName))
   params = dequantize_heads(adapted, variables['params'])
   for name, path in head_paths.items():
-    own = head_to_torch(on_host(nn.meta.unbox(get(params, path))), names)
-    tensors[name] = heads.get(name, own)
+    own = on_host(nn.meta.unbox(get(params, path)))
+    tensors[name] = heads.get(name, own if names is None else own.T)
   require_finite(folder, tensors)
   config = {  # the other fields have PEFT's defaults
     'peft_type': KINDS[kind].peft_type,
@@ -392,8 +392,9 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
       raise ValueError(f'it has {listed(sorted(tensors))}, which {adapter.kind} does not')
     if not module.has_bias and change.keys() & {'C_down', 'D', 'E'}:
       raise ValueError('it has a bias, and this model has none there')
-  except ValueError as error:
-    raise ValueError(f'{adapter.path}: {module.name} cannot be read: {error}.') from error
+  except (re.error, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    reason = first_line(error)
+    raise ValueError(f'{adapter.path}: {module.name} cannot be read: {reason}.') from error
   return change
 
 
@@ -420,7 +421,7 @@ def _with_heads(adapter: PeftAdapter, adapted: Adapted, params: Any, names: Name
       'heads that the adapter trains in full, or remove these tensors.'
     )
   for name, value in adapter.heads.items():
-    path, value = paths[name], head_to_torch(value, names)
+    path, value = paths[name], value if names is None else value.T
     expected = adapted.places.param_shapes[path].shape
     if value.shape != expected:
       raise ValueError(

@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from glora_jax.checks import shown
-from glora_jax.files import first_line
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.peft.modules import Module
 from glora_jax.tree import grouped
@@ -148,9 +147,9 @@ def _norms(module: Module, down: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 def write_hira(changes: Changes) -> tuple[Arrays, Fields]:
   """The tensors and fields of HiRA: of one rank, since PEFT 0.21 ignores its `rank_pattern`."""
-  pairs = [(module, factors(module, change, 'A')) for module, change in changes]
-  rank = max(len(up) for _, (_, up) in pairs)
-  return _write_pairs('hira', [(module, _padded(pair, rank)) for module, pair in pairs])
+  rank = _largest_rank(changes)
+  pairs = [(module, _padded(factors(module, change, 'A'), rank)) for module, change in changes]
+  return _write_pairs('hira', pairs)
 
 
 def read_hira(module: Module, tensors: Arrays, config: Fields) -> Change:
@@ -161,46 +160,39 @@ def read_hira(module: Module, tensors: Arrays, config: Fields) -> Change:
 
 def write_glora(changes: Changes) -> tuple[Arrays, Fields]:
   """The tensors and fields of PEFT's GLoRA, which has the same forms and rank in all modules."""
-  pairs = [(factors(m, c, 'A'), factors(m, c, 'B', m.scale)) for m, c in changes]
-  rank = max(1, *(len(up) for both in pairs for _, up in both))
-  tensors = {}
-  for (module, change), (a, (down, up)) in zip(changes, pairs, strict=True):
+  tensors, rank = {}, _largest_rank(changes)
+  for module, change in changes:
     own, out = {}, np.zeros(module.out_features, np.float32)
-    for name, pair in (('A', a), ('B', (down, module.scale * up))):
-      down, up = _padded(pair, rank)
-      own |= {f'{name}.Xd': up.T, f'{name}.Xu': down.T}
+    for tensor, scale in (('A', 1), ('B', module.scale)):
+      down, up = _padded(factors(module, change, tensor, scale), rank)
+      own |= {f'{tensor}.Xd': scale * up.T, f'{tensor}.Xu': down.T}
     stored = 'X' if module.has_bias else 'zeros'
     own[f'C.{stored}'] = change.get('C_down', np.zeros((module.in_features, 1), np.float32))
-    own |= {f'{name}.{stored}': out + change.get(name, 0) for name in 'DE'}
+    own |= {f'{tensor}.{stored}': out + change.get(tensor, 0) for tensor in 'DE'}
     tensors |= {f'{module.name}.glora_{name}': numbers for name, numbers in own.items()}
   forms = {'config_A_B': 'lora', 'config_C': 'vector', 'config_D_E': 'vector'}
   return tensors, {'r': rank, **forms}
 
 
 def read_glora(module: Module, tensors: Arrays, config: Fields) -> Change:
-  """The change of a module's GLoRA."""
-  fan_in, fan_out = module.in_features, module.out_features
-  change = {}
-  for tensor in WEIGHT_TENSORS:
-    change |= _read_glora(tensors, tensor, fan_in, fan_out)
-  for tensor, size in (('C', fan_in), ('D', fan_out), ('E', fan_out)):
-    found = _read_glora(tensors, tensor, 1, size)
-    row = found[f'{tensor}_up']
-    row = found[f'{tensor}_down'] @ row if len(found) > 1 else row
-    change['C_down' if tensor == 'C' else tensor] = row.T if tensor == 'C' else row[0]
+  """The change of a module's GLoRA, in which C, D and E have one row."""
+  fan_in, fan_out, change = module.in_features, module.out_features, {}
+  sizes = {'A': (fan_in, fan_out), 'C': (1, fan_in), 'D': (1, fan_out)}
+  for tensor, like in zip(TENSORS, 'AACDD', strict=True):
+    (rows, columns), name = sizes[like], f'glora_{tensor}'
+    tensors.pop(f'{name}.zeros', None)
+    if f'{name}.Xd' in tensors:
+      rank = len(tensors.get(f'{name}.Xu', ()))
+      change[f'{tensor}_down'] = _take(tensors, f'{name}.Xu', rank, rows).T
+      change[f'{tensor}_up'] = _take(tensors, f'{name}.Xd', columns, rank).T
+    elif f'{name}.X' in tensors:
+      size = 1 if tensors[f'{name}.X'].size == 1 else columns
+      change[f'{tensor}_up'] = _take(tensors, f'{name}.X', size)[None]
+  if 'C_up' in change:
+    down = change.get('C_down', np.ones((1, 1), np.float32))
+    change['C_down'] = (down @ change.pop('C_up')).T
+  change |= {tensor: change.pop(f'{tensor}_up')[0] for tensor in 'DE' if f'{tensor}_up' in change}
   return change_of(change)
-
-
-def _read_glora(tensors: Arrays, tensor: str, fan_in: int, fan_out: int) -> Arrays:
-  """The arrays of one of GLoRA's tensors, of which C, D and E have one row."""
-  name, none = f'glora_{tensor}', np.zeros(1, np.float32)
-  tensors.pop(f'{name}.zeros', None)
-  if f'{name}.Xd' in tensors:
-    rank = len(tensors.get(f'{name}.Xu', ()))
-    up = _take(tensors, f'{name}.Xd', fan_out, rank).T
-    return {f'{tensor}_down': _take(tensors, f'{name}.Xu', rank, fan_in).T, f'{tensor}_up': up}
-  size = 1 if tensors.setdefault(f'{name}.X', none).size == 1 else fan_out
-  return {f'{tensor}_up': _take(tensors, f'{name}.X', size)[None]}
 
 
 def read_ia3(module: Module, tensors: Arrays, config: Fields) -> Change:
@@ -209,10 +201,9 @@ def read_ia3(module: Module, tensors: Arrays, config: Fields) -> Change:
   if not isinstance(ends, str):
     ends = '|'.join(f'.*{re.escape(end)}' for end in ends)
   if re.fullmatch(ends, module.name):
-    channels, *window = module.torch_inputs
-    factor = _take(tensors, 'ia3_l', channels).reshape(1, -1, *module.window) - 1
-    factor = np.broadcast_to(factor, (1, channels, *window))
-    down, up = module.from_torch((factor, np.ones((module.out_features, 1), np.float32)))
+    factor = _take(tensors, 'ia3_l', module.torch_inputs[0]) - 1
+    a = np.broadcast_to(factor.reshape(1, -1, *module.window), (1, *module.torch_inputs))
+    down, up = module.from_torch((a, np.ones((module.out_features, 1), np.float32)))
     return change_of({'A_down': down, 'A_up': up})
   factor = _take(tensors, 'ia3_l', module.out_features) - 1
   return change_of({'A_up': factor[None], 'D': factor * module.has_bias})
@@ -240,13 +231,10 @@ def change_of(arrays: Change) -> Change:
 def forms_of(change: Change) -> dict[str, str]:
   """The names of the forms in a change, by tensor."""
   forms: dict[str, str] = dict.fromkeys(TENSORS, 'none')
-  for name in sorted(change, reverse=True):  # `up` before `down`
-    numbers = change[name]
-    is_constant = numbers.size == 1 and name != 'C_down'
-    forms[name[0]] = 'constant' if is_constant else 'vector'
-    if name in ('A_down', 'B_down'):
-      forms[name[0]] = f'lora:{numbers.shape[1]}'
-  return forms
+  for name, numbers in change.items():
+    forms[name[0]] = 'constant' if numbers.size == 1 and name != 'C_down' else 'vector'
+  loras = {tensor for tensor in WEIGHT_TENSORS if f'{tensor}_down' in change}
+  return forms | {tensor: f'lora:{len(change[f"{tensor}_up"])}' for tensor in loras}
 
 
 def factors(module: Module, change: Change, tensor: str, scale: float = 1.0) -> Factors:
@@ -264,6 +252,11 @@ def shift(module: Module, change: Change) -> np.ndarray:
 
 
 # Tensors and fields that several kinds have.
+
+
+def _largest_rank(changes: Changes) -> int:
+  """The largest rank of A and B, or 1."""
+  return max([1, *(len(change.get(t, ())) for _, change in changes for t in ('A_up', 'B_up'))])
 
 
 def _padded(pair: Factors, rank: int) -> Factors:
@@ -322,13 +315,10 @@ def _by_module(field: str, pattern: str, values: Mapping[str, float]) -> Fields:
 
 def _of_module(module: str, config: Fields, pattern: str, field: str, default: Any) -> float:
   """The value of the first pattern that a module's name ends with, or else the usual one."""
-  try:
-    for key, value in (config.get(pattern) or {}).items():
-      if re.fullmatch(rf'(.*\.)?({key})', module):
-        return float(value)
-    return float(config.get(field, default))
-  except (re.error, TypeError, ValueError, AttributeError, OverflowError) as error:
-    raise ValueError(f'{field} or {pattern} cannot be read ({first_line(error)})') from error
+  for key, value in (config.get(pattern) or {}).items():
+    if re.fullmatch(rf'(.*\.)?({key})', module):
+      return float(value)
+  return float(config.get(field, default))
 
 
 _LORA = (*_MODULES, 'B', _SHIFT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -72,28 +72,28 @@ class Module:
 
   def kernel(self) -> np.ndarray:
     """The base's weight, float32 [in, out]."""
-    kernels = [self._matrix(site) for site in self.group.members]
-    return np.concatenate(kernels, axis=1)[:, self.outputs].astype(np.float32)
-
-  def _matrix(self, site: Site) -> np.ndarray:
-    """The weight of the layer in one of the group's kernels, [in, out]."""
-    layout, where = site.layout, [slice(None)] * len(site.kernel_shape)
-    for axis, place in zip(layout.stack, self.index, strict=True):
-      where[axis] = slice(place, place + 1)
-    kernel = self._param(site.kernel_path).reshape(site.kernel_shape)[tuple(where)]
-    return on_host(layout.matrices(kernel)).reshape(self.in_features, -1)
+    kernels = [
+      site.layout.matrices(self._param(site.kernel_path).reshape(site.kernel_shape))
+      for site in self.group.members
+    ]
+    return self._of_outputs(kernels)
 
   def bias(self) -> np.ndarray:
     """The base's bias, float32 [out]; zeros if there is none."""
     if not self.has_bias:
       return np.zeros(self.out_features, np.float32)
-    biases = [site.layout.vectors(self._param(site.bias_path)) for site in self.group.members]
-    bias = np.concatenate([on_host(bias)[self.index] for bias in biases])
-    return bias[self.outputs].astype(np.float32)
+    return self._of_outputs(
+      [site.layout.vectors(self._param(site.bias_path)) for site in self.group.members]
+    )
 
   def _param(self, path: KeyPath | None) -> Any:
     """A parameter out of its box, in full precision."""
     return nn.meta.unbox(full_precision(get(self.params, path or ()), {}))
+
+  def _of_outputs(self, stacks: Sequence[Any]) -> np.ndarray:
+    """The module's part of arrays [stack..., ..., out], one for each of the group's kernels."""
+    arrays = [on_host(stack[self.index]) for stack in stacks]
+    return np.concatenate(arrays, axis=-1)[..., self.outputs].astype(np.float32)
 
   @property
   def window(self) -> tuple[int, ...]:
@@ -211,34 +211,29 @@ def find_heads(adapted: Adapted, names: NameMap | None) -> dict[str, KeyPath]:
   heads, places = {}, adapted.places
   modules = {path[:-1] for path in places.head_paths}
   for path in sorted(path for path in places.param_shapes if path[:-1] in modules):
-    name = '.'.join(path) if names is None else _head_name(adapted, names, path)
-    if name in heads:
-      module = name.rpartition('.')[0]
+    *module, leaf = path
+    found = ['.'.join(module)]
+    if names is not None:
+      leaf = _head_leaf(adapted, path)
+      found = modules_for(names, path_name(tuple(module)))
+    name = f'{found[0]}.{leaf}'
+    if len(found) > 1 or name in heads:
       raise ValueError(
-        f'names: the head {path_name(path[:-1])} must be one torch module, and no other head '
-        f'{module}.'
+        f'names: the head {path_name(tuple(module))} must be one torch module, and no other head '
+        f'{found[0]}.'
       )
     heads[name] = path
   return heads
 
 
-def _head_name(adapted: Adapted, names: NameMap, path: KeyPath) -> str:
-  """The name of a head's torch tensor."""
-  *module, leaf = path
-  shape, is_kernel = adapted.places.param_shapes[path].shape, leaf in _KERNELS
+def _head_leaf(adapted: Adapted, path: KeyPath) -> str:
+  """Torch's name for the parameter of a head in its module."""
+  shape, leaf = adapted.places.param_shapes[path].shape, path[-1]
   sites = [site for site in adapted.places.other_sites if site.kernel_path == path]
   is_linear = all(site.layout == _LINEAR for site in sites)
-  if leaf not in LEAVES or len(shape) != 1 + is_kernel or not is_linear:
+  if leaf not in LEAVES or len(shape) != 1 + (leaf in _KERNELS) or not is_linear:
     raise ValueError(
       f'PEFT heads are linear layers and norms, but {path_name(path)} {shape}, which is trained '
       f'in full, belongs to neither; {FOLD}.'
     )
-  found = modules_for(names, path_name(tuple(module)))
-  if len(found) > 1:
-    raise ValueError(f'names: the head {path_name(tuple(module))} must be one torch module.')
-  return f'{found[0]}.{LEAVES[leaf]}'
-
-
-def head_to_torch(value: Any, names: NameMap | None) -> Any:
-  """A head as torch has it, and back: a matrix is transposed unless the paths are torch's."""
-  return value if names is None else value.T
+  return LEAVES[leaf]

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 pytest.importorskip('peft', reason='needs the peers extra')
 
 import peft
+import timm
 import torch
+import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -159,6 +161,95 @@ def test_the_narrowest_kind_is_written(forms, kind, tmp_path):
   case = ready()
   genome = case[1].fix(forms).genome
   assert save_peft(tmp_path, case[1], case[3], genome=genome) == kind
+
+
+SIZES = {
+  'hidden_size': 32,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'intermediate_size': 48,
+}
+WORDS = {'vocab_size': 64, 'use_cache': False}
+MODELS = {
+  'llama': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **WORDS)),
+  'gpt2': lambda: transformers.GPT2LMHeadModel(
+    transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, **WORDS)
+  ),
+  'bert': lambda: transformers.BertForSequenceClassification(
+    transformers.BertConfig(vocab_size=64, **SIZES)
+  ),
+  'vit': lambda: transformers.ViTForImageClassification(
+    transformers.ViTConfig(image_size=32, patch_size=8, **SIZES)
+  ),
+  'convnext': lambda: timm.models.ConvNeXt(
+    num_classes=5, depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)
+  ),
+}
+FORMS = {
+  'lora': [0, 3, 0, 0, 0],
+  'lora with biases': [0, 4, 1, 2, 2],
+  'hira': [4, 0, 0, 0, 0],
+  'dora': [2, 4, 0, 0, 0],
+  'dora with biases': [1, 3, 1, 1, 1],
+  'glora': [4, 3, 2, 2, 1],
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('name', MODELS)
+def test_models_of_transformers_and_timm_go_out_and_come_back(name, tmp_path):
+  """Distances relative to the largest logit or weight: `pytest -m full -s` prints them."""
+  torch.manual_seed(0)
+  model = MODELS[name]().eval()
+  inputs = torch.randint(64, (2, 7))
+  if name in ('vit', 'convnext'):
+    inputs = torch.randn(2, 3, 32, 32)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(torch.randn_like(parameter) * 0.05)
+  adapted, params = glora_jax.torch.adapt(
+    model,
+    inputs,
+    space=glora_jax.SearchSpace((2, 4), scale=2.0),
+    select=lambda path: 'conv_dw' not in path,  # of groups
+    convs=name in ('vit', 'convnext'),
+    embeddings=name == 'bert',
+  )
+  variables = trained_variables(adapted, params, 0.1)
+
+  def logits(outputs):
+    return getattr(outputs, 'logits', outputs)
+
+  @jax.jit
+  def results(variables, genome):
+    outputs = adapted.apply(variables, inputs.numpy(), genome=genome)
+    return logits(outputs), adapted.fold(variables, genome=genome)
+
+  def distance(found, expected):
+    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+
+  for forms, row in FORMS.items():
+    genome = np.tile(np.array(row, np.int8), (len(adapted.spec), 1))
+    genome[[not layer.bias for layer in adapted.spec], 2:] = 0
+    if forms == 'glora' and name in ('gpt2', 'bert', 'vit', 'convnext'):
+      if name != 'bert':
+        with pytest.raises(ValueError, match='GLoRA has no place for Conv'):
+          save_peft(tmp_path, adapted, variables, genome=genome)
+        continue
+      genome[['embeddings' in layer.name for layer in adapted.spec]] = 0
+    kind = save_peft(tmp_path, adapted, variables, genome=genome)
+    assert kind == forms.split()[0]
+    outputs, folded = results(variables, genome)
+    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
+    with torch.no_grad():
+      found = logits(wrapped(inputs)).numpy()
+    merged = dict(wrapped.merge_and_unload().named_parameters())
+    fixed, read = load_peft(tmp_path, adapted, params)
+    again, _ = results(read, fixed.genome)
+    weights = max(distance(merged[k].detach(), v) for k, v in flat(folded).items())
+    distances = distance(found, outputs), weights, distance(again, outputs)
+    print(name, forms, *(f'{number:.1e}' for number in distances))
+    assert max(distances) < 1e-5
 
 
 def random_adapter(model, config, folder):
