@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import subprocess
 import threading
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, assert_refused, assert_trees_equal, trained_variables, vector
 from places import ROOT, environment, program
+from trees import randomized
 from zoo_cases import SPACE, Case
 
 pytest.importorskip('torchax', reason='needs the peers extra')
@@ -109,8 +111,8 @@ def test_a_module_of_the_zoo_is_trained(name):
 def test_peft_loads_a_lora_of_the_zoo_and_it_is_read_back(name, tmp_path):
   peft = pytest.importorskip('peft')
   example = torch_zoo.EXAMPLES[name]()
-  if not example.is_linear:
-    pytest.skip('has other layers than linear modules')
+  if not example.fits_peft:
+    pytest.skip('has layers that PEFT cannot adapt as modules')
   adapted, params = adapt(example, structure='lora:2')
   variables = trained_variables(adapted, params, 0.1)
   apply = jax.jit(lambda variables: vector(adapted.apply(variables, *example.inputs, **kwargs)))
@@ -392,7 +394,8 @@ def test_a_call_in_which_a_module_sets_attributes_leaves_no_tracer():
   adapted, variables = ready(module)
   model = adapted.model
   apply = functools.partial(model.apply, variables)
-  with jax.checking_leaks():
+  with jax.checking_leaks(), warnings.catch_warnings():
+    warnings.simplefilter('error')  # of integers with 64 bits, which PyTorch's arange has
     outputs = [jax.jit(lambda x: apply(x))(X.numpy()) for _ in range(2)]
   assert_trees_equal(*outputs)
   assert module.table is model.skeleton.table is None
@@ -525,6 +528,21 @@ def test_a_module_is_allocated_scored_served_and_saved(tmp_path):
   answers = pool(X.numpy(), ['a', None, 'a', None, 'a'])
   assert_close(answers[::2], expected[::2])
   assert_close(answers[1::2], adapted.model.apply({'params': params}, X)[1::2])
+
+
+def test_a_quantized_base_is_run_and_folded():
+  qwix = pytest.importorskip('qwix')
+  layers = torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)
+  module, x = torch.nn.Sequential(*layers).eval(), torch.ones(2, 64)
+  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2')
+  kernel = params['0']['weight']  # [out, in]
+  kernel = qwix.quantize(kernel, 'nf4', channelwise_axes=[0], tiled_axes={1: 64})
+  params = {**params, '0': {**params['0'], 'weight': kernel}}
+  start = adapted.init(jax.random.key(0), params)
+  variables = {**start, 'glora': randomized(start['glora'])}
+  outputs = vector(jax.jit(adapted.apply)(variables, x.numpy()))
+  glora_jax.torch.load(module, adapted.fold(variables))
+  assert_close(outputs, outputs_of(module, x))
 
 
 @pytest.mark.full

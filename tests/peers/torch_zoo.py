@@ -44,14 +44,13 @@ class TorchExample(Counted):
   reasons: Mapping[str, str]
 
   @property
-  def is_linear(self) -> bool:
+  def fits_peft(self) -> bool:
     """Whether HF PEFT can adapt every layer: its LoRAs are those of linear modules."""
-    modules = (self.module.get_submodule(_module(path)) for path in self.kernels)
-    return all(isinstance(module, torch.nn.Linear) for module in modules)
+    owners = (path.rpartition('/')[0].replace('/', '.') for path in self.kernels)
+    return all(isinstance(self.module.get_submodule(owner), LINEAR) for owner in owners)
 
 
-def _module(path: str) -> str:
-  return path.rpartition('/')[0].replace('/', '.')
+LINEAR = torch.nn.Linear, transformers.pytorch_utils.Conv1D
 
 
 def _counted(module, inputs, kernels, rows, reasons, **fields) -> TorchExample:
