@@ -375,6 +375,20 @@ def test_files_that_are_damaged_or_missing_are_one_sentence(tmp_path):
   assert_refused('adapter_config.json', load_peft, *given, kind=FileNotFoundError)
 
 
+def test_the_table_that_peft_saves_with_its_lora_must_be_that_of_the_base(tmp_path):
+  def apply(params, tokens):
+    return params['table']['weight'][tokens]
+
+  params = {'table': {'weight': numbers(5, 4)}}
+  adapted = adapt_function(apply, params, TOKENS, structure='lora:2', embeddings=True)
+  lora = {'table.lora_embedding_A': numbers(2, 5), 'table.lora_embedding_B': numbers(4, 2)}
+  write(tmp_path, {**lora, 'table.base_layer.weight': params['table']['weight']}, r=2, lora_alpha=2)
+  _, variables = load_peft(tmp_path, adapted, params)
+  assert_array_equal(variables['glora']['table']['B_down'], numbers(2, 5).T)
+  write(tmp_path, {**lora, 'table.base_layer.weight': numbers(5, 4) + 1}, r=2, lora_alpha=2)
+  assert_refused('base weights', load_peft, tmp_path, adapted, params)
+
+
 def test_a_bias_needs_one_in_the_model(tmp_path):
   model = nn.Dense(6, use_bias=False)
   adapted = adapt(model, INPUTS, structure='lora:3')

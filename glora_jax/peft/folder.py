@@ -67,7 +67,7 @@ CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 
 _ROOT = 'base_model.model.'  # before the names of the torch model's modules
-_TENSOR = re.compile(r'(.+)\.((?:lora|hira|glora|ia3)_.+|base_layer\.bias)')
+_TENSOR = re.compile(r'(.+)\.((?:lora|hira|glora|ia3)_.+|base_layer\.(?:bias|weight))')
 _MERGE = 'merge it in PEFT (merge_and_unload), and load the model'
 
 # Fields of a config with which the same tensors are another function.
@@ -387,6 +387,11 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
   kind = KINDS[adapter.kind]
   try:
     kind.check([(module, {})])
+    base = tensors.pop('base_layer.weight', None)  # PEFT saves that of a table which it adapts
+    if base is not None:
+      kernel = module.kernel() if module.kind == 'Embedding' else module.kernel().T
+      if not np.allclose(base, kernel, rtol=0.01, atol=0.01):
+        raise ValueError('it has other base weights than this model')
     change = kind.read(module, tensors, adapter.config)
     if tensors:
       raise ValueError(f'it has {listed(sorted(tensors))}, which {adapter.kind} does not')

@@ -139,13 +139,11 @@ class Layer(NamedTuple):
 
   Attributes:
     group: the group that it belongs to.
-    index: its place in the group's stack.
     row: its row of the genome.
     modules: its modules; none if torch has no module for it.
   """
 
   group: Group
-  index: tuple[int, ...]
   row: int
   modules: tuple[Module, ...]
 
@@ -158,7 +156,7 @@ def find_layers(
   for group in adapted.places.groups:
     for index, row in group.slices():
       if row in rows:
-        layers.append(Layer(group, index, row, _modules(group, index, names, params)))
+        layers.append(Layer(group, row, _modules(group, index, names, params)))
   counts = collections.Counter(module.name for layer in layers for module in layer.modules)
   if repeated := [name for name, count in counts.items() if count > 1]:
     raise ValueError(
