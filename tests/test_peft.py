@@ -305,6 +305,13 @@ def test_a_grouped_convolution_and_a_tied_table_are_also_found_by_use():
   )
 
 
+def test_a_layer_whose_name_ends_with_that_of_a_head_is_refused():
+  adapted = adapt(Mlp(), INPUTS, structure='lora', heads='head')
+  variables = trained_variables(adapted, random_params(Mlp(), INPUTS))
+  names = {'fc': 'first_out', 'head': 'out'}
+  assert_refused(['first_out', 'head out'], save_peft, 'never', adapted, variables, names)
+
+
 def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
   adapted = adapt(Stacked(), INPUTS, heads=['^head$', '^norm$'], structure={'both': 'lora'})
   variables = trained_variables(adapted, random_params(Stacked(), INPUTS))

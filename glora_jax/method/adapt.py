@@ -35,7 +35,7 @@ from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import KeyPath, flatten, map_with_path, path_name
 
 log = logging.getLogger(__name__)
-DEFAULT_HEADS = r'(^|/)(head|classifier|lm_head|output_projection)$'
+DEFAULT_HEADS = r'(^|/)(head|(pre_)?classifier|score|qa_outputs|lm_head|output_projection)$'
 
 
 def adapt(
@@ -70,7 +70,8 @@ def adapt(
       string or compiled), several of them, or a function. None selects all that are not heads.
     heads: which modules or parameters to train in full: a name, a path or its end ('fc',
       'decoder/fc'), a regular expression, several of these, or a function; None for none. The log
-      lists the heads. By default modules called head, classifier, lm_head or output_projection.
+      lists the heads. By default modules called head, classifier, pre_classifier, score,
+      qa_outputs, lm_head or output_projection.
     ties: fused layers, which are adapted as one layer with one adapter: their kernels are
       concatenated along the output, in the listed order. Each item lists the ends of their paths:
       `('query', 'key', 'value')` fuses these three wherever they are siblings.

@@ -167,6 +167,8 @@ def save_peft(
   check_variables(adapted.fix(genome), variables)
   changes = _changes(adapted, variables, names, genome)
   head_paths = find_heads(adapted, names)
+  saved = sorted({name.rpartition('.')[0] for name in head_paths})
+  _check_ends(changes, saved)
   kind, tensors, fields = _narrowest(changes, [kind] if kind else get_args(KindName))
   params = dequantize_heads(adapted, variables['params'])
   for name, path in head_paths.items():
@@ -178,7 +180,7 @@ def save_peft(
     'base_model_name_or_path': on_hub.repository or None,
     'revision': on_hub.revision,
     'target_modules': [module.name for module, _ in changes],
-    'modules_to_save': sorted({name.rpartition('.')[0] for name in head_paths}) or None,
+    'modules_to_save': saved or None,
     **fields,
   }
   os.makedirs(folder, exist_ok=True)
@@ -331,15 +333,25 @@ def _changes(
     name = adapted.spec.layers[layer.row].name
     if not layer.modules:
       raise ValueError(
-        f'{name} is not the weight of one torch module, but of experts for instance, and PEFT has '
-        f'other adapters for these (target_parameters), which are not written; {FOLD}, or pass '
-        'names=.'
+        f'{name} is not the weight of one torch module, but for instance of experts, of a recurrent '
+        'layer, or of queries, keys and values in nn.MultiheadAttention. PEFT has other adapters '
+        f'for these (target_parameters) or none, which are not written; {FOLD}, or pass names=.'
       )
     change = arrays[f'{COLLECTION}/{name}']
     if 'C_up' in change:
       change['C_down'] = change['C_down'] @ change.pop('C_up')
     changes += [(module, _of_outputs(change, module.outputs)) for module in layer.modules]
   return changes
+
+
+def _check_ends(changes: Changes, heads: Sequence[str]) -> None:
+  """Raises if PEFT would take an adapted module for a head, because its name ends with a head's."""
+  for module, _ in changes:
+    if ends := [head for head in heads if module.name.endswith(head)]:
+      raise ValueError(
+        f'PEFT would train {module.name} in full, because its name ends with that of the head '
+        f'{ends[0]}; {FOLD}, or adapt the model with both as heads, or with heads=None.'
+      )
 
 
 def _of_outputs(change: Change, outputs: slice) -> Change:

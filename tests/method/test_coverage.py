@@ -157,6 +157,8 @@ def test_compiled_expressions_select_what_their_texts_do_by_their_flags():
     ('fc2', {}, "fc2, gets an adapter .* pass heads='fc2'"),
     ('fc2', {'select': 'fc$'}, 'fc2, stays frozen'),
     ('head', {}, None),
+    ('score', {}, None),
+    ('qa_outputs', {}, None),
     ('fc2', {'heads': None}, None),
     ('fc2', {'heads': 'fc2'}, None),
     ('fc2', {'residual': True}, None),  # no classifier
