@@ -333,9 +333,9 @@ def _changes(
     name = adapted.spec.layers[layer.row].name
     if not layer.modules:
       raise ValueError(
-        f'{name} is not the weight of one torch module, but for instance of experts, of a recurrent '
-        'layer, or of queries, keys and values in nn.MultiheadAttention. PEFT has other adapters '
-        f'for these (target_parameters) or none, which are not written; {FOLD}, or pass names=.'
+        f'{name} is not the weight of one torch module, but of experts, of a recurrent layer or of '
+        'nn.MultiheadAttention, for instance, for which PEFT has other adapters or none; '
+        f'{FOLD}, or pass names=.'
       )
     change = arrays[f'{COLLECTION}/{name}']
     if 'C_up' in change:
