@@ -177,9 +177,10 @@ def write_glora(changes: Changes) -> tuple[Arrays, Fields]:
 def read_glora(module: Module, tensors: Arrays, config: Fields) -> Change:
   """The change of a module's GLoRA, in which C, D and E have one row."""
   fan_in, fan_out, change = module.in_features, module.out_features, {}
-  sizes = {'A': (fan_in, fan_out), 'C': (1, fan_in), 'D': (1, fan_out)}
-  for tensor, like in zip(TENSORS, 'AACDD', strict=True):
-    (rows, columns), name = sizes[like], f'glora_{tensor}'
+  sizes = {'A': (fan_in, fan_out), 'B': (fan_in, fan_out)}
+  sizes |= {'C': (1, fan_in), 'D': (1, fan_out), 'E': (1, fan_out)}
+  for tensor, (rows, columns) in sizes.items():
+    name = f'glora_{tensor}'
     tensors.pop(f'{name}.zeros', None)
     if f'{name}.Xd' in tensors:
       rank = len(tensors.get(f'{name}.Xu', ()))
@@ -213,7 +214,11 @@ def read_ia3(module: Module, tensors: Arrays, config: Fields) -> Change:
 
 
 def change_of(arrays: Change) -> Change:
-  """A change without what is zero; a LoRA of rank 1 whose `down` is ones is a vector."""
+  """A change without what is zero; a LoRA of rank 1 whose `down` is ones is a vector.
+
+  A rank that is zero in both factors has no gradient either: it is only there to fill up a rank
+  that PEFT has for all modules. One that is zero in `up` alone, as at the start, is kept.
+  """
   change = {name: numbers for name, numbers in arrays.items() if numbers.any()}
   for tensor in WEIGHT_TENSORS:
     down, up = (arrays.get(f'{tensor}_{side}') for side in ('down', 'up'))
