@@ -280,7 +280,7 @@ class Module:
 
   @contextlib.contextmanager
   def _restored(self) -> Generator[None]:
-    """Forgets what a call sets as attributes of the copy: outside of a trace it has no value."""
+    """Forgets what a call sets as attributes of the copy: arrays of a trace, dead after it."""
     before = [(part, dict(vars(part))) for part in self.skeleton.modules()]
     try:
       yield

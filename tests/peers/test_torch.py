@@ -107,7 +107,7 @@ def test_a_module_of_the_zoo_is_trained(name):
   assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize('name', examples(('llama',)))
+@pytest.mark.parametrize('name', examples(()))
 def test_peft_loads_a_lora_of_the_zoo_and_it_is_read_back(name, tmp_path):
   peft = pytest.importorskip('peft')
   example = torch_zoo.EXAMPLES[name]()
@@ -124,6 +124,21 @@ def test_peft_loads_a_lora_of_the_zoo_and_it_is_read_back(name, tmp_path):
   assert_close(apply(read), expected, example.tolerance)
   with_adapter = peft.PeftModel.from_pretrained(example.module, tmp_path).eval()
   assert_close(outputs_of(with_adapter, *example.inputs, **kwargs), expected, example.tolerance)
+
+
+@pytest.mark.full
+def test_a_training_step_of_timm_updates_the_statistics_that_pytorch_does():
+  example = torch_zoo.EXAMPLES['timm_efficientnet']()
+  adapted, params = adapt(example, structure='lora:2')
+  call = {'train': True, 'rngs': {'dropout': jax.random.key(0)}, 'mutable': ['buffers']}
+  outputs, changed = adapted.model.apply({'params': params}, *example.inputs, **call)
+  example.module.train()
+  assert_close(outputs.ravel(), outputs_of(example.module, *example.inputs), example.tolerance)
+  expected = as_numpy(dict(example.module.named_buffers()))
+  assert len(expected) == 7 * 3  # mean, variance and count of each batch norm
+  assert changed['buffers'].keys() == expected.keys()
+  for name, value in expected.items():
+    assert_close(changed['buffers'][name], value, example.tolerance)
 
 
 def test_experts_of_the_module_run_as_they_did():
