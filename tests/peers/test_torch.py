@@ -401,7 +401,7 @@ def test_dropout_draws_from_the_key_of_the_call_and_leaves_no_tracer():
 def test_a_call_in_which_a_module_sets_attributes_leaves_no_tracer():
   def body(module, x):
     if module.table is None:
-      module.table = module.hidden.weight.sum() + torch.arange(8)
+      module.table = module.hidden.weight.sum() + torch.arange(8).long()
     module.last = module.head(module.hidden(x) * module.table)
     return module.last
 
@@ -410,7 +410,7 @@ def test_a_call_in_which_a_module_sets_attributes_leaves_no_tracer():
   model = adapted.model
   apply = functools.partial(model.apply, variables)
   with jax.checking_leaks(), warnings.catch_warnings():
-    warnings.simplefilter('error')  # of integers with 64 bits, which PyTorch's arange has
+    warnings.simplefilter('error')  # of integers with 64 bits, as those of long()
     outputs = [jax.jit(lambda x: apply(x))(X.numpy()) for _ in range(2)]
   assert_trees_equal(*outputs)
   assert module.table is model.skeleton.table is None
