@@ -351,11 +351,15 @@ def _through_factors(
   The barrier is for the gradient of `down`. If t [tokens, r] is that of x B_down, it is x^T t or,
   transposed, t^T x. XLA would choose x^T t, whose last axis is the thin one: two to three times as
   long on CPU. Behind the barrier `down` is an array [r, in], and its gradient is t^T x.
+
+  Tokens have one axis, for the gradient of `up`. With several XLA would first transpose that of the
+  output, which takes a third of a ViT-S's step (`test_gradients_of_factors_transpose_no_tokens`).
   """
   down = jax.lax.optimization_barrier(down.T)
-  last_axes = ((inputs.ndim - 1,), (1,))
-  narrow = jax.lax.dot_general(inputs, down, (last_axes, ((), ())), precision=precision)
-  return jnp.matmul(narrow, up, precision=precision)
+  tokens = inputs.reshape(-1, inputs.shape[-1])
+  narrow = jax.lax.dot_general(tokens, down, (((1,), (1,)), ((), ())), precision=precision)
+  outputs = jnp.matmul(narrow, up, precision=precision)
+  return outputs.reshape(*inputs.shape[:-1], up.shape[-1])
 
 
 def _broadcast_like(row: jax.Array, output: jax.Array) -> jax.Array:

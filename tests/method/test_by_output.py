@@ -160,3 +160,18 @@ def test_a_program_is_that_of_the_platform_that_it_is_exported_for():
     return any(f'tensor<{IN}x{OUT}xf32>' in line for line in sums)
 
   assert (changes_kernel('cpu'), changes_kernel('tpu')) == (True, False)
+
+
+def test_gradients_of_factors_transpose_no_tokens():
+  def loss(factors, inputs, kernel, second):
+    factors = dict(zip(('B_down', 'B_up'), factors, strict=True))
+    forms = np.array([0, 3, 0, 0, 0])
+    hidden = equation.layer_output(jnp.matmul, inputs, kernel, factors, forms, (2,))
+    return ((jax.nn.gelu(hidden) @ second) ** 2).sum()
+
+  images, tokens, width, hidden = 4, 97, 16, 64
+  shapes = (width, 2), (2, hidden), (images, tokens, width), (width, hidden), (hidden, width)
+  down, up, *others = (jax.random.normal(jax.random.key(0), shape) for shape in shapes)
+  program = jax.jit(jax.grad(loss)).lower((down, up), *others).compile().as_text()
+  assert f'[{images * tokens},{hidden}]' in program
+  assert f'[{hidden},{images * tokens}]' not in program
