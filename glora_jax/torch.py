@@ -28,6 +28,7 @@ import numpy as np
 try:
   import torch
   import torchax.interop
+  import torchax.ops.jaten
 except (ImportError, AttributeError) as error:  # the second if torchax does not know this torch
   raise ImportError(
     "glora_jax.torch needs torch and torchax, in versions that fit: pip install 'glora_jax[torch]' "
@@ -366,6 +367,44 @@ def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
   return environment.j2t_iso(jax.checkpoint(run)(key, environment.t2j_iso(args)))
 
 
+def _convolve(inputs: Any, weight: Any, bias: Any, *options: Any) -> Any:
+  """The operator `aten::convolution`, computed with channels last."""
+  is_transposed, is_batch = options[3], inputs.ndim == weight.ndim
+  function = _convolve_channels_last
+  if is_transposed or not is_batch:
+    function = torchax.ops.jaten._aten_convolution
+  return torchax.interop.call_jax(function, inputs, weight, bias, *options)
+
+
+# In a loop, as training steps are, XLA on a CPU has a fast convolution only for channels last. With
+# PyTorch's order that of a ViT-S's patches takes half of a step's time (benchmarks/torch_step.py;
+# tests/peers/test_torch.py looks at the order in the compiled program).
+def _convolve_channels_last(
+  inputs: jax.Array,
+  weight: jax.Array,
+  bias: jax.Array | None,
+  stride: Sequence[int],
+  padding: Sequence[int],
+  dilation: Sequence[int],
+  transposed: bool,
+  output_padding: Sequence[int],
+  groups: int,
+) -> jax.Array:
+  """A convolution of inputs [batch, channel, ...] that is not transposed."""
+  del transposed, output_padding
+  axes = 'DHW'[-(weight.ndim - 2) :]
+  outputs = jax.lax.conv_general_dilated(
+    jnp.moveaxis(inputs, 1, -1),
+    jnp.moveaxis(weight, (0, 1), (-1, -2)),
+    stride,
+    [(size, size) for size in np.broadcast_to(padding, len(axes))],
+    rhs_dilation=dilation,
+    feature_group_count=groups,
+    dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'),
+  )
+  return jnp.moveaxis(outputs if bias is None else outputs + bias, -1, 1)
+
+
 @contextlib.contextmanager
 def _environment(key: jax.Array) -> Generator[Any]:
   """Where PyTorch's operators compute on JAX arrays, with random numbers from a key.
@@ -374,6 +413,7 @@ def _environment(key: jax.Array) -> Generator[Any]:
   in its place, and a compiled program would repeat its numbers for ever.
   """
   environment = torchax.default_env()
+  environment.override_op_definition(torch.ops.aten.convolution, _convolve)
   with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32
     warnings.filterwarnings('ignore', 'Explicitly requested dtype int64')
     with environment.override_property(prng=key), environment, torch.device('jax'):

@@ -319,6 +319,18 @@ def chosen(module, x, rows, mask=None):
   return module.head(module.hidden(x[rows]).masked_fill(~mask, 0.0))
 
 
+def test_convolutions_are_those_of_pytorch_with_channels_last():
+  options = {'stride': 2, 'padding': 1, 'dilation': 2, 'groups': 2}
+  for kind, layer in enumerate((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), 1):
+    module, x = layer(4, 6, 3, **options).eval(), torch.rand(2, 4, *range(9, 9 + kind))
+    adapted, params = glora_jax.torch.adapt(module, x, structure='lora:1', convs=True)
+    variables = adapted.init(jax.random.key(0), params)
+    assert_close(vector(adapted.apply(variables, x)), outputs_of(module, x))
+    program = jax.make_jaxpr(adapted.apply)(variables, x.numpy())
+    order = f'ConvDimensionNumbers(lhs_spec=(0, {kind + 1},'
+    assert order in str(program).replace('\n', ' '), program
+
+
 def test_inputs_are_of_jax_numpy_or_pytorch_by_position_or_keyword():
   rows = torch.tensor([0, 3, 3])
   mask = torch.tensor([[True], [False], [True]])
