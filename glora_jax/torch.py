@@ -416,8 +416,24 @@ def _environment(key: jax.Array) -> Generator[Any]:
   environment.override_op_definition(torch.ops.aten.convolution, _convolve)
   with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32
     warnings.filterwarnings('ignore', 'Explicitly requested dtype int64')
-    with environment.override_property(prng=key), environment, torch.device('jax'):
+    with environment.override_property(prng=key), environment, torch.device('jax'), _compiling():
       yield environment
+
+
+@contextlib.contextmanager
+def _compiling() -> Generator[None]:
+  """Where `torch.compiler.is_compiling()` is true, as under `torch.compile`.
+
+  Models then skip what only runs outside of a trace. Those of transformers keep tensors in caches
+  of functions (position indices of BEiT, coordinates of DINOv3), which all models share: a tensor
+  of PyTorch in there would meet arrays of JAX in the next trace, and a traced array PyTorch's.
+  """
+  before = torch.compiler._is_compiling_flag
+  torch.compiler._is_compiling_flag = True
+  try:
+    yield
+  finally:
+    torch.compiler._is_compiling_flag = before
 
 
 def _as_jax(tree: Any) -> Any:

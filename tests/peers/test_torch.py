@@ -429,6 +429,19 @@ def test_a_call_in_which_a_module_sets_attributes_leaves_no_tracer():
   assert not hasattr(model.skeleton, 'last')
 
 
+@pytest.mark.parametrize('first', ['pytorch', 'jax'])
+def test_functions_of_transformers_that_cache_keep_no_tensor_of_the_other_side(first):
+  @transformers.pytorch_utils.compile_compatible_method_lru_cache(maxsize=1)
+  def positions(count):
+    return torch.arange(count)
+
+  module = Small(lambda m, x: m.head(m.hidden(x) + positions(8)))
+  if first == 'pytorch':
+    outputs_of(module, X)
+  assert_runs(module)
+  assert not torch.compiler.is_compiling()
+
+
 def test_a_buffer_that_a_module_sets_anew_is_returned():
   def body(module, x):
     hidden = module.hidden(x)
