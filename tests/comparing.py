@@ -15,11 +15,9 @@ from glora_jax.files import LaterVersionError
 THIN = {'': {'A': 'vector', 'B': 'lora', 'C': 'vector', 'D': 'vector', 'E': 'vector'}}
 
 
-def random_params(model, *inputs, seed=1, **kwargs):
+def random_params(model, *inputs, **kwargs):
   """Normal numbers in the place of a model's parameters; nothing is compiled."""
-  return randomized(
-    jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs)['params'], seed
-  )
+  return randomized(jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs)['params'], 1)
 
 
 def random_variables(adapted, params, seed=2):

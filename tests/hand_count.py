@@ -93,10 +93,10 @@ class NnxExample(Counted):
   rows: int
 
 
-def beside(axes: str, path: str, bias: str = 'bias') -> Kernel:
+def beside(axes: str, path: str) -> Kernel:
   """A kernel at a path, whose bias stands beside it."""
   parent, _, _ = path.rpartition('/')
-  return Kernel(axes, f'{parent}/{bias}' if parent else bias)
+  return Kernel(axes, f'{parent}/bias' if parent else 'bias')
 
 
 def by_name(tree: Any) -> dict[str, Any]:
@@ -236,15 +236,15 @@ def _ordered(value: np.ndarray, axes: str):
   return joined, put_back
 
 
-def randomized_model(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
+def randomized_model(make: Callable[[], nnx.Module]) -> nnx.Module:
   """A model with random numbers also where initial values are zero; nothing is compiled."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   graph, state = nnx.split(nnx.eval_shape(make))
 
   def value(path, variable):
     shape, dtype = variable.shape, variable.get_value().dtype
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-      return jax.random.split(jax.random.key(seed), shape)
+      return jax.random.split(jax.random.key(0), shape)
     drawn = rng.normal(0, 0.4, shape)
     return jnp.asarray(1 + np.abs(drawn) if path[-1] in ('scale', 'var') else drawn, dtype)
 

@@ -1,9 +1,11 @@
-"""Processes that join."""
+"""Programs below `tests`: two processes that join, or one with eight devices."""
 
 import socket
 import subprocess
 
 from places import ROOT, environment, program
+
+PIPES = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
 
 
 def free_port():
@@ -20,12 +22,17 @@ def finish(*processes):
   return [output for output, _ in printed]
 
 
+def run_on_eight(name):
+  """Runs a program below `tests` on eight simulated devices; what it prints."""
+  [printed] = finish(subprocess.Popen(program(name), env=environment(8), **PIPES))
+  return printed
+
+
 def run_two(name, *arguments):
   """Runs a program below `tests` as two processes of a device each."""
   words = [*program(name), str(free_port())]
-  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
   started = [
-    subprocess.Popen([*words, number, *map(str, arguments)], cwd=ROOT, env=environment(1), **pipes)
+    subprocess.Popen([*words, number, *map(str, arguments)], env=environment(1), **PIPES)
     for number in '01'
   ]
   finish(*started)

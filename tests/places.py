@@ -41,9 +41,9 @@ def get_config(name, *arguments):
 
 
 def digests(folder):
-  """SHA-256 of every file below a folder, by path."""
+  """SHA-256 of every file below a folder, by its path in there."""
   return {
-    path: hashlib.sha256(path.read_bytes()).hexdigest()
+    path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
     for path in folder.rglob('*')
     if path.is_file()
   }

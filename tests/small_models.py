@@ -67,12 +67,12 @@ class Transformer(nn.Module):
 class LiveMlp(nnx.Module):
   """The same in NNX, with batch statistics and a random stream."""
 
-  def __init__(self, inputs=6, hidden=8, classes=3):
+  def __init__(self, inputs=6):
     rngs = nnx.Rngs(0)
-    self.fc = nnx.Linear(inputs, hidden, rngs=rngs)
-    self.norm = nnx.BatchNorm(hidden, momentum=0.5, rngs=rngs)
+    self.fc = nnx.Linear(inputs, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
-    self.head = nnx.Linear(hidden, classes, rngs=rngs)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
 
   def __call__(self, x):
     return self.head(self.dropout(nnx.gelu(self.norm(self.fc(x)))))

@@ -1,10 +1,7 @@
 """Several devices, which are simulated, and several processes do what one does."""
 
-import subprocess
-
 import pytest
-from joining import run_two
-from places import ROOT, environment, program
+from joining import run_on_eight, run_two
 
 from glora_jax.method.sharding import sharded_axis
 
@@ -21,10 +18,7 @@ def test_the_largest_axis_that_fits_is_sharded_and_no_stack(shape, axis):
   'name', ['eight_devices', 'sharded_params', 'sharded_nnx', 'sharded_allocation']
 )
 def test_eight_devices_train_score_allocate_and_fold_as_one(name):
-  ran = subprocess.run(
-    program(f'programs/{name}'), env=environment(8), capture_output=True, text=True, cwd=ROOT
-  )
-  assert ran.returncode == 0, ran.stderr[-3000:]
+  run_on_eight(f'programs/{name}')
 
 
 def test_joined_processes_wait_share_arrays_and_read_their_part(tmp_path):

@@ -321,43 +321,30 @@ def control_flow():
 
 @example
 def convolutions():
-  """One whose kernel has its outputs last, and one that has them first."""
+  """Kernels with their outputs last and first, and transposed ones: as it is, and back to front."""
   params = {
     'last': {'w': weights(2, 2, 3, 5), 'b': normal(5)},
     'first': {'w': weights(WIDTH, 5, 1, 2), 'b': normal(WIDTH)},
-  }
-
-  def apply(params, x):
-    for layer, layout in (('last', 'HWIO'), ('first', 'OIHW')):
-      numbers = ('NHWC', layout, 'NHWC')
-      x = jax.lax.conv_general_dilated(
-        x, params[layer]['w'], (2, 2), 'VALID', dimension_numbers=numbers
-      )
-      x = jax.nn.silu(x + params[layer]['b'])
-    return x
-
-  kernels = {'last/w': Kernel('iiio', 'last/b'), 'first/w': Kernel('oiii', 'first/b')}
-  inputs = (normal(BATCH, 6, 6, 3),)
-  return FunctionExample(apply, params, inputs, kernels, 2, options={'convs': True})
-
-
-@example
-def transposed_convolutions():
-  """By a kernel as it is, and by one that is turned back to front, as other libraries do it."""
-  params = {
-    'plain': {'w': weights(2, 3, 3, 5), 'b': normal(5)},
+    'plain': {'w': weights(2, 3, WIDTH, 5), 'b': normal(5)},
     'turned': {'w': weights(2, 3, WIDTH, 5), 'b': normal(WIDTH)},
   }
+  convolve, transpose = jax.lax.conv_general_dilated, jax.lax.conv_transpose
+  steps = {
+    'last': functools.partial(convolve, dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
+    'first': functools.partial(convolve, dimension_numbers=('NHWC', 'OIHW', 'NHWC')),
+    'plain': transpose,
+    'turned': functools.partial(transpose, transpose_kernel=True),  # as other libraries do it
+  }
 
   def apply(params, x):
-    for layer, turned in (('plain', False), ('turned', True)):
-      x = jax.lax.conv_transpose(x, params[layer]['w'], (2, 2), 'VALID', transpose_kernel=turned)
-      x = jax.nn.silu(x + params[layer]['b'])
+    for name, step in steps.items():
+      x = jax.nn.silu(step(x, params[name]['w'], (2, 2), 'VALID') + params[name]['b'])
     return x
 
-  kernels = {'plain/w': Kernel('iiio', 'plain/b'), 'turned/w': Kernel('iioi', 'turned/b')}
-  inputs = (normal(BATCH, 2, 2, 3),)
-  return FunctionExample(apply, params, inputs, kernels, 2, options={'convs': True})
+  axes = {'last': 'iiio', 'first': 'oiii', 'plain': 'iiio', 'turned': 'iioi'}
+  kernels = {f'{name}/w': Kernel(word, f'{name}/b') for name, word in axes.items()}
+  inputs = (normal(BATCH, 6, 6, 3),)
+  return FunctionExample(apply, params, inputs, kernels, 4, options={'convs': True})
 
 
 @example

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import Counted, attend, registry
+from hand_count import Counted, Kernel, Kernels, attend, registry
 from trees import normal
 
 WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
@@ -31,18 +30,14 @@ class Example(Counted):
     model: an unmodified Flax model.
     rows: names of its adapted layers in execution order, written down by hand.
     inputs: positional arguments of its call.
-    stack_axes: by the beginning of a path, where the stack axes of the whole kernel and bias are,
-      outermost first; elsewhere they lead.
-    sizes: (in, out) of layers where the kernel's shape alone does not tell.
+    axes: by the beginning of a path, the axes of a kernel and its bias, counted by hand; elsewhere
+      a kernel has its stack first, then one axis in and one out.
   """
 
   model: nn.Module
   rows: tuple[str, ...]
   inputs: tuple[Any, ...] = (normal(2, WIDTH),)
-  stack_axes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(
-    default_factory=dict
-  )
-  sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  axes: Kernels = dataclasses.field(default_factory=dict)
 
   def variables(self, seed: int = 0) -> Any:
     """Random values for all collections, in the model's own boxes; nothing is compiled."""
@@ -126,7 +121,9 @@ class ScannedViT(nn.Module):
 @example
 def scanned_vit():
   rows = tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in FLAX_BLOCK)
-  return Example(ScannedViT(), rows, (normal(2, 4, 4, 3),), blind=KEYS)
+  heads = Kernel('Sioo'), Kernel('Sioo'), Kernel('Sioo'), Kernel('Siio')
+  axes = {f'encoderblock/{layer}': kernel for layer, kernel in zip(FLAX_BLOCK, heads, strict=False)}
+  return Example(ScannedViT(), rows, (normal(2, 4, 4, 3),), blind=KEYS, axes=axes)
 
 
 # Decoder-only language model: RMSNorm, grouped-query attention, experts, tied embeddings.
@@ -167,10 +164,10 @@ class Decoder(nn.Module):
 
 @example
 def decoder():
-  sizes = {f'attention/{name}_proj': (8, 4 if name in 'kv' else 8) for name in 'qkvo'}
+  axes = {f'attention/{name}_proj': Kernel('iio' if name == 'o' else 'ioo') for name in 'qkvo'}
   experts = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
-  rows = (*sizes, *(f'moe/{name}' for name in experts))
-  return Example(Decoder(), rows, (tokens(),), sizes=sizes)
+  rows = (*axes, *(f'moe/{name}' for name in experts))
+  return Example(Decoder(), rows, (tokens(),), axes=axes)
 
 
 # ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
@@ -257,8 +254,7 @@ class LiftedLayers(nn.Module):
 @example
 def lifted_layers():
   rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
-  axes, sizes = {'stacked': ((3,), (2,))}, {'stacked[1]': (HIDDEN, 8)}
-  return Example(LiftedLayers(), rows, stack_axes=axes, sizes=sizes)
+  return Example(LiftedLayers(), rows, axes={'stacked': Kernel('iooS', bias_axes='ooS')})
 
 
 class User(nn.Module):
@@ -324,8 +320,11 @@ class Nested(nn.Module):
 def scan_of_vmap():
   branches = block_rows('steps/branches', stack=(2, 4))
   rows = ('steps/mix[0]', *branches[:8], 'steps/mix[1]', *branches[8:])
-  axes = {'steps/mix': ((2,), (1,)), 'steps/branches': ((3, 0), (2, 0))}
-  return Example(Nested(), rows, stack_axes=axes)
+  axes = {
+    'steps/mix': Kernel('ioS', bias_axes='oS'),
+    'steps/branches': Kernel('sioS', bias_axes='soS'),
+  }
+  return Example(Nested(), rows, axes=axes)
 
 
 class RematScanned(nn.Module):
@@ -419,9 +418,9 @@ class GroupStep(nn.Module):
 def dense_general():
   scanned = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
   rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *scanned)
-  sizes = {'pairs': (8, 4), 'triple': (8, 16), 'grouped[1]': (8, 8), 'scanned/layer[2,1]': (8, 8)}
-  axes = {'scanned': ((1, 0), (1, 0))}
-  return Example(ManyAxes(), rows, (normal(2, 2, 4),), stack_axes=axes, sizes=sizes)
+  axes = {'pairs': Kernel('iioo'), 'triple': Kernel('iiioo'), 'grouped': Kernel('Sioo')}
+  axes['scanned'] = Kernel('sSiioo', bias_axes='sSoo')
+  return Example(ManyAxes(), rows, (normal(2, 2, 4),), axes=axes)
 
 
 class BoxedStep(nn.Module):
@@ -451,7 +450,7 @@ class Boxed(nn.Module):
 @example
 def with_partitioning():
   rows = tuple(f'steps/{layer}[{i}]' for i in range(LENGTH) for layer in ('up', 'down'))
-  return Example(Boxed(), rows, stack_axes={'steps': ((1,), (1,))})
+  return Example(Boxed(), rows, axes={'steps': Kernel('iSo', bias_axes='oS')})
 
 
 class TwoTower(nn.Module):

@@ -8,7 +8,7 @@ import model_zoo
 import numpy as np
 import pytest
 from comparing import THIN, assert_close, assert_folds, assert_trees_close, random_variables, vector
-from hand_count import Kernel, unboxed
+from hand_count import Kernel, expected, found, unboxed
 from zoo_cases import SPACE, Case
 
 from glora_jax import SearchSpace
@@ -31,40 +31,26 @@ class LinenCase(Case):
       variables = {**base, 'params': params}
       return vector(example.model.apply(variables, *example.inputs, **example.kwargs))
 
-    super().__init__(example, adapted, params, plain, kernels_of(example, adapted, params))
+    super().__init__(example, adapted, params, plain, kernels_of(example, params))
     self.rest = base
     self.variables = {**base, **random_variables(adapted, params, seed=0)}
     self.start = {**base, **self.start}
     self._many = jax.jit(jax.vmap(self._compute, (None, 0)))
-    self.fold = jax.jit(adapted.fold)
 
   def compute(self, variables):
     whole = self._many(variables, self.genomes)
     return [jax.tree.map(lambda leaf: leaf[row], whole) for row in range(len(self.genomes))]  # noqa: B023
 
 
-def kernels_of(example, adapted, params):
-  """An example's kernels, as `hand_count` writes them, from rows and stack axes counted by hand."""
+def kernels_of(example, params):
+  """An example's kernels by path, counted by hand, with the biases that there are."""
   arrays, kernels = unboxed(params), {}
-  layers = {layer.name: layer for layer in adapted.spec}
   for row in example.rows:
     path, _, index = row.partition('[')
-    leading = tuple(range(len(index.split(',')) if index else 0))
-    stack, bias_stack = next(
-      (axes for prefix, axes in example.stack_axes.items() if path.startswith(prefix)),
-      (leading, leading),
-    )
-    size, axes = 1, ''
-    for axis, length in enumerate(arrays[f'{path}/kernel'].shape):
-      is_input = size < layers[row].in_features
-      axes += 'Ss'[stack.index(axis) :][0] if axis in stack else 'i' if is_input else 'o'
-      size *= 1 if axis in stack else length
+    plain = Kernel('Ss'[: len(index.split(',')) if index else 0] + 'io')
+    kernel = next((x for prefix, x in example.axes.items() if path.startswith(prefix)), plain)
     bias = f'{path}/bias'
-    letters = [
-      'Ss'[bias_stack.index(axis)] if axis in bias_stack else 'o'
-      for axis in range(arrays[bias].ndim if bias in arrays else 0)
-    ]
-    kernels[f'{path}/kernel'] = Kernel(axes, bias if letters else None, ''.join(letters))
+    kernels[f'{path}/kernel'] = kernel._replace(bias=bias if bias in arrays else None)
   return kernels
 
 
@@ -77,10 +63,7 @@ def session(name):
 def test_rows_are_the_linear_layers_in_execution_order(name):
   case = session(name)
   assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
-  sizes = {layer.name: (layer.in_features, layer.out_features) for layer in case.adapted.spec}
-  assert {row: sizes[row] for row in case.example.sizes} == case.example.sizes
-  for layer in case.adapted.spec:
-    assert layer.bias == (case.kernels[f'{layer.name.partition("[")[0]}/kernel'].bias is not None)
+  assert found(case.adapted) == expected(case.kernels)
 
 
 @every_model

@@ -32,9 +32,9 @@ X = normal(3, 5, 12)
 SPACE = SearchSpace((2, 4))
 
 
-def checked(model, inputs=X, space=SPACE, **options):
+def checked(model, inputs=X, **options):
   """A model adapted, of which the largest structure folds and a thin one."""
-  adapted, variables = ready(model, inputs, space=space, **options)
+  adapted, variables = ready(model, inputs, space=SPACE, **options)
   for structure in ('full', THIN):
     assert_folds(adapted, variables, inputs, structure=structure)
   return adapted

@@ -24,7 +24,6 @@ PARAMS = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
 LAYERS = Spec(tuple(Layer(name, 8, 32) for name in 'abc'))
 UNBIASED = Spec((Layer('attn/qkv', 8, 32, bias=False),))
 GENOME = np.array([[0, 3, 0, 0, 0]], np.int8)
-NAMED = glora_jax.genome_to_json(Spec((Layer('Dense', 4, 3),)), GENOME)
 
 
 def adapt(**options):

@@ -1,10 +1,9 @@
 """NNX models that attached ones are tested on, and what their tests share."""
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from nnx_zoo import EncoderBlock
-from trees import normal
+from trees import normal, randomized
 
 import glora_jax
 from glora_jax.nnx import live
@@ -17,8 +16,8 @@ TOKENS = normal(4, 3, 8)
 class Classifier(nnx.Module):
   """A block, a batch norm and a head, which other methods call too."""
 
-  def __init__(self, seed=0):
-    rngs = nnx.Rngs(seed)
+  def __init__(self):
+    rngs = nnx.Rngs(0)
     self.block = EncoderBlock(rngs=rngs)
     self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
     self.head = nnx.Linear(8, 3, rngs=rngs)
@@ -30,12 +29,9 @@ class Classifier(nnx.Module):
     return self.head(self.features(x))
 
 
-def randomize(model, seed=1, scale=0.3):
+def randomize(model):
   """Puts normal numbers in the place of an adapter's arrays."""
-  rng = np.random.default_rng(seed)
-  for variable in variables(model, glora_jax.nnx.AdapterParam):
-    values = rng.normal(0, scale, variable.shape)
-    variable.set_value(jnp.asarray(values, variable.get_value().dtype))
+  nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.AdapterParam)))
 
 
 def variables(model, kind):
@@ -43,10 +39,9 @@ def variables(model, kind):
   return [variable for _, variable in nnx.to_flat_state(nnx.state(model, kind))]
 
 
-def genomes(model, number, seed=0):
+def genomes(model, number):
   """Random genomes of an attached model."""
-  rng = np.random.default_rng(seed)
-  return glora_jax.random_genomes(rng, live.spec(model), number)
+  return glora_jax.random_genomes(np.random.default_rng(0), live.spec(model), number)
 
 
 @nnx.jit

@@ -6,7 +6,6 @@ a model, write it and a function decorated with `example` that counts its kernel
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -64,10 +63,9 @@ def under(prefix: str, kernels: Kernels) -> dict[str, Kernel]:
   }
 
 
-def dense(*names: str, bias: bool = True) -> dict[str, Kernel]:
+def dense(*names: str) -> dict[str, Kernel]:
   """The kernels of `nnx.Linear` layers."""
-  paths = [f'{name}/kernel' for name in names]
-  return {path: beside('io', path) if bias else Kernel('io') for path in paths}
+  return {f'{name}/kernel': beside('io', f'{name}/kernel') for name in names}
 
 
 # Kernels [width, heads, channels] and back, of Flax's own attention.
@@ -176,14 +174,6 @@ def decoder():
   """Gemma of tunix with its experts: 3 rows of attention, the router, 2 for each expert."""
   embedding = ('embedder/input_embedding',)
   return NnxExample(made(Decoder), (tokens(),), DECODER, 12, uncovered=embedding)
-
-
-@example
-def decoder_with_keys_and_values_split():
-  """The same with a row for the keys and one for the values."""
-  kernels = {**DECODER, 'layers/0/attn/kv_einsum/w': Kernel('soio')}
-  options = {'split': {'kv_einsum': 0}}
-  return dataclasses.replace(decoder(), kernels=kernels, rows=13, options=options)
 
 
 # A vision transformer with a convolution for patches: bonsai, jimm; a depthwise one: Mamba.
@@ -316,41 +306,6 @@ def scans_in_a_vmap():
   # Stacked vectors look like matrices where no scan says which axis is the stack.
   uncovered = ('members/layers/norm/bias', 'members/layers/norm/scale')
   return NnxExample(made(Ensemble), (activations(),), kernels, 6, uncovered=uncovered)
-
-
-class VmappedBranches(nnx.Module):
-  def __init__(self, *, rngs):
-    @nnx.split_rngs(splits=3)
-    @nnx.vmap(axis_size=3)
-    def make_branch(rngs):
-      return EncoderBlock(rngs=rngs)
-
-    self.branches = make_branch(rngs)
-    self.out = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
-
-  def __call__(self, x):
-    @nnx.vmap(in_axes=(0, None))
-    def run(branch, x):
-      return branch(x)
-
-    return self.out(run(self.branches, x).mean(0))
-
-
-@example
-def vmapped_branches():
-  stacked = {
-    path: kernel._replace(axes='s' + kernel.axes)
-    for path, kernel in under('branches/', ENCODER_BLOCK).items()
-  }
-  stacked |= {'branches/attention/out/kernel': beside('siio', 'branches/attention/out/kernel')}
-  return NnxExample(
-    made(VmappedBranches),
-    (activations(),),
-    stacked | dense('out'),
-    19,
-    uncovered=tuple(f'branches/norm{i}/{name}' for i in (1, 2) for name in ('bias', 'scale')),
-    blind=r'/key\[',
-  )
 
 
 # linen inside NNX: openpi's pattern.

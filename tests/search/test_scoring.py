@@ -1,15 +1,14 @@
 """Scoring a population: exact, whatever the chunk, the block and the way of merging."""
 
 import functools
-import subprocess
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from joining import run_on_eight
 from numpy.testing import assert_allclose, assert_array_equal
-from places import environment, program
 from tiny_models import problem, reference_scores
 
 import glora_jax
@@ -77,15 +76,6 @@ def test_only_classes_that_count_are_answers():
   masked = glora_jax.classification(classes=classes)
   [correct] = score((adapted, variables, genomes[1][None], images, labels), masked).correct
   assert correct == (logits.argmax(-1) == labels).sum()
-
-
-def test_an_answer_that_is_not_finite_is_wrong():
-  adapted, variables, genomes, images, labels = problem('mlp')
-  infinite = np.arange(len(labels)) % 3 == 0
-  expected = score((adapted, variables, genomes, images[~infinite], labels[~infinite])).correct
-  images, labels = images.at[infinite].set(jnp.inf), labels.at[infinite].set(0)
-  found = score((adapted, variables, genomes, images, labels), chunk=3, block=8)
-  assert_array_equal(found.correct, expected)
 
 
 def test_the_chunk_is_the_largest_that_fits_into_memory(monkeypatch):
@@ -159,10 +149,6 @@ def test_noise_on_the_adapter_reaches_the_scores_of_folded_structures(monkeypatc
 
 @pytest.mark.slow
 def test_sharded_scores_are_unsharded_ones_with_at_most_one_collective_a_block():
-  ran = subprocess.run(
-    program('programs/sharded_scores'), env=environment(8), capture_output=True, text=True
-  )
-  assert ran.returncode == 0, ran.stderr[-3000:]
-  lines = ran.stdout.strip().splitlines()
+  lines = run_on_eight('programs/sharded_scores').splitlines()
   assert len(lines) == 4
-  assert all(int(line.split()[-1]) <= 1 for line in lines), ran.stdout
+  assert all(int(line.split()[-1]) <= 1 for line in lines), lines

@@ -9,7 +9,6 @@ from glora_jax.search.evolution import Evolution, evolve
 
 SPEC = Spec(tuple(Layer(f'layer{i}', 8, 8, i != 2, SearchSpace((2, 4))) for i in range(4)))
 TARGET = canonicalize(SPEC, np.random.default_rng(5).integers(0, SPEC.num_codes))
-GENES = TARGET.size
 SMALL = Evolution(population=20, generations=6, parents=5, mutations=10, crossovers=10)
 
 

@@ -11,7 +11,6 @@ from comparing import assert_trees_equal
 from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.method import presets
-from glora_jax.method.draws import random_genomes
 from glora_jax.method.dropout import Dropout, drop_components
 from glora_jax.method.forward import Forward
 from glora_jax.method.genomes import largest_genome
@@ -43,7 +42,6 @@ def loss_at(trainable, images, labels, genomes, **options):
 
 
 compiled_loss = jax.jit(loss_at, static_argnames=('consistency', 'component_dropout'))
-loss_and_gradient = jax.jit(jax.value_and_grad(loss_at))
 
 
 def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
@@ -82,19 +80,6 @@ def test_genes_take_their_largest_form_as_often_as_asked(largest):
   assert genomes.shape == (500, len(spec), 5)
   share = np.mean(np.asarray(genomes) == spec.num_codes - 1, axis=(0, 1))
   assert_allclose(share, largest + (1 - largest) / spec.num_codes[0], atol=0.03)
-
-
-def test_several_paths_are_the_mean_of_their_groups_losses():
-  _, _, images, labels = problem()
-  trainable, _ = problem().split()
-  genomes = random_genomes(np.random.default_rng(0), problem().adapted.spec, 3)
-  loss, gradient = loss_and_gradient(trainable, images, labels, genomes)
-  groups = zip(np.split(images, 3), np.split(labels, 3), genomes, strict=True)
-  results = [loss_and_gradient(trainable, *group) for group in groups]
-  losses, gradients = zip(*results, strict=True)
-  assert_allclose(loss, np.mean(losses), rtol=1e-5)
-  expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *gradients)
-  jax.tree.map(functools.partial(assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
 
 
 def test_noise_is_a_factor_for_each_output_that_all_supports_of_a_layer_share():

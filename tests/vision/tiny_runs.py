@@ -5,9 +5,9 @@ import subprocess
 import sys
 import time
 
-import jax
 from flax.traverse_util import flatten_dict
-from places import ROOT
+from joining import PIPES
+from places import environment
 
 from benchmarks.machinery import killable
 from glora_jax.files import read_json
@@ -68,22 +68,11 @@ def overrides(config):
   ]
 
 
-def start_command(config_file, workdir, flags, env=()):
-  """Starts the command."""
-  words = [sys.executable, '-m', 'glora_jax.main', '--config', config_file]
-  return subprocess.Popen(
-    [*words, '--workdir', str(workdir), *flags],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=ROOT,
-    env={
-      **os.environ,
-      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      **dict(env),
-    },
-  )
+def start_command(config, workdir, *flags, devices=1):
+  """Starts the quickstart with the fields of a config as flags, and with more flags."""
+  words = [sys.executable, '-m', 'glora_jax.main', '--config', 'configs/quickstart.py']
+  words += ['--workdir', str(workdir), *overrides(config), *flags]
+  return subprocess.Popen(words, env=environment(devices), **PIPES)
 
 
 def wait_for(process, *paths):

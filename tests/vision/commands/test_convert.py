@@ -112,7 +112,7 @@ def test_what_is_replaced_when_asked_is_what_is_written(strangers, output, forma
   convert.main(['in', output, '--format', format, '--overwrite'])
   after = digests(strangers)
   changed = {path for path in before if after.get(path) != before[path]}
-  assert {str(path.relative_to(strangers)) for path in changed} == replaced
+  assert {*map(str, changed)} == replaced
 
 
 @pytest.mark.parametrize(

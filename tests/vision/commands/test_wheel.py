@@ -127,24 +127,30 @@ def run(folder, *words):
   return subprocess.run([sys.executable, *words], **options, capture_output=True)
 
 
-@pytest.mark.slow
-def test_with_the_library_alone_a_command_says_what_to_install(built, tmp_path):
+@pytest.fixture(scope='module')
+def installed(built, tmp_path_factory):
+  """A folder with the wheel, installed, and links to all that the library requires."""
+  folder, linked = tmp_path_factory.mktemp('installed'), set()
   [wheel] = built.glob('*.whl')
-  words = ['-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', tmp_path, wheel]
+  words = ['-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', folder, wheel]
   subprocess.run([sys.executable, *words], check=True)
-  linked = set()
   for line in declared()[0]:
-    link_with_requirements(Requirement(line).name, tmp_path, linked)
-  assert run(tmp_path, '-S', '-c', 'import glora_jax; glora_jax.adapt').returncode == 0
+    link_with_requirements(Requirement(line).name, folder, linked)
+  return folder
+
+
+@pytest.mark.slow
+def test_with_the_library_alone_a_command_says_what_to_install(installed):
+  assert run(installed, '-S', '-c', 'import glora_jax; glora_jax.adapt').returncode == 0
   sentence = (
     'glora_jax.vision and the commands need tensorflow-datasets, which is not installed; in the '
     "clone run pip install -e '.[vision]'\n"
   )
   for script, module in COMMANDS.items():
-    for words in (['-m', module], [tmp_path / 'bin' / script]):
-      ended = run(tmp_path, '-S', *words)  # without the packages of this environment
+    for words in (['-m', module], [installed / 'bin' / script]):
+      ended = run(installed, '-S', *words)  # without the packages of this environment
       assert (ended.returncode, ended.stdout, ended.stderr) == (1, '', f'error: {sentence}')
-  ended = run(tmp_path, '-S', '-c', 'import glora_jax.vision.runs.experiment')
+  ended = run(installed, '-S', '-c', 'import glora_jax.vision.runs.experiment')
   assert ended.stderr.endswith(f'glora_jax.errors.MissingPackageError: {sentence}')
 
 
@@ -176,18 +182,11 @@ def test_a_package_that_is_there_but_fails_keeps_its_traceback(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_finds_its_configs_outside_of_the_checkout(built, tmp_path):
-  [wheel] = built.glob('*.whl')
-  target = tmp_path / 'target'
-  words = ['-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', target, wheel]
-  subprocess.run([sys.executable, *words], check=True)
-  paths = f'{target}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
-  options = {'cwd': tmp_path, 'env': {**os.environ, 'PYTHONPATH': paths}, 'text': True}
-  code = 'import glora_jax; print(glora_jax.__file__)'
-  run = subprocess.run([sys.executable, '-c', code], **options, stdout=subprocess.PIPE, check=True)
-  assert pathlib.Path(run.stdout).is_relative_to(target)
+def test_an_installed_wheel_finds_its_configs_outside_of_the_checkout(installed):
+  found = run(installed, '-c', 'import glora_jax; print(glora_jax.__file__)').stdout
+  assert pathlib.Path(found).is_relative_to(installed)
   # The config is read and checked, and refused in a sentence before anything starts.
-  words = ['--config', 'quickstart', '--config.budget=0.5', '--workdir', tmp_path / 'run']
-  run = subprocess.run([target / 'bin' / 'glora', *words], **options, stderr=subprocess.PIPE)
-  assert run.returncode == 1
-  assert 'budget=0.5 must be an integer or None' in run.stderr
+  words = ['--config', 'quickstart', '--config.budget=0.5', '--workdir', 'run']
+  ended = run(installed, installed / 'bin' / 'glora', *words)
+  assert ended.returncode == 1
+  assert 'budget=0.5 must be an integer or None' in ended.stderr

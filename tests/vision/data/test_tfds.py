@@ -1,16 +1,15 @@
 """TFDS data sets: what they are called, and what is handed to other processes."""
 
-import logging
 import os
 import pathlib
 import pickle
 import subprocess
 import tempfile
-import time
 
 import pytest
 from comparing import assert_refused
 from digits_folder import Digits, copy_digits, prepared_digits
+from joining import PIPES
 from numpy.testing import assert_array_equal
 from places import program
 
@@ -32,34 +31,19 @@ def test_a_builder_made_before_its_data_set_was_prepared_reads_it(tmp_path):
   assert len(tfds.read(early, 'test').labels) == 797
 
 
-def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path, monkeypatch, caplog):
-  meeting_point = tmp_path / 'begun'
+def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path):
+  folder, meeting_point = tmp_path / 'tfds', tmp_path / 'begun'
   meeting_point.mkdir()
-  generate_examples = Digits._generate_examples
-
-  def wait_and_generate_examples(self, indices):
-    (meeting_point / 'here').touch()
-    while len(list(meeting_point.iterdir())) < 2:
-      assert other.poll() is None
-      time.sleep(0.01)
-    return generate_examples(self, indices)
-
-  monkeypatch.setattr(Digits, '_generate_examples', wait_and_generate_examples)
-  command = [
-    *program('vision/programs/prepare_together'),
-    str(tmp_path / 'tfds'),
-    str(meeting_point),
-  ]
-  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-  other = subprocess.Popen(command, text=True, **pipes)
-  with caplog.at_level(logging.INFO):
-    images, labels = pipeline.load(tfds.read(builder_in(tmp_path / 'tfds'), 'test'), 8)
-  output, errors = other.communicate(timeout=120)
-  assert other.returncode == 0, errors[-2000:]
+  command = [*program('vision/programs/prepare_together'), str(folder), str(meeting_point)]
+  started = [subprocess.Popen(command, **PIPES) for _ in range(2)]
+  outputs, errors = zip(*(each.communicate(timeout=120) for each in started), strict=True)
+  assert [each.returncode for each in started] == [0, 0], errors
+  images, labels = pipeline.load(tfds.read(builder_in(folder), 'test'), 8)
   expected = f'{images.shape} {images.sum()} {labels.sum()}'
-  assert output.splitlines()[-2:] == [expected, 'tensorflow False']  # TFDS prints before
-  assert (caplog.text + errors).count('Another process has prepared') == 1
-  assert [path.name for path in (tmp_path / 'tfds' / 'digits').iterdir()] == ['1.0.0']
+  for output in outputs:
+    assert output.splitlines()[-2:] == [expected, 'tensorflow False']  # TFDS prints before
+  assert str(errors).count('Another process has prepared') == 1
+  assert [path.name for path in (folder / 'digits').iterdir()] == ['1.0.0']
 
 
 def test_examples_can_be_pickled_and_a_split_that_is_lacking_is_named():

@@ -1,7 +1,6 @@
 """Configs in which any value stands in any field: the settings it says, or one line."""
 
 import copy
-import json
 import re
 
 import hypothesis.strategies as st
@@ -28,9 +27,6 @@ class Given:
 
   def to_dict(self):
     return copy.deepcopy(self.values)
-
-  def to_json(self, json_encoder_cls=None):
-    return json.dumps(self.values, cls=json_encoder_cls)
 
 
 def value_of(draw, name):

@@ -65,3 +65,16 @@ def allocation():
   )
   curve = Curve(np.array([0, 8, 16, 40]), np.array([0.0, 3.0, 5.0, 10.0]), knee=2)
   return Allocation(genome, {}, spec, scores, curve, 40, False)
+
+
+@pytest.fixture(params=['run', 'comparison', 'suite'])
+def any_page(request, tmp_path, allocation, make_board):
+  """The elements of a page of each kind; of a suite one task is done, one failed, one not ready."""
+  if request.param == 'run':
+    return pages.write_run(tmp_path, pages.make_findings(allocation))
+  if request.param == 'comparison':
+    return pages.write_comparison(tmp_path, allocation)
+  suite = make_board({'vtab/cifar100': 70.0})
+  suite.failed['vtab/dtd'] = 'The loss was not finite.'
+  suite.missing['vtab/kitti'] = f'kitti needs {pages.SCRIPT}.'
+  return pages.write_suite(tmp_path, suite)

@@ -11,8 +11,9 @@ from glora_jax.vision.reports import comparison_page, run_page, scoreboard
 from glora_jax.vision.reports.errors import Outcome
 from glora_jax.vision.reports.run_page import Findings
 
-SCRIPT = '<script>alert(1)</script>'
-IMAGE = '"><img src=x onerror=alert(1)>'
+LONG = 'a_name_that_is_long_and_has_no_space_at_all'
+SCRIPT = f'{LONG}<script>alert(1)</script>'
+IMAGE = f'{LONG}"><img src=x onerror=alert(1)>'
 MADE = {
   'command': 'python -m glora_jax.main --config configs/own.py',
   'versions': {'jax': '0.10'},
@@ -62,7 +63,7 @@ def structure(params, accuracy, paired=None, **fields):
   return {'params': params, **shares, **fields, 'against_result': against}
 
 
-def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
+def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
   """A search that is over, on 40 test images of which 8 are wrong, and a gradient's structure."""
   spec, genome = allocation.spec, allocation.genome
   smaller = genome * np.array([[1], [0]], np.int8)
@@ -74,7 +75,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
   params = int(count_params(spec, genome))
   result = {
     **RESULT,
-    'task': task,
+    'task': IMAGE,
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
       'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
@@ -87,7 +88,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog'), task=IMAGE):
   }
   return Findings(
     result,
-    types.SimpleNamespace(name=task, classes=list(classes)),
+    types.SimpleNamespace(name=IMAGE, classes=list(classes)),
     dict.fromkeys(result['structures'], spec),
     Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels, str),
     archive,

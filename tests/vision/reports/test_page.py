@@ -11,25 +11,6 @@ from glora_jax.vision.reports import page, tables
 from glora_jax.vision.runs import command_line
 
 
-@pytest.fixture
-def board(make_board):
-  """A suite of which one task is done, one failed and one is not ready."""
-  suite = make_board({'vtab/cifar100': 70.0})
-  suite.failed['vtab/dtd'] = 'The loss was not finite.'
-  suite.missing['vtab/kitti'] = f'kitti needs {pages.SCRIPT}.'
-  return suite
-
-
-@pytest.fixture(params=['run', 'comparison', 'suite'])
-def any_page(request, tmp_path, allocation, board):
-  """The elements of a page of each kind."""
-  if request.param == 'run':
-    return pages.write_run(tmp_path, pages.make_findings(allocation))
-  if request.param == 'comparison':
-    return pages.write_comparison(tmp_path, allocation)
-  return pages.write_suite(tmp_path, board)
-
-
 def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
   assert not any_page.all('script', 'iframe', 'object', 'embed')
   for element in everything(any_page):

@@ -5,7 +5,6 @@ They need the extra `browser` and Debian's Chromium.
 
 import os
 
-import pages
 import pytest
 
 CHROMIUM = '/usr/bin/chromium'
@@ -27,19 +26,10 @@ def browser():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('scheme, width', [('light', 1280), ('dark', 390)])
-@pytest.mark.parametrize('kind', ['run', 'comparison', 'suite'])
-def test_a_browser_finds_nothing_wrong_with_a_page(
-  browser, tmp_path, allocation, make_board, kind, scheme, width
-):
+@pytest.mark.usefixtures('any_page')
+def test_a_browser_finds_nothing_wrong_with_a_page(browser, tmp_path, scheme, width):
   from axe_playwright_python.sync_playwright import Axe
 
-  if kind == 'run':
-    classes = ('cat', 'a_class_whose_name_is_long_and_has_no_space_at_all', 'dog')
-    pages.write_run(tmp_path, pages.make_findings(allocation, classes, classes[1]))
-  elif kind == 'comparison':
-    pages.write_comparison(tmp_path, allocation)
-  else:
-    pages.write_suite(tmp_path, make_board({'vtab/cifar100': 70.0}))
   written = (tmp_path / 'report.html').as_uri()
   viewport = {'width': width, 'height': 800}
   # The page forbids scripts, and axe-core is one.

@@ -1,14 +1,12 @@
 """Predictions of images: the most probable class that counts, in blocks, on several devices."""
 
-import subprocess
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from joining import run_on_eight
 from numpy.testing import assert_allclose, assert_array_equal
-from places import ROOT, environment, program
 
 import glora_jax
 from glora_jax.vision.runs import predictions
@@ -53,6 +51,4 @@ def test_an_answer_that_is_not_finite_is_wrong(problem):
 
 @pytest.mark.slow
 def test_eight_devices_read_predict_and_train_a_head_on_features_as_one():
-  command = program('vision/programs/vit_on_eight_devices')
-  ran = subprocess.run(command, env=environment(8), capture_output=True, text=True, cwd=ROOT)
-  assert ran.returncode == 0, ran.stderr[-3000:]
+  run_on_eight('vision/programs/vit_on_eight_devices')

@@ -14,7 +14,7 @@ import signal
 import jax
 import pytest
 from few_shot_lists import write_few_shot_lists
-from tiny_runs import changed, overrides, start_command, wait_for, without_seconds
+from tiny_runs import changed, start_command, wait_for, without_seconds
 
 from glora_jax.errors import UserError
 from glora_jax.files import read_json
@@ -91,8 +91,7 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
 ):
   suite.run(config, str(tmp_path / 'process'))
   workdir = tmp_path / 'ray'
-  flags = [*overrides(config), f'--runner=ray:{cluster.address}']
-  process = start_command('configs/quickstart.py', workdir, flags)
+  process = start_command(config, workdir, f'--runner=ray:{cluster.address}')
   wait_for(process, *(folder / 'training' for folder in folders_of(workdir)))
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate()

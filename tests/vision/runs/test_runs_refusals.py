@@ -3,6 +3,7 @@
 import pytest
 from comparing import assert_refused
 from places import CONFIGS, get_config
+from test_early_checks import fitted
 from tiny_runs import changed
 
 from glora_jax import main
@@ -17,7 +18,7 @@ from glora_jax.vision.runs.config import (
   parse_arguments,
   with_settings,
 )
-from glora_jax.vision.runs.context import fit_batches, never
+from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.sections import TrainingSettings
 
 ADAPTING = [
@@ -31,7 +32,6 @@ ADAPTING = [
   ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
   ({'structure': 'transfer'}, 'budget=None'),
   ({'structure': 'transfer', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
-  ({'structure': 'transfer', 'budget': 9, 'presets': ('gradient',)}, "presets=('gradient',)"),
   (
     {'structure': 'gradient', 'training.epochs': 2, 'training.warmup_epochs': 0},
     'training.epochs=2 is too few',
@@ -56,9 +56,8 @@ def test_a_field_that_cannot_be_is_named(fields, named):
   assert_refused(named, check_config, config)
 
 
-def fit(**sections):
-  settings, counts = RunSettings(**sections), {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
-  fit_batches(settings, experiment.stages_of(settings), counts, None)
+def fit(sampling=Sampling(), **training):
+  fitted(RunSettings(training=TrainingSettings(**training), sampling=sampling))
 
 
 def settle(settings):
@@ -68,20 +67,9 @@ def settle(settings):
 @pytest.mark.parametrize(
   'call, named',
   [
-    (
-      lambda: fit(training=TrainingSettings(batch_size=32, accumulate=32)),
-      'training.batch_size=32',
-    ),
-    (
-      lambda: fit(
-        training=TrainingSettings(batch_size=16, accumulate=2), sampling=Sampling(paths=3)
-      ),
-      'sampling.paths=3',
-    ),
-    (
-      lambda: fit(training=TrainingSettings(batch_size=1, epochs=2**31 - 1, warmup_epochs=0)),
-      'training.epochs=2147483647',
-    ),
+    (lambda: fit(batch_size=32, accumulate=32), 'training.batch_size=32'),
+    (lambda: fit(Sampling(paths=3), batch_size=16, accumulate=2), 'sampling.paths=3'),
+    (lambda: fit(batch_size=1, epochs=2**31 - 1, warmup_epochs=0), 'training.epochs=2147483647'),
     (lambda: parse_arguments('a,rank=1,rank=2', {'rank': 4}), "'rank=2'"),
     (lambda: settle({'cifar10': {'budget': 1}}), "own.json: 'cifar10'"),
     (lambda: settle({'cifar100': {'budgets': 1}}), 'cifar100.budgets=1 is unknown'),

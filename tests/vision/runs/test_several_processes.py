@@ -1,5 +1,6 @@
 """Joining processes; a run on several devices and processes, simulated, equals that on others."""
 
+import functools
 import os
 import shutil
 import time
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import tiny_runs
 from joining import finish, free_port, run_two
-from places import environment
 
 from glora_jax.files import read_json
 from glora_jax.vision.files import read_arrays, read_lines
@@ -67,24 +67,16 @@ def start(run_config):
   # Each device would drop paths by itself.
   fields = {'model__drop_path': 0.0, 'training__accumulate': 2, 'finetune__epochs': 0}
   config = tiny_runs.changed(run_config, presets=(), **fields)
-  fields = tiny_runs.overrides(config)
-
-  def start(workdir, devices, *more):
-    flags = [*fields, *more]
-    return tiny_runs.start_command(
-      'configs/quickstart.py', workdir, flags, env=environment(devices)
-    )
-
-  return start
+  return functools.partial(tiny_runs.start_command, config)
 
 
-def start_two(start, workdir, *more, devices=2):
+def start_two(start, workdir, *more):
   joined = (
     f'--config.distributed.coordinator=localhost:{free_port()}',
     '--config.distributed.num_processes=2',
   )
   return [
-    start(workdir, devices, *joined, f'--config.distributed.process_id={process}', *more)
+    start(workdir, *joined, f'--config.distributed.process_id={process}', *more, devices=2)
     for process in range(2)
   ]
 
@@ -128,8 +120,8 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
   printed = finish(*pair)
   assert '| searched |' in printed[0]
   assert 'searched' not in printed[1]
-  finish(start(left, 2, *layout))
-  finish(start(alone, 4))
+  finish(start(left, *layout, devices=2))
+  finish(start(alone, devices=4))
 
   assert sorted(os.listdir(two)) == sorted(os.listdir(alone))
   for workdir in (two, left, alone):

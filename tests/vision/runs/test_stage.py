@@ -53,19 +53,19 @@ class Job:
 
     return Stage(name, run, (field,), **options)
 
-  def start(self, stop=lambda: False, facts=(), shards=1, until=None, **values):
+  def start(self, facts=(), shards=1, until=None, **values):
     """Walks the stages with other values of the config; (result, what was run)."""
     self.ran.clear()
-    result = walk(self.context(stop, facts, shards, **values), self.stages, until)
+    result = walk(self.context(facts, shards, **values), self.stages, until)
     return result, list(self.ran)
 
-  def context(self, stop=lambda: False, facts=(), shards=1, **values):
+  def context(self, facts=(), shards=1, **values):
     """What the stages are given."""
     return types.SimpleNamespace(
       settings=check_config(changed(default_config(), **values)),
       workdir=str(self.folder),
       path=lambda *names: os.path.join(self.folder, *names),
-      stop=stop,
+      stop=lambda: False,
       facts=dict(facts),
       shards=shards,
       seconds={},

@@ -10,7 +10,7 @@ import pytest
 from few_shot_lists import write_few_shot_lists
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
-from tiny_runs import changed, overrides, start_command, wait_for
+from tiny_runs import changed, start_command, wait_for
 
 from glora_jax.errors import UserError
 from glora_jax.vision.data import tfds as tfds_lib
@@ -86,9 +86,9 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
   (tmp_path / 'lists' / 'oxford_pets' / 'images' / 't20.png').write_bytes(b'broken')
   config = few_shot(run_config, tmp_path / 'lists', structure='lora', budget=5000)
   config.training.update(batch_size=2, epochs=12, warmup_epochs=0)
-  workdir, flags = tmp_path / 'run', overrides(config)
+  workdir = tmp_path / 'run'
   for number, stage in ((signal.SIGKILL, 'linear'), (signal.SIGTERM, 'lora')):
-    process = start_command('configs/quickstart.py', workdir, flags)
+    process = start_command(config, workdir)
     wait_for(process, workdir / 'oxford_pets' / '1' / '1' / 'training' / stage)
     process.send_signal(number)
     _, errors = process.communicate()
@@ -96,7 +96,7 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
     assert process.returncode == expected, errors
   assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1; the same', errors)
   assert ['fewshot/oxford_pets/1/0', 'done'] in firsts(workdir)
-  process = start_command('configs/quickstart.py', workdir, flags)
+  process = start_command(config, workdir)
   printed, errors = process.communicate()
   assert process.returncode == 1, errors
   assert 'Traceback' not in errors

@@ -4,7 +4,7 @@ import re
 import signal
 
 import pytest
-from tiny_runs import contents, overrides, start_command, wait_for
+from tiny_runs import contents, start_command, wait_for
 
 from glora_jax.vision.runs import command_line
 
@@ -16,30 +16,25 @@ def undisturbed(finished_run):
   return contents(workdir)
 
 
-def start(config, workdir):
-  """The command, with the config's fields as flags."""
-  return start_command('configs/quickstart.py', workdir, overrides(config))
-
-
 @pytest.mark.full
 def test_a_command_that_is_stopped_and_killed_resumes_to_the_undisturbed_result(
   run_config, undisturbed, tmp_path
 ):
   """SIGTERM as soon as the supernet has begun, kill -9 when the search has; a third start ends."""
   workdir = tmp_path / 'run'
-  process = start(run_config, workdir)
+  process = start_command(run_config, workdir)
   wait_for(process, workdir / 'supernet')
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate()
   assert process.returncode == command_line.STOPPED == 75, errors
   assert re.search(r'Stopped supernet at step (50|100|150)\. Everything is saved in', errors)
   assert 'Traceback' not in errors
-  process = start(run_config, workdir)
+  process = start_command(run_config, workdir)
   wait_for(process, workdir / 'search/archive.npz')
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
-  process = start(run_config, workdir)
+  process = start_command(run_config, workdir)
   printed, errors = process.communicate()
   assert process.returncode == 0, errors
   assert 'searched, finetuned' in printed
