@@ -35,7 +35,8 @@ from glora_jax.method.adapter_file import (
 )
 from glora_jax.method.program import arrays_of
 from glora_jax.method.quantized import split_quantized
-from glora_jax.method.rules import merge_biases, over_stack
+from glora_jax.method.rules import merge_biases
+from glora_jax.method.site import over_stack
 from glora_jax.method.space import MOST_RANKS, SearchSpace
 from glora_jax.tree import KeyPath, flatten, replace, update
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method.groups import Group, keys_of_rows
+from glora_jax.method.site import over_stack
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
 from glora_jax.tree import replace
 
@@ -41,11 +42,9 @@ class Dropout:
 
   def of_each(self, shape: tuple[int, ...]) -> Dropout:
     """That of a stack in which a layer may be several times, with other keys for each of them."""
-    fold_in = jax.random.fold_in
-    for _ in shape:
-      fold_in = jax.vmap(fold_in)
     numbers = jnp.arange(math.prod(shape)).reshape(shape)
-    return dataclasses.replace(self, key=fold_in(self.key, numbers))
+    keys = over_stack(jax.random.fold_in, len(shape))(self.key, numbers)
+    return dataclasses.replace(self, key=keys)
 
   def drop(self, inputs: jax.Array, form: jax.Array) -> jax.Array:
     """The inputs of B; those of a LoRA are zeroed at random, and the others scaled up.
@@ -92,7 +91,7 @@ def drop_components(dropout: Dropout, adapter: Any, groups: Sequence[Group], gen
     ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
   """
   for group in groups:
-    forms, keys = group.forms(genome), keys_of_rows(dropout.key, np.array(group.rows))
+    forms, keys = group.forms(genome), dropout.of_layers(group).key
     for column, tensor in enumerate(WEIGHT_TENSORS):
       up = group.arrays(adapter).get(f'{tensor}_up')
       if up is None:
@@ -100,7 +99,7 @@ def drop_components(dropout: Dropout, adapter: Any, groups: Sequence[Group], gen
       draw = functools.partial(
         _factors, column=column, rank=up.shape[-2], probability=dropout.probability
       )
-      factors = jax.vmap(draw)(keys).reshape(up.shape[:-1])
+      factors = over_stack(draw, len(group.stack_shape))(keys)
       is_lora = forms[..., column] >= len(FLAT_FORMS[tensor])
       factors = jnp.where(is_lora[..., None], factors, 1).astype(up.dtype)
       adapter = replace(adapter, (*group.path, f'{tensor}_up'), up * factors[..., None])

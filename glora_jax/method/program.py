@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 
 from glora_jax.method.equation import low_rank_product, matrix_product
 from glora_jax.method.quantized import has_quantized
-from glora_jax.method.rules import Deferred, Gather, look_up, merge, multiply
+from glora_jax.method.rules import Deferred, Gather, is_deferred, look_up, merge, multiply
 from glora_jax.method.sample import is_array
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.trace.events import parts_of_scan
@@ -74,7 +74,7 @@ def call(
 
   if mesh is None:
     return _run(of_params, params)
-  params = jax.tree.map(_defer_matrix, params, is_leaf=_is_deferred)
+  params = jax.tree.map(_defer_matrix, params, is_leaf=is_deferred)
   return _run(of_params, params, gather_over(mesh, shard_gradients))
 
 
@@ -96,13 +96,13 @@ def _barrier_jvp(primals: Any, tangents: Any) -> Any:
 
 def _defer_matrix(leaf: Any) -> Any:
   """A weight that may be sharded, deferred; anything else as it is."""
-  is_weight = is_array(leaf) and not _is_deferred(leaf) and leaf.ndim >= 2
+  is_weight = is_array(leaf) and not is_deferred(leaf) and leaf.ndim >= 2
   return Deferred.unadapted(leaf, leaf.dtype) if is_weight else leaf
 
 
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
   """What a function of weights returns, some of which are `Deferred`."""
-  deferred, rebuild_params = arrays_of(params, _is_deferred)
+  deferred, rebuild_params = arrays_of(params, is_deferred)
   if not deferred:
     return function(params)
 
@@ -128,7 +128,7 @@ def arrays_of(
   tree: Any, belongs: Callable[[Any], bool] = is_array
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
   """The arrays of a tree, or other leaves, and what puts others in their places."""
-  leaves, structure = jax.tree.flatten(tree, is_leaf=_is_deferred)
+  leaves, structure = jax.tree.flatten(tree, is_leaf=is_deferred)
   places = [place for place, leaf in enumerate(leaves) if belongs(leaf)]
 
   def rebuild(arrays: Sequence[Any]) -> Any:
@@ -136,10 +136,6 @@ def arrays_of(
     return structure.unflatten([new.get(place, leaf) for place, leaf in enumerate(leaves)])
 
   return [leaves[place] for place in places], rebuild
-
-
-def _is_deferred(value: Any) -> bool:
-  return isinstance(value, Deferred)
 
 
 class _Interpreter:
@@ -175,7 +171,7 @@ class _Interpreter:
   def _evaluate(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """The results of an equation: of arrays, or by one of the three ways above."""
     name = equation.primitive.name
-    if not any(map(_is_deferred, values)):
+    if not any(map(is_deferred, values)):
       return _evaluate_arrays(equation, values)
     if name in (*CALLS, 'closed_call'):
       return self._run(equation.params['jaxpr'], values)
@@ -201,11 +197,11 @@ class _Interpreter:
     """A product or a lookup without a merged kernel; None if no such rule applies."""
     params = equation.params
     if equation.primitive.name == 'dot_general':
-      place = int(_is_deferred(values[1]))
+      place = int(is_deferred(values[1]))
       kernel, x = values[place], values[1 - place]
-      if not _is_deferred(x):
+      if not is_deferred(x):
         return multiply(kernel, x, place, params, self._gather)
-    if 'slice_sizes' in params and _is_deferred(values[0]):  # gather, dynamic_slice
+    if 'slice_sizes' in params and is_deferred(values[0]):  # gather, dynamic_slice
       indices = list(map(self._merge, values[1:]))
 
       def take(array: jax.Array, **changed: Any) -> jax.Array:
@@ -218,7 +214,7 @@ class _Interpreter:
 
   def _merge(self, value: Any) -> Any:
     """The array that a deferred kernel stands for; any other value as it is."""
-    return merge(value, _lora_product, self._gather) if _is_deferred(value) else value
+    return merge(value, _lora_product, self._gather) if is_deferred(value) else value
 
   # Equations that have programs. JAX's own transformation is called anew, with a function that runs
   # the program: so gradients, batching and compilation are JAX's. Its operands may be `Deferred`,
@@ -246,7 +242,7 @@ class _Interpreter:
     consts, rest = self._loop_invariants(values[:num_consts]), values[num_consts:]
     carry, stacks = list(map(self._merge, rest[:num_carry])), rest[num_carry:]
     items = [
-      (_scanned(stack) or self._merge(stack)) if _is_deferred(stack) else stack for stack in stacks
+      (_scanned(stack) or self._merge(stack)) if is_deferred(stack) else stack for stack in stacks
     ]
 
     def body(carry: Any, items: Any) -> Any:
@@ -289,7 +285,7 @@ class _Interpreter:
     """
 
     def is_merged_before(value: Any) -> bool:
-      if not _is_deferred(value) or self._gather or value.is_quantized or value.dropout:
+      if not is_deferred(value) or self._gather or value.is_quantized or value.dropout:
         return False
       return not (value.plan.stack or value.plan.goes_by_output)
 
@@ -328,7 +324,7 @@ def _is_saveable(policy: Callable[..., bool], primitive: Any, *args: Any, **para
 def _move(equation: core.JaxprEqn, kernel: Any, *indices: Any) -> Deferred | None:
   """A deferred kernel after an equation that only moves or casts it; None if it uses it."""
   name, params = equation.primitive.name, equation.params
-  if not _is_deferred(kernel):
+  if not is_deferred(kernel):
     return None
   view = kernel.plan.view
   if name == 'convert_element_type' and jnp.issubdtype(params['new_dtype'], jnp.floating):

@@ -30,7 +30,7 @@ from glora_jax.method.adapter import ADAPTER, of_tensors
 from glora_jax.method.dropout import Dropout
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import dequantize, is_quantized, repeat_scales
-from glora_jax.method.site import TABLE, Layout
+from glora_jax.method.site import TABLE, Layout, over_stack
 from glora_jax.method.trace.view import View
 from glora_jax.tree import KeyPath, flatten, update
 
@@ -92,10 +92,10 @@ def fold(groups: Sequence[Group], params: Any, adapter: Any, genome: jax.Array) 
   """
 
   def merge_leaf(leaf: Any) -> Any:
-    return merge(leaf, equation.low_rank_product) if isinstance(leaf, Deferred) else leaf
+    return merge(leaf, equation.low_rank_product) if is_deferred(leaf) else leaf
 
   deferred = defer(groups, params, adapter, genome)
-  return jax.tree.map(merge_leaf, deferred, is_leaf=lambda leaf: isinstance(leaf, Deferred))
+  return jax.tree.map(merge_leaf, deferred, is_leaf=is_deferred)
 
 
 def merge(
@@ -403,6 +403,11 @@ class Deferred:
     return dataclasses.replace(self, kernel=kernel).map(batch_first)
 
 
+def is_deferred(value: Any) -> bool:
+  """Whether a value is a kernel on its way to its use."""
+  return isinstance(value, Deferred)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The static part of a deferred kernel: its axes, and where the model has moved them so far.
@@ -544,10 +549,3 @@ def merge_biases(
   kernel = repeat_scales(kernel, layout.stack)
   kernel = kernel.transpose(layout.stack + layout.inputs + layout.outputs)
   return layout.bias(layer((kernel, layout.vectors(bias), adapter, forms)), bias.shape)
-
-
-def over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
-  """Maps a function of one layer over a stack of layers with this number of axes."""
-  for _ in range(axes):
-    function = jax.vmap(function)
-  return function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -301,3 +301,10 @@ def align_stack(value: Any, axes: Sequence[int], ndim: int) -> Any:
   if list(axes) == list(range(len(axes))):
     return value
   return jnp.moveaxis(value, range(len(axes)), axes)
+
+
+def over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+  """Maps a function of one layer over a stack of layers with this number of axes."""
+  for _ in range(axes):
+    function = jax.vmap(function)
+  return function

@@ -1,15 +1,12 @@
 """NNX models that attached ones are tested on, and what their tests share."""
 
-import numpy as np
 from flax import nnx
 from nnx_zoo import EncoderBlock
 from trees import normal, randomized
 
 import glora_jax
-from glora_jax.nnx import live
 
-RANKS = (2, 4)
-SPACE = glora_jax.SearchSpace(RANKS)
+SPACE = glora_jax.SearchSpace((2, 4))
 TOKENS = normal(4, 3, 8)
 
 
@@ -32,16 +29,6 @@ class Classifier(nnx.Module):
 def randomize(model):
   """Puts normal numbers in the place of an adapter's arrays."""
   nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.AdapterParam)))
-
-
-def variables(model, kind):
-  """The variables of a type."""
-  return [variable for _, variable in nnx.to_flat_state(nnx.state(model, kind))]
-
-
-def genomes(model, number):
-  """Random genomes of an attached model."""
-  return glora_jax.random_genomes(np.random.default_rng(0), live.spec(model), number)
 
 
 @nnx.jit

@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 import pytest
 from comparing import assert_trees_equal
 from flax import nnx
-from live_models import call, randomize, variables
+from live_models import call, randomize
 from numpy.testing import assert_allclose, assert_array_equal
 from small_models import LiveMlp
 from trees import normal
@@ -36,9 +36,9 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
   assert_allclose(call(fixed, X), call(attached, X), atol=1e-5)
   shapes = {name: leaf.shape for name, leaf in fixed.fc.glora_kernel.variables.items()}
   assert shapes == {'B_down': (6, 1), 'B_up': (1, 8)}
-  count = sum(variable.get_value().size for variable in variables(fixed, AdapterParam))
+  count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(fixed, AdapterParam)))
   assert count == glora_nnx.as_adapted(fixed)[0].count_params() == 14
-  assert len(variables(fixed, Trained)) == 4
+  assert len(jax.tree.leaves(nnx.state(fixed, Trained))) == 4
 
 
 def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_path):

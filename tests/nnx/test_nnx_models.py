@@ -10,9 +10,10 @@ import pytest
 from comparing import assert_close, vector
 from flax import nnx
 from hand_count import randomized_model
-from live_models import call, genomes, randomize
+from live_models import call, randomize
 from zoo_cases import SPACE, Case, Results, case_of
 
+import glora_jax
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import AdapterParam, live
 
@@ -120,7 +121,7 @@ def test_a_population_a_fixed_model_and_one_with_the_adapter_of_a_file_say_the_s
   example, model = base(name)
   attached, another = (glora_nnx.attach(model, *example.inputs, space=SPACE) for _ in range(2))
   randomize(attached)
-  population = genomes(attached, 2)
+  population = glora_jax.random_genomes(np.random.default_rng(0), live.spec(attached), 2)
   outputs = outputs_of(*nnx.split(attached), population, example.inputs)
   for genome, expected in zip(population, outputs, strict=True):
     glora_nnx.set_genome(attached, genome)
