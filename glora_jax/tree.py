@@ -191,6 +191,11 @@ def path_name(path: KeyPath) -> str:
   return '/'.join(map(str, path))
 
 
+def by_name(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
+  """What `flatten` returns by '/'-joined paths, out of its boxes."""
+  return {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
+
+
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
   """Names of missing, unexpected and misshaped arrays.
 
@@ -257,10 +262,9 @@ def fingerprints(params: Any, *rounded: str | None) -> list[str]:
     *rounded: for each fingerprint the 16-bit type that longer floating-point numbers are rounded
       to; None for none.
   """
-  named = {path_name(path): value for path, value in flatten(params).items()}
   digests = [hashlib.sha256() for _ in rounded]
-  for name, boxed in sorted(named.items()):
-    value = on_host(nn.meta.unbox(boxed))
+  for name, leaf in sorted(by_name(flatten(params)).items()):
+    value = on_host(leaf)
     if value.dtype.hasobject:  # its bytes are an address
       continue
     is_long = jnp.issubdtype(value.dtype, jnp.floating) and value.itemsize > 2

@@ -28,7 +28,16 @@ from glora_jax.method.validation import (
   check_collections,
   check_ranks,
 )
-from glora_jax.tree import KeyPath, differences, flatten, join, partition, path_name, replace
+from glora_jax.tree import (
+  KeyPath,
+  by_name,
+  differences,
+  flatten,
+  join,
+  partition,
+  path_name,
+  replace,
+)
 
 
 class Call(NamedTuple):
@@ -479,7 +488,7 @@ def check_params(adapted: Adapted, params: Any) -> Any:
   """
   if has_quantized(params):
     params = jax.eval_shape(adapted.full_precision, params)
-  actual, expected = _by_name(flatten(params)), _by_name(adapted.places.param_shapes)
+  actual, expected = _arrays_by_name(flatten(params)), _arrays_by_name(adapted.places.param_shapes)
   if problems := [*differences(actual, expected), *_wrong_dtypes(actual, expected)]:
     raise ValueError(
       f'The params do not match the adapted {name_of(adapted.model)}. {"; ".join(problems)}.'
@@ -504,7 +513,6 @@ def _wrong_dtypes(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
   return [f'not floating-point of 16 bits or more: {", ".join(wrong)}'] if wrong else []
 
 
-def _by_name(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
-  """Arrays by name, unboxed."""
-  named = {path_name(path): nn.meta.unbox(value) for path, value in flat.items()}
-  return {name: value for name, value in named.items() if is_array(value)}
+def _arrays_by_name(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
+  """Those leaves of `by_name` that are arrays."""
+  return {name: value for name, value in by_name(flat).items() if is_array(value)}

@@ -33,6 +33,7 @@ from glora_jax.method.groups import parts_read
 from glora_jax.method.sample import is_array
 from glora_jax.method.space import is_scale
 from glora_jax.tree import (
+  by_name,
   differences,
   fingerprints,
   flatten,
@@ -132,7 +133,7 @@ def save_adapter(
     for name, array, part in numbers_read(adapted, genome, jax.tree.map(on_host, trained))
   }
   others = {**frozen, COLLECTION: {}, 'params': trainable['params']}
-  others = {'/'.join(p): nn.meta.unbox(value) for p, value in flatten(others).items()}
+  others = by_name(flatten(others))
   for name, value in others.items():
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
       raise ValueError(
@@ -299,8 +300,7 @@ def check_base(path: Path, metadata: Mapping[str, Any], base: Iterable[str]) -> 
 
 def check_heads(path: Path, heads: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
   """Raises ValueError unless an adapter's heads have the names and shapes of the model's."""
-  named = [{path_name(p): nn.meta.unbox(x) for p, x in flat.items()} for flat in (heads, expected)]
-  if problems := differences(*named):
+  if problems := differences(by_name(heads), by_name(expected)):
     raise ValueError(
       f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
     )

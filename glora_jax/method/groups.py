@@ -42,7 +42,7 @@ from glora_jax.method.adapter import (
 from glora_jax.method.genomes import Codes, distinct_codes, goes_by_output
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS, Layer, SearchSpace, Spec
-from glora_jax.tree import KeyPath, differences, flatten, path_name
+from glora_jax.tree import KeyPath, by_name, differences, flatten, path_name
 
 _LONGEST_LIST = 500  # characters of the differences that an error message lists
 
@@ -433,7 +433,7 @@ def check_adapter(
     ValueError: the adapter is of other layers or of another space, or of a structure with fewer
       forms or lower ranks; the message names what differs, or the layer.
   """
-  stored = {path_name(path): jax.tree.leaves(value)[0] for path, value in flatten(adapter).items()}
+  stored = by_name(flatten(adapter))
   expected, too_low = {}, []
   for number, group in enumerate(groups):
     shapes = group.adapter_shapes()

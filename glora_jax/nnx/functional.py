@@ -23,7 +23,7 @@ from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner
-from glora_jax.tree import KeyPath, differences, flatten, path_name, plain_path, replace
+from glora_jax.tree import KeyPath, by_name, differences, flatten, path_name, plain_path, replace
 
 STATISTICS = 'batch_stats'  # name of their collection among the variables
 
@@ -80,10 +80,7 @@ def with_params(model: nnx.Module, new: Any) -> nnx.Module:
 
 def check_values(what: str, new_values: Any, values: Any, source: str) -> None:
   """Raises ValueError for new values that a model does not have, or has in another shape."""
-  new, old = (
-    {path_name(path): x for path, x in flatten(as_dequantized(tree)).items()}
-    for tree in (new_values, values)
-  )
+  new, old = (by_name(flatten(as_dequantized(tree))) for tree in (new_values, values))
   if problems := differences({**old, **new}, old):
     raise ValueError(
       f'The {what} do not match this model. {"; ".join(problems)}. Pass those that {source}.'

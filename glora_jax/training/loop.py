@@ -29,7 +29,7 @@ from glora_jax.method.validation import check_only_arrays
 from glora_jax.training.batches import Loader, Resident, Streamed, source_of, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
-from glora_jax.tree import differences, join
+from glora_jax.tree import by_name, differences, flatten, join
 
 log = logging.getLogger(__name__)
 
@@ -259,13 +259,7 @@ def _start_state(
 def _check_trees(state: TrainState, start: TrainState) -> None:
   """Raises ValueError unless a state has the structure, shapes and types of the start."""
   for field, origin in (('trainable', 'structure'), ('opt_state', 'optimizer')):
-    found, expected = (
-      {
-        jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(each, field))
-      }
-      for each in (state, start)
-    )
+    found, expected = (by_name(flatten(getattr(each, field))) for each in (state, start))
     if problems := '; '.join(differences(found, expected)):
       raise ValueError(
         f'state.{field} has other arrays ({problems}); continue with the {origin} that it was '

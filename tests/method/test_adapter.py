@@ -9,21 +9,14 @@ import pytest
 from glora_jax.method.adapter import ADAPTER, adapter_shapes, init_arrays, used_parts
 from glora_jax.method.space import Layer, SearchSpace
 
-STORAGES = pytest.mark.parametrize(
-  'ranks, shared', list(itertools.product([(4,), (2, 3)], [True, False]))
-)
 
-
-def all_genomes(layer):
-  return list(itertools.product(*(range(len(layer.space.names(t))) for t in 'ABCDE')))
-
-
-@STORAGES
+@pytest.mark.parametrize('ranks', [(4,), (2, 3)])
+@pytest.mark.parametrize('shared', [True, False])
 @pytest.mark.parametrize('bias', [True, False])
 def test_used_parts_hold_as_many_numbers_as_are_counted(ranks, shared, bias):
   layer = Layer('layer', 5, 7, bias, SearchSpace(ranks, shared=shared))
   shapes = adapter_shapes(5, 7, ranks, bias, shared)
-  for forms in all_genomes(layer):
+  for forms in itertools.product(*(range(len(layer.space.names(t))) for t in 'ABCDE')):
     parts = used_parts(forms, ranks, bias, shared)
     used = sum(np.zeros(shapes[name])[part].size for name, part in parts.items())
     assert used == sum(layer.costs(t)[code] for t, code in zip('ABCDE', forms, strict=True))

@@ -6,8 +6,6 @@ import numpy as np
 import sklearn.datasets
 from PIL import Image
 
-NUMBER = 16
-
 
 def parts(number, size):
   """uint8 [number, *size, 3]: parts of scikit-learn's two photographs."""
@@ -27,4 +25,4 @@ def photographs(size=(40, 48)):
   """uint8 [16, *size, 3]: parts of photographs, a grey image, one of few colours."""
   grey = np.full((1, *size, 3), 100, np.uint8)
   few_colours = np.random.default_rng(0).choice([30, 31, 200], (1, *size, 3)).astype(np.uint8)
-  return np.concatenate([parts(NUMBER - 2, size), grey, few_colours])
+  return np.concatenate([parts(14, size), grey, few_colours])

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping, Set
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from glora_jax.checks import listed, shown, validate
@@ -14,7 +13,7 @@ from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.peft import load_peft, read_peft, save_peft
 from glora_jax.peft.kinds import KindName
-from glora_jax.tree import flatten, grouped, path_name
+from glora_jax.tree import by_name, flatten, grouped, path_name
 from glora_jax.vision.models.formats.format import TorchFormat, Variant
 from glora_jax.vision.models.formats.table import TORCH_FORMATS, WRITTEN
 from glora_jax.vision.models.translate import Origin, fit_to_format, full_name
@@ -81,10 +80,8 @@ def save(
   prefix = TORCH_FORMATS[name].prefix(adapted.model, prefix)
   names = _names(TORCH_FORMATS[name], adapted.model, prefix)
   check_variables(adapted, variables)
-  params = {
-    path_name(path): np.asarray(nn.meta.unbox(value))
-    for path, value in flatten(adapted.full_precision(variables['params'])).items()
-  }
+  flat = flatten(adapted.full_precision(variables['params']))
+  params = {name: np.asarray(value) for name, value in by_name(flat).items()}
   _, fitted, _ = fit_to_format(adapted.model, params, Origin(name, Variant()))
   for group in adapted.places.groups:
     for site in group.members:
