@@ -233,7 +233,7 @@ class Module:
     for part in module.modules():
       for value in vars(part).values():
         if isinstance(value, torch.Tensor):  # neither parameter nor buffer: a constant
-          copies[id(value)] = torchax.default_env().j2t_iso(_to_jax(value))
+          copies[id(value)] = _torchax().j2t_iso(_to_jax(value))
     copies |= {id(value): value.to('meta') for value in module.buffers()}
     for value in module.parameters():
       copies[id(value)] = torch.nn.Parameter(value.detach().to('meta'), value.requires_grad)
@@ -357,7 +357,7 @@ def _update_statistics(part: Any, inputs: tuple[torch.Tensor, ...]) -> None:
 
 def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
   """Calls a part of a module whose activations are computed again on the way back."""
-  environment = torchax.default_env()
+  environment = _torchax()
 
   def run(key, args):
     with environment.override_property(prng=key):
@@ -405,6 +405,14 @@ def _convolve_channels_last(
   return jnp.moveaxis(outputs if bias is None else outputs + bias, -1, 1)
 
 
+@functools.cache
+def _torchax() -> Any:
+  """An environment of torchax, not the one that other users of torchax share."""
+  environment = torchax.tensor.Environment()
+  environment.override_op_definition(torch.ops.aten.convolution, _convolve)
+  return environment
+
+
 @contextlib.contextmanager
 def _environment(key: jax.Array) -> Generator[Any]:
   """Where PyTorch's operators compute on JAX arrays, with random numbers from a key.
@@ -412,8 +420,7 @@ def _environment(key: jax.Array) -> Generator[Any]:
   Without `override_property` torchax would draw from a key of its own. A trace would leave a tracer
   in its place, and a compiled program would repeat its numbers for ever.
   """
-  environment = torchax.default_env()
-  environment.override_op_definition(torch.ops.aten.convolution, _convolve)
+  environment = _torchax()
   with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32
     warnings.filterwarnings('ignore', 'Explicitly requested dtype int64')
     with environment.override_property(prng=key), environment, torch.device('jax'), _compiling():
