@@ -38,14 +38,15 @@ class Model(transformers.PreTrainedModel):
 
   def __init__(self):
     super().__init__(transformers.PretrainedConfig())
-    self.layers = torch.nn.ModuleList(Layer() for _ in range(3))
+    # Under a name, as in transformers: PEFT finds no numbers of layers at the root.
+    self.model = torch.nn.ModuleDict({'layers': torch.nn.ModuleList(Layer() for _ in range(3))})
     self.lm_head = torch.nn.Linear(8, 5)
 
   def get_output_embeddings(self):
     return self.lm_head
 
   def forward(self, x):
-    for layer in self.layers:
+    for layer in self.model['layers']:
       x = layer(x)
     return self.lm_head(x)
 
