@@ -117,7 +117,7 @@ def _sites(adapted: Adapted) -> dict[KeyPath, Site]:
     ValueError: a matrix is neither in them nor used as it is.
   """
   places, sites = adapted.places, {}
-  for site in (*(site for group in places.groups for site in group.members), *places.other_sites):
+  for site in (*places.sites, *places.other_sites):
     if site.is_convolution:
       raise ValueError(f'{site.name} is a convolution; {_ONLY}.')
     sites |= {path: site for path in (site.kernel_path, site.bias_path) if path is not None}

@@ -65,6 +65,11 @@ class Places:
   uncovered: tuple[tuple[KeyPath, str], ...]
   other_sites: tuple[Site, ...]
 
+  @property
+  def sites(self) -> list[Site]:
+    """The adapted kernels of all groups."""
+    return [site for group in self.groups for site in group.members]
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Adapted:
@@ -298,7 +303,7 @@ class Adapted:
     lines, coverage = [*table, totals], self.coverage()
     if coverage.uncovered:
       lines.append(str(coverage))
-    early = [site.name for group in self.places.groups for site in group.members if site.shared]
+    early = [site.name for site in self.places.sites if site.shared]
     if early and _runs_by_modules(self):
       lines.append(f'merged before the call: {", ".join(early)}')
     return '\n'.join(lines)
@@ -326,9 +331,7 @@ class Adapted:
       shape = self.places.param_shapes[path]
       return Matrix(path_name(path), shape.shape, shape.size / total, reason)
 
-    covered = tuple(
-      matrix(site.kernel_path) for group in self.places.groups for site in group.members
-    )
+    covered = tuple(matrix(site.kernel_path) for site in self.places.sites)
     return Coverage(covered, tuple(itertools.starmap(matrix, self.places.uncovered)))
 
 
@@ -443,7 +446,7 @@ def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call],
 
 def _runs_by_modules(adapted: Adapted) -> bool:
   """Whether the model runs through its Linen modules; sharding and tables need the program."""
-  kinds = (site.kind for group in adapted.places.groups for site in group.members)
+  kinds = (site.kind for site in adapted.places.sites)
   return isinstance(adapted.model, nn.Module) and adapted.mesh is None and TABLE not in kinds
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from glora_jax.checks import field, listed, validate_fields
+from glora_jax.tree import by_name, flatten
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +164,9 @@ def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
 def warn_of_rounding(trainable: Any) -> None:
   """Warns of trained arrays of 16 bits, in which most updates of an optimizer are rounded away."""
-  leaves = jax.tree_util.tree_leaves_with_path(trainable)
   short = [
-    jax.tree_util.keystr(path, simple=True, separator='/')
-    for path, leaf in leaves
+    name
+    for name, leaf in by_name(flatten(trainable)).items()
     if jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating) and dtype.itemsize < 4
   ]
   if short:

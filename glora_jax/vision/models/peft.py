@@ -83,15 +83,14 @@ def save(
   flat = flatten(adapted.full_precision(variables['params']))
   params = {name: np.asarray(value) for name, value in by_name(flat).items()}
   _, fitted, _ = fit_to_format(adapted.model, params, Origin(name, Variant()))
-  for group in adapted.places.groups:
-    for site in group.members:
-      kernel = path_name(site.kernel_path)
-      if fitted[kernel] is not params[kernel]:
-        raise ValueError(
-          f'The format {name} folds LayerScale into {site.name}, which the adapter does not fit; '
-          "use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure and save "
-          'the model with weights.save.'
-        )
+  for site in adapted.places.sites:
+    kernel = path_name(site.kernel_path)
+    if fitted[kernel] is not params[kernel]:
+      raise ValueError(
+        f'The format {name} folds LayerScale into {site.name}, which the adapter does not fit; '
+        "use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure and save "
+        'the model with weights.save.'
+      )
   heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
   return save_peft(folder, adapted, variables, names, genome, kind=kind, heads=heads, base=base)
 
