@@ -107,8 +107,8 @@ def adapt(
     TypeError: it is not a module, it cannot be copied, it returns what JAX cannot pass on, or
       another argument has the wrong type.
     ValueError: torchax lacks an operator that the module uses, or the module branches on the values
-      of arrays or computes with other tensors than its own (the message names operator or line); or
-      as in `glora_jax.adapt`.
+      of arrays, writes into tensors of others, or calls `torch.vmap` or `torch.func` (the message
+      names operator or line); or as in `glora_jax.adapt`.
 
   Example:
     >>> import glora_jax
@@ -232,8 +232,8 @@ class Module:
     copies = {}  # by the id of what is copied, as `deepcopy` looks them up
     for part in module.modules():
       for value in vars(part).values():
-        if isinstance(value, torch.Tensor):  # neither parameter nor buffer: a constant
-          copies[id(value)] = _torchax().j2t_iso(_to_jax(value))
+        if isinstance(value, torch.Tensor):  # `deepcopy` copies none that has a gradient
+          copies[id(value)] = value.detach().clone()
     copies |= {id(value): value.to('meta') for value in module.buffers()}
     for value in module.parameters():
       copies[id(value)] = torch.nn.Parameter(value.detach().to('meta'), value.requires_grad)
@@ -302,15 +302,11 @@ class Module:
         f'{self.__name__} needs the values of an array to decide what to compute, and JAX traces '
         f'it without values{_place(error)}.'
       ) from error
-    except AssertionError as error:  # torchax's own advice does not help here
-      if 'mixed math' in str(error):
-        unknown = 'a tensor that is none of its inputs, parameters, buffers and attributes'
-        advice = '; register it as a buffer'
-      elif 'torchax Tensors can only' in str(error):
-        unknown, advice = 'an operator that torchax does not know', ''
-      else:
-        raise
-      raise UserError(f'{self.__name__} computes with {unknown}{_place(error)}{advice}.') from error
+    except (AssertionError, AttributeError) as error:  # torchax's own advice does not help here
+      for text, use in _NOT_RUN.items():
+        if text in str(error):
+          raise UserError(f'{self.__name__} {use}{_place(error)}.') from error
+      raise
 
 
 _NEED_VALUES = (
@@ -319,6 +315,13 @@ _NEED_VALUES = (
   jax.errors.TracerIntegerConversionError,
   jax.errors.NonConcreteBooleanIndexError,
 )
+
+# What torchax cannot run, by a part of its error.
+_NOT_RUN = {
+  'mixed math': 'calls torch.vmap or torch.func, which torchax cannot run',
+  'torchax Tensors can only': 'computes with an operator that torchax does not know',
+  "no attribute '_e": 'writes into a tensor that it did not create in this call',
+}
 
 
 def _place(error: Exception) -> str:
@@ -405,10 +408,36 @@ def _convolve_channels_last(
   return jnp.moveaxis(outputs if bias is None else outputs + bias, -1, 1)
 
 
+class _Environment(torchax.tensor.Environment):
+  """torchax's environment, with JAX for the only device.
+
+  By itself torchax raises an error if a tensor of PyTorch meets an array of JAX. Here that tensor
+  is a constant: an attribute of the module, a global, `torch.from_numpy`. A tensor that the module
+  creates on the CPU, or moves there, is JAX's, so that arrays can be written into it.
+  """
+
+  def t2j_iso(self, torchtensors: Any) -> Any:
+    def constant(tensor: torch.Tensor) -> torch.Tensor:
+      is_of_jax = isinstance(tensor, torchax.tensor.Tensor | torchax.view.View)
+      if is_of_jax or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return tensor
+      return torchax.tensor.Tensor(_to_jax(tensor), self)
+
+    tree_map = torch.utils._pytree.tree_map_only
+    return super().t2j_iso(tree_map(torch.Tensor, constant, torchtensors))
+
+  def _should_use_torchax_tensor(self, device: Any) -> bool:
+    return True
+
+  def _is_same_device(self, the_tensor: torch.Tensor, new_device: Any) -> bool:
+    is_of_jax = isinstance(the_tensor, torchax.tensor.Tensor)
+    return is_of_jax or super()._is_same_device(the_tensor, new_device)
+
+
 @functools.cache
 def _torchax() -> Any:
   """An environment of torchax, not the one that other users of torchax share."""
-  environment = torchax.tensor.Environment()
+  environment = _Environment()
   environment.override_op_definition(torch.ops.aten.convolution, _convolve)
   return environment
 
@@ -490,7 +519,7 @@ def _as_pytree(name: str, outputs: Any) -> Any:
     if not (is_array(leaf) or isinstance(leaf, int | float | str)):
       raise TypeError(
         f'{name} returns a {type(leaf).__name__}, which JAX cannot pass on. If it is a cache, call '
-        'with use_cache=False.'
+        'with use_cache=False; if it is a dataclass, return a dictionary or a NamedTuple.'
       )
   return outputs
 

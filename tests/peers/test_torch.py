@@ -487,8 +487,7 @@ def test_gradient_checkpointing_computes_again_with_equal_gradients():
   jax.tree.map(assert_close, *gradients)
 
 
-def with_tensor(module, x, tensor=torch.ones(8)):
-  return module.head(module.hidden(x) * tensor)
+OF_NO_MODULE = torch.arange(8.0)
 
 
 @torch.library.custom_op('glora_jax_tests::twice', mutates_args=())
@@ -508,12 +507,32 @@ class Cache:
     (lambda m, x: m.head(m.hidden(x)) * x.numpy().sum(), ['needs the values', __file__]),
     (lambda m, x: torch.special.airy_ai(m.head(m.hidden(x))), ['airy_ai', __file__]),
     (lambda m, x: twice(m.head(m.hidden(x))), ['an operator that torchax', __file__]),
-    (with_tensor, ['as a buffer', __file__]),
+    (lambda m, x: torch.vmap(m.head)(m.hidden(x)), ['torch.vmap', __file__]),
+    (lambda m, x: m.head(OF_NO_MODULE.copy_(m.hidden(x)[0])), ['writes into a tensor', __file__]),
     (lambda m, x: (m.head(m.hidden(x)), Cache()), ['Cache', 'use_cache=False']),
   ],
 )
 def test_what_jax_cannot_trace_is_named_with_the_line(body, named):
   assert_refused(named, ready, Small(body))
+
+
+def written(tensor, values):
+  tensor[:, 1:] = values[:, :-1]
+  return tensor.add_(values)
+
+
+@pytest.mark.parametrize(
+  'body',
+  [
+    lambda m, x: m.head(OF_NO_MODULE * m.hidden(x)),
+    lambda m, x: m.head(m.hidden(x) + torch.from_numpy(np.arange(8, dtype=np.float32))),
+    lambda m, x: m.head(m.hidden(x))[:, torch.tensor([2, 0], device='cpu')],
+    lambda m, x: m.head(written(torch.zeros(5, 8, device='cpu'), m.hidden(x))),
+    lambda m, x: m.head(m.hidden(x).cpu()),
+  ],
+)
+def test_tensors_from_elsewhere_are_constants_and_those_on_the_cpu_are_of_jax(body):
+  assert_runs(Small(body))
 
 
 @pytest.mark.parametrize('reentrant', [False, True])
