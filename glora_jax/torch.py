@@ -29,6 +29,7 @@ try:
   import torch
   import torchax.interop
   import torchax.ops.jaten
+  import torchax.ops.jtorch
 except (ImportError, AttributeError) as error:  # the second if torchax does not know this torch
   raise ImportError(
     "glora_jax.torch needs torch and torchax, in versions that fit: pip install 'glora_jax[torch]' "
@@ -370,13 +371,20 @@ def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
   return environment.j2t_iso(jax.checkpoint(run)(key, environment.t2j_iso(args)))
 
 
-def _convolve(inputs: Any, weight: Any, bias: Any, *options: Any) -> Any:
+def _linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+  """PyTorch's `linear` with its names of arguments, by which timm's EVA passes them."""
+  return torchax.ops.jtorch.functional_linear(input, weight, bias)
+
+
+def _convolve(
+  inputs: jax.Array, weight: jax.Array, bias: jax.Array | None, *options: Any
+) -> jax.Array:
   """The operator `aten::convolution`, computed with channels last."""
   is_transposed, is_batch = options[3], inputs.ndim == weight.ndim
   function = _convolve_channels_last
   if is_transposed or not is_batch:
     function = torchax.ops.jaten._aten_convolution
-  return torchax.interop.call_jax(function, inputs, weight, bias, *options)
+  return function(inputs, weight, bias, *options)
 
 
 # In a loop, as training steps are, XLA on a CPU has a fast convolution only for channels last. With
@@ -438,8 +446,16 @@ class _Environment(torchax.tensor.Environment):
 def _torchax() -> Any:
   """An environment of torchax, not the one that other users of torchax share."""
   environment = _Environment()
-  environment.override_op_definition(torch.ops.aten.convolution, _convolve)
+  operators = {torch.nn.functional.linear: _linear, torch.ops.aten.convolution: _convolve}
+  for operator, function in operators.items():
+    environment.override_op_definition(operator, functools.partial(_on_arrays, function))
   return environment
+
+
+def _on_arrays(function: Callable[..., jax.Array], *args: Any, **kwargs: Any) -> Any:
+  """Calls a function of arrays with tensors."""
+  args, kwargs = _torchax().t2j_iso((args, kwargs))
+  return _torchax().j2t_iso(function(*args, **kwargs))
 
 
 @contextlib.contextmanager

@@ -529,9 +529,19 @@ def written(tensor, values):
     lambda m, x: m.head(m.hidden(x))[:, torch.tensor([2, 0], device='cpu')],
     lambda m, x: m.head(written(torch.zeros(5, 8, device='cpu'), m.hidden(x))),
     lambda m, x: m.head(m.hidden(x).cpu()),
+    lambda m, x: m.head(torch.conv1d(m.hidden(x)[:, None], 1 + OF_NO_MODULE[None, None, :1])[:, 0]),
   ],
 )
 def test_tensors_from_elsewhere_are_constants_and_those_on_the_cpu_are_of_jax(body):
+  assert_runs(Small(body))
+
+
+def test_linear_has_the_arguments_of_pytorch():
+  def body(module, x):
+    return torch.nn.functional.linear(
+      bias=module.head.bias, weight=module.head.weight, input=module.hidden(x)
+    )
+
   assert_runs(Small(body))
 
 
