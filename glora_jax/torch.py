@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import threading
 import traceback
 import warnings
@@ -305,7 +306,7 @@ class Module:
       ) from error
     except (AssertionError, AttributeError) as error:  # torchax's own advice does not help here
       for text, use in _NOT_RUN.items():
-        if text in str(error):
+        if re.search(text, str(error)):
           raise UserError(f'{self.__name__} {use}{_place(error)}.') from error
       raise
 
@@ -317,11 +318,11 @@ _NEED_VALUES = (
   jax.errors.NonConcreteBooleanIndexError,
 )
 
-# What torchax cannot run, by a part of its error.
+# What torchax cannot run, by an expression in its error.
 _NOT_RUN = {
   'mixed math': 'calls torch.vmap or torch.func, which torchax cannot run',
   'torchax Tensors can only': 'computes with an operator that torchax does not know',
-  "no attribute '_e": 'writes into a tensor that it did not create in this call',
+  "'(Tensor|View)' object has no attribute '_(elem|env)'": 'writes into a tensor that it did not create in this call',
 }
 
 
