@@ -322,7 +322,7 @@ _NEED_VALUES = (
 _NOT_RUN = {
   'mixed math': 'calls torch.vmap or torch.func, which torchax cannot run',
   'torchax Tensors can only': 'computes with an operator that torchax does not know',
-  "'(Tensor|View)' object has no attribute '_(elem|env)'": 'writes into a tensor that it did not create in this call',
+  "(Tensor|View)' object has no attribute '_(elem|env)'": 'writes into a tensor from elsewhere',
 }
 
 
