@@ -352,13 +352,16 @@ def _through_factors(
   transposed, t^T x. XLA would choose x^T t, whose last axis is the thin one: two to three times as
   long on CPU. Behind the barrier `down` is an array [r, in], and its gradient is t^T x.
 
-  Tokens have one axis, for the gradient of `up`. With several XLA would first transpose that of the
-  output, which takes a third of a ViT-S's step (`test_gradients_of_factors_transpose_no_tokens`).
+  In the second product tokens have one axis, for the gradient of `up`. With several XLA would first
+  transpose that of the output, which takes a third of a ViT-S's step
+  (`test_gradients_of_factors_transpose_no_tokens`). x keeps its axes: layers with the same x then
+  have one copy of it for the way back.
   """
   down = jax.lax.optimization_barrier(down.T)
-  tokens = inputs.reshape(-1, inputs.shape[-1])
-  narrow = jax.lax.dot_general(tokens, down, (((1,), (1,)), ((), ())), precision=precision)
-  outputs = jnp.matmul(narrow, up, precision=precision)
+  contracted = ((inputs.ndim - 1,), (1,))
+  narrow = jax.lax.dot_general(inputs, down, (contracted, ((), ())), precision=precision)
+  tokens = math.prod(inputs.shape[:-1])
+  outputs = jnp.matmul(narrow.reshape(tokens, len(down)), up, precision=precision)
   return outputs.reshape(*inputs.shape[:-1], up.shape[-1])
 
 
