@@ -22,7 +22,7 @@ def exported(function, arguments):
   return jax.export.export(function, platforms=PLATFORMS)(*shapes).mlir_module()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_program_of_a_run_lowers_for_every_accelerator(run_config, tmp_path, monkeypatch):
   compile_here, names, texts = compiling._compile, [], []
 
