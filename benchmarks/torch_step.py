@@ -148,7 +148,7 @@ def held_by_adapt(blocks: int, release: bool) -> float:
 
 
 def alone(function: Callable[..., Any], *given: Any) -> Any:
-  """What a function returns in a process of its own."""
+  """Calls a function in a new process."""
   with multiprocessing.get_context('spawn').Pool(1) as pool:
     return pool.apply(function, given)
 

@@ -192,7 +192,7 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
   """
   validate(module, torch.nn.Module, 'module')
   buffers = dict(buffers or {})
-  values = {'.'.join(path): value for path, value in flatten(params).items()} | buffers
+  values = _named(params) | buffers
   tensors = dict(module.named_parameters())
   tensors |= {name: value for name, value in module.named_buffers() if name in buffers}
   shapes = {  # those of released parameters are not known
@@ -266,9 +266,8 @@ class Module:
     if train and not rngs:
       raise UserError("train=True needs a key for dropout; pass rngs={'dropout': key}.")
     key = next(iter(rngs.values())) if rngs else jax.random.key(0)
-    params = {'.'.join(path): value for path, value in flatten(variables['params']).items()}
     buffers = {**self.buffers, **variables.get(BUFFERS, {})}
-    params, buffers, args, kwargs = _as_jax((params, buffers, args, kwargs))
+    params, buffers, args, kwargs = _as_jax((_named(variables['params']), buffers, args, kwargs))
     with _ONE_CALL, self._explained(), self._restored(), _environment(key) as environment:
       self.skeleton.train(train)
       tensors, args, kwargs = environment.j2t_iso(({**params, **buffers}, args, kwargs))
@@ -518,6 +517,11 @@ def _shape(tensor: torch.Tensor) -> jax.ShapeDtypeStruct:
 def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
   """Nested dictionaries of values by PyTorch's names."""
   return flax.traverse_util.unflatten_dict(dict(named), sep='.')
+
+
+def _named(params: Any) -> dict[str, Any]:
+  """Inverse of `_nested`."""
+  return {'.'.join(path): value for path, value in flatten(params).items()}
 
 
 def _as_pytree(name: str, outputs: Any) -> Any:

@@ -54,47 +54,35 @@ def gemma3(kv_heads):
   return code.Gemma3, config, theirs
 
 
-def llama3(tied):
-  code = code_bases.tunix('llama3')
+def like_llama(name, kind, theirs, epsilon, tied, field):
+  """Two layers of a Llama 3, or of a model whose config has the same fields."""
+  code = code_bases.tunix(name)
   config = code.ModelConfig(
     **SIZES,
     num_layers=2,
     vocab_size=WORDS,
     num_kv_heads=2,
     rope_theta=THETA,
-    norm_eps=1e-5,
-    weight_tying=tied,
+    norm_eps=epsilon,
+    **{field: tied},
   )
-  theirs = transformers.LlamaConfig(
+  theirs = theirs(
     **THEIR_SIZES,
     num_hidden_layers=2,
     num_key_value_heads=2,
-    rms_norm_eps=1e-5,
+    rms_norm_eps=epsilon,
     rope_parameters={'rope_type': 'default', 'rope_theta': THETA},
     tie_word_embeddings=tied,
   )
-  return code.Llama3, config, theirs
+  return getattr(code, kind), config, theirs
+
+
+def llama3(tied):
+  return like_llama('llama3', 'Llama3', transformers.LlamaConfig, 1e-5, tied, 'weight_tying')
 
 
 def qwen3(tied):
-  code = code_bases.tunix('qwen3')
-  config = code.ModelConfig(
-    **SIZES,
-    num_layers=2,
-    vocab_size=WORDS,
-    num_kv_heads=2,
-    rope_theta=THETA,
-    norm_eps=1e-6,
-    use_tied_embedding=tied,
-  )
-  theirs = transformers.Qwen3Config(
-    **THEIR_SIZES,
-    num_hidden_layers=2,
-    num_key_value_heads=2,
-    rope_parameters={'rope_type': 'default', 'rope_theta': THETA},
-    tie_word_embeddings=tied,
-  )
-  return code.Qwen3, config, theirs
+  return like_llama('qwen3', 'Qwen3', transformers.Qwen3Config, 1e-6, tied, 'use_tied_embedding')
 
 
 def logits_of(model):

@@ -68,7 +68,7 @@ class Value:
     depends: whether it depends on the input, or on a product that stands for the input.
     repeated: whether it is computed from parameters that are repeated for every example, learned
       queries for instance. In a product with another parameter it stands for the input.
-    view: the parameter that the array is, and where its axes are; None if it is no parameter.
+    view: the parameter that the array is, and where its axes are; None if it is not a parameter.
     product: the product of activations with a parameter that it is; None if it is none.
     origins: the parameters that it was computed from, unless their use has been recorded.
     number: its value, if it is one known integer.

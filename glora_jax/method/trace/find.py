@@ -431,9 +431,9 @@ def _with_bias(
 
 
 def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
-  """The parts of axes that lie along each other; None if one varies where the other does not.
+  """The parts of axes that lie along each other.
 
-  Nor may one run backwards where the other does not.
+  None if one varies where the other does not, or if they run in opposite directions.
 
   If one scan selects an item of each, the axes that it goes through lie along each other, too.
   """
