@@ -36,5 +36,7 @@ from glora_jax.training.loop import TrainState as TrainState
 from glora_jax.training.losses import classification as classification
 from glora_jax.training.recipe import Recipe as Recipe
 from glora_jax.training.sampling import Sampling as Sampling
+from glora_jax.training.sweep import Sweep as Sweep
+from glora_jax.training.sweep import sweep as sweep
 
 __version__: str

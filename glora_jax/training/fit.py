@@ -82,8 +82,8 @@ def fit(
     tx: an optimizer with its schedule, in place of the recipe's, of which only `epochs`, `steps`,
       `batch_size`, `accumulate` and `lora_dropout` are used. `optax.partition` and `optax.masked`
       treat arrays differently.
-    rates: for several runs, factors on the optimizer's updates, [n]; with the recipe's optimizer
-      they are factors on the learning rate.
+    rates: a factor on the optimizer's updates, for several runs factors [n]; with the recipe's
+      optimizer they are factors on the learning rate. `sweep` compares rates by validation loss.
     state: state to continue from, of the same structure, optimizer and batch size; it is not
       changed. None starts from `variables`.
     stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end, and so does

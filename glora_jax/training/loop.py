@@ -190,8 +190,9 @@ def make_steps(
     `TrainState`; `data`, `indices` and `weight` are those of a `batches.Block`. `done` is the new
     `step`; it stops at the first loss or gradient that is not finite. The metrics are arrays
     [step]. The memory of the first two arguments is reused.
-    Rates make it n runs side by side: rates are float [n], keys [n], indices [step, n, batch] and
-    metrics [step, n]; a run that is behind the others has stopped.
+    `rates` is a factor on the updates, float []. For n runs side by side, rates are float [n], keys
+    and `step` [n], indices [step, n, batch] and metrics [step, n]; a run that is behind the others
+    has stopped.
   """
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh, replicated)
   shardings = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
@@ -210,14 +211,13 @@ def make_steps(
   def steps(trainable, opt_state, step, frozen, data, indices, key, rates=None, weight=None):
     step = jnp.int32(step)
     # A run that stopped in an earlier call is behind the others, and stays so.
-    finite = jnp.bool_(True) if rates is None else step == step.max()
-    carry = Carry(trainable, opt_state, step, finite)
+    carry = Carry(trainable, opt_state, step, finite=step == step.max())
     if indices is None:
       carry, metrics = jax.lax.scan(
-        lambda carry, batch: streamed_step(carry, batch, frozen, key, weight=weight), carry, data
+        lambda carry, batch: streamed_step(carry, batch, frozen, key, rates, weight), carry, data
       )
     else:
-      step_by_index = resident_step if rates is None else step_of_runs
+      step_by_index = step_of_runs if step.ndim else resident_step
       carry, metrics = jax.lax.scan(
         lambda carry, index: step_by_index(carry, index, data, frozen, key, rates),
         carry,
@@ -267,21 +267,29 @@ def _check_trees(state: TrainState, start: TrainState) -> None:
       )
 
 
-def _steps_per_epoch(source: Source, recipe: Recipe, mesh: jax.sharding.Mesh | None) -> int | None:
-  """The number of steps of an epoch, None if it is unknown.
+def source_and_length(
+  batches: Any, recipe: Recipe, mesh: jax.sharding.Mesh | None
+) -> tuple[Source, int | None]:
+  """The source of batches, and the number of steps of an epoch, None if it is unknown.
 
   Raises:
-    ValueError: the batches do not divide over the mesh, or cannot be iterated for all epochs.
+    TypeError: as in `source_of`.
+    ValueError: as in `source_of`; or the batches do not divide over the mesh, or cannot be iterated
+      for all epochs.
   """
+  if mesh is not None:
+    meshes.require_mesh(mesh)
+  parts = recipe.accumulate * (1 if mesh is None else mesh.size)
+  source = source_of(batches, recipe.batch_size, parts)
   if not isinstance(source, Loader):
     meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
-    return recipe.steps_per_epoch(source.num_examples)
+    return source, recipe.steps_per_epoch(source.num_examples)
   if source.is_one_pass and recipe.steps is None and recipe.epochs > 1:
     raise ValueError(
       f'batches is an iterator, which is empty after the first of {recipe.epochs} epochs; pass a '
       'list or another iterable that starts anew in each.'
     )
-  return source.per_epoch
+  return source, source.per_epoch
 
 
 def _first_step(state: TrainState, source: Source, limit: int) -> int:
@@ -327,7 +335,7 @@ def are_several(key: Any) -> bool:
 def _checked_runs(
   key: Any, trainable: Any, rates: Any, state: TrainState | None, source: Source, mesh: Any
 ) -> tuple[int | None, jax.Array | None]:
-  """The number of runs side by side and their rates, float [n]; (None, None) for a single run.
+  """The number of runs side by side, None for a single run, and the rates, float [n] or [].
 
   Raises:
     TypeError: a key or the state has the wrong type.
@@ -335,14 +343,13 @@ def _checked_runs(
   """
   runs = len(key) if are_several(key) else None
   check_key(key if runs is None else key[0])
+  shape = () if runs is None else (runs,)
   if state is not None:
     validate(state, TrainState, 'state')
-    if np.shape(state.step) != (() if runs is None else (runs,)):
+    if np.shape(state.step) != shape:
       raise ValueError(f'state.step={shown(state.step)} must have the shape of the keys.')
   if runs is None:
-    if rates is not None:
-      raise ValueError(f'rates={shown(rates)} are for several keys; pass one key for each run.')
-    return None, None
+    return None, None if rates is None else _checked_rates(rates, shape)
   if mesh is not None or not isinstance(source, Resident):
     raise ValueError(
       'Runs side by side each have their own order of examples; pass arrays and no mesh, or train '
@@ -350,10 +357,14 @@ def _checked_runs(
     )
   if any(np.shape(leaf)[:1] != (runs,) for leaf in jax.tree.leaves(trainable)):
     raise ValueError(f'Every array of trainable must have an axis [{runs}], a start for each key.')
-  checked = np.ones(runs, np.float32) if rates is None else np.asarray(rates, np.float32)
-  if checked.shape != (runs,) or not (np.isfinite(checked) & (checked > 0)).all():
-    raise ValueError(f'rates={shown(rates)} must be {runs} numbers above 0, one for each key.')
-  return runs, jnp.asarray(checked)
+  return runs, _checked_rates(np.ones(runs) if rates is None else rates, shape)
+
+
+def _checked_rates(rates: Any, shape: tuple[int, ...]) -> jax.Array:
+  checked = np.asarray(rates, np.float32)
+  if checked.shape != shape or not (np.isfinite(checked) & (checked > 0)).all():
+    raise ValueError(f'rates={shown(rates)} must be numbers above 0, one for each key.')
+  return jnp.asarray(checked)
 
 
 def minimize(
@@ -366,6 +377,7 @@ def minimize(
   *,
   tx: optax.GradientTransformation | None = None,
   rates: Any = None,
+  steps: Callable[..., tuple[Any, Any, jax.Array, Metrics]] | None = None,
   state: TrainState | None = None,
   stop_epoch: int | None = None,
   steps_per_dispatch: int = 50,
@@ -386,7 +398,9 @@ def minimize(
     recipe: epochs, batches and optimizer.
     key: random key, or keys [n].
     tx: the optimizer.
-    rates: factors on the updates of several runs.
+    rates: factor on the updates, or factors [n].
+    steps: what `make_steps` returned for this loss and this `tx`, for trainings that differ in
+      start, key or rate and are compiled once. None makes it.
     state: state to continue from.
     stop_epoch: the epoch to stop after.
     steps_per_dispatch: maximum number of steps of a compiled call.
@@ -429,15 +443,11 @@ def minimize(
   check_only_arrays('arrays to train with', (trainable, frozen))
   steps_per_dispatch = validate(steps_per_dispatch, int, 'steps_per_dispatch', least=1)
   stop_epoch = validate(stop_epoch, int | None, 'stop_epoch', least=0, most=recipe.epochs)
-  if mesh is not None:
-    meshes.require_mesh(mesh)
-  parts = recipe.accumulate * (1 if mesh is None else mesh.size)
-  source = source_of(batches, recipe.batch_size, parts)
+  source, per_epoch = source_and_length(batches, recipe, mesh)
   runs, rates = _checked_runs(key, trainable, rates, state, source, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   warn_of_rounding(trainable)
-  per_epoch = _steps_per_epoch(source, recipe, mesh)
   limit = recipe.num_steps(per_epoch)
   # An epoch of unknown length counts as the whole training.
   last = limit if stop_epoch is None else min(limit, stop_epoch * (per_epoch or limit))
@@ -450,10 +460,10 @@ def minimize(
     log.info('%s: resumed at step %d', title, first)
 
   blocks = source.blocks(order_key, (first, last), steps_per_dispatch, mesh)
-  steps = reported(
-    'training steps',
-    make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_replicated(frozen)),
-  )
+  if steps is None:
+    replicated = meshes.are_replicated(frozen)
+    steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, replicated)
+  steps = reported('training steps', steps)
   show = progress and meshes.primary()
   with tqdm(total=last, initial=min(first, last), desc=title, unit='step', disable=not show) as bar:
     block = next(blocks, None)

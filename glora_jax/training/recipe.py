@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glora_jax.checks import field, listed, validate_fields
+from glora_jax.checks import field, listed, validate, validate_fields
 from glora_jax.tree import by_name, flatten
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,17 @@ class Recipe:
       raise ValueError(
         f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.'
       )
+
+  def with_rate(self, learning_rate: float) -> Recipe:
+    """This recipe with another learning rate; both ends of the schedule change in proportion."""
+    learning_rate = validate(learning_rate, float, 'learning_rate', above=0)
+    factor = learning_rate / self.learning_rate
+    return dataclasses.replace(
+      self,
+      learning_rate=learning_rate,
+      initial_learning_rate=factor * self.initial_learning_rate,
+      final_learning_rate=factor * self.final_learning_rate,
+    )
 
   def steps_per_epoch(self, num_examples: int) -> int:
     """The number of full batches in a data set.

@@ -1,0 +1,235 @@
+"""Which learning rate? The same training at several rates, and the best by validation loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.checks import shown, validate
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.forward import Loss, check_data
+from glora_jax.method.sample import check_key
+from glora_jax.training.batches import Loader
+from glora_jax.training.fit import Sample, step_loss
+from glora_jax.training.loop import (
+  NonFiniteLossError,
+  make_steps,
+  minimize,
+  source_and_length,
+)
+from glora_jax.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class Sweep(NamedTuple):
+  """The validation losses of several learning rates; printed, it is a table of them.
+
+  Attributes:
+    rates: the learning rates, float [n], ascending.
+    losses: the validation loss of each, float [n]; infinite if it was not finite, or if the
+      training diverged.
+    recipe: the recipe with the best rate, to train again with.
+    variables: those of the model, trained with it.
+
+  Example:
+    >>> recipe = Recipe(learning_rate=0.01)
+    >>> Sweep(np.array([0.01, 0.1, 1]), np.array([0.5, 0.75, np.inf]), recipe, variables={})
+    learning rate  validation loss
+             0.01              0.5  best
+              0.1             0.75
+                1         diverged
+  """
+
+  rates: np.ndarray
+  losses: np.ndarray
+  recipe: Recipe
+  variables: Any
+
+  def __repr__(self) -> str:
+    lines = ['learning rate  validation loss']
+    for rate, loss in zip(self.rates, self.losses, strict=True):
+      text = f'{loss:.5g}' if math.isfinite(loss) else 'diverged'
+      mark = '  best' if rate == self.recipe.learning_rate else ''
+      lines.append(f'{rate:13.3g}  {text:>15}{mark}')
+    return '\n'.join(lines)
+
+
+def sweep(
+  adapted: Adapted,
+  variables: Any,
+  loss: Loss,
+  batches: Any,
+  recipe: Recipe,
+  *,
+  rates: Any,
+  validation_loss: Callable[[Any], Any],
+  key: jax.Array,
+  side_by_side: bool = False,
+  sample: Sample | None = None,
+  steps_per_dispatch: int = 50,
+  progress: bool = True,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Sweep:
+  """Trains at several learning rates, and returns the losses and the best variables.
+
+  Each training is that of `fit` with `recipe.with_rate(rate)`, from the same start and with the
+  same key. All of them are compiled once. A training that diverges counts as the worst. If the best
+  rate is the lowest or the highest, a warning says which to try next.
+
+  Args:
+    adapted: the adapted model.
+    variables: its variables, from `Adapted.init`.
+    loss: see `fit`.
+    batches: see `fit`; if `side_by_side`, a data set of arrays. They are iterated anew for each
+      rate.
+    recipe: epochs, batch size and optimizer; the ends of its schedule change with the rate.
+    rates: learning rates, [n], ascending; `np.geomspace(1e-4, 1e-2, 5)` for instance.
+    validation_loss: `validation_loss(variables) -> number`, the lower the better: the loss on
+      held-out examples, or one minus their accuracy. Jit it: it is called with each rate's
+      variables. If the structure is free, it chooses the genomes.
+    key: random key of every training.
+    side_by_side: whether to train all rates in one program (`vmap`). On an accelerator several
+      small trainings cost little more than one, but each needs its memory. Otherwise they are
+      trained one after the other, and only the best variables are kept.
+    sample: see `fit`.
+    steps_per_dispatch: see `fit`.
+    progress: whether to show a bar.
+    mesh: devices; see `fit`. None if `side_by_side`.
+
+  Returns:
+    The losses, the recipe with the best rate, and the variables that it trained.
+
+  Raises:
+    TypeError: the validation loss is not a number, or as in `fit`.
+    ValueError: the rates are not ascending numbers above 0, `batches` is an iterator, no validation
+      loss is finite, or as in `fit`.
+
+  Example:
+    >>> import flax.linen as nn
+    >>> import glora_jax
+    >>> x = jax.random.normal(jax.random.key(0), (96, 4))
+    >>> y = x @ jnp.array([1.0, 2.0, 3.0, 4.0])
+    >>> model = nn.Dense(1)
+    >>> adapted = glora_jax.adapt(model, x, structure='lora:1', heads=None)
+    >>> variables = adapted.init(jax.random.key(1), model.init(jax.random.key(2), x)['params'])
+    >>> def loss(forward, batch, key):
+    ...   return jnp.mean((forward(batch['x'])[:, 0] - batch['y']) ** 2)
+    >>> @jax.jit
+    ... def validation_loss(variables):
+    ...   forward = glora_jax.Forward(adapted, variables)
+    ...   return loss(forward, {'x': x[64:], 'y': y[64:]}, key=None)
+    >>> found = glora_jax.sweep(
+    ...   adapted,
+    ...   variables,
+    ...   loss,
+    ...   {'x': x[:64], 'y': y[:64]},
+    ...   glora_jax.Recipe(epochs=10, batch_size=16, warmup_epochs=1),
+    ...   rates=[0.1, 1.0, 10.0],
+    ...   validation_loss=validation_loss,
+    ...   key=jax.random.key(3),
+    ...   progress=False,
+    ... )
+    >>> found.recipe.learning_rate
+    1.0
+  """
+  validate(adapted, Adapted, 'adapted')
+  validate(validation_loss, Callable, 'validation_loss')
+  rates = validate(rates, list[float], 'rates', above=0)
+  if not rates or rates != sorted(set(rates)):
+    raise ValueError(f'rates={shown(rates)} must be one or more numbers in ascending order.')
+  check_key(key)
+  loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
+  check_data(loss, batches)
+  source, per_epoch = source_and_length(batches, recipe, mesh)
+  if isinstance(source, Loader) and source.is_one_pass:
+    raise ValueError(
+      'batches is an iterator, which is empty after the first rate; pass a list or another '
+      'iterable that starts anew for each.'
+    )
+  trainable, frozen = adapted.split(variables)
+  frozen, optimizer = meshes.settle(mesh, frozen), recipe.optimizer(per_epoch)
+  replicated = meshes.are_replicated(frozen)
+  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, replicated)
+
+  def train(trainable, key, rates):
+    return minimize(
+      loss_fn,
+      trainable,
+      frozen,
+      batches,
+      recipe,
+      key,
+      tx=optimizer,
+      rates=np.divide(rates, recipe.learning_rate),
+      steps=steps,
+      steps_per_dispatch=steps_per_dispatch,
+      title='rate ' + ' '.join(f'{rate:.3g}' for rate in np.atleast_1d(rates)),
+      progress=progress,
+      mesh=mesh,
+    )
+
+  start = trainable, key
+  if side_by_side:
+    runs = _side_by_side(train, start, rates, recipe.num_steps(per_epoch))
+  else:
+    runs = _in_turn(train, start, rates)
+  losses, trained = _validate(runs, validation_loss)
+  check_data(loss, batches)
+  if trained is None:
+    raise ValueError(
+      f'No validation loss is finite at rates={shown(rates)}; lower the rates, or check the '
+      'examples and the pretrained weights.'
+    )
+  best = losses.index(min(losses))
+  _warn_of_end(rates, best)
+  return Sweep(np.array(rates), np.array(losses), recipe.with_rate(rates[best]), trained)
+
+
+def _in_turn(train: Callable, start: Any, rates: list[float]) -> Iterator[Any]:
+  """The variables of one training after the other, None if it diverged."""
+  for rate in rates:
+    try:
+      yield train(*start, rate).variables
+    except NonFiniteLossError:
+      yield None
+
+
+def _side_by_side(train: Callable, start: Any, rates: list[float], num_steps: int) -> Iterator[Any]:
+  """The variables of all trainings, None if it diverged."""
+  starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(rates)), start)
+  state = train(*starts, rates)
+  for step, variables in zip(state.step, state.variables, strict=True):
+    yield variables if step == num_steps else None
+
+
+def _validate(runs: Iterator[Any], validation_loss: Callable) -> tuple[list[float], Any]:
+  """The validation loss of each run, infinite if it diverged, and the best variables."""
+  losses, best = [], None
+  for variables in runs:
+    loss = math.nan if variables is None else float(validation_loss(variables))
+    if loss < min(losses, default=math.inf):
+      best = variables
+    losses.append(loss if math.isfinite(loss) else math.inf)
+    del variables  # its memory is for the next run
+  return losses, best
+
+
+def _warn_of_end(rates: list[float], best: int) -> None:
+  """Warns if the best rate is the lowest or the highest, and says which to try next."""
+  if len(rates) > 1 and best in (0, len(rates) - 1):
+    rate = rates[best]
+    ratio = rate / rates[1 if best == 0 else -2]
+    log.warning(
+      'The best learning rate, %.3g, is at an end of the list; try %.3g and %.3g next.',
+      rate,
+      rate * ratio,
+      rate * ratio**2,
+    )

@@ -1,0 +1,118 @@
+"""Rates in turn and side by side: each is its own training, and the best one is kept."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from comparing import assert_refused, vector
+from numpy.testing import assert_allclose
+from tiny import Stream, problem
+
+import glora_jax
+
+KEY = jax.random.key(0)
+RECIPE = glora_jax.Recipe(epochs=3, batch_size=8, warmup_epochs=1, learning_rate=1e-2)
+RATES = (1e-3, 1e-2, 1e-1)
+LORA = problem().adapted.fix('lora:2')
+VARIABLES = LORA.init(KEY, problem().variables['params'])
+
+
+def train(call=glora_jax.sweep, loss=None, batches=None, recipe=RECIPE, **options):
+  loss, batches = loss or glora_jax.classification(), batches or problem().data
+  options = {'key': KEY, 'progress': False} | options
+  return call(LORA, VARIABLES, loss, batches, recipe, **options)
+
+
+def sweep(rates=RATES, **options):
+  return train(**{'rates': rates, 'validation_loss': validation_loss} | options)
+
+
+@jax.jit
+def validation_loss(variables):
+  """That of the images in training, which is lower the better it was trained."""
+  return glora_jax.classification()(glora_jax.Forward(LORA, variables), problem().data, KEY)[0]
+
+
+@pytest.mark.parametrize('side_by_side', [False, True])
+def test_each_rate_is_the_training_of_fit_with_it(side_by_side):
+  recipe = dataclasses.replace(RECIPE, weight_decay=0.1, lora_dropout=0.2)
+  loss = glora_jax.classification(train=True)
+  found = sweep(loss=loss, recipe=recipe, side_by_side=side_by_side)
+  apart = [train(glora_jax.fit, loss, recipe=recipe.with_rate(rate)).variables for rate in RATES]
+  losses = np.array([validation_loss(variables) for variables in apart])
+  assert_allclose(found.losses, losses, rtol=1e-4)
+  best = losses.argmin()
+  assert np.ptp(losses) > 0.1
+  assert found.recipe == recipe.with_rate(RATES[best])
+  assert_allclose(vector(found.variables), vector(apart[best]), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+  'batches', [problem().data, Stream([]), [problem().data, problem().data]], ids=type
+)
+def test_rates_in_turn_are_compiled_once_with_any_kind_of_batches(batches):
+  traces = []
+
+  def loss(forward, batch, key):
+    traces.append(key)
+    return glora_jax.classification()(forward, batch, key)
+
+  losses = [sweep([rate], loss=loss, batches=batches).losses[0] for rate in RATES]
+  apart = len(traces)
+  found = sweep(loss=loss, batches=batches)
+  assert len(traces) - apart == apart / len(RATES)
+  assert_allclose(found.losses, losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize('side_by_side', [False, True])
+def test_a_rate_that_diverges_is_the_worst_and_does_not_end_the_sweep(side_by_side, caplog):
+  found = sweep([1e-3, 1e-2, 1e25], side_by_side=side_by_side)
+  assert np.isfinite(found.losses).tolist() == [True, True, False]
+  assert found.recipe.learning_rate == 1e-2
+  assert [line.split()[1:] for line in str(found).splitlines()[2:]] == [
+    [f'{found.losses[1]:.5g}', 'best'],
+    ['diverged'],
+  ]
+  assert 'end of the list' not in caplog.text
+
+
+@pytest.mark.parametrize(
+  'losses, rates',
+  [
+    ([1.0, 2.0, 3.0], '0.0001 and 1e-05'),
+    ([3.0, 2.0, 1.0], '0.04 and 0.08'),
+    ([2.0, 1.0, 2.0], ''),
+  ],
+)
+def test_the_rates_beyond_are_named_if_the_best_is_at_an_end(losses, rates, caplog):
+  values = iter(losses)
+  sweep([0.001, 0.01, 0.02][::1], validation_loss=lambda _: next(values))
+  assert rates in caplog.text
+  assert bool(caplog.text) == bool(rates)
+
+
+def test_nan_counts_as_diverged():
+  values = iter([2.0, np.nan, 3.0])
+  assert sweep(validation_loss=lambda _: next(values)).losses.tolist() == [2.0, np.inf, 3.0]
+
+
+@pytest.mark.parametrize(
+  'options, named',
+  [
+    ({'rates': []}, 'rates=[] must be one or more'),
+    ({'rates': 0.1}, 'rates=0.1 must be a list'),
+    ({'rates': [0.0, 0.1]}, 'rates[0]=0.0 must be above 0'),
+    ({'rates': [0.1, 0.1]}, 'in ascending order'),
+    ({'rates': [0.1, np.inf]}, 'rates[1]=inf must be finite'),
+    ({'validation_loss': None}, 'validation_loss=None must be a function'),
+    ({'validation_loss': lambda _: np.nan}, 'No validation loss is finite at rates=[0.001, 0.01'),
+    ({'rates': [1e25, 1e26], 'side_by_side': True}, 'No validation loss is finite'),
+    ({'batches': iter([]), 'recipe': glora_jax.Recipe(steps=2)}, 'empty after the first rate'),
+    ({'batches': [problem().data], 'side_by_side': True}, 'pass arrays and no mesh'),
+    ({'batches': (problem().images, problem().labels + 1)}, 'label 3 of image 2'),
+    ({'key': jax.random.split(KEY)}, 'one random key'),
+  ],
+)
+def test_a_sweep_refuses_what_it_cannot_use(options, named):
+  assert_refused(named, lambda: sweep(**options))
