@@ -13,6 +13,7 @@ from glora_jax.method.check import check as check
 from glora_jax.method.combine import combine as combine
 from glora_jax.method.draws import random_genomes as random_genomes
 from glora_jax.method.draws import sample_genome as sample_genome
+from glora_jax.method.extend import extend as extend
 from glora_jax.method.forward import Forward as Forward
 from glora_jax.method.genomes import count_params as count_params
 from glora_jax.method.genomes import genome_from_json as genome_from_json

@@ -41,13 +41,14 @@ from glora_jax.checks import listed, validate
 from glora_jax.errors import UserError
 from glora_jax.method.adapt import DEFAULT_HEADS, adapt_function
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.extend import extend as extend_params
 from glora_jax.method.presets import Structure
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.tree import differences, flatten
 
-__all__ = ['adapt', 'load']
+__all__ = ['adapt', 'extend', 'load']
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +219,47 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
       tensor.data.copy_(new)
     else:
       tensor.data = new.clone()
+
+
+def extend(
+  module: torch.nn.Module, new: int | Sequence[Sequence[int]], *, multiple: int | None = None
+) -> None:
+  """Adds words at the end of a transformers model's vocabulary, in place, before `adapt`.
+
+  `resize_token_embeddings` makes the table and the head larger, keeps them tied, and sets
+  `config.vocab_size`. New rows are as `glora_jax.extend` makes them.
+
+  Args:
+    module: a model of transformers, which is changed.
+    new: how many words, or what each starts as; see `glora_jax.extend`.
+    multiple: adds words until the vocabulary is a multiple of this.
+
+  Raises:
+    ValueError: transformers cannot resize the module; or as in `glora_jax.extend`.
+
+  Example:
+    >>> import glora_jax, transformers
+    >>> config = transformers.GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=2)
+    >>> module = transformers.GPT2LMHeadModel(config)
+    >>> glora_jax.torch.extend(module, 2)
+    >>> module.config.vocab_size, module.lm_head.out_features
+    (12, 12)
+  """
+  table = getattr(module, 'get_input_embeddings', lambda: None)()
+  if not isinstance(table, torch.nn.Embedding):
+    raise UserError(
+      f'{type(module).__name__} has no vocabulary that transformers can resize. Make a larger one, '
+      "and load into it glora_jax.extend(params, {'embed': 0, 'head': 0}, new) of adapt's params."
+    )
+  size = table.num_embeddings
+  old = {
+    name: _to_jax(value) for name, value in module.named_parameters() if value.shape[:1] == (size,)
+  }
+  larger = extend_params(old, {'': 0}, new, multiple=multiple)
+  module.resize_token_embeddings(len(next(iter(larger.values()))), mean_resizing=False)
+  for name, value in module.named_parameters():
+    if name in larger and value.shape == larger[name].shape:
+      value.data[size:].copy_(_to_torch(larger[name][size:]))
 
 
 class Module:

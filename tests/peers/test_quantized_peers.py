@@ -302,3 +302,8 @@ def test_models_that_are_quantized_themselves_are_refused():
     ('NnxModel', glora_jax.nnx.attach, (model, X)),
   ):
     assert_refused(f'{name} is a quantized model of qwix', call, *arguments)
+
+
+def test_a_quantized_vocabulary_is_not_extended():
+  _, params = quantized(weight_qtype='int8')
+  assert_refused('extend them first', glora_jax.extend, params, {'head': -1}, 1)

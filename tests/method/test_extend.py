@@ -1,0 +1,143 @@
+"""New words: rows of a table, and of its head."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import assert_close, assert_refused, assert_trees_equal, random_params
+from flax import nnx
+from trees import normal
+
+import glora_jax
+
+V, D = 10, 4
+TOKENS = jnp.array([[1, 2], [9, 1]])
+
+
+class Tied(nn.Module):
+  words: int
+
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(self.words, D, name='embed')
+    return embed.attend(jnp.tanh(nn.Dense(D, name='mlp')(embed(tokens))))
+
+
+class Own(nn.Module):
+  words: int
+
+  @nn.compact
+  def __call__(self, tokens):
+    x = nn.Embed(self.words, D, name='embed')(tokens)
+    return nn.Dense(self.words, name='head')(jnp.tanh(x))
+
+
+class Live(nnx.Module):
+  def __init__(self, words):
+    rngs = nnx.Rngs(0)
+    self.embed = nnx.Embed(words, D, rngs=rngs)
+    self.head = nnx.Linear(D, words, bias_init=nnx.initializers.normal(), rngs=rngs)
+
+  def __call__(self, tokens):
+    return self.head(jnp.tanh(self.embed(tokens)))
+
+
+def with_linen(model, **tables):
+  params = random_params(model(V), TOKENS)
+  larger = glora_jax.extend(params, tables, [[], [3], [1, 9]], multiple=8)
+  return (model(words).apply({'params': p}, TOKENS) for words, p in ((V, params), (16, larger)))
+
+
+def with_function(**tables):
+  def function(params, tokens):
+    return jnp.tanh(params['embed'][tokens]) @ params['head']
+
+  params = {'embed': normal(V, D), 'head': normal(D, V, seed=1)}
+  larger = glora_jax.extend(params, tables, [[], [3], [1, 9]], multiple=8)
+  return function(params, TOKENS), function(larger, TOKENS)
+
+
+def with_nnx(**tables):
+  model, other = Live(V), Live(16)
+  larger = glora_jax.extend(nnx.state(model), tables, [[], [3], [1, 9]], multiple=8)
+  nnx.update(other, larger)
+  assert_trees_equal(
+    nnx.state(glora_jax.extend(model, tables, [[], [3], [1, 9]], multiple=8)), larger
+  )
+  return model(TOKENS), other(TOKENS)
+
+
+@pytest.mark.parametrize(
+  'logits',
+  [
+    lambda: with_linen(Tied, embed=0),
+    lambda: with_linen(Own, embed=0, head=-1),
+    lambda: with_function(embed=0, head=-1),
+    lambda: with_nnx(embed=0, head=-1),
+  ],
+  ids=['tied', 'own head with bias', 'function', 'nnx'],
+)
+def test_old_words_keep_their_logits_and_new_ones_have_the_mean_of_those_they_start_as(logits):
+  """Of all words for the first, and for three that make the vocabulary a multiple of 8."""
+  old, larger = logits()
+  mean = old.mean(-1)
+  expected = [mean, old[..., 3], old[..., [1, 9]].mean(-1), mean, mean, mean]
+  assert_close(larger, jnp.concatenate([old, jnp.stack(expected, -1)], -1))
+
+
+def test_a_new_word_is_read_as_the_mean_of_those_it_starts_as():
+  params = {'embed': normal(V, D), 'other': normal(V, D)}
+  larger = glora_jax.extend(params, {'^embed$': 0}, [(), np.array([7]), [1, 2, 2]])
+  assert larger['other'] is params['other']
+  expected = [
+    params['embed'].mean(0),
+    params['embed'][7],
+    params['embed'][jnp.array([1, 2, 2])].mean(0),
+  ]
+  np.testing.assert_array_equal(larger['embed'][:V], params['embed'])
+  assert_close(larger['embed'][V:], jnp.stack(expected))
+
+
+def test_dtypes_boxes_and_shardings_stay():
+  mesh = jax.make_mesh(
+    (1, jax.device_count()), ('data', 'x'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  table = jax.device_put(jnp.ones((8 * jax.device_count(), D), jnp.bfloat16), split)
+  params = {'embed': nn.Partitioned(table, ('words', None))}
+  box = glora_jax.extend(params, {'embed': 0}, 1, multiple=jax.device_count())['embed']
+  assert isinstance(box, nn.Partitioned)
+  assert box.names == ('words', None)
+  assert box.value.dtype == jnp.bfloat16
+  assert box.value.sharding.is_equivalent_to(split, 2)
+
+
+def test_shapes_are_extended_as_arrays_are():
+  shapes = {'embed': jax.ShapeDtypeStruct((V, D), jnp.float32)}
+  larger = jax.eval_shape(lambda params: glora_jax.extend(params, {'embed': 0}, 2), shapes)
+  assert larger['embed'].shape == (V + 2, D)
+
+
+PARAMS = {'embed': normal(V, D), 'head': {'kernel': normal(D, V), 'bias': normal(V)}}
+BAD = [
+  ({'tables': {'emd': 0}}, "'emd' in tables matches none of embed, head/bias"),
+  ({'tables': {}}, 'one vocabulary'),
+  ({'tables': 'embed'}, "tables='embed' must be a dictionary"),
+  ({'tables': {'embed': 2}}, 'tables.embed=2 must be 0 or -1'),
+  ({'tables': {'(': 0}}, 'not a regular expression'),
+  ({'tables': {'embed': 0, 'head': 0}}, ['one vocabulary', "'embed': 10", "'head/kernel': 4"]),
+  ({'new': 0}, 'new=0 must be at least 1'),
+  ({'new': 'word'}, "new='word' must be an integer or a list"),
+  ({'new': [[V]]}, 'new[0][0]=10 must be at most 9'),
+  ({'new': [[], [-1]]}, 'new[1][0]=-1 must be at least 0'),
+  ({'new': [3]}, 'new[0]=3 must be a tuple'),
+  ({'multiple': 0}, 'multiple=0 must be at least 1'),
+  ({'multiple': 1.5}, 'multiple=1.5 must be an integer or None'),
+]
+
+
+@pytest.mark.parametrize('arguments, named', BAD, ids=str)
+def test_bad_arguments_are_named_in_one_line(arguments, named):
+  arguments = {'params': PARAMS, 'tables': {'embed': 0}, 'new': 2, **arguments}
+  assert_refused(named, glora_jax.extend, **arguments)
