@@ -44,7 +44,7 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.extend import extend as extend_params
 from glora_jax.method.presets import Structure
 from glora_jax.method.sample import is_array
-from glora_jax.method.selection import Selector
+from glora_jax.method.selection import Embeddings, Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.tree import differences, flatten
 
@@ -68,7 +68,7 @@ def adapt(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
-  embeddings: bool = False,
+  embeddings: Embeddings = False,
   release: bool = False,
   **kwargs: Any,
 ) -> tuple[Adapted, dict[str, Any]]:
@@ -96,7 +96,7 @@ def adapt(
     heads: which modules to train in full, weight and bias together.
     ties: fused layers.
     convs: whether to adapt convolutions.
-    embeddings: whether to adapt tables that are looked up.
+    embeddings: whether to adapt tables that are looked up, or which of their rows.
     release: whether to remove each value from the module once it is copied, so that the model is in
       memory only once. `load` puts values back.
     **kwargs: further arguments of the call, `use_cache=False` for instance.

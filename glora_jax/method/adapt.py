@@ -27,7 +27,14 @@ from glora_jax.method.modules import discover
 from glora_jax.method.presets import Structure, read_structure, smallest_space
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
-from glora_jax.method.selection import Heads, Selection, Selector, matches, unmatched
+from glora_jax.method.selection import (
+  Embeddings,
+  Heads,
+  Selection,
+  Selector,
+  matches,
+  unmatched,
+)
 from glora_jax.method.site import TABLE, Site, with_disjoint_paths
 from glora_jax.method.space import SearchSpace
 from glora_jax.method.trace.events import HEAD, NOT_SELECTED
@@ -48,7 +55,7 @@ def adapt(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
-  embeddings: bool = False,
+  embeddings: Embeddings = False,
   **model_kwargs: Any,
 ) -> Adapted:
   """Attaches GLoRA to a model.
@@ -80,6 +87,10 @@ def adapt(
     embeddings: whether to adapt tables that are looked up, as by `nn.Embed`: linear layers of
       one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
       adapter. The model then runs as a traced program instead of through its modules.
+      Instead of True, ids of tokens (`tokenizer.convert_tokens_to_ids(['<a>', '<b>'])`) or a mask
+      of the vocabulary: these rows of the table are trained and nothing else of it, whatever
+      `structure`, `select` and `scale` say of other layers. For some of several tables, ids or
+      masks by name (a regular expression): `{'wte': [3, 5]}`.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
@@ -87,9 +98,9 @@ def adapt(
 
   Raises:
     TypeError: the model is not a Linen model, or another argument has the wrong type.
-    ValueError: the model has no linear layer (or no table for `embeddings`), `select`, `space`,
-      `ties` or explicit `heads` match nothing, or layers cannot be fused; the message names the
-      paths. Errors of the model itself on the sample inputs pass through.
+    ValueError: the model has no linear layer (or no table for `embeddings`, or a table no such
+      rows), `select`, `space`, `ties` or explicit `heads` match nothing, or layers cannot be fused;
+      the message names the paths. Errors of the model itself on the sample inputs pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -108,7 +119,7 @@ def adapt(
   space = smallest_space(structure) if space is None else space
   selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   model = _linen_module(model)
-  params, found = discover(model, sample_inputs, model_kwargs, convs, embeddings)
+  params, found = discover(model, sample_inputs, model_kwargs, convs, selection.embeddings)
   return assemble(model, params, found, selection, structure)
 
 
@@ -165,7 +176,7 @@ def assemble(
   }
   tables = {site.kernel_path for site in found.sites if site.kind == TABLE}
   if selection.embeddings and not tables:
-    raise ValueError(f'{name} has no embedding lookup; leave embeddings=True out.')
+    raise ValueError(f'{name} has no embedding lookup; leave embeddings= out.')
   for outside in ((), found.outside):  # the second time only if the first has no candidate
     sites = with_disjoint_paths([*found.sites, *outside])
     candidates = [site for site in sites if site.kernel_path not in heads.paths]
@@ -266,8 +277,12 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
     ValueError: no candidate is selected, or a pattern or an item of `ties` matches none.
   """
   available = ', '.join(site.name for site in candidates) or 'none apart from the heads'
-  spaces = {site.name: selection.space_of(site.name) for site in candidates}
-  spaces = {name: space for name, space in spaces.items() if space is not None}
+  tables = {site.name: site.in_features for site in candidates if site.kind == TABLE}
+  rows = selection.rows_of(tables)
+  choices = {site.name: selection.space_of(site.name) for site in candidates}
+  if selection.ids:  # these say which tables are adapted, and `select` of other layers
+    choices |= {name: SearchSpace() if name in rows else None for name in tables}
+  spaces = {name: space for name, space in choices.items() if space is not None}
   chosen = [site for site in candidates if site.name in spaces]
   if not chosen:
     raise ValueError(
@@ -287,8 +302,12 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; these '
         f'are: {available}.'
       )
-  fused = fuse(chosen, selection.ties, spaces)
-  return number_rows([Group(sites, sites[0].rows, spaces[sites[0].name]) for sites in fused])
+  choices = {name: (space, rows.get(name)) for name, space in spaces.items()}
+  groups = [
+    Group(sites, sites[0].rows, spaces[sites[0].name], rows.get(sites[0].name, ()))
+    for sites in fuse(chosen, selection.ties, choices)
+  ]
+  return number_rows(groups)
 
 
 def adapt_function(
@@ -302,7 +321,7 @@ def adapt_function(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
-  embeddings: bool = False,
+  embeddings: Embeddings = False,
   split: Mapping[str, int] = types.MappingProxyType({}),
   **kwargs: Any,
 ) -> Adapted:
@@ -327,7 +346,8 @@ def adapt_function(
       `adapt`.
     ties: fused layers; see `adapt`.
     convs: whether to adapt kernels of convolutions; see `adapt`.
-    embeddings: whether to adapt tables that are looked up (`table[tokens]`); see `adapt`.
+    embeddings: whether to adapt tables that are looked up (`table[tokens]`), or which of their
+      rows; see `adapt`.
     split: axes of a layer's outputs to treat as a stack, with a layer for each index:
       `{'kv_einsum/w': 0}` maps a regular expression, searched in the parameter's path, to the axis.
     **kwargs: further arguments of the call.
@@ -359,9 +379,8 @@ def adapt_function(
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)
-  found = find(
-    function, params, sample_inputs, kwargs, convs=convs, embeddings=embeddings, split=split
-  )
+  options = {'convs': convs, 'embeddings': selection.embeddings, 'split': split}
+  found = find(function, params, sample_inputs, kwargs, **options)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   if flatten(arrays).keys() == set(found.unused):
     raise ValueError(

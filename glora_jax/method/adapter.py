@@ -35,7 +35,7 @@ FLAT_FORMS: Mapping[Tensor, tuple[str, ...]] = {
 LORA_TENSORS: tuple[Tensor, ...] = ('A', 'B', 'C')
 
 Axis = Literal['in', 'out', 'rank', 'one']
-Form = Literal['constant', 'vector', 'lora']
+Form = Literal['constant', 'vector', 'lora', 'rows']
 Arrays = dict[str, jax.Array]
 
 _ALL = slice(None)
@@ -81,6 +81,7 @@ ADAPTER: Mapping[str, Entry] = {
   'A_vector': Entry('A', 'vector', ('out',), within=Part('A_up', (_FIRST, _ALL))),
   'B_down': Entry('B', 'lora', ('in', 'rank'), drawn=True),
   'B_up': Entry('B', 'lora', ('rank', 'out')),
+  'B_ids': Entry('B', 'rows', ('rank',)),  # numbers of chosen rows, in a call only: never stored
   'B_constant': Entry('B', 'constant', ('one',), within=Part('B_up', (_FIRST, _FIRST))),
   'B_vector': Entry('B', 'vector', ('out',), within=Part('B_up', (_FIRST, _ALL))),
   'C_down': Entry('C', 'lora', ('in', 'rank')),
@@ -103,7 +104,12 @@ _DRAWN = tuple(name for name, entry in ADAPTER.items() if entry.drawn)
 
 
 def adapter_shapes(
-  in_features: int, out_features: int, ranks: Sequence[int], bias: bool = True, shared: bool = True
+  in_features: int,
+  out_features: int,
+  ranks: Sequence[int],
+  bias: bool = True,
+  shared: bool = True,
+  rows: int = 0,
 ) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the arrays that a layer stores.
 
@@ -119,17 +125,23 @@ def adapter_shapes(
     bias: whether the layer has a bias; without one there is no C, D or E.
     shared: False stores constants and vectors separately: `A_constant` [1],
       `A_vector` [out], `C_vector` [in], ...
+    rows: number of a table's chosen rows, which store only what is added to them; 0 for any other
+      layer.
 
   Example:
     >>> shapes = adapter_shapes(in_features=3, out_features=2, ranks=(1,))
     >>> {name: shape for name, shape in shapes.items() if name[0] in 'AC'}
     {'A_down': (3, 1), 'A_up': (1, 2), 'C_down': (3, 1), 'C_up': (1, 1)}
   """
+  if rows:
+    return {'B_up': (rows, out_features)}
   sizes = {'in': in_features, 'out': out_features, 'rank': max(ranks), 'one': 1}
   return {
     name: tuple(sizes[axis] for axis in entry.axes)
     for name, entry in ADAPTER.items()
-    if (bias or entry.tensor in WEIGHT_TENSORS) and not (shared and entry.within)
+    if (bias or entry.tensor in WEIGHT_TENSORS)
+    and not (shared and entry.within)
+    and entry.form != 'rows'
   }
 
 
@@ -208,7 +220,11 @@ def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Arr
 
 
 def used_parts(
-  forms: Sequence[int], ranks: Sequence[int], bias: bool = True, shared: bool = True
+  forms: Sequence[int],
+  ranks: Sequence[int],
+  bias: bool = True,
+  shared: bool = True,
+  rows: int = 0,
 ) -> dict[str, tuple[slice, ...]]:
   """The part of each array that the forms of a layer read.
 
@@ -217,10 +233,13 @@ def used_parts(
     ranks: LoRA ranks that the codes stand for.
     bias: whether the layer has a bias.
     shared: whether the forms of a tensor share storage.
+    rows: number of a table's chosen rows, which are read whatever the forms; else 0.
 
   Returns:
     Slices for the axes of each array, by its name. These parts are all that is trained.
   """
+  if rows:
+    return {'B_up': (slice(0, rows), _ALL)}
   parts = {}
   for tensor, code in zip(TENSORS, forms, strict=True):
     if not bias and tensor not in WEIGHT_TENSORS:

@@ -99,7 +99,7 @@ def layer_table(spec: Spec, genome: np.ndarray | None = None) -> list[str]:
     pairs = list(zip(TENSORS, codes, strict=True))
     shown = [layer.choices(tensor) if genome is None else (code,) for tensor, code in pairs]
     forms = (
-      ' '.join(layer.space.names(tensor)[code] for code in codes)
+      ' '.join(layer.names(tensor)[code] for code in codes)
       for tensor, codes in zip(TENSORS, shown, strict=True)
     )
     trained = sum(layer.costs(tensor)[code] for tensor, code in pairs)

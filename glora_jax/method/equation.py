@@ -15,6 +15,10 @@ None, constant and vector are the *flat* forms. The layer's adapter (`glora_jax.
 holds the arrays of all forms. Those that no form of the search space reads may be missing, and a
 tensor without arrays is none.
 
+If B changes chosen rows of a table, `B_ids` has their numbers and `B_up` what is added to them: a
+LoRA whose B_down is known, and one-hot. Such a layer has one form (`space.Layer`), so `forms` are
+not looked at.
+
 There are two ways to compute a layer:
 
     effective_kernel,    W' and b' themselves, for any structure; also to fold a model
@@ -82,9 +86,11 @@ def effective_kernel(
     [1.0, 1.0]
   """
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+  merged = kernel.astype(dtype)
+  if 'B_ids' in adapter:
+    return merged.at[adapter['B_ids']].add(adapter['B_up'].astype(dtype)).astype(kernel.dtype)
   adapter = {name: jnp.asarray(value, dtype) for name, value in adapter.items()}
   stored = stored_tensors(adapter)
-  merged = kernel.astype(dtype)
   if 'A' in stored:
     a = weight_tensor(adapter, 'A', forms[0], ranks, lora_product)
     merged = merged + _with_wide_kernel(jnp.multiply, kernel, a)
@@ -176,7 +182,10 @@ def layer_output(
   if 'A' in stored:
     a = flat_tensor(adapter, 'A', forms[0])
     output = output + output * _broadcast_like(a, output)
-  if 'B_down' in adapter:
+  if 'B_ids' in adapter:
+    chosen, up = inputs[..., adapter['B_ids']], adapter['B_up'].astype(dtype)
+    output = output + jnp.matmul(chosen.astype(dtype), up, precision=precision)
+  elif 'B_down' in adapter:
     down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = down.astype(dtype), up.astype(dtype)
     of_factors = inputs if dropped is None else dropped
@@ -208,7 +217,11 @@ def transposed_output(
     a = flat_tensor(adapter, 'A', forms[0])
     scaled = scaled + scaled * _broadcast_like(a, scaled)
   output = product(scaled, kernel)
-  if 'B_down' in adapter:
+  if 'B_ids' in adapter:
+    up = adapter['B_up'].astype(output.dtype)
+    chosen = jnp.matmul(inputs.astype(output.dtype), up.T, precision=precision)
+    output = output.at[..., adapter['B_ids']].add(chosen)
+  elif 'B_down' in adapter:
     down, up = weight_factors(adapter, 'B', forms[1], ranks)
     factors = up.T.astype(output.dtype), down.T.astype(output.dtype)
     output = output + _through_factors(inputs.astype(output.dtype), *factors, precision)

@@ -71,7 +71,7 @@ def check_genome(spec: Spec, genome: Any, concrete: bool = False) -> None:
     layer, tensor = spec.layers[row], TENSORS[column]
     raise ValueError(
       f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes are 0 '
-      f'to {spec.num_codes[row, column] - 1}: {", ".join(layer.space.names(tensor))}.'
+      f'to {spec.num_codes[row, column] - 1}: {", ".join(layer.names(tensor))}.'
     )
 
 
@@ -316,7 +316,7 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
   codes = np.asarray(genome)
   layers = [
     {'layer': layer.name}
-    | {tensor: layer.space.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)}
+    | {tensor: layer.names(tensor)[code] for tensor, code in zip(TENSORS, row, strict=True)}
     for layer, row in zip(spec, codes, strict=True)
   ]
   return {'genome': codes.tolist(), 'params': count_params(spec, codes), 'layers': layers}
@@ -384,13 +384,13 @@ def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) ->
 def codes_of(layer: Layer, forms: Mapping[Any, Any]) -> list[int]:
   """Codes of A, B, C, D, E in a layer, from a name or code of each tensor that is not none.
 
-  'lora' is the LoRA of the largest rank.
+  'lora' is the LoRA of the largest rank. A table's chosen rows have one form, whatever is given.
 
   Raises:
     ValueError: the layer does not have one of them.
   """
   codes: dict[str, int] = dict.fromkeys(TENSORS, 0)
-  for tensor, form in forms.items():
+  for tensor, form in () if layer.ids else forms.items():
     names = layer.space.names(tensor) if tensor in TENSORS else ()
     if form == 'lora' and tensor in LORA_TENSORS:
       form = names[-1]

@@ -73,11 +73,13 @@ class Group:
     members: the linear modules: one, or fused ones in the order of their outputs.
     rows: genome rows of its layers, in the order of the flattened stack.
     space: the forms to choose from.
+    ids: the chosen rows of a table; see `Layer`.
   """
 
   members: tuple[Site, ...]
   rows: tuple[int, ...]
   space: SearchSpace
+  ids: tuple[int, ...] = ()
 
   @property
   def path(self) -> KeyPath:
@@ -145,14 +147,14 @@ class Group:
 
   def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
     """Names and shapes of its arrays, [stack..., ...]."""
-    shapes = adapter_shapes(
-      self.in_features, self.out_features, self.space.ranks, self.has_bias, self.space.shared
-    )
+    sides, space = (self.in_features, self.out_features), self.space
+    shapes = adapter_shapes(*sides, space.ranks, self.has_bias, space.shared, len(self.ids))
     return {name: self.stack_shape + shape for name, shape in shapes.items()}
 
   def used_parts(self, forms: Sequence[int]) -> dict[str, tuple[slice, ...]]:
     """The part of each array of a layer that the codes of A, B, C, D and E read."""
-    return used_parts(forms, self.space.ranks, self.has_bias, self.space.shared)
+    space = self.space
+    return used_parts(forms, space.ranks, self.has_bias, space.shared, len(self.ids))
 
   def read_by(self, genomes: np.ndarray) -> dict[str, int]:
     """Names of the arrays that genomes [..., rows, 5] read, and the largest rank (0: no rank)."""
@@ -193,8 +195,8 @@ class Group:
       genome: int [layer, 5]; may be traced.
       fixed: the genome if it is known when tracing.
     """
-    used, by_output = set(TENSORS), False
-    if fixed is not None:
+    used, by_output = set(TENSORS), bool(self.ids)
+    if fixed is not None and not self.ids:
       in_use = distinct_codes(fixed[np.array(self.rows)])
       used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
       by_output = goes_by_output(in_use)
@@ -204,7 +206,7 @@ class Group:
       yield Part(site, of_kernel, of_bias, self.forms(genome), by_output)
 
   def by_member(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
-    """Every member with the arrays for its outputs, and B's LoRA scaled.
+    """Every member with the arrays for its outputs, B's LoRA scaled, and the ids of chosen rows.
 
     Shared storage has a constant in the first number of a vector, which only the first member's
     slice would contain. So constants become separate arrays before the vectors are sliced.
@@ -212,6 +214,8 @@ class Group:
     arrays = dict(adapter)
     if self.space.scale != 1 and 'B_down' in arrays:  # B's constant and vector share only B_up
       arrays['B_down'] = arrays['B_down'] * self.space.scale
+    if self.ids and 'B_up' in arrays:  # the slots of a pool have ids of their own
+      arrays.setdefault('B_ids', jnp.broadcast_to(np.array(self.ids), arrays['B_up'].shape[:-1]))
     if len(self.members) == 1:
       yield self.members[0], arrays
       return
@@ -251,14 +255,14 @@ def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[st
 
 
 def fuse(
-  sites: Sequence[Site], ties: Sequence[Sequence[str]], spaces: Mapping[str, SearchSpace]
+  sites: Sequence[Site], ties: Sequence[Sequence[str]], choices: Mapping[str, Any]
 ) -> list[tuple[Site, ...]]:
   """The members of each group: one site, or the fused ones, in the place of the earliest.
 
   Args:
     sites: the linear modules, in order.
     ties: lists of path ends. Sibling layers with these ends are fused; see `adapt`.
-    spaces: the search space of every site, by its name.
+    choices: by a site's name what fused sites must have in common: search space and chosen rows.
 
   Returns:
     Tuples of sites; fused ones in the order of their list.
@@ -269,7 +273,7 @@ def fuse(
   by_name = {site.name: site for site in sites}
   fused: dict[str, tuple[Site, ...]] = {}
   for ends in map(tuple, ties):
-    for members in _fused(ends, by_name, spaces):
+    for members in _fused(ends, by_name, choices):
       for site in members:
         if site.name in fused:
           raise ValueError(f'ties: {site.name} is in two of them; a layer can be in only one.')
@@ -279,7 +283,7 @@ def fuse(
 
 
 def _fused(
-  ends: tuple[str, ...], by_name: Mapping[str, Site], spaces: Mapping[str, SearchSpace]
+  ends: tuple[str, ...], by_name: Mapping[str, Site], choices: Mapping[str, Any]
 ) -> Iterator[tuple[Site, ...]]:
   """The sites with some path ends, a tuple for every module that contains them as siblings.
 
@@ -305,7 +309,7 @@ def _fused(
         'stack': site.stack_shape,
         'bias': site.has_bias,
         'input array': site.input_id,
-        'space': spaces[site.name],
+        'space or chosen rows': choices[site.name],
       }
       for site in (by_name[name] for name in names)
     ]
@@ -342,7 +346,12 @@ def spec_of(groups: Sequence[Group]) -> Spec:
     for index, row in group.slices():
       place = f'[{",".join(map(str, index))}]' if index else ''
       layers[row] = Layer(
-        group.name + place, group.in_features, group.out_features, group.has_bias, group.space
+        group.name + place,
+        group.in_features,
+        group.out_features,
+        group.has_bias,
+        group.space,
+        group.ids,
       )
   return Spec(tuple(layers[row] for row in range(len(layers))))
 

@@ -26,13 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.method import equation
-from glora_jax.method.adapter import ADAPTER, of_tensors
+from glora_jax.method.adapter import ADAPTER, FLAT_FORMS, of_tensors
 from glora_jax.method.dropout import Dropout
 from glora_jax.method.groups import Group
 from glora_jax.method.quantized import dequantize, is_quantized, repeat_scales
 from glora_jax.method.site import TABLE, Layout, over_stack
 from glora_jax.method.trace.view import View
 from glora_jax.tree import KeyPath, flatten, update
+
+_ONE_LORA = 0, len(FLAT_FORMS['B']), 0, 0, 0  # the forms of a layer with a LoRA of B alone
 
 Gather = Callable[[jax.Array], jax.Array]  # all-gathers an array: it is replicated afterwards
 
@@ -251,7 +253,14 @@ def look_up(
     name: layout.matrices(v) if name in with_rows else v
     for name, v in _select_slot(adapter, table.slot).items()
   }
-  rows = plan.cast(merge_kernels(base, adapter, table.forms, layout, plan.ranks))
+  forms, ranks = table.forms, plan.ranks
+  if 'B_ids' in adapter:
+    # A table of the numbers from 1 shows which rows are read (beyond the table 0). B is a LoRA on
+    # these rows: its `down` has a 1 for each of them that is chosen.
+    numbers = layout.matrices(rows_of(1 + jnp.arange(table.kernel.shape[0])[:, None]))
+    adapter['B_down'] = numbers == 1 + adapter.pop('B_ids')
+    forms, ranks = jnp.array(_ONE_LORA), adapter['B_up'].shape[:1]
+  rows = plan.cast(merge_kernels(base, adapter, forms, layout, ranks))
   if params.get('mode') != jax.lax.GatherScatterMode.FILL_OR_DROP:
     return rows
   # Looked up in a table of ones, a token within the table reads 1, one beyond it 0.

@@ -8,13 +8,19 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from glora_jax.checks import shown, validate
+import jax
+import numpy as np
+
+from glora_jax.checks import listed, shown, validate
 from glora_jax.files import first_line
 from glora_jax.method.space import SearchSpace
+from glora_jax.method.validation import as_numbers
 from glora_jax.tree import KeyPath, path_name
 
 Pattern = str | re.Pattern[str]
 Selector = Pattern | Sequence[Pattern] | Callable[[str], bool]
+Ids = Sequence[int] | np.ndarray | jax.Array  # of rows: their numbers, or a mask of all
+Embeddings = bool | Ids | Mapping[str, Ids]
 
 
 def matches(selector: Selector, name: str) -> bool:
@@ -82,10 +88,11 @@ class Selection:
     heads: the modules and parameters to train in full; None for none.
     ties: the layers to fuse, by ends of their paths.
     convs: whether convolutions count as linear layers.
-    embeddings: whether tables that are looked up do.
+    embeddings: whether tables that are looked up do; or which rows of them are trained.
 
   Attributes:
     spaces: spaces by regular expression; that of a single space matches every name.
+    ids: ids or masks by regular expression, those of all tables by ''; {} if none are given.
 
   Raises:
     TypeError: one of them has another type.
@@ -99,7 +106,7 @@ class Selection:
     heads: Selector | None,
     ties: Sequence[Sequence[str]],
     convs: bool,
-    embeddings: bool,
+    embeddings: Embeddings,
   ):
     spaces = dict(space) if isinstance(space, Mapping) else {'': space}
     if not spaces or not all(
@@ -123,7 +130,9 @@ class Selection:
     self.spaces = spaces
     self.select, self.heads, self.ties = select, heads, ties
     validate(convs, bool, 'convs')
-    self.embeddings = validate(embeddings, bool, 'embeddings')
+    ids: Any = embeddings if isinstance(embeddings, Mapping) else {'': embeddings}
+    self.ids: Mapping[str, Ids] = {} if isinstance(embeddings, bool) else ids
+    self.embeddings = bool(self.ids) or validate(embeddings, bool, 'embeddings')
 
   def heads_among(self, paths: Iterable[KeyPath]) -> Heads:
     """The modules and parameters that are trained in full.
@@ -153,3 +162,52 @@ class Selection:
     if self.select is not None and not matches(self.select, name):
       return None
     return next((space for pattern, space in self.spaces.items() if matches(pattern, name)), None)
+
+  def rows_of(self, tables: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The chosen rows of tables, ascending, by the tables' names; {} if rows are not chosen.
+
+    Args:
+      tables: the number of rows of each table, by its name.
+
+    Raises:
+      TypeError: ids are not integers.
+      ValueError: an expression matches no table, a table has no such rows, or ids are given for
+        tables of different sizes.
+    """
+    sizes = ', '.join(f'{name} ({size:,} rows)' for name, size in tables.items()) or 'none'
+    if patterns := unmatched([*self.ids], [*tables]):
+      raise ValueError(
+        f'embeddings: {listed(map(shown, patterns))} matches no table that is looked up and is no '
+        f'head; these are: {sizes}.'
+      )
+    if '' in self.ids and len(set(tables.values())) > 1:
+      raise ValueError(
+        f'embeddings: the tables have different sizes: {sizes}; say which is meant, as in '
+        f'embeddings={{{min(tables)!r}: ids}}.'
+      )
+    rows = {}
+    for name, size in tables.items():
+      pattern = next((pattern for pattern in self.ids if matches(pattern, name)), None)
+      if pattern is not None:
+        rows[name] = _chosen_rows(name, size, self.ids[pattern])
+    return rows
+
+
+def _chosen_rows(table: str, size: int, ids: Ids) -> tuple[int, ...]:
+  """The numbers of chosen rows, ascending, of their numbers in any order or a mask."""
+  array = np.asarray(as_numbers(f'ids of {table}', ids))
+  if array.dtype == bool and array.shape == (size,):
+    array = np.flatnonzero(array)
+  if array.ndim != 1 or (array.dtype.kind not in 'iu' and array.size):
+    raise TypeError(
+      f'embeddings: {shown(ids)} must be a list of integers, the ids of tokens, or a mask with '
+      f'True or False for each of the {size:,} rows of {table}.'
+    )
+  rows, counts = np.unique(array, return_counts=True)
+  wrong = rows[(rows < 0) | (rows >= size) | (counts > 1)]
+  if wrong.size or not rows.size:
+    raise ValueError(
+      f'embeddings: the ids of {table} are 0 to {size - 1}, one or more, each at most once; got '
+      f'{listed(map(str, wrong)) or "none"}.'
+    )
+  return tuple(rows.tolist())

@@ -176,15 +176,19 @@ class Layer:
     out_features: outputs of the layer.
     bias: whether the layer has a bias, without which it has no C, D and E.
     space: its choices.
+    ids: the chosen rows of a table (`embeddings=[3, 5]`), ascending. Such a layer has one form, a
+      change of these rows, and no choice: every code stands for it. () for any other layer.
 
   Raises:
     TypeError: a value has another type.
-    ValueError: a number of features is below 1 or above 2**24.
+    ValueError: a number of features is below 1 or above 2**24, or an id is not one of an input.
 
   Example:
     >>> layer = Layer('fc1', in_features=8, out_features=32, space=SearchSpace(ranks=(2, 4)))
     >>> layer.costs('B')
     (0, 1, 32, 80, 160)
+    >>> Layer('embed', in_features=1000, out_features=32, bias=False, ids=(3, 5)).costs('B')[0]
+    64
   """
 
   name: str
@@ -192,6 +196,7 @@ class Layer:
   out_features: int
   bias: bool = True
   space: SearchSpace = SearchSpace()
+  ids: tuple[int, ...] = ()
 
   def __post_init__(self):
     validate(self.name, str, 'name')
@@ -201,6 +206,16 @@ class Layer:
       object.__setattr__(self, name, side)
     object.__setattr__(self, 'bias', validate(self.bias, bool, 'bias'))
     validate(self.space, SearchSpace, 'space')
+    label = f'{listed([self.name])}: ids'
+    ids = validate(self.ids, tuple[int, ...], label, least=0, below=self.in_features)
+    object.__setattr__(self, 'ids', ids)
+
+  def names(self, tensor: Tensor) -> tuple[str, ...]:
+    """Names of all forms of a tensor, in the order of their codes."""
+    names = self.space.names(tensor)
+    if not self.ids:
+      return names
+    return (f'rows:{len(self.ids)}' if tensor == 'B' else 'none',) * len(names)
 
   def choices(self, tensor: Tensor) -> tuple[int, ...]:
     """Codes to choose from; only 'none' for C, D and E without bias, and for C if E is smaller."""
@@ -211,6 +226,8 @@ class Layer:
 
   def costs(self, tensor: Tensor) -> tuple[int, ...]:
     """Trained parameters of every form of a tensor, in the order of the codes."""
+    if self.ids and tensor == 'B':
+      return (len(self.ids) * self.out_features,) * len(self.space.names(tensor))
     if not self._has(tensor):
       return (0,) * len(self.space.names(tensor))
     cost = functools.partial(num_params, tensor, self.in_features, self.out_features)
@@ -228,7 +245,8 @@ class Layer:
     return codes
 
   def _has(self, tensor: Tensor) -> bool:
-    return self.bias or tensor in WEIGHT_TENSORS
+    """Whether a tensor can have several forms."""
+    return not self.ids and (self.bias or tensor in WEIGHT_TENSORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +295,7 @@ class Spec:
   @functools.cached_property
   def num_codes(self) -> np.ndarray:
     """Number of forms that exist, int64 [layer, 5]."""
-    return self._count(lambda layer, tensor: layer.space.names(tensor))
+    return self._count(Layer.names)
 
   @functools.cached_property
   def _num_choices(self) -> np.ndarray:

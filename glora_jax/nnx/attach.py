@@ -18,7 +18,7 @@ from glora_jax.method.genomes import distinct_codes, largest_genome
 from glora_jax.method.presets import Structure, genome_of, read_structure, smallest_space
 from glora_jax.method.quantized import as_dequantized, is_quantized
 from glora_jax.method.sample import check_key
-from glora_jax.method.selection import Selection, Selector
+from glora_jax.method.selection import Embeddings, Selection, Selector
 from glora_jax.method.site import Site
 from glora_jax.method.space import TENSORS, SearchSpace
 from glora_jax.nnx.adapter import Adapter, Static, fix_forms
@@ -43,7 +43,7 @@ def attach(
   heads: Selector | None = DEFAULT_HEADS,
   ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
-  embeddings: bool = False,
+  embeddings: Embeddings = False,
   split: Mapping[str, int] | None = None,
   key: jax.Array | nnx.Rngs | None = None,
   **kwargs: Any,
@@ -66,7 +66,7 @@ def attach(
     heads: which modules to train in full, in the same way; None for none.
     ties: layers to fuse; see `glora_jax.adapt`.
     convs: whether convolutions count as linear layers.
-    embeddings: whether embedding tables do; see `glora_jax.adapt`.
+    embeddings: whether embedding tables do, or which of their rows; see `glora_jax.adapt`.
     split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
       kernels' names. Layers that `nnx.vmap` runs on one shared input need it.
     key: random key for the adapter, or `nnx.Rngs`; None for a fixed one.
@@ -109,7 +109,8 @@ def attach(
   space = smallest_space(structure) if space is None else space
   selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
-  found = by_use(model, inputs, kwargs, convs=convs, embeddings=embeddings, split=split or {})
+  options = {'convs': convs, 'embeddings': selection.embeddings, 'split': split or {}}
+  found = by_use(model, inputs, kwargs, **options)
   adapted = assemble(model, as_dequantized(params(model)), found, selection, structure)
   attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.

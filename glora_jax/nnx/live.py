@@ -123,7 +123,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
       if not has.all():
         row, tensor = rows[has.argmin()], TENSORS[column]
         layer = layers.layers[row]
-        names = layer.space.names(tensor)
+        names = layer.names(tensor)
         raise ValueError(
           f'The genome says {names[np.asarray(genome)[row, column]]} for {tensor} of layer {row} '
           f'({layer.name}), but this model stores {", ".join(names[code] for code in stored)}; '

@@ -179,7 +179,8 @@ def _read_gradient(one_pass: Pass, mean: Mean, adapter: Any) -> tuple[UnitScores
       for row, layer in zip(group.rows, layers, strict=True):
         by_row[row] = score_units(layer, one_pass.max_rank, norm)
       adapter = _align(group, adapter, layers, norm)
-  ordered = [by_row[row] for row in range(len(by_row))]
+  nothing = UnitScores(*map(np.zeros_like, next(iter(by_row.values()))))  # without a choice
+  ordered = [by_row.get(row, nothing) for row in range(len(one_pass.adapted.spec))]
   return UnitScores(*(np.stack(field) for field in zip(*ordered, strict=True))), adapter
 
 

@@ -132,7 +132,8 @@ def find_knee(params: np.ndarray, scores: np.ndarray) -> int:
 
 def rank_limit(spec: Spec, budget: int, rho: float) -> int:
   """The largest rank of a layer: `rho` times what the budget buys in every layer, rounded up."""
-  return math.ceil(rho * budget / sum(layer.in_features + layer.out_features for layer in spec))
+  sides = (layer.in_features + layer.out_features for layer in spec if not layer.ids)
+  return math.ceil(rho * budget / sum(sides))
 
 
 def purchases(

@@ -100,18 +100,21 @@ class Pass:
     mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, jax.device_get(total))
     return mean, self._signal(mean, norms**2)
 
+  @property
+  def groups(self) -> list[Group]:
+    """The layers that have a choice: all but chosen rows of tables."""
+    return [group for group in self.adapted.places.groups if not group.ids]
+
   def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], LayerGradients]]]:
-    """Every group, with a function that returns the gradients of its n-th layer."""
-    for group in self.adapted.places.groups:
+    """Every group with a choice, and a function that returns the gradients of its n-th layer."""
+    for group in self.groups:
       yield group, _reader(group, self.variables['params'], mean, self.probes[group.name])
 
   @functools.cached_property
   def probes(self) -> dict[str, Probes]:
     """The probes of every group's kernels."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
-    return {
-      group.name: _draw_probes(group, self.max_rank, rng) for group in self.adapted.places.groups
-    }
+    return {group.name: _draw_probes(group, self.max_rank, rng) for group in self.groups}
 
   def start(self) -> tuple[Any, ...]:
     """(sums of the products, probes, all variables but the adapter) before the first batch."""
@@ -162,7 +165,7 @@ class Pass:
 
   def _sites(self, probes: Mapping[str, Probes]) -> Iterator[tuple[Site, Probes]]:
     """Every site with its part of its group's probes."""
-    for group in self.adapted.places.groups:
+    for group in self.groups:
       yield from split_probes(group, probes[group.name])
 
   def _signal(self, mean: Mean, squares: np.ndarray) -> float | None:
@@ -185,7 +188,7 @@ class Pass:
     """
     return sum(
       group.in_features / left.shape[-2] * (left * left).sum()
-      for group in self.adapted.places.groups
+      for group in self.groups
       for site in group.members
       for left in [products[site.name].kernel.left]
     )

@@ -187,6 +187,7 @@ WAYS = {
   'linen': lambda structure: of_linen(Model(), structure),
   'stack': lambda structure: of_linen(Stack(), structure),
   'tied': lambda structure: of_linen(Tied(), structure, embeddings=True),
+  'rows': lambda structure: of_linen(Tied(), structure, embeddings=[0, 2]),
   'function': lambda structure: (
     glora_jax.adapt_function(reader, READ, X, structure=structure, select='fc'),
     READ,

@@ -55,4 +55,30 @@ with tempfile.NamedTemporaryFile() as file:
     pool.load('a', file.name)
     answers = pool(inputs, ['a', None] * 2)
     assert_allclose(answers[::2], expected[::2], atol=1e-5)
+
+
+def decoder(params, tokens):
+  """Its table, cut along the vocabulary, is also the head."""
+  return jax.numpy.tanh(params['table'][tokens] @ params['w']) @ params['table'].T
+
+
+base = randomized({'table': jax.numpy.zeros((64, 8)), 'w': jax.numpy.zeros((8, 8))}, 1)
+tokens = jax.numpy.arange(32).reshape(8, 4) * 2
+chosen = glora_jax.adapt_function(decoder, base, tokens, structure='lora:2', embeddings=[0, 6, 63])
+variables = randomized(chosen.init(jax.random.key(1), base))
+in_parts, parts = glora_jax.shard(chosen, variables, mesh, min_bytes=1)
+assert not parts['params']['table'].sharding.is_fully_replicated
+
+
+def gradient(model, variables):
+  trainable, frozen = model.split(variables)
+
+  def loss(part):
+    return jax.numpy.sin(model.apply(model.join(part, frozen), tokens)).sum()
+
+  return jax.jit(jax.grad(loss))(trainable)
+
+
+expected = gradient(chosen, variables)
+jax.tree.map(functools.partial(assert_allclose, atol=1e-4), gradient(in_parts, parts), expected)
 assert jax.device_count() == 8

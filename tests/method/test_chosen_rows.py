@@ -1,0 +1,247 @@
+"""Chosen rows of a table that is looked up: these are trained, and nothing else of it."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import (
+  assert_close,
+  assert_folds,
+  assert_refused,
+  assert_trees_close,
+  random_params,
+  trained_variables,
+)
+from flax import nnx
+from trees import normal, randomized
+
+import glora_jax
+
+V, D = 41, 6
+IDS = [40, 1, 7]  # 7 is in no example
+MASK = np.isin(np.arange(V), IDS)
+KEY = jax.random.key(0)
+TOKENS = jnp.array([[1, 2], [40, 1]])
+PARAMS = {'table': normal(V, D), 'w': normal(D, D, seed=1)}
+
+
+class Decoder(nn.Module):
+  """Its table is also the head."""
+
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(V, D, name='embed')
+    x = nn.Dense(D, name='mlp')(embed(tokens))
+    return nn.Dense(2, name='head')(x), embed.attend(jnp.tanh(x))
+
+
+class Positions(nn.Module):
+  """Two tables of different sizes."""
+
+  @nn.compact
+  def __call__(self, tokens):
+    at = jnp.arange(tokens.shape[-1])
+    x = nn.Embed(V, D, name='word')(tokens) + nn.Embed(5, D, name='position')(at)
+    return nn.Dense(D, name='mlp')(x)
+
+
+class Live(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.embed, self.mlp = nnx.Embed(V, D, rngs=rngs), nnx.Linear(D, D, rngs=rngs)
+
+  def __call__(self, tokens):
+    return self.embed.attend(jnp.tanh(self.mlp(self.embed(tokens))))
+
+
+def untied(params, tokens):
+  return params['table'][tokens] @ params['w']
+
+
+def tied(params, tokens):
+  rows = jax.vmap(jax.vmap(lambda token: params['table'][token]))(tokens)
+  return jnp.einsum('btd,vd->vbt', jnp.tanh(rows @ params['w']), params['table'])
+
+
+def decoded(params, tokens):
+  """One token at a time, each a number."""
+
+  def step(state, token):
+    state = jnp.tanh((params['table'][token] + state) @ params['w'])
+    return state, params['table'] @ state
+
+  return jax.lax.scan(step, jnp.zeros(D), tokens.ravel())[1]
+
+
+def one_hot(params, tokens):
+  """A product in place of a lookup, and a lookup of a transposed table."""
+  rows = jax.nn.one_hot(tokens, V) @ params['table']
+  return rows @ params['w'] + params['table'][tokens]
+
+
+def transposed(params, tokens):
+  return jax.lax.map(lambda token: params['w'] @ params['table'].T[:, token], tokens.ravel())
+
+
+def adapt(function, structure='lora:2', embeddings=IDS, **options):
+  options = {'structure': structure, 'embeddings': embeddings, **options}
+  return glora_jax.adapt_function(function, PARAMS, TOKENS, **options)
+
+
+def changed_rows(before, after):
+  return np.flatnonzero((np.asarray(before) != np.asarray(after)).any(-1)).tolist()
+
+
+@pytest.mark.parametrize('function', [untied, tied, decoded, one_hot, transposed])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_only_chosen_rows_change_and_a_call_is_that_of_the_folded_function(function, dtype):
+  adapted = adapt(function, select='^w$', scale=3.0)
+  assert adapted.count_params() == len(IDS) * D + 2 * (D + D)
+  params = jax.tree.map(lambda array: array.astype(dtype), PARAMS)
+  fresh, tolerance = adapted.init(KEY, params), 1e-5 if dtype == 'float32' else 2e-2
+  assert fresh['glora']['table']['B_up'].shape == (3, D)
+  assert_close(adapted.apply(fresh, TOKENS), function(params, TOKENS))
+  variables = trained_variables(adapted, params)
+  assert_folds(adapted, variables, TOKENS, tolerance=tolerance)
+  table, added = adapted.fold(variables)['table'], variables['glora']['table']['B_up']
+  assert changed_rows(params['table'], table) == sorted(IDS)
+  assert_close(table[jnp.array(sorted(IDS))], params['table'][MASK] + added, tolerance)
+
+
+@pytest.mark.parametrize('structure', ['bitfit', 'full', 'linear', {'mlp': 'lora:3'}, None])
+def test_a_preset_is_of_the_other_layers_and_the_rows_are_always_trained(structure):
+  params = random_params(Decoder(), TOKENS)
+  adapted = glora_jax.adapt(Decoder(), TOKENS, structure=structure, embeddings=MASK)
+  assert [layer.ids for layer in adapted.spec] == [tuple(sorted(IDS)), ()]
+  assert 'rows:3' in adapted.summary()
+  if structure is None:
+    genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, 3)
+    assert (adapted.count_params(genomes) >= len(IDS) * D).all()
+    adapted = adapted.fix(genomes[0])
+  if structure == 'linear':
+    assert adapted.count_params() == len(IDS) * D
+  variables = trained_variables(adapted, params)
+  assert_folds(adapted, variables, TOKENS)
+  words = params['embed']['embedding'], adapted.fold(variables)['embed']['embedding']
+  assert changed_rows(*words) == sorted(IDS)
+
+
+def test_a_live_model_trains_the_same_rows():
+  live = Live()
+  model = glora_jax.nnx.attach(live, TOKENS, structure='lora:2', embeddings=IDS)
+  assert_close(model(TOKENS), live(TOKENS))
+  nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.AdapterParam)))
+  folded = glora_jax.nnx.fold(model)
+  assert_close(nnx.jit(lambda model: model(TOKENS))(model), folded(TOKENS))
+  assert changed_rows(live.embed.embedding, folded.embed.embedding) == sorted(IDS)
+  adapted, variables = glora_jax.nnx.as_adapted(model)
+  assert_folds(adapted, variables, TOKENS)
+
+
+@pytest.mark.parametrize('function', [untied, tied, decoded])
+def test_gradients_are_those_of_the_rows_themselves_without_an_array_of_the_tables_size(function):
+  adapted = adapt(function)
+  trainable, frozen = adapted.split(trained_variables(adapted, PARAMS))
+
+  def of_adapter(part):
+    return jnp.sin(adapted.apply(adapted.join(part, frozen), TOKENS)).sum()
+
+  def of_table(table):
+    return jnp.sin(function({**folded, 'table': table}, TOKENS)).sum()
+
+  folded = adapted.fold(adapted.join(trainable, frozen))
+  found = jax.grad(of_adapter)(trainable)['glora']['table']
+  expected = jnp.where(MASK[:, None], jax.grad(of_table)(folded['table']), 0)
+  assert_trees_close(found, {'B_up': expected[np.array(sorted(IDS))]})
+  program = str(jax.make_jaxpr(jax.value_and_grad(of_adapter))(trainable))
+  assert not re.search(rf':\w+\[({V},{D}|{D},{V})\] =', program)
+
+
+def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
+  adapted = glora_jax.adapt(Decoder(), TOKENS, embeddings=[1, 2])
+  start = adapted.init(KEY, random_params(Decoder(), TOKENS))
+
+  def loss(forward, batch, key):
+    return (forward(batch)[1] ** 2).mean()
+
+  batches, rows = [TOKENS, TOKENS[::-1]], 2 * D
+  assert glora_jax.check(adapted, start, TOKENS).ok
+  found = glora_jax.allocate(adapted, start, loss, batches, budget=rows + D, key=KEY)
+  assert found.count_params() == rows + D
+  assert found.genome[1].any()
+  assert_refused(
+    'the 12 that cannot be left out',
+    glora_jax.allocate,
+    adapted,
+    start,
+    loss,
+    batches,
+    budget=rows,
+    key=KEY,
+  )
+
+
+@pytest.mark.parametrize('mode', [{}, {'fill_value': 0.0}, {'mode': 'clip'}])
+def test_a_token_beyond_the_table_reads_no_chosen_row(mode):
+  def function(params, tokens):
+    rows = jnp.take(params['table'], tokens + V - 2, axis=0, **{'mode': 'fill', **mode})
+    return jnp.where(jnp.isnan(rows), 7.0, rows) @ params['w']
+
+  adapted = adapt(function, embeddings=[0, V - 1])
+  assert_folds(adapted, trained_variables(adapted, PARAMS), TOKENS)
+
+
+def test_of_several_tables_those_that_are_named_are_trained():
+  params = random_params(Positions(), TOKENS)
+
+  def adapted(rows):
+    return glora_jax.adapt(Positions(), TOKENS, structure='lora:2', embeddings=rows)
+
+  both, one = (
+    adapted({'word': jnp.array(IDS), 'pos': [True, False, False, True, False]}),
+    adapted({'position': range(2)}),
+  )
+  assert {layer.name: layer.ids for layer in both.spec if layer.ids} == {
+    'word/embedding': (1, 7, 40),
+    'position/embedding': (0, 3),
+  }
+  assert [layer.name for layer in one.spec] == ['position/embedding', 'mlp']
+  assert_folds(both, trained_variables(both, params), TOKENS)
+  for rows, named in (
+    ([1], ('word/embedding (41 rows)', 'position/embedding (5 rows)', 'say which')),
+    ({'word': [1], 'token': [2]}, "'token' matches no table"),
+    ({'position': [1, 5]}, ('ids of position/embedding are 0 to 4', 'got 5')),
+  ):
+    assert_refused(named, adapted, rows)
+
+
+@pytest.mark.parametrize(
+  'rows, named',
+  [
+    ([1, V], f'got {V}'),
+    ([-1, 3], 'got -1'),
+    ([3, 5, 3], 'got 3'),
+    ([], 'got none'),
+    (np.zeros(V, bool), 'got none'),
+    ([True, False], 'each of the 41 rows of table'),
+    ([1.5], '[1.5] must be a list of integers'),
+    ([[1], [2]], 'must be a list of integers'),
+    ([[1], [2, 3]], 'must be an array of numbers'),
+    (['<a>'], 'must be an array of numbers'),
+    (None, 'must be an array of numbers'),
+    (5, 'must be a list of integers'),
+    ({}, 'embeddings must be True or False'),
+    ({'[': [1]}, 'not a regular expression'),
+  ],
+)
+def test_rows_that_a_table_does_not_have_are_refused(rows, named):
+  assert_refused(named, adapt, untied, embeddings=rows)
+
+
+def test_a_table_that_is_not_looked_up_or_is_a_head_has_no_chosen_rows():
+  inputs = jnp.ones((1, 4))
+  assert_refused('no embedding lookup', glora_jax.adapt, nn.Dense(3), inputs, embeddings=[1])
+  assert_refused('is no head', adapt, untied, heads='table')
