@@ -423,9 +423,8 @@ def _convolve(
 ) -> jax.Array:
   """The operator `aten::convolution`, computed with channels last."""
   is_transposed, is_batch = options[3], inputs.ndim == weight.ndim
-  function = _convolve_channels_last
-  if is_transposed or not is_batch:
-    function = torchax.ops.jaten._aten_convolution
+  is_plain = is_batch and not is_transposed
+  function = _convolve_channels_last if is_plain else torchax.ops.jaten._aten_convolution
   return function(inputs, weight, bias, *options)
 
 
@@ -542,8 +541,9 @@ def _as_jax(tree: Any) -> Any:
 
 
 def _to_jax(tensor: torch.Tensor) -> jax.Array:
-  """A copy of a tensor."""
-  return jnp.array(jnp.from_dlpack(tensor.detach().cpu().contiguous()), copy=True)
+  """A copy of a tensor that is not committed to the CPU, as `from_dlpack`'s array is."""
+  with jax.ensure_compile_time_eval():
+    return jnp.array(np.asarray(jnp.from_dlpack(tensor.detach().cpu().contiguous())), copy=True)
 
 
 def _to_torch(array: Any) -> torch.Tensor:

@@ -145,7 +145,7 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   optimizer = optax.adamw(1e-3)
   texts = Shape((STEPS, batch, size.length), jnp.int32, sharding=meshes.split_over(mesh, axis=1))
   trainable, state = meshes.replicate(mesh, (trainable, jax.eval_shape(optimizer.init, trainable)))
-  steps = make_steps(loss_fn, optimizer, mesh=mesh, whole=base != 'sharded')
+  steps = make_steps(loss_fn, optimizer, mesh=mesh, replicated=base != 'sharded')
   key = jax.eval_shape(jax.random.key, 0)
   arguments = trainable, state, 0, frozen, (texts, texts), None, key
   return steps, arguments

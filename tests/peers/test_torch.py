@@ -575,6 +575,13 @@ def test_the_mode_of_the_module_is_logged(caplog):
   assert 'is in training mode' in caplog.records[0].getMessage()
 
 
+def test_parameters_and_buffers_are_not_bound_to_a_device():
+  module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+  adapted, params = glora_jax.torch.adapt(module, X[:, :3], structure='lora:2')
+  arrays = jax.tree.leaves((params, adapted.model.buffers))
+  assert not any(array.committed for array in arrays), 'training would stay on the CPU'
+
+
 # The rest of the library on a module.
 
 
