@@ -122,7 +122,25 @@ def test_what_an_adapter_leaves_zero_fits_any_form_of_a_fixed_structure(tmp_path
 
 
 TORCH_PATHS = {'layer': {'weight': numbers(6, 4), 'bias': numbers(6)}}
-EXPERTS = {'router': {'weight': numbers(4, 4)}, 'experts': {'weight': numbers(2, 4, 6)}}
+EXPERTS = {
+  'gate': {'weight': numbers(3, 4)},
+  'experts': {'up': numbers(3, 6, 4), 'down': numbers(3, 4, 6)},  # [expert, out, in]
+}
+
+
+def routed(params, x):
+  weights = x @ params['gate']['weight'].T
+  _, expert = jax.lax.top_k(weights, 1)
+  hidden = jnp.tanh(jnp.einsum('bi,boi->bo', x, params['experts']['up'][expert[:, 0]]))
+  outputs = jnp.einsum('bi,boi->bo', hidden, params['experts']['down'][expert[:, 0]])
+  return outputs * jnp.take_along_axis(weights, expert, 1)
+
+
+@functools.cache
+def trained_experts():
+  space = SearchSpace((1, 2), scale=2.0)
+  adapted = adapt_function(routed, EXPERTS, INPUTS, space=space, heads=None)
+  return adapted, trained_variables(adapted, EXPERTS)
 
 
 def test_the_magnitudes_of_dora_are_norms_and_what_has_none_is_said(tmp_path):
@@ -183,16 +201,96 @@ def test_dora_is_of_the_weights_that_a_quantized_or_narrow_base_stands_for(conve
 
 
 def test_layers_that_are_no_module_of_torch_are_named(tmp_path):
-  def apply(params, x):
-    routed = x @ params['router']['weight'].T
-    return jnp.einsum('bi,eio->beo', routed, params['experts']['weight'])
+  params = {'first': {'weight': numbers(4, 4)}, 'rest': {'weight': numbers(4, 2, 6)}}
 
-  adapted = adapt_function(apply, EXPERTS, INPUTS, structure='lora', heads=None)
-  variables = trained_variables(adapted, EXPERTS)
-  assert_refused(['experts is not', 'names='], save_peft, tmp_path, adapted, variables)
-  router = adapted.fix(None).fix({'router': 'lora'})
-  save_peft(tmp_path, router, router.init(jax.random.key(0), EXPERTS))
-  assert load_peft(tmp_path, adapted.fix(None), EXPERTS)[0].genome.any(axis=1).sum() == 1
+  def apply(params, x):
+    return jnp.einsum('bi,ieo->beo', x @ params['first']['weight'].T, params['rest']['weight'])
+
+  adapted = adapt_function(apply, params, INPUTS, structure='lora', heads=None)
+  variables = trained_variables(adapted, params)
+  assert_refused(['rest is not', 'names='], save_peft, tmp_path, adapted, variables)
+  first = adapted.fix(None).fix({'first': 'lora'})
+  save_peft(tmp_path, first, first.init(jax.random.key(0), params))
+  assert load_peft(tmp_path, adapted.fix(None), params)[0].genome.any(axis=1).sum() == 1
+
+
+# Of the router, of the experts of `up`, and of those of `down`.
+LORAS = {
+  'both': [[1], [0, 1, 2], [2, 2, 1]],
+  'some': [[2], [0, 0, 0], [2, 0, 1]],
+}
+
+
+@pytest.mark.parametrize('ranks', LORAS)
+def test_experts_are_the_parts_of_one_pair_of_tensors(ranks, tmp_path):
+  adapted, variables = trained_experts()
+  ranks = np.concatenate(LORAS[ranks])
+  genome = np.zeros((7, 5), np.int8)
+  genome[:, 1] = np.where(ranks, ranks + 2, 0)
+  assert save_peft(tmp_path, adapted, variables, genome=genome) == 'lora'
+  config, tensors = contents(tmp_path)
+  merged = {'gate.weight': EXPERTS['gate']['weight']}
+  delta = tensors['gate.lora_B.weight'] @ tensors['gate.lora_A.weight']
+  merged['gate.weight'] = merged['gate.weight'] + 2 * delta
+  wrappers = {'down': 'experts', 'up': 'experts.base_layer'}
+  if not ranks[1:4].any():
+    del wrappers['up']
+  assert {name.rpartition('.lora_')[0] for name in tensors} == {'gate', *wrappers.values()}
+  for name, wrapper in wrappers.items():
+    a, b = (tensors[f'{wrapper}.lora_{side}.weight'] for side in 'AB')
+    # As PEFT's `ParamWrapper.get_delta_weight` has it.
+    a, b = a.reshape(3, -1, a.shape[-1]), b.reshape(len(b), -1, 3)
+    assert a.shape[1] == b.shape[1] == 2
+    merged[f'experts.{name}'] = EXPERTS['experts'][name] + 2 * np.einsum('ore,eri->eoi', b, a)
+  assert config['target_modules'] == ['gate']
+  assert config['target_parameters'] == [f'experts.{name}' for name in wrappers]
+  folded = adapted.fold(variables, genome=genome)
+  for name, weight in merged.items():
+    module, leaf = name.split('.')
+    assert_close(weight, folded[module][leaf])
+
+  again, read = load_peft(tmp_path, adapted, EXPERTS)
+  assert_array_equal(again.genome, genome)
+  jax.tree.map(assert_close, again.fold(read), folded)
+
+
+def test_experts_that_are_not_those_of_the_model_are_one_sentence(tmp_path):
+  adapted, variables = trained_experts()
+  lora = adapted.fix('lora:2')
+  save_peft(tmp_path, lora, variables)
+  other = adapt_function(routed, EXPERTS, INPUTS, structure='lora:2', select='down', heads=None)
+  assert_refused(['experts.base_layer', 'adapt the layer'], load_peft, tmp_path, other, EXPERTS)
+  config, tensors = contents(tmp_path)
+  for experts, named in (4, 'experts.down[0]'), (6, ['the rank 2', '4 for each of 3 experts']):
+    a, b = tensors['experts.lora_A.weight'][:2], tensors['experts.lora_B.weight'][:, :2]
+    wider = {
+      'experts.lora_A.weight': np.repeat(a, experts, 0),
+      'experts.lora_B.weight': np.repeat(b, experts, 1),
+    }
+    config['target_parameters'] = ['down']
+    write(tmp_path, wider, **config)
+    assert_refused(named, load_peft, tmp_path, adapted, EXPERTS)
+  genome = np.array([[3, 0, 0, 0, 0]] * 7)
+  named = ['HiRA has no place for Parameter (experts.down[0]', 'GLoRA']
+  assert_refused(named, save_peft, tmp_path, adapted, variables, genome=genome)
+
+
+def test_a_layer_may_be_an_expert_by_name(tmp_path):
+  model = nn.vmap(nn.Dense, variable_axes={'params': 0}, split_rngs={'params': True})(5)
+  x = jnp.zeros((3, 2, 4))
+  params = random_params(model, x)
+  adapted = adapt(model, x, structure='lora:2', scale=0.5)
+  variables = trained_variables(adapted, params)
+  names = {'.*': 'mlp.experts.up[{}]'}
+  save_peft(tmp_path, adapted, variables, names)
+  config, tensors = contents(tmp_path)
+  assert config['target_parameters'] == ['mlp.experts.up']
+  assert {name: value.shape for name, value in tensors.items()} == {
+    'mlp.experts.lora_A.weight': (6, 4),
+    'mlp.experts.lora_B.weight': (5, 6),
+  }
+  again, read = load_peft(tmp_path, adapted, params, names)
+  jax.tree.map(assert_close, again.fold(read), adapted.fold(variables))
 
 
 NAMES = {'fc': 'model.fc', 'head': 'classifier'}
@@ -334,7 +432,7 @@ GLORA = {'peft_type': 'GLORA'}
     ({'x.lora_A.weight': LORA[A]}, {}, 'adapts x,'),
     (LORA, {'use_dora': True}, 'no lora_magnitude_vector'),
     (DORA, {}, 'lora_magnitude_vector'),
-    (LORA, {'target_parameters': ['mlp.experts']}, ['target_parameters', 'merge_and_unload']),
+    ({**LORA, 'experts.lora_A.weight': numbers(3, 4)}, {'target_parameters': ['x']}, 'experts,'),
     (LORA, {'init_lora_weights': 'pissa_niter_4'}, ['pissa_niter_4', 'path_initial_model']),
     (LORA, {'alpha_pattern': {'(': 2}}, 'model.fc'),
     (LORA, {'rank_pattern': [3]}, 'model.fc cannot be read'),

@@ -38,6 +38,7 @@ from glora_jax.method.genomes import canonicalize, genome_from_json
 from glora_jax.method.groups import Group
 from glora_jax.method.presets import smallest_space
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
+from glora_jax.peft import experts
 from glora_jax.peft.kinds import (
   KINDS,
   Arrays,
@@ -53,6 +54,7 @@ from glora_jax.peft.kinds import (
 )
 from glora_jax.peft.modules import (
   FOLD,
+  PARAMETER,
   Layer,
   Module,
   find_heads,
@@ -73,7 +75,7 @@ _MERGE = 'merge it in PEFT (merge_and_unload), and load the model'
 # Fields of a config with which the same tensors are another function.
 _NOT_READ = re.compile(
   'use_(bdlora|qalora)|(kasa|arrow|monteclora)_config|alora_invocation_tokens|'
-  'layer_replication|target_parameters|trainable_token_indices'
+  'layer_replication|trainable_token_indices'
 )
 # Beginnings of `init_lora_weights` with which PEFT changes the base.
 _OTHER_BASES = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
@@ -170,6 +172,8 @@ def save_peft(
   saved = sorted({name.rpartition('.')[0] for name in head_paths})
   _check_ends(changes, saved)
   kind, tensors, fields = _narrowest(changes, [kind] if kind else get_args(KindName))
+  modules = [module for module, _ in changes]
+  tensors = experts.join(tensors, modules)
   params = dequantize_heads(adapted, variables['params'])
   for name, path in head_paths.items():
     own = on_host(nn.meta.unbox(get(params, path)))
@@ -179,7 +183,8 @@ def save_peft(
     'peft_type': KINDS[kind].peft_type,
     'base_model_name_or_path': on_hub.repository or None,
     'revision': on_hub.revision,
-    'target_modules': [module.name for module, _ in changes],
+    'target_modules': [module.name for module in modules if module.kind != PARAMETER],
+    'target_parameters': sorted({m.target for m in modules if m.kind == PARAMETER}) or None,
     'modules_to_save': saved or None,
     **fields,
   }
@@ -238,7 +243,10 @@ def load_peft(
   if not isinstance(adapter, PeftAdapter):
     adapter = read_peft(adapter)
   layers = find_layers(adapted, names, range(len(adapted.spec)), params)
-  if unknown := adapter.modules.keys() - {m.name for layer in layers for m in layer.modules}:
+  modules = [module for layer in layers for module in layer.modules]
+  parameters = adapter.config.get('target_parameters') or ()
+  adapter = adapter._replace(modules=experts.split(adapter.modules, parameters, modules))
+  if unknown := adapter.modules.keys() - {module.name for module in modules}:
     raise ValueError(
       f'{adapter.path} adapts {grouped(unknown)}, and no adapted layer of this model has that '
       'name; adapt the layer, or correct names=.'

@@ -28,7 +28,7 @@ import numpy as np
 
 from glora_jax.checks import shown
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
-from glora_jax.peft.modules import Module
+from glora_jax.peft.modules import PARAMETER, Module
 from glora_jax.tree import grouped
 
 Arrays = dict[str, np.ndarray]
@@ -78,7 +78,8 @@ class Kind(NamedTuple):
     """Raises NotHeldError for modules or tensors that it cannot hold."""
     wrong: dict[str, list[str]] = {}
     for module, change in changes:
-      for what in sorted({module.kind, *(_NEEDS.get(name, _SHIFT) for name in change)}):
+      of = f' of a {PARAMETER}' if module.kind == PARAMETER else ''
+      for what in sorted({module.kind, *(_NEEDS.get(name, _SHIFT + of) for name in change)}):
         if what not in self.holds:
           wrong.setdefault(what, []).append(module.name)
     if wrong:
@@ -89,8 +90,12 @@ class Kind(NamedTuple):
 def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]:
   """The tensors and fields of LoRA or DoRA."""
   pairs, alphas, others, bias = [], {}, {}, 'none'
+  ranks: dict[str, int] = {}
+  for module, change in changes:  # the experts of a parameter have one
+    ranks[module.target] = max(ranks.get(module.target, 1), len(change.get('B_up', ())))
   for module, change in changes:
-    down, up = factors(module, change, 'B', module.scale)
+    rank = ranks[module.target]
+    down, up = _padded(factors(module, change, 'B', module.scale), rank)
     if is_dora:
       (_, a), key = factors(module, change, 'A'), f'{module.name}.lora_magnitude_vector'
       up, others[key] = _to_dora(module, a.sum(0), down, up)
@@ -98,8 +103,8 @@ def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]
       others[f'{module.name}.{_BIAS}'] = module.bias() + shift(module, change)
       bias = 'lora_only'
     pairs.append((module, (down, up)))
-    alpha = max(1, len(up)) * module.scale
-    alphas[module.name] = int(alpha) if alpha == int(alpha) else alpha
+    alpha = rank * module.scale
+    alphas[module.target] = int(alpha) if alpha == int(alpha) else alpha
   tensors, fields = _write_pairs('lora', pairs)
   fields |= {'use_dora': is_dora, 'bias': bias, **_by_module('lora_alpha', 'alpha', alphas)}
   return tensors | others, fields
@@ -108,9 +113,12 @@ def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]
 def read_lora(module: Module, tensors: Arrays, config: Fields) -> Change:
   """The change of a module's LoRA or DoRA."""
   down, up = _read_pair('lora', module, tensors)
-  rank, alpha = len(up), _of_module(module.name, config, 'alpha_pattern', 'lora_alpha', 8)
-  if rank != (stated := _of_module(module.name, config, 'rank_pattern', 'r', rank)):
-    raise ValueError(f'the config gives it the rank {shown(stated)}, and its tensors have {rank}')
+  rank, alpha = len(up), _of_module(module.target, config, 'alpha_pattern', 'lora_alpha', 8)
+  if rank != (stated := _of_module(module.target, config, 'rank_pattern', 'r', rank)):
+    each = f' for each of {module.expert[1]} experts' if module.kind == PARAMETER else ''
+    raise ValueError(
+      f'the config gives it the rank {shown(stated)}, and its tensors have {rank}{each}'
+    )
   a = e = np.zeros(module.out_features, np.float32)
   with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
     scale = np.float32(alpha / (rank**0.5 if config.get('use_rslora') else rank))
@@ -272,13 +280,12 @@ def _padded(pair: Factors, rank: int) -> Factors:
 
 
 def _write_pairs(prefix: str, pairs: Sequence[tuple[Module, Factors]]) -> tuple[Arrays, Fields]:
-  """The pairs of LoRA or HiRA, of rank 1 or more, and the fields that both have."""
+  """The pairs of LoRA or HiRA, and the fields that both have."""
   tensors, ranks = {}, {}
   for module, pair in pairs:
-    names, pair = _pair_names(prefix, module), _padded(pair, 1)
-    for name, value in zip(names, module.to_torch(pair), strict=True):
+    for name, value in zip(_pair_names(prefix, module), module.to_torch(pair), strict=True):
       tensors[f'{module.name}.{name}'] = value
-    ranks[module.name] = len(pair[1])
+    ranks[module.target] = len(pair[1])
   is_conv1d = any(module.kind == 'Conv1D' for module, _ in pairs)
   return tensors, {'fan_in_fan_out': is_conv1d, **_by_module('r', 'rank', ranks)}
 
@@ -286,9 +293,11 @@ def _write_pairs(prefix: str, pairs: Sequence[tuple[Module, Factors]]) -> tuple[
 def _read_pair(prefix: str, module: Module, tensors: Arrays) -> Factors:
   """The factors of a module's LoRA or HiRA."""
   first, second = _pair_names(prefix, module)
-  rank = len(tensors.get(first, ()))
-  down = _take(tensors, first, rank, *module.torch_inputs)
-  return module.from_torch((down, _take(tensors, second, module.out_features, rank)))
+  expert, experts = module.expert
+  rank = len(tensors.get(first, ())) // experts
+  down = _take(tensors, first, experts * rank, *module.torch_inputs)
+  up = _take(tensors, second, module.out_features, rank * experts)
+  return module.from_torch((np.split(down, experts)[expert], up[:, expert::experts]))
 
 
 def _pair_names(prefix: str, module: Module) -> tuple[str, str]:
@@ -304,7 +313,7 @@ def _take(tensors: Arrays, name: str, *shape: int) -> np.ndarray:
   if found is None or [n for n in found.shape if n > 1] != [n for n in shape if n > 1]:
     has = 'no' if found is None else f'{found.shape} as'
     raise ValueError(f'it has {has} {name}, and {shape} is needed')
-  return found.astype(np.float32).reshape(shape)
+  return found.astype(np.float32, copy=False).reshape(shape)
 
 
 def _by_module(field: str, pattern: str, values: Mapping[str, float]) -> Fields:
@@ -328,7 +337,7 @@ def _of_module(module: str, config: Fields, pattern: str, field: str, default: A
 
 _LORA = (*_MODULES, 'B', _SHIFT)
 KINDS: Mapping[str, Kind] = {  # the narrowest first
-  'lora': Kind('LoRA', 'LORA', read_lora, write_lora, _LORA),
+  'lora': Kind('LoRA', 'LORA', read_lora, write_lora, (*_LORA, PARAMETER)),
   'hira': Kind('HiRA', 'HIRA', read_hira, write_hira, (*_MODULES, 'A', 'LoRAs of A')),
   'dora': Kind(
     'DoRA', 'LORA', read_lora, functools.partial(write_lora, is_dora=True), (*_LORA, 'A')

@@ -1,7 +1,8 @@
 """The torch model's modules and heads, by the names of layers and parameters here.
 
 A layer here may be several modules there: queries, keys and values are often one kernel in JAX.
-Each gets the columns of the kernel that are its outputs.
+Each gets the columns of the kernel that are its outputs. Or it is one of the experts that are one
+parameter there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from glora_jax.tree import KeyPath, get, grouped, on_host, path_name
 
 FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
 
+PARAMETER = 'Parameter'  # kind of what PEFT adapts without knowing the module that has it
+
 _KERNELS = ('kernel', 'w')
 _LINEAR = Layout((), (0,), (1,))
 
@@ -34,9 +37,10 @@ class Module:
   """A module of the torch model: a layer here, or some of its outputs.
 
   Attributes:
-    name: its name in the torch model.
+    name: its name in the torch model, or that of a parameter, 'gate.weight' for instance; an expert
+      is 'experts.down_proj[3]'.
     kind: its class there: 'Linear', 'Conv', 'Embedding', or 'Conv1D', which is transformers' linear
-      layer with a weight [in, out]; or one that no adapter of PEFT is exact for.
+      layer with a weight [in, out]; 'Parameter'; or one that no adapter of PEFT is exact for.
     group: the layer's group.
     index: the layer's place in the group's stack.
     outputs: its outputs among those of the layer.
@@ -49,6 +53,17 @@ class Module:
   index: tuple[int, ...]
   outputs: slice
   params: Any
+
+  @property
+  def target(self) -> str:
+    """Its name without the index of an expert."""
+    return self.name.partition('[')[0]
+
+  @property
+  def expert(self) -> tuple[int, int]:
+    """Its place among the experts of its parameter, and their number."""
+    is_one = self.name == self.target
+    return (0, 1) if is_one else (self.index[-1], self.group.stack_shape[-1])
 
   @property
   def in_features(self) -> int:
@@ -151,12 +166,18 @@ class Layer(NamedTuple):
 def find_layers(
   adapted: Adapted, names: NameMap | None, rows: Collection[int], params: Any
 ) -> list[Layer]:
-  """The layers of some of the genome's rows, with their torch modules."""
+  """The layers of some of the genome's rows, with their torch modules.
+
+  If an expert is among them, so are all of its parameter.
+  """
   layers = []
   for group in adapted.places.groups:
+    if {*rows}.isdisjoint(group.rows):
+      continue
     for index, row in group.slices():
-      if row in rows:
-        layers.append(Layer(group, row, _modules(group, index, names, params)))
+      modules = _modules(adapted.model, group, index, names, params)
+      if row in rows or PARAMETER in [module.kind for module in modules]:
+        layers.append(Layer(group, row, modules))
   counts = collections.Counter(module.name for layer in layers for module in layer.modules)
   if repeated := [name for name, count in counts.items() if count > 1]:
     raise ValueError(
@@ -166,12 +187,15 @@ def find_layers(
 
 
 def _modules(
-  group: Group, index: tuple[int, ...], names: NameMap | None, params: Any
+  model: Any, group: Group, index: tuple[int, ...], names: NameMap | None, params: Any
 ) -> tuple[Module, ...]:
   """The torch modules of a layer."""
   modules, start = [], 0
   for site in group.members:
-    found = _own_name(site) if names is None else modules_for(names, site.name, index)
+    if names is None:
+      found = _own_name(model, site, index)
+    else:
+      found = modules_for(names, site.name, index)
     width, rest = divmod(site.out_features, max(1, len(found)))
     if rest:
       raise ValueError(
@@ -180,7 +204,8 @@ def _modules(
       )
     for name in found:
       outputs = slice(start, start + width)
-      modules.append(Module(name, _kind(site, names is None), group, index, outputs, params))
+      kind = PARAMETER if name.endswith((']', '.weight')) else _kind(site, names is None)
+      modules.append(Module(name, kind, group, index, outputs, params))
       start += width
   return tuple(modules)
 
@@ -194,11 +219,19 @@ def _kind(site: Site, is_torch: bool) -> str:
   return 'Conv1D' if is_torch and site.layout.inputs == (0,) else 'Linear'
 
 
-def _own_name(site: Site) -> list[str]:
-  """The name of a kernel's module in a model whose paths are torch's; [] if it has no module."""
-  *module, leaf = site.kernel_path
-  is_one = not site.stack_shape and (site.is_convolution or len(site.kernel_shape) == 2)
-  return ['.'.join(module)] if leaf == 'weight' and is_one else []
+def _own_name(model: Any, site: Site, index: tuple[int, ...]) -> list[str]:
+  """What a kernel is in a model whose paths are torch's; [] if PEFT has no adapter for it."""
+  name, ndim = '.'.join(site.kernel_path), len(site.kernel_shape)
+  if site.layout.stack == (0,) and ndim == 3:
+    return [f'{name}[{index[0]}]']
+  module = name.removesuffix('.weight')
+  if module == name or index or not (site.is_convolution or ndim == 2):
+    return []
+  if site.layout.inputs == (1,) and hasattr(model, 'skeleton'):
+    classes = type(model.skeleton.get_submodule(module)).__mro__
+    if 'Linear' not in [kind.__name__ for kind in classes]:  # a router of transformers
+      return [name]
+  return [module]
 
 
 def find_heads(adapted: Adapted, names: NameMap | None) -> dict[str, KeyPath]:
