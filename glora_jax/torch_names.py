@@ -48,6 +48,8 @@ NAMES: Mapping[str, NameMap] = {
   'tunix_qwen3': {
     **_LLAMA,
     r'layers/(\d+)/attn/([qk]_norm)': r'model.layers.\1.self_attn.\2',
+    r'layers/(\d+)/mlp/router': r'model.layers.\1.mlp.gate',
+    r'layers/(\d+)/mlp/((gate|up|down)_proj)': r'model.layers.\1.mlp.experts.{}.\2',
   },
 }
 """Maps that can be passed by name."""
@@ -76,7 +78,7 @@ def name_map(names: str | NameMap) -> NameMap:
 
 
 def modules_for(names: NameMap, path: str, index: tuple[int, ...] | None = ()) -> list[str]:
-  """Names of the torch modules for a path.
+  """Names of the torch modules for a path, by the first expression that fits its stack, too.
 
   Args:
     names: a map.
@@ -88,6 +90,7 @@ def modules_for(names: NameMap, path: str, index: tuple[int, ...] | None = ()) -
     TypeError: a name is not a string.
     ValueError: no expression matches the path, or one is invalid.
   """
+  wrong = None
   for pattern, found in names.items():
     validate(found, str | list[str], f'names[{shown(pattern)}]')
     templates = [found] if isinstance(found, str) else found
@@ -104,12 +107,14 @@ def modules_for(names: NameMap, path: str, index: tuple[int, ...] | None = ()) -
     if not match:
       continue
     is_filled = index is None or all(name.count('{}') == len(index) for name in templates)
-    if not all(templates) or not expanded or not is_filled:
-      raise ValueError(
-        f"names: {shown(found)} should have '{{}}' {len(index or ())} times, once for each stack "
-        f'axis of {path}.'
-      )
-    return expanded
+    if all(templates) and expanded and is_filled:
+      return expanded
+    wrong = found
+  if wrong is not None:
+    raise ValueError(
+      f"names: {shown(wrong)} should have '{{}}' {len(index or ())} times, once for each stack axis "
+      f'of {path}.'
+    )
   raise ValueError(
     f"names: no pattern matches '{path}'; add the name of its torch module "
     f'({", ".join(map(str, names)) or "there are none"}).'

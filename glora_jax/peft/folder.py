@@ -128,7 +128,8 @@ def save_peft(
     variables: its variables, after training.
     names: names of the torch model's modules, by paths here, which may be regular expressions:
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
-      outputs equally, and '{}' is the place in a stack. 'tunix_gemma3', 'tunix_llama3' and
+      outputs equally, and '{}' is the place in a stack. Experts that are one parameter in torch have
+      its name and an index, 'mlp.experts.down_proj[{}]'. 'tunix_gemma3', 'tunix_llama3' and
       'tunix_qwen3' are those of transformers' models, for the models of google-tunix. None if the
       paths are torch's own, as in a model of `glora_jax.torch`.
     genome: int [rows, 5], if the structure is free.
@@ -341,7 +342,7 @@ def _changes(
     name = adapted.spec.layers[layer.row].name
     if not layer.modules:
       raise ValueError(
-        f'{name} is not the weight of one torch module, but of experts, of a recurrent layer or of '
+        f'{name} is not the weight of one torch module or expert, but of a recurrent layer or of '
         'nn.MultiheadAttention, for instance, for which PEFT has other adapters or none; '
         f'{FOLD}, or pass names=.'
       )

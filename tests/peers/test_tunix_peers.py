@@ -1,5 +1,7 @@
 """Models of google-tunix with their maps of names, by transformers' models of the same weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,15 @@ def qwen3(tied):
   return like_llama('qwen3', 'Qwen3', transformers.Qwen3Config, 1e-6, tied, 'use_tied_embedding')
 
 
+def qwen3_with_experts(_):
+  _, config, theirs = qwen3(False)
+  config = dataclasses.replace(config, num_experts=4, num_experts_per_tok=2)
+  fields = {**theirs.to_dict(), 'moe_intermediate_size': 24, 'norm_topk_prob': True}
+  del fields['model_type']
+  routed = transformers.Qwen3MoeConfig(**fields, num_experts=4, num_experts_per_tok=2)
+  return code_bases.tunix('qwen3').Qwen3, config, routed
+
+
 def logits_of(model):
   with torch.no_grad():
     return model.eval()(torch.as_tensor(TOKENS)).logits.numpy()
@@ -103,6 +114,7 @@ def loaded(folder):
   [
     ('tunix_qwen3', qwen3, False),
     pytest.param('tunix_qwen3', qwen3, True, marks=pytest.mark.full),
+    pytest.param('tunix_qwen3', qwen3_with_experts, 0, marks=pytest.mark.full),
     pytest.param('tunix_llama3', llama3, False, marks=pytest.mark.full),
     pytest.param('tunix_llama3', llama3, True, marks=pytest.mark.full),
     pytest.param('tunix_gemma3', gemma3, 2, marks=pytest.mark.full),
@@ -118,6 +130,8 @@ def test_a_model_of_tunix_goes_to_transformers_and_its_adapter_to_peft(
   attached = glora_jax.nnx.attach(model, *INPUTS, space=glora_jax.SearchSpace((1, 3), scale=2.0))
   adapted, variables = glora_jax.nnx.as_adapted(attached)
   genome = mixed_loras(adapted.spec)
+  if build is qwen3_with_experts:  # PEFT makes one LoRA of those of all experts
+    genome = adapted.fix('lora:3').genome
   theirs.save_pretrained(tmp_path)
   glora_jax.save_folded(tmp_path / 'base', adapted, variables, names, genome, base=tmp_path)
   expected, _ = model(*INPUTS)
