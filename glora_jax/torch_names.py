@@ -112,8 +112,8 @@ def modules_for(names: NameMap, path: str, index: tuple[int, ...] | None = ()) -
     wrong = found
   if wrong is not None:
     raise ValueError(
-      f"names: {shown(wrong)} should have '{{}}' {len(index or ())} times, once for each stack axis "
-      f'of {path}.'
+      f"names: {shown(wrong)} should have '{{}}' {len(index or ())} times, once for each stack "
+      f'axis of {path}.'
     )
   raise ValueError(
     f"names: no pattern matches '{path}'; add the name of its torch module "

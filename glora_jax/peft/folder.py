@@ -128,10 +128,10 @@ def save_peft(
     variables: its variables, after training.
     names: names of the torch model's modules, by paths here, which may be regular expressions:
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
-      outputs equally, and '{}' is the place in a stack. Experts that are one parameter in torch have
-      its name and an index, 'mlp.experts.down_proj[{}]'. 'tunix_gemma3', 'tunix_llama3' and
-      'tunix_qwen3' are those of transformers' models, for the models of google-tunix. None if the
-      paths are torch's own, as in a model of `glora_jax.torch`.
+      outputs equally, and '{}' is the place in a stack. An expert is an index of a parameter,
+      'mlp.experts.down_proj[{}]'. 'tunix_gemma3', 'tunix_llama3' and 'tunix_qwen3' are those of
+      transformers' models, for the models of google-tunix. None if the paths are torch's own, as in
+      a model of `glora_jax.torch`.
     genome: int [rows, 5], if the structure is free.
     kind: 'lora', 'hira', 'dora' or 'glora'; None for the narrowest.
     heads: tensors to write instead of the variables' heads, by torch name, if the torch model has a

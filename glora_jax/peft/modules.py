@@ -192,10 +192,7 @@ def _modules(
   """The torch modules of a layer."""
   modules, start = [], 0
   for site in group.members:
-    if names is None:
-      found = _own_name(model, site, index)
-    else:
-      found = modules_for(names, site.name, index)
+    found = _own_name(model, site, index) if names is None else modules_for(names, site.name, index)
     width, rest = divmod(site.out_features, max(1, len(found)))
     if rest:
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Experts of transformers' models, which torchax selects by index: found, folded, to PEFT and back."""
+"""Experts of transformers' models, selected by index: found, folded, written for PEFT, read."""
 
 import copy
 import functools
