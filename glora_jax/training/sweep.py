@@ -80,9 +80,9 @@ def sweep(
 ) -> Sweep:
   """Trains at several learning rates, and returns the losses and the best variables.
 
-  Each training is that of `fit` with `recipe.with_rate(rate)`, from the same start and with the
-  same key. All of them are compiled once. A training that diverges counts as the worst. If the best
-  rate is the lowest or the highest, a warning says which to try next.
+  Each training has the result of `fit` with `recipe.with_rate(rate)`, up to rounding, from the same
+  start and with the same key. All of them are compiled once. A training that diverges counts as the
+  worst. If the best rate is the lowest or the highest, a warning says which to try next.
 
   Args:
     adapted: the adapted model.

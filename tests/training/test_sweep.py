@@ -67,7 +67,10 @@ def test_rates_in_turn_are_compiled_once_with_any_kind_of_batches(batches):
 
 @pytest.mark.parametrize('side_by_side', [False, True])
 def test_a_rate_that_diverges_is_the_worst_and_does_not_end_the_sweep(side_by_side, caplog):
-  found = sweep([1e-3, 1e-2, 1e25], side_by_side=side_by_side)
+  def finite_loss(variables):
+    return np.nan_to_num(validation_loss(variables))
+
+  found = sweep([1e-3, 1e-2, 1e25], validation_loss=finite_loss, side_by_side=side_by_side)
   assert np.isfinite(found.losses).tolist() == [True, True, False]
   assert found.recipe.learning_rate == 1e-2
   assert [line.split()[1:] for line in str(found).splitlines()[2:]] == [
