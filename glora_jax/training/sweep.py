@@ -16,7 +16,6 @@ from glora_jax.checks import shown, validate
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Loss, check_data
 from glora_jax.method.sample import check_key
-from glora_jax.training.batches import Loader
 from glora_jax.training.fit import Sample, step_loss
 from glora_jax.training.loop import (
   NonFiniteLossError,
@@ -148,15 +147,17 @@ def sweep(
   check_key(key)
   loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
   check_data(loss, batches)
-  source, per_epoch = source_and_length(batches, recipe, mesh)
-  if isinstance(source, Loader) and source.is_one_pass:
+  if isinstance(batches, Iterator):
     raise ValueError(
       'batches is an iterator, which is empty after the first rate; pass a list or another '
       'iterable that starts anew for each.'
     )
+  _, per_epoch = source_and_length(batches, recipe, mesh)
   trainable, frozen = adapted.split(variables)
   frozen, optimizer = meshes.settle(mesh, frozen), recipe.optimizer(per_epoch)
   replicated = meshes.are_replicated(frozen)
+  # A schedule is part of the compiled steps, so other recipes would be compiled anew. One recipe's
+  # steps with the rate as an argument are compiled once, see `test_sweep.py`.
   steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, replicated)
 
   def train(trainable, key, rates):
@@ -181,7 +182,7 @@ def sweep(
     runs = _side_by_side(train, start, rates, recipe.num_steps(per_epoch))
   else:
     runs = _in_turn(train, start, rates)
-  losses, trained = _validate(runs, validation_loss)
+  losses, trained = _losses_and_best(runs, validation_loss)
   check_data(loss, batches)
   if trained is None:
     raise ValueError(
@@ -203,21 +204,22 @@ def _in_turn(train: Callable, start: Any, rates: list[float]) -> Iterator[Any]:
 
 
 def _side_by_side(train: Callable, start: Any, rates: list[float], num_steps: int) -> Iterator[Any]:
-  """The variables of all trainings, None if it diverged."""
+  """The variables of each training, None if it diverged."""
   starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(rates)), start)
   state = train(*starts, rates)
   for step, variables in zip(state.step, state.variables, strict=True):
     yield variables if step == num_steps else None
 
 
-def _validate(runs: Iterator[Any], validation_loss: Callable) -> tuple[list[float], Any]:
+def _losses_and_best(runs: Iterator[Any], validation_loss: Callable) -> tuple[list[float], Any]:
   """The validation loss of each run, infinite if it diverged, and the best variables."""
   losses, best = [], None
   for variables in runs:
-    loss = math.nan if variables is None else float(validation_loss(variables))
+    loss = math.inf if variables is None else float(validation_loss(variables))
+    loss = loss if math.isfinite(loss) else math.inf
     if loss < min(losses, default=math.inf):
       best = variables
-    losses.append(loss if math.isfinite(loss) else math.inf)
+    losses.append(loss)
     del variables  # its memory is for the next run
   return losses, best
 

@@ -111,7 +111,7 @@ def test_nan_counts_as_diverged():
     ({'validation_loss': None}, 'validation_loss=None must be a function'),
     ({'validation_loss': lambda _: np.nan}, 'No validation loss is finite at rates=[0.001, 0.01'),
     ({'rates': [1e25, 1e26], 'side_by_side': True}, 'No validation loss is finite'),
-    ({'batches': iter([]), 'recipe': glora_jax.Recipe(steps=2)}, 'empty after the first rate'),
+    ({'batches': iter([problem().data])}, 'empty after the first rate'),
     ({'batches': [problem().data], 'side_by_side': True}, 'pass arrays and no mesh'),
     ({'batches': (problem().images, problem().labels + 1)}, 'label 3 of image 2'),
     ({'key': jax.random.split(KEY)}, 'one random key'),
