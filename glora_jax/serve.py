@@ -185,9 +185,9 @@ class Pool:
       **collections: the model's other collections, with leaves [batch, ...].
 
     Returns:
-      The outputs [batch, ...]. If an adapter has fewer classes than the model, in a head with a
-      bias, the logits of the others are -inf. With `mutable` a pair of outputs and updated
-      collections, with leaves [batch, ...].
+      The outputs [batch, ...]; of a number without axes, [batch]. If an adapter has fewer classes
+      than the model, in a head with a bias, the logits of the others are -inf. With `mutable` a
+      pair of outputs and updated collections, with leaves [batch, ...].
 
     Raises:
       TypeError: the names are not a list.
@@ -310,7 +310,7 @@ class Pool:
       call = Call(args, self._apply_kwargs)
       result = run(self._adapted, call, variables, jnp.asarray(genome), genome, slot)
       outputs, *updated = result if self._apply_kwargs.get('mutable') else (result,)
-      outputs = jax.tree.map(lambda output: output[0], outputs)
+      outputs = jax.tree.map(lambda output: output[0] if np.ndim(output) else output, outputs)
       return (outputs, *updated) if updated else outputs
 
     axes = jax.tree.map(lambda leaf: 0 if np.ndim(leaf) else None, inputs)

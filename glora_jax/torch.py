@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import threading
 import traceback
 import warnings
@@ -76,8 +77,9 @@ def adapt(
 
   `adapted.apply(variables, *inputs, **kwargs)`, and `forward(*inputs, **kwargs)` in a loss, accept
   JAX, NumPy and PyTorch arrays. They return what the module returns, with JAX arrays in it: the
-  `ModelOutput` of a transformers model has its fields. The module runs in evaluation mode, unless a
-  call has `train=True`; three arguments of a call are not the module's:
+  `ModelOutput` of a transformers model has its fields. A `DynamicCache` or `StaticCache` is a
+  pytree: a call leaves the one that it gets as it is, and returns another. The module runs in
+  evaluation mode, unless a call has `train=True`; three arguments of a call are not the module's:
 
   - `train=True`: training mode, with gradient checkpointing if a transformers model has it enabled;
     that of `torch.utils.checkpoint`, which timm calls, saves no memory here.
@@ -149,6 +151,7 @@ def adapt(
       model.__name__,
       listed(narrowed),
     )
+  _register_caches()
   inputs, kwargs = _as_jax((sample_inputs, kwargs))
   adapted = adapt_function(
     model,
@@ -312,11 +315,12 @@ class Module:
     params, buffers, args, kwargs = _as_jax((_named(variables['params']), buffers, args, kwargs))
     with _ONE_CALL, self._explained(), self._restored(), _environment(key) as environment:
       self.skeleton.train(train)
-      tensors, args, kwargs = environment.j2t_iso(({**params, **buffers}, args, kwargs))
+      given = ({**params, **buffers}, args, kwargs)
+      tensors, args, kwargs = jax.tree.map(environment.j2t_iso, given)
       outputs = torch.func.functional_call(self.skeleton, tensors, args, kwargs)
       after = {name: tensors[name] for name in buffers}
-      outputs, after = environment.t2j_iso((outputs, after))
       outputs = _as_pytree(self.__name__, outputs)
+      outputs, after = jax.tree.map(environment.t2j_iso, (outputs, after))
     if not mutable:
       return outputs
     changed = {name: value for name, value in after.items() if value is not buffers[name]}
@@ -418,6 +422,22 @@ def _linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) 
   return torchax.ops.jtorch.functional_linear(input, weight, bias)
 
 
+def _attention(
+  query: torch.Tensor,
+  key: torch.Tensor,
+  value: torch.Tensor,
+  attn_mask: torch.Tensor | None = None,
+  *options: Any,
+  **named_options: Any,
+) -> torch.Tensor:
+  """PyTorch's attention: 0 for a query that may not attend to any key, where torchax has NaN."""
+  attend = functools.partial(torchax.ops.jtorch.scaled_dot_product_attention, query, key, value)
+  if attn_mask is None or attn_mask.dtype != torch.bool:
+    return attend(attn_mask, *options, **named_options)
+  attends = attn_mask.any(-1, keepdim=True)
+  return torch.where(attends, attend(attn_mask | ~attends, *options, **named_options), 0)
+
+
 def _convolve(
   inputs: jax.Array, weight: jax.Array, bias: jax.Array | None, *options: Any
 ) -> jax.Array:
@@ -490,6 +510,8 @@ def _torchax() -> Any:
   operators = {torch.nn.functional.linear: _linear, torch.ops.aten.convolution: _convolve}
   for operator, function in operators.items():
     environment.override_op_definition(operator, functools.partial(_on_arrays, function))
+  attention = torch.nn.functional.scaled_dot_product_attention
+  environment.override_op_definition(attention, _attention)
   return environment
 
 
@@ -598,3 +620,44 @@ def _with_fields(kind: Any, names: tuple[str, ...], values: Sequence[Any]) -> An
   for name, value in zip(names, values, strict=True):
     outputs[name] = value
   return outputs
+
+
+def _register_caches() -> None:
+  """Makes transformers' caches pytrees of JAX, if transformers is imported."""
+  module = sys.modules.get('transformers.cache_utils')
+  kinds = (module.Cache, module.DynamicCache, module.StaticCache) if module else ()
+  for kind in kinds:
+    with contextlib.suppress(ValueError):  # it is known
+      jax.tree_util.register_pytree_node(kind, _layers_of, functools.partial(_with_layers, kind))
+
+
+# A layer of a cache creates its tensors in its first call, so its leaves are the attributes that
+# have arrays. But JAX also makes caches with other things in the place of the arrays (`jax.vmap`
+# does), and they must keep these leaves. So each layer notes their names
+# (tests/peers/test_torch.py, test_caches_of_transformers_are_pytrees_in_and_out).
+_NAMES = '_names_of_tensors'
+
+
+def _layers_of(cache: Any) -> tuple[list[dict[str, Any]], Any]:
+  """The tensors of each layer of a cache by name, and all else."""
+  tensors, others = [], []
+  for layer in cache.layers:
+    fields = dict(vars(layer))
+    names = fields.pop(_NAMES, frozenset()) | {
+      name for name, value in fields.items() if any(map(is_array, jax.tree.leaves(value)))
+    }
+    tensors.append(_torchax().t2j_iso({name: fields.pop(name) for name in names}))
+    others.append((type(layer), fields))
+  leaves, structure = jax.tree.flatten({**vars(cache), 'layers': others})
+  return tensors, (structure, tuple(leaves))
+
+
+def _with_layers(kind: Any, others: Any, tensors: Sequence[dict[str, Any]]) -> Any:
+  """Inverse of `_layers_of`."""
+  structure, leaves = others
+  cache = kind.__new__(kind)
+  vars(cache).update(structure.unflatten(leaves))
+  for at, (layer_kind, fields) in enumerate(cache.layers):
+    layer = cache.layers[at] = layer_kind.__new__(layer_kind)
+    vars(layer).update({**fields, **tensors[at], _NAMES: frozenset(tensors[at])})
+  return cache

@@ -114,6 +114,18 @@ def test_functions_nnx_models_and_ties_are_served(make, tmp_path):
   assert_alone(pool(X, NAMES), alone, params, (X,))
 
 
+def test_a_count_without_axes_becomes_one_for_each_example():
+  def model(params, x, count):
+    return x @ params['w'], count + x.shape[0]
+
+  params = {'w': normal(4, 3)}
+  adapted = glora_jax.adapt_function(model, params, X, 0, structure='lora:2')
+  pool = Pool(adapted, params)
+  for given in (np.int32(1), np.arange(6)):
+    _, count = pool((X, given), [None] * 6)
+    np.testing.assert_array_equal(count, np.broadcast_to(given + 1, 6))
+
+
 class Decoder(nn.Module):
   @nn.compact
   def __call__(self, x, mask=None):

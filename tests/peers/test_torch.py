@@ -457,6 +457,41 @@ def test_a_buffer_that_a_module_sets_anew_is_returned():
   assert_close(changed['mean'], module.mean.detach())
 
 
+def static_cache(config):
+  return transformers.StaticCache(config, max_cache_len=8)
+
+
+@pytest.mark.parametrize('make', [static_cache, lambda config: transformers.DynamicCache()])
+def test_caches_of_transformers_are_pytrees_in_and_out(make):
+  config = transformers.LlamaConfig(**torch_zoo.DECODER | {'num_hidden_layers': 1})
+  module, tokens = transformers.LlamaForCausalLM(config).eval(), torch_zoo.TOKENS.numpy()
+  adapted, variables = ready(module, tokens)
+  call = jax.jit(lambda tokens, cache: adapted.apply(variables, tokens, cache=cache))
+  expected = adapted.apply(variables, tokens).logits
+  empty = make(config)
+  structure = jax.tree.structure(empty)
+  for _ in range(2):
+    first = call(tokens[:, :-1], empty)
+    last = call(tokens[:, -1:], first.cache)
+    assert jax.tree.structure(empty) == structure
+    assert_close(jnp.concatenate([first.logits, last.logits], 1), expected)
+  twice = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), first.cache)
+  mapped = jax.vmap(call)(np.stack([tokens[:, -1:]] * 2), twice)
+  assert_trees_equal(jax.tree.map(lambda leaf: leaf[1], mapped.cache), last.cache)
+  assert_close(mapped.logits[1], last.logits)
+
+
+def test_attention_to_nothing_is_0_as_in_pytorch():
+  def body(module, x):
+    hidden = module.hidden(x)[None]
+    mask = torch.arange(5)[:, None] > torch.arange(5)
+    return module.head(
+      torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden, mask)[0]
+    )
+
+  assert_runs(Small(body))
+
+
 def test_two_threads_trace_at_once():
   adapted, variables = ready(Small())
   with concurrent.futures.ThreadPoolExecutor(4) as threads:

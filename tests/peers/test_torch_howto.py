@@ -1,10 +1,12 @@
-"""The lines of docs/howto/torch.md run; the documentation is built without PyTorch."""
+"""The lines of torch.md and generate.md run; the documentation is built without PyTorch."""
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
+from trees import randomized
 
 import glora_jax
 
@@ -19,8 +21,7 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  page = (ROOT / 'docs' / 'howto' / 'torch.md').read_text()
-  *of_llama, of_timm = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  *of_llama, of_timm = lines_of('torch.md')
   names = {}
   for lines in of_llama:
     exec(lines, names)
@@ -38,6 +39,78 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
 
   exec(of_timm, names)
   assert_close(names['module'](names['images']), applied(names, names['images']))
+
+
+def test_the_lines_on_generation_run_and_write_the_tokens_of_transformers(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  of_llama, of_loop, of_nnx, of_pool = lines_of('generate.md')
+  torch.manual_seed(0)
+  names = {}
+  exec(of_llama, names)
+  adapted, base = names['adapted'], names['params']
+  names['variables']['glora'] = randomized(names['variables']['glora'], scale=0.1)
+  exec(of_loop, names)
+  folded, inputs = adapted.fold(names['variables']), (names['tokens'], names['mask'])
+  assert_writes(names['texts'], names, folded)
+  first, *others = names['texts'][:, 5:].tolist()
+  stop = next(token for token in first if not any(token in other for other in others))
+  texts = names['write'](names['variables'], *inputs, steps=8, stop=stop)
+  assert_writes(texts, names, folded, stop=stop)
+
+  exec(of_nnx, names)
+  model = names['model']
+  model.attention.decode = False
+  whole = jnp.concatenate([names['tokens'], names['written']], 1)
+  np.testing.assert_array_equal(model(whole)[:, 4:-1].argmax(-1), names['written'])
+
+  exec(of_pool, names)
+  of_adapters = [
+    adapted.fold(glora_jax.load_adapter(f'{name}.safetensors', adapted, base)[1])
+    for name in ('pirate', 'poet')
+  ]
+  assert_writes(names['texts'], names, *of_adapters, base)
+
+
+def assert_writes(texts, names, *params, stop=2):
+  """Asserts that texts are those of transformers' own `generate` with folded weights.
+
+  The weights are the same for all prompts, or one tree for each.
+  """
+  prompts, mask = torch.tensor(names['tokens']), torch.tensor(names['mask'])
+  rows = [slice(row, row + 1) for row in range(3)] if len(params) == 3 else [slice(None)]
+  for row, weights in zip(rows, params, strict=True):
+    glora_jax.torch.load(names['module'], weights)
+    expected = names['module'].generate(
+      prompts[row],
+      attention_mask=mask[row],
+      max_new_tokens=8,
+      do_sample=False,
+      eos_token_id=stop,
+      pad_token_id=stop,
+    )
+    missing = texts.shape[1] - expected.shape[1]
+    expected = np.pad(expected, ((0, 0), (0, missing)), constant_values=stop)
+    np.testing.assert_array_equal(texts[row], expected)
+
+
+def lines_of(page):
+  """The blocks of code of a page."""
+  text = (ROOT / 'docs' / 'howto' / page).read_text()
+  return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+
+
+def written_by_torch(names, params, stop):
+  """The prompts and what the module with other parameters writes by transformers' own code."""
+  glora_jax.torch.load(names['module'], params)
+  texts = names['module'].generate(
+    torch.tensor(names['tokens']),
+    attention_mask=torch.tensor(names['mask']),
+    max_new_tokens=8,
+    do_sample=False,
+    eos_token_id=stop,
+    pad_token_id=stop,
+  )
+  return np.pad(texts, ((0, 0), (0, 13 - texts.shape[1])), constant_values=stop)
 
 
 def applied(names, *inputs, **kwargs):
