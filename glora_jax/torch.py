@@ -18,20 +18,25 @@ import re
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 try:
   import torch
-  import torchax.interop
-  import torchax.ops.jaten
-  import torchax.ops.jtorch
+  import torchax
+
+  from glora_jax.torch_environment import (
+    as_jax,
+    on_jax,
+    shape_of,
+    shared_environment,
+    to_jax,
+    to_torch,
+  )
 except (ImportError, AttributeError) as error:  # the second if torchax does not know this torch
   raise ImportError(
     "glora_jax.torch needs torch and torchax, in versions that fit: pip install 'glora_jax[torch]' "
@@ -116,7 +121,7 @@ def adapt(
       names operator or line); or as in `glora_jax.adapt`.
 
   Example:
-    >>> import glora_jax
+    >>> import glora_jax, numpy as np
     >>> layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
     >>> module, x = torch.nn.Sequential(*layers).eval(), torch.ones(2, 4)
     >>> adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', heads='2')
@@ -144,7 +149,7 @@ def adapt(
   if narrowed := [
     name
     for name, value in parameters.items()
-    if value.dtype == torch.float64 and _shape(value).dtype != jnp.float64
+    if value.dtype == torch.float64 and shape_of(value).dtype != jnp.float64
   ]:
     log.warning(
       '%s: float64 becomes float32, because jax_enable_x64 is off: %s.',
@@ -152,10 +157,10 @@ def adapt(
       listed(narrowed),
     )
   _register_caches()
-  inputs, kwargs = _as_jax((sample_inputs, kwargs))
+  inputs, kwargs = as_jax((sample_inputs, kwargs))
   adapted = adapt_function(
     model,
-    _nested({name: _shape(value) for name, value in parameters.items()}),
+    _nested({name: shape_of(value) for name, value in parameters.items()}),
     *inputs,
     structure=structure,
     space=space,
@@ -169,7 +174,7 @@ def adapt(
   )
   arrays = {}
   for name, value in parameters.items():
-    arrays[name] = _to_jax(value)
+    arrays[name] = to_jax(value)
     if release:
       value.data = value.data.new_empty(0)
   return dataclasses.replace(adapted, model=model), _nested(arrays)
@@ -200,7 +205,7 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
   tensors = dict(module.named_parameters())
   tensors |= {name: value for name, value in module.named_buffers() if name in buffers}
   shapes = {  # those of released parameters are not known
-    name: _shape(value) if value.numel() else values.get(name, value)
+    name: shape_of(value) if value.numel() else values.get(name, value)
     for name, value in tensors.items()
   }
   if problems := differences(values, shapes):
@@ -211,13 +216,13 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
   cast = [
     f'{name} ({value.dtype} to {tensors[name].dtype})'
     for name, value in values.items()
-    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype != _shape(tensors[name]).dtype
+    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype != shape_of(tensors[name]).dtype
   ]
   if cast:
     log.warning('%s: cast to the dtypes of the module: %s.', type(module).__name__, listed(cast))
   for name, value in values.items():
     tensor = tensors[name]
-    new = _to_torch(value).to(tensor.device, tensor.dtype)
+    new = to_torch(value).to(tensor.device, tensor.dtype)
     if tensor.numel():
       tensor.data.copy_(new)
     else:
@@ -256,13 +261,13 @@ def extend(
     )
   size = table.num_embeddings
   old = {
-    name: _to_jax(value) for name, value in module.named_parameters() if value.shape[:1] == (size,)
+    name: to_jax(value) for name, value in module.named_parameters() if value.shape[:1] == (size,)
   }
   larger = extend_params(old, {'': 0}, new, multiple=multiple)
   module.resize_token_embeddings(len(next(iter(larger.values()))), mean_resizing=False)
   for name, value in module.named_parameters():
     if name in larger and value.shape == larger[name].shape:
-      value.data[size:].copy_(_to_torch(larger[name][size:]))
+      value.data[size:].copy_(to_torch(larger[name][size:]))
 
 
 class Module:
@@ -275,7 +280,7 @@ class Module:
 
   def __init__(self, module: torch.nn.Module):
     self.__name__ = type(module).__name__
-    self.buffers = {name: _to_jax(value) for name, value in module.named_buffers()}
+    self.buffers = {name: to_jax(value) for name, value in module.named_buffers()}
     copies = {}  # by the id of what is copied, as `deepcopy` looks them up
     for part in module.modules():
       for value in vars(part).values():
@@ -312,8 +317,8 @@ class Module:
       raise UserError("train=True needs a key for dropout; pass rngs={'dropout': key}.")
     key = next(iter(rngs.values())) if rngs else jax.random.key(0)
     buffers = {**self.buffers, **variables.get(BUFFERS, {})}
-    params, buffers, args, kwargs = _as_jax((_named(variables['params']), buffers, args, kwargs))
-    with _ONE_CALL, self._explained(), self._restored(), _environment(key) as environment:
+    params, buffers, args, kwargs = as_jax((_named(variables['params']), buffers, args, kwargs))
+    with _ONE_CALL, self._explained(), self._restored(), on_jax(key) as environment:
       self.skeleton.train(train)
       given = ({**params, **buffers}, args, kwargs)
       tensors, args, kwargs = jax.tree.map(environment.j2t_iso, given)
@@ -373,9 +378,10 @@ _NOT_RUN = {
 
 def _place(error: Exception) -> str:
   """The model's line that an error comes from: the last one outside of the libraries below it."""
-  folders = [os.path.dirname(library.__file__) + os.sep for library in (torch, torchax, jax)]
+  files = [library.__file__ for library in (torch, torchax, jax)] + [__file__]
+  folders = [os.path.dirname(file) + os.sep for file in files]
   for frame in reversed(traceback.extract_tb(error.__traceback__)):
-    if not frame.filename.startswith((*folders, __file__, contextlib.__file__)):
+    if not frame.filename.startswith((*folders, contextlib.__file__)):
       return f': {frame.filename}, line {frame.lineno}: {frame.line}'
   return ''
 
@@ -407,7 +413,7 @@ def _update_statistics(part: Any, inputs: tuple[torch.Tensor, ...]) -> None:
 
 def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
   """Calls a part of a module whose activations are computed again on the way back."""
-  environment = _torchax()
+  environment = shared_environment()
 
   def run(key, args):
     with environment.override_property(prng=key):
@@ -415,167 +421,6 @@ def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
 
   key = environment.get_and_rotate_prng_key()
   return environment.j2t_iso(jax.checkpoint(run)(key, environment.t2j_iso(args)))
-
-
-def _linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-  """PyTorch's `linear` with its names of arguments, by which timm's EVA passes them."""
-  return torchax.ops.jtorch.functional_linear(input, weight, bias)
-
-
-def _attention(
-  query: torch.Tensor,
-  key: torch.Tensor,
-  value: torch.Tensor,
-  attn_mask: torch.Tensor | None = None,
-  *options: Any,
-  **named_options: Any,
-) -> torch.Tensor:
-  """PyTorch's attention: 0 for a query that may not attend to any key, where torchax has NaN."""
-  attend = functools.partial(torchax.ops.jtorch.scaled_dot_product_attention, query, key, value)
-  if attn_mask is None or attn_mask.dtype != torch.bool:
-    return attend(attn_mask, *options, **named_options)
-  attends = attn_mask.any(-1, keepdim=True)
-  return torch.where(attends, attend(attn_mask | ~attends, *options, **named_options), 0)
-
-
-def _convolve(
-  inputs: jax.Array, weight: jax.Array, bias: jax.Array | None, *options: Any
-) -> jax.Array:
-  """The operator `aten::convolution`, computed with channels last."""
-  is_transposed, is_batch = options[3], inputs.ndim == weight.ndim
-  is_plain = is_batch and not is_transposed
-  function = _convolve_channels_last if is_plain else torchax.ops.jaten._aten_convolution
-  return function(inputs, weight, bias, *options)
-
-
-# In a loop, as training steps are, XLA on a CPU has a fast convolution only for channels last. With
-# PyTorch's order that of a ViT-S's patches takes half of a step's time (benchmarks/torch_step.py;
-# tests/peers/test_torch.py looks at the order in the compiled program).
-def _convolve_channels_last(
-  inputs: jax.Array,
-  weight: jax.Array,
-  bias: jax.Array | None,
-  stride: Sequence[int],
-  padding: Sequence[int],
-  dilation: Sequence[int],
-  transposed: bool,
-  output_padding: Sequence[int],
-  groups: int,
-) -> jax.Array:
-  """A convolution of inputs [batch, channel, ...] that is not transposed."""
-  del transposed, output_padding
-  axes = 'DHW'[-(weight.ndim - 2) :]
-  outputs = jax.lax.conv_general_dilated(
-    jnp.moveaxis(inputs, 1, -1),
-    jnp.moveaxis(weight, (0, 1), (-1, -2)),
-    stride,
-    [(size, size) for size in np.broadcast_to(padding, len(axes))],
-    rhs_dilation=dilation,
-    feature_group_count=groups,
-    dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'),
-  )
-  return jnp.moveaxis(outputs if bias is None else outputs + bias, -1, 1)
-
-
-class _Environment(torchax.tensor.Environment):
-  """torchax's environment, with JAX for the only device.
-
-  By itself torchax raises an error if a tensor of PyTorch meets an array of JAX. Here that tensor
-  is a constant: an attribute of the module, a global, `torch.from_numpy`. A tensor that the module
-  creates on the CPU, or moves there, is JAX's, so that arrays can be written into it.
-  """
-
-  def t2j_iso(self, torchtensors: Any) -> Any:
-    def constant(tensor: torch.Tensor) -> torch.Tensor:
-      is_of_jax = isinstance(tensor, torchax.tensor.Tensor | torchax.view.View)
-      if is_of_jax or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return tensor
-      return torchax.tensor.Tensor(_to_jax(tensor), self)
-
-    tree_map = torch.utils._pytree.tree_map_only
-    return super().t2j_iso(tree_map(torch.Tensor, constant, torchtensors))
-
-  def _should_use_torchax_tensor(self, device: Any) -> bool:
-    return True
-
-  def _is_same_device(self, the_tensor: torch.Tensor, new_device: Any) -> bool:
-    is_of_jax = isinstance(the_tensor, torchax.tensor.Tensor)
-    return is_of_jax or super()._is_same_device(the_tensor, new_device)
-
-
-@functools.cache
-def _torchax() -> Any:
-  """An environment of torchax, not the one that other users of torchax share."""
-  environment = _Environment()
-  operators = {torch.nn.functional.linear: _linear, torch.ops.aten.convolution: _convolve}
-  for operator, function in operators.items():
-    environment.override_op_definition(operator, functools.partial(_on_arrays, function))
-  attention = torch.nn.functional.scaled_dot_product_attention
-  environment.override_op_definition(attention, _attention)
-  return environment
-
-
-def _on_arrays(function: Callable[..., jax.Array], *args: Any, **kwargs: Any) -> Any:
-  """Calls a function of arrays with tensors."""
-  args, kwargs = _torchax().t2j_iso((args, kwargs))
-  return _torchax().j2t_iso(function(*args, **kwargs))
-
-
-@contextlib.contextmanager
-def _environment(key: jax.Array) -> Generator[Any]:
-  """Where PyTorch's operators compute on JAX arrays, with random numbers from a key.
-
-  Without `override_property` torchax would draw from a key of its own. A trace would leave a tracer
-  in its place, and a compiled program would repeat its numbers for ever.
-  """
-  environment = _torchax()
-  with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32
-    warnings.filterwarnings('ignore', 'Explicitly requested dtype int64')
-    with environment.override_property(prng=key), environment, torch.device('jax'), _compiling():
-      yield environment
-
-
-@contextlib.contextmanager
-def _compiling() -> Generator[None]:
-  """Where `torch.compiler.is_compiling()` is true, as under `torch.compile`.
-
-  Models then skip what only runs outside of a trace. Those of transformers keep tensors in caches
-  of functions (position indices of BEiT, coordinates of DINOv3), which all models share: a tensor
-  of PyTorch in there would meet arrays of JAX in the next trace, and a traced array PyTorch's.
-  """
-  before = torch.compiler._is_compiling_flag
-  torch.compiler._is_compiling_flag = True
-  try:
-    yield
-  finally:
-    torch.compiler._is_compiling_flag = before
-
-
-def _as_jax(tree: Any) -> Any:
-  """Arguments in which PyTorch's and NumPy's arrays are JAX's."""
-
-  def convert(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
-      return _to_jax(leaf)
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-  return jax.tree.map(convert, tree)
-
-
-def _to_jax(tensor: torch.Tensor) -> jax.Array:
-  """A copy of a tensor that is not committed to the CPU, as `from_dlpack`'s array is."""
-  with jax.ensure_compile_time_eval():
-    return jnp.array(np.asarray(jnp.from_dlpack(tensor.detach().cpu().contiguous())), copy=True)
-
-
-def _to_torch(array: Any) -> torch.Tensor:
-  """An array as a tensor on the CPU, which may share its memory."""
-  return torch.from_dlpack(jax.device_put(jnp.asarray(array), jax.devices('cpu')[0]))
-
-
-def _shape(tensor: torch.Tensor) -> jax.ShapeDtypeStruct:
-  dtype = torchax.interop.mappings.t2j_dtype(tensor.dtype)
-  return jax.ShapeDtypeStruct(tuple(tensor.shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -646,7 +491,7 @@ def _layers_of(cache: Any) -> tuple[list[dict[str, Any]], Any]:
     names = fields.pop(_NAMES, frozenset()) | {
       name for name, value in fields.items() if any(map(is_array, jax.tree.leaves(value)))
     }
-    tensors.append(_torchax().t2j_iso({name: fields.pop(name) for name in names}))
+    tensors.append(shared_environment().t2j_iso({name: fields.pop(name) for name in names}))
     others.append((type(layer), fields))
   leaves, structure = jax.tree.flatten({**vars(cache), 'layers': others})
   return tensors, (structure, tuple(leaves))

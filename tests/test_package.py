@@ -19,7 +19,11 @@ MODULES = {'nnx', 'peft', 'serve'}  # among the public names
 LATER = ['orbax', 'scipy', 'tqdm', 'flax.nnx', 'huggingface_hub']
 
 # They say so where these are missing.
-OPTIONAL = {'hub.py': {'huggingface_hub'}, 'torch.py': {'torch', 'torchax'}}
+OPTIONAL = {
+  'hub.py': {'huggingface_hub'},
+  'torch.py': {'torch', 'torchax'},
+  'torch_environment.py': {'torch', 'torchax'},  # which torch.py imports
+}
 APPLICATION = ('glora_jax.vision', 'glora_jax.main', 'glora_jax.predict', 'glora_jax.convert')
 LIBRARY = [
   path.relative_to(ROOT / 'glora_jax')
