@@ -28,6 +28,7 @@ from glora_jax.method.adapter_file import (
   base_fingerprints,
   check_base,
   check_heads,
+  check_sizes,
   init_shapes,
   order_layers,
   read_adapter,
@@ -144,6 +145,8 @@ class Pool:
     """
     validate(name, str, 'name')
     path, tensors, metadata = read_adapter(path)
+    if strict:
+      check_sizes(path, metadata, self._adapted)
     order_layers(path, metadata, self._adapted)
     self._check_fits(path, metadata)
     if strict:

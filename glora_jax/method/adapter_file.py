@@ -46,6 +46,7 @@ from glora_jax.tree import (
 AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each layer.
 _BY_ROW = ('spec', 'scale', 'genome', 'layers')
+EXTEND = 'if words were added there, extend the base first: glora_jax.extend'
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
 
@@ -71,6 +72,7 @@ class _Metadata(TypedDict):
   scale: list[float]
   base: str
   rounded: list[str]
+  shapes: dict[str, list[int]]
   genome: list[list[int]]
   layers: list[NamedForms]
 
@@ -83,9 +85,9 @@ def save_adapter(
   The file holds only the numbers that the structure reads, the heads, and the model's other
   collections. Tensors are named `glora/<layer>/<array>`, `params/<path>` and `<collection>/<path>`
   (batch statistics, for instance). The metadata holds the genome; of every layer its sizes, the
-  scale of its LoRA, and the path and axes of its parameter; and fingerprints of the frozen
-  parameters, exact and rounded to 16 bits. From these `load_adapter` knows which model the file
-  belongs to, even if the layers are found in another order.
+  scale of its LoRA, and the path and axes of its parameter; and of the frozen parameters their
+  shapes, and fingerprints, exact and rounded to 16 bits. From these `load_adapter` knows which
+  model the file belongs to, even if the layers are found in another order.
 
   Args:
     path: path of the safetensors file.
@@ -124,6 +126,7 @@ def save_adapter(
     'scale': [layer.space.scale for layer in adapted.spec],
     'base': exact,
     'rounded': rounded,
+    'shapes': _frozen_shapes(adapted),
     **genome_to_json(adapted.spec, genome),
   }
   if reserved := described.keys() & metadata.keys():
@@ -260,6 +263,8 @@ def load_adapter(
   """
   validate(adapted, Adapted, 'adapted')
   path, tensors, metadata = read_adapter(path)
+  if strict:
+    check_sizes(path, metadata, adapted)
   order_layers(path, metadata, adapted)
   check_params(adapted, params)
   params = dequantize_heads(adapted, params)
@@ -283,6 +288,24 @@ def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any
   return path, tensors, metadata
 
 
+def _frozen_shapes(adapted: Adapted) -> dict[str, list[int]]:
+  """The shapes of the parameters that are not trained in full, by name."""
+  places = adapted.places
+  frozen = places.param_shapes.keys() - places.head_paths
+  return {path_name(path): list(places.param_shapes[path].shape) for path in sorted(frozen)}
+
+
+def check_sizes(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> None:
+  """Raises ValueError if an adapter was trained on a base with other shapes than the model has."""
+  there = metadata['shapes']
+  for name, here in _frozen_shapes(adapted).items():
+    if there.get(name, here) != here:
+      raise ValueError(
+        f'The adapter {printable(path)} was trained on a base with {name} {there[name]}, and this '
+        f'one has {here}; {EXTEND}.'
+      )
+
+
 def base_fingerprints(base: Any) -> Iterator[str]:
   """Fingerprints of frozen parameters, exact and rounded, which adapters name their base by."""
   yield from fingerprints(base, None)
@@ -302,7 +325,8 @@ def check_heads(path: Path, heads: Mapping[Any, Any], expected: Mapping[Any, Any
   """Raises ValueError unless an adapter's heads have the names and shapes of the model's."""
   if problems := differences(by_name(heads), by_name(expected)):
     raise ValueError(
-      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}.'
+      f'The adapter {printable(path)} has the heads of another model. {"; ".join(problems)}; '
+      f'{EXTEND}.'
     )
 
 

@@ -132,7 +132,7 @@ def combine(
   space = smallest_space({'genome': [], 'layers': forms})
   spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in first.layers))
   described = {
-    **{name: first.metadata[name] for name in ('spec', 'base', 'rounded')},
+    **{name: first.metadata[name] for name in ('spec', 'base', 'rounded', 'shapes')},
     'scale': [1.0] * len(spec),
     **genome_to_json(spec, genome_from_json(spec, {'layers': forms})),
   }

@@ -5,11 +5,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_close, assert_refused, assert_trees_equal, random_params
+from comparing import (
+  assert_close,
+  assert_refused,
+  assert_trees_equal,
+  random_params,
+  random_variables,
+)
 from flax import nnx
 from trees import normal
 
 import glora_jax
+from glora_jax.serve import Pool
 
 V, D = 10, 4
 TOKENS = jnp.array([[1, 2], [9, 1]])
@@ -29,7 +36,7 @@ class Own(nn.Module):
 
   @nn.compact
   def __call__(self, tokens):
-    x = nn.Embed(self.words, D, name='embed')(tokens)
+    x = nn.Dense(D, name='mlp')(nn.Embed(self.words, D, name='embed')(tokens))
     return nn.Dense(self.words, name='head')(jnp.tanh(x))
 
 
@@ -141,3 +148,36 @@ BAD = [
 def test_bad_arguments_are_named_in_one_line(arguments, named):
   arguments = {'params': PARAMS, 'tables': {'embed': 0}, 'new': 2, **arguments}
   assert_refused(named, glora_jax.extend, **arguments)
+
+
+FILES = {
+  'LoRA of the table': (Tied, {'embeddings': True}),
+  'chosen rows': (Tied, {'embeddings': [1, V - 1]}),
+  'table in full': (Tied, {'heads': 'embed'}),
+  'head in full': (Own, {}),
+  'LoRA of the head': (Own, {'heads': None}),
+  'LoRA elsewhere, own head': (Own, {'heads': None, 'select': 'mlp'}),
+  'LoRA elsewhere, tied head': (Tied, {}),
+}
+
+
+@pytest.mark.parametrize('model, options', FILES.values(), ids=FILES)
+def test_an_adapter_of_a_larger_vocabulary_says_that_the_base_is_to_be_extended(
+  tmp_path, model, options
+):
+  path, params = tmp_path / 'a.safetensors', random_params(model(V), TOKENS)
+  larger = extended(params)
+  options = {'structure': 'lora:1', **options}
+  here, there = (glora_jax.adapt(model(words), TOKENS, **options) for words in (V, V + 2))
+  variables = random_variables(there, larger)
+  glora_jax.save_adapter(path, there, variables)
+  advice = 'if words were added there, extend the base first: glora_jax.extend'
+  assert_refused(advice, glora_jax.load_adapter, path, here, params)
+  assert_refused(advice, Pool(here, params).load, 'a', path)
+  adapted, loaded = glora_jax.load_adapter(path, there, extended(params))
+  assert_close(adapted.apply(loaded, TOKENS), there.apply(variables, TOKENS))
+
+
+def extended(params):
+  tables = {'embed': 0, 'head': -1} if 'head' in params else {'embed': 0}
+  return glora_jax.extend(params, tables, [[], [2, 3]])
