@@ -33,7 +33,7 @@ from glora_jax.method.adapted import (
   genome_for,
 )
 from glora_jax.method.adapter import ADAPTER, COLLECTION
-from glora_jax.method.adapter_file import init_shapes, numbers_read, require_finite, unpack
+from glora_jax.method.adapter_file import EXTEND, init_shapes, numbers_read, require_finite, unpack
 from glora_jax.method.genomes import canonicalize, genome_from_json
 from glora_jax.method.groups import Group
 from glora_jax.method.presets import smallest_space
@@ -452,7 +452,7 @@ def _with_heads(adapter: PeftAdapter, adapted: Adapted, params: Any, names: Name
     if value.shape != expected:
       raise ValueError(
         f'{adapter.path} is of another model: its {path_name(path)} is {value.shape}, and '
-        f'{expected} here.'
+        f'{expected} here; {EXTEND}.'
       )
     params = replace(params, path, value)
   return params

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from glora_jax.checks import shown
+from glora_jax.method.adapter_file import EXTEND
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.peft.modules import PARAMETER, Module
 from glora_jax.tree import grouped
@@ -310,9 +311,10 @@ def _pair_names(prefix: str, module: Module) -> tuple[str, str]:
 def _take(tensors: Arrays, name: str, *shape: int) -> np.ndarray:
   """Removes a tensor, and returns it in float32 and in a shape that may lack axes of size one."""
   found = tensors.pop(name, None)
-  if found is None or [n for n in found.shape if n > 1] != [n for n in shape if n > 1]:
-    has = 'no' if found is None else f'{found.shape} as'
-    raise ValueError(f'it has {has} {name}, and {shape} is needed')
+  if found is None:
+    raise ValueError(f'it has no {name}, and {shape} is needed')
+  if [n for n in found.shape if n > 1] != [n for n in shape if n > 1]:
+    raise ValueError(f'it has {found.shape} as {name}, and {shape} is needed; {EXTEND}')
   return found.astype(np.float32, copy=False).reshape(shape)
 
 

@@ -178,6 +178,17 @@ def test_an_adapter_of_a_larger_vocabulary_says_that_the_base_is_to_be_extended(
   assert_close(adapted.apply(loaded, TOKENS), there.apply(variables, TOKENS))
 
 
+@pytest.mark.parametrize('options', [{'embeddings': True}, {}, {'heads': None}], ids=str)
+def test_an_adapter_of_peft_says_so_too_if_it_has_numbers_for_each_word(tmp_path, options):
+  names = {'mlp': 'mlp', 'embed/embedding': 'embed', 'head': 'head'}
+  params = random_params(Own(V), TOKENS)
+  options = {'structure': 'lora:1', **options}
+  here, there = (glora_jax.adapt(Own(words), TOKENS, **options) for words in (V, V + 2))
+  glora_jax.peft.save_peft(tmp_path, there, random_variables(there, extended(params)), names)
+  advice = 'extend the base first: glora_jax.extend'
+  assert_refused(advice, glora_jax.peft.load_peft, tmp_path, here, params, names)
+
+
 def extended(params):
   tables = {'embed': 0, 'head': -1} if 'head' in params else {'embed': 0}
   return glora_jax.extend(params, tables, [[], [2, 3]])
