@@ -50,7 +50,8 @@ class Pool:
   """Adapters in slots on the devices; in a call each example of the batch names its adapter.
 
   A pool accepts files of `save_adapter` with any structure in which A is at most a vector, B and C
-  at most a LoRA of `rank`, and D and E anything. Each example runs as a batch of 1, by `jax.vmap`.
+  at most a LoRA of `rank`, and D and E anything. Of a table with chosen rows each adapter may have
+  other rows, as many as `adapted` has. Each example runs as a batch of 1, by `jax.vmap`.
   Heads have the dtypes of the base's. While an adapter loads, the slots are on the devices twice.
   The pool compiles its calls; a jitted function that calls a pool keeps the adapters that were in
   it when it was traced. Threads that share a pool need a lock.
@@ -160,7 +161,13 @@ class Pool:
       )
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     stored = init_shapes(loader, self._rebuild(self._params))[COLLECTION]
+    loader = with_space(loader, SearchSpace(self._ranks), metadata['ids'])
     genome, adapter, others = unpack(path, tensors, metadata, loader, stored)
+    for group in loader.places.groups:
+      if group.ids:  # more would be row 0, to which the slot adds zeros
+        rows = group.arrays(adapter)['B_up'].shape[:-1]
+        ids = np.pad(group.ids, (0, rows[-1] - len(group.ids)))
+        adapter = replace(adapter, (*group.path, 'B_ids'), np.broadcast_to(ids, rows))
     heads = self._pad(path, flatten(others.pop('params', {})) or self._heads)
     if others:
       raise ValueError(
@@ -225,9 +232,12 @@ class Pool:
     zeros: dict[str, Any] = {}
     for group in self._adapted.places.groups:
       at = len(group.stack_shape)
+      stored = group.arrays(adapter)
+      if group.ids:  # each slot has its own
+        stored['B_ids'] = jax.ShapeDtypeStruct(stored['B_up'].shape[:-1], jnp.int32)
       arrays = {
         name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
-        for name, value in group.arrays(adapter).items()
+        for name, value in stored.items()
       }
       zeros = replace(zeros, group.path, arrays)
     heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
@@ -235,14 +245,20 @@ class Pool:
 
   def _check_fits(self, path: Path, metadata: Mapping[str, Any]) -> None:
     """Raises ValueError if an adapter has a form that the pool's structure does not contain."""
-    for layer, forms in zip(metadata['spec'], metadata['layers'], strict=True):
-      name = shown(layer['name'])
+    ours = self._adapted.spec
+    for layer, forms, ids in zip(ours, metadata['layers'], metadata['ids'], strict=True):
+      name, most = shown(layer.name), len(layer.ids)
+      if len(ids) > most or bool(ids) != bool(most):
+        raise ValueError(
+          f'The adapter {printable(path)} has {len(ids) or "all"} of the rows of {name}, and this '
+          f'pool holds {most or "all"}; make it of a model adapted with the same or more.'
+        )
       for tensor in 'ABC':
         kind, _, rank = forms[tensor][:20].partition(':')
         has = f'The adapter {printable(path)} has {shown(forms[tensor])} for {tensor} in '
         if kind == 'lora' and tensor == 'A' and not self._merge:
           raise ValueError(f'{has}{name}; a LoRA of A needs a pool with merge=True.')
-        if rank.isdecimal() and int(rank) > self._rank:
+        if kind == 'lora' and rank.isdecimal() and int(rank) > self._rank:
           raise ValueError(
             f'{has}{name}, and this pool holds rank {self._rank}; make it with rank={rank}.'
           )
@@ -324,6 +340,8 @@ def _as_union(
   adapter: Mapping[str, jax.Array], forms: jax.Array, ranks: Sequence[int], merge: bool
 ) -> dict[str, jax.Array]:
   """A layer's A and B as the pool's structure has them, and the form of D, which goes into E."""
+  if 'B_ids' in adapter:
+    return {name: adapter[name] for name in ('B_ids', 'B_up')}
   new = {'D': equation.flat_tensor(adapter, 'D', forms[3])}
   new['B_down'], new['B_up'] = equation.weight_factors(adapter, 'B', forms[1], ranks)
   if merge:

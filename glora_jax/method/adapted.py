@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -362,11 +362,22 @@ def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:
   return adapted.genome
 
 
-def with_space(adapted: Adapted, space: SearchSpace) -> Adapted:
-  """The model with a free structure and one search space for all layers."""
+def with_space(
+  adapted: Adapted, space: SearchSpace, ids: Sequence[Sequence[int]] | None = None
+) -> Adapted:
+  """The model with a free structure and one search space for all layers.
+
+  Args:
+    adapted: the adapted model.
+    space: the search space.
+    ids: other chosen rows for each layer; None for the same.
+  """
   places = adapted.places
-  groups = tuple(dataclasses.replace(group, space=space) for group in places.groups)
-  places = dataclasses.replace(places, groups=groups)
+  groups = []
+  for group in places.groups:
+    rows = group.ids if ids is None else tuple(ids[group.rows[0]])
+    groups.append(dataclasses.replace(group, space=space, ids=rows))
+  places = dataclasses.replace(places, groups=tuple(groups))
   return dataclasses.replace(adapted, spec=spec_of(groups), places=places, genome=None)
 
 

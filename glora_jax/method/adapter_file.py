@@ -45,7 +45,7 @@ from glora_jax.tree import (
 
 AGAIN = 'get it again, or save it again from its training'
 # Metadata with an item for each layer.
-_BY_ROW = ('spec', 'scale', 'genome', 'layers')
+_BY_ROW = ('spec', 'scale', 'ids', 'genome', 'layers')
 EXTEND = 'if words were added there, extend the base first: glora_jax.extend'
 _LONGEST_LAYER = 400  # characters that a sentence quotes
 _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or after the training
@@ -70,6 +70,7 @@ class _Metadata(TypedDict):
 
   spec: list[_Row]
   scale: list[float]
+  ids: list[list[int]]
   base: str
   rounded: list[str]
   shapes: dict[str, list[int]]
@@ -85,9 +86,10 @@ def save_adapter(
   The file holds only the numbers that the structure reads, the heads, and the model's other
   collections. Tensors are named `glora/<layer>/<array>`, `params/<path>` and `<collection>/<path>`
   (batch statistics, for instance). The metadata holds the genome; of every layer its sizes, the
-  scale of its LoRA, and the path and axes of its parameter; and of the frozen parameters their
-  shapes, and fingerprints, exact and rounded to 16 bits. From these `load_adapter` knows which
-  model the file belongs to, even if the layers are found in another order.
+  scale of its LoRA, the ids of a table's chosen rows, and the path and axes of its parameter; and of
+  the frozen parameters their shapes, and fingerprints, exact and rounded to 16 bits. From these
+  `load_adapter` knows which model the file belongs to, even if the layers are found in another
+  order.
 
   Args:
     path: path of the safetensors file.
@@ -124,6 +126,7 @@ def save_adapter(
   described = {
     'spec': _rows(adapted),
     'scale': [layer.space.scale for layer in adapted.spec],
+    'ids': [list(layer.ids) for layer in adapted.spec],
     'base': exact,
     'rounded': rounded,
     'shapes': _frozen_shapes(adapted),
@@ -266,6 +269,12 @@ def load_adapter(
   if strict:
     check_sizes(path, metadata, adapted)
   order_layers(path, metadata, adapted)
+  for layer, ids in zip(adapted.spec, metadata['ids'], strict=True):
+    if list(layer.ids) != ids:
+      raise ValueError(
+        f'The adapter {printable(path)} trains {shown(ids or "all")} of the rows of {layer.name}, '
+        f'and this model {shown(layer.ids or "all")}; adapt it with the same embeddings=.'
+      )
   check_params(adapted, params)
   params = dequantize_heads(adapted, params)
   shapes = init_shapes(adapted, params)

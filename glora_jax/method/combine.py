@@ -3,7 +3,8 @@
 The equation is linear in A, B, C, D and E. So the weighted sum of the adapters' tensors changes a
 base by the weighted sum of their changes, whatever their forms, ranks and scales. Flat forms
 (constant and vector) stay flat. LoRAs are concatenated to one whose rank is the sum of theirs. If a
-tensor has both, the flat ones become one more rank: ones times a row.
+tensor has both, the flat ones become one more rank: ones times a row. A table of which rows are
+chosen gets the rows of all adapters.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Adapter(NamedTuple):
 
   tensors: dict[str, np.ndarray]
   metadata: dict[str, Any]
-  layers: list[Layer]
+  layers: dict[str, Layer]
 
 
 def combine(
@@ -115,25 +116,32 @@ def combine(
   _check_alike(files)
   first = files[next(iter(files))]
   others = {} if head is None else _others(head, files)
+  layers = []
+  for name, layer in first.layers.items():
+    rows = {row for file in files.values() for row in file.layers[name].ids}
+    layers.append(dataclasses.replace(layer, ids=tuple(sorted(rows))))
 
   merge = _sum if method == 'linear' else functools.partial(_ties, density=density)
   tensors, forms, errors = {}, [], {}
-  for layer in first.layers:
+  for layer in layers:
     forms.append({})
     for tensor in TENSORS:
       with np.errstate(over='ignore', invalid='ignore'):  # `require_finite` raises below
-        terms = [_term(file, layer.name, tensor, weights[path]) for path, file in files.items()]
+        terms = [_term(file, layer, tensor, weights[path]) for path, file in files.items()]
         term, error = merge([term for term in terms if term], rank)
         arrays, forms[-1][tensor] = _to_arrays(tensor, term)
+      if layer.ids:
+        arrays = {name: value.reshape(len(layer.ids), -1) for name, value in arrays.items()}
       tensors |= {f'{COLLECTION}/{layer.name}/{name}': value for name, value in arrays.items()}
       if error > np.finfo(np.float32).eps:
         errors[f'{layer.name}/{tensor}'] = error
   require_finite(out_path, tensors, 'the weights are too large')
   space = smallest_space({'genome': [], 'layers': forms})
-  spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in first.layers))
+  spec = Spec(tuple(dataclasses.replace(layer, space=space) for layer in layers))
   described = {
     **{name: first.metadata[name] for name in ('spec', 'base', 'rounded', 'shapes')},
     'scale': [1.0] * len(spec),
+    'ids': [list(layer.ids) for layer in spec],
     **genome_to_json(spec, genome_from_json(spec, {'layers': forms})),
   }
   write_tensors(out_path, {**tensors, **others}, 'adapter', described)
@@ -158,16 +166,17 @@ def _read(path: str) -> _Adapter:
   try:
     space = smallest_space(metadata)
     layers = [
-      Layer(row['name'], row['in_features'], row['out_features'], row['bias'], space)
-      for row in metadata['spec']
+      Layer(row['name'], row['in_features'], row['out_features'], row['bias'], space, tuple(ids))
+      for row, ids in zip(metadata['spec'], metadata['ids'], strict=True)
     ]
     genome = genome_from_json(Spec(tuple(layers)), metadata).tolist()
   except ValueError as error:
     raise damaged(path, error, AGAIN) from error
   expected = {}
   for layer, forms in zip(layers, genome, strict=True):
-    shapes = adapter_shapes(layer.in_features, layer.out_features, space.ranks, layer.bias)
-    for name, part in used_parts(forms, space.ranks, layer.bias).items():
+    sides, kind = (layer.in_features, layer.out_features), (layer.bias, True, len(layer.ids))
+    shapes = adapter_shapes(*sides, space.ranks, *kind)
+    for name, part in used_parts(forms, space.ranks, *kind).items():
       zeros = np.broadcast_to(np.float32(0), shapes[name])  # takes no memory, whatever its size
       expected[f'{COLLECTION}/{layer.name}/{name}'] = zeros[part]
   check_tensors(path, tensors, expected)
@@ -175,7 +184,7 @@ def _read(path: str) -> _Adapter:
     down = f'{COLLECTION}/{layer.name}/B_down'
     if down in tensors:
       tensors[down] = tensors[down] * np.float64(scale)  # so 16 bits are not rounded again
-  return _Adapter(tensors, metadata, layers)
+  return _Adapter(tensors, metadata, {layer.name: layer for layer in layers})
 
 
 def _check_alike(files: Mapping[str, _Adapter]) -> None:
@@ -189,8 +198,11 @@ def _check_alike(files: Mapping[str, _Adapter]) -> None:
         f'{both} were trained on different base weights; combine adapters of one base.'
       )
     # Layers are compared with their sizes and with the paths and axes of their parameters.
-    unlike = set(map(json.dumps, ours['spec'])) ^ set(map(json.dumps, theirs['spec']))
-    if unlike:
+    ours, theirs = (
+      {json.dumps([layer, bool(ids)]) for layer, ids in zip(each['spec'], each['ids'], strict=True)}
+      for each in (ours, theirs)
+    )
+    if unlike := ours ^ theirs:
       raise ValueError(
         f'{both} adapt different layers; combine adapters of one model: {min(unlike)[:400]}.'
       )
@@ -205,13 +217,20 @@ def _others(path: str, files: Mapping[str, _Adapter]) -> dict[str, np.ndarray]:
   return others
 
 
-def _term(file: _Adapter, layer: str, tensor: Tensor, weight: float) -> Term:
-  """An adapter's tensor of a layer, times a weight; () if it is none or the weight is 0."""
+def _term(file: _Adapter, layer: Layer, tensor: Tensor, weight: float) -> Term:
+  """An adapter's tensor of a layer, times a weight; () if it is none or the weight is 0.
+
+  Chosen rows are one flat form: all their numbers, zero in rows that only others have.
+  """
   arrays = [name for name, entry in ADAPTER.items() if entry.tensor == tensor]
-  paths = [f'{COLLECTION}/{layer}/{name}' for name in arrays]
+  paths = [f'{COLLECTION}/{layer.name}/{name}' for name in arrays]
   stored = [file.tensors[path].astype(np.float64) for path in paths if path in file.tensors]
-  if not stored or not weight:
+  if not stored or not (weight or layer.ids):
     return ()
+  if layer.ids:
+    rows = np.zeros((len(layer.ids), layer.out_features))
+    rows[np.searchsorted(layer.ids, file.layers[layer.name].ids)] = stored[0]
+    stored = [rows]
   stored[-1] *= weight
   if tensor == 'C':  # as a vector, which is smaller than any LoRA
     stored = [functools.reduce(np.matmul, stored)]

@@ -19,6 +19,8 @@ from flax import nnx
 from trees import normal, randomized
 
 import glora_jax
+from glora_jax.files import read_tensors
+from glora_jax.serve import Pool
 
 V, D = 41, 6
 IDS = [40, 1, 7]  # 7 is in no example
@@ -31,9 +33,11 @@ PARAMS = {'table': normal(V, D), 'w': normal(D, D, seed=1)}
 class Decoder(nn.Module):
   """Its table is also the head."""
 
+  words: int = V
+
   @nn.compact
   def __call__(self, tokens):
-    embed = nn.Embed(V, D, name='embed')
+    embed = nn.Embed(self.words, D, name='embed')
     x = nn.Dense(D, name='mlp')(embed(tokens))
     return nn.Dense(2, name='head')(x), embed.attend(jnp.tanh(x))
 
@@ -245,3 +249,78 @@ def test_a_table_that_is_not_looked_up_or_is_a_head_has_no_chosen_rows():
   inputs = jnp.ones((1, 4))
   assert_refused('no embedding lookup', glora_jax.adapt, nn.Dense(3), inputs, embeddings=[1])
   assert_refused('is no head', adapt, untied, heads='table')
+
+
+def saved(path, rows, seed=0, structure='lora:2', words=V):
+  """Writes a trained adapter of these rows; returns the model and its variables."""
+  model = Decoder(words)
+  adapted = glora_jax.adapt(model, TOKENS, structure=structure, embeddings=rows, heads=None)
+  variables = trained_variables(adapted, random_params(model, TOKENS))
+  variables['glora'] = randomized(variables['glora'], seed)
+  glora_jax.save_adapter(path, adapted, variables)
+  return adapted, variables
+
+
+def test_a_file_holds_the_rows_and_goes_onto_a_model_with_the_same_alone(tmp_path):
+  path, larger = tmp_path / 'a', tmp_path / 'larger'
+  adapted, variables = saved(path, IDS)
+  tensors, content = read_tensors(path, 'adapter')
+  assert tensors['glora/embed/embedding/B_up'].shape == (3, D)
+  assert content['ids'][0] == sorted(IDS)
+
+  def load(path, **options):
+    options = {'structure': str(path), 'embeddings': IDS, 'heads': None, **options}
+    model = glora_jax.adapt(Decoder(), TOKENS, **options)
+    return glora_jax.load_adapter(path, model, variables['params'])
+
+  loaded, again = load(path)
+  assert_trees_close(loaded.apply(again, TOKENS), adapted.apply(variables, TOKENS))
+  assert_refused('trains [1, 7, 40] of the rows of embed', load, path, embeddings=[1, 7, 39])
+  whole = {'embeddings': True, 'structure': 'lora:2'}
+  assert_refused("and this model 'all'; adapt", load, path, **whole)
+  assert_refused('the same embeddings=', load, path, embeddings=False)
+  saved(larger, [V], words=V + 2)
+  assert_refused('extend the base first: glora_jax.extend', load, larger)
+
+
+def test_a_pool_serves_adapters_of_different_rows_in_one_batch(tmp_path):
+  tokens = jnp.array([[1, 2, 40], [1, 2, 40], [0, 3, 7], [5, 1, 0], [0, 3, 7]])
+  names = ['a', 'b', None, 'b', 'a']
+  rows = {'a': [1, 40, 7], 'b': [0, 2]}
+  alone = {name: saved(tmp_path / name, ids, seed) for seed, (name, ids) in enumerate(rows.items())}
+  adapted, variables = alone['a']
+  alone[None] = adapted, {**variables, **adapted.init(KEY, variables['params'])}
+  pool = Pool(adapted, variables['params'], slots=3, rank=2)
+  for name in rows:
+    pool.load(name, tmp_path / name)
+  outputs = pool(tokens, names)
+  for number, name in enumerate(names):
+    model, own = alone[name]
+    expected = model.apply(own, tokens[number : number + 1])
+    for output, answer in zip(outputs, expected, strict=True):
+      assert_close(output[number], answer[0])
+  saved(tmp_path / 'many', range(4))
+  saved(tmp_path / 'all', True)
+  assert_refused(('4 of the rows', 'holds 3'), pool.load, 'many', tmp_path / 'many')
+  assert_refused(('all of the rows', 'holds 3'), pool.load, 'all', tmp_path / 'all')
+
+
+@pytest.mark.parametrize('method', ['linear', 'ties'])
+def test_a_sum_of_adapters_has_the_rows_of_all(method, tmp_path):
+  first, second, both = (tmp_path / name for name in ('first', 'second', 'both'))
+  one = saved(first, [1, 40, 7], structure='linear')[1]
+  two = saved(second, [0, 7], 1, structure='linear')[1]
+  options = {'method': method, 'density': 1.0}
+  assert glora_jax.combine({first: 0.5, second: -2}, both, **options) == {}
+  params, added = one['params'], np.zeros((2, V, D))
+  added[0, [1, 7, 40]] = 0.5 * one['glora']['embed']['embedding']['B_up']
+  added[1, [0, 7]] = -2 * two['glora']['embed']['embedding']['B_up']
+  change = added.sum(0)
+  if method == 'ties':  # the larger one decides alone if the signs differ
+    agree = np.sign(added) == np.sign(change)
+    change = (added * agree).sum(0) / np.maximum((agree & (added != 0)).sum(0), 1)
+  union = glora_jax.adapt(Decoder(), TOKENS, embeddings=[0, 1, 7, 40], heads=None)
+  fixed, variables = glora_jax.load_adapter(both, union, params)
+  assert_close(fixed.fold(variables)['embed']['embedding'], params['embed']['embedding'] + change)
+  saved(second, True)
+  assert_refused('adapt different layers', glora_jax.combine, {first: 1, second: 1}, both)
