@@ -247,11 +247,11 @@ class Pool:
     """Raises ValueError if an adapter has a form that the pool's structure does not contain."""
     ours = self._adapted.spec
     for layer, forms, ids in zip(ours, metadata['layers'], metadata['ids'], strict=True):
-      name, most = shown(layer.name), len(layer.ids)
-      if len(ids) > most or bool(ids) != bool(most):
+      name = shown(layer.name)
+      if len(ids) > len(layer.ids):
         raise ValueError(
-          f'The adapter {printable(path)} has {len(ids) or "all"} of the rows of {name}, and this '
-          f'pool holds {most or "all"}; make it of a model adapted with the same or more.'
+          f'The adapter {printable(path)} trains {len(ids)} rows of {name}, and this pool holds '
+          f'{len(layer.ids)}; make it of a model that is adapted with {len(ids)} ids.'
         )
       for tensor in 'ABC':
         kind, _, rank = forms[tensor][:20].partition(':')

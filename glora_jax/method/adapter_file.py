@@ -55,7 +55,8 @@ class _Row(TypedDict):
   """A layer: its sizes, and where its parameters are in the model.
 
   These are the path of the kernel, the kernel's axes and the index in the stack; of fused layers,
-  those of each. A layer is identified by them, and not by its row.
+  those of each. A layer is identified by them, and not by its row. A table whose rows are chosen
+  says so, but not which: these are another item of the metadata.
   """
 
   name: str
@@ -86,8 +87,8 @@ def save_adapter(
   The file holds only the numbers that the structure reads, the heads, and the model's other
   collections. Tensors are named `glora/<layer>/<array>`, `params/<path>` and `<collection>/<path>`
   (batch statistics, for instance). The metadata holds the genome; of every layer its sizes, the
-  scale of its LoRA, the ids of a table's chosen rows, and the path and axes of its parameter; and of
-  the frozen parameters their shapes, and fingerprints, exact and rounded to 16 bits. From these
+  scale of its LoRA, the ids of chosen rows, and the path and axes of its parameter; and of the
+  frozen parameters their shapes, and fingerprints, exact and rounded to 16 bits. From these
   `load_adapter` knows which model the file belongs to, even if the layers are found in another
   order.
 
@@ -191,6 +192,8 @@ def _rows(adapted: Adapted) -> list[_Row]:
         }
         for site in group.members
       ]
+      if layer.ids:
+        parameters[0]['rows'] = 'chosen'
       rows[row] = _Row(
         name=layer.name,
         in_features=layer.in_features,
@@ -272,8 +275,8 @@ def load_adapter(
   for layer, ids in zip(adapted.spec, metadata['ids'], strict=True):
     if list(layer.ids) != ids:
       raise ValueError(
-        f'The adapter {printable(path)} trains {shown(ids or "all")} of the rows of {layer.name}, '
-        f'and this model {shown(layer.ids or "all")}; adapt it with the same embeddings=.'
+        f'The adapter {printable(path)} trains the rows {shown(ids)} of {layer.name}, and this '
+        f'model {shown(list(layer.ids))}; adapt it with the same embeddings=.'
       )
   check_params(adapted, params)
   params = dequantize_heads(adapted, params)

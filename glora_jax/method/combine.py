@@ -174,9 +174,9 @@ def _read(path: str) -> _Adapter:
     raise damaged(path, error, AGAIN) from error
   expected = {}
   for layer, forms in zip(layers, genome, strict=True):
-    sides, kind = (layer.in_features, layer.out_features), (layer.bias, True, len(layer.ids))
-    shapes = adapter_shapes(*sides, space.ranks, *kind)
-    for name, part in used_parts(forms, space.ranks, *kind).items():
+    sides, rows = (layer.in_features, layer.out_features), len(layer.ids)
+    shapes = adapter_shapes(*sides, space.ranks, layer.bias, rows=rows)
+    for name, part in used_parts(forms, space.ranks, layer.bias, rows=rows).items():
       zeros = np.broadcast_to(np.float32(0), shapes[name])  # takes no memory, whatever its size
       expected[f'{COLLECTION}/{layer.name}/{name}'] = zeros[part]
   check_tensors(path, tensors, expected)
@@ -198,11 +198,8 @@ def _check_alike(files: Mapping[str, _Adapter]) -> None:
         f'{both} were trained on different base weights; combine adapters of one base.'
       )
     # Layers are compared with their sizes and with the paths and axes of their parameters.
-    ours, theirs = (
-      {json.dumps([layer, bool(ids)]) for layer, ids in zip(each['spec'], each['ids'], strict=True)}
-      for each in (ours, theirs)
-    )
-    if unlike := ours ^ theirs:
+    unlike = set(map(json.dumps, ours['spec'])) ^ set(map(json.dumps, theirs['spec']))
+    if unlike:
       raise ValueError(
         f'{both} adapt different layers; combine adapters of one model: {min(unlike)[:400]}.'
       )

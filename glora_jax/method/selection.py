@@ -14,7 +14,6 @@ import numpy as np
 from glora_jax.checks import listed, shown, validate
 from glora_jax.files import first_line
 from glora_jax.method.space import SearchSpace
-from glora_jax.method.validation import as_numbers
 from glora_jax.tree import KeyPath, path_name
 
 Pattern = str | re.Pattern[str]
@@ -174,16 +173,12 @@ class Selection:
       ValueError: an expression matches no table, a table has no such rows, or ids are given for
         tables of different sizes.
     """
-    sizes = ', '.join(f'{name} ({size:,} rows)' for name, size in tables.items()) or 'none'
-    if patterns := unmatched([*self.ids], [*tables]):
+    wrong = unmatched([*self.ids], [*tables])
+    if wrong or ('' in self.ids and len(set(tables.values())) > 1):
+      sizes = ', '.join(f'{name} ({size:,} rows)' for name, size in tables.items())
       raise ValueError(
-        f'embeddings: {listed(map(shown, patterns))} matches no table that is looked up and is no '
-        f'head; these are: {sizes}.'
-      )
-    if '' in self.ids and len(set(tables.values())) > 1:
-      raise ValueError(
-        f'embeddings: the tables have different sizes: {sizes}; say which is meant, as in '
-        f'embeddings={{{min(tables)!r}: ids}}.'
+        f'embeddings: ids are given for {listed(wrong) or "all tables"}, but the tables that are '
+        f'looked up and are no heads are {sizes or "none"}; pass ids by name of table.'
       )
     rows = {}
     for name, size in tables.items():
@@ -195,7 +190,7 @@ class Selection:
 
 def _chosen_rows(table: str, size: int, ids: Ids) -> tuple[int, ...]:
   """The numbers of chosen rows, ascending, of their numbers in any order or a mask."""
-  array = np.asarray(as_numbers(f'ids of {table}', ids))
+  array = np.asarray(ids)
   if array.dtype == bool and array.shape == (size,):
     array = np.flatnonzero(array)
   if array.ndim != 1 or (array.dtype.kind not in 'iu' and array.size):

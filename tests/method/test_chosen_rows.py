@@ -215,8 +215,8 @@ def test_of_several_tables_those_that_are_named_are_trained():
   assert [layer.name for layer in one.spec] == ['position/embedding', 'mlp']
   assert_folds(both, trained_variables(both, params), TOKENS)
   for rows, named in (
-    ([1], ('word/embedding (41 rows)', 'position/embedding (5 rows)', 'say which')),
-    ({'word': [1], 'token': [2]}, "'token' matches no table"),
+    ([1], ('all tables', 'word/embedding (41 rows), position/embedding (5 rows)')),
+    ({'word': [1], 'token': [2]}, 'ids are given for token'),
     ({'position': [1, 5]}, ('ids of position/embedding are 0 to 4', 'got 5')),
   ):
     assert_refused(named, adapted, rows)
@@ -233,9 +233,8 @@ def test_of_several_tables_those_that_are_named_are_trained():
     ([True, False], 'each of the 41 rows of table'),
     ([1.5], '[1.5] must be a list of integers'),
     ([[1], [2]], 'must be a list of integers'),
-    ([[1], [2, 3]], 'must be an array of numbers'),
-    (['<a>'], 'must be an array of numbers'),
-    (None, 'must be an array of numbers'),
+    (['<a>'], 'must be a list of integers'),
+    (None, 'must be a list of integers'),
     (5, 'must be a list of integers'),
     ({}, 'embeddings must be True or False'),
     ({'[': [1]}, 'not a regular expression'),
@@ -248,7 +247,7 @@ def test_rows_that_a_table_does_not_have_are_refused(rows, named):
 def test_a_table_that_is_not_looked_up_or_is_a_head_has_no_chosen_rows():
   inputs = jnp.ones((1, 4))
   assert_refused('no embedding lookup', glora_jax.adapt, nn.Dense(3), inputs, embeddings=[1])
-  assert_refused('is no head', adapt, untied, heads='table')
+  assert_refused('are no heads are none', adapt, untied, heads='table')
 
 
 def saved(path, rows, seed=0, structure='lora:2', words=V):
@@ -275,9 +274,11 @@ def test_a_file_holds_the_rows_and_goes_onto_a_model_with_the_same_alone(tmp_pat
 
   loaded, again = load(path)
   assert_trees_close(loaded.apply(again, TOKENS), adapted.apply(variables, TOKENS))
-  assert_refused('trains [1, 7, 40] of the rows of embed', load, path, embeddings=[1, 7, 39])
+  assert_refused(
+    ('the rows [1, 7, 40] of embed', 'this model [1, 7, 39]'), load, path, embeddings=[1, 7, 39]
+  )
   whole = {'embeddings': True, 'structure': 'lora:2'}
-  assert_refused("and this model 'all'; adapt", load, path, **whole)
+  assert_refused('another embeddings=', load, path, **whole)
   assert_refused('the same embeddings=', load, path, embeddings=False)
   saved(larger, [V], words=V + 2)
   assert_refused('extend the base first: glora_jax.extend', load, larger)
@@ -301,8 +302,8 @@ def test_a_pool_serves_adapters_of_different_rows_in_one_batch(tmp_path):
       assert_close(output[number], answer[0])
   saved(tmp_path / 'many', range(4))
   saved(tmp_path / 'all', True)
-  assert_refused(('4 of the rows', 'holds 3'), pool.load, 'many', tmp_path / 'many')
-  assert_refused(('all of the rows', 'holds 3'), pool.load, 'all', tmp_path / 'all')
+  assert_refused(('4 rows', 'holds 3'), pool.load, 'many', tmp_path / 'many')
+  assert_refused('another embeddings=', pool.load, 'all', tmp_path / 'all')
 
 
 @pytest.mark.parametrize('method', ['linear', 'ties'])
