@@ -164,6 +164,24 @@ def test_gradients_are_those_of_the_rows_themselves_without_an_array_of_the_tabl
   assert not re.search(rf':\w+\[({V},{D}|{D},{V})\] =', program)
 
 
+@pytest.mark.parametrize('function', [untied, tied])
+def test_a_compiled_step_has_no_array_of_the_tables_size(function):
+  words, width, rows = 8192, 64, 10
+  shapes = {'table': (words, width), 'w': (width, width)}
+  params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+  adapted = glora_jax.adapt_function(
+    function, params, TOKENS, structure='lora:2', embeddings=range(rows)
+  )
+  split = jax.eval_shape(lambda params: adapted.split(adapted.init(KEY, params)), params)
+
+  def loss(trainable, frozen):
+    return adapted.apply(adapted.join(trainable, frozen), TOKENS).sum()
+
+  step = jax.jit(jax.value_and_grad(loss)).lower(*split).compile().memory_analysis()
+  assert sum(leaf.size for leaf in jax.tree.leaves(split[0])) == (rows + 2 + 2) * width
+  assert step.temp_size_in_bytes + step.output_size_in_bytes < 4 * words * width / 4
+
+
 def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
   adapted = glora_jax.adapt(Decoder(), TOKENS, embeddings=[1, 2])
   start = adapted.init(KEY, random_params(Decoder(), TOKENS))
