@@ -379,8 +379,8 @@ def adapt_function(
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)
-  options = {'convs': convs, 'embeddings': selection.embeddings, 'split': split}
-  found = find(function, params, sample_inputs, kwargs, **options)
+  tables = selection.embeddings
+  found = find(function, params, sample_inputs, kwargs, convs=convs, embeddings=tables, split=split)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   if flatten(arrays).keys() == set(found.unused):
     raise ValueError(

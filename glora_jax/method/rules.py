@@ -255,10 +255,10 @@ def look_up(
   }
   forms, ranks = table.forms, plan.ranks
   if 'B_ids' in adapter:
-    # A table of the numbers from 1 shows which rows are read (beyond the table 0). B is a LoRA on
-    # these rows: its `down` has a 1 for each of them that is chosen.
-    numbers = layout.matrices(rows_of(1 + jnp.arange(table.kernel.shape[0])[:, None]))
-    adapter['B_down'] = numbers == 1 + adapter.pop('B_ids')
+    # Looked up in a table of their numbers, it is known which rows are read. On these B is a LoRA:
+    # its `down` has a 1 where a row that is read is a chosen one.
+    numbers = layout.matrices(rows_of(jnp.arange(table.kernel.shape[0])[:, None]))
+    adapter['B_down'] = numbers == adapter.pop('B_ids')
     forms, ranks = jnp.array(_ONE_LORA), adapter['B_up'].shape[:1]
   rows = plan.cast(merge_kernels(base, adapter, forms, layout, ranks))
   if params.get('mode') != jax.lax.GatherScatterMode.FILL_OR_DROP:

@@ -206,8 +206,8 @@ class Layer:
       object.__setattr__(self, name, side)
     object.__setattr__(self, 'bias', validate(self.bias, bool, 'bias'))
     validate(self.space, SearchSpace, 'space')
-    label = f'{listed([self.name])}: ids'
-    ids = validate(self.ids, tuple[int, ...], label, least=0, below=self.in_features)
+    limits = {'least': 0, 'below': self.in_features}
+    ids = validate(self.ids, tuple[int, ...], f'{listed([self.name])}: ids', **limits)
     object.__setattr__(self, 'ids', ids)
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
@@ -226,10 +226,9 @@ class Layer:
 
   def costs(self, tensor: Tensor) -> tuple[int, ...]:
     """Trained parameters of every form of a tensor, in the order of the codes."""
-    if self.ids and tensor == 'B':
-      return (len(self.ids) * self.out_features,) * len(self.space.names(tensor))
     if not self._has(tensor):
-      return (0,) * len(self.space.names(tensor))
+      rows = len(self.ids) if tensor == 'B' else 0
+      return (rows * self.out_features,) * len(self.space.names(tensor))
     cost = functools.partial(num_params, tensor, self.in_features, self.out_features)
     ranks = self.space.ranks if tensor in LORA_TENSORS else ()
     return (*map(cost, FLAT_FORMS[tensor]), *(cost('lora', rank) for rank in ranks))

@@ -109,8 +109,8 @@ def attach(
   space = smallest_space(structure) if space is None else space
   selection = Selection(space, scale, select, heads, ties, convs, embeddings)
   random = _as_key(key)
-  options = {'convs': convs, 'embeddings': selection.embeddings, 'split': split or {}}
-  found = by_use(model, inputs, kwargs, **options)
+  tables = selection.embeddings
+  found = by_use(model, inputs, kwargs, convs=convs, embeddings=tables, split=split or {})
   adapted = assemble(model, as_dequantized(params(model)), found, selection, structure)
   attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.

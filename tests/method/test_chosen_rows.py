@@ -20,6 +20,8 @@ from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors
+from glora_jax.method.space import Spec
+from glora_jax.search.choice import rank_limit
 from glora_jax.serve import Pool
 
 V, D = 41, 6
@@ -160,8 +162,16 @@ def test_gradients_are_those_of_the_rows_themselves_without_an_array_of_the_tabl
   found = jax.grad(of_adapter)(trainable)['glora']['table']
   expected = jnp.where(MASK[:, None], jax.grad(of_table)(folded['table']), 0)
   assert_trees_close(found, {'B_up': expected[np.array(sorted(IDS))]})
-  program = str(jax.make_jaxpr(jax.value_and_grad(of_adapter))(trainable))
-  assert not re.search(rf':\w+\[({V},{D}|{D},{V})\] =', program)
+
+  free = adapted.fix(None)
+  everything = free.init(KEY, PARAMS)
+
+  def of_genome(genome):
+    return free.apply(everything, TOKENS, genome=genome)
+
+  step = jax.make_jaxpr(jax.value_and_grad(of_adapter))(trainable)
+  for program in (step, jax.make_jaxpr(of_genome)(adapted.genome)):
+    assert not re.search(rf':\w+\[({V},{D}|{D},{V})\] =', str(program))
 
 
 @pytest.mark.parametrize('function', [untied, tied])
@@ -194,6 +204,7 @@ def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
   found = glora_jax.allocate(adapted, start, loss, batches, budget=rows + D, key=KEY)
   assert found.count_params() == rows + D
   assert found.genome[1].any()
+  assert rank_limit(adapted.spec, 48, 2.0) == rank_limit(Spec(adapted.spec.layers[1:]), 48, 2.0)
   assert_refused(
     'the 12 that cannot be left out',
     glora_jax.allocate,
@@ -341,5 +352,8 @@ def test_a_sum_of_adapters_has_the_rows_of_all(method, tmp_path):
   union = glora_jax.adapt(Decoder(), TOKENS, embeddings=[0, 1, 7, 40], heads=None)
   fixed, variables = glora_jax.load_adapter(both, union, params)
   assert_close(fixed.fold(variables)['embed']['embedding'], params['embed']['embedding'] + change)
+  glora_jax.combine({first: 0, second: 0}, both)
+  fixed, variables = glora_jax.load_adapter(both, union, params)
+  assert_trees_close(fixed.fold(variables), params)
   saved(second, True)
   assert_refused('adapt different layers', glora_jax.combine, {first: 1, second: 1}, both)
