@@ -60,6 +60,8 @@ def fit(
     loss: `loss(forward, batch, key)` returns the mean over a batch, a scalar, or the pair of it and
       a dictionary of metrics, which are scalars too. `forward(*inputs, **kwargs)` runs the adapted
       model, see `method.forward.Forward`. For pairs (images, labels) use `classification()`.
+      Like a jitted function it must be pure: if the next call has the same adapted model, loss and
+      recipe, and data of the same shapes, nothing is traced or compiled again.
     batches: a data set or batches, in one of three kinds.
 
       - An array, or a tuple or dictionary of arrays [n, ...], is a data set. It lies on the device,
@@ -173,6 +175,7 @@ def fit(
   return state
 
 
+@functools.lru_cache(maxsize=1)  # see `make_steps`
 def step_loss(
   adapted: Adapted, loss: Loss, sample: Sample | None = None, lora_dropout: float = 0.0
 ) -> LossFn:

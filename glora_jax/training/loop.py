@@ -168,6 +168,10 @@ def make_step(
   return step_fn
 
 
+# A training that follows one of the same loss and optimizer, with other data, starts or keys, runs
+# the program that is compiled already: `step_loss` and `_optimizer` return the same functions. Only
+# the last ones are kept, because a loss may hold large arrays (tests/training/test_fit.py).
+@functools.lru_cache(maxsize=1)
 def make_steps(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -226,6 +230,11 @@ def make_steps(
     return carry.trainable, carry.opt_state, carry.step, metrics
 
   return steps
+
+
+@functools.lru_cache(maxsize=1)
+def _optimizer(recipe: Recipe, per_epoch: int | None) -> optax.GradientTransformation:
+  return recipe.optimizer(per_epoch)
 
 
 def initial_state(
@@ -451,7 +460,7 @@ def minimize(
   limit = recipe.num_steps(per_epoch)
   # An epoch of unknown length counts as the whole training.
   last = limit if stop_epoch is None else min(limit, stop_epoch * (per_epoch or limit))
-  optimizer = recipe.optimizer(per_epoch) if tx is None else tx
+  optimizer = _optimizer(recipe, per_epoch) if tx is None else tx
 
   frozen = meshes.settle(mesh, frozen)
   state = _start_state(trainable, frozen, state, optimizer, mesh, runs)

@@ -161,6 +161,25 @@ def test_a_smaller_batch_counts_as_many_times_less_as_it_has_fewer_examples():
   assert_allclose(moved, 1 + 2 / 4 + 1 / 4, rtol=1e-6)
 
 
+def test_a_training_of_the_same_loss_and_recipe_on_other_data_is_not_traced_again():
+  traced = []
+
+  def loss(forward, batch, key):
+    traced.append(batch)
+    return squares(forward, batch, key)
+
+  adapted, (images, labels) = problem().adapted.fix('lora:2'), problem().data
+  results, counts = [], []
+  for seed, data in enumerate(((images, labels), (images + 1, labels))):
+    recipe, key = glora_jax.Recipe(epochs=2, batch_size=6, warmup_epochs=1), jax.random.key(seed)
+    variables = problem().variables
+    state = glora_jax.fit(adapted, variables, loss, data, recipe, key=key, progress=False)
+    results.append(vector(state.trainable))
+    counts.append(len(traced))
+  assert counts[0] == counts[1]
+  assert not np.array_equal(*results)
+
+
 def test_paths_of_a_step_each_have_their_structure_their_examples_and_their_randomness():
   adapted, variables, images, _ = problem()
   genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, 3)
