@@ -200,7 +200,6 @@ def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
     return (forward(batch)[1] ** 2).mean()
 
   batches, rows = [TOKENS, TOKENS[::-1]], 2 * D
-  assert glora_jax.check(adapted, start, TOKENS).ok
   found = glora_jax.allocate(adapted, start, loss, batches, budget=rows + D, key=KEY)
   assert found.count_params() == rows + D
   assert found.genome[1].any()
