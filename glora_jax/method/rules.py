@@ -255,8 +255,8 @@ def look_up(
   }
   forms, ranks = table.forms, plan.ranks
   if 'B_ids' in adapter:
-    # Looked up in a table of their numbers, it is known which rows are read. On these B is a LoRA:
-    # its `down` has a 1 where a row that is read is a chosen one.
+    # A lookup in a table of the rows' numbers says which rows are read. On these, B is a LoRA whose
+    # `down` has a 1 where the row that is read is a chosen one.
     numbers = layout.matrices(rows_of(jnp.arange(table.kernel.shape[0])[:, None]))
     adapter['B_down'] = numbers == adapter.pop('B_ids')
     forms, ranks = jnp.array(_ONE_LORA), adapter['B_up'].shape[:1]
