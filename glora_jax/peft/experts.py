@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
+from glora_jax.peft.kinds import Arrays
 from glora_jax.peft.modules import PARAMETER, Module
 
 
-def join(tensors: dict[str, Any], modules: Iterable[Module]) -> dict[str, Any]:
+def join(tensors: Arrays, modules: Iterable[Module]) -> Arrays:
   """Tensors by name, with those of experts joined into one pair for each wrapper."""
   joined = dict(tensors)
   for wrapper, experts in _wrapped(modules).items():
@@ -36,8 +36,8 @@ def join(tensors: dict[str, Any], modules: Iterable[Module]) -> dict[str, Any]:
 
 
 def split(
-  tensors: dict[str, Any], parameters: Sequence[str], modules: Iterable[Module]
-) -> dict[str, Any]:
+  tensors: dict[str, Arrays], parameters: Sequence[str], modules: Iterable[Module]
+) -> dict[str, Arrays]:
   """Tensors by module; each expert has those of its wrapper, of which it reads a part.
 
   Args:
@@ -45,7 +45,8 @@ def split(
     parameters: names of the adapted parameters, or their ends; others have no wrapper.
     modules: the model's modules.
   """
-  ends, by_module = tuple(f'.{parameter}' for parameter in parameters), dict(tensors)
+  by_module = dict(tensors)
+  ends = tuple(f'.{parameter}' for parameter in parameters)
   adapted = (module for module in modules if f'.{module.target}'.endswith(ends))
   for wrapper, experts in _wrapped(adapted).items():
     by_module |= dict.fromkeys((expert.name for expert in experts), by_module.pop(wrapper, {}))

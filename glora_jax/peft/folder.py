@@ -55,6 +55,7 @@ from glora_jax.peft.kinds import (
 from glora_jax.peft.modules import (
   FOLD,
   PARAMETER,
+  ROWS,
   Layer,
   Module,
   find_heads,
@@ -69,13 +70,15 @@ CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 
 _ROOT = 'base_model.model.'  # before the names of the torch model's modules
-_TENSOR = re.compile(r'(.+)\.((?:lora|hira|glora|ia3)_.+|base_layer\.(?:bias|weight))')
+_TENSOR = re.compile(
+  r'(.+)\.((?:lora|hira|glora|ia3|trainable_tokens)_.+|base_layer\.(?:bias|weight))'
+)
+_NO_MODULE = 'dummy-target-modules'  # a LoRA of PEFT may not be without modules otherwise
 _MERGE = 'merge it in PEFT (merge_and_unload), and load the model'
 
 # Fields of a config with which the same tensors are another function.
 _NOT_READ = re.compile(
-  'use_(bdlora|qalora)|(kasa|arrow|monteclora)_config|alora_invocation_tokens|'
-  'layer_replication|trainable_token_indices'
+  'use_(bdlora|qalora)|(kasa|arrow|monteclora)_config|alora_invocation_tokens|layer_replication'
 )
 # Beginnings of `init_lora_weights` with which PEFT changes the base.
 _OTHER_BASES = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
@@ -184,7 +187,7 @@ def save_peft(
     'peft_type': KINDS[kind].peft_type,
     'base_model_name_or_path': on_hub.repository or None,
     'revision': on_hub.revision,
-    'target_modules': [module.name for module in modules if module.kind != PARAMETER],
+    'target_modules': [m.name for m in modules if m.kind not in (PARAMETER, ROWS)] or _NO_MODULE,
     'target_parameters': sorted({m.target for m in modules if m.kind == PARAMETER}) or None,
     'modules_to_save': saved or None,
     **fields,
@@ -285,7 +288,7 @@ def read_peft(folder: Path) -> PeftAdapter:
   require_numbers(file, tensors)
   modules, heads = collections.defaultdict(dict), {}
   for name, value in tensors.items():
-    name = name.removeprefix(_ROOT)
+    name = name.removeprefix(_ROOT).replace('.token_adapter.', '.')
     if match := _TENSOR.fullmatch(name):
       modules[match[1]][match[2]] = value
     else:
@@ -327,8 +330,8 @@ def _changes(
   adapted: Adapted, variables: Mapping[str, Any], names: NameMap | None, genome: np.ndarray
 ) -> Changes:
   """What the structure makes of each torch module that it changes."""
-  rows = np.flatnonzero(genome.any(axis=1))
-  if not rows.size:
+  rows = [row for row, layer in enumerate(adapted.spec) if layer.ids or genome[row].any()]
+  if not rows:
     raise ValueError(
       f'No layer of the structure has a form, but a PEFT adapter needs at least one; {FOLD}.'
     )
@@ -405,14 +408,14 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
   tensors = dict(adapter.modules.get(module.name, {}))
   if not tensors:
     return {}
-  kind = KINDS[adapter.kind]
+  kind = KINDS['rows' if 'trainable_tokens_delta' in tensors else adapter.kind]
   try:
     kind.check([(module, {})])
     base = tensors.pop('base_layer.weight', None)  # PEFT saves that of a table which it adapts
     if base is not None:
       kernel = module.kernel() if module.kind == 'Embedding' else module.kernel().T
-      if not np.allclose(base, kernel, rtol=0.01, atol=0.01):
-        raise ValueError('it has other base weights than this model')
+      if base.shape != kernel.shape or not np.allclose(base, kernel, rtol=0.01, atol=0.01):
+        raise ValueError(f'it has other base weights than this model; {EXTEND}')
     change = kind.read(module, tensors, adapter.config)
     if tensors:
       raise ValueError(f'it has {listed(sorted(tensors))}, which {adapter.kind} does not')

@@ -29,7 +29,7 @@ import numpy as np
 from glora_jax.checks import shown
 from glora_jax.method.adapter_file import EXTEND
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
-from glora_jax.peft.modules import PARAMETER, Module
+from glora_jax.peft.modules import PARAMETER, ROWS, Module
 from glora_jax.tree import grouped
 
 Arrays = dict[str, np.ndarray]
@@ -48,6 +48,7 @@ Changes = Sequence[tuple[Module, Change]]
 KindName = Literal['lora', 'hira', 'dora', 'glora']
 
 _BIAS = 'base_layer.bias'
+_ROWS = 'trainable_tokens_delta'  # for PEFT the rows themselves, in spite of its name
 _MODULES = ('Linear', 'Conv1D', 'Conv', 'Embedding')
 _SHIFT = 'C, D or E'
 _NEEDS = {'A_down': 'LoRAs of A', 'A_up': 'A', 'B_down': 'B', 'B_up': 'B'}  # the others: _SHIFT
@@ -90,11 +91,15 @@ class Kind(NamedTuple):
 
 def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]:
   """The tensors and fields of LoRA or DoRA."""
-  pairs, alphas, others, bias = [], {}, {}, 'none'
+  pairs, alphas, others, bias, ids = [], {}, {}, 'none', {}
   ranks: dict[str, int] = {}
   for module, change in changes:  # the experts of a parameter have one
     ranks[module.target] = max(ranks.get(module.target, 1), len(change.get('B_up', ())))
   for module, change in changes:
+    if module.kind == ROWS:
+      rows = ids[module.name] = [*module.group.ids]
+      others[f'{module.name}.token_adapter.{_ROWS}'] = module.kernel()[rows] + change['B_up']
+      continue
     rank = ranks[module.target]
     down, up = _padded(factors(module, change, 'B', module.scale), rank)
     if is_dora:
@@ -107,6 +112,7 @@ def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]
     alpha = rank * module.scale
     alphas[module.target] = int(alpha) if alpha == int(alpha) else alpha
   tensors, fields = _write_pairs('lora', pairs)
+  fields |= {'trainable_token_indices': ids or None}
   fields |= {'use_dora': is_dora, 'bias': bias, **_by_module('lora_alpha', 'alpha', alphas)}
   return tensors | others, fields
 
@@ -133,6 +139,20 @@ def read_lora(module: Module, tensors: Arrays, config: Fields) -> Change:
     if _BIAS in tensors:
       e = e + (_take(tensors, _BIAS, module.out_features) - module.bias())
   return change_of({'A_up': a[None], 'B_down': down, 'B_up': up, 'E': e})
+
+
+def read_rows(module: Module, tensors: Arrays, config: Fields) -> Change:
+  """What is added to the chosen rows of a table."""
+  ids, here = config.get('token_indices') or config['trainable_token_indices'], module.group.ids
+  if isinstance(ids, Mapping):
+    ids = next((ids[end] for end in ids if module.name.endswith(end)), [])
+  if sorted(ids) != [*here]:
+    raise ValueError(
+      f'it has rows {shown(ids)}, and this model trains {shown(here or "all")}; adapt it with '
+      f'embeddings={shown(ids)}, and {EXTEND}'
+    )
+  rows = _take(tensors, _ROWS, len(ids), module.out_features)
+  return {'B_up': rows[np.argsort(ids)] - module.kernel()[[*here]]}
 
 
 def _to_dora(
@@ -323,6 +343,8 @@ def _by_module(field: str, pattern: str, values: Mapping[str, float]) -> Fields:
 
   PEFT uses the first key of a pattern that a module's name ends with, so longer ones come first.
   """
+  if not values:
+    return {}
   largest, patterns = max(values.values()), {}
   if min(values.values()) < largest:
     patterns = {module: values[module] for module in sorted(values, key=len, reverse=True)}
@@ -337,7 +359,7 @@ def _of_module(module: str, config: Fields, pattern: str, field: str, default: A
   return float(config.get(field, default))
 
 
-_LORA = (*_MODULES, 'B', _SHIFT)
+_LORA = (*_MODULES, ROWS, 'B', _SHIFT)
 KINDS: Mapping[str, Kind] = {  # the narrowest first
   'lora': Kind('LoRA', 'LORA', read_lora, write_lora, (*_LORA, PARAMETER)),
   'hira': Kind('HiRA', 'HIRA', read_hira, write_hira, (*_MODULES, 'A', 'LoRAs of A')),
@@ -345,5 +367,6 @@ KINDS: Mapping[str, Kind] = {  # the narrowest first
     'DoRA', 'LORA', read_lora, functools.partial(write_lora, is_dora=True), (*_LORA, 'A')
   ),
   'glora': Kind('GLoRA', 'GLORA', read_glora, write_glora, ('Linear', *_NEEDS.values(), _SHIFT)),
+  'rows': Kind('trainable tokens', 'TRAINABLE_TOKENS', read_rows, holds=_LORA),
   'ia3': Kind('IA3', 'IA3', read_ia3, holds=_MODULES),
 }

@@ -24,7 +24,8 @@ from glora_jax.tree import KeyPath, get, grouped, on_host, path_name
 
 FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
 
-PARAMETER = 'Parameter'  # kind of what PEFT adapts without knowing the module that has it
+# Kinds of what PEFT adapts without knowing its module, and of a table in some rows only.
+PARAMETER, ROWS = 'Parameter', 'chosen rows'
 
 _KERNELS = ('kernel', 'w')
 _LINEAR = Layout((), (0,), (1,))
@@ -40,7 +41,7 @@ class Module:
     name: its name in the torch model, or that of a parameter, 'gate.weight' for instance; an expert
       is 'experts.down_proj[3]'.
     kind: its class there: 'Linear', 'Conv', 'Embedding', or 'Conv1D', which is transformers' linear
-      layer with a weight [in, out]; 'Parameter'; or one that no adapter of PEFT is exact for.
+      layer with a weight [in, out]; 'Parameter', 'chosen rows'; or one that no adapter of PEFT is exact for.
     group: the layer's group.
     index: the layer's place in the group's stack.
     outputs: its outputs among those of the layer.
@@ -202,6 +203,7 @@ def _modules(
     for name in found:
       outputs = slice(start, start + width)
       kind = PARAMETER if name.endswith((']', '.weight')) else _kind(site, names is None)
+      kind = ROWS if group.ids else kind
       modules.append(Module(name, kind, group, index, outputs, params))
       start += width
   return tuple(modules)
