@@ -293,6 +293,41 @@ def test_a_layer_may_be_an_expert_by_name(tmp_path):
   jax.tree.map(assert_close, again.fold(read), adapted.fold(variables))
 
 
+def test_chosen_rows_are_written_whole_and_read_as_what_is_added(tmp_path):
+  params = {'embed': {'weight': numbers(5, 4)}, 'fc': {'weight': numbers(6, 4)}}
+
+  def apply(params, tokens):
+    return params['embed']['weight'][tokens] @ params['fc']['weight'].T
+
+  structure = {'fc': 'lora:2'}
+  adapted = adapt_function(apply, params, TOKENS, structure=structure, embeddings=[4, 1])
+  variables = trained_variables(adapted, params)
+  folded = adapted.fold(variables)
+  assert save_peft(tmp_path, adapted, variables) == 'lora'
+  config, tensors = contents(tmp_path)
+  assert config['target_modules'] == ['fc']
+  assert config['trainable_token_indices'] == {'embed': [1, 4]}
+  rows = tensors['embed.token_adapter.trainable_tokens_delta']
+  assert_close(rows, folded['embed']['weight'][jnp.array([1, 4])])
+  as_hira = functools.partial(save_peft, kind='hira')
+  assert_refused('chosen rows (embed)', as_hira, tmp_path, adapted, variables)
+
+  tensors['embed.token_adapter.trainable_tokens_delta'] = rows[::-1].copy()
+  write(tmp_path, tensors, **{**config, 'trainable_token_indices': [4, 1]})
+  again, read = load_peft(tmp_path, adapted, params)
+  jax.tree.map(assert_close, again.fold(read), folded)
+  all_rows = adapt_function(apply, params, TOKENS, structure='lora:2', embeddings=True)
+  for other in (all_rows, adapted.fix(None)):
+    write(tmp_path, tensors, **{**config, 'trainable_token_indices': {'embed': [0, 2]}})
+    assert_refused('adapt it with embeddings=[0, 2]', load_peft, tmp_path, other, params)
+
+  del tensors['embed.token_adapter.trainable_tokens_delta']
+  write(tmp_path, tensors, **config)
+  again, read = load_peft(tmp_path, adapted, params)  # a LoRA alone
+  folded['embed'] = params['embed']
+  jax.tree.map(assert_close, again.fold(read), folded)
+
+
 NAMES = {'fc': 'model.fc', 'head': 'classifier'}
 
 

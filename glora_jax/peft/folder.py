@@ -41,6 +41,7 @@ from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
 from glora_jax.peft import experts
 from glora_jax.peft.kinds import (
   KINDS,
+  TOKENS,
   Arrays,
   Change,
   Changes,
@@ -250,7 +251,17 @@ def load_peft(
   modules = [module for layer in layers for module in layer.modules]
   parameters = adapter.config.get('target_parameters') or ()
   adapter = adapter._replace(modules=experts.split(adapter.modules, parameters, modules))
-  if unknown := adapter.modules.keys() - {module.name for module in modules}:
+  known = {module.name for module in modules}
+  rows = [  # of a tied table, which PEFT may have for the head once more
+    adapter.modules.get(module.name, {}).get(TOKENS, np.nan)
+    for module in modules
+    if module.group.members[0].is_tied
+  ]
+  if unknown := {
+    name
+    for name, found in adapter.modules.items()
+    if name not in known and not any(np.array_equal(found.get(TOKENS, ()), x) for x in rows)
+  }:
     raise ValueError(
       f'{adapter.path} adapts {grouped(unknown)}, and no adapted layer of this model has that '
       'name; adapt the layer, or correct names=.'
@@ -408,14 +419,16 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
   tensors = dict(adapter.modules.get(module.name, {}))
   if not tensors:
     return {}
-  kind = KINDS['rows' if 'trainable_tokens_delta' in tensors else adapter.kind]
+  kind = KINDS['rows' if TOKENS in tensors else adapter.kind]
   try:
     kind.check([(module, {})])
     base = tensors.pop('base_layer.weight', None)  # PEFT saves that of a table which it adapts
     if base is not None:
-      kernel = module.kernel() if module.kind == 'Embedding' else module.kernel().T
-      if base.shape != kernel.shape or not np.allclose(base, kernel, rtol=0.01, atol=0.01):
-        raise ValueError(f'it has other base weights than this model; {EXTEND}')
+      kernel = module.kernel() if module.kind in (ROWS, 'Embedding') else module.kernel().T
+      if base.shape != kernel.shape:
+        raise ValueError(f'its base weights are {base.shape}, and {kernel.shape} here; {EXTEND}')
+      if module.kind != ROWS and not np.allclose(base, kernel, rtol=0.01, atol=0.01):
+        raise ValueError('it has other base weights than this model')
     change = kind.read(module, tensors, adapter.config)
     if tensors:
       raise ValueError(f'it has {listed(sorted(tensors))}, which {adapter.kind} does not')
@@ -447,7 +460,7 @@ def _with_heads(adapter: PeftAdapter, adapted: Adapted, params: Any, names: Name
   if others := adapter.heads.keys() - paths.keys():
     raise ValueError(
       f'{adapter.path} has {grouped(others)}, which are not heads of this model; adapt with the '
-      'heads that the adapter trains in full, or remove these tensors.'
+      f'heads that the adapter trains in full, or remove these tensors; {EXTEND}.'
     )
   for name, value in adapter.heads.items():
     path, value = paths[name], value if names is None else value.T
@@ -470,8 +483,11 @@ def _stored(
     name = adapted.spec.layers[layer.row].name
     if 'B_down' in change:  # the factors are PEFT's, so training continues as it would there
       change = {**change, 'B_up': change['B_up'] / layer.group.space.scale}
-    arrays |= {f'{COLLECTION}/{name}/{key}': numbers for key, numbers in change.items()}
     forms[layer.row] = {'layer': name, **forms_of(change)}
+    if rows := len(layer.group.ids):
+      change = {'B_up': np.zeros((rows, layer.group.out_features), np.float32), **change}
+      forms[layer.row]['B'] = f'rows:{rows}'
+    arrays |= {f'{COLLECTION}/{name}/{key}': numbers for key, numbers in change.items()}
   content = {'genome': [], 'layers': [forms[row] for row in sorted(forms)]}
   log.info('%s: %s of PEFT, read as %s', adapter.path, KINDS[adapter.kind].title, _counted(content))
   try:

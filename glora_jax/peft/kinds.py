@@ -11,7 +11,8 @@ scale, alpha / rank in PEFT's files, and a LoRA written as its product:
 
 m, l and |...|, the norm of an output's weights, are vectors of outputs. In the place of a LoRA, a
 constant or vector is one of rank 1 whose down is ones. LoRA and DoRA have C, D and E as the bias
-that they result in. IA3 is only read.
+that they result in, and the chosen rows of a table as the rows that they result in. IA3 is only
+read, and so is PEFT's kind of adapters that have nothing but rows.
 
 Each kind is a pair of functions: one gets the changes of all modules and returns the tensors and
 fields of the adapter, the other gets the tensors of one module and returns its change.
@@ -47,8 +48,9 @@ Changes = Sequence[tuple[Module, Change]]
 
 KindName = Literal['lora', 'hira', 'dora', 'glora']
 
+TOKENS = 'trainable_tokens_delta'  # a tensor with the rows themselves, in spite of its name
+
 _BIAS = 'base_layer.bias'
-_ROWS = 'trainable_tokens_delta'  # for PEFT the rows themselves, in spite of its name
 _MODULES = ('Linear', 'Conv1D', 'Conv', 'Embedding')
 _SHIFT = 'C, D or E'
 _NEEDS = {'A_down': 'LoRAs of A', 'A_up': 'A', 'B_down': 'B', 'B_up': 'B'}  # the others: _SHIFT
@@ -98,7 +100,7 @@ def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]
   for module, change in changes:
     if module.kind == ROWS:
       rows = ids[module.name] = [*module.group.ids]
-      others[f'{module.name}.token_adapter.{_ROWS}'] = module.kernel()[rows] + change['B_up']
+      others[f'{module.name}.token_adapter.{TOKENS}'] = module.kernel()[rows] + change['B_up']
       continue
     rank = ranks[module.target]
     down, up = _padded(factors(module, change, 'B', module.scale), rank)
@@ -151,7 +153,7 @@ def read_rows(module: Module, tensors: Arrays, config: Fields) -> Change:
       f'it has rows {shown(ids)}, and this model trains {shown(here or "all")}; adapt it with '
       f'embeddings={shown(ids)}, and {EXTEND}'
     )
-  rows = _take(tensors, _ROWS, len(ids), module.out_features)
+  rows = _take(tensors, TOKENS, len(ids), module.out_features)
   return {'B_up': rows[np.argsort(ids)] - module.kernel()[[*here]]}
 
 

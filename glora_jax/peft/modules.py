@@ -24,8 +24,7 @@ from glora_jax.tree import KeyPath, get, grouped, on_host, path_name
 
 FOLD = 'fold the structure (adapted.fold) and save the folded model instead'
 
-# Kinds of what PEFT adapts without knowing its module, and of a table in some rows only.
-PARAMETER, ROWS = 'Parameter', 'chosen rows'
+PARAMETER, ROWS = 'Parameter', 'chosen rows'  # kinds of `Module`
 
 _KERNELS = ('kernel', 'w')
 _LINEAR = Layout((), (0,), (1,))
@@ -38,10 +37,10 @@ class Module:
   """A module of the torch model: a layer here, or some of its outputs.
 
   Attributes:
-    name: its name in the torch model, or that of a parameter, 'gate.weight' for instance; an expert
-      is 'experts.down_proj[3]'.
+    name: its name in the torch model; an expert is 'experts.down_proj[3]', a router 'gate.weight'.
     kind: its class there: 'Linear', 'Conv', 'Embedding', or 'Conv1D', which is transformers' linear
-      layer with a weight [in, out]; 'Parameter', 'chosen rows'; or one that no adapter of PEFT is exact for.
+      layer with a weight [in, out]; 'Parameter' for experts and routers; 'chosen rows' of a table;
+      or one that no adapter of PEFT is exact for.
     group: the layer's group.
     index: the layer's place in the group's stack.
     outputs: its outputs among those of the layer.
@@ -63,8 +62,9 @@ class Module:
   @property
   def expert(self) -> tuple[int, int]:
     """Its place among the experts of its parameter, and their number."""
-    is_one = self.name == self.target
-    return (0, 1) if is_one else (self.index[-1], self.group.stack_shape[-1])
+    if self.name == self.target:
+      return 0, 1
+    return self.index[-1], self.group.stack_shape[-1]
 
   @property
   def in_features(self) -> int:
@@ -171,9 +171,9 @@ def find_layers(
 
   If an expert is among them, so are all of its parameter.
   """
-  layers = []
+  layers, rows = [], {*rows}
   for group in adapted.places.groups:
-    if {*rows}.isdisjoint(group.rows):
+    if rows.isdisjoint(group.rows):
       continue
     for index, row in group.slices():
       modules = _modules(adapted.model, group, index, names, params)
