@@ -202,7 +202,7 @@ def _chosen_rows(table: str, size: int, ids: Ids) -> tuple[int, ...]:
   wrong = rows[(rows < 0) | (rows >= size) | (counts > 1)]
   if wrong.size or not rows.size:
     raise ValueError(
-      f'embeddings: the ids of {table} are 0 to {size - 1}, one or more, each at most once; got '
-      f'{listed(map(str, wrong)) or "none"}.'
+      f'embeddings: the ids of {table} are 0 to {size - 1} (glora_jax.extend adds words), one or '
+      f'more, each at most once; got {listed(map(str, wrong)) or "none"}.'
     )
   return tuple(rows.tolist())

@@ -21,7 +21,7 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  *of_llama, of_timm = lines_of('torch.md')
+  *of_llama, of_words, of_timm = lines_of('torch.md')
   names = {}
   for lines in of_llama:
     exec(lines, names)
@@ -36,6 +36,16 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   glora_jax.torch.load(base, names['params'])
   with_adapter = peft.PeftModel.from_pretrained(base, 'adapter').eval()
   assert_close(with_adapter(torch.tensor(tokens)).logits, outputs)
+
+  exec(of_words, names)
+  texts, outputs = names['texts'], applied(names, names['texts'], use_cache=False).logits
+  predicted = outputs[:, :-1].argmax(-1)
+  assert (predicted == texts[:, 1:])[texts[:, 1:] > 99].mean() > 0.8
+  extended = transformers.LlamaForCausalLM.from_pretrained('tuned')
+  glora_jax.torch.extend(extended, 2)
+  with_words = peft.PeftModel.from_pretrained(extended, 'words').eval()
+  assert_close(with_words(torch.tensor(texts)).logits, outputs)
+  glora_jax.load_adapter('words.safetensors', names['adapted'], names['params'])
 
   exec(of_timm, names)
   assert_close(names['module'](names['images']), applied(names, names['images']))
