@@ -313,8 +313,9 @@ def check_sizes(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> No
   for name, here in _frozen_shapes(adapted).items():
     if there.get(name, here) != here:
       raise ValueError(
-        f'The adapter {printable(path)} was trained on a base with {name} {there[name]}, and this '
-        f'one has {here}; {EXTEND}.'
+        f'The adapter {printable(path)} was trained on a base whose {name} is '
+        f'{shown(there[name])}, and it is {here} here; {EXTEND}; or pass '
+        'strict=False to use this base as it is, if the layers fit.'
       )
 
 
