@@ -15,7 +15,14 @@ from glora_jax.mesh import device_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Forward, Loss, check_data
 from glora_jax.method.genomes import smallest_genome
-from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState, are_several, minimize
+from glora_jax.training.loop import (
+  LossFn,
+  NonFiniteLossError,
+  TrainState,
+  are_several,
+  keep_last,
+  minimize,
+)
 from glora_jax.training.recipe import Recipe
 from glora_jax.training.sampling import Sampling
 
@@ -175,7 +182,7 @@ def fit(
   return state
 
 
-@functools.lru_cache(maxsize=1)  # see `make_steps`
+@keep_last
 def step_loss(
   adapted: Adapted, loss: Loss, sample: Sample | None = None, lora_dropout: float = 0.0
 ) -> LossFn:

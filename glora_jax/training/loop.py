@@ -12,7 +12,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ from glora_jax.training.recipe import Recipe, warn_of_rounding
 from glora_jax.tree import by_name, differences, flatten, join
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec('P')
+T = TypeVar('T')
 
 Metrics = dict[str, jax.Array]
 # (trainable, frozen, batch, key) -> loss, or (loss, metrics), all scalars.
@@ -171,7 +174,22 @@ def make_step(
 # A training that follows one of the same loss and optimizer, with other data, starts or keys, runs
 # the program that is compiled already: `step_loss` and `_optimizer` return the same functions. Only
 # the last ones are kept, because a loss may hold large arrays (tests/training/test_fit.py).
-@functools.lru_cache(maxsize=1)
+def keep_last(function: Callable[P, T]) -> Callable[P, T]:
+  """A function that returns what it returned before if it gets the arguments of its last call."""
+  cached = functools.lru_cache(maxsize=1)(function)
+
+  @functools.wraps(function)
+  def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+      hash((args, *kwargs.items()))
+    except TypeError:  # a user's object with a `__call__`, for instance
+      return function(*args, **kwargs)
+    return cached(*args, **kwargs)
+
+  return call
+
+
+@keep_last
 def make_steps(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -232,7 +250,7 @@ def make_steps(
   return steps
 
 
-@functools.lru_cache(maxsize=1)
+@keep_last
 def _optimizer(recipe: Recipe, per_epoch: int | None) -> optax.GradientTransformation:
   return recipe.optimizer(per_epoch)
 
@@ -276,29 +294,21 @@ def _check_trees(state: TrainState, start: TrainState) -> None:
       )
 
 
-def source_and_length(
-  batches: Any, recipe: Recipe, mesh: jax.sharding.Mesh | None
-) -> tuple[Source, int | None]:
-  """The source of batches, and the number of steps of an epoch, None if it is unknown.
+def _steps_per_epoch(source: Source, recipe: Recipe, mesh: jax.sharding.Mesh | None) -> int | None:
+  """The number of steps of an epoch, None if it is unknown.
 
   Raises:
-    TypeError: as in `source_of`.
-    ValueError: as in `source_of`; or the batches do not divide over the mesh, or cannot be iterated
-      for all epochs.
+    ValueError: the batches do not divide over the mesh, or cannot be iterated for all epochs.
   """
-  if mesh is not None:
-    meshes.require_mesh(mesh)
-  parts = recipe.accumulate * (1 if mesh is None else mesh.size)
-  source = source_of(batches, recipe.batch_size, parts)
   if not isinstance(source, Loader):
     meshes.require_divisible(mesh, recipe.batch_size // recipe.accumulate)
-    return source, recipe.steps_per_epoch(source.num_examples)
+    return recipe.steps_per_epoch(source.num_examples)
   if source.is_one_pass and recipe.steps is None and recipe.epochs > 1:
     raise ValueError(
       f'batches is an iterator, which is empty after the first of {recipe.epochs} epochs; pass a '
       'list or another iterable that starts anew in each.'
     )
-  return source, source.per_epoch
+  return source.per_epoch
 
 
 def _first_step(state: TrainState, source: Source, limit: int) -> int:
@@ -386,7 +396,6 @@ def minimize(
   *,
   tx: optax.GradientTransformation | None = None,
   rates: Any = None,
-  steps: Callable[..., tuple[Any, Any, jax.Array, Metrics]] | None = None,
   state: TrainState | None = None,
   stop_epoch: int | None = None,
   steps_per_dispatch: int = 50,
@@ -408,8 +417,6 @@ def minimize(
     key: random key, or keys [n].
     tx: the optimizer.
     rates: factor on the updates, or factors [n].
-    steps: what `make_steps` returned for this loss and this `tx`, for trainings that differ in
-      start, key or rate and are compiled once. None makes it.
     state: state to continue from.
     stop_epoch: the epoch to stop after.
     steps_per_dispatch: maximum number of steps of a compiled call.
@@ -452,11 +459,15 @@ def minimize(
   check_only_arrays('arrays to train with', (trainable, frozen))
   steps_per_dispatch = validate(steps_per_dispatch, int, 'steps_per_dispatch', least=1)
   stop_epoch = validate(stop_epoch, int | None, 'stop_epoch', least=0, most=recipe.epochs)
-  source, per_epoch = source_and_length(batches, recipe, mesh)
+  if mesh is not None:
+    meshes.require_mesh(mesh)
+  parts = recipe.accumulate * (1 if mesh is None else mesh.size)
+  source = source_of(batches, recipe.batch_size, parts)
   runs, rates = _checked_runs(key, trainable, rates, state, source, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   warn_of_rounding(trainable)
+  per_epoch = _steps_per_epoch(source, recipe, mesh)
   limit = recipe.num_steps(per_epoch)
   # An epoch of unknown length counts as the whole training.
   last = limit if stop_epoch is None else min(limit, stop_epoch * (per_epoch or limit))
@@ -469,10 +480,10 @@ def minimize(
     log.info('%s: resumed at step %d', title, first)
 
   blocks = source.blocks(order_key, (first, last), steps_per_dispatch, mesh)
-  if steps is None:
-    replicated = meshes.are_replicated(frozen)
-    steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, replicated)
-  steps = reported('training steps', steps)
+  steps = reported(
+    'training steps',
+    make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_replicated(frozen)),
+  )
   show = progress and meshes.primary()
   with tqdm(total=last, initial=min(first, last), desc=title, unit='step', disable=not show) as bar:
     block = next(blocks, None)

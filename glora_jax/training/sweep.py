@@ -11,18 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax import mesh as meshes
 from glora_jax.checks import shown, validate
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.forward import Loss, check_data
+from glora_jax.method.forward import Loss
 from glora_jax.method.sample import check_key
-from glora_jax.training.fit import Sample, step_loss
-from glora_jax.training.loop import (
-  NonFiniteLossError,
-  make_steps,
-  minimize,
-  source_and_length,
-)
+from glora_jax.method.validation import as_data, size_of
+from glora_jax.training.fit import Sample, fit
+from glora_jax.training.loop import NonFiniteLossError, TrainState
 from glora_jax.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -139,51 +134,50 @@ def sweep(
     >>> found.recipe.learning_rate
     1.0
   """
-  validate(adapted, Adapted, 'adapted')
   validate(validation_loss, Callable, 'validation_loss')
   rates = validate(rates, list[float], 'rates', above=0)
   if not rates or rates != sorted(set(rates)):
     raise ValueError(f'rates={shown(rates)} must be one or more numbers in ascending order.')
   check_key(key)
-  loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
-  check_data(loss, batches)
+  validate(recipe, Recipe, 'recipe')
   if isinstance(batches, Iterator):
     raise ValueError(
       'batches is an iterator, which is empty after the first rate; pass a list or another '
       'iterable that starts anew for each.'
     )
-  _, per_epoch = source_and_length(batches, recipe, mesh)
-  trainable, frozen = adapted.split(variables)
-  frozen, optimizer = meshes.settle(mesh, frozen), recipe.optimizer(per_epoch)
-  replicated = meshes.are_replicated(frozen)
+
   # A schedule is part of the compiled steps, so other recipes would be compiled anew. One recipe's
   # steps with the rate as an argument are compiled once, see `test_sweep.py`.
-  steps = make_steps(loss_fn, optimizer, recipe.accumulate, mesh, replicated)
-
-  def train(trainable, key, rates):
-    return minimize(
-      loss_fn,
-      trainable,
-      frozen,
+  def train(variables: Any, key: jax.Array, rates: Any) -> TrainState:
+    return fit(
+      adapted,
+      variables,
+      loss,
       batches,
       recipe,
-      key,
-      tx=optimizer,
+      key=key,
+      sample=sample,
       rates=np.divide(rates, recipe.learning_rate),
-      steps=steps,
       steps_per_dispatch=steps_per_dispatch,
       title='rate ' + ' '.join(f'{rate:.3g}' for rate in np.atleast_1d(rates)),
       progress=progress,
       mesh=mesh,
     )
 
-  start = trainable, key
-  if side_by_side:
-    runs = _side_by_side(train, start, rates, recipe.num_steps(per_epoch))
-  else:
-    runs = _in_turn(train, start, rates)
-  losses, trained = _losses_and_best(runs, validation_loss)
-  check_data(loss, batches)
+  def in_turn() -> Iterator[Any]:
+    for rate in rates:
+      try:
+        yield train(variables, key, rate).variables
+      except NonFiniteLossError:
+        yield None
+
+  def at_once() -> Iterator[Any]:
+    state = train([variables] * len(rates), jnp.stack([key] * len(rates)), rates)
+    num_steps = recipe.num_steps(recipe.steps_per_epoch(size_of(as_data(batches))))
+    for step, trained in zip(state.step, state.variables, strict=True):
+      yield trained if step == num_steps else None
+
+  losses, trained = _losses_and_best(at_once() if side_by_side else in_turn(), validation_loss)
   if trained is None:
     raise ValueError(
       f'No validation loss is finite at rates={shown(rates)}; lower the rates, or check the '
@@ -194,25 +188,8 @@ def sweep(
   return Sweep(np.array(rates), np.array(losses), recipe.with_rate(rates[best]), trained)
 
 
-def _in_turn(train: Callable, start: Any, rates: list[float]) -> Iterator[Any]:
-  """The variables of one training after the other, None if it diverged."""
-  for rate in rates:
-    try:
-      yield train(*start, rate).variables
-    except NonFiniteLossError:
-      yield None
-
-
-def _side_by_side(train: Callable, start: Any, rates: list[float], num_steps: int) -> Iterator[Any]:
-  """The variables of each training, None if it diverged."""
-  starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(rates)), start)
-  state = train(*starts, rates)
-  for step, variables in zip(state.step, state.variables, strict=True):
-    yield variables if step == num_steps else None
-
-
 def _losses_and_best(runs: Iterator[Any], validation_loss: Callable) -> tuple[list[float], Any]:
-  """The validation loss of each run, infinite if it diverged, and the best variables."""
+  """The validation loss of each run, infinite if it diverged (None), and the best variables."""
   losses, best = [], None
   for variables in runs:
     loss = math.inf if variables is None else float(validation_loss(variables))

@@ -1,5 +1,6 @@
 """fit: every kind of data and of model, killed and resumed; what a loss may call."""
 
+import dataclasses
 import functools
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -159,6 +160,22 @@ def test_a_smaller_batch_counts_as_many_times_less_as_it_has_fewer_examples():
   )
   moved = vector(variables['glora']) - vector(state.variables['glora'])
   assert_allclose(moved, 1 + 2 / 4 + 1 / 4, rtol=1e-6)
+
+
+def test_a_loss_may_be_an_object_that_has_no_hash():
+  @dataclasses.dataclass
+  class Squares:
+    factor: float
+
+    def __call__(self, forward, batch, key):
+      return self.factor * squares(forward, batch, key)
+
+  adapted, recipe = (
+    problem().adapted.fix('lora:2'),
+    glora_jax.Recipe(epochs=1, batch_size=6, warmup_epochs=0),
+  )
+  arguments = adapted, problem().variables, Squares(2.0), problem().data, recipe
+  glora_jax.fit(*arguments, key=jax.random.key(0), progress=False)
 
 
 def test_a_training_of_the_same_loss_and_recipe_on_other_data_is_not_traced_again():
