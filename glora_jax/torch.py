@@ -491,10 +491,10 @@ def _layers_of(cache: Any) -> tuple[list[dict[str, Any]], Any]:
     names = fields.pop(_NAMES, frozenset()) | {
       name for name, value in fields.items() if any(map(is_array, jax.tree.leaves(value)))
     }
-    tensors.append(shared_environment().t2j_iso({name: fields.pop(name) for name in names}))
+    tensors.append({name: fields.pop(name) for name in names})
     others.append((type(layer), fields))
   leaves, structure = jax.tree.flatten({**vars(cache), 'layers': others})
-  return tensors, (structure, tuple(leaves))
+  return as_jax(tensors), (structure, tuple(leaves))
 
 
 def _with_layers(kind: Any, others: Any, tensors: Sequence[dict[str, Any]]) -> Any:

@@ -48,7 +48,7 @@ def as_jax(tree: Any) -> Any:
 
   def convert(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
-      return to_jax(leaf)
+      return shared_environment().t2j_iso(leaf)
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
   return jax.tree.map(convert, tree)
