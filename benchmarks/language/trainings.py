@@ -13,16 +13,13 @@ import torch
 import glora_jax
 from benchmarks.language import model, texts
 from benchmarks.language.methods import (
-  ATTENTION,
   DOCUMENTATION,
   GRADIENT,
   LORA,
-  METHODS,
   MOOD,
   RANK,
   SPACE,
   STRUCTURES,
-  VECTORS,
 )
 from benchmarks.language.texts import Arrays, Splits, rows_of
 from glora_jax.training import loop
@@ -73,13 +70,13 @@ class Setting(NamedTuple):
   Attributes:
     module: the pretrained model.
     tasks: by name.
-    rates: learning rates to choose from, by method.
+    rates: learning rates to choose from.
     seeds: number of trainings of a method on a task.
   """
 
   module: torch.nn.Module
   tasks: dict[str, Task]
-  rates: dict[str, tuple[float, ...]]
+  rates: tuple[float, ...]
   seeds: int
 
 
@@ -166,7 +163,7 @@ def untrained(setting: Setting, name: str) -> dict[str, Any]:
 
 def sweep(setting: Setting, name: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
   """Validation losses of all rates on a task, and the result of the best: of seed 0."""
-  ready, rates = learner(setting, name, method, 0), setting.rates[method]
+  ready = learner(setting, name, method, 0)
   test = ready.tester(ready.splits.validation)
   found = glora_jax.sweep(
     ready.adapted,
@@ -174,7 +171,7 @@ def sweep(setting: Setting, name: str, method: str) -> tuple[dict[str, Any], dic
     ready.task.loss,
     ready.splits.train,
     ready.task.recipe,
-    rates=rates,
+    rates=setting.rates,
     validation_loss=lambda variables: test(variables)[0].mean(),
     key=ready.key,
     steps_per_dispatch=ready.task.steps,
@@ -225,14 +222,13 @@ def setting() -> Setting:
   def splits(draw: Callable[..., Splits]) -> Callable[[int], Splits]:
     return functools.lru_cache(functools.partial(draw, tokenizer))
 
-  loras, vectors = (3e-4, 1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2, 1e-1)
   return Setting(
     model.load(),
     {
       MOOD: Task(splits(texts.mood), 8, 62, functools.partial(answer, words)),
       DOCUMENTATION: Task(splits(texts.documentation), 4, 40, free_text),
     },
-    {LORA: loras, ATTENTION: loras, VECTORS: vectors, GRADIENT: loras},
+    rates=(3e-4, 1e-3, 3e-3, 1e-2),
     seeds=3,
   )
 
@@ -255,7 +251,7 @@ def quick_setting() -> Setting:
       MOOD: Task(splits, 8, 4, functools.partial(answer, words)),
       DOCUMENTATION: Task(splits, 4, 4, free_text),
     },
-    dict.fromkeys(METHODS, (1e-3, 1e-2)),
+    rates=(1e-3, 1e-2),
     seeds=2,
   )
 
