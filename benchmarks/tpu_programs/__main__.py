@@ -2,12 +2,13 @@
 
   pip install 'jax[tpu]'
   python -m benchmarks.tpu_programs [--quick] [--topology v5e:2x2 ...] [--model ViT-B/16]
-    [--programs supernet ...] [--base sharded]
+    [--programs supernet ...] [--base sharded] [--weights nf4]
 
 Nothing is run. Bytes are those of one chip, by the compiler's own account, for all arguments
 (images of the task included), temporaries, and outputs that take no argument's place. Collectives
 are counted in the optimized program, with the rounds of their loops. Of the decoders, whose
-examples are texts, the two training programs are compiled.
+examples are texts, the two training programs are compiled, also with frozen kernels that qwix
+quantized (`--weights`).
 
 Every compilation is kept by the program's hash in `--keep`, and not done again: what was
 interrupted goes on. `--quick` takes a ViT as large as the embedded one. The last line is JSON.
@@ -59,6 +60,7 @@ def main() -> None:
   parser.add_argument('--programs', nargs='+', choices=NAMES, default=NAMES)
   parser.add_argument('--batch', type=int, default=64, help='images of a step for each chip')
   parser.add_argument('--base', choices=['replicated', 'sharded'], default='replicated')
+  parser.add_argument('--weights', choices=['bfloat16', 'int8', 'nf4'], default='bfloat16')
   parser.add_argument('--chunk', type=int, default=16, help='candidates side by side')
   parser.add_argument('--keep', default='.cache/tpu_programs.jsonl')
   given = parser.parse_args()
@@ -68,7 +70,7 @@ def main() -> None:
   kept = Kept(given.keep)
   model = 'embedded' if given.quick else given.model
   cases = [
-    Case(name, model, topology, given.batch, given.chunk, given.base)
+    Case(name, model, topology, given.batch, given.chunk, given.base, given.weights)
     for topology in given.topology
     for name in given.programs
     if model not in SIZES or name in OF_DECODERS
@@ -78,7 +80,7 @@ def main() -> None:
     found.append(compiled(case, kept))
     print(*row(found[-1]), file=sys.stderr, flush=True)
   examples = f'{SIZES[model].length} tokens' if model in SIZES else f'{BACKBONES[model][1]} pixels'
-  print(f'{model}, {examples}, bfloat16, base {given.base}')
+  print(f'{model}, {examples}, {given.weights}, base {given.base}')
   print_table(COLUMNS, map(row, found))
   print_result('tpu_programs', {'quick': given.quick, 'programs': found})
 

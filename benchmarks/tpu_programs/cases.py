@@ -38,6 +38,7 @@ class Case(NamedTuple):
     batch: images, or texts, of a step for each chip.
     chunk: candidates side by side on each chip.
     base: 'replicated', or 'sharded' for frozen weights of which each chip has a part.
+    weights: type of a decoder's frozen kernels, 'bfloat16' or one of qwix.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Case(NamedTuple):
   batch: int
   chunk: int = 16
   base: Literal['replicated', 'sharded'] = 'replicated'
+  weights: str = 'bfloat16'
 
 
 def build(case: Case) -> Program:
@@ -53,7 +55,8 @@ def build(case: Case) -> Program:
   mesh = mesh_of(case.topology)
   batch = case.batch * mesh.size
   if case.backbone in decoder.SIZES:
-    return decoder.training(case.name, decoder.SIZES[case.backbone], batch, mesh, case.base)
+    size = decoder.SIZES[case.backbone]
+    return decoder.training(case.name, size, batch, mesh, case.base, case.weights)
   model, image_size, rank = BACKBONES[case.backbone]
   model = model.clone(dtype='bfloat16', drop_path=0.1)
   run = make_run(model, image_size, rank, batch, case.base, mesh)

@@ -19,6 +19,7 @@ Shape = jax.ShapeDtypeStruct
 EPSILON = 1e-5
 ROTATION = 10_000.0
 RANK = 8
+TILE = 64  # inputs with one scale
 STEPS = 4  # of a program
 
 
@@ -43,6 +44,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+  'decoder-1B': Size(2048, 22, 32, 5632, 32_000, 2048),
   'decoder-7B': Size(4096, 32, 32, 11_008, 32_000, 2048),
   'decoder-tiny': Size(512, 4, 4, 1376, 4096, 256),
 }
@@ -110,7 +112,22 @@ def _rotated(x: jax.Array) -> jax.Array:
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: str) -> Program:
+def quantize(params: dict[str, Any], weights: str) -> dict[str, Any]:
+  """Shapes of parameters whose kernels in blocks are quantized, with a scale for each 64 inputs."""
+  import qwix  # which other programs do not need
+
+  def convert(kernel: Shape) -> Any:
+    if len(kernel.shape) < 3:  # the norms'
+      return kernel
+    how = {'qtype': weights, 'channelwise_axes': (0, 2), 'tiled_axes': {1: TILE}}
+    return jax.eval_shape(functools.partial(qwix.quantize, **how), kernel)
+
+  return {**params, 'blocks': jax.tree.map(convert, params['blocks'])}
+
+
+def training(
+  name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: str, weights: str = 'bfloat16'
+) -> Program:
   """Some steps on the loss of the next tokens, which are the labels.
 
   Args:
@@ -119,6 +136,7 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
     batch: texts of a step, on all devices together.
     mesh: the devices.
     base: 'sharded' for frozen weights that are; 'replicated' for whole ones on every device.
+    weights: the type of the frozen kernels in blocks, 'bfloat16' or one of qwix.
   """
   params, tokens = shapes(size), Shape((1, size.length), jnp.int32)
   function = functools.partial(decoder, heads=size.heads)
@@ -126,6 +144,8 @@ def training(name: str, size: Size, batch: int, mesh: jax.sharding.Mesh, base: s
   adapted = glora_jax.adapt_function(
     function, params, tokens, space=space, select='blocks', heads=None
   )
+  if weights != 'bfloat16':
+    params = quantize(params, weights)
   variables = jax.eval_shape(adapted.init, jax.random.key(0), params)
   if base == 'sharded':
     adapted, variables = glora_jax.shard(adapted, variables, mesh)
