@@ -160,10 +160,11 @@ def make_step(
     trainable = optax.apply_updates(carry.trainable, updates)
     # A finite loss can have a gradient that is not, as the root has at 0. The gradient's norm would
     # be a cheap test, but overflows for large finite numbers. So the gradient is multiplied by 0
-    # first: a finite number becomes 0, any other NaN.
+    # first: a finite number becomes 0, any other NaN. XLA would fuse a chain of sums into what is
+    # selected by it, again for each array, and compile for minutes. It does not fuse a reduction.
     zeros = [0 * leaf for leaf in jax.tree.leaves(grads)]
-    finite = carry.finite & jnp.isfinite(loss)
-    finite &= jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in zeros))
+    sums = jnp.stack([jnp.vdot(leaf, leaf) for leaf in zeros])
+    finite = carry.finite & jnp.isfinite(loss) & jnp.isfinite(sums).all()
     new_carry = Carry(trainable, opt_state, carry.step + 1, finite)
     good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_carry, carry)
     return good._replace(finite=finite), {'loss': loss, **metrics}

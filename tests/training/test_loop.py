@@ -170,3 +170,19 @@ def test_a_gradient_of_16_bits_keeps_its_type_and_no_part_is_rounded_away():
 def test_a_gradient_whose_norm_is_more_than_a_number_can_be_is_followed():
   state = minimized(lambda tree: 1e18 * jnp.sum(tree), jnp.zeros(1000))
   assert_allclose(state.trainable, -Recipe().learning_rate, rtol=1e-5)
+
+
+def test_a_compiled_step_grows_with_the_number_of_arrays_and_not_with_its_square():
+  def loss_fn(trainable, frozen, batch, key):
+    x = batch.sum()
+    for array in trainable:
+      x = jnp.tanh(array * x).sum()
+    return x
+
+  def num_instructions(arrays):
+    trainable, optimizer = [jnp.ones(3)] * arrays, Recipe().optimizer(10)
+    state, data, indices = optimizer.init(trainable), jnp.ones(1), np.zeros((1, 1), int)
+    rest = trainable, state, 0, {}, data, indices, jax.random.key(0)
+    return loop.make_steps(loss_fn, optimizer).lower(*rest).compile().as_text().count(' = ')
+
+  assert num_instructions(64) < 5 * num_instructions(16)
