@@ -16,6 +16,7 @@ from benchmarks.language.methods import (
   DOCUMENTATION,
   GRADIENT,
   LORA,
+  METHODS,
   MOOD,
   RANK,
   SPACE,
@@ -70,13 +71,13 @@ class Setting(NamedTuple):
   Attributes:
     module: the pretrained model.
     tasks: by name.
-    rates: learning rates to choose from.
+    rates: learning rates to choose from, by method.
     seeds: number of trainings of a method on a task.
   """
 
   module: torch.nn.Module
   tasks: dict[str, Task]
-  rates: tuple[float, ...]
+  rates: dict[str, tuple[float, ...]]
   seeds: int
 
 
@@ -171,7 +172,7 @@ def sweep(setting: Setting, name: str, method: str) -> tuple[dict[str, Any], dic
     ready.task.loss,
     ready.splits.train,
     ready.task.recipe,
-    rates=setting.rates,
+    rates=setting.rates[method],
     validation_loss=lambda variables: test(variables)[0].mean(),
     key=ready.key,
     steps_per_dispatch=ready.task.steps,
@@ -228,7 +229,7 @@ def setting() -> Setting:
       MOOD: Task(splits(texts.mood), 8, 62, functools.partial(answer, words)),
       DOCUMENTATION: Task(splits(texts.documentation), 4, 40, free_text),
     },
-    rates=(3e-4, 1e-3, 3e-3, 1e-2),
+    rates=dict.fromkeys(METHODS, (3e-4, 1e-3, 3e-3, 1e-2)) | {GRADIENT: (3e-5, 1e-4, 3e-4, 1e-3)},
     seeds=3,
   )
 
@@ -251,7 +252,7 @@ def quick_setting() -> Setting:
       MOOD: Task(splits, 8, 4, functools.partial(answer, words)),
       DOCUMENTATION: Task(splits, 4, 4, free_text),
     },
-    rates=(1e-3, 1e-2),
+    rates=dict.fromkeys(METHODS, (1e-3, 1e-2)),
     seeds=2,
   )
 
