@@ -40,7 +40,7 @@ except MissingPackageError as error:
   collect_ignore += [f'tests/{name}' for name in ('benchmarks', 'peers', 'vision')]
 
 if importlib.util.find_spec('torchax') is None:
-  collect_ignore.append('glora_jax/torch.py')
+  collect_ignore += ['glora_jax/torch.py', 'glora_jax/torch_environment.py']
 
 CACHE = ROOT / '.pytest_cache'
 jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
