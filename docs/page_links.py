@@ -18,12 +18,20 @@ PAGE_OF = {
 
 
 def built(text: str, docname: str) -> str:
-  """The text of a page with links to copies and pages in place of what they are made from."""
+  """The text of a page with links to copies and pages in place of what they are made from.
+
+  A copy's own links start where its original lies.
+  """
+  is_copy = docname.startswith(COPIED)
   folder = os.path.dirname(os.path.join(HERE, docname))
+  start = os.path.dirname(os.path.join(ROOT if is_copy else HERE, docname))
 
   def built_target(found):
-    path = os.path.relpath(os.path.join(folder, found[0]), ROOT)
-    page = path if path.startswith(COPIED) else PAGE_OF.get(path)
+    path = os.path.relpath(os.path.join(start, found[0]), ROOT)
+    if is_copy:
+      page = path.removeprefix('docs/') if path.startswith('docs/') else None
+    else:
+      page = path if path.startswith(COPIED) else PAGE_OF.get(path)
     return os.path.relpath(os.path.join(HERE, page), folder) if page else found[0]
 
   return TARGET.sub(built_target, text)
