@@ -163,8 +163,8 @@ def make_step(
     # first: a finite number becomes 0, any other NaN. XLA would fuse a chain of sums into what is
     # selected by it, again for each array, and compile for minutes. It does not fuse a reduction.
     zeros = [0 * leaf for leaf in jax.tree.leaves(grads)]
-    sums = jnp.stack([jnp.vdot(leaf, leaf) for leaf in zeros])
-    finite = carry.finite & jnp.isfinite(loss) & jnp.isfinite(sums).all()
+    tested = jnp.stack([loss, *(jnp.vdot(leaf, leaf) for leaf in zeros)])
+    finite = carry.finite & jnp.isfinite(tested).all()
     new_carry = Carry(trainable, opt_state, carry.step + 1, finite)
     good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_carry, carry)
     return good._replace(finite=finite), {'loss': loss, **metrics}

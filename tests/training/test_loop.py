@@ -186,3 +186,12 @@ def test_a_compiled_step_grows_with_the_number_of_arrays_and_not_with_its_square
     return loop.make_steps(loss_fn, optimizer).lower(*rest).compile().as_text().count(' = ')
 
   assert num_instructions(64) < 5 * num_instructions(16)
+
+
+def test_a_training_of_no_arrays_takes_its_steps():
+  def loss_fn(trainable, frozen, batch, key):
+    return jnp.sum(batch)
+
+  recipe = Recipe(epochs=2, batch_size=2, warmup_epochs=0)
+  key, data = jax.random.key(0), np.ones((4, 1), np.float32)
+  assert loop.minimize(loss_fn, {}, {}, data, recipe, key, progress=False).step == 4
