@@ -26,6 +26,7 @@ collect_ignore = [
   'tests/vision/programs',
   'tests/peers/families.py',
   'tests/peers/make_fixtures.py',
+  'tests/peers/random_adapters.py',
   'tests/peers/torch_zoo.py',
 ]
 

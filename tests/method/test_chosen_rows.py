@@ -15,8 +15,9 @@ from comparing import (
   random_params,
   trained_variables,
 )
+from decoders import KEY, PARAMS, TOKENS, D, Decoder, Live, V, decoded, tied
 from flax import nnx
-from trees import normal, randomized
+from trees import randomized
 
 import glora_jax
 from glora_jax.files import read_tensors
@@ -24,24 +25,8 @@ from glora_jax.method.space import Spec
 from glora_jax.search.choice import rank_limit
 from glora_jax.serve import Pool
 
-V, D = 41, 6
 IDS = [40, 1, 7]  # 7 is in no example
 MASK = np.isin(np.arange(V), IDS)
-KEY = jax.random.key(0)
-TOKENS = jnp.array([[1, 2], [40, 1]])
-PARAMS = {'table': normal(V, D), 'w': normal(D, D, seed=1)}
-
-
-class Decoder(nn.Module):
-  """Its table is also the head."""
-
-  words: int = V
-
-  @nn.compact
-  def __call__(self, tokens):
-    embed = nn.Embed(self.words, D, name='embed')
-    x = nn.Dense(D, name='mlp')(embed(tokens))
-    return nn.Dense(2, name='head')(x), embed.attend(jnp.tanh(x))
 
 
 class Positions(nn.Module):
@@ -54,32 +39,8 @@ class Positions(nn.Module):
     return nn.Dense(D, name='mlp')(x)
 
 
-class Live(nnx.Module):
-  def __init__(self):
-    rngs = nnx.Rngs(0)
-    self.embed, self.mlp = nnx.Embed(V, D, rngs=rngs), nnx.Linear(D, D, rngs=rngs)
-
-  def __call__(self, tokens):
-    return self.embed.attend(jnp.tanh(self.mlp(self.embed(tokens))))
-
-
 def untied(params, tokens):
   return params['table'][tokens] @ params['w']
-
-
-def tied(params, tokens):
-  rows = jax.vmap(jax.vmap(lambda token: params['table'][token]))(tokens)
-  return jnp.einsum('btd,vd->vbt', jnp.tanh(rows @ params['w']), params['table'])
-
-
-def decoded(params, tokens):
-  """One token at a time, each a number."""
-
-  def step(state, token):
-    state = jnp.tanh((params['table'][token] + state) @ params['w'])
-    return state, params['table'] @ state
-
-  return jax.lax.scan(step, jnp.zeros(D), tokens.ravel())[1]
 
 
 def one_hot(params, tokens):

@@ -15,48 +15,13 @@ from comparing import (
   random_params,
   trained_variables,
 )
+from decoders import KEY, PARAMS, TOKENS, D, Decoder, Live, V, decoded, tied
 from flax import nnx
-from trees import normal, randomized
+from trees import randomized
 
 import glora_jax
 
-V, D = 41, 6
-KEY = jax.random.key(0)
-TOKENS = jnp.array([[1, 2], [40, 1]])
-PARAMS = {'table': normal(V, D), 'w': normal(D, D, seed=1)}
 STRUCTURES = ('scale_shift_lora:2', {'': {'A': 'constant', 'B': 'vector'}}, 'full')
-
-
-class Decoder(nn.Module):
-  @nn.compact
-  def __call__(self, tokens):
-    embed = nn.Embed(V, D, name='embed')
-    x = nn.Dense(D, name='mlp')(embed(tokens))
-    return nn.Dense(2, name='head')(x), embed.attend(jnp.tanh(x))
-
-
-class Live(nnx.Module):
-  def __init__(self):
-    rngs = nnx.Rngs(0)
-    self.embed, self.mlp = nnx.Embed(V, D, rngs=rngs), nnx.Linear(D, D, rngs=rngs)
-
-  def __call__(self, tokens):
-    return self.embed.attend(jnp.tanh(self.mlp(self.embed(tokens))))
-
-
-def vmapped(params, tokens):
-  rows = jax.vmap(jax.vmap(lambda token: params['table'][token]))(tokens)
-  return jnp.einsum('btd,vd->vbt', jnp.tanh(rows @ params['w']), params['table'])
-
-
-def decoded(params, tokens):
-  """One token at a time, each a number."""
-
-  def step(state, token):
-    state = jnp.tanh((params['table'][token] + state) @ params['w'])
-    return state, params['table'] @ state
-
-  return jax.lax.scan(step, jnp.zeros(D), tokens.ravel())[1]
 
 
 def turned(params, tokens):
@@ -72,7 +37,7 @@ def adapt(function, structure='scale_shift_lora:2'):
 
 
 @pytest.mark.parametrize('structure', STRUCTURES)
-@pytest.mark.parametrize('function', [vmapped, decoded, turned])
+@pytest.mark.parametrize('function', [tied, decoded, turned])
 def test_a_function_with_supports_is_the_folded_one(function, structure):
   adapted = adapt(function, structure)
   assert_close(adapted.apply(adapted.init(KEY, PARAMS), TOKENS), function(PARAMS, TOKENS))
@@ -96,7 +61,7 @@ def test_linen_and_nnx_models_with_supports_are_the_folded_ones(structure):
   assert_close(nnx.jit(lambda model: model(TOKENS))(model), glora_jax.nnx.fold(model)(TOKENS))
 
 
-@pytest.mark.parametrize('function', [vmapped, decoded])
+@pytest.mark.parametrize('function', [tied, decoded])
 def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(function):
   adapted = adapt(function)
   trainable, frozen = adapted.split(trained_variables(adapted, PARAMS))

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 import glora_jax
 from glora_jax.peft import load_peft, save_peft
+from tests.peers.random_adapters import random_adapter
 
 TENSORS = 'ABCDE'
 TOKENS = torch.tensor([[1, 4], [6, 0], [2, 2]])
@@ -252,15 +253,9 @@ def test_models_of_transformers_and_timm_go_out_and_come_back(name, tmp_path):
     assert max(distances) < 1e-5
 
 
-def random_adapter(model, config, folder):
+def outputs_of_peft(model, config, folder):
   """Writes an adapter of PEFT with random tensors; its outputs."""
-  torch.manual_seed(1)
-  with_adapter = peft.get_peft_model(copy.deepcopy(model), config).eval()
-  with torch.no_grad():
-    for parameter in with_adapter.parameters():
-      if parameter.requires_grad:
-        parameter.add_(torch.randn_like(parameter) * 0.2)
-  with_adapter.save_pretrained(folder)
+  with_adapter = random_adapter(copy.deepcopy(model), config, folder, 0.2)
   with torch.no_grad():
     return with_adapter(TOKENS, IMAGES).numpy()
 
@@ -316,7 +311,7 @@ THEIRS = {
 def test_an_adapter_of_peft_is_read_as_a_structure(name, tmp_path, caplog):
   config, forms = THEIRS[name]
   model, adapted, params, _, results = ready()
-  expected = random_adapter(model, config, tmp_path)
+  expected = outputs_of_peft(model, config, tmp_path)
   with caplog.at_level('INFO', logger='glora_jax.peft'):
     fixed, variables = load_peft(tmp_path, adapted, params)
   assert_close(results(variables, fixed.genome)[0], expected)

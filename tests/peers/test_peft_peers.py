@@ -11,12 +11,12 @@ pytest.importorskip('timm', reason='needs the peers extra')
 pytest.importorskip('peft', reason='needs the peers extra')
 
 import peft
-import torch
 
 import glora_jax
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.peft import load, save
 from tests.peers import families
+from tests.peers.random_adapters import random_adapter
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 NAMES = ('hf_vit', 'hf_dinov2', 'hf_vit_model', 'timm_vit', 'timm_deit3', 'timm_clip')
@@ -48,18 +48,6 @@ def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   assert np.abs(expected - base).max() > 0.01
 
 
-def random_adapter(theirs, config, folder):
-  """Wraps a torch model with an adapter whose tensors are all random, and saves that."""
-  torch.manual_seed(1)
-  with_adapter = peft.get_peft_model(theirs, config).eval()
-  with torch.no_grad():
-    for parameter in with_adapter.parameters():
-      if parameter.requires_grad:
-        parameter.add_(torch.randn_like(parameter) * 0.1)
-  with_adapter.save_pretrained(folder)
-  return with_adapter
-
-
 def test_loras_of_parts_of_a_fused_layer_are_read_side_by_side(tmp_path):
   """With patterns of rank and alpha, and queries and values apart."""
   theirs, params, adapted, _ = loaded('hf_vit', tmp_path, (1, 4))
@@ -71,7 +59,7 @@ def test_loras_of_parts_of_a_fused_layer_are_read_side_by_side(tmp_path):
     alpha_pattern={r'.*1.*': 5},
     modules_to_save=['classifier'],
   )
-  expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter'), IMAGES)
+  expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter', 0.1), IMAGES)
   adapted, variables = load(tmp_path / 'adapter', adapted, params)
   found = adapted.apply(variables, IMAGES)
   np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

@@ -17,6 +17,7 @@ import transformers
 
 import glora_jax
 from glora_jax.peft import load_peft, save_peft
+from tests.peers.random_adapters import random_adapter
 
 TOKENS = torch.tensor([[7, 5, 3, 9], [3, 0, 7, 7]])
 ROWS = [7, 3]  # not ascending
@@ -88,14 +89,7 @@ THEIRS = {
 
 def of_peft(module, config, folder, **options):
   """Writes an adapter of PEFT with random numbers; its logits."""
-  torch.manual_seed(1)
-  theirs = peft.get_peft_model(copy.deepcopy(module), config).eval()
-  with torch.no_grad():
-    for value in theirs.parameters():
-      if value.requires_grad:
-        value.add_(torch.randn_like(value) * 0.3)
-  theirs.save_pretrained(folder, **options)
-  return logits_of(theirs)
+  return logits_of(random_adapter(copy.deepcopy(module), config, folder, 0.3, **options))
 
 
 @pytest.mark.full
