@@ -21,8 +21,8 @@ import torchax.ops.jtorch
 def on_jax(key: jax.Array) -> Generator[Any]:
   """Where PyTorch's operators compute on JAX arrays, with random numbers from a key.
 
-  Without `override_property` torchax would draw from a key of its own. A trace would leave a tracer
-  in its place, and a compiled program would repeat its numbers for ever.
+  torchax has a key of its own: a trace would replace it by a tracer, and a compiled program would
+  draw the same numbers in each call. `override_property` gives it this one instead.
   """
   environment = shared_environment()
   with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32
