@@ -8,9 +8,9 @@
   python -m glora_jax.main --config configs/quickstart.py --open
   python -m glora_jax.main --help_config
 
-From Python, call `experiment.run(config, workdir)` for a run, `comparison.run` for a comparison,
-and `suite.run` for a task that stands for several, such as 'vtab/all'. Each writes `report.html` in
-its workdir, which `--open` opens in a browser.
+From Python, call `experiment.run(config, workdir)` for a run, and `suite.run` for many: several
+tasks, such as 'vtab/all', structures, rates or seeds. Each writes `report.html` in its workdir,
+which `--open` opens in a browser.
 
 SIGTERM and Ctrl-C save everything and exit with 75 (EX_TEMPFAIL of sysexits.h); the same command
 resumes. A suite exits with 1 if a task failed or none was ready, with 0 if all that were ready have
@@ -86,16 +86,11 @@ def dispatch(
   resources: str | None = None,
   given: Sequence[str] = (),
 ) -> tuple[str, int]:
-  """Runs a comparison, a suite or a single run; returns its summary and exit code."""
-  from glora_jax.vision.reports import comparison_page
-  from glora_jax.vision.runs import comparison, experiment, runners, suite
+  """Runs a suite or a single run; returns its summary and exit code."""
+  from glora_jax.vision.runs import experiment, runners, suite
   from glora_jax.vision.runs.config import check_config
 
   settings = check_config(config)
-  if settings.job == 'compare':
-    chosen = chosen_runner(settings, runner, resources)
-    result = comparison.run(settings, workdir, stop, chosen, given=given)
-    return comparison_page.summary(result, workdir), 0
   tasks = suite.tasks_of(settings)
   if len(tasks) == 1:
     require_process(runner, resources)
@@ -129,9 +124,7 @@ def require_process(runner: str, resources: str | None) -> None:
   asked = [] if runner == RUNNER.default else [f'--runner={runner}']
   asked += [] if resources is None else [f'--runner.resources={resources}']
   if asked:
-    raise UserError(
-      f'{asked[0]} is for suites and comparisons, but this is a single run; leave it out.'
-    )
+    raise UserError(f'{asked[0]} is for suites, but this is a single run; leave it out.')
 
 
 def command() -> None:

@@ -185,8 +185,7 @@ def adapt_spaces(
   gathered = mesh if settings.mesh.base == 'sharded' else None
   adapted = dataclasses.replace(adapt(model, sample, space=space), mesh=gathered)
   is_searched = settings.structure == SEARCH
-  rows = settings.compare.methods if settings.job == 'compare' else settings.presets
-  if is_searched and any(is_beside(adapted.spec, name) for name in rows):
+  if is_searched and any(is_beside(adapted.spec, name) for name in settings.presets or ()):
     return adapted, with_space(adapted, settings.space.search_space(GRADIENT))
   return adapted, None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -37,9 +36,7 @@ from glora_jax.vision.runs.sections import (
   MOST_SEED,
   SEARCH,
   TRANSFER,
-  TUNING_SEED,
   AllocationSettings,
-  Comparison,
   DataSettings,
   DistributedSettings,
   Finetuning,
@@ -55,7 +52,6 @@ from glora_jax.vision.runs.sections import (
 )
 
 NEEDED = (  # most often; `--help_config` shows these
-  'job',
   'task',
   'protocol',
   'structure',
@@ -92,19 +88,18 @@ class OwnSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-  """The config of a run, a comparison or a suite.
+  """The config of a run or a suite.
 
   The defaults are the official code's recipe and search, on the task and backbone of the package.
 
   Attributes:
-    job: 'adapt' adapts the backbone to the task, 'compare' compares methods on it.
     task: name of the task, or of several, such as 'vtab/all'.
     protocol: 'honest' searches on the validation images; 'paper' trains on train+val and searches
       on test, which every table and page of it states.
     structure: where the structure comes from: 'search' (train a supernet and search it), 'gradient'
       (allocated from one gradient, see `allocation`), 'transfer' (allocated from other
-      tasks' scores of the backbone, `allocation.transfer`), a preset ('lora:2@qkv', see
-      `glora_jax.preset`), or the path of a genome.json.
+      tasks' scores of the backbone, `allocation.transfer`), 'finetuning' (the whole base is
+      trained), a preset ('lora:2@qkv', see `glora_jax.preset`), or the path of a genome.json.
     train_on: images to train on once structure and rate are chosen or given; 'train+val' adds the
       validation images, which then measure nothing; protocol='paper' always adds them.
     seed: seed of all randomness.
@@ -113,11 +108,12 @@ class RunSettings:
       the others are scaled up to keep the mean (MLAE, arXiv 2405.18897).
     presets: baselines in addition to the linear probe, each trained alone with the same recipe:
       presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with structure='search' also
-      'gradient'.
+      'gradient'. None for no baseline at all, not even the linear probe.
+    test: whether to read the test images; without them a run ends with the accuracies on the
+      validation images, to choose by, and folds nothing.
     checkpoint_epochs: epochs between two saved training states.
   """
 
-  job: Literal['adapt', 'compare'] = 'adapt'
   task: str = 'digits'
   data: DataSettings = DataSettings()
   protocol: Literal['honest', 'paper'] = 'honest'
@@ -135,11 +131,11 @@ class RunSettings:
   search: Evolution = Evolution()
   finetune: Finetuning = Finetuning()
   allocation: AllocationSettings = AllocationSettings()
-  presets: tuple[str, ...] = ()
+  presets: tuple[str, ...] | None = ()
+  test: bool = True
   report: ReportSettings = ReportSettings()
   checkpoint_epochs: int = field(10, least=1)
   mesh: MeshSettings = MeshSettings()
-  compare: Comparison = Comparison()
   distributed: DistributedSettings = DistributedSettings()
   suite: SuiteSettings = SuiteSettings()
   watch: WatchSettings = WatchSettings()
@@ -147,11 +143,9 @@ class RunSettings:
   def __post_init__(self):
     validate_fields(self)
     check_structure(self.structure)
-    check_presets('presets', self.presets, (GRADIENT,))
+    check_presets('presets', self.presets or (), (GRADIENT,))
     object.__setattr__(self, 'budget', draws.check_budget(self.budget))
     mistakes = list(_mistakes(self))
-    if self.job == 'compare':
-      mistakes += _mistakes_of_comparison(self)
     try:
       self.finetuning  # noqa: B018, checks that its fields fit together
     except ValueError as error:
@@ -182,9 +176,7 @@ class RunSettings:
   @property
   def has_gradient(self) -> bool:
     """Whether a structure is allocated from a gradient."""
-    if self.job == 'compare':
-      return GRADIENT in self.compare.methods
-    return self.structure == GRADIENT or GRADIENT in self.presets
+    return self.structure == GRADIENT or GRADIENT in (self.presets or ())
 
   @property
   def transfer(self) -> str | None:
@@ -213,49 +205,19 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
         "finetune.epochs=0 leaves nothing to train on both with train_on='train+val': the supernet "
         "is trained on 'train'; give epochs."
       )
-  if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in settings.presets:
+  if settings.structure not in (SEARCH, GRADIENT) and GRADIENT in (settings.presets or ()):
     yield (
       f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "
       f"alone; leave it out, or give structure='gradient' and {settings.structure!r} as a preset."
     )
-  compares = settings.job == 'compare'
-  if settings.structure == TRANSFER or (compares and TRANSFER in settings.compare.methods):
+  if settings.structure == TRANSFER:
     if settings.transfer is None:
       yield (
         f'There are no scores of other tasks for model.weights={settings.model.weights!r}; give a '
         "file of them as allocation.transfer, or structure='gradient'."
       )
-    if settings.budget is None and not compares:
+    if settings.budget is None:
       yield "budget=None does not say how much structure='transfer' may train; give a number."
-
-
-def _mistakes_of_comparison(settings: RunSettings) -> Iterator[str]:
-  """Sentences about fields that a comparison does not allow."""
-  for name, only, reason in (
-    ('protocol', 'honest', 'a comparison reads the test images last'),
-    ('budget', None, 'a comparison has compare.budgets'),
-    ('presets', (), 'a comparison has compare.methods'),
-    ('structure', SEARCH, 'a comparison has compare.methods'),
-    ('report.result', None, 'a comparison has no single result'),
-  ):
-    if (value := operator.attrgetter(name)(settings)) != only:
-      yield f'{name}={value!r} must be {only!r}: {reason}.'
-  training, compare, own = settings.training, settings.compare, settings.finetune.epochs
-  if own >= training.epochs:
-    yield (
-      f'finetune.epochs={own} must be below training.epochs={training.epochs}: a comparison takes '
-      'them from there.'
-    )
-  if SEARCH in compare.methods and training.warmup_epochs > (left := training.epochs - own):
-    yield (
-      f'training.warmup_epochs={training.warmup_epochs} is more than the {left} epochs that '
-      f'finetune.epochs={own} leaves for the supernet in a comparison; lower one of the two.'
-    )
-  if settings.seed + TUNING_SEED + compare.seeds > MOST_SEED:
-    yield (
-      f'seed={settings.seed} leaves no room for the {compare.seeds} seeds of a comparison; give a '
-      'lower one.'
-    )
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -377,8 +339,8 @@ def parse_arguments(
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks a config until it runs in seconds; its results mean nothing.
 
-  Few epochs, one generation of four structures, two methods of a comparison, the backbone of the
-  package, no cache of decoded images. Task, images and structure stay.
+  Few epochs, one generation of four structures, the backbone of the package, no cache of decoded
+  images. Task, images and structure stay.
 
   Args:
     config: a config, which is changed.
@@ -396,7 +358,6 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.allocation.head_epochs = 1
   config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
   config.finetune.update(epochs=1, warmup_epochs=0)
-  config.compare.update(methods=('linear', 'lora:2'), seeds=1)
   return config
 
 

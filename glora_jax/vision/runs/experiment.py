@@ -61,8 +61,6 @@ def run(
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
-  if (job := settings.job) != 'adapt':
-    raise UserError(f"job={job!r} is not a run; give job='adapt', or call comparison.run.")
   return run_job(settings, stages_of(settings), workdir, stop, Result, given)
 
 

@@ -36,7 +36,6 @@ FREE = (
 # What the context is made of, which every stage uses.
 COMMON = (
   'data.',
-  'job',
   'model.',
   'protocol',
   'seed',
@@ -88,11 +87,8 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[s
     given: names of fields that are set on a command line. Learning rates that stay as they are
       though another backbone is given are named, too.
   """
-  compares = settings.job == 'compare'
-  job = 'a comparison' if compares else f'a run of structure={shown(settings.structure)}'
+  job = f'a run of structure={shown(settings.structure)}'
   idle = {}
-  if compares:
-    idle['watch.tensorboard'] = 'trainings side by side write no metrics'
   if len(expand(settings.task)) == 1:
     idle['suite.settings'] = "it is for a task that stands for several, such as 'vtab/all'"
   if (base := settings.mesh.base) != 'sharded':
@@ -110,13 +106,13 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[s
 
 
 def _warn_of_rates(settings: RunSettings, given: Collection[str]) -> None:
-  """Warns of learning rates that stay as they are for another backbone, or in a comparison task."""
-  compares, is_other = settings.job == 'compare', settings.model.weights != EMBEDDED
-  if compares and any(settings.compare.rate.values()):
-    name, changing = 'compare.rate', {'model.weights', 'task'}
+  """Warns of learning rates that stay as they are for another backbone, or for another task."""
+  is_other = settings.model.weights != EMBEDDED
+  if any(settings.suite.rate.values()):
+    name, changing = 'suite.rate', {'model.weights', 'task'}
     advice = 'on the digits, with the small backbone; compare:tune chooses rates on your images'
     is_other = is_other or settings.task != RunSettings().task
-  elif not compares and settings.training.learning_rate > _LARGE_RATE:
+  elif settings.training.learning_rate > _LARGE_RATE:
     name, changing = 'training.learning_rate', {'model.weights'}
     advice = 'for the small backbone of the package; others often need about 1e-3'
   else:

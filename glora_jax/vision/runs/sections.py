@@ -33,18 +33,17 @@ RematPolicy = Literal[
 
 # Where a structure comes from, if not from a preset or a file.
 SEARCH = 'search'  # or GRADIENT, or TRANSFER
-FOUND = (SEARCH, GRADIENT, TRANSFER)  # a comparison has a row of them for each budget
+FINETUNING = 'finetuning'  # the base itself is trained
+FOUND = (SEARCH, GRADIENT, TRANSFER)  # within a budget
 
-# What a comparison compares; 'full' is all of GLoRA, 'finetuning' trains the base itself.
-METHODS = ('linear', 'bitfit', 'lora', 'ssf', 'prompt', 'full', 'finetuning', 'search')
-NO_PRESETS = ('finetuning', *FOUND)
+NO_PRESETS = (FINETUNING, *FOUND)
 
 MOST_PIXELS = 4096  # of a side
 MOST_PARTS = 1024  # of rank one, in a layer
 
 # JAX takes the 32 bits of a seed.
 LEAST_SEED, MOST_SEED = -(2**31), 2**32 - 1
-TUNING_SEED = 1000  # from a comparison's first seed to that of the choice of learning rates
+CHOOSING_SEED = 1000  # from a suite's first seed to that of the choice of learning rates
 
 RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
@@ -60,19 +59,19 @@ def check_presets(field: str, names: Collection[str], others: Collection[str]) -
         raise ValueError(f'{field}: {error}') from None
 
 
-def check_structure(name: str) -> None:
+def check_structure(name: str, field: str = 'structure') -> None:
   """Checks the name of a run's structure, as far as that is possible without a model.
 
   Raises:
-    ValueError: it is not in `FOUND`, not a preset's name and not the path of a genome.
+    ValueError: it is not in `NO_PRESETS`, not a preset's name and not the path of a genome.
   """
-  if name in FOUND or name.endswith(GENOME_ENDING):
+  if name in NO_PRESETS or name.endswith(GENOME_ENDING):
     return
   if begins_as_preset(name):
-    check_presets('structure', [name], ())
+    check_presets(field, [name], ())
     return
   raise ValueError(
-    f'structure={shown(name)} must be {", ".join(FOUND)}, a preset ({", ".join(PRESETS)}, '
+    f'{field}={shown(name)} must be {", ".join(NO_PRESETS)}, a preset ({", ".join(PRESETS)}, '
     "with a rank or a place as in 'lora:2@qkv'), or a genome file, whose name ends in "
     f'{GENOME_ENDING}.'
   )
@@ -320,44 +319,6 @@ class MeshSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-  """What a comparison compares (`comparison.run`).
-
-  Attributes:
-    methods: names of presets ('lora:2@qkv', see `glora_jax.preset`), 'finetuning' (full
-      fine-tuning), 'search', 'gradient' and 'transfer'; the last three have a row for each budget.
-    budgets: most trained parameters of 'search', 'gradient' and 'transfer', ascending; a row of the
-      table each.
-    seeds: number of seeds, counted up from `seed`.
-    rates: learning rates to choose from for each method.
-    rate: learning rate by method; None or no entry to choose it on the validation images.
-  """
-
-  methods: tuple[str, ...] = METHODS
-  budgets: tuple[int, ...] = field((20_000, 40_000), least=0)
-  seeds: int = field(5, least=1, most=TUNING_SEED)
-  rates: tuple[float, ...] = field((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), above=0)
-  rate: Mapping[str, float | None] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys((*PRESETS, *NO_PRESETS)), metadata={'above': 0}
-  )
-
-  def __post_init__(self):
-    validate_fields(self)
-    for name in ('methods', 'rates'):
-      if not getattr(self, name):
-        raise ValueError(f'{name}=() must not be empty.')
-    check_presets('methods', self.methods, NO_PRESETS)
-    check_presets('rate', self.rate, NO_PRESETS)
-    check_no_dots('rate', self.rate)
-    if set(FOUND).isdisjoint(self.methods):
-      return
-    if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
-      raise ValueError(
-        f'budgets={self.budgets} must be ascending numbers of parameters, at least one.'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class DistributedSettings:
   """Several processes as one run; None takes a value from the environment.
 
@@ -377,20 +338,55 @@ class DistributedSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteSettings:
-  """A task that stands for several, such as 'vtab/all'.
+  """Many runs as one: all combinations of tasks, structures, budgets and seeds.
 
   Attributes:
+    structures: structures that are trained, each in a run of its own without baselines; () for the
+      config's structure and its baselines.
+    budgets: most trained parameters of 'search', 'gradient' and 'transfer', ascending; () for
+      `budget`.
+    seeds: number of seeds, counted up from `seed`.
+    rates: learning rates to choose from on the validation images, for each task and structure, with
+      a seed that is not tested; () for `training.learning_rate`.
+    rate: learning rate by structure ('lora' stands for 'lora:2', too); None or no entry for the
+      best of `rates`.
     settings: 'budget' and 'learning_rate' of single tasks, by task (`config.with_settings`).
     prepare: whether to download and prepare data that needs no manual download; otherwise tasks
       without data are left out.
   """
 
+  structures: tuple[str, ...] = ()
+  budgets: tuple[int, ...] = field((), least=0)
+  seeds: int = field(1, least=1, most=CHOOSING_SEED)
+  rates: tuple[float, ...] = field((), above=0)
+  rate: Mapping[str, float | None] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys((*PRESETS, *NO_PRESETS)), metadata={'above': 0}
+  )
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   prepare: bool = False
 
   def __post_init__(self):
     validate_fields(self)
+    for name in self.structures:
+      check_structure(name, 'structures')
+    check_presets('rate', self.rate, NO_PRESETS)
+    check_no_dots('rate', self.rate)
     check_no_dots('settings', self.settings)
+    for name in ('structures', 'budgets', 'rates'):
+      if len(set(values := getattr(self, name))) < len(values):
+        raise ValueError(f'{name}={values} has one value twice; leave it out.')
+    if list(self.budgets) != sorted(self.budgets):
+      raise ValueError(f'budgets={self.budgets} must be ascending numbers of parameters.')
+
+  def rate_of(self, structure: str) -> float | None:
+    """The learning rate that is given for a structure; None if it is to be chosen.
+
+    Example:
+      >>> SuiteSettings(rate={'lora': 1e-3}).rate_of('lora:2@qkv')
+      0.001
+    """
+    base = re.split('[:@]', structure)[0]
+    return self.rate.get(structure) or self.rate.get(base)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,8 +64,7 @@ def changes_of(
   """The fields in which a config differs from the `config.json` of its workdir.
 
   Fields that change no result, `fields.FREE`, are not listed. Until the test images are read, what
-  a stage reads may be corrected, and the stage runs again. The job and the tasks of a suite may not
-  change.
+  a stage reads may be corrected, and the stage runs again. The tasks of a suite may not change.
 
   Args:
     settings: the given config.
@@ -86,7 +85,7 @@ def changes_of(
   )
   was_tested = any(os.path.exists(os.path.join(x, TEST_LIST)) for x in (workdir, *tasks))
   is_suite = any(len(expand(str(values.get('task')))) > 1 for values in (old, new))
-  fixed = ('job', *(['task'] if is_suite else []), *(read if was_tested else []))
+  fixed = (*(['task'] if is_suite else []), *(read if was_tested else []))
   if refused := [change for change in changes if is_among(change.name, fixed)]:
     reason = ' Its test images were read.' if was_tested else ''
     raise ValueError(

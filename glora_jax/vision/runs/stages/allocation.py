@@ -55,9 +55,7 @@ log = logging.getLogger(__name__)
 def check_gradient(context: Context) -> None:
   """Raises ValueError or FileNotFoundError if the budget buys nothing, or the prior is missing."""
   settings = context.settings
-  compares = settings.job == 'compare'
-  for budget in settings.compare.budgets if compares else (settings.budget,):
-    require_something(context.place(GRADIENT).adapted.spec, budget)
+  require_something(context.place(GRADIENT).adapted.spec, settings.budget)
   if settings.allocation.prior == 'transfer':
     transfer_of(context)
 

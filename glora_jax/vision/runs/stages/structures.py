@@ -109,7 +109,8 @@ def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
   They are the linear probe, the baselines, and the structure that the config names.
   """
   given = FILE if settings.structure.endswith(GENOME_ENDING) else settings.structure
-  names = dict.fromkeys(('linear', *settings.presets, given))
+  baselines = () if settings.presets is None else ('linear', *settings.presets)
+  names = dict.fromkeys((*baselines, given))
   names.pop(SEARCH, None)
   return {name: _stage_of_training(settings, name, is_given=name == given) for name in names}
 
