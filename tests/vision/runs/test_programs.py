@@ -4,12 +4,12 @@ import re
 
 import jax
 import pytest
+from glora_jax.vision.runs.stages.methods import Task, Trial, train_method
 from tiny_runs import changed, context_of, stages_of
 
 from glora_jax import compiling
 from glora_jax.search import scoring
 from glora_jax.vision.runs.stage import walk
-from glora_jax.vision.runs.stages.methods import Task, Trial, train_method
 
 PLATFORMS = ('tpu', 'cuda', 'rocm')
 HINDRANCES = r'[<x]f64>|complex<|\w*callback\w*|tensor<[^>]*\?|custom_call @\w+'

@@ -6,13 +6,13 @@ import types
 import chex
 import numpy as np
 import pytest
+from glora_jax.vision.runs.stages.methods import Trial
 from tiny_runs import context_of
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.search.archive import Archive
 from glora_jax.vision.files import write_arrays, write_json
 from glora_jax.vision.runs.stages import methods, results, training
-from glora_jax.vision.runs.stages.methods import Trial
 from glora_jax.vision.runs.stages.search import read_archive
 
 
