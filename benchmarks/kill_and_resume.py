@@ -3,19 +3,21 @@
   python -m benchmarks.kill_and_resume [--what gradient] [--quick] [--kills 20] [--seed 0]
 
 `--what` is a `search`, that of configs/quickstart.py:search; the same with the structure of one
-`gradient`; a `suite` of three few-shot tasks; a `comparison`; or the search in `two` processes, of
-which one is killed.
+`gradient`; a `suite` of three few-shot tasks; a `grid` of five structures on the digits, two of
+which choose their learning rates; or the search in `two` processes, of which one is killed.
 
 Two undisturbed runs come first: one with, one without compiling (the persistent compilation cache
-is shared by all); they must be equal, and the second one's duration is the clock. Every second kill
-comes at a random moment of its share of that time, the others at one of a stage, in turn, so that
-short ones as the report have theirs. Most are kill -9, every fifth is SIGTERM, every tenth kill
--STOP for `--pause` seconds; every fourth run is killed a second time, with -9, while it resumes.
-Each run has a workdir and a TFDS folder of its own, so that preparing the data is interrupted, too.
+is shared by all); they must be equal, and the second one's log is the clock. Every second kill
+comes at a random moment of its share of that time, the others at one of a stage or of a run of a
+suite, in turn, so that short ones such as the report have theirs. Most are kill -9, every fifth is
+SIGTERM, every tenth kill -STOP for `--pause` seconds; every fourth run is killed a second time,
+with -9, while it resumes. Each run has a workdir and a TFDS folder of its own, so that preparing
+the data is interrupted, too.
 
 Identical means: every `result.json` but for its seconds, and every byte of `folded/`,
-`adapter.safetensors`, `genome.json`, `test_list.json` and `metrics.jsonl`. `--quick` makes 6 kills
-of a shortened command. The last line is JSON; the exit code is 1 where a run was not identical.
+`adapter.safetensors`, `genome.json`, `test_list.json` and `metrics.jsonl`, and of a suite
+`table.csv` but for its seconds. `--quick` makes 6 kills of a shortened command. The last line is
+JSON; the exit code is 1 if a run was not identical.
 """
 
 import pathlib
@@ -25,7 +27,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from benchmarks.machinery.killable import ANSWERS, ENDED, KINDS, Contents, Kill, Killable
 from benchmarks.machinery.measuring import make_parser, print_result
@@ -51,19 +53,22 @@ def differences(expected: Contents, actual: Contents) -> list[str]:
   return sorted(name for name in names if expected.get(name) != actual.get(name))
 
 
-def run_undisturbed(job: Killable) -> tuple[Contents, float]:
-  """What a whole run leaves, and its seconds; leaves the program where it fails."""
+def run_undisturbed(job: Killable) -> tuple[Contents, list[float]]:
+  """What a whole run leaves, and the seconds of its beginnings and of its end.
+
+  Leaves the program if it fails.
+  """
   start = time.perf_counter()
-  if code := job.start()[0]:
+  code, _, begun = job.start()
+  if code:
     sys.exit(f'The undisturbed run ended with {code}:\n{job.log[-5 * LAST_WORDS :]}')
-  return job.contents(), time.perf_counter() - start
+  return job.contents(), [*begun, time.perf_counter() - start]
 
 
 def plan_kills(
   number: int,
   total: int,
-  seconds: float,
-  stages: Mapping[str, float],
+  clock: Sequence[float],
   rng: random.Random,
   pause: float,
   processes: int = 1,
@@ -73,8 +78,7 @@ def plan_kills(
   Args:
     number: number of the run.
     total: number of runs.
-    seconds: of an undisturbed run.
-    stages: seconds of each of its stages.
+    clock: seconds of the beginnings of an undisturbed run, and of its end.
     rng: source of the moments.
     pause: seconds of a kill -STOP.
     processes: number of processes, which are killed in turn.
@@ -82,13 +86,14 @@ def plan_kills(
   kind = signal.SIGTERM if number % 5 == 4 else signal.SIGKILL
   if number % 10 == 7:
     kind = signal.SIGSTOP
-  victim = number // 2 % processes
+  victim, seconds = number // 2 % processes, clock[-1]
   if number % 2:
-    stage = list(stages)[number // 2 % len(stages)]
-    first = Kill(kind, rng.random() * stages[stage], stage, victim, pause)
+    index = number // 2 * (len(clock) - 1) // (total // 2)
+    lasts = clock[index + 1] - clock[index]
+    first = Kill(kind, rng.random() * lasts, index + 1, victim, pause)
   else:
     moment = (number + 2 * rng.random()) / max(total, 2) * seconds
-    first = Kill(kind, min(moment, seconds), '', victim, pause)
+    first = Kill(kind, min(moment, seconds), 0, victim, pause)
   second = Kill(signal.SIGKILL, rng.uniform(0.1, 0.6) * seconds)
   return [first, second] if number % 4 == 3 else [first]
 
@@ -105,13 +110,13 @@ def run_disturbed(job: Killable, planned: list[Kill]) -> tuple[list[str], int]:
   for _ in range(TRIES):
     shutil.rmtree(job.folder, ignore_errors=True)
     for kill in planned:
-      code, was_killed = job.start(kill)
+      code, was_killed, _ = job.start(kill)
       if was_killed:
-        kills.append(f'{kill}, in {job.stage()}, exit code {code}')
+        kills.append(f'{kill} ({job.place()}), exit code {code}')
       if code == ENDED or code not in ANSWERS[kill.signal]:
         break
     else:
-      code, _ = job.start()
+      code = job.start().code
     if kills:
       break
     planned = [kill._replace(after=kill.after * EARLIER) for kill in planned]
@@ -141,19 +146,18 @@ def main() -> None:
   def job(name: str) -> Killable:
     return Killable(given.what, folder / name, folder, fields)
 
-  expected, first_seconds = run_undisturbed(job('cold'))
-  again, seconds = run_undisturbed(job('warm'))
-  stages = job('warm').seconds()
+  expected, cold = run_undisturbed(job('cold'))
+  again, clock = run_undisturbed(job('warm'))
   changed = ', '.join(differences(expected, again))
   print(
-    f'undisturbed: {first_seconds:.1f} s, without compiling {seconds:.1f} s; '
+    f'undisturbed: {cold[-1]:.1f} s, without compiling {clock[-1]:.1f} s; '
     f'{len(expected)} files, the two differ in: {changed or "nothing"}'
   )
   print(f'{"":4} {"identical":10} what was done', flush=True)
   identical, kills = 0, []
   for index in range(number):
     processes = 2 if given.what == 'two' else 1
-    planned = plan_kills(index, number, seconds, stages, rng, given.pause, processes)
+    planned = plan_kills(index, number, clock, rng, given.pause, processes)
     killed = job(f'kill{index}')
     came, code = run_disturbed(killed, planned)
     if code == ENDED and came:
@@ -174,7 +178,7 @@ def main() -> None:
     'what': given.what,
     'quick': given.quick,
     'seed': given.seed,
-    'seconds': seconds,
+    'seconds': clock[-1],
     'undisturbed_runs_equal': not changed,
     'runs': number,
     'identical': identical,

@@ -1,6 +1,8 @@
 """Commands that can be started many times, killed, stopped for a while, and compared."""
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -16,7 +18,6 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from benchmarks.machinery.embedded_task import digits
-from glora_jax.files import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENDED, SAVED = 0, 75  # exit codes: finished, and stopped with everything saved
@@ -37,19 +38,29 @@ KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides q
     'data.source': 'lists',
     'training.batch_size': 32,
   },
-  'comparison': {
-    'job': 'compare',
-    'budget': None,
-    'compare.methods': ('linear', 'lora', 'full', 'search', 'gradient'),
-    'compare.seeds': 1,
-    'compare.budgets': (20_000,),
-    'compare.rates': (1e-3, 4e-3),
-    'mesh.devices': 'one',
-    'presets': (),
+  'grid': {  # LoRA and the gradient choose from two rates
+    'suite.structures': ('linear', 'lora', 'finetuning', 'search', 'gradient'),
+    'suite.budgets': (20_000,),
+    'suite.rates': (1e-3, 4e-3),
+    'suite.rate.linear': 4e-3,
+    'suite.rate.finetuning': 1e-3,
+    'suite.rate.search': 4e-3,
+    'training.epochs': 4,
+    'training.warmup_epochs': 1,
+    'finetune.epochs': 1,
+    'finetune.warmup_epochs': 0,
+    'search.generations': 2,
+    'search.population': 6,
+    'search.parents': 3,
+    'search.mutations': 3,
+    'search.crossovers': 3,
+    'checkpoint_epochs': 1,
   },
   'two': {},
 }
 COMPARED = ('adapter.safetensors', 'metrics.jsonl', 'genome.json', 'test_list.json')
+# Lines of the log at which a stage of a run begins, or a suite goes on to another run.
+BEGINNING = re.compile(r'^(\S+: stage \d+|(?:Trying a rate|Training|Testing) \d+) of .*', re.M)
 
 Contents = dict[str, bytes]
 
@@ -59,26 +70,40 @@ class Kill(NamedTuple):
 
   Attributes:
     signal: SIGKILL, SIGTERM, or SIGSTOP, after which the process goes on.
-    after: seconds after the start, or after a stage has begun.
-    stage: the stage; empty for the start.
+    after: seconds after the start, or after a beginning.
+    beginning: number of the beginning, from 1, in the order of the log; 0 for the start.
     process: number of the process that gets it.
     pause: seconds that a SIGSTOP lasts.
   """
 
   signal: signal.Signals
   after: float
-  stage: str = ''
+  beginning: int = 0
   process: int = 0
   pause: float = 0.0
 
   def __str__(self):
-    since = f'after {self.stage} has begun' if self.stage else 'after the start'
+    since = f'after beginning {self.beginning}' if self.beginning else 'after the start'
     return f'{self.signal.name} to process {self.process}, {self.after:.1f} s {since}'
+
+
+class Start(NamedTuple):
+  """How a start of a command ended.
+
+  Attributes:
+    code: exit code of its first process, or of the one that was killed.
+    was_killed: whether one was.
+    begun: seconds after the start at which each beginning was logged.
+  """
+
+  code: int
+  was_killed: bool
+  begun: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Killable:
-  """A run, a suite or a comparison: the same command each time.
+  """A run or a suite: the same command each time.
 
   Attributes:
     kind: key of `KINDS`.
@@ -102,12 +127,8 @@ class Killable:
     """What all starts have printed."""
     return (self.folder / 'log.txt').read_text(errors='replace')
 
-  def start(self, kill: Kill | None = None) -> tuple[int, bool]:
-    """Starts it, kills it where asked to, and waits until all its processes have ended.
-
-    Returns:
-      The exit code of its first process, or of the one that was killed; whether one was.
-    """
+  def start(self, kill: Kill | None = None) -> Start:
+    """Starts it, kills it if asked to, and waits until all its processes have ended."""
     self.folder.mkdir(parents=True, exist_ok=True)
     environment = {
       **os.environ,
@@ -120,9 +141,10 @@ class Killable:
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=environment)
         for command in self._commands()
       ]
-      victim, was_killed = processes[0], False
-      if kill is not None and self._wait(processes, kill, before):
-        victim, was_killed = processes[kill.process], True
+      begun, is_time = self._watch(processes, kill, before)
+      victim = processes[0]
+      if kill is not None and is_time:
+        victim = processes[kill.process]
         victim.send_signal(kill.signal)
         if kill.signal == signal.SIGSTOP:
           time.sleep(kill.pause)
@@ -134,19 +156,25 @@ class Killable:
         except subprocess.TimeoutExpired:  # it waits for the one that is gone
           process.kill()
           process.wait()
-      return code, was_killed
+      return Start(code, is_time, begun)
 
-  def _wait(self, processes: Sequence[subprocess.Popen], kill: Kill, before: int) -> bool:
-    """Waits for the moment of a kill; whether it came before a process ended."""
-    moment = None if kill.stage else time.monotonic() + kill.after
-    begins = re.compile(rf'^{re.escape(kill.stage)}(/[^:]*)?: stage ', re.M)
+  def _watch(
+    self, processes: Sequence[subprocess.Popen], kill: Kill | None, before: int
+  ) -> tuple[list[float], bool]:
+    """Notes when what begins, until the moment of a kill has come or a process has ended.
+
+    Returns:
+      Seconds of the beginnings; whether the moment came.
+    """
+    start, begun = time.monotonic(), []
     while all(process.poll() is None for process in processes):
-      if moment is None and begins.search(self.log[before:]):
-        moment = time.monotonic() + kill.after
-      if moment is not None and time.monotonic() >= moment:
-        return True
+      now = time.monotonic() - start
+      begun += [now] * (len(BEGINNING.findall(self.log[before:])) - len(begun))
+      if kill is not None and kill.beginning <= len(begun):
+        if now >= kill.after + [0.0, *begun][kill.beginning]:
+          return begun, True
       time.sleep(POLL)
-    return False
+    return begun, False
 
   def _commands(self) -> list[list[str]]:
     fields = {**KINDS[self.kind], **self.fields}
@@ -166,15 +194,12 @@ class Killable:
     command += ['--config.distributed.num_processes=2']
     return [[*command, f'--config.distributed.process_id={number}'] for number in range(2)]
 
-  def stage(self) -> str:
-    """The stage that the last start was in."""
-    marks = re.findall(r'^(\w+)(?:/.*)?: (stage|done) ', self.log, re.M)
-    name, state = marks[-1] if marks else ('preparing', 'stage')
-    return name if state == 'stage' else f'after {name}'
-
-  def seconds(self) -> dict[str, float]:
-    """The time of every stage, of the first task of a suite."""
-    return read_json(sorted(self.workdir.rglob('result.json'))[0], 'result')['seconds']
+  def place(self) -> str:
+    """Where the last start was: the last line of its log at which something begins or ends."""
+    lines = [
+      line for line in self.log.splitlines() if re.search(BEGINNING.pattern + '|: done in ', line)
+    ]
+    return lines[-1] if lines else 'preparing'
 
   def contents(self) -> Contents:
     """All that must be identical, by name, without times."""
@@ -184,6 +209,9 @@ class Killable:
       if path.name == 'result.json':
         result = without_seconds(json.loads(path.read_text()))
         found[name] = json.dumps(result, sort_keys=True).encode()
+      elif path.name == 'table.csv':
+        rows = [*csv.DictReader(io.StringIO(path.read_text()))]
+        found[name] = json.dumps(without_seconds(rows)).encode()
       elif path.name in COMPARED or path.parent.name == 'folded':
         found[name] = path.read_bytes()
     return found

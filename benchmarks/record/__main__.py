@@ -5,7 +5,7 @@
 The record lies in `tests/golden/record`, one file for each part:
 
   training  losses of twenty steps of each kind of training; scores; an allocation
-  runs      results, metrics and archives of runs and of a comparison
+  runs      results, metrics and archives of runs, also of those of a suite
   programs  bytes, temporaries and collectives of TPU programs (pip install 'jax[tpu]')
   times     ratios of `supernet_step`, `score_population`, `nnx_step` and `function_step`; only
             if it is named, with nothing else running, and never a reason to fail

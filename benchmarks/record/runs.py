@@ -1,4 +1,4 @@
-"""The numbers of short runs: two searches, a gradient, a comparison."""
+"""The numbers of short runs: two searches, a gradient, a suite that chooses learning rates."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.machinery.killable import without_seconds
 from benchmarks.record.comparing import Values
 from glora_jax.vision.files import read_arrays
-from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs import experiment, suite
 from glora_jax.vision.runs.config import default_config
 
 SHORT = {  # the embedded backbone on digits, with a few epochs of everything
@@ -41,14 +41,10 @@ RUNS: dict[str, Values] = {
     'augment.flip': True,
     'augment.mixup': 0.2,
   },
-  'comparison': {
-    'job': 'compare',
+  'suite': {
     'budget': None,
-    'presets': (),
-    'compare.methods': ('lora', 'bitfit', 'gradient'),
-    'compare.budgets': (20_000,),
-    'compare.seeds': 2,
-    'compare.rates': (1e-3, 4e-3),
+    'suite.structures': ('lora', 'finetuning'),
+    'suite.rates': (1e-3, 4e-3),
   },
 }
 # Times, and what the last bits decide, which differ between processors.
@@ -60,10 +56,11 @@ def record() -> Iterator[tuple[str, Values]]:
   for name, fields in RUNS.items():
     config = default_config()
     config.update_from_flattened_dict({**SHORT, **fields})
-    job = comparison if config.job == 'compare' else experiment
     with tempfile.TemporaryDirectory() as folder:
-      job.run(config, folder)
-      yield name, _numbers(pathlib.Path(folder))
+      (suite if config.suite.structures else experiment).run(config, folder)
+      for path in sorted(pathlib.Path(folder).rglob('result.json')):
+        inside = path.parent.relative_to(folder).parts  # of a suite, the folder of a run
+        yield '/'.join([name, *inside]), _numbers(path.parent)
 
 
 def _numbers(workdir: pathlib.Path) -> Values:
