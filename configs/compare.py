@@ -1,14 +1,14 @@
 """Compares presets, full fine-tuning, search and gradient on the quickstart's task.
 
   python -m glora_jax.main --config configs/compare.py
-  python -m glora_jax.main --config configs/compare.py --config.compare.seeds=5
+  python -m glora_jax.main --config configs/compare.py --config.suite.seeds=5
   python -m glora_jax.main --config configs/compare.py:tune
   python -m glora_jax.main --config configs/compare.py:tiny=True
 
-The first command runs one seed at the learning rates in compare_rates.json, next to this file;
-`:tune` chooses them again and writes them to `rates.json` in the workdir. Every method gets 36
-epochs and a learning rate from the same list, chosen on the validation images. Search and gradient
-have two budgets, and the LoRAs are the largest that fit them.
+The first command trains each structure once, at its learning rate in compare_rates.json, next to
+this file; `:tune` first chooses the rates again, on the validation images. Every structure gets 36
+epochs and a rate from the same list. Search and gradient have two budgets, and the LoRAs are the
+largest that fit them.
 
 Reached by `:tune` and five seeds, test accuracy in % (2026-11-25):
 
@@ -34,7 +34,6 @@ def get_config(arguments=''):
   """The config; `arguments` is empty, or 'tune', and 'tiny=True'."""
   how, given = parse_arguments(arguments, {'tiny': False}, choices=('', 'tune'))
   config = default_config()
-  config.job = 'compare'
   config.task = 'digits'
   config.model.weights = 'embedded'
   config.seed = 0
@@ -50,9 +49,10 @@ def get_config(arguments=''):
   )
   config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
   config.finetune.update(epochs=9, warmup_epochs=1)
-  config.compare.seeds = 1
-  config.compare.budgets = (20_000, 40_000)
-  config.compare.methods = (
+  config.suite.seeds = 1
+  config.suite.budgets = (20_000, 40_000)
+  config.suite.rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+  config.suite.structures = (
     'linear',
     'bitfit',
     'lora:2',
@@ -65,6 +65,9 @@ def get_config(arguments=''):
     'gradient',
   )
   if how != 'tune':
-    with config.compare.rate.unlocked():
-      config.compare.rate.update(json.loads(RATES.read_text()))
-  return shrink(config) if given['tiny'] else config
+    with config.suite.rate.unlocked():
+      config.suite.rate.update(json.loads(RATES.read_text()))
+  if given['tiny']:
+    config.suite.update(structures=('linear', 'lora:2'), rates=())
+    return shrink(config)
+  return config
