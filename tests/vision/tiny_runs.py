@@ -7,11 +7,11 @@ import time
 
 from flax.traverse_util import flatten_dict
 from joining import PIPES
-from places import environment
+from places import environment, program
 
 from benchmarks.machinery import killable
 from glora_jax.files import read_json
-from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.context import make_context
 
@@ -59,13 +59,9 @@ def contents(workdir):
 
 
 def overrides(config):
-  """Flags that give the fields of a config, whose job the config file says."""
+  """Flags that give the fields of a config."""
   fields = flatten_dict(config.to_dict(), sep='.')
-  return [
-    f'--config.{name}={value}'
-    for name, value in fields.items()
-    if value is not None and name != 'job'
-  ]
+  return [f'--config.{name}={value}' for name, value in fields.items() if value is not None]
 
 
 def start_command(config, workdir, *flags, devices=1):
@@ -75,6 +71,15 @@ def start_command(config, workdir, *flags, devices=1):
   return subprocess.Popen(words, env=environment(devices), **PIPES)
 
 
+def start_sharing(config, workdir, shared):
+  """Starts a run that has a folder in common with others."""
+  words = [*program('vision/programs/run_sharing'), str(workdir), str(shared)]
+  process = subprocess.Popen(words, env=environment(1), stdin=subprocess.PIPE, **PIPES)
+  process.stdin.write(repr(config.to_dict()))
+  process.stdin.close()
+  return process
+
+
 def wait_for(process, *paths):
   """Waits until a process has made one of some paths, or has ended."""
   while process.poll() is None and not any(path.exists() for path in paths):
@@ -82,12 +87,11 @@ def wait_for(process, *paths):
 
 
 def stages_of(config):
-  """The stages of a config's job."""
-  settings = check_config(config)
-  return (comparison if settings.job == 'compare' else experiment).stages_of(settings)
+  """The stages of a config's run."""
+  return experiment.stages_of(check_config(config))
 
 
 def context_of(config, workdir):
-  """The context of a config's job, in a workdir."""
+  """The context of a config's run, in a workdir."""
   os.makedirs(workdir, exist_ok=True)
   return make_context(check_config(config), stages_of(config), str(workdir))

@@ -59,17 +59,15 @@ class Model(NamedTuple):
 
   Attributes:
     adapted: the adapted backbone, fixed to a structure if that is trained alone or tested.
-    variables: its variables; of a training that diverged, those of its last good state.
+    variables: its variables.
     best_epoch: epoch of its training that was best on the validation images; None if these were
       not used.
-    diverged: whether training stopped early because the loss or its gradient was not finite.
     allocation: the allocation that gave the structure; None for other structures.
   """
 
   adapted: Adapted
   variables: Any
   best_epoch: int | None = None
-  diverged: bool = False
   allocation: Allocation | None = None
 
   @property

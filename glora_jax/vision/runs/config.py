@@ -192,6 +192,11 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
       f"set; give train_on='train+val' to train structure={settings.structure!r} on all images."
     )
+  if settings.protocol == 'paper' and not settings.test:
+    yield (
+      "test=False contradicts protocol='paper', which searches on the test images; give "
+      "protocol='honest'."
+    )
   if (steps := settings.training.steps) is not None:
     yield f'training.steps={steps} must be None: a run trains by epochs; give training.epochs.'
   if settings.final_split != 'train' and settings.training.keep == 'best':
@@ -211,13 +216,18 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"alone; leave it out, or give structure='gradient' and {settings.structure!r} as a preset."
     )
   if settings.structure == TRANSFER:
-    if settings.transfer is None:
-      yield (
-        f'There are no scores of other tasks for model.weights={settings.model.weights!r}; give a '
-        "file of them as allocation.transfer, or structure='gradient'."
-      )
-    if settings.budget is None:
-      yield "budget=None does not say how much structure='transfer' may train; give a number."
+    yield from _mistakes_of_transfer(settings)
+
+
+def _mistakes_of_transfer(settings: RunSettings) -> Iterator[str]:
+  """Sentences about what structure='transfer' lacks."""
+  if settings.transfer is None:
+    yield (
+      f'There are no scores of other tasks for model.weights={settings.model.weights!r}; give a '
+      "file of them as allocation.transfer, or structure='gradient'."
+    )
+  if settings.budget is None:
+    yield "budget=None does not say how much structure='transfer' may train; give a number."
 
 
 def default_config() -> ml_collections.ConfigDict:

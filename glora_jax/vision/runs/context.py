@@ -84,10 +84,12 @@ class Context:
     facts: what else all results depend on: digests of the images by split, and of the weights.
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
+    shared: folder of the stages that several runs share; None if the workdir has all stages.
+    folders: folders of the stages that are in `shared`, by name.
     decoded: arrays of small splits that are not on a device yet.
     splits: the splits that were read.
     compiled: scorers and predictors, by their maker and masked split (None for all others).
-    seconds: time of the stages so far, by title.
+    seconds: time of the stages so far, by name.
     programs: compiled programs of the stages so far, by stage and name.
     begun: names of the stages before the current one.
     dispatched: to be called after every dispatch; a profiler counts them in a stage that it traces.
@@ -104,6 +106,8 @@ class Context:
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beside: Model | None = None
   mesh: jax.sharding.Mesh | None = None
+  shared: str | None = None
+  folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
   decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   compiled: dict[tuple[Callable, str | None], Callable] = dataclasses.field(default_factory=dict)
@@ -153,9 +157,9 @@ class Context:
       return self.beside
     return Model(self.adapted, self.variables)
 
-  def path(self, *names: str) -> str:
-    """A path within the workdir."""
-    return os.path.join(self.workdir, *names)
+  def path(self, name: str, *names: str) -> str:
+    """A path within the workdir, or within the folder of a stage that several runs share."""
+    return os.path.join(self.folders.get(name) or os.path.join(self.workdir, name), *names)
 
   def key(self, stream: Stream) -> jax.Array:
     """The random key of the run's seed for one purpose."""
@@ -285,6 +289,7 @@ def make_context(
   stages: Sequence[Stage],
   workdir: str,
   stop: Callable[[], bool] = never,
+  shared: str | None = None,
 ) -> Context:
   """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
 
@@ -294,6 +299,7 @@ def make_context(
     workdir: folder of the job, which gets only a split of the user's own images, a record of which
       of them can be decoded, and one of the weights.
     stop: see `experiment.run`.
+    shared: see `experiment.run`.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
@@ -327,6 +333,7 @@ def make_context(
     counts=counts,
     beside=beside,
     mesh=mesh,
+    shared=shared,
   )
   for stage in stages:
     stage.check(context)

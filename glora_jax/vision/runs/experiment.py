@@ -1,8 +1,9 @@
 """One run: finds a structure, trains and tests it, and folds it into the plain model.
 
 The structure is searched (supernet, search, finetuning), allocated from one gradient (head,
-structure, training), or given (structure, training); baselines are trained alone. The test comes
-last, on a list that is frozen to disk before, and only the report reads its results.
+gradient, structure, training), or given (structure, training); baselines are trained alone. The
+test comes last, on a list that is frozen to disk before, and only the report reads its results. A
+run without a test ends with the accuracies on the validation images.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from glora_jax.vision.reports import run_page
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import Context, never
-from glora_jax.vision.runs.job import run_job
-from glora_jax.vision.runs.sections import SEARCH
-from glora_jax.vision.runs.stage import Stage
+from glora_jax.vision.runs.job import run_job, started
+from glora_jax.vision.runs.sections import FINETUNING, SEARCH
+from glora_jax.vision.runs.stage import Stage, needed, walk
 from glora_jax.vision.runs.stages.results import (
   SUPERNET,
+  Listed,
   Result,
-  Tested,
-  freeze_and_evaluate,
+  freeze_and_test,
+  list_structures,
   write_results,
 )
 from glora_jax.vision.runs.stages.search import stages_of_search
@@ -40,6 +42,8 @@ def run(
   stop: Callable[[], bool] = never,
   *,
   given: Sequence[str] | None = (),
+  shared: str | None = None,
+  listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
@@ -51,71 +55,120 @@ def run(
       everything is saved and the run ends. No signal handlers are installed.
     given: fields that are set on a command line, to warn of those that nothing reads. None warns of
       none, because a suite has done so for all of its runs.
+    shared: folder of the stages that runs of a suite have in common, such as a head alone; None if
+      the workdir has them.
+    listed: what `train` returned and a suite has frozen; None if this run is alone.
 
   Returns:
     The content of `result.json`.
 
   Raises:
-    UserError, OSError: a wrong field, file or workdir, one in use, or a training that diverged,
-      whose last good state is in the workdir; the sentence names it.
+    UserError, OSError: a wrong field, file or workdir, one in use, other structures than `listed`,
+      or a training that diverged, whose last good state is in the workdir; the sentence names it.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
-  return run_job(settings, stages_of(settings), workdir, stop, Result, given)
+  stages = stages_of(settings, listed)
+  return run_job(settings, stages, workdir, stop, Result, given, shared)
 
 
-def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
-  """The stages of a run, in order."""
+def train(
+  config: ml_collections.ConfigDict | RunSettings,
+  workdir: str,
+  stop: Callable[[], bool] = never,
+  *,
+  shared: str | None = None,
+) -> dict[str, Any]:
+  """Runs, or resumes, all stages before the test; `run` goes on from there.
+
+  Args:
+    config: see `run`.
+    workdir: see `run`.
+    stop: see `run`.
+    shared: see `run`.
+
+  Returns:
+    What `run` will test: the content of its `test_list.json`, which is not written yet.
+
+  Raises:
+    UserError, OSError, Stopped: see `run`.
+  """
+  settings = check_config(config)
+  stages = stages_of(settings)
+  with started(settings, stages, workdir, stop, shared) as context:
+    return walk(context, stages, until='list').content()
+
+
+def stages_of(settings: RunSettings, listed: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
+  """The stages of a run, in order.
+
+  Args:
+    settings: the config.
+    listed: see `run`.
+  """
   trainings = stages_of_trainings(settings)
-  first, last = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
-  before = (*stages_of_structure(settings), *first, *trainings.values(), *last)
+  supernet, search = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
+  before = (*stages_of_structure(settings), *supernet, *trainings.values(), *search)
   # What is tested, and what the report describes.
-  names = tuple(stage.name for stage in before if stage.name != 'head')
+  names = tuple(stage.name for stage in before if stage.name not in ('head', 'gradient'))
   tested = {name: stage.name for name, stage in trainings.items()}
   if 'finetune' in names and settings.final_split == 'train':  # else it has seen fewer images
     tested[SUPERNET] = 'search'
-  if last:
-    tested[SEARCH] = last[-1].name
+  if search:
+    tested[SEARCH] = search[-1].name
   if (result := settings.report.result) not in (None, *tested):
     raise UserError(
       f'report.result={result!r} is not trained in this run; give one of {", ".join(tested)}.'
     )
-  test = Stage(
-    'test',
-    functools.partial(_test, tested, names),
+  listing = Stage(
+    'list',
+    functools.partial(_list, tested, names),
     reads=('report.', 'train_on'),
     after=names,
     has_folder=False,
   )
+  test = Stage(
+    'test', functools.partial(freeze_and_test, listed), after=('list',), has_folder=False
+  )
+  last = (listing, test) if settings.test else (listing,)
+  needs = {name: needed(before, stage) for name, stage in tested.items()}
   report = Stage(
     'report',
-    functools.partial(_report, names),
-    reads=('presets',),
-    after=('test', *names),
+    functools.partial(_report, needs, names),
+    reads=('presets', 'test'),
+    after=(last[-1].name, *names),
     check=_check_folded,
     has_folder=False,
   )
-  return (*before, test, report)
+  return (*before, *last, report)
 
 
-def _test(
+def _list(
   tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any
-) -> Tested:
+) -> Listed:
   found, candidates = dict(zip(names, results, strict=True)), {}
   for name, stage in tested.items():
     candidates[name] = found[stage]
     if stage == 'search':  # a searched structure in its supernet
       genome = found[stage].best(context.settings.search.fitness)
       candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
-  return freeze_and_evaluate(context, candidates)
+  return list_structures(context, candidates)
 
 
 def _report(
-  names: Sequence[str], context: Context, tested: Tested, *results: Any
+  needs: Mapping[str, Sequence[Stage]],
+  names: Sequence[str],
+  context: Context,
+  listed: Listed,
+  *results: Any,
 ) -> dict[str, Any]:
   found = dict(zip(names, results, strict=True))
+  seconds = {
+    name: sum(context.seconds[stage.name] for stage in stages) for name, stages in needs.items()
+  }
   allocation = found['structure'].allocation if 'structure' in found else None
-  return write_results(context, tested, found.get('search'), found.get('supernet'), allocation)
+  archive, supernet = found.get('search'), found.get('supernet')
+  return write_results(context, listed, seconds, archive, supernet, allocation)
 
 
 def _check_folded(context: Context) -> None:
@@ -127,13 +180,16 @@ def _check_folded(context: Context) -> None:
 
 def summary(result: dict[str, Any], workdir: str) -> str:
   """The text that the command line prints at the end."""
-  # The purpose of a run.
-  left = ('report.html', 'adapter.safetensors', f'folded/{MODEL_FILE}')
-  gone = [name for name in left if not os.path.exists(os.path.join(workdir, name))]
-  last = f'Page: {workdir}/report.html\nFolded model: {workdir}/folded'
-  if gone:
-    last = (
+  last = [f'Page: {workdir}/report.html']
+  left = ['report.html']  # the purpose of a run
+  if 'test_accuracy' in result['structures'][result['result']]:
+    last.append(f'Folded model: {workdir}/folded')
+    left.append(f'folded/{MODEL_FILE}')
+    if result['result'] != FINETUNING:
+      left.append('adapter.safetensors')
+  if gone := [name for name in left if not os.path.exists(os.path.join(workdir, name))]:
+    last = [
       f'Missing from this finished run: {", ".join(gone)}; remove {workdir}/result.json, and the '
       'same command writes them again without training.'
-    )
-  return f'{run_page.table(result)}\n\n{last}'
+    ]
+  return '\n'.join([run_page.table(result), '', *last])

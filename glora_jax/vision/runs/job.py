@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
@@ -28,10 +28,12 @@ from glora_jax.vision.runs.stage import (
   made_otherwise,
   read_by,
   require_tested,
+  seconds_by_title,
   walk,
 )
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
+  Change,
   changes_of,
   claim,
   is_finished,
@@ -54,10 +56,11 @@ def run_job(
   stop: Callable[[], bool],
   shape: Any,
   given: Sequence[str] | None = (),
+  shared: str | None = None,
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which it holds alone meanwhile.
 
-  A finished job is only read.
+  A finished job is only read, unless fields were corrected before a test.
 
   Args:
     settings: the config.
@@ -67,28 +70,51 @@ def run_job(
     stop: see `experiment.run`.
     shape: annotation of the result.
     given: see `experiment.run`.
+    shared: see `experiment.run`.
 
   Returns:
     The content of `result.json`, and how it was made (`provenance`).
   """
-  processes.initialize(**dataclasses.asdict(settings.distributed))
-  with contextlib.ExitStack() as stack:
-    with user_errors():
-      workdir = check_path(workdir)
-      if is_finished(workdir):
-        return _finished(settings, stages, workdir, shape)
-      if given is not None:
-        warn_of_unread(settings, read_by(stages), given)
-      require_apart(settings.task, workdir)
-      stack.enter_context(claimed(workdir, stages))
-      context = prepared(settings, stages, workdir, stop)
-      origins.note_process(workdir)
+  with user_errors():
+    workdir = check_path(workdir)
+    if is_finished(workdir) and not _corrected(settings, stages, workdir):
+      return _finished(settings, stages, workdir, shape)
+    if given is not None:
+      warn_of_unread(settings, read_by(stages), given)
+  with started(settings, stages, workdir, stop, shared) as context:
     result = walk(context, stages)
-    result['seconds'] = context.seconds
+    result['seconds'] = seconds_by_title(context.seconds)
     if meshes.primary():
       result['sha256'] = _digests(workdir)
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
     return _with_provenance(result, workdir)
+
+
+@contextlib.contextmanager
+def started(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  workdir: str,
+  stop: Callable[[], bool],
+  shared: str | None = None,
+) -> Iterator[Context]:
+  """The context of a job, whose workdir is held in the block; see `run_job`."""
+  processes.initialize(**dataclasses.asdict(settings.distributed))
+  with contextlib.ExitStack() as stack:
+    with user_errors():
+      workdir = check_path(workdir)
+      require_apart(settings.task, workdir)
+      stack.enter_context(claimed(workdir, stages))
+      context = prepared(settings, stages, workdir, stop, shared)
+      origins.note_process(workdir)
+    yield context
+
+
+def _corrected(settings: RunSettings, stages: Sequence[Stage], workdir: str) -> tuple[Change, ...]:
+  """The changes of fields that the stages of a job read."""
+  read = read_by(stages)
+  changes = changes_of(settings, workdir, read)
+  return tuple(change for change in changes if is_among(change.name, read))
 
 
 def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
@@ -140,22 +166,26 @@ def prepared(
   stages: Sequence[Stage],
   workdir: str,
   stop: Callable[[], bool] = never,
+  shared: str | None = None,
 ) -> Context:
   """The context of a job after checking all stages, before any of them starts.
 
   Logs which stages run again, and why. The config is written first: it says what the records of
-  images and weights beside it are of, even if the start fails.
+  images and weights beside it are of, even if the start fails. The result of other fields, which
+  was not tested, is removed.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
   """
   changes = changes_of(settings, workdir, read_by(stages))
   if meshes.primary():
+    if _corrected(settings, stages, workdir):
+      pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
     if any(is_among(change.name, ('task', 'data.')) for change in changes):
       for name in (IMAGES, SPLIT):
         pathlib.Path(workdir, name).unlink(missing_ok=True)
     write_config(settings, workdir)
-  context = make_context(settings, stages, workdir, stop)
+  context = make_context(settings, stages, workdir, stop, shared)
   require_tested(context, stages)
   for change in changes:
     log.info('%s.', change)

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypedDict
@@ -47,9 +48,10 @@ class Metrics:
 
   Args:
     workdir: folder of the job.
-    stage: stage that the lines are about, and its folder.
+    stage: name of the stage that the lines are about.
+    folder: its folder, which is only read if the stage is complete.
     step: step that the stage resumes from.
-    before: the stages before it, whose lines come first.
+    before: folders of the stages before it, whose lines come first.
     board: folder for the same values as TensorBoard events, with a folder for each stage; None
       writes none.
   """
@@ -58,24 +60,19 @@ class Metrics:
     self,
     workdir: Path,
     stage: str,
+    folder: str,
     step: int,
     before: Iterable[str] = (),
     board: str | None = None,
   ):
-    folder = os.path.join(workdir, stage)
-    self.paths = os.path.join(folder, METRICS), os.path.join(workdir, METRICS)
+    own, of_job = self.paths = os.path.join(folder, METRICS), os.path.join(workdir, METRICS)
     self.stage = stage
     self.step = step
     self.board = board and os.path.join(board, stage)
     if meshes.primary():
-      with writing(folder):
-        os.makedirs(folder, exist_ok=True)
-      own = [line for line in _lines_of(folder) if line['step'] <= step]
-      earlier = [line for name in before for line in _lines_of(os.path.join(workdir, name))]
-      stamp = json.dumps({STAMP: stamp_of('metrics')})
-      for path, lines in zip(self.paths, (own, earlier + own), strict=True):
-        with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-          file.writelines([stamp + '\n', *(json.dumps(with_nulls(line)) + '\n' for line in lines)])
+      lines = [line for line in _lines_of(folder) if line['step'] <= step]
+      _write_lines(own, lines)
+      _write_lines(of_job, [*(line for each in before for line in _lines_of(each)), *lines])
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
@@ -115,6 +112,18 @@ class Metrics:
     start = SessionLog(status=SessionLog.START)
     events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=start))
     return events
+
+
+def _write_lines(path: str, lines: Iterable[Line]) -> None:
+  """Writes a file of lines, unless it has exactly these."""
+  objects = [{STAMP: stamp_of('metrics')}, *map(with_nulls, lines)]
+  text = ''.join(json.dumps(each) + '\n' for each in objects)
+  with writing(path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+  if os.path.exists(path) and pathlib.Path(path).read_bytes() == text.encode():
+    return
+  with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+    file.write(text)
 
 
 def _lines_of(folder: str) -> list[Line]:

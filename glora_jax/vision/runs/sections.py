@@ -249,6 +249,8 @@ class AllocationSettings:
 
   Attributes:
     head_epochs: epochs of training the head alone before the gradient is taken.
+    head_rate: learning rate of the head at the schedule's peak; None for twice
+      `training.learning_rate`.
     max_rank: largest LoRA rank that a layer can get for A or for B.
     prior: what a noisy gradient borrows from: 'transfer' (other tasks' scores of the backbone;
       'shifts' if there are none), 'shifts' (the gradient of telling which way the same images were
@@ -258,6 +260,7 @@ class AllocationSettings:
   """
 
   head_epochs: int = field(6, least=1)
+  head_rate: float | None = field(None, above=0)
   max_rank: int = field(8, least=1, most=MOST_PARTS)
   prior: Literal['shifts', 'transfer'] | None = 'transfer'
   transfer: str | None = None

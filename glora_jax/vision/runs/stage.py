@@ -9,6 +9,9 @@ images, the weights and the version of this package, and the number of shards if
 for each. `stage.json` in its folder has the key that the folder was made with. A folder of another
 key is moved to `replaced/NAME/KEY`, and comes back if the key does; nothing is removed. What is
 complete is kept, whatever the number of shards.
+
+Several runs may share the folder of a stage, which is then found by its key: the first run makes
+it, under a lock, and the others read it.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
+
+import filelock
 
 import glora_jax
 from glora_jax import mesh as meshes
@@ -35,7 +40,7 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.fields import COMMON, is_among, values_of
 from glora_jax.vision.runs.monitoring import profiled
 from glora_jax.vision.runs.terminal import user_errors
-from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, names_in
+from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, names_in, remove_partial_files
 
 if TYPE_CHECKING:
   from glora_jax.vision.runs.context import Context
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARK = 'stage.json'
+_POLL = 0.5  # seconds between two looks at a lock
 # What every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 
@@ -61,8 +67,9 @@ class Stage:
     check: raises ValueError or OSError for what can be known before anything runs.
     splits: those that it trains on, in batches; what it draws for them depends on the number of
       devices that a batch is split over. Empty if nothing is trained.
-    has_folder: whether it has a folder and a key. The test and the report have none: the test has
-      its frozen list, and the report comes last.
+    has_folder: whether it has a folder and a key. The list, the test and the report have none: the
+      test has its frozen list, and the report comes last.
+    shared: whether several runs may have its folder in common.
   """
 
   name: str
@@ -72,6 +79,7 @@ class Stage:
   check: Callable[[Context], Any] = lambda context: None
   splits: tuple[str, ...] = ()
   has_folder: bool = True
+  shared: bool = False
 
   @property
   def title(self) -> str:
@@ -108,20 +116,40 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'version': glora_jax.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    replaced = context.path('replaced', stage.name)
-    folders = (os.path.join(replaced, name) for name in sorted(names_in(replaced)))
-    marks = map(read_mark, (context.path(stage.name), *folders))
+    own = f'{digest} {context.shards if stage.splits else 1}'
+    marks = map(read_mark, _folders(context, stage, own))
     made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
-    keys[stage.name] = (made or [f'{digest} {context.shards if stage.splits else 1}'])[0]
+    keys[stage.name] = (made or [own])[0]
   return keys
+
+
+def _folders(context: Context, stage: Stage, key: str) -> Iterator[str]:
+  """The folders that a stage may have been made in, for any key; that of this key is the first."""
+  place = _place(context, stage, key)
+  yield place if is_shared(context, stage) else context.path(stage.name)
+  for name in sorted(names_in(os.path.dirname(place))):
+    if os.path.isdir(folder := os.path.join(os.path.dirname(place), name)):
+      yield folder
+
+
+def is_shared(context: Context, stage: Stage) -> bool:
+  """Whether the folder of a stage is not in the workdir, but in one that several runs share."""
+  return stage.shared and context.shared is not None
+
+
+def _place(context: Context, stage: Stage, key: str) -> str:
+  """Where the folder of a key is if the stage is shared, or if another key's is in the workdir."""
+  parent = context.shared if stage.shared else None
+  parent = parent or context.path('replaced')
+  digest, _, shards = key.partition(' ')
+  return os.path.join(parent, stage.name, f'{digest[:16]}-{shards}')
 
 
 def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
   """Names of the stages that run again, since their folder was made with another key."""
-  marks = (
-    (name, key, read_mark(context.path(name))) for name, key in keys_of(context, stages).items()
-  )
-  return [name for name, key, mark in marks if mark is not None and mark['key'] != key]
+  keys = keys_of(context, stages)
+  marks = {x.name: read_mark(context.path(x.name)) for x in stages if not is_shared(context, x)}
+  return [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
 
 
 def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
@@ -163,7 +191,10 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     Stopped: the job was asked to stop.
   """
   keys = keys_of(context, stages)
-  wanted = list(stages) if until is None else _needed(stages, until)
+  context.folders = {
+    x.name: _place(context, x, keys[x.name]) for x in stages if is_shared(context, x)
+  }
+  wanted = list(stages) if until is None else needed(stages, until)
   results: dict[str, Any] = {}
   for number, stage in enumerate(wanted, 1):
     if context.stop():
@@ -175,36 +206,96 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     )
     diverged = user_errors(NonFiniteLossError, NonFiniteError, NoGradientError)
     timed = _timed(context, stage, keys[stage.name])
-    with diverged, profiling as context.dispatched, timed as mark:
+    held = _held(context, stage) if is_shared(context, stage) else contextlib.nullcontext()
+    with held, diverged, profiling as context.dispatched, timed as mark:
       results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
 
 
-def _needed(stages: Sequence[Stage], until: str) -> list[Stage]:
+def needed(stages: Sequence[Stage], until: str) -> list[Stage]:
   """A stage and all that it needs, in order."""
-  needed = {until}
+  names = {until}
   for stage in reversed(stages):
-    if stage.name in needed:
-      needed.update(stage.after)
-  return [stage for stage in stages if stage.name in needed]
+    if stage.name in names:
+      names.update(stage.after)
+  return [stage for stage in stages if stage.name in names]
 
 
 @contextlib.contextmanager
 def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
-  """Times a stage under its title, and gives it a folder of the right key."""
-  if stage.has_folder:
-    _make_ready(context, stage.name, key)
+  """Gives a stage a folder of the right key, and records in it how the stage went.
+
+  Interrupted starts count as seconds; reading what is complete does not.
+  """
+  folder = context.path(stage.name) if stage.has_folder else None
+  if folder:
+    _make_ready(context, stage, key)
+  mark = (folder and read_mark(folder)) or new_mark(key)
+  was_whole, start = mark['whole'], time.perf_counter()
   try:
-    with (
-      clocked(context.path(stage.name) if stage.has_folder else None) as mark,
-      reporting_to(functools.partial(_note_program, stage.name, mark)),
-    ):
+    with reporting_to(functools.partial(_note_program, stage.name, mark)):
       yield mark
+    mark['whole'] = True
   finally:
+    if not was_whole:
+      mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
+      if folder and meshes.primary():
+        # On a full disk the first error is the one that matters.
+        with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
+          write_json(os.path.join(folder, MARK), mark, 'stage')
     context.programs[stage.name] = mark['programs']
-    seconds = context.seconds.get(stage.title, 0.0) + mark['seconds']
-    context.seconds[stage.title] = round(seconds, 2)
+    context.seconds[stage.name] = mark['seconds']
+
+
+def seconds_by_title(seconds: Mapping[str, float]) -> dict[str, float]:
+  """The seconds of stages, added up by title.
+
+  Example:
+    >>> seconds_by_title({'head': 1.0, 'training/linear': 2.0, 'training/lora': 3.5})
+    {'head': 1.0, 'training': 5.5}
+  """
+  found: dict[str, float] = {}
+  for name, each in seconds.items():
+    title = name.partition('/')[0]
+    found[title] = round(found.get(title, 0.0) + each, 2)
+  return found
+
+
+@contextlib.contextmanager
+def _held(context: Context, stage: Stage) -> Iterator[None]:
+  """Holds the folder of a shared stage for this process alone, unless it is complete.
+
+  Waits while another process holds it. The system releases it when that process ends, however it
+  ends; this one then resumes the stage.
+  """
+  folder, is_waiting = context.folders[stage.name], False
+  os.makedirs(os.path.dirname(folder), exist_ok=True)
+  lock = filelock.FileLock(f'{folder}.lock')
+
+  def is_ready() -> bool:
+    if not meshes.primary():
+      return False
+    if is_whole(folder):
+      return True
+    try:
+      lock.acquire(timeout=0)
+    except filelock.Timeout:
+      return False
+    remove_partial_files(folder)
+    return True
+
+  try:
+    while not meshes.on_any(is_ready()):
+      if not is_waiting:
+        log.info('%s: waiting for another process, which makes %s.', stage.name, folder)
+      if context.stop():
+        raise Stopped(f'before the stage {stage.name}', context.workdir)
+      is_waiting = True
+      time.sleep(_POLL)
+    yield
+  finally:
+    lock.release()
 
 
 def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
@@ -221,32 +312,6 @@ def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None
   )
 
 
-@contextlib.contextmanager
-def clocked(folder: str | None) -> Iterator[Mark]:
-  """Records in a folder how long a stage or a part of one took, and whether it is complete.
-
-  Interrupted starts count; reading what is complete does not.
-
-  Args:
-    folder: the folder; None records nothing.
-  """
-  mark = (folder and read_mark(folder)) or new_mark('')
-  if mark['whole']:
-    yield mark
-    return
-  start = time.perf_counter()
-  try:
-    yield mark
-    mark['whole'] = True
-  finally:
-    mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
-    if folder and meshes.primary():
-      # On a full disk the first error is the one that matters.
-      with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
-        os.makedirs(folder, exist_ok=True)
-        write_json(os.path.join(folder, MARK), mark, 'stage')
-
-
 def new_mark(key: str) -> Mark:
   """What `stage.json` says before a stage has begun."""
   return Mark(key=key, whole=False, seconds=0.0, programs={})
@@ -261,9 +326,15 @@ def read_mark(folder: str) -> Mark | None:
     return None
 
 
-def _make_ready(context: Context, name: str, key: str) -> None:
+def is_whole(folder: str) -> bool:
+  """Whether the stage of a folder is complete."""
+  mark = read_mark(folder)
+  return mark is not None and mark['whole']
+
+
+def _make_ready(context: Context, stage: Stage, key: str) -> None:
   """Puts the folder of a key into place; one of another key is moved to `replaced/`."""
-  folder = context.path(name)
+  name, folder = stage.name, context.path(stage.name)
   with meshes.primary_first(name):
     if not meshes.primary():
       return
@@ -273,20 +344,14 @@ def _make_ready(context: Context, name: str, key: str) -> None:
         f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
       )
     if found is not None and found['key'] != key:
-      replaced = _place_of_replaced(context, name, found['key'])
+      replaced = _place(context, stage, found['key'])
       os.makedirs(os.path.dirname(replaced), exist_ok=True)
       os.rename(folder, replaced)
       log.info('%s: its earlier files are kept in %s.', name, replaced)
-    earlier = _place_of_replaced(context, name, key)
+    earlier = _place(context, stage, key)
     if read_mark(folder) is None and read_mark(earlier) is not None:  # a correction was undone
       os.makedirs(os.path.dirname(folder), exist_ok=True)
       os.rename(earlier, folder)
     if read_mark(folder) is None:
       os.makedirs(folder, exist_ok=True)
       write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
-
-
-def _place_of_replaced(context: Context, name: str, key: str) -> str:
-  """Where the folder of a stage with a key is kept while another is in its place."""
-  digest, _, shards = key.partition(' ')
-  return context.path('replaced', name, f'{digest[:16]}-{shards}')

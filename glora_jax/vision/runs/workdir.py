@@ -173,7 +173,7 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
       '--workdir.'
     ) from error
   with lock:
-    _remove_partial_files(folder, written)
+    remove_partial_files(folder, written)
     yield
 
 
@@ -198,7 +198,7 @@ def _refuse_strangers(folder: Path, tasks: Collection[str]) -> None:
     )
 
 
-def _remove_partial_files(folder: Path, written: Iterable[pathlib.Path]) -> None:
+def remove_partial_files(folder: Path, written: Iterable[pathlib.Path] = ()) -> None:
   """Removes partial files from a folder and from those in it that a run writes into."""
   pattern = f'*{PARTIAL}'
   partial = [*pathlib.Path(folder).glob(pattern)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from label_lists import write_images
 from PIL import Image
-from tiny_runs import changed, context_of, stages_of
+from tiny_runs import changed, context_of, stages_of, start_sharing, without_seconds
 
 from glora_jax import main, predict
 from glora_jax.files import read_json
@@ -23,7 +23,7 @@ from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import tables
 from glora_jax.vision.runs import experiment
-from glora_jax.vision.runs.context import never
+from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.stage import read_mark, walk
 from glora_jax.vision.runs.workdir import Stopped
 
@@ -55,7 +55,8 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   assert read_json(workdir / 'result.json') == written
   given = {'task': 'digits', 'protocol': 'honest', 'seed': 42, 'budget': 1000}
   assert given.items() <= result.items()
-  assert set(result['seconds']) == {'supernet', 'training', 'search', 'finetune', 'test', 'report'}
+  stages = ['supernet', 'training', 'search', 'finetune', 'list', 'test', 'report']
+  assert list(result['seconds']) == stages
   structures = result['structures']
   assert list(structures) == ['linear', 'lora', 'supernet', 'search']
   chosen, other = structures[result['result']], structures['supernet']
@@ -202,47 +203,113 @@ def test_for_a_given_structure_no_image_counts_as_a_validation_image(run_config,
     assert {row['val_accuracy'] for row in result['structures'].values()} == {None}
     left[border] = [(workdir / name).read_bytes() for name in ('test_list.json', 'metrics.jsonl')]
     assert b'val_accuracy"' not in left[border][1]
-    left[border].append(result['structures'])
+    left[border].append(without_seconds(result['structures']))
   assert left[40] == left[60]
 
 
-@pytest.mark.parametrize(
-  'job',
-  [
-    pytest.param('adapt', marks=pytest.mark.slow),
-    pytest.param('compare', marks=pytest.mark.full),
-  ],
-)
-def test_after_the_choice_validation_images_are_only_trained_on(
-  job, run_config, tmp_path, monkeypatch
-):
-  """Searched structures and learning rates are chosen on them before."""
-  config = changed(run_config, job=job, presets=(), train_on='train+val', finetune__epochs=2)
+@pytest.mark.slow
+def test_after_the_choice_validation_images_are_only_trained_on(run_config, tmp_path, monkeypatch):
+  """The searched structure is chosen on them before."""
+  config = changed(run_config, presets=(), train_on='train+val', finetune__epochs=2)
   config.training.batch_size = 80
-  if job == 'compare':
-    config.update(budget=None)
-    config.compare.update(methods=('lora', 'search'), budgets=(900,), seeds=1, rates=(1e-3, 1e-2))
   context = context_of(config, tmp_path)
-  stages = stages_of(config)
-  chosen = 'search' if job == 'adapt' else 'tuning/search'
   measure = context.measure
 
   def measure_no_more(model, split):
-    mark = read_mark(str(tmp_path / chosen))
+    mark = read_mark(str(tmp_path / 'search'))
     assert split != 'val' or not (mark and mark['whole'])
     return measure(model, split)
 
   monkeypatch.setattr(context, 'measure', measure_no_more)
-  tested = walk(context, stages, until='test')
-  if job == 'compare':
-    assert {row['val_accuracy'] for rows in tested.values() for row in rows} == {None}
-    return
+  tested = walk(context, stages_of(config), until='test')
   assert tested.result == 'search'
   assert list(tested.rows) == ['linear', 'search']  # the supernet has seen fewer images
   assert {row['val_accuracy'] for row in tested.rows.values()} == {None}
   lines = read_lines(tmp_path / 'metrics.jsonl', 'metrics', dict[str, Any])
   tuned = [line for line in lines if line['stage'] == 'finetune']
   assert tuned[-1]['step'] == 2 * (1000 // config.training.batch_size)
+
+
+@pytest.fixture(scope='module')
+def short(run_config):
+  """The config of a run without baselines, over in one epoch."""
+  config = changed(run_config, structure='linear', presets=None)
+  config.training.update(epochs=1, warmup_epochs=0)
+  return config
+
+
+def test_a_run_without_a_test_measures_no_test_image_and_can_be_tested_later(
+  short, tmp_path, monkeypatch
+):
+  config, data = changed(short, test=False), Context.data
+
+  def data_before_a_test(context, split):
+    assert split != 'test'
+    return data(context, split)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(Context, 'data', data_before_a_test)
+    result = experiment.run(config, str(tmp_path))
+  assert not {'test_list.json', 'folded', 'genome.json'} & set(os.listdir(tmp_path))
+  assert experiment.run(config, str(tmp_path)) == result
+  tested = experiment.run(short, str(tmp_path))
+  row, tested_row = result['structures']['linear'], tested['structures']['linear']
+  assert 0 < tested_row.pop('test_accuracy') < 1
+  assert tested_row == row
+  with pytest.raises(ValueError, match='test was True and is now False'):
+    experiment.run(config, str(tmp_path))
+
+
+def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_path):
+  listed = experiment.train(short, str(tmp_path))
+  assert not {'test_list.json', 'result.json'} & set(os.listdir(tmp_path))
+  row = {**listed['structures']['linear'], 'weights': 'others'}
+  with pytest.raises(ValueError, match='was frozen with other structures than this run has now'):
+    experiment.run(short, str(tmp_path), listed={**listed, 'structures': {'linear': row}})
+  assert not {'test_list.json', 'result.json'} & set(os.listdir(tmp_path))
+  result = experiment.run(short, str(tmp_path), listed=listed)
+  frozen = read_json(tmp_path / 'test_list.json', 'test list')
+  assert frozen == {**frozen, **listed}
+  assert result['structures']['linear']['val_accuracy'] == row['val_accuracy']
+  assert result['structures']['linear']['seconds'] == result['seconds']['training']
+
+
+def test_the_whole_base_is_trained_and_folds_to_what_was_tested(short, backbone, tmp_path):
+  config = changed(short, structure='finetuning', budget=None)
+  result = experiment.run(config, str(tmp_path))
+  _, before, _ = weights.load(backbone)
+  _, after, _ = weights.load(tmp_path / 'folded')
+  del before['head'], after['head']  # a new one
+  changes = jax.tree.map(lambda old, new: np.abs(new - old).max(), before, after)
+  assert min(jax.tree.leaves(changes)) > 0
+  params = sum(x.size for x in jax.tree.leaves(before))
+  assert result['structures']['finetuning']['params'] == params
+  assert result['fold_max_abs_diff'] == 0
+  assert not {'adapter.safetensors', 'genome.json'} & set(os.listdir(tmp_path))
+  assert 'Missing' not in experiment.summary(result, str(tmp_path))
+  with pytest.raises(ValueError, match=r"'finetuning' has [\d,]+ parameters, more than budget=9"):
+    experiment.run(changed(config, budget=9), str(tmp_path / 'other'))
+
+
+@pytest.mark.full
+def test_two_processes_share_a_gradient_and_end_as_each_alone_does(short, tmp_path):
+  """Both start at once, and whoever waits for the head of the other reads it."""
+  config = changed(short, structure='gradient')
+  config.training.epochs = 4
+  config.allocation.update(head_epochs=40, head_rate=0.02)
+  configs = [changed(config, budget=budget) for budget in (600, 900)]
+  makers = [
+    start_sharing(each, tmp_path / str(each.budget), tmp_path / 'shared') for each in configs
+  ]
+  logs = [maker.stderr.read() for maker in makers]
+  assert [maker.wait() for maker in makers] == [0, 0], logs
+  for name in ('head', 'gradient'):
+    made = [log.count(f'{name}: compiled') > 0 for log in logs]
+    assert sorted(made) == [False, True], name
+  for each in configs:
+    result = read_json(tmp_path / str(each.budget) / 'result.json')
+    alone = experiment.run(each, str(tmp_path / f'alone-{each.budget}'))
+    assert without_seconds(result) == without_seconds(alone)
 
 
 @pytest.mark.slow

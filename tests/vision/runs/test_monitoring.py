@@ -11,16 +11,22 @@ from glora_jax.vision.files import read_lines
 from glora_jax.vision.runs import monitoring
 
 
+def metrics_of(workdir, stage, step=0, before=(), board=None):
+  """The metrics of a stage in a folder of the workdir."""
+  folders = [str(workdir / each) for each in before]
+  return monitoring.Metrics(workdir, stage, str(workdir / stage), step, folders, board)
+
+
 def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   for stage in ('first', 'second'):
-    metrics = monitoring.Metrics(tmp_path, stage, 0, ['first'][: stage == 'second'])
+    metrics = metrics_of(tmp_path, stage, 0, ['first'][: stage == 'second'])
     for step in (1, 2, 3):
       metrics.write(step, {'loss': 0.1 * step})
   whole = path.read_text()
   with open(tmp_path / 'second' / path.name, 'a') as file:
     file.write('{"stage": "second", "st')
-  metrics = monitoring.Metrics(tmp_path, 'second', 1, ['first'])
+  metrics = metrics_of(tmp_path, 'second', 1, ['first'])
   for step in (2, 3):
     metrics.write(step, {'loss': 0.1 * step})
   assert path.read_text() == whole
@@ -35,12 +41,12 @@ def test_metrics_are_of_the_folders_that_the_stages_have_now_in_their_order(tmp_
   path = tmp_path / 'metrics.jsonl'
   stages = ('first', 'gone', 'second')
   for number, stage in enumerate(stages):
-    monitoring.Metrics(tmp_path, stage, 0, stages[:number]).write(1, {'loss': 1.0})
+    metrics_of(tmp_path, stage, 0, stages[:number]).write(1, {'loss': 1.0})
   (tmp_path / 'first').rename(tmp_path / 'first.old')
-  monitoring.Metrics(tmp_path, 'first', 0).write(1, {'loss': 7.0})
+  metrics_of(tmp_path, 'first').write(1, {'loss': 7.0})
   shutil.rmtree(tmp_path / 'first')
   (tmp_path / 'first.old').rename(tmp_path / 'first')
-  monitoring.Metrics(tmp_path, 'second', 1, ['first'])
+  metrics_of(tmp_path, 'second', 1, ['first'])
   lines = read_lines(path, 'metrics', monitoring.Line)
   assert [(line['stage'], line['loss']) for line in lines] == [('first', 1), ('second', 1)]
 
@@ -72,7 +78,7 @@ def test_events_of_a_resumed_stage_have_every_step_once_though_the_clock_goes_ba
   monkeypatch.setattr(monitoring.time, 'time', itertools.count(1e9, -3600).__next__)
   # Steps 4 and 5 were not saved, and come again; the last time nothing is left.
   for start, end, slope in ((0, 5, 1), (3, 6, 10), (6, 6, 0)):
-    metrics = monitoring.Metrics(tmp_path, 'training/linear', start, board=str(tmp_path / 'board'))
+    metrics = metrics_of(tmp_path, 'training/linear', start, board=str(tmp_path / 'board'))
     for step in range(start + 1, end + 1):
       metrics.write(step, {'loss': slope * step, 'accuracy': 0.5})
   losses = [1, 2, 3, 40, 50, 60]

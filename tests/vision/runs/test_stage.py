@@ -3,74 +3,29 @@
 import contextlib
 import dataclasses
 import functools
-import operator
+import logging
 import os
 import shutil
-import types
+import signal
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import digests, program
+from tiny_jobs import Job
 from tiny_runs import changed, stages_of
 
 from glora_jax.compiling import reported
 from glora_jax.errors import UserError
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.vision.files import write_json
-from glora_jax.vision.runs import comparison, experiment, fields, stage
+from glora_jax.vision.runs import experiment, fields, stage
 from glora_jax.vision.runs.config import RunSettings, check_config, default_config
 from glora_jax.vision.runs.job import claimed, run_job
 from glora_jax.vision.runs.stage import Stage, read_mark, walk
-from glora_jax.vision.runs.workdir import LOCK
-
-
-class Job:
-  """Three stages, of which the last takes the results of both others, and what was run of them."""
-
-  def __init__(self, folder):
-    self.folder, self.ran = folder, []
-    last = ('second', 'parts/third')
-    self.stages = (
-      self.make('first', 'search.parents'),
-      self.make('second', 'budget', splits=('train',)),
-      self.make('parts/third', 'search.mode', after=('first',)),
-      Stage('last', lambda _, *results: results, after=last, has_folder=False),
-    )
-
-  def make(self, name, field, **options):
-    """A stage that leaves a file with what it read, unless it is there."""
-
-    def run(context, *results):
-      path = context.path(name, 'genome.json')
-      if not os.path.exists(path):
-        self.ran.append(name)
-        value = operator.attrgetter(field)(context.settings)
-        with open(path, 'w') as file:
-          file.write(f'{value}, {context.facts}, {context.settings.seed}, {results}')
-      with open(path) as file:
-        return file.read()
-
-    return Stage(name, run, (field,), **options)
-
-  def start(self, facts=(), shards=1, until=None, **values):
-    """Walks the stages with other values of the config; (result, what was run)."""
-    self.ran.clear()
-    result = walk(self.context(facts, shards, **values), self.stages, until)
-    return result, list(self.ran)
-
-  def context(self, facts=(), shards=1, **values):
-    """What the stages are given."""
-    return types.SimpleNamespace(
-      settings=check_config(changed(default_config(), **values)),
-      workdir=str(self.folder),
-      path=lambda *names: os.path.join(self.folder, *names),
-      stop=lambda: False,
-      facts=dict(facts),
-      shards=shards,
-      seconds={},
-      programs={},
-    )
+from glora_jax.vision.runs.workdir import LOCK, Stopped
 
 
 @pytest.fixture
@@ -158,13 +113,15 @@ def or_die(function, left, *arguments, **options):
   return function(*arguments, **options)
 
 
-def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monkeypatch):
+@pytest.mark.parametrize('is_shared', [False, True])
+def test_a_kill_between_any_two_writes_resumes_to_the_same_result(is_shared, tmp_path, monkeypatch):
   """Before every file that is written, and every folder that is made or moved."""
   values = {'search__parents': 5, 'budget': 5}
   expected, _ = Job(tmp_path / 'whole').start(**values)
   writes = [(stage, 'write_json'), (os, 'makedirs'), (os, 'rename')]
   for moment in range(100):
-    job, left = Job(tmp_path / str(moment)), iter(range(moment))
+    shared = tmp_path / f'{moment}-shared' if is_shared else None
+    job, left = Job(tmp_path / str(moment), shared), iter(range(moment))
     job.start()
     with monkeypatch.context() as patched, contextlib.suppress(Killed):
       for module, name in writes:
@@ -174,6 +131,41 @@ def test_a_kill_between_any_two_writes_resumes_to_the_same_result(tmp_path, monk
     assert job.start(**values)[0] == expected
     assert job.start()[1] == [], moment  # what was complete before is there
   assert 10 < moment < 99
+
+
+def test_a_shared_stage_is_made_once_and_gives_what_an_unshared_one_does(tmp_path):
+  """Whatever else differs between the runs; a correction of what it reads makes another one."""
+  expected, _ = Job(tmp_path / 'alone').start(budget=5)
+  jobs = [Job(tmp_path / name, tmp_path / 'shared') for name in ('one', 'other')]
+  assert jobs[0].start()[1] == ['first', 'second', 'parts/third']
+  before = digests(tmp_path / 'shared')
+  assert jobs[1].start(budget=5) == (expected, ['second', 'parts/third'])
+  assert jobs[1].start(budget=5, shards=4) == (expected, [])
+  assert not (tmp_path / 'other' / 'first').exists()
+  assert digests(tmp_path / 'shared') == before
+  assert jobs[1].start(search__parents=5)[1] == ['first', 'second', 'parts/third']
+  assert jobs[1].start(budget=5) == (expected, [])
+  assert len([*(tmp_path / 'shared').rglob('genome.json')]) == 2
+
+
+def test_who_waits_for_a_shared_stage_can_be_stopped_and_resumes_it_if_its_maker_is_killed(
+  tmp_path, caplog
+):
+  folders = [str(tmp_path / name) for name in ('other', 'shared')]
+  maker = subprocess.Popen(
+    [*program('vision/programs/make_shared_stage'), *folders], stdout=subprocess.PIPE, text=True
+  )
+  assert maker.stdout.readline() == 'half of it\n'
+  job, asked = Job(tmp_path / 'run', folders[1]), iter([False, True])
+  context = job.context()
+  context.stop = lambda: next(asked)
+  with caplog.at_level(logging.INFO), pytest.raises(Stopped):
+    walk(context, job.stages)
+  assert caplog.text.count('first: waiting for another process') == 1
+  maker.send_signal(signal.SIGKILL)
+  maker.communicate()
+  expected, _ = Job(tmp_path / 'alone').start()
+  assert job.start() == (expected, ['first', 'second', 'parts/third'])
 
 
 def test_notes_in_the_folder_of_a_stage_stay_with_what_they_are_about(job):
@@ -197,25 +189,20 @@ def test_every_field_is_free_or_read_by_a_stage():
   jobs = [
     {'presets': ('gradient', 'lora')},
     {'structure': 'gradient'},
-    {'job': 'compare', 'compare__methods': ('lora', 'search', 'gradient')},
   ]
-  read = [*fields.FREE]
+  read = [*fields.FREE, 'suite.']
   for values in jobs:
     read += stage.read_by(stages_of(changed(default_config(), **values)))
   for name in fields.values_of(RunSettings()):
-    if not name.startswith('compare.rate.'):  # of methods that are not compared
-      assert fields.is_among(name, read), name
+    assert fields.is_among(name, read), name
 
 
 @pytest.mark.parametrize(
   'values, chosen',
   [
-    ({'presets': ('gradient', 'lora')}, {'supernet', 'search', 'head', 'structure'}),
+    ({'presets': ('gradient', 'lora')}, {'supernet', 'search', 'head', 'gradient', 'structure'}),
     ({'structure': 'lora:2'}, {'structure'}),
-    (
-      {'job': 'compare', 'compare__methods': ('lora:2', 'search')},
-      {'tuning/lora:2', 'tuning/search'},
-    ),
+    ({'structure': 'finetuning'}, set()),
   ],
 )
 def test_training_on_all_images_changes_no_stage_that_chooses(values, chosen, job):
@@ -260,7 +247,15 @@ SHORT = {
 
 SEARCHED = {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT}
 TRANSFER = {'structure': 'transfer', 'presets': (), **SHORT, 'training__epochs': 1}
-COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
+RATED = {
+  'structure': 'gradient',
+  'presets': None,
+  'test': False,
+  'allocation__head_rate': 1e-2,
+  'allocation__prior': 'shifts',
+  **SHORT,
+}
+TUNED = {'structure': 'finetuning', 'presets': None, 'budget': None, **SHORT, 'training__epochs': 1}
 
 
 @pytest.mark.parametrize(
@@ -268,21 +263,19 @@ COMPARED = {'job': 'compare', 'budget': None, 'presets': (), **SHORT}
   [
     pytest.param(SEARCHED, marks=pytest.mark.slow),
     pytest.param({**TRANSFER, 'model__weights': 'embedded'}, marks=pytest.mark.full),
-    pytest.param(COMPARED, marks=pytest.mark.full),
+    pytest.param(RATED, marks=pytest.mark.full),
+    pytest.param(TUNED, marks=pytest.mark.full),
   ],
 )
 def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_path, monkeypatch):
   """So no result can depend on a field that is not in its key."""
   config = changed(run_config, **values)
-  if config.job == 'compare':
-    config.compare.update(methods=('lora', 'search', 'gradient'), budgets=(900,), seeds=1)
-    config.compare.update(rates=(1e-3,))
   current, unnamed = [], []
 
   def note(name):
     if not current:
       return
-    named = (*fields.FREE, *fields.COMMON, *current[0].reads, 'compare.rate')  # one of its entries
+    named = (*fields.FREE, *fields.COMMON, *current[0].reads)
     if not fields.is_among(name, named):
       unnamed.append((current[0].name, name))
 
@@ -294,13 +287,12 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
     finally:
       current.clear()
 
-  job = comparison if config.job == 'compare' else experiment
   stages = [
     dataclasses.replace(one, run=functools.partial(noted_run, one)) if one.has_folder else one
     for one in stages_of(config)
   ]
-  monkeypatch.setattr(job, 'stages_of', lambda settings: tuple(stages))
-  job.run(config, str(tmp_path / 'run'))
+  monkeypatch.setattr(experiment, 'stages_of', lambda settings, listed: tuple(stages))
+  experiment.run(config, str(tmp_path / 'run'))
   assert not unnamed
 
 

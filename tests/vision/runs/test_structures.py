@@ -1,4 +1,4 @@
-"""Structures that are not searched: read off a gradient, named or given, and trained alone."""
+"""Structures that are not searched: from a gradient, named or given, or the whole base."""
 
 import dataclasses
 import functools
@@ -10,23 +10,30 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_runs import changed, context_of
+from tiny_runs import changed, context_of, stages_of
 
 from glora_jax.files import read_json
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.search import transfer
+from glora_jax.search.allocate import allocate
 from glora_jax.search.choice import choose
 from glora_jax.training.fit import linear_probe
 from glora_jax.training.losses import classification
+from glora_jax.vision.data.pipeline import in_rows
 from glora_jax.vision.files import read_arrays, read_lines
 from glora_jax.vision.models.weights import EMBEDDED_TRANSFER
-from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.backbone import Stream
 from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.stage import walk
+from glora_jax.vision.runs.stage import keys_of, walk
 from glora_jax.vision.runs.stages import allocation, results
-from glora_jax.vision.runs.stages.allocation import allocate_shifts, head_recipe, train_head
+from glora_jax.vision.runs.stages.allocation import (
+  allocate_shifts,
+  equal_batches,
+  gradient_loss,
+  head_recipe,
+)
 from glora_jax.vision.runs.workdir import Stopped
 
 
@@ -54,9 +61,9 @@ def gradient_run(structure_run, config):
   return structure_run, experiment.run(config, str(structure_run))
 
 
-def found_by(context):
-  """The structure of a run."""
-  return walk(context, experiment.stages_of(context.settings), until='structure')
+def found_by(context, stage='structure'):
+  """The structure of a run, or the result of a stage before it."""
+  return walk(context, experiment.stages_of(context.settings), until=stage)
 
 
 @pytest.fixture
@@ -73,7 +80,8 @@ def test_the_result_has_all_keys_and_the_structure_that_was_written_before_train
   assert result['structure'] == 'gradient'
   for name in ('finetuned', 'evaluations', 'hypervolume'):
     assert result[name] is None
-  assert set(result['seconds']) == {'head', 'structure', 'training', 'test', 'report'}
+  stages = ['head', 'gradient', 'structure', 'training', 'list', 'test', 'report']
+  assert list(result['seconds']) == stages
   assert 0 < result['structures']['gradient']['params'] <= 1000
   assert result['allocation'].items() >= {'budget': 1000, 'proposed': False, 'epochs': 2}.items()
   described = read_json(workdir / 'structure' / 'genome.json')
@@ -90,7 +98,7 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
   assert check_config(config).allocation.epochs() == 5 - last['training/gradient']
 
 
-def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
+def test_a_run_that_is_killed_in_its_gradient_resumes_to_the_same_one(
   prepared, structure_run, monkeypatch
 ):
   def be_killed(path, arrays, kind):
@@ -101,9 +109,10 @@ def test_a_run_that_is_killed_in_its_structure_resumes_to_the_same_one(
     with pytest.raises(KeyboardInterrupt):
       found_by(prepared)
   found = found_by(prepared)
-  expected = read_arrays(structure_run / 'structure' / 'allocation.npz')
-  written = read_arrays(prepared.path('structure', 'allocation.npz'))
-  assert found.genome.tolist() == expected['genome'].tolist()
+  expected = read_arrays(structure_run / 'gradient' / 'allocation.npz')
+  written = read_arrays(prepared.path('gradient', 'allocation.npz'))
+  described = read_json(structure_run / 'structure' / 'genome.json')
+  assert found.genome.tolist() == described['genome']
   assert written.keys() == expected.keys()
   for name, values in expected.items():
     np.testing.assert_array_equal(written[name], values)
@@ -124,23 +133,49 @@ def test_a_head_on_features_is_that_of_training_under_the_whole_model(config, tm
     head_recipe(run.settings),
     key=key,
   )['params']
-  found = train_head(run, place).variables['params']
+  found = found_by(run, 'head').variables['params']
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), found, expected)
   assert np.abs(found['head']['kernel']).max() > 1e-2
 
 
-def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(prepared, config):
+def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(
+  prepared, config, monkeypatch
+):
   run = context_of(changed(config, allocation__prior='shifts'), prepared.path('..', 'borrowing'))
-  place = run.place('gradient')
-  prior = allocate_shifts(run, place, budget=1000, key=run.key(Stream.PRIOR))
+  prior = allocate_shifts(run, run.place('gradient'), run.key(Stream.PRIOR))
   clear = dataclasses.replace(prior, signal=0.5)
-  options = {'budget': 1000, 'key': run.key(Stream.STRUCTURE), 'folder': 'structure'}
-  warm = allocation.train_head(run, place)
-  found = allocation.allocate_once(run, warm, **options, prior=clear)
+  monkeypatch.setattr(allocation, 'allocate_shifts', lambda *arguments: clear)
+  found = found_by(run, 'gradient')
   assert 0 < found.borrowed <= 1
-  read = allocation.allocate_once(run, warm, **options)
+  read = found_by(run, 'gradient')
   assert read.borrowed == found.borrowed
   np.testing.assert_array_equal(read.genome, found.genome)
+
+
+@pytest.mark.parametrize('budget', [None, 600, 900])
+def test_a_gradient_serves_all_budgets_as_an_allocation_for_each_of_them_does(
+  budget, config, prepared
+):
+  """One that is allocated for a budget alone."""
+  found = found_by(prepared, 'gradient')
+  warm = found_by(prepared, 'head')
+  settings, key = prepared.settings, prepared.key(Stream.STRUCTURE)
+  batch_key, sketch_key = jax.random.split(key)
+  images, labels = prepared.data('train')
+  rows = equal_batches(batch_key, len(labels), settings.training.batch_size)
+  expected = allocate(
+    warm.adapted,
+    warm.variables,
+    gradient_loss(prepared),
+    in_rows(images, labels, rows),
+    budget=budget,
+    key=sketch_key,
+    progress=False,
+  )
+  chosen = allocation.choose_within(budget, found)
+  assert chosen.genome.tolist() == expected.genome.tolist()
+  assert (chosen.budget, chosen.proposed) == (expected.budget, expected.proposed)
+  jax.tree.map(np.testing.assert_array_equal, chosen.variables, expected.variables)
 
 
 def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
@@ -177,7 +212,7 @@ def test_scores_of_the_backbone_in_the_package_fill_a_budget(config, tmp_path):
 @pytest.fixture
 def transfer_file(structure_run, prepared):
   """A file of the scores of one run's gradient."""
-  shutil.copytree(structure_run / 'structure', prepared.path('structure'))
+  shutil.copytree(structure_run / 'gradient', prepared.path('gradient'))
   path = prepared.path('backbone.json')
   transfer.write(path, prepared.adapted.spec, [found_by(prepared).allocation.scores])
   return path
@@ -187,7 +222,7 @@ def test_a_file_of_transferred_scores_gives_the_same_structure(transfer_file, co
   config = changed(config, allocation__transfer=transfer_file, allocation__max_rank=3)
   reading = changed(config, allocation__prior='transfer')
   run = context_of(reading, tmp_path / 'reading')
-  prior = allocation.prior_of(run, run.place('gradient'))()
+  prior = allocation.transfer_of(run)
   assert prior.scores.B_lora.shape[-1] == 3
   assert run.settings.allocation.epochs(borrowed=True) == 2
   run = context_of(changed(config, structure='transfer'), tmp_path / 'run')
@@ -199,28 +234,32 @@ def test_a_file_of_transferred_scores_gives_the_same_structure(transfer_file, co
 
 @pytest.mark.parametrize('number, batch, devices', [(800, 64, 1), (101, 70, 2), (9, 8, 8)])
 def test_batches_are_equal_and_share_no_image(number, batch, devices):
-  indices = allocation.equal_batches(jax.random.key(0), number, batch, devices)
+  indices = equal_batches(jax.random.key(0), number, batch, devices)
   assert len(np.unique(indices)) == indices.size > number - indices.shape[1]
   assert len(indices) >= min(8, number // devices)
   assert indices.shape[1] <= batch
   assert indices.shape[1] % devices == 0
 
 
-@pytest.mark.full
-def test_a_comparison_trains_each_seeds_own_structure_within_each_budget(
-  run_config, transfer_file, tmp_path
-):
-  config = changed(run_config, job='compare', budget=None, presets=(), training__epochs=5)
-  config.compare.update(
-    methods=('gradient', 'transfer'), budgets=(600, 900), seeds=2, rates=(1e-2,)
-  )
-  config.compare.rate.gradient = 1e-2
-  config.training.batch_size = 80
-  config.allocation.update(head_epochs=1, prior=None, transfer=transfer_file)
-  result = comparison.run(config, str(tmp_path / 'run'))
-  for method in config.compare.methods:
-    for least, most in ((0, 600), (600, 900)):
-      rows = result['methods'][f'{method}-{most}']
-      assert all(least < row['params'] <= most for row in rows)
-  first, second = result['structures']['gradient-600']
-  assert first != second
+def test_runs_share_what_they_have_in_common(config, tmp_path):
+  """The head of a seed and its gradient, whatever the budget and the learning rate."""
+  config = changed(config, presets=None, allocation__head_rate=0.02)
+  runs = {
+    'one': config,
+    'budget': changed(config, budget=600),
+    'rate': changed(config, training__learning_rate=5e-3, test=False),
+    'seed': changed(config, seed=7),
+  }
+  keys = {}
+  for name, each in runs.items():
+    context = context_of(each, tmp_path / name)
+    keys[name] = keys_of(context, stages_of(each))
+  different = {
+    name: [stage for stage, key in keys['one'].items() if found.get(stage) != key]
+    for name, found in keys.items()
+  }
+  last = ['training/gradient', 'list', 'test', 'report']
+  assert different['one'] == []
+  assert different['budget'] == ['structure', *last]
+  assert different['rate'] == last
+  assert different['seed'][:2] == ['head', 'gradient']

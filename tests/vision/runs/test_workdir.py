@@ -87,19 +87,13 @@ def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
   free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__dir': 'moved'}
   fields = {'training__epochs': 20, 'seed': 7, **free, 'data__workers': 2}
   assert not change(tmp_path, tested=True, **fields, checkpoint_epochs=3)
-  assert change(tmp_path, **fields, compare__seeds=3) == {'compare.seeds': 3}  # unread
+  assert change(tmp_path, **fields, allocation__max_rank=3) == {'allocation.max_rank': 3}  # unread
   before = digests(tmp_path)
   with pytest.raises(
     ValueError, match=r'search.parents was 10 and is now 2\. Its test images were'
   ):
     change(tmp_path, **fields, search__parents=2)
   assert digests(tmp_path) == before
-
-
-def test_a_workdir_is_of_one_job(tmp_path):
-  change(tmp_path)
-  with pytest.raises(ValueError, match="job was 'adapt' and is now 'compare'"):
-    change(tmp_path, job='compare')
 
 
 def test_a_suite_s_config_is_fixed_by_what_its_tasks_have_tested(tmp_path):

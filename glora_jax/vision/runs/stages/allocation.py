@@ -1,8 +1,9 @@
-"""Allocation in a run: the warm head, the batches of the gradient, the prior, and the file.
+"""Allocation in a run: the warm head, the gradient, the prior, and the choice within a budget.
 
 The gradient is taken with a warm head on the training images as they are stored: no augmentation,
-no validation images. A noisy gradient may borrow from a prior. `allocate_transfer` needs no
-gradient: it uses other tasks' scores of the backbone.
+no validation images. A noisy gradient may borrow from a prior. Neither head nor gradient depends on
+the budget, so that runs with several budgets share both. `allocate_transfer` needs no gradient: it
+uses other tasks' scores of the backbone.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged
 from glora_jax.method.draws import check_budget
-from glora_jax.method.genomes import check_genome, genome_to_json
+from glora_jax.method.genomes import count_params, largest_genome
 from glora_jax.search import transfer
 from glora_jax.search.allocate import Prior, allocate
 from glora_jax.search.allocation import Allocation
-from glora_jax.search.choice import choose, require_something, trace_curve
+from glora_jax.search.choice import choose, trace_curve
 from glora_jax.search.sketch import Loss
 from glora_jax.search.transfer import Transfer
 from glora_jax.search.unit_scores import UnitScores
@@ -36,55 +37,83 @@ from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 from glora_jax.vision.data.pipeline import Split, in_rows
 from glora_jax.vision.data.shifts import shifted
-from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays, write_json
+from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
-from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.sections import GRADIENT, TRANSFER
+from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, train
 
 HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.npz'
-_NUMBERS = {'budget': 'i', 'proposed': 'b', 'borrowed': 'f'}  # of an allocation
 MOST_IMAGES = 4096  # for shifts; with more images a task's own gradient is clear
 _FEWEST_BATCHES = 8  # to tell how much of a gradient is noise, if there are enough images
 
 log = logging.getLogger(__name__)
 
 
-def check_gradient(context: Context) -> None:
-  """Raises ValueError or FileNotFoundError if the budget buys nothing, or the prior is missing."""
-  settings = context.settings
-  require_something(context.place(GRADIENT).adapted.spec, settings.budget)
-  if settings.allocation.prior == 'transfer':
-    transfer_of(context)
+def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
+  """The stages that train a head alone and score all units by the gradient under it."""
+  reads = (
+    'allocation.head_epochs',
+    'allocation.head_rate',
+    'training.accumulate',
+    'training.batch_size',
+    'training.max_grad_norm',
+    'training.update_used_only',
+    'training.weight_decay',
+  )
+  if settings.allocation.head_rate is None:
+    reads = (*reads, 'training.learning_rate')
+  head = Stage('head', _train_head, reads, splits=(train_split_of(settings),), shared=True)
+  gradient = Stage(
+    'gradient',
+    score_by_gradient,
+    reads=(*reads, 'allocation.'),
+    after=('head',),
+    check=_check_prior,
+    shared=True,
+  )
+  return head, gradient
 
 
 def head_recipe(settings: RunSettings) -> Recipe:
-  """How a head is warmed before a structure is allocated from a gradient.
+  """How a head is trained alone, before the gradient is taken.
 
-  The head alone gets twice the learning rate (the tuned rates of BitFit and the linear probe are
-  twice LoRA's, `configs/compare_rates.json`).
+  By default it gets twice the learning rate (the tuned rates of BitFit and the linear probe are
+  twice LoRA's, `configs/compare_rates.json`). The ends of the schedule are the defaults.
   """
-  recipe, epochs = settings.training, settings.allocation.head_epochs
-  return dataclasses.replace(
-    recipe,
-    epochs=epochs,
-    warmup_epochs=min(1, epochs - 1),
-    learning_rate=HEAD_RATE * recipe.learning_rate,
+  training, allocation = settings.training, settings.allocation
+  rate = allocation.head_rate
+  return Recipe(
+    epochs=allocation.head_epochs,
+    batch_size=training.batch_size,
+    learning_rate=HEAD_RATE * training.learning_rate if rate is None else rate,
+    warmup_epochs=min(1, allocation.head_epochs - 1),
+    weight_decay=training.weight_decay,
+    update_used_only=training.update_used_only,
+    accumulate=training.accumulate,
+    max_grad_norm=training.max_grad_norm,
   )
 
 
-def train_head(context: Context, place: Model) -> Model:
-  """The model with a head that was trained alone.
+def _train_head(context: Context) -> Model:
+  """The gradient's space with a head that was trained alone.
 
   The body sees the images as the gradient does: as they are stored, and whole.
   """
-  learner, recipe = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
-  starts, keys = [place.variables], [context.key(Stream.HEAD)]
-  training = Training('head', learner, recipe, context.train_split, starts, keys)
-  [trained] = train(context, training)
-  return Model(place.adapted, {**place.variables, 'params': trained.variables['params']})
+  place, recipe = context.place(GRADIENT), head_recipe(context.settings)
+  learner, key = HeadOnFeatures.of(place.adapted), context.key(Stream.HEAD)
+  training = Training('head', learner, recipe, context.train_split, place.variables, key)
+  params = train(context, training).variables['params']
+  return Model(place.adapted, {**place.variables, 'params': params})
+
+
+def _check_prior(context: Context) -> None:
+  """Raises ValueError or FileNotFoundError if the prior that the config asks for is missing."""
+  if context.settings.allocation.prior == 'transfer':
+    transfer_of(context)
 
 
 def equal_batches(
@@ -124,38 +153,48 @@ def gradient_loss(context: Context) -> Loss:
   return loss
 
 
-def read_off_gradient(
-  context: Context,
-  place: Model,
-  *,
-  budget: int | None,
-  key: jax.Array,
-  split: Split | None = None,
-  prior: Prior | None = None,
-) -> Allocation:
-  """Allocates a structure from the gradient of the training images, or of others.
+def score_by_gradient(context: Context, warm: Model) -> Allocation:
+  """All units' scores and starting values, at the knee of their curve.
+
+  They are read from `gradient/allocation.npz` if an earlier start has written it.
 
   Args:
     context: the context.
-    place: the model and its variables, with a warm head.
-    budget: most trained parameters; None for the knee of the curve.
-    key: random key of batches and directions.
-    split: images and labels instead of the run's training images.
-    prior: see `allocate`.
+    warm: the model and its variables, with a warm head.
 
   Raises:
-    ValueError: the budget is too small for any unit, or a loss is not finite.
+    ValueError: a loss is not finite.
   """
+  path = context.path('gradient', ALLOCATION)
+  if not os.path.exists(path):
+    split, key = context.data(context.train_split), context.key(Stream.STRUCTURE)
+    allocation = _read_off_gradient(context, warm, split, key, _prior_of(context))
+    trainable, _ = warm.adapted.split(allocation.variables)
+    arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
+    if meshes.primary():
+      write_arrays(path, arrays, 'allocation')
+    meshes.barrier('gradient')
+  arrays = read_arrays(path, 'allocation')
+  try:
+    return from_arrays(arrays, warm)
+  except ValueError as error:
+    raise damaged(path, error) from error
+
+
+def _read_off_gradient(
+  context: Context, place: Model, split: Split, key: jax.Array, prior: Prior | None = None
+) -> Allocation:
+  """What `allocate` reads off the gradient of some images, whatever the budget."""
   batch_key, sketch_key = jax.random.split(key)
-  images, labels = split or context.data(context.train_split)
-  batch_size = context.settings.training.batch_size
+  images, labels = split
+  batch_size, spec = context.settings.training.batch_size, place.adapted.spec
   indices = equal_batches(batch_key, len(labels), batch_size, context.devices)
   return allocate(
     place.adapted,
     place.variables,
     gradient_loss(context),
     in_rows(images, labels, indices, context.mesh),
-    budget=budget,
+    budget=count_params(spec, largest_genome(spec)),  # of which `choose_within` chooses a part
     key=sketch_key,
     max_rank=context.settings.allocation.max_rank,
     mesh=context.mesh,
@@ -164,45 +203,29 @@ def read_off_gradient(
   )
 
 
-def allocate_once(
-  context: Context,
-  place: Model,
-  *,
-  budget: int | None,
-  key: jax.Array,
-  folder: str,
-  prior: Prior | None = None,
-) -> Allocation:
-  """`read_off_gradient`, or the result of an earlier call in a folder of the workdir.
+def choose_within(budget: int | None, found: Allocation) -> Allocation:
+  """The structure with the highest score within a budget.
 
-  The folder has `allocation.npz`, with genome, starting values and scores, and a readable
-  `genome.json`.
+  Args:
+    budget: most trained parameters; None for the knee of the curve.
+    found: scores and starting values, at the knee.
   """
-  path = context.path(folder, ALLOCATION)
-  if not os.path.exists(path):
-    allocation = read_off_gradient(context, place, budget=budget, key=key, prior=prior)
-    trainable, _ = place.adapted.split(allocation.variables)
-    trainable = jax.tree.map(on_host, trainable)
-    if meshes.primary():
-      os.makedirs(context.path(folder), exist_ok=True)
-      described = genome_to_json(place.adapted.spec, allocation.genome)
-      write_json(context.path(folder, 'genome.json'), described, 'genome')
-      write_arrays(path, to_arrays(allocation, trainable), 'allocation')
-    meshes.barrier(f'{folder}/allocation')
-  else:
-    log.info('%s: read from %s', folder, path)
-  arrays = read_arrays(path, 'allocation')
-  try:
-    return from_arrays(arrays, place)
-  except ValueError as error:
-    raise damaged(path, error) from error
+  if budget is None:
+    log.info('No budget given: using the knee of the curve, %s parameters.', f'{found.budget:,}')
+    return found
+  genome = choose(found.spec, found.scores, budget)
+  return dataclasses.replace(found, genome=genome, budget=budget, proposed=False)
 
 
 def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
-  """An allocation as arrays by name, with the trainable part of its variables."""
+  """Scores and starting values as arrays by name.
+
+  Args:
+    allocation: what was read off a gradient; its genome and budget are left out.
+    trainable: the trainable part of its variables.
+  """
   content = {
-    'genome': allocation.genome,
-    **{name: getattr(allocation, name) for name in _NUMBERS},
+    'borrowed': allocation.borrowed,
     'signal': np.nan if allocation.signal is None else allocation.signal,
     'start': trainable,
     'scores': allocation.scores._asdict(),
@@ -212,7 +235,7 @@ def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
-  """The inverse of `to_arrays`.
+  """The inverse of `to_arrays`, with the structure at the knee.
 
   Args:
     arrays: the arrays by name.
@@ -222,13 +245,10 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
     ValueError: they are not an allocation for this model; the message is the reason.
   """
   adapted, spec = place.adapted, place.adapted.spec
-  genome = arrays.get('genome', np.zeros(0, np.int8))
-  check_genome(spec, genome)
   trainable, frozen = adapted.split(place.variables)
   layers, parts = (len(spec),), (len(spec), 'rank')
   expected = {
-    'genome': Array('i', (len(spec), 5)),
-    **{name: Array(kind) for name, kind in _NUMBERS.items()},
+    'borrowed': Array('f'),
     'signal': Array('f', finite=False),
     'start': jax.tree.map(lambda start: Array('f', tuple(start.shape)), trainable),
     'scores': {
@@ -239,20 +259,22 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
   check_arrays(arrays, flat)
   tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
   scores = UnitScores(**tree['scores'])
+  curve = trace_curve(spec, scores)
+  knee = int(curve.params[curve.knee])
   return Allocation(
-    genome=genome,
+    genome=choose(spec, scores, knee),
     variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
     spec=spec,
     scores=scores,
-    curve=trace_curve(spec, scores),
+    curve=curve,
+    budget=knee,
+    proposed=True,
     signal=None if np.isnan(tree['signal']) else float(tree['signal']),
-    **{name: tree[name].item() for name in _NUMBERS},
+    borrowed=tree['borrowed'].item(),
   )
 
 
-def allocate_shifts(
-  context: Context, place: Model, *, budget: int | None, key: jax.Array
-) -> Allocation | None:
+def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocation | None:
   """An allocation from shifted training images, with a head that tells the shifts apart.
 
   Which layers pay off depends mostly on the backbone. Any images can be asked which way they were
@@ -261,7 +283,6 @@ def allocate_shifts(
   Args:
     context: the context.
     place: the model and its variables before any training.
-    budget: budget of the structure, which does not change what a prior gives.
     key: random key.
 
   Returns:
@@ -290,20 +311,18 @@ def allocate_shifts(
     mesh=mesh,
     progress=meshes.primary(),
   )
-  warm = Model(place.adapted, variables)
-  return read_off_gradient(context, warm, budget=budget, key=key, split=split)
+  return _read_off_gradient(context, Model(place.adapted, variables), split, key)
 
 
-def prior_of(
-  context: Context, place: Model, **options: Any
-) -> Callable[[], Allocation | Transfer | None] | None:
+def _prior_of(context: Context) -> Callable[[], Allocation | Transfer | None] | None:
   """The prior for `allocate` that the config asks for; see `allocate_shifts` and `transfer_of`."""
   prior = context.settings.allocation.prior
   if prior is None:
     return None
   if prior == 'transfer':
     return functools.partial(transfer_of, context)
-  return functools.partial(allocate_shifts, context, place, **options)
+  place, key = context.place(GRADIENT), context.key(Stream.PRIOR)
+  return functools.partial(allocate_shifts, context, place, key)
 
 
 def transfer_of(context: Context) -> Transfer:

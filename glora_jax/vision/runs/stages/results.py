@@ -1,6 +1,7 @@
-"""The last two stages: the test, on a list that is frozen to disk first, and the report.
+"""The last stages: the list of what is tested, the test, and the report.
 
-The report folds the result and writes a run's output.
+The list is frozen to disk before the test images are read. The report folds the result and writes a
+run's output.
 """
 
 from __future__ import annotations
@@ -38,53 +39,76 @@ from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.origins import recorded_processes, recorded_weights
 from glora_jax.vision.runs.predictions import Predictions
-from glora_jax.vision.runs.sections import GRADIENT, SEARCH, TRANSFER
+from glora_jax.vision.runs.sections import FINETUNING, GRADIENT, SEARCH, TRANSFER
+from glora_jax.vision.runs.stage import seconds_by_title
 from glora_jax.vision.runs.stages.structures import FILE
+from glora_jax.vision.runs.stages.training import FullFineTuning
 from glora_jax.vision.runs.workdir import TEST_LIST
 from glora_jax.vision.structure_names import preset_label
 
 SUPERNET = 'supernet'  # the searched structure with the supernet's weights
 
 
-class Tested(NamedTuple):
-  """The outcome of the test.
+class Listed(NamedTuple):
+  """What is tested, and later the outcome of the test.
 
   Attributes:
-    candidates: the tested structures, by name.
+    candidates: the structures, by name.
     result: name of the structure that is the result.
     rows: facts of every structure, by name, as in `result.json`, and `weights`.
-    answers: the result's answers for the test images.
+    answers: the result's answers for the test images; None before the test.
   """
 
   candidates: dict[str, Model]
   result: str
   rows: dict[str, dict[str, Any]]
-  answers: Predictions
+  answers: Predictions | None = None
+
+  def content(self) -> dict[str, Any]:
+    """The content of `test_list.json`."""
+    return {'result': self.result, 'structures': self.rows}
 
 
-def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Tested:
-  """Freezes the list of candidates and the result's name to disk, and only then tests them.
+def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
+  """Measures candidates on the validation images if these are held out, and chooses the result.
 
   Args:
     context: the context.
-    candidates: what to test, by name.
+    candidates: what is to be tested, by name.
+  """
+  rows = {
+    name: {
+      'params': candidate.adapted.count_params(),
+      **_measure_held_out(context, candidate),
+      'best_epoch': candidate.best_epoch,
+      'genome': candidate.genome.tolist(),
+      'weights': tree.fingerprint(candidate.adapted.split(candidate.variables)[0]),
+    }
+    for name, candidate in candidates.items()
+  }
+  return Listed(candidates, _choose(context, rows), rows)
+
+
+def _measure_held_out(context: Context, candidate: Model) -> dict[str, float | None]:
+  """Accuracy and loss on the validation images; None if these are trained on."""
+  if context.settings.final_split != 'train':
+    return {'val_accuracy': None, 'val_loss': None}
+  return dict(context.measure(candidate, 'val'))
+
+
+def freeze_and_test(frozen: Mapping[str, Any] | None, context: Context, listed: Listed) -> Listed:
+  """Freezes the list of structures and the result's name to disk, and only then tests them.
+
+  Args:
+    frozen: the list that was frozen for this run elsewhere; None if there is none.
+    context: the context.
+    listed: what to test.
 
   Raises:
     ValueError: another list was frozen before.
   """
-  rows: dict[str, dict[str, Any]] = {
-    name: {
-      'params': candidate.adapted.count_params(),
-      'val_accuracy': None
-      if context.settings.final_split != 'train'
-      else context.measure(candidate, 'val')['val_accuracy'],
-      'best_epoch': candidate.best_epoch,
-      'genome': candidate.genome.tolist(),
-      'weights': tree.fingerprint(context.adapted.split(candidate.variables)[0]),
-    }
-    for name, candidate in candidates.items()
-  }
-  result = freeze(context, {'result': _choose(context, rows), 'structures': rows})['result']
+  candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
+  result = freeze(context, listed.content(), frozen)['result']
   labels = np.asarray(context.data('test').labels)
   answers, is_right = {}, {}
   for name, row in rows.items():
@@ -100,7 +124,7 @@ def freeze_and_evaluate(context: Context, candidates: dict[str, Model]) -> Teste
       'result_only': int((is_right[result] & ~is_right[name]).sum()),
       'other_only': int((is_right[name] & ~is_right[result]).sum()),
     }
-  return Tested(candidates, result, rows, answers[result])
+  return Listed(candidates, result, rows, answers[result])
 
 
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
@@ -119,8 +143,15 @@ def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
   return max(fitting, key=lambda name: (rows[name]['val_accuracy'], -rows[name]['params']))
 
 
-def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
+def freeze(
+  context: Context, listed: dict[str, Any], frozen: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
   """Writes the structures to test, with fingerprints of their weights, to `test_list.json`.
+
+  Args:
+    context: the context.
+    listed: what is to be tested.
+    frozen: the list that was frozen for this run elsewhere; None if there is none.
 
   Returns:
     The frozen list, of this start or an earlier one.
@@ -129,20 +160,23 @@ def freeze(context: Context, tested: dict[str, Any]) -> dict[str, Any]:
     ValueError: another list was frozen before.
   """
   path = context.path(TEST_LIST)
-  if os.path.exists(path):
+  is_written = os.path.exists(path)
+  if is_written:
     remedy = 'use a new workdir, because what this one tests is no longer known'
     frozen = read_json(path, 'test list', dict[str, Any], remedy)
-    if _without_accuracies(frozen) != _without_accuracies(tested):
-      raise UserError(
-        f'{path} was frozen with other structures than this run has now; use a new workdir.'
-      )
-    return frozen
-  if meshes.primary():
-    write_json(path, tested, 'test list')
-  return tested
+  if frozen is None:
+    frozen = listed
+  elif _without_accuracies(frozen) != _without_accuracies(listed):
+    raise UserError(
+      f'{path} was frozen with other structures than this run has now; use a new workdir.'
+    )
+  if not is_written and meshes.primary():
+    write_json(path, frozen, 'test list')
+  return frozen
 
 
-_VARYING = ('val_accuracy', 'result')  # differ between devices, by an image or two
+# These may differ between devices, by an image or two.
+_VARYING = ('val_accuracy', 'val_loss', 'result')
 
 
 def _without_accuracies(content: Any) -> Any:
@@ -155,13 +189,19 @@ def _without_accuracies(content: Any) -> Any:
 COMPARED_IMAGES = 256  # for comparing the folded model's logits with the adapted one's
 
 
-class _Structure(TypedDict):
+class _Trained(TypedDict):
   label: str
   params: int
   val_accuracy: float | None
-  test_accuracy: float
+  val_loss: float | None
   best_epoch: int | None
   genome: list[list[int]]
+  rate: float
+  seconds: float
+
+
+class _Structure(_Trained, total=False):
+  test_accuracy: float  # with test=True
 
 
 class _Data(TypedDict):
@@ -178,6 +218,7 @@ class Result(TypedDict):
   seed: int
   budget: int | None
   structure: str
+  train_on: str
   result: str
   structures: dict[str, _Structure]
   finetuned: bool | None
@@ -191,16 +232,18 @@ class Result(TypedDict):
 
 def write_results(
   context: Context,
-  tested: Tested,
+  listed: Listed,
+  seconds: Mapping[str, float],
   archive: Archive | None = None,
   supernet: Any = None,
   allocation: Allocation | None = None,
 ) -> dict[str, Any]:
-  """Folds the result, and writes adapter, plain checkpoint and page.
+  """Folds the result, and writes adapter, plain checkpoint and page; without a test the page alone.
 
   Args:
     context: the context.
-    tested: what `freeze_and_evaluate` returned.
+    listed: what was listed, and tested if the config says so.
+    seconds: time of all stages that a structure needs, by its name.
     archive: the search's; None without a search.
     supernet: variables of the supernet that was searched.
     allocation: the allocation; None without one.
@@ -208,28 +251,34 @@ def write_results(
   Returns:
     The content of `result.json` without the seconds of the last stage.
   """
-  config, candidates = context.settings, tested.candidates
-  candidate = candidates[tested.result]
-  _save_models(context, candidate)
-  difference = _difference_to_folded(context, candidate)
-  splits = (context.train_split, context.search_split, config.final_split, 'test')
-  images = {split: len(context.data(split).labels) for split in dict.fromkeys(splits)}
+  config, candidates = context.settings, listed.candidates
+  candidate, answers = candidates[listed.result], listed.answers
+  splits = (context.train_split, context.search_split, config.final_split)
+  folded = {}
+  if answers is not None:
+    splits = (*splits, 'test')
+    _save_models(context, candidate)
+    folded = {'fold_max_abs_diff': _difference_to_folded(context, candidate)}
+  images = {split: context.counts[split] for split in splits}
   result = {
     'task': context.task.name,
     'protocol': config.protocol,
     'seed': config.seed,
     'budget': config.budget,
     'structure': config.structure,
-    'result': tested.result,
+    'train_on': config.final_split,
+    'result': listed.result,
     'structures': {
       name: {
         'label': _label(context, candidates[name], name),
         **{field: value for field, value in row.items() if field != 'weights'},
+        'rate': _rate(context, name),
+        'seconds': round(seconds[name], 2),
       }
-      for name, row in tested.rows.items()
+      for name, row in listed.rows.items()
     },
     **_of_search(context, archive, images[context.search_split]),
-    'fold_max_abs_diff': difference,
+    **folded,
     'data': {
       'origin': context.task.origin,
       'notes': list(context.task.notes),
@@ -239,7 +288,7 @@ def write_results(
     'normalization': context.metadata['normalization'],
     'weights': config.model.weights,
     **recorded_weights(context.workdir),
-    'seconds': dict(context.seconds),
+    'seconds': seconds_by_title(context.seconds),
   }
   if allocation is not None:
     cost = config.allocation
@@ -252,10 +301,10 @@ def write_results(
       'borrowed': allocation.borrowed,
     }
   inherited = _inherited(context, supernet)
-  if meshes.primary():
+  if meshes.primary() and answers is not None:
     outcome = Outcome(
       np.asarray(context.data('test').labels),
-      *tested.answers,
+      *answers,
       functools.partial(context.pixels, 'test'),
       functools.partial(_file, context.task.open('test')),
     )
@@ -277,6 +326,13 @@ def write_results(
   return result
 
 
+def _rate(context: Context, name: str) -> float:
+  """The learning rate of a structure's training, at the schedule's peak."""
+  settings = context.settings
+  is_finetuned = name == SEARCH and settings.finetunes
+  return (settings.finetuning if is_finetuned else settings.training).learning_rate
+
+
 def _file(examples: Examples, index: int) -> str:
   """The file of an example, with its folder; empty where it has none of its own."""
   name = examples.name(index)
@@ -289,6 +345,7 @@ def _label(context: Context, candidate: Model, name: str) -> str:
     'linear': 'linear probe',
     GRADIENT: 'gradient',
     TRANSFER: 'transferred',
+    FINETUNING: 'full fine-tuning',
     SUPERNET: "searched, with the supernet's weights",
     SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
     FILE: os.path.basename(context.settings.structure),
@@ -334,18 +391,18 @@ def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
 
 
 def _save_models(context: Context, candidate: Model) -> None:
-  """Writes a structure as an adapter, a genome and a plain model."""
+  """Writes a structure as a plain model, and as adapter and genome if the base is frozen."""
   adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
   if context.mesh is not None:
     variables, folded = jax.tree.map(tree.on_host, (variables, folded))
   with meshes.primary_first('folded'):
     if not meshes.primary():
       return
-    path = context.path('adapter.safetensors')
-    save_adapter(path, adapted, variables, task=context.task.name)
-    write_json(
-      context.path('genome.json'), genome_to_json(adapted.spec, candidate.genome), 'genome'
-    )
+    if not isinstance(adapted, FullFineTuning):
+      path = context.path('adapter.safetensors')
+      save_adapter(path, adapted, variables, task=context.task.name)
+      described = genome_to_json(adapted.spec, candidate.genome)
+      write_json(context.path('genome.json'), described, 'genome')
     metadata = {
       'image_size': context.metadata['image_size'],
       'normalization': context.metadata['normalization'],

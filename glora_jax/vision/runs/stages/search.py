@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
@@ -39,6 +38,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     _train_supernet,
     reads=('sampling.', *TRAINING),
     splits=(train_split_of(settings),),
+    shared=True,
   )
   search = Stage(
     'search',
@@ -65,38 +65,18 @@ def _train_supernet(context: Context) -> Any:
     context.adapted,
     context.settings.training,
     context.train_split,
-    [context.variables],
-    [context.key(Stream.SUPERNET)],
+    context.variables,
+    context.key(Stream.SUPERNET),
   )
-  [trained] = train(context, training)
-  return trained.variables
+  return train(context, training).variables
 
 
 def _search(context: Context, supernet: Any) -> Archive:
-  budget, key = check_budget(context.settings.budget), context.key(Stream.SEARCH)
-  return run_search(context, supernet, budget=budget, key=key)
+  """All structures that were scored on the search split, with the supernet's weights.
 
-
-def run_search(
-  context: Context, variables: Any, *, budget: int | None, key: jax.Array, folder: str = 'search'
-) -> Archive:
-  """Searches on the search split, with the supernet's weights.
-
-  Args:
-    context: the context.
-    variables: the trained supernet's variables.
-    budget: most trained parameters; None for no limit.
-    key: random key.
-    folder: folder in the workdir for the archive, which is saved after every generation.
-
-  Returns:
-    All structures that were scored.
-
-  Raises:
-    Stopped: the job was asked to stop.
+  The archive is saved after every generation.
   """
-  path = context.path(folder, 'archive.npz')
-  os.makedirs(context.path(folder), exist_ok=True)
+  path = context.path('search', 'archive.npz')
   archive = None
   if os.path.exists(path):
     archive = read_archive(path, context.adapted.spec)
@@ -111,10 +91,10 @@ def run_search(
 
   return evolution.evolve(
     context.adapted.spec,
-    functools.partial(context.score, variables, split=context.search_split),
-    key,
+    functools.partial(context.score, supernet, split=context.search_split),
+    context.key(Stream.SEARCH),
     settings=context.settings.search,
-    budget=budget,
+    budget=check_budget(context.settings.budget),
     archive=archive,
     on_generation=on_generation,
     progress=meshes.primary(),
@@ -124,11 +104,9 @@ def run_search(
 def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:
   """The best structure, finetuned from the supernet's weights."""
   learner = context.adapted.fix(archive.best(context.settings.search.fitness))
-  settings, keys = context.settings, [context.key(Stream.FINETUNE)]
-  split = settings.final_split
-  training = Training('finetune', learner, settings.finetuning, split, [supernet], keys)
-  [trained] = train(context, training)
-  return trained
+  settings, key = context.settings, context.key(Stream.FINETUNE)
+  recipe, split = settings.finetuning, settings.final_split
+  return train(context, Training('finetune', learner, recipe, split, supernet, key))
 
 
 def read_archive(path: str, spec: Spec) -> Archive:

@@ -1,8 +1,8 @@
 """What a run trains from the pretrained model: the structure that its config names, and baselines.
 
 The structure comes from one gradient, from other tasks' scores of the backbone, from a preset's
-name or from a file. All are trained with one recipe, which is shorter after a gradient by what that
-cost (`AllocationSettings.epochs`).
+name or from a file; or the whole base is trained. All are trained with one recipe, which is shorter
+after a gradient by what that cost (`AllocationSettings.epochs`).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.errors import UserError
 from glora_jax.files import damaged, read_json
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
-from glora_jax.method.presets import genome_of, preset
+from glora_jax.method.presets import genome_of
 from glora_jax.method.space import Spec
 from glora_jax.search.allocation import Allocation
+from glora_jax.search.choice import require_something
 from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.config import RunSettings
-from glora_jax.vision.runs.context import Context, train_split_of
-from glora_jax.vision.runs.sections import GENOME_ENDING, GRADIENT, NO_PRESETS, SEARCH, TRANSFER
+from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.sections import FINETUNING, GENOME_ENDING, GRADIENT, SEARCH, TRANSFER
 from glora_jax.vision.runs.stage import TRAINING, Stage
 from glora_jax.vision.runs.stages.allocation import (
-  allocate_once,
   allocate_transfer,
-  check_gradient,
-  prior_of,
-  train_head,
+  choose_within,
+  stages_of_gradient,
 )
-from glora_jax.vision.runs.stages.training import Training, train
+from glora_jax.vision.runs.stages.training import FullFineTuning, Training, train
 from glora_jax.vision.structure_names import file_name
 
 FOLDER = 'structure'
@@ -73,34 +73,26 @@ def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
     ) from error
   params = count_params(spec, genome)
   if budget is not None and params > budget:
-    raise ValueError(
-      f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
-      'or give a smaller structure.'
-    )
+    raise ValueError(_beyond(name, params, budget))
   return genome
+
+
+def _beyond(name: str, params: int, budget: float) -> str:
+  return (
+    f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
+    'or give a smaller structure.'
+  )
 
 
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   """The stages that find a structure without a search."""
   if settings.has_gradient:
-    head = Stage(
-      'head',
-      _warm_head,
-      reads=('allocation.', *TRAINING),
-      check=check_gradient,
-      splits=(train_split_of(settings),),
-    )
-    structure = Stage(
-      'structure',
-      _read_off,
-      reads=('allocation.', 'budget', 'training.'),
-      after=('head',),
-    )
-    return head, structure
-  if settings.structure == SEARCH:
+    structure = Stage(FOLDER, _choose, reads=('budget',), after=('gradient',), check=_check_budget)
+    return *stages_of_gradient(settings), structure
+  if settings.structure in (SEARCH, FINETUNING):
     return ()
   reads = ('budget', *(READS_OF_TRANSFER if settings.structure == TRANSFER else ()))
-  return (Stage('structure', _given, reads=reads, check=_named),)
+  return (Stage(FOLDER, _given, reads=reads, check=_named),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -117,47 +109,50 @@ def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
 
 def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> Stage:
   folder = f'training/{file_name(name)}'
+  is_found = name == GRADIENT or (is_given and name != FINETUNING)
+
+  def learner_of(context: Context) -> Adapted:
+    place = context.place(name)
+    return FullFineTuning.of(place.adapted) if name == FINETUNING else place.adapted.fix(name)
 
   def check(context: Context) -> None:
-    if not is_given and name not in NO_PRESETS:
-      preset(context.place(name).adapted.spec, name)
+    if not is_found:
+      params, budget = learner_of(context).count_params(), context.settings.budget
+      if is_given and budget is not None and params > budget:
+        raise ValueError(_beyond(name, params, budget))
 
   def run(context: Context, structure: Model | None = None) -> Model:
     if structure is None:
-      place = context.place(name)
-      structure = Model(place.adapted.fix(name), place.variables)
-    recipe = context.settings.training
+      structure = Model(learner_of(context), context.place(name).variables)
+    recipe, split = context.settings.training, context.settings.final_split
     if name == GRADIENT and structure.allocation is not None:
       recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
-    keys = [context.key(Stream.TRAINING if is_given else Stream.BASELINE)]
-    split = context.settings.final_split
-    training = Training(folder, structure.adapted, recipe, split, [structure.variables], keys)
-    [trained] = train(context, training)
-    return trained
+    key = context.key(Stream.TRAINING if is_given else Stream.BASELINE)
+    training = Training(folder, structure.adapted, recipe, split, structure.variables, key)
+    return train(context, training)
 
   return Stage(
     folder,
     run,
     reads=('train_on', *TRAINING, *(('allocation.',) if name == GRADIENT else ())),
-    after=('structure',) if is_given or name == GRADIENT else (),
+    after=(FOLDER,) if is_found else (),
     check=check,
     splits=(settings.final_split,),
   )
 
 
-def _warm_head(context: Context) -> Model:
-  """The gradient's space with a warm head."""
-  return train_head(context, context.place(GRADIENT))
+def _check_budget(context: Context) -> None:
+  """Raises ValueError if the budget buys nothing."""
+  require_something(context.place(GRADIENT).adapted.spec, context.settings.budget)
 
 
-def _read_off(context: Context, warm: Model) -> Model:
-  """The structure allocated from the gradient, with the head that it was taken with."""
-  budget = check_budget(context.settings.budget)
-  place = context.place(GRADIENT)
-  prior = prior_of(context, place, budget=budget, key=context.key(Stream.PRIOR))
-  key = context.key(Stream.STRUCTURE)
-  allocation = allocate_once(context, warm, key=key, folder=FOLDER, prior=prior, budget=budget)
-  learner = warm.adapted.fix(allocation.genome)
+def _choose(context: Context, found: Allocation) -> Model:
+  """The gradient's structure within the budget, with the head that the gradient was taken with."""
+  allocation = choose_within(check_budget(context.settings.budget), found)
+  learner = context.place(GRADIENT).adapted.fix(allocation.genome)
+  path = context.path(FOLDER, 'genome.json')  # to be read by people
+  if meshes.primary() and not os.path.exists(path):
+    write_json(path, genome_to_json(allocation.spec, allocation.genome), 'genome')
   return Model(learner, allocation.variables, allocation=allocation)
 
 

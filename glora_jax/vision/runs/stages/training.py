@@ -1,4 +1,4 @@
-"""The trainer of all stages: one training, or several of one learner side by side."""
+"""The trainer of all stages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
@@ -19,12 +18,11 @@ from glora_jax import mesh as meshes
 from glora_jax.compiling import reported
 from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted, call_model
-from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.sample import Preprocess
 from glora_jax.training import loop
 from glora_jax.training.batches import Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
-from glora_jax.training.fit import split_starts, step_loss
+from glora_jax.training.fit import step_loss
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
@@ -39,7 +37,6 @@ log = logging.getLogger(__name__)
 
 MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
 LOOKS = 20  # measurements on the validation images during a training
-MOST_SIDE_BY_SIDE = 8  # to bound memory; more are trained one group after another
 ENOUGH_STEPS = 100  # by then a training should have learned something
 _LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
 
@@ -120,30 +117,27 @@ class FullFineTuning(WithoutAdapter):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-  """A training, or several of one learner side by side.
+  """What to train, and how.
 
   Attributes:
     name: folder of the training states in the workdir, and the name in `metrics.jsonl`.
     learner: the model to train; without a fixed structure it is a supernet.
     recipe: how to train.
     split: split to train on.
-    starts: variables to start from, of each training.
-    keys: random keys, of each training.
-    rates: learning rates of each training, at the schedule's peak. None for a single training at
-      the recipe's rate, which writes metrics and ends the job if it diverges.
+    start: variables to start from.
+    key: random key.
   """
 
   name: str
   learner: Adapted
   recipe: Recipe
   split: str
-  starts: Sequence[Any]
-  keys: Sequence[jax.Array]
-  rates: Sequence[float] | None = None
+  start: Any
+  key: jax.Array
 
 
 class Best(NamedTuple):
-  """The best on the validation images so far; with several trainings all have an axis [n].
+  """The best on the validation images so far.
 
   Attributes:
     trainable: the trained arrays at that epoch; None if the last epoch's are kept.
@@ -158,51 +152,38 @@ class Best(NamedTuple):
   epoch: Any
 
   def better(self, other: Best) -> Best:
-    """The better of two, for each training."""
+    """The better of two."""
     is_better = (other.accuracy > self.accuracy) | (
       (other.accuracy == self.accuracy) & (other.loss < self.loss)
     )
-
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-      # A copy: training reuses the memory of the new ones.
-      return jnp.where(
-        is_better.reshape(is_better.shape + (1,) * (old.ndim - is_better.ndim)), new, old
-      )
-
-    return jax.tree.map(choose, self, other)
+    # A copy: training reuses the memory of the new ones.
+    return jax.tree.map(lambda old, new: jnp.where(is_better, new, old), self, other)
 
 
-def train(context: Context, training: Training) -> list[Model]:
+def train(context: Context, training: Training) -> Model:
   """Trains, or resumes from the newest saved state.
 
   A fixed structure that is trained on the training images is measured on the validation images
-  about twenty times; of several side by side only if the best is kept. `training.keep` says whether
-  the best of these states or the last one is kept.
+  about twenty times. `training.keep` says whether the best of these states or the last one is kept.
 
   Args:
     context: the context.
     training: what to train, and how.
 
   Returns:
-    The outcome of each training.
+    The trained model.
 
   Raises:
-    NonFiniteLossError: a single training diverged; its last good state is saved.
+    NonFiniteLossError: the training diverged; its last good state is saved.
     Stopped: the job was asked to stop; the newest state is saved.
   """
-  learner, recipe, rates = training.learner, training.recipe, training.rates
-  if rates is not None and len(rates) > MOST_SIDE_BY_SIDE:
-    first, rest = slice(MOST_SIDE_BY_SIDE), slice(MOST_SIDE_BY_SIDE, None)
-    parts = [_part(training, 'first', first), _part(training, 'rest', rest)]
-    return [trained for part in parts for trained in train(context, part)]
-  trainable, frozen = start_of(training)
+  learner, recipe = training.learner, training.recipe
+  trainable, frozen = learner.split(training.start)
   images, labels = context.data(training.split)
   per_epoch = recipe.steps_per_epoch(len(labels))
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)
-  is_measured = learner.genome is not None and not is_head
-  is_measured &= training.split == 'train'
-  is_measured &= rates is None or context.settings.training.keep == 'best'
+  is_measured = learner.genome is not None and not is_head and training.split == 'train'
   interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
@@ -217,7 +198,7 @@ def train(context: Context, training: Training) -> list[Model]:
     state = bookkeeper.restored(_initial_state(context, training, trainable, per_epoch))
     if is_head and bookkeeper.saved < last:
       size = recipe.batch_size // recipe.accumulate
-      start, preprocess = training.starts[0], context.preprocess
+      start, preprocess = training.start, context.preprocess
       images = learner.features(start, preprocess, images, labels, size, context.mesh)
     try:
       state = loop.minimize(
@@ -226,8 +207,7 @@ def train(context: Context, training: Training) -> list[Model]:
         frozen,
         images if isinstance(images, Stream) else (images, labels),
         recipe,
-        training.keys[0] if rates is None else jnp.stack(training.keys),
-        rates=None if rates is None else [rate / recipe.learning_rate for rate in rates],
+        training.key,
         state=state,
         steps_per_dispatch=per_epoch if is_head else equal_parts(interval if is_measured else last),
         on_dispatch=bookkeeper,
@@ -238,9 +218,9 @@ def train(context: Context, training: Training) -> list[Model]:
       bookkeeper.save(error.state)
       log.warning('The state before that step is kept in %s.', context.path(training.name))
       raise
-    bookkeeper.save(state)
-  if rates is None:
-    bookkeeper.warn_of_guessing(state, labels)
+    if state.step > bookkeeper.saved:
+      bookkeeper.save(state)
+  bookkeeper.warn_of_guessing(state, labels)
   return bookkeeper.trained(state)
 
 
@@ -256,31 +236,6 @@ def equal_parts(steps: int) -> int:
   fewest = max(1, math.ceil(steps / MOST_STEPS))
   parts = (number for number in range(fewest, 2 * fewest + 1) if steps % number == 0)
   return math.ceil(steps / next(parts, fewest)) or 1
-
-
-def _part(training: Training, name: str, part: slice) -> Training:
-  """A part of several trainings, with its own folder."""
-  return dataclasses.replace(
-    training,
-    name=f'{training.name}/{name}',
-    starts=training.starts[part],
-    keys=training.keys[part],
-    rates=(training.rates or ())[part],
-  )
-
-
-def start_of(training: Training) -> tuple[Any, Any]:
-  """(trainable, frozen) of a training; with several, the former has a leading axis for them.
-
-  Frozen arrays are the same for all of them: what the structure does not read is zero.
-  """
-  learner = training.learner
-  if training.rates is None:
-    return learner.split(training.starts[0])
-  trainable, frozen = split_starts(learner, training.starts)
-  if COLLECTION in frozen and not isinstance(learner, FullFineTuning):
-    frozen = {**frozen, COLLECTION: jax.tree.map(jnp.zeros_like, frozen[COLLECTION])}
-  return trainable, frozen
 
 
 def loss_of(context: Context, learner: Adapted) -> LossFn:
@@ -306,8 +261,7 @@ def _initial_state(
   context: Context, training: Training, trainable: Any, per_epoch: int
 ) -> TrainState:
   """The state before the first step, which also places a restored state."""
-  number = None if training.rates is None else len(training.starts)
-  state = loop.initial_state(trainable, training.recipe.optimizer(per_epoch), number)
+  state = loop.initial_state(trainable, training.recipe.optimizer(per_epoch))
   if context.mesh is None:
     return state
   trainable, opt_state = meshes.replicate(context.mesh, (state.trainable, state.opt_state))
@@ -344,22 +298,27 @@ class Bookkeeper:
 
   def restored(self, start: TrainState) -> TrainState | None:
     """The newest saved state, shaped as the first one; None if there is none."""
-    kept = start.trainable if self.context.settings.training.keep == 'best' else None
-    worst = [jnp.full(np.shape(start.step), x, jnp.float32) for x in (-1, jnp.inf, 0)]
-    self.best = meshes.replicate(self.context.mesh, Best(kept, *worst))
+    settings, name = self.context.settings, self.training.name
+    if self.interval is not None:
+      kept = start.trainable if settings.training.keep == 'best' else None
+      worst = map(jnp.float32, (-1, jnp.inf, 0))
+      self.best = meshes.replicate(self.context.mesh, Best(kept, *worst))
     state = self.checkpoints.latest(self._with_best(start))
     if state is not None:
       if self.interval is not None:
         trainable, self.best = state.trainable
         state = state._replace(trainable=trainable)
-      self.saved = int(np.max(state.step))
+      self.saved = state.step
       self.looked = self.saved // (self.interval or 1)
-    settings, name = self.context.settings, self.training.name
     board = self.context.path('tensorboard') if settings.watch.tensorboard else None
-    self.metrics = None
-    if self.training.rates is None:
-      before = self.context.begun
-      self.metrics = Metrics(self.context.workdir, name, self.saved, before, board)
+    self.metrics = Metrics(
+      self.context.workdir,
+      name,
+      self.context.path(name),
+      self.saved,
+      [self.context.path(each) for each in self.context.begun],
+      board,
+    )
     return state
 
   def _with_best(self, state: TrainState) -> TrainState:
@@ -371,19 +330,18 @@ class Bookkeeper:
   def save(self, state: TrainState) -> None:
     """Saves a state in the background."""
     self.checkpoints.save(self._with_best(state))
-    self.saved = int(np.max(state.step))
+    self.saved = state.step
 
   def __call__(self, state: TrainState, means: dict[str, Any]) -> None:
     """Takes the state after a dispatch, and the means of its metrics."""
-    step = int(np.max(state.step))
+    step = state.step
     epoch = step / self.steps_per_epoch
     measured = {}
     if self.interval is not None and (step // self.interval > self.looked or step == self.last):
       self.looked = step // self.interval
       measured = self._measure(state, epoch)
-    if self.metrics is not None:
-      self.accuracies.append(means['accuracy'])
-      self.metrics.write(step, {'epoch': epoch, **means, **measured})
+    self.accuracies.append(means['accuracy'])
+    self.metrics.write(step, {'epoch': epoch, **means, **measured})
     self.context.dispatched()
     stop = self.context.stop()
     due = self.saved + self.context.settings.checkpoint_epochs * self.steps_per_epoch
@@ -393,32 +351,22 @@ class Bookkeeper:
       raise Stopped(f'{self.training.name} at step {step}', self.context.workdir)
 
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
-    """Measures on the validation images, keeps the best, and returns a single training's values."""
-    found = [self.context.measure(model, 'val') for model in self._models(state.trainable)]
-    accuracies, losses = ([each[f'val_{name}'] for each in found] for name in ('accuracy', 'loss'))
-    values = (accuracies, losses, [epoch] * len(found))
-    numbers = [np.array(value, np.float32).reshape(self.best.epoch.shape) for value in values]
+    """Measures on the validation images, and keeps the best."""
+    found = self.context.measure(self._model(state.trainable), 'val')
+    numbers = map(jnp.float32, (found['val_accuracy'], found['val_loss'], epoch))
     kept = None if self.best.trainable is None else state.trainable
-    self.best = self.best.better(Best(kept, *meshes.replicate(self.context.mesh, numbers)))
-    return found[0]
+    self.best = self.best.better(Best(kept, *meshes.replicate(self.context.mesh, [*numbers])))
+    return found
 
-  def _models(self, trainable: Any) -> list[Model]:
-    """The model of each training."""
-    rates, learner = self.training.rates, self.training.learner
-    parts = [trainable]
-    if rates is not None:
-      parts = [jax.tree.map(operator.itemgetter(run), trainable) for run in range(len(rates))]
-    return [Model(learner, learner.join(part, self.frozen)) for part in parts]
+  def _model(self, trainable: Any) -> Model:
+    return Model(self.training.learner, self.training.learner.join(trainable, self.frozen))
 
-  def trained(self, state: TrainState) -> list[Model]:
-    """The outcome of each training."""
-    trainable, epochs = state.trainable, [None] * np.size(state.step)
-    if self.interval is not None:
-      trainable = trainable if self.best.trainable is None else self.best.trainable
-      epochs = [round(epoch) for epoch in np.ravel(self.best.epoch).tolist()]
-    stopped = (np.ravel(state.step) < self.last).tolist()
-    found = zip(self._models(trainable), epochs, stopped, strict=True)
-    return [model._replace(best_epoch=epoch, diverged=has) for model, epoch, has in found]
+  def trained(self, state: TrainState) -> Model:
+    """The trained model."""
+    if self.interval is None:
+      return self._model(state.trainable)
+    kept = state.trainable if self.best.trainable is None else self.best.trainable
+    return self._model(kept)._replace(best_epoch=round(float(self.best.epoch)))
 
   def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
     """Warns if a training ended about as good as guessing."""

@@ -1,0 +1,63 @@
+"""A job whose stages write a line each."""
+
+import functools
+import operator
+import os
+import types
+
+from tiny_runs import changed
+
+from glora_jax.vision.runs.config import check_config, default_config
+from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.stage import Stage, walk
+
+
+class Job:
+  """Three stages, of which the last takes the results of both others, and what was run of them."""
+
+  def __init__(self, folder, shared=None):
+    self.folder, self.shared, self.ran = folder, shared, []
+    last = ('second', 'parts/third')
+    self.stages = (
+      self.make('first', 'search.parents', shared=True),
+      self.make('second', 'budget', splits=('train',)),
+      self.make('parts/third', 'search.mode', after=('first',)),
+      Stage('last', lambda _, *results: results, after=last, has_folder=False),
+    )
+
+  def make(self, name, field, **options):
+    """A stage that leaves a file with what it read, unless it is there."""
+
+    def run(context, *results):
+      path = context.path(name, 'genome.json')
+      if not os.path.exists(path):
+        self.ran.append(name)
+        value = operator.attrgetter(field)(context.settings)
+        with open(path, 'w') as file:
+          file.write(f'{value}, {context.facts}, {context.settings.seed}, {results}')
+      with open(path) as file:
+        return file.read()
+
+    return Stage(name, run, (field,), **options)
+
+  def start(self, facts=(), shards=1, until=None, **values):
+    """Walks the stages with other values of the config; (result, what was run)."""
+    self.ran.clear()
+    result = walk(self.context(facts, shards, **values), self.stages, until)
+    return result, list(self.ran)
+
+  def context(self, facts=(), shards=1, **values):
+    """What the stages are given."""
+    context = types.SimpleNamespace(
+      settings=check_config(changed(default_config(), **values)),
+      workdir=str(self.folder),
+      shared=self.shared and str(self.shared),
+      folders={},
+      stop=lambda: False,
+      facts=dict(facts),
+      shards=shards,
+      seconds={},
+      programs={},
+    )
+    context.path = functools.partial(Context.path, context)
+    return context
