@@ -60,7 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides q
 }
 COMPARED = ('adapter.safetensors', 'metrics.jsonl', 'genome.json', 'test_list.json')
 # Lines of the log at which a stage of a run begins, or a suite goes on to another run.
-BEGINNING = re.compile(r'^(\S+: stage \d+|(?:Trying a rate|Training|Testing) \d+) of .*', re.M)
+BEGINNING = re.compile(r'^(?:\S+: stage \d|(?:Checking|Trying a rate|Training|Testing): ).*', re.M)
 
 Contents = dict[str, bytes]
 
