@@ -1,9 +1,10 @@
-"""Suites and comparisons on a real Ray cluster of three nodes, one of which dies.
+"""Suites on a real Ray cluster of three nodes, of which one dies.
 
 They need the extra `ray`.
 """
 
 import contextlib
+import csv
 import glob
 import itertools
 import os
@@ -16,6 +17,7 @@ import pytest
 from few_shot_lists import write_few_shot_lists
 from tiny_runs import changed, start_command, wait_for, without_seconds
 
+from benchmarks.machinery import killable
 from glora_jax.errors import UserError
 from glora_jax.files import read_json
 from glora_jax.vision.runs import command_line, runners, suite
@@ -64,26 +66,52 @@ def config(run_config, tmp_path_factory):
 
 
 def folders_of(workdir):
-  """The folders of a suite's runs."""
+  """The folders of a suite's runs, without a structure of its own."""
   return [workdir / 'oxford_pets' / '1' / str(seed) for seed in SEEDS]
 
 
 def left_by(workdir):
   """The table of a suite, and what its runs leave, times apart."""
-  folders, names = folders_of(workdir), ('adapter.safetensors', 'test_list.json')
-  results = [without_seconds(read_json(folder / 'result.json')) for folder in folders]
-  files = [(folder / name).read_bytes() for folder in folders for name in names]
-  return (workdir / 'table.csv').read_text(), results, files
+  with open(workdir / 'table.csv') as file:
+    rows = killable.without_seconds([*csv.DictReader(file)])
+  files = {
+    path.relative_to(workdir): path.read_bytes()
+    for name in ('adapter.safetensors', 'test_list.json')
+    for path in workdir.rglob(name)
+  }
+  results = {
+    path.relative_to(workdir): without_seconds(read_json(path))
+    for path in workdir.rglob('result.json')
+  }
+  return rows, results, files
 
 
-def raylet_of(folder):
-  """The node's process whose worker holds a workdir; None where nobody does."""
+def raylet_of(lock):
+  """The node's process whose worker holds a lock; None if nobody does."""
   for link in glob.glob('/proc/[0-9]*/fd/*'):
     with contextlib.suppress(OSError):
-      if os.readlink(link) == str(folder / LOCK):
+      if os.readlink(link) == str(lock):
         status = pathlib.Path(link).parents[1].joinpath('status').read_text()
         return int(re.search(r'PPid:\s*(\d+)', status)[1])
   return None
+
+
+def run_and_kill_a_node(cluster, config, workdir, locks):
+  """Runs a suite on three nodes; one is killed that holds a lock, whose name matches a pattern."""
+  while len(cluster.worker_nodes) < 2:
+    cluster.add_node(**NODE)
+  dead = []
+
+  def kill_once():
+    for node, lock in itertools.product(cluster.worker_nodes, workdir.glob(locks)):
+      if not dead and raylet_of(lock) == node.all_processes['raylet'][0].process.pid:
+        dead.append(lock)
+        cluster.remove_node(node, allow_graceful=False)
+    return False
+
+  board = suite.run(config, str(workdir), kill_once, runners.named(f'ray:{cluster.address}'))
+  assert dead
+  assert not board.failed
 
 
 def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
@@ -97,21 +125,23 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
   _, errors = process.communicate()
   assert process.returncode == command_line.STOPPED, errors
   assert f'Stopped on the Ray cluster. Everything is saved in {workdir}; ' in errors
-  assert re.search(r'\(fewshot/oxford_pets/1/\d .*Task \d of 3: fewshot/oxford_pets/1/\d', errors)
+  assert re.search(r'\(oxford_pets/1/\d .*Training: oxford_pets/1/\d \(\d of 3\)', errors)
   assert not (workdir / 'oxford_pets' / '1' / '2' / 'result.json').exists()
-  dead = []
-
-  def kill_once():
-    for node, folder in itertools.product(cluster.worker_nodes, folders_of(workdir)):
-      if not dead and raylet_of(folder) == node.all_processes['raylet'][0].process.pid:
-        dead.append(folder)
-        cluster.remove_node(node, allow_graceful=False)
-    return False
-
-  board = suite.run(config, str(workdir), kill_once, runners.named(f'ray:{cluster.address}'))
-  assert dead
-  assert not board.failed
+  run_and_kill_a_node(cluster, config, workdir, f'oxford_pets/1/*/{LOCK}')
   assert left_by(workdir) == left_by(tmp_path / 'process')
+
+
+def test_a_node_that_dies_while_it_makes_what_runs_share_leaves_the_table_of_one_process(
+  cluster, config, tmp_path
+):
+  """Runs of two budgets and two rates share the head of their task and seed."""
+  config = changed(
+    config, suite__structures=('gradient',), suite__budgets=(900, 5000), suite__rates=(1e-3, 1e-2)
+  )
+  config.allocation.head_epochs = 400
+  suite.run(config, str(tmp_path / 'process'))
+  run_and_kill_a_node(cluster, config, tmp_path / 'ray', 'shared/head/*.lock')
+  assert left_by(tmp_path / 'ray') == left_by(tmp_path / 'process')
 
 
 def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster, tmp_path):
