@@ -13,7 +13,7 @@ tasks, such as 'vtab/all', structures, rates or seeds. Each writes `report.html`
 which `--open` opens in a browser.
 
 SIGTERM and Ctrl-C save everything and exit with 75 (EX_TEMPFAIL of sysexits.h); the same command
-resumes. A suite exits with 1 if a task failed or none was ready, with 0 if all that were ready have
+resumes. A suite exits with 1 if a run failed or none was ready, with 0 if all that were ready have
 results; `--check` exits with 1 unless all are ready.
 """
 
@@ -87,19 +87,18 @@ def dispatch(
   given: Sequence[str] = (),
 ) -> tuple[str, int]:
   """Runs a suite or a single run; returns its summary and exit code."""
-  from glora_jax.vision.runs import experiment, runners, suite
+  from glora_jax.vision.reports import report
+  from glora_jax.vision.runs import cells, experiment, runners, suite
   from glora_jax.vision.runs.config import check_config
 
   settings = check_config(config)
-  tasks = suite.tasks_of(settings)
-  if len(tasks) == 1:
+  if not cells.is_suite(settings):
     require_process(runner, resources)
-    [settings] = tasks.values()
     return experiment.summary(experiment.run(settings, workdir, stop, given=given), workdir), 0
   chosen = chosen_runner(settings, runner, resources)
   runners.keep_compiled(workdir)
   board = suite.run(settings, workdir, stop, chosen, given=given)
-  return suite.summary(board, workdir), 1 if board.failed else 0
+  return report.summary(board, workdir), 1 if suite.failed_runs(board) else 0
 
 
 def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Runner:

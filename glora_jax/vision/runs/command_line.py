@@ -63,6 +63,8 @@ class _Tuple(flags.ArgumentParser):
 
   def parse(self, argument: Any) -> Any:
     """The tuple of a string."""
+    if argument == 'None':
+      return None
     return tuple_parser.TupleParser().parse(argument)
 
 
@@ -161,8 +163,8 @@ OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace an existin
 RUNNER = flags.DEFINE_string(
   'runner',
   'process',
-  "Where a suite's runs and a comparison's methods are computed: in this process, or on the nodes "
-  'of a Ray cluster, ray[:ADDRESS].',
+  "Where a suite's runs are computed: in this process, or on the nodes of a Ray cluster, "
+  'ray[:ADDRESS].',
 )
 RESOURCES = flags.DEFINE_string(
   'runner.resources', None, 'What each takes of a node; a TPU chip, a GPU or all cores by default.'

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 MARK = 'stage.json'
 _POLL = 0.5  # seconds between two looks at a lock
+# Errors of a training whose learning rate does not suit it.
+DIVERGED = (NonFiniteLossError, NonFiniteError, NoGradientError)
 # What every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 
@@ -204,7 +206,7 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     profiling = profiled(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )
-    diverged = user_errors(NonFiniteLossError, NonFiniteError, NoGradientError)
+    diverged = user_errors(*DIVERGED)
     timed = _timed(context, stage, keys[stage.name])
     held = _held(context, stage) if is_shared(context, stage) else contextlib.nullcontext()
     with held, diverged, profiling as context.dispatched, timed as mark:

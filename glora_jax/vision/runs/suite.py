@@ -1,11 +1,15 @@
-"""The tasks of a benchmark: each a run in its own folder of the workdir, and one table of all.
+"""Many runs as one: a grid of tasks, structures, budgets and seeds, and one table of all.
 
-    workdir/  config.json  report.html  table.csv  compiled/  cifar100/ (a run)  ...
+    workdir/  config.json  report.html  table.csv  test_list.json  compiled/  shared/
+              dtd/lora:8/42/ (a run)  dtd/lora:8/rate-0.001/ (one that tries a rate)  ...
 
-Tasks whose data is ready run; the others are listed with what is missing. A task that fails is
-listed with its error, and the rest continue. All tasks and their images are checked before the
-first one starts. The table is made from each run's `result.json` alone, so the same command
-resumes: finished runs are read, an interrupted one continues, a failed one is tried again.
+All runs are checked before the first one starts. Those that try learning rates come first. Then all
+others train, the list of what they test is written to disk, and only then the first one reads test
+images. What several of them need, such as a head, is made once, in `shared/`.
+
+Tasks whose data is missing are listed with what they lack. A run that fails is listed with its
+error, and the rest continues. The table is made from each run's `result.json` alone, so the same
+command resumes: finished runs are read, an interrupted one continues, a failed one is tried again.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import jax
 import ml_collections
@@ -25,20 +29,25 @@ import ml_collections
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
-from glora_jax.files import first_line
-from glora_jax.vision.data.catalog import expand, find
-from glora_jax.vision.reports import page, scoreboard
-from glora_jax.vision.reports.scoreboard import Board
+from glora_jax.files import first_line, read_json
+from glora_jax.vision.data.catalog import find
+from glora_jax.vision.files import write_json
+from glora_jax.vision.reports import report
+from glora_jax.vision.reports.table import Board
+from glora_jax.vision.reports.tables import grouped
 from glora_jax.vision.runs import experiment, processes
-from glora_jax.vision.runs.config import RunSettings, check_config, check_settings, settings_of
-from glora_jax.vision.runs.context import never
+from glora_jax.vision.runs.cells import Run, runs_of, trials_of
+from glora_jax.vision.runs.config import RunSettings, check_config
+from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.fields import warn_of_unread
 from glora_jax.vision.runs.job import claimed, prepared
 from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
-from glora_jax.vision.runs.sections import SuiteSettings
-from glora_jax.vision.runs.stage import read_by
+from glora_jax.vision.runs.stage import DIVERGED, read_by
+from glora_jax.vision.runs.stages.training import best_on_val
 from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import (
+  SHARED,
+  TEST_LIST,
   InUseError,
   Stopped,
   changes_of,
@@ -50,33 +59,6 @@ from glora_jax.vision.runs.workdir import (
 log = logging.getLogger(__name__)
 
 
-@user_errors()
-def tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
-  """The settings of every task that a task stands for, each as for a run of that task alone.
-
-  Args:
-    settings: settings whose task stands for several, such as 'vtab/all', or for itself.
-
-  Returns:
-    Settings by task. The suite's settings for a task are in its budget, and in the learning rates
-    of `training` and `finetune`.
-
-  Raises:
-    UserError: the suite's settings for a task are wrong.
-  """
-  by_task = settings.suite.settings
-  check_settings(by_task, settings.task, 'suite.settings')
-  found = {}
-  for name in expand(settings.task):
-    own = settings_of(by_task, name)
-    fields: dict[str, Any] = {'budget': own['budget']} if 'budget' in own else {}
-    if (rate := own.get('learning_rate')) is not None:
-      for section in ('training', 'finetune'):
-        fields[section] = dataclasses.replace(getattr(settings, section), learning_rate=rate)
-    found[name] = dataclasses.replace(settings, task=name, suite=SuiteSettings(), **fields)
-  return found
-
-
 def run(
   config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
@@ -85,12 +67,13 @@ def run(
   *,
   given: Sequence[str] = (),
 ) -> Board:
-  """Runs, or resumes, all tasks that are ready, and keeps the table up to date.
+  """Runs, or resumes, all runs whose data is ready, and keeps page and table up to date.
 
   Args:
-    config: a config whose task stands for several, such as 'vtab/all', or settings.
+    config: a config whose task stands for several, such as 'vtab/all', or whose section `suite`
+      lists structures, rates or seeds; or settings.
     workdir: folder for all output; one config each.
-    stop: see `experiment.run`; also called before every task.
+    stop: see `experiment.run`; also called before every run.
     runner: executes the runs, and the checks before them.
     given: see `experiment.run`.
 
@@ -104,69 +87,201 @@ def run(
   settings = check_config(config)
   with user_errors():
     workdir = check_path(workdir)
-  tasks = tasks_of(settings)
-  read = read_by(experiment.stages_of(settings))
+  runs, trials = runs_of(settings), trials_of(settings)
+  board = Board(settings.task, {name: each.cell for name, each in {**trials, **runs}.items()})
+  work = _Work(board, workdir, runner, stop)
   processes.initialize(**dataclasses.asdict(settings.distributed))
-  folders = {name: _folder(workdir, name) for name in tasks}
-  inside = [part for name in tasks for part in _folder('', name).split(os.sep)]
-  board = Board(settings.task, tuple(tasks))
-
-  def do(job: Callable[..., Any], beginning: str) -> None:
-    jobs = {
-      name: functools.partial(
-        job, tasks[name], folder, f'{beginning} {number} of {len(tasks)}: {name}'
-      )
-      for number, (name, folder) in enumerate(folders.items(), 1)
-      if board.state(name) == 'waiting'
-    }
-    with contextlib.closing(runner.outcomes(jobs, workdir, stop)) as outcomes:
-      for name, outcome in outcomes:
-        attempt(board, name, outcome)
-        _write(board, workdir)
-        jax.clear_caches()  # no other run uses this run's programs, and many tasks pile them up
-        gc.collect()  # frees its arrays on the device before the next run
-
+  stages = [stage for each in runs.values() for stage in experiment.stages_of(each.settings)]
+  read = (*read_by(stages), 'suite.')
   with contextlib.ExitStack() as stack:
     with user_errors():
-      stack.enter_context(claim(workdir, tasks=inside))
-      changes_of(settings, workdir, read, list(folders.values()))
-    for name, folder in folders.items():
-      if is_finished(folder):
-        attempt(board, name, functools.partial(experiment.run, tasks[name], folder))
-    _list_missing(board, tasks, settings.suite.prepare)
-    _write(board, workdir)
-    if board.waiting:
+      parts = {part for name in board.cells for part in name.split('/')}
+      stack.enter_context(claim(workdir, tasks=parts))
+      changes_of(settings, workdir, read, [work.folder(name) for name in board.cells])
+    work.list_missing({**trials, **runs}, settings.suite.prepare)
+    if any(not is_finished(work.folder(name)) for name in board.waiting):
       warn_of_unread(settings, read, given)
-    do(_rehearse, 'Checking task')
-    if not board.results and not board.waiting:
+    work.check(trials, runs)
+    work.write()
+    if not board.waiting:
       raise UserError(
-        f'None of the {len(tasks)} tasks of {settings.task} can run; {workdir}/report.html says '
+        f'None of the {len(runs)} runs of {settings.task} can start; {workdir}/report.html says '
         'what each of them needs.'
       )
     if meshes.primary():
       write_config(settings, workdir)
-    do(_run, 'Task')
+    work.do('Trying a rate', _try_rate, trials, board.results)
+    runs = runs_of(settings, work.choose_rates(trials, runs))
+    lists: dict[str, Any] = {}
+    work.do('Training', _train, runs, lists)
+    lists = work.freeze(lists)
+    work.do('Testing', _test, runs, board.results, lists)
   return board
 
 
-def _run(
-  settings: RunSettings, folder: str, title: str, stop: Callable[[], bool]
-) -> dict[str, Any]:
-  """Runs a task."""
-  log.info(title)
-  return experiment.run(settings, folder, stop, given=None)
+def failed_runs(board: Board) -> list[str]:
+  """Names of the runs that failed, but for those that only tried a learning rate."""
+  return [name for name in board.failed if board.cells[name].rate is None]
+
+
+@dataclasses.dataclass
+class _Work:
+  """What the phases of a suite share: where its runs are executed, and what becomes of them."""
+
+  board: Board
+  workdir: str
+  runner: Runner
+  stop: Callable[[], bool]
+  diverged: set[str] = dataclasses.field(default_factory=set)
+
+  def folder(self, name: str) -> str:
+    """The workdir of a run."""
+    return os.path.join(self.workdir, *name.split('/'))
+
+  def list_missing(self, runs: Mapping[str, Run], prepare: bool) -> None:
+    """Records what the data of runs lacks that are not finished."""
+    lacking: dict[str, str | None] = {}
+    with meshes.primary_first('suite/prepare'):
+      for name, (cell, settings) in runs.items():
+        if is_finished(self.folder(name)):
+          continue
+        if cell.task not in lacking:
+          lacking[cell.task] = missing(settings, prepare)
+          if lacking[cell.task]:
+            log.info('%s is not ready: %s', cell.task, lacking[cell.task])
+        if sentence := lacking[cell.task]:
+          self.board.missing[name] = sentence
+
+  def check(self, trials: Mapping[str, Run], runs: Mapping[str, Run]) -> None:
+    """Checks a run of each task, structure and budget, which stands for other rates and seeds.
+
+    If it fails, no run of that task and structure starts. Nothing is written into the folder of a
+    run whose learning rate is still to be chosen.
+    """
+    tried = {cell[:2] for cell, _ in trials.values()}
+    alike = {}
+    for name, run in {**trials, **runs}.items():
+      if self.board.state(name) == 'waiting' and not is_finished(self.folder(name)):
+        alike.setdefault((run.cell[:3], run.cell.rate is None), (name, run))
+    chosen_later = {
+      name: cell.rate is None and cell[:2] in tried for name, (cell, _) in alike.values()
+    }
+    self.do('Checking', _check, dict(alike.values()), {}, chosen_later)
+    reasons = {self.board.cells[name][:2]: why for name, why in self.board.failed.items()}
+    for name in self.board.waiting:
+      if why := reasons.get(self.board.cells[name][:2]):
+        self.board.failed[name] = why
+
+  def do(
+    self,
+    title: str,
+    job: Callable[..., Any],
+    runs: Mapping[str, Run],
+    found: dict[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Executes a job of all runs that are waiting, and keeps the page up to date.
+
+    Args:
+      title: how the log announces it.
+      job: `(settings, folder, shared folder, argument, stop) -> result`.
+      runs: the runs.
+      found: gets what the jobs return, by name, but for None, and for sentences on what diverged.
+      arguments: the argument of each job; a job without one gets None.
+    """
+    jobs, shared = {}, os.path.join(self.workdir, SHARED)
+    for number, (name, (_, settings)) in enumerate(runs.items(), 1):
+      if self.board.state(name) == 'waiting':
+        words = f'{title}: {name} ({number} of {len(runs)})'
+        argument = (arguments or {}).get(name)
+        jobs[name] = functools.partial(
+          _announced, words, job, settings, self.folder(name), shared, argument
+        )
+    with contextlib.closing(self.runner.outcomes(jobs, self.workdir, self.stop)) as outcomes:
+      for name, outcome in outcomes:
+        result = attempt(self.board, name, outcome)
+        if isinstance(result, str):
+          self.board.failed[name] = result
+          self.diverged.add(name)
+        elif result is not None:
+          found[name] = result
+        self.write()
+        jax.clear_caches()  # no other run uses this run's programs, and many runs pile them up
+        gc.collect()  # frees its arrays on the device before the next run
+
+  def choose_rates(
+    self, trials: Mapping[str, Run], runs: Mapping[str, Run]
+  ) -> dict[tuple[str, str], float]:
+    """The learning rates with the best validation accuracy, by task and structure.
+
+    Runs fail for which none could be chosen.
+    """
+    chosen = {}
+    for key, names in grouped(trials, lambda name: trials[name].cell[:2]).items():
+      rows = [
+        {**result['structures'][result['result']], 'rate': trials[name].cell.rate}
+        for name in names
+        if (result := self.board.results.get(name))
+      ]
+      failed = [name for name in names if name in self.board.failed.keys() - self.diverged]
+      if rows and not failed:
+        chosen[key] = best_on_val(rows)['rate']
+        rates = sorted(trials[name].cell.rate for name in names)
+        log.info('%s %s: learning rate %g', *key, chosen[key])
+        if len(rates) > 1 and chosen[key] in (rates[0], rates[-1]):
+          log.warning(
+            '%s %s: %g is at an end of suite.rates; a rate beyond may do better.', *key, chosen[key]
+          )
+        continue
+      why = self.board.failed[failed[0] if failed else names[-1]]
+      for name in self.board.waiting:
+        if self.board.cells[name][:2] == key:
+          self.board.failed[name] = f'No learning rate could be chosen. {why}'
+    return chosen
+
+  def freeze(self, lists: dict[str, Any]) -> dict[str, Any]:
+    """Adds what runs test to `test_list.json`, before any of them reads a test image.
+
+    Returns:
+      All lists, by the names of the runs; what was listed before stays as it was.
+    """
+    path = os.path.join(self.workdir, TEST_LIST)
+    with meshes.primary_first('suite/list'):
+      frozen = read_json(path, 'test list', _Frozen)['runs'] if os.path.exists(path) else {}
+      if meshes.primary() and not lists.keys() <= frozen.keys():
+        write_json(path, {'runs': {**lists, **frozen}}, 'test list')
+    return {**lists, **frozen}
+
+  def write(self) -> None:
+    """Writes the page and the table."""
+    if meshes.primary():
+      report.write_board(self.board, self.workdir)
+
+
+class _Frozen(TypedDict):
+  runs: dict[str, Any]
+
+
+def _announced(words: str, job: Callable[..., Any], *arguments: Any) -> Any:
+  """What a job returns, after a line in the log."""
+  log.info(words)
+  return job(*arguments)
 
 
 @user_errors()
-def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[], bool]) -> None:
-  """Checks what a task needs; its arrays are freed at the end.
+def _check(
+  settings: RunSettings, folder: str, shared: str, is_dry: bool, stop: Callable[[], bool]
+) -> None:
+  """Checks what a run needs; its arrays are freed at the end.
 
-  A task that another process is running has been checked there.
+  A run that another process has started has been checked there.
   """
-  del stop
-  log.info(title)
+  del shared, stop
+  stages = experiment.stages_of(settings)
+  if is_dry:
+    make_context(settings, stages, '')
+    return
   try:
-    stages = experiment.stages_of(settings)
     with claimed(folder, stages):
       prepared(settings, stages, folder)
   except InUseError as error:
@@ -175,8 +290,34 @@ def _rehearse(settings: RunSettings, folder: str, title: str, stop: Callable[[],
     log.info('%s', error)
 
 
-def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -> None:
-  """Records the result of a task's job, if it has one, or its error in a sentence.
+def _try_rate(
+  settings: RunSettings, folder: str, shared: str, argument: None, stop: Callable[[], bool]
+) -> dict[str, Any] | str:
+  """The result of a run that tries a learning rate, or a sentence if it diverged."""
+  try:
+    return experiment.run(settings, folder, stop, given=None, shared=shared)
+  except UserError as error:
+    if not isinstance(error.__cause__, DIVERGED):
+      raise
+    return str(error)
+
+
+def _train(
+  settings: RunSettings, folder: str, shared: str, argument: None, stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+  """The list of what a run tests, once it is trained; None if it is finished."""
+  return None if is_finished(folder) else experiment.train(settings, folder, stop, shared=shared)
+
+
+def _test(
+  settings: RunSettings, folder: str, shared: str, listed: Any, stop: Callable[[], bool]
+) -> dict[str, Any]:
+  """The result of a run whose list is frozen, or which is finished."""
+  return experiment.run(settings, folder, stop, given=None, shared=shared, listed=listed)
+
+
+def attempt(board: Board, name: str, job: Callable[[], Any]) -> Any:
+  """The result of a job; None if it fails, with its error in a sentence on the board.
 
   The log has the traceback of a bug, and with `--debug` that of any error.
 
@@ -185,7 +326,7 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -
     Exception: its error, if other processes may be waiting for this one.
   """
   try:
-    result = job()
+    return job()
   except Stopped:
     raise
   except Exception as error:
@@ -195,9 +336,7 @@ def attempt(board: Board, name: str, job: Callable[[], dict[str, Any] | None]) -
     if not is_mistake(error):
       board.failed[name], is_shown = f'{type(error).__name__}: {first_line(error)}. {BUG}', True
     log.warning('%s failed: %s', name, board.failed[name], exc_info=is_shown)
-  else:
-    if result is not None:
-      board.results[name] = result
+    return None
 
 
 def missing(settings: RunSettings, prepare: bool) -> str | None:
@@ -217,42 +356,3 @@ def missing(settings: RunSettings, prepare: bool) -> str | None:
     return task.missing()
   except (ValueError, OSError, ImportError) as error:
     return sentence(error)
-
-
-def summary(board: Board, workdir: str) -> str:
-  """The text that the command line prints at the end."""
-  methods = scoreboard.methods_of(board)
-  published = [method for method in methods if method.name == 'GLoRA'][:1]
-  shown = [method for method in methods if scoreboard.is_ours(method)] + published
-  states = [board.state(name) for name in board.tasks]
-  counts = ', '.join(f'{states.count(state)} {state}' for state in ('done', 'failed', 'not ready'))
-  lines = [
-    str(scoreboard.accuracies(shown, scoreboard.scores(board, shown))),
-    '',
-    *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
-    *filter(None, [scoreboard.tell_other_images(board)]),
-    f'{counts} of {len(board.tasks)} tasks. Page: {workdir}/report.html',
-  ]
-  return '\n'.join(lines)
-
-
-def _folder(workdir: str, task: str) -> str:
-  """The folder of a task's run, 'vtab/cifar100' in 'WORKDIR/cifar100'."""
-  return os.path.join(workdir, *task.split('/')[1:])
-
-
-def _list_missing(board: Board, tasks: dict[str, RunSettings], prepare: bool) -> None:
-  """Records what the waiting tasks lack."""
-  with meshes.primary_first('suite/prepare'):
-    for name in board.waiting:
-      if lacking := missing(tasks[name], prepare):
-        board.missing[name] = lacking
-        log.info('%s is not ready: %s', name, lacking)
-
-
-def _write(board: Board, workdir: str) -> None:
-  if not meshes.primary():
-    return
-  pages = {name: os.path.join(_folder('', name), page.NAME) for name in board.results}
-  written = {name: path for name, path in pages.items() if os.path.exists(f'{workdir}/{path}')}
-  scoreboard.write(board, workdir, written)

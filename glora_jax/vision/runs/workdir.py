@@ -21,7 +21,8 @@ from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
 
 # Folders that a job or a suite writes into besides those of its stages.
-WRITTEN = ('compiled', 'folded', 'profile', 'replaced', 'tensorboard')
+SHARED = 'shared'  # stages that runs of a suite have in common
+WRITTEN = ('compiled', 'folded', 'profile', 'replaced', SHARED, 'tensorboard')
 
 LOCK = 'glora_jax.lock'  # stays, and marks a folder as a workdir
 TEST_LIST = 'test_list.json'  # written before the test images are read

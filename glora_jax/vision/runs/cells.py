@@ -1,0 +1,173 @@
+"""The runs of a suite: tasks x structures x budgets x seeds, and those that choose learning rates.
+
+A run is a cell of this grid: what it trains, its settings, which are those of an ordinary run, and
+its folder in the suite's workdir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from glora_jax.vision.data.catalog import expand
+from glora_jax.vision.reports.table import Cell
+from glora_jax.vision.runs.config import RunSettings, check_settings, settings_of
+from glora_jax.vision.runs.sections import (
+  CHOOSING_SEED,
+  FOUND,
+  SEARCH,
+  ReportSettings,
+  SuiteSettings,
+)
+from glora_jax.vision.runs.stages.allocation import HEAD_RATE
+from glora_jax.vision.runs.terminal import user_errors
+from glora_jax.vision.structure_names import file_name
+
+FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched structure
+
+
+class Run(NamedTuple):
+  """A run of a suite.
+
+  Attributes:
+    cell: its place in the grid.
+    settings: its config; a run of it alone, in the same folder, is the same run.
+  """
+
+  cell: Cell
+  settings: RunSettings
+
+
+def is_suite(settings: RunSettings) -> bool:
+  """Whether a config stands for several runs."""
+  suite = settings.suite
+  has_lists = bool(suite.structures or suite.budgets or suite.rates)
+  return has_lists or suite.seeds > 1 or len(expand(settings.task)) > 1
+
+
+@user_errors()
+def runs_of(
+  settings: RunSettings, chosen: Mapping[tuple[str, str], float] | None = None
+) -> dict[str, Run]:
+  """The runs that are tested, by their folders in the workdir.
+
+  A structure of `suite.structures` is trained without baselines. All of them are trained for as
+  many epochs: a search takes those of its finetuning from `training.epochs`, as a gradient does.
+
+  Args:
+    settings: the suite's settings.
+    chosen: learning rates by task and structure, where `suite.rates` lists some to choose from.
+
+  Raises:
+    UserError: a field is wrong, or does not fit one of the structures.
+
+  Example:
+    >>> from glora_jax.vision.runs.config import RunSettings
+    >>> suite = SuiteSettings(structures=('bitfit', 'search'), budgets=(900, 5000), seeds=2)
+    >>> list(runs_of(RunSettings(suite=suite)))  # doctest: +NORMALIZE_WHITESPACE
+    ['bitfit/42', 'bitfit/43', 'search-900/42', 'search-900/43', 'search-5000/42', 'search-5000/43']
+  """
+  suite, found = settings.suite, {}
+  is_grid = is_suite(dataclasses.replace(settings, task=RunSettings.task))
+  for task, own in _tasks_of(settings).items():
+    for name in _structures_of(settings):
+      budgets = suite.budgets if (name or own.structure) in FOUND else ()
+      rate = suite.rate_of(name or own.structure) or (chosen or {}).get((task, name))
+      for budget in budgets or (None,):
+        for seed in range(own.seed, own.seed + suite.seeds):
+          parts = (_folder_of(name or own.structure, budget), str(seed)) if is_grid else ()
+          cell = Cell(task, name, budget, seed, None)
+          run = Run(cell, _settings_of(own, cell, rate))
+          found[_path(settings, task, *parts)] = run
+  return found
+
+
+@user_errors()
+def trials_of(settings: RunSettings) -> dict[str, Run]:
+  """The runs that choose learning rates, by their folders: they read no test images.
+
+  They have a seed of their own. A structure within several budgets is tried with the largest.
+
+  Args:
+    settings: the suite's settings.
+
+  Example:
+    >>> from glora_jax.vision.runs.config import RunSettings
+    >>> suite = SuiteSettings(structures=('lora:2', 'bitfit'), rates=(1e-3, 4e-3), rate={'lora': 1})
+    >>> list(trials_of(RunSettings(suite=suite)))
+    ['bitfit/rate-0.001', 'bitfit/rate-0.004']
+  """
+  suite, found = settings.suite, {}
+  for task, own in _tasks_of(settings).items():
+    for name in _structures_of(settings):
+      structure = name or own.structure
+      if suite.rate_of(structure) is not None:
+        continue
+      budget = suite.budgets[-1] if structure in FOUND and suite.budgets else None
+      for rate in suite.rates:
+        cell = Cell(task, name, budget, own.seed + CHOOSING_SEED, rate)
+        only = {'test': False, 'train_on': 'train', 'presets': None, 'report': ReportSettings()}
+        run = Run(cell, dataclasses.replace(_settings_of(own, cell, rate), **only))
+        found[_path(settings, task, _folder_of(structure, None), f'rate-{rate:g}')] = run
+  return found
+
+
+def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
+  """The settings of every task, with the budget and the learning rate that are given for it."""
+  by_task = settings.suite.settings
+  check_settings(by_task, settings.task, 'suite.settings')
+  found = {}
+  for name in expand(settings.task):
+    own = settings_of(by_task, name)
+    fields: dict[str, Any] = {'budget': own['budget']} if 'budget' in own else {}
+    if (rate := own.get('learning_rate')) is not None:
+      for section in ('training', 'finetune'):
+        fields[section] = dataclasses.replace(getattr(settings, section), learning_rate=rate)
+    found[name] = dataclasses.replace(settings, task=name, suite=SuiteSettings(), **fields)
+  return found
+
+
+def _structures_of(settings: RunSettings) -> tuple[str, ...]:
+  """The names of `suite.structures`; '' for the config's own, with its baselines."""
+  return settings.suite.structures or ('',)
+
+
+def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSettings:
+  """The settings of a run, from those of its task."""
+  training, finetune, allocation = own.training, own.finetune, own.allocation
+  structure, budget = cell.structure or own.structure, own.budget
+  if cell.structure and structure not in FOUND:
+    budget = None
+  if cell.structure == SEARCH and own.finetunes:
+    if finetune.epochs >= training.epochs:
+      raise ValueError(
+        f'finetune.epochs={finetune.epochs} must be below training.epochs={training.epochs}: with '
+        'suite.structures, a search takes them from there.'
+      )
+    training = dataclasses.replace(training, epochs=training.epochs - finetune.epochs)
+  if rate is not None:
+    head_rate = allocation.head_rate or HEAD_RATE * training.learning_rate  # so that rates share it
+    allocation = dataclasses.replace(allocation, head_rate=head_rate)
+    training = dataclasses.replace(training, learning_rate=rate)
+    finetune = dataclasses.replace(finetune, learning_rate=FINETUNING_SHARE * rate)
+  return dataclasses.replace(
+    own,
+    structure=structure,
+    presets=None if cell.structure else own.presets,
+    budget=budget if cell.budget is None else cell.budget,
+    seed=cell.seed,
+    training=training,
+    finetune=finetune,
+    allocation=allocation,
+  )
+
+
+def _folder_of(structure: str, budget: int | None) -> str:
+  return file_name(structure) if budget is None else f'{structure}-{budget}'
+
+
+def _path(settings: RunSettings, task: str, *parts: str) -> str:
+  """A run's folder: 'vtab/cifar100' of 'vtab/all' is in 'cifar100'."""
+  of_task = task.split('/')[1:] if len(expand(settings.task)) > 1 else []
+  return '/'.join([*of_task, *parts])
