@@ -88,11 +88,11 @@ def dispatch(
 ) -> tuple[str, int]:
   """Runs a suite or a single run; returns its summary and exit code."""
   from glora_jax.vision.reports import report
-  from glora_jax.vision.runs import cells, experiment, runners, suite
+  from glora_jax.vision.runs import experiment, runners, suite
   from glora_jax.vision.runs.config import check_config
 
   settings = check_config(config)
-  if not cells.is_suite(settings):
+  if not settings.is_suite:
     require_process(runner, resources)
     return experiment.summary(experiment.run(settings, workdir, stop, given=given), workdir), 0
   chosen = chosen_runner(settings, runner, resources)

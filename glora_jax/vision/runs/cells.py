@@ -39,13 +39,6 @@ class Run(NamedTuple):
   settings: RunSettings
 
 
-def is_suite(settings: RunSettings) -> bool:
-  """Whether a config stands for several runs."""
-  suite = settings.suite
-  has_lists = bool(suite.structures or suite.budgets or suite.rates)
-  return has_lists or suite.seeds > 1 or len(expand(settings.task)) > 1
-
-
 @user_errors()
 def runs_of(
   settings: RunSettings, chosen: Mapping[tuple[str, str], float] | None = None
@@ -69,14 +62,13 @@ def runs_of(
     ['bitfit/42', 'bitfit/43', 'search-900/42', 'search-900/43', 'search-5000/42', 'search-5000/43']
   """
   suite, found = settings.suite, {}
-  is_grid = is_suite(dataclasses.replace(settings, task=RunSettings.task))
   for task, own in _tasks_of(settings).items():
     for name in _structures_of(settings):
       budgets = suite.budgets if (name or own.structure) in FOUND else ()
       rate = suite.rate_of(name or own.structure) or (chosen or {}).get((task, name))
       for budget in budgets or (None,):
         for seed in range(own.seed, own.seed + suite.seeds):
-          parts = (_folder_of(name or own.structure, budget), str(seed)) if is_grid else ()
+          parts = (_folder_of(name or own.structure, budget), str(seed)) if settings.is_grid else ()
           cell = Cell(task, name, budget, seed, None)
           run = Run(cell, _settings_of(own, cell, rate))
           found[_path(settings, task, *parts)] = run

@@ -179,6 +179,17 @@ class RunSettings:
     return self.structure == GRADIENT or GRADIENT in (self.presets or ())
 
   @property
+  def is_grid(self) -> bool:
+    """Whether each task stands for several runs."""
+    suite = self.suite
+    return bool(suite.structures or suite.budgets or suite.rates) or suite.seeds > 1
+
+  @property
+  def is_suite(self) -> bool:
+    """Whether it stands for several runs."""
+    return self.is_grid or len(expand(self.task)) > 1
+
+  @property
   def transfer(self) -> str | None:
     """Path of other tasks' scores of the backbone; None if there are none."""
     own = EMBEDDED_TRANSFER if self.model.weights == EMBEDDED else None

@@ -68,6 +68,10 @@ def run(
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
+  if settings.is_suite:
+    raise UserError(
+      f'task={settings.task!r} and the section `suite` stand for several runs; call suite.run.'
+    )
   stages = stages_of(settings, listed)
   return run_job(settings, stages, workdir, stop, Result, given, shared)
 

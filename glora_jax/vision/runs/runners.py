@@ -1,7 +1,7 @@
 """Runners of independent jobs: this process, or the nodes of a Ray cluster.
 
-A job is a run of a suite or a method of a comparison: a function of `stop` that keeps its state in
-a folder, which the nodes share. So it can be killed on one node and resumed on another.
+A job is a run of a suite, or a part of one: a function of `stop` that keeps its state in a folder,
+which the nodes share. So it can be killed on one node and resumed on another.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
 
 
 def is_finished(workdir: Path) -> bool:
-  """Whether a run or a comparison has written its result, which comes last."""
+  """Whether a run has written its result, which comes last."""
   return os.path.exists(os.path.join(workdir, 'result.json'))
 
 

@@ -6,7 +6,7 @@ On the digits: that the data sets of the configs open is in `tests/vision/data`.
 import pytest
 from places import CONFIGS, get_config
 
-from glora_jax.vision.runs import comparison, experiment
+from glora_jax.vision.runs import experiment, suite
 from glora_jax.vision.runs.workdir import Stopped
 
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
@@ -25,7 +25,7 @@ def test_a_tiny_config_starts(name, tmp_path):
     """Whether there is a training state, which is named by its step."""
     return any(path.name.isdigit() for path in tmp_path.rglob('*') if path.is_dir())
 
-  run = comparison.run if name == 'compare' else experiment.run
+  run = suite.run if name == 'compare' else experiment.run
   with pytest.raises(Stopped):
     run(config, str(tmp_path), stop)
   assert stop()

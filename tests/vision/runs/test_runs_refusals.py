@@ -9,7 +9,7 @@ from tiny_runs import changed
 from glora_jax import main
 from glora_jax.training.sampling import Sampling
 from glora_jax.vision.models import weights
-from glora_jax.vision.runs import comparison, experiment, look, runners, suite
+from glora_jax.vision.runs import cells, experiment, look, runners, suite
 from glora_jax.vision.runs.config import (
   RunSettings,
   check_config,
@@ -37,23 +37,28 @@ ADAPTING = [
     'training.epochs=2 is too few',
   ),
 ]
-COMPARING = [
-  ({'compare.rates': ()}, 'compare.rates=()'),
-  ({'compare.budgets': (900, 300)}, 'compare.budgets=(900, 300)'),
-  ({'protocol': 'paper'}, "protocol='paper'"),
-  ({'finetune.epochs': 500, 'training.warmup_epochs': 0}, 'finetune.epochs=500'),
-  ({'seed': 2**32 - 1}, 'seed=4294967295'),
+SEARCHES = {'suite.structures': ('search',)}
+MANY = [
+  ({'suite.structures': ('lora', 'lorra')}, "'lorra'"),
+  ({'suite.structures': ('lora', 'lora')}, "suite.structures=('lora', 'lora')"),
+  ({'suite.budgets': (900, 300)}, 'suite.budgets=(900, 300)'),
+  ({'suite.structures': ('lora',), 'protocol': 'paper'}, "protocol='paper'"),
+  ({'suite.rates': (1e-3,), 'protocol': 'paper'}, "protocol='paper'"),
+  ({**SEARCHES, 'finetune.epochs': 500, 'training.warmup_epochs': 0}, 'finetune.epochs=500'),
+  ({**SEARCHES, 'finetune.epochs': 495}, 'warmup_epochs=10'),
+  ({'suite.structures': ('transfer',)}, 'budget=None'),
+  ({'seed': 2**32 - 1, 'suite.seeds': 2}, 'seed=4294967296'),
 ]
 
 
 @pytest.mark.parametrize(
   'fields, named',
-  [*ADAPTING, *(({'job': 'compare', **fields}, named) for fields, named in COMPARING)],
+  [*ADAPTING, *MANY],
 )
 def test_a_field_that_cannot_be_is_named(fields, named):
   config = default_config()
   config.update_from_flattened_dict(fields)
-  assert_refused(named, check_config, config)
+  assert_refused(named, lambda: cells.trials_of(check_config(config)))
 
 
 def fit(sampling=Sampling(), **training):
@@ -83,7 +88,6 @@ def test_a_value_that_cannot_be_is_named(call, named):
   assert_refused(named, call)
 
 
-COMPARED = {'job': 'compare', 'budget': None, 'presets': ()}
 READ_OFF = {'structure': 'gradient', 'presets': (), 'training__epochs': 5}
 TRANSFER = {'structure': 'transfer', 'presets': ()}
 
@@ -92,8 +96,7 @@ def start(**fields):
   """A function that starts the job of a config with other values."""
 
   def run(config, workdir):
-    config = changed(config, **fields)
-    (comparison if config.job == 'compare' else experiment).run(config, workdir)
+    experiment.run(changed(config, **fields), workdir)
 
   return run
 
@@ -110,14 +113,12 @@ def start(**fields):
     (start(**TRANSFER, budget=3, model__weights='embedded'), 'budget=3'),
     (start(**TRANSFER, allocation__transfer=weights.EMBEDDED_TRANSFER), 'transfer.json'),
     (start(**TRANSFER, allocation__transfer='no.json'), 'no.json'),
-    (start(**COMPARED, watch__profile='search'), "watch.profile='search'"),
-    (start(**COMPARED, data__max_resident=0), 'data.max_resident=0'),
+    (start(structure='lora', presets=(), watch__profile='search'), "watch.profile='search'"),
     (lambda c, p: with_settings(c, 'no.json'), "'no.json'"),
     (lambda c, p: experiment.run(c.to_dict(), p), 'config is a dict; pass the'),
     (lambda c, p: experiment.run(c, None), 'got None'),
     (lambda c, p: suite.run(get_config('vtab', 'all'), None), 'got None'),
-    (lambda c, p: comparison.run(c, p), "job='adapt'"),
-    (lambda c, p: experiment.run(changed(c, **COMPARED), p), "job='compare'"),
+    (start(suite__seeds=2), 'call suite.run'),
     (lambda c, p: main.dispatch(c, p, never, 'ray'), '--runner=ray'),
     (
       lambda c, p: main.chosen_runner(changed(c, distributed__num_processes=2), 'ray', None),

@@ -7,9 +7,8 @@ from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.fields import warn_of_unread
 from glora_jax.vision.runs.stage import read_by
 
-COMPARE = {'job': 'compare'}
 TRANSFER = {'structure': 'transfer', 'budget': 900}
-RATED = {**COMPARE, 'compare.rate.lora': 1e-3}
+RATED = {'suite.structures': ('lora',), 'suite.rate.lora': 1e-3}
 LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'}
 
 
@@ -19,23 +18,17 @@ LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'
     # By a config file.
     ({'mesh.fsdp': 4, 'mesh.base': 'sharded'}, (), []),
     ({'mesh.fsdp': 4}, (), ['mesh.fsdp']),
-    ({'job': 'compare', 'watch.tensorboard': True}, (), ['watch.tensorboard']),
     # By a command line, for a job that does not read them.
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
     (TRANSFER, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
-    (COMPARE, ('compare.rate.lora', 'compare.rates', 'budget'), ['budget']),
-    (
-      {**RATED, 'compare.methods': ('lora',)},
-      ('compare.rates', 'finetune.learning_rate'),
-      ['compare.rates', 'finetune.learning_rate'],
-    ),
+    ({}, ('suite.rate.lora', 'suite.prepare'), ['suite.rate.lora']),
     # Rates for another backbone or task.
     ({**LARGE, **OTHER}, ('model.weights',), ['training.learning_rate']),
     ({**LARGE, **OTHER}, ('model.weights', 'training.learning_rate'), []),
     ({**LARGE, **OTHER}, (), []),  # as a config file has them
     ({**LARGE}, ('model.weights',), []),
-    ({**RATED, 'task': 'folder:photos'}, ('task',), ['compare.rate']),
-    ({**RATED, **OTHER}, ('model.weights', 'compare.rate.lora'), []),
+    ({**RATED, 'task': 'folder:photos'}, ('task',), ['suite.rate']),
+    ({**RATED, **OTHER}, ('model.weights', 'suite.rate.lora'), []),
     (RATED, ('task',), []),
   ],
 )
