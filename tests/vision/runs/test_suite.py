@@ -1,4 +1,4 @@
-"""Suites: which tasks run, settings by task, failures, the same table after an interruption."""
+"""Suites: which runs they have, failures, one list before the first test, resuming."""
 
 import json
 import logging
@@ -15,9 +15,11 @@ from tiny_runs import changed, start_command, wait_for
 from glora_jax.errors import UserError
 from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
-from glora_jax.vision.reports import scoreboard
-from glora_jax.vision.runs import command_line, suite
+from glora_jax.files import read_json
+from glora_jax.vision.reports.table import Board, Cell
+from glora_jax.vision.runs import cells, command_line, suite
 from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.workdir import Stopped
 
 
 @pytest.fixture
@@ -30,6 +32,11 @@ def config(backbone, tmp_path):
 def firsts(workdir):
   """The first two cells of every row of a page."""
   return [row[:2] for row in html_pages.read(workdir).rows()]
+
+
+def runs_of(config):
+  """The settings of a suite's runs, by name."""
+  return {name: run.settings for name, run in cells.runs_of(check_config(config)).items()}
 
 
 def few_shot(config, root, **fields):
@@ -68,11 +75,11 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
 def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(
   error, level, has_traceback, caplog
 ):
-  board = scoreboard.Board('vtab/all', ['vtab/dtd'])
+  board = Board('vtab/all', {'dtd': Cell('vtab/dtd')})
   with caplog.at_level(level, 'glora_jax'):
-    suite.attempt(board, 'vtab/dtd', lambda: fail(error))
+    suite.attempt(board, 'dtd', lambda: fail(error))
   assert ('in fail' in caplog.text) == has_traceback
-  assert ('bug of glora_jax' in board.failed['vtab/dtd']) == (type(error) is ValueError)
+  assert ('bug of glora_jax' in board.failed['dtd']) == (type(error) is ValueError)
 
 
 def fail(error):
@@ -95,7 +102,6 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
     expected = command_line.STOPPED if number == signal.SIGTERM else -number
     assert process.returncode == expected, errors
   assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1; the same', errors)
-  assert ['fewshot/oxford_pets/1/0', 'done'] in firsts(workdir)
   process = start_command(config, workdir)
   printed, errors = process.communicate()
   assert process.returncode == 1, errors
@@ -109,7 +115,7 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
 
 
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
-  with pytest.raises(ValueError, match='None of the 19 tasks of vtab/all can run'):
+  with pytest.raises(ValueError, match='None of the 19 runs of vtab/all can start'):
     suite.run(config, str(tmp_path / 'run'))
   assert [row[1] for row in firsts(tmp_path / 'run')].count('not ready') == 19
   assert '--config.suite.prepare=True' in html_pages.read(tmp_path / 'run').text
@@ -124,10 +130,10 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
     raise OSError(tfds_lib.instructions(builder))
 
   monkeypatch.setattr(tfds_lib, 'prepare', prepare)
-  own = suite.tasks_of(check_config(config))
-  assert '--config.suite.prepare=True' in suite.missing(own['vtab/dtd'], prepare=False)
+  own = runs_of(config)
+  assert '--config.suite.prepare=True' in suite.missing(own['dtd'], prepare=False)
   assert not asked
-  assert 'needs a manual download' in suite.missing(own['vtab/resisc45'], prepare=True)
+  assert 'needs a manual download' in suite.missing(own['resisc45'], prepare=True)
   assert asked == ['resisc45']
 
 
@@ -140,12 +146,12 @@ def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(tmp_path, monkeypatch
   monkeypatch.setenv('HOME', str(tmp_path))
   settings = {'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}}
   path = settings_file(tmp_path, settings)
-  every = suite.tasks_of(check_config(get_config('vtab', f'all,settings={path}')))
-  assert list(every) == [f'vtab/{name}' for name in vtab.NAMES]
+  every = runs_of(get_config('vtab', f'all,settings={path}'))
+  assert list(every) == list(vtab.NAMES)
   for name in ('cifar100', 'svhn', 'kitti'):
     alone = get_config('vtab', f'{name},settings=~/settings.json')
-    assert every[f'vtab/{name}'] == check_config(alone)
-  of_cifar = every['vtab/cifar100']
+    assert every[name] == check_config(alone)
+  of_cifar = every['cifar100']
   assert of_cifar.training.learning_rate == of_cifar.finetuning.learning_rate == 1e-3
   assert of_cifar.budget == 860_000
 
@@ -154,7 +160,98 @@ def test_the_longest_name_in_the_settings_counts(tmp_path):
   first = {'budget': 1, 'learning_rate': 0.5}
   settings = {'food101/4': {'budget': 2}, 'food101': first, 'food101/4/0': {'budget': 3}}
   path = settings_file(tmp_path, settings)
-  own = suite.tasks_of(check_config(get_config('fewshot', f'all,seed=all,settings={path}')))
+  own = runs_of(get_config('fewshot', f'all,seed=all,settings={path}'))
   names = ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')
-  assert [own[f'fewshot/{name}'].budget for name in names] == [1, 2, 3, None]
-  assert own['fewshot/food101/4/0'].training.learning_rate == 0.5
+  assert [own[name].budget for name in names] == [1, 2, 3, None]
+  assert own['food101/4/0'].training.learning_rate == 0.5
+
+
+def test_a_run_of_a_grid_is_one_of_its_structure_alone():
+  config = get_config('compare', 'tune')
+  config.suite.update(structures=('lora:2', 'gradient', 'search'), seeds=2)
+  config.suite.rate.gradient = 8e-3
+  settings = check_config(config)
+  trials = {name: run.settings for name, run in cells.trials_of(settings).items()}
+  assert [*trials] == [f'{x}/rate-{r:g}' for x in ('lora:2', 'search') for r in config.suite.rates]
+  assert not any(each.test for each in trials.values())
+  assert {each.budget for each in trials.values()} == {None, 40_000}
+  chosen = {('digits', 'lora:2'): 1e-3, ('digits', 'search'): 4e-3}
+  runs = cells.runs_of(settings, chosen)
+  of = {name: run.settings for name, run in runs.items()}
+  names = ('lora:2', 'gradient-20000', 'gradient-40000', 'search-20000', 'search-40000')
+  assert [*of] == [f'{name}/{seed}' for name in names for seed in (0, 1)]
+  assert {each.seed for each in trials.values()}.isdisjoint(each.seed for each in of.values())
+  assert all(each.test and each.presets is None and not each.is_suite for each in of.values())
+  lora, gradient, search = of['lora:2/1'], of['gradient-20000/0'], of['search-40000/0']
+  assert (lora.budget, gradient.budget, search.budget) == (None, 20_000, 40_000)
+  assert lora.training.learning_rate == 1e-3
+  assert gradient.training.learning_rate == 8e-3
+  assert search.finetune.learning_rate == search.training.learning_rate / 2 == 2e-3
+  # All of them see the images as often; a gradient's training is shortened when it runs.
+  epochs = search.training.epochs + search.finetune.epochs
+  assert lora.training.epochs == gradient.training.epochs == epochs
+  # The head does not depend on the rate that is tried.
+  assert gradient.allocation.head_rate == 2 * settings.training.learning_rate
+
+
+def grid(config):
+  """A config of linear probes and gradients; the probe's learning rate is chosen."""
+  config = changed(config, presets=(), budget=None, training__epochs=5)
+  config.suite.update(structures=('linear', 'gradient'), budgets=(300, 900), seeds=2)
+  config.suite.update(rates=(1e-3, 1e-2))
+  config.suite.rate.gradient = 1e-2
+  return config
+
+
+def left_by(workdir):
+  """What a suite leaves but for times, by file."""
+  names = ('test_list.json', 'adapter.safetensors', 'metrics.jsonl')
+  paths = [path for name in names for path in sorted(workdir.rglob(name))]
+  return {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.full
+def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_made_once(
+  run_config, tmp_path
+):
+  """A stop amid the choice, the trainings and the tests changes nothing."""
+  config, whole, stopped = grid(run_config), tmp_path / 'whole', tmp_path / 'stopped'
+
+  def look():
+    """Never asks to stop; looks at what is on disk."""
+    if any(path.parent != whole for path in whole.rglob('test_list.json')):
+      assert [*read_json(whole / 'test_list.json', 'test list')['runs']] == tested
+    return False
+
+  tested = [*runs_of(config)]
+  board = suite.run(config, str(whole), look)
+  assert [*board.results] == ['linear/rate-0.001', 'linear/rate-0.01', *tested]
+  assert len([*whole.glob('shared/head/*/stage.json')]) == 2  # one of each seed
+  assert len([*whole.glob('shared/gradient/*/stage.json')]) == 2
+  structures = [result['structures'][result['result']] for result in board.results.values()]
+  best = max(structures[:2], key=lambda row: (row['val_accuracy'], -row['val_loss']))
+  assert structures[2]['rate'] == best['rate']
+  assert 'test_accuracy' not in structures[0]
+  for calls in (5, 40, 90, 120):
+    asked = iter(range(calls))
+    with pytest.raises(Stopped, match='the same command resumes'):
+      suite.run(config, str(stopped), lambda asked=asked: next(asked, None) is None)
+  suite.run(config, str(stopped))
+  assert left_by(stopped) == left_by(whole)
+  with pytest.raises(ValueError, match=r'suite\.seeds was 2 and is now 3\. Its test images were'):
+    suite.run(changed(config, suite__seeds=3), str(whole))
+
+
+@pytest.mark.full
+def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(
+  run_config, tmp_path
+):
+  config = changed(grid(run_config), suite__seeds=1, suite__structures=('linear', 'bitfit'))
+  config.suite.update(rates=(1e-3, 1e30))
+  config.suite.rate.bitfit = 1e30
+  board = suite.run(config, str(tmp_path / 'run'))
+  assert [*board.failed] == ['linear/rate-1e+30', 'bitfit/42']
+  assert suite.failed_runs(board) == ['bitfit/42']
+  assert board.results['linear/42']['structures']['linear']['rate'] == 1e-3
+  board = suite.run(changed(config, suite__rates=(1e30,)), str(tmp_path / 'none'))
+  assert 'No learning rate could be chosen' in board.failed['linear/42']
