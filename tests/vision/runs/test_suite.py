@@ -13,9 +13,9 @@ from places import get_config
 from tiny_runs import changed, start_command, wait_for
 
 from glora_jax.errors import UserError
+from glora_jax.files import read_json
 from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
-from glora_jax.files import read_json
 from glora_jax.vision.reports.table import Board, Cell
 from glora_jax.vision.runs import cells, command_line, suite
 from glora_jax.vision.runs.config import check_config
@@ -243,9 +243,7 @@ def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_
 
 
 @pytest.mark.full
-def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(
-  run_config, tmp_path
-):
+def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(run_config, tmp_path):
   config = changed(grid(run_config), suite__seeds=1, suite__structures=('linear', 'bitfit'))
   config.suite.update(rates=(1e-3, 1e30))
   config.suite.rate.bitfit = 1e30
