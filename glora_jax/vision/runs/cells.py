@@ -99,7 +99,12 @@ def trials_of(settings: RunSettings) -> dict[str, Run]:
       budget = suite.budgets[-1] if structure in FOUND and suite.budgets else None
       for rate in suite.rates:
         cell = Cell(task, name, budget, own.seed + CHOOSING_SEED, rate)
-        only = {'test': False, 'train_on': 'train', 'presets': None, 'report': ReportSettings()}
+        only: dict[str, Any] = {
+          'test': False,
+          'train_on': 'train',
+          'presets': None,
+          'report': ReportSettings(),
+        }
         run = Run(cell, dataclasses.replace(_settings_of(own, cell, rate), **only))
         found[_path(settings, task, _folder_of(structure, None), f'rate-{rate:g}')] = run
   return found

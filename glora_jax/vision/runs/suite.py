@@ -219,14 +219,14 @@ class _Work:
     chosen = {}
     for key, names in grouped(trials, lambda name: trials[name].cell[:2]).items():
       rows = [
-        {**result['structures'][result['result']], 'rate': trials[name].cell.rate}
+        result['structures'][result['result']]
         for name in names
         if (result := self.board.results.get(name))
       ]
       failed = [name for name in names if name in self.board.failed.keys() - self.diverged]
       if rows and not failed:
         chosen[key] = best_on_val(rows)['rate']
-        rates = sorted(trials[name].cell.rate for name in names)
+        rates = sorted(trials[name].settings.training.learning_rate for name in names)
         log.info('%s %s: learning rate %g', *key, chosen[key])
         if len(rates) > 1 and chosen[key] in (rates[0], rates[-1]):
           log.warning(
