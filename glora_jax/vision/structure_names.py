@@ -9,8 +9,24 @@ from glora_jax.method.presets import RANKED, mask_of_place, parse_preset_name
 from glora_jax.method.space import Spec
 
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
-# No presets, but names of rows: structures from a gradient, and from other tasks' scores.
-GRADIENT, TRANSFER = 'gradient', 'transfer'
+# No presets, but names of rows: structures from a search, a gradient, and other tasks' scores.
+SEARCH, GRADIENT, TRANSFER = 'search', 'gradient', 'transfer'
+FOUND = (SEARCH, GRADIENT, TRANSFER)  # within a budget
+FINETUNING = 'finetuning'  # the base itself is trained
+SUPERNET = 'supernet'  # the searched structure with the supernet's weights
+TITLES = {  # in tables, of structures that have no rank
+  SEARCH: 'searched',
+  GRADIENT: 'gradient',
+  TRANSFER: 'transferred',
+  SUPERNET: "searched, with the supernet's weights",
+  'linear': 'linear probe',
+  'bitfit': 'BitFit',
+  'ssf': 'SSF-like',
+  'prompt': 'prompts',
+  'scale_shift': 'scale and shift',
+  'full': 'all of GLoRA',
+  FINETUNING: 'full fine-tuning',
+}
 _KEPT_IN_FILES = ':@'
 _LONGEST_NAME = 200  # as a file
 
@@ -25,7 +41,7 @@ def check_preset(name: str) -> None:
 
 
 def preset_label(spec: Spec, name: str) -> str:
-  """What tables call a preset: its name, with its rank where it has one.
+  """What tables call a preset: its title, with its rank where it has one.
 
   Args:
     spec: the layers.
@@ -38,11 +54,11 @@ def preset_label(spec: Spec, name: str) -> str:
     >>> from glora_jax import Layer, SearchSpace, Spec
     >>> spec = Spec((Layer('attn/qkv', 8, 24, space=SearchSpace(ranks=(2, 4))),))
     >>> preset_label(spec, 'lora@qkv'), preset_label(spec, 'ssf')
-    ('lora:4@qkv', 'ssf')
+    ('lora:4@qkv', 'SSF-like')
   """
   base, rank, place = parse_preset_name(name)
   if base not in RANKED or rank is not None or not len(spec):
-    return name
+    return TITLES.get(base, base) + name.removeprefix(base)
   placed = zip(spec, mask_of_place(spec, place), strict=True)
   largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
   return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')

@@ -1,4 +1,4 @@
-"""A parser of the pages of runs, comparisons and suites."""
+"""A parser of the pages of runs, grids and suites."""
 
 import html.parser
 

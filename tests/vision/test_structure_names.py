@@ -16,8 +16,8 @@ def test_labels_say_the_rank_and_files_have_safe_names():
   assert preset_label(block, 'hira@attn') == 'hira:3@attn'
   mixed = Spec((*spec_of(['qkv'], 4), *spec_of(['fc1'], 8)))
   assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['lora:4/8', 'lora:4@qkv']
-  for name in ('lora:2', 'bitfit', 'ssf@qkv'):
-    assert preset_label(block, name) == name
+  for name, label in (('lora:2', 'lora:2'), ('bitfit', 'BitFit'), ('ssf@qkv', 'SSF-like@qkv')):
+    assert preset_label(block, name) == label
   assert '/' not in file_name('lora@blocks/../x')
   assert file_name('lora:2@qkv') == 'lora:2@qkv'
 

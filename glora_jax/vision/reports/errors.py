@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from glora_jax.vision.reports.charts import Bars
-from glora_jax.vision.reports.page import Heading, Section
+from glora_jax.vision.reports.page import Heading
 
 MATRIX_CLASSES = 20  # more do not fit into a readable confusion matrix
 WORST, PAIRS = 6, 20  # pairs of classes to show: below a matrix, and instead of one
@@ -82,13 +82,15 @@ class Images(NamedTuple):
   images: Sequence[Image]
 
 
-def section(classes: Sequence[str], outcome: Outcome) -> Section:
-  """The section of a page on errors: in words, by class, and as images.
+def blocks_of(classes: Sequence[str], outcome: Outcome | None) -> list[Any]:
+  """The errors of a run: in words, by class, and as images; nothing if it was not tested.
 
   Args:
     classes: names of the classes.
     outcome: the answers on the test images.
   """
+  if outcome is None:
+    return []
   matrix = outcome.confusion(len(classes))
   is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
   wrong, number = matrix.sum() - matrix.trace(), matrix.sum()
@@ -126,7 +128,7 @@ def section(classes: Sequence[str], outcome: Outcome) -> Section:
       f'{shown}, with true class, answer and its probability.',
       Images(images),
     ]
-  return Section('errors', 'Errors', blocks)
+  return blocks
 
 
 def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:

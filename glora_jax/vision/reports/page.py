@@ -8,7 +8,6 @@ page's policy forbids downloads and scripts.
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
 import functools
 import html
@@ -24,7 +23,7 @@ from PIL import Image
 
 from glora_jax.files import atomic
 from glora_jax.vision.reports.charts import Chart
-from glora_jax.vision.reports.tables import Table
+from glora_jax.vision.reports.text import Table
 
 NAME = 'report.html'
 Made = Mapping[str, Any]  # a process in `provenance.json`
@@ -125,7 +124,7 @@ def write(
   heading: str,
   verdict: Sequence[str],
   sections: Sequence[Section],
-  warning: str = '',
+  warnings: Sequence[str] = (),
   figures: Sequence[tuple[str, str, str]] = (),
 ) -> None:
   """Writes `report.html`, whole or not at all.
@@ -136,7 +135,7 @@ def write(
     heading: the name of its task.
     verdict: sentences on the result.
     sections: the rest of the page.
-    warning: a warning above everything else.
+    warnings: sentences above everything else.
     figures: (name, number, note) of the most important numbers.
   """
   text = _template().render(
@@ -144,22 +143,12 @@ def write(
     heading=heading,
     verdict=verdict,
     sections=[section for section in sections if any(section.blocks)],
-    warning=warning,
+    warnings=warnings,
     figures=figures,
   )
   with atomic(path(workdir)) as temporary, open(temporary, 'wb') as file:
     # Names that no encoding holds are shown with backslashes.
     file.write(text.encode('utf-8', 'backslashreplace'))
-
-
-def write_table(workdir: str, lines: Sequence[Mapping[str, Any]]) -> None:
-  """Writes `table.csv`, whole or not at all, with a column for every key that any line has."""
-  table = os.path.join(workdir, 'table.csv')
-  with atomic(table) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
-    fields = dict.fromkeys(field for line in lines for field in line)
-    writer = csv.DictWriter(file, list(fields), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +172,7 @@ class Shown:
 
 
 def show(workdir: str, *sections: str) -> Shown:
-  """The page of a run, a comparison or a suite, for a notebook.
+  """The page of a run or a suite, for a notebook.
 
   Args:
     workdir: its folder.
@@ -200,8 +189,7 @@ def show(workdir: str, *sections: str) -> Shown:
     raise ValueError(f'The page has no section {unknown[0]!r}; it has {", ".join(found)}.')
   if sections:
     head, _, body = text.partition('<header>')
-    warning = _WARNING.search(body)
-    text = head + (warning[0] if warning else '') + '\n'.join(found[name] for name in sections)
+    text = '\n'.join([head, *_WARNING.findall(body), *(found[name] for name in sections)])
   return Shown(workdir, text)
 
 

@@ -14,8 +14,8 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
-from glora_jax.vision.reports.page import Details, Section
-from glora_jax.vision.reports.tables import Table, code, grouped, paragraph, sentence_case
+from glora_jax.vision.reports.page import Details
+from glora_jax.vision.reports.text import Table, code, grouped, paragraph, sentence_case
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
@@ -96,21 +96,40 @@ class Structures(NamedTuple):
     return [(form, label) for form, label in DRAWN.items() if form in drawn]
 
 
-def figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> Figure:
+def describe(spec: Spec, genome: np.ndarray | Sequence) -> list[dict[str, Any]]:
+  """The form of every tensor and its trained parameters, layer by layer, as in `result.json`.
+
+  Args:
+    spec: the layers.
+    genome: int [layer, 5].
+
+  Example:
+    >>> from glora_jax import Layer, Spec, preset
+    >>> spec = Spec((Layer('fc1', 8, 32),))
+    >>> [layer] = describe(spec, preset(spec, 'lora'))
+    >>> layer['layer'], layer['B'], layer['params']
+    ('fc1', 'lora:4', [0, 160, 0, 0, 0])
+  """
+  genome = np.asarray(genome)
+  costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome]  # [layer, 5]
+  layers = genome_to_json(spec, genome)['layers']
+  return [{**layer, 'params': own.tolist()} for layer, own in zip(layers, costs, strict=True)]
+
+
+def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
   """The figure of a structure.
 
   Args:
     title: name of the structure.
-    spec: the layers; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one column.
-    genome: int [layer, 5].
+    layers: what `describe` returns; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one
+      column.
   """
-  genome = np.asarray(genome)
-  costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome]  # [layer, 5]
+  costs = np.array([layer['params'] for layer in layers]).reshape(-1, 5)
   shares = 100 * costs / (costs.sum(axis=1).max(initial=0) or 1)
   starts = shares.cumsum(axis=1) - shares
   blocks: dict[str, dict[str, Layer]] = {}
   rows = []
-  for at, forms in enumerate(genome_to_json(spec, genome)['layers']):
+  for at, forms in enumerate(layers):
     pieces = [
       Piece(
         f'{letter}, {MEANINGS[number]}',
@@ -122,7 +141,7 @@ def figure(title: str, spec: Spec, genome: np.ndarray | Sequence) -> Figure:
       )
       for number, letter in enumerate(TENSORS)
     ]
-    name, params = spec.layers[at].name, int(costs[at].sum())
+    name, params = forms['layer'], int(costs[at].sum())
     match = _STACKED.fullmatch(name)
     kind, block = (match['kind'], match['block']) if match else ('', name)
     blocks.setdefault(block, {})[kind] = Layer(name, params, pieces)
@@ -147,20 +166,17 @@ def _form(piece: Piece) -> str:
   return f'{form}, {piece.params:,}'
 
 
-def section(allocation: Allocation, result: Mapping[str, Any]) -> Section:
-  """The section of a page on an allocated structure.
+def blocks_of(allocation: Allocation | None, result: Mapping[str, Any]) -> list[Any]:
+  """How a structure was allocated; nothing if none was.
 
   Args:
     allocation: the allocation.
     result: content of the run's `result.json`.
   """
-  blocks = [
-    tell_choice(allocation, result),
-    score_chart(allocation),
-    Details(scores_table(list(allocation.units()))),
-  ]
-  source = 'one gradient' if result['allocation']['epochs'] else 'other tasks'
-  return Section('allocation', f'Allocation from {source}', blocks)
+  if allocation is None:
+    return []
+  table = scores_table(list(allocation.units()))
+  return [tell_choice(allocation, result), score_chart(allocation), Details(table)]
 
 
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
@@ -245,28 +261,30 @@ def _score(units: Sequence[Unit], total: float) -> str:
   return Markup('<strong>{}</strong>{}').format(share, rank)
 
 
-def agreements(genomes: Iterable[tuple[str, Sequence]]) -> list[str]:
-  """How much structures agree, in a sentence for each name that several share.
+def agreements(genomes: Iterable[tuple[str, str, Sequence]]) -> list[str]:
+  """How much structures of several seeds agree, in a sentence for each name; the mean over tasks.
 
   Args:
-    genomes: (name of the structure, int [rows, 5]).
+    genomes: (name of the structure, its task, int [rows, 5]).
 
   Example:
     >>> lora = np.zeros((3, 5), np.int8)
     >>> lora[0, 1] = 3
-    >>> agreements([('gradient', lora), ('gradient', lora), ('other', lora)])[0].partition(' (')[0]
+    >>> agreements([('gradient', '', lora), ('gradient', '', lora)])[0].partition(' (')[0]
     'Gradient: of the tensors that one of 2 seeds trains, another trains 100% in the same form'
   """
   sentences = []
   for name, same in grouped(genomes, lambda each: each[0]).items():
-    if len(same) > 1:
-      found = agreement([np.array(genome) for _, genome in same])
-      share, chance = (round(100 * value) for value in found)
+    by_task = grouped(same, lambda each: each[1]).values()
+    several = [[np.array(genome) for *_, genome in seeds] for seeds in by_task if len(seeds) > 1]
+    if several:
+      found = Agreement(*np.mean([agreement(seeds) for seeds in several], axis=0))
       little = ' That is little: do not read much into the places that a single seed chooses.'
+      tasks = f', the mean over {len(several)} tasks' if len(several) > 1 else ''
       sentences.append(
-        f'{sentence_case(name)}: of the tensors that one of {len(same)} seeds trains, another '
-        f'trains {share}% in the same form ({chance}% by chance).'
-        f'{little if found.is_little else ""}'
+        f'{sentence_case(name)}: of the tensors that one of {len(several[0])} seeds trains, '
+        f'another trains {100 * found.share:.0f}% in the same form ({100 * found.chance:.0f}% by '
+        f'chance){tasks}.{little if found.is_little else ""}'
       )
   return sentences
 

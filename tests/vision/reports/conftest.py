@@ -9,8 +9,7 @@ from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import Curve
 from glora_jax.search.unit_scores import UnitScores
 from glora_jax.vision.data.catalog import expand
-from glora_jax.vision.reports import scoreboard
-from glora_jax.vision.reports.scoreboard import Board
+from glora_jax.vision.reports.table import Board, Cell, published
 
 
 def result(task, accuracy, protocol, others):
@@ -22,19 +21,25 @@ def result(task, accuracy, protocol, others):
     'supernet': ('searched, in the supernet', 5),
     'search': ('searched', 0),
   }
-  trained = scoreboard.published()['trained_on'][task.partition('/')[0]]
+  trained = published()['trained_on'][task.partition('/')[0]]
   images = {**pages.RESULT['data']['images'], trained: 30}
   return {
     **pages.RESULT,
     'data': {**pages.RESULT['data'], 'images': images},
     'task': task,
     'protocol': protocol,
+    'train_on': trained,
     'structures': {
-      name: pages.structure(250_000, (accuracy - less) / 100, label=label, genome=[[0, 3, 0, 0, 2]])
+      name: pages.structure(250_000, (accuracy - less) / 100, label=label)
       | {'val_accuracy': None if protocol == 'paper' else 0.5, 'other_test_accuracies': further}
       for name, (label, less) in labels.items()
     },
   }
+
+
+def folder(task):
+  """The name of a task's run in a suite."""
+  return task.partition('/')[2]
 
 
 @pytest.fixture
@@ -42,10 +47,12 @@ def make_board():
   """A function from the results' accuracies by task to a suite that has them."""
 
   def make(accuracies, suite='vtab/all', protocol='honest', others=None):
+    cells = {folder(task): Cell(task) for task in expand(suite)}
     results = {
-      task: result(task, accuracy, protocol, others) for task, accuracy in accuracies.items()
+      folder(task): result(task, accuracy, protocol, others)
+      for task, accuracy in accuracies.items()
     }
-    return Board(suite, expand(suite), results)
+    return Board(suite, cells, results)
 
   return make
 
@@ -67,14 +74,14 @@ def allocation():
   return Allocation(genome, {}, spec, scores, curve, 40, False)
 
 
-@pytest.fixture(params=['run', 'comparison', 'suite'])
+@pytest.fixture(params=['run', 'grid', 'suite'])
 def any_page(request, tmp_path, allocation, make_board):
   """The elements of a page of each kind; of a suite one task is done, one failed, one not ready."""
   if request.param == 'run':
     return pages.write_run(tmp_path, pages.make_findings(allocation))
-  if request.param == 'comparison':
-    return pages.write_comparison(tmp_path, allocation)
+  if request.param == 'grid':
+    return pages.write_board(tmp_path, pages.make_grid(allocation))
   suite = make_board({'vtab/cifar100': 70.0})
-  suite.failed['vtab/dtd'] = 'The loss was not finite.'
-  suite.missing['vtab/kitti'] = f'kitti needs {pages.SCRIPT}.'
-  return pages.write_suite(tmp_path, suite)
+  suite.failed['dtd'] = 'The loss was not finite.'
+  suite.missing['kitti'] = f'kitti needs {pages.SCRIPT}.'
+  return pages.write_board(tmp_path, suite)

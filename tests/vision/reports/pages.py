@@ -7,9 +7,11 @@ import numpy as np
 
 from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
-from glora_jax.vision.reports import comparison_page, run_page, scoreboard
+from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
-from glora_jax.vision.reports.run_page import Findings
+from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.structure import describe
+from glora_jax.vision.reports.table import Board, Cell
 
 LONG = 'a_name_that_is_long_and_has_no_space_at_all'
 SCRIPT = f'{LONG}<script>alert(1)</script>'
@@ -27,6 +29,7 @@ RESULT = {  # of a run, but for its structures
   'seed': 7,
   'budget': 60,
   'structure': 'search',
+  'train_on': 'train',
   'result': 'search',
   'finetuned': True,
   'evaluations': 4,
@@ -58,9 +61,10 @@ def pixels(indices):
 
 def structure(params, accuracy, paired=None, **fields):
   """A structure of a run; `paired` are the images that only the result, or only it, got right."""
-  shares = {'val_accuracy': accuracy, 'test_accuracy': accuracy}
+  measured = {'val_accuracy': accuracy, 'val_loss': 1.0, 'test_accuracy': accuracy}
+  trained = {'params': params, 'rate': 1e-3, 'seconds': 30.0, 'genome': [[0, 3, 0, 0, 2]]}
   against = {} if paired is None else {'result_only': paired[0], 'other_only': paired[1]}
-  return {'params': params, **shares, **fields, 'against_result': against}
+  return {**trained, **measured, **fields, 'against_result': against}
 
 
 def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
@@ -73,23 +77,22 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
   labels = np.arange(40) % len(classes)
   answers = np.where(np.arange(40) % 5, labels, (labels + 1) % len(classes))
   params = int(count_params(spec, genome))
+  described = {'genome': genome.tolist(), 'layers': describe(spec, genome)}
   result = {
     **RESULT,
     'task': IMAGE,
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
       'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
-      'gradient': structure(params, 0.775, (3, 2), label='gradient', genome=genome.tolist()),
+      'gradient': structure(params, 0.775, (3, 2), label='gradient', **described),
       'supernet': structure(params, 0.7, (5, 1), label='searched, in the supernet'),
-      'search': structure(
-        params, 0.8, label='searched, finetuned', genome=genome.tolist(), best_epoch=1
-      ),
+      'search': structure(params, 0.8, label='searched, finetuned', best_epoch=1, **described),
     },
   }
   return Findings(
     result,
     types.SimpleNamespace(name=IMAGE, classes=list(classes)),
-    dict.fromkeys(result['structures'], spec),
+    spec,
     Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels, str),
     archive,
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
@@ -112,48 +115,52 @@ METRICS = """\
 def write_run(folder, findings):
   """Writes the page of a run, and gives its elements."""
   (folder / 'metrics.jsonl').write_text(METRICS)
-  run_page.write(str(folder), findings)
+  report.write_run(str(folder), findings)
   return html_pages.read(folder)
 
 
-def runs(params, *accuracies, **fields):
-  """A method's run of each seed."""
-  fields = {'params': params, 'seconds': 1.0, 'val_accuracy': 0.5, **fields}
-  return [{**fields, 'test_accuracy': accuracy} for accuracy in accuracies]
+GRID = {  # accuracies of every seed, by structure and budget; the gradient has 40 parameters
+  ('full', None): (500, (0.95, 0.95)),
+  ('linear', None): (0, (0.80, 0.82)),
+  ('lora', None): (180, (0.90, 0.88)),
+  ('gradient', 60): (40, (0.95, 0.95)),
+  ('search', 200): (150, (0.91, 0.91)),
+}
 
 
-def comparison(allocation):
-  """A comparison of two seeds, and the layers of its structures."""
-  return {
-    'task': SCRIPT,
-    'weights': 'embedded',
-    'epochs': 8,
-    'finetune_epochs': 2,
-    'allocation_epochs': {'gradient-60': [3, 5]},
-    'seeds': [0, 1],
-    'train_on': 'train',
-    'rates': [1e-3],
-    'rate': dict.fromkeys(('linear', 'lora', 'full', 'gradient', 'search'), 1e-3),
-    'methods': {
-      'full': runs(500, 0.95, 0.95),
-      'linear': runs(0, 0.80, 0.82),
-      'lora': runs(180, 0.90, 0.88),
-      'gradient-60': runs(40, 0.95, 0.95),
-      'search-200': runs(150, 0.91, 0.91, inherited_test_accuracy=0.85),
-    },
-    'structures': {'gradient-60': [allocation.genome.tolist()] * 2},
-    'data': {'origin': 'made by hand', 'notes': []},
-    'seconds': {'tuning': 3.0, 'training': 9.0},
+def make_grid(allocation, task=SCRIPT):
+  """A grid of five structures with two seeds, of which LoRA has tried two rates."""
+  described = {
+    'genome': allocation.genome.tolist(),
+    'layers': describe(allocation.spec, allocation.genome),
   }
+  cells, results = {}, {}
+  for (name, budget), (params, accuracies) in GRID.items():
+    for seed, accuracy in enumerate(accuracies):
+      folder = f'{name}-{budget}/{seed}' if budget else f'{name}/{seed}'
+      cells[folder] = Cell(task, name, budget, seed)
+      results[folder] = grid_result(task, name, budget, seed, params, accuracy, described)
+  for rate, accuracy in ((1e-3, 0.5), (4e-3, 0.75)):
+    folder = f'lora/rate-{rate}'
+    cells[folder] = Cell(task, 'lora', None, 1000, rate)
+    results[folder] = grid_result(task, 'lora', None, 1000, 180, accuracy, described)
+    del results[folder]['structures']['lora']['test_accuracy']
+  return Board(task, cells, results)
 
 
-def write_comparison(folder, allocation):
-  """Writes the page of a comparison, and gives its elements."""
-  comparison_page.write(str(folder), comparison(allocation), allocation.spec, [MADE])
-  return html_pages.read(folder)
+def grid_result(task, name, budget, seed, params, accuracy, described):
+  """The result of a run of a grid."""
+  label = {'full': 'all of GLoRA', 'linear': 'linear probe', 'search': 'searched'}.get(name, name)
+  found = structure(params, accuracy, label=label, **(described if budget else {}))
+  found['val_accuracy'] = 0.5 if seed < 1000 else accuracy
+  fields = {'task': task, 'seed': seed, 'structure': name, 'result': name, 'budget': budget}
+  return {**RESULT, **fields, 'structures': {name: found}, 'provenance': [MADE]}
 
 
-def write_suite(folder, board):
-  """Writes the page of a suite, and gives its elements."""
-  scoreboard.write(board, str(folder), {board.tasks[0]: 'cifar100/report.html'})
+def write_board(folder, board):
+  """Writes the page of a suite whose first run has one, and gives its elements."""
+  first = folder / next(iter(board.cells))
+  first.mkdir(parents=True, exist_ok=True)
+  (first / 'report.html').touch()
+  report.write_board(board, str(folder))
   return html_pages.read(folder)

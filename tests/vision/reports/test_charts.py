@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glora_jax.search.choice import Curve
-from glora_jax.vision.reports import run_page, structure
+from glora_jax.vision.reports import curves, structure
 from glora_jax.vision.reports.charts import axis
 
 SIZES = st.floats(-1e7, 1e7).map(lambda value: round(value, 3))
@@ -36,7 +36,7 @@ def values_of(line):
 
 
 def test_the_search_shows_mean_and_best_of_every_generation(allocation):
-  charts, _ = run_page.search_blocks(pages.make_findings(allocation))
+  charts, _ = curves.search_blocks(pages.make_findings(allocation))
   scored, mean, best = charts.charts[0].lines
   assert sorted(values_of(scored)) == pytest.approx([50, 60, 80, 90])
   assert values_of(mean) == pytest.approx([65, 75])
@@ -62,13 +62,13 @@ def test_a_long_curve_of_values_reaches_its_end(allocation):
 def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path, allocation):
   metrics = tmp_path / 'metrics.jsonl'
   metrics.write_text(line)
-  assert run_page.training_blocks(str(metrics), pages.make_findings(allocation).result) == []
+  assert curves.training_blocks(str(metrics), pages.make_findings(allocation).result) == []
 
 
 def test_training_shows_every_stage_validation_and_the_best_epoch(tmp_path, allocation):
   (tmp_path / 'metrics.jsonl').write_text(pages.METRICS)
   result = pages.make_findings(allocation).result
-  charts, _ = run_page.training_blocks(str(tmp_path / 'metrics.jsonl'), result)
+  charts, _ = curves.training_blocks(str(tmp_path / 'metrics.jsonl'), result)
   accuracy, loss = charts.charts
   assert [(line.label, line.kind, values_of(line)) for line in accuracy.lines] == [
     ('supernet', 'line', [25, 75]),

@@ -1,4 +1,4 @@
-"""The pages of runs, comparisons and suites: whole, readable, and as their results say."""
+"""The pages of runs, grids and suites: whole, readable, and as their results say."""
 
 import re
 import types
@@ -7,7 +7,7 @@ import html_pages
 import pages
 import pytest
 
-from glora_jax.vision.reports import page, tables
+from glora_jax.vision.reports import page, text
 from glora_jax.vision.runs import command_line
 
 
@@ -17,7 +17,7 @@ def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
     assert not any(name.startswith('on') for name in element.attributes)
     for name in ('src', 'href', 'xlink:href', 'action'):
       address = element.attributes.get(name) or ''
-      assert re.match(r'data:|#|$', address) or address == 'cifar100/report.html'
+      assert re.match(r'data:|#|$', address) or address.endswith('/report.html')
   [style] = any_page.all('style')
   assert not re.search(r'url\(|@import|https?:', style.text)
   policies = [each.attributes.get('content', '') for each in any_page.all('meta')]
@@ -56,8 +56,8 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   assert 'The result is the trained structure' in head
   assert '1 x cpu' in head
   rows = root.all('table')[0].rows()
-  assert rows[1] == ['linear probe', '0', '50.0', '50.0']
-  assert rows[-1] == ['searched, finetuned', '40', '80.0', '80.0']
+  assert rows[1] == ['linear probe', '0', '50.0', '50.0', '0.001', '30']
+  assert rows[-1] == ['searched, finetuned', '40', '80.0', '80.0', '0.001', '30']
   assert '8 of 40 test images are misclassified.' in root.text
   assert len(root.all('img')) == 8
   text = ' '.join(root.text.split())
@@ -86,7 +86,7 @@ def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allo
   [shown] = frame.all('iframe')
   root = html_pages.parse(shown.attributes['srcdoc'] + '</body></html>')
   assert [heading.words() for heading in root.all('h2')] == ['Errors', 'Accuracy']
-  assert tables.PAPER_LABEL in root.words()
+  assert text.PAPER_LABEL in root.words()
   with pytest.raises(ValueError, match="no section 'error'; it has accuracy"):
     page.show(str(tmp_path), 'error')
 

@@ -1,16 +1,12 @@
-"""Tables, names and numbers as pages and the terminal show them."""
+"""Tables, names and times as pages and the terminal show them."""
 
 from __future__ import annotations
 
-import math
-import statistics
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
-
-from glora_jax.vision.reports.charts import DotPlot, Dots, Mark, axis
 
 PAPER_LABEL = (
   "PROTOCOL 'paper': the structure was SEARCHED ON THE TEST SET and trained on train+val. "
@@ -18,10 +14,6 @@ PAPER_LABEL = (
   'they do not estimate the accuracy on unseen images.'
 )
 PAPER = PAPER_LABEL.partition(':')[0]  # the short form
-_STAGES = {
-  'head': 'head alone',
-  'tuning': 'learning rates',
-}
 
 
 def stage_title(stage: str, labels: Mapping[str, str]) -> str:
@@ -38,7 +30,7 @@ def stage_title(stage: str, labels: Mapping[str, str]) -> str:
   structure = structure_of(stage)
   if stage == 'finetune':
     return labels.get(structure, 'finetuning')
-  return labels.get(structure) or structure or _STAGES.get(stage, stage)
+  return labels.get(structure) or structure or {'head': 'head alone'}.get(stage, stage)
 
 
 def structure_of(stage: str) -> str:
@@ -133,6 +125,16 @@ def weights_name(result: Mapping[str, Any]) -> Markup:
   return code(result['weights']) + (f' (commit {revision[:12]})' if revision else '')
 
 
+def percent(share: float | None) -> str:
+  """An accuracy in percent; None stands for images that were trained on.
+
+  Example:
+    >>> percent(0.875), percent(None)
+    ('87.5', 'trained on')
+  """
+  return 'trained on' if share is None else f'{100 * share:.1f}'
+
+
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
   """Items by a key, in order.
 
@@ -144,112 +146,3 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
   for item in items:
     found.setdefault(key(item), []).append(item)
   return found
-
-
-class Cell(NamedTuple):
-  """A number in a table: the mean of the available values.
-
-  Attributes:
-    value: the mean; nan without values.
-    done: number of values.
-    total: number of values once all are done.
-    deviation: their sample standard deviation; None if that means nothing, nan if a value is not
-      finite.
-    digits: format of the number.
-    ends: of an interval around an accuracy, if one other than the deviation's is known.
-    note: text instead of a missing value.
-
-  Example:
-    >>> str(Cell(71.23, 5, 19)), str(Cell(71.23, 2, 2, 0.5)), str(Cell(math.nan, 0, 19))
-    ('71.2 (5 of 19)', '71.2 ± 0.5', '')
-  """
-
-  value: float
-  done: int = 1
-  total: int = 1
-  deviation: float | None = None
-  digits: str = '.1f'
-  ends: Sequence[float] = ()
-  note: str = ''
-
-  @property
-  def complete(self) -> bool:
-    """Whether all values are there."""
-    return 0 < self.done == self.total
-
-  def __str__(self) -> str:
-    if not self.done:
-      return self.note
-    spread = '' if self.deviation is None else f' ± {self.deviation:{self.digits}}'
-    known = '' if self.complete else f' ({self.done} of {self.total})'
-    return f'{self.value:{self.digits}}{spread}{known}'
-
-
-def mean(values: Sequence[float], total: int | None = None) -> Cell:
-  """The mean of values, and their spread if there are several.
-
-  Args:
-    values: the available values.
-    total: number of values once all are done; None if they are.
-
-  Example:
-    >>> mean([1, 2, 3])[:4]
-    (2, 3, 3, 1.0)
-  """
-  found = statistics.mean(values) if values else math.nan
-  deviation = None
-  if len(values) > 1:
-    deviation = statistics.stdev(values) if math.isfinite(found) else math.nan
-  return Cell(found, len(values), len(values) if total is None else total, deviation)
-
-
-def share_cell(share: float | None) -> Cell:
-  """An accuracy in percent; None stands for images that were trained on."""
-  return Cell(math.nan, 0, note='trained on') if share is None else Cell(100 * share)
-
-
-class Method(NamedTuple):
-  """A method, or a structure.
-
-  Attributes:
-    name: its name in headings.
-    lines: all of its measurements, as in `table.csv`.
-    cells: its numbers, by column.
-    style: (name of its kind in a legend, color, shape) of its mark.
-    is_strong: whether it stands out.
-  """
-
-  name: str
-  lines: Sequence[Mapping[str, Any]]
-  cells: dict[str, Cell]
-  style: tuple[str, str, str] = ('', 'purple', 'dot')
-  is_strong: bool = False
-
-
-def accuracies(methods: Sequence[Method], heading: str) -> Table:
-  """The numbers of methods, in all columns that any of them has; `heading` is for names."""
-  shown = [name for name in methods[0].cells if any(str(each.cells[name]) for each in methods)]
-  rows = [(method.name, *(method.cells[name] for name in shown)) for method in methods]
-  strong = [at for at, method in enumerate(methods) if method.is_strong]
-  return Table('Accuracy in percent', (heading, *shown), rows, strong=strong)
-
-
-def accuracy_plot(caption: str, methods: Sequence[Method]) -> DotPlot:
-  """The test accuracy of methods, with its spread over seeds or a known interval.
-
-  Args:
-    caption: what the intervals are.
-    methods: with cells 'test' and 'parameters'.
-  """
-  drawn = []
-  for method in methods:
-    cell, params = method.cells['test'], str(method.cells['parameters'])
-    around = cell.deviation or 0.0
-    ends = cell.ends or (max(0.0, cell.value - around), min(100.0, cell.value + around))
-    exactly = f'{cell.value:.2f}%, {ends[0]:.1f} to {ends[1]:.1f}; {params} trained parameters'
-    mark = Mark((cell.value,), exactly, *method.style[1:])
-    drawn.append(Dots(method.name, str(cell), [mark], params, ends, method.is_strong))
-  legend = dict.fromkeys(method.style for method in methods if method.style[0])
-  scale = axis('', [end for dots in drawn for end in dots.ends], most=100)
-  shown = list(legend) if len(legend) > 1 else []
-  return DotPlot(f'Test accuracy in %{caption}, and parameters', scale, drawn, shown)

@@ -9,7 +9,7 @@ import numpy as np
 import pages
 import pytest
 
-from glora_jax.vision.reports import errors, run_page
+from glora_jax.vision.reports import errors, parts, report, use, verdict
 from glora_jax.vision.reports.errors import Outcome
 
 
@@ -18,10 +18,10 @@ def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is
   result = pages.make_findings(allocation).result
   for name in ('linear', 'lora', 'gradient'):
     result['structures'][name] |= pages.structure(0, 0.5, paired)
-  assert run_page.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
+  assert verdict.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
   for each in result['structures'].values():
     each['test_accuracy'] = 0.9
-  assert ', as many as the linear probe and as many as ' in run_page.tell_verdict(result)
+  assert ', as many as the linear probe and as many as ' in verdict.tell_verdict(result)
 
 
 def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
@@ -36,15 +36,15 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
     ({'structures': better, 'budget': None}, 'report.result'),
     ({'structures': unmeasured}, 'is the searched structure:'),
   ):
-    assert sentence in run_page.tell_result({**result, **fields})
-  assert not run_page.tell_result({**result, 'structures': {'search': structures['search']}})
+    assert sentence in verdict.tell_result({**result, **fields})
+  assert not verdict.tell_result({**result, 'structures': {'search': structures['search']}})
 
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
   labels, classes = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 0, 1, 0])
   found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pages.pixels, str)
   assert found.surest_errors(2).tolist() == [1, 0]
-  told, confusion, _, pairs, _, _, images = errors.section(['a_b', 'dog', 'x|y'], found).blocks
+  told, confusion, _, pairs, _, _, images = errors.blocks_of(['a_b', 'dog', 'x|y'], found)
   assert told == '3 of 5 test images are misclassified.'
   shown = [(image.probability, image.file) for image in images.images]
   assert shown == [('90.0%', '1'), ('80.0%', '0'), ('80.0%', '4')]
@@ -54,7 +54,7 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
     [0, 1, 0],
     [1, 0, 0],
   ]
-  assert not errors.section([f'class {n}' for n in range(41)], found).blocks[1]
+  assert not errors.blocks_of([f'class {n}' for n in range(41)], found)[1]
 
 
 def test_the_table_has_a_column_for_every_further_test_set(allocation):
@@ -62,13 +62,13 @@ def test_the_table_has_a_column_for_every_further_test_set(allocation):
   others = {'v2': 0.25, 'sketch': 0.125}
   further = pages.structure(1234, 0.5, label='a structure', other_test_accuracies=others)
   result['structures'] = {'linear': {**further, 'val_accuracy': None}, 'search': further}
-  lines = run_page.table(result).splitlines()
-  assert lines[0].endswith('| validation | test | v2 | sketch |')
-  assert lines[2] == '| a structure | 1,234 | trained on | 50.0 | 25.0 | 12.5 |'
+  lines = report.run_table(result).splitlines()
+  assert '| validation | test | v2 | sketch |' in lines[0]
+  assert '| a structure | 1,234 | trained on | 50.0 | 25.0 | 12.5 |' in lines[2]
 
 
 def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocation):
-  lines = str(run_page.table_of_programs(pages.make_findings(allocation))).splitlines()
+  lines = str(parts.table_of_programs(pages.make_findings(allocation))).splitlines()
   assert lines[2:] == [
     '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
     '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',
@@ -81,16 +81,15 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   findings.result['structure'] = structure
   is_known = structure != 'runs/x/genome.json'
   for keeps_best in (False, True):
-    text = run_page.tell_protocol(dataclasses.replace(findings, keeps_best=keeps_best))
+    text = verdict.tell_protocol(dataclasses.replace(findings, keeps_best=keeps_best))
     assert ('does not say how it was chosen' in text) != is_known
     assert ('validation images chose the epochs' in text) == keeps_best
 
 
 def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
   findings = pages.make_findings(allocation)
-  data = findings.result['data']
-  findings.result['data'] = {**data, 'images': {**data['images'], 'train+val': 20}}
-  text = run_page.tell_protocol(findings)
+  findings.result['train_on'] = 'train+val'
+  text = verdict.tell_protocol(findings)
   assert 'in a supernet trained on the training images alone' in ' '.join(text.split())
   assert 'for all epochs' not in text  # a searched structure is finetuned, for fewer
 
@@ -99,7 +98,7 @@ def test_the_adapters_base_is_fetched_with_its_checksum(allocation):
   findings = pages.make_findings(allocation)
   findings.result['weights'] = 'https://example.org/vit.npz'
   backbone = {'sha256': 64 * 'a', 'image_size': 8}
-  code = run_page.adapter_code('run', dataclasses.replace(findings, backbone=backbone))
+  code = use.adapter_code('run', dataclasses.replace(findings, backbone=backbone))
   assert f"fetch.fetch('https://example.org/vit.npz', sha256='{64 * 'a'}')" in code
   assert 'weights.refit(*loaded, num_classes=3, image_size=8)' in code
   assert "# normalized as 'unit'" in code

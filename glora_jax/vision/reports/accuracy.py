@@ -1,0 +1,180 @@
+"""Accuracies on a page: plots, tables, and sentences on what is best and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
+from glora_jax.vision.reports.pivots import Method, is_grid, mean
+from glora_jax.vision.reports.table import MEAN_OF_GROUPS, Board, tell_other_images
+from glora_jax.vision.reports.text import Table, sentence_case
+
+BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results
+_SHAPES = ('ring', 'tick', 'diamond', 'star', 'dot')  # the last ones are drawn above the others
+
+
+def blocks_of(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """The accuracies on a page: of one task by structure, or of several by task; none without any."""
+  if not board.results:
+    return []
+  table, gains = table_of(board, methods), tell_gains(board, methods)
+  if len(board.tasks) == 1:
+    return [plot_of_structures(board, methods), *gains, table]
+  told = [*gains, tell_other_images(board), tell_columns(methods)]
+  return [plot_of_tasks(board, methods), *told, table]
+
+
+def headline(methods: Sequence[Method]) -> str:
+  """The title of the numbers that a page begins with; '' as long as no mean is complete."""
+  ours, titles = _ours(methods), methods[0].cells
+  if 'test' in titles:
+    return 'test' if any(method.cells['test'].done for method in ours) else 'validation'
+  means = [
+    title
+    for title in titles
+    if _is_mean(title) and all(method.cells[title].complete for method in ours)
+  ]
+  return MEAN_OF_GROUPS if MEAN_OF_GROUPS in means else ''.join(means[-1:])
+
+
+def _ours(methods: Sequence[Method]) -> list[Method]:
+  return [method for method in methods if not method.is_published]
+
+
+def _is_mean(title: str) -> bool:
+  return title.startswith('mean of ')
+
+
+def best_of(board: Board, methods: Sequence[Method]) -> Method:
+  """The most accurate structure of a grid, of equal ones the smallest; elsewhere the result."""
+  title = headline(methods)
+  if not is_grid(board) or not title:
+    return next((method for method in methods if method.is_strong), methods[0])
+  return max(_ours(methods), key=lambda each: (each.cells[title].value, -each.parameters.value))
+
+
+def tell_best(board: Board, methods: Sequence[Method]) -> str:
+  """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
+  title = board.results and headline(methods)
+  if not title:
+    return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
+  best, ours = best_of(board, methods), _ours(methods)
+  number = best.cells[title]
+  tied = sum(method.cells[title].value == number.value for method in ours) - 1
+  others = f' (tied with {tied} other{"s"[: tied > 1]})' if tied else ''
+  name, accuracy = sentence_case(best.label), f'{number._replace(total=number.done)}%'
+  if is_grid(board):
+    name = f'{name} is the most accurate of {len(ours)} structures{others}'
+  if _is_mean(title):
+    theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
+    published = f'; published for GLoRA: {theirs[0]}' if theirs else ''
+    return f'{name}: {accuracy} test accuracy, {title}{published}.'
+  runs = '' if number.complete else f' ({number.done} of {number.total} runs)'
+  return f'{name}: {accuracy} {title} accuracy{runs} with {best.parameters} trained parameters.'
+
+
+def tell_gains(board: Board, methods: Sequence[Method]) -> list[str]:
+  """A sentence for every structure that a grid chose, against the best fixed one in its budget.
+
+  The best is by accuracy; differences are between runs of the same seed.
+  """
+  title = headline(methods)
+  if not title or not is_grid(board):
+    return []
+  fixed = sorted(
+    (method for method in _ours(methods) if method.is_fixed),
+    key=lambda method: method.cells[title].value,
+  )
+  sentences = []
+  for method in _ours(methods):
+    budget = method.rows[0].budget  # None unless it was chosen within one
+    rivals = [each for each in fixed if budget is not None and each.parameters.value <= budget]
+    for best in rivals[-1:]:
+      theirs = best.cells[title].repeats
+      pairs = {
+        run: x - theirs[run] for run, x in method.cells[title].repeats.items() if run in theirs
+      }
+      gain = mean(pairs)
+      paired = '' if gain.deviation is None else '; differences at the same seed'
+      sentences.append(
+        f'{sentence_case(method.label)}: {"" if gain.value < 0 else "+"}{gain} points against '
+        f'{best.label}, the best fixed structure within that budget ({method.parameters} and '
+        f'{best.parameters} parameters{paired}).'
+      )
+  return sentences
+
+
+def plot_of_structures(board: Board, methods: Sequence[Method]) -> DotPlot:
+  """A row for each structure, with its spread over seeds or the interval of a single run."""
+  title = headline(methods)
+  drawn = []
+  for method in methods:
+    number, params = method.cells[title], str(method.parameters)
+    around = number.deviation or 0.0
+    ends = number.ends or (max(0.0, number.value - around), min(100.0, number.value + around))
+    exactly = f'{number.value:.2f}%, {ends[0]:.1f} to {ends[1]:.1f}; {params} trained parameters'
+    mark = Mark((number.value,), exactly, *method.style[1:])
+    drawn.append(Dots(method.label, str(number), [mark], params, ends, method.is_strong))
+  seeds = {cell.seed for cell in board.tested.values()}
+  images = next(iter(board.results.values()))['data']['images']
+  over = f' with 95% intervals on {images["val" if title == "validation" else title]:,} images'
+  if len(seeds) > 1:
+    over = f', mean and standard deviation over {len(seeds)} seeds'
+  legend = list(dict.fromkeys(method.style for method in methods))
+  return DotPlot(
+    f'{title.capitalize()} accuracy in %{over}, and parameters',
+    axis('', [end for dots in drawn for end in dots.ends], most=100),
+    drawn,
+    legend if len(legend) > 1 and legend[0][0] else [],
+  )
+
+
+def plot_of_tasks(board: Board, methods: Sequence[Method]) -> DotPlot:
+  """A row for each line of the table, with a mark for each method; ours are above the others."""
+  best = best_of(board, methods)
+  drawn = sorted(methods, key=lambda method: _SHAPES.index(method.style[2]))
+  rows = []
+  for title, number in best.cells.items():
+    known = [(method, method.cells[title]) for method in drawn if method.cells[title].done]
+    marks = [
+      Mark((cell.value,), f'{method.label}: {cell}', *method.style[1:]) for method, cell in known
+    ]
+    rows.append(Dots(title, str(number), marks, is_strong=_is_mean(title)))
+  legend = dict.fromkeys(method.style for method in reversed(drawn))
+  caption = f'Test accuracy in %; numbers are for {best.label}'
+  return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
+
+
+def tell_columns(methods: Sequence[Method]) -> str:
+  """A sentence on the columns of the table by task."""
+  told = 'Test accuracy in percent; in brackets, millions of trained parameters without heads.'
+  if not methods[-1].is_published:
+    return told
+  return f'{told} All except ours are published, for a {BACKBONE}.'
+
+
+def table_of(board: Board, methods: Sequence[Method]) -> Table:
+  """The accuracies: of one task a row for each structure, of several a column for each method."""
+  titles, caption = list(methods[0].cells), 'Accuracy in percent'
+  if len(board.tasks) > 1:
+    sizes = [method.parameters for method in methods]
+    millions = [f' ({size.value / 1e6:.2g})' if size.done else '' for size in sizes]
+    headings = [method.label + size for method, size in zip(methods, millions, strict=True)]
+    rows = [(title, *(method.cells[title] for method in methods)) for title in titles]
+    strong = [at for at, title in enumerate(titles) if _is_mean(title)]
+    return Table(caption, ('', *headings), rows, strong=strong)
+  shown = [title for title in titles if any(str(method.cells[title]) for method in methods)]
+  rows = [
+    (
+      method.label,
+      method.parameters,
+      *(method.cells[title] for title in shown),
+      method.mean('rate', 'g'),
+      method.mean('seconds', '.0f'),
+    )
+    for method in methods
+  ]
+  strong = [at for at, method in enumerate(methods) if method.is_strong]
+  headings = ('structure', 'parameters', *shown, 'learning rate', 'seconds')
+  return Table(caption, headings, rows, strong=strong)

@@ -1,0 +1,156 @@
+"""A run's search and its trainings as charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from glora_jax.method.genomes import count_params
+from glora_jax.search.pareto import pareto_front
+from glora_jax.vision.files import number as to_number
+from glora_jax.vision.files import read_lines
+from glora_jax.vision.reports import charts, page
+from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis
+from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.text import grouped, stage_title, structure_of
+
+_FEW = 60  # points of a curve, at most, that have tooltips
+
+
+def search_blocks(findings: Findings) -> list[Any]:
+  """Charts of a search, and how its front grew; empty without a search."""
+  archive, volumes = findings.archive, findings.result['hypervolume']
+  if archive is None:
+    return []
+  split, number = findings.searched_images
+  accuracy, generation = 100 * archive.correct / number, archive.generation
+  generations = np.unique(generation)
+  best = [(each, accuracy[generation <= each].max()) for each in generations]
+  last = max(1, int(generation.max(initial=0)))
+  progress = Chart(
+    'Accuracy of the structures by generation',
+    charts.Axis('generation', [*range(0, last + -(-last // 7), -(-last // 7))]),
+    axis(f'accuracy in % on {number:,} {split} images', accuracy, most=100),
+    [
+      Line('a structure', 'teal', charts.thinned(generation, accuracy), 'dots'),
+      Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
+      Line('best so far', 'red', best),
+    ],
+    [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
+  )
+  grown = f"""
+    Structures are scored with the supernet's weights. The hypervolume of the front (the share of
+    all pairs of error and parameters that some structure matches or beats) grew from
+    {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last.
+  """
+  return [page.Pair([progress, _cloud_chart(findings, archive.genomes, 100 - accuracy)]), grown]
+
+
+def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> Chart:
+  params = count_params(findings.spec, genomes)
+  budget, searched = findings.result['budget'], findings.result['structures']['search']['genome']
+  marks = [('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
+  front = charts.steps([(x, y) for _, x, y, _, _ in marks])
+  marks += [
+    (f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
+    for name, found in findings.presets.items()
+  ]
+  marks += [
+    ('chosen: ', params[at], error[at], 'red', 'star')
+    for at in np.flatnonzero((genomes == np.array(searched)).all(axis=(1, 2)))
+  ]
+  limit = [] if budget is None else [budget]
+  legend = [('presets', 'purple', 'diamond')] if findings.presets else []
+  return Chart(
+    "Error against parameters, with the supernet's weights",
+    axis('trained parameters', [0, *params, *limit, *(x for _, x, *_ in marks)]),
+    axis('error in %', [*error, *(y for _, _, y, *_ in marks)], most=100),
+    [
+      Line('scored', 'grey', charts.thinned(params, error), 'dots'),
+      Line('Pareto front', 'teal', front),
+    ],
+    [
+      Mark((x, y), f'{name}{x:,} parameters, {y:.1f}% wrong', *style)
+      for name, x, y, *style in marks
+    ],
+    [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
+    [*legend, ('chosen', 'red', 'star')],
+  )
+
+
+class _Measurement(TypedDict):
+  stage: str
+  epoch: float
+
+
+def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
+  """Accuracy and loss of every training stage by epoch, as far as they are finite.
+
+  Args:
+    metrics: path of `metrics.jsonl`.
+    result: content of `result.json`.
+  """
+  lines = read_lines(metrics, 'metrics', _Measurement)
+  stages = grouped(lines, lambda line: line['stage'])
+  drawn = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
+  if not any(drawn):
+    return []
+  random = '; the supernet takes random structures at each step' if 'supernet' in stages else ''
+  return [
+    page.Pair([*filter(None, drawn)]),
+    f'Solid lines are on augmented training images{random}.',
+  ]
+
+
+def _training_chart(
+  stages: Mapping[str, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], metric: str
+) -> Chart | None:
+  """A metric by epoch, dashed on validation images; None if no value can be drawn."""
+  is_loss, structures = metric == 'loss', result['structures']
+  labels = {name: tested['label'] for name, tested in structures.items()}
+  lines, marks, legend = [], [], {}
+  for number, (stage, measured) in enumerate(stages.items()):
+    color, name = f'series-{number % len(page.SERIES)}', stage_title(stage, labels)
+    for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
+      values = [
+        (line['epoch'], to_number(line.get(field)) * (1 if is_loss else 100)) for line in measured
+      ]
+      curve = [(x, y) for x, y in values if np.isfinite(y) and (y > 0 or not is_loss)]
+      if not curve:
+        continue
+      lines.append(Line(name, color, curve, kind))
+      split = ', validation' if kind == 'dashed' else ''
+      marks += [  # a single point has no line
+        Mark(
+          at,
+          f'{name}{split}, epoch {at[0]:g}: {at[1]:.4g}',
+          color,
+          'hidden' if curve[1:] else 'dot',
+        )
+        for at in curve
+        if len(curve) <= _FEW
+      ]
+      if split:
+        legend['validation images'] = kind
+        trained = structures.get(structure_of(stage), {})
+        # A compiled call may end some steps after the epoch.
+        best = [at for at in curve if round(at[0]) == trained.get('best_epoch') and not is_loss]
+        marks += [
+          Mark(at, f'{name}, best epoch {at[0]:g}: {at[1]:.1f}%', color, 'star') for at in best
+        ]
+        legend |= dict.fromkeys(['best epoch'] * len(best), 'star')
+  if not lines:
+    return None
+  xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
+  return Chart(
+    f'{metric.capitalize()} by epoch',
+    axis('epoch', [0, *xs], whole=True),
+    axis(
+      'loss' if is_loss else 'accuracy in %', ys, is_log=is_loss, most=np.inf if is_loss else 100
+    ),
+    lines,
+    marks,
+    legend=[(name, 'dim', kind) for name, kind in legend.items()],
+  )

@@ -1,0 +1,234 @@
+"""Parts of pages: structures, runs, learning rates, cost, sources."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from glora_jax.compiling import MEMORY
+from glora_jax.vision.files import number as to_number
+from glora_jax.vision.reports import page
+from glora_jax.vision.reports.charts import Bars
+from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.pivots import Method, is_grid
+from glora_jax.vision.reports.structure import Structures, agreements, figure
+from glora_jax.vision.reports.table import Board, place_of, published, rows_of
+from glora_jax.vision.reports.text import (
+  Table,
+  code,
+  duration,
+  grouped,
+  paragraph,
+  percent,
+  sentence_case,
+  stage_title,
+  weights_name,
+)
+from glora_jax.vision.structure_names import FOUND, GENOME_ENDING
+
+EQUATION = paragraph(
+  'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',
+  code("W' = W + W*A + B, b' = b + b*D + E + C W"),
+)
+_MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
+_RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
+_LONG = 20  # rows of a table that is folded
+
+
+def structures(board: Board) -> list[Any]:
+  """Structures that were chosen for one task, and how much they agree over seeds."""
+  rows = {(row.run, row.structure): row for row in rows_of(board) if row.role != 'rate'}
+  chosen = [row for row in rows.values() if row.structure in FOUND or row.role == 'result']
+  chosen.sort(key=lambda row: row.role != 'result')
+  found = [(row, board.results[row.run]['structures'][row.structure]) for row in chosen]
+  told = agreements(
+    (row.label, place_of(row.task).line, structure['genome']) for row, structure in found
+  )
+  if len(board.tasks) > 1:
+    return told
+  several = len({row.seed for row in chosen}) > 1
+  figures = {}
+  for row, structure in found:
+    if row.label not in figures:
+      title = sentence_case(row.label) + (f', seed {row.seed}' if several else '')
+      figures[row.label] = figure(title, structure['layers'])
+  shown = [EQUATION, Structures(list(figures.values()))] if figures else []
+  return [*shown, *told]
+
+
+def runs(board: Board, workdir: str) -> list[Any]:
+  """State and result of every run, and what the data of some lacks."""
+  titles = ('run', 'state', 'result', 'parameters', 'validation', 'test')
+  rows = []
+  for name in board.cells:
+    address, found = os.path.join(name, page.NAME), [''] * 4
+    link = Markup('<a href="{}">{}</a>').format(quote(address), name)
+    if result := board.results.get(name):
+      best = _result(result)
+      test = percent(best['test_accuracy']) if 'test_accuracy' in best else ''
+      found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
+    is_written = os.path.exists(os.path.join(workdir, address))
+    rows.append((link if is_written else name, board.state(name), *found))
+  blocks: list[Any] = [_folded(Table(f'All {len(rows)} runs', titles, rows, text_columns=3))]
+  told = 'Everything tested is in {}, written before the test images were read.'
+  blocks.append(Markup(told).format(code('test_list.json')))
+  if board.missing:
+    texts = [f'{name}: {reason}' for name, reason in board.missing.items()]
+    blocks += [page.Heading('Not ready'), page.Items(texts)]
+    blocks.append('--config.suite.prepare=True downloads what needs no manual download.')
+  if any(str(result['structure']).endswith(GENOME_ENDING) for result in board.results.values()):
+    blocks.append('Structures come from files that do not say how they were chosen.')
+  return blocks
+
+
+def _folded(table: Table) -> Any:
+  """A table, on request if it is long."""
+  return page.Details(table) if len(table.rows) > _LONG else table
+
+
+def _result(result: Mapping[str, Any]) -> Mapping[str, Any]:
+  return result['structures'][result['result']]
+
+
+def rates(board: Board) -> list[Any]:
+  """Validation accuracy by learning rate, for every structure of every task that tried some."""
+  tried = {name: cell for name, cell in board.cells.items() if cell.rate is not None}
+  if not tried:
+    return []
+  columns = sorted({cell.rate for cell in tried.values() if cell.rate is not None})
+  rows = []
+  for folder, names in grouped(tried, os.path.dirname).items():
+    done = [name for name in names if name in board.results]
+    found = {tried[name].rate: _result(board.results[name]) for name in done}
+    best = max(found, key=lambda rate: _rank(found[rate]), default=None)
+    cells = [percent(found[rate]['val_accuracy']) if rate in found else '' for rate in columns]
+    if best is not None:
+      at = columns.index(best)
+      cells[at] = Markup('<strong>{}</strong>').format(cells[at])
+    rows.append((folder, *cells))
+  told = """
+    Tried with a seed that is not tested. What is tested was trained at the rate with the highest
+    validation accuracy, in bold; of equal ones, at that with the lowest validation loss.
+  """
+  titles = ('structure', *(f'{rate:g}' for rate in columns))
+  return [told, _folded(Table('Validation accuracy in percent by learning rate', titles, rows))]
+
+
+def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
+  return found['val_accuracy'], -to_number(found['val_loss'])
+
+
+def cost_of_run(findings: Findings) -> list[Any]:
+  """The time of each stage, and what it compiled."""
+  return [_by_stage([findings.result]), table_of_programs(findings), _MEMORY]
+
+
+def cost_of_board(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """The time of one run of each structure, and of all runs by stage or by task."""
+  results = board.results
+  if not results:
+    return []
+  whole = _by_stage(results.values())
+  if len(board.tasks) > 1:
+    whole = _bars(
+      (board.cells[name].task, sum(result['seconds'].values())) for name, result in results.items()
+    )
+  if not is_grid(board):
+    return [whole]
+  one = [(method.label, method.mean('seconds', '.0f')) for method in methods]
+  return [
+    page.Heading('One run of each structure'),
+    _bars([(label, seconds.value) for label, seconds in one if seconds.done], 'purple'),
+    page.Heading('All runs'),
+    whole,
+    'What several runs share counts in each of them.',
+  ]
+
+
+def _by_stage(results: Iterable[Mapping[str, Any]]) -> Bars:
+  return _bars(
+    (stage_title(stage, {}), value)
+    for result in results
+    for stage, value in result['seconds'].items()
+  )
+
+
+def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
+  """A bar for the time of everything, in order; times of one name are added up."""
+  sums: collections.Counter[str] = collections.Counter()
+  for name, value in seconds:
+    sums[name] += value  # pyrefly: ignore
+  return Bars([(name, value, duration(value)) for name, value in sums.items()], color)
+
+
+def table_of_programs(findings: Findings) -> Table:
+  """What each stage compiled: the seconds that this took, and the memory of each device."""
+  labels = {name: tested['label'] for name, tested in findings.result['structures'].items()}
+  rows = [
+    (stage_title(stage, labels), name, duration(found['seconds']), *_mebibytes(found['memory']))
+    for stage, programs in findings.programs.items()
+    for name, found in programs.items()
+  ]
+  return Table(
+    'Compiled programs, and their memory on each device by the compiler',
+    ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
+    rows,
+    text_columns=2,
+  )
+
+
+def _mebibytes(memory: Mapping[str, int]) -> list[str]:
+  sizes = [memory.get(kind) for kind in MEMORY]
+  return ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
+
+
+def sources(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """Where the images of several tasks, and the published accuracies come from."""
+  images = {
+    board.cells[name].task: ' '.join((f'{result["data"]["origin"]}.', *result['data']['notes']))
+    for name, result in board.results.items()
+  }
+  blocks: list[Any] = []
+  if len(board.tasks) > 1 and images:
+    texts = [f'{task}: {origin}' for task, origin in images.items()]
+    blocks += [page.Heading('Images'), page.Items(texts)]
+  papers = dict.fromkeys(
+    f'{method.label}: {method.rows[0].source}'
+    for method in methods
+    if method.is_published and method.rows[0].source
+  )
+  if papers:
+    seen = f'Seen in {"; ".join(published()["seen_in"])}.'
+    notes = published()['notes'].get(board.family, ())
+    blocks += [page.Heading('Published accuracies'), page.Items(list(papers)), seen, *notes]
+  return blocks
+
+
+def facts(board: Board) -> list[tuple[str, Any]]:
+  """What the results of a board were made from: terms with their values."""
+  results = [board.results[name] for name in board.tested if name in board.results]
+  found = {
+    'Seed': [str(result['seed']) for result in results],
+    'Weights': [weights_name(result) for result in results],
+    'Images': [_images(result) for result in results],
+    'Input': [
+      f'{_RESIZED[result["data"]["resize"]]}, normalized as {result["normalization"]}'
+      for result in results
+    ],
+  }
+  if len(board.tasks) > 1:
+    del found['Images']  # which `sources` has
+  return [
+    (term, Markup(', ').join(dict.fromkeys(values))) for term, values in found.items() if values
+  ]
+
+
+def _images(result: Mapping[str, Any]) -> Markup:
+  data = result['data']
+  counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
+  return paragraph(f'{data["origin"]}: {counts}.', *data['notes'])

@@ -1,0 +1,219 @@
+"""The long table as people read it: means by group, seeds, what is missing, published results."""
+
+import csv
+import statistics
+
+import pages
+import pytest
+
+from glora_jax.vision.data.catalog import FAMILIES, expand
+from glora_jax.vision.data.tasks import vtab
+from glora_jax.vision.reports import accuracy, report, table, text
+from glora_jax.vision.reports.pivots import mean, pivot
+from glora_jax.vision.reports.table import Board, Cell
+
+VTAB = {task.name: task.group for task in vtab.TASKS}
+
+
+def published(method, family='vtab'):
+  """The accuracies of a published method."""
+  rows = table.published()['rows'][family]
+  return next(row['values'] for row in rows if row['method'] == method)
+
+
+def ours(board):
+  """The numbers of a board's first method, by title."""
+  return pivot(board)[0].cells
+
+
+def means_of(cells):
+  """The numbers of the cells that are means."""
+  return {title: cell.value for title, cell in cells.items() if title.startswith('mean of')}
+
+
+def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three():
+  away = {}
+  for row in table.published()['rows']['vtab']:
+    if row['values']:
+      groups = text.grouped(VTAB, lambda name: VTAB[name]).values()
+      computed = statistics.mean(
+        statistics.mean(row['values'][name] for name in names) for names in groups
+      )
+      away[row['method']] = computed - row['group_mean']
+  assert len(away) == 10
+  wrong = {method for method, distance in away.items() if abs(distance) > 0.05 + 1e-9}
+  assert wrong == {'Full', 'Linear', 'LoRA'}
+  assert max(map(abs, away.values())) < 0.11
+  notes = table.published()['notes']['vtab']
+  assert all(any(f' {method} is' in note for note in notes) for method in wrong)
+
+
+@pytest.mark.parametrize('family, lines', [('vtab', 19), ('fewshot', 25), ('generalization', 5)])
+def test_tasks_and_published_rows_of_a_family_have_exactly_its_lines(family, lines, make_board):
+  assert family in FAMILIES
+  names = {place.line for task in expand(f'{family}/all') for place in table.places_of(task)}
+  assert len(names) == lines
+  first = expand(f'{family}/all')[0]
+  rows = [row for row in table.rows_of(make_board({first: 70.0}, f'{family}/all')) if row.source]
+  for (method, _), same in text.grouped(rows, lambda row: (row.label, row.parameters)).items():
+    found = {table.place_of(row.task, row.split).line for row in same if row.task}
+    assert found in (names, set()), method
+
+
+def test_own_results_have_the_published_means_of_the_same_accuracies(make_board):
+  cells = ours(make_board({f'vtab/{name}': value for name, value in published('GLoRA').items()}))
+  groups = [(76.4 + 92.9 + 74.6 + 99.6 + 92.5 + 91.5 + 57.8) / 7, 348.1 / 4, 506.2 / 8]
+  over_all = (7 * groups[0] + 4 * groups[1] + 8 * groups[2]) / 19
+  expected = [*groups, statistics.mean(groups), over_all]
+  assert list(means_of(cells).values()) == pytest.approx(expected)
+  assert all(cell.complete for cell in cells.values())
+
+
+@pytest.mark.parametrize(
+  'task, other', [('vtab/dtd', 'train'), ('fewshot/food101/4/0', 'train+val')]
+)
+def test_published_results_stand_beside_ours_only_if_trained_on_the_same_images(
+  task, other, make_board, tmp_path
+):
+  board = make_board({task: 70.0}, f'{task.partition("/")[0]}/all')
+  assert 'published' in {row.protocol for row in table.rows_of(board)}
+  [result] = board.results.values()
+  result['train_on'] = other
+  result['data'] = {**result['data'], 'images': {'test': 40, other: 20}}
+  page = pages.write_board(tmp_path, board).text
+  assert not any(method.is_published for method in pivot(board))
+  assert 'published for GLoRA' not in page
+  assert f'ours on {other} (20 images)' in page
+  assert 'published' not in (tmp_path / 'table.csv').read_text()
+
+
+def test_few_shot_accuracies_are_means_over_the_draws_in_groups_of_equal_shots(make_board):
+  draws = {0: 60.0, 1: 62.0, 2: 67.0}
+  accuracies = {f'fewshot/food101/4/{draw}': value for draw, value in draws.items()}
+  accuracies['fewshot/oxford_pets/4/0'] = 80.0
+  cells = ours(make_board(accuracies, 'fewshot/all/4/all'))
+  assert str(cells['food101, 4 shots']) == '63.0 ± 3.6'
+  assert str(cells['oxford_pets, 4 shots']) == '80.0 (1 of 3)'
+  assert str(cells['mean of 4 shots']) == '63.0 (1 of 5)'
+
+
+def test_generalization_has_a_line_for_every_test_set(make_board):
+  others = {'v2': 60.0, 'sketch': 30.0, 'a': 10.0, 'r': 20.0}
+  accuracies = {f'generalization/{seed}': 70.0 + 2 * seed for seed in range(3)}
+  cells = ours(make_board(accuracies, 'generalization/all', others=others))
+  values = [round(cells[name].value, 6) for name in table.TEST_SETS.values()]
+  assert values == [72, *others.values()]
+  assert means_of(cells) == pytest.approx({'mean of shifted': 30, 'mean of all': 38.4})
+
+
+def row_of(page, title):
+  """The cells of the first row of a page that has a title."""
+  return next(row for row in page.rows() if title in ' '.join(row))
+
+
+def test_a_suite_of_which_tasks_are_missing_says_so(make_board, tmp_path):
+  board = make_board({f'vtab/{name}': value for name, value in published('GLoRA').items()})
+  del board.results['kitti'], board.results['dtd']
+  board.missing['kitti'] = 'kitti needs a download.'
+  board.failed['dtd'] = 'It diverged.'
+  page = pages.write_board(tmp_path, board)
+  heading = row_of(page, 'ours, searched')
+  glora = next(place for place, name in enumerate(heading) if name.startswith('GLoRA (0.86'))
+  assert row_of(page, 'mean of the 17 that are done')[glora] == '75.2'
+  shown = {title: row_of(page, title)[1] for title in means_of(ours(board))}
+  assert shown == {
+    'mean of natural': '85.1 (6 of 7)',
+    'mean of specialized': '87.0',
+    'mean of structured': '60.0 (7 of 8)',
+    'mean of groups': '87.0 (1 of 3)',
+    'mean of all': '75.2 (17 of 19)',
+    'mean of the 17 that are done': '75.2',
+  }
+  items = [item.words() for item in page.all('li')]
+  assert 'kitti: kitti needs a download.' in items
+  assert 'dtd: It diverged.' in page.all('header')[0].words()
+
+
+def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_path):
+  page = pages.write_board(tmp_path, make_board({'vtab/dtd': 70.0}, protocol='paper'))
+  assert text.PAPER_LABEL in page.words()
+  assert "ours (PROTOCOL 'paper'), searched (" in ' '.join(page.rows()[0])
+  with open(tmp_path / 'table.csv') as file:
+    lines = list(csv.DictReader(file))
+  [line] = [line for line in lines if line['role'] == 'result']
+  assert (line['label'], line['protocol'], line['split']) == ('searched', 'paper', 'test')
+  assert float(line['accuracy']) == pytest.approx(0.7)
+
+
+def test_results_of_different_structures_are_one_method_with_each_below(make_board):
+  board = make_board({'vtab/dtd': 70.0, 'vtab/svhn': 80.0})
+  board.results['svhn']['result'] = 'lora'
+  first, *others = [method.label for method in pivot(board)]
+  assert first == 'ours, searched or lora:2'
+  assert {'ours, searched', 'ours, lora:2', 'ours, linear probe'} <= set(others)
+  assert [round(ours(board)[name].value) for name in ('dtd', 'svhn')] == [70, 78]
+
+
+def summary(board):
+  """The rows of a board's table as text."""
+  lines = report.summary(board, 'workdir').splitlines()
+  return [line for line in lines if line.startswith('|')][2:]
+
+
+def test_a_grids_table_has_means_and_spreads_in_the_order_of_parameters(allocation):
+  assert summary(pages.make_grid(allocation)) == [
+    '| linear probe | 0 | 50.0 ± 0.0 | 81.0 ± 1.4 | 0.001 | 30 |',
+    '| gradient, at most 60 | 40 | 50.0 ± 0.0 | 95.0 ± 0.0 | 0.001 | 30 |',
+    '| searched, at most 200 | 150 | 50.0 ± 0.0 | 91.0 ± 0.0 | 0.001 | 30 |',
+    '| lora | 180 | 50.0 ± 0.0 | 89.0 ± 1.4 | 0.001 | 30 |',
+    '| all of GLoRA | 500 | 50.0 ± 0.0 | 95.0 ± 0.0 | 0.001 | 30 |',
+  ]
+
+
+def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
+  board = pages.make_grid(allocation)
+  told = '\n'.join(accuracy.tell_gains(board, pivot(board)))
+  assert 'Searched, at most 200: +2.0 ± 1.4 points against lora' in told
+  del board.results['lora/0'], board.results['linear/0']  # only seed 1 has a pair
+  told = '\n'.join(accuracy.tell_gains(board, pivot(board)))
+  assert 'Searched, at most 200: +3.0 points against lora' in told
+  assert 'Gradient, at most 60: +13.0 points against linear probe' in told
+
+
+def test_a_failed_seed_is_missing_from_the_mean_and_named_above_it(allocation, tmp_path):
+  board = pages.make_grid(allocation)
+  del board.results['lora/1']
+  board.failed['lora/1'] = 'The loss was not finite.'
+  for seed in (0, 1):
+    [found] = board.results[f'full/{seed}']['structures'].values()
+    found['learned_nothing'] = 'It guesses.'
+  head = pages.write_board(tmp_path, board).all('header')[0].words()
+  assert 'lora/1: The loss was not finite. full/0, all of GLoRA, full/1, all of GLoRA: It' in head
+  assert 'max_grad_norm=1' in head
+  assert '| lora | 180 | 50.0 (1 of 2) | 90.0 (1 of 2) | 0.001 | 30 |' in summary(board)
+
+
+def test_rates_that_were_tried_are_in_the_table_and_in_no_mean(allocation, tmp_path):
+  board = pages.make_grid(allocation)
+  page = pages.write_board(tmp_path, board)
+  assert ['structure', '0.001', '0.004'] in page.rows()
+  assert ['lora', '50.0', '75.0'] in page.rows()
+  with open(tmp_path / 'table.csv') as file:
+    tried = [line for line in csv.DictReader(file) if line['role'] == 'rate']
+  assert [(line['run'], line['split']) for line in tried] == [
+    ('lora/rate-0.001', 'val'),
+    ('lora/rate-0.004', 'val'),
+  ]
+
+
+def test_a_mean_of_means_has_the_spread_over_seeds(allocation):
+  """Two tasks of a grid, each better with another seed."""
+  cells, results = {}, {}
+  for task, accuracies in (('vtab/dtd', (0.5, 0.7)), ('vtab/svhn', (0.8, 0.6))):
+    for seed, share in enumerate(accuracies):
+      name = f'{task}/{seed}'
+      cells[name] = Cell(task, 'lora', None, seed)
+      results[name] = pages.grid_result(task, 'lora', None, seed, 9, share, {})
+  number = ours(Board('vtab/all', cells, results))['mean of natural']
+  assert str(number) == '65.0 ± 0.0'
+  assert mean({0: 1.0}).deviation is None
