@@ -17,15 +17,13 @@ import ml_collections
 
 from glora_jax.errors import UserError
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
-from glora_jax.vision.reports import run_page
+from glora_jax.vision.reports import report
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.job import run_job, started
-from glora_jax.vision.runs.sections import FINETUNING, SEARCH
 from glora_jax.vision.runs.stage import Stage, needed, walk
 from glora_jax.vision.runs.stages.results import (
-  SUPERNET,
   Listed,
   Result,
   freeze_and_test,
@@ -34,6 +32,7 @@ from glora_jax.vision.runs.stages.results import (
 )
 from glora_jax.vision.runs.stages.search import stages_of_search
 from glora_jax.vision.runs.stages.structures import stages_of_structure, stages_of_trainings
+from glora_jax.vision.structure_names import FINETUNING, SEARCH, SUPERNET
 
 
 def run(
@@ -196,4 +195,4 @@ def summary(result: dict[str, Any], workdir: str) -> str:
       f'Missing from this finished run: {", ".join(gone)}; remove {workdir}/result.json, and the '
       'same command writes them again without training.'
     ]
-  return '\n'.join([run_page.table(result), '', *last])
+  return '\n'.join([report.run_table(result), '', *last])

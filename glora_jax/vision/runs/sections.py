@@ -19,7 +19,15 @@ from glora_jax.vision.data import image, normalization
 from glora_jax.vision.data.task import Source
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.blocks import ACTIVATIONS
-from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, TRANSFER, check_preset
+from glora_jax.vision.structure_names import (
+  FINETUNING,
+  FOUND,
+  GENOME_ENDING,
+  GRADIENT,
+  SEARCH,
+  TRANSFER,
+  check_preset,
+)
 
 DType = Literal['float32', 'bfloat16']
 NormalizationName = Literal[*normalization.NORMALIZATIONS]  # pyrefly: ignore
@@ -32,10 +40,6 @@ RematPolicy = Literal[
 ]
 
 # Where a structure comes from, if not from a preset or a file.
-SEARCH = 'search'  # or GRADIENT, or TRANSFER
-FINETUNING = 'finetuning'  # the base itself is trained
-FOUND = (SEARCH, GRADIENT, TRANSFER)  # within a budget
-
 NO_PRESETS = (FINETUNING, *FOUND)
 
 MOST_PIXELS = 4096  # of a side
@@ -176,7 +180,7 @@ class SpaceSettings:
     """
     ranks = self.ranks
     if ranks is None:
-      ranks = RANKS_OF_SEARCH if structure == 'search' else RANKS_OTHERWISE
+      ranks = RANKS_OF_SEARCH if structure == SEARCH else RANKS_OTHERWISE
     is_bought = structure in (GRADIENT, TRANSFER)
     return SearchSpace.distinct(ranks) if is_bought else SearchSpace(ranks=ranks)
 

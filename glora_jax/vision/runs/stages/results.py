@@ -32,21 +32,33 @@ from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import Examples
 from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
-from glora_jax.vision.reports import run_page
+from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
-from glora_jax.vision.reports.run_page import Findings
+from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.structure import describe
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.origins import recorded_processes, recorded_weights
 from glora_jax.vision.runs.predictions import Predictions
-from glora_jax.vision.runs.sections import FINETUNING, GRADIENT, SEARCH, TRANSFER
 from glora_jax.vision.runs.stage import seconds_by_title
 from glora_jax.vision.runs.stages.structures import FILE
-from glora_jax.vision.runs.stages.training import FullFineTuning
+from glora_jax.vision.runs.stages.training import (
+  ENOUGH_STEPS,
+  FullFineTuning,
+  is_guessing,
+  share_of_largest_class,
+)
 from glora_jax.vision.runs.workdir import TEST_LIST
-from glora_jax.vision.structure_names import preset_label
-
-SUPERNET = 'supernet'  # the searched structure with the supernet's weights
+from glora_jax.vision.structure_names import (
+  FINETUNING,
+  FOUND,
+  GRADIENT,
+  SEARCH,
+  SUPERNET,
+  TITLES,
+  TRANSFER,
+  preset_label,
+)
 
 
 class Listed(NamedTuple):
@@ -274,6 +286,8 @@ def write_results(
         **{field: value for field, value in row.items() if field != 'weights'},
         'rate': _rate(context, name),
         'seconds': round(seconds[name], 2),
+        **_describe(candidates[name], is_drawn=name in (listed.result, *FOUND)),
+        **_tell_guessing(context, row),
       }
       for name, row in listed.rows.items()
     },
@@ -301,17 +315,19 @@ def write_results(
       'borrowed': allocation.borrowed,
     }
   inherited = _inherited(context, supernet)
-  if meshes.primary() and answers is not None:
-    outcome = Outcome(
-      np.asarray(context.data('test').labels),
-      *answers,
-      functools.partial(context.pixels, 'test'),
-      functools.partial(_file, context.task.open('test')),
-    )
+  if meshes.primary():
+    outcome = None
+    if answers is not None:
+      outcome = Outcome(
+        np.asarray(context.data('test').labels),
+        *answers,
+        functools.partial(context.pixels, 'test'),
+        functools.partial(_file, context.task.open('test')),
+      )
     findings = Findings(
       result,
       context.task,
-      {name: x.adapted.spec for name, x in candidates.items()},
+      candidates.get(SEARCH, candidate).adapted.spec,
       outcome,
       archive=archive,
       fitness=config.search.fitness,
@@ -322,7 +338,7 @@ def write_results(
       made=recorded_processes(context.workdir),
       programs=context.programs,
     )
-    run_page.write(context.workdir, findings)
+    report.write_run(context.workdir, findings)
   return result
 
 
@@ -331,6 +347,27 @@ def _rate(context: Context, name: str) -> float:
   settings = context.settings
   is_finetuned = name == SEARCH and settings.finetunes
   return (settings.finetuning if is_finetuned else settings.training).learning_rate
+
+
+def _describe(candidate: Model, *, is_drawn: bool) -> dict[str, Any]:
+  """The layers of a structure, if pages draw it."""
+  return {'layers': describe(candidate.adapted.spec, candidate.genome)} if is_drawn else {}
+
+
+def _tell_guessing(context: Context, row: Mapping[str, Any]) -> dict[str, str]:
+  """A sentence on a structure that answers as well as one that has learned nothing, as a field."""
+  split, title = ('test', 'test') if row['val_accuracy'] is None else ('val', 'validation')
+  recipe, accuracy = context.settings.training, row.get(f'{split}_accuracy')
+  steps = recipe.epochs * recipe.steps_per_epoch(context.counts[context.settings.final_split])
+  if accuracy is None or steps < ENOUGH_STEPS:
+    return {}
+  labels = np.asarray(context.data(split).labels)
+  if not is_guessing(accuracy, labels):
+    return {}
+  return {
+    'learned_nothing': f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class '
+    f'for every image gets {share_of_largest_class(labels):.1%}.'
+  }
 
 
 def _file(examples: Examples, index: int) -> str:
@@ -342,13 +379,9 @@ def _file(examples: Examples, index: int) -> str:
 def _label(context: Context, candidate: Model, name: str) -> str:
   """The name of a structure in tables and pages."""
   labels = {
-    'linear': 'linear probe',
-    GRADIENT: 'gradient',
-    TRANSFER: 'transferred',
-    FINETUNING: 'full fine-tuning',
-    SUPERNET: "searched, with the supernet's weights",
     SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
     FILE: os.path.basename(context.settings.structure),
+    **{each: TITLES[each] for each in (GRADIENT, TRANSFER, FINETUNING, SUPERNET, 'linear')},
   }
   return labels.get(name) or preset_label(candidate.adapted.spec, name)
 
