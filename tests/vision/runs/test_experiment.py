@@ -21,7 +21,7 @@ from glora_jax.vision.data import image, normalization, pipeline
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
-from glora_jax.vision.reports import tables
+from glora_jax.vision.reports import text
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.stage import read_mark, walk
@@ -42,6 +42,7 @@ FILES = {
   'genome.json',
   'folded',
   'test_list.json',
+  'table.csv',
   'result.json',
   'report.html',
 }
@@ -323,8 +324,8 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   assert all(structure['val_accuracy'] is None for structure in structures.values())
   assert not (tmp_path / 'finetune').exists()
   assert not result['finetuned']
-  assert tables.PAPER_LABEL in html_pages.read(tmp_path).text
-  assert tables.PAPER_LABEL in experiment.summary(result, str(tmp_path))
+  assert text.PAPER_LABEL in html_pages.read(tmp_path).text
+  assert text.PAPER_LABEL in experiment.summary(result, str(tmp_path))
   assert not np.any(structures['search']['genome'])
 
 
