@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
-from glora_jax.vision.reports.pivots import Method, is_grid, mean
+from glora_jax.vision.reports.pivots import Method, mean
 from glora_jax.vision.reports.table import MEAN_OF_GROUPS, Board, tell_other_images
 from glora_jax.vision.reports.text import Table, sentence_case
 
@@ -16,7 +16,7 @@ _SHAPES = ('ring', 'tick', 'diamond', 'star', 'dot')  # the last ones are drawn 
 
 def blocks_of(board: Board, methods: Sequence[Method]) -> list[Any]:
   """The accuracies on a page: of one task by structure, or of several by task; none without any."""
-  if not board.results:
+  if not methods:
     return []
   table, gains = table_of(board, methods), tell_gains(board, methods)
   if len(board.tasks) == 1:
@@ -49,14 +49,14 @@ def _is_mean(title: str) -> bool:
 def best_of(board: Board, methods: Sequence[Method]) -> Method:
   """The most accurate structure of a grid, of equal ones the smallest; elsewhere the result."""
   title = headline(methods)
-  if not is_grid(board) or not title:
+  if not board.is_grid or not title:
     return next((method for method in methods if method.is_strong), methods[0])
   return max(_ours(methods), key=lambda each: (each.cells[title].value, -each.parameters.value))
 
 
 def tell_best(board: Board, methods: Sequence[Method]) -> str:
   """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
-  title = board.results and headline(methods)
+  title = methods and headline(methods)
   if not title:
     return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
   best, ours = best_of(board, methods), _ours(methods)
@@ -64,7 +64,7 @@ def tell_best(board: Board, methods: Sequence[Method]) -> str:
   tied = sum(method.cells[title].value == number.value for method in ours) - 1
   others = f' (tied with {tied} other{"s"[: tied > 1]})' if tied else ''
   name, accuracy = sentence_case(best.label), f'{number._replace(total=number.done)}%'
-  if is_grid(board):
+  if board.is_grid:
     name = f'{name} is the most accurate of {len(ours)} structures{others}'
   if _is_mean(title):
     theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
@@ -80,7 +80,7 @@ def tell_gains(board: Board, methods: Sequence[Method]) -> list[str]:
   The best is by accuracy; differences are between runs of the same seed.
   """
   title = headline(methods)
-  if not title or not is_grid(board):
+  if not title or not board.is_grid:
     return []
   fixed = sorted(
     (method for method in _ours(methods) if method.is_fixed),

@@ -15,7 +15,7 @@ from glora_jax.vision.files import number as to_number
 from glora_jax.vision.reports import page
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.findings import Findings
-from glora_jax.vision.reports.pivots import Method, is_grid
+from glora_jax.vision.reports.pivots import Method
 from glora_jax.vision.reports.structure import Structures, agreements, figure
 from glora_jax.vision.reports.table import Board, place_of, published, rows_of
 from glora_jax.vision.reports.text import (
@@ -131,14 +131,14 @@ def cost_of_run(findings: Findings) -> list[Any]:
 def cost_of_board(board: Board, methods: Sequence[Method]) -> list[Any]:
   """The time of one run of each structure, and of all runs by stage or by task."""
   results = board.results
-  if not results:
+  if not methods:
     return []
   whole = _by_stage(results.values())
   if len(board.tasks) > 1:
     whole = _bars(
       (board.cells[name].task, sum(result['seconds'].values())) for name, result in results.items()
     )
-  if not is_grid(board):
+  if not board.is_grid:
     return [whole]
   one = [(method.label, method.mean('seconds', '.0f')) for method in methods]
   return [

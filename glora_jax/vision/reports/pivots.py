@@ -46,7 +46,6 @@ class Number(NamedTuple):
     deviation: their sample standard deviation; None if that means nothing.
     digits: format of the number.
     ends: of an interval around it, in place of the deviation's.
-    note: text in place of a missing value.
     repeats: the values, by seed.
 
   Example:
@@ -60,7 +59,6 @@ class Number(NamedTuple):
   deviation: float | None = None
   digits: str = '.1f'
   ends: Sequence[float] = ()
-  note: str = ''
   repeats: Mapping[Hashable, float] = {}
 
   @property
@@ -70,7 +68,7 @@ class Number(NamedTuple):
 
   def __str__(self) -> str:
     if not self.done:
-      return self.note
+      return ''
     spread = '' if self.deviation is None else f' ± {self.deviation:{self.digits}}'
     known = '' if self.complete else f' ({self.done} of {self.total})'
     return f'{self.value:{self.digits}}{spread}{known}'
@@ -168,13 +166,8 @@ class Method(NamedTuple):
     return self.mean('parameters', ',.0f')
 
 
-def is_grid(board: Board) -> bool:
-  """Whether every run trains one structure, and chooses no result among several."""
-  return all(cell.structure for cell in board.cells.values())
-
-
 def pivot(board: Board) -> list[Method]:
-  """Our methods, then the published ones, with their accuracies.
+  """Our methods, then the published ones, with their accuracies; none before a run is tested.
 
   Those of one task are by split; those of several by line of papers' tables. If several runs choose
   a result each, the first method is what they chose. Structures of a grid on one task are in the
@@ -184,13 +177,15 @@ def pivot(board: Board) -> list[Method]:
   if len(board.tasks) > 1:
     return _by_task(board, methods)
   methods = _by_split(board, methods)
-  return sorted(methods, key=lambda each: each.parameters.value) if is_grid(board) else methods
+  return sorted(methods, key=lambda each: each.parameters.value) if board.is_grid else methods
 
 
 def _methods(board: Board) -> list[Method]:
   rows = [row for row in rows_of(board) if row.role != 'rate']
   theirs = [row for row in rows if row.protocol == 'published']
-  ours = rows[: len(rows) - len(theirs)]
+  ours = [row for row in rows if row.protocol != 'published']
+  if not ours:
+    return []
   chosen = [row for row in ours if row.role == 'result']
   is_run = len(board.tested) == 1
   found = [
@@ -213,9 +208,9 @@ def _methods(board: Board) -> list[Method]:
 
 def _style(board: Board, row: Row, number: int) -> tuple[str, str, str]:
   """How one of our methods is drawn: in a grid, among the results of runs, or in a run."""
-  if is_grid(board) and len(board.tasks) > 1:
+  if board.is_grid and len(board.tasks) > 1:
     return row.label, f'series-{number % len(SERIES)}', 'dot'
-  if is_grid(board):
+  if board.is_grid:
     return _STYLES.get(row.structure, ('fixed', 'purple', 'dot'))
   if len(board.tested) > 1:
     return 'our other methods', 'ink', 'tick'
@@ -232,8 +227,6 @@ def _by_split(board: Board, methods: Sequence[Method]) -> list[Method]:
     for split in splits:
       rows = [row for row in method.rows if row.split == split]
       number = _accuracy(rows, _count(board, method))
-      if not rows and split == 'val':
-        number = number._replace(note='trained on')
       images = board.results[method.rows[0].run]['data']['images']
       if len(rows) == 1 and split in images:
         number = number._replace(ends=interval(rows[0].accuracy, images[split]))
@@ -252,7 +245,8 @@ def _by_task(board: Board, methods: Sequence[Method]) -> list[Method]:
   every = [line for lines in groups.values() for line in lines]
   found = []
   for method in methods:
-    measured = grouped(method.rows, lambda row: place_of(row.task, row.split).line)
+    rows = [row for row in method.rows if row.split != 'val']
+    measured = grouped(rows, lambda row: place_of(row.task, row.split).line)
     cells: dict[str, Number] = {}
     for group, lines in groups.items():
       for line in lines:
@@ -260,7 +254,7 @@ def _by_task(board: Board, methods: Sequence[Method]) -> list[Method]:
       if len(lines) > 1:
         cells[f'mean of {group}'] = mean_of([cells[line] for line in lines])
     if board.family == 'vtab':
-      quoted = [row for row in method.rows if row.group == MEAN_OF_GROUPS]
+      quoted = [row for row in rows if row.group == MEAN_OF_GROUPS]
       means = [cells[f'mean of {group}'] for group in groups]
       cells[MEAN_OF_GROUPS] = _accuracy(quoted, 1) if quoted else mean_of(means)
     cells['mean of all'] = mean_of([cells[line] for line in every])

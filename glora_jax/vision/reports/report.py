@@ -99,7 +99,7 @@ def write_board(board: Board, workdir: str) -> None:
 
 def warnings(board: Board) -> list[str]:
   """The paper's protocol; what failed or learned nothing, by reason, and what may help."""
-  troubles = [(reason, name) for name, reason in board.failed.items()]
+  troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
   for name, result in board.results.items():
     for found in result['structures'].values():
       place = f'{name}, {found["label"]}' if name else found['label']
@@ -139,7 +139,7 @@ def run_table(result: Mapping[str, Any]) -> str:
 def summary(board: Board, workdir: str) -> str:
   """The text that the command line prints at the end of a suite."""
   methods, told = pivot(board), []
-  if board.results:
+  if methods:
     theirs = [method for method in methods if method.label == 'GLoRA'][:1]
     shown = [method for method in methods if not method.is_published] + theirs
     told = [accuracy.table_of(board, shown), '', *accuracy.tell_gains(board, methods)]

@@ -88,6 +88,11 @@ class Board:
     return self.tasks[0].partition('/')[0]
 
   @property
+  def is_grid(self) -> bool:
+    """Whether every run trains one structure, and chooses no result among several."""
+    return all(cell.structure for cell in self.cells.values())
+
+  @property
   def is_paper(self) -> bool:
     """Whether structures were searched on the test set."""
     return any(result['protocol'] == 'paper' for result in self.results.values())

@@ -1,5 +1,6 @@
 """The pages of runs, grids and suites: whole, readable, and as their results say."""
 
+import dataclasses
 import re
 import types
 
@@ -76,6 +77,18 @@ def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, a
   assert not root.all('img')
   assert not [table for table in root.all('table') if table.attributes.get('class') == 'confusion']
   assert 'Search' not in [heading.words() for heading in root.all('h2')]
+
+
+def test_a_run_without_a_test_has_a_page_of_validation_accuracies(tmp_path, allocation):
+  findings = pages.make_findings(allocation)
+  del findings.result['fold_max_abs_diff']
+  for found in findings.result['structures'].values():
+    del found['test_accuracy'], found['against_result']
+  root = pages.write_run(tmp_path, dataclasses.replace(findings, outcome=None))
+  assert 'classifies 80.0% of 10 validation images correctly' in root.all('header')[0].words()
+  assert root.rows()[0] == ['structure', 'parameters', 'validation', 'learning rate', 'seconds']
+  assert 'No test image was read' in root.words()
+  assert not {'Errors', 'Use it'} & {heading.words() for heading in root.all('h2')}
 
 
 def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):

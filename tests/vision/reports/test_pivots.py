@@ -204,6 +204,11 @@ def test_rates_that_were_tried_are_in_the_table_and_in_no_mean(allocation, tmp_p
     ('lora/rate-0.001', 'val'),
     ('lora/rate-0.004', 'val'),
   ]
+  for name in board.tested:
+    del board.results[name]
+  page = pages.write_board(tmp_path, board)
+  assert '2 of 12 runs are done' in page.all('header')[0].words()
+  assert ['lora', '50.0', '75.0'] in page.rows()
 
 
 def test_a_mean_of_means_has_the_spread_over_seeds(allocation):
