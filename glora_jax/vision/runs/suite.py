@@ -34,7 +34,7 @@ from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.table import Board
-from glora_jax.vision.reports.tables import grouped
+from glora_jax.vision.reports.text import grouped
 from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of, trials_of
 from glora_jax.vision.runs.config import RunSettings, check_config
