@@ -165,16 +165,17 @@ def table_of(board: Board, methods: Sequence[Method]) -> Table:
     strong = [at for at, title in enumerate(titles) if _is_mean(title)]
     return Table(caption, ('', *headings), rows, strong=strong)
   shown = [title for title in titles if any(str(method.cells[title]) for method in methods)]
+  several = [('rate', 'learning rate', 'g'), ('seconds', 'seconds', '.0f')]
+  fields = several if len(board.cells) > 1 else []
   rows = [
     (
       method.label,
       method.parameters,
       *(method.cells[title] for title in shown),
-      method.mean('rate', 'g'),
-      method.mean('seconds', '.0f'),
+      *(method.mean(field, digits) for field, _, digits in fields),
     )
     for method in methods
   ]
   strong = [at for at, method in enumerate(methods) if method.is_strong]
-  headings = ('structure', 'parameters', *shown, 'learning rate', 'seconds')
+  headings = ('structure', 'parameters', *shown, *(title for _, title, _ in fields))
   return Table(caption, headings, rows, strong=strong)

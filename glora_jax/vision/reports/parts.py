@@ -214,6 +214,9 @@ def facts(board: Board) -> list[tuple[str, Any]]:
   results = [board.results[name] for name in board.tested if name in board.results]
   found = {
     'Seed': [str(result['seed']) for result in results],
+    'Learning rate': [
+      f'{found["rate"]:g}' for result in results for found in result['structures'].values()
+    ],
     'Weights': [weights_name(result) for result in results],
     'Images': [_images(result) for result in results],
     'Input': [

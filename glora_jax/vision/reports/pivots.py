@@ -228,7 +228,7 @@ def _by_split(board: Board, methods: Sequence[Method]) -> list[Method]:
       rows = [row for row in method.rows if row.split == split]
       number = _accuracy(rows, _count(board, method))
       images = board.results[method.rows[0].run]['data']['images']
-      if len(rows) == 1 and split in images:
+      if rows and number.total == 1 and split in images:
         number = number._replace(ends=interval(rows[0].accuracy, images[split]))
       cells['validation' if split == 'val' else split] = number
     found.append(method._replace(cells=cells))

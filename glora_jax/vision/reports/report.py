@@ -102,8 +102,8 @@ def warnings(board: Board) -> list[str]:
   troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
   for name, result in board.results.items():
     for found in result['structures'].values():
-      place = f'{name}, {found["label"]}' if name else found['label']
-      troubles.append((found.get('learned_nothing'), place))
+      place = [name, '' if board.is_grid else found['label']]
+      troubles.append((found.get('learned_nothing'), ', '.join(filter(None, place))))
   by_reason = grouped([each for each in troubles if each[0]], lambda each: each[0])
   sentences = [
     f'{", ".join(name for _, name in alike)}: {reason}' for reason, alike in by_reason.items()

@@ -188,7 +188,7 @@ def test_a_failed_seed_is_missing_from_the_mean_and_named_above_it(allocation, t
     [found] = board.results[f'full/{seed}']['structures'].values()
     found['learned_nothing'] = 'It guesses.'
   head = pages.write_board(tmp_path, board).all('header')[0].words()
-  assert 'lora/1: The loss was not finite. full/0, all of GLoRA, full/1, all of GLoRA: It' in head
+  assert 'lora/1: The loss was not finite. full/0, full/1: It' in head
   assert 'max_grad_norm=1' in head
   assert '| lora | 180 | 50.0 (1 of 2) | 90.0 (1 of 2) | 0.001 | 30 |' in summary(board)
 
