@@ -87,7 +87,7 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[s
     given: names of fields that are set on a command line. Learning rates that stay as they are
       though another backbone is given are named, too.
   """
-  job = f'a run of structure={shown(settings.structure)}'
+  job = 'a suite' if settings.is_grid else f'a run of structure={shown(settings.structure)}'
   idle = {}
   if len(expand(settings.task)) == 1:
     idle['suite.settings'] = "it is for a task that stands for several, such as 'vtab/all'"

@@ -35,5 +35,7 @@ LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'
 def test_what_is_given_and_does_nothing_is_named(fields, given, named, caplog):
   config = default_config()
   config.update_from_flattened_dict(fields)
-  warn_of_unread(check_config(config), read_by(stages_of(config)), given)
+  settings = check_config(config)
+  read = [*read_by(stages_of(config)), *(['suite.'] if settings.is_suite else [])]
+  warn_of_unread(settings, read, given)
   assert [str(record.args[0]) for record in caplog.records] == named
