@@ -100,8 +100,8 @@ def write_board(board: Board, workdir: str) -> None:
 def warnings(board: Board) -> list[str]:
   """The paper's protocol; what failed or learned nothing, by reason, and what may help."""
   troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
-  for name, result in board.results.items():
-    for found in result['structures'].values():
+  for name in filter(board.results.get, board.tested):
+    for found in board.results[name]['structures'].values():
       place = [name, '' if board.is_grid else found['label']]
       troubles.append((found.get('learned_nothing'), ', '.join(filter(None, place))))
   by_reason = grouped([each for each in troubles if each[0]], lambda each: each[0])

@@ -124,34 +124,27 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
     layers: what `describe` returns; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one
       column.
   """
-  costs = np.array([layer['params'] for layer in layers]).reshape(-1, 5)
-  shares = 100 * costs / (costs.sum(axis=1).max(initial=0) or 1)
-  starts = shares.cumsum(axis=1) - shares
+  longest = max((sum(layer['params']) for layer in layers), default=0) or 1
   blocks: dict[str, dict[str, Layer]] = {}
   rows = []
-  for at, forms in enumerate(layers):
-    pieces = [
-      Piece(
-        f'{letter}, {MEANINGS[number]}',
-        forms[letter].partition(':')[0],
-        forms[letter].partition(':')[2],
-        int(costs[at, number]),
-        round(float(starts[at, number]), 2),
-        round(float(shares[at, number]), 2),
-      )
-      for number, letter in enumerate(TENSORS)
-    ]
-    name, params = forms['layer'], int(costs[at].sum())
+  for layer in layers:
+    pieces, begin = [], 0
+    for letter, meaning, params in zip(TENSORS, MEANINGS, layer['params'], strict=True):
+      form, _, rank = layer[letter].partition(':')
+      start, share = round(100 * begin / longest, 2), round(100 * params / longest, 2)
+      pieces.append(Piece(f'{letter}, {meaning}', form, rank, params, start, share))
+      begin += params
+    name = layer['layer']
     match = _STACKED.fullmatch(name)
     kind, block = (match['kind'], match['block']) if match else ('', name)
-    blocks.setdefault(block, {})[kind] = Layer(name, params, pieces)
-    rows.append((name, *map(_form, pieces), f'{params:,}'))
+    blocks.setdefault(block, {})[kind] = Layer(name, begin, pieces)
+    rows.append((name, *map(_form, pieces), f'{begin:,}'))
   kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))
   headings = [kind.rpartition('/')[2] for kind in kinds]
   columns = ('layer', *TENSORS, 'parameters')
   return Figure(
     title,
-    int(costs.sum()),
+    sum(sum(layer['params']) for layer in layers),
     headings if len(set(headings)) == len(kinds) else kinds,
     [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()],
     Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS)),

@@ -203,10 +203,10 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
       f"set; give train_on='train+val' to train structure={settings.structure!r} on all images."
     )
-  if settings.protocol == 'paper' and not settings.test:
+  if settings.final_split != 'train' and not settings.test:
     yield (
-      "test=False contradicts protocol='paper', which searches on the test images; give "
-      "protocol='honest'."
+      f'test=False leaves no images to measure on: protocol={settings.protocol!r} and '
+      f'train_on={settings.train_on!r} train on all others; give test=True.'
     )
   if (steps := settings.training.steps) is not None:
     yield f'training.steps={steps} must be None: a run trains by epochs; give training.epochs.'

@@ -127,6 +127,13 @@ def test_every_number_of_a_config_has_a_range():
   assert all(field.limits for field in fields)
 
 
+def test_a_run_has_images_to_measure_on():
+  config = default_config()
+  config.update(structure='lora', train_on='train+val', test=False)
+  with pytest.raises(ValueError, match='test=False leaves no images to measure on'):
+    check_config(config)
+
+
 def test_all_mistakes_of_a_config_are_said_at_once():
   config = default_config()
   config.update_from_flattened_dict({'training.epochs': 5, 'sampling.paths': 0, 'budget': -1.0})
