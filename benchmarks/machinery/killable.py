@@ -30,25 +30,25 @@ ANSWERS = {  # exit codes of a run that got a signal in time
   signal.SIGTERM: (-signal.SIGTERM, SAVED),
   signal.SIGSTOP: (ENDED,),
 }
+FEW_SHOT = {  # of digits, as lists that are easily written
+  'data.source': 'lists',
+  'training.batch_size': 32,
+}
 KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides quickstart:search's
   'search': {},
   'gradient': {'structure': 'gradient'},
-  'suite': {  # of a few-shot task whose lists are easily written
-    'task': 'fewshot/oxford_pets/16/all',
-    'data.source': 'lists',
-    'training.batch_size': 32,
-  },
+  'suite': {'task': 'fewshot/oxford_pets/16/all', **FEW_SHOT},
   'grid': {  # LoRA and the gradient choose from two rates
+    'task': 'fewshot/oxford_pets/16/0',
+    **FEW_SHOT,
     'suite.structures': ('linear', 'lora', 'finetuning', 'search', 'gradient'),
     'suite.budgets': (20_000,),
     'suite.rates': (1e-3, 4e-3),
     'suite.rate.linear': 4e-3,
     'suite.rate.finetuning': 1e-3,
     'suite.rate.search': 4e-3,
-    'training.epochs': 4,
-    'training.warmup_epochs': 1,
-    'finetune.epochs': 1,
-    'finetune.warmup_epochs': 0,
+    'training.epochs': 8,
+    'finetune.epochs': 2,
     'search.generations': 2,
     'search.population': 6,
     'search.parents': 3,
@@ -178,7 +178,7 @@ class Killable:
 
   def _commands(self) -> list[list[str]]:
     fields = {**KINDS[self.kind], **self.fields}
-    if self.kind == 'suite':
+    if 'data.source' in fields:
       root = self.shared / 'lists'
       if not root.exists():
         write_few_shot_lists(root / 'oxford_pets')
