@@ -117,8 +117,10 @@ def plot_of_structures(board: Board, methods: Sequence[Method]) -> DotPlot:
     mark = Mark((number.value,), exactly, *method.style[1:])
     drawn.append(Dots(method.label, str(number), [mark], params, ends, method.is_strong))
   seeds = {cell.seed for cell in board.tested.values()}
-  images = next(iter(board.results.values()))['data']['images']
-  over = f' with 95% intervals on {images["val" if title == "validation" else title]:,} images'
+  split = 'val' if title == 'validation' else title
+  counts = (result['data']['images'] for result in board.results.values())
+  number = next(images[split] for images in counts if split in images)
+  over = f' with 95% intervals on {number:,} images'
   if len(seeds) > 1:
     over = f', mean and standard deviation over {len(seeds)} seeds'
   legend = list(dict.fromkeys(method.style for method in methods))

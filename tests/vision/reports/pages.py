@@ -135,16 +135,18 @@ def make_grid(allocation, task=SCRIPT):
     'layers': describe(allocation.spec, allocation.genome),
   }
   cells, results = {}, {}
-  for (name, budget), (params, accuracies) in GRID.items():
-    for seed, accuracy in enumerate(accuracies):
-      folder = f'{name}-{budget}/{seed}' if budget else f'{name}/{seed}'
-      cells[folder] = Cell(task, name, budget, seed)
-      results[folder] = grid_result(task, name, budget, seed, params, accuracy, described)
   for rate, accuracy in ((1e-3, 0.5), (4e-3, 0.75)):
     folder = f'lora/rate-{rate}'
     cells[folder] = Cell(task, 'lora', None, 1000, rate)
     results[folder] = grid_result(task, 'lora', None, 1000, 180, accuracy, described)
     del results[folder]['structures']['lora']['test_accuracy']
+    images = {split: n for split, n in RESULT['data']['images'].items() if split != 'test'}
+    results[folder]['data'] = {**RESULT['data'], 'images': images}
+  for (name, budget), (params, accuracies) in GRID.items():
+    for seed, accuracy in enumerate(accuracies):
+      folder = f'{name}-{budget}/{seed}' if budget else f'{name}/{seed}'
+      cells[folder] = Cell(task, name, budget, seed)
+      results[folder] = grid_result(task, name, budget, seed, params, accuracy, described)
   return Board(task, cells, results)
 
 
