@@ -51,11 +51,7 @@ def dataset_of(vtab_task):
   return vtab_task.builder.split(':')[0].split('/')[0]
 
 
-CLASSES = {
-  dataset_of(vtab_task): vtab_task.classes
-  for vtab_task in vtab.TASKS
-  if isinstance(vtab_task.classes, int)
-}
+CLASSES = {dataset_of(vtab_task): vtab_task.classes for vtab_task in vtab.TASKS}
 CLASSES.update(food101=101, cars196=196, imagenet2012=1000, imagenet_v2=1000, imagenet_sketch=1000)
 
 

@@ -8,9 +8,9 @@ pixels differ, and every result says which it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,15 +18,13 @@ from glora_jax.checks import shown
 from glora_jax.vision.data import tfds
 from glora_jax.vision.data.label_files import read_list
 from glora_jax.vision.data.task import Source, Task
-from glora_jax.vision.data.tfds import Example, LabelFeature, LabelFunction, read
+from glora_jax.vision.data.tfds import Example, LabelFeature, LabelFunction
 
-Group = Literal['natural', 'specialized', 'structured']
-GROUPS: tuple[Group, ...] = ('natural', 'specialized', 'structured')
 TRAIN = 'train[:800]'
 
 
 class VtabTask(NamedTuple):
-  """A task of the benchmark; all of them train on `train[:800]`.
+  """A line of the benchmark's table; all tasks train on `train[:800]`.
 
   Attributes:
     name: name in the names of tasks.
@@ -34,21 +32,17 @@ class VtabTask(NamedTuple):
     builder: name in TFDS, with the version that the benchmark asks for.
     val: TFDS split of the 200 validation images.
     test: TFDS split of the test images.
-    classes: names of the classes, or how many there are where TFDS has their names.
-    label: function from the features of an example to its class.
-    folders: names that copies of NOAH's folder have; empty where it is the name of the task.
-    scale: factor from stored values to pixels.
+    classes: number of classes.
+    label: name of the rule in `LABELS` that makes a class of an example's features.
   """
 
   name: str
-  group: Group
+  group: str
   builder: str
   val: str
   test: str
-  classes: int | tuple[str, ...]
-  label: LabelFunction = LabelFeature()
-  folders: tuple[str, ...] = ()
-  scale: int = 1
+  classes: int
+  label: str
 
 
 _FEWEST_OBJECTS = 3  # of a CLEVR scene
@@ -94,54 +88,82 @@ def _objects(example: Example, feature: str) -> np.ndarray:
   return np.asarray(example['objects'][feature])
 
 
+# The rules of the table's last column, which make a class of the features of an example.
+LABELS: Mapping[str, LabelFunction] = {
+  'label': LabelFeature(),
+  'clevr_count': clevr_count,
+  'clevr_distance': clevr_distance,
+  'kitti_distance': kitti_distance,
+  'x_position': LabelFeature('label_x_position', bin_size=2),
+  'orientation': dsprites_orientation,
+  'azimuth': LabelFeature('label_azimuth'),
+  'elevation': LabelFeature('label_elevation'),
+}
+
+# Name, data set in TFDS with its version, splits of validation and test, classes, label rule: as
+# the benchmark's own code has them.
+_TABLE = """
+natural
+cifar100           cifar100:3.*.*          train[45000:45200]   test           100 label
+caltech101         caltech101:3.*.*        train[2754:2954]     test           102 label
+dtd                dtd:3.*.*               validation[:200]     test            47 label
+oxford_flowers102  oxford_flowers102:2.*.* validation[:200]     test           102 label
+oxford_iiit_pet    oxford_iiit_pet:3.*.*   train[2944:3144]     test            37 label
+svhn               svhn_cropped:3.0.0      train[65931:66131]   test            10 label
+sun397             sun397/tfds:4.*.*       validation[:200]     test           397 label
+
+specialized
+patch_camelyon     patch_camelyon:2.*.*    validation[:200]     test             2 label
+eurosat            eurosat/rgb:2.*.*       train[16200:16400]   train[21600:]   10 label
+resisc45           resisc45:3.*.*          train[18900:19100]   train[25200:]   45 label
+diabetic_retinopathy diabetic_retinopathy_detection/btgraham-300:3.*.* validation[:200] test 5 label
+
+structured
+clevr_count        clevr:3.*.*             train[63000:63200]   validation       8 clevr_count
+clevr_dist         clevr:3.*.*             train[63000:63200]   validation       6 clevr_distance
+dmlab              dmlab:2.0.1             validation[:200]     test             6 label
+kitti              kitti:3.1.0             validation[:200]     test             4 kitti_distance
+dsprites_loc       dsprites:2.*.*          train[589824:590024] train[663552:]  16 x_position
+dsprites_ori       dsprites:2.*.*          train[589824:590024] train[663552:]  16 orientation
+smallnorb_azi      smallnorb:2.*.*         test[:200]           test[50%:]      18 azimuth
+smallnorb_ele      smallnorb:2.*.*         test[:200]           test[50%:]       9 elevation
+"""
+
+
 def _numbered(pattern: str, numbers: range) -> tuple[str, ...]:
   return tuple(pattern.format(number) for number in numbers)
 
 
-_COUNTS = _numbered('{} objects', range(3, 11))
-_DISTANCES = ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10')
-_VEHICLES = ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle')
-_POSITIONS = _numbered('x bin {}', range(16))
-_ORIENTATIONS = _numbered('orientation bin {}', range(16))
-_AZIMUTHS = _numbered('azimuth {} degrees', range(0, 360, 20))
-_ELEVATIONS = _numbered('elevation {} degrees', range(30, 75, 5))
-_CLEVR = ('structured', 'clevr:3.*.*', 'train[63000:63200]', 'validation')
-_DSPRITES = ('structured', 'dsprites:2.*.*', 'train[589824:590024]', 'train[663552:]')
-_NORB = ('structured', 'smallnorb:2.*.*', 'test[:200]', 'test[50%:]')
-_X, _AZIMUTH = LabelFeature('label_x_position', bin_size=2), LabelFeature('label_azimuth')
-_CIFAR, _PETS = ('cifar', 'cifar100'), ('oxford_iiit_pet', 'oxford_pet')
-_RETINOPATHY = 'diabetic_retinopathy_detection/btgraham-300:3.*.*'
-_200 = 'validation[:200]'
+# Of those tasks whose classes have no names in TFDS, or others.
+_CLASSES = {
+  'clevr_count': _numbered('{} objects', range(3, 11)),
+  'clevr_dist': ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10'),
+  'kitti': ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle'),
+  'dsprites_loc': _numbered('x bin {}', range(16)),
+  'dsprites_ori': _numbered('orientation bin {}', range(16)),
+  'smallnorb_azi': _numbered('azimuth {} degrees', range(0, 360, 20)),
+  'smallnorb_ele': _numbered('elevation {} degrees', range(30, 75, 5)),
+}
+_SCALES = {'dsprites_loc': 255, 'dsprites_ori': 255}  # from stored values to pixels
+# Names that copies of NOAH's folder have, where they are not those of the tasks.
+_FOLDERS = {
+  'cifar100': ('cifar', 'cifar100'),
+  'oxford_iiit_pet': ('oxford_iiit_pet', 'oxford_pet'),
+}
 
-TASKS = (
-  VtabTask(
-    'cifar100', 'natural', 'cifar100:3.*.*', 'train[45000:45200]', 'test', 100, folders=_CIFAR
-  ),
-  VtabTask('caltech101', 'natural', 'caltech101:3.*.*', 'train[2754:2954]', 'test', 102),
-  VtabTask('dtd', 'natural', 'dtd:3.*.*', _200, 'test', 47),
-  VtabTask('oxford_flowers102', 'natural', 'oxford_flowers102:2.*.*', _200, 'test', 102),
-  VtabTask(
-    'oxford_iiit_pet',
-    *('natural', 'oxford_iiit_pet:3.*.*', 'train[2944:3144]', 'test', 37),
-    folders=_PETS,
-  ),
-  VtabTask('svhn', 'natural', 'svhn_cropped:3.0.0', 'train[65931:66131]', 'test', 10),
-  VtabTask('sun397', 'natural', 'sun397/tfds:4.*.*', _200, 'test', 397),
-  VtabTask('patch_camelyon', 'specialized', 'patch_camelyon:2.*.*', _200, 'test', 2),
-  VtabTask(
-    'eurosat', 'specialized', 'eurosat/rgb:2.*.*', 'train[16200:16400]', 'train[21600:]', 10
-  ),
-  VtabTask('resisc45', 'specialized', 'resisc45:3.*.*', 'train[18900:19100]', 'train[25200:]', 45),
-  VtabTask('diabetic_retinopathy', 'specialized', _RETINOPATHY, _200, 'test', 5),
-  VtabTask('clevr_count', *_CLEVR, _COUNTS, clevr_count),
-  VtabTask('clevr_dist', *_CLEVR, _DISTANCES, clevr_distance),
-  VtabTask('dmlab', 'structured', 'dmlab:2.0.1', _200, 'test', 6),
-  VtabTask('kitti', 'structured', 'kitti:3.1.0', _200, 'test', _VEHICLES, kitti_distance),
-  VtabTask('dsprites_loc', *_DSPRITES, _POSITIONS, _X, scale=255),
-  VtabTask('dsprites_ori', *_DSPRITES, _ORIENTATIONS, dsprites_orientation, scale=255),
-  VtabTask('smallnorb_azi', *_NORB, _AZIMUTHS, _AZIMUTH),
-  VtabTask('smallnorb_ele', *_NORB, _ELEVATIONS, LabelFeature('label_elevation')),
-)
+
+def _read_table() -> Iterator[VtabTask]:
+  group = ''
+  for line in filter(None, _TABLE.splitlines()):
+    name, *cells = line.split()
+    if not cells:
+      group = name
+      continue
+    builder, val, test, classes, label = cells
+    yield VtabTask(name, group, builder, val, test, int(classes), label)
+
+
+TASKS = tuple(_read_table())
 NAMES = tuple(vtab_task.name for vtab_task in TASKS)
 
 
@@ -152,8 +174,8 @@ def find(name: str) -> VtabTask:
     ValueError: no such task.
 
   Example:
-    >>> find('kitti').classes[-1]
-    'no vehicle'
+    >>> find('kitti').group
+    'structured'
   """
   if name not in NAMES:
     raise ValueError(f'VTAB-1k has no task {shown(name)}; its tasks are {", ".join(NAMES)}.')
@@ -168,13 +190,14 @@ def task(name: str, source: Source) -> Task:
     FileNotFoundError: NOAH's folder is not there.
   """
   root = source.folder('noah', 'VTAB-1k', "vtab-1k's task folders")
-  _, group, full_name, val, test, classes, label, folders, scale = find(name)
+  _, group, full_name, val, test, num_classes, label = find(name)
   builder = tfds.find_builder(full_name, source.dir, source.version)
-  if isinstance(classes, int):
-    classes = tfds.class_names(builder, classes)
+  classes = _CLASSES.get(name) or tfds.class_names(builder, num_classes)
   if root is not None:
     bases = (root, os.path.join(root, 'vtab-1k'))
-    candidates = [os.path.join(base, folder) for base in bases for folder in folders or (name,)]
+    candidates = [
+      os.path.join(base, folder) for base in bases for folder in _FOLDERS.get(name, (name,))
+    ]
     folder = next(filter(os.path.isdir, candidates), None)
     if folder is None:
       raise FileNotFoundError(
@@ -189,7 +212,7 @@ def task(name: str, source: Source) -> Task:
     return Task(f'vtab/{name}', classes, splits, f"NOAH's folder {folder}", group=group)
   expressions = {'train': TRAIN, 'val': val, 'test': test}
   splits = {
-    split: partial(read, builder, expression, label, scale)
+    split: partial(tfds.read, builder, expression, LABELS[label], _SCALES.get(name, 1))
     for split, expression in expressions.items()
   }
   notes = ()
