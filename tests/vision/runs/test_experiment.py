@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from label_lists import write_images
 from PIL import Image
+from places import digests
 from tiny_runs import changed, context_of, stages_of, start_sharing, without_seconds
 
 from glora_jax import main, predict
@@ -307,6 +308,10 @@ def test_two_processes_share_a_gradient_and_end_as_each_alone_does(short, tmp_pa
   for name in ('head', 'gradient'):
     made = [f'\n{name}: compiled' in log for log in logs]
     assert sorted(made) == [False, True], name
+  before = digests(tmp_path / 'shared')
+  config.budget = None
+  experiment.run(config, str(tmp_path / 'third'), shared=str(tmp_path / 'shared'))
+  assert digests(tmp_path / 'shared') == before
   for each in configs:
     result = read_json(tmp_path / str(each.budget) / 'result.json')
     alone = experiment.run(each, str(tmp_path / f'alone-{each.budget}'))

@@ -215,6 +215,28 @@ def test_training_on_all_images_changes_no_stage_that_chooses(values, chosen, jo
   assert same == chosen
 
 
+@pytest.mark.parametrize(
+  'structure, changes, again',
+  [
+    ('gradient', {'budget': 600}, ['structure', 'training/gradient']),
+    ('gradient', {'training__learning_rate': 5e-3, 'test': False}, ['training/gradient']),
+    ('gradient', {'seed': 7}, ['head', 'gradient', 'structure', 'training/gradient']),
+    ('search', {'budget': 600}, ['search', 'finetune']),
+    ('search', {'finetune__learning_rate': 5e-3}, ['finetune']),
+  ],
+)
+def test_runs_of_a_suite_have_in_common_what_does_not_depend_on_their_difference(
+  structure, changes, again, job
+):
+  """A budget, a learning rate, whether there are baselines and a test; not a seed."""
+  keys = []
+  for values in ({}, {'presets': None, **changes}):
+    context = job.context(structure=structure, allocation__head_rate=0.02, **values)
+    stages = [one for one in stages_of(context.settings) if one.has_folder]
+    keys.append(stage.keys_of(context, stages))
+  assert [name for name, key in keys[1].items() if keys[0][name] != key] == again
+
+
 def recorded(settings, prefix, note):
   """Settings that note which of their fields are read, by dotted name."""
   kind = type(settings)
@@ -247,7 +269,7 @@ SHORT = {
 
 SEARCHED = {'presets': ('gradient', 'lora'), 'train_on': 'train+val', **SHORT}
 TRANSFER = {'structure': 'transfer', 'presets': (), **SHORT, 'training__epochs': 1}
-RATED = {
+TRIAL = {
   'structure': 'gradient',
   'presets': None,
   'test': False,
@@ -263,7 +285,7 @@ TUNED = {'structure': 'finetuning', 'presets': None, 'budget': None, **SHORT, 't
   [
     pytest.param(SEARCHED, marks=pytest.mark.slow),
     pytest.param({**TRANSFER, 'model__weights': 'embedded'}, marks=pytest.mark.full),
-    pytest.param(RATED, marks=pytest.mark.full),
+    pytest.param(TRIAL, marks=pytest.mark.full),
     pytest.param(TUNED, marks=pytest.mark.full),
   ],
 )

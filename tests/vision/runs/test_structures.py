@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_runs import changed, context_of, stages_of
+from tiny_runs import changed, context_of
 
 from glora_jax.files import read_json
 from glora_jax.method.genomes import genome_to_json
@@ -26,7 +26,7 @@ from glora_jax.vision.models.weights import EMBEDDED_TRANSFER
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.backbone import Stream
 from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.stage import keys_of, walk
+from glora_jax.vision.runs.stage import walk
 from glora_jax.vision.runs.stages import allocation, results
 from glora_jax.vision.runs.stages.allocation import (
   allocate_shifts,
@@ -239,27 +239,3 @@ def test_batches_are_equal_and_share_no_image(number, batch, devices):
   assert len(indices) >= min(8, number // devices)
   assert indices.shape[1] <= batch
   assert indices.shape[1] % devices == 0
-
-
-def test_runs_share_what_they_have_in_common(config, tmp_path):
-  """The head of a seed and its gradient, whatever the budget and the learning rate."""
-  config = changed(config, presets=None, allocation__head_rate=0.02)
-  runs = {
-    'one': config,
-    'budget': changed(config, budget=600),
-    'rate': changed(config, training__learning_rate=5e-3, test=False),
-    'seed': changed(config, seed=7),
-  }
-  keys = {}
-  for name, each in runs.items():
-    context = context_of(each, tmp_path / name)
-    keys[name] = keys_of(context, stages_of(each))
-  different = {
-    name: [stage for stage, key in keys['one'].items() if found.get(stage) != key]
-    for name, found in keys.items()
-  }
-  last = ['training/gradient', 'list', 'test', 'report']
-  assert different['one'] == []
-  assert different['budget'] == ['structure', *last]
-  assert different['rate'] == last
-  assert different['seed'][:2] == ['head', 'gradient']
