@@ -218,17 +218,18 @@ class _Work:
     """
     chosen = {}
     for key, names in grouped(trials, lambda name: trials[name].cell[:2]).items():
+      rates = {name: trials[name].settings.training.learning_rate for name in names}
       rows = [
-        result['structures'][result['result']]
+        # A searched structure's own rate is that of its finetuning.
+        {**result['structures'][result['result']], 'rate': rates[name]}
         for name in names
         if (result := self.board.results.get(name))
       ]
       failed = [name for name in names if name in self.board.failed.keys() - self.diverged]
       if rows and not failed:
         chosen[key] = best_on_val(rows)['rate']
-        rates = sorted(trials[name].settings.training.learning_rate for name in names)
         log.info('%s %s: learning rate %g', *key, chosen[key])
-        if len(rates) > 1 and chosen[key] in (rates[0], rates[-1]):
+        if len(rates) > 1 and chosen[key] in (min(rates.values()), max(rates.values())):
           log.warning(
             '%s %s: %g is at an end of suite.rates; a rate beyond may do better.', *key, chosen[key]
           )

@@ -19,7 +19,9 @@ from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports.table import Board, Cell
 from glora_jax.vision.runs import cells, command_line, suite
-from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.config import check_config, default_config
+from glora_jax.vision.runs.context import never
+from glora_jax.vision.runs.runners import THIS_PROCESS
 from glora_jax.vision.runs.workdir import Stopped
 
 
@@ -259,3 +261,21 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(ru
   assert board.results['linear/42']['structures']['linear']['rate'] == 1e-3
   board = suite.run(changed(config, suite__rates=(1e30,)), str(tmp_path / 'none'))
   assert 'No learning rate could be chosen' in board.failed['linear/42']
+
+
+def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_half():
+  config = default_config()
+  config.update(structure='search', budget=20_000, presets=None)
+  config.suite.update(structures=('search',), rates=(1e-3, 4e-3))
+  settings = check_config(config)
+  trials = cells.trials_of(settings)
+  results = {}
+  for name, trial in trials.items():
+    rate = trial.settings.finetuning.learning_rate
+    found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
+    results[name] = {'result': 'search', 'structures': {'search': found}}
+  board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
+  chosen = suite._Work(board, 'runs', THIS_PROCESS, never).choose_rates(trials, {})
+  [run] = cells.runs_of(settings, chosen).values()
+  assert run.settings.training.learning_rate == 4e-3
+  assert run.settings.finetuning.learning_rate == 2e-3
