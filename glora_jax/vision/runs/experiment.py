@@ -21,8 +21,8 @@ from glora_jax.vision.reports import report
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import Context, never
-from glora_jax.vision.runs.job import run_job, started
-from glora_jax.vision.runs.stage import Stage, needed, walk
+from glora_jax.vision.runs.job import begin, run_job
+from glora_jax.vision.runs.stage import Stage, prerequisites, walk
 from glora_jax.vision.runs.stages.results import (
   Listed,
   Result,
@@ -98,7 +98,7 @@ def train(
   """
   settings = check_config(config)
   stages = stages_of(settings)
-  with started(settings, stages, workdir, stop, shared) as context:
+  with begin(settings, stages, workdir, stop, shared) as context:
     return walk(context, stages, until='list').content()
 
 
@@ -134,7 +134,7 @@ def stages_of(settings: RunSettings, listed: Mapping[str, Any] | None = None) ->
     'test', functools.partial(freeze_and_test, listed), after=('list',), has_folder=False
   )
   last = (listing, test) if settings.test else (listing,)
-  needs = {name: needed(before, stage) for name, stage in tested.items()}
+  needs = {name: prerequisites(before, stage) for name, stage in tested.items()}
   report = Stage(
     'report',
     functools.partial(_report, needs, names),

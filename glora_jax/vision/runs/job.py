@@ -75,13 +75,14 @@ def run_job(
   Returns:
     The content of `result.json`, and how it was made (`provenance`).
   """
+  processes.initialize(**dataclasses.asdict(settings.distributed))
   with user_errors():
     workdir = check_path(workdir)
-    if is_finished(workdir) and not _corrected(settings, stages, workdir):
+    if is_finished(workdir) and not _corrections(settings, stages, workdir):
       return _finished(settings, stages, workdir, shape)
     if given is not None:
       warn_of_unread(settings, read_by(stages), given)
-  with started(settings, stages, workdir, stop, shared) as context:
+  with begin(settings, stages, workdir, stop, shared) as context:
     result = walk(context, stages)
     result['seconds'] = seconds_by_title(context.seconds)
     if meshes.primary():
@@ -91,7 +92,7 @@ def run_job(
 
 
 @contextlib.contextmanager
-def started(
+def begin(
   settings: RunSettings,
   stages: Sequence[Stage],
   workdir: str,
@@ -110,7 +111,9 @@ def started(
     yield context
 
 
-def _corrected(settings: RunSettings, stages: Sequence[Stage], workdir: str) -> tuple[Change, ...]:
+def _corrections(
+  settings: RunSettings, stages: Sequence[Stage], workdir: str
+) -> tuple[Change, ...]:
   """The changes of fields that the stages of a job read."""
   read = read_by(stages)
   changes = changes_of(settings, workdir, read)
@@ -179,7 +182,7 @@ def prepared(
   """
   changes = changes_of(settings, workdir, read_by(stages))
   if meshes.primary():
-    if _corrected(settings, stages, workdir):
+    if _corrections(settings, stages, workdir):
       pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
     if any(is_among(change.name, ('task', 'data.')) for change in changes):
       for name in (IMAGES, SPLIT):

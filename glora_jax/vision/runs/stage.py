@@ -196,7 +196,7 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
   context.folders = {
     x.name: _place(context, x, keys[x.name]) for x in stages if is_shared(context, x)
   }
-  wanted = list(stages) if until is None else needed(stages, until)
+  wanted = list(stages) if until is None else prerequisites(stages, until)
   results: dict[str, Any] = {}
   for number, stage in enumerate(wanted, 1):
     if context.stop():
@@ -208,14 +208,13 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     )
     diverged = user_errors(*DIVERGED)
     timed = _timed(context, stage, keys[stage.name])
-    held = _held(context, stage) if is_shared(context, stage) else contextlib.nullcontext()
-    with held, diverged, profiling as context.dispatched, timed as mark:
+    with _hold(context, stage), diverged, profiling as context.dispatched, timed as mark:
       results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
 
 
-def needed(stages: Sequence[Stage], until: str) -> list[Stage]:
+def prerequisites(stages: Sequence[Stage], until: str) -> list[Stage]:
   """A stage and all that it needs, in order."""
   names = {until}
   for stage in reversed(stages):
@@ -265,12 +264,15 @@ def seconds_by_title(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _held(context: Context, stage: Stage) -> Iterator[None]:
+def _hold(context: Context, stage: Stage) -> Iterator[None]:
   """Holds the folder of a shared stage for this process alone, unless it is complete.
 
   Waits while another process holds it. The system releases it when that process ends, however it
   ends; this one then resumes the stage.
   """
+  if not is_shared(context, stage):
+    yield
+    return
   folder, is_waiting = context.folders[stage.name], False
   os.makedirs(os.path.dirname(folder), exist_ok=True)
   lock = filelock.FileLock(f'{folder}.lock')
