@@ -35,7 +35,9 @@ def headline(methods: Sequence[Method]) -> str:
     for title in titles
     if _is_mean(title) and all(method.cells[title].complete for method in ours)
   ]
-  return MEAN_OF_GROUPS if MEAN_OF_GROUPS in means else ''.join(means[-1:])
+  if MEAN_OF_GROUPS in means:
+    return MEAN_OF_GROUPS
+  return means[-1] if means else ''
 
 
 def _ours(methods: Sequence[Method]) -> list[Method]:
@@ -62,7 +64,7 @@ def tell_best(board: Board, methods: Sequence[Method]) -> str:
   best, ours = best_of(board, methods), _ours(methods)
   number = best.cells[title]
   tied = sum(method.cells[title].value == number.value for method in ours) - 1
-  others = f' (tied with {tied} other{"s"[: tied > 1]})' if tied else ''
+  others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
   name, accuracy = sentence_case(best.label), f'{number._replace(total=number.done)}%'
   if board.is_grid:
     name = f'{name} is the most accurate of {len(ours)} structures{others}'
@@ -90,18 +92,17 @@ def tell_gains(board: Board, methods: Sequence[Method]) -> list[str]:
   for method in _ours(methods):
     budget = method.rows[0].budget  # None unless it was chosen within one
     rivals = [each for each in fixed if budget is not None and each.parameters.value <= budget]
-    for best in rivals[-1:]:
-      theirs = best.cells[title].repeats
-      pairs = {
-        run: x - theirs[run] for run, x in method.cells[title].repeats.items() if run in theirs
-      }
-      gain = mean(pairs)
-      paired = '' if gain.deviation is None else '; differences at the same seed'
-      sentences.append(
-        f'{sentence_case(method.label)}: {"" if gain.value < 0 else "+"}{gain} points against '
-        f'{best.label}, the best fixed structure within that budget ({method.parameters} and '
-        f'{best.parameters} parameters{paired}).'
-      )
+    if not rivals:
+      continue
+    best = rivals[-1]
+    theirs, own = best.cells[title].repeats, method.cells[title].repeats
+    gain = mean({run: own[run] - theirs[run] for run in own if run in theirs})
+    paired = '' if gain.deviation is None else '; differences at the same seed'
+    sentences.append(
+      f'{sentence_case(method.label)}: {"" if gain.value < 0 else "+"}{gain} points against '
+      f'{best.label}, the best fixed structure within that budget ({method.parameters} and '
+      f'{best.parameters} parameters{paired}).'
+    )
   return sentences
 
 

@@ -140,7 +140,8 @@ def _training_chart(
         marks += [
           Mark(at, f'{name}, best epoch {at[0]:g}: {at[1]:.1f}%', color, 'star') for at in best
         ]
-        legend |= dict.fromkeys(['best epoch'] * len(best), 'star')
+        if best:
+          legend['best epoch'] = 'star'
   if not lines:
     return None
   xs, ys = zip(*(point for line in lines for point in line.points), strict=True)

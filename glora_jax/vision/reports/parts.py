@@ -11,7 +11,6 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from glora_jax.compiling import MEMORY
-from glora_jax.vision.files import number as to_number
 from glora_jax.vision.reports import page
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.findings import Findings
@@ -69,7 +68,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
     address, found = os.path.join(name, page.NAME), [''] * 4
     link = Markup('<a href="{}">{}</a>').format(quote(address), name)
     if result := board.results.get(name):
-      best = _result(result)
+      best = result['structures'][result['result']]
       test = percent(best['test_accuracy']) if 'test_accuracy' in best else ''
       found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
     is_written = os.path.exists(os.path.join(workdir, address))
@@ -91,36 +90,26 @@ def _folded(table: Table) -> Any:
   return page.Details(table) if len(table.rows) > _LONG else table
 
 
-def _result(result: Mapping[str, Any]) -> Mapping[str, Any]:
-  return result['structures'][result['result']]
-
-
 def rates(board: Board) -> list[Any]:
   """Validation accuracy by learning rate, for every structure of every task that tried some."""
-  tried = {name: cell for name, cell in board.cells.items() if cell.rate is not None}
+  tried = [row for row in rows_of(board) if row.role == 'rate']
   if not tried:
     return []
-  columns = sorted({cell.rate for cell in tried.values() if cell.rate is not None})
+  columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
   rows = []
-  for folder, names in grouped(tried, os.path.dirname).items():
-    done = [name for name in names if name in board.results]
-    found = {tried[name].rate: _result(board.results[name]) for name in done}
-    best = max(found, key=lambda rate: _rank(found[rate]), default=None)
-    cells = [percent(found[rate]['val_accuracy']) if rate in found else '' for rate in columns]
-    if best is not None:
-      at = columns.index(best)
-      cells[at] = Markup('<strong>{}</strong>').format(cells[at])
-    rows.append((folder, *cells))
+  for folder, same in grouped(tried, lambda row: os.path.dirname(row.run)).items():
+    shares = {board.cells[row.run].rate: row.accuracy for row in same}
+    cells = {rate: percent(share) for rate, share in shares.items()}
+    for rate, share in shares.items():
+      if share == max(shares.values()):
+        cells[rate] = Markup('<strong>{}</strong>').format(cells[rate])
+    rows.append((folder or board.title, *(cells.get(rate, '') for rate in columns)))
   told = """
     Tried with a seed that is not tested. What is tested was trained at the rate with the highest
     validation accuracy, in bold; of equal ones, at that with the lowest validation loss.
   """
   titles = ('structure', *(f'{rate:g}' for rate in columns))
   return [told, _folded(Table('Validation accuracy in percent by learning rate', titles, rows))]
-
-
-def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
-  return found['val_accuracy'], -to_number(found['val_loss'])
 
 
 def cost_of_run(findings: Findings) -> list[Any]:

@@ -185,7 +185,8 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
       """,
       numbers,
     )
-  head = f'{cost["head_epochs"]} epoch' + 's' * (cost['head_epochs'] != 1)
+  number = cost['head_epochs']
+  head = f'{number} epoch' if number == 1 else f'{number} epochs'
   return paragraph(
     f"""
     The structure of {allocation.count_params():,} parameters was allocated from one gradient of the

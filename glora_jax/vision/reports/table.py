@@ -108,8 +108,8 @@ class Board:
 
 def board_of_run(result: Mapping[str, Any]) -> Board:
   """The board of a single run, from the content of its `result.json`."""
-  cell = Cell(result['task'], seed=result['seed'])
-  return Board(result['task'], {'': cell}, {'': dict(result)})
+  task = result['task']
+  return Board(task, {'': Cell(task, seed=result['seed'])}, {'': dict(result)})
 
 
 class Row(NamedTuple):
@@ -181,7 +181,9 @@ def write(workdir: str, rows: Sequence[Row]) -> None:
 
 def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator[Row]:
   cell = board.cells[name]
-  for structure, found in result['structures'].items():
+  names = result['structures'] if cell.rate is None else [result['result']]
+  for structure in names:
+    found = result['structures'][structure]
     role = 'result' if not cell.structure and structure == result['result'] else ''
     shares = {
       'val': found['val_accuracy'],
@@ -275,7 +277,7 @@ def _published_rows(board: Board) -> Iterator[Row]:
     row = Row(
       structure=name,
       label=name,
-      parameters=million and round(1e6 * million),
+      parameters=None if million is None else round(1e6 * million),
       trained_on=published()['trained_on'][family],
       protocol='published',
       source=found['paper'],

@@ -63,8 +63,8 @@ more than the linear probe.'
     name: other for name, other in structures.items() if other is not chosen and split == 'test'
   }
   rivals = [name for name in others if name not in ('linear', SUPERNET)]
-  best = sorted(rivals, key=lambda name: others[name]['test_accuracy'])[-1:]
-  against = [_against(chosen, others[name], name) for name in others if name in ('linear', *best)]
+  best = max(rivals, key=lambda name: others[name]['test_accuracy'], default='')
+  against = [_against(chosen, others[name], name) for name in others if name in ('linear', best)]
   images = (
     f'{result["data"]["images"][split]:,} {"test" if split == "test" else "validation"} images'
   )

@@ -26,6 +26,7 @@ from glora_jax.vision.reports import text
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.stage import read_mark, walk
+from glora_jax.vision.runs.stages.training import is_guessing
 from glora_jax.vision.runs.workdir import Stopped
 
 FILES = {
@@ -69,6 +70,17 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   described = read_json(workdir / 'genome.json')
   for name in ('genome', 'params'):
     assert described[name] == chosen[name]
+
+
+def test_a_structure_that_answers_like_one_that_guesses_has_a_sentence(finished_run):
+  workdir, result = finished_run
+  labels = np.asarray(find('digits').open('val').labels)
+  guessing = {
+    name: is_guessing(found['val_accuracy'], labels) for name, found in result['structures'].items()
+  }
+  assert any(guessing.values())
+  assert guessing == {name: 'learned_nothing' in x for name, x in result['structures'].items()}
+  assert 'answering the most frequent class' in html_pages.read(workdir).all('header')[0].text
 
 
 def test_the_result_is_the_best_on_the_validation_images_within_the_budget(finished_run):
