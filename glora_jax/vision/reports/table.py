@@ -185,6 +185,7 @@ def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator
   for structure in names:
     found = result['structures'][structure]
     role = 'result' if not cell.structure and structure == result['result'] else ''
+    within = '' if cell.budget is None else f', at most {cell.budget:,}'
     shares = {
       'val': found['val_accuracy'],
       'test': found.get('test_accuracy'),
@@ -198,17 +199,15 @@ def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator
           group=place_of(cell.task, split).group,
           seed=result['seed'],
           structure=structure,
-          label=found['label']
-          if cell.budget is None
-          else f'{found["label"]}, at most {cell.budget:,}',
+          label=found['label'] + within,
           role=role if cell.rate is None else 'rate',
           budget=result['budget'] if structure in FOUND else None,
-          rate=found.get('rate'),
+          rate=found['rate'],
           parameters=found['params'],
           trained_on=result['train_on'],
           split=split,
           accuracy=share,
-          seconds=found.get('seconds'),
+          seconds=found['seconds'],
           protocol=result['protocol'],
         )
 
@@ -233,7 +232,7 @@ def place_of(task: str, split: str = 'test') -> Place:
   if family == 'vtab':
     return Place(_GROUP_OF[name], name)
   if family == 'generalization':
-    return Place('source' if split == 'test' else 'shifted', TEST_SETS.get(split, split))
+    return Place('source' if split in ('val', 'test') else 'shifted', TEST_SETS.get(split, split))
   if family == 'fewshot':
     data_set, number, *_ = name.split('/')
     shots = '1 shot' if number == '1' else f'{number} shots'
