@@ -272,55 +272,41 @@ def agreements(genomes: Iterable[tuple[str, str, Sequence]]) -> list[str]:
     by_task = grouped(same, lambda each: each[1]).values()
     several = [[np.array(genome) for *_, genome in seeds] for seeds in by_task if len(seeds) > 1]
     if several:
-      found = Agreement(*np.mean([agreement(seeds) for seeds in several], axis=0))
+      share, chance = np.mean([agreement(seeds) for seeds in several], axis=0)
+      is_little = share - chance < _LITTLE * (1 - chance)
       little = ' That is little: do not read much into the places that a single seed chooses.'
       tasks = f', the mean over {len(several)} tasks' if len(several) > 1 else ''
       sentences.append(
         f'{sentence_case(name)}: of the tensors that one of {len(several[0])} seeds trains, '
-        f'another trains {100 * found.share:.0f}% in the same form ({100 * found.chance:.0f}% by '
-        f'chance){tasks}.{little if found.is_little else ""}'
+        f'another trains {100 * share:.0f}% in the same form ({100 * chance:.0f}% by '
+        f'chance){tasks}.{little if is_little else ""}'
       )
   return sentences
 
 
-class Agreement(NamedTuple):
-  """How much structures agree.
-
-  Attributes:
-    share: of the tensors that one of two structures trains, the share that both train in the same
-      form, whatever its rank; the mean over all pairs.
-    chance: the same for pairs of which one has its layers shifted, the mean over all shifts: what
-      structures of these forms share without agreeing on where.
-  """
-
-  share: float
-  chance: float
-
-  @property
-  def is_little(self) -> bool:
-    """Whether they are nearer to chance than to one and the same structure."""
-    return self.share - self.chance < _LITTLE * (1 - self.chance)
-
-
-def agreement(genomes: Sequence[np.ndarray]) -> Agreement:
-  """How much structures of one model agree.
+def agreement(genomes: Sequence[np.ndarray]) -> tuple[float, float]:
+  """How much structures of one model agree, and how much they would by chance.
 
   Args:
     genomes: at least two, each int [rows, 5].
 
+  Returns:
+    Of the tensors that one of two structures trains, the share that both train in the same form,
+    whatever its rank; the mean over all pairs. The same for pairs of which one has its layers
+    shifted, the mean over all shifts: what such structures share without agreeing on where.
+
   Example:
     >>> first, second = np.zeros((2, 4, 5), np.int8)
     >>> first[:, 1], second[:, 1] = [3, 4, 0, 0], [3, 0, 0, 5]
-    >>> found = agreement([first, second])
-    >>> print(f'{found.share:.2f} {found.chance:.2f} {found.is_little}')
-    0.33 0.44 True
+    >>> print('{:.2f} {:.2f}'.format(*agreement([first, second])))
+    0.33 0.44
   """
   forms = [np.minimum(genome, _FIRST_LORA) for genome in genomes]
   pairs = list(itertools.combinations(forms, 2))
   shifts = range(1, len(forms[0]))
   shifted = [_share(first, np.roll(second, by, axis=0)) for first, second in pairs for by in shifts]
   share = np.mean([_share(*pair) for pair in pairs])
-  return Agreement(float(share), float(np.mean(shifted)) if shifted else 0.0)
+  return float(share), float(np.mean(shifted)) if shifted else 0.0
 
 
 def _share(first: np.ndarray, second: np.ndarray) -> float:

@@ -12,9 +12,8 @@ from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.reports.table import Board, Cell, published
 
 
-def result(task, accuracy, protocol, others):
+def result(task, accuracy, protocol):
   """What a run leaves, with the accuracy in percent for the result, less for the others."""
-  further = {name: value / 100 for name, value in (others or {}).items()}
   labels = {
     'linear': ('linear probe', 10),
     'lora': ('lora:2', 2),
@@ -31,7 +30,7 @@ def result(task, accuracy, protocol, others):
     'train_on': trained,
     'structures': {
       name: pages.structure(250_000, (accuracy - less) / 100, label=label)
-      | {'val_accuracy': None if protocol == 'paper' else 0.5, 'other_test_accuracies': further}
+      | {'val_accuracy': None if protocol == 'paper' else 0.5}
       for name, (label, less) in labels.items()
     },
   }
@@ -46,11 +45,10 @@ def folder(task):
 def make_board():
   """A function from the results' accuracies by task to a suite that has them."""
 
-  def make(accuracies, suite='vtab/all', protocol='honest', others=None):
+  def make(accuracies, suite='vtab/all', protocol='honest'):
     cells = {folder(task): Cell(task) for task in expand(suite)}
     results = {
-      folder(task): result(task, accuracy, protocol, others)
-      for task, accuracy in accuracies.items()
+      folder(task): result(task, accuracy, protocol) for task, accuracy in accuracies.items()
     }
     return Board(suite, cells, results)
 

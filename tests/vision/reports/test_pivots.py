@@ -97,15 +97,6 @@ def test_few_shot_accuracies_are_means_over_the_draws_in_groups_of_equal_shots(m
   assert str(cells['mean of 4 shots']) == '63.0 (1 of 5)'
 
 
-def test_generalization_has_a_line_for_every_test_set(make_board):
-  others = {'v2': 60.0, 'sketch': 30.0, 'a': 10.0, 'r': 20.0}
-  accuracies = {f'generalization/{seed}': 70.0 + 2 * seed for seed in range(3)}
-  cells = ours(make_board(accuracies, 'generalization/all', others=others))
-  values = [round(cells[name].value, 6) for name in table.TEST_SETS.values()]
-  assert values == [72, *others.values()]
-  assert means_of(cells) == pytest.approx({'mean of shifted': 30, 'mean of all': 38.4})
-
-
 def row_of(page, title):
   """The cells of the first row of a page that has a title."""
   return next(row for row in page.rows() if title in ' '.join(row))
@@ -138,11 +129,6 @@ def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_pat
   page = pages.write_board(tmp_path, make_board({'vtab/dtd': 70.0}, protocol='paper'))
   assert text.PAPER_LABEL in page.words()
   assert "ours (PROTOCOL 'paper'), searched (" in ' '.join(page.rows()[0])
-  with open(tmp_path / 'table.csv') as file:
-    lines = list(csv.DictReader(file))
-  [line] = [line for line in lines if line['role'] == 'result']
-  assert (line['label'], line['protocol'], line['split']) == ('searched', 'paper', 'test')
-  assert float(line['accuracy']) == pytest.approx(0.7)
 
 
 def test_results_of_different_structures_are_one_method_with_each_below(make_board):

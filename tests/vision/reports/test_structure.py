@@ -23,15 +23,18 @@ def genome(**columns):
 
 def test_ranks_count_as_one_form_and_other_forms_do_not():
   lora, other_rank, vector = (genome(B=[code, 0, 0, 0]) for code in (3, 9, 2))
-  same = structure.agreement([lora, other_rank, lora])
-  assert same.share == 1 > same.chance
-  assert not same.is_little
-  assert structure.agreement([lora, vector]).share == 0
+  share, chance = structure.agreement([lora, other_rank, lora])
+  assert share == 1 > chance
+  [told] = structure.agreements([('lora', '', each) for each in (lora, other_rank)])
+  assert 'That is little' not in told
+  assert structure.agreement([lora, vector])[0] == 0
 
 
 def test_structures_that_share_no_more_than_chance_agree_little():
-  found = structure.agreement([genome(E=[2, 2, 0, 0]), genome(E=[0, 2, 2, 0])])
-  assert found.share == pytest.approx(1 / 3)
+  genomes = [genome(E=[2, 2, 0, 0]), genome(E=[0, 2, 2, 0])]
+  share, chance = structure.agreement(genomes)
+  assert share == pytest.approx(1 / 3)
   # The second one shifted: to layers 2 and 3, to 3 and 0, to 0 and 1.
-  assert found.chance == pytest.approx((0 + 1 / 3 + 1) / 3)
-  assert found.is_little
+  assert chance == pytest.approx((0 + 1 / 3 + 1) / 3)
+  [told] = structure.agreements([('gradient', '', each) for each in genomes])
+  assert 'That is little' in told
