@@ -27,8 +27,8 @@ ARGUMENTS = {
   'source': str,
   'root': str,
   'rank': 8,
-  'shots': None,
-  'seed': None,
+  'shots': str,
+  'seed': str,
   'settings': str,
   'tiny': False,
 }
@@ -38,10 +38,8 @@ def get_config(arguments='oxford_flowers102'):
   """The config; `arguments` is a data set, or 'all', and any of `ARGUMENTS`."""
   task, given = parse_arguments(arguments, ARGUMENTS)
   task = task or 'oxford_flowers102'
-  shots = given['shots']
-  if shots is None:
-    shots = 'all' if task == 'all' else 16
-  seed = 0 if given['seed'] is None else given['seed']  # a number, or 'all'
+  shots = given['shots'] or ('all' if task == 'all' else 16)
+  seed = given['seed'] or 0
   config = default_config()
   config.task = f'fewshot/{task}/{shots}/{seed}'
   config.seed = 42

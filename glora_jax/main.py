@@ -6,7 +6,8 @@
   python -m glora_jax.main --config own:photos/ --show [--output batch.png] [--overwrite]
   python -m glora_jax.main --config vtab:all --runner ray[:ADDRESS]
   python -m glora_jax.main --config configs/quickstart.py --open
-  python -m glora_jax.main --help_config
+  python -m glora_jax.main --list (configs, structures, presets, tasks, weights)
+  python -m glora_jax.main --help_config (the common config fields) or --help_config=all
 
 From Python, call `experiment.run(config, workdir)` for a run, and `suite.run` for many: several
 tasks, such as 'vtab/all', structures, rates or seeds. Each writes `report.html` in its workdir,
@@ -20,7 +21,7 @@ results; `--check` exits with 1 unless all are ready.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from glora_jax.errors import MissingPackageError, UserError
@@ -40,7 +41,6 @@ try:
     run_with_config,
     workdir_of_config,
   )
-  from glora_jax.vision.runs.terminal import GREETING, run_program, show
 except MissingPackageError as error:
   sys.exit(f'error: {error}')
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
   import ml_collections
 
   from glora_jax.vision.runs.config import RunSettings
-  from glora_jax.vision.runs.runners import Runner
 
 
 def main(config: ml_collections.ConfigDict) -> None:
@@ -64,11 +63,11 @@ def main(config: ml_collections.ConfigDict) -> None:
   stop = catch_signals()  # first, to catch an early signal as well
   from glora_jax import mesh
   from glora_jax.vision.reports import page
+  from glora_jax.vision.runs.config import check_config
   from glora_jax.vision.runs.workdir import Stopped
 
   try:
-    flags = RUNNER.value, RESOURCES.value, given_fields()
-    summary, code = dispatch(config, workdir, stop, *flags)
+    summary, code = run(check_config(config), workdir, stop, RUNNER.value, RESOURCES.value)
   except Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(STOPPED)
@@ -78,58 +77,35 @@ def main(config: ml_collections.ConfigDict) -> None:
   sys.exit(code)
 
 
-def dispatch(
-  config: ml_collections.ConfigDict,
+def run(
+  settings: RunSettings,
   workdir: str,
   stop: Callable[[], bool],
   runner: str = RUNNER.default,
   resources: str | None = None,
-  given: Sequence[str] = (),
 ) -> tuple[str, int]:
   """Runs a suite or a single run; returns its summary and exit code."""
   from glora_jax.vision.reports import report
   from glora_jax.vision.runs import experiment, runners, suite
-  from glora_jax.vision.runs.config import check_config
-
-  settings = check_config(config)
-  if not settings.is_suite:
-    require_process(runner, resources)
-    return experiment.summary(experiment.run(settings, workdir, stop, given=given), workdir), 0
-  chosen = chosen_runner(settings, runner, resources)
-  runners.keep_compiled(workdir)
-  board = suite.run(settings, workdir, stop, chosen, given=given)
-  return report.summary(board, workdir), 1 if suite.failed_runs(board) else 0
-
-
-def chosen_runner(settings: RunSettings, name: str, resources: str | None) -> Runner:
-  """The runner that a name stands for, checked against the config.
-
-  Raises:
-    UserError, ImportError, OSError: see `runners.named`.
-  """
-  from glora_jax.vision.runs import runners
   from glora_jax.vision.runs.sections import DistributedSettings
 
-  if name != RUNNER.default and settings.distributed != DistributedSettings():
+  if runner != RUNNER.default and not settings.is_suite:
+    raise UserError(f'--runner={runner} is for suites, but this is a single run; leave it out.')
+  if runner != RUNNER.default and settings.distributed != DistributedSettings():
     raise UserError(
-      f'config.distributed makes one run of several processes, but --runner={name} gives each '
+      f'config.distributed makes one run of several processes, but --runner={runner} gives each '
       'process its own run; leave one of them out.'
     )
-  return runners.named(name, resources)
-
-
-def require_process(runner: str, resources: str | None) -> None:
-  """Raises UserError if a runner or its resources are given for a single run."""
-  asked = [] if runner == RUNNER.default else [f'--runner={runner}']
-  asked += [] if resources is None else [f'--runner.resources={resources}']
-  if asked:
-    raise UserError(f'{asked[0]} is for suites, but this is a single run; leave it out.')
+  chosen = runners.named(runner, resources)
+  if not settings.is_suite:
+    return experiment.summary(experiment.run(settings, workdir, stop), workdir), 0
+  runners.keep_compiled(workdir)
+  board = suite.run(settings, workdir, stop, chosen)
+  return report.summary(board, workdir), 1 if suite.failed_runs(board) else 0
 
 
 def command() -> None:
   """Runs the command: `glora` or `python -m glora_jax.main`."""
-  if len(sys.argv) == 1:
-    run_program(lambda: show(GREETING))
   run_with_config(main)
 
 

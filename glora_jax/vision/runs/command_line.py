@@ -13,6 +13,7 @@ import pathlib
 import runpy
 import signal
 import sys
+import textwrap
 import threading
 import urllib.parse
 import webbrowser
@@ -26,12 +27,9 @@ from ml_collections.config_flags import tuple_parser
 
 import glora_jax
 from glora_jax.checks import check_path
-from glora_jax.errors import UserError
 from glora_jax.vision.runs.terminal import (
+  GREETING,
   blame,
-  entry,
-  explain,
-  help_page,
   refuse,
   reported,
   run_program,
@@ -47,50 +45,33 @@ _PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACK
 FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
-class _OrNone(flags.ArgumentParser):
-  """Parses 'None' as None, for fields that may have no value, and all else by its type."""
+class _FieldParser(flags.ArgumentParser):
+  """Reads a field's text as its type, or as None; `check_config` refuses what cannot be read.
 
-  def __init__(self, kind: type):
-    self._kind = kind
+  A second tuple replaces the first one, as with all other fields, and is not appended.
+  """
 
-  def parse(self, argument: Any) -> Any:
-    """The value of a string."""
-    return None if argument == 'None' else self._kind(argument)
-
-
-class _Tuple(flags.ArgumentParser):
-  """Parses a tuple; a second one replaces it, as with all other fields, and is not appended."""
+  def __init__(self, read: Callable[[Any], Any]):
+    self._read = read
 
   def parse(self, argument: Any) -> Any:
-    """The tuple of a string."""
+    """The value of a text, or the text."""
     if argument == 'None':
       return None
-    return tuple_parser.TupleParser().parse(argument)
+    try:
+      return self._read(argument)
+    except (SyntaxError, ValueError):
+      return argument
 
 
-config_flags.register_flag_parser_for_type(tuple, _Tuple())
-for _kind in (int, float, str):
-  config_flags.register_flag_parser_for_type(_kind, _OrNone(_kind))
-
-
-class _Page(flags.BooleanFlag):
-  """A flag that prints a page (a longer one with `=all`) and exits, as absl's `--help` does."""
-
-  def __init__(self, name: str, text: Callable[[bool], str], help: str):
-    super().__init__(name, False, help)
-    self._text = text
-
-  def parse(self, argument: Any) -> None:
-    """Prints the page if the flag is given."""
-    if argument == 'all' or self._parse(argument):
-      own = logging.getLogger('glora_jax')
-      level = own.level
-      own.setLevel(logging.ERROR)  # hides which versions of data sets are used, for instance
-      try:
-        text = self._text(argument == 'all')
-      finally:
-        own.setLevel(level)
-      show(text)
+for _kind, _read in {
+  bool: flags.BooleanParser().parse,
+  int: int,
+  float: float,
+  str: str,
+  tuple: tuple_parser.TupleParser().parse,
+}.items():
+  config_flags.register_flag_parser_for_type(_kind, _FieldParser(_read))
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -131,7 +112,10 @@ def load_config(value: str) -> ml_collections.ConfigDict:
   name, colon, arguments = value.partition(':')
   path = path_of(name)
   try:
-    config = runpy.run_path(path)['get_config'](*([arguments] if colon else []))
+    content = runpy.run_path(path)
+    if 'get_config' not in content:
+      raise ValueError(f'{path} has no get_config(); define one that returns the config.')
+    config = content['get_config'](*([arguments] if colon else []))
   except (Exception, SystemExit) as error:  # a config file may raise anything
     raise ValueError(blame(error, path)) from error
   if type(config) is not ml_collections.ConfigDict:  # a frozen one cannot be changed
@@ -140,16 +124,6 @@ def load_config(value: str) -> ml_collections.ConfigDict:
       'glora_jax.vision.runs.config.default_config() makes, with your values.'
     )
   return config.lock()
-
-
-def fields_page(everything: bool) -> str:
-  """The common config fields, or all of them: name, default, type, range and meaning."""
-  from glora_jax.vision.runs import config, schema
-
-  if everything:
-    return schema.describe(config.RunSettings())
-  page = schema.describe(config.RunSettings(), config.NEEDED)
-  return f'{page}\n\n--help_config=all shows all fields.'
 
 
 CONFIG = define_config(flags.FLAGS)
@@ -171,16 +145,6 @@ RESOURCES = flags.DEFINE_string(
 )
 OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
-LIST = flags.DEFINE_flag(
-  _Page(
-    'list',
-    lambda _: inventory(),
-    'List configs, structures, presets, tasks and weights, and which are ready, then exit.',
-  )
-)
-HELP_CONFIG = flags.DEFINE_flag(
-  _Page('help_config', fields_page, 'Show the common config fields (=all: all of them), then exit.')
-)
 
 
 def workdir_of_config() -> str:
@@ -240,38 +204,59 @@ def run_with_config(command: Callable[[ml_collections.ConfigDict], None]) -> Non
   """Calls a command with the command line's config; a user's mistake exits with one sentence."""
 
   def guarded(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-      refuse(
-        f'unknown arguments {argv[1:]}; give a config as --config NAME_OR_FILE, its fields as '
-        '--config.FIELD=VALUE.'
-      )
     _configure_logging()
     with reported(debug=DEBUG.value):
-      command(_given_config())
+      command(CONFIG.value)
 
-  run_program(lambda: app.run(guarded, flags_parser=_parse_flags))
-
-
-def _given_config() -> ml_collections.ConfigDict:
-  """The config of the command line; raises UserError if there is none."""
-  if CONFIG.value is None:
-    raise UserError(
-      'No config given; give --config NAME_OR_FILE, for example --config quickstart. '
-      '--help_config shows its fields.'
-    )
-  return CONFIG.value
+  usage = sys.modules[command.__module__].__doc__ or ''
+  run_program(lambda: app.run(guarded, flags_parser=lambda argv: parse_flags(argv, usage)))
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses the flags; a mistake exits with one sentence instead of absl's whole usage."""
+def parse_flags(argv: Sequence[str], usage: str = '') -> list[str]:
+  """Parses the flags; a page that is asked for ends the command, and so does a mistake."""
+  if len(argv) == 1:
+    show(GREETING)
   if not _HELP.isdisjoint(argv):
-    show(help_page())
+    show(usage + flags.FLAGS.module_help(sys.modules[__name__]))
+  for page in filter(None, map(PAGES.get, argv)):
+    logging.getLogger('glora_jax').setLevel(logging.ERROR)  # a page lists data, and warns of none
+    show(page())
   try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    if (text := explain(error)) is None:
-      raise
-    refuse(text)
+    unknown = flags.FLAGS(argv)[1:]
+  except (flags.Error, AttributeError, KeyError) as error:
+    refuse(_explain(error))
+  if unknown:
+    refuse(
+      f'unknown arguments {unknown}; give a config as --config NAME_OR_FILE, its fields as '
+      '--config.FIELD=VALUE.'
+    )
+  if CONFIG.value is None:
+    refuse('No config given; give --config NAME_OR_FILE, for example --config quickstart.')
+  return [argv[0]]
+
+
+def _explain(error: Exception) -> str:
+  """A sentence about what parsing the flags raised."""
+  text = ' '.join(str(error).split())
+  if isinstance(error, AttributeError | KeyError):  # of ml_collections, with the closest name
+    return f'The config has no field {text} (--help_config=all shows all fields).'
+  is_unknown = isinstance(error, flags.UnrecognizedFlagError)
+  return f'{text} (--help shows all flags).' if is_unknown else text
+
+
+def _common_fields() -> str:
+  """The config fields that are needed most often."""
+  from glora_jax.vision.runs import config, schema
+
+  page = schema.describe(config.RunSettings(), config.NEEDED)
+  return f'{page}\n\n--help_config=all shows all fields.'
+
+
+def _all_fields() -> str:
+  """All config fields: name, default, type, range and meaning."""
+  from glora_jax.vision.runs import config, schema
+
+  return schema.describe(config.RunSettings())
 
 
 def _configure_logging() -> None:
@@ -363,7 +348,11 @@ def inventory() -> str:
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
-  return [line for name, meaning in rows for line in entry(f'  {name}', meaning, 28)]
+  """Lines of names and their meanings."""
+  return [
+    textwrap.fill(meaning, 100, initial_indent=f'  {name:25} ', subsequent_indent=' ' * 28)
+    for name, meaning in rows
+  ]
 
 
 def _configs() -> Iterator[tuple[str, str]]:
@@ -399,3 +388,11 @@ def _weights() -> Iterator[tuple[str, str]]:
     yield name, f'{"downloaded" if is_here else "not downloaded yet,"} from {host}'
   yield 'PATH', 'a file or folder of timm, transformers, big_vision, ...'
   yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"
+
+
+# What shows a page and exits.
+PAGES = {
+  '--list': inventory,
+  '--help_config': _common_fields,
+  '--help_config=all': _all_fields,
+}

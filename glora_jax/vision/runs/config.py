@@ -43,6 +43,7 @@ from glora_jax.vision.runs.sections import (
   MeshSettings,
   ModelSettings,
   ReportSettings,
+  Section,
   SpaceSettings,
   SuiteSettings,
   TrainingSettings,
@@ -71,7 +72,7 @@ _BOOLEANS = {'True': True, 'False': False}
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnSettings:
+class OwnSettings(Section):
   """Settings of a single task of a suite.
 
   Attributes:
@@ -82,12 +83,9 @@ class OwnSettings:
   budget: float | None = field(None, least=0)
   learning_rate: float = field(1e-4, above=0)
 
-  def __post_init__(self):
-    validate_fields(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Section):
   """The config of a run or a suite.
 
   The defaults are the official code's recipe and search, on the task and backbone of the package.
@@ -141,7 +139,7 @@ class RunSettings:
   watch: WatchSettings = WatchSettings()
 
   def __post_init__(self):
-    validate_fields(self)
+    super().__post_init__()
     check_structure(self.structure)
     check_presets('presets', self.presets or (), (GRADIENT,))
     object.__setattr__(self, 'budget', draws.check_budget(self.budget))
@@ -226,6 +224,11 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
       f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "
       f"alone; leave it out, or give structure='gradient' and {settings.structure!r} as a preset."
     )
+  if settings.suite.settings and not settings.is_suite:
+    yield (
+      f'suite.settings has budgets and learning rates by task, but task={settings.task!r} is one; '
+      'name it in the argument of the config file.'
+    )
   if settings.structure == TRANSFER:
     yield from _mistakes_of_transfer(settings)
 
@@ -274,31 +277,12 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
       f'config is a {type(config).__name__}; pass the ConfigDict that config.default_config() '
       'makes, with your values.'
     )
-  values = config.to_dict()
-  missing = [
-    f'{name} is missing; start from config.default_config().'
-    for name in _missing(RunSettings(), values)
-  ]
-  try:
-    settings = schema.read(RunSettings, values)
-  except ValueError as error:
-    raise UserError('\n'.join([*missing, str(error)])) from None
-  if missing:
-    raise UserError('\n'.join(missing))
+  settings = schema.read(RunSettings, config.to_dict())
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(
       'watch.tensorboard=True needs tensorboardX, which is not installed; pip install tensorboardX.'
     )
   return settings
-
-
-def _missing(section: Any, values: Mapping[str, Any], prefix: str = '') -> Iterator[str]:
-  """Dotted names of the fields and sections that a config lacks."""
-  for name, value in vars(section).items():
-    if name not in values:
-      yield prefix + name
-    elif dataclasses.is_dataclass(value) and isinstance(values[name], Mapping):
-      yield from _missing(value, values[name], f'{prefix}{name}.')
 
 
 def parse_arguments(
@@ -309,8 +293,7 @@ def parse_arguments(
   Args:
     text: an optional value without a name, then any number of `name=value`.
     defaults: the known names with their default values, or with a type for a default of None. A
-      value gets the type of its default; if that is None, digits are an integer and all else is a
-      string.
+      value gets the type of its default.
     choices: allowed first values, '' for none; None allows any.
 
   Returns:
@@ -321,7 +304,7 @@ def parse_arguments(
       among the choices.
 
   Example:
-    >>> parse_arguments('cifar100,rank=4', {'source': None, 'rank': 8})
+    >>> parse_arguments('cifar100,rank=4', {'source': str, 'rank': 8})
     ('cifar100', {'source': None, 'rank': 4})
     >>> parse_arguments('tiny=True', {'tiny': False})
     ('', {'tiny': True})
@@ -344,8 +327,6 @@ def parse_arguments(
       )
     default = defaults[name]
     kind = default if isinstance(default, type) else type(default)
-    if default is None:
-      kind = int if value.isdigit() else str
     try:
       given[name] = _BOOLEANS[value] if kind is bool else kind(value)
     except (KeyError, ValueError) as error:
@@ -432,7 +413,7 @@ def check_settings(settings: Any, task: str, where: str) -> None:
   names = dict.fromkeys((*expand(f'{benchmark}/all'), *expand(task)))
   known = [name.partition('/')[2] for name in names]
   for name, own in validate(settings, Mapping[str, Mapping], where).items():
-    own = schema.read(OwnSettings, own, f'{where}.{name}.')
+    own = schema.read(OwnSettings, {**vars(OwnSettings()), **own}, f'{where}.{name}.')
     draws.check_budget(own.budget)
     if not any(_stands_for(name, task) for task in known):
       near = difflib.get_close_matches(name, known) or known

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import flax
 
 from glora_jax.checks import shown
 from glora_jax.files import json_default
-from glora_jax.vision.data.catalog import canonical, expand
+from glora_jax.vision.data.catalog import canonical
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.config import RunSettings
 
@@ -76,32 +75,20 @@ def is_among(name: str, fields: Iterable[str]) -> bool:
   return any(name == field or (field.endswith('.') and name.startswith(field)) for field in fields)
 
 
-def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Iterable[str]) -> None:
-  """Warns of fields that are set and have no effect.
-
-  A config file may set fields for other jobs, so only some of its fields are reported.
+def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Collection[str]) -> None:
+  """Warns of fields that are set on a command line and have no effect.
 
   Args:
     settings: the config.
     read: fields and sections that the stages read.
-    given: names of fields that are set on a command line. Learning rates that stay as they are
-      though another backbone is given are named, too.
+    given: names of the fields. Learning rates that stay as they are though another backbone is
+      given are named, too.
   """
   job = 'a suite' if settings.is_grid else f'a run of structure={shown(settings.structure)}'
-  idle = {}
-  if len(expand(settings.task)) == 1:
-    idle['suite.settings'] = "it is for a task that stands for several, such as 'vtab/all'"
-  if (base := settings.mesh.base) != 'sharded':
-    idle['mesh.fsdp'] = f"mesh.base={base!r} keeps the weights whole; give 'sharded'"
-  defaults = RunSettings()
-  for name, reason in idle.items():
-    value, default = map(operator.attrgetter(name), (settings, defaults))
-    if value != default:
-      log.warning('%s=%s has no effect in %s: %s.', name, shown(value), job, reason)
-  _warn_of_rates(settings, set(given))
+  _warn_of_rates(settings, given)
   used = (*read, *FREE)
   for name in given:
-    if name not in idle and not is_among(name, used):
+    if not is_among(name, used):
       log.warning('--config.%s has no effect in %s.', name, job)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from glora_jax.checks import expected, kinds_of, shown, validate
+from glora_jax.errors import UserError
 
 HELP_WIDTH = 100
 
@@ -83,18 +84,21 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
     prefix: of the dotted names in the sentences of the error.
 
   Raises:
-    ValueError: a field is unknown, or a value has another type or is not allowed; a line for each
-      mistake.
+    UserError: a field is missing or unknown, or a value has another type or is not allowed; a line
+      for each mistake.
   """
   fields = {each.name: each for each in dataclasses.fields(section)}
   known, mistakes = {}, []
-  for name, value in values.items():
+  for name in dict.fromkeys((*fields, *values)):
     dotted = f'{prefix}{name}'
     try:
+      if name not in values:
+        raise ValueError(f'{dotted} is missing; start from config.default_config().')
+      value = values[name]
       if name not in fields:
         raise ValueError(f'{dotted}={shown(value)} is unknown; remove it, or correct its name.')
       if dataclasses.is_dataclass(kind := kinds_of(section)[name]):
-        known[name] = read(kind, validate(value, Mapping, dotted), f'{dotted}.')
+        known[name] = read(kind, validate(value, dict, dotted), f'{dotted}.')
       else:
         known[name] = validate(value, kind, dotted, **fields[name].metadata)
     except (TypeError, ValueError) as error:
@@ -104,12 +108,15 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
       return section(**known)
   except (TypeError, ValueError) as error:  # of checks that a section does itself
     mistakes = [prefix + line for line in str(error).splitlines()]
-  raise ValueError('\n'.join(mistakes))
+  raise UserError('\n'.join(mistakes))
 
 
 def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
-  """Settings as a `ConfigDict`; fields that are None accept values of their type."""
-  config = ml_collections.ConfigDict()
+  """Settings as a `ConfigDict`; a field that is None is read from text as its type.
+
+  It accepts values of any type: `read` names those that are wrong, all at once.
+  """
+  config = ml_collections.ConfigDict(type_safe=False)
   for name, kind in kinds_of(type(settings)).items():
     value = getattr(settings, name)
     if dataclasses.is_dataclass(value):
@@ -117,7 +124,7 @@ def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
     elif isinstance(value, Mapping):
       _, kind = typing.get_args(kind)
       items = {key: _or_placeholder(item, kind) for key, item in value.items()}
-      config[name] = ml_collections.ConfigDict(items)
+      config[name] = ml_collections.ConfigDict(items, type_safe=False)
     else:
       config[name] = _or_placeholder(value, kind)
   return config

@@ -88,6 +88,13 @@ def check_no_dots(field: str, names: Collection[str]) -> None:
       raise ValueError(f'{field}: the name {shown(name)} must not be empty or have a dot.')
 
 
+class Section:
+  """Settings that check their fields by their annotations and limits."""
+
+  def __post_init__(self):
+    validate_fields(self)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSettings(Source):
   """Where the images come from, and how they are read.
@@ -109,7 +116,7 @@ class DataSettings(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Section):
   """The pretrained backbone, and how it computes.
 
   Attributes:
@@ -145,7 +152,7 @@ class ModelSettings:
   unroll: int = field(1, least=1)
 
   def __post_init__(self):
-    validate_fields(self)
+    super().__post_init__()
     if not self.weights:
       raise ValueError("weights='' must not be empty.")
     if self.sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', self.sha256):
@@ -153,7 +160,7 @@ class ModelSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpaceSettings:
+class SpaceSettings(Section):
   """The search space, the same for every layer.
 
   Attributes:
@@ -164,7 +171,7 @@ class SpaceSettings:
   ranks: tuple[int, ...] | None = field(None, least=1)
 
   def __post_init__(self):
-    validate_fields(self)
+    super().__post_init__()
     self.search_space()  # checks that ranks ascend
 
   def search_space(self, structure: str = 'search') -> SearchSpace:
@@ -199,7 +206,7 @@ class TrainingSettings(Recipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(Section):
   """What a run calls its result.
 
   Attributes:
@@ -210,12 +217,9 @@ class ReportSettings:
 
   result: str | None = None
 
-  def __post_init__(self):
-    validate_fields(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class Finetuning:
+class Finetuning(Section):
   """How the finetuning of a searched structure differs from `training`.
 
   Attributes:
@@ -227,9 +231,6 @@ class Finetuning:
   epochs: int = field(100, least=0)
   warmup_epochs: int | None = field(None, least=0)
   learning_rate: float | None = field(None, above=0)
-
-  def __post_init__(self):
-    validate_fields(self)
 
   def recipe(self, training: Recipe) -> Recipe:
     """The whole recipe.
@@ -248,7 +249,7 @@ class Finetuning:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllocationSettings:
+class AllocationSettings(Section):
   """How a structure is allocated from a gradient (`glora_jax.allocate`).
 
   Attributes:
@@ -268,9 +269,6 @@ class AllocationSettings:
   max_rank: int = field(8, least=1, most=MOST_PARTS)
   prior: Literal['shifts', 'transfer'] | None = 'transfer'
   transfer: str | None = None
-
-  def __post_init__(self):
-    validate_fields(self)
 
   def epochs(self, borrowed: bool = False) -> int:
     """The epochs that head and gradient count as.
@@ -307,7 +305,7 @@ class AllocationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshSettings:
+class MeshSettings(Section):
   """The devices of a run.
 
   Attributes:
@@ -322,11 +320,13 @@ class MeshSettings:
   fsdp: int | None = field(None, least=1)
 
   def __post_init__(self):
-    validate_fields(self)
+    super().__post_init__()
+    if self.fsdp is not None and self.base != 'sharded':
+      raise ValueError(f"fsdp={self.fsdp} has no effect with base={self.base!r}; give 'sharded'.")
 
 
 @dataclasses.dataclass(frozen=True)
-class DistributedSettings:
+class DistributedSettings(Section):
   """Several processes as one run; None takes a value from the environment.
 
   Attributes:
@@ -339,12 +339,9 @@ class DistributedSettings:
   num_processes: int | None = field(None, least=1)
   process_id: int | None = field(None, least=0)
 
-  def __post_init__(self):
-    validate_fields(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class SuiteSettings:
+class SuiteSettings(Section):
   """Many runs as one: all combinations of tasks, structures, budgets and seeds.
 
   Attributes:
@@ -373,7 +370,7 @@ class SuiteSettings:
   prepare: bool = False
 
   def __post_init__(self):
-    validate_fields(self)
+    super().__post_init__()
     for name in self.structures:
       check_structure(name, 'structures')
     check_presets('rate', self.rate, NO_PRESETS)
@@ -397,7 +394,7 @@ class SuiteSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchSettings:
+class WatchSettings(Section):
   """What is recorded besides the results; a resumed run may change it.
 
   Attributes:
@@ -407,6 +404,3 @@ class WatchSettings:
 
   tensorboard: bool = False
   profile: str | None = None
-
-  def __post_init__(self):
-    validate_fields(self)

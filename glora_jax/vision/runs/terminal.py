@@ -1,19 +1,15 @@
-"""What a command does with its terminal: help, Ctrl-C, errors; a user's mistake is one sentence."""
+"""What a command does with its terminal: Ctrl-C, errors; a user's mistake is one sentence."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import os
 import re
 import sys
-import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import NoReturn
-
-from absl import flags
 
 from glora_jax.checks import printable
 from glora_jax.errors import UserError
@@ -23,7 +19,6 @@ BUG = 'This is a bug of glora_jax; please report it with its traceback.'
 _MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 _LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
-_WIDTH, _COLUMN = 100, 32
 GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
 
   see it work, in two minutes     python -m glora_jax.main --config quickstart
@@ -34,24 +29,6 @@ GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five thin
 
 FOLDER has one subfolder of images per class. --help shows all flags, --help_config the config
 fields."""
-USAGE = '--config NAME_OR_FILE[:ARGUMENTS] [FLAG ...]'
-# Flags by purpose, with their values.
-GROUPS: Mapping[str, Sequence[str]] = {
-  'The run': (
-    'config NAME_OR_FILE[:ARGUMENTS]',
-    'config.FIELD=VALUE',
-    'workdir FOLDER',
-    'open',
-  ),
-  'Its data': ('check', 'show', 'output FILE', 'overwrite'),
-  'Where it runs': ('runner ray[:ADDRESS]', 'runner.resources GPU=1,CPU=8'),
-  'Reference': ('list', 'help', 'help_config'),
-  'More': ('debug',),
-}
-_WITHOUT_FLAG = {
-  'config.FIELD': 'Override a field of the config, e.g. --config.seed=1.',
-  'help': 'Show this page, then exit.',
-}
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -152,63 +129,11 @@ def blame(error: BaseException, path: str) -> str:
   """A sentence about what a config file raised: its author's mistake, with the line."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == path]
-  if isinstance(error, SyntaxError) and error.filename in (path, None):
-    place = f', line {error.lineno},' if error.lineno else ''
-    return f'{path}{place} is not valid Python ({error.msg}).'
-  place = f', line {lines[-1]},' if lines else ''
-  if isinstance(error, KeyError) and not lines:
-    return f'{path} has no get_config(); define one that returns the config.'
   if lines and (isinstance(error, ValueError) or is_mistake(error)):
     return sentence(error)  # from one of our own functions
-  return f'{path}{place} fails with {type(error).__name__} ({_last_line(error)}).'
-
-
-def explain(error: Exception) -> str | None:
-  """A sentence about what parsing the flags raised; None if it is our own bug."""
-  if isinstance(error, flags.IllegalFlagValueError):
-    return _wrong_value(str(error))
-  if isinstance(error, AttributeError | KeyError):
-    found = re.match(r"\W*'(\w+)\W*'", str(error))
-    return found and _unknown_field(found[1])
-  text = _last_line(error)
-  if isinstance(error, flags.UnrecognizedFlagError):
-    return f'{text} (--help shows all flags, --help_config=all all fields).'
-  return text
-
-
-def _unknown_field(name: str) -> str:
-  """The sentence about a field that the config does not have, with the closest name."""
-  from glora_jax.vision.runs import (
-    config,
-    schema,
-  )  # import JAX, which a correct line need not wait for
-
-  known = [part for field in schema.walk(config.RunSettings()) for part in field.name.split('.')]
-  near = difflib.get_close_matches(name, known, 1)
-  guess = f' (did you mean {near[0]}?)' if near else ''
-  return f"The config has no field '{name}'{guess}. --help_config=all shows all fields."
-
-
-def _wrong_value(text: str) -> str:
-  """The sentence about a value that a field does not take, with what it takes."""
-  given = re.match(r'flag (--config\.([\w.]+)=.*?): ', text, re.DOTALL)
-  if given is None:
-    is_second = text.startswith('flag --config=')
-    return '--config is given twice; give it once.' if is_second else _last_line(text)
-  from glora_jax.vision.runs import (
-    config,
-    schema,
-  )  # import JAX, which a correct line need not wait for
-
-  known = {field.name: field for field in schema.walk(config.RunSettings())}
-  if given[2] not in known:
-    return f'{given[1]}: {given[2]} is a section; set its fields, --config.{given[2]}.FIELD=VALUE.'
-  field = known[given[2]]
-  return f'{given[1]} must be {field.expected}: {field.meaning}.'
-
-
-def _last_line(reason: object) -> str:
-  return (str(reason).strip().splitlines() or ['no reason given'])[-1]
+  line = lines[-1] if lines else getattr(error, 'lineno', None)  # of a SyntaxError
+  place = f', line {line},' if line else ''
+  return f'{path}{place} fails: {traceback.format_exception_only(error)[-1].strip()}.'
 
 
 def run_program(program: Callable[[], None]) -> None:
@@ -236,31 +161,3 @@ def show(page: str) -> NoReturn:
   """Prints a page and exits."""
   print(page)
   sys.exit(0)
-
-
-def help_page() -> str:
-  """One page with all flags of the command, by purpose."""
-  spec = sys.modules['__main__'].__spec__
-  program = os.path.basename(sys.argv[0]) if spec is None else f'python -m {spec.name}'
-  lines = [f'{program} {USAGE}']
-  for title, shapes in GROUPS.items():
-    lines += ['', title]
-    for shape in shapes:
-      name = re.split('[ =]', shape)[0]
-      meaning = _WITHOUT_FLAG.get(name) or str(flags.FLAGS[name].help)
-      lines += entry(f'  --{shape}', meaning, _COLUMN)
-  lines += ['', 'Exit codes: 0, done; 1, error; 75, stopped by a signal. The same command resumes.']
-  return '\n'.join(lines)
-
-
-def entry(name: str, meaning: str, column: int) -> list[str]:
-  """Lines with a name and its meaning from a column on; a long name has a line to itself.
-
-  Example:
-    >>> entry('lora', 'low rank', 8)
-    ['lora    low rank']
-  """
-  lines = [' ' * column + line for line in textwrap.wrap(meaning, _WIDTH - column)]
-  if len(name) >= column:
-    return [name, *lines]
-  return [name + lines[0][len(name) :], *lines[1:]]
