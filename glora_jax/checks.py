@@ -66,7 +66,7 @@ def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
   """
   origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
   if not _is_of(value, kind):
-    raise TypeError(_must_be(expected(kind), value, name))
+    raise TypeError(_must_be(expected(kind, **limits), value, name))
   if origin in _UNIONS:
     fitting = next(part for part in parts if _is_of(value, part))
     return validate(value, fitting, name, **limits)

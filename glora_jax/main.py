@@ -63,11 +63,15 @@ def main(config: ml_collections.ConfigDict) -> None:
   stop = catch_signals()  # first, to catch an early signal as well
   from glora_jax import mesh
   from glora_jax.vision.reports import page
+  from glora_jax.vision.runs import suite
   from glora_jax.vision.runs.config import check_config
+  from glora_jax.vision.runs.fields import warn_of_unread
   from glora_jax.vision.runs.workdir import Stopped
 
+  settings = check_config(config)
+  warn_of_unread(settings, suite.fields_read(settings), given_fields())
   try:
-    summary, code = run(check_config(config), workdir, stop, RUNNER.value, RESOURCES.value)
+    summary, code = run(settings, workdir, stop, RUNNER.value, RESOURCES.value)
   except Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(STOPPED)

@@ -39,16 +39,16 @@ class Settings:
 
 
 WRONG = [
-  ('steps', True, 'steps=True must be an integer.'),
-  ('steps', np.float32(2.5), 'steps=2.5 must be an integer.'),
-  ('rate', '1', "rate='1' must be a finite number."),
+  ('steps', True, 'steps=True must be an integer, at least 1.'),
+  ('steps', np.float32(2.5), 'steps=2.5 must be an integer, at least 1.'),
+  ('rate', '1', "rate='1' must be a finite number, at least 0, below 9."),
   ('name', b'x', "name=b'x' must be a string."),
-  ('sizes', jnp.array([[1, 2]]), 'sizes[0] must be an integer, got a list.'),
-  ('sizes', 'ab', "sizes='ab' must be a tuple (each an integer)."),
+  ('sizes', jnp.array([[1, 2]]), 'sizes[0] must be an integer, above 0, got a list.'),
+  ('sizes', 'ab', "sizes='ab' must be a tuple (each an integer), above 0."),
   ('kind', 3, "kind=3 must be 'small' or 'large'."),
   ('by_name', {3: 1.0}, 'a name in by_name=3 must be a string.'),
   ('by_name', {'a': 'b'}, "by_name.a='b' must be a finite number or None."),
-  ('share', [0.5], 'share must be a finite number or None, got a list.'),
+  ('share', [0.5], 'share must be a finite number or None, at most 1, got a list.'),
 ]
 INVALID = [
   ('rate', 10**400, f'rate=1{"0" * 79}... must be finite.'),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.reports.table import Cell
-from glora_jax.vision.runs.config import RunSettings, check_settings, settings_of
+from glora_jax.vision.runs.config import RunSettings, settings_by_task
 from glora_jax.vision.runs.sections import (
   CHOOSING_SEED,
   FOUND,
@@ -112,11 +112,9 @@ def trials_of(settings: RunSettings) -> dict[str, Run]:
 
 def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
   """The settings of every task, with the budget and the learning rate that are given for it."""
-  by_task = settings.suite.settings
-  check_settings(by_task, settings.task, 'suite.settings')
   found = {}
-  for name in expand(settings.task):
-    own = settings_of(by_task, name)
+  by_task = settings_by_task(settings.suite.settings, settings.task, 'suite.settings')
+  for name, own in by_task.items():
     fields: dict[str, Any] = {'budget': own['budget']} if 'budget' in own else {}
     if (rate := own.get('learning_rate')) is not None:
       for section in ('training', 'finetune'):

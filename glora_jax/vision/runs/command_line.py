@@ -223,7 +223,7 @@ def parse_flags(argv: Sequence[str], usage: str = '') -> list[str]:
     show(page())
   try:
     unknown = flags.FLAGS(argv)[1:]
-  except (flags.Error, AttributeError, KeyError) as error:
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
     refuse(_explain(error))
   if unknown:
     refuse(
@@ -237,11 +237,15 @@ def parse_flags(argv: Sequence[str], usage: str = '') -> list[str]:
 
 def _explain(error: Exception) -> str:
   """A sentence about what parsing the flags raised."""
+  if not isinstance(error, flags.Error):  # of ml_collections, with the closest name
+    reason = error.__context__ or error
+    text = '. '.join(str(reason.args[0]).splitlines())
+    return f'The config has no such field: {text} (--help_config=all shows all fields.)'
   text = ' '.join(str(error).split())
-  if isinstance(error, AttributeError | KeyError):  # of ml_collections, with the closest name
-    return f'The config has no field {text} (--help_config=all shows all fields).'
+  if text.startswith('flag --config='):
+    return '--config is given twice; give it once.'
   is_unknown = isinstance(error, flags.UnrecognizedFlagError)
-  return f'{text} (--help shows all flags).' if is_unknown else text
+  return f'{text} (--help shows all flags.)' if is_unknown else text
 
 
 def _common_fields() -> str:

@@ -13,13 +13,13 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
 
-from glora_jax.checks import field, listed, plain, shown, validate, validate_fields
-from glora_jax.errors import UserError
+from glora_jax.checks import field, listed, shown, validate
 from glora_jax.files import load_json
 from glora_jax.method import draws
 from glora_jax.search.evolution import Evolution
@@ -291,7 +291,8 @@ def parse_arguments(
   """Splits the part of `--config FILE:ARGUMENTS` after the colon, 'cifar100,source=noah,rank=4'.
 
   Args:
-    text: an optional value without a name, then any number of `name=value`.
+    text: an optional value without a name, which may be a path with commas, then any number of
+      `name=value`.
     defaults: the known names with their default values, or with a type for a default of None. A
       value gets the type of its default.
     choices: allowed first values, '' for none; None allows any.
@@ -309,21 +310,17 @@ def parse_arguments(
     >>> parse_arguments('tiny=True', {'tiny': False})
     ('', {'tiny': True})
   """
-  parts = text.split(',')
-  beginnings = [','.join(parts[:length]) for length in range(len(parts), 0, -1)]
-  first = next(filter(os.path.exists, beginnings), None)  # a path may have commas
-  if first is None:
-    first = '' if parts[0].partition('=')[0] in defaults else parts[0]
+  first, *parts = re.split(r'(?:^|,)(?=\w+=)', text)
   if choices is not None and first not in choices:
     expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
     raise ValueError(f'{shown(first)} is not an argument of this config; it takes {expected}.')
   given: dict[str, Any] = {}
-  for part in text.removeprefix(first).removeprefix(',').split(',') if text != first else ():
-    name, equals, value = part.partition('=')
-    if name not in defaults or name in given or not equals:
+  for part in parts:
+    name, _, value = part.partition('=')
+    if name not in defaults or name in given:
       raise ValueError(
         f"{shown(part)} in the config's arguments is unknown or repeated; give NAME=VALUE, with "
-        f'the names {", ".join(defaults)}; a path with a comma in it must exist.'
+        f'the names {", ".join(defaults)}.'
       )
     default = defaults[name]
     kind = default if isinstance(default, type) else type(default)
@@ -386,48 +383,54 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
       f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by "
       'task.'
     )
-  settings = load_json(path, 'settings= takes JSON')
-  check_settings(settings, config.task, path)
-  if expand(config.task) == [config.task]:
-    own = settings_of(settings, config.task)
-    config.budget = plain(own.get('budget', config.budget))
+  given = load_json(path, 'settings= takes JSON')
+  found = settings_by_task(given, config.task, path)
+  if list(found) == [config.task]:
+    own = found[config.task]
+    config.budget = own.get('budget', config.budget)
     if (rate := own.get('learning_rate')) is not None:
-      config.training.learning_rate = config.finetune.learning_rate = float(rate)
+      config.training.learning_rate = config.finetune.learning_rate = rate
   else:
-    config.suite.settings = ml_collections.ConfigDict(settings)
+    config.suite.settings = ml_collections.ConfigDict(given)
   return config
 
 
-def check_settings(settings: Any, task: str, where: str) -> None:
-  """Checks settings by task.
+def settings_by_task(given: Any, task: str, where: str) -> dict[str, dict[str, Any]]:
+  """The budget and learning rate of every task that a name stands for, as far as they are given.
 
   Args:
-    settings: task's name -> its budget and learning rate.
+    given: budget and learning rate by task, named as in `with_settings`.
     task: a config's task, whose benchmark the names belong to.
-    where: how the sentence begins: path of the file, or name of the config's field.
+    where: how the sentence of an error begins: path of the file, or name of the config's field.
 
   Raises:
     ValueError: a name, type or value is wrong.
+
+  Example:
+    >>> given = {'food101': {'budget': 900}, 'food101/4': {'budget': 500}}
+    >>> settings_by_task(given, 'fewshot/food101/4/0', 'F')
+    {'fewshot/food101/4/0': {'budget': 500.0}}
   """
   benchmark = task.partition('/')[0]
-  names = dict.fromkeys((*expand(f'{benchmark}/all'), *expand(task)))
-  known = [name.partition('/')[2] for name in names]
-  for name, own in validate(settings, Mapping[str, Mapping], where).items():
-    own = schema.read(OwnSettings, {**vars(OwnSettings()), **own}, f'{where}.{name}.')
-    draws.check_budget(own.budget)
-    if not any(_stands_for(name, task) for task in known):
-      near = difflib.get_close_matches(name, known) or known
+  tasks = expand(task)
+  known = {name for each in (*expand(f'{benchmark}/all'), *tasks) for name in _names_of(each)}
+  checked = {}
+  for name, own in validate(given, Mapping[str, Mapping], where).items():
+    settings = schema.read(OwnSettings, {**vars(OwnSettings()), **own}, f'{where}.{name}.')
+    draws.check_budget(settings.budget)
+    checked[name] = {field: getattr(settings, field) for field in own}
+    if name not in known:
+      near = difflib.get_close_matches(name, known) or sorted(known)
       raise ValueError(f"{where}: '{name}' is not a task of {benchmark}; give {listed(near)}.")
+  found = {}
+  for each in tasks:
+    found[each] = {}
+    for name in _names_of(each):
+      found[each] |= checked.get(name, {})
+  return found
 
 
-def settings_of(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
-  """The budget and learning rate of a single task in settings; the longest name counts."""
-  name = task.partition('/')[2]
-  own: dict[str, Any] = {}
-  for given in sorted((given for given in settings if _stands_for(given, name)), key=len):
-    own |= settings[given]
-  return own
-
-
-def _stands_for(name: str, task: str) -> bool:
-  return task == name or task.startswith(f'{name}/')
+def _names_of(task: str) -> list[str]:
+  """The names in a file that stand for a task: 'food101' and 'food101/4' of 'fewshot/food101/4'."""
+  _, *parts = task.split('/')
+  return ['/'.join(parts[: n + 1]) for n in range(len(parts))]

@@ -40,7 +40,6 @@ def run(
   workdir: str,
   stop: Callable[[], bool] = never,
   *,
-  given: Sequence[str] | None = (),
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -52,8 +51,6 @@ def run(
     workdir: folder for all output; one task each.
     stop: called after every dispatch and generation and before every stage; if it returns True,
       everything is saved and the run ends. No signal handlers are installed.
-    given: fields that are set on a command line, to warn of those that nothing reads. None warns of
-      none, because a suite has done so for all of its runs.
     shared: folder of the stages that runs of a suite have in common, such as a head alone; None if
       the workdir has them.
     listed: what `train` returned and a suite has frozen; None if this run is alone.
@@ -72,7 +69,7 @@ def run(
       f'task={settings.task!r} and the section `suite` stand for several runs; call suite.run.'
     )
   stages = stages_of(settings, listed)
-  return run_job(settings, stages, workdir, stop, Result, given, shared)
+  return run_job(settings, stages, workdir, stop, Result, shared)
 
 
 def train(

@@ -22,7 +22,7 @@ from glora_jax.vision.models.checkpoint import EXTENSIONS
 from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, make_context, never
-from glora_jax.vision.runs.fields import is_among, warn_of_unread
+from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.stage import (
   Stage,
   made_otherwise,
@@ -55,7 +55,6 @@ def run_job(
   workdir: str,
   stop: Callable[[], bool],
   shape: Any,
-  given: Sequence[str] | None = (),
   shared: str | None = None,
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which it holds alone meanwhile.
@@ -69,7 +68,6 @@ def run_job(
     workdir: see `experiment.run`.
     stop: see `experiment.run`.
     shape: annotation of the result.
-    given: see `experiment.run`.
     shared: see `experiment.run`.
 
   Returns:
@@ -80,8 +78,6 @@ def run_job(
     workdir = check_path(workdir)
     if is_finished(workdir) and not _corrections(settings, stages, workdir):
       return _finished(settings, stages, workdir, shape)
-    if given is not None:
-      warn_of_unread(settings, read_by(stages), given)
   with begin(settings, stages, workdir, stop, shared) as context:
     result = walk(context, stages)
     result['seconds'] = seconds_by_title(context.seconds)

@@ -112,22 +112,28 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
 
 
 def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
-  """Settings as a `ConfigDict`; a field that is None is read from text as its type.
+  """Settings as a `ConfigDict`, whose fields accept any value: `read` names those that are wrong.
 
-  It accepts values of any type: `read` names those that are wrong, all at once.
+  A field that is None keeps its type, by which text of a command line is read.
   """
-  config = ml_collections.ConfigDict(type_safe=False)
-  for name, kind in kinds_of(type(settings)).items():
-    value = getattr(settings, name)
-    if dataclasses.is_dataclass(value):
-      config[name] = to_config_dict(value)
-    elif isinstance(value, Mapping):
-      _, kind = typing.get_args(kind)
-      items = {key: _or_placeholder(item, kind) for key, item in value.items()}
-      config[name] = ml_collections.ConfigDict(items, type_safe=False)
-    else:
-      config[name] = _or_placeholder(value, kind)
-  return config
+  kinds = kinds_of(type(settings))
+  items = {name: _entry(getattr(settings, name), kind) for name, kind in kinds.items()}
+  return ml_collections.ConfigDict(items, type_safe=False)
+
+
+def _entry(value: Any, kind: Any) -> Any:
+  """A value as a `ConfigDict` has it; None as a placeholder for the first type of its union."""
+  if dataclasses.is_dataclass(value):
+    return to_config_dict(value)
+  if isinstance(value, Mapping):
+    _, kind = typing.get_args(kind)
+    items = {name: _entry(item, kind) for name, item in value.items()}
+    return ml_collections.ConfigDict(items, type_safe=False)
+  if value is not None:
+    return value
+  first, *_ = typing.get_args(kind)
+  origin = typing.get_origin(first) or first
+  return ml_collections.config_dict.placeholder(str if origin is typing.Literal else origin)
 
 
 def describe(settings: Any, only: Collection[str] = ()) -> str:
@@ -148,12 +154,3 @@ def describe(settings: Any, only: Collection[str] = ()) -> str:
         textwrap.indent(textwrap.fill(field.meaning, HELP_WIDTH - 6), ' ' * 6),
       ]
   return '\n'.join(lines)
-
-
-def _or_placeholder(value: Any, kind: Any) -> Any:
-  """None as a placeholder for the first type of a union."""
-  if value is not None:
-    return value
-  while (origin := typing.get_origin(kind)) not in (None, tuple, typing.Literal):
-    kind = typing.get_args(kind)[0]
-  return ml_collections.config_dict.placeholder({typing.Literal: str}.get(origin, origin or kind))

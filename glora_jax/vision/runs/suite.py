@@ -20,7 +20,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -39,7 +39,6 @@ from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of, trials_of
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import make_context, never
-from glora_jax.vision.runs.fields import warn_of_unread
 from glora_jax.vision.runs.job import claimed, prepared
 from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
 from glora_jax.vision.runs.stage import DIVERGED, read_by
@@ -64,8 +63,6 @@ def run(
   workdir: str,
   stop: Callable[[], bool] = never,
   runner: Runner = THIS_PROCESS,
-  *,
-  given: Sequence[str] = (),
 ) -> Board:
   """Runs, or resumes, all runs whose data is ready, and keeps page and table up to date.
 
@@ -75,7 +72,6 @@ def run(
     workdir: folder for all output; one config each.
     stop: see `experiment.run`; also called before every run.
     runner: executes the runs, and the checks before them.
-    given: see `experiment.run`.
 
   Returns:
     What is done, missing and failed, as in the table.
@@ -91,16 +87,13 @@ def run(
   board = Board(settings.task, {name: each.cell for name, each in {**trials, **runs}.items()})
   work = _Work(board, workdir, runner, stop)
   processes.initialize(**dataclasses.asdict(settings.distributed))
-  stages = [stage for each in runs.values() for stage in experiment.stages_of(each.settings)]
-  read = (*read_by(stages), 'suite.')
   with contextlib.ExitStack() as stack:
     with user_errors():
       parts = {part for name in board.cells for part in name.split('/')}
       stack.enter_context(claim(workdir, tasks=parts))
-      changes_of(settings, workdir, read, [work.folder(name) for name in board.cells])
+      folders = [work.folder(name) for name in board.cells]
+      changes_of(settings, workdir, fields_read(settings), folders)
     work.list_missing({**trials, **runs}, settings.suite.prepare)
-    if any(not is_finished(work.folder(name)) for name in board.waiting):
-      warn_of_unread(settings, read, given)
     work.check(trials, runs)
     work.write()
     if not board.waiting:
@@ -117,6 +110,13 @@ def run(
     lists = work.freeze(lists)
     work.do('Testing', _test, runs, board.results, lists)
   return board
+
+
+def fields_read(settings: RunSettings) -> tuple[str, ...]:
+  """Fields and sections that the runs of a config read."""
+  runs = runs_of(settings).values()
+  stages = [stage for run in runs for stage in experiment.stages_of(run.settings)]
+  return (*read_by(stages), 'suite.') if settings.is_suite else read_by(stages)
 
 
 def failed_runs(board: Board) -> list[str]:
@@ -296,7 +296,7 @@ def _try_rate(
 ) -> dict[str, Any] | str:
   """The result of a run that tries a learning rate, or a sentence if it diverged."""
   try:
-    return experiment.run(settings, folder, stop, given=None, shared=shared)
+    return experiment.run(settings, folder, stop, shared=shared)
   except UserError as error:
     if not isinstance(error.__cause__, DIVERGED):
       raise
@@ -314,7 +314,7 @@ def _test(
   settings: RunSettings, folder: str, shared: str, listed: Any, stop: Callable[[], bool]
 ) -> dict[str, Any]:
   """The result of a run whose list is frozen, or which is finished."""
-  return experiment.run(settings, folder, stop, given=None, shared=shared, listed=listed)
+  return experiment.run(settings, folder, stop, shared=shared, listed=listed)
 
 
 def attempt(board: Board, name: str, job: Callable[[], Any]) -> Any:

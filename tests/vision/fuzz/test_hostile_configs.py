@@ -4,6 +4,7 @@ import copy
 import re
 
 import hypothesis.strategies as st
+import ml_collections
 from hypothesis import given
 from judging import REFUSED, cases, judged, new_place
 from spoiling import NASTY
@@ -19,11 +20,11 @@ SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, 
 TEXTS = ('lora:2@qkv', 'hira@(', 'x.json', '~', 'folder:', 'hf:a/b', '0' * 64)
 
 
-class Given:
+class Given(ml_collections.ConfigDict):
   """What a config file can return: a config whose values have any type."""
 
   def __init__(self, values):
-    self.values = values
+    object.__setattr__(self, 'values', values)
 
   def to_dict(self):
     return copy.deepcopy(self.values)

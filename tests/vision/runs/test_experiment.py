@@ -24,6 +24,7 @@ from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import text
 from glora_jax.vision.runs import experiment
+from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.stage import read_mark, walk
 from glora_jax.vision.runs.stages.training import is_guessing
@@ -167,7 +168,7 @@ def test_a_finished_run_is_not_run_again_and_the_command_prints_its_table(finish
   workdir, result = finished_run
   before = {name: os.path.getmtime(workdir / name) for name in FILES}
   assert experiment.run(run_config, str(workdir)) == result
-  printed, code = main.dispatch(run_config, str(workdir), never)
+  printed, code = main.run(check_config(run_config), str(workdir), never)
   assert {name: os.path.getmtime(workdir / name) for name in FILES} == before
   assert code == 0
   assert 'searched, finetuned' in printed

@@ -14,7 +14,7 @@ from glora_jax.checks import validate
 from glora_jax.errors import UserError
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.runs import command_line
-from glora_jax.vision.runs.config import parse_arguments
+from glora_jax.vision.runs.config import check_config, parse_arguments
 from glora_jax.vision.runs.terminal import is_mistake, reported, sentence, user_errors
 
 QUICKSTART = f'--config={ROOT / "configs/quickstart.py"}'
@@ -34,8 +34,8 @@ def parse(monkeypatch):
   def parse_anew(*words):
     forget()
     monkeypatch.setattr(sys, 'argv', ['main', *words])
-    command_line._parse_flags(sys.argv)
-    return command_line._given_config()
+    command_line.parse_flags(sys.argv)
+    return check_config(command_line.CONFIG.value)
 
   yield parse_anew
   forget()
@@ -62,18 +62,17 @@ OWN = f'--config={ROOT}/configs/own.py'
 @pytest.mark.parametrize(
   'words, named',
   [
-    ([], '--config NAME_OR_FILE'),
+    (['--check'], '--config NAME_OR_FILE'),
+    ([QUICKSTART, 'own'], "unknown arguments ['own']"),
     (['--config=configs'], "no config 'configs'"),
-    ([QUICKSTART, '--config.bugdet=1'], "no field 'bugdet' (did you mean budget?)"),
+    ([QUICKSTART, '--config.bugdet=1'], "no such field: 'bugdet'. Did you mean"),
     (
       [QUICKSTART, '--config.budget=10k'],
-      '--config.budget=10k must be a finite number or None, at least 0: most',
+      "budget='10k' must be a finite number or None, at least 0",
     ),
-    (
-      [QUICKSTART, '--config.presets=("a",'],
-      '--config.presets=("a", must be a tuple (each a string): ',
-    ),
-    ([QUICKSTART, '--config.training=3'], '--config.training=3: training is a section'),
+    ([QUICKSTART, '--config.test=maybe'], "test='maybe' must be True or False"),
+    ([QUICKSTART, '--config.presets=("a",'], """presets='("a",' must be a tuple"""),
+    ([QUICKSTART, '--config.training=3'], '--config.training=3: Failed to parse'),
     ([QUICKSTART, '--zzzz=1'], "'zzzz' (--help shows all flags"),
     ([f'{QUICKSTART}:tiny=1'], "'tiny=1' in the config's arguments: tiny must be True or False"),
     ([f'{OWN}:no/', '--config.seed=1'], "no folder 'no/'"),
@@ -87,11 +86,11 @@ def test_a_wrong_command_line_is_one_sentence(words, named, parse):
 @pytest.mark.parametrize(
   'program, expected',
   [
-    ('def f(:', ', line 1, is not valid Python (invalid syntax)'),
-    ('\n\nimport no_such_package', 'wrong.py, line 3, fails with ModuleNotFoundError'),
+    ('def f(:', ', line 1, fails: SyntaxError: invalid syntax.'),
+    ('\n\nimport no_such_package', 'wrong.py, line 3, fails: ModuleNotFoundError'),
     ('def get_config():\n  raise ValueError("no luck")', 'error: no luck'),
-    ('get_config = 3', "wrong.py fails with TypeError ('int' object is not callable)"),
-    ('import sys\nsys.exit(0)', 'wrong.py, line 2, fails with SystemExit (0)'),
+    ('get_config = 3', "wrong.py fails: TypeError: 'int' object is not callable."),
+    ('import sys\nsys.exit(0)', 'wrong.py, line 2, fails: SystemExit: 0.'),
     ('from ml_collections import FrozenConfigDict as get_config', 'a FrozenConfigDict'),
   ],
 )
@@ -101,13 +100,9 @@ def test_a_wrong_config_file_is_one_sentence(program, expected, parse, tmp_path)
   assert_refused(expected, parse, f'--config={path}', '--config.model.weights=x', kind=ENDS)
 
 
-def test_a_path_with_a_comma_is_an_argument(monkeypatch, tmp_path):
-  monkeypatch.chdir(tmp_path)
-  for name in ('photos, 2026, best', 'rank=3'):
-    (tmp_path / name).mkdir()
+def test_a_path_with_a_comma_is_an_argument():
   for text, expected in (
     ('photos, 2026, best,rank=3', ('photos, 2026, best', {'rank': 3})),
-    ('rank=3,rank=4', ('rank=3', {'rank': 4})),
     ('rank=5', ('', {'rank': 5})),
     ('photos', ('photos', {'rank': None})),
   ):

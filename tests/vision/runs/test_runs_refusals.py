@@ -13,9 +13,9 @@ from glora_jax.vision.runs import cells, experiment, look, runners, suite
 from glora_jax.vision.runs.config import (
   RunSettings,
   check_config,
-  check_settings,
   default_config,
   parse_arguments,
+  settings_by_task,
   with_settings,
 )
 from glora_jax.vision.runs.context import never
@@ -30,6 +30,8 @@ ADAPTING = [
   ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
   ({'training.steps': 9}, 'training.steps=9 must be None'),
   ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
+  ({'mesh.fsdp': 4}, 'mesh.fsdp=4'),
+  ({'suite.settings': {'dtd': {'budget': 9}}}, 'suite.settings'),
   ({'structure': 'transfer'}, 'budget=None'),
   ({'structure': 'transfer', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
   (
@@ -71,7 +73,7 @@ def fit(sampling=Sampling(), **training):
 
 
 def settle(settings):
-  check_settings(settings, 'vtab/all', 'own.json')
+  settings_by_task(settings, 'vtab/all', 'own.json')
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,11 @@ def start(**fields):
   return run
 
 
+def on_ray(**fields):
+  """A function that starts a config with other values on Ray."""
+  return lambda config, path: main.run(check_config(changed(config, **fields)), path, never, 'ray')
+
+
 @pytest.mark.parametrize(
   'call, named',
   [
@@ -124,11 +131,8 @@ def start(**fields):
     (lambda c, p: experiment.run(c, None), 'got None'),
     (lambda c, p: suite.run(get_config('vtab', 'all'), None), 'got None'),
     (start(suite__seeds=2), 'call suite.run'),
-    (lambda c, p: main.dispatch(c, p, never, 'ray'), '--runner=ray'),
-    (
-      lambda c, p: main.chosen_runner(changed(c, distributed__num_processes=2), 'ray', None),
-      '--runner=ray',
-    ),
+    (lambda c, p: main.run(check_config(c), p, never, 'ray'), '--runner=ray is for suites'),
+    (on_ray(distributed__num_processes=2, suite__seeds=2), 'config.distributed makes one run'),
     (lambda c, p: look.show(get_config('vtab', 'all'), p), "task='vtab/all'"),
   ],
 )

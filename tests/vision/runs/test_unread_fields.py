@@ -1,11 +1,10 @@
 """Fields that are given and do nothing are named, and no others."""
 
 import pytest
-from tiny_runs import stages_of
 
+from glora_jax.vision.runs import suite
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.fields import warn_of_unread
-from glora_jax.vision.runs.stage import read_by
 
 TRANSFER = {'structure': 'transfer', 'budget': 900}
 RATED = {'suite.structures': ('lora',), 'suite.rate.lora': 1e-3}
@@ -15,10 +14,7 @@ LARGE, OTHER = {'training.learning_rate': 8e-3}, {'model.weights': 'dinov2-S/14'
 @pytest.mark.parametrize(
   'fields, given, named',
   [
-    # By a config file.
-    ({'mesh.fsdp': 4, 'mesh.base': 'sharded'}, (), []),
-    ({'mesh.fsdp': 4}, (), ['mesh.fsdp']),
-    # By a command line, for a job that does not read them.
+    # For a job that does not read them.
     ({'structure': 'lora'}, ('training.epochs', 'budget', 'search.mode'), ['search.mode']),
     (TRANSFER, ('allocation.max_rank', 'allocation.head_epochs'), ['allocation.head_epochs']),
     ({}, ('suite.rate.lora', 'suite.prepare'), ['suite.rate.lora']),
@@ -36,6 +32,5 @@ def test_what_is_given_and_does_nothing_is_named(fields, given, named, caplog):
   config = default_config()
   config.update_from_flattened_dict(fields)
   settings = check_config(config)
-  read = [*read_by(stages_of(config)), *(['suite.'] if settings.is_suite else [])]
-  warn_of_unread(settings, read, given)
+  warn_of_unread(settings, suite.fields_read(settings), given)
   assert [str(record.args[0]) for record in caplog.records] == named
