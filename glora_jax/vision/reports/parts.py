@@ -1,8 +1,7 @@
-"""Parts of pages: structures, runs, learning rates, cost, sources."""
+"""Parts of pages: structures, runs, learning rates, cost, sources, facts."""
 
 from __future__ import annotations
 
-import collections
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -149,10 +148,9 @@ def _by_stage(results: Iterable[Mapping[str, Any]]) -> Bars:
 
 def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
   """A bar for the time of everything, in order; times of one name are added up."""
-  sums: collections.Counter[str] = collections.Counter()
-  for name, value in seconds:
-    sums[name] += value  # pyrefly: ignore
-  return Bars([(name, value, duration(value)) for name, value in sums.items()], color)
+  by_name = grouped(seconds, lambda each: each[0]).items()
+  sums = [(name, sum(value for _, value in same)) for name, same in by_name]
+  return Bars([(name, value, duration(value)) for name, value in sums], color)
 
 
 def table_of_programs(findings: Findings) -> Table:
@@ -176,26 +174,14 @@ def _mebibytes(memory: Mapping[str, int]) -> list[str]:
   return ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
 
 
-def sources(board: Board, methods: Sequence[Method]) -> list[Any]:
-  """Where the images of several tasks, and the published accuracies come from."""
-  images = {
-    board.cells[name].task: ' '.join((f'{result["data"]["origin"]}.', *result['data']['notes']))
-    for name, result in board.results.items()
-  }
-  blocks: list[Any] = []
-  if len(board.tasks) > 1 and images:
-    texts = [f'{task}: {origin}' for task, origin in images.items()]
-    blocks += [page.Heading('Images'), page.Items(texts)]
-  papers = dict.fromkeys(
-    f'{method.label}: {method.rows[0].source}'
-    for method in methods
-    if method.is_published and method.rows[0].source
-  )
-  if papers:
-    seen = f'Seen in {"; ".join(published()["seen_in"])}.'
-    notes = published()['notes'].get(board.family, ())
-    blocks += [page.Heading('Published accuracies'), page.Items(list(papers)), seen, *notes]
-  return blocks
+def published_sources(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """Where the published accuracies come from; nothing if none are shown."""
+  rows = [method.rows[0] for method in methods if method.is_published]
+  if not rows:
+    return []
+  papers = dict.fromkeys(f'{row.label}: {row.source}' for row in rows if row.source)
+  seen = f'Seen in {"; ".join(published()["seen_in"])}.'
+  return [page.Items(list(papers)), seen, *published()['notes'].get(board.family, ())]
 
 
 def facts(board: Board) -> list[tuple[str, Any]]:
@@ -204,23 +190,22 @@ def facts(board: Board) -> list[tuple[str, Any]]:
   found = {
     'Seed': [str(result['seed']) for result in results],
     'Learning rate': [
-      f'{found["rate"]:g}' for result in results for found in result['structures'].values()
+      f'{x["rate"]:g}' for result in results for x in result['structures'].values()
     ],
     'Weights': [weights_name(result) for result in results],
-    'Images': [_images(result) for result in results],
     'Input': [
       f'{_RESIZED[result["data"]["resize"]]}, normalized as {result["normalization"]}'
       for result in results
     ],
   }
-  if len(board.tasks) > 1:
-    del found['Images']  # which `sources` has
+  for result in results:
+    images = 'Images' if len(board.tasks) == 1 else result['task']
+    found.setdefault(images, []).append(_tell_images(result['data']))
   return [
     (term, Markup(', ').join(dict.fromkeys(values))) for term, values in found.items() if values
   ]
 
 
-def _images(result: Mapping[str, Any]) -> Markup:
-  data = result['data']
+def _tell_images(data: Mapping[str, Any]) -> Markup:
   counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
   return paragraph(f'{data["origin"]}: {counts}.', *data['notes'])

@@ -91,7 +91,7 @@ def write_board(board: Board, workdir: str) -> None:
       page.Section('rates', 'Learning rates', parts.rates(board)),
       page.Section('structure', 'Structures', parts.structures(board)),
       page.Section('cost', 'Cost', parts.cost_of_board(board, methods)),
-      page.Section('sources', 'Sources', parts.sources(board, methods)),
+      page.Section('sources', 'Published accuracies', parts.published_sources(board, methods)),
       page.reproduce(made, parts.facts(board)),
     ],
   )
