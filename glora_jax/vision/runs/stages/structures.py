@@ -116,10 +116,11 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     return FullFineTuning.of(place.adapted) if name == FINETUNING else place.adapted.fix(name)
 
   def check(context: Context) -> None:
-    if not is_found:
-      params, budget = learner_of(context).count_params(), context.settings.budget
-      if is_given and budget is not None and params > budget:
-        raise ValueError(_beyond(name, params, budget))
+    if is_found:
+      return
+    params, budget = learner_of(context).count_params(), context.settings.budget
+    if is_given and budget is not None and params > budget:
+      raise ValueError(_beyond(name, params, budget))
 
   def run(context: Context, structure: Model | None = None) -> Model:
     if structure is None:

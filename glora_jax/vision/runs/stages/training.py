@@ -184,7 +184,7 @@ def train(context: Context, training: Training) -> Model:
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)
   is_measured = learner.genome is not None and not is_head and training.split == 'train'
-  interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch
+  interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch if is_measured else None
   with TrainingCheckpoints(context.path(training.name)) as checkpoints:
     bookkeeper = Bookkeeper(
       context=context,
@@ -193,7 +193,7 @@ def train(context: Context, training: Training) -> Model:
       checkpoints=checkpoints,
       last=last,
       steps_per_epoch=per_epoch,
-      interval=interval if is_measured else None,
+      interval=interval,
     )
     state = bookkeeper.restored(_initial_state(context, training, trainable, per_epoch))
     if is_head and bookkeeper.saved < last:
@@ -209,7 +209,7 @@ def train(context: Context, training: Training) -> Model:
         recipe,
         training.key,
         state=state,
-        steps_per_dispatch=per_epoch if is_head else equal_parts(interval if is_measured else last),
+        steps_per_dispatch=per_epoch if is_head else equal_parts(interval or last),
         on_dispatch=bookkeeper,
         title=training.name,
         mesh=context.mesh,
