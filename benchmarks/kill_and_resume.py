@@ -3,8 +3,8 @@
   python -m benchmarks.kill_and_resume [--what gradient] [--quick] [--kills 20] [--seed 0]
 
 `--what` is a `search`, that of configs/quickstart.py:search; the same with the structure of one
-`gradient`; a `suite` of three few-shot tasks; a `grid` of five structures on one of them, two
-of which choose their learning rates; or the search in `two` processes, of which one is killed.
+`gradient`; a `suite` of three few-shot tasks; a `grid` of four structures on one of them, of which
+one chooses its learning rate; or the search in `two` processes, of which one is killed.
 
 Two undisturbed runs come first: one with, one without compiling (the persistent compilation cache
 is shared by all); they must be equal, and the second one's log is the clock. Every second kill

@@ -38,13 +38,13 @@ KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides q
   'search': {},
   'gradient': {'structure': 'gradient'},
   'suite': {'task': 'fewshot/oxford_pets/16/all', **FEW_SHOT},
-  'grid': {  # LoRA and the gradient choose from two rates
+  'grid': {  # the gradient chooses from two rates, whose runs share a head and a gradient
     'task': 'fewshot/oxford_pets/16/0',
     **FEW_SHOT,
-    'suite.structures': ('linear', 'lora', 'finetuning', 'search', 'gradient'),
+    'suite.structures': ('lora', 'finetuning', 'search', 'gradient'),
     'suite.budgets': (20_000,),
     'suite.rates': (1e-3, 4e-3),
-    'suite.rate.linear': 4e-3,
+    'suite.rate.lora': 4e-3,
     'suite.rate.finetuning': 1e-3,
     'suite.rate.search': 4e-3,
     'training.epochs': 8,
@@ -54,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides q
     'search.parents': 3,
     'search.mutations': 3,
     'search.crossovers': 3,
-    'checkpoint_epochs': 1,
+    'checkpoint_epochs': 4,
   },
   'two': {},
 }
