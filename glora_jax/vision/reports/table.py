@@ -161,7 +161,10 @@ def rows_of(board: Board) -> list[Row]:
   Published results are there only if they were trained on the same images as ours.
   """
   found = [
-    row for name, result in board.results.items() for row in _rows_of_run(board, name, result)
+    row
+    for name in board.cells  # their order, and not the one in which runs ended
+    if name in board.results
+    for row in _rows_of_run(board, name, board.results[name])
   ]
   is_suite = len(board.tasks) > 1
   return [*found, *(_published_rows(board) if is_suite and not tell_other_images(board) else ())]

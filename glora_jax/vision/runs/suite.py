@@ -249,9 +249,11 @@ class _Work:
     path = os.path.join(self.workdir, TEST_LIST)
     with meshes.primary_first('suite/list'):
       frozen = read_json(path, 'test list', _Frozen)['runs'] if os.path.exists(path) else {}
+      every = {**lists, **frozen}  # in the order in which they ended, which is not always the same
+      listed = {name: every[name] for name in self.board.cells if name in every}
       if meshes.primary() and not lists.keys() <= frozen.keys():
-        write_json(path, {'runs': {**lists, **frozen}}, 'test list')
-    return {**lists, **frozen}
+        write_json(path, {'runs': listed}, 'test list')
+    return listed
 
   def write(self) -> None:
     """Writes the page and the table."""

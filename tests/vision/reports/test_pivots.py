@@ -156,6 +156,13 @@ def test_a_grids_table_has_means_and_spreads_in_the_order_of_parameters(allocati
   ]
 
 
+def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(allocation):
+  board = pages.make_grid(allocation)
+  rows = table.rows_of(board)
+  board.results = dict(reversed(board.results.items()))
+  assert table.rows_of(board) == rows
+
+
 def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
   board = pages.make_grid(allocation)
   told = '\n'.join(accuracy.tell_gains(board, pivot(board)))
