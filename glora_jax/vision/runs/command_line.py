@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import logging
 import os
 import pathlib
@@ -170,14 +171,7 @@ def given_fields() -> tuple[str, ...]:
 
 def open_page(path: str) -> None:
   """Opens the page of a result in a browser if `--open` is given."""
-  if not OPEN.value:
-    return
-  if not os.path.isfile(path):
-    print(
-      f'{path} does not exist; remove result.json next to it and rerun to write it again.',
-      file=sys.stderr,
-    )
-  elif not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
+  if OPEN.value and not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
     print(f'No browser could be started; open {path} by hand.', file=sys.stderr)
 
 
@@ -248,19 +242,14 @@ def _explain(error: Exception) -> str:
   return f'{text} (--help shows all flags.)' if is_unknown else text
 
 
-def _common_fields() -> str:
-  """The config fields that are needed most often."""
+def _fields(*, all_of_them: bool) -> str:
+  """Config fields, or those that are needed most often: name, default, type, range, meaning."""
   from glora_jax.vision.runs import config, schema
 
+  if all_of_them:
+    return schema.describe(config.RunSettings())
   page = schema.describe(config.RunSettings(), config.NEEDED)
   return f'{page}\n\n--help_config=all shows all fields.'
-
-
-def _all_fields() -> str:
-  """All config fields: name, default, type, range and meaning."""
-  from glora_jax.vision.runs import config, schema
-
-  return schema.describe(config.RunSettings())
 
 
 def _configure_logging() -> None:
@@ -397,6 +386,6 @@ def _weights() -> Iterator[tuple[str, str]]:
 # What shows a page and exits.
 PAGES = {
   '--list': inventory,
-  '--help_config': _common_fields,
-  '--help_config=all': _all_fields,
+  '--help_config': functools.partial(_fields, all_of_them=False),
+  '--help_config=all': functools.partial(_fields, all_of_them=True),
 }

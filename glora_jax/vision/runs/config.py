@@ -1,8 +1,9 @@
-"""The config of a run: all fields, their defaults, and how they depend on each other.
+"""The config of a run: all fields, how they depend on each other, and how they are read.
 
-`RunSettings` is the schema. A config file returns an `ml_collections.ConfigDict` that
-`default_config` made from it; `check_config` turns one back into `RunSettings` before anything
-starts. To print all fields with types, defaults, ranges and meanings:
+`RunSettings` has them with their defaults. A config file returns an `ml_collections.ConfigDict`
+that `default_config` made; the command line changes its fields; `check_config` turns it into
+`RunSettings` once, before anything starts, and only these travel on. To print all fields with
+types, defaults, ranges and meanings:
 
     python -m glora_jax.main --help_config=all
 """
@@ -14,12 +15,14 @@ import difflib
 import importlib.util
 import os
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
 
-from glora_jax.checks import field, listed, shown, validate
+from glora_jax.checks import field, kinds_of, listed, shown, validate
+from glora_jax.errors import UserError
 from glora_jax.files import load_json
 from glora_jax.method import draws
 from glora_jax.search.evolution import Evolution
@@ -29,7 +32,6 @@ from glora_jax.training.sampling import Sampling
 from glora_jax.vision.data.augment import Augmentation
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_TRANSFER
-from glora_jax.vision.runs import schema
 from glora_jax.vision.runs.sections import (
   GRADIENT,
   LEAST_SEED,
@@ -247,13 +249,33 @@ def _mistakes_of_transfer(settings: RunSettings) -> Iterator[str]:
 def default_config() -> ml_collections.ConfigDict:
   """The defaults of `RunSettings` as a config whose fields can be changed.
 
+  It accepts any value: `check_config` names all that are wrong at once. A field that is None keeps
+  its type, by which text of a command line is read.
+
   Example:
     >>> config = default_config()
     >>> config.training.epochs = 100
     >>> check_config(config).training.epochs
     100
   """
-  return schema.to_config_dict(RunSettings())
+  return _as_config(RunSettings(), RunSettings)
+
+
+def _as_config(value: Any, kind: Any) -> Any:
+  """A value of an annotated type as a `ConfigDict` has it."""
+  if dataclasses.is_dataclass(value):
+    kinds = kinds_of(type(value))
+    items = {name: _as_config(item, kinds[name]) for name, item in vars(value).items()}
+    return ml_collections.ConfigDict(items, type_safe=False)
+  if isinstance(value, Mapping):
+    _, kind = typing.get_args(kind)
+    items = {name: _as_config(item, kind) for name, item in value.items()}
+    return ml_collections.ConfigDict(items, type_safe=False)
+  if value is not None:
+    return value
+  first, *_ = typing.get_args(kind)  # of a union with None
+  origin = typing.get_origin(first) or first
+  return ml_collections.config_dict.placeholder(str if origin is Literal else origin)
 
 
 def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings:
@@ -277,12 +299,48 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
       f'config is a {type(config).__name__}; pass the ConfigDict that config.default_config() '
       'makes, with your values.'
     )
-  settings = schema.read(RunSettings, config.to_dict())
+  settings = read(RunSettings, config.to_dict())
   if settings.watch.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ImportError(
       'watch.tensorboard=True needs tensorboardX, which is not installed; pip install tensorboardX.'
     )
   return settings
+
+
+def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
+  """Settings from nested values.
+
+  Args:
+    section: class of the settings.
+    values: values of its fields by name; those of a nested section are a mapping, too.
+    prefix: of the dotted names in the sentences of the error.
+
+  Raises:
+    UserError: a field is missing or unknown, or a value has another type or is not allowed; a line
+      for each mistake.
+  """
+  fields = {each.name: each for each in dataclasses.fields(section)}
+  known, mistakes = {}, []
+  for name in dict.fromkeys((*fields, *values)):
+    dotted = f'{prefix}{name}'
+    try:
+      if name not in values:
+        raise ValueError(f'{dotted} is missing; start from config.default_config().')
+      value = values[name]
+      if name not in fields:
+        raise ValueError(f'{dotted}={shown(value)} is unknown; remove it, or correct its name.')
+      if dataclasses.is_dataclass(kind := kinds_of(section)[name]):
+        known[name] = read(kind, validate(value, dict, dotted), f'{dotted}.')
+      else:
+        known[name] = validate(value, kind, dotted, **fields[name].metadata)
+    except (TypeError, ValueError) as error:
+      mistakes.append(str(error))
+  try:
+    if not mistakes:
+      return section(**known)
+  except (TypeError, ValueError) as error:  # of checks that a section does itself
+    mistakes = [prefix + line for line in str(error).splitlines()]
+  raise UserError('\n'.join(mistakes))
 
 
 def parse_arguments(
@@ -416,7 +474,7 @@ def settings_by_task(given: Any, task: str, where: str) -> dict[str, dict[str, A
   known = {name for each in (*expand(f'{benchmark}/all'), *tasks) for name in _names_of(each)}
   checked = {}
   for name, own in validate(given, Mapping[str, Mapping], where).items():
-    settings = schema.read(OwnSettings, {**vars(OwnSettings()), **own}, f'{where}.{name}.')
+    settings = read(OwnSettings, {**vars(OwnSettings()), **own}, f'{where}.{name}.')
     draws.check_budget(settings.budget)
     checked[name] = {field: getattr(settings, field) for field in own}
     if name not in known:

@@ -19,7 +19,7 @@ from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.files import require_free
 from glora_jax.vision.runs.backbone import image_size_here
-from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.processes import require_devices
 from glora_jax.vision.runs.sections import DataSettings
 from glora_jax.vision.runs.terminal import user_errors
@@ -32,7 +32,7 @@ _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
 
 @user_errors()
-def check(config: ml_collections.ConfigDict) -> bool:
+def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
   """Prints what the data of every task of a config needs; returns whether all are ready.
 
   Nothing is downloaded or prepared.
@@ -66,7 +66,9 @@ def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool,
 
 
 @user_errors()
-def show(config: ml_collections.ConfigDict, path: str, *, overwrite: bool = False) -> None:
+def show(
+  config: ml_collections.ConfigDict | RunSettings, path: str, *, overwrite: bool = False
+) -> None:
   """Draws a batch of a config's training images with their labels, at the size of the model.
 
   The first row is only resized; the others are augmented, as in training. Prints the path.

@@ -1,4 +1,4 @@
-"""Config fields section by section, as a `ConfigDict` and as a help page."""
+"""Config fields section by section, with what their declarations say of them: the help page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import dataclasses
 import inspect
 import re
 import textwrap
-import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
-
-from glora_jax.checks import expected, kinds_of, shown, validate
-from glora_jax.errors import UserError
+from glora_jax.checks import expected, kinds_of
 
 HELP_WIDTH = 100
 
@@ -73,67 +69,6 @@ def walk(settings: Any) -> Iterator[Field]:
   """All fields of settings and of nested settings."""
   for _, _, fields in sections(settings):
     yield from fields
-
-
-def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
-  """Settings from nested values.
-
-  Args:
-    section: class of the settings.
-    values: values of its fields by name; those of a nested section are a mapping, too.
-    prefix: of the dotted names in the sentences of the error.
-
-  Raises:
-    UserError: a field is missing or unknown, or a value has another type or is not allowed; a line
-      for each mistake.
-  """
-  fields = {each.name: each for each in dataclasses.fields(section)}
-  known, mistakes = {}, []
-  for name in dict.fromkeys((*fields, *values)):
-    dotted = f'{prefix}{name}'
-    try:
-      if name not in values:
-        raise ValueError(f'{dotted} is missing; start from config.default_config().')
-      value = values[name]
-      if name not in fields:
-        raise ValueError(f'{dotted}={shown(value)} is unknown; remove it, or correct its name.')
-      if dataclasses.is_dataclass(kind := kinds_of(section)[name]):
-        known[name] = read(kind, validate(value, dict, dotted), f'{dotted}.')
-      else:
-        known[name] = validate(value, kind, dotted, **fields[name].metadata)
-    except (TypeError, ValueError) as error:
-      mistakes.append(str(error))
-  try:
-    if not mistakes:
-      return section(**known)
-  except (TypeError, ValueError) as error:  # of checks that a section does itself
-    mistakes = [prefix + line for line in str(error).splitlines()]
-  raise UserError('\n'.join(mistakes))
-
-
-def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
-  """Settings as a `ConfigDict`, whose fields accept any value: `read` names those that are wrong.
-
-  A field that is None keeps its type, by which text of a command line is read.
-  """
-  kinds = kinds_of(type(settings))
-  items = {name: _entry(getattr(settings, name), kind) for name, kind in kinds.items()}
-  return ml_collections.ConfigDict(items, type_safe=False)
-
-
-def _entry(value: Any, kind: Any) -> Any:
-  """A value as a `ConfigDict` has it; None as a placeholder for the first type of its union."""
-  if dataclasses.is_dataclass(value):
-    return to_config_dict(value)
-  if isinstance(value, Mapping):
-    _, kind = typing.get_args(kind)
-    items = {name: _entry(item, kind) for name, item in value.items()}
-    return ml_collections.ConfigDict(items, type_safe=False)
-  if value is not None:
-    return value
-  first, *_ = typing.get_args(kind)
-  origin = typing.get_origin(first) or first
-  return ml_collections.config_dict.placeholder(str if origin is typing.Literal else origin)
 
 
 def describe(settings: Any, only: Collection[str] = ()) -> str:

@@ -111,7 +111,7 @@ def is_line_of_ours(error):
   frame = traceback.extract_tb(error.__traceback__)[-1]
   is_ours = frame.filename.startswith(PACKAGE) and frame.line.startswith('raise')
   lines = [sentence(error)]
-  if frame.filename.endswith(('schema.py', 'checks.py')):  # a line for each mistake
+  if frame.filename.endswith(('config.py', 'checks.py')):  # a line for each mistake
     lines = lines[0].split('\n')
   return (
     (is_mistake(error) or isinstance(error, ValueError | TypeError))
