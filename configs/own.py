@@ -6,7 +6,7 @@
   python -m glora_jax.main --config configs/own.py:photos/,tiny=True
 
 Images without a split into train, val and test are split stratified, always the same way;
-`split.json` in the workdir lists which image is where. Without `weights`, the small backbone of the
+`images.csv` in the workdir lists which image is where. Without `weights`, the small backbone of the
 package is used, which has only seen gray images of 28 x 28 pixels: good for a trial, not for
 results.
 

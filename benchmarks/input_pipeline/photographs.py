@@ -11,10 +11,10 @@ import sklearn.datasets
 from PIL import Image
 
 from benchmarks.machinery.measuring import in_turn
-from glora_jax.mesh import blocks
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.image import decode, resize
+from glora_jax.vision.data.pipeline import blocks
 
 SIZE = 224
 HEIGHT, WIDTH = 375, 500

@@ -9,7 +9,7 @@ import tiny_runs
 from PIL import Image
 from trees import randomized
 
-from glora_jax.vision.data.examples import Files
+from glora_jax.vision.data.examples import ImageFile
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs import experiment
@@ -64,11 +64,11 @@ def finished_run(run_config, tmp_path_factory):
 @pytest.fixture
 def read(monkeypatch):
   """The images that are read, by the last two parts of their paths."""
-  paths, image = [], Files.image
+  paths, image = [], ImageFile.image
 
-  def note(self, index, **draft):
-    paths.append('/'.join(self.paths[index].split('/')[-2:]))
-    return image(self, index, **draft)
+  def note(self, **draft):
+    paths.append('/'.join(self.path.split('/')[-2:]))
+    return image(self, **draft)
 
-  monkeypatch.setattr(Files, 'image', note)
+  monkeypatch.setattr(ImageFile, 'image', note)
   return paths

@@ -6,12 +6,11 @@ it: of Pillow's others one starts a program (Ghostscript, for PostScript).
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
 import typing
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -55,13 +54,9 @@ def decode(encoded: bytes | str, *, draft: bool = False) -> Image.Image:
     >>> picture.size, picture.getpixel((0, 0))
     ((4, 2), (7, 7, 7))
   """
+  content = encoded if isinstance(encoded, bytes) else read(encoded)
   try:
-    with contextlib.ExitStack() as stack:
-      if isinstance(encoded, bytes):
-        file = io.BytesIO(encoded)
-      else:
-        file = stack.enter_context(open_regular(encoded))
-      picture = stack.enter_context(_identify(file))
+    with _identify(content) as picture:
       if draft:
         picture.draft('RGB', (1, 1))
       picture.load()
@@ -72,17 +67,16 @@ def decode(encoded: bytes | str, *, draft: bool = False) -> Image.Image:
   return to_rgb(upright, picture.format)
 
 
-def read(path: str) -> tuple[bytes, os.stat_result]:
-  """The bytes of an image file and its status before they were read.
+def read(path: str) -> bytes:
+  """The bytes of an image file.
 
   Raises:
     OSError: it cannot be read, or is too large.
   """
   try:
     with open_regular(path) as file:
-      status = os.fstat(file.fileno())
-      _require_size(status.st_size)
-      return file.read(), status
+      _require_size(os.fstat(file.fileno()).st_size)
+      return file.read()
   except OSError as error:
     raise _unreadable(error) from error
 
@@ -100,18 +94,15 @@ def _require_size(size: int) -> None:
     raise OSError(f'{size:,} bytes; the limit is {MOST_BYTES:,}')
 
 
-def _identify(file: BinaryIO) -> Image.Image:
-  """The image in a file, not yet decoded.
+def _identify(content: bytes) -> Image.Image:
+  """The image in the bytes of a file, not yet decoded.
 
   Raises:
-    OSError: the file is too long, of no known format, of an unknown kind of one, or too large.
+    OSError: it is too long, of no known format, of an unknown kind of one, or too large.
   """
-  position = file.tell()
-  size = file.seek(0, os.SEEK_END)
-  file.seek(position)
-  _require_size(size)
+  _require_size(len(content))
   try:
-    picture = Image.open(file, formats=FORMATS)
+    picture = Image.open(io.BytesIO(content), formats=FORMATS)
   except UnidentifiedImageError as error:
     known = f'{", ".join(FORMATS[:-1])} nor {FORMATS[-1]}'
     raise OSError(f'neither {known}, or of a kind that Pillow cannot read') from error

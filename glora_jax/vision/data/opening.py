@@ -1,49 +1,85 @@
 """Reads every image of a task once, before anything is computed with them.
 
-Splits that stay in memory are decoded, which is the check; images that are streamed are only
-opened, which takes less time. Their bytes are digested meanwhile. A file records digests, sizes and
-times, and which images were left out: later starts read only files of another size or time, and
-images are the same if their names and bytes are.
+First it is found out which images these are: their bytes are digested, and compared with a record
+of an earlier start. Then whether they can be decoded: splits that stay in memory are decoded, and
+images that are streamed are only opened, which takes less time. The record has a line for every
+image; later starts digest only files of another size or time, and open no streamed image again
+while names and bytes are the same.
 """
 
 from __future__ import annotations
 
 import collections
+import csv
 import dataclasses
-import functools
+import hashlib
+import io
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from glora_jax.checks import listed, printable
-from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.examples import SEEN, Examples, Joined, Part
+from glora_jax.files import atomic, open_regular
+from glora_jax.vision.data import image, pipeline
+from glora_jax.vision.data.examples import Examples, Part
 from glora_jax.vision.data.image import ResizeRule
-from glora_jax.vision.data.pipeline import Split, UnreadableImages
+from glora_jax.vision.data.pipeline import Split
 from glora_jax.vision.data.task import Task, require_measurable
-from glora_jax.vision.files import Array, read_if_whole, write_arrays, write_json
 
 log = logging.getLogger(__name__)
 
+RECORD = 'images.csv'
 _NAMED_COPIES = 10  # in a warning
-IMAGES = 'images.npz'  # the record
-SPLIT = 'split.json'  # which examples are in the splits that were made, by number
-_KIND = 'checked images'
-_RECORD = {
-  'identity': Array('U'),
-  'is_left_out': Array('b', ('image',)),
-  'names': Array('u', ('byte',)),  # of all files, each with a zero behind it
-  'seen': Array('V', ('file',)),
-}
+
+
+class Row(NamedTuple):
+  """A line of the record.
+
+  Attributes:
+    split: name of the split.
+    label: name of the class.
+    image: see `Example.key`.
+    size: bytes of the file; 0 if the image has none.
+    time: nanoseconds of the last change of the file.
+    digest: digest of the bytes of the file; empty if it cannot be read.
+    left_out: whether the image could not be decoded.
+  """
+
+  split: str
+  label: str
+  image: str
+  size: int
+  time: int
+  digest: str
+  left_out: bool = False
+
+  @property
+  def content(self) -> tuple[str, ...]:
+    """What makes the image another one if it changes."""
+    return self.split, self.label, self.image, self.digest
+
+
+class Opened(NamedTuple):
+  """A task whose images can be read.
+
+  Attributes:
+    task: the task, its splits opened, and of images that can be decoded alone.
+    arrays: images and labels of the splits that stay in memory.
+    identities: text for each split that changes when its images do, wherever they are.
+  """
+
+  task: Task
+  arrays: dict[str, Split]
+  identities: dict[str, str]
 
 
 def open_images(
   task: Task,
   image_size: int,
-  fits: Callable[[int], bool],
+  resident: Collection[str],
   *,
   rule: ResizeRule = 'squash',
   skip_broken: bool = False,
@@ -51,24 +87,23 @@ def open_images(
   folder: str | None = None,
   write: bool = True,
   has_begun: bool = False,
-) -> tuple[Task, dict[str, Split]]:
+) -> Opened:
   """Reads every image of every split once, in parallel.
 
   Args:
     task: the task.
-    image_size: see `pipeline.load`.
-    fits: whether a split of so many images stays in memory; others are streamed.
-    rule: see `pipeline.load`.
+    image_size: side of the square that images are resized to.
+    resident: the splits that stay in memory, perhaps joined with '+'; others are streamed.
+    rule: see `image.resize`.
     skip_broken: leave out, with a warning, images that cannot be decoded.
-    cache: see `pipeline.load`.
-    folder: where the record is, beside a list of the splits that were made; None for none.
-    write: whether they are written, and not only read.
+    cache: folder in which decoded splits are kept, by their images, size and rule; None keeps none.
+    folder: where the record is; None for none.
+    write: whether it is written, and not only read.
     has_begun: whether something was computed with the images already, so that they must be the
       same.
 
   Returns:
-    The task, its splits opened, and of images that can be decoded alone; and the images and labels
-    of those splits that were decoded for it. A warning names files that two splits share.
+    What was opened. A warning names files that two splits share.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded, or in a split no others.
@@ -76,47 +111,49 @@ def open_images(
       with other images.
   """
   splits = {split: task.open(split) for split in task.splits}
-  everything = Joined(list(splits.values()))
-  known = _compare(everything, folder)
-  if has_begun:
-    _require_same(task.name, known.difference)
-  is_checked = known.is_same and (skip_broken or known.is_readable.all())
-  is_readable = known.is_readable if is_checked else np.ones(len(everything.labels), bool)
-  arrays = {}
-
-  def read(split: str, examples: Examples) -> np.ndarray:
-    if is_checked:
-      return np.arange(len(examples.labels))
-    if fits(len(examples.labels)):
-      images, indices = pipeline.decode(examples, image_size, rule, skip_broken, cache, split)
-      arrays[split] = Split(images, examples.labels[indices])
-      return indices
-    look = functools.partial(examples.image, draft=True)
-    return pipeline.readable(examples, look, skip_broken, 'opening every image once')
-
-  kept, broken = {}, []
-  ends = np.cumsum([len(examples.labels) for examples in splits.values()])
-  parts = np.split(is_readable, ends[:-1])
-  for (split, examples), of_split in zip(splits.items(), parts, strict=True):
-    chosen = np.flatnonzero(of_split)
-    try:
-      rest = examples if of_split.all() else Part(examples, chosen)
-      chosen = chosen[read(split, rest)]
-    except UnreadableImages as error:
-      if skip_broken:
-        raise
-      broken += error.messages
-    of_split[:] = np.isin(np.arange(len(of_split)), chosen)
-    kept[split] = examples if of_split.all() else Part(examples, chosen)
-  if broken:
-    raise UnreadableImages(broken, is_readable.size)
-  _require_enough(task, kept)
-  if write and not (is_checked and known.is_current):
-    warn_of_copies(task.name, kept)
-    _write_record(folder, splits, ~is_readable)
-  note = f'{(~is_readable).sum()} of {is_readable.size} images cannot be decoded and are left out.'
-  notes = task.notes if is_readable.all() else (*task.notes, note)
-  return dataclasses.replace(task, splits=kept, notes=notes), arrays
+  old = _read_record(folder)
+  rows = {split: _describe(task, split, examples, old) for split, examples in splits.items()}
+  difference = _difference(old, _all(rows))
+  if has_begun and difference:
+    raise ValueError(
+      f'{task.name}: the images are not those that this run began with ({difference}). Restore '
+      f'them, or choose another --workdir; without {RECORD} in it, this one begins anew.'
+    )
+  were_left_out = {row.content for row in old if row.left_out}
+  is_known = bool(old) and not difference and (skip_broken or not were_left_out)
+  in_memory = {part for split in resident for part in split.split('+')}
+  images, faults = {}, {}
+  for split, examples in splits.items():
+    if split in in_memory:
+      path = cache and _path_in(cache, rows[split], image_size, rule)
+      images[split], faults[split] = pipeline.decode(examples, image_size, rule, split, path)
+    elif is_known:
+      reason = 'could not be decoded at an earlier start'
+      faults[split] = [reason * (row.content in were_left_out) for row in rows[split]]
+    else:
+      faults[split] = pipeline.look_at(examples)
+  for split, indices in pipeline.choose_readable(faults, skip_broken).items():
+    if len(indices) < len(rows[split]):
+      splits[split] = Part(splits[split], indices)
+      rows[split] = [
+        row._replace(left_out=bool(x)) for row, x in zip(rows[split], faults[split], strict=True)
+      ]
+      if split in images:
+        images[split] = images[split][indices]
+  _require_enough(task, splits)
+  everything = _all(rows)
+  if not is_known:
+    _warn_of_copies(task.name, everything)
+  if write and folder is not None and everything != old:
+    _write_record(folder, everything)
+  number = sum(row.left_out for row in everything)
+  note = f'{number} of {len(everything)} images cannot be decoded and are left out.'
+  notes = (*task.notes, note) if number else task.notes
+  return Opened(
+    dataclasses.replace(task, splits=splits, notes=notes),
+    {split: Split(found, splits[split].labels) for split, found in images.items()},
+    {split: _identity(some) for split, some in rows.items()},
+  )
 
 
 def differences(task: Task, folder: str) -> str:
@@ -124,90 +161,105 @@ def differences(task: Task, folder: str) -> str:
 
   Nothing is written. Empty if they are the same, or nothing is recorded.
   """
-  return _compare(Joined([task.open(split) for split in task.splits]), folder).difference
+  old = _read_record(folder)
+  rows = {split: _describe(task, split, task.open(split), old) for split in task.splits}
+  return _difference(old, _all(rows))
 
 
-class _Known(NamedTuple):
-  """What a record says of images.
-
-  Attributes:
-    is_same: whether it is of the same images.
-    difference: what differs, in words; empty if nothing is recorded.
-    is_readable: which images were not left out, bool [image].
-    is_current: whether all sizes and times are as recorded.
-  """
-
-  is_same: bool = False
-  difference: str = ''
-  is_readable: np.ndarray = np.ones(0, bool)
-  is_current: bool = False
+def _all(rows: Mapping[str, list[Row]]) -> list[Row]:
+  return [row for of_split in rows.values() for row in of_split]
 
 
-def _compare(everything: Examples, folder: str | None) -> _Known:
-  """Compares images with a record; only files of another size or time are read."""
-  record = read_if_whole(os.path.join(folder, IMAGES), _KIND, _RECORD) if folder else None
-  if record is None or record['seen'].dtype != SEEN:
-    return _Known()
-  old_names = record['names'].tobytes().decode(errors='surrogateescape').split('\0')
-  old = dict(zip(old_names, record['seen'], strict=False))
-  names = _names(everything)
-  files = [(files, index) for files in everything.files for index in range(len(files.paths))]
-  for name, (of_files, index) in zip(names, files, strict=True):
-    if name in old:
-      of_files.recall(index, old[name])
-  is_current = all(files.seen['time'].all() for files in everything.files)
-  pipeline.digest(everything)
-  is_same = everything.identity == record['identity']
-  if is_same and record['is_left_out'].size == len(everything.labels):
-    return _Known(True, '', ~record['is_left_out'], is_current)
-  new = {name: of_files.digest(index) for name, (of_files, index) in zip(names, files, strict=True)}
+def _describe(task: Task, split: str, examples: Examples, old: Sequence[Row]) -> list[Row]:
+  """The lines of a split; only files of another size or time than in old lines are read."""
+  known = {row.image: row for row in old if row.split == split}
+  labels = examples.labels
+
+  def describe(index: int) -> Row:
+    example = examples[index]
+    status = _status(example.path)
+    row = Row(split, task.classes[labels[index]], example.key, *status, digest='')
+    before = known.get(row.image)
+    is_same = before is not None and (before.size, before.time) == status
+    return row._replace(digest=before.digest if is_same else _digest(example.path))
+
+  return pipeline.in_parallel(describe, len(labels), 'comparing images')
+
+
+def _status(path: str | None) -> tuple[int, int]:
+  """Size and time of a file."""
+  try:
+    status = os.stat(path) if path else None
+  except OSError:
+    status = None
+  return (status.st_size, status.st_mtime_ns) if status else (0, 0)
+
+
+def _digest(path: str | None) -> str:
+  """A digest of the bytes of a file; empty if there is none that can be read."""
+  try:
+    return hashlib.blake2b(image.read(path), digest_size=16).hexdigest() if path else ''
+  except OSError:
+    return ''
+
+
+def _identity(rows: Sequence[Row]) -> str:
+  """A digest of what the images are that are not left out."""
+  text = '\0'.join('\0'.join(row.content[1:]) for row in rows if not row.left_out)
+  return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()
+
+
+def _path_in(cache: str, rows: Sequence[Row], image_size: int, rule: ResizeRule) -> str:
+  """The file that keeps a split, decoded."""
+  key = hashlib.sha256(f'{_identity(rows)}|{image_size}|{rule}'.encode()).hexdigest()[:32]
+  return os.path.join(os.path.expanduser(cache), f'{key}.npz')
+
+
+def _difference(old: Sequence[Row], new: Sequence[Row]) -> str:
+  """How images differ from those of a record, in words; empty if nothing is recorded."""
+  if not old or [row.content for row in old] == [row.content for row in new]:
+    return ''
+  were, are = ({row.image: row.digest for row in rows} for rows in (old, new))
   kinds = {
-    'added': new.keys() - old.keys(),
-    'missing': old.keys() - new.keys(),
-    'changed': {name for name in new.keys() & old.keys() if new[name] != old[name]['digest']},
+    'added': are.keys() - were.keys(),
+    'missing': were.keys() - are.keys(),
+    'changed': {name for name in are.keys() & were.keys() if are[name] != were[name]},
   }
+  if not any(kinds.values()):
+    return 'other labels, splits or order'
   counts = [f'{len(names)} {kind}' for kind, names in kinds.items() if names]
-  instances = [min(names).partition('/')[2] for names in kinds.values() if names]
-  what = f'{", ".join(counts)}; {listed(instances)}' if counts else 'other labels, splits or order'
-  return _Known(difference=what)
+  return f'{", ".join(counts)}; {listed(min(names) for names in kinds.values() if names)}'
 
 
-def _require_same(name: str, difference: str) -> None:
-  if difference:
-    raise ValueError(
-      f'{name}: the images are not those that this run began with ({difference}). Restore them, or '
-      f'choose another --workdir; without {IMAGES} in it, this one begins anew.'
-    )
-
-
-def _names(everything: Examples) -> list[str]:
-  """The names of all files, which are unique."""
-  return [f'{n}/{name}' for n, files in enumerate(everything.files) for name in files.names]
-
-
-def _write_record(
-  folder: str | None, splits: Mapping[str, Examples], is_left_out: np.ndarray
-) -> None:
-  """Writes which examples are in the splits that were made, and what was read."""
+def _read_record(folder: str | None) -> list[Row]:
+  """The lines of a record; none if it is missing, damaged or another file."""
   if folder is None:
-    return
-  if made := {split: x.indices.tolist() for split, x in splits.items() if isinstance(x, Part)}:
-    write_json(os.path.join(folder, SPLIT), made, 'split')
-  everything = Joined(list(splits.values()))
-  text = ''.join(f'{name}\0' for name in _names(everything))
-  seen = [files.seen for files in everything.files]
-  content = {
-    'identity': np.array(everything.identity),
-    'is_left_out': is_left_out,
-    'names': np.frombuffer(text.encode(errors='surrogateescape'), np.uint8),
-    'seen': np.concatenate([np.zeros(0, SEEN), *seen]),
-  }
-  write_arrays(os.path.join(folder, IMAGES), content, _KIND)
+    return []
+  try:
+    with open_regular(os.path.join(folder, RECORD)) as file:
+      text = file.read().decode(errors='surrogateescape')
+    header, *lines = csv.reader(io.StringIO(text, newline=''))
+    if tuple(header) != Row._fields:
+      return []
+    return [
+      Row(split, label, name, int(size), int(time), digest, left_out == 'True')
+      for split, label, name, size, time, digest, left_out in lines
+    ]
+  except (OSError, ValueError, csv.Error):
+    return []
 
 
-def _require_enough(task: Task, kept: Mapping[str, Examples]) -> None:
+def _write_record(folder: str, rows: Sequence[Row]) -> None:
+  path = os.path.join(folder, RECORD)
+  text = io.StringIO(newline='')
+  csv.writer(text).writerows([Row._fields, *rows])
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
+    file.write(text.getvalue().encode(errors='surrogateescape'))
+
+
+def _require_enough(task: Task, left: Mapping[str, Examples]) -> None:
   """Raises ValueError if what is left lacks a class or cannot measure."""
-  labels = {split: examples.labels for split, examples in kept.items()}
+  labels = {split: examples.labels for split, examples in left.items()}
   lost = np.setdiff1d(task.open('train').labels, labels['train'])
   if len(lost):
     names = listed(task.classes[label] for label in lost)
@@ -218,20 +270,15 @@ def _require_enough(task: Task, kept: Mapping[str, Examples]) -> None:
   require_measurable(task.name, task.classes, labels)
 
 
-def warn_of_copies(name: str, splits: Mapping[str, Examples]) -> None:
-  """Says which splits of a task share files, byte for byte.
-
-  Args:
-    name: name of the task.
-    splits: examples by split; first those that are learnt from.
-  """
-  firsts, shared = {}, collections.defaultdict(list)
-  for split, examples in splits.items():
-    for index in range(len(examples.labels)):
-      if digest := examples.digest(index):
-        earlier, original = firsts.setdefault(digest, (split, examples.name(index)))
-        if earlier != split:
-          shared[split, earlier].append(f'{examples.name(index)} is {original}')
+def _warn_of_copies(name: str, rows: Sequence[Row]) -> None:
+  """Says which splits of a task share files, byte for byte."""
+  firsts: dict[str, Row] = {}
+  shared = collections.defaultdict(list)
+  for row in rows:
+    if row.digest and not row.left_out:
+      first = firsts.setdefault(row.digest, row)
+      if first.split != row.split:
+        shared[row.split, first.split].append(f'{row.image} is {first.image}')
   for (later, earlier), copies in shared.items():
     log.warning(
       '%s: %d images of %s are byte-for-byte copies of images of %s, which makes results look too '

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import grain
@@ -18,13 +17,13 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from tqdm.contrib.concurrent import thread_map
+from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.files import writing
 from glora_jax.training import batches
-from glora_jax.vision.data.examples import Examples
+from glora_jax.vision.data.examples import Example, Examples
 from glora_jax.vision.data.image import ResizeRule, resize
 from glora_jax.vision.files import Array, read_if_whole, write_arrays
 
@@ -32,9 +31,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar('T')
 
-_CACHE_VERSION = 2  # a part of the key: raised when the same examples would give other arrays
 _FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
 _MOST_TOGETHER = 32  # images that a thread takes at a time
+THREADS = 2 * (os.cpu_count() or 1)  # that decode
 _BATCHES_AHEAD = 4  # of a stream that are held ready
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
@@ -85,7 +84,6 @@ def load(
   *,
   rule: ResizeRule = 'squash',
   skip_broken: bool = False,
-  cache: str | None = None,
   title: str = 'images',
 ) -> Split:
   """All examples, decoded in parallel and resized, in their order.
@@ -95,92 +93,93 @@ def load(
     image_size: side of the square.
     rule: see `image.resize`.
     skip_broken: leave out, with a warning, images that cannot be decoded.
-    cache: folder in which the arrays are kept, keyed by the examples' identity, size and rule;
-      None keeps none. A writer that is killed leaves no file that looks whole.
     title: title of the progress bar.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded.
   """
-  images, indices = decode(examples, image_size, rule, skip_broken, cache, title)
-  return Split(images, examples.labels[indices])
+  images, faults = decode(examples, image_size, rule, title)
+  readable = choose_readable({title: faults}, skip_broken)[title]
+  return Split(images[readable], examples.labels[readable])
 
 
 def decode(
-  examples: Examples,
-  image_size: int,
-  rule: ResizeRule,
-  skip_broken: bool,
-  cache: str | None,
-  title: str,
-) -> tuple[np.ndarray, np.ndarray]:
-  """The images of `load`, uint8 [image, size, size, 3], and their indices among the examples."""
-  path, number = None, len(examples.labels)
-  if cache is not None:
-    digest(examples)
-    settings = f'{examples.identity}|{image_size}|{rule}|{skip_broken}|{_CACHE_VERSION}'
-    key = hashlib.sha256(settings.encode()).hexdigest()[:32]
-    path = os.path.join(os.path.expanduser(cache), f'{key}.npz')
-    sides = ('image', image_size, image_size, 3)
-    expected = {'images': Array('u', sides), 'indices': Array('i', ('image',))}
-    if (cached := read_if_whole(path, 'images', expected)) is not None:
-      indices = cached['indices']
-      if skip_broken or np.array_equal(indices, np.arange(number)):
-        return cached['images'], indices
-    if os.path.exists(path):
-      log.warning('%s is damaged; reading its images again.', path)
-  images = np.empty((number, image_size, image_size, 3), np.uint8)
-
-  def read(index: int) -> None:
-    images[index] = resize(examples.image(index), image_size, rule)
-
-  indices = readable(examples, read, skip_broken, title)
-  if len(indices) < number:
-    images = images[indices]
-  if path is not None:
-    with writing(path):
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_arrays(path, {'images': images, 'indices': indices}, 'images')
-  return images, indices
-
-
-def digest(examples: Examples) -> None:
-  """Digests the files of examples that were not read yet, in parallel."""
-  unseen = [
-    functools.partial(files.digest, int(index))
-    for files in examples.files
-    for index in np.flatnonzero(files.seen['time'] == 0)
-  ]
-  in_parallel(lambda number: unseen[number](), len(unseen), 'comparing images')
-
-
-def readable(
-  examples: Examples, read: Callable[[int], object], skip_broken: bool, title: str
-) -> np.ndarray:
-  """Indices of the examples that a function can read, after a warning that names the others.
+  examples: Examples, image_size: int, rule: ResizeRule, title: str, path: str | None = None
+) -> tuple[np.ndarray, list[str]]:
+  """The images of `load`, and what is wrong with each.
 
   Args:
-    examples: the examples.
-    read: reads the example of an index; raises OSError where that cannot be.
+    examples: see `load`.
+    image_size: see `load`.
+    rule: see `load`.
+    title: see `load`.
+    path: npz file in which the images are kept if all can be decoded; None keeps none.
+
+  Returns:
+    uint8 [image, size, size, 3]; and a sentence on each image that cannot be decoded, '' on others.
+  """
+  number = len(examples.labels)
+  images = np.empty((number, image_size, image_size, 3), np.uint8)
+  if path is not None:
+    cached = read_if_whole(path, 'images', {'images': Array('u', images.shape)})
+    if cached is not None:
+      return cached['images'], [''] * number
+    if os.path.exists(path):
+      log.warning('%s is damaged; reading its images again.', path)
+
+  def read(index: int) -> None:
+    images[index] = resize(examples[index].image(), image_size, rule)
+
+  faults = in_parallel(functools.partial(_fault, examples, read), number, title)
+  if path is not None and not any(faults):
+    with writing(path):
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_arrays(path, {'images': images}, 'images')
+  return images, faults
+
+
+def look_at(examples: Examples) -> list[str]:
+  """What is wrong with each example, as `decode` returns it, in less time."""
+
+  def look(index: int) -> None:
+    examples[index].image(draft=True)
+
+  fault = functools.partial(_fault, examples, look)
+  return in_parallel(fault, len(examples.labels), 'opening every image once')
+
+
+def _fault(examples: Examples, read: Callable[[int], None], index: int) -> str:
+  """Reads the example at an index, and says what is wrong with it."""
+  try:
+    read(index)
+  except OSError as error:
+    return _sentence(examples[index], error)
+  return ''
+
+
+def _sentence(example: Example, error: OSError) -> str:
+  return f'{printable(example.name)}: {error}'
+
+
+def choose_readable(
+  faults: Mapping[str, Sequence[str]], skip_broken: bool
+) -> dict[str, np.ndarray]:
+  """Indices of the images that can be decoded, by split; a warning names the others.
+
+  Args:
+    faults: what `decode` or `look_at` said of each split.
     skip_broken: whether there may be others.
-    title: title of the progress bar.
 
   Raises:
-    UnreadableImages: there are others and may be none, or nothing else.
+    UnreadableImages: there are others and may be none, or in a split nothing else.
   """
-
-  def try_to_read(index: int) -> str | None:
-    try:
-      read(index)
-    except OSError as error:
-      return _sentence(examples, index, error)
-    return None
-
-  number = len(examples.labels)
-  messages = in_parallel(try_to_read, number, title)
-  broken = [message for message in messages if message is not None]
-  if broken and (len(broken) == number or not skip_broken):
+  number = sum(map(len, faults.values()))
+  broken = [fault for of_split in faults.values() for fault in of_split if fault]
+  if broken and not skip_broken:
     raise UnreadableImages(broken, number)
+  for of_split in faults.values():
+    if all(of_split):
+      raise UnreadableImages(of_split, len(of_split))
   if broken:
     log.warning(
       '%d of %d images cannot be decoded and are left out: %s',
@@ -188,7 +187,9 @@ def readable(
       number,
       '; '.join(broken[:_NAMED_IN_WARNING]),
     )
-  return np.flatnonzero([message is None for message in messages])
+  return {
+    split: np.flatnonzero([not fault for fault in of_split]) for split, of_split in faults.items()
+  }
 
 
 def require_writable(cache: str) -> None:
@@ -207,10 +208,6 @@ def require_writable(cache: str) -> None:
     )
 
 
-def _sentence(examples: Examples, index: int, error: OSError) -> str:
-  return f'{printable(examples.name(index))}: {error}'
-
-
 def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T]:
   """The results of a function for 0 to number - 1, in their order, computed by threads.
 
@@ -219,18 +216,42 @@ def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T
     number: number of indices.
     title: title of the progress bar.
   """
-  threads = os.cpu_count() or 1
-  together = max(1, min(_MOST_TOGETHER, number // (4 * threads)))
-  parts = thread_map(
-    lambda start: [function(index) for index in range(start, min(start + together, number))],
-    range(0, number, together),
-    max_workers=threads,
-    desc=title,
+  together = max(1, min(_MOST_TOGETHER, number // (4 * THREADS)))
+
+  def compute(part: int) -> list[T]:
+    start = part * together
+    return [function(index) for index in range(start, min(start + together, number))]
+
+  parts = -(-number // together)
+  computed = tqdm(
+    by_threads(compute, parts),
+    title,
+    total=parts,
     unit='image',
     unit_scale=together,
     disable=number < _FEWEST_WITH_PROGRESS,
   )
-  return [result for part in parts for result in part]
+  return [result for part in computed for result in part]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Results:
+  """The random access that grain wants: the results of a function for 0 to number - 1."""
+
+  function: Callable[[int], Any]
+  number: int
+
+  def __len__(self) -> int:
+    return self.number
+
+  def __getitem__(self, index: int) -> Any:
+    return self.function(index)
+
+
+def by_threads(function: Callable[[int], T], number: int, ahead: int = 0) -> grain.IterDataset[T]:
+  """The results of a function for 0 to number - 1, in their order, some computed ahead."""
+  options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(THREADS, ahead))
+  return grain.MapDataset.source(_Results(function, number)).to_iter_dataset(options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -267,13 +288,10 @@ class Stream:
     # Handing over small images costs more than decoding them.
     most_at_a_time = min(16, max(1, (224 // self.image_size) ** 2))
     parts = -(-indices.shape[1] // most_at_a_time)
-    decoded = grain.MapDataset.source(_DecodedInOrder(self, np.asarray(indices), parts))
+    decode = functools.partial(self._decode, np.asarray(indices), parts)
+    number = len(indices) * parts
     if not self.workers:
-      threads = 2 * (os.cpu_count() or 1)
-      options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, _BATCHES_AHEAD * parts)
-      )
-      yield from decoded.to_iter_dataset(options).batch(parts, batch_fn=joined)
+      yield from by_threads(decode, number, _BATCHES_AHEAD * parts).batch(parts, batch_fn=joined)
       return
     if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
       flags.FLAGS.mark_as_parsed()
@@ -281,33 +299,21 @@ class Stream:
     processes = grain.MultiprocessingOptions(
       num_workers=self.workers, per_worker_buffer_size=_BATCHES_AHEAD
     )
-    batches = decoded.batch(parts, batch_fn=joined).to_iter_dataset(no_threads)
-    yield from batches.mp_prefetch(processes)
+    decoded = grain.MapDataset.source(_Results(decode, number)).batch(parts, batch_fn=joined)
+    yield from decoded.to_iter_dataset(no_threads).mp_prefetch(processes)
 
+  def _decode(self, indices: np.ndarray, parts: int, number: int) -> Split:
+    """One of the parts of the batches, counted through all of them."""
+    row, part = divmod(number, parts)
+    chosen = np.array_split(indices[row], parts)[part]
+    return Split(np.stack([self._read(int(index)) for index in chosen]), self.labels[chosen])
 
-@dataclasses.dataclass(frozen=True)
-class _DecodedInOrder:
-  """The random access that grain wants: parts of batches, one after another."""
-
-  stream: Stream
-  indices: np.ndarray
-  parts: int
-
-  def __len__(self) -> int:
-    return len(self.indices) * self.parts
-
-  def __getitem__(self, index: int) -> Split:
-    row, part = divmod(index, self.parts)
-    indices = np.array_split(self.indices[row], self.parts)[part]
-    images = np.stack([self._read(self.stream, int(index)) for index in indices])
-    return Split(images, self.stream.labels[indices])
-
-  def _read(self, stream: Stream, index: int) -> np.ndarray:
+  def _read(self, index: int) -> np.ndarray:
+    example = self.examples[index]
     try:
-      return resize(stream.examples.image(index), stream.image_size, stream.rule)
+      return resize(example.image(), self.image_size, self.rule)
     except OSError as error:
-      message = _sentence(stream.examples, index, error)
-      raise UnreadableImages([message], len(stream.labels)) from error
+      raise UnreadableImages([_sentence(example, error)], len(self.labels)) from error
 
 
 def joined(parts: Sequence[Split]) -> Split:

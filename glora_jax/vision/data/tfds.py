@@ -175,13 +175,51 @@ class LabelFeature:
     return int(example[self.feature]) // self.bin_size
 
 
+@dataclasses.dataclass(frozen=True)
+class Record(Numbered):
+  """An example of a prepared TFDS data set.
+
+  Attributes:
+    owner: the examples that it is one of.
+  """
+
+  owner: TfdsExamples
+
+  @property
+  def name(self) -> str:
+    """The key, and the folder of the data set."""
+    return f'{self.key} in {self.owner.folder}'
+
+  def features(self) -> Example:
+    """The features, the image encoded.
+
+    Raises:
+      OSError: they cannot be read.
+    """
+    try:
+      return self.owner.source[self.index]
+    except Exception as error:  # array_record and TFDS's parser each have their own
+      raise OSError(
+        f'{self.name} cannot be read ({first_line(error)}); remove the folder of the data set to '
+        'prepare it again.'
+      ) from error
+
+  def image(self, *, draft: bool = False) -> Image.Image:
+    """The image as RGB."""
+    stored = self.features()['image']
+    image = from_array(stored) if isinstance(stored, np.ndarray) else decode(stored, draft=draft)
+    if self.owner.scale == 1:
+      return image
+    return Image.fromarray(np.asarray(image) * np.uint8(self.owner.scale))
+
+
 @dataclasses.dataclass
-class TfdsExamples(Numbered):
+class TfdsExamples:
   """Examples of a prepared TFDS data set, images left encoded until they are asked for.
 
   Attributes:
     source: what TFDS's `as_data_source` returns.
-    identity: see `Examples`.
+    data_set: see `Numbered`.
     label_of: function from the features of an example to its class.
     scale: factor from the stored values of an image to pixels.
     record: path of the npz file that remembers the labels of many examples; None for none.
@@ -189,15 +227,15 @@ class TfdsExamples(Numbered):
   """
 
   source: Any
-  identity: str
+  data_set: str
   label_of: LabelFunction = LabelFeature()
   scale: int = 1
   record: str | None = None
   folder: str = ''
 
-  def name(self, index: int) -> str:
-    """The position among them, and where they are."""
-    return f'{super().name(index)} in {self.folder}'
+  def __getitem__(self, index: int) -> Record:
+    """The example at a position."""
+    return Record(self.data_set, index, self)
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -221,28 +259,11 @@ class TfdsExamples(Numbered):
         log.info('Labels cannot be cached and are read at every start: %s', error)
     return labels
 
-  def image(self, index: int, *, draft: bool = False) -> Image.Image:
-    """The image as RGB."""
-    stored = self._features(index)['image']
-    image = from_array(stored) if isinstance(stored, np.ndarray) else decode(stored, draft=draft)
-    if self.scale == 1:
-      return image
-    return Image.fromarray(np.asarray(image) * np.uint8(self.scale))
-
   def _features_of(self, indices: range) -> Iterable[Example]:
     try:
       return self.source.__getitems__(indices)
     except Exception:  # one of them cannot be read, and is named where it is read alone
-      return map(self._features, indices)
-
-  def _features(self, index: int) -> Example:
-    try:
-      return self.source[index]
-    except Exception as error:  # array_record and TFDS's parser each have their own
-      raise OSError(
-        f'{self.name(index)} cannot be read ({first_line(error)}); remove the folder of the data '
-        'set to prepare it again.'
-      ) from error
+      return (self[index].features() for index in indices)
 
 
 def read(
@@ -272,15 +293,15 @@ def read(
     raise ValueError(
       f"{builder.info.full_name} cannot be read as '{split}' ({first_line(error)})."
     ) from error
-  identity = f'{builder.info.full_name} {split}, {builder.info.dataset_size} bytes'
+  data_set = f'{builder.info.full_name} {split}, {builder.info.dataset_size} bytes'
   if label_of != LabelFeature():  # another task has other labels of the same images
-    identity += f' {getattr(label_of, "__name__", label_of)}'
+    data_set += f' {getattr(label_of, "__name__", label_of)}'
   record, folder = None, os.fspath(builder.data_path)
   # Beside the records, by what they are read off; a function of one's own may change.
   if isinstance(label_of, LabelFeature) and os.path.isdir(folder):
     key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
     record = os.path.join(folder, f'glora_jax_labels-{key}.npz')
-  return TfdsExamples(source, identity, label_of, scale, record, folder)
+  return TfdsExamples(source, data_set, label_of, scale, record, folder)
 
 
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:

@@ -226,7 +226,7 @@ def locate(path: Path) -> str:
   if not any(map(_is_model, checkpoints)) and os.path.isdir(folded) and checkpoints_in(folded):
     return locate(folded)
   parts = [name for name in checkpoints if '-of-' in name]
-  files = [name for name in checkpoints if name not in (*parts, 'images.npz')]  # of a run
+  files = [name for name in checkpoints if name not in parts]
   if MODEL_FILE in files:
     files = [name for name in files if name not in _SAME_WEIGHTS]
   named = list(filter(_is_model, files))

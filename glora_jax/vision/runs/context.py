@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,7 +24,7 @@ from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import normalization, pipeline
 from glora_jax.vision.data.augment import Augmentation
-from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.opening import Opened, open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
@@ -86,7 +86,8 @@ class Context:
     mesh: the devices; None for a single one.
     shared: folder of the stages that several runs share; None if the workdir has all stages.
     folders: folders of the stages that are in `shared`, by name.
-    decoded: arrays of small splits that are not on a device yet.
+    resident: the splits that stay on the devices; others are streamed.
+    decoded: arrays of resident splits that are not on a device yet.
     splits: the splits that were read.
     compiled: scorers and predictors, by their maker and masked split (None for all others).
     seconds: time of the stages so far, by name.
@@ -108,6 +109,7 @@ class Context:
   mesh: jax.sharding.Mesh | None = None
   shared: str | None = None
   folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  resident: Collection[str] = ()
   decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   compiled: dict[tuple[Callable, str | None], Callable] = dataclasses.field(default_factory=dict)
@@ -166,11 +168,12 @@ class Context:
     return stream_key(self.settings.seed, stream)
 
   def data(self, split: str) -> pipeline.Split:
-    """A split, read once: on the device if it is small, else a stream with its labels."""
+    """A split, read once: on the device if it is resident, else a stream with its labels."""
     if split not in self.splits:
       examples = self.task.open(split)
-      if self.is_resident(len(examples.labels)):
+      if split in self.resident:
         found = meshes.hold(self.mesh, tuple(self._decoded(split)))
+        self.decoded.pop(split, None)
       else:
         data, size = self.settings.data, self.metadata['image_size']
         found = (
@@ -178,24 +181,15 @@ class Context:
           examples.labels,
         )
       self.splits[split] = pipeline.Split(*found)
-      self.decoded.pop(split, None)
     return self.splits[split]
 
   def _decoded(self, split: str) -> pipeline.Split:
-    """The arrays of a small split, or of several joined with '+'."""
+    """The arrays of a split in memory, or of several joined with '+'."""
     if '+' in split:
       return pipeline.joined([self._decoded(part) for part in split.split('+')])
-    if split in self.splits:
-      return pipeline.Split(*(np.asarray(x.addressable_data(0)) for x in self.splits[split]))
     if split in self.decoded:
       return self.decoded[split]
-    data, size = self.settings.data, self.metadata['image_size']
-    return pipeline.load(self.task.open(split), size, rule=data.resize, cache=data.cache)
-
-  def is_resident(self, number: int) -> bool:
-    """Whether a split with this number of images stays on the device."""
-    size = self.metadata['image_size']
-    return number * size * size * 3 <= self.settings.data.max_resident
+    return pipeline.Split(*(np.asarray(x.addressable_data(0)) for x in self.splits[split]))
 
   def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
@@ -331,6 +325,7 @@ def make_context(
     metadata=metadata,
     stop=lambda: meshes.on_any(stop()),
     counts=counts,
+    resident=choose_resident(settings, counts, size),
     beside=beside,
     mesh=mesh,
     shared=shared,
@@ -340,10 +335,9 @@ def make_context(
   if settings.data.cache is not None:
     pipeline.require_writable(settings.data.cache)
   log.info('%s: %s', task.name, describe(adapted, variables, mesh))
-  task, decoded = _open_images(context, stages)
+  task, decoded, facts = _open_images(context, stages)
   task = _with_note(settings, task)
   left = count_images(task)  # fewer if broken ones are left out
-  facts = {split: task.open(split).identity for split in task.splits}
   record = os.path.join(workdir, WEIGHTS)
   facts |= {WEIGHTS: sha256_of(record)} if os.path.isfile(record) else {}
   context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
@@ -354,22 +348,20 @@ def make_context(
   return context
 
 
-def _open_images(
-  context: Context, stages: Sequence[Stage]
-) -> tuple[Task, dict[str, pipeline.Split]]:
-  """The task without broken images that can be left out, and its small splits, decoded."""
+def _open_images(context: Context, stages: Sequence[Stage]) -> Opened:
+  """The task without broken images that can be left out, and its resident splits, decoded."""
   from glora_jax.vision.runs.stage import has_begun
 
   data, folder = context.settings.data, context.workdir or None
   # Streamed images are opened by one process, and the others wait for it.
-  is_streamed = not all(context.is_resident(context.counts[split]) for split in context.task.splits)
+  is_streamed = not set(context.task.splits) <= set(context.resident)
   with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
     if folder and meshes.primary():
       os.makedirs(context.workdir, exist_ok=True)
     return open_images(
       context.task,
       context.metadata['image_size'],
-      context.is_resident,
+      context.resident,
       rule=data.resize,
       skip_broken=data.skip_broken,
       cache=data.cache,
@@ -383,7 +375,7 @@ def _with_note(settings: RunSettings, task: Task) -> Task:
   """The task with a note, which is logged, if the package's backbone is to see photographs."""
   if settings.model.weights != weights.EMBEDDED:
     return task
-  picture = task.open('train').image(0)
+  picture = task.open('train')[0].image()
   pixels = np.asarray(picture)
   if min(picture.size) < _SIDE_OF_PHOTOGRAPHS or (pixels == pixels[..., :1]).all():
     return task
@@ -399,6 +391,21 @@ def count_images(task: Task) -> dict[str, int]:
   """
   counts = {split: len(task.open(split).labels) for split in task.splits}
   return {**counts, 'train+val': counts['train'] + counts['val']}
+
+
+def choose_resident(settings: RunSettings, counts: Mapping[str, int], size: int) -> list[str]:
+  """The splits that stay on the devices: those that fit together, what is trained on first."""
+  trained_on = (train_split_of(settings), settings.final_split)
+  used = dict.fromkeys((*trained_on, *counts))
+  if 'train+val' not in trained_on:
+    del used['train+val']
+  resident, room = [], settings.data.max_resident
+  for split in used:
+    number = counts[split] * size * size * 3
+    if number <= room:
+      resident.append(split)
+      room -= number
+  return resident
 
 
 def check_ranks(adapted: Adapted) -> None:

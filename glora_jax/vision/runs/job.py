@@ -16,7 +16,7 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
-from glora_jax.vision.data.opening import IMAGES, SPLIT, differences
+from glora_jax.vision.data.opening import RECORD, differences
 from glora_jax.vision.files import sha256_of, write_json
 from glora_jax.vision.models.checkpoint import EXTENSIONS
 from glora_jax.vision.runs import origins, processes
@@ -181,8 +181,7 @@ def prepared(
     if _corrections(settings, stages, workdir):
       pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
     if any(is_among(change.name, ('task', 'data.')) for change in changes):
-      for name in (IMAGES, SPLIT):
-        pathlib.Path(workdir, name).unlink(missing_ok=True)
+      pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
     write_config(settings, workdir)
   context = make_context(settings, stages, workdir, stop, shared)
   require_tested(context, stages)

@@ -56,7 +56,7 @@ def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool,
     open_images(
       catalog.find(name, data),
       0,
-      lambda number: False,
+      (),
       rule=data.resize,
       skip_broken=data.skip_broken,
     )
@@ -118,7 +118,7 @@ def _inputs(task: Task) -> Iterator[str]:
   yield task.name.partition(':')[2]
   for split in task.splits:
     examples = task.open(split)
-    yield from map(examples.name, range(len(examples.labels)))
+    yield from (examples[index].name for index in range(len(examples.labels)))
 
 
 def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> None:

@@ -104,7 +104,8 @@ class DataSettings(Source):
       takes the middle.
     skip_broken: whether to leave out images that cannot be decoded.
     cache: folder for decoded images; None for none.
-    max_resident: most bytes of each split to keep on the device; a larger one is streamed.
+    max_resident: most bytes of images to keep on the device, of all splits together; those that do
+      not fit, what is trained on being first, are streamed.
     workers: processes that decode streamed images; 0 for threads.
   """
 

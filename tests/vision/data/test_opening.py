@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from label_lists import write_images
+from PIL import Image
 
 from glora_jax.vision.data.examples import Files
-from glora_jax.vision.data.opening import differences, open_images, warn_of_copies
+from glora_jax.vision.data.opening import differences, open_images
 from glora_jax.vision.data.pipeline import UnreadableImages
 from glora_jax.vision.data.task import Task
 
@@ -34,22 +35,20 @@ def anew(task):
   return dataclasses.replace(task, splits=splits)
 
 
-@pytest.fixture(params=[4, 1000], ids=['streamed', 'resident'])
+@pytest.fixture(params=[('val',), ('train+val', 'test')], ids=['streamed', 'resident'])
 def opened(request, task, tmp_path):
   """The task as a run opens it, with a record; all its splits fit in memory, or val alone does."""
 
   def call(**options):
     folder = str(tmp_path)
-    return open_images(
-      anew(task), 8, lambda number: number < request.param, folder=folder, **options
-    )[0]
+    return open_images(anew(task), 8, request.param, folder=folder, **options).task
 
   return call
 
 
 def names_of(task, split):
   examples = task.open(split)
-  return [os.path.basename(examples.name(index)) for index in range(len(examples.labels))]
+  return [os.path.basename(examples[index].name) for index in range(len(examples.labels))]
 
 
 def break_images(tmp_path):
@@ -61,20 +60,19 @@ def break_images(tmp_path):
   (tmp_path / 'train' / '4.png').symlink_to('none.png')
 
 
-@pytest.mark.parametrize('fits', [False, True], ids=['streamed', 'resident'])
-def test_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read, fits):
+def test_streamed_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read):
   def times_read(**options):
-    open_images(anew(task), 8, lambda number: fits, folder=str(tmp_path), **options)
+    open_images(anew(task), 8, (), folder=str(tmp_path), **options)
     return len(read) / 12
 
-  record = tmp_path / 'images.npz'
+  record = tmp_path / 'images.csv'
   assert times_read(write=False) == 1  # as another process
   assert not record.exists()
   assert [times_read(), times_read()] == [2, 2]
   content = record.read_bytes()
-  record.write_bytes(b'PK\x03\x04 no npz')
+  record.write_bytes(content[:-20])
   assert [times_read(), times_read()] == [3, 3]
-  np.savez(record, identity=np.zeros(3))  # of another kind
+  record.write_text('path,label\na.png,cat\n')  # somebody else's
   assert [times_read(), times_read()] == [4, 4]
   assert record.read_bytes() == content
   os.utime(tmp_path / 'val' / '1.png', ns=(1, 1))
@@ -90,12 +88,12 @@ def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, ca
     opened()
   for reason in ('not a regular', 'No such file or directory', 'test/2.png', 'skip_broken=True'):
     assert reason in str(raised.value)
-  assert not (tmp_path / 'images.npz').exists()
+  assert not (tmp_path / 'images.csv').exists()
   found = opened(skip_broken=True)
   assert [len(found.open(split).labels) for split in SIZES] == [3, 3, 3]
   assert names_of(found, 'train') == ['0.png', '2.png', '3.png']
   np.testing.assert_array_equal(found.open('train').labels, [0, 0, 1])
-  assert '2 of 5 images cannot be decoded and are left out' in caplog.text
+  assert '3 of 12 images cannot be decoded and are left out' in caplog.text
   assert opened(skip_broken=True).notes == found.notes
 
 
@@ -116,7 +114,7 @@ def test_a_run_that_has_begun_leaves_out_what_it_left_out(opened, tmp_path):
 def test_a_run_whose_record_is_damaged_leaves_out_what_is_broken_again(opened, tmp_path):
   break_images(tmp_path)
   first = opened(skip_broken=True)
-  (tmp_path / 'images.npz').write_bytes(b'')
+  (tmp_path / 'images.csv').write_bytes(b'')
   again = opened(skip_broken=True, has_begun=True)
   assert again.notes == first.notes
   assert names_of(again, 'train') == names_of(first, 'train')
@@ -169,7 +167,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
 def test_what_is_left_must_measure(opened, tmp_path):
   (tmp_path / 'val' / '1.png').write_bytes(b'x')
   assert_refused('pets: all images of val are of the class cat', opened, skip_broken=True)
-  assert not (tmp_path / 'images.npz').exists()
+  assert not (tmp_path / 'images.csv').exists()
   for n in (1, 3):
     (tmp_path / 'train' / f'{n}.png').write_bytes(b'x')
   assert_refused('pets: no image of dog in train can be decoded', opened, skip_broken=True)
@@ -180,18 +178,57 @@ def test_what_is_left_must_measure(opened, tmp_path):
 
 def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path, caplog):
   write_images(tmp_path, [f'{n}.bmp' for n in range(6)])
-  first, second, third, *others = (str(tmp_path / f'{n}.bmp') for n in range(6))
-  train = Files([first, second, third], [0] * 3)
-  warn_of_copies('pets', {'train': train, 'test': Files(others, [0] * 3)})
+  paths = [str(tmp_path / f'{n}.bmp') for n in range(6)]
+
+  def open_all(*last):
+    test = Files([*paths[3:], *last], [0, 1, 0, 1][: 3 + len(last)], str(tmp_path))
+    splits = {'train': Files(paths[:3], [0, 1, 1], str(tmp_path)), 'test': test}
+    open_images(Task('pets', ('cat', 'dog'), splits, ''), 8, (), skip_broken=True)
+
+  open_all()
   assert not caplog.text
-  copied, linked, missing = others
-  shutil.copy(second, copied)
-  os.remove(linked)
-  os.symlink(third, linked)
-  os.remove(missing)  # is passed over
-  test = Files([*others, first], [0] * 4)
-  warn_of_copies('pets', {'train': Files(train.paths, [0] * 3), 'test': test})
-  [record] = caplog.records
+  shutil.copy(paths[1], paths[3])
+  os.remove(paths[4])
+  os.symlink(paths[2], paths[4])
+  os.remove(paths[5])  # is passed over
+  caplog.clear()
+  open_all(paths[0])
+  _, record = caplog.records
   assert 'pets: 3 images of test are byte-for-byte copies of images of train' in record.getMessage()
-  for copy, original in ((copied, second), (linked, third), (first, first)):
-    assert f'{copy} is {original}' in record.getMessage()
+  for copy, original in ((3, 1), (4, 2), (0, 0)):
+    assert f'{copy}.bmp is {original}.bmp' in record.getMessage()
+
+
+def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplog):
+  cache = tmp_path / 'cache'
+
+  def opened(task, size=8, **options):
+    return open_images(anew(task), size, ('train',), cache=str(cache), **options).arrays['train']
+
+  def times_read():
+    number = len([path for path in read if path.startswith('train')])
+    read.clear()
+    return number
+
+  first = opened(task)
+  assert times_read() == 5
+  np.testing.assert_array_equal(opened(task).images, first.images)
+  assert times_read() == 0
+  opened(task, 10)
+  opened(task, rule='crop')
+  assert times_read() == 10
+  for damage in (
+    lambda path: path.write_bytes(path.read_bytes()[:100]),  # a disk that was full
+    lambda path: np.savez(path, a=np.zeros(3)),
+    lambda path: np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8)),
+  ):
+    caplog.clear()
+    for path in cache.iterdir():
+      damage(path)
+    np.testing.assert_array_equal(opened(task).images, first.images)
+    assert times_read() == 5
+    assert 'is damaged; reading its images again' in caplog.text
+  write_images(tmp_path / 'train', ['1.png', '0.png'])
+  Image.new('L', (4, 4), 9).save(tmp_path / 'train' / '0.png')
+  opened(task)
+  assert times_read() == 5

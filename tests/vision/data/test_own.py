@@ -1,6 +1,6 @@
 """The user's own images: folders, CSVs, TFDS data sets; split once; every mistake a sentence."""
 
-import itertools
+import csv
 import os
 import re
 
@@ -9,7 +9,6 @@ import pytest
 from digits_folder import prepared_digits
 from label_lists import write_images
 
-from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Source
@@ -27,7 +26,7 @@ def photos(tmp_path):
 
 
 def names(examples):
-  return {examples.name(index) for index in range(len(examples.labels))}
+  return {examples[index].name for index in range(len(examples.labels))}
 
 
 def open_all(task):
@@ -42,11 +41,14 @@ def test_a_folder_is_split_stratified_and_always_the_same_way(photos, tmp_path):
   assert counts == [[16, 8, 1], [2, 1, 1], [2, 1, 1]]
   assert len(set.union(*map(names, parts.values()))) == 33
   assert names(find(f'folder:{photos}').open('val')) == names(parts['val'])
-  open_images(task, 8, lambda number: False, folder=str(tmp_path))
-  saved = read_json(tmp_path / 'split.json', 'split')
-  files = task.open('val').files[0]
-  assert [files.paths[n] for n in saved['val']] == [parts['val'].name(n) for n in range(4)]
-  assert sorted(itertools.chain(*saved.values())) == list(range(33))
+  open_images(task, 8, (), folder=str(tmp_path))
+  with open(tmp_path / 'images.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert {f'{photos}/{row["image"]}' for row in rows if row['split'] == 'val'} == names(
+    parts['val']
+  )
+  assert len({row['image'] for row in rows}) == len(rows) == 33
+  assert all(row['image'].startswith(f'{row["label"]}/') for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_csv_is_split_as_it_says(photos, header, splits, sizes):
   assert len(set.union(*map(names, parts))) == 18
   for part in parts:
     for index, label in enumerate(part.labels):
-      assert f'/{task.classes[label]}/' in part.name(index)
+      assert f'/{task.classes[label]}/' in part[index].name
   if sizes[2] == 6:
     assert {name[-7:] for name in names(task.open('test'))} == {'006.png', '007.png', '008.png'}
 

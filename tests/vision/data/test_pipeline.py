@@ -1,7 +1,5 @@
 """Arrays and streams: the same pixels in the same order."""
 
-import functools
-import os
 import pickle
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.examples import Files, Part
+from glora_jax.vision.data.examples import Files
 
 
 @pytest.fixture(scope='module')
@@ -44,37 +42,7 @@ def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
   assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
   stream = pipeline.Stream(some, 8)
   assert_refused('/broken.png', list, pipeline.blocks(None, stream, 4), kind=OSError)
-  for _ in range(2):
-    kept = pipeline.load(some, 8, skip_broken=True, cache=str(tmp_path / 'cache'))
-    assert len(kept.labels) == 7
-  assert caplog.text.count('1 of 8 images') == 1
-
-
-def test_the_cache_is_used_keyed_and_survives_damage(examples, tmp_path, read, caplog):
-  load = functools.partial(pipeline.load, cache=str(tmp_path))
-  first = load(examples, 8)
-  assert_array_equal(load(examples, 8).images, first.images)
-  assert len(read) == 70
-  load(examples, 10)
-  load(examples, 8, rule='crop')
-  load(Part(examples, np.arange(5)), 8)
-  assert len(read) == 70 * 3 + 5
-  two = {'images': np.zeros((2, 8, 8, 3), np.uint8), 'indices': np.arange(2)}
-  for damage in (
-    lambda path: path.write_bytes(path.read_bytes()[:100]),  # a disk that was full
-    lambda path: np.savez(path, a=np.zeros(3)),
-    lambda path: np.savez(path, **two),
-  ):
-    caplog.clear()
-    for path in tmp_path.iterdir():
-      damage(path)
-    assert_array_equal(load(examples, 8).images, first.images)
-    assert 'is damaged; reading its images again' in caplog.text
-
-
-def test_an_image_that_changes_is_read_again(tmp_path):
-  path = tmp_path / 'image.png'
-  for value in (0, 9):
-    Image.new('L', (4, 4), value).save(path)
-    os.utime(path, ns=(value, value))
-    assert pipeline.load(Files([str(path)], [0]), 4, cache=str(tmp_path)).images.max() == value
+  kept = pipeline.load(some, 8, skip_broken=True)
+  assert kept.images.shape == (7, 8, 8, 3)
+  assert len(kept.labels) == 7
+  assert '1 of 8 images cannot be decoded and are left out' in caplog.text

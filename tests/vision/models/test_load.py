@@ -68,8 +68,8 @@ def test_what_another_file_or_its_config_says_is_not_overridden():
   [
     ('weights.npz', ['config.json']),
     ('model.safetensors', ['pytorch_model.bin']),
-    ('folded/model.safetensors', ['adapter.safetensors', 'images.npz']),
-    ('model.npz', ['folded/model.safetensors', 'images.npz']),
+    ('folded/model.safetensors', ['adapter.safetensors']),
+    ('model.npz', ['folded/model.safetensors']),
   ],
 )
 def test_the_one_checkpoint_in_a_folder_is_found(tmp_path, expected, others):

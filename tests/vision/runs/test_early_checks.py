@@ -69,7 +69,7 @@ def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos
 
 
 def test_a_corrected_config_starts_where_the_first_start_failed(run_config, photos, tmp_path):
-  """A split that was made for the first one is forgotten; what a user put there since is not."""
+  """The images of the first one are forgotten; what a user put there since is not."""
   workdir = tmp_path / 'run'
   wrong = changed(run_config, task=f'folder:{photos}', model__weights='typo')
   with pytest.raises(FileNotFoundError, match='typo'):
@@ -77,17 +77,18 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, phot
   right = changed(wrong, model__weights=run_config.model.weights)
   with pytest.raises(Stopped, match='before the stage supernet'):
     experiment.run(right, str(workdir), stop=always)
-  assert (workdir / 'split.json').exists()
+  assert ',a/' in (workdir / 'images.csv').read_text()
   (workdir / 'notes.txt').write_text('mine')
   with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
     experiment.run(run_config, str(workdir), stop=always)
-  assert not (workdir / 'split.json').exists()
+  assert ',a/' not in (workdir / 'images.csv').read_text()
   assert (workdir / 'notes.txt').read_text() == 'mine'
   assert read_json(workdir / 'config.json')['task'] == 'digits'
 
 
 def test_no_image_is_decoded_twice(run_config, photos, tmp_path, read):
-  found = context_of(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
+  config = changed(run_config, task=f'folder:{photos}', train_on='train+val')
+  found = context_of(config, tmp_path / 'run')
   assert len(set(read)) == len(read) == 20
   for first, *others in (('train+val', 'train', 'val'), ('test',)):
     parts = [np.asarray(found.data(split).images) for split in (first, *others)]

@@ -31,7 +31,7 @@ from glora_jax.vision.runs.stages.training import is_guessing
 from glora_jax.vision.runs.workdir import Stopped
 
 FILES = {
-  'images.npz',
+  'images.csv',
   'config.json',
   'weights.json',
   'glora_jax.lock',

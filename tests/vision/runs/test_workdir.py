@@ -146,7 +146,7 @@ def scatter(folder, *names):
   'names, first',
   [
     (('.DS_Store',), '.DS_Store'),
-    (('split.json', 'images.npz'), 'images.npz'),  # the names of ours, and nothing says so
+    (('report.html', 'images.csv'), 'images.csv'),  # the names of ours, and nothing says so
     (('config.json', 'lock'), 'config.json'),
   ],
 )
@@ -161,13 +161,13 @@ def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_touched(
 
 
 def test_a_suite_takes_a_folder_of_its_tasks_runs_and_of_nothing_else(tmp_path):
-  scatter(tmp_path, 'food101/4/0/split.json', 'compiled/program')  # by JAX, before there is a lock
+  scatter(tmp_path, 'food101/4/0/images.csv', 'compiled/program')  # by JAX, before there is a lock
   with pytest.raises(ValueError, match='workdir of glora_jax and has food101'), claim(tmp_path):
     pass
   with claim(tmp_path, tasks=['food101', '4', '0']):
     pass
   with claim(tmp_path):
-    assert (tmp_path / 'food101/4/0/split.json').exists()
+    assert (tmp_path / 'food101/4/0/images.csv').exists()
 
 
 @pytest.fixture(scope='module')

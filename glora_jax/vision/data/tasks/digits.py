@@ -26,16 +26,24 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
   return pixels, labels.astype(np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scan(Numbered):
+  """A scan, whose index is its position among all."""
+
+  def image(self, *, draft: bool = False) -> Image.Image:
+    """The scan as RGB."""
+    del draft
+    return Image.fromarray(_load()[0][self.index]).convert('RGB')
+
+
 @dataclasses.dataclass
-class Scans(Numbered):
+class Scans:
   """Some of the digits, as `Examples`.
 
   Attributes:
-    identity: see `Examples`.
     numbers: their positions among all.
   """
 
-  identity: str
   numbers: tuple[int, ...]
 
   @property
@@ -43,10 +51,9 @@ class Scans(Numbered):
     """The class of every scan, int32 [n]."""
     return _load()[1][list(self.numbers)]
 
-  def image(self, index: int, *, draft: bool = False) -> Image.Image:
-    """The scan as RGB."""
-    del draft
-    return Image.fromarray(_load()[0][self.numbers[index]]).convert('RGB')
+  def __getitem__(self, index: int) -> Scan:
+    """The scan at a position."""
+    return Scan('digits', self.numbers[index])
 
 
 def digits() -> Task:
@@ -60,7 +67,7 @@ def digits() -> Task:
   train = sorted(order[:_NUMBER_OF_TRAIN], key=lambda number: _digest('train', number))
   test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
   parts = {'train': train[:800], 'val': train[800:], 'test': test}
-  splits = {split: Scans(f'digits {split}', tuple(part)) for split, part in parts.items()}
+  splits = {split: Scans(tuple(part)) for split, part in parts.items()}
   return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, split by glora_jax")
 
 

@@ -372,8 +372,8 @@ def _tell_guessing(context: Context, row: Mapping[str, Any]) -> dict[str, str]:
 
 def _file(examples: Examples, index: int) -> str:
   """The file of an example, with its folder; empty where it has none of its own."""
-  name = examples.name(index)
-  return '/'.join(pathlib.Path(name).parts[-2:]) if os.path.isfile(name) else ''
+  path = examples[index].path
+  return '/'.join(pathlib.Path(path).parts[-2:]) if path else ''
 
 
 def _label(context: Context, candidate: Model, name: str) -> str:
