@@ -47,9 +47,11 @@ FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
 class _FieldParser(flags.ArgumentParser):
-  """Reads a field's text as its type, or as None; `check_config` refuses what cannot be read.
+  """Reads a field's text as its type, or as None; what cannot be read stays, and is refused later.
 
-  A second tuple replaces the first one, as with all other fields, and is not appended.
+  `check_config` does so, with the words that it has for a config file's values.
+
+  A second tuple replaces the first one, as with all other fields.
   """
 
   def __init__(self, read: Callable[[Any], Any]):
@@ -71,6 +73,8 @@ for _kind, _read in {
   float: float,
   str: str,
   tuple: tuple_parser.TupleParser().parse,
+  list: tuple_parser.TupleParser().parse,
+  type(None): ast.literal_eval,  # a config file has unset the field, and with it the type
 }.items():
   config_flags.register_flag_parser_for_type(_kind, _FieldParser(_read))
 

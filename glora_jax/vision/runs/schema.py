@@ -20,21 +20,16 @@ class Field(NamedTuple):
   Attributes:
     name: its dotted name.
     value: its default.
-    kind: its annotation.
+    expected: its type and limits in words: 'an integer or None, at least 1'.
     limits: those of its numbers, see `checks.validate`.
     meaning: what the docstring of its section says of it.
   """
 
   name: str
   value: Any
-  kind: Any
+  expected: str
   limits: Mapping[str, float]
   meaning: str
-
-  @property
-  def expected(self) -> str:
-    """Type and limits in words: 'an integer or None, at least 1'."""
-    return expected(self.kind, **self.limits)
 
 
 def sections(settings: Any, prefix: str = '') -> Iterator[tuple[str, str, list[Field]]]:
@@ -46,8 +41,8 @@ def sections(settings: Any, prefix: str = '') -> Iterator[tuple[str, str, list[F
     if dataclasses.is_dataclass(value):
       inner.append((value, f'{prefix}{name}.'))
     else:
-      meaning = meanings.get(name, '')
-      fields.append(Field(prefix + name, value, kinds[name], each.metadata, meaning))
+      words, meaning = expected(kinds[name], **each.metadata), meanings.get(name, '')
+      fields.append(Field(prefix + name, value, words, each.metadata, meaning))
   summary = (inspect.getdoc(type(settings)) or '').partition('\n\n')[0]
   yield prefix, ' '.join(summary.split()), fields
   for value, its_prefix in inner:

@@ -81,13 +81,6 @@ def check_structure(name: str, field: str = 'structure') -> None:
   )
 
 
-def check_no_dots(field: str, names: Collection[str]) -> None:
-  """Raises ValueError for names of a mapping that would be several parts of a dotted name."""
-  for name in names:
-    if not name or '.' in name:
-      raise ValueError(f'{field}: the name {shown(name)} must not be empty or have a dot.')
-
-
 class Section:
   """Settings that check their fields by their annotations and limits."""
 
@@ -375,8 +368,6 @@ class SuiteSettings(Section):
     for name in self.structures:
       check_structure(name, 'structures')
     check_presets('rate', self.rate, NO_PRESETS)
-    check_no_dots('rate', self.rate)
-    check_no_dots('settings', self.settings)
     for name in ('structures', 'budgets', 'rates'):
       if len(set(values := getattr(self, name))) < len(values):
         raise ValueError(f'{name}={values} has one value twice; leave it out.')

@@ -129,10 +129,9 @@ def test_a_run_has_images_to_measure_on():
 def test_all_mistakes_of_a_config_are_said_at_once():
   config = default_config()
   config.update_from_flattened_dict({'training.epochs': 5, 'sampling.paths': 0, 'budget': -1.0})
-  with config.unlocked(), config.ignore_type():
-    config.search = 3
-    config.finetune.momentum = 0.9
-    del config.mesh
+  config.search = 3
+  config.finetune.momentum = 0.9
+  del config.mesh
   with pytest.raises(ValueError) as caught:
     check_config(config)
   assert 'mesh is missing' in str(caught.value)
