@@ -264,18 +264,18 @@ def default_config() -> ml_collections.ConfigDict:
 def _as_config(value: Any, kind: Any) -> Any:
   """A value of an annotated type as a `ConfigDict` has it."""
   if dataclasses.is_dataclass(value):
-    kinds = kinds_of(type(value))
-    items = {name: _as_config(item, kinds[name]) for name, item in vars(value).items()}
-    return ml_collections.ConfigDict(items, type_safe=False)
-  if isinstance(value, Mapping):
+    items, kinds = vars(value), kinds_of(type(value))
+  elif isinstance(value, Mapping):
     _, kind = typing.get_args(kind)
-    items = {name: _as_config(item, kind) for name, item in value.items()}
-    return ml_collections.ConfigDict(items, type_safe=False)
-  if value is not None:
+    items, kinds = value, dict.fromkeys(value, kind)
+  elif value is not None:
     return value
-  first, *_ = typing.get_args(kind)  # of a union with None
-  origin = typing.get_origin(first) or first
-  return ml_collections.config_dict.placeholder(str if origin is Literal else origin)
+  else:
+    kind, *_ = typing.get_args(kind)  # of a union with None
+    kind = typing.get_origin(kind) or kind
+    return ml_collections.config_dict.placeholder(str if kind is Literal else kind)
+  entries = {name: _as_config(item, kinds[name]) for name, item in items.items()}
+  return ml_collections.ConfigDict(entries, type_safe=False)
 
 
 def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings:
@@ -430,17 +430,12 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
     path: path of the file; None changes nothing.
 
   Raises:
-    FileNotFoundError: the file does not exist.
+    OSError: the file cannot be read.
     ValueError: the file has other content; the sentence says what.
   """
   if path is None:
     return config
   path = os.path.expanduser(path)
-  if not os.path.isfile(path):
-    raise FileNotFoundError(
-      f"There is no file '{path}'; settings= takes a JSON file of budgets and learning rates by "
-      'task.'
-    )
   given = load_json(path, 'settings= takes JSON')
   found = settings_by_task(given, config.task, path)
   if list(found) == [config.task]:
