@@ -124,7 +124,7 @@ class Mark(NamedTuple):
     at: (x, y); in a dot plot (x,).
     title: its tooltip.
     color: name of a color of the palette.
-    shape: 'dot', 'star', 'diamond', 'ring' or 'tick'; 'hidden' has only the tooltip.
+    shape: 'dot', 'star', 'diamond' or 'ring'; 'hidden' has only the tooltip.
   """
 
   at: tuple[Any, ...]

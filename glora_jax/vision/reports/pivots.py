@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from scipy import stats
-
 from glora_jax.vision.reports.page import SERIES
 from glora_jax.vision.reports.table import (
   MEAN_OF_GROUPS,
@@ -24,7 +22,7 @@ from glora_jax.vision.reports.table import (
 from glora_jax.vision.reports.text import PAPER, grouped
 from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, TRANSFER
 
-_STYLES = {  # in a grid
+_STYLES = {
   SEARCH: ('searched', 'red', 'star'),
   GRADIENT: ('gradient', 'teal', 'star'),
   TRANSFER: ('transferred', 'dim', 'star'),
@@ -45,7 +43,6 @@ class Number(NamedTuple):
     total: how many there will be.
     deviation: their sample standard deviation; None if that means nothing.
     digits: format of the number.
-    ends: of an interval around it, in place of the deviation's.
     repeats: the values, by seed.
 
   Example:
@@ -58,7 +55,6 @@ class Number(NamedTuple):
   total: int = 1
   deviation: float | None = None
   digits: str = '.1f'
-  ends: Sequence[float] = ()
   repeats: Mapping[Hashable, float] = {}
 
   @property
@@ -112,21 +108,6 @@ def mean_of(numbers: Sequence[Number]) -> Number:
   return mean(dict(enumerate(by_run)))._replace(done=len(numbers), total=len(numbers))
 
 
-def interval(share: float, number: int) -> tuple[float, float]:
-  """Wilson's 95% interval of a share of images, in percent.
-
-  Args:
-    share: between 0 and 1.
-    number: of how many images, at least 1.
-
-  Example:
-    >>> [round(end, 1) for end in interval(0.95, 800)]
-    [93.3, 96.3]
-  """
-  low, high = stats.binomtest(round(share * number), number).proportion_ci(method='wilson')
-  return 100 * float(low), 100 * float(high)
-
-
 class Method(NamedTuple):
   """A structure with all of its measurements, or a published method.
 
@@ -147,7 +128,7 @@ class Method(NamedTuple):
   @property
   def is_published(self) -> bool:
     """Whether it was published; the others were measured by our runs."""
-    return self.rows[0].protocol == 'published'
+    return self.rows[0].is_published
 
   @property
   def is_fixed(self) -> bool:
@@ -169,118 +150,103 @@ class Method(NamedTuple):
 def pivot(board: Board) -> list[Method]:
   """Our methods, then the published ones, with their accuracies; none before a run is tested.
 
-  Those of one task are by split; those of several by line of papers' tables. If several runs choose
-  a result each, the first method is what they chose. Structures of a grid on one task are in the
-  order of their parameters.
+  Those of one task are by split; those of several by line of papers' tables, with means. If several
+  runs choose a result each, the first method is what they chose. Structures of a grid on one task
+  are in the order of their parameters.
   """
   methods = _methods(board)
-  if len(board.tasks) > 1:
-    return _by_task(board, methods)
-  methods = _by_split(board, methods)
-  return sorted(methods, key=lambda each: each.parameters.value) if board.is_grid else methods
+  titles = _titles(board, methods)
+  for at, method in enumerate(methods):
+    cells: dict[str, Number] = {}
+    for title, parts in titles.items():
+      cells[title] = _accuracy(board, method, title)
+      if parts and not cells[title].done:  # some means were published
+        cells[title] = mean_of([cells[part] for part in parts])
+    methods[at] = method._replace(cells=cells)
+  if board.is_grid and len(board.tasks) == 1:
+    methods.sort(key=lambda method: method.parameters.value)
+  return methods
 
 
 def _methods(board: Board) -> list[Method]:
-  rows = [row for row in rows_of(board) if row.role != 'rate']
-  theirs = [row for row in rows if row.protocol == 'published']
-  ours = [row for row in rows if row.protocol != 'published']
-  if not ours:
+  """The methods, without their accuracies."""
+  rows = [row for row in rows_of(board) if row.role != 'rate' and _line_of(board, row)]
+  if all(row.is_published for row in rows):
     return []
-  chosen = [row for row in ours if row.role == 'result']
-  is_run = len(board.tested) == 1
-  found = [
-    Method(same[0].label, same, _style(board, same[0], number), is_run and same[0] in chosen)
-    for number, same in enumerate(grouped(ours, lambda row: (row.structure, row.label)).values())
-  ]
-  if chosen and not is_run:
-    labels = list(dict.fromkeys(row.label for row in chosen))
-    name = ' or '.join(labels)
-    first = Method(name, chosen, (f'ours, {name}', 'teal', 'dot'), is_strong=True)
-    found = [first, *(method for method in found if [method.label] != labels)]
-  if theirs or (board.is_paper and not is_run):
-    prefix = f'ours ({PAPER})' if board.is_paper else 'ours'
-    found = [method._replace(label=f'{prefix}, {method.label}') for method in found]
   # A published method may have several sizes.
-  for (name, _), same in grouped(theirs, lambda row: (row.label, row.parameters)).items():
-    found.append(Method(name, same, _PUBLISHED.get(name, ('others, published', 'grey', 'ring'))))
-  return found
-
-
-def _style(board: Board, row: Row, number: int) -> tuple[str, str, str]:
-  """How one of our methods is drawn: in a grid, among the results of runs, or in a run."""
-  if board.is_grid and len(board.tasks) > 1:
-    return row.label, f'series-{number % len(SERIES)}', 'dot'
-  if board.is_grid:
-    return _STYLES.get(row.structure, ('fixed', 'purple', 'dot'))
-  if len(board.tested) > 1:
-    return 'our other methods', 'ink', 'tick'
-  other = 'dim' if row.structure in ('linear', SUPERNET) else 'purple'
-  return '', 'red' if row.role == 'result' else other, 'dot'
-
-
-def _by_split(board: Board, methods: Sequence[Method]) -> list[Method]:
-  """A number has the interval of a single run, or the spread over several."""
-  splits = dict.fromkeys(['val', 'test', *(row.split for each in methods for row in each.rows)])
-  found = []
-  for method in methods:
-    cells = {}
-    for split in splits:
-      rows = [row for row in method.rows if row.split == split]
-      number = _accuracy(rows, _count(board, method))
-      images = board.results[method.rows[0].run]['data']['images']
-      if rows and number.total == 1 and split in images:
-        number = number._replace(ends=interval(rows[0].accuracy, images[split]))
-      cells['validation' if split == 'val' else split] = number
-    found.append(method._replace(cells=cells))
-  return found
-
-
-def _by_task(board: Board, methods: Sequence[Method]) -> list[Method]:
-  """Lines are tasks or test sets, below each group its mean ('mean of ...'), at the end others."""
-  places = [place for cell in board.tested.values() for place in places_of(cell.task)]
-  groups = {
-    group: list(dict.fromkeys(place.line for place in same))
-    for group, same in grouped(places, lambda place: place.group).items()
-  }
-  every = [line for lines in groups.values() for line in lines]
-  found = []
-  for method in methods:
-    rows = [row for row in method.rows if row.split != 'val']
-    measured = grouped(rows, lambda row: place_of(row.task, row.split).line)
-    cells: dict[str, Number] = {}
-    for group, lines in groups.items():
-      for line in lines:
-        cells[line] = _accuracy(measured.get(line, []), _count(board, method, line))
-      if len(lines) > 1:
-        cells[f'mean of {group}'] = mean_of([cells[line] for line in lines])
-    if board.family == 'vtab':
-      quoted = [row for row in rows if row.group == MEAN_OF_GROUPS]
-      means = [cells[f'mean of {group}'] for group in groups]
-      cells[MEAN_OF_GROUPS] = _accuracy(quoted, 1) if quoted else mean_of(means)
-    cells['mean of all'] = mean_of([cells[line] for line in every])
-    found.append(method._replace(cells=cells))
-  ours = [method for method in found if not method.is_published]
-  done = [line for line in every if all(method.cells[line].complete for method in ours)]
-  if 0 < len(done) < len(every):
-    title = f'mean of the {len(done)} that {"is" if len(done) == 1 else "are"} done'
-    for at, method in enumerate(found):
-      number = mean_of([method.cells[line] for line in done])
-      found[at] = method._replace(cells={**method.cells, title: number})
-  return found
-
-
-def _accuracy(rows: Iterable[Row], total: int) -> Number:
-  """A method's accuracy in percent over some of its runs."""
-  return mean({(row.seed, row.task): 100 * row.accuracy for row in rows}, total)
-
-
-def _count(board: Board, method: Method, line: str | None = None) -> int:
-  """How many runs will have measured a method, on a line if one is given."""
-  if method.is_published:
-    return 1
-  of = board.cells[method.rows[0].run]
-  return sum(
-    (cell.structure, cell.budget) == (of.structure, of.budget)
-    and (line is None or line in [place.line for place in places_of(cell.task)])
-    for cell in board.tested.values()
+  groups = grouped(
+    rows, lambda row: (row.structure, row.label, row.is_published and row.parameters)
   )
+  methods, chosen = list(groups.values()), [row for row in rows if row.role == 'result']
+  is_run = len(board.tested) == 1
+  if chosen and not is_run:
+    methods = [chosen, *(same for same in methods if _label(same) != _label(chosen))]
+  ours = 'ours, ' if rows[-1].is_published else ''
+  if board.is_paper and not is_run:
+    ours = f'ours ({PAPER}), '
+  found = []
+  for number, same in enumerate(methods):
+    label = _label(same) if same[0].is_published else ours + _label(same)
+    is_strong = all(row.role == 'result' for row in same)
+    found.append(Method(label, same, _style(board, same[0], label, number), is_strong))
+  return found
+
+
+def _label(rows: Iterable[Row]) -> str:
+  return ' or '.join(dict.fromkeys(row.label for row in rows))
+
+
+def _style(board: Board, row: Row, label: str, number: int) -> tuple[str, str, str]:
+  """How a method is drawn: of one task by where its structure is from, of several by its name."""
+  if row.is_published:
+    return _PUBLISHED.get(label, ('others, published', 'grey', 'ring'))
+  if len(board.tasks) > 1:
+    return label, f'series-{number % len(SERIES)}', 'dot'
+  return _STYLES.get(row.structure, ('fixed', 'purple', 'dot'))
+
+
+def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]:
+  """The titles of all numbers in order, those of means with what they are the mean of."""
+  if len(board.tasks) == 1:
+    found = [_line_of(board, row) for method in methods for row in method.rows]
+    return dict.fromkeys(['validation', 'test', *found], ())
+  places = [place for cell in board.tested.values() for place in places_of(cell.task)]
+  titles: dict[str, Sequence[str]] = {}
+  for group, same in grouped(places, lambda place: place.group).items():
+    in_group = list(dict.fromkeys(place.line for place in same))
+    titles |= dict.fromkeys(in_group, ())
+    if len(in_group) > 1:
+      titles[f'mean of {group}'] = in_group
+  means = [title for title, parts in titles.items() if parts]
+  lines = [title for title, parts in titles.items() if not parts]
+  if board.family == 'vtab':
+    titles[MEAN_OF_GROUPS] = means
+  titles['mean of all'] = lines
+  ours = [method for method in methods if not method.is_published]
+  done = [line for line in lines if all(_accuracy(board, method, line).complete for method in ours)]
+  if 0 < len(done) < len(lines):
+    titles[f'mean of the {len(done)} that {"is" if len(done) == 1 else "are"} done'] = done
+  return titles
+
+
+def _line_of(board: Board, row: Row) -> str:
+  """The title of a measurement: its split, or where papers' tables have it; '' for neither."""
+  if len(board.tasks) == 1:
+    return 'validation' if row.split == 'val' else row.split
+  return '' if row.split == 'val' else place_of(row.task, row.split).line or row.group
+
+
+def _accuracy(board: Board, method: Method, title: str) -> Number:
+  """A method's accuracy in percent over those of its runs that have been measured."""
+  rows = [row for row in method.rows if _line_of(board, row) == title]
+  shares = {(row.seed, row.task): 100 * row.accuracy for row in rows}
+  if method.is_published:
+    return mean(shares)
+  first = board.cells[method.rows[0].run]
+  runs = [
+    cell
+    for cell in board.tested.values()
+    if (cell.structure, cell.budget) == (first.structure, first.budget)
+    and (len(board.tasks) == 1 or title in [place.line for place in places_of(cell.task)])
+  ]
+  return mean(shares, len(runs))

@@ -48,7 +48,7 @@ def write_run(workdir: str, findings: Findings) -> None:
     heading=findings.task.name,
     verdict=[verdict.tell_verdict(result), verdict.tell_result(result)],
     warnings=warnings(board),
-    figures=figures(methods, findings),
+    figures=figures(board, methods, findings),
     sections=[
       page.Section('accuracy', 'Accuracy', accuracy.blocks_of(board, methods)),
       page.Section('structure', 'Structure', parts.structures(board)),
@@ -111,12 +111,14 @@ def warnings(board: Board) -> list[str]:
   return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
 
 
-def figures(methods: Sequence[Method], findings: Findings) -> list[tuple[str, str, str]]:
+def figures(
+  board: Board, methods: Sequence[Method], findings: Findings
+) -> list[tuple[str, str, str]]:
   """The most important numbers of a run: accuracy, parameters, time."""
   title = accuracy.headline(methods)
   [chosen] = [method for method in methods if method.is_strong]
   number = chosen.cells[title]
-  between = '{:.1f} to {:.1f} (95%)'.format(*number.ends)
+  between = '{:.1f} to {:.1f} (95%)'.format(*accuracy.ends_of(board, chosen, title))
   devices = dict.fromkeys(made['device'].partition(';')[0] for made in findings.made)
   return [
     (f'{title} accuracy', f'{number}%', between),

@@ -154,6 +154,11 @@ class Row(NamedTuple):
   source: str | None = None
   from_memory: str = ''
 
+  @property
+  def is_published(self) -> bool:
+    """Whether it was published; the others were measured by our runs."""
+    return self.protocol == 'published'
+
 
 def rows_of(board: Board) -> list[Row]:
   """The long table: a row for every run, structure and split; then the published results.
