@@ -13,7 +13,7 @@ from glora_jax.vision.reports.table import MEAN_OF_GROUPS, Board, tell_other_ima
 from glora_jax.vision.reports.text import Table, sentence_case
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results
-_SHAPES = ('ring', 'diamond', 'star', 'dot')  # the last ones are drawn above the others
+_SHAPES = ('dot', 'star', 'diamond', 'ring')  # the first ones are drawn above the others
 
 
 def blocks_of(board: Board, methods: Sequence[Method]) -> list[Any]:
@@ -162,15 +162,16 @@ def plot_of_structures(board: Board, methods: Sequence[Method]) -> DotPlot:
 def plot_of_tasks(board: Board, methods: Sequence[Method]) -> DotPlot:
   """A row for each line of the table, with a mark for each method; ours are above the others."""
   best = best_of(board, methods)
-  drawn = sorted(methods[::-1], key=lambda method: _SHAPES.index(method.style[2]))
+  ordered = sorted(methods, key=lambda method: _SHAPES.index(method.style[2]))
   rows = []
   for title, number in best.cells.items():
-    known = [(method, method.cells[title]) for method in drawn if method.cells[title].done]
     marks = [
-      Mark((cell.value,), f'{method.label}: {cell}', *method.style[1:]) for method, cell in known
+      Mark((cell.value,), f'{method.label}: {cell}', *method.style[1:])
+      for method in reversed(ordered)
+      if (cell := method.cells[title]).done
     ]
     rows.append(Dots(title, str(number), marks, is_strong=_is_mean(title)))
-  legend = dict.fromkeys(method.style for method in reversed(drawn))
+  legend = dict.fromkeys(method.style for method in ordered)
   caption = f'Test accuracy in %; numbers are for {best.label}'
   return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
 
