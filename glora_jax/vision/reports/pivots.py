@@ -239,7 +239,7 @@ def _line_of(board: Board, row: Row) -> str:
 def _accuracy(board: Board, method: Method, title: str) -> Number:
   """A method's accuracy in percent over those of its runs that have been measured."""
   rows = [row for row in method.rows if _line_of(board, row) == title]
-  shares = {(row.seed, row.task): 100 * row.accuracy for row in rows}
+  shares: dict[Hashable, float] = {(row.seed, row.task): 100 * row.accuracy for row in rows}
   if method.is_published:
     return mean(shares)
   first = board.cells[method.rows[0].run]
