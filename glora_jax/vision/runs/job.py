@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -17,36 +15,32 @@ from glora_jax.checks import check_path
 from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.opening import RECORD, differences
-from glora_jax.vision.files import sha256_of, write_json
-from glora_jax.vision.models.checkpoint import EXTENSIONS
+from glora_jax.vision.files import write_json
 from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.stage import (
   Stage,
+  is_shared,
+  keys_of,
   made_otherwise,
   read_by,
-  require_tested,
+  read_mark,
   seconds_by_title,
   walk,
 )
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
-  Change,
   changes_of,
   claim,
   is_finished,
   names_in,
   read_task,
-  read_values,
   write_config,
 )
 
 log = logging.getLogger(__name__)
-
-# What belongs to `result.json`, besides the model in `folded`.
-_RESULTS = ('adapter.safetensors', 'genome.json', 'search/archive.npz', 'test_list.json')
 
 
 def run_job(
@@ -59,12 +53,12 @@ def run_job(
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which it holds alone meanwhile.
 
-  A finished job is only read, unless fields were corrected before a test.
+  A finished job is only read, whatever the version, unless fields were corrected before a test.
 
   Args:
     settings: the config.
     stages: all stages of the job; the last one's result becomes `result.json`, with the seconds of
-      every stage and digests of what belongs to it.
+      every stage and the keys of those in the workdir.
     workdir: see `experiment.run`.
     stop: see `experiment.run`.
     shape: annotation of the result.
@@ -76,13 +70,15 @@ def run_job(
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with user_errors():
     workdir = check_path(workdir)
-    if is_finished(workdir) and not _corrections(settings, stages, workdir):
-      return _finished(settings, stages, workdir, shape)
+    if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
+      return _finished(settings, workdir, shape)
   with begin(settings, stages, workdir, stop, shared) as context:
     result = walk(context, stages)
+    keys = keys_of(context, stages)
+    own = [stage.name for stage in stages if stage.has_folder and not is_shared(context, stage)]
+    result['stages'] = {name: keys[name] for name in own}
     result['seconds'] = seconds_by_title(context.seconds)
     if meshes.primary():
-      result['sha256'] = _digests(workdir)
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
     return _with_provenance(result, workdir)
 
@@ -107,32 +103,18 @@ def begin(
     yield context
 
 
-def _corrections(
-  settings: RunSettings, stages: Sequence[Stage], workdir: str
-) -> tuple[Change, ...]:
-  """The changes of fields that the stages of a job read."""
-  read = read_by(stages)
-  changes = changes_of(settings, workdir, read)
-  return tuple(change for change in changes if is_among(change.name, read))
-
-
 def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
   """Holds the workdir of a job for this process alone; see `workdir.claim`."""
   stages = [stage for stage in stages if stage.has_folder]
   return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
 
 
-def _finished(
-  settings: RunSettings, stages: Sequence[Stage], workdir: str, shape: Any
-) -> dict[str, Any]:
-  """The result of a finished job, checked against the workdir's files and the config."""
-  changes = changes_of(settings, workdir, read_by(stages))
+def _finished(settings: RunSettings, workdir: str, shape: Any) -> dict[str, Any]:
+  """The result of a finished job, which must be that of the stages in the workdir."""
   result = read_json(os.path.join(workdir, 'result.json'), 'result', shape)
   _require_own(result, workdir)
   log.info('This run is finished; its results are in %s.', workdir)
   _compare_images(settings, workdir)
-  for change in changes:
-    log.info('%s; no stage reads it.', change)
   for name in ('profile', 'tensorboard'):
     value = getattr(settings.watch, name)
     if value and not names_in(os.path.join(workdir, name)):
@@ -178,13 +160,12 @@ def prepared(
   """
   changes = changes_of(settings, workdir, read_by(stages))
   if meshes.primary():
-    if _corrections(settings, stages, workdir):
+    if changes:
       pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
     if any(is_among(change.name, ('task', 'data.')) for change in changes):
       pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
     write_config(settings, workdir)
   context = make_context(settings, stages, workdir, stop, shared)
-  require_tested(context, stages)
   for change in changes:
     log.info('%s.', change)
   if again := made_otherwise(context, stages):
@@ -196,28 +177,13 @@ def prepared(
   return context
 
 
-def _digests(workdir: str) -> dict[str, str]:
-  """SHA-256 of a result's files by name; of `config.json`, of the fields that change results."""
-  text = json.dumps(read_values(workdir), sort_keys=True)
-  digests = {'config.json': hashlib.sha256(text.encode()).hexdigest()}
-  folded = sorted(names_in(os.path.join(workdir, 'folded')))
-  models = [f'folded/{name}' for name in folded if name.endswith((*EXTENSIONS, '.json'))]
-  for name in (*_RESULTS, *models):
-    if os.path.isfile(path := os.path.join(workdir, name)):
-      digests[name] = sha256_of(path)
-  return digests
-
-
 def _require_own(result: dict[str, Any], workdir: str) -> None:
-  """Checks that result and files of a finished workdir are of one run; files may be missing."""
-  path = os.path.join(workdir, 'result.json')
-  for name, digest in _digests(workdir).items():
-    if result['sha256'].get(name, digest) != digest:
-      file, owner = os.path.join(workdir, name), path
-      if name == 'config.json':
-        file, owner = path, file
+  """Checks that stages and result of a finished workdir are of one run; stages may be missing."""
+  for name, key in result['stages'].items():
+    folder = os.path.join(workdir, name)
+    if (mark := read_mark(folder)) is not None and mark['key'] != key:
       raise ValueError(
-        f'{file} does not belong to {owner}: it is from another run, or one of the two was edited. '
+        f'{workdir}/result.json does not belong to {folder}: one of the two is from another run. '
         'Restore the right one, or choose another --workdir.'
       )
 

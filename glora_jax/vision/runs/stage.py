@@ -10,6 +10,9 @@ for each. `stage.json` in its folder has the key that the folder was made with. 
 key is moved to `replaced/NAME/KEY`, and comes back if the key does; nothing is removed. What is
 complete is kept, whatever the number of shards.
 
+Once the test images may have been read, another key is an error, and the version is that of
+`test_list.json`: a later one only reads what is complete.
+
 Several runs may share the folder of a stage, which is then found by its key: the first run makes
 it, under a lock, and the others read it.
 """
@@ -40,7 +43,13 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.fields import COMMON, is_among, values_of
 from glora_jax.vision.runs.monitoring import profiled
 from glora_jax.vision.runs.terminal import user_errors
-from glora_jax.vision.runs.workdir import TEST_LIST, Stopped, names_in, remove_partial_files
+from glora_jax.vision.runs.workdir import (
+  Stopped,
+  is_tested,
+  names_in,
+  read_test_list,
+  remove_partial_files,
+)
 
 if TYPE_CHECKING:
   from glora_jax.vision.runs.context import Context
@@ -107,7 +116,7 @@ class Mark(TypedDict):
 
 def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
   """The key of every stage, by name: equal keys mean equal results."""
-  values = values_of(context.settings)
+  values, frozen = values_of(context.settings), read_test_list(context.workdir)
   keys: dict[str, str] = {}
   for stage in stages:
     content = {
@@ -115,7 +124,7 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
       'before': [keys[name] for name in stage.after],
       'facts': context.facts,
-      'version': glora_jax.__version__,
+      'version': frozen['version'] if frozen else glora_jax.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     own = f'{digest} {context.shards if stage.splits else 1}'
@@ -148,10 +157,20 @@ def _place(context: Context, stage: Stage, key: str) -> str:
 
 
 def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
-  """Names of the stages that run again, since their folder was made with another key."""
+  """Names of the stages that run again, since their folder was made with another key.
+
+  Raises:
+    ValueError: the test images were read since. Fields that differ have been named before.
+  """
   keys = keys_of(context, stages)
   marks = {x.name: read_mark(context.path(x.name)) for x in stages if not is_shared(context, x)}
-  return [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
+  names = [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
+  if names and is_tested(context.workdir):
+    raise ValueError(
+      f'{context.path(names[0])} was made with other fields, images, weights or devices, and the '
+      'test images were read since; start with the same as before, or choose another --workdir.'
+    )
+  return names
 
 
 def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
@@ -162,19 +181,6 @@ def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
 def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:
   """Whether a stage has left something in a workdir."""
   return any(os.path.exists(os.path.join(workdir, stage.name, MARK)) for stage in stages)
-
-
-def require_tested(context: Context, stages: Sequence[Stage]) -> None:
-  """Raises ValueError if the test images were read and a stage would now run on something else.
-
-  Fields that differ from `config.json` have been reported before.
-  """
-  if os.path.exists(context.path(TEST_LIST)) and (names := made_otherwise(context, stages)):
-    raise ValueError(
-      f'{context.path(names[0])} was made with other fields, images, weights or devices, or by '
-      'another version of glora_jax, and the test images were read since; start with the same as '
-      'before, or choose another --workdir.'
-    )
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:

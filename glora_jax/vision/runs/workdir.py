@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import filelock
 
@@ -42,6 +42,20 @@ class InUseError(UserError):
   """Another process holds a workdir."""
 
 
+class _TestList(TypedDict):
+  """The content of `test_list.json`.
+
+  Attributes:
+    version: version of this package that made the structures.
+    result: name of the one that is the result.
+    structures: facts of each, by name, with a fingerprint of its weights.
+  """
+
+  version: str
+  result: str
+  structures: dict[str, dict[str, Any]]
+
+
 class Change(NamedTuple):
   """A field whose value differs from the one in its workdir.
 
@@ -62,10 +76,10 @@ class Change(NamedTuple):
 def changes_of(
   settings: RunSettings, workdir: Path, read: Iterable[str], tasks: Sequence[Path] = ()
 ) -> tuple[Change, ...]:
-  """The fields in which a config differs from the `config.json` of its workdir.
+  """The fields that stages read and that differ from the `config.json` of the workdir.
 
-  Fields that change no result, `fields.FREE`, are not listed. Until the test images are read, what
-  a stage reads may be corrected, and the stage runs again. The tasks of a suite may not change.
+  Until the test images are read, what a stage reads may be corrected, and the stage runs again. The
+  tasks of a suite may not change.
 
   Args:
     settings: the given config.
@@ -76,18 +90,17 @@ def changes_of(
   Raises:
     ValueError: the workdir belongs to another config; the sentence lists the differences.
   """
-  if not os.path.exists(os.path.join(workdir, 'config.json')):
+  if not (is_finished(workdir) or os.path.exists(os.path.join(workdir, 'config.json'))):
     return ()
   old, new = read_values(workdir), values_of(settings)
   changes = tuple(
     Change(name, old.get(name), new.get(name))
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name)
+    if old.get(name) != new.get(name) and is_among(name, read)
   )
-  was_tested = any(os.path.exists(os.path.join(x, TEST_LIST)) for x in (workdir, *tasks))
+  was_tested = any(map(is_tested, (workdir, *tasks)))
   is_suite = any(len(expand(str(values.get('task')))) > 1 for values in (old, new))
-  fixed = (*(['task'] if is_suite else []), *(read if was_tested else []))
-  if refused := [change for change in changes if is_among(change.name, fixed)]:
+  if refused := [x for x in changes if was_tested or (is_suite and x.name == 'task')]:
     reason = ' Its test images were read.' if was_tested else ''
     raise ValueError(
       f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}.{reason} '
@@ -176,6 +189,23 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
   with lock:
     remove_partial_files(folder, written)
     yield
+
+
+def read_test_list(workdir: Path) -> dict[str, Any] | None:
+  """What a run tests; None before it is frozen, from when on test images may be read.
+
+  Raises:
+    OSError, ValueError: the list cannot be read, is damaged, or of a later version.
+  """
+  if not is_tested(workdir):
+    return None
+  remedy = 'use a new workdir, because what this one tests is no longer known'
+  return read_json(os.path.join(workdir, TEST_LIST), 'test list', _TestList, remedy)
+
+
+def is_tested(workdir: Path) -> bool:
+  """Whether the list of what a run tests is frozen, so that test images may have been read."""
+  return os.path.exists(os.path.join(workdir, TEST_LIST))
 
 
 def is_finished(workdir: Path) -> bool:

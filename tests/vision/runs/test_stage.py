@@ -17,6 +17,7 @@ from places import digests, program
 from tiny_jobs import Job
 from tiny_runs import changed, stages_of
 
+import glora_jax
 from glora_jax.compiling import reported
 from glora_jax.errors import UserError
 from glora_jax.method.presets import parse_preset_name
@@ -92,14 +93,33 @@ def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job
 def test_after_the_test_no_stage_runs_on_something_else(job):
   """Images and devices are in no `config.json`."""
   job.start()
-  (job.folder / 'test_list.json').touch()
+  freeze(job)
   for shards in (1, 4):
-    stage.require_tested(job.context(shards=shards), job.stages)
+    assert not stage.made_otherwise(job.context(shards=shards), job.stages)
   shutil.rmtree(job.folder / 'first')
-  stage.require_tested(job.context(), job.stages)  # what is gone is made again
+  assert not stage.made_otherwise(job.context(), job.stages)  # what is gone is made again
   for values in ({'facts': {'images': 3}}, {'search__mode': 'random'}):
     with pytest.raises(ValueError, match='the test images were read since; start with the same'):
-      stage.require_tested(job.context(**values), job.stages)
+      stage.made_otherwise(job.context(**values), job.stages)
+
+
+def freeze(job):
+  """Writes the list after which test images may be read."""
+  listed = {'version': glora_jax.__version__, 'result': 'linear', 'structures': {}}
+  write_json(job.folder / 'test_list.json', listed, 'test list')
+
+
+@pytest.mark.parametrize('is_tested', [False, True])
+@pytest.mark.parametrize('is_shared', [False, True])
+def test_another_version_repeats_all_stages_until_the_test_images_may_be_read(
+  is_shared, is_tested, tmp_path, monkeypatch
+):
+  job = Job(tmp_path / 'run', tmp_path / 'shared' if is_shared else None)
+  result, ran = job.start()
+  if is_tested:
+    freeze(job)
+  monkeypatch.setattr(glora_jax, '__version__', 'later')
+  assert job.start() == (result, [] if is_tested else ran)
 
 
 class Killed(BaseException):

@@ -47,13 +47,18 @@ def test_a_rate_that_diverged_wins_no_tie():
   assert best_on_val(rows)['rate'] == 0.01
 
 
+def listed(version, result, structure):
+  """The content of a list of one structure."""
+  return {'version': version, 'result': result, 'structures': {'lora': structure}}
+
+
 @pytest.mark.parametrize('is_suites', [False, True])
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(is_suites, tmp_path):
-  run = types.SimpleNamespace(path=lambda name: str(tmp_path / name))
+  run = types.SimpleNamespace(workdir=str(tmp_path), path=lambda name: str(tmp_path / name))
   structure = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
-  first = {'result': 'lora', 'structures': {'lora': {**structure, 'val_accuracy': 0.905}}}
-  again = {'result': 'linear', 'structures': {'lora': {**structure, 'val_accuracy': 0.900}}}
-  other = {'result': 'lora', 'structures': {'lora': {**structure, 'weights': 'others'}}}
+  first = listed('1', 'lora', {**structure, 'val_accuracy': 0.905})
+  again = listed('2', 'linear', {**structure, 'val_accuracy': 0.900})
+  other = listed('1', 'lora', {**structure, 'weights': 'others'})
   frozen = first if is_suites else results.freeze(run, first)
   for _ in range(2):
     assert results.freeze(run, again, frozen if is_suites else None) == first

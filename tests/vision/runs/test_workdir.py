@@ -12,6 +12,7 @@ import tiny_runs
 from label_lists import write_images
 from places import digests, program
 
+import glora_jax
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.stage import read_by
@@ -87,7 +88,7 @@ def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
   free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__dir': 'moved'}
   fields = {'training__epochs': 20, 'seed': 7, **free, 'data__workers': 2}
   assert not change(tmp_path, tested=True, **fields, checkpoint_epochs=3)
-  assert change(tmp_path, **fields, allocation__max_rank=3) == {'allocation.max_rank': 3}  # unread
+  assert not change(tmp_path, **fields, allocation__max_rank=3)  # no stage reads it
   before = digests(tmp_path)
   with pytest.raises(
     ValueError, match=r'search.parents was 10 and is now 2\. Its test images were'
@@ -180,22 +181,42 @@ def finished(short, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'name', ['adapter.safetensors', 'folded/model.safetensors', 'test_list.json', 'result.json']
+  'name, folder',
+  [('result.json', 'structure'), ('training/linear/stage.json', 'training/linear')],
 )
-def test_a_file_of_another_run_in_a_finished_workdir_is_named(name, short, finished, tmp_path):
-  """Without it the same command ends in the result that there was."""
+def test_a_result_and_a_stage_of_two_runs_in_one_workdir_are_named(
+  name, folder, short, finished, tmp_path
+):
+  """Without them the same command ends in the result that there was."""
   workdir = tmp_path / 'run'
   shutil.copytree(finished[0], workdir)
   result = experiment.run(short, str(workdir))
   shutil.copy(finished[1] / name, workdir / name)
   before = digests(workdir)
-  with pytest.raises(ValueError, match=re.escape(f'{workdir / name} does not belong to ')):
+  sentence = f'{workdir}/result.json does not belong to {workdir / folder}: '
+  with pytest.raises(ValueError, match=re.escape(sentence)):
     experiment.run(short, str(workdir))
   assert digests(workdir) == before
-  os.remove(workdir / name)
+  shutil.rmtree(workdir / 'training')
+  (workdir / 'result.json').unlink()
   again = experiment.run(short, str(workdir))
-  assert again == result or name == 'result.json'  # without which all is tested again
   assert tiny_runs.without_seconds(again) == tiny_runs.without_seconds(result)
+
+
+def test_a_finished_run_is_only_read_by_its_own_config_and_by_any_version(
+  short, finished, tmp_path, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished[0], workdir)
+  result = experiment.run(short, str(workdir))
+  monkeypatch.setattr(glora_jax, '__version__', 'later')
+  assert experiment.run(short, str(workdir)) == result
+  (workdir / 'result.json').unlink()  # killed before it was written
+  again = experiment.run(short, str(workdir))
+  assert tiny_runs.without_seconds(again) == tiny_runs.without_seconds(result)
+  (workdir / 'config.json').unlink()
+  with pytest.raises(FileNotFoundError, match=r'config\.json is missing; restore it'):
+    experiment.run(tiny_runs.changed(short, seed=7), str(workdir))
 
 
 def test_a_folder_is_held_until_its_holder_ends_however_it_ends(tmp_path):

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.errors import UserError
-from glora_jax.files import read_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
@@ -48,7 +48,7 @@ from glora_jax.vision.runs.stages.training import (
   is_guessing,
   share_of_largest_class,
 )
-from glora_jax.vision.runs.workdir import TEST_LIST
+from glora_jax.vision.runs.workdir import TEST_LIST, read_test_list
 from glora_jax.vision.structure_names import (
   FINETUNING,
   FOUND,
@@ -78,7 +78,8 @@ class Listed(NamedTuple):
 
   def content(self) -> dict[str, Any]:
     """The content of `test_list.json`."""
-    return {'result': self.result, 'structures': self.rows}
+    version = glora_jax.__version__
+    return {'version': version, 'result': self.result, 'structures': self.rows}
 
 
 def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
@@ -171,28 +172,23 @@ def freeze(
   Raises:
     ValueError: another list was frozen before.
   """
-  path = context.path(TEST_LIST)
-  is_written = os.path.exists(path)
-  if is_written:
-    remedy = 'use a new workdir, because what this one tests is no longer known'
-    frozen = read_json(path, 'test list', dict[str, Any], remedy)
-  if frozen is None:
-    frozen = listed
-  elif _without_accuracies(frozen) != _without_accuracies(listed):
+  written, path = read_test_list(context.workdir), context.path(TEST_LIST)
+  frozen = written or frozen or listed
+  if _without_accuracies(frozen) != _without_accuracies(listed):
     raise UserError(
       f'{path} was frozen with other structures than this run has now; use a new workdir.'
     )
-  if not is_written and meshes.primary():
+  if written is None and meshes.primary():
     write_json(path, frozen, 'test list')
   return frozen
 
 
-# These may differ between devices, by an image or two.
-_VARYING = ('val_accuracy', 'val_loss', 'result')
+# Accuracies may differ between devices, by an image or two.
+_VARYING = ('val_accuracy', 'val_loss', 'result', 'version')
 
 
 def _without_accuracies(content: Any) -> Any:
-  """A list without what may differ between devices."""
+  """A list without what may differ between starts."""
   if isinstance(content, Mapping):
     return {x: x in _VARYING or _without_accuracies(value) for x, value in content.items()}
   return [_without_accuracies(row) for row in content] if isinstance(content, list) else content
@@ -239,7 +235,7 @@ class Result(TypedDict):
   data: _Data
   weights: str
   seconds: dict[str, float]
-  sha256: dict[str, str]
+  stages: dict[str, str]  # the keys of those in the workdir
 
 
 def write_results(
