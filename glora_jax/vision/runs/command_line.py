@@ -308,27 +308,19 @@ def path_of(name: str) -> str:
 
 def inventory() -> str:
   """What is available, and what is ready on this machine; nothing is downloaded or prepared."""
+  # These import JAX, which other commands need not wait for.
   from glora_jax.method.presets import PLACES, PRESETS
-  from glora_jax.vision.data.task import (
-    Source,
-  )  # imports JAX, which other commands need not wait for
-  from glora_jax.vision.runs.sections import SEARCH
-  from glora_jax.vision.structure_names import GENOME_ENDING, GRADIENT, TRANSFER
+  from glora_jax.vision.data.task import Source
+  from glora_jax.vision.runs import config, schema
 
-  structures = (
-    (SEARCH, 'found by training a supernet and searching it'),
-    (GRADIENT, 'allocated from one gradient of your task'),
-    (TRANSFER, "allocated from other tasks' scores of the backbone"),
-    ('a preset', 'see below'),
-    (f'PATH{GENOME_ENDING}', 'the structure of an earlier run'),
-  )
+  structure = schema.meanings_of(config.RunSettings)['structure']
   return '\n'.join(
     [
       'Configs: --config NAME[:ARGUMENTS]',
       *_rows(_configs()),
       '',
       'Structures: --config.structure=NAME',
-      *_rows(structures),
+      textwrap.fill(structure, 100, initial_indent='  ', subsequent_indent='  '),
       '',
       'Presets: --config.structure=NAME, or as baselines --config.presets="(\'NAME\',)"',
       f'  {", ".join(PRESETS)}',

@@ -8,6 +8,7 @@ from places import ROOT
 
 from glora_jax.vision.data import catalog
 from glora_jax.vision.runs import command_line, terminal
+from glora_jax.vision.runs.sections import NO_PRESETS
 
 
 def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
@@ -16,6 +17,7 @@ def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   text = command_line.inventory()
   names = (*command_line.names(), 'hira', 'in21k-B/16')
   assert all(f' {name}' in text for name in names)
+  assert all(repr(name) in text for name in NO_PRESETS)
   assert 'ready: 1 (cifar100)' in ' '.join(text.split())
   assert 'Domain generalization; ready: 0' in text
 
