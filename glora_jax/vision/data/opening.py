@@ -126,13 +126,13 @@ def open_images(
   for split, examples in splits.items():
     if split in in_memory:
       path = cache and _path_in(cache, rows[split], image_size, rule)
-      images[split], faults[split] = pipeline.decode(examples, image_size, rule, split, path)
+      images[split], faults[split] = pipeline.decode(examples, image_size, rule, split, path=path)
     elif is_known:
       reason = 'could not be decoded at an earlier start'
       faults[split] = [reason * (row.content in were_left_out) for row in rows[split]]
     else:
       faults[split] = pipeline.look_at(examples)
-  for split, indices in pipeline.choose_readable(faults, skip_broken).items():
+  for split, indices in pipeline.choose_readable(splits, faults, skip_broken).items():
     if len(indices) < len(rows[split]):
       splits[split] = Part(splits[split], indices)
       rows[split] = [

@@ -24,7 +24,7 @@ from glora_jax.checks import printable
 from glora_jax.files import writing
 from glora_jax.training import batches
 from glora_jax.vision.data.examples import Example, Examples
-from glora_jax.vision.data.image import ResizeRule, resize
+from glora_jax.vision.data.image import CROP, ResizeRule, resize
 from glora_jax.vision.files import Array, read_if_whole, write_arrays
 
 log = logging.getLogger(__name__)
@@ -99,12 +99,18 @@ def load(
     UnreadableImages: there are images that cannot be decoded.
   """
   images, faults = decode(examples, image_size, rule, title)
-  readable = choose_readable({title: faults}, skip_broken)[title]
+  readable = choose_readable({title: examples}, {title: faults}, skip_broken)[title]
   return Split(images[readable], examples.labels[readable])
 
 
 def decode(
-  examples: Examples, image_size: int, rule: ResizeRule, title: str, path: str | None = None
+  examples: Examples,
+  image_size: int,
+  rule: ResizeRule,
+  title: str,
+  *,
+  share: float = CROP,
+  path: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
   """The images of `load`, and what is wrong with each.
 
@@ -113,13 +119,14 @@ def decode(
     image_size: see `load`.
     rule: see `load`.
     title: see `load`.
+    share: see `image.resize`.
     path: npz file in which the images are kept if all can be decoded; None keeps none.
 
   Returns:
-    uint8 [image, size, size, 3]; and a sentence on each image that cannot be decoded, '' on others.
+    uint8 [image, size, size, 3]; and why each image cannot be decoded, '' for those that can.
   """
   number = len(examples.labels)
-  images = np.empty((number, image_size, image_size, 3), np.uint8)
+  images = np.zeros((number, image_size, image_size, 3), np.uint8)
   if path is not None:
     cached = read_if_whole(path, 'images', {'images': Array('u', images.shape)})
     if cached is not None:
@@ -128,9 +135,9 @@ def decode(
       log.warning('%s is damaged; reading its images again.', path)
 
   def read(index: int) -> None:
-    images[index] = resize(examples[index].image(), image_size, rule)
+    images[index] = resize(examples[index].image(), image_size, rule, share)
 
-  faults = in_parallel(functools.partial(_fault, examples, read), number, title)
+  faults = _try_all(read, number, title)
   if path is not None and not any(faults):
     with writing(path):
       os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -139,57 +146,63 @@ def decode(
 
 
 def look_at(examples: Examples) -> list[str]:
-  """What is wrong with each example, as `decode` returns it, in less time."""
-
-  def look(index: int) -> None:
-    examples[index].image(draft=True)
-
-  fault = functools.partial(_fault, examples, look)
-  return in_parallel(fault, len(examples.labels), 'opening every image once')
-
-
-def _fault(examples: Examples, read: Callable[[int], None], index: int) -> str:
-  """Reads the example at an index, and says what is wrong with it."""
-  try:
-    read(index)
-  except OSError as error:
-    return _sentence(examples[index], error)
-  return ''
+  """Why each example cannot be decoded, as `decode` returns it, in less time."""
+  return _try_all(
+    lambda index: examples[index].image(draft=True),
+    len(examples.labels),
+    'opening every image once',
+  )
 
 
-def _sentence(example: Example, error: OSError) -> str:
-  return f'{printable(example.name)}: {error}'
+def _try_all(read: Callable[[int], object], number: int, title: str) -> list[str]:
+  """Reads the examples at 0 to number - 1, and says what is wrong with each."""
+
+  def attempt(index: int) -> str:
+    try:
+      read(index)
+    except OSError as error:
+      return str(error)
+    return ''
+
+  return in_parallel(attempt, number, title)
 
 
 def choose_readable(
-  faults: Mapping[str, Sequence[str]], skip_broken: bool
+  splits: Mapping[str, Examples], faults: Mapping[str, Sequence[str]], skip_broken: bool
 ) -> dict[str, np.ndarray]:
   """Indices of the images that can be decoded, by split; a warning names the others.
 
   Args:
-    faults: what `decode` or `look_at` said of each split.
+    splits: the examples of each split.
+    faults: what `decode` or `look_at` said of them.
     skip_broken: whether there may be others.
 
   Raises:
     UnreadableImages: there are others and may be none, or in a split nothing else.
   """
   number = sum(map(len, faults.values()))
-  broken = [fault for of_split in faults.values() for fault in of_split if fault]
-  if broken and not skip_broken:
-    raise UnreadableImages(broken, number)
-  for of_split in faults.values():
-    if all(of_split):
+  broken = {
+    split: [_sentence(splits[split][n], fault) for n, fault in enumerate(of_split) if fault]
+    for split, of_split in faults.items()
+  }
+  sentences = [sentence for of_split in broken.values() for sentence in of_split]
+  if sentences and not skip_broken:
+    raise UnreadableImages(sentences, number)
+  for split, of_split in broken.items():
+    if len(of_split) == len(faults[split]):
       raise UnreadableImages(of_split, len(of_split))
-  if broken:
+  if sentences:
     log.warning(
       '%d of %d images cannot be decoded and are left out: %s',
-      len(broken),
-      number,
-      '; '.join(broken[:_NAMED_IN_WARNING]),
+      *(len(sentences), number, '; '.join(sentences[:_NAMED_IN_WARNING])),
     )
   return {
     split: np.flatnonzero([not fault for fault in of_split]) for split, of_split in faults.items()
   }
+
+
+def _sentence(example: Example, reason: object) -> str:
+  return f'{printable(example.name)}: {reason}'
 
 
 def require_writable(cache: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ import numpy as np
 
 from glora_jax.checks import shown
 from glora_jax.errors import UserError
-from glora_jax.vision.data import image
+from glora_jax.vision.data import image, pipeline
+from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.normalization import Normalization, normalize
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.metadata import check_agreement, require_normalization
@@ -149,29 +149,21 @@ class Classifier:
         f'images={shown(images)} must be a list of paths; find_images makes one of a folder.'
       )
     batch_size = max(1, min(batch_size, len(images)))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      for start in range(0, len(images), batch_size):
-        paths = images[start : start + batch_size]
-        decoded = list(pool.map(self._read, paths))
-        pixels = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8)
-        for number, picture in enumerate(decoded):
-          if not isinstance(picture, str):
-            pixels[number] = picture
-        batch = np.asarray(self._forward(self._params, pixels))  # [batch, classes]
-        if not np.isfinite(batch).all():
-          raise UserError(
-            f'{self._path} returns logits that are not finite; its weights or its normalization '
-            'are damaged, get it again.'
-          )
-        for path, picture, probabilities in zip(paths, decoded, batch, strict=False):
-          yield Prediction(path, picture if isinstance(picture, str) else probabilities)
-
-  def _read(self, path: str) -> np.ndarray | str:
-    """Pixels, uint8 [size, size, 3], or what is wrong with the file."""
-    try:
-      return image.resize(image.decode(path), self.image_size, self.rule, self.share)
-    except OSError as error:
-      return str(error)
+    for start in range(0, len(images), batch_size):
+      paths = list(images[start : start + batch_size])
+      files = Files(paths, [0] * len(paths))
+      pixels, faults = pipeline.decode(
+        files, self.image_size, self.rule, 'images', share=self.share
+      )
+      padded = np.pad(pixels, [(0, batch_size - len(paths)), (0, 0), (0, 0), (0, 0)])
+      batch = np.asarray(self._forward(self._params, padded))  # [batch, classes]
+      if not np.isfinite(batch).all():
+        raise UserError(
+          f'{self._path} returns logits that are not finite; its weights or its normalization '
+          'are damaged, get it again.'
+        )
+      for path, fault, probabilities in zip(paths, faults, batch, strict=False):
+        yield Prediction(path, fault or probabilities)
 
 
 def most_probable(
