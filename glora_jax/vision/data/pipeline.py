@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,41 +231,51 @@ def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T
     title: title of the progress bar.
   """
   together = max(1, min(_MOST_TOGETHER, number // (4 * THREADS)))
+  results = read_ahead(function, number, together)
+  is_short = number < _FEWEST_WITH_PROGRESS
+  return list(tqdm(results, title, total=number, unit='image', disable=is_short))
 
-  def compute(part: int) -> list[T]:
-    start = part * together
-    return [function(index) for index in range(start, min(start + together, number))]
 
-  parts = -(-number // together)
-  computed = tqdm(
-    by_threads(compute, parts),
-    title,
-    total=parts,
-    unit='image',
-    unit_scale=together,
-    disable=number < _FEWEST_WITH_PROGRESS,
-  )
-  return [result for part in computed for result in part]
+def read_ahead(
+  function: Callable[[int], T], number: int, together: int, *, ahead: int = 0, workers: int = 0
+) -> Iterator[T]:
+  """The results of a function for 0 to number - 1, in their order, some of them computed ahead.
+
+  Args:
+    function: function of an index; in a process its result is an array.
+    number: number of indices.
+    together: results that are handed over at a time, which costs more than decoding a small image.
+    ahead: results that are held ready, at least.
+    workers: processes that compute; 0 computes in threads of this one.
+  """
+  groups = grain.MapDataset.source(_Groups(function, number, together))
+  if not workers:
+    held = max(THREADS, ahead // together)
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=held)
+    return itertools.chain.from_iterable(groups.to_iter_dataset(options))
+  if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+    flags.FLAGS.mark_as_parsed()
+  no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  held = max(1, ahead // (together * workers))
+  processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=held)
+  in_processes = groups.to_iter_dataset(no_threads).mp_prefetch(processes)
+  return itertools.chain.from_iterable(in_processes)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Results:
-  """The random access that grain wants: the results of a function for 0 to number - 1."""
+class _Groups:
+  """The random access that grain wants: results of a function, some at a time."""
 
   function: Callable[[int], Any]
   number: int
+  together: int
 
   def __len__(self) -> int:
-    return self.number
+    return -(-self.number // self.together)
 
-  def __getitem__(self, index: int) -> Any:
-    return self.function(index)
-
-
-def by_threads(function: Callable[[int], T], number: int, ahead: int = 0) -> grain.IterDataset[T]:
-  """The results of a function for 0 to number - 1, in their order, some computed ahead."""
-  options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(THREADS, ahead))
-  return grain.MapDataset.source(_Results(function, number)).to_iter_dataset(options)
+  def __getitem__(self, group: int) -> list[Any]:
+    start = group * self.together
+    return [self.function(n) for n in range(start, min(start + self.together, self.number))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -298,31 +309,19 @@ class Stream:
 
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
-    # Handing over small images costs more than decoding them.
-    most_at_a_time = min(16, max(1, (224 // self.image_size) ** 2))
-    parts = -(-indices.shape[1] // most_at_a_time)
-    decode = functools.partial(self._decode, np.asarray(indices), parts)
-    number = len(indices) * parts
-    if not self.workers:
-      yield from by_threads(decode, number, _BATCHES_AHEAD * parts).batch(parts, batch_fn=joined)
-      return
-    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
-      flags.FLAGS.mark_as_parsed()
-    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    processes = grain.MultiprocessingOptions(
-      num_workers=self.workers, per_worker_buffer_size=_BATCHES_AHEAD
+    indices = np.asarray(indices)
+    images = read_ahead(
+      functools.partial(self._read, indices.ravel()),
+      indices.size,
+      min(16, max(1, (224 // self.image_size) ** 2)),
+      ahead=_BATCHES_AHEAD * indices.shape[1],
+      workers=self.workers,
     )
-    decoded = grain.MapDataset.source(_Results(decode, number)).batch(parts, batch_fn=joined)
-    yield from decoded.to_iter_dataset(no_threads).mp_prefetch(processes)
+    for row in indices:
+      yield Split(np.stack(list(itertools.islice(images, len(row)))), self.labels[row])
 
-  def _decode(self, indices: np.ndarray, parts: int, number: int) -> Split:
-    """One of the parts of the batches, counted through all of them."""
-    row, part = divmod(number, parts)
-    chosen = np.array_split(indices[row], parts)[part]
-    return Split(np.stack([self._read(int(index)) for index in chosen]), self.labels[chosen])
-
-  def _read(self, index: int) -> np.ndarray:
-    example = self.examples[index]
+  def _read(self, indices: np.ndarray, number: int) -> np.ndarray:
+    example = self.examples[int(indices[number])]
     try:
       return resize(example.image(), self.image_size, self.rule)
     except OSError as error:
