@@ -273,8 +273,8 @@ class _Groups:
   def __len__(self) -> int:
     return -(-self.number // self.together)
 
-  def __getitem__(self, group: int) -> list[Any]:
-    start = group * self.together
+  def __getitem__(self, index: int) -> list[Any]:
+    start = index * self.together
     return [self.function(n) for n in range(start, min(start + self.together, self.number))]
 
 

@@ -82,6 +82,17 @@ def test_streamed_images_are_opened_again_only_if_one_has_changed(task, tmp_path
   assert [times_read(), times_read()] == [5, 5]
 
 
+def test_names_that_are_no_text_are_recognized(tmp_path, read):
+  names = [f'{n}{name}.png' for n in range(2) for name in (',"', '\n', '\r', '\udcff', 'ü')]
+  write_images(tmp_path, names)
+  paths = [str(tmp_path / name) for name in names]
+  for _ in range(2):
+    splits = dict.fromkeys(SIZES, Files(paths, [0, 1] * 5, str(tmp_path)))
+    task = Task('odd', ('cat', 'dog'), splits, origin='a test')
+    open_images(task, 8, (), folder=str(tmp_path), has_begun=True)
+    assert len(read) == 30
+
+
 def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, caplog):
   break_images(tmp_path)
   with pytest.raises(UnreadableImages, match=r'^3 of 12 images') as raised:
