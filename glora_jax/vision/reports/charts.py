@@ -82,23 +82,17 @@ def axis(
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
   """Multiples of 1, 2, 2.5 or 5 times a power of ten, around two numbers."""
-  least = max((high - low) / _INTERVALS * (1 - 1e-9), float(whole))
-  power = math.floor(math.log10(least))
-  steps = [float(f'{factor}e{power}') for factor in (1, 2, 2.5, 5, 10)]
-  step = next(step for step in steps if step >= least and not (whole and step % 1))
+  rounds = (float(f'{factor}e{power}') for power in range(-20, 20) for factor in (1, 2, 2.5, 5))
+  least = (high - low) / _INTERVALS * (1 - 1e-9)
+  step = next(step for step in rounds if step >= least and not (whole and step % 1))
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
   return [round(number * step, 9) for number in range(first, last + 1)]
 
 
 def _decades(low: float, high: float) -> list[float]:
-  """Round ends around two positive numbers, and powers of ten (if few, also 2 and 5) between."""
-  rounds = [float(f'{factor}e{power}') for power in range(-323, 308) for factor in (1, 2, 5)]
-  first = max(value for value in rounds if value <= low)
-  last = min(value for value in rounds if value >= high)
-  ticks = [value for value in rounds if first <= value <= last]
-  if len(ticks) <= _INTERVALS + 1:
-    return ticks
-  return [value for value in ticks if value in (first, last) or f'{value:e}'.startswith('1')]
+  """Powers of ten around two positive numbers."""
+  first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+  return [float(f'1e{power}') for power in range(first, last + 1)]
 
 
 class Line(NamedTuple):

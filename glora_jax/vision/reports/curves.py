@@ -51,33 +51,33 @@ def search_blocks(findings: Findings) -> list[Any]:
 def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> Chart:
   params = count_params(findings.spec, genomes)
   budget, searched = findings.result['budget'], findings.result['structures']['search']['genome']
-  marks = [('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
-  front = charts.steps([(x, y) for _, x, y, _, _ in marks])
-  marks += [
-    (f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
+  front = [_mark('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
+  presets = [
+    _mark(f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
     for name, found in findings.presets.items()
   ]
-  marks += [
-    ('chosen: ', params[at], error[at], 'red', 'star')
+  chosen = [
+    _mark('chosen: ', params[at], error[at], 'red', 'star')
     for at in np.flatnonzero((genomes == np.array(searched)).all(axis=(1, 2)))
   ]
   limit = [] if budget is None else [budget]
-  legend = [('presets', 'purple', 'diamond')] if findings.presets else []
+  legend = [('presets', 'purple', 'diamond')] if presets else []
   return Chart(
     "Error against parameters, with the supernet's weights",
-    axis('trained parameters', [0, *params, *limit, *(x for _, x, *_ in marks)]),
-    axis('error in %', [*error, *(y for _, _, y, *_ in marks)], most=100),
+    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
+    axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
     [
       Line('scored', 'grey', charts.thinned(params, error), 'dots'),
-      Line('Pareto front', 'teal', front),
+      Line('Pareto front', 'teal', charts.steps([mark.at for mark in front])),
     ],
-    [
-      Mark((x, y), f'{name}{x:,} parameters, {y:.1f}% wrong', *style)
-      for name, x, y, *style in marks
-    ],
+    [*front, *presets, *chosen],
     [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
     [*legend, ('chosen', 'red', 'star')],
   )
+
+
+def _mark(name: str, params: int, error: float, color: str, shape: str) -> Mark:
+  return Mark((params, error), f'{name}{params:,} parameters, {error:.1f}% wrong', color, shape)
 
 
 class _Measurement(TypedDict):
@@ -109,49 +109,37 @@ def _training_chart(
 ) -> Chart | None:
   """A metric by epoch, dashed on validation images; None if no value can be drawn."""
   is_loss, structures = metric == 'loss', result['structures']
-  labels = {name: tested['label'] for name, tested in structures.items()}
-  lines, marks, legend = [], [], {}
+  labels = {name: found['label'] for name, found in structures.items()}
+  lines, marks = [], []
   for number, (stage, measured) in enumerate(stages.items()):
     color, name = f'series-{number % len(page.SERIES)}', stage_title(stage, labels)
+    best = structures.get(structure_of(stage), {}).get('best_epoch')
     for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
-      values = [
-        (line['epoch'], to_number(line.get(field)) * (1 if is_loss else 100)) for line in measured
+      values = [(line['epoch'], to_number(line.get(field))) for line in measured]
+      curve = [
+        (x, y if is_loss else 100 * y)
+        for x, y in values
+        if np.isfinite(y) and (y > 0 or not is_loss)
       ]
-      curve = [(x, y) for x, y in values if np.isfinite(y) and (y > 0 or not is_loss)]
-      if not curve:
-        continue
-      lines.append(Line(name, color, curve, kind))
+      if curve:
+        lines.append(Line(name, color, curve, kind))
       split = ', validation' if kind == 'dashed' else ''
-      marks += [  # a single point has no line
-        Mark(
-          at,
-          f'{name}{split}, epoch {at[0]:g}: {at[1]:.4g}',
-          color,
-          'hidden' if curve[1:] else 'dot',
-        )
-        for at in curve
-        if len(curve) <= _FEW
-      ]
-      if split:
-        legend['validation images'] = kind
-        trained = structures.get(structure_of(stage), {})
+      for x, y in curve:
         # A compiled call may end some steps after the epoch.
-        best = [at for at in curve if round(at[0]) == trained.get('best_epoch') and not is_loss]
-        marks += [
-          Mark(at, f'{name}, best epoch {at[0]:g}: {at[1]:.1f}%', color, 'star') for at in best
-        ]
-        if best:
-          legend['best epoch'] = 'star'
+        is_best = kind == 'dashed' and round(x) == best
+        if is_best or len(curve) <= _FEW:
+          shape = 'star' if is_best else 'hidden' if curve[1:] else 'dot'
+          marks.append(Mark((x, y), f'{name}{split}, epoch {x:g}: {y:.4g}', color, shape))
   if not lines:
     return None
   xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
+  drawn = {line.kind for line in lines} | {mark.shape for mark in marks}
+  legend = [('validation images', 'dim', 'dashed'), ('best epoch', 'dim', 'star')]
   return Chart(
     f'{metric.capitalize()} by epoch',
     axis('epoch', [0, *xs], whole=True),
-    axis(
-      'loss' if is_loss else 'accuracy in %', ys, is_log=is_loss, most=np.inf if is_loss else 100
-    ),
+    axis('loss', ys, is_log=True) if is_loss else axis('accuracy in %', ys, most=100),
     lines,
     marks,
-    legend=[(name, 'dim', kind) for name, kind in legend.items()],
+    legend=[each for each in legend if each[-1] in drawn],
   )

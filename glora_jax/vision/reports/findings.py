@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from glora_jax.compiling import Compilation
@@ -11,7 +11,6 @@ from glora_jax.method.space import Spec
 from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.vision.data.task import Task
-from glora_jax.vision.reports import page
 from glora_jax.vision.reports.errors import Outcome
 
 
@@ -20,7 +19,7 @@ class Findings:
   """The findings of a run, for its page.
 
   Attributes:
-    result: content of `result.json`.
+    result: content of `result.json`, and how it was made (`provenance`).
     task: the task.
     spec: the layers that a search chose forms for; without a search those of the result.
     outcome: the result's answers on the test images; None if they were not read.
@@ -30,7 +29,6 @@ class Findings:
     allocation: the allocation; None without one.
     backbone: arguments of `weights.load` and `weights.refit` that load the base again.
     keeps_best: whether the weights are those of the best epoch on the validation images.
-    made: how it was found, process by process.
     programs: what was compiled, by stage and name.
   """
 
@@ -44,7 +42,6 @@ class Findings:
   allocation: Allocation | None = None
   backbone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   keeps_best: bool = False
-  made: Sequence[page.Made] = ()
   programs: Mapping[str, Mapping[str, Compilation]] = dataclasses.field(default_factory=dict)
 
   @property

@@ -14,7 +14,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -26,7 +26,6 @@ from glora_jax.vision.reports.charts import Chart
 from glora_jax.vision.reports.text import Table
 
 NAME = 'report.html'
-Made = Mapping[str, Any]  # a process in `provenance.json`
 # On light and on dark paper. The four accents can be told apart with protanopia and deuteranopia,
 # and so can the series.
 COLORS = {
@@ -220,23 +219,3 @@ def png(pixels: np.ndarray) -> str:
   buffer = io.BytesIO()
   Image.fromarray(np.asarray(pixels)).save(buffer, 'PNG', optimize=True)
   return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
-
-
-def reproduce(made: Iterable[Made], facts: Sequence[tuple[str, str]]) -> Section:
-  """The section on how to reproduce a result.
-
-  Args:
-    made: how it was made, process by process; equal ones are shown once.
-    facts: further terms and values.
-  """
-  blocks: list[Any] = [Facts(facts)]
-  found: list[Made] = []
-  for each in made:
-    if each not in found:
-      found.append(each)
-      versions = ', '.join(f'{name} {version}' for name, version in each['versions'].items())
-      blocks += [
-        each['command'] and Code(each['command']),
-        Facts([('Device', each['device']), ('Versions', versions)]),
-      ]
-  return Section('reproduce', 'Reproduce it', blocks)

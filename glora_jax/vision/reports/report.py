@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
+from markupsafe import Markup
+
+from glora_jax.compiling import MEMORY
 from glora_jax.vision.data import catalog
-from glora_jax.vision.reports import (
-  accuracy,
-  curves,
-  errors,
-  page,
-  parts,
-  structure,
-  table,
-  verdict,
-)
+from glora_jax.vision.reports import accuracy, curves, errors, page, structure, table, verdict
+from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.findings import Findings
 from glora_jax.vision.reports.pivots import Method, pivot
-from glora_jax.vision.reports.table import Board, board_of_run, rows_of, tell_other_images
-from glora_jax.vision.reports.text import PAPER_LABEL, duration, grouped
+from glora_jax.vision.reports.table import Board, Row, board_of_run, place_of, rows_of
+from glora_jax.vision.reports.text import (
+  PAPER_LABEL,
+  Table,
+  code,
+  duration,
+  grouped,
+  paragraph,
+  percent,
+  sentence_case,
+  stage_title,
+  weights_name,
+)
 from glora_jax.vision.reports.use import snippets
+from glora_jax.vision.structure_names import FINETUNING, FOUND, GENOME_ENDING
 
+EQUATION = paragraph(
+  'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',
+  code("W' = W + W*A + B, b' = b + b*D + E + C W"),
+)
 _REMEDY = """
 If a training diverged or learned nothing, try a lower rate (suite.rate, suite.rates,
 training.learning_rate), bounded gradients (training.max_grad_norm=1) or more epochs
 (training.epochs) in a new workdir.
 """
+_MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
+_RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
+_LONG = 20  # rows of a table that is folded
 
 
 def write_run(workdir: str, findings: Findings) -> None:
@@ -48,21 +64,21 @@ def write_run(workdir: str, findings: Findings) -> None:
     heading=findings.task.name,
     verdict=[verdict.tell_verdict(result), verdict.tell_result(result)],
     warnings=warnings(board),
-    figures=figures(board, methods, findings),
+    figures=figures(board, methods),
     sections=[
       page.Section('accuracy', 'Accuracy', accuracy.blocks_of(board, methods)),
-      page.Section('structure', 'Structure', parts.structures(board)),
+      page.Section('structure', 'Structure', structures(board, methods)),
       page.Section('allocation', allocated, structure.blocks_of(findings.allocation, result)),
       page.Section('search', 'Search', curves.search_blocks(findings)),
       page.Section(
         'training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)
       ),
       page.Section('errors', 'Errors', errors.blocks_of(findings.task.classes, findings.outcome)),
-      page.Section('cost', 'Cost', parts.cost_of_run(findings)),
+      page.Section('cost', 'Cost', [*cost(board, methods), table_of_programs(findings), _MEMORY]),
       page.Section(
         'run', 'What was run', [verdict.tell_run(findings), verdict.tell_protocol(findings)]
       ),
-      page.reproduce(findings.made, parts.facts(board)),
+      page.Section('reproduce', 'Reproduce it', reproduce(board)),
       page.Section('use', 'Use it', snippets(workdir, findings)),
     ],
   )
@@ -78,7 +94,6 @@ def write_board(board: Board, workdir: str) -> None:
   methods = pivot(board)
   table.write(workdir, rows_of(board))
   family = catalog.FAMILIES.get(board.family)
-  made = [each for result in board.results.values() for each in result.get('provenance', ())]
   page.write(
     workdir,
     what=f'{len(board.results)} of {len(board.cells)} runs of {board.title}',
@@ -87,44 +102,14 @@ def write_board(board: Board, workdir: str) -> None:
     warnings=warnings(board),
     sections=[
       page.Section('accuracy', 'Accuracy', accuracy.blocks_of(board, methods)),
-      page.Section('runs', 'Runs', parts.runs(board, workdir)),
-      page.Section('rates', 'Learning rates', parts.rates(board)),
-      page.Section('structure', 'Structures', parts.structures(board)),
-      page.Section('cost', 'Cost', parts.cost_of_board(board, methods)),
-      page.Section('sources', 'Published accuracies', parts.published_sources(board, methods)),
-      page.reproduce(made, parts.facts(board)),
+      page.Section('runs', 'Runs', runs(board, workdir)),
+      page.Section('rates', 'Learning rates', rates(board)),
+      page.Section('structure', 'Structures', structures(board, methods)),
+      page.Section('cost', 'Cost', cost(board, methods)),
+      page.Section('sources', 'Published accuracies', sources(board, methods)),
+      page.Section('reproduce', 'Reproduce it', reproduce(board)),
     ],
   )
-
-
-def warnings(board: Board) -> list[str]:
-  """The paper's protocol; what failed or learned nothing, by reason, and what may help."""
-  troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
-  for name in filter(board.results.get, board.tested):
-    for found in board.results[name]['structures'].values():
-      place = [name, '' if board.is_grid else found['label']]
-      troubles.append((found.get('learned_nothing'), ', '.join(filter(None, place))))
-  by_reason = grouped([each for each in troubles if each[0]], lambda each: each[0])
-  sentences = [
-    f'{", ".join(name for _, name in alike)}: {reason}' for reason, alike in by_reason.items()
-  ]
-  return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
-
-
-def figures(
-  board: Board, methods: Sequence[Method], findings: Findings
-) -> list[tuple[str, str, str]]:
-  """The most important numbers of a run: accuracy, parameters, time."""
-  title = accuracy.headline(methods)
-  [chosen] = [method for method in methods if method.is_strong]
-  number = chosen.cells[title]
-  between = '{:.1f} to {:.1f} (95%)'.format(*accuracy.ends_of(board, chosen, title))
-  devices = dict.fromkeys(made['device'].partition(';')[0] for made in findings.made)
-  return [
-    (f'{title} accuracy', f'{number}%', between),
-    ('trained parameters', str(chosen.parameters), 'without the head'),
-    ('time', duration(sum(findings.result['seconds'].values())), ', '.join(devices)),
-  ]
 
 
 def run_table(result: Mapping[str, Any]) -> str:
@@ -140,17 +125,209 @@ def run_table(result: Mapping[str, Any]) -> str:
 
 def summary(board: Board, workdir: str) -> str:
   """The text that the command line prints at the end of a suite."""
-  methods, told = pivot(board), []
+  methods, lines = pivot(board), []
   if methods:
     theirs = [method for method in methods if method.label == 'GLoRA'][:1]
     shown = [method for method in methods if not method.is_published] + theirs
-    told = [accuracy.table_of(board, shown), '', *accuracy.tell_gains(board, methods)]
+    lines = [str(accuracy.table_of(board, shown)), '', *accuracy.tell_gains(board, methods)]
+  lines += [f'{name} failed: {sentence}' for name, sentence in board.failed.items()]
+  lines += filter(None, [table.tell_other_images(board)])
   states = [board.state(name) for name in board.cells]
   counts = ', '.join(f'{states.count(state)} {state}' for state in ('done', 'failed', 'not ready'))
-  lines = [
-    *told,
-    *(f'{name} failed: {sentence}' for name, sentence in board.failed.items()),
-    *filter(None, [tell_other_images(board)]),
-    f'{counts} of {len(board.cells)} runs. Page: {workdir}/{page.NAME}',
+  return '\n'.join([*lines, f'{counts} of {len(states)} runs. Page: {page.path(workdir)}'])
+
+
+def warnings(board: Board) -> list[str]:
+  """The paper's protocol; what failed or learned nothing, by reason, and what may help."""
+  troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
+  for name in filter(board.results.get, board.tested):
+    for found in board.results[name]['structures'].values():
+      if reason := found.get('learned_nothing'):
+        label = '' if board.is_grid else found['label']
+        troubles.append((reason, ', '.join(filter(None, [name, label]))))
+  sentences = [
+    f'{", ".join(name for _, name in same)}: {reason}'
+    for reason, same in grouped(troubles, lambda trouble: trouble[0]).items()
   ]
-  return '\n'.join(map(str, lines))
+  return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
+
+
+def figures(board: Board, methods: Sequence[Method]) -> list[tuple[str, str, str]]:
+  """The most important numbers of a run: accuracy, parameters, time."""
+  title, chosen = accuracy.headline(methods), accuracy.best_of(board, methods)
+  low, high = accuracy.ends_of(board, chosen, title)
+  [result] = board.results.values()
+  devices = dict.fromkeys(made['device'].partition(';')[0] for made in result['provenance'])
+  return [
+    (f'{title} accuracy', f'{chosen.cells[title]}%', f'{low:.1f} to {high:.1f} (95%)'),
+    ('trained parameters', str(chosen.parameters), 'without the head'),
+    ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
+  ]
+
+
+def structures(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """Structures that were chosen for one task, and how much they agree over seeds."""
+
+  def found(row: Row) -> dict[str, Any]:
+    return board.results[row.run]['structures'][row.structure]
+
+  several = len({cell.seed for cell in board.tested.values()}) > 1
+  figures, told = [], []
+  for method in sorted(methods, key=lambda method: not method.is_strong):
+    first = method.rows[0]
+    is_chosen = method.is_strong or first.structure in FOUND
+    if not is_chosen or first.structure == FINETUNING:  # which has no adapter
+      continue
+    runs = {row.run: row for row in method.rows}.values()
+    if len(board.tasks) == 1:
+      title = sentence_case(method.label) + (f', seed {first.seed}' if several else '')
+      figures.append(structure.figure(title, found(first)['layers']))
+    by_line = grouped(runs, lambda row: place_of(row.task).line).values()
+    genomes = [[found(row)['genome'] for row in same] for same in by_line]
+    told.append(structure.tell_agreement(method.label, genomes))
+  return [*([EQUATION, structure.Structures(figures)] if figures else []), *told]
+
+
+def runs(board: Board, workdir: str) -> list[Any]:
+  """State and result of every run, and what the data of some lacks."""
+  titles = ('run', 'state', 'result', 'parameters', 'validation', 'test')
+  rows = []
+  for name in board.cells:
+    address, found = os.path.join(name, page.NAME), [''] * 4
+    link = Markup('<a href="{}">{}</a>').format(quote(address), name)
+    if result := board.results.get(name):
+      best = result['structures'][result['result']]
+      test = percent(best['test_accuracy']) if 'test_accuracy' in best else ''
+      found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
+    is_written = os.path.exists(os.path.join(workdir, address))
+    rows.append((link if is_written else name, board.state(name), *found))
+  blocks: list[Any] = [_folded(Table(f'All {len(rows)} runs', titles, rows, text_columns=3))]
+  told = 'Everything tested is in {}, written before the test images were read.'
+  blocks.append(Markup(told).format(code('test_list.json')))
+  if board.missing:
+    texts = [f'{name}: {reason}' for name, reason in board.missing.items()]
+    blocks += [page.Heading('Not ready'), page.Items(texts)]
+    blocks.append('--config.suite.prepare=True downloads what needs no manual download.')
+  if any(str(result['structure']).endswith(GENOME_ENDING) for result in board.results.values()):
+    blocks.append('Structures come from files that do not say how they were chosen.')
+  return blocks
+
+
+def _folded(table: Table) -> Any:
+  """A table, on request if it is long."""
+  return page.Details(table) if len(table.rows) > _LONG else table
+
+
+def rates(board: Board) -> list[Any]:
+  """Validation accuracy by learning rate, for every structure of every task that tried some."""
+  tried = [row for row in rows_of(board) if row.role == 'rate']
+  if not tried:
+    return []
+  columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
+  rows = []
+  for folder, same in grouped(tried, lambda row: os.path.dirname(row.run)).items():
+    shares = {board.cells[row.run].rate: row.accuracy for row in same}
+    cells = {rate: percent(share) for rate, share in shares.items()}
+    for rate, share in shares.items():
+      if share == max(shares.values()):
+        cells[rate] = Markup('<strong>{}</strong>').format(cells[rate])
+    rows.append((folder or board.title, *(cells.get(rate, '') for rate in columns)))
+  told = """
+    Tried with a seed that is not tested. What is tested was trained at the rate with the highest
+    validation accuracy, in bold; of equal ones, at that with the lowest validation loss.
+  """
+  titles = ('structure', *(f'{rate:g}' for rate in columns))
+  return [told, _folded(Table('Validation accuracy in percent by learning rate', titles, rows))]
+
+
+def cost(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """The time of all runs by stage or by task, and of one run of each structure of a grid."""
+  if not board.results:
+    return []
+  is_suite = len(board.tasks) > 1
+  every = _bars(
+    (board.cells[name].task if is_suite else stage_title(stage, {}), seconds)
+    for name, result in board.results.items()
+    for stage, seconds in result['seconds'].items()
+  )
+  if not (board.is_grid and methods):
+    return [every]
+  one = [(method.label, method.mean('seconds', '.0f')) for method in methods]
+  return [
+    page.Heading('One run of each structure'),
+    _bars([(label, seconds.value) for label, seconds in one if seconds.done], 'purple'),
+    page.Heading('All runs'),
+    every,
+    'What several runs share counts in each of them.',
+  ]
+
+
+def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
+  """A bar for the time of everything, in order; times of one name are added up."""
+  by_name = grouped(seconds, lambda each: each[0]).items()
+  sums = [(name, sum(value for _, value in same)) for name, same in by_name]
+  return Bars([(name, value, duration(value)) for name, value in sums], color)
+
+
+def table_of_programs(findings: Findings) -> Table:
+  """What each stage compiled: the seconds that this took, and the memory of each device."""
+  labels = {name: tested['label'] for name, tested in findings.result['structures'].items()}
+  rows = [
+    (stage_title(stage, labels), name, duration(found['seconds']), *_mebibytes(found['memory']))
+    for stage, programs in findings.programs.items()
+    for name, found in programs.items()
+  ]
+  return Table(
+    'Compiled programs, and their memory on each device by the compiler',
+    ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
+    rows,
+    text_columns=2,
+  )
+
+
+def _mebibytes(memory: Mapping[str, int]) -> list[str]:
+  sizes = [memory.get(kind) for kind in MEMORY]
+  return ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
+
+
+def sources(board: Board, methods: Sequence[Method]) -> list[Any]:
+  """Where the published accuracies come from; nothing if none are shown."""
+  rows = [method.rows[0] for method in methods if method.is_published]
+  if not rows:
+    return []
+  papers = dict.fromkeys(f'{row.label}: {row.source}' for row in rows if row.source)
+  published = table.published()
+  seen = f'Seen in {"; ".join(published["seen_in"])}.'
+  return [page.Items(list(papers)), seen, *published['notes'].get(board.family, ())]
+
+
+def reproduce(board: Board) -> list[Any]:
+  """What the results were made from, and with which commands."""
+  results = [board.results[name] for name in board.tested if name in board.results]
+  found = {
+    'Seed': [str(result['seed']) for result in results],
+    'Learning rate': [
+      f'{x["rate"]:g}' for result in results for x in result['structures'].values()
+    ],
+    'Weights': [weights_name(result) for result in results],
+    'Input': [
+      f'{_RESIZED[result["data"]["resize"]]}, normalized as {result["normalization"]}'
+      for result in results
+    ],
+  }
+  for result in results:
+    images, data = 'Images' if len(board.tasks) == 1 else result['task'], result['data']
+    counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
+    told = paragraph(f'{data["origin"]}: {counts}.', *data['notes'])
+    found.setdefault(images, []).append(told)
+  facts = [(term, Markup(', ').join(dict.fromkeys(each))) for term, each in found.items() if each]
+  blocks: list[Any] = [page.Facts(facts)]
+  made = [each for result in board.results.values() for each in result.get('provenance', ())]
+  for at, each in enumerate(made):
+    if each not in made[:at]:
+      versions = ', '.join(f'{name} {version}' for name, version in each['versions'].items())
+      blocks += [
+        each['command'] and page.Code(each['command']),
+        page.Facts([('Device', each['device']), ('Versions', versions)]),
+      ]
+  return blocks

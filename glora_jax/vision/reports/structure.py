@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,33 +255,31 @@ def _score(units: Sequence[Unit], total: float) -> str:
   return Markup('<strong>{}</strong>{}').format(share, rank)
 
 
-def agreements(genomes: Iterable[tuple[str, str, Sequence]]) -> list[str]:
-  """How much structures of several seeds agree, in a sentence for each name; the mean over tasks.
+def tell_agreement(name: str, genomes: Sequence[Sequence[Sequence]]) -> str:
+  """How much structures of several seeds agree, the mean over tasks; '' if there is one seed.
 
   Args:
-    genomes: (name of the structure, its task, int [rows, 5]).
+    name: the name of the structures.
+    genomes: those of every task, each int [rows, 5].
 
   Example:
     >>> lora = np.zeros((3, 5), np.int8)
     >>> lora[0, 1] = 3
-    >>> agreements([('gradient', '', lora), ('gradient', '', lora)])[0].partition(' (')[0]
+    >>> tell_agreement('gradient', [[lora, lora]]).partition(' (')[0]
     'Gradient: of the tensors that one of 2 seeds trains, another trains 100% in the same form'
   """
-  sentences = []
-  for name, same in grouped(genomes, lambda each: each[0]).items():
-    by_task = grouped(same, lambda each: each[1]).values()
-    several = [[np.array(genome) for *_, genome in seeds] for seeds in by_task if len(seeds) > 1]
-    if several:
-      share, chance = np.mean([agreement(seeds) for seeds in several], axis=0)
-      is_little = share - chance < _LITTLE * (1 - chance)
-      little = ' That is little: do not read much into the places that a single seed chooses.'
-      tasks = f', the mean over {len(several)} tasks' if len(several) > 1 else ''
-      sentences.append(
-        f'{sentence_case(name)}: of the tensors that one of {len(several[0])} seeds trains, '
-        f'another trains {100 * share:.0f}% in the same form ({100 * chance:.0f}% by '
-        f'chance){tasks}.{little if is_little else ""}'
-      )
-  return sentences
+  several = [[np.array(genome) for genome in same] for same in genomes if len(same) > 1]
+  if not several:
+    return ''
+  share, chance = np.mean([agreement(same) for same in several], axis=0)
+  tasks = f', the mean over {len(several)} tasks' if len(several) > 1 else ''
+  told = (
+    f'{sentence_case(name)}: of the tensors that one of {len(several[0])} seeds trains, another '
+    f'trains {100 * share:.0f}% in the same form ({100 * chance:.0f}% by chance){tasks}.'
+  )
+  if share - chance < _LITTLE * (1 - chance):
+    told += ' That is little: do not read much into the places that a single seed chooses.'
+  return told
 
 
 def agreement(genomes: Sequence[np.ndarray]) -> tuple[float, float]:

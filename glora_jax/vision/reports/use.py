@@ -14,32 +14,30 @@ from glora_jax.vision.structure_names import FINETUNING
 
 def snippets(workdir: str, findings: Findings) -> list[Any]:
   """Commands and code that predict, load the model in timm, and apply an adapter."""
+  if findings.outcome is None:
+    return []
   folded, converted = os.path.join(workdir, 'folded'), os.path.join(workdir, 'timm')
-  predict = ['python', '-m', 'glora_jax.predict', '--model', folded, 'photo.jpg']
-  convert = ['python', '-m', 'glora_jax.convert', folded, converted, '--format', 'timm']
+  predict = f'python -m glora_jax.predict --model {shlex.quote(folded)} photo.jpg'
   predict_code = f"""\
 from glora_jax.vision.models.classifier import Classifier
 
 classifier = Classifier({folded!r})
 for path, probabilities in classifier(['photo.jpg']):
   print(path, classifier.classes[probabilities.argmax()], probabilities.max())"""
+  convert = f"""\
+python -m glora_jax.convert {shlex.quote(folded)} {shlex.quote(converted)} --format timm"""
   convert_code = f"""\
 import timm
 
 model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""
-  if findings.outcome is None:
-    return []
-  blocks = [
-    page.Heading('Predict'),
-    page.Code(shlex.join(predict)),
-    page.Code(predict_code),
-    page.Heading('Load in timm'),
-    page.Code(shlex.join(convert)),
-    page.Code(convert_code),
+  snippets = {'Predict': [predict, predict_code], 'Load in timm': [convert, convert_code]}
+  if findings.result['result'] != FINETUNING:
+    snippets['Apply the adapter'] = [adapter_code(workdir, findings)]
+  return [
+    block
+    for title, codes in snippets.items()
+    for block in (page.Heading(title), *map(page.Code, codes))
   ]
-  if findings.result['result'] == FINETUNING:
-    return blocks
-  return [*blocks, page.Heading('Apply the adapter'), page.Code(adapter_code(workdir, findings))]
 
 
 def adapter_code(workdir: str, findings: Findings) -> str:

@@ -81,6 +81,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
   result = {
     **RESULT,
     'task': IMAGE,
+    'provenance': [MADE],
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
       'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
@@ -98,7 +99,6 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
     presets={'lora': {'params': 24, 'accuracy': 0.6}},
     allocation=allocation,
     backbone={'image_size': 8},
-    made=[MADE],
     programs=PROGRAMS,
   )
 

@@ -25,8 +25,7 @@ def test_ranks_count_as_one_form_and_other_forms_do_not():
   lora, other_rank, vector = (genome(B=[code, 0, 0, 0]) for code in (3, 9, 2))
   share, chance = structure.agreement([lora, other_rank, lora])
   assert share == 1 > chance
-  [told] = structure.agreements([('lora', '', each) for each in (lora, other_rank)])
-  assert 'That is little' not in told
+  assert 'That is little' not in structure.tell_agreement('lora', [[lora, other_rank]])
   assert structure.agreement([lora, vector])[0] == 0
 
 
@@ -36,5 +35,4 @@ def test_structures_that_share_no_more_than_chance_agree_little():
   assert share == pytest.approx(1 / 3)
   # The second one shifted: to layers 2 and 3, to 3 and 0, to 0 and 1.
   assert chance == pytest.approx((0 + 1 / 3 + 1) / 3)
-  [told] = structure.agreements([('gradient', '', each) for each in genomes])
-  assert 'That is little' in told
+  assert 'That is little' in structure.tell_agreement('gradient', [genomes])

@@ -9,7 +9,7 @@ import numpy as np
 import pages
 import pytest
 
-from glora_jax.vision.reports import errors, parts, report, use, verdict
+from glora_jax.vision.reports import errors, report, use, verdict
 from glora_jax.vision.reports.errors import Outcome
 
 
@@ -68,7 +68,7 @@ def test_the_table_has_a_column_for_every_further_test_set(allocation):
 
 
 def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocation):
-  lines = str(parts.table_of_programs(pages.make_findings(allocation))).splitlines()
+  lines = str(report.table_of_programs(pages.make_findings(allocation))).splitlines()
   assert lines[2:] == [
     '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
     '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',

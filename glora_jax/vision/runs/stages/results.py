@@ -321,7 +321,7 @@ def write_results(
         functools.partial(_file, context.task.open('test')),
       )
     findings = Findings(
-      result,
+      {**result, 'provenance': recorded_processes(context.workdir)},
       context.task,
       candidates.get(SEARCH, candidate).adapted.spec,
       outcome,
@@ -331,7 +331,6 @@ def write_results(
       allocation=allocation,
       backbone=_backbone(context),
       keeps_best=config.training.keep == 'best',
-      made=recorded_processes(context.workdir),
       programs=context.programs,
     )
     report.write_run(context.workdir, findings)
