@@ -76,7 +76,7 @@ def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> 
   )
 
 
-def _mark(name: str, params: int, error: float, color: str, shape: str) -> Mark:
+def _mark(name: str, params: float, error: float, color: str, shape: str) -> Mark:
   return Mark((params, error), f'{name}{params:,} parameters, {error:.1f}% wrong', color, shape)
 
 
