@@ -73,7 +73,6 @@ for _kind, _read in {
   float: float,
   str: str,
   tuple: tuple_parser.TupleParser().parse,
-  list: tuple_parser.TupleParser().parse,
   type(None): ast.literal_eval,  # a config file has unset the field, and with it the type
 }.items():
   config_flags.register_flag_parser_for_type(_kind, _FieldParser(_read))

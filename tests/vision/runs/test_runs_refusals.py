@@ -31,7 +31,7 @@ ADAPTING = [
   ({'training.steps': 9}, 'training.steps=9 must be None'),
   ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
   ({'mesh.fsdp': 4}, 'mesh.fsdp=4'),
-  ({'suite.settings': {'dtd': {'budget': 9}}}, 'suite.settings'),
+  ({'task': 'vtab/dtd', 'suite.settings': {'dtd': {'budget': 9}}}, "task='vtab/dtd' is one"),
   ({'structure': 'transfer'}, 'budget=None'),
   ({'structure': 'transfer', 'budget': 9, 'model.weights': 'mine'}, "model.weights='mine'"),
   (
