@@ -47,14 +47,14 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
 
   Args:
     settings: the section of the config.
-    workdir: folder of the run.
+    workdir: folder of the run; '' for none, and no record.
 
   Raises:
     ValueError: the weights are not the recorded or expected ones; see also `fetch`.
   """
   if settings.weights == weights.EMBEDDED:
     return fetch(settings.weights, settings.sha256)
-  record = _read(workdir)
+  record = _read(workdir) if workdir else {}
   if record and record['weights'] != settings.weights:  # no stage has used the old ones
     record = {}
   name, revision, expected = settings.weights, '', settings.sha256
@@ -71,7 +71,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
       f'{path} has SHA-256 {sha256}, but this run began with weights of {record["sha256"]}; '
       'restore those, or choose another --workdir.'
     )
-  if not record and primary():
+  if workdir and not record and primary():
     record = _Weights(weights=settings.weights, revision=revision, sha256=sha256)
     write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
   return path

@@ -18,9 +18,9 @@ from glora_jax.files import read_json
 from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports.table import Board, Cell
-from glora_jax.vision.runs import cells, command_line, suite
+from glora_jax.vision.runs import cells, command_line, experiment, suite
 from glora_jax.vision.runs.config import check_config, default_config
-from glora_jax.vision.runs.context import never
+from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.runners import THIS_PROCESS
 from glora_jax.vision.runs.workdir import Stopped
 
@@ -200,6 +200,14 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   assert lora.training.epochs == gradient.training.epochs == epochs
   # The head does not depend on the rate that is tried.
   assert gradient.allocation.head_rate == 2 * settings.training.learning_rate
+
+
+def test_a_check_without_a_workdir_writes_nothing(run_config, tmp_path, monkeypatch):
+  """As before a learning rate is chosen."""
+  monkeypatch.chdir(tmp_path)
+  settings = check_config(run_config)
+  make_context(settings, experiment.stages_of(settings), '')
+  assert not [*tmp_path.iterdir()]
 
 
 def grid(config):
