@@ -127,10 +127,14 @@ def ends_of(board: Board, method: Method, title: str) -> tuple[float, float]:
   """The 95% interval of a single run's accuracy, or the standard deviation around a mean."""
   number = method.cells[title]
   if number.total == 1:
-    images = board.results[method.rows[0].run]['data']['images']
-    return interval(number.value / 100, images['val' if title == 'validation' else title])
+    return interval(number.value / 100, _images(board, method, title))
   around = number.deviation or 0.0
   return max(0.0, number.value - around), min(100.0, number.value + around)
+
+
+def _images(board: Board, method: Method, title: str) -> int:
+  counts = board.results[method.rows[0].run]['data']['images']
+  return counts['val' if title == 'validation' else title]
 
 
 def plot_of_structures(board: Board, methods: Sequence[Method]) -> DotPlot:
@@ -144,12 +148,9 @@ def plot_of_structures(board: Board, methods: Sequence[Method]) -> DotPlot:
     mark = Mark((number.value,), exactly, *method.style[1:])
     drawn.append(Dots(method.label, str(number), [mark], params, ends, method.is_strong))
   seeds = {cell.seed for cell in board.tested.values()}
-  split = 'val' if title == 'validation' else title
-  counts = (result['data']['images'] for result in board.results.values())
-  number = next(images[split] for images in counts if split in images)
-  over = f' with 95% intervals on {number:,} images'
-  if len(seeds) > 1:
-    over = f', mean and standard deviation over {len(seeds)} seeds'
+  over = f', mean and standard deviation over {len(seeds)} seeds'
+  if len(seeds) == 1:
+    over = f' with 95% intervals on {_images(board, methods[0], title):,} images'
   legend = list(dict.fromkeys(method.style for method in methods))
   return DotPlot(
     f'{title.capitalize()} accuracy in %{over}, and parameters',
@@ -186,7 +187,7 @@ def tell_columns(methods: Sequence[Method]) -> str:
 
 def table_of(board: Board, methods: Sequence[Method]) -> Table:
   """The accuracies: of one task a row for each structure, of several a column for each method."""
-  titles, caption = list(methods[0].cells), 'Accuracy in percent'
+  caption, titles = 'Accuracy in percent', methods[0].cells
   if len(board.tasks) > 1:
     sizes = [method.parameters for method in methods]
     millions = [f' ({size.value / 1e6:.2g})' if size.done else '' for size in sizes]
@@ -194,18 +195,14 @@ def table_of(board: Board, methods: Sequence[Method]) -> Table:
     rows = [(title, *(method.cells[title] for method in methods)) for title in titles]
     strong = [at for at, title in enumerate(titles) if _is_mean(title)]
     return Table(caption, ('', *headings), rows, strong=strong)
-  shown = [title for title in titles if any(str(method.cells[title]) for method in methods)]
-  several = [('rate', 'learning rate', 'g'), ('seconds', 'seconds', '.0f')]
-  fields = several if len(board.cells) > 1 else []
-  rows = [
-    (
-      method.label,
-      method.parameters,
-      *(method.cells[title] for title in shown),
-      *(method.mean(field, digits) for field, _, digits in fields),
-    )
-    for method in methods
-  ]
+  columns = {
+    'structure': [method.label for method in methods],
+    'parameters': [method.parameters for method in methods],
+    **{title: [method.cells[title] for method in methods] for title in titles},
+  }
+  if len(board.cells) > 1:
+    columns['learning rate'] = [method.mean('rate', 'g') for method in methods]
+    columns['seconds'] = [method.mean('seconds', '.0f') for method in methods]
+  known = {title: column for title, column in columns.items() if any(map(str, column))}
   strong = [at for at, method in enumerate(methods) if method.is_strong]
-  headings = ('structure', 'parameters', *shown, *(title for _, title, _ in fields))
-  return Table(caption, headings, rows, strong=strong)
+  return Table(caption, list(known), list(zip(*known.values(), strict=True)), strong=strong)

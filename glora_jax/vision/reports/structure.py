@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +28,6 @@ DRAWN = {'none': 'none', 'constant': 'constant', 'vector': 'vector', 'lora': 'Lo
 _LITTLE = 0.5  # of the way from chance to one and the same structure
 # Codes from the first LoRA on are one form: ranks differ by degrees.
 _FIRST_LORA = np.array([len(FLAT_FORMS[tensor]) for tensor in TENSORS])
-_STACKED = re.compile(r'(?P<kind>.*)\[(?P<block>\d+)\]')
 
 
 class Piece(NamedTuple):
@@ -50,6 +48,10 @@ class Piece(NamedTuple):
   params: int
   start: float
   share: float
+
+  def __str__(self) -> str:
+    form = f'LoRA of rank {self.rank}' if self.rank else self.form
+    return f'{form}, {self.params:,}'
 
 
 class Layer(NamedTuple):
@@ -125,38 +127,40 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
       column.
   """
   longest = max((sum(layer['params']) for layer in layers), default=0) or 1
+  drawn = [_draw(layer, longest) for layer in layers]
   blocks: dict[str, dict[str, Layer]] = {}
-  rows = []
-  for layer in layers:
-    pieces, begin = [], 0
-    for letter, meaning, params in zip(TENSORS, MEANINGS, layer['params'], strict=True):
-      form, _, rank = layer[letter].partition(':')
-      start, share = round(100 * begin / longest, 2), round(100 * params / longest, 2)
-      pieces.append(Piece(f'{letter}, {meaning}', form, rank, params, start, share))
-      begin += params
-    name = layer['layer']
-    match = _STACKED.fullmatch(name)
-    kind, block = (match['kind'], match['block']) if match else ('', name)
-    blocks.setdefault(block, {})[kind] = Layer(name, begin, pieces)
-    rows.append((name, *map(_form, pieces), f'{begin:,}'))
+  for layer in drawn:
+    kind, _, block = layer.name.removesuffix(']').rpartition('[')
+    blocks.setdefault(block, {})[kind] = layer
   kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))
   headings = [kind.rpartition('/')[2] for kind in kinds]
+  rows = [
+    (
+      layer.name,
+      *('' if each.form == 'none' else each for each in layer.pieces),
+      f'{layer.params:,}',
+    )
+    for layer in drawn
+  ]
   columns = ('layer', *TENSORS, 'parameters')
   return Figure(
     title,
-    sum(sum(layer['params']) for layer in layers),
+    sum(layer.params for layer in drawn),
     headings if len(set(headings)) == len(kinds) else kinds,
     [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()],
     Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS)),
   )
 
 
-def _form(piece: Piece) -> str:
-  """The form, the rank of a LoRA and the parameters, for example 'vector, 64'."""
-  if piece.form == 'none':
-    return ''
-  form = f'LoRA of rank {piece.rank}' if piece.rank else piece.form
-  return f'{form}, {piece.params:,}'
+def _draw(layer: Mapping[str, Any], longest: int) -> Layer:
+  """A layer of the figure; `longest` parameters fill its bar."""
+  pieces, begin = [], 0
+  for letter, meaning, params in zip(TENSORS, MEANINGS, layer['params'], strict=True):
+    form, _, rank = layer[letter].partition(':')
+    start, share = round(100 * begin / longest, 2), round(100 * params / longest, 2)
+    pieces.append(Piece(f'{letter}, {meaning}', form, rank, params, start, share))
+    begin += params
+  return Layer(layer['layer'], begin, pieces)
 
 
 def blocks_of(allocation: Allocation | None, result: Mapping[str, Any]) -> list[Any]:
