@@ -34,7 +34,7 @@ NODE = {'num_cpus': 1, 'object_store_memory': 80 * 2**20}
 
 @pytest.fixture(scope='module')
 def cluster():
-  """Three nodes, each with one core, that compile into the tests' cache."""
+  """Three nodes, each with one core, that compile into the tests' cache, and one that only leads."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_PLATFORMS', 'cpu')
     patch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir)
@@ -43,11 +43,9 @@ def cluster():
     # Where other tests keep the machine busy.
     patch.setenv('RAY_raylet_start_wait_time_s', '300')
     patch.setenv('RAY_agent_register_timeout_ms', '300000')
-    cluster = cluster_utils.Cluster(
-      True, head_node_args={**NODE, 'include_dashboard': False, 'include_log_monitor': True}
-    )
-    cluster.add_node(**NODE)
-    cluster.add_node(**NODE)
+    head = {**NODE, 'num_cpus': 0, 'include_dashboard': False, 'include_log_monitor': True}
+    cluster = cluster_utils.Cluster(True, head_node_args=head)
+    add_nodes(cluster)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -63,6 +61,12 @@ def config(run_config, tmp_path_factory):
   config.data.update(source='lists', root=str(root), cache=None)
   config.training.update(batch_size=2, epochs=12, warmup_epochs=0, learning_rate=1e-3)
   return config
+
+
+def add_nodes(cluster):
+  """Adds nodes until there are three besides the one that leads."""
+  while len(cluster.worker_nodes) < 3:
+    cluster.add_node(**NODE)
 
 
 def folders_of(workdir):
@@ -98,8 +102,7 @@ def raylet_of(lock):
 
 def run_and_kill_a_node(cluster, config, workdir, locks):
   """Runs a suite on three nodes; one is killed that holds a lock, whose name matches a pattern."""
-  while len(cluster.worker_nodes) < 2:
-    cluster.add_node(**NODE)
+  add_nodes(cluster)
   dead = []
 
   def kill_once():
@@ -134,11 +137,10 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
 def test_a_node_that_dies_while_it_makes_what_runs_share_leaves_the_table_of_one_process(
   cluster, config, tmp_path
 ):
-  """Runs of two budgets and two rates share the head of their task and seed."""
-  config = changed(
-    config, suite__structures=('gradient',), suite__budgets=(900, 5000), suite__rates=(1e-3, 1e-2)
-  )
-  config.allocation.head_epochs = 400
+  """Runs of three budgets share a head, which one makes while the others wait."""
+  config = changed(config, task='fewshot/oxford_pets/1/0', suite__structures=('gradient',))
+  config.suite.budgets = (300, 900, 5000)
+  config.allocation.head_epochs = 60
   suite.run(config, str(tmp_path / 'process'))
   run_and_kill_a_node(cluster, config, tmp_path / 'ray', 'shared/head/*.lock')
   assert left_by(tmp_path / 'ray') == left_by(tmp_path / 'process')
