@@ -34,7 +34,7 @@ NODE = {'num_cpus': 1, 'object_store_memory': 80 * 2**20}
 
 @pytest.fixture(scope='module')
 def cluster():
-  """Three nodes, each with one core, that compile into the tests' cache, and one that only leads."""
+  """Three nodes, each with one core, that compile into the tests' cache, and one that leads."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_PLATFORMS', 'cpu')
     patch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir)
