@@ -1,15 +1,21 @@
 """A job whose stages write a line each."""
 
-import functools
+import dataclasses
 import operator
 import os
-import types
 
 from tiny_runs import changed
 
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.stage import Stage, walk
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TinyContext(Context):
+  """A context without images and model."""
+
+  shards: int = 1
 
 
 class Job:
@@ -48,16 +54,14 @@ class Job:
 
   def context(self, facts=(), shards=1, **values):
     """What the stages are given."""
-    context = types.SimpleNamespace(
+    return TinyContext(
       settings=check_config(changed(default_config(), **values)),
       workdir=str(self.folder),
+      task=None,
+      adapted=None,
+      variables={},
+      metadata={},
       shared=self.shared and str(self.shared),
-      folders={},
-      stop=lambda: False,
       facts=dict(facts),
       shards=shards,
-      seconds={},
-      programs={},
     )
-    context.path = functools.partial(Context.path, context)
-    return context

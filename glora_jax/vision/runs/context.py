@@ -1,10 +1,9 @@
-"""What all stages of a job share: made and checked once, before the first stage runs."""
+"""What all stages of a job are given: made and checked once, before the first stage runs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import MOST_COUNTED, shown
-from glora_jax.compiling import Compilation, reported
+from glora_jax.compiling import reported
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.draws import require_feasible
 from glora_jax.search.scoring import make_scorer
@@ -43,9 +42,10 @@ from glora_jax.vision.runs.origins import WEIGHTS
 from glora_jax.vision.runs.predictions import Predictions, make_predictor
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.sections import TrainingSettings
+from glora_jax.vision.runs.workdir import has_begun
 
 if TYPE_CHECKING:
-  from glora_jax.vision.runs.stage import Stage
+  from glora_jax.vision.runs.stage import Mark, Stage
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ def train_split_of(settings: RunSettings) -> str:
   return 'train' if settings.protocol == 'honest' else 'train+val'
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-  """What all stages of a job share.
+  """What a stage is given besides the results of others; the last two differ by stage.
 
   Attributes:
     settings: the config, checked.
@@ -85,14 +85,13 @@ class Context:
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
     shared: folder of the stages that several runs share; None if the workdir has all stages.
-    folders: folders of the stages that are in `shared`, by name.
     resident: the splits that stay on the devices; others are streamed.
     decoded: arrays of resident splits that are not on a device yet.
     splits: the splits that were read.
-    compiled: scorers and predictors, by their maker and masked split (None for all others).
-    seconds: time of the stages so far, by name.
-    programs: compiled programs of the stages so far, by stage and name.
-    begun: names of the stages before the current one.
+    folders: folders of the stages that are in `shared`, by name.
+    compiled: scorers and predictors, by their maker and masked split (None for all others), and
+      folds, by whether they are of the run's own space.
+    before: records of the stages that came before this one, by name.
     dispatched: to be called after every dispatch; a profiler counts them in a stage that it traces.
   """
 
@@ -108,26 +107,22 @@ class Context:
   beside: Model | None = None
   mesh: jax.sharding.Mesh | None = None
   shared: str | None = None
-  folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
   resident: Collection[str] = ()
   decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
-  compiled: dict[tuple[Callable, str | None], Callable] = dataclasses.field(default_factory=dict)
-  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-  programs: dict[str, dict[str, Compilation]] = dataclasses.field(default_factory=dict)
-  begun: Sequence[str] = ()
+  folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  compiled: dict[tuple[Any, Any], Callable] = dataclasses.field(default_factory=dict)
+  before: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
   dispatched: Callable[[], None] = lambda: None
-
-  @functools.cached_property
-  def _folds(self) -> dict[bool, Callable]:
-    """Compiled folds for structures of the run's space, and of the other one."""
-    spaces = {True: self.adapted} | ({False: self.beside.adapted} if self.beside else {})
-    return {is_own: reported('fold', jax.jit(adapted.fold)) for is_own, adapted in spaces.items()}
 
   def fold(self, model: Model) -> Any:
     """The plain model's parameters."""
-    fold = self._folds[model.adapted.spec is self.adapted.spec]
-    return fold(model.variables, model.genome)
+    is_own = model.adapted.spec is self.adapted.spec
+    key = 'fold', is_own
+    if key not in self.compiled:
+      adapted = self.adapted if is_own or self.beside is None else self.beside.adapted
+      self.compiled[key] = reported('fold', jax.jit(adapted.fold))
+    return self.compiled[key](model.variables, model.genome)
 
   @property
   def train_split(self) -> str:
@@ -342,7 +337,7 @@ def make_context(
   facts |= {WEIGHTS: sha256_of(record)} if os.path.isfile(record) else {}
   context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
   if left != counts:
-    context.settings = fit_batches(given, stages, left, mesh)
+    context = dataclasses.replace(context, settings=fit_batches(given, stages, left, mesh))
     for stage in stages:
       stage.check(context)
   return context
@@ -350,8 +345,6 @@ def make_context(
 
 def _open_images(context: Context, stages: Sequence[Stage]) -> Opened:
   """The task without broken images that can be left out, and its resident splits, decoded."""
-  from glora_jax.vision.runs.stage import has_begun
-
   data, folder = context.settings.data, context.workdir or None
   # Streamed images are opened by one process, and the others wait for it.
   is_streamed = not set(context.task.splits) <= set(context.resident)
@@ -367,7 +360,7 @@ def _open_images(context: Context, stages: Sequence[Stage]) -> Opened:
       cache=data.cache,
       folder=folder,
       write=meshes.primary(),
-      has_begun=bool(folder) and has_begun(context.workdir, stages),
+      has_begun=bool(folder) and has_begun(context.workdir, [stage.name for stage in stages]),
     )
 
 

@@ -164,7 +164,8 @@ def _report(
 ) -> dict[str, Any]:
   found = dict(zip(names, results, strict=True))
   seconds = {
-    name: sum(context.seconds[stage.name] for stage in stages) for name, stages in needs.items()
+    name: sum(context.before[stage.name]['seconds'] for stage in stages)
+    for name, stages in needs.items()
   }
   allocation = found['structure'].allocation if 'structure' in found else None
   archive, supernet = found.get('search'), found.get('supernet')

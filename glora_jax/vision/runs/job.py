@@ -22,12 +22,9 @@ from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.stage import (
   Stage,
-  is_shared,
-  keys_of,
   made_otherwise,
   read_by,
   read_mark,
-  seconds_by_title,
   walk,
 )
 from glora_jax.vision.runs.terminal import user_errors
@@ -57,8 +54,7 @@ def run_job(
 
   Args:
     settings: the config.
-    stages: all stages of the job; the last one's result becomes `result.json`, with the seconds of
-      every stage and the keys of those in the workdir.
+    stages: all stages of the job; the last one's result becomes `result.json`.
     workdir: see `experiment.run`.
     stop: see `experiment.run`.
     shape: annotation of the result.
@@ -74,10 +70,6 @@ def run_job(
       return _finished(settings, workdir, shape)
   with begin(settings, stages, workdir, stop, shared) as context:
     result = walk(context, stages)
-    keys = keys_of(context, stages)
-    own = [stage.name for stage in stages if stage.has_folder and not is_shared(context, stage)]
-    result['stages'] = {name: keys[name] for name in own}
-    result['seconds'] = seconds_by_title(context.seconds)
     if meshes.primary():
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
     return _with_provenance(result, workdir)

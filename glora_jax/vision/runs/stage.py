@@ -44,6 +44,7 @@ from glora_jax.vision.runs.fields import COMMON, is_among, values_of
 from glora_jax.vision.runs.monitoring import profiled
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
+  MARK,
   Stopped,
   is_tested,
   names_in,
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MARK = 'stage.json'
 _POLL = 0.5  # seconds between two looks at a lock
 # Errors of a training whose learning rate does not suit it.
 DIVERGED = (NonFiniteLossError, NonFiniteError, NoGradientError)
@@ -178,11 +178,6 @@ def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
   return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
 
 
-def has_begun(workdir: str, stages: Iterable[Stage]) -> bool:
-  """Whether a stage has left something in a workdir."""
-  return any(os.path.exists(os.path.join(workdir, stage.name, MARK)) for stage in stages)
-
-
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
   """Runs the stages of a job in order; what is complete is only read.
 
@@ -199,23 +194,24 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     Stopped: the job was asked to stop.
   """
   keys = keys_of(context, stages)
-  context.folders = {
-    x.name: _place(context, x, keys[x.name]) for x in stages if is_shared(context, x)
-  }
+  folders = {x.name: _place(context, x, keys[x.name]) for x in stages if is_shared(context, x)}
+  context = dataclasses.replace(context, folders=folders)
   wanted = list(stages) if until is None else prerequisites(stages, until)
   results: dict[str, Any] = {}
+  marks: dict[str, Mark] = {}
   for number, stage in enumerate(wanted, 1):
     if context.stop():
       raise Stopped(f'before the stage {stage.name}', context.workdir)
     log.info('%s: stage %d of %d', stage.name, number, len(wanted))
-    context.begun = tuple(results)
     profiling = profiled(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )
     diverged = user_errors(*DIVERGED)
     timed = _timed(context, stage, keys[stage.name])
-    with _hold(context, stage), diverged, profiling as context.dispatched, timed as mark:
-      results[stage.name] = stage.run(context, *(results[name] for name in stage.after))
+    with _hold(context, stage), diverged, profiling as dispatched, timed as mark:
+      given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
+      results[stage.name] = stage.run(given, *(results[name] for name in stage.after))
+    marks[stage.name] = mark
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
 
@@ -251,21 +247,14 @@ def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
         # On a full disk the first error is the one that matters.
         with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
           write_json(os.path.join(folder, MARK), mark, 'stage')
-    context.programs[stage.name] = mark['programs']
-    context.seconds[stage.name] = mark['seconds']
 
 
-def seconds_by_title(seconds: Mapping[str, float]) -> dict[str, float]:
-  """The seconds of stages, added up by title.
-
-  Example:
-    >>> seconds_by_title({'head': 1.0, 'training/linear': 2.0, 'training/lora': 3.5})
-    {'head': 1.0, 'training': 5.5}
-  """
+def seconds_by_title(marks: Mapping[str, Mark]) -> dict[str, float]:
+  """The seconds of stages, added up by title."""
   found: dict[str, float] = {}
-  for name, each in seconds.items():
+  for name, mark in marks.items():
     title = name.partition('/')[0]
-    found[title] = round(found.get(title, 0.0) + each, 2)
+    found[title] = round(found.get(title, 0.0) + mark['seconds'], 2)
   return found
 
 

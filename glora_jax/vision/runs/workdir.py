@@ -24,6 +24,7 @@ from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
 SHARED = 'shared'  # stages that runs of a suite have in common
 WRITTEN = ('compiled', 'folded', 'profile', 'replaced', SHARED, 'tensorboard')
 
+MARK = 'stage.json'  # in the folder of a stage
 LOCK = 'glora_jax.lock'  # stays, and marks a folder as a workdir
 TEST_LIST = 'test_list.json'  # written before the test images are read
 _REMEDY = 'restore it, or choose another --workdir'
@@ -201,6 +202,11 @@ def read_test_list(workdir: Path) -> dict[str, Any] | None:
     return None
   remedy = 'use a new workdir, because what this one tests is no longer known'
   return read_json(os.path.join(workdir, TEST_LIST), 'test list', _TestList, remedy)
+
+
+def has_begun(workdir: Path, stages: Iterable[str]) -> bool:
+  """Whether one of some stages has left something in a workdir."""
+  return any(os.path.exists(os.path.join(workdir, name, MARK)) for name in stages)
 
 
 def is_tested(workdir: Path) -> bool:

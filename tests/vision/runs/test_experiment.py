@@ -1,6 +1,7 @@
 """Whole runs in this process: stages, files, protocols, reports, wrong inputs."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -59,7 +60,7 @@ def test_a_run_leaves_everything_in_the_workdir(finished_run):
   assert read_json(workdir / 'result.json') == written
   given = {'task': 'digits', 'protocol': 'honest', 'seed': 42, 'budget': 1000}
   assert given.items() <= result.items()
-  stages = ['supernet', 'training', 'search', 'finetune', 'list', 'test', 'report']
+  stages = ['supernet', 'training', 'search', 'finetune', 'list', 'test']
   assert list(result['seconds']) == stages
   structures = result['structures']
   assert list(structures) == ['linear', 'lora', 'supernet', 'search']
@@ -123,10 +124,8 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
     workdir = tmp_path / f'{keep}-{len(found)}'
     context = context_of(changed(config, training__keep=keep), workdir)
     stages = experiment.stages_of(context.settings)
-    context.stop = stop
     with contextlib.nullcontext() if stop is never else pytest.raises(Stopped):
-      walk(context, stages, until='training/lora')
-    context.stop = never
+      walk(dataclasses.replace(context, stop=stop), stages, until='training/lora')
     candidate = walk(context, stages, until='training/lora')
     lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
     curve = [x for x in lines if x['stage'] == 'training/lora' and 'val_accuracy' in x]
@@ -227,16 +226,15 @@ def test_after_the_choice_validation_images_are_only_trained_on(run_config, tmp_
   """The searched structure is chosen on them before."""
   config = changed(run_config, presets=(), train_on='train+val', finetune__epochs=2)
   config.training.batch_size = 80
-  context = context_of(config, tmp_path)
-  measure = context.measure
+  measure = Context.measure
 
-  def measure_no_more(model, split):
+  def measure_no_more(context, model, split):
     mark = read_mark(str(tmp_path / 'search'))
     assert split != 'val' or not (mark and mark['whole'])
-    return measure(model, split)
+    return measure(context, model, split)
 
-  monkeypatch.setattr(context, 'measure', measure_no_more)
-  tested = walk(context, stages_of(config), until='test')
+  monkeypatch.setattr(Context, 'measure', measure_no_more)
+  tested = walk(context_of(config, tmp_path), stages_of(config), until='test')
   assert tested.result == 'search'
   assert list(tested.rows) == ['linear', 'search']  # the supernet has seen fewer images
   assert {row['val_accuracy'] for row in tested.rows.values()} == {None}

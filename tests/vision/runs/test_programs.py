@@ -8,7 +8,7 @@ from tiny_runs import changed, context_of, stages_of
 
 from glora_jax import compiling
 from glora_jax.search import scoring
-from glora_jax.vision.runs.stage import walk
+from glora_jax.vision.runs.stage import Stage, walk
 
 PLATFORMS = ('tpu', 'cuda', 'rocm')
 HINDRANCES = r'[<x]f64>|complex<|\w*callback\w*|tensor<[^>]*\?|custom_call @\w+'
@@ -23,7 +23,7 @@ def exported(function, arguments):
 
 @pytest.mark.full
 def test_every_program_of_a_run_lowers_for_every_accelerator(run_config, tmp_path, monkeypatch):
-  compile_here, names, texts = compiling._compile, [], []
+  compile_here, texts = compiling._compile, []
 
   def compile_for_all(function, arguments):
     texts.append(exported(function, arguments))
@@ -33,9 +33,9 @@ def test_every_program_of_a_run_lowers_for_every_accelerator(run_config, tmp_pat
   monkeypatch.setattr(scoring, '_platform_of', lambda mesh: 'tpu')
   fields = {'presets': ('gradient', 'bitfit'), 'model.dtype': 'bfloat16', 'model.drop_path': 0.1}
   config = changed(run_config, **fields)
-  run = context_of(config, tmp_path)
-  walk(run, stages_of(config))
-  names = {name for programs in run.programs.values() for name in programs}
+  last = Stage('last', lambda context: context.before, has_folder=False)
+  marks = walk(context_of(config, tmp_path), [*stages_of(config), last])
+  names = {name for mark in marks.values() for name in mark['programs']}
   expected = {'features', 'fold', 'gradient', 'predictions', 'scoring', 'training steps'}
   assert names == expected
   assert not {found for text in texts for found in re.findall(HINDRANCES, text)}

@@ -22,8 +22,9 @@ def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_
     examples = run.task.open('test')
     few = Part(examples, np.flatnonzero(examples.labels < 4))
     splits = {**run.task.splits, 'few': few}
-    run.task = dataclasses.replace(run.task, splits=splits, masked=('few',))
-    run.variables = {**run.variables, 'params': randomized(run.variables['params'])}
+    task = dataclasses.replace(run.task, splits=splits, masked=('few',))
+    variables = {**run.variables, 'params': randomized(run.variables['params'])}
+    run = dataclasses.replace(run, task=task, variables=variables)
     smallest = np.zeros((len(run.adapted.spec), 5), np.int8)
     model = Model(run.adapted.fix(smallest), run.variables)
     answers = {split: run.predict(model, split) for split in ('test', 'few')}

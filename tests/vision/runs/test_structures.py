@@ -80,7 +80,7 @@ def test_the_result_has_all_keys_and_the_structure_that_was_written_before_train
   assert result['structure'] == 'gradient'
   for name in ('finetuned', 'evaluations', 'hypervolume'):
     assert result[name] is None
-  stages = ['head', 'gradient', 'structure', 'training', 'list', 'test', 'report']
+  stages = ['head', 'gradient', 'structure', 'training', 'list', 'test']
   assert list(result['seconds']) == stages
   assert 0 < result['structures']['gradient']['params'] <= 1000
   assert result['allocation'].items() >= {'budget': 1000, 'proposed': False, 'epochs': 2}.items()

@@ -257,7 +257,7 @@ def write_results(
     allocation: the allocation; None without one.
 
   Returns:
-    The content of `result.json` without the seconds of the last stage.
+    The content of `result.json`.
   """
   config, candidates = context.settings, listed.candidates
   candidate, answers = candidates[listed.result], listed.answers
@@ -298,7 +298,8 @@ def write_results(
     'normalization': context.metadata['normalization'],
     'weights': config.model.weights,
     **recorded_weights(context.workdir),
-    'seconds': seconds_by_title(context.seconds),
+    'stages': {x: mark['key'] for x, mark in context.before.items() if x not in context.folders},
+    'seconds': seconds_by_title(context.before),
   }
   if allocation is not None:
     cost = config.allocation
@@ -331,7 +332,7 @@ def write_results(
       allocation=allocation,
       backbone=_backbone(context),
       keeps_best=config.training.keep == 'best',
-      programs=context.programs,
+      programs={name: mark['programs'] for name, mark in context.before.items()},
     )
     report.write_run(context.workdir, findings)
   return result

@@ -316,7 +316,7 @@ class Bookkeeper:
       name,
       self.context.path(name),
       self.saved,
-      [self.context.path(each) for each in self.context.begun],
+      [self.context.path(each) for each in self.context.before],
       board,
     )
     return state
