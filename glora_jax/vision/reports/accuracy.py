@@ -2,75 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
-from glora_jax.vision.reports.pivots import Method, mean
-from glora_jax.vision.reports.table import MEAN_OF_GROUPS, Board, tell_other_images
+from glora_jax.vision.reports.pivots import Method, Pivot, is_mean, mean
+from glora_jax.vision.reports.table import tell_other_images
 from glora_jax.vision.reports.text import Table, sentence_case
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results
 _SHAPES = ('dot', 'star', 'diamond', 'ring')  # the first ones are drawn above the others
 
 
-def blocks_of(board: Board, methods: Sequence[Method]) -> list[Any]:
+def blocks_of(pivot: Pivot) -> list[Any]:
   """The accuracies on a page: of one task by structure, or of several by task; none without any."""
-  if not methods:
+  if not pivot.methods:
     return []
-  table, gains = table_of(board, methods), tell_gains(board, methods)
-  if len(board.tasks) == 1:
-    return [plot_of_structures(board, methods), *gains, table]
-  told = [*gains, tell_other_images(board), tell_columns(methods)]
-  return [plot_of_tasks(board, methods), *told, table]
+  table, gains = table_of(pivot), tell_gains(pivot)
+  if not pivot.board.by_task:
+    return [plot_of_structures(pivot), *gains, table]
+  told = [*gains, tell_other_images(pivot.board), tell_columns(pivot)]
+  return [plot_of_tasks(pivot), *told, table]
 
 
-def headline(methods: Sequence[Method]) -> str:
-  """The title of the numbers that a page begins with; '' as long as no mean is complete."""
-  ours, titles = _ours(methods), methods[0].cells
-  if 'test' in titles:
-    return 'test' if any(method.cells['test'].done for method in ours) else 'validation'
-  means = [
-    title
-    for title in titles
-    if _is_mean(title) and all(method.cells[title].complete for method in ours)
-  ]
-  if MEAN_OF_GROUPS in means:
-    return MEAN_OF_GROUPS
-  return means[-1] if means else ''
-
-
-def _ours(methods: Sequence[Method]) -> list[Method]:
-  return [method for method in methods if not method.is_published]
-
-
-def _is_mean(title: str) -> bool:
-  return title.startswith('mean of ')
-
-
-def best_of(board: Board, methods: Sequence[Method]) -> Method:
-  """The most accurate structure of a grid, of equal ones the smallest; elsewhere the result."""
-  title = headline(methods)
-  if not board.is_grid or not title:
-    return next((method for method in methods if method.is_strong), methods[0])
-  return max(_ours(methods), key=lambda each: (each.cells[title].value, -each.parameters.value))
-
-
-def tell_best(board: Board, methods: Sequence[Method]) -> str:
+def tell_best(pivot: Pivot) -> str:
   """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
-  title = methods and headline(methods)
+  board, methods = pivot
+  title = methods and pivot.headline
   if not title:
     return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
-  best, ours = best_of(board, methods), _ours(methods)
+  best, ours = pivot.best, pivot.ours
   number = best.cells[title]
   tied = sum(method.cells[title].value == number.value for method in ours) - 1
   others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
   name, accuracy = sentence_case(best.label), f'{number._replace(total=number.done)}%'
   if board.is_grid:
     name = f'{name} is the most accurate of {len(ours)} structures{others}'
-  if _is_mean(title):
+  if is_mean(title):
     theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
     published = f'; published for GLoRA: {theirs[0]}' if theirs else ''
     return f'{name}: {accuracy} test accuracy, {title}{published}.'
@@ -78,20 +47,20 @@ def tell_best(board: Board, methods: Sequence[Method]) -> str:
   return f'{name}: {accuracy} {title} accuracy{runs} with {best.parameters} trained parameters.'
 
 
-def tell_gains(board: Board, methods: Sequence[Method]) -> list[str]:
+def tell_gains(pivot: Pivot) -> list[str]:
   """A sentence for every structure that a grid chose, against the best fixed one in its budget.
 
   The best is by accuracy; differences are between runs of the same seed.
   """
-  title = headline(methods)
-  if not title or not board.is_grid:
+  title = pivot.headline
+  if not title or not pivot.board.is_grid:
     return []
   fixed = sorted(
-    (method for method in _ours(methods) if method.is_fixed),
+    (method for method in pivot.ours if method.is_fixed),
     key=lambda method: method.cells[title].value,
   )
   sentences = []
-  for method in _ours(methods):
+  for method in pivot.ours:
     budget = method.rows[0].budget  # None unless it was chosen within one
     rivals = [each for each in fixed if budget is not None and each.parameters.value <= budget]
     if not rivals:
@@ -123,47 +92,41 @@ def interval(share: float, number: int) -> tuple[float, float]:
   return 100 * float(low), 100 * float(high)
 
 
-def ends_of(board: Board, method: Method, title: str) -> tuple[float, float]:
+def ends_of(pivot: Pivot, method: Method) -> tuple[float, float]:
   """The 95% interval of a single run's accuracy, or the standard deviation around a mean."""
-  number = method.cells[title]
+  number = method.cells[pivot.headline]
   if number.total == 1:
-    return interval(number.value / 100, _images(board, method, title))
+    return interval(number.value / 100, pivot.images)
   around = number.deviation or 0.0
   return max(0.0, number.value - around), min(100.0, number.value + around)
 
 
-def _images(board: Board, method: Method, title: str) -> int:
-  counts = board.results[method.rows[0].run]['data']['images']
-  return counts['val' if title == 'validation' else title]
-
-
-def plot_of_structures(board: Board, methods: Sequence[Method]) -> DotPlot:
+def plot_of_structures(pivot: Pivot) -> DotPlot:
   """A row for each structure, with its spread over seeds or the interval of a single run."""
-  title = headline(methods)
   drawn = []
-  for method in methods:
-    number, params = method.cells[title], str(method.parameters)
-    ends = ends_of(board, method, title)
+  for method in pivot.methods:
+    number, params = method.cells[pivot.headline], str(method.parameters)
+    ends = ends_of(pivot, method)
     exactly = f'{number.value:.2f}%, {ends[0]:.1f} to {ends[1]:.1f}; {params} trained parameters'
     mark = Mark((number.value,), exactly, *method.style[1:])
     drawn.append(Dots(method.label, str(number), [mark], params, ends, method.is_strong))
-  seeds = {cell.seed for cell in board.tested.values()}
+  seeds = {cell.seed for cell in pivot.board.tested.values()}
   over = f', mean and standard deviation over {len(seeds)} seeds'
   if len(seeds) == 1:
-    over = f' with 95% intervals on {_images(board, methods[0], title):,} images'
-  legend = list(dict.fromkeys(method.style for method in methods))
+    over = f' with 95% intervals on {pivot.images:,} images'
+  legend = list(dict.fromkeys(method.style for method in pivot.methods))
   return DotPlot(
-    f'{title.capitalize()} accuracy in %{over}, and parameters',
+    f'{pivot.headline.capitalize()} accuracy in %{over}, and parameters',
     axis('', [end for dots in drawn for end in dots.ends], most=100),
     drawn,
     legend if len(legend) > 1 else [],
   )
 
 
-def plot_of_tasks(board: Board, methods: Sequence[Method]) -> DotPlot:
+def plot_of_tasks(pivot: Pivot) -> DotPlot:
   """A row for each line of the table, with a mark for each method; ours are above the others."""
-  best = best_of(board, methods)
-  ordered = sorted(methods, key=lambda method: _SHAPES.index(method.style[2]))
+  best = pivot.best
+  ordered = sorted(pivot.methods, key=lambda method: _SHAPES.index(method.style[2]))
   rows = []
   for title, number in best.cells.items():
     marks = [
@@ -171,29 +134,30 @@ def plot_of_tasks(board: Board, methods: Sequence[Method]) -> DotPlot:
       for method in reversed(ordered)
       if (cell := method.cells[title]).done
     ]
-    rows.append(Dots(title, str(number), marks, is_strong=_is_mean(title)))
+    rows.append(Dots(title, str(number), marks, is_strong=is_mean(title)))
   legend = dict.fromkeys(method.style for method in ordered)
   caption = f'Test accuracy in %; numbers are for {best.label}'
   return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
 
 
-def tell_columns(methods: Sequence[Method]) -> str:
+def tell_columns(pivot: Pivot) -> str:
   """A sentence on the columns of the table by task."""
   told = 'Test accuracy in percent; in brackets, millions of trained parameters without heads.'
-  if not methods[-1].is_published:
+  if not pivot.methods[-1].is_published:
     return told
   return f'{told} All except ours are published, for a {BACKBONE}.'
 
 
-def table_of(board: Board, methods: Sequence[Method]) -> Table:
+def table_of(pivot: Pivot) -> Table:
   """The accuracies: of one task a row for each structure, of several a column for each method."""
+  board, methods = pivot
   caption, titles = 'Accuracy in percent', methods[0].cells
-  if len(board.tasks) > 1:
+  if board.by_task:
     sizes = [method.parameters for method in methods]
     millions = [f' ({size.value / 1e6:.2g})' if size.done else '' for size in sizes]
     headings = [method.label + size for method, size in zip(methods, millions, strict=True)]
     rows = [(title, *(method.cells[title] for method in methods)) for title in titles]
-    strong = [at for at, title in enumerate(titles) if _is_mean(title)]
+    strong = [at for at, title in enumerate(titles) if is_mean(title)]
     return Table(caption, ('', *headings), rows, strong=strong)
   columns = {
     'structure': [method.label for method in methods],

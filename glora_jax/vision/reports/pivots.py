@@ -147,8 +147,56 @@ class Method(NamedTuple):
     return self.mean('parameters', ',.0f')
 
 
-def pivot(board: Board) -> list[Method]:
-  """Our methods, then the published ones, with their accuracies; none before a run is tested.
+class Pivot(NamedTuple):
+  """A board's methods with their accuracies.
+
+  Attributes:
+    board: the board.
+    methods: ours, then the published ones; none before a run is tested.
+  """
+
+  board: Board
+  methods: list[Method]
+
+  @property
+  def ours(self) -> list[Method]:
+    """The methods that our runs measured."""
+    return [method for method in self.methods if not method.is_published]
+
+  @property
+  def headline(self) -> str:
+    """The title of the numbers that a page begins with; '' as long as no mean is complete."""
+    if not self.board.by_task:
+      return 'test' if any(method.cells['test'].done for method in self.ours) else 'validation'
+    means = [
+      title
+      for title in self.ours[0].cells
+      if is_mean(title) and all(method.cells[title].complete for method in self.ours)
+    ]
+    return MEAN_OF_GROUPS if MEAN_OF_GROUPS in means else ''.join(means[-1:])
+
+  @property
+  def images(self) -> int:
+    """How many images the headline's numbers of one task are measured on."""
+    counts = self.board.results[self.methods[0].rows[0].run]['data']['images']
+    return counts['val' if self.headline == 'validation' else self.headline]
+
+  @property
+  def best(self) -> Method:
+    """The most accurate structure of a grid, of equal ones the smallest; elsewhere the result."""
+    title = self.headline
+    if not self.board.is_grid or not title:
+      return next((method for method in self.methods if method.is_strong), self.methods[0])
+    return max(self.ours, key=lambda each: (each.cells[title].value, -each.parameters.value))
+
+
+def is_mean(title: str) -> bool:
+  """Whether numbers of this title are means of others."""
+  return title.startswith('mean of ')
+
+
+def pivot_of(board: Board) -> Pivot:
+  """The methods of a board with their accuracies.
 
   Those of one task are by split; those of several by line of papers' tables, with means. If several
   runs choose a result each, the first method is what they chose. Structures of a grid on one task
@@ -163,9 +211,9 @@ def pivot(board: Board) -> list[Method]:
       if parts and not cells[title].done:  # some means were published
         cells[title] = mean_of([cells[part] for part in parts])
     methods[at] = method._replace(cells=cells)
-  if board.is_grid and len(board.tasks) == 1:
+  if board.is_grid and not board.by_task:
     methods.sort(key=lambda method: method.parameters.value)
-  return methods
+  return Pivot(board, methods)
 
 
 def _methods(board: Board) -> list[Method]:
@@ -200,14 +248,14 @@ def _style(board: Board, row: Row, label: str, number: int) -> tuple[str, str, s
   """How a method is drawn: of one task by where its structure is from, of several by its name."""
   if row.is_published:
     return _PUBLISHED.get(label, ('others, published', 'grey', 'ring'))
-  if len(board.tasks) > 1:
+  if board.by_task:
     return label, f'series-{number % len(SERIES)}', 'dot'
   return _STYLES.get(row.structure, ('fixed', 'purple', 'dot'))
 
 
 def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]:
   """The titles of all numbers in order, those of means with what they are the mean of."""
-  if len(board.tasks) == 1:
+  if not board.by_task:
     found = [_line_of(board, row) for method in methods for row in method.rows]
     return dict.fromkeys(['validation', 'test', *found], ())
   places = [place for cell in board.tested.values() for place in places_of(cell.task)]
@@ -231,7 +279,7 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
 
 def _line_of(board: Board, row: Row) -> str:
   """The title of a measurement: its split, or where papers' tables have it; '' for neither."""
-  if len(board.tasks) == 1:
+  if not board.by_task:
     return 'validation' if row.split == 'val' else row.split
   return '' if row.split == 'val' else place_of(row.task, row.split).line or row.group
 
@@ -247,6 +295,6 @@ def _accuracy(board: Board, method: Method, title: str) -> Number:
     cell
     for cell in board.tested.values()
     if (cell.structure, cell.budget) == (first.structure, first.budget)
-    and (len(board.tasks) == 1 or title in [place.line for place in places_of(cell.task)])
+    and (not board.by_task or title in [place.line for place in places_of(cell.task)])
   ]
   return mean(shares, len(runs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ from glora_jax.vision.data import catalog
 from glora_jax.vision.reports import accuracy, curves, errors, page, structure, table, verdict
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.findings import Findings
-from glora_jax.vision.reports.pivots import Method, pivot
+from glora_jax.vision.reports.pivots import Pivot, pivot_of
 from glora_jax.vision.reports.table import Board, Row, board_of_run, place_of, rows_of
 from glora_jax.vision.reports.text import (
   PAPER_LABEL,
@@ -54,7 +54,7 @@ def write_run(workdir: str, findings: Findings) -> None:
   """
   result = findings.result
   board = board_of_run(result)
-  methods = pivot(board)
+  pivot = pivot_of(board)
   table.write(workdir, rows_of(board))
   has_gradient = result.get('allocation', {}).get('epochs')
   allocated = f'Allocation from {"one gradient" if has_gradient else "other tasks"}'
@@ -64,17 +64,17 @@ def write_run(workdir: str, findings: Findings) -> None:
     heading=findings.task.name,
     verdict=[verdict.tell_verdict(result), verdict.tell_result(result)],
     warnings=warnings(board),
-    figures=figures(board, methods),
+    figures=figures(pivot),
     sections=[
-      page.Section('accuracy', 'Accuracy', accuracy.blocks_of(board, methods)),
-      page.Section('structure', 'Structure', structures(board, methods)),
+      page.Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
+      page.Section('structure', 'Structure', structures(pivot)),
       page.Section('allocation', allocated, structure.blocks_of(findings.allocation, result)),
       page.Section('search', 'Search', curves.search_blocks(findings)),
       page.Section(
         'training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)
       ),
       page.Section('errors', 'Errors', errors.blocks_of(findings.task.classes, findings.outcome)),
-      page.Section('cost', 'Cost', [*cost(board, methods), table_of_programs(findings), _MEMORY]),
+      page.Section('cost', 'Cost', [*cost(pivot), table_of_programs(findings), _MEMORY]),
       page.Section(
         'run', 'What was run', [verdict.tell_run(findings), verdict.tell_protocol(findings)]
       ),
@@ -91,22 +91,22 @@ def write_board(board: Board, workdir: str) -> None:
     board: the progress of the suite.
     workdir: its folder, which has that of every run.
   """
-  methods = pivot(board)
+  pivot = pivot_of(board)
   table.write(workdir, rows_of(board))
   family = catalog.FAMILIES.get(board.family)
   page.write(
     workdir,
     what=f'{len(board.results)} of {len(board.cells)} runs of {board.title}',
-    heading=family.title if family and len(board.tasks) > 1 else board.title,
-    verdict=[accuracy.tell_best(board, methods)],
+    heading=family.title if family and board.by_task else board.title,
+    verdict=[accuracy.tell_best(pivot)],
     warnings=warnings(board),
     sections=[
-      page.Section('accuracy', 'Accuracy', accuracy.blocks_of(board, methods)),
+      page.Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
       page.Section('runs', 'Runs', runs(board, workdir)),
       page.Section('rates', 'Learning rates', rates(board)),
-      page.Section('structure', 'Structures', structures(board, methods)),
-      page.Section('cost', 'Cost', cost(board, methods)),
-      page.Section('sources', 'Published accuracies', sources(board, methods)),
+      page.Section('structure', 'Structures', structures(pivot)),
+      page.Section('cost', 'Cost', cost(pivot)),
+      page.Section('sources', 'Published accuracies', sources(pivot)),
       page.Section('reproduce', 'Reproduce it', reproduce(board)),
     ],
   )
@@ -120,16 +120,16 @@ def run_table(result: Mapping[str, Any]) -> str:
   """
   board = board_of_run(result)
   warning = f'**{PAPER_LABEL}**\n\n' if board.is_paper else ''
-  return f'{warning}{accuracy.table_of(board, pivot(board))}'
+  return f'{warning}{accuracy.table_of(pivot_of(board))}'
 
 
 def summary(board: Board, workdir: str) -> str:
   """The text that the command line prints at the end of a suite."""
-  methods, lines = pivot(board), []
-  if methods:
-    theirs = [method for method in methods if method.label == 'GLoRA'][:1]
-    shown = [method for method in methods if not method.is_published] + theirs
-    lines = [str(accuracy.table_of(board, shown)), '', *accuracy.tell_gains(board, methods)]
+  pivot, lines = pivot_of(board), []
+  if pivot.methods:
+    theirs = [method for method in pivot.methods if method.label == 'GLoRA'][:1]
+    shown = pivot._replace(methods=[*pivot.ours, *theirs])
+    lines = [str(accuracy.table_of(shown)), '', *accuracy.tell_gains(pivot)]
   lines += [f'{name} failed: {sentence}' for name, sentence in board.failed.items()]
   lines += filter(None, [table.tell_other_images(board)])
   states = [board.state(name) for name in board.cells]
@@ -152,34 +152,39 @@ def warnings(board: Board) -> list[str]:
   return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
 
 
-def figures(board: Board, methods: Sequence[Method]) -> list[tuple[str, str, str]]:
+def figures(pivot: Pivot) -> list[tuple[str, str, str]]:
   """The most important numbers of a run: accuracy, parameters, time."""
-  title, chosen = accuracy.headline(methods), accuracy.best_of(board, methods)
-  low, high = accuracy.ends_of(board, chosen, title)
-  [result] = board.results.values()
+  chosen = pivot.best
+  low, high = accuracy.ends_of(pivot, chosen)
+  [result] = pivot.board.results.values()
   devices = dict.fromkeys(made['device'].partition(';')[0] for made in result['provenance'])
   return [
-    (f'{title} accuracy', f'{chosen.cells[title]}%', f'{low:.1f} to {high:.1f} (95%)'),
+    (
+      f'{pivot.headline} accuracy',
+      f'{chosen.cells[pivot.headline]}%',
+      f'{low:.1f} to {high:.1f} (95%)',
+    ),
     ('trained parameters', str(chosen.parameters), 'without the head'),
     ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
   ]
 
 
-def structures(board: Board, methods: Sequence[Method]) -> list[Any]:
+def structures(pivot: Pivot) -> list[Any]:
   """Structures that were chosen for one task, and how much they agree over seeds."""
 
   def found(row: Row) -> dict[str, Any]:
     return board.results[row.run]['structures'][row.structure]
 
+  board = pivot.board
   several = len({cell.seed for cell in board.tested.values()}) > 1
   figures, told = [], []
-  for method in sorted(methods, key=lambda method: not method.is_strong):
+  for method in sorted(pivot.ours, key=lambda method: not method.is_strong):
     first = method.rows[0]
     is_chosen = method.is_strong or first.structure in FOUND
     if not is_chosen or first.structure == FINETUNING:  # which has no adapter
       continue
     runs = {row.run: row for row in method.rows}.values()
-    if len(board.tasks) == 1:
+    if not board.by_task:
       title = sentence_case(method.label) + (f', seed {first.seed}' if several else '')
       figures.append(structure.figure(title, found(first)['layers']))
     by_line = grouped(runs, lambda row: place_of(row.task).line).values()
@@ -240,13 +245,13 @@ def rates(board: Board) -> list[Any]:
   return [told, _folded(Table('Validation accuracy in percent by learning rate', titles, rows))]
 
 
-def cost(board: Board, methods: Sequence[Method]) -> list[Any]:
+def cost(pivot: Pivot) -> list[Any]:
   """The time of all runs by stage or by task, and of one run of each structure of a grid."""
+  board, methods = pivot
   if not board.results:
     return []
-  is_suite = len(board.tasks) > 1
   every = _bars(
-    (board.cells[name].task if is_suite else stage_title(stage, {}), seconds)
+    (board.cells[name].task if board.by_task else stage_title(stage, {}), seconds)
     for name, result in board.results.items()
     for stage, seconds in result['seconds'].items()
   )
@@ -290,15 +295,15 @@ def _mebibytes(memory: Mapping[str, int]) -> list[str]:
   return ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
 
 
-def sources(board: Board, methods: Sequence[Method]) -> list[Any]:
+def sources(pivot: Pivot) -> list[Any]:
   """Where the published accuracies come from; nothing if none are shown."""
-  rows = [method.rows[0] for method in methods if method.is_published]
+  rows = [method.rows[0] for method in pivot.methods if method.is_published]
   if not rows:
     return []
   papers = dict.fromkeys(f'{row.label}: {row.source}' for row in rows if row.source)
   published = table.published()
   seen = f'Seen in {"; ".join(published["seen_in"])}.'
-  return [page.Items(list(papers)), seen, *published['notes'].get(board.family, ())]
+  return [page.Items(list(papers)), seen, *published['notes'].get(pivot.board.family, ())]
 
 
 def reproduce(board: Board) -> list[Any]:
@@ -316,7 +321,7 @@ def reproduce(board: Board) -> list[Any]:
     ],
   }
   for result in results:
-    images, data = 'Images' if len(board.tasks) == 1 else result['task'], result['data']
+    images, data = result['task'] if board.by_task else 'Images', result['data']
     counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
     told = paragraph(f'{data["origin"]}: {counts}.', *data['notes'])
     found.setdefault(images, []).append(told)

@@ -83,6 +83,11 @@ class Board:
     return list(dict.fromkeys(cell.task for cell in self.cells.values()))
 
   @property
+  def by_task(self) -> bool:
+    """Whether accuracies are shown by task, as in papers; those of one task are by structure."""
+    return len(self.tasks) > 1
+
+  @property
   def family(self) -> str:
     """The first word of its tasks' names, 'vtab' or 'digits'."""
     return self.tasks[0].partition('/')[0]
@@ -171,8 +176,8 @@ def rows_of(board: Board) -> list[Row]:
     if name in board.results
     for row in _rows_of_run(board, name, board.results[name])
   ]
-  is_suite = len(board.tasks) > 1
-  return [*found, *(_published_rows(board) if is_suite and not tell_other_images(board) else ())]
+  shows_published = board.by_task and not tell_other_images(board)
+  return [*found, *(_published_rows(board) if shows_published else ())]
 
 
 def write(workdir: str, rows: Sequence[Row]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from glora_jax.vision.data.catalog import FAMILIES, expand
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports import accuracy, report, table, text
-from glora_jax.vision.reports.pivots import mean, pivot
+from glora_jax.vision.reports.pivots import mean, pivot_of
 from glora_jax.vision.reports.table import Board, Cell
 
 VTAB = {task.name: task.group for task in vtab.TASKS}
@@ -23,7 +23,7 @@ def published(method, family='vtab'):
 
 def ours(board):
   """The numbers of a board's first method, by title."""
-  return pivot(board)[0].cells
+  return pivot_of(board).methods[0].cells
 
 
 def means_of(cells):
@@ -81,7 +81,7 @@ def test_published_results_stand_beside_ours_only_if_trained_on_the_same_images(
   result['train_on'] = other
   result['data'] = {**result['data'], 'images': {'test': 40, other: 20}}
   page = pages.write_board(tmp_path, board).text
-  assert not any(method.is_published for method in pivot(board))
+  assert not any(method.is_published for method in pivot_of(board).methods)
   assert 'published for GLoRA' not in page
   assert f'ours on {other} (20 images)' in page
   assert 'published' not in (tmp_path / 'table.csv').read_text()
@@ -134,7 +134,7 @@ def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_pat
 def test_results_of_different_structures_are_one_method_with_each_below(make_board):
   board = make_board({'vtab/dtd': 70.0, 'vtab/svhn': 80.0})
   board.results['svhn']['result'] = 'lora'
-  first, *others = [method.label for method in pivot(board)]
+  first, *others = [method.label for method in pivot_of(board).methods]
   assert first == 'ours, searched or lora:2'
   assert {'ours, searched', 'ours, lora:2', 'ours, linear probe'} <= set(others)
   assert [round(ours(board)[name].value) for name in ('dtd', 'svhn')] == [70, 78]
@@ -165,10 +165,10 @@ def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(allocation):
 
 def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
   board = pages.make_grid(allocation)
-  told = '\n'.join(accuracy.tell_gains(board, pivot(board)))
+  told = '\n'.join(accuracy.tell_gains(pivot_of(board)))
   assert 'Searched, at most 200: +2.0 ± 1.4 points against lora' in told
   del board.results['lora/0'], board.results['linear/0']  # only seed 1 has a pair
-  told = '\n'.join(accuracy.tell_gains(board, pivot(board)))
+  told = '\n'.join(accuracy.tell_gains(pivot_of(board)))
   assert 'Searched, at most 200: +3.0 points against lora' in told
   assert 'Gradient, at most 60: +13.0 points against linear probe' in told
 
