@@ -22,9 +22,9 @@ from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.stage import (
   Stage,
-  made_otherwise,
   read_by,
   read_mark,
+  stages_to_repeat,
   walk,
 )
 from glora_jax.vision.runs.terminal import user_errors
@@ -160,7 +160,7 @@ def prepared(
   context = make_context(settings, stages, workdir, stop, shared)
   for change in changes:
     log.info('%s.', change)
-  if again := made_otherwise(context, stages):
+  if again := stages_to_repeat(context, stages):
     log.warning(
       'These stages began with other fields, images, weights or devices, or with another version '
       'of glora_jax, and run again: %s.',

@@ -128,19 +128,18 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     own = f'{digest} {context.shards if stage.splits else 1}'
-    marks = map(read_mark, _folders(context, stage, own))
+    marks = map(read_mark, _folders(context, stage))
     made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
     keys[stage.name] = (made or [own])[0]
   return keys
 
 
-def _folders(context: Context, stage: Stage, key: str) -> Iterator[str]:
-  """The folders that a stage may have been made in, for any key; that of this key is the first."""
-  place = _place(context, stage, key)
-  yield place if is_shared(context, stage) else context.path(stage.name)
-  for name in sorted(names_in(os.path.dirname(place))):
-    if os.path.isdir(folder := os.path.join(os.path.dirname(place), name)):
-      yield folder
+def _folders(context: Context, stage: Stage) -> Iterator[str]:
+  """The folders that a stage may have been made in, with whatever key."""
+  if not is_shared(context, stage):
+    yield context.path(stage.name)
+  parent = _parent(context, stage)
+  yield from (os.path.join(parent, name) for name in sorted(names_in(parent)))
 
 
 def is_shared(context: Context, stage: Stage) -> bool:
@@ -148,15 +147,19 @@ def is_shared(context: Context, stage: Stage) -> bool:
   return stage.shared and context.shared is not None
 
 
+def _parent(context: Context, stage: Stage) -> str:
+  """Where a stage has a folder for each key: all keys if it is shared, else those replaced."""
+  shared = context.shared if stage.shared else None
+  return os.path.join(shared or context.path('replaced'), stage.name)
+
+
 def _place(context: Context, stage: Stage, key: str) -> str:
-  """Where the folder of a key is if the stage is shared, or if another key's is in the workdir."""
-  parent = context.shared if stage.shared else None
-  parent = parent or context.path('replaced')
+  """The folder of a key within `_parent`."""
   digest, _, shards = key.partition(' ')
-  return os.path.join(parent, stage.name, f'{digest[:16]}-{shards}')
+  return os.path.join(_parent(context, stage), f'{digest[:16]}-{shards}')
 
 
-def made_otherwise(context: Context, stages: Sequence[Stage]) -> list[str]:
+def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
   """Names of the stages that run again, since their folder was made with another key.
 
   Raises:
@@ -321,7 +324,7 @@ def read_mark(folder: str) -> Mark | None:
   path = os.path.join(folder, MARK)
   try:
     return read_json(path, 'stage', Mark, f'remove {folder} to run the stage again')
-  except FileNotFoundError:  # or moved by the primary process meanwhile
+  except (FileNotFoundError, NotADirectoryError):  # a lock, or moved by the primary process
     return None
 
 
@@ -333,24 +336,27 @@ def is_whole(folder: str) -> bool:
 
 def _make_ready(context: Context, stage: Stage, key: str) -> None:
   """Puts the folder of a key into place; one of another key is moved to `replaced/`."""
-  name, folder = stage.name, context.path(stage.name)
+  name, folder, place = stage.name, context.path(stage.name), _place(context, stage, key)
   with meshes.primary_first(name):
     if not meshes.primary():
       return
     found = read_mark(folder)
-    if found is None and os.path.isdir(folder) and os.listdir(folder):
+    if found is None and names_in(folder):
       raise UserError(
         f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
       )
     if found is not None and found['key'] != key:
       replaced = _place(context, stage, found['key'])
-      os.makedirs(os.path.dirname(replaced), exist_ok=True)
-      os.rename(folder, replaced)
+      _move(folder, replaced)
       log.info('%s: its earlier files are kept in %s.', name, replaced)
-    earlier = _place(context, stage, key)
-    if read_mark(folder) is None and read_mark(earlier) is not None:  # a correction was undone
-      os.makedirs(os.path.dirname(folder), exist_ok=True)
-      os.rename(earlier, folder)
-    if read_mark(folder) is None:
+      found = None
+    if found is None and read_mark(place) is not None:  # a correction was undone
+      _move(place, folder)
+    elif found is None:
       os.makedirs(folder, exist_ok=True)
       write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
+
+
+def _move(folder: str, place: str) -> None:
+  os.makedirs(os.path.dirname(place), exist_ok=True)
+  os.rename(folder, place)

@@ -83,8 +83,8 @@ def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job
   assert job.start(shards=4) == (result, [])
   mark = read_mark(str(job.folder / 'second'))
   write_json(job.folder / 'second' / 'stage.json', {**mark, 'whole': False}, 'stage')
-  assert stage.made_otherwise(job.context(), job.stages) == []
-  assert stage.made_otherwise(job.context(shards=4), job.stages) == ['second']
+  assert stage.stages_to_repeat(job.context(), job.stages) == []
+  assert stage.stages_to_repeat(job.context(shards=4), job.stages) == ['second']
   assert job.start(shards=4)[1] == ['second']
   assert job.start(budget=5, shards=2)[1] == ['second']
   assert job.start(budget=5)[1] == []
@@ -95,12 +95,12 @@ def test_after_the_test_no_stage_runs_on_something_else(job):
   job.start()
   freeze(job)
   for shards in (1, 4):
-    assert not stage.made_otherwise(job.context(shards=shards), job.stages)
+    assert not stage.stages_to_repeat(job.context(shards=shards), job.stages)
   shutil.rmtree(job.folder / 'first')
-  assert not stage.made_otherwise(job.context(), job.stages)  # what is gone is made again
+  assert not stage.stages_to_repeat(job.context(), job.stages)  # what is gone is made again
   for values in ({'facts': {'images': 3}}, {'search__mode': 'random'}):
     with pytest.raises(ValueError, match='the test images were read since; start with the same'):
-      stage.made_otherwise(job.context(**values), job.stages)
+      stage.stages_to_repeat(job.context(**values), job.stages)
 
 
 def freeze(job):
