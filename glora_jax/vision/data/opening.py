@@ -110,6 +110,7 @@ def open_images(
     ValueError: what is left lacks a class of train, or cannot measure anything. Or a run has begun
       with other images.
   """
+  # Which images are these?
   splits = {split: task.open(split) for split in task.splits}
   old = _read_record(folder)
   rows = {split: _describe(task, split, examples, old) for split, examples in splits.items()}
@@ -119,6 +120,7 @@ def open_images(
       f'{task.name}: the images are not those that this run began with ({difference}). Restore '
       f'them, or choose another --workdir; without {RECORD} in it, this one begins anew.'
     )
+  # Which of them can be decoded?
   were_left_out = {row.content for row in old if row.left_out}
   is_known = bool(old) and not difference and (skip_broken or not were_left_out)
   in_memory = {part for split in resident for part in split.split('+')}
@@ -140,6 +142,7 @@ def open_images(
       ]
       if split in images:
         images[split] = images[split][indices]
+  # What is left of the task?
   _require_enough(task, splits)
   everything = _all(rows)
   if not is_known:
@@ -177,11 +180,11 @@ def _describe(task: Task, split: str, examples: Examples, old: Sequence[Row]) ->
 
   def describe(index: int) -> Row:
     example = examples[index]
-    status = _status(example.path)
-    row = Row(split, task.classes[labels[index]], example.key, *status, digest='')
-    before = known.get(row.image)
-    is_same = before is not None and (before.size, before.time) == status
-    return row._replace(digest=before.digest if is_same else _digest(example.path))
+    key, (size, time) = example.key, _status(example.path)
+    before = known.get(key)
+    is_same = before is not None and (before.size, before.time) == (size, time)
+    digest = before.digest if is_same else _digest(example.path)
+    return Row(split, task.classes[labels[index]], key, size, time, digest)
 
   return pipeline.in_parallel(describe, len(labels), 'comparing images')
 
