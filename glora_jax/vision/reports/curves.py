@@ -11,9 +11,9 @@ from glora_jax.method.genomes import count_params
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import read_lines
-from glora_jax.vision.reports import charts, page
-from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis
+from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
 from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.page import SERIES, Pair
 from glora_jax.vision.reports.text import grouped, stage_title, structure_of
 
 _FEW = 60  # points of a curve, at most, that have tooltips
@@ -31,10 +31,10 @@ def search_blocks(findings: Findings) -> list[Any]:
   last = max(1, int(generation.max(initial=0)))
   progress = Chart(
     'Accuracy of the structures by generation',
-    charts.Axis('generation', [*range(0, last + -(-last // 7), -(-last // 7))]),
+    Axis('generation', [*range(0, last + -(-last // 7), -(-last // 7))]),
     axis(f'accuracy in % on {number:,} {split} images', accuracy, most=100),
     [
-      Line('a structure', 'teal', charts.thinned(generation, accuracy), 'dots'),
+      Line('a structure', 'teal', thinned(generation, accuracy), 'dots'),
       Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
       Line('best so far', 'red', best),
     ],
@@ -45,7 +45,7 @@ def search_blocks(findings: Findings) -> list[Any]:
     all pairs of error and parameters that some structure matches or beats) grew from
     {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last.
   """
-  return [page.Pair([progress, _cloud_chart(findings, archive.genomes, 100 - accuracy)]), grown]
+  return [Pair([progress, _cloud_chart(findings, archive.genomes, 100 - accuracy)]), grown]
 
 
 def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> Chart:
@@ -67,8 +67,8 @@ def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> 
     axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
     axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
     [
-      Line('scored', 'grey', charts.thinned(params, error), 'dots'),
-      Line('Pareto front', 'teal', charts.steps([mark.at for mark in front])),
+      Line('scored', 'grey', thinned(params, error), 'dots'),
+      Line('Pareto front', 'teal', steps([mark.at for mark in front])),
     ],
     [*front, *presets, *chosen],
     [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
@@ -99,7 +99,7 @@ def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
     return []
   random = '; the supernet takes random structures at each step' if 'supernet' in stages else ''
   return [
-    page.Pair([*filter(None, drawn)]),
+    Pair([*filter(None, drawn)]),
     f'Solid lines are on augmented training images{random}.',
   ]
 
@@ -112,7 +112,7 @@ def _training_chart(
   labels = {name: found['label'] for name, found in structures.items()}
   lines, marks = [], []
   for number, (stage, measured) in enumerate(stages.items()):
-    color, name = f'series-{number % len(page.SERIES)}', stage_title(stage, labels)
+    color, name = f'series-{number % len(SERIES)}', stage_title(stage, labels)
     best = structures.get(structure_of(stage), {}).get('best_epoch')
     for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
       values = [(line['epoch'], to_number(line.get(field))) for line in measured]

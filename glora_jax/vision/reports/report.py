@@ -14,6 +14,7 @@ from glora_jax.vision.data import catalog
 from glora_jax.vision.reports import accuracy, curves, errors, page, structure, table, verdict
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.page import Code, Details, Facts, Heading, Items, Section
 from glora_jax.vision.reports.pivots import Pivot, pivot_of
 from glora_jax.vision.reports.table import Board, Row, board_of_run, place_of, rows_of
 from glora_jax.vision.reports.text import (
@@ -66,20 +67,16 @@ def write_run(workdir: str, findings: Findings) -> None:
     warnings=warnings(board),
     figures=figures(pivot),
     sections=[
-      page.Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
-      page.Section('structure', 'Structure', structures(pivot)),
-      page.Section('allocation', allocated, structure.blocks_of(findings.allocation, result)),
-      page.Section('search', 'Search', curves.search_blocks(findings)),
-      page.Section(
-        'training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)
-      ),
-      page.Section('errors', 'Errors', errors.blocks_of(findings.task.classes, findings.outcome)),
-      page.Section('cost', 'Cost', [*cost(pivot), table_of_programs(findings), _MEMORY]),
-      page.Section(
-        'run', 'What was run', [verdict.tell_run(findings), verdict.tell_protocol(findings)]
-      ),
-      page.Section('reproduce', 'Reproduce it', reproduce(board)),
-      page.Section('use', 'Use it', snippets(workdir, findings)),
+      Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
+      Section('structure', 'Structure', structures(pivot)),
+      Section('allocation', allocated, structure.blocks_of(findings.allocation, result)),
+      Section('search', 'Search', curves.search_blocks(findings)),
+      Section('training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)),
+      Section('errors', 'Errors', errors.blocks_of(findings.task.classes, findings.outcome)),
+      Section('cost', 'Cost', [*cost(pivot), table_of_programs(findings), _MEMORY]),
+      Section('run', 'What was run', [verdict.tell_run(findings), verdict.tell_protocol(findings)]),
+      Section('reproduce', 'Reproduce it', reproduce(board)),
+      Section('use', 'Use it', snippets(workdir, findings)),
     ],
   )
 
@@ -101,13 +98,13 @@ def write_board(board: Board, workdir: str) -> None:
     verdict=[accuracy.tell_best(pivot)],
     warnings=warnings(board),
     sections=[
-      page.Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
-      page.Section('runs', 'Runs', runs(board, workdir)),
-      page.Section('rates', 'Learning rates', rates(board)),
-      page.Section('structure', 'Structures', structures(pivot)),
-      page.Section('cost', 'Cost', cost(pivot)),
-      page.Section('sources', 'Published accuracies', sources(pivot)),
-      page.Section('reproduce', 'Reproduce it', reproduce(board)),
+      Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
+      Section('runs', 'Runs', runs(board, workdir)),
+      Section('rates', 'Learning rates', rates(board)),
+      Section('structure', 'Structures', structures(pivot)),
+      Section('cost', 'Cost', cost(pivot)),
+      Section('sources', 'Published accuracies', sources(pivot)),
+      Section('reproduce', 'Reproduce it', reproduce(board)),
     ],
   )
 
@@ -211,7 +208,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
   blocks.append(Markup(told).format(code('test_list.json')))
   if board.missing:
     texts = [f'{name}: {reason}' for name, reason in board.missing.items()]
-    blocks += [page.Heading('Not ready'), page.Items(texts)]
+    blocks += [Heading('Not ready'), Items(texts)]
     blocks.append('--config.suite.prepare=True downloads what needs no manual download.')
   if any(str(result['structure']).endswith(GENOME_ENDING) for result in board.results.values()):
     blocks.append('Structures come from files that do not say how they were chosen.')
@@ -220,7 +217,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
 
 def _folded(table: Table) -> Any:
   """A table, on request if it is long."""
-  return page.Details(table) if len(table.rows) > _LONG else table
+  return Details(table) if len(table.rows) > _LONG else table
 
 
 def rates(board: Board) -> list[Any]:
@@ -252,16 +249,16 @@ def cost(pivot: Pivot) -> list[Any]:
     return []
   every = _bars(
     (board.cells[name].task if board.by_task else stage_title(stage, {}), seconds)
-    for name, result in board.results.items()
+    for name, result in board.finished.items()
     for stage, seconds in result['seconds'].items()
   )
   if not (board.is_grid and methods):
     return [every]
   one = [(method.label, method.mean('seconds', '.0f')) for method in methods]
   return [
-    page.Heading('One run of each structure'),
+    Heading('One run of each structure'),
     _bars([(label, seconds.value) for label, seconds in one if seconds.done], 'purple'),
-    page.Heading('All runs'),
+    Heading('All runs'),
     every,
     'What several runs share counts in each of them.',
   ]
@@ -303,36 +300,37 @@ def sources(pivot: Pivot) -> list[Any]:
   papers = dict.fromkeys(f'{row.label}: {row.source}' for row in rows if row.source)
   published = table.published()
   seen = f'Seen in {"; ".join(published["seen_in"])}.'
-  return [page.Items(list(papers)), seen, *published['notes'].get(pivot.board.family, ())]
+  return [Items(list(papers)), seen, *published['notes'].get(pivot.board.family, ())]
 
 
 def reproduce(board: Board) -> list[Any]:
   """What the results were made from, and with which commands."""
-  results = [board.results[name] for name in board.tested if name in board.results]
-  found = {
-    'Seed': [str(result['seed']) for result in results],
-    'Learning rate': [
-      f'{x["rate"]:g}' for result in results for x in result['structures'].values()
-    ],
-    'Weights': [weights_name(result) for result in results],
-    'Input': [
-      f'{_RESIZED[result["data"]["resize"]]}, normalized as {result["normalization"]}'
-      for result in results
-    ],
-  }
-  for result in results:
-    images, data = result['task'] if board.by_task else 'Images', result['data']
+  facts, processes = [], []
+  for name, result in board.finished.items():
+    processes += [each for each in result.get('provenance', ()) if each not in processes]
+    if name not in board.tested:
+      continue
+    data, rates = result['data'], [each['rate'] for each in result['structures'].values()]
     counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
-    told = paragraph(f'{data["origin"]}: {counts}.', *data['notes'])
-    found.setdefault(images, []).append(told)
-  facts = [(term, Markup(', ').join(dict.fromkeys(each))) for term, each in found.items() if each]
-  blocks: list[Any] = [page.Facts(facts)]
-  made = [each for result in board.results.values() for each in result.get('provenance', ())]
-  for at, each in enumerate(made):
-    if each not in made[:at]:
-      versions = ', '.join(f'{name} {version}' for name, version in each['versions'].items())
-      blocks += [
-        each['command'] and page.Code(each['command']),
-        page.Facts([('Device', each['device']), ('Versions', versions)]),
-      ]
+    facts += [
+      ('Seed', str(result['seed'])),
+      *(('Learning rate', f'{rate:g}') for rate in rates),
+      ('Weights', weights_name(result)),
+      ('Input', f'{_RESIZED[data["resize"]]}, normalized as {result["normalization"]}'),
+      (
+        result['task'] if board.by_task else 'Images',
+        paragraph(f'{data["origin"]}: {counts}.', *data['notes']),
+      ),
+    ]
+  terms = [
+    (term, Markup(', ').join(dict.fromkeys(value for _, value in same)))
+    for term, same in grouped(facts, lambda fact: fact[0]).items()
+  ]
+  blocks: list[Any] = [Facts(terms)]
+  for made in processes:
+    versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items())
+    blocks += [
+      made['command'] and Code(made['command']),
+      Facts([('Device', made['device']), ('Versions', versions)]),
+    ]
   return blocks

@@ -78,6 +78,11 @@ class Board:
     return {name: cell for name, cell in self.cells.items() if cell.rate is None}
 
   @property
+  def finished(self) -> dict[str, dict[str, Any]]:
+    """The results in the order of the runs, and not the one in which they ended."""
+    return {name: self.results[name] for name in self.cells if name in self.results}
+
+  @property
   def tasks(self) -> list[str]:
     """The names of all tasks."""
     return list(dict.fromkeys(cell.task for cell in self.cells.values()))
@@ -171,10 +176,7 @@ def rows_of(board: Board) -> list[Row]:
   Published results are there only if they were trained on the same images as ours.
   """
   found = [
-    row
-    for name in board.cells  # their order, and not the one in which runs ended
-    if name in board.results
-    for row in _rows_of_run(board, name, board.results[name])
+    row for name, result in board.finished.items() for row in _rows_of_run(board, name, result)
   ]
   shows_published = board.by_task and not tell_other_images(board)
   return [*found, *(_published_rows(board) if shows_published else ())]

@@ -7,8 +7,8 @@ import shlex
 from typing import Any
 
 from glora_jax.vision.models.weights import EMBEDDED
-from glora_jax.vision.reports import page
 from glora_jax.vision.reports.findings import Findings
+from glora_jax.vision.reports.page import Code, Heading
 from glora_jax.vision.structure_names import FINETUNING
 
 
@@ -34,9 +34,7 @@ model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""
   if findings.result['result'] != FINETUNING:
     snippets['Apply the adapter'] = [adapter_code(workdir, findings)]
   return [
-    block
-    for title, codes in snippets.items()
-    for block in (page.Heading(title), *map(page.Code, codes))
+    block for title, codes in snippets.items() for block in (Heading(title), *map(Code, codes))
   ]
 
 

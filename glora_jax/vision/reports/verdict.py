@@ -92,20 +92,20 @@ def tell_result(result: Mapping[str, Any]) -> str:
   """Why this structure is the result; empty if it is the only one."""
   structures, budget = result['structures'], result['budget']
   chosen = structures[result['result']]
-  known = {
-    name: structure['val_accuracy']
-    for name, structure in structures.items()
-    if name != SUPERNET and (budget is None or structure['params'] <= budget)
-  }
   if len(structures) == 1:
     return ''
+  within = [
+    structure
+    for name, structure in structures.items()
+    if name != SUPERNET and (budget is None or structure['params'] <= budget)
+  ]
+  accuracies = [structure['val_accuracy'] for structure in within]
   why = Markup('was chosen by {}').format(code('report.result'))
   if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
     why = f'is the {"searched structure" if SEARCH in structures else "requested structure"}'
-  elif result['result'] in known and None not in known.values():
-    if chosen['val_accuracy'] == max(known.values()):
-      within = '' if budget is None else ' within the budget'
-      why = f'is the trained structure with the best validation accuracy{within}'
+  elif chosen in within and None not in accuracies and chosen['val_accuracy'] == max(accuracies):
+    limit = '' if budget is None else ' within the budget'
+    why = f'is the trained structure with the best validation accuracy{limit}'
   return Markup('The result {}: {}.').format(why, code(chosen['label']))
 
 
