@@ -183,11 +183,11 @@ def steps(points: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
   return [*points[:1], *(to for (_, y), (x, to_y) in pairs for to in ((x, y), (x, to_y)))]
 
 
-def thinned(xs: np.ndarray, ys: np.ndarray) -> list[tuple[Any, Any]]:
-  """Different points, evenly thinned if there are very many; the last one stays."""
-  different = list(dict.fromkeys(zip(xs, ys, strict=True)))
-  step = max(1, -(-len(different) // _SHOWN))
-  return [*different[:-1:step], *different[-1:]]
+def thinned(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
+  """Different points in order, evenly thinned if there are very many; both ends stay."""
+  points = np.unique(np.stack([xs, ys], axis=1), axis=0)
+  kept = np.linspace(0, len(points) - 1, min(len(points), _SHOWN), dtype=int)
+  return [(x, y) for x, y in points[kept].tolist()]
 
 
 class Dots(NamedTuple):
