@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-import os
 
 from tiny_runs import changed
 
@@ -32,11 +31,11 @@ class Job:
     )
 
   def make(self, name, field, **options):
-    """A stage that leaves a file with what it read, unless it is there."""
+    """A stage that leaves a file with what it read, unless it is complete."""
 
     def run(context, *results):
       path = context.path(name, 'genome.json')
-      if not os.path.exists(path):
+      if not context.is_complete:
         self.ran.append(name)
         value = operator.attrgetter(field)(context.settings)
         with open(path, 'w') as file:

@@ -72,7 +72,7 @@ class Stage:
     name: its name, and that of its folder in the workdir. The part before a '/' is the title under
       which its seconds and its profile are kept.
     run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
-      earlier start left in the folder, and only reads it if it is complete.
+      earlier start left in the folder, and only reads it if `context.is_complete`.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it takes.
     check: raises ValueError or OSError for what can be known before anything runs.
@@ -212,7 +212,9 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     diverged = user_errors(*DIVERGED)
     timed = _timed(context, stage, keys[stage.name])
     with _hold(context, stage), diverged, profiling as dispatched, timed as mark:
-      given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
+      given = dataclasses.replace(
+        context, is_complete=mark['whole'], before=dict(marks), dispatched=dispatched
+      )
       results[stage.name] = stage.run(given, *(results[name] for name in stage.after))
     marks[stage.name] = mark
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])

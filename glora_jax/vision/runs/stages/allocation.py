@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -156,7 +155,7 @@ def gradient_loss(context: Context) -> Loss:
 def score_by_gradient(context: Context, warm: Model) -> Allocation:
   """All units' scores and starting values, at the knee of their curve.
 
-  They are read from `gradient/allocation.npz` if an earlier start has written it.
+  They are written to `gradient/allocation.npz`, and only read once the stage is complete.
 
   Args:
     context: the context.
@@ -166,7 +165,7 @@ def score_by_gradient(context: Context, warm: Model) -> Allocation:
     ValueError: a loss is not finite.
   """
   path = context.path('gradient', ALLOCATION)
-  if not os.path.exists(path):
+  if not context.is_complete:
     split, key = context.data(context.train_split), context.key(Stream.STRUCTURE)
     allocation = _read_off_gradient(context, warm, split, key, _prior_of(context))
     trainable, _ = warm.adapted.split(allocation.variables)

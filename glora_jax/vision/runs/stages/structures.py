@@ -152,7 +152,7 @@ def _choose(context: Context, found: Allocation) -> Model:
   allocation = choose_within(check_budget(context.settings.budget), found)
   learner = context.place(GRADIENT).adapted.fix(allocation.genome)
   path = context.path(FOLDER, 'genome.json')  # to be read by people
-  if meshes.primary() and not os.path.exists(path):
+  if meshes.primary() and not context.is_complete:
     write_json(path, genome_to_json(allocation.spec, allocation.genome), 'genome')
   return Model(learner, allocation.variables, allocation=allocation)
 
@@ -168,7 +168,7 @@ def _given(context: Context) -> Model:
   spec = place.adapted.spec
   with meshes.primary_first(FOLDER):
     named, allocation = _named(context)
-    if named is not None and not os.path.exists(path):
+    if named is not None and meshes.primary() and not context.is_complete:
       write_json(path, genome_to_json(spec, named), 'genome')
   content = read_json(path, 'genome', _Genome)
   try:
