@@ -156,6 +156,20 @@ def test_a_grids_table_has_means_and_spreads_in_the_order_of_parameters(allocati
   ]
 
 
+def test_a_spread_may_be_below_its_mean_and_is_not_cut_in_two(allocation, tmp_path):
+  page = pages.write_board(tmp_path, pages.make_grid(allocation))
+  assert '81.0 ±\xa01.4' in [cell.text for cell in page.all('td')]
+
+
+def test_a_base_that_was_trained_whole_has_no_structure_to_draw(tmp_path):
+  found = pages.structure(9, 0.5, label='finetuning') | {'genome': [], 'layers': []}
+  fields = {'result': 'finetuning', 'structures': {'finetuning': found}}
+  results = {str(seed): {**pages.RESULT, 'seed': seed, **fields} for seed in (0, 1)}
+  cells = {name: Cell('pets', seed=int(name)) for name in results}
+  page = pages.write_board(tmp_path, Board('pets', cells, results))
+  assert 'Structures' not in [heading.words() for heading in page.all('h2')]
+
+
 def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(allocation):
   board = pages.make_grid(allocation)
   rows = table.rows_of(board)

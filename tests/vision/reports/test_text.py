@@ -1,6 +1,5 @@
 """Tables and times are as pages and the terminal show them."""
 
-from glora_jax.vision.reports import text
 from glora_jax.vision.reports.text import Table
 
 
@@ -15,7 +14,3 @@ def test_columns_of_text_are_on_the_left_and_names_stay_in_their_cells():
 
 def test_an_empty_cell_of_a_row_that_stands_out_is_empty():
   assert str(Table('', ('task', 'mean'), [('dtd', '')], strong=[0])).endswith('\n| **dtd** |  |')
-
-
-def test_a_minute_has_sixty_seconds():
-  assert [text.duration(seconds) for seconds in (59.94, 59.96)] == ['59.9 s', '1 min 0 s']
