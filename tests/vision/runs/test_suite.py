@@ -248,11 +248,16 @@ def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_
   best = max(structures[:2], key=lambda row: (row['val_accuracy'], -row['val_loss']))
   assert structures[2]['rate'] == best['rate']
   assert 'test_accuracy' not in structures[0]
-  for calls in (5, 40, 90, 120):
-    asked = iter(range(calls))
-    with pytest.raises(Stopped, match='the same command resumes'):
+  stops = 0
+  while True:
+    asked = iter(range(40))
+    try:
       suite.run(config, str(stopped), lambda asked=asked: next(asked, None) is None)
-  suite.run(config, str(stopped))
+    except Stopped:
+      stops += 1
+    else:
+      break
+  assert stops > 3
   assert left_by(stopped) == left_by(whole)
   with pytest.raises(ValueError, match=r'suite\.seeds was 2 and is now 3\. Its test images were'):
     suite.run(changed(config, suite__seeds=3), str(whole))
