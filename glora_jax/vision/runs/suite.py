@@ -105,9 +105,10 @@ def run(
       write_config(settings, workdir)
     work.do('Trying a rate', _try_rate, trials, board.results)
     runs = runs_of(settings, work.choose_rates(trials, runs))
-    lists: dict[str, Any] = {}
-    work.do('Training', _train, runs, lists)
-    lists = work.freeze(lists)
+    lists = work.frozen()
+    trained: dict[str, Any] = {}
+    work.do('Training', _train, {n: run for n, run in runs.items() if n not in lists}, trained)
+    lists = work.freeze(lists, trained)
     work.do('Testing', _test, runs, board.results, lists)
   return board
 
@@ -240,19 +241,22 @@ class _Work:
           self.board.failed[name] = f'No learning rate could be chosen. {why}'
     return chosen
 
-  def freeze(self, lists: dict[str, Any]) -> dict[str, Any]:
+  def frozen(self) -> dict[str, Any]:
+    """What runs test, by their names, as far as earlier starts have listed it."""
+    path = os.path.join(self.workdir, TEST_LIST)
+    return read_json(path, 'test list', _Frozen)['runs'] if os.path.exists(path) else {}
+
+  def freeze(self, lists: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """Adds what runs test to `test_list.json`, before any of them reads a test image.
 
     Returns:
-      All lists, by the names of the runs; what was listed before stays as it was.
+      All lists, in the order of the runs, whichever ended first.
     """
-    path = os.path.join(self.workdir, TEST_LIST)
+    every = {**lists, **trained}
+    listed = {name: every[name] for name in self.board.cells if name in every}
     with meshes.primary_first('suite/list'):
-      frozen = read_json(path, 'test list', _Frozen)['runs'] if os.path.exists(path) else {}
-      every = {**lists, **frozen}  # in the order in which they ended, which is not always the same
-      listed = {name: every[name] for name in self.board.cells if name in every}
-      if meshes.primary() and not lists.keys() <= frozen.keys():
-        write_json(path, {'runs': listed}, 'test list')
+      if meshes.primary() and trained:
+        write_json(os.path.join(self.workdir, TEST_LIST), {'runs': listed}, 'test list')
     return listed
 
   def write(self) -> None:
