@@ -272,7 +272,7 @@ def tell_agreement(name: str, genomes: Sequence[Sequence[Sequence]]) -> str:
     >>> tell_agreement('gradient', [[lora, lora]]).partition(' (')[0]
     'Gradient: of the tensors that one of 2 seeds trains, another trains 100% in the same form'
   """
-  several = [[np.array(genome) for genome in same] for same in genomes if len(same) > 1]
+  several = [same for same in genomes if len(same) > 1]
   if not several:
     return ''
   share, chance = np.mean([agreement(same) for same in several], axis=0)
@@ -286,7 +286,7 @@ def tell_agreement(name: str, genomes: Sequence[Sequence[Sequence]]) -> str:
   return told
 
 
-def agreement(genomes: Sequence[np.ndarray]) -> tuple[float, float]:
+def agreement(genomes: Sequence[Sequence]) -> tuple[float, float]:
   """How much structures of one model agree, and how much they would by chance.
 
   Args:
@@ -304,11 +304,12 @@ def agreement(genomes: Sequence[np.ndarray]) -> tuple[float, float]:
     0.33 0.44
   """
   forms = [np.minimum(genome, _FIRST_LORA) for genome in genomes]
-  pairs = list(itertools.combinations(forms, 2))
-  shifts = range(1, len(forms[0]))
-  shifted = [_share(first, np.roll(second, by, axis=0)) for first, second in pairs for by in shifts]
-  share = np.mean([_share(*pair) for pair in pairs])
-  return float(share), float(np.mean(shifted)) if shifted else 0.0
+  by_pair = [
+    [_share(first, np.roll(second, shift, axis=0)) for shift in range(len(first))]
+    for first, second in itertools.combinations(forms, 2)
+  ]
+  share, *shifted = np.mean(by_pair, axis=0).tolist()
+  return share, float(np.mean(shifted)) if shifted else 0.0
 
 
 def _share(first: np.ndarray, second: np.ndarray) -> float:

@@ -189,9 +189,7 @@ def write(workdir: str, rows: Sequence[Row]) -> None:
     atomic(path) as temporary,
     open(temporary, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file,
   ):
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
+    csv.writer(file, lineterminator='\n').writerows([Row._fields, *rows])
 
 
 def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator[Row]:
