@@ -74,10 +74,11 @@ def axis(
   """
   numbers = [float(value) for value in values] or [0.0]
   low, high = min(numbers), max(numbers)
+  if is_log:
+    return Axis(label, _decades(low, high), is_log)
   if low == high:
-    low, high = (low / 2, 2 * high) if is_log else (max(low - 0.5, min(low, 0)), high + 0.5)
-  high = min(high, most)
-  return Axis(label, _decades(low, high) if is_log else _round_numbers(low, high, whole), is_log)
+    low, high = max(low - 0.5, min(low, 0)), high + 0.5
+  return Axis(label, _round_numbers(low, min(high, most), whole))
 
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
@@ -91,7 +92,8 @@ def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
 
 def _decades(low: float, high: float) -> list[float]:
   """Powers of ten around two positive numbers."""
-  first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+  first = math.floor(math.log10(low))
+  last = max(math.ceil(math.log10(high)), first + 1)
   return [float(f'1e{power}') for power in range(first, last + 1)]
 
 

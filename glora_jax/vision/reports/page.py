@@ -35,9 +35,9 @@ COLORS = {
   'grey': ('#aaaaaa', '#72777e'),  # a crowd of points
   'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
   'blank': ('#ebebeb', '#2a2f35'),  # an empty cell
-  'teal': ('#2a9d9d', '#3fb8a8'),  # the run's own: structures, right answers; the form 'vector'
+  'teal': ('#2a9d9d', '#3fb8a8'),  # structures, right answers; the form 'vector'
   'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
-  'purple': ('#6f4fa8', '#9d85e6'),  # what it is compared with; the form 'LoRA'
+  'purple': ('#6f4fa8', '#9d85e6'),  # fixed structures; the form 'LoRA'
   'yellow': ('#f5c04a', '#fbe08a'),  # fills only, too faint for lines; the form 'constant'
 }
 # For any number of curves, in this order: the colors of Okabe and Ito without yellow.
