@@ -55,17 +55,15 @@ def tell_gains(pivot: Pivot) -> list[str]:
   title = pivot.headline
   if not title or not pivot.board.is_grid:
     return []
-  fixed = sorted(
-    (method for method in pivot.ours if method.is_fixed),
-    key=lambda method: method.cells[title].value,
-  )
   sentences = []
   for method in pivot.ours:
-    budget = method.rows[0].budget  # None unless it was chosen within one
-    rivals = [each for each in fixed if budget is not None and each.parameters.value <= budget]
+    budget = method.rows[0].budget
+    if budget is None:  # it was not chosen within one
+      continue
+    rivals = [each for each in pivot.ours if each.is_fixed and each.parameters.value <= budget]
     if not rivals:
       continue
-    best = rivals[-1]
+    best = max(rivals, key=lambda each: each.cells[title].value)
     theirs, own = best.cells[title].repeats, method.cells[title].repeats
     gain = mean({run: own[run] - theirs[run] for run in own if run in theirs})
     paired = '' if gain.deviation is None else '; differences at the same seed'

@@ -229,10 +229,11 @@ def rates(board: Board) -> list[Any]:
   rows = []
   for folder, same in grouped(tried, lambda row: os.path.dirname(row.run)).items():
     shares = {board.cells[row.run].rate: row.accuracy for row in same}
-    cells = {rate: percent(share) for rate, share in shares.items()}
-    for rate, share in shares.items():
-      if share == max(shares.values()):
-        cells[rate] = Markup('<strong>{}</strong>').format(cells[rate])
+    best = max(shares.values())
+    cells = {
+      rate: Markup('<strong>{}</strong>' if share == best else '{}').format(percent(share))
+      for rate, share in shares.items()
+    }
     rows.append((folder or board.title, *(cells.get(rate, '') for rate in columns)))
   told = """
     Tried with a seed that is not tested. What is tested was trained at the rate with the highest
