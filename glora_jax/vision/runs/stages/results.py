@@ -235,7 +235,7 @@ class Result(TypedDict):
   data: _Data
   weights: str
   seconds: dict[str, float]
-  stages: dict[str, str]  # the keys of those in the workdir
+  stages: dict[str, str]  # their keys, but for those of shared stages
 
 
 def write_results(
