@@ -68,8 +68,7 @@ def run(
     raise UserError(
       f'task={settings.task!r} and the section `suite` stand for several runs; call suite.run.'
     )
-  stages = stages_of(settings, listed)
-  return run_job(settings, stages, workdir, stop, Result, shared)
+  return run_job(settings, stages_of(settings), workdir, stop, Result, shared, listed)
 
 
 def train(
@@ -99,13 +98,8 @@ def train(
     return walk(context, stages, until='list').content()
 
 
-def stages_of(settings: RunSettings, listed: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
-  """The stages of a run, in order.
-
-  Args:
-    settings: the config.
-    listed: see `run`.
-  """
+def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
+  """The stages of a run, in order."""
   trainings = stages_of_trainings(settings)
   supernet, search = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
   before = (*stages_of_structure(settings), *supernet, *trainings.values(), *search)
@@ -127,9 +121,7 @@ def stages_of(settings: RunSettings, listed: Mapping[str, Any] | None = None) ->
     after=names,
     has_folder=False,
   )
-  test = Stage(
-    'test', functools.partial(freeze_and_test, listed), after=('list',), has_folder=False
-  )
+  test = Stage('test', freeze_and_test, after=('list',), has_folder=False)
   last = (listing, test) if settings.test else (listing,)
   needs = {name: prerequisites(before, stage) for name, stage in tested.items()}
   report = Stage(

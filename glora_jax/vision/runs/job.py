@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
@@ -31,6 +31,7 @@ from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   changes_of,
   claim,
+  freeze_test_list,
   is_finished,
   names_in,
   read_task,
@@ -47,6 +48,7 @@ def run_job(
   stop: Callable[[], bool],
   shape: Any,
   shared: str | None = None,
+  listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Runs the stages of a job in its workdir, which it holds alone meanwhile.
 
@@ -59,6 +61,7 @@ def run_job(
     stop: see `experiment.run`.
     shape: annotation of the result.
     shared: see `experiment.run`.
+    listed: see `experiment.run`; it is frozen before the stages are looked at.
 
   Returns:
     The content of `result.json`, and how it was made (`provenance`).
@@ -68,7 +71,7 @@ def run_job(
     workdir = check_path(workdir)
     if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
       return _finished(settings, workdir, shape)
-  with begin(settings, stages, workdir, stop, shared) as context:
+  with begin(settings, stages, workdir, stop, shared, listed) as context:
     result = walk(context, stages)
     if meshes.primary():
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
@@ -82,6 +85,7 @@ def begin(
   workdir: str,
   stop: Callable[[], bool],
   shared: str | None = None,
+  listed: Mapping[str, Any] | None = None,
 ) -> Iterator[Context]:
   """The context of a job, whose workdir is held in the block; see `run_job`."""
   processes.initialize(**dataclasses.asdict(settings.distributed))
@@ -90,6 +94,8 @@ def begin(
       workdir = check_path(workdir)
       require_apart(settings.task, workdir)
       stack.enter_context(claimed(workdir, stages))
+      if listed is not None:
+        freeze_test_list(workdir, listed)
       context = prepared(settings, stages, workdir, stop, shared)
       origins.note_process(workdir)
     yield context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import filelock
@@ -207,6 +207,14 @@ def read_test_list(workdir: Path) -> dict[str, Any] | None:
 def has_begun(workdir: Path, stages: Iterable[str]) -> bool:
   """Whether one of some stages has left something in a workdir."""
   return any(os.path.exists(os.path.join(workdir, name, MARK)) for name in stages)
+
+
+def freeze_test_list(workdir: Path, listed: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What a run tests: the list of an earlier start, or this one, which is written."""
+  frozen = read_test_list(workdir)
+  if frozen is None and primary():
+    write_json(os.path.join(workdir, TEST_LIST), listed, 'test list')
+  return frozen or listed
 
 
 def is_tested(workdir: Path) -> bool:

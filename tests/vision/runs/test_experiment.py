@@ -17,6 +17,7 @@ from PIL import Image
 from places import digests
 from tiny_runs import changed, context_of, stages_of, start_sharing, without_seconds
 
+import glora_jax
 from glora_jax import main, predict
 from glora_jax.files import read_json
 from glora_jax.vision.data import image, normalization, pipeline
@@ -273,15 +274,20 @@ def test_a_run_without_a_test_measures_no_test_image_and_can_be_tested_later(
     experiment.run(config, str(tmp_path))
 
 
-def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_path):
-  listed = experiment.train(short, str(tmp_path))
-  assert not {'test_list.json', 'result.json'} & set(os.listdir(tmp_path))
+def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_path, monkeypatch):
+  """Then any version tests what was trained, and nothing else."""
+  workdir, other = tmp_path / 'run', tmp_path / 'other'
+  listed = experiment.train(short, str(workdir))
+  assert not {'test_list.json', 'result.json'} & set(os.listdir(workdir))
+  shutil.copytree(workdir, other)
   row = {**listed['structures']['linear'], 'weights': 'others'}
   with pytest.raises(ValueError, match='was frozen with other structures than this run has now'):
-    experiment.run(short, str(tmp_path), listed={**listed, 'structures': {'linear': row}})
-  assert not {'test_list.json', 'result.json'} & set(os.listdir(tmp_path))
-  result = experiment.run(short, str(tmp_path), listed=listed)
-  frozen = read_json(tmp_path / 'test_list.json', 'test list')
+    experiment.run(short, str(other), listed={**listed, 'structures': {'linear': row}})
+  assert 'result.json' not in os.listdir(other)
+  monkeypatch.setattr(glora_jax, '__version__', 'later')
+  result = experiment.run(short, str(workdir), listed=listed)
+  assert not (workdir / 'replaced').exists()
+  frozen = read_json(workdir / 'test_list.json', 'test list')
   assert frozen == {**frozen, **listed}
   assert result['structures']['linear']['val_accuracy'] == row['val_accuracy']
   seconds = [result['seconds'][name] for name in ('structure', 'training')]

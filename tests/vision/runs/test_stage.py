@@ -332,7 +332,7 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
     dataclasses.replace(one, run=functools.partial(noted_run, one)) if one.has_folder else one
     for one in stages_of(config)
   ]
-  monkeypatch.setattr(experiment, 'stages_of', lambda settings, listed: tuple(stages))
+  monkeypatch.setattr(experiment, 'stages_of', lambda settings: tuple(stages))
   experiment.run(config, str(tmp_path / 'run'))
   assert not unnamed
 

@@ -52,15 +52,13 @@ def listed(version, result, structure):
   return {'version': version, 'result': result, 'structures': {'lora': structure}}
 
 
-@pytest.mark.parametrize('is_suites', [False, True])
-def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(is_suites, tmp_path):
+def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
   run = types.SimpleNamespace(workdir=str(tmp_path), path=lambda name: str(tmp_path / name))
   structure = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
   first = listed('1', 'lora', {**structure, 'val_accuracy': 0.905})
   again = listed('2', 'linear', {**structure, 'val_accuracy': 0.900})
   other = listed('1', 'lora', {**structure, 'weights': 'others'})
-  frozen = first if is_suites else results.freeze(run, first)
-  for _ in range(2):
-    assert results.freeze(run, again, frozen if is_suites else None) == first
+  for content in (first, again):
+    assert results.freeze(run, content) == first
   with pytest.raises(ValueError, match='was frozen with other structures'):
-    results.freeze(run, other, frozen if is_suites else None)
+    results.freeze(run, other)

@@ -48,7 +48,7 @@ from glora_jax.vision.runs.stages.training import (
   is_guessing,
   share_of_largest_class,
 )
-from glora_jax.vision.runs.workdir import TEST_LIST, read_test_list
+from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list
 from glora_jax.vision.structure_names import (
   FINETUNING,
   FOUND,
@@ -109,11 +109,10 @@ def _measure_held_out(context: Context, candidate: Model) -> dict[str, float | N
   return dict(context.measure(candidate, 'val'))
 
 
-def freeze_and_test(frozen: Mapping[str, Any] | None, context: Context, listed: Listed) -> Listed:
+def freeze_and_test(context: Context, listed: Listed) -> Listed:
   """Freezes the list of structures and the result's name to disk, and only then tests them.
 
   Args:
-    frozen: the list that was frozen for this run elsewhere; None if there is none.
     context: the context.
     listed: what to test.
 
@@ -121,7 +120,7 @@ def freeze_and_test(frozen: Mapping[str, Any] | None, context: Context, listed: 
     ValueError: another list was frozen before.
   """
   candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
-  result = freeze(context, listed.content(), frozen)['result']
+  result = freeze(context, listed.content())['result']
   labels = np.asarray(context.data('test').labels)
   answers, is_right = {}, {}
   for name, row in rows.items():
@@ -156,30 +155,24 @@ def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
   return max(fitting, key=lambda name: (rows[name]['val_accuracy'], -rows[name]['params']))
 
 
-def freeze(
-  context: Context, listed: dict[str, Any], frozen: Mapping[str, Any] | None = None
-) -> Mapping[str, Any]:
+def freeze(context: Context, listed: Mapping[str, Any]) -> Mapping[str, Any]:
   """Writes the structures to test, with fingerprints of their weights, to `test_list.json`.
 
   Args:
     context: the context.
     listed: what is to be tested.
-    frozen: the list that was frozen for this run elsewhere; None if there is none.
 
   Returns:
-    The frozen list, of this start or an earlier one.
+    The frozen list, of this start, an earlier one, or a suite.
 
   Raises:
     ValueError: another list was frozen before.
   """
-  written, path = read_test_list(context.workdir), context.path(TEST_LIST)
-  frozen = written or frozen or listed
+  frozen, path = freeze_test_list(context.workdir, listed), context.path(TEST_LIST)
   if _without_accuracies(frozen) != _without_accuracies(listed):
     raise UserError(
       f'{path} was frozen with other structures than this run has now; use a new workdir.'
     )
-  if written is None and meshes.primary():
-    write_json(path, frozen, 'test list')
   return frozen
 
 
