@@ -9,10 +9,15 @@ from places import CONFIGS, get_config
 from glora_jax.vision.runs import experiment, suite
 from glora_jax.vision.runs.workdir import Stopped
 
-NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+# The config of domain generalization compiles what that of few shots does.
+NAMES = [
+  pytest.param(
+    path.stem, marks=pytest.mark.full if path.stem == 'generalization' else pytest.mark.slow
+  )
+  for path in sorted(CONFIGS.glob('*.py'))
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_a_tiny_config_starts(name, tmp_path):
   """Up to the first steps."""
