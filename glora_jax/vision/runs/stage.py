@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL = 0.5  # seconds between two looks at a lock
+_LENGTH = 16  # characters of a digest in the name of a folder
 # Errors of a training whose learning rate does not suit it.
 DIVERGED = (NonFiniteLossError, NonFiniteError, NoGradientError)
 # What every training reads.
@@ -128,18 +129,19 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     own = f'{digest} {context.shards if stage.splits else 1}'
-    marks = map(read_mark, _folders(context, stage))
+    marks = map(read_mark, _folders(context, stage, digest))
     made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
     keys[stage.name] = (made or [own])[0]
   return keys
 
 
-def _folders(context: Context, stage: Stage) -> Iterator[str]:
-  """The folders that a stage may have been made in, with whatever key."""
+def _folders(context: Context, stage: Stage, digest: str) -> Iterator[str]:
+  """The folders that a stage may have been made in with a digest, for any number of shards."""
   if not is_shared(context, stage):
     yield context.path(stage.name)
   parent = _parent(context, stage)
-  yield from (os.path.join(parent, name) for name in sorted(names_in(parent)))
+  names = sorted(name for name in names_in(parent) if name.startswith(digest[:_LENGTH]))
+  yield from (os.path.join(parent, name) for name in names)
 
 
 def is_shared(context: Context, stage: Stage) -> bool:
@@ -156,7 +158,7 @@ def _parent(context: Context, stage: Stage) -> str:
 def _place(context: Context, stage: Stage, key: str) -> str:
   """The folder of a key within `_parent`."""
   digest, _, shards = key.partition(' ')
-  return os.path.join(_parent(context, stage), f'{digest[:16]}-{shards}')
+  return os.path.join(_parent(context, stage), f'{digest[:_LENGTH]}-{shards}')
 
 
 def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
