@@ -93,15 +93,15 @@ def begin(
     with user_errors():
       workdir = check_path(workdir)
       require_apart(settings.task, workdir)
-      stack.enter_context(claimed(workdir, stages))
+      stack.enter_context(claim_workdir(workdir, stages))
       if listed is not None:
         freeze_test_list(workdir, listed)
-      context = prepared(settings, stages, workdir, stop, shared)
+      context = prepare(settings, stages, workdir, stop, shared)
       origins.note_process(workdir)
     yield context
 
 
-def claimed(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
+def claim_workdir(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
   """Holds the workdir of a job for this process alone; see `workdir.claim`."""
   stages = [stage for stage in stages if stage.has_folder]
   return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
@@ -140,7 +140,7 @@ def _compare_images(settings: RunSettings, workdir: str) -> None:
     log.warning(sentence)
 
 
-def prepared(
+def prepare(
   settings: RunSettings,
   stages: Sequence[Stage],
   workdir: str,

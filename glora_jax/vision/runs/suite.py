@@ -39,7 +39,7 @@ from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of, trials_of
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import make_context, never
-from glora_jax.vision.runs.job import claimed, prepared
+from glora_jax.vision.runs.job import claim_workdir, prepare
 from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
 from glora_jax.vision.runs.stage import DIVERGED, read_by
 from glora_jax.vision.runs.stages.training import best_on_val
@@ -289,8 +289,8 @@ def _check(
     make_context(settings, stages, '')
     return
   try:
-    with claimed(folder, stages):
-      prepared(settings, stages, folder)
+    with claim_workdir(folder, stages):
+      prepare(settings, stages, folder)
   except InUseError as error:
     if jax.process_count() > 1:
       raise

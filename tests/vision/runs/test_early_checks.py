@@ -23,7 +23,7 @@ from glora_jax.vision.runs.workdir import LOCK, Stopped
 
 def prepared(config, workdir):
   workdir.mkdir()
-  return job.prepared(check_config(config), stages_of(config), str(workdir))
+  return job.prepare(check_config(config), stages_of(config), str(workdir))
 
 
 def fitted(settings, counts=None):
