@@ -25,7 +25,6 @@ from glora_jax.vision.runs.job import begin, run_job
 from glora_jax.vision.runs.stage import Stage, prerequisites, walk
 from glora_jax.vision.runs.stages.results import (
   Listed,
-  Result,
   freeze_and_test,
   list_structures,
   write_results,
@@ -68,7 +67,7 @@ def run(
     raise UserError(
       f'task={settings.task!r} and the section `suite` stand for several runs; call suite.run.'
     )
-  return run_job(settings, stages_of(settings), workdir, stop, Result, shared, listed)
+  return run_job(settings, stages_of(settings), workdir, stop, shared, listed)
 
 
 def train(

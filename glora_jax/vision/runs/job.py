@@ -27,6 +27,7 @@ from glora_jax.vision.runs.stage import (
   stages_to_repeat,
   walk,
 )
+from glora_jax.vision.runs.stages.results import Result
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   changes_of,
@@ -46,7 +47,6 @@ def run_job(
   stages: Sequence[Stage],
   workdir: str,
   stop: Callable[[], bool],
-  shape: Any,
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -59,7 +59,6 @@ def run_job(
     stages: all stages of the job; the last one's result becomes `result.json`.
     workdir: see `experiment.run`.
     stop: see `experiment.run`.
-    shape: annotation of the result.
     shared: see `experiment.run`.
     listed: see `experiment.run`; it is frozen before the stages are looked at.
 
@@ -70,7 +69,7 @@ def run_job(
   with user_errors():
     workdir = check_path(workdir)
     if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
-      return _finished(settings, workdir, shape)
+      return _read_finished(settings, workdir)
   with begin(settings, stages, workdir, stop, shared, listed) as context:
     result = walk(context, stages)
     if meshes.primary():
@@ -107,9 +106,9 @@ def claim_workdir(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractC
   return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
 
 
-def _finished(settings: RunSettings, workdir: str, shape: Any) -> dict[str, Any]:
+def _read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
   """The result of a finished job, which must be that of the stages in the workdir."""
-  result = read_json(os.path.join(workdir, 'result.json'), 'result', shape)
+  result = read_json(os.path.join(workdir, 'result.json'), 'result', Result)
   _require_own(result, workdir)
   log.info('This run is finished; its results are in %s.', workdir)
   _compare_images(settings, workdir)

@@ -364,5 +364,5 @@ def test_what_a_check_refuses_is_the_users_mistake_and_all_else_is_a_bug(
 ):
   stages = [Stage('one', **{'run': lambda context: {}, where: fail}, splits=('train',))]
   with pytest.raises((ValueError, TypeError)) as raised:
-    run_job(check_config(default_config()), stages, str(tmp_path / 'run'), lambda: False, dict)
+    run_job(check_config(default_config()), stages, str(tmp_path / 'run'), lambda: False)
   assert isinstance(raised.value, UserError) == is_users
