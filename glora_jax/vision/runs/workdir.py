@@ -43,6 +43,13 @@ class InUseError(UserError):
   """Another process holds a workdir."""
 
 
+class _Row(TypedDict):
+  """What is read of a structure in `test_list.json`; the rest is only compared."""
+
+  val_accuracy: float | None
+  val_loss: float | None
+
+
 class _TestList(TypedDict):
   """The content of `test_list.json`.
 
@@ -54,7 +61,7 @@ class _TestList(TypedDict):
 
   version: str
   result: str
-  structures: dict[str, dict[str, Any]]
+  structures: dict[str, _Row]
 
 
 class Change(NamedTuple):

@@ -285,6 +285,7 @@ def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_pat
     experiment.run(short, str(other), listed={**listed, 'structures': {'linear': row}})
   assert 'result.json' not in os.listdir(other)
   monkeypatch.setattr(glora_jax, '__version__', 'later')
+  monkeypatch.setattr(Context, 'measure', lambda *_: pytest.fail('was measured for the list'))
   result = experiment.run(short, str(workdir), listed=listed)
   assert not (workdir / 'replaced').exists()
   frozen = read_json(workdir / 'test_list.json', 'test list')

@@ -55,8 +55,8 @@ def listed(version, result, structure):
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
   run = types.SimpleNamespace(workdir=str(tmp_path), path=lambda name: str(tmp_path / name))
   structure = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
-  first = listed('1', 'lora', {**structure, 'val_accuracy': 0.905})
-  again = listed('2', 'linear', {**structure, 'val_accuracy': 0.900})
+  first = listed('1', 'lora', {**structure, 'val_accuracy': 0.905, 'val_loss': 0.31})
+  again = listed('2', 'linear', {**structure, 'val_accuracy': 0.900, 'val_loss': 0.32})
   other = listed('1', 'lora', {**structure, 'weights': 'others'})
   for content in (first, again):
     assert results.freeze(run, content) == first

@@ -48,7 +48,7 @@ from glora_jax.vision.runs.stages.training import (
   is_guessing,
   share_of_largest_class,
 )
-from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list
+from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list, read_test_list
 from glora_jax.vision.structure_names import (
   FINETUNING,
   FOUND,
@@ -85,14 +85,20 @@ class Listed(NamedTuple):
 def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
   """Measures candidates on the validation images if these are held out, and chooses the result.
 
+  If the list is frozen already, its accuracies stand, and nothing is measured again.
+
   Args:
     context: the context.
     candidates: what is to be tested, by name.
   """
+  frozen = read_test_list(context.workdir)
+  # All processes measure or none does, even if some of them do not see the file yet.
+  is_missing = meshes.on_any(frozen is None)
+  earlier = {} if is_missing or frozen is None else frozen['structures']
   rows = {
     name: {
       'params': candidate.adapted.count_params(),
-      **_measure_held_out(context, candidate),
+      **_measure_held_out(context, candidate, earlier.get(name)),
       'best_epoch': candidate.best_epoch,
       'genome': candidate.genome.tolist(),
       'weights': tree.fingerprint(candidate.adapted.split(candidate.variables)[0]),
@@ -102,11 +108,15 @@ def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
   return Listed(candidates, _choose(context, rows), rows)
 
 
-def _measure_held_out(context: Context, candidate: Model) -> dict[str, float | None]:
+def _measure_held_out(
+  context: Context, candidate: Model, frozen: Mapping[str, Any] | None
+) -> dict[str, float | None]:
   """Accuracy and loss on the validation images; None if these are trained on."""
+  fields = ('val_accuracy', 'val_loss')
   if context.settings.final_split != 'train':
-    return {'val_accuracy': None, 'val_loss': None}
-  return dict(context.measure(candidate, 'val'))
+    return dict.fromkeys(fields)
+  found = frozen or context.measure(candidate, 'val')
+  return {field: found[field] for field in fields}
 
 
 def freeze_and_test(context: Context, listed: Listed) -> Listed:
