@@ -19,8 +19,9 @@ import dataclasses
 import functools
 import gc
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -31,6 +32,7 @@ from glora_jax.checks import check_path
 from glora_jax.errors import UserError
 from glora_jax.files import first_line, read_json
 from glora_jax.vision.data.catalog import find
+from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.table import Board
@@ -42,7 +44,6 @@ from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.job import claim_workdir, prepare
 from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
 from glora_jax.vision.runs.stage import DIVERGED, read_by
-from glora_jax.vision.runs.stages.training import best_on_val
 from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import (
   SHARED,
@@ -263,6 +264,16 @@ class _Work:
     """Writes the page and the table."""
     if meshes.primary():
       report.write_board(self.board, self.workdir)
+
+
+def best_on_val(rows: Iterable[Any]) -> Any:
+  """The row of the highest 'val_accuracy', ties by 'val_loss', where nan and inf come last."""
+
+  def rank(row: Any) -> tuple[float, float]:
+    loss = to_number(row['val_loss'])
+    return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
+
+  return max(rows, key=rank)
 
 
 class _Frozen(TypedDict):

@@ -11,7 +11,6 @@ from glora_jax.search.archive import Archive
 from glora_jax.vision.files import write_arrays
 from glora_jax.vision.runs.stages import results
 from glora_jax.vision.runs.stages.search import read_archive
-from glora_jax.vision.runs.stages.training import best_on_val
 
 
 @pytest.fixture(scope='module')
@@ -39,12 +38,6 @@ def test_an_archive_that_cannot_be_is_named(changes, reason, run, tmp_path):
   write_arrays(path, archive_of(run.adapted.spec, **changes), 'archive')
   with pytest.raises(ValueError, match=rf'archive.npz is damaged \(.*{reason}'):
     read_archive(path, run.adapted.spec)
-
-
-def test_a_rate_that_diverged_wins_no_tie():
-  losses = {0.1: None, 0.05: -np.inf, 0.03: np.nan, 0.01: 2.0}
-  rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
-  assert best_on_val(rows)['rate'] == 0.01
 
 
 def listed(version, result, structure):

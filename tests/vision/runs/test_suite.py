@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import re
 import signal
 
@@ -274,6 +275,12 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(ru
   assert board.results['linear/42']['structures']['linear']['rate'] == 1e-3
   board = suite.run(changed(config, suite__rates=(1e30,)), str(tmp_path / 'none'))
   assert 'No learning rate could be chosen' in board.failed['linear/42']
+
+
+def test_a_rate_that_diverged_wins_no_tie():
+  losses = {0.1: None, 0.05: -math.inf, 0.03: math.nan, 0.01: 2.0}
+  rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
+  assert suite.best_on_val(rows)['rate'] == 0.01
 
 
 def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_half():

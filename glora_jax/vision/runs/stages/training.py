@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
@@ -27,7 +26,6 @@ from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import augment, pipeline
-from glora_jax.vision.files import number
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.monitoring import Metrics
@@ -392,13 +390,3 @@ def is_guessing(accuracy: float, labels: np.ndarray) -> bool:
 def share_of_largest_class(labels: np.ndarray) -> float:
   """The accuracy of always answering the most frequent class, int labels [n]."""
   return float(np.bincount(labels).max()) / len(labels)
-
-
-def best_on_val(rows: Iterable[Any]) -> Any:
-  """The row of the highest 'val_accuracy', ties by 'val_loss', where nan and inf come last."""
-
-  def rank(row: Any) -> tuple[float, float]:
-    loss = number(row['val_loss'])
-    return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
-
-  return max(rows, key=rank)
