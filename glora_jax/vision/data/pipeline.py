@@ -5,6 +5,7 @@ Both give the same pixels for the same indices, so training does not depend on w
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -13,7 +14,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 T = TypeVar('T')
 
 _FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
-_MOST_TOGETHER = 32  # images that a thread takes at a time
-THREADS = 2 * (os.cpu_count() or 1)  # that decode
+_MOST_TOGETHER = 32  # images that a thread decodes at a time
+_THREADS = 2 * (os.cpu_count() or 1)  # that decode
 _BATCHES_AHEAD = 4  # of a stream that are held ready
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
@@ -230,41 +230,20 @@ def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T
     number: number of indices.
     title: title of the progress bar.
   """
-  together = max(1, min(_MOST_TOGETHER, number // (4 * THREADS)))
-  results = read_ahead(function, number, together)
+  groups = _Groups(function, number, max(1, min(_MOST_TOGETHER, number // (4 * _THREADS))))
   is_short = number < _FEWEST_WITH_PROGRESS
-  return list(tqdm(results, title, total=number, unit='image', disable=is_short))
-
-
-def read_ahead(
-  function: Callable[[int], T], number: int, together: int, *, ahead: int = 0, workers: int = 0
-) -> Iterator[T]:
-  """The results of a function for 0 to number - 1, in their order, some of them computed ahead.
-
-  Args:
-    function: function of an index; in a process its result is an array.
-    number: number of indices.
-    together: results that are handed over at a time, which costs more than decoding a small image.
-    ahead: results that are held ready, at least.
-    workers: processes that compute; 0 computes in threads of this one.
-  """
-  groups = grain.MapDataset.source(_Groups(function, number, together))
-  if not workers:
-    held = max(THREADS, ahead // together)
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=held)
-    return itertools.chain.from_iterable(groups.to_iter_dataset(options))
-  if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
-    flags.FLAGS.mark_as_parsed()
-  no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  held = max(1, ahead // (together * workers))
-  processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=held)
-  in_processes = groups.to_iter_dataset(no_threads).mp_prefetch(processes)
-  return itertools.chain.from_iterable(in_processes)
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    results = itertools.chain.from_iterable(pool.map(groups.__getitem__, range(len(groups))))
+    return list(tqdm(results, title, total=number, unit='image', disable=is_short))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Groups:
-  """The random access that grain wants: results of a function, some at a time."""
+  """The results of a function for 0 to number - 1, some at a time.
+
+  To hand over each of them alone would cost more than decoding a small image. Has what grain needs
+  for random access.
+  """
 
   function: Callable[[int], Any]
   number: int
@@ -310,15 +289,29 @@ class Stream:
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
     indices = np.asarray(indices)
-    images = read_ahead(
-      functools.partial(self._read, indices.ravel()),
-      indices.size,
-      min(16, max(1, (224 // self.image_size) ** 2)),
-      ahead=_BATCHES_AHEAD * indices.shape[1],
-      workers=self.workers,
-    )
+    images = self._in_order(indices)
     for row in indices:
       yield Split(np.stack(list(itertools.islice(images, len(row)))), self.labels[row])
+
+  def _in_order(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+    """The images of int [batches, batch] indices, one by one, a few batches decoded ahead."""
+    import grain  # half a second, which commands without a stream need not wait for
+
+    read = functools.partial(self._read, indices.ravel())
+    together = min(16, max(1, (224 // self.image_size) ** 2))
+    ahead = _BATCHES_AHEAD * indices.shape[1] // together
+    groups = grain.MapDataset.source(_Groups(read, indices.size, together))
+    if not self.workers:
+      held = max(_THREADS, ahead)
+      threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=held)
+      return itertools.chain.from_iterable(groups.to_iter_dataset(threads))
+    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+      flags.FLAGS.mark_as_parsed()
+    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    held = max(1, ahead // self.workers)
+    processes = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=held)
+    in_processes = groups.to_iter_dataset(no_threads).mp_prefetch(processes)
+    return itertools.chain.from_iterable(in_processes)
 
   def _read(self, indices: np.ndarray, number: int) -> np.ndarray:
     example = self.examples[int(indices[number])]
