@@ -389,7 +389,7 @@ def count_images(task: Task) -> dict[str, int]:
 
 
 def choose_resident(settings: RunSettings, counts: Mapping[str, int], size: int) -> list[str]:
-  """The splits that stay on the devices: those that fit together, what is trained on first."""
+  """The splits that stay on the devices: as many as fit, those with training images first."""
   trained_on = (train_split_of(settings), settings.final_split)
   used = dict.fromkeys((*trained_on, *counts))
   if 'train+val' not in trained_on:

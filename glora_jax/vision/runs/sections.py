@@ -97,8 +97,8 @@ class DataSettings(Source):
       takes the middle.
     skip_broken: whether to leave out images that cannot be decoded.
     cache: folder for decoded images; None for none.
-    max_resident: most bytes of images to keep on the device, of all splits together; those that do
-      not fit, what is trained on being first, are streamed.
+    max_resident: most bytes of images to keep on a device, for all splits together. Training images
+      come first, and splits that no longer fit are streamed.
     workers: processes that decode streamed images; 0 for threads.
   """
 
