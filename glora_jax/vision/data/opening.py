@@ -1,10 +1,10 @@
-"""Reads every image of a task once, before anything is computed with them.
+"""Which images a task has and which can be decoded, before anything is computed with them.
 
-First it is found out which images these are: their bytes are digested, and compared with a record
-of an earlier start. Then whether they can be decoded: splits that stay in memory are decoded, and
-images that are streamed are only opened, which takes less time. The record has a line for every
-image; later starts digest only files of another size or time, and open no streamed image again
-while names and bytes are the same.
+First the bytes of every file are digested and compared with the record of an earlier start: they
+say whether a run may go on, and in which file of the cache a split lies decoded. Then splits that
+stay in memory are decoded, and streamed images are only opened, which is faster. The record has a
+line for every image; later starts digest only files of another size or time, and open no streamed
+image again while names and bytes are the same.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def open_images(
   write: bool = True,
   has_begun: bool = False,
 ) -> Opened:
-  """Reads every image of every split once, in parallel.
+  """Opens all splits of a task, and finds the images that cannot be decoded.
 
   Args:
     task: the task.
@@ -131,7 +131,7 @@ def open_images(
       images[split], faults[split] = pipeline.decode(examples, image_size, rule, split, path=path)
     elif is_known:
       reason = 'could not be decoded at an earlier start'
-      faults[split] = [reason * (row.content in were_left_out) for row in rows[split]]
+      faults[split] = [reason if row.content in were_left_out else '' for row in rows[split]]
     else:
       faults[split] = pipeline.look_at(examples)
   for split, indices in pipeline.choose_readable(splits, faults, skip_broken).items():
