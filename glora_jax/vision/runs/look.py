@@ -53,13 +53,7 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
 def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool, list[str]]:
   """A report, or another one if images of the user's cannot be decoded."""
   try:
-    open_images(
-      catalog.find(name, data),
-      0,
-      (),
-      rule=data.resize,
-      skip_broken=data.skip_broken,
-    )
+    open_images(catalog.find(name, data), 0, (), skip_broken=data.skip_broken)
   except (ValueError, OSError) as error:
     return False, [f'{name}: NOT READY', f'  {error}']
   return True, lines
