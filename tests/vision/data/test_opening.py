@@ -1,6 +1,5 @@
 """Every image read once before a run: broken ones are all named, and left out for good."""
 
-import dataclasses
 import os
 import shutil
 
@@ -29,19 +28,13 @@ def task(tmp_path):
   return Task('pets', ('cat', 'dog'), splits, origin='a test')
 
 
-def anew(task):
-  """The task as another process finds it: nothing of its files is read yet."""
-  splits = {split: Files(x.paths, x.given_labels, x.root) for split, x in task.splits.items()}
-  return dataclasses.replace(task, splits=splits)
-
-
 @pytest.fixture(params=[('val',), ('train+val', 'test')], ids=['streamed', 'resident'])
 def opened(request, task, tmp_path):
   """The task as a run opens it, with a record; all its splits fit in memory, or val alone does."""
 
   def call(**options):
     folder = str(tmp_path)
-    return open_images(anew(task), 8, request.param, folder=folder, **options).task
+    return open_images(task, 8, request.param, folder=folder, **options).task
 
   return call
 
@@ -62,7 +55,7 @@ def break_images(tmp_path):
 
 def test_streamed_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read):
   def times_read(**options):
-    open_images(anew(task), 8, (), folder=str(tmp_path), **options)
+    open_images(task, 8, (), folder=str(tmp_path), **options)
     return len(read) / 12
 
   record = tmp_path / 'images.csv'
@@ -167,12 +160,12 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
   opened, task, tmp_path, change, said
 ):
   opened(skip_broken=True)
-  assert not differences(anew(task), str(tmp_path))
+  assert not differences(task, str(tmp_path))
   change(task, tmp_path)
   assert_refused(said, opened, skip_broken=True, has_begun=True)
-  assert said in differences(anew(task), str(tmp_path))
+  assert said in differences(task, str(tmp_path))
   opened(skip_broken=True)  # nothing was computed yet
-  assert not differences(anew(task), str(tmp_path))
+  assert not differences(task, str(tmp_path))
 
 
 def test_what_is_left_must_measure(opened, tmp_path):
@@ -214,7 +207,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplo
   cache = tmp_path / 'cache'
 
   def opened(task, size=8, **options):
-    return open_images(anew(task), size, ('train',), cache=str(cache), **options).arrays['train']
+    return open_images(task, size, ('train',), cache=str(cache), **options).arrays['train']
 
   def times_read():
     number = len([path for path in read if path.startswith('train')])
