@@ -287,8 +287,7 @@ def make_context(
   Args:
     given: the config; the context's batches are no larger than the images allow.
     stages: all stages of the job.
-    workdir: folder of the job, which gets only a split of the user's own images, a record of which
-      of them can be decoded, and one of the weights.
+    workdir: folder of the job, which gets only a record of the images and one of the weights.
     stop: see `experiment.run`.
     shared: see `experiment.run`.
 

@@ -124,7 +124,7 @@ class ModelSettings(Section):
     activation: activation of the MLPs, if the file does not say; None for that of the weights' code
       base.
     drop_path: largest probability of dropping a residual branch in training.
-    dtype: type of the computation; with 'bfloat16', supports, heads and the merging of both stay in
+    dtype: type of the computation; with 'bfloat16', adapter, heads and the merging of both stay in
       float32.
     base_dtype: type in which the frozen weights are kept and saved.
     remat: policy of `jax.checkpoint_policies` for activations; None keeps all of them.
