@@ -19,12 +19,12 @@ class Example(Protocol):
 
   @property
   def name(self) -> str:
-    """What messages call it, with the place where it lies."""
+    """Its name in messages, with its place."""
     ...
 
   @property
   def key(self) -> str:
-    """What records call it, wherever it lies; no other example of a split has the same."""
+    """Its name in records: unique in a split, and the same wherever the images are."""
     ...
 
   @property
@@ -71,7 +71,7 @@ class ImageFile:
 
   Attributes:
     path: path of the file.
-    root: folder whose own place and name do not matter: what follows it in the path is the key.
+    root: folder that the key is relative to.
   """
 
   path: str
@@ -84,7 +84,7 @@ class ImageFile:
 
   @property
   def key(self) -> str:
-    """What follows the root in the path."""
+    """The path below the root."""
     return self.path.removeprefix(os.path.join(self.root, ''))
 
   def image(self, *, draft: bool = False) -> Image.Image:
@@ -118,7 +118,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Numbered:
-  """One of the examples of a data set, which are no files of their own.
+  """An example of a data set whose images are not separate files.
 
   Attributes:
     data_set: name of the data set, with all that its order depends on.

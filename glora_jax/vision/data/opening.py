@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
   @property
   def content(self) -> tuple[str, ...]:
-    """What makes the image another one if it changes."""
+    """The fields that say which image it is; size and time do not."""
     return self.split, self.label, self.image, self.digest
 
 
@@ -66,7 +66,7 @@ class Opened(NamedTuple):
   """A task whose images can be read.
 
   Attributes:
-    task: the task, its splits opened, and of images that can be decoded alone.
+    task: the task with its splits opened, without the images that cannot be decoded.
     arrays: images and labels of the splits that stay in memory.
     identities: text for each split that changes when its images do, wherever they are.
   """
@@ -107,8 +107,8 @@ def open_images(
 
   Raises:
     UnreadableImages: there are images that cannot be decoded, or in a split no others.
-    ValueError: what is left lacks a class of train, or cannot measure anything. Or a run has begun
-      with other images.
+    ValueError: the images that are left lack a class of train, or cannot measure anything. Or a run
+      has begun with other images.
   """
   # Which images are these?
   splits = {split: task.open(split) for split in task.splits}
@@ -207,7 +207,7 @@ def _digest(path: str | None) -> str:
 
 
 def _identity(rows: Sequence[Row]) -> str:
-  """A digest of what the images are that are not left out."""
+  """A digest of labels, names and bytes of the images that are not left out."""
   text = '\0'.join('\0'.join(row.content[1:]) for row in rows if not row.left_out)
   return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()
 
@@ -261,7 +261,7 @@ def _write_record(folder: str, rows: Sequence[Row]) -> None:
 
 
 def _require_enough(task: Task, left: Mapping[str, Examples]) -> None:
-  """Raises ValueError if what is left lacks a class or cannot measure."""
+  """Raises ValueError if the images that are left lack a class or cannot measure anything."""
   labels = {split: examples.labels for split, examples in left.items()}
   lost = np.setdiff1d(task.open('train').labels, labels['train'])
   if len(lost):

@@ -113,7 +113,7 @@ def decode(
   share: float = CROP,
   path: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-  """The images of `load`, and what is wrong with each.
+  """The images of `load`, and why some of them cannot be decoded.
 
   Args:
     examples: see `load`.
@@ -156,7 +156,7 @@ def look_at(examples: Examples) -> list[str]:
 
 
 def _try_all(read: Callable[[int], object], number: int, title: str) -> list[str]:
-  """Reads the examples at 0 to number - 1, and says what is wrong with each."""
+  """Why each of the examples at 0 to number - 1 cannot be read; '' for those that can."""
 
   def attempt(index: int) -> str:
     try:
@@ -175,7 +175,7 @@ def choose_readable(
 
   Args:
     splits: the examples of each split.
-    faults: what `decode` or `look_at` said of them.
+    faults: why each cannot be decoded, by split; see `decode` and `look_at`.
     skip_broken: whether there may be others.
 
   Raises:

@@ -47,11 +47,10 @@ FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
 class _FieldParser(flags.ArgumentParser):
-  """Reads a field's text as its type, or as None; what cannot be read stays, and is refused later.
+  """Reads the text of a field as its type, or as None.
 
-  `check_config` does so, with the words that it has for a config file's values.
-
-  A second tuple replaces the first one, as with all other fields.
+  Text that cannot be read stays text: `check_config` raises the error, with the sentence that it
+  has for a value of a config file. A second tuple replaces the first one, as with all other fields.
   """
 
   def __init__(self, read: Callable[[Any], Any]):
@@ -233,7 +232,7 @@ def parse_flags(argv: Sequence[str], usage: str = '') -> list[str]:
 
 
 def _explain(error: Exception) -> str:
-  """A sentence about what parsing the flags raised."""
+  """A sentence about an error that parsing the flags raised."""
   if not isinstance(error, flags.Error):  # of ml_collections, with the closest name
     reason = error.__context__ or error
     text = '. '.join(str(reason.args[0]).splitlines())
@@ -378,7 +377,7 @@ def _weights() -> Iterator[tuple[str, str]]:
   yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"
 
 
-# What shows a page and exits.
+# Arguments that show a page and exit.
 PAGES = {
   '--list': inventory,
   '--help_config': functools.partial(_fields, all_of_them=False),

@@ -1,7 +1,7 @@
 """The config of a run: all fields, how they depend on each other, and how they are read.
 
 `RunSettings` has them with their defaults. A config file returns an `ml_collections.ConfigDict`
-that `default_config` made; the command line changes its fields; `check_config` turns it into
+that `default_config` made, and the command line changes its fields. `check_config` turns it into
 `RunSettings` once, before anything starts, and only these travel on. To print all fields with
 types, defaults, ranges and meanings:
 
@@ -236,7 +236,7 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
 
 
 def _mistakes_of_transfer(settings: RunSettings) -> Iterator[str]:
-  """Sentences about what structure='transfer' lacks."""
+  """Sentences about fields that structure='transfer' needs."""
   if settings.transfer is None:
     yield (
       f'There are no scores of other tasks for model.weights={settings.model.weights!r}; give a '

@@ -1,4 +1,4 @@
-"""Config fields section by section, with what their declarations say of them: the help page."""
+"""The help page of the config: type, default, range and meaning of every field, by section."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ class SuiteSettings(Section):
   """Many runs as one: all combinations of tasks, structures, budgets and seeds.
 
   Attributes:
-    structures: structures that are trained, each in a run of its own without baselines; () for the
+    structures: structures that are trained, each in a separate run without baselines; () for the
       config's structure and its baselines.
     budgets: most trained parameters of 'search', 'gradient' and 'transfer', ascending; () for
       `budget`.

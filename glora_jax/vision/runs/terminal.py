@@ -1,4 +1,4 @@
-"""What a command does with its terminal: Ctrl-C, errors; a user's mistake is one sentence."""
+"""Ctrl-C, closed pipes and errors of a command; a user's mistake is one sentence."""
 
 from __future__ import annotations
 
