@@ -5,6 +5,7 @@ An incomplete mean shows how much of it is there, as '71.2 (5 of 19)'.
 
 from __future__ import annotations
 
+import collections
 import math
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -202,14 +203,13 @@ def pivot_of(board: Board) -> Pivot:
   runs choose a result each, the first method is what they chose. Structures of a grid on one task
   are in the order of their parameters.
   """
-  methods = _methods(board)
+  methods = [method._replace(cells=_accuracies(board, method)) for method in _methods(board)]
   titles = _titles(board, methods)
   for at, method in enumerate(methods):
     cells: dict[str, Number] = {}
     for title, parts in titles.items():
-      cells[title] = _accuracy(board, method, title)
-      if parts and not cells[title].done:  # some means were published
-        cells[title] = mean_of([cells[part] for part in parts])
+      # Some means were published.
+      cells[title] = method.cells.get(title) or mean_of([cells[part] for part in parts])
     methods[at] = method._replace(cells=cells)
   if board.is_grid and not board.by_task:
     methods.sort(key=lambda method: method.parameters.value)
@@ -256,7 +256,7 @@ def _style(board: Board, row: Row, label: str, number: int) -> tuple[str, str, s
 def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]:
   """The titles of all numbers in order, those of means with what they are the mean of."""
   if not board.by_task:
-    found = [_line_of(board, row) for method in methods for row in method.rows]
+    found = [title for method in methods for title in method.cells]
     return dict.fromkeys(['validation', 'test', *found], ())
   places = [place for cell in board.tested.values() for place in places_of(cell.task)]
   titles: dict[str, Sequence[str]] = {}
@@ -270,8 +270,8 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
   if board.family == 'vtab':
     titles[MEAN_OF_GROUPS] = means
   titles['mean of all'] = lines
-  ours = [method for method in methods if not method.is_published]
-  done = [line for line in lines if all(_accuracy(board, method, line).complete for method in ours)]
+  ours = [method.cells for method in methods if not method.is_published]
+  done = [line for line in lines if all(line in own and own[line].complete for own in ours)]
   if 0 < len(done) < len(lines):
     titles[f'mean of the {len(done)} that {"is" if len(done) == 1 else "are"} done'] = done
   return titles
@@ -284,17 +284,22 @@ def _line_of(board: Board, row: Row) -> str:
   return '' if row.split == 'val' else place_of(row.task, row.split).line or row.group
 
 
-def _accuracy(board: Board, method: Method, title: str) -> Number:
-  """A method's accuracy in percent over those of its runs that have been measured."""
-  rows = [row for row in method.rows if _line_of(board, row) == title]
-  shares: dict[Hashable, float] = {(row.seed, row.task): 100 * row.accuracy for row in rows}
+def _accuracies(board: Board, method: Method) -> dict[str, Number]:
+  """A method's accuracies in percent by title, over those of its runs that have been measured."""
+  repeats: dict[str, dict[Hashable, float]] = {
+    title: {(row.seed, row.task): 100 * row.accuracy for row in rows}
+    for title, rows in grouped(method.rows, lambda row: _line_of(board, row)).items()
+  }
   if method.is_published:
-    return mean(shares)
+    return {title: mean(shares) for title, shares in repeats.items()}
   first = board.cells[method.rows[0].run]
   runs = [
     cell
     for cell in board.tested.values()
     if (cell.structure, cell.budget) == (first.structure, first.budget)
-    and (not board.by_task or title in [place.line for place in places_of(cell.task)])
   ]
-  return mean(shares, len(runs))
+  totals = collections.Counter(place.line for cell in runs for place in places_of(cell.task))
+  return {
+    title: mean(shares, totals[title] if board.by_task else len(runs))
+    for title, shares in repeats.items()
+  }
