@@ -32,10 +32,10 @@ from glora_jax.vision.reports.text import (
 from glora_jax.vision.reports.use import snippets
 from glora_jax.vision.structure_names import FINETUNING, FOUND, GENOME_ENDING
 
-EQUATION = paragraph(
+_EQUATION = [
   'A scales and B shifts the weights, C is a prompt, D scales and E shifts the bias:',
-  code("W' = W + W*A + B, b' = b + b*D + E + C W"),
-)
+  Code("W' = W + W*A + B\nb' = b + b*D + E + C W"),
+]
 _REMEDY = """
 If a training diverged or learned nothing, try a lower rate (suite.rate, suite.rates,
 training.learning_rate), bounded gradients (training.max_grad_norm=1) or more epochs
@@ -187,7 +187,7 @@ def structures(pivot: Pivot) -> list[Any]:
     by_line = grouped(runs, lambda row: place_of(row.task).line).values()
     genomes = [[found(row)['genome'] for row in same] for same in by_line]
     told.append(structure.tell_agreement(method.label, genomes))
-  return [*([EQUATION, structure.Structures(figures)] if figures else []), *told]
+  return [*([*_EQUATION, structure.Structures(figures)] if figures else []), *told]
 
 
 def runs(board: Board, workdir: str) -> list[Any]:

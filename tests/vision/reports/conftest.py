@@ -72,13 +72,19 @@ def allocation():
   return Allocation(genome, {}, spec, scores, curve, 40, False)
 
 
-@pytest.fixture(params=['run', 'grid', 'suite'])
+@pytest.fixture(params=['run', 'grid', 'suite', 'generalization'])
 def any_page(request, tmp_path, allocation, make_board):
   """The elements of a page of each kind; of a suite one task is done, one failed, one not ready."""
   if request.param == 'run':
     return pages.write_run(tmp_path, pages.make_findings(allocation))
   if request.param == 'grid':
     return pages.write_board(tmp_path, pages.make_grid(allocation))
+  if request.param == 'generalization':  # the widest table
+    shifted = make_board({f'generalization/{seed}': 70.0 for seed in (0, 1)}, 'generalization/all')
+    for result in shifted.results.values():
+      for found in result['structures'].values():
+        found['other_test_accuracies'] = dict.fromkeys(('v2', 'sketch', 'a', 'r'), 0.1)
+    return pages.write_board(tmp_path, shifted)
   suite = make_board({'vtab/cifar100': 70.0})
   suite.failed['dtd'] = 'The loss was not finite.'
   suite.missing['kitti'] = f'kitti needs {pages.SCRIPT}.'
