@@ -32,13 +32,14 @@ def tell_best(pivot: Pivot) -> str:
   title = methods and pivot.headline
   if not title:
     return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
-  best, ours = pivot.best, pivot.ours
-  number = best.cells[title]
-  tied = sum(method.cells[title].value == number.value for method in ours) - 1
-  others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
-  name, accuracy = sentence_case(best.label), f'{number._replace(total=number.done)}%'
-  if board.is_grid:
-    name = f'{name} is the most accurate of {len(ours)} structures{others}'
+  best, candidates = pivot.best, pivot.candidates
+  name, number = best.label, best.cells[title]
+  accuracy = f'{number._replace(total=number.done)}%'
+  if board.is_grid and len(candidates) > 1:
+    tied = sum(method.cells[title].value == number.value for method in candidates) - 1
+    others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
+    name = f'the most accurate of {len(candidates)} structures is {name}{others}'
+  name = sentence_case(name)
   if is_mean(title):
     theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
     published = f'; published for GLoRA: {theirs[0]}' if theirs else ''

@@ -165,6 +165,11 @@ class Pivot(NamedTuple):
     return [method for method in self.methods if not method.is_published]
 
   @property
+  def candidates(self) -> list[Method]:
+    """Ours, without those that have the supernet's weights instead of trained ones."""
+    return [method for method in self.ours if method.rows[0].structure != SUPERNET]
+
+  @property
   def headline(self) -> str:
     """The title of the numbers that a page begins with; '' as long as no mean is complete."""
     if not self.board.by_task:
@@ -188,7 +193,7 @@ class Pivot(NamedTuple):
     title = self.headline
     if not self.board.is_grid or not title:
       return next((method for method in self.methods if method.is_strong), self.methods[0])
-    return max(self.ours, key=lambda each: (each.cells[title].value, -each.parameters.value))
+    return max(self.candidates, key=lambda each: (each.cells[title].value, -each.parameters.value))
 
 
 def is_mean(title: str) -> bool:

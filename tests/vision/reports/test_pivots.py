@@ -177,6 +177,23 @@ def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(allocation):
   assert table.rows_of(board) == rows
 
 
+def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it(
+  allocation, tmp_path
+):
+  board = pages.make_grid(allocation)
+  for seed in (0, 1):
+    structures = board.results[f'search-200/{seed}']['structures']
+    structures['supernet'] = {**structures['search'], 'label': 'inherited', 'test_accuracy': 0.99}
+  head = pages.write_board(tmp_path, board).all('header')[0].words()
+  assert (
+    'The most accurate of 5 structures is gradient, at most 60 (tied with 1 other): 95.0' in head
+  )
+  assert '| inherited, at most 200 | 150 | 50.0 ± 0.0 | 99.0 ± 0.0 | 0.001 | 30 |' in summary(board)
+  cells = {'lora/0': board.cells['lora/0']}
+  head = pages.write_board(tmp_path, Board('digits', cells, board.results)).all('header')[0].words()
+  assert 'Lora: 90.0% test accuracy with 180 trained parameters.' in head
+
+
 def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
   board = pages.make_grid(allocation)
   told = '\n'.join(accuracy.tell_gains(pivot_of(board)))
