@@ -97,7 +97,7 @@ def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
   drawn = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
   if not any(drawn):
     return []
-  random = '; the supernet takes random structures at each step' if 'supernet' in stages else ''
+  random = '; the supernet draws random structures at each step' if 'supernet' in stages else ''
   return [
     Pair([*filter(None, drawn)]),
     f'Solid lines are on augmented training images{random}.',

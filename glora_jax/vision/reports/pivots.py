@@ -277,8 +277,8 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
   titles['mean of all'] = lines
   ours = [method.cells for method in methods if not method.is_published]
   done = [line for line in lines if all(line in own and own[line].complete for own in ours)]
-  if 0 < len(done) < len(lines):
-    titles[f'mean of the {len(done)} that {"is" if len(done) == 1 else "are"} done'] = done
+  if 1 < len(done) < len(lines):
+    titles[f'mean of the {len(done)} that are done'] = done
   return titles
 
 

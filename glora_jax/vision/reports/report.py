@@ -174,7 +174,7 @@ def structures(pivot: Pivot) -> list[Any]:
 
   board = pivot.board
   several = len({cell.seed for cell in board.tested.values()}) > 1
-  figures, told = [], []
+  figures, told = {}, []
   for method in sorted(pivot.ours, key=lambda method: not method.is_strong):
     first = method.rows[0]
     is_chosen = method.is_strong or first.structure in FOUND
@@ -182,12 +182,12 @@ def structures(pivot: Pivot) -> list[Any]:
       continue
     runs = {row.run: row for row in method.rows}.values()
     if not board.by_task:
-      title = sentence_case(method.label) + (f', seed {first.seed}' if several else '')
-      figures.append(structure.figure(title, found(first)['layers']))
+      title = sentence_case(first.label) + (f', seed {first.seed}' if several else '')
+      figures[title] = structure.figure(title, found(first)['layers'])
     by_line = grouped(runs, lambda row: place_of(row.task).line).values()
     genomes = [[found(row)['genome'] for row in same] for same in by_line]
     told.append(structure.tell_agreement(method.label, genomes))
-  return [*([*_EQUATION, structure.Structures(figures)] if figures else []), *told]
+  return [*([*_EQUATION, structure.Structures([*figures.values()])] if figures else []), *told]
 
 
 def runs(board: Board, workdir: str) -> list[Any]:
@@ -195,7 +195,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
   titles = ('run', 'state', 'result', 'parameters', 'validation', 'test')
   rows = []
   for name in board.cells:
-    address, found = os.path.join(name, page.NAME), [''] * 4
+    address, found = page.path(name), [''] * 4
     link = Markup('<a href="{}">{}</a>').format(quote(address), name)
     if result := board.results.get(name):
       best = result['structures'][result['result']]

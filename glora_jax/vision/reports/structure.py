@@ -185,7 +185,7 @@ def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
       f"""
       The structure of {allocation.count_params():,} parameters has the highest score within a
       budget of {allocation.budget:,}. The score of a unit (a vector, or one rank of a LoRA) is its
-      mean score on other tasks of this backbone. No gradient was taken.
+      mean score on other tasks of this backbone. No gradient was computed.
       """,
       numbers,
     )

@@ -113,9 +113,7 @@ def tell_run(findings: Findings) -> str:
   """How the run went: what was adapted, searched and folded."""
   result = findings.result
   layers = len(result['structures'][result['result']]['genome'])
-  made = f"""
-    A pretrained ViT was frozen, and support tensors were added to {layers} linear layers.
-  """
+  made = f'A pretrained ViT was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
     made = 'All weights of a pretrained ViT were trained, without an adapter.'
   searched, kept = '', 'No test image was read, and no model was kept.'
@@ -131,8 +129,8 @@ def tell_run(findings: Findings) -> str:
     """
   if 'fold_max_abs_diff' in result:
     kept = Markup("""
-      The result was folded into the frozen weights: {} is a plain ViT of the same size (largest
-      difference of a logit: {}).
+      {} has the result as a plain ViT of the same size, without an adapter (largest difference of
+      a logit: {}).
     """).format(code('folded/'), f'{result["fold_max_abs_diff"]:.1e}')
   numbers = Markup('{} has all numbers of this page.').format(code('result.json'))
   return paragraph(made, searched, kept, numbers)

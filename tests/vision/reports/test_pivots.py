@@ -140,6 +140,16 @@ def test_results_of_different_structures_are_one_method_with_each_below(make_boa
   assert [round(ours(board)[name].value) for name in ('dtd', 'svhn')] == [70, 78]
 
 
+def test_seeds_with_different_results_have_one_figure_of_each_structure(allocation, tmp_path):
+  cells = {str(seed): Cell('digits', '', None, seed) for seed in (0, 1)}
+  results = {name: {**pages.make_findings(allocation).result, 'task': 'digits'} for name in cells}
+  results['1']['result'] = 'lora'
+  results['1']['structures']['lora']['layers'] = []
+  page = pages.write_board(tmp_path, Board('digits', cells, results))
+  shown = [each.words() for each in page.all('figcaption') if 'trained parameters' in each.words()]
+  assert len(shown) == len(set(shown)) == 2
+
+
 def summary(board):
   """The rows of a board's table as text."""
   lines = report.summary(board, 'workdir').splitlines()

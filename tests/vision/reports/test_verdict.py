@@ -86,6 +86,14 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
     assert ('validation images chose the epochs' in text) == keeps_best
 
 
+def test_nothing_was_frozen_in_full_finetuning(allocation):
+  findings = dataclasses.replace(pages.make_findings(allocation), archive=None)
+  assert 'was frozen' in verdict.tell_run(findings)
+  findings.result['result'] = 'finetuning'
+  findings.result['structures'] = {'finetuning': pages.structure(9, 0.5) | {'genome': []}}
+  assert 'frozen' not in verdict.tell_run(findings)
+
+
 def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
   findings = pages.make_findings(allocation)
   findings.result['train_on'] = 'train+val'
