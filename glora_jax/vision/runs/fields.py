@@ -40,7 +40,6 @@ COMMON = (
   'seed',
   'space.',
   'structure',
-  'suite.settings.',
   'task',
 )
 
