@@ -67,8 +67,7 @@ def get_config(arguments=''):
     'gradient',
   )
   if how != 'tune':
-    with config.suite.rate.unlocked():
-      config.suite.rate.update(json.loads(RATES.read_text()))
+    config.suite.rate.update(json.loads(RATES.read_text()))
   if given['tiny']:
     config.suite.update(structures=('linear', 'lora:2'), rates=())
     return shrink(config)

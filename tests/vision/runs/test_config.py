@@ -71,11 +71,9 @@ def test_the_defaults_are_those_of_the_settings():
 
 def test_a_rate_may_be_of_any_preset_with_its_rank():
   config = default_config()
-  with config.suite.rate.unlocked():
-    config.suite.rate['scale_shift_lora:1'] = 2e-3
+  config.suite.rate['scale_shift_lora:1'] = 2e-3
   assert check_config(config).suite.rate['scale_shift_lora:1'] == 2e-3
-  with config.suite.rate.unlocked():
-    config.suite.rate['lorra'] = 2e-3
+  config.suite.rate['lorra'] = 2e-3
   with pytest.raises(ValueError, match=r"suite.rate: The preset 'lorra' is unknown"):
     check_config(config)
 
