@@ -185,7 +185,7 @@ def steps(points: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
   return [*points[:1], *(to for (_, y), (x, to_y) in pairs for to in ((x, y), (x, to_y)))]
 
 
-def thinned(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
+def thin(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
   """Different points in order, evenly thinned if there are very many; both ends stay."""
   points = np.unique(np.stack([xs, ys], axis=1), axis=0)
   kept = np.linspace(0, len(points) - 1, min(len(points), _SHOWN), dtype=int)

@@ -11,10 +11,10 @@ from glora_jax.method.genomes import count_params
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import read_lines
-from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
+from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
 from glora_jax.vision.reports.findings import Findings
 from glora_jax.vision.reports.page import SERIES, Pair
-from glora_jax.vision.reports.text import grouped, stage_title, structure_of
+from glora_jax.vision.reports.text import group_by, stage_title, structure_of
 
 _FEW = 60  # points of a curve, at most, that have tooltips
 
@@ -34,7 +34,7 @@ def search_blocks(findings: Findings) -> list[Any]:
     Axis('generation', [*range(0, last + -(-last // 7), -(-last // 7))]),
     axis(f'accuracy in % on {number:,} {split} images', accuracy, most=100),
     [
-      Line('a structure', 'teal', thinned(generation, accuracy), 'dots'),
+      Line('a structure', 'teal', thin(generation, accuracy), 'dots'),
       Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
       Line('best so far', 'red', best),
     ],
@@ -67,7 +67,7 @@ def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> 
     axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
     axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
     [
-      Line('scored', 'grey', thinned(params, error), 'dots'),
+      Line('scored', 'grey', thin(params, error), 'dots'),
       Line('Pareto front', 'teal', steps([mark.at for mark in front])),
     ],
     [*front, *presets, *chosen],
@@ -93,7 +93,7 @@ def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
     result: content of `result.json`.
   """
   lines = read_lines(metrics, 'metrics', _Measurement)
-  stages = grouped(lines, lambda line: line['stage'])
+  stages = group_by(lines, lambda line: line['stage'])
   drawn = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
   if not any(drawn):
     return []

@@ -20,7 +20,7 @@ from glora_jax.vision.reports.table import (
   places_of,
   rows_of,
 )
-from glora_jax.vision.reports.text import PAPER, grouped
+from glora_jax.vision.reports.text import PAPER, group_by
 from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, TRANSFER
 
 _STYLES = {
@@ -227,7 +227,7 @@ def _methods(board: Board) -> list[Method]:
   if all(row.is_published for row in rows):
     return []
   # A published method may have several sizes.
-  groups = grouped(
+  groups = group_by(
     rows, lambda row: (row.structure, row.label, row.is_published and row.parameters)
   )
   methods, chosen = list(groups.values()), [row for row in rows if row.role == 'result']
@@ -265,7 +265,7 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
     return dict.fromkeys(['validation', 'test', *found], ())
   places = [place for cell in board.tested.values() for place in places_of(cell.task)]
   titles: dict[str, Sequence[str]] = {}
-  for group, same in grouped(places, lambda place: place.group).items():
+  for group, same in group_by(places, lambda place: place.group).items():
     in_group = list(dict.fromkeys(place.line for place in same))
     titles |= dict.fromkeys(in_group, ())
     if len(in_group) > 1:
@@ -293,7 +293,7 @@ def _accuracies(board: Board, method: Method) -> dict[str, Number]:
   """A method's accuracies in percent by title, over those of its runs that have been measured."""
   repeats: dict[str, dict[Hashable, float]] = {
     title: {(row.seed, row.task): 100 * row.accuracy for row in rows}
-    for title, rows in grouped(method.rows, lambda row: _line_of(board, row)).items()
+    for title, rows in group_by(method.rows, lambda row: _line_of(board, row)).items()
   }
   if method.is_published:
     return {title: mean(shares) for title, shares in repeats.items()}

@@ -22,7 +22,7 @@ from glora_jax.vision.reports.text import (
   Table,
   code,
   duration,
-  grouped,
+  group_by,
   paragraph,
   percent,
   sentence_case,
@@ -144,7 +144,7 @@ def warnings(board: Board) -> list[str]:
         troubles.append((reason, ', '.join(filter(None, [name, label]))))
   sentences = [
     f'{", ".join(name for _, name in same)}: {reason}'
-    for reason, same in grouped(troubles, lambda trouble: trouble[0]).items()
+    for reason, same in group_by(troubles, lambda trouble: trouble[0]).items()
   ]
   return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
 
@@ -184,7 +184,7 @@ def structures(pivot: Pivot) -> list[Any]:
     if not board.by_task:
       title = sentence_case(first.label) + (f', seed {first.seed}' if several else '')
       figures[title] = structure.figure(title, found(first)['layers'])
-    by_line = grouped(runs, lambda row: place_of(row.task).line).values()
+    by_line = group_by(runs, lambda row: place_of(row.task).line).values()
     genomes = [[found(row)['genome'] for row in same] for same in by_line]
     told.append(structure.tell_agreement(method.label, genomes))
   return [*([*_EQUATION, structure.Structures([*figures.values()])] if figures else []), *told]
@@ -203,7 +203,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
       found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
-  blocks: list[Any] = [_folded(Table(f'All {len(rows)} runs', titles, rows, text_columns=3))]
+  blocks: list[Any] = [_fold(Table(f'All {len(rows)} runs', titles, rows, text_columns=3))]
   told = 'Everything tested is in {}, written before the test images were read.'
   blocks.append(Markup(told).format(code('test_list.json')))
   if board.missing:
@@ -215,7 +215,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
   return blocks
 
 
-def _folded(table: Table) -> Any:
+def _fold(table: Table) -> Any:
   """A table, on request if it is long."""
   return Details(table) if len(table.rows) > _LONG else table
 
@@ -227,7 +227,7 @@ def rates(board: Board) -> list[Any]:
     return []
   columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
   rows = []
-  for folder, same in grouped(tried, lambda row: os.path.dirname(row.run)).items():
+  for folder, same in group_by(tried, lambda row: os.path.dirname(row.run)).items():
     shares = {board.cells[row.run].rate: row.accuracy for row in same}
     best = max(shares.values())
     cells = {
@@ -240,7 +240,7 @@ def rates(board: Board) -> list[Any]:
     validation accuracy, in bold; of equal ones, at that with the lowest validation loss.
   """
   titles = ('structure', *(f'{rate:g}' for rate in columns))
-  return [told, _folded(Table('Validation accuracy in percent by learning rate', titles, rows))]
+  return [told, _fold(Table('Validation accuracy in percent by learning rate', titles, rows))]
 
 
 def cost(pivot: Pivot) -> list[Any]:
@@ -267,7 +267,7 @@ def cost(pivot: Pivot) -> list[Any]:
 
 def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
   """A bar for the time of everything, in order; times of one name are added up."""
-  by_name = grouped(seconds, lambda each: each[0]).items()
+  by_name = group_by(seconds, lambda each: each[0]).items()
   sums = [(name, sum(value for _, value in same)) for name, same in by_name]
   return Bars([(name, value, duration(value)) for name, value in sums], color)
 
@@ -299,7 +299,7 @@ def sources(pivot: Pivot) -> list[Any]:
   if not rows:
     return []
   papers = dict.fromkeys(f'{row.label}: {row.source}' for row in rows if row.source)
-  published = table.published()
+  published = table.read_published()
   seen = f'Seen in {"; ".join(published["seen_in"])}.'
   return [Items(list(papers)), seen, *published['notes'].get(pivot.board.family, ())]
 
@@ -325,7 +325,7 @@ def reproduce(board: Board) -> list[Any]:
     ]
   terms = [
     (term, Markup(', ').join(dict.fromkeys(value for _, value in same)))
-    for term, same in grouped(facts, lambda fact: fact[0]).items()
+    for term, same in group_by(facts, lambda fact: fact[0]).items()
   ]
   blocks: list[Any] = [Facts(terms)]
   for made in processes:

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
-from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thinned
+from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
 from glora_jax.vision.reports.page import Details
-from glora_jax.vision.reports.text import Table, code, grouped, paragraph, sentence_case
+from glora_jax.vision.reports.text import Table, code, group_by, paragraph, sentence_case
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
@@ -224,7 +224,7 @@ def score_chart(allocation: Allocation) -> Chart:
     'Score by budget',
     axis('trained parameters', [0, params[-1], allocation.budget]),
     Axis('score in % of all units', [0, 25, 50, 75, 100]),
-    [Line('', 'teal', steps(thinned(params, percent)))],
+    [Line('', 'teal', steps(thin(params, percent)))],
     [Mark((params[knee], percent[knee]), best, 'dim')],
     [Rule(allocation.budget, f'budget, {allocation.budget:,}', 'red')],
     [('knee', 'dim', 'dot')],
@@ -241,7 +241,7 @@ def scores_table(units: Sequence[Unit]) -> Table:
   forms = [form for form in FORMS if any(unit.form == form for unit in units)]
   rows = [
     (layer, *(_score([unit for unit in same if unit.form == form], total) for form in forms))
-    for layer, same in grouped(units, lambda unit: unit.layer).items()
+    for layer, same in group_by(units, lambda unit: unit.layer).items()
   ]
   caption = 'Score by layer and form in percent; chosen units in bold, LoRAs with their rank'
   return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)

@@ -260,7 +260,7 @@ def places_of(task: str) -> list[Place]:
 
 
 @functools.cache
-def published() -> dict[str, Any]:
+def read_published() -> dict[str, Any]:
   """The content of `published.json`."""
   with open(PUBLISHED_FILE, encoding='utf-8') as file:
     return json.load(file)
@@ -268,7 +268,7 @@ def published() -> dict[str, Any]:
 
 def tell_other_images(board: Board) -> str:
   """Why no published results stand beside ours: they trained on more or fewer images; else ''."""
-  theirs = published()['trained_on'].get(board.family)
+  theirs = read_published()['trained_on'].get(board.family)
   for name in board.tested:
     result = board.results.get(name)
     if theirs and result and result['train_on'] != theirs:
@@ -284,13 +284,13 @@ def tell_other_images(board: Board) -> str:
 def _published_rows(board: Board) -> Iterator[Row]:
   """The published accuracies of a benchmark, and its mean of groups as published."""
   family = board.family
-  for found in published()['rows'].get(family, ()):
+  for found in read_published()['rows'].get(family, ()):
     million, name = found['params_million'], found['method']
     row = Row(
       structure=name,
       label=name,
       parameters=None if million is None else round(1e6 * million),
-      trained_on=published()['trained_on'][family],
+      trained_on=read_published()['trained_on'][family],
       protocol='published',
       source=found['paper'],
       from_memory=' '.join(found['from_memory']),

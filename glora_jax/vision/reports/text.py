@@ -135,11 +135,11 @@ def percent(share: float | None) -> str:
   return 'trained on' if share is None else f'{100 * share:.1f}'
 
 
-def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+def group_by(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
   """Items by a key, in order.
 
   Example:
-    >>> grouped(['ape', 'bee', 'ant'], lambda word: word[0])
+    >>> group_by(['ape', 'bee', 'ant'], lambda word: word[0])
     {'a': ['ape', 'ant'], 'b': ['bee']}
   """
   found: dict[Any, list[Any]] = {}

@@ -36,7 +36,7 @@ from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.table import Board
-from glora_jax.vision.reports.text import grouped
+from glora_jax.vision.reports.text import group_by
 from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of, trials_of
 from glora_jax.vision.runs.config import RunSettings, check_config
@@ -219,7 +219,7 @@ class _Work:
     Runs fail for which none could be chosen.
     """
     chosen = {}
-    for key, names in grouped(trials, lambda name: trials[name].cell[:2]).items():
+    for key, names in group_by(trials, lambda name: trials[name].cell[:2]).items():
       rates = {name: trials[name].settings.training.learning_rate for name in names}
       rows = [
         # A searched structure's own rate is that of its finetuning.

@@ -9,7 +9,7 @@ from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import Curve
 from glora_jax.search.unit_scores import UnitScores
 from glora_jax.vision.data.catalog import expand
-from glora_jax.vision.reports.table import Board, Cell, published
+from glora_jax.vision.reports.table import Board, Cell, read_published
 
 
 def result(task, accuracy, protocol):
@@ -20,7 +20,7 @@ def result(task, accuracy, protocol):
     'supernet': ('searched, in the supernet', 5),
     'search': ('searched', 0),
   }
-  trained = published()['trained_on'][task.partition('/')[0]]
+  trained = read_published()['trained_on'][task.partition('/')[0]]
   images = {**pages.RESULT['data']['images'], trained: 30}
   return {
     **pages.RESULT,

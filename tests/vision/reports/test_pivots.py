@@ -17,7 +17,7 @@ VTAB = {task.name: task.group for task in vtab.TASKS}
 
 def published(method, family='vtab'):
   """The accuracies of a published method."""
-  rows = table.published()['rows'][family]
+  rows = table.read_published()['rows'][family]
   return next(row['values'] for row in rows if row['method'] == method)
 
 
@@ -33,9 +33,9 @@ def means_of(cells):
 
 def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three():
   away = {}
-  for row in table.published()['rows']['vtab']:
+  for row in table.read_published()['rows']['vtab']:
     if row['values']:
-      groups = text.grouped(VTAB, lambda name: VTAB[name]).values()
+      groups = text.group_by(VTAB, lambda name: VTAB[name]).values()
       computed = statistics.mean(
         statistics.mean(row['values'][name] for name in names) for names in groups
       )
@@ -44,7 +44,7 @@ def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three():
   wrong = {method for method, distance in away.items() if abs(distance) > 0.05 + 1e-9}
   assert wrong == {'Full', 'Linear', 'LoRA'}
   assert max(map(abs, away.values())) < 0.11
-  notes = table.published()['notes']['vtab']
+  notes = table.read_published()['notes']['vtab']
   assert all(any(f' {method} is' in note for note in notes) for method in wrong)
 
 
@@ -55,7 +55,7 @@ def test_tasks_and_published_rows_of_a_family_have_exactly_its_lines(family, lin
   assert len(names) == lines
   first = expand(f'{family}/all')[0]
   rows = [row for row in table.rows_of(make_board({first: 70.0}, f'{family}/all')) if row.source]
-  for (method, _), same in text.grouped(rows, lambda row: (row.label, row.parameters)).items():
+  for (method, _), same in text.group_by(rows, lambda row: (row.label, row.parameters)).items():
     found = {table.place_of(row.task, row.split).line for row in same if row.task}
     assert found in (names, set()), method
 
