@@ -25,7 +25,6 @@ TEST_SETS = {
   'a': 'ImageNet-A',
   'r': 'ImageNet-R',
 }
-_GROUP_OF = {task.name: task.group for task in vtab.TASKS}
 State = Literal['done', 'failed', 'not ready', 'waiting']
 
 
@@ -243,7 +242,7 @@ def place_of(task: str, split: str = 'test') -> Place:
   """
   family, _, name = task.partition('/')
   if family == 'vtab':
-    return Place(_GROUP_OF[name], name)
+    return Place(vtab.find(name).group, name)
   if family == 'generalization':
     return Place('source' if split in ('val', 'test') else 'shifted', TEST_SETS.get(split, split))
   if family == 'fewshot':
