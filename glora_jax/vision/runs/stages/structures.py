@@ -71,17 +71,17 @@ def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
       f"structure='{printable(name)}' does not fit this model ({error}); give one with a row for "
       f'each of its {len(spec)} layers, and with ranks that are in space.ranks.'
     ) from error
-  params = count_params(spec, genome)
-  if budget is not None and params > budget:
-    raise ValueError(_beyond(name, params, budget))
+  _require_within(budget, name, count_params(spec, genome))
   return genome
 
 
-def _beyond(name: str, params: int, budget: float) -> str:
-  return (
-    f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
-    'or give a smaller structure.'
-  )
+def _require_within(budget: float | None, name: str, params: int) -> None:
+  """Raises ValueError if a structure has more parameters than the budget."""
+  if budget is not None and params > budget:
+    raise ValueError(
+      f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
+      'or give a smaller structure.'
+    )
 
 
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
@@ -118,9 +118,9 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
   def check(context: Context) -> None:
     if is_found:
       return
-    params, budget = learner_of(context).count_params(), context.settings.budget
-    if is_given and budget is not None and params > budget:
-      raise ValueError(_beyond(name, params, budget))
+    learner = learner_of(context)
+    if is_given:
+      _require_within(context.settings.budget, name, learner.count_params())
 
   def run(context: Context, structure: Model | None = None) -> Model:
     if structure is None:
