@@ -360,7 +360,7 @@ def _tell_guessing(context: Context, row: Mapping[str, Any]) -> dict[str, str]:
   steps = recipe.epochs * recipe.steps_per_epoch(context.counts[context.settings.final_split])
   if accuracy is None or steps < ENOUGH_STEPS:
     return {}
-  labels = np.asarray(context.data(split).labels)
+  labels = context.task.open(split).labels
   if not is_guessing(accuracy, labels):
     return {}
   return {
