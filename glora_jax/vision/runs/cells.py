@@ -20,7 +20,7 @@ from glora_jax.vision.runs.sections import (
   ReportSettings,
   SuiteSettings,
 )
-from glora_jax.vision.runs.stages.allocation import HEAD_RATE
+from glora_jax.vision.runs.stages.allocation import head_recipe
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.structure_names import file_name
 
@@ -142,7 +142,7 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
       )
     training = dataclasses.replace(training, epochs=training.epochs - finetune.epochs)
   if rate is not None:
-    head_rate = allocation.head_rate or HEAD_RATE * training.learning_rate  # so that rates share it
+    head_rate = head_recipe(own).learning_rate  # so that rates share it
     allocation = dataclasses.replace(allocation, head_rate=head_rate)
     training = dataclasses.replace(training, learning_rate=rate)
     finetune = dataclasses.replace(finetune, learning_rate=FINETUNING_SHARE * rate)

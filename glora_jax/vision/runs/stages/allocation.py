@@ -44,7 +44,7 @@ from glora_jax.vision.runs.sections import GRADIENT, TRANSFER
 from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, train
 
-HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
+_HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.npz'
 MOST_IMAGES = 4096  # for shifts; with more images a task's own gradient is clear
 _FEWEST_BATCHES = 8  # to tell how much of a gradient is noise, if there are enough images
@@ -88,7 +88,7 @@ def head_recipe(settings: RunSettings) -> Recipe:
   return Recipe(
     epochs=allocation.head_epochs,
     batch_size=training.batch_size,
-    learning_rate=HEAD_RATE * training.learning_rate if rate is None else rate,
+    learning_rate=_HEAD_RATE * training.learning_rate if rate is None else rate,
     warmup_epochs=min(1, allocation.head_epochs - 1),
     weight_decay=training.weight_decay,
     update_used_only=training.update_used_only,
