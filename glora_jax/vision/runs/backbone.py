@@ -1,4 +1,4 @@
-"""The backbone of a run before training: task, weights, new head, supports and devices."""
+"""The backbone of a run before training: task, weights, new head, adapter and devices."""
 
 from __future__ import annotations
 

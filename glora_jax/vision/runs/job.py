@@ -190,5 +190,5 @@ def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
 
   `result.json` does not have that, so that the same run elsewhere writes the same file.
   """
-  made = origins.recorded_processes(workdir)
+  made = origins.read_processes(workdir)
   return {**result, 'provenance': made} if made else result

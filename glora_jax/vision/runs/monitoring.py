@@ -133,7 +133,7 @@ def _lines_of(folder: str) -> list[Line]:
 
 
 @contextlib.contextmanager
-def profiled(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
+def profile(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
   """Gives a function to call after every dispatch, which traces a few of them.
 
   The first dispatch, which compiles, is not traced.

@@ -77,7 +77,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   return path
 
 
-def recorded_weights(workdir: Path) -> dict[str, str]:
+def read_weights(workdir: Path) -> dict[str, str]:
   """What a run's result says about weights on the hub, besides their name."""
   record = _read(workdir)
   if not record.get('revision'):
@@ -118,12 +118,12 @@ def note_process(workdir: Path, made: Made | None = None) -> None:
   Raises:
     ValueError, OSError: the file is damaged, of a later version, or cannot be written.
   """
-  processes, made = recorded_processes(workdir), made or current()
+  processes, made = read_processes(workdir), made or current()
   if made not in processes and primary():
     write_json(os.path.join(workdir, PROVENANCE), {'processes': [*processes, made]}, 'provenance')
 
 
-def recorded_processes(workdir: Path) -> list[Made]:
+def read_processes(workdir: Path) -> list[Made]:
   """The processes that made a run's result, in order."""
   path = os.path.join(workdir, PROVENANCE)
   if not os.path.exists(path):

@@ -41,7 +41,7 @@ from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
 from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.fields import COMMON, is_among, values_of
-from glora_jax.vision.runs.monitoring import profiled
+from glora_jax.vision.runs.monitoring import profile
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   MARK,
@@ -75,7 +75,7 @@ class Stage:
     run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
       earlier start left in the folder, and only reads it if `context.is_complete`.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
-    after: names of the stages whose results it takes.
+    after: names of the stages whose results it uses.
     check: raises ValueError or OSError for what can be known before anything runs.
     splits: those that it trains on, in batches; what it draws for them depends on the number of
       devices that a batch is split over. Empty if nothing is trained.
@@ -208,12 +208,12 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     if context.stop():
       raise Stopped(f'before the stage {stage.name}', context.workdir)
     log.info('%s: stage %d of %d', stage.name, number, len(wanted))
-    profiling = profiled(
+    profiling = profile(
       context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
     )
     diverged = user_errors(*DIVERGED)
-    timed = _timed(context, stage, keys[stage.name])
-    with _hold(context, stage), diverged, profiling as dispatched, timed as mark:
+    recording = _record(context, stage, keys[stage.name])
+    with _hold(context, stage), diverged, profiling as dispatched, recording as mark:
       given = dataclasses.replace(
         context, is_complete=mark['whole'], before=dict(marks), dispatched=dispatched
       )
@@ -233,7 +233,7 @@ def prerequisites(stages: Sequence[Stage], until: str) -> list[Stage]:
 
 
 @contextlib.contextmanager
-def _timed(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
+def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
   """Gives a stage a folder of the right key, and records in it how the stage went.
 
   Interrupted starts count as seconds; reading what is complete does not.

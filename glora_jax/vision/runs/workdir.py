@@ -20,8 +20,8 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
 
+SHARED = 'shared'  # folder of the stages that runs of a suite have in common
 # Folders that a job or a suite writes into besides those of its stages.
-SHARED = 'shared'  # stages that runs of a suite have in common
 WRITTEN = ('compiled', 'folded', 'profile', 'replaced', SHARED, 'tensorboard')
 
 MARK = 'stage.json'  # in the folder of a stage

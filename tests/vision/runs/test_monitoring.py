@@ -92,12 +92,12 @@ def test_events_of_a_resumed_stage_have_every_step_once_though_the_clock_goes_ba
 @pytest.mark.parametrize('dispatches, traced', [(1, None), (6, 3)])
 def test_a_trace_is_of_the_dispatches_after_the_first(tmp_path, caplog, dispatches, traced):
   caplog.set_level('INFO', 'glora_jax')
-  with monitoring.profiled(str(tmp_path), wanted=True) as dispatched:
+  with monitoring.profile(str(tmp_path), wanted=True) as dispatched:
     for _ in range(dispatches):
       jnp.arange(3.0).sum().block_until_ready()
       dispatched()
   assert (f'Traced dispatches: {traced}, in {tmp_path}' in caplog.text) == bool(traced)
   assert list(tmp_path.rglob('*.xplane.pb'))
-  with monitoring.profiled(str(tmp_path / 'other'), wanted=False) as dispatched:
+  with monitoring.profile(str(tmp_path / 'other'), wanted=False) as dispatched:
     dispatched()
   assert not (tmp_path / 'other').exists()

@@ -7,7 +7,7 @@ from glora_jax.files import read_json
 from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import origins
-from glora_jax.vision.runs.origins import find_weights, recorded_weights
+from glora_jax.vision.runs.origins import find_weights, read_weights
 from glora_jax.vision.runs.sections import ModelSettings
 
 FIRST, SECOND = '1' * 40, '2' * 40
@@ -35,7 +35,7 @@ def test_a_run_goes_on_with_its_commit_after_the_branch_has_moved(repository, tm
   settings = ModelSettings(weights='hf:me/vit@main')
   assert find_weights(settings, tmp_path) == str(cache / FIRST)
   sha256 = sha256_of(cache / FIRST / 'model.safetensors')
-  assert recorded_weights(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
+  assert read_weights(tmp_path) == {'weights_revision': FIRST, 'weights_sha256': sha256}
   branches['main'] = SECOND
   assert find_weights(settings, tmp_path) == str(cache / FIRST)
   assert find_weights(settings, cache) == str(cache / SECOND)
@@ -54,7 +54,7 @@ def test_a_path_whose_weights_changed_since_is_refused(tmp_path, is_folder):
   for _ in range(2):
     assert find_weights(settings, workdir) == settings.weights
   assert read_json(workdir / 'weights.json')['sha256'] == sha256_of(file)
-  assert recorded_weights(workdir) == {}
+  assert read_weights(workdir) == {}
   file.write_text('others')
   with pytest.raises(
     ValueError, match=r'SHA-256 .*, but this run began with weights of .* another'
@@ -74,7 +74,7 @@ def test_a_record_of_other_weights_is_not_theirs(repository, tmp_path):
 
 def test_a_checksum_counts_for_the_weights_in_the_package_which_leave_no_record(tmp_path):
   assert find_weights(ModelSettings(), tmp_path) == weights.EMBEDDED_FILE
-  assert recorded_weights(tmp_path) == {}
+  assert read_weights(tmp_path) == {}
   with pytest.raises(ValueError, match=r'has SHA-256 .*, expected 0000'):
     find_weights(ModelSettings(sha256='0' * 64), tmp_path)
 
@@ -87,4 +87,4 @@ def test_every_process_that_differs_is_noted_once(tmp_path, monkeypatch):
   for made in (HERE, HERE, ELSEWHERE, HERE):
     monkeypatch.setattr(origins, 'current', lambda made=made: made)
     origins.note_process(tmp_path)
-  assert origins.recorded_processes(tmp_path) == [HERE, ELSEWHERE]
+  assert origins.read_processes(tmp_path) == [HERE, ELSEWHERE]

@@ -285,7 +285,7 @@ def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocatio
     key: random key.
 
   Returns:
-    The allocation, which `glora_jax.allocate` takes as prior; None if the images are streamed.
+    The allocation, a prior for `glora_jax.allocate`; None if the images are streamed.
   """
   images, labels = context.data(context.train_split)
   if isinstance(images, batches.Stream):

@@ -38,7 +38,7 @@ from glora_jax.vision.reports.findings import Findings
 from glora_jax.vision.reports.structure import describe
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
-from glora_jax.vision.runs.origins import recorded_processes, recorded_weights
+from glora_jax.vision.runs.origins import read_processes, read_weights
 from glora_jax.vision.runs.predictions import Predictions
 from glora_jax.vision.runs.stage import seconds_by_title
 from glora_jax.vision.runs.stages.structures import FILE
@@ -300,7 +300,7 @@ def write_results(
     },
     'normalization': context.metadata['normalization'],
     'weights': config.model.weights,
-    **recorded_weights(context.workdir),
+    **read_weights(context.workdir),
     'stages': {x: mark['key'] for x, mark in context.before.items() if x not in context.folders},
     'seconds': seconds_by_title(context.before),
   }
@@ -325,7 +325,7 @@ def write_results(
         functools.partial(_file, context.task.open('test')),
       )
     findings = Findings(
-      {**result, 'provenance': recorded_processes(context.workdir)},
+      {**result, 'provenance': read_processes(context.workdir)},
       context.task,
       candidates.get(SEARCH, candidate).adapted.spec,
       outcome,

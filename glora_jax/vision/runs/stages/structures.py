@@ -92,7 +92,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   if settings.structure in (SEARCH, FINETUNING):
     return ()
   reads = ('budget', *(READS_OF_TRANSFER if settings.structure == TRANSFER else ()))
-  return (Stage(FOLDER, _given, reads=reads, check=_named),)
+  return (Stage(FOLDER, _look_up, reads=reads, check=_resolve),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -157,8 +157,10 @@ def _choose(context: Context, found: Allocation) -> Model:
   return Model(learner, allocation.variables, allocation=allocation)
 
 
-def _given(context: Context) -> Model:
-  """The structure of a preset, a file or transferred scores; of the workdir if the file is gone.
+def _look_up(context: Context) -> Model:
+  """The structure of a preset, a file or transferred scores.
+
+  If the file no longer exists, it is the one that an earlier start left in the workdir.
 
   Raises:
     ValueError: the file has another genome than when the job began.
@@ -167,7 +169,7 @@ def _given(context: Context) -> Model:
   place = context.place(settings.structure)
   spec = place.adapted.spec
   with meshes.primary_first(FOLDER):
-    named, allocation = _named(context)
+    named, allocation = _resolve(context)
     if named is not None and meshes.primary() and not context.is_complete:
       write_json(path, genome_to_json(spec, named), 'genome')
   content = read_json(path, 'genome', _Genome)
@@ -183,10 +185,10 @@ def _given(context: Context) -> Model:
   return Model(place.adapted.fix(genome), place.variables, allocation=allocation)
 
 
-def _named(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
+def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
   """The genome that the config names, and the allocation if it is from transferred scores.
 
-  Both are None if the file is gone since the job began; the workdir has the genome.
+  Both are None if the file no longer exists but the workdir has the genome.
 
   Raises:
     ValueError: it does not fit the model or the budget.

@@ -40,7 +40,7 @@ _LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
 
 
 class WithoutAdapter(Adapted):
-  """The smallest structure of a backbone, of which something else than supports is trained."""
+  """A backbone without an adapter: its head is trained alone, or all of it."""
 
   @classmethod
   def of(cls, adapted: Adapted) -> Self:
@@ -193,7 +193,7 @@ def train(context: Context, training: Training) -> Model:
       steps_per_epoch=per_epoch,
       interval=interval,
     )
-    state = bookkeeper.restored(_initial_state(context, training, trainable, per_epoch))
+    state = bookkeeper.restore(_initial_state(context, training, trainable, per_epoch))
     if is_head and bookkeeper.saved < last:
       size = recipe.batch_size // recipe.accumulate
       start, preprocess = training.start, context.preprocess
@@ -219,7 +219,7 @@ def train(context: Context, training: Training) -> Model:
     if state.step > bookkeeper.saved:
       bookkeeper.save(state)
   bookkeeper.warn_of_guessing(state, labels)
-  return bookkeeper.trained(state)
+  return bookkeeper.choose(state)
 
 
 def equal_parts(steps: int) -> int:
@@ -294,7 +294,7 @@ class Bookkeeper:
   looked: int = 0
   accuracies: list[float] = dataclasses.field(default_factory=list)
 
-  def restored(self, start: TrainState) -> TrainState | None:
+  def restore(self, start: TrainState) -> TrainState | None:
     """The newest saved state, shaped as the first one; None if there is none."""
     settings, name = self.context.settings, self.training.name
     if self.interval is not None:
@@ -331,7 +331,7 @@ class Bookkeeper:
     self.saved = state.step
 
   def __call__(self, state: TrainState, means: dict[str, Any]) -> None:
-    """Takes the state after a dispatch, and the means of its metrics."""
+    """Records the state after a dispatch, and the means of its metrics."""
     step = state.step
     epoch = step / self.steps_per_epoch
     measured = {}
@@ -359,8 +359,8 @@ class Bookkeeper:
   def _model(self, trainable: Any) -> Model:
     return Model(self.training.learner, self.training.learner.join(trainable, self.frozen))
 
-  def trained(self, state: TrainState) -> Model:
-    """The trained model."""
+  def choose(self, state: TrainState) -> Model:
+    """The trained model: the best, or the newest."""
     if self.interval is None:
       return self._model(state.trainable)
     kept = state.trainable if self.best.trainable is None else self.best.trainable
