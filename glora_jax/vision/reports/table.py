@@ -82,19 +82,14 @@ class Board:
     return {name: self.results[name] for name in self.cells if name in self.results}
 
   @property
-  def tasks(self) -> list[str]:
-    """The names of all tasks."""
-    return list(dict.fromkeys(cell.task for cell in self.cells.values()))
-
-  @property
   def by_task(self) -> bool:
     """Whether accuracies are shown by task, as in papers; those of one task are by structure."""
-    return len(self.tasks) > 1
+    return len({cell.task for cell in self.cells.values()}) > 1
 
   @property
   def family(self) -> str:
     """The first word of its tasks' names, 'vtab' or 'digits'."""
-    return self.tasks[0].partition('/')[0]
+    return next(iter(self.cells.values())).task.partition('/')[0]
 
   @property
   def is_grid(self) -> bool:
