@@ -14,20 +14,16 @@ SEARCH, GRADIENT, TRANSFER = 'search', 'gradient', 'transfer'
 FOUND = (SEARCH, GRADIENT, TRANSFER)  # within a budget
 FINETUNING = 'finetuning'  # the base itself is trained
 SUPERNET = 'supernet'  # the searched structure with the supernet's weights
-TITLES = {  # in tables, without rank and place
+TITLES = {  # in tables, of structures that have no rank
   SEARCH: 'searched',
   GRADIENT: 'gradient',
   TRANSFER: 'transferred',
   SUPERNET: "searched, with the supernet's weights",
   'linear': 'linear probe',
   'bitfit': 'BitFit',
-  'lora': 'LoRA',
-  'dora': 'DoRA-like',
-  'hira': 'HiRA',
   'ssf': 'SSF-like',
   'prompt': 'prompts',
   'scale_shift': 'scale and shift',
-  'scale_shift_lora': 'scale, shift and LoRA',
   'full': 'all of GLoRA',
   FINETUNING: 'full fine-tuning',
 }
@@ -58,14 +54,14 @@ def preset_label(spec: Spec, name: str) -> str:
     >>> from glora_jax import Layer, SearchSpace, Spec
     >>> spec = Spec((Layer('attn/qkv', 8, 24, space=SearchSpace(ranks=(2, 4))),))
     >>> preset_label(spec, 'lora@qkv'), preset_label(spec, 'ssf')
-    ('LoRA:4@qkv', 'SSF-like')
+    ('lora:4@qkv', 'SSF-like')
   """
   base, rank, place = parse_preset_name(name)
   if base not in RANKED or rank is not None or not len(spec):
-    return TITLES[base] + name.removeprefix(base)
+    return TITLES.get(base, base) + name.removeprefix(base)
   placed = zip(spec, mask_of_place(spec, place), strict=True)
   largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
-  return f'{TITLES[base]}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
+  return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
 
 
 def file_name(name: str) -> str:

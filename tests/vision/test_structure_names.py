@@ -12,11 +12,11 @@ def spec_of(names, rank):
 
 def test_labels_say_the_rank_and_files_have_safe_names():
   block = spec_of(('qkv', 'proj', 'fc1'), (1, 2, 3))
-  assert preset_label(block, 'lora') == 'LoRA:3'
-  assert preset_label(block, 'hira@attn') == 'HiRA:3@attn'
+  assert preset_label(block, 'lora') == 'lora:3'
+  assert preset_label(block, 'hira@attn') == 'hira:3@attn'
   mixed = Spec((*spec_of(['qkv'], 4), *spec_of(['fc1'], 8)))
-  assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['LoRA:4/8', 'LoRA:4@qkv']
-  for name, label in (('lora:2', 'LoRA:2'), ('bitfit', 'BitFit'), ('ssf@qkv', 'SSF-like@qkv')):
+  assert [preset_label(mixed, name) for name in ('lora', 'lora@qkv')] == ['lora:4/8', 'lora:4@qkv']
+  for name, label in (('lora:2', 'lora:2'), ('bitfit', 'BitFit'), ('ssf@qkv', 'SSF-like@qkv')):
     assert preset_label(block, name) == label
   assert '/' not in file_name('lora@blocks/../x')
   assert file_name('lora:2@qkv') == 'lora:2@qkv'

@@ -24,8 +24,8 @@ def stage_title(stage: str, labels: Mapping[str, str]) -> str:
     labels: those of the structures, by name.
 
   Example:
-    >>> stage_title('training/lora', {'lora': 'LoRA:4'}), stage_title('head', {})
-    ('LoRA:4', 'head alone')
+    >>> stage_title('training/lora', {'lora': 'lora:4'}), stage_title('head', {})
+    ('lora:4', 'head alone')
   """
   structure = structure_of(stage)
   if stage == 'finetune':
@@ -97,8 +97,8 @@ def code(text: str) -> Markup:
 
 
 def sentence_case(text: str) -> str:
-  """Text with a capital first letter."""
-  return text[:1].upper() + text[1:]
+  """Text with a capital first letter, except a preset with its rank, 'lora:2'."""
+  return text if ':' in text else text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:

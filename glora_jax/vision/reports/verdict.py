@@ -50,11 +50,11 @@ def tell_verdict(result: Mapping[str, Any]) -> str:
   Example:
     >>> linear = {'label': 'linear probe', 'params': 0, 'test_accuracy': 0.5}
     >>> linear['against_result'] = {'result_only': 40, 'other_only': 0}
-    >>> lora = {'label': 'LoRA:2', 'params': 9, 'test_accuracy': 0.9}
+    >>> lora = {'label': 'lora:2', 'params': 9, 'test_accuracy': 0.9}
     >>> data = {'images': {'test': 100}}
     >>> structures = {'linear': linear, 'lora': lora}
     >>> tell_verdict({'result': 'lora', 'structures': structures, 'data': data})
-    'LoRA:2 classifies 90.0% of 100 test images correctly with 9 trained parameters, 40.0 points \
+    'lora:2 classifies 90.0% of 100 test images correctly with 9 trained parameters, 40.0 points \
 more than the linear probe.'
   """
   structures, chosen = result['structures'], result['structures'][result['result']]

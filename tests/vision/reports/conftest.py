@@ -16,7 +16,7 @@ def result(task, accuracy, protocol):
   """What a run leaves, with the accuracy in percent for the result, less for the others."""
   labels = {
     'linear': ('linear probe', 10),
-    'lora': ('LoRA:2', 2),
+    'lora': ('lora:2', 2),
     'supernet': ('searched, in the supernet', 5),
     'search': ('searched', 0),
   }

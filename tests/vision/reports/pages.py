@@ -84,7 +84,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
     'provenance': [MADE],
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
-      'lora': structure(24, 0.75, (3, 1), label='LoRA:2', best_epoch=2),
+      'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
       'gradient': structure(params, 0.775, (3, 2), label='gradient', **described),
       'supernet': structure(params, 0.7, (5, 1), label='searched, in the supernet'),
       'search': structure(params, 0.8, label='searched, finetuned', best_epoch=1, **described),

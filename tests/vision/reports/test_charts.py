@@ -72,8 +72,8 @@ def test_training_shows_every_stage_validation_and_the_best_epoch(tmp_path, allo
   accuracy, loss = charts.charts
   assert [(line.label, line.kind, values_of(line)) for line in accuracy.lines] == [
     ('supernet', 'line', [25, 75]),
-    ('LoRA:2', 'line', [50, 60]),
-    ('LoRA:2', 'dashed', pytest.approx([45, 55])),
+    ('lora:2', 'line', [50, 60]),
+    ('lora:2', 'dashed', pytest.approx([45, 55])),
     ('searched, finetuned', 'line', [80]),
     ('searched, finetuned', 'dashed', [50]),
   ]

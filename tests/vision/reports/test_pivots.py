@@ -135,8 +135,8 @@ def test_results_of_different_structures_are_one_method_with_each_below(make_boa
   board = make_board({'vtab/dtd': 70.0, 'vtab/svhn': 80.0})
   board.results['svhn']['result'] = 'lora'
   first, *others = [method.label for method in pivot_of(board).methods]
-  assert first == 'ours, searched or LoRA:2'
-  assert {'ours, searched', 'ours, LoRA:2', 'ours, linear probe'} <= set(others)
+  assert first == 'ours, searched or lora:2'
+  assert {'ours, searched', 'ours, lora:2', 'ours, linear probe'} <= set(others)
   assert [round(ours(board)[name].value) for name in ('dtd', 'svhn')] == [70, 78]
 
 

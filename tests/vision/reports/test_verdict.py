@@ -71,7 +71,7 @@ def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocat
   lines = str(report.table_of_programs(pages.make_findings(allocation))).splitlines()
   assert lines[2:] == [
     '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
-    '| LoRA:2 | scoring | 0.2 s | unknown | unknown | unknown |',
+    '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',
   ]
 
 
