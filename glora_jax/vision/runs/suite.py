@@ -86,17 +86,17 @@ def run(
     workdir = check_path(workdir)
   runs, trials = runs_of(settings), trials_of(settings)
   board = Board(settings.task, {name: each.cell for name, each in {**trials, **runs}.items()})
-  work = _Work(board, workdir, runner, stop)
+  phases = _Phases(board, workdir, runner, stop)
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with contextlib.ExitStack() as stack:
     with user_errors():
       parts = {part for name in board.cells for part in name.split('/')}
       stack.enter_context(claim(workdir, tasks=parts))
-      folders = [work.folder(name) for name in board.cells]
+      folders = [phases.folder(name) for name in board.cells]
       changes_of(settings, workdir, fields_read(settings), folders)
-    work.list_missing({**trials, **runs}, settings.suite.prepare)
-    work.check(trials, runs)
-    work.write()
+    phases.list_missing({**trials, **runs}, settings.suite.prepare)
+    phases.check(trials, runs)
+    phases.write()
     if not board.waiting:
       raise UserError(
         f'None of the {len(runs)} runs of {settings.task} can start; {workdir}/report.html says '
@@ -104,13 +104,14 @@ def run(
       )
     if meshes.primary():
       write_config(settings, workdir)
-    work.do('Trying a rate', _try_rate, trials, board.results)
-    runs = runs_of(settings, work.choose_rates(trials, runs))
-    lists = work.frozen()
+    phases.execute('Trying a rate', _try_rate, trials, board.results)
+    runs = runs_of(settings, phases.choose_rates(trials))
+    lists = phases.read_lists()
     trained: dict[str, Any] = {}
-    work.do('Training', _train, {n: run for n, run in runs.items() if n not in lists}, trained)
-    lists = work.freeze(lists, trained)
-    work.do('Testing', _test, runs, board.results, lists)
+    untrained = {name: run for name, run in runs.items() if name not in lists}
+    phases.execute('Training', _train, untrained, trained)
+    lists = phases.freeze_lists(lists, trained)
+    phases.execute('Testing', experiment.run, runs, board.results, listed=lists)
   return board
 
 
@@ -127,8 +128,8 @@ def failed_runs(board: Board) -> list[str]:
 
 
 @dataclasses.dataclass
-class _Work:
-  """What the phases of a suite share: where its runs are executed, and what becomes of them."""
+class _Phases:
+  """The phases of a suite, which share its board and the names of the trials that diverged."""
 
   board: Board
   workdir: str
@@ -141,7 +142,7 @@ class _Work:
     return os.path.join(self.workdir, *name.split('/'))
 
   def list_missing(self, runs: Mapping[str, Run], prepare: bool) -> None:
-    """Records what the data of runs lacks that are not finished."""
+    """Writes on the board what data the unfinished runs lack."""
     lacking: dict[str, str | None] = {}
     with meshes.primary_first('suite/prepare'):
       for name, (cell, settings) in runs.items():
@@ -151,53 +152,53 @@ class _Work:
           lacking[cell.task] = missing(settings, prepare)
           if lacking[cell.task]:
             log.info('%s is not ready: %s', cell.task, lacking[cell.task])
-        if sentence := lacking[cell.task]:
-          self.board.missing[name] = sentence
+        if why := lacking[cell.task]:
+          self.board.missing[name] = why
 
   def check(self, trials: Mapping[str, Run], runs: Mapping[str, Run]) -> None:
-    """Checks a run of each task, structure and budget, which stands for other rates and seeds.
+    """Checks the first run of each task, structure and budget; others differ in rate or seed.
 
     If it fails, no run of that task and structure starts. Nothing is written into the folder of a
     run whose learning rate is still to be chosen.
     """
-    tried = {cell[:2] for cell, _ in trials.values()}
-    alike = {}
-    for name, run in {**trials, **runs}.items():
+    every, firsts = {**trials, **runs}, {}
+    for name, (cell, _) in every.items():
       if self.board.state(name) == 'waiting' and not is_finished(self.folder(name)):
-        alike.setdefault((run.cell[:3], run.cell.rate is None), (name, run))
-    chosen_later = {
-      name: cell.rate is None and cell[:2] in tried for name, (cell, _) in alike.values()
-    }
-    self.do('Checking', _check, dict(alike.values()), {}, chosen_later)
+        firsts.setdefault((cell[:3], cell.rate is None), name)
+    tried = {cell[:2] for cell, _ in trials.values()}
+    is_dry = {name: name in runs and every[name].cell[:2] in tried for name in firsts.values()}
+    self.execute('Checking', _check, {name: every[name] for name in is_dry}, {}, is_dry=is_dry)
     reasons = {self.board.cells[name][:2]: why for name, why in self.board.failed.items()}
     for name in self.board.waiting:
       if why := reasons.get(self.board.cells[name][:2]):
         self.board.failed[name] = why
 
-  def do(
+  def execute(
     self,
     title: str,
     job: Callable[..., Any],
     runs: Mapping[str, Run],
     found: dict[str, Any],
-    arguments: Mapping[str, Any] | None = None,
+    **arguments: Mapping[str, Any],
   ) -> None:
-    """Executes a job of all runs that are waiting, and keeps the page up to date.
+    """Executes a job for each run that is waiting, and keeps the page up to date.
 
     Args:
-      title: how the log announces it.
-      job: `(settings, folder, shared folder, argument, stop) -> result`.
+      title: name of the phase, for the log.
+      job: `(settings, folder, stop, *, shared, **arguments) -> result`, as `experiment.run`.
       runs: the runs.
-      found: gets what the jobs return, by name, but for None, and for sentences on what diverged.
-      arguments: the argument of each job; a job without one gets None.
+      found: gets the results by name. A result of None is left out, and a sentence is the error of
+        a run whose training diverged.
+      **arguments: further arguments of the job, each with its values by name of the run; None for
+        others.
     """
     jobs, shared = {}, os.path.join(self.workdir, SHARED)
     for number, (name, (_, settings)) in enumerate(runs.items(), 1):
       if self.board.state(name) == 'waiting':
-        words = f'{title}: {name} ({number} of {len(runs)})'
-        argument = (arguments or {}).get(name)
+        line = f'{title}: {name} ({number} of {len(runs)})'
+        further = {key: values.get(name) for key, values in arguments.items()}
         jobs[name] = functools.partial(
-          _announced, words, job, settings, self.folder(name), shared, argument
+          _log_and_call, line, job, settings, self.folder(name), shared=shared, **further
         )
     with contextlib.closing(self.runner.outcomes(jobs, self.workdir, self.stop)) as outcomes:
       for name, outcome in outcomes:
@@ -211,12 +212,10 @@ class _Work:
         jax.clear_caches()  # no other run uses this run's programs, and many runs pile them up
         gc.collect()  # frees its arrays on the device before the next run
 
-  def choose_rates(
-    self, trials: Mapping[str, Run], runs: Mapping[str, Run]
-  ) -> dict[tuple[str, str], float]:
+  def choose_rates(self, trials: Mapping[str, Run]) -> dict[tuple[str, str], float]:
     """The learning rates with the best validation accuracy, by task and structure.
 
-    Runs fail for which none could be chosen.
+    If none can be chosen, the runs of that structure are listed as failed.
     """
     chosen = {}
     for key, names in group_by(trials, lambda name: trials[name].cell[:2]).items():
@@ -242,13 +241,13 @@ class _Work:
           self.board.failed[name] = f'No learning rate could be chosen. {why}'
     return chosen
 
-  def frozen(self) -> dict[str, Any]:
-    """What runs test, by their names, as far as earlier starts have listed it."""
+  def read_lists(self) -> dict[str, Any]:
+    """The lists of what runs test, by name of the run, of earlier starts."""
     path = os.path.join(self.workdir, TEST_LIST)
-    return read_json(path, 'test list', _Frozen)['runs'] if os.path.exists(path) else {}
+    return read_json(path, 'test list', _TestLists)['runs'] if os.path.exists(path) else {}
 
-  def freeze(self, lists: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
-    """Adds what runs test to `test_list.json`, before any of them reads a test image.
+  def freeze_lists(self, lists: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Adds the lists of what has been trained to `test_list.json`; then tests may begin.
 
     Returns:
       All lists, in the order of the runs, whichever ended first.
@@ -276,19 +275,19 @@ def best_on_val(rows: Iterable[Any]) -> Any:
   return max(rows, key=rank)
 
 
-class _Frozen(TypedDict):
+class _TestLists(TypedDict):
   runs: dict[str, Any]
 
 
-def _announced(words: str, job: Callable[..., Any], *arguments: Any) -> Any:
-  """What a job returns, after a line in the log."""
-  log.info(words)
-  return job(*arguments)
+def _log_and_call(line: str, job: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
+  """The result of a job, after a line in the log of the process that runs it."""
+  log.info(line)
+  return job(*arguments, **further)
 
 
 @user_errors()
 def _check(
-  settings: RunSettings, folder: str, shared: str, is_dry: bool, stop: Callable[[], bool]
+  settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str, is_dry: bool
 ) -> None:
   """Checks what a run needs; its arrays are freed at the end.
 
@@ -309,7 +308,7 @@ def _check(
 
 
 def _try_rate(
-  settings: RunSettings, folder: str, shared: str, argument: None, stop: Callable[[], bool]
+  settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str
 ) -> dict[str, Any] | str:
   """The result of a run that tries a learning rate, or a sentence if it diverged."""
   try:
@@ -321,17 +320,10 @@ def _try_rate(
 
 
 def _train(
-  settings: RunSettings, folder: str, shared: str, argument: None, stop: Callable[[], bool]
+  settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str
 ) -> dict[str, Any] | None:
-  """The list of what a run tests, once it is trained; None if it is finished."""
+  """The list of what a run tests, after its training; None if the run is finished."""
   return None if is_finished(folder) else experiment.train(settings, folder, stop, shared=shared)
-
-
-def _test(
-  settings: RunSettings, folder: str, shared: str, listed: Any, stop: Callable[[], bool]
-) -> dict[str, Any]:
-  """The result of a run whose list is frozen, or which is finished."""
-  return experiment.run(settings, folder, stop, shared=shared, listed=listed)
 
 
 def attempt(board: Board, name: str, job: Callable[[], Any]) -> Any:

@@ -295,7 +295,7 @@ def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_ha
     found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
     results[name] = {'result': 'search', 'structures': {'search': found}}
   board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
-  chosen = suite._Work(board, 'runs', THIS_PROCESS, never).choose_rates(trials, {})
+  chosen = suite._Phases(board, 'runs', THIS_PROCESS, never).choose_rates(trials)
   [run] = cells.runs_of(settings, chosen).values()
   assert run.settings.training.learning_rate == 4e-3
   assert run.settings.finetuning.learning_rate == 2e-3
