@@ -45,12 +45,13 @@ def runs_of(
 ) -> dict[str, Run]:
   """The runs that are tested, by their folders in the workdir.
 
-  A structure of `suite.structures` is trained without baselines. All of them are trained for as
-  many epochs: a search takes those of its finetuning from `training.epochs`, as a gradient does.
+  A structure of `suite.structures` is trained without baselines. All of them get the same number of
+  epochs: `training.epochs` includes the finetuning of a search, and the head and the gradient of an
+  allocation.
 
   Args:
     settings: the suite's settings.
-    chosen: learning rates by task and structure, where `suite.rates` lists some to choose from.
+    chosen: the learning rates that were chosen from `suite.rates`, by task and structure.
 
   Raises:
     UserError: a field is wrong, or does not fit one of the structures.
@@ -64,11 +65,12 @@ def runs_of(
   suite, found = settings.suite, {}
   for task, own in _tasks_of(settings).items():
     for name in _structures_of(settings):
-      budgets = suite.budgets if (name or own.structure) in FOUND else ()
-      rate = suite.rate_of(name or own.structure) or (chosen or {}).get((task, name))
+      structure = name or own.structure
+      budgets = suite.budgets if structure in FOUND else ()
+      rate = suite.rate_of(structure) or (chosen or {}).get((task, name))
       for budget in budgets or (None,):
         for seed in range(own.seed, own.seed + suite.seeds):
-          parts = (_folder_of(name or own.structure, budget), str(seed)) if settings.is_grid else ()
+          parts = (_folder_of(structure, budget), str(seed)) if settings.is_grid else ()
           cell = Cell(task, name, budget, seed, None)
           run = Run(cell, _settings_of(own, cell, rate))
           found[_path(settings, task, *parts)] = run
@@ -77,9 +79,9 @@ def runs_of(
 
 @user_errors()
 def trials_of(settings: RunSettings) -> dict[str, Run]:
-  """The runs that choose learning rates, by their folders: they read no test images.
+  """The runs that try learning rates, by their folders in the workdir; they read no test images.
 
-  They have a seed of their own. A structure within several budgets is tried with the largest.
+  No run that is tested has their seed. Of several budgets they have the largest.
 
   Args:
     settings: the suite's settings.
@@ -138,7 +140,7 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
     if finetune.epochs >= training.epochs:
       raise ValueError(
         f'finetune.epochs={finetune.epochs} must be below training.epochs={training.epochs}: with '
-        'suite.structures, a search takes them from there.'
+        'suite.structures, the epochs of a search include its finetuning.'
       )
     training = dataclasses.replace(training, epochs=training.epochs - finetune.epochs)
   if rate is not None:
