@@ -70,7 +70,7 @@ def train_split_of(settings: RunSettings) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-  """What a stage is given besides the results of others; the last three differ by stage.
+  """What a stage is given besides the results of others; the last two differ by stage.
 
   Attributes:
     settings: the config, checked.
@@ -91,7 +91,6 @@ class Context:
     folders: folders of the stages that are in `shared`, by name.
     compiled: scorers and predictors, by their maker and masked split (None for all others), and
       folds, by whether they are of the run's own space.
-    is_complete: whether an earlier start has completed the stage, so that its folder is only read.
     before: records of the stages that came before this one, by name.
     dispatched: to be called after every dispatch; a profiler counts them in a stage that it traces.
   """
@@ -113,7 +112,6 @@ class Context:
   splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
   compiled: dict[tuple[Any, Any], Callable] = dataclasses.field(default_factory=dict)
-  is_complete: bool = False
   before: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
   dispatched: Callable[[], None] = lambda: None
 

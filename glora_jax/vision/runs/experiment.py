@@ -8,6 +8,7 @@ run without a test ends with the accuracies on the validation images.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +16,18 @@ from typing import Any
 
 import ml_collections
 
+from glora_jax import mesh as meshes
+from glora_jax.checks import check_path
 from glora_jax.errors import UserError
+from glora_jax.vision.files import write_json
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.reports import report
+from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.config import RunSettings, check_config
 from glora_jax.vision.runs.context import Context, never
-from glora_jax.vision.runs.job import begin, run_job
-from glora_jax.vision.runs.stage import Stage, prerequisites, walk
+from glora_jax.vision.runs.job import begin, read_finished, with_provenance
+from glora_jax.vision.runs.stage import Stage, prerequisites, read_by, walk
 from glora_jax.vision.runs.stages.results import (
   Listed,
   freeze_and_test,
@@ -31,6 +36,8 @@ from glora_jax.vision.runs.stages.results import (
 )
 from glora_jax.vision.runs.stages.search import stages_of_search
 from glora_jax.vision.runs.stages.structures import stages_of_structure, stages_of_trainings
+from glora_jax.vision.runs.terminal import user_errors
+from glora_jax.vision.runs.workdir import changes_of, is_finished
 from glora_jax.vision.structure_names import FINETUNING, SEARCH, SUPERNET
 
 
@@ -43,6 +50,8 @@ def run(
   listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
+
+  A finished run is only read, whatever the version, unless fields were corrected before a test.
 
   Args:
     config: a config with the fields of `config.default_config`, or the settings that `check_config`
@@ -67,7 +76,17 @@ def run(
     raise UserError(
       f'task={settings.task!r} and the section `suite` stand for several runs; call suite.run.'
     )
-  return run_job(settings, stages_of(settings), workdir, stop, shared, listed)
+  stages = stages_of(settings)
+  processes.initialize(**dataclasses.asdict(settings.distributed))
+  with user_errors():
+    workdir = check_path(workdir)
+    if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
+      return read_finished(settings, workdir)
+  with begin(settings, stages, workdir, stop, shared, listed) as context:
+    result = walk(context, stages)
+    if meshes.primary():
+      write_json(os.path.join(workdir, 'result.json'), result, 'result')
+    return with_provenance(result, workdir)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""A job from its config to `result.json`: the workdir is claimed, and the stages run."""
+"""How a run begins: its workdir is claimed, everything is checked; a finished run is only read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from glora_jax.checks import check_path
 from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.opening import RECORD, differences
-from glora_jax.vision.files import write_json
 from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, make_context, never
@@ -25,7 +24,6 @@ from glora_jax.vision.runs.stage import (
   read_by,
   read_mark,
   stages_to_repeat,
-  walk,
 )
 from glora_jax.vision.runs.stages.results import Result
 from glora_jax.vision.runs.terminal import user_errors
@@ -33,48 +31,12 @@ from glora_jax.vision.runs.workdir import (
   changes_of,
   claim,
   freeze_test_list,
-  is_finished,
   names_in,
   read_task,
   write_config,
 )
 
 log = logging.getLogger(__name__)
-
-
-def run_job(
-  settings: RunSettings,
-  stages: Sequence[Stage],
-  workdir: str,
-  stop: Callable[[], bool],
-  shared: str | None = None,
-  listed: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-  """Runs the stages of a job in its workdir, which it holds alone meanwhile.
-
-  A finished job is only read, whatever the version, unless fields were corrected before a test.
-
-  Args:
-    settings: the config.
-    stages: all stages of the job; the last one's result becomes `result.json`.
-    workdir: see `experiment.run`.
-    stop: see `experiment.run`.
-    shared: see `experiment.run`.
-    listed: see `experiment.run`; it is frozen before the stages are looked at.
-
-  Returns:
-    The content of `result.json`, and how it was made (`provenance`).
-  """
-  processes.initialize(**dataclasses.asdict(settings.distributed))
-  with user_errors():
-    workdir = check_path(workdir)
-    if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
-      return _read_finished(settings, workdir)
-  with begin(settings, stages, workdir, stop, shared, listed) as context:
-    result = walk(context, stages)
-    if meshes.primary():
-      write_json(os.path.join(workdir, 'result.json'), result, 'result')
-    return _with_provenance(result, workdir)
 
 
 @contextlib.contextmanager
@@ -86,7 +48,7 @@ def begin(
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
 ) -> Iterator[Context]:
-  """The context of a job, whose workdir is held in the block; see `run_job`."""
+  """The context of a run, whose workdir is held in the block; see `experiment.run`."""
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with contextlib.ExitStack() as stack:
     with user_errors():
@@ -94,7 +56,7 @@ def begin(
       require_apart(settings.task, workdir)
       stack.enter_context(claim_workdir(workdir, stages))
       if listed is not None:
-        freeze_test_list(workdir, listed)
+        freeze_test_list(workdir, listed)  # before the stages are looked at
       context = prepare(settings, stages, workdir, stop, shared)
       origins.note_process(workdir)
     yield context
@@ -106,8 +68,8 @@ def claim_workdir(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractC
   return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
 
 
-def _read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
-  """The result of a finished job, which must be that of the stages in the workdir."""
+def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
+  """The result of a finished run, which must be that of the stages in the workdir."""
   result = read_json(os.path.join(workdir, 'result.json'), 'result', Result)
   _require_own(result, workdir)
   log.info('This run is finished; its results are in %s.', workdir)
@@ -116,7 +78,7 @@ def _read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
     value = getattr(settings.watch, name)
     if value and not names_in(os.path.join(workdir, name)):
       log.warning('watch.%s=%r has no effect: this run is finished.', name, value)
-  return _with_provenance(result, workdir)
+  return with_provenance(result, workdir)
 
 
 def _compare_images(settings: RunSettings, workdir: str) -> None:
@@ -185,7 +147,7 @@ def _require_own(result: dict[str, Any], workdir: str) -> None:
       )
 
 
-def _with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
+def with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
   """A result with how it was made, if that is known.
 
   `result.json` does not have that, so that the same run elsewhere writes the same file.

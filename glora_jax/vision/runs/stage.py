@@ -73,7 +73,9 @@ class Stage:
     name: its name, and that of its folder in the workdir. The part before a '/' is the title under
       which its seconds and its profile are kept.
     run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
-      earlier start left in the folder, and only reads it if `context.is_complete`.
+      earlier start left in the folder, and has nothing left to do if the stage is complete.
+    load: `(context, *results) -> result`, what `run` left in the folder. Then `run` is called only
+      if the stage is not complete, and what it returns is not used. None if `run` does both.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it uses.
     check: raises ValueError or OSError for what can be known before anything runs.
@@ -86,6 +88,7 @@ class Stage:
 
   name: str
   run: Callable[..., Any]
+  load: Callable[..., Any] | None = None
   reads: tuple[str, ...] = ()
   after: tuple[str, ...] = ()
   check: Callable[[Context], Any] = lambda context: None
@@ -214,10 +217,13 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     diverged = user_errors(*DIVERGED)
     recording = _record(context, stage, keys[stage.name])
     with _hold(context, stage), diverged, profiling as dispatched, recording as mark:
-      given = dataclasses.replace(
-        context, is_complete=mark['whole'], before=dict(marks), dispatched=dispatched
-      )
-      results[stage.name] = stage.run(given, *(results[name] for name in stage.after))
+      given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
+      inputs = [results[name] for name in stage.after]
+      if stage.load is None or not mark['whole']:
+        results[stage.name] = stage.run(given, *inputs)
+      if stage.load is not None:
+        meshes.barrier(stage.name)  # the primary process has written
+        results[stage.name] = stage.load(given, *inputs)
     marks[stage.name] = mark
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]

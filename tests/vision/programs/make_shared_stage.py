@@ -1,5 +1,6 @@
 """Makes half of the shared stage of a job, and holds it until it is killed."""
 
+import dataclasses
 import sys
 import time
 
@@ -15,7 +16,7 @@ class Slow(Job):
       time.sleep(600)
 
     made = super().make(name, field, **options)
-    return made if name != 'first' else made.__class__(name, run, (field,), **options)
+    return made if name != 'first' else dataclasses.replace(made, run=run)
 
 
 Slow(*sys.argv[1:]).start()

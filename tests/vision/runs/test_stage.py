@@ -23,8 +23,8 @@ from glora_jax.errors import UserError
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.vision.files import write_json
 from glora_jax.vision.runs import experiment, fields, stage
-from glora_jax.vision.runs.config import RunSettings, check_config, default_config
-from glora_jax.vision.runs.job import claim_workdir, run_job
+from glora_jax.vision.runs.config import RunSettings, default_config
+from glora_jax.vision.runs.job import claim_workdir
 from glora_jax.vision.runs.stage import Stage, read_mark, walk
 from glora_jax.vision.runs.workdir import LOCK, Stopped
 
@@ -64,7 +64,7 @@ def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
     if 2 in sizes:
       raise OSError('no space left')
 
-  job.stages = (dataclasses.replace(job.stages[0], run=run),)
+  job.stages = (dataclasses.replace(job.stages[0], run=run, load=None),)
   with pytest.raises(OSError, match='no space'):
     job.start()
   first = read_mark(str(job.folder / 'first'))['programs']['sum']
@@ -320,18 +320,20 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
     if not fields.is_among(name, named):
       unnamed.append((current[0].name, name))
 
-  def noted_run(one, context, *results):
+  def noted(one, function, context, *results):
     settings = recorded(context.settings, '', note)
     current.append(one)
     try:
-      return one.run(dataclasses.replace(context, settings=settings), *results)
+      return function(dataclasses.replace(context, settings=settings), *results)
     finally:
       current.clear()
 
-  stages = [
-    dataclasses.replace(one, run=functools.partial(noted_run, one)) if one.has_folder else one
-    for one in stages_of(config)
-  ]
+  def noting(one):
+    functions = {'run': one.run, 'load': one.load} if one.load else {'run': one.run}
+    noted_ones = {name: functools.partial(noted, one, x) for name, x in functions.items()}
+    return dataclasses.replace(one, **noted_ones)
+
+  stages = [noting(one) if one.has_folder else one for one in stages_of(config)]
   monkeypatch.setattr(experiment, 'stages_of', lambda settings: tuple(stages))
   experiment.run(config, str(tmp_path / 'run'))
   assert not unnamed
@@ -360,9 +362,10 @@ def test_a_stage_whose_folder_is_a_link_is_refused(name, tmp_path):
   ],
 )
 def test_what_a_check_refuses_is_the_users_mistake_and_all_else_is_a_bug(
-  where, fail, is_users, tmp_path
+  where, fail, is_users, tmp_path, monkeypatch
 ):
   stages = [Stage('one', **{'run': lambda context: {}, where: fail}, splits=('train',))]
+  monkeypatch.setattr(experiment, 'stages_of', lambda settings: stages)
   with pytest.raises((ValueError, TypeError)) as raised:
-    run_job(check_config(default_config()), stages, str(tmp_path / 'run'), lambda: False)
+    experiment.run(default_config(), str(tmp_path / 'run'))
   assert isinstance(raised.value, UserError) == is_users

@@ -65,10 +65,11 @@ def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
   )
   if settings.allocation.head_rate is None:
     reads = (*reads, 'training.learning_rate')
-  head = Stage('head', _train_head, reads, splits=(train_split_of(settings),), shared=True)
+  head = Stage('head', _train_head, reads=reads, splits=(train_split_of(settings),), shared=True)
   gradient = Stage(
     'gradient',
     score_by_gradient,
+    read_scores,
     reads=(*reads, 'allocation.'),
     after=('head',),
     check=_check_prior,
@@ -152,10 +153,8 @@ def gradient_loss(context: Context) -> Loss:
   return loss
 
 
-def score_by_gradient(context: Context, warm: Model) -> Allocation:
-  """All units' scores and starting values, at the knee of their curve.
-
-  They are written to `gradient/allocation.npz`, and only read once the stage is complete.
+def score_by_gradient(context: Context, warm: Model) -> None:
+  """Writes all units' scores and starting values to `gradient/allocation.npz`.
 
   Args:
     context: the context.
@@ -164,15 +163,21 @@ def score_by_gradient(context: Context, warm: Model) -> Allocation:
   Raises:
     ValueError: a loss is not finite.
   """
+  split, key = context.data(context.train_split), context.key(Stream.STRUCTURE)
+  allocation = _read_off_gradient(context, warm, split, key, _prior_of(context))
+  trainable, _ = warm.adapted.split(allocation.variables)
+  arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
+  if meshes.primary():
+    write_arrays(context.path('gradient', ALLOCATION), arrays, 'allocation')
+
+
+def read_scores(context: Context, warm: Model) -> Allocation:
+  """What `score_by_gradient` wrote, with the structure at the knee of the curve.
+
+  Raises:
+    ValueError: the file is damaged, or of a later version.
+  """
   path = context.path('gradient', ALLOCATION)
-  if not context.is_complete:
-    split, key = context.data(context.train_split), context.key(Stream.STRUCTURE)
-    allocation = _read_off_gradient(context, warm, split, key, _prior_of(context))
-    trainable, _ = warm.adapted.split(allocation.variables)
-    arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
-    if meshes.primary():
-      write_arrays(path, arrays, 'allocation')
-    meshes.barrier('gradient')
   arrays = read_arrays(path, 'allocation')
   try:
     return from_arrays(arrays, warm)

@@ -43,6 +43,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   search = Stage(
     'search',
     _search,
+    _read,
     reads=('budget', 'search.'),
     after=('supernet',),
   )
@@ -71,10 +72,10 @@ def _train_supernet(context: Context) -> Any:
   return train(context, training).variables
 
 
-def _search(context: Context, supernet: Any) -> Archive:
-  """All structures that were scored on the search split, with the supernet's weights.
+def _search(context: Context, supernet: Any) -> None:
+  """Scores structures on the search split, with the supernet's weights.
 
-  The archive is saved after every generation.
+  The archive of all of them is written after every generation.
   """
   path = context.path('search', 'archive.npz')
   archive = None
@@ -89,7 +90,7 @@ def _search(context: Context, supernet: Any) -> Archive:
     if context.stop():
       raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
 
-  return evolution.evolve(
+  evolution.evolve(
     context.adapted.spec,
     functools.partial(context.score, supernet, split=context.search_split),
     context.key(Stream.SEARCH),
@@ -99,6 +100,12 @@ def _search(context: Context, supernet: Any) -> Archive:
     on_generation=on_generation,
     progress=meshes.primary(),
   )
+
+
+def _read(context: Context, supernet: Any) -> Archive:
+  """All structures that were scored."""
+  del supernet
+  return read_archive(context.path('search', 'archive.npz'), context.adapted.spec)
 
 
 def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:

@@ -87,12 +87,19 @@ def _require_within(budget: float | None, name: str, params: int) -> None:
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   """The stages that find a structure without a search."""
   if settings.has_gradient:
-    structure = Stage(FOLDER, _choose, reads=('budget',), after=('gradient',), check=_check_budget)
+    structure = Stage(
+      FOLDER,
+      _write_choice,
+      _choose,
+      reads=('budget',),
+      after=('gradient',),
+      check=_check_budget,
+    )
     return *stages_of_gradient(settings), structure
   if settings.structure in (SEARCH, FINETUNING):
     return ()
   reads = ('budget', *(READS_OF_TRANSFER if settings.structure == TRANSFER else ()))
-  return (Stage(FOLDER, _look_up, reads=reads, check=_resolve),)
+  return (Stage(FOLDER, _look_up, _read_structure, reads=reads, check=_resolve),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -151,30 +158,38 @@ def _choose(context: Context, found: Allocation) -> Model:
   """The gradient's structure within the budget, with the head that the gradient was taken with."""
   allocation = choose_within(check_budget(context.settings.budget), found)
   learner = context.place(GRADIENT).adapted.fix(allocation.genome)
-  path = context.path(FOLDER, 'genome.json')  # to be read by people
-  if meshes.primary() and not context.is_complete:
-    write_json(path, genome_to_json(allocation.spec, allocation.genome), 'genome')
   return Model(learner, allocation.variables, allocation=allocation)
 
 
-def _look_up(context: Context) -> Model:
-  """The structure of a preset, a file or transferred scores.
+def _write_choice(context: Context, found: Allocation) -> None:
+  """Writes the gradient's structure, to be read by people."""
+  _write(context, found.spec, _choose(context, found).genome)
 
-  If the file no longer exists, it is the one that an earlier start left in the workdir.
+
+def _look_up(context: Context) -> None:
+  """Writes the structure of a preset, a file or transferred scores."""
+  genome, _ = _resolve(context)
+  if genome is not None:
+    _write(context, context.place(context.settings.structure).adapted.spec, genome)
+
+
+def _write(context: Context, spec: Spec, genome: np.ndarray) -> None:
+  if meshes.primary():
+    write_json(context.path(FOLDER, 'genome.json'), genome_to_json(spec, genome), 'genome')
+
+
+def _read_structure(context: Context) -> Model:
+  """The structure that was looked up; its own file may no longer exist.
 
   Raises:
     ValueError: the file has another genome than when the job began.
   """
   path, settings = context.path(FOLDER, 'genome.json'), context.settings
   place = context.place(settings.structure)
-  spec = place.adapted.spec
-  with meshes.primary_first(FOLDER):
-    named, allocation = _resolve(context)
-    if named is not None and meshes.primary() and not context.is_complete:
-      write_json(path, genome_to_json(spec, named), 'genome')
+  named, allocation = _resolve(context)
   content = read_json(path, 'genome', _Genome)
   try:
-    genome = genome_from_json(spec, content)
+    genome = genome_from_json(place.adapted.spec, content)
   except ValueError as error:
     raise damaged(path, error) from error
   if named is not None and not np.array_equal(named, genome):
