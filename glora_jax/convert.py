@@ -21,18 +21,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax
+import jax
+import jax.export
+import jax.numpy as jnp
 
 from glora_jax.errors import MissingPackageError
+from glora_jax.files import atomic
 
 try:
-  from glora_jax.vision.data.normalization import NORMALIZATIONS
+  from glora_jax.vision.data.normalization import NORMALIZATIONS, normalize
   from glora_jax.vision.files import require_free
   from glora_jax.vision.models import weights
   from glora_jax.vision.models.checkpoint import locate
-  from glora_jax.vision.models.export import export, save_exported
   from glora_jax.vision.models.fetch import fetch, known_normalization
   from glora_jax.vision.models.formats.table import WRITTEN
-  from glora_jax.vision.models.metadata import OURS, check_agreement
+  from glora_jax.vision.models.metadata import OURS, check_agreement, sides
   from glora_jax.vision.models.vit import describe
   from glora_jax.vision.models.weights import Checkpoint
   from glora_jax.vision.runs.processes import require_devices
@@ -41,6 +44,7 @@ except MissingPackageError as error:
   sys.exit(f'error: {error}')
 
 EXPORTED = '.jax_export'
+PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,15 +140,28 @@ def _inspection(checkpoint: Checkpoint) -> str:
 
 
 def _export(path: str, checkpoint: Checkpoint) -> str:
-  """Writes the computation; returns a line about it."""
+  """Writes the computation, for any batch size; returns a line about it.
+
+  It has the parameters inside, and the normalization: images are uint8. Without a normalization
+  they are float32, normalized before.
+  """
   require_devices()
   model, params, metadata = checkpoint
-  exported = export(model, params, metadata['image_size'], metadata.get('normalization'))
-  save_exported(path, exported)
-  (images,) = exported.in_avals
-  (logits,) = exported.out_avals
-  platforms = ', '.join(exported.platforms)
-  return f'{path}: {images.str_short()} -> {logits.str_short()} on {platforms}'
+  normalization = metadata.get('normalization')
+  params = jax.tree.map(jnp.asarray, params)
+
+  def logits(images: jax.Array) -> Any:
+    if normalization is not None:
+      images = normalize(images, normalization)
+    return model.apply({'params': params}, images)
+
+  shape = (*jax.export.symbolic_shape('batch'), *sides(metadata['image_size']), 3)
+  images = jax.ShapeDtypeStruct(shape, jnp.float32 if normalization is None else jnp.uint8)
+  exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
+    file.write(exported.serialize())
+  shapes = [shape.str_short() for shape in (*exported.in_avals, *exported.out_avals)]
+  return f'{path}: {" -> ".join(shapes)} on {", ".join(PLATFORMS)}'
 
 
 def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:

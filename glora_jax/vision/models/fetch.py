@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import string
-import urllib.parse
 from typing import NamedTuple
 
 import pooch
@@ -15,7 +13,7 @@ from glora_jax import hub
 from glora_jax.checks import printable, shown
 from glora_jax.files import first_line
 from glora_jax.vision.files import sha256_of
-from glora_jax.vision.models.checkpoint import HUB_FILES, MODEL_FILE
+from glora_jax.vision.models.checkpoint import HUB_FILES, locate
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_FILE
 
 CACHE_VARIABLE = 'GLORA_JAX_CACHE'
@@ -55,11 +53,6 @@ SHORTCUTS = {
 }
 
 
-def cache_folder() -> str:
-  """Where downloads are kept: $GLORA_JAX_CACHE, or the system's folder for caches."""
-  return os.environ.get(CACHE_VARIABLE) or str(pooch.os_cache('glora_jax'))
-
-
 def known_normalization(weights: str) -> str | None:
   """The normalization that goes with a shortcut; None for everything else."""
   return SHORTCUTS[weights].normalization if weights in SHORTCUTS else None
@@ -76,65 +69,51 @@ def fetch(weights: str, sha256: str | None = None) -> str:
     weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
       `hf:owner/name[@revision]` on the Hugging Face hub (see `glora_jax.hub`), whose folder is
       returned; a name in `SHORTCUTS`; or 'embedded', the backbone in the package.
-    sha256: SHA-256 of the file, hexadecimal. A shortcut has none on record; pass it to have its
-      download checked.
+    sha256: SHA-256 of the file, or of the one checkpoint in a folder, hexadecimal. A shortcut has
+      none on record; pass it to have its download checked.
 
   Raises:
     ValueError: the sum is wrong, missing or no SHA-256.
-    OSError: the address cannot be reached; the sentence says which file to put where.
+    OSError: there is no such path, or the address cannot be reached; the sentence says which file
+      to put where.
     ImportError: it is on the hub, and `huggingface_hub` is not installed.
   """
   if sha256 is not None:
     if len(sha256) != 64 or set(sha256) - set(string.hexdigits):
       raise ValueError(f'sha256={shown(sha256)} must be a SHA-256, 64 hexadecimal digits.')
     sha256 = sha256.lower()
-  if hub.is_hub_name(weights):
-    folder = hub.snapshot(weights, HUB_FILES)
-    if sha256 is not None and (found := sha256_of(os.path.join(folder, MODEL_FILE))) != sha256:
-      raise ValueError(f'{weights} has SHA-256 {found}, expected {sha256}.')
-    return folder
-  if weights == EMBEDDED:
-    return _checked_path(EMBEDDED_FILE, sha256)
   is_published = weights in SHORTCUTS
   url = SHORTCUTS[weights].url if is_published else weights
   if url.startswith('gs://'):
     url = 'https://storage.googleapis.com/' + url.removeprefix('gs://')
-  if not url.startswith(('https://', 'http://')):
-    return _checked_path(weights, sha256)
-  if sha256 is None and not is_published:
-    raise ValueError(
-      f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
-    )
-  return _downloaded(url, sha256)
-
-
-def _checked_path(weights: str, sha256: str | None) -> str:
-  path = os.path.expanduser(weights)
+  if url.startswith(('https://', 'http://')):
+    if sha256 is None and not is_published:
+      raise ValueError(
+        f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
+      )
+    return _download(url, sha256)
+  if hub.is_hub_name(weights):
+    path = hub.snapshot(weights, HUB_FILES)
+  else:
+    path = EMBEDDED_FILE if weights == EMBEDDED else os.path.expanduser(weights)
   if not os.path.exists(path):
     raise FileNotFoundError(
       f"model.weights='{printable(weights)}' is not a file, a folder, or one of "
       f'{", ".join((EMBEDDED, *SHORTCUTS))}; URLs start with https://, names on the Hugging Face '
       'hub with hf:.'
     )
-  if sha256 is None:
-    return path
-  if os.path.isdir(path):
-    raise ValueError(
-      f'model.sha256 is the sum of one file, but {path} is a folder; set model.weights to the file.'
-    )
-  if (found := sha256_of(path)) != sha256:
-    raise ValueError(f'{path} has SHA-256 {found}, expected {sha256}.')
+  if sha256 is not None and (found := sha256_of(locate(path))) != sha256:
+    raise ValueError(f'{weights} has SHA-256 {found}, expected {sha256}.')
   return path
 
 
 def path_in_cache(url: str) -> str:
-  """Where the download of an address is, or will be."""
-  name = os.path.basename(urllib.parse.urlsplit(url).path) or 'weights'
-  address = hashlib.sha256(url.encode()).hexdigest()[:16]  # addresses may end alike
-  return os.path.join(cache_folder(), address, name)
+  """Where the download of an address is, or will be: in $GLORA_JAX_CACHE or the system's cache."""
+  folder = os.environ.get(CACHE_VARIABLE) or pooch.os_cache('glora_jax')
+  return os.path.join(folder, pooch.utils.unique_file_name(url))
 
 
-def _downloaded(url: str, sha256: str | None) -> str:
+def _download(url: str, sha256: str | None) -> str:
   """The path of an address in the cache."""
   path = path_in_cache(url)
   try:

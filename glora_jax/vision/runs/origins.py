@@ -21,15 +21,13 @@ from glora_jax.files import Path, read_json
 from glora_jax.mesh import primary
 from glora_jax.vision.files import sha256_of, write_json
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.checkpoint import HUB_FILES, locate
+from glora_jax.vision.models.checkpoint import locate
 from glora_jax.vision.models.fetch import fetch
 from glora_jax.vision.runs.sections import ModelSettings
 
 WEIGHTS = 'weights.json'
 PROVENANCE = 'provenance.json'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-_COMMAND, _MODULE = 'glora', 'glora_jax.main'
-_OPTIONS_WITH_VALUE = ('-W', '-X', '--check-hash-based-pycs')
 
 
 class _Weights(TypedDict):
@@ -52,20 +50,19 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   Raises:
     ValueError: the weights are not the recorded or expected ones; see also `fetch`.
   """
-  if settings.weights == weights.EMBEDDED:
-    return fetch(settings.weights, settings.sha256)
+  name, revision = settings.weights, ''
+  if name == weights.EMBEDDED:
+    return fetch(name, settings.sha256)
   record = _read(workdir) if workdir else {}
-  if record and record['weights'] != settings.weights:  # no stage has used the old ones
+  if record and record['weights'] != name:  # no stage has used the old ones
     record = {}
-  name, revision, expected = settings.weights, '', settings.sha256
+  if record and hub.is_hub_name(name):
+    name = str(hub.parse(name)._replace(revision=record['revision']))
+  path = fetch(name, settings.sha256)
   if hub.is_hub_name(name):
-    asked = hub.parse(name)
-    begun = asked._replace(revision=record['revision']) if record else asked
-    revision = os.path.basename(hub.snapshot(str(begun), HUB_FILES))
-    name, expected = str(asked._replace(revision=revision)), expected or record.get('sha256')
-  path = fetch(name, expected)
+    revision = os.path.basename(path)
   # `fetch` has checked the file against a given checksum.
-  sha256 = expected.lower() if expected else sha256_of(locate(path))
+  sha256 = settings.sha256.lower() if settings.sha256 else sha256_of(locate(path))
   if record and record['sha256'] != sha256:
     raise ValueError(
       f'{path} has SHA-256 {sha256}, but this run began with weights of {record["sha256"]}; '
@@ -108,17 +105,13 @@ class _Processes(TypedDict):
   processes: list[Made]
 
 
-def note_process(workdir: Path, made: Made | None = None) -> None:
-  """Adds a process to `provenance.json`, unless an equal one is there.
-
-  Args:
-    workdir: folder of the run.
-    made: how the process made its part; None for this process.
+def note_process(workdir: Path) -> None:
+  """Adds this process to `provenance.json` in the folder of a run, unless an equal one is there.
 
   Raises:
     ValueError, OSError: the file is damaged, of a later version, or cannot be written.
   """
-  processes, made = read_processes(workdir), made or current()
+  processes, made = read_processes(workdir), current()
   if made not in processes and primary():
     write_json(os.path.join(workdir, PROVENANCE), {'processes': [*processes, made]}, 'provenance')
 
@@ -138,29 +131,25 @@ def current() -> Made:
   versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   kinds = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
   device = f'{kinds}; {os.cpu_count()} cores of {platform.machine()}, {platform.system()}'
-  return {'command': command_of(sys.orig_argv), 'versions': versions, 'device': device}
+  return {'command': command_of(sys.argv), 'versions': versions, 'device': device}
 
 
 def command_of(words: Sequence[str]) -> str:
-  """The command of this package that started a process; '' for other commands.
+  """The command of this package that started a process; '' for other programs.
 
   Args:
-    words: the words of the command line, with the interpreter.
+    words: `sys.argv` of the process.
 
   Example:
-    >>> command_of(['/usr/bin/python3', '-m', 'glora_jax.main', '--config', 'my own.py'])
+    >>> command_of(['/site-packages/glora_jax/main.py', '--config', 'my own.py'])
     "python -m glora_jax.main --config 'my own.py'"
-    >>> command_of(['/usr/bin/python3', '/usr/bin/glora', '--config', 'quickstart'])
+    >>> command_of(['/usr/bin/glora', '--config', 'quickstart'])
     'glora --config quickstart'
-    >>> command_of(['python', '-u', '-X', 'dev', '/usr/bin/glora', '--open'])
-    'glora --open'
-    >>> command_of(['python', 'mine.py', 'glora_jax.main'])
+    >>> command_of(['mine.py', 'glora'])
     ''
   """
-  rest = list(words[1:])
-  while rest and rest[0].startswith('-'):  # the interpreter's own options
-    del rest[: 2 if rest[0] in _OPTIONS_WITH_VALUE else 1]
-  for command in (words, rest):
-    if command and os.path.basename(command[0]) == _COMMAND:
-      return shlex.join([_COMMAND, *command[1:]])
-  return shlex.join(['python', '-m', *rest]) if rest[:1] == [_MODULE] else ''
+  program, *arguments = words
+  if os.path.basename(program) == 'glora':
+    return shlex.join(['glora', *arguments])
+  is_module = program.endswith(os.path.join('glora_jax', 'main.py'))
+  return shlex.join(['python', '-m', 'glora_jax.main', *arguments]) if is_module else ''

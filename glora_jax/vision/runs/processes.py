@@ -38,10 +38,9 @@ def initialize(
     num_processes = _environment_number('JAX_NUM_PROCESSES')
   if process_id is None:
     process_id = _environment_number('JAX_PROCESS_ID')
-  in_cluster = _in_a_cluster()
-  alone = (coordinator, num_processes, process_id) == (None, None, None) and not in_cluster
+  alone = (coordinator, num_processes, process_id) == (None, None, None) and not _in_a_cluster()
   if not alone and not jax.distributed.is_initialized():
-    _join(coordinator, num_processes, process_id, in_cluster)
+    _join(coordinator, num_processes, process_id)
   require_devices()
 
 
@@ -74,25 +73,17 @@ def require_devices() -> None:
     ) from error
 
 
-def _join(
-  coordinator: str | None, num_processes: int | None, process_id: int | None, in_cluster: bool
-) -> None:
+def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
   """Joins the processes; see `initialize`."""
-  membership = f'coordinator={coordinator}, num_processes={num_processes}, process_id={process_id}'
-  fits = in_cluster  # which knows the rest
-  if coordinator is not None and num_processes is not None and process_id is not None:
-    fits = 0 <= process_id < num_processes
-  if not fits:
-    raise UserError(
-      f'distributed: {membership} do not describe one of several processes; set all three, '
-      'process_id from 0 to num_processes - 1, or none.'
-    )
   handler = signal.getsignal(signal.SIGTERM)
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
-  except RuntimeError as error:
-    reason = str(error).strip().splitlines()[0]
-    raise UserError(f'The processes with {membership} could not be joined: {reason}') from error
+  except (RuntimeError, ValueError, IndexError) as error:  # the last for an address without port
+    raise UserError(
+      f'distributed: the processes with coordinator={coordinator}, num_processes={num_processes}, '
+      f'process_id={process_id} could not be joined ({first_line(error)}); set all three, '
+      'process_id from 0 to num_processes - 1, or none.'
+    ) from error
   # JAX has taken it for a service that is not used.
   if handler is not None and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, handler)

@@ -65,7 +65,7 @@ class OnRay(NamedTuple):
     # The process of a dead node may hold the workdir for a few more seconds.
     retries = {'max_retries': 3, 'retry_exceptions': [InUseError]}
     task = ray.remote(max_calls=1, **retries, **self.options)(_work)
-    caller = os.getcwd(), os.path.abspath(workdir), sys.orig_argv
+    caller = os.getcwd(), os.path.abspath(workdir), sys.argv
     running = {task.options(name=name).remote(job, *caller): name for name, job in jobs.items()}
     try:
       while running:
@@ -91,7 +91,7 @@ def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
     if not os.path.isdir(path):
       raise UserError(f'{path} does not exist on {socket.gethostname()}; all nodes must share it.')
   os.chdir(folder)
-  sys.orig_argv = words  # which provenance keeps
+  sys.argv = words  # which provenance keeps
   stay_alone()
   logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
   logging.getLogger('glora_jax').setLevel(logging.INFO)

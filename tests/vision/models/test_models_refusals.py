@@ -15,7 +15,6 @@ from glora_jax.files import write_tensors
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import locate
 from glora_jax.vision.models.classifier import Classifier, find_images
-from glora_jax.vision.models.export import load_exported
 from glora_jax.vision.models.resize import resize_pos_embed
 from glora_jax.vision.models.vit import describe, vit
 
@@ -123,12 +122,10 @@ def test_folders_without_one_checkpoint_are_named(tmp_path):
 GRID = np.zeros((1, 196, 2), np.float32)
 
 
-def test_arguments_that_cannot_be_are_named(backbone, own, tmp_path):
+def test_arguments_that_cannot_be_are_named(backbone, own):
   assert_refused("'XL'", vit, 'XL', 10)
   assert_refused('196 tokens', resize_pos_embed, GRID, (13, 13), (7, 7), 'bicubic')
   assert_refused('./photos', find_images, './photos')
-  (tmp_path / 'odd').write_bytes(b'x' * 100)
-  assert_refused('odd', load_exported, tmp_path / 'odd')
   assert_refused("'x'", Classifier, backbone, rule='x')
   assert_refused('b.png', lambda: next(Classifier(backbone)('b.png')))
   for name, value in {'image_size': 25, 'patch_size': 0, 'num_classes': -1}.items():

@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from checkpoints import CLASSES, OURS, assert_equal_params, own, params_of  # noqa: F401, a fixture
@@ -16,7 +17,6 @@ from glora_jax import convert
 from glora_jax.vision.data.normalization import normalize
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.classifier import Classifier, find_images
-from glora_jax.vision.models.export import load_exported
 from glora_jax.vision.models.resize import resize_pos_embed
 from glora_jax.vision.models.vit import expected_params
 
@@ -83,7 +83,8 @@ def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path, c
   assert ran.stdout.strip() == 'uint8[batch,32,32,3]'
   expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))
   assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
-  assert_allclose(load_exported(path).call(images[:1]), expected[:1], atol=1e-5)
+  again = jax.export.deserialize(bytearray(path.read_bytes()))
+  assert_allclose(again.call(images[:1]), expected[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize('interpolation', ['bicubic_antialias', 'bicubic', 'linear_corners'])
