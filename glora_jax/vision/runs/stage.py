@@ -107,83 +107,15 @@ class Mark(TypedDict):
 
   Attributes:
     key: digest of what the stage read, and the number of shards.
-    whole: whether the stage is complete.
+    complete: whether the stage is complete.
     seconds: how long it took, including interrupted starts.
     programs: what it compiled, by name: all seconds, and the memory of the largest.
   """
 
   key: str
-  whole: bool
+  complete: bool
   seconds: float
   programs: dict[str, Compilation]
-
-
-def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
-  """The key of every stage, by name: equal keys mean equal results."""
-  values, frozen = values_of(context.settings), read_test_list(context.workdir)
-  keys: dict[str, str] = {}
-  for stage in stages:
-    content = {
-      'stage': stage.name,
-      'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
-      'before': [keys[name] for name in stage.after],
-      'facts': context.facts,
-      'version': frozen['version'] if frozen else glora_jax.__version__,
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    own = f'{digest} {context.shards if stage.splits else 1}'
-    marks = map(read_mark, _folders(context, stage, digest))
-    made = [x['key'] for x in marks if x and x['whole'] and x['key'].startswith(f'{digest} ')]
-    keys[stage.name] = (made or [own])[0]
-  return keys
-
-
-def _folders(context: Context, stage: Stage, digest: str) -> Iterator[str]:
-  """The folders that a stage may have been made in with a digest, for any number of shards."""
-  if not is_shared(context, stage):
-    yield context.path(stage.name)
-  parent = _parent(context, stage)
-  names = sorted(name for name in names_in(parent) if name.startswith(digest[:_LENGTH]))
-  yield from (os.path.join(parent, name) for name in names)
-
-
-def is_shared(context: Context, stage: Stage) -> bool:
-  """Whether the folder of a stage is not in the workdir, but in one that several runs share."""
-  return stage.shared and context.shared is not None
-
-
-def _parent(context: Context, stage: Stage) -> str:
-  """Where a stage has a folder for each key: all keys if it is shared, else those replaced."""
-  shared = context.shared if stage.shared else None
-  return os.path.join(shared or context.path('replaced'), stage.name)
-
-
-def _place(context: Context, stage: Stage, key: str) -> str:
-  """The folder of a key within `_parent`."""
-  digest, _, shards = key.partition(' ')
-  return os.path.join(_parent(context, stage), f'{digest[:_LENGTH]}-{shards}')
-
-
-def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
-  """Names of the stages that run again, since their folder was made with another key.
-
-  Raises:
-    ValueError: the test images were read since. Fields that differ have been named before.
-  """
-  keys = keys_of(context, stages)
-  marks = {x.name: read_mark(context.path(x.name)) for x in stages if not is_shared(context, x)}
-  names = [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
-  if names and is_tested(context.workdir):
-    raise ValueError(
-      f'{context.path(names[0])} was made with other fields, images, weights or devices, and the '
-      'test images were read since; start with the same as before, or choose another --workdir.'
-    )
-  return names
-
-
-def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
-  """The fields and sections that some stages read."""
-  return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
@@ -219,7 +151,7 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     with _hold(context, stage), diverged, profiling as dispatched, recording as mark:
       given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
       inputs = [results[name] for name in stage.after]
-      if stage.load is None or not mark['whole']:
+      if stage.load is None or not mark['complete']:
         results[stage.name] = stage.run(given, *inputs)
       if stage.load is not None:
         meshes.barrier(stage.name)  # the primary process has written
@@ -238,37 +170,72 @@ def prerequisites(stages: Sequence[Stage], until: str) -> list[Stage]:
   return [stage for stage in stages if stage.name in names]
 
 
-@contextlib.contextmanager
-def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
-  """Gives a stage a folder of the right key, and records in it how the stage went.
+def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
+  """The fields and sections that some stages read."""
+  return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
 
-  Interrupted starts count as seconds; reading what is complete does not.
+
+def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
+  """The key of every stage, by name: equal keys mean equal results."""
+  values, frozen = values_of(context.settings), read_test_list(context.workdir)
+  keys: dict[str, str] = {}
+  for stage in stages:
+    content = {
+      'stage': stage.name,
+      'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
+      'before': [keys[name] for name in stage.after],
+      'facts': context.facts,
+      'version': frozen['version'] if frozen else glora_jax.__version__,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    own = f'{digest} {context.shards if stage.splits else 1}'
+    marks = map(read_mark, _folders(context, stage, digest))
+    made = [x['key'] for x in marks if x and x['complete'] and x['key'].startswith(f'{digest} ')]
+    keys[stage.name] = (made or [own])[0]
+  return keys
+
+
+def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
+  """Names of the stages that run again, since their folder was made with another key.
+
+  Raises:
+    ValueError: the test images were read since. Fields that differ have been named before.
   """
-  folder = context.path(stage.name) if stage.has_folder else None
-  if folder:
-    _make_ready(context, stage, key)
-  mark = (folder and read_mark(folder)) or new_mark(key)
-  was_whole, start = mark['whole'], time.perf_counter()
-  try:
-    with reporting_to(functools.partial(_note_program, stage.name, mark)):
-      yield mark
-    mark['whole'] = True
-  finally:
-    if not was_whole:
-      mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
-      if folder and meshes.primary():
-        # On a full disk the first error is the one that matters.
-        with contextlib.nullcontext() if mark['whole'] else contextlib.suppress(OSError):
-          write_json(os.path.join(folder, MARK), mark, 'stage')
+  keys = keys_of(context, stages)
+  marks = {x.name: read_mark(context.path(x.name)) for x in stages if not is_shared(context, x)}
+  names = [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
+  if names and is_tested(context.workdir):
+    raise ValueError(
+      f'{context.path(names[0])} was made with other fields, images, weights or devices, and the '
+      'test images were read since; start with the same as before, or choose another --workdir.'
+    )
+  return names
 
 
-def seconds_by_title(marks: Mapping[str, Mark]) -> dict[str, float]:
-  """The seconds of stages, added up by title."""
-  found: dict[str, float] = {}
-  for name, mark in marks.items():
-    title = name.partition('/')[0]
-    found[title] = round(found.get(title, 0.0) + mark['seconds'], 2)
-  return found
+def is_shared(context: Context, stage: Stage) -> bool:
+  """Whether the folder of a stage is not in the workdir, but in one that several runs share."""
+  return stage.shared and context.shared is not None
+
+
+def _folders(context: Context, stage: Stage, digest: str) -> Iterator[str]:
+  """The folders that a stage may have been made in with a digest, for any number of shards."""
+  if not is_shared(context, stage):
+    yield context.path(stage.name)
+  parent = _parent(context, stage)
+  names = sorted(name for name in names_in(parent) if name.startswith(digest[:_LENGTH]))
+  yield from (os.path.join(parent, name) for name in names)
+
+
+def _parent(context: Context, stage: Stage) -> str:
+  """Where a stage has a folder for each key: all keys if it is shared, else those replaced."""
+  shared = context.shared if stage.shared else None
+  return os.path.join(shared or context.path('replaced'), stage.name)
+
+
+def _place(context: Context, stage: Stage, key: str) -> str:
+  """The folder of a key within `_parent`."""
+  digest, _, shards = key.partition(' ')
+  return os.path.join(_parent(context, stage), f'{digest[:_LENGTH]}-{shards}')
 
 
 @contextlib.contextmanager
@@ -288,7 +255,7 @@ def _hold(context: Context, stage: Stage) -> Iterator[None]:
   def is_ready() -> bool:
     if not meshes.primary():
       return False
-    if is_whole(folder):
+    if is_complete(folder):
       return True
     try:
       lock.acquire(timeout=0)
@@ -308,40 +275,6 @@ def _hold(context: Context, stage: Stage) -> Iterator[None]:
     yield
   finally:
     lock.release()
-
-
-def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
-  """Logs a compilation, and adds it to the record of its stage unless that is complete."""
-  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
-  held = f'; a device holds {sizes}' if sizes else ''
-  log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
-  if mark['whole']:
-    return
-  earlier = mark['programs'].get(name, Compilation(seconds=0.0, memory={}))
-  mark['programs'][name] = Compilation(
-    seconds=round(earlier['seconds'] + found['seconds'], 2),
-    memory=max(earlier['memory'], found['memory'], key=lambda memory: sum(memory.values())),
-  )
-
-
-def new_mark(key: str) -> Mark:
-  """What `stage.json` says before a stage has begun."""
-  return Mark(key=key, whole=False, seconds=0.0, programs={})
-
-
-def read_mark(folder: str) -> Mark | None:
-  """The content of `stage.json` in a folder; None if there is none."""
-  path = os.path.join(folder, MARK)
-  try:
-    return read_json(path, 'stage', Mark, f'remove {folder} to run the stage again')
-  except (FileNotFoundError, NotADirectoryError):  # a lock, or moved by the primary process
-    return None
-
-
-def is_whole(folder: str) -> bool:
-  """Whether the stage of a folder is complete."""
-  mark = read_mark(folder)
-  return mark is not None and mark['whole']
 
 
 def _make_ready(context: Context, stage: Stage, key: str) -> None:
@@ -370,3 +303,70 @@ def _make_ready(context: Context, stage: Stage, key: str) -> None:
 def _move(folder: str, place: str) -> None:
   os.makedirs(os.path.dirname(place), exist_ok=True)
   os.rename(folder, place)
+
+
+@contextlib.contextmanager
+def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
+  """Gives a stage a folder of the right key, and records in it how the stage went.
+
+  Interrupted starts count as seconds; reading what is complete does not.
+  """
+  folder = context.path(stage.name) if stage.has_folder else None
+  if folder:
+    _make_ready(context, stage, key)
+  mark = (folder and read_mark(folder)) or new_mark(key)
+  was_complete, start = mark['complete'], time.perf_counter()
+  try:
+    with reporting_to(functools.partial(_note_program, stage.name, mark)):
+      yield mark
+    mark['complete'] = True
+  finally:
+    if not was_complete:
+      mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
+      if folder and meshes.primary():
+        # On a full disk the first error is the one that matters.
+        with contextlib.nullcontext() if mark['complete'] else contextlib.suppress(OSError):
+          write_json(os.path.join(folder, MARK), mark, 'stage')
+
+
+def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
+  """Logs a compilation, and adds it to the record of its stage unless that is complete."""
+  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
+  held = f'; a device holds {sizes}' if sizes else ''
+  log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
+  if mark['complete']:
+    return
+  earlier = mark['programs'].get(name, Compilation(seconds=0.0, memory={}))
+  mark['programs'][name] = Compilation(
+    seconds=round(earlier['seconds'] + found['seconds'], 2),
+    memory=max(earlier['memory'], found['memory'], key=lambda memory: sum(memory.values())),
+  )
+
+
+def new_mark(key: str) -> Mark:
+  """What `stage.json` says before a stage has begun."""
+  return Mark(key=key, complete=False, seconds=0.0, programs={})
+
+
+def read_mark(folder: str) -> Mark | None:
+  """The content of `stage.json` in a folder; None if there is none."""
+  path = os.path.join(folder, MARK)
+  try:
+    return read_json(path, 'stage', Mark, f'remove {folder} to run the stage again')
+  except (FileNotFoundError, NotADirectoryError):  # a lock, or moved by the primary process
+    return None
+
+
+def is_complete(folder: str) -> bool:
+  """Whether the stage of a folder is complete."""
+  mark = read_mark(folder)
+  return mark is not None and mark['complete']
+
+
+def seconds_by_title(marks: Mapping[str, Mark]) -> dict[str, float]:
+  """The seconds of stages, added up by title."""
+  found: dict[str, float] = {}
+  for name, mark in marks.items():
+    title = name.partition('/')[0]
+    found[title] = round(found.get(title, 0.0) + mark['seconds'], 2)
+  return found

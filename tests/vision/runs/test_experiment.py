@@ -231,7 +231,7 @@ def test_after_the_choice_validation_images_are_only_trained_on(run_config, tmp_
 
   def measure_no_more(context, model, split):
     mark = read_mark(str(tmp_path / 'search'))
-    assert split != 'val' or not (mark and mark['whole'])
+    assert split != 'val' or not (mark and mark['complete'])
     return measure(context, model, split)
 
   monkeypatch.setattr(Context, 'measure', measure_no_more)

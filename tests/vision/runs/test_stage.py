@@ -82,7 +82,7 @@ def test_on_other_devices_what_is_complete_is_kept_and_the_rest_begins_again(job
   result, _ = job.start()
   assert job.start(shards=4) == (result, [])
   mark = read_mark(str(job.folder / 'second'))
-  write_json(job.folder / 'second' / 'stage.json', {**mark, 'whole': False}, 'stage')
+  write_json(job.folder / 'second' / 'stage.json', {**mark, 'complete': False}, 'stage')
   assert stage.stages_to_repeat(job.context(), job.stages) == []
   assert stage.stages_to_repeat(job.context(shards=4), job.stages) == ['second']
   assert job.start(shards=4)[1] == ['second']
