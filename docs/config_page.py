@@ -1,6 +1,7 @@
 """The page of all config fields, from the declarations that check them."""
 
-from glora_jax.vision.runs import config, schema
+from glora_jax.vision.runs.fields import sections
+from glora_jax.vision.runs.settings import RunSettings
 
 HEAD = """# Config fields
 
@@ -12,7 +13,7 @@ Override any field on the command line: `--config.training.epochs=10`. `python -
 def text() -> str:
   """The page, in MyST Markdown."""
   lines = [HEAD]
-  for prefix, summary, fields in schema.sections(config.RunSettings()):
+  for prefix, summary, fields in sections(RunSettings()):
     if prefix:
       lines += ['', f'{"#" * (1 + prefix.count("."))} `{prefix}*`', '', summary]
     lines += ['', '| field | default | type and range | meaning |', '|---|---|---|---|']

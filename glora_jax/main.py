@@ -47,7 +47,7 @@ except MissingPackageError as error:
 if TYPE_CHECKING:
   import ml_collections
 
-  from glora_jax.vision.runs.config import RunSettings
+  from glora_jax.vision.runs.settings import RunSettings
 
 
 def main(config: ml_collections.ConfigDict) -> None:
@@ -91,7 +91,7 @@ def run(
   """Runs a suite or a single run; returns its summary and exit code."""
   from glora_jax.vision.reports import report
   from glora_jax.vision.runs import experiment, runners, suite
-  from glora_jax.vision.runs.sections import DistributedSettings
+  from glora_jax.vision.runs.settings import DistributedSettings
 
   if runner != RUNNER.default and not settings.is_suite:
     raise UserError(f'--runner={runner} is for suites, but this is a single run; leave it out.')

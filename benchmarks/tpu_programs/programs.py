@@ -23,13 +23,13 @@ from glora_jax.vision.runs.backbone import (
   adapt_spaces,
   variables_before_training,
 )
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.predictions import make_predictor
-from glora_jax.vision.runs.sections import (
+from glora_jax.vision.runs.settings import (
   GRADIENT,
   MeshSettings,
   ModelSettings,
+  RunSettings,
   SpaceSettings,
   TrainingSettings,
 )

@@ -26,9 +26,15 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.models.fetch import fetch, known_normalization
 from glora_jax.vision.models.metadata import require_normalization
 from glora_jax.vision.models.translate import fit_to_format
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.origins import find_weights
-from glora_jax.vision.runs.sections import GRADIENT, NO_PRESETS, SEARCH, TRANSFER, ModelSettings
+from glora_jax.vision.runs.settings import (
+  GRADIENT,
+  NO_PRESETS,
+  SEARCH,
+  TRANSFER,
+  ModelSettings,
+  RunSettings,
+)
 
 
 @enum.unique

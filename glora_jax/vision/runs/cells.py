@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.reports.table import Cell
-from glora_jax.vision.runs.config import RunSettings, settings_by_task
-from glora_jax.vision.runs.sections import (
+from glora_jax.vision.runs.config import settings_by_task
+from glora_jax.vision.runs.settings import (
   CHOOSING_SEED,
   FOUND,
   SEARCH,
   ReportSettings,
+  RunSettings,
   SuiteSettings,
 )
 from glora_jax.vision.runs.stages.allocation import head_recipe
@@ -57,7 +58,7 @@ def runs_of(
     UserError: a field is wrong, or does not fit one of the structures.
 
   Example:
-    >>> from glora_jax.vision.runs.config import RunSettings
+    >>> from glora_jax.vision.runs.settings import RunSettings
     >>> suite = SuiteSettings(structures=('bitfit', 'search'), budgets=(900, 5000), seeds=2)
     >>> list(runs_of(RunSettings(suite=suite)))  # doctest: +NORMALIZE_WHITESPACE
     ['bitfit/42', 'bitfit/43', 'search-900/42', 'search-900/43', 'search-5000/42', 'search-5000/43']
@@ -87,7 +88,7 @@ def trials_of(settings: RunSettings) -> dict[str, Run]:
     settings: the suite's settings.
 
   Example:
-    >>> from glora_jax.vision.runs.config import RunSettings
+    >>> from glora_jax.vision.runs.settings import RunSettings
     >>> suite = SuiteSettings(structures=('lora:2', 'bitfit'), rates=(1e-3, 4e-3), rate={'lora': 1})
     >>> list(trials_of(RunSettings(suite=suite)))
     ['bitfit/rate-0.001', 'bitfit/rate-0.004']
@@ -117,11 +118,10 @@ def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
   found = {}
   by_task = settings_by_task(settings.suite.settings, settings.task, 'suite.settings')
   for name, own in by_task.items():
-    fields: dict[str, Any] = {'budget': own['budget']} if 'budget' in own else {}
-    if (rate := own.get('learning_rate')) is not None:
-      for section in ('training', 'finetune'):
-        fields[section] = dataclasses.replace(getattr(settings, section), learning_rate=rate)
-    found[name] = dataclasses.replace(settings, task=name, suite=SuiteSettings(), **fields)
+    try:
+      found[name] = _replace(settings, {**own, 'task': name, 'suite': SuiteSettings()})
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'suite.settings of {name}: {error}') from error
   return found
 
 
@@ -132,32 +132,39 @@ def _structures_of(settings: RunSettings) -> tuple[str, ...]:
 
 def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSettings:
   """The settings of a run, from those of its task."""
-  training, finetune, allocation = own.training, own.finetune, own.allocation
   structure, budget = cell.structure or own.structure, own.budget
   if cell.structure and structure not in FOUND:
     budget = None
+  fields: dict[str, Any] = {
+    'structure': structure,
+    'presets': None if cell.structure else own.presets,
+    'budget': budget if cell.budget is None else cell.budget,
+    'seed': cell.seed,
+    'training': {},
+  }
   if cell.structure == SEARCH and own.finetunes:
-    if finetune.epochs >= training.epochs:
+    epochs = own.training.epochs - own.finetune.epochs
+    if epochs < 1:
       raise ValueError(
-        f'finetune.epochs={finetune.epochs} must be below training.epochs={training.epochs}: with '
-        'suite.structures, the epochs of a search include its finetuning.'
+        f'finetune.epochs={own.finetune.epochs} must be below training.epochs='
+        f'{own.training.epochs}: with suite.structures, the epochs of a search include its '
+        'finetuning.'
       )
-    training = dataclasses.replace(training, epochs=training.epochs - finetune.epochs)
+    fields['training']['epochs'] = epochs
   if rate is not None:
-    head_rate = head_recipe(own).learning_rate  # so that rates share it
-    allocation = dataclasses.replace(allocation, head_rate=head_rate)
-    training = dataclasses.replace(training, learning_rate=rate)
-    finetune = dataclasses.replace(finetune, learning_rate=FINETUNING_SHARE * rate)
-  return dataclasses.replace(
-    own,
-    structure=structure,
-    presets=None if cell.structure else own.presets,
-    budget=budget if cell.budget is None else cell.budget,
-    seed=cell.seed,
-    training=training,
-    finetune=finetune,
-    allocation=allocation,
-  )
+    fields['training']['learning_rate'] = rate
+    fields['finetune'] = {'learning_rate': FINETUNING_SHARE * rate}
+    fields['allocation'] = {'head_rate': head_recipe(own).learning_rate}  # which rates share
+  return _replace(own, fields)
+
+
+def _replace(settings: Any, fields: Mapping[str, Any]) -> Any:
+  """Settings with other values; those of a nested section are a mapping, too."""
+  values = {
+    name: _replace(getattr(settings, name), value) if isinstance(value, Mapping) else value
+    for name, value in fields.items()
+  }
+  return dataclasses.replace(settings, **values)
 
 
 def _folder_of(structure: str, budget: int | None) -> str:

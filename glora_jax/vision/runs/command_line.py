@@ -24,7 +24,6 @@ from typing import Any
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
-from ml_collections.config_flags import tuple_parser
 
 import glora_jax
 from glora_jax.checks import check_path
@@ -46,35 +45,22 @@ _PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACK
 FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
 
 
-class _FieldParser(flags.ArgumentParser):
-  """Reads the text of a field as its type, or as None.
+class _TextParser(flags.ArgumentParser):
+  """Leaves the text of a field to `config.read`, which knows the field's type.
 
-  Text that cannot be read stays text: `check_config` raises the error, with the sentence that it
-  has for a value of a config file. A second tuple replaces the first one, as with all other fields.
+  So what it says of a wrong value is what it says of one in a config file. Of two texts for a tuple
+  the last one counts, as for all other fields.
   """
 
-  def __init__(self, read: Callable[[Any], Any]):
-    self._read = read
-
   def parse(self, argument: Any) -> Any:
-    """The value of a text, or the text."""
-    if argument == 'None':
-      return None
-    try:
-      return self._read(argument)
-    except (SyntaxError, ValueError):
-      return argument
+    """The text of a command line; defaults as they are."""
+    from glora_jax.vision.runs.config import Text  # loaded by the config file, with JAX
+
+    return Text(argument) if isinstance(argument, str) else argument
 
 
-for _kind, _read in {
-  bool: flags.BooleanParser().parse,
-  int: int,
-  float: float,
-  str: str,
-  tuple: tuple_parser.TupleParser().parse,
-  type(None): ast.literal_eval,  # a config file has unset the field, and with it the type
-}.items():
-  config_flags.register_flag_parser_for_type(_kind, _FieldParser(_read))
+for _kind in (bool, int, float, str, tuple, type(None)):
+  config_flags.register_flag_parser_for_type(_kind, _TextParser())
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -246,12 +232,12 @@ def _explain(error: Exception) -> str:
 
 def _fields(*, all_of_them: bool) -> str:
   """Config fields, or those that are needed most often: name, default, type, range, meaning."""
-  from glora_jax.vision.runs import config, schema
+  from glora_jax.vision.runs.fields import NEEDED, describe
+  from glora_jax.vision.runs.settings import RunSettings
 
   if all_of_them:
-    return schema.describe(config.RunSettings())
-  page = schema.describe(config.RunSettings(), config.NEEDED)
-  return f'{page}\n\n--help_config=all shows all fields.'
+    return describe(RunSettings())
+  return f'{describe(RunSettings(), NEEDED)}\n\n--help_config=all shows all fields.'
 
 
 def _configure_logging() -> None:
@@ -309,9 +295,10 @@ def inventory() -> str:
   # These import JAX, which other commands need not wait for.
   from glora_jax.method.presets import PLACES, PRESETS
   from glora_jax.vision.data.task import Source
-  from glora_jax.vision.runs import config, schema
+  from glora_jax.vision.runs.fields import meanings_of
+  from glora_jax.vision.runs.settings import RunSettings
 
-  structure = schema.meanings_of(config.RunSettings)['structure']
+  structure = meanings_of(RunSettings)['structure']
   return '\n'.join(
     [
       'Configs: --config NAME[:ARGUMENTS]',

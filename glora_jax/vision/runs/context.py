@@ -37,11 +37,10 @@ from glora_jax.vision.runs.backbone import (
   stream_key,
   variables_before_training,
 )
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.origins import WEIGHTS
 from glora_jax.vision.runs.predictions import Predictions, make_predictor
 from glora_jax.vision.runs.processes import over_devices
-from glora_jax.vision.runs.sections import TrainingSettings
+from glora_jax.vision.runs.settings import RunSettings, TrainingSettings
 from glora_jax.vision.runs.workdir import has_begun
 
 if TYPE_CHECKING:

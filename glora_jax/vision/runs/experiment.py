@@ -24,9 +24,10 @@ from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.reports import report
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.backbone import Model
-from glora_jax.vision.runs.config import RunSettings, check_config
+from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.job import begin, read_finished, with_provenance
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage, prerequisites, read_by, walk
 from glora_jax.vision.runs.stages.results import (
   Listed,

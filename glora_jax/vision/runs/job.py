@@ -16,9 +16,9 @@ from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.opening import RECORD, differences
 from glora_jax.vision.runs import origins, processes
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import (
   Stage,
   read_by,

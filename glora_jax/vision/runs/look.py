@@ -19,9 +19,9 @@ from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.files import require_free
 from glora_jax.vision.runs.backbone import image_size_here
-from glora_jax.vision.runs.config import RunSettings, check_config
+from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.processes import require_devices
-from glora_jax.vision.runs.sections import DataSettings
+from glora_jax.vision.runs.settings import DataSettings, RunSettings
 from glora_jax.vision.runs.terminal import user_errors
 
 NUMBER_OF_IMAGES = 8

@@ -23,7 +23,7 @@ from glora_jax.vision.files import sha256_of, write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import locate
 from glora_jax.vision.models.fetch import fetch
-from glora_jax.vision.runs.sections import ModelSettings
+from glora_jax.vision.runs.settings import ModelSettings
 
 WEIGHTS = 'weights.json'
 PROVENANCE = 'provenance.json'

@@ -39,10 +39,11 @@ from glora_jax.vision.reports.table import Board
 from glora_jax.vision.reports.text import group_by
 from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of, trials_of
-from glora_jax.vision.runs.config import RunSettings, check_config
+from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.job import claim_workdir, prepare
 from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import DIVERGED, read_by
 from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import (

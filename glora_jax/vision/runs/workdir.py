@@ -17,8 +17,8 @@ from glora_jax.mesh import primary
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.data.task import require_printable
 from glora_jax.vision.files import write_json
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
+from glora_jax.vision.runs.settings import RunSettings
 
 SHARED = 'shared'  # folder of the stages that runs of a suite have in common
 # Folders that a job or a suite writes into besides those of its stages.

@@ -10,9 +10,12 @@ from absl import flags
 from places import CONFIGS, ROOT
 from test_docs import PAGES, README, RESULTS, name_of
 
-from glora_jax.vision.runs import command_line, config, schema
+from glora_jax.vision.runs import command_line
+from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.fields import walk
+from glora_jax.vision.runs.settings import RunSettings
 
-FIELDS = {name for name, *_ in schema.walk(config.RunSettings())}
+FIELDS = {name for name, *_ in walk(RunSettings())}
 
 
 @pytest.mark.parametrize('page', [README, RESULTS, *PAGES], ids=name_of)
@@ -50,4 +53,4 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
     if isinstance(flag, flags.FlagHolder) and flag.name != 'config':
       values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
   assert values(['main', *words]) == ['main']
-  config.check_config(values.config)
+  check_config(values.config)

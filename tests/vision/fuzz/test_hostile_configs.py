@@ -9,9 +9,9 @@ from hypothesis import given
 from judging import REFUSED, cases, judged, new_place
 from spoiling import NASTY
 
-from glora_jax.vision.runs.config import RunSettings, check_config, default_config
-from glora_jax.vision.runs.fields import values_of
-from glora_jax.vision.runs.schema import walk
+from glora_jax.vision.runs.config import check_config, default_config
+from glora_jax.vision.runs.fields import values_of, walk
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.workdir import changes_of, read_values, write_config
 
 FIELDS = {field.name: field for field in walk(RunSettings())}

@@ -28,7 +28,7 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.backbone import load_backbone
-from glora_jax.vision.runs.sections import ModelSettings
+from glora_jax.vision.runs.settings import ModelSettings
 
 IMAGES = normal(2, 24, 24, 3)
 

@@ -10,8 +10,9 @@ from places import CONFIGS, get_config
 from glora_jax.errors import UserError
 from glora_jax.method.space import SearchSpace
 from glora_jax.vision.runs import command_line
-from glora_jax.vision.runs.config import NEEDED, RunSettings, check_config, default_config
-from glora_jax.vision.runs.schema import walk
+from glora_jax.vision.runs.config import check_config, default_config
+from glora_jax.vision.runs.fields import NEEDED, walk
+from glora_jax.vision.runs.settings import RunSettings
 
 
 @pytest.mark.parametrize(

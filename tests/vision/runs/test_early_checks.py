@@ -15,9 +15,14 @@ from glora_jax.training.sampling import Sampling
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import experiment, job
 from glora_jax.vision.runs.backbone import load_backbone
-from glora_jax.vision.runs.config import RunSettings, check_config
+from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import fit_batches
-from glora_jax.vision.runs.sections import AllocationSettings, ModelSettings, TrainingSettings
+from glora_jax.vision.runs.settings import (
+  AllocationSettings,
+  ModelSettings,
+  RunSettings,
+  TrainingSettings,
+)
 from glora_jax.vision.runs.workdir import LOCK, Stopped
 
 

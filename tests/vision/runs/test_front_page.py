@@ -8,7 +8,7 @@ from places import ROOT
 
 from glora_jax.vision.data import catalog
 from glora_jax.vision.runs import command_line, terminal
-from glora_jax.vision.runs.sections import NO_PRESETS
+from glora_jax.vision.runs.settings import NO_PRESETS
 
 
 def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.runs import look
 from glora_jax.vision.runs.backbone import image_size_here
 from glora_jax.vision.runs.config import default_config
-from glora_jax.vision.runs.sections import ModelSettings
+from glora_jax.vision.runs.settings import ModelSettings
 
 IMAGES = [f'{name}/{n}.png' for name in ('cat $x_', 'dog') for n in range(5)]
 

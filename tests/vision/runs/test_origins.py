@@ -8,7 +8,7 @@ from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import origins
 from glora_jax.vision.runs.origins import find_weights, read_weights
-from glora_jax.vision.runs.sections import ModelSettings
+from glora_jax.vision.runs.settings import ModelSettings
 
 FIRST, SECOND = '1' * 40, '2' * 40
 

@@ -11,7 +11,6 @@ from glora_jax.training.sampling import Sampling
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import cells, experiment, look, runners, suite
 from glora_jax.vision.runs.config import (
-  RunSettings,
   check_config,
   default_config,
   parse_arguments,
@@ -19,7 +18,7 @@ from glora_jax.vision.runs.config import (
   with_settings,
 )
 from glora_jax.vision.runs.context import never
-from glora_jax.vision.runs.sections import TrainingSettings
+from glora_jax.vision.runs.settings import RunSettings, TrainingSettings
 
 ADAPTING = [
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),

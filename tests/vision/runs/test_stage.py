@@ -23,8 +23,9 @@ from glora_jax.errors import UserError
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.vision.files import write_json
 from glora_jax.vision.runs import experiment, fields, stage
-from glora_jax.vision.runs.config import RunSettings, default_config
+from glora_jax.vision.runs.config import default_config
 from glora_jax.vision.runs.job import claim_workdir
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage, read_mark, walk
 from glora_jax.vision.runs.workdir import LOCK, Stopped
 

@@ -38,9 +38,8 @@ from glora_jax.vision.data.pipeline import Split, in_rows
 from glora_jax.vision.data.shifts import shifted
 from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, train_split_of
-from glora_jax.vision.runs.sections import GRADIENT, TRANSFER
+from glora_jax.vision.runs.settings import GRADIENT, TRANSFER, RunSettings
 from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, train
 

@@ -19,8 +19,8 @@ from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
 from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context, train_split_of
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import TRAINING, Stage
 from glora_jax.vision.runs.stages.training import Training, train
 from glora_jax.vision.runs.workdir import Stopped

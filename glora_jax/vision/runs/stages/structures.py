@@ -25,9 +25,15 @@ from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import require_something
 from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream
-from glora_jax.vision.runs.config import RunSettings
 from glora_jax.vision.runs.context import Context
-from glora_jax.vision.runs.sections import FINETUNING, GENOME_ENDING, GRADIENT, SEARCH, TRANSFER
+from glora_jax.vision.runs.settings import (
+  FINETUNING,
+  GENOME_ENDING,
+  GRADIENT,
+  SEARCH,
+  TRANSFER,
+  RunSettings,
+)
 from glora_jax.vision.runs.stage import TRAINING, Stage
 from glora_jax.vision.runs.stages.allocation import (
   allocate_transfer,

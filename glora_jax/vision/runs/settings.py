@@ -1,24 +1,33 @@
-"""The sections of a config that are declared nowhere else: data, model, mesh and so on.
+"""All fields of a config: `RunSettings`, its sections, and which fields contradict each other.
 
-The other sections, `Recipe`, `Sampling`, `Consistency`, `Evolution` and `Augmentation`, are
-declared where they are used.
+Types, ranges, defaults and meanings are declared here and nowhere else. The sections `Recipe`,
+`Sampling`, `Consistency`, `Evolution` and `Augmentation` are declared where they are used. To print
+all fields:
+
+    python -m glora_jax.main --help_config=all
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from glora_jax.checks import field, shown, validate_fields
 from glora_jax.method.presets import PRESETS, begins_as_preset
 from glora_jax.method.space import SearchSpace
+from glora_jax.search.evolution import Evolution
+from glora_jax.training.consistency import Consistency
 from glora_jax.training.recipe import Recipe
+from glora_jax.training.sampling import Sampling
 from glora_jax.vision.data import image, normalization
+from glora_jax.vision.data.augment import Augmentation
+from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.data.task import Source
-from glora_jax.vision.models import weights
 from glora_jax.vision.models.blocks import ACTIVATIONS
+from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_TRANSFER
 from glora_jax.vision.structure_names import (
   FINETUNING,
   FOUND,
@@ -44,6 +53,7 @@ NO_PRESETS = (FINETUNING, *FOUND)
 
 MOST_PIXELS = 4096  # of a side
 MOST_PARTS = 1024  # of rank one, in a layer
+MOST_BUDGET = 2**62  # parameters
 
 # JAX takes the 32 bits of a seed.
 LEAST_SEED, MOST_SEED = -(2**31), 2**32 - 1
@@ -132,7 +142,7 @@ class ModelSettings(Section):
       longest.
   """
 
-  weights: str = weights.EMBEDDED
+  weights: str = EMBEDDED
   sha256: str | None = None
   image_size: int | None = field(None, least=1, most=MOST_PIXELS)
   patch_size: int | None = field(None, least=1, most=MOST_PIXELS)
@@ -396,3 +406,168 @@ class WatchSettings(Section):
 
   tensorboard: bool = False
   profile: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(Section):
+  """The config of a run or a suite.
+
+  The defaults are the official code's recipe and search, on the task and backbone of the package.
+
+  Attributes:
+    task: name of the task, or of several, such as 'vtab/all'.
+    protocol: 'honest' searches on the validation images; 'paper' trains on train+val and searches
+      on test, which every table and page of it states.
+    structure: where the structure comes from: 'search' (train a supernet and search it), 'gradient'
+      (allocated from one gradient, see `allocation`), 'transfer' (allocated from other
+      tasks' scores of the backbone, `allocation.transfer`), 'finetuning' (the whole base is
+      trained), a preset ('lora:2@qkv', see `glora_jax.preset`), or the path of a genome.json.
+    train_on: images to train on once structure and rate are chosen or given; 'train+val' adds the
+      validation images, which then measure nothing; protocol='paper' always adds them.
+    seed: seed of all randomness.
+    budget: most trained parameters, without the head; None for no limit.
+    component_dropout: probability that a training step drops a rank-one part of a LoRA of A or B;
+      the others are scaled up to keep the mean (MLAE, arXiv 2405.18897).
+    presets: baselines in addition to the linear probe, each trained alone with the same recipe:
+      presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with structure='search' also
+      'gradient'. None for no baseline at all, not even the linear probe.
+    test: whether to read the test images; without them a run ends with the accuracies on the
+      validation images, to choose by, and folds nothing.
+    checkpoint_epochs: epochs between two saved training states.
+  """
+
+  task: str = 'digits'
+  data: DataSettings = DataSettings()
+  protocol: Literal['honest', 'paper'] = 'honest'
+  structure: str = SEARCH
+  train_on: Literal['train', 'train+val'] = 'train'
+  seed: int = field(42, least=LEAST_SEED, most=MOST_SEED)
+  model: ModelSettings = ModelSettings()
+  space: SpaceSettings = SpaceSettings()
+  budget: int | None = field(None, least=0, most=MOST_BUDGET)
+  augment: Augmentation = Augmentation()
+  training: TrainingSettings = TrainingSettings()
+  sampling: Sampling = Sampling()
+  consistency: Consistency = Consistency()
+  component_dropout: float = field(0.0, least=0, below=1)
+  search: Evolution = Evolution()
+  finetune: Finetuning = Finetuning()
+  allocation: AllocationSettings = AllocationSettings()
+  presets: tuple[str, ...] | None = ()
+  test: bool = True
+  report: ReportSettings = ReportSettings()
+  checkpoint_epochs: int = field(10, least=1)
+  mesh: MeshSettings = MeshSettings()
+  distributed: DistributedSettings = DistributedSettings()
+  suite: SuiteSettings = SuiteSettings()
+  watch: WatchSettings = WatchSettings()
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_structure(self.structure)
+    check_presets('presets', self.presets or (), (GRADIENT,))
+    if mistakes := [*_mistakes(self)]:
+      raise ValueError('\n'.join(mistakes))
+
+  @property
+  def finetuning(self) -> Recipe:
+    """The recipe that finetunes a searched structure from the supernet's weights."""
+    return self.finetune.recipe(self.training)
+
+  @property
+  def finetunes(self) -> bool:
+    """Whether a run finetunes its searched structure."""
+    return self.protocol == 'honest' and self.finetune.epochs > 0
+
+  @property
+  def final_split(self) -> str:
+    """The split that structures are trained on once they are chosen or given."""
+    return 'train+val' if self.protocol == 'paper' else self.train_on
+
+  @property
+  def has_gradient(self) -> bool:
+    """Whether a structure is allocated from a gradient."""
+    return self.structure == GRADIENT or GRADIENT in (self.presets or ())
+
+  @property
+  def is_grid(self) -> bool:
+    """Whether each task stands for several runs."""
+    suite = self.suite
+    return bool(suite.structures or suite.budgets or suite.rates) or suite.seeds > 1
+
+  @property
+  def is_suite(self) -> bool:
+    """Whether it stands for several runs."""
+    return self.is_grid or len(expand(self.task)) > 1
+
+  @property
+  def transfer(self) -> str | None:
+    """Path of other tasks' scores of the backbone; None if there are none."""
+    own = EMBEDDED_TRANSFER if self.model.weights == EMBEDDED else None
+    return own if self.allocation.transfer is None else os.path.expanduser(self.allocation.transfer)
+
+
+def _mistakes(settings: RunSettings) -> Iterator[str]:
+  """Sentences about fields that contradict each other."""
+  try:
+    settings.finetuning  # noqa: B018, checks that its fields fit together
+  except ValueError as error:
+    yield f'finetune.{error}'
+  try:
+    if settings.has_gradient:
+      settings.allocation.shortened(settings.training)
+  except ValueError as error:
+    yield f'training.{error}'
+  for is_wrong, sentence in _contradictions(settings):
+    if is_wrong:
+      yield sentence
+
+
+def _contradictions(settings: RunSettings) -> Iterator[tuple[bool, str]]:
+  """Whether fields contradict each other, and the sentence that says so."""
+  structure, training = settings.structure, settings.training
+  is_honest = settings.protocol == 'honest'
+  trains_on_all = settings.final_split != 'train'
+  yield (
+    structure != SEARCH and not is_honest,
+    f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
+    f"set; give train_on='train+val' to train structure={structure!r} on all images.",
+  )
+  yield (
+    trains_on_all and not settings.test,
+    f'test=False leaves no images to measure on: protocol={settings.protocol!r} and '
+    f'train_on={settings.train_on!r} train on all others; give test=True.',
+  )
+  yield (
+    training.steps is not None,
+    f'training.steps={training.steps} must be None: a run trains by epochs; give training.epochs.',
+  )
+  yield (
+    trains_on_all and training.keep == 'best',
+    "training.keep='best' needs validation images that are not trained on; give 'last', or "
+    "train_on='train'.",
+  )
+  yield (
+    trains_on_all and is_honest and structure == SEARCH and not settings.finetunes,
+    "finetune.epochs=0 leaves nothing to train on both with train_on='train+val': the supernet is "
+    "trained on 'train'; give epochs.",
+  )
+  yield (
+    structure not in (SEARCH, GRADIENT) and GRADIENT in (settings.presets or ()),
+    f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "
+    f"alone; leave it out, or give structure='gradient' and {structure!r} as a preset.",
+  )
+  yield (
+    bool(settings.suite.settings) and not settings.is_suite,
+    f'suite.settings has budgets and learning rates by task, but task={settings.task!r} is one; '
+    'name it in the argument of the config file.',
+  )
+  yield (
+    structure == TRANSFER and settings.transfer is None,
+    f'There are no scores of other tasks for model.weights={settings.model.weights!r}; give a '
+    "file of them as allocation.transfer, or structure='gradient'.",
+  )
+  yield (
+    structure == TRANSFER and settings.budget is None,
+    "budget=None does not say how much structure='transfer' may train; give a number.",
+  )
