@@ -13,7 +13,7 @@ TARGET = re.compile(r'(?<=\]\()[^)#\s]+')
 COPIED = 'notebooks/'
 PAGE_OF = {
   'benchmarks/RESULTS.md': 'measurements.md',
-  'glora_jax/vision/runs/config.py': 'reference/config.md',
+  'glora_jax/vision/runs/settings.py': 'reference/config.md',
 }
 
 
