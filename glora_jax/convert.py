@@ -13,7 +13,6 @@ IN never.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -118,8 +117,8 @@ def _inspection(checkpoint: Checkpoint) -> str:
   model, params, metadata = checkpoint
   origin = metadata.get('source')
   facts = {
-    'format': origin.format if origin else OURS,
-    **(dataclasses.asdict(origin.variant) if origin else {}),
+    'format': origin.format.name if origin else OURS,
+    **({'class_pos': origin.class_pos, **origin.format.layout} if origin else {}),
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }
@@ -169,7 +168,7 @@ def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
   model, params, metadata = checkpoint
   origin = metadata.get('source')
   weights.save(path, model, params, metadata, format or origin)
-  default = origin.format if origin and origin.is_written else OURS
+  default = origin.format.name if origin and origin.format.is_written else OURS
   return f'{path}: {format or default}'
 
 

@@ -13,7 +13,6 @@ from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.tree import get
 from glora_jax.vision.models.checkpoint import read_checkpoint, require_shapes
-from glora_jax.vision.models.formats.format import Variant
 from glora_jax.vision.models.formats.timm import FORMAT as TIMM
 from glora_jax.vision.models.vit import ViT
 
@@ -103,7 +102,7 @@ def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
   """The part of the supports that each tensor of the file fills, by its name."""
   layer_names = {
     rule.ours: rule.theirs[0].removesuffix('.weight')
-    for rule in TIMM.rules(adapted.model, Variant())
+    for rule in TIMM.rules(adapted.model, class_pos=True)
   }
   places = {}
   for group in adapted.places.groups:

@@ -14,13 +14,9 @@ from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.peft import load_peft, read_peft, save_peft
 from glora_jax.peft.kinds import KindName
 from glora_jax.tree import by_name, flatten, grouped, path_name
-from glora_jax.vision.models.formats.format import TorchFormat, Variant
+from glora_jax.vision.models.formats.format import Origin, TorchFormat
 from glora_jax.vision.models.formats.table import TORCH_FORMATS, WRITTEN
-from glora_jax.vision.models.translate import Origin, fit_to_format, full_name
 from glora_jax.vision.models.vit import ViT
-
-# How modules are called in transformers 5, whose files have the names of version 4.
-_MODULES = {'hf_vit': 'hf_vit_modules', 'hf_dinov2': 'hf_dinov2_modules'}
 
 
 def save(
@@ -70,26 +66,29 @@ def save(
   """
   validate(adapted, Adapted, 'adapted')
   validate(adapted.model, ViT, 'adapted.model')
-  given, prefix = (format.format, format.prefix) if isinstance(format, Origin) else (format, '')
-  validate(given, str, 'format')
-  name = _MODULES.get(given, given)
-  if name not in TORCH_FORMATS:
+  name, prefix = format, ''
+  if isinstance(format, Origin):
+    name, prefix = format.format.name, format.prefix
+  # In transformers 5 modules have other names than in its files.
+  torch_format = TORCH_FORMATS.get(f'{name}_modules') or TORCH_FORMATS.get(
+    validate(name, str, 'format')
+  )
+  if torch_format is None:
     raise ValueError(
-      f'format={shown(given)} is not a format of a torch model; use one of {listed(WRITTEN)}.'
+      f'format={shown(name)} is not a format of a torch model; use one of {listed(WRITTEN)}.'
     )
-  prefix = TORCH_FORMATS[name].prefix(adapted.model, prefix)
-  names = _names(TORCH_FORMATS[name], adapted.model, prefix)
+  names = _names(torch_format, adapted.model, torch_format.prefix(adapted.model, prefix))
   check_variables(adapted, variables)
   flat = flatten(adapted.full_precision(variables['params']))
-  params = {name: np.asarray(value) for name, value in by_name(flat).items()}
-  _, fitted, _ = fit_to_format(adapted.model, params, Origin(name, Variant()))
+  params = {path: np.asarray(value) for path, value in by_name(flat).items()}
+  _, fitted, _ = torch_format.fit(adapted.model, params)
   for site in adapted.places.sites:
     kernel = path_name(site.kernel_path)
     if fitted[kernel] is not params[kernel]:
       raise ValueError(
-        f'The format {name} folds LayerScale into {site.name}, which the adapter does not fit; '
-        "use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure and save "
-        'the model with weights.save.'
+        f'The format {torch_format.name} folds LayerScale into {site.name}, which the adapter does '
+        "not fit; use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure "
+        'and save the model with weights.save.'
       )
   heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
   return save_peft(folder, adapted, variables, names, genome, kind=kind, heads=heads, base=base)
@@ -135,7 +134,7 @@ def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[st
       module.removesuffix(end) for module in modules for end in known if module.endswith(end)
     }
     for prefix in sorted(prefixes):
-      if modules <= {full_name(format, prefix, module) for module in known}:
+      if modules <= {format.full_name(prefix, module) for module in known}:
         return format, _names(format, model, prefix)
   raise ValueError(
     f'The modules of the adapter ({grouped(modules)}) are not all layers of this ViT in a format '
@@ -147,8 +146,8 @@ def _names(format: TorchFormat, model: ViT, prefix: str) -> dict[str, list[str]]
   """The torch modules of a format, by path of ours."""
   return {
     rule.ours.rpartition('/')[0]: [
-      full_name(format, prefix, name.removesuffix('.weight')) for name in rule.theirs
+      format.full_name(prefix, name.removesuffix('.weight')) for name in rule.theirs
     ]
-    for rule in format.rules(model, Variant())
+    for rule in format.rules(model, class_pos=True)
     if rule.ours.endswith(('/kernel', '/scale'))
   }

@@ -32,7 +32,7 @@ from glora_jax.vision.models.checkpoint import (
   require_no_other,
   require_shapes,
 )
-from glora_jax.vision.models.formats.format import Format, Reading, Variant
+from glora_jax.vision.models.formats.format import Format, Origin, Reading
 from glora_jax.vision.models.formats.table import FORMATS, WRITTEN, detect, explain
 from glora_jax.vision.models.metadata import (
   OURS,
@@ -50,7 +50,6 @@ from glora_jax.vision.models.resize import (
   resize_patch_embed,
   resize_pos_embed,
 )
-from glora_jax.vision.models.translate import Origin, read_params, to_tensors
 from glora_jax.vision.models.vit import ViT, describe, expected_params
 
 log = logging.getLogger(__name__)
@@ -185,9 +184,8 @@ def _load_foreign(
   model = _build(path, format, reading.fields, hints, fields)
   hinted_size = hints.get('image_size')
   size, class_pos = find_grid(path, model, reading.tokens, image_size, hinted_size)
-  variant = dataclasses.replace(reading.variant, class_pos=class_pos)
   expected = expected_params(model, size)
-  params, unused = read_params(path, arrays, format, model, variant, expected)
+  params, unused = reading.format.read_params(path, arrays, model, class_pos, expected)
   normalization = hints.get('normalization') or normalization
   metadata: Metadata = {
     'image_size': shortest(*size),
@@ -212,11 +210,11 @@ def _load_foreign(
       model.num_classes,
     )
   metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
-  metadata['source'] = Origin(format.name, variant, prefix, unused)
+  metadata['source'] = Origin(reading.format, class_pos, prefix, unused)
   return Checkpoint(model, params, metadata)
 
 
-def _recognize(tensors: Tensors) -> tuple[Format[Any], str, Arrays]:
+def _recognize(tensors: Tensors) -> tuple[Format, str, Arrays]:
   """The one model in a file: its format, its prefix, and its arrays by plain name."""
   names = list(tensors.arrays)
   if other := explain(names):
@@ -249,7 +247,7 @@ def _recognize(tensors: Tensors) -> tuple[Format[Any], str, Arrays]:
   return format, prefix, plain
 
 
-def _read_hints(file: str, format: Format[Any]) -> dict[str, Any]:
+def _read_hints(file: str, format: Format) -> dict[str, Any]:
   """What the JSON files beside a checkpoint say that its tensors do not.
 
   Only those of the format's own code base, or ours, are believed.
@@ -291,7 +289,7 @@ def _naming(path: str) -> Iterator[None]:
     raise ValueError(f'{path}: {error}') from error
 
 
-def _read_shape(path: str, arrays: Arrays, format: Format[Any]) -> Reading:
+def _read_shape(path: str, arrays: Arrays, format: Format) -> Reading:
   """What the format reads off the shapes; every failure is a sentence with the file's path."""
   shapes = {name: array.shape for name, array in arrays.items()}
   beginning = f'{path} looks like a {format.name} checkpoint, but'
@@ -312,7 +310,7 @@ def _read_shape(path: str, arrays: Arrays, format: Format[Any]) -> Reading:
 
 def _build(
   path: str,
-  format: Format[Any],
+  format: Format,
   read: Mapping[str, Any],
   hints: Mapping[str, Any],
   fields: Mapping[str, Any],
@@ -406,7 +404,7 @@ def refit(
   if old_grid != new_grid:
     origin, positions = metadata.get('source'), (params['pos_embed'], old_grid, new_grid)
     params['pos_embed'] = (
-      FORMATS[origin.format].resize_positions(*positions, origin.variant)
+      origin.format.resize_positions(*positions)
       if origin
       else resize_pos_embed(*positions, 'bicubic_antialias')
     )
@@ -463,7 +461,7 @@ def save(
     >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...   weights.save(folder, model, params, metadata, 'timm')
-    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format)
+    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format.name)
     ['config.json', 'model.safetensors'] timm
   """
   target = check_path(path)
@@ -487,7 +485,7 @@ def save(
     raise ValueError(f'{refusal}: {error}') from error
   require_shapes(refusal, flat, expected_params(model, metadata['image_size']))
   require_numbers(refusal, flat)
-  origin = _origin(format, model, flat)
+  origin = _origin(format)
   if origin is None:
     files.write_tensors(_prepare_file(target), flat, KIND, {'model': describe(model), **metadata})
   else:
@@ -496,8 +494,9 @@ def save(
 
 def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origin: Origin) -> None:
   """Writes another code base's checkpoint; whatever may be refused is refused before."""
-  model, tensors = to_tensors(model, flat, origin)
-  beside = WRITTEN[origin.format].side_files(model, metadata, origin.variant, tensors)
+  format = WRITTEN[origin.format.name]
+  model, tensors = format.to_tensors(model, flat, origin)
+  beside = format.side_files(model, metadata, origin)
   # It says everything in the terms of the code base that will read it, and in ours.
   known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
   beside['config.json'] |= {OURS: {'model': describe(model), **known}}
@@ -522,15 +521,14 @@ def _prepare_file(path: str) -> str:
   return os.path.join(path, MODEL_FILE)
 
 
-def _origin(format: str | Origin | None, model: ViT, flat: Arrays) -> Origin | None:
+def _origin(format: str | Origin | None) -> Origin | None:
   """The layout that a format asks for; None for our own."""
+  if isinstance(format, Origin):
+    return format if format.format.is_written else None
   if format is None or format == OURS:
     return None
-  if isinstance(format, Origin):
-    return format if format.is_written else None
   if not isinstance(format, str) or format not in WRITTEN:
     raise ValueError(
       f'The format {shown(format)} is not written; use one of {OURS}, {", ".join(WRITTEN)}.'
     )
-  placeholders = WRITTEN[format].placeholders(model.width, flat['norm/scale'].dtype)
-  return Origin(format, Variant(), unused=placeholders)
+  return Origin(WRITTEN[format])

@@ -25,7 +25,6 @@ from glora_jax.vision.data.task import Task
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.fetch import fetch, known_normalization
 from glora_jax.vision.models.metadata import require_normalization
-from glora_jax.vision.models.translate import fit_to_format
 from glora_jax.vision.runs.origins import find_weights
 from glora_jax.vision.runs.settings import (
   GRADIENT,
@@ -124,10 +123,10 @@ def load_backbone(
     image_size=settings.image_size,
     patch_size=settings.patch_size,
   )
-  if (source := metadata.get('source')) and source.is_written:
+  if (source := metadata.get('source')) and source.format.is_written:
     # Raises now if the format could not be written at the end.
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
-    fit_to_format(model, flat, source)
+    source.format.fit(model, flat, source.class_pos)
   model = model.clone(
     drop_path=settings.drop_path,
     remat=settings.remat,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from glora_jax.vision.models.formats.format import (
   Reading,
   Rule,
   Shapes,
-  Variant,
   depth,
   patch_side,
   positions,
@@ -36,8 +36,8 @@ _NUMBERED_BY_CLASS = ('MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock
 
 
 @dataclasses.dataclass(frozen=True)
-class NpzVariant(Variant):
-  """How an npz file is laid out.
+class FlaxNpz(Format):
+  """The layouts of vision_transformer and big_vision, which differ in names alone.
 
   Attributes:
     scanned: whether the blocks are stacked in one tensor, as `nn.scan` has them.
@@ -48,6 +48,18 @@ class NpzVariant(Variant):
   scanned: bool = False
   classic: bool = False
   position: str | None = None
+
+  name = 'flax_npz'
+  signature = _ENCODER
+  patch_kernel = 'embedding/kernel'
+  config_fields = frozenset({'norm_eps', 'activation'})  # heads are an axis of the tensors
+  interpolation = 'linear_corners'
+  tolerates_strangers = True
+
+  @property
+  def layout(self) -> dict[str, Any]:
+    """As `Format.layout`."""
+    return dataclasses.asdict(self)
 
   @property
   def block(self) -> str:
@@ -60,25 +72,18 @@ class NpzVariant(Variant):
     names = _NUMBERED_TOGETHER if self.classic else _NUMBERED_BY_CLASS
     return [f'{self.block}/{name}' for name in names]
 
-
-class FlaxNpz(Format[NpzVariant]):
-  """The layouts of vision_transformer and big_vision, which differ in names alone."""
-
-  name = 'flax_npz'
-  signature = _ENCODER
-  patch_kernel = 'embedding/kernel'
-  config_fields = frozenset({'norm_eps', 'activation'})  # heads are an axis of the tensors
-  interpolation = 'linear_corners'
-  tolerates_strangers = True
-
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the number of heads is an axis of the query."""
     patches = shapes[self.patch_kernel]
-    variant = _read_variant(shapes)
-    attention, _, mlp = (path.format(0) for path in variant.modules)
+    scanned = any(name.startswith(f'{_ENCODER}/') for name in shapes)
+    block = _ENCODER if scanned else f'{_ENCODER}_0'
+    classic = f'{block}/{_NUMBERED_TOGETHER[0]}/query/kernel' in shapes
+    position = next((name for name in _POSITIONS if name in shapes), None)
+    format = FlaxNpz(scanned, classic, position)
+    attention, _, mlp = (path.format(0) for path in format.modules)
     query = shapes[f'{attention}/query/kernel']
     class_token = 'cls' in shapes
-    if variant.scanned:
+    if scanned:
       blocks = shapes[f'{_ENCODER}/LayerNorm_0/scale'][0]
     else:
       blocks = depth(shapes, rf'{_ENCODER}_(\d+)/')
@@ -95,17 +100,20 @@ class FlaxNpz(Format[NpzVariant]):
       'norm_eps': 1e-6,
       'activation': 'gelu_tanh',
     }
-    tokens = shapes[variant.position][1] if variant.position else None
-    return Reading(fields, variant, tokens)
+    return Reading(fields, format, shapes[position][1] if position else None)
 
-  def rules(self, model: ViT, variant: NpzVariant) -> list[Rule]:
+  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; heads are an axis of the attention's kernels."""
-    attention, norm2, mlp = variant.modules
+    attention, norm2, mlp = self.modules
+    computed = Rule(
+      'pos_embed', (), lambda shape: sincos_2d(shape, model.class_token), lambda _: ()
+    )
+    lacks = model.class_token and not class_pos
     return [
       same('cls', 'cls'),
-      self._position_rule(model, variant),
+      positions(self.position, lacks_class_position=lacks) if self.position else computed,
       *_pair('embed', 'embedding'),
-      *_pair('blocks/norm1', f'{variant.block}/LayerNorm_0', 'scale'),
+      *_pair('blocks/norm1', f'{self.block}/LayerNorm_0', 'scale'),
       *_attention(model, attention),
       *_pair('blocks/norm2', norm2, 'scale'),
       *_pair('blocks/mlp/fc1', f'{mlp}/Dense_0'),
@@ -115,36 +123,15 @@ class FlaxNpz(Format[NpzVariant]):
       *_pair('head', 'head'),
     ]
 
-  def _position_rule(self, model: ViT, variant: NpzVariant) -> Rule:
-    if variant.position is None:
-      return Rule(
-        'pos_embed',
-        theirs=(),
-        to_ours=lambda shape: sincos_2d(shape, model.class_token),
-        to_theirs=lambda pos_embed: (),
-      )
-    lacks_class_position = model.class_token and not variant.class_pos
-    return positions(variant.position, lacks_class_position=lacks_class_position)
-
   def resize_positions(
-    self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], variant: NpzVariant
+    self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int]
   ) -> np.ndarray:
     """As `Format.resize_positions`; computed positions are computed for the new grid."""
-    if variant.position is not None:
-      return super().resize_positions(pos_embed, old, new, variant)
+    if self.position is not None:
+      return super().resize_positions(pos_embed, old, new)
     _, tokens, width = pos_embed.shape
     class_tokens = tokens - math.prod(old)
     return sincos_2d((1, math.prod(new) + class_tokens, width), bool(class_tokens), new)
-
-
-def _read_variant(shapes: Shapes) -> NpzVariant:
-  scanned = any(name.startswith(f'{_ENCODER}/') for name in shapes)
-  block = _ENCODER if scanned else f'{_ENCODER}_0'
-  return NpzVariant(
-    scanned=scanned,
-    classic=f'{block}/{_NUMBERED_TOGETHER[0]}/query/kernel' in shapes,
-    position=next((name for name in _POSITIONS if name in shapes), None),
-  )
 
 
 def _pair(ours: str, theirs: str, weight: str = 'kernel') -> list[Rule]:
@@ -164,17 +151,9 @@ def _attention(model: ViT, theirs: str) -> list[Rule]:
     return tuple(part.reshape(*part.shape[:-1], *by_head) for part in np.split(value, 3, axis=-1))
 
   return [
-    Rule(
-      'blocks/attn/qkv/kernel',
-      tuple(f'{name}/kernel' for name in qkv),
-      beside,
-      split,
-    ),
-    Rule(
-      'blocks/attn/qkv/bias',
-      tuple(f'{name}/bias' for name in qkv),
-      beside,
-      split,
+    *(
+      Rule(f'blocks/attn/qkv/{part}', tuple(f'{name}/{part}' for name in qkv), beside, split)
+      for part in ('kernel', 'bias')
     ),
     Rule(
       'blocks/attn/proj/kernel',

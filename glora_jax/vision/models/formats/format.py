@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
+import flax
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.vision.models.checkpoint import Arrays
+from glora_jax.files import require_numbers
+from glora_jax.vision.models.checkpoint import Arrays, require_shapes
 from glora_jax.vision.models.metadata import Metadata
 from glora_jax.vision.models.resize import Interpolation, resize_pos_embed
 from glora_jax.vision.models.vit import ViT
@@ -21,14 +26,20 @@ NO_NAME = r'(?!)'  # a pattern that matches nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-  """What a format leaves open in how a file is laid out.
+class Origin:
+  """What a file was read as, so that it can be written back in the same way.
 
   Attributes:
+    format: its format.
     class_pos: whether the class token has a position embedding of its own.
+    prefix: what stands before all names.
+    unused: tensors that the model has no use for.
   """
 
+  format: Format
   class_pos: bool = True
+  prefix: str = ''
+  unused: Arrays = dataclasses.field(default_factory=dict, repr=False)
 
 
 class Reading(NamedTuple):
@@ -36,23 +47,21 @@ class Reading(NamedTuple):
 
   Attributes:
     fields: fields of the ViT; 'num_heads' is None where nothing tells it.
-    variant: how the file is laid out; whether the class token has a position is not known yet.
+    format: the format of the file, with all that files of it may differ in.
     tokens: number of position embeddings; None where they are computed, and not in the file.
   """
 
   fields: dict[str, Any]
-  variant: Variant
+  format: Format
   tokens: int | None
 
 
-AnyVariant = TypeVar('AnyVariant', bound=Variant)
-
-
-class Format(abc.ABC, Generic[AnyVariant]):
+class Format(abc.ABC):
   """A code base's checkpoints, as they are read.
 
   Attributes:
     name: name of the format.
+    is_written: whether checkpoints are also written in it.
     patch_kernel: name of the patch embedding's kernel; what stands before it in a file is the
       prefix of all names.
     signature: pattern of names that only this format has.
@@ -66,6 +75,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
 
   name: str
   signature: str
+  is_written: bool = False
   patch_kernel: ClassVar[str]
   unprefixed: ClassVar[str] = NO_NAME
   unused: ClassVar[str] = NO_NAME
@@ -73,6 +83,11 @@ class Format(abc.ABC, Generic[AnyVariant]):
   interpolation: ClassVar[Interpolation] = 'bicubic_antialias'
   tolerates_strangers: ClassVar[bool] = False
   preprocessor: ClassVar[str | None] = None
+
+  @property
+  def layout(self) -> dict[str, Any]:
+    """What the files of the format differ in, by name."""
+    return {}
 
   @abc.abstractmethod
   def read_shape(self, shapes: Shapes) -> Reading:
@@ -87,8 +102,13 @@ class Format(abc.ABC, Generic[AnyVariant]):
     """
 
   @abc.abstractmethod
-  def rules(self, model: ViT, variant: AnyVariant) -> list[Rule]:
-    """Rules of all parameters that the format has a place for."""
+  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
+    """Rules of all parameters that the format has a place for.
+
+    Args:
+      model: the ViT.
+      class_pos: whether the class token has a position embedding of its own in the file.
+    """
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the code base's own `config.json` says.
@@ -117,7 +137,7 @@ class Format(abc.ABC, Generic[AnyVariant]):
     return {}
 
   def resize_positions(
-    self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int], variant: AnyVariant
+    self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int]
   ) -> np.ndarray:
     """The position embedding for another grid of patches, as the code base itself resizes it.
 
@@ -125,16 +145,58 @@ class Format(abc.ABC, Generic[AnyVariant]):
       pos_embed: position embedding, [1, tokens, width].
       old: (rows, columns) of its grid.
       new: (rows, columns) of the grid that is wanted.
-      variant: layout of the file that it came from.
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
+  def full_name(self, prefix: str, name: str) -> str:
+    """The name of a tensor or module in a file, where a prefix stands before all that take it."""
+    return name if re.match(self.unprefixed, f'{name}.') else prefix + name
 
-class TorchFormat(Format[Variant]):
+  def read_params(
+    self,
+    path: str,
+    arrays: Arrays,
+    model: ViT,
+    class_pos: bool,
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[dict[str, Any], Arrays]:
+    """Makes all parameters of a model; the arrays leave `arrays` one by one, to spare memory.
+
+    Args:
+      path: path of the file.
+      arrays: its arrays by name, the prefix removed.
+      model: the ViT that is made of it.
+      class_pos: see `rules`.
+      expected: shapes of the model's parameters, by path.
+
+    Returns:
+      (nested parameters, the arrays that the format knows and the model has no use for).
+
+    Raises:
+      ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them
+        holds anything but finite floating-point numbers.
+    """
+    rules = {rule.ours: rule for rule in self.rules(model, class_pos) if rule.ours in expected}
+    empty = {name: np.broadcast_to(np.float32(0), spec.shape) for name, spec in expected.items()}
+    shapes = _to_theirs(rules, empty, model.depth)
+    unused = [name for name in arrays if name not in shapes and re.match(self.unused, name)]
+    kept = {name: arrays.pop(name) for name in unused}
+    require_shapes(path, arrays, shapes)
+    require_numbers(path, arrays)
+    params = {
+      name: _to_ours(rules[name], arrays, spec.shape, model.depth)
+      for name, spec in expected.items()
+    }
+    return flax.traverse_util.unflatten_dict(params, sep='/'), kept
+
+
+class TorchFormat(Format):
   """A code base in PyTorch, whose checkpoints are also written, and whose modules PEFT adapts."""
 
+  is_written = True
+
   @abc.abstractmethod
-  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
     """An equal model that the format has a place for, and its parameters.
 
     Raises:
@@ -142,14 +204,45 @@ class TorchFormat(Format[Variant]):
     """
 
   @abc.abstractmethod
-  def side_files(
-    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
-  ) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
     """Contents of the JSON files that the code base reads beside the tensors, by file name.
 
     Raises:
       ValueError: the code base cannot be told of the model.
     """
+
+  def fit(
+    self, model: ViT, flat: Arrays, class_pos: bool = True
+  ) -> tuple[ViT, Arrays, dict[str, Rule]]:
+    """An equal model that the format has a place for; nothing is written.
+
+    What the format cannot say is folded into what it can, where that changes nothing: LayerScale
+    into the layers before it, the class token's position into the class token.
+
+    Args:
+      model: the ViT.
+      flat: its parameters, by path.
+      class_pos: see `rules`.
+
+    Returns:
+      (the ViT that the code base will build, its parameters by path, how they become tensors by
+      path).
+
+    Raises:
+      ValueError: the format has no place for the model.
+    """
+    model, flat = self.represent(model, dict(flat), class_pos)
+    rules = {rule.ours: rule for rule in self.rules(model, class_pos) if rule.ours in flat}
+    if homeless := sorted(flat.keys() - rules.keys()):
+      raise self.refusal(', '.join(homeless))
+    return model, flat, rules
+
+  def to_tensors(self, model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
+    """The ViT that the code base will build, and the tensors of its file by name; see `fit`."""
+    model, flat, rules = self.fit(model, flat, origin.class_pos)
+    tensors = _to_theirs(rules, flat, model.depth) | origin.unused
+    prefix = self.prefix(model, origin.prefix)
+    return model, {self.full_name(prefix, name): value for name, value in tensors.items()}
 
   def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
     """The kernel of a model's head, out of what `represent` may have made of it."""
@@ -158,10 +251,6 @@ class TorchFormat(Format[Variant]):
   def prefix(self, model: ViT, given: str) -> str:
     """The prefix of all names in a new file; `given` is that of the file the model came from."""
     return given
-
-  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
-    """Tensors that the code base expects in a file and our model does not have."""
-    return {}
 
   def refusal(self, feature: str) -> ValueError:
     """The error for a model with a feature that the format has no place for."""
@@ -189,6 +278,33 @@ class Rule(NamedTuple):
   theirs: tuple[str, ...]
   to_ours: Callable[..., np.ndarray]
   to_theirs: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+def _to_ours(rule: Rule, arrays: Arrays, shape: tuple[int, ...], depth: int) -> np.ndarray:
+  """A parameter, whose tensors leave `arrays`; those of blocks are stacked, all in one type."""
+  if not rule.theirs:  # computed positions, made of nothing but their shape
+    return rule.to_ours(shape)
+  in_file = [
+    [name.format(block) for block in range(depth if '{}' in name else 1)] for name in rule.theirs
+  ]
+  dtype = functools.reduce(jnp.promote_types, (arrays[x].dtype for found in in_file for x in found))
+  parts = []
+  for name, found in zip(rule.theirs, in_file, strict=True):
+    blocks = [arrays.pop(x).astype(dtype, copy=False) for x in found]
+    parts.append(np.stack(blocks) if '{}' in name else blocks[0])
+  return np.asarray(rule.to_ours(*parts), order='C')
+
+
+def _to_theirs(rules: Mapping[str, Rule], flat: Arrays, depth: int) -> Arrays:
+  """The tensors, by plain name, that parameters become."""
+  tensors = {}
+  for path, rule in rules.items():
+    for name, part in zip(rule.theirs, rule.to_theirs(flat[path]), strict=True):
+      if '{}' in name:
+        tensors |= {name.format(block): part[block] for block in range(depth)}
+      else:
+        tensors[name] = part
+  return tensors
 
 
 def same(ours: str, theirs: str) -> Rule:
@@ -236,7 +352,7 @@ def torch_conv(ours: str, theirs: str) -> list[Rule]:
   ]
 
 
-def positions(theirs: str, *, lacks_class_position: bool) -> Rule:
+def positions(theirs: str, *, lacks_class_position: bool = False) -> Rule:
   """The position embedding; ours is zero where the file has no position for the class token."""
   if not lacks_class_position:
     return same('pos_embed', theirs)
@@ -284,13 +400,13 @@ def fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
   return model.clone(layer_scale=None), flat
 
 
-def fold_class_position(model: ViT, flat: Arrays, variant: Variant) -> Arrays:
+def fold_class_position(model: ViT, flat: Arrays, class_pos: bool) -> Arrays:
   """Adds the class token's position to the token itself where a file has no place for it."""
-  if variant.class_pos or not model.class_token:
+  if class_pos or not model.class_token:
     return flat
-  class_pos, grid = flat['pos_embed'][:, :1], flat['pos_embed'][:, 1:]
+  first, grid = flat['pos_embed'][:, :1], flat['pos_embed'][:, 1:]
   return {
     **flat,
-    'cls': flat['cls'] + class_pos,
-    'pos_embed': np.concatenate([np.zeros_like(class_pos), grid], axis=1),
+    'cls': flat['cls'] + first,
+    'pos_embed': np.concatenate([np.zeros_like(first), grid], axis=1),
   }

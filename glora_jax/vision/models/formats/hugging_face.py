@@ -6,9 +6,10 @@ those of the modules in transformers 5, which a saved `state_dict()` and PEFT's 
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,11 +19,11 @@ from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.models.checkpoint import Arrays
 from glora_jax.vision.models.formats.format import (
   HEADS,
+  Origin,
   Reading,
   Rule,
   Shapes,
   TorchFormat,
-  Variant,
   depth,
   fold_layer_scale,
   patch_side,
@@ -33,7 +34,7 @@ from glora_jax.vision.models.formats.format import (
   torch_norm,
 )
 from glora_jax.vision.models.metadata import Metadata, normalization_of, share_of, sides
-from glora_jax.vision.models.vit import Pool, ViT
+from glora_jax.vision.models.vit import ViT
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
 # is written.
@@ -48,52 +49,42 @@ PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
-# Modules of a block in their order: norm, queries, keys, values, projection, norm, MLP.
-_ATTENTION = (
-  *(f'attention.attention.{name}' for name in ('query', 'key', 'value')),
-  'attention.output.dense',
-)
-_ATTENTION_MODULES = tuple(f'attention.{name}_proj' for name in 'qkvo')
-_MLP = ('mlp.fc1', 'mlp.fc2')
 
-
-class HuggingFaceViT(TorchFormat):
-  """`ViTModel` and `ViTForImageClassification`, which read the class token.
+@dataclasses.dataclass
+class HuggingFace(TorchFormat):
+  """ViT, whose classifiers read the class token, and DINOv2, whose read the mean patch, too.
 
   Attributes:
-    block: names of a block's modules, in their order.
-    title: the beginning of the names of its classes.
-    norm_eps: what its LayerNorms add, where no config says.
+    name: see `Format`.
+    title: 'ViT' or 'Dinov2', with which the names of its classes begin.
+    signature: see `Format`.
+    path: path of a block; '{}' stands for its number.
+    modules: names of a block's modules: norm, queries, keys, values, projection, norm, MLP.
+    is_written: see `Format`.
   """
+
+  name: str
+  title: Literal['ViT', 'Dinov2']
+  signature: str
+  path: str
+  modules: tuple[str, ...]
+  is_written: bool = True
 
   patch_kernel = 'embeddings.patch_embeddings.projection.weight'
   unprefixed = r'classifier\.'
   unused = r'embeddings\.mask_token$|pooler\.'
   interpolation = 'bicubic'
   preprocessor = PREPROCESSOR
-  title = 'ViT'
-  norm_eps = 1e-12
 
-  def __init__(self, name: str, signature: str, path: str, block: Sequence[str]):
-    self.name = name
-    self.signature = signature
-    self.block = [f'{path}.{module}' for module in block]
+  @property
+  def is_dinov2(self) -> bool:
+    """Whether it has LayerScale, and classifiers that read the mean patch, too."""
+    return self.title == 'Dinov2'
 
-  def scale_rules(self) -> list[Rule]:
-    """Rules of LayerScale; there is none."""
-    return []
-
-  def fit_layer_scale(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-    """An equal model with LayerScale if, and only if, the code base has it."""
-    return fold_layer_scale(model, flat)
-
-  def pool(self, num_classes: int) -> Pool:
-    """How a model with so many classes pools; none are features alone."""
-    return 'token'
-
-  def own_config(self, model: ViT, tensors: Arrays) -> dict[str, Any]:
-    """What only the config of this architecture says."""
-    return {'intermediate_size': model.mlp_dim or 4 * model.width}
+  @property
+  def block(self) -> list[str]:
+    """Paths of the modules of a block."""
+    return [f'{self.path}.{module}' for module in self.modules]
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the layers of every file are the same."""
@@ -111,50 +102,55 @@ class HuggingFaceViT(TorchFormat):
       'num_heads': HEADS.get(patches[0]),
       'depth': depth(shapes, re.escape(norm1).replace(r'\{\}', r'(\d+)')),
       'mlp_dim': shapes[f'{fc1}.weight'.format(0)][0],
-      'layer_scale': 1.0 if self.scale_rules() else None,
-      'pool': self.pool(num_classes),
+      'layer_scale': 1.0 if self.is_dinov2 else None,
+      'pool': 'token+gap' if self.is_dinov2 and num_classes else 'token',
       'pre_logits': pre_logits,
       'num_classes': num_classes,
-      'norm_eps': self.norm_eps,
+      'norm_eps': 1e-6 if self.is_dinov2 else 1e-12,
       'activation': 'gelu',
     }
-    return Reading(fields, Variant(), tokens=shapes['embeddings.position_embeddings'][1])
+    return Reading(fields, self, tokens=shapes['embeddings.position_embeddings'][1])
 
-  def rules(self, model: ViT, variant: Variant) -> list[Rule]:
+  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are layers of their own."""
     norm1, *qkv, proj, norm2, fc1, fc2 = self.block
     return [
       same('cls', 'embeddings.cls_token'),
-      positions('embeddings.position_embeddings', lacks_class_position=False),
+      positions('embeddings.position_embeddings'),
       *torch_conv('embed', self.patch_kernel.removesuffix('.weight')),
-      *self.scale_rules(),
       *torch_norm('blocks/norm1', norm1),
       *torch_linear('blocks/attn/qkv', *qkv),
       *torch_linear('blocks/attn/proj', proj),
+      same('blocks/scale1/gamma', f'{ENCODER}.layer_scale1.lambda1'),
       *torch_norm('blocks/norm2', norm2),
       *torch_linear('blocks/mlp/fc1', fc1),
       *torch_linear('blocks/mlp/fc2', fc2),
+      same('blocks/scale2/gamma', f'{ENCODER}.layer_scale2.lambda1'),
       *torch_norm('norm', 'layernorm'),
       *torch_linear('pre_logits', 'pooler.dense'),
       *torch_linear('head', 'classifier'),
     ]
 
-  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
     """As `Format.represent`; there is always a class token, and no LayerNorm after pooling."""
     if not model.class_token:
       raise self.refusal('a model without class token')
     if model.norm_after_pool:
       raise self.refusal('a last LayerNorm after pooling')
-    model, flat = self.fit_layer_scale(model, flat)
-    model, flat = self.fit_head(model, flat)
-    self.require_pool(model, (self.pool(model.num_classes),))
+    model, flat = _as_dinov2(model, flat) if self.is_dinov2 else fold_layer_scale(model, flat)
+    has_wide_head = self.is_dinov2 and model.num_classes
+    self.require_pool(model, ['token+gap' if has_wide_head else 'token'])
     if model.num_classes and model.pre_logits is not None:
       raise self.refusal('pre-logits and a head together')
     return model, flat
 
-  def fit_head(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-    """An equal model whose head reads what the code base's heads read, where there is one."""
-    return model, flat
+  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
+    """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
+    if model.pool == 'token+gap' or kernel.shape[:1] != (2 * model.width,):
+      return kernel
+    token, mean = np.split(kernel, 2)
+    own, other = (token, mean) if model.pool == 'token' else (mean, token)
+    return kernel if other.any() else own
 
   def prefix(self, model: ViT, given: str) -> str:
     """As `Format.prefix`; a classifier keeps its encoder below the name of the architecture."""
@@ -208,10 +204,9 @@ class HuggingFaceViT(TorchFormat):
       facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
     return facts
 
-  def side_files(
-    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
-  ) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `from_pretrained`."""
+    mlp_dim = model.mlp_dim or 4 * model.width
     kind = 'ForImageClassification' if model.num_classes else 'Model'
     config = {
       'architectures': [f'{self.title}{kind}'],
@@ -225,8 +220,18 @@ class HuggingFaceViT(TorchFormat):
       'qkv_bias': True,
       'hidden_act': next(name for name, ours in ACTIVATIONS.items() if ours == model.activation),
       'layer_norm_eps': model.norm_eps,
-      **self.own_config(model, tensors),
     }
+    if not self.is_dinov2:
+      config['intermediate_size'] = mlp_dim
+    elif mlp_dim % model.width:
+      raise self.refusal(f'mlp_dim={mlp_dim}, which is not a multiple of the width')
+    else:
+      config |= {
+        'mlp_ratio': mlp_dim // model.width,
+        'layerscale_value': 1.0,
+        'use_swiglu_ffn': False,
+        'use_mask_token': any('mask_token' in name for name in origin.unused),
+      }
     if model.num_classes:
       classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]
       config['id2label'] = {str(number): name for number, name in enumerate(classes)}
@@ -237,63 +242,19 @@ class HuggingFaceViT(TorchFormat):
     return files
 
 
-class HuggingFaceDinov2(HuggingFaceViT):
-  """`Dinov2Model`, and `Dinov2ForImageClassification`, which reads class token and mean patch."""
-
-  title = 'Dinov2'
-  norm_eps = 1e-6
-
-  def scale_rules(self) -> list[Rule]:
-    """LayerScale is called lambda1, which is nested in each of two modules."""
-    return [
-      same('blocks/scale1/gamma', f'{ENCODER}.layer_scale1.lambda1'),
-      same('blocks/scale2/gamma', f'{ENCODER}.layer_scale2.lambda1'),
-    ]
-
-  def fit_layer_scale(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-    """A model without LayerScale gets one that scales by 1."""
-    if model.layer_scale is not None:
-      return model, flat
+def _as_dinov2(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
+  """An equal model with LayerScale, and a head that reads class token and mean patch."""
+  flat = dict(flat)
+  if model.layer_scale is None:  # one that scales by 1
     ones = np.ones((model.depth, model.width), flat['cls'].dtype)
-    scales = {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
-    return model.clone(layer_scale=1.0), {**flat, **scales}
-
-  def pool(self, num_classes: int) -> Pool:
-    """A classifier reads class token and mean patch side by side."""
-    return 'token+gap' if num_classes else 'token'
-
-  def fit_head(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-    """A head that reads one half of what DINOv2's read is zero for the other."""
-    if not model.num_classes or model.pool == 'token+gap':
-      return model, flat
+    flat |= {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
+    model = model.clone(layer_scale=1.0)
+  if model.num_classes and model.pool != 'token+gap':  # zero for what the head does not read
     head = flat['head/kernel']
     halves = [head, np.zeros_like(head)]
-    kernel = np.concatenate(halves if model.pool == 'token' else halves[::-1])
-    return model.clone(pool='token+gap'), {**flat, 'head/kernel': kernel}
-
-  def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
-    """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
-    if model.pool == 'token+gap' or kernel.shape[:1] != (2 * model.width,):
-      return kernel
-    token, mean = np.split(kernel, 2)
-    own, other = (token, mean) if model.pool == 'token' else (mean, token)
-    return kernel if other.any() else own
-
-  def placeholders(self, width: int, dtype: np.dtype) -> Arrays:
-    """A token for masked patches, which only DINOv2's pretraining uses."""
-    return {'embeddings.mask_token': np.zeros((1, width), dtype)}
-
-  def own_config(self, model: ViT, tensors: Arrays) -> dict[str, Any]:
-    """The width of the MLPs, as a multiple of the model's; LayerScale; the mask token."""
-    mlp_dim = model.mlp_dim or 4 * model.width
-    if mlp_dim % model.width:
-      raise self.refusal(f'mlp_dim={mlp_dim}, which is not a multiple of the width')
-    return {
-      'mlp_ratio': mlp_dim // model.width,
-      'layerscale_value': 1.0,
-      'use_swiglu_ffn': False,
-      'use_mask_token': any('mask_token' in name for name in tensors),
-    }
+    flat['head/kernel'] = np.concatenate(halves if model.pool == 'token' else halves[::-1])
+    model = model.clone(pool='token+gap')
+  return model, flat
 
 
 def _preprocessor(metadata: Metadata) -> dict[str, Any]:
@@ -321,31 +282,42 @@ def _preprocessor(metadata: Metadata) -> dict[str, Any]:
   return preprocessor
 
 
+_ATTENTION = (
+  *(f'attention.attention.{name}' for name in ('query', 'key', 'value')),
+  'attention.output.dense',
+)
+_ATTENTION_MODULES = tuple(f'attention.{name}_proj' for name in 'qkvo')
+_MLP = ('mlp.fc1', 'mlp.fc2')
+
 FORMATS = (
-  HuggingFaceViT(
+  HuggingFace(
     'hf_vit',
+    'ViT',
     r'encoder\.layer\.\d+\.layernorm_before',
     ENCODER,
     ('layernorm_before', *_ATTENTION, 'layernorm_after', 'intermediate.dense', 'output.dense'),
   ),
-  HuggingFaceDinov2(
+  HuggingFace(
     'hf_dinov2',
+    'Dinov2',
     r'encoder\.layer\.\d+\.attention\.attention\.query',
     ENCODER,
     ('norm1', *_ATTENTION, 'norm2', *_MLP),
   ),
-)
-MODULES = (
-  HuggingFaceViT(
+  HuggingFace(
     'hf_vit_modules',
+    'ViT',
     r'layers\.\d+\.layernorm_before',
     'layers.{}',
     ('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
+    is_written=False,
   ),
-  HuggingFaceDinov2(
+  HuggingFace(
     'hf_dinov2_modules',
+    'Dinov2',
     r'encoder\.layer\.\d+\.attention\.q_proj',
     ENCODER,
     ('norm1', *_ATTENTION_MODULES, 'norm2', *_MLP),
+    is_written=False,
   ),
 )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 from glora_jax.tree import grouped
 from glora_jax.vision.models.formats import flax_npz, hugging_face, timm
 from glora_jax.vision.models.formats.format import Format, TorchFormat
 
-WRITTEN: dict[str, TorchFormat] = {
+TORCH_FORMATS: dict[str, TorchFormat] = {
   format.name: format for format in (timm.FORMAT, *hugging_face.FORMATS)
 }
-TORCH_FORMATS = WRITTEN | {format.name: format for format in hugging_face.MODULES}
-FORMATS: dict[str, Format[Any]] = {**TORCH_FORMATS, flax_npz.FORMAT.name: flax_npz.FORMAT}
+WRITTEN = {name: format for name, format in TORCH_FORMATS.items() if format.is_written}
+FORMATS: dict[str, Format] = {**TORCH_FORMATS, flax_npz.FORMAT.name: flax_npz.FORMAT}
 
 # Names of tensors that only other architectures have; the first pattern that fits explains why a
 # file is no plain ViT.
@@ -40,27 +39,19 @@ _OPTIMIZER = 'opt/'
 _OLD_PARAMETERS = 'opt/target/'
 
 
-def detect(names: Iterable[str]) -> list[tuple[Format[Any], str]]:
+def detect(names: Iterable[str]) -> list[tuple[Format, str]]:
   """The format and prefix of every model in a file, by the names of its tensors."""
   names = list(names)
-  found: dict[str, Format[Any]] = {}
+  found: dict[str, Format] = {}
   for format in FORMATS.values():
-    for prefix in _prefixes(format, names):
+    for kernel in (name for name in names if name.endswith(format.patch_kernel)):
+      prefix = kernel.removesuffix(format.patch_kernel)
+      is_path = prefix == '' or prefix.endswith(('.', '/'))
+      is_moment = prefix.startswith(_OPTIMIZER) and not prefix.startswith(_OLD_PARAMETERS)
       below = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
-      if prefix not in found and any(re.match(format.signature, name) for name in below):
-        found[prefix] = format
+      if is_path and not is_moment and any(re.match(format.signature, name) for name in below):
+        found.setdefault(prefix, format)
   return [(format, prefix) for prefix, format in found.items()]
-
-
-def _prefixes(format: Format[Any], names: Iterable[str]) -> Iterator[str]:
-  for name in names:
-    if not name.endswith(format.patch_kernel):
-      continue
-    prefix = name.removesuffix(format.patch_kernel)
-    is_path = prefix == '' or prefix.endswith(('.', '/'))
-    is_moment = prefix.startswith(_OPTIMIZER) and not prefix.startswith(_OLD_PARAMETERS)
-    if is_path and not is_moment:
-      yield prefix
 
 
 def explain(names: Iterable[str]) -> str:

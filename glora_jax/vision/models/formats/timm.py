@@ -14,11 +14,11 @@ from glora_jax.vision.models.checkpoint import Arrays
 from glora_jax.vision.models.formats.format import (
   HEADS,
   Format,
+  Origin,
   Reading,
   Rule,
   Shapes,
   TorchFormat,
-  Variant,
   depth,
   fold_class_position,
   patch_side,
@@ -102,14 +102,13 @@ class Timm(TorchFormat):
       'norm_eps': CLIP_NORM_EPS if pre_norm else NORM_EPS,
       'activation': 'gelu',
     }
-    return Reading(fields, Variant(), tokens=shapes['pos_embed'][1])
+    return Reading(fields, self, tokens=shapes['pos_embed'][1])
 
-  def rules(self, model: ViT, variant: Variant) -> list[Rule]:
+  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are one layer, as they are here."""
-    lacks_class_position = model.class_token and not variant.class_pos
     return [
       same('cls', 'cls_token'),
-      positions('pos_embed', lacks_class_position=lacks_class_position),
+      positions('pos_embed', lacks_class_position=model.class_token and not class_pos),
       *torch_conv('embed', 'patch_embed.proj'),
       *torch_norm('pre_norm', 'norm_pre'),
       *torch_norm('blocks/norm1', 'blocks.{}.norm1'),
@@ -125,7 +124,7 @@ class Timm(TorchFormat):
       *torch_linear('head', 'head'),
     ]
 
-  def represent(self, model: ViT, flat: Arrays, variant: Variant) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
     """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
     if model.pre_logits is not None:
       raise self.refusal('pre-logits')
@@ -136,7 +135,7 @@ class Timm(TorchFormat):
         'will differ slightly.',
         model.norm_eps,
       )
-    return model, fold_class_position(model, flat, variant)
+    return model, fold_class_position(model, flat, class_pos)
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_config`; much is said by the name of the architecture alone."""
@@ -170,16 +169,14 @@ class Timm(TorchFormat):
       hints |= {'resize': 'crop', 'crop': share}
     return hints
 
-  def side_files(
-    self, model: ViT, metadata: Metadata, variant: Variant, tensors: Arrays
-  ) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
     return {
       'config.json': {
         'architecture': CLIP_ARCHITECTURE if model.norm_eps == CLIP_NORM_EPS else ARCHITECTURE,
         'num_classes': model.num_classes,
         'num_features': model.width,
-        'model_args': _model_arguments(model, metadata, variant),
+        'model_args': _model_arguments(model, metadata, origin),
         'pretrained_cfg': _pretrained_config(model, metadata),
       }
     }
@@ -192,7 +189,7 @@ def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
   return None
 
 
-def _model_arguments(model: ViT, metadata: Metadata, variant: Variant) -> dict[str, Any]:
+def _model_arguments(model: ViT, metadata: Metadata, origin: Origin) -> dict[str, Any]:
   """What differs from the architecture that `config.json` names."""
   mlp_dim = model.mlp_dim or 4 * model.width
   ratio = mlp_dim / model.width
@@ -206,7 +203,7 @@ def _model_arguments(model: ViT, metadata: Metadata, variant: Variant) -> dict[s
     'mlp_ratio': ratio if int(model.width * ratio) == mlp_dim else ratio + 1e-9,
     'class_token': model.class_token,
     'global_pool': 'token' if model.pool == 'token' else 'avg',
-    'no_embed_class': not variant.class_pos,
+    'no_embed_class': not origin.class_pos,
     'pre_norm': model.pre_norm,
     'fc_norm': model.norm_after_pool,
     'init_values': model.layer_scale and 1e-5,
