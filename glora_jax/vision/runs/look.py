@@ -1,8 +1,11 @@
-"""A look at the data of a config: what is ready (`--check`), and a batch of images (`--show`)."""
+"""A look before a run: what there is (`--list`), is ready (`--check`), is trained on (`--show`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import textwrap
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +15,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glora_jax.checks import shown
 from glora_jax.files import atomic
+from glora_jax.method.presets import PLACES, PRESETS
 from glora_jax.vision.data import catalog, pipeline
 from glora_jax.vision.data.examples import Part
 from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.data.opening import open_images
-from glora_jax.vision.data.task import Task
+from glora_jax.vision.data.task import Source, Task
 from glora_jax.vision.files import require_free
+from glora_jax.vision.models import fetch
+from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import image_size_here
 from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.fields import meanings_of
 from glora_jax.vision.runs.processes import require_devices
 from glora_jax.vision.runs.settings import DataSettings, RunSettings
 from glora_jax.vision.runs.terminal import user_errors
@@ -148,3 +155,63 @@ def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[st
       sheet.paste(tile, (left + column * step, y))
   with atomic(path) as temporary:
     sheet.save(temporary, 'png')
+
+
+def inventory(configs: Mapping[str, str]) -> str:
+  """What is available, and what is ready on this machine; nothing is downloaded or prepared.
+
+  Args:
+    configs: what each config of the package is for, by name.
+  """
+  structure = meanings_of(RunSettings)['structure']
+  return '\n'.join(
+    [
+      'Configs: --config NAME[:ARGUMENTS]',
+      *_rows(configs.items()),
+      '',
+      'Structures: --config.structure=NAME',
+      textwrap.fill(structure, 100, initial_indent='  ', subsequent_indent='  '),
+      '',
+      'Presets: --config.structure=NAME, or as baselines --config.presets="(\'NAME\',)"',
+      f'  {", ".join(PRESETS)}',
+      f'  with a rank (lora:2) and a place (lora:2@qkv): {", ".join(PLACES)}, or a regular',
+      '  expression for layer names',
+      '',
+      'Tasks: --config.task=NAME',
+      *_rows(_tasks(Source())),
+      '',
+      'Weights: --config.model.weights=NAME',
+      *_rows(_weights()),
+    ]
+  )
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+  """Lines of names and their meanings."""
+  return [
+    textwrap.fill(meaning, 100, initial_indent=f'  {name:25} ', subsequent_indent=' ' * 28)
+    for name, meaning in rows
+  ]
+
+
+def _tasks(source: Source) -> Iterator[tuple[str, str]]:
+  yield 'digits', 'from scikit-learn; no download'
+  for kind, family in catalog.FAMILIES.items():
+    ready = [name for name in catalog.data_sets(kind) if catalog.is_ready(name, source)]
+    names = ', '.join(map(str, family.parts.get('NAME', ())))
+    which = f' ({", ".join(name.split("/")[1] for name in ready)})' if ready and names else ''
+    title = f'{family.title}: {names}' if names else family.title
+    yield '/'.join((kind, *family.parts)), f'{title}; ready: {len(ready)}{which}'
+  yield 'folder:PATH', 'your images: a folder with one subfolder per class'
+  yield 'csv:PATH', 'your images: a table of paths and labels'
+  yield 'tfds:NAME', 'any image classification data set of TFDS'
+
+
+def _weights() -> Iterator[tuple[str, str]]:
+  yield EMBEDDED, 'in the package: a small ViT trained on Fashion-MNIST'
+  for name, published in fetch.SHORTCUTS.items():
+    is_here = os.path.exists(fetch.path_in_cache(published.url))
+    host = urllib.parse.urlsplit(published.url).hostname
+    yield name, f'{"downloaded" if is_here else "not downloaded yet,"} from {host}'
+  yield 'PATH', 'a file or folder of timm, transformers, big_vision, ...'
+  yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"

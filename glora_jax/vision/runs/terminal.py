@@ -19,16 +19,6 @@ BUG = 'This is a bug of glora_jax; please report it with its traceback.'
 _MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
 _LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
-GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
-
-  see it work, in two minutes     python -m glora_jax.main --config quickstart
-  train on your own images        python -m glora_jax.main --config own:FOLDER
-  predict with the result         python -m glora_jax.predict --model runs/quickstart/folded IMAGE
-  list everything available       python -m glora_jax.main --list
-  adapt your own model            import glora_jax; help(glora_jax.adapt)
-
-FOLDER has one subfolder of images per class. --help shows all flags, --help_config the config
-fields."""
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -125,17 +115,6 @@ def explain_os(error: OSError) -> str:
   return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'
 
 
-def blame(error: BaseException, path: str) -> str:
-  """A sentence about what a config file raised: its author's mistake, with the line."""
-  frames = traceback.extract_tb(error.__traceback__)
-  lines = [frame.lineno for frame in frames if frame.filename == path]
-  if lines and (isinstance(error, ValueError) or is_mistake(error)):
-    return sentence(error)  # from one of our own functions
-  line = lines[-1] if lines else getattr(error, 'lineno', None)  # of a SyntaxError
-  place = f', line {line},' if line else ''
-  return f'{path}{place} fails: {traceback.format_exception_only(error)[-1].strip()}.'
-
-
 def run_program(program: Callable[[], None]) -> None:
   """Runs a command; Ctrl-C and a closed pipe (`| head`) end it without a traceback.
 
@@ -155,9 +134,3 @@ def run_program(program: Callable[[], None]) -> None:
     # The interpreter writes what is left at its exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
-
-
-def show(page: str) -> NoReturn:
-  """Prints a page and exits."""
-  print(page)
-  sys.exit(0)

@@ -10,7 +10,7 @@ from absl import flags
 from places import CONFIGS, ROOT
 from test_docs import PAGES, README, RESULTS, name_of
 
-from glora_jax.vision.runs import command_line
+from glora_jax import main
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.fields import walk
 from glora_jax.vision.runs.settings import RunSettings
@@ -48,8 +48,8 @@ def test_a_printed_command_is_taken(module, rest, tmp_path, monkeypatch):
     return
   monkeypatch.setattr('sys.argv', ['main', *words])  # where ml_collections looks for overrides
   values = flags.FlagValues()
-  command_line.define_config(values)
-  for flag in vars(command_line).values():
+  main.define_config(values)
+  for flag in vars(main).values():
     if isinstance(flag, flags.FlagHolder) and flag.name != 'config':
       values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
   assert values(['main', *words]) == ['main']

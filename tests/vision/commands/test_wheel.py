@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from places import CONFIGS, ROOT
 
 import glora_jax
-from glora_jax.vision.runs import command_line
+from glora_jax import main
 
 COMMANDS = {
   'glora': 'glora_jax.main',
@@ -54,18 +54,18 @@ def test_requirements_txt_lists_the_library_and_the_application():
 
 
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
-  assert str(CONFIGS) == command_line.FOLDER
-  assert {'quickstart', 'own', 'vtab'} <= {*command_line.names()}
+  assert str(CONFIGS) == main.FOLDER
+  assert {'quickstart', 'own', 'vtab'} <= {*main.names()}
   monkeypatch.chdir(tmp_path)
-  assert command_line.load_config('vtab:clevr_count,rank=3').task == 'vtab/clevr_count'
+  assert main.load_config('vtab:clevr_count,rank=3').task == 'vtab/clevr_count'
   for name in ('own', 'own.py'):
     (tmp_path / name).write_text('A file that is called like a config.')
-  assert command_line.path_of('own') == f'{CONFIGS}/own.py'
-  assert command_line.path_of('own.py') == 'own.py'
+  assert main.path_of('own') == f'{CONFIGS}/own.py'
+  assert main.path_of('own.py') == 'own.py'
   with pytest.raises(
     ValueError, match=r"no config 'qickstart' \(did you mean quickstart\?\); .* vtab"
   ):
-    command_line.path_of('qickstart')
+    main.path_of('qickstart')
 
 
 @pytest.fixture(scope='module')

@@ -8,8 +8,8 @@ import html_pages
 import pages
 import pytest
 
+from glora_jax import main
 from glora_jax.vision.reports import page, text
-from glora_jax.vision.runs import command_line
 
 
 def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
@@ -106,8 +106,8 @@ def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allo
 
 def test_the_page_is_opened_where_that_is_asked(monkeypatch, tmp_path, capsys):
   opened, path = [], tmp_path / 'report.html'
-  monkeypatch.setattr(command_line.webbrowser, 'open', lambda url: opened.append(url))
-  monkeypatch.setattr(command_line, 'OPEN', types.SimpleNamespace(value=True))
-  command_line.open_page(str(path))
+  monkeypatch.setattr(main.webbrowser, 'open', lambda url: opened.append(url))
+  monkeypatch.setattr(main, 'OPEN', types.SimpleNamespace(value=True))
+  main.open_page(str(path))
   assert opened == [path.as_uri()]
   assert f'open {path} by hand' in capsys.readouterr().err

@@ -2,13 +2,13 @@
 
 import signal
 
-from glora_jax.vision.runs import command_line
+from glora_jax import main
 
 
 def test_a_second_signal_of_its_kind_ends_at_once():
   before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
   try:
-    stop = command_line.catch_signals()
+    stop = main.catch_signals()
     assert not stop()
     signal.raise_signal(signal.SIGINT)
     assert stop()

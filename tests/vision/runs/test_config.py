@@ -7,9 +7,9 @@ import re
 import pytest
 from places import CONFIGS, get_config
 
+from glora_jax import main
 from glora_jax.errors import UserError
 from glora_jax.method.space import SearchSpace
-from glora_jax.vision.runs import command_line
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.fields import NEEDED, walk
 from glora_jax.vision.runs.settings import RunSettings
@@ -96,7 +96,7 @@ def test_open_ranks_are_those_of_the_structure():
   [('--help_config', NEEDED), ('--help_config=all', [name for name, *_ in walk(RunSettings())])],
 )
 def test_the_help_of_the_config_shows_its_fields(flag, names):
-  page = command_line.PAGES[flag]()
+  page = main.PAGES[flag]()
   assert sorted(re.findall(r'^  --config\.([\w.]+)=', page, re.M)) == sorted(names)
   assert all(field.meaning for field in walk(RunSettings()))
   assert page.endswith('--help_config=all shows all fields.') == (flag == '--help_config')

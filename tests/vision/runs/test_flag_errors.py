@@ -1,6 +1,6 @@
 """Wrong command lines and config files: one sentence with the value, what was expected, what to do.
 
-In this process: `test_command_line` starts the command itself.
+In this process; `test_unkillable` and others start the command itself.
 """
 
 import sys
@@ -10,10 +10,10 @@ from absl import flags
 from comparing import assert_refused
 from places import ROOT
 
+from glora_jax import main
 from glora_jax.checks import validate
 from glora_jax.errors import UserError
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.runs import command_line
 from glora_jax.vision.runs.config import check_config, parse_arguments
 from glora_jax.vision.runs.terminal import is_mistake, reported, sentence, user_errors
 
@@ -34,8 +34,8 @@ def parse(monkeypatch):
   def parse_anew(*words):
     forget()
     monkeypatch.setattr(sys, 'argv', ['main', *words])
-    command_line.parse_flags(sys.argv)
-    return check_config(command_line.CONFIG.value)
+    main.parse_flags(sys.argv)
+    return check_config(main.CONFIG.value)
 
   yield parse_anew
   forget()

@@ -6,16 +6,17 @@ import sys
 import pytest
 from places import ROOT
 
+from glora_jax import main
 from glora_jax.vision.data import catalog
-from glora_jax.vision.runs import command_line, terminal
+from glora_jax.vision.runs import terminal
 from glora_jax.vision.runs.settings import NO_PRESETS
 
 
 def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
-  text = command_line.inventory()
-  names = (*command_line.names(), 'hira', 'in21k-B/16')
+  text = main.PAGES['--list']()
+  names = (*main.names(), 'hira', 'in21k-B/16')
   assert all(f' {name}' in text for name in names)
   assert all(repr(name) in text for name in NO_PRESETS)
   assert 'ready: 1 (cifar100)' in ' '.join(text.split())

@@ -18,9 +18,10 @@ from few_shot_lists import write_few_shot_lists
 from tiny_runs import changed, start_command, wait_for, without_seconds
 
 from benchmarks.machinery import killable
+from glora_jax import main
 from glora_jax.errors import UserError
 from glora_jax.files import read_json
-from glora_jax.vision.runs import command_line, runners, suite
+from glora_jax.vision.runs import runners, suite
 from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.workdir import LOCK, InUseError
 
@@ -126,7 +127,7 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
   wait_for(process, *(folder / 'training' for folder in folders_of(workdir)))
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate()
-  assert process.returncode == command_line.STOPPED, errors
+  assert process.returncode == main.STOPPED, errors
   assert f'Stopped on the Ray cluster. Everything is saved in {workdir}; ' in errors
   assert re.search(r'\(oxford_pets/1/\d .*Training: oxford_pets/1/\d \(\d of 3\)', errors)
   assert not (workdir / 'oxford_pets' / '1' / '2' / 'result.json').exists()

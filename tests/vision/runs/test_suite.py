@@ -14,12 +14,13 @@ from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
 from tiny_runs import changed, start_command, wait_for
 
+from glora_jax import main
 from glora_jax.errors import UserError
 from glora_jax.files import read_json
 from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports.table import Board, Cell
-from glora_jax.vision.runs import cells, command_line, experiment, suite
+from glora_jax.vision.runs import cells, experiment, suite
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.runners import THIS_PROCESS
@@ -103,7 +104,7 @@ def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_c
     wait_for(process, workdir / 'oxford_pets' / '1' / '1' / 'training' / stage)
     process.send_signal(number)
     _, errors = process.communicate()
-    expected = command_line.STOPPED if number == signal.SIGTERM else -number
+    expected = main.STOPPED if number == signal.SIGTERM else -number
     assert process.returncode == expected, errors
   assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1; the same', errors)
   process = start_command(config, workdir)

@@ -6,7 +6,7 @@ import signal
 import pytest
 from tiny_runs import contents, start_command, wait_for
 
-from glora_jax.vision.runs import command_line
+from glora_jax import main
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def test_a_command_that_is_stopped_and_killed_resumes_to_the_undisturbed_result(
   wait_for(process, workdir / 'supernet')
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate()
-  assert process.returncode == command_line.STOPPED == 75, errors
+  assert process.returncode == main.STOPPED == 75, errors
   assert re.search(r'Stopped supernet at step (50|100|150)\. Everything is saved in', errors)
   assert 'Traceback' not in errors
   process = start_command(run_config, workdir)
