@@ -6,11 +6,10 @@ models.
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -77,10 +76,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
     raise FileNotFoundError(
       f'There is no file {name}; pass the path of an npz, safetensors or PyTorch checkpoint.'
     )
-  with open(name, 'rb') as file:
-    start = file.read(16)
   try:
-    tensors = _read(name, start, key)
+    tensors = _read(name, key)
   except (ImportError, _RefusedError):
     raise
   except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
@@ -92,53 +89,34 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
   return tensors
 
 
-def _read(path: str, start: bytes, key: str | None) -> Tensors:
-  """The contents of a file that begins with some bytes."""
+def _read(path: str, key: str | None) -> Tensors:
+  with open(path, 'rb') as file:
+    start = file.read(16)
   if start.startswith(b'PK'):
-    size = os.path.getsize(path)
     with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
       unpacked = sum(member.file_size for member in archive.infolist())
-      if unpacked > ALWAYS_UNPACKED + MOST_UNPACKED_PER_BYTE * size:
-        raise _RefusedError(
-          f'{path} has {size} bytes and claims to unpack to {unpacked}; this is not a checkpoint.'
-        )
-      if not any(name.endswith('data.pkl') for name in archive.namelist()):
-        return Tensors(path, 'npz', _read_npz(path, archive))
-    return _read_torch(path, key)
+    size = os.path.getsize(path)
+    if unpacked > ALWAYS_UNPACKED + MOST_UNPACKED_PER_BYTE * size:
+      raise _RefusedError(
+        f'{path} has {size} bytes and claims to unpack to {unpacked}; this is not a checkpoint.'
+      )
+    if any(name.endswith('data.pkl') for name in names):
+      return _read_torch(path, key)
+    if others := [name for name in names if not name.endswith('.npy')]:
+      raise _RefusedError(f'{path} is a zip file with {others[0]} in it, not an npz file.')
+    with np.load(path, allow_pickle=False) as content:
+      arrays = dict(content)
+    for name, array in arrays.items():
+      if array.dtype.str in _RAW_BFLOAT16:
+        arrays[name] = array.view(ml_dtypes.bfloat16)
+    return Tensors(path, 'npz', arrays)
   if start[8:9] == b'{':  # after the length of a safetensors file's JSON
     return Tensors(path, 'safetensors', *read_safetensors(path))
   if start.startswith(b'\x80'):  # a pickle, as PyTorch wrote before its files were zip files
     return _read_torch(path, key)
   fault = f'is not an npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
   raise _RefusedError(f'{path} {fault if start else "is empty; get it again."}')
-
-
-def _read_npz(path: str, archive: zipfile.ZipFile) -> Arrays:
-  arrays = {}
-  for member in archive.infolist():
-    name, extension = os.path.splitext(member.filename)
-    if extension != '.npy':
-      raise _RefusedError(f'{path} is a zip file with {member.filename} in it, not an npz file.')
-    with archive.open(member) as file:
-      _check_header(f'{path}: the tensor {name}', file, member.file_size)
-      file.seek(0)
-      array = np.lib.format.read_array(file, allow_pickle=False)
-    arrays[name] = array.view(ml_dtypes.bfloat16) if array.dtype.str in _RAW_BFLOAT16 else array
-  return arrays
-
-
-def _check_header(tensor: str, file: IO[bytes], size: int) -> None:
-  """Raises an error for a member of an npz file that does not hold what its header declares."""
-  is_old = np.lib.format.read_magic(file) == (1, 0)
-  read = np.lib.format.read_array_header_1_0 if is_old else np.lib.format.read_array_header_2_0
-  shape, _, dtype = read(file)
-  if dtype.hasobject:
-    raise _RefusedError(
-      f'{tensor} holds Python objects, which would be executed; this is not a checkpoint.'
-    )
-  present = size - file.tell()
-  if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != present:
-    raise _RefusedError(f'{tensor} declares shape {shape} of {dtype}, but has {present} bytes.')
 
 
 def _read_torch(path: str, key: str | None) -> Tensors:

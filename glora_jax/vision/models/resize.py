@@ -141,11 +141,7 @@ def check_patches(image_size: ImageSize, patch_size: int) -> None:
 
 
 def find_grid(
-  path: str,
-  model: ViT,
-  tokens: int | None,
-  image_size: ImageSize | None,
-  hinted_size: ImageSize | None,
+  path: str, model: ViT, tokens: int | None, image_size: ImageSize | None
 ) -> tuple[tuple[int, int], bool]:
   """Finds the grid of the position embedding.
 
@@ -153,8 +149,7 @@ def find_grid(
     path: path of the file, for the sentences of errors.
     model: the ViT that it holds.
     tokens: number of position embeddings; None where they are computed, which fit any grid.
-    image_size: image size that the caller gives.
-    hinted_size: image size that `config.json` tells, for where the caller gives none.
+    image_size: image size that the caller or `config.json` gives.
 
   Returns:
     ((height, width) of the images, whether the class token has a position of its own).
@@ -162,20 +157,9 @@ def find_grid(
   Raises:
     ValueError: the position embeddings do not fit, or there are too many.
   """
-  told, patch = image_size or hinted_size, model.patch_size
-  height = width = PUBLISHED_SIZE // patch * patch
+  patch = model.patch_size
   extra_tokens = (1, 0) if model.class_token else (0,)  # beside the patches', the likelier first
-  if told is not None:
-    check_patches(told, patch)
-    height, width = sides(told)
-  if tokens is None:
-    if height != width:
-      raise ValueError(
-        f'{path} has computed positions, which are supported for square images; '
-        f'image_size is {height} x {width}.'
-      )
-    return (height, width), False
-  if told is None:
+  if image_size is None and tokens is not None:
     for extra in extra_tokens:
       side = math.isqrt(max(tokens - extra, 0))
       if side and side * side + extra == tokens:
@@ -185,12 +169,23 @@ def find_grid(
       f'{path}: {tokens} position embeddings do not fit a square grid {token}; pass weights.load '
       'their image_size, (height, width).'
     )
+  if image_size is None:
+    image_size = PUBLISHED_SIZE // patch * patch
+  check_patches(image_size, patch)
+  height, width = sides(image_size)
+  if tokens is None:
+    if height != width:
+      raise ValueError(
+        f'{path} has computed positions, which are supported for square images; '
+        f'image_size is {height} x {width}.'
+      )
+    return (height, width), False
   patches = (height // patch) * (width // patch)
   if tokens - patches not in extra_tokens:
     extra = 'and perhaps a class token' if model.class_token else 'and no class token'
-    teller = 'image_size' if image_size else 'image_size in the config.json next to it'
     raise ValueError(
       f'{path} has {tokens} position embeddings; images of {height} x {width} in patches of '
-      f'{patch} have {patches} patches {extra}. Check {teller}.'
+      f'{patch} have {patches} patches {extra}. Check image_size, or that of the config.json next '
+      'to it.'
     )
   return (height, width), tokens > patches

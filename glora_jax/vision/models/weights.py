@@ -33,7 +33,7 @@ from glora_jax.vision.models.checkpoint import (
   require_shapes,
 )
 from glora_jax.vision.models.formats.format import Format, Origin, Reading
-from glora_jax.vision.models.formats.table import FORMATS, WRITTEN, detect, explain
+from glora_jax.vision.models.formats.table import WRITTEN, recognize
 from glora_jax.vision.models.metadata import (
   OURS,
   Metadata,
@@ -177,13 +177,14 @@ def _load_foreign(
   fields: Mapping[str, Any],
 ) -> Checkpoint:
   path, container = tensors.path, tensors.container
-  format, prefix, arrays = _recognize(tensors)
+  format, prefix = recognize(path, list(tensors.arrays))
+  arrays = _take_plain(tensors, format, prefix)
   hints = _read_hints(path, format)
   reading = _read_shape(path, arrays, format)
   check_agreement(f'{path} or its config.json', hints, {'image_size': image_size})
   model = _build(path, format, reading.fields, hints, fields)
-  hinted_size = hints.get('image_size')
-  size, class_pos = find_grid(path, model, reading.tokens, image_size, hinted_size)
+  told = image_size or hints.get('image_size')
+  size, class_pos = find_grid(path, model, reading.tokens, told)
   expected = expected_params(model, size)
   params, unused = reading.format.read_params(path, arrays, model, class_pos, expected)
   normalization = hints.get('normalization') or normalization
@@ -214,37 +215,22 @@ def _load_foreign(
   return Checkpoint(model, params, metadata)
 
 
-def _recognize(tensors: Tensors) -> tuple[Format, str, Arrays]:
-  """The one model in a file: its format, its prefix, and its arrays by plain name."""
-  names = list(tensors.arrays)
-  if other := explain(names):
-    raise ValueError(f'{tensors.path} is not a plain ViT. {other}')
-  found = detect(names)
-  if not found:
-    raise ValueError(
-      f'{tensors.path} does not hold a ViT of a known format; it has {grouped(names)}. The formats '
-      f'are {OURS}, {", ".join(FORMATS)}.'
-    )
-  if len(found) > 1:
-    prefixes = ', '.join(prefix or 'no prefix' for _, prefix in found)
-    raise ValueError(
-      f'{tensors.path} holds several models, below {prefixes}; save one of them to a file of its '
-      'own.'
-    )
-  ((format, prefix),) = found
+def _take_plain(tensors: Tensors, format: Format, prefix: str) -> Arrays:
+  """The arrays of a model by plain name, out of those of its file."""
   plain, strangers = {}, {}
-  for name in names:
+  for name in list(tensors.arrays):
+    array = tensors.arrays.pop(name)
     if re.match(format.unprefixed, name):
-      plain[name] = tensors.arrays.pop(name)
+      plain[name] = array
     elif name.startswith(prefix):
-      plain[name.removeprefix(prefix)] = tensors.arrays.pop(name)
+      plain[name.removeprefix(prefix)] = array
     else:
-      strangers[name] = tensors.arrays.pop(name)
+      strangers[name] = array
   if strangers and format.tolerates_strangers:
     log.warning('%s: ignored: %s.', tensors.path, grouped(strangers))
   else:  # they will be named as unexpected, or are known to be of no use
     plain |= strangers
-  return format, prefix, plain
+  return plain
 
 
 def _read_hints(file: str, format: Format) -> dict[str, Any]:
@@ -292,20 +278,19 @@ def _naming(path: str) -> Iterator[None]:
 def _read_shape(path: str, arrays: Arrays, format: Format) -> Reading:
   """What the format reads off the shapes; every failure is a sentence with the file's path."""
   shapes = {name: array.shape for name, array in arrays.items()}
-  beginning = f'{path} looks like a {format.name} checkpoint, but'
   try:
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
       raise ValueError(f'{grouped(empty)} hold nothing.')
     return format.read_shape(shapes)
   except KeyError as error:
-    raise ValueError(
-      f'{beginning} the tensor {error.args[0]}, which gives its shape, is missing. It has: '
-      f'{grouped(shapes)}.'
-    ) from error
+    reason = (
+      f'the tensor {error.args[0]}, which gives its shape, is missing. It has: {grouped(shapes)}.'
+    )
+  except IndexError:
+    reason = 'a tensor that gives its shape has too few axes.'
   except ValueError as error:
-    raise ValueError(f'{beginning} {error}') from error
-  except IndexError as error:
-    raise ValueError(f'{beginning} a tensor that gives its shape has too few axes.') from error
+    reason = str(error)
+  raise ValueError(f'{path} looks like a {format.name} checkpoint, but {reason}')
 
 
 def _build(
@@ -411,22 +396,17 @@ def refit(
   model = model.clone(patch_size=patch)
   metadata['image_size'] = shortest(*new_size)
   if num_classes is not None:
-    model = _replace_head(model, params, num_classes)
+    model = model.clone(num_classes=num_classes, pre_logits=None)
+    for name in ('pre_logits', 'head'):
+      params.pop(name, None)
     metadata.pop('classes', None)
-  return Checkpoint(model, params, metadata)
-
-
-def _replace_head(model: ViT, params: dict[str, Any], num_classes: int) -> ViT:
-  """Puts a head of zeros, or none, in the place of the old one; returns the model with it."""
-  params.pop('pre_logits', None)
-  params.pop('head', None)
   if num_classes:
     inputs = model.width * (2 if model.pool == 'token+gap' else 1)
     params['head'] = {
       'kernel': np.zeros((inputs, num_classes), np.float32),
       'bias': np.zeros(num_classes, np.float32),
     }
-  return model.clone(num_classes=num_classes, pre_logits=None)
+  return Checkpoint(model, params, metadata)
 
 
 def save(
@@ -485,40 +465,29 @@ def save(
     raise ValueError(f'{refusal}: {error}') from error
   require_shapes(refusal, flat, expected_params(model, metadata['image_size']))
   require_numbers(refusal, flat)
-  origin = _origin(format)
-  if origin is None:
-    files.write_tensors(_prepare_file(target), flat, KIND, {'model': describe(model), **metadata})
+  origin, tensors, beside = _origin(format), flat, {}
+  own = {'model': describe(model), **metadata}
+  if origin is not None:
+    other = WRITTEN[origin.format.name]
+    model, tensors = other.to_tensors(model, flat, origin)
+    beside = other.side_files(model, metadata, origin)
+    # It says everything in the terms of the code base that will read it, and in ours.
+    known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
+    beside['config.json'] |= {OURS: {'model': describe(model), **known}}
+  # Whatever may be refused was refused before something is written.
+  if target.endswith('.safetensors'):
+    folder, beside = os.path.dirname(os.path.abspath(target)), {}
+    os.makedirs(folder, exist_ok=True)
   else:
-    _save_foreign(target, model, flat, metadata, origin)
-
-
-def _save_foreign(path: str, model: ViT, flat: Arrays, metadata: Metadata, origin: Origin) -> None:
-  """Writes another code base's checkpoint; whatever may be refused is refused before."""
-  format = WRITTEN[origin.format.name]
-  model, tensors = format.to_tensors(model, flat, origin)
-  beside = format.side_files(model, metadata, origin)
-  # It says everything in the terms of the code base that will read it, and in ours.
-  known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
-  beside['config.json'] |= {OURS: {'model': describe(model), **known}}
-  write_safetensors(_prepare_file(path), tensors, {'format': 'pt'})
-  if not _is_file(path):
-    for name, content in beside.items():
-      write_json(os.path.join(path, name), content)
-
-
-def _is_file(path: str) -> bool:
-  """Whether a file is to be written there, and no folder."""
-  return path.endswith('.safetensors')
-
-
-def _prepare_file(path: str) -> str:
-  """The path of the file that is to be written, whose folder is there and holds no other."""
-  if _is_file(path):
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    return path
-  os.makedirs(path, exist_ok=True)
-  require_no_other(path)
-  return os.path.join(path, MODEL_FILE)
+    folder, target = target, os.path.join(target, MODEL_FILE)
+    os.makedirs(folder, exist_ok=True)
+    require_no_other(folder)
+  if origin is None:
+    files.write_tensors(target, tensors, KIND, own)
+  else:
+    write_safetensors(target, tensors, {'format': 'pt'})
+  for name, content in beside.items():
+    write_json(os.path.join(folder, name), content)
 
 
 def _origin(format: str | Origin | None) -> Origin | None:

@@ -29,8 +29,8 @@ def archive(name, content):
     (b'', 'is empty'),
     (b'GIF89a' + bytes(100), 'not an npz, safetensors or PyTorch file'),
     (archive('photo.jpg', b''), 'photo.jpg'),
-    (archive('a.npy', npy((-1, 4))), '(-1, 4)'),
-    (archive('a.npy', npy((2**40,))), '(1099511627776,)'),
+    (archive('a.npy', npy((-1, 4))), 'negative dimensions'),
+    (archive('a.npy', npy((2**40,))), 'is damaged or incomplete'),
   ],
 )
 def test_files_that_declare_what_they_do_not_hold_and_others_are_refused(content, named, tmp_path):
@@ -45,7 +45,7 @@ def test_pickled_arrays_are_not_executed(tmp_path):
       return (tmp_path.joinpath('executed').write_text, ('x',))
 
   np.savez(tmp_path / 'file.npz', a=np.array([Hostile()], object))
-  assert_refused('Python objects', read_checkpoint, tmp_path / 'file.npz')
+  assert_refused('Object arrays', read_checkpoint, tmp_path / 'file.npz')
   assert not (tmp_path / 'executed').exists()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from glora_jax.tree import grouped
 from glora_jax.vision.models.formats import flax_npz, hugging_face, timm
 from glora_jax.vision.models.formats.format import Format, TorchFormat
+from glora_jax.vision.models.metadata import OURS
 
 TORCH_FORMATS: dict[str, TorchFormat] = {
   format.name: format for format in (timm.FORMAT, *hugging_face.FORMATS)
@@ -39,9 +40,20 @@ _OPTIMIZER = 'opt/'
 _OLD_PARAMETERS = 'opt/target/'
 
 
-def detect(names: Iterable[str]) -> list[tuple[Format, str]]:
-  """The format and prefix of every model in a file, by the names of its tensors."""
-  names = list(names)
+def recognize(path: str, names: Sequence[str]) -> tuple[Format, str]:
+  """The format of the one model in a file, and the prefix of its tensors.
+
+  Args:
+    path: path of the file, for the sentences of errors.
+    names: names of all tensors in it.
+
+  Raises:
+    ValueError: the file has another architecture, which the message explains, no known one, or
+      several models.
+  """
+  for pattern, architecture in OTHER_ARCHITECTURES.items():
+    if foreign := [name for name in names if re.search(pattern, name)]:
+      raise ValueError(f'{path} is not a plain ViT. It is {architecture} ({grouped(foreign)}).')
   found: dict[str, Format] = {}
   for format in FORMATS.values():
     for kernel in (name for name in names if name.endswith(format.patch_kernel)):
@@ -51,17 +63,15 @@ def detect(names: Iterable[str]) -> list[tuple[Format, str]]:
       below = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
       if is_path and not is_moment and any(re.match(format.signature, name) for name in below):
         found.setdefault(prefix, format)
-  return [(format, prefix) for prefix, format in found.items()]
-
-
-def explain(names: Iterable[str]) -> str:
-  """A sentence on the other architecture that tensors belong to, naming them; '' for a plain ViT.
-
-  >>> explain(['cls_token', 'dist_token'])
-  'It is a DeiT with a distillation token and head; use the plain DeiT (dist_token).'
-  """
-  names = list(names)
-  for pattern, architecture in OTHER_ARCHITECTURES.items():
-    if foreign := [name for name in names if re.search(pattern, name)]:
-      return f'It is {architecture} ({grouped(foreign)}).'
-  return ''
+  if not found:
+    raise ValueError(
+      f'{path} does not hold a ViT of a known format; it has {grouped(names)}. The formats are '
+      f'{OURS}, {", ".join(FORMATS)}.'
+    )
+  if len(found) > 1:
+    prefixes = ', '.join(prefix or 'no prefix' for prefix in found)
+    raise ValueError(
+      f'{path} holds several models, below {prefixes}; save one of them to a file of its own.'
+    )
+  ((prefix, format),) = found.items()
+  return format, prefix
