@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -30,59 +30,61 @@ from glora_jax.vision.runs.workdir import InUseError, Stopped
 
 Job = Callable[[Callable[[], bool]], Any]  # saves and ends if `stop` returns True
 Outcomes = Generator[tuple[str, Callable[[], Any]]]
+Runner = Callable[[Mapping[str, Job], str, Callable[[], bool]], Outcomes]
 _SECONDS = 60  # for a cluster to answer
 
 
-class ThisProcess:
-  """Runs jobs in this process, in order, each when its outcome is asked for."""
+def in_this_process(jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
+  """Runs jobs in this process, in order, each when its outcome is asked for.
 
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
-    """The names of jobs as they end, each with a function that returns or raises its outcome.
+  Args:
+    jobs: the jobs by name.
+    workdir: the folder in which they keep their state.
+    stop: if it returns True, running jobs save and end, and the others do not start.
 
-    The jobs keep their state in the folder `workdir`. If `stop` returns True, running jobs save and
-    end, the others do not start, and it raises Stopped.
+  Yields:
+    The names of jobs as they end, each with a function that returns or raises its outcome.
 
-    Example:
-      >>> jobs = {'one': lambda stop: 1, 'two': lambda stop: 2}
-      >>> [(name, get()) for name, get in THIS_PROCESS.outcomes(jobs, 'runs', lambda: False)]
-      [('one', 1), ('two', 2)]
-    """
-    for name, job in jobs.items():
-      if mesh.on_any(stop()):
-        raise Stopped(f'before {name}', workdir)
-      yield name, functools.partial(job, stop)
+  Raises:
+    Stopped: `stop` returned True.
 
-
-class OnRay(NamedTuple):
-  """Runs jobs as tasks of the joined Ray cluster, each in a process, with Ray's `options`."""
-
-  options: Mapping[str, Any]
-
-  def outcomes(self, jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
-    """See `ThisProcess.outcomes`; jobs end in any order, and those of a dead node move."""
-    import ray
-
-    # The process of a dead node may hold the workdir for a few more seconds.
-    retries = {'max_retries': 3, 'retry_exceptions': [InUseError]}
-    task = ray.remote(max_calls=1, **retries, **self.options)(_work)
-    caller = os.getcwd(), os.path.abspath(workdir), sys.argv
-    running = {task.options(name=name).remote(job, *caller): name for name, job in jobs.items()}
-    try:
-      while running:
-        if stop():
-          raise Stopped('on the Ray cluster', workdir)
-        for ended in ray.wait(list(running), timeout=0.5)[0]:
-          name = running.pop(ended)
-          yield name, functools.partial(_result, name, ended)
-    finally:
-      for reference in running:
-        ray.cancel(reference)
-      if running:
-        ray.wait(list(running), num_returns=len(running))
+  Example:
+    >>> jobs = {'one': lambda stop: 1, 'two': lambda stop: 2}
+    >>> [(name, get()) for name, get in in_this_process(jobs, 'runs', lambda: False)]
+    [('one', 1), ('two', 2)]
+  """
+  for name, job in jobs.items():
+    if mesh.on_any(stop()):
+      raise Stopped(f'before {name}', workdir)
+    yield name, functools.partial(job, stop)
 
 
-THIS_PROCESS = ThisProcess()
-Runner = ThisProcess | OnRay
+def on_ray(
+  options: Mapping[str, Any], jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]
+) -> Outcomes:
+  """Runs jobs as tasks of the joined Ray cluster, each in a process, with Ray's `options`.
+
+  As `in_this_process`; jobs end in any order, and those of a dead node move.
+  """
+  import ray
+
+  # The process of a dead node may hold the workdir for a few more seconds.
+  retries = {'max_retries': 3, 'retry_exceptions': [InUseError]}
+  task = ray.remote(max_calls=1, **retries, **options)(_work)
+  caller = os.getcwd(), os.path.abspath(workdir), sys.argv
+  running = {task.options(name=name).remote(job, *caller): name for name, job in jobs.items()}
+  try:
+    while running:
+      if stop():
+        raise Stopped('on the Ray cluster', workdir)
+      for ended in ray.wait(list(running), timeout=0.5)[0]:
+        name = running.pop(ended)
+        yield name, functools.partial(_result, name, ended)
+  finally:
+    for reference in running:
+      ray.cancel(reference)
+    if running:
+      ray.wait(list(running), num_returns=len(running))
 
 
 def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
@@ -137,7 +139,7 @@ def named(name: str, resources: str | None = None) -> Runner:
   if name == 'process' and resources is not None:
     raise ValueError(f'--runner.resources={resources} needs --runner ray; give both.')
   if name == 'process':
-    return THIS_PROCESS
+    return in_this_process
   if not re.fullmatch(r'ray(:.*)?', name):
     raise ValueError(f'--runner={shown(name)} is unknown; give process or ray[:ADDRESS].')
   amounts = {}
@@ -152,7 +154,7 @@ def named(name: str, resources: str | None = None) -> Runner:
   jax.config.update('jax_platforms', 'cpu')
   stay_alone()
   nodes = _join(name[len('ray:') :] or os.environ.get('RAY_ADDRESS', ''))
-  return OnRay(_options(amounts, nodes))
+  return functools.partial(on_ray, _options(amounts, nodes))
 
 
 def _join(address: str) -> list[dict[str, float]]:

@@ -42,7 +42,7 @@ from glora_jax.vision.runs.cells import Run, runs_of, trials_of
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.job import claim_workdir, prepare
-from glora_jax.vision.runs.runners import THIS_PROCESS, Runner
+from glora_jax.vision.runs.runners import Runner, in_this_process
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import DIVERGED, read_by
 from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
@@ -64,7 +64,7 @@ def run(
   config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
   stop: Callable[[], bool] = never,
-  runner: Runner = THIS_PROCESS,
+  runner: Runner = in_this_process,
 ) -> Board:
   """Runs, or resumes, all runs whose data is ready, and keeps page and table up to date.
 
@@ -201,7 +201,7 @@ class _Phases:
         jobs[name] = functools.partial(
           _log_and_call, line, job, settings, self.folder(name), shared=shared, **further
         )
-    with contextlib.closing(self.runner.outcomes(jobs, self.workdir, self.stop)) as outcomes:
+    with contextlib.closing(self.runner(jobs, self.workdir, self.stop)) as outcomes:
       for name, outcome in outcomes:
         result = attempt(self.board, name, outcome)
         if isinstance(result, str):

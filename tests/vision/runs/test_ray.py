@@ -167,7 +167,7 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
     'fault': lambda stop: stop.nothing,
     'lost': known_here_alone,
   }
-  outcomes = dict(runner.outcomes(jobs, '.', never))
+  outcomes = dict(runner(jobs, '.', never))
   assert (outcomes['good'](), outcomes['held']()) == (2, 3)
   with pytest.raises(UserError, match=r'^there is too little of it$'):
     outcomes['bad']()
@@ -175,7 +175,7 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
     outcomes['fault']()
   with pytest.raises(UserError, match=r'^lost was lost on the Ray .*No module named .*; run the '):
     outcomes['lost']()
-  [(_, elsewhere)] = runner.outcomes({'good': jobs['good']}, str(tmp_path / 'not_shared'), never)
+  [(_, elsewhere)] = runner({'good': jobs['good']}, str(tmp_path / 'not_shared'), never)
   with pytest.raises(UserError, match=r'not_shared does not exist on .*; all nodes must share it'):
     elsewhere()
   with pytest.raises(

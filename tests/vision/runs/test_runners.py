@@ -13,7 +13,7 @@ from glora_jax.vision.runs.workdir import Stopped
 def test_this_process_does_jobs_in_order_each_when_its_outcome_is_asked_for():
   done = []
   jobs = {name: lambda stop, name=name: done.append(name) or 1 / (name != 'a') for name in 'cab'}
-  for name, outcome in runners.ThisProcess().outcomes(jobs, 'runs', never):
+  for name, outcome in runners.in_this_process(jobs, 'runs', never):
     assert name not in done
     with pytest.raises(ZeroDivisionError) if name == 'a' else contextlib.nullcontext():
       outcome()
@@ -23,7 +23,7 @@ def test_this_process_does_jobs_in_order_each_when_its_outcome_is_asked_for():
 def test_a_stop_comes_between_jobs_and_reaches_the_one_that_runs():
   asked = []
   jobs = {'first': lambda stop: asked.append(1) or stop(), 'second': lambda stop: None}
-  outcomes = runners.ThisProcess().outcomes(jobs, 'runs/x', lambda: bool(asked))
+  outcomes = runners.in_this_process(jobs, 'runs/x', lambda: bool(asked))
   assert next(outcomes)[1]() is True
   with pytest.raises(Stopped, match=r'Stopped before second\. Everything is saved in runs/x'):
     next(outcomes)

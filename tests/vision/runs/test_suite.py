@@ -23,7 +23,7 @@ from glora_jax.vision.reports.table import Board, Cell
 from glora_jax.vision.runs import cells, experiment, suite
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.context import make_context, never
-from glora_jax.vision.runs.runners import THIS_PROCESS
+from glora_jax.vision.runs.runners import in_this_process
 from glora_jax.vision.runs.workdir import Stopped
 
 
@@ -296,7 +296,7 @@ def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_ha
     found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
     results[name] = {'result': 'search', 'structures': {'search': found}}
   board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
-  chosen = suite._Phases(board, 'runs', THIS_PROCESS, never).choose_rates(trials)
+  chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates(trials)
   [run] = cells.runs_of(settings, chosen).values()
   assert run.settings.training.learning_rate == 4e-3
   assert run.settings.finetuning.learning_rate == 2e-3

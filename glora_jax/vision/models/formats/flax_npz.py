@@ -13,8 +13,6 @@ from glora_jax.vision.models.formats.format import (
   Reading,
   Rule,
   Shapes,
-  depth,
-  patch_side,
   positions,
   same,
 )
@@ -52,6 +50,8 @@ class FlaxNpz(Format):
   name = 'flax_npz'
   signature = _ENCODER
   patch_kernel = 'embedding/kernel'
+  output_axis = -1
+  patch_axes = (0, 1)
   config_fields = frozenset({'norm_eps', 'activation'})  # heads are an axis of the tensors
   interpolation = 'linear_corners'
   tolerates_strangers = True
@@ -74,33 +74,15 @@ class FlaxNpz(Format):
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; the number of heads is an axis of the query."""
-    patches = shapes[self.patch_kernel]
     scanned = any(name.startswith(f'{_ENCODER}/') for name in shapes)
     block = _ENCODER if scanned else f'{_ENCODER}_0'
     classic = f'{block}/{_NUMBERED_TOGETHER[0]}/query/kernel' in shapes
     position = next((name for name in _POSITIONS if name in shapes), None)
     format = FlaxNpz(scanned, classic, position)
-    attention, _, mlp = (path.format(0) for path in format.modules)
-    query = shapes[f'{attention}/query/kernel']
-    class_token = 'cls' in shapes
-    if scanned:
-      blocks = shapes[f'{_ENCODER}/LayerNorm_0/scale'][0]
-    else:
-      blocks = depth(shapes, rf'{_ENCODER}_(\d+)/')
-    fields = {
-      'width': patches[3],
-      'patch_size': patch_side(patches[0], patches[1]),
-      'num_heads': query[-2],
-      'depth': blocks,
-      'mlp_dim': shapes[f'{mlp}/Dense_0/kernel'][-1],
-      'class_token': class_token,
-      'pool': 'token' if class_token else 'gap',
-      'pre_logits': shapes['pre_logits/kernel'][1] if 'pre_logits/kernel' in shapes else None,
-      'num_classes': shapes['head/kernel'][1] if 'head/kernel' in shapes else 0,
-      'norm_eps': 1e-6,
-      'activation': 'gelu_tanh',
-    }
-    return Reading(fields, format, shapes[position][1] if position else None)
+    reading = Format.read_shape(format, shapes)
+    query = shapes[f'{format.modules[0].format(0)}/query/kernel']
+    reading.fields.update(num_heads=query[-2], activation='gelu_tanh')
+    return reading
 
   def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; heads are an axis of the attention's kernels."""

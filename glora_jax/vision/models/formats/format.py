@@ -67,6 +67,8 @@ class Format(abc.ABC):
     signature: pattern of names that only this format has.
     unprefixed: pattern of names that do not take the prefix.
     unused: pattern of tensors that the model has no use for, and that are kept for writing.
+    output_axis: axis of the outputs in a kernel.
+    patch_axes: axes of height and width in the patch embedding's kernel.
     config_fields: fields of the ViT that tensors leave open, and `config.json` may tell.
     interpolation: how the code base resizes position embeddings, see `resize.resize_pos_embed`.
     tolerates_strangers: whether a file may hold tensors beside the model, as a training state does.
@@ -79,6 +81,8 @@ class Format(abc.ABC):
   patch_kernel: ClassVar[str]
   unprefixed: ClassVar[str] = NO_NAME
   unused: ClassVar[str] = NO_NAME
+  output_axis: ClassVar[int] = 0
+  patch_axes: ClassVar[tuple[int, int]] = (2, 3)
   config_fields: ClassVar[frozenset[str]] = frozenset({'num_heads', 'norm_eps', 'activation'})
   interpolation: ClassVar[Interpolation] = 'bicubic_antialias'
   tolerates_strangers: ClassVar[bool] = False
@@ -89,7 +93,6 @@ class Format(abc.ABC):
     """What the files of the format differ in, by name."""
     return {}
 
-  @abc.abstractmethod
   def read_shape(self, shapes: Shapes) -> Reading:
     """Reads the model's shape off the shapes of a file's tensors.
 
@@ -98,8 +101,38 @@ class Format(abc.ABC):
 
     Raises:
       KeyError: a tensor that tells the shape is missing.
+      IndexError: it has too few axes.
       ValueError: the model is one that the ViT cannot be.
     """
+    rules = self.rules(ViT(0), class_pos=True)
+    names = {rule.ours: rule.theirs[0] for rule in rules if rule.theirs}
+
+    def is_there(ours: str) -> bool:
+      return ours in names and names[ours].format(0) in shapes
+
+    def outputs(ours: str) -> int:
+      return shapes[names[ours].format(0)][self.output_axis]
+
+    height, side = (shapes[names['embed/kernel']][axis] for axis in self.patch_axes)
+    if height != side:
+      raise ValueError(f'the patches are {height} x {side}; only square ones are supported.')
+    width, class_token = outputs('embed/kernel'), is_there('cls')
+    fields = {
+      'width': width,
+      'patch_size': side,
+      'num_heads': HEADS.get(width),
+      'depth': _depth(shapes, names['blocks/norm1/scale']),
+      'mlp_dim': outputs('blocks/mlp/fc1/kernel'),
+      'class_token': class_token,
+      'pool': 'token' if class_token else 'gap',
+      'pre_norm': is_there('pre_norm/scale'),
+      'layer_scale': 1.0 if is_there('blocks/scale1/gamma') else None,
+      'pre_logits': outputs('pre_logits/kernel') if is_there('pre_logits/kernel') else None,
+      'num_classes': outputs('head/kernel') if is_there('head/kernel') else 0,
+      'norm_eps': 1e-6,
+      'activation': 'gelu',
+    }
+    return Reading(fields, self, shapes[names['pos_embed']][1] if 'pos_embed' in names else None)
 
   @abc.abstractmethod
   def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
@@ -368,24 +401,16 @@ def positions(theirs: str, *, lacks_class_position: bool = False) -> Rule:
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
-def depth(shapes: Shapes, pattern: str) -> int:
-  """Number of blocks; the pattern's first group is the number of a block."""
-  matches = (re.match(pattern, name) for name in shapes)
+def _depth(shapes: Shapes, name: str) -> int:
+  """Number of blocks, by the name of a tensor that each has, or in which they are stacked."""
+  before, number, _ = name.partition('{}')
+  if not number:
+    return shapes[name][0]
+  matches = (re.match(rf'{re.escape(before)}(\d+)', name) for name in shapes)
   last = max((int(match.group(1)) for match in matches if match), default=-1)
   if last >= len(shapes):
     raise ValueError(f'block {last} is named, but there are only {len(shapes)} tensors.')
   return last + 1
-
-
-def patch_side(height: int, width: int) -> int:
-  """The side of a patch.
-
-  Raises:
-    ValueError: patches are not square.
-  """
-  if height != width:
-    raise ValueError(f'the patches are {height} x {width}; only square ones are supported.')
-  return height
 
 
 def fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:

@@ -7,7 +7,6 @@ those of the modules in transformers 5, which a saved `state_dict()` and PEFT's 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,15 +17,12 @@ from glora_jax.vision.data.image import CROP
 from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.models.checkpoint import Arrays
 from glora_jax.vision.models.formats.format import (
-  HEADS,
   Origin,
   Reading,
   Rule,
   Shapes,
   TorchFormat,
-  depth,
   fold_layer_scale,
-  patch_side,
   positions,
   same,
   torch_conv,
@@ -87,29 +83,16 @@ class HuggingFace(TorchFormat):
     return [f'{self.path}.{module}' for module in self.modules]
 
   def read_shape(self, shapes: Shapes) -> Reading:
-    """As `Format.read_shape`; the layers of every file are the same."""
-    patches = shapes[self.patch_kernel]
-    num_classes = shapes['classifier.weight'][0] if 'classifier.weight' in shapes else 0
-    pre_logits = None
-    # A classifier reads the class token itself; only a model without one gives what its pooler
-    # makes of it.
-    if 'pooler.dense.weight' in shapes and not num_classes:
-      pre_logits = shapes['pooler.dense.weight'][0]
-    norm1, *_, fc1, _ = self.block
-    fields = {
-      'width': patches[0],
-      'patch_size': patch_side(patches[2], patches[3]),
-      'num_heads': HEADS.get(patches[0]),
-      'depth': depth(shapes, re.escape(norm1).replace(r'\{\}', r'(\d+)')),
-      'mlp_dim': shapes[f'{fc1}.weight'.format(0)][0],
-      'layer_scale': 1.0 if self.is_dinov2 else None,
-      'pool': 'token+gap' if self.is_dinov2 and num_classes else 'token',
-      'pre_logits': pre_logits,
-      'num_classes': num_classes,
-      'norm_eps': 1e-6 if self.is_dinov2 else 1e-12,
-      'activation': 'gelu',
-    }
-    return Reading(fields, self, tokens=shapes['embeddings.position_embeddings'][1])
+    """As `Format.read_shape`; there is always a class token."""
+    reading = super().read_shape(shapes)
+    fields = reading.fields
+    has_wide_head = self.is_dinov2 and fields['num_classes']
+    fields.update(class_token=True, pool='token+gap' if has_wide_head else 'token')
+    if not self.is_dinov2:
+      fields['norm_eps'] = 1e-12
+    if fields['num_classes']:  # which read the class token itself, not what a pooler makes of it
+      fields['pre_logits'] = None
+    return reading
 
   def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are layers of their own."""

@@ -12,16 +12,13 @@ from glora_jax.vision.data.image import CROP
 from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.models.checkpoint import Arrays
 from glora_jax.vision.models.formats.format import (
-  HEADS,
   Format,
   Origin,
   Reading,
   Rule,
   Shapes,
   TorchFormat,
-  depth,
   fold_class_position,
-  patch_side,
   positions,
   same,
   torch_conv,
@@ -77,32 +74,15 @@ class Timm(TorchFormat):
   config_fields = Format.config_fields | {'pool'}
 
   def read_shape(self, shapes: Shapes) -> Reading:
-    """As `Format.read_shape`; the parts that a model has are told by their tensors."""
+    """As `Format.read_shape`; average-pooled models normalize after pooling."""
     if 2 * shapes['blocks.0.mlp.fc2.weight'][1] == shapes['blocks.0.mlp.fc1.weight'][0]:
       raise ValueError('its MLPs use SwiGLU; only plain MLPs are supported.')
-    patches = shapes[self.patch_kernel]
-    width = patches[0]
-    class_token = 'cls_token' in shapes
-    norm_after_pool = 'fc_norm.weight' in shapes
-    pre_norm = 'norm_pre.weight' in shapes
-    has_pre_logits = 'pre_logits.fc.weight' in shapes  # timm's until 2022
-    fields = {
-      'width': width,
-      'patch_size': patch_side(patches[2], patches[3]),
-      'depth': depth(shapes, r'blocks\.(\d+)\.'),
-      'mlp_dim': shapes['blocks.0.mlp.fc1.weight'][0],
-      'num_heads': HEADS.get(width),
-      'class_token': class_token,
-      'norm_after_pool': norm_after_pool,
-      'pool': 'token' if class_token and not norm_after_pool else 'gap',
-      'pre_norm': pre_norm,
-      'layer_scale': 1.0 if 'blocks.0.ls1.gamma' in shapes else None,
-      'pre_logits': shapes['pre_logits.fc.weight'][0] if has_pre_logits else None,
-      'num_classes': shapes['head.weight'][0] if 'head.weight' in shapes else 0,
-      'norm_eps': CLIP_NORM_EPS if pre_norm else NORM_EPS,
-      'activation': 'gelu',
-    }
-    return Reading(fields, self, tokens=shapes['pos_embed'][1])
+    reading = super().read_shape(shapes)
+    if 'fc_norm.weight' in shapes:
+      reading.fields.update(norm_after_pool=True, pool='gap')
+    if reading.fields['pre_norm']:
+      reading.fields['norm_eps'] = CLIP_NORM_EPS
+    return reading
 
   def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are one layer, as they are here."""
@@ -120,7 +100,7 @@ class Timm(TorchFormat):
       *torch_linear('blocks/mlp/fc2', 'blocks.{}.mlp.fc2'),
       same('blocks/scale2/gamma', 'blocks.{}.ls2.gamma'),
       *torch_norm('norm', 'fc_norm' if model.norm_after_pool else 'norm'),
-      *torch_linear('pre_logits', 'pre_logits.fc'),
+      *torch_linear('pre_logits', 'pre_logits.fc'),  # timm's until 2022
       *torch_linear('head', 'head'),
     ]
 
