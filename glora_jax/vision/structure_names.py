@@ -1,8 +1,9 @@
-"""Names of structures in a run: in its config, in its tables, and as names of folders."""
+"""Names of structures in a run: in its config, in its tables, of its folders and its stages."""
 
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Mapping
 
 from glora_jax.checks import shown
 from glora_jax.method.presets import RANKED, mask_of_place, parse_preset_name
@@ -72,3 +73,30 @@ def file_name(name: str) -> str:
     ('lora:2@qkv', 'lora@blocks%2F3')
   """
   return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
+
+
+def stage_title(stage: str, labels: Mapping[str, str]) -> str:
+  """The title of a stage.
+
+  Args:
+    stage: its name, 'supernet' or 'training/lora' for instance.
+    labels: those of the structures, by name.
+
+  Example:
+    >>> stage_title('training/lora', {'lora': 'lora:4'}), stage_title('head', {})
+    ('lora:4', 'head alone')
+  """
+  structure = structure_of(stage)
+  if stage == 'finetune':
+    return labels.get(structure, 'finetuning')
+  return labels.get(structure) or structure or {'head': 'head alone'}.get(stage, stage)
+
+
+def structure_of(stage: str) -> str:
+  """The name of the structure that a stage trains; empty for other stages.
+
+  Example:
+    >>> structure_of('training/lora@blocks%2F3'), structure_of('finetune'), structure_of('head')
+    ('lora@blocks/3', 'search', '')
+  """
+  return 'search' if stage == 'finetune' else urllib.parse.unquote(stage.partition('/')[2])

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
 from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
-from glora_jax.vision.reports.pivots import Method, Pivot, is_mean, mean
-from glora_jax.vision.reports.table import tell_other_images
-from glora_jax.vision.reports.text import Table, sentence_case
+from glora_jax.vision.reports.page import Table, code, sentence_case
+from glora_jax.vision.reports.table import Method, Pivot, is_mean, mean, tell_other_images
+from glora_jax.vision.structure_names import GRADIENT, SEARCH, SUPERNET, TRANSFER
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results
 _SHAPES = ('dot', 'star', 'diamond', 'ring')  # the first ones are drawn above the others
+_THE = {  # in a sentence
+  'linear': 'the linear probe',
+  SEARCH: 'the searched structure',
+  GRADIENT: "the gradient's structure",
+  TRANSFER: 'the transferred structure',
+}
+_CHANCE = 0.05  # larger p-values may be chance
 
 
 def blocks_of(pivot: Pivot) -> list[Any]:
@@ -28,7 +37,7 @@ def blocks_of(pivot: Pivot) -> list[Any]:
 
 def tell_best(pivot: Pivot) -> str:
   """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
-  board, methods = pivot
+  board, methods = pivot.board, pivot.methods
   title = methods and pivot.headline
   if not title:
     return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
@@ -46,6 +55,86 @@ def tell_best(pivot: Pivot) -> str:
     return f'{name}: {accuracy} test accuracy, {title}{published}.'
   runs = '' if number.complete else f' ({number.done} of {number.total} runs)'
   return f'{name}: {accuracy} {title} accuracy{runs} with {best.parameters} trained parameters.'
+
+
+def mcnemar(result_only: int, other_only: int) -> float:
+  """The p-value of McNemar's exact test of two classifiers on the same images.
+
+  Args:
+    result_only: number of images that only the first classified correctly.
+    other_only: number of images that only the second did.
+
+  Example:
+    >>> mcnemar(5, 0), mcnemar(3, 3), mcnemar(0, 0)
+    (0.0625, 1.0, 1.0)
+  """
+  number = result_only + other_only
+  return float(stats.binomtest(result_only, number).pvalue) if number else 1.0
+
+
+def tell_verdict(result: Mapping[str, Any]) -> str:
+  """The result's accuracy, against the linear probe and the best other structure.
+
+  Example:
+    >>> linear = {'label': 'linear probe', 'params': 0, 'test_accuracy': 0.5}
+    >>> linear['against_result'] = {'result_only': 40, 'other_only': 0}
+    >>> lora = {'label': 'lora:2', 'params': 9, 'test_accuracy': 0.9}
+    >>> data = {'images': {'test': 100}}
+    >>> structures = {'linear': linear, 'lora': lora}
+    >>> tell_verdict({'result': 'lora', 'structures': structures, 'data': data})
+    'lora:2 classifies 90.0% of 100 test images correctly with 9 trained parameters, 40.0 points \
+more than the linear probe.'
+  """
+  structures, chosen = result['structures'], result['structures'][result['result']]
+  split = 'test' if 'test_accuracy' in chosen else 'val'
+  others = {
+    name: other for name, other in structures.items() if other is not chosen and split == 'test'
+  }
+  rivals = [name for name in others if name not in ('linear', SUPERNET)]
+  best = max(rivals, key=lambda name: others[name]['test_accuracy'], default='')
+  against = [_against(chosen, others[name], name) for name in others if name in ('linear', best)]
+  images = (
+    f'{result["data"]["images"][split]:,} {"test" if split == "test" else "validation"} images'
+  )
+  told = (
+    f'{sentence_case(_THE.get(result["result"], chosen["label"]))} classifies '
+    f'{100 * chosen[f"{split}_accuracy"]:.1f}% of {images} correctly with {chosen["params"]:,} '
+    'trained parameters'
+  )
+  return f'{", ".join(filter(None, [told, " and ".join(against)]))}.'
+
+
+def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
+  """The result against another structure, and whether the difference may be chance."""
+  points = round(100 * (chosen['test_accuracy'] - other['test_accuracy']), 1)
+  called = _THE.get(name, other['label'])
+  if not points:
+    return f'as many as {called}'
+  more = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {called}'
+  chance = mcnemar(**other['against_result'])
+  doubt = f" (may be chance: McNemar's exact test, p = {chance:.2g})"
+  return more if chance < _CHANCE else more + doubt
+
+
+def tell_result(result: Mapping[str, Any]) -> str:
+  """Why this structure is the result; empty if it is the only one."""
+  structures, budget = result['structures'], result['budget']
+  chosen = structures[result['result']]
+  if len(structures) == 1:
+    return ''
+  within = [
+    structure
+    for name, structure in structures.items()
+    if name != SUPERNET and (budget is None or structure['params'] <= budget)
+  ]
+  accuracies = [structure['val_accuracy'] for structure in within]
+  why = Markup('was chosen by {}').format(code('report.result'))
+  if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
+    why = f'is the {"searched structure" if SEARCH in structures else "requested structure"}'
+  elif chosen in within and None not in accuracies and chosen['val_accuracy'] == max(accuracies):
+    limit = '' if budget is None else ' within the budget'
+    why = f'is the trained structure with the best validation accuracy{limit}'
+  return Markup('The result {}: {}.').format(why, code(chosen['label']))
 
 
 def tell_gains(pivot: Pivot) -> list[str]:
@@ -149,7 +238,7 @@ def tell_columns(pivot: Pivot) -> str:
 
 def table_of(pivot: Pivot) -> Table:
   """The accuracies: of one task a row for each structure, of several a column for each method."""
-  board, methods = pivot
+  board, methods = pivot.board, pivot.methods
   caption, titles = 'Accuracy in percent', methods[0].cells
   if board.by_task:
     sizes = [method.parameters for method in methods]

@@ -8,31 +8,62 @@ from typing import Any, TypedDict
 import numpy as np
 
 from glora_jax.method.genomes import count_params
+from glora_jax.method.space import Spec
+from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import read_lines
-from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.findings import Findings
-from glora_jax.vision.reports.page import SERIES, Pair
-from glora_jax.vision.reports.text import group_by, stage_title, structure_of
+from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis, steps, thin
+from glora_jax.vision.reports.page import SERIES, Pair, group_by
+from glora_jax.vision.structure_names import SEARCH, stage_title, structure_of
 
 _FEW = 60  # points of a curve, at most, that have tooltips
 
 
-def search_blocks(findings: Findings) -> list[Any]:
-  """Charts of a search, and how its front grew; empty without a search."""
-  archive, volumes = findings.archive, findings.result['hypervolume']
+def search_blocks(
+  result: Mapping[str, Any],
+  spec: Spec,
+  archive: Archive | None,
+  presets: Mapping[str, Mapping[str, float]],
+) -> list[Any]:
+  """Charts of a search, and how its front grew; empty without a search.
+
+  Args:
+    result: content of `result.json`.
+    spec: the layers that the search chose forms for.
+    archive: the search's; None without a search.
+    presets: parameters and accuracy of each preset with the supernet's weights, by name.
+  """
   if archive is None:
     return []
-  split, number = findings.searched_images
-  accuracy, generation = 100 * archive.correct / number, archive.generation
+  split, number = searched_images(result)
+  accuracy, volumes = 100 * archive.correct / number, result['hypervolume']
+  progress = _progress_chart(archive.generation, accuracy, f'{number:,} {split} images')
+  searched = np.array(result['structures'][SEARCH]['genome'])
+  is_chosen = (archive.genomes == searched).all(axis=(1, 2))
+  params, error = count_params(spec, archive.genomes), 100 - accuracy
+  cloud = _cloud_chart(params, error, is_chosen, presets, result['budget'])
+  grown = f"""
+    Structures are scored with the supernet's weights. The hypervolume of the front (the share of
+    all pairs of error and parameters that some structure matches or beats) grew from
+    {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last.
+  """
+  return [Pair([progress, cloud]), grown]
+
+
+def searched_images(result: Mapping[str, Any]) -> tuple[str, int]:
+  """The split that a search scored structures on, and its number of images."""
+  split = 'test' if result['protocol'] == 'paper' else 'val'
+  return split, result['data']['images'][split]
+
+
+def _progress_chart(generation: np.ndarray, accuracy: np.ndarray, images: str) -> Chart:
   generations = np.unique(generation)
   best = [(each, accuracy[generation <= each].max()) for each in generations]
-  last = max(1, int(generation.max(initial=0)))
-  progress = Chart(
+  return Chart(
     'Accuracy of the structures by generation',
-    Axis('generation', [*range(0, last + -(-last // 7), -(-last // 7))]),
-    axis(f'accuracy in % on {number:,} {split} images', accuracy, most=100),
+    axis('generation', [0, *generations], whole=True),
+    axis(f'accuracy in % on {images}', accuracy, most=100),
     [
       Line('a structure', 'teal', thin(generation, accuracy), 'dots'),
       Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
@@ -40,37 +71,34 @@ def search_blocks(findings: Findings) -> list[Any]:
     ],
     [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
   )
-  grown = f"""
-    Structures are scored with the supernet's weights. The hypervolume of the front (the share of
-    all pairs of error and parameters that some structure matches or beats) grew from
-    {volumes[0]:.3f} after the first generation to {volumes[-1]:.3f} after the last.
-  """
-  return [Pair([progress, _cloud_chart(findings, archive.genomes, 100 - accuracy)]), grown]
 
 
-def _cloud_chart(findings: Findings, genomes: np.ndarray, error: np.ndarray) -> Chart:
-  params = count_params(findings.spec, genomes)
-  budget, searched = findings.result['budget'], findings.result['structures']['search']['genome']
+def _cloud_chart(
+  params: np.ndarray,
+  error: np.ndarray,
+  is_chosen: np.ndarray,
+  presets: Mapping[str, Mapping[str, float]],
+  budget: float | None,
+) -> Chart:
   front = [_mark('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
-  presets = [
+  given = [
     _mark(f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
-    for name, found in findings.presets.items()
+    for name, found in presets.items()
   ]
   chosen = [
-    _mark('chosen: ', params[at], error[at], 'red', 'star')
-    for at in np.flatnonzero((genomes == np.array(searched)).all(axis=(1, 2)))
+    _mark('chosen: ', params[at], error[at], 'red', 'star') for at in np.flatnonzero(is_chosen)
   ]
   limit = [] if budget is None else [budget]
-  legend = [('presets', 'purple', 'diamond')] if presets else []
+  legend = [('presets', 'purple', 'diamond')] if given else []
   return Chart(
     "Error against parameters, with the supernet's weights",
-    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
-    axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
+    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in given)]),
+    axis('error in %', [*error, *(mark.at[1] for mark in given)], most=100),
     [
       Line('scored', 'grey', thin(params, error), 'dots'),
       Line('Pareto front', 'teal', steps([mark.at for mark in front])),
     ],
-    [*front, *presets, *chosen],
+    [*front, *given, *chosen],
     [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
     [*legend, ('chosen', 'red', 'star')],
   )

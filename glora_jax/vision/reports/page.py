@@ -1,6 +1,7 @@
 """Pages: self-contained HTML files of a head and sections, with nothing to download or run.
 
-A section has sentences, tables, charts and other blocks with a macro in `templates/parts.html`. The
+A section has sentences, tables, charts and other blocks with a macro in `templates/parts.html`;
+below are those that are not charts, and how sentences and tables write names and numbers. The
 templates escape everything, since names of classes, files and tasks come from strangers, and the
 page's policy forbids downloads and scripts.
 """
@@ -14,16 +15,16 @@ import html
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from glora_jax.files import atomic
 from glora_jax.vision.reports.charts import Chart
-from glora_jax.vision.reports.text import Table
 
 NAME = 'report.html'
 # On light and on dark paper. The four accents can be told apart with protanopia and deuteranopia,
@@ -99,10 +100,44 @@ class Facts(NamedTuple):
   facts: Sequence[tuple[str, str]]
 
 
-class Details(NamedTuple):
-  """A table that is shown on request."""
+class Table(NamedTuple):
+  """A table of a page and of the terminal.
 
-  table: Table
+  Attributes:
+    caption: what it shows.
+    titles: the heading of every column.
+    rows: the cells of every row, as many as there are titles.
+    text_columns: how many columns are text, the first ones; the others are numbers.
+    strong: numbers of the rows that stand out.
+    is_folded: whether a page shows it on request.
+  """
+
+  caption: str
+  titles: Sequence[str]
+  rows: Sequence[Sequence[object]]
+  text_columns: int = 1
+  strong: Collection[int] = ()
+  is_folded: bool = False
+
+  def __str__(self) -> str:
+    """Markdown, without a line break at the end.
+
+    Example:
+      >>> rows = [('LoRA', 96.2), ('BitFit', 93.5)]
+      >>> print(Table('', ('method', 'accuracy'), rows, strong=[0]))
+      | method | accuracy |
+      |---|---:|
+      | **LoRA** | **96.2** |
+      | BitFit | 93.5 |
+    """
+    numbers = len(self.titles) - self.text_columns
+    lines = [self.titles, *self.rows]
+    texts = [[' '.join(str(cell).split()).replace('|', r'\|') for cell in line] for line in lines]
+    for row in self.strong:
+      texts[row + 1] = [text and f'**{text}**' for text in texts[row + 1]]
+    lines = [f'| {" | ".join(cells)} |' for cells in texts]
+    lines.insert(1, f'|{"---|" * self.text_columns}{"---:|" * numbers}')
+    return '\n'.join(lines)
 
 
 class Pair(NamedTuple):
@@ -219,3 +254,59 @@ def png(pixels: np.ndarray) -> str:
   buffer = io.BytesIO()
   Image.fromarray(np.asarray(pixels)).save(buffer, 'PNG', optimize=True)
   return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def paragraph(*sentences: Any) -> Markup:
+  """Sentences joined to a paragraph, escaped unless they are markup; false ones are left out.
+
+  Example:
+    >>> paragraph('A < B.', '', code('folded/'))
+    Markup('A &lt; B. <code>folded/</code>')
+  """
+  return Markup(' ').join(Markup(' ').join(filter(None, sentences)).split())
+
+
+def code(text: str) -> Markup:
+  """The name of a file or a field as code."""
+  return Markup('<code>{}</code>').format(text)
+
+
+def sentence_case(text: str) -> str:
+  """Text with a capital first letter, except a preset with its rank, 'lora:2'."""
+  return text if ':' in text else text[:1].upper() + text[1:]
+
+
+def duration(seconds: float) -> str:
+  """A readable time.
+
+  Example:
+    >>> duration(7.25), duration(59.97), duration(98), duration(7500)
+    ('7.2 s', '1 min 0 s', '1 min 38 s', '2 h 5 min')
+  """
+  if round(seconds, 1) < 60:
+    return f'{seconds:.1f} s'
+  minutes, rest = divmod(round(seconds), 60)
+  return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
+
+
+def percent(share: float | None) -> str:
+  """An accuracy in percent; None stands for images that were trained on.
+
+  Example:
+    >>> percent(0.875), percent(None)
+    ('87.5', 'trained on')
+  """
+  return 'trained on' if share is None else f'{100 * share:.1f}'
+
+
+def group_by(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+  """Items by a key, in order.
+
+  Example:
+    >>> group_by(['ape', 'bee', 'ant'], lambda word: word[0])
+    {'a': ['ape', 'ant'], 'b': ['bee']}
+  """
+  found: dict[Any, list[Any]] = {}
+  for item in items:
+    found.setdefault(key(item), []).append(item)
+  return found

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from glora_jax.compiling import MEMORY
+from glora_jax.compiling import Compilation
+from glora_jax.method.space import Spec
+from glora_jax.search.allocation import Allocation
+from glora_jax.search.archive import Archive
 from glora_jax.vision.data import catalog
-from glora_jax.vision.reports import accuracy, curves, errors, page, structure, table, verdict
-from glora_jax.vision.reports.charts import Bars
-from glora_jax.vision.reports.findings import Findings
-from glora_jax.vision.reports.page import Code, Details, Facts, Heading, Items, Section
-from glora_jax.vision.reports.pivots import Pivot, pivot_of
-from glora_jax.vision.reports.table import Board, Row, board_of_run, place_of, rows_of
-from glora_jax.vision.reports.text import (
-  PAPER_LABEL,
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.reports import accuracy, curves, errors, making, page, structure, table
+from glora_jax.vision.reports.page import (
+  Code,
+  Heading,
+  Items,
+  Section,
   Table,
   code,
   duration,
   group_by,
-  paragraph,
   percent,
   sentence_case,
-  stage_title,
-  weights_name,
 )
-from glora_jax.vision.reports.use import snippets
+from glora_jax.vision.reports.table import (
+  PAPER_LABEL,
+  Board,
+  Pivot,
+  Row,
+  board_of_run,
+  pivot_of,
+  place_of,
+)
 from glora_jax.vision.structure_names import FINETUNING, FOUND, GENOME_ENDING
 
 _EQUATION = [
@@ -42,41 +49,68 @@ training.learning_rate), bounded gradients (training.max_grad_norm=1) or more ep
 (training.epochs) in a new workdir.
 """
 _MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
-_RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
 _LONG = 20  # rows of a table that is folded
 
 
-def write_run(workdir: str, findings: Findings) -> None:
+def write_run(
+  workdir: str,
+  result: Mapping[str, Any],
+  task: Task,
+  spec: Spec,
+  *,
+  outcome: errors.Outcome | None,
+  archive: Archive | None,
+  fitness: str,
+  presets: Mapping[str, Mapping[str, float]],
+  allocation: Allocation | None,
+  backbone: Mapping[str, Any],
+  keeps_best: bool,
+  programs: Mapping[str, Mapping[str, Compilation]],
+) -> None:
   """Writes `report.html` and `table.csv` into the workdir of a run.
 
   Args:
     workdir: its folder.
-    findings: the result, and how it was found.
+    result: content of `result.json`, and how it was made (`provenance`).
+    task: the task.
+    spec: the layers that a search chose forms for; without a search those of the result.
+    outcome: the result's answers on the test images; None if they were not read.
+    archive: the search's; None without a search.
+    fitness: what the search maximized, 'accuracy' or 'loss'.
+    presets: parameters and accuracy of each preset with the supernet's weights, by name.
+    allocation: the allocation; None without one.
+    backbone: arguments of `weights.load` and `weights.refit` that load the base again.
+    keeps_best: whether the weights are those of the best epoch on the validation images.
+    programs: what was compiled, by stage and name.
   """
-  result = findings.result
   board = board_of_run(result)
   pivot = pivot_of(board)
-  table.write(workdir, rows_of(board))
+  table.write(workdir, pivot.rows)
   has_gradient = result.get('allocation', {}).get('epochs')
   allocated = f'Allocation from {"one gradient" if has_gradient else "other tasks"}'
+  compiled = making.table_of_programs(result, programs)
+  made = [
+    making.tell_run(result, spec, fitness),
+    making.tell_protocol(result, keeps_best=keeps_best),
+  ]
   page.write(
     workdir,
     what='a run',
-    heading=findings.task.name,
-    verdict=[verdict.tell_verdict(result), verdict.tell_result(result)],
+    heading=task.name,
+    verdict=[accuracy.tell_verdict(result), accuracy.tell_result(result)],
     warnings=warnings(board),
     figures=figures(pivot),
     sections=[
       Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
       Section('structure', 'Structure', structures(pivot)),
-      Section('allocation', allocated, structure.blocks_of(findings.allocation, result)),
-      Section('search', 'Search', curves.search_blocks(findings)),
+      Section('allocation', allocated, structure.blocks_of(allocation, result)),
+      Section('search', 'Search', curves.search_blocks(result, spec, archive, presets)),
       Section('training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)),
-      Section('errors', 'Errors', errors.blocks_of(findings.task.classes, findings.outcome)),
-      Section('cost', 'Cost', [*cost(pivot), table_of_programs(findings), _MEMORY]),
-      Section('run', 'What was run', [verdict.tell_run(findings), verdict.tell_protocol(findings)]),
-      Section('reproduce', 'Reproduce it', reproduce(board)),
-      Section('use', 'Use it', snippets(workdir, findings)),
+      Section('errors', 'Errors', errors.blocks_of(task.classes, outcome)),
+      Section('cost', 'Cost', [*making.cost(pivot), compiled, _MEMORY]),
+      Section('run', 'What was run', made),
+      Section('reproduce', 'Reproduce it', making.reproduce(board)),
+      Section('use', 'Use it', making.snippets(workdir, result, task, backbone)),
     ],
   )
 
@@ -89,7 +123,7 @@ def write_board(board: Board, workdir: str) -> None:
     workdir: its folder, which has that of every run.
   """
   pivot = pivot_of(board)
-  table.write(workdir, rows_of(board))
+  table.write(workdir, pivot.rows)
   family = catalog.FAMILIES.get(board.family)
   page.write(
     workdir,
@@ -100,11 +134,11 @@ def write_board(board: Board, workdir: str) -> None:
     sections=[
       Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
       Section('runs', 'Runs', runs(board, workdir)),
-      Section('rates', 'Learning rates', rates(board)),
+      Section('rates', 'Learning rates', rates(pivot)),
       Section('structure', 'Structures', structures(pivot)),
-      Section('cost', 'Cost', cost(pivot)),
+      Section('cost', 'Cost', making.cost(pivot)),
       Section('sources', 'Published accuracies', sources(pivot)),
-      Section('reproduce', 'Reproduce it', reproduce(board)),
+      Section('reproduce', 'Reproduce it', making.reproduce(board)),
     ],
   )
 
@@ -203,7 +237,9 @@ def runs(board: Board, workdir: str) -> list[Any]:
       found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
-  blocks: list[Any] = [_fold(Table(f'All {len(rows)} runs', titles, rows, text_columns=3))]
+  blocks: list[Any] = [
+    Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > _LONG)
+  ]
   told = 'Everything tested is in {}, written before the test images were read.'
   blocks.append(Markup(told).format(code('test_list.json')))
   if board.missing:
@@ -215,14 +251,10 @@ def runs(board: Board, workdir: str) -> list[Any]:
   return blocks
 
 
-def _fold(table: Table) -> Any:
-  """A table, on request if it is long."""
-  return Details(table) if len(table.rows) > _LONG else table
-
-
-def rates(board: Board) -> list[Any]:
+def rates(pivot: Pivot) -> list[Any]:
   """Validation accuracy by learning rate, for every structure of every task that tried some."""
-  tried = [row for row in rows_of(board) if row.role == 'rate']
+  board = pivot.board
+  tried = [row for row in pivot.rows if row.role == 'rate']
   if not tried:
     return []
   columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
@@ -240,57 +272,8 @@ def rates(board: Board) -> list[Any]:
     validation accuracy, in bold; of equal ones, at that with the lowest validation loss.
   """
   titles = ('structure', *(f'{rate:g}' for rate in columns))
-  return [told, _fold(Table('Validation accuracy in percent by learning rate', titles, rows))]
-
-
-def cost(pivot: Pivot) -> list[Any]:
-  """The time of all runs by stage or by task, and of one run of each structure of a grid."""
-  board, methods = pivot
-  if not board.results:
-    return []
-  every = _bars(
-    (board.cells[name].task if board.by_task else stage_title(stage, {}), seconds)
-    for name, result in board.finished.items()
-    for stage, seconds in result['seconds'].items()
-  )
-  if not (board.is_grid and methods):
-    return [every]
-  one = [(method.label, method.mean('seconds', '.0f')) for method in methods]
-  return [
-    Heading('One run of each structure'),
-    _bars([(label, seconds.value) for label, seconds in one if seconds.done], 'purple'),
-    Heading('All runs'),
-    every,
-    'What several runs share counts in each of them.',
-  ]
-
-
-def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
-  """A bar for the time of everything, in order; times of one name are added up."""
-  by_name = group_by(seconds, lambda each: each[0]).items()
-  sums = [(name, sum(value for _, value in same)) for name, same in by_name]
-  return Bars([(name, value, duration(value)) for name, value in sums], color)
-
-
-def table_of_programs(findings: Findings) -> Table:
-  """What each stage compiled: the seconds that this took, and the memory of each device."""
-  labels = {name: tested['label'] for name, tested in findings.result['structures'].items()}
-  rows = [
-    (stage_title(stage, labels), name, duration(found['seconds']), *_mebibytes(found['memory']))
-    for stage, programs in findings.programs.items()
-    for name, found in programs.items()
-  ]
-  return Table(
-    'Compiled programs, and their memory on each device by the compiler',
-    ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
-    rows,
-    text_columns=2,
-  )
-
-
-def _mebibytes(memory: Mapping[str, int]) -> list[str]:
-  sizes = [memory.get(kind) for kind in MEMORY]
-  return ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
+  caption = 'Validation accuracy in percent by learning rate'
+  return [told, Table(caption, titles, rows, is_folded=len(rows) > _LONG)]
 
 
 def sources(pivot: Pivot) -> list[Any]:
@@ -302,36 +285,3 @@ def sources(pivot: Pivot) -> list[Any]:
   published = table.read_published()
   seen = f'Seen in {"; ".join(published["seen_in"])}.'
   return [Items(list(papers)), seen, *published['notes'].get(pivot.board.family, ())]
-
-
-def reproduce(board: Board) -> list[Any]:
-  """What the results were made from, and with which commands."""
-  facts, processes = [], []
-  for name, result in board.finished.items():
-    processes += [each for each in result.get('provenance', ()) if each not in processes]
-    if name not in board.tested:
-      continue
-    data, rates = result['data'], [each['rate'] for each in result['structures'].values()]
-    counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
-    facts += [
-      ('Seed', str(result['seed'])),
-      *(('Learning rate', f'{rate:g}') for rate in rates),
-      ('Weights', weights_name(result)),
-      ('Input', f'{_RESIZED[data["resize"]]}, normalized as {result["normalization"]}'),
-      (
-        result['task'] if board.by_task else 'Images',
-        paragraph(f'{data["origin"]}: {counts}.', *data['notes']),
-      ),
-    ]
-  terms = [
-    (term, Markup(', ').join(dict.fromkeys(value for _, value in same)))
-    for term, same in group_by(facts, lambda fact: fact[0]).items()
-  ]
-  blocks: list[Any] = [Facts(terms)]
-  for made in processes:
-    versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items())
-    blocks += [
-      made['command'] and Code(made['command']),
-      Facts([('Device', made['device']), ('Versions', versions)]),
-    ]
-  return blocks

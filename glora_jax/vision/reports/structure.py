@@ -13,8 +13,7 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.page import Details
-from glora_jax.vision.reports.text import Table, code, group_by, paragraph, sentence_case
+from glora_jax.vision.reports.page import Table, code, group_by, paragraph, sentence_case
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
@@ -148,7 +147,7 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
     sum(layer.params for layer in drawn),
     headings if len(set(headings)) == len(kinds) else kinds,
     [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()],
-    Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS)),
+    Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS), is_folded=True),
   )
 
 
@@ -173,7 +172,7 @@ def blocks_of(allocation: Allocation | None, result: Mapping[str, Any]) -> list[
   if allocation is None:
     return []
   table = scores_table(list(allocation.units()))
-  return [tell_choice(allocation, result), score_chart(allocation), Details(table)]
+  return [tell_choice(allocation, result), score_chart(allocation), table]
 
 
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
@@ -244,7 +243,8 @@ def scores_table(units: Sequence[Unit]) -> Table:
     for layer, same in group_by(units, lambda unit: unit.layer).items()
   ]
   caption = 'Score by layer and form in percent; chosen units in bold, LoRAs with their rank'
-  return Table(caption, ('layer', *(FORMS[form] for form in forms)), rows)
+  titles = ('layer', *(FORMS[form] for form in forms))
+  return Table(caption, titles, rows, is_folded=True)
 
 
 def _score(units: Sequence[Unit], total: float) -> str:

@@ -21,7 +21,7 @@ from glora_jax.checks import check_path
 from glora_jax.errors import UserError
 from glora_jax.vision.files import write_json
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
-from glora_jax.vision.reports import report
+from glora_jax.vision.reports import page, report
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.config import check_config
@@ -192,8 +192,8 @@ def _check_folded(context: Context) -> None:
 
 def summary(result: dict[str, Any], workdir: str) -> str:
   """The text that the command line prints at the end."""
-  last = [f'Page: {workdir}/report.html']
-  left = ['report.html']  # the purpose of a run
+  last = [f'Page: {page.path(workdir)}']
+  left = [page.NAME]  # the purpose of a run
   if 'test_accuracy' in result['structures'][result['result']]:
     last.append(f'Folded model: {workdir}/folded')
     left.append(f'folded/{MODEL_FILE}')

@@ -34,9 +34,9 @@ from glora_jax.files import first_line, read_json
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import write_json
-from glora_jax.vision.reports import report
+from glora_jax.vision.reports import page, report
+from glora_jax.vision.reports.page import group_by
 from glora_jax.vision.reports.table import Board
-from glora_jax.vision.reports.text import group_by
 from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of, trials_of
 from glora_jax.vision.runs.config import check_config
@@ -100,7 +100,7 @@ def run(
     phases.write()
     if not board.waiting:
       raise UserError(
-        f'None of the {len(runs)} runs of {settings.task} can start; {workdir}/report.html says '
+        f'None of the {len(runs)} runs of {settings.task} can start; {page.path(workdir)} says '
         'what each of them needs.'
       )
     if meshes.primary():

@@ -1,6 +1,8 @@
 """Pages of made-up results, and a parser of them."""
 
+import dataclasses
 import types
+from typing import Any
 
 import html_pages
 import numpy as np
@@ -9,7 +11,6 @@ from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
-from glora_jax.vision.reports.findings import Findings
 from glora_jax.vision.reports.structure import describe
 from glora_jax.vision.reports.table import Board, Cell
 
@@ -52,6 +53,23 @@ PROGRAMS = {
   'supernet': {'training steps': {'seconds': 61.4, 'memory': MEMORY}},
   'training/lora': {'scoring': {'seconds': 0.25, 'memory': {}}},  # the backend does not know
 }
+
+
+@dataclasses.dataclass
+class Findings:
+  """What `report.write_run` is given of a run, but for its folder."""
+
+  result: dict
+  task: Any
+  spec: Any
+  outcome: Any
+  archive: Any
+  presets: dict
+  allocation: Any
+  backbone: dict
+  programs: dict
+  fitness: str = 'accuracy'
+  keeps_best: bool = False
 
 
 def pixels(indices):
@@ -115,7 +133,7 @@ METRICS = """\
 def write_run(folder, findings):
   """Writes the page of a run, and gives its elements."""
   (folder / 'metrics.jsonl').write_text(METRICS)
-  report.write_run(str(folder), findings)
+  report.write_run(str(folder), **vars(findings))
   return html_pages.read(folder)
 
 

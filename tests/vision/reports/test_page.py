@@ -9,7 +9,7 @@ import pages
 import pytest
 
 from glora_jax import main
-from glora_jax.vision.reports import page, text
+from glora_jax.vision.reports import page, table
 
 
 def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
@@ -71,8 +71,7 @@ def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, a
   findings.outcome.classes[:] = findings.outcome.labels
   structures = {'gradient': findings.result['structures']['search']}
   result = {**findings.result, 'structures': structures, 'result': 'gradient'}
-  fields = {**vars(findings), 'result': result, 'archive': None}
-  root = pages.write_run(tmp_path, type(findings)(**fields))
+  root = pages.write_run(tmp_path, dataclasses.replace(findings, result=result, archive=None))
   assert 'All 40 test images are classified correctly' in root.text
   assert not root.all('img')
   assert not [table for table in root.all('table') if table.attributes.get('class') == 'confusion']
@@ -99,7 +98,7 @@ def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allo
   [shown] = frame.all('iframe')
   root = html_pages.parse(shown.attributes['srcdoc'] + '</body></html>')
   assert [heading.words() for heading in root.all('h2')] == ['Errors', 'Accuracy']
-  assert text.PAPER_LABEL in root.words()
+  assert table.PAPER_LABEL in root.words()
   with pytest.raises(ValueError, match="no section 'error'; it has accuracy"):
     page.show(str(tmp_path), 'error')
 
@@ -111,3 +110,18 @@ def test_the_page_is_opened_where_that_is_asked(monkeypatch, tmp_path, capsys):
   main.open_page(str(path))
   assert opened == [path.as_uri()]
   assert f'open {path} by hand' in capsys.readouterr().err
+
+
+def test_columns_of_text_are_on_the_left_and_names_stay_in_their_cells():
+  table = page.Table('', ('task', 'state', 'params'), [(' a|b\n c', 'done', 7)], 2)
+  assert str(table).splitlines() == [
+    '| task | state | params |',
+    '|---|---|---:|',
+    r'| a\|b c | done | 7 |',
+  ]
+
+
+def test_an_empty_cell_of_a_row_that_stands_out_is_empty():
+  assert str(page.Table('', ('task', 'mean'), [('dtd', '')], strong=[0])).endswith(
+    '\n| **dtd** |  |'
+  )

@@ -24,7 +24,7 @@ from glora_jax.vision.data import image, normalization, pipeline
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
-from glora_jax.vision.reports import text
+from glora_jax.vision.reports import table
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
@@ -348,8 +348,8 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   assert all(structure['val_accuracy'] is None for structure in structures.values())
   assert not (tmp_path / 'finetune').exists()
   assert not result['finetuned']
-  assert text.PAPER_LABEL in html_pages.read(tmp_path).text
-  assert text.PAPER_LABEL in experiment.summary(result, str(tmp_path))
+  assert table.PAPER_LABEL in html_pages.read(tmp_path).text
+  assert table.PAPER_LABEL in experiment.summary(result, str(tmp_path))
   assert not np.any(structures['search']['genome'])
 
 

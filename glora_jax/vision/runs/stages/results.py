@@ -34,7 +34,6 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
-from glora_jax.vision.reports.findings import Findings
 from glora_jax.vision.reports.structure import describe
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
@@ -324,11 +323,12 @@ def write_results(
         functools.partial(context.pixels, 'test'),
         functools.partial(_file, context.task.open('test')),
       )
-    findings = Findings(
+    report.write_run(
+      context.workdir,
       {**result, 'provenance': read_processes(context.workdir)},
       context.task,
       candidates.get(SEARCH, candidate).adapted.spec,
-      outcome,
+      outcome=outcome,
       archive=archive,
       fitness=config.search.fitness,
       presets=inherited,
@@ -337,7 +337,6 @@ def write_results(
       keeps_best=config.training.keep == 'best',
       programs={name: mark['programs'] for name, mark in context.before.items()},
     )
-    report.write_run(context.workdir, findings)
   return result
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from glora_jax.vision.data.catalog import FAMILIES, expand
 from glora_jax.vision.data.tasks import vtab
-from glora_jax.vision.reports import accuracy, report, table, text
-from glora_jax.vision.reports.pivots import mean, pivot_of
-from glora_jax.vision.reports.table import Board, Cell
+from glora_jax.vision.reports import accuracy, report, table
+from glora_jax.vision.reports.page import group_by
+from glora_jax.vision.reports.table import Board, Cell, mean, pivot_of
 
 VTAB = {task.name: task.group for task in vtab.TASKS}
 
@@ -35,7 +35,7 @@ def test_published_means_of_groups_are_those_of_the_accuracies_but_for_three():
   away = {}
   for row in table.read_published()['rows']['vtab']:
     if row['values']:
-      groups = text.group_by(VTAB, lambda name: VTAB[name]).values()
+      groups = group_by(VTAB, lambda name: VTAB[name]).values()
       computed = statistics.mean(
         statistics.mean(row['values'][name] for name in names) for names in groups
       )
@@ -55,7 +55,7 @@ def test_tasks_and_published_rows_of_a_family_have_exactly_its_lines(family, lin
   assert len(names) == lines
   first = expand(f'{family}/all')[0]
   rows = [row for row in table.rows_of(make_board({first: 70.0}, f'{family}/all')) if row.source]
-  for (method, _), same in text.group_by(rows, lambda row: (row.label, row.parameters)).items():
+  for (method, _), same in group_by(rows, lambda row: (row.label, row.parameters)).items():
     found = {table.place_of(row.task, row.split).line for row in same if row.task}
     assert found in (names, set()), method
 
@@ -127,7 +127,7 @@ def test_a_suite_of_which_tasks_are_missing_says_so(make_board, tmp_path):
 
 def test_the_papers_protocol_stands_in_text_headings_and_csv(make_board, tmp_path):
   page = pages.write_board(tmp_path, make_board({'vtab/dtd': 70.0}, protocol='paper'))
-  assert text.PAPER_LABEL in page.words()
+  assert table.PAPER_LABEL in page.words()
   assert "ours (PROTOCOL 'paper'), searched (" in ' '.join(page.rows()[0])
 
 

@@ -3,13 +3,11 @@
 Pages of whole runs are in tests/vision/runs.
 """
 
-import dataclasses
-
 import numpy as np
 import pages
 import pytest
 
-from glora_jax.vision.reports import errors, report, use, verdict
+from glora_jax.vision.reports import accuracy, errors, making, report
 from glora_jax.vision.reports.errors import Outcome
 
 
@@ -18,10 +16,10 @@ def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is
   result = pages.make_findings(allocation).result
   for name in ('linear', 'lora', 'gradient'):
     result['structures'][name] |= pages.structure(0, 0.5, paired)
-  assert verdict.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
+  assert accuracy.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
   for each in result['structures'].values():
     each['test_accuracy'] = 0.9
-  assert ', as many as the linear probe and as many as ' in verdict.tell_verdict(result)
+  assert ', as many as the linear probe and as many as ' in accuracy.tell_verdict(result)
 
 
 def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
@@ -36,8 +34,8 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
     ({'structures': better, 'budget': None}, 'report.result'),
     ({'structures': unmeasured}, 'is the searched structure:'),
   ):
-    assert sentence in verdict.tell_result({**result, **fields})
-  assert not verdict.tell_result({**result, 'structures': {'search': structures['search']}})
+    assert sentence in accuracy.tell_result({**result, **fields})
+  assert not accuracy.tell_result({**result, 'structures': {'search': structures['search']}})
 
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
@@ -68,45 +66,48 @@ def test_the_table_has_a_column_for_every_further_test_set(allocation):
 
 
 def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocation):
-  lines = str(report.table_of_programs(pages.make_findings(allocation))).splitlines()
+  found = pages.make_findings(allocation)
+  lines = str(making.table_of_programs(found.result, found.programs)).splitlines()
   assert lines[2:] == [
     '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
     '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',
   ]
 
 
+def without_search(result):
+  """A result of a run that did not search."""
+  return {**result, 'evaluations': None}
+
+
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
 def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
-  findings = dataclasses.replace(pages.make_findings(allocation), archive=None)
-  findings.result['structure'] = structure
+  result = without_search(pages.make_findings(allocation).result) | {'structure': structure}
   is_known = structure != 'runs/x/genome.json'
   for keeps_best in (False, True):
-    text = verdict.tell_protocol(dataclasses.replace(findings, keeps_best=keeps_best))
+    text = making.tell_protocol(result, keeps_best=keeps_best)
     assert ('does not say how it was chosen' in text) != is_known
     assert ('validation images chose the epochs' in text) == keeps_best
 
 
 def test_nothing_was_frozen_in_full_finetuning(allocation):
-  findings = dataclasses.replace(pages.make_findings(allocation), archive=None)
-  assert 'was frozen' in verdict.tell_run(findings)
-  findings.result['result'] = 'finetuning'
-  findings.result['structures'] = {'finetuning': pages.structure(9, 0.5) | {'genome': []}}
-  assert 'frozen' not in verdict.tell_run(findings)
+  result = without_search(pages.make_findings(allocation).result)
+  assert 'was frozen' in making.tell_run(result, allocation.spec, 'accuracy')
+  result['result'] = 'finetuning'
+  result['structures'] = {'finetuning': pages.structure(9, 0.5) | {'genome': []}}
+  assert 'frozen' not in making.tell_run(result, allocation.spec, 'accuracy')
 
 
 def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
-  findings = pages.make_findings(allocation)
-  findings.result['train_on'] = 'train+val'
-  text = verdict.tell_protocol(findings)
+  result = pages.make_findings(allocation).result | {'train_on': 'train+val'}
+  text = making.tell_protocol(result, keeps_best=False)
   assert 'in a supernet trained on the training images alone' in ' '.join(text.split())
   assert 'for all epochs' not in text  # a searched structure is finetuned, for fewer
 
 
 def test_the_adapters_base_is_fetched_with_its_checksum(allocation):
-  findings = pages.make_findings(allocation)
-  findings.result['weights'] = 'https://example.org/vit.npz'
-  backbone = {'sha256': 64 * 'a', 'image_size': 8}
-  code = use.adapter_code('run', dataclasses.replace(findings, backbone=backbone))
+  weights = {'weights': 'https://example.org/vit.npz'}
+  result = pages.make_findings(allocation).result | weights
+  code = making.adapter_code('run', result, 3, {'sha256': 64 * 'a', 'image_size': 8})
   assert f"fetch.fetch('https://example.org/vit.npz', sha256='{64 * 'a'}')" in code
   assert 'weights.refit(*loaded, num_classes=3, image_size=8)' in code
   assert "# normalized as 'unit'" in code

@@ -1,0 +1,249 @@
+"""How results were made: which images chose what, times, programs, and commands to use them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from glora_jax.compiling import MEMORY, Compilation
+from glora_jax.method.genomes import count_params
+from glora_jax.method.space import Spec
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.models.weights import EMBEDDED
+from glora_jax.vision.reports.charts import Bars
+from glora_jax.vision.reports.curves import searched_images
+from glora_jax.vision.reports.page import (
+  Code,
+  Facts,
+  Heading,
+  Table,
+  code,
+  duration,
+  group_by,
+  paragraph,
+)
+from glora_jax.vision.reports.table import Board, Pivot
+from glora_jax.vision.structure_names import FINETUNING, GENOME_ENDING, TRANSFER, stage_title
+
+_RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
+
+
+def tell_run(result: Mapping[str, Any], spec: Spec, fitness: str) -> str:
+  """How a run went: what was adapted, searched and folded.
+
+  Args:
+    result: content of `result.json`.
+    spec: the layers that a search chose forms for.
+    fitness: what a search maximized, 'accuracy' or 'loss'.
+  """
+  layers = len(result['structures'][result['result']]['genome'])
+  made = f'A pretrained ViT was frozen, and adapters were added to {layers} linear layers.'
+  if result['result'] == FINETUNING:
+    made = 'All weights of a pretrained ViT were trained, without an adapter.'
+  searched, kept = '', 'No test image was read, and no model was kept.'
+  if result['evaluations'] is not None:
+    split, number = searched_images(result)
+    budget, largest = result['budget'], count_params(spec, spec.num_codes - 1)
+    searched = f"""
+      A supernet of all their forms was trained (its largest structure has {largest:,} parameters),
+      and the search scored {result['evaluations']:,} structures
+      {'' if budget is None else f'of at most {budget:,} parameters'} on {number:,} {split} images
+      by {fitness}.
+    """
+  if 'fold_max_abs_diff' in result:
+    kept = Markup("""
+      {} has the result as a plain ViT of the same size, without an adapter (largest difference of
+      a logit: {}).
+    """).format(code('folded/'), f'{result["fold_max_abs_diff"]:.1e}')
+  numbers = Markup('{} has all numbers of this page.').format(code('result.json'))
+  return paragraph(made, searched, kept, numbers)
+
+
+def tell_protocol(result: Mapping[str, Any], *, keeps_best: bool) -> str:
+  """Which images were used for what; empty if the page begins with that.
+
+  Args:
+    result: content of `result.json`.
+    keeps_best: whether the weights are those of the best epoch on the validation images.
+  """
+  if result['protocol'] == 'paper':
+    return ''
+  images, chosen, tested = 'the training images alone', '', ''
+  if result['evaluations'] is not None:
+    chosen = """
+      The validation images chose the searched structure, in a supernet trained on the training
+      images alone.
+    """
+  elif result['structure'] == TRANSFER or str(result['structure']).endswith(GENOME_ENDING):
+    chosen = """
+      The structure comes from a file that does not say how it was chosen; if that was on these
+      validation or test images, their accuracies are too high.
+    """
+  if result['train_on'] != 'train':
+    images = 'training and validation images together; only test images measure it'
+  elif keeps_best:
+    chosen = f'{chosen} The validation images chose the epochs to keep.'
+  if 'test' in result['data']['images']:
+    tested = Markup('Everything tested is in {}, written before the test images were read.').format(
+      code('test_list.json')
+    )
+  return paragraph(chosen, f'Every structure was trained on {images}.', tested)
+
+
+def cost(pivot: Pivot) -> list[Any]:
+  """The time of all runs by stage or by task, and of one run of each structure of a grid."""
+  board = pivot.board
+  if not board.results:
+    return []
+  every = _bars(
+    (board.cells[name].task if board.by_task else stage_title(stage, {}), seconds)
+    for name, result in board.finished.items()
+    for stage, seconds in result['seconds'].items()
+  )
+  if not (board.is_grid and pivot.methods):
+    return [every]
+  one = [(method.label, method.mean('seconds', '.0f')) for method in pivot.methods]
+  return [
+    Heading('One run of each structure'),
+    _bars([(label, seconds.value) for label, seconds in one if seconds.done], 'purple'),
+    Heading('All runs'),
+    every,
+    'What several runs share counts in each of them.',
+  ]
+
+
+def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
+  """A bar for the time of everything, in order; times of one name are added up."""
+  sums: dict[str, float] = {}
+  for name, value in seconds:
+    sums[name] = sums.get(name, 0.0) + value
+  return Bars([(name, value, duration(value)) for name, value in sums.items()], color)
+
+
+def table_of_programs(
+  result: Mapping[str, Any], compiled: Mapping[str, Mapping[str, Compilation]]
+) -> Table:
+  """What each stage compiled: the seconds that this took, and the memory of each device.
+
+  Args:
+    result: content of `result.json`.
+    compiled: what was compiled, by stage and name.
+  """
+  labels = {name: found['label'] for name, found in result['structures'].items()}
+  rows = []
+  for stage, programs in compiled.items():
+    for name, found in programs.items():
+      sizes = [found['memory'].get(kind) for kind in MEMORY]
+      shown = ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
+      rows.append((stage_title(stage, labels), name, duration(found['seconds']), *shown))
+  return Table(
+    'Compiled programs, and their memory on each device by the compiler',
+    ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
+    rows,
+    text_columns=2,
+  )
+
+
+def reproduce(board: Board) -> list[Any]:
+  """What the results were made from, and with which commands."""
+  facts: list[tuple[str, str]] = []
+  processes = []
+  for name, result in board.finished.items():
+    processes += [each for each in result.get('provenance', ()) if each not in processes]
+    if name not in board.tested:
+      continue
+    data, revision = result['data'], result.get('weights_revision')
+    counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
+    facts += [
+      ('Seed', str(result['seed'])),
+      *(('Learning rate', f'{found["rate"]:g}') for found in result['structures'].values()),
+      ('Weights', code(result['weights']) + (f' (commit {revision[:12]})' if revision else '')),
+      ('Input', f'{_RESIZED[data["resize"]]}, normalized as {result["normalization"]}'),
+      (
+        result['task'] if board.by_task else 'Images',
+        paragraph(f'{data["origin"]}: {counts}.', *data['notes']),
+      ),
+    ]
+  terms = [
+    (term, Markup(', ').join(dict.fromkeys(value for _, value in same)))
+    for term, same in group_by(facts, lambda fact: fact[0]).items()
+  ]
+  blocks: list[Any] = [Facts(terms)]
+  for made in processes:
+    versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items())
+    blocks += [
+      made['command'] and Code(made['command']),
+      Facts([('Device', made['device']), ('Versions', versions)]),
+    ]
+  return blocks
+
+
+def snippets(
+  workdir: str, result: Mapping[str, Any], task: Task, backbone: Mapping[str, Any]
+) -> list[Any]:
+  """Commands and code that predict, load the model in timm, and apply an adapter.
+
+  Args:
+    workdir: folder of the run.
+    result: content of `result.json`; of a run without a test there is nothing to use.
+    task: the task.
+    backbone: arguments of `weights.load` and `weights.refit` that load the base again.
+  """
+  if 'fold_max_abs_diff' not in result:
+    return []
+  folded, converted = os.path.join(workdir, 'folded'), os.path.join(workdir, 'timm')
+  blocks = [
+    Heading('Predict'),
+    Code(f'python -m glora_jax.predict --model {shlex.quote(folded)} photo.jpg'),
+    Code(f"""\
+from glora_jax.vision.models.classifier import Classifier
+
+classifier = Classifier({folded!r})
+for path, probabilities in classifier(['photo.jpg']):
+  print(path, classifier.classes[probabilities.argmax()], probabilities.max())"""),
+    Heading('Load in timm'),
+    Code(f"""\
+python -m glora_jax.convert {shlex.quote(folded)} {shlex.quote(converted)} --format timm"""),
+    Code(f"""\
+import timm
+
+model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""),
+  ]
+  if result['result'] != FINETUNING:
+    code_of_adapter = adapter_code(workdir, result, len(task.classes), backbone)
+    blocks += [Heading('Apply the adapter'), Code(code_of_adapter)]
+  return blocks
+
+
+def adapter_code(
+  workdir: str, result: Mapping[str, Any], num_classes: int, backbone: Mapping[str, Any]
+) -> str:
+  """Code that applies the adapter to the base that it was trained on; see `snippets`."""
+  name, revision = result['weights'], result.get('weights_revision')
+  base = repr(f'{name.partition("@")[0]}@{revision}' if revision else name)
+  if name == EMBEDDED:
+    base = 'weights.EMBEDDED_FILE'
+  given = {'num_classes': num_classes, **backbone}
+
+  def arguments(*names: str) -> str:
+    return ''.join(f', {name}={given[name]!r}' for name in names if name in given)
+
+  fitted, size = arguments('num_classes', 'patch_size', 'image_size'), given['image_size']
+  return f"""\
+import jax.numpy as jnp
+
+import glora_jax
+from glora_jax.vision.models import fetch, weights
+
+base = fetch.fetch({base}{arguments('sha256')})
+loaded = weights.load(base{arguments('num_heads', 'activation')})
+model, params, metadata = weights.refit(*loaded{fitted})
+images = jnp.zeros((1, {size}, {size}, 3))  # normalized as '{result['normalization']}'
+path = {os.path.join(workdir, 'adapter.safetensors')!r}
+adapted = glora_jax.adapt(model, images, structure=path)
+adapted, variables = glora_jax.load_adapter(path, adapted, params)
+logits = adapted.apply(variables, images)"""
