@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import pkgutil
 import re
 import subprocess
 import sys
@@ -49,6 +50,9 @@ def test_the_library_imports_itself_and_its_requirements_alone(path):
   names = [*imports(path)]
   assert {name.partition('.')[0] for name in names} <= required | sys.stdlib_module_names
   assert not [name for name in names if name.startswith(APPLICATION)]
+  if path.name not in OPTIONAL:
+    for name in names:  # in functions, too: `.ci/run` does this with the library alone installed
+      pkgutil.resolve_name(name)
 
 
 def run(code):
