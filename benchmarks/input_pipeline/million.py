@@ -12,7 +12,6 @@ import tensorflow_datasets as tfds
 from benchmarks.input_pipeline.photographs import cuts, resident_memory, watched
 from glora_jax.training.batches import batch_indices
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.opening import open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.data.tfds import TfdsExamples, prepare, read
 
@@ -96,4 +95,4 @@ def check(examples: TfdsExamples) -> None:
   """Opens every image once, as a run that streams them does before its first stage."""
   names = tuple(map(str, range(CLASSES)))
   task = Task('million', names, {'train': examples}, 'a benchmark')
-  open_images(task, SIDE, ())
+  pipeline.open_images(pipeline.Images(task, SIDE))

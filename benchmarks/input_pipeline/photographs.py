@@ -12,9 +12,9 @@ from PIL import Image
 
 from benchmarks.machinery.measuring import in_turn
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.image import decode, resize
-from glora_jax.vision.data.pipeline import blocks
+from glora_jax.vision.data.pipeline import Split, blocks
+from glora_jax.vision.data.task import Files
 
 SIZE = 224
 HEIGHT, WIDTH = 375, 500
@@ -61,7 +61,9 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
   with concurrent.futures.ProcessPoolExecutor(cores) as pool:
     ways = {
       'pillow': lambda: list(pool.map(read_with_pillow, parts)),
-      'ours': lambda: collections.deque(blocks(None, stream, BATCH), maxlen=0),
+      'ours': lambda: collections.deque(
+        blocks(None, Split(stream, stream.labels), BATCH), maxlen=0
+      ),
     }
     times = in_turn(ways, repeats)
   ours, pillow = (len(files.paths) / times.median(name) for name in ('ours', 'pillow'))

@@ -9,7 +9,7 @@ import tiny_runs
 from PIL import Image
 from trees import randomized
 
-from glora_jax.vision.data.examples import ImageFile
+from glora_jax.vision.data import image
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs import experiment
@@ -64,11 +64,11 @@ def finished_run(run_config, tmp_path_factory):
 @pytest.fixture
 def read(monkeypatch):
   """The images that are read, by the last two parts of their paths."""
-  paths, image = [], ImageFile.image
+  paths, decode = [], image.decode
 
-  def note(self, **draft):
-    paths.append('/'.join(self.path.split('/')[-2:]))
-    return image(self, **draft)
+  def note(path, **draft):
+    paths.append('/'.join(path.split('/')[-2:]))
+    return decode(path, **draft)
 
-  monkeypatch.setattr(ImageFile, 'image', note)
+  monkeypatch.setattr(image, 'decode', note)
   return paths

@@ -56,7 +56,7 @@ class Job:
     return TinyContext(
       settings=check_config(changed(default_config(), **values)),
       workdir=str(self.folder),
-      task=None,
+      images=None,
       adapted=None,
       variables={},
       metadata={},

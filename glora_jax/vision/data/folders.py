@@ -7,10 +7,9 @@ import os
 from collections.abc import Sequence
 
 from glora_jax.checks import listed, printable
-from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image
 from glora_jax.vision.data.splits import NAMES, own_task
-from glora_jax.vision.data.task import Task, require_printable
+from glora_jax.vision.data.task import Files, Task, require_printable
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,9 @@ from typing import NamedTuple, NoReturn
 
 from glora_jax.checks import listed, printable, shown
 from glora_jax.files import open_regular
-from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.image import is_image
 from glora_jax.vision.data.splits import NAMES, own_task
-from glora_jax.vision.data.task import Task, require_printable
+from glora_jax.vision.data.task import Files, Task, require_printable
 
 _NAMED_AT_MOST = 3  # missing files that a sentence names
 _MOST_BYTES = 2**30  # of a label file

@@ -1,17 +1,19 @@
-"""From examples to arrays: small splits decoded once and kept as uint8, large ones streamed.
+"""The images of a task as arrays: small splits decoded once and kept as uint8, large ones streamed.
 
-Both give the same pixels for the same indices, so training does not depend on which is used.
+Both give the same pixels for the same indices, so training does not depend on which is used. Before
+anything is computed, `open_images` reads every image once. All decoding is done by grain.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,11 +23,13 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
-from glora_jax.checks import printable
+from glora_jax.checks import listed, printable
 from glora_jax.files import writing
 from glora_jax.training import batches
-from glora_jax.vision.data.examples import Example, Examples
+from glora_jax.vision.data import record
 from glora_jax.vision.data.image import CROP, ResizeRule, resize
+from glora_jax.vision.data.record import Row
+from glora_jax.vision.data.task import Example, Examples, Part, Task, require_measurable
 from glora_jax.vision.files import Array, read_if_whole, write_arrays
 
 log = logging.getLogger(__name__)
@@ -38,18 +42,6 @@ _THREADS = 2 * (os.cpu_count() or 1)  # that decode
 _BATCHES_AHEAD = 4  # of a stream that are held ready
 _NAMED_IN_ERROR = 3  # broken images that an error names
 _NAMED_IN_WARNING = 10
-
-
-class Split(NamedTuple):
-  """The images of a split with their labels.
-
-  Attributes:
-    images: uint8 [n, size, size, 3]; a `Stream` of those that are not held in memory.
-    labels: int32 [n].
-  """
-
-  images: Any
-  labels: Any
 
 
 class UnreadableImages(OSError):
@@ -77,6 +69,219 @@ class UnreadableImages(OSError):
   def __reduce__(self):
     # Or a process that decodes could not hand it over.
     return UnreadableImages, (self.messages, self.total)
+
+
+class Split(NamedTuple):
+  """The images of a split with their labels.
+
+  Attributes:
+    images: uint8 [n, size, size, 3]; a `Stream` of those that are not held in memory.
+    labels: int32 [n].
+  """
+
+  images: Any
+  labels: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+  """The images of a task at the size of a model.
+
+  Attributes:
+    task: the task; from `open_images` on without the images that cannot be decoded.
+    image_size: side of the square that images are resized to.
+    rule: see `image.resize`.
+    workers: see `Stream`.
+    resident: the splits that are kept on the devices; all others are streamed.
+    identities: a text for each split that changes when its images do, wherever they are.
+  """
+
+  task: Task
+  image_size: int
+  _: dataclasses.KW_ONLY
+  rule: ResizeRule = 'squash'
+  workers: int = 0
+  resident: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+  identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def split(self, name: str) -> Split:
+    """A split, or several joined with '+'."""
+    if name in self.resident:
+      return self.resident[name]
+    stream = Stream(self.task.open(name), self.image_size, rule=self.rule, workers=self.workers)
+    return Split(stream, stream.labels)
+
+  def pixels(self, name: str, indices: np.ndarray) -> np.ndarray:
+    """The images of a split at indices [image], uint8 [image, size, size, 3].
+
+    One process may call it alone: resident images are whole on every device.
+    """
+    images = self.split(name).images
+    if isinstance(images, Stream):
+      return next(images.batches(np.asarray(indices)[None])).images
+    return np.asarray(images.addressable_data(0)[np.asarray(indices)])
+
+
+def choose_resident(images: Images, trained_on: Sequence[str], room: int) -> list[str]:
+  """The splits that stay on the devices: as many as fit together, those with training images first.
+
+  Args:
+    images: the images.
+    trained_on: the splits that are trained on, perhaps joined with '+'.
+    room: bytes of a device.
+  """
+  resident = []
+  for split in dict.fromkeys((*trained_on, *images.task.splits)):
+    size = len(images.task.open(split).labels) * images.image_size**2 * 3
+    if size <= room:
+      resident.append(split)
+      room -= size
+  return resident
+
+
+def open_images(
+  images: Images,
+  resident: Collection[str] = (),
+  *,
+  skip_broken: bool = False,
+  cache: str | None = None,
+  folder: str | None = None,
+  is_tested: bool = False,
+  mesh: Mesh | None = None,
+) -> Images:
+  """Reads every image of a task once, and keeps the splits that stay in memory.
+
+  The digest of every file says whether it is that of an earlier start, and where the cache has it.
+  Resident images are decoded. Streamed ones are only opened, which is faster, and not at all if an
+  earlier start has opened them.
+
+  Args:
+    images: the images.
+    resident: the splits that stay on the devices, perhaps joined with '+'.
+    skip_broken: leave out, with a warning, images that cannot be decoded.
+    cache: folder in which decoded splits are kept, by their images, size and rule; None keeps none.
+    folder: where the record of all images is; None for none.
+    is_tested: whether the images were tested on, so that they must be those of the record.
+    mesh: the devices; None for one.
+
+  Returns:
+    The images that can be decoded. Warnings name the others, images that have changed, and files
+    that two splits share.
+
+  Raises:
+    UnreadableImages: there are images that cannot be decoded, or in a split no others.
+    ValueError: the images that are left lack a class of train, or cannot measure anything; or
+      images have changed after a test.
+  """
+  task = images.task
+  splits = {split: task.open(split) for split in task.splits}
+  in_memory = {part for split in resident for part in split.split('+')}
+  # Streamed images are opened by one process, and the others read its record.
+  is_streamed = not splits.keys() <= in_memory
+  with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
+    old = record.read(folder)
+    rows = _describe(task, splits, old)
+    _compare(task.name, old, _all(rows), is_tested)
+    was_opened = {row.content for row in old if not row.left_out}
+    decoded, faults = {}, {}
+    for split, examples in splits.items():
+      if split in in_memory:
+        path = cache and _path_in(cache, rows[split], images)
+        decoded[split], faults[split] = decode(
+          examples, images.image_size, images.rule, split, path=path
+        )
+      else:
+        faults[split] = _look_at(examples, [row.content in was_opened for row in rows[split]])
+    for split, indices in choose_readable(splits, faults, skip_broken).items():
+      if any(faults[split]):
+        pairs = zip(rows[split], faults[split], strict=True)
+        rows[split] = [row._replace(left_out=bool(fault)) for row, fault in pairs]
+        splits[split] = Part(splits[split], indices)
+        if split in decoded:
+          decoded[split] = decoded[split][indices]
+    _require_enough(task, splits)
+    everything = _all(rows)
+    if everything != old:
+      record.warn_of_copies(task.name, everything)
+      if folder is not None and meshes.primary():
+        record.write(folder, everything)
+  if number := sum(row.left_out for row in everything):
+    note = f'{number} of {len(everything)} images cannot be decoded and are left out.'
+    task = dataclasses.replace(task, notes=(*task.notes, note))
+  task = dataclasses.replace(task, splits=splits)
+  held = {split: _hold(decoded, task, split, mesh) for split in resident}
+  identities = {split: record.identify(of_split) for split, of_split in rows.items()}
+  return dataclasses.replace(images, task=task, resident=held, identities=identities)
+
+
+def differences(task: Task, folder: str) -> str:
+  """How the images of a task differ from those that a run recorded in its workdir, in words.
+
+  Nothing is written. Empty if they are the same, or nothing is recorded.
+  """
+  old = record.read(folder)
+  splits = {split: task.open(split) for split in task.splits}
+  return record.compare(old, _all(_describe(task, splits, old)))
+
+
+def _describe(
+  task: Task, splits: Mapping[str, Examples], old: Sequence[Row]
+) -> dict[str, list[Row]]:
+  """The lines of every split; only files of another size or time than in old lines are read."""
+  before = {(row.split, row.image): row for row in old}
+
+  def describe(split: str, examples: Examples) -> list[Row]:
+    labels = examples.labels
+    return in_parallel(
+      lambda n: record.describe(split, task.classes[labels[n]], examples[n], before),
+      len(labels),
+      'comparing images',
+    )
+
+  return {split: describe(split, examples) for split, examples in splits.items()}
+
+
+def _all(rows: Mapping[str, list[Row]]) -> list[Row]:
+  return [row for of_split in rows.values() for row in of_split]
+
+
+def _path_in(cache: str, rows: Sequence[Row], images: Images) -> str:
+  """The file that keeps a split, decoded."""
+  content = f'{record.identify(rows)}|{images.image_size}|{images.rule}'
+  name = hashlib.sha256(content.encode()).hexdigest()[:32]
+  return os.path.join(os.path.expanduser(cache), f'{name}.npz')
+
+
+def _compare(name: str, old: Sequence[Row], new: Sequence[Row], is_tested: bool) -> None:
+  """Warns if images have changed since the last start; raises ValueError after a test."""
+  difference = record.compare(old, new)
+  if difference and is_tested:
+    raise ValueError(
+      f'{name}: the images are not those of this run, whose test images were read ({difference}). '
+      'Restore them, or choose another --workdir.'
+    )
+  if difference:
+    log.warning('%s: the images are not those of the last start (%s).', name, difference)
+
+
+def _hold(decoded: Mapping[str, np.ndarray], task: Task, split: str, mesh: Mesh | None) -> Split:
+  """A split on the devices, or several joined with '+'."""
+  parts = [decoded[part] for part in split.split('+')]
+  pixels = parts[0] if len(parts) == 1 else np.concatenate(parts)
+  return Split(*meshes.hold(mesh, (pixels, task.open(split).labels)))
+
+
+def _require_enough(task: Task, left: Mapping[str, Examples]) -> None:
+  """Raises ValueError if the images that are left lack a class or cannot measure anything."""
+  labels = {split: examples.labels for split, examples in left.items()}
+  lost = np.setdiff1d(task.open('train').labels, labels['train'])
+  if len(lost):
+    names = listed(task.classes[label] for label in lost)
+    raise ValueError(
+      f'{task.name}: no image of {names} in train can be decoded; replace them, or remove these '
+      'classes.'
+    )
+  require_measurable(task.name, task.classes, labels)
 
 
 def load(
@@ -146,13 +351,14 @@ def decode(
   return images, faults
 
 
-def look_at(examples: Examples) -> list[str]:
-  """Why each example cannot be decoded, as `decode` returns it, in less time."""
-  return _try_all(
-    lambda index: examples[index].image(draft=True),
-    len(examples.labels),
-    'opening every image once',
-  )
+def _look_at(examples: Examples, is_known: Sequence[bool]) -> list[str]:
+  """Why each example cannot be decoded, as `decode` returns it, in less time; '' if it is known."""
+
+  def look(index: int) -> None:
+    if not is_known[index]:
+      examples[index].image(draft=True)
+
+  return _try_all(look, len(is_known), 'opening every image once')
 
 
 def _try_all(read: Callable[[int], object], number: int, title: str) -> list[str]:
@@ -223,38 +429,47 @@ def require_writable(cache: str) -> None:
 
 
 def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T]:
-  """The results of a function for 0 to number - 1, in their order, computed by threads.
+  """The results of a function for 0 to number - 1, in their order.
 
   Args:
     function: function of an index.
     number: number of indices.
     title: title of the progress bar.
   """
-  groups = _Groups(function, number, max(1, min(_MOST_TOGETHER, number // (4 * _THREADS))))
+  together = max(1, min(_MOST_TOGETHER, number // (4 * _THREADS)))
+  results = _in_order(function, number, together)
   is_short = number < _FEWEST_WITH_PROGRESS
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    results = itertools.chain.from_iterable(pool.map(groups.__getitem__, range(len(groups))))
-    return list(tqdm(results, title, total=number, unit='image', disable=is_short))
+  return list(tqdm(results, title, total=number, unit='image', disable=is_short))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Groups:
-  """The results of a function for 0 to number - 1, some at a time.
+def _in_order(
+  function: Callable[[int], T], number: int, together: int, ahead: int = 0, workers: int = 0
+) -> Iterator[T]:
+  """The results of a function for 0 to number - 1, in their order, computed by grain.
 
-  To hand over each of them alone would cost more than decoding a small image. Has what grain needs
-  for random access.
+  Args:
+    function: function of an index.
+    number: number of indices.
+    together: results that are handed over at a time; to hand over each alone would cost more than
+      decoding a small image.
+    ahead: results that are held ready; some for every thread or process at least.
+    workers: processes that compute; 0 for threads.
   """
+  import grain  # loads for 0.4 seconds, which a command that decodes nothing need not wait for
 
-  function: Callable[[int], Any]
-  number: int
-  together: int
-
-  def __len__(self) -> int:
-    return -(-self.number // self.together)
-
-  def __getitem__(self, index: int) -> list[Any]:
-    start = index * self.together
-    return [self.function(n) for n in range(start, min(start + self.together, self.number))]
+  groups = grain.MapDataset.range(number).map(function).batch(together, batch_fn=list)
+  held = ahead // together
+  if not workers:
+    threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(_THREADS, held))
+    return itertools.chain.from_iterable(groups.to_iter_dataset(threads))
+  if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+    flags.FLAGS.mark_as_parsed()
+  no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  processes = grain.MultiprocessingOptions(
+    num_workers=workers, per_worker_buffer_size=max(1, held // workers)
+  )
+  in_processes = groups.to_iter_dataset(no_threads).mp_prefetch(processes)
+  return itertools.chain.from_iterable(in_processes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -289,29 +504,12 @@ class Stream:
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
     indices = np.asarray(indices)
-    images = self._in_order(indices)
-    for row in indices:
-      yield Split(np.stack(list(itertools.islice(images, len(row)))), self.labels[row])
-
-  def _in_order(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-    """The images of int [batches, batch] indices, one by one, a few batches decoded ahead."""
-    import grain  # loads for 0.4 seconds, which `predict`, without a stream, need not wait for
-
     read = functools.partial(self._read, indices.ravel())
     together = min(16, max(1, (224 // self.image_size) ** 2))
-    ahead = _BATCHES_AHEAD * indices.shape[1] // together
-    groups = grain.MapDataset.source(_Groups(read, indices.size, together))
-    if not self.workers:
-      held = max(_THREADS, ahead)
-      threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=held)
-      return itertools.chain.from_iterable(groups.to_iter_dataset(threads))
-    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
-      flags.FLAGS.mark_as_parsed()
-    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    held = max(1, ahead // self.workers)
-    processes = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=held)
-    in_processes = groups.to_iter_dataset(no_threads).mp_prefetch(processes)
-    return itertools.chain.from_iterable(in_processes)
+    ahead = _BATCHES_AHEAD * indices.shape[1]
+    images = _in_order(read, indices.size, together, ahead, self.workers)
+    for row in indices:
+      yield Split(np.stack(list(itertools.islice(images, len(row)))), self.labels[row])
 
   def _read(self, indices: np.ndarray, number: int) -> np.ndarray:
     example = self.examples[int(indices[number])]
@@ -321,36 +519,22 @@ class Stream:
       raise UnreadableImages([_sentence(example, error)], len(self.labels)) from error
 
 
-def joined(parts: Sequence[Split]) -> Split:
-  """Splits in memory as one."""
-  return Split(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def in_rows(
-  images: jax.Array | np.ndarray | batches.Stream,
-  labels: Any,
-  indices: np.ndarray,
-  mesh: Mesh | None = None,
-) -> Iterator[tuple[Any, Any]]:
+def in_rows(split: Split, indices: np.ndarray, mesh: Mesh | None = None) -> Iterator[Split]:
   """The images and labels of every row of indices, split over the devices.
 
   Args:
-    images: the whole set [n, ...], or a stream of it.
-    labels: int [n]; of a stream it has its own.
+    split: the whole set, or a stream of it.
     indices: int [rows, batch].
     mesh: devices that every batch is split over; None for one device.
   """
-  if not isinstance(images, batches.Stream):
+  if not isinstance(split.images, batches.Stream):
     for row in indices:
-      batch = _take((images, labels), row)
+      batch = _take(split, row)
       yield batch if mesh is None else jax.device_put(batch, meshes.split_over(mesh))
     return
   rows = slice(None) if mesh is None else meshes.local_rows(mesh, indices.shape[1])
-  for local_images, local_labels in images.batches(indices[:, rows]):
-    if mesh is None:
-      yield local_images, local_labels
-    else:
-      yield meshes.from_hosts(mesh, local_images), meshes.from_hosts(mesh, local_labels)
+  for batch in split.images.batches(indices[:, rows]):
+    yield Split(*(batch if mesh is None else (meshes.from_hosts(mesh, x) for x in batch)))
 
 
 @jax.jit
@@ -359,21 +543,25 @@ def _take(arrays: Any, row: np.ndarray) -> Any:
   return jax.tree.map(lambda array: array[row], arrays)
 
 
-def blocks(mesh: Mesh | None, stream: Any, size: int) -> Iterator[tuple[Any, Any]]:
-  """All images and labels of a stream in their order, block by block.
+def blocks(mesh: Mesh | None, split: Split, size: int) -> Iterator[Split]:
+  """All images and labels of a split in their order: at once if it is resident, else in blocks.
 
   On a mesh every process decodes its part of a block, but all of the last block, which may not
   come out even.
 
   Args:
     mesh: devices that the blocks are split over, or None.
-    stream: a `Stream`.
+    split: the split.
     size: number of images in a block, about.
   """
+  stream = split.images
+  if not isinstance(stream, batches.Stream):
+    yield split
+    return
   shards = 1 if mesh is None else mesh.size
   size = -(-size // shards) * shards
   even = len(stream) // size * size
   if even:
-    yield from in_rows(stream, None, np.arange(even).reshape(-1, size), mesh)
+    yield from in_rows(split, np.arange(even).reshape(-1, size), mesh)
   if even < len(stream):
-    yield from stream.batches(np.arange(even, len(stream))[None])
+    yield from in_rows(split, np.arange(even, len(stream))[None])

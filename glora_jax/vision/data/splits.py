@@ -6,13 +6,12 @@ train, 10% each to val and test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from glora_jax.checks import listed
-from glora_jax.vision.data.examples import Examples, Part, Split, opened
-from glora_jax.vision.data.task import Task, require_measurable
+from glora_jax.vision.data.task import Examples, Part, Task, require_measurable
 
 SPLITS = ('train', 'val', 'test')
 NAMES = {  # of splits, as folders, CSVs and TFDS call them
@@ -85,13 +84,13 @@ def shots(labels: np.ndarray, per_class: int, seed: int, skip: int = 0) -> np.nd
   return np.sort(np.concatenate(chosen))
 
 
-def drawn(pool: Split, per_class: int, seed: int, skip: int = 0) -> Part:
+def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0) -> Part:
   """A number of examples of every class of a split, drawn as `shots` draws.
 
   Raises:
     ValueError: a class has too few for the draw.
   """
-  examples = opened(pool)
+  examples = pool()
   needed = skip + 1 if skip else per_class
   labels, sizes = np.unique(examples.labels, return_counts=True)
   counted = zip(labels, sizes, strict=True)

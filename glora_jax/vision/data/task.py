@@ -1,20 +1,207 @@
-"""A classification task: its classes, and the splits whose images `pipeline` reads."""
+"""A classification task: its classes, and its splits of labelled images.
+
+Images are decoded when they are asked for, wherever they are: in files, as parts of other examples,
+or several joined.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
 from glora_jax.checks import shown, validate_fields
-from glora_jax.vision.data.examples import Examples, Joined, Split, opened
+from glora_jax.vision.data import image
 
 SourceKind = Literal['tfds', 'noah', 'lists']
+
+
+class Example(NamedTuple):
+  """An image, which is decoded when it is asked for.
+
+  Attributes:
+    name: its name in messages, with its place.
+    key: its name in records: unique in a split, and the same wherever the images are.
+    image: returns it as RGB; with `draft=True` perhaps a smaller one, enough to see that it can be
+      decoded. Raises OSError if it cannot.
+    path: the file that holds it alone; None if there is none.
+  """
+
+  name: str
+  key: str
+  image: Callable[..., Image.Image]
+  path: str | None = None
+
+
+class Examples(Protocol):
+  """Labelled images by index; nothing is decoded before it is asked for."""
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The class of every example, int32 [n]; no image is decoded for it."""
+    ...
+
+  def __getitem__(self, index: int) -> Example:
+    """The example at a position."""
+    ...
+
+
+@dataclasses.dataclass
+class Files:
+  """Image files and their labels.
+
+  Attributes:
+    paths: paths of the image files.
+    given_labels: the class of each file.
+    root: folder that keys are relative to.
+  """
+
+  paths: list[str]
+  given_labels: list[int]
+  root: str = ''
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The class of every file, int32 [n]."""
+    return np.asarray(self.given_labels, np.int32)
+
+  def __getitem__(self, index: int) -> Example:
+    """The file at a position."""
+    path = self.paths[index]
+    key = path.removeprefix(os.path.join(self.root, ''))
+    return Example(path, key, functools.partial(image.decode, path), path)
+
+
+@dataclasses.dataclass
+class Part:
+  """A selection of other examples, in a given order.
+
+  Attributes:
+    whole: the examples that are selected from.
+    indices: int [n], positions in `whole`.
+  """
+
+  whole: Examples
+  indices: np.ndarray
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The class of every selected example, int32 [n]."""
+    return self.whole.labels[self.indices]
+
+  def __getitem__(self, index: int) -> Example:
+    """The example at a position of the selection."""
+    return self.whole[int(self.indices[index])]
+
+
+@dataclasses.dataclass
+class Joined:
+  """Examples one after another.
+
+  Attributes:
+    parts: the examples that are joined, in order.
+  """
+
+  parts: Sequence[Examples]
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The class of every example of every part, int32 [n]."""
+    return np.concatenate([part.labels for part in self.parts])
+
+  @functools.cached_property
+  def _starts(self) -> np.ndarray:
+    return np.cumsum([0, *(len(part.labels) for part in self.parts)])
+
+  def __getitem__(self, index: int) -> Example:
+    """The example at a position of all parts together."""
+    number = int(np.searchsorted(self._starts, index, side='right')) - 1
+    return self.parts[number][int(index - self._starts[number])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One classification task.
+
+  Attributes:
+    name: what configs and reports call it.
+    classes: names of the classes, in the order of the labels.
+    splits: 'train', 'val', 'test', and further test sets if the task has them; a function is called
+      when its examples are asked for, and reads nothing before.
+    origin: data set and version, or folder; printed in every result.
+    notes: what a reader of the results must know of the data.
+    group: the group of its benchmark that it belongs to.
+    masked: names of the test sets whose images have only a part of the classes: answers are taken
+      among those.
+    missing: returns what must be fetched or prepared before the task can be opened, and how; None
+      where nothing is missing.
+
+  Example:
+    >>> split = Files(['cat.png', 'dog.png'], [0, 1])
+    >>> splits = {'train': split, 'val': split, 'test': split}
+    >>> task = Task('pets', ('cat', 'dog'), splits, origin='two photographs')
+    >>> task.num_classes, task.tests, task.open('train+val').labels.tolist()
+    (2, ('test',), [0, 1, 0, 1])
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  splits: Mapping[str, Examples | Callable[[], Examples]]
+  origin: str
+  notes: tuple[str, ...] = ()
+  group: str = ''
+  masked: tuple[str, ...] = ()
+  missing: Callable[[], str | None] = lambda: None
+
+  @property
+  def num_classes(self) -> int:
+    """The number of classes."""
+    return len(self.classes)
+
+  @property
+  def tests(self) -> tuple[str, ...]:
+    """Names of all test sets; 'test' is the first."""
+    return ('test', *(name for name in self.splits if name not in ('train', 'val', 'test')))
+
+  def open(self, split: str) -> Examples:
+    """The examples of a split, or of several joined with '+', in their stored order.
+
+    Raises:
+      ValueError: the split is empty, or has a label that is no class.
+    """
+    stored = [self.splits[part] for part in split.split('+')]
+    parts = [part() if callable(part) else part for part in stored]
+    examples = parts[0] if len(parts) == 1 else Joined(parts)
+    labels = examples.labels
+    if not len(labels):
+      raise ValueError(f'{self.name} has no images in {split}.')
+    if labels.min() < 0 or labels.max() >= self.num_classes:
+      raise ValueError(
+        f'{self.name} {split} has labels {labels.min()} to {labels.max()}, '
+        f'but {self.num_classes} classes.'
+      )
+    return examples
+
+  def opened(self) -> Task:
+    """The task with all splits opened, so that what they are asked for is read once.
+
+    Raises:
+      ValueError, OSError: a split cannot be opened; see `open`.
+    """
+    return dataclasses.replace(self, splits={split: self.open(split) for split in self.splits})
+
+  def mask(self, split: str) -> np.ndarray | None:
+    """The classes that occur in a masked test set, bool [classes]; None for all others."""
+    if split not in self.masked:
+      return None
+    return np.isin(np.arange(self.num_classes), self.open(split).labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,81 +319,3 @@ def require_measurable(
     raise ValueError(
       f'{origin}: val and test have no class in common; put images of every class into both.'
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """One classification task.
-
-  Attributes:
-    name: what configs and reports call it.
-    classes: names of the classes, in the order of the labels.
-    splits: 'train', 'val', 'test', and further test sets where the task has them; each is opened
-      when its examples are asked for.
-    origin: data set and version, or folder; printed in every result.
-    notes: what a reader of the results must know of the data.
-    group: the group of its benchmark that it belongs to.
-    masked: names of the test sets whose images have only a part of the classes: answers are taken
-      among those.
-    missing: returns what must be fetched or prepared before the task can be opened, and how; None
-      where nothing is missing.
-
-  Example:
-    >>> from glora_jax.vision.data.examples import Files
-    >>> split = Files(['cat.png', 'dog.png'], [0, 1])
-    >>> splits = {'train': split, 'val': split, 'test': split}
-    >>> task = Task('pets', ('cat', 'dog'), splits, origin='two photographs')
-    >>> task.num_classes, task.tests, task.open('train+val').labels.tolist()
-    (2, ('test',), [0, 1, 0, 1])
-  """
-
-  name: str
-  classes: tuple[str, ...]
-  splits: Mapping[str, Split]
-  origin: str
-  notes: tuple[str, ...] = ()
-  group: str = ''
-  masked: tuple[str, ...] = ()
-  missing: Callable[[], str | None] = lambda: None
-
-  @property
-  def num_classes(self) -> int:
-    """The number of classes."""
-    return len(self.classes)
-
-  @property
-  def tests(self) -> tuple[str, ...]:
-    """Names of all test sets; 'test' is the first."""
-    return ('test', *(name for name in self.splits if name not in ('train', 'val', 'test')))
-
-  def open(self, split: str) -> Examples:
-    """The examples of a split, or of several joined with '+', in their stored order.
-
-    Raises:
-      ValueError: the split is empty, or has a label that is no class.
-    """
-    parts = [opened(self.splits[part]) for part in split.split('+')]
-    examples = parts[0] if len(parts) == 1 else Joined(parts)
-    labels = examples.labels
-    if not len(labels):
-      raise ValueError(f'{self.name} has no images in {split}.')
-    if labels.min() < 0 or labels.max() >= self.num_classes:
-      raise ValueError(
-        f'{self.name} {split} has labels {labels.min()} to {labels.max()}, '
-        f'but {self.num_classes} classes.'
-      )
-    return examples
-
-  def opened(self) -> Task:
-    """The task with all splits opened, so that what they are asked for is read once.
-
-    Raises:
-      ValueError, OSError: a split cannot be opened; see `open`.
-    """
-    return dataclasses.replace(self, splits={split: self.open(split) for split in self.splits})
-
-  def mask(self, split: str) -> np.ndarray | None:
-    """The classes that occur in a masked test set, bool [classes]; None for all others."""
-    if split not in self.masked:
-      return None
-    return np.isin(np.arange(self.num_classes), self.open(split).labels)

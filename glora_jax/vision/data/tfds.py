@@ -22,17 +22,16 @@ from tqdm.auto import tqdm
 
 from glora_jax.checks import shown
 from glora_jax.files import first_line
-from glora_jax.vision.data.examples import Examples, Numbered, Split
 from glora_jax.vision.data.image import decode, from_array
 from glora_jax.vision.data.splits import NAMES, SEED, SPLITS, with_splits
-from glora_jax.vision.data.task import Source, Task
+from glora_jax.vision.data.task import Example, Examples, Source, Task
 from glora_jax.vision.files import Array, read_if_whole, write_arrays
 
 log = logging.getLogger(__name__)
 
 Builder = tfds.core.DatasetBuilder
-Example = Mapping[str, Any]  # the features of one example, as TFDS gives them
-LabelFunction = Callable[[Example], int]
+Features = Mapping[str, Any]  # of one example, as TFDS gives them
+LabelFunction = Callable[[Features], int]
 
 FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered, and read with a progress bar
 _LABELS = 'labels'  # kind of the file that remembers
@@ -170,47 +169,9 @@ class LabelFeature:
   feature: str = 'label'
   bin_size: int = 1
 
-  def __call__(self, example: Example) -> int:
+  def __call__(self, features: Features) -> int:
     """The class of an example."""
-    return int(example[self.feature]) // self.bin_size
-
-
-@dataclasses.dataclass(frozen=True)
-class Record(Numbered):
-  """An example of a prepared TFDS data set.
-
-  Attributes:
-    owner: the examples that it is one of.
-  """
-
-  owner: TfdsExamples
-
-  @property
-  def name(self) -> str:
-    """The key, and the folder of the data set."""
-    return f'{self.key} in {self.owner.folder}'
-
-  def features(self) -> Example:
-    """The features, the image encoded.
-
-    Raises:
-      OSError: they cannot be read.
-    """
-    try:
-      return self.owner.source[self.index]
-    except Exception as error:  # array_record and TFDS's parser each have their own
-      raise OSError(
-        f'{self.name} cannot be read ({first_line(error)}); remove the folder of the data set to '
-        'prepare it again.'
-      ) from error
-
-  def image(self, *, draft: bool = False) -> Image.Image:
-    """The image as RGB."""
-    stored = self.features()['image']
-    image = from_array(stored) if isinstance(stored, np.ndarray) else decode(stored, draft=draft)
-    if self.owner.scale == 1:
-      return image
-    return Image.fromarray(np.asarray(image) * np.uint8(self.owner.scale))
+    return int(features[self.feature]) // self.bin_size
 
 
 @dataclasses.dataclass
@@ -219,7 +180,7 @@ class TfdsExamples:
 
   Attributes:
     source: what TFDS's `as_data_source` returns.
-    data_set: see `Numbered`.
+    data_set: name of the data set, with all that its order depends on.
     label_of: function from the features of an example to its class.
     scale: factor from the stored values of an image to pixels.
     record: path of the npz file that remembers the labels of many examples; None for none.
@@ -233,9 +194,25 @@ class TfdsExamples:
   record: str | None = None
   folder: str = ''
 
-  def __getitem__(self, index: int) -> Record:
+  def __getitem__(self, index: int) -> Example:
     """The example at a position."""
-    return Record(self.data_set, index, self)
+    key = f'example {index} of {self.data_set}'
+    return Example(f'{key} in {self.folder}', key, functools.partial(self._image, index))
+
+  def _image(self, index: int, *, draft: bool = False) -> Image.Image:
+    stored = self._features(index)['image']
+    image = from_array(stored) if isinstance(stored, np.ndarray) else decode(stored, draft=draft)
+    return image if self.scale == 1 else Image.fromarray(np.asarray(image) * np.uint8(self.scale))
+
+  def _features(self, index: int) -> Features:
+    """The features of an example, the image encoded; raises OSError if they cannot be read."""
+    try:
+      return self.source[index]
+    except Exception as error:  # array_record and TFDS's parser each have their own
+      raise OSError(
+        f'{self[index].name} cannot be read ({first_line(error)}); remove the folder of the data '
+        'set to prepare it again.'
+      ) from error
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -259,11 +236,11 @@ class TfdsExamples:
         log.info('Labels cannot be cached and are read at every start: %s', error)
     return labels
 
-  def _features_of(self, indices: range) -> Iterable[Example]:
+  def _features_of(self, indices: range) -> Iterable[Features]:
     try:
       return self.source.__getitems__(indices)
     except Exception:  # one of them cannot be read, and is named where it is read alone
-      return (self[index].features() for index in indices)
+      return map(self._features, indices)
 
 
 def read(
@@ -317,7 +294,7 @@ def task_of(
   builders: Sequence[Builder],
   name: str,
   classes: tuple[str, ...],
-  splits: Mapping[str, Split],
+  splits: Mapping[str, Callable[[], Examples]],
   **details: Any,
 ) -> Task:
   """A task on TFDS data sets, which knows where they come from and which of them are not prepared.

@@ -12,8 +12,8 @@ import numpy as np
 from glora_jax.checks import shown
 from glora_jax.errors import UserError
 from glora_jax.vision.data import image, pipeline
-from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.normalization import Normalization, normalize
+from glora_jax.vision.data.task import Files
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.metadata import check_agreement, require_normalization
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +22,7 @@ from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import normalization, pipeline
 from glora_jax.vision.data.augment import Augmentation
-from glora_jax.vision.data.opening import Opened, open_images
+from glora_jax.vision.data.pipeline import Images, choose_resident, open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
@@ -41,7 +40,7 @@ from glora_jax.vision.runs.origins import WEIGHTS
 from glora_jax.vision.runs.predictions import Predictions, make_predictor
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.settings import RunSettings, TrainingSettings
-from glora_jax.vision.runs.workdir import has_begun
+from glora_jax.vision.runs.workdir import is_tested
 
 if TYPE_CHECKING:
   from glora_jax.vision.runs.stage import Mark, Stage
@@ -74,19 +73,15 @@ class Context:
   Attributes:
     settings: the config, checked.
     workdir: folder for everything that is written.
-    task: the images and labels.
+    images: the images of the task.
     adapted: the adapted backbone.
     variables: its variables before any training.
     metadata: what the weights' file says: 'image_size', 'normalization' and more.
     stop: called wherever everything is saved; if it returns True, the job ends.
-    counts: number of images by split, including 'train+val'.
     facts: what else all results depend on: digests of the images by split, and of the weights.
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
     shared: folder of the stages that several runs share; None if the workdir has all stages.
-    resident: the splits that stay on the devices; others are streamed.
-    decoded: arrays of resident splits that are not on a device yet.
-    splits: the splits that were read.
     folders: folders of the stages that are in `shared`, by name.
     compiled: scorers and predictors, by their maker and masked split (None for all others), and
       folds, by whether they are of the run's own space.
@@ -96,19 +91,15 @@ class Context:
 
   settings: RunSettings
   workdir: str
-  task: Task
+  images: Images
   adapted: Adapted
   variables: dict[str, Any]
   metadata: dict[str, Any]
   stop: Callable[[], bool] = never
-  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beside: Model | None = None
   mesh: jax.sharding.Mesh | None = None
   shared: str | None = None
-  resident: Collection[str] = ()
-  decoded: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
-  splits: dict[str, pipeline.Split] = dataclasses.field(default_factory=dict)
   folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
   compiled: dict[tuple[Any, Any], Callable] = dataclasses.field(default_factory=dict)
   before: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
@@ -122,6 +113,11 @@ class Context:
       adapted = self.adapted if is_own or self.beside is None else self.beside.adapted
       self.compiled[key] = reported('fold', jax.jit(adapted.fold))
     return self.compiled[key](model.variables, model.genome)
+
+  @property
+  def task(self) -> Task:
+    """The classes and splits."""
+    return self.images.task
 
   @property
   def train_split(self) -> str:
@@ -161,30 +157,6 @@ class Context:
     """The random key of the run's seed for one purpose."""
     return stream_key(self.settings.seed, stream)
 
-  def data(self, split: str) -> pipeline.Split:
-    """A split, read once: on the device if it is resident, else a stream with its labels."""
-    if split not in self.splits:
-      examples = self.task.open(split)
-      if split in self.resident:
-        found = meshes.hold(self.mesh, tuple(self._decoded(split)))
-        self.decoded.pop(split, None)
-      else:
-        data, size = self.settings.data, self.metadata['image_size']
-        found = (
-          pipeline.Stream(examples, size, rule=data.resize, workers=data.workers),
-          examples.labels,
-        )
-      self.splits[split] = pipeline.Split(*found)
-    return self.splits[split]
-
-  def _decoded(self, split: str) -> pipeline.Split:
-    """The arrays of a split in memory, or of several joined with '+'."""
-    if '+' in split:
-      return pipeline.joined([self._decoded(part) for part in split.split('+')])
-    if split in self.decoded:
-      return self.decoded[split]
-    return pipeline.Split(*(np.asarray(x.addressable_data(0)) for x in self.splits[split]))
-
   def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
     del key
@@ -207,16 +179,17 @@ class Context:
     Returns:
       (correct answers [candidate], summed loss [candidate]).
     """
-    scorer, data = self._compiled(_scorer, split), self.data(split)
-    if not isinstance(data.images, pipeline.Stream):
-      return scorer(variables, genomes, data)
+    scorer = self._compiled(_scorer, split)
     correct: Any = 0
     loss: Any = 0.0
-    for block in pipeline.blocks(self.mesh, data.images, STREAMED_BLOCK):
+    for block in self._blocks(split):
       block_correct, block_loss = scorer(variables, genomes, block)
       correct = correct + np.asarray(block_correct)
       loss = loss + np.asarray(block_loss, np.float64)
     return correct, loss
+
+  def _blocks(self, split: str) -> Iterator[pipeline.Split]:
+    return pipeline.blocks(self.mesh, self.images.split(split), STREAMED_BLOCK)
 
   def _folded(self, model: Model) -> dict[str, Any]:
     """The variables of the folded structure, so that one program is for all of them."""
@@ -226,34 +199,20 @@ class Context:
     """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
     genomes = jnp.zeros((1, len(self.adapted.spec), 5), jnp.int8)
     correct, loss = self.score(self._folded(model), genomes, split)
-    images = len(self.data(split).labels)
+    number = len(self.task.open(split).labels)
     return {
-      f'{split}_accuracy': int(correct[0]) / images,
-      f'{split}_loss': float(loss[0]) / images,
+      f'{split}_accuracy': int(correct[0]) / number,
+      f'{split}_loss': float(loss[0]) / number,
     }
 
   def predict(self, model: Model, split: str) -> Predictions:
     """A structure's answers for every image of a split, as NumPy arrays [image]."""
     variables = self._folded(model)
     predictor = self._compiled(_predictor, split)
-    images = self.data(split).images
-    blocks = [images]
-    if isinstance(images, pipeline.Stream):
-      blocks = (block for block, _ in pipeline.blocks(self.mesh, images, STREAMED_BLOCK))
-    parts = [predictor(variables, block) for block in blocks]
+    parts = [predictor(variables, block.images) for block in self._blocks(split)]
     return Predictions(
       *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
     )
-
-  def pixels(self, split: str, indices: np.ndarray) -> np.ndarray:
-    """The images of a split at indices [image], uint8 [image, size, size, 3].
-
-    One process may call it alone: resident images are whole on every device.
-    """
-    images = self.data(split).images
-    if isinstance(images, pipeline.Stream):
-      return next(images.batches(np.asarray(indices)[None])).images
-    return np.asarray(images.addressable_data(0)[np.asarray(indices)])
 
   def _compiled(self, make: Callable, split: str) -> Callable:
     """The scorer or predictor of a split; splits without a mask share theirs."""
@@ -309,57 +268,47 @@ def make_context(
   variables, beside = variables_before_training(adapted, params, settings, mesh), None
   if other is not None:
     beside = Model(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
+  data = settings.data
+  images = Images(task, size, rule=data.resize, workers=data.workers)
   context = Context(
     settings=settings,
     workdir=workdir,
-    task=task,
+    images=images,
     adapted=adapted,
     variables=variables,
     metadata=metadata,
     stop=lambda: meshes.on_any(stop()),
-    counts=counts,
-    resident=choose_resident(settings, counts, size),
     beside=beside,
     mesh=mesh,
     shared=shared,
   )
   for stage in stages:
     stage.check(context)
-  if settings.data.cache is not None:
-    pipeline.require_writable(settings.data.cache)
+  if data.cache is not None:
+    pipeline.require_writable(data.cache)
   log.info('%s: %s', task.name, describe(adapted, variables, mesh))
-  task, decoded, facts = _open_images(context, stages)
-  task = _with_note(settings, task)
-  left = count_images(task)  # fewer if broken ones are left out
+  if workdir and meshes.primary():
+    os.makedirs(workdir, exist_ok=True)
+  images = open_images(
+    images,
+    choose_resident(images, (context.train_split, settings.final_split), data.max_resident),
+    skip_broken=data.skip_broken,
+    cache=data.cache,
+    folder=workdir or None,
+    is_tested=bool(workdir) and is_tested(workdir),
+    mesh=mesh,
+  )
+  images = dataclasses.replace(images, task=_with_note(settings, images.task))
+  left = count_images(images.task)  # fewer if broken ones are left out
   record = os.path.join(workdir, WEIGHTS)
-  facts |= {WEIGHTS: sha256_of(record)} if os.path.isfile(record) else {}
-  context = dataclasses.replace(context, task=task, decoded=decoded, counts=left, facts=facts)
+  digests = {WEIGHTS: sha256_of(record)} if os.path.isfile(record) else {}
+  facts = {**images.identities, **digests}
+  context = dataclasses.replace(context, images=images, facts=facts)
   if left != counts:
     context = dataclasses.replace(context, settings=fit_batches(given, stages, left, mesh))
     for stage in stages:
       stage.check(context)
   return context
-
-
-def _open_images(context: Context, stages: Sequence[Stage]) -> Opened:
-  """The task without broken images that can be left out, and its resident splits, decoded."""
-  data, folder = context.settings.data, context.workdir or None
-  # Streamed images are opened by one process, and the others wait for it.
-  is_streamed = not set(context.task.splits) <= set(context.resident)
-  with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
-    if folder and meshes.primary():
-      os.makedirs(context.workdir, exist_ok=True)
-    return open_images(
-      context.task,
-      context.metadata['image_size'],
-      context.resident,
-      rule=data.resize,
-      skip_broken=data.skip_broken,
-      cache=data.cache,
-      folder=folder,
-      write=meshes.primary(),
-      has_begun=bool(folder) and has_begun(context.workdir, [stage.name for stage in stages]),
-    )
 
 
 def _with_note(settings: RunSettings, task: Task) -> Task:
@@ -382,21 +331,6 @@ def count_images(task: Task) -> dict[str, int]:
   """
   counts = {split: len(task.open(split).labels) for split in task.splits}
   return {**counts, 'train+val': counts['train'] + counts['val']}
-
-
-def choose_resident(settings: RunSettings, counts: Mapping[str, int], size: int) -> list[str]:
-  """The splits that stay on the devices: as many as fit, those with training images first."""
-  trained_on = (train_split_of(settings), settings.final_split)
-  used = dict.fromkeys((*trained_on, *counts))
-  if 'train+val' not in trained_on:
-    del used['train+val']
-  resident, room = [], settings.data.max_resident
-  for split in used:
-    number = counts[split] * size * size * 3
-    if number <= room:
-      resident.append(split)
-      room -= number
-  return resident
 
 
 def check_ranks(adapted: Adapted) -> None:

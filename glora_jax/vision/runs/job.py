@@ -14,7 +14,8 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
-from glora_jax.vision.data.opening import RECORD, differences
+from glora_jax.vision.data.pipeline import differences
+from glora_jax.vision.data.record import RECORD
 from glora_jax.vision.runs import origins, processes
 from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among

@@ -17,10 +17,8 @@ from glora_jax.checks import shown
 from glora_jax.files import atomic
 from glora_jax.method.presets import PLACES, PRESETS
 from glora_jax.vision.data import catalog, pipeline
-from glora_jax.vision.data.examples import Part
 from glora_jax.vision.data.normalization import statistics
-from glora_jax.vision.data.opening import open_images
-from glora_jax.vision.data.task import Source, Task
+from glora_jax.vision.data.task import Part, Source, Task
 from glora_jax.vision.files import require_free
 from glora_jax.vision.models import fetch
 from glora_jax.vision.models.weights import EMBEDDED
@@ -60,7 +58,8 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
 def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool, list[str]]:
   """A report, or another one if images of the user's cannot be decoded."""
   try:
-    open_images(catalog.find(name, data), 0, (), skip_broken=data.skip_broken)
+    images = pipeline.Images(catalog.find(name, data), 0)
+    pipeline.open_images(images, skip_broken=data.skip_broken)
   except (ValueError, OSError) as error:
     return False, [f'{name}: NOT READY', f'  {error}']
   return True, lines

@@ -211,11 +211,6 @@ def read_test_list(workdir: Path) -> dict[str, Any] | None:
   return read_json(os.path.join(workdir, TEST_LIST), 'test list', _TestList, remedy)
 
 
-def has_begun(workdir: Path, stages: Iterable[str]) -> bool:
-  """Whether one of some stages has left something in a workdir."""
-  return any(os.path.exists(os.path.join(workdir, name, MARK)) for name in stages)
-
-
 def freeze_test_list(workdir: Path, listed: Mapping[str, Any]) -> Mapping[str, Any]:
   """What a run tests: the list of an earlier start, or this one, which is written."""
   frozen = read_test_list(workdir)

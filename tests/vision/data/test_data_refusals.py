@@ -10,9 +10,8 @@ from PIL import Image
 
 from glora_jax.vision.data import augment, image, normalization, pipeline
 from glora_jax.vision.data.catalog import find
-from glora_jax.vision.data.examples import Files
 from glora_jax.vision.data.label_files import read_csv, read_list
-from glora_jax.vision.data.task import Source, Task
+from glora_jax.vision.data.task import Files, Source, Task
 
 NOAH = {'source': 'noah', 'root': '/no'}
 LISTS = {'source': 'lists', 'root': '/no'}

@@ -9,10 +9,9 @@ from comparing import assert_refused
 from label_lists import write_images
 from PIL import Image
 
-from glora_jax.vision.data.examples import Files
-from glora_jax.vision.data.opening import differences, open_images
-from glora_jax.vision.data.pipeline import UnreadableImages
-from glora_jax.vision.data.task import Task
+from glora_jax import mesh
+from glora_jax.vision.data.pipeline import Images, UnreadableImages, differences, open_images
+from glora_jax.vision.data.task import Files, Task
 
 SIZES = {'train': 5, 'val': 3, 'test': 4}
 
@@ -34,7 +33,7 @@ def opened(request, task, tmp_path):
 
   def call(**options):
     folder = str(tmp_path)
-    return open_images(task, 8, request.param, folder=folder, **options).task
+    return open_images(Images(task, 8), request.param, folder=folder, **options).task
 
   return call
 
@@ -53,13 +52,17 @@ def break_images(tmp_path):
   (tmp_path / 'train' / '4.png').symlink_to('none.png')
 
 
-def test_streamed_images_are_opened_again_only_if_one_has_changed(task, tmp_path, read):
-  def times_read(**options):
-    open_images(task, 8, (), folder=str(tmp_path), **options)
+def test_streamed_images_are_opened_again_only_if_they_have_changed(
+  task, tmp_path, read, monkeypatch
+):
+  def times_read():
+    open_images(Images(task, 8), folder=str(tmp_path))
     return len(read) / 12
 
   record = tmp_path / 'images.csv'
-  assert times_read(write=False) == 1  # as another process
+  with monkeypatch.context() as another_process:
+    another_process.setattr(mesh, 'primary', lambda: False)
+    assert times_read() == 1
   assert not record.exists()
   assert [times_read(), times_read()] == [2, 2]
   content = record.read_bytes()
@@ -72,7 +75,7 @@ def test_streamed_images_are_opened_again_only_if_one_has_changed(task, tmp_path
   assert [times_read(), times_read()] == [4, 4]
   assert record.read_bytes() != content
   write_images(tmp_path / 'val', ['1.png'])
-  assert [times_read(), times_read()] == [5, 5]
+  assert [times_read(), times_read()] == [4 + 1 / 12, 4 + 1 / 12]
 
 
 def test_names_that_are_no_text_are_recognized(tmp_path, read):
@@ -82,7 +85,7 @@ def test_names_that_are_no_text_are_recognized(tmp_path, read):
   for _ in range(2):
     splits = dict.fromkeys(SIZES, Files(paths, [0, 1] * 5, str(tmp_path)))
     task = Task('odd', ('cat', 'dog'), splits, origin='a test')
-    open_images(task, 8, (), folder=str(tmp_path), has_begun=True)
+    open_images(Images(task, 8), folder=str(tmp_path), is_tested=True)
     assert len(read) == 30
 
 
@@ -106,12 +109,12 @@ def test_a_run_that_has_begun_leaves_out_what_it_left_out(opened, tmp_path):
   broken = tmp_path / 'train' / '1.png'
   first = opened(skip_broken=True)
   assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
-  again = opened(skip_broken=True, has_begun=True)
+  again = opened(skip_broken=True, is_tested=True)
   for split in SIZES:
     assert names_of(again, split) == names_of(first, split)
   broken.unlink()
   shutil.copy(tmp_path / 'train' / '0.png', broken)
-  assert_refused('1 changed; train/1.png', opened, skip_broken=True, has_begun=True)
+  assert_refused('1 changed; train/1.png', opened, skip_broken=True, is_tested=True)
   assert '1.png' in names_of(opened(skip_broken=True), 'train')
 
 
@@ -119,7 +122,7 @@ def test_a_run_whose_record_is_damaged_leaves_out_what_is_broken_again(opened, t
   break_images(tmp_path)
   first = opened(skip_broken=True)
   (tmp_path / 'images.csv').write_bytes(b'')
-  again = opened(skip_broken=True, has_begun=True)
+  again = opened(skip_broken=True, is_tested=True)
   assert again.notes == first.notes
   assert names_of(again, 'train') == names_of(first, 'train')
 
@@ -162,7 +165,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
   opened(skip_broken=True)
   assert not differences(task, str(tmp_path))
   change(task, tmp_path)
-  assert_refused(said, opened, skip_broken=True, has_begun=True)
+  assert_refused(said, opened, skip_broken=True, is_tested=True)
   assert said in differences(task, str(tmp_path))
   opened(skip_broken=True)  # nothing was computed yet
   assert not differences(task, str(tmp_path))
@@ -187,7 +190,7 @@ def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path,
   def open_all(*last):
     test = Files([*paths[3:], *last], [0, 1, 0, 1][: 3 + len(last)], str(tmp_path))
     splits = {'train': Files(paths[:3], [0, 1, 1], str(tmp_path)), 'test': test}
-    open_images(Task('pets', ('cat', 'dog'), splits, ''), 8, (), skip_broken=True)
+    open_images(Images(Task('pets', ('cat', 'dog'), splits, ''), 8), skip_broken=True)
 
   open_all()
   assert not caplog.text
@@ -206,8 +209,9 @@ def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path,
 def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplog):
   cache = tmp_path / 'cache'
 
-  def opened(task, size=8, **options):
-    return open_images(task, size, ('train',), cache=str(cache), **options).arrays['train']
+  def opened(task, size=8, rule='squash'):
+    images = open_images(Images(task, size, rule=rule), ('train',), cache=str(cache))
+    return images.resident['train']
 
   def times_read():
     number = len([path for path in read if path.startswith('train')])

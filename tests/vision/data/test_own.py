@@ -10,7 +10,7 @@ from digits_folder import prepared_digits
 from label_lists import write_images
 
 from glora_jax.vision.data.catalog import find
-from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.pipeline import Images, open_images
 from glora_jax.vision.data.task import Source
 
 
@@ -41,7 +41,7 @@ def test_a_folder_is_split_stratified_and_always_the_same_way(photos, tmp_path):
   assert counts == [[16, 8, 1], [2, 1, 1], [2, 1, 1]]
   assert len(set.union(*map(names, parts.values()))) == 33
   assert names(find(f'folder:{photos}').open('val')) == names(parts['val'])
-  open_images(task, 8, (), folder=str(tmp_path))
+  open_images(Images(task, 8), folder=str(tmp_path))
   with open(tmp_path / 'images.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   assert {f'{photos}/{row["image"]}' for row in rows if row['split'] == 'val'} == names(

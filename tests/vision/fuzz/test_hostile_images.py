@@ -12,7 +12,7 @@ from spoiling import spoil
 
 from glora_jax.vision.data import image
 from glora_jax.vision.data.catalog import find
-from glora_jax.vision.data.opening import open_images
+from glora_jax.vision.data.pipeline import Images, open_images
 
 STARTS = (b'BM', b'GIF8', b'\xff\xd8', b'\x89PNG', b'P', b'II', b'MM', b'RIFF')
 NAMES = ('a', 'b', 'train', 'test', 'Train', '.hidden', 'ü,', 'a\nb\x1b[2J', '\udcff', '~')
@@ -54,7 +54,7 @@ def test_an_image_is_decoded_or_refused(data):
 def decoded_task(name, work):
   """All splits of a task after every image was read; each that can be decoded is there once."""
   options = {'skip_broken': True, 'cache': str(work / 'cache'), 'folder': str(work)}
-  open_images(find(name), 4, ('train',), **options)
+  open_images(Images(find(name), 4), ('train',), **options)
   task = find(name)
   splits, seen = {}, []
   for split in task.splits:

@@ -11,7 +11,7 @@ import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.data.pipeline import blocks
+from glora_jax.vision.data.pipeline import Split, blocks
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.predictions import make_predictor
 from glora_jax.vision.runs.stages.training import HeadOnFeatures
@@ -32,7 +32,7 @@ class Stream:
       yield images[index], labels[index]
 
 
-read = list(blocks(MESH, Stream(), 10))
+read = list(blocks(MESH, Split(Stream(), labels), 10))
 assert [len(block_labels) for _, block_labels in read] == [16, 16, 11]
 assert_array_equal(np.concatenate([rows for rows, _ in read]), images)
 
@@ -61,7 +61,7 @@ fsdp = meshes.make_mesh(jax.devices(), fsdp=4)
 sharded = glora_jax.shard(adapted, variables, fsdp, min_bytes=1024)
 for mesh, (model_on_mesh, laid) in {MESH: (adapted, variables), fsdp: sharded}.items():
   predict = make_predictor(model_on_mesh, preprocess, mesh=mesh)
-  parts = [predict(laid, rows) for rows, _ in blocks(mesh, Stream(), 40)]
+  parts = [predict(laid, rows) for rows, _ in blocks(mesh, Split(Stream(), labels), 40)]
   assert all(part.classes.sharding.is_fully_replicated for part in parts)
   classes, probabilities = map(np.concatenate, zip(*parts, strict=True))
   assert_array_equal(classes, expected.classes)

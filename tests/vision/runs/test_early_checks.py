@@ -23,7 +23,7 @@ from glora_jax.vision.runs.settings import (
   RunSettings,
   TrainingSettings,
 )
-from glora_jax.vision.runs.workdir import LOCK, Stopped
+from glora_jax.vision.runs.workdir import LOCK, Stopped, freeze_test_list
 
 
 def prepared(config, workdir):
@@ -91,15 +91,38 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, phot
   assert read_json(workdir / 'config.json')['task'] == 'digits'
 
 
+def test_stages_of_images_that_have_changed_run_again_until_the_test(
+  run_config, photos, tmp_path, caplog
+):
+  config = changed(run_config, task=f'folder:{photos}')
+  workdir = tmp_path / 'run'
+
+  def start_training():
+    with pytest.raises(Stopped, match='supernet'):
+      experiment.run(config, str(workdir), stop=(workdir / 'supernet').exists)
+
+  start_training()
+  key = read_json(workdir / 'supernet' / 'stage.json')['key']
+  Image.new('L', (9, 9)).save(min((photos / 'a').iterdir()))
+  start_training()
+  assert 'the images are not those of the last start (1 changed; a/' in caplog.text
+  assert 'run again: supernet' in caplog.text
+  freeze_test_list(workdir, {'version': '1', 'result': 'search', 'structures': {}})
+  for path in (photos / 'b').iterdir():
+    Image.new('L', (9, 9)).save(path)
+  with pytest.raises(ValueError, match=r'test images were read \(10 changed; b/'):
+    experiment.run(config, str(workdir))
+  assert read_json(workdir / 'supernet' / 'stage.json')['key'] == key
+
+
 def test_no_image_is_decoded_twice(run_config, photos, tmp_path, read):
   config = changed(run_config, task=f'folder:{photos}', train_on='train+val')
   found = context_of(config, tmp_path / 'run')
   assert len(set(read)) == len(read) == 20
   for first, *others in (('train+val', 'train', 'val'), ('test',)):
-    parts = [np.asarray(found.data(split).images) for split in (first, *others)]
+    parts = [np.asarray(found.images.split(split).images) for split in (first, *others)]
     np.testing.assert_array_equal(parts[0], np.concatenate(parts[1:] or parts))
   assert len(read) == 20
-  assert not found.decoded
 
 
 def always():

@@ -255,14 +255,14 @@ def short(run_config):
 def test_a_run_without_a_test_measures_no_test_image_and_can_be_tested_later(
   short, tmp_path, monkeypatch
 ):
-  config, data = changed(short, test=False), Context.data
+  config, split_of = changed(short, test=False), pipeline.Images.split
 
-  def data_before_a_test(context, split):
-    assert split != 'test'
-    return data(context, split)
+  def split_before_a_test(images, name):
+    assert name != 'test'
+    return split_of(images, name)
 
   with monkeypatch.context() as patched:
-    patched.setattr(Context, 'data', data_before_a_test)
+    patched.setattr(pipeline.Images, 'split', split_before_a_test)
     result = experiment.run(config, str(tmp_path))
   assert not {'test_list.json', 'folded', 'genome.json'} & set(os.listdir(tmp_path))
   assert experiment.run(config, str(tmp_path)) == result

@@ -8,10 +8,8 @@ from tiny_runs import changed, context_of
 from trees import randomized
 
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.examples import Part
+from glora_jax.vision.data.task import Files, Part, Task
 from glora_jax.vision.runs.backbone import Model
-from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.context import choose_resident
 
 
 def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_config, tmp_path):
@@ -24,11 +22,12 @@ def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_
     splits = {**run.task.splits, 'few': few}
     task = dataclasses.replace(run.task, splits=splits, masked=('few',))
     variables = {**run.variables, 'params': randomized(run.variables['params'])}
-    run = dataclasses.replace(run, task=task, variables=variables)
+    images = dataclasses.replace(run.images, task=task)
+    run = dataclasses.replace(run, images=images, variables=variables)
     smallest = np.zeros((len(run.adapted.spec), 5), np.int8)
     model = Model(run.adapted.fix(smallest), run.variables)
     answers = {split: run.predict(model, split) for split in ('test', 'few')}
-    assert isinstance(run.data('test').images, pipeline.Stream) == (most == 0)
+    assert isinstance(run.images.split('test').images, pipeline.Stream) == (most == 0)
     assert answers['few'].classes.max() < 4 < answers['test'].classes.max()
     correct, _ = run.score(run.variables, smallest[None], 'few')
     assert (answers['few'].classes == few.labels).sum() == correct[0]
@@ -41,14 +40,16 @@ def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_
 @pytest.mark.parametrize(
   'train_on, images, resident',
   [
-    ('train', 16, {'train', 'val', 'test'}),
-    ('train', 15, {'train', 'val'}),  # each of the three has fewer
-    ('train', 7, {'val'}),
-    ('train+val', 19, {'train', 'train+val'}),
-    ('train+val', 26, {'train', 'val', 'test', 'train+val'}),
+    (['train'], 16, ['train', 'val', 'test']),
+    (['train'], 15, ['train', 'val']),  # each of the three has fewer
+    (['train'], 7, ['val']),
+    (['train', 'train+val'], 19, ['train', 'train+val']),
+    (['train', 'train+val'], 26, ['train', 'train+val', 'val', 'test']),
   ],
 )
-def test_splits_that_stay_on_the_devices_fit_together(run_config, train_on, images, resident):
-  counts = {'train': 8, 'val': 2, 'test': 6, 'train+val': 10}
-  config = changed(run_config, train_on=train_on, data__max_resident=images * 4 * 4 * 3)
-  assert set(choose_resident(check_config(config), counts, 4)) == resident
+def test_splits_that_stay_on_the_devices_fit_together(train_on, images, resident):
+  counts = {'train': 8, 'val': 2, 'test': 6}
+  splits = {split: Files(['x.png'] * number, [0] * number) for split, number in counts.items()}
+  task = Task('pets', ('cat', 'dog'), splits, origin='a test')
+  room = images * 4 * 4 * 3
+  assert pipeline.choose_resident(pipeline.Images(task, 4), train_on, room) == resident

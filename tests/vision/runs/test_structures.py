@@ -124,7 +124,7 @@ def test_a_head_on_features_is_that_of_training_under_the_whole_model(config, tm
   fields = {'model__drop_path': 0.5, 'augment__erasing': 1.0, 'data__max_resident': resident}
   run = context_of(changed(config, **fields), tmp_path)
   place, key = run.place('gradient'), run.key(Stream.HEAD)
-  data, loss = run.data('train'), classification(lambda images, key: run.preprocess(images))
+  data, loss = run.images.split('train'), classification(lambda images, key: run.preprocess(images))
   expected = linear_probe(
     place.adapted,
     place.variables,
@@ -160,13 +160,13 @@ def test_a_gradient_serves_every_budget_as_an_allocation_for_that_budget_alone_d
   found, warm = (found_by(prepared, stage) for stage in ('gradient', 'head'))
   settings, key = prepared.settings, prepared.key(Stream.STRUCTURE)
   batch_key, sketch_key = jax.random.split(key)
-  images, labels = prepared.data('train')
-  rows = equal_batches(batch_key, len(labels), settings.training.batch_size)
+  split = prepared.images.split('train')
+  rows = equal_batches(batch_key, len(split.labels), settings.training.batch_size)
   expected = allocate(
     warm.adapted,
     warm.variables,
     gradient_loss(prepared),
-    in_rows(images, labels, rows),
+    in_rows(split, rows),
     budget=budget,
     key=sketch_key,
     progress=False,

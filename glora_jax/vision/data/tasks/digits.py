@@ -9,8 +9,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from glora_jax.vision.data.examples import Numbered
-from glora_jax.vision.data.task import Task
+from glora_jax.vision.data.task import Example, Task
 
 _NUMBER_OF_TRAIN = 1000
 _HIGHEST_LEVEL = 16
@@ -24,16 +23,6 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
   scans, labels = sklearn.datasets.load_digits(return_X_y=True)
   pixels = (scans.reshape(-1, 8, 8) * 255 / _HIGHEST_LEVEL).round().astype(np.uint8)
   return pixels, labels.astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scan(Numbered):
-  """A scan, whose index is its position among all."""
-
-  def image(self, *, draft: bool = False) -> Image.Image:
-    """The scan as RGB."""
-    del draft
-    return Image.fromarray(_load()[0][self.index]).convert('RGB')
 
 
 @dataclasses.dataclass
@@ -51,9 +40,15 @@ class Scans:
     """The class of every scan, int32 [n]."""
     return _load()[1][list(self.numbers)]
 
-  def __getitem__(self, index: int) -> Scan:
+  def __getitem__(self, index: int) -> Example:
     """The scan at a position."""
-    return Scan('digits', self.numbers[index])
+    name = f'example {self.numbers[index]} of digits'
+    return Example(name, name, functools.partial(_image, self.numbers[index]))
+
+
+def _image(number: int, *, draft: bool = False) -> Image.Image:
+  del draft
+  return Image.fromarray(_load()[0][number]).convert('RGB')
 
 
 def digits() -> Task:

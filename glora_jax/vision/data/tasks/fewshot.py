@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 from glora_jax.checks import shown
 from glora_jax.vision.data import tfds
-from glora_jax.vision.data.examples import Examples, Joined
 from glora_jax.vision.data.label_files import read_list
 from glora_jax.vision.data.splits import drawn
-from glora_jax.vision.data.task import Source, Task, is_count
+from glora_jax.vision.data.task import Examples, Joined, Source, Task, is_count
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)

@@ -18,7 +18,7 @@ from glora_jax.checks import shown
 from glora_jax.vision.data import tfds
 from glora_jax.vision.data.label_files import read_list
 from glora_jax.vision.data.task import Source, Task
-from glora_jax.vision.data.tfds import Example, LabelFeature, LabelFunction
+from glora_jax.vision.data.tfds import Features, LabelFeature, LabelFunction
 
 TRAIN = 'train[:800]'
 
@@ -62,29 +62,29 @@ def last_below(value: float, bounds: Sequence[float]) -> int:
   return max(index for index, bound in enumerate(bounds) if bound < value)
 
 
-def clevr_count(example: Example) -> int:
+def clevr_count(example: Features) -> int:
   """The number of objects, 3 to 10, counted from 0."""
   return len(_objects(example, 'size')) - _FEWEST_OBJECTS
 
 
-def clevr_distance(example: Example) -> int:
+def clevr_distance(example: Features) -> int:
   """The distance of the nearest object to the camera in six bins."""
   return last_below(_objects(example, 'pixel_coords')[:, 2].min(), _CLEVR_BOUNDS)
 
 
-def kitti_distance(example: Example) -> int:
+def kitti_distance(example: Features) -> int:
   """The depth of the nearest vehicle in three bins, or the class of images without vehicles."""
   is_vehicle = _objects(example, 'type') < _VEHICLE_TYPES
   depths = _objects(example, 'location').reshape(-1, 3)[is_vehicle, 2]
   return last_below(np.append(depths, _NO_VEHICLE).min(), _KITTI_BOUNDS)
 
 
-def dsprites_orientation(example: Example) -> int:
+def dsprites_orientation(example: Features) -> int:
   """The orientation, one of 40, in 16 bins of 40 / 16 = 5 / 2."""
   return 2 * int(example['label_orientation']) // 5
 
 
-def _objects(example: Example, feature: str) -> np.ndarray:
+def _objects(example: Features, feature: str) -> np.ndarray:
   return np.asarray(example['objects'][feature])
 
 

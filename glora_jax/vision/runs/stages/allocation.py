@@ -162,7 +162,7 @@ def score_by_gradient(context: Context, warm: Model) -> None:
   Raises:
     ValueError: a loss is not finite.
   """
-  split, key = context.data(context.train_split), context.key(Stream.STRUCTURE)
+  split, key = context.images.split(context.train_split), context.key(Stream.STRUCTURE)
   allocation = _read_off_gradient(context, warm, split, key, _prior_of(context))
   trainable, _ = warm.adapted.split(allocation.variables)
   arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
@@ -189,14 +189,13 @@ def _read_off_gradient(
 ) -> Allocation:
   """What `allocate` reads off the gradient of some images, whatever the budget."""
   batch_key, sketch_key = jax.random.split(key)
-  images, labels = split
   batch_size, spec = context.settings.training.batch_size, place.adapted.spec
-  indices = equal_batches(batch_key, len(labels), batch_size, context.devices)
+  indices = equal_batches(batch_key, len(split.labels), batch_size, context.devices)
   return allocate(
     place.adapted,
     place.variables,
     gradient_loss(context),
-    in_rows(images, labels, indices, context.mesh),
+    in_rows(split, indices, context.mesh),
     budget=count_params(spec, largest_genome(spec)),  # of which `choose_within` chooses a part
     key=sketch_key,
     max_rank=context.settings.allocation.max_rank,
@@ -291,7 +290,7 @@ def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocatio
   Returns:
     The allocation, a prior for `glora_jax.allocate`; None if the images are streamed.
   """
-  images, labels = context.data(context.train_split)
+  images, labels = context.images.split(context.train_split)
   if isinstance(images, batches.Stream):
     log.info('The training images are streamed; the gradient is used without a prior.')
     return None

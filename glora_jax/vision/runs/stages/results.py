@@ -29,7 +29,7 @@ from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.examples import Examples
+from glora_jax.vision.data.task import Examples
 from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import report
@@ -130,7 +130,7 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
   """
   candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
   result = freeze(context, listed.content())['result']
-  labels = np.asarray(context.data('test').labels)
+  labels = np.asarray(context.images.split('test').labels)
   answers, is_right = {}, {}
   for name, row in rows.items():
     answers[name] = context.predict(candidates[name], 'test')
@@ -269,7 +269,7 @@ def write_results(
     splits = (*splits, 'test')
     _save_models(context, candidate)
     folded = {'fold_max_abs_diff': _difference_to_folded(context, candidate)}
-  images = {split: context.counts[split] for split in splits}
+  images = {split: len(context.task.open(split).labels) for split in splits}
   result = {
     'task': context.task.name,
     'protocol': config.protocol,
@@ -318,9 +318,9 @@ def write_results(
     outcome = None
     if answers is not None:
       outcome = Outcome(
-        np.asarray(context.data('test').labels),
+        np.asarray(context.images.split('test').labels),
         *answers,
-        functools.partial(context.pixels, 'test'),
+        functools.partial(context.images.pixels, 'test'),
         functools.partial(_file, context.task.open('test')),
       )
     report.write_run(
@@ -356,7 +356,8 @@ def _tell_guessing(context: Context, row: Mapping[str, Any]) -> dict[str, str]:
   """A sentence on a structure that answers as well as one that has learned nothing, as a field."""
   split, title = ('test', 'test') if row['val_accuracy'] is None else ('val', 'validation')
   recipe, accuracy = context.settings.training, row.get(f'{split}_accuracy')
-  steps = recipe.epochs * recipe.steps_per_epoch(context.counts[context.settings.final_split])
+  number = len(context.task.open(context.settings.final_split).labels)
+  steps = recipe.epochs * recipe.steps_per_epoch(number)
   if accuracy is None or steps < ENOUGH_STEPS:
     return {}
   labels = context.task.open(split).labels
@@ -447,10 +448,8 @@ def _save_models(context: Context, candidate: Model) -> None:
 def _difference_to_folded(context: Context, candidate: Model) -> float:
   """The largest difference of a logit between the adapted model and the folded file."""
   plain, params, _ = weights.load(context.path('folded'))
-  images = context.data('train').images
-  if isinstance(images, pipeline.Stream):
-    images = next(pipeline.blocks(None, images, COMPARED_IMAGES))[0]
-  inputs = context.preprocess(images[:COMPARED_IMAGES])
+  block = next(pipeline.blocks(None, context.images.split('train'), COMPARED_IMAGES))
+  inputs = context.preprocess(block.images[:COMPARED_IMAGES])
   adapted, genome = candidate.adapted.fix(None), candidate.genome
   adapted_logits = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(
     candidate.variables, inputs

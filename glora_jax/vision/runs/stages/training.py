@@ -89,7 +89,7 @@ class HeadOnFeatures(WithoutAdapter):
     program, number = reported('features', program), len(labels)
     # The last batch goes on with the first images: all have one shape.
     rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
-    batches = pipeline.in_rows(images, labels, rows, mesh)
+    batches = pipeline.in_rows(pipeline.Split(images, labels), rows, mesh)
     return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
 
 
@@ -177,7 +177,7 @@ def train(context: Context, training: Training) -> Model:
   """
   learner, recipe = training.learner, training.recipe
   trainable, frozen = learner.split(training.start)
-  images, labels = context.data(training.split)
+  images, labels = context.images.split(training.split)
   per_epoch = recipe.steps_per_epoch(len(labels))
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)

@@ -1,0 +1,142 @@
+"""The record of a run's images: a line for each, so that a later start sees what has changed.
+
+A digest of a file's bytes tells; files of the same size and time are not read again.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from glora_jax.checks import listed, printable
+from glora_jax.files import atomic, open_regular
+from glora_jax.vision.data import image
+from glora_jax.vision.data.task import Example
+
+log = logging.getLogger(__name__)
+
+RECORD = 'images.csv'
+_NAMED_COPIES = 10  # in a warning
+
+
+class Row(NamedTuple):
+  """A line of the record.
+
+  Attributes:
+    split: name of the split.
+    label: name of the class.
+    image: see `Example.key`.
+    size: bytes of the file; 0 if the image has none.
+    time: nanoseconds of the last change of the file.
+    digest: digest of the bytes of the file; empty if it cannot be read.
+    left_out: whether the image could not be decoded.
+  """
+
+  split: str
+  label: str
+  image: str
+  size: int
+  time: int
+  digest: str
+  left_out: bool = False
+
+  @property
+  def content(self) -> tuple[str, ...]:
+    """The fields that say which image it is; size and time do not."""
+    return self.split, self.label, self.image, self.digest
+
+
+def read(folder: str | None) -> list[Row]:
+  """The lines of a record; none if it is missing, damaged or another file."""
+  if folder is None:
+    return []
+  try:
+    with open_regular(os.path.join(folder, RECORD)) as file:
+      text = file.read().decode(errors='surrogateescape')
+    header, *lines = csv.reader(io.StringIO(text, newline=''))
+    if tuple(header) != Row._fields:
+      return []
+    return [
+      Row(split, label, name, int(size), int(time), digest, left_out == 'True')
+      for split, label, name, size, time, digest, left_out in lines
+    ]
+  except (OSError, ValueError, csv.Error):
+    return []
+
+
+def write(folder: str, rows: Sequence[Row]) -> None:
+  """Writes a record."""
+  path = os.path.join(folder, RECORD)
+  text = io.StringIO(newline='')
+  csv.writer(text).writerows([Row._fields, *rows])
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
+    file.write(text.getvalue().encode(errors='surrogateescape'))
+
+
+def describe(split: str, label: str, example: Example, old: Mapping[tuple[str, str], Row]) -> Row:
+  """The line of an image; its file is read only if size or time differ from its old line.
+
+  Args:
+    split: name of its split.
+    label: name of its class.
+    example: the image.
+    old: lines of an earlier start, by split and `Row.image`.
+  """
+  path, before = example.path, old.get((split, example.key))
+  size, time, digest = 0, 0, ''
+  with contextlib.suppress(OSError):  # a link to nowhere, or no regular file
+    if path is not None:
+      status = os.stat(path)
+      size, time = status.st_size, status.st_mtime_ns
+      is_same = before is not None and (before.size, before.time) == (size, time)
+      digest = (
+        before.digest if is_same else hashlib.blake2b(image.read(path), digest_size=16).hexdigest()
+      )
+  return Row(split, label, example.key, size, time, digest)
+
+
+def identify(rows: Sequence[Row]) -> str:
+  """A digest of labels, names and bytes of the images that are not left out."""
+  text = '\0'.join('\0'.join(row.content[1:]) for row in rows if not row.left_out)
+  return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()
+
+
+def compare(old: Sequence[Row], new: Sequence[Row]) -> str:
+  """How images differ from those of a record, in words; empty if nothing is recorded."""
+  if not old or [row.content for row in old] == [row.content for row in new]:
+    return ''
+  were, are = ({row.image: row.digest for row in rows} for rows in (old, new))
+  kinds = {
+    'added': are.keys() - were.keys(),
+    'missing': were.keys() - are.keys(),
+    'changed': {name for name in are.keys() & were.keys() if are[name] != were[name]},
+  }
+  if not any(kinds.values()):
+    return 'other labels, splits or order'
+  counts = [f'{len(names)} {kind}' for kind, names in kinds.items() if names]
+  return f'{", ".join(counts)}; {listed(min(names) for names in kinds.values() if names)}'
+
+
+def warn_of_copies(name: str, rows: Sequence[Row]) -> None:
+  """Says which splits of a task share files, byte for byte."""
+  firsts: dict[str, Row] = {}
+  shared = collections.defaultdict(list)
+  for row in rows:
+    if row.digest and not row.left_out:
+      first = firsts.setdefault(row.digest, row)
+      if first.split != row.split:
+        shared[row.split, first.split].append(f'{row.image} is {first.image}')
+  for (later, earlier), copies in shared.items():
+    log.warning(
+      '%s: %d images of %s are byte-for-byte copies of images of %s, which makes results look too '
+      'good; remove them from one of the two: %s%s.',
+      *(name, len(copies), later, earlier, printable('; '.join(copies[:_NAMED_COPIES]))),
+      '; and more' if len(copies) > _NAMED_COPIES else '',
+    )
