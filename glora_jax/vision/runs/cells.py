@@ -7,6 +7,7 @@ its folder in the suite's workdir.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,11 +45,14 @@ class Run(NamedTuple):
 def runs_of(
   settings: RunSettings, chosen: Mapping[tuple[str, str], float] | None = None
 ) -> dict[str, Run]:
-  """The runs that are tested, by their folders in the workdir.
+  """All runs by their folders in the workdir: those that try learning rates, then the others.
 
   A structure of `suite.structures` is trained without baselines. All of them get the same number of
   epochs: `training.epochs` includes the finetuning of a search, and the head and the gradient of an
   allocation.
+
+  A run that tries a rate reads no test images, and has a seed that no tested run has. Of several
+  budgets it has the largest.
 
   Args:
     settings: the suite's settings.
@@ -58,59 +62,30 @@ def runs_of(
     UserError: a field is wrong, or does not fit one of the structures.
 
   Example:
-    >>> from glora_jax.vision.runs.settings import RunSettings
     >>> suite = SuiteSettings(structures=('bitfit', 'search'), budgets=(900, 5000), seeds=2)
     >>> list(runs_of(RunSettings(suite=suite)))  # doctest: +NORMALIZE_WHITESPACE
     ['bitfit/42', 'bitfit/43', 'search-900/42', 'search-900/43', 'search-5000/42', 'search-5000/43']
-  """
-  suite, found = settings.suite, {}
-  for task, own in _tasks_of(settings).items():
-    for name in _structures_of(settings):
-      structure = name or own.structure
-      budgets = suite.budgets if structure in FOUND else ()
-      rate = suite.rate_of(structure) or (chosen or {}).get((task, name))
-      for budget in budgets or (None,):
-        for seed in range(own.seed, own.seed + suite.seeds):
-          parts = (_folder_of(structure, budget), str(seed)) if settings.is_grid else ()
-          cell = Cell(task, name, budget, seed, None)
-          run = Run(cell, _settings_of(own, cell, rate))
-          found[_path(settings, task, *parts)] = run
-  return found
-
-
-@user_errors()
-def trials_of(settings: RunSettings) -> dict[str, Run]:
-  """The runs that try learning rates, by their folders in the workdir; they read no test images.
-
-  No run that is tested has their seed. Of several budgets they have the largest.
-
-  Args:
-    settings: the suite's settings.
-
-  Example:
-    >>> from glora_jax.vision.runs.settings import RunSettings
     >>> suite = SuiteSettings(structures=('lora:2', 'bitfit'), rates=(1e-3, 4e-3), rate={'lora': 1})
-    >>> list(trials_of(RunSettings(suite=suite)))
-    ['bitfit/rate-0.001', 'bitfit/rate-0.004']
+    >>> list(runs_of(RunSettings(suite=suite)))
+    ['bitfit/rate-0.001', 'bitfit/rate-0.004', 'lora:2/42', 'bitfit/42']
   """
-  suite, found = settings.suite, {}
+  suite, trials, tested = settings.suite, {}, {}
   for task, own in _tasks_of(settings).items():
-    for name in _structures_of(settings):
+    for name in suite.structures or ('',):  # the config's own, with its baselines
       structure = name or own.structure
-      if suite.rate_of(structure) is not None:
-        continue
-      budget = suite.budgets[-1] if structure in FOUND and suite.budgets else None
-      for rate in suite.rates:
-        cell = Cell(task, name, budget, own.seed + CHOOSING_SEED, rate)
-        only: dict[str, Any] = {
-          'test': False,
-          'train_on': 'train',
-          'presets': None,
-          'report': ReportSettings(),
-        }
-        run = Run(cell, dataclasses.replace(_settings_of(own, cell, rate), **only))
-        found[_path(settings, task, _folder_of(structure, None), f'rate-{rate:g}')] = run
-  return found
+      budgets = (suite.budgets if structure in FOUND else ()) or (None,)
+      given = suite.rate_of(structure)
+      for rate in suite.rates if given is None else ():
+        cell = Cell(task, name, budgets[-1], own.seed + CHOOSING_SEED, rate)
+        path = _path(settings, task, file_name(structure), f'rate-{rate:g}')
+        trials[path] = Run(cell, _settings_of(own, cell, rate))
+      rate = given or (chosen or {}).get((task, name))
+      for budget, number in itertools.product(budgets, range(suite.seeds)):
+        cell = Cell(task, name, budget, own.seed + number)
+        folder = file_name(structure) if budget is None else f'{structure}-{budget}'
+        path = _path(settings, task, *((folder, str(cell.seed)) if settings.is_grid else ()))
+        tested[path] = Run(cell, _settings_of(own, cell, rate))
+  return {**trials, **tested}
 
 
 def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
@@ -123,11 +98,6 @@ def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
     except (TypeError, ValueError) as error:
       raise ValueError(f'suite.settings of {name}: {error}') from error
   return found
-
-
-def _structures_of(settings: RunSettings) -> tuple[str, ...]:
-  """The names of `suite.structures`; '' for the config's own, with its baselines."""
-  return settings.suite.structures or ('',)
 
 
 def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSettings:
@@ -155,6 +125,8 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
     fields['training']['learning_rate'] = rate
     fields['finetune'] = {'learning_rate': FINETUNING_SHARE * rate}
     fields['allocation'] = {'head_rate': head_recipe(own).learning_rate}  # which rates share
+  if cell.rate is not None:
+    fields.update(test=False, train_on='train', presets=None, report=ReportSettings())
   return _replace(own, fields)
 
 
@@ -165,10 +137,6 @@ def _replace(settings: Any, fields: Mapping[str, Any]) -> Any:
     for name, value in fields.items()
   }
   return dataclasses.replace(settings, **values)
-
-
-def _folder_of(structure: str, budget: int | None) -> str:
-  return file_name(structure) if budget is None else f'{structure}-{budget}'
 
 
 def _path(settings: RunSettings, task: str, *parts: str) -> str:

@@ -38,7 +38,7 @@ from glora_jax.vision.reports import page, report
 from glora_jax.vision.reports.page import group_by
 from glora_jax.vision.reports.table import Board
 from glora_jax.vision.runs import experiment, processes
-from glora_jax.vision.runs.cells import Run, runs_of, trials_of
+from glora_jax.vision.runs.cells import Run, runs_of
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.job import claim_workdir, prepare
@@ -85,8 +85,8 @@ def run(
   settings = check_config(config)
   with user_errors():
     workdir = check_path(workdir)
-  runs, trials = runs_of(settings), trials_of(settings)
-  board = Board(settings.task, {name: each.cell for name, each in {**trials, **runs}.items()})
+  runs = runs_of(settings)
+  board = Board(settings.task, {name: run.cell for name, run in runs.items()})
   phases = _Phases(board, workdir, runner, stop)
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with contextlib.ExitStack() as stack:
@@ -95,24 +95,22 @@ def run(
       stack.enter_context(claim(workdir, tasks=parts))
       folders = [phases.folder(name) for name in board.cells]
       changes_of(settings, workdir, fields_read(settings), folders)
-    phases.list_missing({**trials, **runs}, settings.suite.prepare)
-    phases.check(trials, runs)
+    phases.list_missing(runs, settings.suite.prepare)
+    phases.check(runs)
     phases.write()
     if not board.waiting:
       raise UserError(
-        f'None of the {len(runs)} runs of {settings.task} can start; {page.path(workdir)} says '
-        'what each of them needs.'
+        f'None of the {len(board.tested)} runs of {settings.task} can start; {page.path(workdir)} '
+        'says what each of them needs.'
       )
     if meshes.primary():
       write_config(settings, workdir)
+    trials = {name: run for name, run in runs.items() if name not in board.tested}
     phases.execute('Trying a rate', _try_rate, trials, board.results)
-    runs = runs_of(settings, phases.choose_rates(trials))
-    lists = phases.read_lists()
-    trained: dict[str, Any] = {}
-    untrained = {name: run for name, run in runs.items() if name not in lists}
-    phases.execute('Training', _train, untrained, trained)
-    lists = phases.freeze_lists(lists, trained)
-    phases.execute('Testing', experiment.run, runs, board.results, listed=lists)
+    chosen = runs_of(settings, phases.choose_rates())
+    tested = {name: chosen[name] for name in board.tested}
+    lists = phases.train(tested)
+    phases.execute('Testing', experiment.run, tested, board.results, listed=lists)
   return board
 
 
@@ -156,22 +154,24 @@ class _Phases:
         if why := lacking[cell.task]:
           self.board.missing[name] = why
 
-  def check(self, trials: Mapping[str, Run], runs: Mapping[str, Run]) -> None:
+  def check(self, runs: Mapping[str, Run]) -> None:
     """Checks the first run of each task, structure and budget; others differ in rate or seed.
 
     If it fails, no run of that task and structure starts. Nothing is written into the folder of a
     run whose learning rate is still to be chosen.
     """
-    every, firsts = {**trials, **runs}, {}
-    for name, (cell, _) in every.items():
-      if self.board.state(name) == 'waiting' and not is_finished(self.folder(name)):
-        firsts.setdefault((cell[:3], cell.rate is None), name)
-    tried = {cell[:2] for cell, _ in trials.values()}
-    is_dry = {name: name in runs and every[name].cell[:2] in tried for name in firsts.values()}
-    self.execute('Checking', _check, {name: every[name] for name in is_dry}, {}, is_dry=is_dry)
-    reasons = {self.board.cells[name][:2]: why for name, why in self.board.failed.items()}
+    cells, firsts = self.board.cells, {}
     for name in self.board.waiting:
-      if why := reasons.get(self.board.cells[name][:2]):
+      if not is_finished(self.folder(name)):
+        firsts.setdefault((cells[name][:3], cells[name].rate is None), name)
+    tried = {cell[:2] for name, cell in cells.items() if name not in self.board.tested}
+    is_dry = {
+      name: name in self.board.tested and cells[name][:2] in tried for name in firsts.values()
+    }
+    self.execute('Checking', _check, {name: runs[name] for name in is_dry}, {}, is_dry=is_dry)
+    reasons = {cells[name][:2]: why for name, why in self.board.failed.items()}
+    for name in self.board.waiting:
+      if why := reasons.get(cells[name][:2]):
         self.board.failed[name] = why
 
   def execute(
@@ -213,52 +213,55 @@ class _Phases:
         jax.clear_caches()  # no other run uses this run's programs, and many runs pile them up
         gc.collect()  # frees its arrays on the device before the next run
 
-  def choose_rates(self, trials: Mapping[str, Run]) -> dict[tuple[str, str], float]:
+  def choose_rates(self) -> dict[tuple[str, str], float]:
     """The learning rates with the best validation accuracy, by task and structure.
 
     If none can be chosen, the runs of that structure are listed as failed.
     """
-    chosen = {}
-    for key, names in group_by(trials, lambda name: trials[name].cell[:2]).items():
-      rates = {name: trials[name].settings.training.learning_rate for name in names}
+    board, chosen = self.board, {}
+    trials = [name for name in board.cells if name not in board.tested]
+    for key, names in group_by(trials, lambda name: board.cells[name][:2]).items():
+      rates: list[Any] = [board.cells[name].rate for name in names]
       rows = [
         # A searched structure's own rate is that of its finetuning.
-        {**result['structures'][result['result']], 'rate': rates[name]}
-        for name in names
-        if (result := self.board.results.get(name))
+        {**result['structures'][result['result']], 'rate': rate}
+        for name, rate in zip(names, rates, strict=True)
+        if (result := board.results.get(name))
       ]
-      failed = [name for name in names if name in self.board.failed.keys() - self.diverged]
+      failed = [name for name in names if name in board.failed.keys() - self.diverged]
       if rows and not failed:
         chosen[key] = best_on_val(rows)['rate']
         log.info('%s %s: learning rate %g', *key, chosen[key])
-        if len(rates) > 1 and chosen[key] in (min(rates.values()), max(rates.values())):
+        if len(rates) > 1 and chosen[key] in (min(rates), max(rates)):
           log.warning(
             '%s %s: %g is at an end of suite.rates; a rate beyond may do better.', *key, chosen[key]
           )
         continue
-      why = self.board.failed[failed[0] if failed else names[-1]]
-      for name in self.board.waiting:
-        if self.board.cells[name][:2] == key:
-          self.board.failed[name] = f'No learning rate could be chosen. {why}'
+      why = board.failed[failed[0] if failed else names[-1]]
+      for name in board.waiting:
+        if board.cells[name][:2] == key:
+          board.failed[name] = f'No learning rate could be chosen. {why}'
     return chosen
 
-  def read_lists(self) -> dict[str, Any]:
-    """The lists of what runs test, by name of the run, of earlier starts."""
-    path = os.path.join(self.workdir, TEST_LIST)
-    return read_json(path, 'test list', _TestLists)['runs'] if os.path.exists(path) else {}
+  def train(self, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """Trains all runs, and writes the lists of what they test; only then tests may begin.
 
-  def freeze_lists(self, lists: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
-    """Adds the lists of what has been trained to `test_list.json`; then tests may begin.
+    A run with a list from an earlier start is trained already.
 
     Returns:
       All lists, in the order of the runs, whichever ended first.
     """
+    path = os.path.join(self.workdir, TEST_LIST)
+    lists = read_json(path, 'test list', _TestLists)['runs'] if os.path.exists(path) else {}
+    untrained = {name: run for name, run in runs.items() if name not in lists}
+    trained: dict[str, Any] = {}
+    self.execute('Training', _train, untrained, trained)
     every = {**lists, **trained}
-    listed = {name: every[name] for name in self.board.cells if name in every}
+    lists = {name: every[name] for name in self.board.cells if name in every}
     with meshes.primary_first('suite/list'):
       if meshes.primary() and trained:
-        write_json(os.path.join(self.workdir, TEST_LIST), {'runs': listed}, 'test list')
-    return listed
+        write_json(path, {'runs': lists}, 'test list')
+    return lists
 
   def write(self) -> None:
     """Writes the page and the table."""

@@ -52,11 +52,6 @@ MANY = [
 ]
 
 
-def list_runs(config):
-  settings = check_config(config)
-  return cells.trials_of(settings), cells.runs_of(settings)
-
-
 @pytest.mark.parametrize(
   'fields, named',
   [*ADAPTING, *MANY],
@@ -64,7 +59,7 @@ def list_runs(config):
 def test_a_field_that_cannot_be_is_named(fields, named):
   config = default_config()
   config.update_from_flattened_dict(fields)
-  assert_refused(named, lambda: list_runs(config))
+  assert_refused(named, lambda: cells.runs_of(check_config(config)))
 
 
 def fit(sampling=Sampling(), **training):

@@ -41,7 +41,14 @@ def firsts(workdir):
 
 def runs_of(config):
   """The settings of a suite's runs, by name."""
-  return {name: run.settings for name, run in cells.runs_of(check_config(config)).items()}
+  return {name: run.settings for name, run in grid_of(check_config(config))[1].items()}
+
+
+def grid_of(settings, chosen=None):
+  """(the runs that try a learning rate, those that are tested), by name."""
+  runs = cells.runs_of(settings, chosen)
+  trials = {name: run for name, run in runs.items() if run.cell.rate is not None}
+  return trials, {name: run for name, run in runs.items() if name not in trials}
 
 
 def few_shot(config, root, **fields):
@@ -181,13 +188,12 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   config.suite.update(structures=('lora:2', 'gradient', 'search'), seeds=2)
   config.suite.rate.gradient = 8e-3
   settings = check_config(config)
-  trials = {name: run.settings for name, run in cells.trials_of(settings).items()}
+  trials = {name: run.settings for name, run in grid_of(settings)[0].items()}
   assert [*trials] == [f'{x}/rate-{r:g}' for x in ('lora:2', 'search') for r in config.suite.rates]
   assert not any(each.test for each in trials.values())
   assert {each.budget for each in trials.values()} == {None, 40_000}
   chosen = {('digits', 'lora:2'): 1e-3, ('digits', 'search'): 4e-3}
-  runs = cells.runs_of(settings, chosen)
-  of = {name: run.settings for name, run in runs.items()}
+  of = {name: run.settings for name, run in grid_of(settings, chosen)[1].items()}
   names = ('lora:2', 'gradient-20000', 'gradient-40000', 'search-20000', 'search-40000')
   assert [*of] == [f'{name}/{seed}' for name in names for seed in (0, 1)]
   assert {each.seed for each in trials.values()}.isdisjoint(each.seed for each in of.values())
@@ -289,14 +295,14 @@ def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_ha
   config.update(structure='search', budget=20_000, presets=None)
   config.suite.update(structures=('search',), rates=(1e-3, 4e-3))
   settings = check_config(config)
-  trials = cells.trials_of(settings)
+  trials, _ = grid_of(settings)
   results = {}
   for name, trial in trials.items():
     rate = trial.settings.finetuning.learning_rate
     found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
     results[name] = {'result': 'search', 'structures': {'search': found}}
   board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
-  chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates(trials)
-  [run] = cells.runs_of(settings, chosen).values()
+  chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates()
+  [run] = grid_of(settings, chosen)[1].values()
   assert run.settings.training.learning_rate == 4e-3
   assert run.settings.finetuning.learning_rate == 2e-3
