@@ -323,7 +323,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     metadata = json.loads(texts.get(STAMP, '{}'))
   except Exception as error:  # safetensors raises its own type, and others for odd contents
     raise UserError(
-      f'{printable(path)} is damaged or not a safetensors file ({first_line(error)}); get it again.'
+      f'{printable(path)} is damaged or not a safetensors file ({first_line(error)}); get it '
+      'again, or remove it if a run wrote it, which then writes it again.'
     ) from error
   return tensors, check_metadata(path, metadata, kind)
 

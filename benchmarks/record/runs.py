@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.machinery.killable import without_seconds
 from benchmarks.record.comparing import Values
-from glora_jax.vision.files import read_arrays
+from glora_jax.files import read_tensors
 from glora_jax.vision.runs import experiment, suite
 from glora_jax.vision.runs.config import default_config
 
@@ -71,8 +71,8 @@ def _numbers(workdir: pathlib.Path) -> Values:
     found['metrics'] = [without_seconds(json.loads(line), LEFT_OUT) for line in lines]
   if (genome := workdir / 'genome.json').exists():
     found['genome'] = _read(genome)
-  if (scored := workdir / 'search' / 'archive.npz').exists():
-    archive = read_arrays(scored, 'archive')
+  if (scored := workdir / 'search' / 'archive.safetensors').exists():
+    archive, _ = read_tensors(scored, 'archive')
     found['archive'] = {name: archive[name] for name in ('correct', 'loss', 'generation')}
   return found
 

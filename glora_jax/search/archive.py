@@ -69,7 +69,7 @@ class Archive:
     return Archive(*(np.concatenate([old, np.asarray(added, old.dtype)]) for old, added in pairs))
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The fields by name, as `np.savez` keeps them; `Archive(**arrays)` is the inverse."""
+    """The fields by name, as a file keeps them; `Archive(**arrays)` is the inverse."""
     return dict(vars(self))
 
   def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:

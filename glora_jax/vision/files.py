@@ -1,4 +1,4 @@
-"""Files of runs and of images: npz, lines of JSON, numbers in JSON that may not be finite."""
+"""Files of runs and of images: arrays, lines of JSON, numbers in JSON that may not be finite."""
 
 from __future__ import annotations
 
@@ -7,25 +7,15 @@ import json
 import logging
 import math
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from glora_jax import files
 from glora_jax.checks import printable, validate
-from glora_jax.files import (
-  AGAIN,
-  STAMP,
-  LaterVersionError,
-  Path,
-  atomic,
-  check_stamp,
-  damaged,
-  open_regular,
-  stamp_of,
-)
+from glora_jax.files import STAMP, Path, atomic, check_stamp, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +24,7 @@ class Array(NamedTuple):
   """What an array of a file must be.
 
   Attributes:
-    kind: kinds of its dtype as NumPy's letters: 'i' whole numbers, 'f' numbers, 'b' truths, 'U' a
-      text.
+    kind: kinds of its dtype as NumPy's letters: 'i' whole numbers, 'f' numbers, 'b' truths.
     shape: its sides; a text stands for any length, the same wherever it occurs.
     finite: whether its numbers are finite.
   """
@@ -51,76 +40,24 @@ def sha256_of(path: Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], kind: str | None = None) -> None:
-  """Writes an npz file, whole or not at all.
-
-  Args:
-    path: path of the file.
-    arrays: the arrays by name.
-    kind: kind of the file, which it then says of itself, with its format, as the text 'glora_jax'.
+def write_array(path: Path, array: np.ndarray) -> None:
+  """Writes an npy file, whole or not at all; nothing is copied in memory.
 
   Raises:
     OSError: it cannot be written there.
   """
-  stamp = {} if kind is None else {STAMP: np.array(json.dumps(stamp_of(kind)))}
   with atomic(path) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **stamp, **arrays)  # pyrefly: ignore
+    np.save(file, array)
 
 
-def read_arrays(path: Path, kind: str | None = None, remedy: str = AGAIN) -> dict[str, np.ndarray]:
-  """Reads what `write_arrays` wrote.
-
-  Args:
-    path: path of the file.
-    kind: kind that the file must be of; None for any.
-    remedy: what to do where the file is damaged.
-
-  Returns:
-    The arrays by name, without what the file says of itself.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    OSError: it cannot be read, or is no regular file.
-    ValueError: the file is damaged, of another kind, or of a later version.
-  """
-  with open_regular(path) as file:
-    try:
-      members = zipfile.ZipFile(file).infolist()
-      if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError(
-          'it is compressed; glora_jax writes no compressed files'
-        )  # and may be a bomb
-      file.seek(0)
-      with np.load(file, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
-      stamp = json.loads(str(arrays.pop(STAMP, 'null')))
-    except Exception as error:  # zipfile, zlib and numpy each have their own
-      raise damaged(path, error, remedy) from error
-  if kind is not None:
-    check_stamp(path, stamp, kind, remedy)
-  return arrays
-
-
-def read_if_whole(
-  path: Path, kind: str, expected: Mapping[str, Array]
-) -> dict[str, np.ndarray] | None:
-  """The arrays of an npz file that can be made again; None where it is missing or damaged.
-
-  Args:
-    path: path of the file.
-    kind: kind that the file must be of.
-    expected: the arrays that it must hold.
-
-  Raises:
-    LaterVersionError: a later version wrote it.
-  """
+def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+  """The array of an npy file that can be made again; None if it is missing, damaged or another."""
   try:
-    check_arrays(arrays := read_arrays(path, kind), expected)
-    return arrays
-  except LaterVersionError:
-    raise
-  except (OSError, ValueError):
+    with open_regular(path) as file:
+      array = np.lib.format.read_array(file, allow_pickle=False)
+  except (OSError, ValueError, MemoryError):  # the last for a shape that the file does not hold
     return None
+  return array if (array.shape, array.dtype) == (shape, np.dtype(dtype)) else None
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]) -> None:

@@ -51,7 +51,7 @@ def contents(workdir):
     'metrics.jsonl',
     'adapter.safetensors',
     'folded/model.safetensors',
-    'search/archive.npz',
+    'search/archive.safetensors',
     'test_list.json',
   )
   result = without_seconds(read_json(workdir / 'result.json'))

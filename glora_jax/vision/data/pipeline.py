@@ -30,7 +30,7 @@ from glora_jax.vision.data import record
 from glora_jax.vision.data.image import CROP, ResizeRule, resize
 from glora_jax.vision.data.record import Row
 from glora_jax.vision.data.task import Example, Examples, Part, Task, require_measurable
-from glora_jax.vision.files import Array, read_if_whole, write_arrays
+from glora_jax.vision.files import read_array, write_array
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ def _path_in(cache: str, rows: Sequence[Row], images: Images) -> str:
   """The file that keeps a split, decoded."""
   content = f'{record.identify(rows)}|{images.image_size}|{images.rule}'
   name = hashlib.sha256(content.encode()).hexdigest()[:32]
-  return os.path.join(os.path.expanduser(cache), f'{name}.npz')
+  return os.path.join(os.path.expanduser(cache), f'{name}.npy')
 
 
 def _compare(name: str, old: Sequence[Row], new: Sequence[Row], is_tested: bool) -> None:
@@ -326,7 +326,7 @@ def decode(
     rule: see `load`.
     title: see `load`.
     share: see `image.resize`.
-    path: npz file in which the images are kept if all can be decoded; None keeps none.
+    path: npy file in which the images are kept if all can be decoded; None keeps none.
 
   Returns:
     uint8 [image, size, size, 3]; and why each image cannot be decoded, '' for those that can.
@@ -334,9 +334,9 @@ def decode(
   number = len(examples.labels)
   images = np.zeros((number, image_size, image_size, 3), np.uint8)
   if path is not None:
-    cached = read_if_whole(path, 'images', {'images': Array('u', images.shape)})
+    cached = read_array(path, images.shape, images.dtype)
     if cached is not None:
-      return cached['images'], [''] * number
+      return cached, [''] * number
     if os.path.exists(path):
       log.warning('%s is damaged; reading its images again.', path)
 
@@ -347,7 +347,7 @@ def decode(
   if path is not None and not any(faults):
     with writing(path):
       os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_arrays(path, {'images': images}, 'images')
+    write_array(path, images)
   return images, faults
 
 

@@ -25,7 +25,7 @@ from glora_jax.files import first_line
 from glora_jax.vision.data.image import decode, from_array
 from glora_jax.vision.data.splits import NAMES, SEED, SPLITS, with_splits
 from glora_jax.vision.data.task import Example, Examples, Source, Task
-from glora_jax.vision.files import Array, read_if_whole, write_arrays
+from glora_jax.vision.files import read_array, write_array
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ Features = Mapping[str, Any]  # of one example, as TFDS gives them
 LabelFunction = Callable[[Features], int]
 
 FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered, and read with a progress bar
-_LABELS = 'labels'  # kind of the file that remembers
 _READ_AT_ONCE = 256  # examples whose labels are read together, images and all
 
 
@@ -183,7 +182,7 @@ class TfdsExamples:
     data_set: name of the data set, with all that its order depends on.
     label_of: function from the features of an example to its class.
     scale: factor from the stored values of an image to pixels.
-    record: path of the npz file that remembers the labels of many examples; None for none.
+    record: path of the npy file that remembers the labels of many examples; None for none.
     folder: folder of the data set, for messages.
   """
 
@@ -219,10 +218,8 @@ class TfdsExamples:
     """The class of every example, int32 [n]; the first use reads all examples."""
     number = len(self.source)
     record = self.record if number >= FEWEST_REMEMBERED else None
-    if record is not None:
-      kept = read_if_whole(record, _LABELS, {'labels': Array('i', (number,))})
-      if kept is not None:
-        return kept['labels']
+    if record is not None and (kept := read_array(record, (number,), np.int32)) is not None:
+      return kept
     labels = np.empty(number, np.int32)
     is_short = number < FEWEST_REMEMBERED
     starts = range(0, number, _READ_AT_ONCE)
@@ -231,7 +228,7 @@ class TfdsExamples:
       labels[indices] = [self.label_of(features) for features in self._features_of(indices)]
     if record is not None:
       try:
-        write_arrays(record, {'labels': labels}, _LABELS)
+        write_array(record, labels)
       except OSError as error:  # a data set that is shared, and cannot be written
         log.info('Labels cannot be cached and are read at every start: %s', error)
     return labels
@@ -277,7 +274,7 @@ def read(
   # Beside the records, by what they are read off; a function of one's own may change.
   if isinstance(label_of, LabelFeature) and os.path.isdir(folder):
     key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
-    record = os.path.join(folder, f'glora_jax_labels-{key}.npz')
+    record = os.path.join(folder, f'glora_jax_labels-{key}.npy')
   return TfdsExamples(source, data_set, label_of, scale, record, folder)
 
 

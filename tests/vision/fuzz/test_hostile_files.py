@@ -18,9 +18,9 @@ from trees import randomized
 
 import glora_jax
 from glora_jax import Archive, Layer, SearchSpace, Spec
-from glora_jax.files import read_json
+from glora_jax.files import read_json, write_tensors
 from glora_jax.peft import load_peft, save_peft
-from glora_jax.vision.files import write_arrays, write_json
+from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.metadata import OURS
@@ -65,7 +65,7 @@ def npz():
 
 def write_checkpoint(folder, value):
   if isinstance(value, dict):
-    write_arrays(folder / 'model.npz', value)
+    np.savez(folder / 'model.npz', **value)
   else:
     weights.save(folder, *value)
 
@@ -117,8 +117,8 @@ KINDS = {
   ),
   'archive': Kind(
     archives,
-    lambda folder, value: write_arrays(str(folder / 'archive.npz'), value, 'archive'),
-    lambda folder: read_archive(str(folder / 'archive.npz'), SPEC).arrays(),
+    lambda folder, value: write_tensors(str(folder / 'archive.safetensors'), value, 'archive', {}),
+    lambda folder: read_archive(str(folder / 'archive.safetensors'), SPEC).arrays(),
   ),
   'genome': Kind(
     lambda: [glora_jax.preset(SPEC, 'lora')],

@@ -23,7 +23,6 @@ from flax_vit import FlaxViT
 from numpy.testing import assert_allclose, assert_array_equal
 from trees import normal
 
-from glora_jax.vision.files import write_arrays
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.vit import ViT
@@ -72,7 +71,7 @@ def test_npz_files_give_the_logits_of_their_code(layout, tmp_path):
   module = FlaxViT(**LAYOUTS[layout])
   dtype = jnp.bfloat16 if layout == 'bfloat16' else np.float32
   wrote = jax.tree.map(lambda value: value.astype(dtype), params_of(module, 24))
-  write_arrays(tmp_path / 'in.npz', flat(wrote))
+  np.savez(tmp_path / 'in.npz', **flat(wrote))
   size = {'image_size': 24} if layout == 'sincos' else {}  # which it must be told
   model, params, metadata = weights.load(tmp_path / 'in.npz', **size)
   assert (model.num_heads, model.width, model.depth) == (3, 12, 2)

@@ -11,8 +11,8 @@ import pytest
 import tiny_runs
 from joining import finish, free_port, run_two
 
-from glora_jax.files import read_json
-from glora_jax.vision.files import read_arrays, read_lines
+from glora_jax.files import read_json, read_tensors
+from glora_jax.vision.files import read_lines
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.monitoring import Line
 from glora_jax.vision.runs.workdir import LOCK
@@ -93,7 +93,8 @@ def assert_runs_agree(workdir, expected):
   """Two runs have found the same structures with the same scores, and the same result."""
   result, expected_result = (read_json(folder / 'result.json') for folder in (workdir, expected))
   found, archive = (
-    read_arrays(folder / 'search' / 'archive.npz') for folder in (workdir, expected)
+    read_tensors(folder / 'search' / 'archive.safetensors', 'archive')[0]
+    for folder in (workdir, expected)
   )
   np.testing.assert_array_equal(found['genomes'], archive['genomes'])
   np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_runs import context_of
 
+from glora_jax.files import write_tensors
 from glora_jax.method.draws import random_genomes
 from glora_jax.search.archive import Archive
-from glora_jax.vision.files import write_arrays
 from glora_jax.vision.runs.stages import results
 from glora_jax.vision.runs.stages.search import read_archive
 
@@ -32,11 +32,11 @@ def archive_of(spec, **changes):
   ],
 )
 def test_an_archive_that_cannot_be_is_named(changes, reason, run, tmp_path):
-  path = str(tmp_path / 'archive.npz')
-  write_arrays(path, archive_of(run.adapted.spec), 'archive')
+  path = str(tmp_path / 'archive.safetensors')
+  write_tensors(path, archive_of(run.adapted.spec), 'archive', {})
   assert len(read_archive(path, run.adapted.spec)) == 4
-  write_arrays(path, archive_of(run.adapted.spec, **changes), 'archive')
-  with pytest.raises(ValueError, match=rf'archive.npz is damaged \(.*{reason}'):
+  write_tensors(path, archive_of(run.adapted.spec, **changes), 'archive', {})
+  with pytest.raises(ValueError, match=rf'archive.safetensors is damaged \(.*{reason}'):
     read_archive(path, run.adapted.spec)
 
 

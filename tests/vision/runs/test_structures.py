@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_runs import changed, context_of
 
-from glora_jax.files import read_json
+from glora_jax.files import read_json, read_tensors
 from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.search import transfer
@@ -21,7 +21,7 @@ from glora_jax.search.choice import choose
 from glora_jax.training.fit import linear_probe
 from glora_jax.training.losses import classification
 from glora_jax.vision.data.pipeline import in_rows
-from glora_jax.vision.files import read_arrays, read_lines
+from glora_jax.vision.files import read_lines
 from glora_jax.vision.models.weights import EMBEDDED_TRANSFER
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.backbone import Stream
@@ -101,16 +101,16 @@ def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config)
 def test_a_run_that_is_killed_in_its_gradient_resumes_to_the_same_one(
   prepared, structure_run, monkeypatch
 ):
-  def be_killed(path, arrays, kind):
+  def be_killed(path, arrays, kind, metadata):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(allocation, 'write_arrays', be_killed)
+    patched.setattr(allocation, 'write_tensors', be_killed)
     with pytest.raises(KeyboardInterrupt):
       found_by(prepared)
   found = found_by(prepared)
-  expected = read_arrays(structure_run / 'gradient' / 'allocation.npz')
-  written = read_arrays(prepared.path('gradient', 'allocation.npz'))
+  expected = read_tensors(structure_run / 'gradient' / 'allocation.safetensors', 'allocation')[0]
+  written = read_tensors(prepared.path('gradient', 'allocation.safetensors'), 'allocation')[0]
   described = read_json(structure_run / 'structure' / 'genome.json')
   assert found.genome.tolist() == described['genome']
   assert written.keys() == expected.keys()

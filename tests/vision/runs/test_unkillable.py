@@ -30,7 +30,7 @@ def test_a_command_that_is_stopped_and_killed_resumes_to_the_undisturbed_result(
   assert re.search(r'Stopped supernet at step (50|100|150)\. Everything is saved in', errors)
   assert 'Traceback' not in errors
   process = start_command(run_config, workdir)
-  wait_for(process, workdir / 'search/archive.npz')
+  wait_for(process, workdir / 'search/archive.safetensors')
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged
+from glora_jax.files import damaged, read_tensors, write_tensors
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, largest_genome
 from glora_jax.search import transfer
@@ -36,7 +36,7 @@ from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 from glora_jax.vision.data.pipeline import Split, in_rows
 from glora_jax.vision.data.shifts import shifted
-from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
+from glora_jax.vision.files import Array, check_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.settings import GRADIENT, TRANSFER, RunSettings
@@ -44,7 +44,7 @@ from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, train
 
 _HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
-ALLOCATION = 'allocation.npz'
+ALLOCATION = 'allocation.safetensors'
 MOST_IMAGES = 4096  # for shifts; with more images a task's own gradient is clear
 _FEWEST_BATCHES = 8  # to tell how much of a gradient is noise, if there are enough images
 
@@ -153,7 +153,7 @@ def gradient_loss(context: Context) -> Loss:
 
 
 def score_by_gradient(context: Context, warm: Model) -> None:
-  """Writes all units' scores and starting values to `gradient/allocation.npz`.
+  """Writes all units' scores and starting values to `gradient/allocation.safetensors`.
 
   Args:
     context: the context.
@@ -167,7 +167,7 @@ def score_by_gradient(context: Context, warm: Model) -> None:
   trainable, _ = warm.adapted.split(allocation.variables)
   arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
   if meshes.primary():
-    write_arrays(context.path('gradient', ALLOCATION), arrays, 'allocation')
+    write_tensors(context.path('gradient', ALLOCATION), arrays, 'allocation', {})
 
 
 def read_scores(context: Context, warm: Model) -> Allocation:
@@ -177,7 +177,7 @@ def read_scores(context: Context, warm: Model) -> Allocation:
     ValueError: the file is damaged, or of a later version.
   """
   path = context.path('gradient', ALLOCATION)
-  arrays = read_arrays(path, 'allocation')
+  arrays, _ = read_tensors(path, 'allocation')
   try:
     return from_arrays(arrays, warm)
   except ValueError as error:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged
+from glora_jax.files import damaged, read_tensors, write_tensors
 from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.space import Spec
 from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
-from glora_jax.vision.files import Array, check_arrays, read_arrays, write_arrays
+from glora_jax.vision.files import Array, check_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.settings import RunSettings
@@ -77,7 +77,7 @@ def _search(context: Context, supernet: Any) -> None:
 
   The archive of all of them is written after every generation.
   """
-  path = context.path('search', 'archive.npz')
+  path = context.path('search', 'archive.safetensors')
   archive = None
   if os.path.exists(path):
     archive = read_archive(path, context.adapted.spec)
@@ -85,7 +85,7 @@ def _search(context: Context, supernet: Any) -> None:
 
   def on_generation(archive: Archive) -> None:
     if meshes.primary():
-      write_arrays(path, archive.arrays(), 'archive')
+      write_tensors(path, archive.arrays(), 'archive', {})
     context.dispatched()
     if context.stop():
       raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
@@ -105,7 +105,7 @@ def _search(context: Context, supernet: Any) -> None:
 def _read(context: Context, supernet: Any) -> Archive:
   """All structures that were scored."""
   del supernet
-  return read_archive(context.path('search', 'archive.npz'), context.adapted.spec)
+  return read_archive(context.path('search', 'archive.safetensors'), context.adapted.spec)
 
 
 def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:
@@ -127,7 +127,7 @@ def read_archive(path: str, spec: Spec) -> Archive:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, of a later version, or of another space.
   """
-  arrays = read_arrays(path, 'archive')
+  arrays, _ = read_tensors(path, 'archive')
   try:
     return _archive_of(arrays, spec)
   except ValueError as error:
