@@ -87,7 +87,7 @@ def tell_protocol(result: Mapping[str, Any], *, keeps_best: bool) -> str:
     images = 'training and validation images together; only test images measure it'
   elif keeps_best:
     chosen = f'{chosen} The validation images chose the epochs to keep.'
-  if 'test' in result['data']['images']:
+  if 'fold_max_abs_diff' in result:
     tested = Markup('Everything tested is in {}, written before the test images were read.').format(
       code('test_list.json')
     )

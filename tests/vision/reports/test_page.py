@@ -87,6 +87,7 @@ def test_a_run_without_a_test_has_a_page_of_validation_accuracies(tmp_path, allo
   assert 'classifies 80.0% of 10 validation images correctly' in root.all('header')[0].words()
   assert root.rows()[0] == ['structure', 'parameters', 'validation']
   assert 'No test image was read' in root.words()
+  assert 'test_list.json' not in root.words()
   assert not {'Errors', 'Use it'} & {heading.words() for heading in root.all('h2')}
 
 
