@@ -230,7 +230,7 @@ def adapter_code(
   given = {'num_classes': num_classes, **backbone}
 
   def arguments(*names: str) -> str:
-    return ''.join(f', {name}={given[name]!r}' for name in names if name in given)
+    return ''.join(f', {name}={given[name]!r}' for name in names if given.get(name))
 
   fitted, size = arguments('num_classes', 'patch_size', 'image_size'), given['image_size']
   return f"""\

@@ -44,10 +44,12 @@ class InUseError(UserError):
 
 
 class _Row(TypedDict):
-  """What is read of a structure in `test_list.json`; the rest is only compared."""
+  """What is read of a structure in `test_list.json`."""
 
   val_accuracy: float | None
   val_loss: float | None
+  genome: list[list[int]]
+  weights: str
 
 
 class _TestList(TypedDict):

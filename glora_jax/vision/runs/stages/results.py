@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +49,10 @@ from glora_jax.vision.runs.stages.training import (
 )
 from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list, read_test_list
 from glora_jax.vision.structure_names import (
-  FINETUNING,
   FOUND,
-  GRADIENT,
   SEARCH,
   SUPERNET,
   TITLES,
-  TRANSFER,
   preset_label,
 )
 
@@ -94,28 +91,20 @@ def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
   # All processes measure or none does, even if some of them do not see the file yet.
   is_missing = meshes.on_any(frozen is None)
   earlier = {} if is_missing or frozen is None else frozen['structures']
-  rows = {
-    name: {
+  rows = {}
+  for name, candidate in candidates.items():
+    measured: Mapping[str, Any] = {'val_accuracy': None, 'val_loss': None}  # they are trained on
+    if context.settings.final_split == 'train':
+      measured = earlier.get(name) or context.measure(candidate, 'val')
+    rows[name] = {
       'params': candidate.adapted.count_params(),
-      **_measure_held_out(context, candidate, earlier.get(name)),
+      'val_accuracy': measured['val_accuracy'],
+      'val_loss': measured['val_loss'],
       'best_epoch': candidate.best_epoch,
       'genome': candidate.genome.tolist(),
       'weights': tree.fingerprint(candidate.adapted.split(candidate.variables)[0]),
     }
-    for name, candidate in candidates.items()
-  }
   return Listed(candidates, _choose(context, rows), rows)
-
-
-def _measure_held_out(
-  context: Context, candidate: Model, frozen: Mapping[str, Any] | None
-) -> dict[str, float | None]:
-  """Accuracy and loss on the validation images; None if these are trained on."""
-  fields = ('val_accuracy', 'val_loss')
-  if context.settings.final_split != 'train':
-    return dict.fromkeys(fields)
-  found = frozen or context.measure(candidate, 'val')
-  return {field: found[field] for field in fields}
 
 
 def freeze_and_test(context: Context, listed: Listed) -> Listed:
@@ -131,10 +120,9 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
   candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
   result = freeze(context, listed.content())['result']
   labels = np.asarray(context.images.split('test').labels)
-  answers, is_right = {}, {}
+  answers = {name: context.predict(model, 'test') for name, model in candidates.items()}
+  is_right = {name: found.are(labels) for name, found in answers.items()}
   for name, row in rows.items():
-    answers[name] = context.predict(candidates[name], 'test')
-    is_right[name] = answers[name].are(labels)
     row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
     if others := context.task.tests[1:]:
       row['other_test_accuracies'] = {
@@ -172,34 +160,29 @@ def freeze(context: Context, listed: Mapping[str, Any]) -> Mapping[str, Any]:
     listed: what is to be tested.
 
   Returns:
-    The frozen list, of this start, an earlier one, or a suite.
+    The frozen list, of this start, an earlier one, or a suite. Its accuracies and its result may
+    differ: devices round otherwise, by an image or two.
 
   Raises:
     ValueError: another list was frozen before.
   """
-  frozen, path = freeze_test_list(context.workdir, listed), context.path(TEST_LIST)
-  if _without_accuracies(frozen) != _without_accuracies(listed):
+  frozen = freeze_test_list(context.workdir, listed)
+  theirs, ours = (
+    {name: (row['genome'], row['weights']) for name, row in content['structures'].items()}
+    for content in (frozen, listed)
+  )
+  if theirs != ours:
     raise UserError(
-      f'{path} was frozen with other structures than this run has now; use a new workdir.'
+      f'{context.path(TEST_LIST)} was frozen with other structures than this run has now; use a '
+      'new workdir.'
     )
   return frozen
-
-
-# Accuracies may differ between devices, by an image or two.
-_VARYING = ('val_accuracy', 'val_loss', 'result', 'version')
-
-
-def _without_accuracies(content: Any) -> Any:
-  """A list without what may differ between starts."""
-  if isinstance(content, Mapping):
-    return {x: x in _VARYING or _without_accuracies(value) for x, value in content.items()}
-  return [_without_accuracies(row) for row in content] if isinstance(content, list) else content
 
 
 COMPARED_IMAGES = 256  # for comparing the folded model's logits with the adapted one's
 
 
-class _Trained(TypedDict):
+class _Structure(TypedDict):
   label: str
   params: int
   val_accuracy: float | None
@@ -208,10 +191,7 @@ class _Trained(TypedDict):
   genome: list[list[int]]
   rate: float
   seconds: float
-
-
-class _Structure(_Trained, total=False):
-  test_accuracy: float  # with test=True
+  test_accuracy: NotRequired[float]  # with test=True
 
 
 class _Data(TypedDict):
@@ -261,112 +241,110 @@ def write_results(
   Returns:
     The content of `result.json`.
   """
-  config, candidates = context.settings, listed.candidates
-  candidate, answers = candidates[listed.result], listed.answers
-  splits = (context.train_split, context.search_split, config.final_split)
-  folded = {}
-  if answers is not None:
-    splits = (*splits, 'test')
-    _save_models(context, candidate)
-    folded = {'fold_max_abs_diff': _difference_to_folded(context, candidate)}
-  images = {split: len(context.task.open(split).labels) for split in splits}
+  settings, candidates, task = context.settings, listed.candidates, context.task
+  candidate, is_tested = candidates[listed.result], listed.answers is not None
+  splits = (context.train_split, context.search_split, settings.final_split)
+  splits = (*splits, 'test') if is_tested else splits
+  images = {split: len(task.open(split).labels) for split in splits}
+  searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
+  if archive is not None:
+    number = images[context.search_split]
+    volumes = hypervolume_by_generation(archive, context.adapted.spec, number)
+    searched = {
+      'finetuned': settings.finetunes,
+      'evaluations': len(archive),
+      'hypervolume': [round(volume, 5) for volume in volumes],
+    }
   result = {
-    'task': context.task.name,
-    'protocol': config.protocol,
-    'seed': config.seed,
-    'budget': config.budget,
-    'structure': config.structure,
-    'train_on': config.final_split,
+    'task': task.name,
+    'protocol': settings.protocol,
+    'seed': settings.seed,
+    'budget': settings.budget,
+    'structure': settings.structure,
+    'train_on': settings.final_split,
     'result': listed.result,
-    'structures': {
-      name: {
-        'label': _label(context, candidates[name], name),
-        **{field: value for field, value in row.items() if field != 'weights'},
-        'rate': _rate(context, name),
-        'seconds': round(seconds[name], 2),
-        **_describe(candidates[name], is_drawn=name in (listed.result, *FOUND)),
-        **_tell_guessing(context, row),
-      }
-      for name, row in listed.rows.items()
-    },
-    **_of_search(context, archive, images[context.search_split]),
-    **folded,
+    'structures': {name: _describe(context, listed, name, seconds[name]) for name in listed.rows},
+    **searched,
+    **({'fold_max_abs_diff': _save_models(context, candidate)} if is_tested else {}),
     'data': {
-      'origin': context.task.origin,
-      'notes': list(context.task.notes),
-      'resize': config.data.resize,
+      'origin': task.origin,
+      'notes': list(task.notes),
+      'resize': settings.data.resize,
       'images': images,
     },
     'normalization': context.metadata['normalization'],
-    'weights': config.model.weights,
+    'weights': settings.model.weights,
     **read_weights(context.workdir),
     'stages': {x: mark['key'] for x, mark in context.before.items() if x not in context.folders},
     'seconds': seconds_by_title(context.before),
   }
   if allocation is not None:
-    cost = config.allocation
+    cost, is_borrowed = settings.allocation, allocation.borrowed > 0
     result['allocation'] = {
       'params': allocation.count_params(),
       'budget': allocation.budget,
       'proposed': allocation.proposed,
       'head_epochs': cost.head_epochs,
-      'epochs': cost.spared(config.training, allocation.borrowed > 0) if config.has_gradient else 0,
+      'epochs': cost.spared(settings.training, is_borrowed) if settings.has_gradient else 0,
       'borrowed': allocation.borrowed,
     }
-  inherited = _inherited(context, supernet)
+  inherited = {} if supernet is None else _measure_presets(context, supernet)
   if meshes.primary():
     outcome = None
-    if answers is not None:
-      outcome = Outcome(
-        np.asarray(context.images.split('test').labels),
-        *answers,
-        functools.partial(context.images.pixels, 'test'),
-        functools.partial(_file, context.task.open('test')),
-      )
+    if listed.answers is not None:
+      test, pixels = task.open('test'), functools.partial(context.images.pixels, 'test')
+      outcome = Outcome(test.labels, *listed.answers, pixels, functools.partial(_file, test))
+    names = ('sha256', 'num_heads', 'activation', 'patch_size')
+    given = {name: getattr(settings.model, name) for name in names}
     report.write_run(
       context.workdir,
       {**result, 'provenance': read_processes(context.workdir)},
-      context.task,
+      task,
       candidates.get(SEARCH, candidate).adapted.spec,
       outcome=outcome,
       archive=archive,
-      fitness=config.search.fitness,
+      fitness=settings.search.fitness,
       presets=inherited,
       allocation=allocation,
-      backbone=_backbone(context),
-      keeps_best=config.training.keep == 'best',
+      backbone={**given, 'image_size': context.metadata['image_size']},
+      keeps_best=settings.training.keep == 'best',
       programs={name: mark['programs'] for name, mark in context.before.items()},
     )
   return result
 
 
-def _rate(context: Context, name: str) -> float:
-  """The learning rate of a structure's training, at the schedule's peak."""
-  settings = context.settings
-  is_finetuned = name == SEARCH and settings.finetunes
-  return (settings.finetuning if is_finetuned else settings.training).learning_rate
+def _describe(context: Context, listed: Listed, name: str, seconds: float) -> dict[str, Any]:
+  """A structure in `result.json`: its label, what was measured, and its layers if pages draw it."""
+  settings, row, candidate = context.settings, listed.rows[name], listed.candidates[name]
+  spec, is_finetuned = candidate.adapted.spec, name == SEARCH and settings.finetunes
+  titles = {**TITLES, FILE: os.path.basename(settings.structure)}
+  label = 'searched, finetuned' if is_finetuned else titles.get(name) or preset_label(spec, name)
+  recipe = settings.finetuning if is_finetuned else settings.training
+  found = {
+    'label': label,
+    **{field: value for field, value in row.items() if field != 'weights'},
+    'rate': recipe.learning_rate,
+    'seconds': round(seconds, 2),
+  }
+  if name in (listed.result, *FOUND):
+    found['layers'] = describe(spec, candidate.genome)
+  if told := _tell_guessing(context, row):
+    found['learned_nothing'] = told
+  return found
 
 
-def _describe(candidate: Model, *, is_drawn: bool) -> dict[str, Any]:
-  """The layers of a structure, if pages draw it."""
-  return {'layers': describe(candidate.adapted.spec, candidate.genome)} if is_drawn else {}
-
-
-def _tell_guessing(context: Context, row: Mapping[str, Any]) -> dict[str, str]:
-  """A sentence on a structure that answers as well as one that has learned nothing, as a field."""
+def _tell_guessing(context: Context, row: Mapping[str, Any]) -> str:
+  """A sentence on a structure that answers as well as one that has learned nothing; else ''."""
   split, title = ('test', 'test') if row['val_accuracy'] is None else ('val', 'validation')
   recipe, accuracy = context.settings.training, row.get(f'{split}_accuracy')
   number = len(context.task.open(context.settings.final_split).labels)
-  steps = recipe.epochs * recipe.steps_per_epoch(number)
-  if accuracy is None or steps < ENOUGH_STEPS:
-    return {}
-  labels = context.task.open(split).labels
-  if not is_guessing(accuracy, labels):
-    return {}
-  return {
-    'learned_nothing': f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class '
-    f'for every image gets {share_of_largest_class(labels):.1%}.'
-  }
+  labels, steps = context.task.open(split).labels, recipe.epochs * recipe.steps_per_epoch(number)
+  if accuracy is None or steps < ENOUGH_STEPS or not is_guessing(accuracy, labels):
+    return ''
+  return (
+    f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class for every image '
+    f'gets {share_of_largest_class(labels):.1%}.'
+  )
 
 
 def _file(examples: Examples, index: int) -> str:
@@ -375,83 +353,45 @@ def _file(examples: Examples, index: int) -> str:
   return '/'.join(pathlib.Path(path).parts[-2:]) if path else ''
 
 
-def _label(context: Context, candidate: Model, name: str) -> str:
-  """The name of a structure in tables and pages."""
-  labels = {
-    SEARCH: 'searched, finetuned' if context.settings.finetunes else 'searched',
-    FILE: os.path.basename(context.settings.structure),
-    **{each: TITLES[each] for each in (GRADIENT, TRANSFER, FINETUNING, SUPERNET, 'linear')},
-  }
-  return labels.get(name) or preset_label(candidate.adapted.spec, name)
+def _measure_presets(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
+  """Parameters and accuracy of each preset with the supernet's weights."""
+  adapted, split, found = context.adapted, context.search_split, {}
+  for name, preset in presets.presets(adapted.spec).items():
+    measured = context.measure(Model(adapted.fix(preset), supernet), split)
+    accuracy = measured[f'{split}_accuracy']
+    found[name] = {'params': adapted.count_params(preset), 'accuracy': accuracy}
+  return found
 
 
-def _backbone(context: Context) -> dict[str, Any]:
-  """Arguments to load the run's base again: what the config gave, and the image size."""
-  model = context.settings.model
-  names = ('sha256', 'num_heads', 'activation', 'patch_size')
-  given = {name: getattr(model, name) for name in names}
-  chosen = {name: value for name, value in given.items() if value is not None}
-  return {**chosen, 'image_size': context.metadata['image_size']}
+def _save_models(context: Context, candidate: Model) -> float:
+  """Writes a structure as a plain model, and as adapter and genome if the base is frozen.
 
-
-def _of_search(context: Context, archive: Archive | None, num_images: int) -> dict[str, Any]:
-  """The fields of a search in the result; null if there was none."""
-  if archive is None:
-    return dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
-  volumes = hypervolume_by_generation(archive, context.adapted.spec, num_images)
-  return {
-    'finetuned': context.settings.finetunes,
-    'evaluations': len(archive),
-    'hypervolume': [round(volume, 5) for volume in volumes],
-  }
-
-
-def _inherited(context: Context, supernet: Any) -> dict[str, dict[str, float]]:
-  """Parameters and accuracy of each preset with the supernet's weights, if there is one."""
-  if supernet is None:
-    return {}
-  split = context.search_split
-  return {
-    name: {
-      'params': context.adapted.count_params(preset),
-      'accuracy': context.measure(Model(context.adapted.fix(preset), supernet), split)[
-        f'{split}_accuracy'
-      ],
-    }
-    for name, preset in presets.presets(context.adapted.spec).items()
-  }
-
-
-def _save_models(context: Context, candidate: Model) -> None:
-  """Writes a structure as a plain model, and as adapter and genome if the base is frozen."""
+  Returns:
+    The largest difference of a logit between the adapted model and the folded file.
+  """
   adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
   if context.mesh is not None:
     variables, folded = jax.tree.map(tree.on_host, (variables, folded))
   with meshes.primary_first('folded'):
-    if not meshes.primary():
-      return
-    if not isinstance(adapted, FullFineTuning):
-      path = context.path('adapter.safetensors')
-      save_adapter(path, adapted, variables, task=context.task.name)
-      described = genome_to_json(adapted.spec, candidate.genome)
-      write_json(context.path('genome.json'), described, 'genome')
-    metadata = {
-      'image_size': context.metadata['image_size'],
-      'normalization': context.metadata['normalization'],
-      'resize': context.settings.data.resize,
-      'classes': context.task.classes,
-    }
-    source = context.metadata.get('source')
-    weights.save(context.path('folded'), adapted.model, folded, metadata, source)
-
-
-def _difference_to_folded(context: Context, candidate: Model) -> float:
-  """The largest difference of a logit between the adapted model and the folded file."""
+    if meshes.primary():
+      if not isinstance(adapted, FullFineTuning):
+        path = context.path('adapter.safetensors')
+        save_adapter(path, adapted, variables, task=context.task.name)
+        described = genome_to_json(adapted.spec, candidate.genome)
+        write_json(context.path('genome.json'), described, 'genome')
+      metadata = {
+        'image_size': context.metadata['image_size'],
+        'normalization': context.metadata['normalization'],
+        'resize': context.settings.data.resize,
+        'classes': context.task.classes,
+      }
+      source = context.metadata.get('source')
+      weights.save(context.path('folded'), adapted.model, folded, metadata, source)
   plain, params, _ = weights.load(context.path('folded'))
   block = next(pipeline.blocks(None, context.images.split('train'), COMPARED_IMAGES))
   inputs = context.preprocess(block.images[:COMPARED_IMAGES])
-  adapted, genome = candidate.adapted.fix(None), candidate.genome
-  adapted_logits = jax.jit(lambda v, x: adapted.apply(v, x, genome=genome))(
+  loose, genome = adapted.fix(None), candidate.genome
+  adapted_logits = jax.jit(lambda v, x: loose.apply(v, x, genome=genome))(
     candidate.variables, inputs
   )
   plain_logits = jax.jit(lambda p, x: plain.apply({'params': p}, x))(params, inputs)
@@ -462,19 +402,16 @@ def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float) -> fl
   """Share of the box up to (most_params, 1) that the points dominate.
 
   A place in the box is dominated where a point is at least as good in both. A structure without
-  trained parameters and without errors would give 1. A box without width is the line of its errors.
+  trained parameters and without errors would give 1. A box without width is one wide.
 
   Args:
     params: trained parameters of each point, [point].
     error: error of each point, [point], at most 1.
     most_params: the box's edge in parameters.
   """
-  front = pareto_front(params, error)
-  widths = np.diff(np.append(params[front], most_params).clip(max=most_params))
-  heights = 1 - error[front]
-  if most_params == 0:
-    return float(heights[params[front] <= 0].max(initial=0.0))
-  return float((widths * heights).sum() / most_params)
+  front, edge = pareto_front(params, error), max(most_params, 1)
+  widths = np.diff(np.append(params[front], edge).clip(max=edge))
+  return float((widths * (1 - error[front])).sum() / edge)
 
 
 def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
