@@ -59,8 +59,8 @@ def find(name: str, source: Source = Source()) -> Task:
 
   Example:
     >>> task = find('fewshot/oxford_pets/4/0')
-    >>> task.num_classes, task.group
-    (37, 'fewshot')
+    >>> task.num_classes
+    37
   """
   if name == 'digits':
     return digits.digits()

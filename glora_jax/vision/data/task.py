@@ -137,7 +137,6 @@ class Task:
       when its examples are asked for, and reads nothing before.
     origin: data set and version, or folder; printed in every result.
     notes: what a reader of the results must know of the data.
-    group: the group of its benchmark that it belongs to.
     masked: names of the test sets whose images have only a part of the classes: answers are taken
       among those.
     missing: returns what must be fetched or prepared before the task can be opened, and how; None
@@ -156,7 +155,6 @@ class Task:
   splits: Mapping[str, Examples | Callable[[], Examples]]
   origin: str
   notes: tuple[str, ...] = ()
-  group: str = ''
   masked: tuple[str, ...] = ()
   missing: Callable[[], str | None] = lambda: None
 

@@ -301,7 +301,7 @@ def task_of(
     name: see `Task`.
     classes: see `Task`.
     splits: see `Task`.
-    **details: `notes`, `group` and `masked` of `Task`.
+    **details: `notes` and `masked` of `Task`.
   """
   return Task(
     name,

@@ -31,45 +31,10 @@ def blocks_of(pivot: Pivot) -> list[Any]:
   table, gains = table_of(pivot), tell_gains(pivot)
   if not pivot.board.by_task:
     return [plot_of_structures(pivot), *gains, table]
-  told = [*gains, tell_other_images(pivot.board), tell_columns(pivot)]
-  return [plot_of_tasks(pivot), *told, table]
-
-
-def tell_best(pivot: Pivot) -> str:
-  """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
-  board, methods = pivot.board, pivot.methods
-  title = methods and pivot.headline
-  if not title:
-    return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
-  best, candidates = pivot.best, pivot.candidates
-  name, number = best.label, best.cells[title]
-  accuracy = f'{number._replace(total=number.done)}%'
-  if board.is_grid and len(candidates) > 1:
-    tied = sum(method.cells[title].value == number.value for method in candidates) - 1
-    others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
-    name = f'the most accurate of {len(candidates)} structures is {name}{others}'
-  name = sentence_case(name)
-  if is_mean(title):
-    theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
-    published = f'; published for GLoRA: {theirs[0]}' if theirs else ''
-    return f'{name}: {accuracy} test accuracy, {title}{published}.'
-  runs = '' if number.complete else f' ({number.done} of {number.total} runs)'
-  return f'{name}: {accuracy} {title} accuracy{runs} with {best.parameters} trained parameters.'
-
-
-def mcnemar(result_only: int, other_only: int) -> float:
-  """The p-value of McNemar's exact test of two classifiers on the same images.
-
-  Args:
-    result_only: number of images that only the first classified correctly.
-    other_only: number of images that only the second did.
-
-  Example:
-    >>> mcnemar(5, 0), mcnemar(3, 3), mcnemar(0, 0)
-    (0.0625, 1.0, 1.0)
-  """
-  number = result_only + other_only
-  return float(stats.binomtest(result_only, number).pvalue) if number else 1.0
+  columns = 'Test accuracy in percent; in brackets, millions of trained parameters without heads.'
+  if pivot.methods[-1].is_published:
+    columns += f' All except ours are published, for a {BACKBONE}.'
+  return [plot_of_tasks(pivot), *gains, tell_other_images(pivot.board), columns, table]
 
 
 def tell_verdict(result: Mapping[str, Any]) -> str:
@@ -86,20 +51,15 @@ def tell_verdict(result: Mapping[str, Any]) -> str:
 more than the linear probe.'
   """
   structures, chosen = result['structures'], result['structures'][result['result']]
-  split = 'test' if 'test_accuracy' in chosen else 'val'
-  others = {
-    name: other for name, other in structures.items() if other is not chosen and split == 'test'
-  }
+  split, title = ('test', 'test') if 'test_accuracy' in chosen else ('val', 'validation')
+  others = {name: other for name, other in structures.items() if 'against_result' in other}
   rivals = [name for name in others if name not in ('linear', SUPERNET)]
   best = max(rivals, key=lambda name: others[name]['test_accuracy'], default='')
   against = [_against(chosen, others[name], name) for name in others if name in ('linear', best)]
-  images = (
-    f'{result["data"]["images"][split]:,} {"test" if split == "test" else "validation"} images'
-  )
   told = (
     f'{sentence_case(_THE.get(result["result"], chosen["label"]))} classifies '
-    f'{100 * chosen[f"{split}_accuracy"]:.1f}% of {images} correctly with {chosen["params"]:,} '
-    'trained parameters'
+    f'{100 * chosen[f"{split}_accuracy"]:.1f}% of {result["data"]["images"][split]:,} {title} '
+    f'images correctly with {chosen["params"]:,} trained parameters'
   )
   return f'{", ".join(filter(None, [told, " and ".join(against)]))}.'
 
@@ -111,7 +71,8 @@ def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> 
   if not points:
     return f'as many as {called}'
   more = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {called}'
-  chance = mcnemar(**other['against_result'])
+  paired = other['against_result']
+  chance = stats.binomtest(paired['result_only'], sum(paired.values())).pvalue
   doubt = f" (may be chance: McNemar's exact test, p = {chance:.2g})"
   return more if chance < _CHANCE else more + doubt
 
@@ -135,6 +96,28 @@ def tell_result(result: Mapping[str, Any]) -> str:
     limit = '' if budget is None else ' within the budget'
     why = f'is the trained structure with the best validation accuracy{limit}'
   return Markup('The result {}: {}.').format(why, code(chosen['label']))
+
+
+def tell_best(pivot: Pivot) -> str:
+  """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
+  board, methods = pivot.board, pivot.methods
+  title = methods and pivot.headline
+  if not title:
+    return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
+  best, candidates = pivot.best, pivot.candidates
+  name, number = best.label, best.cells[title]
+  accuracy = f'{number._replace(total=number.done)}%'
+  if board.is_grid and len(candidates) > 1:
+    tied = sum(method.cells[title].value == number.value for method in candidates) - 1
+    others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
+    name = f'the most accurate of {len(candidates)} structures is {name}{others}'
+  name = sentence_case(name)
+  if is_mean(title):
+    theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
+    published = f'; published for GLoRA: {theirs[0]}' if theirs else ''
+    return f'{name}: {accuracy} test accuracy, {title}{published}.'
+  runs = '' if number.complete else f' ({number.done} of {number.total} runs)'
+  return f'{name}: {accuracy} {title} accuracy{runs} with {best.parameters} trained parameters.'
 
 
 def tell_gains(pivot: Pivot) -> list[str]:
@@ -165,26 +148,13 @@ def tell_gains(pivot: Pivot) -> list[str]:
   return sentences
 
 
-def interval(share: float, number: int) -> tuple[float, float]:
-  """Wilson's 95% interval of a share of images, in percent.
-
-  Args:
-    share: between 0 and 1.
-    number: of how many images, at least 1.
-
-  Example:
-    >>> [round(end, 1) for end in interval(0.95, 800)]
-    [93.3, 96.3]
-  """
-  low, high = stats.binomtest(round(share * number), number).proportion_ci(method='wilson')
-  return 100 * float(low), 100 * float(high)
-
-
 def ends_of(pivot: Pivot, method: Method) -> tuple[float, float]:
-  """The 95% interval of a single run's accuracy, or the standard deviation around a mean."""
+  """Wilson's 95% interval of a single run's accuracy, or the standard deviation around a mean."""
   number = method.cells[pivot.headline]
   if number.total == 1:
-    return interval(number.value / 100, pivot.images)
+    right = round(number.value / 100 * pivot.images)
+    low, high = stats.binomtest(right, pivot.images).proportion_ci(method='wilson')
+    return 100 * low, 100 * high
   around = number.deviation or 0.0
   return max(0.0, number.value - around), min(100.0, number.value + around)
 
@@ -226,14 +196,6 @@ def plot_of_tasks(pivot: Pivot) -> DotPlot:
   legend = dict.fromkeys(method.style for method in ordered)
   caption = f'Test accuracy in %; numbers are for {best.label}'
   return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
-
-
-def tell_columns(pivot: Pivot) -> str:
-  """A sentence on the columns of the table by task."""
-  told = 'Test accuracy in percent; in brackets, millions of trained parameters without heads.'
-  if not pivot.methods[-1].is_published:
-    return told
-  return f'{told} All except ours are published, for a {BACKBONE}.'
 
 
 def table_of(pivot: Pivot) -> Table:

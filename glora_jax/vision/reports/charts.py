@@ -189,7 +189,7 @@ def thin(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
   """Different points in order, evenly thinned if there are very many; both ends stay."""
   points = np.unique(np.stack([xs, ys], axis=1), axis=0)
   kept = np.linspace(0, len(points) - 1, min(len(points), _SHOWN), dtype=int)
-  return [(x, y) for x, y in points[kept].tolist()]
+  return list(map(tuple, points[kept].tolist()))
 
 
 class Dots(NamedTuple):

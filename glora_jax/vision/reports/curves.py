@@ -38,7 +38,20 @@ def search_blocks(
     return []
   split, number = searched_images(result)
   accuracy, volumes = 100 * archive.correct / number, result['hypervolume']
-  progress = _progress_chart(archive.generation, accuracy, f'{number:,} {split} images')
+  generation = archive.generation
+  generations = np.unique(generation)
+  best = [(each, accuracy[generation <= each].max()) for each in generations]
+  progress = Chart(
+    'Accuracy of the structures by generation',
+    axis('generation', [0, *generations], whole=True),
+    axis(f'accuracy in % on {number:,} {split} images', accuracy, most=100),
+    [
+      Line('a structure', 'teal', thin(generation, accuracy), 'dots'),
+      Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
+      Line('best so far', 'red', best),
+    ],
+    [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
+  )
   searched = np.array(result['structures'][SEARCH]['genome'])
   is_chosen = (archive.genomes == searched).all(axis=(1, 2))
   params, error = count_params(spec, archive.genomes), 100 - accuracy
@@ -55,22 +68,6 @@ def searched_images(result: Mapping[str, Any]) -> tuple[str, int]:
   """The split that a search scored structures on, and its number of images."""
   split = 'test' if result['protocol'] == 'paper' else 'val'
   return split, result['data']['images'][split]
-
-
-def _progress_chart(generation: np.ndarray, accuracy: np.ndarray, images: str) -> Chart:
-  generations = np.unique(generation)
-  best = [(each, accuracy[generation <= each].max()) for each in generations]
-  return Chart(
-    'Accuracy of the structures by generation',
-    axis('generation', [0, *generations], whole=True),
-    axis(f'accuracy in % on {images}', accuracy, most=100),
-    [
-      Line('a structure', 'teal', thin(generation, accuracy), 'dots'),
-      Line('mean', 'dim', [(each, accuracy[generation == each].mean()) for each in generations]),
-      Line('best so far', 'red', best),
-    ],
-    [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
-  )
 
 
 def _cloud_chart(

@@ -32,21 +32,8 @@ class Outcome(NamedTuple):
   pixels: Callable[[np.ndarray], np.ndarray]
   file: Callable[[int], str]
 
-  def confusion(self, number: int) -> np.ndarray:
-    """Number of images by true class and answer, int [true, answer], for `number` classes."""
-    cells = np.bincount(self.labels * number + self.classes, minlength=number**2)
-    return cells.reshape(number, number)
 
-  def surest_errors(self, most: int) -> np.ndarray:
-    """Indices of the wrong answers with the highest probabilities, the highest first.
-
-    Equal probabilities stay in the order of the images.
-    """
-    wrong = np.flatnonzero(self.classes != self.labels)
-    return wrong[np.argsort(-self.probabilities[wrong], kind='stable')][:most]
-
-
-class Row(NamedTuple):
+class Class(NamedTuple):
   """A class in a confusion matrix.
 
   Attributes:
@@ -63,7 +50,7 @@ class Row(NamedTuple):
 class Confusion(NamedTuple):
   """A confusion matrix."""
 
-  rows: Sequence[Row]
+  rows: Sequence[Class]
 
 
 class Image(NamedTuple):
@@ -91,25 +78,27 @@ def blocks_of(classes: Sequence[str], outcome: Outcome | None) -> list[Any]:
   """
   if outcome is None:
     return []
-  matrix = outcome.confusion(len(classes))
-  is_small, pairs = len(classes) <= MATRIX_CLASSES, confused_pairs(matrix)
-  wrong, number = matrix.sum() - matrix.trace(), matrix.sum()
-  blocks = [
-    f'{wrong:,} of {number:,} test images are misclassified.'
-    if wrong
-    else f'All {number:,} test images are classified correctly.',
-    is_small and Confusion(confusion_rows(classes, matrix)),
-  ]
-  if pairs:
+  matrix = np.zeros((len(classes), len(classes)), int)  # [true, answer]
+  np.add.at(matrix, (outcome.labels, outcome.classes), 1)
+  wrong, number = np.flatnonzero(outcome.classes != outcome.labels), len(outcome.labels)
+  told, is_small = (
+    f'All {number:,} test images are classified correctly.',
+    len(classes) <= MATRIX_CLASSES,
+  )
+  if len(wrong):
+    told = f'{len(wrong):,} of {number:,} test images are misclassified.'
+  blocks = [told, is_small and Confusion(confusion_rows(classes, matrix))]
+  if len(wrong):
     named = [
       (
         f'{classes[true]}, taken for {classes[answer]}',
         matrix[true, answer],
         f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
       )
-      for true, answer in pairs[: WORST if is_small else PAIRS]
+      for true, answer in confused_pairs(matrix)[: WORST if is_small else PAIRS]
     ]
-    surest = outcome.surest_errors(IMAGES)
+    # Equally sure ones stay in the order of the images.
+    surest = wrong[np.argsort(-outcome.probabilities[wrong], kind='stable')][:IMAGES]
     images = [
       Image(
         pixels,
@@ -120,7 +109,9 @@ def blocks_of(classes: Sequence[str], outcome: Outcome | None) -> list[Any]:
       )
       for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
     ]
-    shown = 'All of them' if wrong <= IMAGES else f'The {IMAGES} with the most confident answers'
+    shown = (
+      'All of them' if len(wrong) <= IMAGES else f'The {IMAGES} with the most confident answers'
+    )
     blocks += [
       Heading('Most often confused'),
       Bars(named, 'red'),
@@ -145,7 +136,7 @@ def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
   return sorted(((true, answer) for true, answer in pairs), key=lambda at: (-matrix[at], at))
 
 
-def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
+def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Class]:
   """The rows of a confusion matrix, with separate shades for right answers and errors.
 
   On a common scale, the errors of a good model would vanish next to its right answers.
@@ -164,7 +155,7 @@ def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Row]:
   most = max(shares[~right].max(initial=0), 1e-9)
   strengths = np.where(right, shares, shares / most).round(3)
   return [
-    Row(
+    Class(
       name,
       f'{100 * shares[true, true]:.0f}%' if of_class[true] else 'none',
       list(zip(matrix[true].tolist(), strengths[true].tolist(), strict=True)),

@@ -86,15 +86,10 @@ class Figure(NamedTuple):
 
 
 class Structures(NamedTuple):
-  """Structures with one legend."""
+  """Structures with one legend, (form, its name)."""
 
   figures: Sequence[Figure]
-
-  def forms(self) -> list[tuple[str, str]]:
-    """(form, its name in the legend) of the forms that are drawn."""
-    layers = (each for figure in self.figures for _, row in figure.blocks for each in row if each)
-    drawn = {piece.form for each in layers for piece in each.pieces}
-    return [(form, label) for form, label in DRAWN.items() if form in drawn]
+  legend: Sequence[tuple[str, str]] = tuple(DRAWN.items())
 
 
 def describe(spec: Spec, genome: np.ndarray | Sequence) -> list[dict[str, Any]]:

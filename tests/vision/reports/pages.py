@@ -81,8 +81,9 @@ def structure(params, accuracy, paired=None, **fields):
   """A structure of a run; `paired` are the images that only the result, or only it, got right."""
   measured = {'val_accuracy': accuracy, 'val_loss': 1.0, 'test_accuracy': accuracy}
   trained = {'params': params, 'rate': 1e-3, 'seconds': 30.0, 'genome': [[0, 3, 0, 0, 2]]}
-  against = {} if paired is None else {'result_only': paired[0], 'other_only': paired[1]}
-  return {**trained, **measured, **fields, 'against_result': against}
+  if paired is not None:
+    fields['against_result'] = {'result_only': paired[0], 'other_only': paired[1]}
+  return {**trained, **measured, **fields}
 
 
 def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):

@@ -95,7 +95,7 @@ def task(text: str, source: Source) -> Task:
     "NOAH's lists."
   )
   classes = tfds.class_names(builder, data_set.num_classes)
-  return tfds.task_of([builder], full_name, classes, splits, notes=(note,), group='fewshot')
+  return tfds.task_of([builder], full_name, classes, splits, notes=(note,))
 
 
 def _from_lists(name: str, folder: str, num_classes: int, shots: int, seed: int) -> Task:
@@ -118,4 +118,4 @@ def _from_lists(name: str, folder: str, num_classes: int, shots: int, seed: int)
     for split, path in lists.items()
   }
   classes = tuple(map(str, range(num_classes)))
-  return Task(name, classes, splits, f"NOAH's lists in {folder}", group='fewshot')
+  return Task(name, classes, splits, f"NOAH's lists in {folder}")

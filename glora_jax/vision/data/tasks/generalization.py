@@ -62,7 +62,6 @@ def task(text: str, source: Source) -> Task:
     )
   seed, name = int(text), f'generalization/{int(text)}'
   masked = tuple(test_set.name for test_set in TESTS if test_set.lacks_classes)
-  details = {'group': 'generalization', 'masked': masked}
   root = source.folder('lists', 'domain generalization', 'imagenet, imagenetv2 and so on')
   if root is not None:
     lists = {
@@ -80,7 +79,7 @@ def task(text: str, source: Source) -> Task:
       for split, (folder, path) in lists.items()
     }
     classes = tuple(map(str, range(NUM_CLASSES)))
-    return Task(name, classes, splits, f"NOAH's lists in {root}", **details)
+    return Task(name, classes, splits, f"NOAH's lists in {root}", masked=masked)
   if source.version is not None:
     raise ValueError(
       f'data.version={shown(source.version)} cannot apply to all {len(TESTS)} data sets of {name}; '
@@ -98,4 +97,4 @@ def task(text: str, source: Source) -> Task:
     f"NOAH's lists. Validation: {VAL_SHOTS} further training images per class."
   )
   classes = tfds.class_names(builders['test'], NUM_CLASSES)
-  return tfds.task_of(list(builders.values()), name, classes, splits, notes=(note,), **details)
+  return tfds.task_of(list(builders.values()), name, classes, splits, notes=(note,), masked=masked)

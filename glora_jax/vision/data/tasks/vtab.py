@@ -190,7 +190,7 @@ def task(name: str, source: Source) -> Task:
     FileNotFoundError: NOAH's folder is not there.
   """
   root = source.folder('noah', 'VTAB-1k', "vtab-1k's task folders")
-  _, group, full_name, val, test, num_classes, label = find(name)
+  _, _, full_name, val, test, num_classes, label = find(name)
   builder = tfds.find_builder(full_name, source.dir, source.version)
   classes = _CLASSES.get(name) or tfds.class_names(builder, num_classes)
   if root is not None:
@@ -209,7 +209,7 @@ def task(name: str, source: Source) -> Task:
       split: partial(read_list, os.path.join(folder, list_name), (folder,), len(classes))
       for split, list_name in lists.items()
     }
-    return Task(f'vtab/{name}', classes, splits, f"NOAH's folder {folder}", group=group)
+    return Task(f'vtab/{name}', classes, splits, f"NOAH's folder {folder}")
   expressions = {'train': TRAIN, 'val': val, 'test': test}
   splits = {
     split: partial(tfds.read, builder, expression, LABELS[label], _SCALES.get(name, 1))
@@ -221,4 +221,4 @@ def task(name: str, source: Source) -> Task:
       f'TFDS {builder.info.full_name} replaces {full_name}: its examples have another order, so '
       "the 800 training examples are not the benchmark's.",
     )
-  return tfds.task_of([builder], f'vtab/{name}', classes, splits, notes=notes, group=group)
+  return tfds.task_of([builder], f'vtab/{name}', classes, splits, notes=notes)

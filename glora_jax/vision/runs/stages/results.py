@@ -44,8 +44,7 @@ from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.stages.training import (
   ENOUGH_STEPS,
   FullFineTuning,
-  is_guessing,
-  share_of_largest_class,
+  tell_guessing,
 )
 from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list, read_test_list
 from glora_jax.vision.structure_names import (
@@ -316,7 +315,8 @@ def write_results(
 def _describe(context: Context, listed: Listed, name: str, seconds: float) -> dict[str, Any]:
   """A structure in `result.json`: its label, what was measured, and its layers if pages draw it."""
   settings, row, candidate = context.settings, listed.rows[name], listed.candidates[name]
-  spec, is_finetuned = candidate.adapted.spec, name == SEARCH and settings.finetunes
+  spec, task = candidate.adapted.spec, context.task
+  is_finetuned = name == SEARCH and settings.finetunes
   titles = {**TITLES, FILE: os.path.basename(settings.structure)}
   label = 'searched, finetuned' if is_finetuned else titles.get(name) or preset_label(spec, name)
   recipe = settings.finetuning if is_finetuned else settings.training
@@ -328,23 +328,13 @@ def _describe(context: Context, listed: Listed, name: str, seconds: float) -> di
   }
   if name in (listed.result, *FOUND):
     found['layers'] = describe(spec, candidate.genome)
-  if told := _tell_guessing(context, row):
-    found['learned_nothing'] = told
-  return found
-
-
-def _tell_guessing(context: Context, row: Mapping[str, Any]) -> str:
-  """A sentence on a structure that answers as well as one that has learned nothing; else ''."""
   split, title = ('test', 'test') if row['val_accuracy'] is None else ('val', 'validation')
-  recipe, accuracy = context.settings.training, row.get(f'{split}_accuracy')
-  number = len(context.task.open(context.settings.final_split).labels)
-  labels, steps = context.task.open(split).labels, recipe.epochs * recipe.steps_per_epoch(number)
-  if accuracy is None or steps < ENOUGH_STEPS or not is_guessing(accuracy, labels):
-    return ''
-  return (
-    f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class for every image '
-    f'gets {share_of_largest_class(labels):.1%}.'
-  )
+  accuracy, images = row.get(f'{split}_accuracy'), len(task.open(settings.final_split).labels)
+  steps = settings.training.epochs * settings.training.steps_per_epoch(images)
+  if accuracy is not None and steps >= ENOUGH_STEPS:
+    if told := tell_guessing(accuracy, task.open(split).labels, title):
+      found['learned_nothing'] = told
+  return found
 
 
 def _file(examples: Examples, index: int) -> str:

@@ -370,23 +370,27 @@ class Bookkeeper:
     """Warns if a training ended about as good as guessing."""
     newest = self.accuracies[-2:]  # the last may be of a step alone
     is_long = newest and state.step >= ENOUGH_STEPS and meshes.primary()
-    if is_long and is_guessing(max(newest), labels):
+    if is_long and (told := tell_guessing(max(newest), labels, 'training')):
       log.warning(
-        '%s learned almost nothing: its training accuracy is at most %.1f%%, and always answering '
-        'the most frequent class gets %.1f%%; lower the learning rate, bound the gradients '
+        '%s learned almost nothing. %s Lower the learning rate, bound the gradients '
         '(max_grad_norm=1), or train for more epochs.',
         self.training.name,
-        100 * max(newest),
-        100 * share_of_largest_class(labels),
+        told,
       )
 
 
-def is_guessing(accuracy: float, labels: np.ndarray) -> bool:
-  """Whether an accuracy is about that of always answering one class, int labels [n]."""
-  guessing = share_of_largest_class(labels)
-  return accuracy < guessing + _LEAST_LEARNED * (1 - guessing)
+def tell_guessing(accuracy: float, labels: np.ndarray, title: str) -> str:
+  """A sentence on an accuracy that is about that of always answering one class; else ''.
 
-
-def share_of_largest_class(labels: np.ndarray) -> float:
-  """The accuracy of always answering the most frequent class, int labels [n]."""
-  return float(np.bincount(labels).max()) / len(labels)
+  Args:
+    accuracy: the accuracy.
+    labels: of the images that it was measured on, int [n].
+    title: what these images are for, such as 'validation'.
+  """
+  guessing = float(np.bincount(labels).max()) / len(labels)
+  if accuracy >= guessing + _LEAST_LEARNED * (1 - guessing):
+    return ''
+  return (
+    f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class for every image '
+    f'gets {guessing:.1%}.'
+  )
