@@ -320,21 +320,30 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
     raise FileNotFoundError(f'There is no file {printable(path)}; pass a safetensors file.')
   try:
     tensors, texts = read_safetensors(path)
-    metadata = json.loads(texts.get(STAMP, '{}'))
   except Exception as error:  # safetensors raises its own type, and others for odd contents
     raise UserError(
       f'{printable(path)} is damaged or not a safetensors file ({first_line(error)}); get it '
       'again, or remove it if a run wrote it, which then writes it again.'
     ) from error
-  return tensors, check_metadata(path, metadata, kind)
+  return tensors, check_metadata(path, texts.get(STAMP, '{}'), kind)
 
 
-def check_metadata(path: Path, metadata: Any, kind: str) -> dict[str, Any]:
+def check_metadata(path: Path, text: str, kind: str) -> dict[str, Any]:
   """The metadata of a safetensors file of this project, without kind and format.
 
+  Args:
+    path: path of the file.
+    text: what it has under `STAMP`.
+    kind: kind that it must be of.
+
   Raises:
-    ValueError: it is of another kind or a later version, or has numbers that are not finite.
+    ValueError: it is damaged, of another kind or a later version, or has numbers that are not
+      finite.
   """
+  try:
+    metadata = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise damaged(path, error) from error
   stamp = {}
   if isinstance(metadata, dict):  # the weights in the package have no format
     stamp = {'kind': metadata.pop('kind', None), 'format': metadata.pop('format', 1)}

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from glora_jax.checks import check_path, listed, shown
-from glora_jax.files import Path, first_line, read_safetensors
+from glora_jax.files import Path, first_line, read_safetensors, require_numbers
 from glora_jax.tree import differences
 
 Container = Literal['npz', 'safetensors', 'torch']
@@ -24,9 +24,6 @@ Arrays = dict[str, np.ndarray]
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
 HUB_FILES = (MODEL_FILE, 'config.json', 'preprocessor_config.json')  # that are read of a repository
-
-# Beside it, in most folders of Hugging Face, these hold the same weights.
-_SAME_WEIGHTS = ('pytorch_model.bin', 'open_clip_pytorch_model.bin')
 
 _RAW_BFLOAT16 = ('|V2', '<V2')  # NumPy stores bfloat16, which it does not know, as two raw bytes
 
@@ -178,19 +175,27 @@ def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str
   return chosen
 
 
-def require_shapes(where: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-  """Raises ValueError that names all arrays that are missing, unexpected or misshaped."""
+def require_tensors(where: str, given: Arrays, expected: Mapping[str, Any]) -> None:
+  """Checks the tensors of a model.
+
+  Raises:
+    ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them holds
+      anything but finite floating-point numbers.
+  """
   if problems := differences(given, expected):
     raise ValueError(
       f'{where}: the tensors do not match the model. {"; ".join(problems)}. Check that the '
       'checkpoint is complete and of this model.'
     )
+  require_numbers(where, given)
 
 
 def locate(path: Path) -> str:
   """The checkpoint file of a path: the path itself, or the one such file in a folder.
 
   Of a run's folder it is the one in `folded/`: where that has one, and the folder no model itself.
+  Of several it is `MODEL_FILE`, beside which others hold the same weights, or the one that is
+  called a model.
 
   Raises:
     FileNotFoundError: the folder has no checkpoint.
@@ -206,10 +211,10 @@ def locate(path: Path) -> str:
   parts = [name for name in checkpoints if '-of-' in name]
   files = [name for name in checkpoints if name not in parts]
   if MODEL_FILE in files:
-    files = [name for name in files if name not in _SAME_WEIGHTS]
-  named = list(filter(_is_model, files))
-  if len(files) == 1 or len(named) == 1:
-    return os.path.join(folder, (named or files)[0])
+    return os.path.join(folder, MODEL_FILE)
+  models = [name for name in files if _is_model(name)] or files
+  if len(models) == 1:
+    return os.path.join(folder, models[0])
   if files:
     raise ValueError(
       f'The folder {folder} holds several checkpoints ({", ".join(files)}); pass the path of one.'

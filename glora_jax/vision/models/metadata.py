@@ -81,15 +81,13 @@ def require_normalization(
 
 
 def read_json(path: Path) -> Any:
-  """The contents of a JSON file beside a checkpoint; None where there is no such file.
+  """The contents of a JSON file beside a checkpoint; empty where there is no such file.
 
   Raises:
     OSError: it cannot be read, or is no regular file.
     ValueError: it is damaged.
   """
-  if not os.path.exists(path):
-    return None
-  return load_json(path, 'get it again, or remove it')
+  return load_json(path, 'get it again, or remove it') if os.path.exists(path) else {}
 
 
 MOST_PIXELS = 2**16  # of a side

@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from glora_jax.files import Path, require_numbers
+from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.tree import get
-from glora_jax.vision.models.checkpoint import read_checkpoint, require_shapes
+from glora_jax.vision.models.checkpoint import read_checkpoint, require_tensors
 from glora_jax.vision.models.formats.timm import FORMAT as TIMM
 from glora_jax.vision.models.vit import ViT
 
@@ -87,8 +87,7 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
   places = _places(adapted, adapter)
   head = nn.meta.unbox(trainable['params']['head'])
   kernel, bias = head['kernel'], head['bias']
-  require_shapes(path, arrays, {**places, 'head.weight': kernel.T, 'head.bias': bias})
-  require_numbers(path, arrays)
+  require_tensors(path, arrays, {**places, 'head.weight': kernel.T, 'head.bias': bias})
   for name, place in places.items():
     place[...] = arrays[name]
   new_head = {
@@ -100,14 +99,11 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
 
 def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
   """The part of the supports that each tensor of the file fills, by its name."""
-  layer_names = {
-    rule.ours: rule.theirs[0].removesuffix('.weight')
-    for rule in TIMM.rules(adapted.model, class_pos=True)
-  }
+  layer_names = TIMM.modules(adapted.model)
   places = {}
   for group in adapted.places.groups:
     module = get(adapter, group.path)
-    pattern = layer_names['/'.join(group.members[0].kernel_path)]
+    (pattern,) = layer_names['/'.join(group.members[0].kernel_path[:-1])]
     for index, _ in group.slices():
       for ours, (theirs, is_transposed) in OFFICIAL_NAMES.items():
         if ours in module:

@@ -145,9 +145,6 @@ def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[st
 def _names(format: TorchFormat, model: ViT, prefix: str) -> dict[str, list[str]]:
   """The torch modules of a format, by path of ours."""
   return {
-    rule.ours.rpartition('/')[0]: [
-      format.full_name(prefix, name.removesuffix('.weight')) for name in rule.theirs
-    ]
-    for rule in format.rules(model, class_pos=True)
-    if rule.ours.endswith(('/kernel', '/scale'))
+    ours: [format.full_name(prefix, name) for name in theirs]
+    for ours, theirs in format.modules(model).items()
   }

@@ -109,8 +109,6 @@ class ViT(nn.Module):
     """
     self._check(images)
     x = self._embed(images)
-    x = self._prepend_class_token(x)
-    x = self._add_positions(x)
     if self.pre_norm:
       x = self._norm('pre_norm')(x)
     x = self._encode(x, dropping=train and self.drop_path > 0)
@@ -126,7 +124,7 @@ class ViT(nn.Module):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
   def _embed(self, images: jax.Array) -> jax.Array:
-    """Patches as tokens, [batch, patches, width]."""
+    """Patches as tokens after a class token, with positions, [batch, tokens, width]."""
     patch = (self.patch_size, self.patch_size)
     x = nn.Conv(
       self.width,
@@ -138,16 +136,11 @@ class ViT(nn.Module):
       conv_general_dilated=patch_product,
       name='embed',
     )(images)
-    return x.reshape(x.shape[0], -1, self.width)
-
-  def _prepend_class_token(self, x: jax.Array) -> jax.Array:
-    if not self.class_token:
-      return x
-    cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-    tokens = jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype)
-    return jnp.concatenate([tokens, x], axis=1)
-
-  def _add_positions(self, x: jax.Array) -> jax.Array:
+    x = x.reshape(x.shape[0], -1, self.width)
+    if self.class_token:
+      cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
+      tokens = jnp.broadcast_to(cls, (x.shape[0], 1, self.width)).astype(x.dtype)
+      x = jnp.concatenate([tokens, x], axis=1)
     pos_embed = self.param('pos_embed', nn.initializers.normal(0.02), (1, x.shape[1], self.width))
     return x + pos_embed.astype(x.dtype)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ import numpy as np
 
 from glora_jax import files, hub
 from glora_jax.checks import check_path, shown, validate
-from glora_jax.files import Path, require_numbers, write_safetensors
+from glora_jax.files import Path, write_safetensors
 from glora_jax.tree import grouped
 from glora_jax.vision.data.normalization import Normalization
 from glora_jax.vision.files import write_json
@@ -30,7 +29,7 @@ from glora_jax.vision.models.checkpoint import (
   locate,
   read_checkpoint,
   require_no_other,
-  require_shapes,
+  require_tensors,
 )
 from glora_jax.vision.models.formats.format import Format, Origin, Reading
 from glora_jax.vision.models.formats.table import WRITTEN, recognize
@@ -134,11 +133,8 @@ def load(
   tensors = read_checkpoint(locate(hub.local(path, HUB_FILES)), validate(key, str | None, 'key'))
   if OURS not in tensors.metadata:
     return _load_foreign(tensors, image_size, normalization, fields)
-  if image_size is not None:
-    raise ValueError(
-      f'{tensors.path} knows its image_size itself; weights.refit resizes the model for another.'
-    )
   model, params, metadata = _load_own(tensors, fields)
+  check_agreement(tensors.path, metadata, {'image_size': image_size})
   if normalization is not None and metadata.get('normalization') is None:
     metadata['normalization'] = normalization
   return Checkpoint(model, params, metadata)
@@ -147,11 +143,7 @@ def load(
 def _load_own(tensors: Tensors, fields: Mapping[str, Any]) -> Checkpoint:
   """What `save` wrote in this project's own format."""
   path, arrays = tensors.path, tensors.arrays
-  try:
-    metadata = json.loads(tensors.metadata[OURS])
-  except (ValueError, RecursionError):
-    metadata = None
-  metadata = files.check_metadata(path, metadata, KIND)
+  metadata = files.check_metadata(path, tensors.metadata[OURS], KIND)
   try:
     model = ViT(**metadata.pop('model'))
     expected = expected_params(model, metadata['image_size'])
@@ -161,12 +153,9 @@ def _load_own(tensors: Tensors, fields: Mapping[str, Any]) -> Checkpoint:
     check_agreement(path, describe(model), fields)
     model = model.clone(**fields)
     expected = expected_params(model, metadata['image_size'])
-  try:
+  with _naming(path):
     check_metadata_of(metadata, model.num_classes)
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
-  require_shapes(path, arrays, expected)
-  require_numbers(path, arrays)
+  require_tensors(path, arrays, expected)
   return Checkpoint(model, flax.traverse_util.unflatten_dict(arrays, sep='/'), metadata)
 
 
@@ -241,21 +230,15 @@ def _read_hints(file: str, format: Format) -> dict[str, Any]:
   folder = os.path.dirname(file)
   path = os.path.join(folder, 'config.json')
   config = read_json(path)
-  if not isinstance(config, dict):
-    return {}
-  stamp = config.get(OURS)
-  if isinstance(stamp, dict) and stamp.get('kind') == 'config':  # of a workdir
-    return {}
   with _naming(path):
     of_format = format.read_config(config)
-    ours = dict(config.get(OURS, {'model': {}}))
-    hints = {**ours.pop('model'), **ours, **of_format}
+    ours = dict(config.get(OURS, {}))  # in the config of a workdir it has no model
+    hints = {**ours.pop('model', {}), **ours, **of_format}
     check_facts(hints)
   if of_format and format.preprocessor is not None:
     path = os.path.join(folder, format.preprocessor)
-    preprocessor = read_json(path) or {}
     with _naming(path):
-      facts = format.read_preprocessor(preprocessor)
+      facts = format.read_preprocessor(read_json(path))
       check_facts(facts)
     hints |= {name: fact for name, fact in facts.items() if fact is not None}
   return {name: fact for name, fact in hints.items() if fact is not None}
@@ -268,8 +251,7 @@ def _naming(path: str) -> Iterator[None]:
     yield
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
-      f'{path} is not a valid {os.path.basename(path)} of transformers, timm or glora_jax '
-      f'({type(error).__name__}: {error}); correct or remove it.'
+      f'{path} is invalid ({type(error).__name__}: {error}); correct or remove it.'
     ) from error
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
@@ -458,13 +440,9 @@ def save(
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
   }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
-  refusal = f'{target} is not written'
-  try:
+  with _naming(target):
     check_metadata_of(metadata, model.num_classes)
-  except ValueError as error:
-    raise ValueError(f'{refusal}: {error}') from error
-  require_shapes(refusal, flat, expected_params(model, metadata['image_size']))
-  require_numbers(refusal, flat)
+  require_tensors(target, flat, expected_params(model, metadata['image_size']))
   origin, tensors, beside = _origin(format), flat, {}
   own = {'model': describe(model), **metadata}
   if origin is not None:

@@ -67,7 +67,7 @@ class FlaxNpz(Format):
     return _ENCODER if self.scanned else f'{_ENCODER}_{{}}'
 
   @property
-  def modules(self) -> list[str]:
+  def block_modules(self) -> list[str]:
     """Paths of the attention, the second norm and the MLP of a block."""
     names = _NUMBERED_TOGETHER if self.classic else _NUMBERED_BY_CLASS
     return [f'{self.block}/{name}' for name in names]
@@ -80,13 +80,13 @@ class FlaxNpz(Format):
     position = next((name for name in _POSITIONS if name in shapes), None)
     format = FlaxNpz(scanned, classic, position)
     reading = Format.read_shape(format, shapes)
-    query = shapes[f'{format.modules[0].format(0)}/query/kernel']
+    query = shapes[f'{format.block_modules[0].format(0)}/query/kernel']
     reading.fields.update(num_heads=query[-2], activation='gelu_tanh')
     return reading
 
   def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
     """As `Format.rules`; heads are an axis of the attention's kernels."""
-    attention, norm2, mlp = self.modules
+    attention, norm2, mlp = self.block_modules
     computed = Rule(
       'pos_embed', (), lambda shape: sincos_2d(shape, model.class_token), lambda _: ()
     )

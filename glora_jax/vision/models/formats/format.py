@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.files import require_numbers
-from glora_jax.vision.models.checkpoint import Arrays, require_shapes
+from glora_jax.vision.models.checkpoint import Arrays, require_tensors
 from glora_jax.vision.models.metadata import Metadata
 from glora_jax.vision.models.resize import Interpolation, resize_pos_embed
 from glora_jax.vision.models.vit import ViT
@@ -181,6 +180,14 @@ class Format(abc.ABC):
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
+  def modules(self, model: ViT) -> dict[str, list[str]]:
+    """Names of linear layers and norms in the code base, by path of ours; '{}' is the block's."""
+    return {
+      rule.ours.rpartition('/')[0]: [name.removesuffix('.weight') for name in rule.theirs]
+      for rule in self.rules(model, class_pos=True)
+      if rule.ours.endswith(('/kernel', '/scale'))
+    }
+
   def full_name(self, prefix: str, name: str) -> str:
     """The name of a tensor or module in a file, where a prefix stands before all that take it."""
     return name if re.match(self.unprefixed, f'{name}.') else prefix + name
@@ -214,8 +221,7 @@ class Format(abc.ABC):
     shapes = _to_theirs(rules, empty, model.depth)
     unused = [name for name in arrays if name not in shapes and re.match(self.unused, name)]
     kept = {name: arrays.pop(name) for name in unused}
-    require_shapes(path, arrays, shapes)
-    require_numbers(path, arrays)
+    require_tensors(path, arrays, shapes)
     params = {
       name: _to_ours(rules[name], arrays, spec.shape, model.depth)
       for name, spec in expected.items()

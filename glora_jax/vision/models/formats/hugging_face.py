@@ -55,7 +55,7 @@ class HuggingFace(TorchFormat):
     title: 'ViT' or 'Dinov2', with which the names of its classes begin.
     signature: see `Format`.
     path: path of a block; '{}' stands for its number.
-    modules: names of a block's modules: norm, queries, keys, values, projection, norm, MLP.
+    layers: names of a block's modules: norm, queries, keys, values, projection, norm, MLP.
     is_written: see `Format`.
   """
 
@@ -63,7 +63,7 @@ class HuggingFace(TorchFormat):
   title: Literal['ViT', 'Dinov2']
   signature: str
   path: str
-  modules: tuple[str, ...]
+  layers: tuple[str, ...]
   is_written: bool = True
 
   patch_kernel = 'embeddings.patch_embeddings.projection.weight'
@@ -80,7 +80,7 @@ class HuggingFace(TorchFormat):
   @property
   def block(self) -> list[str]:
     """Paths of the modules of a block."""
-    return [f'{self.path}.{module}' for module in self.modules]
+    return [f'{self.path}.{module}' for module in self.layers]
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; there is always a class token."""
