@@ -48,6 +48,7 @@ def run(
   stop: Callable[[], bool] = never,
   *,
   shared: str | None = None,
+  listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Runs, or resumes, what a config describes.
 
@@ -61,12 +62,13 @@ def run(
       everything is saved and the run ends. No signal handlers are installed.
     shared: folder of the stages that runs of a suite have in common, such as a head alone; None if
       the workdir has them.
+    listed: what `train` returned and a suite has frozen; None if this run is alone.
 
   Returns:
     The content of `result.json`.
 
   Raises:
-    UserError, OSError: a wrong field, file or workdir, one in use, other structures than listed,
+    UserError, OSError: a wrong field, file or workdir, one in use, other structures than `listed`,
       or a training that diverged, whose last good state is in the workdir; the sentence names it.
     Stopped: `stop` asked for it.
   """
@@ -81,7 +83,7 @@ def run(
     workdir = check_path(workdir)
     if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
       return read_finished(settings, workdir)
-  with begin(settings, stages, workdir, stop, shared) as context:
+  with begin(settings, stages, workdir, stop, shared, listed) as context:
     result = walk(context, stages)
     if meshes.primary():
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
@@ -104,8 +106,7 @@ def train(
     shared: see `run`.
 
   Returns:
-    What `run` will test: the content of its `test_list.json`, which is not written yet. Once it is,
-    `run` tests just that.
+    What `run` will test: the content of its `test_list.json`, which is not written yet.
 
   Raises:
     UserError, OSError, Stopped: see `run`.

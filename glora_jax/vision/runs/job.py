@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
@@ -31,6 +31,7 @@ from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   changes_of,
   claim,
+  freeze_test_list,
   names_in,
   read_task,
   write_config,
@@ -46,6 +47,7 @@ def begin(
   workdir: str,
   stop: Callable[[], bool],
   shared: str | None = None,
+  listed: Mapping[str, Any] | None = None,
 ) -> Iterator[Context]:
   """The context of a run, whose workdir is held in the block; see `experiment.run`."""
   processes.initialize(**dataclasses.asdict(settings.distributed))
@@ -54,6 +56,8 @@ def begin(
       workdir = check_path(workdir)
       require_apart(settings.task, workdir)
       stack.enter_context(claim_workdir(workdir, stages))
+      if listed is not None:
+        freeze_test_list(workdir, listed)  # before the stages are looked at
       context = prepare(settings, stages, workdir, stop, shared)
       origins.note_process(workdir)
     yield context

@@ -1,11 +1,11 @@
 """Many runs as one: a grid of tasks, structures, budgets and seeds, and one table of all.
 
-    workdir/  config.json  report.html  table.csv  compiled/  shared/
+    workdir/  config.json  report.html  table.csv  test_list.json  compiled/  shared/
               dtd/lora:8/42/ (a run)  dtd/lora:8/rate-0.001/ (one that tries a rate)  ...
 
 All runs are checked before the first one starts. Those that try learning rates come first. Then all
-others train, the list of what each tests is written to its folder, and only then the first one
-reads test images. What several of them need, such as a head, is made once, in `shared/`.
+others train, the list of what they test is written to disk, and only then the first one reads test
+images. What several of them need, such as a head, is made once, in `shared/`.
 
 Tasks whose data is missing are listed with what they lack. A run that fails is listed with its
 error, and the rest continues. The table is made from each run's `result.json` alone, so the same
@@ -22,7 +22,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import ml_collections
@@ -30,9 +30,10 @@ import ml_collections
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
-from glora_jax.files import first_line
+from glora_jax.files import first_line, read_json
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import number as to_number
+from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import page, report
 from glora_jax.vision.reports.page import group_by
 from glora_jax.vision.reports.table import Board
@@ -47,13 +48,12 @@ from glora_jax.vision.runs.stage import DIVERGED, read_by
 from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import (
   SHARED,
+  TEST_LIST,
   InUseError,
   Stopped,
   changes_of,
   claim,
-  freeze_test_list,
   is_finished,
-  is_tested,
   write_config,
 )
 
@@ -109,10 +109,8 @@ def run(
     phases.execute('Trying a rate', _try_rate, trials, board.results)
     chosen = runs_of(settings, phases.choose_rates())
     tested = {name: chosen[name] for name in board.tested}
-    trained: dict[str, Any] = {}
-    phases.execute('Training', _train, tested, trained)
-    phases.freeze_lists(trained)
-    phases.execute('Testing', experiment.run, tested, board.results)
+    lists = phases.train(tested)
+    phases.execute('Testing', experiment.run, tested, board.results, listed=lists)
   return board
 
 
@@ -245,11 +243,25 @@ class _Phases:
           board.failed[name] = f'No learning rate could be chosen. {why}'
     return chosen
 
-  def freeze_lists(self, trained: Mapping[str, Any]) -> None:
-    """Writes the lists of what runs test into their folders; only then tests may begin."""
-    with meshes.primary_first('suite/lists'):
-      for name, listed in trained.items():
-        freeze_test_list(self.folder(name), listed)
+  def train(self, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """Trains all runs, and writes the lists of what they test; only then tests may begin.
+
+    A run with a list from an earlier start is trained already.
+
+    Returns:
+      All lists, in the order of the runs, whichever ended first.
+    """
+    path = os.path.join(self.workdir, TEST_LIST)
+    lists = read_json(path, 'test list', _TestLists)['runs'] if os.path.exists(path) else {}
+    untrained = {name: run for name, run in runs.items() if name not in lists}
+    trained: dict[str, Any] = {}
+    self.execute('Training', _train, untrained, trained)
+    every = {**lists, **trained}
+    lists = {name: every[name] for name in self.board.cells if name in every}
+    with meshes.primary_first('suite/list'):
+      if meshes.primary() and trained:
+        write_json(path, {'runs': lists}, 'test list')
+    return lists
 
   def write(self) -> None:
     """Writes the page and the table."""
@@ -265,6 +277,10 @@ def best_on_val(rows: Iterable[Any]) -> Any:
     return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
 
   return max(rows, key=rank)
+
+
+class _TestLists(TypedDict):
+  runs: dict[str, Any]
 
 
 def _log_and_call(line: str, job: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
@@ -310,8 +326,8 @@ def _try_rate(
 def _train(
   settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str
 ) -> dict[str, Any] | None:
-  """The list of what a run tests, after its training; None if frozen, or if it tests nothing."""
-  if is_tested(folder) or not settings.test:
+  """The list of what a run tests, after its training; None if it is finished or tests nothing."""
+  if is_finished(folder) or not settings.test:
     return None
   return experiment.train(settings, folder, stop, shared=shared)
 

@@ -30,7 +30,7 @@ from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.stage import read_mark, walk
 from glora_jax.vision.runs.stages.training import tell_guessing
-from glora_jax.vision.runs.workdir import Stopped, freeze_test_list
+from glora_jax.vision.runs.workdir import Stopped
 
 FILES = {
   'images.csv',
@@ -283,14 +283,12 @@ def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_pat
   assert not {'test_list.json', 'result.json'} & set(os.listdir(workdir))
   shutil.copytree(workdir, other)
   row = {**listed['structures']['linear'], 'weights': 'others'}
-  freeze_test_list(other, {**listed, 'structures': {'linear': row}})
   with pytest.raises(ValueError, match='was frozen with other structures than this run has now'):
-    experiment.run(short, str(other))
+    experiment.run(short, str(other), listed={**listed, 'structures': {'linear': row}})
   assert 'result.json' not in os.listdir(other)
   monkeypatch.setattr(glora_jax, '__version__', 'later')
   monkeypatch.setattr(Context, 'measure', lambda *_: pytest.fail('was measured for the list'))
-  freeze_test_list(workdir, listed)
-  result = experiment.run(short, str(workdir))
+  result = experiment.run(short, str(workdir), listed=listed)
   assert not (workdir / 'replaced').exists()
   frozen = read_json(workdir / 'test_list.json', 'test list')
   assert frozen == {**frozen, **listed}
