@@ -9,7 +9,7 @@ from markupsafe import Markup
 from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
-from glora_jax.vision.reports.page import Table, code, sentence_case
+from glora_jax.vision.reports.page import Table, sentence_case
 from glora_jax.vision.reports.table import Method, Pivot, is_mean, mean, tell_other_images
 from glora_jax.vision.structure_names import GRADIENT, SEARCH, SUPERNET, TRANSFER
 
@@ -89,13 +89,13 @@ def tell_result(result: Mapping[str, Any]) -> str:
     if name != SUPERNET and (budget is None or structure['params'] <= budget)
   ]
   accuracies = [structure['val_accuracy'] for structure in within]
-  why = Markup('was chosen by {}').format(code('report.result'))
+  why = Markup('was chosen by <code>report.result</code>')
   if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
     why = f'is the {"searched structure" if SEARCH in structures else "requested structure"}'
   elif chosen in within and None not in accuracies and chosen['val_accuracy'] == max(accuracies):
     limit = '' if budget is None else ' within the budget'
     why = f'is the trained structure with the best validation accuracy{limit}'
-  return Markup('The result {}: {}.').format(why, code(chosen['label']))
+  return Markup('The result {}: <code>{}</code>.').format(why, chosen['label'])
 
 
 def tell_best(pivot: Pivot) -> str:

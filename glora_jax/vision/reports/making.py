@@ -17,11 +17,11 @@ from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.curves import searched_images
 from glora_jax.vision.reports.page import (
+  TEST_LIST,
   Code,
   Facts,
   Heading,
   Table,
-  code,
   duration,
   group_by,
   paragraph,
@@ -56,10 +56,10 @@ def tell_run(result: Mapping[str, Any], spec: Spec, fitness: str) -> str:
     """
   if 'fold_max_abs_diff' in result:
     kept = Markup("""
-      {} has the result as a plain ViT of the same size, without an adapter (largest difference of
-      a logit: {}).
-    """).format(code('folded/'), f'{result["fold_max_abs_diff"]:.1e}')
-  numbers = Markup('{} has all numbers of this page.').format(code('result.json'))
+      <code>folded/</code> has the result as a plain ViT of the same size, without an adapter
+      (largest difference of a logit: {:.1e}).
+    """).format(result['fold_max_abs_diff'])
+  numbers = Markup('<code>result.json</code> has all numbers of this page.')
   return paragraph(made, searched, kept, numbers)
 
 
@@ -72,7 +72,7 @@ def tell_protocol(result: Mapping[str, Any], *, keeps_best: bool) -> str:
   """
   if result['protocol'] == 'paper':
     return ''
-  images, chosen, tested = 'the training images alone', '', ''
+  images, chosen = 'the training images alone', ''
   if result['evaluations'] is not None:
     chosen = """
       The validation images chose the searched structure, in a supernet trained on the training
@@ -87,10 +87,7 @@ def tell_protocol(result: Mapping[str, Any], *, keeps_best: bool) -> str:
     images = 'training and validation images together; only test images measure it'
   elif keeps_best:
     chosen = f'{chosen} The validation images chose the epochs to keep.'
-  if 'fold_max_abs_diff' in result:
-    tested = Markup('Everything tested is in {}, written before the test images were read.').format(
-      code('test_list.json')
-    )
+  tested = 'fold_max_abs_diff' in result and TEST_LIST
   return paragraph(chosen, f'Every structure was trained on {images}.', tested)
 
 
@@ -157,11 +154,12 @@ def reproduce(board: Board) -> list[Any]:
     if name not in board.tested:
       continue
     data, revision = result['data'], result.get('weights_revision')
+    commit = f' (commit {revision[:12]})' if revision else ''
     counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
     facts += [
       ('Seed', str(result['seed'])),
       *(('Learning rate', f'{found["rate"]:g}') for found in result['structures'].values()),
-      ('Weights', code(result['weights']) + (f' (commit {revision[:12]})' if revision else '')),
+      ('Weights', Markup('<code>{}</code>{}').format(result['weights'], commit)),
       ('Input', f'{_RESIZED[data["resize"]]}, normalized as {result["normalization"]}'),
       (
         result['task'] if board.by_task else 'Images',

@@ -58,6 +58,11 @@ PALETTES = {
   }
   for at, theme in enumerate(('light', 'dark'))
 }
+# On the pages of a run and of a suite.
+TEST_LIST = Markup(
+  'Everything tested is in <code>test_list.json</code> in the folder of its run, '
+  'written before the test images were read.'
+)
 _SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
 _WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)
 
@@ -260,15 +265,10 @@ def paragraph(*sentences: Any) -> Markup:
   """Sentences joined to a paragraph, escaped unless they are markup; false ones are left out.
 
   Example:
-    >>> paragraph('A < B.', '', code('folded/'))
-    Markup('A &lt; B. <code>folded/</code>')
+    >>> paragraph('A < B.', '', Markup('See <code>folded/</code>.'))
+    Markup('A &lt; B. See <code>folded/</code>.')
   """
   return Markup(' ').join(Markup(' ').join(filter(None, sentences)).split())
-
-
-def code(text: str) -> Markup:
-  """The name of a file or a field as code."""
-  return Markup('<code>{}</code>').format(text)
 
 
 def sentence_case(text: str) -> str:

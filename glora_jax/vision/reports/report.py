@@ -17,12 +17,12 @@ from glora_jax.vision.data import catalog
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.reports import accuracy, curves, errors, making, page, structure, table
 from glora_jax.vision.reports.page import (
+  TEST_LIST,
   Code,
   Heading,
   Items,
   Section,
   Table,
-  code,
   duration,
   group_by,
   percent,
@@ -32,7 +32,6 @@ from glora_jax.vision.reports.table import (
   PAPER_LABEL,
   Board,
   Pivot,
-  Row,
   board_of_run,
   pivot_of,
   place_of,
@@ -202,10 +201,6 @@ def figures(pivot: Pivot) -> list[tuple[str, str, str]]:
 
 def structures(pivot: Pivot) -> list[Any]:
   """Structures that were chosen for one task, and how much they agree over seeds."""
-
-  def found(row: Row) -> dict[str, Any]:
-    return board.results[row.run]['structures'][row.structure]
-
   board = pivot.board
   several = len({cell.seed for cell in board.tested.values()}) > 1
   figures, told = {}, []
@@ -214,12 +209,12 @@ def structures(pivot: Pivot) -> list[Any]:
     is_chosen = method.is_strong or first.structure in FOUND
     if not is_chosen or first.structure == FINETUNING:  # which has no adapter
       continue
-    runs = {row.run: row for row in method.rows}.values()
+    found = {row.run: board.results[row.run]['structures'][row.structure] for row in method.rows}
     if not board.by_task:
       title = sentence_case(first.label) + (f', seed {first.seed}' if several else '')
-      figures[title] = structure.figure(title, found(first)['layers'])
-    by_line = group_by(runs, lambda row: place_of(row.task).line).values()
-    genomes = [[found(row)['genome'] for row in same] for same in by_line]
+      figures[title] = structure.figure(title, found[first.run]['layers'])
+    by_line = group_by(found, lambda run: place_of(board.cells[run].task).line).values()
+    genomes = [[found[run]['genome'] for run in same] for same in by_line]
     told.append(structure.tell_agreement(method.label, genomes))
   return [*([*_EQUATION, structure.Structures([*figures.values()])] if figures else []), *told]
 
@@ -240,8 +235,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
   blocks: list[Any] = [
     Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > _LONG)
   ]
-  told = 'Everything tested is in {}, written before the test images were read.'
-  blocks.append(Markup(told).format(code('test_list.json')))
+  blocks.append(TEST_LIST)
   if board.missing:
     texts = [f'{name}: {reason}' for name, reason in board.missing.items()]
     blocks += [Heading('Not ready'), Items(texts)]

@@ -13,7 +13,7 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.page import Table, code, group_by, paragraph, sentence_case
+from glora_jax.vision.reports.page import Table, group_by, paragraph, sentence_case
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
@@ -173,7 +173,7 @@ def blocks_of(allocation: Allocation | None, result: Mapping[str, Any]) -> list[
 def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
   """How a structure was allocated, within which budget, and at what cost."""
   cost = result['allocation']
-  numbers = Markup('Numbers: {}.').format(code('structure/'))
+  numbers = Markup('Numbers: <code>structure/</code>.')
   if not cost['epochs']:
     return paragraph(
       f"""

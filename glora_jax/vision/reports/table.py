@@ -408,8 +408,8 @@ class Method(NamedTuple):
   label: str
   rows: Sequence[Row]
   style: tuple[str, str, str]
-  is_strong: bool = False
-  cells: Mapping[str, Number] = {}
+  is_strong: bool
+  cells: Mapping[str, Number]
 
   @property
   def is_published(self) -> bool:
@@ -496,7 +496,7 @@ def pivot_of(board: Board) -> Pivot:
   are in the order of their parameters.
   """
   rows = rows_of(board)
-  methods = [method._replace(cells=_accuracies(board, method)) for method in _methods(board, rows)]
+  methods = _methods(board, rows)
   titles = _titles(board, methods)
   for at, method in enumerate(methods):
     cells: dict[str, Number] = {}
@@ -510,26 +510,28 @@ def pivot_of(board: Board) -> Pivot:
 
 
 def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
-  """The methods, without their accuracies."""
-  rows = [row for row in rows if row.role != 'rate' and _line_of(board, row)]
-  if all(row.is_published for row in rows):
+  """The methods with the accuracies that were measured or published, without other means."""
+  shown = [row for row in rows if row.role != 'rate' and _line_of(board, row)]
+  if all(row.is_published for row in shown):
     return []
   # A published method may have several sizes.
   groups = group_by(
-    rows, lambda row: (row.structure, row.label, row.is_published and row.parameters)
+    shown, lambda row: (row.structure, row.label, row.is_published and row.parameters)
   )
-  methods, chosen = list(groups.values()), [row for row in rows if row.role == 'result']
-  is_run = len(board.tested) == 1
+  methods, chosen = list(groups.values()), [row for row in shown if row.role == 'result']
+  is_run, ours = len(board.tested) == 1, ''
   if chosen and not is_run:
     methods = [chosen, *(same for same in methods if _label(same) != _label(chosen))]
-  ours = 'ours, ' if rows[-1].is_published else ''
   if board.is_paper and not is_run:
     ours = f'ours ({PAPER}), '
+  elif shown[-1].is_published:
+    ours = 'ours, '
   found = []
   for number, same in enumerate(methods):
     label = _label(same) if same[0].is_published else ours + _label(same)
     is_strong = all(row.role == 'result' for row in same)
-    found.append(Method(label, same, _style(board, same[0], label, number), is_strong))
+    style, cells = _style(board, same[0], label, number), _accuracies(board, same)
+    found.append(Method(label, same, style, is_strong, cells))
   return found
 
 
@@ -577,20 +579,17 @@ def _line_of(board: Board, row: Row) -> str:
   return '' if row.split == 'val' else place_of(row.task, row.split).line or row.group
 
 
-def _accuracies(board: Board, method: Method) -> dict[str, Number]:
+def _accuracies(board: Board, rows: Sequence[Row]) -> dict[str, Number]:
   """A method's accuracies in percent by title, over those of its runs that have been measured."""
   repeats: dict[str, dict[Hashable, float]] = {
-    title: {(row.seed, row.task): 100 * row.accuracy for row in rows}
-    for title, rows in group_by(method.rows, lambda row: _line_of(board, row)).items()
+    title: {(row.seed, row.task): 100 * row.accuracy for row in same}
+    for title, same in group_by(rows, lambda row: _line_of(board, row)).items()
   }
-  if method.is_published:
+  if rows[0].is_published:
     return {title: mean(shares) for title, shares in repeats.items()}
-  first = board.cells[method.rows[0].run]
-  runs = [
-    cell
-    for cell in board.tested.values()
-    if (cell.structure, cell.budget) == (first.structure, first.budget)
-  ]
+  first = board.cells[rows[0].run]
+  kind = (first.structure, first.budget)
+  runs = [cell for cell in board.tested.values() if (cell.structure, cell.budget) == kind]
   totals = collections.Counter(place.line for cell in runs for place in places_of(cell.task))
   return {
     title: mean(shares, totals[title] if board.by_task else len(runs))
