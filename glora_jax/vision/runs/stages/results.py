@@ -248,7 +248,7 @@ def write_results(
   searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   if archive is not None:
     number = images[context.search_split]
-    volumes = hypervolume_by_generation(archive, context.adapted.spec, number)
+    volumes = hypervolumes(archive, context.adapted.spec, number)
     searched = {
       'finetuned': settings.finetunes,
       'evaluations': len(archive),
@@ -388,32 +388,23 @@ def _save_models(context: Context, candidate: Model) -> float:
   return float(jnp.max(jnp.abs(adapted_logits - plain_logits)))
 
 
-def hypervolume(params: np.ndarray, error: np.ndarray, most_params: float) -> float:
-  """Share of the box up to (most_params, 1) that the points dominate.
-
-  A place in the box is dominated where a point is at least as good in both. A structure without
-  trained parameters and without errors would give 1. A box without width is one wide.
-
-  Args:
-    params: trained parameters of each point, [point].
-    error: error of each point, [point], at most 1.
-    most_params: the box's edge in parameters.
-  """
-  front, edge = pareto_front(params, error), max(most_params, 1)
-  widths = np.diff(np.append(params[front], edge).clip(max=edge))
-  return float((widths * (1 - error[front])).sum() / edge)
-
-
-def hypervolume_by_generation(archive: Archive, spec: Spec, num_images: int) -> list[float]:
+def hypervolumes(archive: Archive, spec: Spec, num_images: int) -> list[float]:
   """The hypervolume of all structures that were scored up to each generation.
+
+  It is the share of all pairs of error and parameters, up to those of the largest structure, that
+  some structure matches or beats. One without trained parameters and without errors would give 1.
 
   Args:
     archive: the search's archive.
-    spec: the genomes' spec; its largest structure on offer is the box's edge in parameters.
+    spec: the genomes' spec.
     num_images: number of images that the structures were scored on.
   """
-  params = count_params(spec, archive.genomes)
-  error = 1 - archive.correct / num_images
-  most_params = count_params(spec, largest_genome(spec))
-  ends = np.searchsorted(archive.generation, np.unique(archive.generation), side='right')
-  return [hypervolume(params[:end], error[:end], most_params) for end in ends]
+  params, error = count_params(spec, archive.genomes), 1 - archive.correct / num_images
+  edge = max(count_params(spec, largest_genome(spec)), 1)
+  volumes = []
+  for generation in np.unique(archive.generation):
+    seen = np.flatnonzero(archive.generation <= generation)
+    front = seen[pareto_front(params[seen], error[seen])]
+    widths = np.diff(np.append(params[front], edge))
+    volumes.append(float((widths * (1 - error[front])).sum() / edge))
+  return volumes
