@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from glora_jax.checks import listed, shown
-from glora_jax.vision.data import folders, label_files, tfds
+from glora_jax.vision.data import own, tfds
 from glora_jax.vision.data.task import Source, Task, require_printable
-from glora_jax.vision.data.tasks import digits, fewshot, generalization, vtab
+from glora_jax.vision.data.tasks import digits, fewshot, vtab
 
 _MOST_CLASSES_LISTED = 20
 
@@ -40,7 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     {'NAME': fewshot.NAMES, 'SHOTS': fewshot.SHOTS, 'SEED': fewshot.SEEDS},
   ),
   'generalization': Family(
-    'Domain generalization', generalization.task, {'SEED': generalization.SEEDS}
+    'Domain generalization', fewshot.generalization, {'SEED': fewshot.SEEDS}
   ),
 }
 
@@ -72,7 +72,7 @@ def find(name: str, source: Source = Source()) -> Task:
     require_printable('The task', [path])
     if kind == 'tfds':
       return tfds.own_task(path, source)
-    return (folders.folder_task if kind == 'folder' else label_files.csv_task)(absolute(path))
+    return (own.folder_task if kind == 'folder' else own.csv_task)(absolute(path))
   patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
   raise ValueError(
     f'The task {shown(name)} is unknown; the tasks are: digits, {patterns}, '

@@ -1,4 +1,4 @@
-"""Lists and CSV files of images with labels."""
+"""Lists and CSV files of images with labels, line by line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import NamedTuple, NoReturn
 from glora_jax.checks import listed, printable, shown
 from glora_jax.files import open_regular
 from glora_jax.vision.data.image import is_image
-from glora_jax.vision.data.splits import NAMES, own_task
-from glora_jax.vision.data.task import Files, Task, require_printable
+from glora_jax.vision.data.task import Files
 
 _NAMED_AT_MOST = 3  # missing files that a sentence names
 _MOST_BYTES = 2**30  # of a label file
-_WHOLE_NUMBER = re.compile('[0-9]{1,18}')
+WHOLE_NUMBER = re.compile('[0-9]{1,18}')
 
 
 class LabelledPath(NamedTuple):
@@ -57,7 +56,7 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
     if not line.strip():
       continue
     image, _, label = line.rstrip('\n').rpartition(' ')
-    if not image or not _WHOLE_NUMBER.fullmatch(label):
+    if not image or not WHOLE_NUMBER.fullmatch(label):
       _refuse(path, number, 'is not a path and an integer', line.strip())
     if int(label) >= num_classes:
       raise ValueError(
@@ -69,7 +68,7 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
     raise ValueError(f'{path} is empty; {expected}.')
   holding = (root for root in roots if os.path.exists(os.path.join(root, rows[0].path)))
   root = next(holding, roots[-1])
-  return Files(_paths(path, rows, root), [int(row.label) for row in rows], root)
+  return Files(image_paths(path, rows, root), [int(row.label) for row in rows], root)
 
 
 def _text_of(path: str | os.PathLike, expected: str) -> str:
@@ -97,7 +96,7 @@ def _refuse(path: str | os.PathLike, line: int, what: str, *cells: str) -> NoRet
   raise ValueError(f'{path}, line {line}: {shown(",".join(cells))} {what}.')
 
 
-def _paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: str) -> list[str]:
+def image_paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: str) -> list[str]:
   """The paths of the images that a label file names.
 
   Args:
@@ -177,40 +176,3 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
       _refuse(path, line, what, *cells)
     labelled.append(LabelledPath(line, *map(row.__getitem__, wanted)))
   return labelled
-
-
-def csv_task(path: str) -> Task:
-  """A task on the images of a CSV, whose paths are relative to its own folder.
-
-  Args:
-    path: absolute path of the CSV.
-
-  Raises:
-    FileNotFoundError: it is not there, or images that it names are not.
-    ValueError: it is not what is expected (see `read_csv`); an image occurs twice; a class has
-      fewer images than there are splits; what is split already cannot measure anything.
-  """
-  rows = read_csv(path)
-  paths = _paths(path, rows, os.path.dirname(path))
-  labels = {row.label for row in rows}
-  if len(labels) < 2:
-    raise ValueError(f'{path} has only the label {rows[0].label!r}; two or more are needed.')
-  require_printable(path, labels)
-  # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
-  numbers = set(filter(_WHOLE_NUMBER.fullmatch, labels))
-  classes = (*sorted(sorted(numbers), key=int), *sorted(labels - numbers))
-  number_of = {name: number for number, name in enumerate(classes)}
-  given: dict[str, Files] = {}
-  for row, image in zip(rows, paths, strict=True):
-    split = NAMES.get(row.split.lower()) if row.split else 'train'
-    if split is None:
-      raise ValueError(
-        f'{path}, line {row.line}: {printable(row.split)} is not a split; use one of '
-        f'{", ".join(NAMES)}.'
-      )
-    files = given.setdefault(split, Files([], [], os.path.dirname(path)))
-    files.paths.append(image)
-    files.given_labels.append(number_of[row.label])
-  if 'train' not in given:
-    raise ValueError(f'{path} has no row with split=train, so there is nothing to train on.')
-  return own_task('csv', path, classes, given, are_split=bool(rows[0].split))

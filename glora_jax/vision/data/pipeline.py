@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import listed, printable
-from glora_jax.files import writing
 from glora_jax.training import batches
 from glora_jax.vision.data import record
 from glora_jax.vision.data.image import CROP, ResizeRule, resize
@@ -173,6 +172,8 @@ def open_images(
     ValueError: the images that are left lack a class of train, or cannot measure anything; or
       images have changed after a test.
   """
+  if cache is not None:
+    _make_folder(cache)
   task = images.task
   splits = {split: task.open(split) for split in task.splits}
   in_memory = {part for split in resident for part in split.split('+')}
@@ -192,13 +193,13 @@ def open_images(
         )
       else:
         faults[split] = _look_at(examples, [row.content in was_opened for row in rows[split]])
-    for split, indices in choose_readable(splits, faults, skip_broken).items():
-      if any(faults[split]):
-        pairs = zip(rows[split], faults[split], strict=True)
-        rows[split] = [row._replace(left_out=bool(fault)) for row, fault in pairs]
-        splits[split] = Part(splits[split], indices)
-        if split in decoded:
-          decoded[split] = decoded[split][indices]
+    _require_readable(splits, faults, skip_broken)
+    for split in [split for split in splits if any(faults[split])]:
+      pairs = zip(rows[split], faults[split], strict=True)
+      rows[split] = [row._replace(left_out=bool(fault)) for row, fault in pairs]
+      splits[split] = Part(splits[split], _readable(faults[split]))
+      if split in decoded:
+        decoded[split] = decoded[split][_readable(faults[split])]
     _require_enough(task, splits)
     everything = _all(rows)
     if everything != old:
@@ -290,7 +291,6 @@ def load(
   *,
   rule: ResizeRule = 'squash',
   skip_broken: bool = False,
-  title: str = 'images',
 ) -> Split:
   """All examples, decoded in parallel and resized, in their order.
 
@@ -299,14 +299,13 @@ def load(
     image_size: side of the square.
     rule: see `image.resize`.
     skip_broken: leave out, with a warning, images that cannot be decoded.
-    title: title of the progress bar.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded.
   """
-  images, faults = decode(examples, image_size, rule, title)
-  readable = choose_readable({title: examples}, {title: faults}, skip_broken)[title]
-  return Split(images[readable], examples.labels[readable])
+  images, faults = decode(examples, image_size, rule, 'images')
+  _require_readable({'': examples}, {'': faults}, skip_broken)
+  return Split(images[_readable(faults)], examples.labels[_readable(faults)])
 
 
 def decode(
@@ -324,7 +323,7 @@ def decode(
     examples: see `load`.
     image_size: see `load`.
     rule: see `load`.
-    title: see `load`.
+    title: title of the progress bar.
     share: see `image.resize`.
     path: npy file in which the images are kept if all can be decoded; None keeps none.
 
@@ -345,8 +344,6 @@ def decode(
 
   faults = _try_all(read, number, title)
   if path is not None and not any(faults):
-    with writing(path):
-      os.makedirs(os.path.dirname(path), exist_ok=True)
     write_array(path, images)
   return images, faults
 
@@ -374,56 +371,56 @@ def _try_all(read: Callable[[int], object], number: int, title: str) -> list[str
   return in_parallel(attempt, number, title)
 
 
-def choose_readable(
+def _require_readable(
   splits: Mapping[str, Examples], faults: Mapping[str, Sequence[str]], skip_broken: bool
-) -> dict[str, np.ndarray]:
-  """Indices of the images that can be decoded, by split; a warning names the others.
+) -> None:
+  """Names images that cannot be decoded in a warning, if they may be left out, or an error.
 
   Args:
     splits: the examples of each split.
-    faults: why each cannot be decoded, by split; see `decode` and `look_at`.
-    skip_broken: whether there may be others.
+    faults: why each cannot be decoded, by split; see `decode`.
+    skip_broken: whether some images may be left out.
 
   Raises:
-    UnreadableImages: there are others and may be none, or in a split nothing else.
+    UnreadableImages: none may be left out, or a split has no others.
   """
+  messages: list[str] = []
+  for split, of_split in faults.items():
+    broken = [_sentence(splits[split][n], fault) for n, fault in enumerate(of_split) if fault]
+    if skip_broken and len(broken) == len(of_split):
+      raise UnreadableImages(broken, len(broken))
+    messages += broken
   number = sum(map(len, faults.values()))
-  broken = {
-    split: [_sentence(splits[split][n], fault) for n, fault in enumerate(of_split) if fault]
-    for split, of_split in faults.items()
-  }
-  sentences = [sentence for of_split in broken.values() for sentence in of_split]
-  if sentences and not skip_broken:
-    raise UnreadableImages(sentences, number)
-  for split, of_split in broken.items():
-    if len(of_split) == len(faults[split]):
-      raise UnreadableImages(of_split, len(of_split))
-  if sentences:
+  if messages and not skip_broken:
+    raise UnreadableImages(messages, number)
+  if messages:
     log.warning(
       '%d of %d images cannot be decoded and are left out: %s',
-      *(len(sentences), number, '; '.join(sentences[:_NAMED_IN_WARNING])),
+      *(len(messages), number, '; '.join(messages[:_NAMED_IN_WARNING])),
     )
-  return {
-    split: np.flatnonzero([not fault for fault in of_split]) for split, of_split in faults.items()
-  }
+
+
+def _readable(faults: Sequence[str]) -> np.ndarray:
+  """The indices of the images that can be decoded."""
+  return np.flatnonzero([not fault for fault in faults])
 
 
 def _sentence(example: Example, reason: object) -> str:
   return f'{printable(example.name)}: {reason}'
 
 
-def require_writable(cache: str) -> None:
-  """Checks that a folder for decoded images is one, or can be made, before images are decoded.
+def _make_folder(cache: str) -> None:
+  """Makes a folder for decoded images.
 
   Raises:
     OSError: it cannot be written.
   """
-  path = os.path.abspath(os.path.expanduser(cache))
-  while not os.path.lexists(path):
-    path = os.path.dirname(path)
-  if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+  folder = os.path.expanduser(cache)
+  with contextlib.suppress(OSError):
+    os.makedirs(folder, exist_ok=True)
+  if not os.access(os.path.join(folder, os.curdir), os.W_OK | os.X_OK):
     raise OSError(
-      f'data.cache={cache!r} is not writable because of {path}; use another folder, or None for no '
+      f'data.cache={cache!r} is not a folder that can be written; use another one, or None for no '
       'cache.'
     )
 

@@ -9,7 +9,6 @@ between bilinear and bicubic for each image).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -22,65 +21,33 @@ MAX_MAGNITUDE = 10.0
 _MAGNITUDE_STD = 0.5
 _LAYERS = 2  # operations that are drawn for an image, one after the other
 
-Argument = Callable[[jax.Array, jax.Array], jax.Array]  # level in [0, 1], sign
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-  """An operation, and the argument that it is given.
-
-  Attributes:
-    function: function of an image and, where `argument` is not None, its argument.
-    argument: function of the level in [0, 1] and a sign of -1 or 1; None if the operation needs no
-      argument.
-  """
-
-  function: Callable[..., jax.Array]
-  argument: Argument | None = None
-
-  def __call__(self, image: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
-    """Applies the operation to an image, uint8 [height, width, 3]."""
-    if self.argument is None:
-      return self.function(image)
-    return self.function(image, self.argument(level, sign))
-
-
-def _signed(largest: float) -> Argument:
-  """A distance or an angle to either side, up to the largest."""
-  return lambda level, sign: sign * largest * level
-
-
-def _whole(largest: int, weakens: bool = False) -> Argument:
-  """A whole number from 0 to the largest, perhaps of what does less the larger it is."""
-
-  def argument(level: jax.Array, sign: jax.Array) -> jax.Array:
-    whole = jnp.floor(largest * level).astype(jnp.int32)
-    return largest - whole if weakens else whole
-
-  return argument
-
 
 def _factor(level: jax.Array, sign: jax.Array) -> jax.Array:
   """A factor of `operations.blend`, from 0.1 to 1.9; 1 changes nothing."""
   return jnp.maximum(0.1, 1 + sign * 0.9 * level)
 
 
-OPERATIONS = {
-  'auto_contrast': Operation(operations.auto_contrast),
-  'equalize': Operation(operations.equalize),
-  'invert': Operation(operations.invert),
-  'rotate': Operation(operations.rotate, _signed(30.0)),
-  'posterize': Operation(operations.posterize, _whole(4, weakens=True)),
-  'solarize': Operation(operations.solarize, _whole(256, weakens=True)),
-  'solarize_add': Operation(operations.solarize_add, _whole(110)),
-  'color': Operation(operations.color, _factor),
-  'contrast': Operation(operations.contrast, _factor),
-  'brightness': Operation(operations.brightness, _factor),
-  'sharpness': Operation(operations.sharpness, _factor),
-  'shear_x': Operation(operations.shear_x, _signed(0.3)),
-  'shear_y': Operation(operations.shear_y, _signed(0.3)),
-  'translate_x': Operation(operations.translate_x, _signed(0.45)),
-  'translate_y': Operation(operations.translate_y, _signed(0.45)),
+def _whole(number: jax.Array) -> jax.Array:
+  return jnp.floor(number).astype(jnp.int32)
+
+
+# Functions of an image, uint8 [height, width, 3], a level in [0, 1], and a sign of -1 or 1.
+OPERATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+  'auto_contrast': lambda image, level, sign: operations.auto_contrast(image),
+  'equalize': lambda image, level, sign: operations.equalize(image),
+  'invert': lambda image, level, sign: operations.invert(image),
+  'rotate': lambda image, level, sign: operations.rotate(image, sign * 30.0 * level),
+  'posterize': lambda image, level, sign: operations.posterize(image, 4 - _whole(4 * level)),
+  'solarize': lambda image, level, sign: operations.solarize(image, 256 - _whole(256 * level)),
+  'solarize_add': lambda image, level, sign: operations.solarize_add(image, _whole(110 * level)),
+  'color': lambda image, level, sign: operations.color(image, _factor(level, sign)),
+  'contrast': lambda image, level, sign: operations.contrast(image, _factor(level, sign)),
+  'brightness': lambda image, level, sign: operations.brightness(image, _factor(level, sign)),
+  'sharpness': lambda image, level, sign: operations.sharpness(image, _factor(level, sign)),
+  'shear_x': lambda image, level, sign: operations.shear_x(image, sign * 0.3 * level),
+  'shear_y': lambda image, level, sign: operations.shear_y(image, sign * 0.3 * level),
+  'translate_x': lambda image, level, sign: operations.translate_x(image, sign * 0.45 * level),
+  'translate_y': lambda image, level, sign: operations.translate_y(image, sign * 0.45 * level),
 }
 
 
@@ -121,7 +88,7 @@ def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 9) -> jax
   choices = jnp.where(jax.random.bernoulli(applied_key, 0.5, shape), choices, 0)
   levels, signs = sample_levels(level_key, shape, magnitude)
   # The first one leaves the image alone.
-  branches = (Operation(lambda image: image), *OPERATIONS.values())
+  branches = (lambda image, level, sign: image, *OPERATIONS.values())
 
   def transform(arguments: tuple[jax.Array, ...]) -> jax.Array:
     image, choice, level, sign = arguments

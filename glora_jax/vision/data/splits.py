@@ -6,12 +6,12 @@ train, 10% each to val and test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from glora_jax.checks import listed
-from glora_jax.vision.data.task import Examples, Part, Task, require_measurable
+from glora_jax.vision.data.task import Examples, Part
 
 SPLITS = ('train', 'val', 'test')
 NAMES = {  # of splits, as folders, CSVs and TFDS call them
@@ -56,72 +56,65 @@ def split_indices(labels: np.ndarray, shares: Sequence[float], seed: int) -> lis
   return [np.sort(np.concatenate(part)).astype(np.int64) for part in parts]
 
 
-def shots(labels: np.ndarray, per_class: int, seed: int, skip: int = 0) -> np.ndarray:
+def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0) -> Part:
   """Draws a number of examples of every class.
 
   Args:
-    labels: the class of every example, int [n].
-    per_class: examples of each class; fewer where a class has fewer.
+    pool: returns the examples that are drawn from.
+    per_class: examples of each class.
     seed: decides which examples are drawn.
     skip: examples of the same draw that are left out first, so that two draws with one seed are
-      disjoint.
+      disjoint; then a class may have fewer than `per_class`, but one at least.
 
   Returns:
-    Ascending indices.
-
-  Example:
-    >>> labels = np.array([0, 1, 0, 1, 0, 1])
-    >>> train = shots(labels, per_class=2, seed=0)
-    >>> val = shots(labels, per_class=2, seed=0, skip=2)  # one of each class is left
-    >>> sorted(labels[train].tolist()), sorted(labels[val].tolist()), set(train) & set(val)
-    ([0, 0, 1, 1], [0, 1], set())
-  """
-  rng = np.random.default_rng(seed)
-  chosen = [
-    rng.permutation(np.flatnonzero(labels == label))[skip : skip + per_class]
-    for label in np.unique(labels)
-  ]
-  return np.sort(np.concatenate(chosen))
-
-
-def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0) -> Part:
-  """A number of examples of every class of a split, drawn as `shots` draws.
+    What was drawn, in the order of the pool.
 
   Raises:
     ValueError: a class has too few for the draw.
+
+  Example:
+    >>> from glora_jax.vision.data.task import Files
+    >>> pool = Files(list('abcdef'), [0, 1, 0, 1, 0, 1])
+    >>> train = drawn(lambda: pool, per_class=2, seed=0)
+    >>> val = drawn(lambda: pool, per_class=2, seed=0, skip=2)  # one of each class is left
+    >>> sorted(train.labels.tolist()), set(train.indices) & set(val.indices)
+    ([0, 0, 1, 1], set())
   """
-  examples = pool()
+  examples, rng = pool(), np.random.default_rng(seed)
   needed = skip + 1 if skip else per_class
-  labels, sizes = np.unique(examples.labels, return_counts=True)
-  counted = zip(labels, sizes, strict=True)
-  if rare := [f'class {label} ({size})' for label, size in counted if size < needed]:
+  members = {
+    label: np.flatnonzero(examples.labels == label) for label in np.unique(examples.labels)
+  }
+  if rare := [f'class {label} ({len(n)})' for label, n in members.items() if len(n) < needed]:
     raise ValueError(
       f'Drawing {per_class} images of each class takes at least {needed}; too few in '
       f'{listed(rare)}. Use fewer shots.'
     )
-  return Part(examples, shots(examples.labels, per_class, seed, skip))
+  chosen = [rng.permutation(indices)[skip : skip + per_class] for indices in members.values()]
+  return Part(examples, np.sort(np.concatenate(chosen)))
 
 
-def with_splits(
-  origin: str,
-  classes: Sequence[str],
-  train: Examples,
-  lacking: Sequence[str],
+def lacking(given: Collection[str]) -> list[str]:
+  """Which of 'train', 'val' and 'test' are not among some splits."""
+  return [split for split in SPLITS if split not in given]
+
+
+def complete(
+  origin: str, classes: Sequence[str], given: Mapping[str, Examples]
 ) -> dict[str, Examples]:
-  """'train' and the lacking splits, made of 'train' the same way every time.
+  """'train', 'val' and 'test', of which those not given are parts of 'train'.
 
   Args:
     origin: what sentences call the data set.
     classes: names of the classes.
-    train: what is split.
-    lacking: which of 'val' and 'test' get a part of it.
+    given: 'train', and perhaps others.
 
   Raises:
     ValueError: a class has too few examples.
   """
-  if not lacking:
-    return {'train': train}
-  into = ('train', *lacking)
+  train, into = given['train'], ('train', *lacking(given))
+  if len(into) == 1:
+    return {split: given[split] for split in SPLITS}
   counts = np.bincount(train.labels, minlength=len(classes))
   counted = zip(classes, counts, strict=True)
   if rare := [f'{name} ({count})' for name, count in counted if count < len(into)]:
@@ -129,43 +122,12 @@ def with_splits(
       f'{origin}: every class needs at least {len(into)} images to be split into '
       f'{", ".join(into)}; too few in {listed(rare)}.'
     )
-  shares = (1 - SHARE * len(lacking), *[SHARE] * len(lacking))
+  shares = (1 - SHARE * (len(into) - 1), *[SHARE] * (len(into) - 1))
   parts = zip(into, split_indices(train.labels, shares, SEED), strict=True)
-  return {split: Part(train, indices) for split, indices in parts}
+  made = {split: Part(train, indices) for split, indices in parts}
+  return {split: made.get(split) or given[split] for split in SPLITS}
 
 
-def own_task(
-  kind: str,
-  path: str,
-  classes: tuple[str, ...],
-  given: Mapping[str, Examples],
-  *,
-  are_split: bool = True,
-) -> Task:
-  """A task on image files of the user's own.
-
-  Args:
-    kind: 'folder' or 'csv'.
-    path: where they are.
-    classes: names of the classes.
-    given: examples of 'train', and of 'val' and 'test' where they need not be made of it.
-    are_split: whether 'train' is a split, and not all that there is.
-
-  Raises:
-    ValueError: see `with_splits`, or what is split already cannot measure anything.
-  """
-  lacking = [split for split in SPLITS if split not in given]
-  splits = {**given, **with_splits(path, classes, given['train'], lacking)}
-  labels = {split: splits[split].labels for split in SPLITS}
-  require_measurable(path, classes, labels)
-  notes = []
-  if not are_split:
-    notes.append(f'Split by glora_jax, stratified, seed {SEED}: 80% train, 10% val, 10% test.')
-  elif lacking:
-    which = ' and '.join(lacking)
-    notes.append(f'{which} were taken from train, stratified, seed {SEED}: 10% each.')
-  for split in (split for split in SPLITS if split in given):
-    if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
-      notes.append(f'{split} has no images of {listed(absent)}.')
-  in_order = {split: splits[split] for split in SPLITS}
-  return Task(f'{kind}:{path}', classes, in_order, path, tuple(notes))
+def note_on(made: Sequence[str]) -> str:
+  """A sentence on splits that `complete` made."""
+  return f'{" and ".join(made)} were taken from train, stratified, seed {SEED}: 10% each.'

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from glora_jax.checks import shown
 from glora_jax.files import first_line
 from glora_jax.vision.data.image import decode, from_array
-from glora_jax.vision.data.splits import NAMES, SEED, SPLITS, with_splits
+from glora_jax.vision.data.splits import NAMES, SPLITS, complete, lacking, note_on
 from glora_jax.vision.data.task import Example, Examples, Source, Task
 from glora_jax.vision.files import read_array, write_array
 
@@ -347,11 +347,9 @@ def own_task(name: str, source: Source) -> Task:
       names = ', '.join(builder.info.splits)
       raise ValueError(f"TFDS {name} has the splits {names}; expected a 'train'.")
     given = {split: read(builder, stored_name) for split, stored_name in stored().items()}
-    lacking = [split for split in SPLITS if split not in given]
-    return {**given, **with_splits(f'TFDS {name}', classes, given['train'], lacking)}
+    return complete(f'TFDS {name}', classes, given)
 
   splits = {split: lambda split=split: examples()[split] for split in SPLITS}
-  lacking = ' and '.join(split for split in SPLITS if split not in stored())
-  note = f'{lacking} were taken from train, stratified, seed {SEED}: 10% each.'
-  notes = (note,) if lacking and is_prepared(builder) else ()
+  made = lacking(stored())
+  notes = (note_on(made),) if made and is_prepared(builder) else ()
   return task_of([builder], f'tfds:{name}', classes, splits, notes=notes)

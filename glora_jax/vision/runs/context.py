@@ -284,8 +284,6 @@ def make_context(
   )
   for stage in stages:
     stage.check(context)
-  if data.cache is not None:
-    pipeline.require_writable(data.cache)
   log.info('%s: %s', task.name, describe(adapted, variables, mesh))
   if workdir and meshes.primary():
     os.makedirs(workdir, exist_ok=True)

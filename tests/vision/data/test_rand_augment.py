@@ -25,8 +25,8 @@ def test_the_loop_and_the_vectorized_form_agree(monkeypatch):
 
 def test_each_layer_applies_one_operation_or_none(monkeypatch):
   operations = {
-    'add 1': rand_augment.Operation(lambda image: image + 1),
-    'add 16': rand_augment.Operation(lambda image: image + 16),
+    'add 1': lambda image, level, sign: image + 1,
+    'add 16': lambda image, level, sign: image + 16,
   }
   monkeypatch.setattr(rand_augment, 'OPERATIONS', operations)
   images = jnp.zeros((4000, 1, 1, 3), jnp.uint8)

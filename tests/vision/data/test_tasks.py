@@ -19,7 +19,7 @@ from PIL import Image
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.data.task import Source
-from glora_jax.vision.data.tasks import generalization, vtab
+from glora_jax.vision.data.tasks import fewshot, vtab
 
 SPLITS = ('train', 'val', 'test')
 # Copied from google-research/task_adaptation, task_adaptation/data/*.py; sizes as its authors
@@ -152,10 +152,10 @@ def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):
 
 
 def test_noahs_lists_of_imagenets_are_read(tmp_path):
-  for test_set in generalization.TESTS:
-    folder = tmp_path / test_set.folder
+  for data_set in (fewshot.IMAGENET, *fewshot.IMAGENET.shifted):
+    folder = tmp_path / data_set.folder
     lists = {'val_meta.list': {'x/0.jpg': 7, 'x/1.jpg': 12}}
-    if test_set.folder == 'imagenet':
+    if data_set.folder == 'imagenet':
       lists['train_meta.list.num_shot_16.seed_2'] = {'x/0.jpg': 3}
       lists['unofficial_val_list_4_shot16seed0'] = {'x/1.jpg': 3}
     for name, labelled in lists.items():

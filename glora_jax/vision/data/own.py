@@ -1,15 +1,20 @@
-"""The user's own images in a folder: a subfolder for each class, or split folders with these."""
+"""Tasks on the user's own images.
+
+A folder has a subfolder for each class, or split folders that have these; a CSV lists paths and
+labels.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from glora_jax.checks import listed, printable
 from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image
-from glora_jax.vision.data.splits import NAMES, own_task
-from glora_jax.vision.data.task import Files, Task, require_printable
+from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
+from glora_jax.vision.data.splits import NAMES, SPLITS, complete, lacking, note_on
+from glora_jax.vision.data.task import Files, Task, require_measurable, require_printable
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +49,68 @@ def folder_task(folder: str) -> Task:
   images = {
     split: _scan(path, classes, folder) for split, path in (given or {'train': folder}).items()
   }
-  return own_task('folder', folder, classes, images, are_split=bool(given))
+  return _task('folder', folder, classes, images)
+
+
+def csv_task(path: str) -> Task:
+  """A task on the images of a CSV, whose paths are relative to its own folder.
+
+  Args:
+    path: absolute path of the CSV.
+
+  Raises:
+    FileNotFoundError: it is not there, or images that it names are not.
+    ValueError: it is not what is expected (see `read_csv`); an image occurs twice; a class has
+      fewer images than there are splits; what is split already cannot measure anything.
+  """
+  rows = read_csv(path)
+  paths = image_paths(path, rows, os.path.dirname(path))
+  labels = {row.label for row in rows}
+  if len(labels) < 2:
+    raise ValueError(f'{path} has only the label {rows[0].label!r}; two or more are needed.')
+  require_printable(path, labels)
+  # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
+  numbers = set(filter(WHOLE_NUMBER.fullmatch, labels))
+  classes = (*sorted(sorted(numbers), key=int), *sorted(labels - numbers))
+  number_of = {name: number for number, name in enumerate(classes)}
+  given: dict[str, Files] = {}
+  for row, image in zip(rows, paths, strict=True):
+    split = NAMES.get(row.split.lower()) if row.split else 'train'
+    if split is None:
+      raise ValueError(
+        f'{path}, line {row.line}: {printable(row.split)} is not a split; use one of '
+        f'{", ".join(NAMES)}.'
+      )
+    files = given.setdefault(split, Files([], [], os.path.dirname(path)))
+    files.paths.append(image)
+    files.given_labels.append(number_of[row.label])
+  if 'train' not in given:
+    raise ValueError(f'{path} has no row with split=train, so there is nothing to train on.')
+  return _task('csv', path, classes, given)
+
+
+def _task(kind: str, path: str, classes: tuple[str, ...], given: Mapping[str, Files]) -> Task:
+  """A task on image files of the user's own.
+
+  Args:
+    kind: 'folder' or 'csv'.
+    path: where they are.
+    classes: names of the classes.
+    given: files of 'train', and of 'val' and 'test' unless they are to be made of it.
+
+  Raises:
+    ValueError: see `complete`, or what is split already cannot measure anything.
+  """
+  splits = complete(path, classes, given)
+  labels = {split: examples.labels for split, examples in splits.items()}
+  require_measurable(path, classes, labels)
+  made = lacking(given)
+  notes = [note_on(made)] if made else []
+  for split in SPLITS:
+    absent = [name for label, name in enumerate(classes) if label not in labels[split]]
+    if absent and split not in made:
+      notes.append(f'{split} has no images of {listed(absent)}.')
+  return Task(f'{kind}:{path}', classes, splits, path, tuple(notes))
 
 
 def _subfolders(folder: str) -> list[str]:
