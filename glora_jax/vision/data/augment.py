@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from glora_jax.checks import field, validate_fields
-from glora_jax.vision.data import operations, rand_augment
+from glora_jax.vision.data import rand_augment
 from glora_jax.vision.data.normalization import Normalization, normalize
 
 _MAX_MAGNITUDE = rand_augment.MAX_MAGNITUDE
@@ -184,7 +184,7 @@ def color_jitter(key: jax.Array, images: jax.Array, strength: float = 0.4) -> ja
     uint8 [batch, height, width, 3].
   """
   factor_key, order_key = jax.random.split(key)
-  changes = (operations.brightness, operations.contrast, operations.color)
+  changes = (rand_augment.brightness, rand_augment.contrast, rand_augment.color)
   shape = (len(images), len(changes))
   least = jnp.maximum(1 - strength, 0)
   factors = jax.random.uniform(factor_key, shape, minval=least, maxval=1 + strength)

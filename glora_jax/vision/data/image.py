@@ -10,12 +10,12 @@ import io
 import logging
 import os
 import typing
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from glora_jax.checks import listed, shown
+from glora_jax.checks import listed, validate
 from glora_jax.files import open_regular
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def resize(
     >>> resize(Image.new('RGB', (300, 200)), size=64, rule='crop').shape
     (64, 64, 3)
   """
-  check_rule(rule)
+  validate(rule, ResizeRule, 'rule')
   bicubic = Image.Resampling.BICUBIC
   if rule == 'squash':
     return np.asarray(picture.resize((size, size), bicubic))
@@ -202,20 +202,9 @@ def resize(
   return np.asarray(picture.resize((size, size), bicubic, (left, top, right, bottom)))
 
 
-def check_rule(rule: Any) -> None:
-  """Raises ValueError for a resize rule that is none."""
-  if rule not in RULES:
-    raise ValueError(f'The resize rule {shown(rule)} is unknown; use one of {", ".join(RULES)}.')
-
-
 def is_image(path: str) -> bool:
   """Whether a file is an image, by its extension."""
   return path.lower().endswith(EXTENSIONS)
-
-
-def images_below(folder: str) -> list[str]:
-  """The paths of all images below a folder; see `files_below`."""
-  return list(filter(is_image, files_below(folder)))
 
 
 def files_below(folder: str) -> list[str]:

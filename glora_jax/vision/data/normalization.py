@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from glora_jax.checks import shown
+from glora_jax.checks import shown, validate
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation by channel
 
@@ -35,28 +34,16 @@ def statistics(normalization: Normalization) -> Statistics:
     >>> statistics('inception')[0]
     (0.5, 0.5, 0.5)
   """
-  if isinstance(normalization, str):
-    if normalization in NORMALIZATIONS:
-      return NORMALIZATIONS[normalization]
-  elif _are_two_triples(normalization):
-    mean, deviation = map(tuple, normalization)
-    return mean, deviation
+  if isinstance(normalization, str) and normalization in NORMALIZATIONS:
+    return NORMALIZATIONS[normalization]
+  with contextlib.suppress(TypeError, ValueError):  # of other types, or not two
+    mean, deviation = validate(normalization, tuple[tuple[float, ...], ...], 'normalization')
+    if len(mean) == len(deviation) == 3 and min(deviation) > 0:
+      return mean, deviation
   raise ValueError(
     f'normalization={shown(normalization)} is unknown; use one of {", ".join(NORMALIZATIONS)}, or '
     'mean and deviation: three finite numbers each, the deviations above 0.'
   )
-
-
-def _are_two_triples(values: Any) -> bool:
-  """Whether values are mean and deviation that pixels can be normalized with."""
-  try:
-    numbers = np.asarray(values)
-  except ValueError:  # not of one shape
-    return False
-  if numbers.shape != (2, 3) or numbers.dtype.kind not in 'iuf':
-    return False
-  has_flags = any(isinstance(value, bool) for row in values for value in row)  # beside numbers
-  return not has_flags and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from glora_jax.checks import shown
+from glora_jax.checks import shown, validate
 from glora_jax.errors import UserError
 from glora_jax.vision.data import image, pipeline
 from glora_jax.vision.data.normalization import Normalization, normalize
@@ -34,7 +34,7 @@ def find_images(paths: Iterable[str]) -> list[str]:
   found = []
   for path in paths:
     if os.path.isdir(path):
-      images = sorted(image.images_below(path))
+      images = sorted(filter(image.is_image, image.files_below(path)))
       if not images:
         raise FileNotFoundError(
           f'There are no images in the folder {path}; an image is a file ending in '
@@ -107,7 +107,7 @@ class Classifier:
         images that are not square.
     """
     if rule is not None:
-      image.check_rule(rule)
+      validate(rule, image.ResizeRule, 'rule')
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
     check_agreement(path, metadata, {'normalization': normalization})
     if not model.num_classes:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 
 import numpy as np
 from PIL import Image
 
-from glora_jax.vision.data.task import Example, Task
+from glora_jax.vision.data.task import Example, Part, Task
 
 _NUMBER_OF_TRAIN = 1000
 _HIGHEST_LEVEL = 16
@@ -25,30 +24,23 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
   return pixels, labels.astype(np.int32)
 
 
-@dataclasses.dataclass
 class Scans:
-  """Some of the digits, as `Examples`.
-
-  Attributes:
-    numbers: their positions among all.
-  """
-
-  numbers: tuple[int, ...]
+  """All digits, as `Examples`."""
 
   @property
   def labels(self) -> np.ndarray:
     """The class of every scan, int32 [n]."""
-    return _load()[1][list(self.numbers)]
+    return _load()[1]
 
   def __getitem__(self, index: int) -> Example:
     """The scan at a position."""
-    name = f'example {self.numbers[index]} of digits'
-    return Example(name, name, functools.partial(_image, self.numbers[index]))
+    name = f'example {index} of digits'
+    return Example(name, name, functools.partial(_image, index))
 
 
-def _image(number: int, *, draft: bool = False) -> Image.Image:
+def _image(index: int, *, draft: bool = False) -> Image.Image:
   del draft
-  return Image.fromarray(_load()[0][number]).convert('RGB')
+  return Image.fromarray(_load()[0][index]).convert('RGB')
 
 
 def digits() -> Task:
@@ -62,7 +54,7 @@ def digits() -> Task:
   train = sorted(order[:_NUMBER_OF_TRAIN], key=lambda number: _digest('train', number))
   test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
   parts = {'train': train[:800], 'val': train[800:], 'test': test}
-  splits = {split: Scans(tuple(part)) for split, part in parts.items()}
+  splits = {split: Part(Scans(), np.asarray(part)) for split, part in parts.items()}
   return Task('digits', tuple('0123456789'), splits, "scikit-learn's digits, split by glora_jax")
 
 
