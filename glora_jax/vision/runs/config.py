@@ -267,27 +267,21 @@ def settings_by_task(given: Any, task: str, where: str) -> dict[str, dict[str, A
     {'fewshot/food101/4/0': {'budget': 500}}
   """
   benchmark = task.partition('/')[0]
-  tasks = expand(task)
-  known = {name for each in (*expand(f'{benchmark}/all'), *tasks) for name in _names_of(each)}
-  for name, own in validate(given, Mapping[str, Mapping], where).items():
-    if name not in known:
-      near = difflib.get_close_matches(name, known) or sorted(known)
+  found = {each: {} for each in expand(task)}
+  known = {*found, *expand(f'{benchmark}/all')}
+  given = validate(given, Mapping[str, Mapping], where)
+  for name, own in sorted(given.items(), key=lambda item: len(item[0])):  # the longest name counts
+    below = {each for each in known if f'{each}/'.startswith(f'{benchmark}/{name}/')}
+    if not below:
+      names = sorted(each.partition('/')[2] for each in known)
+      near = difflib.get_close_matches(name, names) or names
       raise ValueError(f"{where}: '{name}' is not a task of {benchmark}; give {listed(near)}.")
     for field in own.keys() - _OF_TASKS.keys():
       raise ValueError(
         f'{where}.{name}.{field}={shown(own[field])} is unknown; give {listed(_OF_TASKS)}.'
       )
-  found = {}
-  for each in tasks:
-    own = {}
-    for name in _names_of(each):
-      own |= given.get(name, {})
-    fields = {path: own[name] for name in own for path in _OF_TASKS[name]}
-    found[each] = flax.traverse_util.unflatten_dict(fields, sep='.')
-  return found
-
-
-def _names_of(task: str) -> list[str]:
-  """The names in a file that stand for a task: 'food101' and 'food101/4' of 'fewshot/food101/4'."""
-  _, *parts = task.split('/')
-  return ['/'.join(parts[: n + 1]) for n in range(len(parts))]
+    for each in below & found.keys():
+      found[each] |= {path: own[field] for field in own for path in _OF_TASKS[field]}
+  return {
+    each: flax.traverse_util.unflatten_dict(fields, sep='.') for each, fields in found.items()
+  }
