@@ -59,7 +59,6 @@ if TYPE_CHECKING:
   from glora_jax.vision.runs.settings import RunSettings
 
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command resumes
-_HELP = {'--help', '-help', '-h', '-?', '--helpshort'}
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 # A wheel has them in the package; a checkout, installed as it lies or not, at its top.
 _PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
@@ -331,8 +330,6 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a page that is asked for ends the command, and so does a mistake."""
   if len(argv) == 1:
     _show(GREETING)
-  if not _HELP.isdisjoint(argv):
-    _show((__doc__ or '') + flags.FLAGS.module_help(sys.modules[__name__]))
   for page in filter(None, map(PAGES.get, argv)):
     logging.getLogger('glora_jax').setLevel(logging.ERROR)  # a page lists data, and warns of none
     _show(page())
@@ -383,14 +380,16 @@ def _configure_logging() -> None:
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-def _fields(*, all_of_them: bool) -> str:
+def _help() -> str:
+  """What the command does, and its flags."""
+  return (__doc__ or '') + flags.FLAGS.module_help(sys.modules[__name__])
+
+
+def _help_config(*, all_fields: bool) -> str:
   """Config fields, or those that are needed most often: name, default, type, range, meaning."""
   from glora_jax.vision.runs.fields import NEEDED, describe
-  from glora_jax.vision.runs.settings import RunSettings
 
-  if all_of_them:
-    return describe(RunSettings())
-  return f'{describe(RunSettings(), NEEDED)}\n\n--help_config=all shows all fields.'
+  return describe() if all_fields else f'{describe(NEEDED)}\n\n--help_config=all shows all fields.'
 
 
 def _list() -> str:
@@ -407,9 +406,10 @@ def _list() -> str:
 
 # Arguments that show a page and exit.
 PAGES = {
+  **dict.fromkeys(('--help', '-help', '-h', '-?', '--helpshort'), _help),
+  '--help_config': functools.partial(_help_config, all_fields=False),
+  '--help_config=all': functools.partial(_help_config, all_fields=True),
   '--list': _list,
-  '--help_config': functools.partial(_fields, all_of_them=False),
-  '--help_config=all': functools.partial(_fields, all_of_them=True),
 }
 
 

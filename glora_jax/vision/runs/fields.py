@@ -182,15 +182,14 @@ def walk(settings: Any) -> Iterator[Field]:
     yield from fields
 
 
-def describe(settings: Any, only: Collection[str] = ()) -> str:
-  """The help text of settings: name, default, type, range and meaning of every field.
+def describe(only: Collection[str] = ()) -> str:
+  """The help text of a config: name, default, type, range and meaning of every field.
 
   Args:
-    settings: an instance, whose values are the defaults.
     only: dotted names of the fields to show; empty for all.
   """
   lines = []
-  for prefix, summary, fields in sections(settings):
+  for prefix, summary, fields in sections(RunSettings()):
     fields = [field for field in fields if not only or field.name in only]
     if prefix and fields:
       lines += ['', textwrap.fill(f'--config.{prefix}*: {summary}', HELP_WIDTH), '']

@@ -20,7 +20,6 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_tensors, write_tensors
-from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, largest_genome
 from glora_jax.search import transfer
 from glora_jax.search.allocate import Prior, allocate
@@ -348,14 +347,14 @@ def _cut(scores: np.ndarray, number: int) -> np.ndarray:
   return np.pad(scores, ((0, 0), (0, number)))[:, :number]
 
 
-def allocate_transfer(context: Context, budget: float | None) -> Allocation:
+def allocate_transfer(context: Context, budget: int | None) -> Allocation:
   """The structure with the highest score within a budget, by other tasks' scores of the backbone.
 
   Raises:
     FileNotFoundError, ValueError: see `transfer_of`; the budget is too small for any unit.
   """
-  number, (spec, scores, _) = check_budget(budget), transfer_of(context)
-  assert number is not None
-  genome, curve = choose(spec, scores, number), trace_curve(spec, scores)
+  assert budget is not None  # the settings say so
+  spec, scores, _ = transfer_of(context)
+  genome, curve = choose(spec, scores, budget), trace_curve(spec, scores)
   variables = context.place(TRANSFER).variables
-  return Allocation(genome, variables, spec, scores, curve, number, proposed=False)
+  return Allocation(genome, variables, spec, scores, curve, budget, proposed=False)

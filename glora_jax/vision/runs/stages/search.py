@@ -12,7 +12,6 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.files import damaged, read_tensors, write_tensors
-from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.space import Spec
 from glora_jax.search import evolution
@@ -95,7 +94,7 @@ def _search(context: Context, supernet: Any) -> None:
     functools.partial(context.score, supernet, split=context.search_split),
     context.key(Stream.SEARCH),
     settings=context.settings.search,
-    budget=check_budget(context.settings.budget),
+    budget=context.settings.budget,
     archive=archive,
     on_generation=on_generation,
     progress=meshes.primary(),

@@ -17,7 +17,6 @@ from glora_jax.checks import printable
 from glora_jax.errors import UserError
 from glora_jax.files import damaged, read_json
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.draws import check_budget
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import genome_of
 from glora_jax.method.space import Spec
@@ -162,7 +161,7 @@ def _check_budget(context: Context) -> None:
 
 def _choose(context: Context, found: Allocation) -> Model:
   """The gradient's structure within the budget, with the head that the gradient was taken with."""
-  allocation = choose_within(check_budget(context.settings.budget), found)
+  allocation = choose_within(context.settings.budget, found)
   learner = context.place(GRADIENT).adapted.fix(allocation.genome)
   return Model(learner, allocation.variables, allocation=allocation)
 
