@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result, print_table
-from glora_jax.vision.models.vit import ViT, vit
+from benchmarks.machinery.vits import vit
+from glora_jax.vision.models.vit import ViT
 
 CANDIDATES = 8
 BATCH = 8

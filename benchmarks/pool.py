@@ -21,8 +21,9 @@ import numpy as np
 import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import in_turn, make_parser, print_result, print_table, seconds
+from benchmarks.machinery.vits import vit
 from glora_jax.serve import Pool
-from glora_jax.vision.models.vit import ViT, vit
+from glora_jax.vision.models.vit import ViT
 
 BATCH, ADAPTERS, RANK = 32, 16, 4
 STRUCTURES = (

@@ -37,7 +37,7 @@ from benchmarks.machinery.training_steps import (
   full_steps,
   glora_steps,
 )
-from glora_jax.vision.models.vit import vit
+from benchmarks.machinery.vits import vit
 
 SHAPES = {
   'Ti': Shape(vit('Ti', CLASSES), size=96, batch=64, steps=4),

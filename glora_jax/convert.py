@@ -57,19 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if given.format is not None and (given.output is None or given.output.endswith(EXPORTED)):
     parser.error('--format needs a checkpoint as OUT; give the path of a file or a folder')
   logging.basicConfig(format='%(message)s', level=logging.WARNING, stream=sys.stderr)
-  with reported(debug=given.debug):
-    with user_errors():
-      path = fetch(given.input, given.sha256)
-      if given.output is not None:
-        _require_free(given.output, given.overwrite, path)
-      checkpoint = _read(path, given)
+  with reported(debug=given.debug), user_errors():
+    path = fetch(given.input, given.sha256)
+    if given.output is not None:
+      _require_free(given.output, given.overwrite, path)
+    checkpoint = _read(path, given)
     if given.output is None:
       print(_inspection(checkpoint))
     elif given.output.endswith(EXPORTED):
       print(_export(given.output, checkpoint))
     else:
-      with user_errors():
-        print(_convert(given.output, checkpoint, given.format))
+      print(_convert(given.output, checkpoint, given.format))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,11 +13,11 @@ import jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import append_line, read_lines
 from benchmarks.machinery.slices import mesh_of
+from benchmarks.machinery.vits import vit
 from benchmarks.tpu_programs import decoder
 from benchmarks.tpu_programs.collectives import collectives
 from benchmarks.tpu_programs.programs import Program, make_run, program_of
 from glora_jax.compiling import memory_of
-from glora_jax.vision.models.vit import vit
 
 OF_DECODERS = ('supernet', 'subnet')
 BACKBONES = {  # a model, the side of its images, and the rank of its supports

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from glora_jax.checks import shown, validate
+from glora_jax.checks import validate
 from glora_jax.errors import UserError
 from glora_jax.vision.data import image, pipeline
 from glora_jax.vision.data.normalization import Normalization, normalize
@@ -26,13 +26,11 @@ def find_images(paths: Iterable[str]) -> list[str]:
       below them that end as images do.
 
   Raises:
-    ValueError: it is one path, and no list of them.
+    TypeError: it is one path, and no list of them.
     FileNotFoundError: there is no such path, or no image in a folder.
   """
-  if isinstance(paths, str | os.PathLike):  # letters of a text are paths, too: '.' and '/'
-    raise ValueError(f'paths={shown(paths)} is one path; pass a list of paths.')
   found = []
-  for path in paths:
+  for path in validate(paths, list, 'paths'):  # letters of a text are paths, too: '.' and '/'
     if os.path.isdir(path):
       images = sorted(filter(image.is_image, image.files_below(path)))
       if not images:
@@ -142,12 +140,10 @@ class Classifier:
       batch_size: images at a time; the last batch is padded, so that one compilation serves all.
 
     Raises:
-      ValueError: the images are no list of paths, or the model's answers are not finite.
+      TypeError: the images are no list of paths.
+      UserError: the model's answers are not finite.
     """
-    if isinstance(images, str) or not isinstance(images, Sequence):
-      raise ValueError(
-        f'images={shown(images)} must be a list of paths; find_images makes one of a folder.'
-      )
+    images = validate(images, list, 'images')
     batch_size = max(1, min(batch_size, len(images)))
     for start in range(0, len(images), batch_size):
       paths = list(images[start : start + batch_size])

@@ -100,9 +100,7 @@ FACTS: Mapping[str, tuple[Any, dict[str, float]]] = {
   'activation': (Literal[*ACTIVATIONS], {}),  # pyrefly: ignore
   'pool': (Literal[*POOLS], {}),  # pyrefly: ignore
   'patch_size': (int, {'least': 1}),
-  'image_size': (Any, {}),
   'classes': (tuple[str, ...], {}),
-  'normalization': (Any, {}),
   'resize': (Literal[*RULES], {}),  # pyrefly: ignore
   'crop': (float, {'above': 0.01, 'most': 1}),
 }
@@ -125,31 +123,31 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     ValueError: resize='stretch' must be 'squash' or 'crop'.
   """
   for name, value in facts.items():
-    if value is None or name not in FACTS:
+    if value is None:
       continue
-    kind, limits = FACTS[name]
-    # Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
-    if kind in (int, float) and type(value) not in (int, kind):
-      raise TypeError(f'{name}={shown(value)} must be {expected(kind)}.')
-    validate(value, kind, name, **limits)
-    if name == 'image_size':
-      _check_image_size(value)
-    elif name == 'normalization':
-      statistics(value)
+    if name in _IN_ONE_FORM:
+      _IN_ONE_FORM[name](value)
+    elif name in FACTS:
+      kind, limits = FACTS[name]
+      # Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
+      if kind in (int, float) and type(value) not in (int, kind):
+        raise TypeError(f'{name}={shown(value)} must be {expected(kind)}.')
+      validate(value, kind, name, **limits)
 
 
-def _check_image_size(value: Any) -> None:
+def _checked_sides(value: Any) -> tuple[int, int]:
   is_pair = isinstance(value, list | tuple) and len(value) == 2
   for side in value if is_pair else [value]:
     if type(side) is not int or not 0 < side <= MOST_PIXELS:
       raise ValueError(
         f'image_size={shown(value)} must be 1 to {MOST_PIXELS:,} pixels, or height and width.'
       )
+  return sides(value)
 
 
-# Facts that have more than one form.
+# Facts that are written in several forms: a check, which returns one of them.
 _IN_ONE_FORM: Mapping[str, Callable[[Any], Any]] = {
-  'image_size': sides,
+  'image_size': _checked_sides,
   'normalization': statistics,
 }
 

@@ -77,7 +77,7 @@ def save(
     raise ValueError(
       f'format={shown(name)} is not a format of a torch model; use one of {listed(WRITTEN)}.'
     )
-  names = _names(torch_format, adapted.model, torch_format.prefix(adapted.model, prefix))
+  names = torch_format.modules(adapted.model, torch_format.prefix(adapted.model, prefix))
   check_variables(adapted, variables)
   flat = flatten(adapted.full_precision(variables['params']))
   params = {path: np.asarray(value) for path, value in by_name(flat).items()}
@@ -128,23 +128,15 @@ def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[st
     known = [
       name.format(block)
       for block in range(model.depth)
-      for name in itertools.chain(*_names(format, model, '').values())
+      for name in itertools.chain(*format.modules(model).values())
     ]
     prefixes = {
       module.removesuffix(end) for module in modules for end in known if module.endswith(end)
     }
     for prefix in sorted(prefixes):
       if modules <= {format.full_name(prefix, module) for module in known}:
-        return format, _names(format, model, prefix)
+        return format, format.modules(model, prefix)
   raise ValueError(
     f'The modules of the adapter ({grouped(modules)}) are not all layers of this ViT in a format '
     f'({listed(WRITTEN)}); load it with glora_jax.peft.load_peft and a map of names.'
   )
-
-
-def _names(format: TorchFormat, model: ViT, prefix: str) -> dict[str, list[str]]:
-  """The torch modules of a format, by path of ours."""
-  return {
-    ours: [format.full_name(prefix, name) for name in theirs]
-    for ours, theirs in format.modules(model).items()
-  }

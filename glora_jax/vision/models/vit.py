@@ -18,18 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from glora_jax.checks import shown
 from glora_jax.vision.models.blocks import Activation, Block, Pool, patch_product
 from glora_jax.vision.models.metadata import ImageSize, sides
-
-# Width, depth, heads of the published sizes (Steiner et al. 2022, arXiv 2106.10270, table 2).
-SIZES: dict[str, dict[str, Any]] = {
-  'Ti': {'width': 192, 'depth': 12, 'num_heads': 3},
-  'S': {'width': 384, 'depth': 12, 'num_heads': 6},
-  'B': {'width': 768, 'depth': 12, 'num_heads': 12},
-  'L': {'width': 1024, 'depth': 24, 'num_heads': 16},
-  'H': {'width': 1280, 'depth': 32, 'num_heads': 16},
-}
 
 
 class ViT(nn.Module):
@@ -42,7 +32,7 @@ class ViT(nn.Module):
   Attributes:
     num_classes: size of the head; 0 returns the pooled features instead.
     patch_size: side of the square patches, in pixels.
-    width: width of the encoder; see `vit` for the names of published sizes.
+    width: width of the encoder.
     depth: number of blocks.
     num_heads: number of attention heads, which divides the width.
     mlp_dim: width of the MLPs' hidden layer; None for four times the width.
@@ -198,30 +188,6 @@ class ViT(nn.Module):
         f"pool='{self.pool}' reads the class token, but class_token=False; use pool='gap' or "
         'class_token=True.'
       )
-
-
-def vit(size: str, num_classes: int, **fields: Any) -> ViT:
-  """The ViT of a published size.
-
-  Args:
-    size: key of `SIZES`.
-    num_classes: size of the head.
-    **fields: fields of `ViT`; they override those of the size.
-
-  Raises:
-    ValueError: the size is unknown.
-
-  Example:
-    >>> model = vit('B', 10, patch_size=32)
-    >>> model.width, model.depth, model.patch_size
-    (768, 12, 32)
-  """
-  if size not in SIZES:
-    raise ValueError(
-      f'ViT size {shown(size)} is unknown; the sizes are {", ".join(SIZES)}, or pass width, depth '
-      'and num_heads to ViT.'
-    )
-  return ViT(num_classes, **{**SIZES[size], **fields})
 
 
 # Fields that say how a model is run, and nothing of its parameters; two are Flax's own.

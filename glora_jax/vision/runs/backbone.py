@@ -146,12 +146,11 @@ def load_backbone(
 
 def _hints(settings: ModelSettings) -> dict[str, Any]:
   """What the config says about the weights, in case the file does not."""
-  known = {
+  return {
     'num_heads': settings.num_heads,
     'activation': settings.activation,
     'normalization': settings.normalization or known_normalization(settings.weights),
   }
-  return {name: value for name, value in known.items() if value is not None}
 
 
 def image_size_here(settings: ModelSettings) -> int | None:

@@ -136,9 +136,9 @@ def named(name: str, resources: str | None = None) -> Runner:
   Raises:
     ValueError, ImportError, OSError: an unknown name or resource, no Ray, no answer.
   """
-  if name == 'process' and resources is not None:
-    raise ValueError(f'--runner.resources={resources} needs --runner ray; give both.')
   if name == 'process':
+    if resources is not None:
+      raise ValueError(f'--runner.resources={resources} needs --runner ray; give both.')
     return in_this_process
   if not re.fullmatch(r'ray(:.*)?', name):
     raise ValueError(f'--runner={shown(name)} is unknown; give process or ray[:ADDRESS].')

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from trees import normal, randomized
 
-from glora_jax.vision.models import blocks, vit
+from benchmarks.machinery.vits import vit as published
+from glora_jax.vision.models import blocks
 from glora_jax.vision.models.vit import ViT
 
 IMAGES = normal(3, 16, 16, 3)
@@ -43,7 +44,7 @@ def logits_and_gradients(model):
 def test_published_sizes_have_the_published_numbers_of_parameters():
   """ViT-B/16 and ViT-L/16 at 224 with 1,000 classes: 86.6 and 304.3 million (timm's table)."""
   for size, millions in (('Ti', 5.7), ('S', 22.1), ('B', 86.6), ('L', 304.3)):
-    _, variables = shapes(vit.vit(size, 1000), jnp.zeros((1, 224, 224, 3)))
+    _, variables = shapes(published(size, 1000), jnp.zeros((1, 224, 224, 3)))
     assert round(sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6, 1) == millions
 
 

@@ -180,10 +180,12 @@ class Format(abc.ABC):
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
-  def modules(self, model: ViT) -> dict[str, list[str]]:
+  def modules(self, model: ViT, prefix: str = '') -> dict[str, list[str]]:
     """Names of linear layers and norms in the code base, by path of ours; '{}' is the block's."""
     return {
-      rule.ours.rpartition('/')[0]: [name.removesuffix('.weight') for name in rule.theirs]
+      rule.ours.rpartition('/')[0]: [
+        self.full_name(prefix, name.removesuffix('.weight')) for name in rule.theirs
+      ]
       for rule in self.rules(model, class_pos=True)
       if rule.ours.endswith(('/kernel', '/scale'))
     }

@@ -151,13 +151,48 @@ class Timm(TorchFormat):
 
   def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
+    height, width = sides(metadata['image_size'])
+    mlp_dim = model.mlp_dim or 4 * model.width
+    ratio = mlp_dim / model.width
+    resize, share = metadata.get('resize'), metadata.get('crop')
+    crop_pct = CROP if share is None else share - 1e-9  # timm truncates size over share
+    pretrained: dict[str, Any] = {
+      'input_size': [3, height, width],
+      'num_classes': model.num_classes,
+      'interpolation': 'bicubic',
+      'crop_pct': crop_pct if resize == 'crop' else 1.0,
+      'crop_mode': 'squash' if resize == 'squash' else 'center',
+      'first_conv': 'patch_embed.proj',
+      'classifier': 'head',
+    }
+    if metadata.get('normalization') is not None:
+      mean, deviation = statistics(metadata['normalization'])
+      pretrained.update(mean=list(mean), std=list(deviation))
+    if metadata.get('classes'):
+      pretrained['label_names'] = list(metadata['classes'])
+    arguments = {  # what differs from the architecture
+      'img_size': [height, width],
+      'patch_size': model.patch_size,
+      'embed_dim': model.width,
+      'depth': model.depth,
+      'num_heads': model.num_heads,
+      # timm truncates width times ratio.
+      'mlp_ratio': ratio if int(model.width * ratio) == mlp_dim else ratio + 1e-9,
+      'class_token': model.class_token,
+      'global_pool': 'token' if model.pool == 'token' else 'avg',
+      'no_embed_class': not origin.class_pos,
+      'pre_norm': model.pre_norm,
+      'fc_norm': model.norm_after_pool,
+      'init_values': model.layer_scale and 1e-5,
+      'act_layer': model.activation,
+    }
     return {
       'config.json': {
         'architecture': CLIP_ARCHITECTURE if model.norm_eps == CLIP_NORM_EPS else ARCHITECTURE,
         'num_classes': model.num_classes,
         'num_features': model.width,
-        'model_args': _model_arguments(model, metadata, origin),
-        'pretrained_cfg': _pretrained_config(model, metadata),
+        'model_args': arguments,
+        'pretrained_cfg': pretrained,
       }
     }
 
@@ -167,48 +202,6 @@ def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
     if re.search(pattern, architecture):
       return value
   return None
-
-
-def _model_arguments(model: ViT, metadata: Metadata, origin: Origin) -> dict[str, Any]:
-  """What differs from the architecture that `config.json` names."""
-  mlp_dim = model.mlp_dim or 4 * model.width
-  ratio = mlp_dim / model.width
-  return {
-    'img_size': list(sides(metadata['image_size'])),
-    'patch_size': model.patch_size,
-    'embed_dim': model.width,
-    'depth': model.depth,
-    'num_heads': model.num_heads,
-    # timm truncates width times ratio.
-    'mlp_ratio': ratio if int(model.width * ratio) == mlp_dim else ratio + 1e-9,
-    'class_token': model.class_token,
-    'global_pool': 'token' if model.pool == 'token' else 'avg',
-    'no_embed_class': not origin.class_pos,
-    'pre_norm': model.pre_norm,
-    'fc_norm': model.norm_after_pool,
-    'init_values': model.layer_scale and 1e-5,
-    'act_layer': model.activation,
-  }
-
-
-def _pretrained_config(model: ViT, metadata: Metadata) -> dict[str, Any]:
-  resize, share = metadata.get('resize'), metadata.get('crop')
-  crop_pct = CROP if share is None else share - 1e-9  # timm truncates size over share
-  config: dict[str, Any] = {
-    'input_size': [3, *sides(metadata['image_size'])],
-    'num_classes': model.num_classes,
-    'interpolation': 'bicubic',
-    'crop_pct': crop_pct if resize == 'crop' else 1.0,
-    'crop_mode': 'squash' if resize == 'squash' else 'center',
-    'first_conv': 'patch_embed.proj',
-    'classifier': 'head',
-  }
-  if metadata.get('normalization') is not None:
-    mean, deviation = statistics(metadata['normalization'])
-    config.update(mean=list(mean), std=list(deviation))
-  if metadata.get('classes'):
-    config['label_names'] = list(metadata['classes'])
-  return config
 
 
 FORMAT = Timm()
