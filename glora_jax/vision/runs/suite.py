@@ -142,17 +142,12 @@ class _Phases:
 
   def list_missing(self, runs: Mapping[str, Run], prepare: bool) -> None:
     """Writes on the board what data the unfinished runs lack."""
-    lacking: dict[str, str | None] = {}
     with meshes.primary_first('suite/prepare'):
-      for name, (cell, settings) in runs.items():
-        if is_finished(self.folder(name)):
-          continue
-        if cell.task not in lacking:
-          lacking[cell.task] = missing(settings, prepare)
-          if lacking[cell.task]:
-            log.info('%s is not ready: %s', cell.task, lacking[cell.task])
-        if why := lacking[cell.task]:
-          self.board.missing[name] = why
+      unfinished = [name for name in runs if not is_finished(self.folder(name))]
+      for task, names in group_by(unfinished, lambda name: runs[name].cell.task).items():
+        if why := missing(runs[names[0]].settings, prepare):
+          log.info('%s is not ready: %s', task, why)
+          self.board.missing.update(dict.fromkeys(names, why))
 
   def check(self, runs: Mapping[str, Run]) -> None:
     """Checks the first run of each task, structure and budget; others differ in rate or seed.
@@ -160,14 +155,11 @@ class _Phases:
     If it fails, no run of that task and structure starts. Nothing is written into the folder of a
     run whose learning rate is still to be chosen.
     """
-    cells, firsts = self.board.cells, {}
-    for name in self.board.waiting:
-      if not is_finished(self.folder(name)):
-        firsts.setdefault((cells[name][:3], cells[name].rate is None), name)
-    tried = {cell[:2] for name, cell in cells.items() if name not in self.board.tested}
-    is_dry = {
-      name: name in self.board.tested and cells[name][:2] in tried for name in firsts.values()
-    }
+    cells, tested = self.board.cells, self.board.tested
+    tried = {cell[:2] for name, cell in cells.items() if name not in tested}
+    unfinished = [name for name in self.board.waiting if not is_finished(self.folder(name))]
+    groups = group_by(unfinished, lambda name: (cells[name][:3], name in tested))
+    is_dry = {name: name in tested and cells[name][:2] in tried for name, *_ in groups.values()}
     self.execute('Checking', _check, {name: runs[name] for name in is_dry}, {}, is_dry=is_dry)
     reasons = {cells[name][:2]: why for name, why in self.board.failed.items()}
     for name in self.board.waiting:

@@ -280,18 +280,6 @@ def test_a_suite_without_a_test_freezes_no_list_so_that_it_can_be_corrected(run_
 
 
 @pytest.mark.full
-def test_a_suite_without_a_test_freezes_no_list_and_can_be_tested_later(run_config, tmp_path):
-  config = changed(run_config, presets=(), budget=None, test=False, suite__seeds=2)
-  config.suite.structures = ('linear',)
-  board = suite.run(config, str(tmp_path))
-  assert len(board.results) == 2
-  assert not [*tmp_path.rglob('test_list.json')]
-  board = suite.run(changed(config, test=True), str(tmp_path))
-  for result in board.results.values():
-    assert 0 < result['structures']['linear']['test_accuracy'] < 1
-
-
-@pytest.mark.full
 def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(run_config, tmp_path):
   config = changed(grid(run_config), suite__seeds=1, suite__structures=('linear', 'bitfit'))
   config.suite.update(rates=(1e-3, 1e30))
