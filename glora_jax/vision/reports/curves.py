@@ -20,19 +20,13 @@ from glora_jax.vision.structure_names import SEARCH, stage_title, structure_of
 _FEW = 60  # points of a curve, at most, that have tooltips
 
 
-def search_blocks(
-  result: Mapping[str, Any],
-  spec: Spec,
-  archive: Archive | None,
-  presets: Mapping[str, Mapping[str, float]],
-) -> list[Any]:
+def search_blocks(result: Mapping[str, Any], spec: Spec, archive: Archive | None) -> list[Any]:
   """Charts of a search, and how its front grew; empty without a search.
 
   Args:
-    result: content of `result.json`.
+    result: what `report.write_run` is given.
     spec: the layers that the search chose forms for.
     archive: the search's; None without a search.
-    presets: parameters and accuracy of each preset with the supernet's weights, by name.
   """
   if archive is None:
     return []
@@ -55,7 +49,7 @@ def search_blocks(
   searched = np.array(result['structures'][SEARCH]['genome'])
   is_chosen = (archive.genomes == searched).all(axis=(1, 2))
   params, error = count_params(spec, archive.genomes), 100 - accuracy
-  cloud = _cloud_chart(params, error, is_chosen, presets, result['budget'])
+  cloud = _cloud_chart(result, params, error, is_chosen)
   grown = f"""
     Structures are scored with the supernet's weights. The hypervolume of the front (the share of
     all pairs of error and parameters that some structure matches or beats) grew from
@@ -71,31 +65,27 @@ def searched_images(result: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _cloud_chart(
-  params: np.ndarray,
-  error: np.ndarray,
-  is_chosen: np.ndarray,
-  presets: Mapping[str, Mapping[str, float]],
-  budget: float | None,
+  result: Mapping[str, Any], params: np.ndarray, error: np.ndarray, is_chosen: np.ndarray
 ) -> Chart:
   front = [_mark('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
-  given = [
+  presets = [
     _mark(f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
-    for name, found in presets.items()
+    for name, found in result['presets'].items()
   ]
   chosen = [
     _mark('chosen: ', params[at], error[at], 'red', 'star') for at in np.flatnonzero(is_chosen)
   ]
-  limit = [] if budget is None else [budget]
-  legend = [('presets', 'purple', 'diamond')] if given else []
+  limit = [] if result['budget'] is None else [result['budget']]
+  legend = [('presets', 'purple', 'diamond')] if presets else []
   return Chart(
     "Error against parameters, with the supernet's weights",
-    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in given)]),
-    axis('error in %', [*error, *(mark.at[1] for mark in given)], most=100),
+    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
+    axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
     [
       Line('scored', 'grey', thin(params, error), 'dots'),
       Line('Pareto front', 'teal', steps([mark.at for mark in front])),
     ],
-    [*front, *given, *chosen],
+    [*front, *presets, *chosen],
     [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
     [*legend, ('chosen', 'red', 'star')],
   )

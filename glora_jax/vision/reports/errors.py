@@ -19,6 +19,7 @@ class Outcome(NamedTuple):
   """The result's answers on the test images.
 
   Attributes:
+    names: names of the classes.
     labels: the true classes, int [image].
     classes: the answers, int [image].
     probabilities: probability of each answer, [image].
@@ -26,6 +27,7 @@ class Outcome(NamedTuple):
     file: function from the index of an image to its file, if it has one, else ''.
   """
 
+  names: Sequence[str]
   labels: np.ndarray
   classes: np.ndarray
   probabilities: np.ndarray
@@ -69,15 +71,11 @@ class Images(NamedTuple):
   images: Sequence[Image]
 
 
-def blocks_of(classes: Sequence[str], outcome: Outcome | None) -> list[Any]:
-  """The errors of a run: in words, by class, and as images; nothing if it was not tested.
-
-  Args:
-    classes: names of the classes.
-    outcome: the answers on the test images.
-  """
+def blocks_of(outcome: Outcome | None) -> list[Any]:
+  """The errors of a run: in words, by class, and as images; nothing if it was not tested."""
   if outcome is None:
     return []
+  classes = outcome.names
   matrix = np.zeros((len(classes), len(classes)), int)  # [true, answer]
   np.add.at(matrix, (outcome.labels, outcome.classes), 1)
   wrong, number = np.flatnonzero(outcome.classes != outcome.labels), len(outcome.labels)

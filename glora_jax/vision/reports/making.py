@@ -9,10 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from glora_jax.compiling import MEMORY, Compilation
+from glora_jax.compiling import MEMORY
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
-from glora_jax.vision.data.task import Task
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.curves import searched_images
@@ -32,14 +31,8 @@ from glora_jax.vision.structure_names import FINETUNING, GENOME_ENDING, TRANSFER
 _RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
 
 
-def tell_run(result: Mapping[str, Any], spec: Spec, fitness: str) -> str:
-  """How a run went: what was adapted, searched and folded.
-
-  Args:
-    result: content of `result.json`.
-    spec: the layers that a search chose forms for.
-    fitness: what a search maximized, 'accuracy' or 'loss'.
-  """
+def tell_run(result: Mapping[str, Any], spec: Spec) -> str:
+  """How a run went: what was adapted, searched and folded; see `report.write_run`."""
   layers = len(result['structures'][result['result']]['genome'])
   made = f'A pretrained ViT was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
@@ -52,7 +45,7 @@ def tell_run(result: Mapping[str, Any], spec: Spec, fitness: str) -> str:
       A supernet of all their forms was trained (its largest structure has {largest:,} parameters),
       and the search scored {result['evaluations']:,} structures
       {'' if budget is None else f'of at most {budget:,} parameters'} on {number:,} {split} images
-      by {fitness}.
+      by {result['fitness']}.
     """
   if 'fold_max_abs_diff' in result:
     kept = Markup("""
@@ -63,13 +56,8 @@ def tell_run(result: Mapping[str, Any], spec: Spec, fitness: str) -> str:
   return paragraph(made, searched, kept, numbers)
 
 
-def tell_protocol(result: Mapping[str, Any], *, keeps_best: bool) -> str:
-  """Which images were used for what; empty if the page begins with that.
-
-  Args:
-    result: content of `result.json`.
-    keeps_best: whether the weights are those of the best epoch on the validation images.
-  """
+def tell_protocol(result: Mapping[str, Any]) -> str:
+  """Which images were used for what; empty if the page begins with that."""
   if result['protocol'] == 'paper':
     return ''
   images, chosen = 'the training images alone', ''
@@ -85,7 +73,7 @@ def tell_protocol(result: Mapping[str, Any], *, keeps_best: bool) -> str:
     """
   if result['train_on'] != 'train':
     images = 'training and validation images together; only test images measure it'
-  elif keeps_best:
+  elif result['keeps_best']:
     chosen = f'{chosen} The validation images chose the epochs to keep.'
   tested = 'fold_max_abs_diff' in result and TEST_LIST
   return paragraph(chosen, f'Every structure was trained on {images}.', tested)
@@ -121,18 +109,11 @@ def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
   return Bars([(name, value, duration(value)) for name, value in sums.items()], color)
 
 
-def table_of_programs(
-  result: Mapping[str, Any], compiled: Mapping[str, Mapping[str, Compilation]]
-) -> Table:
-  """What each stage compiled: the seconds that this took, and the memory of each device.
-
-  Args:
-    result: content of `result.json`.
-    compiled: what was compiled, by stage and name.
-  """
+def table_of_programs(result: Mapping[str, Any]) -> Table:
+  """What each stage compiled: the seconds that this took, and the memory of each device."""
   labels = {name: found['label'] for name, found in result['structures'].items()}
   rows = []
-  for stage, programs in compiled.items():
+  for stage, programs in result['programs'].items():
     for name, found in programs.items():
       sizes = [found['memory'].get(kind) for kind in MEMORY]
       shown = ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
@@ -180,17 +161,8 @@ def reproduce(board: Board) -> list[Any]:
   return blocks
 
 
-def snippets(
-  workdir: str, result: Mapping[str, Any], task: Task, backbone: Mapping[str, Any]
-) -> list[Any]:
-  """Commands and code that predict, load the model in timm, and apply an adapter.
-
-  Args:
-    workdir: folder of the run.
-    result: content of `result.json`; of a run without a test there is nothing to use.
-    task: the task.
-    backbone: arguments of `weights.load` and `weights.refit` that load the base again.
-  """
+def snippets(workdir: str, result: Mapping[str, Any]) -> list[Any]:
+  """Commands and code that predict, load the model in timm, and apply an adapter, after a test."""
   if 'fold_max_abs_diff' not in result:
     return []
   folded, converted = os.path.join(workdir, 'folded'), os.path.join(workdir, 'timm')
@@ -212,20 +184,17 @@ import timm
 model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""),
   ]
   if result['result'] != FINETUNING:
-    code_of_adapter = adapter_code(workdir, result, len(task.classes), backbone)
-    blocks += [Heading('Apply the adapter'), Code(code_of_adapter)]
+    blocks += [Heading('Apply the adapter'), Code(adapter_code(workdir, result))]
   return blocks
 
 
-def adapter_code(
-  workdir: str, result: Mapping[str, Any], num_classes: int, backbone: Mapping[str, Any]
-) -> str:
-  """Code that applies the adapter to the base that it was trained on; see `snippets`."""
+def adapter_code(workdir: str, result: Mapping[str, Any]) -> str:
+  """Code that applies the adapter to the base that it was trained on."""
   name, revision = result['weights'], result.get('weights_revision')
   base = repr(f'{name.partition("@")[0]}@{revision}' if revision else name)
   if name == EMBEDDED:
     base = 'weights.EMBEDDED_FILE'
-  given = {'num_classes': num_classes, **backbone}
+  given = result['base']
 
   def arguments(*names: str) -> str:
     return ''.join(f', {name}={given[name]!r}' for name in names if given.get(name))

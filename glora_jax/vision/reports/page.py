@@ -272,8 +272,13 @@ def paragraph(*sentences: Any) -> Markup:
 
 
 def sentence_case(text: str) -> str:
-  """Text with a capital first letter, except a preset with its rank, 'lora:2'."""
-  return text if ':' in text else text[:1].upper() + text[1:]
+  """Text with a capital first letter, unless that is a preset's with its rank.
+
+  Example:
+    >>> sentence_case('lora:2 is best'), sentence_case('the best is lora:2')
+    ('lora:2 is best', 'The best is lora:2')
+  """
+  return text if ':' in text.partition(' ')[0] else text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:

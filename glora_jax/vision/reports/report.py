@@ -9,12 +9,10 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from glora_jax.compiling import Compilation
 from glora_jax.method.space import Spec
 from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.vision.data import catalog
-from glora_jax.vision.data.task import Task
 from glora_jax.vision.reports import accuracy, curves, errors, making, page, structure, table
 from glora_jax.vision.reports.page import (
   TEST_LIST,
@@ -54,48 +52,35 @@ _LONG = 20  # rows of a table that is folded
 def write_run(
   workdir: str,
   result: Mapping[str, Any],
-  task: Task,
   spec: Spec,
-  *,
-  outcome: errors.Outcome | None,
   archive: Archive | None,
-  fitness: str,
-  presets: Mapping[str, Mapping[str, float]],
   allocation: Allocation | None,
-  backbone: Mapping[str, Any],
-  keeps_best: bool,
-  programs: Mapping[str, Mapping[str, Compilation]],
+  outcome: errors.Outcome | None,
 ) -> None:
   """Writes `report.html` and `table.csv` into the workdir of a run.
 
   Args:
     workdir: its folder.
-    result: content of `result.json`, and how it was made (`provenance`).
-    task: the task.
+    result: content of `result.json`, and for the page alone `provenance` (the processes that made
+      it), `programs` (what was compiled, by stage and name), `presets` (parameters and accuracy of
+      each preset with a supernet's weights, by name), `fitness` (what a search maximized),
+      `keeps_best` (whether the weights are those of the best epoch on the validation images), and
+      `base` (arguments of `fetch`, `weights.load` and `weights.refit` that load the base again).
     spec: the layers that a search chose forms for; without a search those of the result.
-    outcome: the result's answers on the test images; None if they were not read.
     archive: the search's; None without a search.
-    fitness: what the search maximized, 'accuracy' or 'loss'.
-    presets: parameters and accuracy of each preset with the supernet's weights, by name.
     allocation: the allocation; None without one.
-    backbone: arguments of `weights.load` and `weights.refit` that load the base again.
-    keeps_best: whether the weights are those of the best epoch on the validation images.
-    programs: what was compiled, by stage and name.
+    outcome: the result's answers on the test images; None if they were not read.
   """
   board = board_of_run(result)
   pivot = pivot_of(board)
   table.write(workdir, pivot.rows)
   has_gradient = result.get('allocation', {}).get('epochs')
   allocated = f'Allocation from {"one gradient" if has_gradient else "other tasks"}'
-  compiled = making.table_of_programs(result, programs)
-  made = [
-    making.tell_run(result, spec, fitness),
-    making.tell_protocol(result, keeps_best=keeps_best),
-  ]
+  programs = making.table_of_programs(result)
   page.write(
     workdir,
     what='a run',
-    heading=task.name,
+    heading=result['task'],
     verdict=[accuracy.tell_verdict(result), accuracy.tell_result(result)],
     warnings=warnings(board),
     figures=figures(pivot),
@@ -103,13 +88,13 @@ def write_run(
       Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
       Section('structure', 'Structure', structures(pivot)),
       Section('allocation', allocated, structure.blocks_of(allocation, result)),
-      Section('search', 'Search', curves.search_blocks(result, spec, archive, presets)),
+      Section('search', 'Search', curves.search_blocks(result, spec, archive)),
       Section('training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)),
-      Section('errors', 'Errors', errors.blocks_of(task.classes, outcome)),
-      Section('cost', 'Cost', [*making.cost(pivot), compiled, _MEMORY]),
-      Section('run', 'What was run', made),
+      Section('errors', 'Errors', errors.blocks_of(outcome)),
+      Section('cost', 'Cost', [*making.cost(pivot), programs, _MEMORY]),
+      Section('run', 'What was run', [making.tell_run(result, spec), making.tell_protocol(result)]),
       Section('reproduce', 'Reproduce it', making.reproduce(board)),
-      Section('use', 'Use it', making.snippets(workdir, result, task, backbone)),
+      Section('use', 'Use it', making.snippets(workdir, result)),
     ],
   )
 

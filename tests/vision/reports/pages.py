@@ -1,7 +1,6 @@
 """Pages of made-up results, and a parser of them."""
 
 import dataclasses
-import types
 from typing import Any
 
 import html_pages
@@ -60,16 +59,10 @@ class Findings:
   """What `report.write_run` is given of a run, but for its folder."""
 
   result: dict
-  task: Any
   spec: Any
-  outcome: Any
   archive: Any
-  presets: dict
   allocation: Any
-  backbone: dict
-  programs: dict
-  fitness: str = 'accuracy'
-  keeps_best: bool = False
+  outcome: Any
 
 
 def pixels(indices):
@@ -101,6 +94,11 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
     **RESULT,
     'task': IMAGE,
     'provenance': [MADE],
+    'programs': PROGRAMS,
+    'presets': {'lora': {'params': 24, 'accuracy': 0.6}},
+    'fitness': 'accuracy',
+    'keeps_best': False,
+    'base': {'image_size': 8, 'num_classes': len(classes)},
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
       'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
@@ -109,17 +107,8 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
       'search': structure(params, 0.8, label='searched, finetuned', best_epoch=1, **described),
     },
   }
-  return Findings(
-    result,
-    types.SimpleNamespace(name=IMAGE, classes=list(classes)),
-    spec,
-    Outcome(labels, answers, np.linspace(0.5, 0.99, 40), pixels, str),
-    archive,
-    presets={'lora': {'params': 24, 'accuracy': 0.6}},
-    allocation=allocation,
-    backbone={'image_size': 8},
-    programs=PROGRAMS,
-  )
+  outcome = Outcome(classes, labels, answers, np.linspace(0.5, 0.99, 40), pixels, str)
+  return Findings(result, spec, archive, allocation, outcome)
 
 
 METRICS = """\

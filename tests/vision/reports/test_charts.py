@@ -37,7 +37,7 @@ def values_of(line):
 
 def test_the_search_shows_mean_and_best_of_every_generation(allocation):
   found = pages.make_findings(allocation)
-  charts, _ = curves.search_blocks(found.result, found.spec, found.archive, found.presets)
+  charts, _ = curves.search_blocks(found.result, found.spec, found.archive)
   scored, mean, best = charts.charts[0].lines
   assert sorted(values_of(scored)) == pytest.approx([50, 60, 80, 90])
   assert values_of(mean) == pytest.approx([65, 75])

@@ -40,8 +40,9 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
   labels, classes = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 0, 1, 0])
-  found = Outcome(labels, classes, np.array([0.8, 0.9, 0.9, 0.9, 0.8]), pages.pixels, str)
-  told, confusion, _, pairs, _, _, images = errors.blocks_of(['a_b', 'dog', 'x|y'], found)
+  probabilities = np.array([0.8, 0.9, 0.9, 0.9, 0.8])
+  found = Outcome(['a_b', 'dog', 'x|y'], labels, classes, probabilities, pages.pixels, str)
+  told, confusion, _, pairs, _, _, images = errors.blocks_of(found)
   assert told == '3 of 5 test images are misclassified.'
   shown = [(image.probability, image.file) for image in images.images]
   assert shown == [('90.0%', '1'), ('80.0%', '0'), ('80.0%', '4')]
@@ -51,7 +52,7 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
     [0, 1, 0],
     [1, 0, 0],
   ]
-  assert not errors.blocks_of([f'class {n}' for n in range(41)], found)[1]
+  assert not errors.blocks_of(found._replace(names=[f'class {n}' for n in range(41)]))[1]
 
 
 def test_the_table_has_a_column_for_every_further_test_set(allocation):
@@ -65,8 +66,7 @@ def test_the_table_has_a_column_for_every_further_test_set(allocation):
 
 
 def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocation):
-  found = pages.make_findings(allocation)
-  lines = str(making.table_of_programs(found.result, found.programs)).splitlines()
+  lines = str(making.table_of_programs(pages.make_findings(allocation).result)).splitlines()
   assert lines[2:] == [
     '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
     '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',
@@ -83,30 +83,30 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   result = without_search(pages.make_findings(allocation).result) | {'structure': structure}
   is_known = structure != 'runs/x/genome.json'
   for keeps_best in (False, True):
-    text = making.tell_protocol(result, keeps_best=keeps_best)
+    text = making.tell_protocol({**result, 'keeps_best': keeps_best})
     assert ('does not say how it was chosen' in text) != is_known
     assert ('validation images chose the epochs' in text) == keeps_best
 
 
 def test_nothing_was_frozen_in_full_finetuning(allocation):
   result = without_search(pages.make_findings(allocation).result)
-  assert 'was frozen' in making.tell_run(result, allocation.spec, 'accuracy')
+  assert 'was frozen' in making.tell_run(result, allocation.spec)
   result['result'] = 'finetuning'
   result['structures'] = {'finetuning': pages.structure(9, 0.5) | {'genome': []}}
-  assert 'frozen' not in making.tell_run(result, allocation.spec, 'accuracy')
+  assert 'frozen' not in making.tell_run(result, allocation.spec)
 
 
 def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
   result = pages.make_findings(allocation).result | {'train_on': 'train+val'}
-  text = making.tell_protocol(result, keeps_best=False)
+  text = making.tell_protocol(result)
   assert 'in a supernet trained on the training images alone' in ' '.join(text.split())
   assert 'for all epochs' not in text  # a searched structure is finetuned, for fewer
 
 
-def test_the_adapters_base_is_fetched_with_its_checksum(allocation):
-  weights = {'weights': 'https://example.org/vit.npz'}
-  result = pages.make_findings(allocation).result | weights
-  code = making.adapter_code('run', result, 3, {'sha256': 64 * 'a', 'image_size': 8})
+def test_the_adapters_base_is_fetched_with_its_checksum():
+  base = {'sha256': 64 * 'a', 'image_size': 8, 'num_classes': 3}
+  result = {**pages.RESULT, 'weights': 'https://example.org/vit.npz', 'base': base}
+  code = making.adapter_code('run', result)
   assert f"fetch.fetch('https://example.org/vit.npz', sha256='{64 * 'a'}')" in code
   assert 'weights.refit(*loaded, num_classes=3, image_size=8)' in code
   assert "# normalized as 'unit'" in code

@@ -292,23 +292,24 @@ def write_results(
     outcome = None
     if listed.answers is not None:
       test, pixels = task.open('test'), functools.partial(context.images.pixels, 'test')
-      outcome = Outcome(test.labels, *listed.answers, pixels, functools.partial(_file, test))
-    names = ('sha256', 'num_heads', 'activation', 'patch_size')
-    given = {name: getattr(settings.model, name) for name in names}
-    report.write_run(
-      context.workdir,
-      {**result, 'provenance': read_processes(context.workdir)},
-      task,
-      candidates.get(SEARCH, candidate).adapted.spec,
-      outcome=outcome,
-      archive=archive,
-      fitness=settings.search.fitness,
-      presets=inherited,
-      allocation=allocation,
-      backbone={**given, 'image_size': context.metadata['image_size']},
-      keeps_best=settings.training.keep == 'best',
-      programs={name: mark['programs'] for name, mark in context.before.items()},
-    )
+      file = functools.partial(_file, test)
+      outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, file)
+    base = ('sha256', 'num_heads', 'activation', 'patch_size')
+    known = {
+      **result,
+      'provenance': read_processes(context.workdir),
+      'programs': {name: mark['programs'] for name, mark in context.before.items()},
+      'presets': inherited,
+      'fitness': settings.search.fitness,
+      'keeps_best': settings.training.keep == 'best',
+      'base': {
+        **{name: getattr(settings.model, name) for name in base},
+        'image_size': context.metadata['image_size'],
+        'num_classes': task.num_classes,
+      },
+    }
+    spec = candidates.get(SEARCH, candidate).adapted.spec
+    report.write_run(context.workdir, known, spec, archive, allocation, outcome)
   return result
 
 
