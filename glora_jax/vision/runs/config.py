@@ -85,27 +85,29 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
     UserError: a field is missing or unknown, or a value has another type or is not allowed; a line
       for each mistake.
   """
-  fields = {each.name: each for each in dataclasses.fields(section)}
-  known, mistakes = {}, []
-  for name in dict.fromkeys((*fields, *values)):
+  kinds, known = kinds_of(section), {}
+  mistakes = [
+    f'{prefix}{name} is missing; start from config.default_config().'
+    for name in kinds
+    if name not in values
+  ]
+  for name, value in values.items():
     dotted = f'{prefix}{name}'
-    try:
-      if name not in values:
-        raise ValueError(f'{dotted} is missing; start from config.default_config().')
-      value = values[name]
-      if name not in fields:
-        raise ValueError(f'{dotted}={shown(value)} is unknown; remove it, or correct its name.')
-      if dataclasses.is_dataclass(kind := kinds_of(section)[name]):
-        known[name] = read(kind, validate(value, dict, dotted), f'{dotted}.')
-      else:
-        known[name] = validate(_parse(value, kind), kind, dotted, **fields[name].metadata)
-    except (TypeError, ValueError) as error:
-      mistakes.append(str(error))
+    if name not in kinds:
+      mistakes.append(f'{dotted}={shown(value)} is unknown; remove it, or correct its name.')
+    elif not dataclasses.is_dataclass(kinds[name]):
+      known[name] = _parse(value, kinds[name])
+    else:
+      try:
+        known[name] = read(kinds[name], validate(value, dict, dotted), f'{dotted}.')
+      except (TypeError, UserError) as error:
+        mistakes.append(str(error))
   try:
+    settings = section(**known)  # which checks its fields; those that are wrong have defaults here
     if not mistakes:
-      return section(**known)
-  except (TypeError, ValueError) as error:  # of checks that a section does itself
-    mistakes = [prefix + line for line in str(error).splitlines()]
+      return settings
+  except (TypeError, ValueError) as error:
+    mistakes += [prefix + line for line in str(error).splitlines()]
   raise UserError('\n'.join(mistakes))
 
 
