@@ -217,6 +217,6 @@ def table_of(pivot: Pivot) -> Table:
   if len(board.cells) > 1:
     columns['learning rate'] = [method.mean('rate', 'g') for method in methods]
     columns['seconds'] = [method.mean('seconds', '.0f') for method in methods]
-  known = {title: column for title, column in columns.items() if any(map(str, column))}
   strong = [at for at, method in enumerate(methods) if method.is_strong]
-  return Table(caption, list(known), list(zip(*known.values(), strict=True)), strong=strong)
+  rows = list(zip(*columns.values(), strict=True))
+  return Table(caption, list(columns), rows, strong=strong)

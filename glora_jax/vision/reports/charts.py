@@ -74,27 +74,19 @@ def axis(
   """
   numbers = [float(value) for value in values] or [0.0]
   low, high = min(numbers), max(numbers)
-  if is_log:
-    return Axis(label, _decades(low, high), is_log)
+  if is_log:  # powers of ten
+    first = math.floor(math.log10(low))
+    last = max(math.ceil(math.log10(high)), first + 1)
+    return Axis(label, [float(f'1e{power}') for power in range(first, last + 1)], is_log)
   if low == high:
     low, high = max(low - 0.5, min(low, 0)), high + 0.5
-  return Axis(label, _round_numbers(low, min(high, most), whole))
-
-
-def _round_numbers(low: float, high: float, whole: bool) -> list[float]:
-  """Multiples of 1, 2, 2.5 or 5 times a power of ten, around two numbers."""
+  high = min(high, most)
+  # Multiples of 1, 2, 2.5 or 5 times a power of ten.
   rounds = (float(f'{factor}e{power}') for power in range(-20, 20) for factor in (1, 2, 2.5, 5))
   least = (high - low) / _INTERVALS * (1 - 1e-9)
   step = next(step for step in rounds if step >= least and not (whole and step % 1))
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-  return [round(number * step, 9) for number in range(first, last + 1)]
-
-
-def _decades(low: float, high: float) -> list[float]:
-  """Powers of ten around two positive numbers."""
-  first = math.floor(math.log10(low))
-  last = max(math.ceil(math.log10(high)), first + 1)
-  return [float(f'1e{power}') for power in range(first, last + 1)]
+  return Axis(label, [round(number * step, 9) for number in range(first, last + 1)])
 
 
 class Line(NamedTuple):

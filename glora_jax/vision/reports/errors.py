@@ -78,6 +78,7 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
   classes = outcome.names
   matrix = np.zeros((len(classes), len(classes)), int)  # [true, answer]
   np.add.at(matrix, (outcome.labels, outcome.classes), 1)
+  confused = matrix - np.diag(np.diag(matrix))
   wrong, number = np.flatnonzero(outcome.classes != outcome.labels), len(outcome.labels)
   told, is_small = (
     f'All {number:,} test images are classified correctly.',
@@ -87,13 +88,14 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
     told = f'{len(wrong):,} of {number:,} test images are misclassified.'
   blocks = [told, is_small and Confusion(confusion_rows(classes, matrix))]
   if len(wrong):
+    pairs = sorted(np.argwhere(confused).tolist(), key=lambda pair: -confused[tuple(pair)])
     named = [
       (
         f'{classes[true]}, taken for {classes[answer]}',
         matrix[true, answer],
         f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
       )
-      for true, answer in confused_pairs(matrix)[: WORST if is_small else PAIRS]
+      for true, answer in pairs[: WORST if is_small else PAIRS]
     ]
     # Equally sure ones stay in the order of the images.
     surest = wrong[np.argsort(-outcome.probabilities[wrong], kind='stable')][:IMAGES]
@@ -118,20 +120,6 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
       Images(images),
     ]
   return blocks
-
-
-def confused_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
-  """Every confused (class, answer), the most frequent first.
-
-  Args:
-    matrix: int [true, answer], numbers of images.
-
-  Example:
-    >>> confused_pairs(np.array([[50, 2], [7, 40]]))
-    [(1, 0), (0, 1)]
-  """
-  pairs = np.argwhere(matrix - np.diag(np.diag(matrix))).tolist()
-  return sorted(((true, answer) for true, answer in pairs), key=lambda at: (-matrix[at], at))
 
 
 def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Class]:

@@ -22,7 +22,6 @@ from glora_jax.vision.reports.page import (
   Heading,
   Table,
   duration,
-  group_by,
   paragraph,
 )
 from glora_jax.vision.reports.table import Board, Pivot
@@ -128,7 +127,7 @@ def table_of_programs(result: Mapping[str, Any]) -> Table:
 
 def reproduce(board: Board) -> list[Any]:
   """What the results were made from, and with which commands."""
-  facts: list[tuple[str, str]] = []
+  facts: dict[str, dict[str, None]] = {}  # each value of a term once
   processes = []
   for name, result in board.finished.items():
     processes += [each for each in result.get('provenance', ()) if each not in processes]
@@ -137,7 +136,7 @@ def reproduce(board: Board) -> list[Any]:
     data, revision = result['data'], result.get('weights_revision')
     commit = f' (commit {revision[:12]})' if revision else ''
     counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
-    facts += [
+    own = [
       ('Seed', str(result['seed'])),
       *(('Learning rate', f'{found["rate"]:g}') for found in result['structures'].values()),
       ('Weights', Markup('<code>{}</code>{}').format(result['weights'], commit)),
@@ -147,10 +146,9 @@ def reproduce(board: Board) -> list[Any]:
         paragraph(f'{data["origin"]}: {counts}.', *data['notes']),
       ),
     ]
-  terms = [
-    (term, Markup(', ').join(dict.fromkeys(value for _, value in same)))
-    for term, same in group_by(facts, lambda fact: fact[0]).items()
-  ]
+    for term, value in own:
+      facts.setdefault(term, {})[value] = None
+  terms = [(term, Markup(', ').join(values)) for term, values in facts.items()]
   blocks: list[Any] = [Facts(terms)]
   for made in processes:
     versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items())

@@ -460,7 +460,7 @@ class Pivot(NamedTuple):
   def headline(self) -> str:
     """The title of the numbers that a page begins with; '' as long as no mean is complete."""
     if not self.board.by_task:
-      return 'test' if any(method.cells['test'].done for method in self.ours) else 'validation'
+      return 'test' if 'test' in self.ours[0].cells else 'validation'
     means = [
       title
       for title in self.ours[0].cells
@@ -552,18 +552,17 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
   """The titles of all numbers in order, those of means with what they are the mean of."""
   if not board.by_task:
     found = [title for method in methods for title in method.cells]
-    return dict.fromkeys(['validation', 'test', *found], ())
-  places = [place for cell in board.tested.values() for place in places_of(cell.task)]
-  titles: dict[str, Sequence[str]] = {}
+    return {title: () for title in dict.fromkeys(['validation', 'test', *found]) if title in found}
+  cells = board.tested.values()
+  places = dict.fromkeys(place for cell in cells for place in places_of(cell.task))
+  lines, titles = [place.line for place in places], {}
   for group, same in group_by(places, lambda place: place.group).items():
-    in_group = list(dict.fromkeys(place.line for place in same))
+    in_group = [place.line for place in same]
     titles |= dict.fromkeys(in_group, ())
     if len(in_group) > 1:
       titles[f'mean of {group}'] = in_group
-  means = [title for title, parts in titles.items() if parts]
-  lines = [title for title, parts in titles.items() if not parts]
   if board.family == 'vtab':
-    titles[MEAN_OF_GROUPS] = means
+    titles[MEAN_OF_GROUPS] = [title for title in titles if is_mean(title)]
   titles['mean of all'] = lines
   ours = [method.cells for method in methods if not method.is_published]
   done = [line for line in lines if all(line in own and own[line].complete for own in ours)]
