@@ -73,16 +73,16 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
     raise ValueError(f'it lacks {min(lacking)}')
   if unknown := arrays.keys() - expected.keys():
     raise ValueError(f'it has the unknown {min(unknown)}')
-  lengths: dict[str, int] = {}
+  lengths: dict[int | str, int] = {}
   for name, array in arrays.items():
     kind, shape, finite = expected[name]
     described = f'{name} is {array.dtype} {list(array.shape)}'
     if array.dtype.kind not in kind:
       raise ValueError(f'{described}, expected a dtype of kind {kind}')
-    if array.ndim != len(shape):
-      raise ValueError(f'{described}, expected {len(shape)} axes')
-    sides = zip(shape, array.shape, strict=True)
-    wanted = [lengths.setdefault(x, length) if isinstance(x, str) else x for x, length in sides]
+    for side, length in zip(shape, array.shape, strict=False):
+      if isinstance(side, str):
+        lengths.setdefault(side, length)
+    wanted = [lengths.get(side, side) for side in shape]
     if wanted != list(array.shape):
       raise ValueError(f'{described}, expected {wanted}')
     if finite and array.dtype.kind == 'f' and not np.isfinite(array).all():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 
 Activation = Literal['gelu', 'gelu_tanh', 'quick_gelu']
 Pool = Literal['token', 'gap', 'token+gap']
-POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
 @jax.custom_jvp

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from glora_jax.checks import check_path, listed, shown
+from glora_jax.errors import UserError
 from glora_jax.files import Path, first_line, read_safetensors, require_numbers
 from glora_jax.tree import differences
 
@@ -51,10 +52,6 @@ class Tensors(NamedTuple):
   metadata: Mapping[str, str] = {}
 
 
-class _RefusedError(ValueError):
-  """Why a file is refused, in a sentence that stands by itself."""
-
-
 def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
   """Reads a file by its contents; its name does not matter.
 
@@ -75,7 +72,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
     )
   try:
     tensors = _read(name, key)
-  except (ImportError, _RefusedError):
+  except (ImportError, UserError):
     raise
   except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
     raise ValueError(
@@ -95,13 +92,13 @@ def _read(path: str, key: str | None) -> Tensors:
       unpacked = sum(member.file_size for member in archive.infolist())
     size = os.path.getsize(path)
     if unpacked > ALWAYS_UNPACKED + MOST_UNPACKED_PER_BYTE * size:
-      raise _RefusedError(
+      raise UserError(
         f'{path} has {size} bytes and claims to unpack to {unpacked}; this is not a checkpoint.'
       )
     if any(name.endswith('data.pkl') for name in names):
       return _read_torch(path, key)
     if others := [name for name in names if not name.endswith('.npy')]:
-      raise _RefusedError(f'{path} is a zip file with {others[0]} in it, not an npz file.')
+      raise UserError(f'{path} is a zip file with {others[0]} in it, not an npz file.')
     with np.load(path, allow_pickle=False) as content:
       arrays = dict(content)
     for name, array in arrays.items():
@@ -113,7 +110,7 @@ def _read(path: str, key: str | None) -> Tensors:
   if start.startswith(b'\x80'):  # a pickle, as PyTorch wrote before its files were zip files
     return _read_torch(path, key)
   fault = f'is not an npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
-  raise _RefusedError(f'{path} {fault if start else "is empty; get it again."}')
+  raise UserError(f'{path} {fault if start else "is empty; get it again."}')
 
 
 def _read_torch(path: str, key: str | None) -> Tensors:
@@ -127,7 +124,7 @@ def _read_torch(path: str, key: str | None) -> Tensors:
   try:
     content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
-    raise _RefusedError(
+    raise UserError(
       f'{path} is damaged, or holds more than tensors: PyTorch does not load it with '
       'weights_only=True.'
     ) from error
@@ -142,11 +139,11 @@ def _read_torch(path: str, key: str | None) -> Tensors:
   if key is not None or (inner and (not state or any(name in inner for name in WRAPPERS))):
     state = inner[_choose_wrapper(path, {name: len(x) for name, x in inner.items()}, key)]
   if not state:
-    raise _RefusedError(f'{path} holds no named tensors; expected a state dict.')
+    raise UserError(f'{path} holds no named tensors; expected a state dict.')
   arrays = {}
   for name, value in state.items():
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-      raise _RefusedError(
+      raise UserError(
         f'{path}: the tensor {name} declares shape {tuple(value.shape)}, but holds fewer numbers; '
         'this is not a checkpoint.'
       )
@@ -161,14 +158,14 @@ def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str
   if key is not None:
     if key not in sizes:
       kept = f'its state dicts are {listed(sizes)}' if sizes else 'leave the key out'
-      raise _RefusedError(f'{path} has no state dict at the key {shown(key)}; {kept}.')
+      raise UserError(f'{path} has no state dict at the key {shown(key)}; {kept}.')
     return key
   largest = max(sizes, key=lambda name: sizes[name])
   chosen = next((name for name in WRAPPERS if name in sizes), largest)
   # The buffers of a loss or an optimizer are no second model.
   models = [name for name, size in sizes.items() if size >= sizes[chosen] / 2]
   if len(models) > 1:
-    raise _RefusedError(
+    raise UserError(
       f'{path} holds several state dicts, {listed(models)}; choose one with --key (key= in '
       'Python), and for a run convert it first with --key.'
     )

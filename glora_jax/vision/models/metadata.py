@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from glora_jax.checks import expected, shown, validate
 from glora_jax.files import Path, load_json
-from glora_jax.vision.data.image import CROP, RULES
+from glora_jax.vision.data.image import CROP, ResizeRule
 from glora_jax.vision.data.normalization import NORMALIZATIONS, Normalization, statistics
-from glora_jax.vision.models.blocks import ACTIVATIONS, POOLS
+from glora_jax.vision.models.blocks import Activation, Pool
 
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
@@ -97,11 +97,11 @@ MOST_PIXELS = 2**16  # of a side
 FACTS: Mapping[str, tuple[Any, dict[str, float]]] = {
   'num_heads': (int, {'least': 1}),
   'norm_eps': (float, {'above': 0, 'below': 1}),
-  'activation': (Literal[*ACTIVATIONS], {}),  # pyrefly: ignore
-  'pool': (Literal[*POOLS], {}),  # pyrefly: ignore
+  'activation': (Activation, {}),
+  'pool': (Pool, {}),
   'patch_size': (int, {'least': 1}),
   'classes': (tuple[str, ...], {}),
-  'resize': (Literal[*RULES], {}),  # pyrefly: ignore
+  'resize': (ResizeRule, {}),
   'crop': (float, {'above': 0.01, 'most': 1}),
 }
 

@@ -164,10 +164,9 @@ def find_grid(
       side = math.isqrt(max(tokens - extra, 0))
       if side and side * side + extra == tokens:
         return (side * patch, side * patch), bool(extra)
-    token = 'with or without a class token' if model.class_token else 'without a class token'
     raise ValueError(
-      f'{path}: {tokens} position embeddings do not fit a square grid {token}; pass weights.load '
-      'their image_size, (height, width).'
+      f'{path}: {tokens} position embeddings do not fit a square grid; pass weights.load their '
+      'image_size, (height, width).'
     )
   if image_size is None:
     image_size = PUBLISHED_SIZE // patch * patch
@@ -182,10 +181,9 @@ def find_grid(
     return (height, width), False
   patches = (height // patch) * (width // patch)
   if tokens - patches not in extra_tokens:
-    extra = 'and perhaps a class token' if model.class_token else 'and no class token'
     raise ValueError(
       f'{path} has {tokens} position embeddings; images of {height} x {width} in patches of '
-      f'{patch} have {patches} patches {extra}. Check image_size, or that of the config.json next '
-      'to it.'
+      f'{patch} have {patches} patches, and perhaps a class token. Check image_size, or that of '
+      'the config.json next to it.'
     )
   return (height, width), tokens > patches

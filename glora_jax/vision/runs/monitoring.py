@@ -145,22 +145,19 @@ def profile(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
   if not wanted:
     yield lambda: None
     return
-  calls = 0
+  calls, trace = 0, contextlib.ExitStack()
 
   def dispatched() -> None:
     nonlocal calls
     calls += 1
     if calls == 1:
-      jax.profiler.start_trace(folder)
+      trace.enter_context(jax.profiler.trace(folder))
     elif calls == TRACED_DISPATCHES + 1:
-      jax.profiler.stop_trace()
+      trace.close()
 
-  try:
+  with trace:
     yield dispatched
-  finally:
-    if 0 < calls <= TRACED_DISPATCHES:
-      jax.profiler.stop_trace()
-    if calls > 1:
-      log.info('Traced dispatches: %d, in %s', min(calls - 1, TRACED_DISPATCHES), folder)
-    else:
-      log.warning('Nothing was traced: the stage had no second dispatch.')
+  if calls > 1:
+    log.info('Traced dispatches: %d, in %s', min(calls - 1, TRACED_DISPATCHES), folder)
+  else:
+    log.warning('Nothing was traced: the stage had no second dispatch.')

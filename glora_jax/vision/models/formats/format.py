@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax
@@ -240,6 +240,11 @@ class TorchFormat(Format):
   def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
     """An equal model that the format has a place for, and its parameters.
 
+    Args:
+      model: the ViT.
+      flat: its parameters, by path; the dictionary may be changed.
+      class_pos: see `rules`.
+
     Raises:
       ValueError: there is none.
     """
@@ -296,12 +301,6 @@ class TorchFormat(Format):
   def refusal(self, feature: str) -> ValueError:
     """The error for a model with a feature that the format has no place for."""
     return ValueError(f'The format {self.name} cannot store {feature}; choose another format.')
-
-  def require_pool(self, model: ViT, pools: Sequence[str]) -> None:
-    """Raises ValueError for a model that pools in a way that the format cannot say."""
-    if model.pool not in pools:
-      where = ' with a class token' if model.class_token else ''
-      raise self.refusal(f"pool='{model.pool}'{where}")
 
 
 class Rule(NamedTuple):
@@ -419,27 +418,3 @@ def _depth(shapes: Shapes, name: str) -> int:
   if last >= len(shapes):
     raise ValueError(f'block {last} is named, but there are only {len(shapes)} tensors.')
   return last + 1
-
-
-def fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-  """Multiplies LayerScale into the layers before it; nothing changes in what is computed."""
-  if model.layer_scale is None:
-    return model, flat
-  flat = dict(flat)
-  for scale, layer in (('scale1', 'attn/proj'), ('scale2', 'mlp/fc2')):
-    gamma = flat.pop(f'blocks/{scale}/gamma')
-    flat[f'blocks/{layer}/kernel'] = flat[f'blocks/{layer}/kernel'] * gamma[:, None, :]
-    flat[f'blocks/{layer}/bias'] = flat[f'blocks/{layer}/bias'] * gamma
-  return model.clone(layer_scale=None), flat
-
-
-def fold_class_position(model: ViT, flat: Arrays, class_pos: bool) -> Arrays:
-  """Adds the class token's position to the token itself where a file has no place for it."""
-  if class_pos or not model.class_token:
-    return flat
-  first, grid = flat['pos_embed'][:, :1], flat['pos_embed'][:, 1:]
-  return {
-    **flat,
-    'cls': flat['cls'] + first,
-    'pos_embed': np.concatenate([np.zeros_like(first), grid], axis=1),
-  }

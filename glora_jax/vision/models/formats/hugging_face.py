@@ -22,7 +22,6 @@ from glora_jax.vision.models.formats.format import (
   Rule,
   Shapes,
   TorchFormat,
-  fold_layer_scale,
   positions,
   same,
   torch_conv,
@@ -30,7 +29,7 @@ from glora_jax.vision.models.formats.format import (
   torch_norm,
 )
 from glora_jax.vision.models.metadata import Metadata, normalization_of, share_of, sides
-from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.models.vit import Pool, ViT
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
 # is written.
@@ -77,6 +76,9 @@ class HuggingFace(TorchFormat):
     """Whether it has LayerScale, and classifiers that read the mean patch, too."""
     return self.title == 'Dinov2'
 
+  def _pool(self, num_classes: int) -> Pool:
+    return 'token+gap' if self.is_dinov2 and num_classes else 'token'
+
   @property
   def block(self) -> list[str]:
     """Paths of the modules of a block."""
@@ -86,8 +88,7 @@ class HuggingFace(TorchFormat):
     """As `Format.read_shape`; there is always a class token."""
     reading = super().read_shape(shapes)
     fields = reading.fields
-    has_wide_head = self.is_dinov2 and fields['num_classes']
-    fields.update(class_token=True, pool='token+gap' if has_wide_head else 'token')
+    fields.update(class_token=True, pool=self._pool(fields['num_classes']))
     if not self.is_dinov2:
       fields['norm_eps'] = 1e-12
     if fields['num_classes']:  # which read the class token itself, not what a pooler makes of it
@@ -120,9 +121,9 @@ class HuggingFace(TorchFormat):
       raise self.refusal('a model without class token')
     if model.norm_after_pool:
       raise self.refusal('a last LayerNorm after pooling')
-    model, flat = _as_dinov2(model, flat) if self.is_dinov2 else fold_layer_scale(model, flat)
-    has_wide_head = self.is_dinov2 and model.num_classes
-    self.require_pool(model, ['token+gap' if has_wide_head else 'token'])
+    model, flat = _as_dinov2(model, flat) if self.is_dinov2 else _fold_layer_scale(model, flat)
+    if model.pool != self._pool(model.num_classes):
+      raise self.refusal(f"pool='{model.pool}'")
     if model.num_classes and model.pre_logits is not None:
       raise self.refusal('pre-logits and a head together')
     return model, flat
@@ -219,15 +220,44 @@ class HuggingFace(TorchFormat):
       classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]
       config['id2label'] = {str(number): name for number, name in enumerate(classes)}
       config['label2id'] = {name: number for number, name in enumerate(classes)}
-    files = {'config.json': config}
-    if metadata.get('normalization') is not None:
-      files[PREPROCESSOR] = _preprocessor(metadata)
-    return files
+    if metadata.get('normalization') is None:
+      return {'config.json': config}
+    height, width = sides(metadata['image_size'])
+    mean, deviation = statistics(metadata['normalization'])
+    preprocessor = {  # what `AutoImageProcessor` reads
+      'image_processor_type': 'ViTImageProcessor',
+      'do_normalize': True,
+      'do_rescale': True,
+      'do_resize': True,
+      'image_mean': list(mean),
+      'image_std': list(deviation),
+      'resample': BICUBIC,
+      'rescale_factor': 1 / 255,
+      'size': {'height': height, 'width': width},
+    }
+    if metadata.get('resize') == 'crop' and height == width:
+      preprocessor.update(
+        image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
+        size={'shortest_edge': round(height / (metadata.get('crop') or CROP))},
+        do_center_crop=True,
+        crop_size={'height': height, 'width': width},
+      )
+    return {'config.json': config, PREPROCESSOR: preprocessor}
+
+
+def _fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
+  """Multiplies LayerScale into the layers before it; nothing changes in what is computed."""
+  if model.layer_scale is None:
+    return model, flat
+  for scale, layer in (('scale1', 'attn/proj'), ('scale2', 'mlp/fc2')):
+    gamma = flat.pop(f'blocks/{scale}/gamma')
+    flat[f'blocks/{layer}/kernel'] = flat[f'blocks/{layer}/kernel'] * gamma[:, None, :]
+    flat[f'blocks/{layer}/bias'] = flat[f'blocks/{layer}/bias'] * gamma
+  return model.clone(layer_scale=None), flat
 
 
 def _as_dinov2(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
   """An equal model with LayerScale, and a head that reads class token and mean patch."""
-  flat = dict(flat)
   if model.layer_scale is None:  # one that scales by 1
     ones = np.ones((model.depth, model.width), flat['cls'].dtype)
     flat |= {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
@@ -238,31 +268,6 @@ def _as_dinov2(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     flat['head/kernel'] = np.concatenate(halves if model.pool == 'token' else halves[::-1])
     model = model.clone(pool='token+gap')
   return model, flat
-
-
-def _preprocessor(metadata: Metadata) -> dict[str, Any]:
-  """What `AutoImageProcessor` reads."""
-  height, width = sides(metadata['image_size'])
-  mean, deviation = statistics(metadata['normalization'])
-  preprocessor = {
-    'image_processor_type': 'ViTImageProcessor',
-    'do_normalize': True,
-    'do_rescale': True,
-    'do_resize': True,
-    'image_mean': list(mean),
-    'image_std': list(deviation),
-    'resample': BICUBIC,
-    'rescale_factor': 1 / 255,
-    'size': {'height': height, 'width': width},
-  }
-  if metadata.get('resize') == 'crop' and height == width:
-    preprocessor.update(
-      image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
-      size={'shortest_edge': round(height / (metadata.get('crop') or CROP))},
-      do_center_crop=True,
-      crop_size={'height': height, 'width': width},
-    )
-  return preprocessor
 
 
 _ATTENTION = (

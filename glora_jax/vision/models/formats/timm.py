@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from glora_jax.checks import shown
 from glora_jax.vision.data.image import CROP
 from glora_jax.vision.data.normalization import statistics
@@ -18,7 +20,6 @@ from glora_jax.vision.models.formats.format import (
   Rule,
   Shapes,
   TorchFormat,
-  fold_class_position,
   positions,
   same,
   torch_conv,
@@ -108,14 +109,19 @@ class Timm(TorchFormat):
     """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
     if model.pre_logits is not None:
       raise self.refusal('pre-logits')
-    self.require_pool(model, tuple(POOLS.values()))
+    if model.pool not in POOLS.values():
+      raise self.refusal(f"pool='{model.pool}'")
     if model.norm_eps not in (NORM_EPS, CLIP_NORM_EPS):
       log.warning(
         "timm's LayerNorms add 1e-6, or 1e-5 in CLIP's models, but this model's add %g: logits "
         'will differ slightly.',
         model.norm_eps,
       )
-    return model, fold_class_position(model, flat, class_pos)
+    if model.class_token and not class_pos:  # whose position is added to the token itself
+      first, grid = flat['pos_embed'][:, :1], flat['pos_embed'][:, 1:]
+      flat['cls'] = flat['cls'] + first
+      flat['pos_embed'] = np.concatenate([np.zeros_like(first), grid], axis=1)
+    return model, flat
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_config`; much is said by the name of the architecture alone."""
