@@ -60,8 +60,7 @@ PALETTES = {
 }
 # On the pages of a run and of a suite.
 TEST_LIST = Markup(
-  'Everything tested is in <code>test_list.json</code> in the folder of its run, '
-  'written before the test images were read.'
+  'Everything tested is in <code>test_list.json</code>, written before the test images were read.'
 )
 _SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
 _WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)
