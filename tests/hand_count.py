@@ -246,7 +246,8 @@ def randomized_model(make: Callable[[], nnx.Module]) -> nnx.Module:
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
       return jax.random.split(jax.random.key(0), shape)
     drawn = rng.normal(0, 0.4, shape)
-    return jnp.asarray(1 + np.abs(drawn) if path[-1] in ('scale', 'var') else drawn, dtype)
+    drawn = 1 + np.abs(drawn) if path[-1] in ('scale', 'var') else drawn
+    return jax.device_put(np.asarray(drawn, dtype))
 
   flat = [
     (path, variable.replace(value(path, variable))) for path, variable in nnx.to_flat_state(state)

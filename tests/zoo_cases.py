@@ -26,7 +26,7 @@ def as_at_start(adapter):
 
   def value(path, leaf):
     name = next(part.key for part in reversed(path) if hasattr(part, 'key'))  # the last is a box's
-    return leaf if ADAPTER[name].drawn else jnp.zeros_like(leaf)
+    return leaf if ADAPTER[name].drawn else jax.device_put(np.zeros_like(leaf))
 
   return jax.tree_util.tree_map_with_path(value, adapter)
 
@@ -76,8 +76,8 @@ class Case:
     return Results(outputs, gradients, self.adapted.fold(variables, genome))
 
   def compute(self, variables) -> list[Results]:
-    """Of each genome."""
-    return [self._one(variables, genome) for genome in self.genomes]
+    """Of each genome, as arrays of NumPy, of which nothing that is done with them is compiled."""
+    return [jax.device_get(self._one(variables, genome)) for genome in self.genomes]
 
   @functools.cached_property
   def results(self) -> list[Results]:

@@ -50,7 +50,8 @@ class Example(Counted):
         0, 1 / np.sqrt(max(WIDTH, leaf.size // max(leaf.shape, default=1))), leaf.shape
       )
       name = next(part.key for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))
-      return jnp.asarray(1 + np.abs(value) if name in ('scale', 'var') else value, leaf.dtype)
+      value = 1 + np.abs(value) if name in ('scale', 'var') else value
+      return jax.device_put(np.asarray(value, leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -38,7 +38,7 @@ class LinenCase(Case):
     self._many = jax.jit(jax.vmap(self._compute, (None, 0)))
 
   def compute(self, variables):
-    whole = self._many(variables, self.genomes)
+    whole = jax.device_get(self._many(variables, self.genomes))
     return [jax.tree.map(lambda leaf: leaf[row], whole) for row in range(len(self.genomes))]  # noqa: B023
 
 

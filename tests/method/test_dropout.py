@@ -18,11 +18,22 @@ from glora_jax import Forward
 KEY, X = jax.random.key(0), normal(2, 3, 4)
 
 
+def dropped(adapted, variables, x, genome=None, key=KEY, probability=0.5):
+  """What a model returns that drops inputs of its LoRAs, or with None, that does not."""
+
+  @jax.jit
+  def run(variables, x, genome, key):
+    forward = Forward(adapted, variables, genome)
+    return (forward if probability is None else forward.dropping_inputs(key, probability))(x)
+
+  return run(variables, x, genome, key)
+
+
 def identity_lora(x=X, probability=0.5, key=KEY, **options):
   """What a Dense and its dropped LoRA return whose product of factors is the identity."""
   adapted, variables = ready(nn.Dense(4), x, structure='lora:4', heads=None, **options)
   variables['glora'] = {'B_down': jnp.eye(4), 'B_up': jnp.eye(4)}
-  output = Forward(adapted, variables).dropping_inputs(key, probability)(x)
+  output = dropped(adapted, variables, x, key=key, probability=probability)
   return output, x @ variables['params']['kernel'] + variables['params']['bias']
 
 
@@ -50,13 +61,15 @@ def test_a_scale_of_the_space_scales_what_is_left():
 def assert_drops(adapted, variables, inputs, kwargs):
   """Nothing is dropped with a probability near 0, and something with 0.5."""
 
-  def run(probability):
-    forward = Forward(adapted, variables).dropping_inputs(KEY, probability)
-    return jax.jit(lambda: vector(forward(*inputs, **kwargs)))()
+  @jax.jit
+  def run(variables):
+    forward = Forward(adapted, variables)
+    forwards = forward, *(forward.dropping_inputs(KEY, each) for each in (1e-9, 0.5))
+    return [vector(each(*inputs, **kwargs)) for each in forwards]
 
-  plain = vector(adapted.apply(variables, *inputs, **kwargs))
-  assert_allclose(run(1e-9), plain, rtol=2e-4, atol=2e-4)
-  assert np.abs(run(0.5) - plain).max() > 1e-3
+  plain, nearly_plain, dropped = jax.device_get(run(variables))
+  assert_allclose(nearly_plain, plain, rtol=2e-4, atol=2e-4)
+  assert np.abs(dropped - plain).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -109,7 +122,7 @@ def test_layers_of_a_stack_draw_on_their_own_and_as_unrolled():
     adapted = glora_jax.adapt_function(function, params, X, structure='lora:4', heads=None)
     stacked = jnp.stack([jnp.eye(4)] * 2)
     variables = {'params': params, 'glora': {'w': {'B_down': stacked, 'B_up': stacked}}}
-    outputs.append(Forward(adapted, variables).dropping_inputs(KEY, 0.5)(X))
+    outputs.append(dropped(adapted, variables, X))
   assert_array_equal(*outputs)
   assert (outputs[0][0] != outputs[0][1]).any()
 
@@ -119,12 +132,16 @@ def test_a_free_structure_drops_the_inputs_of_loras_alone_with_a_key_for_each_pa
   adapted, variables = ready(nn.Dense(4), X, space=space, heads=None)
   x = jnp.concatenate([X, X])
   genomes = jnp.array([[0, 3, 0, 0, 0], [0, 3, 0, 0, 0], [2, 2, 1, 2, 2], [1, 1, 0, 0, 0]])
-  forward = Forward(adapted, variables, genomes[:, None])
-  plain, output = (jnp.split(f(x), 4) for f in (forward, forward.dropping_inputs(KEY, 0.5)))
+
+  def paths(x, probability):
+    return np.split(
+      np.asarray(dropped(adapted, variables, x, genomes[:, None], KEY, probability)), 4
+    )
+
+  plain, output = paths(x, None), paths(x, 0.5)
   assert (output[0] != plain[0]).any()
   assert_allclose(output[2:], plain[2:], rtol=1e-5, atol=1e-5)
-  same = jnp.concatenate([X[:1]] * 4)
-  first, second, *_ = jnp.split(forward.dropping_inputs(KEY, 0.5)(same), 4)
+  first, second, *_ = paths(jnp.concatenate([X[:1]] * 4), 0.5)
   assert (first != second).any()
 
 
@@ -181,7 +198,7 @@ def test_each_token_that_selects_an_expert_drops_inputs_of_its_own():
   adapted = glora_jax.adapt_function(select, params, x, structure='lora:4', heads=None)
   factors = {'B_down': jnp.stack([jnp.eye(4)] * 2), 'B_up': jnp.stack([jnp.eye(4)] * 2)}
   variables = {'params': params, 'glora': {'w': factors}}
-  outputs = Forward(adapted, variables).dropping_inputs(KEY, 0.5)(x)
+  outputs = dropped(adapted, variables, x)
   assert set(np.unique(outputs)) == {0, 2}
   assert_allclose(outputs.mean(0), 1, atol=0.2)
 
@@ -190,5 +207,6 @@ def test_an_embedding_table_drops_nothing():
   adapted, variables = ready(
     nn.Embed(5, 4), jnp.arange(3), structure='lora:2', heads=None, embeddings=True
   )
-  forward = Forward(adapted, variables)
-  assert_array_equal(forward.dropping_inputs(KEY, 0.5)(jnp.arange(3)), forward(jnp.arange(3)))
+  assert_array_equal(
+    *(dropped(adapted, variables, jnp.arange(3), probability=p) for p in (None, 0.5))
+  )

@@ -40,11 +40,13 @@ def adapt(function, structure='scale_shift_lora:2'):
 @pytest.mark.parametrize('function', [tied, decoded, turned])
 def test_a_function_with_supports_is_the_folded_one(function, structure):
   adapted = adapt(function, structure)
-  assert_close(adapted.apply(adapted.init(KEY, PARAMS), TOKENS), function(PARAMS, TOKENS))
+  start = adapted.init(KEY, PARAMS)
+  assert_close(jax.jit(adapted.apply)(start, TOKENS), jax.jit(function)(PARAMS, TOKENS))
   variables = trained_variables(adapted, PARAMS)
   assert_folds(adapted, variables, TOKENS)
   nothing = TOKENS[:0]
-  assert adapted.apply(variables, nothing).shape == function(PARAMS, nothing).shape
+  outputs = jax.eval_shape(adapted.apply, variables, nothing)
+  assert outputs.shape == jax.eval_shape(function, PARAMS, nothing).shape
   assert glora_jax.Layer('table', V, D, False, adapted.spec.layers[0].space) in adapted.spec.layers
 
 
@@ -77,7 +79,7 @@ def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(functio
   ours = gradient(lambda part: adapted.apply(adapted.join(part, frozen), TOKENS))
   merged = gradient(lambda part: function(adapted.fold(adapted.join(part, frozen)), TOKENS))
   live = gradient(lambda part: nnx.merge(graph, part, rest)(TOKENS))
-  assert_trees_close(ours(trainable), merged(trainable), 1e-4)
+  assert_trees_close(jax.jit(ours)(trainable), jax.jit(merged)(trainable), 1e-4)
   assert makes_a_table(merged, trainable)
   assert not makes_a_table(ours, trainable)
   assert not makes_a_table(live, adapter)
@@ -94,7 +96,7 @@ def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(options):
   assert_folds(adapted, variables, TOKENS)
   trainable, frozen = adapted.split(variables)
   found = jax.grad(lambda part: adapted.apply(adapted.join(part, frozen), TOKENS).sum())
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found(trainable)))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(found)(trainable)))
 
 
 def test_what_is_done_with_layers_is_done_with_a_table(tmp_path):
