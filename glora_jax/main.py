@@ -59,10 +59,9 @@ if TYPE_CHECKING:
   from glora_jax.vision.runs.settings import RunSettings
 
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command resumes
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-# A wheel has them in the package; a checkout, installed as it lies or not, at its top.
-_PLACES = (os.path.join(_PACKAGE, 'configs'), os.path.join(os.path.dirname(_PACKAGE), 'configs'))
-FOLDER = next(filter(os.path.isdir, _PLACES), _PLACES[0])
+# A wheel has configs in the package; a checkout, installed as it lies or not, at its top.
+_PLACES = [folder / 'configs' for folder in pathlib.Path(__file__).absolute().parents[:2]]
+FOLDER = next(filter(pathlib.Path.is_dir, _PLACES), _PLACES[0])
 GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
 
   see it work, in two minutes     python -m glora_jax.main --config quickstart
@@ -222,9 +221,8 @@ def workdir_of_config() -> str:
       return os.path.expanduser(check_path(WORKDIR.value))
   filename = config_flags.get_config_filename(flags.FLAGS['config'])
   path, _, arguments = filename.partition(':')
-  stem = os.path.splitext(os.path.basename(path))[0]
   parts = arguments.strip('/').replace('/', '_').split(',')
-  return os.path.join('runs', '-'.join([stem, *filter(None, parts)]))
+  return os.path.join('runs', '-'.join([pathlib.Path(path).stem, *filter(None, parts)]))
 
 
 def open_page(path: str) -> None:
@@ -290,15 +288,14 @@ def _blame(error: BaseException, path: str) -> str:
   return f'{path}{place} fails: {traceback.format_exception_only(error)[-1].strip()}.'
 
 
-def names() -> list[str]:
-  """The names of all configs of the package.
+def configs() -> dict[str, str]:
+  """The paths of all configs of the package by name.
 
   Example:
-    >>> 'quickstart' in names()
+    >>> 'quickstart' in configs()
     True
   """
-  files = os.listdir(FOLDER) if os.path.isdir(FOLDER) else ()
-  return sorted(name.removesuffix('.py') for name in files if name.endswith('.py'))
+  return {path.stem: str(path) for path in sorted(FOLDER.glob('*.py'))}
 
 
 def path_of(name: str) -> str:
@@ -315,14 +312,15 @@ def path_of(name: str) -> str:
     >>> os.path.basename(path_of('quickstart'))
     'quickstart.py'
   """
-  if name in names():
-    return os.path.join(FOLDER, f'{name}.py')
+  known = configs()
+  if name in known:
+    return known[name]
   if name.endswith('.py') and os.path.isfile(name):
     return name
-  near = difflib.get_close_matches(name, names(), 1)
+  near = difflib.get_close_matches(name, known, 1)
   raise ValueError(
     f"There is no config '{name}'{f' (did you mean {near[0]}?)' if near else ''}; give the path of "
-    f'a .py file, or one of {", ".join(names())}.'
+    f'a .py file, or one of {", ".join(known)}.'
   )
 
 
@@ -397,9 +395,8 @@ def _list() -> str:
   from glora_jax.vision.runs.look import inventory
 
   first_lines = {}
-  for name in names():
-    with open(path_of(name), encoding='utf-8') as file:
-      docstring = ast.get_docstring(ast.parse(file.read())) or ''
+  for name, path in configs().items():
+    docstring = ast.get_docstring(ast.parse(pathlib.Path(path).read_text('utf-8'))) or ''
     first_lines[name] = docstring.partition('\n')[0]
   return inventory(first_lines)
 

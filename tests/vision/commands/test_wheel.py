@@ -54,8 +54,8 @@ def test_requirements_txt_lists_the_library_and_the_application():
 
 
 def test_configs_are_found_by_name_path_and_with_arguments(tmp_path, monkeypatch):
-  assert str(CONFIGS) == main.FOLDER
-  assert {'quickstart', 'own', 'vtab'} <= {*main.names()}
+  assert main.FOLDER == CONFIGS
+  assert {'quickstart', 'own', 'vtab'} <= main.configs().keys()
   monkeypatch.chdir(tmp_path)
   assert main.load_config('vtab:clevr_count,rank=3').task == 'vtab/clevr_count'
   for name in ('own', 'own.py'):

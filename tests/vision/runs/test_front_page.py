@@ -16,7 +16,7 @@ def test_the_list_names_everything_and_what_is_ready(monkeypatch, tmp_path):
   monkeypatch.setattr(catalog, 'is_ready', lambda name, source: name == 'vtab/cifar100')
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path))
   text = main.PAGES['--list']()
-  names = (*main.names(), 'hira', 'in21k-B/16')
+  names = (*main.configs(), 'hira', 'in21k-B/16')
   assert all(f' {name}' in text for name in names)
   assert all(repr(name) in text for name in NO_PRESETS)
   assert 'ready: 1 (cifar100)' in ' '.join(text.split())
