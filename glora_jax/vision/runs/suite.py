@@ -21,7 +21,7 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -213,26 +213,25 @@ class _Phases:
     board, chosen = self.board, {}
     trials = [name for name in board.cells if name not in board.tested]
     for key, names in group_by(trials, lambda name: board.cells[name][:2]).items():
-      rates: list[Any] = [board.cells[name].rate for name in names]
-      rows = [
-        # A searched structure's own rate is that of its finetuning.
-        {**result['structures'][result['result']], 'rate': rate}
-        for name, rate in zip(names, rates, strict=True)
+      rates: dict[str, Any] = {name: board.cells[name].rate for name in names}
+      rows = {
+        rates[name]: result['structures'][result['result']]
+        for name in names
         if (result := board.results.get(name))
-      ]
+      }
       failed = [name for name in names if name in board.failed.keys() - self.diverged]
-      if rows and not failed:
-        chosen[key] = best_on_val(rows)['rate']
-        log.info('%s %s: learning rate %g', *key, chosen[key])
-        if len(rates) > 1 and chosen[key] in (min(rates), max(rates)):
-          log.warning(
-            '%s %s: %g is at an end of suite.rates; a rate beyond may do better.', *key, chosen[key]
-          )
+      if failed or not rows:
+        why = board.failed[(failed or names)[-1]]
+        for name in board.waiting:
+          if board.cells[name][:2] == key:
+            board.failed[name] = f'No learning rate could be chosen. {why}'
         continue
-      why = board.failed[failed[0] if failed else names[-1]]
-      for name in board.waiting:
-        if board.cells[name][:2] == key:
-          board.failed[name] = f'No learning rate could be chosen. {why}'
+      best = chosen[key] = best_on_val(rows)
+      log.info('%s %s: learning rate %g', *key, best)
+      if len(rates) > 1 and best in (min(rates.values()), max(rates.values())):
+        log.warning(
+          '%s %s: %g is at an end of suite.rates; a rate beyond may do better.', *key, best
+        )
     return chosen
 
   def train(self, runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -261,12 +260,13 @@ class _Phases:
       report.write_board(self.board, self.workdir)
 
 
-def best_on_val(rows: Iterable[Any]) -> Any:
-  """The row of the highest 'val_accuracy', ties by 'val_loss', where nan and inf come last."""
+def best_on_val(rows: Mapping[float, Any]) -> float:
+  """The rate with the highest 'val_accuracy', ties by 'val_loss'; nan and inf come last."""
 
-  def rank(row: Any) -> tuple[float, float]:
-    loss = to_number(row['val_loss'])
-    return row['val_accuracy'], -loss if math.isfinite(loss) else -math.inf  # nan is never less
+  def rank(rate: float) -> tuple[float, float]:
+    loss = to_number(rows[rate]['val_loss'])
+    is_finite = math.isfinite(loss)  # nan is never less
+    return rows[rate]['val_accuracy'], -loss if is_finite else -math.inf
 
   return max(rows, key=rank)
 

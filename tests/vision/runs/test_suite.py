@@ -294,8 +294,8 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(ru
 
 def test_a_rate_that_diverged_wins_no_tie():
   losses = {0.1: None, 0.05: -math.inf, 0.03: math.nan, 0.01: 2.0}
-  rows = [{'rate': rate, 'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()]
-  assert suite.best_on_val(rows)['rate'] == 0.01
+  rows = {rate: {'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()}
+  assert suite.best_on_val(rows) == 0.01
 
 
 def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_half():
