@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -23,14 +23,12 @@ from glora_jax.vision.files import write_json
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.reports import page, report
 from glora_jax.vision.runs import processes
-from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.job import begin, read_finished, with_provenance
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage, prerequisites, read_by, walk
 from glora_jax.vision.runs.stages.results import (
-  Listed,
   freeze_and_test,
   list_structures,
   write_results,
@@ -135,7 +133,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
     )
   listing = Stage(
     'list',
-    functools.partial(_list, tested, names),
+    functools.partial(list_structures, tested, names),
     reads=('report.', 'train_on'),
     after=names,
     has_folder=False,
@@ -145,42 +143,13 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   needs = {name: prerequisites(before, stage) for name, stage in tested.items()}
   report = Stage(
     'report',
-    functools.partial(_report, needs, names),
+    functools.partial(write_results, needs),
     reads=('presets', 'test'),
-    after=(last[-1].name, *names),
+    after=(last[-1].name,),
     check=_check_folded,
     has_folder=False,
   )
   return (*before, *last, report)
-
-
-def _list(
-  tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any
-) -> Listed:
-  found, candidates = dict(zip(names, results, strict=True)), {}
-  for name, stage in tested.items():
-    candidates[name] = found[stage]
-    if stage == 'search':  # a searched structure in its supernet
-      genome = found[stage].best(context.settings.search.fitness)
-      candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
-  return list_structures(context, candidates)
-
-
-def _report(
-  needs: Mapping[str, Sequence[Stage]],
-  names: Sequence[str],
-  context: Context,
-  listed: Listed,
-  *results: Any,
-) -> dict[str, Any]:
-  found = dict(zip(names, results, strict=True))
-  seconds = {
-    name: sum(context.before[stage.name]['seconds'] for stage in stages)
-    for name, stages in needs.items()
-  }
-  allocation = found['structure'].allocation if 'structure' in found else None
-  archive, supernet = found.get('search'), found.get('supernet')
-  return write_results(context, listed, seconds, archive, supernet, allocation)
 
 
 def _check_folded(context: Context) -> None:

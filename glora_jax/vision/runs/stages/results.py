@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
@@ -25,7 +25,6 @@ from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
 from glora_jax.method.space import Spec
-from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.data import pipeline
@@ -39,7 +38,7 @@ from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.origins import read_processes, read_weights
 from glora_jax.vision.runs.predictions import Predictions
-from glora_jax.vision.runs.stage import seconds_by_title
+from glora_jax.vision.runs.stage import Stage, seconds_by_title
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.stages.training import (
   ENOUGH_STEPS,
@@ -60,12 +59,14 @@ class Listed(NamedTuple):
   """What is tested, and later the outcome of the test.
 
   Attributes:
+    found: results of the stages before, by name.
     candidates: the structures, by name.
     result: name of the structure that is the result.
     rows: facts of every structure, by name, as in `result.json`, and `weights`.
     answers: the result's answers for the test images; None before the test.
   """
 
+  found: dict[str, Any]
   candidates: dict[str, Model]
   result: str
   rows: dict[str, dict[str, Any]]
@@ -77,15 +78,25 @@ class Listed(NamedTuple):
     return {'version': version, 'result': self.result, 'structures': self.rows}
 
 
-def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
-  """Measures candidates on the validation images if these are held out, and chooses the result.
+def list_structures(
+  tested: Mapping[str, str], names: Sequence[str], context: Context, *results: Any
+) -> Listed:
+  """Measures structures on the validation images if these are held out, and chooses the result.
 
   If the list is frozen already, its accuracies stand, and nothing is measured again.
 
   Args:
+    tested: the stage that made each structure which is to be tested, by the structure's name.
+    names: the stages before.
     context: the context.
-    candidates: what is to be tested, by name.
+    *results: the results of these stages.
   """
+  found, candidates = dict(zip(names, results, strict=True)), {}
+  for name, stage in tested.items():
+    candidates[name] = found[stage]
+    if stage == 'search':  # a searched structure in its supernet
+      genome = found[stage].best(context.settings.search.fitness)
+      candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
   frozen = read_test_list(context.workdir)
   # All processes measure or none does, even if some of them do not see the file yet.
   is_missing = meshes.on_any(frozen is None)
@@ -103,7 +114,7 @@ def list_structures(context: Context, candidates: dict[str, Model]) -> Listed:
       'genome': candidate.genome.tolist(),
       'weights': tree.fingerprint(candidate.adapted.split(candidate.variables)[0]),
     }
-  return Listed(candidates, _choose(context, rows), rows)
+  return Listed(found, candidates, _choose(context, rows), rows)
 
 
 def freeze_and_test(context: Context, listed: Listed) -> Listed:
@@ -132,7 +143,7 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
       'result_only': int((is_right[result] & ~is_right[name]).sum()),
       'other_only': int((is_right[name] & ~is_right[result]).sum()),
     }
-  return Listed(candidates, result, rows, answers[result])
+  return listed._replace(result=result, rows=rows, answers=answers[result])
 
 
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
@@ -220,28 +231,22 @@ class Result(TypedDict):
 
 
 def write_results(
-  context: Context,
-  listed: Listed,
-  seconds: Mapping[str, float],
-  archive: Archive | None = None,
-  supernet: Any = None,
-  allocation: Allocation | None = None,
+  needs: Mapping[str, Sequence[Stage]], context: Context, listed: Listed
 ) -> dict[str, Any]:
   """Folds the result, and writes adapter, plain checkpoint and page; without a test the page alone.
 
   Args:
+    needs: the stages that a structure needs, by its name.
     context: the context.
     listed: what was listed, and tested if the config says so.
-    seconds: time of all stages that a structure needs, by its name.
-    archive: the search's; None without a search.
-    supernet: variables of the supernet that was searched.
-    allocation: the allocation; None without one.
 
   Returns:
     The content of `result.json`.
   """
   settings, candidates, task = context.settings, listed.candidates, context.task
   candidate, is_tested = candidates[listed.result], listed.answers is not None
+  archive, supernet = listed.found.get('search'), listed.found.get('supernet')
+  allocation = listed.found['structure'].allocation if 'structure' in listed.found else None
   splits = (context.train_split, context.search_split, settings.final_split)
   splits = (*splits, 'test') if is_tested else splits
   images = {split: len(task.open(split).labels) for split in splits}
@@ -262,7 +267,7 @@ def write_results(
     'structure': settings.structure,
     'train_on': settings.final_split,
     'result': listed.result,
-    'structures': {name: _describe(context, listed, name, seconds[name]) for name in listed.rows},
+    'structures': {name: _describe(context, listed, name, needs[name]) for name in listed.rows},
     **searched,
     **({'fold_max_abs_diff': _save_models(context, candidate)} if is_tested else {}),
     'data': {
@@ -313,7 +318,9 @@ def write_results(
   return result
 
 
-def _describe(context: Context, listed: Listed, name: str, seconds: float) -> dict[str, Any]:
+def _describe(
+  context: Context, listed: Listed, name: str, needed: Sequence[Stage]
+) -> dict[str, Any]:
   """A structure in `result.json`: its label, what was measured, and its layers if pages draw it."""
   settings, row, candidate = context.settings, listed.rows[name], listed.candidates[name]
   spec, task = candidate.adapted.spec, context.task
@@ -325,7 +332,7 @@ def _describe(context: Context, listed: Listed, name: str, seconds: float) -> di
     'label': label,
     **{field: value for field, value in row.items() if field != 'weights'},
     'rate': recipe.learning_rate,
-    'seconds': round(seconds, 2),
+    'seconds': round(sum(context.before[stage.name]['seconds'] for stage in needed), 2),
   }
   if name in (listed.result, *FOUND):
     found['layers'] = describe(spec, candidate.genome)
