@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +192,7 @@ def freeze(context: Context, listed: Mapping[str, Any]) -> Mapping[str, Any]:
 COMPARED_IMAGES = 256  # for comparing the folded model's logits with the adapted one's
 
 
-class _Structure(TypedDict):
+class _Trained(TypedDict):
   label: str
   params: int
   val_accuracy: float | None
@@ -201,7 +201,10 @@ class _Structure(TypedDict):
   genome: list[list[int]]
   rate: float
   seconds: float
-  test_accuracy: NotRequired[float]  # with test=True
+
+
+class _Structure(_Trained, total=False):
+  test_accuracy: float  # with test=True
 
 
 class _Data(TypedDict):
