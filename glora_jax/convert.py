@@ -3,7 +3,7 @@
   python -m glora_jax.convert IN [OUT] [--format NAME] [--overwrite]
 
 IN is a file, a folder (also a run's), a URL, a name on the hub (`hf:owner/name`), a shortcut or
-`embedded`, as in `model.weights`. Without OUT, its layers, sizes and variant are printed. OUT is
+`embedded`, as in `model.weights`. Without OUT, its format, sizes and layers are printed. OUT is
 one file if it ends in .safetensors, else a folder, which also gets the `config.json` that
 transformers, timm and this package read. OUT ending in .jax_export is the whole computation, from
 uint8 images to logits, for `jax.export.deserialize`. Files are replaced with --overwrite only, and
@@ -116,7 +116,7 @@ def _inspection(checkpoint: Checkpoint) -> str:
   origin = metadata.get('source')
   facts = {
     'format': origin.format.name if origin else OURS,
-    **({'class_pos': origin.class_pos, **origin.format.layout} if origin else {}),
+    **({'class_pos': origin.format.class_pos} if origin else {}),
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }

@@ -175,7 +175,8 @@ def _load_foreign(
   told = image_size or hints.get('image_size')
   size, class_pos = find_grid(path, model, reading.tokens, told)
   expected = expected_params(model, size)
-  params, unused = reading.format.read_params(path, arrays, model, class_pos, expected)
+  format = dataclasses.replace(reading.format, class_pos=class_pos)
+  params, unused = format.read_params(path, arrays, model, expected)
   normalization = hints.get('normalization') or normalization
   metadata: Metadata = {
     'image_size': shortest(*size),
@@ -200,7 +201,7 @@ def _load_foreign(
       model.num_classes,
     )
   metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
-  metadata['source'] = Origin(reading.format, class_pos, prefix, unused)
+  metadata['source'] = Origin(format, prefix, unused)
   return Checkpoint(model, params, metadata)
 
 
@@ -446,9 +447,9 @@ def save(
   origin, tensors, beside = _origin(format), flat, {}
   own = {'model': describe(model), **metadata}
   if origin is not None:
-    other = WRITTEN[origin.format.name]
+    other: Any = origin.format
     model, tensors = other.to_tensors(model, flat, origin)
-    beside = other.side_files(model, metadata, origin)
+    beside = other.side_files(model, metadata, origin.unused)
     # It says everything in the terms of the code base that will read it, and in ours.
     known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
     beside['config.json'] |= {OURS: {'model': describe(model), **known}}

@@ -126,7 +126,7 @@ def load_backbone(
   if (source := metadata.get('source')) and source.format.is_written:
     # Raises now if the format could not be written at the end.
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
-    source.format.fit(model, flat, source.class_pos)
+    source.format.fit(model, flat)
   model = model.clone(
     drop_path=settings.drop_path,
     remat=settings.remat,

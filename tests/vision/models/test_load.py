@@ -16,7 +16,6 @@ from glora_jax.vision.data import image
 from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import locate
-from glora_jax.vision.models.formats.format import Origin
 from glora_jax.vision.models.formats.table import FORMATS
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.config import default_config
@@ -132,9 +131,9 @@ def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
   if expected:
     model, metadata = ViT(2, num_heads=4), {'normalization': 'imagenet', **facts}
     timm, hf = (FORMATS[name] for name in ('timm', 'hf_vit'))
-    config = timm.side_files(model, metadata, Origin(timm))['config.json']
+    config = timm.side_files(model, metadata, {})['config.json']
     assert short_side(timm.read_config(config)) == expected
-    processor = hf.side_files(model, metadata, Origin(hf))['preprocessor_config.json']
+    processor = hf.side_files(model, metadata, {})['preprocessor_config.json']
     assert short_side({'image_size': 224, **hf.read_preprocessor(processor)}) == expected
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ _NUMBERED_TOGETHER = ('MultiHeadDotProductAttention_1', 'LayerNorm_2', 'MlpBlock
 _NUMBERED_BY_CLASS = ('MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock_0')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FlaxNpz(Format):
   """The layouts of vision_transformer and big_vision, which differ in names alone.
 
@@ -47,19 +46,12 @@ class FlaxNpz(Format):
   classic: bool = False
   position: str | None = None
 
-  name = 'flax_npz'
-  signature = _ENCODER
   patch_kernel = 'embedding/kernel'
   output_axis = -1
   patch_axes = (0, 1)
   config_fields = frozenset({'norm_eps', 'activation'})  # heads are an axis of the tensors
   interpolation = 'linear_corners'
   tolerates_strangers = True
-
-  @property
-  def layout(self) -> dict[str, Any]:
-    """As `Format.layout`."""
-    return dataclasses.asdict(self)
 
   @property
   def block(self) -> str:
@@ -78,22 +70,22 @@ class FlaxNpz(Format):
     block = _ENCODER if scanned else f'{_ENCODER}_0'
     classic = f'{block}/{_NUMBERED_TOGETHER[0]}/query/kernel' in shapes
     position = next((name for name in _POSITIONS if name in shapes), None)
-    format = FlaxNpz(scanned, classic, position)
+    format = dataclasses.replace(self, scanned=scanned, classic=classic, position=position)
     reading = Format.read_shape(format, shapes)
     query = shapes[f'{format.block_modules[0].format(0)}/query/kernel']
     reading.fields.update(num_heads=query[-2], activation='gelu_tanh')
     return reading
 
-  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
+  def rules(self, model: ViT) -> list[Rule]:
     """As `Format.rules`; heads are an axis of the attention's kernels."""
     attention, norm2, mlp = self.block_modules
     computed = Rule(
       'pos_embed', (), lambda shape: sincos_2d(shape, model.class_token), lambda _: ()
     )
-    lacks = model.class_token and not class_pos
+    lacks = model.class_token and not self.class_pos
     return [
       same('cls', 'cls'),
-      positions(self.position, lacks_class_position=lacks) if self.position else computed,
+      positions(self.position, lacks) if self.position else computed,
       *_pair('embed', 'embedding'),
       *_pair('blocks/norm1', f'{self.block}/LayerNorm_0', 'scale'),
       *_attention(model, attention),
@@ -173,4 +165,4 @@ def sincos_2d(
   return np.concatenate([class_pos, patches])[None].astype(np.float32)
 
 
-FORMAT = FlaxNpz()
+FORMAT = FlaxNpz(name='flax_npz', signature=_ENCODER, is_written=False)

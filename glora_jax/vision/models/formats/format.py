@@ -30,13 +30,11 @@ class Origin:
 
   Attributes:
     format: its format.
-    class_pos: whether the class token has a position embedding of its own.
     prefix: what stands before all names.
     unused: tensors that the model has no use for.
   """
 
   format: Format
-  class_pos: bool = True
   prefix: str = ''
   unused: Arrays = dataclasses.field(default_factory=dict, repr=False)
 
@@ -55,15 +53,17 @@ class Reading(NamedTuple):
   tokens: int | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Format(abc.ABC):
   """A code base's checkpoints, as they are read.
 
   Attributes:
     name: name of the format.
+    signature: pattern of names that only this format has.
     is_written: whether checkpoints are also written in it.
+    class_pos: whether the class token has a position embedding of its own in the file.
     patch_kernel: name of the patch embedding's kernel; what stands before it in a file is the
       prefix of all names.
-    signature: pattern of names that only this format has.
     unprefixed: pattern of names that do not take the prefix.
     unused: pattern of tensors that the model has no use for, and that are kept for writing.
     output_axis: axis of the outputs in a kernel.
@@ -76,7 +76,8 @@ class Format(abc.ABC):
 
   name: str
   signature: str
-  is_written: bool = False
+  is_written: bool = True
+  class_pos: bool = True
   patch_kernel: ClassVar[str]
   unprefixed: ClassVar[str] = NO_NAME
   unused: ClassVar[str] = NO_NAME
@@ -86,11 +87,6 @@ class Format(abc.ABC):
   interpolation: ClassVar[Interpolation] = 'bicubic_antialias'
   tolerates_strangers: ClassVar[bool] = False
   preprocessor: ClassVar[str | None] = None
-
-  @property
-  def layout(self) -> dict[str, Any]:
-    """What the files of the format differ in, by name."""
-    return {}
 
   def read_shape(self, shapes: Shapes) -> Reading:
     """Reads the model's shape off the shapes of a file's tensors.
@@ -103,8 +99,7 @@ class Format(abc.ABC):
       IndexError: it has too few axes.
       ValueError: the model is one that the ViT cannot be.
     """
-    rules = self.rules(ViT(0), class_pos=True)
-    names = {rule.ours: rule.theirs[0] for rule in rules if rule.theirs}
+    names = {rule.ours: rule.theirs[0] for rule in self.rules(ViT(0)) if rule.theirs}
 
     def is_there(ours: str) -> bool:
       return ours in names and names[ours].format(0) in shapes
@@ -134,13 +129,8 @@ class Format(abc.ABC):
     return Reading(fields, self, shapes[names['pos_embed']][1] if 'pos_embed' in names else None)
 
   @abc.abstractmethod
-  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
-    """Rules of all parameters that the format has a place for.
-
-    Args:
-      model: the ViT.
-      class_pos: whether the class token has a position embedding of its own in the file.
-    """
+  def rules(self, model: ViT) -> list[Rule]:
+    """Rules of all parameters that the format has a place for."""
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the code base's own `config.json` says.
@@ -186,7 +176,7 @@ class Format(abc.ABC):
       rule.ours.rpartition('/')[0]: [
         self.full_name(prefix, name.removesuffix('.weight')) for name in rule.theirs
       ]
-      for rule in self.rules(model, class_pos=True)
+      for rule in self.rules(model)
       if rule.ours.endswith(('/kernel', '/scale'))
     }
 
@@ -199,7 +189,6 @@ class Format(abc.ABC):
     path: str,
     arrays: Arrays,
     model: ViT,
-    class_pos: bool,
     expected: Mapping[str, jax.ShapeDtypeStruct],
   ) -> tuple[dict[str, Any], Arrays]:
     """Makes all parameters of a model; the arrays leave `arrays` one by one, to spare memory.
@@ -208,7 +197,6 @@ class Format(abc.ABC):
       path: path of the file.
       arrays: its arrays by name, the prefix removed.
       model: the ViT that is made of it.
-      class_pos: see `rules`.
       expected: shapes of the model's parameters, by path.
 
     Returns:
@@ -218,7 +206,7 @@ class Format(abc.ABC):
       ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them
         holds anything but finite floating-point numbers.
     """
-    rules = {rule.ours: rule for rule in self.rules(model, class_pos) if rule.ours in expected}
+    rules = {rule.ours: rule for rule in self.rules(model) if rule.ours in expected}
     empty = {name: np.broadcast_to(np.float32(0), spec.shape) for name, spec in expected.items()}
     shapes = _to_theirs(rules, empty, model.depth)
     unused = [name for name in arrays if name not in shapes and re.match(self.unused, name)]
@@ -234,32 +222,27 @@ class Format(abc.ABC):
 class TorchFormat(Format):
   """A code base in PyTorch, whose checkpoints are also written, and whose modules PEFT adapts."""
 
-  is_written = True
-
   @abc.abstractmethod
-  def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """An equal model that the format has a place for, and its parameters.
 
     Args:
       model: the ViT.
       flat: its parameters, by path; the dictionary may be changed.
-      class_pos: see `rules`.
 
     Raises:
       ValueError: there is none.
     """
 
   @abc.abstractmethod
-  def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata, unused: Arrays) -> dict[str, dict[str, Any]]:
     """Contents of the JSON files that the code base reads beside the tensors, by file name.
 
     Raises:
       ValueError: the code base cannot be told of the model.
     """
 
-  def fit(
-    self, model: ViT, flat: Arrays, class_pos: bool = True
-  ) -> tuple[ViT, Arrays, dict[str, Rule]]:
+  def fit(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays, dict[str, Rule]]:
     """An equal model that the format has a place for; nothing is written.
 
     What the format cannot say is folded into what it can, where that changes nothing: LayerScale
@@ -268,7 +251,6 @@ class TorchFormat(Format):
     Args:
       model: the ViT.
       flat: its parameters, by path.
-      class_pos: see `rules`.
 
     Returns:
       (the ViT that the code base will build, its parameters by path, how they become tensors by
@@ -277,15 +259,15 @@ class TorchFormat(Format):
     Raises:
       ValueError: the format has no place for the model.
     """
-    model, flat = self.represent(model, dict(flat), class_pos)
-    rules = {rule.ours: rule for rule in self.rules(model, class_pos) if rule.ours in flat}
+    model, flat = self.represent(model, dict(flat))
+    rules = {rule.ours: rule for rule in self.rules(model) if rule.ours in flat}
     if homeless := sorted(flat.keys() - rules.keys()):
       raise self.refusal(', '.join(homeless))
     return model, flat, rules
 
   def to_tensors(self, model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
     """The ViT that the code base will build, and the tensors of its file by name; see `fit`."""
-    model, flat, rules = self.fit(model, flat, origin.class_pos)
+    model, flat, rules = self.fit(model, flat)
     tensors = _to_theirs(rules, flat, model.depth) | origin.unused
     prefix = self.prefix(model, origin.prefix)
     return model, {self.full_name(prefix, name): value for name, value in tensors.items()}
@@ -392,7 +374,7 @@ def torch_conv(ours: str, theirs: str) -> list[Rule]:
   ]
 
 
-def positions(theirs: str, *, lacks_class_position: bool = False) -> Rule:
+def positions(theirs: str, lacks_class_position: bool = False) -> Rule:
   """The position embedding; ours is zero where the file has no position for the class token."""
   if not lacks_class_position:
     return same('pos_embed', theirs)

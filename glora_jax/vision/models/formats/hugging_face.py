@@ -17,7 +17,6 @@ from glora_jax.vision.data.image import CROP
 from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.models.checkpoint import Arrays
 from glora_jax.vision.models.formats.format import (
-  Origin,
   Reading,
   Rule,
   Shapes,
@@ -45,25 +44,19 @@ BICUBIC = 3  # as Pillow counts its filters
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFace(TorchFormat):
   """ViT, whose classifiers read the class token, and DINOv2, whose read the mean patch, too.
 
   Attributes:
-    name: see `Format`.
     title: 'ViT' or 'Dinov2', with which the names of its classes begin.
-    signature: see `Format`.
     path: path of a block; '{}' stands for its number.
     layers: names of a block's modules: norm, queries, keys, values, projection, norm, MLP.
-    is_written: see `Format`.
   """
 
-  name: str
   title: Literal['ViT', 'Dinov2']
-  signature: str
   path: str
   layers: tuple[str, ...]
-  is_written: bool = True
 
   patch_kernel = 'embeddings.patch_embeddings.projection.weight'
   unprefixed = r'classifier\.'
@@ -95,7 +88,7 @@ class HuggingFace(TorchFormat):
       fields['pre_logits'] = None
     return reading
 
-  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
+  def rules(self, model: ViT) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are layers of their own."""
     norm1, *qkv, proj, norm2, fc1, fc2 = self.block
     return [
@@ -115,7 +108,7 @@ class HuggingFace(TorchFormat):
       *torch_linear('head', 'classifier'),
     ]
 
-  def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """As `Format.represent`; there is always a class token, and no LayerNorm after pooling."""
     if not model.class_token:
       raise self.refusal('a model without class token')
@@ -188,7 +181,7 @@ class HuggingFace(TorchFormat):
       facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
     return facts
 
-  def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata, unused: Arrays) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `from_pretrained`."""
     mlp_dim = model.mlp_dim or 4 * model.width
     kind = 'ForImageClassification' if model.num_classes else 'Model'
@@ -214,7 +207,7 @@ class HuggingFace(TorchFormat):
         'mlp_ratio': mlp_dim // model.width,
         'layerscale_value': 1.0,
         'use_swiglu_ffn': False,
-        'use_mask_token': any('mask_token' in name for name in origin.unused),
+        'use_mask_token': any('mask_token' in name for name in unused),
       }
     if model.num_classes:
       classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]
@@ -279,33 +272,39 @@ _MLP = ('mlp.fc1', 'mlp.fc2')
 
 FORMATS = (
   HuggingFace(
-    'hf_vit',
-    'ViT',
-    r'encoder\.layer\.\d+\.layernorm_before',
-    ENCODER,
-    ('layernorm_before', *_ATTENTION, 'layernorm_after', 'intermediate.dense', 'output.dense'),
+    name='hf_vit',
+    title='ViT',
+    signature=r'encoder\.layer\.\d+\.layernorm_before',
+    path=ENCODER,
+    layers=(
+      'layernorm_before',
+      *_ATTENTION,
+      'layernorm_after',
+      'intermediate.dense',
+      'output.dense',
+    ),
   ),
   HuggingFace(
-    'hf_dinov2',
-    'Dinov2',
-    r'encoder\.layer\.\d+\.attention\.attention\.query',
-    ENCODER,
-    ('norm1', *_ATTENTION, 'norm2', *_MLP),
+    name='hf_dinov2',
+    title='Dinov2',
+    signature=r'encoder\.layer\.\d+\.attention\.attention\.query',
+    path=ENCODER,
+    layers=('norm1', *_ATTENTION, 'norm2', *_MLP),
   ),
   HuggingFace(
-    'hf_vit_modules',
-    'ViT',
-    r'layers\.\d+\.layernorm_before',
-    'layers.{}',
-    ('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
+    name='hf_vit_modules',
+    title='ViT',
+    signature=r'layers\.\d+\.layernorm_before',
+    path='layers.{}',
+    layers=('layernorm_before', *_ATTENTION_MODULES, 'layernorm_after', *_MLP),
     is_written=False,
   ),
   HuggingFace(
-    'hf_dinov2_modules',
-    'Dinov2',
-    r'encoder\.layer\.\d+\.attention\.q_proj',
-    ENCODER,
-    ('norm1', *_ATTENTION_MODULES, 'norm2', *_MLP),
+    name='hf_dinov2_modules',
+    title='Dinov2',
+    signature=r'encoder\.layer\.\d+\.attention\.q_proj',
+    path=ENCODER,
+    layers=('norm1', *_ATTENTION_MODULES, 'norm2', *_MLP),
     is_written=False,
   ),
 )

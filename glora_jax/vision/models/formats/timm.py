@@ -15,7 +15,6 @@ from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.models.checkpoint import Arrays
 from glora_jax.vision.models.formats.format import (
   Format,
-  Origin,
   Reading,
   Rule,
   Shapes,
@@ -68,8 +67,6 @@ POOLS = {'avg': 'gap', 'token': 'token'}  # timm's names, and ours
 class Timm(TorchFormat):
   """The `VisionTransformer` of timm."""
 
-  name = 'timm'
-  signature = r'blocks\.\d+\.'
   patch_kernel = 'patch_embed.proj.weight'
   unused = r'mask_token$'
   config_fields = Format.config_fields | {'pool'}
@@ -85,11 +82,11 @@ class Timm(TorchFormat):
       reading.fields['norm_eps'] = CLIP_NORM_EPS
     return reading
 
-  def rules(self, model: ViT, class_pos: bool) -> list[Rule]:
+  def rules(self, model: ViT) -> list[Rule]:
     """As `Format.rules`; queries, keys and values are one layer, as they are here."""
     return [
       same('cls', 'cls_token'),
-      positions('pos_embed', lacks_class_position=model.class_token and not class_pos),
+      positions('pos_embed', model.class_token and not self.class_pos),
       *torch_conv('embed', 'patch_embed.proj'),
       *torch_norm('pre_norm', 'norm_pre'),
       *torch_norm('blocks/norm1', 'blocks.{}.norm1'),
@@ -105,7 +102,7 @@ class Timm(TorchFormat):
       *torch_linear('head', 'head'),
     ]
 
-  def represent(self, model: ViT, flat: Arrays, class_pos: bool) -> tuple[ViT, Arrays]:
+  def represent(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
     if model.pre_logits is not None:
       raise self.refusal('pre-logits')
@@ -117,7 +114,7 @@ class Timm(TorchFormat):
         'will differ slightly.',
         model.norm_eps,
       )
-    if model.class_token and not class_pos:  # whose position is added to the token itself
+    if model.class_token and not self.class_pos:  # whose position is added to the token itself
       first, grid = flat['pos_embed'][:, :1], flat['pos_embed'][:, 1:]
       flat['cls'] = flat['cls'] + first
       flat['pos_embed'] = np.concatenate([np.zeros_like(first), grid], axis=1)
@@ -155,7 +152,7 @@ class Timm(TorchFormat):
       hints |= {'resize': 'crop', 'crop': share}
     return hints
 
-  def side_files(self, model: ViT, metadata: Metadata, origin: Origin) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata, unused: Arrays) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
     height, width = sides(metadata['image_size'])
     mlp_dim = model.mlp_dim or 4 * model.width
@@ -186,7 +183,7 @@ class Timm(TorchFormat):
       'mlp_ratio': ratio if int(model.width * ratio) == mlp_dim else ratio + 1e-9,
       'class_token': model.class_token,
       'global_pool': 'token' if model.pool == 'token' else 'avg',
-      'no_embed_class': not origin.class_pos,
+      'no_embed_class': not self.class_pos,
       'pre_norm': model.pre_norm,
       'fc_norm': model.norm_after_pool,
       'init_values': model.layer_scale and 1e-5,
@@ -210,4 +207,4 @@ def _by_name(table: Mapping[str, Any], architecture: str) -> Any:
   return None
 
 
-FORMAT = Timm()
+FORMAT = Timm(name='timm', signature=r'blocks\.\d+\.')
