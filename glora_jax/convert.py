@@ -113,10 +113,10 @@ def _read(path: str, given: argparse.Namespace) -> Checkpoint:
 def _inspection(checkpoint: Checkpoint) -> str:
   """Format of the file, fields of the model, and a line for each parameter."""
   model, params, metadata = checkpoint
-  origin = metadata.get('source')
+  source = metadata.get('source')
   facts = {
-    'format': origin.format.name if origin else OURS,
-    **({'class_pos': origin.format.class_pos} if origin else {}),
+    'format': source.name if source else OURS,
+    **({'class_pos': source.class_pos} if source else {}),
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }
@@ -164,9 +164,9 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
 def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
   """Writes a checkpoint, by default in the format that was read; returns a line about it."""
   model, params, metadata = checkpoint
-  origin = metadata.get('source')
-  weights.save(path, model, params, metadata, format or origin)
-  default = origin.format.name if origin and origin.format.is_written else OURS
+  source = metadata.get('source')
+  weights.save(path, model, params, metadata, format or source)
+  default = source.name if source and source.is_written else OURS
   return f'{path}: {format or default}'
 
 

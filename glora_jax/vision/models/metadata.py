@@ -24,7 +24,7 @@ Metadata = dict[str, Any]
 'resize': how images become square, see `data.image.resize`.
 'crop': share of the shorter side that the rule 'crop' keeps, where it is not `data.image.CROP`.
 'classes': names of the classes, in the order of the head's outputs.
-'source': the `formats.format.Origin` of a foreign file; never written.
+'source': the `formats.format.Format` of a foreign file; never written.
 """
 
 ImageSize = int | Sequence[int]

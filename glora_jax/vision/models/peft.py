@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Set
 from typing import Any
@@ -14,7 +15,7 @@ from glora_jax.method.adapted import Adapted, check_variables
 from glora_jax.peft import load_peft, read_peft, save_peft
 from glora_jax.peft.kinds import KindName
 from glora_jax.tree import by_name, flatten, grouped, path_name
-from glora_jax.vision.models.formats.format import Origin, TorchFormat
+from glora_jax.vision.models.formats.format import Format, TorchFormat
 from glora_jax.vision.models.formats.table import TORCH_FORMATS, WRITTEN
 from glora_jax.vision.models.vit import ViT
 
@@ -23,7 +24,7 @@ def save(
   folder: Path,
   adapted: Adapted,
   variables: Mapping[str, Any],
-  format: str | Origin,
+  format: str | Format,
   genome: Any = None,
   *,
   kind: KindName | None = None,
@@ -67,8 +68,8 @@ def save(
   validate(adapted, Adapted, 'adapted')
   validate(adapted.model, ViT, 'adapted.model')
   name, prefix = format, ''
-  if isinstance(format, Origin):
-    name, prefix = format.format.name, format.prefix
+  if isinstance(format, Format):
+    name, prefix = format.name, format.prefix
   # In transformers 5 modules have other names than in its files.
   torch_format = TORCH_FORMATS.get(f'{name}_modules') or TORCH_FORMATS.get(
     validate(name, str, 'format')
@@ -77,7 +78,8 @@ def save(
     raise ValueError(
       f'format={shown(name)} is not a format of a torch model; use one of {listed(WRITTEN)}.'
     )
-  names = torch_format.modules(adapted.model, torch_format.prefix(adapted.model, prefix))
+  torch_format = dataclasses.replace(torch_format, prefix=prefix).for_model(adapted.model)
+  names = torch_format.modules(adapted.model)
   check_variables(adapted, variables)
   flat = flatten(adapted.full_precision(variables['params']))
   params = {path: np.asarray(value) for path, value in by_name(flat).items()}
@@ -115,15 +117,16 @@ def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str
   validate(adapted, Adapted, 'adapted')
   validate(adapted.model, ViT, 'adapted.model')
   adapter = read_peft(folder)
-  format, names = _find(adapted.model, adapter.modules.keys())
+  format = _find(adapted.model, adapter.modules.keys())
+  names = format.modules(adapted.model)
   head = f'{names["head"][0]}.weight'
   if head in adapter.heads:
     adapter.heads[head] = format.own_head(adapted.model, adapter.heads[head].T).T
   return load_peft(adapter, adapted, params, names)
 
 
-def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[str]]]:
-  """The format that has all modules of an adapter, and its names with their prefix."""
+def _find(model: ViT, modules: Set[str]) -> TorchFormat:
+  """The format that has all modules of an adapter, with the prefix of their names."""
   for format in TORCH_FORMATS.values():
     known = [
       name.format(block)
@@ -134,8 +137,9 @@ def _find(model: ViT, modules: Set[str]) -> tuple[TorchFormat, dict[str, list[st
       module.removesuffix(end) for module in modules for end in known if module.endswith(end)
     }
     for prefix in sorted(prefixes):
-      if modules <= {format.full_name(prefix, module) for module in known}:
-        return format, format.modules(model, prefix)
+      found = dataclasses.replace(format, prefix=prefix)
+      if modules <= {found.full_name(module) for module in known}:
+        return found
   raise ValueError(
     f'The modules of the adapter ({grouped(modules)}) are not all layers of this ViT in a format '
     f'({listed(WRITTEN)}); load it with glora_jax.peft.load_peft and a map of names.'

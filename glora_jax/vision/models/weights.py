@@ -31,7 +31,7 @@ from glora_jax.vision.models.checkpoint import (
   require_no_other,
   require_tensors,
 )
-from glora_jax.vision.models.formats.format import Format, Origin, Reading
+from glora_jax.vision.models.formats.format import Format, Reading, TorchFormat
 from glora_jax.vision.models.formats.table import WRITTEN, recognize
 from glora_jax.vision.models.metadata import (
   OURS,
@@ -166,8 +166,8 @@ def _load_foreign(
   fields: Mapping[str, Any],
 ) -> Checkpoint:
   path, container = tensors.path, tensors.container
-  format, prefix = recognize(path, list(tensors.arrays))
-  arrays = _take_plain(tensors, format, prefix)
+  format = recognize(path, list(tensors.arrays))
+  arrays = _take_plain(tensors, format)
   hints = _read_hints(path, format)
   reading = _read_shape(path, arrays, format)
   check_agreement(f'{path} or its config.json', hints, {'image_size': image_size})
@@ -176,7 +176,7 @@ def _load_foreign(
   size, class_pos = find_grid(path, model, reading.tokens, told)
   expected = expected_params(model, size)
   format = dataclasses.replace(reading.format, class_pos=class_pos)
-  params, unused = format.read_params(path, arrays, model, expected)
+  params, kept = format.read_params(path, arrays, model, expected)
   normalization = hints.get('normalization') or normalization
   metadata: Metadata = {
     'image_size': shortest(*size),
@@ -201,19 +201,19 @@ def _load_foreign(
       model.num_classes,
     )
   metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
-  metadata['source'] = Origin(format, prefix, unused)
+  metadata['source'] = dataclasses.replace(format, kept=kept)
   return Checkpoint(model, params, metadata)
 
 
-def _take_plain(tensors: Tensors, format: Format, prefix: str) -> Arrays:
+def _take_plain(tensors: Tensors, format: Format) -> Arrays:
   """The arrays of a model by plain name, out of those of its file."""
   plain, strangers = {}, {}
   for name in list(tensors.arrays):
     array = tensors.arrays.pop(name)
     if re.match(format.unprefixed, name):
       plain[name] = array
-    elif name.startswith(prefix):
-      plain[name.removeprefix(prefix)] = array
+    elif name.startswith(format.prefix):
+      plain[name.removeprefix(format.prefix)] = array
     else:
       strangers[name] = array
   if strangers and format.tolerates_strangers:
@@ -370,10 +370,10 @@ def refit(
   old_grid = old_size[0] // model.patch_size, old_size[1] // model.patch_size
   new_grid = new_size[0] // patch, new_size[1] // patch
   if old_grid != new_grid:
-    origin, positions = metadata.get('source'), (params['pos_embed'], old_grid, new_grid)
+    source, positions = metadata.get('source'), (params['pos_embed'], old_grid, new_grid)
     params['pos_embed'] = (
-      origin.format.resize_positions(*positions)
-      if origin
+      source.resize_positions(*positions)
+      if source
       else resize_pos_embed(*positions, 'bicubic_antialias')
     )
   model = model.clone(patch_size=patch)
@@ -397,7 +397,7 @@ def save(
   model: ViT,
   params: Any,
   metadata: Mapping[str, Any],
-  format: str | Origin | None = None,
+  format: str | Format | None = None,
 ) -> None:
   """Writes a checkpoint as safetensors, whole or not at all.
 
@@ -424,7 +424,7 @@ def save(
     >>> model, params, metadata = weights.load(weights.EMBEDDED_FILE)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...   weights.save(folder, model, params, metadata, 'timm')
-    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].format.name)
+    ...   print(sorted(os.listdir(folder)), weights.load(folder).metadata['source'].name)
     ['config.json', 'model.safetensors'] timm
   """
   target = check_path(path)
@@ -444,12 +444,11 @@ def save(
   with _naming(target):
     check_metadata_of(metadata, model.num_classes)
   require_tensors(target, flat, expected_params(model, metadata['image_size']))
-  origin, tensors, beside = _origin(format), flat, {}
+  other, tensors, beside = _foreign(format), flat, {}
   own = {'model': describe(model), **metadata}
-  if origin is not None:
-    other: Any = origin.format
-    model, tensors = other.to_tensors(model, flat, origin)
-    beside = other.side_files(model, metadata, origin.unused)
+  if other is not None:
+    model, tensors = other.to_tensors(model, flat)
+    beside = other.side_files(model, metadata)
     # It says everything in the terms of the code base that will read it, and in ours.
     known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
     beside['config.json'] |= {OURS: {'model': describe(model), **known}}
@@ -461,7 +460,7 @@ def save(
     folder, target = target, os.path.join(target, MODEL_FILE)
     os.makedirs(folder, exist_ok=True)
     require_no_other(folder)
-  if origin is None:
+  if other is None:
     files.write_tensors(target, tensors, KIND, own)
   else:
     write_safetensors(target, tensors, {'format': 'pt'})
@@ -469,14 +468,14 @@ def save(
     write_json(os.path.join(folder, name), content)
 
 
-def _origin(format: str | Origin | None) -> Origin | None:
-  """The layout that a format asks for; None for our own."""
-  if isinstance(format, Origin):
-    return format if format.format.is_written else None
+def _foreign(format: str | Format | None) -> TorchFormat | None:
+  """The format to write, with the layout of a file; None for our own."""
+  if isinstance(format, Format):
+    return format if isinstance(format, TorchFormat) and format.is_written else None
   if format is None or format == OURS:
     return None
   if not isinstance(format, str) or format not in WRITTEN:
     raise ValueError(
       f'The format {shown(format)} is not written; use one of {OURS}, {", ".join(WRITTEN)}.'
     )
-  return Origin(WRITTEN[format])
+  return WRITTEN[format]

@@ -123,10 +123,10 @@ def load_backbone(
     image_size=settings.image_size,
     patch_size=settings.patch_size,
   )
-  if (source := metadata.get('source')) and source.format.is_written:
+  if (source := metadata.get('source')) and source.is_written:
     # Raises now if the format could not be written at the end.
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
-    source.format.fit(model, flat)
+    source.fit(model, flat)
   model = model.clone(
     drop_path=settings.drop_path,
     remat=settings.remat,

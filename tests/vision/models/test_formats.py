@@ -159,6 +159,6 @@ def test_any_model_in_any_format_computes_the_same_or_is_refused(tmp_path_factor
       raise
     return
   loaded, converted, metadata = weights.load(folder)
-  assert metadata['source'].format.name == format
+  assert metadata['source'].name == format
   assert metadata['normalization'] == 'unit'
   assert_allclose(logits_of(loaded, converted, IMAGES), logits_of(model, params, IMAGES), atol=1e-4)

@@ -131,9 +131,9 @@ def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
   if expected:
     model, metadata = ViT(2, num_heads=4), {'normalization': 'imagenet', **facts}
     timm, hf = (FORMATS[name] for name in ('timm', 'hf_vit'))
-    config = timm.side_files(model, metadata, {})['config.json']
+    config = timm.side_files(model, metadata)['config.json']
     assert short_side(timm.read_config(config)) == expected
-    processor = hf.side_files(model, metadata, {})['preprocessor_config.json']
+    processor = hf.side_files(model, metadata)['preprocessor_config.json']
     assert short_side({'image_size': 224, **hf.read_preprocessor(processor)}) == expected
 
 

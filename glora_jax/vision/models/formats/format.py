@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import flax
 import jax
@@ -22,21 +22,6 @@ from glora_jax.vision.models.vit import ViT
 Shapes = Mapping[str, tuple[int, ...]]
 
 NO_NAME = r'(?!)'  # a pattern that matches nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """What a file was read as, so that it can be written back in the same way.
-
-  Attributes:
-    format: its format.
-    prefix: what stands before all names.
-    unused: tensors that the model has no use for.
-  """
-
-  format: Format
-  prefix: str = ''
-  unused: Arrays = dataclasses.field(default_factory=dict, repr=False)
 
 
 class Reading(NamedTuple):
@@ -55,13 +40,15 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format(abc.ABC):
-  """A code base's checkpoints, as they are read.
+  """A code base's checkpoints, as they are read; or how one of them is laid out.
 
   Attributes:
     name: name of the format.
     signature: pattern of names that only this format has.
     is_written: whether checkpoints are also written in it.
     class_pos: whether the class token has a position embedding of its own in the file.
+    prefix: what stands before all names in the file.
+    kept: tensors of the file that the model has no use for.
     patch_kernel: name of the patch embedding's kernel; what stands before it in a file is the
       prefix of all names.
     unprefixed: pattern of names that do not take the prefix.
@@ -78,6 +65,8 @@ class Format(abc.ABC):
   signature: str
   is_written: bool = True
   class_pos: bool = True
+  prefix: str = ''
+  kept: Arrays = dataclasses.field(default_factory=dict, repr=False)
   patch_kernel: ClassVar[str]
   unprefixed: ClassVar[str] = NO_NAME
   unused: ClassVar[str] = NO_NAME
@@ -170,19 +159,19 @@ class Format(abc.ABC):
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
-  def modules(self, model: ViT, prefix: str = '') -> dict[str, list[str]]:
+  def modules(self, model: ViT) -> dict[str, list[str]]:
     """Names of linear layers and norms in the code base, by path of ours; '{}' is the block's."""
     return {
       rule.ours.rpartition('/')[0]: [
-        self.full_name(prefix, name.removesuffix('.weight')) for name in rule.theirs
+        self.full_name(name.removesuffix('.weight')) for name in rule.theirs
       ]
       for rule in self.rules(model)
       if rule.ours.endswith(('/kernel', '/scale'))
     }
 
-  def full_name(self, prefix: str, name: str) -> str:
+  def full_name(self, name: str) -> str:
     """The name of a tensor or module in a file, where a prefix stands before all that take it."""
-    return name if re.match(self.unprefixed, f'{name}.') else prefix + name
+    return name if re.match(self.unprefixed, f'{name}.') else self.prefix + name
 
   def read_params(
     self,
@@ -235,7 +224,7 @@ class TorchFormat(Format):
     """
 
   @abc.abstractmethod
-  def side_files(self, model: ViT, metadata: Metadata, unused: Arrays) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata) -> dict[str, dict[str, Any]]:
     """Contents of the JSON files that the code base reads beside the tensors, by file name.
 
     Raises:
@@ -265,20 +254,19 @@ class TorchFormat(Format):
       raise self.refusal(', '.join(homeless))
     return model, flat, rules
 
-  def to_tensors(self, model: ViT, flat: Arrays, origin: Origin) -> tuple[ViT, Arrays]:
+  def to_tensors(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     """The ViT that the code base will build, and the tensors of its file by name; see `fit`."""
     model, flat, rules = self.fit(model, flat)
-    tensors = _to_theirs(rules, flat, model.depth) | origin.unused
-    prefix = self.prefix(model, origin.prefix)
-    return model, {self.full_name(prefix, name): value for name, value in tensors.items()}
+    tensors, format = _to_theirs(rules, flat, model.depth) | self.kept, self.for_model(model)
+    return model, {format.full_name(name): value for name, value in tensors.items()}
 
   def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
     """The kernel of a model's head, out of what `represent` may have made of it."""
     return kernel
 
-  def prefix(self, model: ViT, given: str) -> str:
-    """The prefix of all names in a new file; `given` is that of the file the model came from."""
-    return given
+  def for_model(self, model: ViT) -> Self:
+    """The format with the prefix that a new file of the model has."""
+    return self
 
   def refusal(self, feature: str) -> ValueError:
     """The error for a model with a feature that the format has no place for."""

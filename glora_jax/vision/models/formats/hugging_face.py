@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -129,9 +129,10 @@ class HuggingFace(TorchFormat):
     own, other = (token, mean) if model.pool == 'token' else (mean, token)
     return kernel if other.any() else own
 
-  def prefix(self, model: ViT, given: str) -> str:
-    """As `Format.prefix`; a classifier keeps its encoder below the name of the architecture."""
-    return f'{self.title.lower()}.' if model.num_classes else given
+  def for_model(self, model: ViT) -> Self:
+    """As `Format.for_model`; a classifier has its encoder below the name of the architecture."""
+    prefix = f'{self.title.lower()}.' if model.num_classes else self.prefix
+    return dataclasses.replace(self, prefix=prefix)
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_config`; the normalization stands in a file of its own."""
@@ -181,7 +182,7 @@ class HuggingFace(TorchFormat):
       facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
     return facts
 
-  def side_files(self, model: ViT, metadata: Metadata, unused: Arrays) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `from_pretrained`."""
     mlp_dim = model.mlp_dim or 4 * model.width
     kind = 'ForImageClassification' if model.num_classes else 'Model'
@@ -207,7 +208,7 @@ class HuggingFace(TorchFormat):
         'mlp_ratio': mlp_dim // model.width,
         'layerscale_value': 1.0,
         'use_swiglu_ffn': False,
-        'use_mask_token': any('mask_token' in name for name in unused),
+        'use_mask_token': any('mask_token' in name for name in self.kept),
       }
     if model.num_classes:
       classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -40,8 +41,8 @@ _OPTIMIZER = 'opt/'
 _OLD_PARAMETERS = 'opt/target/'
 
 
-def recognize(path: str, names: Sequence[str]) -> tuple[Format, str]:
-  """The format of the one model in a file, and the prefix of its tensors.
+def recognize(path: str, names: Sequence[str]) -> Format:
+  """The format of the one model in a file, with the prefix of its tensors.
 
   Args:
     path: path of the file, for the sentences of errors.
@@ -74,4 +75,4 @@ def recognize(path: str, names: Sequence[str]) -> tuple[Format, str]:
       f'{path} holds several models, below {prefixes}; save one of them to a file of its own.'
     )
   ((prefix, format),) = found.items()
-  return format, prefix
+  return dataclasses.replace(format, prefix=prefix)

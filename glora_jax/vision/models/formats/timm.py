@@ -152,7 +152,7 @@ class Timm(TorchFormat):
       hints |= {'resize': 'crop', 'crop': share}
     return hints
 
-  def side_files(self, model: ViT, metadata: Metadata, unused: Arrays) -> dict[str, dict[str, Any]]:
+  def side_files(self, model: ViT, metadata: Metadata) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
     height, width = sides(metadata['image_size'])
     mlp_dim = model.mlp_dim or 4 * model.width
