@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from glora_jax.checks import field, shown, validate_fields
-from glora_jax.method.presets import PRESETS, begins_as_preset
+from glora_jax.method.presets import PRESETS
 from glora_jax.method.space import SearchSpace
 from glora_jax.search.evolution import Evolution
 from glora_jax.training.consistency import Consistency
@@ -63,32 +63,24 @@ RANKS_OF_SEARCH = (4,)
 RANKS_OTHERWISE = tuple(range(1, 9))
 
 
-def check_presets(field: str, names: Collection[str], others: Collection[str]) -> None:
-  """Raises ValueError unless the names of a field are presets, or among some others."""
-  for name in names:
-    if name not in others:
-      try:
-        check_preset(name)
-      except ValueError as error:
-        raise ValueError(f'{field}: {error}') from None
-
-
-def check_structure(name: str, field: str = 'structure') -> None:
-  """Checks the name of a run's structure, as far as that is possible without a model.
+def check_structures(
+  field: str, names: Iterable[str], others: Sequence[str] = NO_PRESETS, files: bool = False
+) -> None:
+  """Checks names of structures, as far as that is possible without a model.
 
   Raises:
-    ValueError: it is not in `NO_PRESETS`, not a preset's name and not the path of a genome.
+    ValueError: one is not a preset's name, not among the others, and not the path of a genome.
   """
-  if name in NO_PRESETS or name.endswith(GENOME_ENDING):
-    return
-  if begins_as_preset(name):
-    check_presets(field, [name], ())
-    return
-  raise ValueError(
-    f'{field}={shown(name)} must be {", ".join(NO_PRESETS)}, a preset ({", ".join(PRESETS)}, '
-    "with a rank or a place as in 'lora:2@qkv'), or a genome file, whose name ends in "
-    f'{GENOME_ENDING}.'
-  )
+  for name in names:
+    if name in others or (files and name.endswith(GENOME_ENDING)):
+      continue
+    try:
+      check_preset(name)
+    except ValueError as error:
+      ending = f', and paths of genomes, which end in {GENOME_ENDING}' if files else ''
+      raise ValueError(
+        f'{field}: {error} Other structures are {", ".join(others)}{ending}.'
+      ) from None
 
 
 class Section:
@@ -375,9 +367,8 @@ class SuiteSettings(Section):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in self.structures:
-      check_structure(name, 'structures')
-    check_presets('rate', self.rate, NO_PRESETS)
+    check_structures('structures', self.structures, files=True)
+    check_structures('rate', self.rate)
     for name in ('structures', 'budgets', 'rates'):
       if len(set(values := getattr(self, name))) < len(values):
         raise ValueError(f'{name}={values} has one value twice; leave it out.')
@@ -464,8 +455,8 @@ class RunSettings(Section):
 
   def __post_init__(self):
     super().__post_init__()
-    check_structure(self.structure)
-    check_presets('presets', self.presets or (), (GRADIENT,))
+    check_structures('structure', [self.structure], files=True)
+    check_structures('presets', self.presets or (), (GRADIENT,))
     if mistakes := [*_mistakes(self)]:
       raise ValueError('\n'.join(mistakes))
 
