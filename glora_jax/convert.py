@@ -34,8 +34,8 @@ try:
   from glora_jax.vision.models.checkpoint import locate
   from glora_jax.vision.models.fetch import fetch, known_normalization
   from glora_jax.vision.models.formats.table import WRITTEN
-  from glora_jax.vision.models.metadata import OURS, check_agreement, sides
-  from glora_jax.vision.models.vit import describe
+  from glora_jax.vision.models.metadata import OURS, check_agreement
+  from glora_jax.vision.models.vit import describe, sides
   from glora_jax.vision.models.weights import Checkpoint
   from glora_jax.vision.runs.processes import require_devices
   from glora_jax.vision.runs.terminal import reported, run_program, user_errors

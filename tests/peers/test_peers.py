@@ -23,8 +23,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from glora_jax import convert, predict
 from glora_jax.vision.data import image, normalization
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.blocks import ACTIVATIONS
 from glora_jax.vision.models.resize import resize_patch_embed, resize_pos_embed
+from glora_jax.vision.models.vit import ACTIVATIONS
 from tests.peers import families
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)

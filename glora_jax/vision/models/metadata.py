@@ -12,7 +12,7 @@ from glora_jax.checks import expected, shown, validate
 from glora_jax.files import Path, load_json
 from glora_jax.vision.data.image import CROP, ResizeRule
 from glora_jax.vision.data.normalization import NORMALIZATIONS, Normalization, statistics
-from glora_jax.vision.models.blocks import Activation, Pool
+from glora_jax.vision.models.vit import Activation, Pool, sides
 
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
@@ -26,16 +26,6 @@ Metadata = dict[str, Any]
 'classes': names of the classes, in the order of the head's outputs.
 'source': the `formats.format.Format` of a foreign file; never written.
 """
-
-ImageSize = int | Sequence[int]
-
-
-def sides(image_size: ImageSize) -> tuple[int, int]:
-  """(height, width) of an image size."""
-  if isinstance(image_size, int):
-    return image_size, image_size
-  height, width = image_size
-  return height, width
 
 
 def shortest(height: int, width: int) -> int | list[int]:

@@ -16,16 +16,16 @@ from glora_jax.vision.models.checkpoint import read_checkpoint, require_tensors
 from glora_jax.vision.models.formats.timm import FORMAT as TIMM
 from glora_jax.vision.models.vit import ViT
 
-# Names in the official code, and whether it lays the support out transposed.
+# Names in the official code, which lays A and B out transposed.
 OFFICIAL_NAMES = {
-  'A_down': ('Au', True),
-  'A_up': ('Ad', True),
-  'B_down': ('Bu', True),
-  'B_up': ('Bd', True),
-  'C_down': ('Cd', False),
-  'C_up': ('Cu', False),
-  'D': ('D', False),
-  'E': ('E', False),
+  'A_down': 'Au',
+  'A_up': 'Ad',
+  'B_down': 'Bu',
+  'B_up': 'Bd',
+  'C_down': 'Cd',
+  'C_up': 'Cu',
+  'D': 'D',
+  'E': 'E',
 }
 
 
@@ -105,8 +105,8 @@ def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
     module = get(adapter, group.path)
     (pattern,) = layer_names['/'.join(group.members[0].kernel_path[:-1])]
     for index, _ in group.slices():
-      for ours, (theirs, is_transposed) in OFFICIAL_NAMES.items():
+      for ours, theirs in OFFICIAL_NAMES.items():
         if ours in module:
           place = module[ours][index]
-          places[f'{pattern.format(*index)}.{theirs}'] = place.T if is_transposed else place
+          places[f'{pattern.format(*index)}.{theirs}'] = place.T if ours[0] in 'AB' else place
   return places

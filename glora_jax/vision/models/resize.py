@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.vision.models.metadata import ImageSize, sides
-from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.models.vit import ImageSize, ViT, sides
 
 Interpolation = Literal['bicubic_antialias', 'bicubic', 'linear_corners']
 PUBLISHED_SIZE = 224  # that models with computed positions were published for

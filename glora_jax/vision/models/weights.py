@@ -41,7 +41,6 @@ from glora_jax.vision.models.metadata import (
   check_metadata_of,
   read_json,
   shortest,
-  sides,
 )
 from glora_jax.vision.models.resize import (
   check_patches,
@@ -49,7 +48,7 @@ from glora_jax.vision.models.resize import (
   resize_patch_embed,
   resize_pos_embed,
 )
-from glora_jax.vision.models.vit import ViT, describe, expected_params
+from glora_jax.vision.models.vit import ViT, describe, expected_params, sides
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from glora_jax.vision.data import image, normalization
 from glora_jax.vision.data.augment import Augmentation
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.data.task import Source
-from glora_jax.vision.models.blocks import ACTIVATIONS
+from glora_jax.vision.models.vit import ACTIVATIONS
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_TRANSFER
 from glora_jax.vision.structure_names import (
   FINETUNING,

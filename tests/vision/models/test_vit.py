@@ -9,8 +9,7 @@ import pytest
 from trees import normal, randomized
 
 from benchmarks.machinery.vits import vit as published
-from glora_jax.vision.models import blocks
-from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.models.vit import ViT, drop_path
 
 IMAGES = normal(3, 16, 16, 3)
 SHAPE = {'patch_size': 8, 'width': 12, 'depth': 2, 'num_heads': 3}
@@ -67,7 +66,7 @@ def test_how_blocks_are_run_changes_no_number(fields):
 
 def test_drop_path_keeps_the_mean_and_drops_whole_examples():
   x = jnp.ones((20_000, 2, 3))
-  dropped = np.asarray(blocks.drop_path(jax.random.key(0), x, 0.3))
+  dropped = np.asarray(drop_path(jax.random.key(0), x, 0.3))
   assert set(np.unique(dropped)) == {0, np.float32(1) / np.float32(0.7)}
   assert (dropped == dropped[:, :1, :1]).all()
   assert abs(dropped.mean() - 1) < 0.02

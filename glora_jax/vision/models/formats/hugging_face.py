@@ -27,8 +27,8 @@ from glora_jax.vision.models.formats.format import (
   torch_linear,
   torch_norm,
 )
-from glora_jax.vision.models.metadata import Metadata, normalization_of, share_of, sides
-from glora_jax.vision.models.vit import Pool, ViT
+from glora_jax.vision.models.metadata import Metadata, normalization_of, share_of
+from glora_jax.vision.models.vit import Pool, ViT, sides
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
 # is written.

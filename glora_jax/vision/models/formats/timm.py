@@ -25,15 +25,8 @@ from glora_jax.vision.models.formats.format import (
   torch_linear,
   torch_norm,
 )
-from glora_jax.vision.models.metadata import (
-  OURS,
-  Metadata,
-  normalization_of,
-  share_of,
-  shortest,
-  sides,
-)
-from glora_jax.vision.models.vit import ViT
+from glora_jax.vision.models.metadata import OURS, Metadata, normalization_of, share_of, shortest
+from glora_jax.vision.models.vit import ViT, sides
 
 log = logging.getLogger(__name__)
 
