@@ -10,9 +10,9 @@ Two undisturbed runs come first: one with, one without compiling (the persistent
 is shared by all); they must be equal, and the second one's log is the clock. Every second kill
 comes at a random moment of its share of that time, the others at one of a stage or of a run of a
 suite, in turn, so that short ones such as the report have theirs. Most are kill -9, every fifth is
-SIGTERM, every tenth kill -STOP for `--pause` seconds; every fourth run is killed a second time,
-with -9, while it resumes. Each run has a workdir and a TFDS folder of its own, so that preparing
-the data is interrupted, too.
+SIGTERM, every tenth kill -STOP for `--pause` seconds. Every fourth run is killed again by kill -9
+while it resumes. Each run has its own workdir and TFDS folder, so that preparing the data is
+interrupted, too.
 
 Identical means: every `result.json` but for its seconds, and every byte of `folded/`,
 `adapter.safetensors`, `genome.json`, `test_list.json` and `metrics.jsonl`, and of a suite

@@ -21,8 +21,8 @@ import torchax.ops.jtorch
 def on_jax(key: jax.Array) -> Generator[Any]:
   """Where PyTorch's operators compute on JAX arrays, with random numbers from a key.
 
-  torchax has a key of its own: a trace would replace it by a tracer, and a compiled program would
-  draw the same numbers in each call. `override_property` gives it this one instead.
+  torchax would draw from its global key. A trace would replace that by a tracer, and a compiled
+  program would draw the same numbers in each call. `override_property` replaces it by `key`.
   """
   environment = shared_environment()
   with warnings.catch_warnings():  # PyTorch's integers have 64 bits, JAX's 32

@@ -113,10 +113,10 @@ def missing(builders: Sequence[Builder]) -> str | None:
 
 
 def prepare(builder: Builder) -> None:
-  """Downloads and prepares a data set where it is not there yet, as array_record.
+  """Downloads and prepares a data set if it is missing, as array_record.
 
-  Of several processes that do so at once each works in a folder of its own; the first one's takes
-  the final name, and the others use it.
+  Several processes may do so at once, each in its own folder. The first one to finish gives its
+  folder the final name, and the others use that.
 
   Raises:
     OSError: it cannot be downloaded, or a manual download is missing; with the instructions.

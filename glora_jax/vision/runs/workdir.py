@@ -88,7 +88,7 @@ def changes_of(
 ) -> tuple[Change, ...]:
   """The fields that stages read and that differ from the `config.json` of the workdir.
 
-  Until the test images are read, what a stage reads may be corrected, and the stage runs again. The
+  Until the test images are read, fields may be corrected; the stages that read them run again. The
   tasks of a suite may not change.
 
   Args:

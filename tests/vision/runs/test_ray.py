@@ -71,7 +71,7 @@ def add_nodes(cluster):
 
 
 def folders_of(workdir):
-  """The folders of a suite's runs, without a structure of its own."""
+  """The folders of the runs of a suite that lists no structures."""
   return [workdir / 'oxford_pets' / '1' / str(seed) for seed in SEEDS]
 
 

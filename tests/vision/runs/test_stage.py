@@ -98,7 +98,7 @@ def test_after_the_test_no_stage_runs_on_something_else(job):
   for shards in (1, 4):
     assert not stage.stages_to_repeat(job.context(shards=shards), job.stages)
   shutil.rmtree(job.folder / 'first')
-  assert not stage.stages_to_repeat(job.context(), job.stages)  # what is gone is made again
+  assert not stage.stages_to_repeat(job.context(), job.stages)  # a removed folder is made again
   for values in ({'facts': {'images': 3}}, {'search__mode': 'random'}):
     with pytest.raises(ValueError, match='the test images were read since; start with the same'):
       stage.stages_to_repeat(job.context(**values), job.stages)
