@@ -204,10 +204,11 @@ def run(
     )
   chosen = runners.named(runner, resources)
   if not settings.is_suite:
-    return experiment.summary(experiment.run(settings, workdir, stop), workdir), 0
+    result = experiment.run(settings, workdir, stop)
+    return report.summary_of_run(result, workdir), 0
   runners.keep_compiled(workdir)
   board = suite.run(settings, workdir, stop, chosen)
-  return report.summary(board, workdir), 1 if suite.failed_runs(board) else 0
+  return report.summary_of_suite(board, workdir), 1 if suite.failed_runs(board) else 0
 
 
 def workdir_of_config() -> str:

@@ -13,6 +13,7 @@ from glora_jax.method.space import Spec
 from glora_jax.search.allocation import Allocation
 from glora_jax.search.archive import Archive
 from glora_jax.vision.data import catalog
+from glora_jax.vision.models.checkpoint import MODEL_FILE
 from glora_jax.vision.reports import accuracy, curves, errors, making, page, structure, table
 from glora_jax.vision.reports.page import (
   TEST_LIST,
@@ -127,18 +128,31 @@ def write_board(board: Board, workdir: str) -> None:
   )
 
 
-def run_table(result: Mapping[str, Any]) -> str:
-  """The accuracies of a run as a Markdown table, below a warning if the protocol is the paper's.
+def summary_of_run(result: Mapping[str, Any], workdir: str) -> str:
+  """The text that the command line prints at the end of a run.
 
   Args:
     result: content of `result.json`.
+    workdir: folder of the run.
   """
   board = board_of_run(result)
-  warning = f'**{PAPER_LABEL}**\n\n' if board.is_paper else ''
-  return f'{warning}{accuracy.table_of(pivot_of(board))}'
+  last = [f'Page: {page.path(workdir)}']
+  left = [page.NAME]  # the purpose of a run
+  if 'fold_max_abs_diff' in result:
+    last.append(f'Folded model: {workdir}/folded')
+    left.append(f'folded/{MODEL_FILE}')
+    if result['result'] != FINETUNING:
+      left.append('adapter.safetensors')
+  if gone := [name for name in left if not os.path.exists(os.path.join(workdir, name))]:
+    last = [
+      f'Missing from this finished run: {", ".join(gone)}; remove {workdir}/result.json, and the '
+      'same command writes them again without training.'
+    ]
+  warning = [f'**{PAPER_LABEL}**', ''] if board.is_paper else []
+  return '\n'.join([*warning, str(accuracy.table_of(pivot_of(board))), '', *last])
 
 
-def summary(board: Board, workdir: str) -> str:
+def summary_of_suite(board: Board, workdir: str) -> str:
   """The text that the command line prints at the end of a suite."""
   pivot, lines = pivot_of(board), []
   if pivot.methods:

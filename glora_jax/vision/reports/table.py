@@ -37,7 +37,6 @@ PAPER_LABEL = (
   'The test accuracies below reproduce how the paper was probably made; '
   'they do not estimate the accuracy on unseen images.'
 )
-PAPER = PAPER_LABEL.partition(':')[0]  # the short form
 State = Literal['done', 'failed', 'not ready', 'waiting']
 
 _STYLES = {
@@ -523,7 +522,7 @@ def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
   if chosen and not is_run:
     methods = [chosen, *(same for same in methods if _label(same) != _label(chosen))]
   if board.is_paper and not is_run:
-    ours = f'ours ({PAPER}), '
+    ours = "ours (PROTOCOL 'paper'), "
   elif shown[-1].is_published:
     ours = 'ours, '
   found = []

@@ -20,8 +20,7 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
 from glora_jax.vision.files import write_json
-from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
-from glora_jax.vision.reports import page, report
+from glora_jax.vision.models.checkpoint import require_no_other
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
@@ -37,7 +36,7 @@ from glora_jax.vision.runs.stages.search import stages_of_search
 from glora_jax.vision.runs.stages.structures import stages_of_structure, stages_of_trainings
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import changes_of, is_finished
-from glora_jax.vision.structure_names import FINETUNING, SEARCH, SUPERNET
+from glora_jax.vision.structure_names import SEARCH, SUPERNET
 
 
 def run(
@@ -157,20 +156,3 @@ def _check_folded(context: Context) -> None:
   path = context.path('folded')
   if context.workdir and os.path.isdir(path):
     require_no_other(path)
-
-
-def summary(result: dict[str, Any], workdir: str) -> str:
-  """The text that the command line prints at the end."""
-  last = [f'Page: {page.path(workdir)}']
-  left = [page.NAME]  # the purpose of a run
-  if 'test_accuracy' in result['structures'][result['result']]:
-    last.append(f'Folded model: {workdir}/folded')
-    left.append(f'folded/{MODEL_FILE}')
-    if result['result'] != FINETUNING:
-      left.append('adapter.safetensors')
-  if gone := [name for name in left if not os.path.exists(os.path.join(workdir, name))]:
-    last = [
-      f'Missing from this finished run: {", ".join(gone)}; remove {workdir}/result.json, and the '
-      'same command writes them again without training.'
-    ]
-  return '\n'.join([report.run_table(result), '', *last])

@@ -152,7 +152,7 @@ def test_seeds_with_different_results_have_one_figure_of_each_structure(allocati
 
 def summary(board):
   """The rows of a board's table as text."""
-  lines = report.summary(board, 'workdir').splitlines()
+  lines = report.summary_of_suite(board, 'workdir').splitlines()
   return [line for line in lines if line.startswith('|')][2:]
 
 

@@ -24,7 +24,7 @@ from glora_jax.vision.data import image, normalization, pipeline
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
-from glora_jax.vision.reports import table
+from glora_jax.vision.reports import report, table
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
@@ -182,11 +182,11 @@ def test_what_is_gone_from_a_finished_run_is_said_with_the_way_back(finished_run
   result = finished_run[1]
   for name in ('report.html', 'adapter.safetensors'):
     (tmp_path / name).touch()
-  last = experiment.summary(result, str(tmp_path)).splitlines()[-1]
+  last = report.summary_of_run(result, str(tmp_path)).splitlines()[-1]
   assert last.startswith('Missing from this finished run: folded/model.safetensors; ')
   (tmp_path / 'folded').mkdir()
   (tmp_path / 'folded' / 'model.safetensors').touch()
-  assert 'Missing' not in experiment.summary(result, str(tmp_path))
+  assert 'Missing' not in report.summary_of_run(result, str(tmp_path))
 
 
 def snippets(workdir, beginning):
@@ -309,7 +309,7 @@ def test_the_whole_base_is_trained_and_folds_to_what_was_tested(short, backbone,
   assert result['structures']['finetuning']['params'] == params
   assert result['fold_max_abs_diff'] == 0
   assert not {'adapter.safetensors', 'genome.json'} & set(os.listdir(tmp_path))
-  assert 'Missing' not in experiment.summary(result, str(tmp_path))
+  assert 'Missing' not in report.summary_of_run(result, str(tmp_path))
   with pytest.raises(ValueError, match=r"'finetuning' has [\d,]+ parameters, more than budget=9"):
     experiment.run(changed(config, budget=9), str(tmp_path / 'other'))
 
@@ -351,7 +351,7 @@ def test_the_papers_protocol_says_so_wherever_its_numbers_appear(run_config, tmp
   assert not (tmp_path / 'finetune').exists()
   assert not result['finetuned']
   assert table.PAPER_LABEL in html_pages.read(tmp_path).text
-  assert table.PAPER_LABEL in experiment.summary(result, str(tmp_path))
+  assert table.PAPER_LABEL in report.summary_of_run(result, str(tmp_path))
   assert not np.any(structures['search']['genome'])
 
 
