@@ -121,11 +121,6 @@ def fields_read(settings: RunSettings) -> tuple[str, ...]:
   return (*read_by(stages), 'suite.') if settings.is_suite else read_by(stages)
 
 
-def failed_runs(board: Board) -> list[str]:
-  """Names of the runs that failed, but for those that only tried a learning rate."""
-  return [name for name in board.failed if board.cells[name].rate is None]
-
-
 @dataclasses.dataclass
 class _Phases:
   """The phases of a suite, which share its board and the names of the trials that diverged."""
