@@ -253,6 +253,7 @@ def write_results(
   splits = (context.train_split, context.search_split, settings.final_split)
   splits = (*splits, 'test') if is_tested else splits
   images = {split: len(task.open(split).labels) for split in splits}
+  folded = {'fold_max_abs_diff': _save_models(context, candidate)} if is_tested else {}
   searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   if archive is not None:
     number = images[context.search_split]
@@ -272,7 +273,7 @@ def write_results(
     'result': listed.result,
     'structures': {name: _describe(context, listed, name, needs[name]) for name in listed.rows},
     **searched,
-    **({'fold_max_abs_diff': _save_models(context, candidate)} if is_tested else {}),
+    **folded,
     'data': {
       'origin': task.origin,
       'notes': list(task.notes),
